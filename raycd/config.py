@@ -1,0 +1,360 @@
+"""The whole configuration: one pydantic tree, one sentence of documentation beneath each field.
+
+`raycd.presets` fills it from YAML, `raycd.cli` overrides any field by its dotted name, `raycd.layers` joins the two.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Cosine = Annotated[float, Field(ge=-1.0, le=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0.0)]
+Text = Annotated[str, Field(min_length=1)]
+RunName = Annotated[str, Field(pattern=r"^(\w[\w.-]*)?$")]
+Precision = Literal["fp32", "bf16"]
+SelectOn = Literal["selection", "val", "last"]
+Protocol = Literal["original", "original-masked", "val"]
+
+
+class Section(BaseModel):
+    """A part of the configuration. Unknown fields are refused."""
+
+    model_config = ConfigDict(
+        extra="forbid", use_attribute_docstrings=True, validate_default=True, frozen=True, allow_inf_nan=False
+    )
+
+
+class SyntheticConfig(Section):
+    """The embedded catalogue of garments, drawn where data.format is synthetic."""
+
+    train_images: Positive = 1600
+    """Images drawn for each category's train split."""
+    val_images: Positive = 1000
+    """Images drawn for each category's val split, which is also its gallery."""
+    train_triplets: Positive = 1500
+    """Triplets written for each category's train split."""
+    val_triplets: Positive = 500
+    """Queries written for each category's val split."""
+    size: Annotated[int, Field(ge=16, le=512)] = 64
+    """Side of a drawn image, in pixels."""
+    seed: Count = 0
+    """Seed of the catalogue itself; the run's own seed does not redraw it."""
+
+
+class DataConfig(Section):
+    """Which images and triplets are read, and what may be missing."""
+
+    format: Literal["fashioniq", "cirr", "manifest", "synthetic"] = "fashioniq"
+    """How the files under data.root are laid out."""
+    root: str = ""
+    """Folder or URI of the data set; empty for the synthetic catalogue, which draws its own."""
+    categories: Annotated[list[Text], Field(min_length=1)] = ["dress", "shirt", "toptee"]
+    """Fashion-IQ categories to read."""
+    triplets: Text = "triplets.parquet"
+    """Manifest format: the triplets' file (Parquet, CSV or JSON Lines), relative to data.root."""
+    gallery: Text = "gallery.parquet"
+    """Manifest format: the galleries' file (Parquet, CSV or JSON Lines), relative to data.root."""
+    max_missing: Fraction = 0.05
+    """Largest share of images that may be missing or broken before the run ends with an error."""
+    max_pixels: Positive = 50_000_000
+    """Images whose header announces more pixels than this are refused before they are decoded."""
+    min_side: Positive = 8
+    """Images with a shorter side than this many pixels count as broken."""
+    selection_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    """Share of the train triplets set aside, by seed, to choose checkpoints on; never trained on."""
+    synthetic: SyntheticConfig = SyntheticConfig()
+    """The embedded catalogue."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if len(set(self.categories)) < len(self.categories):
+            raise ValueError(f"data.categories names one twice: {', '.join(self.categories)}")
+        return self
+
+
+class EncoderConfig(Section):
+    """The CLIP that encodes images and texts."""
+
+    name: Text = "RN50x4-quickgelu"
+    """open_clip model name."""
+    pretrained: str = "openai"
+    """open_clip tag, or a path to safetensors weights; "demo" takes the small CLIP of jobs/pretrain.py."""
+    configs: str = ""
+    """Folder of further open_clip model configurations (JSON), searched beside open_clip's own."""
+    target_pad: Annotated[float, Field(ge=1.0)] = 1.25
+    """Images whose sides differ by this ratio or more are padded towards it before they are resized (TargetPad)."""
+
+
+class PretrainConfig(Section):
+    """Pre-training of the demo's small CLIP on drawn images with generic captions."""
+
+    images: Positive = 6000
+    """Drawn images."""
+    epochs: Positive = 6
+    """Passes over the images."""
+    batch_size: Annotated[int, Field(ge=2)] = 128
+    """Image-text pairs in a batch."""
+    lr: Rate = 1e-3
+    """Peak learning rate of AdamW, with warm-up and cosine decay."""
+    seed: Count = 0
+    """Seed of the drawing and of the weights."""
+    cache: Text = "~/.cache/raycd/pretrained"
+    """Folder where pre-trained weights are kept, by a hash of these settings."""
+
+
+class Stage1Config(Section):
+    """Fine-tuning of CLIP on triplets (paper 3.2.1, eqs 2 to 4)."""
+
+    finetune: Literal["text", "image", "both", "none"] = "both"
+    """Which encoders train; none keeps the pre-trained CLIP (Table 2, w/o FT)."""
+    epochs: Count = 20
+    """Passes over the train triplets."""
+    batch_size: Annotated[int, Field(ge=2)] = 64
+    """Triplets in a batch, over all workers."""
+    lr: Rate = 2e-6
+    """Learning rate of AdamW."""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 1e-2
+    """Decoupled weight decay of AdamW."""
+    adam_eps: Rate = 1e-7
+    """Epsilon of AdamW (Clip4Cir's)."""
+    warmup: Fraction = 0.0
+    """Share of all steps over which the learning rate rises from zero."""
+    decay: Literal["none", "cosine"] = "none"
+    """How the learning rate falls after the warm-up."""
+    logit_scale: Rate = 100.0
+    """Cosines are multiplied by this before the softmax; the paper's tau = 100."""
+    precision: Precision = "fp32"
+    """Arithmetic of the encoders: bf16 is autocast, weights stay fp32."""
+    grad_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+    loader_workers: Count = 0
+    """Processes that decode images beside each training worker; 0 decodes in the worker."""
+    select_on: SelectOn = "selection"
+    """What chooses the best epoch: recall on the selection split, on val (as peers do), or simply the last."""
+
+
+class EmbedConfig(Section):
+    """Running the frozen encoders once over all images and texts (eq. 8)."""
+
+    batch_size: Positive = 64
+    """Images or texts encoded at once."""
+    precision: Precision = "fp32"
+    """Arithmetic of the encoders."""
+
+
+class MineConfig(Section):
+    """Similarity-based pseudo triplets (3.2.3, eq. 9). The first three settings shape the tables, the rest filter."""
+
+    neighbours: Positive = 64
+    """Neighbours kept for each train image, with their similarities."""
+    floor: Cosine = 0.8
+    """Loosest similarity that is kept in the tables; eps_low cannot go below it."""
+    pool: Literal["all", "category"] = "all"
+    """Where substitutes come from: all train images (the paper), or those of the triplet's category."""
+    batch_size: Positive = 1024
+    """Query images searched at once."""
+    eps_low: Cosine = 0.90
+    """Lower similarity threshold of a substitute (inclusive)."""
+    eps_high: Cosine = 0.995
+    """Upper similarity threshold of a substitute (inclusive)."""
+    s_max: Positive = 4
+    """Most substitutes for one image."""
+    alpha: Cosine = 0.6
+    """A pseudo triplet is kept if its matching score by stage 1's model is greater than this."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.eps_low > self.eps_high:
+            raise ValueError(
+                f"mine.eps_low {self.eps_low} is greater than mine.eps_high {self.eps_high}: "
+                f"give eps_low at most {self.eps_high}, or eps_high at least {self.eps_low}"
+            )
+        if self.eps_low < self.floor:
+            raise ValueError(
+                f"mine.eps_low {self.eps_low} is below mine.floor {self.floor}, the loosest similarity in the "
+                f"tables: give eps_low at least {self.floor}, or lower mine.floor (mines again)"
+            )
+        if self.s_max > self.neighbours:
+            raise ValueError(
+                f"mine.s_max {self.s_max} is greater than mine.neighbours {self.neighbours}: "
+                f"give s_max at most {self.neighbours}, or keep more neighbours (mines again)"
+            )
+        return self
+
+
+class Stage2Config(Section):
+    """Training of the fusion head on cached features (3.2.2, eqs 5 to 7)."""
+
+    head: Text = "clip_cd"
+    """Fusion head, by its name in raycd.model.fusion."""
+    epochs: Count = 100
+    """Passes, those over pseudo triplets included."""
+    batch_size: Annotated[int, Field(ge=2)] = 1024
+    """Triplets in a batch, over all workers."""
+    lr: Rate = 2e-5
+    """Learning rate of Adam."""
+    decay: Literal["none", "cosine"] = "none"
+    """How the learning rate falls."""
+    logit_scale: Rate = 100.0
+    """Cosines are multiplied by this before the softmax."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
+    """Dropout inside the head."""
+    bilinear_dim: Positive = 64
+    """K of eqs 5 to 7: size of the projections whose outer product is taken; less than the feature size D."""
+    projection_dim: Count = 0
+    """Combiner: size of each modality's projection; 0 means 4 D."""
+    hidden_dim: Count = 0
+    """Combiner: size of the hidden layers; 0 means 8 D."""
+    k: Positive = 5
+    """Epochs over original triplets before each epoch over pseudo triplets."""
+    pseudo: bool = True
+    """Use pseudo triplets; false is Table 2's w/o Pseudo Data."""
+    select_on: SelectOn = "selection"
+    """What chooses the best epoch: recall on the selection split, on val (as peers do), or simply the last."""
+
+
+class EvaluateConfig(Section):
+    """Recall on the val split."""
+
+    protocol: Protocol = "original"
+    """Which gallery is searched and whether the reference stays in it (docs/protocols.md)."""
+    ks: Annotated[list[Positive], Field(min_length=1)] = [10, 50]
+    """Ranks at which recall is measured."""
+    batch_size: Positive = 1024
+    """Queries scored at once."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if len(set(self.ks)) < len(self.ks):
+            raise ValueError(f"evaluate.ks names a rank twice: {', '.join(map(str, self.ks))}")
+        return self
+
+
+class ServeConfig(Section):
+    """What a bundle's service answers."""
+
+    top_k: Positive = 10
+    """Results of a search that names no top_k."""
+    max_top_k: Positive = 200
+    """Most results of one search."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.top_k > self.max_top_k:
+            raise ValueError(
+                f"serve.top_k {self.top_k} is greater than serve.max_top_k {self.max_top_k}: "
+                f"give top_k at most {self.max_top_k}"
+            )
+        return self
+
+
+class ComputeConfig(Section):
+    """Where the work runs."""
+
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    """auto takes the GPUs that the cluster has."""
+    train_workers: Positive = 1
+    """Ray Train workers of a stage."""
+    embed_workers: Positive = 2
+    """Ray Data actors that encode."""
+    mine_workers: Positive = 2
+    """Ray Data actors that search neighbours."""
+    cpus_per_worker: Annotated[float, Field(gt=0.0)] = 0.5
+    """CPUs that Ray reserves for a worker; leave some for reading."""
+    gpus_per_worker: Annotated[float, Field(gt=0.0)] = 1.0
+    """GPUs that Ray reserves for a worker, a fraction included, where the device is a GPU."""
+    threads: Count = 0
+    """Threads of torch and FAISS in a worker; 0 shares the machine's cores among the workers."""
+
+
+class TrackingConfig(Section):
+    """The MLflow record."""
+
+    uri: str = ""
+    """MLflow tracking URI; empty means sqlite:///<runs>/mlflow.db."""
+    experiment: Text = "raycd"
+    """MLflow experiment."""
+    model: Text = "raycd"
+    """Registered model that the bundle becomes a version of."""
+    enabled: bool = True
+    """False keeps no record."""
+
+
+class Config(Section):
+    """Everything that decides what a run does."""
+
+    preset: str = ""
+    """Name of the preset that these settings started from."""
+    name: RunName = ""
+    """Name of the run: its folder under runs; empty means the preset's name."""
+    runs: Text = "runs"
+    """Folder or URI that holds the runs."""
+    seed: Count = 0
+    """The one seed of every random choice of a run."""
+    data: DataConfig = DataConfig()
+    """Which images and triplets are read, and what may be missing."""
+    encoder: EncoderConfig = EncoderConfig()
+    """The CLIP that encodes images and texts."""
+    pretrain: PretrainConfig = PretrainConfig()
+    """Pre-training of the demo's small CLIP."""
+    stage1: Stage1Config = Stage1Config()
+    """Fine-tuning of CLIP on triplets."""
+    embed: EmbedConfig = EmbedConfig()
+    """Running the frozen encoders once over all images and texts."""
+    mine: MineConfig = MineConfig()
+    """Similarity-based pseudo triplets."""
+    stage2: Stage2Config = Stage2Config()
+    """Training of the fusion head on cached features."""
+    evaluate: EvaluateConfig = EvaluateConfig()
+    """Recall on the val split."""
+    serve: ServeConfig = ServeConfig()
+    """What a bundle's service answers."""
+    compute: ComputeConfig = ComputeConfig()
+    """Where the work runs."""
+    tracking: TrackingConfig = TrackingConfig()
+    """The MLflow record."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        for stage, section in (("stage1", self.stage1), ("stage2", self.stage2)):
+            if section.select_on == "selection" and self.data.selection_fraction == 0.0:
+                raise ValueError(
+                    f"{stage}.select_on is selection, but data.selection_fraction is 0: "
+                    f"set aside a share of train (e.g. 0.1), or choose select_on val or last"
+                )
+        return self
+
+
+def field_types(section: type[Section] = Config, prefix: str = "") -> dict[str, object]:
+    """Every setting's dotted name and type, e.g. "mine.alpha": float, in the order of the tree."""
+    types: dict[str, object] = {}
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            types.update(field_types(field.annotation, f"{prefix}{name}."))
+        else:
+            types[f"{prefix}{name}"] = field.annotation
+    return types
+
+
+def flatten(config: Section) -> dict[str, str | int | float | bool]:
+    """Dotted name -> value, lists joined by commas: the parameters of an MLflow run."""
+    flat: dict[str, str | int | float | bool] = {}
+    for name, value in config:
+        if isinstance(value, Section):
+            flat.update({f"{name}.{inner}": leaf for inner, leaf in flatten(value).items()})
+        elif isinstance(value, list):
+            flat[name] = ",".join(str(item) for item in value)
+        else:
+            flat[name] = value
+    return flat
+
+
+def to_yaml(config: Section) -> str:
+    """All settings as YAML that --config reads back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)

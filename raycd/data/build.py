@@ -1,0 +1,85 @@
+"""Collects what a reader finds into the three tables of a `Dataset`, and refuses what would not fit together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from raycd.data.schema import GALLERY, IMAGE, TRIPLET, Dataset
+from raycd.errors import DataError
+
+
+class TripletRow(NamedTuple):
+    """One row of schema.TRIPLET, its fields in the same order."""
+
+    triplet_id: str
+    category: str
+    split: str
+    reference: str
+    target: str | None
+    captions: list[str]
+    subset: list[str] | None = None
+
+
+class DatasetBuilder:
+    """Galleries first, then the triplets that search them."""
+
+    def __init__(self) -> None:
+        self._galleries: dict[tuple[str, str], dict[str, None]] = {}  # ordered sets of image ids
+        self._sources: dict[tuple[str, str], str] = {}
+        self._triplets: dict[str, TripletRow] = {}
+
+    def add_gallery(self, category: str, split: str, image_ids: Iterable[str], *, source: str) -> None:
+        """Set the gallery of a category and split; `source` names its file. An id named twice is a `DataError`."""
+        gallery: dict[str, None] = {}
+        for image_id in image_ids:
+            if image_id in gallery:
+                raise DataError(f"{source} names an image twice", got=image_id, expected="each image id once")
+            gallery[image_id] = None
+        self._galleries[category, split] = gallery
+        self._sources[category, split] = source
+
+    def add_triplet(self, row: TripletRow, *, where: str) -> None:
+        """Add one triplet; `where` names its file and place.
+
+        Raises `DataError` where its gallery lacks one of its images or its id is taken.
+        """
+        key = (row.category, row.split)
+        if key not in self._galleries:
+            raise DataError(
+                f"{where} belongs to a gallery that has no images",
+                got=f"category {row.category}, split {row.split}",
+                expected="one of " + ", ".join(f"{c}/{s}" for c, s in self._galleries),
+            )
+        gallery = self._galleries[key]
+        for image_id in (row.reference, row.target, *(row.subset or ())):
+            if image_id is not None and image_id not in gallery:
+                raise DataError(
+                    f"{where} names an image outside its split",
+                    got=image_id,
+                    expected=f"an image of {self._sources[key]} (category {row.category}, split {row.split})",
+                    do="use captions and image lists of the same release, or mend the entry",
+                )
+        if row.triplet_id in self._triplets:
+            raise DataError(f"{where} repeats a triplet's id", got=row.triplet_id, expected="an id of its own")
+        self._triplets[row.triplet_id] = row
+
+    def build(self, paths: Mapping[str, str]) -> Dataset:
+        """The tables; `paths` maps image ids to files, and an id that it lacks gets a null path."""
+        images = dict.fromkeys(image_id for gallery in self._galleries.values() for image_id in gallery)
+        return Dataset(
+            images=_table(IMAGE, [(image_id, paths.get(image_id)) for image_id in images]),
+            gallery=_table(
+                GALLERY, [(*key, image_id) for key, gallery in self._galleries.items() for image_id in gallery]
+            ),
+            triplets=_table(TRIPLET, list(self._triplets.values())),
+        )
+
+
+def _table(schema: pa.Schema, rows: Sequence[tuple[object, ...]]) -> pa.Table:
+    columns = list(zip(*rows, strict=True)) or [()] * len(schema)
+    return pa.Table.from_arrays(
+        [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)], schema=schema
+    )

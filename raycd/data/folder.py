@@ -1,0 +1,96 @@
+"""A data set's folder, local or any URI that fsspec knows, and the JSON files in it.
+
+Everything that goes wrong while a file is found or parsed becomes a `DataError` that names the file.
+"""
+
+from __future__ import annotations
+
+import json
+import os.path
+import posixpath
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from raycd.errors import DataError
+
+
+def is_local(path: str) -> bool:
+    """Whether `path` is a plain local path, as opposed to a URI (`s3://...`, `zip://...::...`)."""
+    return "://" not in path and "::" not in path
+
+
+class Folder:
+    """The folder `root`. Raises `DataError` where it is absent or no file system is installed for its URI."""
+
+    def __init__(self, root: str) -> None:
+        if not root:
+            raise DataError("data.root is empty", expected="the folder or URI of the data set", do="set data.root")
+        try:
+            self._fs, self._path = fsspec.core.url_to_fs(root)
+            there = self._fs.isdir(self._path)
+        except (ImportError, ValueError, OSError) as error:
+            raise DataError(
+                f"the data folder {root} cannot be opened",
+                got=f"{type(error).__name__}: {error}",
+                do="check data.root, and install the fsspec package of its protocol (s3fs, gcsfs, adlfs, ...)",
+            ) from error
+        self.root = self._path if isinstance(self._fs, LocalFileSystem) else root
+        if not there:
+            raise DataError(
+                f"the data folder {root} is absent",
+                got=f"nothing at {self.root}",
+                expected="a folder or a URI of one",
+                do="set data.root to where the data set was unpacked",
+            )
+
+    def names(self, subfolder: str) -> list[str]:
+        """Sorted names in a subfolder, read with one listing; none where it does not exist."""
+        try:
+            listing = self._fs.ls(posixpath.join(self._path, subfolder), detail=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted(posixpath.basename(str(name).rstrip("/")) for name in listing)
+
+    def resolve(self, path: str) -> str:
+        """`path` itself where it is a URI or absolute, else the path or URI of that file in this folder."""
+        if not is_local(path) or os.path.isabs(path):
+            return path
+        path = posixpath.normpath(path)
+        if is_local(self.root):
+            return posixpath.join(self.root, path)
+        links = self.root.split("::")  # a chain such as zip://inner::s3://bucket/a.zip
+        place = next(i for i, link in enumerate(links) if "://" in link)
+        links[place] += path if links[place].endswith("/") else f"/{path}"
+        return "::".join(links)
+
+    def read(self, path: str) -> bytes:
+        """The bytes of a file. Raises `DataError` where it cannot be read."""
+        try:
+            with fsspec.open(self.resolve(path), "rb") as file:
+                return bytes(file.read())
+        except (ImportError, ValueError, OSError) as error:
+            raise DataError(
+                f"{self.resolve(path)} cannot be read",
+                got=f"{type(error).__name__}: {error}",
+                do="check that the file is there and that you may read it",
+            ) from error
+
+    def json(self, path: str) -> Any:
+        """The content of a JSON file. Raises `DataError` with line and column where it is malformed."""
+        data = self.read(path)
+        try:
+            return json.loads(data)
+        except json.JSONDecodeError as error:
+            got = f"{error.msg} at line {error.lineno}, column {error.colno}"
+            raise self._malformed(path, got) from error
+        except (UnicodeDecodeError, RecursionError) as error:
+            raise self._malformed(path, str(error)) from error
+
+    def _malformed(self, path: str, got: str) -> DataError:
+        return DataError(
+            f"{self.resolve(path)} is not valid JSON",
+            got=got,
+            do="fetch the annotations again; the file may be cut off",
+        )

@@ -1,0 +1,54 @@
+"""What a user can get wrong, as exceptions. Each message says what, got, expected and what to do.
+
+RaycdError                  ends a job with one message and exit code 2
+├── ConfigError             a setting is unknown or impossible
+├── DataError               annotations or images are absent, malformed or too many are broken
+├── WeightsError            weights, a checkpoint or a bundle cannot be read or do not fit
+├── RunError                a run folder belongs to other settings, is in use or cannot be written
+└── TrackingError           the MLflow record cannot be reached
+"""
+
+
+class RaycdError(Exception):
+    """A mistake that the user can mend. `str(error)` is the whole message, one to four lines."""
+
+    def __init__(
+        self, what: str, *, got: object | None = None, expected: object | None = None, do: str | None = None
+    ) -> None:
+        self.what = what
+        lines = [what]
+        if got is not None:
+            lines.append(f"  got:      {got}")
+        if expected is not None:
+            lines.append(f"  expected: {expected}")
+        if do is not None:
+            lines.append(f"  to do:    {do}")
+        super().__init__("\n".join(lines))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Cross process borders (Ray) with the finished message, whatever the arguments were."""
+        return _restored, (type(self), str(self))
+
+
+def _restored(kind: type[RaycdError], message: str) -> RaycdError:
+    return kind(message)
+
+
+class ConfigError(RaycdError):
+    """A setting is unknown or impossible."""
+
+
+class DataError(RaycdError):
+    """Annotations or images are absent, malformed, or too many are broken."""
+
+
+class WeightsError(RaycdError):
+    """Weights, a checkpoint or a bundle cannot be read, fail their hash or do not fit together."""
+
+
+class RunError(RaycdError):
+    """A run folder belongs to other settings, is in use by another process or cannot be written."""
+
+
+class TrackingError(RaycdError):
+    """The MLflow record cannot be reached."""

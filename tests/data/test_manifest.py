@@ -1,0 +1,141 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+import pytest
+
+from raycd.data import manifest
+from raycd.errors import DataError
+
+GALLERY = [{"image_id": "001", "path": "img/1.jpg"}, {"image_id": "002", "path": "s3://bucket/2.jpg"}]
+TRIPLETS = [{"reference": "001", "target": "002", "caption": "is, in short, red"}]
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> str:
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif path.suffix == ".parquet":
+        pyarrow.parquet.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        pyarrow.csv.write_csv(pa.Table.from_pylist(rows), path)
+    return path.name
+
+
+def read(root: Path, gallery: list[dict[str, Any]], triplets: list[dict[str, Any]], suffix: str = ".jsonl") -> Any:
+    return manifest.read(str(root), write(root / f"t{suffix}", triplets), write(root / f"g{suffix}", gallery))
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_every_format_gives_the_same_tables(tmp_path: Path, suffix: str) -> None:
+    data = read(tmp_path, GALLERY, TRIPLETS, suffix)
+    assert data.images.to_pylist() == [
+        {"image_id": "001", "path": f"{tmp_path}/img/1.jpg"},
+        {"image_id": "002", "path": "s3://bucket/2.jpg"},
+    ]
+    assert data.gallery_ids("all", "train") == data.gallery_ids("all", "val") == ["001", "002"]
+    assert data.triplets.to_pylist() == [
+        {
+            "triplet_id": "all/train/0",
+            "category": "all",
+            "split": "train",
+            "reference": "001",
+            "target": "002",
+            "captions": ["is, in short, red"],
+            "subset": None,
+        }
+    ]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_several_captions_categories_and_splits(tmp_path: Path, suffix: str) -> None:
+    captions = "is red|is long" if suffix == ".csv" else ["is red", "is long"]
+    gallery = [
+        {"image_id": "a", "path": "/a.jpg", "category": "hat", "split": "train"},
+        {"image_id": "b", "path": "/b.jpg", "category": "hat", "split": "train"},
+        {"image_id": "b", "path": "/b.jpg", "category": "shoe", "split": "val"},
+        {"image_id": "b", "path": "/b.jpg", "category": "shoe", "split": "val"},
+    ]
+    triplets = [
+        {"reference": "a", "target": "b", "captions": captions, "triplet_id": "x", "category": "hat", "split": "train"},
+        {"reference": "b", "target": "b", "captions": captions, "triplet_id": "y", "category": "shoe", "split": "val"},
+    ]
+    data = read(tmp_path, gallery, triplets, suffix)
+    assert data.images["image_id"].to_pylist() == ["a", "b"]
+    assert data.gallery_ids("shoe", "val") == ["b"]
+    assert data.triplets["captions"].to_pylist() == [["is red", "is long"]] * 2
+    assert data.triplets["triplet_id"].to_pylist() == ["x", "y"]
+
+
+def test_whole_number_ids_become_text(tmp_path: Path) -> None:
+    data = read(
+        tmp_path, [{"image_id": 7, "path": "7.jpg"}], [{"reference": 7, "target": 7, "caption": "x"}], ".parquet"
+    )
+    assert data.triplets["reference"].to_pylist() == ["7"]
+
+
+def test_a_test_triplet_needs_no_target(tmp_path: Path) -> None:
+    triplets = [{"reference": "a", "target": None, "caption": "x", "split": "test"}]
+    data = read(tmp_path, [{"image_id": "a", "path": "a.jpg", "split": "test"}], triplets)
+    assert data.triplets["target"].to_pylist() == [None]
+
+
+@pytest.mark.parametrize(
+    ("gallery", "triplets", "parts"),
+    [
+        ([{"image": "001", "path": "x"}], TRIPLETS, ["g.jsonl lacks a column", "image, path", "also image_id"]),
+        (GALLERY, [{"reference": "001", "target": "002"}], ["t.jsonl lacks a column", "also captions"]),
+        (GALLERY, [{"reference": "001", "target": "9", "caption": "x"}], ["t.jsonl, row 1", "unknown image", "9"]),
+        (
+            [*GALLERY, {"image_id": "001", "path": "img/3.jpg"}],
+            TRIPLETS,
+            ["g.jsonl, row 3 gives an image another path", "img/3.jpg", "as in row 1"],
+        ),
+        ([*GALLERY, {"image_id": None, "path": "x"}], TRIPLETS, ["g.jsonl, row 3 has no usable image_id", "null"]),
+        ([*GALLERY, {"image_id": "3", "path": ""}], TRIPLETS, ["g.jsonl, row 3 has no usable path"]),
+        (GALLERY, [{**TRIPLETS[0], "target": None}], ["t.jsonl, row 1 has no usable target"]),
+        (GALLERY, [{**TRIPLETS[0], "caption": None}], ["t.jsonl, row 1 has no usable caption"]),
+        (GALLERY, [{**TRIPLETS[0], "captions": []}], ["t.jsonl, row 1 has no usable caption"]),
+        (GALLERY, [{**TRIPLETS[0], "split": "dev"}], ["t.jsonl, row 1 names an unknown split", "train, val, test"]),
+        (GALLERY, [{**TRIPLETS[0], "category": "hat"}], ["t.jsonl, row 1 belongs to a gallery that has no images"]),
+        (
+            [{**GALLERY[0], "split": "train"}, {**GALLERY[1], "split": "val"}],
+            TRIPLETS,
+            ["t.jsonl, row 1 names an image outside its split", "002"],
+        ),
+        (
+            GALLERY,
+            [{**TRIPLETS[0], "triplet_id": "x"}] * 2,
+            ["t.jsonl, row 2 repeats a triplet's id", "x"],
+        ),
+    ],
+)
+def test_a_spoilt_row_is_named(tmp_path: Path, gallery: Any, triplets: Any, parts: list[str]) -> None:
+    with pytest.raises(DataError) as caught:
+        read(tmp_path, gallery, triplets)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("g.jsonl", '{"image_id": "a", "path": "a"}\n\n{oops}\n', "g.jsonl, line 3 is not valid JSON"),
+        ("g.jsonl", "[1]\n", "g.jsonl, line 1 is not an object"),
+        ("g.csv", "image_id,path\na,b,c\n", "g.csv cannot be read as csv"),
+        ("g.csv", "", "g.csv cannot be read as csv"),
+        ("g.parquet", "PAR0", "g.parquet cannot be read as parquet"),
+        ("g.xlsx", "x", "g.xlsx is in an unknown format"),
+    ],
+)
+def test_a_malformed_file_is_named(tmp_path: Path, name: str, content: str, message: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=message):
+        manifest.read(str(tmp_path), "t.jsonl", name)
+
+
+def test_an_absent_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"g\.csv cannot be read"):
+        manifest.read(str(tmp_path), "t.csv", "g.csv")

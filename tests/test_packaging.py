@@ -1,0 +1,92 @@
+"""requirements.lock fits pyproject.toml: complete, hashed, in the right sections, no registry's address."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).parents[1]
+LOCK = (ROOT / "requirements.lock").read_text()
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYTHONS = ["3.11", "3.12"]
+
+
+def pins(section: str) -> dict[str, list[tuple[Requirement, list[str]]]]:
+    """Name -> the pins of one section of the lock, each with its hashes; several where markers tell them apart."""
+    body = LOCK.split(f"# [{section}]\n")[1].split("\n# [")[0]
+    found: dict[str, list[tuple[Requirement, list[str]]]] = {}
+    for line in re.sub(r"\\\n\s*", "", body).splitlines():
+        requirement, *hashes = line.split("--hash=")
+        pin = Requirement(requirement)
+        found.setdefault(canonicalize_name(pin.name), []).append((pin, [h.strip() for h in hashes]))
+    return found
+
+
+def version_on(python: str, requirement: Requirement, section: str) -> Version:
+    """The one version that a Linux machine with this Python gets."""
+    environment = {
+        "python_version": python,
+        "python_full_version": f"{python}.7",
+        "sys_platform": "linux",
+        "platform_system": "Linux",
+        "platform_machine": "x86_64",
+        "platform_python_implementation": "CPython",
+        "implementation_name": "cpython",
+    }
+    chosen = [
+        pin
+        for pin, _ in pins(section).get(canonicalize_name(requirement.name), [])
+        if pin.marker is None or pin.marker.evaluate(environment)
+    ]
+    assert len(chosen) == 1, f"{requirement.name}: {len(chosen)} pins in [{section}] for Python {python}, expected 1"
+    (specifier,) = chosen[0].specifier
+    assert specifier.operator == "=="
+    return Version(specifier.version)
+
+
+def test_lock_has_the_three_sections_once_and_in_order() -> None:
+    assert re.findall(r"^# \[(.+)\]$", LOCK, flags=re.MULTILINE) == ["all", "cpu", "gpu"]
+
+
+def test_lock_names_no_address() -> None:
+    assert "://" not in LOCK
+    assert not re.search(r"^\s*--(?!hash=sha256:)", LOCK, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("section", ["all", "cpu", "gpu"])
+def test_every_pin_has_a_hash(section: str) -> None:
+    for name, entries in pins(section).items():
+        for _, hashes in entries:
+            assert hashes, f"{name} has no hash"
+            assert all(re.fullmatch(r"sha256:[0-9a-f]{64}", value) for value in hashes), name
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+@pytest.mark.parametrize("extra", ["all", "cpu", "gpu", "dev"])
+def test_every_dependency_is_pinned_within_its_range(extra: str, python: str) -> None:
+    names = PROJECT["dependencies"] if extra == "all" else PROJECT["optional-dependencies"][extra]
+    section = "all" if extra == "dev" else extra
+    for requirement in map(Requirement, names):
+        version = version_on(python, requirement, section)
+        assert version in requirement.specifier, f"{requirement.name} {version} is outside {requirement.specifier}"
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_torch_and_torchvision_are_the_pair_that_was_tried(python: str) -> None:
+    pair = [str(version_on(python, Requirement(name), "all")) for name in ("torch", "torchvision")]
+    assert pair == ["2.15.0", "0.29.2"]
+
+
+def test_the_two_builds_of_faiss_never_meet() -> None:
+    assert "faiss-cpu" in pins("cpu")
+    assert "faiss-gpu" in pins("gpu")
+    assert not {"faiss-cpu", "faiss-gpu"} & pins("all").keys()
+
+
+@pytest.mark.parametrize("extra", ["cpu", "gpu"])
+def test_an_extra_pins_nothing_that_all_pins_already(extra: str) -> None:
+    assert not pins("all").keys() & pins(extra).keys()
