@@ -135,6 +135,8 @@ class Stage1Config(Section):
     """Recompute activations in the backward pass: less memory, more time."""
     loader_workers: Count = 0
     """Processes that decode images beside each training worker; 0 decodes in the worker."""
+    cache_mib: Count = 2048
+    """Memory of a training worker for decoded images, in MiB, so that later epochs need not decode them again."""
     select_on: SelectOn = "selection"
     """What chooses the best epoch: recall on the selection split, on val (as peers do), or simply the last."""
 

@@ -1,20 +1,19 @@
 """Guarded decoding and preprocessing of images: one home, for training and serving.
 
-bytes --decode--> RGB image --Preprocess--> float32 tensor (3, size, size). What cannot be decoded whole is refused as
+bytes --decode--> RGB image --Preprocess--> uint8 pixels --normalise--> float32 (3, size, size). What cannot be decoded whole is refused as
 `BrokenImage` with a reason that reports count by. Dimensions are read from the header before any pixel is decoded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, Literal, Self, get_args
 
 import fsspec
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from raycd.data.folder import is_local
@@ -194,31 +193,27 @@ def _centre(image: Image.Image, width: int, height: int) -> Image.Image:
 
 @dataclass(frozen=True)
 class Preprocess:
-    """RGB image -> float32 tensor (3, size, size): TargetPad, bicubic resize, centre crop, normalisation.
+    """RGB image -> uint8 pixels (size, size, 3) -> normalised float32 (3, size, size): TargetPad, bicubic resize,
+    centre crop, normalisation.
 
-    The same numbers as torchvision's Resize, CenterCrop, ToTensor and Normalize. Extreme strips are cut down first, so
-    that memory stays bounded whatever `decode` let through.
+    The same numbers as torchvision's Resize, CenterCrop, ToTensor and Normalize. The two halves are apart because the
+    first needs the file and a processor, the second belongs on the encoder's device: between them travel bytes.
+    Extreme strips are cut down first, so that memory stays bounded whatever `decode` let through.
     """
 
     size: int
     target_pad: float
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    _levels: NDArray[np.float32] = field(init=False, repr=False, compare=False)  # (3, 256): pixel -> normalised value
-
-    def __post_init__(self) -> None:
-        grey = np.arange(256, dtype=np.float32) / np.float32(255)
-        mean, std = (np.asarray(values, np.float32)[:, None] for values in (self.mean, self.std))
-        object.__setattr__(self, "_levels", (grey - mean) / std)
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
-        """Raises nothing on what `decode` returns."""
-        image = self._square(image)
-        pixels = np.asarray(image)
-        out = np.empty((3, self.size, self.size), np.float32)
-        for channel in range(3):
-            np.take(self._levels[channel], pixels[:, :, channel], out=out[channel], mode="clip")
-        return torch.from_numpy(out)
+        """uint8 pixels (size, size, 3). Raises nothing on what `decode` returns."""
+        return torch.from_numpy(np.array(self._square(image)))
+
+    def normalise(self, pixels_BSS3: torch.Tensor) -> torch.Tensor:
+        """uint8 pixels (B, size, size, 3) -> float32 (B, 3, size, size) with the channels last in memory."""
+        mean, std = (torch.tensor(values, device=pixels_BSS3.device) for values in (self.mean, self.std))
+        return pixels_BSS3.float().div_(255).sub_(mean).div_(std).permute(0, 3, 1, 2)
 
     def _square(self, image: Image.Image) -> Image.Image:
         """(size, size): the shorter side resized to size, the longer one cropped about its centre."""

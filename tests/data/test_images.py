@@ -247,7 +247,10 @@ def test_preprocessing_is_that_of_torchvision(size: tuple[int, int], side: int) 
         transforms.Normalize(MEAN, STD),
     ]
     expected = transforms.Compose(steps)(TargetPad(1.25)(image))
-    tensor = Preprocess(side, 1.25, MEAN, STD)(image)
+    preprocess = Preprocess(side, 1.25, MEAN, STD)
+    pixels = preprocess(image)
+    assert (pixels.shape, pixels.dtype) == ((side, side, 3), torch.uint8)
+    tensor = preprocess.normalise(pixels[None])[0]
     assert (tensor.shape, tensor.dtype) == ((3, side, side), torch.float32)
     torch.testing.assert_close(tensor, expected, rtol=0, atol=1e-6)
 
@@ -255,7 +258,7 @@ def test_preprocessing_is_that_of_torchvision(size: tuple[int, int], side: int) 
 @pytest.mark.parametrize("target_pad", [1.25, 1e9])
 @pytest.mark.parametrize("size", [(8, 65500), (65500, 8)])
 def test_an_extreme_strip_stays_small(size: tuple[int, int], target_pad: float) -> None:
-    assert Preprocess(32, target_pad, MEAN, STD)(Image.new("RGB", size)).shape == (3, 32, 32)
+    assert Preprocess(32, target_pad, MEAN, STD)(Image.new("RGB", size)).shape == (32, 32, 3)
 
 
 def test_preprocessing_survives_json_and_pickle() -> None:

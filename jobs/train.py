@@ -1,0 +1,26 @@
+"""The main job, end to end: train both stages, mine, evaluate, index, bundle, report.
+
+python jobs/train.py --preset demo
+python jobs/train.py --preset fashioniq --data.root /data/fashion-iq
+"""
+
+import sys
+
+from raycd import cli
+
+
+def main(options: cli.Options) -> None:
+    from raycd.report.table import recall_table
+    from raycd.runtime import pipeline, tracking
+
+    outcome = pipeline.run(options.config)
+    assert outcome.metrics is not None
+    print(recall_table(outcome.metrics))
+    print(f"\nreport:  {outcome.run.path('report.html')}")
+    print(f"metrics: {outcome.run.path('metrics.json')}")
+    print(f"bundle:  {outcome.run.path('bundle')}")
+    print(f"MLflow:  {tracking.how_to_see(options.config)}")
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, prog="jobs/train.py", description="Train, mine, fuse, evaluate and index CLIP-CD."))

@@ -1,0 +1,30 @@
+"""The data set that a configuration names, by whichever reader it asks for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from raycd.config import DataConfig
+from raycd.data import cirr, fashioniq, manifest
+from raycd.data.schema import Dataset
+
+
+def read(config: DataConfig, root: str | None = None) -> Dataset:
+    """Train and val of the data set at `root` (data.root where None). Raises DataError as the readers do."""
+    root = config.root if root is None else root
+    if config.format == "cirr":
+        return cirr.read(root)
+    if config.format == "manifest":
+        return manifest.read(root, config.triplets, config.gallery)
+    return fashioniq.read(root, config.categories)
+
+
+def content_hash(dataset: Dataset) -> str:
+    """Hash of images (ids, and whether a file was found), galleries and triplets; the same wherever the files lie."""
+    found = [path is not None for path in dataset.images["path"].to_pylist()]
+    parts = [dataset.images["image_id"].to_pylist(), found, dataset.gallery.to_pydict(), dataset.triplets.to_pydict()]
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(json.dumps(part).encode())
+    return digest.hexdigest()

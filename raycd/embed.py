@@ -1,0 +1,93 @@
+"""Running a frozen encoder over images and texts (eq. 8): batches of columns in, batches of columns out.
+
+Each step is a class that is called with a batch, so it runs in a plain loop as well as in Ray Data. Decoding belongs on
+processors, encoding on the accelerator; where both are the same, `EmbedImages` does one after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from raycd.config import DataConfig, Precision
+from raycd.data.images import BrokenImage, Preprocess, load
+from raycd.features import READABLE
+from raycd.model.encoder import Encoder, load_saved
+
+Batch = dict[str, NDArray[Any]]
+
+
+class DecodeImages:
+    """{key, path} -> {key, status, pixels (B, S, S, 3) uint8}; a broken image is black and its status says why."""
+
+    def __init__(self, preprocess: Mapping[str, Any], data: DataConfig) -> None:
+        self.preprocess, self.data = Preprocess.from_dict(preprocess), data
+
+    def __call__(self, batch: Mapping[str, Sequence[Any]]) -> Batch:
+        status: list[str] = []
+        pixels = np.zeros((len(batch["key"]), self.preprocess.size, self.preprocess.size, 3), np.uint8)
+        for row, path in enumerate(batch["path"]):
+            try:
+                image = load(path, max_pixels=self.data.max_pixels, min_side=self.data.min_side)
+                pixels[row] = self.preprocess(image).numpy()
+                status.append(READABLE)
+            except BrokenImage as error:
+                status.append(error.reason)
+        return {"key": np.asarray(batch["key"], object), "status": np.array(status, object), "pixels": pixels}
+
+
+class EncodeImages:
+    """{key, status, pixels} -> {key, status, feature (B, D) float32}; zeros where the status is not READABLE."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.encoder = encoder
+
+    def __call__(self, batch: Mapping[str, Any]) -> Batch:
+        readable = np.asarray(batch["status"]) == READABLE
+        features = np.zeros((len(readable), self.encoder.dim), np.float32)
+        if readable.any():
+            pixels = torch.from_numpy(np.ascontiguousarray(np.asarray(batch["pixels"])[readable]))
+            with torch.inference_mode():
+                features[readable] = self.encoder.encode_images(pixels).cpu().numpy()
+        return {"key": batch["key"], "status": batch["status"], "feature": features}
+
+
+class EmbedImages:
+    """{key, path} -> {key, status, feature}: decoding and encoding in one place."""
+
+    def __init__(self, encoder: Encoder, data: DataConfig) -> None:
+        self.decode = DecodeImages(encoder.preprocess.to_dict(), data)
+        self.encode = EncodeImages(encoder)
+
+    def __call__(self, batch: Mapping[str, Sequence[Any]]) -> Batch:
+        return self.encode(self.decode(batch))
+
+
+class EmbedTexts:
+    """{key: texts} -> {key, status, feature (B, D) float32}."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.encoder = encoder
+
+    def __call__(self, batch: Mapping[str, Sequence[str]]) -> Batch:
+        texts = [str(text) for text in batch["key"]]
+        with torch.inference_mode():
+            features = self.encoder.encode_tokens(self.encoder.tokenize(texts)).cpu().numpy()
+        return {
+            "key": np.array(texts, object),
+            "status": np.array([READABLE] * len(texts), object),
+            "feature": features,
+        }
+
+
+def frozen_encoder(folder: Path, precision: Precision, device: str) -> Encoder:
+    """The encoder saved in `folder`, on `device`, ready to encode."""
+    encoder = load_saved(folder).to(device)
+    encoder.precision = precision
+    encoder.trainable("none")
+    return encoder

@@ -1,0 +1,281 @@
+"""Recall of composed queries: arrays in, fractions out. The protocols are explained in docs/protocols.md.
+
+| protocol          | gallery of a category                                  | the query's reference     |
+| ----------------- | ------------------------------------------------------ | ------------------------- |
+| `original`        | every image that the split's annotations list          | stays a candidate         |
+| `original-masked` | the same                                               | is removed for its query  |
+| `val`             | only references and targets of the split's triplets    | is removed for its query  |
+
+Shapes: Q queries, B of them at once, G gallery images, D feature size, S candidates of a subset (CIRR).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from raycd.config import Protocol
+from raycd.data.captions import evaluation_text
+from raycd.data.schema import Dataset
+from raycd.errors import DataError
+
+AVERAGE = "average"
+NOT_FOUND = torch.iinfo(torch.int64).max  # the rank of a target that cannot be found; greater than every k
+MASKED: tuple[Protocol, ...] = ("original-masked", "val")  # protocols that remove the reference
+SUBSET_KS = (1, 2, 3)  # CIRR's recall_subset@k
+
+Triplet = Mapping[str, Any]  # one row of schema.TRIPLET
+QueryFunction = Callable[[Sequence[Triplet]], torch.Tensor]  # B triplets -> query features (B, D)
+
+
+@dataclass(frozen=True)
+class Features:
+    """Rows of features by key: image ids or texts. `values` (N, D) are as the encoder gives them, not normalised."""
+
+    rows: Mapping[str, int]
+    values: torch.Tensor
+
+    @classmethod
+    def of(cls, keys: Sequence[str], values: torch.Tensor) -> Features:
+        """`values[i]` belongs to `keys[i]`."""
+        assert len(keys) == len(values)
+        return cls({key: row for row, key in enumerate(keys)}, values)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.rows
+
+    def take(self, keys: Iterable[str], device: torch.device | str | None = None) -> torch.Tensor:
+        """Features (len(keys), D), on `device`."""
+        rows = torch.tensor([self.rows[key] for key in keys], dtype=torch.int64, device=self.values.device)
+        return self.values[rows].to(device)
+
+
+def cached_query(
+    head: nn.Module, images: Features, texts: Features, device: torch.device | str = "cpu"
+) -> QueryFunction:
+    """Queries from cached features: head(reference's feature, feature of the evaluation text)."""
+
+    def query(triplets: Sequence[Triplet]) -> torch.Tensor:
+        image_BD = images.take((triplet["reference"] for triplet in triplets), device)
+        text_BD = texts.take((evaluation_text(triplet["captions"]) for triplet in triplets), device)
+        query_BD: torch.Tensor = head(image_BD, text_BD)
+        return query_BD
+
+    return query
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` found, each by category."""
+
+    recalls: dict[str, dict[str, float]]
+    """{"recall@10": fraction, ...}; also under "average", the unweighted mean over the categories."""
+    gallery: dict[str, int] = field(default_factory=dict)
+    """Images searched."""
+    queries: dict[str, int] = field(default_factory=dict)
+    """Queries asked, those that could not be answered included."""
+    missing_queries: dict[str, list[str]] = field(default_factory=dict)
+    """Triplet ids whose reference or target has no feature: counted as not found."""
+    missing_gallery: dict[str, list[str]] = field(default_factory=dict)
+    """Image ids that belong to the gallery and have no feature: not searched."""
+    ranks: dict[str, int | None] = field(default_factory=dict)
+    """Triplet id -> rank of its target, from 1; None where it cannot be found."""
+
+
+@torch.inference_mode()
+def evaluate(
+    dataset: Dataset,
+    split: str,
+    images: Features,
+    query: QueryFunction,
+    *,
+    protocol: Protocol = "original",
+    ks: Sequence[int] = (10, 50),
+    batch_size: int = 1024,
+    device: torch.device | str = "cpu",
+) -> Evaluation:
+    """Recall@k of every category that has triplets in `split`, and their mean.
+
+    `images` lacks the images that are missing or broken. A query that needs one of them (its reference or its target)
+    is reported and stays in the denominator as not found; a gallery image without a feature is reported and not
+    searched. So a broken image never flatters the recall of its own query. Where triplets have subsets (CIRR),
+    recall_subset@1, 2, 3 ranks among them, the reference removed. Raises DataError where nothing can be evaluated.
+    """
+    by_category: dict[str, list[Triplet]] = {}
+    for triplet in dataset.triplets_of(split).to_pylist():
+        by_category.setdefault(triplet["category"], []).append(triplet)
+    _check(by_category, split)
+    evaluation = Evaluation(recalls={})
+    for category, triplets in by_category.items():
+        wanted = _gallery_ids(dataset.gallery_ids(category, split), triplets, protocol)
+        present = [image_id for image_id in wanted if image_id in images]
+        evaluation.gallery[category] = len(present)
+        evaluation.queries[category] = len(triplets)
+        evaluation.missing_gallery[category] = [image_id for image_id in wanted if image_id not in images]
+        places = {image_id: place for place, image_id in enumerate(present)}
+        gallery_GD = F.normalize(images.take(present, device).float(), dim=-1)
+        ranking = _Ranking(places, gallery_GD, images, mask=protocol in MASKED, batch_size=batch_size)
+        ranks, in_subset = ranking.run(triplets, query)
+        ids = [triplet["triplet_id"] for triplet in triplets]
+        evaluation.missing_queries[category] = [t["triplet_id"] for t in triplets if not ranking.answerable(t)]
+        found = (None if rank == NOT_FOUND else rank for rank in ranks.tolist())
+        evaluation.ranks.update(zip(ids, found, strict=True))
+        evaluation.recalls[category] = recall(ranks, ks)
+        if all(triplet["subset"] for triplet in triplets):
+            evaluation.recalls[category] |= recall(in_subset, SUBSET_KS, name="recall_subset")
+    evaluation.recalls[AVERAGE] = average(evaluation.recalls.values())
+    return evaluation
+
+
+def recall(ranks: torch.Tensor, ks: Sequence[int], *, name: str = "recall") -> dict[str, float]:
+    """Ranks (Q,) from 1, Q > 0 -> {"recall@k": share of ranks that are at most k}, from 0 to 1."""
+    return {f"{name}@{k}": int((ranks <= k).sum()) / len(ranks) for k in ks}
+
+
+def average(recalls: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Unweighted mean of each measure that all categories have."""
+    rows = list(recalls)
+    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0] if all(name in row for row in rows)}
+
+
+def rank_targets(
+    query_QD: torch.Tensor,
+    gallery_GD: torch.Tensor,
+    targets: torch.Tensor,
+    masked: torch.Tensor | None = None,
+    *,
+    batch_size: int = 1024,
+) -> torch.Tensor:
+    """Ranks (Q,) of the targets by inner product, from 1: 1 + the OTHER images whose score is not below the target's.
+
+    So exact ties count against us, and so does a score that is not a number. `targets` (Q,) are positions in the
+    gallery, -1 where the target is not there: its rank is NOT_FOUND. `masked` (Q,) are positions to leave out, -1 for
+    none; a target that is masked is not found.
+    """
+    ranks = torch.empty(len(query_QD), dtype=torch.int64)
+    for start in range(0, len(query_QD), batch_size):
+        batch = slice(start, start + batch_size)
+        score_BG = query_QD[batch] @ gallery_GD.T
+        target_B = targets[batch].to(score_BG.device)
+        target_score_B1 = score_BG.gather(1, target_B[:, None].clamp(min=0))
+        lost_B = target_B < 0
+        if masked is not None:
+            masked_B = masked[batch].to(score_BG.device)
+            _leave_out(score_BG, masked_B)
+            lost_B |= target_B == masked_B
+        rank_B = (~(score_BG < target_score_B1)).sum(1)  # the target itself is one of them
+        ranks[batch] = torch.where(lost_B, NOT_FOUND, rank_B).cpu()
+    return ranks
+
+
+def rank_in_subsets(
+    query_QD: torch.Tensor, gallery_GD: torch.Tensor, targets: torch.Tensor, subsets: torch.Tensor
+) -> torch.Tensor:
+    """Ranks (Q,) of the targets among `subsets` (Q, S), positions in the gallery padded with -1; ties as above.
+
+    A target that is -1 or not in its subset is NOT_FOUND.
+    """
+    subsets, targets = subsets.to(query_QD.device), targets.to(query_QD.device)
+    score_QS = torch.einsum("qd,qsd->qs", query_QD, gallery_GD[subsets.clamp(min=0)])
+    is_target_QS = (subsets == targets[:, None]) & (subsets >= 0)
+    target_Q1 = torch.where(is_target_QS, score_QS, -torch.inf).amax(1, keepdim=True)
+    rank_Q = (~(score_QS < target_Q1) & (subsets >= 0)).sum(1)
+    return torch.where(is_target_QS.any(1), rank_Q, NOT_FOUND).cpu()
+
+
+def top_images(
+    query_QD: torch.Tensor,
+    gallery_GD: torch.Tensor,
+    k: int,
+    masked: torch.Tensor | None = None,
+    *,
+    batch_size: int = 1024,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The best images of each query by inner product: (scores (Q, k), positions (Q, k)), best first.
+
+    `masked` as in `rank_targets`. k is cut to the size of the gallery (less one where images are masked).
+    """
+    k = min(k, len(gallery_GD) - (masked is not None))
+    scores, positions = [], []
+    for start in range(0, len(query_QD), batch_size):
+        score_BG = query_QD[start : start + batch_size] @ gallery_GD.T
+        if masked is not None:
+            _leave_out(score_BG, masked[start : start + batch_size].to(score_BG.device))
+        best = score_BG.topk(k, dim=1)
+        scores.append(best.values.cpu())
+        positions.append(best.indices.cpu())
+    return torch.cat(scores), torch.cat(positions)
+
+
+def _leave_out(score_BG: torch.Tensor, masked_B: torch.Tensor) -> None:
+    """Set the score of each query's masked image (none where -1) to minus infinity, in place."""
+    rows = (masked_B >= 0).nonzero()[:, 0]
+    score_BG[rows, masked_B[rows]] = -torch.inf
+
+
+class _Ranking:
+    """Ranks the targets of one category's triplets in its gallery."""
+
+    def __init__(
+        self, places: Mapping[str, int], gallery_GD: torch.Tensor, images: Features, *, mask: bool, batch_size: int
+    ) -> None:
+        self.places, self.gallery_GD, self.images = places, gallery_GD, images
+        self.mask, self.batch_size = mask, batch_size
+
+    def answerable(self, triplet: Triplet) -> bool:
+        """Whether the reference and the target have features."""
+        return triplet["reference"] in self.images and triplet["target"] in self.places
+
+    def run(self, triplets: Sequence[Triplet], query: QueryFunction) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ranks (Q,) in the gallery and ranks (Q,) in the triplets' subsets; NOT_FOUND where not answerable."""
+        ranks = torch.full((len(triplets),), NOT_FOUND)
+        in_subset = torch.full((len(triplets),), NOT_FOUND)
+        rows = [row for row, triplet in enumerate(triplets) if self.answerable(triplet)]
+        for start in range(0, len(rows), self.batch_size):
+            chosen = rows[start : start + self.batch_size]
+            batch = [triplets[row] for row in chosen]
+            query_BD = F.normalize(query(batch).to(self.gallery_GD), dim=-1)
+            targets = self._places(triplet["target"] for triplet in batch)
+            masked = self._places(triplet["reference"] for triplet in batch) if self.mask else None
+            ranks[chosen] = rank_targets(query_BD, self.gallery_GD, targets, masked, batch_size=self.batch_size)
+            in_subset[chosen] = rank_in_subsets(query_BD, self.gallery_GD, targets, self._subsets(batch))
+        return ranks, in_subset
+
+    def _places(self, image_ids: Iterable[str]) -> torch.Tensor:
+        return torch.tensor([self.places.get(image_id, -1) for image_id in image_ids], dtype=torch.int64)
+
+    def _subsets(self, batch: Sequence[Triplet]) -> torch.Tensor:
+        """Places (B, S) of the subsets' members that are searched, without the reference; -1 pads."""
+        members = [
+            [self.places[m] for m in triplet["subset"] or () if m in self.places and m != triplet["reference"]]
+            for triplet in batch
+        ]
+        width = max(1, max(map(len, members)))
+        return torch.tensor([row + [-1] * (width - len(row)) for row in members], dtype=torch.int64)
+
+
+def _gallery_ids(annotated: list[str], triplets: Sequence[Triplet], protocol: Protocol) -> list[str]:
+    """The gallery of a protocol, in the order of the annotations."""
+    if protocol != "val":
+        return annotated
+    used = {triplet[side] for triplet in triplets for side in ("reference", "target")}
+    return [image_id for image_id in annotated if image_id in used]
+
+
+def _check(by_category: Mapping[str, Sequence[Triplet]], split: str) -> None:
+    if not by_category:
+        raise DataError(f"the split {split} has no triplets, so nothing can be evaluated", do="evaluate another split")
+    if AVERAGE in by_category:
+        raise DataError(f"a category is named {AVERAGE}, as the mean over the categories is", do="give it another name")
+    secret = [t["triplet_id"] for triplets in by_category.values() for t in triplets if t["target"] is None]
+    if secret:
+        raise DataError(
+            f"the split {split} keeps its targets secret, so recall cannot be measured",
+            got=f"{len(secret)} triplets without a target, such as {secret[0]}",
+            do="evaluate another split",
+        )

@@ -1,0 +1,41 @@
+"""Similarity-based pseudo triplets (paper 3.2.3): features -> neighbours -> candidates with scores -> pseudo triplets.
+
+rows = of_triplets(image_ids, triplets)                                # ids -> rows of the feature matrix
+pools = make_pools(mine.pool, gallery, rows)                           # where substitutes may come from
+found = find_neighbours(image_ND, pools, mine)                         # eq. 8, and eq. 9 at its loosest
+table = make_candidates(rows, found, image_ND, text_TD, encoder=hash)  # every replacement, with its matching score
+pseudo, counts = filter_candidates(table, eps_low=0.9, eps_high=0.995, s_max=4, alpha=0.6)  # milliseconds
+
+Only the last line depends on the thresholds, so trying others needs no feature. Arrays in, tables out: no Ray, no
+files. `raycd.runtime.mining` finds the neighbours and makes the candidates on a cluster, with equal results.
+
+Letters: N images with features, T triplets, Q query images, P images of a pool, D feature size, S neighbours kept,
+C candidates, B rows of a batch. A "row" is a row of the feature matrix unless something else is said.
+"""
+
+from raycd.mine.candidates import CANDIDATES, Score, make_candidates, matching_scores
+from raycd.mine.counts import Counts, summary, warnings
+from raycd.mine.filter import filter_candidates
+from raycd.mine.neighbours import NEIGHBOURS, Searcher, batches, collect, find_neighbours, normalise
+from raycd.mine.pools import Pool, TripletRows, make_pools, of_triplets
+
+__all__ = [
+    "CANDIDATES",
+    "NEIGHBOURS",
+    "Counts",
+    "Pool",
+    "Score",
+    "Searcher",
+    "TripletRows",
+    "batches",
+    "collect",
+    "filter_candidates",
+    "find_neighbours",
+    "make_candidates",
+    "make_pools",
+    "matching_scores",
+    "normalise",
+    "of_triplets",
+    "summary",
+    "warnings",
+]

@@ -1,0 +1,103 @@
+"""Rows instead of ids: which rows of the feature matrix the triplets name, and which rows may substitute for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from raycd.errors import DataError
+
+Rows = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class TripletRows:
+    """T triplets whose images are rows of the features. Targets kept secret are -1; such triplets are not replaced."""
+
+    image_ids: pa.StringArray  # (N,), in the order of the features
+    triplet_ids: pa.StringArray  # (T,)
+    categories: pa.StringArray  # (T,)
+    reference_T: Rows
+    target_T: Rows
+
+    @property
+    def known_T(self) -> NDArray[np.bool_]:
+        """Which triplets have a target."""
+        return self.target_T >= 0
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The images that may substitute for `queries_Q`: all train images (name ""), or those of one category."""
+
+    name: str
+    rows_P: Rows  # ascending, each once
+    queries_Q: Rows  # ascending, each once
+
+
+def of_triplets(image_ids: Sequence[str] | pa.Array, triplets: pa.Table) -> TripletRows:
+    """Triplets (schema TRIPLET) by row of the features, T rows in the order of the table.
+
+    Args:
+        image_ids: The id of each row of the features, each once.
+        triplets: Triplets to replace images of, in the order of the text features.
+    Raises:
+        DataError: A triplet names an image that has no features, or an id stands twice.
+    """
+    ids = pa.array(image_ids, pa.string())
+    if len(pc.unique(ids)) != len(ids):
+        raise DataError("an image id stands twice among the features", do="embed each image once")
+    return TripletRows(
+        image_ids=ids,
+        triplet_ids=_whole(triplets["triplet_id"]),
+        categories=_whole(triplets["category"]),
+        reference_T=_rows(ids, triplets["reference"]),
+        target_T=_rows(ids, triplets["target"]),
+    )
+
+
+def make_pools(kind: str, gallery: pa.Table, triplets: TripletRows, *, split: str = "train") -> list[Pool]:
+    """The pools of `mine.pool`: one named "" for "all", one for each category of the triplets for "category".
+
+    A pool holds the images of the split's galleries (schema GALLERY) that have features, and those of the triplets
+    themselves. An image of several galleries stands in several pools.
+    """
+    gallery = gallery.filter(pc.equal(gallery["split"], split))
+    row_G = pc.index_in(gallery["image_id"], value_set=triplets.image_ids).fill_null(-1).to_numpy().astype(np.int32)
+    category_G = np.asarray(gallery["category"].to_pylist(), dtype=object)
+    category_T = np.asarray(triplets.categories.to_pylist(), dtype=object)
+    known_T = triplets.known_T
+
+    def pool(name: str, here_G: NDArray[np.bool_], here_T: NDArray[np.bool_]) -> Pool:
+        queries_Q = np.unique(np.concatenate([triplets.reference_T[here_T], triplets.target_T[here_T]]))
+        members = np.union1d(row_G[here_G & (row_G >= 0)], queries_Q)
+        return Pool(name, members.astype(np.int32), queries_Q.astype(np.int32))
+
+    if kind == "all":
+        return [pool("", np.ones(len(row_G), np.bool_), known_T)]
+    names = list(dict.fromkeys(category_T[known_T]))
+    return [pool(name, category_G == name, known_T & (category_T == name)) for name in names]
+
+
+def _whole(column: pa.ChunkedArray) -> pa.Array:
+    return pa.array(column.to_pylist(), pa.string())
+
+
+def _rows(ids: pa.Array, column: pa.ChunkedArray) -> Rows:
+    """Row of each image id; -1 where the column is null."""
+    rows = pc.index_in(column, value_set=ids)
+    lost = pc.and_(pc.is_null(rows), pc.is_valid(column))
+    if pc.any(lost).as_py():
+        names = pc.unique(column.filter(lost)).to_pylist()
+        raise DataError(
+            f"{len(names)} images of the triplets have no features",
+            got=", ".join(names[:3]) + (", ..." if len(names) > 3 else ""),
+            expected="every image of a triplet among the features",
+            do="leave out triplets of missing images before mining, or embed again",
+        )
+    return np.asarray(rows.fill_null(-1).to_numpy(), dtype=np.int32)

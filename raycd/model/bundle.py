@@ -1,0 +1,276 @@
+"""What training hands to serving: one folder that answers queries by itself.
+
+    manifest.json      `Manifest`: settings, metrics and the SHA-256 of every file below
+    encoder/           as `Encoder.save` writes it: weights, model configuration, preprocessing
+    head/              as `fusion.save` writes it
+    gallery.parquet    image_id, categories, path, feature; its metadata names the encoder that measured the features
+    index.faiss        a FlatIndex over the features, in the same order
+
+`write` puts the folder in place when it is whole. `load` verifies every hash before anything is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import nn
+
+from raycd import __version__
+from raycd.config import Config
+from raycd.durable import replacing
+from raycd.errors import WeightsError
+from raycd.index import FlatIndex
+from raycd.model import encoder as encoders
+from raycd.model import fusion
+from raycd.model.encoder import Encoder
+from raycd.model.fusion import HeadConfig, registry
+
+FORMAT = 1  # also in Manifest
+MANIFEST, GALLERY, INDEX = "manifest.json", "gallery.parquet", "index.faiss"
+FILES = (
+    *(f"encoder/{name}" for name in (encoders.WEIGHTS, encoders.CONFIG, encoders.PREPROCESS)),
+    *(f"head/{name}" for name in (registry.WEIGHTS, registry.SETTINGS)),
+    GALLERY,
+    INDEX,
+)
+_ENCODER = b"encoder"  # key of the gallery's metadata: fingerprint of the encoder that measured the features
+_AGAIN = "write the bundle again: start the run that made it once more, or take a whole copy"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class EncoderInfo(_Part):
+    """Which encoder: open_clip's name, `Encoder.fingerprint`, feature size D."""
+
+    name: str
+    fingerprint: str
+    dim: int
+
+
+class IndexInfo(_Part):
+    """Which index: its kind, the images in it, feature size D."""
+
+    kind: Literal["flat"]
+    size: int
+    dim: int
+
+
+class Manifest(_Part):
+    """manifest.json. `digest` is the SHA-256 of all the rest, as JSON with sorted keys."""
+
+    format: Literal[1] = 1
+    raycd: str
+    created: str
+    preset: str
+    config: dict[str, Any]
+    files: dict[str, str]
+    encoder: EncoderInfo
+    head: dict[str, Any]
+    index: IndexInfo
+    metrics: dict[str, Any]
+    digest: str = ""
+
+    def own_digest(self) -> str:
+        """What `digest` must be."""
+        rest = self.model_dump(mode="json", exclude={"digest"})
+        return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle in memory, ready to answer."""
+
+    encoder: Encoder
+    head: nn.Module
+    head_config: HeadConfig
+    gallery: pa.Table
+    index: FlatIndex
+    config: Config
+    manifest: Manifest
+
+
+def gallery_table(
+    image_ids: Sequence[str],
+    categories: Sequence[Sequence[str]],
+    paths: Sequence[str | None],
+    features_GD: NDArray[np.float32],
+    fingerprint: str,
+) -> pa.Table:
+    """The searchable images: features (G, D) as the encoder of that fingerprint gives them, not normalised."""
+    size, dim = features_GD.shape
+    flat = pa.array(np.ascontiguousarray(features_GD, np.float32).reshape(-1))
+    columns = {
+        "image_id": pa.array(image_ids, pa.string()),
+        "categories": pa.array(categories, pa.list_(pa.string())),
+        "path": pa.array(paths, pa.string()),
+        "feature": pa.FixedSizeListArray.from_arrays(flat, dim),
+    }
+    assert all(len(column) == size for column in columns.values())
+    return pa.table(columns).replace_schema_metadata({_ENCODER: fingerprint.encode()})
+
+
+def gallery_features(gallery: pa.Table) -> NDArray[np.float32]:
+    """The features (G, D) of a gallery table."""
+    column = gallery["feature"].combine_chunks()
+    flat: NDArray[np.float32] = column.flatten().to_numpy(zero_copy_only=False)
+    return flat.reshape(len(column), -1)
+
+
+def write(
+    folder: Path,
+    encoder: Encoder,
+    head: nn.Module,
+    head_config: HeadConfig,
+    gallery: pa.Table,
+    config: Config,
+    metrics: Mapping[str, Any],
+) -> Manifest:
+    """Write a bundle, index included, and put it in the place of an older one when it is whole.
+
+    `gallery` is a `gallery_table`; `metrics` any JSON values that the service shall state. Raises WeightsError where
+    the parts do not fit together; then nothing has changed.
+    """
+    fingerprint = encoder.fingerprint()
+    index = FlatIndex.build(gallery_features(gallery))
+    _check_fit(folder, encoder, fingerprint, head_config, gallery, index)
+    with replacing(folder) as fresh:
+        encoder.save(fresh / "encoder")
+        fusion.save(head, head_config, fresh / "head")
+        pq.write_table(gallery, fresh / GALLERY)
+        index.save(fresh / INDEX)
+        manifest = Manifest(
+            raycd=__version__,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            preset=config.preset,
+            config=config.model_dump(mode="json"),
+            files={name: _sha256(fresh / name) for name in FILES},
+            encoder=EncoderInfo(name=config.encoder.name, fingerprint=fingerprint, dim=encoder.dim),
+            head=asdict(head_config),
+            index=IndexInfo(kind="flat", size=index.size, dim=index.dim),
+            metrics=dict(metrics),
+        )
+        manifest = manifest.model_copy(update={"digest": manifest.own_digest()})
+        text = json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True)
+        (fresh / MANIFEST).write_text(text, encoding="utf-8")
+    return manifest
+
+
+def verify(folder: Path) -> Manifest:
+    """The manifest, once every file has its hash. Raises WeightsError: absent, another format, changed, incomplete."""
+    manifest = _manifest(folder)
+    for name in FILES:
+        try:
+            found = _sha256(folder / name)
+        except OSError as error:
+            raise WeightsError(
+                f"the bundle {folder} is not whole", got=f"{name}: {error.strerror}", expected=name, do=_AGAIN
+            ) from error
+        if found != manifest.files[name]:
+            raise WeightsError(
+                f"{folder / name} is not the file that the bundle was written with",
+                got=f"SHA-256 {found}",
+                expected=manifest.files[name],
+                do=_AGAIN,
+            )
+    return manifest
+
+
+def load(folder: Path, *, threads: int = 0) -> Bundle:
+    """Read a bundle that `verify` accepts; `threads` are the index's. Raises WeightsError where its parts misfit."""
+    manifest = verify(folder)
+    try:
+        config = Config.model_validate(manifest.config)
+    except ValidationError as error:
+        raise WeightsError(
+            f"the settings of the bundle {folder} cannot be read",
+            got=f"written by raycd {manifest.raycd}; {_first(error)}",
+            expected=f"settings of raycd {__version__}",
+            do=_AGAIN,
+        ) from error
+    encoder = encoders.load_saved(folder / "encoder")
+    head, head_config = fusion.load(folder / "head", dim=encoder.dim)
+    gallery = pq.read_table(folder / GALLERY)
+    index = FlatIndex.load(folder / INDEX, manifest.files[INDEX], threads=threads)
+    fingerprint = encoder.fingerprint()
+    if fingerprint != manifest.encoder.fingerprint:
+        raise WeightsError(
+            f"the bundle {folder} names another encoder than it holds",
+            got=fingerprint,
+            expected=manifest.encoder.fingerprint,
+            do=_AGAIN,
+        )
+    _check_fit(folder, encoder, fingerprint, head_config, gallery, index)
+    return Bundle(encoder, head, head_config, gallery, index, config, manifest)
+
+
+def _manifest(folder: Path) -> Manifest:
+    path = folder / MANIFEST
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WeightsError(
+            f"{folder} holds no bundle",
+            got=f"{type(error).__name__}: {error}",
+            expected=f"{MANIFEST}, encoder/, head/, {GALLERY} and {INDEX}",
+            do="name the bundle/ folder of a run that has finished",
+        ) from error
+    found = content.get("format") if isinstance(content, dict) else None
+    if found != FORMAT:
+        raise WeightsError(
+            f"the bundle {folder} is of another format",
+            got=f"format {found}",
+            expected=f"format {FORMAT}, which raycd {__version__} reads",
+            do="take the raycd that wrote it, or write it again",
+        )
+    try:
+        manifest = Manifest.model_validate(content)
+    except ValidationError as error:
+        raise WeightsError(f"{path} is damaged", got=_first(error), expected="what raycd wrote", do=_AGAIN) from error
+    if manifest.digest != manifest.own_digest() or set(manifest.files) != set(FILES):
+        raise WeightsError(f"{path} was changed after it was written", do=_AGAIN)
+    return manifest
+
+
+def _check_fit(
+    folder: Path, encoder: Encoder, fingerprint: str, head_config: HeadConfig, gallery: pa.Table, index: FlatIndex
+) -> None:
+    """Encoder, head, gallery and index belong together."""
+    measured_by = (gallery.schema.metadata or {}).get(_ENCODER, b"nobody knows what").decode()
+    if measured_by != fingerprint:
+        raise WeightsError(
+            f"the gallery's features of {folder} were measured by another encoder",
+            got=measured_by,
+            expected=fingerprint,
+            do="embed the gallery again with the encoder of the bundle",
+        )
+    sizes = {"encoder": encoder.dim, "head": head_config.dim, "index": index.dim}
+    if len(set(sizes.values())) > 1 or index.size != gallery.num_rows:
+        raise WeightsError(
+            f"the parts of the bundle {folder} are of different size",
+            got=f"features of {sizes}, {gallery.num_rows} images in the gallery, {index.size} in the index",
+            expected="one feature size and as many images in the index as in the gallery",
+            do="train the head, embed the gallery and build the index with the same encoder",
+        )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _first(error: ValidationError) -> str:
+    detail = error.errors(include_url=False)[0]
+    return f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}"

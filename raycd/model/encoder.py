@@ -1,0 +1,229 @@
+"""CLIP through open_clip: load, freeze, encode, save.
+
+Shapes: B batch, D feature size, S image side, L context length. Features are NOT normalised: the paper sums them first
+(eq. 3). A saved encoder is a folder in open_clip's own form (`local-dir:`), plus raycd's preprocessing.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+import open_clip
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from raycd.config import EncoderConfig, Precision
+from raycd.data.images import Preprocess
+from raycd.errors import WeightsError
+
+LOCAL_CONFIGS = Path(__file__).parent / "configs"
+WEIGHTS, CONFIG, PREPROCESS = "open_clip_model.safetensors", "open_clip_config.json", "preprocess.json"
+
+Finetune = Literal["text", "image", "both", "none"]
+
+
+class Encoder(nn.Module):
+    """An image encoder and a text encoder that share a feature space of `dim` dimensions."""
+
+    def __init__(self, clip: nn.Module, tokenizer: Any, preprocess: Preprocess, model_config: dict[str, Any]) -> None:
+        super().__init__()
+        self.clip = clip
+        self.tokenizer = tokenizer
+        self.preprocess = preprocess
+        self.model_config = model_config
+        self.precision: Precision = "fp32"
+        # Convolutions run several times as fast on processors (and faster on GPUs) with the channels last.
+        self.clip.visual.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @property
+    def dim(self) -> int:
+        """D, the size of a feature."""
+        return int(self.model_config["embed_dim"])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.clip.parameters()).device
+
+    def encode_images(self, pixels_BSS3: torch.Tensor) -> torch.Tensor:
+        """uint8 pixels (B, S, S, 3) as `preprocess` gives them -> features (B, D), float32, not normalised (eqs 2, 8)."""
+        pixels = self.preprocess.normalise(pixels_BSS3.to(self.device, non_blocking=True))
+        with self._arithmetic():
+            return self.clip.encode_image(pixels).float()  # type: ignore[no-any-return, operator]
+
+    def encode_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Tokens (B, L) as `tokenize` gives them -> features (B, D), float32, not normalised (eq. 2)."""
+        with self._arithmetic():
+            return self.clip.encode_text(tokens.to(self.device, non_blocking=True)).float()  # type: ignore[no-any-return, operator]
+
+    def tokenize(self, texts: Sequence[str]) -> torch.Tensor:
+        """Texts -> tokens (B, L), int64; longer texts are cut to the context length."""
+        return self.tokenizer(list(texts))  # type: ignore[no-any-return]
+
+    def truncates(self, text: str) -> bool:
+        """Whether `tokenize` cuts this text."""
+        return len(self.tokenizer.encode(text)) + 2 > int(self.tokenizer.context_length)
+
+    def _arithmetic(self) -> AbstractContextManager[Any]:
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+    def trainable(self, finetune: Finetune, *, grad_checkpointing: bool = False) -> None:
+        """Choose which encoders train. Batch norms stay in eval mode, so that their statistics are frozen."""
+        self.eval()
+        for name, parameter in self.clip.named_parameters():
+            image = name.startswith("visual.")
+            wanted = finetune == "both" or finetune == ("image" if image else "text")
+            parameter.requires_grad_(wanted and name not in ("logit_scale", "logit_bias"))
+        if grad_checkpointing:
+            self.clip.set_grad_checkpointing(True)  # type: ignore[operator]
+
+    def save(self, folder: Path) -> None:
+        """Write weights, model configuration and preprocessing into `folder` (created)."""
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {name: value.detach().cpu().contiguous() for name, value in self.clip.state_dict().items()}
+        save_file(weights, folder / WEIGHTS)
+        _write_json(folder / CONFIG, {"model_cfg": self.model_config, "preprocess_cfg": {}})
+        _write_json(folder / PREPROCESS, self.preprocess.to_dict())
+
+    def fingerprint(self) -> str:
+        """Hash of weights, model configuration and preprocessing: features of equal fingerprints may be compared."""
+        digest = hashlib.sha256()
+        settings = {"model": self.model_config, "preprocess": self.preprocess.to_dict()}
+        digest.update(json.dumps(settings, sort_keys=True).encode())
+        for name, value in sorted(self.clip.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+
+def create(config: EncoderConfig) -> Encoder:
+    """An encoder with random weights, of the architecture that `config.name` names."""
+    model_config = _model_config(config)
+    return _with_preprocess(_build(model_config), model_config, config.target_pad)
+
+
+def load(config: EncoderConfig) -> Encoder:
+    """The encoder that `config` names, with its weights.
+
+    `config.pretrained` is a folder written by `Encoder.save`, a path to safetensors weights or a tag of open_clip
+    (downloaded). Raises WeightsError where the weights cannot be read or do not fit the architecture.
+    """
+    source = Path(config.pretrained).expanduser()
+    if source.is_dir():
+        return load_saved(source)
+    model_config = _model_config(config)
+    if source.suffix == ".safetensors" or source.is_file():
+        clip = _build(model_config)
+        _fill(clip, source)
+        return _with_preprocess(clip, model_config, config.target_pad)
+    try:
+        clip = open_clip.create_model(config.name, pretrained=config.pretrained, require_pretrained=True)
+    except (RuntimeError, OSError, ValueError) as error:
+        tags = open_clip.list_pretrained_tags_by_model(config.name)
+        raise WeightsError(
+            f"the weights {config.pretrained!r} of {config.name} cannot be loaded",
+            got=str(error).splitlines()[0],
+            expected=f"a tag of this model ({', '.join(tags) or 'it has none'}) or a path to safetensors weights",
+            do="set encoder.pretrained; where there is no network, to a file",
+        ) from error
+    return _with_preprocess(clip, model_config, config.target_pad)
+
+
+def load_saved(folder: Path) -> Encoder:
+    """The encoder that `Encoder.save` wrote into `folder`. Raises WeightsError where it is not whole."""
+    try:
+        model_config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["model_cfg"]
+        preprocess = Preprocess.from_dict(json.loads((folder / PREPROCESS).read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError) as error:
+        raise WeightsError(
+            f"{folder} holds no encoder",
+            got=f"{type(error).__name__}: {error}",
+            expected=f"{CONFIG}, {PREPROCESS} and {WEIGHTS}, as Encoder.save writes them",
+        ) from error
+    clip = _build(model_config)
+    _fill(clip, folder / WEIGHTS)
+    return Encoder(clip, _tokenizer(model_config), preprocess, model_config).eval()
+
+
+def _model_config(config: EncoderConfig) -> dict[str, Any]:
+    """open_clip's model configuration by name, raycd's own and the user's folder included."""
+    open_clip.add_model_config(LOCAL_CONFIGS)
+    if config.configs:
+        if not Path(config.configs).expanduser().is_dir():
+            raise WeightsError("encoder.configs is no folder", got=config.configs, expected="a folder of JSON files")
+        open_clip.add_model_config(Path(config.configs).expanduser())
+    found = open_clip.get_model_config(config.name)
+    if found is None:
+        near = difflib.get_close_matches(config.name, open_clip.list_models(), n=3, cutoff=0.3)
+        raise WeightsError(
+            "encoder.name names no model", got=config.name, expected=f"an open_clip model, such as {', '.join(near)}"
+        )
+    return dict(found)
+
+
+def _build(model_config: dict[str, Any]) -> nn.Module:
+    """The architecture with random weights, by open_clip's own factory."""
+    settings = json.loads(json.dumps(model_config))  # the factory pops from what it is given
+    custom = settings.pop("custom_text", False) or "hf_model_name" in settings["text_cfg"]
+    if "multimodal_cfg" in settings:
+        raise WeightsError("CoCa models are not supported", expected="a CLIP model")
+    settings["text_cfg"].pop("hf_model_pretrained", None)
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)  # open_clip warns that weights are random; here they are filled in next
+    try:
+        clip = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**settings)
+    finally:
+        root.setLevel(level)
+    return clip  # type: ignore[no-any-return]
+
+
+def _fill(clip: nn.Module, weights: Path) -> None:
+    if weights.suffix != ".safetensors":
+        raise WeightsError(
+            f"{weights} is not a safetensors file",
+            expected="a path that ends in .safetensors; raycd reads no pickle",
+            do="convert it: safetensors.torch.save_file(state_dict, path)",
+        )
+    try:
+        clip.load_state_dict(load_file(weights))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise WeightsError(
+            f"the weights {weights} cannot be read or do not fit the model",
+            got=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+            do="check the file, and that encoder.name is the architecture that it was saved from",
+        ) from error
+
+
+def _with_preprocess(clip: nn.Module, model_config: dict[str, Any], target_pad: float) -> Encoder:
+    settings = open_clip.get_model_preprocess_cfg(clip)
+    size = settings["size"]
+    side = int(size[0] if isinstance(size, (tuple, list)) else size)
+    mean = settings.get("mean", open_clip.OPENAI_DATASET_MEAN)  # absent where open_clip's factory was not asked
+    std = settings.get("std", open_clip.OPENAI_DATASET_STD)
+    preprocess = Preprocess(side, target_pad, tuple(mean), tuple(std))
+    return Encoder(clip, _tokenizer(model_config), preprocess, model_config).eval()
+
+
+def _tokenizer(model_config: dict[str, Any]) -> Any:
+    text = model_config["text_cfg"]
+    if "hf_tokenizer_name" in text:
+        return open_clip.HFTokenizer(
+            text["hf_tokenizer_name"], context_length=text.get("context_length", 77), **text.get("tokenizer_kwargs", {})
+        )
+    return open_clip.SimpleTokenizer(context_length=text.get("context_length", 77))
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=1, sort_keys=True), encoding="utf-8")

@@ -1,0 +1,47 @@
+"""Combiner of Clip4Cir (Baldrati et al., 2022): weighted sum and concatenation, the two old parts of CLIP-CD.
+
+p_x = drop ReLU Lin D->P x,  p_t likewise;  h = [p_t; p_x]
+v   = Lin H->D drop ReLU Lin 2P->H h                      (concatenation)
+l   = sigmoid Lin H->1 drop ReLU Lin 2P->H h              (weight of the sum)
+query = L2(v + l t + (1 - l) x),  P = 4 D, H = 8 D by default
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from raycd.model.fusion.registry import HeadConfig
+
+
+class Combiner(nn.Module):
+    """Weighted sum plus concatenation."""
+
+    def __init__(self, config: HeadConfig) -> None:
+        super().__init__()
+        dim, projection = config.dim, config.projection_dim or 4 * config.dim
+        hidden = config.hidden_dim or 8 * config.dim
+        drop = nn.Dropout(config.dropout)
+        self.project_text = nn.Sequential(nn.Linear(dim, projection), nn.ReLU(), drop)
+        self.project_image = nn.Sequential(nn.Linear(dim, projection), nn.ReLU(), drop)
+        self.concatenation = nn.Sequential(nn.Linear(2 * projection, hidden), nn.ReLU(), drop, nn.Linear(hidden, dim))
+        self.weight = nn.Sequential(
+            nn.Linear(2 * projection, hidden), nn.ReLU(), drop, nn.Linear(hidden, 1), nn.Sigmoid()
+        )
+
+    def parts(self, image_BD: torch.Tensor, text_BD: torch.Tensor) -> torch.Tensor:
+        """Un-normalised features (B, D) each -> v + l t + (1 - l) x (B, D), before the normalisation."""
+        both = torch.cat([self.project_text(text_BD), self.project_image(image_BD)], dim=-1)
+        weight = self.weight(both)
+        combined: torch.Tensor = self.concatenation(both) + weight * text_BD + (1 - weight) * image_BD
+        return combined
+
+    def forward(self, image_BD: torch.Tensor, text_BD: torch.Tensor) -> torch.Tensor:
+        """Un-normalised features (B, D) each -> normalised query (B, D)."""
+        return F.normalize(self.parts(image_BD, text_BD), dim=-1)
+
+
+def build(config: HeadConfig) -> Combiner:
+    """A Combiner of the sizes in `config`."""
+    return Combiner(config)

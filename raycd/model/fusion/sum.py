@@ -1,0 +1,22 @@
+"""Sum: the query is L2(x + t), as in stage 1 (eq. 3). It has no weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from raycd.model.fusion.registry import HeadConfig
+
+
+class Sum(nn.Module):
+    """L2(x + t)."""
+
+    def forward(self, image_BD: torch.Tensor, text_BD: torch.Tensor) -> torch.Tensor:
+        """Un-normalised features (B, D) each -> normalised query (B, D)."""
+        return F.normalize(image_BD + text_BD, dim=-1)
+
+
+def build(config: HeadConfig) -> Sum:
+    """Any dimension will do."""
+    return Sum()

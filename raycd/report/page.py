@@ -1,0 +1,162 @@
+"""The report of a run: plain data in, one self-contained HTML file out.
+
+    html = render(Report(run="demo", metrics=metrics, ...))
+
+The file needs no script, no network and no second file: images and curves stand inside. The same data gives the same
+bytes. Texts of a data set (captions, ids) are escaped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jinja2
+from numpy.typing import NDArray
+
+from raycd.progress import duration
+from raycd.redact import without_passwords
+from raycd.report import funnel, pictures, plots, table
+from raycd.report.pictures import Picture
+
+SELECTED_BY = {
+    "selection": "the best recall on triplets set aside from train (never trained on)",
+    "val": "the best recall on val itself, as published work does: these numbers are optimistic",
+    "last": "nothing: the last epoch was taken",
+}
+MEASURED_ON = {"selection": " on the triplets set aside", "val": " on val"}
+PROTOCOLS = {
+    "original": "the gallery is the published split; the reference image stays in it",
+    "original-masked": "the gallery is the published split; a query's own reference image is taken out",
+    "val": "the gallery holds only images that occur in the queries, as references or as targets; a query's own "
+    "reference image is taken out",
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """How one training stage went."""
+
+    stage: str  # e.g. "stage1"
+    select_on: str  # "selection", "val" or "last"
+    epochs: Sequence[Mapping[str, Any]]  # {"epoch", "loss", "seconds", "kind": "original"|"pseudo", "recall@10": 0..1}
+    best_epoch: int | None = None  # the checkpoint that was taken
+
+    @property
+    def measured(self) -> bool:
+        """Whether any epoch has a recall."""
+        return any(key.startswith("recall@") for epoch in self.epochs for key in epoch)
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How one quantity of the mined tables is distributed."""
+
+    title: str
+    values: NDArray[Any]
+    marks: Mapping[str, float] = field(default_factory=dict)  # thresholds by name, e.g. {"eps_low": 0.9}
+
+
+@dataclass(frozen=True)
+class PseudoExample:
+    """One pseudo triplet, with the image that stood in it before."""
+
+    text: str
+    reference: Picture
+    target: Picture
+    replaced: Picture
+    side: str  # "reference" or "target"
+    similarity: float  # of replaced and replacement
+    score: float  # stage 1's matching score
+
+
+@dataclass(frozen=True)
+class Result:
+    """One retrieved image."""
+
+    image: Picture
+    image_id: str
+    score: float
+    is_target: bool = False
+
+
+@dataclass(frozen=True)
+class Query:
+    """One line of the contact sheet (paper, Fig. 4)."""
+
+    reference: Picture
+    text: str
+    results: Sequence[Result]  # best first; the first five are shown
+    rank: int | None = None  # of the target, from 1
+    category: str = ""
+    target: Picture = None  # shown apart where it is not among the first five
+
+    @property
+    def apart(self) -> bool:
+        """Whether the target has to be shown apart."""
+        return self.target is not None and not any(result.is_target for result in self.results[:5])
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that the page shows. What is empty or None leaves its section out."""
+
+    run: str
+    metrics: Mapping[str, Any]  # the content of metrics.json: preset, protocol, seed, variants, counts, seconds
+    curves: Sequence[Curve] = ()
+    mining: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # raycd.mine.Counts, or counts nested anyhow; see funnel.rows
+    histograms: Sequence[Histogram] = ()
+    pseudo: Sequence[PseudoExample] = ()
+    queries: Sequence[Query] = ()
+    missing: Mapping[str, Any] = field(default_factory=dict)  # ImageReport.to_dict()
+    warnings: Sequence[str] = ()
+    config: str = ""  # YAML
+    versions: Mapping[str, str] = field(default_factory=dict)  # {"raycd": "0.1.0", "torch": ...}
+
+
+def render(report: Report) -> str:
+    """The whole page."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("raycd", "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["duration"] = duration
+    environment.globals.update(picture=pictures.data_uri, figure=_figure)
+    shown = [image for query in report.queries for image in (query.reference, *(r.image for r in query.results))]
+    return environment.get_template("report.html.j2").render(
+        report=report,
+        metrics=report.metrics,
+        recall=table.recall_cells(report.metrics),
+        gains=table.gains(report.metrics),
+        funnel=funnel.rows(report.mining),
+        mined=funnel.facts(report.mining),
+        counts=funnel.leaves(report.metrics.get("counts") or {}),
+        seconds=_seconds(report.metrics.get("seconds") or {}),
+        config=without_passwords(report.config),
+        ratio=pictures.ratio([*shown, *(example.reference for example in report.pseudo)]),
+        labels=table.LABELS,
+        protocols=PROTOCOLS,
+        selected_by=SELECTED_BY,
+    )
+
+
+def _figure(kind: str, item: Curve | Histogram) -> str:
+    """An inline SVG. The template takes it as it is: matplotlib has escaped its texts."""
+    if isinstance(item, Histogram):
+        return plots.histogram(item.title, item.values, item.marks)
+    if kind == "loss":
+        return plots.loss_curve(f"{item.stage}: loss", item.epochs, item.best_epoch)
+    title = f"{item.stage}: recall{MEASURED_ON.get(item.select_on, '')}, %"
+    return plots.recall_curve(title, item.epochs, item.best_epoch)
+
+
+def _seconds(seconds: Mapping[str, float]) -> list[tuple[str, float, float]]:
+    """(stage, seconds, share of the longest), in the order of the pipeline."""
+    longest = max((float(value) for value in seconds.values()), default=0.0) or 1.0
+    return [(stage, float(value), float(value) / longest) for stage, value in seconds.items()]

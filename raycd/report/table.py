@@ -1,0 +1,102 @@
+"""The recall table: which cells, which of them is best, and how it reads on a terminal."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+LABELS = {"zero_shot": "zero-shot CLIP", "fine_tuned": "fine-tuned CLIP", "clip_cd": "CLIP-CD"}
+NONE = "–"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One recall: as a percentage with two decimals, and whether no other variant has a higher one."""
+
+    text: str
+    best: bool
+
+
+@dataclass(frozen=True)
+class Recall:
+    """Variants by categories and ranks."""
+
+    categories: list[str]  # "average" last
+    ranks: list[str]  # ["R@10", "R@50"]
+    rows: list[tuple[str, list[Cell]]]  # (variant, its cells: categories x ranks)
+
+
+def recall_cells(metrics: Mapping[str, Any]) -> Recall:
+    """The table of `metrics["variants"]`: variant -> category -> "recall@k" -> fraction."""
+    variants: Mapping[str, Mapping[str, Mapping[str, float | None]]] = metrics.get("variants") or {}
+    categories = list(dict.fromkeys(c for recalls in variants.values() for c in recalls if c != "average"))
+    if any("average" in recalls for recalls in variants.values()):
+        categories.append("average")
+    keys = list(dict.fromkeys(k for recalls in variants.values() for cell in recalls.values() for k in cell))
+    columns = [(category, key) for category in categories for key in keys]
+    texts = {
+        name: [percent(recalls.get(category, {}).get(key)) for category, key in columns]
+        for name, recalls in variants.items()
+    }
+    best = [
+        max((row[i] for row in texts.values() if row[i] != NONE), key=float, default=NONE) for i in range(len(columns))
+    ]
+    rows = [
+        (name, [Cell(text, len(texts) > 1 and text == top != NONE) for text, top in zip(row, best, strict=True)])
+        for name, row in texts.items()
+    ]
+    return Recall(categories, [key.replace("recall@", "R@") for key in keys], rows)
+
+
+def gains(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """(from, to, percentage points) between neighbouring variants, by the average recall at the first rank."""
+    recall = recall_cells(metrics)
+    if "average" not in recall.categories:
+        return []
+    column = (len(recall.categories) - 1) * len(recall.ranks)
+    averages = [(name, cells[column].text) for name, cells in recall.rows if cells[column].text != NONE]
+    return [
+        (label(before), label(after), f"{float(new) - float(old):+.2f}")
+        for (before, old), (after, new) in itertools.pairwise(averages)
+    ]
+
+
+def recall_table(metrics: Mapping[str, Any]) -> str:
+    """The table as plain text, recall in per cent; empty where there are no variants.
+
+                     dress           average
+    recall, %         R@10    R@50    R@10    R@50
+    zero-shot CLIP   28.10   45.00   28.10   45.00
+    """
+    recall = recall_cells(metrics)
+    if not recall.rows:
+        return ""
+    first = max(len(label(name)) for name in ("recall, %", *(name for name, _ in recall.rows))) + 1
+    # A group is as wide as its ranks or its name, whichever is wider; its cells share the room.
+    widths = [max(8, -(-(len(category) + 3) // len(recall.ranks))) for category in recall.categories]
+    cell_widths = [width for width in widths for _ in recall.ranks]
+    groups = " " * first + "".join(
+        f"   {category}".ljust(width * len(recall.ranks))
+        for category, width in zip(recall.categories, widths, strict=True)
+    )
+    head = "recall, %".ljust(first) + _right(recall.ranks * len(recall.categories), cell_widths)
+    lines = [
+        label(name).ljust(first) + _right([cell.text for cell in cells], cell_widths) for name, cells in recall.rows
+    ]
+    return "\n".join(line.rstrip() for line in (groups, head, *lines))
+
+
+def label(variant: str) -> str:
+    """How a variant is called where people read it."""
+    return LABELS.get(variant, variant)
+
+
+def percent(fraction: float | None) -> str:
+    """0.41823 -> 41.82; a dash for what was not measured."""
+    return NONE if fraction is None or fraction != fraction else f"{100 * fraction:.2f}"
+
+
+def _right(texts: list[str], widths: list[int]) -> str:
+    return "".join(text.rjust(width) for text, width in zip(texts, widths, strict=True))

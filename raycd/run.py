@@ -1,0 +1,216 @@
+"""A run is a folder or a URI: one subfolder a stage, each whole or absent.
+
+A stage writes under a temporary name; when it is whole, `stage.json` (fingerprint, inputs, configuration, counts,
+seconds) is added and the folder is renamed. A stage whose `stage.json` has the fingerprint that its settings and inputs
+ask for is done, and is not done again.
+"""
+
+from __future__ import annotations
+
+import atexit
+import fcntl
+import hashlib
+import json
+import os
+import posixpath
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from raycd.durable import replacing
+from raycd.errors import RunError
+
+RECORD = "stage.json"
+IDENTITY = "run.json"
+
+
+def fingerprint(*parts: object) -> str:
+    """Hash of JSON values."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+@dataclass
+class Writing:
+    """A stage while it is being written: files go to `folder` (local), `record` becomes stage.json."""
+
+    stage: str
+    mark: str
+    folder: Path
+    record: dict[str, Any] = field(default_factory=dict)
+
+
+class Run:
+    """The run folder `root`, a path or any URI of fsspec.
+
+    `identity` says whose folder it is (preset, data set): another identity is refused with RunError, while other
+    settings only redo the stages that they touch.
+    """
+
+    def __init__(self, root: str, identity: Mapping[str, Any]) -> None:
+        try:
+            self._fs, self._path = fsspec.core.url_to_fs(root)
+        except (ImportError, ValueError, OSError) as error:
+            raise RunError(
+                f"the run folder {root} cannot be opened",
+                got=f"{type(error).__name__}: {error}",
+                do="check --runs, and install the fsspec package of its protocol (s3fs, gcsfs, ...)",
+            ) from error
+        self.is_local = isinstance(self._fs, LocalFileSystem)
+        self.root = self._path if self.is_local else root.rstrip("/")
+        self._claim(dict(identity))
+
+    def _claim(self, identity: dict[str, Any]) -> None:
+        if self.is_local and os.path.lexists(self._path) and not os.path.isdir(self._path):
+            raise RunError(f"{self.root} is not a folder", do="choose another --name or --runs")
+        known = self.read_json(IDENTITY)
+        if known is None:
+            self._fs.makedirs(self._path, exist_ok=True)
+            if self.is_local and any(not name.startswith(".") for name in os.listdir(self._path)):
+                raise RunError(
+                    f"{self.root} holds other things than a run",
+                    got=", ".join(sorted(os.listdir(self._path))[:5]),
+                    expected="an empty or absent folder, or one that a run has written",
+                    do="choose another --name or --runs",
+                )
+            self.write_json(IDENTITY, identity)
+        elif known != identity:
+            raise RunError(
+                f"the run folder {self.root} belongs to another run",
+                got=", ".join(f"{key} = {identity.get(key)!r}" for key in identity if identity[key] != known.get(key)),
+                expected=", ".join(
+                    f"{key} = {known.get(key)!r}" for key in identity if identity[key] != known.get(key)
+                ),
+                do="give this run a --name of its own",
+            )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run for this process (local folders). Raises RunError where another process has it."""
+        if not self.is_local:
+            yield
+            return
+        with open(os.path.join(self._path, ".lock"), "a+", encoding="utf-8") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                lock.seek(0)
+                raise RunError(
+                    f"the run {self.root} is in use",
+                    got=f"process {lock.read().strip()} works on it",
+                    do="wait for it, or choose another --name",
+                ) from error
+            lock.truncate(0)
+            lock.write(str(os.getpid()))
+            lock.flush()
+            yield
+
+    def path(self, *parts: str) -> str:
+        """Path or URI of something in this run."""
+        return posixpath.join(self.root, *parts)
+
+    def exists(self, name: str) -> bool:
+        """Whether a file or folder is there."""
+        return bool(self._fs.exists(posixpath.join(self._path, name)))
+
+    def record(self, stage: str) -> dict[str, Any] | None:
+        """stage.json of a stage that is whole, else None."""
+        return self.read_json(f"{stage}/{RECORD}")
+
+    def local(self, name: str) -> Path:
+        """A stage's folder or a file of the run as a local one; of a remote run, a copy (see `local_copy`)."""
+        return local_copy(self.path(name))
+
+    @contextmanager
+    def writing(self, stage: str, mark: str, **about: Any) -> Iterator[Writing]:
+        """Write a stage. On success it takes the place of an older one; otherwise nothing of it remains.
+
+        `mark` is the stage's fingerprint; `about` goes into stage.json, as does what the block adds to `record`.
+        """
+        began = time.monotonic()
+        with self._fresh(stage) as folder:
+            writing = Writing(stage, mark, folder)
+            yield writing
+            seconds = round(time.monotonic() - began, 3)
+            record = {"stage": stage, "fingerprint": mark, "seconds": seconds, **about, **writing.record}
+            (folder / RECORD).write_text(json.dumps(record, indent=1, default=str), encoding="utf-8")
+
+    @contextmanager
+    def _fresh(self, stage: str) -> Iterator[Path]:
+        """An empty local folder that becomes the stage's when the block ends well."""
+        if self.is_local:
+            with replacing(Path(self._path) / stage) as folder:
+                yield folder
+            return
+        folder = Path(tempfile.mkdtemp(prefix="raycd-"))
+        try:
+            yield folder
+            self._upload(stage, folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _upload(self, stage: str, folder: Path) -> None:
+        final = posixpath.join(self._path, stage)
+        record = (folder / RECORD).read_bytes()
+        (folder / RECORD).unlink()
+        if self._fs.exists(final):
+            self._fs.rm(final, recursive=True)
+        self._fs.put(f"{folder}/", f"{final}/", recursive=True)
+        self._fs.pipe_file(f"{final}/{RECORD}", record)  # last: a stage without it is not whole
+        _copies.pop(self.path(stage), None)
+
+    def read_json(self, name: str) -> Any:
+        """A JSON file of the run, or None where it is absent. Raises RunError where it is malformed."""
+        try:
+            data = self._fs.cat_file(posixpath.join(self._path, name))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        try:
+            return json.loads(data)
+        except ValueError as error:
+            raise RunError(
+                f"{self.path(name)} is not valid JSON", got=error, do="delete it; the stage is done again"
+            ) from error
+
+    def write_json(self, name: str, value: object) -> None:
+        """Write a JSON file at once: readers see the old one or the new one."""
+        self.write_bytes(name, json.dumps(value, indent=1, default=str).encode())
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Write a file at once."""
+        path = posixpath.join(self._path, name)
+        if self.is_local:
+            with tempfile.NamedTemporaryFile(dir=self._path, prefix=f".{name}-", delete=False) as file:
+                file.write(data)
+            os.chmod(file.name, 0o644)
+            os.replace(file.name, path)
+        else:
+            self._fs.pipe_file(path, data)
+            _copies.pop(self.path(name), None)
+
+
+_copies: dict[str, Path] = {}
+
+
+def local_copy(uri: str) -> Path:
+    """A folder or file as a local path: itself where it is local, else a copy that stays until this process ends."""
+    fs, path = fsspec.core.url_to_fs(uri)
+    if isinstance(fs, LocalFileSystem):
+        return Path(path)
+    if uri not in _copies:
+        place = Path(tempfile.mkdtemp(prefix="raycd-"))
+        atexit.register(shutil.rmtree, place, ignore_errors=True)
+        if fs.isdir(path):
+            fs.get(f"{path.rstrip('/')}/", f"{place}/", recursive=True)
+        else:
+            place /= posixpath.basename(path)
+            fs.get_file(path, str(place))
+        _copies[uri] = place
+    return _copies[uri]

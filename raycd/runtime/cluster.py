@@ -1,0 +1,82 @@
+"""The Ray cluster that a job works on: the one it was submitted to, or a local one of its own."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import ray
+
+from raycd import cli
+from raycd.config import ComputeConfig
+from raycd.errors import ConfigError, RunError
+
+
+@contextmanager
+def connected() -> Iterator[None]:
+    """Be connected to Ray inside of the block.
+
+    RAY_ADDRESS (set for submitted jobs) names the cluster; without it a local one is started and ended. A connection
+    that is already there is used and left alone. Raises RunError where the named cluster does not answer.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    # Processes ask Ray Train for news every two seconds unless told otherwise: too seldom for epochs of a second.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        # A cluster of this process alone, on this machine, without a dashboard: nobody else has a token for it, and
+        # making one would write into the user's HOME.
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    try:
+        ray.init(
+            address=address or "local",
+            include_dashboard=None if address else False,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        )
+    except ConnectionError as error:
+        raise RunError(
+            f"the Ray cluster at {address} does not answer",
+            got=str(error).splitlines()[0],
+            do="start it, or unset RAY_ADDRESS to work on this machine",
+        ) from error
+    try:
+        with cli.sigterm_interrupts():  # ray.init has put a handler of its own in place
+            yield
+    finally:
+        ray.shutdown()
+
+
+def uses_gpu(compute: ComputeConfig) -> bool:
+    """Whether workers get GPUs. Raises ConfigError where they are asked for and the cluster has none."""
+    gpus = float(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
+    if compute.device == "gpu" and gpus == 0:
+        raise ConfigError(
+            "compute.device is gpu, but the cluster has no GPU",
+            got=f"{gpus:g} GPUs",
+            do="give --compute.device auto or cpu, or start Ray on a machine with a GPU",
+        )
+    return compute.device != "cpu" and gpus > 0
+
+
+def worker_resources(compute: ComputeConfig) -> dict[str, float]:
+    """What Ray reserves for one worker: {"CPU": ..., "GPU": ...}."""
+    resources = {"CPU": compute.cpus_per_worker}
+    if uses_gpu(compute):
+        resources["GPU"] = compute.gpus_per_worker
+    return resources
+
+
+def fitting(wanted: int, resources: Mapping[str, float]) -> int:
+    """`wanted` workers of `resources` each, or as many as fit: a pool that cannot start would wait for ever."""
+    have = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return max(1, min([wanted, *(int(have.get(name, 0) / need) for name, need in resources.items())]))
+
+
+def threads(compute: ComputeConfig, workers: int) -> int:
+    """Threads of torch and FAISS in each of `workers` workers: as set, or an even share of this machine's cores."""
+    return compute.threads or max(1, (os.cpu_count() or 1) // workers)

@@ -1,0 +1,177 @@
+"""The stages in order, each skipped when its output is already there.
+
+A stage is done when its folder holds the fingerprint that its settings, its inputs and the data set ask for. So a
+pipeline that is started again continues, and a changed setting redoes the stages that it touches and those after them.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from raycd import __version__, progress
+from raycd.config import Config, flatten
+from raycd.data.read import content_hash
+from raycd.errors import ConfigError
+from raycd.run import Run, Writing, fingerprint
+from raycd.runtime import cluster, results, stages
+from raycd.runtime.stages import Context
+from raycd.runtime.tracking import Tracker
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step: what it does, whose output it reads, which settings decide its output."""
+
+    name: str
+    work: Callable[[Context, Writing], None]
+    inputs: Sequence[str] = ()
+    settings: Sequence[str] = ()  # dotted names; a section stands for all of its fields
+    reads_data: bool = True
+    version: int = 1  # raised when the stage would give something else for the same settings
+
+
+_DATA_LIMITS = ("data.max_pixels", "data.min_side")
+
+STAGES = (
+    Stage("catalogue", stages.catalogue, settings=["data.synthetic"], reads_data=False),
+    Stage("encoder", stages.encoder, settings=["encoder", "pretrain"], reads_data=False),
+    Stage("zero_shot", stages.zero_shot, ["encoder"], ["embed.precision", *_DATA_LIMITS, "data.max_missing"]),
+    Stage("stage1", stages.stage1, ["zero_shot"], ["stage1", "seed", "evaluate.protocol"]),
+    Stage("embed", stages.embed, ["stage1"], ["embed.precision", *_DATA_LIMITS]),
+    Stage("mine", stages.mine_candidates, ["embed"], ["mine.neighbours", "mine.floor", "mine.pool"]),
+    Stage(
+        "filter",
+        stages.filter_pseudo,
+        ["mine"],
+        ["mine.eps_low", "mine.eps_high", "mine.s_max", "mine.alpha"],
+        reads_data=False,
+    ),
+    Stage("stage2", stages.stage2, ["embed", "filter"], ["stage2", "seed", "evaluate.protocol"]),
+    Stage("evaluate", stages.evaluate_variants, ["zero_shot", "stage2"], ["evaluate.protocol", "evaluate.ks"]),
+    Stage("bundle", stages.bundle_up, ["evaluate"], ["serve", "evaluate"]),
+)
+_NOT_THE_RESULT = {  # settings of a section that change how fast a stage is, not what it gives
+    "stage1.loader_workers",
+    "stage1.cache_mib",
+    "pretrain.cache",
+    "evaluate.batch_size",
+}
+_WITHOUT_RAY = {"catalogue", "encoder", "filter", "evaluate", "bundle"}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a pipeline leaves."""
+
+    run: Run
+    metrics: dict[str, Any] | None
+    """metrics.json; None where the pipeline stopped before the evaluation."""
+    done: list[str]
+    """Stages that ran this time."""
+
+
+def run_folder(config: Config) -> Run:
+    """The run that a configuration names. Raises ConfigError without a name, RunError for another run's folder."""
+    name = config.name or config.preset
+    if not name:
+        raise ConfigError("the run has no name", do="give it one (--name my-run), or start from a --preset")
+    identity = {"format": config.data.format, "root": config.data.root}
+    return Run(posixpath.join(config.runs, name), identity)
+
+
+def run(config: Config, *, until: str = STAGES[-1].name) -> Outcome:
+    """Bring the run up to and including stage `until`; after the last one, write metrics.json and report.html."""
+    folder = run_folder(config)
+    with folder.locked(), ExitStack() as stack:
+        pipeline = _Pipeline(config, folder, stack)
+        for stage in STAGES:
+            if stage.name != "catalogue" or config.data.format == "synthetic":
+                pipeline.bring(stage)
+            if stage.name == until:
+                break
+        metrics = None
+        if until == STAGES[-1].name:
+            metrics = pipeline.finish()
+        return Outcome(folder, metrics, pipeline.done)
+
+
+class _Pipeline:
+    def __init__(self, config: Config, folder: Run, stack: ExitStack) -> None:
+        self.config, self.folder, self._stack = config, folder, stack
+        self.context = Context(config, folder)
+        self.done: list[str] = []
+        self._data_hash: str | None = None
+        self._tracker: Tracker | None = None
+        self._on_ray = False
+
+    def bring(self, stage: Stage) -> None:
+        """Do a stage, unless it is done."""
+        mark = self._fingerprint(stage)
+        record = self.folder.record(stage.name)
+        if record is not None and record["fingerprint"] == mark:
+            progress.say(f"{stage.name}: done before, in {progress.duration(record['seconds'])}")
+            return
+        if stage.name not in _WITHOUT_RAY and not self._on_ray:
+            self._stack.enter_context(cluster.connected())
+            self._on_ray = True
+        tracker = self.tracker()
+        about = {"inputs": list(stage.inputs), "config": self.config.model_dump(mode="json"), "raycd": __version__}
+        with tracker.stage(stage.name) as tracked:
+            self.context.log_epochs = tracked.log_epochs
+            with self.folder.writing(stage.name, mark, **about) as writing:
+                stage.work(self.context, writing)
+            record = self.folder.record(stage.name) or {}
+            tracked.log_metrics({"seconds": record["seconds"], "counts": record.get("counts", {})})
+        self.done.append(stage.name)
+        progress.say(f"{stage.name}: done in {progress.duration(record['seconds'])}")
+
+    def finish(self) -> dict[str, Any]:
+        """metrics.json, report.html and the MLflow record of the whole, where anything has changed."""
+        metrics = results.metrics(self.context, [stage.name for stage in STAGES])
+        mark = fingerprint(metrics, self.config.model_dump(mode="json"))
+        if self.done or self.folder.read_json(results.MARK) != mark:
+            tracker = self.tracker()
+            self.folder.write_json(results.METRICS, metrics)
+            self.folder.write_bytes(results.REPORT, results.report(self.context, metrics).encode())
+            tracker.log_results(metrics)
+            for name in (results.METRICS, results.REPORT):
+                tracker.log_artifact(self.folder.local(name))
+            tracker.register(self.folder.local("bundle"), self.context.recorded("bundle", "digest"))
+            self.folder.write_json(results.MARK, mark)
+        return metrics
+
+    def tracker(self) -> Tracker:
+        """The MLflow record, opened before the first stage that has something to do."""
+        if self._tracker is None:
+            known = self.folder.read_json("mlflow.json") or {}
+            self._tracker = Tracker.open(self.config, self.config.runs, run_id=known.get("run_id", ""))
+            self._stack.enter_context(self._tracker)
+            self.folder.write_json("mlflow.json", {"run_id": self._tracker.run_id})
+        return self._tracker
+
+    def _fingerprint(self, stage: Stage) -> str:
+        inputs = []
+        for name in stage.inputs:
+            record = self.folder.record(name)
+            assert record is not None, f"{name} comes before {stage.name}"
+            inputs.append(record["fingerprint"])
+        data = self._dataset_hash() if stage.reads_data else None
+        return fingerprint(stage.name, stage.version, self._settings(stage), inputs, data)
+
+    def _settings(self, stage: Stage) -> dict[str, Any]:
+        wanted = tuple(stage.settings)
+        return {
+            name: value
+            for name, value in flatten(self.config).items()
+            if name not in _NOT_THE_RESULT
+            and any(name == setting or name.startswith(f"{setting}.") for setting in wanted)
+        }
+
+    def _dataset_hash(self) -> str:
+        if self._data_hash is None:
+            self._data_hash = content_hash(self.context.dataset)
+        return self._data_hash

@@ -1,0 +1,174 @@
+"""What a pipeline shows at its end: metrics.json and the report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from torch.nn import functional as F
+
+from raycd import __version__, evaluate
+from raycd.config import to_yaml
+from raycd.data.captions import evaluation_text
+from raycd.data.images import BrokenImage, load
+from raycd.evaluate import Features, cached_query, top_images
+from raycd.model import fusion
+from raycd.report.page import Curve, Histogram, PseudoExample, Query, Report, Result, render
+from raycd.report.pictures import Picture
+from raycd.runtime.stages import Context
+
+METRICS, REPORT, MARK = "metrics.json", "report.html", "finished.json"
+SHOWN_QUERIES, SHOWN_PSEUDO, SHOWN_RESULTS = 4, 12, 5  # queries of each category; pseudo triplets; results of a query
+
+
+def metrics(context: Context, names: Sequence[str]) -> dict[str, Any]:
+    """The content of metrics.json, from the records of the stages `names`."""
+    config = context.config
+    records = {name: record for name in names if (record := context.run.record(name)) is not None}
+    evaluated = records["evaluate"]
+    return {
+        "preset": config.preset,
+        "protocol": config.evaluate.protocol,
+        "seed": config.seed,
+        "variants": evaluated["variants"],
+        "counts": {
+            **evaluated["counts"],
+            "missing_images": records["zero_shot"]["counts"]["missing"],
+            "pseudo_triplets": records["filter"]["counts"]["after_alpha"],
+        },
+        "seconds": {name: record["seconds"] for name, record in records.items()},
+    }
+
+
+def report(context: Context, metrics: dict[str, Any]) -> str:
+    """report.html."""
+    filtered, overlaps = context.recorded("filter", "counts"), context.recorded("mine", "counts")["overlaps"]
+    warnings = [*context.recorded("filter", "warnings")]
+    warnings += [
+        f"{count} train images stand in the val gallery of {category}, too"
+        for category, count in overlaps.items()
+        if count
+    ]
+    return render(
+        Report(
+            run=context.config.name or context.config.preset,
+            metrics=metrics,
+            curves=[curve for stage in ("stage1", "stage2") if (curve := _curve(context, stage)) is not None],
+            mining=filtered,
+            histograms=_histograms(context),
+            pseudo=_pseudo(context),
+            queries=list(_queries(context)),
+            missing=context.recorded("zero_shot", "missing"),
+            warnings=warnings,
+            config=to_yaml(context.config),
+            versions={"raycd": __version__, **{name: version(name) for name in ("torch", "ray", "open_clip_torch")}},
+        )
+    )
+
+
+def _curve(context: Context, stage: str) -> Curve | None:
+    record = context.run.record(stage) or {}
+    if not record.get("history"):
+        return None
+    epochs = [
+        {**entry, **({"recall@10": entry["selection"]} if entry["selection"] is not None else {})}
+        for entry in record["history"]
+    ]
+    return Curve(stage, record["select_on"], epochs, record["best_epoch"])
+
+
+def _histograms(context: Context) -> list[Histogram]:
+    settings = context.config.mine
+    table = pq.read_table(context.run.local("mine") / "candidates.parquet", columns=["similarity", "score"])
+    if len(table) == 0:
+        return []
+    marks = {"eps_low": settings.eps_low, "eps_high": settings.eps_high}
+    score = table["score"].drop_null().to_numpy()
+    return [
+        Histogram("Similarity of an image and its substitute", table["similarity"].to_numpy(), marks),
+        Histogram("Matching score of a candidate", score, {"alpha": settings.alpha}),
+    ]
+
+
+def _pseudo(context: Context) -> list[PseudoExample]:
+    """Some of the pseudo triplets, drawn by the run's seed."""
+    table = pq.read_table(context.run.local("filter") / "pseudo_triplets.parquet")
+    rng = np.random.default_rng([context.config.seed, 11])
+    rows = table.take(np.sort(rng.permutation(len(table))[:SHOWN_PSEUDO])).to_pylist()
+    captions = {row["triplet_id"]: row["captions"] for row in context.dataset.triplets_of("train").to_pylist()}
+    picture = _Pictures(context)
+    return [
+        PseudoExample(
+            text=evaluation_text(captions[row["triplet_id"]]),
+            reference=picture(row["reference"]),
+            target=picture(row["target"]),
+            replaced=picture(row["replaced"]),
+            side=row["side"],
+            similarity=row["similarity"],
+            score=row["score"],
+        )
+        for row in rows
+    ]
+
+
+@torch.inference_mode()
+def _queries(context: Context) -> Iterator[Query]:
+    """The contact sheet: some val queries of each category, drawn by the seed, with what the fusion head finds."""
+    images, texts, _ = context.features("embed")
+    head, head_config = fusion.load(context.run.local("stage2") / "head")
+    query, picture = cached_query(head, images, texts), _Pictures(context)
+    ranks = context.recorded("evaluate", "ranks")[head_config.name]
+    rng = np.random.default_rng([context.config.seed, 12])
+    val = context.dataset.triplets_of("val").to_pylist()
+    for category in dict.fromkeys(row["category"] for row in val):
+        own = [row for row in val if row["category"] == category and ranks[row["triplet_id"]] is not None]
+        chosen = [own[i] for i in sorted(rng.permutation(len(own))[:SHOWN_QUERIES])]
+        if chosen:
+            ids = [i for i in context.dataset.gallery_ids(category, "val") if i in images]
+            yield from _rows(chosen, ids, images, query(chosen), ranks, picture, context.config.evaluate.protocol)
+
+
+def _rows(
+    triplets: Sequence[dict[str, Any]],
+    ids: Sequence[str],
+    images: Features,
+    query_QD: torch.Tensor,
+    ranks: dict[str, int],
+    picture: _Pictures,
+    protocol: str,
+) -> Iterator[Query]:
+    masked = None
+    if protocol in evaluate.MASKED:
+        place = {image_id: row for row, image_id in enumerate(ids)}
+        masked = torch.tensor([place.get(triplet["reference"], -1) for triplet in triplets])
+    scores, places = top_images(query_QD, F.normalize(images.take(ids), dim=-1), SHOWN_RESULTS, masked)
+    for triplet, row_scores, row_places in zip(triplets, scores.tolist(), places.tolist(), strict=True):
+        results = [
+            Result(picture(ids[at]), ids[at], score, ids[at] == triplet["target"])
+            for score, at in zip(row_scores, row_places, strict=True)
+        ]
+        yield Query(
+            reference=picture(triplet["reference"]),
+            text=evaluation_text(triplet["captions"]),
+            results=results,
+            rank=ranks[triplet["triplet_id"]],
+            category=triplet["category"],
+            target=picture(triplet["target"]),
+        )
+
+
+class _Pictures:
+    """Image id -> picture, None where it cannot be read."""
+
+    def __init__(self, context: Context) -> None:
+        self._paths, self._data = context.paths(), context.config.data
+
+    def __call__(self, image_id: str) -> Picture:
+        try:
+            return load(self._paths[image_id], max_pixels=self._data.max_pixels, min_side=self._data.min_side)
+        except BrokenImage:
+            return None

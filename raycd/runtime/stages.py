@@ -1,0 +1,303 @@
+"""What each stage of the pipeline does: reads what earlier stages wrote, writes a folder of its own.
+
+catalogue   draws the embedded data set                                  (format synthetic only)
+encoder     the pre-trained CLIP, saved as raycd keeps encoders
+zero_shot   its features of all images, and which images are missing
+stage1      fine-tuned CLIP
+embed       its features of all images and all text variants
+mine        neighbours and candidate pseudo triplets with their scores
+filter      the pseudo triplets that eq. 9 and alpha leave
+stage2      fusion head
+evaluate    recall of every variant
+bundle      encoder, head, gallery and index for serving
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow.parquet as pq
+import torch
+from torch import nn
+
+from raycd import features, mine, progress
+from raycd.config import Config
+from raycd.data.captions import evaluation_text, training_texts
+from raycd.data.missing import ImageReport
+from raycd.data.read import read
+from raycd.data.schema import Dataset
+from raycd.data.selection import SELECTION, carve
+from raycd.data.synthetic import SPLITS, write_catalogue
+from raycd.data.garments import CATEGORIES
+from raycd.evaluate import Features, cached_query, evaluate
+from raycd.model import bundle, encoder as encoders, fusion
+from raycd.progress import Bar
+from raycd.run import Run, Writing, local_copy
+from raycd.runtime import embedding, mining, training
+from raycd.train import checkpoint
+from raycd.train.finetune import FineTune
+from raycd.train.fuse import Fuse, new_head
+from raycd.train.loop import Schedule, Task
+from raycd.train.pretrain import DEMO_MODEL, cached
+
+ZERO_SHOT, FINE_TUNED = "zero_shot", "fine_tuned"
+IMAGES, TEXTS = "images.parquet", "texts.parquet"
+
+
+@dataclass
+class Context:
+    """What stages work with."""
+
+    config: Config
+    run: Run
+    log_epochs: Callable[[Sequence[dict[str, Any]]], None] = lambda history: None
+    _dataset: Dataset | None = field(default=None, repr=False)
+
+    @property
+    def dataset(self) -> Dataset:
+        """Train, selection and val. Read on first use: the catalogue must have been drawn."""
+        if self._dataset is None:
+            data = self.config.data
+            root = str(self.run.local("catalogue")) if data.format == "synthetic" else data.root
+            self._dataset = carve(read(data, root), data.selection_fraction, self.config.seed)
+        return self._dataset
+
+    def paths(self) -> dict[str, str | None]:
+        """Path of every image; None where no file was found."""
+        images = self.dataset.images
+        return dict(zip(images["image_id"].to_pylist(), images["path"].to_pylist(), strict=True))
+
+    def features(self, stage: str) -> tuple[Features, Features, ImageReport]:
+        """Image features, text features and missing images of `zero_shot` or `embed`."""
+        folder = self.run.local(stage)
+        images, missing = features.read(folder / IMAGES)
+        texts, _ = features.read(folder / TEXTS)
+        return images, texts, missing
+
+    def recorded(self, stage: str, key: str) -> Any:
+        """An entry of a stage's record."""
+        record = self.run.record(stage)
+        assert record is not None, f"{stage} comes before"
+        return record[key]
+
+
+def catalogue(context: Context, writing: Writing) -> None:
+    """Draw the embedded catalogue."""
+    config = context.config.data.synthetic
+    total = len(CATEGORIES) * (config.train_images + config.val_images)
+    with Bar("draw catalogue", total=total, unit="images") as bar:
+        write_catalogue(writing.folder, config, bar.advance)
+    writing.record["counts"] = {"images": total, "categories": len(CATEGORIES), "splits": len(SPLITS)}
+
+
+def encoder(context: Context, writing: Writing) -> None:
+    """Load the pre-trained CLIP, and save it in the one form that the other stages read."""
+    settings = context.config.encoder
+    if settings.pretrained == "demo":
+        found = cached(context.config.pretrain, settings.target_pad)
+        settings = settings.model_copy(update={"name": DEMO_MODEL, "pretrained": str(found)})
+    loaded = encoders.load(settings)
+    loaded.save(writing.folder / "encoder")
+    writing.record |= {"encoder": loaded.fingerprint(), "dim": loaded.dim, "model": settings.name}
+
+
+def zero_shot(context: Context, writing: Writing) -> None:
+    """Embed every image (which shows those that are missing or broken) and the evaluation texts of val."""
+    missing = _embed(context, writing, context.run.path("encoder", "encoder"), _texts(context.dataset, ["val"]))
+    writing.record["missing"] = missing.to_dict()
+    listed = context.run.path("missing_images.json")
+    if len(missing):
+        context.run.write_json("missing_images.json", missing.to_dict())
+        progress.say(f"{len(missing)} images are missing or broken: {missing.counts()}; listed in {listed}")
+    missing.check(len(context.dataset.images), context.config.data.max_missing, listed=listed)
+
+
+def stage1(context: Context, writing: Writing) -> None:
+    """Fine-tune CLIP (3.2.1)."""
+    config, source = context.config, context.run.path("encoder", "encoder")
+    tuned = encoders.load_saved(context.run.local("encoder") / "encoder")
+    history: list[dict[str, Any]] = []
+    if config.stage1.finetune != "none" and config.stage1.epochs > 0:
+        missing = context.recorded("zero_shot", "missing")["images"]
+        paths = {key: path for key, path in context.paths().items() if path is not None and key not in missing}
+        settings = config.stage1
+        trained = training.train(
+            "stage 1",
+            _make_finetune,
+            {"encoder": source, "dataset": context.dataset, "paths": paths},
+            Schedule(settings.epochs, settings.batch_size, settings.lr, config.seed, settings.warmup, settings.decay),
+            config,
+            **_storage(context, writing),
+        )
+        tuned_weights = nn.ModuleDict({"encoder": tuned})
+        checkpoint.load_weights(trained.checkpoint, tuned_weights)
+        history = trained.history
+        writing.record |= {"history": history, "best_epoch": trained.best, "select_on": settings.select_on}
+    tuned.save(writing.folder / "encoder")
+    writing.record |= {"encoder": tuned.fingerprint(), "dim": tuned.dim}
+    context.log_epochs(history)
+
+
+def embed(context: Context, writing: Writing) -> None:
+    """Embed all images and all text variants with the fine-tuned encoder (eq. 8)."""
+    texts = _texts(context.dataset, ["val", SELECTION], training=True)
+    _embed(context, writing, context.run.path("stage1", "encoder"), texts)
+
+
+def mine_candidates(context: Context, writing: Writing) -> None:
+    """Neighbours of the train images, and every candidate pseudo triplet with its matching score (3.2.3)."""
+    images, texts, _ = context.features("embed")
+    train = context.dataset.triplets_of("train")
+    known = [r in images and t in images for r, t in zip(train["reference"].to_pylist(), train["target"].to_pylist())]
+    train = train.filter(known)
+    rows = mine.of_triplets(list(images.rows), train)
+    pools = mine.make_pools(context.config.mine.pool, context.dataset.gallery, rows)
+    values = images.values.numpy()
+    found = mining.find_neighbours(values, pools, context.config.mine, context.config.compute)
+    text_TD = texts.take(evaluation_text(captions) for captions in train["captions"].to_pylist()).numpy()
+    mark = context.recorded("stage1", "encoder")
+    table = mining.make_candidates(rows, found, values, text_TD, encoder=mark, compute=context.config.compute)
+    pq.write_table(found, writing.folder / "neighbours.parquet")
+    pq.write_table(table, writing.folder / "candidates.parquet")
+    writing.record["counts"] = {"images": len(found), "candidates": len(table), "overlaps": _overlaps(context.dataset)}
+
+
+def filter_pseudo(context: Context, writing: Writing) -> None:
+    """Keep the candidates that the thresholds allow."""
+    settings = context.config.mine
+    table = pq.read_table(context.run.local("mine") / "candidates.parquet")
+    kept, counts = mine.filter_candidates(
+        table, eps_low=settings.eps_low, eps_high=settings.eps_high, s_max=settings.s_max, alpha=settings.alpha
+    )
+    pq.write_table(kept, writing.folder / "pseudo_triplets.parquet")
+    warnings = mine.warnings(counts)
+    writing.record |= {"counts": counts, "warnings": warnings}
+    for line in [*mine.summary(counts), *(f"warning: {line}" for line in warnings)]:
+        progress.say(line)
+
+
+def stage2(context: Context, writing: Writing) -> None:
+    """Train the fusion head on cached features (3.2.2)."""
+    config, settings = context.config, context.config.stage2
+    head, head_config = new_head(config, context.recorded("stage1", "dim"))
+    history: list[dict[str, Any]] = []
+    if settings.epochs > 0 and any(True for _ in head.parameters()):
+        trained = training.train(
+            "stage 2",
+            _make_fuse,
+            {
+                "features": context.run.path("embed"),
+                "pseudo": context.run.path("filter"),
+                "dataset": context.dataset,
+                "dim": head_config.dim,
+            },
+            Schedule(settings.epochs, settings.batch_size, settings.lr, config.seed, decay=settings.decay),
+            config,
+            **_storage(context, writing),
+        )
+        checkpoint.load_weights(trained.checkpoint, head)
+        history = trained.history
+        writing.record |= {"history": history, "best_epoch": trained.best, "select_on": settings.select_on}
+    fusion.save(head, head_config, writing.folder / "head")
+    context.log_epochs(history)
+
+
+def evaluate_variants(context: Context, writing: Writing) -> None:
+    """Recall on val: the pre-trained sum, the fine-tuned sum, the fusion head."""
+    config = context.config
+    device = "cuda" if torch.cuda.is_available() and config.compute.device != "cpu" else "cpu"
+    head, head_config = fusion.load(context.run.local("stage2") / "head")
+    total = fusion.create(fusion.HeadConfig("sum", head_config.dim))
+    variants = [(ZERO_SHOT, "zero_shot", total), (FINE_TUNED, "embed", total), (head_config.name, "embed", head)]
+    recalls, ranks = {}, {}
+    for name, stage, fuse in variants:
+        images, texts, _ = context.features(stage)
+        query = cached_query(fuse.to(device).eval(), images, texts, device)
+        found = evaluate(
+            context.dataset,
+            "val",
+            images,
+            query,
+            protocol=config.evaluate.protocol,
+            ks=config.evaluate.ks,
+            batch_size=config.evaluate.batch_size,
+            device=device,
+        )
+        recalls[name], ranks[name] = found.recalls, found.ranks
+    writing.record |= {
+        "variants": recalls,
+        "counts": {
+            "gallery": found.gallery,
+            "queries": found.queries,
+            "missing_queries": {name: len(ids) for name, ids in found.missing_queries.items()},
+            "missing_gallery": {name: len(ids) for name, ids in found.missing_gallery.items()},
+        },
+        "missing": {"queries": found.missing_queries, "gallery": found.missing_gallery},
+        "ranks": ranks,
+    }
+
+
+def bundle_up(context: Context, writing: Writing) -> None:
+    """Put encoder, head, gallery and index together for serving. The gallery is val's."""
+    tuned = encoders.load_saved(context.run.local("stage1") / "encoder")
+    head, head_config = fusion.load(context.run.local("stage2") / "head", dim=tuned.dim)
+    images, _, _ = context.features("embed")
+    categories: dict[str, list[str]] = {}
+    for row in context.dataset.gallery.to_pylist():
+        if row["split"] == "val" and row["image_id"] in images:
+            categories.setdefault(row["image_id"], []).append(row["category"])
+    ids, paths = list(categories), context.paths()
+    gallery = bundle.gallery_table(
+        ids, list(categories.values()), [paths[key] for key in ids], images.take(ids).numpy(), tuned.fingerprint()
+    )
+    metrics = {"protocol": context.config.evaluate.protocol, "variants": context.recorded("evaluate", "variants")}
+    manifest = bundle.write(writing.folder, tuned, head, head_config, gallery, context.config, metrics)
+    writing.record |= {"counts": {"gallery": len(ids)}, "digest": manifest.digest}
+
+
+def _embed(context: Context, writing: Writing, source: str, texts: list[str]) -> ImageReport:
+    features.write(writing.folder / IMAGES, embedding.embed_images(context.paths(), source, context.config))
+    features.write(writing.folder / TEXTS, embedding.embed_texts(texts, source, context.config))
+    _, missing = features.read(writing.folder / IMAGES)
+    writing.record["counts"] = {"images": len(context.dataset.images), "texts": len(texts), "missing": len(missing)}
+    return missing
+
+
+def _texts(dataset: Dataset, splits: Sequence[str], *, training: bool = False) -> list[str]:
+    """Distinct texts: those that evaluation shows for some splits, and all that train can show."""
+    texts: dict[str, None] = {}
+    for row in dataset.triplets.to_pylist():
+        if row["split"] in splits:
+            texts[evaluation_text(row["captions"])] = None
+        elif training and row["split"] == "train":
+            texts.update(dict.fromkeys((evaluation_text(row["captions"]), *training_texts(row["captions"]))))
+    return list(texts)
+
+
+def _overlaps(dataset: Dataset) -> dict[str, int]:
+    """How many train images stand in each category's val gallery, too."""
+    rows = dataset.gallery.to_pylist()
+    train = {row["image_id"] for row in rows if row["split"] == "train"}
+    val = {(row["category"], row["image_id"]) for row in rows if row["split"] == "val"}
+    return {name: sum(i in train for c, i in val if c == name) for name in dataset.categories()}
+
+
+def _storage(context: Context, writing: Writing) -> dict[str, str]:
+    """Where Ray Train keeps a stage's checkpoints: apart for each fingerprint."""
+    return {"storage": context.run.path(".train"), "name": f"{writing.stage}-{writing.mark[:16]}"}
+
+
+def _make_finetune(inputs: Any, config: Config, device: torch.device) -> Task[Any]:
+    loaded = encoders.load_saved(local_copy(inputs["encoder"]))
+    return FineTune(loaded.to(device), inputs["dataset"], inputs["paths"], config)
+
+
+def _make_fuse(inputs: Any, config: Config, device: torch.device) -> Task[Any]:
+    folder = local_copy(inputs["features"])
+    images, _ = features.read(folder / IMAGES)
+    texts, _ = features.read(folder / TEXTS)
+    pseudo = pq.read_table(local_copy(inputs["pseudo"]) / "pseudo_triplets.parquet")
+    head, _ = new_head(config, inputs["dim"])
+    return Fuse(head.to(device), inputs["dataset"], pseudo, images, texts, config)

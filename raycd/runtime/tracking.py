@@ -1,0 +1,276 @@
+"""The MLflow record of a pipeline: one run a pipeline, a child run a stage, the bundle as a model version.
+
+    with Tracker.open(config, runs_dir, run_id=earlier) as tracker:
+        with tracker.stage("stage1") as stage:
+            stage.log_epochs([{"epoch": 1, "loss": 0.4, "recall@10": 0.61}])
+        tracker.log_results(metrics)
+        tracker.log_artifact("runs/demo/report.html")
+        tracker.register("runs/demo/bundle")
+
+A run ends as FINISHED, FAILED (an exception) or KILLED (Ctrl-C). MLflow allows no "@" in a metric's name: "recall@10"
+is "recall_at_10" there. With tracking.enabled false every call does nothing and MLflow is not imported.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from raycd import __version__, progress
+from raycd.config import Config, flatten
+from raycd.errors import TrackingError
+from raycd.redact import without_passwords
+from raycd.runtime.mlflow_store import CALLS, PROBE, UPLOADS, Store
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_BATCH = 1000  # metrics of one request, MLflow's limit; of parameters and tags it takes 100
+_LONGEST = 6000  # characters of a parameter
+
+
+class Run:
+    """One MLflow run that is open. Without a store, every call does nothing."""
+
+    def __init__(self, store: Store | None, run_id: str) -> None:
+        self._store = store
+        self.run_id = run_id
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        status = "FINISHED" if error is None else "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+        try:
+            self.close(status)
+        except TrackingError as lost:
+            if error is None:
+                raise
+            progress.say(f"warning: {lost.what}: its status stays RUNNING")  # the first error is the one to show
+
+    def close(self, status: str = "FINISHED") -> None:
+        """End the run as FINISHED, FAILED or KILLED."""
+        if self._store is not None:
+            limits = CALLS if status == "FINISHED" else PROBE  # nobody waits long for the record of a failure
+            with self._store.guard("the end of the MLflow run could not be recorded", limits=limits):
+                self._store.client.set_terminated(self.run_id, status)
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int = 0) -> None:
+        """Numbers, nested as they like: {"clip_cd": {"average": {"recall@10": x}}} -> clip_cd/average/recall_at_10."""
+        self._log([(name, value, step) for name, value in _numbers(metrics)])
+
+    def log_epochs(self, epochs: Iterable[Mapping[str, Any]]) -> None:
+        """Epochs of a training stage, the epoch being the step; those of kind "pseudo" as pseudo/loss and so on."""
+        self._log(
+            [
+                (f"pseudo/{name}" if epoch.get("kind") == "pseudo" else name, value, int(epoch["epoch"]))
+                for epoch in epochs
+                for name, value in _numbers({key: epoch[key] for key in epoch if key != "epoch"})
+            ]
+        )
+
+    def log_artifact(self, path: str | Path, folder: str | None = None) -> None:
+        """A file, or a folder with all that is in it, into `folder` of the run's artifacts."""
+        if self._store is None:
+            return
+        path = Path(path)
+        with self._store.guard(f"{path} could not be put into the MLflow record", limits=UPLOADS):
+            if path.is_dir():
+                self._store.client.log_artifacts(self.run_id, str(path), folder or path.name)
+            else:
+                self._store.client.log_artifact(self.run_id, str(path), folder)
+
+    def set_tags(self, tags: Mapping[str, object]) -> None:
+        """Tags; one that is None is left out."""
+        self._log([], tags={name: str(value) for name, value in tags.items() if value is not None})
+
+    def _log(self, metrics: Sequence[tuple[str, float, int]], tags: Mapping[str, str] | None = None) -> None:
+        if self._store is None or not (metrics or tags):
+            return
+        with self._store.guard("the MLflow record cannot be written"):
+            from mlflow.entities import Metric, RunTag
+
+            now = int(time.time() * 1000)
+            entities = [Metric(name, value, now, step) for name, value, step in metrics]
+            marks = [RunTag(name, value) for name, value in (tags or {}).items()]
+            for start in range(0, max(len(entities), 1), _BATCH):
+                self._store.client.log_batch(
+                    self.run_id, metrics=entities[start : start + _BATCH], tags=[] if start else marks
+                )
+
+
+class Tracker(Run):
+    """The run of a whole pipeline. `run_id` is what a continued pipeline hands to `open`; "" where disabled."""
+
+    def __init__(self, store: Store | None, run_id: str, experiment: str, model: str) -> None:
+        super().__init__(store, run_id)
+        self._experiment = experiment
+        self._model = model
+
+    @classmethod
+    def open(cls, config: Config, runs_dir: str | Path, *, run_id: str = "") -> Tracker:
+        """Reach MLflow, and start a run or go on with `run_id`.
+
+        A run that is gone from the record, or whose parameters are others now, is not gone on with: a new one starts
+        (parameters of an MLflow run cannot change, and `mlflow ui` compares runs by them).
+
+        Args:
+            config: Its settings are the run's parameters.
+            runs_dir: Folder or URI that holds all runs; mlflow.db and mlartifacts/ stand in it by default.
+            run_id: The `run_id` of the pipeline that is continued.
+
+        Raises:
+            ConfigError: runs_dir is remote and tracking.uri empty.
+            TrackingError: MLflow cannot be reached or written. Nothing of the pipeline has been touched yet.
+        """
+        if not config.tracking.enabled:
+            return cls(None, "", "", "")
+        store = Store(config.tracking, runs_dir)
+        experiment = store.experiment(config.tracking.experiment)
+        params = _params(config)
+        with store.guard("the MLflow run cannot be started"):
+            if not run_id or not _continues(store, run_id, params):
+                run_id = _start(store, experiment, config, params, before=run_id)
+            else:
+                store.client.update_run(run_id, status="RUNNING")
+        return cls(store, run_id, experiment, config.tracking.model)
+
+    def stage(self, name: str) -> Run:
+        """A child run. A stage that is done again gets another one: the record keeps what was tried."""
+        if self._store is None:
+            return Run(None, "")
+        with self._store.guard(f"the MLflow run of {name} cannot be started"):
+            run = self._store.client.create_run(
+                self._experiment,
+                run_name=name,
+                tags={"mlflow.parentRunId": self.run_id, "raycd.stage": name, "raycd.version": __version__},
+            )
+        return Run(self._store, run.info.run_id)
+
+    def log_results(self, metrics: Mapping[str, Any]) -> None:
+        """The numbers of metrics.json: clip_cd/average/recall_at_10, counts/queries/dress, seconds/stage1."""
+        variants = metrics.get("variants") or {}
+        rest = {name: metrics[name] for name in ("counts", "seconds") if metrics.get(name)}
+        self.log_metrics({**variants, **rest})
+
+    def register(self, bundle: str | Path, fingerprint: str = "") -> str | None:
+        """Put the bundle's folder into the artifacts and make it a version of the registered model.
+
+        The same `fingerprint` (any string that tells two bundles apart) is registered once a run. Returns the version:
+        `mlflow.artifacts.download_artifacts("models:/<model>/<version>")` fetches the bundle where MLFLOW_TRACKING_URI
+        is set (MLflow 3.17 does not heed that function's own `tracking_uri` here).
+        """
+        if self._store is None:
+            return None
+        client = self._store.client
+        with self._store.guard(f"the bundle could not be registered as a version of {self._model}"):
+            _create_model(client, self._model)
+            versions = [
+                version
+                for version in client.search_model_versions(f"run_id = '{self.run_id}'")
+                if version.name == self._model
+            ]
+            for version in versions:
+                if fingerprint and version.tags.get("raycd.bundle") == fingerprint:
+                    return str(version.version)
+            # An earlier version points at its own files: they stay as they are.
+            folder = "bundle" if not versions else f"bundle-{len(versions) + 1}"
+            self.log_artifact(bundle, folder)
+            source = f"{client.get_run(self.run_id).info.artifact_uri}/{folder}"
+            tags = {"raycd.bundle": fingerprint} if fingerprint else None
+            made = client.create_model_version(self._model, source, run_id=self.run_id, tags=tags)
+            return str(made.version)
+
+
+def how_to_see(config: Config) -> str:
+    """A command or sentence that shows a user the record."""
+    uri = config.tracking.uri or f"sqlite:///{config.runs}/mlflow.db"
+    return f"mlflow ui --backend-store-uri {without_passwords(uri)}" if config.tracking.enabled else "no record is kept"
+
+
+def _start(store: Store, experiment: str, config: Config, params: Mapping[str, str], before: str) -> str:
+    """A new run with its tags and parameters; `before` is the run that it does not go on with."""
+    from mlflow.entities import Param
+
+    tags = {
+        "raycd.preset": config.preset,
+        "raycd.protocol": config.evaluate.protocol,
+        "raycd.version": __version__,
+        "raycd.after": before,
+        **_commit(),
+    }
+    name = config.name or config.preset or None
+    run = store.client.create_run(experiment, run_name=name, tags={k: v for k, v in tags.items() if v})
+    items = [Param(name, value) for name, value in params.items()]
+    for start in range(0, len(items), 100):
+        store.client.log_batch(run.info.run_id, params=items[start : start + 100])
+    return str(run.info.run_id)
+
+
+def _continues(store: Store, run_id: str, params: Mapping[str, str]) -> bool:
+    """Whether the run is there, with these parameters and no others."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = store.client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise
+    return run.info.lifecycle_stage == "active" and dict(run.data.params) == dict(params)
+
+
+def _params(config: Config) -> dict[str, str]:
+    return {name: without_passwords(str(value))[:_LONGEST] for name, value in flatten(config).items()}
+
+
+def _numbers(nested: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:
+    """Names that MLflow takes, and values; what is no number is left out."""
+    found: list[tuple[str, float]] = []
+    for name, value in nested.items():
+        if isinstance(value, Mapping):
+            found += _numbers(value, f"{prefix}{_metric_name(name)}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            found.append((f"{prefix}{_metric_name(name)}", float(value)))
+    return found
+
+
+def _metric_name(name: str) -> str:
+    """recall@10 -> recall_at_10; other characters that MLflow refuses become "_"."""
+    return re.sub(r"[^\w.\- ]", "_", str(name).replace("@", "_at_")).strip(". ") or "_"
+
+
+def _create_model(client: MlflowClient, name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+@cache
+def _commit() -> Mapping[str, str]:
+    """Tags for the commit of this checkout and whether files differ from it; none where raycd runs from no checkout."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return {}
+    try:
+        head, changed = (
+            subprocess.run(
+                ["git", "-C", str(root), *what], capture_output=True, text=True, timeout=10, check=True
+            ).stdout
+            for what in (["rev-parse", "HEAD"], ["status", "--porcelain", "-uno"])
+        )
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return {"mlflow.source.git.commit": head.strip(), **({"raycd.uncommitted": "true"} if changed.strip() else {})}

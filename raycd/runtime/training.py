@@ -1,0 +1,126 @@
+"""Ray Train: one driver for a stage, called by a job or by a trial.
+
+Ray Train keeps a checkpoint per epoch (the best and the last stay) under the run's `.train/`, in a folder named after
+the stage's fingerprint: the same stage started again continues there, another setting starts afresh.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+
+from raycd.config import Config
+from raycd.model.loss import rank
+from raycd.run import local_copy
+from raycd.runtime import cluster, relay
+from raycd.train import checkpoint
+from raycd.train.loop import EpochResult, Loop, Save, Schedule, Task, best_epoch
+
+MakeTask = Callable[[Mapping[str, Any], Config, torch.device], Task[Any]]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a stage's training gave."""
+
+    checkpoint: Path
+    """Folder with the best epoch's checkpoint."""
+    history: list[dict[str, Any]]
+    """One entry for each epoch."""
+    best: int
+    """The best epoch."""
+
+
+def train(
+    stage: str,
+    make: MakeTask,
+    inputs: Mapping[str, Any],
+    schedule: Schedule,
+    config: Config,
+    *,
+    storage: str,
+    name: str,
+) -> Trained:
+    """Train a stage with `compute.train_workers` workers and return its best checkpoint.
+
+    Args:
+        stage: What the progress says.
+        make: Called in every worker as make(inputs, config, device); gives the task.
+        inputs: What the workers need, small or by object reference.
+        storage: Folder or URI for checkpoints; all workers reach it.
+        name: Names this training in `storage`; the same name continues.
+    """
+    resources = cluster.worker_resources(config.compute)
+    workers = cluster.fitting(config.compute.train_workers, resources)
+    use_gpu = cluster.uses_gpu(config.compute)
+    with relay.drawn(stage, "triplets") as board:
+        trainer = ray.train.torch.TorchTrainer(
+            _worker,
+            train_loop_config={
+                "make": make,
+                "inputs": dict(inputs),
+                "schedule": schedule,
+                "config": config,
+                "threads": cluster.threads(config.compute, workers),
+                "board": board,
+            },
+            scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu, resources_per_worker=resources),
+            run_config=RunConfig(
+                name=name,
+                storage_path=_absolute(storage),
+                failure_config=FailureConfig(max_failures=1),
+                checkpoint_config=CheckpointConfig(
+                    num_to_keep=2, checkpoint_score_attribute="score", checkpoint_score_order="max"
+                ),
+            ),
+        )
+        result = trainer.fit()
+    kept = {int(metrics["epoch"]): saved for saved, metrics in result.best_checkpoints or []}
+    history = checkpoint.read_history(_fetched(kept[max(kept)]))
+    best = best_epoch([entry for entry in history if entry["epoch"] in kept])
+    return Trained(_fetched(kept[best]), history, best)
+
+
+def _absolute(storage: str) -> str:
+    return storage if "://" in storage else str(Path(storage).resolve())
+
+
+def _fetched(saved: Checkpoint) -> Path:
+    return local_copy(saved.path) if "://" in saved.path else Path(saved.path)
+
+
+def _worker(spec: dict[str, Any]) -> None:
+    """What every training worker runs."""
+    torch.set_num_threads(spec["threads"])
+    device = ray.train.torch.get_device()
+    task = spec["make"](spec["inputs"], spec["config"], device)
+    before = ray.train.get_checkpoint()
+    restore = _fetched(before) if before is not None else None
+
+    def bar(total: int, start: int) -> relay.RelayedBar:
+        return relay.RelayedBar(spec["board"], total, start)
+
+    Loop(task, spec["schedule"], restore=restore, bar=bar).run(_report)
+
+
+def _report(result: EpochResult, save: Save) -> None:
+    """Hand an epoch to Ray Train; the first worker brings the checkpoint."""
+    metrics = {"epoch": result.epoch, "loss": result.loss, "score": result.score}
+    if rank() != 0:
+        ray.train.report(metrics)
+        return
+    folder = tempfile.mkdtemp(prefix="raycd-checkpoint-")
+    try:
+        save(Path(folder))
+        ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,159 @@
+"""Stage 1: fine-tuning CLIP on triplets (paper 3.2.1, eqs 2 to 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from raycd.config import Config
+from raycd.data import schema
+from raycd.data.captions import evaluation_text, training_texts
+from raycd.data.pixels import PixelCache
+from raycd.evaluate import AVERAGE, Features, cached_query, evaluate
+from raycd.model.encoder import Encoder
+from raycd.model.fusion.sum import Sum
+from raycd.model.loss import batch_classification_loss
+from raycd.train.batches import Rows, epoch_choice
+
+SELECT_AT = 10  # epochs are compared by recall@10
+
+
+@dataclass(frozen=True)
+class TripletBatch:
+    """Images and tokens of B triplets."""
+
+    pixels: torch.Tensor  # (2 B, S, S, 3) uint8: references, then targets
+    tokens: torch.Tensor  # (B, L)
+    targets: torch.Tensor  # (B,) a number for each target image
+
+    def pin_memory(self) -> TripletBatch:
+        """Called by DataLoader where a GPU is used."""
+        return TripletBatch(self.pixels.pin_memory(), self.tokens.pin_memory(), self.targets.pin_memory())
+
+
+class SumOfFeatures(nn.Module):
+    """Encoder -> (query, target): L2(x_r + t_m) and x_t (eqs 2, 3)."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, pixels: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pixels (2 B, S, S, 3), tokens (B, L) -> normalised queries (B, D), target features (B, D)."""
+        reference_BD, target_BD = self.encoder.encode_images(pixels).chunk(2)
+        return F.normalize(reference_BD + self.encoder.encode_tokens(tokens), dim=-1), target_BD
+
+
+class FineTune:
+    """The task of stage 1. `paths` (image id -> path) names the readable images; other triplets are left out."""
+
+    name = "stage 1"
+
+    def __init__(self, encoder: Encoder, dataset: schema.Dataset, paths: dict[str, str], config: Config) -> None:
+        self.config, self.dataset, self.encoder = config.stage1, dataset, encoder
+        self.evaluation, self.seed = config.evaluate, config.seed
+        encoder.precision = config.stage1.precision
+        encoder.trainable(config.stage1.finetune, grad_checkpointing=config.stage1.grad_checkpointing)
+        self.module: nn.Module = SumOfFeatures(encoder)
+        self.pixels = PixelCache(paths, encoder.preprocess, config.data, config.stage1.cache_mib)
+        rows = dataset.triplets_of("train").to_pylist()
+        self.triplets = [row for row in rows if row["reference"] in paths and row["target"] in paths]
+        self.left_out = len(rows) - len(self.triplets)
+        self._texts = [training_texts(row["captions"]) for row in self.triplets]
+        numbers = {image_id: number for number, image_id in enumerate(paths)}
+        self._targets = torch.tensor([numbers[row["target"]] for row in self.triplets])
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """AdamW over what trains."""
+        parameters = [p for p in self.module.parameters() if p.requires_grad]
+        return torch.optim.AdamW(
+            parameters,
+            lr=self.config.lr,
+            weight_decay=self.config.weight_decay,
+            eps=self.config.adam_eps,
+            fused=True,
+        )
+
+    def count(self, epoch: int) -> int:
+        """All train triplets, in every epoch."""
+        return len(self.triplets)
+
+    def kind(self, epoch: int) -> str:
+        """Always original triplets."""
+        return "original"
+
+    def batches(self, epoch: int, rows: Sequence[Rows]) -> Iterator[TripletBatch]:
+        """Decoded in this process, or in `loader_workers` others."""
+        choice = epoch_choice(len(self.triplets), 4, seed=self.seed, epoch=epoch)
+        batches = _Batches(self, rows, choice)
+        workers = self.config.loader_workers
+        return iter(
+            DataLoader(
+                batches,
+                batch_size=None,
+                num_workers=workers,
+                multiprocessing_context="spawn" if workers else None,  # fork after torch has used threads hangs
+                pin_memory=self.encoder.device.type == "cuda",
+            )
+        )
+
+    def batch(self, rows: Rows, choice: Rows) -> TripletBatch:
+        """Images and one text each of some triplets; `choice` says for every triplet which of its four texts."""
+        triplets = [self.triplets[row] for row in rows]
+        ids = [triplet["reference"] for triplet in triplets] + [triplet["target"] for triplet in triplets]
+        texts = [self._texts[row][choice[row]] for row in rows]
+        return TripletBatch(self.pixels(ids), self.encoder.tokenize(texts), self._targets[torch.from_numpy(rows)])
+
+    def loss(self, module: nn.Module, batch: TripletBatch) -> torch.Tensor:
+        """Batch-based classification loss (eq. 4)."""
+        query_BD, target_BD = module(batch.pixels, batch.tokens)
+        return batch_classification_loss(
+            query_BD, target_BD, batch.targets.to(query_BD.device), self.config.logit_scale
+        )
+
+    def select(self) -> float | None:
+        """Mean recall@10 of L2(x + t) on the split that chooses, or None."""
+        if self.config.select_on == "last":
+            return None
+        split = self.config.select_on
+        triplets = self.dataset.triplets_of(split).to_pylist()
+        wanted = {row["image_id"] for row in self.dataset.gallery.to_pylist() if row["split"] == split}
+        images = [image_id for image_id in self.pixels.paths if image_id in wanted]
+        texts = list(dict.fromkeys(evaluation_text(row["captions"]) for row in triplets))
+        with torch.inference_mode():
+            image_GD = torch.cat([self.encoder.encode_images(self.pixels(ids)) for ids in _chunks(images)])
+            text_MD = torch.cat([self.encoder.encode_tokens(self.encoder.tokenize(chunk)) for chunk in _chunks(texts)])
+        features = Features.of(images, image_GD)
+        query = cached_query(Sum(), features, Features.of(texts, text_MD), self.encoder.device)
+        found = evaluate(
+            self.dataset,
+            split,
+            features,
+            query,
+            protocol=self.evaluation.protocol,
+            ks=[SELECT_AT],
+            device=self.encoder.device,
+        )
+        return found.recalls[AVERAGE][f"recall@{SELECT_AT}"]
+
+
+class _Batches(Dataset[TripletBatch]):
+    def __init__(self, task: FineTune, rows: Sequence[Rows], choice: Rows) -> None:
+        self.task, self.rows, self.choice = task, rows, choice
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: int) -> TripletBatch:
+        if number >= len(self.rows):
+            raise IndexError(number)
+        return self.task.batch(self.rows[number], self.choice)
+
+
+def _chunks(items: Sequence[str], size: int = 256) -> Iterator[Sequence[str]]:
+    return (items[first : first + size] for first in range(0, len(items), size))

@@ -1,0 +1,209 @@
+"""THE training loop, used by both stages.
+
+A stage is a `Task`: it says what trains, on which rows, with which loss, and how well an epoch did. The loop owns order,
+learning rate, workers, history and checkpoints. With several workers (torch.distributed is initialised by the caller)
+the module is wrapped by DistributedDataParallel and every batch is shared out, so that N workers take the steps of one.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Generic, Literal, Protocol, Self, TypeVar
+
+import torch
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from raycd.model.loss import rank, world_size
+from raycd.progress import Bar
+from raycd.train import checkpoint
+from raycd.train.batches import Rows, batch_count, epoch_batches
+
+Batch = TypeVar("Batch")
+Save = Callable[[Path], None]
+
+
+class Task(Protocol[Batch]):
+    """What a stage feeds the loop."""
+
+    @property
+    def name(self) -> str:
+        """What the progress line says, e.g. "stage 1"."""
+
+    @property
+    def module(self) -> nn.Module:
+        """What trains. Its forward is called through DistributedDataParallel where there are several workers."""
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """A fresh optimizer over the parameters that train."""
+
+    def count(self, epoch: int) -> int:
+        """Number of rows that this epoch visits."""
+
+    def kind(self, epoch: int) -> str:
+        """What the rows of this epoch are: "original" or "pseudo"."""
+
+    def batches(self, epoch: int, rows: Sequence[Rows]) -> Iterator[Batch]:
+        """The data of each batch, given the rows of this worker."""
+
+    def loss(self, module: nn.Module, batch: Batch) -> torch.Tensor:
+        """Loss of one batch, a scalar; `module` is `self.module`, wrapped or not."""
+
+    def select(self) -> float | None:
+        """Recall of the module as it is now, by which the best epoch is chosen; None: the last epoch is the best."""
+
+
+class Progress(Protocol):
+    """A bar, as `raycd.progress.Bar` is one."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def advance(self, n: int = 1, **shown: float | int | str) -> None:
+        """`n` more rows are done."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long, in what batches, at what learning rate."""
+
+    epochs: int
+    batch_size: int
+    lr: float
+    seed: int
+    warmup: float = 0.0
+    decay: Literal["none", "cosine"] = "none"
+
+    def lr_at(self, step: int, steps: int) -> float:
+        """Learning rate of step `step` of `steps`, from 0."""
+        rise = self.warmup * steps
+        if step < rise:
+            return self.lr * (step + 1) / (rise + 1)
+        if self.decay == "none":
+            return self.lr
+        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(steps - rise, 1)))
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """What one epoch did. `score` orders epochs: the selection metric, or the epoch's number where there is none."""
+
+    epoch: int
+    kind: str
+    loss: float
+    lr: float
+    seconds: float
+    rows_per_second: float
+    selection: float | None
+    score: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return asdict(self)
+
+
+class Loop(Generic[Batch]):
+    """A stage's training, from the beginning or from a checkpoint."""
+
+    def __init__(
+        self,
+        task: Task[Batch],
+        schedule: Schedule,
+        *,
+        restore: Path | None = None,
+        bar: Callable[[int, int], Progress] | None = None,
+    ) -> None:
+        """`restore` is a checkpoint to go on from; `bar(total, start)` makes what the first worker's progress shows on."""
+        self.task, self.schedule = task, schedule
+        self._bar = bar or (lambda total, start: Bar(task.name, total=total, unit="triplets", start=start))
+        self.optimizer = task.optimizer()
+        self.history: list[dict[str, Any]] = []
+        if restore is not None:
+            self.history = checkpoint.restore(restore, task.module, self.optimizer)
+        self._batches = [batch_count(task.count(e), schedule.batch_size, world_size()) for e in range(schedule.epochs)]
+        self._step = sum(self._batches[: len(self.history)])
+
+    def run(self, report: Callable[[EpochResult, Save], None]) -> list[dict[str, Any]]:
+        """Train the epochs that are left. `report(result, save)` is called on every worker after each of them;
+        `save(folder)` writes a checkpoint from which the loop can go on. Returns the history of all epochs.
+        """
+        module = self.task.module
+        wrapped = DistributedDataParallel(module) if world_size() > 1 else module
+        rows = [self.task.count(e) for e in range(self.schedule.epochs)]
+        done = sum(rows[: len(self.history)])
+        with self._bar(sum(rows), done) if rank() == 0 else _Silence() as bar:
+            for epoch in range(len(self.history), self.schedule.epochs):
+                result = self._epoch(epoch, wrapped, bar)
+                self.history.append(result.to_dict())
+                report(result, self.save)
+        return self.history
+
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint into `folder`."""
+        checkpoint.save(folder, self.task.module, self.optimizer, self.history)
+
+    def _epoch(self, epoch: int, module: nn.Module, bar: Progress) -> EpochResult:
+        began, schedule = time.monotonic(), self.schedule
+        torch.manual_seed(hash((schedule.seed, epoch, rank())) & 0x7FFFFFFF)  # dropout, the same after a restart
+        rows = epoch_batches(
+            self.task.count(epoch),
+            schedule.batch_size,
+            seed=schedule.seed,
+            epoch=epoch,
+            rank=rank(),
+            world=world_size(),
+        )
+        lr, losses = schedule.lr, []
+        for batch, own in zip(self.task.batches(epoch, rows), rows, strict=True):
+            lr = schedule.lr_at(self._step, sum(self._batches))
+            losses.append(self._update(module, batch, lr))
+            self._step += 1
+            bar.advance(len(own) * world_size(), epoch=epoch + 1, loss=float(losses[-1]))
+        loss = float(_mean_over_workers(torch.stack(losses).mean())) if losses else math.nan
+        seconds = time.monotonic() - began
+        selection = self.task.select() if rank() == 0 else None
+        score = float(epoch) if selection is None else selection
+        rate = sum(len(own) for own in rows) * world_size() / max(seconds, 1e-9)
+        return EpochResult(epoch, self.task.kind(epoch), loss, lr, seconds, rate, selection, score)
+
+    def _update(self, module: nn.Module, batch: Batch, lr: float) -> torch.Tensor:
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        loss = self.task.loss(module, batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        return loss.detach()
+
+
+def best_epoch(history: Sequence[dict[str, Any]]) -> int:
+    """Number of the epoch with the greatest score; the earlier of two equal ones."""
+    return int(max(history, key=lambda entry: (entry["score"], -entry["epoch"]))["epoch"])
+
+
+class _Silence:
+    """What every worker but the first advances."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        return None
+
+    def advance(self, n: int = 1, **shown: float | int | str) -> None:
+        return None
+
+
+def _mean_over_workers(value: torch.Tensor) -> torch.Tensor:
+    if world_size() > 1:
+        distributed.all_reduce(value)
+        value = value / world_size()
+    return value

@@ -1,0 +1,112 @@
+"""Pre-training of the demo's small CLIP on drawn images with generic captions, by CLIP's own symmetric loss.
+
+It gives the demo a CLIP that has seen "a photo of a red dress" but no modification text, as the real one.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from raycd.config import EncoderConfig, PretrainConfig
+from raycd.data.synthetic import pretraining_pairs
+from raycd.model.encoder import Encoder, create
+from raycd.run import fingerprint
+from raycd.train.batches import Rows
+from raycd.train.loop import Loop, Schedule
+
+VERSION = 1  # raise it when drawings, captions or this training change: caches of an older one are then left alone
+DEMO_MODEL = "raycd-demo"
+
+
+def cached(config: PretrainConfig, target_pad: float) -> Path:
+    """Folder of the pre-trained encoder (as `Encoder.save` writes it); made on first use, kept under `config.cache`."""
+    settings = config.model_dump(exclude={"cache"})
+    mark = fingerprint("pretrain", VERSION, settings, target_pad)[:16]
+    folder = Path(config.cache).expanduser() / f"{DEMO_MODEL}-{mark}"
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
+        try:
+            pretrain(config, target_pad).save(partial)
+            partial.chmod(0o755)
+            if not folder.is_dir():  # another process may have been faster
+                os.replace(partial, folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def pretrain(config: PretrainConfig, target_pad: float) -> Encoder:
+    """Draw, train and return the encoder, on a GPU where there is one."""
+    torch.manual_seed(config.seed)
+    encoder = create(EncoderConfig(name=DEMO_MODEL, pretrained="", target_pad=target_pad))
+    encoder.to("cuda" if torch.cuda.is_available() else "cpu")
+    schedule = Schedule(config.epochs, config.batch_size, config.lr, config.seed, warmup=0.1, decay="cosine")
+    Loop(PreTrain(encoder, config), schedule).run(lambda result, save: None)
+    return encoder.cpu().eval()
+
+
+class PreTrain:
+    """The task of pre-training."""
+
+    name = "pre-train"
+
+    def __init__(self, encoder: Encoder, config: PretrainConfig) -> None:
+        self.encoder, self.config = encoder, config
+        self.module: nn.Module = ImagesAndTexts(encoder)
+        pairs = list(pretraining_pairs(config.seed, config.images, encoder.preprocess.size))
+        self.pixels = torch.stack([encoder.preprocess(image) for image, _ in pairs])
+        self.tokens = encoder.tokenize([text for _, text in pairs])
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """AdamW over everything."""
+        return torch.optim.AdamW(self.module.parameters(), lr=self.config.lr, weight_decay=0.05, fused=True)
+
+    def count(self, epoch: int) -> int:
+        """All pairs."""
+        return len(self.pixels)
+
+    def kind(self, epoch: int) -> str:
+        """Nothing but originals."""
+        return "original"
+
+    def batches(self, epoch: int, rows: Sequence[Rows]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """(pixels (B, S, S, 3), tokens (B, L)). Batch norms learn their statistics here, and only here."""
+        self.module.train()
+        for own in rows:
+            at = torch.from_numpy(own)
+            yield self.pixels[at], self.tokens[at]
+
+    def loss(self, module: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """CLIP's symmetric cross entropy with its learnt logit scale."""
+        logits_BB = module(*batch)
+        own = torch.arange(len(logits_BB), device=logits_BB.device)
+        return (F.cross_entropy(logits_BB, own) + F.cross_entropy(logits_BB.T, own)) / 2
+
+    def select(self) -> float | None:
+        """The last epoch is taken."""
+        return None
+
+
+class ImagesAndTexts(nn.Module):
+    """Encoder -> logits (B, B) of images against texts."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, pixels: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Pixels (B, S, S, 3), tokens (B, L)."""
+        image_BD = F.normalize(self.encoder.encode_images(pixels), dim=-1)
+        text_BD = F.normalize(self.encoder.encode_tokens(tokens), dim=-1)
+        scale = self.encoder.clip.logit_scale.exp().clamp(max=100)  # type: ignore[operator, union-attr]
+        logits: torch.Tensor = scale * image_BD @ text_BD.T
+        return logits

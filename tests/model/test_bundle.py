@@ -1,0 +1,146 @@
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from raycd.config import Config
+from raycd.errors import WeightsError
+from raycd.model import bundle, fusion
+from raycd.model.bundle import FILES, MANIFEST, Bundle
+from raycd.search import Query, Searcher
+
+
+@pytest.fixture
+def copy(tiny_bundle: Any, tmp_path: Path) -> Path:
+    """A bundle to spoil."""
+    return Path(shutil.copytree(tiny_bundle.folder, tmp_path / "bundle"))
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_bundle: Any) -> Bundle:
+    return bundle.load(tiny_bundle.folder)
+
+
+def write(folder: Path, parts: Bundle, **changes: Any) -> None:
+    parts = replace(parts, **changes)
+    bundle.write(folder, parts.encoder, parts.head, parts.head_config, parts.gallery, parts.config, {})
+
+
+def rewrite_manifest(folder: Path, **changes: Any) -> None:
+    content = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps(content | changes))
+
+
+def test_the_manifest_says_what_the_bundle_is(tiny_bundle: Any, loaded: Bundle) -> None:
+    manifest = loaded.manifest
+    assert (manifest.format, manifest.preset, manifest.encoder.name) == (1, "demo", "raycd-demo")
+    assert manifest.encoder.fingerprint == loaded.encoder.fingerprint()
+    assert manifest.index.model_dump() == {"kind": "flat", "size": 12, "dim": 96}
+    assert manifest.metrics == {"average": {"recall@10": 0.5}}
+    assert manifest.created.endswith("+00:00")
+    assert Config.model_validate(manifest.config) == loaded.config
+    assert set(manifest.files) == set(FILES)
+    on_disk = {str(path.relative_to(tiny_bundle.folder)) for path in tiny_bundle.folder.rglob("*") if path.is_file()}
+    assert on_disk == {*FILES, MANIFEST}
+
+
+def test_a_round_trip_answers_queries_identically(tiny_bundle: Any, loaded: Bundle, tmp_path: Path) -> None:
+    write(tmp_path / "again", loaded)
+    queries = [Query(image, "is blue", top_k=5) for image in tiny_bundle.images[:3]]
+    assert Searcher(bundle.load(tmp_path / "again")).search(queries) == Searcher(loaded).search(queries)
+
+
+def test_gallery_features_keep_their_values(loaded: Bundle) -> None:
+    features = np.arange(6, dtype=np.float32).reshape(2, 3)
+    table = bundle.gallery_table(["a", "b"], [["x"], []], ["a.jpg", None], features, "f")
+    assert np.array_equal(bundle.gallery_features(table), features)
+    assert np.array_equal(bundle.gallery_features(table.slice(1)), features[1:])
+    assert loaded.gallery.column_names == ["image_id", "categories", "path", "feature"]
+
+
+@pytest.mark.parametrize("name", [*FILES, MANIFEST])
+def test_a_tampered_byte_in_any_file_is_refused(copy: Path, name: str) -> None:
+    data = bytearray((copy / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (copy / name).write_bytes(data)
+    with pytest.raises(WeightsError):
+        bundle.load(copy)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_named(copy: Path, name: str) -> None:
+    (copy / name).unlink()
+    with pytest.raises(WeightsError, match=f"not whole\n.*{name}"):
+        bundle.load(copy)
+
+
+def test_no_bundle_another_format_and_a_changed_manifest_are_refused(copy: Path, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="holds no bundle"):
+        bundle.load(tmp_path)
+    rewrite_manifest(copy, metrics={"average": {"recall@10": 1.0}})
+    with pytest.raises(WeightsError, match="changed after it was written"):
+        bundle.load(copy)
+    rewrite_manifest(copy, surprise=1)
+    with pytest.raises(WeightsError, match="surprise"):
+        bundle.load(copy)
+    rewrite_manifest(copy, format=2)
+    with pytest.raises(WeightsError, match="format 2"):
+        bundle.load(copy)
+    (copy / MANIFEST).write_text("[]")
+    with pytest.raises(WeightsError, match="format None"):
+        bundle.load(copy)
+
+
+def test_settings_that_this_version_cannot_read_are_refused(copy: Path) -> None:
+    manifest = bundle.verify(copy).model_copy(update={"config": {"of_the_future": 1}, "raycd": "9.0"})
+    rewrite_manifest(copy, config=manifest.config, raycd="9.0", digest=manifest.own_digest())
+    with pytest.raises(WeightsError, match=r"raycd 9\.0; of_the_future"):
+        bundle.load(copy)
+
+
+def test_a_head_and_an_encoder_of_different_size_are_refused(loaded: Bundle, tmp_path: Path) -> None:
+    settings = replace(loaded.head_config, dim=64)
+    with pytest.raises(WeightsError, match="different size"):
+        write(tmp_path / "bundle", loaded, head_config=settings, head=fusion.create(settings))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_features_of_another_encoder_are_refused(loaded: Bundle, tmp_path: Path) -> None:
+    features = bundle.gallery_features(loaded.gallery)
+    other = bundle.gallery_table([str(i) for i in range(12)], [[]] * 12, [None] * 12, features, "another")
+    with pytest.raises(WeightsError, match="measured by another encoder"):
+        write(tmp_path / "bundle", loaded, gallery=other)
+    with pytest.raises(WeightsError, match="measured by another encoder"):
+        write(tmp_path / "bundle", loaded, gallery=other.replace_schema_metadata(None))
+
+
+def test_a_manifest_of_another_encoder_is_refused(copy: Path) -> None:
+    manifest = bundle.verify(copy)
+    other = manifest.model_copy(update={"encoder": manifest.encoder.model_copy(update={"fingerprint": "0"})})
+    rewrite_manifest(copy, encoder=other.encoder.model_dump(), digest=other.own_digest())
+    with pytest.raises(WeightsError, match="another encoder than it holds"):
+        bundle.load(copy)
+
+
+def test_a_failure_keeps_the_older_bundle(loaded: Bundle, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pq, "write_table", fail)
+    with pytest.raises(OSError, match="No space"):
+        write(copy, loaded)
+    monkeypatch.undo()
+    assert bundle.load(copy).manifest == loaded.manifest
+    assert [path.name for path in copy.parent.iterdir()] == ["bundle"]
+
+
+def test_heads_without_weights_fit_too(loaded: Bundle, tmp_path: Path) -> None:
+    settings = fusion.HeadConfig("sum", loaded.encoder.dim)
+    write(tmp_path / "bundle", loaded, head=fusion.create(settings), head_config=settings)
+    assert isinstance(bundle.load(tmp_path / "bundle").head, torch.nn.Module)
