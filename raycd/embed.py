@@ -6,7 +6,7 @@ processors, encoding on the accelerator; where both are the same, `EmbedImages` 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ class DecodeImages:
     def __init__(self, preprocess: Mapping[str, Any], data: DataConfig) -> None:
         self.preprocess, self.data = Preprocess.from_dict(preprocess), data
 
-    def __call__(self, batch: Mapping[str, Sequence[Any]]) -> Batch:
+    def __call__(self, batch: Mapping[str, Any]) -> Batch:
         status: list[str] = []
         pixels = np.zeros((len(batch["key"]), self.preprocess.size, self.preprocess.size, 3), np.uint8)
         for row, path in enumerate(batch["path"]):
@@ -64,7 +64,7 @@ class EmbedImages:
         self.decode = DecodeImages(encoder.preprocess.to_dict(), data)
         self.encode = EncodeImages(encoder)
 
-    def __call__(self, batch: Mapping[str, Sequence[Any]]) -> Batch:
+    def __call__(self, batch: Mapping[str, Any]) -> Batch:
         return self.encode(self.decode(batch))
 
 
@@ -74,7 +74,7 @@ class EmbedTexts:
     def __init__(self, encoder: Encoder) -> None:
         self.encoder = encoder
 
-    def __call__(self, batch: Mapping[str, Sequence[str]]) -> Batch:
+    def __call__(self, batch: Mapping[str, Any]) -> Batch:
         texts = [str(text) for text in batch["key"]]
         with torch.inference_mode():
             features = self.encoder.encode_tokens(self.encoder.tokenize(texts)).cpu().numpy()

@@ -122,7 +122,8 @@ class Run:
 
     def record(self, stage: str) -> dict[str, Any] | None:
         """stage.json of a stage that is whole, else None."""
-        return self.read_json(f"{stage}/{RECORD}")
+        record: dict[str, Any] | None = self.read_json(f"{stage}/{RECORD}")
+        return record
 
     def local(self, name: str) -> Path:
         """A stage's folder or a file of the run as a local one; of a remote run, a copy (see `local_copy`)."""

@@ -1,7 +1,8 @@
 """Guarded decoding and preprocessing of images: one home, for training and serving.
 
-bytes --decode--> RGB image --Preprocess--> uint8 pixels --normalise--> float32 (3, size, size). What cannot be decoded whole is refused as
-`BrokenImage` with a reason that reports count by. Dimensions are read from the header before any pixel is decoded.
+bytes --decode--> RGB image --Preprocess--> uint8 pixels --normalise--> float32 (3, size, size). What cannot be decoded
+whole is refused as `BrokenImage` with a reason that reports count by. Dimensions are read from the header before any
+pixel is decoded.
 """
 
 from __future__ import annotations

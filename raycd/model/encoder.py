@@ -42,7 +42,7 @@ class Encoder(nn.Module):
         self.model_config = model_config
         self.precision: Precision = "fp32"
         # Convolutions run several times as fast on processors (and faster on GPUs) with the channels last.
-        self.clip.visual.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.clip.visual.to(memory_format=torch.channels_last)
 
     @property
     def dim(self) -> int:
@@ -55,7 +55,7 @@ class Encoder(nn.Module):
         return next(self.clip.parameters()).device
 
     def encode_images(self, pixels_BSS3: torch.Tensor) -> torch.Tensor:
-        """uint8 pixels (B, S, S, 3) as `preprocess` gives them -> features (B, D), float32, not normalised (eqs 2, 8)."""
+        """uint8 pixels (B, S, S, 3) as `preprocess` gives them -> float32 features (B, D), not normalised (eq. 8)."""
         pixels = self.preprocess.normalise(pixels_BSS3.to(self.device, non_blocking=True))
         with self._arithmetic():
             return self.clip.encode_image(pixels).float()  # type: ignore[no-any-return, operator]

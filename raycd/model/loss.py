@@ -56,7 +56,7 @@ def gather(rows: torch.Tensor) -> torch.Tensor:
     """The rows of all workers, in their order, (W * B, ...); gradients flow back to the worker that a row came from."""
     if world_size() == 1:
         return rows
-    gathered: torch.Tensor = _Gather.apply(rows)  # type: ignore[no-untyped-call]
+    gathered: torch.Tensor = _Gather.apply(rows)
     return gathered
 
 

@@ -19,7 +19,7 @@ def mapped(
     (`compute=`, `num_cpus=`, ...); it gives as many rows as it takes.
     """
     _quiet()
-    dataset = ray.data.from_arrow(blocks)
+    dataset: ray.data.Dataset = ray.data.from_arrow(blocks)
     for what, how in steps:
         dataset = dataset.map_batches(what, **{"batch_size": None, **how})
     with Bar(stage, total=sum(len(block) for block in blocks), unit=unit) as bar:

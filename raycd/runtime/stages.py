@@ -25,14 +25,15 @@ from torch import nn
 from raycd import features, mine, progress
 from raycd.config import Config
 from raycd.data.captions import evaluation_text, training_texts
+from raycd.data.garments import CATEGORIES
 from raycd.data.missing import ImageReport
 from raycd.data.read import read
 from raycd.data.schema import Dataset
 from raycd.data.selection import SELECTION, carve
 from raycd.data.synthetic import SPLITS, write_catalogue
-from raycd.data.garments import CATEGORIES
 from raycd.evaluate import Features, cached_query, evaluate
-from raycd.model import bundle, encoder as encoders, fusion
+from raycd.model import bundle, fusion
+from raycd.model import encoder as encoders
 from raycd.progress import Bar
 from raycd.run import Run, Writing, local_copy
 from raycd.runtime import embedding, mining, training
@@ -150,8 +151,7 @@ def mine_candidates(context: Context, writing: Writing) -> None:
     """Neighbours of the train images, and every candidate pseudo triplet with its matching score (3.2.3)."""
     images, texts, _ = context.features("embed")
     train = context.dataset.triplets_of("train")
-    known = [r in images and t in images for r, t in zip(train["reference"].to_pylist(), train["target"].to_pylist())]
-    train = train.filter(known)
+    train = train.filter([row["reference"] in images and row["target"] in images for row in train.to_pylist()])
     rows = mine.of_triplets(list(images.rows), train)
     pools = mine.make_pools(context.config.mine.pool, context.dataset.gallery, rows)
     values = images.values.numpy()

@@ -1,4 +1,4 @@
-"""Stage 2: training a fusion head on cached features (paper 3.2.2), k epochs of originals, then one of pseudo triplets."""
+"""Stage 2: a fusion head on cached features (paper 3.2.2), k epochs of originals, then one of pseudo triplets."""
 
 from __future__ import annotations
 

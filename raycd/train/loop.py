@@ -1,8 +1,8 @@
 """THE training loop, used by both stages.
 
-A stage is a `Task`: it says what trains, on which rows, with which loss, and how well an epoch did. The loop owns order,
-learning rate, workers, history and checkpoints. With several workers (torch.distributed is initialised by the caller)
-the module is wrapped by DistributedDataParallel and every batch is shared out, so that N workers take the steps of one.
+A stage is a `Task`: it says what trains, on which rows, with which loss, and how well an epoch did. The loop owns
+order, learning rate, workers, history and checkpoints. With several workers (torch.distributed is initialised by the
+caller) the module is wrapped by DistributedDataParallel and every batch is shared out: N workers take the steps of one.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class Loop(Generic[Batch]):
         restore: Path | None = None,
         bar: Callable[[int, int], Progress] | None = None,
     ) -> None:
-        """`restore` is a checkpoint to go on from; `bar(total, start)` makes what the first worker's progress shows on."""
+        """`restore` is a checkpoint to go on from; `bar(total, start)` makes what the first worker advances."""
         self.task, self.schedule = task, schedule
         self._bar = bar or (lambda total, start: Bar(task.name, total=total, unit="triplets", start=start))
         self.optimizer = task.optimizer()

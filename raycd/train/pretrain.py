@@ -107,6 +107,6 @@ class ImagesAndTexts(nn.Module):
         """Pixels (B, S, S, 3), tokens (B, L)."""
         image_BD = F.normalize(self.encoder.encode_images(pixels), dim=-1)
         text_BD = F.normalize(self.encoder.encode_tokens(tokens), dim=-1)
-        scale = self.encoder.clip.logit_scale.exp().clamp(max=100)  # type: ignore[operator, union-attr]
+        scale = self.encoder.clip.logit_scale.exp().clamp(max=100)  # type: ignore[operator]
         logits: torch.Tensor = scale * image_BD @ text_BD.T
         return logits
