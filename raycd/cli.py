@@ -130,12 +130,19 @@ def sigterm_interrupts() -> Iterator[None]:
         yield
         return
 
+    came = threading.Event()
+
     def terminate(signum: int, frame: FrameType | None) -> NoReturn:
+        came.set()
         raise Terminated
 
     before = signal.signal(signal.SIGTERM, terminate)
     try:
         yield
+    except KeyboardInterrupt as interrupt:
+        if came.is_set() and not isinstance(interrupt, Terminated):
+            raise Terminated from interrupt  # ray.get makes a plain KeyboardInterrupt of it
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
 

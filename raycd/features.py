@@ -34,7 +34,7 @@ def read(path: Path, order: list[str] | None = None) -> tuple[Features, ImageRep
     table = pq.read_table(path)
     keys, status = table["key"].to_pylist(), table["status"].to_pylist()
     column = table["feature"].combine_chunks()
-    vectors = np.asarray(column.flatten()).reshape(len(keys), -1)
+    vectors = np.asarray(column.flatten()).reshape(len(keys), column.type.list_size)
     rows = {key: row for row, (key, state) in enumerate(zip(keys, status, strict=True)) if state == READABLE}
     broken = {key: state for key, state in zip(keys, status, strict=True) if state != READABLE}
     chosen = [key for key in (order if order is not None else rows) if key in rows]

@@ -72,7 +72,7 @@ class Run:
             raise RunError(f"{self.root} is not a folder", do="choose another --name or --runs")
         known = self.read_json(IDENTITY)
         if known is None:
-            self._fs.makedirs(self._path, exist_ok=True)
+            self._make()
             if self.is_local and any(not name.startswith(".") for name in os.listdir(self._path)):
                 raise RunError(
                     f"{self.root} holds other things than a run",
@@ -81,6 +81,13 @@ class Run:
                     do="choose another --name or --runs",
                 )
             self.write_json(IDENTITY, identity)
+        elif not isinstance(known, dict):
+            raise RunError(
+                f"{self.path(IDENTITY)} does not say whose run this is",
+                got=known,
+                expected=f"an object with {', '.join(identity)}",
+                do="choose another --name or --runs",
+            )
         elif known != identity:
             raise RunError(
                 f"the run folder {self.root} belongs to another run",
@@ -90,6 +97,14 @@ class Run:
                 ),
                 do="give this run a --name of its own",
             )
+
+    def _make(self) -> None:
+        try:
+            self._fs.makedirs(self._path, exist_ok=True)
+        except (NotADirectoryError, FileExistsError, FileNotFoundError) as error:
+            raise RunError(
+                f"the run folder {self.root} cannot be made", got=error.strerror, do="choose another --runs"
+            ) from error
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -165,7 +180,7 @@ class Run:
             self._fs.rm(final, recursive=True)
         self._fs.put(f"{folder}/", f"{final}/", recursive=True)
         self._fs.pipe_file(f"{final}/{RECORD}", record)  # last: a stage without it is not whole
-        _copies.pop(self.path(stage), None)
+        _forget(self.path(stage))
 
     def read_json(self, name: str) -> Any:
         """A JSON file of the run, or None where it is absent. Raises RunError where it is malformed."""
@@ -189,15 +204,26 @@ class Run:
         path = posixpath.join(self._path, name)
         if self.is_local:
             with tempfile.NamedTemporaryFile(dir=self._path, prefix=f".{name}-", delete=False) as file:
-                file.write(data)
-            os.chmod(file.name, 0o644)
-            os.replace(file.name, path)
+                try:
+                    file.write(data)
+                    file.flush()
+                    os.chmod(file.name, 0o644)
+                    os.replace(file.name, path)
+                except BaseException:
+                    os.unlink(file.name)
+                    raise
         else:
             self._fs.pipe_file(path, data)
-            _copies.pop(self.path(name), None)
+            _forget(self.path(name))
 
 
 _copies: dict[str, Path] = {}
+
+
+def _forget(uri: str) -> None:
+    """What was copied of `uri`, or from within it, is out of date."""
+    for known in [known for known in _copies if known == uri or known.startswith(f"{uri}/")]:
+        del _copies[known]
 
 
 def local_copy(uri: str) -> Path:

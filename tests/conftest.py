@@ -1,15 +1,63 @@
 """What tests share: a cluster for the session, and a bundle small enough to be made in a second."""
 
+from __future__ import annotations
+
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+if TYPE_CHECKING:
+    from raycd.model.encoder import Encoder
+
 os.environ["RAY_AUTH_MODE"] = os.environ.get("RAY_AUTH_MODE", "disabled")  # before ray is imported anywhere
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")  # as raycd.runtime.cluster sets it
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")  # as raycd.runtime.cluster sets it for its own
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Tensors here are tiny: more threads only wait for one another, for a very long time where cores are shared."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+TINY = {
+    "embed_dim": 16,
+    "quick_gelu": True,
+    "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 16, "patch_size": None},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2},
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_configs(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder of model configurations (encoder.configs) that knows "raycd-tiny": 32-pixel images, D = 16."""
+    folder = tmp_path_factory.mktemp("configs")
+    (folder / "raycd-tiny.json").write_text(json.dumps(TINY))
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def new_encoder(tiny_configs: str) -> Callable[[], Encoder]:
+    """Makes the "raycd-tiny" encoder, each time with the same random weights."""
+    import torch
+
+    from raycd.config import EncoderConfig
+    from raycd.model import encoder
+
+    def make() -> Encoder:
+        torch.manual_seed(0)
+        return encoder.create(EncoderConfig(name="raycd-tiny", pretrained="", configs=tiny_configs))
+
+    return make
 
 
 @pytest.fixture(scope="session")
@@ -17,9 +65,28 @@ def ray_cluster() -> Iterator[None]:
     """A local Ray of two CPUs."""
     import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def tiny_settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Settings of a whole pipeline that takes seconds; its pre-trained CLIP is made once. Do not change it."""
+    return {
+        "name": "tiny",
+        "data": {
+            "format": "synthetic",
+            "max_missing": 0.1,
+            "synthetic": {"train_images": 30, "val_images": 30, "train_triplets": 40, "val_triplets": 20},
+        },
+        "encoder": {"name": "raycd-demo", "pretrained": "demo"},
+        "pretrain": {"images": 48, "epochs": 1, "batch_size": 16, "cache": str(tmp_path_factory.mktemp("cache"))},
+        "stage1": {"epochs": 1, "batch_size": 32, "lr": 1e-4},
+        "mine": {"floor": 0.3, "eps_low": 0.4, "eps_high": 1.0, "neighbours": 16, "alpha": 0.0},
+        "stage2": {"epochs": 3, "k": 1, "batch_size": 32, "bilinear_dim": 8, "projection_dim": 16, "hidden_dim": 16},
+        "compute": {"embed_workers": 1, "mine_workers": 1},
+    }
 
 
 @dataclass(frozen=True)

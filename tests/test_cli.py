@@ -279,6 +279,17 @@ def test_the_exit_of_rays_handler_counts_as_terminated() -> None:
     assert run(failing(SystemExit(15))) == 143
 
 
+def test_sigterm_stays_sigterm_where_a_library_makes_a_plain_interrupt_of_it() -> None:
+    def main(options: cli.Options) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        except cli.Terminated:
+            raise KeyboardInterrupt from None
+
+    assert run(main) == 143
+
+
 def test_the_handler_of_sigterm_is_put_back() -> None:
     before = signal.getsignal(signal.SIGTERM)
     run(lambda options: 0)

@@ -8,11 +8,13 @@ the paper's stage 1 closes (3.2.1).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from PIL import Image, ImageDraw
+
+At = Callable[[float, float], tuple[float, float]]  # garment coordinates -> pixels
 
 CATEGORIES = ("dress", "shirt", "toptee")
 
@@ -157,7 +159,7 @@ def _silhouette(garment: Garment) -> list[list[tuple[float, float]]]:
     return parts
 
 
-def _pattern(brush: ImageDraw.ImageDraw, pattern: str, accent: tuple[int, ...], size: int, at) -> None:  # type: ignore[no-untyped-def]
+def _pattern(brush: ImageDraw.ImageDraw, pattern: str, accent: tuple[int, ...], size: int, at: At) -> None:
     """Cover the whole canvas with the pattern; the mask cuts the garment out of it."""
     step = max(4, size // 9)
     thick = max(1, size // 28)
@@ -174,7 +176,7 @@ def _pattern(brush: ImageDraw.ImageDraw, pattern: str, accent: tuple[int, ...], 
                 brush.ellipse([x, y, x + thick + 1, y + thick + 1], fill=accent)
 
 
-def _neck(brush: ImageDraw.ImageDraw, neck: str, at) -> None:  # type: ignore[no-untyped-def]
+def _neck(brush: ImageDraw.ImageDraw, neck: str, at: At) -> None:
     if neck == "round":
         brush.chord([at(-0.07, 0.09), at(0.07, 0.19)], 0, 180, fill=SKIN)
     elif neck == "deep":
@@ -183,7 +185,7 @@ def _neck(brush: ImageDraw.ImageDraw, neck: str, at) -> None:  # type: ignore[no
         brush.rectangle([at(-0.08, 0.135), at(0.08, 0.22)], fill=SKIN)
 
 
-def _trim(brush: ImageDraw.ImageDraw, garment: Garment, accent: tuple[int, ...], at, size: int) -> None:  # type: ignore[no-untyped-def]
+def _trim(brush: ImageDraw.ImageDraw, garment: Garment, accent: tuple[int, ...], at: At, size: int) -> None:
     """Detail, and the row of buttons that makes a shirt a shirt."""
     waist = _WAIST[garment.category]
     if garment.detail == "belt":
@@ -275,11 +277,15 @@ def compare(rng: np.random.Generator, reference: Garment, target: Garment) -> tu
 
     Each text names at most three differences, so one alone may leave something out.
     """
-    texts = []
-    for _ in range(2):
-        names = [str(n) for n in rng.permutation(np.array(differences(reference, target)))][:3]
-        texts.append(_join(rng, [_phrase(rng, name, getattr(target, name)) for name in names]))
-    return texts[0], texts[1]
+    first = second = _modification(rng, reference, target)
+    while second == first:
+        second = _modification(rng, reference, target)
+    return first, second
+
+
+def _modification(rng: np.random.Generator, reference: Garment, target: Garment) -> str:
+    names = [str(n) for n in rng.permutation(np.array(differences(reference, target)))][:3]
+    return _join(rng, [_phrase(rng, name, getattr(target, name)) for name in names])
 
 
 def _phrase(rng: np.random.Generator, name: str, value: str) -> str:

@@ -24,6 +24,7 @@ from torch import nn
 from raycd.config import EncoderConfig, Precision
 from raycd.data.images import Preprocess
 from raycd.errors import WeightsError
+from raycd.model.recompute import recompute_blocks
 
 LOCAL_CONFIGS = Path(__file__).parent / "configs"
 WEIGHTS, CONFIG, PREPROCESS = "open_clip_model.safetensors", "open_clip_config.json", "preprocess.json"
@@ -87,6 +88,7 @@ class Encoder(nn.Module):
             parameter.requires_grad_(wanted and name not in ("logit_scale", "logit_bias"))
         if grad_checkpointing:
             self.clip.set_grad_checkpointing(True)  # type: ignore[operator]
+            recompute_blocks(self.clip.visual)  # type: ignore[arg-type]
 
     def save(self, folder: Path) -> None:
         """Write weights, model configuration and preprocessing into `folder` (created)."""
@@ -119,6 +121,10 @@ def load(config: EncoderConfig) -> Encoder:
     `config.pretrained` is a folder written by `Encoder.save`, a path to safetensors weights or a tag of open_clip
     (downloaded). Raises WeightsError where the weights cannot be read or do not fit the architecture.
     """
+    if not config.pretrained:
+        raise WeightsError(
+            "encoder.pretrained is empty", expected="a tag of open_clip, a folder or a .safetensors file"
+        )
     source = Path(config.pretrained).expanduser()
     if source.is_dir():
         return load_saved(source)
@@ -133,7 +139,7 @@ def load(config: EncoderConfig) -> Encoder:
         tags = open_clip.list_pretrained_tags_by_model(config.name)
         raise WeightsError(
             f"the weights {config.pretrained!r} of {config.name} cannot be loaded",
-            got=str(error).splitlines()[0],
+            got=" ".join(str(error).split())[:300] or type(error).__name__,
             expected=f"a tag of this model ({', '.join(tags) or 'it has none'}) or a path to safetensors weights",
             do="set encoder.pretrained; where there is no network, to a file",
         ) from error
@@ -145,13 +151,13 @@ def load_saved(folder: Path) -> Encoder:
     try:
         model_config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["model_cfg"]
         preprocess = Preprocess.from_dict(json.loads((folder / PREPROCESS).read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError) as error:
+        clip = _build(model_config)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(
             f"{folder} holds no encoder",
             got=f"{type(error).__name__}: {error}",
             expected=f"{CONFIG}, {PREPROCESS} and {WEIGHTS}, as Encoder.save writes them",
         ) from error
-    clip = _build(model_config)
     _fill(clip, folder / WEIGHTS)
     return Encoder(clip, _tokenizer(model_config), preprocess, model_config).eval()
 

@@ -31,6 +31,8 @@ def connected() -> Iterator[None]:
         # A cluster of this process alone, on this machine, without a dashboard: nobody else has a token for it, and
         # making one would write into the user's HOME.
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        # Ray Data's actor pools make Ray print a line at level ERROR that means nothing here (ray issue 53727).
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
         ray.init(
             address=address or "local",
@@ -52,15 +54,20 @@ def connected() -> Iterator[None]:
 
 
 def uses_gpu(compute: ComputeConfig) -> bool:
-    """Whether workers get GPUs. Raises ConfigError where they are asked for and the cluster has none."""
+    """Whether workers get GPUs. Raises ConfigError where they are asked for and cannot come.
+
+    A cluster that a job was submitted to may start GPU nodes when they are asked for; this machine alone cannot.
+    """
+    if compute.device == "cpu":
+        return False
     gpus = float(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
-    if compute.device == "gpu" and gpus == 0:
+    if compute.device == "gpu" and gpus == 0 and not os.environ.get("RAY_ADDRESS"):
         raise ConfigError(
-            "compute.device is gpu, but the cluster has no GPU",
+            "compute.device is gpu, but this machine has no GPU",
             got=f"{gpus:g} GPUs",
-            do="give --compute.device auto or cpu, or start Ray on a machine with a GPU",
+            do="give --compute.device auto or cpu, or submit the job to a cluster with GPUs",
         )
-    return compute.device != "cpu" and gpus > 0
+    return gpus > 0 or compute.device == "gpu"
 
 
 def worker_resources(compute: ComputeConfig) -> dict[str, float]:
@@ -72,9 +79,13 @@ def worker_resources(compute: ComputeConfig) -> dict[str, float]:
 
 
 def fitting(wanted: int, resources: Mapping[str, float]) -> int:
-    """`wanted` workers of `resources` each, or as many as fit: a pool that cannot start would wait for ever."""
+    """`wanted` workers of `resources` each, or as many as fit: a pool that cannot start would wait for ever.
+
+    A resource of which the cluster has nothing yet does not count: it comes with the nodes that the work calls for.
+    """
     have = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return max(1, min([wanted, *(int(have.get(name, 0) / need) for name, need in resources.items())]))
+    fits = [int(have[name] / need) for name, need in resources.items() if have.get(name, 0) > 0]
+    return max(1, min([wanted, *fits]))
 
 
 def threads(compute: ComputeConfig, workers: int) -> int:

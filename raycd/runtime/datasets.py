@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,8 +21,11 @@ def mapped(
     """
     _quiet()
     dataset: ray.data.Dataset = ray.data.from_arrow(blocks)
-    for what, how in steps:
-        dataset = dataset.map_batches(what, **{"batch_size": None, **how})
+    with warnings.catch_warnings():
+        # Ray 2.60 calls both ways to name max_restarts deprecated, and has no third one yet.
+        warnings.filterwarnings("ignore", message="`ray_remote_args")
+        for what, how in steps:
+            dataset = dataset.map_batches(what, **{"batch_size": None, **how})
     with Bar(stage, total=sum(len(block) for block in blocks), unit=unit) as bar:
         for part in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
             bar.advance(len(part))
@@ -38,3 +42,4 @@ def _quiet() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that bars are off

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import ray
 import torch
@@ -27,6 +28,8 @@ def embed_images(paths: Mapping[str, str | None], encoder: str, config: Config) 
 
     `encoder` is the folder or URI of a saved encoder.
     """
+    if not paths:
+        return _nothing(encoder)
     table = pa.table({"key": pa.array(list(paths), pa.string()), "path": pa.array(list(paths.values()), pa.string())})
     if cluster.uses_gpu(config.compute):
         preprocess = frozen_encoder(local_copy(encoder), "fp32", "cpu").preprocess.to_dict()
@@ -43,8 +46,15 @@ def embed_images(paths: Mapping[str, str | None], encoder: str, config: Config) 
 
 def embed_texts(texts: Sequence[str], encoder: str, config: Config) -> pa.Table:
     """Distinct texts give rows (key, status, feature)."""
+    if not texts:
+        return _nothing(encoder)
     table = pa.table({"key": pa.array(list(texts), pa.string())})
     return _collect("embed texts", "texts", table, config, [(_Texts, _actors(encoder, config, len(table)))])
+
+
+def _nothing(encoder: str) -> pa.Table:
+    """No rows: Ray Data would lose the columns with them."""
+    return features.to_table([], [], np.zeros((0, frozen_encoder(local_copy(encoder), "fp32", "cpu").dim), np.float32))
 
 
 def _collect(

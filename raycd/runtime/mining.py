@@ -86,13 +86,14 @@ def matching_scores(
             "triplet": pa.array(triplet_C),
         }
     )
+    blocks = blocks_of(rows, SCORE_BLOCK)
     measure = {
         "batch_format": "pyarrow",
-        "compute": ray.data.TaskPoolStrategy(size=_workers(compute)),
+        "compute": ray.data.TaskPoolStrategy(size=min(_workers(compute), len(blocks))),
         "num_cpus": compute.cpus_per_worker,
         "fn_kwargs": {"images": ray.put(image_ND), "texts": ray.put(text_TD)},
     }
-    for part in mapped("matching scores", "candidates", blocks_of(rows, SCORE_BLOCK), (_score, measure)):
+    for part in mapped("matching scores", "candidates", blocks, (_score, measure)):
         score_C[part["candidate"].to_numpy()] = part["score"].to_numpy()
     return score_C
 

@@ -6,6 +6,7 @@ pipeline that is started again continues, and a changed setting redoes the stage
 
 from __future__ import annotations
 
+import os.path
 import posixpath
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -14,12 +15,15 @@ from typing import Any
 
 from raycd import __version__, progress
 from raycd.config import Config, flatten
+from raycd.data.folder import is_local
 from raycd.data.read import content_hash
+from raycd.data.schema import Dataset
 from raycd.errors import ConfigError
 from raycd.run import Run, Writing, fingerprint
 from raycd.runtime import cluster, results, stages
 from raycd.runtime.stages import Context
 from raycd.runtime.tracking import Tracker
+from raycd.train.fuse import new_head
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class Stage:
 _DATA_LIMITS = ("data.max_pixels", "data.min_side")
 
 STAGES = (
-    Stage("catalogue", stages.catalogue, settings=["data.synthetic"], reads_data=False),
+    Stage("catalogue", stages.catalogue, settings=["data.synthetic"], reads_data=False, version=2),
     Stage("encoder", stages.encoder, settings=["encoder", "pretrain"], reads_data=False),
     Stage("zero_shot", stages.zero_shot, ["encoder"], ["embed.precision", *_DATA_LIMITS, "data.max_missing"]),
     Stage("stage1", stages.stage1, ["zero_shot"], ["stage1", "seed", "evaluate.protocol"]),
@@ -74,23 +78,43 @@ class Outcome:
     """Stages that ran this time."""
 
 
-def run_folder(config: Config) -> Run:
-    """The run that a configuration names. Raises ConfigError without a name, RunError for another run's folder."""
+def run_name(config: Config) -> str:
+    """What the run is called: its folder under `config.runs`. Raises ConfigError where nothing names it."""
     name = config.name or config.preset
     if not name:
         raise ConfigError("the run has no name", do="give it one (--name my-run), or start from a --preset")
-    identity = {"format": config.data.format, "root": config.data.root}
-    return Run(posixpath.join(config.runs, name), identity)
+    return name
+
+
+def run_folder(config: Config) -> Run:
+    """The run that a configuration names. Raises ConfigError without a name, RunError for another run's folder."""
+    root = config.data.root
+    if root and is_local(root):
+        root = os.path.abspath(os.path.expanduser(root))
+    return Run(posixpath.join(config.runs, run_name(config)), {"format": config.data.format, "root": root})
+
+
+def recorded(run: Run, stage: str) -> dict[str, Any]:
+    """stage.json of a stage that the pipeline has brought."""
+    found = run.record(stage)
+    assert found is not None, f"{stage} has not been brought"
+    return found
 
 
 def run(config: Config, *, until: str = STAGES[-1].name) -> Outcome:
     """Bring the run up to and including stage `until`; after the last one, write metrics.json and report.html."""
+    run_name(config)
+    # Read before the folder is made: a mistyped data.root must not claim the run's name, nor wait for weights.
+    dataset = None if config.data.format == "synthetic" else stages.dataset(config, config.data.root)
     folder = run_folder(config)
+    _warn_of_working_copy(folder)
     with folder.locked(), ExitStack() as stack:
-        pipeline = _Pipeline(config, folder, stack)
+        pipeline = _Pipeline(config, folder, stack, dataset)
         for stage in STAGES:
             if stage.name != "catalogue" or config.data.format == "synthetic":
                 pipeline.bring(stage)
+            if stage.name == "encoder":
+                pipeline.check_head()
             if stage.name == until:
                 break
         metrics = None
@@ -99,10 +123,19 @@ def run(config: Config, *, until: str = STAGES[-1].name) -> Outcome:
         return Outcome(folder, metrics, pipeline.done)
 
 
+def _warn_of_working_copy(folder: Run) -> None:
+    """A job submitted with --working-dir runs in a copy that Ray deletes some time after its end."""
+    if folder.is_local and "/runtime_resources/working_dir_files/" in folder.root:
+        progress.say(
+            f"warning: {folder.root} lies in this job's copy of the working folder, which Ray deletes: "
+            f"give --runs a folder outside of it, or a URI"
+        )
+
+
 class _Pipeline:
-    def __init__(self, config: Config, folder: Run, stack: ExitStack) -> None:
+    def __init__(self, config: Config, folder: Run, stack: ExitStack, dataset: Dataset | None) -> None:
         self.config, self.folder, self._stack = config, folder, stack
-        self.context = Context(config, folder)
+        self.context = Context(config, folder, _dataset=dataset)
         self.done: list[str] = []
         self._data_hash: str | None = None
         self._tracker: Tracker | None = None
@@ -125,9 +158,13 @@ class _Pipeline:
             with self.folder.writing(stage.name, mark, **about) as writing:
                 stage.work(self.context, writing)
             record = self.folder.record(stage.name) or {}
-            tracked.log_metrics({"seconds": record["seconds"], "counts": record.get("counts", {})})
+            tracked.log_metrics({name: record[name] for name in ("seconds", "counts", "variants") if name in record})
         self.done.append(stage.name)
         progress.say(f"{stage.name}: done in {progress.duration(record['seconds'])}")
+
+    def check_head(self) -> None:
+        """Refuse a fusion head that does not fit the encoder now, not after hours of stage 1."""
+        new_head(self.config, self.context.recorded("encoder", "dim"))
 
     def finish(self) -> dict[str, Any]:
         """metrics.json, report.html and the MLflow record of the whole, where anything has changed."""

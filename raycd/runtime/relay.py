@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -66,18 +67,25 @@ def drawn(stage: str, unit: str) -> Iterator[Any]:
     """A board whose progress is drawn as a bar by this process while the block runs."""
     board = Board.remote()  # type: ignore[attr-defined]
     stop = threading.Event()
-    artist = threading.Thread(target=_draw, args=(board, stage, unit, stop), daemon=True)
+    bars: list[Bar] = []
+    artist = threading.Thread(target=_draw, args=(board, stage, unit, stop, bars), daemon=True)
     artist.start()
+    error: tuple[Any, Any, Any] = (None, None, None)
     try:
         yield board
+    except BaseException:
+        error = sys.exc_info()
+        raise
     finally:
         stop.set()
         artist.join()
+        for bar in bars:
+            bar.__exit__(*error)
         ray.kill(board)
 
 
-def _draw(board: Any, stage: str, unit: str, stop: threading.Event) -> None:
-    bar: Bar | None = None
+def _draw(board: Any, stage: str, unit: str, stop: threading.Event, bars: list[Bar]) -> None:
+    """Until `stop` is set; `bars` gets the bar as soon as the worker has said how long it is."""
     while True:
         last = stop.is_set()
         try:
@@ -85,11 +93,9 @@ def _draw(board: Any, stage: str, unit: str, stop: threading.Event) -> None:
         except Exception:
             state = {}  # the cluster is going away or busy: progress is not worth an error
         if state:
-            if bar is None:
-                bar = Bar(stage, total=state["total"], unit=unit, start=state["start"])
-            bar.advance(state["done"] - bar.done, **state["shown"])
+            if not bars:
+                bars.append(Bar(stage, total=state["total"], unit=unit, start=state["start"]))
+            bars[0].advance(state["done"] - bars[0].done, **state["shown"])
         if last:
-            break
+            return
         stop.wait(2 * EVERY)
-    if bar is not None:
-        bar.__exit__(None, None, None)

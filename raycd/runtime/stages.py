@@ -62,7 +62,7 @@ class Context:
         if self._dataset is None:
             data = self.config.data
             root = str(self.run.local("catalogue")) if data.format == "synthetic" else data.root
-            self._dataset = carve(read(data, root), data.selection_fraction, self.config.seed)
+            self._dataset = dataset(self.config, root)
         return self._dataset
 
     def paths(self) -> dict[str, str | None]:
@@ -82,6 +82,11 @@ class Context:
         record = self.run.record(stage)
         assert record is not None, f"{stage} comes before"
         return record[key]
+
+
+def dataset(config: Config, root: str) -> Dataset:
+    """Train, selection and val of the data set at `root`."""
+    return carve(read(config.data, root), config.data.selection_fraction, config.seed)
 
 
 def catalogue(context: Context, writing: Writing) -> None:
@@ -252,7 +257,8 @@ def bundle_up(context: Context, writing: Writing) -> None:
     gallery = bundle.gallery_table(
         ids, list(categories.values()), [paths[key] for key in ids], images.take(ids).numpy(), tuned.fingerprint()
     )
-    metrics = {"protocol": context.config.evaluate.protocol, "variants": context.recorded("evaluate", "variants")}
+    recalls = context.recorded("evaluate", "variants")[head_config.name]["average"]
+    metrics = {"protocol": context.config.evaluate.protocol, **recalls}
     manifest = bundle.write(writing.folder, tuned, head, head_config, gallery, context.config, metrics)
     writing.record |= {"counts": {"gallery": len(ids)}, "digest": manifest.digest}
 

@@ -110,8 +110,11 @@ class Run:
 class Tracker(Run):
     """The run of a whole pipeline. `run_id` is what a continued pipeline hands to `open`; "" where disabled."""
 
-    def __init__(self, store: Store | None, run_id: str, experiment: str, model: str) -> None:
+    def __init__(
+        self, store: Store | None, run_id: str, experiment: str, model: str, params: Mapping[str, str]
+    ) -> None:
         super().__init__(store, run_id)
+        self._params = params
         self._experiment = experiment
         self._model = model
 
@@ -132,7 +135,7 @@ class Tracker(Run):
             TrackingError: MLflow cannot be reached or written. Nothing of the pipeline has been touched yet.
         """
         if not config.tracking.enabled:
-            return cls(None, "", "", "")
+            return cls(None, "", "", "", {})
         store = Store(config.tracking, runs_dir)
         experiment = store.experiment(config.tracking.experiment)
         params = _params(config)
@@ -141,7 +144,7 @@ class Tracker(Run):
                 run_id = _start(store, experiment, config, params, before=run_id)
             else:
                 store.client.update_run(run_id, status="RUNNING")
-        return cls(store, run_id, experiment, config.tracking.model)
+        return cls(store, run_id, experiment, config.tracking.model, params)
 
     def stage(self, name: str) -> Run:
         """A child run. A stage that is done again gets another one: the record keeps what was tried."""
@@ -153,6 +156,7 @@ class Tracker(Run):
                 run_name=name,
                 tags={"mlflow.parentRunId": self.run_id, "raycd.stage": name, "raycd.version": __version__},
             )
+            _log_params(self._store, run.info.run_id, self._params)
         return Run(self._store, run.info.run_id)
 
     def log_results(self, metrics: Mapping[str, Any]) -> None:
@@ -198,8 +202,6 @@ def how_to_see(config: Config) -> str:
 
 def _start(store: Store, experiment: str, config: Config, params: Mapping[str, str], before: str) -> str:
     """A new run with its tags and parameters; `before` is the run that it does not go on with."""
-    from mlflow.entities import Param
-
     tags = {
         "raycd.preset": config.preset,
         "raycd.protocol": config.evaluate.protocol,
@@ -209,10 +211,17 @@ def _start(store: Store, experiment: str, config: Config, params: Mapping[str, s
     }
     name = config.name or config.preset or None
     run = store.client.create_run(experiment, run_name=name, tags={k: v for k, v in tags.items() if v})
+    _log_params(store, run.info.run_id, params)
+    return str(run.info.run_id)
+
+
+def _log_params(store: Store, run_id: str, params: Mapping[str, str]) -> None:
+    """The whole configuration, as many parameters at once as MLflow takes."""
+    from mlflow.entities import Param
+
     items = [Param(name, value) for name, value in params.items()]
     for start in range(0, len(items), 100):
-        store.client.log_batch(run.info.run_id, params=items[start : start + 100])
-    return str(run.info.run_id)
+        store.client.log_batch(run_id, params=items[start : start + 100])
 
 
 def _continues(store: Store, run_id: str, params: Mapping[str, str]) -> bool:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train
 import ray.train.torch
 import torch
@@ -40,6 +42,25 @@ class Trained:
     """The best epoch."""
 
 
+class _Trainer(ray.train.torch.TorchTrainer):
+    """Leaves Ctrl-C to its caller: Ray Train's own handler ends the process with code 1, whatever stands around it."""
+
+    _controller: Any = None
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        self._controller = controller
+
+    def fit(self) -> Any:
+        """Train; on Ctrl-C stop the workers first."""
+        try:
+            return super().fit()
+        except KeyboardInterrupt:
+            if self._controller is not None:
+                with suppress(Exception):  # it ends itself, which counts as an error
+                    ray.get(self._controller.abort.remote(), timeout=10)
+            raise
+
+
 def train(
     stage: str,
     make: MakeTask,
@@ -63,7 +84,7 @@ def train(
     workers = cluster.fitting(config.compute.train_workers, resources)
     use_gpu = cluster.uses_gpu(config.compute)
     with relay.drawn(stage, "triplets") as board:
-        trainer = ray.train.torch.TorchTrainer(
+        trainer = _Trainer(
             _worker,
             train_loop_config={
                 "make": make,
@@ -84,8 +105,10 @@ def train(
             ),
         )
         result = trainer.fit()
+    assert result.checkpoint is not None, "every epoch reports one"
+    last = _fetched(result.checkpoint)  # it stays, too, though it need not be among the best
+    history = checkpoint.read_history(last)
     kept = {int(metrics["epoch"]): saved for saved, metrics in result.best_checkpoints or []}
-    history = checkpoint.read_history(_fetched(kept[max(kept)]))
     best = best_epoch([entry for entry in history if entry["epoch"] in kept])
     return Trained(_fetched(kept[best]), history, best)
 

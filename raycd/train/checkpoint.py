@@ -40,13 +40,13 @@ def restore(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -
     try:
         flat = load_file(folder / OPTIMIZER)
         history = read_history(folder)
+        state: dict[int, dict[str, torch.Tensor]] = {}
+        for key, value in flat.items():
+            number, name = key.split(".", 1)
+            state.setdefault(int(number), {})[name] = value
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     except (OSError, ValueError, SafetensorError) as error:
         raise _broken(folder, error) from error
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in flat.items():
-        number, name = key.split(".", 1)
-        state.setdefault(int(number), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return history
 
 
@@ -60,7 +60,9 @@ def load_weights(folder: Path, module: nn.Module) -> None:
 
 def read_history(folder: Path) -> list[dict[str, Any]]:
     """One entry for each finished epoch."""
-    history: list[dict[str, Any]] = json.loads((folder / HISTORY).read_text(encoding="utf-8"))
+    history = json.loads((folder / HISTORY).read_text(encoding="utf-8"))
+    if not isinstance(history, list):
+        raise ValueError(f"{HISTORY} is no list")
     return history
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from raycd.errors import ConfigError
 from raycd.model.loss import rank, world_size
 from raycd.progress import Bar
 from raycd.train import checkpoint
@@ -123,6 +124,13 @@ class Loop(Generic[Batch]):
     ) -> None:
         """`restore` is a checkpoint to go on from; `bar(total, start)` makes what the first worker advances."""
         self.task, self.schedule = task, schedule
+        if schedule.batch_size < 2 * world_size():
+            raise ConfigError(
+                "the batch is too small for its workers",
+                got=f"{schedule.batch_size} triplets for {world_size()} workers",
+                expected=f"at least {2 * world_size()}: two triplets a worker",
+                do="raise the stage's batch_size, or lower compute.train_workers",
+            )
         self._bar = bar or (lambda total, start: Bar(task.name, total=total, unit="triplets", start=start))
         self.optimizer = task.optimizer()
         self.history: list[dict[str, Any]] = []

@@ -41,25 +41,25 @@ class HeadConfig:
         return cls(config.head, dim, config.bilinear_dim, config.projection_dim, config.hidden_dim, config.dropout)
 
 
-_MODULES = {"clip_cd": "clip_cd", "combiner": "combiner", "sum": "sum"}  # name -> file in this folder
+HEADS = ("clip_cd", "combiner", "sum")  # each is a file in this folder with a function `build`
 
 
 def names() -> list[str]:
     """The heads there are."""
-    return list(_MODULES)
+    return list(HEADS)
 
 
 def create(config: HeadConfig) -> nn.Module:
     """A head with fresh weights. Raises ConfigError for an unknown name or impossible sizes."""
-    if config.name not in _MODULES:
-        near = difflib.get_close_matches(config.name, _MODULES, n=1)
+    if config.name not in HEADS:
+        near = difflib.get_close_matches(config.name, HEADS, n=1)
         raise ConfigError(
             "stage2.head names no fusion head",
             got=config.name,
-            expected=f"one of {', '.join(_MODULES)}",
+            expected=f"one of {', '.join(HEADS)}",
             do=f"did you mean {near[0]}?" if near else None,
         )
-    build: Callable[[HeadConfig], nn.Module] = import_module(f"{__package__}.{_MODULES[config.name]}").build
+    build: Callable[[HeadConfig], nn.Module] = import_module(f"{__package__}.{config.name}").build
     return build(config)
 
 

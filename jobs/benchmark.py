@@ -1,0 +1,40 @@
+"""Measure raycd against the plain way of doing the same, both in one run on the same cores.
+
+python jobs/benchmark.py embed                        # Ray Data against a plain loop, 20,000 drawn images
+python jobs/benchmark.py embed --photos ../photos     # the same on a folder of real photographs
+python jobs/benchmark.py gpu                          # RN50x4 on this machine's GPU, without Ray (docs/gpu.md)
+
+Prints a table and writes it to <runs>/benchmark-<what>.json.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from raycd import cli
+
+
+def flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", choices=["embed", "gpu"], help="What to measure.")
+    parser.add_argument("--images", type=int, default=20_000, help="Images to embed (embed).")
+    parser.add_argument("--photos", help="Folder of photographs to embed instead of drawn images (embed).")
+
+
+def main(options: cli.Options) -> None:
+    if options.flags.what == "embed":
+        from benchmarks.embed import measure
+    else:
+        from benchmarks.gpu import measure
+    rows = measure(options.config, options.flags)
+    width = max(map(len, rows))
+    for name, value in rows.items():
+        print(f"{name:{width}}  {value:.4g}" if isinstance(value, float) else f"{name:{width}}  {value}")
+    place = Path(options.config.runs) / f"benchmark-{options.flags.what}.json"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    print(f"written to {place}")
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, prog="jobs/benchmark.py", description="Measure raycd against a plain loop.", flags=flags))

@@ -1,0 +1,21 @@
+"""Measure the recall of the pre-trained CLIP, the fine-tuned CLIP and the fusion head; earlier stages are done first.
+
+python jobs/evaluate.py --preset demo
+python jobs/evaluate.py --preset demo --evaluate.ks 1,5,10,50      other ranks: seconds, nothing is trained
+"""
+
+import sys
+
+from raycd import cli
+
+
+def main(options: cli.Options) -> None:
+    from raycd.report.table import recall_table
+    from raycd.runtime import pipeline
+
+    run = pipeline.run(options.config, until="evaluate").run
+    print(recall_table(pipeline.recorded(run, "evaluate")))
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, prog="jobs/evaluate.py", description="Measure the recall of every variant on val."))

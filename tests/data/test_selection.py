@@ -1,0 +1,68 @@
+import pytest
+
+from raycd.data.build import DatasetBuilder, TripletRow
+from raycd.data.schema import GALLERY, TRIPLET, Dataset
+from raycd.data.selection import SELECTION, carve
+
+
+@pytest.fixture
+def dataset() -> Dataset:
+    """Train of two categories: ten targets with two triplets each, and one target; val with one triplet."""
+    builder = DatasetBuilder()
+    ids = [f"d{i}" for i in range(20)]
+    builder.add_gallery("dress", "train", ids, source="x")
+    builder.add_gallery("shirt", "train", ["s0", "s1", "d0"], source="x")
+    builder.add_gallery("dress", "val", ["v0", "v1", "d1"], source="x")
+    for index in range(20):
+        row = TripletRow(f"dress/{index}", "dress", "train", ids[(index + 1) % 20], ids[index % 10], ["is red"])
+        builder.add_triplet(row, where="here")
+    builder.add_triplet(TripletRow("shirt/0", "shirt", "train", "s0", "s1", ["is red"]), where="here")
+    builder.add_triplet(TripletRow("dress/v", "dress", "val", "v0", "d1", ["is red"]), where="here")
+    return builder.build({})
+
+
+def targets(dataset: Dataset, split: str, category: str = "dress") -> set[str]:
+    return {row["target"] for row in dataset.triplets_of(split).to_pylist() if row["category"] == category}
+
+
+def test_no_target_is_both_trained_on_and_selected_on(dataset: Dataset) -> None:
+    carved = carve(dataset, 0.3, seed=0)
+    assert len(targets(carved, SELECTION)) == 3
+    assert len(targets(carved, "train")) == 7
+    assert not targets(carved, SELECTION) & targets(carved, "train")
+    assert len(carved.triplets_of(SELECTION)) == 6 + 1  # two of each dress target, and the shirt
+    assert len(carved.triplets_of("train")) == 14
+
+
+def test_at_least_one_target_of_each_category_moves(dataset: Dataset) -> None:
+    carved = carve(dataset, 0.01, seed=0)
+    assert len(targets(carved, SELECTION)) == 1
+    assert targets(carved, SELECTION, "shirt") == {"s1"}
+
+
+def test_the_new_gallery_is_the_images_of_its_triplets(dataset: Dataset) -> None:
+    carved = carve(dataset, 0.3, seed=0)
+    for category in ("dress", "shirt"):
+        rows = [row for row in carved.triplets_of(SELECTION).to_pylist() if row["category"] == category]
+        members = carved.gallery_ids(category, SELECTION)
+        assert sorted(members) == sorted({row[side] for row in rows for side in ("reference", "target")})
+    assert carved.gallery.schema.equals(GALLERY)
+    assert carved.triplets.schema.equals(TRIPLET)
+
+
+def test_everything_else_stays_as_it_was(dataset: Dataset) -> None:
+    carved = carve(dataset, 0.3, seed=0)
+    assert carved.images is dataset.images
+    assert carved.gallery.slice(0, len(dataset.gallery)).equals(dataset.gallery)
+    assert carved.triplets_of("val").equals(dataset.triplets_of("val"))
+    assert carved.triplets.drop(["split"]).equals(dataset.triplets.drop(["split"]))
+
+
+def test_a_fraction_of_zero_changes_nothing(dataset: Dataset) -> None:
+    assert carve(dataset, 0.0, seed=0) is dataset
+
+
+def test_the_seed_decides(dataset: Dataset) -> None:
+    chosen = [frozenset(targets(carve(dataset, 0.3, seed=seed), SELECTION)) for seed in (0, 0, 1, 2, 3)]
+    assert chosen[0] == chosen[1]
+    assert len(set(chosen)) > 1

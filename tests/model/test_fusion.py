@@ -1,0 +1,204 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from torch import nn
+
+from raycd.config import Stage2Config
+from raycd.errors import ConfigError, WeightsError
+from raycd.model import fusion
+from raycd.model.fusion.registry import SETTINGS, WEIGHTS
+
+D, K, P, H = 6, 3, 5, 7
+HEADS = ["clip_cd", "combiner", "sum"]
+Weights = dict[str, NDArray[np.float32]]
+
+
+def config(name: str, **sizes: float) -> fusion.HeadConfig:
+    return fusion.HeadConfig(
+        name, **{"dim": D, "bilinear_dim": K, "projection_dim": P, "hidden_dim": H, "dropout": 0.5, **sizes}
+    )
+
+
+def head(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    return fusion.create(config(name)).eval()
+
+
+def features(rows: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    image, text = (3 * torch.randn(rows, D, generator=generator) for _ in range(2))
+    return image, text
+
+
+def weights(module: nn.Module) -> Weights:
+    return {name: value.numpy() for name, value in module.state_dict().items()}
+
+
+# ---- the formulas, in numpy ----------------------------------------------------------------------------------------
+
+
+def fc(given: Weights, name: str, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    return x @ given[f"{name}.weight"].T + given[f"{name}.bias"]
+
+
+def relu(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.maximum(x, 0)
+
+
+def combiner_parts(given: Weights, x: NDArray[np.float32], t: NDArray[np.float32]) -> NDArray[np.float32]:
+    """v + l t + (1 - l) x of Clip4Cir, without dropout."""
+    h = np.concatenate([relu(fc(given, "project_text.0", t)), relu(fc(given, "project_image.0", x))], axis=1)
+    v = fc(given, "concatenation.3", relu(fc(given, "concatenation.0", h)))
+    weight = 1 / (1 + np.exp(-fc(given, "weight.3", relu(fc(given, "weight.0", h)))))
+    return v + weight * t + (1 - weight) * x
+
+
+def bilinear_part(given: Weights, x: NDArray[np.float32], t: NDArray[np.float32]) -> NDArray[np.float32]:
+    """f_out of eqs 5 to 7."""
+    f_image, f_text = relu(fc(given, "project_image.0", x)), relu(fc(given, "project_text.0", t))
+    f_bil = np.stack([np.outer(i, j).reshape(-1) for i, j in zip(f_image, f_text, strict=True)])
+    return fc(given, "output.2", relu(fc(given, "output.0", f_bil)))
+
+
+def part(given: Weights, prefix: str) -> Weights:
+    return {name.removeprefix(f"{prefix}."): value for name, value in given.items() if name.startswith(prefix)}
+
+
+def normalised(x: NDArray[np.float32]) -> torch.Tensor:
+    return torch.from_numpy(x / np.linalg.norm(x, axis=1, keepdims=True))
+
+
+def test_combiner_is_clip4cirs_formula() -> None:
+    module, (image, text) = head("combiner"), features()
+    expected = combiner_parts(weights(module), image.numpy(), text.numpy())
+    torch.testing.assert_close(module(image, text), normalised(expected))
+
+
+def test_clip_cd_adds_bilinear_pooling_to_the_combiner() -> None:
+    module, (image, text) = head("clip_cd"), features()
+    given, x, t = weights(module), image.numpy(), text.numpy()
+    bilinear = bilinear_part(part(given, "bilinear"), x, t)
+    assert np.abs(bilinear).min(axis=1).max() > 0.01
+    torch.testing.assert_close(
+        module(image, text), normalised(combiner_parts(part(given, "combiner"), x, t) + bilinear)
+    )
+
+
+def test_clip_cd_without_its_bilinear_part_is_the_combiner() -> None:
+    comprehensive, (image, text) = head("clip_cd"), features()
+    combiner = head("combiner")
+    combiner.load_state_dict(comprehensive.combiner.state_dict())
+    assert not torch.allclose(comprehensive(image, text), combiner(image, text))
+    for parameter in comprehensive.bilinear.output[2].parameters():
+        nn.init.zeros_(parameter)
+    torch.testing.assert_close(comprehensive(image, text), combiner(image, text))
+
+
+def test_sum_is_the_normalised_sum_and_has_no_parameters() -> None:
+    module = head("sum")
+    assert list(module.parameters()) == []
+    found = module(torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 4.0]]))
+    torch.testing.assert_close(found, torch.tensor([[0.6, 0.8]]))
+
+
+# ---- every head ----------------------------------------------------------------------------------------------------
+
+
+def test_the_registry_names_every_head() -> None:
+    assert set(HEADS) <= set(fusion.names())
+
+
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("rows", [1, 5])
+def test_a_query_is_normalised_and_of_the_features_size(name: str, rows: int) -> None:
+    query = head(name)(*features(rows))
+    assert query.shape == (rows, D)
+    torch.testing.assert_close(query.norm(dim=-1), torch.ones(rows))
+
+
+@pytest.mark.parametrize("name", ["clip_cd", "combiner"])
+def test_every_parameter_gets_a_gradient(name: str) -> None:
+    module = head(name)
+    module(*features())[:, 0].sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("name", ["clip_cd", "combiner"])
+def test_dropout_is_of_training_only(name: str) -> None:
+    module, given = head(name), features()
+    assert torch.equal(module(*given), module(*given))
+    module.train()
+    assert not torch.equal(module(*given), module(*given))
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_saved_head_gives_the_same_queries(name: str, tmp_path: Path) -> None:
+    module = head(name)
+    fusion.save(module, config(name), tmp_path / "head")
+    loaded, settings = fusion.load(tmp_path / "head", dim=D)
+    assert settings == config(name)
+    assert not loaded.training
+    assert torch.equal(loaded(*features()), module(*features()))
+
+
+def test_default_sizes_are_four_and_eight_times_the_features() -> None:
+    module = fusion.create(fusion.HeadConfig("combiner", dim=D))
+    assert module.project_text[0].weight.shape == (24, 6)
+    assert module.concatenation[0].weight.shape == (48, 48)
+    assert module.weight[3].weight.shape == (1, 48)
+    assert module.weight[2].p == 0.5
+
+
+def test_the_settings_of_stage_2_shape_the_head() -> None:
+    settings = Stage2Config(head="combiner", bilinear_dim=7, projection_dim=8, hidden_dim=9, dropout=0.25)
+    assert fusion.HeadConfig.of(settings, 640) == fusion.HeadConfig("combiner", 640, 7, 8, 9, 0.25)
+
+
+# ---- mistakes ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("k", [6, 7])
+def test_k_of_the_features_size_or_more_is_refused_with_what_is_possible(k: int) -> None:
+    with pytest.raises(ConfigError, match=rf"K = {k}, D = 6\n +expected: K from 1 to 5\n.*bilinear_dim 3"):
+        fusion.create(config("clip_cd", bilinear_dim=k))
+    fusion.create(config("clip_cd", bilinear_dim=5))
+
+
+def test_k_does_not_concern_heads_that_have_none() -> None:
+    fusion.create(config("combiner", bilinear_dim=100))
+
+
+def test_an_unknown_head_names_the_nearest_and_all() -> None:
+    with pytest.raises(ConfigError, match=r"combinr\n.*clip_cd, combiner, sum(.|\n)*did you mean combiner\?"):
+        fusion.create(config("combinr"))
+
+
+def test_a_head_of_another_size_than_the_encoder_is_refused(tmp_path: Path) -> None:
+    fusion.save(head("sum"), config("sum"), tmp_path)
+    with pytest.raises(WeightsError, match="a head for features of 6, an encoder of 16"):
+        fusion.load(tmp_path, dim=16)
+
+
+@pytest.mark.parametrize(
+    "damage", ["no folder", "no weights", "truncated", "other shape", "malformed", "list", "field", "no field"]
+)
+def test_a_broken_head_is_a_weights_error(damage: str, tmp_path: Path) -> None:
+    folder = tmp_path / "head"
+    module = head("combiner")
+    if damage != "no folder":
+        fusion.save(module, config("combiner"), folder)
+    if damage == "no weights":
+        (folder / WEIGHTS).unlink()
+    elif damage == "truncated":
+        (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-5])
+    elif damage == "other shape":
+        save_file({**module.state_dict(), "weight.3.bias": torch.zeros(2)}, folder / WEIGHTS)
+    elif damage != "no folder":
+        texts = {"malformed": "{", "list": "[]", "field": '{"name": "sum", "dim": 6, "x": 1}', "no field": "{}"}
+        (folder / SETTINGS).write_text(texts[damage])
+    with pytest.raises(WeightsError, match="no readable fusion head"):
+        fusion.load(folder)

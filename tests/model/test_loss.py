@@ -1,0 +1,138 @@
+import math
+import socket
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+from torch import distributed, multiprocessing, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from raycd.model.loss import batch_classification_loss, gather, rank, world_size
+
+EAST, NORTH = [1.0, 0.0], [0.0, 1.0]
+
+
+def loss(query: list[list[float]], target: list[list[float]], numbers: list[int], scale: float) -> float:
+    return float(
+        batch_classification_loss(torch.tensor(query), torch.tensor(target), torch.tensor(numbers), logit_scale=scale)
+    )
+
+
+def test_loss_is_the_mean_cross_entropy_of_scaled_cosines() -> None:
+    # Cosines of query 0: 0.6 and 0.8; of query 1: 0 and 1; logit scale 10.
+    expected = (math.log(1 + math.exp(10 * (0.8 - 0.6))) + math.log(1 + math.exp(10 * (0.0 - 1.0)))) / 2
+    assert loss([[0.6, 0.8], NORTH], [EAST, NORTH], [0, 1], 10.0) == pytest.approx(expected, rel=1e-5)
+    assert expected == pytest.approx(1.0634867, rel=1e-6)
+
+
+def test_lengths_of_features_do_not_matter() -> None:
+    assert loss([[6.0, 8.0], [0.0, 0.5]], [[3.0, 0.0], [0.0, 7.0]], [0, 1], 10.0) == pytest.approx(1.0634867, rel=1e-5)
+
+
+def test_the_logit_scale_multiplies_cosines() -> None:
+    for scale in (1.0, 100.0):
+        found = loss([EAST, EAST], [EAST, NORTH], [0, 1], scale)
+        assert found == pytest.approx((math.log1p(math.exp(-scale)) + math.log1p(math.exp(scale))) / 2, rel=1e-5)
+
+
+def test_a_triplet_of_the_same_target_is_no_negative() -> None:
+    # Queries 0 and 2 share target 5: each sees only its own copy and target 1.
+    query, target = [[0.6, 0.8], NORTH, [0.8, 0.6]], [EAST, NORTH, EAST]
+    expected = math.log1p(math.exp(2)) + math.log1p(2 * math.exp(-10)) + math.log1p(math.exp(-2))
+    assert loss(query, target, [5, 1, 5], 10.0) == pytest.approx(expected / 3, rel=1e-5)
+    apart = math.log(2 + math.exp(2)) + math.log1p(2 * math.exp(-10)) + math.log(2 + math.exp(-2))
+    assert loss(query, target, [5, 1, 6], 10.0) == pytest.approx(apart / 3, rel=1e-5)
+
+
+def test_a_batch_of_one_target_has_no_loss() -> None:
+    assert loss([EAST, NORTH], [EAST, EAST], [3, 3], 100.0) == 0.0
+
+
+def test_a_single_process_is_the_first_of_one() -> None:
+    rows = torch.ones(2, 3)
+    assert (rank(), world_size()) == (0, 1)
+    assert gather(rows) is rows
+
+
+# ---- several workers -----------------------------------------------------------------------------------------------
+
+NUMBERS = torch.tensor([0, 1, 2, 3, 0, 4, 3, 3])  # targets 0 and 3 stand on both workers
+
+
+class Towers(nn.Module):
+    """A query tower and a target tower that both train."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.query, self.target = nn.Linear(6, 4), nn.Linear(6, 4)
+
+    def forward(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.query(rows), self.target(rows.flip(-1))
+
+
+def rows_of_all() -> torch.Tensor:
+    return torch.randn(8, 6, generator=torch.Generator().manual_seed(3))
+
+
+def step(towers: Towers, module: nn.Module, own: slice) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    query, target = module(rows_of_all()[own])
+    value = batch_classification_loss(query, target, NUMBERS[own], 20.0)
+    value.backward()
+    return value.detach(), [parameter.grad for parameter in towers.parameters() if parameter.grad is not None]
+
+
+def worker(number: int, workers: int, port: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    address = f"tcp://127.0.0.1:{port}"
+    distributed.init_process_group(
+        "gloo", init_method=address, rank=number, world_size=workers, timeout=timedelta(seconds=60)
+    )
+    share = 8 // workers
+    own = slice(number * share, (number + 1) * share)
+    found: dict[str, object] = {"gathered": gather(torch.arange(2.0) + 10 * number)}
+    for name, wrap in (("ddp", DistributedDataParallel), ("plain", lambda module: module)):
+        towers = Towers()
+        value, gradients = step(towers, wrap(towers), own)
+        if name == "plain":
+            for gradient in gradients:
+                distributed.all_reduce(gradient)
+                gradient /= workers
+        distributed.all_reduce(value)
+        found[name] = (value / workers, gradients)
+    torch.save(found, Path(folder) / f"{number}.pt")
+    distributed.destroy_process_group()
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def two_workers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, object]]:
+    folder = tmp_path_factory.mktemp("workers")
+    multiprocessing.spawn(worker, (2, free_port(), str(folder)), nprocs=2)
+    return [torch.load(folder / f"{number}.pt") for number in range(2)]
+
+
+@pytest.mark.parametrize("way", ["ddp", "plain"])
+def test_two_workers_of_half_a_batch_have_the_loss_and_gradient_of_one(
+    two_workers: list[dict[str, Callable[..., object]]], way: str
+) -> None:
+    towers = Towers()
+    value, gradients = step(towers, towers, slice(0, 8))
+    assert len(gradients) == 4
+    for found in two_workers:
+        their_value, their_gradients = found[way]
+        torch.testing.assert_close(their_value, value)
+        for theirs, ours in zip(their_gradients, gradients, strict=True):
+            torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-6)
+
+
+def test_rows_are_gathered_in_the_order_of_the_workers(two_workers: list[dict[str, torch.Tensor]]) -> None:
+    for found in two_workers:
+        assert found["gathered"].tolist() == [0.0, 1.0, 10.0, 11.0]

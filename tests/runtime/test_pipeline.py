@@ -1,0 +1,393 @@
+"""The whole pipeline on a tiny catalogue, with real Ray and a real MLflow record."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from mlflow import MlflowClient
+
+from raycd.config import Config, SyntheticConfig, flatten
+from raycd.data.garments import draw, random_garment
+from raycd.data.synthetic import write_catalogue
+from raycd.errors import ConfigError, DataError, RunError
+from raycd.model import bundle
+from raycd.runtime import pipeline
+from raycd.search import Query, Searcher
+
+STAGES = ["encoder", "zero_shot", "stage1", "embed", "mine", "filter", "stage2", "evaluate", "bundle"]
+CATEGORIES = {"dress", "shirt", "toptee"}
+UNTRACKED: Mapping[str, Any] = {"tracking": {"enabled": False}}
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that everything here looks at and nothing changes."""
+
+    settings: dict[str, Any]
+    outcome: pipeline.Outcome
+    folder: Path
+    missing: dict[str, str]
+
+    def config(self, **changes: Any) -> Config:
+        return Config.model_validate(merged(self.settings, changes))
+
+    def metrics(self) -> dict[str, Any]:
+        return dict(json.loads((self.folder / "metrics.json").read_text()))
+
+
+def merged(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with some fields of some sections changed."""
+    both = dict(settings)
+    for key, value in changes.items():
+        both[key] = merged(both.get(key, {}), value) if isinstance(value, Mapping) else value
+    return both
+
+
+def client(runs: Path) -> MlflowClient:
+    uri = f"sqlite:///{runs / 'mlflow.db'}"
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+@pytest.fixture(scope="module")
+def fashion(tmp_path_factory: pytest.TempPathFactory, tiny_settings: dict[str, Any]) -> tuple[Path, dict[str, str]]:
+    """A data set in Fashion-IQ's files, in which the first val target is broken and the first train one is missing."""
+    root = tmp_path_factory.mktemp("fashion")
+    write_catalogue(root, SyntheticConfig.model_validate(tiny_settings["data"]["synthetic"]))
+    broken, missing = (
+        json.loads((root / "captions" / f"cap.{name}.json").read_text())[0]["target"]
+        for name in ("dress.val", "shirt.train")
+    )
+    (root / "images" / f"{broken}.jpg").write_bytes(b"no image")
+    (root / "images" / f"{missing}.jpg").unlink()
+    return root, {broken: "not_an_image", missing: "missing"}
+
+
+@pytest.fixture(scope="module")
+def finished(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_settings: dict[str, Any],
+    fashion: tuple[Path, dict[str, str]],
+    ray_cluster: None,
+) -> Finished:
+    runs = tmp_path_factory.mktemp("runs")
+    settings = merged(tiny_settings, {"runs": str(runs), "data": {"format": "fashioniq", "root": str(fashion[0])}})
+    outcome = pipeline.run(Config.model_validate(settings))
+    return Finished(settings, outcome, runs / "tiny", fashion[1])
+
+
+@pytest.fixture
+def copied(finished: Finished, tmp_path: Path) -> Finished:
+    """A copy of the run that may be changed; it keeps no MLflow record."""
+    ignore = shutil.ignore_patterns(".train", ".lock")
+    shutil.copytree(finished.folder, tmp_path / "tiny", ignore=ignore)
+    return replace(finished, folder=tmp_path / "tiny", settings=finished.settings | {"runs": str(tmp_path)})
+
+
+@pytest.fixture
+def breaking(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, BaseException], pytest.MonkeyPatch]:
+    """Let a stage write something and then fail; `undo()` mends it."""
+
+    def put(name: str, error: BaseException) -> pytest.MonkeyPatch:
+        def work(context: Any, writing: Any) -> None:
+            (writing.folder / "half").write_text("half")
+            raise error
+
+        changed = [replace(stage, work=work) if stage.name == name else stage for stage in pipeline.STAGES]
+        monkeypatch.setattr(pipeline, "STAGES", tuple(changed))
+        return monkeypatch
+
+    return put
+
+
+def test_every_stage_of_a_new_run_is_done_in_order(finished: Finished) -> None:
+    assert finished.outcome.done == STAGES
+
+
+def test_metrics_have_the_keys_of_the_contract(finished: Finished) -> None:
+    metrics = finished.metrics()
+    assert metrics == finished.outcome.metrics
+    assert list(metrics) == ["preset", "protocol", "seed", "variants", "counts", "seconds"]
+    assert list(metrics["variants"]) == ["zero_shot", "fine_tuned", "clip_cd"]
+    for recalls in metrics["variants"].values():
+        assert set(recalls) == CATEGORIES | {"average"}
+        for cell in recalls.values():
+            assert list(cell) == ["recall@10", "recall@50"]
+            assert 0 <= cell["recall@10"] <= cell["recall@50"] <= 1
+    counts = metrics["counts"]
+    assert {"gallery", "queries", "missing_images", "pseudo_triplets"} <= set(counts)
+    assert set(counts["gallery"]) == set(counts["queries"]) == CATEGORIES
+    assert counts["pseudo_triplets"] > 0
+    assert list(metrics["seconds"]) == STAGES
+
+
+def test_the_report_needs_no_other_file_and_no_network(finished: Finished) -> None:
+    page = (finished.folder / "report.html").read_text()
+    assert not re.search(r"""(?:src|href)\s*=\s*["']?(?!data:|#)[^"'\s>]""", page)
+    assert not re.search(r"<(?:link|script|iframe)\b|@import|url\((?!['\"]?(?:data:|#))", page)
+
+
+def test_the_bundle_loads_and_answers_a_query(finished: Finished) -> None:
+    loaded = bundle.load(finished.folder / "bundle")
+    image = draw(np.random.default_rng(0), random_garment(np.random.default_rng(0), "dress"), 64)
+    [results] = Searcher(loaded).search([Query(image, "is blue", top_k=4)])
+    assert len(results) == 4
+    assert {result.category for result in results} <= CATEGORIES
+    assert loaded.manifest.config == finished.config().model_dump(mode="json")
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_records_what_it_came_from(finished: Finished, name: str) -> None:
+    record = json.loads((finished.folder / name / "stage.json").read_text())
+    assert record["stage"] == name
+    assert re.fullmatch("[0-9a-f]{64}", record["fingerprint"])
+    assert record["inputs"] == next(list(stage.inputs) for stage in pipeline.STAGES if stage.name == name)
+    assert Config.model_validate(record["config"]) == finished.config()
+    assert record["seconds"] > 0
+    assert "counts" in record or name in ("encoder", "stage1", "stage2")
+
+
+def test_missing_and_broken_images_are_counted_listed_and_left_out(finished: Finished) -> None:
+    metrics, missing = finished.metrics(), finished.missing
+    assert metrics["counts"]["missing_images"] == 2
+    assert json.loads((finished.folder / "missing_images.json").read_text())["images"] == missing
+    page = (finished.folder / "report.html").read_text()
+    assert all(image_id in page for image_id in missing)
+    gallery = pq.read_table(finished.folder / "bundle" / "gallery.parquet")["image_id"].to_pylist()
+    assert len(gallery) == 3 * 30 - 1
+    assert not missing.keys() & set(gallery)
+    pseudo = pq.read_table(finished.folder / "filter" / "pseudo_triplets.parquet")
+    assert not missing.keys() & {*pseudo["reference"].to_pylist(), *pseudo["target"].to_pylist()}
+
+
+def test_a_query_that_needs_a_broken_image_is_reported(finished: Finished) -> None:
+    [broken] = [image_id for image_id, reason in finished.missing.items() if reason == "not_an_image"]
+    captions = Path(finished.settings["data"]["root"]) / "captions" / "cap.dress.val.json"
+    needing = [row for row in json.loads(captions.read_text()) if broken in (row["target"], row["candidate"])]
+    evaluated = pipeline.recorded(finished.outcome.run, "evaluate")
+    assert evaluated["counts"]["missing_queries"] == {"dress": len(needing), "shirt": 0, "toptee": 0}
+    assert len(evaluated["missing"]["queries"]["dress"]) == len(needing) > 0
+    assert evaluated["counts"]["missing_gallery"] == {"dress": 1, "shirt": 0, "toptee": 0}
+
+
+def test_mlflow_has_a_run_for_the_pipeline_and_one_for_each_stage(finished: Finished) -> None:
+    mlflow = client(finished.folder.parent)
+    [parent] = [run for run in mlflow.search_runs(["1"]) if "mlflow.parentRunId" not in run.data.tags]
+    assert parent.info.status == "FINISHED"
+    assert parent.data.params.keys() == flatten(finished.config()).keys()
+    assert (
+        parent.data.metrics["clip_cd/average/recall_at_10"]
+        == (finished.metrics()["variants"]["clip_cd"]["average"]["recall@10"])
+    )
+    children = {
+        run.info.run_name: run
+        for run in mlflow.search_runs(["1"], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+    }
+    assert sorted(children) == sorted(STAGES)
+    assert {child.info.status for child in children.values()} == {"FINISHED"}
+    assert len(mlflow.get_metric_history(children["stage1"].info.run_id, "loss")) == 1
+    epochs = [mlflow.get_metric_history(children["stage2"].info.run_id, name) for name in ("loss", "pseudo/loss")]
+    assert [len(history) for history in epochs] == [2, 1]
+    [version] = mlflow.search_model_versions("name = 'raycd'")
+    assert version.run_id == parent.info.run_id
+    assert {file.path for file in mlflow.list_artifacts(parent.info.run_id)} == {
+        "bundle",
+        "metrics.json",
+        "report.html",
+    }
+
+
+def test_a_finished_run_started_again_does_nothing(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise AssertionError("nothing is to be started")
+
+    monkeypatch.setattr(pipeline.cluster, "connected", refused)
+    monkeypatch.setattr(pipeline.Tracker, "open", refused)
+    before = {path: path.stat().st_mtime_ns for path in finished.folder.rglob("*") if path.name != ".lock"}
+    again = pipeline.run(finished.config())
+    assert (again.done, again.metrics) == ([], finished.metrics())
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "done"),
+    [
+        ({"mine": {"alpha": 0.1}}, ["filter", "stage2", "evaluate", "bundle"]),
+        ({"stage1": {"finetune": "none"}, "stage2": {"head": "sum"}}, STAGES[2:]),
+        ({"evaluate": {"ks": [5]}}, ["evaluate", "bundle"]),
+        ({"serve": {"top_k": 5}}, ["bundle"]),
+        (
+            {
+                "compute": {"train_workers": 2, "embed_workers": 2, "threads": 1},
+                "evaluate": {"batch_size": 7},
+                "mine": {"batch_size": 9},
+                "embed": {"batch_size": 8},
+                "stage1": {"cache_mib": 1, "loader_workers": 1},
+            },
+            [],
+        ),
+    ],
+    ids=["mine.alpha", "stage1", "evaluate.ks", "serve", "how fast it is"],
+)
+def test_a_changed_setting_redoes_what_it_touches(copied: Finished, changes: dict[str, Any], done: list[str]) -> None:
+    changed = copied.config(**changes, **UNTRACKED)
+    outcome = pipeline.run(changed)
+    assert outcome.done == done
+    assert copied.metrics() == outcome.metrics
+    assert pipeline.run(changed).done == []
+
+
+def test_ctrl_c_in_a_stage_leaves_the_earlier_ones_whole_and_the_run_continues(
+    finished: Finished, copied: Finished, breaking: Callable[[str, BaseException], pytest.MonkeyPatch]
+) -> None:
+    tracking = {"uri": f"sqlite:///{finished.folder.parent / 'mlflow.db'}", "experiment": "interrupted"}
+    config = copied.config(mine={"alpha": 0.1}, stage2={"head": "sum"}, tracking=tracking)
+    before = (copied.folder / "evaluate" / "stage.json").read_text()
+    mended = breaking("evaluate", KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run(config)
+    mended.undo()
+    assert (copied.folder / "evaluate" / "stage.json").read_text() == before
+    assert not list(copied.folder.rglob("half"))
+    assert not list(copied.folder.glob(".*.writing"))
+    known = json.loads((copied.folder / "mlflow.json").read_text())["run_id"]
+    assert client(finished.folder.parent).get_run(known).info.status == "KILLED"
+    outcome = pipeline.run(config)
+    assert outcome.done == ["evaluate", "bundle"]
+    assert copied.metrics() == outcome.metrics
+    run = client(finished.folder.parent).get_run(known)
+    assert (run.info.status, "sum/average/recall_at_10" in run.data.metrics) == ("FINISHED", True)
+
+
+def test_a_stage_that_fails_is_a_failed_run_and_can_be_continued(
+    finished: Finished, copied: Finished, breaking: Callable[[str, BaseException], pytest.MonkeyPatch]
+) -> None:
+    tracking = {"uri": f"sqlite:///{finished.folder.parent / 'mlflow.db'}", "experiment": "failed"}
+    config = copied.config(evaluate={"ks": [5]}, tracking=tracking)
+    mended = breaking("evaluate", RuntimeError("no"))
+    with pytest.raises(RuntimeError, match="no"):
+        pipeline.run(config)
+    mended.undo()
+    known = json.loads((copied.folder / "mlflow.json").read_text())["run_id"]
+    assert client(finished.folder.parent).get_run(known).info.status == "FAILED"
+    before = json.loads((copied.folder / "evaluate" / "stage.json").read_text())
+    assert before["config"]["evaluate"]["ks"] == [10, 50]
+    assert pipeline.run(copied.config(evaluate={"ks": [5]}, **UNTRACKED)).done == ["evaluate", "bundle"]
+
+
+def test_too_many_missing_images_end_the_run_and_are_listed(copied: Finished) -> None:
+    (copied.folder / "missing_images.json").unlink()
+    with pytest.raises(DataError, match=r"2 of 180 images .* are missing or broken") as caught:
+        pipeline.run(copied.config(data={"max_missing": 0.0}, **UNTRACKED))
+    listed = copied.folder / "missing_images.json"
+    assert str(listed) in str(caught.value)
+    assert json.loads(listed.read_text())["images"] == copied.missing
+    assert pipeline.run(copied.config(**UNTRACKED)).done == []
+
+
+def test_a_run_of_another_data_set_is_refused(finished: Finished, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(finished.settings["data"]["root"], other)
+    with pytest.raises(RunError, match="belongs to another run") as caught:
+        pipeline.run(finished.config(data={"root": str(other)}))
+    assert str(other) in str(caught.value)
+
+
+def test_a_relative_root_is_the_same_data_set(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Path(finished.settings["data"]["root"])
+    monkeypatch.chdir(root.parent)
+    assert pipeline.run(finished.config(data={"root": root.name}, **UNTRACKED), until="evaluate").done == []
+
+
+def test_a_mistyped_root_does_not_claim_the_run(finished: Finished, tmp_path: Path) -> None:
+    with pytest.raises(DataError):
+        pipeline.run(finished.config(runs=str(tmp_path), data={"root": str(tmp_path / "no")}))
+    assert not (tmp_path / "tiny").exists()
+
+
+def test_a_head_that_does_not_fit_is_refused_before_stage_1(copied: Finished) -> None:
+    with pytest.raises(ConfigError, match="bilinear_dim"):
+        pipeline.run(copied.config(stage1={"lr": 1.0}, stage2={"bilinear_dim": 4096}, **UNTRACKED))
+
+
+def test_a_run_without_a_name_is_refused(finished: Finished) -> None:
+    with pytest.raises(ConfigError, match="no name"):
+        pipeline.run(finished.config(name=""))
+
+
+def test_runs_in_a_submitted_jobs_own_copy_are_warned_of(
+    finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1" / "runs"
+    encoder = {"pretrained": str(finished.folder / "encoder" / "encoder")}
+    pipeline.run(finished.config(runs=str(runs), encoder=encoder, **UNTRACKED), until="encoder")
+    assert f"warning: {runs / 'tiny'} lies in this job's copy" in capsys.readouterr().err
+
+
+def draw_images(folder: Path, names: list[str]) -> None:
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name in names:
+        draw(rng, random_garment(rng, "dress"), 48).save(folder / f"{name}.png")
+
+
+def write_cirr(root: Path) -> dict[str, Any]:
+    """Groups of six, as CIRR has them."""
+    for split in ("train", "val"):
+        names = [f"{split}-{i}" for i in range(36)]
+        draw_images(root / split, names)
+        triplets = [
+            {
+                "pairid": i,
+                "reference": names[i],
+                "target_hard": names[i - i % 6 + (i + 1) % 6],
+                "caption": f"has {i} stripes",
+                "img_set": {"id": i // 6, "members": names[i - i % 6 : i - i % 6 + 6]},
+            }
+            for i in range(36)
+        ]
+        images = {name: f"./{split}/{name}.png" for name in names}
+        for kind, value in (("captions/cap", triplets), ("image_splits/split", images)):
+            file = root / f"{kind}.rc2.{split}.json"
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(json.dumps(value))
+    return {"format": "cirr"}
+
+
+def write_manifest(root: Path) -> dict[str, Any]:
+    """A user's own: a CSV gallery, JSON Lines triplets."""
+    names = [f"image-{i}" for i in range(40)]
+    draw_images(root / "images", names)
+    lines = ["image_id,path", *(f"{name},images/{name}.png" for name in names)]
+    (root / "gallery.csv").write_text("\n".join(lines))
+    rows = [
+        {"reference": names[i], "target": names[i + 1], "caption": f"number {i}", "split": "val" if i % 3 else "train"}
+        for i in range(39)
+    ]
+    (root / "triplets.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    return {"format": "manifest", "gallery": "gallery.csv", "triplets": "triplets.jsonl"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("write", "category"), [(write_cirr, "cirr"), (write_manifest, "all")], ids=["cirr", "manifest"]
+)
+def test_other_data_sets_run_through(
+    finished: Finished, tmp_path: Path, write: Callable[[Path], dict[str, Any]], category: str
+) -> None:
+    root = tmp_path / "data"
+    data = {**write(root), "root": str(root)}
+    encoder = {"pretrained": str(finished.folder / "encoder" / "encoder")}
+    config = finished.config(runs=str(tmp_path / "runs"), data=data, encoder=encoder, **UNTRACKED)
+    run = pipeline.run(config, until="evaluate").run
+    variants = pipeline.recorded(run, "evaluate")["variants"]
+    assert list(variants) == ["zero_shot", "fine_tuned", "clip_cd"]
+    assert all(set(recalls) == {category, "average"} for recalls in variants.values())

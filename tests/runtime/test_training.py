@@ -1,0 +1,109 @@
+"""One Ray Train for each kind of task: starting its workers takes seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from raycd import cli
+from raycd.config import Config
+from raycd.errors import DataError
+from raycd.model.loss import batch_classification_loss
+from raycd.runtime import training
+from raycd.train.checkpoint import WEIGHTS
+from raycd.train.loop import Loop, Schedule
+
+SCHEDULE = Schedule(epochs=4, batch_size=8, lr=0.02, seed=0)
+
+
+def make_toy(inputs: Mapping[str, Any], config: Config, device: torch.device) -> Any:
+    """A linear map that learns to find sixteen rows; its scores are given. Built here, so that it travels by value."""
+
+    class Toy:
+        name = "toy"
+
+        def __init__(self) -> None:
+            torch.manual_seed(7)
+            self.module: nn.Module = nn.Linear(5, 4)
+            generator = torch.Generator().manual_seed(8)
+            self.rows, self.targets = torch.randn(16, 5, generator=generator), torch.randn(16, 4, generator=generator)
+            self.epoch = -1
+
+        def optimizer(self) -> torch.optim.Optimizer:
+            return torch.optim.Adam(self.module.parameters())
+
+        def count(self, epoch: int) -> int:
+            return 16
+
+        def kind(self, epoch: int) -> str:
+            return "original"
+
+        def batches(self, epoch: int, rows: Sequence[Any]) -> Iterator[torch.Tensor]:
+            self.epoch = epoch
+            if "trained" in inputs:
+                with open(inputs["trained"], "a") as file:
+                    file.write(f"{epoch} ")
+            for own in rows:
+                yield torch.from_numpy(own)
+
+        def loss(self, module: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+            return batch_classification_loss(module(self.rows[batch]), self.targets[batch], batch % 9, 10.0)
+
+        def select(self) -> float | None:
+            return inputs["scores"][self.epoch]
+
+    return Toy()
+
+
+def make_nothing(inputs: Mapping[str, Any], config: Config, device: torch.device) -> Any:
+    raise DataError("the rows are gone", got="nothing", do="look for them")
+
+
+def settings(workers: int = 1) -> Config:
+    return Config.model_validate({"compute": {"train_workers": workers, "cpus_per_worker": 0.5, "threads": 1}})
+
+
+def alone(scores: list[float], epochs: int) -> nn.Module:
+    """The toy trained in this process."""
+    task = make_toy({"scores": scores}, settings(), torch.device("cpu"))
+    Loop(task, Schedule(epochs, SCHEDULE.batch_size, SCHEDULE.lr, SCHEDULE.seed)).run(lambda result, save: None)
+    module: nn.Module = task.module
+    return module
+
+
+def test_training_keeps_the_best_epoch_and_is_not_repeated(ray_cluster: None, tmp_path: Path) -> None:
+    scores = [0.1, 0.7, 0.3, 0.2]
+    inputs = {"scores": scores, "trained": str(tmp_path / "trained.txt")}
+    for _ in range(2):
+        found = training.train(
+            "toy", make_toy, inputs, SCHEDULE, settings(), storage=str(tmp_path / "store"), name="toy-1"
+        )
+        assert found.best == 1
+        assert [entry["score"] for entry in found.history] == scores
+        weights, expected = load_file(found.checkpoint / WEIGHTS), alone(scores, epochs=2)
+        torch.testing.assert_close(weights["weight"], expected.weight.detach())
+    assert (tmp_path / "trained.txt").read_text() == "0 1 2 3 "
+
+
+def test_a_workers_error_reaches_the_user_in_words(ray_cluster: None, tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="the rows are gone") as caught:
+        training.train("toy", make_nothing, {}, SCHEDULE, settings(), storage=str(tmp_path), name="toy")
+    message = cli._users_message(caught.value, tmp_path)
+    assert message == "the rows are gone\n  got:      nothing\n  to do:    look for them"
+
+
+@pytest.mark.slow
+def test_two_workers_take_the_steps_of_one(ray_cluster: None, tmp_path: Path) -> None:
+    scores = [0.1, 0.2, 0.3, 0.4]
+    found = training.train(
+        "toy", make_toy, {"scores": scores}, SCHEDULE, settings(workers=2), storage=str(tmp_path), name="toy"
+    )
+    assert found.best == 3
+    weights, expected = load_file(found.checkpoint / WEIGHTS), alone(scores, epochs=4)
+    torch.testing.assert_close(weights["weight"], expected.weight.detach(), rtol=1e-4, atol=1e-5)

@@ -1,0 +1,194 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raycd.errors import RunError
+from raycd.run import Run, fingerprint, local_copy
+
+IDENTITY = {"format": "fashioniq", "root": "/data/fashion-iq"}
+
+
+@pytest.fixture(params=["local", "remote"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A folder, and a URI of a store that is not the local disk."""
+    return str(tmp_path / "runs" / "one") if request.param == "local" else f"memory://{tmp_path.name}/runs/one"
+
+
+def write(run: Run, stage: str, text: str, mark: str = "abc") -> None:
+    with run.writing(stage, mark, inputs=["before"]) as writing:
+        (writing.folder / "inner").mkdir()
+        (writing.folder / "inner" / "file.txt").write_text(text)
+        writing.record["counts"] = {"rows": 3}
+
+
+def test_a_stage_is_read_as_it_was_written(root: str) -> None:
+    run = Run(root, IDENTITY)
+    assert run.record("mine") is None
+    write(run, "mine", "first")
+    record = run.record("mine")
+    assert record is not None
+    assert record.pop("seconds") >= 0
+    assert record == {"stage": "mine", "fingerprint": "abc", "inputs": ["before"], "counts": {"rows": 3}}
+    assert (run.local("mine") / "inner" / "file.txt").read_text() == "first"
+    assert run.exists("mine/inner/file.txt")
+    assert not run.exists("mine/absent")
+
+
+def test_a_stage_done_again_replaces_the_old_one_and_every_copy_of_it(root: str) -> None:
+    run = Run(root, IDENTITY)
+    for text in ("first", "second"):
+        write(run, "mine", text, mark=text)
+        assert (run.local("mine") / "inner" / "file.txt").read_text() == text
+        assert (local_copy(run.path("mine", "inner")) / "file.txt").read_text() == text
+        assert run.local("mine/inner/file.txt").read_text() == text
+    assert (run.record("mine") or {})["fingerprint"] == "second"
+    assert sorted(path.name for path in run.local("mine").iterdir()) == ["inner", "stage.json"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_an_error_leaves_the_old_stage_and_nothing_half_written(root: str, error: type[BaseException]) -> None:
+    run = Run(root, IDENTITY)
+    write(run, "mine", "first")
+
+    def write_half() -> None:
+        with run.writing("mine", "def") as writing:
+            (writing.folder / "half").write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        write_half()
+    assert (run.record("mine") or {})["fingerprint"] == "abc"
+    assert (run.local("mine") / "inner" / "file.txt").read_text() == "first"
+    assert not run.exists("mine/half")
+    with pytest.raises(error), run.writing("new", "def"):
+        raise error
+    assert not run.exists("new")
+    if run.is_local:
+        assert sorted(os.listdir(root)) == ["mine", "run.json"]
+
+
+def test_the_same_identity_opens_a_run_again(root: str) -> None:
+    write(Run(root, IDENTITY), "mine", "first")
+    assert Run(root, dict(IDENTITY)).record("mine") is not None
+
+
+def test_another_identity_is_refused_with_the_difference(root: str) -> None:
+    Run(root, IDENTITY)
+    with pytest.raises(RunError, match=r"belongs to another run\n.*root = '/other'\n.*root = '/data/fashion-iq'"):
+        Run(root, {**IDENTITY, "root": "/other"})
+
+
+def test_files_are_replaced_at_once(root: str) -> None:
+    run = Run(root, IDENTITY)
+    for value in ({"a": 1}, {"a": 2}):
+        run.write_json("metrics.json", value)
+        assert run.read_json("metrics.json") == value
+    run.write_bytes("report.html", b"<html>")
+    assert run.local("report.html").read_bytes() == b"<html>"
+    run.write_bytes("report.html", b"<html2>")
+    assert run.local("report.html").read_bytes() == b"<html2>"
+    if run.is_local:
+        assert sorted(os.listdir(root)) == ["metrics.json", "report.html", "run.json"]
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(str(tmp_path), IDENTITY)
+    run.write_bytes("report.html", b"old")
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space"):
+        run.write_bytes("report.html", b"new")
+    assert sorted(os.listdir(tmp_path)) == ["report.html", "run.json"]
+    assert (tmp_path / "report.html").read_bytes() == b"old"
+
+
+def test_malformed_json_is_named(root: str) -> None:
+    run = Run(root, IDENTITY)
+    run.write_bytes("metrics.json", b'{"a": ')
+    with pytest.raises(RunError, match=r"metrics\.json is not valid JSON"):
+        run.read_json("metrics.json")
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b'"x"'])
+def test_a_run_whose_identity_cannot_be_read_is_refused(root: str, content: bytes) -> None:
+    Run(root, IDENTITY).write_bytes("run.json", content)
+    with pytest.raises(RunError, match=r"run\.json"):
+        Run(root, IDENTITY)
+
+
+def test_a_file_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "one").write_text("mine")
+    with pytest.raises(RunError, match="is not a folder"):
+        Run(str(tmp_path / "one"), IDENTITY)
+
+
+def test_a_folder_of_other_things_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(RunError, match=r"other things than a run\n.*thesis\.tex"):
+        Run(str(tmp_path), IDENTITY)
+    assert os.listdir(tmp_path) == ["thesis.tex"]
+
+
+def test_an_unknown_protocol_is_refused() -> None:
+    with pytest.raises(RunError, match="cannot be opened"):
+        Run("nonsense://runs/one", IDENTITY)
+
+
+HOLD = """
+import sys
+from raycd.run import Run
+with Run(sys.argv[1], {"format": "x"}).locked():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_run_in_use_by_another_process_is_refused_until_it_ends(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        run = Run(str(tmp_path), {"format": "x"})
+        with pytest.raises(RunError, match=f"is in use\n.*process {other.pid} works on it"), run.locked():
+            pass
+        other.communicate("")
+    with run.locked():
+        assert (tmp_path / ".lock").read_text() == str(os.getpid())
+
+
+def test_a_remote_run_is_not_locked(tmp_path: Path) -> None:
+    run = Run(f"memory://{tmp_path.name}/locks", IDENTITY)
+    with run.locked(), run.locked():
+        write(run, "mine", "first")
+
+
+def test_fingerprints_tell_values_apart_and_not_their_order() -> None:
+    assert fingerprint({"a": 1, "b": [1, 2]}) == fingerprint({"b": [1, 2], "a": 1})
+    marks = {fingerprint(value) for value in ({"a": 1}, {"a": 1.5}, {"a": "1"}, {"b": 1}, [1, 2], [2, 1])}
+    assert len(marks) == 6
+
+
+def test_a_copy_of_a_local_folder_is_the_folder(tmp_path: Path) -> None:
+    assert local_copy(str(tmp_path)) == tmp_path
+    assert local_copy(f"file://{tmp_path}") == tmp_path
+
+
+def test_the_record_is_readable_json(root: str) -> None:
+    run = Run(root, IDENTITY)
+    write(run, "mine", "first")
+    assert json.loads((run.local("mine") / "stage.json").read_text())["stage"] == "mine"

@@ -1,0 +1,59 @@
+import numpy as np
+import pytest
+
+from raycd.train.batches import batch_count, epoch_batches, epoch_choice
+
+
+def visited(count: int, batch_size: int, **options: int) -> list[list[int]]:
+    return [batch.tolist() for batch in epoch_batches(count, batch_size, seed=0, **{"epoch": 0, **options})]
+
+
+def test_an_epoch_visits_every_row_once() -> None:
+    batches = visited(10, 4)
+    assert [len(batch) for batch in batches] == [4, 4, 2]
+    assert sorted(row for batch in batches for row in batch) == list(range(10))
+
+
+def test_order_depends_on_seed_and_epoch_alone() -> None:
+    assert visited(50, 50, epoch=3) == visited(50, 50, epoch=3)
+    assert visited(50, 50, epoch=3) != visited(50, 50, epoch=4)
+    assert epoch_batches(50, 50, seed=1, epoch=3)[0].tolist() != visited(50, 50, epoch=3)[0]
+
+
+def test_a_last_batch_of_one_row_is_left_out() -> None:
+    assert [len(batch) for batch in visited(9, 4)] == [4, 4]
+
+
+def test_a_single_row_is_a_batch_where_it_is_all_there_is() -> None:
+    assert visited(1, 4) == [[0]]
+    assert visited(0, 4) == []
+
+
+def test_the_shares_of_all_workers_are_the_batch_of_one() -> None:
+    first, second = visited(20, 8, rank=0, world=2), visited(20, 8, rank=1, world=2)
+    assert [one + other for one, other in zip(first, second, strict=True)] == visited(20, 8)
+
+
+def test_workers_get_equal_shares_and_leave_the_rest_of_the_last_batch() -> None:
+    shares = [visited(15, 8, rank=rank, world=2) for rank in range(2)]
+    assert [[len(batch) for batch in share] for share in shares] == [[4, 3], [4, 3]]
+    shares = [visited(11, 8, rank=rank, world=2) for rank in range(2)]
+    assert [[len(batch) for batch in share] for share in shares] == [[4], [4]]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("batch_size", [6, 7, 8])
+def test_batches_are_counted_without_drawing_them(world: int, batch_size: int) -> None:
+    counts = range(30)
+    drawn = [len(visited(count, batch_size, world=world)) for count in counts]
+    assert [batch_count(count, batch_size, world) for count in counts] == drawn
+
+
+def test_a_choice_is_drawn_evenly_anew_in_each_epoch() -> None:
+    choices = [epoch_choice(4000, 4, seed=0, epoch=epoch) for epoch in range(2)]
+    for choice in choices:
+        assert (np.bincount(choice, minlength=4) > 900).all()
+        assert set(choice) == {0, 1, 2, 3}
+    assert 0.2 < (choices[0] == choices[1]).mean() < 0.3
+    assert (epoch_choice(4000, 4, seed=0, epoch=1) == choices[1]).all()
+    assert 0.2 < (epoch_choice(4000, 4, seed=1, epoch=1) == choices[1]).mean() < 0.3

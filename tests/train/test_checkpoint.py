@@ -1,0 +1,104 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from raycd.errors import WeightsError
+from raycd.train import checkpoint
+from raycd.train.checkpoint import HISTORY, OPTIMIZER, WEIGHTS
+
+MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
+OPTIMIZERS: dict[str, MakeOptimizer] = {
+    "adam": lambda module: torch.optim.Adam(module.parameters(), lr=0.1),
+    "fused adamw": lambda module: torch.optim.AdamW(module.parameters(), lr=0.1, fused=True),
+}
+ENTRIES = [{"epoch": 0, "loss": 0.1 + 0.2}, {"epoch": 1, "loss": 1 / 3}]
+
+
+def network(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+
+
+def step(module: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
+    rows = torch.randn(6, 3, generator=torch.Generator().manual_seed(seed))
+    optimizer.zero_grad()
+    module(rows).square().sum().backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_training_goes_on_from_a_checkpoint_bit_by_bit(kind: str, tmp_path: Path) -> None:
+    module = network()
+    optimizer = OPTIMIZERS[kind](module)
+    for seed in range(3):
+        step(module, optimizer, seed)
+    checkpoint.save(tmp_path, module, optimizer, ENTRIES)
+    other = network(seed=1)
+    restored = OPTIMIZERS[kind](other)
+    assert checkpoint.restore(tmp_path, other, restored) == ENTRIES
+    for number, values in optimizer.state_dict()["state"].items():
+        for name, value in values.items():
+            assert torch.equal(restored.state_dict()["state"][number][name], value)
+    for seed in range(3, 6):
+        step(module, optimizer, seed)
+        step(other, restored, seed)
+    for name, value in module.state_dict().items():
+        assert torch.equal(other.state_dict()[name], value), name
+
+
+def test_parameters_that_do_not_train_have_no_state(tmp_path: Path) -> None:
+    module = network()
+    module[0].requires_grad_(False)
+    optimizer = torch.optim.Adam([p for p in module.parameters() if p.requires_grad])
+    step(module, optimizer, 0)
+    checkpoint.save(tmp_path, module, optimizer, [])
+    assert len(load_file(tmp_path / OPTIMIZER)) == 4 * 3
+    assert checkpoint.restore(tmp_path, module, optimizer) == []
+
+
+def test_the_learning_rate_is_not_the_checkpoints_affair(tmp_path: Path) -> None:
+    module = network()
+    checkpoint.save(tmp_path, module, torch.optim.Adam(module.parameters(), lr=0.5), [])
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.25)
+    checkpoint.restore(tmp_path, module, optimizer)
+    assert optimizer.param_groups[0]["lr"] == 0.25
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "no weights": lambda folder: (folder / WEIGHTS).unlink(),
+    "no optimizer": lambda folder: (folder / OPTIMIZER).unlink(),
+    "no history": lambda folder: (folder / HISTORY).unlink(),
+    "truncated weights": lambda folder: truncate(folder / WEIGHTS),
+    "truncated optimizer": lambda folder: truncate(folder / OPTIMIZER),
+    "malformed history": lambda folder: truncate(folder / HISTORY),
+    "weights of another model": lambda folder: save_file({"x": torch.zeros(1)}, folder / WEIGHTS),
+    "strange optimizer": lambda folder: save_file({"x": torch.zeros(1)}, folder / OPTIMIZER),
+    "history of no epochs": lambda folder: (folder / HISTORY).write_text("{}"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_broken_checkpoint_is_a_weights_error(damage: str, tmp_path: Path) -> None:
+    module = network()
+    optimizer = OPTIMIZERS["adam"](module)
+    step(module, optimizer, 0)
+    checkpoint.save(tmp_path, module, optimizer, ENTRIES)
+    DAMAGES[damage](tmp_path)
+    with pytest.raises(WeightsError, match=r"the checkpoint .* cannot be read(.|\n)*delete this stage's folder"):
+        checkpoint.restore(tmp_path, module, optimizer)
+
+
+def test_only_the_weights_may_be_asked_for(tmp_path: Path) -> None:
+    module, other = network(), network(seed=1)
+    checkpoint.save(tmp_path, module, OPTIMIZERS["adam"](module), ENTRIES)
+    (tmp_path / OPTIMIZER).unlink()
+    checkpoint.load_weights(tmp_path, other)
+    assert torch.equal(other[0].weight, module[0].weight)

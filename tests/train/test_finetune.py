@@ -1,0 +1,222 @@
+import pickle
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from raycd.config import Config
+from raycd.data.captions import training_texts
+from raycd.data.read import read
+from raycd.data.schema import Dataset
+from raycd.data.selection import carve
+from raycd.data.synthetic import write_catalogue
+from raycd.model.encoder import Encoder
+from raycd.train.batches import epoch_batches
+from raycd.train.finetune import FineTune, SumOfFeatures, TripletBatch, _Batches
+from raycd.train.loop import Loop, Schedule
+from raycd.train.pretrain import ImagesAndTexts
+
+MakeEncoder = Callable[[], Encoder]
+
+
+class NoBar:
+    def __init__(self, total: int, start: int) -> None:
+        pass
+
+    def __enter__(self) -> "NoBar":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        return None
+
+    def advance(self, n: int = 1, **shown: float | int | str) -> None:
+        return None
+
+
+def settings(**stage1: object) -> Config:
+    return Config.model_validate(
+        {
+            "data": {
+                "format": "synthetic",
+                "selection_fraction": 0.2,
+                "synthetic": {
+                    "train_images": 25,
+                    "val_images": 30,
+                    "train_triplets": 24,
+                    "val_triplets": 5,
+                    "size": 32,
+                },
+            },
+            "stage1": {"batch_size": 16, "lr": 1e-3, "logit_scale": 20.0, **stage1},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    root, config = tmp_path_factory.mktemp("catalogue"), settings()
+    write_catalogue(root, config.data.synthetic)
+    return carve(read(config.data, str(root)), 0.2, seed=0)
+
+
+@pytest.fixture(scope="module")
+def paths(dataset: Dataset) -> dict[str, str]:
+    return {row["image_id"]: row["path"] for row in dataset.images.to_pylist()}
+
+
+@pytest.fixture
+def task(new_encoder: MakeEncoder, dataset: Dataset, paths: dict[str, str]) -> FineTune:
+    return FineTune(new_encoder(), dataset, paths, settings())
+
+
+def batches(task: FineTune, epoch: int) -> Iterator[TripletBatch]:
+    return task.batches(epoch, epoch_batches(task.count(epoch), 16, seed=0, epoch=epoch))
+
+
+def train(task: FineTune, epochs: int = 4, lr: float = 1e-3) -> list[dict[str, float]]:
+    return Loop(task, Schedule(epochs, 16, lr, seed=0), bar=NoBar).run(lambda result, save: None)
+
+
+def test_only_train_triplets_are_trained_on(task: FineTune, dataset: Dataset) -> None:
+    assert task.count(0) == len(dataset.triplets_of("train"))
+    assert 0 < len(dataset.triplets_of("selection")) < task.count(0) < 72
+    assert {row["split"] for row in task.triplets} == {"train"}
+    assert task.left_out == 0
+
+
+def test_all_four_joins_of_the_captions_are_shown(task: FineTune) -> None:
+    shown: dict[int, set[str]] = {}
+    everything = np.arange(task.count(0))
+    for epoch in range(30):
+        (batch,) = task.batches(epoch, [everything])
+        for row, tokens in enumerate(batch.tokens):
+            shown.setdefault(row, set()).add(str(tokens.tolist()))
+    for row, tokens in shown.items():
+        texts = dict.fromkeys(training_texts(task.triplets[row]["captions"]))
+        assert tokens == {str(line.tolist()) for line in task.encoder.tokenize(list(texts))}
+
+
+def test_a_batch_holds_references_then_targets_and_numbers_the_targets(task: FineTune) -> None:
+    rows = np.array([3, 0, 5])
+    (batch,) = task.batches(0, [rows])
+    wanted = [task.triplets[row] for row in rows]
+    assert batch.pixels.shape == (6, 32, 32, 3)
+    assert batch.pixels.dtype == torch.uint8
+    for place, triplet in enumerate(wanted):
+        assert torch.equal(batch.pixels[place], task.pixels.one(triplet["reference"]))
+        assert torch.equal(batch.pixels[3 + place], task.pixels.one(triplet["target"]))
+    ids = list(task.pixels.paths)
+    assert [ids[number] for number in batch.targets] == [triplet["target"] for triplet in wanted]
+
+
+def test_the_same_epoch_shows_the_same_batches_again(task: FineTune) -> None:
+    def tokens(epoch: int) -> list[list[list[int]]]:
+        return [batch.tokens.tolist() for batch in batches(task, epoch)]
+
+    assert tokens(1) == tokens(1)
+    assert tokens(1) != tokens(2)
+
+
+def test_triplets_of_missing_images_are_left_out_and_counted(
+    new_encoder: MakeEncoder, dataset: Dataset, paths: dict[str, str]
+) -> None:
+    rows = dataset.triplets_of("train").to_pylist()
+    gone = rows[0]["target"]
+    touched = [row for row in rows if gone in (row["reference"], row["target"])]
+    readable = {image_id: path for image_id, path in paths.items() if image_id != gone}
+    task = FineTune(new_encoder(), dataset, readable, settings())
+    assert task.left_out == len(touched) > 0
+    assert task.count(0) == len(rows) - len(touched)
+    assert [row["triplet_id"] for row in task.triplets] == [r["triplet_id"] for r in rows if r not in touched]
+
+
+def test_what_travels_to_a_decoding_process_gives_the_same_batches(task: FineTune) -> None:
+    rows, choice = [np.array([1, 4])], np.zeros(task.count(0), np.int64)
+    work = _Batches(task, rows, choice)
+    one, two = work[0], pickle.loads(pickle.dumps(work))[0]
+    assert torch.equal(one.pixels, two.pixels)
+    assert torch.equal(one.tokens, two.tokens)
+
+
+@pytest.mark.slow
+def test_decoding_in_another_process_gives_the_same_batches(
+    new_encoder: MakeEncoder, dataset: Dataset, paths: dict[str, str], task: FineTune
+) -> None:
+    other = FineTune(new_encoder(), dataset, paths, settings(loader_workers=1))
+    for one, two in zip(batches(task, 0), batches(other, 0), strict=True):
+        assert torch.equal(one.pixels, two.pixels)
+        assert torch.equal(one.tokens, two.tokens)
+        assert torch.equal(one.targets, two.targets)
+
+
+def test_training_lowers_the_loss_and_keeps_batch_norm_statistics(task: FineTune) -> None:
+    task.encoder.train()  # random weights tell images apart only once their batch norms have seen some
+    with torch.no_grad():
+        for _ in range(20):
+            task.encoder.encode_images(task.pixels(list(task.pixels.paths)[:60]))
+    task.encoder.trainable("both")
+    before = {name: value.clone() for name, value in task.encoder.clip.named_buffers()}
+    assert any(name.endswith("running_mean") for name in before)
+    history = train(task, epochs=10)
+    assert history[-1]["loss"] < 0.9 * history[0]["loss"]
+    for name, value in task.encoder.clip.named_buffers():
+        assert torch.equal(value, before[name]), name
+    assert not task.encoder.training
+
+
+@pytest.mark.parametrize(("finetune", "frozen"), [("text", True), ("image", False)])
+def test_the_encoder_that_does_not_train_stays_bit_equal(
+    new_encoder: MakeEncoder, dataset: Dataset, paths: dict[str, str], finetune: str, frozen: bool
+) -> None:
+    task = FineTune(new_encoder(), dataset, paths, settings(finetune=finetune))
+    before = {name: value.clone() for name, value in task.encoder.clip.state_dict().items()}
+    train(task, epochs=1)
+    after = task.encoder.clip.state_dict()
+    changed = {name for name, value in before.items() if not torch.equal(after[name], value)}
+    assert changed
+    assert {name.startswith("visual.") for name in changed} == {not frozen}
+
+
+def test_the_selection_metric_is_recall_on_the_split_that_was_asked_for(
+    new_encoder: MakeEncoder, dataset: Dataset, paths: dict[str, str]
+) -> None:
+    for split in ("selection", "val"):
+        task = FineTune(new_encoder(), dataset, paths, settings(select_on=split))
+        found = task.select()
+        assert found is not None
+        assert 0 < found <= 1
+        whole = [sum(r["category"] == c for r in dataset.triplets_of(split).to_pylist()) for c in dataset.categories()]
+        assert (found * 3 * np.prod(whole)) == pytest.approx(round(found * 3 * np.prod(whole)), abs=1e-6)
+    assert FineTune(new_encoder(), dataset, paths, settings(select_on="last")).select() is None
+
+
+def test_selection_sees_what_training_has_changed(
+    new_encoder: MakeEncoder, dataset: Dataset, paths: dict[str, str]
+) -> None:
+    task = FineTune(new_encoder(), dataset, paths, settings(select_on="val"))  # galleries of 30
+    with torch.no_grad():
+        for parameter in task.encoder.parameters():
+            parameter.fill_(torch.nan)
+    assert task.select() == 0.0
+
+
+def test_queries_are_the_normalised_sum_of_unnormalised_features(new_encoder: MakeEncoder) -> None:
+    encoder = new_encoder()
+    pixels = torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    tokens = encoder.tokenize(["is red", "is blue"])
+    with torch.inference_mode():
+        query, target = SumOfFeatures(encoder)(pixels, tokens)
+        total = encoder.encode_images(pixels[:2]) + encoder.encode_tokens(tokens)
+        torch.testing.assert_close(query, total / total.norm(dim=-1, keepdim=True))
+        torch.testing.assert_close(target, encoder.encode_images(pixels[2:]))
+
+
+def test_pretraining_logits_are_cosines_times_the_learnt_scale(new_encoder: MakeEncoder) -> None:
+    encoder = new_encoder()
+    pixels = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    tokens = encoder.tokenize(["is red", "is blue"])
+    with torch.inference_mode():
+        image, text = encoder.encode_images(pixels), encoder.encode_tokens(tokens)
+        expected = torch.cosine_similarity(image[:, None], text[None], dim=-1) / 0.07
+        torch.testing.assert_close(ImagesAndTexts(encoder)(pixels, tokens), expected, rtol=1e-4, atol=1e-4)

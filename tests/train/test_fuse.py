@@ -1,0 +1,198 @@
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from torch.nn import functional as F
+
+from raycd.config import Config
+from raycd.data.build import DatasetBuilder, TripletRow
+from raycd.data.schema import PSEUDO_TRIPLET, Dataset
+from raycd.errors import ConfigError
+from raycd.evaluate import Features
+from raycd.train.batches import epoch_batches
+from raycd.train.fuse import FeatureTriplets, Fuse, new_head
+from raycd.train.loop import Loop, Schedule
+
+D, IMAGES = 8, 12
+IDS = [f"i{n}" for n in range(IMAGES)]
+
+
+class NoBar:
+    def __init__(self, total: int, start: int) -> None:
+        pass
+
+    def __enter__(self) -> "NoBar":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        return None
+
+    def advance(self, n: int = 1, **shown: float | int | str) -> None:
+        return None
+
+
+def settings(**stage2: object) -> Config:
+    small = {"bilinear_dim": 2, "projection_dim": 8, "hidden_dim": 8, "batch_size": 8, "lr": 1e-2, "logit_scale": 10.0}
+    return Config.model_validate({"stage2": {**small, "select_on": "val", "k": 2, **stage2}})
+
+
+@pytest.fixture
+def dataset() -> Dataset:
+    """Eight train triplets i -> i + 1, and four val triplets over the same images."""
+    builder = DatasetBuilder()
+    for split, count in (("train", 8), ("val", 4)):
+        builder.add_gallery("dress", split, IDS, source="x")
+        for n in range(count):
+            row = TripletRow(f"{split}/{n}", "dress", split, IDS[n], IDS[n + 1], [f"is {n}", "Long."])
+            builder.add_triplet(row, where="here")
+    return builder.build({})
+
+
+@pytest.fixture
+def images() -> Features:
+    return Features.of(IDS, 3 * torch.randn(IMAGES, D, generator=torch.Generator().manual_seed(0)))
+
+
+@pytest.fixture
+def texts() -> Features:
+    keys = [text for n in range(8) for text in (f"Is {n} and Long", f"Long and is {n}", f"Is {n}")] + ["Long"]
+    return Features.of(keys, torch.randn(len(keys), D, generator=torch.Generator().manual_seed(1)))
+
+
+def pseudo(*rows: tuple[str, str, str]) -> pa.Table:
+    """Each row is triplet id, reference, target."""
+    made = [
+        {"triplet_id": t, "category": "dress", "reference": r, "target": g, "side": "target", "replaced": "i1"}
+        | {"similarity": 0.9, "rank": 0, "score": 0.8, "encoder": "abc"}
+        for t, r, g in rows
+    ]
+    return pa.Table.from_pylist(made, schema=PSEUDO_TRIPLET)
+
+
+PSEUDO = (("train/0", "i0", "i9"), ("train/3", "i10", "i4"), ("train/3", "i3", "i9"))
+
+
+@pytest.fixture
+def task(dataset: Dataset, images: Features, texts: Features) -> Fuse:
+    return fuse(dataset, images, texts)
+
+
+def fuse(dataset: Dataset, images: Features, texts: Features, *rows: tuple[str, str, str], **stage2: object) -> Fuse:
+    config = settings(**stage2)
+    return Fuse(new_head(config, D)[0], dataset, pseudo(*(rows or PSEUDO)), images, texts, config)
+
+
+def everything(task: Fuse, epoch: int) -> FeatureTriplets:
+    (batch,) = task.batches(epoch, [np.arange(task.count(epoch))])
+    return batch
+
+
+def test_k_epochs_of_originals_come_before_one_of_pseudo_triplets(task: Fuse) -> None:
+    assert [task.kind(epoch) for epoch in range(7)] == ["original", "original", "pseudo"] * 2 + ["original"]
+    assert [task.count(epoch) for epoch in range(4)] == [8, 8, 3, 8]
+
+
+@pytest.mark.parametrize("how", ["none found", "switched off"])
+def test_without_pseudo_triplets_every_epoch_is_of_originals(
+    dataset: Dataset, images: Features, texts: Features, how: str
+) -> None:
+    config = settings(pseudo=how != "switched off")
+    table = pseudo(*PSEUDO) if how == "switched off" else pseudo()
+    task = Fuse(new_head(config, D)[0], dataset, table, images, texts, config)
+    assert {task.kind(epoch) for epoch in range(10)} == {"original"}
+    assert {task.count(epoch) for epoch in range(10)} == {8}
+
+
+def test_original_triplets_are_rows_of_the_cached_features(task: Fuse) -> None:
+    batch = everything(task, 0)
+    assert batch.reference.tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
+    assert batch.target.tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def test_pseudo_triplets_speak_with_the_texts_of_their_source(task: Fuse) -> None:
+    batch = everything(task, 2)
+    assert batch.reference.tolist() == [0, 10, 3]
+    assert batch.target.tolist() == [9, 4, 9]
+    keys = list(task.texts.rows)
+    sources = [keys[row] for row in batch.texts]
+    for text, number in zip(sources, (0, 3, 3), strict=True):
+        assert text in (f"Is {number} and Long", f"Long and is {number}", f"Is {number}", "Long")
+
+
+def test_all_four_joins_are_shown(task: Fuse) -> None:
+    keys = list(task.texts.rows)
+    shown = {keys[everything(task, epoch).texts[0]] for epoch in range(40) if epoch % 3 != 2}
+    assert shown == {"Is 0 and Long", "Long and is 0", "Is 0", "Long"}
+
+
+def test_triplets_without_features_are_left_out(dataset: Dataset, images: Features, texts: Features) -> None:
+    known = Features({key: row for key, row in images.rows.items() if key not in ("i4", "i9")}, images.values)
+    task = fuse(dataset, known, texts)
+    assert task.original.reference.tolist() == [0, 1, 2, 5, 6, 7]
+    assert task.count(2) == 6  # no pseudo triplet is left
+
+
+def test_loss_is_that_of_the_cached_features_and_same_targets_are_no_negatives(task: Fuse) -> None:
+    batch = everything(task, 2)
+    task.module.eval()
+    found = task.loss(task.module, batch)
+    query = task.module(task.images.values[batch.reference], task.texts.values[batch.texts])
+    logits = 10 * query @ F.normalize(task.images.values[batch.target], dim=-1).T
+    logits[0, 2] = logits[2, 0] = -torch.inf  # both are looking for i9
+    torch.testing.assert_close(found, F.cross_entropy(logits, torch.arange(3)))
+
+
+def test_features_stay_as_they_are_while_the_head_learns(task: Fuse, images: Features) -> None:
+    before = images.values.clone()
+    head = {name: value.clone() for name, value in task.module.state_dict().items()}
+    history = Loop(task, Schedule(31, 8, 1e-2, seed=0), bar=NoBar).run(lambda result, save: None)
+    assert torch.equal(task.images.values, before)
+    assert not task.images.values.requires_grad
+    assert all(not torch.equal(value, head[name]) for name, value in task.module.state_dict().items())
+    assert history[30]["loss"] < 0.7 * history[0]["loss"]
+    assert [entry["kind"] for entry in history[:3]] == ["original", "original", "pseudo"]
+    assert all(0 <= entry["selection"] <= 1 for entry in history)
+
+
+def test_dropout_is_on_in_training_and_off_in_selection(task: Fuse) -> None:
+    rows = epoch_batches(8, 8, seed=0, epoch=0)
+    list(task.batches(0, rows))
+    assert task.module.training
+    assert task.select() == task.select()
+    assert not task.module.training
+    list(task.batches(1, rows))
+    assert task.module.training
+
+
+def test_selection_is_recall_at_10_of_the_split_or_nothing(dataset: Dataset, images: Features, texts: Features) -> None:
+    task = fuse(dataset, images, texts)
+    assert task.select() in (0.0, 0.25, 0.5, 0.75, 1.0)
+    assert fuse(dataset, images, texts, select_on="last").select() is None
+
+
+def test_a_perfect_head_is_selected_with_recall_1(dataset: Dataset, images: Features, texts: Features) -> None:
+    class Next(torch.nn.Module):
+        def forward(self, image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+            at = (image[:, None] == images.values[None]).all(dim=-1).int().argmax(dim=1)
+            return images.values[at + 1]
+
+    task = Fuse(Next(), dataset, pseudo(), images, texts, settings())
+    assert task.select() == 1.0
+
+
+def weights(config: Config) -> Sequence[torch.Tensor]:
+    return list(new_head(config, D)[0].state_dict().values())
+
+
+def test_a_new_head_is_drawn_from_the_seed() -> None:
+    one, same = weights(settings()), weights(settings())
+    other = weights(settings().model_copy(update={"seed": 1}))
+    assert all(torch.equal(a, b) for a, b in zip(one, same, strict=True))
+    assert not torch.equal(one[0], other[0])
+
+
+def test_an_impossible_head_is_refused() -> None:
+    with pytest.raises(ConfigError, match="expected: K from 1 to 7"):
+        new_head(settings(bilinear_dim=8), D)

@@ -1,0 +1,44 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from raycd.config import PretrainConfig
+from raycd.model.encoder import load_saved
+from raycd.train import pretrain
+from raycd.train.pretrain import cached
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> PretrainConfig:
+    return PretrainConfig(images=12, epochs=2, batch_size=6, cache=str(tmp_path / "cache"))
+
+
+def test_the_pretrained_encoder_is_made_once_and_kept(config: PretrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = cached(config, 1.25)
+    assert folder.parent == Path(config.cache)
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    encoder = load_saved(folder)
+    assert encoder.preprocess.target_pad == 1.25
+    assert not encoder.training
+    statistics = encoder.clip.visual.bn1
+    assert statistics.num_batches_tracked == 4
+    assert statistics.running_mean.abs().sum() > 0
+
+    def fail(*_: object) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(pretrain, "pretrain", fail)
+    assert cached(config, 1.25) == folder
+    with pytest.raises(AssertionError, match="trained again"):
+        cached(config, 1.5)
+    with pytest.raises(AssertionError, match="trained again"):
+        cached(config.model_copy(update={"seed": 1}), 1.25)
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_the_same_seed_gives_the_same_encoder(config: PretrainConfig) -> None:
+    marks = [pretrain.pretrain(settings, 1.25).fingerprint() for settings in (config, config)]
+    torch.manual_seed(1)
+    marks.append(pretrain.pretrain(config.model_copy(update={"seed": 1}), 1.25).fingerprint())
+    assert marks[0] == marks[1] != marks[2]
