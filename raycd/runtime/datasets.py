@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,11 +20,8 @@ def mapped(
     """
     _quiet()
     dataset: ray.data.Dataset = ray.data.from_arrow(blocks)
-    with warnings.catch_warnings():
-        # Ray 2.60 calls both ways to name max_restarts deprecated, and has no third one yet.
-        warnings.filterwarnings("ignore", message="`ray_remote_args")
-        for what, how in steps:
-            dataset = dataset.map_batches(what, **{"batch_size": None, **how})
+    for what, how in steps:
+        dataset = dataset.map_batches(what, **{"batch_size": None, **how})
     with Bar(stage, total=sum(len(block) for block in blocks), unit=unit) as bar:
         for part in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
             bar.advance(len(part))
