@@ -182,6 +182,11 @@ class Run:
         self._fs.pipe_file(f"{final}/{RECORD}", record)  # last: a stage without it is not whole
         _forget(self.path(stage))
 
+    def discard(self, pattern: str) -> None:
+        """Remove what the pattern matches, below the run's folder."""
+        for found in self._fs.glob(posixpath.join(self._path, pattern)):
+            self._fs.rm(found, recursive=True)
+
     def read_json(self, name: str) -> Any:
         """A JSON file of the run, or None where it is absent. Raises RunError where it is malformed."""
         try:

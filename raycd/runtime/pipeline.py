@@ -20,7 +20,7 @@ from raycd.data.read import content_hash
 from raycd.data.schema import Dataset
 from raycd.errors import ConfigError
 from raycd.run import Run, Writing, fingerprint
-from raycd.runtime import cluster, results, stages
+from raycd.runtime import cluster, results, stages, training
 from raycd.runtime.stages import Context
 from raycd.runtime.tracking import Tracker
 from raycd.train.fuse import new_head
@@ -157,6 +157,7 @@ class _Pipeline:
             self.context.log_epochs = tracked.log_epochs
             with self.folder.writing(stage.name, mark, **about) as writing:
                 stage.work(self.context, writing)
+            self.folder.discard(f"{training.STORAGE}/{stage.name}-*")  # its checkpoints have done their service
             record = self.folder.record(stage.name) or {}
             tracked.log_metrics({name: record[name] for name in ("seconds", "counts", "variants") if name in record})
         self.done.append(stage.name)

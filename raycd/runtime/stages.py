@@ -31,6 +31,7 @@ from raycd.data.read import read
 from raycd.data.schema import Dataset
 from raycd.data.selection import SELECTION, carve
 from raycd.data.synthetic import SPLITS, write_catalogue
+from raycd.errors import DataError
 from raycd.evaluate import Features, cached_query, evaluate
 from raycd.model import bundle, fusion
 from raycd.model import encoder as encoders
@@ -38,7 +39,7 @@ from raycd.progress import Bar
 from raycd.run import Run, Writing, local_copy
 from raycd.runtime import embedding, mining, training
 from raycd.train import checkpoint
-from raycd.train.finetune import FineTune
+from raycd.train.finetune import FineTune, readable_triplets
 from raycd.train.fuse import Fuse, new_head
 from raycd.train.loop import Schedule, Task
 from raycd.train.pretrain import DEMO_MODEL, cached
@@ -61,7 +62,7 @@ class Context:
         """Train, selection and val. Read on first use: the catalogue must have been drawn."""
         if self._dataset is None:
             data = self.config.data
-            root = str(self.run.local("catalogue")) if data.format == "synthetic" else data.root
+            root = self.run.path("catalogue") if data.format == "synthetic" else data.root
             self._dataset = dataset(self.config, root)
         return self._dataset
 
@@ -85,8 +86,16 @@ class Context:
 
 
 def dataset(config: Config, root: str) -> Dataset:
-    """Train, selection and val of the data set at `root`."""
-    return carve(read(config.data, root), config.data.selection_fraction, config.seed)
+    """Train, selection and val of the data set at `root`. Raises DataError, also where a split has no triplets."""
+    found = read(config.data, root)
+    for split, purpose in (("train", "train on"), ("val", "evaluate on")):
+        if len(found.triplets_of(split)) == 0:
+            raise DataError(
+                f"the data set has no triplets to {purpose}",
+                got=f"{len(found.triplets)} triplets, none in split {split}",
+                do=f"add triplets of split {split}",
+            )
+    return carve(found, config.data.selection_fraction, config.seed)
 
 
 def catalogue(context: Context, writing: Writing) -> None:
@@ -128,6 +137,8 @@ def stage1(context: Context, writing: Writing) -> None:
     if config.stage1.finetune != "none" and config.stage1.epochs > 0:
         missing = context.recorded("zero_shot", "missing")["images"]
         paths = {key: path for key, path in context.paths().items() if path is not None and key not in missing}
+        usable, left_out = readable_triplets(context.dataset, paths)
+        writing.record["counts"] = {"triplets": len(usable), "left_out": left_out}
         settings = config.stage1
         trained = training.train(
             "stage 1",
@@ -292,7 +303,7 @@ def _overlaps(dataset: Dataset) -> dict[str, int]:
 
 def _storage(context: Context, writing: Writing) -> dict[str, str]:
     """Where Ray Train keeps a stage's checkpoints: apart for each fingerprint."""
-    return {"storage": context.run.path(".train"), "name": f"{writing.stage}-{writing.mark[:16]}"}
+    return {"storage": context.run.path(training.STORAGE), "name": f"{writing.stage}-{writing.mark[:16]}"}
 
 
 def _make_finetune(inputs: Any, config: Config, device: torch.device) -> Task[Any]:

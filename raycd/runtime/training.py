@@ -27,6 +27,8 @@ from raycd.runtime import cluster, relay
 from raycd.train import checkpoint
 from raycd.train.loop import EpochResult, Loop, Save, Schedule, Task, best_epoch
 
+STORAGE = ".train"  # folder of checkpoints in a run's folder
+
 MakeTask = Callable[[Mapping[str, Any], Config, torch.device], Task[Any]]
 
 

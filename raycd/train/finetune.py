@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -61,9 +62,7 @@ class FineTune:
         encoder.trainable(config.stage1.finetune, grad_checkpointing=config.stage1.grad_checkpointing)
         self.module: nn.Module = SumOfFeatures(encoder)
         self.pixels = PixelCache(paths, encoder.preprocess, config.data, config.stage1.cache_mib)
-        rows = dataset.triplets_of("train").to_pylist()
-        self.triplets = [row for row in rows if row["reference"] in paths and row["target"] in paths]
-        self.left_out = len(rows) - len(self.triplets)
+        self.triplets, self.left_out = readable_triplets(dataset, paths)
         self._texts = [training_texts(row["captions"]) for row in self.triplets]
         numbers = {image_id: number for number, image_id in enumerate(paths)}
         self._targets = torch.tensor([numbers[row["target"]] for row in self.triplets])
@@ -140,6 +139,13 @@ class FineTune:
             device=self.encoder.device,
         )
         return found.recalls[AVERAGE][f"recall@{SELECT_AT}"]
+
+
+def readable_triplets(dataset: schema.Dataset, paths: Mapping[str, str]) -> tuple[list[dict[str, Any]], int]:
+    """The train triplets whose images are both in `paths`, and how many are left out."""
+    rows = dataset.triplets_of("train").to_pylist()
+    usable = [row for row in rows if row["reference"] in paths and row["target"] in paths]
+    return usable, len(rows) - len(usable)
 
 
 class _Batches(Dataset[TripletBatch]):
