@@ -7,7 +7,6 @@ processors, encoding on the accelerator; where both are the same, `EmbedImages` 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from raycd.config import DataConfig, Precision
 from raycd.data.images import BrokenImage, Preprocess, load
 from raycd.features import READABLE
-from raycd.model.encoder import Encoder, load_saved
+from raycd.model.encoder import Encoder
 
 Batch = dict[str, NDArray[Any]]
 
@@ -85,9 +84,9 @@ class EmbedTexts:
         }
 
 
-def frozen_encoder(folder: Path, precision: Precision, device: str) -> Encoder:
-    """The encoder saved in `folder`, on `device`, ready to encode."""
-    encoder = load_saved(folder).to(device)
+def frozen(encoder: Encoder, precision: Precision, device: str) -> Encoder:
+    """The encoder on `device`, ready to encode and nothing else."""
+    encoder.to(device)
     encoder.precision = precision
     encoder.trainable("none")
     return encoder

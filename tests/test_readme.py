@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TREE = README.split("## The tree")[1].split("```")[1]
-NAMED = set(re.findall(r"[\w.-]+\.(?:py|yaml|md|toml|lock)\b", TREE)) | set(re.findall(r"(\w+)/", TREE))
+NAMED = set(re.findall(r"[\w.-]+\.(?:py|yaml|md|toml|lock)\b", TREE)) | set(re.findall(r"([\w.]+)/", TREE))
 
 
 def tracked() -> list[Path]:

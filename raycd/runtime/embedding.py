@@ -1,11 +1,13 @@
 """Embedding on Ray Data (eq. 8): all images and all texts through a frozen encoder, once.
 
-On processors an actor decodes and encodes; with GPUs, tasks decode on processors and actors encode on GPUs.
+The encoder travels through the object store. On processors, tasks decode and encode; a worker process keeps the encoder
+(and torch, which takes seconds to import) from one task to the next. With GPUs, actors decode on processors and others
+encode on GPUs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,119 +16,132 @@ import ray
 import torch
 
 from raycd import features
-from raycd.config import Config, DataConfig, Precision
-from raycd.embed import Batch, DecodeImages, EmbedImages, EmbedTexts, EncodeImages, frozen_encoder
+from raycd.config import Config, Precision
+from raycd.embed import Batch, DecodeImages, EmbedImages, EmbedTexts, EncodeImages, frozen
 from raycd.model.encoder import Encoder
-from raycd.run import local_copy
 from raycd.runtime import cluster, datasets
 
-BLOCK = 1024  # most rows that an actor takes at a time; it encodes embed.batch_size of them at once
+BLOCK = 1024  # most rows that a task takes at a time; it encodes embed.batch_size of them at once
+
+_held: dict[str, Encoder] = {}  # the encoder that this worker process used last, by the id of its object
 
 
-def embed_images(paths: Mapping[str, str | None], encoder: str, config: Config) -> pa.Table:
-    """Image id -> path (None: no file was found) gives rows (key, status, feature) as `raycd.features` keeps them.
-
-    `encoder` is the folder or URI of a saved encoder.
-    """
-    if not paths:
-        return _nothing(encoder)
+def embed_images(paths: Mapping[str, str | None], encoder: Encoder, config: Config) -> pa.Table:
+    """Image id -> path (None: no file was found) gives rows (key, status, feature) as `raycd.features` keeps them."""
     table = pa.table({"key": pa.array(list(paths), pa.string()), "path": pa.array(list(paths.values()), pa.string())})
-    if cluster.uses_gpu(config.compute):
-        preprocess = frozen_encoder(local_copy(encoder), "fp32", "cpu").preprocess.to_dict()
-        decode = {
-            "fn_constructor_args": (preprocess, config.data),
-            "compute": ray.data.ActorPoolStrategy(min_size=1, max_size=_decoders(config)),
-            "num_cpus": 1,
-        }
-        steps = [(_Decode, decode), (_Encode, _actors(encoder, config, len(table)))]
-    else:
-        steps = [(_DecodeAndEncode, _actors(encoder, config, len(table)))]
-    return _collect("embed images", "images", table, config, steps)
+    return _embedded("embed images", "images", table, EmbedImages, encoder, config)
 
 
-def embed_texts(texts: Sequence[str], encoder: str, config: Config) -> pa.Table:
+def embed_texts(texts: Sequence[str], encoder: Encoder, config: Config) -> pa.Table:
     """Distinct texts give rows (key, status, feature)."""
-    if not texts:
-        return _nothing(encoder)
     table = pa.table({"key": pa.array(list(texts), pa.string())})
-    return _collect("embed texts", "texts", table, config, [(_Texts, _actors(encoder, config, len(table)))])
+    return _embedded("embed texts", "texts", table, EmbedTexts, encoder, config)
 
 
-def _nothing(encoder: str) -> pa.Table:
-    """No rows: Ray Data would lose the columns with them."""
-    return features.to_table([], [], np.zeros((0, frozen_encoder(local_copy(encoder), "fp32", "cpu").dim), np.float32))
-
-
-def _collect(
-    stage: str, unit: str, table: pa.Table, config: Config, steps: Iterable[tuple[Any, dict[str, Any]]]
+def _embedded(
+    stage: str,
+    unit: str,
+    table: pa.Table,
+    step: type[EmbedImages] | type[EmbedTexts],
+    encoder: Encoder,
+    config: Config,
 ) -> pa.Table:
     """The rows in the order of `table`, whatever the order in which the workers finish."""
-    batch = config.embed.batch_size
-    block = max(batch, min(BLOCK, len(table) // (4 * config.compute.embed_workers)))
-    steps = [(what, {"batch_size": batch, **how}) for what, how in steps]
-    parts = list(datasets.mapped(stage, unit, datasets.blocks_of(table, block), *steps))
-    found = pa.concat_tables(parts)
+    if len(table) == 0:
+        return features.to_table([], [], np.zeros((0, encoder.dim), np.float32))
+    workers = cluster.fitting(config.compute.embed_workers, cluster.worker_resources(config.compute))
+    block = max(config.embed.batch_size, min(BLOCK, len(table) // (4 * workers)))
+    blocks = datasets.blocks_of(table, block)
+    held = _Held(ray.put(encoder), config.embed.precision, cluster.threads(config.compute, workers))
+    steps: list[tuple[Any, dict[str, Any]]]
+    if not cluster.uses_gpu(config.compute):
+        steps = [(_embed, _tasks(step, held, min(workers, len(blocks)), config))]
+    elif step is EmbedImages:
+        steps = [_decoders(encoder, workers, config), (_EncodeImages, _actors(held, workers, config))]
+    else:
+        steps = [(_EmbedTexts, _actors(held, workers, config))]
+    found = pa.concat_tables(list(datasets.mapped(stage, unit, blocks, *steps)))
     place = {key: row for row, key in enumerate(found["key"].to_pylist())}
     return found.take([place[key] for key in table["key"].to_pylist()])
 
 
-def _actors(encoder: str, config: Config, rows: int) -> dict[str, Any]:
-    """How Ray Data runs the actors that encode."""
-    most = -(-rows // config.embed.batch_size)
-    resources = cluster.worker_resources(config.compute)
-    workers = min(cluster.fitting(config.compute.embed_workers, resources), most)
+class _Held:
+    """An encoder in the object store and how to use it; a worker process fetches it once."""
+
+    def __init__(self, encoder: ray.ObjectRef[Any], precision: Precision, threads: int) -> None:
+        self._encoder, self._precision, self._threads = encoder, precision, threads
+
+    def get(self, device: str) -> Encoder:
+        """The encoder on `device`, ready to encode."""
+        name = f"{self._encoder.hex()} {device}"
+        if name not in _held:
+            torch.set_num_threads(self._threads)
+            _held.clear()
+            _held[name] = frozen(ray.get(self._encoder), self._precision, device)
+        return _held[name]
+
+
+def _tasks(step: Any, held: _Held, workers: int, config: Config) -> dict[str, Any]:
+    """How Ray Data runs tasks on processors."""
     return {
-        "fn_constructor_args": (encoder, config.embed.precision, config.data, cluster.threads(config.compute, workers)),
-        "compute": ray.data.ActorPoolStrategy(size=workers),
-        "num_cpus": resources["CPU"],
-        "num_gpus": resources.get("GPU", 0),
+        "fn_kwargs": {"step": step, "held": held, "config": config},
+        "compute": ray.data.TaskPoolStrategy(size=workers),
+        "num_cpus": config.compute.cpus_per_worker,
     }
 
 
-def _decoders(config: Config) -> int:
-    """Most decoding actors: the CPUs that the encoding actors leave, at least one."""
+def _embed(block: Batch, step: type[EmbedImages] | type[EmbedTexts], held: _Held, config: Config) -> pa.Table:
+    """A task: a block in batches of embed.batch_size."""
+    encoder, size = held.get("cpu"), config.embed.batch_size
+    embed = EmbedImages(encoder, config.data) if step is EmbedImages else EmbedTexts(encoder)
+    firsts = range(0, len(block["key"]), size)
+    return pa.concat_tables(
+        [_table(embed({name: column[first : first + size] for name, column in block.items()})) for first in firsts]
+    )
+
+
+def _actors(held: _Held, workers: int, config: Config) -> dict[str, Any]:
+    """How Ray Data runs actors on GPUs."""
+    return {
+        "fn_constructor_args": (held,),
+        "batch_size": config.embed.batch_size,
+        "compute": ray.data.ActorPoolStrategy(size=workers),
+        "num_cpus": config.compute.cpus_per_worker,
+        "num_gpus": config.compute.gpus_per_worker,
+    }
+
+
+def _decoders(encoder: Encoder, workers: int, config: Config) -> tuple[Any, dict[str, Any]]:
+    """Decoding actors, on the CPUs that the encoding actors leave, at least one."""
     cpus = float(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
-    return max(1, int(cpus - config.compute.embed_workers * config.compute.cpus_per_worker))
-
-
-def _frozen(folder: str, precision: Precision, threads: int) -> Encoder:
-    torch.set_num_threads(threads)
-    return frozen_encoder(local_copy(folder), precision, "cuda" if torch.cuda.is_available() else "cpu")
+    most = max(1, int(cpus - workers * config.compute.cpus_per_worker))
+    return DecodeImages, {
+        "fn_constructor_args": (encoder.preprocess.to_dict(), config.data),
+        "batch_size": config.embed.batch_size,
+        "compute": ray.data.ActorPoolStrategy(min_size=1, max_size=most),
+        "num_cpus": 1,
+    }
 
 
 def _table(batch: Batch) -> pa.Table:
     return features.to_table(list(batch["key"]), list(batch["status"]), batch["feature"])
 
 
-class _Decode(DecodeImages):
-    """An actor on a processor."""
+class _EncodeImages:
+    """An actor on a GPU."""
 
-
-class _Encode:
-    """An actor on an accelerator."""
-
-    def __init__(self, folder: str, precision: Precision, data: DataConfig, threads: int) -> None:
-        self.step = EncodeImages(_frozen(folder, precision, threads))
+    def __init__(self, held: _Held) -> None:
+        self.step = EncodeImages(held.get("cuda"))
 
     def __call__(self, batch: Batch) -> pa.Table:
         return _table(self.step(batch))
 
 
-class _DecodeAndEncode:
-    """An actor that does both."""
+class _EmbedTexts:
+    """An actor on a GPU."""
 
-    def __init__(self, folder: str, precision: Precision, data: DataConfig, threads: int) -> None:
-        self.step = EmbedImages(_frozen(folder, precision, threads), data)
-
-    def __call__(self, batch: Batch) -> pa.Table:
-        return _table(self.step(batch))
-
-
-class _Texts:
-    """An actor that encodes texts."""
-
-    def __init__(self, folder: str, precision: Precision, data: DataConfig, threads: int) -> None:
-        self.step = EmbedTexts(_frozen(folder, precision, threads))
+    def __init__(self, held: _Held) -> None:
+        self.step = EmbedTexts(held.get("cuda"))
 
     def __call__(self, batch: Batch) -> pa.Table:
         return _table(self.step(batch))

@@ -120,7 +120,7 @@ def encoder(context: Context, writing: Writing) -> None:
 
 def zero_shot(context: Context, writing: Writing) -> None:
     """Embed every image (which shows those that are missing or broken) and the evaluation texts of val."""
-    missing = _embed(context, writing, context.run.path("encoder", "encoder"), _texts(context.dataset, ["val"]))
+    missing = _embed(context, writing, "encoder", _texts(context.dataset, ["val"]))
     writing.record["missing"] = missing.to_dict()
     listed = context.run.path("missing_images.json")
     if len(missing):
@@ -160,7 +160,7 @@ def stage1(context: Context, writing: Writing) -> None:
 def embed(context: Context, writing: Writing) -> None:
     """Embed all images and all text variants with the fine-tuned encoder (eq. 8)."""
     texts = _texts(context.dataset, ["val", SELECTION], training=True)
-    _embed(context, writing, context.run.path("stage1", "encoder"), texts)
+    _embed(context, writing, "stage1", texts)
 
 
 def mine_candidates(context: Context, writing: Writing) -> None:
@@ -275,8 +275,10 @@ def bundle_up(context: Context, writing: Writing) -> None:
 
 
 def _embed(context: Context, writing: Writing, source: str, texts: list[str]) -> ImageReport:
-    features.write(writing.folder / IMAGES, embedding.embed_images(context.paths(), source, context.config))
-    features.write(writing.folder / TEXTS, embedding.embed_texts(texts, source, context.config))
+    """Embed all images and `texts` with the encoder that the stage `source` wrote."""
+    used = encoders.load_saved(context.run.local(source) / "encoder")
+    features.write(writing.folder / IMAGES, embedding.embed_images(context.paths(), used, context.config))
+    features.write(writing.folder / TEXTS, embedding.embed_texts(texts, used, context.config))
     _, missing = features.read(writing.folder / IMAGES)
     writing.record["counts"] = {"images": len(context.dataset.images), "texts": len(texts), "missing": len(missing)}
     return missing

@@ -16,12 +16,6 @@ CONFIG = Config.model_validate({"embed": {"batch_size": 4}, "compute": {"embed_w
 
 
 @pytest.fixture
-def saved(new_encoder: MakeEncoder, tmp_path: Path) -> str:
-    new_encoder().save(tmp_path / "encoder")
-    return str(tmp_path / "encoder")
-
-
-@pytest.fixture
 def paths(tmp_path: Path) -> dict[str, str | None]:
     """Thirty images; every seventh is broken, and one was never found."""
     rng = np.random.default_rng(0)
@@ -39,9 +33,9 @@ def vectors(table: pa.Table) -> np.ndarray:
 
 
 def test_image_features_equal_the_cores_in_their_order(
-    ray_cluster: None, new_encoder: MakeEncoder, saved: str, paths: dict[str, str | None]
+    ray_cluster: None, new_encoder: MakeEncoder, paths: dict[str, str | None]
 ) -> None:
-    table = embedding.embed_images(paths, saved, CONFIG)
+    table = embedding.embed_images(paths, new_encoder(), CONFIG)
     batch = {"key": list(paths), "path": list(paths.values())}
     expected = EmbedImages(new_encoder(), CONFIG.data)(batch)
     assert table["key"].to_pylist() == list(paths)
@@ -52,16 +46,16 @@ def test_image_features_equal_the_cores_in_their_order(
     assert vectors(table).any(axis=1).sum() == 25
 
 
-def test_text_features_equal_the_cores_in_their_order(ray_cluster: None, new_encoder: MakeEncoder, saved: str) -> None:
+def test_text_features_equal_the_cores_in_their_order(ray_cluster: None, new_encoder: MakeEncoder) -> None:
     texts = [f"Is {n} and long" for n in range(21)] + [""]
-    table = embedding.embed_texts(texts, saved, CONFIG)
+    table = embedding.embed_texts(texts, new_encoder(), CONFIG)
     assert table["key"].to_pylist() == texts
     assert set(table["status"].to_pylist()) == {"ok"}
     np.testing.assert_allclose(vectors(table), EmbedTexts(new_encoder())({"key": texts})["feature"], atol=1e-5)
 
 
-def test_nothing_to_embed_is_an_empty_table(ray_cluster: None, saved: str) -> None:
-    for table in (embedding.embed_images({}, saved, CONFIG), embedding.embed_texts([], saved, CONFIG)):
+def test_nothing_to_embed_is_an_empty_table(ray_cluster: None, new_encoder: MakeEncoder) -> None:
+    for table in (embedding.embed_images({}, new_encoder(), CONFIG), embedding.embed_texts([], new_encoder(), CONFIG)):
         assert table.num_rows == 0
         assert table.schema.names == ["key", "status", "feature"]
         assert table.schema.field("feature").type == pa.list_(pa.float32(), 16)
