@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from raycd.config import Config
-from raycd.data.garments import CATEGORIES, draw, random_garment
+from raycd.data.drawing import draw
+from raycd.data.garments import CATEGORIES, random_garment
 from raycd.data.images import FORMATS
 from raycd.embed import EmbedImages, frozen
 from raycd.features import READABLE

@@ -14,7 +14,9 @@ import numpy as np
 from PIL import Image
 
 from raycd.config import SyntheticConfig
-from raycd.data.garments import CATEGORIES, Garment, changed, compare, describe, differences, draw, random_garment
+from raycd.data.drawing import draw
+from raycd.data.garments import CATEGORIES, Garment, changed, differences, random_garment
+from raycd.data.wording import compare, describe
 
 FAMILY = 5  # garments that are variations of one another
 SPLITS = ("train", "val")

@@ -9,11 +9,13 @@ from PIL import Image
 
 from raycd.config import DataConfig, SyntheticConfig
 from raycd.data import fashioniq
-from raycd.data.garments import _CHANGE, CHOICES, Garment, changed, compare, describe, differences, draw, random_garment
+from raycd.data.drawing import draw
+from raycd.data.garments import CHOICES, Garment, changed, differences, random_garment
 from raycd.data.images import load
 from raycd.data.read import read
 from raycd.data.schema import Dataset
 from raycd.data.synthetic import FAMILY, pretraining_pairs, write_catalogue
+from raycd.data.wording import _CHANGE, compare, describe
 
 SMALL = SyntheticConfig(train_images=20, val_images=15, train_triplets=18, val_triplets=7, size=32, seed=5)
 DRESS = Garment(

@@ -14,7 +14,8 @@ import pytest
 from mlflow import MlflowClient
 
 from raycd.config import Config, SyntheticConfig, flatten
-from raycd.data.garments import draw, random_garment
+from raycd.data.drawing import draw
+from raycd.data.garments import random_garment
 from raycd.data.synthetic import write_catalogue
 from raycd.errors import ConfigError, DataError, RunError
 from raycd.model import bundle
