@@ -79,4 +79,4 @@ lock:  ## Write requirements.lock anew from pyproject.toml (needs uv; ARGS=--upg
 
 clean:  ## Remove the caches of this tree; the installation and runs/ stay.
 	rm -rf .mypy_cache .ruff_cache .pytest_cache build *.egg-info
-	find jobs raycd serve tests tune -name __pycache__ -type d -prune -exec rm -rf {} +
+	find $(wildcard jobs raycd serve tests tune) -name __pycache__ -type d -prune -exec rm -rf {} +
