@@ -39,10 +39,11 @@ from raycd.progress import Bar
 from raycd.run import Run, Writing, local_copy
 from raycd.runtime import embedding, mining, training
 from raycd.train import checkpoint
-from raycd.train.finetune import FineTune, readable_triplets
+from raycd.train.finetune import FineTune
 from raycd.train.fuse import Fuse, new_head
 from raycd.train.loop import Schedule, Task
 from raycd.train.pretrain import DEMO_MODEL, cached
+from raycd.train.triplets import readable_triplets
 
 ZERO_SHOT, FINE_TUNED = "zero_shot", "fine_tuned"
 IMAGES, TEXTS = "images.parquet", "texts.parquet"
@@ -125,7 +126,8 @@ def zero_shot(context: Context, writing: Writing) -> None:
     listed = context.run.path("missing_images.json")
     if len(missing):
         context.run.write_json("missing_images.json", missing.to_dict())
-        progress.say(f"{len(missing)} images are missing or broken: {missing.counts()}; listed in {listed}")
+        reasons = ", ".join(f"{count} {reason}" for reason, count in missing.counts().items())
+        progress.say(f"{len(missing)} images are missing or broken: {reasons}; listed in {listed}")
     missing.check(len(context.dataset.images), context.config.data.max_missing, listed=listed)
 
 

@@ -2,39 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from raycd.config import Config
 from raycd.data import schema
-from raycd.data.captions import evaluation_text, training_texts
+from raycd.data.captions import evaluation_text
 from raycd.data.pixels import PixelCache
 from raycd.evaluate import AVERAGE, Features, cached_query, evaluate
 from raycd.model.encoder import Encoder
 from raycd.model.fusion.sum import Sum
 from raycd.model.loss import batch_classification_loss
 from raycd.train.batches import Rows, epoch_choice
+from raycd.train.triplets import EpochBatches, TripletBatch, TripletReader, readable_triplets
 
 SELECT_AT = 10  # epochs are compared by recall@10
-
-
-@dataclass(frozen=True)
-class TripletBatch:
-    """Images and tokens of B triplets."""
-
-    pixels: torch.Tensor  # (2 B, S, S, 3) uint8: references, then targets
-    tokens: torch.Tensor  # (B, L)
-    targets: torch.Tensor  # (B,) a number for each target image
-
-    def pin_memory(self) -> TripletBatch:
-        """Called by DataLoader where a GPU is used."""
-        return TripletBatch(self.pixels.pin_memory(), self.tokens.pin_memory(), self.targets.pin_memory())
 
 
 class SumOfFeatures(nn.Module):
@@ -63,9 +49,7 @@ class FineTune:
         self.module: nn.Module = SumOfFeatures(encoder)
         self.pixels = PixelCache(paths, encoder.preprocess, config.data, config.stage1.cache_mib)
         self.triplets, self.left_out = readable_triplets(dataset, paths)
-        self._texts = [training_texts(row["captions"]) for row in self.triplets]
-        numbers = {image_id: number for number, image_id in enumerate(paths)}
-        self._targets = torch.tensor([numbers[row["target"]] for row in self.triplets])
+        self.reader = TripletReader(self.triplets, self.pixels, encoder.tokenizer)
 
     def optimizer(self) -> torch.optim.Optimizer:
         """AdamW over what trains."""
@@ -89,7 +73,7 @@ class FineTune:
     def batches(self, epoch: int, rows: Sequence[Rows]) -> Iterator[TripletBatch]:
         """Decoded in this process, or in `loader_workers` others."""
         choice = epoch_choice(len(self.triplets), 4, seed=self.seed, epoch=epoch)
-        batches = _Batches(self, rows, choice)
+        batches = EpochBatches(self.reader, rows, choice)
         workers = self.config.loader_workers
         return iter(
             DataLoader(
@@ -100,13 +84,6 @@ class FineTune:
                 pin_memory=self.encoder.device.type == "cuda",
             )
         )
-
-    def batch(self, rows: Rows, choice: Rows) -> TripletBatch:
-        """Images and one text each of some triplets; `choice` says for every triplet which of its four texts."""
-        triplets = [self.triplets[row] for row in rows]
-        ids = [triplet["reference"] for triplet in triplets] + [triplet["target"] for triplet in triplets]
-        texts = [self._texts[row][choice[row]] for row in rows]
-        return TripletBatch(self.pixels(ids), self.encoder.tokenize(texts), self._targets[torch.from_numpy(rows)])
 
     def loss(self, module: nn.Module, batch: TripletBatch) -> torch.Tensor:
         """Batch-based classification loss (eq. 4)."""
@@ -139,26 +116,6 @@ class FineTune:
             device=self.encoder.device,
         )
         return found.recalls[AVERAGE][f"recall@{SELECT_AT}"]
-
-
-def readable_triplets(dataset: schema.Dataset, paths: Mapping[str, str]) -> tuple[list[dict[str, Any]], int]:
-    """The train triplets whose images are both in `paths`, and how many are left out."""
-    rows = dataset.triplets_of("train").to_pylist()
-    usable = [row for row in rows if row["reference"] in paths and row["target"] in paths]
-    return usable, len(rows) - len(usable)
-
-
-class _Batches(Dataset[TripletBatch]):
-    def __init__(self, task: FineTune, rows: Sequence[Rows], choice: Rows) -> None:
-        self.task, self.rows, self.choice = task, rows, choice
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, number: int) -> TripletBatch:
-        if number >= len(self.rows):
-            raise IndexError(number)
-        return self.task.batch(self.rows[number], self.choice)
 
 
 def _chunks(items: Sequence[str], size: int = 256) -> Iterator[Sequence[str]]:

@@ -13,9 +13,10 @@ from raycd.data.selection import carve
 from raycd.data.synthetic import write_catalogue
 from raycd.model.encoder import Encoder
 from raycd.train.batches import epoch_batches
-from raycd.train.finetune import FineTune, SumOfFeatures, TripletBatch, _Batches
+from raycd.train.finetune import FineTune, SumOfFeatures
 from raycd.train.loop import Loop, Schedule
 from raycd.train.pretrain import ImagesAndTexts
+from raycd.train.triplets import EpochBatches, TripletBatch
 
 MakeEncoder = Callable[[], Encoder]
 
@@ -133,7 +134,7 @@ def test_triplets_of_missing_images_are_left_out_and_counted(
 
 def test_what_travels_to_a_decoding_process_gives_the_same_batches(task: FineTune) -> None:
     rows, choice = [np.array([1, 4])], np.zeros(task.count(0), np.int64)
-    work = _Batches(task, rows, choice)
+    work = EpochBatches(task.reader, rows, choice)
     one, two = work[0], pickle.loads(pickle.dumps(work))[0]
     assert torch.equal(one.pixels, two.pixels)
     assert torch.equal(one.tokens, two.tokens)
