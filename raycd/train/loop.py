@@ -147,7 +147,7 @@ class Loop(Generic[Batch]):
         wrapped = DistributedDataParallel(module) if world_size() > 1 else module
         rows = [self.task.count(e) for e in range(self.schedule.epochs)]
         done = sum(rows[: len(self.history)])
-        with self._bar(sum(rows), done) if rank() == 0 else _Silence() as bar:
+        with self._bar(sum(rows), done) if rank() == 0 else Silence() as bar:
             for epoch in range(len(self.history), self.schedule.epochs):
                 result = self._epoch(epoch, wrapped, bar)
                 self.history.append(result.to_dict())
@@ -197,8 +197,8 @@ def best_epoch(history: Sequence[dict[str, Any]]) -> int:
     return int(max(history, key=lambda entry: (entry["score"], -entry["epoch"]))["epoch"])
 
 
-class _Silence:
-    """What every worker but the first advances."""
+class Silence:
+    """Progress that nobody sees: what every worker but the first advances."""
 
     def __enter__(self) -> Self:
         return self

@@ -14,25 +14,11 @@ from raycd.data.synthetic import write_catalogue
 from raycd.model.encoder import Encoder
 from raycd.train.batches import epoch_batches
 from raycd.train.finetune import FineTune, SumOfFeatures
-from raycd.train.loop import Loop, Schedule
+from raycd.train.loop import Loop, Schedule, Silence
 from raycd.train.pretrain import ImagesAndTexts
 from raycd.train.triplets import EpochBatches, TripletBatch
 
 MakeEncoder = Callable[[], Encoder]
-
-
-class NoBar:
-    def __init__(self, total: int, start: int) -> None:
-        pass
-
-    def __enter__(self) -> "NoBar":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        return None
-
-    def advance(self, n: int = 1, **shown: float | int | str) -> None:
-        return None
 
 
 def settings(**stage1: object) -> Config:
@@ -76,7 +62,9 @@ def batches(task: FineTune, epoch: int) -> Iterator[TripletBatch]:
 
 
 def train(task: FineTune, epochs: int = 4, lr: float = 1e-3) -> list[dict[str, float]]:
-    return Loop(task, Schedule(epochs, 16, lr, seed=0), bar=NoBar).run(lambda result, save: None)
+    return Loop(task, Schedule(epochs, 16, lr, seed=0), bar=lambda total, start: Silence()).run(
+        lambda result, save: None
+    )
 
 
 def test_only_train_triplets_are_trained_on(task: FineTune, dataset: Dataset) -> None:

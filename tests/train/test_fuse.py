@@ -13,24 +13,10 @@ from raycd.errors import ConfigError
 from raycd.evaluate import Features
 from raycd.train.batches import epoch_batches
 from raycd.train.fuse import FeatureTriplets, Fuse, new_head
-from raycd.train.loop import Loop, Schedule
+from raycd.train.loop import Loop, Schedule, Silence
 
 D, IMAGES = 8, 12
 IDS = [f"i{n}" for n in range(IMAGES)]
-
-
-class NoBar:
-    def __init__(self, total: int, start: int) -> None:
-        pass
-
-    def __enter__(self) -> "NoBar":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        return None
-
-    def advance(self, n: int = 1, **shown: float | int | str) -> None:
-        return None
 
 
 def settings(**stage2: object) -> Config:
@@ -147,7 +133,9 @@ def test_loss_is_that_of_the_cached_features_and_same_targets_are_no_negatives(t
 def test_features_stay_as_they_are_while_the_head_learns(task: Fuse, images: Features) -> None:
     before = images.values.clone()
     head = {name: value.clone() for name, value in task.module.state_dict().items()}
-    history = Loop(task, Schedule(31, 8, 1e-2, seed=0), bar=NoBar).run(lambda result, save: None)
+    history = Loop(task, Schedule(31, 8, 1e-2, seed=0), bar=lambda total, start: Silence()).run(
+        lambda result, save: None
+    )
     assert torch.equal(task.images.values, before)
     assert not task.images.values.requires_grad
     assert all(not torch.equal(value, head[name]) for name, value in task.module.state_dict().items())
