@@ -6,7 +6,6 @@ Features go into the object store once; actors and tasks read them there without
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -42,8 +41,7 @@ def find_neighbours(
             "features": ray.put(core.normalise(features_ND)),
             "pools": ray.put(list(pools)),
             "mine": mine,
-            "threads": compute.threads,
-            "workers": workers,
+            "threads": cluster.threads(compute, workers),
         },
     }
     return core.collect(mapped("neighbours", "images", blocks, (_Search, search)), pools, mine)
@@ -101,10 +99,8 @@ def matching_scores(
 class _Search:
     """An actor that searches neighbours."""
 
-    def __init__(
-        self, features: ray.ObjectRef[Any], pools: ray.ObjectRef[Any], mine: MineConfig, threads: int, workers: int
-    ) -> None:
-        faiss.omp_set_num_threads(threads or max(1, (os.cpu_count() or 1) // workers))
+    def __init__(self, features: ray.ObjectRef[Any], pools: ray.ObjectRef[Any], mine: MineConfig, threads: int) -> None:
+        faiss.omp_set_num_threads(threads)
         self.searcher = core.Searcher(ray.get(features), ray.get(pools), mine)
 
     def __call__(self, queries: pa.Table) -> pa.Table:

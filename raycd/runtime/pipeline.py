@@ -158,7 +158,7 @@ class _Pipeline:
             with self.folder.writing(stage.name, mark, **about) as writing:
                 stage.work(self.context, writing)
             self.folder.discard(f"{training.STORAGE}/{stage.name}-*")  # its checkpoints have done their service
-            record = self.folder.record(stage.name) or {}
+            record = recorded(self.folder, stage.name)
             tracked.log_metrics({name: record[name] for name in ("seconds", "counts", "variants") if name in record})
         self.done.append(stage.name)
         progress.say(f"{stage.name}: done in {progress.duration(record['seconds'])}")
@@ -192,11 +192,7 @@ class _Pipeline:
         return self._tracker
 
     def _fingerprint(self, stage: Stage) -> str:
-        inputs = []
-        for name in stage.inputs:
-            record = self.folder.record(name)
-            assert record is not None, f"{name} comes before {stage.name}"
-            inputs.append(record["fingerprint"])
+        inputs = [recorded(self.folder, name)["fingerprint"] for name in stage.inputs]
         data = self._dataset_hash() if stage.reads_data else None
         return fingerprint(stage.name, stage.version, self._settings(stage), inputs, data)
 
