@@ -2,6 +2,7 @@
 
 python jobs/benchmark.py embed                        # Ray Data against a plain loop, 20,000 drawn images
 python jobs/benchmark.py embed --photos ../photos     # the same on a folder of real photographs
+python jobs/benchmark.py mine                         # Ray Data against one search by FAISS, 46,609 x 640
 python jobs/benchmark.py gpu                          # RN50x4 on this machine's GPU, without Ray (docs/gpu.md)
 
 Prints a table and writes it to <runs>/benchmark-<what>.json.
@@ -16,14 +17,17 @@ from raycd import cli
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=["embed", "gpu"], help="What to measure.")
-    parser.add_argument("--images", type=int, default=20_000, help="Images to embed (embed).")
+    parser.add_argument("what", choices=["embed", "mine", "gpu"], help="What to measure.")
+    parser.add_argument("--images", type=int, default=0, help="Images (embed: 20,000; mine: 46,609).")
+    parser.add_argument("--candidates", type=int, default=1_000_000, help="Candidates to score (mine).")
     parser.add_argument("--photos", help="Folder of photographs to embed instead of drawn images (embed).")
 
 
 def main(options: cli.Options) -> None:
     if options.flags.what == "embed":
         from benchmarks.embed import measure
+    elif options.flags.what == "mine":
+        from benchmarks.mine import measure
     else:
         from benchmarks.gpu import measure
     rows = measure(options.config, options.flags)

@@ -151,7 +151,7 @@ class EmbedConfig(Section):
 
 
 class MineConfig(Section):
-    """Similarity-based pseudo triplets (3.2.3, eq. 9). The first three settings shape the tables, the rest filter."""
+    """Similarity-based pseudo triplets (3.2.3, eq. 9). eps_low, eps_high, s_max and alpha filter, the rest mines."""
 
     neighbours: Positive = 64
     """Neighbours kept for each train image, with their similarities."""
@@ -161,6 +161,20 @@ class MineConfig(Section):
     """Where substitutes come from: all train images (the paper), or those of the triplet's category."""
     batch_size: Positive = 1024
     """Query images searched at once."""
+    worker_mib: Positive = 4096
+    """Memory of a mining worker for the images that it searches, in MiB; a larger pool is searched in shards."""
+    index: Literal["flat", "hnsw", "ivf"] = "flat"
+    """How neighbours are searched: flat is exact; hnsw and ivf are for millions, and their recall is measured."""
+    hnsw_m: Annotated[int, Field(ge=2, le=512)] = 32
+    """HNSW: links of an image in the graph (M)."""
+    hnsw_ef: Positive = 256
+    """HNSW: candidates that a search keeps (efSearch); more finds more."""
+    ivf_lists: Count = 0
+    """IVF: lists that a shard is divided into (nlist); 0 means 4 times the root of its images."""
+    ivf_probes: Positive = 32
+    """IVF: lists that a search visits (nprobe); more finds more."""
+    recall_sample: Positive = 1000
+    """HNSW, IVF: query images, drawn by the seed, whose neighbours are compared with exact search."""
     eps_low: Cosine = 0.90
     """Lower similarity threshold of a substitute (inclusive)."""
     eps_high: Cosine = 0.995
@@ -265,8 +279,8 @@ class ComputeConfig(Section):
     """Ray Train workers of a stage."""
     embed_workers: Positive = 2
     """Ray Data actors that encode."""
-    mine_workers: Positive = 2
-    """Ray Data actors that search neighbours."""
+    mine_workers: Count = 0
+    """Ray Data tasks that mine at a time; 0 means one a machine for neighbours and one a CPU for matching scores."""
     cpus_per_worker: Annotated[float, Field(gt=0.0)] = 0.5
     """CPUs that Ray reserves for a worker; leave some for reading."""
     gpus_per_worker: Annotated[float, Field(gt=0.0)] = 1.0

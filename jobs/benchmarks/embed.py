@@ -35,7 +35,7 @@ def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
     costs, when the workers still have to import it, is told apart.
     """
     with tempfile.TemporaryDirectory() as scratch, cluster.connected():
-        paths = _photos(Path(flags.photos)) if flags.photos else _drawn(Path(scratch), flags.images, config)
+        paths = _photos(Path(flags.photos)) if flags.photos else _drawn(Path(scratch), flags.images or 20_000, config)
         torch.manual_seed(0)
         encoder = create(config.encoder.model_copy(update={"pretrained": ""}))
         first = dict(list(paths.items())[:WARM_UP])

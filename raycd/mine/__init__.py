@@ -16,26 +16,36 @@ C candidates, B rows of a batch. A "row" is a row of the feature matrix unless s
 from raycd.mine.candidates import CANDIDATES, Score, make_candidates, matching_scores
 from raycd.mine.counts import Counts, summary, warnings
 from raycd.mine.filter import filter_candidates
-from raycd.mine.neighbours import NEIGHBOURS, Searcher, batches, collect, find_neighbours, normalise
+from raycd.mine.neighbours import LARGEST, NEIGHBOURS, Lists, find_neighbours, normalise, recall, sample
 from raycd.mine.pools import Pool, TripletRows, make_pools, of_triplets
+from raycd.mine.searcher import Searcher, on_gpu
+from raycd.mine.shards import Shard, Visit, make_shards, row_bytes, visits
 
 __all__ = [
     "CANDIDATES",
+    "LARGEST",
     "NEIGHBOURS",
     "Counts",
+    "Lists",
     "Pool",
     "Score",
     "Searcher",
+    "Shard",
     "TripletRows",
-    "batches",
-    "collect",
+    "Visit",
     "filter_candidates",
     "find_neighbours",
     "make_candidates",
     "make_pools",
+    "make_shards",
     "matching_scores",
     "normalise",
     "of_triplets",
+    "on_gpu",
+    "recall",
+    "row_bytes",
+    "sample",
     "summary",
+    "visits",
     "warnings",
 ]

@@ -16,7 +16,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raycd.errors import DataError
-from raycd.mine.neighbours import DECIMALS, META
+from raycd.mine.keys import DECIMALS
+from raycd.mine.neighbours import META
 from raycd.mine.pools import Rows, TripletRows
 
 SIDES = ("reference", "target")

@@ -88,6 +88,16 @@ def fitting(wanted: int, resources: Mapping[str, float]) -> int:
     return max(1, min([wanted, *fits]))
 
 
+def machines() -> int:
+    """How many machines of the cluster run work."""
+    return max(1, sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes()))  # type: ignore[no-untyped-call]
+
+
+def cpus() -> int:
+    """The cluster's CPUs, at least one."""
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))  # type: ignore[no-untyped-call]
+
+
 def threads(compute: ComputeConfig, workers: int) -> int:
     """Threads of torch and FAISS in each of `workers` workers: as set, or an even share of this machine's cores."""
     return compute.threads or max(1, (os.cpu_count() or 1) // workers)

@@ -1,7 +1,8 @@
 """Mining on Ray Data: `raycd.mine`'s neighbours and candidates, with equal results at any number of blocks and workers.
 
-Features go into the object store once; actors and tasks read them there without a copy. Neighbours are searched by
-`compute.mine_workers` actors, candidates are measured by tasks.
+Each shard's normalised features go into the object store once; tasks read them there without a copy, and a worker
+process keeps the shard that it searches from one task to the next. So a worker maps two shards at most: the one that it
+searches and the one that its queries come from, of which it reads its queries only.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import pyarrow as pa
 import ray
 from numpy.typing import NDArray
 
+from raycd import approximate, progress
 from raycd import mine as core
 from raycd.config import ComputeConfig, MineConfig
 from raycd.mine.pools import Pool, Rows, TripletRows
@@ -23,28 +25,53 @@ from raycd.runtime import cluster
 from raycd.runtime.datasets import blocks_of, mapped
 
 SCORE_BLOCK = 1 << 15  # candidates measured by one task
+TASKS = 2  # searching tasks of each of several workers at least, so that none waits long for the last
+PAIRS = 3_000_000_000  # most pairs of images that one task compares: some seconds
+
+_held: dict[str, core.Searcher] = {}  # the shard that this worker process searched last, by the id of its object
 
 
 def find_neighbours(
     features_ND: NDArray[np.float32], pools: Sequence[Pool], mine: MineConfig, compute: ComputeConfig
 ) -> pa.Table:
-    """`raycd.mine.find_neighbours` by actors that take `mine.batch_size` query images at a time."""
-    blocks = list(core.batches(pools, mine.batch_size))
-    if not blocks:
-        return core.collect([], pools, mine)
-    workers = min(_workers(compute), len(blocks))
-    search = {
-        "batch_format": "pyarrow",
-        "compute": ray.data.ActorPoolStrategy(size=workers),
-        "num_cpus": compute.cpus_per_worker,
-        "fn_constructor_kwargs": {
-            "features": ray.put(core.normalise(features_ND)),
-            "pools": ray.put(list(pools)),
-            "mine": mine,
-            "threads": cluster.threads(compute, workers),
-        },
-    }
-    return core.collect(mapped("neighbours", "images", blocks, (_Search, search)), pools, mine)
+    """`raycd.mine.find_neighbours` by tasks that take some batches of query images to one shard at a time.
+
+    Where the caller keeps no reference to the features, they are let go as soon as the workers have them.
+    """
+    shards = core.make_shards(pools, features_ND.shape[1], mine)
+    stored = []
+    for shard in shards:
+        unit_PD = core.normalise(features_ND, shard.rows_P)
+        if shard is shards[-1]:
+            del features_ND  # before there is a third copy
+        stored.append(ray.put((unit_PD, shard.rows_P)))
+        del unit_PD
+    lists = core.Lists(pools, mine)
+    workers = cluster.fitting(compute.mine_workers or cluster.machines(), _resources(mine, compute))
+    blocks = [_block(visit, shards) for visit in core.visits(pools, shards, _task_size(pools, shards, mine, workers))]
+    if blocks:
+        search = _searching(stored, mine, compute, min(workers, len(blocks)))
+        for part in mapped("neighbours", "images", blocks, (_search, search)):
+            lists.add(part["first"][0].as_py(), _keys(part, mine))
+            del part
+        del search
+    del stored
+    return lists.table()
+
+
+def measured_recall(
+    found: pa.Table,
+    features_ND: NDArray[np.float32],
+    pools: Sequence[Pool],
+    mine: MineConfig,
+    compute: ComputeConfig,
+    *,
+    seed: int,
+) -> float:
+    """Share of the exact neighbours of `mine.recall_sample` queries that the table has."""
+    exact = mine.model_copy(update={"index": "flat"})
+    sample = core.sample(pools, mine.recall_sample, seed)
+    return core.recall(found, find_neighbours(features_ND, sample, exact, compute))
 
 
 def make_candidates(
@@ -85,9 +112,11 @@ def matching_scores(
         }
     )
     blocks = blocks_of(rows, SCORE_BLOCK)
+    resources = {"CPU": compute.cpus_per_worker}
+    workers = cluster.fitting(compute.mine_workers or cluster.cpus(), resources)
     measure = {
         "batch_format": "pyarrow",
-        "compute": ray.data.TaskPoolStrategy(size=min(_workers(compute), len(blocks))),
+        "compute": ray.data.TaskPoolStrategy(size=min(workers, len(blocks))),
         "num_cpus": compute.cpus_per_worker,
         "fn_kwargs": {"images": ray.put(image_ND), "texts": ray.put(text_TD)},
     }
@@ -96,15 +125,95 @@ def matching_scores(
     return score_C
 
 
-class _Search:
-    """An actor that searches neighbours."""
+def _block(visit: core.Visit, shards: Sequence[core.Shard]) -> pa.Table:
+    """A visit as rows that Ray Data hands to one task."""
+    size = len(visit.rows_B)
+    numbers = {"shard": visit.shard, "home": visit.home, "first": visit.first}
+    place_B = shards[visit.home].rows_P.searchsorted(visit.rows_B)
+    columns = {name: pa.repeat(pa.scalar(number, pa.int64()), size) for name, number in numbers.items()}
+    return pa.table({"place": pa.array(place_B, pa.int32()), **columns})
 
-    def __init__(self, features: ray.ObjectRef[Any], pools: ray.ObjectRef[Any], mine: MineConfig, threads: int) -> None:
-        faiss.omp_set_num_threads(threads)
-        self.searcher = core.Searcher(ray.get(features), ray.get(pools), mine)
 
-    def __call__(self, queries: pa.Table) -> pa.Table:
-        return self.searcher(queries)
+def _task_size(pools: Sequence[Pool], shards: Sequence[core.Shard], mine: MineConfig, workers: int) -> int:
+    """Query images of one task. It is large, because Ray Data takes a fifth of a second between two of them."""
+    visits = sum(len(pools[shard.pool].queries_Q) for shard in shards)
+    largest = max((len(shard.rows_P) for shard in shards), default=1)
+    share = -(-visits // (TASKS * workers)) if workers > 1 else visits
+    return max(mine.batch_size, min(share, PAIRS // largest))
+
+
+def _on_gpu(mine: MineConfig, compute: ComputeConfig) -> bool:
+    """Whether FAISS searches on GPUs: where faiss-gpu is installed and the workers get them."""
+    return mine.index == "flat" and hasattr(faiss, "StandardGpuResources") and cluster.uses_gpu(compute)
+
+
+def _resources(mine: MineConfig, compute: ComputeConfig) -> dict[str, float]:
+    return cluster.worker_resources(compute) if _on_gpu(mine, compute) else {"CPU": compute.cpus_per_worker}
+
+
+def _searching(
+    stored: Sequence[ray.ObjectRef[Any]], mine: MineConfig, compute: ComputeConfig, workers: int
+) -> dict[str, Any]:
+    """How Ray Data runs the searching tasks."""
+    resources = _resources(mine, compute)
+    indexes: list[ray.ObjectRef[Any] | None] = [None] * len(stored)
+    if mine.index != "flat":
+        progress.say(f"building {len(stored)} {mine.index} indexes")
+        build = ray.remote(num_cpus=compute.cpus_per_worker)(_build)
+        indexes = [build.remote(shard, mine) for shard in stored]
+    return {
+        "batch_format": "pyarrow",
+        "compute": ray.data.TaskPoolStrategy(size=workers),
+        "num_cpus": resources["CPU"],
+        **({"num_gpus": resources["GPU"]} if "GPU" in resources else {}),
+        "fn_kwargs": {
+            "stored": list(zip(stored, indexes, strict=True)),
+            "mine": mine,
+            "threads": cluster.threads(compute, -(-workers // cluster.machines())),
+            "gpu": "GPU" in resources,
+        },
+    }
+
+
+def _build(shard: tuple[NDArray[np.float32], Rows], mine: MineConfig) -> NDArray[np.uint8]:
+    """A task: the index of a shard."""
+    return approximate.build(shard[0], mine)
+
+
+def _search(
+    block: pa.Table,
+    stored: Sequence[tuple[ray.ObjectRef[Any], ray.ObjectRef[Any] | None]],
+    mine: MineConfig,
+    threads: int,
+    gpu: bool,
+) -> pa.Table:
+    """A task: one visit, in batches."""
+    unit_PD, rows_P = ray.get(stored[block["home"][0].as_py()][0])
+    place_B = block["place"].to_numpy()
+    shard, index = stored[block["shard"][0].as_py()]
+    searcher = _searcher(shard, index, mine, threads, gpu)
+    key_BS = searcher(rows_P[place_B], unit_PD, place_B)
+    keys = pa.FixedSizeListArray.from_arrays(pa.array(key_BS.ravel()), key_BS.shape[1])
+    return pa.table({"first": block["first"], "keys": keys})
+
+
+def _searcher(
+    shard: ray.ObjectRef[Any], index: ray.ObjectRef[Any] | None, mine: MineConfig, threads: int, gpu: bool
+) -> core.Searcher:
+    name = f"{shard.hex()} {mine.model_dump_json()} {threads}"
+    if name not in _held:
+        _held.clear()
+        unit_PD, rows_P = ray.get(shard)
+        nearest = core.on_gpu(unit_PD) if gpu else None
+        if index is not None:
+            nearest = approximate.Opened(ray.get(index), mine)
+        _held[name] = core.Searcher(unit_PD, rows_P, mine, nearest, threads=threads)
+    return _held[name]
+
+
+def _keys(part: pa.Table, mine: MineConfig) -> NDArray[np.int64]:
+    flat: NDArray[np.int64] = part["keys"].combine_chunks().flatten().to_numpy()
+    return flat.reshape(len(part), mine.neighbours + 1)
 
 
 def _score(rows: pa.Table, images: ray.ObjectRef[Any], texts: ray.ObjectRef[Any]) -> pa.Table:
@@ -116,7 +225,3 @@ def _score(rows: pa.Table, images: ray.ObjectRef[Any], texts: ray.ObjectRef[Any]
         rows["triplet"].to_numpy(),
     )
     return pa.table({"candidate": rows["candidate"], "score": pa.array(score)})
-
-
-def _workers(compute: ComputeConfig) -> int:
-    return cluster.fitting(compute.mine_workers, {"CPU": compute.cpus_per_worker})
