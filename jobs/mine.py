@@ -17,8 +17,12 @@ def main(options: cli.Options) -> None:
     filtered = pipeline.recorded(outcome.run, "filter")
     if "filter" not in outcome.done:  # else the stage itself has just said so
         print("\n".join([*mine.summary(filtered["counts"]), *(f"warning: {line}" for line in filtered["warnings"])]))
-    for category, count in pipeline.recorded(outcome.run, "mine")["counts"]["overlaps"].items():
+    mined = pipeline.recorded(outcome.run, "mine")
+    if "mine" not in outcome.done:
+        print("".join(f"warning: {line}\n" for line in mined["warnings"]), end="")
+    for category, count in mined["counts"]["overlaps"].items():
         print(f"{count:,} train images stand in the val gallery of {category}, too")
+    print(f"neighbours: {mine.searched_line(mined['index'])}")
     print(f"pseudo triplets: {outcome.run.path('filter', 'pseudo_triplets.parquet')}")
 
 

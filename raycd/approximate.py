@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from raycd.config import MineConfig
 
+PER_LIST = 39  # images of an IVF list at least: FAISS asks for so many to place its centre
+
 _faiss: Any = faiss  # its types lack what is used here
 
 
@@ -27,7 +29,7 @@ def build(unit_PD: NDArray[np.float32], settings: MineConfig, *, seed: int = 0) 
             index: Any = faiss.IndexHNSWFlat(dim, settings.hnsw_m, faiss.METRIC_INNER_PRODUCT)
             index.hnsw.efConstruction = max(settings.hnsw_ef, 2 * settings.hnsw_m)
         else:
-            lists = min(settings.ivf_lists or round(4 * len(unit_PD) ** 0.5), max(1, len(unit_PD) // 39))
+            lists = min(settings.ivf_lists or round(4 * len(unit_PD) ** 0.5), max(1, len(unit_PD) // PER_LIST))
             index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, lists, faiss.METRIC_INNER_PRODUCT)
             index.cp.seed = 1234 + seed
             index.train(unit_PD)

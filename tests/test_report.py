@@ -68,8 +68,10 @@ def sample() -> Report:
             Histogram("Matching score", np.random.default_rng(1).normal(0.55, 0.1, 4000), {"alpha": 0.6}),
         ],
         pseudo=[
-            PseudoExample("has long sleeves and is blue", *images[:3], "reference", 0.951, 0.71),
-            PseudoExample(HOSTILE, *images[3:6], "target", 0.93, 0.64),
+            PseudoExample("has long sleeves", *images[:3], "reference", 0.951, 0.71, "good", "eps_high", 0.044),
+            PseudoExample(HOSTILE, *images[3:6], "target", 0.90042, 0.64, "borderline", "eps_low", 0.00042),
+            PseudoExample("is red", *images[6:9], "target", 0.93, 0.6, "refused", "alpha", 0.0),
+            PseudoExample("is blue", *images[6:9], "target", 0.93, 0.599997, "refused", "alpha", 0.000003),
         ],
         queries=[
             Query(
@@ -158,13 +160,31 @@ def test_the_page_is_whole_html_that_refers_to_nothing_outside(page: str) -> Non
 
 def test_every_image_stands_in_the_page_and_a_missing_one_leaves_a_place(page: str) -> None:
     images = [attributes for tag, attributes in parsed(page).tags if tag == "img"]
-    assert len(images) == 2 * 3 + (1 + 5) + (1 + 5)  # examples; two queries, one with an absent result and a target
+    assert len(images) == 4 * 3 + (1 + 5) + (1 + 5)  # examples; two queries, one with an absent result and a target
     assert page.count('class="absent') == 1
 
 
 def test_the_target_alone_is_framed(page: str) -> None:
     assert len(re.findall(r'<li class="target">', page)) == 1
     assert len(re.findall(r'<li class="target apart">', page)) == 1
+
+
+def test_examples_stand_in_their_groups_and_say_which_threshold_is_near_and_by_how_much(page: str) -> None:
+    headings = ["<h3>Good</h3>", "<h3>Borderline</h3>", "<h3>Just refused</h3>"]
+    good, borderline, refused = (part.split("</section>")[0] for part in re.split("|".join(headings), page)[1:])
+    assert [part.count('class="example"') for part in (good, borderline, refused)] == [1, 1, 2]
+    assert "far from every threshold" in good
+    assert "<br>" not in good
+    assert "<b>similarity 0.00042 above eps_low</b>" in borderline
+    assert "<b>score exactly alpha</b>" in refused
+    assert "<b>score 0.000003 below alpha</b>" in refused
+
+
+def test_a_group_without_examples_has_no_heading() -> None:
+    example = PseudoExample("is red", None, None, None, "target", 0.9, 0.7, "borderline", "eps_high", 0.0123)
+    page = render(Report(run="x", metrics={}, pseudo=[example]))
+    assert re.findall("<h3>(.*)</h3>", page) == ["Borderline"]
+    assert "similarity 0.012 below eps_high" in page
 
 
 def test_the_same_data_gives_the_same_bytes(page: str) -> None:

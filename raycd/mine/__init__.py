@@ -15,9 +15,12 @@ C candidates, B rows of a batch. A "row" is a row of the feature matrix unless s
 
 from raycd.mine.candidates import CANDIDATES, Score, make_candidates, matching_scores
 from raycd.mine.counts import Counts, summary, warnings
+from raycd.mine.examples import choose_examples
 from raycd.mine.filter import filter_candidates
 from raycd.mine.neighbours import LARGEST, NEIGHBOURS, Lists, find_neighbours, normalise, recall, sample
 from raycd.mine.pools import Pool, TripletRows, make_pools, of_triplets
+from raycd.mine.searched import Searched, low_recall, searched
+from raycd.mine.searched import line as searched_line
 from raycd.mine.searcher import Searcher, on_gpu
 from raycd.mine.shards import Shard, Visit, make_shards, row_bytes, visits
 
@@ -29,12 +32,15 @@ __all__ = [
     "Lists",
     "Pool",
     "Score",
+    "Searched",
     "Searcher",
     "Shard",
     "TripletRows",
     "Visit",
+    "choose_examples",
     "filter_candidates",
     "find_neighbours",
+    "low_recall",
     "make_candidates",
     "make_pools",
     "make_shards",
@@ -45,6 +51,8 @@ __all__ = [
     "recall",
     "row_bytes",
     "sample",
+    "searched",
+    "searched_line",
     "summary",
     "visits",
     "warnings",

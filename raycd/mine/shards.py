@@ -6,13 +6,13 @@ A query visits all shards of its pool, and the lists that it brings back are mer
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from raycd.approximate import PER_LIST
 from raycd.config import MineConfig
 from raycd.mine.pools import Pool, Rows
-
-_LINKS = 2.2  # links of a vector in an HNSW graph, as a multiple of hnsw_m: twice on the ground, few above
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,17 @@ def make_shards(pools: Sequence[Pool], dim: int, mine: MineConfig) -> list[Shard
 
 
 def row_bytes(dim: int, mine: MineConfig) -> int:
-    """Memory of one image in a worker: its features, and with HNSW or IVF the structure's own copy and its links."""
+    """Memory of one image in a worker: its features, and with HNSW or IVF the structure's own copy and its links.
+
+    HNSW: 2 M links on the ground; above it, chance gives M / (M - 1) on average, a tenth of M more is to spare; where
+    they begin and the level, 12 bytes. IVF: the image's number, and its share of a centre.
+    """
     if mine.index == "flat":
         return 4 * dim
-    return 8 * dim + (int(4 * _LINKS * mine.hnsw_m) if mine.index == "hnsw" else 8)
+    if mine.index == "ivf":
+        return 8 * dim + 8 + math.ceil(4 * dim / PER_LIST)
+    links = mine.hnsw_m * (2.1 + 1 / (mine.hnsw_m - 1))
+    return 8 * dim + 12 + math.ceil(4 * links)
 
 
 def visits(pools: Sequence[Pool], shards: Sequence[Shard], size: int) -> Iterator[Visit]:

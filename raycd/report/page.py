@@ -58,9 +58,23 @@ class Histogram:
     marks: Mapping[str, float] = field(default_factory=dict)  # thresholds by name, e.g. {"eps_low": 0.9}
 
 
+GROUPS = {
+    "good": ("Good", "Kept, and far from every threshold."),
+    "borderline": (
+        "Borderline",
+        "Kept, and nearest to alpha, eps_low or eps_high. Where these look wrong, make that threshold stricter.",
+    ),
+    "refused": (
+        "Just refused",
+        "Similar enough and within s_max, but with a score just below alpha. Where these look right, lower alpha.",
+    ),
+}
+SIDES = {"alpha": ("score", "above"), "eps_low": ("similarity", "above"), "eps_high": ("similarity", "below")}
+
+
 @dataclass(frozen=True)
 class PseudoExample:
-    """One pseudo triplet, with the image that stood in it before."""
+    """One candidate, kept or refused, with the image that stood in it before."""
 
     text: str
     reference: Picture
@@ -69,6 +83,16 @@ class PseudoExample:
     side: str  # "reference" or "target"
     similarity: float  # of replaced and replacement
     score: float  # stage 1's matching score
+    group: str  # one of GROUPS
+    near: str  # the nearest threshold: one of SIDES
+    distance: float  # from it, a cosine
+
+    @property
+    def place(self) -> str:
+        """Where it lies, e.g. "score 0.0004 above alpha"."""
+        what, where = SIDES[self.near]
+        where = "below" if self.group == "refused" else where
+        return f"{what} {_short(self.distance)} {where} {self.near}" if self.distance else f"{what} exactly {self.near}"
 
 
 @dataclass(frozen=True)
@@ -140,10 +164,17 @@ def render(report: Report) -> str:
         seconds=_seconds(report.metrics.get("seconds") or {}),
         config=without_passwords(report.config),
         ratio=pictures.ratio([*shown, *(example.reference for example in report.pseudo)]),
+        groups=_groups(report.pseudo),
         labels=table.LABELS,
         protocols=PROTOCOLS,
         selected_by=SELECTED_BY,
     )
+
+
+def _groups(examples: Sequence[PseudoExample]) -> list[tuple[str, str, list[PseudoExample]]]:
+    """(heading, sentence, examples) of each group that has any."""
+    groups = [(*GROUPS[name], [example for example in examples if example.group == name]) for name in GROUPS]
+    return [group for group in groups if group[2]]
 
 
 def _figure(kind: str, item: Curve | Histogram) -> str:
@@ -154,6 +185,11 @@ def _figure(kind: str, item: Curve | Histogram) -> str:
         return plots.loss_curve(f"{item.stage}: loss", item.epochs, item.best_epoch)
     title = f"{item.stage}: recall{MEASURED_ON.get(item.select_on, '')}, %"
     return plots.recall_curve(title, item.epochs, item.best_epoch)
+
+
+def _short(distance: float) -> str:
+    """A distance with two digits that say something, at most 6 decimals."""
+    return next((f"{distance:.{n}f}" for n in (3, 4, 5) if distance >= 10 ** (1 - n)), f"{distance:.6f}")
 
 
 def _seconds(seconds: Mapping[str, float]) -> list[tuple[str, float, float]]:

@@ -7,7 +7,7 @@ searches and the one that its queries come from, of which it reads its queries o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -61,17 +61,21 @@ def find_neighbours(
 
 def measured_recall(
     found: pa.Table,
-    features_ND: NDArray[np.float32],
+    features: Callable[[], NDArray[np.float32]],
     pools: Sequence[Pool],
     mine: MineConfig,
     compute: ComputeConfig,
     *,
     seed: int,
-) -> float:
-    """Share of the exact neighbours of `mine.recall_sample` queries that the table has."""
+) -> tuple[float, int]:
+    """Share of the exact neighbours of `mine.recall_sample` queries that the table has, and how many were compared.
+
+    `features` gives the features (N, D), which nobody else should hold (see `find_neighbours`).
+    """
     exact = mine.model_copy(update={"index": "flat"})
     sample = core.sample(pools, mine.recall_sample, seed)
-    return core.recall(found, find_neighbours(features_ND, sample, exact, compute))
+    count = sum(len(pool.queries_Q) for pool in sample)
+    return core.recall(found, find_neighbours(features(), sample, exact, compute)), count
 
 
 def make_candidates(
@@ -158,7 +162,7 @@ def _searching(
     resources = _resources(mine, compute)
     indexes: list[ray.ObjectRef[Any] | None] = [None] * len(stored)
     if mine.index != "flat":
-        progress.say(f"building {len(stored)} {mine.index} indexes")
+        progress.say(f"building {mine.index} of {len(stored)} shards")
         build = ray.remote(num_cpus=compute.cpus_per_worker)(_build)
         indexes = [build.remote(shard, mine) for shard in stored]
     return {

@@ -16,13 +16,14 @@ from raycd.config import to_yaml
 from raycd.data.captions import evaluation_text
 from raycd.data.images import BrokenImage, load
 from raycd.evaluate import Features, cached_query, top_images
+from raycd.mine import choose_examples
 from raycd.model import fusion
 from raycd.report.page import Curve, Histogram, PseudoExample, Query, Report, Result, render
 from raycd.report.pictures import Picture
 from raycd.runtime.stages import Context
 
 METRICS, REPORT, MARK = "metrics.json", "report.html", "finished.json"
-SHOWN_QUERIES, SHOWN_PSEUDO, SHOWN_RESULTS = 4, 12, 5  # queries of each category; pseudo triplets; results of a query
+SHOWN_QUERIES, SHOWN_PSEUDO, SHOWN_RESULTS = 4, 9, 5  # queries of a category; examples of a group; results of a query
 
 
 def metrics(context: Context, names: Sequence[str]) -> dict[str, Any]:
@@ -47,7 +48,7 @@ def metrics(context: Context, names: Sequence[str]) -> dict[str, Any]:
 def report(context: Context, metrics: dict[str, Any]) -> str:
     """report.html."""
     filtered, overlaps = context.recorded("filter", "counts"), context.recorded("mine", "counts")["overlaps"]
-    warnings = [*context.recorded("filter", "warnings")]
+    warnings = [*context.recorded("mine", "warnings"), *context.recorded("filter", "warnings")]
     warnings += [
         f"{count} train images stand in the val gallery of {category}, too"
         for category, count in overlaps.items()
@@ -95,10 +96,9 @@ def _histograms(context: Context) -> list[Histogram]:
 
 
 def _pseudo(context: Context) -> list[PseudoExample]:
-    """Some of the pseudo triplets, drawn by the run's seed."""
-    table = pq.read_table(context.run.local("filter") / "pseudo_triplets.parquet")
-    rng = np.random.default_rng([context.config.seed, 11])
-    rows = table.take(np.sort(rng.permutation(len(table))[:SHOWN_PSEUDO])).to_pylist()
+    """Good, borderline and just refused ones, drawn by the run's seed."""
+    config, table = context.config, pq.read_table(context.run.local("mine") / "candidates.parquet")
+    rows = choose_examples(table, config.mine, count=SHOWN_PSEUDO, seed=config.seed).to_pylist()
     captions = {row["triplet_id"]: row["captions"] for row in context.dataset.triplets_of("train").to_pylist()}
     picture = _Pictures(context)
     return [
@@ -110,6 +110,9 @@ def _pseudo(context: Context) -> list[PseudoExample]:
             side=row["side"],
             similarity=row["similarity"],
             score=row["score"],
+            group=row["group"],
+            near=row["near"],
+            distance=row["distance"],
         )
         for row in rows
     ]

@@ -16,10 +16,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from raycd import features, mine, progress
@@ -167,19 +172,21 @@ def embed(context: Context, writing: Writing) -> None:
 
 def mine_candidates(context: Context, writing: Writing) -> None:
     """Neighbours of the train images, and every candidate pseudo triplet with its matching score (3.2.3)."""
-    images, texts, _ = context.features("embed")
-    train = context.dataset.triplets_of("train")
-    train = train.filter([row["reference"] in images and row["target"] in images for row in train.to_pylist()])
-    rows = mine.of_triplets(list(images.rows), train)
-    pools = mine.make_pools(context.config.mine.pool, context.dataset.gallery, rows)
-    values = images.values.numpy()
-    found = mining.find_neighbours(values, pools, context.config.mine, context.config.compute)
+    settings, compute = context.config.mine, context.config.compute
+    ids = _embedded(context)
+    train = _readable(context.dataset.triplets_of("train"), ids)
+    rows = mine.of_triplets(ids, train)
+    pools = mine.make_pools(settings.pool, context.dataset.gallery, rows)
+    found = mining.find_neighbours(_image_features(context), pools, settings, compute)
+    searched = _searched(context, found, pools)
+    images, texts, _ = context.features("embed")  # again: nobody held them while neighbours were searched
     text_TD = texts.take(evaluation_text(captions) for captions in train["captions"].to_pylist()).numpy()
     mark = context.recorded("stage1", "encoder")
-    table = mining.make_candidates(rows, found, values, text_TD, encoder=mark, compute=context.config.compute)
+    table = mining.make_candidates(rows, found, images.values.numpy(), text_TD, encoder=mark, compute=compute)
     pq.write_table(found, writing.folder / "neighbours.parquet")
     pq.write_table(table, writing.folder / "candidates.parquet")
     writing.record["counts"] = {"images": len(found), "candidates": len(table), "overlaps": _overlaps(context.dataset)}
+    writing.record |= {"index": searched, "warnings": mine.low_recall(searched)}
 
 
 def filter_pseudo(context: Context, writing: Writing) -> None:
@@ -295,6 +302,43 @@ def _texts(dataset: Dataset, splits: Sequence[str], *, training: bool = False) -
         elif training and row["split"] == "train":
             texts.update(dict.fromkeys((evaluation_text(row["captions"]), *training_texts(row["captions"]))))
     return list(texts)
+
+
+def _embedded(context: Context) -> list[str]:
+    """The images that have features, in the order of their features."""
+    table = pq.read_table(context.run.local("embed") / IMAGES, columns=["key", "status"])
+    ids: list[str] = table.filter(pc.equal(table["status"], features.READABLE))["key"].to_pylist()
+    return ids
+
+
+def _image_features(context: Context) -> NDArray[np.float32]:
+    """Fine-tuned features (N, D) of the images that have any, for a caller that lets go of them."""
+    images, _ = features.read(context.run.local("embed") / IMAGES)
+    values: NDArray[np.float32] = images.values.numpy()
+    return values
+
+
+def _readable(triplets: pa.Table, image_ids: Sequence[str]) -> pa.Table:
+    """The triplets both of whose images have features."""
+    known = set(image_ids)
+    return triplets.filter([row["reference"] in known and row["target"] in known for row in triplets.to_pylist()])
+
+
+def _searched(context: Context, found: pa.Table, pools: Sequence[mine.Pool]) -> mine.Searched:
+    """How the neighbours were searched, and with what recall; said where there was more to it than one exact search."""
+    config, settings = context.config, context.config.mine
+    recall, sample = 1.0, 0
+    if settings.index != "flat":
+        read = partial(_image_features, context)
+        recall, sample = mining.measured_recall(found, read, pools, settings, config.compute, seed=config.seed)
+    dim = context.recorded("stage1", "dim")
+    shards = mine.make_shards(pools, dim, settings)
+    searched = mine.searched(shards, dim, settings, recall=recall, sample=sample)
+    if settings.index != "flat" or len(shards) > len(pools):
+        progress.say(f"mine: {mine.searched_line(searched)}")
+    for warning in mine.low_recall(searched):
+        progress.say(f"warning: {warning}")
+    return searched
 
 
 def _overlaps(dataset: Dataset) -> dict[str, int]:

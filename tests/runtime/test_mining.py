@@ -1,13 +1,24 @@
 """Mining on Ray Data gives what the core gives, at any number of blocks and workers."""
 
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
+from raycd import features as features_io
 from raycd import mine
-from raycd.config import ComputeConfig, MineConfig
-from raycd.runtime import mining
+from raycd.config import ComputeConfig, Config, MineConfig
+from raycd.data.schema import GALLERY, IMAGE, TRIPLET, Dataset
+from raycd.errors import DataError
+from raycd.run import Run
+from raycd.runtime import mining, stages
+from raycd.runtime.stages import IMAGES, TEXTS, Context
 
 N, T, D = 300, 80, 16
 
@@ -88,3 +99,179 @@ def test_nothing_to_mine_is_an_empty_table(ray_cluster: None, features: tuple[ND
     table = mining.make_candidates(nothing, found, features[0], features[1][:0], encoder="abc", compute=ComputeConfig())
     pseudo, counts = mine.filter_candidates(table, eps_low=0.9, eps_high=0.995, s_max=4, alpha=0.6)
     assert (len(found), len(table), len(pseudo), counts["candidates"]) == (0, 0, 0, 0)
+
+
+@pytest.fixture(scope="module")
+def wide() -> NDArray[np.float32]:
+    """Features (1000, 600) in clusters, with duplicates: 2.3 MiB, several shards of 1 MiB."""
+    rng = np.random.default_rng(2)
+    centres = np.zeros((40, 600))
+    centres[:, :12] = rng.normal(size=(40, 12))
+    features_ND = centres[rng.integers(0, 40, 1000)]
+    features_ND[:, :3] += 0.2 * rng.integers(0, 3, (1000, 3))
+    return features_ND.astype(np.float32)
+
+
+def halves() -> list[mine.Pool]:
+    """Two pools of three quarters of the images each, with queries in all of their shards."""
+    parts = [np.arange(750), np.arange(250, 1000)]
+    return [mine.Pool(f"{n}", rows.astype(np.int32), rows[::3].astype(np.int32)) for n, rows in enumerate(parts)]
+
+
+def small_shards(**fields: object) -> MineConfig:
+    return MineConfig.model_validate({"neighbours": 8, "floor": 0.5, "eps_low": 0.5, "worker_mib": 1, **fields})
+
+
+@pytest.mark.parametrize(
+    ("index", "batch_size", "workers", "pairs"),
+    [
+        ("flat", 1024, 1, mining.PAIRS),
+        ("flat", 7, 2, 5000),  # tasks of a dozen queries: lists come back in any order
+        ("hnsw", 64, 2, 20_000),
+        ("ivf", 64, 2, 20_000),
+    ],
+)
+def test_neighbours_in_several_shards_equal_the_core(
+    ray_cluster: None,
+    wide: NDArray[np.float32],
+    index: str,
+    batch_size: int,
+    workers: int,
+    pairs: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(mining, "PAIRS", pairs)
+    settings = small_shards(index=index, batch_size=batch_size, hnsw_m=4, hnsw_ef=8, ivf_probes=2)
+    assert len(mine.make_shards(halves(), 600, settings)) >= 4
+    compute = ComputeConfig(mine_workers=workers, cpus_per_worker=0.5)
+    found = mining.find_neighbours(wide, halves(), settings, compute)
+    assert found.equals(mine.find_neighbours(wide, halves(), settings), check_metadata=True)
+    if index == "flat":
+        whole = mine.find_neighbours(wide, halves(), small_shards(worker_mib=64))
+        assert found.equals(whole, check_metadata=True)
+
+
+def test_the_features_are_let_go_while_neighbours_are_searched(
+    ray_cluster: None, wide: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = []
+
+    def watching(*args: object) -> Iterator[pa.Table]:
+        held.append(reference())
+        return mapped(*args)  # type: ignore[arg-type]
+
+    mapped = mining.mapped
+    monkeypatch.setattr(mining, "mapped", watching)
+    features = [wide.copy()]
+    reference = weakref.ref(features[0])
+    mining.find_neighbours(features.pop(), halves(), small_shards(), ComputeConfig(mine_workers=1))
+    assert held == [None]
+
+
+@pytest.mark.parametrize(("sample", "expected"), [(100, 100), (10_000, 500)])
+def test_measured_recall_is_that_of_the_sample(
+    ray_cluster: None, wide: NDArray[np.float32], sample: int, expected: int
+) -> None:
+    settings = small_shards(index="ivf", ivf_lists=8, ivf_probes=1, recall_sample=sample)
+    compute = ComputeConfig(mine_workers=1)
+    found = mine.find_neighbours(wide, halves(), settings)
+    recall, queries = mining.measured_recall(found, lambda: wide, halves(), settings, compute, seed=3)
+    assert queries == expected
+    exact = {
+        (row["pool"], row["image"]): row["neighbours"]
+        for row in mine.find_neighbours(wide, mine.sample(halves(), sample, 3), small_shards()).to_pylist()
+    }
+    lists = {(row["pool"], row["image"]): row["neighbours"] for row in found.to_pylist()}
+    hits = sum(len(set(lists[query]) & set(neighbours)) for query, neighbours in exact.items())
+    assert recall == pytest.approx(hits / sum(map(len, exact.values())), abs=1e-12)
+    assert 0.1 < recall < 1
+
+
+def test_a_feature_that_is_not_finite_is_named_by_its_row(ray_cluster: None, wide: NDArray[np.float32]) -> None:
+    broken = wide.copy()
+    broken[999, 0] = np.nan
+    with pytest.raises(DataError, match="the features of row 999 are not finite"):
+        mining.find_neighbours(broken, halves(), small_shards(), ComputeConfig(mine_workers=1))
+
+
+# The stage
+
+
+@pytest.fixture
+def context(tmp_path: Path, wide: NDArray[np.float32]) -> Callable[..., Context]:
+    """A run whose images and texts are embedded; `image-5` and those after 900 could not be read."""
+    run = Run(str(tmp_path / "run"), {})
+    ids = [f"image-{i}" for i in range(len(wide))]
+    status = ["ok" if i != 5 and i <= 900 else "missing" for i in range(len(wide))]
+    with run.writing("stage1", "mark") as writing:
+        writing.record |= {"encoder": "abc", "dim": 600}
+    with run.writing("embed", "mark") as writing:
+        features_io.write(writing.folder / IMAGES, features_io.to_table(ids, status, wide))
+        texts = features_io.to_table(["Is red"], ["ok"], np.ones((1, 600), np.float32))
+        features_io.write(writing.folder / TEXTS, texts)
+    rows = [("train", f"image-{i}", f"image-{i + 1}") for i in range(900)] + [("val", "image-0", "image-1")]
+    triplets = [
+        {"triplet_id": f"t{n}", "category": "dress", "split": s, "reference": r, "target": t, "captions": ["is red"]}
+        for n, (s, r, t) in enumerate(rows)
+    ]
+    gallery = [{"category": "dress", "split": s, "image_id": i} for s in ("train", "val") for i in ids[:901]]
+    images = pa.table({"image_id": ids, "path": ids}, schema=IMAGE)
+    dataset = Dataset(
+        images, pa.Table.from_pylist(gallery, schema=GALLERY), pa.Table.from_pylist(triplets, schema=TRIPLET)
+    )
+
+    def make(**fields: object) -> Context:
+        settings = small_shards(**fields).model_dump()
+        config = Config.model_validate({"mine": settings, "compute": {"mine_workers": 1}})
+        return Context(config, run, _dataset=dataset)
+
+    return make
+
+
+def mined(context: Context) -> dict[str, Any]:
+    """What the stage records; its tables hold what the core finds."""
+    with context.run.writing("mine", "mark") as writing:
+        stages.mine_candidates(context, writing)
+        images, texts, _ = context.features("embed")
+        triplets = context.dataset.triplets_of("train")
+        triplets = triplets.filter([row["reference"] in images and row["target"] in images for row in rows(triplets)])
+        known = mine.of_triplets(list(images.rows), triplets)
+        pools = mine.make_pools("all", context.dataset.gallery, known)
+        values = images.values.numpy()
+        found = mine.find_neighbours(values, pools, context.config.mine)
+        text_TD = texts.values.numpy().repeat(len(triplets), axis=0)
+        table = mine.make_candidates(known, found, values, text_TD, encoder="abc")
+        assert len(triplets) == 898
+        assert pq.read_table(writing.folder / "neighbours.parquet").equals(found)
+        assert pq.read_table(writing.folder / "candidates.parquet").to_pylist() == table.to_pylist()
+    record = context.run.record("mine")
+    assert record is not None
+    return record
+
+
+def rows(table: pa.Table) -> list[dict[str, Any]]:
+    listed: list[dict[str, Any]] = table.to_pylist()
+    return listed
+
+
+def test_the_stage_records_an_exact_search_in_shards(
+    ray_cluster: None, context: Callable[..., Context], capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = mined(context())
+    assert record["index"] == {"kind": "flat", "shards": 3, "worker_mib": 0.7, "recall": 1.0, "sample": 0}
+    assert record["warnings"] == []
+    assert record["counts"]["overlaps"] == {"dress": 901}
+    assert "mine: flat, 3 shards of at most 0.7 MiB, exact\n" in capsys.readouterr().err
+
+
+def test_the_stage_warns_where_an_approximate_search_misses_neighbours(
+    ray_cluster: None, context: Callable[..., Context], capsys: pytest.CaptureFixture[str]
+) -> None:
+    low = context(index="ivf", worker_mib=64, ivf_lists=20, ivf_probes=1, recall_sample=300, neighbours=64)
+    record = mined(low)
+    index, said = record["index"], capsys.readouterr().err
+    assert (index["kind"], index["shards"], index["sample"]) == ("ivf", 1, 300)
+    assert 0.1 < index["recall"] < 0.95
+    [warning] = record["warnings"]
+    assert "raise mine.ivf_probes" in warning
+    assert f"mine: {mine.searched_line(index)}\nwarning: {warning}\n" in said

@@ -1,0 +1,111 @@
+"""Examples to look at: pseudo triplets far from every threshold, those near one, and those that alpha just refused.
+
+They show what a threshold does, and so help to choose it. Distances are cosines, as the thresholds are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from itertools import chain, zip_longest
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from raycd.config import MineConfig
+from raycd.data.schema import PSEUDO_TRIPLET
+from raycd.mine.filter import filter_candidates
+from raycd.mine.keys import DECIMALS
+
+GROUPS = ("good", "borderline", "refused")
+THRESHOLDS = ("alpha", "eps_low", "eps_high")
+
+EXAMPLE = pa.schema(
+    [
+        *PSEUDO_TRIPLET,
+        pa.field("group", pa.string(), nullable=False),  # one of GROUPS
+        pa.field("near", pa.string(), nullable=False),  # the nearest threshold: one of THRESHOLDS
+        pa.field("distance", pa.float64(), nullable=False),  # of the score or the similarity from it, 6 decimals
+    ]
+)
+
+Places = NDArray[np.int64]
+
+
+def choose_examples(candidates: pa.Table, mine: MineConfig, *, count: int, seed: int) -> pa.Table:
+    """Table EXAMPLE: at most `count` rows of each group, by group. No group has a triplet or a pair of images twice.
+
+    good        kept, drawn from the quarter that lies farthest from its nearest threshold; farthest first
+    borderline  kept, the nearest to each threshold in turn, from the nearer half; by threshold, nearest first
+    refused     within eps_low, eps_high and s_max, but with a score of alpha or less; nearest first
+
+    Args:
+        candidates: Table CANDIDATES.
+        mine: The thresholds.
+        seed: Draws the good ones, and decides between equal distances.
+    """
+    within, _ = filter_candidates(
+        candidates, eps_low=mine.eps_low, eps_high=mine.eps_high, s_max=mine.s_max, alpha=-math.inf
+    )
+    similarity_C, score_C = within["similarity"].to_numpy(), within["score"].to_numpy()
+    away_C3 = np.stack([np.abs(score_C - mine.alpha), similarity_C - mine.eps_low, mine.eps_high - similarity_C], 1)
+    kept_C = score_C > mine.alpha
+    near_C = np.where(kept_C, away_C3.argmin(axis=1), 0)
+    distance_C = np.round(away_C3[np.arange(len(within)), near_C], DECIMALS)
+
+    drawn = np.random.default_rng([seed, 11]).permutation(len(within))
+    kept, refused = drawn[kept_C[drawn]], drawn[~kept_C[drawn]]
+    good = _first(_far(kept, distance_C), within, count)
+    borderline = _first(_in_turn(kept, near_C, distance_C), within, count)
+    just = _first(_nearest(refused, distance_C), within, count)
+    good.sort(key=lambda row: -distance_C[row])
+    borderline.sort(key=lambda row: (near_C[row], distance_C[row]))
+
+    rows = np.array([*good, *borderline, *just], np.int64)
+    groups = np.repeat(GROUPS, [len(good), len(borderline), len(just)])
+    chosen = within.take(rows)
+    columns = {name: chosen[name] for name in PSEUDO_TRIPLET.names}
+    columns["group"] = pa.array(groups.tolist(), pa.string())
+    columns["near"] = pa.array([THRESHOLDS[near] for near in near_C[rows]], pa.string())
+    columns["distance"] = pa.array(distance_C[rows], pa.float64())
+    return pa.table(columns, schema=EXAMPLE)
+
+
+def _far(kept: Places, distance_C: NDArray[np.float64]) -> Places:
+    """The quarter of the kept rows that lies farthest from its nearest threshold, in their order."""
+    if not len(kept):
+        return kept
+    return kept[distance_C[kept] >= np.quantile(distance_C[kept], 0.75)]
+
+
+def _in_turn(kept: Places, near_C: Places, distance_C: NDArray[np.float64]) -> Iterator[int]:
+    """The nearer half: the nearest to each threshold, then the second nearest to each, and so on.
+
+    Otherwise one threshold, where most of the rows lie, would take all places.
+    """
+    if not len(kept):
+        return
+    half = kept[distance_C[kept] < np.median(distance_C[kept])]
+    sides = [_nearest(half[near_C[half] == place], distance_C) for place in range(len(THRESHOLDS))]
+    yield from (row for row in chain.from_iterable(zip_longest(*sides)) if row is not None)
+
+
+def _nearest(rows: Places, distance_C: NDArray[np.float64]) -> Places:
+    """Rows by distance; those at the same distance stay in their order."""
+    return rows[np.argsort(distance_C[rows], kind="stable")]
+
+
+def _first(rows: Iterable[int], within: pa.Table, count: int) -> list[int]:
+    """The first `count` rows, leaving out those whose triplet, or replaced image and substitute, have come before."""
+    first: list[int] = []
+    seen: set[object] = set()
+    for row in rows:
+        if len(first) == count:
+            break
+        [one] = within.slice(row, 1).to_pylist()
+        marks = {one["triplet_id"], frozenset([one["replaced"], one[one["side"]]])}
+        if not marks & seen:
+            first.append(int(row))
+            seen |= marks
+    return first

@@ -1,0 +1,126 @@
+"""HNSW and IVF: their recall is what brute force says it is, they are the same each time, and a low recall is told."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from numpy.typing import NDArray
+
+from raycd import mine
+from raycd.config import MineConfig
+
+N, D = 3000, 40
+ENOUGH: dict[str, dict[str, int]] = {"hnsw": {"hnsw_ef": 256}, "ivf": {"ivf_probes": 32}}
+LITTLE: dict[str, dict[str, int]] = {"hnsw": {"hnsw_m": 2, "hnsw_ef": 1}, "ivf": {"ivf_probes": 1}}
+
+
+def clustered() -> NDArray[np.float32]:
+    """Noise around 60 centres."""
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(60, D))
+    return (centres[rng.integers(0, 60, N)] + 0.5 * rng.normal(size=(N, D))).astype(np.float32)
+
+
+EVERYTHING = [mine.Pool("", np.arange(N, dtype=np.int32), np.arange(0, N, 3, dtype=np.int32))]
+
+
+def found_by(index: str, **fields: int) -> pa.Table:
+    settings = MineConfig.model_validate({"index": index, "neighbours": 10, "floor": 0.5, **fields})
+    return mine.find_neighbours(clustered(), EVERYTHING, settings)
+
+
+def recall_by_hand(found: pa.Table) -> float:
+    """Share of the pairs (query, neighbour) that numpy finds, at or above the floor and among the first ten."""
+    wide = clustered().astype(np.float64)
+    unit = (wide / np.linalg.norm(wide, axis=1, keepdims=True)).astype(np.float32).astype(np.float64)
+    similarity_QP = np.round(unit[EVERYTHING[0].queries_Q] @ unit.T, 6)
+    hits = wanted = 0
+    for query, own_P, neighbours in zip(
+        EVERYTHING[0].queries_Q, similarity_QP, found["neighbours"].to_pylist(), strict=True
+    ):
+        own_P[query] = -1
+        exact = {place for place in np.argsort(-own_P, kind="stable")[:10].tolist() if own_P[place] >= 0.5}
+        hits, wanted = hits + len(exact & set(neighbours)), wanted + len(exact)
+    return hits / wanted
+
+
+@pytest.mark.parametrize("index", ["hnsw", "ivf"])
+def test_recall_is_what_brute_force_says_and_grows_with_the_effort(index: str) -> None:
+    exact = found_by("flat")
+    much, little = found_by(index, **ENOUGH[index]), found_by(index, **LITTLE[index])
+    assert recall_by_hand(exact) == 1.0
+    for found in (much, little):
+        assert mine.recall(found, exact) == pytest.approx(recall_by_hand(found), abs=1e-12)
+    assert mine.recall(much, exact) > 0.9
+    assert mine.recall(little, exact) < mine.recall(much, exact) - 0.02
+
+
+@pytest.mark.parametrize("index", ["hnsw", "ivf"])
+def test_what_is_found_is_exactly_measured(index: str) -> None:
+    """What an approximate search finds has the similarity that exact search gives it."""
+    exact = dict(pairs(found_by("flat")))
+    found = dict(pairs(found_by(index, **LITTLE[index])))
+    both = exact.keys() & found.keys()
+    assert len(both) > 1000
+    assert {pair: found[pair] for pair in both} == {pair: exact[pair] for pair in both}
+
+
+def pairs(found: pa.Table) -> list[tuple[tuple[int, int], float]]:
+    return [
+        ((row["image"], neighbour), similarity)
+        for row in found.to_pylist()
+        for neighbour, similarity in zip(row["neighbours"], row["similarities"], strict=True)
+    ]
+
+
+@pytest.mark.parametrize("index", ["hnsw", "ivf"])
+def test_the_same_features_give_the_same_neighbours(index: str) -> None:
+    """Few links and few lists, and batches of other sizes: nothing depends on threads."""
+    first, again = (found_by(index, **LITTLE[index], batch_size=size) for size in (1024, 37))
+    assert first.equals(again, check_metadata=True)
+
+
+def test_a_sample_has_the_queries_that_the_seed_draws() -> None:
+    pools = [*EVERYTHING, mine.Pool("b", EVERYTHING[0].rows_P, np.arange(50, dtype=np.int32))]
+    drawn, again, other = (mine.sample(pools, 100, seed) for seed in (0, 0, 1))
+    assert sum(len(pool.queries_Q) for pool in drawn) == 100
+    assert all(np.array_equal(a.queries_Q, b.queries_Q) for a, b in zip(drawn, again, strict=True))
+    assert not np.array_equal(drawn[0].queries_Q, other[0].queries_Q)
+    for pool, part in zip(pools, drawn, strict=True):
+        assert set(part.queries_Q) <= set(pool.queries_Q)
+        assert np.array_equal(part.rows_P, pool.rows_P)
+    assert sum(len(pool.queries_Q) for pool in mine.sample(pools, 10**6, 0)) == 1050
+
+
+def record_of(*, shards: int = 3, recall: float = 0.987, **fields: Any) -> mine.Searched:
+    settings = MineConfig.model_validate({"index": "hnsw", **fields})
+    rows = np.arange(1000, dtype=np.int32)
+    return mine.searched([mine.Shard(0, rows)] * shards, 256, settings, recall=recall, sample=1000)
+
+
+def test_the_record_says_kind_shards_memory_and_recall() -> None:
+    assert mine.searched([], 640, MineConfig()) == {
+        "kind": "flat",
+        "shards": 0,
+        "worker_mib": 0.0,
+        "recall": 1.0,
+        "sample": 0,
+    }
+    assert record_of(index="flat", recall=1.0)["worker_mib"] == 1.0  # 1,000 rows of 1 KiB are 0.98 MiB
+    found = record_of()
+    assert (found["kind"], found["shards"], found["recall"], found["sample"]) == ("hnsw", 3, 0.987, 1000)
+    assert mine.searched_line(found) == (
+        f"hnsw, 3 shards of at most {found['worker_mib']} MiB, recall 0.987 of the exact neighbours of 1,000 images"
+    )
+    assert mine.searched_line(record_of(index="flat", shards=1)) == "flat, 1 shard of 1 MiB, exact"
+
+
+def test_a_recall_below_95_per_cent_is_told_with_its_remedy() -> None:
+    assert mine.low_recall(record_of(recall=0.95)) == []
+    [said] = mine.low_recall(record_of(recall=0.9412))
+    assert said == (
+        "hnsw found 94.1% of the exact neighbours of 1,000 images, less than 95%: raise mine.hnsw_ef and mine again"
+    )
+    [said] = mine.low_recall(record_of(recall=0.2, index="ivf"))
+    assert "raise mine.ivf_probes" in said

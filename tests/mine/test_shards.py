@@ -1,0 +1,137 @@
+"""A pool searched in shards gives what plain numpy gives, and no shard needs more memory than it may."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from numpy.typing import NDArray
+
+from raycd import approximate, mine
+from raycd.config import MineConfig
+from raycd.errors import DataError
+
+N, D = 2000, 400  # 3.05 MiB
+S = 5
+
+
+def features_of(kind: str) -> NDArray[np.float32]:
+    """Features (N, D). `ties`: 729 different images, so that equal ones and equal similarities lie in all shards."""
+    rng = np.random.default_rng(0)
+    if kind == "smooth":
+        return (rng.normal(size=(N, D)) + rng.normal(size=D)).astype(np.float32)
+    features_ND = np.zeros((N, D), np.float32)
+    features_ND[:, :6] = rng.integers(0, 3, (N, 6))
+    return features_ND
+
+
+def pools() -> list[mine.Pool]:
+    """Two pools that share images; one has gaps, and the queries lie in all of its shards."""
+    odd = np.concatenate([np.arange(1, 1400, 2), np.arange(1400, N)])
+    parts = [(np.arange(1500), np.arange(7, 1500, 15)), (odd, odd[::13])]
+    return [
+        mine.Pool(f"pool-{place}", rows.astype(np.int32), queries.astype(np.int32))
+        for place, (rows, queries) in enumerate(parts)
+    ]
+
+
+def settings_of(**fields: Any) -> MineConfig:
+    return MineConfig(**({"neighbours": S, "floor": 0.3, "eps_low": 0.3, "s_max": 1, "worker_mib": 1} | fields))
+
+
+def oracle(features_ND: NDArray[np.float32], pool: mine.Pool, floor: float) -> list[dict[str, Any]]:
+    """Table NEIGHBOURS of a pool: all similarities at once, sorted by similarity and row."""
+    wide = features_ND.astype(np.float64)
+    length = np.sqrt((wide * wide).sum(axis=1, keepdims=True))
+    unit = (wide / np.where(length > 0, length, 1)).astype(np.float32).astype(np.float64)
+    similarity_QP = np.round(unit[pool.queries_Q] @ unit[pool.rows_P].T, 6)
+    rows = []
+    for query, own_P in zip(pool.queries_Q.tolist(), similarity_QP, strict=True):
+        order = np.lexsort([pool.rows_P, -own_P])
+        found = [place for place in order if pool.rows_P[place] != query and own_P[place] >= floor]
+        first = {
+            "neighbours": pool.rows_P[found[:S]].tolist(),
+            "similarities": own_P[found[:S]].tolist(),
+            "truncated": len(found) > S,
+        }
+        rows.append({"pool": pool.name, "image": query, **first})
+    return rows
+
+
+@pytest.mark.parametrize("batch_size", [17, 1024])
+@pytest.mark.parametrize("kind", ["smooth", "ties"])
+def test_neighbours_in_several_shards_equal_the_oracle(kind: str, batch_size: int) -> None:
+    features_ND, settings = features_of(kind), settings_of(batch_size=batch_size)
+    assert [shard.pool for shard in mine.make_shards(pools(), D, settings)] == [0, 0, 0, 1, 1]
+    found = mine.find_neighbours(features_ND, pools(), settings)
+    assert found.to_pylist() == [row for pool in pools() for row in oracle(features_ND, pool, 0.3)]
+    assert set(found["truncated"].to_pylist()) >= {True}
+
+
+def test_the_size_of_the_shards_changes_nothing() -> None:
+    features_ND = features_of("ties")
+    one, two, several = (mine.find_neighbours(features_ND, pools(), settings_of(worker_mib=mib)) for mib in (4, 2, 1))
+    assert one.equals(two, check_metadata=True)
+    assert one.equals(several, check_metadata=True)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_lists_may_come_in_any_order(seed: int) -> None:
+    features_ND, settings = features_of("ties"), settings_of()
+    shards = mine.make_shards(pools(), D, settings)
+    todo = list(mine.visits(pools(), shards, 23))
+    lists = mine.Lists(pools(), settings)
+    for at in np.random.default_rng(seed).permutation(len(todo)):
+        visit = todo[at]
+        rows_P = shards[visit.shard].rows_P
+        searcher = mine.Searcher(mine.normalise(features_ND, rows_P), rows_P, settings)
+        queries_BD = mine.normalise(features_ND, visit.rows_B)
+        lists.add(visit.first, searcher(visit.rows_B, queries_BD, np.arange(len(queries_BD))))
+    assert lists.table().equals(mine.find_neighbours(features_ND, pools(), settings), check_metadata=True)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        settings_of(),
+        settings_of(index="hnsw"),
+        settings_of(index="hnsw", hnsw_m=2),
+        settings_of(index="hnsw", hnsw_m=128, worker_mib=2),
+        settings_of(index="ivf"),
+        settings_of(index="ivf", ivf_lists=1000, worker_mib=2),
+    ],
+    ids=lambda settings: f"{settings.index}-{settings.worker_mib}-{settings.hnsw_m}",
+)
+def test_a_shard_with_its_index_needs_no_more_memory_than_a_worker_may_have(settings: MineConfig) -> None:
+    features_ND = features_of("smooth")
+    shards = mine.make_shards(pools(), D, settings)
+    for place, pool in enumerate(pools()):
+        parts = [shard.rows_P for shard in shards if shard.pool == place]
+        assert np.array_equal(np.concatenate(parts), pool.rows_P)
+        assert len(parts) > 1
+    for shard in shards[:2]:
+        unit_PD = mine.normalise(features_ND, shard.rows_P)
+        index = 0 if settings.index == "flat" else approximate.build(unit_PD, settings).nbytes
+        assert unit_PD.nbytes + index <= settings.worker_mib << 20
+        stated = len(shard.rows_P) * mine.row_bytes(D, settings)
+        assert 0.95 * stated < unit_PD.nbytes + index <= stated + 1024  # a kilobyte of names and numbers
+
+
+def test_a_shard_holds_one_image_at_least() -> None:
+    [pool] = [mine.Pool("", np.arange(3, dtype=np.int32), np.arange(3, dtype=np.int32))]
+    assert [len(shard.rows_P) for shard in mine.make_shards([pool], 1 << 20, settings_of())] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("row", [1, 1399, 1999])
+def test_a_feature_that_is_not_finite_is_named_by_its_row_in_any_shard(row: int) -> None:
+    features_ND = features_of("smooth")
+    features_ND[row, 3] = np.inf
+    with pytest.raises(DataError, match=f"the features of row {row} are not finite"):
+        mine.find_neighbours(features_ND, pools(), settings_of())
+
+
+def test_an_empty_pool_has_an_empty_table() -> None:
+    nothing = np.zeros(0, np.int32)
+    found = mine.find_neighbours(features_of("ties"), [mine.Pool("", nothing, nothing)], settings_of())
+    assert (len(found), found.schema.names) == (0, mine.NEIGHBOURS.names)
+    assert isinstance(found, pa.Table)
