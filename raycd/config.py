@@ -227,12 +227,45 @@ class Stage2Config(Section):
     """Combiner: size of each modality's projection; 0 means 4 D."""
     hidden_dim: Count = 0
     """Combiner: size of the hidden layers; 0 means 8 D."""
+    precision: Precision = "fp32"
+    """Arithmetic of the head in training: bf16 is autocast, weights and loss stay fp32."""
     k: Positive = 5
     """Epochs over original triplets before each epoch over pseudo triplets."""
     pseudo: bool = True
     """Use pseudo triplets; false is Table 2's w/o Pseudo Data."""
     select_on: SelectOn = "selection"
     """What chooses the best epoch: recall on the selection split, on val (as peers do), or simply the last."""
+
+
+class TuneConfig(Section):
+    """Search of the augmentation by tune/sweep.py."""
+
+    samples: Positive = 32
+    """Trials of a sweep."""
+    search: Literal["tpe", "random", "grid"] = "tpe"
+    """How settings are proposed: Optuna's TPE, at random, or every combination of tune.grid_points values."""
+    grid_points: Annotated[int, Field(ge=2)] = 3
+    """Grid: values of each range."""
+    scheduler: Literal["asha", "none"] = "asha"
+    """What ends poor trials early: ASHA on the metric, or nothing."""
+    metric: Text = "recall@10"
+    """What trials are judged by on the selection split: recall@K, K of evaluate.ks or 10, or CATEGORY/recall@K."""
+    epochs: Count = 0
+    """Length of a trial: as many triplets as the default settings see in these epochs; 0 means stage2.epochs."""
+    grace: Count = 0
+    """ASHA: what every trial gets, likewise; 0 means stage2.k + 1, the default's first epoch of pseudo triplets."""
+    reduction: Annotated[int, Field(ge=2)] = 3
+    """ASHA: one trial in this many goes on at each halt."""
+    concurrent: Count = 0
+    """Trials at a time; 0 means as many as the cluster has room for."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the heads of trials; auto takes bf16 on GPUs and on processors with AMX, else fp32."""
+    cpus_per_trial: Rate = 1.0
+    """CPUs that Ray reserves for a trial, and its threads."""
+    gpus_per_trial: Rate = 0.25
+    """GPUs that Ray reserves for a trial, a fraction included, where the device is a GPU."""
+    seeds: Annotated[int, Field(ge=2)] = 5
+    """Seeds with which the winner and the default are trained and evaluated on val in the end."""
 
 
 class EvaluateConfig(Section):
@@ -327,6 +360,8 @@ class Config(Section):
     """Similarity-based pseudo triplets."""
     stage2: Stage2Config = Stage2Config()
     """Training of the fusion head on cached features."""
+    tune: TuneConfig = TuneConfig()
+    """Search of the augmentation."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """Recall on the val split."""
     serve: ServeConfig = ServeConfig()

@@ -15,14 +15,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
 
 from raycd.config import Protocol
 from raycd.data.captions import evaluation_text
 from raycd.data.schema import Dataset
-from raycd.errors import DataError
+from raycd.errors import ConfigError, DataError
 
 AVERAGE = "average"
 NOT_FOUND = torch.iinfo(torch.int64).max  # the rank of a target that cannot be found; greater than every k
@@ -49,6 +53,12 @@ class Features:
     def __contains__(self, key: str) -> bool:
         return key in self.rows
 
+    def find(self, keys: pa.ChunkedArray) -> NDArray[np.int64]:
+        """The row of each key, -1 where it has none."""
+        found = pc.index_in(keys, value_set=pa.array(self.rows.keys(), pa.string()))
+        rows: NDArray[np.int64] = np.fromiter([*self.rows.values(), -1], np.int64)[found.fill_null(-1).to_numpy()]
+        return rows
+
     def take(self, keys: Iterable[str], device: torch.device | str | None = None) -> torch.Tensor:
         """Features (len(keys), D), on `device`."""
         rows = torch.tensor([self.rows[key] for key in keys], dtype=torch.int64, device=self.values.device)
@@ -67,6 +77,36 @@ def cached_query(
         return query_BD
 
     return query
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number of an evaluation: "recall@10" of the average, or "dress/recall@10" of a category."""
+
+    category: str = AVERAGE
+    k: int = 10
+
+    @classmethod
+    def parse(cls, name: str, categories: Sequence[str], ks: Sequence[int]) -> Metric:
+        """Raises ConfigError where no such metric exists."""
+        category, _, measure = name.rpartition("/")
+        known = {f"recall@{k}": k for k in sorted({cls.k, *ks})}
+        if measure not in known or (category and category not in (AVERAGE, *categories)):
+            raise ConfigError(
+                "there is no such metric",
+                got=name,
+                expected=f"{' or '.join(known)}, alone or after one of: {', '.join(f'{c}/' for c in categories)}",
+                do="mend the metric, or measure other ranks by --evaluate.ks",
+            )
+        return cls(category or AVERAGE, known[measure])
+
+    def __str__(self) -> str:
+        measure = f"recall@{self.k}"
+        return measure if self.category == AVERAGE else f"{self.category}/{measure}"
+
+    def of(self, recalls: Mapping[str, Mapping[str, float]]) -> float:
+        """Its value, a fraction."""
+        return recalls[self.category][f"recall@{self.k}"]
 
 
 @dataclass(frozen=True)

@@ -187,6 +187,15 @@ class Run:
         for found in self._fs.glob(posixpath.join(self._path, pattern)):
             self._fs.rm(found, recursive=True)
 
+    def names(self, folder: str) -> list[str]:
+        """What is in a folder of the run, in order; nothing where it is absent."""
+        try:
+            found = self._fs.ls(posixpath.join(self._path, folder), detail=False, refresh=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        names = (posixpath.basename(str(path).rstrip("/")) for path in found)
+        return sorted(name for name in names if not name.startswith("."))
+
     def read_json(self, name: str) -> Any:
         """A JSON file of the run, or None where it is absent. Raises RunError where it is malformed."""
         try:
@@ -208,7 +217,9 @@ class Run:
         """Write a file at once."""
         path = posixpath.join(self._path, name)
         if self.is_local:
-            with tempfile.NamedTemporaryFile(dir=self._path, prefix=f".{name}-", delete=False) as file:
+            folder, leaf = posixpath.split(path)
+            os.makedirs(folder, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{leaf}-", delete=False) as file:
                 try:
                     file.write(data)
                     file.flush()

@@ -1,4 +1,4 @@
-"""Mining: Ray Data's form against one `IndexFlatIP.search` in this process, at the size of Fashion-IQ's train images."""
+"""Mining: Ray Data against one `IndexFlatIP.search` in this process, at the size of Fashion-IQ's train images."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _flat(queries: NDArray[np.float32], features: NDArray[np.float32] | None = N
 
 
 def _shared(table: Any, places: NDArray[np.int64]) -> float:
-    """Share of FAISS's own neighbours (the image itself left out) that the table has for the first queries, at worst."""
+    """Share of FAISS's neighbours (the image itself left out) that the table has for the first queries, at worst."""
     lists = table["neighbours"].slice(0, len(places)).to_pylist()
     shares = []
     for query, (found, place) in enumerate(zip(lists, places.tolist(), strict=True)):

@@ -85,7 +85,7 @@ class Store:
     ) -> Iterator[None]:
         """Turn what MLflow raises into a `TrackingError`, after seconds instead of MLflow's own minutes."""
         try:
-            with _environment(limits):
+            with limited(limits):
                 yield
         except RaycdError:
             raise
@@ -144,8 +144,8 @@ def _local(runs: str | Path) -> Path | None:
 
 
 @contextlib.contextmanager
-def _environment(limits: Mapping[str, str]) -> Iterator[None]:
-    """MLflow reads its limits from the environment at each call; those that the user has set stay."""
+def limited(limits: Mapping[str, str]) -> Iterator[None]:
+    """Retries and timeouts of MLflow's calls, which it reads from the environment; those that the user has set stay."""
     missing = [name for name in limits if name not in os.environ]
     os.environ.update({name: limits[name] for name in missing})
     try:

@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from raycd import __version__, progress
@@ -56,12 +56,12 @@ class Run:
                 raise
             progress.say(f"warning: {lost.what}: its status stays RUNNING")  # the first error is the one to show
 
-    def close(self, status: str = "FINISHED") -> None:
-        """End the run as FINISHED, FAILED or KILLED."""
+    def close(self, status: str = "FINISHED", *, ended: float | None = None) -> None:
+        """End the run as FINISHED, FAILED or KILLED, now or at `ended` (seconds of the epoch)."""
         if self._store is not None:
             limits = CALLS if status == "FINISHED" else PROBE  # nobody waits long for the record of a failure
             with self._store.guard("the end of the MLflow run could not be recorded", limits=limits):
-                self._store.client.set_terminated(self.run_id, status)
+                self._store.client.set_terminated(self.run_id, status, end_time=_milliseconds(ended))
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int = 0) -> None:
         """Numbers, nested as they like: {"clip_cd": {"average": {"recall@10": x}}} -> clip_cd/average/recall_at_10."""
@@ -119,7 +119,15 @@ class Tracker(Run):
         self._model = model
 
     @classmethod
-    def open(cls, config: Config, runs_dir: str | Path, *, run_id: str = "") -> Tracker:
+    def open(
+        cls,
+        config: Config,
+        runs_dir: str | Path,
+        *,
+        run_id: str = "",
+        name: str = "",
+        more: Mapping[str, str] = MappingProxyType({}),
+    ) -> Tracker:
         """Reach MLflow, and start a run or go on with `run_id`.
 
         A run that is gone from the record, or whose parameters are others now, is not gone on with: a new one starts
@@ -129,6 +137,8 @@ class Tracker(Run):
             config: Its settings are the run's parameters.
             runs_dir: Folder or URI that holds all runs; mlflow.db and mlartifacts/ stand in it by default.
             run_id: The `run_id` of the pipeline that is continued.
+            name: What the run is called; by default the configuration's name.
+            more: Parameters beside the configuration.
 
         Raises:
             ConfigError: runs_dir is remote and tracking.uri empty.
@@ -138,25 +148,32 @@ class Tracker(Run):
             return cls(None, "", "", "", {})
         store = Store(config.tracking, runs_dir)
         experiment = store.experiment(config.tracking.experiment)
-        params = _params(config)
+        params = {**_params(config), **more}
         with store.guard("the MLflow run cannot be started"):
             if not run_id or not _continues(store, run_id, params):
-                run_id = _start(store, experiment, config, params, before=run_id)
+                run_id = _start(store, experiment, config, params, before=run_id, name=name)
             else:
                 store.client.update_run(run_id, status="RUNNING")
         return cls(store, run_id, experiment, config.tracking.model, params)
 
     def stage(self, name: str) -> Run:
         """A child run. A stage that is done again gets another one: the record keeps what was tried."""
+        return self.child(name, self._params, {"raycd.stage": name})
+
+    def child(
+        self, name: str, params: Mapping[str, object], tags: Mapping[str, str], *, began: float | None = None
+    ) -> Run:
+        """A child run with parameters of its own, begun now or at `began` (seconds of the epoch)."""
         if self._store is None:
             return Run(None, "")
         with self._store.guard(f"the MLflow run of {name} cannot be started"):
             run = self._store.client.create_run(
                 self._experiment,
                 run_name=name,
-                tags={"mlflow.parentRunId": self.run_id, "raycd.stage": name, "raycd.version": __version__},
+                start_time=_milliseconds(began),
+                tags={"mlflow.parentRunId": self.run_id, "raycd.version": __version__, **tags},
             )
-            _log_params(self._store, run.info.run_id, self._params)
+            _log_params(self._store, run.info.run_id, {key: str(value) for key, value in params.items()})
         return Run(self._store, run.info.run_id)
 
     def log_results(self, metrics: Mapping[str, Any]) -> None:
@@ -200,7 +217,7 @@ def how_to_see(config: Config) -> str:
     return f"mlflow ui --backend-store-uri {without_passwords(uri)}" if config.tracking.enabled else "no record is kept"
 
 
-def _start(store: Store, experiment: str, config: Config, params: Mapping[str, str], before: str) -> str:
+def _start(store: Store, experiment: str, config: Config, params: Mapping[str, str], before: str, name: str) -> str:
     """A new run with its tags and parameters; `before` is the run that it does not go on with."""
     tags = {
         "raycd.preset": config.preset,
@@ -209,8 +226,8 @@ def _start(store: Store, experiment: str, config: Config, params: Mapping[str, s
         "raycd.after": before,
         **_commit(),
     }
-    name = config.name or config.preset or None
-    run = store.client.create_run(experiment, run_name=name, tags={k: v for k, v in tags.items() if v})
+    run_name = name or config.name or config.preset or None
+    run = store.client.create_run(experiment, run_name=run_name, tags={k: v for k, v in tags.items() if v})
     _log_params(store, run.info.run_id, params)
     return str(run.info.run_id)
 
@@ -235,6 +252,10 @@ def _continues(store: Store, run_id: str, params: Mapping[str, str]) -> bool:
             return False
         raise
     return run.info.lifecycle_stage == "active" and dict(run.data.params) == dict(params)
+
+
+def _milliseconds(seconds: float | None) -> int | None:
+    return None if seconds is None else int(seconds * 1000)
 
 
 def _params(config: Config) -> dict[str, str]:

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import nn
 
 from raycd.config import Config
 from raycd.data import schema
 from raycd.data.captions import training_texts
-from raycd.evaluate import AVERAGE, Features, cached_query, evaluate
+from raycd.evaluate import Features, Metric, cached_query, evaluate
 from raycd.model import fusion
 from raycd.model.loss import batch_classification_loss
 from raycd.train.batches import Rows, epoch_choice
-from raycd.train.finetune import SELECT_AT
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Fuse:
         dataset: Its train triplets are the originals.
         pseudo: PSEUDO_TRIPLET table; may be empty.
         images, texts: Features of the frozen encoder, un-normalised. Triplets that need others are left out.
+        metric: What chooses the best epoch, on the split `stage2.select_on`.
     """
 
     name = "stage 2"
@@ -49,32 +50,37 @@ class Fuse:
         images: Features,
         texts: Features,
         config: Config,
+        metric: Metric = Metric(),  # noqa: B008  (frozen)
     ) -> None:
         self.config, self.evaluation, self.seed = config.stage2, config.evaluate, config.seed
-        self.module, self.dataset = head, dataset
+        self.module, self.dataset, self.metric = head, dataset, metric
         self.device = next((p.device for p in head.parameters()), torch.device("cpu"))
         self.images = Features(images.rows, images.values.to(self.device))
         self.texts = Features(texts.rows, texts.values.to(self.device))
-        train = dataset.triplets_of("train").to_pylist()
-        captions = {row["triplet_id"]: row["captions"] for row in train}
-        self.original = self._rows(train, captions)
-        self.pseudo = self._rows(pseudo.to_pylist() if config.stage2.pseudo else [], captions)
+        train = dataset.triplets_of("train")
+        text_T4 = [[self.texts.rows[text] for text in training_texts(row)] for row in train["captions"].to_pylist()]
+        self._text_T4 = np.array(text_T4, np.int64).reshape(-1, 4)
+        self._ids = train["triplet_id"].combine_chunks()
+        self.original = self._rows(train)
+        self.pseudo = self._rows(pseudo if config.stage2.pseudo else pseudo.slice(0, 0))
 
-    def _rows(self, triplets: Sequence[dict[str, str]], captions: dict[str, list[str]]) -> FeatureTriplets:
-        known = [row for row in triplets if row["reference"] in self.images and row["target"] in self.images]
-        texts = [[self.texts.rows[text] for text in training_texts(captions[row["triplet_id"]])] for row in known]
+    def _rows(self, triplets: pa.Table) -> FeatureTriplets:
+        """Those triplets, originals or replacements of them, whose images have features."""
+        reference, target = (self.images.find(triplets[side]) for side in ("reference", "target"))
+        known = np.flatnonzero((reference >= 0) & (target >= 0))
+        original = pc.index_in(triplets["triplet_id"], value_set=self._ids).to_numpy()[known]
         return FeatureTriplets(
-            reference=self._tensor([self.images.rows[row["reference"]] for row in known]),
-            target=self._tensor([self.images.rows[row["target"]] for row in known]),
-            texts=self._tensor(texts).reshape(-1, 4),
+            reference=self._tensor(reference[known]),
+            target=self._tensor(target[known]),
+            texts=self._tensor(self._text_T4[original]),
         )
 
     def _tensor(self, rows: object) -> torch.Tensor:
         return torch.from_numpy(np.asarray(rows, dtype=np.int64)).to(self.device)
 
     def optimizer(self) -> torch.optim.Optimizer:
-        """Adam, as in the paper."""
-        return torch.optim.Adam(self.module.parameters(), lr=self.config.lr)
+        """Adam, as in the paper; fused, which gives the same updates in a fifth of the time."""
+        return torch.optim.Adam(self.module.parameters(), lr=self.config.lr, fused=True)
 
     def _triplets(self, epoch: int) -> FeatureTriplets:
         is_pseudo = epoch % (self.config.k + 1) == self.config.k and len(self.pseudo.target) > 0
@@ -99,12 +105,14 @@ class Fuse:
 
     def loss(self, module: nn.Module, batch: FeatureTriplets) -> torch.Tensor:
         """Batch-based classification loss (eq. 4); triplets of the same target are not each other's negatives."""
-        query_BD = module(self.images.values[batch.reference], self.texts.values[batch.texts])
+        bf16 = torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+        with bf16:
+            query_BD = module(self.images.values[batch.reference], self.texts.values[batch.texts]).float()
         target_BD = self.images.values[batch.target]
         return batch_classification_loss(query_BD, target_BD, batch.target, self.config.logit_scale)
 
     def select(self) -> float | None:
-        """Mean recall@10 on the split that chooses, or None."""
+        """The metric on the split that chooses, or None."""
         if self.config.select_on == "last":
             return None
         self.module.eval()
@@ -115,10 +123,10 @@ class Fuse:
             self.images,
             query,
             protocol=self.evaluation.protocol,
-            ks=[SELECT_AT],
+            ks=[self.metric.k],
             device=self.device,
         )
-        return found.recalls[AVERAGE][f"recall@{SELECT_AT}"]
+        return self.metric.of(found.recalls)
 
 
 def new_head(config: Config, dim: int) -> tuple[nn.Module, fusion.HeadConfig]:

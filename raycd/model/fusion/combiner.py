@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from raycd.model.fusion.dropout import Dropout
 from raycd.model.fusion.registry import HeadConfig
 
 
@@ -22,7 +23,7 @@ class Combiner(nn.Module):
         super().__init__()
         dim, projection = config.dim, config.projection_dim or 4 * config.dim
         hidden = config.hidden_dim or 8 * config.dim
-        drop = nn.Dropout(config.dropout)
+        drop = Dropout(config.dropout)
         self.project_text = nn.Sequential(nn.Linear(dim, projection), nn.ReLU(), drop)
         self.project_image = nn.Sequential(nn.Linear(dim, projection), nn.ReLU(), drop)
         self.concatenation = nn.Sequential(nn.Linear(2 * projection, hidden), nn.ReLU(), drop, nn.Linear(hidden, dim))

@@ -1,0 +1,99 @@
+"""The record of a sweep in its own folder: what was asked, and one file for each trial that has ended.
+
+A trial's file is written at once when the trial ends, so a sweep that is killed at any moment has lost none of them.
+`runs/<name>-sweep/`: sweep.json (settings, space), trials/00007.json, evaluation/, best.yaml, result.json, figures/.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from raycd.config import Config, flatten
+from raycd.errors import RunError
+from raycd.run import Run
+from tune.space import Space
+
+SWEEP, RESULT = "sweep.json", "result.json"
+ENDED = ("finished", "stopped", "failed")  # of itself, by the scheduler, with an error
+
+_FREE = ("tracking.", "compute.", "tune.samples", "tune.concurrent", "tune.seeds", "name", "runs")  # may change
+
+Record = dict[str, Any]
+
+
+class Journal:
+    """A sweep's folder.
+
+    Args:
+        root: Folder or URI.
+        of: Root of the run whose features and tables the trials use.
+
+    Raises:
+        RunError: The folder belongs to another kind of run, or to a sweep of another run.
+    """
+
+    def __init__(self, root: str, of: str) -> None:
+        self.run = Run(root, {"kind": "sweep", "of": of})
+
+    @contextmanager
+    def opened(self, space: Space, inputs: Mapping[str, str], *, resume: bool) -> Iterator[None]:
+        """Hold the folder for this process. `inputs` are the fingerprints of what trials read.
+
+        Raises:
+            RunError: A sweep is there and `resume` is false, or it was started with other settings, or there is none
+                to resume, or another process works on it.
+        """
+        asked = {"settings": _fixed(space.config), "space": space.to_dict(), "inputs": dict(inputs)}
+        with self.run.locked():
+            known = self.run.read_json(SWEEP)
+            if known is None and resume:
+                raise RunError(f"there is no sweep to resume in {self.run.root}", do="start it without --resume")
+            if known is not None and not resume:
+                raise RunError(
+                    f"a sweep is already in {self.run.root}",
+                    got=f"{len(self.trials())} trials that have ended",
+                    do="go on with it by --resume, or start another by --sweep NAME",
+                )
+            if known is not None:
+                self._check_same(known, asked)
+            else:
+                self.run.write_json(SWEEP, asked)
+            yield
+
+    def _check_same(self, known: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+        changes = [
+            f"{name} {now.get(name)!r} instead of {then.get(name)!r}"
+            for then, now in ((known[part], asked[part]) for part in ("settings", "space", "inputs"))
+            for name in {**then, **now}
+            if then.get(name) != now.get(name)
+        ]
+        if changes:
+            raise RunError(
+                f"the sweep in {self.run.root} was started with other settings",
+                got="; ".join(changes[:5]) + ("; ..." if len(changes) > 5 else ""),
+                do="resume it with the settings it was started with, or start another by --sweep NAME",
+            )
+
+    def trials(self) -> list[Record]:
+        """All that have ended, by number."""
+        names = [name for name in self.run.names("trials") if name.endswith(".json")]
+        return [self.run.read_json(posixpath.join("trials", name)) for name in names]
+
+    def write(self, record: Record) -> None:
+        """Keep what a trial gave, or what has been added to it since."""
+        assert record["status"] in ENDED
+        self.run.write_json(f"trials/{record['number']:05d}.json", record)
+
+
+def best(trials: Sequence[Record]) -> Record | None:
+    """The trial with the greatest value; the earlier of two equal ones. None where all have failed."""
+    measured = [trial for trial in trials if trial["value"] is not None]
+    return max(measured, key=lambda trial: (trial["value"], -trial["number"])) if measured else None
+
+
+def _fixed(config: Config) -> dict[str, Any]:
+    """The settings that decide what a trial gives."""
+    return {name: value for name, value in flatten(config).items() if not name.startswith(_FREE)}

@@ -1,0 +1,126 @@
+"""The MLflow record of a sweep: a run for the sweep, a child run for each trial that has ended.
+
+The journal is the truth. What MLflow does not take, because its server has gone away, stays there and is handed in at
+the end, or by the next `--resume`.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from raycd import progress
+from raycd.errors import TrackingError
+from raycd.runtime.mlflow_store import PROBE, limited
+from raycd.runtime.tracking import Tracker
+from tune.journal import Journal, Record, best
+
+STATUS = {"finished": "FINISHED", "stopped": "FINISHED", "failed": "FAILED"}
+
+
+class SweepRecord:
+    """Hands trials in as they end.
+
+    Args:
+        tracker: The sweep's run.
+        journal: Where it is noted which trials MLflow has.
+        metric: What trials are judged by.
+    """
+
+    def __init__(self, tracker: Tracker, journal: Journal, metric: str) -> None:
+        self._tracker, self._journal, self._metric = tracker, journal, metric
+        self._away = False
+
+    def add(self, trial: Record) -> None:
+        """Hand in one trial, unless the server has gone away."""
+        if self._away or trial.get("mlflow"):
+            return
+        try:
+            with limited(PROBE):  # the trials wait meanwhile
+                trial["mlflow"] = self._hand_in(trial)
+        except TrackingError as error:
+            self._away = True
+            progress.say(
+                f"warning: {error}\nwarning: the trials go on and are kept in {self._journal.run.path('trials')}; "
+                f"MLflow gets them at the end"
+            )
+        else:
+            self._journal.write(trial)
+
+    def catch_up(self, trials: Sequence[Record]) -> None:
+        """Hand in what MLflow lacks. Says how many it still lacks then."""
+        self._away = False
+        for trial in trials:
+            self.add(trial)
+        missing = sum(not trial.get("mlflow") for trial in trials)
+        if missing:
+            progress.say(
+                f"warning: MLflow lacks {missing} of {len(trials)} trials; they are in "
+                f"{self._journal.run.path('trials')}: start the same command with --resume to hand them in"
+            )
+
+    def finish(self, trials: Sequence[Record], result: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
+        """The sweep's own numbers, history and files. Without a server they stay in the journal, and it is said."""
+        try:
+            with limited(PROBE if self._away else {}):
+                self._summarise(trials, result)
+                with tempfile.TemporaryDirectory() as folder:
+                    for name, data in {**files, "trials.csv": table(trials).encode()}.items():
+                        place = Path(folder) / name
+                        place.write_bytes(data)
+                        self._tracker.log_artifact(place, "figures" if name.endswith(".png") else None)
+        except TrackingError as error:
+            progress.say(f"warning: {error}\nwarning: best.yaml and the figures are in {self._journal.run.root}")
+
+    def _hand_in(self, trial: Record) -> str:
+        """The id of a new child run that has ended."""
+        tags = {"raycd.trial": str(trial["number"]), "raycd.status": trial["status"]}
+        if trial["error"]:
+            tags["raycd.error"] = trial["error"][:5000]
+        run = self._tracker.child(f"trial {trial['number']:03d}", trial["settings"], tags, began=trial["started"])
+        run.log_epochs([{**epoch, self._metric: epoch["selection"]} for epoch in trial["epochs"]])
+        if trial["value"] is not None:
+            run.log_metrics({f"best {self._metric}": trial["value"], "trial_seconds": trial["seconds"]})
+        run.close(STATUS[trial["status"]], ended=trial["started"] + trial["seconds"])
+        return run.run_id or "none kept"
+
+    def _summarise(self, trials: Sequence[Record], result: Mapping[str, Any]) -> None:
+        leader = best(trials)
+        if leader is not None:
+            self._tracker.log_metrics({f"best {self._metric}": leader["value"], "best_trial": leader["number"]})
+        greatest = 0.0
+        for trial in trials:  # the history: one step a trial
+            if trial["value"] is not None:
+                greatest = max(greatest, trial["value"])
+                numbers = {f"trial {self._metric}": trial["value"], f"best so far {self._metric}": greatest}
+                self._tracker.log_metrics(numbers, step=trial["number"])
+        if result:
+            self._tracker.log_metrics({"val": result["metrics"]})
+            self._tracker.set_tags({"raycd.better": result["better"]})
+
+
+def table(trials: Sequence[Record]) -> str:
+    """All trials as CSV: number, status, value, epochs, seconds, each setting, error."""
+    out = io.StringIO()
+    names = list(dict.fromkeys(name for trial in trials for name in trial["settings"]))
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["number", "status", "value", "epochs", "seconds", *names, "error"])
+    for trial in trials:
+        cells = [trial["settings"].get(name, "") for name in names]
+        value = "" if trial["value"] is None else trial["value"]
+        writer.writerow(
+            [
+                trial["number"],
+                trial["status"],
+                value,
+                len(trial["epochs"]),
+                trial["seconds"],
+                *cells,
+                trial["error"] or "",
+            ]
+        )
+    return out.getvalue()

@@ -1,0 +1,112 @@
+"""What proposes settings and what ends poor trials, told of the trials that an earlier start of the sweep has ended."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import optuna
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search.optuna import OptunaSearch
+
+from raycd.config import Config, TuneConfig
+from tune.journal import Record
+from tune.space import Space
+
+VALUE, SEEN = "value", "seen"  # of a result: the best score so far; triplets that the trial has trained on
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much a trial trains, in triplets: equal work for settings that give few pseudo triplets and for many."""
+
+    grace: int  # what every trial gets
+    total: int  # what the best get
+
+
+def make_search(space: Space, ended: Sequence[Record]) -> OptunaSearch:
+    """The searcher. A fresh TPE or random sweep tries the default settings first."""
+    config = space.config
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    logging.getLogger("ray.tune.search.optuna").setLevel(logging.WARNING)
+    seed = config.seed + len(ended)  # a resumed sweep must not propose the same again
+    settings = config.tune
+    sampler: optuna.samplers.BaseSampler = optuna.samplers.RandomSampler(seed=seed)
+    if settings.search == "tpe":
+        sampler = optuna.samplers.TPESampler(seed=seed)
+    points = None
+    if settings.search == "grid":
+        tried = [trial["proposed"] for trial in ended]
+        points = [point for point in grid(space) if point not in tried]
+    elif not ended and all(value in space.ranges[name] for name, value in space.default().items()):
+        points = [space.default()]
+    search = OptunaSearch(
+        {name: given.distribution() for name, given in space.ranges.items()},
+        metric=VALUE,
+        mode="max",
+        sampler=sampler,
+        points_to_evaluate=points,
+    )
+    for trial in ended:
+        if all(value in space.ranges[name] for name, value in trial["proposed"].items()):
+            search.add_evaluated_point(trial["proposed"], trial["value"], error=trial["value"] is None)
+    return search
+
+
+def grid(space: Space) -> list[dict[str, Any]]:
+    """The combinations of a grid sweep, in an order drawn by the seed, at most `tune.samples`."""
+    config = space.config
+    points = space.grid(config.tune.grid_points)
+    order = np.random.default_rng([config.seed, 9]).permutation(len(points))
+    return [points[i] for i in order[: config.tune.samples]]
+
+
+def samples(space: Space) -> int:
+    """Trials of the sweep: as many as asked for, or as a grid has."""
+    settings = space.config.tune
+    return len(grid(space)) if settings.search == "grid" else settings.samples
+
+
+def make_budget(config: Config, original: int, pseudo: int) -> Budget:
+    """What `tune.epochs` and `tune.grace` come to with the default settings' numbers of triplets."""
+    settings, k = config.tune, config.stage2.k
+
+    def seen(epochs: int) -> int:
+        of_pseudo = epochs // (k + 1) if pseudo else 0
+        return (epochs - of_pseudo) * original + of_pseudo * pseudo
+
+    total = seen(settings.epochs or config.stage2.epochs)
+    return Budget(grace=min(seen(settings.grace or k + 1), total), total=total)
+
+
+def make_scheduler(settings: TuneConfig, budget: Budget, ended: Sequence[Record]) -> TrialScheduler:
+    """ASHA on the value, its halts filled with what the ended trials had there."""
+    if settings.scheduler == "none" or budget.grace >= budget.total:
+        return FIFOScheduler()
+    asha = AsyncHyperBandScheduler(
+        time_attr=SEEN,
+        metric=VALUE,
+        mode="max",
+        max_t=budget.total,
+        grace_period=budget.grace,
+        reduction_factor=settings.reduction,
+    )
+    for trial in ended:
+        stand_in: Any = _Ended(f"ended-{trial['number']}")
+        asha.on_trial_add(None, stand_in)
+        greatest = 0.0
+        for epoch in trial["epochs"]:
+            greatest = max(greatest, epoch["score"])
+            asha.on_trial_result(None, stand_in, {SEEN: epoch[SEEN], VALUE: greatest})
+        asha.on_trial_remove(None, stand_in)
+    return asha
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """What ASHA asks of a trial."""
+
+    trial_id: str

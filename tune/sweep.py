@@ -1,0 +1,120 @@
+"""Search the augmentation: eps_low, eps_high, s_max, alpha, k (and K, learning rate, dropout) on Ray Tune.
+
+python tune/sweep.py --preset demo --samples 32
+python tune/sweep.py --preset demo --samples 32 --resume                        # after a crash: goes on
+python tune/sweep.py --preset demo --space mine.alpha=0.7,0.95 --space stage2.lr --space stage2.k=none
+ray job submit --working-dir . -- python tune/sweep.py --preset demo --runs /somewhere
+
+Brings the run's features and mined tables first, where they are not there yet. Trials are judged on the selection split
+alone; val is used once, in the end, for the winner and the default over several seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import posixpath
+import sys
+from typing import TYPE_CHECKING
+
+from raycd import cli, layers
+
+if TYPE_CHECKING:
+    from raycd.config import Config
+    from raycd.evaluate import Metric
+    from raycd.runtime.stages import Context
+    from tune.journal import Journal
+    from tune.space import Space
+
+
+def flags(parser: argparse.ArgumentParser) -> None:
+    """Options of this job alone."""
+    parser.add_argument("--samples", type=int, metavar="N", help="Trials; the same as --tune.samples.")
+    parser.add_argument(
+        "--space",
+        action="append",
+        default=[],
+        metavar="NAME=RANGE",
+        help="A range of the space by its dotted name: NAME=LOW,HIGH[,log], NAME=A|B|C, NAME=none. Repeatable.",
+    )
+    parser.add_argument("--sweep", default="", metavar="NAME", help="Name of the sweep; default: the run's, -sweep.")
+    parser.add_argument("--resume", action="store_true", help="Go on with the sweep of this name.")
+
+
+def main(options: cli.Options) -> None:
+    """Bring the tables, run the trials, compare the winner with the default, write what was found."""
+    from raycd.evaluate import Metric
+    from raycd.runtime import cluster, pipeline, stages, tracking
+    from tune.journal import Journal
+    from tune.space import make_space
+
+    config, flags = _checked(options), options.flags
+    make_space(config, flags.space)  # a mistake is told before anything starts
+    with cluster.connected():
+        run = pipeline.run(config, until="mine").run
+        context = stages.Context(config, run)
+        metric = Metric.parse(config.tune.metric, context.dataset.categories(), config.evaluate.ks)
+        space = make_space(config, flags.space, dim=context.recorded("stage1", "dim"))
+        journal = Journal(posixpath.join(config.runs, flags.sweep or f"{pipeline.run_name(config)}-sweep"), run.root)
+        inputs = {stage: context.recorded(stage, "fingerprint") for stage in ("embed", "mine")}
+        with journal.opened(space, inputs, resume=flags.resume):
+            _sweep(context, space, metric, journal)
+    print(f"MLflow:  {tracking.how_to_see(config)}")
+
+
+def _sweep(context: Context, space: Space, metric: Metric, journal: Journal) -> None:
+    """The trials, the comparison, the files, each recorded as it comes."""
+    from raycd.runtime.tracking import Tracker
+    from tune import compare, outcome
+    from tune.record import SweepRecord
+    from tune.runner import run_trials
+    from tune.search import make_budget
+    from tune.trial import Tables
+
+    config = space.config
+    known = journal.run.read_json("mlflow.json") or {}
+    ranges = {f"space.{name}": text for name, text in space.to_dict().items()}
+    name = posixpath.basename(journal.run.root)
+    with Tracker.open(config, config.runs, run_id=known.get("run_id", ""), name=name, more=ranges) as tracker:
+        journal.run.write_json("mlflow.json", {"run_id": tracker.run_id})
+        record = SweepRecord(tracker, journal, str(metric))
+        tables = Tables.of(context, splits=("train", "selection"))
+        budget = make_budget(config, *tables.counts(config))
+        trials = run_trials(tables, space, metric, journal, budget, record.add)
+        winner = outcome.winner(trials, journal)
+        tables = Tables.of(context, splits=("train", "selection", "val"))
+        result = compare.compare(tables, space, winner["settings"], metric, journal)
+        files = outcome.files(space, trials, winner, result, str(metric))
+        outcome.write(journal, files, result)
+        record.catch_up(trials)
+        record.finish(trials, result, files)
+    print(outcome.told(trials, winner, result, journal))
+
+
+def _checked(options: cli.Options) -> Config:
+    """The configuration, with --samples. Raises ConfigError where a sweep of it would mean nothing."""
+    from raycd.config import Config
+    from raycd.errors import ConfigError
+
+    tree = options.config.model_dump()
+    if options.flags.samples is not None:
+        tree["tune"]["samples"] = options.flags.samples
+    config = layers.build([layers.Layer(layers.COMMAND_LINE, tree)])
+    assert isinstance(config, Config)
+    if config.stage2.select_on != "selection":
+        raise ConfigError(
+            "trials are judged on the selection split, so that val stays unseen",
+            got=f"stage2.select_on {config.stage2.select_on}",
+            do="give --stage2.select_on selection",
+        )
+    if not config.stage2.pseudo or config.stage2.epochs == 0 or config.stage2.head == "sum":
+        raise ConfigError(
+            "a sweep of this configuration would search nothing",
+            got=f"stage2.pseudo {config.stage2.pseudo}, .epochs {config.stage2.epochs}, .head {config.stage2.head}",
+            expected="a head that trains with pseudo triplets",
+            do="mend --stage2.pseudo, --stage2.epochs or --stage2.head",
+        )
+    return config
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, prog="tune/sweep.py", description="Search the augmentation of CLIP-CD.", flags=flags))

@@ -1,0 +1,160 @@
+"""One trial: filter the mined tables, train a head on cached features. No image is read and no encoder runs.
+
+What trials share (`Tables`) lies in the object store; a worker process keeps it from one trial to the next.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+
+from raycd import mine
+from raycd.config import Config
+from raycd.data.schema import Dataset
+from raycd.evaluate import Features, Metric, cached_query, evaluate
+from raycd.runtime.stages import Context
+from raycd.train.fuse import Fuse, new_head
+from raycd.train.loop import EpochResult, Loop, Schedule, Silence, best_epoch
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Everything that a trial reads, as arrays that processes share without a copy."""
+
+    dataset: Dataset
+    candidates: pa.Table
+    images: tuple[list[str], NDArray[np.float32]]  # ids and features (N, D)
+    texts: tuple[list[str], NDArray[np.float32]]
+
+    @classmethod
+    def of(cls, context: Context, *, splits: tuple[str, ...]) -> Tables:
+        """What the stages `embed` and `mine` have written, and the data set's `splits` alone."""
+        images, texts, _ = context.features("embed")
+        dataset = context.dataset
+        allowed = pa.array(splits)
+        return cls(
+            Dataset(
+                dataset.images,
+                dataset.gallery.filter(pc.is_in(dataset.gallery["split"], allowed)),
+                dataset.triplets.filter(pc.is_in(dataset.triplets["split"], allowed)),
+            ),
+            pq.read_table(context.run.local("mine") / "candidates.parquet"),
+            (list(images.rows), images.values.numpy()),
+            (list(texts.rows), texts.values.numpy()),
+        )
+
+    def counts(self, config: Config) -> tuple[int, int]:
+        """Original triplets, and pseudo triplets under the configuration's own thresholds."""
+        return len(self.dataset.triplets_of("train")), len(filtered(self.candidates, config))
+
+    def features(self) -> tuple[Features, Features]:
+        """Image and text features, as training takes them."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nobody writes to them
+            image_ND, text_ND = (torch.from_numpy(values) for _, values in (self.images, self.texts))
+        return Features.of(self.images[0], image_ND), Features.of(self.texts[0], text_ND)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training gave."""
+
+    task: Fuse
+    history: list[dict[str, Any]]
+    pseudo_triplets: int
+    seconds: float
+
+
+def train(
+    tables: Tables,
+    config: Config,
+    metric: Metric,
+    report: Callable[[EpochResult, int], None] = lambda result, seen: None,
+    *,
+    keep: Callable[[Fuse], None] = lambda task: None,
+    triplets: int | None = None,
+) -> Trained:
+    """Filter and train for `stage2.epochs`, chosen on the selection split, or until so many triplets were seen.
+
+    `report` is called after each epoch with the triplets seen so far, `keep` after each that is the best so far.
+    """
+    began = time.monotonic()
+    pseudo = filtered(tables.candidates, config)
+    images, texts = tables.features()
+    device = "cuda" if torch.cuda.is_available() and config.compute.device != "cpu" else "cpu"
+    head, _ = new_head(config, images.values.shape[1])
+    task = Fuse(head.to(device), tables.dataset, pseudo, images, texts, config, metric)
+    stage2 = config.stage2
+    epochs = stage2.epochs if triplets is None else _epochs(task, triplets)
+    schedule = Schedule(epochs, stage2.batch_size, stage2.lr, config.seed, decay=stage2.decay)
+    loop = Loop(task, schedule, bar=lambda total, start: Silence())
+
+    seen = 0
+
+    def each(result: EpochResult, save: Any) -> None:
+        nonlocal seen
+        seen += task.count(result.epoch)
+        if best_epoch(loop.history) == result.epoch:
+            keep(task)
+        report(result, seen)
+
+    history = loop.run(each)
+    return Trained(task, history, len(pseudo), time.monotonic() - began)
+
+
+def filtered(candidates: pa.Table, config: Config) -> pa.Table:
+    """The pseudo triplets that the configuration's thresholds leave."""
+    now = config.mine
+    kept, _ = mine.filter_candidates(
+        candidates, eps_low=now.eps_low, eps_high=now.eps_high, s_max=now.s_max, alpha=now.alpha
+    )
+    return kept
+
+
+def _epochs(task: Fuse, triplets: int) -> int:
+    """The least number of epochs that see so many triplets."""
+    seen = epoch = 0
+    while seen < triplets:
+        seen += max(1, task.count(epoch))
+        epoch += 1
+    return epoch
+
+
+def evaluated(tables: Tables, config: Config, metric: Metric) -> dict[str, Any]:
+    """Train, and measure the best epoch's head on val: {"recalls": category -> recall, "best_epoch", "selection"}."""
+    best: dict[str, torch.Tensor] = {}
+
+    def keep(task: Fuse) -> None:
+        best.update({name: value.detach().clone() for name, value in task.module.state_dict().items()})
+
+    trained = train(tables, config, metric, keep=keep)
+    task = trained.task
+    task.module.load_state_dict(best)
+    found = evaluate(
+        tables.dataset,
+        "val",
+        task.images,
+        cached_query(task.module.eval(), task.images, task.texts, task.device),
+        protocol=config.evaluate.protocol,
+        ks=sorted({*config.evaluate.ks, metric.k}),
+        batch_size=config.evaluate.batch_size,
+        device=task.device,
+    )
+    number = best_epoch(trained.history)
+    return {
+        "recalls": found.recalls,
+        "best_epoch": number,
+        "selection": trained.history[number]["score"],
+        "pseudo_triplets": trained.pseudo_triplets,
+        "seconds": round(trained.seconds, 3),
+    }
