@@ -192,3 +192,12 @@ def test_the_record_is_readable_json(root: str) -> None:
     run = Run(root, IDENTITY)
     write(run, "mine", "first")
     assert json.loads((run.local("mine") / "stage.json").read_text())["stage"] == "mine"
+
+
+def test_files_of_a_folder_are_listed_in_order(root: str) -> None:
+    run = Run(root, IDENTITY)
+    assert run.names("trials") == []
+    for number in (2, 0, 1):
+        run.write_json(f"trials/{number}.json", {"number": number})
+    assert run.names("trials") == ["0.json", "1.json", "2.json"]
+    assert run.read_json("trials/2.json") == {"number": 2}

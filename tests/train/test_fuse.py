@@ -10,7 +10,7 @@ from raycd.config import Config
 from raycd.data.build import DatasetBuilder, TripletRow
 from raycd.data.schema import PSEUDO_TRIPLET, Dataset
 from raycd.errors import ConfigError
-from raycd.evaluate import Features
+from raycd.evaluate import Features, Metric
 from raycd.train.batches import epoch_batches
 from raycd.train.fuse import FeatureTriplets, Fuse, new_head
 from raycd.train.loop import Loop, Schedule, Silence
@@ -184,3 +184,23 @@ def test_a_new_head_is_drawn_from_the_seed() -> None:
 def test_an_impossible_head_is_refused() -> None:
     with pytest.raises(ConfigError, match="expected: K from 1 to 7"):
         new_head(settings(bilinear_dim=8), D)
+
+
+def test_in_bf16_the_loss_is_nearly_the_same_and_stays_fp32(
+    dataset: Dataset, images: Features, texts: Features
+) -> None:
+    losses = []
+    for precision in ("fp32", "bf16"):
+        task = fuse(dataset, images, texts, precision=precision, dropout=0.0)
+        losses.append(task.loss(task.module, everything(task, 0)))
+    assert losses[1].dtype == torch.float32
+    assert losses[0].item() != losses[1].item()
+    assert losses[1].item() == pytest.approx(losses[0].item(), rel=0.05)
+
+
+def test_the_metric_that_selects_can_be_a_categorys_at_another_rank(
+    dataset: Dataset, images: Features, texts: Features
+) -> None:
+    config = settings()
+    task = Fuse(new_head(config, D)[0], dataset, pseudo(*PSEUDO), images, texts, config, Metric("dress", IMAGES))
+    assert task.select() == 1.0  # every target is among as many as the gallery has

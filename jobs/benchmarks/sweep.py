@@ -1,0 +1,86 @@
+"""A sweep's trials against the naive trial, which embeds, mines and trains anew for every setting."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from raycd.config import Config
+from raycd.errors import ConfigError
+from raycd.evaluate import Metric
+from raycd.run import Run
+from raycd.runtime import cluster, pipeline, stages
+from tune.journal import Journal, Record, best
+from tune.runner import run_trials, trial_resources
+from tune.search import make_budget
+from tune.space import make_space
+from tune.trial import Tables
+
+KEPT = ("catalogue", "encoder", "zero_shot", "stage1")  # what a naive trial finds there
+
+
+def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
+    """Minutes of `tune.samples` trials, Ray Tune's own cost of each, and trials an hour against the naive trial.
+
+    The naive trial is this pipeline without its tables: embed, mine, filter and train the head, with Ray already
+    running. Ray Tune's own cost is the time of its places in which no trial ran, the start of their processes included.
+    """
+    with cluster.connected(), tempfile.TemporaryDirectory(prefix="raycd-") as scratch:
+        run = pipeline.run(config, until="mine").run
+        context = stages.Context(config, run)
+        places = cluster.fitting(config.tune.concurrent or cluster.cpus(), _cpu_names(trial_resources(config)))
+        trials, wall = _sweep(context, Path(scratch))
+        naive = _naive(config, run, Path(scratch))
+    seconds = sum(trial["seconds"] for trial in trials)
+    leader = best(trials)
+    return {
+        "trials": len(trials),
+        "of them ended early": sum(trial["status"] == "stopped" for trial in trials),
+        "failed": sum(trial["status"] == "failed" for trial in trials),
+        "cores": os.cpu_count(),
+        "trials at a time": places,
+        "sweep, minutes": wall / 60,
+        "training in a trial, s": seconds / len(trials),
+        "Ray Tune's own cost of a trial, s": (wall - seconds / places) / len(trials),
+        "best on the selection split": leader["value"] if leader else None,
+        "naive trial, s": sum(naive.values()),
+        **{f"naive trial: {stage}, s": spent for stage, spent in naive.items()},
+        "trials an hour, sweep": 3600 * len(trials) / wall,
+        "trials an hour, naive": 3600 / sum(naive.values()),
+        "ratio": sum(naive.values()) / (wall / len(trials)),
+    }
+
+
+def _sweep(context: stages.Context, scratch: Path) -> tuple[list[Record], float]:
+    config = context.config
+    began = time.perf_counter()
+    space = make_space(config, [], dim=context.recorded("stage1", "dim"))
+    tables = Tables.of(context, splits=("train", "selection"))
+    journal = Journal(str(scratch / "sweep"), context.run.root)
+    trials = run_trials(tables, space, Metric(), journal, make_budget(config, *tables.counts(config)))
+    return trials, time.perf_counter() - began
+
+
+def _naive(config: Config, run: Run, scratch: Path) -> dict[str, float]:
+    """Seconds of each stage that one naive trial does, as the stages themselves record them."""
+    if not run.is_local:
+        raise ConfigError("the naive trial works on a copy of the run", got=run.root, expected="--runs, a local folder")
+    name = pipeline.run_name(config)
+    for stage in KEPT:
+        if run.exists(stage):
+            shutil.copytree(run.path(stage), scratch / name / stage)
+    shutil.copy(run.path("run.json"), scratch / name)
+    tracking = config.tracking.model_copy(update={"enabled": False})
+    naive = config.model_copy(update={"runs": str(scratch), "tracking": tracking})
+    done = pipeline.run(naive, until="stage2")
+    return {stage: pipeline.recorded(done.run, stage)["seconds"] for stage in done.done}
+
+
+def _cpu_names(resources: dict[str, float]) -> dict[str, float]:
+    """As Ray names them."""
+    return {name.upper(): need for name, need in resources.items()}
