@@ -254,7 +254,7 @@ class TuneConfig(Section):
     """Length of a trial: as many triplets as the default settings see in these epochs; 0 means stage2.epochs."""
     grace: Count = 0
     """ASHA: what every trial gets, likewise; 0 means stage2.k + 1, the default's first epoch of pseudo triplets."""
-    reduction: Annotated[int, Field(ge=2)] = 3
+    reduction: Annotated[int, Field(ge=2)] = 4
     """ASHA: one trial in this many goes on at each halt."""
     concurrent: Count = 0
     """Trials at a time; 0 means as many as the cluster has room for."""

@@ -89,9 +89,9 @@ class Metric:
     @classmethod
     def parse(cls, name: str, categories: Sequence[str], ks: Sequence[int]) -> Metric:
         """Raises ConfigError where no such metric exists."""
-        category, _, measure = name.rpartition("/")
+        category, slash, measure = name.rpartition("/")
         known = {f"recall@{k}": k for k in sorted({cls.k, *ks})}
-        if measure not in known or (category and category not in (AVERAGE, *categories)):
+        if measure not in known or (slash and category not in (AVERAGE, *categories)):
             raise ConfigError(
                 "there is no such metric",
                 got=name,

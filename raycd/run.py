@@ -91,10 +91,8 @@ class Run:
         elif known != identity:
             raise RunError(
                 f"the run folder {self.root} belongs to another run",
-                got=", ".join(f"{key} = {identity.get(key)!r}" for key in identity if identity[key] != known.get(key)),
-                expected=", ".join(
-                    f"{key} = {known.get(key)!r}" for key in identity if identity[key] != known.get(key)
-                ),
+                got=_differing(identity, known),
+                expected=_differing(known, identity),
                 do="give this run a --name of its own",
             )
 
@@ -231,6 +229,11 @@ class Run:
         else:
             self._fs.pipe_file(path, data)
             _forget(self.path(name))
+
+
+def _differing(identity: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """What an identity says otherwise than the other one: "format = 'cirr', root = '/data/cirr'"."""
+    return ", ".join(f"{key} = {value!r}" for key, value in identity.items() if value != other.get(key))
 
 
 _copies: dict[str, Path] = {}

@@ -101,11 +101,14 @@ def submit(cluster: Cluster, *job: str, **environment: str) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
+def tiny_options(tiny_settings: dict[str, Any]) -> list[str]:
+    tiny, default = flatten(Config.model_validate(tiny_settings)), flatten(Config())
+    # Stage 2 trains on Ray Train just as stage 1 would.
+    return [f"--{name}={tiny[name]}" for name in tiny if tiny[name] != default[name]] + ["--stage1.finetune=none"]
+
+
 def test_the_main_job_succeeds_on_a_cluster(cluster: Cluster, tiny_settings: dict[str, Any], tmp_path: Path) -> None:
-    tiny = flatten(Config.model_validate(tiny_settings))
-    default = flatten(Config())
-    options = [f"--{name}={tiny[name]}" for name in tiny if tiny[name] != default[name]]
-    options.append("--stage1.finetune=none")  # stage 2 trains on Ray Train just as stage 1 would
+    options = tiny_options(tiny_settings)
     code, said = submit(cluster, "jobs/train.py", "--preset", "demo", *options, f"--runs={tmp_path}")
     assert code == 0, said
     assert "succeeded" in said
@@ -114,6 +117,18 @@ def test_the_main_job_succeeds_on_a_cluster(cluster: Cluster, tiny_settings: dic
     assert list(metrics["variants"]) == ["zero_shot", "fine_tuned", "clip_cd"]
     assert (tmp_path / "mlflow.db").exists()
     assert (tmp_path / "tiny" / "bundle" / "manifest.json").exists()
+
+
+@pytest.mark.slow
+def test_a_sweep_succeeds_on_a_cluster(cluster: Cluster, tiny_settings: dict[str, Any], tmp_path: Path) -> None:
+    options = [*tiny_options(tiny_settings), "--samples=3", "--tune.seeds=2", f"--runs={tmp_path}"]
+    code, said = submit(cluster, "tune/sweep.py", "--preset", "demo", *options)
+    assert code == 0, said
+    assert "succeeded" in said
+    trials = [json.loads(path.read_text()) for path in sorted((tmp_path / "tiny-sweep" / "trials").iterdir())]
+    assert [trial["number"] for trial in trials] == [0, 1, 2]
+    assert all(trial["error"] is None for trial in trials)
+    assert (tmp_path / "tiny-sweep" / "best.yaml").exists()
 
 
 def test_a_users_mistake_fails_the_job_with_its_message(cluster: Cluster) -> None:

@@ -1,4 +1,4 @@
-"""Pictures of a sweep by Optuna: history, parallel coordinates, importance of the parameters."""
+"""Pictures of a sweep: history and importance of the parameters by Optuna, and parallel coordinates."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from io import BytesIO
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import optuna
 from optuna.trial import TrialState, create_trial
 
@@ -19,6 +20,7 @@ FEWEST = 4  # measured trials below which importances say nothing
 
 def draw(space: Space, trials: Sequence[Record], metric: str) -> dict[str, bytes]:
     """Name of a figure -> PNG. Importances are left out where too few trials were measured or all are equal."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = _study(space, trials)
     values = {trial.value for trial in study.trials if trial.value is not None}
     if not values:
@@ -27,7 +29,7 @@ def draw(space: Space, trials: Sequence[Record], metric: str) -> dict[str, bytes
 
     kinds: Mapping[str, Callable[[], Any]] = {
         "history": lambda: pictures.plot_optimization_history(study, target_name=metric),
-        "parallel_coordinates": lambda: pictures.plot_parallel_coordinate(study, target_name=metric),
+        "parallel_coordinates": lambda: _parallel(study, metric),
         "importances": lambda: pictures.plot_param_importances(study, target_name=metric),
     }
     enough = len(values) > 1 and sum(trial.value is not None for trial in study.trials) >= FEWEST
@@ -48,7 +50,44 @@ def _study(space: Space, trials: Sequence[Record]) -> optuna.Study:
                     distributions=distributions,
                 )
             )
+        else:  # keeps its number
+            study.add_trial(create_trial(state=TrialState.FAIL))
     return study
+
+
+def _parallel(study: optuna.Study, metric: str) -> Any:
+    """A line a trial over one axis a setting, the metric last; the better, the brighter and the further in front.
+
+    Optuna's own picture draws the lines over the numbers and the worst of them in white.
+    """
+    trials = sorted((trial for trial in study.trials if trial.value is not None), key=lambda trial: trial.value)
+    names = list(trials[0].params)
+    columns = {name: [trial.params[name] for trial in trials] for name in names} | {metric: [t.value for t in trials]}
+    _, axes = plt.subplots()
+    heights = []
+    for place, column in enumerate(columns.values()):
+        height, lowest, highest = _axis(column)
+        heights.append(height)
+        axes.axvline(place, color="0.6", linewidth=1)
+        axes.text(place, 1.03, highest, ha="center", va="bottom")
+        axes.text(place, -0.03, lowest, ha="center", va="top")
+    ranks = np.linspace(0, 1, len(trials))
+    for line, rank in zip(zip(*heights, strict=True), ranks, strict=True):
+        axes.plot(range(len(columns)), line, color=plt.get_cmap("viridis")(rank), linewidth=1 + 1.5 * rank, alpha=0.85)
+    axes.set_xticks(range(len(columns)), list(columns))
+    axes.tick_params(axis="x", pad=18, length=0)
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+    return axes
+
+
+def _axis(column: Sequence[Any]) -> tuple[list[float], str, str]:
+    """Places of the values on an axis from 0 to 1, and what stands at its two ends."""
+    if isinstance(column[0], str | bool):
+        words = sorted(set(column), key=str)
+        return [words.index(value) / max(1, len(words) - 1) for value in column], str(words[0]), str(words[-1])
+    low, high = min(column), max(column)
+    return [(value - low) / ((high - low) or 1) for value in column], f"{low:.4g}", f"{high:.4g}"
 
 
 def _png(kind: Callable[[], Any]) -> bytes:

@@ -37,11 +37,11 @@ class SweepRecord:
 
     def add(self, trial: Record) -> None:
         """Hand in one trial, unless the server has gone away."""
-        if self._away or trial.get("mlflow"):
+        if self._away or self._has(trial):
             return
         try:
             with limited(PROBE):  # the trials wait meanwhile
-                trial["mlflow"] = self._hand_in(trial)
+                trial["mlflow"] = {"parent": self._tracker.run_id, "run": self._hand_in(trial)}
         except TrackingError as error:
             self._away = True
             progress.say(
@@ -56,7 +56,7 @@ class SweepRecord:
         self._away = False
         for trial in trials:
             self.add(trial)
-        missing = sum(not trial.get("mlflow") for trial in trials)
+        missing = sum(not self._has(trial) for trial in trials)
         if missing:
             progress.say(
                 f"warning: MLflow lacks {missing} of {len(trials)} trials; they are in "
@@ -76,17 +76,27 @@ class SweepRecord:
         except TrackingError as error:
             progress.say(f"warning: {error}\nwarning: best.yaml and the figures are in {self._journal.run.root}")
 
+    def _has(self, trial: Record) -> bool:
+        """Whether this record has the trial; one that a changed tracking.uri has left behind does not count."""
+        return (trial.get("mlflow") or {}).get("parent") == self._tracker.run_id
+
     def _hand_in(self, trial: Record) -> str:
         """The id of a new child run that has ended."""
         tags = {"raycd.trial": str(trial["number"]), "raycd.status": trial["status"]}
         if trial["error"]:
             tags["raycd.error"] = trial["error"][:5000]
         run = self._tracker.child(f"trial {trial['number']:03d}", trial["settings"], tags, began=trial["started"])
-        run.log_epochs([{**epoch, self._metric: epoch["selection"]} for epoch in trial["epochs"]])
         if trial["value"] is not None:
             run.log_metrics({f"best {self._metric}": trial["value"], "trial_seconds": trial["seconds"]})
+        run.log_epochs([self._measured(epoch) for epoch in trial["epochs"]])
         run.close(STATUS[trial["status"]], ended=trial["started"] + trial["seconds"])
-        return run.run_id or "none kept"
+        return run.run_id
+
+    def _measured(self, epoch: Mapping[str, Any]) -> dict[str, Any]:
+        """What an epoch is in MLflow: one line of each number; the loss on pseudo triplets apart, as it is another."""
+        loss = {"loss": epoch["loss"]}
+        shown = {name: epoch[name] for name in ("epoch", "seen", "lr", "seconds")}
+        return {self._metric: epoch["selection"], **shown, **({"pseudo": loss} if epoch["kind"] == "pseudo" else loss)}
 
     def _summarise(self, trials: Sequence[Record], result: Mapping[str, Any]) -> None:
         leader = best(trials)

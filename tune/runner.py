@@ -35,6 +35,7 @@ _QUIET = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # Tune's own snapshots are never read: they are pickles
     "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that fails reports no metric
 }
 
 
@@ -69,7 +70,8 @@ def run_trials(
                 num_samples=left,
                 search_alg=search.make_search(space, before),
                 scheduler=search.make_scheduler(config.tune, budget, before),
-                max_concurrent_trials=config.tune.concurrent or None,
+                # Without a number Ray Tune asks for one process at a time, and starts the next when a trial has ended.
+                max_concurrent_trials=places(config),
                 reuse_actors=True,
             ),
             run_config=RunConfig(
@@ -80,8 +82,17 @@ def run_trials(
                 verbose=0,
             ),
         )
-        tuner.fit()
+        try:
+            tuner.fit()
+        except _Lost as lost:
+            raise lost.error from None
     return journal.trials()
+
+
+def places(config: Config) -> int:
+    """Trials at a time: as many as are asked for and fit."""
+    need = {name.upper(): amount for name, amount in trial_resources(config).items()}
+    return cluster.fitting(config.tune.concurrent or 10_000, need)
 
 
 def trial_resources(config: Config) -> dict[str, float]:
@@ -132,6 +143,14 @@ def _has_amx() -> bool:
         return "amx_bf16" in Path("/proc/cpuinfo").read_text()
     except OSError:
         return False
+
+
+class _Lost(BaseException):
+    """A trial could not be kept. No Exception: Tune would take it for the trial's own and run the trial again."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 class _Keeper(Callback):  # type: ignore[misc]
@@ -202,13 +221,19 @@ class _Keeper(Callback):  # type: ignore[misc]
         self._keep(record | {"value": None, "error": lines[-1][:500]})
 
     def _keep(self, record: Record) -> None:
-        self._journal.write(record)
-        self._all.append(record)
+        try:
+            self._journal.write(record)
+            self._all.append(record)
+            self._show()
+            self._ended(record)
+        except Exception as error:  # a full disk
+            raise _Lost(error) from error
+
+    def _show(self) -> None:
         leader = best(self._all)
         failed = sum(trial["status"] == "failed" for trial in self._all)
         shown = {"best": leader["value"]} if leader is not None else {}
         self._bar.advance(1, **shown, **({"failed": failed} if failed else {}))
-        self._ended(record)
 
 
 @contextmanager

@@ -27,8 +27,20 @@ class Budget:
     total: int  # what the best get
 
 
-def make_search(space: Space, ended: Sequence[Record]) -> OptunaSearch:
-    """The searcher. A fresh TPE or random sweep tries the default settings first."""
+class Searcher(OptunaSearch):  # type: ignore[misc]
+    """Optuna, told of each trial when it ends: a failed one has no value, and one that starts anew reports twice."""
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Nothing: epochs do not matter to it."""
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """The trial's value, or that it has failed."""
+        measured = result is not None and VALUE in result and not error
+        super().on_trial_complete(trial_id, result if measured else None, error=not measured)
+
+
+def make_search(space: Space, ended: Sequence[Record]) -> Searcher:
+    """The searcher. A TPE or random sweep tries the default settings first, where no ended trial has."""
     config = space.config
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     logging.getLogger("ray.tune.search.optuna").setLevel(logging.WARNING)
@@ -37,13 +49,12 @@ def make_search(space: Space, ended: Sequence[Record]) -> OptunaSearch:
     sampler: optuna.samplers.BaseSampler = optuna.samplers.RandomSampler(seed=seed)
     if settings.search == "tpe":
         sampler = optuna.samplers.TPESampler(seed=seed)
-    points = None
+    tried = [trial["proposed"] for trial in ended]
+    wanted = [space.default()] if all(value in space.ranges[n] for n, value in space.default().items()) else []
     if settings.search == "grid":
-        tried = [trial["proposed"] for trial in ended]
-        points = [point for point in grid(space) if point not in tried]
-    elif not ended and all(value in space.ranges[name] for name, value in space.default().items()):
-        points = [space.default()]
-    search = OptunaSearch(
+        wanted = grid(space)
+    points = [point for point in wanted if point not in tried] or None
+    search = Searcher(
         {name: given.distribution() for name, given in space.ranges.items()},
         metric=VALUE,
         mode="max",
@@ -101,7 +112,10 @@ def make_scheduler(settings: TuneConfig, budget: Budget, ended: Sequence[Record]
         for epoch in trial["epochs"]:
             greatest = max(greatest, epoch["score"])
             asha.on_trial_result(None, stand_in, {SEEN: epoch[SEEN], VALUE: greatest})
-        asha.on_trial_remove(None, stand_in)
+        if trial["value"] is None:
+            asha.on_trial_remove(None, stand_in)
+        else:  # it also counts at the halts that its last epoch went beyond
+            asha.on_trial_complete(None, stand_in, {SEEN: trial["epochs"][-1][SEEN], VALUE: trial["value"]})
     return asha
 
 

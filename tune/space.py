@@ -9,6 +9,7 @@ the setting out; `NAME` alone takes in one that is optional.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -158,7 +159,12 @@ def make_space(config: Config, overrides: Sequence[str], *, dim: int | None = No
                 f"the space has no range for {name}", got=override, expected=f"{name}=LOW,HIGH", do="give the range"
             )
     if not ranges:
-        raise ConfigError("the space is empty", do="leave at least one setting in it")
+        raise ConfigError(
+            "the space is empty",
+            got="every range taken out",
+            expected="at least one",
+            do="leave at least one setting in it",
+        )
     space = Space(config, ranges)
     _check_values(space, dim)
     return space
@@ -197,7 +203,8 @@ def _check_name(name: str) -> None:
             do=f"take --space {name} out, or set --{name} for the whole sweep",
         )
     mines = ("floor", "neighbours", "pool", "batch_size", "worker_mib", "index", "recall_sample", "hnsw_", "ivf_")
-    if name.startswith(tuple(f"mine.{field}" for field in mines)) or name == "stage2.select_on":
+    fixed = ("stage2.select_on", "stage2.epochs", "stage2.precision", "stage2.pseudo")
+    if name.startswith(tuple(f"mine.{field}" for field in mines)) or name in fixed:
         raise ConfigError(
             "a trial cannot change this setting",
             got=name,
@@ -208,18 +215,21 @@ def _check_name(name: str) -> None:
 
 def _parsed(name: str, text: str) -> Range | Choice:
     """LOW,HIGH or LOW,HIGH,log or A|B|C."""
+    kind = field_types()[name]
     if "|" in text:
-        return Choice(tuple(yaml.safe_load(word) for word in text.split("|")))
+        return Choice(tuple(dict.fromkeys(_value(name, word, text) for word in text.split("|"))))
     words = text.split(",")
     log = words[-1].strip() == "log"
     try:
         low, high = (float(word) for word in (words[:-1] if log else words))
     except ValueError:
         low = high = math.nan
+    if kind not in (int, float):
+        raise _unreadable(name, text, "A|B|C or none: it is no number")
     if not (math.isfinite(low) and math.isfinite(high)):
-        raise ConfigError(
-            f"the range of {name} cannot be read", got=text, expected="LOW,HIGH or LOW,HIGH,log or A|B|C or none"
-        )
+        raise _unreadable(name, text, "LOW,HIGH or LOW,HIGH,log or A|B|C or none")
+    if kind is int and not (low.is_integer() and high.is_integer()):
+        raise _unreadable(name, text, "whole numbers")
     if low >= high or (log and low <= 0):
         raise ConfigError(
             f"the range of {name} is empty",
@@ -227,7 +237,25 @@ def _parsed(name: str, text: str) -> Range | Choice:
             expected="LOW less than HIGH" + (", both greater than 0" if log else ""),
             do=f"give --space {name}=LOW,HIGH, or set --{name} for the whole sweep",
         )
-    return Range(low, high, whole=field_types()[name] is int, log=log)
+    return Range(low, high, whole=kind is int, log=log)
+
+
+def _value(name: str, word: str, text: str) -> Any:
+    """One word of a choice, as YAML reads it, except that 1e-4 is a number."""
+    try:
+        value = yaml.safe_load(word)
+    except yaml.YAMLError:
+        value = None
+    if field_types()[name] is float and isinstance(value, int | str):
+        with contextlib.suppress(ValueError):  # the configuration tells what is no number
+            value = float(value)
+    if not isinstance(value, int | float | str):
+        raise _unreadable(name, text, "A|B|C, each one value")
+    return value
+
+
+def _unreadable(name: str, text: str, expected: str) -> ConfigError:
+    return ConfigError(f"the range of {name} cannot be read", got=text, expected=expected)
 
 
 def _check_values(space: Space, dim: int | None) -> None:

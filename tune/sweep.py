@@ -87,7 +87,7 @@ def _sweep(context: Context, space: Space, metric: Metric, journal: Journal) -> 
         outcome.write(journal, files, result)
         record.catch_up(trials)
         record.finish(trials, result, files)
-    print(outcome.told(trials, winner, result, journal))
+        print(outcome.told(trials, winner, result, journal))  # even where MLflow is gone by now
 
 
 def _checked(options: cli.Options) -> Config:
@@ -100,12 +100,13 @@ def _checked(options: cli.Options) -> Config:
         tree["tune"]["samples"] = options.flags.samples
     config = layers.build([layers.Layer(layers.COMMAND_LINE, tree)])
     assert isinstance(config, Config)
-    if config.stage2.select_on != "selection":
-        raise ConfigError(
-            "trials are judged on the selection split, so that val stays unseen",
-            got=f"stage2.select_on {config.stage2.select_on}",
-            do="give --stage2.select_on selection",
-        )
+    for stage, chosen in (("stage1", config.stage1.select_on), ("stage2", config.stage2.select_on)):
+        if chosen == "val" or (stage == "stage2" and chosen != "selection"):
+            raise ConfigError(
+                "trials are judged on the selection split, so that val stays unseen",
+                got=f"{stage}.select_on {chosen}",
+                do=f"give --{stage}.select_on selection",
+            )
     if not config.stage2.pseudo or config.stage2.epochs == 0 or config.stage2.head == "sum":
         raise ConfigError(
             "a sweep of this configuration would search nothing",

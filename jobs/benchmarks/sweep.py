@@ -16,7 +16,7 @@ from raycd.evaluate import Metric
 from raycd.run import Run
 from raycd.runtime import cluster, pipeline, stages
 from tune.journal import Journal, Record, best
-from tune.runner import run_trials, trial_resources
+from tune.runner import places, run_trials
 from tune.search import make_budget
 from tune.space import make_space
 from tune.trial import Tables
@@ -33,7 +33,7 @@ def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
     with cluster.connected(), tempfile.TemporaryDirectory(prefix="raycd-") as scratch:
         run = pipeline.run(config, until="mine").run
         context = stages.Context(config, run)
-        places = cluster.fitting(config.tune.concurrent or cluster.cpus(), _cpu_names(trial_resources(config)))
+        at_a_time = places(config)
         trials, wall = _sweep(context, Path(scratch))
         naive = _naive(config, run, Path(scratch))
     seconds = sum(trial["seconds"] for trial in trials)
@@ -43,10 +43,10 @@ def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
         "of them ended early": sum(trial["status"] == "stopped" for trial in trials),
         "failed": sum(trial["status"] == "failed" for trial in trials),
         "cores": os.cpu_count(),
-        "trials at a time": places,
+        "trials at a time": at_a_time,
         "sweep, minutes": wall / 60,
         "training in a trial, s": seconds / len(trials),
-        "Ray Tune's own cost of a trial, s": (wall - seconds / places) / len(trials),
+        "Ray Tune's own cost of a trial, s": (wall - seconds / at_a_time) / len(trials),
         "best on the selection split": leader["value"] if leader else None,
         "naive trial, s": sum(naive.values()),
         **{f"naive trial: {stage}, s": spent for stage, spent in naive.items()},
@@ -79,8 +79,3 @@ def _naive(config: Config, run: Run, scratch: Path) -> dict[str, float]:
     naive = config.model_copy(update={"runs": str(scratch), "tracking": tracking})
     done = pipeline.run(naive, until="stage2")
     return {stage: pipeline.recorded(done.run, stage)["seconds"] for stage in done.done}
-
-
-def _cpu_names(resources: dict[str, float]) -> dict[str, float]:
-    """As Ray names them."""
-    return {name.upper(): need for name, need in resources.items()}

@@ -1,0 +1,204 @@
+"""A sweep's folder: each ended trial is kept whole, and only the same sweep goes on in it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raycd.config import Config
+from raycd.errors import RunError
+from raycd.runtime import pipeline
+from tune.journal import Journal, best
+from tune.space import make_space
+
+INPUTS = {"embed": "e1", "mine": "m1"}
+TRIAL: Mapping[str, Any] = {
+    "number": 7,
+    "proposed": {"mine.alpha": 0.5},
+    "settings": {"mine.alpha": 0.5},
+    "status": "finished",
+    "value": 0.25,
+    "epochs": [],
+    "started": 0.0,
+    "seconds": 1.0,
+    "error": None,
+}
+
+
+def config(tmp_path: Path, **changes: Any) -> Config:
+    return Config.model_validate({"name": "tiny", "runs": str(tmp_path), "data": {"format": "synthetic"}} | changes)
+
+
+def journal(tmp_path: Path) -> Journal:
+    return Journal(str(tmp_path / "tiny-sweep"), str(tmp_path / "tiny"))
+
+
+def opened(
+    tmp_path: Path,
+    *,
+    resume: bool,
+    overrides: tuple[str, ...] = (),
+    inputs: Mapping[str, str] = INPUTS,
+    **changes: Any,
+) -> Journal:
+    """The journal after it was opened and closed."""
+    here = journal(tmp_path)
+    with here.opened(make_space(config(tmp_path, **changes), overrides), inputs, resume=resume):
+        return here
+
+
+def refused(tmp_path: Path, **changes: Any) -> str:
+    with pytest.raises(RunError) as caught:
+        opened(tmp_path, **changes)
+    return str(caught.value)
+
+
+def test_trials_come_back_by_number(tmp_path: Path) -> None:
+    here = journal(tmp_path)
+    for number in (11, 7, 100):
+        here.write({**TRIAL, "number": number})
+    assert journal(tmp_path).trials() == [{**TRIAL, "number": number} for number in (7, 11, 100)]
+    assert sorted(os.listdir(tmp_path / "tiny-sweep" / "trials")) == ["00007.json", "00011.json", "00100.json"]
+
+
+def test_a_trial_whose_writing_breaks_off_is_absent_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = journal(tmp_path)
+    here.write(TRIAL)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    for number in (7, 8):  # one that is there already, and a new one
+        with pytest.raises(KeyboardInterrupt):
+            here.write({**TRIAL, "number": number, "value": 0.5})
+    assert os.listdir(tmp_path / "tiny-sweep" / "trials") == ["00007.json"]
+    assert here.trials() == [TRIAL]
+
+
+def test_half_a_file_of_a_killed_process_is_no_trial(tmp_path: Path) -> None:
+    here = journal(tmp_path)
+    here.write(TRIAL)
+    (tmp_path / "tiny-sweep" / "trials" / ".00008.json-x1y2").write_text('{"number": 8, "sta')
+    assert here.trials() == [TRIAL]
+
+
+def test_a_trial_that_has_not_ended_is_not_kept(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError):
+        journal(tmp_path).write({**TRIAL, "status": "running"})
+    assert journal(tmp_path).trials() == []
+
+
+def test_the_best_trial_is_the_earliest_of_the_greatest() -> None:
+    values = [0.1, 0.4, None, 0.4, 0.3]
+    found = best([{"number": number, "value": value} for number, value in enumerate(values)])
+    assert found is not None
+    assert found["number"] == 1
+    assert best([{"number": 0, "value": None}]) is None
+    assert best([{"number": 0, "value": 0.0}]) == {"number": 0, "value": 0.0}
+
+
+def test_a_new_sweep_says_what_was_asked(tmp_path: Path) -> None:
+    opened(tmp_path, resume=False, overrides=("mine.alpha=0.5,0.8",))
+    asked = json.loads((tmp_path / "tiny-sweep" / "sweep.json").read_text())
+    assert asked["inputs"] == INPUTS
+    assert asked["space"]["mine.alpha"] == "0.5 to 0.8"
+    assert asked["settings"]["stage2.epochs"] == 100
+
+
+def test_a_sweep_that_is_there_is_not_started_again(tmp_path: Path) -> None:
+    opened(tmp_path, resume=False).write(TRIAL)
+    assert refused(tmp_path, resume=False) == (
+        f"a sweep is already in {tmp_path / 'tiny-sweep'}\n  got:      1 trials that have ended\n"
+        "  to do:    go on with it by --resume, or start another by --sweep NAME"
+    )
+
+
+def test_a_sweep_that_is_not_there_cannot_be_resumed(tmp_path: Path) -> None:
+    assert refused(tmp_path, resume=True) == (
+        f"there is no sweep to resume in {tmp_path / 'tiny-sweep'}\n  to do:    start it without --resume"
+    )
+
+
+def test_the_same_sweep_is_resumed(tmp_path: Path) -> None:
+    opened(tmp_path, resume=False).write(TRIAL)
+    assert opened(tmp_path, resume=True).trials() == [TRIAL]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tune": {"samples": 64, "concurrent": 2, "seeds": 9}},
+        {"compute": {"threads": 3, "device": "cpu"}},
+        {"tracking": {"enabled": False, "uri": "http://127.0.0.1:5000"}},
+    ],
+    ids=["tune", "compute", "tracking"],
+)
+def test_what_does_not_change_a_trial_may_change_on_resuming(tmp_path: Path, changes: dict[str, Any]) -> None:
+    opened(tmp_path, resume=False)
+    opened(tmp_path, resume=True, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"stage2": {"epochs": 50}}, "stage2.epochs 50 instead of 100"),
+        ({"seed": 3}, "seed 3 instead of 0"),
+        ({"tune": {"metric": "recall@50"}}, "tune.metric 'recall@50' instead of 'recall@10'"),
+        ({"overrides": ("mine.alpha=0.5,0.8",)}, "mine.alpha '0.5 to 0.8' instead of '0.4 to 0.7'"),
+        ({"overrides": ("stage2.k=none",)}, "stage2.k None instead of '1 to 6'"),
+        ({"overrides": ("stage2.dropout",)}, "stage2.dropout '0 to 0.7' instead of None"),
+        ({"inputs": {"embed": "e1", "mine": "m2"}}, "mine 'm2' instead of 'm1'"),
+    ],
+)
+def test_another_sweep_is_not_resumed_and_what_changed_is_told(
+    tmp_path: Path, changes: dict[str, Any], told: str
+) -> None:
+    opened(tmp_path, resume=False).write(TRIAL)
+    message = refused(tmp_path, resume=True, **changes)
+    assert message == (
+        f"the sweep in {tmp_path / 'tiny-sweep'} was started with other settings\n  got:      {told}\n"
+        "  to do:    resume it with the settings it was started with, or start another by --sweep NAME"
+    )
+    assert journal(tmp_path).trials() == [TRIAL]
+
+
+def test_many_changes_are_cut(tmp_path: Path) -> None:
+    opened(tmp_path, resume=False)
+    stage2 = {"epochs": 50, "lr": 1.0, "dropout": 0.1, "logit_scale": 10.0, "batch_size": 7, "decay": "cosine"}
+    message = refused(tmp_path, resume=True, stage2=stage2)
+    assert message.count(" instead of ") == 5
+    assert "; ...\n" in message
+
+
+def test_two_processes_do_not_work_on_one_sweep(tmp_path: Path) -> None:
+    first, space = journal(tmp_path), make_space(config(tmp_path), [])
+    with first.opened(space, INPUTS, resume=False):
+        assert f"process {os.getpid()} works on it" in refused(tmp_path, resume=True)
+
+
+def test_the_folder_of_a_pipelines_run_is_no_sweep(tmp_path: Path) -> None:
+    pipeline.run_folder(config(tmp_path))
+    with pytest.raises(RunError, match="belongs to another run") as caught:
+        Journal(str(tmp_path / "tiny"), str(tmp_path / "tiny"))
+    assert "kind = 'sweep'" in str(caught.value)
+
+
+def test_the_folder_of_a_sweep_is_no_pipelines_run(tmp_path: Path) -> None:
+    opened(tmp_path, resume=False)
+    with pytest.raises(RunError, match="belongs to another run"):
+        pipeline.run_folder(config(tmp_path, name="tiny-sweep"))
+
+
+def test_a_sweep_of_another_run_is_refused(tmp_path: Path) -> None:
+    opened(tmp_path, resume=False)
+    with pytest.raises(RunError, match="belongs to another run") as caught:
+        Journal(str(tmp_path / "tiny-sweep"), str(tmp_path / "other"))
+    assert f"of = '{tmp_path / 'tiny'}'" in str(caught.value)

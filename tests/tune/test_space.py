@@ -1,0 +1,287 @@
+"""Ranges by dotted name: their defaults, the user's overrides, and every mistake in one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from raycd.config import Config
+from raycd.errors import ConfigError
+from tune.space import Choice, Range, Space, make_space
+
+CONFIG = Config.model_validate({"mine": {"floor": 0.8, "eps_low": 0.9, "eps_high": 0.98, "s_max": 4, "alpha": 0.6}})
+WIDE = ["mine.eps_low=0.8,1", "mine.eps_high=0.8,1"]
+
+
+def changed(**sections: dict[str, Any]) -> Config:
+    tree = CONFIG.model_dump()
+    for name, fields in sections.items():
+        tree[name] |= fields
+    return Config.model_validate(tree)
+
+
+def refused(*overrides: str, config: Config = CONFIG, dim: int | None = None) -> str:
+    with pytest.raises(ConfigError) as caught:
+        make_space(config, overrides, dim=dim)
+    return str(caught.value)
+
+
+def test_the_default_space_is_the_augmentation_alone() -> None:
+    assert make_space(CONFIG, []).ranges == {
+        "mine.eps_low": Range(0.8, 0.9),
+        "mine.eps_high": Range(0.9, 1.0),
+        "mine.s_max": Range(1, 8, whole=True),
+        "mine.alpha": Range(0.4, 0.7),
+        "stage2.k": Range(1, 6, whole=True),
+    }
+
+
+def test_the_default_space_heeds_what_was_mined() -> None:
+    space = make_space(changed(mine={"neighbours": 5, "floor": 0.5, "alpha": 0.95}), [])
+    assert space.ranges["mine.s_max"] == Range(1, 5, whole=True)
+    assert space.ranges["mine.eps_low"] == Range(0.5, 0.75)
+    assert space.ranges["mine.alpha"] == Range(0.75, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("override", "name", "given"),
+    [
+        ("mine.alpha=0.5,0.9", "mine.alpha", Range(0.5, 0.9)),
+        ("stage2.k=2,9", "stage2.k", Range(2, 9, whole=True)),
+        ("mine.s_max=1,64,log", "mine.s_max", Range(1, 64, whole=True, log=True)),
+        ("stage2.lr=1e-5,1e-3,log", "stage2.lr", Range(1e-5, 1e-3, log=True)),
+        ("stage2.lr=1e-5|1e-3", "stage2.lr", Choice((1e-5, 1e-3))),
+        ("stage2.k=1|3|5", "stage2.k", Choice((1, 3, 5))),
+        ("stage2.decay=none|cosine", "stage2.decay", Choice(("none", "cosine"))),
+        ("stage2.dropout", "stage2.dropout", Range(0.0, 0.7)),
+        ("stage2.bilinear_dim", "stage2.bilinear_dim", Range(8, 128, whole=True, log=True)),
+        ("mine.alpha", "mine.alpha", Range(0.4, 0.7)),
+    ],
+)
+def test_an_override_sets_a_range_by_its_dotted_name(override: str, name: str, given: Range | Choice) -> None:
+    found = make_space(CONFIG, [override]).ranges[name]
+    assert found == given
+    assert [type(value) for value in found.ends()] == [type(value) for value in given.ends()]
+
+
+def test_the_learning_rate_is_searched_around_the_configured_one() -> None:
+    found = make_space(CONFIG, ["stage2.lr"]).ranges["stage2.lr"]
+    assert found.ends() == pytest.approx([4e-6, 1e-4])
+    assert str(found) == "4e-06 to 0.0001, logarithmic"
+
+
+def test_none_takes_a_setting_out_and_it_stays_as_configured() -> None:
+    space = make_space(CONFIG, ["mine.eps_low=none", "mine.s_max=none", "stage2.k=none"])
+    assert list(space.ranges) == ["mine.eps_high", "mine.alpha"]
+    configured = space.configured(space.settings({"mine.eps_high": 0.97, "mine.alpha": 0.5}))
+    assert (configured.mine.eps_low, configured.mine.eps_high, configured.mine.alpha) == (0.9, 0.97, 0.5)
+
+
+def test_the_last_override_of_a_name_wins() -> None:
+    assert make_space(CONFIG, ["stage2.k=none", "stage2.k=1,3"]).ranges["stage2.k"] == Range(1, 3, whole=True)
+
+
+def test_k_stays_below_the_feature_size() -> None:
+    space = make_space(CONFIG, ["stage2.bilinear_dim"], dim=80)
+    assert space.ranges["stage2.bilinear_dim"] == Range(8, 79, whole=True, log=True)
+
+
+def test_a_person_reads_the_ranges() -> None:
+    space = make_space(CONFIG, ["stage2.lr=1e-5,1e-3,log", "stage2.decay=none|cosine", *(["mine.s_max=none"])])
+    assert space.to_dict() == {
+        "mine.eps_low": "0.8 to 0.9",
+        "mine.eps_high": "0.9 to 1",
+        "mine.alpha": "0.4 to 0.7",
+        "stage2.k": "1 to 6",
+        "stage2.lr": "1e-05 to 0.001, logarithmic",
+        "stage2.decay": "none | cosine",
+    }
+
+
+def test_the_default_is_what_is_configured() -> None:
+    assert make_space(CONFIG, ["stage2.lr"]).default() == {
+        "mine.eps_low": 0.9,
+        "mine.eps_high": 0.98,
+        "mine.s_max": 4,
+        "mine.alpha": 0.6,
+        "stage2.k": 5,
+        "stage2.lr": 2e-5,
+    }
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [WIDE, ["mine.eps_low=0.8,1", "mine.eps_high=none"], ["mine.eps_low=none", "mine.eps_high=0.85,1"]],
+    ids=["both", "eps_low alone", "eps_high alone"],
+)
+def test_eps_low_lies_below_eps_high_whatever_is_proposed(overrides: list[str]) -> None:
+    space = make_space(CONFIG, overrides)
+    names = [name for name in ("mine.eps_low", "mine.eps_high") if name in space.ranges]
+    ends = [space.ranges[name].ends() for name in names]
+    rng = np.random.default_rng(0)
+    proposals = [dict(zip(names, rng.uniform(*zip(*ends, strict=True)).tolist(), strict=True)) for _ in range(3000)]
+    proposals += [dict.fromkeys(names, value) for value in (0.85, 0.8999999, 0.9, 0.98, 0.9995, 0.9999999, 1.0)]
+    for proposed in proposals:
+        mine = space.configured(space.settings(proposed)).mine
+        assert 0.8 <= mine.eps_low < mine.eps_high <= 1.0
+
+
+@pytest.mark.parametrize(
+    ("proposed", "settings"),
+    [
+        ((0.85, 0.95), (0.85, 0.95)),
+        ((0.95, 0.85), (0.95, 0.951)),
+        ((1.0, 0.9), (0.999, 1.0)),
+        ((0.9, 0.9), (0.9, 0.901)),
+    ],
+)
+def test_a_proposal_with_eps_low_too_high_moves_eps_high_up(
+    proposed: tuple[float, float], settings: tuple[float, float]
+) -> None:
+    found = make_space(CONFIG, WIDE).settings({"mine.eps_low": proposed[0], "mine.eps_high": proposed[1]})
+    assert (found["mine.eps_low"], found["mine.eps_high"]) == settings
+
+
+def test_settings_have_six_digits() -> None:
+    space = make_space(CONFIG, ["stage2.lr"])
+    proposed = {"mine.alpha": 0.612345678, "stage2.lr": 1.23456789e-5, "stage2.k": 3}
+    assert space.settings(proposed) == {"mine.alpha": 0.612346, "stage2.lr": 1.23457e-5, "stage2.k": 3}
+
+
+def test_a_grid_is_every_combination_of_evenly_spread_values() -> None:
+    space = Space(
+        CONFIG,
+        {
+            "stage2.lr": Range(1e-5, 1e-3, log=True),
+            "stage2.k": Range(1, 6, whole=True),
+            "stage2.decay": Choice(("none", "cosine")),
+        },
+    )
+    points = space.grid(3)
+    assert len(points) == 3 * 3 * 2
+    assert {point["stage2.lr"] for point in points} == {1e-5, 1e-4, 1e-3}
+    assert {point["stage2.k"] for point in points} == {1, 4, 6}
+    assert points[0] == {"stage2.lr": 1e-5, "stage2.k": 1, "stage2.decay": "none"}
+
+
+def test_a_grid_of_few_whole_numbers_names_none_twice() -> None:
+    assert Range(1, 2, whole=True).grid(5) == [1, 2]
+
+
+@pytest.mark.parametrize("text", ["0.7,0.7", "0.9,0.5"])
+def test_an_empty_range(text: str) -> None:
+    assert refused(f"mine.alpha={text}") == (
+        f"the range of mine.alpha is empty\n  got:      {text}\n  expected: LOW less than HIGH\n"
+        "  to do:    give --space mine.alpha=LOW,HIGH, or set --mine.alpha for the whole sweep"
+    )
+
+
+def test_a_logarithmic_range_from_zero() -> None:
+    message = refused("stage2.lr=0,0.1,log")
+    assert "the range of stage2.lr is empty" in message
+    assert "expected: LOW less than HIGH, both greater than 0" in message
+
+
+def test_an_unknown_name_is_told_with_the_nearest() -> None:
+    assert refused("mine.alhpa=0.5,0.9") == (
+        "unknown setting\n  got:      mine.alhpa (--space)\n  expected: did you mean mine.alpha?"
+    )
+
+
+def test_a_section_is_no_setting() -> None:
+    assert refused("mine=1,2").startswith("unknown setting\n  got:      mine (--space)")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("mine.floor", "mine.neighbours", "mine.pool", "mine.batch_size", "mine.worker_mib", "mine.index"),
+        *("mine.recall_sample", "mine.hnsw_m", "mine.hnsw_ef", "mine.ivf_lists", "mine.ivf_probes"),
+        *("stage2.epochs", "stage2.precision"),
+        *("stage2.select_on", "stage2.pseudo", "stage1.lr", "seed", "data.selection_fraction", "tune.samples", "runs"),
+    ],
+)
+def test_a_setting_that_a_trial_cannot_change(name: str) -> None:
+    message = refused(f"{name}=1,2")
+    assert message.startswith(f"a trial cannot change this setting\n  got:      {name}\n  expected: a setting")
+    assert f"set --{name} for the whole sweep" in message
+
+
+@pytest.mark.parametrize(
+    "text", ["a,b", "0.5", "0.5,0.6,0.7", "0.5,0.9,linear", "0.5,", ",", "nan,1", "0,inf", "log", "0.5;0.9"]
+)
+def test_an_unreadable_range(text: str) -> None:
+    assert refused(f"mine.alpha={text}") == (
+        f"the range of mine.alpha cannot be read\n  got:      {text}\n"
+        "  expected: LOW,HIGH or LOW,HIGH,log or A|B|C or none"
+    )
+
+
+@pytest.mark.parametrize("override", ["stage2.decay=none|[cosine", "stage2.head=clip_cd|{a: b}", "mine.alpha=0.5|"])
+def test_an_unreadable_choice(override: str) -> None:
+    name, _, text = override.partition("=")
+    assert refused(override).startswith(f"the range of {name} cannot be read\n  got:      {text}\n")
+
+
+@pytest.mark.parametrize("override", ["stage2.k=1.5,3", "mine.s_max=1,2.5"])
+def test_a_range_of_whole_numbers_has_whole_ends(override: str) -> None:
+    name, _, text = override.partition("=")
+    message = refused(override)
+    assert message.startswith(f"the range of {name} cannot be read\n  got:      {text}\n")
+    assert "whole numbers" in message
+
+
+@pytest.mark.parametrize("name", ["stage2.head", "stage2.decay"])
+def test_a_setting_that_is_no_number_has_choices_alone(name: str) -> None:
+    message = refused(f"{name}=0,1")
+    assert message.startswith(f"the range of {name} cannot be read\n  got:      0,1\n")
+    assert "A|B|C" in message
+
+
+def test_a_name_without_a_range_of_its_own() -> None:
+    assert refused("stage2.logit_scale") == (
+        "the space has no range for stage2.logit_scale\n  got:      stage2.logit_scale\n"
+        "  expected: stage2.logit_scale=LOW,HIGH\n  to do:    give the range"
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("mine.s_max=1,65", ["mine.s_max 65 is greater than mine.neighbours 64"]),
+        ("mine.s_max=0,4", ["mine.s_max: impossible value", "got:      0"]),
+        ("mine.eps_low=0.7,0.9", ["mine.eps_low 0.7 is below mine.floor 0.8"]),
+        ("mine.alpha=0.5,1.5", ["mine.alpha: impossible value", "got:      1.5"]),
+        ("stage2.dropout=0,1", ["stage2.dropout: impossible value", "got:      1.0"]),
+        ("stage2.decay=none|linear", ["stage2.decay: impossible value", "got:      'linear'"]),
+        ("stage2.k=1|many", ["stage2.k: impossible value", "got:      'many'"]),
+    ],
+)
+def test_a_value_that_the_configuration_refuses(override: str, parts: list[str]) -> None:
+    message = refused(override)
+    assert message.startswith(f"the space holds an impossible value of {override.partition('=')[0]}: ")
+    assert all(part in message for part in parts), message
+
+
+def test_k_as_large_as_the_features() -> None:
+    assert refused("stage2.bilinear_dim=8,128", dim=128) == (
+        "the space holds an impossible value of stage2.bilinear_dim (K)\n  got:      128\n"
+        "  expected: at most 127: less than the feature size"
+    )
+    assert make_space(CONFIG, ["stage2.bilinear_dim=8,127"], dim=128).ranges["stage2.bilinear_dim"].ends() == [8, 127]
+
+
+def test_no_eps_low_below_any_eps_high() -> None:
+    message = refused("mine.eps_low=0.95,0.99", "mine.eps_high=0.9,0.95")
+    assert message.startswith("the space allows no eps_low below an eps_high\n")
+    assert "got:      mine.eps_low from 0.95, mine.eps_high to 0.95" in message
+
+
+def test_all_ranges_removed() -> None:
+    names = ("mine.eps_low", "mine.eps_high", "mine.s_max", "mine.alpha", "stage2.k")
+    assert refused(*(f"{name}=none" for name in names)) == (
+        "the space is empty\n  got:      every range taken out\n  expected: at least one\n"
+        "  to do:    leave at least one setting in it"
+    )

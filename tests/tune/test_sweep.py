@@ -1,0 +1,206 @@
+"""tune/sweep.py in a user's hands: what it leaves, what it refuses, and that it goes on after any end."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from mlflow import MlflowClient
+
+from raycd import cli
+from tune import sweep
+
+ROOT = Path(__file__).parents[2]
+Mined = Any
+
+
+@pytest.fixture
+def my_yaml(mined: Mined, tmp_path: Path) -> Path:
+    """The tiny settings as a user's own file, for a copy of the mined run in this test's own folder."""
+    return prepared(mined, tmp_path)
+
+
+def prepared(mined: Mined, folder: Path) -> Path:
+    shutil.copytree(mined.run.root, folder / "tiny", ignore=shutil.ignore_patterns(".train", ".lock"))
+    path = folder / "my.yaml"
+    tree = mined.config(folder).model_dump(mode="json")
+    path.write_text(yaml.safe_dump({name: tree[name] for name in (*mined.settings, "runs", "tune")}))
+    return path
+
+
+def started(my_yaml: Path, *argv: str) -> subprocess.Popen[str]:
+    inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    return subprocess.Popen(
+        [sys.executable, "tune/sweep.py", "--config", str(my_yaml), *argv],
+        cwd=ROOT,
+        env=inherited | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def here(my_yaml: Path, *argv: str) -> int:
+    """The job in this process, on the session's cluster."""
+    return cli.run(
+        sweep.main, ["--config", str(my_yaml), *argv], prog="tune/sweep.py", description="", flags=sweep.flags
+    )
+
+
+def trials(my_yaml: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (my_yaml.parent / "tiny-sweep" / "trials").glob("*.json")}
+
+
+def wait_for(there: Callable[[], object], job: subprocess.Popen[str]) -> None:
+    until = time.monotonic() + 240
+    while not there():
+        if job.poll() is not None or time.monotonic() > until:
+            job.kill()
+            pytest.fail(job.communicate()[1])
+        time.sleep(0.05)
+
+
+def test_a_sweep_prints_the_trials_and_the_verdict_and_leaves_what_train_reads(
+    my_yaml: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert here(my_yaml, "--samples", "3") == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"^trial  selection, %  epochs +mine\.eps_low +mine\.eps_high +mine\.s_max", shown)
+    assert len(re.findall(r"^ +[012]  +\d+\.\d\d  +\d+ ", shown, re.MULTILINE)) == 3
+    assert re.search(r"^(the winner is (no )?better than the default: |no trial was better)", shown, re.MULTILINE)
+    folder = my_yaml.parent / "tiny-sweep"
+    assert f"best:    {folder / 'best.yaml'}" in shown
+    result = json.loads((folder / "result.json").read_text())
+    assert result["seeds"] == 2
+    assert list(result["metrics"]) == ["recall@10", "recall@50"]
+    records = [json.loads(data) for _, data in sorted(trials(my_yaml).items())]
+    assert [record["number"] for record in records] == [0, 1, 2]
+    winner = max(records, key=lambda record: (record["value"], -record["number"]))
+    best = cli.parse(["--config", str(folder / "best.yaml")], prog="jobs/train.py", description="").config
+    flat = {"mine": best.mine.model_dump(), "stage2": best.stage2.model_dump()}
+    assert {n: flat[n.partition(".")[0]][n.partition(".")[2]] for n in winner["settings"]} == winner["settings"]
+
+    assert here(my_yaml, "--samples", "3") == 2
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert f"error: a sweep is already in {folder}\n  got:      3 trials that have ended" in said
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--tune.metric", "recall@7"], "there is no such metric\n  got:      recall@7\n"),
+        (["--tune.metric", "sofa/recall@10"], "there is no such metric\n  got:      sofa/recall@10\n"),
+        (["--space", "mine.alpha=0.9,0.1"], "the range of mine.alpha is empty\n"),
+        (["--space", "mine.alhpa=0,1"], "unknown setting\n  got:      mine.alhpa (--space)\n  expected: did you mean"),
+        (["--space", "stage1.lr=0,1"], "a trial cannot change this setting\n"),
+        (["--space", "stage2.bilinear_dim=8,4096"], "the space holds an impossible value of stage2.bilinear_dim"),
+        (["--stage2.select_on", "val"], "trials are judged on the selection split"),
+        (["--stage2.pseudo", "false"], "a sweep of this configuration would search nothing"),
+        (["--samples", "0"], "tune.samples: impossible value"),
+        (["--samples", "many"], "argument --samples: invalid int value"),
+        (["--resume"], "there is no sweep to resume in "),
+        (["--sweep", "tiny"], "the run folder "),
+    ],
+)
+def test_a_mistake_is_one_message_and_code_2(
+    argv: list[str], message: str, my_yaml: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert here(my_yaml, *argv) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "Traceback" not in said.err
+    assert said.err.count("error: ") == 1
+    assert said.err.partition("error: ")[2].startswith(message)
+    assert trials(my_yaml) == {}
+
+
+def test_a_mistake_ends_the_process_with_code_2(my_yaml: Path) -> None:
+    job = started(my_yaml, "--space", "mine.alpha=0.9,0.1")
+    out, err = job.communicate(timeout=120)
+    assert (job.returncode, out) == (2, "")
+    assert err.startswith("error: the range of mine.alpha is empty\n")
+
+
+@pytest.mark.slow
+def test_a_sweep_killed_in_the_middle_goes_on_with_the_trials_that_are_left(my_yaml: Path) -> None:
+    job = started(my_yaml, "--samples", "6")
+    try:
+        wait_for(lambda: any(b'"mlflow"' in data for data in trials(my_yaml).values()), job)
+    finally:
+        job.send_signal(signal.SIGKILL)
+        job.communicate(timeout=60)
+    before = {name: data for name, data in trials(my_yaml).items() if b'"mlflow"' in data}
+    assert 1 <= len(before) < 6
+    job = started(my_yaml, "--samples", "6", "--resume")
+    out, err = job.communicate(timeout=400)
+    assert job.returncode == 0, err
+    after = trials(my_yaml)
+    assert len(after) == 6
+    assert {name: after[name] for name in before} == before
+    assert re.search(r"^\d (finished|stopped)", out, re.MULTILINE)
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{my_yaml.parent / 'mlflow.db'}")
+    runs = client.search_runs(["1"])
+    [parent] = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert (parent.info.run_name, parent.info.status) == ("tiny-sweep", "FINISHED")
+    kept = sorted(json.loads(data)["mlflow"]["run"] for data in after.values())
+    assert sorted(run.info.run_id for run in runs if run is not parent) == kept
+    assert {run.info.status for run in runs} == {"FINISHED"}
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 256 MiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256m", "tmpfs", str(place)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"no small disk can be mounted: {mounted.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_told_and_the_sweep_goes_on_after_space_is_made(mined: Mined, small_disk: Path) -> None:
+    my_yaml = prepared(mined, small_disk)
+    job = started(my_yaml, "--samples", "5", "--tracking.enabled", "false")
+    try:
+        wait_for(lambda: trials(my_yaml), job)
+        with (small_disk / "filler").open("wb", buffering=0) as filler:
+            size = 1 << 20
+            while size >= 1:
+                try:
+                    filler.write(b"x" * size)
+                except OSError:
+                    size //= 2
+        before = trials(my_yaml)
+        out, err = job.communicate(timeout=240)
+    finally:
+        job.kill()
+    assert (job.returncode, out) == (2, ""), err
+    assert "Traceback" not in err
+    assert err.count("error: ") == 1
+    assert f"error: no space left on the disk of {small_disk}" in err
+    assert trials(my_yaml) == before
+    (small_disk / "filler").unlink()
+    job = started(my_yaml, "--samples", "5", "--tracking.enabled", "false", "--resume")
+    out, err = job.communicate(timeout=400)
+    assert job.returncode == 0, err
+    after = trials(my_yaml)
+    assert len(after) == 5
+    assert {name: after[name] for name in before} == before
