@@ -54,6 +54,8 @@ class SweepRecord:
     def catch_up(self, trials: Sequence[Record]) -> None:
         """Hand in what MLflow lacks. Says how many it still lacks then."""
         self._away = False
+        if not all(map(self._has, trials)):
+            self._drop_unfinished()
         for trial in trials:
             self.add(trial)
         missing = sum(not self._has(trial) for trial in trials)
@@ -75,6 +77,15 @@ class SweepRecord:
                         self._tracker.log_artifact(place, "figures" if name.endswith(".png") else None)
         except TrackingError as error:
             progress.say(f"warning: {error}\nwarning: best.yaml and the figures are in {self._journal.run.root}")
+
+    def _drop_unfinished(self) -> None:
+        """A trial that was half handed in when MLflow or this process went away is handed in anew."""
+        try:
+            with limited(PROBE):
+                self._tracker.drop_unfinished()
+        except TrackingError as error:
+            self._away = True
+            progress.say(f"warning: {error}")
 
     def _has(self, trial: Record) -> bool:
         """Whether this record has the trial; one that a changed tracking.uri has left behind does not count."""

@@ -176,6 +176,15 @@ class Tracker(Run):
             _log_params(self._store, run.info.run_id, {key: str(value) for key, value in params.items()})
         return Run(self._store, run.info.run_id)
 
+    def drop_unfinished(self) -> None:
+        """Delete the children that still run: their process or the server was killed while they were written."""
+        if self._store is None:
+            return
+        running = f"tags.`mlflow.parentRunId` = '{self.run_id}' and attributes.status = 'RUNNING'"
+        with self._store.guard("unfinished MLflow runs cannot be removed"):
+            for run in self._store.client.search_runs([self._experiment], running):
+                self._store.client.delete_run(run.info.run_id)
+
     def log_results(self, metrics: Mapping[str, Any]) -> None:
         """The numbers of metrics.json: clip_cd/average/recall_at_10, counts/queries/dress, seconds/stage1."""
         variants = metrics.get("variants") or {}

@@ -239,3 +239,14 @@ def test_a_server_that_goes_away_gets_what_it_lacks_when_it_is_back(
     assert [run.info.status for run in found] == ["FINISHED", "FINISHED", "FAILED"]
     assert [kept["mlflow"]["run"] for kept in journal.trials()] == [run.info.run_id for run in found]
     assert client.get_run(tracker.run_id).info.status == "FINISHED"
+
+
+def test_a_trial_that_was_half_handed_in_is_handed_in_anew(tmp_path: Path) -> None:
+    settings = config(tmp_path)
+    journal, trials = Journal(str(tmp_path / "tiny-sweep"), str(tmp_path / "tiny")), three()
+    with Tracker.open(settings, tmp_path) as tracker:
+        tracker.child("trial 000", trials[0]["settings"], {"raycd.trial": "0"})  # killed before it was closed
+        SweepRecord(tracker, journal, METRIC).catch_up(trials)
+    found = children(MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}"), tracker.run_id)
+    assert [run.info.run_name for run in found] == ["trial 000", "trial 001", "trial 002"]
+    assert [run.info.status for run in found] == ["FINISHED", "FINISHED", "FAILED"]
