@@ -118,7 +118,7 @@ def test_a_job_adds_flags_of_its_own() -> None:
         ("--stage2.epoch", "did you mean --stage2.epochs or --stage1.epochs?"),
         ("--stage2.epoch=3", "did you mean --stage2.epochs or --stage1.epochs?"),
         ("--mine.eps-low", "did you mean --mine.eps_low"),
-        ("--epochs", "did you mean --stage1.epochs or --stage2.epochs or --pretrain.epochs?"),
+        ("--epochs", "did you mean --tune.epochs or --stage1.epochs or --stage2.epochs?"),
         ("--stage2", "did you mean --stage2.k"),
         ("--zzzzz", "a setting that --help lists"),
     ],
