@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
-import torch
 from scipy.stats import t as student
 
 from raycd.config import Config
@@ -17,7 +16,7 @@ from raycd.progress import Bar
 from tune.journal import Journal
 from tune.runner import trial_resources
 from tune.space import Space, Values
-from tune.trial import Tables, evaluated
+from tune.trial import Tables, evaluated, set_threads
 
 DEFAULT, WINNER = "default", "winner"
 
@@ -110,5 +109,5 @@ def _others(config: Config, metric: Metric) -> list[str]:
 
 def _evaluated(shared: tuple[Tables, Metric], config: Config) -> dict[str, Any]:
     tables, metric = shared
-    torch.set_num_threads(config.compute.threads or max(1, int(config.tune.cpus_per_trial)))
+    set_threads(config)
     return evaluated(tables, config, metric)

@@ -41,7 +41,7 @@ def _study(space: Space, trials: Sequence[Record]) -> optuna.Study:
     study = optuna.create_study(direction="maximize")
     distributions = {name: given.distribution() for name, given in space.ranges.items()}
     for trial in trials:
-        if trial["value"] is not None and all(value in space.ranges[n] for n, value in trial["settings"].items()):
+        if trial["value"] is not None and space.holds(trial["settings"]):
             study.add_trial(
                 create_trial(
                     state=TrialState.COMPLETE,

@@ -23,7 +23,7 @@ from raycd.train.loop import EpochResult
 from tune import search
 from tune.journal import Journal, Record, best
 from tune.space import Space
-from tune.trial import Tables, train
+from tune.trial import Tables, set_threads, train
 
 RETRIES = 2  # times that a trial starts anew when its process was killed
 KEPT = ("epoch", "kind", "loss", "lr", "selection", "score", "seconds")  # of an epoch's result
@@ -105,8 +105,7 @@ def trial_resources(config: Config) -> dict[str, float]:
 
 def _trial(proposed: Mapping[str, Any], tables: Tables, space: Space, metric: Metric, triplets: int) -> None:
     """What a trial's process runs. An error is its result: it neither ends the sweep nor is tried again."""
-    config = space.config
-    torch.set_num_threads(config.compute.threads or max(1, int(config.tune.cpus_per_trial)))
+    set_threads(space.config)
     greatest, began = 0.0, time.monotonic()
 
     def report(result: EpochResult, seen: int) -> None:

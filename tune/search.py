@@ -50,7 +50,7 @@ def make_search(space: Space, ended: Sequence[Record]) -> Searcher:
     if settings.search == "tpe":
         sampler = optuna.samplers.TPESampler(seed=seed)
     tried = [trial["proposed"] for trial in ended]
-    wanted = [space.default()] if all(value in space.ranges[n] for n, value in space.default().items()) else []
+    wanted = [space.default()] if space.holds(space.default()) else []
     if settings.search == "grid":
         wanted = grid(space)
     points = [point for point in wanted if point not in tried] or None
@@ -62,7 +62,7 @@ def make_search(space: Space, ended: Sequence[Record]) -> Searcher:
         points_to_evaluate=points,
     )
     for trial in ended:
-        if all(value in space.ranges[name] for name, value in trial["proposed"].items()):
+        if space.holds(trial["proposed"]):
             search.add_evaluated_point(trial["proposed"], trial["value"], error=trial["value"] is None)
     return search
 

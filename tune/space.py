@@ -101,6 +101,10 @@ class Space:
         flat = flatten(self.config)
         return {name: flat[name] for name in self.ranges}
 
+    def holds(self, values: Values) -> bool:
+        """Whether each value lies in its range."""
+        return all(value in self.ranges[name] for name, value in values.items())
+
     def settings(self, proposed: Values) -> dict[str, Any]:
         """What a proposal sets: floats to six digits, eps_high above eps_low."""
         values = {

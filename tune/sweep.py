@@ -77,12 +77,12 @@ def _sweep(context: Context, space: Space, metric: Metric, journal: Journal) -> 
     with Tracker.open(config, config.runs, run_id=known.get("run_id", ""), name=name, more=ranges) as tracker:
         journal.run.write_json("mlflow.json", {"run_id": tracker.run_id})
         record = SweepRecord(tracker, journal, str(metric))
-        tables = Tables.of(context, splits=("train", "selection"))
+        whole = Tables.of(context, splits=("train", "selection", "val"))
+        tables = whole.only("train", "selection")  # trials never have val
         budget = make_budget(config, *tables.counts(config))
         trials = run_trials(tables, space, metric, journal, budget, record.add)
         winner = outcome.winner(trials, journal)
-        tables = Tables.of(context, splits=("train", "selection", "val"))
-        result = compare.compare(tables, space, winner["settings"], metric, journal)
+        result = compare.compare(whole, space, winner["settings"], metric, journal)
         files = outcome.files(space, trials, winner, result, str(metric))
         outcome.write(journal, files, result)
         record.catch_up(trials)

@@ -1,6 +1,6 @@
 """One trial: filter the mined tables, train a head on cached features. No image is read and no encoder runs.
 
-What trials share (`Tables`) lies in the object store; a worker process keeps it from one trial to the next.
+What trials share (`Tables`) lies in the object store, where worker processes read it without a copy.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from raycd import mine
 from raycd.config import Config
 from raycd.data.schema import Dataset
 from raycd.evaluate import Features, Metric, cached_query, evaluate
-from raycd.runtime.stages import Context
+from raycd.runtime.stages import Context, own_device
 from raycd.train.fuse import Fuse, new_head
 from raycd.train.loop import EpochResult, Loop, Schedule, Silence, best_epoch
 
@@ -40,18 +40,22 @@ class Tables:
     def of(cls, context: Context, *, splits: tuple[str, ...]) -> Tables:
         """What the stages `embed` and `mine` have written, and the data set's `splits` alone."""
         images, texts, _ = context.features("embed")
-        dataset = context.dataset
-        allowed = pa.array(splits)
         return cls(
-            Dataset(
-                dataset.images,
-                dataset.gallery.filter(pc.is_in(dataset.gallery["split"], allowed)),
-                dataset.triplets.filter(pc.is_in(dataset.triplets["split"], allowed)),
-            ),
+            context.dataset,
             pq.read_table(context.run.local("mine") / "candidates.parquet"),
             (list(images.rows), images.values.numpy()),
             (list(texts.rows), texts.values.numpy()),
+        ).only(*splits)
+
+    def only(self, *splits: str) -> Tables:
+        """The same with no gallery and no triplet of any other split."""
+        dataset, allowed = self.dataset, pa.array(splits)
+        narrowed = Dataset(
+            dataset.images,
+            dataset.gallery.filter(pc.is_in(dataset.gallery["split"], allowed)),
+            dataset.triplets.filter(pc.is_in(dataset.triplets["split"], allowed)),
         )
+        return replace(self, dataset=narrowed)
 
     def counts(self, config: Config) -> tuple[int, int]:
         """Original triplets, and pseudo triplets under the configuration's own thresholds."""
@@ -91,9 +95,8 @@ def train(
     began = time.monotonic()
     pseudo = filtered(tables.candidates, config)
     images, texts = tables.features()
-    device = "cuda" if torch.cuda.is_available() and config.compute.device != "cpu" else "cpu"
     head, _ = new_head(config, images.values.shape[1])
-    task = Fuse(head.to(device), tables.dataset, pseudo, images, texts, config, metric)
+    task = Fuse(head.to(own_device(config)), tables.dataset, pseudo, images, texts, config, metric)
     stage2 = config.stage2
     epochs = stage2.epochs if triplets is None else _epochs(task, triplets)
     schedule = Schedule(epochs, stage2.batch_size, stage2.lr, config.seed, decay=stage2.decay)
@@ -110,6 +113,11 @@ def train(
 
     history = loop.run(each)
     return Trained(task, history, len(pseudo), time.monotonic() - began)
+
+
+def set_threads(config: Config) -> None:
+    """Torch's threads in the process of a trial: as many as CPUs are reserved for it, or as set."""
+    torch.set_num_threads(config.compute.threads or max(1, int(config.tune.cpus_per_trial)))
 
 
 def filtered(candidates: pa.Table, config: Config) -> pa.Table:

@@ -37,7 +37,7 @@ class Pool:
 
     name: str
     rows_P: Rows  # ascending, each once
-    queries_Q: Rows  # ascending, each once
+    queries_Q: Rows  # ascending, each once, all of them among rows_P
 
 
 def of_triplets(image_ids: Sequence[str] | pa.Array, triplets: pa.Table) -> TripletRows:

@@ -232,7 +232,7 @@ def stage2(context: Context, writing: Writing) -> None:
 def evaluate_variants(context: Context, writing: Writing) -> None:
     """Recall on val: the pre-trained sum, the fine-tuned sum, the fusion head."""
     config = context.config
-    device = "cuda" if torch.cuda.is_available() and config.compute.device != "cpu" else "cpu"
+    device = own_device(config)
     head, head_config = fusion.load(context.run.local("stage2") / "head")
     total = fusion.create(fusion.HeadConfig("sum", head_config.dim))
     variants = [(ZERO_SHOT, "zero_shot", total), (FINE_TUNED, "embed", total), (head_config.name, "embed", head)]
@@ -262,6 +262,11 @@ def evaluate_variants(context: Context, writing: Writing) -> None:
         "missing": {"queries": found.missing_queries, "gallery": found.missing_gallery},
         "ranks": ranks,
     }
+
+
+def own_device(config: Config) -> str:
+    """Where a head runs in this process: its GPU, if it has one and may use it."""
+    return "cuda" if torch.cuda.is_available() and config.compute.device != "cpu" else "cpu"
 
 
 def bundle_up(context: Context, writing: Writing) -> None:
