@@ -264,6 +264,10 @@ class TuneConfig(Section):
     """CPUs that Ray reserves for a trial, and its threads."""
     gpus_per_trial: Rate = 0.25
     """GPUs that Ray reserves for a trial, a fraction included, where the device is a GPU."""
+    finalists: Positive = 3
+    """The best trials that are trained whole, beside the default, before one is named the winner."""
+    final_seeds: Positive = 2
+    """Seeds with which each of them is trained; their mean on the selection split decides."""
     seeds: Annotated[int, Field(ge=2)] = 5
     """Seeds with which the winner and the default are trained and evaluated on val in the end."""
 

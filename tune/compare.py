@@ -7,79 +7,59 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import ray
 from scipy.stats import t as student
 
 from raycd.config import Config
-from raycd.evaluate import AVERAGE, Metric
-from raycd.progress import Bar
+from raycd.evaluate import Metric
 from tune.journal import Journal
-from tune.runner import trial_resources
 from tune.space import Space, Values
-from tune.trial import Tables, evaluated, set_threads
+from tune.trainings import Place, train_all
+from tune.trial import Tables
 
 DEFAULT, WINNER = "default", "winner"
+PLACE = Place("evaluation", "val", "evaluation on val")
 
 
 def compare(tables: Tables, space: Space, winner: Values, metric: Metric, journal: Journal) -> dict[str, Any]:
     """Train both with the seeds from `seed` on, `tune.seeds` of them, and evaluate on val.
 
-    What is done is kept in the journal's `evaluation/`, and not done again. Returns `summary`'s mapping.
+    Returns `summary`'s mapping; where the default is the winner, it stands on both sides.
     """
     config = space.config
-    variants = {DEFAULT: space.default(), WINNER: dict(winner)}
-    if variants[DEFAULT] == variants[WINNER]:
+    variants = {DEFAULT: space.default(), WINNER: winner}
+    if variants[DEFAULT] == winner:
         del variants[WINNER]
     seeds = range(config.seed, config.seed + config.tune.seeds)
-    found: dict[tuple[str, int], dict[str, Any]] = {}
-    todo = {}
-    shared = ray.put((tables, metric))
-    resources = trial_resources(config)
-    task = ray.remote(num_cpus=resources["cpu"], num_gpus=resources.get("gpu", 0), max_retries=2)(_evaluated)
-    with Bar("evaluation on val", total=len(variants) * len(seeds), unit="trainings") as bar:
-        for seed in seeds:
-            for name, settings in variants.items():
-                known = journal.run.read_json(f"evaluation/{name}-{seed}.json")
-                if known is not None and known["settings"] == settings:
-                    found[name, seed] = known
-                    bar.advance()
-                else:
-                    seeded = space.configured(settings).model_copy(update={"seed": seed})
-                    todo[task.remote(shared, seeded)] = (name, seed, settings)
-        while todo:
-            [done], _ = ray.wait(list(todo))
-            name, seed, settings = todo.pop(done)
-            found[name, seed] = {"settings": settings, "seed": seed, **ray.get(done)}
-            journal.run.write_json(f"evaluation/{name}-{seed}.json", found[name, seed])
-            bar.advance()
-    rows = {name: [found[name, seed]["recalls"] for seed in seeds] for name in variants}
-    return summary(rows[DEFAULT], rows.get(WINNER, rows[DEFAULT]), [str(metric), *_others(config, metric)])
+    found = train_all(PLACE, variants, seeds, tables, space, metric, journal)
+    rows = {name: [training["recalls"] for training in trainings] for name, trainings in found.items()}
+    return summary(rows[DEFAULT], rows.get(WINNER), [metric, *_others(config, metric)])
 
 
 def summary(
-    default: Sequence[Mapping[str, Any]], winner: Sequence[Mapping[str, Any]], metrics: Sequence[str]
+    default: Sequence[Mapping[str, Any]], winner: Sequence[Mapping[str, Any]] | None, metrics: Sequence[Metric]
 ) -> dict[str, Any]:
     """Means of both and the paired differences, seed by seed, for each metric; the first one decides.
 
     Args:
-        default, winner: Recalls (category -> "recall@k" -> fraction) of each seed.
+        default, winner: Recalls (category -> "recall@k" -> fraction) of each seed. No winner: the default itself.
     Returns:
-        {"seeds", "better": whether the interval lies above 0, "metrics": name -> {"default", "winner", "difference",
-        "low", "high"}}, fractions; low and high are the ends of the 95% interval of the mean difference (Student's t).
+        {"seeds", "default_won", "better": whether the interval lies above 0, "metrics": name -> {"default", "winner",
+        "difference", "low", "high"}}, fractions; low and high are the ends of the 95% interval of the mean difference
+        (Student's t).
     """
     rows = {}
-    for name in metrics:
-        category, _, measure = name.rpartition("/")
-        both = [[recalls[category or AVERAGE][measure] for recalls in side] for side in (default, winner)]
+    for metric in metrics:
+        both = [[metric.of(recalls) for recalls in side] for side in (default, winner or default)]
         difference, margin = paired([b - a for a, b in zip(*both, strict=True)])
-        rows[name] = {
+        rows[str(metric)] = {
             DEFAULT: statistics.fmean(both[0]),
             WINNER: statistics.fmean(both[1]),
             "difference": difference,
             "low": difference - margin,
             "high": difference + margin,
         }
-    return {"seeds": len(default), "better": rows[metrics[0]]["low"] > 0, "metrics": rows}
+    better = rows[str(metrics[0])]["low"] > 0
+    return {"seeds": len(default), "default_won": winner is None, "better": better, "metrics": rows}
 
 
 def paired(differences: Sequence[float]) -> tuple[float, float]:
@@ -98,16 +78,10 @@ def verdict(result: Mapping[str, Any]) -> str:
     )
     if result["better"]:
         return f"the winner is better than the default: {numbers}"
-    if row["low"] == row["high"] == 0:
+    if result["default_won"]:
         return f"no trial was better than the default settings: {100 * row['default']:.2f}% {name} on val"
     return f"the winner is no better than the default: {numbers}"
 
 
-def _others(config: Config, metric: Metric) -> list[str]:
-    return [f"recall@{k}" for k in config.evaluate.ks if f"recall@{k}" != str(metric)]
-
-
-def _evaluated(shared: tuple[Tables, Metric], config: Config) -> dict[str, Any]:
-    tables, metric = shared
-    set_threads(config)
-    return evaluated(tables, config, metric)
+def _others(config: Config, metric: Metric) -> list[Metric]:
+    return [other for other in (Metric(k=k) for k in config.evaluate.ks) if other != metric]

@@ -1,7 +1,8 @@
 """The record of a sweep in its own folder: what was asked, and one file for each trial that has ended.
 
 A trial's file is written at once when the trial ends, so a sweep that is killed at any moment has lost none of them.
-`runs/<name>-sweep/`: sweep.json (settings, space), trials/00007.json, evaluation/, best.yaml, result.json, figures/.
+`runs/<name>-sweep/`: sweep.json (settings, space), trials/00007.json, finals/, evaluation/, best.yaml, result.json,
+figures/.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from tune.space import Space
 SWEEP, RESULT = "sweep.json", "result.json"
 ENDED = ("finished", "stopped", "failed")  # of itself, by the scheduler, with an error
 
-_FREE = ("tracking.", "compute.", "tune.samples", "tune.concurrent", "tune.seeds", "name", "runs")  # may change
+# May change, prefixes: these do not decide what a trial gives.
+_FREE = ("tracking.", "compute.", "tune.samples", "tune.concurrent", "tune.final", "tune.seeds", "name", "runs")
 
 Record = dict[str, Any]
 
@@ -88,10 +90,14 @@ class Journal:
         self.run.write_json(f"trials/{record['number']:05d}.json", record)
 
 
+def ranked(trials: Sequence[Record]) -> list[Record]:
+    """The trials that were measured, the greatest value first; the earlier of two equal ones before the other."""
+    return sorted((t for t in trials if t["value"] is not None), key=lambda t: (-t["value"], t["number"]))
+
+
 def best(trials: Sequence[Record]) -> Record | None:
-    """The trial with the greatest value; the earlier of two equal ones. None where all have failed."""
-    measured = [trial for trial in trials if trial["value"] is not None]
-    return max(measured, key=lambda trial: (trial["value"], -trial["number"])) if measured else None
+    """The trial with the greatest value. None where all have failed."""
+    return next(iter(ranked(trials)), None)
 
 
 def _fixed(config: Config) -> dict[str, Any]:

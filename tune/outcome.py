@@ -6,37 +6,26 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raycd.config import to_yaml
-from raycd.errors import RunError
 from tune import compare, figures
-from tune.journal import RESULT, Journal, Record, best
+from tune.finals import Finalist
+from tune.journal import RESULT, Journal, Record, ranked
 from tune.space import Space
 
 BEST = "best.yaml"
 SHOWN = 10  # best trials in the table
 
 
-def winner(trials: Sequence[Record], journal: Journal) -> Record:
-    """The best trial. Raises RunError where every one has failed."""
-    found = best(trials)
-    if found is None:
-        raise RunError(
-            f"all {len(trials)} trials have failed",
-            got=trials[-1]["error"] if trials else "no trial",
-            do=f"see the errors in {journal.run.path('trials')}; mend the space and start another by --sweep NAME",
-        )
-    return found
-
-
 def files(
-    space: Space, trials: Sequence[Record], winner: Record, result: Mapping[str, Any], metric: str
+    space: Space, trials: Sequence[Record], finalists: Sequence[Finalist], result: Mapping[str, Any], metric: str
 ) -> dict[str, bytes]:
     """best.yaml, which jobs/train.py --config reads, and the figures."""
+    winner = finalists[0]
     head = [
-        f"# Trial {winner['number']} of {len(trials)}: {metric} {100 * winner['value']:.2f} on the selection split.",
+        f"# The winner of {len(trials)} trials is {winner.name}: {metric} {100 * winner.value:.2f} on selection.",
         f"# {compare.verdict(result)}.",
-        *(f"# {name}: {value}" for name, value in winner["settings"].items()),
+        *(f"# {name}: {value}" for name, value in winner.settings.items()),
     ]
-    text = "\n".join([*head, to_yaml(space.configured(winner["settings"]))])
+    text = "\n".join([*head, to_yaml(space.configured(winner.settings))])
     return {BEST: text.encode(), **figures.draw(space, trials, metric)}
 
 
@@ -47,14 +36,15 @@ def write(journal: Journal, found: Mapping[str, bytes], result: Mapping[str, Any
     journal.run.write_json(RESULT, result)
 
 
-def told(trials: Sequence[Record], winner: Record, result: Mapping[str, Any], journal: Journal) -> str:
-    """The best trials as a table, the verdict, and where everything is."""
+def told(trials: Sequence[Record], finalists: Sequence[Finalist], result: Mapping[str, Any], journal: Journal) -> str:
+    """The best trials as a table, the finals, the verdict, and where everything is."""
     count = {status: sum(trial["status"] == status for trial in trials) for status in ("finished", "stopped", "failed")}
     rest = dict(list(result["metrics"].items())[1:])
     lines = [
         *_table(trials),
         "",
         ", ".join(f"{number} {status}" for status, number in count.items() if number),
+        "finals, trained whole, on selection: " + ", ".join(f"{f.name} {100 * f.value:.2f}%" for f in finalists),
         compare.verdict(result),
         *(
             f"  {name}: {100 * row['default']:.2f} -> {100 * row['winner']:.2f}"
@@ -62,19 +52,19 @@ def told(trials: Sequence[Record], winner: Record, result: Mapping[str, Any], jo
             for name, row in rest.items()
         ),
         "",
-        f"best:    {journal.run.path(BEST)} (trial {winner['number']}; python jobs/train.py --config {BEST})",
+        f"best:    {journal.run.path(BEST)} ({finalists[0].name}; python jobs/train.py --config {BEST})",
         f"sweep:   {journal.run.root}",
     ]
     return "\n".join(lines)
 
 
 def _table(trials: Sequence[Record]) -> list[str]:
-    ranked = sorted((t for t in trials if t["value"] is not None), key=lambda t: (-t["value"], t["number"]))[:SHOWN]
-    names = list(ranked[0]["settings"])
+    best = ranked(trials)[:SHOWN]
+    names = list(best[0]["settings"])
     rows = [["trial", "selection, %", "epochs", *names]]
     rows += [
         [str(t["number"]), f"{100 * t['value']:.2f}", str(len(t["epochs"])), *(f"{t['settings'][n]}" for n in names)]
-        for t in ranked
+        for t in best
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]

@@ -5,8 +5,9 @@ python tune/sweep.py --preset demo --samples 32 --resume                        
 python tune/sweep.py --preset demo --space mine.alpha=0.7,0.95 --space stage2.lr --space stage2.k=none
 ray job submit --working-dir . -- python tune/sweep.py --preset demo --runs /somewhere
 
-Brings the run's features and mined tables first, where they are not there yet. Trials are judged on the selection split
-alone; val is used once, in the end, for the winner and the default over several seeds.
+Brings the run's features and mined tables first, where they are not there yet. Trials, and then the best few of them
+against the default, are judged on the selection split alone; val is used once, in the end, for the winner and the
+default over several seeds.
 """
 
 from __future__ import annotations
@@ -62,9 +63,9 @@ def main(options: cli.Options) -> None:
 
 
 def _sweep(context: Context, space: Space, metric: Metric, journal: Journal) -> None:
-    """The trials, the comparison, the files, each recorded as it comes."""
+    """The trials, the finals, the comparison, the files, each recorded as it comes."""
     from raycd.runtime.tracking import Tracker
-    from tune import compare, outcome
+    from tune import compare, finals, outcome
     from tune.record import SweepRecord
     from tune.runner import run_trials
     from tune.search import make_budget
@@ -81,13 +82,13 @@ def _sweep(context: Context, space: Space, metric: Metric, journal: Journal) -> 
         tables = whole.only("train", "selection")  # trials never have val
         budget = make_budget(config, *tables.counts(config))
         trials = run_trials(tables, space, metric, journal, budget, record.add)
-        winner = outcome.winner(trials, journal)
-        result = compare.compare(whole, space, winner["settings"], metric, journal)
-        files = outcome.files(space, trials, winner, result, str(metric))
+        finalists = finals.finals(tables, space, trials, metric, journal)
+        result = compare.compare(whole, space, finalists[0].settings, metric, journal)
+        files = outcome.files(space, trials, finalists, result, str(metric))
         outcome.write(journal, files, result)
         record.catch_up(trials)
         record.finish(trials, result, files)
-        print(outcome.told(trials, winner, result, journal))  # even where MLflow is gone by now
+        print(outcome.told(trials, finalists, result, journal))  # even where MLflow is gone by now
 
 
 def _checked(options: cli.Options) -> Config:

@@ -138,8 +138,11 @@ def _epochs(task: Fuse, triplets: int) -> int:
     return epoch
 
 
-def evaluated(tables: Tables, config: Config, metric: Metric) -> dict[str, Any]:
-    """Train, and measure the best epoch's head on val: {"recalls": category -> recall, "best_epoch", "selection"}."""
+def evaluated(tables: Tables, config: Config, metric: Metric, split: str) -> dict[str, Any]:
+    """Train, and measure the best epoch's head on `split`.
+
+    Returns {"recalls": category -> recall, "best_epoch", "selection": its value there, "pseudo_triplets", "seconds"}.
+    """
     best: dict[str, torch.Tensor] = {}
 
     def keep(task: Fuse) -> None:
@@ -150,7 +153,7 @@ def evaluated(tables: Tables, config: Config, metric: Metric) -> dict[str, Any]:
     task.module.load_state_dict(best)
     found = evaluate(
         tables.dataset,
-        "val",
+        split,
         task.images,
         cached_query(task.module.eval(), task.images, task.texts, task.device),
         protocol=config.evaluate.protocol,

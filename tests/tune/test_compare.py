@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from raycd.evaluate import Metric
 from tune.compare import paired, summary, verdict
 
 
@@ -33,7 +34,7 @@ def test_equal_differences_have_no_width() -> None:
 def test_the_summary_pairs_seed_by_seed_and_takes_every_metric() -> None:
     default = [recalls(0.30, 0.60), recalls(0.40, 0.50), recalls(0.20, 0.70)]
     winner = [recalls(0.32, 0.60), recalls(0.43, 0.40), recalls(0.24, 0.80)]
-    found = summary(default, winner, ["recall@10", "recall@50"])
+    found = summary(default, winner, [Metric(), Metric(k=50)])
     assert (found["seeds"], found["better"]) == (3, True)
     first, second = found["metrics"]["recall@10"], found["metrics"]["recall@50"]
     # differences 0.02 0.03 0.04: deviation 0.01, of the mean 0.01/sqrt(3); t of 2 degrees of freedom is 4.302653
@@ -51,33 +52,38 @@ def test_the_summary_pairs_seed_by_seed_and_takes_every_metric() -> None:
 def test_the_first_metric_decides_and_it_may_be_a_categorys() -> None:
     default = [recalls(0.5, dress=0.1), recalls(0.5, dress=0.2)]
     winner = [recalls(0.4, dress=0.3), recalls(0.4, dress=0.4)]
-    found = summary(default, winner, ["dress/recall@10", "recall@10"])
+    found = summary(default, winner, [Metric("dress"), Metric()])
     assert found["better"]
     assert found["metrics"]["dress/recall@10"]["difference"] == pytest.approx(0.2)
     assert found["metrics"]["recall@10"]["difference"] == pytest.approx(-0.1)
 
 
 def test_an_interval_that_holds_zero_is_not_better() -> None:
-    assert not summary([recalls(0.3), recalls(0.3)], [recalls(0.31), recalls(0.33)], ["recall@10"])["better"]
+    assert not summary([recalls(0.3), recalls(0.3)], [recalls(0.31), recalls(0.33)], [Metric()])["better"]
 
 
 def test_verdict_on_a_better_winner() -> None:
     default, winner = [recalls(0.30), recalls(0.40), recalls(0.20)], [recalls(0.32), recalls(0.43), recalls(0.24)]
-    assert verdict(summary(default, winner, ["recall@10"])) == (
+    assert verdict(summary(default, winner, [Metric()])) == (
         "the winner is better than the default: +3.00 points of recall@10 on val "
         "[+0.52, +5.48], 95% interval over 3 seeds"
     )
 
 
 def test_verdict_on_a_winner_that_is_no_better() -> None:
-    assert verdict(summary([recalls(0.3), recalls(0.3)], [recalls(0.29), recalls(0.27)], ["recall@10"])) == (
+    assert verdict(summary([recalls(0.3), recalls(0.3)], [recalls(0.29), recalls(0.27)], [Metric()])) == (
         "the winner is no better than the default: -2.00 points of recall@10 on val "
         "[-14.71, +10.71], 95% interval over 2 seeds"
     )
 
 
+def test_a_winner_with_the_same_numbers_is_no_better_and_is_not_taken_for_the_default() -> None:
+    rows = [recalls(0.30), recalls(0.40)]
+    assert verdict(summary(rows, rows, [Metric()])).startswith("the winner is no better than the default: +0.00 points")
+
+
 def test_verdict_where_the_default_itself_has_won() -> None:
     default = [recalls(0.30), recalls(0.40)]
-    assert verdict(summary(default, default, ["recall@10"])) == (
+    assert verdict(summary(default, None, [Metric()])) == (
         "no trial was better than the default settings: 35.00% recall@10 on val"
     )

@@ -22,6 +22,7 @@ from raycd import cli
 from raycd.config import Config
 from raycd.runtime.tracking import Tracker
 from tune import outcome
+from tune.finals import Finalist
 from tune.journal import Journal, Record
 from tune.record import SweepRecord
 from tune.space import Space, make_space
@@ -29,6 +30,7 @@ from tune.space import Space, make_space
 METRIC = "recall@10"
 RESULT = {
     "seeds": 2,
+    "default_won": False,
     "better": True,
     "metrics": {METRIC: {"default": 0.3, "winner": 0.4, "difference": 0.1, "low": 0.05, "high": 0.15}},
 }
@@ -36,6 +38,10 @@ RESULT = {
 
 def config(tmp_path: Path, **tracking: str) -> Config:
     return Config.model_validate({"name": "tiny", "runs": str(tmp_path), "tracking": tracking})
+
+
+def finalists(trials: list[Record], winner: int) -> list[Finalist]:
+    return [Finalist(trials[winner]["settings"], 0.4, winner), Finalist({}, 0.3, None)]
 
 
 def space_of(config: Config) -> Space:
@@ -85,7 +91,7 @@ def test_a_sweep_is_a_run_with_a_child_for_each_trial(tmp_path: Path) -> None:
         for one in trials:
             record.add(one)
             record.add(one)  # handed in already
-        files = outcome.files(space, trials, trials[0], RESULT, METRIC)
+        files = outcome.files(space, trials, finalists(trials, 0), RESULT, METRIC)
         outcome.write(journal, files, RESULT)
         record.catch_up(trials)
         record.finish(trials, RESULT, files)
@@ -139,7 +145,7 @@ def test_a_sweep_is_a_run_with_a_child_for_each_trial(tmp_path: Path) -> None:
 def test_figures_of_enough_trials(tmp_path: Path) -> None:
     space = space_of(config(tmp_path))
     trials = [trial(number, "finished", 0.1 * number) for number in range(5)]
-    files = outcome.files(space, trials, trials[4], RESULT, METRIC)
+    files = outcome.files(space, trials, finalists(trials, 4), RESULT, METRIC)
     assert list(files) == ["best.yaml", "history.png", "parallel_coordinates.png", "importances.png"]
     assert all(data.startswith(b"\x89PNG") for name, data in files.items() if name.endswith(".png"))
 
