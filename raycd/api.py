@@ -68,7 +68,7 @@ class BatchRequest(_Asked):
 
 
 class Explanation(_Told):
-    """Where a result comes from: its cosine with each half of the query alone; null where the query has no such half."""
+    """Its cosine with each half of the query alone; null where the query has no such half."""
 
     image: float | None
     text: float | None
