@@ -39,7 +39,7 @@ def write(journal: Journal, found: Mapping[str, bytes], result: Mapping[str, Any
 def told(trials: Sequence[Record], finalists: Sequence[Finalist], result: Mapping[str, Any], journal: Journal) -> str:
     """The best trials as a table, the finals, the verdict, and where everything is."""
     count = {status: sum(trial["status"] == status for trial in trials) for status in ("finished", "stopped", "failed")}
-    rest = dict(list(result["metrics"].items())[1:])
+    rest = {} if result["default_won"] else dict(list(result["metrics"].items())[1:])
     lines = [
         *_table(trials),
         "",
