@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import tempfile
@@ -82,11 +83,20 @@ def run_trials(
                 verbose=0,
             ),
         )
-        try:
-            tuner.fit()
-        except _Lost as lost:
-            raise lost.error from None
+        lost = _fit(tuner)
+    if lost is not None:
+        gc.collect()  # processes of trials that were running end with the last handle on them, and free their CPUs
+        raise lost
     return journal.trials()
+
+
+def _fit(tuner: Tuner) -> Exception | None:
+    """Run all trials. Returns the error of a trial that could not be kept, without the frames that hold the others."""
+    try:
+        tuner.fit()
+    except _Lost as lost:
+        return lost.error.with_traceback(None)
+    return None
 
 
 def places(config: Config) -> int:
