@@ -15,7 +15,9 @@ def main(options: cli.Options) -> None:
     record = pipeline.recorded(run, "bundle")
     mebibytes = sum(file.stat().st_size for file in run.local("bundle").rglob("*") if file.is_file()) / 2**20
     print(f"bundle:      {run.path('bundle')}")
-    print(f"size:        {record['counts']['gallery']:,} images in the index, {mebibytes:,.1f} MiB on disk")
+    index = record["index"]
+    print(f"size:        {index['size']:,} images in the index, {mebibytes:,.1f} MiB on disk")
+    print(f"index:       {index['kind']}, recall@10 {index['recall']:.4f} of exact search")
     print(f"fingerprint: {record['digest']}")
 
 

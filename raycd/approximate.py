@@ -6,6 +6,8 @@ the same vectors give the same structure.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import faiss
@@ -21,23 +23,51 @@ _faiss: Any = faiss  # its types lack what is used here
 
 def build(unit_PD: NDArray[np.float32], settings: MineConfig, *, seed: int = 0) -> NDArray[np.uint8]:
     """The serialised structure `settings.index` of normalised vectors (P, D); `opened` searches it."""
-    dim = unit_PD.shape[1]
-    threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)  # with more, an HNSW graph depends on which of them came first
-    try:
+    with one_thread():
         if settings.index == "hnsw":
-            index: Any = faiss.IndexHNSWFlat(dim, settings.hnsw_m, faiss.METRIC_INNER_PRODUCT)
-            index.hnsw.efConstruction = max(settings.hnsw_ef, 2 * settings.hnsw_m)
+            index = hnsw(unit_PD.shape[1], settings.hnsw_m, max(settings.hnsw_ef, 2 * settings.hnsw_m))
         else:
-            lists = min(settings.ivf_lists or round(4 * len(unit_PD) ** 0.5), max(1, len(unit_PD) // PER_LIST))
-            index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, lists, faiss.METRIC_INNER_PRODUCT)
-            index.cp.seed = 1234 + seed
-            index.train(unit_PD)
+            index = ivf(unit_PD, lists(len(unit_PD), settings.ivf_lists), seed=seed)
         index.add(unit_PD)
-    finally:
-        faiss.omp_set_num_threads(threads)
     serialised: NDArray[np.uint8] = faiss.serialize_index(index)
     return serialised
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """FAISS with one thread: with more, an HNSW graph depends on which of them came first."""
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(threads)
+
+
+def hnsw(dim: int, links: int, build_ef: int) -> Any:
+    """An empty HNSW graph: `links` of a vector (M), `build_ef` candidates for them (efConstruction)."""
+    index: Any = faiss.IndexHNSWFlat(dim, links, faiss.METRIC_INNER_PRODUCT)
+    index.hnsw.efConstruction = build_ef
+    return index
+
+
+def lists(count: int, asked: int = 0) -> int:
+    """IVF lists of so many vectors: as asked, else 4 times their root; never so many that a list has too few."""
+    return min(asked or round(4 * count**0.5), max(1, count // PER_LIST))
+
+
+def ivf(unit_PD: NDArray[np.float32], lists: int, *, seed: int = 0, most: int = 256) -> Any:
+    """Empty IVF lists, their centres by k-means on at most `most` vectors a list, drawn by the seed."""
+    dim = unit_PD.shape[1]
+    index: Any = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, lists, faiss.METRIC_INNER_PRODUCT)
+    index.cp.seed, index.cp.max_points_per_centroid = 1234 + seed, most
+    index.train(unit_PD)
+    return index
+
+
+def selector(mask: NDArray[np.bool_]) -> Any:
+    """The vectors of a mask, as FAISS's searches take them."""
+    return _faiss.IDSelectorBitmap(np.packbits(mask, bitorder="little"))
 
 
 class Opened:

@@ -289,22 +289,31 @@ class EvaluateConfig(Section):
         return self
 
 
-class ServeConfig(Section):
-    """What a bundle's service answers."""
+class IndexConfig(Section):
+    """The index of a served gallery. Its recall is measured when it is built; what it costs is in docs/serving.md."""
 
-    top_k: Positive = 10
-    """Results of a search that names no top_k."""
-    max_top_k: Positive = 200
-    """Most results of one search."""
+    kind: Literal["auto", "flat", "ivf", "hnsw"] = "auto"
+    """Flat is exact; ivf and hnsw are for more images; auto takes flat up to index.flat_up_to images, then ivf."""
+    flat_up_to: Count = 20_000
+    """Auto: most images of a flat index."""
+    recall: Annotated[float, Field(gt=0.0, le=1.0)] = 0.995
+    """IVF, HNSW: share of the true first 10 that a search must find, on a sample; it works as hard as that takes."""
+    sample: Positive = 1000
+    """IVF, HNSW: queries of the sample."""
+    ivf_lists: Count = 0
+    """IVF: lists that the gallery is divided into (nlist); 0 means 4 times the root of its images."""
+    ivf_train: Positive = 64
+    """IVF: images a list, drawn by the seed, that place the centres."""
+    hnsw_m: Annotated[int, Field(ge=2, le=512)] = 32
+    """HNSW: links of an image in the graph (M)."""
+    hnsw_build_ef: Positive = 128
+    """HNSW: candidates for the links of an image (efConstruction); more builds a better graph, slower."""
 
-    @model_validator(mode="after")
-    def _possible(self) -> Self:
-        if self.top_k > self.max_top_k:
-            raise ValueError(
-                f"serve.top_k {self.top_k} is greater than serve.max_top_k {self.max_top_k}: "
-                f"give top_k at most {self.max_top_k}"
-            )
-        return self
+    def kind_for(self, images: int) -> Literal["flat", "ivf", "hnsw"]:
+        """The kind that a gallery of so many images gets."""
+        if self.kind == "auto":
+            return "flat" if images <= self.flat_up_to else "ivf"
+        return self.kind
 
 
 class ComputeConfig(Section):
@@ -368,8 +377,8 @@ class Config(Section):
     """Search of the augmentation."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """Recall on the val split."""
-    serve: ServeConfig = ServeConfig()
-    """What a bundle's service answers."""
+    index: IndexConfig = IndexConfig()
+    """The index of the served gallery."""
     compute: ComputeConfig = ComputeConfig()
     """Where the work runs."""
     tracking: TrackingConfig = TrackingConfig()

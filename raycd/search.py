@@ -1,52 +1,31 @@
-"""Answers composed queries from a bundle: arrays in, arrays out. Used by the service and by the contact sheet.
+"""Answers queries from a bundle: an image, a text, or both. Arrays in, arrays out; used by the service and the report.
 
     searcher = Searcher(bundle.load(Path("runs/demo/bundle")))
     searcher.search([Query(image, "is blue with long sleeves", top_k=5)])
 
-Shapes: B queries, S image side, L context length, D feature size.
+A query's feature is q = unit(head(image, text) + (image_weight - 1) unit(image) + (text_weight - 1) unit(text)
+- NEGATIVE unit(negative text)); where image or text is absent, the other's own unit feature stands for the head.
+
+Shapes: B queries, S image side, L context length, D feature size, R results.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from torch.nn import functional as F
 
 from raycd.errors import DataError
+from raycd.gallery import Gallery
 from raycd.model.bundle import Bundle
+from raycd.query import Answer, Encoded, Prepared, Query, Result, Words
+from raycd.texts import TextCache
 
-
-@dataclass(frozen=True)
-class Query:
-    """A reference image (RGB, as `images.decode` gives it), the modification text and how many results are wanted."""
-
-    image: Image.Image
-    text: str
-    top_k: int = 10
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A query as the model takes it: pixels (3, S, S), tokens (L,)."""
-
-    pixels: torch.Tensor
-    tokens: torch.Tensor
-    top_k: int
-    truncated: bool
-    """Whether the end of the text was cut off: it has more tokens than the model reads."""
-
-
-class Result(NamedTuple):
-    """An image found. `score` is the cosine of query and image; `category` the first one that the image belongs to."""
-
-    image_id: str
-    score: float
-    category: str
+NEGATIVE = 0.5  # how much a negative text counts beside a text
 
 
 class Searcher:
@@ -55,51 +34,170 @@ class Searcher:
     `threads` are those of torch, for the whole process, and of FAISS; 0 leaves both as they are.
     """
 
-    def __init__(self, bundle: Bundle, *, threads: int = 0, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, bundle: Bundle, *, threads: int = 0, device: torch.device | str = "cpu", text_cache: int = 0
+    ) -> None:
         if threads:
             torch.set_num_threads(threads)
         bundle.index.threads = threads
         self.bundle = bundle
+        self.gallery = Gallery(bundle.gallery)
         self._encoder = bundle.encoder.to(device).eval()
         self._head = bundle.head.to(device).eval()
-        self._image_ids: list[str] = bundle.gallery["image_id"].to_pylist()
-        self._categories = [names[0] if names else "" for names in bundle.gallery["categories"].to_pylist()]
+        self._texts = TextCache(text_cache)
+        self._mean_D, self._covariance_DD = bundle.index.moments()
 
     def search(self, queries: Sequence[Query]) -> list[list[Result]]:
         """The results of each query, best first. Raises DataError as `prepare` does."""
-        return self.answer([self.prepare(query) for query in queries])
+        return [answer.results for answer in self.answer([self.prepare(query) for query in queries])]
 
     def prepare(self, query: Query) -> Prepared:
-        """Preprocess one query. Raises DataError where its text is empty or its top_k less than 1."""
-        text = query.text.strip()
-        if not text:
-            raise DataError("the text of a query is empty", expected="what to change, such as: is blue", do="say it")
+        """Preprocess one query.
+
+        Raises DataError where it has neither image nor text, names an image that is not in the gallery, or asks for
+        less than one result.
+        """
+        text, negative = query.text.strip(), query.negative_text.strip()
+        position = None
+        if query.image_id is not None:
+            position = self.gallery.position(query.image_id)
+            if position is None:
+                raise DataError("the gallery has no such image", got=f"image_id {query.image_id!r}")
+        if query.image is None and position is None and not text:
+            raise DataError("the query has neither an image nor a text", do="give one of them, or both")
         if query.top_k < 1:
             raise DataError("top_k is too small", got=query.top_k, expected="at least 1")
         return Prepared(
-            pixels=self._encoder.preprocess(query.image),
-            tokens=self._encoder.tokenize([text])[0],
-            top_k=query.top_k,
-            truncated=self._encoder.truncates(text),
+            query,
+            pixels=None if query.image is None else self._encoder.preprocess(query.image),
+            position=position,
+            text=self._words(text),
+            negative=self._words(negative),
+            truncated=tuple(given for given in (text, negative) if given and self._encoder.truncates(given)),
         )
 
-    def answer(self, batch: Sequence[Prepared]) -> list[list[Result]]:
-        """The results of each prepared query: as many as its top_k or the gallery allows, best first."""
+    def _words(self, text: str) -> Words | None:
+        if not text:
+            return None
+        feature = self._texts.get(text)
+        return Words(text, self._encoder.tokenize([text])[0] if feature is None else None, feature)
+
+    def answer(self, batch: Sequence[Prepared]) -> list[Answer]:
+        """As many results of each prepared query as its top_k, the gallery and the filter allow, best first."""
         if not batch:
             return []
-        scores, positions = self.bundle.index.search(self.encode(batch), max(query.top_k for query in batch))
-        return [
-            [
-                Result(self._image_ids[place], score, self._categories[place])
-                for score, place in zip(row[: query.top_k], places, strict=False)
-            ]
-            for query, row, places in zip(batch, scores.tolist(), positions.tolist(), strict=True)
+        began = time.perf_counter()
+        features = self.encode(batch)
+        encoded = time.perf_counter()
+        scores, places = self._searched(batch, features.query_BD)
+        results = [
+            self._results(one, Encoded(*(half[row] for half in features)), score, place)
+            for row, (one, score, place) in enumerate(zip(batch, scores, places, strict=True))
         ]
+        seconds = encoded - began, time.perf_counter() - encoded
+        return [Answer(found, len(batch), *seconds) for found in results]
 
     @torch.inference_mode()
-    def encode(self, batch: Sequence[Prepared]) -> NDArray[np.float32]:
-        """Query features (B, D), L2-normalised."""
-        image_BD = self._encoder.encode_images(torch.stack([query.pixels for query in batch]))
-        text_BD = self._encoder.encode_tokens(torch.stack([query.tokens for query in batch]))
-        features: NDArray[np.float32] = self._head(image_BD, text_BD).float().cpu().numpy()
-        return features
+    def encode(self, batch: Sequence[Prepared]) -> Encoded:
+        """Features (B, D) of the queries. Neither encoder runs for what is known already."""
+        image_BD = self._images(batch)
+        text_BD = self._encoded_texts([one.text for one in batch])
+        unit_image_BD, unit_text_BD = F.normalize(image_BD, dim=-1), F.normalize(text_BD, dim=-1)
+        has_image = torch.tensor([one.pixels is not None or one.position is not None for one in batch])
+        has_text = torch.tensor([one.text is not None for one in batch])
+        query_BD = torch.where(has_image[:, None], unit_image_BD, unit_text_BD)
+        both = has_image & has_text
+        if both.any():
+            device = self._encoder.device
+            query_BD[both] = self._head(image_BD[both].to(device), text_BD[both].to(device)).float().cpu()
+        query_BD += _pull([one.query.image_weight for one in batch], has_image) * unit_image_BD.nan_to_num()
+        query_BD += _pull([one.query.text_weight for one in batch], has_text) * unit_text_BD.nan_to_num()
+        if any(one.negative is not None for one in batch):
+            negative_BD = F.normalize(self._encoded_texts([one.negative for one in batch]), dim=-1)
+            query_BD -= NEGATIVE * negative_BD.nan_to_num()
+        return Encoded(*(half.numpy() for half in (F.normalize(query_BD, dim=-1), unit_image_BD, unit_text_BD)))
+
+    def _images(self, batch: Sequence[Prepared]) -> torch.Tensor:
+        """Un-normalised image features (B, D); NaN for a query without an image."""
+        features_BD = torch.full((len(batch), self._encoder.dim), torch.nan)
+        given = [row for row, one in enumerate(batch) if one.pixels is not None]
+        if given:
+            pixels = torch.stack([pixels for one in batch if (pixels := one.pixels) is not None])
+            features_BD[given] = self._encoder.encode_images(pixels).cpu()
+        for row, one in enumerate(batch):
+            if one.pixels is None and one.position is not None:
+                features_BD[row] = torch.from_numpy(self.bundle.index.features(np.array([one.position])))[0]
+        return features_BD
+
+    def _encoded_texts(self, batch: Sequence[Words | None]) -> torch.Tensor:
+        """Un-normalised text features (B, D); NaN where there is no text. Each distinct new text is encoded once."""
+        features_BD = torch.full((len(batch), self._encoder.dim), torch.nan)
+        new = {words.text: words.tokens for words in batch if words is not None and words.tokens is not None}
+        found: dict[str, torch.Tensor] = {}
+        if new:
+            encoded = self._encoder.encode_tokens(torch.stack(list(new.values()))).cpu()  # type: ignore[arg-type]
+            found = dict(zip(new, encoded, strict=True))
+            for text, feature_D in found.items():
+                self._texts.put(text, feature_D.clone())
+        for row, words in enumerate(batch):
+            if words is not None:
+                features_BD[row] = found[words.text] if words.feature is None else words.feature
+        return features_BD
+
+    def _searched(
+        self, batch: Sequence[Prepared], query_BD: NDArray[np.float32]
+    ) -> tuple[list[NDArray[np.float32]], list[NDArray[np.int64]]]:
+        """Scores and positions of each query, those that it leaves out at the beginning included."""
+        scores: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(batch)
+        places: list[NDArray[np.int64]] = [np.empty(0, np.int64)] * len(batch)
+        for rows, depth in _alike([one.query for one in batch]):
+            query = batch[rows[0]].query
+            found = self.bundle.index.search(query_BD[rows], depth, exact=query.exact, allowed=query.allowed)
+            for row, score, place in zip(rows, *found, strict=True):
+                scores[row], places[row] = score, place
+        return scores, places
+
+    def _results(
+        self, one: Prepared, feature: Encoded, scores: NDArray[np.float32], places: NDArray[np.int64]
+    ) -> list[Result]:
+        """What of the found is asked for, each with its share of image and text."""
+        query = one.query
+        wanted = places >= 0
+        if query.exclude_reference and one.position is not None:
+            wanted &= places != one.position
+        chosen = np.flatnonzero(wanted)[query.offset : query.offset + query.top_k]
+        scores, places = scores[chosen], places[chosen]
+        vectors_RD = self.bundle.index.vectors(places)
+        relative = self._relative(feature.query_BD, scores)
+        halves = [_or_none(vectors_RD @ half) for half in (feature.image_BD, feature.text_BD)]
+        return [
+            Result(self.gallery.image_id(place), score, self.gallery.category(place), place, *rest)
+            for place, score, *rest in zip(places.tolist(), scores.tolist(), relative, *halves, strict=True)
+        ]
+
+    def _relative(self, query_D: NDArray[np.float32], scores: NDArray[np.float32]) -> list[float]:
+        """z-scores over the whole gallery, by the gallery's mean and covariance."""
+        spread = float(np.sqrt(max(query_D @ self._covariance_DD @ query_D, 1e-12)))
+        z_scores: list[float] = ((scores - query_D @ self._mean_D) / spread).tolist()
+        return z_scores
+
+
+def _pull(weights: Sequence[float], there: torch.Tensor) -> torch.Tensor:
+    """What a weight adds (B, 1): nothing at 1, and nothing where there is nothing to weigh."""
+    return ((torch.tensor(weights) - 1) * there)[:, None]
+
+
+def _or_none(scores: NDArray[np.float32]) -> list[float | None]:
+    return [None if np.isnan(score) else float(score) for score in scores]
+
+
+def _alike(queries: Sequence[Query]) -> list[tuple[list[int], int]]:
+    """Queries that can be searched together, as rows and the depth that all of them need."""
+    groups: dict[tuple[int, bool], list[int]] = {}
+    for row, query in enumerate(queries):
+        groups.setdefault((id(query.allowed), query.exact), []).append(row)
+    return [(rows, max(_depth(queries[row]) for row in rows)) for rows in groups.values()]
+
+
+def _depth(query: Query) -> int:
+    return query.offset + query.top_k + query.exclude_reference

@@ -1,6 +1,7 @@
 """Serves a bundle on this machine, or describes how a Ray cluster is to serve it.
 
     python serve/app.py --bundle runs/demo/bundle                  until Ctrl-C, on http://127.0.0.1:8000
+    python serve/app.py --bundle ... --proxy haproxy               the same with HAProxy in front: faster
     serve deploy serve/config.yaml                                 on a running cluster, through `build`
 
 The first starts a small Ray of its own, or joins the one that RAY_ADDRESS names.
@@ -8,10 +9,7 @@ Exit codes: 2 a mistake that the user can mend, 130 Ctrl-C, 143 terminated.
 """
 
 import argparse
-import logging
-import os
 import shlex
-import socket
 import sys
 import time
 import traceback
@@ -22,7 +20,8 @@ from typing import TYPE_CHECKING
 
 from raycd import cli
 from raycd.errors import RaycdError, RunError, WeightsError
-from serve.schemas import ServeArgs
+from serve import local
+from serve.args import ServeArgs
 
 if TYPE_CHECKING:  # Ray and torch take seconds to import: a mistake of the user is told before
     from ray.serve import Application
@@ -37,8 +36,8 @@ def build(args: ServeArgs) -> "Application":
     application: Application = SearchService.options(  # type: ignore[attr-defined]
         num_replicas=args.replicas,
         ray_actor_options={"num_cpus": args.cpus, "num_gpus": args.gpus},
-        max_ongoing_requests=2 * args.max_batch_size,  # one batch at work and one that gathers
-        max_queued_requests=8 * args.max_batch_size,  # beyond it: 503
+        max_ongoing_requests=4 * args.max_queue + 64,  # beyond max_queue a replica itself refuses, with a problem
+        max_queued_requests=4 * args.max_queue + 64,
     ).bind(args)
     return application
 
@@ -63,16 +62,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="serve/app.py", description="Answer composed queries over HTTP.")
-    fields = ServeArgs.model_fields
-    parser.add_argument("--bundle", default=fields["bundle"].default, help="Folder of the bundle. (%(default)s)")
     parser.add_argument(
         "--host", default="127.0.0.1", help="Address to listen on; 0.0.0.0 is everyone's. (%(default)s)"
     )
     parser.add_argument("--port", type=_port, default=8000, help="Port to listen on. (%(default)s)")
-    for name, kind in (("replicas", int), ("threads", int), ("gpus", float)):
-        default = fields[name].default
-        parser.add_argument(f"--{name}", type=kind, default=default, help=f"{fields[name].description} ({default})")
+    parser.add_argument(
+        "--proxy",
+        choices=("default", "haproxy"),
+        default="default",
+        help="What stands before the replicas: Ray Serve's own proxy, or HAProxy, which is faster and opens two more "
+        "ports (docs/serving.md). (%(default)s)",
+    )
+    parser.add_argument("--metrics-port", type=_port, help="Port of the metrics for Prometheus. (a free one)")
     parser.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
+    for name, field in ServeArgs.model_fields.items():
+        option, kind = f"--{name.replace('_', '-')}", type(field.default)
+        text = f"{field.description} ({field.default})"
+        if kind is bool:
+            parser.add_argument(option, action=argparse.BooleanOptionalAction, default=field.default, help=text)
+        else:
+            parser.add_argument(option, type=kind, default=field.default, help=text, metavar=kind.__name__.upper())
     return parser
 
 
@@ -90,15 +99,19 @@ def _serve(options: argparse.Namespace) -> None:
             expected="a folder with a manifest.json, as training writes it to runs/<name>/bundle",
             do="run make demo first, or name another folder with --bundle",
         )
-    _check_free(options.host, options.port)
+    local.check_free(options.host, options.port)
     args = _arguments(options, folder)
     from raycd.model import bundle
 
     manifest = bundle.verify(folder)
-    with _ray(args), _running(args, options.host, options.port):
+    with (
+        local.cluster(args, haproxy=options.proxy == "haproxy", metrics_port=options.metrics_port) as metrics,
+        _running(args, options.host, options.port),
+    ):
         url = f"http://{'127.0.0.1' if options.host == '0.0.0.0' else options.host}:{options.port}"
         print(f"raycd serves {options.bundle} ({manifest.head['name']}, {manifest.index.size} images) on {url}")
         print(f'  curl -F image=@{_example(folder)} -F text="is blue with long sleeves" {url}/v1/search')
+        print(f"  a page to try it on: {url}/    its API: {url}/docs    metrics: {metrics}")
         print("Ctrl-C stops it.", flush=True)
         while True:
             time.sleep(3600)
@@ -107,69 +120,13 @@ def _serve(options: argparse.Namespace) -> None:
 def _arguments(options: argparse.Namespace, folder: Path) -> ServeArgs:
     from pydantic import ValidationError
 
+    given = {name: getattr(options, name) for name in ServeArgs.model_fields}
     try:
-        return ServeArgs(bundle=str(folder), replicas=options.replicas, threads=options.threads, gpus=options.gpus)
+        return ServeArgs(**given | {"bundle": str(folder)})
     except ValidationError as error:
         detail = error.errors(include_url=False)[0]
-        raise RunError(f"--{detail['loc'][0]} is impossible", got=detail["input"], expected=detail["msg"]) from error
-
-
-def _check_free(host: str, port: int) -> None:
-    """Raises RunError where nothing can listen on host:port."""
-    try:
-        family, kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port just left is free
-            probe.bind(address)
-            probe.listen()
-    except OSError as error:
-        raise RunError(
-            f"cannot listen on {host}:{port}",
-            got=error.strerror or error,
-            expected="an address of this machine and a free port",
-            do="stop what uses the port, or give --port another",
-        ) from error
-
-
-@contextmanager
-def _ray(args: ServeArgs) -> Iterator[None]:
-    """Ray for this process: the cluster that RAY_ADDRESS names, or a new one that ends with us."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # tell nobody
-    if not os.environ.get("RAY_ADDRESS"):
-        # A cluster of our own, without dashboard and gone with us: a token would only leave a file in the user's HOME.
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    import ray
-
-    if os.environ.get("RAY_ADDRESS"):
-        try:
-            ray.init(log_to_driver=False, logging_level=logging.WARNING)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise RunError(
-                "the Ray cluster cannot be reached",
-                got=f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}: {error}",
-                do="start it, mend RAY_ADDRESS, or unset it to use a Ray of its own",
-            ) from error
-    else:
-        ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
-    try:
-        if not os.environ.get("RAY_ADDRESS"):  # a cluster may grow, a machine does not
-            _check_room(args, ray.cluster_resources())  # type: ignore[no-untyped-call]
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _check_room(args: ServeArgs, resources: dict[str, float]) -> None:
-    """Raises RunError where Ray would wait for ever for what the machine does not have."""
-    for name, each in (("CPU", args.cpus), ("GPU", args.gpus)):
-        wanted, there = args.replicas * each, resources.get(name, 0.0)
-        if wanted > there:
-            raise RunError(
-                f"this machine has too few {name}s for the replicas",
-                got=f"{there:g} {name}s",
-                expected=f"{wanted:g}: {args.replicas} replicas of {each:g}",
-                do="give fewer --replicas" if name == "CPU" else "give fewer --gpus, or 0 to run on processors",
-            )
+        option = str(detail["loc"][0]).replace("_", "-")
+        raise RunError(f"--{option} is impossible", got=detail["input"], expected=detail["msg"]) from error
 
 
 @contextmanager
@@ -192,10 +149,10 @@ def _running(args: ServeArgs, host: str, port: int) -> Iterator[None]:
                 do="see it whole with --debug",
             ) from error
         finally:
-            if os.environ.get("RAY_ADDRESS"):
-                serve.delete(NAME)  # others may have applications there
-            else:
+            if local.is_ours():
                 serve.shutdown()  # type: ignore[no-untyped-call]
+            else:
+                serve.delete(NAME)  # others may have applications there
 
 
 def _example(folder: Path) -> str:

@@ -1,63 +1,114 @@
-"""Every error as an RFC 9457 problem document; never a stack trace. Also the guard on the size of a request."""
+"""Every error as an RFC 9457 problem document; never a stack trace or a path. Also the guard on request sizes."""
 
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from raycd.api import FieldError, Problem
 from raycd.data.images import BrokenImage
 from raycd.errors import DataError
-from serve.schemas import FieldError, Problem
 
 MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER_S = 1
 _PLACES = ("body", "query", "path", "header")
 
+DESCRIPTIONS = {
+    400: "The body is not what its content type says",
+    403: "The service does not allow this",
+    404: "There is no such image",
+    413: "The request is larger than max_body_bytes",
+    415: "The content type is neither JSON nor a form",
+    422: "A field is wrong or beyond a limit, or the image is broken",
+    503: "The service is too busy; Retry-After says when to come back",
+}
 
-def problem(status: int, detail: str, *, headers: dict[str, str] | None = None, **members: Any) -> JSONResponse:
-    """The response; `members` are `reason` and `errors`."""
-    body = Problem(title=HTTPStatus(status).phrase, status=status, detail=detail, **members)
-    return JSONResponse(body.model_dump(exclude_none=True), status, headers, MEDIA_TYPE)
+
+class ProblemError(HTTPException):
+    """An error of a request, with the members of its problem document."""
+
+    def __init__(self, status: int, detail: str, *, headers: dict[str, str] | None = None, **members: Any) -> None:
+        super().__init__(status, detail, headers)
+        self.problem = Problem(title=HTTPStatus(status).phrase, status=status, detail=detail, **members)
+
+
+def beyond(limit: str, what: str, *, got: object, most: object, field: str = "", do: str = "") -> ProblemError:
+    """A request beyond one of the service's limits; `limit` is the setting's name."""
+    detail = f"{what}: got {got}, the limit is {most} ({limit})" + (f"; {do}" if do else "")
+    errors = [FieldError(field=field, message=f"got {got}, at most {most}")] if field else None
+    return ProblemError(422, detail, limit=limit, errors=errors)
+
+
+def busy(detail: str) -> ProblemError:
+    """503: come back soon."""
+    return ProblemError(503, detail, headers={"Retry-After": str(RETRY_AFTER_S)})
+
+
+def invalid(details: Sequence[Any]) -> ProblemError:
+    """422 of pydantic's list of errors."""
+    errors = [
+        FieldError(
+            field=".".join(str(part) for part in detail["loc"] if part not in _PLACES),
+            message=detail["msg"].removeprefix("Value error, "),
+        )
+        for detail in details
+    ]
+    text = "; ".join(f"{wrong.field}: {wrong.message}" if wrong.field else wrong.message for wrong in errors)
+    return ProblemError(422, text, errors=errors)
+
+
+def of(error: Exception) -> ProblemError | None:
+    """The problem that an error is to whoever asked; None where it is the service's own mistake."""
+    match error:
+        case ProblemError():
+            return error
+        case BrokenImage():
+            limit = {"too_large": "max_pixels", "too_small": "min_side"}.get(error.reason)
+            return ProblemError(422, f"image: {_plain(error)}", reason=error.reason, limit=limit)
+        case DataError():
+            return ProblemError(422, _plain(error))
+        case RequestValidationError() | ValidationError():
+            return invalid(error.errors())
+        case StarletteHTTPException():
+            return ProblemError(error.status_code, str(error.detail), headers=dict(error.headers or {}))
+        case _:
+            return None
+
+
+def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """What OpenAPI says of these errors."""
+    return {
+        status: {"model": Problem, "content": {MEDIA_TYPE: {}}, "description": DESCRIPTIONS[status]}
+        for status in statuses
+    }
+
+
+def response(problem: ProblemError) -> JSONResponse:
+    """The problem document."""
+    body = problem.problem.model_dump(exclude_none=True)
+    return JSONResponse(body, problem.status_code, problem.headers, MEDIA_TYPE)
 
 
 def add_handlers(app: FastAPI) -> None:
     """Make `app` answer each kind of error with a problem document."""
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(BrokenImage, _broken_image)
-    app.add_exception_handler(DataError, _bad_data)
-    app.add_exception_handler(StarletteHTTPException, _http)
-    app.add_exception_handler(Exception, _bug)
+    for kind in (ProblemError, DataError, RequestValidationError, StarletteHTTPException, Exception):
+        app.add_exception_handler(kind, _handle)
 
 
-async def _invalid(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, RequestValidationError)
-    errors = [
-        FieldError(field=".".join(str(part) for part in detail["loc"] if part not in _PLACES), message=detail["msg"])
-        for detail in error.errors()
-    ]
-    return problem(422, "; ".join(f"{wrong.field}: {wrong.message}" for wrong in errors), errors=errors)
+async def _handle(request: Request, error: Exception) -> JSONResponse:
+    return response(of(error) or ProblemError(500, "the service failed on this request; its log says why"))
 
 
-async def _broken_image(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, BrokenImage)
-    return problem(422, f"image: {error}", reason=error.reason)
-
-
-async def _bad_data(request: Request, error: Exception) -> JSONResponse:
-    return problem(422, str(error))
-
-
-async def _http(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, StarletteHTTPException)
-    return problem(error.status_code, str(error.detail), headers=dict(error.headers or {}))
-
-
-async def _bug(request: Request, error: Exception) -> JSONResponse:
-    return problem(500, "the service failed on this request; its log says why")
+def _plain(error: Exception) -> str:
+    """A message of several lines in one."""
+    return " ".join(str(error).split())
 
 
 class BodyLimit:
@@ -70,10 +121,9 @@ class BodyLimit:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        detail = f"the request is larger than {self.max_bytes} bytes"
         declared = Headers(scope=scope).get("content-length", "0")
         if not declared.isdecimal() or int(declared) > self.max_bytes:
-            await problem(413, detail)(scope, receive, send)
+            await response(self._too_large())(scope, receive, send)
             return
         received = 0
 
@@ -82,7 +132,11 @@ class BodyLimit:
             message = await receive()
             received += len(message.get("body", b""))
             if received > self.max_bytes:
-                raise HTTPException(413, detail)
+                raise self._too_large()
             return message
 
         await self.app(scope, counted, send)
+
+    def _too_large(self) -> ProblemError:
+        detail = f"the request is larger than {self.max_bytes} bytes (max_body_bytes); send a smaller image"
+        return ProblemError(413, detail, limit="max_body_bytes", headers={"Connection": "close"})

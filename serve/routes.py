@@ -1,73 +1,57 @@
-"""The HTTP interface, over anything that can search: the deployment in service.py, or a stand-in in a test."""
+"""The HTTP interface as one application: the routes, and what stands before all of them."""
 
-import asyncio
-from typing import Annotated, Protocol
+from __future__ import annotations
 
-from fastapi import FastAPI, File, Form, HTTPException, UploadFile
+import time
+from typing import TYPE_CHECKING
+
+from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raycd import __version__
-from raycd.search import Prepared, Result
-from serve import problems
-from serve.schemas import Health, ModelInfo, Problem, SearchResponse, SearchResult, ServeArgs
+from serve import browsing, health, page, problems, searching
 
-MAX_TEXT = 1000  # characters; the tokenizer's time grows with the square of a word's length
-
-
-class Service(Protocol):
-    """What the routes need."""
-
-    args: ServeArgs
-    info: ModelInfo
-    default_top_k: int
-    max_top_k: int
-
-    async def prepare(self, image: bytes, text: str, top_k: int) -> Prepared:
-        """Decode and preprocess. Raises BrokenImage and DataError."""
-        ...
-
-    async def answer(self, query: Prepared) -> list[Result]:
-        """Search."""
-        ...
+if TYPE_CHECKING:
+    from serve.metrics import Metrics
+    from serve.service import SearchService
 
 
-def build_app(service: Service) -> FastAPI:
-    """The ASGI application."""
-    app = FastAPI(title="raycd", version=__version__, summary="Composed image retrieval: an image and a sentence")
+def build_app(service: SearchService) -> FastAPI:
+    """The ASGI application of a replica."""
+    app = FastAPIOffline(
+        title="raycd", version=__version__, summary="Composed image retrieval: an image and a sentence", redoc_url=None
+    )
     problems.add_handlers(app)
+    app.include_router(searching.router(service))
+    app.include_router(browsing.router(service))
+    app.include_router(health.router(service))
+    page.add(app)
     app.add_middleware(problems.BodyLimit, max_bytes=service.args.max_body_bytes)
-    refusals = {
-        status: {"model": Problem, "content": {problems.MEDIA_TYPE: {}}, "description": description}
-        for status, description in (
-            (413, "The request is too large"),
-            (422, "A field is missing or out of range, or the image is broken"),
-            (503, "The service is too busy"),
-        )
-    }
-
-    @app.post("/v1/search", responses=refusals)  # type: ignore[arg-type]
-    async def search(
-        image: Annotated[UploadFile, File(description="the reference image")],
-        text: Annotated[str, Form(max_length=MAX_TEXT, description="what to change: is blue with long sleeves")],
-        top_k: Annotated[int | None, Form(ge=1, le=service.max_top_k, description="results wanted")] = None,
-    ) -> SearchResponse:
-        """Find the images that look like `image`, changed as `text` says."""
-        try:
-            async with asyncio.timeout(service.args.timeout_s):
-                query = await service.prepare(await image.read(), text, top_k or service.default_top_k)
-                # Shielded: a batch goes on for the others when one of its clients has given up.
-                results = await asyncio.shield(service.answer(query))
-        except TimeoutError:
-            detail = f"the search took longer than {service.args.timeout_s:g} s"
-            raise HTTPException(503, detail, headers={"Retry-After": "5"}) from None
-        return SearchResponse(
-            results=[SearchResult(**result._asdict()) for result in results],
-            text_truncated=query.truncated,
-            model=service.info,
-        )
-
-    @app.get("/healthz")
-    async def healthz() -> Health:
-        """Answers where the model does: a replica that cannot answer a query of its own never starts."""
-        return Health()
-
+    app.add_middleware(Measured, metrics=service.metrics)
     return app
+
+
+class Measured:
+    """ASGI middleware: counts every request by its route, never by its path, and takes its time."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app, self.metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        began, status = time.perf_counter(), 500
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watched)
+        finally:
+            path = getattr(scope.get("route"), "path", "other")
+            self.metrics.request(path, status, time.perf_counter() - began)

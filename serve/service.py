@@ -11,14 +11,22 @@ from fastapi import FastAPI
 from PIL import Image
 from ray import serve
 
+from raycd.api import IndexInfo, ModelInfo, SearchRequest
 from raycd.data import images
 from raycd.model import bundle
 from raycd.model.bundle import Bundle
-from raycd.search import Prepared, Query, Result, Searcher
-from serve import routes
-from serve.schemas import IndexInfo, ModelInfo, ServeArgs
+from raycd.query import Answer, Prepared, Query
+from raycd.search import Searcher
+from serve import problems, routes
+from serve.args import ServeArgs
+from serve.metrics import Metrics
+from serve.pictures import Pictures
+from serve.queue import Admission
 
 T = TypeVar("T")
+
+CANARY_S = 10.0  # within which a replica answers its own query
+VERSION = 1  # of a gallery that does not change
 
 
 @serve.deployment(name="search", max_constructor_retry_count=1)
@@ -32,36 +40,76 @@ class SearchService:
         # a query takes a hundred times as long.
         threads = args.threads or max(1, (len(os.sched_getaffinity(0)) - 1) // args.replicas)
         loaded = bundle.load(Path(args.bundle), threads=threads)
-        self.info = describe(loaded)
-        self.default_top_k, self.max_top_k = loaded.config.serve.top_k, loaded.config.serve.max_top_k
-        self.limits = {"max_pixels": loaded.config.data.max_pixels, "min_side": loaded.config.data.min_side}
-        self.searcher = Searcher(loaded, threads=threads, device="cuda" if args.gpus else "cpu")
+        device = "cuda" if args.gpus else "cpu"
+        self.searcher = Searcher(loaded, threads=threads, device=device, text_cache=args.text_cache)
+        self.model, self.index = describe(loaded), index_info(loaded)
+        self.example_texts: list[str] = loaded.manifest.example_texts
+        self.pictures = Pictures(self.searcher.gallery, args)
+        self.admission = Admission(args.max_queue)
+        self.metrics = Metrics()
+        self.metrics.gallery(len(self.searcher.gallery))
         self._model_thread = ThreadPoolExecutor(1, "model")
-        self._decode_threads = ThreadPoolExecutor(threads + 1, "decode")
+        self._threads = ThreadPoolExecutor(threads + 1, "decode")
         self._gather.set_max_batch_size(args.max_batch_size)  # type: ignore[attr-defined]
         self._gather.set_batch_wait_timeout_s(args.batch_wait_s)  # type: ignore[attr-defined]
-        canary = Query(Image.new("RGB", (64, 64), "grey"), "is blue", top_k=1)
-        self._model_thread.submit(self.searcher.search, [canary]).result()  # what cannot answer must not start
+        self._canary = Query(Image.new("RGB", (64, 64), "grey"), "is blue", top_k=1)
+        # What cannot answer must not start.
+        self._model_thread.submit(lambda: self.searcher.search([self._canary])).result()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Ray Serve asks for the HTTP interface here, once the model is loaded."""
         return routes.build_app(self)
 
-    async def prepare(self, image: bytes, text: str, top_k: int) -> Prepared:
-        """Decode and preprocess beside the model. Raises BrokenImage and DataError."""
+    async def check_health(self) -> None:
+        """Ray Serve asks every replica now and then, and replaces one that fails."""
+        await self.canary()
+
+    async def canary(self) -> None:
+        """Encode and search, as a query of a client would. Raises where this replica cannot."""
+        async with asyncio.timeout(CANARY_S):
+            await self.answer(await self.aside(lambda: self.searcher.prepare(self._canary)))
+
+    async def prepare(self, asked: SearchRequest, image: bytes | None) -> Prepared:
+        """Decode and preprocess beside the model. Raises BrokenImage and ProblemError."""
 
         def work() -> Prepared:
-            return self.searcher.prepare(Query(images.decode(image, **self.limits), text, top_k))
+            if asked.image_id is not None and self.searcher.gallery.position(asked.image_id) is None:
+                raise problems.ProblemError(404, f"the gallery has no image {asked.image_id!r}")
+            limits = {"max_pixels": self.args.max_pixels, "min_side": self.args.min_side}
+            query = Query(
+                None if image is None else images.decode(image, **limits),
+                asked.text,
+                asked.top_k or self.args.top_k,
+                image_id=asked.image_id,
+                negative_text=asked.negative_text,
+                image_weight=asked.image_weight,
+                text_weight=asked.text_weight,
+                offset=asked.offset,
+                allowed=self.searcher.gallery.mask(asked.category, asked.attributes),
+                exclude_reference=asked.exclude_reference,
+                exact=asked.exact,
+            )
+            return self.searcher.prepare(query)
 
-        return await _in(self._decode_threads, work)
+        return await self.aside(work)
 
-    async def answer(self, query: Prepared) -> list[Result]:
-        """Search, together with the queries that come within a moment."""
-        results: list[Result] = await self._gather(query)
-        return results
+    async def answer(self, query: Prepared) -> Answer:
+        """Search, together with the queries that come while the model is at work."""
+        answer: Answer = await self._gather(query)
+        return answer
 
-    @serve.batch(max_batch_size=32, batch_wait_timeout_s=0.01)  # both are set anew from the arguments
-    async def _gather(self, batch: list[Prepared]) -> list[list[Result]]:
+    async def aside(self, work: Callable[[], T]) -> T:
+        """Do what takes milliseconds without holding up the event loop."""
+        return await _in(self._threads, work)
+
+    def replicas(self) -> tuple[int, int]:
+        """Replicas of this deployment that answer, and all that it should have."""
+        me = serve.get_replica_context()
+        states = serve.status().applications[me.app_name].deployments[me.deployment].replica_states
+        return states.get("RUNNING", 0), self.args.replicas
+
+    @serve.batch(max_batch_size=32, batch_wait_timeout_s=0)  # both are set anew from the arguments
+    async def _gather(self, batch: list[Prepared]) -> list[Answer]:
         return await _in(self._model_thread, lambda: self.searcher.answer(batch))
 
 
@@ -77,7 +125,12 @@ def describe(loaded: Bundle) -> ModelInfo:
         encoder=manifest.encoder.name,
         fingerprint=manifest.encoder.fingerprint[:12],
         head=loaded.head_config.name,
-        index=IndexInfo(kind=manifest.index.kind, size=manifest.index.size),
         protocol=loaded.config.evaluate.protocol,
         metrics=manifest.metrics,
     )
+
+
+def index_info(loaded: Bundle) -> IndexInfo:
+    """What every answer says about the index."""
+    index = loaded.index
+    return IndexInfo(kind=index.kind, size=index.size, version=VERSION, recall=index.recall)

@@ -99,7 +99,10 @@ class TinyBundle:
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> TinyBundle:
-    """The demo's architecture with random weights, a small CLIP-CD head and twelve images. Do not write into it."""
+    """The demo's architecture with random weights, a small CLIP-CD head and twelve images. Do not write into it.
+
+    The file of the eleventh image is missing, that of the twelfth is no image; every third image is striped.
+    """
     import torch
 
     from raycd.config import Config, EncoderConfig
@@ -114,9 +117,16 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> TinyBundle:
     with torch.inference_mode():
         features = clip.encode_images(torch.stack([clip.preprocess(image) for image in images])).numpy()
     categories = [["dress"] if i % 2 else ["shirt", "toptee"] for i in range(12)]
-    gallery = bundle.gallery_table(image_ids, categories, [None] * 12, features, clip.fingerprint())
+    place = tmp_path_factory.mktemp("tiny")
+    paths = [str(place / f"{image_id}.png") for image_id in image_ids]
+    for image, path in zip(images[:10], paths, strict=False):
+        image.save(path)
+    Path(paths[11]).write_bytes(b"no image")
+    attributes = [{"pattern": "striped"} if i % 3 == 0 else {} for i in range(12)]
+    gallery = bundle.gallery_table(image_ids, categories, paths, features, clip.fingerprint(), attributes=attributes)
     config = Config(preset="demo", encoder=EncoderConfig(name="raycd-demo", pretrained=""))
     metrics = {"average": {"recall@10": 0.5}}
-    folder = tmp_path_factory.mktemp("tiny") / "bundle"
-    bundle.write(folder, clip, fusion.create(settings).eval(), settings, gallery, config, metrics)
+    folder, head = place / "bundle", fusion.create(settings).eval()
+    texts = ["is blue", "has long sleeves"]
+    bundle.write(folder, clip, head, settings, gallery, config, metrics, example_texts=texts)
     return TinyBundle(folder, image_ids, images)

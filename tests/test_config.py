@@ -137,17 +137,17 @@ def test_an_impossible_value_is_named_with_what_is_possible(values: dict[str, An
 
 
 def test_every_impossible_value_is_told_at_once() -> None:
-    text = message({"mine": {"alpha": 2}, "serve": {"top_k": 0}, "stage1": {"epochs": True}})
+    text = message({"mine": {"alpha": 2}, "evaluate": {"batch_size": 0}, "stage1": {"epochs": True}})
     assert [line for line in text.splitlines() if line.endswith("impossible value")] == [
         "stage1.epochs: impossible value",
         "mine.alpha: impossible value",
-        "serve.top_k: impossible value",
+        "evaluate.batch_size: impossible value",
     ]
     assert "pydantic" not in text
 
 
 def test_the_layer_that_gave_an_impossible_value_is_named() -> None:
-    assert "0 (layer 1)" in message({"serve": {"top_k": 5}}, {"serve": {"top_k": 0}})
+    assert "0 (layer 1)" in message({"embed": {"batch_size": 5}}, {"embed": {"batch_size": 0}})
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,6 @@ def test_the_layer_that_gave_an_impossible_value_is_named() -> None:
         ({"mine": {"eps_low": 0.999}}, "mine.eps_low 0.999 is greater than mine.eps_high 0.995"),
         ({"mine": {"eps_low": 0.5}}, "mine.eps_low 0.5 is below mine.floor 0.8"),
         ({"mine": {"s_max": 100}}, "mine.s_max 100 is greater than mine.neighbours 64"),
-        ({"serve": {"top_k": 500}}, "serve.top_k 500 is greater than serve.max_top_k 200"),
         ({"data": {"selection_fraction": 0}}, "stage1.select_on is selection, but data.selection_fraction is 0"),
         ({"data": {"categories": ["dress", "dress"]}}, "data.categories names one twice: dress, dress"),
         ({"evaluate": {"ks": [5, 5]}}, "evaluate.ks names a rank twice: 5, 5"),
@@ -185,8 +184,8 @@ def test_a_dotted_name_in_yaml_is_told_to_be_nested() -> None:
 
 
 def test_a_section_that_is_no_mapping_lists_its_fields() -> None:
-    assert message({"serve": 3}) == (
-        "serve is a section\n  got:      3 (layer 0)\n  expected: a mapping of: top_k, max_top_k"
+    assert message({"evaluate": 3}) == (
+        "evaluate is a section\n  got:      3 (layer 0)\n  expected: a mapping of: protocol, ks, batch_size"
     )
 
 

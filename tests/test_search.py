@@ -1,67 +1,212 @@
+"""Queries against the definition of a query's feature, computed here in plain arrays."""
+
+from __future__ import annotations
+
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from raycd.errors import DataError
 from raycd.model import bundle
-from raycd.search import Query, Result, Searcher
+from raycd.query import Query, Result
+from raycd.search import NEGATIVE, Searcher
+from raycd.texts import TextCache
+
+Vector = NDArray[np.float32]
 
 
 @pytest.fixture(scope="module")
 def searcher(tiny_bundle: Any) -> Searcher:
-    return Searcher(bundle.load(tiny_bundle.folder), threads=1)
+    return Searcher(bundle.load(tiny_bundle.folder), threads=1, text_cache=100)
 
 
-def test_results_are_the_gallery_ranked_by_the_heads_query(searcher: Searcher, tiny_bundle: Any) -> None:
-    [results] = searcher.search([Query(tiny_bundle.images[0], "is blue", top_k=12)])
-    parts = searcher.bundle
-    with torch.inference_mode():
-        image = parts.encoder.encode_images(parts.encoder.preprocess(tiny_bundle.images[0])[None])
-        query = parts.head(image, parts.encoder.encode_tokens(parts.encoder.tokenize(["is blue"])))[0].numpy()
-    gallery = bundle.gallery_features(parts.gallery)
-    cosines = gallery @ query / np.linalg.norm(gallery, axis=1)
-    scores = dict(zip(tiny_bundle.image_ids, cosines.tolist(), strict=True))
-    assert {result.image_id: result.score for result in results} == pytest.approx(scores, abs=1e-5)
+@torch.inference_mode()
+def image_feature(searcher: Searcher, image: Any) -> torch.Tensor:
+    encoder = searcher.bundle.encoder
+    return encoder.encode_images(encoder.preprocess(image)[None])[0]
+
+
+@torch.inference_mode()
+def text_feature(searcher: Searcher, text: str) -> torch.Tensor:
+    encoder = searcher.bundle.encoder
+    return encoder.encode_tokens(encoder.tokenize([text]))[0]
+
+
+@torch.inference_mode()
+def fused(searcher: Searcher, image_D: torch.Tensor, text_D: torch.Tensor) -> Vector:
+    query: Vector = searcher.bundle.head(image_D[None], text_D[None])[0].numpy()
+    return query
+
+
+def unit(vector: Any) -> Vector:
+    array = np.asarray(vector, np.float32)
+    normalised: Vector = array / np.linalg.norm(array)
+    return normalised
+
+
+def gallery_features(searcher: Searcher) -> Vector:
+    features = bundle.gallery_features(bundle.read_gallery(searcher.bundle.folder))
+    units: Vector = features / np.linalg.norm(features, axis=1, keepdims=True)
+    return units
+
+
+def check(searcher: Searcher, tiny_bundle: Any, results: list[Result], query_D: Vector) -> None:
+    """All images of the gallery, by their cosine with the query."""
+    cosines = gallery_features(searcher) @ query_D
+    expected = dict(zip(tiny_bundle.image_ids, cosines.tolist(), strict=True))
+    assert {result.image_id: result.score for result in results} == pytest.approx(expected, abs=1e-5)
     assert [result.score for result in results] == sorted((result.score for result in results), reverse=True)
 
 
+def ask(searcher: Searcher, *arguments: Any, **fields: Any) -> list[Result]:
+    [results] = searcher.search([Query(*arguments, **{"top_k": 12, **fields})])
+    return results
+
+
+def test_an_image_and_a_text_are_fused_by_the_head(searcher: Searcher, tiny_bundle: Any) -> None:
+    image = tiny_bundle.images[0]
+    query = fused(searcher, image_feature(searcher, image), text_feature(searcher, "is blue"))
+    check(searcher, tiny_bundle, ask(searcher, image, "is blue"), query)
+
+
+def test_an_image_alone_and_a_text_alone_are_queries(searcher: Searcher, tiny_bundle: Any) -> None:
+    image = tiny_bundle.images[3]
+    check(searcher, tiny_bundle, ask(searcher, image), unit(image_feature(searcher, image)))
+    check(searcher, tiny_bundle, ask(searcher, text="a dress"), unit(text_feature(searcher, "a dress")))
+    assert ask(searcher, image)[0].image_id == "image-3"
+
+
+def test_an_image_of_the_gallery_is_as_if_it_were_sent(searcher: Searcher, tiny_bundle: Any) -> None:
+    sent = ask(searcher, tiny_bundle.images[5], "is blue")
+    named = ask(searcher, image_id="image-5", text="is blue")
+    assert [result.image_id for result in named] == [result.image_id for result in sent]
+    for left, right in zip(sent, named, strict=True):
+        assert left[4:] == pytest.approx(right[4:], abs=1e-4)
+
+
+def test_weights_and_a_negative_text_pull_at_the_query(searcher: Searcher, tiny_bundle: Any) -> None:
+    image, negative = tiny_bundle.images[0], "has a belt"
+    image_D, text_D = image_feature(searcher, image), text_feature(searcher, "is blue")
+    query = fused(searcher, image_D, text_D)
+    query = query + 1.5 * unit(image_D) - 0.75 * unit(text_D) - NEGATIVE * unit(text_feature(searcher, negative))
+    results = ask(searcher, image, "is blue", image_weight=2.5, text_weight=0.25, negative_text=negative)
+    check(searcher, tiny_bundle, results, unit(query))
+
+
+def test_weights_of_what_is_not_there_change_nothing(searcher: Searcher, tiny_bundle: Any) -> None:
+    image = tiny_bundle.images[0]
+    plain, weighted = ask(searcher, image), ask(searcher, image, text_weight=5.0)
+    assert [result.score for result in weighted] == pytest.approx([result.score for result in plain], abs=1e-6)
+
+
+def test_the_relative_score_is_the_z_score_over_the_gallery(searcher: Searcher, tiny_bundle: Any) -> None:
+    results = ask(searcher, tiny_bundle.images[0], "is blue")
+    scores = np.array([result.score for result in results])
+    expected = (scores - scores.mean()) / scores.std()
+    assert [result.relative_score for result in results] == pytest.approx(expected.tolist(), abs=1e-3)
+
+
+def test_the_explanation_is_the_cosine_with_each_half(searcher: Searcher, tiny_bundle: Any) -> None:
+    image = tiny_bundle.images[0]
+    features = gallery_features(searcher)
+    by_image = features @ unit(image_feature(searcher, image))
+    by_text = features @ unit(text_feature(searcher, "is blue"))
+    for result in ask(searcher, image, "is blue"):
+        assert result.image_score == pytest.approx(float(by_image[result.position]), abs=1e-5)
+        assert result.text_score == pytest.approx(float(by_text[result.position]), abs=1e-5)
+    assert {result.text_score for result in ask(searcher, image)} == {None}
+    assert {result.image_score for result in ask(searcher, text="is blue")} == {None}
+
+
+def test_a_filter_an_offset_and_the_reference_left_out(searcher: Searcher, tiny_bundle: Any) -> None:
+    whole = [result.image_id for result in ask(searcher, image_id="image-4", text="is blue")]
+    allowed = searcher.gallery.mask(["dress"])
+    assert [result.image_id for result in ask(searcher, image_id="image-4", text="is blue", allowed=allowed)] == [
+        image_id for image_id in whole if int(image_id[6:]) % 2
+    ]
+    assert [r.image_id for r in ask(searcher, image_id="image-4", text="is blue", top_k=4, offset=3)] == whole[3:7]
+    without = [image_id for image_id in whole if image_id != "image-4"]
+    found = ask(searcher, image_id="image-4", text="is blue", top_k=5, exclude_reference=True)
+    assert [result.image_id for result in found] == without[:5]
+    assert ask(searcher, text="is blue", offset=12) == []
+    assert ask(searcher, text="is blue", allowed=searcher.gallery.mask(["hat"])) == []
+
+
 def test_a_result_names_the_first_category_of_its_image(searcher: Searcher, tiny_bundle: Any) -> None:
-    [results] = searcher.search([Query(tiny_bundle.images[0], "is blue", top_k=12)])
-    assert all(isinstance(result, Result) for result in results)
-    by_id = {result.image_id: result.category for result in results}
+    by_id = {result.image_id: result.category for result in ask(searcher, tiny_bundle.images[0], "is blue")}
     assert (by_id["image-0"], by_id["image-1"]) == ("shirt", "dress")
 
 
-def test_a_batch_answers_as_single_queries_do_each_with_its_own_top_k(searcher: Searcher, tiny_bundle: Any) -> None:
-    texts = ("is blue", "has long sleeves", "is shorter and red")
-    queries = [Query(tiny_bundle.images[i], text, top_k=i + 1) for i, text in enumerate(texts)]
-    together = searcher.search(queries)
-    assert [len(results) for results in together] == [1, 2, 3]
-    for query, results in zip(queries, together, strict=True):
+def test_a_batch_answers_as_single_queries_do(searcher: Searcher, tiny_bundle: Any) -> None:
+    queries = [
+        Query(tiny_bundle.images[0], "is blue", top_k=1),
+        Query(text="has long sleeves", top_k=2, exact=True),
+        Query(image_id="image-7", top_k=3, allowed=searcher.gallery.mask(["dress"])),
+        Query(tiny_bundle.images[2], "is red", top_k=4, negative_text="is blue", offset=2),
+        Query(image_id="image-7", text="is blue", top_k=5, exclude_reference=True),
+    ]
+    prepared = [searcher.prepare(query) for query in queries]
+    together = searcher.answer(prepared)
+    assert [len(answer.results) for answer in together] == [1, 2, 3, 4, 5]
+    assert {answer.batch for answer in together} == {5}
+    for query, answer in zip(queries, together, strict=True):
         [alone] = searcher.search([query])
-        assert [result.image_id for result in results] == [result.image_id for result in alone]
-        assert [result.score for result in results] == pytest.approx([result.score for result in alone], abs=1e-5)
+        assert [result.image_id for result in answer.results] == [result.image_id for result in alone]
+        assert [r.score for r in answer.results] == pytest.approx([r.score for r in alone], abs=1e-5)
+
+
+def test_neither_encoder_runs_for_what_is_known(tiny_bundle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    searcher = Searcher(bundle.load(tiny_bundle.folder), threads=1, text_cache=10)
+    first = ask(searcher, image_id="image-5", text="is blue", negative_text="is red")
+
+    def refuse(*arguments: Any) -> torch.Tensor:
+        raise AssertionError("the encoder ran")
+
+    monkeypatch.setattr(searcher.bundle.encoder, "encode_images", refuse)
+    monkeypatch.setattr(searcher.bundle.encoder, "encode_tokens", refuse)
+    monkeypatch.setattr(searcher.bundle.encoder, "tokenize", refuse)
+    assert ask(searcher, image_id="image-5", text=" is blue ", negative_text="is red") == first
+    with pytest.raises(AssertionError):
+        ask(searcher, image_id="image-5", text="is green")
+
+
+def test_kept_texts_are_bounded(tiny_bundle: Any) -> None:
+    cache = TextCache(2)
+    features = {text: torch.tensor([float(i)]) for i, text in enumerate("abc")}
+    cache.put("a", features["a"])
+    cache.put("b", features["b"])
+    assert cache.get("a") is features["a"]
+    cache.put("c", features["c"])
+    assert [cache.get(text) for text in "abc"] == [features["a"], None, features["c"]]
+    nothing = TextCache(0)
+    nothing.put("a", features["a"])
+    assert nothing.get("a") is None
 
 
 def test_top_k_is_cut_to_the_gallery_and_no_query_is_no_work(searcher: Searcher, tiny_bundle: Any) -> None:
-    [results] = searcher.search([Query(tiny_bundle.images[0], "is blue", top_k=1000)])
-    assert len(results) == 12
+    assert len(ask(searcher, tiny_bundle.images[0], "is blue", top_k=1000)) == 12
     assert searcher.search([]) == []
 
 
 def test_long_texts_are_cut_and_marked(searcher: Searcher, tiny_bundle: Any) -> None:
-    image = tiny_bundle.images[0]
-    assert not searcher.prepare(Query(image, "is blue")).truncated
-    long = searcher.prepare(Query(image, "is blue " * 100))
-    assert long.truncated
-    assert len(searcher.answer([long])[0]) == 10
+    image, long = tiny_bundle.images[0], ("is blue " * 100).strip()
+    assert searcher.prepare(Query(image, "is blue")).truncated == ()
+    assert searcher.prepare(Query(image, "is blue", negative_text=long)).truncated == (long,)
+    assert len(ask(searcher, image, long)) == 12
 
 
-@pytest.mark.parametrize(("text", "top_k"), [("", 1), (" \n", 1), ("is blue", 0)])
-def test_empty_texts_and_impossible_top_k_are_refused(
-    searcher: Searcher, tiny_bundle: Any, text: str, top_k: int
-) -> None:
-    with pytest.raises(DataError):
-        searcher.search([Query(tiny_bundle.images[0], text, top_k)])
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        (Query(), "neither an image nor a text"),
+        (Query(text=" \n"), "neither an image nor a text"),
+        (Query(text="is blue", top_k=0), "top_k is too small"),
+        (Query(image_id="nobody"), "no such image"),
+    ],
+)
+def test_impossible_queries_are_refused(searcher: Searcher, query: Query, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        searcher.search([query])

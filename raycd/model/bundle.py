@@ -3,8 +3,9 @@
     manifest.json      `Manifest`: settings, metrics and the SHA-256 of every file below
     encoder/           as `Encoder.save` writes it: weights, model configuration, preprocessing
     head/              as `fusion.save` writes it
-    gallery.parquet    image_id, categories, path, feature; its metadata names the encoder that measured the features
-    index.faiss        a FlatIndex over the features, in the same order
+    gallery.parquet    image_id, categories, path, attributes, feature; its metadata names the encoder that measured the features
+    index.faiss        the structure of an `Index` over the features, in the same order
+    index.safetensors  its numbers
 
 `write` puts the folder in place when it is whole. `load` verifies every hash before anything is read.
 """
@@ -30,21 +31,24 @@ from raycd import __version__
 from raycd.config import Config
 from raycd.durable import replacing
 from raycd.errors import WeightsError
-from raycd.index import FlatIndex
+from raycd.index import FILES as INDEX_FILES
+from raycd.index import Index
 from raycd.model import encoder as encoders
-from raycd.model import fusion
+from raycd.model import fusion, sample
 from raycd.model.encoder import Encoder
 from raycd.model.fusion import HeadConfig, registry
 
-FORMAT = 1  # also in Manifest
-MANIFEST, GALLERY, INDEX = "manifest.json", "gallery.parquet", "index.faiss"
+FORMAT = 2  # also in Manifest
+MANIFEST, GALLERY = "manifest.json", "gallery.parquet"
 FILES = (
     *(f"encoder/{name}" for name in (encoders.WEIGHTS, encoders.CONFIG, encoders.PREPROCESS)),
     *(f"head/{name}" for name in (registry.WEIGHTS, registry.SETTINGS)),
     GALLERY,
-    INDEX,
+    *INDEX_FILES,
 )
 _ENCODER = b"encoder"  # key of the gallery's metadata: fingerprint of the encoder that measured the features
+_FEATURE = "feature"
+_ATTRIBUTES = pa.map_(pa.string(), pa.string())
 _AGAIN = "write the bundle again: start the run that made it once more, or take a whole copy"
 
 
@@ -61,17 +65,23 @@ class EncoderInfo(_Part):
 
 
 class IndexInfo(_Part):
-    """Which index: its kind, the images in it, feature size D."""
+    """Which index: its kind, the images in it, feature size D, recall@10 as measured, and what a search spends for it.
 
-    kind: Literal["flat"]
+    `effort` counts lists that are visited (ivf) or candidates that are kept (hnsw); 0 for flat. What was asked for
+    stands in the manifest's `config`.
+    """
+
+    kind: Literal["flat", "ivf", "hnsw"]
     size: int
     dim: int
+    recall: float
+    effort: int
 
 
 class Manifest(_Part):
     """manifest.json. `digest` is the SHA-256 of all the rest, as JSON with sorted keys."""
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     raycd: str
     created: str
     preset: str
@@ -81,6 +91,7 @@ class Manifest(_Part):
     head: dict[str, Any]
     index: IndexInfo
     metrics: dict[str, Any]
+    example_texts: list[str] = []
     digest: str = ""
 
     def own_digest(self) -> str:
@@ -91,13 +102,14 @@ class Manifest(_Part):
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle in memory, ready to answer."""
+    """A bundle in memory, ready to answer. The features of `gallery` lie in the index alone."""
 
+    folder: Path
     encoder: Encoder
     head: nn.Module
     head_config: HeadConfig
     gallery: pa.Table
-    index: FlatIndex
+    index: Index
     config: Config
     manifest: Manifest
 
@@ -108,6 +120,8 @@ def gallery_table(
     paths: Sequence[str | None],
     features_GD: NDArray[np.float32],
     fingerprint: str,
+    *,
+    attributes: Sequence[Mapping[str, str]] | None = None,
 ) -> pa.Table:
     """The searchable images: features (G, D) as the encoder of that fingerprint gives them, not normalised."""
     size, dim = features_GD.shape
@@ -116,7 +130,8 @@ def gallery_table(
         "image_id": pa.array(image_ids, pa.string()),
         "categories": pa.array(categories, pa.list_(pa.string())),
         "path": pa.array(paths, pa.string()),
-        "feature": pa.FixedSizeListArray.from_arrays(flat, dim),
+        "attributes": pa.array([list(one.items()) for one in attributes or [{}] * size], _ATTRIBUTES),
+        _FEATURE: pa.FixedSizeListArray.from_arrays(flat, dim),
     }
     assert all(len(column) == size for column in columns.values())
     return pa.table(columns).replace_schema_metadata({_ENCODER: fingerprint.encode()})
@@ -124,9 +139,14 @@ def gallery_table(
 
 def gallery_features(gallery: pa.Table) -> NDArray[np.float32]:
     """The features (G, D) of a gallery table."""
-    column = gallery["feature"].combine_chunks()
+    column = gallery[_FEATURE].combine_chunks()
     flat: NDArray[np.float32] = column.flatten().to_numpy(zero_copy_only=False)
     return flat.reshape(len(column), -1)
+
+
+def read_gallery(folder: Path) -> pa.Table:
+    """The gallery table of a bundle with its features, which `load` leaves on disk."""
+    return pq.read_table(folder / GALLERY)
 
 
 def write(
@@ -137,20 +157,24 @@ def write(
     gallery: pa.Table,
     config: Config,
     metrics: Mapping[str, Any],
+    *,
+    example_texts: Sequence[str] = (),
 ) -> Manifest:
     """Write a bundle, index included, and put it in the place of an older one when it is whole.
 
-    `gallery` is a `gallery_table`; `metrics` any JSON values that the service shall state. Raises WeightsError where
-    the parts do not fit together; then nothing has changed.
+    `gallery` is a `gallery_table`; `metrics` any JSON values that the service shall state; `example_texts` what people
+    may ask for, on which the recall of an approximate index is measured, too. Raises WeightsError where the parts do
+    not fit together; then nothing has changed.
     """
     fingerprint = encoder.fingerprint()
-    index = FlatIndex.build(gallery_features(gallery))
-    _check_fit(folder, encoder, fingerprint, head_config, gallery, index)
+    features_GD = gallery_features(gallery)
+    _check_fit(folder, encoder, fingerprint, head_config, gallery, features_GD.shape)
+    index = _build_index(encoder, head, features_GD, config, example_texts)
     with replacing(folder) as fresh:
         encoder.save(fresh / "encoder")
         fusion.save(head, head_config, fresh / "head")
         pq.write_table(gallery, fresh / GALLERY)
-        index.save(fresh / INDEX)
+        index.save(fresh)
         manifest = Manifest(
             raycd=__version__,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -159,8 +183,9 @@ def write(
             files={name: _sha256(fresh / name) for name in FILES},
             encoder=EncoderInfo(name=config.encoder.name, fingerprint=fingerprint, dim=encoder.dim),
             head=asdict(head_config),
-            index=IndexInfo(kind="flat", size=index.size, dim=index.dim),
+            index=_index_info(index),
             metrics=dict(metrics),
+            example_texts=list(example_texts),
         )
         manifest = manifest.model_copy(update={"digest": manifest.own_digest()})
         text = json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True)
@@ -171,7 +196,12 @@ def write(
 def verify(folder: Path) -> Manifest:
     """The manifest, once every file has its hash. Raises WeightsError: absent, another format, changed, incomplete."""
     manifest = _manifest(folder)
-    for name in FILES:
+    _verify_files(folder, manifest, FILES)
+    return manifest
+
+
+def _verify_files(folder: Path, manifest: Manifest, names: Sequence[str]) -> None:
+    for name in names:
         try:
             found = _sha256(folder / name)
         except OSError as error:
@@ -185,12 +215,12 @@ def verify(folder: Path) -> Manifest:
                 expected=manifest.files[name],
                 do=_AGAIN,
             )
-    return manifest
 
 
 def load(folder: Path, *, threads: int = 0) -> Bundle:
     """Read a bundle that `verify` accepts; `threads` are the index's. Raises WeightsError where its parts misfit."""
-    manifest = verify(folder)
+    manifest = _manifest(folder)
+    _verify_files(folder, manifest, [name for name in FILES if name not in INDEX_FILES])  # the index verifies its own
     try:
         config = Config.model_validate(manifest.config)
     except ValidationError as error:
@@ -202,8 +232,9 @@ def load(folder: Path, *, threads: int = 0) -> Bundle:
         ) from error
     encoder = encoders.load_saved(folder / "encoder")
     head, head_config = fusion.load(folder / "head", dim=encoder.dim)
-    gallery = pq.read_table(folder / GALLERY)
-    index = FlatIndex.load(folder / INDEX, manifest.files[INDEX], threads=threads)
+    columns = [name for name in pq.read_schema(folder / GALLERY).names if name != _FEATURE]
+    gallery = pq.read_table(folder / GALLERY, columns=columns)
+    index = Index.load(folder, manifest.files, threads=threads)
     fingerprint = encoder.fingerprint()
     if fingerprint != manifest.encoder.fingerprint:
         raise WeightsError(
@@ -212,8 +243,8 @@ def load(folder: Path, *, threads: int = 0) -> Bundle:
             expected=manifest.encoder.fingerprint,
             do=_AGAIN,
         )
-    _check_fit(folder, encoder, fingerprint, head_config, gallery, index)
-    return Bundle(encoder, head, head_config, gallery, index, config, manifest)
+    _check_fit(folder, encoder, fingerprint, head_config, gallery, (index.size, index.dim))
+    return Bundle(folder, encoder, head, head_config, gallery, index, config, manifest)
 
 
 def _manifest(folder: Path) -> Manifest:
@@ -224,7 +255,7 @@ def _manifest(folder: Path) -> Manifest:
         raise WeightsError(
             f"{folder} holds no bundle",
             got=f"{type(error).__name__}: {error}",
-            expected=f"{MANIFEST}, encoder/, head/, {GALLERY} and {INDEX}",
+            expected=f"{MANIFEST}, encoder/, head/, {GALLERY} and {', '.join(INDEX_FILES)}",
             do="name the bundle/ folder of a run that has finished",
         ) from error
     found = content.get("format") if isinstance(content, dict) else None
@@ -233,7 +264,7 @@ def _manifest(folder: Path) -> Manifest:
             f"the bundle {folder} is of another format",
             got=f"format {found}",
             expected=f"format {FORMAT}, which raycd {__version__} reads",
-            do="take the raycd that wrote it, or write it again",
+            do="run the job again that wrote it (jobs/train.py or jobs/index.py): only the bundle is written anew",
         )
     try:
         manifest = Manifest.model_validate(content)
@@ -245,9 +276,15 @@ def _manifest(folder: Path) -> Manifest:
 
 
 def _check_fit(
-    folder: Path, encoder: Encoder, fingerprint: str, head_config: HeadConfig, gallery: pa.Table, index: FlatIndex
+    folder: Path,
+    encoder: Encoder,
+    fingerprint: str,
+    head_config: HeadConfig,
+    gallery: pa.Table,
+    indexed: tuple[int, ...],
 ) -> None:
-    """Encoder, head, gallery and index belong together."""
+    """Encoder, head, gallery and index (its images and their feature size) belong together."""
+    size, dim = indexed
     measured_by = (gallery.schema.metadata or {}).get(_ENCODER, b"nobody knows what").decode()
     if measured_by != fingerprint:
         raise WeightsError(
@@ -256,14 +293,27 @@ def _check_fit(
             expected=fingerprint,
             do="embed the gallery again with the encoder of the bundle",
         )
-    sizes = {"encoder": encoder.dim, "head": head_config.dim, "index": index.dim}
-    if len(set(sizes.values())) > 1 or index.size != gallery.num_rows:
+    sizes = {"encoder": encoder.dim, "head": head_config.dim, "index": dim}
+    if len(set(sizes.values())) > 1 or size != gallery.num_rows:
         raise WeightsError(
             f"the parts of the bundle {folder} are of different size",
-            got=f"features of {sizes}, {gallery.num_rows} images in the gallery, {index.size} in the index",
+            got=f"features of {sizes}, {gallery.num_rows} images in the gallery, {size} in the index",
             expected="one feature size and as many images in the index as in the gallery",
             do="train the head, embed the gallery and build the index with the same encoder",
         )
+
+
+def _build_index(
+    encoder: Encoder, head: nn.Module, features_GD: NDArray[np.float32], config: Config, example_texts: Sequence[str]
+) -> Index:
+    queries = None
+    if example_texts and config.index.kind_for(len(features_GD)) != "flat":
+        queries = sample.queries(encoder, head, features_GD, example_texts, config)
+    return Index.build(features_GD, config.index, queries=queries, threads=config.compute.threads, seed=config.seed)
+
+
+def _index_info(index: Index) -> IndexInfo:
+    return IndexInfo(kind=index.kind, size=index.size, dim=index.dim, recall=index.recall, effort=index.effort)
 
 
 def _sha256(path: Path) -> str:

@@ -285,7 +285,7 @@ def bundle_up(context: Context, writing: Writing) -> None:
     recalls = context.recorded("evaluate", "variants")[head_config.name]["average"]
     metrics = {"protocol": context.config.evaluate.protocol, **recalls}
     manifest = bundle.write(writing.folder, tuned, head, head_config, gallery, context.config, metrics)
-    writing.record |= {"counts": {"gallery": len(ids)}, "digest": manifest.digest}
+    writing.record |= {"counts": {"gallery": len(ids)}, "digest": manifest.digest, "index": manifest.index.model_dump()}
 
 
 def _embed(context: Context, writing: Writing, source: str, texts: list[str]) -> ImageReport:

@@ -1,5 +1,6 @@
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from raycd.config import Config
+from raycd.config import Config, IndexConfig
 from raycd.errors import WeightsError
 from raycd.model import bundle, fusion
 from raycd.model.bundle import FILES, MANIFEST, Bundle
@@ -27,9 +28,12 @@ def loaded(tiny_bundle: Any) -> Bundle:
     return bundle.load(tiny_bundle.folder)
 
 
-def write(folder: Path, parts: Bundle, **changes: Any) -> None:
+def write(folder: Path, parts: Bundle, *, texts: Sequence[str] = (), **changes: Any) -> None:
+    changes.setdefault("gallery", bundle.read_gallery(parts.folder))
     parts = replace(parts, **changes)
-    bundle.write(folder, parts.encoder, parts.head, parts.head_config, parts.gallery, parts.config, {})
+    bundle.write(
+        folder, parts.encoder, parts.head, parts.head_config, parts.gallery, parts.config, {}, example_texts=texts
+    )
 
 
 def rewrite_manifest(folder: Path, **changes: Any) -> None:
@@ -39,9 +43,9 @@ def rewrite_manifest(folder: Path, **changes: Any) -> None:
 
 def test_the_manifest_says_what_the_bundle_is(tiny_bundle: Any, loaded: Bundle) -> None:
     manifest = loaded.manifest
-    assert (manifest.format, manifest.preset, manifest.encoder.name) == (1, "demo", "raycd-demo")
+    assert (manifest.format, manifest.preset, manifest.encoder.name) == (2, "demo", "raycd-demo")
     assert manifest.encoder.fingerprint == loaded.encoder.fingerprint()
-    assert manifest.index.model_dump() == {"kind": "flat", "size": 12, "dim": 96}
+    assert manifest.index.model_dump() == {"kind": "flat", "size": 12, "dim": 96, "recall": 1.0, "effort": 0}
     assert manifest.metrics == {"average": {"recall@10": 0.5}}
     assert manifest.created.endswith("+00:00")
     assert Config.model_validate(manifest.config) == loaded.config
@@ -61,7 +65,21 @@ def test_gallery_features_keep_their_values(loaded: Bundle) -> None:
     table = bundle.gallery_table(["a", "b"], [["x"], []], ["a.jpg", None], features, "f")
     assert np.array_equal(bundle.gallery_features(table), features)
     assert np.array_equal(bundle.gallery_features(table.slice(1)), features[1:])
-    assert loaded.gallery.column_names == ["image_id", "categories", "path", "feature"]
+
+
+def test_a_loaded_gallery_leaves_its_features_to_the_index(loaded: Bundle) -> None:
+    table = bundle.read_gallery(loaded.folder)
+    assert table.drop_columns("feature").equals(loaded.gallery)
+    features = loaded.index.features(np.arange(loaded.index.size))
+    assert features == pytest.approx(bundle.gallery_features(table), rel=1e-6)
+
+
+def test_an_approximate_index_is_measured_on_queries_of_example_texts(loaded: Bundle, tmp_path: Path) -> None:
+    config = loaded.config.model_copy(update={"index": IndexConfig(kind="hnsw", recall=0.9)})
+    write(tmp_path / "bundle", loaded, config=config, texts=["is blue", "has long sleeves"])
+    again = bundle.load(tmp_path / "bundle")
+    assert (again.index.kind, again.index.size, again.index.recall) == ("hnsw", 12, again.manifest.index.recall)
+    assert again.manifest.example_texts == ["is blue", "has long sleeves"]
 
 
 @pytest.mark.parametrize("name", [*FILES, MANIFEST])
@@ -76,7 +94,7 @@ def test_a_tampered_byte_in_any_file_is_refused(copy: Path, name: str) -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_a_missing_file_is_named(copy: Path, name: str) -> None:
     (copy / name).unlink()
-    with pytest.raises(WeightsError, match=f"not whole\n.*{name}"):
+    with pytest.raises(WeightsError, match=f"not whole\n.*{name}|{name} cannot be read"):
         bundle.load(copy)
 
 
@@ -89,8 +107,8 @@ def test_no_bundle_another_format_and_a_changed_manifest_are_refused(copy: Path,
     rewrite_manifest(copy, surprise=1)
     with pytest.raises(WeightsError, match="surprise"):
         bundle.load(copy)
-    rewrite_manifest(copy, format=2)
-    with pytest.raises(WeightsError, match="format 2"):
+    rewrite_manifest(copy, format=1)
+    with pytest.raises(WeightsError, match="format 1\n.*format 2.*\n.*run the job again"):
         bundle.load(copy)
     (copy / MANIFEST).write_text("[]")
     with pytest.raises(WeightsError, match="format None"):
@@ -112,7 +130,7 @@ def test_a_head_and_an_encoder_of_different_size_are_refused(loaded: Bundle, tmp
 
 
 def test_features_of_another_encoder_are_refused(loaded: Bundle, tmp_path: Path) -> None:
-    features = bundle.gallery_features(loaded.gallery)
+    features = bundle.gallery_features(bundle.read_gallery(loaded.folder))
     other = bundle.gallery_table([str(i) for i in range(12)], [[]] * 12, [None] * 12, features, "another")
     with pytest.raises(WeightsError, match="measured by another encoder"):
         write(tmp_path / "bundle", loaded, gallery=other)

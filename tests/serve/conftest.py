@@ -1,31 +1,66 @@
 """The service on a real Ray Serve, once for the tests of this folder."""
 
+from __future__ import annotations
+
 import socket
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 
+if TYPE_CHECKING:
+    from serve.args import ServeArgs
 
-@pytest.fixture(scope="session")
-def free_port() -> int:
+
+def a_free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
-@pytest.fixture(scope="module")
-def client(ray_cluster: Any, tiny_bundle: Any, free_port: int) -> Iterator[httpx.Client]:
-    """HTTP to a service that answers from the tiny bundle; requests of more than 2 MB are too large for it."""
+@pytest.fixture
+def free_port() -> int:
+    return a_free_port()
+
+
+@pytest.fixture(scope="session")
+def service_args(tiny_bundle: Any) -> ServeArgs:
+    """What the service of these tests is told: small limits, so that tests can go beyond them."""
+    from serve.args import ServeArgs
+
+    return ServeArgs(
+        bundle=str(tiny_bundle.folder), threads=1, cpus=0, max_body_bytes=2_000_000, max_batch=4, max_page=50
+    )
+
+
+@pytest.fixture(scope="session")
+def start_service(ray_cluster: Any) -> Iterator[Callable[..., str]]:
+    """Starts another application on the one Ray Serve of these tests; gives its URL."""
     from ray import serve
 
     from serve.app import build
-    from serve.schemas import ServeArgs
 
-    args = ServeArgs(bundle=str(tiny_bundle.folder), threads=1, cpus=0, max_body_bytes=2_000_000)
-    serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": free_port})
-    serve.run(build(args), name="raycd", route_prefix="/")
-    with httpx.Client(base_url=f"http://127.0.0.1:{free_port}", timeout=60) as client:
-        yield client
+    port = a_free_port()
+    serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
+
+    def start(args: ServeArgs, name: str) -> str:
+        prefix = "/" if name == "raycd" else f"/{name}"
+        serve.run(build(args), name=name, route_prefix=prefix)
+        return f"http://127.0.0.1:{port}{prefix}".rstrip("/")
+
+    yield start
     serve.shutdown()
+
+
+@pytest.fixture(scope="session")
+def service_url(start_service: Callable[..., str], service_args: ServeArgs) -> str:
+    """A service that answers from the tiny bundle."""
+    return start_service(service_args, "raycd")
+
+
+@pytest.fixture(scope="session")
+def client(service_url: str) -> Iterator[httpx.Client]:
+    """HTTP to it."""
+    with httpx.Client(base_url=service_url, timeout=60) as client:
+        yield client

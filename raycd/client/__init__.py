@@ -1,0 +1,18 @@
+"""A client of the service, over HTTP. Importing it imports neither torch nor ray.
+
+    from raycd.client import Client
+
+    with Client("http://127.0.0.1:8000") as client:
+        found = client.search(image="photo.jpg", text="is blue", top_k=5)
+        for result in found.results:
+            print(result.image_id, result.score)
+
+The answers' types are those of raycd.api. `python -m raycd.client --help` shows the same on the command line.
+"""
+
+from raycd.client.client import Client
+from raycd.client.errors import ServiceError
+from raycd.client.request import Search
+from raycd.client.retry import Retries
+
+__all__ = ["Client", "Retries", "Search", "ServiceError"]

@@ -1,0 +1,81 @@
+"""Searches from JSON Lines, answers as JSON Lines: any number of them, in the order of the lines.
+
+A line is the body of a search (raycd.api.SearchRequest), where `image` may name a file. Its answer is a BatchItem and
+the line's number. A line that is wrong gets a problem of its own and stops no other.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import cast
+
+from raycd.api import BatchItem, Limits, Problem, SearchRequest
+from raycd.client import request
+from raycd.client.client import Client
+from raycd.client.errors import ServiceError
+from raycd.client.request import Search
+from raycd.errors import DataError
+
+_ENVELOPE = 100  # bytes of a batch's body around its searches
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line that was read: a search, or what is wrong with it."""
+
+    number: int
+    search: SearchRequest | None = None
+    refusal: BatchItem | None = None
+    size: int = 0
+    """Bytes of the search in a body."""
+
+
+def answer(client: Client, lines: Iterable[bytes]) -> Iterator[tuple[int, BatchItem]]:
+    """(number of the line, its answer) for each line that is not blank. Raises ServiceError: no service, no answers."""
+    read = (_read(number, line) for number, line in enumerate(lines, start=1) if line.strip())
+    for batch in _batches(read, client.info().limits):
+        found = iter(_search(client, [line.search for line in batch if line.search is not None]))
+        for line in batch:
+            yield line.number, line.refusal or next(found)
+
+
+def _read(number: int, line: bytes) -> Line:
+    try:
+        fields = json.loads(line)
+        if not isinstance(fields, dict):
+            raise DataError(f"got {type(fields).__name__}, expected a JSON object")
+        search = request.as_json(cast(Search, fields))
+    except (ValueError, RecursionError) as error:
+        return Line(number, refusal=_refusal(f"line {number} is not JSON: {error}"))
+    except DataError as error:
+        return Line(number, refusal=_refusal(f"line {number}: {' '.join(str(error).split())}"))
+    return Line(number, search, size=len(search.model_dump_json(exclude_unset=True).encode()) + 1)
+
+
+def _refusal(detail: str) -> BatchItem:
+    return BatchItem(status=400, problem=Problem(title="Bad Request", status=400, detail=detail))
+
+
+def _batches(lines: Iterable[Line], limits: Limits) -> Iterator[list[Line]]:
+    """As many lines at once as the service takes, by their number and by their bytes."""
+    batch: list[Line] = []
+    room = limits.body_bytes - _ENVELOPE
+    for line in lines:
+        if batch and (len(batch) == limits.batch or sum(each.size for each in batch) + line.size > room):
+            yield batch
+            batch = []
+        batch.append(line)
+    if batch:
+        yield batch
+
+
+def _search(client: Client, searches: list[SearchRequest]) -> list[BatchItem]:
+    try:
+        return client.search_batch(searches).items
+    except ServiceError as error:
+        if error.status != 413 or len(searches) > 1:
+            raise
+        problem = error.problem or Problem(title="Content Too Large", status=413, detail=error.what)
+        return [BatchItem(status=413, problem=problem)]  # one image that is larger than all that the service takes

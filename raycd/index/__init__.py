@@ -1,0 +1,182 @@
+"""The index of a served gallery: which images are nearest to a query, by cosine.
+
+    index = Index.build(features, config.index)
+    scores, positions = index.search(queries, 10)
+
+A position is that of a feature it was built from. An index does not change once it is built.
+Shapes: G gallery images, B queries, N images at some positions, D feature size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, Self
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from raycd.config import IndexConfig
+from raycd.index import blocks, effort, files
+from raycd.index.blocks import Moments
+from raycd.index.flat import Flat
+from raycd.index.hnsw import Hnsw
+from raycd.index.ivf import Ivf
+from raycd.index.structure import Found, Mask, Structure
+
+FILES = files.FILES
+Kind = Literal["flat", "ivf", "hnsw"]
+_KINDS: dict[Kind, type[Flat] | type[Ivf] | type[Hnsw]] = {"flat": Flat, "ivf": Ivf, "hnsw": Hnsw}
+
+
+class Index:
+    """Gallery features in a flat, IVF or HNSW structure, with the recall that it has.
+
+    Attributes:
+        kind: flat, ivf or hnsw.
+        recall: Share of the true first 10 that a search finds, measured when it was built; 1 for flat.
+        threads: FAISS's in a search; 0 leaves them as they are. (They are set in each search, because OpenMP keeps
+            the number for each calling thread.)
+    """
+
+    def __init__(
+        self, structure: Structure, lengths_G: NDArray[np.float32], moments: Moments, recall: float, *, threads: int = 0
+    ) -> None:
+        self.kind: Kind = next(name for name, kind in _KINDS.items() if isinstance(structure, kind))
+        self.recall, self.threads = recall, threads
+        self._structure, self._lengths_G, self._moments = structure, lengths_G, moments
+
+    @classmethod
+    def build(
+        cls,
+        features_GD: NDArray[np.float32],
+        settings: IndexConfig,
+        *,
+        queries: Mapping[str, NDArray[np.float32]] | None = None,
+        threads: int = 0,
+        seed: int = 0,
+    ) -> Self:
+        """Index features (G, D) of any length.
+
+        Args:
+            queries: Real queries (Q, D), L2-normalised, by what sort they are. Each sort must have `settings.recall`.
+                Without any, images of the gallery and queries between two of them stand for them.
+        Raises:
+            WeightsError: A feature is zero or not finite.
+        """
+        if threads:
+            faiss.omp_set_num_threads(threads)
+        features_GD = np.asarray(features_GD, np.float32)
+        lengths_G = blocks.lengths(features_GD)
+        moments = blocks.moments(features_GD, lengths_G)
+        structure = _structure(features_GD, lengths_G, settings, seed)
+        recall = 1.0
+        if not isinstance(structure, Flat):
+            sorts = _sorts(features_GD, lengths_G, queries, settings, seed)
+            recall = effort.choose(structure, sorts, settings.recall)
+        return cls(structure, lengths_G, moments, recall, threads=threads)
+
+    @property
+    def size(self) -> int:
+        """G, the images in it."""
+        return int(self._structure.index.ntotal)
+
+    @property
+    def dim(self) -> int:
+        """D, the size of a feature."""
+        return int(self._structure.index.d)
+
+    @property
+    def effort(self) -> int:
+        """IVF: lists that a search visits; HNSW: candidates that it keeps; flat: 0."""
+        return self._structure.effort
+
+    def search(
+        self, query_BD: NDArray[np.float32], k: int, *, exact: bool = False, allowed: Mask | None = None
+    ) -> Found:
+        """L2-normalised queries (B, D) -> cosines (B, k) and positions (B, k), best first, then by position.
+
+        Args:
+            k: Cut to `size`. Where fewer images are allowed, position -1 and score -inf stand at the end.
+            exact: Compare with every image.
+            allowed: (G,), the images that may be found; None: all.
+        """
+        assert query_BD.shape[1] == self.dim, f"queries of {query_BD.shape[1]}, index of {self.dim}"
+        if self.threads:
+            faiss.omp_set_num_threads(self.threads)
+        query_BD, k = np.ascontiguousarray(query_BD, np.float32), min(k, self.size)
+        search = self._structure.exact if exact else self._structure.search
+        scores, positions = search(query_BD, k, allowed)
+        if not exact and (short := _short(positions, allowed)).any():
+            scores[short], positions[short] = self._structure.exact(query_BD[short], k, allowed)
+        scores[positions < 0] = -np.inf
+        order = np.lexsort((positions, -scores), axis=1)
+        return np.take_along_axis(scores, order, axis=1), np.take_along_axis(positions, order, axis=1)
+
+    def vectors(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
+        """L2-normalised features (N, D) of the images at positions (N,)."""
+        return self._structure.vectors(np.asarray(positions, np.int64))
+
+    def features(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Features (N, D) of the images at positions (N,), of the length that they had; exact to float32's rounding."""
+        return self.vectors(positions) * self._lengths_G[positions, None]
+
+    def moments(self) -> Moments:
+        """Mean and covariance of the normalised features."""
+        return self._moments
+
+    def save(self, folder: Path) -> dict[str, str]:
+        """Write FILES into a folder; returns the SHA-256 of each by its name, which `load` asks for."""
+        arrays = {"lengths": self._lengths_G, "mean": self._moments.mean_D, "covariance": self._moments.covariance_DD}
+        facts = {"kind": self.kind, "effort": str(self.effort), "recall": repr(self.recall)}
+        return files.save(folder, self._structure.index, arrays, facts)
+
+    @classmethod
+    def load(cls, folder: Path, sha256: Mapping[str, str], *, threads: int = 0) -> Self:
+        """Map what `save` wrote into memory. Raises WeightsError where a file is absent or of another hash."""
+        index, arrays, facts = files.load(folder, sha256)
+        structure = next(kind for name, kind in _KINDS.items() if name == facts["kind"])(index)
+        structure.effort = int(facts["effort"])
+        moments = Moments(arrays["mean"], arrays["covariance"])
+        return cls(structure, arrays["lengths"], moments, float(facts["recall"]), threads=threads)
+
+
+def _structure(
+    features_GD: NDArray[np.float32], lengths_G: NDArray[np.float32], settings: IndexConfig, seed: int
+) -> Flat | Ivf | Hnsw:
+    """The structure that the settings ask for, or that so many images need."""
+    size, dim = features_GD.shape
+    kind = settings.kind_for(size)
+    unit = (unit_ND for _, unit_ND in blocks.unit_blocks(features_GD, lengths_G))
+    if kind == "flat":
+        return Flat.build(unit, dim)
+    if kind == "hnsw":
+        return Hnsw.build(unit, dim, settings)
+    return Ivf.build(unit, lambda rows: features_GD[rows] / lengths_G[rows, None], size, settings, seed=seed)
+
+
+def _sorts(
+    features_GD: NDArray[np.float32],
+    lengths_G: NDArray[np.float32],
+    queries: Mapping[str, NDArray[np.float32]] | None,
+    settings: IndexConfig,
+    seed: int,
+) -> dict[str, effort.Sort]:
+    """The queries on which recall is measured, with their true first results."""
+    if queries is None:
+        rows = np.random.default_rng([seed, 10]).permutation(len(features_GD))[: settings.sample]
+        unit_QD = features_GD[rows] / lengths_G[rows, None]
+        queries = {"image": unit_QD, "between": effort.between(unit_QD, seed=seed)}
+    k = min(effort.FIRST, len(features_GD))
+    return {
+        sort: effort.Sort(query_QD, blocks.nearest(query_QD, features_GD, lengths_G, k))
+        for sort, query_QD in queries.items()
+    }
+
+
+def _short(positions_BK: NDArray[np.int64], allowed: Mask | None) -> Mask:
+    """Queries (B,) that found fewer images than there are for them."""
+    there = positions_BK.shape[1] if allowed is None else min(positions_BK.shape[1], int(allowed.sum()))
+    short: Mask = (positions_BK >= 0).sum(axis=1) < there
+    return short

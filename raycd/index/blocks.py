@@ -1,0 +1,76 @@
+"""Features a block at a time: a gallery of gigabytes is normalised, summed up and searched without a second copy of it.
+
+Shapes: G gallery images, N of them in a block, D feature size, B queries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from raycd.errors import WeightsError
+
+_BLOCK = 1 << 14  # images
+
+
+class Moments(NamedTuple):
+    """What the scores of a whole gallery are like, whatever the query: by these, a score becomes a z-score."""
+
+    mean_D: NDArray[np.float32]
+    """Mean of the normalised features."""
+    covariance_DD: NDArray[np.float32]
+    """Their covariance."""
+
+
+def unit_blocks(
+    features_GD: NDArray[np.float32], lengths_G: NDArray[np.float32]
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """The position of each block's first image, and the block (N, D), L2-normalised."""
+    for start in range(0, len(features_GD), _BLOCK):
+        yield start, features_GD[start : start + _BLOCK] / lengths_G[start : start + _BLOCK, None]
+
+
+def lengths(features_GD: NDArray[np.float32]) -> NDArray[np.float32]:
+    """L2 norms (G,). Raises WeightsError where a feature is zero or not finite."""
+    found = np.empty(len(features_GD), np.float32)
+    for start in range(0, len(found), _BLOCK):
+        found[start : start + _BLOCK] = np.linalg.norm(features_GD[start : start + _BLOCK], axis=1)
+    broken = ~np.isfinite(found) | (found == 0)
+    if broken.any():
+        raise WeightsError(
+            f"{int(broken.sum())} of {len(found)} gallery features are zero or not finite",
+            got=f"the first at position {int(broken.argmax())}",
+            do="check the encoder's weights; where embed.precision is bf16, try fp32",
+        )
+    return found
+
+
+def moments(features_GD: NDArray[np.float32], lengths_G: NDArray[np.float32]) -> Moments:
+    """Mean and covariance of the normalised features, in two passes: a catalogue's features lie close together."""
+    count, dim = features_GD.shape
+    sum_D, square_DD = np.zeros(dim), np.zeros((dim, dim))
+    for _, unit_ND in unit_blocks(features_GD, lengths_G):
+        sum_D += unit_ND.sum(axis=0, dtype=np.float64)
+    mean_D = (sum_D / count).astype(np.float32)
+    for _, unit_ND in unit_blocks(features_GD, lengths_G):
+        from_mean_ND = unit_ND - mean_D
+        square_DD += from_mean_ND.T @ from_mean_ND
+    return Moments(mean_D, (square_DD / count).astype(np.float32))
+
+
+def nearest(
+    query_BD: NDArray[np.float32], features_GD: NDArray[np.float32], lengths_G: NDArray[np.float32], k: int
+) -> NDArray[np.int64]:
+    """Positions (B, k) of the true nearest of normalised queries, in no order. k is at most G."""
+    best_score = np.full((len(query_BD), k), -np.inf, np.float32)
+    best_place = np.full((len(query_BD), k), -1, np.int64)
+    for start, unit_ND in unit_blocks(features_GD, lengths_G):
+        score, place = faiss.knn(query_BD, unit_ND, min(k, len(unit_ND)), metric=faiss.METRIC_INNER_PRODUCT)
+        score, place = np.hstack([best_score, score]), np.hstack([best_place, place + start])
+        first = np.argpartition(-score, k - 1, axis=1)[:, :k]
+        best_score, best_place = np.take_along_axis(score, first, axis=1), np.take_along_axis(place, first, axis=1)
+    return best_place

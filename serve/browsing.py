@@ -1,0 +1,114 @@
+"""GET /v1/info, /v1/gallery and /v1/images: what there is, without a search."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+from urllib.parse import quote
+
+import numpy as np
+from fastapi import APIRouter, Query, Request, Response
+
+from raycd import __version__
+from raycd.api import GalleryPage, Info, Item, Limits
+from raycd.data.images import FORMATS
+from serve import problems
+
+if TYPE_CHECKING:
+    from serve.service import SearchService
+
+PAGE = 48  # images of a page that names no limit
+_CACHED = "private, max-age=3600"
+
+
+def thumbnail(image_id: str) -> str:
+    """Where an image's thumbnail is, relative to the service."""
+    return f"v1/images/{quote(image_id, safe='')}"
+
+
+def router(service: SearchService) -> APIRouter:
+    """The routes that show."""
+    routes = APIRouter(tags=["gallery"])
+    gallery = service.searcher.gallery
+    categories, attributes = gallery.category_counts(), gallery.attribute_counts()
+
+    @routes.get("/v1/info")
+    async def info() -> Info:
+        """The model, the index, the limits and what can be filtered by."""
+        return Info(
+            version=__version__,
+            model=service.model,
+            index=service.index,
+            limits=limits(service),
+            default_top_k=service.args.top_k,
+            image_url=service.args.image_url,
+            categories=categories,
+            attributes=attributes,
+            example_texts=service.example_texts,
+        )
+
+    @routes.get("/v1/gallery", responses=problems.responses(422))
+    async def page(
+        offset: Annotated[int, Query(ge=0)] = 0,
+        limit: Annotated[int, Query(ge=1)] = PAGE,
+        category: Annotated[list[str], Query(description="one of these categories; may repeat")] = [],  # noqa: B006
+        attribute: Annotated[list[str], Query(description="name:value; may repeat")] = [],  # noqa: B006
+    ) -> GalleryPage:
+        """A page of the gallery, in its order."""
+        if limit > service.args.max_page:
+            raise problems.beyond("max_page", "too many images", got=limit, most=service.args.max_page, field="limit")
+        mask = gallery.mask(category, _attributes(attribute))
+        places = np.arange(len(gallery)) if mask is None else np.flatnonzero(mask)
+        shown = [
+            Item(
+                image_id=image_id,
+                category=gallery.category(place),
+                attributes=gallery.attributes(place),
+                thumbnail=thumbnail(image_id),
+            )
+            for place in places[offset : offset + limit].tolist()
+            for image_id in [gallery.image_id(place)]
+        ]
+        return GalleryPage(items=shown, total=len(places), offset=offset)
+
+    @routes.get(
+        "/v1/images/{image_id:path}",
+        response_class=Response,
+        responses={200: {"content": {"image/jpeg": {}}}, 304: {}, **problems.responses(404, 422)},
+    )
+    async def image(image_id: str, request: Request, size: Literal["thumbnail", "original"] = "thumbnail") -> Response:
+        """The picture of an image: a small JPEG, or its file."""
+        make = service.pictures.thumbnail if size == "thumbnail" else service.pictures.original
+        picture = await service.aside(lambda: make(image_id))
+        headers = {"ETag": picture.etag, "Cache-Control": _CACHED}
+        if picture.etag in request.headers.get("if-none-match", ""):
+            return Response(status_code=304, headers=headers)
+        return Response(picture.data, media_type=picture.media_type, headers=headers)
+
+    return routes
+
+
+def limits(service: SearchService) -> Limits:
+    """What the service takes."""
+    args = service.args
+    return Limits(
+        body_bytes=args.max_body_bytes,
+        image_pixels=args.max_pixels,
+        image_min_side=args.min_side,
+        formats=list(FORMATS),
+        text_characters=args.max_text,
+        top_k=args.max_top_k,
+        offset=args.max_offset,
+        batch=args.max_batch,
+        page=args.max_page,
+    )
+
+
+def _attributes(pairs: list[str]) -> dict[str, list[str]]:
+    """name:value, repeated -> name -> values."""
+    wanted: dict[str, list[str]] = {}
+    for pair in pairs:
+        name, colon, value = pair.partition(":")
+        if not colon or not name:
+            raise problems.invalid([{"loc": ("attribute",), "msg": f"got {pair!r}, expected name:value"}])
+        wanted.setdefault(name, []).append(value)
+    return wanted

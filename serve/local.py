@@ -1,0 +1,119 @@
+"""The Ray that the service runs on: one of its own on this machine, or the one that RAY_ADDRESS names."""
+
+import logging
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from raycd.errors import RunError
+from serve.args import ServeArgs
+
+LOOPBACK = "127.0.0.1"
+
+
+def is_ours() -> bool:
+    """Whether the Ray will be one of our own, gone with us."""
+    return not os.environ.get("RAY_ADDRESS")
+
+
+@contextmanager
+def cluster(args: ServeArgs, *, haproxy: bool = False, metrics_port: int | None = None) -> Iterator[str]:
+    """Ray for this process. Yields the URL of its metrics. `haproxy` and `metrics_port` are for a Ray of our own.
+
+    Raises:
+        RunError: The Ray of RAY_ADDRESS cannot be reached, or this machine has too little for the replicas.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # tell nobody
+    with tempfile.TemporaryDirectory(prefix="raycd-serve-", ignore_cleanup_errors=True) as scratch:
+        if is_ours() and haproxy:
+            os.environ.update(_haproxy(Path(scratch)))
+        _connect(metrics_port)
+        import ray
+
+        try:
+            if is_ours():  # a cluster may grow, a machine does not
+                check_room(args, ray.cluster_resources())  # type: ignore[no-untyped-call]
+            node = ray.nodes()[0]  # type: ignore[no-untyped-call]
+            yield f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+        finally:
+            ray.shutdown()
+
+
+def _connect(metrics_port: int | None) -> None:
+    if is_ours():
+        # Without dashboard and gone with us: a token would only leave a file in the user's HOME.
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    import ray
+
+    quiet = {"log_to_driver": False, "logging_level": logging.WARNING}
+    if is_ours():
+        # At a loopback address, metrics, too, are for this machine alone.
+        ray.init(
+            "local",
+            include_dashboard=False,
+            _node_ip_address=LOOPBACK,
+            _metrics_export_port=metrics_port,
+            **quiet,  # type: ignore[arg-type]
+        )
+        return
+    try:
+        ray.init(**quiet)  # type: ignore[arg-type]
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise RunError(
+            "the Ray cluster cannot be reached",
+            got=f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}: {error}",
+            do="start it, mend RAY_ADDRESS, or unset it to use a Ray of its own",
+        ) from error
+
+
+def _haproxy(scratch: Path) -> dict[str, str]:
+    """What makes Ray Serve start HAProxy, with files and ports of its own unless the environment names others."""
+    wanted = {
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(scratch / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(scratch / "admin.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(scratch),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(scratch / "server-state"),
+        "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
+    }
+    return {"RAY_SERVE_ENABLE_HA_PROXY": "1"} | {name: os.environ.get(name, value) for name, value in wanted.items()}
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return int(probe.getsockname()[1])
+
+
+def check_free(host: str, port: int) -> None:
+    """Raises RunError where nothing can listen on host:port."""
+    try:
+        family, kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port just left is free
+            probe.bind(address)
+            probe.listen()
+    except OSError as error:
+        raise RunError(
+            f"cannot listen on {host}:{port}",
+            got=error.strerror or error,
+            expected="an address of this machine and a free port",
+            do="stop what uses the port, or give --port another",
+        ) from error
+
+
+def check_room(args: ServeArgs, resources: dict[str, float]) -> None:
+    """Raises RunError where Ray would wait for ever for what the machine does not have."""
+    for name, each in (("CPU", args.cpus), ("GPU", args.gpus)):
+        wanted, there = args.replicas * each, resources.get(name, 0.0)
+        if wanted > there:
+            raise RunError(
+                f"this machine has too few {name}s for the replicas",
+                got=f"{there:g} {name}s",
+                expected=f"{wanted:g}: {args.replicas} replicas of {each:g}",
+                do="give fewer --replicas" if name == "CPU" else "give fewer --gpus, or 0 to run on processors",
+            )

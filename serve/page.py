@@ -1,0 +1,49 @@
+"""The page at /: plain files, without a build step and without any address outside."""
+
+from pathlib import Path
+
+from fastapi import FastAPI
+from starlette.datastructures import MutableHeaders
+from starlette.responses import FileResponse
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+FOLDER = Path(__file__).parent / "web"
+POLICY = (
+    "default-src 'self'; img-src 'self' blob: data:; style-src 'self'; script-src 'self'; connect-src 'self'; "
+    "object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
+
+
+def add(app: FastAPI) -> None:
+    """Let `app` answer / and /web/."""
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        return FileResponse(FOLDER / "index.html")
+
+    app.mount("/web", StaticFiles(directory=FOLDER), name="web")
+    app.add_middleware(Guarded)
+
+
+class Guarded:
+    """ASGI middleware: headers that keep a browser from running what others have put into a picture or a name."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        async def guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers["X-Content-Type-Options"] = "nosniff"
+                headers["Referrer-Policy"] = "no-referrer"
+                if not scope["path"].startswith(("/docs", "/static-offline-docs")):  # Swagger's page has inline parts
+                    headers["Content-Security-Policy"] = POLICY
+            await send(message)
+
+        await self.app(scope, receive, guarded)

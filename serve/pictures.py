@@ -1,0 +1,86 @@
+"""The pictures of the gallery: thumbnails, made when they are first asked for, and the files themselves."""
+
+import hashlib
+import threading
+from io import BytesIO
+from typing import NamedTuple
+
+from cachetools import LRUCache
+from PIL import Image, ImageOps
+
+from raycd.data import images
+from raycd.data.images import BrokenImage
+from raycd.errors import DataError
+from raycd.gallery import Gallery
+from serve.args import ServeArgs
+from serve.problems import ProblemError
+
+SIDE = 256  # of a thumbnail, at most
+
+
+class Picture(NamedTuple):
+    """A file as it goes over HTTP."""
+
+    data: bytes
+    media_type: str
+    etag: str
+
+    @classmethod
+    def of(cls, data: bytes, media_type: str) -> "Picture":
+        return cls(data, media_type, f'"{hashlib.sha256(data).hexdigest()[:32]}"')
+
+
+class Pictures:
+    """The pictures of a gallery, for any thread."""
+
+    def __init__(self, gallery: Gallery, args: ServeArgs) -> None:
+        self._gallery, self._args = gallery, args
+        self._thumbnails: LRUCache[str, Picture] = LRUCache(args.thumbnail_cache)
+        self._lock = threading.Lock()
+
+    def original(self, image_id: str) -> Picture:
+        """The file of an image. Raises ProblemError (404) where there is no such image or no such file."""
+        data, image = self._read(image_id)
+        return Picture.of(data, Image.MIME.get(image.format or "", "application/octet-stream"))
+
+    def thumbnail(self, image_id: str) -> Picture:
+        """A JPEG of at most SIDE pixels a side. Raises ProblemError (404) likewise."""
+        with self._lock:
+            known = self._thumbnails.get(image_id)
+        if known is None:
+            known = self._made(image_id)
+            with self._lock:
+                if self._thumbnails.maxsize:
+                    self._thumbnails[image_id] = known
+        return known
+
+    def _made(self, image_id: str) -> Picture:
+        data, _ = self._read(image_id)
+        try:
+            image = images.decode(data, max_pixels=self._args.max_pixels, min_side=1)
+        except BrokenImage as error:
+            raise _gone(image_id, error.reason) from error
+        small = ImageOps.contain(image, (SIDE, SIDE)) if max(image.size) > SIDE else image
+        buffer = BytesIO()
+        small.save(buffer, "JPEG", quality=85)
+        return Picture.of(buffer.getvalue(), "image/jpeg")
+
+    def _read(self, image_id: str) -> tuple[bytes, Image.Image]:
+        """The bytes of an image's file, and what Pillow says of its header: nothing else is ever sent."""
+        position = self._gallery.position(image_id)
+        if position is None:
+            raise ProblemError(404, f"the gallery has no image {image_id!r}")
+        path = self._gallery.path(position)
+        try:
+            if path is None:
+                raise BrokenImage("no file", reason="missing")
+            data = images.read_bytes(path)
+            return data, Image.open(BytesIO(data), formats=images.FORMATS)
+        except BrokenImage as error:
+            raise _gone(image_id, error.reason) from error
+        except (DataError, OSError, ValueError, Image.DecompressionBombError) as error:  # its message names the path
+            raise _gone(image_id, "not_an_image") from error
+
+
+def _gone(image_id: str, reason: str) -> ProblemError:
+    return ProblemError(404, f"the picture of {image_id!r} cannot be read", reason=reason)

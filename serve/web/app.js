@@ -1,0 +1,148 @@
+// The page as a whole: what is asked, which step of the trail is shown, and what each action leads to.
+
+import * as answer from "./answer.js";
+import { byId } from "./element.js";
+import { clearFilters, fillForm, readForm, resetOptions, setForm, showWeights } from "./form.js";
+import { startPicker } from "./picker.js";
+import { fromLink, isEmpty, isSame, toLink } from "./query.js";
+import { referenceImage, refuseReference, showReference, startReference } from "./reference.js";
+import { getInfo, newest, search } from "./service.js";
+import { START, follow, showTrail } from "./trail.js";
+import { fileOf, isLost } from "./uploads.js";
+
+const nextSignal = newest();
+let info = null;
+let trail = START;
+let asked = null; // the query whose results are shown or on their way
+let refining = false; // the reference was taken from the results; what should differ from it is not said yet
+let waiting = false; // for an image that was uploaded in another visit
+
+start();
+
+async function start() {
+  answer.showBusy("Starting…");
+  try {
+    info = await getInfo();
+  } catch (problem) {
+    answer.showFailure(problem, null, start);
+    return;
+  }
+  fillForm(info, (text) => { byId("text").value = text; submit(); });
+  startReference(info, () => { setReference(referenceImage(), false); if (waiting && referenceImage()) submit(); });
+  startPicker(info, pick);
+  listen();
+  answer.showAbout(info);
+  byId("query").inert = false;
+  open();
+}
+
+function listen() {
+  const form = byId("query");
+  form.addEventListener("submit", (event) => { event.preventDefault(); submit(); });
+  form.addEventListener("input", showWeights);
+  form.addEventListener("change", (event) => {
+    const settles = event.target.closest("#filters, #options"); // words and images wait for the button
+    if (settles && asked && !refining && isSame(asked.image, referenceImage())) submit();
+  });
+  byId("text").addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    event.preventDefault();
+    submit();
+  });
+  byId("reset").addEventListener("click", () => { resetOptions(); if (asked && !refining) submit(); });
+  byId("more").addEventListener("click", (event) => askMore(event.detail === 0));
+  byId("link").addEventListener("click", () => answer.copyLink(asked));
+  window.addEventListener("popstate", open);
+}
+
+/** Show what the address and its history entry say: after a reload, a step back, or from somebody's link. */
+function open() {
+  trail = history.state?.trail ?? follow(START, fromLink(location.search), false);
+  showStep();
+}
+
+function goTo(place) {
+  trail = { ...trail, at: place };
+  remember();
+  showStep();
+}
+
+function showStep() {
+  const query = trail.steps[trail.at];
+  const signal = nextSignal(); // what was on its way belongs to another step
+  refining = false;
+  waiting = isLost(query.image);
+  asked = null;
+  setForm(query);
+  showSteps();
+  if (waiting) answer.showWaiting(query.image);
+  else if (isEmpty(query)) answer.showStart(info, signal, pick);
+  else ask(query);
+}
+
+/** Ask what the form says. */
+function submit() {
+  const query = readForm();
+  if (isEmpty(query)) {
+    answer.showUnasked();
+    byId("text").focus();
+  } else if (!isLost(query.image)) {
+    trail = follow(trail, query, refining);
+    refining = waiting = false;
+    remember();
+    showSteps();
+    ask(query).then(answer.bringIntoView);
+  }
+}
+
+/** Into the address and the browser's history, so that Back, reloading and links work. */
+function remember() {
+  const link = toLink(trail.steps[trail.at]);
+  const known = history.state?.trail && isSame(history.state.trail, trail);
+  history[known ? "replaceState" : "pushState"]({ trail }, "", link ? `?${link}` : location.pathname);
+}
+
+async function ask(query) {
+  asked = query;
+  document.title = query.text ? `${query.text} · raycd` : "raycd";
+  answer.showBusy("Searching…");
+  try {
+    const found = await search(query, fileOf(query.image), 0, nextSignal());
+    answer.show(found, info, query, { onUse: refine, onClear: () => { clearFilters(); submit(); } });
+  } catch (problem) {
+    if (problem.name === "AbortError") return;
+    if (problem.reason || [404, 413, 415].includes(problem.status)) refuseReference();
+    answer.showFailure(problem, info.limits, () => ask(query));
+  }
+}
+
+async function askMore(byKeyboard) {
+  answer.showMoreBusy(true);
+  try {
+    const found = await search(asked, fileOf(asked.image), answer.shown(), nextSignal());
+    answer.showMore(found, info, { onUse: refine, byKeyboard });
+  } catch (problem) {
+    if (problem.name !== "AbortError") answer.showFailure(problem, info.limits, () => ask(asked));
+  } finally {
+    answer.showMoreBusy(false);
+  }
+}
+
+const pick = (imageId) => setReference({ id: imageId }, false);
+const refine = (imageId) => setReference({ id: imageId }, true);
+
+/** Take another reference image; what should differ from it is said next. */
+function setReference(image, fromResults) {
+  refining = fromResults;
+  showReference(image);
+  if (refining) {
+    byId("text").value = "";
+    answer.showRefining();
+  }
+  showSteps();
+  if (image) byId("text").focus();
+}
+
+function showSteps() {
+  showTrail(trail, refining ? referenceImage() : null, goTo);
+}

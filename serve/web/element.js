@@ -1,0 +1,25 @@
+// Builds DOM nodes. What the service or the user said goes in as text, never as markup.
+
+export const byId = (id) => document.getElementById(id);
+
+/** A new node. A child that is null is left out; strings become text. */
+export function element(tag, properties = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (name in node) node[name] = value;
+    else node.setAttribute(name, value);
+  }
+  node.append(...children.filter((child) => child !== null));
+  return node;
+}
+
+/** A picture that says so when its file is gone, rather than showing the browser's broken image. */
+export function picture(address, alt) {
+  const image = element("img", { alt, loading: "lazy", decoding: "async" });
+  image.addEventListener("error", () => image.replaceWith(element("span", { className: "gone" }, "no picture")));
+  image.src = address;
+  return image;
+}
+
+/** "3,000 images" */
+export const count = (number, noun) => `${number.toLocaleString("en")} ${noun}${number === 1 ? "" : "s"}`;

@@ -1,0 +1,92 @@
+// The form: words, filters and options. It is filled from what the service offers, read as a query, and set from one.
+
+import { byId, element } from "./element.js";
+import { BLANK } from "./query.js";
+import { referenceImage, showReference } from "./reference.js";
+
+const COUNTS = [6, 12, 24, 48, 96, 192];
+const OPTIONS = ["negative_text", "image_weight", "text_weight", "top_k", "exclude_reference", "exact"];
+const FEW = 12; // more values than this are folded away
+
+const form = byId("query");
+let most = 0; // results at a time
+
+/** Offer what the service has: examples, categories, attributes, numbers of results. */
+export function fillForm(info, onExample) {
+  byId("examples").replaceChildren(...info.example_texts.slice(0, 6).map((text) =>
+    element("button", { type: "button", className: "chip", onclick: () => onExample(text) }, text)));
+  const facets = Object.entries(info.attributes).map(([name, values]) => choices(name, "attribute", values, name));
+  const categories = Object.keys(info.categories).length > 1 ? [choices("Only in", "category", info.categories)] : [];
+  byId("filters").replaceChildren(...categories, ...facets);
+  most = info.limits.top_k;
+  form.top_k.replaceChildren(...COUNTS.filter((number) => number <= most).map((number) => new Option(number)));
+}
+
+/** The query that the form says, with the reference image. */
+export function readForm() {
+  const query = { ...BLANK, image: referenceImage(), category: [], attributes: {} };
+  query.text = form.text.value.trim();
+  query.negative_text = form.negative_text.value.trim();
+  for (const name of ["image_weight", "text_weight", "top_k"]) query[name] = Number(form[name].value);
+  for (const name of ["exclude_reference", "exact"]) query[name] = form[name].checked;
+  for (const box of byId("filters").querySelectorAll("input:checked")) {
+    if (box.name === "category") query.category.push(box.value);
+    else (query.attributes[box.dataset.attribute] ??= []).push(box.value);
+  }
+  return query;
+}
+
+/** Make the form say `query`. A value that the form does not offer, from a link, is taken up. */
+export function setForm(query) {
+  showReference(query.image);
+  for (const name of ["text", "negative_text", "image_weight", "text_weight"]) form[name].value = query[name];
+  setCount(Math.min(query.top_k, most));
+  for (const name of ["exclude_reference", "exact"]) form[name].checked = query[name];
+  for (const box of byId("filters").querySelectorAll("input")) {
+    const wanted = box.name === "category" ? query.category : query.attributes[box.dataset.attribute] ?? [];
+    box.checked = wanted.includes(box.value);
+    if (box.checked && box.closest("details")) box.closest("details").open = true;
+  }
+  if (OPTIONS.some((name) => query[name] !== BLANK[name])) byId("options").open = true;
+  showWeights();
+}
+
+/** Options as they were at first; the words and filters stay. */
+export function resetOptions() {
+  setForm({ ...readForm(), ...Object.fromEntries(OPTIONS.map((name) => [name, BLANK[name]])) });
+}
+
+/** Forget the filters. */
+export function clearFilters() {
+  for (const box of byId("filters").querySelectorAll("input")) box.checked = false;
+}
+
+/** The numbers beside the sliders. */
+export function showWeights() {
+  for (const output of form.querySelectorAll("output")) {
+    output.value = Number(form[output.htmlFor.value].value).toFixed(1);
+  }
+}
+
+/** A number that is not offered, from a link or a small limit, is added in its place. */
+function setCount(number) {
+  const options = [...form.top_k.options];
+  if (!options.some((option) => Number(option.value) === number)) {
+    form.top_k.add(new Option(number), options.find((option) => Number(option.value) > number) ?? null);
+  }
+  form.top_k.value = number;
+}
+
+function choices(title, name, values, attribute = "") {
+  const boxes = Object.entries(values).map(([value, number]) => {
+    const box = element("input", { type: "checkbox", name, value, className: "unseen" });
+    box.dataset.attribute = attribute;
+    const tally = element("small", {}, number.toLocaleString("en"));
+    return element("label", { className: "chip" }, box, element("span", {}, value), tally);
+  });
+  if (boxes.length <= FEW && !attribute) {
+    return element("fieldset", {}, element("legend", {}, title), element("div", { className: "chips" }, ...boxes));
+  }
+  const group = element("div", { className: "chips", role: "group", "aria-label": title }, ...boxes);
+  return element("details", { className: "fold" }, element("summary", {}, title), group);
+}

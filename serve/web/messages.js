@@ -1,0 +1,63 @@
+// Clear words for what went wrong and for what is not there.
+
+import { count, element } from "./element.js";
+
+const REASONS = {
+  empty: () => ["This file is empty", "Choose another image."],
+  not_an_image: (limits) => ["This file is not an image", `The service reads ${list(limits.formats)}.`],
+  truncated: () => ["This image is damaged", "Its end is missing or it cannot be decoded. Save it anew or choose another."],
+  too_small: (limits) => ["This image is too small", `Each side needs at least ${count(limits.image_min_side, "pixel")}.`],
+  too_large: (limits) => ["This image has too many pixels",
+    `It may have at most ${Math.floor(limits.image_pixels / 1e6)} million. Make it smaller, or choose another.`],
+  missing: () => ["This image's file is gone", "The gallery knows the image, but cannot read it. Choose another."],
+};
+const STATUS = {
+  0: () => ["The service cannot be reached", "Check that it is running and that you are connected."],
+  403: () => ["This address is not allowed", "Save the image and choose its file instead."],
+  404: () => ["This image is not in the gallery", "It may have been removed. Choose another reference."],
+  413: (limits) => ["This image is too large", tooLarge(limits)],
+  415: (limits) => ["This kind of file cannot be searched with", `The service reads ${list(limits.formats)}.`],
+  500: () => ["The service failed on this search", "Its log says why."],
+  503: () => ["The service is busy", "It has more searches than it can answer at once."],
+};
+Object.assign(STATUS, { 429: STATUS[503], 502: STATUS[0], 504: STATUS[0] });
+const UNCLEAR = () => ["This search cannot be answered", "Something in it needs a change."];
+const NO_RETRY = new Set([400, 403, 404, 413, 415, 422]);
+
+export const tooLarge = (limits) =>
+  `A file may have at most ${(limits.body_bytes / 1e6).toLocaleString("en", { maximumFractionDigits: 1 })} MB.`;
+export const list = (words) => new Intl.ListFormat("en", { type: "disjunction" }).format(words);
+
+/** Show in `place` what went wrong, with a way on: `onRetry` where trying again may help. */
+export function showProblem(place, problem, limits, onRetry) {
+  const words = REASONS[problem.reason] ?? STATUS[problem.status]
+    ?? (problem.status >= 500 ? STATUS[500] : UNCLEAR);
+  const [title, advice] = words(limits);
+  const said = problem.detail
+    ? element("details", { open: words === UNCLEAR }, element("summary", {}, "What the service said"), element("p", {}, problem.detail)) : null;
+  const retry = NO_RETRY.has(problem.status) ? null : retryButton(problem.retryAfter, onRetry);
+  show(place, "wrong", title, advice, retry, said);
+}
+
+/** Show in `place` that something is not there, with a button that leads on where there is one. */
+export function showEmpty(place, title, advice, action = null, onAction = null) {
+  const button = action ? element("button", { type: "button", onclick: onAction }, action) : null;
+  show(place, "nothing", title, advice, button);
+}
+
+function show(place, kind, title, advice, ...rest) {
+  place.replaceChildren(
+    element("div", { className: `message ${kind}` }, element("h2", {}, title), element("p", {}, advice), ...rest));
+}
+
+/** Counts down what the service asked to wait; until then it cannot be pressed. */
+function retryButton(seconds, onRetry) {
+  const button = element("button", { type: "button", onclick: onRetry });
+  const tick = (left) => {
+    button.disabled = left > 0;
+    button.textContent = left > 0 ? `Try again in ${left} s` : "Try again";
+    if (left > 0) setTimeout(tick, 1000, left - 1);
+  };
+  tick(Math.ceil(seconds));
+  return button;
+}

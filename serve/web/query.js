@@ -1,0 +1,65 @@
+// What is asked. A query is a plain object with the API's names; `image` is null, {id}, {url} or {upload, name}, where
+// `upload` is the key of a file that this page holds in memory. It becomes a request, and a link that reopens it.
+
+export const BLANK = {
+  image: null, text: "", negative_text: "", image_weight: 1, text_weight: 1, top_k: 24, category: [], attributes: {},
+  exclude_reference: true, exact: false,
+};
+const WORDS = ["text", "negative_text"];
+const NUMBERS = { image_weight: [0, 10], text_weight: [0, 10], top_k: [1, Infinity] };
+const SWITCHES = ["exclude_reference", "exact"];
+
+export const isEmpty = (query) => query.image === null && query.text === "";
+export const isSame = (one, other) => JSON.stringify(one) === JSON.stringify(other);
+
+/** Body and headers of the request: JSON, or a form where a file goes with it. */
+export function request(query, file, offset) {
+  const { image, exclude_reference, ...fields } = query;
+  fields.offset = offset;
+  if (image?.id !== undefined) Object.assign(fields, { image_id: image.id, exclude_reference });
+  if (image?.url !== undefined) fields.image_url = image.url;
+  if (!file) return { body: JSON.stringify(fields), headers: { "Content-Type": "application/json" } };
+  const form = new FormData();
+  form.append("image", file, file.name || "pasted");
+  for (const [name, value] of Object.entries(fields)) {
+    if (name === "category") value.forEach((category) => form.append(name, category));
+    else form.append(name, name === "attributes" ? JSON.stringify(value) : value);
+  }
+  return { body: form };
+}
+
+/** The query as the part of a link behind "?"; what is as usual is left out. An upload leaves only its name. */
+export function toLink(query) {
+  const link = new URLSearchParams();
+  if (query.image?.id !== undefined) link.set("image_id", query.image.id);
+  if (query.image?.url !== undefined) link.set("image_url", query.image.url);
+  if (query.image?.upload !== undefined) link.set("upload", query.image.name);
+  for (const name of [...WORDS, ...Object.keys(NUMBERS), ...SWITCHES]) {
+    if (query[name] !== BLANK[name]) link.set(name, query[name]);
+  }
+  query.category.forEach((category) => link.append("category", category));
+  for (const [name, values] of Object.entries(query.attributes)) {
+    values.forEach((value) => link.append("attribute", `${name}:${value}`));
+  }
+  return link.toString();
+}
+
+/** The query of a link; what makes no sense in it is as usual. */
+export function fromLink(search) {
+  const link = new URLSearchParams(search);
+  const query = { ...BLANK, category: link.getAll("category"), attributes: {} };
+  if (link.has("image_id")) query.image = { id: link.get("image_id") };
+  else if (link.has("image_url")) query.image = { url: link.get("image_url") };
+  else if (link.has("upload")) query.image = { upload: null, name: link.get("upload") };
+  for (const name of WORDS) query[name] = link.get(name) ?? "";
+  for (const [name, [low, high]] of Object.entries(NUMBERS)) {
+    const value = parseFloat(link.get(name));
+    if (value >= low && value <= high) query[name] = value;
+  }
+  for (const name of SWITCHES) if (link.has(name)) query[name] = link.get(name) === "true";
+  for (const pair of link.getAll("attribute")) {
+    const colon = pair.indexOf(":");
+    if (colon > 0) (query.attributes[pair.slice(0, colon)] ??= []).push(pair.slice(colon + 1));
+  }
+  return query;
+}

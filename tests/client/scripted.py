@@ -1,0 +1,121 @@
+"""A server's script: what it is to answer, and what it was asked; and the bodies that a service answers with."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+JSON, PROBLEM = "application/json", "application/problem+json"
+
+
+class Asked(NamedTuple):
+    """A request as it came."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class Reply(NamedTuple):
+    """What to answer; status 0 ends the connection without a word."""
+
+    status: int = 200
+    body: Any = b""
+    kind: str = JSON
+    headers: dict[str, str] = {}  # noqa: RUF012
+
+
+@dataclass
+class Service:
+    """What the server answers, in turn, and was asked."""
+
+    url: str = ""
+    replies: list[Reply] = field(default_factory=list)
+    asked: list[Asked] = field(default_factory=list)
+
+    def answers(self, *replies: Reply) -> None:
+        self.replies.extend(replies)
+
+
+@dataclass
+class Waits:
+    """A clock that only `sleep` moves."""
+
+    seconds: list[float] = field(default_factory=list)
+
+    def sleep(self, seconds: float) -> None:
+        self.seconds.append(seconds)
+
+    def clock(self) -> float:
+        return sum(self.seconds)
+
+
+MODEL = {
+    "preset": "demo",
+    "encoder": "raycd-demo",
+    "fingerprint": "0123456789ab",
+    "head": "clip_cd",
+    "protocol": "original",
+    "metrics": {},
+}
+INDEX = {"kind": "flat", "size": 3, "version": 1, "recall": 1.0}
+
+
+def item(image_id: str, **more: Any) -> dict[str, Any]:
+    thumbnail = f"v1/images/{image_id}"
+    return {"image_id": image_id, "category": "dress", "attributes": {"colour": "blue"}, "thumbnail": thumbnail, **more}
+
+
+def found(*image_ids: str, warnings: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The body of a SearchResponse."""
+    explanation = {"image": 0.5, "text": None}
+    results = [item(name, score=0.75, relative_score=2.5, explanation=explanation) for name in image_ids]
+    return {
+        "results": results,
+        "total": 3,
+        "model": MODEL,
+        "index": INDEX,
+        "warnings": list(warnings),
+        "timings": {"total": 1.5},
+    }
+
+
+def info(**limits: Any) -> dict[str, Any]:
+    """The body of an Info."""
+    usual = {
+        "body_bytes": 20_000_000,
+        "image_pixels": 50_000_000,
+        "image_min_side": 8,
+        "formats": ["JPEG", "PNG"],
+        "text_characters": 1000,
+        "top_k": 200,
+        "offset": 1000,
+        "batch": 32,
+        "page": 200,
+    }
+    return {
+        "version": "0.1.0",
+        "model": MODEL,
+        "index": INDEX,
+        "limits": usual | limits,
+        "default_top_k": 10,
+        "image_url": False,
+        "categories": {"dress": 3},
+        "attributes": {"colour": {"blue": 3}},
+        "example_texts": ["is blue"],
+    }
+
+
+def problem(status: int, detail: str, **members: Any) -> dict[str, Any]:
+    """The body of a Problem."""
+    return {"type": "about:blank", "title": "Problem", "status": status, "detail": detail, **members}
+
+
+def refusal(status: int, detail: str = "no", *, after: str | None = None, **members: Any) -> Reply:
+    """A problem document as the service answers it."""
+    return Reply(status, problem(status, detail, **members), PROBLEM, {"Retry-After": after} if after else {})

@@ -1,0 +1,38 @@
+"""How the tests of this folder ask, and what they expect of every problem document."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from typing import Any
+
+import httpx
+from PIL import Image
+
+
+def png(image: Image.Image) -> bytes:
+    buffer = BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def ask(client: httpx.Client, image: bytes | None = None, **fields: Any) -> httpx.Response:
+    """POST /v1/search as a form."""
+    files: dict[str, Any] = {} if image is None else {"image": ("photo.png", image, "image/png")}
+    return client.post("/v1/search", files={**files, **{name: (None, str(value)) for name, value in fields.items()}})
+
+
+def problem(response: httpx.Response, status: int) -> dict[str, Any]:
+    """The problem document, which says nothing of the inside."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    body = dict(response.json())
+    assert (body["type"], body["status"]) == ("about:blank", status)
+    assert body["title"]
+    assert body["detail"]
+    assert not any(secret in response.text for secret in ("Traceback", "/tmp/", ".py", "site-packages"))
+    return body
+
+
+def fields(body: dict[str, Any]) -> list[str]:
+    """The fields that a problem names."""
+    return [error["field"] for error in body["errors"]]

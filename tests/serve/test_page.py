@@ -1,0 +1,373 @@
+"""The page in a real Chromium, over a real service."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from io import BytesIO
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+from playwright.sync_api import Browser, Error, Locator, Page, Route, expect, sync_playwright
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+PHONE: Any = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
+DROP = """([selector, kind, name, bytes]) => {
+    const data = new DataTransfer();
+    data.items.add(new File([new Uint8Array(bytes)], name, {type: "image/png"}));
+    const target = document.querySelector(selector);
+    const given = kind === "drop" ? new DragEvent(kind, {dataTransfer: data, bubbles: true, cancelable: true})
+        : new ClipboardEvent(kind, {clipboardData: data, bubbles: true, cancelable: true});
+    target.dispatchEvent(given);
+}"""
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (Debian, Ubuntu: apt-get install chromium)")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def complaints() -> list[str]:
+    """What the browser complains about. A test that provokes it clears it; nothing may be left."""
+    return []
+
+
+@pytest.fixture
+def open_page(browser: Browser, service_url: str, complaints: list[str]) -> Iterator[Callable[..., Page]]:
+    """Opens the page in a context of its own, with what follows its address, and waits until it is ready."""
+    contexts = []
+    addresses: list[str] = []
+
+    def open_page(link: str = "", **options: Any) -> Page:
+        context = browser.new_context(reduced_motion="reduce", **options)
+        contexts.append(context)
+        context.set_default_timeout(10_000)
+        page = context.new_page()
+        page.on("request", lambda request: addresses.append(request.url))
+        page.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.goto(f"{service_url}/{link}")
+        expect(page.locator("#query")).not_to_have_attribute("inert", "")
+        expect(page.locator("#results")).not_to_have_attribute("aria-busy", "true")
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert [address for address in addresses if not address.startswith((f"{service_url}/", "blob:"))] == []
+    assert complaints == []
+
+
+@pytest.fixture
+def page(open_page: Callable[..., Page]) -> Page:
+    return open_page()
+
+
+@pytest.fixture(scope="module")
+def info(service_url: str) -> dict[str, Any]:
+    """What the service says of itself."""
+    return dict(httpx.get(f"{service_url}/v1/info").raise_for_status().json())
+
+
+def photo() -> bytes:
+    """A PNG that the gallery does not have."""
+    buffer = BytesIO()
+    Image.radial_gradient("L").resize((64, 64)).convert("RGB").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def upload(page: Page, data: bytes, name: str = "photo.png", kind: str = "image/png") -> None:
+    page.set_input_files("#file", {"name": name, "mimeType": kind, "buffer": data})
+
+
+def ask(page: Page, text: str) -> None:
+    """Type, press Enter and wait for the answer."""
+    page.fill("#text", text)
+    page.press("#text", "Enter")
+    answered(page)
+
+
+def answered(page: Page) -> None:
+    expect(page.locator("#results")).not_to_have_attribute("aria-busy", "true")
+    expect(cards(page).first).to_be_visible()
+
+
+def cards(page: Page) -> Locator:
+    return page.locator(".card")
+
+
+def found(page: Page) -> list[str | None]:
+    """The ids of the results, in their order."""
+    return [picture.get_attribute("href") for picture in page.locator(".card .picture").all()]
+
+
+def pick(page: Page, place: int = 0) -> str:
+    """Pick an image from the gallery; its id."""
+    page.click("#pick")
+    page.locator("#picker .tile").nth(place).click()
+    return page.locator("#reference figcaption").inner_text()
+
+
+def test_chosen_file_is_searched_with(page: Page) -> None:
+    upload(page, photo())
+    expect(page.locator("#preview")).to_be_visible()
+    ask(page, "is blue")
+    assert "upload=photo.png&text=is+blue" in page.url
+
+
+@pytest.mark.parametrize("kind", ["drop", "paste"])
+def test_dropped_or_pasted_image_is_searched_with(page: Page, kind: str) -> None:
+    page.evaluate(DROP, ["#results", kind, "given.png", list(photo())])
+    expect(page.locator("#reference figcaption")).to_have_text("given.png")
+    page.get_by_role("button", name="Search", exact=True).click()
+    answered(page)
+
+
+def test_image_of_the_gallery_is_searched_with_and_stays_out_of_the_results(page: Page) -> None:
+    image_id = pick(page)
+    ask(page, "is blue")
+    assert f"image_id={image_id}" in page.url
+    assert f"v1/images/{image_id}?size=original" not in found(page)
+
+
+def test_gallery_shows_the_chosen_category_only(page: Page, info: dict[str, Any]) -> None:
+    category, number = next(iter(info["categories"].items()))
+    page.click("#pick")
+    page.select_option("#picker-category", category)
+    expect(page.locator("#picker-place")).to_contain_text(f"of {number:,}")
+    page.keyboard.press("Escape")
+    expect(page.locator("#picker")).to_be_hidden()
+
+
+def test_example_is_asked_at_a_click(page: Page, info: dict[str, Any]) -> None:
+    pick(page)
+    page.locator("#examples button").first.click()
+    answered(page)
+    expect(page.locator("#text")).to_have_value(info["example_texts"][0])
+
+
+def test_category_filters_the_results(page: Page, info: dict[str, Any]) -> None:
+    category, number = next(iter(info["categories"].items()))
+    ask(page, "is blue")
+    page.locator("#filters label", has_text=category).first.click()
+    expect(page.locator("#status")).to_contain_text(f"of {number:,} image")
+    assert f"category={category}" in page.url
+
+
+def test_attribute_filters_the_results(page: Page, open_page: Callable[..., Page], info: dict[str, Any]) -> None:
+    if not info["attributes"]:
+        pytest.skip("the images of this gallery have no attributes")
+    name, values = next(iter(info["attributes"].items()))
+    value, number = next(iter(values.items()))
+    ask(page, "is blue")
+    page.locator("#filters summary", has_text=name).click()
+    page.locator("#filters details label", has_text=value).first.click()
+    expect(page.locator("#status")).to_contain_text(f"of {number:,} image")
+    again = open_page(page.url[page.url.index("?") :])
+    expect(again.get_by_role("checkbox", name=value).first).to_be_checked()
+    assert found(again) == found(page)
+
+
+def test_filter_that_nothing_passes_can_be_cleared(open_page: Callable[..., Page]) -> None:
+    page = open_page("?text=is+blue&category=none-such")
+    expect(page.get_by_text("No image passes these filters")).to_be_visible()
+    page.get_by_role("button", name="Clear the filters").click()
+    answered(page)
+
+
+def test_result_becomes_the_reference_and_the_trail_leads_back(page: Page) -> None:
+    first = pick(page)
+    ask(page, "is blue")
+    before = found(page)
+    cards(page).nth(1).get_by_role("button", name="Use as reference").click()
+    expect(page.locator("#text")).to_be_focused()
+    ask(page, "has long sleeves")
+    steps = page.locator("#trail button")
+    expect(steps).to_have_text(["is blue", "has long sleeves"])
+    expect(steps.nth(1)).to_have_attribute("aria-current", "step")
+
+    steps.nth(0).click()
+    expect(page.locator("#reference figcaption")).to_have_text(first)
+    answered(page)
+    assert found(page) == before
+    page.go_back()
+    expect(page.locator("#text")).to_have_value("has long sleeves")
+
+
+def test_link_reopens_the_same_results(page: Page, open_page: Callable[..., Page]) -> None:
+    pick(page, 2)
+    page.locator("#options summary").click()
+    page.fill("#negative_text", "stripes")
+    page.fill("#image_weight", "0.5")
+    page.locator("#filters input").first.check(force=True)
+    ask(page, "is red & has a belt")
+    again = open_page(page.url[page.url.index("?") :])
+    answered(again)
+    assert found(again) == found(page)
+    expect(again.locator("#negative_text")).to_have_value("stripes")
+
+
+def test_link_of_an_upload_asks_for_the_image_and_then_goes_on(open_page: Callable[..., Page]) -> None:
+    page = open_page("?upload=mine.png&text=is+blue")
+    expect(page.locator("#message")).to_contain_text("This search needs your image again")
+    upload(page, photo(), "mine.png")
+    answered(page)
+
+
+def test_explanation_shows_on_hover_and_on_focus(page: Page) -> None:
+    pick(page)
+    ask(page, "is blue")
+    why = page.locator(".why")
+    page.mouse.move(0, 0)
+    expect(why.nth(1)).to_have_css("opacity", "0")
+    cards(page).nth(1).hover()
+    expect(why.nth(1)).to_have_css("opacity", "1")
+    page.locator(".use").nth(2).focus()
+    expect(why.nth(2)).to_have_css("opacity", "1")
+    expect(why.nth(2)).to_contain_text("image alone")
+
+
+def test_more_results_follow_the_first(page: Page) -> None:
+    page.locator("#options summary").click()
+    page.select_option("#top_k", "6")
+    ask(page, "is blue")
+    expect(cards(page)).to_have_count(6)
+    page.get_by_role("button", name="More results").click()
+    expect(cards(page)).to_have_count(12)
+    assert len(set(found(page))) == 12
+
+
+def test_keyboard_alone_searches_and_refines(page: Page) -> None:
+    def tab_to(selector: str) -> None:
+        for _ in range(100):
+            page.keyboard.press("Tab")
+            if page.evaluate("selector => document.activeElement.matches(selector)", selector):
+                return
+        raise AssertionError(f"the Tab key does not reach {selector}")
+
+    page.keyboard.press("Tab")
+    expect(page.locator(".skip")).to_be_focused()
+    tab_to("#text")
+    page.keyboard.type("is blue")
+    page.keyboard.press("Enter")
+    answered(page)
+    tab_to(".use")
+    page.keyboard.press("ArrowRight")
+    expect(page.locator(".use").nth(1)).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.locator("#text")).to_be_focused()
+    expect(page.locator("#trail .pending")).to_be_visible()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_phone_never_scrolls_sideways(open_page: Callable[..., Page], scheme: str) -> None:
+    page = open_page(color_scheme=scheme, **PHONE)
+    width = "document.documentElement.scrollWidth"
+    assert page.evaluate(width) == 360
+    page.locator("#options summary").click()
+    pick(page)
+    ask(page, "has " + "very" * 60 + " long sleeves")
+    cards(page).first.get_by_role("button", name="Use as reference").click()
+    assert page.evaluate(width) == 360
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [(b"not an image", "This file is not an image"), (photo()[:200], "This image is damaged")],
+)
+def test_broken_image_is_told_in_clear_words(page: Page, complaints: list[str], data: bytes, words: str) -> None:
+    upload(page, data)
+    page.fill("#text", "is blue")
+    page.press("#text", "Enter")
+    expect(page.locator("#message h2")).to_have_text(words)
+    complaints.clear()  # the browser's own line about status 422
+
+
+def test_large_file_is_refused_before_it_is_sent(page: Page, info: dict[str, Any]) -> None:
+    upload(page, bytes(info["limits"]["body_bytes"]))
+    expect(page.locator("#reference-problem")).to_contain_text("too large")
+    expect(page.locator("#reference figure")).to_be_hidden()
+
+
+def test_unknown_image_of_a_link_is_told(open_page: Callable[..., Page], complaints: list[str]) -> None:
+    page = open_page("?image_id=none-such&text=is+blue")
+    expect(page.locator("#message")).to_contain_text("not in the gallery")
+    complaints.clear()
+
+
+def test_busy_service_says_when_to_try_again(page: Page, complaints: list[str]) -> None:
+    def busy(route: Route) -> None:
+        body = json.dumps({"title": "Service Unavailable", "status": 503, "detail": "the queue is full"})
+        route.fulfill(status=503, headers={"Retry-After": "1"}, content_type="application/problem+json", body=body)
+
+    page.route("**/v1/search", busy)
+    page.fill("#text", "is blue")
+    page.press("#text", "Enter")
+    expect(page.locator("#message")).to_contain_text("The service is busy")
+    expect(page.get_by_role("button", name="Try again in 1 s")).to_be_disabled()
+    page.unroute("**/v1/search")
+    page.get_by_role("button", name="Try again", exact=True).click()
+    answered(page)
+    complaints.clear()
+
+
+def test_unreachable_service_is_told_and_tried_again(page: Page, complaints: list[str]) -> None:
+    page.context.set_offline(True)
+    page.fill("#text", "is blue")
+    page.press("#text", "Enter")
+    expect(page.locator("#message")).to_contain_text("The service cannot be reached")
+    page.context.set_offline(False)
+    page.get_by_role("button", name="Try again").click()
+    answered(page)
+    complaints.clear()
+
+
+def test_older_answer_never_replaces_a_newer(page: Page) -> None:
+    held: list[Route] = []
+
+    def hold_first(route: Route) -> None:
+        if "first" in (route.request.post_data or ""):
+            held.append(route)
+        else:
+            route.continue_()
+
+    page.route("**/v1/search", hold_first)
+    page.fill("#text", "first")
+    page.press("#text", "Enter")
+    ask(page, "second")
+    newer = found(page)
+    with suppress(Error):  # the page has given it up already
+        held[0].continue_()
+    page.wait_for_timeout(300)
+    assert found(page) == newer
+    assert "text=second" in page.url
+
+
+def test_markup_in_texts_and_links_stays_text(open_page: Callable[..., Page]) -> None:
+    attack = "<img src=x onerror=window.hit=1>"
+    page = open_page()
+    pick(page)
+    ask(page, attack)
+    cards(page).first.get_by_role("button", name="Use as reference").click()
+    ask(page, attack)
+    expect(page.locator("#trail button").first).to_have_text(attack)
+    again = open_page(f"?text={attack}&upload={attack}")
+    expect(again.locator("#message")).to_contain_text(attack)
+    for one in (page, again):
+        assert one.evaluate("window.hit") is None
+        expect(one.locator("img[src=x]")).to_have_count(0)
+
+
+def test_nothing_asked_is_told(page: Page) -> None:
+    page.get_by_role("button", name="Search", exact=True).click()
+    expect(page.locator("#message")).to_contain_text("Nothing to search with yet")

@@ -1,0 +1,34 @@
+"""Everything malformed that schemathesis makes of the interface's own description: no error of the service's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import schemathesis
+from hypothesis import HealthCheck, given, seed, settings
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import content_type_conformance, status_code_conformance
+
+
+def test_no_request_is_an_error_of_the_service(service_url: str) -> None:
+    schema = schemathesis.openapi.from_url(f"{service_url}/openapi.json")
+    operations = [result.ok() for result in schema.get_all_operations()]
+    assert len(operations) == 7
+    for operation in operations:
+        fuzz(operation.as_strategy(generation_mode=schemathesis.GenerationMode.POSITIVE))
+        if operation.body or operation.query or operation.path_parameters:
+            fuzz(operation.as_strategy(generation_mode=schemathesis.GenerationMode.NEGATIVE))
+
+
+def fuzz(strategy: Any) -> None:
+    @seed(0)
+    @settings(max_examples=20, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(case=strategy)
+    def check(case: Any) -> None:
+        response = case.call()
+        checks = [content_type_conformance, status_code_conformance]
+        if response.status_code != 503:
+            checks.append(not_a_server_error)
+        case.validate_response(response, checks=checks)
+
+    check()
