@@ -56,10 +56,18 @@ def lists(count: int, asked: int = 0) -> int:
     return min(asked or round(4 * count**0.5), max(1, count // PER_LIST))
 
 
-def ivf(unit_PD: NDArray[np.float32], lists: int, *, seed: int = 0, most: int = 256) -> Any:
-    """Empty IVF lists, their centres by k-means on at most `most` vectors a list, drawn by the seed."""
+def ivf(unit_PD: NDArray[np.float32], lists: int, *, seed: int = 0, most: int = 256, compressed: bool = False) -> Any:
+    """Empty IVF lists, their centres by k-means on at most `most` vectors a list, drawn by the seed.
+
+    `compressed` lists hold a byte for each number of a vector instead of four.
+    """
     dim = unit_PD.shape[1]
-    index: Any = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, lists, faiss.METRIC_INNER_PRODUCT)
+    centres = faiss.IndexFlatIP(dim)
+    if compressed:
+        bits = faiss.ScalarQuantizer.QT_8bit
+        index: Any = faiss.IndexIVFScalarQuantizer(centres, dim, lists, bits, faiss.METRIC_INNER_PRODUCT)
+    else:
+        index = faiss.IndexIVFFlat(centres, dim, lists, faiss.METRIC_INNER_PRODUCT)
     index.cp.seed, index.cp.max_points_per_centroid = 1234 + seed, most
     index.train(unit_PD)
     return index

@@ -302,8 +302,8 @@ class IndexConfig(Section):
     """IVF, HNSW: queries of the sample."""
     ivf_lists: Count = 0
     """IVF: lists that the gallery is divided into (nlist); 0 means 4 times the root of its images."""
-    ivf_train: Positive = 64
-    """IVF: images a list, drawn by the seed, that place the centres."""
+    ivf_train: Annotated[int, Field(ge=39)] = 64
+    """IVF: images a list, drawn by the seed, that place the centres; FAISS wants 39 at least."""
     hnsw_m: Annotated[int, Field(ge=2, le=512)] = 32
     """HNSW: links of an image in the graph (M)."""
     hnsw_build_ef: Positive = 128

@@ -42,6 +42,8 @@ class Guarded:
                 headers = MutableHeaders(scope=message)
                 headers["X-Content-Type-Options"] = "nosniff"
                 headers["Referrer-Policy"] = "no-referrer"
+                if scope["path"] == "/" or scope["path"].startswith("/web/"):
+                    headers["Cache-Control"] = "no-cache"  # an older page must not meet a newer service
                 if not scope["path"].startswith(("/docs", "/static-offline-docs")):  # Swagger's page has inline parts
                     headers["Content-Security-Policy"] = POLICY
             await send(message)

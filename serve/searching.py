@@ -88,8 +88,7 @@ async def _search(service: SearchService, asked: SearchRequest, image: bytes | N
         query = await service.prepare(asked, image)
         decode_ms = _since(began)
         began = time.perf_counter()
-        # Shielded: a batch goes on for the others when one of its clients has given up.
-        answer = await asyncio.shield(service.answer(query))
+        answer = await service.answer(query)
         encode_ms, search_ms = 1000 * answer.encode_s, 1000 * answer.search_s
         wait_ms = max(0.0, _since(began) - encode_ms - search_ms)
     timings = {"decode": decode_ms, "wait": wait_ms, "encode": encode_ms, "search": search_ms}

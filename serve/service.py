@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections.abc import Callable
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,10 +18,11 @@ from raycd.model.bundle import Bundle
 from raycd.query import Answer, Prepared, Query
 from raycd.search import Searcher
 from serve import problems, routes
+from serve.admission import Admission
 from serve.args import ServeArgs
+from serve.batching import Batcher
 from serve.metrics import Metrics
 from serve.pictures import Pictures
-from serve.queue import Admission
 
 T = TypeVar("T")
 
@@ -48,13 +49,10 @@ class SearchService:
         self.admission = Admission(args.max_queue)
         self.metrics = Metrics()
         self.metrics.gallery(len(self.searcher.gallery))
-        self._model_thread = ThreadPoolExecutor(1, "model")
+        self._answers = Batcher(self.searcher.answer, most=args.max_batch_size, wait_s=args.batch_wait_s)
         self._threads = ThreadPoolExecutor(threads + 1, "decode")
-        self._gather.set_max_batch_size(args.max_batch_size)  # type: ignore[attr-defined]
-        self._gather.set_batch_wait_timeout_s(args.batch_wait_s)  # type: ignore[attr-defined]
         self._canary = Query(Image.new("RGB", (64, 64), "grey"), "is blue", top_k=1)
-        # What cannot answer must not start.
-        self._model_thread.submit(lambda: self.searcher.search([self._canary])).result()
+        self.searcher.search([self._canary])  # what cannot answer must not start
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Ray Serve asks for the HTTP interface here, once the model is loaded."""
@@ -95,26 +93,17 @@ class SearchService:
 
     async def answer(self, query: Prepared) -> Answer:
         """Search, together with the queries that come while the model is at work."""
-        answer: Answer = await self._gather(query)
-        return answer
+        return await self._answers(query)
 
     async def aside(self, work: Callable[[], T]) -> T:
         """Do what takes milliseconds without holding up the event loop."""
-        return await _in(self._threads, work)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     def replicas(self) -> tuple[int, int]:
         """Replicas of this deployment that answer, and all that it should have."""
         me = serve.get_replica_context()
         states = serve.status().applications[me.app_name].deployments[me.deployment].replica_states
         return states.get("RUNNING", 0), self.args.replicas
-
-    @serve.batch(max_batch_size=32, batch_wait_timeout_s=0)  # both are set anew from the arguments
-    async def _gather(self, batch: list[Prepared]) -> list[Answer]:
-        return await _in(self._model_thread, lambda: self.searcher.answer(batch))
-
-
-async def _in(threads: Executor, work: Callable[[], T]) -> T:
-    return await asyncio.get_running_loop().run_in_executor(threads, work)
 
 
 def describe(loaded: Bundle) -> ModelInfo:

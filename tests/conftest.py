@@ -99,9 +99,9 @@ class TinyBundle:
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> TinyBundle:
-    """The demo's architecture with random weights, a small CLIP-CD head and twelve images. Do not write into it.
+    """The demo's architecture with random weights, a small CLIP-CD head and twelve images, every third one striped.
 
-    The file of the eleventh image is missing, that of the twelfth is no image; every third image is striped.
+    Do not write into it.
     """
     import torch
 
@@ -119,9 +119,8 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> TinyBundle:
     categories = [["dress"] if i % 2 else ["shirt", "toptee"] for i in range(12)]
     place = tmp_path_factory.mktemp("tiny")
     paths = [str(place / f"{image_id}.png") for image_id in image_ids]
-    for image, path in zip(images[:10], paths, strict=False):
+    for image, path in zip(images, paths, strict=True):
         image.save(path)
-    Path(paths[11]).write_bytes(b"no image")
     attributes = [{"pattern": "striped"} if i % 3 == 0 else {} for i in range(12)]
     gallery = bundle.gallery_table(image_ids, categories, paths, features, clip.fingerprint(), attributes=attributes)
     config = Config(preset="demo", encoder=EncoderConfig(name="raycd-demo", pretrained=""))

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
+from raycd.data.attributes import Attributes
 from raycd.data.schema import GALLERY, IMAGE, TRIPLET, Dataset
 from raycd.errors import DataError
 
@@ -66,11 +67,15 @@ class DatasetBuilder:
             raise DataError(f"{where} repeats a triplet's id", got=row.triplet_id, expected="an id of its own")
         self._triplets[row.triplet_id] = row
 
-    def build(self, paths: Mapping[str, str]) -> Dataset:
-        """The tables; `paths` maps image ids to files, and an id that it lacks gets a null path."""
+    def build(self, paths: Mapping[str, str], attributes: Mapping[str, Attributes] | None = None) -> Dataset:
+        """The tables. `paths` maps image ids to files, and an id that it lacks gets a null path.
+
+        What `attributes` says of images that stand in no gallery is ignored.
+        """
+        said = attributes or {}
         images = dict.fromkeys(image_id for gallery in self._galleries.values() for image_id in gallery)
         return Dataset(
-            images=_table(IMAGE, [(image_id, paths.get(image_id)) for image_id in images]),
+            images=_table(IMAGE, [(key, paths.get(key), list(said.get(key, {}).items())) for key in images]),
             gallery=_table(
                 GALLERY, [(*key, image_id) for key, gallery in self._galleries.items() for image_id in gallery]
             ),

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 
 def evaluation_text(captions: Sequence[str]) -> str:
     """All captions in the annotated order, "C1 and c2"; "" where all are empty."""
@@ -22,6 +24,17 @@ def training_texts(captions: Sequence[str]) -> tuple[str, str, str, str]:
     """
     clean = _clean(captions)
     return _join(clean), _join(clean[::-1]), _join(clean[:1]), _join(clean[-1:])
+
+
+def example_texts(annotated: Sequence[Sequence[str]], seed: int, *, count: int = 12, longest: int = 60) -> list[str]:
+    """At most `count` distinct texts drawn from the captions of many triplets, to show people what they may ask for.
+
+    Each is the first caption alone, as training shows it (two in one text say the same thing twice), of at most
+    `longest` characters.
+    """
+    texts = dict.fromkeys(training_texts(captions)[2] for captions in annotated)
+    short = [text for text in texts if 0 < len(text) <= longest]
+    return [short[i] for i in np.random.default_rng([seed, 13]).permutation(len(short))[:count]]
 
 
 def _clean(captions: Sequence[str]) -> list[str]:

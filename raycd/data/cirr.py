@@ -3,6 +3,7 @@
     <root>/captions/cap.rc2.<split>.json          [{"pairid", "reference", "target_hard", "caption", "img_set"}, ...]
     <root>/image_splits/split.rc2.<split>.json    {name: "./train/34/name.png", ...}
     <root>/<that path> or <root>/img_raw/<that path>
+    <root>/attributes.json                        optional, see `attributes`
 
 The published split test1 is called test here and keeps its targets secret. All images are one category, "cirr"; a
 triplet's subset is the group of six that recall_subset@k ranks in, the reference included. Soft targets are not read.
@@ -14,6 +15,7 @@ import posixpath
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from raycd.data import attributes
 from raycd.data.build import DatasetBuilder, TripletRow
 from raycd.data.folder import Folder
 from raycd.data.schema import Dataset
@@ -35,7 +37,7 @@ def read(root: str, splits: Sequence[str] = ("train", "val")) -> Dataset:
     files: dict[str, str] = {}
     for split in dict.fromkeys(splits):
         files |= _read_split(folder, builder, split)
-    return builder.build(_image_paths(folder, files))
+    return builder.build(_image_paths(folder, files), attributes.read(folder))
 
 
 def _check_present(folder: Folder, splits: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
     <root>/captions/cap.<category>.<split>.json        [{"candidate": id, "target": id, "captions": [text, text]}, ...]
     <root>/image_splits/split.<category>.<split>.json  [id, ...]
     <root>/images/<id>.jpg, <root>/<category>/<id>.jpg or <root>/images/<category>/<id>.jpg (or .jpeg, .png)
+    <root>/attributes.json                             optional, see `attributes`
 
 The test split keeps its targets secret. An id that stands in several categories or splits is one image.
 """
@@ -14,6 +15,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from raycd.data import attributes
 from raycd.data.build import DatasetBuilder, TripletRow
 from raycd.data.folder import Folder
 from raycd.data.schema import Dataset
@@ -35,7 +37,7 @@ def read(root: str, categories: Sequence[str], splits: Sequence[str] = ("train",
     for category in dict.fromkeys(categories):
         for split in dict.fromkeys(splits):
             _read_split(folder, builder, category, split)
-    return builder.build(_image_paths(folder, categories))
+    return builder.build(_image_paths(folder, categories), attributes.read(folder))
 
 
 def captions_file(category: str, split: str) -> str:

@@ -79,9 +79,19 @@ def changed(rng: np.random.Generator, garment: Garment, count: int) -> Garment:
     return result
 
 
+def wears_accent(garment: Garment) -> bool:
+    """Whether the accent can be seen."""
+    return garment.pattern != "plain" or garment.detail != "none"
+
+
+def attributes(garment: Garment) -> dict[str, str]:
+    """Everything but the category that can be seen of a garment."""
+    return {name: getattr(garment, name) for name in CHOICES if name != "accent" or wears_accent(garment)}
+
+
 def differences(reference: Garment, target: Garment) -> list[str]:
     """Names of the attributes that differ and can be seen (an accent that nothing wears cannot)."""
     names = [f.name for f in fields(Garment) if getattr(reference, f.name) != getattr(target, f.name)]
-    if "accent" in names and target.pattern == "plain" and target.detail == "none":
+    if "accent" in names and not wears_accent(target):
         names.remove("accent")
     return names

@@ -4,6 +4,7 @@
                path        URI, absolute path, or path relative to the root
                category    optional; which gallery the image is in; "all" where absent
                split       optional; "train", "val" or "test"; without it the image is in both train and val
+               attributes  optional; an object, {"colour": "blue"}, as a struct, a map or JSON text
     triplets   reference   image_id
                target      image_id; may be null in split test only
                captions    a list of texts, or one string with "|" between them; or `caption`, one text
@@ -12,81 +13,97 @@
                split       optional; "train" where absent
 
 An image may have several rows, one for each gallery that it is in, all with the same path; a row that stands twice
-counts once. Reference and target must stand in the gallery of their triplet's category and split. Other columns are
-ignored. Rows are counted from 1, without the header.
+counts once. Where a gallery has no column `attributes`, its further columns of texts, numbers and booleans are the
+attributes (see `attributes`). Reference and target must stand in the gallery of their triplet's category and split.
+Other columns are ignored. Rows are counted from 1, without the header.
 """
 
 from __future__ import annotations
 
-import json
-import posixpath
-from collections.abc import Mapping
-from io import BytesIO
-from typing import Any
+from collections.abc import Container, Sequence
+from typing import NamedTuple
 
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
-
+from raycd.data import attributes, rows
+from raycd.data.attributes import Attributes
 from raycd.data.build import DatasetBuilder, TripletRow
 from raycd.data.folder import Folder
+from raycd.data.rows import Row
 from raycd.data.schema import Dataset
 from raycd.errors import DataError
 
 CATEGORY = "all"
 SPLITS = ("train", "val", "test")
-GALLERY_COLUMNS = ("image_id", "path", "category", "split")
+GALLERY_COLUMNS = ("image_id", "path", "category", "split", attributes.COLUMN)
 TRIPLET_COLUMNS = ("reference", "target", "captions", "caption", "triplet_id", "category", "split")
-
-Row = Mapping[str, Any]
 
 
 def read(root: str, triplets: str, gallery: str) -> Dataset:
     """Read both tables; their names are relative to `root`, or absolute, or URIs.
 
     Raises `DataError` with file and row for a missing column, a null, an unknown image, a split that is none of
-    SPLITS, or an image_id with two paths. That the images exist is not checked here.
+    SPLITS, or an image_id with two paths or other attributes. That the images exist is not checked here.
     """
     folder = Folder(root)
     builder = DatasetBuilder()
-    paths = _read_gallery(folder, builder, gallery)
-    _read_triplets(folder, builder, triplets, paths, gallery)
-    return builder.build(paths)
+    images = _read_gallery(folder, builder, gallery)
+    _read_triplets(folder, builder, triplets, images, gallery)
+    paths = {image_id: image.path for image_id, image in images.items()}
+    return builder.build(paths, {image_id: image.attributes for image_id, image in images.items()})
 
 
-def _read_gallery(folder: Folder, builder: DatasetBuilder, name: str) -> dict[str, str]:
-    """Add all galleries; returns image id -> path."""
-    paths: dict[str, str] = {}
-    first_row: dict[str, int] = {}
+class _Image(NamedTuple):
+    row: int  # the first that names it
+    path: str
+    attributes: Attributes
+
+
+def _read_gallery(folder: Folder, builder: DatasetBuilder, name: str) -> dict[str, _Image]:
+    """Add all galleries; returns the images by their ids."""
+    images: dict[str, _Image] = {}
     galleries: dict[tuple[str, str], dict[str, None]] = {}
-    for number, row in enumerate(_rows(folder, name, GALLERY_COLUMNS, required=("image_id", "path")), 1):
+    table, found = rows.read(folder, name, GALLERY_COLUMNS, others=True)
+    _check_columns(name, found, "image_id", "path")
+    for number, row in enumerate(table, 1):
         where = f"{name}, row {number}"
         image_id, path = _text(row, "image_id", where), folder.resolve(_text(row, "path", where))
-        if paths.setdefault(image_id, path) != path:
-            raise DataError(
-                f"{where} gives an image another path",
-                got=f"{image_id}: {path}",
-                expected=f"{paths[image_id]}, as in row {first_row[image_id]}",
-                do="give each image an image_id of its own",
-            )
-        first_row.setdefault(image_id, number)
+        image = _Image(number, path, attributes.of_row(row, GALLERY_COLUMNS, where))
+        first = images.setdefault(image_id, image)
+        if first[1:] != image[1:]:
+            raise _differing(where, image_id, first, image)
         category = _text(row, "category", where, CATEGORY)
         for split in (_split(row, where),) if "split" in row else ("train", "val"):
             galleries.setdefault((category, split), {})[image_id] = None
     for (category, split), image_ids in galleries.items():
         builder.add_gallery(category, split, image_ids, source=name)
-    return paths
+    return images
 
 
-def _read_triplets(folder: Folder, builder: DatasetBuilder, name: str, paths: Mapping[str, str], gallery: str) -> None:
-    for number, row in enumerate(_rows(folder, name, TRIPLET_COLUMNS, required=("reference", "target")), 1):
+def _differing(where: str, image_id: str, first: _Image, again: _Image) -> DataError:
+    if first.path != again.path:
+        what, got, expected = "another path", again.path, first.path
+        do = "give each image an image_id of its own"
+    else:
+        what, got, expected = "other attributes", str(again.attributes), str(first.attributes)
+        do = "give an image the same in all its rows, or say in a column `attributes` alone what filters need"
+    return DataError(
+        f"{where} gives an image {what}",
+        got=f"{image_id}: {got}",
+        expected=f"{expected}, as in row {first.row}",
+        do=do,
+    )
+
+
+def _read_triplets(folder: Folder, builder: DatasetBuilder, name: str, images: Container[str], gallery: str) -> None:
+    table, found = rows.read(folder, name, TRIPLET_COLUMNS)
+    _check_columns(name, found, "reference", "target", "caption" if "caption" in found else "captions")
+    for number, row in enumerate(table, 1):
         where = f"{name}, row {number}"
         category, split = _text(row, "category", where, CATEGORY), _split(row, where)
         reference, target = _text(row, "reference", where), row["target"]
         if split != "test" or target not in (None, ""):
             target = _text(row, "target", where)
         for image_id in (reference, target):
-            if image_id and image_id not in paths:
+            if image_id and image_id not in images:
                 raise DataError(f"{where} names an unknown image", got=image_id, expected=f"an image_id of {gallery}")
         triplet_id = _text(row, "triplet_id", where, f"{category}/{split}/{number - 1}")
         texts = _captions(row, where)
@@ -123,20 +140,8 @@ def _text(row: Row, column: str, where: str, default: str | None = None) -> str:
     return str(value)
 
 
-def _rows(folder: Folder, name: str, columns: tuple[str, ...], required: tuple[str, ...]) -> list[Row]:
-    """The rows of a table, only its documented columns. A column of the first row is in every row."""
-    data, extension = folder.read(name), posixpath.splitext(name)[1].lower()
-    if extension in (".jsonl", ".ndjson"):
-        rows, found = _json_lines(data, name)
-    elif extension in (".csv", ".parquet"):
-        table = _arrow(data, name, extension, columns)
-        found = table.column_names
-        rows = table.select([column for column in columns if column in found]).to_pylist()
-    else:
-        raise DataError(f"{name} is in an unknown format", got=extension, expected=".parquet, .csv, .jsonl or .ndjson")
+def _check_columns(name: str, found: Sequence[str], *required: str) -> None:
     missing = [column for column in required if column not in found]
-    if "captions" in columns and not {"captions", "caption"} & set(found):
-        missing.append("captions")
     if missing:
         raise DataError(
             f"{name} lacks a column",
@@ -144,38 +149,3 @@ def _rows(folder: Folder, name: str, columns: tuple[str, ...], required: tuple[s
             expected=f"also {', '.join(missing)}",
             do="name the columns as the documentation of the manifest format does",
         )
-    return rows
-
-
-def _arrow(data: bytes, name: str, extension: str, columns: tuple[str, ...]) -> pa.Table:
-    try:
-        if extension == ".parquet":
-            return pyarrow.parquet.read_table(BytesIO(data))
-        return pyarrow.csv.read_csv(
-            BytesIO(data),
-            parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
-            convert_options=pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(columns, pa.string())),
-        )
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{name} cannot be read as {extension[1:]}", got=error, do="write the file again") from error
-
-
-def _json_lines(data: bytes, name: str) -> tuple[list[Row], list[str]]:
-    """Rows and the names of all their columns; a column that some rows lack is null there."""
-    rows: list[dict[str, Any]] = []
-    for number, line in enumerate(data.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DataError(
-                f"{name}, line {number} is not valid JSON", got=error, expected="one object a line"
-            ) from error
-        if not isinstance(row, dict):
-            raise DataError(
-                f"{name}, line {number} is not an object", got=repr(row)[:200], expected="one object a line"
-            )
-        rows.append(row)
-    found = list(dict.fromkeys(column for row in rows for column in row))
-    return [{column: row.get(column) for column in found} for row in rows], found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 
 from raycd.config import DataConfig
 from raycd.data import cirr, fashioniq, manifest
@@ -21,9 +22,22 @@ def read(config: DataConfig, root: str | None = None) -> Dataset:
 
 
 def content_hash(dataset: Dataset) -> str:
-    """Hash of images (ids, and whether a file was found), galleries and triplets; the same wherever the files lie."""
+    """Hash of images (ids, and whether a file was found), galleries and triplets; the same wherever the files lie.
+
+    Attributes have a hash of their own: nothing is trained, embedded or measured anew because they change.
+    """
     found = [path is not None for path in dataset.images["path"].to_pylist()]
-    parts = [dataset.images["image_id"].to_pylist(), found, dataset.gallery.to_pydict(), dataset.triplets.to_pydict()]
+    return _hash(
+        [dataset.images["image_id"].to_pylist(), found, dataset.gallery.to_pydict(), dataset.triplets.to_pydict()]
+    )
+
+
+def attributes_hash(dataset: Dataset) -> str:
+    """Hash of what is said of the images."""
+    return _hash([dataset.images.select(["image_id", "attributes"]).to_pydict()])
+
+
+def _hash(parts: Sequence[object]) -> str:
     digest = hashlib.sha256()
     for part in parts:
         digest.update(json.dumps(part).encode())

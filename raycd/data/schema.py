@@ -15,6 +15,7 @@ IMAGE = pa.schema(
     [
         pa.field("image_id", pa.string(), nullable=False),  # unique in the data set
         pa.field("path", pa.string()),  # a path or URI that fsspec reads; null: no file was found for this id
+        pa.field("attributes", pa.map_(pa.string(), pa.string())),  # {"colour": "blue"}; empty: none are known
     ]
 )
 

@@ -1,5 +1,7 @@
 """The embedded catalogue: garments drawn from a seed, written in Fashion-IQ's own files and layout.
 
+Beside them attributes.json says what each garment is like.
+
 Families of garments differ from one another in one to three attributes, and a triplet joins two members of a family:
 so a gallery holds near misses of every target, as a shop does.
 """
@@ -14,8 +16,9 @@ import numpy as np
 from PIL import Image
 
 from raycd.config import SyntheticConfig
+from raycd.data.attributes import FILE, Attributes
 from raycd.data.drawing import draw
-from raycd.data.garments import CATEGORIES, Garment, changed, differences, random_garment
+from raycd.data.garments import CATEGORIES, Garment, attributes, changed, differences, random_garment
 from raycd.data.wording import compare, describe
 
 FAMILY = 5  # garments that are variations of one another
@@ -23,12 +26,13 @@ SPLITS = ("train", "val")
 
 
 def write_catalogue(root: Path, config: SyntheticConfig, advance: Callable[[int], None] = lambda n: None) -> None:
-    """Draw the catalogue into `root` (created): captions/, image_splits/ and images/ of Fashion-IQ.
+    """Draw the catalogue into `root` (created): captions/, image_splits/ and images/ of Fashion-IQ, attributes.json.
 
     The same configuration gives the same bytes. `advance(n)` is called as images are drawn.
     """
     for folder in ("captions", "image_splits", "images"):
         (root / folder).mkdir(parents=True, exist_ok=True)
+    said: dict[str, Attributes] = {}
     for c, category in enumerate(CATEGORIES):
         for s, split in enumerate(SPLITS):
             rng = np.random.default_rng([config.seed, c, s])
@@ -42,9 +46,11 @@ def write_catalogue(root: Path, config: SyntheticConfig, advance: Callable[[int]
             for image_id, garment in zip(ids, garments, strict=True):
                 draw(rng, garment, config.size).save(root / "images" / f"{image_id}.jpg", quality=92)
                 advance(1)
+            said |= {image_id: attributes(garment) for image_id, garment in zip(ids, garments, strict=True)}
             _write_json(root / "image_splits" / f"split.{category}.{split}.json", ids)
             captions = list(_triplets(rng, ids, garments, triplets))
             _write_json(root / "captions" / f"cap.{category}.{split}.json", captions)
+    _write_json(root / FILE, said)
 
 
 def pretraining_pairs(seed: int, count: int, size: int) -> Iterator[tuple[Image.Image, str]]:

@@ -17,9 +17,11 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from raycd import approximate
 from raycd.config import IndexConfig
 from raycd.index import blocks, effort, files
 from raycd.index.blocks import Moments
+from raycd.index.files import Facts
 from raycd.index.flat import Flat
 from raycd.index.hnsw import Hnsw
 from raycd.index.ivf import Ivf
@@ -129,17 +131,17 @@ class Index:
     def save(self, folder: Path) -> dict[str, str]:
         """Write FILES into a folder; returns the SHA-256 of each by its name, which `load` asks for."""
         arrays = {"lengths": self._lengths_G, "mean": self._moments.mean_D, "covariance": self._moments.covariance_DD}
-        facts = {"kind": self.kind, "effort": str(self.effort), "recall": repr(self.recall)}
+        facts = Facts(self.kind, self.effort, self.recall)
         return files.save(folder, self._structure.index, arrays, facts)
 
     @classmethod
     def load(cls, folder: Path, sha256: Mapping[str, str], *, threads: int = 0) -> Self:
         """Map what `save` wrote into memory. Raises WeightsError where a file is absent or of another hash."""
         index, arrays, facts = files.load(folder, sha256)
-        structure = next(kind for name, kind in _KINDS.items() if name == facts["kind"])(index)
-        structure.effort = int(facts["effort"])
+        structure = next(kind for name, kind in _KINDS.items() if name == facts.kind)(index)
+        structure.effort = facts.effort
         moments = Moments(arrays["mean"], arrays["covariance"])
-        return cls(structure, arrays["lengths"], moments, float(facts["recall"]), threads=threads)
+        return cls(structure, arrays["lengths"], moments, facts.recall, threads=threads)
 
 
 def _structure(
@@ -153,7 +155,9 @@ def _structure(
         return Flat.build(unit, dim)
     if kind == "hnsw":
         return Hnsw.build(unit, dim, settings)
-    return Ivf.build(unit, lambda rows: features_GD[rows] / lengths_G[rows, None], size, settings, seed=seed)
+    lists = approximate.lists(size, settings.ivf_lists)
+    rows = np.sort(np.random.default_rng([seed, 9]).permutation(size)[: lists * settings.ivf_train])
+    return Ivf.build(unit, features_GD[rows] / lengths_G[rows, None], lists, settings)
 
 
 def _sorts(
@@ -170,7 +174,7 @@ def _sorts(
         queries = {"image": unit_QD, "between": effort.between(unit_QD, seed=seed)}
     k = min(effort.FIRST, len(features_GD))
     return {
-        sort: effort.Sort(query_QD, blocks.nearest(query_QD, features_GD, lengths_G, k))
+        sort: effort.Sort(query_QD, *blocks.nearest(query_QD, features_GD, lengths_G, k))
         for sort, query_QD in queries.items()
     }
 

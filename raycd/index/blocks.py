@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raycd.errors import WeightsError
+from raycd.index.structure import Found
 
 _BLOCK = 1 << 14  # images
 
@@ -64,8 +65,8 @@ def moments(features_GD: NDArray[np.float32], lengths_G: NDArray[np.float32]) ->
 
 def nearest(
     query_BD: NDArray[np.float32], features_GD: NDArray[np.float32], lengths_G: NDArray[np.float32], k: int
-) -> NDArray[np.int64]:
-    """Positions (B, k) of the true nearest of normalised queries, in no order. k is at most G."""
+) -> Found:
+    """Cosines (B, k) and positions (B, k) of the true nearest of normalised queries, in no order. k is at most G."""
     best_score = np.full((len(query_BD), k), -np.inf, np.float32)
     best_place = np.full((len(query_BD), k), -1, np.int64)
     for start, unit_ND in unit_blocks(features_GD, lengths_G):
@@ -73,4 +74,4 @@ def nearest(
         score, place = np.hstack([best_score, score]), np.hstack([best_place, place + start])
         first = np.argpartition(-score, k - 1, axis=1)[:, :k]
         best_score, best_place = np.take_along_axis(score, first, axis=1), np.take_along_axis(place, first, axis=1)
-    return best_place
+    return best_score, best_place

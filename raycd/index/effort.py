@@ -15,6 +15,7 @@ from raycd.index.hnsw import Hnsw
 from raycd.index.ivf import Ivf
 
 FIRST = 10  # results whose recall is measured
+ROUNDING = 1e-6  # by which the cosines of one image differ between batches
 _LEAST_EF = 16  # efSearch that is tried first
 
 
@@ -22,7 +23,8 @@ class Sort(NamedTuple):
     """Queries of one sort, and what they should find."""
 
     query_QD: NDArray[np.float32]
-    truth_QK: NDArray[np.int64]
+    score_QK: NDArray[np.float32]
+    position_QK: NDArray[np.int64]
 
 
 def between(unit_QD: NDArray[np.float32], *, seed: int = 0) -> NDArray[np.float32]:
@@ -36,26 +38,27 @@ def between(unit_QD: NDArray[np.float32], *, seed: int = 0) -> NDArray[np.float3
     return unit
 
 
+def recall(found_QK: NDArray[np.float32], true_QK: NDArray[np.float32]) -> float:
+    """Share of the true first K that was found, by their cosines: of equal images, one is as good as another."""
+    return float((found_QK >= true_QK.min(axis=1, keepdims=True) - ROUNDING).mean())
+
+
 def choose(structure: Ivf | Hnsw, sorts: Mapping[str, Sort], wanted: float) -> float:
     """Set `structure.effort` so that each sort of queries has the recall that is wanted; returns the least of them."""
-    if isinstance(structure, Ivf):
-        return _choose_lists(structure, sorts, wanted)
+    if isinstance(structure, Ivf):  # from the lists that hold the neighbours follows how many must be visited
+        ranks = [structure.ranks(sort.query_QD, sort.position_QK) for sort in sorts.values()]
+        structure.effort = max(int(np.quantile(rank_QK, wanted, method="inverted_cdf")) for rank_QK in ranks)
+        return _least(structure, sorts)
     structure.effort = _LEAST_EF
-    while (found := min(_recall(structure, sort) for sort in sorts.values())) < wanted:
-        if structure.effort >= structure.index.ntotal:
-            break
+    while (found := _least(structure, sorts)) < wanted and structure.effort < structure.index.ntotal:
         structure.effort *= 2
     return found
 
 
-def _choose_lists(ivf: Ivf, sorts: Mapping[str, Sort], wanted: float) -> float:
-    """From the lists in which the neighbours are follows the recall of any number of visits: none has to be tried."""
-    ranks = [ivf.ranks(*sort) for sort in sorts.values()]
-    ivf.effort = max(int(np.quantile(rank_QK, wanted, method="inverted_cdf")) for rank_QK in ranks)
-    return min(float((rank_QK <= ivf.effort).mean()) for rank_QK in ranks)
+def _least(structure: Ivf | Hnsw, sorts: Mapping[str, Sort]) -> float:
+    return min(_recall(structure, sort) for sort in sorts.values())
 
 
-def _recall(hnsw: Hnsw, sort: Sort) -> float:
-    _, found_QK = hnsw.search(sort.query_QD, sort.truth_QK.shape[1])
-    hits = sum(len(np.intersect1d(found, truth)) for found, truth in zip(found_QK, sort.truth_QK, strict=True))
-    return hits / sort.truth_QK.size
+def _recall(structure: Ivf | Hnsw, sort: Sort) -> float:
+    found_QK, _ = structure.search(sort.query_QD, sort.score_QK.shape[1])
+    return recall(found_QK, sort.score_QK)

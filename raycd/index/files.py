@@ -8,9 +8,10 @@ can corrupt memory.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import faiss
 import numpy as np
@@ -23,22 +24,33 @@ from raycd.errors import WeightsError
 STRUCTURE, NUMBERS = "index.faiss", "index.safetensors"
 FILES = (STRUCTURE, NUMBERS)
 
+_FACTS = "index"  # key of the metadata: JSON. One key alone, because safetensors writes several in any order
+
 Arrays = dict[str, NDArray[np.float32]]
 
 
-def save(folder: Path, index: Any, arrays: Arrays, facts: dict[str, str]) -> dict[str, str]:
+class Facts(NamedTuple):
+    """What the arrays do not say."""
+
+    kind: str
+    effort: int
+    recall: float
+
+
+def save(folder: Path, index: Any, arrays: Arrays, facts: Facts) -> dict[str, str]:
     """Write both files; returns the SHA-256 of each, by name."""
     faiss.write_index(index, str(folder / STRUCTURE))
-    save_file(arrays, folder / NUMBERS, metadata=facts)
+    save_file(arrays, folder / NUMBERS, metadata={_FACTS: json.dumps(facts._asdict())})
     return {name: sha256(folder / name) for name in FILES}
 
 
-def load(folder: Path, expected: Mapping[str, str]) -> tuple[Any, Arrays, dict[str, str]]:
+def load(folder: Path, expected: Mapping[str, str]) -> tuple[Any, Arrays, Facts]:
     """FAISS's index, the arrays and the facts. Raises WeightsError where a file is absent or of another hash."""
     for name in FILES:
         _verify(folder / name, expected[name])
     with safe_open(folder / NUMBERS, framework="numpy") as file:
-        arrays, facts = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        facts = Facts(**json.loads(file.metadata()[_FACTS]))
     return faiss.read_index(str(folder / STRUCTURE), faiss.IO_FLAG_MMAP_IFC), arrays, facts
 
 

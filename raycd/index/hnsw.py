@@ -12,9 +12,7 @@ from numpy.typing import NDArray
 from raycd import approximate
 from raycd.config import IndexConfig
 from raycd.index.flat import Flat
-from raycd.index.structure import Found, Mask
-
-NEARLY_ALL = 0.9  # share of the images: with fewer, the walk is stopped by images that it may not return
+from raycd.index.structure import NEARLY_ALL, Found, Mask
 
 _faiss: Any = faiss  # its types lack what is used here
 
@@ -37,7 +35,10 @@ class Hnsw:
         return cls(index)
 
     def search(self, query_BD: NDArray[np.float32], k: int, allowed_G: Mask | None = None) -> Found:
-        """See `Structure.search`. Exact where the mask leaves out more than a tenth of the images."""
+        """See `Structure.search`. Exact where the mask leaves out more than a tenth of the images.
+
+        The walk goes to the query's neighbourhood, and would find little where the mask leaves that out.
+        """
         selector, kept = None, self.effort
         if allowed_G is not None:
             share = float(allowed_G.mean())

@@ -7,6 +7,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+NEARLY_ALL = 0.9  # share of the images from which on a mask only leaves out a few, scattered ones: deleted images
+
 Mask = NDArray[np.bool_]
 Found = tuple[NDArray[np.float32], NDArray[np.int64]]
 

@@ -3,7 +3,7 @@
     manifest.json      `Manifest`: settings, metrics and the SHA-256 of every file below
     encoder/           as `Encoder.save` writes it: weights, model configuration, preprocessing
     head/              as `fusion.save` writes it
-    gallery.parquet    image_id, categories, path, attributes, feature; its metadata names the encoder that measured the features
+    gallery.parquet    image_id, categories, path, attributes, feature; its metadata names the encoder of the features
     index.faiss        the structure of an `Index` over the features, in the same order
     index.safetensors  its numbers
 

@@ -16,7 +16,7 @@ from typing import Any
 from raycd import __version__, progress
 from raycd.config import Config, flatten
 from raycd.data.folder import is_local
-from raycd.data.read import content_hash
+from raycd.data.read import attributes_hash, content_hash
 from raycd.data.schema import Dataset
 from raycd.errors import ConfigError
 from raycd.run import Run, Writing, fingerprint
@@ -35,13 +35,14 @@ class Stage:
     inputs: Sequence[str] = ()
     settings: Sequence[str] = ()  # dotted names; a section stands for all of its fields
     reads_data: bool = True
+    reads_attributes: bool = False
     version: int = 1  # raised when the stage would give something else for the same settings
 
 
 _DATA_LIMITS = ("data.max_pixels", "data.min_side")
 
 STAGES = (
-    Stage("catalogue", stages.catalogue, settings=["data.synthetic"], reads_data=False, version=2),
+    Stage("catalogue", stages.catalogue, settings=["data.synthetic"], reads_data=False, version=3),
     Stage("encoder", stages.encoder, settings=["encoder", "pretrain"], reads_data=False),
     Stage("zero_shot", stages.zero_shot, ["encoder"], ["embed.precision", *_DATA_LIMITS, "data.max_missing"]),
     Stage("stage1", stages.stage1, ["zero_shot"], ["stage1", "seed", "evaluate.protocol"]),
@@ -72,7 +73,7 @@ STAGES = (
     ),
     Stage("stage2", stages.stage2, ["embed", "filter"], ["stage2", "seed", "evaluate.protocol"]),
     Stage("evaluate", stages.evaluate_variants, ["zero_shot", "stage2"], ["evaluate.protocol", "evaluate.ks"]),
-    Stage("bundle", stages.bundle_up, ["evaluate"], ["evaluate", "index"], version=2),
+    Stage("bundle", stages.bundle_up, ["evaluate"], ["evaluate", "index"], reads_attributes=True, version=3),
 )
 _NOT_THE_RESULT = {  # settings of a section that change how fast a stage is, not what it gives
     "stage1.loader_workers",
@@ -209,8 +210,10 @@ class _Pipeline:
 
     def _fingerprint(self, stage: Stage) -> str:
         inputs = [recorded(self.folder, name)["fingerprint"] for name in stage.inputs]
-        data = self._dataset_hash() if stage.reads_data else None
-        return fingerprint(stage.name, stage.version, self._settings(stage), inputs, data)
+        data = [self._dataset_hash() if stage.reads_data else None]
+        if stage.reads_attributes:
+            data.append(attributes_hash(self.context.dataset))
+        return fingerprint(stage.name, stage.version, self._settings(stage), inputs, *data)
 
     def _settings(self, stage: Stage) -> dict[str, Any]:
         wanted = tuple(stage.settings)

@@ -29,7 +29,7 @@ from torch import nn
 
 from raycd import features, mine, progress
 from raycd.config import Config
-from raycd.data.captions import evaluation_text, training_texts
+from raycd.data.captions import evaluation_text, example_texts, training_texts
 from raycd.data.garments import CATEGORIES
 from raycd.data.missing import ImageReport
 from raycd.data.read import read
@@ -278,13 +278,22 @@ def bundle_up(context: Context, writing: Writing) -> None:
     for row in context.dataset.gallery.to_pylist():
         if row["split"] == "val" and row["image_id"] in images:
             categories.setdefault(row["image_id"], []).append(row["category"])
-    ids, paths = list(categories), context.paths()
+    ids = list(categories)
+    known = {row["image_id"]: row for row in context.dataset.images.to_pylist()}
     gallery = bundle.gallery_table(
-        ids, list(categories.values()), [paths[key] for key in ids], images.take(ids).numpy(), tuned.fingerprint()
+        ids,
+        list(categories.values()),
+        [known[key]["path"] for key in ids],
+        images.take(ids).numpy(),
+        tuned.fingerprint(),
+        attributes=[dict(known[key]["attributes"]) for key in ids],
     )
     recalls = context.recorded("evaluate", "variants")[head_config.name]["average"]
     metrics = {"protocol": context.config.evaluate.protocol, **recalls}
-    manifest = bundle.write(writing.folder, tuned, head, head_config, gallery, context.config, metrics)
+    texts = example_texts(context.dataset.triplets_of("train")["captions"].to_pylist(), context.config.seed)
+    manifest = bundle.write(
+        writing.folder, tuned, head, head_config, gallery, context.config, metrics, example_texts=texts
+    )
     writing.record |= {"counts": {"gallery": len(ids)}, "digest": manifest.digest, "index": manifest.index.model_dump()}
 
 

@@ -105,7 +105,8 @@ export async function copyLink(query) {
   try {
     await navigator.clipboard.writeText(location.href);
     byId("status").textContent = uploaded
-      ? "Link copied. It keeps the words and filters; your image is not in it and has to be given again." : "Link copied.";
+      ? "Link copied. It keeps the words and filters; your image is not in it and has to be given again."
+      : "Link copied.";
   } catch { // refused, or not there because the page came by plain http
     byId("status").textContent = "Copy the address of this page: it is the link.";
   }

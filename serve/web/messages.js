@@ -5,8 +5,9 @@ import { count, element } from "./element.js";
 const REASONS = {
   empty: () => ["This file is empty", "Choose another image."],
   not_an_image: (limits) => ["This file is not an image", `The service reads ${list(limits.formats)}.`],
-  truncated: () => ["This image is damaged", "Its end is missing or it cannot be decoded. Save it anew or choose another."],
-  too_small: (limits) => ["This image is too small", `Each side needs at least ${count(limits.image_min_side, "pixel")}.`],
+  truncated: () => ["This image is damaged", "It cannot be decoded whole. Save it anew or choose another."],
+  too_small: (limits) => ["This image is too small",
+    `Each side needs at least ${count(limits.image_min_side, "pixel")}.`],
   too_large: (limits) => ["This image has too many pixels",
     `It may have at most ${Math.floor(limits.image_pixels / 1e6)} million. Make it smaller, or choose another.`],
   missing: () => ["This image's file is gone", "The gallery knows the image, but cannot read it. Choose another."],
@@ -33,8 +34,8 @@ export function showProblem(place, problem, limits, onRetry) {
   const words = REASONS[problem.reason] ?? STATUS[problem.status]
     ?? (problem.status >= 500 ? STATUS[500] : UNCLEAR);
   const [title, advice] = words(limits);
-  const said = problem.detail
-    ? element("details", { open: words === UNCLEAR }, element("summary", {}, "What the service said"), element("p", {}, problem.detail)) : null;
+  const said = problem.detail ? element("details", { open: words === UNCLEAR },
+    element("summary", {}, "What the service said"), element("p", {}, problem.detail)) : null;
   const retry = NO_RETRY.has(problem.status) ? null : retryButton(problem.retryAfter, onRetry);
   show(place, "wrong", title, advice, retry, said);
 }

@@ -1,6 +1,6 @@
 // The dialog that shows the gallery page by page.
 
-import { byId } from "./element.js";
+import { byId, count } from "./element.js";
 import { showProblem } from "./messages.js";
 import { getGallery, newest } from "./service.js";
 import { skeleton, tiles } from "./tiles.js";
@@ -37,7 +37,8 @@ async function showPage(asked, onPick) {
     body.scrollTop = 0;
     const end = asked.offset + items.length;
     byId("picker-place").textContent = items.length
-      ? `${(asked.offset + 1).toLocaleString("en")} to ${end.toLocaleString("en")} of ${total.toLocaleString("en")}` : "";
+      ? `${[asked.offset + 1, end].map((place) => place.toLocaleString("en")).join(" to ")} of ${count(total, "image")}`
+      : "";
     buttons[0].disabled = asked.offset === 0;
     buttons[1].disabled = end >= total;
   } catch (error) {

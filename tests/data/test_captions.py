@@ -1,6 +1,6 @@
 import pytest
 
-from raycd.data.captions import evaluation_text, training_texts
+from raycd.data.captions import evaluation_text, example_texts, training_texts
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,22 @@ def test_training_has_four_texts(captions: list[str], texts: tuple[str, ...]) ->
 def test_the_first_training_text_is_the_evaluation_text() -> None:
     captions = ["is longer?", "and lighter"]
     assert training_texts(captions)[0] == evaluation_text(captions)
+
+
+ANNOTATED = [[f"is number {i}.", "is drawn"] for i in range(40)] + [["", " . "], ["is long " * 10, "is short"]]
+
+
+def test_example_texts_are_short_distinct_captions_as_training_shows_them() -> None:
+    texts = example_texts(ANNOTATED * 2, 0)
+    assert len(texts) == len(set(texts)) == 12
+    assert set(texts) <= {f"Is number {i}" for i in range(40)}
+    assert max(len(text) for text in example_texts([["x" * 60, ""], ["y" * 61, ""]], 0)) == 60
+
+
+def test_the_seed_draws_the_example_texts() -> None:
+    assert example_texts(ANNOTATED, 3) == example_texts(ANNOTATED, 3) != example_texts(ANNOTATED, 4)
+
+
+def test_few_captions_give_few_example_texts() -> None:
+    assert example_texts([["is red", "x"], ["is red", "y"], ["", ""]], 0) == ["Is red"]
+    assert example_texts([], 0) == []

@@ -70,6 +70,12 @@ def test_images_are_found_beside_the_annotations_or_in_img_raw(root: Path) -> No
     ]
 
 
+def test_attributes_stand_beside_the_annotations(root: Path) -> None:
+    (root / "attributes.json").write_text(json.dumps({"b": {"animal": "dog"}}))
+    images = cirr.read(str(root), ["train"]).images.to_pylist()
+    assert {row["image_id"]: dict(row["attributes"]) for row in images if row["attributes"]} == {"b": {"animal": "dog"}}
+
+
 @pytest.mark.parametrize(
     ("entries", "names", "parts"),
     [

@@ -74,6 +74,14 @@ def test_tables_follow_the_schema_and_the_order_of_the_annotations(root: Path) -
     }
 
 
+def test_attributes_stand_beside_the_annotations(root: Path) -> None:
+    said = {"D1": {"colour": "red", "pockets": 2}, "S": {}, "nobody": {"colour": "blue"}}
+    (root / "attributes.json").write_text(json.dumps(said))
+    data = fashioniq.read(str(root), ["dress"], ["train"])
+    assert data.images.schema == IMAGE
+    assert data.images["attributes"].to_pylist() == [[("colour", "red"), ("pockets", "2")], [], []]
+
+
 def test_an_id_of_two_categories_is_one_image(root: Path) -> None:
     data = fashioniq.read(str(root), ["dress", "shirt"])
     assert data.images["image_id"].to_pylist() == ["D1", "S", "D2", "D3", "D4", "T1", "T2", "T3"]

@@ -8,6 +8,7 @@ import pyarrow.parquet
 import pytest
 
 from raycd.data import manifest
+from raycd.data.schema import Dataset
 from raycd.errors import DataError
 
 GALLERY = [{"image_id": "001", "path": "img/1.jpg"}, {"image_id": "002", "path": "s3://bucket/2.jpg"}]
@@ -32,8 +33,8 @@ def read(root: Path, gallery: list[dict[str, Any]], triplets: list[dict[str, Any
 def test_every_format_gives_the_same_tables(tmp_path: Path, suffix: str) -> None:
     data = read(tmp_path, GALLERY, TRIPLETS, suffix)
     assert data.images.to_pylist() == [
-        {"image_id": "001", "path": f"{tmp_path}/img/1.jpg"},
-        {"image_id": "002", "path": "s3://bucket/2.jpg"},
+        {"image_id": "001", "path": f"{tmp_path}/img/1.jpg", "attributes": []},
+        {"image_id": "002", "path": "s3://bucket/2.jpg", "attributes": []},
     ]
     assert data.gallery_ids("all", "train") == data.gallery_ids("all", "val") == ["001", "002"]
     assert data.triplets.to_pylist() == [
@@ -76,6 +77,57 @@ def test_whole_number_ids_become_text(tmp_path: Path) -> None:
     assert data.triplets["reference"].to_pylist() == ["7"]
 
 
+def attributes(data: Dataset) -> dict[str, dict[str, str]]:
+    return {row["image_id"]: dict(row["attributes"]) for row in data.images.to_pylist()}
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_further_columns_of_the_gallery_are_attributes(tmp_path: Path, suffix: str) -> None:
+    gallery = [
+        {**GALLERY[0], "colour": "blue", "size": "038", "price": 12.5, "stock": 3, "sale": True, "": "x", "_row": 1},
+        {**GALLERY[1], "colour": " red ", "size": "", "price": None, "stock": None, "sale": None, "": "y", "_row": 2},
+    ]
+    data = read(tmp_path, gallery, TRIPLETS, suffix)
+    assert attributes(data) == {
+        "001": {"colour": "blue", "size": "038", "price": "12.5", "stock": "3", "sale": "true"},
+        "002": {"colour": "red"},
+    }
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_columns_that_are_no_plain_values_are_no_attributes(tmp_path: Path, suffix: str) -> None:
+    gallery = [{**row, "tags": ["a", "b"], "score": float("nan"), "note": "new"} for row in GALLERY]
+    assert attributes(read(tmp_path, gallery, TRIPLETS, suffix)) == {"001": {"note": "new"}, "002": {"note": "new"}}
+
+
+def test_a_column_of_categories_is_an_attribute(tmp_path: Path) -> None:
+    colours = pa.array(["blue", "red"]).dictionary_encode()
+    table = pa.Table.from_pylist(GALLERY).append_column("colour", colours)
+    pyarrow.parquet.write_table(table, tmp_path / "g.parquet")
+    data = manifest.read(str(tmp_path), write(tmp_path / "t.jsonl", TRIPLETS), "g.parquet")
+    assert attributes(data) == {"001": {"colour": "blue"}, "002": {"colour": "red"}}
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+@pytest.mark.parametrize("kind", ["object", "json"])
+def test_a_column_attributes_takes_the_place_of_the_others(tmp_path: Path, suffix: str, kind: str) -> None:
+    if (suffix, kind) == (".csv", "object"):
+        pytest.skip("CSV has no objects")
+    given: list[dict[str, Any]] = [{"colour": "blue", "floors": 2}, {"colour": "red", "floors": None}]
+    column: list[Any] = [json.dumps(one) for one in given] if kind == "json" else list(given)
+    gallery = [{**row, "attributes": one, "note": "x"} for row, one in zip(GALLERY, column, strict=True)]
+    data = read(tmp_path, gallery, TRIPLETS, suffix)
+    assert attributes(data) == {"001": {"colour": "blue", "floors": "2"}, "002": {"colour": "red"}}
+
+
+def test_attributes_can_be_a_map_of_arrow(tmp_path: Path) -> None:
+    column = pa.array([[("colour", "blue")], None], pa.map_(pa.string(), pa.string()))
+    table = pa.Table.from_pylist(GALLERY).append_column("attributes", column)
+    pyarrow.parquet.write_table(table, tmp_path / "g.parquet")
+    data = manifest.read(str(tmp_path), write(tmp_path / "t.jsonl", TRIPLETS), "g.parquet")
+    assert attributes(data) == {"001": {"colour": "blue"}, "002": {}}
+
+
 def test_a_test_triplet_needs_no_target(tmp_path: Path) -> None:
     triplets = [{"reference": "a", "target": None, "caption": "x", "split": "test"}]
     data = read(tmp_path, [{"image_id": "a", "path": "a.jpg", "split": "test"}], triplets)
@@ -92,6 +144,21 @@ def test_a_test_triplet_needs_no_target(tmp_path: Path) -> None:
             [*GALLERY, {"image_id": "001", "path": "img/3.jpg"}],
             TRIPLETS,
             ["g.jsonl, row 3 gives an image another path", "img/3.jpg", "as in row 1"],
+        ),
+        (
+            [{**GALLERY[0], "colour": "blue", "split": "train"}, {**GALLERY[0], "colour": "red", "split": "val"}],
+            TRIPLETS,
+            ["g.jsonl, row 2 gives an image other attributes", "001: {'colour': 'red'}", "as in row 1"],
+        ),
+        (
+            [{**GALLERY[0], "attributes": "blue"}],
+            TRIPLETS,
+            ["g.jsonl, row 1, attributes has the wrong shape", "'blue'", "an object in JSON"],
+        ),
+        (
+            [{**GALLERY[0], "attributes": ["blue"]}],
+            TRIPLETS,
+            ["g.jsonl, row 1, attributes has the wrong shape", "['blue']", "an object: name -> value"],
         ),
         ([*GALLERY, {"image_id": None, "path": "x"}], TRIPLETS, ["g.jsonl, row 3 has no usable image_id", "null"]),
         ([*GALLERY, {"image_id": "3", "path": ""}], TRIPLETS, ["g.jsonl, row 3 has no usable path"]),

@@ -10,11 +10,11 @@ from PIL import Image
 from raycd.config import DataConfig, SyntheticConfig
 from raycd.data import fashioniq
 from raycd.data.drawing import draw
-from raycd.data.garments import CHOICES, Garment, changed, differences, random_garment
+from raycd.data.garments import CHOICES, Garment, attributes, changed, differences, random_garment
 from raycd.data.images import load
 from raycd.data.read import read
 from raycd.data.schema import Dataset
-from raycd.data.synthetic import FAMILY, pretraining_pairs, write_catalogue
+from raycd.data.synthetic import FAMILY, _garments, pretraining_pairs, write_catalogue
 from raycd.data.wording import _CHANGE, compare, describe
 
 SMALL = SyntheticConfig(train_images=20, val_images=15, train_triplets=18, val_triplets=7, size=32, seed=5)
@@ -65,6 +65,27 @@ def test_the_catalogue_is_read_back_as_fashion_iq(dataset: Dataset, root: Path) 
     for path in dataset.images["path"].to_pylist():
         assert load(path, max_pixels=1024, min_side=32).size == (32, 32)
     assert read(DataConfig(format="synthetic", root=str(root))).triplets.equals(dataset.triplets)
+
+
+def test_the_attributes_of_a_picture_are_what_its_garment_shows(dataset: Dataset) -> None:
+    rng = np.random.default_rng([SMALL.seed, 0, 0])
+    garments = _garments(rng, "dress", SMALL.train_images)
+    told = [dict(pairs) for pairs in dataset.images["attributes"].to_pylist()]
+    assert told[: SMALL.train_images] == [attributes(garment) for garment in garments]
+    assert len(told) == len(dataset.images) == 3 * (20 + 15)
+    assert all({"colour", "pattern", "sleeves", "length", "neck", "detail"} <= one.keys() for one in told)
+
+
+def test_an_accent_that_nothing_wears_is_no_attribute() -> None:
+    assert attributes(DRESS) == {
+        "colour": "red",
+        "pattern": "plain",
+        "sleeves": "none",
+        "length": "short",
+        "neck": "round",
+        "detail": "none",
+    }
+    assert attributes(replace(DRESS, detail="belt"))["accent"] == "blue"
 
 
 def test_a_triplet_joins_two_garments_of_a_family(dataset: Dataset) -> None:

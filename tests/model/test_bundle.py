@@ -108,7 +108,7 @@ def test_no_bundle_another_format_and_a_changed_manifest_are_refused(copy: Path,
     with pytest.raises(WeightsError, match="surprise"):
         bundle.load(copy)
     rewrite_manifest(copy, format=1)
-    with pytest.raises(WeightsError, match="format 1\n.*format 2.*\n.*run the job again"):
+    with pytest.raises(WeightsError, match=r"format 1\n.*format 2.*\n.*run the job again"):
         bundle.load(copy)
     (copy / MANIFEST).write_text("[]")
     with pytest.raises(WeightsError, match="format None"):

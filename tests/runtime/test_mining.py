@@ -215,7 +215,7 @@ def context(tmp_path: Path, wide: NDArray[np.float32]) -> Callable[..., Context]
         for n, (s, r, t) in enumerate(rows)
     ]
     gallery = [{"category": "dress", "split": s, "image_id": i} for s in ("train", "val") for i in ids[:901]]
-    images = pa.table({"image_id": ids, "path": ids}, schema=IMAGE)
+    images = pa.table({"image_id": ids, "path": ids, "attributes": [[]] * len(ids)}, schema=IMAGE)
     dataset = Dataset(
         images, pa.Table.from_pylist(gallery, schema=GALLERY), pa.Table.from_pylist(triplets, schema=TRIPLET)
     )

@@ -246,6 +246,31 @@ def test_a_changed_setting_redoes_what_it_touches(copied: Finished, changes: dic
     assert pipeline.run(changed).done == []
 
 
+def test_the_bundle_knows_the_attributes_and_short_texts_of_train(finished: Finished) -> None:
+    root = Path(finished.settings["data"]["root"])
+    rows = pq.read_table(finished.folder / "bundle" / "gallery.parquet", columns=["image_id", "attributes"]).to_pylist()
+    said = json.loads((root / "attributes.json").read_text())
+    assert {row["image_id"]: dict(row["attributes"]) for row in rows} == {
+        row["image_id"]: said[row["image_id"]] for row in rows
+    }
+    texts = bundle.verify(finished.folder / "bundle").example_texts
+    captions = "".join(file.read_text() for file in (root / "captions").glob("*.train.json"))
+    assert len(texts) == 12
+    assert all(len(text) <= 60 and text[1:] in captions for text in texts)
+
+
+def test_changed_attributes_redo_the_bundle_alone(copied: Finished) -> None:
+    file = Path(copied.settings["data"]["root"]) / "attributes.json"
+    before = file.read_text()
+    try:
+        file.write_text(before.replace("striped", "barred"))
+        assert pipeline.run(copied.config(**UNTRACKED)).done == ["bundle"]
+    finally:
+        file.write_text(before)
+    table = pq.read_table(copied.folder / "bundle" / "gallery.parquet", columns=["attributes"])
+    assert "barred" in {dict(pairs)["pattern"] for pairs in table["attributes"].to_pylist()}
+
+
 def test_ctrl_c_in_a_stage_leaves_the_earlier_ones_whole_and_the_run_continues(
     finished: Finished, copied: Finished, breaking: Callable[[str, BaseException], pytest.MonkeyPatch]
 ) -> None:

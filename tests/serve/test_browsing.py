@@ -53,15 +53,9 @@ def test_pictures_small_and_whole_with_a_name_of_their_content(client: httpx.Cli
     assert "max-age" in small.headers["cache-control"]
 
 
-@pytest.mark.parametrize(
-    ("image_id", "reason"),
-    [("nobody", None), ("../../etc/passwd", None), ("image-10", "missing"), ("image-11", "not_an_image")],
-)
-def test_a_picture_that_cannot_be_shown_is_told_without_its_path(
-    client: httpx.Client, image_id: str, reason: str | None
-) -> None:
-    body = problem(client.get(f"/v1/images/{image_id.replace('/', '%2F')}"), 404)
-    assert body.get("reason") == reason
+@pytest.mark.parametrize("image_id", ["nobody", "../../etc/passwd", "image-3/"])
+def test_a_picture_that_is_not_in_the_gallery_is_not_found(client: httpx.Client, image_id: str) -> None:
+    problem(client.get(f"/v1/images/{image_id.replace('/', '%2F')}"), 404)
 
 
 def test_what_a_client_needs_to_know(client: httpx.Client) -> None:

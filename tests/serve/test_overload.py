@@ -51,7 +51,7 @@ def test_searches_of_a_batch_beyond_the_queue_fail_alone(small: str) -> None:
 @pytest.fixture(scope="module")
 def hasty(start_service: Callable[..., str], service_args: ServeArgs) -> str:
     """A service whose deadline is shorter than the wait for a batch."""
-    changes = {"timeout_s": 0.2, "batch_wait_s": 1.0}
+    changes = {"timeout_s": 0.2, "batch_wait_s": 8.0}
     return start_service(service_args.model_copy(update=changes), "hasty")
 
 

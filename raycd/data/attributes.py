@@ -1,0 +1,84 @@
+"""What is said of an image beside its category, and what searches filter by: {"colour": "blue", "sleeves": "long"}.
+
+A value is text. Numbers and booleans become the text that JSON has for them (7, 0.5, true), whole floats that of the
+whole number. A value that is null or empty is no attribute.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from raycd.data.folder import Folder
+from raycd.errors import DataError
+
+FILE = "attributes.json"  # {image_id: {name: value}}, optional, in the root of a data set
+COLUMN = "attributes"  # of a user's own gallery table
+
+Attributes = dict[str, str]
+
+
+def read(folder: Folder) -> dict[str, Attributes]:
+    """Image id -> attributes from FILE; empty where there is none. Raises `DataError` where it is malformed."""
+    if FILE not in folder.names(""):
+        return {}
+    where, content = folder.resolve(FILE), folder.json(FILE)
+    if not isinstance(content, dict):
+        raise _wrong(where, content, "an object: image id -> {name: value}")
+    return {image_id: _of_object(given, f"{where}, image {image_id}") for image_id, given in content.items()}
+
+
+def of_row(row: Mapping[str, Any], documented: tuple[str, ...], where: str) -> Attributes:
+    """The attributes of one row of a table: what COLUMN holds, or else the columns that are not `documented`.
+
+    COLUMN holds an object, a map or an object in JSON; anything else is a `DataError`. Of the other columns, those
+    whose values are neither text, number nor boolean are left out, and so are nameless ones and those that begin with
+    an underscore, such as the index that pandas writes.
+    """
+    if COLUMN in row:
+        return _of_column(row[COLUMN], where)
+    others = {name.strip(): _text(row[name]) for name in row if name not in documented}
+    return {name: text for name, text in others.items() if text and name and name[0] != "_"}
+
+
+def _of_column(value: Any, where: str) -> Attributes:
+    if value is None or value == "":
+        return {}
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise _wrong(f"{where}, {COLUMN}", value, "an object in JSON") from error
+    if isinstance(value, list) and all(isinstance(pair, tuple) for pair in value):
+        value = dict(value)  # a map of Arrow
+    return _of_object(value, f"{where}, {COLUMN}")
+
+
+def _of_object(given: Any, where: str) -> Attributes:
+    if not isinstance(given, dict):
+        raise _wrong(where, given, "an object: name -> value")
+    attributes: Attributes = {}
+    for name, value in given.items():
+        text = "" if value is None else _text(value)
+        if not name.strip() or text is None:
+            raise _wrong(where, {name: value}, "a name, and as its value a text, a number or true or false")
+        if text:
+            attributes[name.strip()] = text
+    return attributes
+
+
+def _text(value: object) -> str | None:
+    """The value as text without spaces around it; None where it is no text, finite number or boolean."""
+    if isinstance(value, str):
+        return value.strip()
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
+        return str(int(value))
+    return repr(value) if isinstance(value, float) and math.isfinite(value) else None
+
+
+def _wrong(where: str, got: object, expected: str) -> DataError:
+    return DataError(f"{where} has the wrong shape", got=repr(got)[:200], expected=expected)

@@ -1,0 +1,65 @@
+"""Pictures of the gallery: small ones are made once, and what cannot be shown is told without its path."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from raycd.gallery import Gallery
+from serve.args import ServeArgs
+from serve.pictures import Pictures
+from serve.problems import ProblemError
+
+
+def gallery(*paths: Path | None) -> Gallery:
+    count = len(paths)
+    table = pa.table(
+        {
+            "image_id": [str(number) for number in range(count)],
+            "categories": pa.array([[]] * count, pa.list_(pa.string())),
+            "path": pa.array([path and str(path) for path in paths], pa.string()),
+            "attributes": pa.array([[]] * count, pa.map_(pa.string(), pa.string())),
+        }
+    )
+    return Gallery(table)
+
+
+def test_a_thumbnail_keeps_the_proportions_and_is_made_once(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.new("RGBA", (1000, 500), (0, 0, 255, 0)).save(path)
+    pictures = Pictures(gallery(path), ServeArgs())
+    first = pictures.thumbnail("0")
+    image = Image.open(BytesIO(first.data))
+    assert (image.size, image.format, image.getpixel((5, 5))) == ((256, 128), "JPEG", (255, 255, 255))
+    path.unlink()
+    assert pictures.thumbnail("0") is first
+
+
+def test_the_original_is_the_file_itself(tmp_path: Path) -> None:
+    path = tmp_path / "a.gif"
+    Image.new("P", (20, 10)).save(path)
+    picture = Pictures(gallery(path), ServeArgs()).original("0")
+    assert (picture.data, picture.media_type) == (path.read_bytes(), "image/gif")
+
+
+@pytest.mark.parametrize("size", ["thumbnail", "original"])
+def test_what_cannot_be_shown_is_told_without_its_path(tmp_path: Path, size: str) -> None:
+    secret = tmp_path / "secret.txt"
+    secret.write_text("the password")
+    cut = tmp_path / "cut.png"
+    Image.effect_noise((64, 64), 50).save(cut)
+    cut.write_bytes(cut.read_bytes()[:20])
+    pictures = Pictures(gallery(tmp_path / "gone.png", None, secret, tmp_path, cut), ServeArgs())
+    reasons = []
+    for number in range(5):
+        with pytest.raises(ProblemError) as caught:
+            getattr(pictures, size)(str(number))
+        assert caught.value.status_code == 404
+        assert str(tmp_path) not in caught.value.problem.detail
+        reasons.append(caught.value.problem.reason)
+    assert reasons[:4] == ["missing", "missing", "not_an_image", "missing"]
+    assert reasons[4] in ("not_an_image", "truncated")
