@@ -11,8 +11,6 @@ from pathlib import Path
 from raycd.errors import RunError
 from serve.args import ServeArgs
 
-LOOPBACK = "127.0.0.1"
-
 
 def is_ours() -> bool:
     """Whether the Ray will be one of our own, gone with us."""
@@ -50,14 +48,7 @@ def _connect(metrics_port: int | None) -> None:
 
     quiet = {"log_to_driver": False, "logging_level": logging.WARNING}
     if is_ours():
-        # At a loopback address, metrics, too, are for this machine alone.
-        ray.init(
-            "local",
-            include_dashboard=False,
-            _node_ip_address=LOOPBACK,
-            _metrics_export_port=metrics_port,
-            **quiet,  # type: ignore[arg-type]
-        )
+        ray.init("local", include_dashboard=False, _metrics_export_port=metrics_port, **quiet)  # type: ignore[arg-type]
         return
     try:
         ray.init(**quiet)  # type: ignore[arg-type]
@@ -85,7 +76,7 @@ def _haproxy(scratch: Path) -> dict[str, str]:
 
 def _free_port() -> int:
     with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
+        probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 

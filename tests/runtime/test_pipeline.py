@@ -224,7 +224,7 @@ def test_a_finished_run_started_again_does_nothing(finished: Finished, monkeypat
         ({"mine": {"alpha": 0.1}}, ["filter", "stage2", "evaluate", "bundle"]),
         ({"stage1": {"finetune": "none"}, "stage2": {"head": "sum"}}, STAGES[2:]),
         ({"evaluate": {"ks": [5]}}, ["evaluate", "bundle"]),
-        ({"serve": {"top_k": 5}}, ["bundle"]),
+        ({"index": {"sample": 500}}, ["bundle"]),
         (
             {
                 "compute": {"train_workers": 2, "embed_workers": 2, "threads": 1},
@@ -236,7 +236,7 @@ def test_a_finished_run_started_again_does_nothing(finished: Finished, monkeypat
             [],
         ),
     ],
-    ids=["mine.alpha", "stage1", "evaluate.ks", "serve", "how fast it is"],
+    ids=["mine.alpha", "stage1", "evaluate.ks", "index", "how fast it is"],
 )
 def test_a_changed_setting_redoes_what_it_touches(copied: Finished, changes: dict[str, Any], done: list[str]) -> None:
     changed = copied.config(**changes, **UNTRACKED)
