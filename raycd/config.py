@@ -296,7 +296,7 @@ class IndexConfig(Section):
     """Flat is exact; ivf and hnsw are for more images; auto takes flat up to index.flat_up_to images, then ivf."""
     flat_up_to: Count = 20_000
     """Auto: most images of a flat index."""
-    recall: Annotated[float, Field(gt=0.0, le=1.0)] = 0.995
+    recall: Annotated[float, Field(gt=0.0, le=1.0)] = 0.997
     """IVF, HNSW: share of the true first 10 that a search must find, on a sample; it works as hard as that takes."""
     sample: Positive = 1000
     """IVF, HNSW: queries of the sample."""

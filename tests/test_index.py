@@ -157,7 +157,7 @@ def test_the_same_seed_builds_the_same_files(kind: str, tmp_path: Path) -> None:
 def test_copies_of_an_image_do_not_lower_the_recall(kind: str) -> None:
     features = np.repeat(catalogue(50, 2), 40, axis=0)
     index = Index.build(features, IndexConfig.model_validate({"kind": kind, "sample": 100}))
-    assert index.recall >= 0.995
+    assert index.recall >= 0.99
     assert index.effort < 200
 
 
