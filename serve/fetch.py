@@ -20,6 +20,7 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -160,7 +161,6 @@ def _is_host(host: str) -> bool:
 
 
 async def _get(place: _Place, max_bytes: int, timeout_s: float, network: Network) -> bytes:
-    backend = _CheckedBackend(network, timeout_s)
     headers = [
         ("Host", place.authority),
         ("User-Agent", f"raycd/{__version__}"),
@@ -170,6 +170,7 @@ async def _get(place: _Place, max_bytes: int, timeout_s: float, network: Network
     ]
     url = httpcore.URL(scheme="https", host=place.host, port=network.port, target=place.target)
     async with (
+        aclosing(_CheckedBackend(network, timeout_s)) as backend,
         httpcore.AsyncConnectionPool(network.tls(), max_connections=1, network_backend=backend) as pool,
         pool.stream("GET", url, headers=headers) as response,
     ):
@@ -203,7 +204,7 @@ def _too_large(max_bytes: int) -> FetchRefused:
 
 
 def _unreachable(error: Exception) -> FetchFailed:
-    cause = error.__cause__
+    cause = error.__context__  # httpcore raises its own errors "from None"
     if isinstance(cause, ssl.SSLError):
         got = cause.verify_message if isinstance(cause, ssl.SSLCertVerificationError) else None
         return FetchFailed("the URL's host cannot show who it is", reason="tls", got=got, do=_SEND)
@@ -215,16 +216,24 @@ class _CheckedBackend(httpcore.AnyIOBackend):
 
     def __init__(self, network: Network, timeout_s: float) -> None:
         self._network, self._timeout_s = network, timeout_s
+        self._stream: httpcore.AsyncNetworkStream | None = None
+
+    async def aclose(self) -> None:
+        """End the connection. httpcore forgets one whose TLS handshake is cancelled, and the socket stays open."""
+        if self._stream is not None:
+            await self._stream.aclose()
 
     async def connect_tcp(self, host: str, port: int, *_: Any, **__: Any) -> httpcore.AsyncNetworkStream:
         addresses = (await self._addresses(host, port))[:ATTEMPTS]
         share_s = self._timeout_s / len(addresses)  # so that one which never answers leaves time for the next
-        for address in addresses[:-1]:
+        for last, address in enumerate(addresses, 1 - len(addresses)):
             try:
-                return await super().connect_tcp(str(address), port, share_s)
+                self._stream = await super().connect_tcp(str(address), port, share_s)
+                return self._stream
             except (httpcore.ConnectError, httpcore.ConnectTimeout):
-                continue
-        return await super().connect_tcp(str(addresses[-1]), port, share_s)
+                if last == 0:
+                    raise
+        raise AssertionError("a host has one address or more")
 
     async def _addresses(self, host: str, port: int) -> list[Address]:
         """All addresses of the host, none of which is forbidden. One refusal for all: who asks learns no names."""
