@@ -19,13 +19,18 @@ from pathlib import Path
 from raycd import cli
 
 
+SERVICE = "--replicas 2 --threads 1 --cpus 0.5"  # for two cores
+
+
 def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", choices=["embed", "mine", "sweep", "serve", "scale", "gpu"], help="What to measure.")
     parser.add_argument("--images", type=int, default=0, help="Images (embed: 20,000; mine: 46,609; scale: 1,000,000).")
     parser.add_argument("--candidates", type=int, default=1_000_000, help="Candidates to score (mine).")
     parser.add_argument("--only", default="", help="Cells to measure, such as 'demo/*,*/haproxy/32' (serve: all).")
     parser.add_argument("--seconds", type=float, default=8.0, help="Length of a scenario (serve; %(default)s).")
-    parser.add_argument("--service", default="", help="Options of serve/app.py, such as '--threads 2' (serve).")
+    parser.add_argument(
+        "--service", default=SERVICE, help="Options of serve/app.py, such as '--threads 2' (serve; %(default)s)."
+    )
     parser.add_argument("--photos", help="Folder of photographs to embed instead of drawn images (embed).")
 
 

@@ -132,7 +132,7 @@ class SearchResponse(_Told):
     warnings: list[str]
     """What was done otherwise than asked, such as a text that was cut."""
     timings: dict[str, float]
-    """Milliseconds of each step: read, decode, wait, encode, search, total. Also in the header Server-Timing."""
+    """Milliseconds: read, decode (fetching included), wait, encode, search, total. As in Server-Timing."""
 
 
 class BatchItem(_Told):
@@ -217,7 +217,8 @@ class Problem(_Told):
     limit: str | None = None
     """The setting of the service that the request exceeds."""
     reason: str | None = None
-    """Why an image is refused: empty, not_an_image, truncated, too_small, too_large, missing."""
+    """Why an image is refused: empty, not_an_image, truncated, too_small, too_large, missing; why its URL was not
+    fetched: scheme, credentials, port, address, redirect, encoding, unreachable, tls, timeout, status, protocol."""
     errors: list[FieldError] | None = None
     """The fields that are wrong."""
 

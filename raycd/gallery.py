@@ -5,8 +5,7 @@ A position is an image's row in the gallery, and in the index that was built fro
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -30,7 +29,9 @@ class Gallery:
     def __init__(self, table: pa.Table) -> None:
         self._table = table.drop_columns(["feature"]) if "feature" in table.column_names else table
         self._table = self._table.combine_chunks()
-        self._positions = {image_id: place for place, image_id in enumerate(self._table["image_id"].to_pylist())}
+        self._image_ids: list[str] = self._table["image_id"].to_pylist()
+        self._positions = {image_id: place for place, image_id in enumerate(self._image_ids)}
+        self._categories, self._attributes = _Lists(self._column("categories")), _Lists(self._column("attributes"))
         self._mask = lru_cache(KEPT_MASKS)(self._made)
 
     def __len__(self) -> int:
@@ -42,7 +43,7 @@ class Gallery:
 
     def image_id(self, position: int) -> str:
         """The image at a position."""
-        return str(self._table["image_id"][position].as_py())
+        return self._image_ids[position]
 
     def path(self, position: int) -> str | None:
         """Path or URI of the image's file, where it has one. Not for answers."""
@@ -51,11 +52,11 @@ class Gallery:
 
     def category(self, position: int) -> str:
         """The first category of the image; empty where it has none."""
-        return next(iter(self._table["categories"][position].as_py() or []), "")
+        return next(iter(self._categories[position]), "")
 
     def attributes(self, position: int) -> dict[str, str]:
         """The attributes of the image."""
-        return dict(self._table["attributes"][position].as_py() or [])
+        return dict(self._attributes[position])
 
     def mask(
         self, categories: Sequence[str] = (), attributes: Mapping[str, Sequence[str]] | None = None
@@ -69,43 +70,62 @@ class Gallery:
     def _made(self, categories: tuple[str, ...], attributes: tuple[tuple[str, tuple[str, ...]], ...]) -> Mask:
         mask = np.ones(len(self), np.bool_)
         if categories:
-            mask &= self._having(self._table["categories"], lambda listed: pc.is_in(listed, pa.array(categories)))
+            mask &= self._having(self._categories, categories.__contains__)
         for name, values in attributes:
-            mask &= self._having(
-                self._table["attributes"],
-                lambda entry, name=name, values=values: pc.and_(
-                    pc.equal(entry.field("key"), name), pc.is_in(entry.field("value"), pa.array(values, pa.string()))
-                ),
-            )
+            mask &= self._having(self._attributes, {(name, value) for value in values}.__contains__)
         mask.flags.writeable = False  # it is kept
         return mask
 
-    def _having(self, column: pa.ChunkedArray, matches: Any) -> Mask:
-        """The images one of whose list's entries matches."""
-        lists = column.combine_chunks()
-        parents, entries = _flat(lists)
+    def _having(self, lists: _Lists, wanted: Callable[[Any], bool]) -> Mask:
+        """The images one of whose entries is wanted."""
         mask = np.zeros(len(self), np.bool_)
-        mask[parents[matches(entries).to_numpy(zero_copy_only=False)]] = True
+        mask[lists.rows[np.array([wanted(value) for value in lists.values], np.bool_)[lists.codes]]] = True
         return mask
+
+    def _column(self, name: str) -> pa.Array:
+        return self._table[name].combine_chunks()
 
     def category_counts(self) -> dict[str, int]:
         """Images of each category, most of them first."""
-        _, names = _flat(self._table["categories"].combine_chunks())
-        return dict(Counter(names.to_pylist()).most_common())
+        return dict(self._categories.counts())
 
     def attribute_counts(self) -> dict[str, dict[str, int]]:
         """Images of each value of each attribute, by name; the values most of them first."""
-        _, entries = _flat(self._table["attributes"].combine_chunks())
-        pairs = Counter(zip(entries.field("key").to_pylist(), entries.field("value").to_pylist(), strict=True))
         counts: dict[str, dict[str, int]] = {}
-        for (name, value), count in pairs.most_common():
+        for (name, value), count in self._attributes.counts():
             counts.setdefault(name, {})[value] = count
         return dict(sorted(counts.items()))
 
 
-def _flat(lists: pa.Array) -> tuple[NDArray[np.int64], pa.Array]:
-    """The entries of all lists (or maps) in one array, and the row that each came from."""
-    if pa.types.is_map(lists.type):
-        entry = pa.struct([("key", lists.type.key_type), ("value", lists.type.item_type)])
-        lists = lists.cast(pa.list_(entry))
-    return pc.list_parent_indices(lists).to_numpy(), pc.list_flatten(lists)
+class _Lists:
+    """A column of lists, or of maps as lists of pairs, whose few distinct entries are kept once.
+
+    Attributes:
+        values: The distinct entries.
+        codes: Of every entry, which value it is.
+        rows: Of every entry, the row that it stands in.
+    """
+
+    def __init__(self, lists: pa.Array) -> None:
+        if pa.types.is_map(lists.type):
+            lists = lists.cast(pa.list_(pa.struct([("key", pa.string()), ("value", pa.string())])))
+        entries = pc.list_flatten(lists)
+        if pa.types.is_struct(entries.type):
+            pairs = zip(entries.field("key").to_pylist(), entries.field("value").to_pylist(), strict=True)
+            known: dict[Any, int] = {}
+            self.codes = np.fromiter((known.setdefault(pair, len(known)) for pair in pairs), np.int32, len(entries))
+            self.values: list[Any] = list(known)
+        else:
+            encoded = entries.dictionary_encode()
+            self.codes, self.values = encoded.indices.to_numpy(), encoded.dictionary.to_pylist()
+        self.rows = pc.list_parent_indices(lists).to_numpy()
+        self._ends = np.cumsum(np.bincount(self.rows, minlength=len(lists)))
+
+    def __getitem__(self, row: int) -> list[Any]:
+        start = self._ends[row - 1] if row else 0
+        return [self.values[code] for code in self.codes[start : self._ends[row]]]
+
+    def counts(self) -> list[tuple[Any, int]]:
+        """Rows of each value, most of them first, then in the order in which they come."""
+        found = np.bincount(self.codes, minlength=len(self.values))
+        return [(self.values[code], int(found[code])) for code in np.argsort(-found, kind="stable")]

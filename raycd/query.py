@@ -43,6 +43,8 @@ class Words(NamedTuple):
     text: str
     tokens: torch.Tensor | None
     feature: torch.Tensor | None
+    truncated: bool
+    """Whether its end was cut off: it has more tokens than the model reads."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,11 @@ class Prepared:
     """In the gallery, of an image that was named."""
     text: Words | None
     negative: Words | None
-    truncated: tuple[str, ...]
-    """The texts whose end was cut off: they have more tokens than the model reads."""
+
+    @property
+    def truncated(self) -> list[str]:
+        """The texts whose end was cut off."""
+        return [words.text for words in (self.text, self.negative) if words is not None and words.truncated]
 
 
 class Result(NamedTuple):

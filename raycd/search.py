@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from raycd.errors import DataError
 from raycd.gallery import Gallery
 from raycd.model.bundle import Bundle
+from raycd.model.fold import fold_batch_norms
 from raycd.query import Answer, Encoded, Prepared, Query, Result, Words
 from raycd.texts import TextCache
 
@@ -31,7 +32,8 @@ NEGATIVE = 0.5  # how much a negative text counts beside a text
 class Searcher:
     """A bundle that answers. `prepare` may run in any thread; `answer` in one at a time.
 
-    `threads` are those of torch, for the whole process, and of FAISS; 0 leaves both as they are.
+    It folds the batch norms of the bundle's encoder. `threads` are those of torch, for the whole process, and of FAISS;
+    0 leaves both as they are.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Searcher:
         self.bundle = bundle
         self.gallery = Gallery(bundle.gallery)
         self._encoder = bundle.encoder.to(device).eval()
+        fold_batch_norms(self._encoder.clip)
         self._head = bundle.head.to(device).eval()
         self._texts = TextCache(text_cache)
         self._mean_D, self._covariance_DD = bundle.index.moments()
@@ -73,14 +76,17 @@ class Searcher:
             position=position,
             text=self._words(text),
             negative=self._words(negative),
-            truncated=tuple(given for given in (text, negative) if given and self._encoder.truncates(given)),
         )
 
     def _words(self, text: str) -> Words | None:
         if not text:
             return None
-        feature = self._texts.get(text)
-        return Words(text, self._encoder.tokenize([text])[0] if feature is None else None, feature)
+        known = self._texts.get(text)
+        if known is not None:
+            return Words(text, None, *known)
+        tokens_L = self._encoder.tokenize([text])[0]
+        # A text that leaves room at the end was not cut; only of others it takes a second look to know.
+        return Words(text, tokens_L, None, bool(tokens_L[-1] != 0) and self._encoder.truncates(text))
 
     def answer(self, batch: Sequence[Prepared]) -> list[Answer]:
         """As many results of each prepared query as its top_k, the gallery and the filter allow, best first."""
@@ -132,13 +138,13 @@ class Searcher:
     def _encoded_texts(self, batch: Sequence[Words | None]) -> torch.Tensor:
         """Un-normalised text features (B, D); NaN where there is no text. Each distinct new text is encoded once."""
         features_BD = torch.full((len(batch), self._encoder.dim), torch.nan)
-        new = {words.text: words.tokens for words in batch if words is not None and words.tokens is not None}
+        new = {words.text: words for words in batch if words is not None and words.tokens is not None}
         found: dict[str, torch.Tensor] = {}
         if new:
-            encoded = self._encoder.encode_tokens(torch.stack(list(new.values()))).cpu()  # type: ignore[arg-type]
-            found = dict(zip(new, encoded, strict=True))
+            tokens_NL = torch.stack([tokens for words in new.values() if (tokens := words.tokens) is not None])
+            found = dict(zip(new, self._encoder.encode_tokens(tokens_NL).cpu(), strict=True))
             for text, feature_D in found.items():
-                self._texts.put(text, feature_D.clone())
+                self._texts.put(text, feature_D.clone(), new[text].truncated)
         for row, words in enumerate(batch):
             if words is not None:
                 features_BD[row] = found[words.text] if words.feature is None else words.feature
@@ -177,7 +183,7 @@ class Searcher:
 
     def _relative(self, query_D: NDArray[np.float32], scores: NDArray[np.float32]) -> list[float]:
         """z-scores over the whole gallery, by the gallery's mean and covariance."""
-        spread = float(np.sqrt(max(query_D @ self._covariance_DD @ query_D, 1e-12)))
+        spread = max(float(query_D @ self._covariance_DD @ query_D), 1e-12) ** 0.5
         z_scores: list[float] = ((scores - query_D @ self._mean_D) / spread).tolist()
         return z_scores
 

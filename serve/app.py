@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # Ray and torch take seconds to import: a mistake of the user
     from ray.serve import Application
 
 NAME = "raycd"  # of the Serve application
+QUIET = {"log_level": "WARNING", "enable_access_log": False}
 
 
 def build(args: ServeArgs) -> "Application":
@@ -36,6 +37,7 @@ def build(args: ServeArgs) -> "Application":
     application: Application = SearchService.options(  # type: ignore[attr-defined]
         num_replicas=args.replicas,
         ray_actor_options={"num_cpus": args.cpus, "num_gpus": args.gpus},
+        logging_config=QUIET,  # a line a request takes as long as parsing it
         max_ongoing_requests=4 * args.max_queue + 64,  # beyond max_queue a replica itself refuses, with a problem
         max_queued_requests=4 * args.max_queue + 64,
     ).bind(args)
@@ -134,11 +136,10 @@ def _running(args: ServeArgs, host: str, port: int) -> Iterator[None]:
     """The application, from ready to gone."""
     from ray import serve
 
-    quiet = {"log_level": "WARNING", "enable_access_log": False}
     with cli.sigterm_interrupts():  # ray.init has put its own handler in place of ours
         try:
             http = {"host": host, "port": port, "request_timeout_s": 2 * args.timeout_s}
-            serve.start(proxy_location="HeadOnly", http_options=http, logging_config=quiet)
+            serve.start(proxy_location="HeadOnly", http_options=http, logging_config=QUIET)
             serve.run(build(args), name=NAME, route_prefix="/", blocking=False)
             yield
         except RuntimeError as error:

@@ -57,4 +57,6 @@ class ServeArgs(BaseModel):
     max_page: Positive = 200
     """Images of one page of /v1/gallery."""
     image_url: bool = False
-    """Let clients give an image by its https URL, which the service then fetches."""
+    """Let clients give an image by its https URL, which the service then fetches from public addresses only."""
+    fetch_timeout_s: Seconds = 5.0
+    """Seconds that fetching an image may take."""

@@ -4,7 +4,7 @@ Only https on one port, without credentials. A host's addresses are looked up on
 connection goes to one of those very addresses: an answer of DNS that changes in between has no effect. Redirects and
 encoded bodies are refused; bytes and seconds are capped, however slowly they come.
 
-FetchError           a DataError with a `reason`; its message repeats neither the URL nor an address
+FetchError           a DataError with a `reason`; its message names no address of the own network
 ├── FetchRefused     the URL, or what its server answers, is not allowed
 └── FetchFailed      it is allowed, but the server did not give a file
 
@@ -20,7 +20,7 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from functools import cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -42,7 +42,7 @@ _AUTHORITY = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(:(?P<port>
 _LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 _NAME = re.compile(rf"(?!.{{254}})({_LABEL}\.)+{_LABEL}")
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")  # as the last label: an IPv4 address in one of its many forms
-_TARGET = "/?%:@!$&'()*+,;=~[]"  # beside letters, digits and _.-; all else is percent-encoded, line ends included
+_TARGET = "/?%:@!$&'()*+,;=~[]"  # beside letters, digits and _.-; all else is percent-encoded
 _SEND = "send the image itself"
 
 
@@ -129,6 +129,8 @@ class _Place(NamedTuple):
 def _checked(url: str, port: int) -> _Place:
     if len(url) > MAX_URL:
         raise FetchRefused("the URL is too long", reason="malformed", got=len(url), expected=f"at most {MAX_URL}")
+    if not url.isprintable():
+        raise FetchRefused("the URL holds characters that no URL has", reason="malformed", do="leave them out")
     scheme, _, rest = url.partition("://")
     if scheme.lower() != "https":
         raise FetchRefused("the URL is not one of https", reason="scheme", expected="https://...", do=_SEND)
@@ -224,16 +226,16 @@ class _CheckedBackend(httpcore.AnyIOBackend):
             await self._stream.aclose()
 
     async def connect_tcp(self, host: str, port: int, *_: Any, **__: Any) -> httpcore.AsyncNetworkStream:
-        addresses = (await self._addresses(host, port))[:ATTEMPTS]
-        share_s = self._timeout_s / len(addresses)  # so that one which never answers leaves time for the next
-        for last, address in enumerate(addresses, 1 - len(addresses)):
-            try:
-                self._stream = await super().connect_tcp(str(address), port, share_s)
-                return self._stream
-            except (httpcore.ConnectError, httpcore.ConnectTimeout):
-                if last == 0:
-                    raise
-        raise AssertionError("a host has one address or more")
+        *others, last = (await self._addresses(host, port))[:ATTEMPTS]
+        share_s = self._timeout_s / (len(others) + 1)  # so that one which never answers leaves time for the next
+        for address in others:
+            with suppress(httpcore.ConnectError, httpcore.ConnectTimeout):
+                return await self._connect(address, port, share_s)
+        return await self._connect(last, port, share_s)
+
+    async def _connect(self, address: Address, port: int, seconds: float) -> httpcore.AsyncNetworkStream:
+        self._stream = await super().connect_tcp(str(address), port, seconds)
+        return self._stream
 
     async def _addresses(self, host: str, port: int) -> list[Address]:
         """All addresses of the host, none of which is forbidden. One refusal for all: who asks learns no names."""

@@ -25,6 +25,7 @@ def cluster(args: ServeArgs, *, haproxy: bool = False, metrics_port: int | None 
         RunError: The Ray of RAY_ADDRESS cannot be reached, or this machine has too little for the replicas.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # tell nobody
+    os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")  # one event loop a replica, fewer hops between threads
     with tempfile.TemporaryDirectory(prefix="raycd-serve-", ignore_cleanup_errors=True) as scratch:
         if is_ours() and haproxy:
             os.environ.update(_haproxy(Path(scratch)))

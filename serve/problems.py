@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from raycd.api import FieldError, Problem
 from raycd.data.images import BrokenImage
 from raycd.errors import DataError
+from serve.fetch import FetchFailed, FetchRefused
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 1
@@ -72,6 +73,9 @@ def of(error: Exception) -> ProblemError | None:
         case BrokenImage():
             limit = {"too_large": "max_pixels", "too_small": "min_side"}.get(error.reason)
             return ProblemError(422, f"image: {_plain(error)}", reason=error.reason, limit=limit)
+        case FetchRefused() | FetchFailed():
+            limit = "max_body_bytes" if error.reason == "too_large" else None
+            return ProblemError(422, f"image_url: {_plain(error)}", reason=error.reason, limit=limit)
         case DataError():
             return ProblemError(422, _plain(error))
         case RequestValidationError() | ValidationError():

@@ -14,6 +14,7 @@ from raycd.api import Result as ApiResult
 from raycd.query import Answer, Prepared
 from serve import bodies, problems
 from serve.browsing import thumbnail
+from serve.fetch import fetch
 
 if TYPE_CHECKING:
     from serve.service import SearchService
@@ -35,7 +36,6 @@ def router(service: SearchService) -> APIRouter:
             read_ms = _since(began)
             found, batch = await _search(service, asked, image)
         found.timings = _rounded({"read": read_ms, **found.timings, "total": _since(began)})
-        service.metrics.search(found.timings, batch, service.admission.busy)
         return _json(found, {"Server-Timing": _server_timing(found.timings, batch)})
 
     @routes.post(
@@ -70,14 +70,13 @@ def _batch(body: Any, most: int) -> list[dict[str, Any]]:
 async def _item(service: SearchService, body: Any) -> BatchItem:
     began = time.perf_counter()
     try:
-        found, batch = await _search(service, *bodies.of_json(body, service.args))
+        found, _ = await _search(service, *bodies.of_json(body, service.args))
     except Exception as error:
         problem = problems.of(error)
         if problem is None:
             raise
         return BatchItem(status=problem.status_code, problem=problem.problem)
     found.timings = _rounded({**found.timings, "total": _since(began)})
-    service.metrics.search(found.timings, batch, service.admission.busy)
     return BatchItem(status=200, response=found)
 
 
@@ -85,6 +84,9 @@ async def _search(service: SearchService, asked: SearchRequest, image: bytes | N
     """The answer, with the milliseconds of its steps, and the size of the batch that it was part of."""
     with service.admission.slot():
         began = time.perf_counter()
+        if asked.image_url:
+            args = service.args
+            image = await fetch(asked.image_url, max_bytes=args.max_body_bytes, timeout_s=args.fetch_timeout_s)
         query = await service.prepare(asked, image)
         decode_ms = _since(began)
         began = time.perf_counter()

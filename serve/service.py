@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -49,7 +49,7 @@ class SearchService:
         self.admission = Admission(args.max_queue)
         self.metrics = Metrics()
         self.metrics.gallery(len(self.searcher.gallery))
-        self._answers = Batcher(self.searcher.answer, most=args.max_batch_size, wait_s=args.batch_wait_s)
+        self._answers = Batcher(self._work, most=args.max_batch_size, wait_s=args.batch_wait_s)
         self._threads = ThreadPoolExecutor(threads + 1, "decode")
         self._canary = Query(Image.new("RGB", (64, 64), "grey"), "is blue", top_k=1)
         self.searcher.search([self._canary])  # what cannot answer must not start
@@ -94,6 +94,12 @@ class SearchService:
     async def answer(self, query: Prepared) -> Answer:
         """Search, together with the queries that come while the model is at work."""
         return await self._answers(query)
+
+    def _work(self, batch: Sequence[Prepared]) -> list[Answer]:
+        answers = self.searcher.answer(batch)
+        if answers:
+            self.metrics.batch(answers[0], self.admission.busy)
+        return answers
 
     async def aside(self, work: Callable[[], T]) -> T:
         """Do what takes milliseconds without holding up the event loop."""

@@ -21,7 +21,13 @@ def tracked() -> list[Path]:
 
 def test_every_module_stands_in_the_tree() -> None:
     heads = {"clip_cd.py", "combiner.py", "sum.py", "registry.py"}  # the tree names their folder's heads
-    inside = ("raycd/mine/", "raycd/report/", "raycd/index/", "raycd/client/", "jobs/benchmarks/")  # folders that the tree names as one
+    inside = (
+        "raycd/mine/",
+        "raycd/report/",
+        "raycd/index/",
+        "raycd/client/",
+        "jobs/benchmarks/",
+    )  # folders that the tree names as one
     modules = [
         path
         for path in tracked()

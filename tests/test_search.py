@@ -84,7 +84,8 @@ def test_an_image_of_the_gallery_is_as_if_it_were_sent(searcher: Searcher, tiny_
     named = ask(searcher, image_id="image-5", text="is blue")
     assert [result.image_id for result in named] == [result.image_id for result in sent]
     for left, right in zip(sent, named, strict=True):
-        assert left[4:] == pytest.approx(right[4:], abs=1e-4)
+        assert [left.score, *left[5:]] == pytest.approx([right.score, *right[5:]], abs=1e-5)
+        assert left.relative_score == pytest.approx(right.relative_score, abs=0.02)
 
 
 def test_weights_and_a_negative_text_pull_at_the_query(searcher: Searcher, tiny_bundle: Any) -> None:
@@ -176,13 +177,13 @@ def test_neither_encoder_runs_for_what_is_known(tiny_bundle: Any, monkeypatch: p
 def test_kept_texts_are_bounded(tiny_bundle: Any) -> None:
     cache = TextCache(2)
     features = {text: torch.tensor([float(i)]) for i, text in enumerate("abc")}
-    cache.put("a", features["a"])
-    cache.put("b", features["b"])
-    assert cache.get("a") is features["a"]
-    cache.put("c", features["c"])
-    assert [cache.get(text) for text in "abc"] == [features["a"], None, features["c"]]
+    cache.put("a", features["a"], False)
+    cache.put("b", features["b"], True)
+    assert cache.get("a") == (features["a"], False)
+    cache.put("c", features["c"], True)
+    assert [cache.get(text) for text in "abc"] == [(features["a"], False), None, (features["c"], True)]
     nothing = TextCache(0)
-    nothing.put("a", features["a"])
+    nothing.put("a", features["a"], False)
     assert nothing.get("a") is None
 
 
@@ -193,9 +194,10 @@ def test_top_k_is_cut_to_the_gallery_and_no_query_is_no_work(searcher: Searcher,
 
 def test_long_texts_are_cut_and_marked(searcher: Searcher, tiny_bundle: Any) -> None:
     image, long = tiny_bundle.images[0], ("is blue " * 100).strip()
-    assert searcher.prepare(Query(image, "is blue")).truncated == ()
-    assert searcher.prepare(Query(image, "is blue", negative_text=long)).truncated == (long,)
+    assert searcher.prepare(Query(image, "is blue")).truncated == []
+    assert searcher.prepare(Query(image, "is blue", negative_text=long)).truncated == [long]
     assert len(ask(searcher, image, long)) == 12
+    assert searcher.prepare(Query(image, long)).truncated == [long]  # told again when its feature is known
 
 
 @pytest.mark.parametrize(

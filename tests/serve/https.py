@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -75,7 +75,7 @@ class Authority:
 
 @dataclass
 class Server:
-    """A server that runs: where, what it was asked, how many connections were made, and ended by those who made them."""
+    """A server that runs: where, what it was asked, how many connections were made and have ended."""
 
     port: int = 0
     requests: list[str] = field(default_factory=list)
@@ -92,19 +92,24 @@ async def serving(
 
     async def meet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         server.connections += 1
-        with suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+        try:
             if tls is None:
-                with suppress(ConnectionResetError):
-                    await reader.read()
-                server.ended += 1
-                return
-            server.requests.append((await reader.readuntil(b"\r\n\r\n")).decode())
-            if isinstance(answer, bytes):
-                writer.write(answer)
-                await writer.drain()
+                await reader.read()
             else:
-                await answer(writer)
-        writer.close()
+                server.requests.append((await reader.readuntil(b"\r\n\r\n")).decode())
+                await say(writer)
+        except (OSError, asyncio.IncompleteReadError):
+            pass  # the client has left
+        finally:
+            server.ended += 1
+            writer.close()
+
+    async def say(writer: asyncio.StreamWriter) -> None:
+        if isinstance(answer, bytes):
+            writer.write(answer)
+            await writer.drain()
+        else:
+            await answer(writer)
 
     listening = await asyncio.start_server(meet, address, port, ssl=tls)
     server.port = listening.sockets[0].getsockname()[1]
