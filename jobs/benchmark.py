@@ -18,7 +18,6 @@ from pathlib import Path
 
 from raycd import cli
 
-
 SERVICE = "--replicas 2 --threads 1 --cpus 0.5"  # for two cores
 
 

@@ -186,7 +186,7 @@ class Info(_Told):
     categories: dict[str, int]
     """Images of each category."""
     attributes: dict[str, dict[str, int]]
-    """Images of each value of each attribute."""
+    """Images of each value of each attribute, of the most frequent values."""
     example_texts: list[str]
     """Changes that this model was trained on, to try."""
 

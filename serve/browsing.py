@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Literal
 from urllib.parse import quote
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from serve.service import SearchService
 
 PAGE = 48  # images of a page that names no limit
+VALUES = 50  # of an attribute, the most frequent ones, that /v1/info lists
 _CACHED = "private, max-age=3600"
 
 
@@ -29,7 +31,8 @@ def router(service: SearchService) -> APIRouter:
     """The routes that show."""
     routes = APIRouter(tags=["gallery"])
     gallery = service.searcher.gallery
-    categories, attributes = gallery.category_counts(), gallery.attribute_counts()
+    categories = gallery.category_counts()
+    attributes = {name: dict(islice(values.items(), VALUES)) for name, values in gallery.attribute_counts().items()}
 
     @routes.get("/v1/info")
     async def info() -> Info:
