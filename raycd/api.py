@@ -7,6 +7,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True)]
+Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=512)]
 Weight = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
 
 
@@ -25,11 +26,11 @@ class _Told(BaseModel):
 class SearchRequest(_Asked):
     """An image, a text, or both. The image is given in one way only; in a form it is the file `image`."""
 
-    image_id: Text | None = None
+    image_id: Name | None = None
     """The reference is this image of the gallery: no image is uploaded and none is encoded."""
-    image_base64: str | None = None
+    image_base64: Annotated[str, Field(min_length=1)] | None = None
     """The reference image's file in base64."""
-    image_url: Text | None = None
+    image_url: Annotated[Text, Field(min_length=1, max_length=4096)] | None = None
     """The reference image is fetched from here, where the service allows it (https only)."""
     text: Text = ""
     """What should differ: is blue, with long sleeves. Alone, without an image, it describes what is looked for."""
@@ -43,9 +44,9 @@ class SearchRequest(_Asked):
     """Results wanted; the service's default where absent, and at most its limit."""
     offset: Annotated[int, Field(ge=0)] = 0
     """Results left out at the beginning: the next page."""
-    category: list[Text] = []
+    category: list[Name] = []
     """Only images of one of these categories; none: of all."""
-    attributes: dict[str, list[str]] = {}
+    attributes: dict[Name, list[Name]] = {}
     """Only images with one of these values in each of these attributes: {"colour": ["blue", "navy"]}."""
     exclude_reference: bool = False
     """Leave the image of the gallery that `image_id` names out of the results."""
@@ -63,7 +64,7 @@ class SearchRequest(_Asked):
 class BatchRequest(_Asked):
     """Several searches. Each succeeds or fails by itself."""
 
-    searches: Annotated[list[dict[str, Any]], Field(min_length=1)]
+    searches: Annotated[list[Any], Field(min_length=1)]
     """Each as the body of /v1/search; one that is malformed fails alone."""
 
 
@@ -218,7 +219,7 @@ class Problem(_Told):
     """The setting of the service that the request exceeds."""
     reason: str | None = None
     """Why an image is refused: empty, not_an_image, truncated, too_small, too_large, missing; why its URL was not
-    fetched: scheme, credentials, port, address, redirect, encoding, unreachable, tls, timeout, status, protocol."""
+    fetched: malformed, scheme, credentials, port, address, redirect, encoding, unreachable, tls, timeout, status."""
     errors: list[FieldError] | None = None
     """The fields that are wrong."""
 

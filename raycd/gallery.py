@@ -123,7 +123,7 @@ class _Lists:
 
     def __getitem__(self, row: int) -> list[Any]:
         start = self._ends[row - 1] if row else 0
-        return [self.values[code] for code in self.codes[start : self._ends[row]]]
+        return [self.values[code] for code in self.codes[start : self._ends[row]].tolist()]
 
     def counts(self) -> list[tuple[Any, int]]:
         """Rows of each value, most of them first, then in the order in which they come."""

@@ -175,7 +175,7 @@ class Searcher:
         scores, places = scores[chosen], places[chosen]
         vectors_RD = self.bundle.index.vectors(places)
         relative = self._relative(feature.query_BD, scores)
-        halves = [_or_none(vectors_RD @ half) for half in (feature.image_BD, feature.text_BD)]
+        halves = [_cosines(vectors_RD, half) for half in (feature.image_BD, feature.text_BD)]
         return [
             Result(self.gallery.image_id(place), score, self.gallery.category(place), place, *rest)
             for place, score, *rest in zip(places.tolist(), scores.tolist(), relative, *halves, strict=True)
@@ -193,8 +193,12 @@ def _pull(weights: Sequence[float], there: torch.Tensor) -> torch.Tensor:
     return ((torch.tensor(weights) - 1) * there)[:, None]
 
 
-def _or_none(scores: NDArray[np.float32]) -> list[float | None]:
-    return [None if np.isnan(score) else float(score) for score in scores]
+def _cosines(vectors_RD: NDArray[np.float32], half_D: NDArray[np.float32]) -> list[float | None]:
+    """With one half of the query; None for each where the query lacks it."""
+    if np.isnan(half_D[0]):
+        return [None] * len(vectors_RD)
+    cosines: list[float | None] = (vectors_RD @ half_D).tolist()
+    return cosines
 
 
 def _alike(queries: Sequence[Query]) -> list[tuple[list[int], int]]:

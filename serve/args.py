@@ -29,7 +29,7 @@ class ServeArgs(BaseModel):
     """Queries that the model answers at once."""
     batch_wait_s: Annotated[float, Field(ge=0)] = 0.0
     """Seconds that the first query of a batch waits for others; 0: what has come while the model was at work."""
-    max_queue: Positive = 256
+    max_queue: Positive = 64
     """Searches at work and waiting in a replica; one more is refused at once (503)."""
     timeout_s: Seconds = 30.0
     """Seconds after which a search is given up (503), whatever a client's headers say."""
@@ -52,6 +52,8 @@ class ServeArgs(BaseModel):
     """Results of one search."""
     max_offset: Count = 1000
     """Results that a search may leave out at the beginning."""
+    max_filters: Positive = 100
+    """Categories and attribute values that a search filters by."""
     max_batch: Positive = 32
     """Searches of one /v1/search/batch."""
     max_page: Positive = 200

@@ -7,6 +7,7 @@ any other is added to every lone client's wait.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
@@ -27,34 +28,41 @@ class Batcher(Generic[Asked, Given]):
     def __init__(self, work: Callable[[Sequence[Asked]], Sequence[Given]], *, most: int, wait_s: float = 0.0) -> None:
         self._work, self._most, self._wait_s = work, most, wait_s
         self._thread = ThreadPoolExecutor(1, "model")
-        self._queue: asyncio.Queue[tuple[Asked, asyncio.Future[Given]]] = asyncio.Queue()
+        self._waiting: deque[tuple[Asked, asyncio.Future[Given]]] = deque()
         self._worker: asyncio.Task[None] | None = None
 
-    async def __call__(self, asked: Asked) -> Given:
-        """The answer, once a batch has brought it. Whoever is cancelled while waiting is left out of the batch."""
+    async def __call__(self, asked: Asked, *, first: bool = False) -> Given:
+        """The answer, once a batch has brought it; `first` goes before all that wait.
+
+        Whoever is cancelled while waiting is left out of the batch.
+        """
         loop = asyncio.get_running_loop()
-        if self._worker is None:
-            self._worker = loop.create_task(self._run())
         future: asyncio.Future[Given] = loop.create_future()
-        self._queue.put_nowait((asked, future))
+        (self._waiting.appendleft if first else self._waiting.append)((asked, future))
+        if self._worker is None or self._worker.done():
+            self._worker = loop.create_task(self._run())
         return await future
 
     async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            batch = [await self._queue.get()]
-            if self._wait_s:
+        """Batch after batch, until nobody waits."""
+        while self._waiting:
+            if self._wait_s and len(self._waiting) < self._most:
                 await asyncio.sleep(self._wait_s)
-            while len(batch) < self._most and not self._queue.empty():
-                batch.append(self._queue.get_nowait())
+            batch = [self._waiting.popleft() for _ in range(min(self._most, len(self._waiting)))]
             batch = [(asked, future) for asked, future in batch if not future.done()]
-            try:
-                answers = await loop.run_in_executor(self._thread, self._work, [asked for asked, _ in batch])
-            except Exception as error:
-                for _, future in batch:
-                    if not future.done():
-                        future.set_exception(error)
-                continue
-            for (_, future), answer in zip(batch, answers, strict=True):
+            if batch:
+                await self._answer(batch)
+
+    async def _answer(self, batch: list[tuple[Asked, asyncio.Future[Given]]]) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            answers = await loop.run_in_executor(self._thread, self._work, [asked for asked, _ in batch])
+            together = list(zip(batch, answers, strict=True))
+        except Exception as error:
+            for _, future in batch:
                 if not future.done():
-                    future.set_result(answer)
+                    future.set_exception(error)
+            return
+        for (_, future), answer in together:
+            if not future.done():
+                future.set_result(answer)

@@ -3,10 +3,10 @@
 import base64
 import binascii
 import json
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import Request
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.datastructures import FormData, UploadFile
 
 from raycd.api import SearchRequest
@@ -14,7 +14,7 @@ from serve import problems
 from serve.args import ServeArgs
 
 JSON, FORM, URLENCODED = "application/json", "multipart/form-data", "application/x-www-form-urlencoded"
-_LISTS = ("category",)  # a form repeats them
+Model = TypeVar("Model", bound=BaseModel)
 
 OPENAPI: dict[str, Any] = {
     "requestBody": {
@@ -50,10 +50,13 @@ async def read(request: Request, args: ServeArgs) -> tuple[SearchRequest, bytes 
     """The request's search and the file of its image, where one was sent. Raises ProblemError."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == JSON or kind.endswith("+json"):
-        return check(_validated(await parsed(request)), None, args)
+        return of_json(await parsed(request), args)
     if kind in (FORM, URLENCODED):
-        async with request.form(max_files=1, max_fields=64, max_part_size=args.max_body_bytes) as form:
-            return await _of_form(form, args)
+        try:
+            async with request.form(max_files=1, max_fields=64, max_part_size=args.max_body_bytes) as form:
+                return await _of_form(form, args)
+        except UnicodeError as error:
+            raise problems.ProblemError(400, "the form's charset cannot be read: send UTF-8") from error
     raise problems.ProblemError(
         415,
         f"the content type is {kind or 'not given'!r}: send {JSON} or {FORM}",
@@ -70,8 +73,8 @@ async def parsed(request: Request) -> Any:
 
 
 def of_json(body: Any, args: ServeArgs) -> tuple[SearchRequest, bytes | None]:
-    """One search of a batch. Raises ProblemError."""
-    return check(_validated(body), None, args)
+    """The same of a body that is JSON, or of one search of a batch. Raises ProblemError."""
+    return check(validated(SearchRequest, body), None, args)
 
 
 async def _of_form(form: FormData, args: ServeArgs) -> tuple[SearchRequest, bytes | None]:
@@ -84,13 +87,13 @@ async def _of_form(form: FormData, args: ServeArgs) -> tuple[SearchRequest, byte
             image = await value.read()
         elif isinstance(value, UploadFile):
             raise problems.invalid([{"loc": (name,), "msg": "only image is a file"}])
-        elif name in _LISTS:
+        elif name == "category":
             fields.setdefault(name, []).append(value)
         elif name == "attributes":
             fields[name] = _attributes(value)
         else:
             fields[name] = value
-    return check(_validated(fields), image, args)
+    return check(validated(SearchRequest, fields), image, args)
 
 
 def _attributes(text: str) -> Any:
@@ -100,9 +103,10 @@ def _attributes(text: str) -> Any:
         raise problems.invalid([{"loc": ("attributes",), "msg": f"is not JSON: {error}"}]) from error
 
 
-def _validated(body: Any) -> SearchRequest:
+def validated(model: type[Model], body: Any) -> Model:
+    """The body as a request. Raises ProblemError with the fields that are wrong."""
     try:
-        return SearchRequest.model_validate(body)
+        return model.model_validate(body)
     except ValidationError as error:
         raise problems.invalid(error.errors(include_url=False, include_context=False, include_input=False)) from error
 
@@ -116,21 +120,41 @@ def check(asked: SearchRequest, image: bytes | None, args: ServeArgs) -> tuple[S
         raise problems.invalid(
             [{"loc": ("text",), "msg": "the search has neither an image nor a text: give one or both"}]
         )
+    _check_weights(asked, given=bool(given))
+    filters = len(asked.category) + sum(map(len, asked.attributes.values()))
+    if filters > args.max_filters:
+        raise problems.beyond("max_filters", "too many filters", got=filters, most=args.max_filters, do="ask for fewer")
     for name in ("text", "negative_text"):
         length = len(getattr(asked, name))
         if length > args.max_text:
             got = f"{length} characters"
-            raise problems.beyond("max_text", f"{name} is too long", got=got, most=args.max_text, field=name)
+            raise problems.beyond(
+                "max_text", f"{name} is too long", got=got, most=args.max_text, field=name, do="shorten it"
+            )
     if (asked.top_k or 0) > args.max_top_k:
         do = "page with offset"
         raise problems.beyond(
             "max_top_k", "too many results", got=asked.top_k, most=args.max_top_k, field="top_k", do=do
         )
     if asked.offset > args.max_offset:
-        raise problems.beyond("max_offset", "offset", got=asked.offset, most=args.max_offset, field="offset")
+        raise problems.beyond(
+            "max_offset",
+            "offset is too great",
+            got=asked.offset,
+            most=args.max_offset,
+            field="offset",
+            do="filter instead",
+        )
     if asked.image_url and not args.image_url:
         raise problems.ProblemError(403, "this service fetches no images by URL (image_url): send the image itself")
     return asked, _decoded(asked.image_base64) if asked.image_base64 is not None else image
+
+
+def _check_weights(asked: SearchRequest, *, given: bool) -> None:
+    """What alone is asked for must count."""
+    alone = "image_weight" if not asked.text else "text_weight" if not given else ""
+    if alone and getattr(asked, alone) == 0:
+        raise problems.invalid([{"loc": (alone,), "msg": "is 0 and there is nothing else to search by: give more"}])
 
 
 def _decoded(text: str) -> bytes:

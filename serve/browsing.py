@@ -58,7 +58,14 @@ def router(service: SearchService) -> APIRouter:
     ) -> GalleryPage:
         """A page of the gallery, in its order."""
         if limit > service.args.max_page:
-            raise problems.beyond("max_page", "too many images", got=limit, most=service.args.max_page, field="limit")
+            raise problems.beyond(
+                "max_page",
+                "too many images",
+                got=limit,
+                most=service.args.max_page,
+                field="limit",
+                do="page with offset",
+            )
         mask = gallery.mask(category, _attributes(attribute))
         places = np.arange(len(gallery)) if mask is None else np.flatnonzero(mask)
         shown = [
@@ -83,7 +90,8 @@ def router(service: SearchService) -> APIRouter:
         make = service.pictures.thumbnail if size == "thumbnail" else service.pictures.original
         picture = await service.aside(lambda: make(image_id))
         headers = {"ETag": picture.etag, "Cache-Control": _CACHED}
-        if picture.etag in request.headers.get("if-none-match", ""):
+        known = ",".join(request.headers.getlist("if-none-match")).split(",")
+        if {picture.etag, "*"} & {tag.strip().removeprefix("W/") for tag in known}:
             return Response(status_code=304, headers=headers)
         return Response(picture.data, media_type=picture.media_type, headers=headers)
 

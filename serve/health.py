@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from fastapi import APIRouter
@@ -12,11 +13,14 @@ from serve import problems
 if TYPE_CHECKING:
     from serve.service import SearchService
 
+CANARY_S = 10.0  # within which a replica answers its own query
+
 
 def router(service: SearchService) -> APIRouter:
     """The routes that tell whether the service runs and answers."""
     routes = APIRouter(tags=["health"])
 
+    @routes.head("/healthz", include_in_schema=False)
     @routes.get("/healthz")
     async def healthz() -> Health:
         """The process runs."""
@@ -27,9 +31,10 @@ def router(service: SearchService) -> APIRouter:
         """A query of our own is encoded and searched here, and every other replica answers its own."""
         try:
             await service.canary()
+            async with asyncio.timeout(CANARY_S):
+                running, wanted = await asyncio.to_thread(service.replicas)
         except Exception as error:
             raise problems.busy("a replica does not answer its canary query; see the log") from error
-        running, wanted = await service.aside(service.replicas)
         if running < wanted:
             raise problems.busy(f"{running} of {wanted} replicas answer")
         return Health(status="ready", replicas=running)

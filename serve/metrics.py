@@ -18,7 +18,7 @@ class Metrics:
         self._requests = Histogram("raycd_request_seconds", "Seconds of a request.", _SECONDS, ("path", "status"))
         self._steps = Histogram("raycd_batch_seconds", "Seconds of a batch's steps.", _SECONDS, ("step",))
         self._batch = Histogram("raycd_batch_size", "Queries that the model answered at once.", _SIZES)
-        self._busy = Gauge("raycd_busy", "Searches at work and waiting in a replica.")
+        self._busy = Gauge("raycd_busy", "Searches that wait in a replica.")
         self._gallery = Gauge("raycd_gallery_images", "Images in the index.")
 
     def request(self, path: str, status: int, seconds: float) -> None:

@@ -18,12 +18,12 @@ POLICY = (
 def add(app: FastAPI) -> None:
     """Let `app` answer / and /web/."""
 
+    @app.head("/", include_in_schema=False)
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:
         return FileResponse(FOLDER / "index.html")
 
     app.mount("/web", StaticFiles(directory=FOLDER), name="web")
-    app.add_middleware(Guarded)
 
 
 class Guarded:
@@ -42,9 +42,10 @@ class Guarded:
                 headers = MutableHeaders(scope=message)
                 headers["X-Content-Type-Options"] = "nosniff"
                 headers["Referrer-Policy"] = "no-referrer"
-                if scope["path"] == "/" or scope["path"].startswith("/web/"):
+                path = scope["path"].removeprefix(scope.get("root_path", ""))
+                if path == "/" or path.startswith("/web/"):
                     headers["Cache-Control"] = "no-cache"  # an older page must not meet a newer service
-                if not scope["path"].startswith(("/docs", "/static-offline-docs")):  # Swagger's page has inline parts
+                if not path.startswith(("/docs", "/static-offline-docs")):  # Swagger's page has inline parts
                     headers["Content-Security-Policy"] = POLICY
             await send(message)
 

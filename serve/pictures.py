@@ -41,7 +41,8 @@ class Pictures:
     def original(self, image_id: str) -> Picture:
         """The file of an image. Raises ProblemError (404) where there is no such image or no such file."""
         data, image = self._read(image_id)
-        return Picture.of(data, Image.MIME.get(image.format or "", "application/octet-stream"))
+        kind = "JPEG" if image.format == "MPO" else image.format or ""  # a phone's JPEG with a second picture in it
+        return Picture.of(data, Image.MIME.get(kind, "application/octet-stream"))
 
     def thumbnail(self, image_id: str) -> Picture:
         """A JPEG of at most SIDE pixels a side. Raises ProblemError (404) likewise."""

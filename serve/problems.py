@@ -19,6 +19,7 @@ from serve.fetch import FetchFailed, FetchRefused
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 1
+_TOLD = 20  # wrong fields of one request, at most
 _PLACES = ("body", "query", "path", "header")
 
 DESCRIPTIONS = {
@@ -40,9 +41,9 @@ class ProblemError(HTTPException):
         self.problem = Problem(title=HTTPStatus(status).phrase, status=status, detail=detail, **members)
 
 
-def beyond(limit: str, what: str, *, got: object, most: object, field: str = "", do: str = "") -> ProblemError:
-    """A request beyond one of the service's limits; `limit` is the setting's name."""
-    detail = f"{what}: got {got}, the limit is {most} ({limit})" + (f"; {do}" if do else "")
+def beyond(limit: str, what: str, *, got: object, most: object, do: str, field: str = "") -> ProblemError:
+    """A request beyond one of the service's limits; `limit` is the setting's name, `do` the remedy."""
+    detail = f"{what}: got {got}, the limit is {most} ({limit}); {do}"
     errors = [FieldError(field=field, message=f"got {got}, at most {most}")] if field else None
     return ProblemError(422, detail, limit=limit, errors=errors)
 
@@ -52,6 +53,11 @@ def busy(detail: str) -> ProblemError:
     return ProblemError(503, detail, headers={"Retry-After": str(RETRY_AFTER_S)})
 
 
+def failed() -> ProblemError:
+    """500: a mistake of the service itself."""
+    return ProblemError(500, "the service failed on this request; its log says why")
+
+
 def invalid(details: Sequence[Any]) -> ProblemError:
     """422 of pydantic's list of errors."""
     errors = [
@@ -59,7 +65,7 @@ def invalid(details: Sequence[Any]) -> ProblemError:
             field=".".join(str(part) for part in detail["loc"] if part not in _PLACES),
             message=detail["msg"].removeprefix("Value error, "),
         )
-        for detail in details
+        for detail in details[:_TOLD]
     ]
     text = "; ".join(f"{wrong.field}: {wrong.message}" if wrong.field else wrong.message for wrong in errors)
     return ProblemError(422, text, errors=errors)
@@ -72,7 +78,8 @@ def of(error: Exception) -> ProblemError | None:
             return error
         case BrokenImage():
             limit = {"too_large": "max_pixels", "too_small": "min_side"}.get(error.reason)
-            return ProblemError(422, f"image: {_plain(error)}", reason=error.reason, limit=limit)
+            detail = f"image: {_plain(error)}".replace("(data.", "(")  # here they are the service's own settings
+            return ProblemError(422, detail, reason=error.reason, limit=limit)
         case FetchRefused() | FetchFailed():
             limit = "max_body_bytes" if error.reason == "too_large" else None
             return ProblemError(422, f"image_url: {_plain(error)}", reason=error.reason, limit=limit)
@@ -107,7 +114,7 @@ def add_handlers(app: FastAPI) -> None:
 
 
 async def _handle(request: Request, error: Exception) -> JSONResponse:
-    return response(of(error) or ProblemError(500, "the service failed on this request; its log says why"))
+    return response(of(error) or failed())
 
 
 def _plain(error: Exception) -> str:

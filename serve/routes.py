@@ -28,6 +28,7 @@ def build_app(service: SearchService) -> FastAPI:
     app.include_router(health.router(service))
     page.add(app)
     app.add_middleware(problems.BodyLimit, max_bytes=service.args.max_body_bytes)
+    app.add_middleware(page.Guarded)
     app.add_middleware(Measured, metrics=service.metrics)
     return app
 

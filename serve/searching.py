@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request, Response
-from pydantic import ValidationError
 
 from raycd.api import BatchItem, BatchRequest, BatchResponse, Explanation, SearchRequest, SearchResponse
 from raycd.api import Result as ApiResult
@@ -19,6 +19,7 @@ from serve.fetch import fetch
 if TYPE_CHECKING:
     from serve.service import SearchService
 
+_log = logging.getLogger("ray.serve")
 _ERRORS = problems.responses(400, 403, 404, 413, 415, 422, 503)
 
 
@@ -30,11 +31,11 @@ def router(service: SearchService) -> APIRouter:
     async def search(request: Request) -> Response:
         """Find the images that look like the given one, changed as the text says. Either alone is a query, too."""
         began = time.perf_counter()
-        service.admission.check()  # before the body is read
-        async with _deadline(service):
-            asked, image = await bodies.read(request, service.args)
-            read_ms = _since(began)
-            found, batch = await _search(service, asked, image)
+        with service.admission.slot():  # before the body is read
+            async with _deadline(service):
+                asked, image = await bodies.read(request, service.args)
+                read_ms = _since(began)
+                found, batch = await _search(service, asked, image)
         found.timings = _rounded({"read": read_ms, **found.timings, "total": _since(began)})
         return _json(found, {"Server-Timing": _server_timing(found.timings, batch)})
 
@@ -43,10 +44,10 @@ def router(service: SearchService) -> APIRouter:
     )
     async def search_batch(request: Request) -> Response:
         """Several searches at once; each succeeds or fails by itself."""
-        service.admission.check()
-        async with _deadline(service):
-            searches = _batch(await bodies.parsed(request), service.args.max_batch)
-            items = await asyncio.gather(*(_item(service, body) for body in searches))
+        with service.admission.slot():
+            async with _deadline(service):
+                searches = _batch(await bodies.parsed(request), service.args.max_batch)
+        items = await asyncio.gather(*(_item(service, body) for body in searches))
         return _json(BatchResponse(items=items))
 
     return routes
@@ -56,11 +57,8 @@ def _body_of(model: type[BatchRequest]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {bodies.JSON: {"schema": model.model_json_schema()}}}}
 
 
-def _batch(body: Any, most: int) -> list[dict[str, Any]]:
-    try:
-        asked = BatchRequest.model_validate(body)
-    except ValidationError as error:
-        raise problems.of(error) or error from error
+def _batch(body: Any, most: int) -> list[Any]:
+    asked = bodies.validated(BatchRequest, body)
     if len(asked.searches) > most:
         got = len(asked.searches)
         raise problems.beyond("max_batch", "too many searches", got=got, most=most, field="searches", do="send fewer")
@@ -70,11 +68,14 @@ def _batch(body: Any, most: int) -> list[dict[str, Any]]:
 async def _item(service: SearchService, body: Any) -> BatchItem:
     began = time.perf_counter()
     try:
-        found, _ = await _search(service, *bodies.of_json(body, service.args))
+        with service.admission.slot():
+            async with _deadline(service):
+                found, _ = await _search(service, *bodies.of_json(body, service.args))
     except Exception as error:
         problem = problems.of(error)
         if problem is None:
-            raise
+            _log.exception("a search of a batch failed")
+            problem = problems.failed()
         return BatchItem(status=problem.status_code, problem=problem.problem)
     found.timings = _rounded({**found.timings, "total": _since(began)})
     return BatchItem(status=200, response=found)
@@ -82,17 +83,16 @@ async def _item(service: SearchService, body: Any) -> BatchItem:
 
 async def _search(service: SearchService, asked: SearchRequest, image: bytes | None) -> tuple[SearchResponse, int]:
     """The answer, with the milliseconds of its steps, and the size of the batch that it was part of."""
-    with service.admission.slot():
-        began = time.perf_counter()
-        if asked.image_url:
-            args = service.args
-            image = await fetch(asked.image_url, max_bytes=args.max_body_bytes, timeout_s=args.fetch_timeout_s)
-        query = await service.prepare(asked, image)
-        decode_ms = _since(began)
-        began = time.perf_counter()
-        answer = await service.answer(query)
-        encode_ms, search_ms = 1000 * answer.encode_s, 1000 * answer.search_s
-        wait_ms = max(0.0, _since(began) - encode_ms - search_ms)
+    began = time.perf_counter()
+    if asked.image_url:
+        args = service.args
+        image = await fetch(asked.image_url, max_bytes=args.max_body_bytes, timeout_s=args.fetch_timeout_s)
+    query = await service.prepare(asked, image)
+    decode_ms = _since(began)
+    began = time.perf_counter()
+    answer = await service.answer(query)
+    encode_ms, search_ms = 1000 * answer.encode_s, 1000 * answer.search_s
+    wait_ms = max(0.0, _since(began) - encode_ms - search_ms)
     timings = {"decode": decode_ms, "wait": wait_ms, "encode": encode_ms, "search": search_ms}
     return _told(service, query, answer, timings), answer.batch
 
@@ -102,14 +102,14 @@ def _told(service: SearchService, query: Prepared, answer: Answer, timings: dict
     cut = [f"the end of the text was cut off, the model reads less: {text[:40]}..." for text in query.truncated]
     return SearchResponse(
         results=[
-            ApiResult(
+            ApiResult.model_construct(  # what we made ourselves needs no check, and there are many of them
                 image_id=found.image_id,
                 category=found.category,
                 attributes=service.searcher.gallery.attributes(found.position),
                 thumbnail=thumbnail(found.image_id),
                 score=found.score,
                 relative_score=found.relative_score,
-                explanation=Explanation(image=found.image_score, text=found.text_score),
+                explanation=Explanation.model_construct(image=found.image_score, text=found.text_score),
             )
             for found in answer.results
         ],

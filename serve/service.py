@@ -21,12 +21,12 @@ from serve import problems, routes
 from serve.admission import Admission
 from serve.args import ServeArgs
 from serve.batching import Batcher
+from serve.health import CANARY_S
 from serve.metrics import Metrics
 from serve.pictures import Pictures
 
 T = TypeVar("T")
 
-CANARY_S = 10.0  # within which a replica answers its own query
 VERSION = 1  # of a gallery that does not change
 
 
@@ -51,8 +51,9 @@ class SearchService:
         self.metrics.gallery(len(self.searcher.gallery))
         self._answers = Batcher(self._work, most=args.max_batch_size, wait_s=args.batch_wait_s)
         self._threads = ThreadPoolExecutor(threads + 1, "decode")
-        self._canary = Query(Image.new("RGB", (64, 64), "grey"), "is blue", top_k=1)
-        self.searcher.search([self._canary])  # what cannot answer must not start
+        canary = Query(Image.new("RGB", (64, 64), "grey"), "is blue", top_k=1)
+        self._canary = self.searcher.prepare(canary)  # before any text is known, so that both encoders run each time
+        self.searcher.answer([self._canary])  # what cannot answer must not start
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Ray Serve asks for the HTTP interface here, once the model is loaded."""
@@ -63,9 +64,9 @@ class SearchService:
         await self.canary()
 
     async def canary(self) -> None:
-        """Encode and search, as a query of a client would. Raises where this replica cannot."""
+        """Encode and search, before all queries that wait. Raises where this replica cannot."""
         async with asyncio.timeout(CANARY_S):
-            await self.answer(await self.aside(lambda: self.searcher.prepare(self._canary)))
+            await self._answers(self._canary, first=True)
 
     async def prepare(self, asked: SearchRequest, image: bytes | None) -> Prepared:
         """Decode and preprocess beside the model. Raises BrokenImage and ProblemError."""
@@ -98,7 +99,7 @@ class SearchService:
     def _work(self, batch: Sequence[Prepared]) -> list[Answer]:
         answers = self.searcher.answer(batch)
         if answers:
-            self.metrics.batch(answers[0], self.admission.busy)
+            self.metrics.batch(answers[0], self.admission.busy - len(batch))
         return answers
 
     async def aside(self, work: Callable[[], T]) -> T:

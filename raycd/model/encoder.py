@@ -29,6 +29,8 @@ from raycd.model.recompute import recompute_blocks
 LOCAL_CONFIGS = Path(__file__).parent / "configs"
 WEIGHTS, CONFIG, PREPROCESS = "open_clip_model.safetensors", "open_clip_config.json", "preprocess.json"
 
+_KEPT_WORDS = 100_000  # whose tokens a tokenizer remembers
+
 Finetune = Literal["text", "image", "both", "none"]
 
 
@@ -42,6 +44,7 @@ class Encoder(nn.Module):
         self.preprocess = preprocess
         self.model_config = model_config
         self.precision: Precision = "fp32"
+        self._specials = dict(getattr(tokenizer, "cache", {}))
         # Convolutions run several times as fast on processors (and faster on GPUs) with the channels last.
         self.clip.visual.to(memory_format=torch.channels_last)
 
@@ -68,6 +71,8 @@ class Encoder(nn.Module):
 
     def tokenize(self, texts: Sequence[str]) -> torch.Tensor:
         """Texts -> tokens (B, L), int64; longer texts are cut to the context length."""
+        if len(getattr(self.tokenizer, "cache", ())) > _KEPT_WORDS:  # open_clip's own, without bounds
+            self.tokenizer.cache = dict(self._specials)
         return self.tokenizer(list(texts))  # type: ignore[no-any-return]
 
     def truncates(self, text: str) -> bool:

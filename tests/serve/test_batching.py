@@ -67,6 +67,23 @@ def test_whoever_has_given_up_is_left_out() -> None:
     asyncio.run(ask())
 
 
+def test_who_is_first_goes_before_all_that_wait() -> None:
+    async def ask() -> None:
+        work = Slow()
+        batcher = Batcher(work, most=2)
+        tasks = [asyncio.create_task(batcher(0))]
+        await until(lambda: work.batches)
+        tasks += [asyncio.create_task(batcher(number)) for number in range(1, 4)]
+        await asyncio.sleep(0)
+        tasks.append(asyncio.create_task(batcher(9, first=True)))
+        await asyncio.sleep(0)
+        work.go_on.set()
+        await asyncio.gather(*tasks)
+        assert work.batches == [[0], [9, 1], [2, 3]]
+
+    asyncio.run(ask())
+
+
 def test_an_error_is_that_of_its_batch_alone() -> None:
     async def ask() -> None:
         work = Slow()

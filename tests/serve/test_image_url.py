@@ -23,7 +23,7 @@ def fetching(start_service: Callable[..., str], service_args: ServeArgs) -> str:
         ("http://example.org/a.jpg", "scheme"),
         ("file:///etc/passwd", "scheme"),
         ("https://127.0.0.1/a.jpg", "address"),
-        ("https://localhost/a.jpg", "address"),
+        ("https://localhost/a.jpg", "malformed"),
         ("https://[::ffff:169.254.169.254]/latest", "address"),
         ("https://user:secret@example.org/a.jpg", "credentials"),
         ("https://example.org:8443/a.jpg", "port"),

@@ -52,6 +52,10 @@ def test_a_broken_image_is_refused_with_its_reason(
         ({"image_base64": "###"}, "image_base64", None),
         ({"exact": "perhaps"}, "exact", None),
         ({"text": 7}, "text", None),
+        ({"image_id": "x" * 513}, "image_id", None),
+        ({"image_id": ""}, "image_id", None),
+        ({"text_weight": 0}, "text_weight", None),
+        ({"image_id": "image-1", "text": "", "image_weight": 0}, "image_weight", None),
     ],
 )
 def test_a_wrong_field_is_named_and_so_is_the_limit(
@@ -96,6 +100,17 @@ def test_a_body_that_is_not_what_it_says_is_refused(client: httpx.Client) -> Non
     problem(client.post("/v1/search", content=b"{}"), 415)
     for kind in ("multipart/form-data; boundary=x", "multipart/form-data"):
         problem(send(b"--y\r\nnonsense", kind), 400)
+    form = b'--x\r\nContent-Disposition: form-data; name="text"\r\n\r\nis \xff blue\r\n--x--\r\n'
+    problem(send(form, "multipart/form-data; boundary=x; charset=undefined"), 400)
+
+
+def test_filters_are_bounded_and_so_is_what_is_said_of_many_wrong_fields(client: httpx.Client) -> None:
+    many = [f"category {number}" for number in range(101)]
+    body = problem(client.post("/v1/search", json={"text": "x", "category": many}), 422)
+    assert body["limit"] == "max_filters"
+    assert client.post("/v1/search", json={"text": "x", "category": many[:100]}).json()["results"] == []
+    body = problem(client.post("/v1/search", json=dict.fromkeys(many)), 422)
+    assert len(body["errors"]) == 20
 
 
 def test_large_requests_are_refused_whatever_they_declare(client: httpx.Client) -> None:

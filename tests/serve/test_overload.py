@@ -37,7 +37,7 @@ def test_what_is_too_much_is_refused_at_once_and_the_rest_is_answered(small: str
             assert "max_queue" in problem(response, 503)["detail"]
             assert int(response.headers["retry-after"]) >= 1
         served = [seconds for response, seconds in answers if response.status_code == 200]
-        assert min(served) >= 0.3  # they waited for others
+        assert max(served) >= 0.3  # the first waited for others
         assert min(seconds for _, seconds in refused) < 0.3  # these for nobody
         assert one(99)[0].status_code == 200
 
