@@ -22,7 +22,6 @@ from torch.nn import functional as F
 from raycd.errors import DataError
 from raycd.gallery import Gallery
 from raycd.model.bundle import Bundle
-from raycd.model.fold import fold_batch_norms
 from raycd.query import Answer, Encoded, Prepared, Query, Result, Words
 from raycd.texts import TextCache
 
@@ -32,8 +31,7 @@ NEGATIVE = 0.5  # how much a negative text counts beside a text
 class Searcher:
     """A bundle that answers. `prepare` may run in any thread; `answer` in one at a time.
 
-    It folds the batch norms of the bundle's encoder. `threads` are those of torch, for the whole process, and of FAISS;
-    0 leaves both as they are.
+    `threads` are those of torch, for the whole process, and of FAISS; 0 leaves both as they are.
     """
 
     def __init__(
@@ -45,7 +43,6 @@ class Searcher:
         self.bundle = bundle
         self.gallery = Gallery(bundle.gallery)
         self._encoder = bundle.encoder.to(device).eval()
-        fold_batch_norms(self._encoder.clip)
         self._head = bundle.head.to(device).eval()
         self._texts = TextCache(text_cache)
         self._mean_D, self._covariance_DD = bundle.index.moments()

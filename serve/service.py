@@ -15,6 +15,7 @@ from raycd.api import IndexInfo, ModelInfo, SearchRequest
 from raycd.data import images
 from raycd.model import bundle
 from raycd.model.bundle import Bundle
+from raycd.model.fold import fold_batch_norms
 from raycd.query import Answer, Prepared, Query
 from raycd.search import Searcher
 from serve import problems, routes
@@ -41,6 +42,7 @@ class SearchService:
         # a query takes a hundred times as long.
         threads = args.threads or max(1, (len(os.sched_getaffinity(0)) - 1) // args.replicas)
         loaded = bundle.load(Path(args.bundle), threads=threads)
+        fold_batch_norms(loaded.encoder.clip)
         device = "cuda" if args.gpus else "cpu"
         self.searcher = Searcher(loaded, threads=threads, device=device, text_cache=args.text_cache)
         self.model, self.index = describe(loaded), index_info(loaded)

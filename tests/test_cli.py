@@ -140,7 +140,7 @@ def test_an_impossible_value_names_option_range_and_origin() -> None:
 
 
 def test_an_impossible_value_of_a_file_names_the_file(my_yaml: Callable[[str], str]) -> None:
-    path = my_yaml("serve: {top_k: 0}")
+    path = my_yaml("evaluate: {batch_size: 0}")
     assert f"got:      0 ({path})" in message("--config", path)
 
 

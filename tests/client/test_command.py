@@ -227,7 +227,11 @@ def test_a_service_that_is_not_ready_is_exit_code_2(run: Run, service: Service, 
 def start(*argv: str, **pipes: Any) -> subprocess.Popen[bytes]:
     environment = {name: value for name, value in os.environ.items() if name not in ("RAYCD_URL", "RAYCD_API_KEY")}
     return subprocess.Popen(
-        [sys.executable, "-m", "raycd.client", *argv], env=environment, stderr=subprocess.PIPE, **pipes
+        [sys.executable, "-m", "raycd.client", *argv],
+        env=environment,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+        **pipes,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -11,6 +12,10 @@ import pytest
 
 if TYPE_CHECKING:
     from serve.args import ServeArgs
+
+
+FOLDER = Path(__file__).parent
+RUNNING = pytest.StashKey[bool]()
 
 
 def a_free_port() -> int:
@@ -34,8 +39,16 @@ def service_args(tiny_bundle: Any) -> ServeArgs:
     )
 
 
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Ray Serve goes with the last test of this folder: its processes would crowd the cluster of all others."""
+    if RUNNING in item.session.stash and (nextitem is None or FOLDER not in nextitem.path.parents):
+        from ray import serve
+
+        serve.shutdown()
+
+
 @pytest.fixture(scope="session")
-def start_service(ray_cluster: Any) -> Iterator[Callable[..., str]]:
+def start_service(ray_cluster: Any, request: pytest.FixtureRequest) -> Callable[..., str]:
     """Starts another application on the one Ray Serve of these tests; gives its URL."""
     from ray import serve
 
@@ -49,8 +62,8 @@ def start_service(ray_cluster: Any) -> Iterator[Callable[..., str]]:
         serve.run(build(args), name=name, route_prefix=prefix)
         return f"http://127.0.0.1:{port}{prefix}".rstrip("/")
 
-    yield start
-    serve.shutdown()
+    request.session.stash[RUNNING] = True
+    return start
 
 
 @pytest.fixture(scope="session")
