@@ -78,5 +78,5 @@ lock:  ## Write requirements.lock anew from pyproject.toml (needs uv; ARGS=--upg
 	.ci/lock $(ARGS)
 
 clean:  ## Remove the caches of this tree; the installation and runs/ stay.
-	rm -rf .mypy_cache .ruff_cache .pytest_cache build *.egg-info
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
 	find $(wildcard jobs raycd serve tests tune) -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -80,7 +80,9 @@ def _parser() -> argparse.ArgumentParser:
     for name, field in ServeArgs.model_fields.items():
         option, kind = f"--{name.replace('_', '-')}", type(field.default)
         text = f"{field.description} ({field.default})"
-        if kind is bool:
+        if kind is tuple:
+            parser.add_argument(option, nargs="+", default=field.default, help=text, metavar="NAME")
+        elif kind is bool:
             parser.add_argument(option, action=argparse.BooleanOptionalAction, default=field.default, help=text)
         else:
             parser.add_argument(option, type=kind, default=field.default, help=text, metavar=kind.__name__.upper())

@@ -1,11 +1,12 @@
 """What the service can be told: `args` in config.yaml, options of `python serve/app.py`."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
+Format = Literal["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -44,6 +45,8 @@ class ServeArgs(BaseModel):
     """Images of more pixels are refused before they are decoded."""
     min_side: Positive = 8
     """Images with a smaller side are refused."""
+    formats: Annotated[tuple[Format, ...], Field(min_length=1)] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+    """Formats of images that are taken."""
     max_text: Positive = 1000
     """Characters of a text."""
     top_k: Positive = 10

@@ -11,7 +11,6 @@ from fastapi import APIRouter, Query, Request, Response
 
 from raycd import __version__
 from raycd.api import GalleryPage, Info, Item, Limits
-from raycd.data.images import FORMATS
 from serve import problems
 
 if TYPE_CHECKING:
@@ -105,7 +104,7 @@ def limits(service: SearchService) -> Limits:
         body_bytes=args.max_body_bytes,
         image_pixels=args.max_pixels,
         image_min_side=args.min_side,
-        formats=list(FORMATS),
+        formats=list(args.formats),
         text_characters=args.max_text,
         top_k=args.max_top_k,
         offset=args.max_offset,

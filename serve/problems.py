@@ -77,7 +77,8 @@ def of(error: Exception) -> ProblemError | None:
         case ProblemError():
             return error
         case BrokenImage():
-            limit = {"too_large": "max_pixels", "too_small": "min_side"}.get(error.reason)
+            limits = {"too_large": "max_pixels", "too_small": "min_side", "not_an_image": "formats"}
+            limit = limits.get(error.reason)
             detail = f"image: {_plain(error)}".replace("(data.", "(")  # here they are the service's own settings
             return ProblemError(422, detail, reason=error.reason, limit=limit)
         case FetchRefused() | FetchFailed():

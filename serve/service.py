@@ -76,9 +76,8 @@ class SearchService:
         def work() -> Prepared:
             if asked.image_id is not None and self.searcher.gallery.position(asked.image_id) is None:
                 raise problems.ProblemError(404, f"the gallery has no image {asked.image_id!r}")
-            limits = {"max_pixels": self.args.max_pixels, "min_side": self.args.min_side}
             query = Query(
-                None if image is None else images.decode(image, **limits),
+                None if image is None else self._decoded(image),
                 asked.text,
                 asked.top_k or self.args.top_k,
                 image_id=asked.image_id,
@@ -93,6 +92,10 @@ class SearchService:
             return self.searcher.prepare(query)
 
         return await self.aside(work)
+
+    def _decoded(self, image: bytes) -> Image.Image:
+        args = self.args
+        return images.decode(image, max_pixels=args.max_pixels, min_side=args.min_side, formats=args.formats)
 
     async def answer(self, query: Prepared) -> Answer:
         """Search, together with the queries that come while the model is at work."""

@@ -7,7 +7,7 @@ pixel is decoded.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, Literal, Self, get_args
@@ -85,16 +85,18 @@ def read_bytes(path: str) -> bytes:
         ) from error
 
 
-def decode(data: bytes, *, max_pixels: int, min_side: int) -> Image.Image:
+def decode(data: bytes, *, max_pixels: int, min_side: int, formats: Sequence[str] = FORMATS) -> Image.Image:
     """Decode the first frame upright as RGB, transparency over white.
 
-    Raises `BrokenImage`: empty; not_an_image (nor any of FORMATS); too_large (more than `max_pixels`, or than about
-    179 million, where Pillow's own guard stands); too_small (a side under `min_side`); truncated (pixels not whole).
+    Raises `BrokenImage`: empty; not_an_image (none of `formats`, which are some of FORMATS); too_large (more than
+    `max_pixels`, or than about 179 million, where Pillow's own guard stands); too_small (a side under `min_side`);
+    truncated (pixels not whole).
     """
     if not data:
         raise BrokenImage("the file is empty", reason="empty", got="0 bytes", expected="an image")
     try:
         image: Image.Image = Image.open(BytesIO(data), formats=FORMATS)
+        _check_format(image.format, formats)
         _check_size(image.size, max_pixels, min_side)
         image.load()
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -123,6 +125,17 @@ def _check_size(size: tuple[int, int], max_pixels: int, min_side: int) -> None:
             reason="too_small",
             got=got,
             expected=f"sides of at least {min_side} (data.min_side)",
+        )
+
+
+def _check_format(found: str | None, formats: Sequence[str]) -> None:
+    if ("JPEG" if found == "MPO" else found) not in formats:  # MPO: a phone's JPEG with a second picture in it
+        raise BrokenImage(
+            "images of this format are not taken",
+            reason="not_an_image",
+            got=found,
+            expected=f"one of {', '.join(formats)}",
+            do="convert it",
         )
 
 

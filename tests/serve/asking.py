@@ -9,10 +9,15 @@ import httpx
 from PIL import Image
 
 
-def png(image: Image.Image) -> bytes:
+def saved(image: Image.Image, kind: str) -> bytes:
+    """Its file in a format of Pillow's."""
     buffer = BytesIO()
-    image.save(buffer, "PNG")
+    image.save(buffer, kind)
     return buffer.getvalue()
+
+
+def png(image: Image.Image) -> bytes:
+    return saved(image, "PNG")
 
 
 def ask(client: httpx.Client, image: bytes | None = None, **fields: Any) -> httpx.Response:

@@ -35,7 +35,13 @@ def service_args(tiny_bundle: Any) -> ServeArgs:
     from serve.args import ServeArgs
 
     return ServeArgs(
-        bundle=str(tiny_bundle.folder), threads=1, cpus=0, max_body_bytes=2_000_000, max_batch=4, max_page=50
+        bundle=str(tiny_bundle.folder),
+        threads=1,
+        cpus=0,
+        max_body_bytes=2_000_000,
+        formats=("JPEG", "PNG", "WEBP", "GIF"),
+        max_batch=4,
+        max_page=50,
     )
 
 

@@ -86,11 +86,12 @@ def test_more_replicas_than_the_machine_carries_are_refused() -> None:
         check_room(ServeArgs(gpus=1), {"CPU": 2.0})
 
 
-def test_the_command_serves_until_it_is_terminated(tiny_bundle: Any) -> None:
+@pytest.mark.parametrize("proxy", ["default", pytest.param("haproxy", marks=pytest.mark.slow)])
+def test_the_command_serves_until_it_is_terminated(tiny_bundle: Any, proxy: str) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    process = command("--bundle", str(tiny_bundle.folder), "--port", str(port))
+    process = command("--bundle", str(tiny_bundle.folder), "--port", str(port), "--proxy", proxy)
     assert process.stdout is not None
     try:
         ready = process.stdout.readline()

@@ -12,15 +12,16 @@ import httpx
 import pytest
 from PIL import Image
 
-from tests.serve.asking import ask, fields, png, problem
+from tests.serve.asking import ask, fields, png, problem, saved
 
 
 @pytest.mark.parametrize(
     ("spoil", "reason", "limit"),
     [
         (lambda data: b"", "empty", None),
-        (lambda data: b"hello", "not_an_image", None),
+        (lambda data: b"hello", "not_an_image", "formats"),
         (lambda data: data[: len(data) // 2], "truncated", None),
+        (lambda data: saved(Image.new("RGB", (64, 64)), "TIFF"), "not_an_image", "formats"),
         (lambda data: png(Image.new("RGB", (1, 1))), "too_small", "min_side"),
         (lambda data: png(Image.new("L", (8000, 7000))), "too_large", "max_pixels"),
     ],
