@@ -37,6 +37,7 @@ def router(service: SearchService) -> APIRouter:
                 read_ms = _since(began)
                 found, batch = await _search(service, asked, image)
         found.timings = _rounded({"read": read_ms, **found.timings, "total": _since(began)})
+        service.metrics.search(found.timings, service.admission.busy)
         return _json(found, {"Server-Timing": _server_timing(found.timings, batch)})
 
     @routes.post(
