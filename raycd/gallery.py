@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
-Mask = NDArray[np.bool_]
+from raycd.index.structure import Mask
 
 KEPT_MASKS = 64  # of the filters asked for last: a byte an image each
 

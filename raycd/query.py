@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from raycd.gallery import Mask
+from raycd.index.structure import Mask
 
 
 @dataclass(frozen=True)

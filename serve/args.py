@@ -4,8 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(ge=1)]
+from raycd.config import Count, Positive
+
 Format = Literal["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 

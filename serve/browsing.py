@@ -11,6 +11,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from raycd import __version__
 from raycd.api import GalleryPage, Info, Item, Limits
+from raycd.gallery import Gallery
 from serve import problems
 
 if TYPE_CHECKING:
@@ -67,16 +68,7 @@ def router(service: SearchService) -> APIRouter:
             )
         mask = gallery.mask(category, _attributes(attribute))
         places = np.arange(len(gallery)) if mask is None else np.flatnonzero(mask)
-        shown = [
-            Item(
-                image_id=image_id,
-                category=gallery.category(place),
-                attributes=gallery.attributes(place),
-                thumbnail=thumbnail(image_id),
-            )
-            for place in places[offset : offset + limit].tolist()
-            for image_id in [gallery.image_id(place)]
-        ]
+        shown = [_item(gallery, place) for place in places[offset : offset + limit].tolist()]
         return GalleryPage(items=shown, total=len(places), offset=offset)
 
     @routes.get(
@@ -95,6 +87,16 @@ def router(service: SearchService) -> APIRouter:
         return Response(picture.data, media_type=picture.media_type, headers=headers)
 
     return routes
+
+
+def _item(gallery: Gallery, place: int) -> Item:
+    image_id = gallery.image_id(place)
+    return Item(
+        image_id=image_id,
+        category=gallery.category(place),
+        attributes=gallery.attributes(place),
+        thumbnail=thumbnail(image_id),
+    )
 
 
 def limits(service: SearchService) -> Limits:

@@ -33,6 +33,7 @@ from raycd.durable import replacing
 from raycd.errors import WeightsError
 from raycd.index import FILES as INDEX_FILES
 from raycd.index import Index
+from raycd.index.files import sha256
 from raycd.model import encoder as encoders
 from raycd.model import fusion, sample
 from raycd.model.encoder import Encoder
@@ -174,13 +175,13 @@ def write(
         encoder.save(fresh / "encoder")
         fusion.save(head, head_config, fresh / "head")
         pq.write_table(gallery, fresh / GALLERY)
-        index.save(fresh)
+        hashes = index.save(fresh)
         manifest = Manifest(
             raycd=__version__,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             preset=config.preset,
             config=config.model_dump(mode="json"),
-            files={name: _sha256(fresh / name) for name in FILES},
+            files={name: hashes.get(name) or sha256(fresh / name) for name in FILES},
             encoder=EncoderInfo(name=config.encoder.name, fingerprint=fingerprint, dim=encoder.dim),
             head=asdict(head_config),
             index=_index_info(index),
@@ -203,7 +204,7 @@ def verify(folder: Path) -> Manifest:
 def _verify_files(folder: Path, manifest: Manifest, names: Sequence[str]) -> None:
     for name in names:
         try:
-            found = _sha256(folder / name)
+            found = sha256(folder / name)
         except OSError as error:
             raise WeightsError(
                 f"the bundle {folder} is not whole", got=f"{name}: {error.strerror}", expected=name, do=_AGAIN
@@ -314,11 +315,6 @@ def _build_index(
 
 def _index_info(index: Index) -> IndexInfo:
     return IndexInfo(kind=index.kind, size=index.size, dim=index.dim, recall=index.recall, effort=index.effort)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _first(error: ValidationError) -> str:

@@ -34,16 +34,22 @@ async def until(condition: object) -> None:
     raise AssertionError("it did not happen")
 
 
+async def at_work(batcher: Batcher[int, int], work: Slow, waiting: range) -> list[asyncio.Task[int]]:
+    """0 is at work, the others wait."""
+    tasks = [asyncio.create_task(batcher(0))]
+    await until(lambda: work.batches)
+    tasks += [asyncio.create_task(batcher(number)) for number in waiting]
+    await asyncio.sleep(0)
+    return tasks
+
+
 def test_what_comes_meanwhile_is_the_next_batch_up_to_its_size() -> None:
     async def ask() -> list[int]:
         work = Slow()
         batcher = Batcher(work, most=3)
-        first = asyncio.create_task(batcher(0))
-        await until(lambda: work.batches)
-        others = [asyncio.create_task(batcher(number)) for number in range(1, 6)]
-        await asyncio.sleep(0)
+        tasks = await at_work(batcher, work, range(1, 6))
         work.go_on.set()
-        answers = [await first, *(await asyncio.gather(*others))]
+        answers = await asyncio.gather(*tasks)
         assert work.batches == [[0], [1, 2, 3], [4, 5]]
         return answers
 
@@ -54,14 +60,11 @@ def test_whoever_has_given_up_is_left_out() -> None:
     async def ask() -> None:
         work = Slow()
         batcher = Batcher(work, most=8)
-        first = asyncio.create_task(batcher(0))
-        await until(lambda: work.batches)
-        others = [asyncio.create_task(batcher(number)) for number in range(1, 4)]
-        await asyncio.sleep(0)
-        others[1].cancel()
+        tasks = await at_work(batcher, work, range(1, 4))
+        tasks.pop(2).cancel()
         await asyncio.sleep(0)
         work.go_on.set()
-        assert await asyncio.gather(first, others[0], others[2]) == [0, 10, 30]
+        assert await asyncio.gather(*tasks) == [0, 10, 30]
         assert work.batches == [[0], [1, 3]]
 
     asyncio.run(ask())
@@ -71,10 +74,7 @@ def test_who_is_first_goes_before_all_that_wait() -> None:
     async def ask() -> None:
         work = Slow()
         batcher = Batcher(work, most=2)
-        tasks = [asyncio.create_task(batcher(0))]
-        await until(lambda: work.batches)
-        tasks += [asyncio.create_task(batcher(number)) for number in range(1, 4)]
-        await asyncio.sleep(0)
+        tasks = await at_work(batcher, work, range(1, 4))
         tasks.append(asyncio.create_task(batcher(9, first=True)))
         await asyncio.sleep(0)
         work.go_on.set()
