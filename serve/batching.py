@@ -29,16 +29,18 @@ class Batcher(Generic[Asked, Given]):
         self._work, self._most, self._wait_s = work, most, wait_s
         self._thread = ThreadPoolExecutor(1, "model")
         self._waiting: deque[tuple[Asked, asyncio.Future[Given]]] = deque()
+        self._at_once = False  # the next batch waits for nobody
         self._worker: asyncio.Task[None] | None = None
 
     async def __call__(self, asked: Asked, *, first: bool = False) -> Given:
-        """The answer, once a batch has brought it; `first` goes before all that wait.
+        """The answer, once a batch has brought it; `first` goes before all that wait, and waits for nobody.
 
         Whoever is cancelled while waiting is left out of the batch.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Given] = loop.create_future()
         (self._waiting.appendleft if first else self._waiting.append)((asked, future))
+        self._at_once |= first
         if self._worker is None or self._worker.done():
             self._worker = loop.create_task(self._run())
         return await future
@@ -46,8 +48,9 @@ class Batcher(Generic[Asked, Given]):
     async def _run(self) -> None:
         """Batch after batch, until nobody waits."""
         while self._waiting:
-            if self._wait_s and len(self._waiting) < self._most:
+            if self._wait_s and len(self._waiting) < self._most and not self._at_once:
                 await asyncio.sleep(self._wait_s)
+            self._at_once = False
             batch = [self._waiting.popleft() for _ in range(min(self._most, len(self._waiting)))]
             batch = [(asked, future) for asked, future in batch if not future.done()]
             if batch:

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -235,6 +236,15 @@ def start(*argv: str, **pipes: Any) -> subprocess.Popen[bytes]:
     )
 
 
+def wait_until_it_sleeps(pid: int) -> None:
+    """Until the process waits for an answer. Python sees a signal that comes just before that only after the wait."""
+    asleep = 0
+    while asleep < 5:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        asleep = asleep + 1 if state == "S" else 0
+        time.sleep(0.02)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_it_without_a_traceback(number: int, code: int) -> None:
     with socket.socket() as silent:
@@ -245,6 +255,7 @@ def test_a_signal_ends_it_without_a_traceback(number: int, code: int) -> None:
             connection, _ = silent.accept()
             with connection:
                 connection.recv(1)
+                wait_until_it_sleeps(process.pid)
                 process.send_signal(number)
                 _, error = process.communicate(timeout=30)
     assert process.returncode == code

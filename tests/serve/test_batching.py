@@ -107,3 +107,13 @@ def test_the_first_may_wait_for_others() -> None:
         assert work.batches == [[1, 2]]
 
     asyncio.run(ask())
+
+
+def test_who_is_first_waits_for_no_others() -> None:
+    async def ask() -> int:
+        work = Slow()
+        work.go_on.set()
+        batcher = Batcher(work, most=3, wait_s=60.0)
+        return await asyncio.wait_for(batcher(1, first=True), timeout=10)
+
+    assert asyncio.run(ask()) == 10
