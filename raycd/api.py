@@ -68,6 +68,56 @@ class BatchRequest(_Asked):
     """Each as the body of /v1/search; one that is malformed fails alone."""
 
 
+class GalleryImage(_Asked):
+    """What an image of the gallery is: its picture, its feature, or both. In a form the picture is the file `image`."""
+
+    image_base64: Annotated[str, Field(min_length=1)] | None = None
+    """The picture's file in base64."""
+    feature: list[Annotated[float, Field(allow_inf_nan=False)]] | str | None = None
+    """Its feature, where it is known already: as `Encoder.encode_images` gives it, not normalised; numbers, or base64 of
+    little-endian float32. Without it the service encodes the picture."""
+    encoder: Annotated[str, Field(min_length=12, max_length=64)] | None = None
+    """Fingerprint of the encoder that gave the feature, as /v1/info tells it; a feature needs it."""
+    category: list[Name] = []
+    """The categories that the image belongs to."""
+    attributes: dict[Name, Name] = {}
+    """{"colour": "blue"}."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.feature is not None and self.encoder is None:
+            raise ValueError("a feature needs `encoder`, the fingerprint of the encoder that gave it")
+        return self
+
+
+class ImportLine(GalleryImage):
+    """One line of /v1/gallery:import."""
+
+    image_id: Name
+
+
+class Written(_Told):
+    """A change of the gallery that is on the disk."""
+
+    image_id: str
+    version: int
+    """The gallery's after it: a search with `min_version` of it, or later, sees the change."""
+    created: bool = False
+    """Whether there was no such image before."""
+
+
+class ImportItem(_Told):
+    """What became of one line of an import: `version` or `problem`."""
+
+    line: int
+    """From 1."""
+    image_id: str | None = None
+    status: int
+    """As a PUT of it alone would have had."""
+    version: int | None = None
+    problem: Problem | None = None
+
+
 class Explanation(_Told):
     """Its cosine with each half of the query alone; null where the query has no such half."""
 
@@ -104,7 +154,9 @@ class IndexInfo(_Told):
     size: int
     """Images in it."""
     version: int
-    """Grows with each change of the gallery."""
+    """Of the gallery that was searched; grows with each change."""
+    lag_s: float = 0.0
+    """Seconds since the gallery's database was last heard of: changes that are younger may be missing."""
     recall: float
     """Share of the true first 10 that it finds, measured on a sample when it was built; 1 for a flat index."""
 
@@ -160,6 +212,16 @@ class GalleryPage(_Told):
     offset: int
 
 
+class BundleInfo(_Told):
+    """Which bundle a replica serves."""
+
+    digest: str
+    """Begin of its manifest's hash."""
+    created: str
+    refused: str | None = None
+    """Why the bundle that it was told to change to last is not the one that it serves; null where it is."""
+
+
 class Limits(_Told):
     """What the service takes."""
 
@@ -172,6 +234,9 @@ class Limits(_Told):
     offset: int
     batch: int
     page: int
+    import_lines: int
+    attributes: int
+    """Of one image."""
 
 
 class Info(_Told):
@@ -184,6 +249,10 @@ class Info(_Told):
     default_top_k: int
     image_url: bool
     """Whether the reference may be given by URL."""
+    live: bool = False
+    """Whether images may be added to the gallery and removed."""
+    bundle: BundleInfo | None = None
+    """What this replica serves, and what it refused to."""
     categories: dict[str, int]
     """Images of each category."""
     attributes: dict[str, dict[str, int]]
@@ -224,4 +293,5 @@ class Problem(_Told):
     """The fields that are wrong."""
 
 
-BatchItem.model_rebuild()
+for _model in (BatchItem, ImportItem):
+    _model.model_rebuild()

@@ -5,8 +5,11 @@ RaycdError                  ends a job with one message and exit code 2
 ├── DataError               annotations or images are absent, malformed or too many are broken
 ├── WeightsError            weights, a checkpoint or a bundle cannot be read or do not fit
 ├── RunError                a run folder belongs to other settings, is in use or cannot be written
-└── TrackingError           the MLflow record cannot be reached
+├── TrackingError           the MLflow record cannot be reached
+└── CatalogueError          the gallery's database cannot be reached, read or written, or belongs to another encoder
 """
+
+from typing import Literal
 
 
 class RaycdError(Exception):
@@ -52,3 +55,32 @@ class RunError(RaycdError):
 
 class TrackingError(RaycdError):
     """The MLflow record cannot be reached."""
+
+
+class CatalogueError(RaycdError):
+    """The gallery's database cannot be reached, read or written, or does not fit.
+
+    `reason` tells programs which: unreachable and locked may be over soon; full, read_only, damaged, newer (its schema
+    is of a later raycd), unmigrated and in_use need a person; mismatch is features of another encoder or size.
+    """
+
+    Reason = Literal["unreachable", "locked", "full", "read_only", "damaged", "newer", "unmigrated", "in_use", "mismatch"]
+
+    def __init__(
+        self,
+        what: str,
+        reason: Reason = "unreachable",
+        *,
+        got: object | None = None,
+        expected: object | None = None,
+        do: str | None = None,
+    ) -> None:
+        super().__init__(what, got=got, expected=expected, do=do)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _restored_catalogue, (str(self), self.reason)
+
+
+def _restored_catalogue(message: str, reason: CatalogueError.Reason) -> CatalogueError:
+    return CatalogueError(message, reason)
