@@ -5,6 +5,7 @@ python jobs/benchmark.py embed --photos ../photos     # the same on a folder of 
 python jobs/benchmark.py mine                         # Ray Data against one search by FAISS, 46,609 x 640
 python jobs/benchmark.py sweep --preset demo          # a sweep's trials against embedding and mining for each
 python jobs/benchmark.py serve --preset demo          # the service against FastAPI + torch + FAISS, 12 minutes
+python jobs/benchmark.py gallery                      # loading 100,000 x 640 from SQLite, writes beside searches
 python jobs/benchmark.py scale                        # the index from 10,000 to 1,000,000 images of 640
 python jobs/benchmark.py gpu                          # RN50x4 on this machine's GPU, without Ray (docs/gpu.md)
 
@@ -22,13 +23,24 @@ SERVICE = "--replicas 2 --threads 1 --cpus 0.5"  # for two cores
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=["embed", "mine", "sweep", "serve", "scale", "gpu"], help="What to measure.")
-    parser.add_argument("--images", type=int, default=0, help="Images (embed: 20,000; mine: 46,609; scale: 1,000,000).")
+    parser.add_argument(
+        "what", choices=["embed", "mine", "sweep", "serve", "gallery", "scale", "gpu"], help="What to measure."
+    )
+    parser.add_argument(
+        "--images",
+        type=int,
+        default=0,
+        help="Images (embed: 20,000; mine: 46,609; gallery: 100,000; scale: 1,000,000).",
+    )
     parser.add_argument("--candidates", type=int, default=1_000_000, help="Candidates to score (mine).")
     parser.add_argument("--only", default="", help="Cells to measure, such as 'demo/*,*/haproxy/32' (serve: all).")
-    parser.add_argument("--seconds", type=float, default=8.0, help="Length of a scenario (serve; %(default)s).")
     parser.add_argument(
-        "--service", default=SERVICE, help="Options of serve/app.py, such as '--threads 2' (serve; %(default)s)."
+        "--seconds", type=float, default=8.0, help="Length of a scenario (serve, gallery; %(default)s)."
+    )
+    parser.add_argument(
+        "--service",
+        default=SERVICE,
+        help="Options of serve/app.py, such as '--threads 2' (serve, gallery; %(default)s).",
     )
     parser.add_argument("--photos", help="Folder of photographs to embed instead of drawn images (embed).")
 
@@ -42,6 +54,8 @@ def main(options: cli.Options) -> None:
         from benchmarks.sweep import measure
     elif options.flags.what == "serve":
         from benchmarks.serve import measure
+    elif options.flags.what == "gallery":
+        from benchmarks.gallery import measure
     elif options.flags.what == "scale":
         from benchmarks.scale import measure
     else:

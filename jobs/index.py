@@ -1,14 +1,53 @@
 """Put encoder, fusion head, gallery and index into the bundle that serving reads; earlier stages are done first.
 
-python jobs/index.py --preset demo
+    python jobs/index.py --preset demo
+
+Or encode a live gallery with the encoder of a bundle that is to serve it next; the service goes on meanwhile:
+
+    python jobs/index.py --gallery runs/demo/gallery.sqlite --bundle runs/new/bundle
+
+Killed at any moment, the same command continues. Exit code 2: some images cannot be encoded.
 """
 
+import argparse
 import sys
 
 from raycd import cli
+from raycd.errors import ConfigError, DataError
+
+SHOWN = 5  # ids of images that cannot be encoded
+
+
+def flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--gallery", metavar="URL", help="Re-embed this live gallery: a SQLite file or a postgresql:// URL."
+    )
+    parser.add_argument(
+        "--bundle", metavar="BUNDLE", help="With this bundle's encoder: a folder or models:/name@alias."
+    )
+    parser.add_argument(
+        "--pictures",
+        default="",
+        metavar="ROOT",
+        help="Where the service keeps uploaded pictures. (beside the SQLite file)",
+    )
 
 
 def main(options: cli.Options) -> None:
+    asked = options.flags
+    if asked.gallery and asked.bundle:
+        reembed_gallery(options)
+    elif asked.gallery or asked.bundle or asked.pictures:
+        raise ConfigError(
+            "re-embedding a live gallery takes --gallery and --bundle",
+            do="give both, or neither to index the run of --preset or --config",
+        )
+    else:
+        index_run(options)
+
+
+def index_run(options: cli.Options) -> None:
+    """The run's bundle."""
     from raycd.runtime import pipeline
 
     run = pipeline.run(options.config, until="bundle").run
@@ -21,5 +60,35 @@ def main(options: cli.Options) -> None:
     print(f"fingerprint: {record['digest']}")
 
 
+def reembed_gallery(options: cli.Options) -> None:
+    """The live gallery's images, by the bundle's encoder. Raises DataError where some cannot be encoded."""
+    from raycd.catalogue.place import Place
+    from raycd.model import bundle, encoder
+    from raycd.runtime import cluster, reembedding
+    from serve import swap
+
+    asked = options.flags
+    with Place.existing(asked.gallery, asked.pictures) as place:
+        folder = swap.folder(asked.bundle)
+        manifest = bundle.verify(folder)
+        with cluster.connected():
+            done = reembedding.reembed(place, encoder.load_saved(folder / "encoder"), options.config)
+        print(f"encoder:     {manifest.encoder.name}, {manifest.encoder.fingerprint[:12]}")
+        print(f"encoded:     {done.encoded:,} images now, {place.catalogue.count():,} in the gallery")
+    if done.broken:
+        some = ", ".join(f"{image_id} ({reason})" for image_id, reason in list(done.broken.items())[:SHOWN])
+        raise DataError(
+            f"{len(done.broken):,} images of the gallery cannot be encoded",
+            got=some + (", ..." if len(done.broken) > SHOWN else ""),
+            expected="pictures that can be read; the service refuses a bundle that would lose images",
+            do="import these images again with their pictures, or delete them, and run the same command again",
+        )
+    print(f"next:        give the service user_config {{bundle: {asked.bundle}}} (docs/gallery.md)")
+
+
 if __name__ == "__main__":
-    sys.exit(cli.run(main, prog="jobs/index.py", description="Index the gallery and write the bundle for serving."))
+    sys.exit(
+        cli.run(
+            main, prog="jobs/index.py", description="Index the gallery and write the bundle for serving.", flags=flags
+        )
+    )

@@ -74,8 +74,8 @@ class GalleryImage(_Asked):
     image_base64: Annotated[str, Field(min_length=1)] | None = None
     """The picture's file in base64."""
     feature: list[Annotated[float, Field(allow_inf_nan=False)]] | str | None = None
-    """Its feature, where it is known already: as `Encoder.encode_images` gives it, not normalised; numbers, or base64 of
-    little-endian float32. Without it the service encodes the picture."""
+    """Its feature, where it is known already, as `Encoder.encode_images` gives it, not normalised: numbers, or base64
+    of little-endian float32. Without it the service encodes the picture."""
     encoder: Annotated[str, Field(min_length=12, max_length=64)] | None = None
     """Fingerprint of the encoder that gave the feature, as /v1/info tells it; a feature needs it."""
     category: list[Name] = []

@@ -33,7 +33,7 @@ def replacing(folder: Path) -> Iterator[Path]:
             if aside.exists():
                 aside.rename(folder)
             raise
-        _sync(folder.parent)
+        sync(folder.parent)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     shutil.rmtree(aside, ignore_errors=True)
@@ -42,11 +42,11 @@ def replacing(folder: Path) -> Iterator[Path]:
 def _sync_tree(folder: Path) -> None:
     for place, _, files in os.walk(folder):
         for name in files:
-            _sync(Path(place) / name)
-        _sync(Path(place))
+            sync(Path(place) / name)
+        sync(Path(place))
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Wait until a file's bytes or a folder's names are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -64,7 +64,9 @@ class CatalogueError(RaycdError):
     is of a later raycd), unmigrated and in_use need a person; mismatch is features of another encoder or size.
     """
 
-    Reason = Literal["unreachable", "locked", "full", "read_only", "damaged", "newer", "unmigrated", "in_use", "mismatch"]
+    Reason = Literal[
+        "unreachable", "locked", "full", "read_only", "damaged", "newer", "unmigrated", "in_use", "mismatch"
+    ]
 
     def __init__(
         self,

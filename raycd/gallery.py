@@ -15,6 +15,16 @@ import pyarrow.compute as pc
 
 from raycd.index.structure import Mask
 
+SCHEMA = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("categories", pa.list_(pa.string())),
+        ("path", pa.string()),
+        ("attributes", pa.map_(pa.string(), pa.string())),
+    ]
+)
+"""What is known of each image, beside its feature."""
+
 KEPT_MASKS = 64  # of the filters asked for last: a byte an image each
 
 
@@ -22,19 +32,19 @@ class Gallery:
     """The images of a bundle, in the order of its index.
 
     Args:
-        table: A `bundle.gallery_table`; its features are not kept.
+        table: A `bundle.gallery_table`, kept as `table` without its features.
     """
 
     def __init__(self, table: pa.Table) -> None:
-        self._table = table.drop_columns(["feature"]) if "feature" in table.column_names else table
-        self._table = self._table.combine_chunks()
-        self._image_ids: list[str] = self._table["image_id"].to_pylist()
+        table = table.drop_columns(["feature"]) if "feature" in table.column_names else table
+        self.table = table.combine_chunks()
+        self._image_ids: list[str] = self.table["image_id"].to_pylist()
         self._positions = {image_id: place for place, image_id in enumerate(self._image_ids)}
         self._categories, self._attributes = _Lists(self._column("categories")), _Lists(self._column("attributes"))
         self._mask = lru_cache(KEPT_MASKS)(self._made)
 
     def __len__(self) -> int:
-        return int(self._table.num_rows)
+        return int(self.table.num_rows)
 
     def position(self, image_id: str) -> int | None:
         """Where the image is; None where it is not in the gallery."""
@@ -46,7 +56,7 @@ class Gallery:
 
     def path(self, position: int) -> str | None:
         """Path or URI of the image's file, where it has one. Not for answers."""
-        path: str | None = self._table["path"][position].as_py()
+        path: str | None = self.table["path"][position].as_py()
         return path
 
     def category(self, position: int) -> str:
@@ -82,16 +92,16 @@ class Gallery:
         return mask
 
     def _column(self, name: str) -> pa.Array:
-        return self._table[name].combine_chunks()
+        return self.table[name].combine_chunks()
 
-    def category_counts(self) -> dict[str, int]:
-        """Images of each category, most of them first."""
-        return dict(self._categories.counts())
+    def category_counts(self, among: Mask | None = None) -> dict[str, int]:
+        """Images of each category, most of them first; `among` (G,) counts some of the images."""
+        return dict(self._categories.counts(among))
 
-    def attribute_counts(self) -> dict[str, dict[str, int]]:
+    def attribute_counts(self, among: Mask | None = None) -> dict[str, dict[str, int]]:
         """Images of each value of each attribute, by name; the values most of them first."""
         counts: dict[str, dict[str, int]] = {}
-        for (name, value), count in self._attributes.counts():
+        for (name, value), count in self._attributes.counts(among):
             counts.setdefault(name, {})[value] = count
         return dict(sorted(counts.items()))
 
@@ -124,7 +134,8 @@ class _Lists:
         start = self._ends[row - 1] if row else 0
         return [self.values[code] for code in self.codes[start : self._ends[row]].tolist()]
 
-    def counts(self) -> list[tuple[Any, int]]:
-        """Rows of each value, most of them first, then in the order in which they come."""
-        found = np.bincount(self.codes, minlength=len(self.values))
+    def counts(self, among: Mask | None = None) -> list[tuple[Any, int]]:
+        """Rows of each value, most of them first, then in the order in which they come; of all rows or of a mask's."""
+        codes = self.codes if among is None else self.codes[among[self.rows]]
+        found = np.bincount(codes, minlength=len(self.values))
         return [(self.values[code], int(found[code])) for code in np.argsort(-found, kind="stable")]

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from raycd.index.structure import Mask
+from raycd.view import View
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Query:
     offset: int = 0
     """Results left out at the beginning."""
     allowed: Mask | None = None
-    """(G,): the images that may be found (`Gallery.mask`); None: all."""
+    """(G,): the images that may be found (`View.mask`); None: all."""
     exclude_reference: bool = False
     """Leave out the image that `image_id` names."""
     exact: bool = False
@@ -52,6 +53,8 @@ class Prepared:
     """A query as the model takes it."""
 
     query: Query
+    view: View
+    """The gallery's state that it searches."""
     pixels: torch.Tensor | None
     """(S, S, 3) of an image that was given."""
     position: int | None

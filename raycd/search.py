@@ -17,13 +17,16 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch.nn import functional as F
 
 from raycd.errors import DataError
 from raycd.gallery import Gallery
+from raycd.index.blocks import Moments
 from raycd.model.bundle import Bundle
 from raycd.query import Answer, Encoded, Prepared, Query, Result, Words
 from raycd.texts import TextCache
+from raycd.view import View
 
 NEGATIVE = 0.5  # how much a negative text counts beside a text
 
@@ -32,6 +35,9 @@ class Searcher:
     """A bundle that answers. `prepare` may run in any thread; `answer` in one at a time.
 
     `threads` are those of torch, for the whole process, and of FAISS; 0 leaves both as they are.
+
+    Attributes:
+        view: The gallery's state that queries see, from `prepare` on. It may be replaced at any time.
     """
 
     def __init__(
@@ -41,26 +47,25 @@ class Searcher:
             torch.set_num_threads(threads)
         bundle.index.threads = threads
         self.bundle = bundle
-        self.gallery = Gallery(bundle.gallery)
+        self.view = View.of(bundle.index, Gallery(bundle.gallery))
         self._encoder = bundle.encoder.to(device).eval()
         self._head = bundle.head.to(device).eval()
         self._texts = TextCache(text_cache)
-        self._mean_D, self._covariance_DD = bundle.index.moments()
 
     def search(self, queries: Sequence[Query]) -> list[list[Result]]:
         """The results of each query, best first. Raises DataError as `prepare` does."""
         return [answer.results for answer in self.answer([self.prepare(query) for query in queries])]
 
-    def prepare(self, query: Query) -> Prepared:
-        """Preprocess one query.
+    def prepare(self, query: Query, view: View | None = None) -> Prepared:
+        """Preprocess one query, whose mask, if it has one, is of this view; None: of the newest.
 
         Raises DataError where it has neither image nor text, names an image that is not in the gallery, or asks for
         less than one result.
         """
         text, negative = query.text.strip(), query.negative_text.strip()
-        position = None
+        view, position = view or self.view, None
         if query.image_id is not None:
-            position = self.gallery.position(query.image_id)
+            position = view.position(query.image_id)
             if position is None:
                 raise DataError("the gallery has no such image", got=f"image_id {query.image_id!r}")
         if query.image is None and position is None and not text:
@@ -69,6 +74,7 @@ class Searcher:
             raise DataError("top_k is too small", got=query.top_k, expected="at least 1")
         return Prepared(
             query,
+            view,
             pixels=None if query.image is None else self._encoder.preprocess(query.image),
             position=position,
             text=self._words(text),
@@ -92,9 +98,9 @@ class Searcher:
         began = time.perf_counter()
         features = self.encode(batch)
         encoded = time.perf_counter()
-        scores, places = self._searched(batch, features.query_BD)
+        scores, places = _searched(batch, features.query_BD)
         results = [
-            self._results(one, Encoded(*(half[row] for half in features)), score, place)
+            _results(one, Encoded(*(half[row] for half in features)), score, place)
             for row, (one, score, place) in enumerate(zip(batch, scores, places, strict=True))
         ]
         seconds = encoded - began, time.perf_counter() - encoded
@@ -120,6 +126,16 @@ class Searcher:
             query_BD -= NEGATIVE * negative_BD.nan_to_num()
         return Encoded(*(half.numpy() for half in (F.normalize(query_BD, dim=-1), unit_image_BD, unit_text_BD)))
 
+    def preprocess(self, image: Image.Image) -> torch.Tensor:
+        """The pixels (S, S, 3) that the encoder takes; in any thread."""
+        return self._encoder.preprocess(image)
+
+    @torch.inference_mode()
+    def encode_images(self, pixels: Sequence[torch.Tensor]) -> NDArray[np.float32]:
+        """Un-normalised features (B, D) of preprocessed images, as the gallery keeps them; in one thread at a time."""
+        features: NDArray[np.float32] = self._encoder.encode_images(torch.stack(list(pixels))).cpu().numpy()
+        return features
+
     def _images(self, batch: Sequence[Prepared]) -> torch.Tensor:
         """Un-normalised image features (B, D); NaN for a query without an image."""
         features_BD = torch.full((len(batch), self._encoder.dim), torch.nan)
@@ -129,7 +145,7 @@ class Searcher:
             features_BD[given] = self._encoder.encode_images(pixels).cpu()
         for row, one in enumerate(batch):
             if one.pixels is None and one.position is not None:
-                features_BD[row] = torch.from_numpy(self.bundle.index.features(np.array([one.position])))[0]
+                features_BD[row] = torch.from_numpy(one.view.features(np.array([one.position])))[0]
         return features_BD
 
     def _encoded_texts(self, batch: Sequence[Words | None]) -> torch.Tensor:
@@ -147,42 +163,43 @@ class Searcher:
                 features_BD[row] = found[words.text] if words.feature is None else words.feature
         return features_BD
 
-    def _searched(
-        self, batch: Sequence[Prepared], query_BD: NDArray[np.float32]
-    ) -> tuple[list[NDArray[np.float32]], list[NDArray[np.int64]]]:
-        """Scores and positions of each query, those that it leaves out at the beginning included."""
-        scores: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(batch)
-        places: list[NDArray[np.int64]] = [np.empty(0, np.int64)] * len(batch)
-        for rows, depth in _alike([one.query for one in batch]):
-            query = batch[rows[0]].query
-            found = self.bundle.index.search(query_BD[rows], depth, exact=query.exact, allowed=query.allowed)
-            for row, score, place in zip(rows, *found, strict=True):
-                scores[row], places[row] = score, place
-        return scores, places
 
-    def _results(
-        self, one: Prepared, feature: Encoded, scores: NDArray[np.float32], places: NDArray[np.int64]
-    ) -> list[Result]:
-        """What of the found is asked for, each with its share of image and text."""
-        query = one.query
-        wanted = places >= 0
-        if query.exclude_reference and one.position is not None:
-            wanted &= places != one.position
-        chosen = np.flatnonzero(wanted)[query.offset : query.offset + query.top_k]
-        scores, places = scores[chosen], places[chosen]
-        vectors_RD = self.bundle.index.vectors(places)
-        relative = self._relative(feature.query_BD, scores)
-        halves = [_cosines(vectors_RD, half) for half in (feature.image_BD, feature.text_BD)]
-        return [
-            Result(self.gallery.image_id(place), score, self.gallery.category(place), place, *rest)
-            for place, score, *rest in zip(places.tolist(), scores.tolist(), relative, *halves, strict=True)
-        ]
+def _searched(
+    batch: Sequence[Prepared], query_BD: NDArray[np.float32]
+) -> tuple[list[NDArray[np.float32]], list[NDArray[np.int64]]]:
+    """Scores and positions of each query, those that it leaves out at the beginning included."""
+    scores: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(batch)
+    places: list[NDArray[np.int64]] = [np.empty(0, np.int64)] * len(batch)
+    for rows, depth in _alike(batch):
+        first = batch[rows[0]]
+        found = first.view.search(query_BD[rows], depth, exact=first.query.exact, allowed=first.query.allowed)
+        for row, score, place in zip(rows, *found, strict=True):
+            scores[row], places[row] = score, place
+    return scores, places
 
-    def _relative(self, query_D: NDArray[np.float32], scores: NDArray[np.float32]) -> list[float]:
-        """z-scores over the whole gallery, by the gallery's mean and covariance."""
-        spread = max(float(query_D @ self._covariance_DD @ query_D), 1e-12) ** 0.5
-        z_scores: list[float] = ((scores - query_D @ self._mean_D) / spread).tolist()
-        return z_scores
+
+def _results(one: Prepared, feature: Encoded, scores: NDArray[np.float32], places: NDArray[np.int64]) -> list[Result]:
+    """What of the found is asked for, each with its share of image and text."""
+    query, view = one.query, one.view
+    wanted = places >= 0
+    if query.exclude_reference and one.position is not None:
+        wanted &= places != one.position
+    chosen = np.flatnonzero(wanted)[query.offset : query.offset + query.top_k]
+    scores, places = scores[chosen], places[chosen]
+    vectors_RD = view.vectors(places)
+    relative = _relative(feature.query_BD, scores, view.moments)
+    halves = [_cosines(vectors_RD, half) for half in (feature.image_BD, feature.text_BD)]
+    return [
+        Result(view.image_id(place), score, view.category(place), place, *rest)
+        for place, score, *rest in zip(places.tolist(), scores.tolist(), relative, *halves, strict=True)
+    ]
+
+
+def _relative(query_D: NDArray[np.float32], scores: NDArray[np.float32], moments: Moments) -> list[float]:
+    """z-scores over the whole gallery."""
+    spread = max(float(query_D @ moments.covariance_DD @ query_D), 1e-12) ** 0.5
+    z_scores: list[float] = ((scores - query_D @ moments.mean_D) / spread).tolist()
+    return z_scores
 
 
 def _pull(weights: Sequence[float], there: torch.Tensor) -> torch.Tensor:
@@ -198,12 +215,12 @@ def _cosines(vectors_RD: NDArray[np.float32], half_D: NDArray[np.float32]) -> li
     return cosines
 
 
-def _alike(queries: Sequence[Query]) -> list[tuple[list[int], int]]:
+def _alike(batch: Sequence[Prepared]) -> list[tuple[list[int], int]]:
     """Queries that can be searched together, as rows and the depth that all of them need."""
-    groups: dict[tuple[int, bool], list[int]] = {}
-    for row, query in enumerate(queries):
-        groups.setdefault((id(query.allowed), query.exact), []).append(row)
-    return [(rows, max(_depth(queries[row]) for row in rows)) for rows in groups.values()]
+    groups: dict[tuple[int, int, bool], list[int]] = {}
+    for row, one in enumerate(batch):
+        groups.setdefault((id(one.view), id(one.query.allowed), one.query.exact), []).append(row)
+    return [(rows, max(_depth(batch[row].query) for row in rows)) for rows in groups.values()]
 
 
 def _depth(query: Query) -> int:

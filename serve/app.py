@@ -9,39 +9,34 @@ Exit codes: 2 a mistake that the user can mend, 130 Ctrl-C, 143 terminated.
 """
 
 import argparse
+import os
 import shlex
+import signal
+import socket
 import sys
-import time
+import threading
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from ipaddress import ip_address
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raycd import cli
 from raycd.errors import RaycdError, RunError, WeightsError
-from serve import local
-from serve.args import ServeArgs
+from serve import keyring, local, running
+from serve.args import NO_GALLERY, REGISTRY, ServeArgs
 
 if TYPE_CHECKING:  # Ray and torch take seconds to import: a mistake of the user is told before
     from ray.serve import Application
 
-NAME = "raycd"  # of the Serve application
-QUIET = {"log_level": "WARNING", "enable_access_log": False}
+UNGUARDED = """warning: the service listens on {host} without API keys: whoever reaches it may change the gallery
+  to do:    python serve/keys.py add --file keys.json --name NAME --scope write, and give --api-keys keys.json"""
 
 
 def build(args: ServeArgs) -> "Application":
-    """The Ray Serve application of a bundle."""
-    from serve.service import SearchService
-
-    application: Application = SearchService.options(  # type: ignore[attr-defined]
-        num_replicas=args.replicas,
-        ray_actor_options={"num_cpus": args.cpus, "num_gpus": args.gpus},
-        logging_config=QUIET,  # a line a request takes as long as parsing it
-        max_ongoing_requests=4 * args.max_queue + 64,  # beyond max_queue a replica itself refuses, with a problem
-        max_queued_requests=4 * args.max_queue + 64,
-    ).bind(args)
-    return application
+    """The Ray Serve application, for config.yaml."""
+    return running.application(args)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
     for name, field in ServeArgs.model_fields.items():
         option, kind = f"--{name.replace('_', '-')}", type(field.default)
-        text = f"{field.description} ({field.default})"
+        text = f"{field.description} ({'none' if field.default in ('', ()) else field.default})"
         if kind is tuple:
             parser.add_argument(option, nargs="+", default=field.default, help=text, metavar="NAME")
         elif kind is bool:
@@ -96,66 +91,90 @@ def _port(text: str) -> int:
 
 
 def _serve(options: argparse.Namespace) -> None:
-    folder = Path(options.bundle).expanduser().absolute()
-    if not (folder / "manifest.json").is_file():
-        raise WeightsError(
-            f"there is no bundle at {options.bundle}",
-            expected="a folder with a manifest.json, as training writes it to runs/<name>/bundle",
-            do="run make demo first, or name another folder with --bundle",
-        )
+    asked = threading.Event()
+    signal.signal(signal.SIGHUP, lambda *_: asked.set())
+    folder = _folder(options.bundle)
     local.check_free(options.host, options.port)
     args = _arguments(options, folder)
+    if args.api_keys:
+        keyring.read(Path(args.api_keys))
+    elif not _is_loopback(options.host):
+        print(UNGUARDED.format(host=options.host), file=sys.stderr)
     from raycd.model import bundle
 
     manifest = bundle.verify(folder)
     with (
         local.cluster(args, haproxy=options.proxy == "haproxy", metrics_port=options.metrics_port) as metrics,
-        _running(args, options.host, options.port),
+        running.running(args, options.host, options.port),
     ):
-        url = f"http://{'127.0.0.1' if options.host == '0.0.0.0' else options.host}:{options.port}"
-        print(f"raycd serves {options.bundle} ({manifest.head['name']}, {manifest.index.size} images) on {url}")
+        url = f"http://{_in_url(options.host)}:{options.port}"
+        print(f"raycd serves {options.bundle} ({manifest.head['name']}, digest {manifest.digest[:12]}) on {url}")
         print(f'  curl -F image=@{_example(folder)} -F text="is blue with long sleeves" {url}/v1/search')
         print(f"  a page to try it on: {url}/    its API: {url}/docs    metrics: {metrics}")
-        print("Ctrl-C stops it.", flush=True)
-        while True:
-            time.sleep(3600)
+        print(f"Ctrl-C stops it; kill -HUP {os.getpid()} has it look at the bundle again.", flush=True)
+        _until_stopped(args, options.bundle, asked)
+
+
+def _until_stopped(args: ServeArgs, bundle: str, asked: threading.Event) -> None:
+    """Change to what `bundle` has become whenever it is asked for."""
+    from serve.swap import Wanted
+
+    for number in count(1):
+        while not asked.wait(3600):
+            pass
+        asked.clear()
+        told = running.change(args, Wanted(bundle=bundle if bundle.startswith(REGISTRY) else args.bundle, again=number))
+        refused = f"; the new one was refused: {told.refused}" if told.refused else ""
+        print(f"raycd serves the bundle of digest {told.digest}{refused}", flush=True)
+
+
+def _folder(wanted: str) -> Path:
+    """Where the bundle lies. Raises WeightsError and TrackingError."""
+    if wanted.startswith(REGISTRY):
+        from raycd.runtime import registry
+
+        return registry.fetch(wanted)
+    folder = Path(wanted).expanduser().absolute()
+    if not (folder / "manifest.json").is_file():
+        raise WeightsError(
+            f"there is no bundle at {wanted}",
+            expected="a folder with a manifest.json, as training writes it to runs/<name>/bundle",
+            do="run make demo first, or name another folder with --bundle",
+        )
+    return folder
 
 
 def _arguments(options: argparse.Namespace, folder: Path) -> ServeArgs:
     from pydantic import ValidationError
 
-    given = {name: getattr(options, name) for name in ServeArgs.model_fields}
+    given = {name: getattr(options, name) for name in ServeArgs.model_fields} | {"bundle": str(folder)}
+    for name in ("api_keys", "gallery", "pictures"):  # replicas start in other folders
+        if given[name] and given[name] != NO_GALLERY and "://" not in given[name]:
+            given[name] = str(Path(given[name]).expanduser().absolute())
+    if options.bundle.startswith(REGISTRY) and not options.gallery:
+        raise RunError(
+            "a bundle of the registry has no folder for a gallery beside it",
+            do="name a database with --gallery, or none",
+        )
+    if not options.hosts and _is_loopback(options.host):
+        given["hosts"] = ("127.0.0.1", "localhost", "[::1]", options.host)
     try:
-        return ServeArgs(**given | {"bundle": str(folder)})
+        return ServeArgs(**given)
     except ValidationError as error:
         detail = error.errors(include_url=False)[0]
         option = str(detail["loc"][0]).replace("_", "-")
         raise RunError(f"--{option} is impossible", got=detail["input"], expected=detail["msg"]) from error
 
 
-@contextmanager
-def _running(args: ServeArgs, host: str, port: int) -> Iterator[None]:
-    """The application, from ready to gone."""
-    from ray import serve
+def _is_loopback(host: str) -> bool:
+    """Whether only this machine gets there."""
+    return all(ip_address(found[4][0]).is_loopback for found in socket.getaddrinfo(host, None))
 
-    with cli.sigterm_interrupts():  # ray.init has put its own handler in place of ours
-        try:
-            http = {"host": host, "port": port, "request_timeout_s": 2 * args.timeout_s}
-            serve.start(proxy_location="HeadOnly", http_options=http, logging_config=QUIET)
-            serve.run(build(args), name=NAME, route_prefix="/", blocking=False)
-            yield
-        except RuntimeError as error:
-            lines = [line for line in str(error).splitlines() if line.strip()]
-            raise RunError(
-                "the service did not start",
-                got=lines[-1] if lines else type(error).__name__,
-                do="see it whole with --debug",
-            ) from error
-        finally:
-            if local.is_ours():
-                serve.shutdown()  # type: ignore[no-untyped-call]
-            else:
-                serve.delete(NAME)  # others may have applications there
+
+def _in_url(host: str) -> str:
+    """Where this machine gets to what listens on `host`."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"[{host}]" if ":" in host else host
 
 
 def _example(folder: Path) -> str:

@@ -1,10 +1,14 @@
 """What the service can be told: `args` in config.yaml, options of `python serve/app.py`."""
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from raycd.config import Count, Positive
+
+NO_GALLERY = "none"  # `gallery`: the bundle's own, which does not change
+REGISTRY = "models:/"  # `bundle` in MLflow's registry
 
 Format = Literal["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -16,7 +20,8 @@ class ServeArgs(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     bundle: Annotated[str, Field(min_length=1)] = "runs/demo/bundle"
-    """Folder of the bundle, seen from every node that runs a replica; best absolute."""
+    """Folder of the bundle, seen from every node that runs a replica; best absolute. Or a bundle of MLflow's registry:
+    models:/name/version or models:/name@alias."""
     replicas: Positive = 1
     """Copies of the model."""
     threads: Count = 0
@@ -26,12 +31,21 @@ class ServeArgs(BaseModel):
     gpus: Annotated[float, Field(ge=0)] = 0.0
     """GPUs that Ray reserves for a replica; above 0 the model runs there."""
 
+    gallery: str = ""
+    """Database of the live gallery: a SQLite file or a postgresql:// URL. Empty: gallery.sqlite beside the bundle's
+    folder. none: the bundle's own gallery, which does not change."""
+    pictures: str = ""
+    """Folder or fsspec URI of the pictures that clients add; empty: beside the SQLite file."""
+    lag_s: Seconds = 1.0
+    """Seconds after which every replica knows of a change of the gallery."""
+
     max_batch_size: Positive = 32
     """Queries that the model answers at once."""
     batch_wait_s: Annotated[float, Field(ge=0)] = 0.0
     """Seconds that the first query of a batch waits for others; 0: what has come while the model was at work."""
     max_queue: Positive = 64
-    """Searches at work and waiting in a replica; one more is refused at once (503)."""
+    """Searches at work and waiting in a replica; one more is refused at once (503). Likewise for writes, and for pages
+    of the gallery and pictures, each by itself."""
     timeout_s: Seconds = 30.0
     """Seconds after which a search is given up (503), whatever a client's headers say."""
     text_cache: Count = 10_000
@@ -61,7 +75,36 @@ class ServeArgs(BaseModel):
     """Searches of one /v1/search/batch."""
     max_page: Positive = 200
     """Images of one page of /v1/gallery."""
+    max_import: Positive = 10_000
+    """Lines of one /v1/gallery:import."""
+    max_attributes: Positive = 64
+    """Categories and attributes of an image that is added."""
     image_url: bool = False
     """Let clients give an image by its https URL, which the service then fetches from public addresses only."""
     fetch_timeout_s: Seconds = 5.0
     """Seconds that fetching an image may take."""
+
+    api_keys: str = ""
+    """File of API keys (serve/keys.py), seen from every node that runs a replica; without it nobody needs a key."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins whose pages may use the service, such as https://example.org; * is every one's, with api_keys only."""
+    hosts: tuple[str, ...] = ()
+    """Names, without port, in the Host header of requests that are answered; none or * is any."""
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, origins: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if "*" in origins and not info.data.get("api_keys"):
+            raise ValueError("* would let every page that anyone visits change the gallery: set api_keys, too")
+        wrong = [origin for origin in origins if not re.fullmatch(r"\*|https?://[^\s/?#@]+", origin)]
+        if wrong:
+            raise ValueError(f"{wrong[0]!r} is no origin: https://name or https://name:port, nothing after it")
+        return tuple(origin.lower() for origin in origins)
+
+    @field_validator("hosts")
+    @classmethod
+    def _hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        wrong = [host for host in hosts if not re.fullmatch(r"[^\s:/?#@\[\]]+|\[?[0-9A-Fa-f:.]+\]?", host)]
+        if wrong:
+            raise ValueError(f"{wrong[0]!r} is no host: a name or an address, without scheme and port")
+        return tuple(f"[{host.strip('[]')}]".lower() if ":" in host else host.lower() for host in hosts)

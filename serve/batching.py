@@ -17,17 +17,25 @@ Given = TypeVar("Given")
 
 
 class Batcher(Generic[Asked, Given]):
-    """Runs `work` on batches in a thread of its own, one at a time. Used from one event loop.
+    """Runs `work` on batches in a thread, one at a time. Used from one event loop.
 
     Args:
         work: Answers a batch, in its order.
         most: Queries of a batch.
         wait_s: Seconds that the first query of a batch waits for others.
+        thread: An executor of one thread, which others may use, too; None: one of its own.
     """
 
-    def __init__(self, work: Callable[[Sequence[Asked]], Sequence[Given]], *, most: int, wait_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        work: Callable[[Sequence[Asked]], Sequence[Given]],
+        *,
+        most: int,
+        wait_s: float = 0.0,
+        thread: ThreadPoolExecutor | None = None,
+    ) -> None:
         self._work, self._most, self._wait_s = work, most, wait_s
-        self._thread = ThreadPoolExecutor(1, "model")
+        self._thread = thread or ThreadPoolExecutor(1, "batches")
         self._waiting: deque[tuple[Asked, asyncio.Future[Given]]] = deque()
         self._at_once = False  # the next batch waits for nobody
         self._worker: asyncio.Task[None] | None = None

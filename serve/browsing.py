@@ -11,7 +11,8 @@ from fastapi import APIRouter, Query, Request, Response
 
 from raycd import __version__
 from raycd.api import GalleryPage, Info, Item, Limits
-from raycd.gallery import Gallery
+from raycd.index.structure import Mask
+from raycd.view import View
 from serve import problems
 
 if TYPE_CHECKING:
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 PAGE = 48  # images of a page that names no limit
 VALUES = 50  # of an attribute, the most frequent ones, that /v1/info lists
 _CACHED = "private, max-age=3600"
+_ASKED_FOR = "private, no-cache"  # a picture that may be replaced or removed: the browser asks each time
+
+MinVersion = Annotated[int, Query(ge=0, description="wait until this version of the gallery, which a write has told")]
 
 
 def thumbnail(image_id: str) -> str:
@@ -30,57 +34,65 @@ def thumbnail(image_id: str) -> str:
 def router(service: SearchService) -> APIRouter:
     """The routes that show."""
     routes = APIRouter(tags=["gallery"])
-    gallery = service.searcher.gallery
-    categories = gallery.category_counts()
-    attributes = {name: dict(islice(values.items(), VALUES)) for name, values in gallery.attribute_counts().items()}
 
     @routes.get("/v1/info")
     async def info() -> Info:
         """The model, the index, the limits and what can be filtered by."""
+        engine = service.engine
+        view = engine.view
         return Info(
             version=__version__,
-            model=service.model,
-            index=service.index,
+            model=engine.model,
+            index=engine.index_info(view),
             limits=limits(service),
             default_top_k=service.args.top_k,
             image_url=service.args.image_url,
-            categories=categories,
-            attributes=attributes,
-            example_texts=service.example_texts,
+            live=service.writer is not None,
+            bundle=service.bundle_info(),
+            categories=view.category_counts,
+            attributes={name: dict(islice(values.items(), VALUES)) for name, values in view.attribute_counts.items()},
+            example_texts=engine.example_texts,
         )
 
-    @routes.get("/v1/gallery", responses=problems.responses(422))
+    @routes.get("/v1/gallery", responses=problems.responses(422, 503))
     async def page(
         offset: Annotated[int, Query(ge=0)] = 0,
         limit: Annotated[int, Query(ge=1)] = PAGE,
         category: Annotated[list[str], Query(description="one of these categories; may repeat")] = [],  # noqa: B006
         attribute: Annotated[list[str], Query(description="name:value; may repeat")] = [],  # noqa: B006
+        newest: Annotated[bool, Query(description="the newest images first")] = False,
+        min_version: MinVersion = 0,
     ) -> GalleryPage:
         """A page of the gallery, in its order."""
         if limit > service.args.max_page:
+            most = service.args.max_page
             raise problems.beyond(
-                "max_page",
-                "too many images",
-                got=limit,
-                most=service.args.max_page,
-                field="limit",
-                do="page with offset",
+                "max_page", "too many images", got=limit, most=most, field="limit", do="page with offset"
             )
-        mask = gallery.mask(category, _attributes(attribute))
-        places = np.arange(len(gallery)) if mask is None else np.flatnonzero(mask)
-        shown = [_item(gallery, place) for place in places[offset : offset + limit].tolist()]
-        return GalleryPage(items=shown, total=len(places), offset=offset)
+        wanted = _attributes(attribute)
+        with service.browsing.slot():
+            async with service.deadline():
+                view = await service.reached(min_version)
+                return await service.aside(lambda: _page(view, view.mask(category, wanted), offset, limit, newest))
 
     @routes.get(
         "/v1/images/{image_id:path}",
         response_class=Response,
-        responses={200: {"content": {"image/jpeg": {}}}, 304: {}, **problems.responses(404, 422)},
+        responses={200: {"content": {"image/jpeg": {}}}, 304: {}, **problems.responses(404, 422, 503)},
     )
-    async def image(image_id: str, request: Request, size: Literal["thumbnail", "original"] = "thumbnail") -> Response:
+    async def image(
+        image_id: str,
+        request: Request,
+        size: Literal["thumbnail", "original"] = "thumbnail",
+        min_version: MinVersion = 0,
+    ) -> Response:
         """The picture of an image: a small JPEG, or its file."""
         make = service.pictures.thumbnail if size == "thumbnail" else service.pictures.original
-        picture = await service.aside(lambda: make(image_id))
-        headers = {"ETag": picture.etag, "Cache-Control": _CACHED}
+        with service.browsing.slot():
+            async with service.deadline():
+                view = await service.reached(min_version)
+                picture = await service.aside(lambda: make(view, image_id))
+        headers = {"ETag": picture.etag, "Cache-Control": _CACHED if service.writer is None else _ASKED_FOR}
         known = ",".join(request.headers.getlist("if-none-match")).split(",")
         if {picture.etag, "*"} & {tag.strip().removeprefix("W/") for tag in known}:
             return Response(status_code=304, headers=headers)
@@ -89,12 +101,18 @@ def router(service: SearchService) -> APIRouter:
     return routes
 
 
-def _item(gallery: Gallery, place: int) -> Item:
-    image_id = gallery.image_id(place)
+def _page(view: View, mask: Mask | None, offset: int, limit: int, newest: bool) -> GalleryPage:
+    places = np.flatnonzero(view.live if mask is None else mask)
+    shown = (places[::-1] if newest else places)[offset : offset + limit].tolist()
+    return GalleryPage(items=[_item(view, place) for place in shown], total=len(places), offset=offset)
+
+
+def _item(view: View, place: int) -> Item:
+    image_id = view.image_id(place)
     return Item(
         image_id=image_id,
-        category=gallery.category(place),
-        attributes=gallery.attributes(place),
+        category=view.category(place),
+        attributes=view.attributes(place),
         thumbnail=thumbnail(image_id),
     )
 
@@ -112,6 +130,8 @@ def limits(service: SearchService) -> Limits:
         offset=args.max_offset,
         batch=args.max_batch,
         page=args.max_page,
+        import_lines=args.max_import,
+        attributes=args.max_attributes,
     )
 
 

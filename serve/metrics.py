@@ -4,11 +4,17 @@ A number costs Ray about as much as parsing a request, so there is one a request
 searches only a sample is told when there are many.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from ray.serve.metrics import Gauge, Histogram
 
 from raycd.query import Answer
+
+if TYPE_CHECKING:
+    from serve.engine import Engine
 
 _SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30]
 _CROWD, _SAMPLED = 4, 8  # beside more searches than the first, one in the second is told step by step
@@ -24,7 +30,9 @@ class Metrics:
         self._batch = Histogram("raycd_batch_size", "Queries that the model answered at once.", _SIZES)
         self._busy = Gauge("raycd_busy", "Searches that wait in a replica.")
         self._searches = 0
-        self._gallery = Gauge("raycd_gallery_images", "Images in the index.")
+        self._images = Gauge("raycd_gallery_images", "Images that can be found.")
+        self._version = Gauge("raycd_gallery_version", "Version of the gallery that a replica searches.")
+        self._lag = Gauge("raycd_gallery_lag_seconds", "Seconds since a replica has heard of its database.")
 
     def request(self, path: str, status: int, seconds: float) -> None:
         """A request was answered."""
@@ -43,6 +51,8 @@ class Metrics:
         self._batch.observe(answer.batch)
         self._busy.set(busy)
 
-    def gallery(self, size: int) -> None:
-        """The index that is searched."""
-        self._gallery.set(size)
+    def gallery(self, engine: Engine) -> None:
+        """The gallery that is searched."""
+        self._images.set(len(engine.view))
+        self._version.set(engine.view.version)
+        self._lag.set(engine.follower.lag_s if engine.follower else 0.0)

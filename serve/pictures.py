@@ -11,9 +11,10 @@ from PIL import Image, ImageOps
 from raycd.data import images
 from raycd.data.images import BrokenImage
 from raycd.errors import DataError
-from raycd.gallery import Gallery
+from raycd.view import View
 from serve.args import ServeArgs
 from serve.problems import ProblemError
+from serve.store import Store
 
 SIDE = 256  # of a thumbnail, at most
 
@@ -31,32 +32,34 @@ class Picture(NamedTuple):
 
 
 class Pictures:
-    """The pictures of a gallery, for any thread."""
+    """The pictures of a gallery's states, for any thread. `store` knows where those lie that clients have added."""
 
-    def __init__(self, gallery: Gallery, args: ServeArgs) -> None:
-        self._gallery, self._args = gallery, args
+    def __init__(self, args: ServeArgs, store: Store | None) -> None:
+        self._args, self._store = args, store
         self._thumbnails: LRUCache[str, Picture] = LRUCache(args.thumbnail_cache)
         self._lock = threading.Lock()
 
-    def original(self, image_id: str) -> Picture:
+    def original(self, view: View, image_id: str) -> Picture:
         """The file of an image. Raises ProblemError (404) where there is no such image or no such file."""
-        data, image = self._read(image_id)
+        data, image = self._read(image_id, _path(view, image_id))
         kind = "JPEG" if image.format == "MPO" else image.format or ""  # a phone's JPEG with a second picture in it
         return Picture.of(data, Image.MIME.get(kind, "application/octet-stream"))
 
-    def thumbnail(self, image_id: str) -> Picture:
+    def thumbnail(self, view: View, image_id: str) -> Picture:
         """A JPEG of at most SIDE pixels a side. Raises ProblemError (404) likewise."""
+        path = _path(view, image_id)
+        key = path or image_id  # a picture that takes another's place has another path
         with self._lock:
-            known = self._thumbnails.get(image_id)
+            known = self._thumbnails.get(key)
         if known is None:
-            known = self._made(image_id)
+            known = self._made(image_id, path)
             with self._lock:
                 if self._thumbnails.maxsize:
-                    self._thumbnails[image_id] = known
+                    self._thumbnails[key] = known
         return known
 
-    def _made(self, image_id: str) -> Picture:
-        data, _ = self._read(image_id)
+    def _made(self, image_id: str, path: str | None) -> Picture:
+        data, _ = self._read(image_id, path)
         try:
             image = images.decode(data, max_pixels=self._args.max_pixels, min_side=1)
         except BrokenImage as error:
@@ -66,12 +69,9 @@ class Pictures:
         small.save(buffer, "JPEG", quality=85)
         return Picture.of(buffer.getvalue(), "image/jpeg")
 
-    def _read(self, image_id: str) -> tuple[bytes, Image.Image]:
+    def _read(self, image_id: str, path: str | None) -> tuple[bytes, Image.Image]:
         """The bytes of an image's file, and what Pillow says of its header: nothing else is ever sent."""
-        position = self._gallery.position(image_id)
-        if position is None:
-            raise ProblemError(404, f"the gallery has no image {image_id!r}")
-        path = self._gallery.path(position)
+        path = path if self._store is None else self._store.locate(path)
         try:
             if path is None:
                 raise BrokenImage("no file", reason="missing")
@@ -81,6 +81,13 @@ class Pictures:
             raise _gone(image_id, error.reason) from error
         except (DataError, OSError, ValueError, Image.DecompressionBombError) as error:  # its message names the path
             raise _gone(image_id, "not_an_image") from error
+
+
+def _path(view: View, image_id: str) -> str | None:
+    position = view.position(image_id)
+    if position is None:
+        raise ProblemError(404, f"the gallery has no image {image_id!r}")
+    return view.path(position)
 
 
 def _gone(image_id: str, reason: str) -> ProblemError:

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raycd.api import FieldError, Problem
 from raycd.data.images import BrokenImage
-from raycd.errors import DataError
+from raycd.errors import CatalogueError, DataError
 from serve.fetch import FetchFailed, FetchRefused
 
 MEDIA_TYPE = "application/problem+json"
@@ -24,12 +24,15 @@ _PLACES = ("body", "query", "path", "header")
 
 DESCRIPTIONS = {
     400: "The body is not what its content type says",
-    403: "The service does not allow this",
+    401: "The API key is missing, unknown or revoked",
+    403: "The service does not allow this, or the API key may only read",
     404: "There is no such image",
+    409: "The feature is of another encoder",
     413: "The request is larger than max_body_bytes",
     415: "The content type is neither JSON nor a form",
     422: "A field is wrong or beyond a limit, or the image is broken",
-    503: "The service is too busy; Retry-After says when to come back",
+    503: "The service is too busy, or its database does not answer; Retry-After says when to come back",
+    507: "The disk of the gallery is full",
 }
 
 
@@ -58,6 +61,12 @@ def failed() -> ProblemError:
     return ProblemError(500, "the service failed on this request; its log says why")
 
 
+def too_large(max_bytes: int) -> ProblemError:
+    """413: of a request, or of a line of an import."""
+    detail = f"the request is larger than {max_bytes} bytes (max_body_bytes); send a smaller image"
+    return ProblemError(413, detail, limit="max_body_bytes", headers={"Connection": "close"})
+
+
 def invalid(details: Sequence[Any]) -> ProblemError:
     """422 of pydantic's list of errors."""
     errors = [
@@ -84,6 +93,8 @@ def of(error: Exception) -> ProblemError | None:
         case FetchRefused() | FetchFailed():
             limit = "max_body_bytes" if error.reason == "too_large" else None
             return ProblemError(422, f"image_url: {_plain(error)}", reason=error.reason, limit=limit)
+        case CatalogueError():
+            return _of_catalogue(error.reason)
         case DataError():
             return ProblemError(422, _plain(error))
         case RequestValidationError() | ValidationError():
@@ -92,6 +103,24 @@ def of(error: Exception) -> ProblemError | None:
             return ProblemError(error.status_code, str(error.detail), headers=dict(error.headers or {}))
         case _:
             return None
+
+
+def _of_catalogue(reason: CatalogueError.Reason) -> ProblemError:
+    match reason:
+        case "unreachable":
+            return busy("the gallery's database does not answer: whether the change was made is unknown; send it again")
+        case "locked":
+            return busy("the gallery's database is busy with another writer: nothing was changed; send it again")
+        case "full":
+            return ProblemError(
+                507, "the disk of the gallery is full: nothing was changed; make room and send it again"
+            )
+        case "read_only":
+            return ProblemError(
+                503, "the gallery's database is read-only: nothing was changed; its owner must mend that"
+            )
+        case _:
+            return ProblemError(503, f"the gallery's database cannot be used ({reason}); the service's log says more")
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -110,7 +139,7 @@ def response(problem: ProblemError) -> JSONResponse:
 
 def add_handlers(app: FastAPI) -> None:
     """Make `app` answer each kind of error with a problem document."""
-    for kind in (ProblemError, DataError, RequestValidationError, StarletteHTTPException, Exception):
+    for kind in (ProblemError, DataError, CatalogueError, RequestValidationError, StarletteHTTPException, Exception):
         app.add_exception_handler(kind, _handle)
 
 
@@ -123,19 +152,27 @@ def _plain(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-class BodyLimit:
-    """ASGI middleware: requests of more than `max_bytes` get 413, by their header where it is honest, else by count."""
+def _path(scope: Scope) -> str:
+    """The path within the application."""
+    return str(scope["path"]).removeprefix(scope.get("root_path", ""))
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        self.app, self.max_bytes = app, max_bytes
+
+class BodyLimit:
+    """ASGI middleware: requests of more than `max_bytes` get 413, by their header where it is honest, else by count.
+
+    Paths in `streamed` may send any number of bytes: their routes count for themselves.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int, streamed: Sequence[str] = ()) -> None:
+        self.app, self.max_bytes, self.streamed = app, max_bytes, streamed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or _path(scope) in self.streamed:
             await self.app(scope, receive, send)
             return
         declared = Headers(scope=scope).get("content-length", "0")
         if not declared.isdecimal() or int(declared) > self.max_bytes:
-            await response(self._too_large())(scope, receive, send)
+            await response(too_large(self.max_bytes))(scope, receive, send)
             return
         received = 0
 
@@ -144,11 +181,7 @@ class BodyLimit:
             message = await receive()
             received += len(message.get("body", b""))
             if received > self.max_bytes:
-                raise self._too_large()
+                raise too_large(self.max_bytes)
             return message
 
         await self.app(scope, counted, send)
-
-    def _too_large(self) -> ProblemError:
-        detail = f"the request is larger than {self.max_bytes} bytes (max_body_bytes); send a smaller image"
-        return ProblemError(413, detail, limit="max_body_bytes", headers={"Connection": "close"})

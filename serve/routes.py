@@ -10,7 +10,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raycd import __version__
-from serve import browsing, health, page, problems, searching
+from serve import browsing, guard, health, importing, page, problems, searching, writing
 
 if TYPE_CHECKING:
     from serve.metrics import Metrics
@@ -25,9 +25,12 @@ def build_app(service: SearchService) -> FastAPI:
     problems.add_handlers(app)
     app.include_router(searching.router(service))
     app.include_router(browsing.router(service))
+    app.include_router(importing.router(service))
+    app.include_router(writing.router(service))
     app.include_router(health.router(service))
     page.add(app)
-    app.add_middleware(problems.BodyLimit, max_bytes=service.args.max_body_bytes)
+    app.add_middleware(problems.BodyLimit, max_bytes=service.args.max_body_bytes, streamed=(importing.PATH,))
+    guard.add(app, service.args)
     app.add_middleware(page.Guarded)
     app.add_middleware(Measured, metrics=service.metrics)
     return app

@@ -12,8 +12,9 @@ from fastapi import APIRouter, Request, Response
 from raycd.api import BatchItem, BatchRequest, BatchResponse, Explanation, SearchRequest, SearchResponse
 from raycd.api import Result as ApiResult
 from raycd.query import Answer, Prepared
-from serve import bodies, problems
-from serve.browsing import thumbnail
+from serve import bodies, problems, search_body
+from serve.browsing import MinVersion, thumbnail
+from serve.engine import Engine
 from serve.fetch import fetch
 
 if TYPE_CHECKING:
@@ -27,14 +28,15 @@ def router(service: SearchService) -> APIRouter:
     """The routes that search."""
     routes = APIRouter(tags=["search"])
 
-    @routes.post("/v1/search", response_model=SearchResponse, responses=_ERRORS, openapi_extra=bodies.OPENAPI)
-    async def search(request: Request) -> Response:
+    @routes.post("/v1/search", response_model=SearchResponse, responses=_ERRORS, openapi_extra=search_body.OPENAPI)
+    async def search(request: Request, min_version: MinVersion = 0) -> Response:
         """Find the images that look like the given one, changed as the text says. Either alone is a query, too."""
         began = time.perf_counter()
         with service.admission.slot():  # before the body is read
-            async with _deadline(service):
-                asked, image = await bodies.read(request, service.args)
+            async with service.deadline():
+                asked, image = await search_body.read(request, service.args)
                 read_ms = _since(began)
+                await service.reached(min_version)
                 found, batch = await _search(service, asked, image)
         found.timings = _rounded({"read": read_ms, **found.timings, "total": _since(began)})
         service.metrics.search(found.timings, service.admission.busy)
@@ -43,11 +45,12 @@ def router(service: SearchService) -> APIRouter:
     @routes.post(
         "/v1/search/batch", response_model=BatchResponse, responses=_ERRORS, openapi_extra=_body_of(BatchRequest)
     )
-    async def search_batch(request: Request) -> Response:
+    async def search_batch(request: Request, min_version: MinVersion = 0) -> Response:
         """Several searches at once; each succeeds or fails by itself."""
         with service.admission.slot():
-            async with _deadline(service):
+            async with service.deadline():
                 searches = _batch(await bodies.parsed(request), service.args.max_batch)
+                await service.reached(min_version)
         items = await asyncio.gather(*(_item(service, body) for body in searches))
         return _json(BatchResponse(items=items))
 
@@ -70,8 +73,8 @@ async def _item(service: SearchService, body: Any) -> BatchItem:
     began = time.perf_counter()
     try:
         with service.admission.slot():
-            async with _deadline(service):
-                found, _ = await _search(service, *bodies.of_json(body, service.args))
+            async with service.deadline():
+                found, _ = await _search(service, *search_body.of_json(body, service.args))
     except Exception as error:
         problem = problems.of(error)
         if problem is None:
@@ -88,25 +91,26 @@ async def _search(service: SearchService, asked: SearchRequest, image: bytes | N
     if asked.image_url:
         args = service.args
         image = await fetch(asked.image_url, max_bytes=args.max_body_bytes, timeout_s=args.fetch_timeout_s)
-    query = await service.prepare(asked, image)
+    engine = service.engine  # it may be another one by the time of the answer
+    query = await service.prepare(engine, asked, image)
     decode_ms = _since(began)
     began = time.perf_counter()
-    answer = await service.answer(query)
+    answer = await service.answer(engine, query)
     encode_ms, search_ms = 1000 * answer.encode_s, 1000 * answer.search_s
     wait_ms = max(0.0, _since(began) - encode_ms - search_ms)
     timings = {"decode": decode_ms, "wait": wait_ms, "encode": encode_ms, "search": search_ms}
-    return _told(service, query, answer, timings), answer.batch
+    return _told(engine, query, answer, timings), answer.batch
 
 
-def _told(service: SearchService, query: Prepared, answer: Answer, timings: dict[str, float]) -> SearchResponse:
-    allowed = query.query.allowed
+def _told(engine: Engine, query: Prepared, answer: Answer, timings: dict[str, float]) -> SearchResponse:
+    allowed, view = query.query.allowed, query.view
     cut = [f"the end of the text was cut off, the model reads less: {text[:40]}..." for text in query.truncated]
     return SearchResponse(
         results=[
             ApiResult.model_construct(  # what we made ourselves needs no check, and there are many of them
                 image_id=found.image_id,
                 category=found.category,
-                attributes=service.searcher.gallery.attributes(found.position),
+                attributes=view.attributes(found.position),
                 thumbnail=thumbnail(found.image_id),
                 score=found.score,
                 relative_score=found.relative_score,
@@ -114,26 +118,12 @@ def _told(service: SearchService, query: Prepared, answer: Answer, timings: dict
             )
             for found in answer.results
         ],
-        total=len(service.searcher.gallery) if allowed is None else int(allowed.sum()),
-        model=service.model,
-        index=service.index,
+        total=len(view) if allowed is None else int(allowed.sum()),
+        model=engine.model,
+        index=engine.index_info(view),
         warnings=cut,
         timings=timings,
     )
-
-
-class _deadline(asyncio.Timeout):
-    """The time that a search may take, whatever a client's headers say; beyond it 503."""
-
-    def __init__(self, service: SearchService) -> None:
-        self._seconds = service.args.timeout_s
-        super().__init__(asyncio.get_running_loop().time() + self._seconds)
-
-    async def __aexit__(self, *info: Any) -> bool | None:
-        try:
-            return await super().__aexit__(*info)
-        except TimeoutError:
-            raise problems.busy(f"the search took longer than {self._seconds:g} s (timeout_s)") from None
 
 
 def _json(body: SearchResponse | BatchResponse, headers: dict[str, str] | None = None) -> Response:

@@ -124,7 +124,7 @@ def test_the_explanation_is_the_cosine_with_each_half(searcher: Searcher, tiny_b
 
 def test_a_filter_an_offset_and_the_reference_left_out(searcher: Searcher, tiny_bundle: Any) -> None:
     whole = [result.image_id for result in ask(searcher, image_id="image-4", text="is blue")]
-    allowed = searcher.gallery.mask(["dress"])
+    allowed = searcher.view.mask(["dress"])
     assert [result.image_id for result in ask(searcher, image_id="image-4", text="is blue", allowed=allowed)] == [
         image_id for image_id in whole if int(image_id[6:]) % 2
     ]
@@ -133,7 +133,7 @@ def test_a_filter_an_offset_and_the_reference_left_out(searcher: Searcher, tiny_
     found = ask(searcher, image_id="image-4", text="is blue", top_k=5, exclude_reference=True)
     assert [result.image_id for result in found] == without[:5]
     assert ask(searcher, text="is blue", offset=12) == []
-    assert ask(searcher, text="is blue", allowed=searcher.gallery.mask(["hat"])) == []
+    assert ask(searcher, text="is blue", allowed=searcher.view.mask(["hat"])) == []
 
 
 def test_a_result_names_the_first_category_of_its_image(searcher: Searcher, tiny_bundle: Any) -> None:
@@ -145,7 +145,7 @@ def test_a_batch_answers_as_single_queries_do(searcher: Searcher, tiny_bundle: A
     queries = [
         Query(tiny_bundle.images[0], "is blue", top_k=1),
         Query(text="has long sleeves", top_k=2, exact=True),
-        Query(image_id="image-7", top_k=3, allowed=searcher.gallery.mask(["dress"])),
+        Query(image_id="image-7", top_k=3, allowed=searcher.view.mask(["dress"])),
         Query(tiny_bundle.images[2], "is red", top_k=4, negative_text="is blue", offset=2),
         Query(image_id="image-7", text="is blue", top_k=5, exclude_reference=True),
     ]

@@ -35,10 +35,10 @@ def watched(every: float = 0.05) -> Iterator[Peak]:
         thread.join()
 
 
-def proportional() -> int:
-    """PSS of this process and its descendants, in bytes (Linux)."""
-    me = psutil.Process()
-    return sum(_pss(process.pid) for process in [me, *me.children(recursive=True)])
+def proportional(process: psutil.Process | None = None) -> int:
+    """PSS of a process and its descendants, in bytes (Linux); None: of this one."""
+    process = process or psutil.Process()
+    return sum(_pss(each.pid) for each in [process, *process.children(recursive=True)])
 
 
 def _pss(pid: int) -> int:

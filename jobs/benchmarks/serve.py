@@ -79,7 +79,7 @@ def select(patterns: str) -> list[Cell]:
 
 def _bundle(encoder: str, scratch: Path, config: Config) -> Path:
     """A bundle with the gallery: the run's where there is one, else of random weights, which are as fast."""
-    folder, trained = scratch / encoder, Path(config.runs) / run_name(config) / "bundle"
+    folder, trained = scratch / encoder / "bundle", Path(config.runs) / run_name(config) / "bundle"
     if encoder == "vit":
         bundles.random("ViT-B-32", folder)
     elif trained.is_dir():

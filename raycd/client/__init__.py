@@ -6,6 +6,8 @@
         found = client.search(image="photo.jpg", text="is blue", top_k=5)
         for result in found.results:
             print(result.image_id, result.score)
+        change = client.put("DV1", "photo.jpg", category="dress", attributes={"colour": "blue"})
+        client.search(text="is blue", min_version=change.version)  # waits until DV1 can be found
 
 The answers' types are those of raycd.api. `python -m raycd.client --help` shows the same on the command line.
 """

@@ -2,7 +2,7 @@
 
 RaycdError
 ├── ServiceError            the service refuses, does not answer, or something else answers in its place
-├── DataError               the search is impossible, or its image cannot be read: nothing was sent
+├── DataError               the search or image is impossible, or its file cannot be read: nothing was sent
 └── ConfigError             the url or the API key is impossible: nothing was sent
 """
 
@@ -58,16 +58,25 @@ def unreachable(failure: httpx.RequestError, service: str, *, tries: int) -> Ser
     return ServiceError(what, got=f"{_plain(str(failure)) or type(failure).__name__}{_times(tries)}", do=remedy)
 
 
-def unreadable(response: httpx.Response, service: str) -> ServiceError:
-    """The error of an answer that succeeds and is not what was asked for."""
+def unreadable(response: httpx.Response, service: str, *, got: str | None = None) -> ServiceError:
+    """The error of an answer that succeeds and is not what was asked for; `got` where its body was not read at once."""
     error = ServiceError(
         f"the answer of {service} to {_plain(response.request.url.path)} cannot be read",
-        got=_body(response),
+        got=got or _body(response),
         expected="the answer of a raycd service of this client's version",
         do="check the url, and the versions on both sides",
     )
     error.status = response.status_code
     return error
+
+
+def cut_off(failure: httpx.RequestError | None, service: str, *, tries: int) -> ServiceError:
+    """The error of an import whose answer ends before every line was told, try after try."""
+    return ServiceError(
+        f"{service} ended its answer to an import before the last line{_times(tries)}",
+        got=failure and _plain(str(failure)),
+        do="see the service's log, then import the same again",
+    )
 
 
 def printable(text: str) -> str:
@@ -81,7 +90,7 @@ def _plain(text: str) -> str:
 
 
 def _problem(response: httpx.Response) -> Problem | None:
-    if _media_type(response) != "application/problem+json":
+    if media_type(response) != "application/problem+json":
         return None
     try:
         return Problem.model_validate_json(response.content)
@@ -91,12 +100,13 @@ def _problem(response: httpx.Response) -> Problem | None:
 
 def _body(response: httpx.Response) -> str:
     """What a body is; its text only where it is a plain one."""
-    media_type = _media_type(response)
-    text = f": {_plain(response.text)}" if media_type == "text/plain" and response.text.strip() else ""
-    return f"{len(response.content):,} bytes of {_plain(media_type) or 'no stated type'}{text}"
+    kind = media_type(response)
+    text = f": {_plain(response.text)}" if kind == "text/plain" and response.text.strip() else ""
+    return f"{len(response.content):,} bytes of {_plain(kind) or 'no stated type'}{text}"
 
 
-def _media_type(response: httpx.Response) -> str:
+def media_type(response: httpx.Response) -> str:
+    """The content type without its parameters."""
     kind: str = response.headers.get("content-type", "")
     return kind.partition(";")[0].strip().lower()
 

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import cast
 
-from raycd.api import BatchItem, Limits, Problem, SearchRequest
-from raycd.client import request
+from raycd.api import BatchItem, Problem, SearchRequest
+from raycd.client import groups, request
 from raycd.client.client import Client
 from raycd.client.errors import ServiceError
 from raycd.client.request import Search
@@ -35,7 +35,8 @@ class Line:
 def answer(client: Client, lines: Iterable[bytes]) -> Iterator[tuple[int, BatchItem]]:
     """(number of the line, its answer) for each line that is not blank. Raises ServiceError: no service, no answers."""
     read = (_read(number, line) for number, line in enumerate(lines, start=1) if line.strip())
-    for batch in _batches(read, client.info().limits):
+    limits = client.info().limits
+    for batch in groups.split(read, most=limits.batch, room=limits.body_bytes - _ENVELOPE):
         found = iter(_search(client, [line.search for line in batch if line.search is not None]))
         for line in batch:
             yield line.number, line.refusal or next(found)
@@ -56,19 +57,6 @@ def _read(number: int, line: bytes) -> Line:
 
 def _refusal(detail: str) -> BatchItem:
     return BatchItem(status=400, problem=Problem(title="Bad Request", status=400, detail=detail))
-
-
-def _batches(lines: Iterable[Line], limits: Limits) -> Iterator[list[Line]]:
-    """As many lines at once as the service takes, by their number and by their bytes."""
-    batch: list[Line] = []
-    room = limits.body_bytes - _ENVELOPE
-    for line in lines:
-        if batch and (len(batch) == limits.batch or sum(each.size for each in batch) + line.size > room):
-            yield batch
-            batch = []
-        batch.append(line)
-    if batch:
-        yield batch
 
 
 def _search(client: Client, searches: list[SearchRequest]) -> list[BatchItem]:

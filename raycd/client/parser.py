@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import argparse
 
-from raycd.client.client import TIMEOUT_S, URL
+from raycd.client.transport import TIMEOUT_S, URL
+from raycd.errors import DataError
+
+_IMPORT = """import gallery.csv --report report.jsonl
+
+A line of JSON Lines is an object of image_id, image (a file), category (one or a list) and attributes; instead of or
+beside image, feature (numbers, or base64 of little-endian float32) and encoder. A table (.csv, .parquet) is a gallery
+table of docs/data.md: image_id, path, category, attributes or further columns. Paths start from the file's folder.
+An import that was stopped may be run again as it is."""
 
 
 def build() -> argparse.ArgumentParser:
@@ -18,10 +26,17 @@ def build() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, text: str) -> argparse.ArgumentParser:
-        return commands.add_parser(name, help=text, description=text, parents=[everywhere])
+    def command(name: str, text: str, example: str = "") -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name,
+            help=text,
+            description=text,
+            epilog=f"example:\n  python -m raycd.client {example}" if example else None,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            parents=[everywhere],
+        )
 
-    _search(command("search", "Find images by an image, a text, or both."))
+    _search(command("search", "Find images by an image, a text, or both.", 'search --image x.jpg --text "is blue"'))
     batch = command("batch", "Answer every line of a JSON Lines file, as JSON Lines.")
     batch.add_argument("file", help='Searches, such as {"image": "x.jpg", "text": "is blue"}; - is standard input.')
     _gallery(command("gallery", "List images of the gallery."))
@@ -29,6 +44,13 @@ def build() -> argparse.ArgumentParser:
     image.add_argument("image_id")
     image.add_argument("--size", choices=("thumbnail", "original"), default="thumbnail", help="(%(default)s)")
     image.add_argument("--out", required=True, metavar="FILE", help="Where to write it; - is standard output.")
+    _min_version(image)
+    example = "put DV1 --image x.jpg --category dress --attribute colour:blue"
+    _put(command("put", "Add an image to the gallery, or replace the one of that id.", example))
+    delete = command("delete", "Remove images from the gallery; exit code 2 where one is not there.", "delete DV1 DV2")
+    delete.add_argument("image_ids", nargs="+", metavar="image_id")
+    delete.add_argument("--missing-ok", action="store_true", help="One that is not there is no failure.")
+    _import(command("import", "Add or replace the images of a file; exit code 2 where one failed.", _IMPORT))
     command("info", "Tell the model, the index, the limits and the categories.")
     command("ready", "Tell whether the service answers searches; exit code 2 if not.")
     return parser
@@ -41,6 +63,14 @@ def attributes(pairs: list[str]) -> dict[str, list[str]]:
         name, _, value = pair.partition(":")
         wanted.setdefault(name, []).append(value)
     return wanted
+
+
+def labels(pairs: list[str]) -> dict[str, str]:
+    """["colour:blue"] -> {"colour": "blue"}, of an image, which has one value of each. Raises DataError."""
+    for name, values in (named := attributes(pairs)).items():
+        if len(values) > 1:
+            raise DataError(f"the image has {len(values)} values of an attribute", got=name, expected="one of each")
+    return {name: value for name, [value] in named.items()}
 
 
 def _everywhere() -> argparse.ArgumentParser:
@@ -78,6 +108,26 @@ def _gallery(parser: argparse.ArgumentParser) -> None:
     _filters(parser)
 
 
+def _put(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("image_id")
+    parser.add_argument("--image", required=True, metavar="FILE", help="Its picture.")
+    parser.add_argument("--category", action="append", default=[], help="Its category; again for one more.")
+    parser.add_argument(
+        "--attribute",
+        action="append",
+        type=_pair,
+        default=[],
+        dest="attributes",
+        metavar="NAME:VALUE",
+        help="One of its attributes; again for one more.",
+    )
+
+
+def _import(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", help="JSON Lines, .csv or .parquet; - is JSON Lines on standard input.")
+    parser.add_argument("--report", metavar="FILE", help="Where to write what became of each image, as JSON Lines.")
+
+
 def _filters(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--category", action="append", help="Only this category, or one of these if given again.")
     parser.add_argument(
@@ -88,6 +138,11 @@ def _filters(parser: argparse.ArgumentParser) -> None:
         metavar="NAME:VALUE",
         help="Only images with it, or with one of its values if given again.",
     )
+    _min_version(parser)
+
+
+def _min_version(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--min-version", type=_count, metavar="V", help="Wait for this version of the gallery.")
 
 
 def _pair(text: str) -> str:

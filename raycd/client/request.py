@@ -1,4 +1,4 @@
-"""A search as Python says it, and as it goes over HTTP."""
+"""What is asked, as Python says it and as it goes over HTTP: searches here, images of the gallery in gallery.py."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, TypedDict
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from raycd.api import SearchRequest
 from raycd.errors import DataError
@@ -40,13 +40,13 @@ def read(search: Search) -> tuple[SearchRequest, bytes | None]:
     try:
         request = SearchRequest.model_validate(fields)
     except ValidationError as error:
-        raise DataError("the search is impossible", got=_wrong(error), do="see raycd.api.SearchRequest") from error
+        raise DataError("the search is impossible", got=wrong(error), do="see raycd.api.SearchRequest") from error
     if image is None:
         return request, None
     others = [name for name in ("image_id", "image_base64", "image_url") if getattr(request, name) is not None]
     if others:
         raise DataError("the search is impossible", got=f"image and {others[0]}", expected="one of them")
-    return request, _bytes(image)
+    return request, file(image)
 
 
 def as_json(search: Search) -> SearchRequest:
@@ -57,30 +57,33 @@ def as_json(search: Search) -> SearchRequest:
     return request
 
 
-def body(request: SearchRequest) -> dict[str, Any]:
+def body(request: BaseModel) -> dict[str, Any]:
     """The fields that were given: the service has defaults of its own for the rest."""
     return request.model_dump(mode="json", exclude_unset=True)
 
 
-def form(request: SearchRequest) -> dict[str, Any]:
-    """The same as fields of a form, beside the file `image`."""
-    fields = {name: value for name, value in body(request).items() if value is not None}
+def content(body: dict[str, Any], image: bytes | None) -> dict[str, Any]:
+    """The body as httpx takes it: JSON, or a form with the file `image`."""
+    if image is None:
+        return {"json": body}
+    fields = {name: value for name, value in body.items() if value is not None}
     if "attributes" in fields:
         fields["attributes"] = json.dumps(fields["attributes"])
-    return fields
+    return {"data": fields, "files": {"image": ("image", image)}}
 
 
-def _wrong(error: ValidationError) -> str:
+def wrong(error: ValidationError) -> str:
     """Each wrong field and why."""
     details = [(".".join(map(str, detail["loc"])), detail["msg"]) for detail in error.errors(include_url=False)]
     return "; ".join(f"{field}: {why}" if field else why.removeprefix("Value error, ") for field, why in details)
 
 
-def _bytes(image: str | PathLike[str] | bytes) -> bytes:
+def file(image: str | PathLike[str] | bytes, root: str | PathLike[str] = "") -> bytes:
+    """The bytes of an image; a relative file starts from `root`. Raises DataError."""
     if isinstance(image, bytes):
         return image
     try:
-        return Path(image).read_bytes()
+        return Path(root, image).read_bytes()
     except (OSError, TypeError, ValueError) as error:  # TypeError: no path; ValueError: a NUL in it
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"cannot read the image {str(image)!r}", got=reason, expected="an image file") from error

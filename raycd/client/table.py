@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from raycd.api import GalleryPage, Info, SearchResponse
+from raycd.api import GalleryPage, Info, SearchResponse, Written
 from raycd.client.errors import printable
 
 
@@ -29,6 +29,16 @@ def gallery(page: GalleryPage) -> str:
     """A page of the gallery."""
     rows = [(item.image_id, item.category, _pairs(item.attributes)) for item in page.items]
     return f"{_table(('image_id', 'category', 'attributes'), rows)}\n{_range(page.offset, len(rows), page.total)}"
+
+
+def written(change: Written) -> str:
+    """What a put has done."""
+    return printable(f"{'added' if change.created else 'replaced'} {change.image_id}, version {change.version:,}")
+
+
+def deleted(change: Written) -> str:
+    """What a delete has done."""
+    return printable(f"deleted {change.image_id}, version {change.version:,}")
 
 
 def info(told: Info) -> str:

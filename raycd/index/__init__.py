@@ -122,7 +122,12 @@ class Index:
 
     def features(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
         """Features (N, D) of the images at positions (N,), of the length that they had; exact to float32's rounding."""
-        return self.vectors(positions) * self._lengths_G[positions, None]
+        return self.vectors(positions) * self.lengths(positions)[:, None]
+
+    def lengths(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The lengths (N,) that the features of the images at positions (N,) had."""
+        found: NDArray[np.float32] = self._lengths_G[positions]
+        return found
 
     def moments(self) -> Moments:
         """Mean and covariance of the normalised features."""

@@ -51,8 +51,11 @@ def lengths(features_GD: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def moments(features_GD: NDArray[np.float32], lengths_G: NDArray[np.float32]) -> Moments:
-    """Mean and covariance of the normalised features, in two passes: a catalogue's features lie close together."""
-    count, dim = features_GD.shape
+    """Mean and covariance of the normalised features, in two passes: a catalogue's features lie close together.
+
+    Of no features at all, both are 0.
+    """
+    count, dim = max(1, len(features_GD)), features_GD.shape[1]
     sum_D, square_DD = np.zeros(dim), np.zeros((dim, dim))
     for _, unit_ND in unit_blocks(features_GD, lengths_G):
         sum_D += unit_ND.sum(axis=0, dtype=np.float64)

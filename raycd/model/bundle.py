@@ -31,6 +31,7 @@ from raycd import __version__
 from raycd.config import Config
 from raycd.durable import replacing
 from raycd.errors import WeightsError
+from raycd.gallery import SCHEMA
 from raycd.index import FILES as INDEX_FILES
 from raycd.index import Index
 from raycd.index.files import sha256
@@ -49,7 +50,6 @@ FILES = (
 )
 _ENCODER = b"encoder"  # key of the gallery's metadata: fingerprint of the encoder that measured the features
 _FEATURE = "feature"
-_ATTRIBUTES = pa.map_(pa.string(), pa.string())
 _AGAIN = "write the bundle again: start the run that made it once more, or take a whole copy"
 
 
@@ -127,15 +127,12 @@ def gallery_table(
     """The searchable images: features (G, D) as the encoder of that fingerprint gives them, not normalised."""
     size, dim = features_GD.shape
     flat = pa.array(np.ascontiguousarray(features_GD, np.float32).reshape(-1))
-    columns = {
-        "image_id": pa.array(image_ids, pa.string()),
-        "categories": pa.array(categories, pa.list_(pa.string())),
-        "path": pa.array(paths, pa.string()),
-        "attributes": pa.array([list(one.items()) for one in attributes or [{}] * size], _ATTRIBUTES),
-        _FEATURE: pa.FixedSizeListArray.from_arrays(flat, dim),
-    }
-    assert all(len(column) == size for column in columns.values())
-    return pa.table(columns).replace_schema_metadata({_ENCODER: fingerprint.encode()})
+    known = [image_ids, categories, paths, [list(one.items()) for one in attributes or [{}] * size]]
+    columns = [pa.array(values, field.type) for values, field in zip(known, SCHEMA, strict=True)]
+    features = pa.FixedSizeListArray.from_arrays(flat, dim)
+    assert all(len(column) == size for column in columns)
+    table = pa.table([*columns, features], names=[*SCHEMA.names, _FEATURE])
+    return table.replace_schema_metadata({_ENCODER: fingerprint.encode()})
 
 
 def gallery_features(gallery: pa.Table) -> NDArray[np.float32]:
@@ -170,7 +167,7 @@ def write(
     fingerprint = encoder.fingerprint()
     features_GD = gallery_features(gallery)
     _check_fit(folder, encoder, fingerprint, head_config, gallery, features_GD.shape)
-    index = _build_index(encoder, head, features_GD, config, example_texts)
+    index = build_index(encoder, head, features_GD, config, example_texts, threads=config.compute.threads)
     with replacing(folder) as fresh:
         encoder.save(fresh / "encoder")
         fusion.save(head, head_config, fresh / "head")
@@ -304,13 +301,20 @@ def _check_fit(
         )
 
 
-def _build_index(
-    encoder: Encoder, head: nn.Module, features_GD: NDArray[np.float32], config: Config, example_texts: Sequence[str]
+def build_index(
+    encoder: Encoder,
+    head: nn.Module,
+    features_GD: NDArray[np.float32],
+    config: Config,
+    example_texts: Sequence[str],
+    *,
+    threads: int = 0,
 ) -> Index:
+    """The index of features (G, D); its recall is measured on queries made of the example texts, if there are any."""
     queries = None
     if example_texts and config.index.kind_for(len(features_GD)) != "flat":
         queries = sample.queries(encoder, head, features_GD, example_texts, config)
-    return Index.build(features_GD, config.index, queries=queries, threads=config.compute.threads, seed=config.seed)
+    return Index.build(features_GD, config.index, queries=queries, threads=threads, seed=config.seed)
 
 
 def _index_info(index: Index) -> IndexInfo:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from raycd.client import Client, Retries
-from tests.client.scripted import Asked, Service, Waits
+from tests.client.scripted import Asked, Reply, Service, Waits
 
 
 @pytest.fixture
@@ -27,9 +27,14 @@ def service() -> Iterator[Service]:
             headers = {name.lower(): value for name, value in self.headers.items()}
             script.asked.append(Asked(self.command, self.path, headers, body))
             reply = script.replies.pop(0)
+            if callable(reply):
+                reply = reply(script.asked[-1])
             if reply.status == 0:
                 self.close_connection = True
                 self.connection.shutdown(socket.SHUT_RDWR)
+                return
+            if isinstance(reply.body, Iterator):
+                self.stream(reply)
                 return
             data = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
             self.send_response(reply.status)
@@ -38,7 +43,20 @@ def service() -> Iterator[Service]:
             self.end_headers()
             self.wfile.write(data)
 
-        do_POST = do_GET
+        do_POST = do_PUT = do_DELETE = do_GET
+
+        def stream(self, reply: Reply) -> None:
+            self.send_response(reply.status)
+            self.send_header("Content-Type", reply.kind)
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            try:
+                for part in reply.body:
+                    self.wfile.write(f"{len(part):x}\r\n".encode() + part + b"\r\n")
+                self.wfile.write(b"0\r\n\r\n")
+            except ConnectionError:  # of the script's own, or a client that has left
+                self.close_connection = True
+                self.connection.shutdown(socket.SHUT_RDWR)
 
         def log_message(self, format: str, *arguments: Any) -> None:
             pass

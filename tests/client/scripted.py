@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-JSON, PROBLEM = "application/json", "application/problem+json"
+JSON, PROBLEM, LINES = "application/json", "application/problem+json", "application/x-ndjson"
 
 
 class Asked(NamedTuple):
@@ -20,9 +21,15 @@ class Asked(NamedTuple):
     def json(self) -> Any:
         return json.loads(self.body)
 
+    def lines(self) -> list[Any]:
+        return [json.loads(line) for line in self.body.splitlines()]
+
 
 class Reply(NamedTuple):
-    """What to answer; status 0 ends the connection without a word."""
+    """What to answer; status 0 ends the connection without a word.
+
+    A body that is an iterator is sent part by part; a ConnectionError of its own ends the connection there.
+    """
 
     status: int = 200
     body: Any = b""
@@ -35,10 +42,10 @@ class Service:
     """What the server answers, in turn, and was asked."""
 
     url: str = ""
-    replies: list[Reply] = field(default_factory=list)
+    replies: list[Reply | Callable[[Asked], Reply]] = field(default_factory=list)
     asked: list[Asked] = field(default_factory=list)
 
-    def answers(self, *replies: Reply) -> None:
+    def answers(self, *replies: Reply | Callable[[Asked], Reply]) -> None:
         self.replies.extend(replies)
 
 
@@ -63,7 +70,7 @@ MODEL = {
     "protocol": "original",
     "metrics": {},
 }
-INDEX = {"kind": "flat", "size": 3, "version": 1, "recall": 1.0}
+INDEX = {"kind": "flat", "size": 3, "version": 1, "lag_s": 0.0, "recall": 1.0}
 
 
 def item(image_id: str, **more: Any) -> dict[str, Any]:
@@ -97,6 +104,8 @@ def info(**limits: Any) -> dict[str, Any]:
         "offset": 1000,
         "batch": 32,
         "page": 200,
+        "import_lines": 10_000,
+        "attributes": 64,
     }
     return {
         "version": "0.1.0",
@@ -119,3 +128,37 @@ def problem(status: int, detail: str, **members: Any) -> dict[str, Any]:
 def refusal(status: int, detail: str = "no", *, after: str | None = None, **members: Any) -> Reply:
     """A problem document as the service answers it."""
     return Reply(status, problem(status, detail, **members), PROBLEM, {"Retry-After": after} if after else {})
+
+
+def written(image_id: str, version: int, *, created: bool = True) -> dict[str, Any]:
+    """The body of a Written."""
+    return {"image_id": image_id, "version": version, "created": created}
+
+
+def done(line: int, version: int = 1) -> dict[str, Any]:
+    """An ImportItem of a line that is in the gallery."""
+    return {"line": line, "image_id": "as sent", "status": 201, "version": version}
+
+
+def failed(line: int, status: int, detail: str = "no") -> dict[str, Any]:
+    """An ImportItem of a line that is not."""
+    return {"line": line, "status": status, "problem": problem(status, detail)}
+
+
+def told(*items: dict[str, Any], cut: bytes | None = None) -> Reply:
+    """The answer to an import, a part for each item; it breaks off after `cut`, where that is given."""
+
+    def parts() -> Iterator[bytes]:
+        for each in items:
+            yield json.dumps(each, ensure_ascii=False).encode() + b"\n"
+        if cut is not None:
+            if cut:
+                yield cut
+            raise ConnectionAbortedError
+
+    return Reply(200, parts(), LINES)
+
+
+def takes_all(asked: Asked) -> Reply:
+    """Takes every line of an import."""
+    return told(*(done(line) for line in range(1, len(asked.lines()) + 1)))

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from raycd.api import SearchRequest
 from raycd.client import Client, ServiceError
 from raycd.errors import ConfigError, DataError
-from serve import bodies
+from serve import search_body
 from serve.args import ServeArgs
 from tests.client.scripted import Asked, Reply, Service, found, info, item, problem
 
@@ -27,7 +27,7 @@ def as_the_service_reads(asked: Asked) -> tuple[SearchRequest, bytes | None]:
 
     headers = [(name.encode(), value.encode()) for name, value in asked.headers.items()]
     request = Request({"type": "http", "method": asked.method, "headers": headers}, receive)
-    return asyncio.run(bodies.read(request, ServeArgs()))
+    return asyncio.run(search_body.read(request, ServeArgs()))
 
 
 def test_a_search_returns_the_typed_answer(client: Client, service: Service) -> None:

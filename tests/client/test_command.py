@@ -230,9 +230,8 @@ def start(*argv: str, **pipes: Any) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-m", "raycd.client", *argv],
         env=environment,
-        stderr=subprocess.PIPE,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
-        **pipes,
+        **{"stderr": subprocess.PIPE, **pipes},
     )
 
 

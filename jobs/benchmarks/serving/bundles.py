@@ -40,10 +40,13 @@ def image_ids(size: int = GALLERY) -> list[str]:
     return [f"G{number:06d}" for number in range(size)]
 
 
-def random(name: str, folder: Path, size: int = GALLERY) -> None:
-    """Write a bundle of random weights, of open_clip's architecture `name` and with the head that is default."""
+def random(name: str, folder: Path, size: int = GALLERY, *, configs: str = "") -> None:
+    """Write a bundle of random weights with the head that is default.
+
+    `name` is an architecture of open_clip's, or of a file in `configs`.
+    """
     torch.manual_seed(0)
-    config = Config(preset="demo", encoder=EncoderConfig(name=name, pretrained=""))
+    config = Config(preset="demo", encoder=EncoderConfig(name=name, pretrained="", configs=configs))
     clip = encoder.create(config.encoder)
     settings = HeadConfig.of(config.stage2, clip.dim)
     features = np.random.default_rng(0).standard_normal((size, clip.dim), dtype=np.float32)

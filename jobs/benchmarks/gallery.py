@@ -1,0 +1,141 @@
+"""The live gallery: how long a replica takes to load it, its memory, and what writes cost the searches beside them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import tempfile
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import psutil
+from benchmarks.memory import proportional
+from benchmarks.scale import DIM, catalogue
+
+from jobs.benchmarks.serving import bundles, material, servers, writes
+from jobs.benchmarks.serving.scenarios import Site, clients
+from raycd.catalogue import Catalogue
+from raycd.config import Config
+from raycd.errors import RunError
+from raycd.model import bundle
+
+IMAGES, OWN = 100_000, 1000  # in the database, and in the bundle, which is another gallery
+CLIENTS = (1, 4)  # that search at a time
+RATE = 1100  # writes a second that are sent
+INDEXED_S = 300  # within which a replica has built its index
+
+
+def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
+    """Seconds and memory of a replica that loads, then p50 of searches without and with writes."""
+    size = flags.images or IMAGES
+    rows: dict[str, Any] = {"images": size, "dim": DIM, "cores": os.cpu_count()}
+    with tempfile.TemporaryDirectory(prefix="raycd-") as name:
+        scratch = Path(name)
+        folder, database = scratch / "run" / "bundle", scratch / "gallery.sqlite"
+        bundles.random("raycd-640", folder, OWN, configs=_architecture(scratch))
+        rows["written into the database, s"] = _fill(database, folder, size)
+        rows |= _loaded(folder, database)
+        material.write(scratch / "material", bundles.image_ids(OWN), 64)
+        options = [*shlex.split(flags.service), "--gallery", str(database)]
+        with servers.service(folder, "haproxy", options, scratch) as port:
+            rows["index built beside the searches, s"] = _indexed(port)
+            site = Site(port, str(scratch / "material"), flags.seconds)
+            for number in CLIENTS:
+                rows |= _beside_writes(site, number, folder)
+            rows |= _replicas()
+    return rows
+
+
+def _architecture(scratch: Path) -> str:
+    """The folder of a model configuration: the demo's, with features of DIM numbers."""
+    folder = scratch / "configs"
+    folder.mkdir()
+    demo = Path(bundle.__file__).parent / "configs" / "raycd-demo.json"
+    settings = json.loads(demo.read_text(encoding="utf-8")) | {"embed_dim": DIM}
+    (folder / "raycd-640.json").write_text(json.dumps(settings), encoding="utf-8")
+    return str(folder)
+
+
+def _fill(database: Path, folder: Path, size: int) -> float:
+    fingerprint = bundle.verify(folder).encoder.fingerprint
+    table = bundle.gallery_table(
+        bundles.image_ids(size),
+        [["dress"]] * size,
+        [None] * size,
+        catalogue(size),
+        fingerprint,
+        attributes=[{"colour": "blue"}] * size,
+    )
+    began = time.perf_counter()
+    with Catalogue.open(str(database)) as opened:
+        opened.begin(table, fingerprint, "not the bundle's gallery")
+    return time.perf_counter() - began
+
+
+def _loaded(folder: Path, database: Path) -> dict[str, float]:
+    """What a process that has done its imports needs to answer, as a replica does it."""
+    receiving, sending = get_context("spawn").Pipe(duplex=False)
+    process = get_context("spawn").Process(target=_load, args=(folder, database, sending))
+    process.start()
+    seconds, mebibytes = receiving.recv()
+    process.join()
+    return {"loaded into a ready replica, s (at most 10)": seconds, "memory that this takes, MiB": mebibytes}
+
+
+def _load(folder: Path, database: Path, sending: Any) -> None:
+    from serve.args import ServeArgs
+    from serve.engine import Engine
+    from serve.store import Store
+
+    before, began = proportional(), time.perf_counter()
+    args = ServeArgs(bundle=str(folder), gallery=str(database))
+    with ThreadPoolExecutor(1) as model:
+        engine = Engine(folder, args, threads=1, model=model, store=Store.open(args, "benchmark"))
+        engine.searcher.answer([engine.canary])
+        seconds = time.perf_counter() - began
+        sending.send((seconds, (proportional() - before) / 2**20))
+        engine.close()
+
+
+def _indexed(port: int) -> float:
+    """Seconds until the index has the kind that so many images get, from the service's first answer on."""
+    began = time.perf_counter()
+    while time.perf_counter() - began < INDEXED_S:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/info", timeout=10) as answer:
+            if json.load(answer)["index"]["kind"] != "flat":
+                return time.perf_counter() - began
+        time.sleep(0.5)
+    raise RunError("the service has built no index", expected=f"one in {INDEXED_S} s")
+
+
+def _beside_writes(site: Site, number: int, folder: Path) -> dict[str, Any]:
+    """p50 of searches without writes, with them, and without them again."""
+    fingerprint = bundle.verify(folder).encoder.fingerprint
+    quiet = clients(site, number)
+    with writes.sent(site.port, fingerprint, DIM, RATE) as written:
+        busy = clients(site, number)
+    after = clients(site, number)
+    calm = min(float(quiet["p50, ms"]), float(after["p50, ms"]))
+    name = f"{number} clients"
+    return {
+        f"{name}: p50 without writes, ms": calm,
+        f"{name}: p50 with writes, ms": busy["p50, ms"],
+        f"{name}: p99 with writes, ms": busy["p99, ms"],
+        f"{name}: searches that failed": busy["failures"],
+        f"{name}: p50 with : without writes (at most 1.5)": float(busy["p50, ms"]) / calm,
+        f"{name}: writes acknowledged/s (at least 1000)": written.rate,
+        f"{name}: writes that failed": written.failed,
+    }
+
+
+def _replicas() -> dict[str, float]:
+    """Memory of each replica of the service that runs, in MiB (PSS)."""
+    here = psutil.Process().children(recursive=True)
+    replicas = [one for one in here if "ServeReplica" in " ".join(one.cmdline())]
+    return {f"replica {number}, MiB": proportional(one) / 2**20 for number, one in enumerate(replicas, start=1)}

@@ -1,0 +1,119 @@
+"""Looks after a live gallery: is it whole, back it up, put a backup in place, forget an encoder.
+
+    python jobs/gallery.py check --gallery runs/demo/gallery.sqlite
+    python jobs/gallery.py backup --gallery runs/demo/gallery.sqlite --to /backups/monday
+    python jobs/gallery.py restore --from /backups/monday --gallery runs/demo/gallery.sqlite
+    python jobs/gallery.py forget --gallery runs/demo/gallery.sqlite --encoder 4228daf4878e
+
+All but restore may run while the service does. Exit codes: 0 done and nothing wrong, 2 something is wrong or a mistake
+that the user can mend, 130 Ctrl-C, 143 terminated.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from raycd import cli
+from raycd.catalogue import backup, check
+from raycd.catalogue.place import Place
+from raycd.errors import RaycdError
+
+SHOWN = 5  # names of one kind
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Do what the command line says; returns the exit code."""
+    options = _parser().parse_args(argv)
+    try:
+        with cli.sigterm_interrupts():
+            return int(options.run(options) or 0)
+    except KeyboardInterrupt as interrupt:
+        terminated = isinstance(interrupt, cli.Terminated)
+        print("terminated" if terminated else "interrupted", file=sys.stderr)
+        return cli.EXIT_TERMINATED if terminated else cli.EXIT_INTERRUPTED
+    except RaycdError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return cli.EXIT_MISTAKE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="jobs/gallery.py", description="Look after a live gallery.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, run, text in (
+        ("check", _check, "Tell whether database and pictures are whole; exit code 2 if not."),
+        ("backup", _backup, "Copy database and pictures while the service runs."),
+        ("restore", _restore, "Make a database and its pictures from a backup."),
+        ("forget", _forget, "Remove the features of an encoder that is no longer used."),
+    ):
+        command = commands.add_parser(name, help=text, description=text)
+        gallery = "The new SQLite file." if name == "restore" else "A SQLite file or a postgresql:// URL."
+        command.add_argument("--gallery", required=True, metavar="URL", help=gallery)
+        command.add_argument(
+            "--pictures", default="", metavar="ROOT", help="Where uploaded pictures lie. (beside the SQLite file)"
+        )
+        command.set_defaults(run=run)
+        if name == "check":
+            command.add_argument(
+                "--mend", action="store_true", help="Remove pictures that nothing has named for an hour."
+            )
+        elif name == "backup":
+            command.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="A new folder.")
+        elif name == "restore":
+            command.add_argument("--from", dest="source", type=Path, required=True, metavar="FOLDER", help="A backup.")
+        elif name == "forget":
+            command.add_argument("--encoder", required=True, metavar="FINGERPRINT", help="Or how it begins.")
+    return parser
+
+
+def _check(options: argparse.Namespace) -> int:
+    with Place.existing(options.gallery, options.pictures) as place:
+        found = check.check(place)
+        removed = check.mend(place, found) if options.mend else 0
+    print(f"images:    {found.images:,} at version {found.version:,}")
+    for fingerprint, count in found.encoders.items():
+        print(f"encoder:   {fingerprint[:12]}, features of {count:,} images")
+    print(f"pictures:  {found.named:,} named, {len(found.lost):,} of them not there")
+    print(f"unnamed:   {len(found.orphans):,} pictures that no image names, {removed:,} removed")
+    for fault in found.faults:
+        print(f"wrong:     {fault}")
+    if found.lost:
+        print(f"wrong:     there is no picture of {_some(found.lost)}")
+    return cli.EXIT_MISTAKE if found.faults or found.lost else 0
+
+
+def _backup(options: argparse.Namespace) -> None:
+    with Place.existing(options.gallery, options.pictures) as place:
+        saved = backup.save(place, options.to)
+    if saved.version is None:
+        print("database:  not copied: use pg_dump (docs/gallery.md)")
+    else:
+        print(f"database:  {saved.images:,} images at version {saved.version:,}")
+    print(f"pictures:  {saved.pictures:,} copied and compared")
+    if saved.elsewhere:
+        print(f"elsewhere: {saved.elsewhere:,} images whose pictures the service does not keep: not copied")
+    if saved.lost:
+        print(f"lost:      the gallery itself has no picture of {_some(saved.lost)}")
+    print(f"backup:    {options.to}")
+
+
+def _restore(options: argparse.Namespace) -> None:
+    saved = backup.restore(options.source, options.gallery, options.pictures)
+    print(f"database:  {saved.images:,} images at version {saved.version:,}")
+    print(f"pictures:  {saved.pictures:,} copied and compared")
+    print(f"next:      start the service with --gallery {options.gallery}")
+
+
+def _forget(options: argparse.Namespace) -> None:
+    with Place.existing(options.gallery, options.pictures) as place:
+        fingerprint, count = check.forget(place.catalogue, options.encoder)
+    print(f"forgotten: {count:,} features of encoder {fingerprint[:12]}")
+
+
+def _some(names: Iterable[str]) -> str:
+    every = list(names)
+    return ", ".join(every[:SHOWN]) + (f" and {len(every) - SHOWN:,} more" if len(every) > SHOWN else "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

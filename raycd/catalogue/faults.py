@@ -1,0 +1,73 @@
+"""What databases say when something is wrong, as CatalogueError."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+
+from raycd.errors import CatalogueError
+from raycd.redact import without_passwords
+
+Reason = CatalogueError.Reason
+
+_SQLITE: dict[int, Reason] = {
+    sqlite3.SQLITE_BUSY: "locked",
+    sqlite3.SQLITE_LOCKED: "locked",
+    sqlite3.SQLITE_FULL: "full",
+    sqlite3.SQLITE_READONLY: "read_only",
+    sqlite3.SQLITE_PERM: "read_only",
+    sqlite3.SQLITE_CANTOPEN: "read_only",
+    sqlite3.SQLITE_CORRUPT: "damaged",
+    sqlite3.SQLITE_NOTADB: "damaged",
+    sqlite3.SQLITE_IOERR: "unreachable",
+}
+_POSTGRESQL: dict[str, Reason] = {
+    "25006": "read_only",  # read_only_sql_transaction
+    "42501": "read_only",  # insufficient_privilege
+    "53100": "full",  # disk_full
+    "55P03": "locked",  # lock_not_available
+    "57014": "locked",  # query_canceled: statement_timeout
+    "XX001": "damaged",  # data_corrupted
+    "XX002": "damaged",  # index_corrupted
+}
+_DO: dict[Reason, str] = {
+    "unreachable": "see that the database runs and that its address, user and password are right",
+    "locked": "wait for the other writer, or end it",
+    "full": "make room on the disk",
+    "read_only": "give the service the right to write there, or name another database",
+    "damaged": "restore a backup, or name another database",
+}
+
+
+@contextmanager
+def told(what: str, url: str) -> Iterator[None]:
+    """Turn what SQLAlchemy and the drivers raise into a CatalogueError. `url` is shown without its password."""
+    try:
+        yield
+    except SQLAlchemyError as error:
+        reason = _reason(error)
+        if reason is None:
+            raise
+        got = str(error.orig if isinstance(error, DBAPIError) else error).strip().splitlines()[:1] or [""]
+        shown = without_passwords(url)
+        raise CatalogueError(
+            f"{what} failed: {shown}", reason, got=without_passwords(got[0]), do=_DO[reason]
+        ) from error
+
+
+def _reason(error: SQLAlchemyError) -> Reason | None:
+    """None: a mistake of ours."""
+    if not isinstance(error, DBAPIError):
+        return "unreachable" if "timeout" in type(error).__name__.lower() else None
+    code = getattr(error.orig, "sqlite_errorcode", None)
+    if code is not None:
+        return _SQLITE.get(code & 0xFF)
+    state = getattr(error.orig, "sqlstate", None) or ""
+    if state in _POSTGRESQL:
+        return _POSTGRESQL[state]
+    # Of a server that is gone or not yet there, most errors have no state or one of these classes.
+    lost = error.connection_invalidated or not state or state[:2] in ("08", "28", "3D", "53", "57")
+    return "unreachable" if lost and isinstance(error, OperationalError | InterfaceError) else None

@@ -1,0 +1,85 @@
+"""A gallery that is there already, as jobs open it beside the service: its database and its pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+from raycd.catalogue import Catalogue, database
+from raycd.catalogue.pictures import SCHEME, Pictures
+from raycd.catalogue.records import Row
+from raycd.errors import CatalogueError, ConfigError
+
+NOBODY = ""  # the fingerprint of no encoder: all images are without a feature of it
+
+
+@dataclass(frozen=True)
+class Place:
+    """The database and what the service keeps of pictures; None: nobody said where."""
+
+    url: str = field(repr=False)  # with its password, if it has one
+    catalogue: Catalogue
+    pictures: Pictures | None
+
+    @classmethod
+    @contextmanager
+    def existing(cls, url: str, root: str = "") -> Iterator[Self]:
+        """Open it for the block. `root` of the pictures; empty: beside the SQLite file, as the service has it.
+
+        Raises CatalogueError where there is none, it cannot be opened, or its schema is not this version's.
+        """
+        file = sqlite_file(url)
+        if file is not None and not file.is_file():
+            raise CatalogueError(
+                f"there is no gallery at {file}",
+                "unreachable",
+                expected="a SQLite file that the service has made, or a postgresql:// URL",
+                do="check --gallery",
+            )
+        root = pictures_root(url, root)
+        with Catalogue.open(url, migrate=False) as catalogue:
+            yield cls(url, catalogue, Pictures(root) if root else None)
+
+    @property
+    def file(self) -> Path | None:
+        """Of the database; None: it is PostgreSQL's."""
+        return sqlite_file(self.url)
+
+    def rows(self) -> Iterator[Row]:
+        """All images that are there, without features, in the order of their versions; some at a time in memory."""
+        after = 0
+        while rows := self.catalogue.unencoded(NOBODY, after=after):
+            yield from rows
+            after = rows[-1].version
+
+    def locate(self, path: str | None) -> str | None:
+        """The path or URI of a picture that the catalogue names. Raises ConfigError where nobody said where they lie."""
+        if self.pictures is None:
+            if is_kept(path):
+                raise ConfigError(
+                    "the gallery has pictures that clients have uploaded",
+                    got="no place of them",
+                    do="give --pictures, as the service has it",
+                )
+            return path
+        return None if path is None else self.pictures.locate(path)
+
+
+def is_kept(path: str | None) -> bool:
+    """Whether the service keeps this picture itself, because a client has uploaded it."""
+    return path is not None and path.startswith(SCHEME)
+
+
+def sqlite_file(url: str) -> Path | None:
+    """The file of a SQLite database; None: it is PostgreSQL's. Raises CatalogueError for an impossible URL."""
+    address = database.address(url)
+    return Path(address.database or "") if address.get_backend_name() == "sqlite" else None
+
+
+def pictures_root(url: str, root: str = "") -> str:
+    """Where uploaded pictures lie, unless `root` says another place; empty: nowhere."""
+    file = sqlite_file(url)
+    return root or (f"{file}.pictures" if file is not None else "")

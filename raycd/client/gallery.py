@@ -1,0 +1,75 @@
+"""An image for the gallery as Python says it, and as it goes over HTTP."""
+
+from __future__ import annotations
+
+import base64
+import math
+import struct
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from typing import Any, Protocol
+from urllib.parse import quote
+
+from pydantic import ValidationError
+
+from raycd.api import ImportLine
+from raycd.client import request
+from raycd.errors import DataError
+
+
+class Array(Protocol):
+    """What numpy's and torch's arrays have in common."""
+
+    def tolist(self) -> Any: ...
+
+
+Feature = Array | Sequence[float]
+
+
+def read(fields: Mapping[str, Any], root: str | PathLike[str] = "") -> tuple[ImportLine, bytes | None]:
+    """The image, checked, and the bytes of its `image`, a file or its bytes. Raises DataError.
+
+    `category` may be one text, `feature` numbers (D,) or their base64 already.
+    """
+    given = dict(fields)
+    image = given.pop("image", None)
+    if isinstance(given.get("category"), str):
+        given["category"] = [given["category"]]
+    if not isinstance(given.get("feature"), str | None):
+        given["feature"] = _base64(given["feature"])
+    try:
+        line = ImportLine.model_validate(given)
+    except ValidationError as error:
+        raise DataError("the image is impossible", got=request.wrong(error), do="see raycd.api.ImportLine") from error
+    ways = [name for name in ("image", "image_base64", "feature") if fields.get(name) is not None]
+    if not ways or ways[:2] == ["image", "image_base64"]:
+        got = " and ".join(ways) or "neither a picture nor a feature"
+        raise DataError("the image is impossible", got=got, expected="one picture, a feature, or both")
+    return line, None if image is None else request.file(image, root)
+
+
+def as_line(fields: Mapping[str, Any], root: str | PathLike[str] = "") -> ImportLine:
+    """The image with its picture inside, as an import needs it. Raises DataError."""
+    line, image = read(fields, root)
+    if image is not None:
+        line.image_base64 = base64.b64encode(image).decode()
+    return line
+
+
+def path(image_id: str) -> str:
+    """Where an image of the gallery is. Raises DataError."""
+    if not isinstance(image_id, str) or image_id.strip() in ("", ".", ".."):  # a URL cannot carry these
+        raise DataError("the image_id is impossible", got=repr(image_id), expected="a name")
+    return f"/v1/gallery/{quote(image_id, safe='')}"
+
+
+def _base64(feature: Feature) -> str:
+    """The numbers (D,) as little-endian float32 in base64. Raises DataError."""
+    try:
+        numbers = feature if isinstance(feature, Sequence) else feature.tolist()
+        if not all(map(math.isfinite, numbers)):
+            raise ValueError("a number that is not finite")
+        return base64.b64encode(struct.pack(f"<{len(numbers)}f", *numbers)).decode()
+    except (AttributeError, TypeError, ValueError, OverflowError, struct.error) as error:
+        expected = "finite numbers of one dimension, as float32 holds them"
+        raise DataError("the feature is impossible", got=error, expected=expected) from error

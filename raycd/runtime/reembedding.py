@@ -1,0 +1,83 @@
+"""Encodes a live gallery with another encoder, on Ray Data, while the service goes on with the old one.
+
+What is done is in the database: a job that was killed and is started again does only the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from raycd import features
+from raycd.catalogue import Catalogue
+from raycd.catalogue.place import Place
+from raycd.catalogue.records import Row
+from raycd.config import Config
+from raycd.model import bundle
+from raycd.model.encoder import Encoder
+from raycd.runtime import embedding
+
+BATCHES = 32  # a worker that are encoded before they are stored: what a killed job loses
+STORED = 1000  # features of one transaction: the service's own writes wait for it
+FEW = 256  # images that came while the others were encoded, and that a replica may as well encode itself
+
+
+@dataclass(frozen=True)
+class Reembedded:
+    """What became of the images that the encoder had not encoded."""
+
+    encoded: int
+    broken: dict[str, str]
+    """Image id -> why it cannot be encoded: an `images.Reason`."""
+
+
+def reembed(place: Place, encoder: Encoder, config: Config) -> Reembedded:
+    """Encode every image of the gallery that the encoder has not encoded, also what is written meanwhile.
+
+    Raises:
+        DataError: A store of pictures cannot be reached.
+        CatalogueError: The database cannot be read or written.
+    """
+    catalogue, fingerprint, config = place.catalogue, encoder.fingerprint(), _lenient(config)
+    limit = BATCHES * config.embed.batch_size * config.compute.embed_workers
+    encoded, after, broken = 0, 0, dict[str, str]()
+    while rows := catalogue.unencoded(fingerprint, limit=limit, after=after):
+        table = embedding.embed_images({row.image_id: place.locate(row.path) for row in rows}, encoder, config)
+        encoded += _store(catalogue, fingerprint, rows, table)
+        status = dict(zip(table["key"].to_pylist(), table["status"].to_pylist(), strict=True))
+        broken |= {key: state for key, state in status.items() if state != features.READABLE}
+        first, after = after == 0, rows[-1].version
+        if len(rows) < min(FEW, limit) and not first:  # where the service writes all the time, there is always one more
+            break
+    return Reembedded(encoded, _still(catalogue, fingerprint, broken))
+
+
+def _lenient(config: Config) -> Config:
+    """Takes every picture that the gallery has taken."""
+    return config.model_copy(update={"data": config.data.model_copy(update={"min_side": 1})})
+
+
+def _store(catalogue: Catalogue, fingerprint: str, rows: Sequence[Row], table: pa.Table) -> int:
+    """Keep the features that were found. Returns how many: an image that has changed meanwhile is not counted."""
+    readable = [
+        (row.image_id, row.version, feature_D)
+        for row, status, feature_D in zip(
+            rows, table["status"].to_pylist(), bundle.gallery_features(table), strict=True
+        )
+        if status == features.READABLE
+    ]
+    return sum(
+        catalogue.add_features(fingerprint, readable[start : start + STORED])
+        for start in range(0, len(readable), STORED)
+    )
+
+
+def _still(catalogue: Catalogue, fingerprint: str, broken: dict[str, str]) -> dict[str, str]:
+    """Those that are there as they were: others were removed or replaced while the job ran."""
+    found, after = dict[str, str](), 0
+    while broken and (rows := catalogue.unencoded(fingerprint, after=after)):
+        found |= {row.image_id: broken[row.image_id] for row in rows if row.image_id in broken}
+        after = rows[-1].version
+    return found

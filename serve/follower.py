@@ -1,0 +1,195 @@
+"""Keeps the gallery that a replica searches at the state of its database."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from raycd.catalogue.records import Changes, Row
+from raycd.data import images
+from raycd.errors import CatalogueError, DataError
+from raycd.gallery import Gallery
+from raycd.index import Index
+from raycd.live import Live, contents
+from raycd.model import bundle
+from raycd.search import Searcher
+from raycd.view import View
+from serve.args import ServeArgs
+from serve.store import Store
+
+ASKED = 4  # times in `lag_s` that the database is asked for changes
+ENCODED = 1000  # images that a replica encodes itself before it answers; of more, a job must have done it
+TOGETHER = 32  # images that it encodes at once, between queries
+
+_log = logging.getLogger("ray.serve")
+
+
+class Follower:
+    """Loads the gallery, then follows it in a thread of its own until `stop`.
+
+    Args:
+        searcher: Its view is replaced whenever the gallery has changed.
+        model: The thread that the model runs in.
+
+    Raises:
+        CatalogueError: The gallery cannot be read, or has more images than ENCODED that the encoder has not encoded.
+    """
+
+    def __init__(self, searcher: Searcher, store: Store, model: ThreadPoolExecutor, args: ServeArgs) -> None:
+        self._searcher, self._store, self._model, self._args = searcher, store, model, args
+        self._fingerprint = searcher.bundle.manifest.encoder.fingerprint
+        self._settings = searcher.bundle.config.index
+        self._heard, self._failed = time.monotonic(), False
+        self._stopped, self._wake = threading.Event(), threading.Event()
+        self._news: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
+        self._builder: threading.Thread | None = None
+        self._built: Live | None = None
+        self._live = self._loaded()
+        self._follow()
+        threading.Thread(target=self._run, name="follower", daemon=True).start()
+
+    @property
+    def lag_s(self) -> float:
+        """Seconds since all that was in the database has been in the view."""
+        return time.monotonic() - self._heard
+
+    @property
+    def without(self) -> int:
+        """Images that cannot be found, because this encoder has not encoded them and their pictures cannot be read."""
+        return len(self._live.without)
+
+    def stop(self) -> None:
+        """Follow no more."""
+        self._stopped.set()
+        self._wake.set()
+
+    async def reached(self, version: int) -> View:
+        """The view, once it has this version; or what it was last, if it is followed no more."""
+        loop = asyncio.get_running_loop()
+        self._wake.set()  # once: the version is in the database already
+        while (view := self._searcher.view).version < version and not self._stopped.is_set():
+            news = self._news  # the other thread may take it away at any time
+            if news is None:
+                news = self._news = (loop, asyncio.Event())
+            if self._searcher.view.version < version and not self._stopped.is_set():
+                await news[1].wait()
+        return view
+
+    def _loaded(self) -> Live:
+        """The gallery as it was found: the bundle's, where the catalogue began with that, else the database's own."""
+        loaded, catalogue = self._searcher.bundle, self._store.catalogue
+        digest = loaded.manifest.files[bundle.GALLERY]
+        seed = catalogue.seed() or catalogue.begin(bundle.read_gallery(loaded.folder), self._fingerprint, digest)
+        if seed is not None and seed.digest == digest:
+            return self._new(loaded.index, self._searcher.view.gallery, seed.version)
+        found = catalogue.load(self._fingerprint)
+        if len(found.unencoded) > ENCODED:
+            raise CatalogueError(
+                "the gallery's images are not encoded by this bundle's encoder",
+                "mismatch",
+                got=f"{len(found.unencoded)} images without features of encoder {self._fingerprint[:12]}",
+                expected=f"at most {ENCODED}, which the service encodes itself",
+                do="run jobs/index.py with this --bundle and --gallery first; the running service goes on meanwhile",
+            )
+        index = Index.build(found.features_GD, self._settings.model_copy(update={"kind": "flat"}))
+        live = self._new(index, Gallery(found.table), found.version)
+        live.apply(Changes(found.version, self._encoded(found.unencoded)))
+        return live
+
+    def _new(self, index: Index, gallery: Gallery, version: int) -> Live:
+        index.threads = self._searcher.bundle.index.threads
+        return Live(index, gallery, version, flat_up_to=self._settings.flat_up_to)
+
+    def _run(self) -> None:
+        while not self._stopped.is_set():
+            self._wake.wait(self._args.lag_s / ASKED)
+            self._wake.clear()
+            try:
+                self._follow()
+                self._failed = False
+            except Exception as error:
+                if not self._failed:  # once, not every quarter of a second
+                    kind = error.reason if isinstance(error, CatalogueError) else type(error).__name__
+                    _log.error("the gallery's database does not answer (%s); its last known state is searched", kind)
+                self._failed = True
+        self._tell()
+
+    def _tell(self) -> None:
+        """Wake whoever waits for a version."""
+        if self._news is not None:
+            (loop, news), self._news = self._news, None
+            loop.call_soon_threadsafe(news.set)
+
+    def _follow(self) -> None:
+        """Take over what has changed."""
+        if self._built is not None:
+            self._live, self._built = self._built, None
+        began = time.monotonic()
+        catalogue, seen = self._store.catalogue, self._live.view.version
+        if catalogue.version() > seen:
+            changes = catalogue.changes(seen, self._fingerprint)
+            self._live.apply(replace(changes, rows=self._encoded(changes.rows)))
+        self._searcher.view, self._heard = self._live.view, began
+        self._tell()
+        if self._builder is None and (self._live.worn or self._provisional()):
+            self._builder = threading.Thread(target=self._rebuild, name="index", daemon=True)
+            self._builder.start()
+
+    def _provisional(self) -> bool:
+        """Whether the index is flat only because a better one takes longer to build than a replica may to start."""
+        view = self._live.view
+        return view.index.kind != self._settings.kind_for(len(view)) and len(view.gallery) > self._settings.flat_up_to
+
+    def _rebuild(self) -> None:
+        """A new index of all that is there; what changes meanwhile is followed from its version on."""
+        try:
+            view, loaded = self._live.view, self._searcher.bundle
+            table, features_GD = contents(view)
+            index = bundle.build_index(
+                loaded.encoder, loaded.head, features_GD, loaded.config, loaded.manifest.example_texts, threads=1
+            )
+            built = self._new(index, Gallery(table), view.version)
+            built.without = set(self._live.without)
+            self._built = built
+        except Exception:
+            _log.exception("the new index could not be built; the old one goes on")
+            self._stopped.wait(60)
+        finally:
+            self._builder = None
+
+    def _encoded(self, rows: Sequence[Row]) -> list[Row]:
+        """The rows; those without a feature of this encoder get one, which is stored, if their pictures can be read."""
+        missing = [row for row in rows if row.feature is None and not row.deleted]
+        features: dict[str, NDArray[np.float32]] = {}
+        for start in range(0, len(missing), TOGETHER):
+            readable = [
+                (row, pixels) for row in missing[start : start + TOGETHER] if (pixels := self._pixels(row)) is not None
+            ]
+            if readable:
+                features_ND = self._model.submit(
+                    self._searcher.encode_images, [pixels for _, pixels in readable]
+                ).result()
+                found = [
+                    (row.image_id, row.version, feature_D)
+                    for (row, _), feature_D in zip(readable, features_ND, strict=True)
+                ]
+                self._store.catalogue.add_features(self._fingerprint, found)
+                features |= {image_id: feature_D for image_id, _, feature_D in found}
+        return [replace(row, feature=features.get(row.image_id, row.feature)) for row in rows]
+
+    def _pixels(self, row: Row) -> torch.Tensor | None:
+        """The picture as the encoder takes it; None where it cannot be read."""
+        try:
+            image = images.load(self._store.locate(row.path), max_pixels=self._args.max_pixels, min_side=1)
+        except DataError:
+            return None
+        return self._searcher.preprocess(image)

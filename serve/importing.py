@@ -1,0 +1,157 @@
+"""POST /v1/gallery:import: many images, a line of JSON each, with an answer of a line each."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterable
+from typing import TYPE_CHECKING, NamedTuple
+
+from fastapi import APIRouter, Request
+from fastapi.responses import StreamingResponse
+from pydantic import ValidationError
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
+
+from raycd.api import ImportItem, ImportLine
+from serve import image_body, problems
+from serve.args import ServeArgs
+from serve.problems import ProblemError
+from serve.writer import Writer
+from serve.writing import check_id, put_one, writable
+
+if TYPE_CHECKING:
+    from serve.service import SearchService
+
+PATH = "/v1/gallery:import"
+LINES = "application/x-ndjson"
+TOGETHER = 256  # lines that are at work at once
+
+_OPENAPI = {
+    "requestBody": {
+        "required": True,
+        "content": {LINES: {"schema": ImportLine.model_json_schema()}},
+        "description": "A line of JSON an image.",
+    }
+}
+_log = logging.getLogger("ray.serve")
+
+
+def router(service: SearchService) -> APIRouter:
+    """The route that imports."""
+    routes = APIRouter(tags=["gallery"])
+
+    @routes.post(
+        PATH,
+        response_class=StreamingResponse,
+        responses={200: {"content": {LINES: {"schema": ImportItem.model_json_schema()}}}}
+        | problems.responses(403, 415, 503),
+        openapi_extra=_OPENAPI,
+    )
+    async def import_images(request: Request) -> StreamingResponse:
+        """Add or replace many images. Each succeeds or fails by itself, and is told as soon as it is on the disk."""
+        writer = writable(service)
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != LINES:
+            raise ProblemError(
+                415, f"the content type is {kind or 'not given'!r}: send {LINES}", headers={"Accept": LINES}
+            )
+        service.writes.check()
+        return _Answers(_answers(service, writer, request), media_type=LINES)
+
+    return routes
+
+
+class _Answers(StreamingResponse):
+    """Answers while the request still comes in: Starlette's own would read on in it, waiting for a disconnection."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.stream_response(send)
+
+
+async def _answers(service: SearchService, writer: Writer, request: Request) -> AsyncIterator[str]:
+    """The answer of every line, as many lines at work at once as a transaction takes well."""
+    some: dict[str, _Line] = {}
+    with service.writes.slot():
+        async for line in _parsed(request, service.args):
+            if len(some) >= TOGETHER or line.key in some:  # of two lines with one id the later one must win
+                yield await _together(service, writer, some.values())
+                some = {}
+            some[line.key] = line
+        yield await _together(service, writer, some.values())
+
+
+class _Line(NamedTuple):
+    number: int
+    asked: ImportLine | ProblemError
+
+    @property
+    def key(self) -> str:
+        """What no two lines that are at work at once may share."""
+        return f"line {self.number}" if isinstance(self.asked, ProblemError) else f"id {self.asked.image_id}"
+
+
+async def _parsed(request: Request, args: ServeArgs) -> AsyncIterator[_Line]:
+    """The lines as far as the limits go; the first one beyond is a problem, and the last."""
+    number = 0
+    try:
+        async for line in _lines(request.stream(), args.max_body_bytes):
+            number += 1
+            if number > args.max_import:
+                do = "send the rest in another request"
+                raise problems.beyond("max_import", "too many lines", got="more", most=args.max_import, do=do)
+            if line.strip():
+                yield _Line(number, _validated(line))
+    except ProblemError as problem:
+        yield _Line(number, problem)
+    except ClientDisconnect:
+        return
+
+
+def _validated(line: bytes) -> ImportLine | ProblemError:
+    try:
+        return ImportLine.model_validate_json(line)
+    except ValidationError as error:
+        return problems.invalid(error.errors())
+
+
+async def _lines(chunks: AsyncIterator[bytes], most: int) -> AsyncIterator[bytes]:
+    """The body's lines as they come. Raises ProblemError where one is longer than `most` bytes."""
+    parts: list[bytes] = []
+    length = 0
+    async for chunk in chunks:
+        *whole, rest = chunk.split(b"\n")
+        for line in whole:
+            yield b"".join([*parts, line])
+            parts, length = [], 0
+        parts.append(rest)
+        length += len(rest)
+        if length > most:
+            raise problems.too_large(most)
+    if length:
+        yield b"".join(parts)
+
+
+async def _together(service: SearchService, writer: Writer, some: Iterable[_Line]) -> str:
+    items = await asyncio.gather(*(_one(service, writer, line) for line in some))
+    return "".join(f"{item.model_dump_json(exclude_none=True)}\n" for item in items)
+
+
+async def _one(service: SearchService, writer: Writer, line: _Line) -> ImportItem:
+    number, asked = line
+    image_id = None if isinstance(asked, ProblemError) else asked.image_id
+    try:
+        if isinstance(asked, ProblemError):
+            raise asked
+        check_id(asked.image_id)
+        async with service.deadline():
+            given = image_body.check(asked, None, service.args, service.engine)
+            done = await put_one(service, writer, asked.image_id, given)
+    except Exception as error:
+        problem = problems.of(error)
+        if problem is None:
+            _log.exception("a line of an import failed")
+            problem = problems.failed()
+        return ImportItem(line=number, image_id=image_id, status=problem.status_code, problem=problem.problem)
+    status = 200 if done.existed else 201
+    return ImportItem.model_construct(line=number, image_id=image_id, status=status, version=done.version, problem=None)

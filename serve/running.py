@@ -1,0 +1,83 @@
+"""The application on Ray Serve: how it is deployed, started, given another bundle, and ended."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from raycd import cli
+from raycd.errors import RunError
+from serve import local
+from serve.args import ServeArgs
+
+if TYPE_CHECKING:
+    from ray.serve import Application
+
+    from raycd.api import BundleInfo
+    from serve.swap import Wanted
+
+NAME = "raycd"  # of the Serve application
+QUIET = {"log_level": "WARNING", "enable_access_log": False}
+
+
+def application(args: ServeArgs, wanted: Wanted | None = None) -> Application:
+    """The Ray Serve application. `wanted` is the bundle that it changes to; None: that of `args`.
+
+    Deployed again with the same `args`, its replicas stay and are only told what is wanted: that is what the version
+    is for. (Of itself, Ray Serve gives each imperative deployment another one, and replaces all replicas.)
+    """
+    from serve.service import SearchService
+
+    deployed: Application = SearchService.options(  # type: ignore[attr-defined]
+        num_replicas=args.replicas,
+        ray_actor_options={"num_cpus": args.cpus, "num_gpus": args.gpus},
+        logging_config=QUIET,  # a line a request takes as long as parsing it
+        max_ongoing_requests=4 * args.max_queue + 64,  # beyond max_queue a replica itself refuses, with a problem
+        max_queued_requests=4 * args.max_queue + 64,
+        user_config=None if wanted is None else wanted.model_dump(),
+        version=hashlib.sha256(args.model_dump_json().encode()).hexdigest()[:16],
+        _internal=True,
+    ).bind(args)
+    return deployed
+
+
+@contextmanager
+def running(args: ServeArgs, host: str, port: int) -> Iterator[None]:
+    """The application, from ready to gone. Raises RunError where it does not start."""
+    from ray import serve
+
+    with cli.sigterm_interrupts():  # ray.init has put its own handler in place of ours
+        try:
+            http = {"host": host, "port": port, "request_timeout_s": 2 * args.timeout_s}
+            serve.start(proxy_location="HeadOnly", http_options=http, logging_config=QUIET)
+            serve.run(application(args), name=NAME, route_prefix="/", blocking=False)
+            yield
+        except RuntimeError as error:
+            raise RunError(
+                "the service did not start", got=_cause(str(error)), do="see it whole with --debug"
+            ) from error
+        finally:
+            if local.is_ours():
+                serve.shutdown()  # type: ignore[no-untyped-call]
+            else:
+                serve.delete(NAME)  # others may have applications there
+
+
+def change(args: ServeArgs, wanted: Wanted) -> BundleInfo:
+    """Have every replica change to another bundle, or refuse it; returns what one of them says of it then."""
+    from ray import serve
+
+    handle = serve.run(application(args, wanted), name=NAME, route_prefix="/", blocking=False)
+    handle._init(_run_router_in_separate_loop=True)  # there is no event loop here, whatever replicas are told to do
+    told: BundleInfo = handle.bundle_info.remote().result()
+    return told
+
+
+def _cause(text: str) -> str:
+    """The error in what Ray Serve says of a replica that did not start: the lines of ours, or the last one."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    first = next((number for number, line in enumerate(lines) if line.startswith("raycd.errors.")), len(lines) - 1)
+    ours = [lines[first], *(line for line in lines[first + 1 :] if line.startswith("  "))] if lines else ["no word"]
+    return "\n            ".join(line.strip() for line in ours)

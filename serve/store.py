@@ -1,0 +1,50 @@
+"""Where the live gallery lies: its database and its pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from raycd.catalogue.pictures import Pictures
+
+from raycd.catalogue import Catalogue, owner
+from serve.args import NO_GALLERY, ServeArgs
+
+FILE = "gallery.sqlite"  # beside the bundle's folder, where no other database is named
+
+
+@dataclass(frozen=True)
+class Store:
+    """The database, and the pictures that clients have added; None: there is no place for pictures."""
+
+    catalogue: Catalogue
+    pictures: Pictures | None
+
+    @classmethod
+    def open(cls, args: ServeArgs, name: str) -> Self | None:
+        """The one that the settings name; None: they name none. `name` tells this service from others.
+
+        Raises CatalogueError where the database cannot be opened, or another service has it.
+        """
+        if args.gallery == NO_GALLERY:
+            return None
+        url = args.gallery or str(Path(args.bundle).parent / FILE)
+        file = sqlite_file(url)
+        catalogue = Catalogue.open(url)
+        if file is not None:
+            owner.hold(file, name)
+        root = args.pictures or (f"{file}.pictures" if file is not None else "")
+        return cls(catalogue, Pictures(root) if root else None)
+
+    def locate(self, path: str | None) -> str | None:
+        """The path or URI of a picture that the catalogue names."""
+        return self.pictures.locate(path) if path is not None and self.pictures is not None else path
+
+
+def sqlite_file(url: str) -> Path | None:
+    """The file of a SQLite database; None: it is another's."""
+    scheme, colon, rest = url.partition("://")
+    if not colon:
+        return Path(url)
+    return Path(rest.removeprefix("/")) if scheme.startswith("sqlite") else None

@@ -1,0 +1,239 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jobs import index
+from raycd import cli
+from raycd.catalogue import Catalogue
+from raycd.catalogue.place import Place
+from raycd.catalogue.records import Delete, Put
+from raycd.config import Config
+from raycd.embed import EmbedImages
+from raycd.model import encoder as encoders
+from raycd.model.encoder import Encoder
+from raycd.runtime import reembedding
+
+ROOT = Path(__file__).parents[2]
+OLD = "0" * 64  # another encoder
+CONFIG = Config.model_validate({"compute": {"embed_workers": 2, "threads": 1}})
+SMALL = ["--embed.batch_size", "1", "--compute.embed_workers", "1", "--compute.threads", "1"]
+PAGE = reembedding.BATCHES  # images that the job stores at once with these
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_bundle: Any) -> Encoder:
+    """The one that is to take over."""
+    return encoders.load_saved(tiny_bundle.folder / "encoder")
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "gallery.sqlite"
+
+
+@pytest.fixture
+def catalogue(file: Path) -> Iterator[Catalogue]:
+    with Catalogue.open(str(file)) as opened:
+        yield opened
+
+
+@pytest.fixture
+def place(catalogue: Catalogue, file: Path) -> Place:
+    """Its pictures are files of their own."""
+    return Place(catalogue, file, None)
+
+
+def put(image_id: str, path: str | None) -> Put:
+    """An image as the old encoder has measured it."""
+    return Put(image_id, np.ones(4, np.float32), path=path)
+
+
+def pictures(tiny_bundle: Any, size: int = 12) -> list[str]:
+    paths = sorted(str(path) for path in tiny_bundle.folder.parent.glob("*.png"))
+    return [paths[n % len(paths)] for n in range(size)]
+
+
+@dataclass(frozen=True)
+class Meanwhile(Place):
+    """A gallery that is written to after a page was read, before its features are stored."""
+
+    happens: Callable[[], object] = lambda: None
+
+    def locate(self, path: str | None) -> str | None:
+        self.happens()
+        return path
+
+
+def features(catalogue: Catalogue, encoder: Encoder) -> dict[str, np.ndarray]:
+    found = catalogue.load(encoder.fingerprint())
+    return dict(zip(found.table["image_id"].to_pylist(), found.features_GD, strict=True))
+
+
+def run(*argv: str) -> int:
+    return cli.run(index.main, argv, prog="jobs/index.py", description="", flags=index.flags)
+
+
+def test_every_image_gets_the_feature_of_the_new_encoder_and_keeps_the_old_one(
+    ray_cluster: None, tiny_bundle: Any, encoder: Encoder, catalogue: Catalogue, place: Place
+) -> None:
+    paths = pictures(tiny_bundle)
+    catalogue.write([put(f"image {n}", path) for n, path in enumerate(paths)], OLD)
+    before = catalogue.version()
+    done = reembedding.reembed(place, encoder, CONFIG)
+    assert (done.encoded, done.broken) == (12, {})
+    assert catalogue.version() == before
+    assert catalogue.encoders() == {OLD: 12, encoder.fingerprint(): 12}
+    expected = EmbedImages(encoder, CONFIG.data)({"key": paths, "path": paths})["feature"]
+    found = features(catalogue, encoder)
+    np.testing.assert_allclose(np.array([found[f"image {n}"] for n in range(12)]), expected, atol=1e-5)
+
+
+def test_what_was_encoded_already_is_not_encoded_again(
+    ray_cluster: None, tiny_bundle: Any, encoder: Encoder, catalogue: Catalogue, place: Place
+) -> None:
+    catalogue.write([put(f"image {n}", path) for n, path in enumerate(pictures(tiny_bundle))], OLD)
+    assert reembedding.reembed(place, encoder, CONFIG).encoded == 12
+    assert reembedding.reembed(place, encoder, CONFIG).encoded == 0
+
+
+def test_what_is_written_while_it_encodes_is_encoded_too(
+    ray_cluster: None, tiny_bundle: Any, encoder: Encoder, catalogue: Catalogue, file: Path
+) -> None:
+    paths = pictures(tiny_bundle)
+    catalogue.write([put("replaced", paths[0]), put("deleted", paths[1]), put("kept", paths[2])], OLD)
+    changes = [[put("replaced", paths[3]), Delete("deleted"), put("new", paths[4])]]
+    busy = Meanwhile(catalogue, file, None, lambda: changes and catalogue.write(changes.pop(), OLD))
+
+    done = reembedding.reembed(busy, encoder, CONFIG)
+    assert (done.encoded, done.broken) == (3, {})
+    expected = EmbedImages(encoder, CONFIG.data)({"key": paths, "path": paths})["feature"]
+    found = features(catalogue, encoder)
+    assert found.keys() == {"kept", "replaced", "new"}
+    for image_id, n in {"kept": 2, "replaced": 3, "new": 4}.items():
+        np.testing.assert_allclose(found[image_id], expected[n], atol=1e-5)
+
+
+def test_a_gallery_that_never_stops_changing_does_not_keep_the_job_for_ever(
+    ray_cluster: None, tiny_bundle: Any, encoder: Encoder, catalogue: Catalogue, file: Path
+) -> None:
+    paths = pictures(tiny_bundle)
+    catalogue.write([put("first", paths[0])], OLD)
+    numbers = count()
+    busy = Meanwhile(catalogue, file, None, lambda: catalogue.write([put(f"image {next(numbers)}", paths[0])], OLD))
+    assert reembedding.reembed(busy, encoder, CONFIG).encoded == 2
+    assert len(catalogue.unencoded(encoder.fingerprint())) == 1
+
+
+def test_images_without_a_readable_picture_are_named_with_the_reason(
+    ray_cluster: None, tiny_bundle: Any, encoder: Encoder, catalogue: Catalogue, place: Place, tmp_path: Path
+) -> None:
+    damaged = tmp_path / "damaged.png"
+    damaged.write_bytes(b"not an image")
+    there = pictures(tiny_bundle)[0]
+    catalogue.write(
+        [put("none", None), put("gone", str(tmp_path / "gone.png")), put("damaged", str(damaged)), put("fine", there)],
+        OLD,
+    )
+    done = reembedding.reembed(place, encoder, CONFIG)
+    assert done.encoded == 1
+    assert done.broken == {"none": "missing", "gone": "missing", "damaged": "not_an_image"}
+
+
+def test_a_picture_of_few_pixels_that_the_service_has_taken_is_encoded(
+    ray_cluster: None, encoder: Encoder, catalogue: Catalogue, place: Place, tmp_path: Path
+) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (3, 3), "red").save(tmp_path / "small.png")
+    catalogue.write([put("small", str(tmp_path / "small.png"))], OLD)
+    assert reembedding.reembed(place, encoder, CONFIG).encoded == 1
+
+
+def test_the_job_tells_how_many_and_what_comes_next(
+    ray_cluster: None, tiny_bundle: Any, catalogue: Catalogue, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    catalogue.write([put(f"image {n}", path) for n, path in enumerate(pictures(tiny_bundle))], OLD)
+    assert run("--gallery", str(file), "--bundle", str(tiny_bundle.folder)) == 0
+    said = capsys.readouterr().out
+    assert "encoded:     12 images now, 12 in the gallery" in said
+    assert f"user_config {{bundle: {tiny_bundle.folder}}}" in said
+
+
+def test_the_job_ends_with_2_and_one_message_where_images_cannot_be_encoded(
+    ray_cluster: None, tiny_bundle: Any, catalogue: Catalogue, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    catalogue.write([put(f"image {n}", None) for n in range(7)] + [put("fine", pictures(tiny_bundle)[0])], OLD)
+    assert run("--gallery", str(file), "--bundle", str(tiny_bundle.folder)) == 2
+    said = capsys.readouterr()
+    assert "encoded:     1 images now" in said.out
+    assert "next:" not in said.out
+    message = said.err.partition("error: ")[2]
+    assert message.startswith("7 images of the gallery cannot be encoded")
+    assert "image 0 (missing)" in message
+    assert "image 6" not in message
+
+
+@pytest.mark.parametrize("argv", [["--gallery", "x.sqlite"], ["--bundle", "runs/x/bundle"], ["--pictures", "x"]])
+def test_half_a_command_is_refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*argv) == 2
+    assert "takes --gallery and --bundle" in capsys.readouterr().err
+
+
+def test_a_database_that_is_not_there_is_told_and_not_made(
+    tiny_bundle: Any, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--gallery", str(file), "--bundle", str(tiny_bundle.folder)) == 2
+    assert "there is no gallery" in capsys.readouterr().err
+    assert not file.exists()
+
+
+def test_a_job_that_was_killed_does_the_rest_when_it_is_started_again(
+    tiny_bundle: Any, encoder: Encoder, catalogue: Catalogue, file: Path
+) -> None:
+    size, fingerprint = 4 * PAGE, encoder.fingerprint()
+    catalogue.write([put(f"image {n}", path) for n, path in enumerate(pictures(tiny_bundle, size))], OLD)
+    killed = started(file, tiny_bundle)
+    wait_for(lambda: catalogue.encoders().get(fingerprint), killed)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    before = catalogue.encoders()[fingerprint]
+    assert 0 < before < size
+    job = started(file, tiny_bundle)
+    said, err = job.communicate(timeout=300)
+    assert job.returncode == 0, err
+    assert f"encoded:     {size - before:,} images now, {size:,} in the gallery" in said
+    assert catalogue.encoders() == {OLD: size, fingerprint: size}
+
+
+def started(file: Path, tiny_bundle: Any) -> subprocess.Popen[str]:
+    inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    return subprocess.Popen(
+        [sys.executable, "jobs/index.py", "--gallery", str(file), "--bundle", str(tiny_bundle.folder), *SMALL],
+        cwd=ROOT,
+        env=inherited | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(there: Callable[[], object], job: subprocess.Popen[str]) -> None:
+    until = time.monotonic() + 180
+    while not there():
+        if job.poll() is not None or time.monotonic() > until:
+            with suppress(ProcessLookupError):
+                os.killpg(job.pid, signal.SIGKILL)
+            pytest.fail(job.communicate()[1])
+        time.sleep(0.02)

@@ -1,0 +1,135 @@
+"""The service as a user starts it: `serve/app.py`, a Ray of its own and two replicas; and how they are killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import httpx
+import psutil
+
+ROOT = Path(__file__).parents[3]
+PATIENCE_S = 180  # with a machine that does other things, too; what is waited for comes much earlier
+
+
+def wait_until(state: Callable[[], object], what: str) -> None:
+    """Until `state` is true."""
+    end = time.monotonic() + PATIENCE_S
+    while not state():
+        assert time.monotonic() < end, f"waited {PATIENCE_S} s for: {what}"
+        time.sleep(0.05)
+
+
+def command(*arguments: str, log: Path) -> subprocess.Popen[str]:
+    """`serve/app.py`, whose errors go to the end of a file."""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    with log.open("a") as errors:
+        return subprocess.Popen(
+            [sys.executable, str(ROOT / "serve" / "app.py"), *arguments],
+            env=environment | {"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            start_new_session=True,
+        )
+
+
+def refusal(*arguments: str, log: Path) -> str:
+    """What the command says where it does not start: one message, and exit code 2."""
+    process = command("--port", str(_free_port()), *arguments, log=log)
+    out, _ = process.communicate(timeout=PATIENCE_S)
+    said = log.read_text()
+    assert process.returncode == 2, said
+    assert out == ""
+    assert said.count("error: ") == 1, said
+    assert "Traceback" not in said
+    return said
+
+
+class Service:
+    """A service that can be started again, with the same options, on the same port."""
+
+    def __init__(self, *arguments: str, log: Path) -> None:
+        port = str(_free_port())
+        self.url = f"http://127.0.0.1:{port}"
+        self._arguments = ("--port", port, "--replicas", "2", "--threads", "1", "--cpus", "0.4", *arguments)
+        self._log = log
+        self._process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._process is not None:
+            self.kill()
+
+    def start(self) -> None:
+        """Until both replicas answer."""
+        process = self._process = command(*self._arguments, log=self._log)
+        assert process.stdout is not None
+        assert "raycd serves" in process.stdout.readline(), self._log.read_text()
+        wait_until(self.is_whole, "both replicas to answer")
+
+    def is_whole(self) -> bool:
+        """Whether both replicas live and answer."""
+        if len(self._replicas()) < 2:  # one that was killed is still counted for a while
+            return False
+        try:
+            response = httpx.get(f"{self.url}/readyz", timeout=PATIENCE_S)
+        except httpx.TransportError:
+            return False
+        return response.status_code == 200 and response.json()["replicas"] == 2
+
+    def kill(self) -> None:
+        """`kill -9` of every process of it."""
+        assert self._process is not None
+        for process in _stopped(psutil.Process(self._process.pid)):
+            process.kill()
+        self._process.communicate()
+        self._process = None
+
+    def kill_replicas(self, most: int = 2) -> None:
+        """`kill -9` of some of them; others will come in their place."""
+        victims = self._replicas()[:most]
+        for victim in victims:
+            victim.kill()
+        wait_until(lambda: not set(victims) & set(self._replicas()), "replicas to die")
+
+    def _replicas(self) -> Sequence[psutil.Process]:
+        assert self._process is not None
+        family = psutil.Process(self._process.pid).children(recursive=True)
+        return [process for process in family if _title(process).startswith("ray::ServeReplica")]
+
+
+def _title(process: psutil.Process) -> str:
+    """What it calls itself; nothing where it has ended."""
+    try:
+        return next(iter(process.cmdline()), "")
+    except psutil.Error:
+        return ""
+
+
+def _stopped(process: psutil.Process) -> list[psutil.Process]:
+    """The process and all below it, none of which can start another one any more."""
+    try:
+        process.suspend()
+        return [process, *(each for child in process.children() for each in _stopped(child))]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
