@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from raycd import cli
-from raycd.catalogue import backup, check
+from raycd.catalogue import backup, check, restore
 from raycd.catalogue.place import Place
 from raycd.errors import RaycdError
 
@@ -85,7 +85,7 @@ def _check(options: argparse.Namespace) -> int:
 def _backup(options: argparse.Namespace) -> None:
     with Place.existing(options.gallery, options.pictures) as place:
         saved = backup.save(place, options.to)
-    if saved.version is None:
+    if backup.DATABASE not in saved.files:
         print("database:  not copied: use pg_dump (docs/gallery.md)")
     else:
         print(f"database:  {saved.images:,} images at version {saved.version:,}")
@@ -98,15 +98,15 @@ def _backup(options: argparse.Namespace) -> None:
 
 
 def _restore(options: argparse.Namespace) -> None:
-    saved = backup.restore(options.source, options.gallery, options.pictures)
+    saved = restore.restore(options.source, options.gallery, options.pictures)
     print(f"database:  {saved.images:,} images at version {saved.version:,}")
-    print(f"pictures:  {saved.pictures:,} copied and compared")
+    print(f"pictures:  {saved.pictures:,} copied")
     print(f"next:      start the service with --gallery {options.gallery}")
 
 
 def _forget(options: argparse.Namespace) -> None:
     with Place.existing(options.gallery, options.pictures) as place:
-        fingerprint, count = check.forget(place.catalogue, options.encoder)
+        fingerprint, count = place.forget(options.encoder)
     print(f"forgotten: {count:,} features of encoder {fingerprint[:12]}")
 
 

@@ -54,12 +54,13 @@ class Sums:
 
     def changed(self, added_ND: NDArray[np.float32], gone_MD: NDArray[np.float32]) -> Self:
         """With normalised features more and less."""
-        added_ND, gone_MD = added_ND - self.origin_D, gone_MD - self.origin_D  # type: ignore[assignment]  # float64
+        origin_D = self.origin_D.astype(np.float32)  # products of float32 take half the time; their sum is float64
+        added_ND, gone_MD = added_ND - origin_D, gone_MD - origin_D
         return type(self)(
             self.count + len(added_ND) - len(gone_MD),
             self.origin_D,
             self.sum_D + added_ND.sum(axis=0) - gone_MD.sum(axis=0),
-            self.square_DD + added_ND.T @ added_ND - gone_MD.T @ gone_MD,
+            self.square_DD + (added_ND.T @ added_ND - gone_MD.T @ gone_MD),
         )
 
     def moments(self) -> Moments:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from PIL import Image
+
+from tests.postgres import Postgres
 
 if TYPE_CHECKING:
     from raycd.model.encoder import Encoder
@@ -129,3 +132,13 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> TinyBundle:
     texts = ["is blue", "has long sleeves"]
     bundle.write(folder, clip, head, settings, gallery, config, metrics, example_texts=texts)
     return TinyBundle(folder, image_ids, images)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A real PostgreSQL; the test is skipped where its programs are not installed."""
+    with tempfile.TemporaryDirectory(prefix="raycd-postgres-") as folder:  # pytest's own folders are closed to others
+        server = Postgres(Path(folder))
+        server.start()
+        yield server
+        server.stop()

@@ -184,7 +184,7 @@ class Catalogue:
         """All images, with their features of this encoder."""
         with faults.told("reading the gallery", self.url), self._engine.connect() as connection:
             version = int(connection.execute(select(gallery.c.version)).scalar_one())
-            size = _size(connection, fingerprint)
+            size = _count(connection)
             dim = connection.execute(select(encoders.c.dim).where(encoders.c.fingerprint == fingerprint)).scalar() or 0
             wanted = _rows(fingerprint).where(~images.c.deleted).order_by(images.c.version)
             found = connection.execution_options(yield_per=_STREAMED).execute(wanted)
@@ -209,21 +209,19 @@ class Catalogue:
             _locked_version(connection)
             for dim in {len(feature_D) for _, _, feature_D in given}:
                 self._check_dim(connection, fingerprint, dim)
-            there: set[tuple[str, int]] = set()
+            wanting: set[tuple[str, int]] = set()
             for some in _chunks([image_id for image_id, _, _ in given]):
-                wanted = select(images.c.image_id, images.c.version).where(
-                    images.c.image_id.in_(some), ~images.c.deleted
-                )
-                there.update((image_id, version) for image_id, version in connection.execute(wanted))
+                wanted = _rows(fingerprint).where(images.c.image_id.in_(some), ~images.c.deleted)
+                found = connection.execute(wanted)
+                wanting.update((one.image_id, one.version) for one in found if one.feature is None)
             rows = [
                 codec.feature(fingerprint, image_id, feature_D)
                 for image_id, version, feature_D in given
-                if (image_id, version) in there
+                if (image_id, version) in wanting
             ]
-            before = _size(connection, fingerprint)
             if rows:
-                connection.execute(self._insert(features).on_conflict_do_nothing(), rows)
-            return _size(connection, fingerprint) - before
+                connection.execute(features.insert(), rows)
+            return len(rows)
 
     def encoders(self) -> dict[str, int]:
         """The images that each encoder has given a feature, by its fingerprint."""
@@ -235,16 +233,14 @@ class Catalogue:
         """Remove all features of an encoder; returns how many there were."""
         with faults.told("writing to the gallery", self.url), self._writing.begin() as connection:
             _locked_version(connection)
-            size = _size(connection, fingerprint)
-            connection.execute(delete(features).where(features.c.fingerprint == fingerprint))
+            gone = connection.execute(delete(features).where(features.c.fingerprint == fingerprint))
             connection.execute(delete(encoders).where(encoders.c.fingerprint == fingerprint))
-            return size
+            return gone.rowcount
 
     def count(self) -> int:
         """The images that are there."""
-        wanted = select(func.count()).select_from(images).where(~images.c.deleted)
         with faults.told("reading the gallery", self.url), self._engine.connect() as connection:
-            return int(connection.execute(wanted).scalar_one())
+            return _count(connection)
 
     def _check_dim(self, connection: Connection, fingerprint: str, dim: int) -> None:
         """All features of an encoder are of one size: the first tells which."""
@@ -273,10 +269,9 @@ def _rows(fingerprint: str) -> Select[Any]:
     return select(images, features.c.feature).select_from(images.outerjoin(features, theirs))
 
 
-def _size(connection: Connection, fingerprint: str) -> int:
-    """How many images have a feature of an encoder."""
-    wanted = select(func.count()).select_from(features).where(features.c.fingerprint == fingerprint)
-    return int(connection.execute(wanted).scalar_one())
+def _count(connection: Connection) -> int:
+    """The images that are there."""
+    return int(connection.execute(select(func.count()).select_from(images).where(~images.c.deleted)).scalar_one())
 
 
 def _chunks(items: Sequence[Item]) -> Iterator[Sequence[Item]]:

@@ -1,7 +1,7 @@
 """A gallery in a folder, as it was at one version, and back from there.
 
     gallery.sqlite   the database; absent where it is PostgreSQL's, which pg_dump backs up
-    pictures/        those that clients have uploaded, under the names that the database gives them
+    pictures/        those that clients have uploaded
     backup.json      `Backup`: what is in it, and the SHA-256 of every file
 
 Made while the service writes. A picture that is removed while they are copied belongs to an image that has gone since
@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import shutil
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -25,8 +24,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from raycd import __version__
 from raycd.catalogue import Catalogue
-from raycd.catalogue.check import integrity
-from raycd.catalogue.place import Place, pictures_root
+from raycd.catalogue.invariants import integrity
+from raycd.catalogue.pictures import SCHEME
+from raycd.catalogue.place import Place, is_kept
 from raycd.durable import replacing
 from raycd.errors import CatalogueError, ConfigError, DataError, RaycdError
 
@@ -67,18 +67,19 @@ def save(place: Place, folder: Path) -> Backup:
     """
     if folder.exists():
         raise ConfigError(f"{folder} is there already: a backup never overwrites another", do="name a new folder")
-    with _told(f"the backup {folder} cannot be written"), replacing(folder) as fresh:
+    with told(f"the backup {folder} cannot be written"), replacing(folder) as fresh:
         files: dict[str, str] = {}
         before: list[str] | None = None
         while True:
             with _snapshot(place, fresh) as seen:
                 lost = _copy_pictures(seen, fresh, files)
                 version, images = seen.catalogue.version(), seen.catalogue.count()
-                elsewhere = sum(row.path is not None and not seen.keeps(row.path) for row in seen.rows())
+                elsewhere = sum(row.path is not None and not is_kept(row.path) for row in seen.rows())
             if not lost or lost == before:  # gone before the first copy of the database: the gallery itself lacks them
                 break
             before = lost
         if place.file is not None:
+            _close(fresh / DATABASE)
             files[DATABASE] = _sha256(fresh / DATABASE)
         created = datetime.now(UTC).isoformat(timespec="seconds")
         saved = Backup(created=created, version=version, images=images, files=files, elsewhere=elsewhere, lost=lost)
@@ -105,57 +106,6 @@ def verify(folder: Path) -> Backup:
     return saved
 
 
-def restore(folder: Path, file: Path, root: str = "") -> Backup:
-    """Make a SQLite gallery of a backup. The pictures come first, so that the database appears when all is there.
-
-    Raises:
-        ConfigError: There is a database, or there are pictures, already, or the backup has no database.
-        DataError, CatalogueError: The backup is not whole.
-        RaycdError: A file cannot be read or written.
-    """
-    root = pictures_root(str(file), root)
-    saved = verify(folder)
-    if DATABASE not in saved.files:
-        raise ConfigError(
-            f"{folder} has pictures only: its database is PostgreSQL's", do="use pg_restore (docs/gallery.md)"
-        )
-    with _told(f"{file} cannot be restored"):
-        _refuse_to_overwrite(file, root)
-        target, base = fsspec.core.url_to_fs(root)
-        for name in saved.files.keys() - {DATABASE}:
-            to = f"{base}/{name.removeprefix(f'{PICTURES}/')}"
-            target.makedirs(to.rpartition("/")[0], exist_ok=True)
-            target.put_file(str(folder / name), to)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        fresh = file.with_name(f".{file.name}.restoring")
-        try:
-            shutil.copyfile(folder / DATABASE, fresh)
-            Catalogue.open(str(fresh)).close()  # brings the schema of an older raycd up to date
-            fresh.rename(file)
-        finally:
-            for left in (fresh, *_beside(fresh)):
-                left.unlink(missing_ok=True)
-    return saved
-
-
-def _refuse_to_overwrite(file: Path, root: str) -> None:
-    there = next((path for path in (file, *_beside(file)) if path.exists()), None)
-    if there is not None:
-        raise ConfigError(f"{there} is there already: a backup never overwrites a gallery", do="move it away first")
-    target, base = fsspec.core.url_to_fs(root)
-    with suppress(FileNotFoundError):
-        if target.ls(base, detail=False):
-            raise ConfigError(
-                f"there are files in {root} already: a backup never overwrites pictures",
-                do="move them away first, or name another place with --pictures",
-            )
-
-
-def _beside(file: Path) -> list[Path]:
-    """Files that belong to a SQLite database while it is open."""
-    return [file.with_name(f"{file.name}{ending}") for ending in ("-wal", "-shm")]
-
-
 @contextmanager
 def _snapshot(place: Place, folder: Path) -> Iterator[Place]:
     """The gallery at one version, copied to the folder; of PostgreSQL's, as it is."""
@@ -165,9 +115,14 @@ def _snapshot(place: Place, folder: Path) -> Iterator[Place]:
     copy = folder / DATABASE
     with closing(sqlite3.connect(place.file)) as source, closing(sqlite3.connect(copy)) as target:
         source.backup(target)  # all pages in one step: with more of them, it begins again after each write
-        target.execute("PRAGMA journal_mode=DELETE")  # one file, which can be read where nobody may write
     with Catalogue.open(str(copy), migrate=False) as catalogue:
-        yield Place(catalogue, copy, place.pictures)
+        yield Place(str(copy), catalogue, place.pictures)
+
+
+def _close(database: Path) -> None:
+    """Make it one file, which can be read where nobody may write, too."""
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("PRAGMA journal_mode = DELETE")
 
 
 def _copy_pictures(place: Place, folder: Path, files: dict[str, str]) -> list[str]:
@@ -177,12 +132,12 @@ def _copy_pictures(place: Place, folder: Path, files: dict[str, str]) -> list[st
     """
     lost = []
     for row in place.rows():
-        name = f"{PICTURES}/{row.path}"
-        if not place.keeps(row.path) or name in files:
+        name = f"{PICTURES}/{(row.path or '').removeprefix(SCHEME)}"
+        if not is_kept(row.path) or name in files:
             continue
         try:
             with fsspec.open(place.locate(row.path), "rb") as file:
-                data = file.read()
+                data: bytes = file.read()
         except FileNotFoundError:
             lost.append(row.image_id)
             continue
@@ -198,7 +153,7 @@ def _sha256(file: Path) -> str:
 
 
 @contextmanager
-def _told(what: str) -> Iterator[None]:
+def told(what: str) -> Iterator[None]:
     """Failures of disk, store and SQLite as errors for users."""
     try:
         yield

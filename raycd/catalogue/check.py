@@ -1,25 +1,18 @@
 """Whether a gallery is whole: its database's file, what must be true of the rows, and every picture.
 
-The service may go on meanwhile. What it writes or removes at that moment is looked at a second time before it counts.
+The service may go on meanwhile. A picture that it adds or removes at that moment is looked at again before it counts.
 """
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import fsspec
-from sqlalchemy import ColumnElement, Connection, Select, and_, func, or_, select
 
-from raycd.catalogue import BUSY_S, database, faults
-from raycd.catalogue.place import Place, is_kept
-from raycd.catalogue.tables import encoders, features, gallery, images
+from raycd.catalogue import invariants
+from raycd.catalogue.place import Place
 from raycd.errors import CatalogueError, DataError
-from raycd.redact import without_passwords
 
 SETTLED = timedelta(hours=1)  # after which no service is about to name a picture that it has kept
 
@@ -43,32 +36,64 @@ class Found:
 
 
 def check(place: Place) -> Found:
-    """Look at everything once. Raises CatalogueError, and DataError where a store of pictures cannot be reached."""
-    found = integrity(place.file) if place.file is not None else []
+    """Look at everything once.
+
+    Raises CatalogueError where the database cannot be read, DataError where a store of pictures cannot be reached.
+    """
+    faults = invariants.integrity(place.file) if place.file is not None else []
+    with invariants.reading(place.url) as connection:
+        faults += invariants.broken(connection)
     kept = set(place.pictures or ())  # before the rows: a picture is kept before an image names it
-    named, gone = 0, list[tuple[str, str]]()
+    named, gone = 0, dict[str, str]()
     for row in place.rows():
-        if row.path is None:
-            continue
-        named += 1
-        if row.path in kept:
+        if row.path is not None:
+            named += 1
+            if row.path not in kept and not _exists(place, row.path):
+                gone[row.image_id] = row.path
             kept.discard(row.path)
-        elif not _exists(place, row.path):
-            gone.append((row.image_id, row.path))
-    made = database.engine(database.address(place.url), busy_s=BUSY_S)
-    with (
-        faults.told("reading the gallery", without_passwords(place.url)),
-        closing_engine(made),
-        made.connect() as connection,
-    ):
-        found += invariants(connection)
-        lost = [image_id for image_id, path in gone if _names(connection, image_id, path)]
-    return Found(
-        version=place.catalogue.version(),
-        images=place.catalogue.count(),
-        encoders=place.catalogue.encoders(),
-        faults=found,
-        named=named,
-        lost=lost,
-        orphans=sorted(kept),
-    )
+    with invariants.reading(place.url) as connection:
+        lost = [image_id for image_id, path in gone.items() if invariants.names(connection, image_id, path)]
+    catalogue = place.catalogue
+    return Found(catalogue.version(), catalogue.count(), catalogue.encoders(), faults, named, lost, sorted(kept))
+
+
+def mend(place: Place, found: Found) -> int:
+    """Remove the pictures that no image has named for SETTLED; returns how many.
+
+    Raises CatalogueError where something else is wrong: then the pictures may belong to another gallery.
+    """
+    if found.faults or found.lost:
+        raise CatalogueError(
+            "nothing was mended: first see to what else is wrong",
+            "damaged",
+            got=f"{len(found.faults)} faults of the database, {len(found.lost)} pictures that are not there",
+            do="check --gallery and --pictures, or restore a backup",
+        )
+    old = [location for location in found.orphans if _age(place, location) > SETTLED]
+    for location in old:
+        if place.pictures is not None:
+            place.pictures.remove(location)
+    return len(old)
+
+
+def _exists(place: Place, path: str) -> bool:
+    where = place.locate(path)
+    try:
+        store, inside = fsspec.url_to_fs(where)
+        return bool(store.exists(inside))
+    except (ImportError, ValueError, OSError) as error:
+        raise DataError(
+            f"the store of {where} cannot be reached",
+            got=f"{type(error).__name__}: {error}",
+            do="check its credentials and that the fsspec package of its protocol is installed",
+        ) from error
+
+
+def _age(place: Place, location: str) -> timedelta:
+    """Since it was written; none where it has gone."""
+    store, inside = fsspec.url_to_fs(place.locate(location))
+    try:
+        written: datetime = store.modified(inside)
+    except FileNotFoundError:
+        return timedelta(0)
+    return datetime.now(UTC) - written

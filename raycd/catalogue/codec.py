@@ -57,7 +57,7 @@ def contents(
 ) -> tuple[pa.Table, NDArray[np.float32], list[Row], int]:
     """Many images: a table of `gallery.SCHEMA`, their features (G, D), those without one, and the newest version.
 
-    `size` is how many are expected to have a feature.
+    `size` is how many images are expected.
     """
     features_GD = np.empty((size, dim), np.float32)
     batches: list[pa.RecordBatch] = []

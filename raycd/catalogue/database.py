@@ -22,7 +22,7 @@ def address(url: str) -> URL:
     expected = "a file, sqlite:///<file> or postgresql://<user>@<host>/<database>"
     try:
         parsed = make_url(url) if "://" in url else URL.create("sqlite", database=url)
-    except ArgumentError as error:
+    except (ArgumentError, ValueError) as error:
         raise CatalogueError("the gallery's address is malformed", got=_shown(url), expected=expected) from error
     if parsed.get_backend_name() == "postgresql":
         return parsed.set(drivername="postgresql+psycopg")

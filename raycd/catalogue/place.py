@@ -56,7 +56,7 @@ class Place:
             after = rows[-1].version
 
     def locate(self, path: str | None) -> str | None:
-        """The path or URI of a picture that the catalogue names. Raises ConfigError where nobody said where they lie."""
+        """The path or URI of a picture that the catalogue names. Raises ConfigError where nobody said where it lies."""
         if self.pictures is None:
             if is_kept(path):
                 raise ConfigError(
@@ -66,6 +66,25 @@ class Place:
                 )
             return path
         return None if path is None else self.pictures.locate(path)
+
+    def forget(self, beginning: str) -> tuple[str, int]:
+        """Remove the features of the encoder whose fingerprint begins so; returns the fingerprint and how many.
+
+        Raises ConfigError where there is no such encoder, or no other one has encoded every image.
+        """
+        encoders = self.catalogue.encoders()
+        matching = [fingerprint for fingerprint in encoders if fingerprint.startswith(beginning)]
+        if len(matching) != 1:
+            known = ", ".join(fingerprint[:12] for fingerprint in encoders) or "none"
+            raise ConfigError(f"{len(matching)} encoders begin with {beginning!r}", expected=f"one of {known}")
+        others = [count for fingerprint, count in encoders.items() if fingerprint not in matching]
+        if max(others, default=0) < self.catalogue.count():
+            raise ConfigError(
+                "no other encoder has encoded every image: some would have no feature at all",
+                got=f"{max(others, default=0):,} images of {self.catalogue.count():,}",
+                do="first run jobs/index.py with the --bundle that stays",
+            )
+        return matching[0], self.catalogue.forget(matching[0])
 
 
 def is_kept(path: str | None) -> bool:

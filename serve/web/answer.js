@@ -1,8 +1,9 @@
 // The right-hand side: loading, results, their absence, problems, and what the service says of itself.
 
+import { addPictures } from "./add.js";
 import { byId, count, element } from "./element.js";
 import { showEmpty, showProblem } from "./messages.js";
-import { addResults, showResults } from "./results.js";
+import { addResults, dropResult, showResults } from "./results.js";
 import { skeleton, someImages, tiles } from "./tiles.js";
 
 const found = byId("found");
@@ -20,9 +21,9 @@ export function showBusy(status) {
 }
 
 /** The answer to `query`. */
-export function show(answer, info, query, { onUse, onClear }) {
+export function show(answer, info, query, { onClear, ...on }) {
   clear();
-  showResults(answer.results, onUse);
+  showResults(answer.results, on);
   byId("link").hidden = false;
   byId("warnings").replaceChildren(...answer.warnings.map((warning) => element("li", {}, warning)));
   byId("warnings").hidden = answer.warnings.length === 0;
@@ -30,15 +31,15 @@ export function show(answer, info, query, { onUse, onClear }) {
   if (answer.results.length > 0) return;
   found.replaceChildren();
   const filtered = query.category.length > 0 || Object.keys(query.attributes).length > 0;
-  if (info.index.size === 0) showNoGallery();
+  if (info.index.size === 0) showNoGallery(info);
   else if (filtered) {
     showEmpty(message, "No image passes these filters", "Loosen them to see results.", "Clear the filters", onClear);
   } else showEmpty(message, "Nothing was found", "The gallery holds no other image.");
 }
 
 /** The next results, behind those that are there. */
-export function showMore(answer, info, { onUse, byKeyboard }) {
-  const first = addResults(answer.results, onUse);
+export function showMore(answer, info, { byKeyboard, ...on }) {
+  const first = addResults(answer.results, on);
   showProgress(answer, info);
   if (byKeyboard) first?.focus();
 }
@@ -61,7 +62,7 @@ export async function showStart(info, signal, onPick) {
   document.title = "raycd";
   if (info.index.size === 0) {
     found.replaceChildren();
-    showNoGallery();
+    showNoGallery(info);
     return;
   }
   const grid = element("div", {}, skeleton(12));
@@ -92,6 +93,12 @@ export function showUnasked() {
 
 export function showRefining() {
   byId("status").textContent = "Say what should differ from this image, then search.";
+}
+
+/** An image has gone from the gallery; `words` say so. */
+export function showWithout(imageId, words) {
+  dropResult(imageId);
+  byId("status").textContent = words;
 }
 
 /** Go where the results begin if that is out of sight: below the form on a narrow screen, or scrolled away. */
@@ -126,8 +133,9 @@ function showProgress({ results, total, timings }, info) {
     .map(([step, milliseconds]) => `${step} ${milliseconds.toFixed(milliseconds < 10 ? 1 : 0)} ms`).join(", ");
 }
 
-function showNoGallery() {
-  showEmpty(message, "The gallery is empty", "Build a bundle from images, and start the service with it.");
+function showNoGallery({ live }) {
+  if (live) showEmpty(message, "The gallery is empty", "Add pictures to it.", "Add to the gallery", () => addPictures());
+  else showEmpty(message, "The gallery is empty", "Build a bundle from images, and start the service with it.");
 }
 
 function clear() {

@@ -1,11 +1,16 @@
 // The page as a whole: what is asked, which step of the trail is shown, and what each action leads to.
 
+import { startAdding } from "./add.js";
 import * as answer from "./answer.js";
+import { startDialogs } from "./dialogs.js";
 import { byId } from "./element.js";
-import { clearFilters, fillForm, readForm, resetOptions, setForm, showWeights } from "./form.js";
-import { startPicker } from "./picker.js";
+import { clearFilters, fillForm, readForm, refreshFilters, resetOptions, setForm, showWeights } from "./form.js";
+import { startKey } from "./key.js";
+import { suggestLabels } from "./labels.js";
+import * as picker from "./picker.js";
 import { fromLink, isEmpty, isSame, toLink } from "./query.js";
 import { referenceImage, refuseReference, showReference, startReference } from "./reference.js";
+import { askToRemove, startRemoving } from "./remove.js";
 import { getInfo, newest, search } from "./service.js";
 import { START, follow, showTrail } from "./trail.js";
 import { fileOf, isLost } from "./uploads.js";
@@ -17,6 +22,8 @@ let asked = null; // the query whose results are shown or on their way
 let refining = false; // the reference was taken from the results; what should differ from it is not said yet
 let waiting = false; // for an image that was uploaded in another visit
 
+startDialogs();
+startKey();
 start();
 
 async function start() {
@@ -29,11 +36,21 @@ async function start() {
   }
   fillForm(info, (text) => { byId("text").value = text; submit(); });
   startReference(info, () => { setReference(referenceImage(), false); if (waiting && referenceImage()) submit(); });
-  startPicker(info, pick);
+  picker.startPicker(info, { picked: pick, remove });
+  if (info.live) startChanging();
   listen();
   answer.showAbout(info);
   byId("query").inert = false;
   open();
+}
+
+function startChanging() {
+  suggestLabels(info);
+  startRemoving(info, isReference);
+  startAdding(info, {
+    added: (imageIds, all) => picker.showFresh(imageIds, all).then(refresh),
+    used: (imageId) => { byId("picker").close(); pick(imageId); },
+  });
 }
 
 function listen() {
@@ -108,7 +125,7 @@ async function ask(query) {
   answer.showBusy("Searching…");
   try {
     const found = await search(query, fileOf(query.image), 0, nextSignal());
-    answer.show(found, info, query, { onUse: refine, onClear: () => { clearFilters(); submit(); } });
+    answer.show(found, info, query, { ...onResults(), onClear: () => { clearFilters(); submit(); } });
   } catch (problem) {
     if (problem.name === "AbortError") return;
     if (problem.reason || [404, 413, 415].includes(problem.status)) refuseReference();
@@ -120,12 +137,36 @@ async function askMore(byKeyboard) {
   answer.showMoreBusy(true);
   try {
     const found = await search(asked, fileOf(asked.image), answer.shown(), nextSignal());
-    answer.showMore(found, info, { onUse: refine, byKeyboard });
+    answer.showMore(found, info, { ...onResults(), byKeyboard });
   } catch (problem) {
     if (problem.name !== "AbortError") answer.showFailure(problem, info.limits, () => ask(asked));
   } finally {
     answer.showMoreBusy(false);
   }
+}
+
+const onResults = () => ({ use: refine, remove: info.live ? remove : null });
+
+const isReference = (imageId) => referenceImage()?.id === imageId;
+
+/** Remove an image from the gallery, once the user has said so again. */
+async function remove(imageId) {
+  if (!await askToRemove(imageId)) return;
+  const wasReference = isReference(imageId);
+  const words = `Removed ${imageId}.${wasReference ? " It was the reference image: choose another." : ""}`;
+  if (wasReference) setReference(null, false);
+  answer.showWithout(imageId, words);
+  await picker.showWithout(imageId, words);
+  await refresh();
+}
+
+/** The gallery has changed, and with it what can be filtered by. */
+async function refresh() {
+  info = await getInfo().catch(() => info);
+  refreshFilters(info);
+  picker.offerCategories(info);
+  suggestLabels(info);
+  answer.showAbout(info);
 }
 
 const pick = (imageId) => setReference({ id: imageId }, false);

@@ -13,13 +13,5 @@ export function element(tag, properties = {}, ...children) {
   return node;
 }
 
-/** A picture that says so when its file is gone, rather than showing the browser's broken image. */
-export function picture(address, alt) {
-  const image = element("img", { alt, loading: "lazy", decoding: "async" });
-  image.addEventListener("error", () => image.replaceWith(element("span", { className: "gone" }, "no picture")));
-  image.src = address;
-  return image;
-}
-
 /** "3,000 images" */
 export const count = (number, noun) => `${number.toLocaleString("en")} ${noun}${number === 1 ? "" : "s"}`;

@@ -15,11 +15,22 @@ let most = 0; // results at a time
 export function fillForm(info, onExample) {
   byId("examples").replaceChildren(...info.example_texts.slice(0, 6).map((text) =>
     element("button", { type: "button", className: "chip", onclick: () => onExample(text) }, text)));
+  most = info.limits.top_k;
+  form.top_k.replaceChildren(...COUNTS.filter((number) => number <= most).map((number) => new Option(number)));
+  offerFilters(info);
+}
+
+/** What the gallery can be filtered by now; what is checked stays so. */
+export function refreshFilters(info) {
+  const query = readForm();
+  offerFilters(info);
+  setForm(query);
+}
+
+function offerFilters(info) {
   const facets = Object.entries(info.attributes).map(([name, values]) => choices(name, "attribute", values, name));
   const categories = Object.keys(info.categories).length > 1 ? [choices("Only in", "category", info.categories)] : [];
   byId("filters").replaceChildren(...categories, ...facets);
-  most = info.limits.top_k;
-  form.top_k.replaceChildren(...COUNTS.filter((number) => number <= most).map((number) => new Option(number)));
 }
 
 /** The query that the form says, with the reference image. */

@@ -18,10 +18,18 @@ const STATUS = {
   404: () => ["This image is not in the gallery", "It may have been removed. Choose another reference."],
   413: (limits) => ["This image is too large", tooLarge(limits)],
   415: (limits) => ["This kind of file cannot be searched with", `The service reads ${list(limits.formats)}.`],
+  401: () => ["The service wants an API key", "Whoever runs it gives you one."],
   500: () => ["The service failed on this search", "Its log says why."],
   503: () => ["The service is busy", "It has more searches than it can answer at once."],
 };
 Object.assign(STATUS, { 429: STATUS[503], 502: STATUS[0], 504: STATUS[0] });
+const CHANGE = {
+  403: ["You may not change the gallery", ""],
+  500: ["The service failed on this", "Its log says why."],
+  503: ["The service cannot do this now", "Try again soon."],
+  507: ["The gallery's disk is full", "Nothing was changed."],
+};
+Object.assign(CHANGE, { 429: CHANGE[503] });
 const UNCLEAR = () => ["This search cannot be answered", "Something in it needs a change."];
 const NO_RETRY = new Set([400, 403, 404, 413, 415, 422]);
 
@@ -36,7 +44,7 @@ export function showProblem(place, problem, limits, onRetry) {
   const [title, advice] = words(limits);
   const said = problem.detail ? element("details", { open: words === UNCLEAR },
     element("summary", {}, "What the service said"), element("p", {}, problem.detail)) : null;
-  const retry = NO_RETRY.has(problem.status) ? null : retryButton(problem.retryAfter, onRetry);
+  const retry = retryButton(problem, onRetry);
   show(place, "wrong", title, advice, retry, said);
 }
 
@@ -51,14 +59,24 @@ function show(place, kind, title, advice, ...rest) {
     element("div", { className: `message ${kind}` }, element("h2", {}, title), element("p", {}, advice), ...rest));
 }
 
-/** Counts down what the service asked to wait; until then it cannot be pressed. */
-function retryButton(seconds, onRetry) {
+/** Why a change of the gallery was not made, in a sentence or two. */
+export function whyNotChanged(problem, limits) {
+  const reason = REASONS[problem.reason]?.(limits);
+  if (reason) return reason.join(". ");
+  const [title, advice] = CHANGE[problem.status] ?? STATUS[problem.status]?.(limits)
+    ?? (problem.status >= 500 ? CHANGE[500] : ["This is not possible", ""]);
+  return problem.detail ? `${title}: ${problem.detail}.` : [title, advice].filter(Boolean).join(". ");
+}
+
+/** Counts down what the service asked to wait; until then it cannot be pressed. None where trying again is no use. */
+export function retryButton(problem, onRetry) {
+  if (NO_RETRY.has(problem.status)) return null;
   const button = element("button", { type: "button", onclick: onRetry });
   const tick = (left) => {
     button.disabled = left > 0;
     button.textContent = left > 0 ? `Try again in ${left} s` : "Try again";
     if (left > 0) setTimeout(tick, 1000, left - 1);
   };
-  tick(Math.ceil(seconds));
+  tick(Math.ceil(problem.retryAfter));
   return button;
 }

@@ -1,6 +1,8 @@
 // The reference image: dropped, pasted, chosen as a file, given by address, picked elsewhere, or none.
 
+import { takeFiles } from "./dropping.js";
 import { byId, element } from "./element.js";
+import { showIn } from "./pictures.js";
 import { thumbnailOf } from "./service.js";
 import { isLost, keep, previewOf, refusal } from "./uploads.js";
 
@@ -24,12 +26,7 @@ export function startReference(info, onChange) {
   input.accept = limits.formats.map((format) => `image/${format.toLowerCase()}`).join();
   input.addEventListener("change", () => { take(input.files); input.value = ""; });
   byId("reference").querySelector(".remove").addEventListener("click", () => { change(null); input.focus(); });
-  document.addEventListener("paste", (event) => {
-    if (event.clipboardData.files.length === 0) return; // words, for the field that has the focus
-    event.preventDefault();
-    take(event.clipboardData.files);
-  });
-  startDropping(take);
+  takeFiles(byId("reference"), take);
 
   byId("preview").addEventListener("error", (event) => { event.target.hidden = true; }); // damaged, or TIFF
   byId("address").closest(".address").hidden = !info.image_url;
@@ -59,8 +56,7 @@ export function showReference(next) {
 function showPreview(address) {
   const shown = byId("preview");
   shown.hidden = address === null;
-  if (address) shown.src = address;
-  else shown.removeAttribute("src");
+  showIn(shown, address);
 }
 
 /** Mark the image as the one that the service refused. */
@@ -68,23 +64,4 @@ export const refuseReference = () => byId("reference").classList.add("refused");
 
 function say(words) {
   byId("reference-problem").replaceChildren(words ? element("span", {}, words) : "");
-}
-
-/** The whole page takes a dropped file, so that one that misses the zone does not replace the page. */
-function startDropping(take) {
-  let inside = 0; // dragenter and dragleave come for every element on the way
-  const mark = (change) => {
-    inside = Math.max(0, inside + change);
-    byId("reference").classList.toggle("over", inside > 0);
-  };
-  const brings = (event) => event.dataTransfer.types.includes("Files");
-  document.addEventListener("dragenter", (event) => brings(event) && mark(1));
-  document.addEventListener("dragleave", (event) => brings(event) && mark(-1));
-  document.addEventListener("dragover", (event) => brings(event) && event.preventDefault());
-  document.addEventListener("drop", (event) => {
-    if (!brings(event)) return;
-    event.preventDefault();
-    mark(-inside);
-    take(event.dataTransfer.files);
-  });
 }

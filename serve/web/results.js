@@ -1,40 +1,56 @@
 // The grid of what was found: picture, score, and why. The explanation shows on hover and on focus.
 
 import { moveByArrows } from "./arrows.js";
-import { byId, element, picture } from "./element.js";
-import { originalOf } from "./service.js";
+import { byId, element } from "./element.js";
+import { originalLink, picture } from "./pictures.js";
+import { thumbnailOf } from "./service.js";
+import { nameOf, removeButton } from "./tiles.js";
 
-/** Show the first results of a query in place of what was there; `onUse` gets the id of the next reference. */
-export function showResults(results, onUse) {
+/**
+ * Show the first results of a query in place of what was there. `on` has the callbacks: use(imageId) as the next
+ * reference, and remove(imageId) or null where images stay.
+ */
+export function showResults(results, on) {
   const grid = element("ul", { className: "grid results" });
   moveByArrows(grid, ".use");
   byId("found").replaceChildren(grid);
-  addResults(results, onUse);
+  addResults(results, on);
 }
 
 /** Show more results behind those that are there; returns the first new one's button. */
-export function addResults(results, onUse) {
+export function addResults(results, on) {
   const grid = byId("found").querySelector(".results");
   const before = grid.children.length;
-  grid.append(...results.map((result, place) => card(result, before + place + 1, onUse)));
+  grid.append(...results.map((result, place) => card(result, before + place + 1, on)));
   return grid.children[before]?.querySelector(".use");
 }
 
-function card(result, rank, onUse) {
-  const { image_id, category, attributes, score } = result;
-  const name = [category, image_id].filter(Boolean).join(" ");
+/** Take out an image that has gone from the gallery. */
+export function dropResult(imageId) {
+  const cells = [...byId("found").querySelectorAll("li[data-image]")];
+  const place = cells.findIndex((cell) => cell.dataset.image === imageId);
+  if (place < 0) return;
+  (cells[place + 1] ?? cells[place - 1])?.querySelector(".use, .tile").focus();
+  cells[place].remove();
+}
+
+function card(result, rank, on) {
+  const { image_id: imageId, category, attributes, score } = result;
+  const name = nameOf(result);
   const why = explanation(result, `why-${rank}`);
-  const link = element("a", { className: "picture", href: originalOf(image_id), target: "_blank", rel: "noopener",
-    "aria-label": `${name}, the full picture in a new tab` }, picture(result.thumbnail, ""));
-  const words = [category, ...Object.values(attributes)].filter(Boolean).join(", ") || image_id;
-  const use = element("button", { type: "button", className: "use", onclick: () => onUse(image_id),
+  const link = originalLink(imageId, { className: "picture", "aria-label": `${name}, the full picture in a new tab` },
+    picture(thumbnailOf(imageId), ""));
+  const words = [category, ...Object.values(attributes)].filter(Boolean).join(", ") || imageId;
+  const use = element("button", { type: "button", className: "use", onclick: () => on.use(imageId),
     "aria-label": `Use as reference: ${name}, result ${rank}`, "aria-describedby": why.id }, "Use as reference");
-  return element("li", { className: "card" },
-    element("div", { className: "frame" }, link, why),
+  const cell = element("li", { className: "card" },
+    element("div", { className: "frame" }, link, why, on.remove && removeButton(result, on.remove)),
     element("p", { className: "facts" },
       element("span", { className: "what", title: name }, words),
       element("span", { className: "score" }, cosine(score))),
     use);
+  cell.dataset.image = imageId;
+  return cell;
 }
 
 const cosine = (value) => value.toFixed(2).replace("-0.00", "0.00");

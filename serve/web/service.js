@@ -1,6 +1,8 @@
 // Talks to the service. Addresses are relative, so that the page also works behind a path prefix.
 
+import { anotherKey, authorization } from "./key.js";
 import { request } from "./query.js";
+import { noteChange, sinceChangeOf, sinceChanges } from "./versions.js";
 
 /** What went wrong: a problem document of the service, or status 0 where no answer came. */
 export class Problem extends Error {
@@ -22,31 +24,98 @@ export function newest() {
 
 export const getInfo = () => call("v1/info", {});
 
-export function getGallery({ offset, limit, category }, signal) {
+export function getGallery({ offset, limit, category, newest: newestFirst }, signal) {
   const asked = new URLSearchParams({ offset, limit });
   if (category) asked.set("category", category);
-  return call(`v1/gallery?${asked}`, { signal });
+  if (newestFirst) asked.set("newest", true);
+  return call(withQuery("v1/gallery", asked, sinceChanges()), { signal });
 }
 
 /** `file` is the uploaded image where the query has one. */
 export const search = (query, file, offset, signal) =>
-  call("v1/search", { method: "POST", ...request(query, file, offset), signal });
+  call(withQuery("v1/search", sinceChanges()), { method: "POST", ...request(query, file, offset), signal });
 
-export const thumbnailOf = (imageId) => `v1/images/${encodeURIComponent(imageId)}?size=thumbnail`;
-export const originalOf = (imageId) => `v1/images/${encodeURIComponent(imageId)}?size=original`;
-
-async function call(address, options) {
-  let response, body;
-  try {
-    response = await fetch(address, options);
-    body = await response.json();
-  } catch (error) {
-    if (error.name === "AbortError") throw error;
-    throw new Problem(response && !response.ok ? response.status : 0, null, retryAfter(response));
+/** Those of the ids that are in the gallery. Asks for `most` at a time. */
+export async function whichExist(ids, most) {
+  const found = new Set();
+  for (let begin = 0; begin < ids.length; begin += most) {
+    const some = ids.slice(begin, begin + most);
+    const body = JSON.stringify({ searches: some.map((id) => ({ image_id: id, top_k: 1 })) });
+    const { items } = await call(withQuery("v1/search/batch", sinceChanges()),
+      { method: "POST", body, headers: { "Content-Type": "application/json" } });
+    items.forEach(({ status, problem }, place) => {
+      if (status === 200) found.add(some[place]);
+      else if (status !== 404) throw new Problem(status, problem);
+    });
   }
-  options.signal?.throwIfAborted();
-  if (!response.ok) throw new Problem(response.status, body, retryAfter(response));
-  return body;
+  return found;
 }
 
-const retryAfter = (response) => Number(response?.headers.get("Retry-After")) || 0;
+/** Add an image to the gallery, or put it in the place of the one of that id. */
+export async function putImage(imageId, file, { category, attributes }) {
+  const body = new FormData();
+  body.append("image", file, file.name || "pasted");
+  category.forEach((one) => body.append("category", one));
+  body.append("attributes", JSON.stringify(attributes));
+  const written = await call(`v1/gallery/${encodeURIComponent(imageId)}`, { method: "PUT", body });
+  noteChange(written);
+  return written;
+}
+
+export async function deleteImage(imageId) {
+  noteChange(await call(`v1/gallery/${encodeURIComponent(imageId)}`, { method: "DELETE" }));
+}
+
+const imageOf = (imageId, size) =>
+  withQuery(`v1/images/${encodeURIComponent(imageId)}`, `size=${size}`, sinceChangeOf(imageId));
+export const thumbnailOf = (imageId) => imageOf(imageId, "thumbnail");
+export const originalOf = (imageId) => imageOf(imageId, "original");
+
+/** The picture at an address, as a Blob of an image's type. */
+export async function getPicture(address) {
+  const blob = await (await answer(address, {})).blob();
+  if (!blob.type.startsWith("image/")) throw new Problem(0, null);
+  return blob;
+}
+
+function withQuery(path, ...parts) {
+  const query = parts.map(String).filter(Boolean).join("&");
+  return query ? `${path}?${query}` : path;
+}
+
+async function call(address, options) {
+  const response = await answer(address, options);
+  try {
+    const body = await response.json();
+    options.signal?.throwIfAborted();
+    return body;
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Problem(0, null);
+  }
+}
+
+/** The response, which is a good one. Where the service wants another key, the user is asked for it. */
+async function answer(address, options) {
+  for (;;) {
+    const used = authorization();
+    const response = await reach(address, { ...options, headers: { ...options.headers, ...used } });
+    if (response.ok) return response;
+    const problem = await problemOf(response);
+    options.signal?.throwIfAborted();
+    if (problem.status !== 401 || !await anotherKey(used, problem.detail)) throw problem;
+  }
+}
+
+async function reach(address, options) {
+  try {
+    return await fetch(address, options);
+  } catch (error) {
+    throw error.name === "AbortError" ? error : new Problem(0, null);
+  }
+}
+
+async function problemOf(response) {
+  const document = await response.json().catch(() => null); // of a proxy, perhaps
+  return new Problem(response.status, document, Number(response.headers.get("Retry-After")) || 0);
+}

@@ -1,22 +1,34 @@
 // Images of the gallery to choose from: the picker's pages, and a handful to begin with.
 
 import { moveByArrows } from "./arrows.js";
-import { element, picture } from "./element.js";
-import { getGallery } from "./service.js";
+import { byId, element } from "./element.js";
+import { picture } from "./pictures.js";
+import { getGallery, thumbnailOf } from "./service.js";
 
 const TO_BEGIN_WITH = 12;
 
-/** A grid of buttons, one an image; `onChoose` gets the image's id. */
-export function tiles(items, onChoose) {
+/** A grid of buttons, one an image. `onChoose` gets the image's id; so does `onRemove`, where images may go. */
+export function tiles(items, onChoose, onRemove = null, fresh = []) {
   const grid = element("ul", { className: "grid tiles" }, ...items.map((item) => {
-    const name = [item.category, item.image_id].filter(Boolean).join(" ");
+    const { image_id: imageId } = item;
+    const name = nameOf(item);
     const button = element("button", { type: "button", className: "tile", title: name,
-      onclick: () => onChoose(item.image_id) }, picture(item.thumbnail, name));
-    return element("li", {}, button);
+      onclick: () => onChoose(imageId) }, picture(thumbnailOf(imageId), name));
+    const cell = element("li", { className: fresh.includes(imageId) ? "fresh" : "" }, button,
+      onRemove && removeButton(item, onRemove));
+    cell.dataset.image = imageId;
+    return cell;
   }));
   moveByArrows(grid, ".tile");
   return grid;
 }
+
+export const nameOf = (item) => [item.category, item.image_id].filter(Boolean).join(" ");
+
+/** The button in an image's corner that leads to its removal. */
+export const removeButton = (item, onRemove) => element("button", { type: "button", className: "remove discard",
+  title: "Remove from the gallery", "aria-label": `Remove ${nameOf(item)} from the gallery`,
+  onclick: () => onRemove(item.image_id) }, byId("bin").content.cloneNode(true));
 
 /** Grey squares where a grid is about to be. */
 export const skeleton = (number) => element("ul", { className: "grid skeleton", "aria-hidden": "true" },

@@ -1,6 +1,7 @@
 // The steps of a search: each has another reference, chosen from the results before. `at` is the step that is shown.
 
-import { byId, element, picture } from "./element.js";
+import { byId, element } from "./element.js";
+import { picture } from "./pictures.js";
 import { isSame } from "./query.js";
 import { thumbnailOf } from "./service.js";
 import { previewOf } from "./uploads.js";

@@ -51,7 +51,7 @@ def catalogue(file: Path) -> Iterator[Catalogue]:
 @pytest.fixture
 def place(catalogue: Catalogue, file: Path) -> Place:
     """Its pictures are files of their own."""
-    return Place(catalogue, file, None)
+    return Place(str(file), catalogue, None)
 
 
 def put(image_id: str, path: str | None) -> Put:
@@ -113,7 +113,7 @@ def test_what_is_written_while_it_encodes_is_encoded_too(
     paths = pictures(tiny_bundle)
     catalogue.write([put("replaced", paths[0]), put("deleted", paths[1]), put("kept", paths[2])], OLD)
     changes = [[put("replaced", paths[3]), Delete("deleted"), put("new", paths[4])]]
-    busy = Meanwhile(catalogue, file, None, lambda: changes and catalogue.write(changes.pop(), OLD))
+    busy = Meanwhile(str(file), catalogue, None, lambda: changes and catalogue.write(changes.pop(), OLD))
 
     done = reembedding.reembed(busy, encoder, CONFIG)
     assert (done.encoded, done.broken) == (3, {})
@@ -130,7 +130,9 @@ def test_a_gallery_that_never_stops_changing_does_not_keep_the_job_for_ever(
     paths = pictures(tiny_bundle)
     catalogue.write([put("first", paths[0])], OLD)
     numbers = count()
-    busy = Meanwhile(catalogue, file, None, lambda: catalogue.write([put(f"image {next(numbers)}", paths[0])], OLD))
+    busy = Meanwhile(
+        str(file), catalogue, None, lambda: catalogue.write([put(f"image {next(numbers)}", paths[0])], OLD)
+    )
     assert reembedding.reembed(busy, encoder, CONFIG).encoded == 2
     assert len(catalogue.unencoded(encoder.fingerprint())) == 1
 

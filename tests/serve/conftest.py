@@ -11,6 +11,8 @@ import httpx
 import pytest
 
 if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
     from serve.args import ServeArgs
 
 
@@ -83,3 +85,38 @@ def client(service_url: str) -> Iterator[httpx.Client]:
     """HTTP to it."""
     with httpx.Client(base_url=service_url, timeout=60) as client:
         yield client
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A Chromium. Of a module: while Playwright runs, no test of this thread can run an event loop of its own."""
+    from playwright.sync_api import sync_playwright
+
+    from tests.serve.pages import CHROMIUM
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def complaints() -> Iterator[list[str]]:
+    """What the browser complains about. A test that provokes it clears it; nothing may be left."""
+    complaints: list[str] = []
+    yield complaints
+    assert complaints == []
+
+
+@pytest.fixture
+def open_page(browser: Browser, service_url: str, complaints: list[str]) -> Iterator[Callable[..., Page]]:
+    """Opens the page of the service (pages.opener)."""
+    from tests.serve.pages import opener
+
+    with opener(browser, service_url, complaints) as open_page:
+        yield open_page
+
+
+@pytest.fixture
+def page(open_page: Callable[..., Page]) -> Page:
+    return open_page()

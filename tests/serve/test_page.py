@@ -3,74 +3,17 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
-from io import BytesIO
 from typing import Any
 
 import httpx
 import pytest
-from PIL import Image
-from playwright.sync_api import Browser, Error, Locator, Page, Route, expect, sync_playwright
+from playwright.sync_api import Error, Page, Route, expect
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-PHONE: Any = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
-DROP = """([selector, kind, name, bytes]) => {
-    const data = new DataTransfer();
-    data.items.add(new File([new Uint8Array(bytes)], name, {type: "image/png"}));
-    const target = document.querySelector(selector);
-    const given = kind === "drop" ? new DragEvent(kind, {dataTransfer: data, bubbles: true, cancelable: true})
-        : new ClipboardEvent(kind, {clipboardData: data, bubbles: true, cancelable: true});
-    target.dispatchEvent(given);
-}"""
+from tests.serve.pages import NEEDS_CHROMIUM, PHONE, answered, ask, cards, found, give, photo
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (Debian, Ubuntu: apt-get install chromium)")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def complaints() -> list[str]:
-    """What the browser complains about. A test that provokes it clears it; nothing may be left."""
-    return []
-
-
-@pytest.fixture
-def open_page(browser: Browser, service_url: str, complaints: list[str]) -> Iterator[Callable[..., Page]]:
-    """Opens the page in a context of its own, with what follows its address, and waits until it is ready."""
-    contexts = []
-    addresses: list[str] = []
-
-    def open_page(link: str = "", **options: Any) -> Page:
-        context = browser.new_context(reduced_motion="reduce", **options)
-        contexts.append(context)
-        context.set_default_timeout(10_000)
-        page = context.new_page()
-        page.on("request", lambda request: addresses.append(request.url))
-        page.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.goto(f"{service_url}/{link}")
-        expect(page.locator("#query")).not_to_have_attribute("inert", "")
-        expect(page.locator("#results")).not_to_have_attribute("aria-busy", "true")
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert [address for address in addresses if not address.startswith((f"{service_url}/", "blob:"))] == []
-    assert complaints == []
-
-
-@pytest.fixture
-def page(open_page: Callable[..., Page]) -> Page:
-    return open_page()
+pytestmark = NEEDS_CHROMIUM
 
 
 @pytest.fixture(scope="module")
@@ -79,36 +22,8 @@ def info(service_url: str) -> dict[str, Any]:
     return dict(httpx.get(f"{service_url}/v1/info").raise_for_status().json())
 
 
-def photo() -> bytes:
-    """A PNG that the gallery does not have."""
-    buffer = BytesIO()
-    Image.radial_gradient("L").resize((64, 64)).convert("RGB").save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def upload(page: Page, data: bytes, name: str = "photo.png", kind: str = "image/png") -> None:
     page.set_input_files("#file", {"name": name, "mimeType": kind, "buffer": data})
-
-
-def ask(page: Page, text: str) -> None:
-    """Type, press Enter and wait for the answer."""
-    page.fill("#text", text)
-    page.press("#text", "Enter")
-    answered(page)
-
-
-def answered(page: Page) -> None:
-    expect(page.locator("#results")).not_to_have_attribute("aria-busy", "true")
-    expect(cards(page).first).to_be_visible()
-
-
-def cards(page: Page) -> Locator:
-    return page.locator(".card")
-
-
-def found(page: Page) -> list[str | None]:
-    """The ids of the results, in their order."""
-    return [picture.get_attribute("href") for picture in page.locator(".card .picture").all()]
 
 
 def pick(page: Page, place: int = 0) -> str:
@@ -127,7 +42,7 @@ def test_chosen_file_is_searched_with(page: Page) -> None:
 
 @pytest.mark.parametrize("kind", ["drop", "paste"])
 def test_dropped_or_pasted_image_is_searched_with(page: Page, kind: str) -> None:
-    page.evaluate(DROP, ["#results", kind, "given.png", list(photo())])
+    give(page, kind, "#results", given=photo())
     expect(page.locator("#reference figcaption")).to_have_text("given.png")
     page.get_by_role("button", name="Search", exact=True).click()
     answered(page)

@@ -11,7 +11,7 @@ import itertools
 import json
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -79,14 +79,19 @@ class Load:
 
     def advance(self, writes: int) -> None:
         """Until that many more writes are acknowledged, and some more searches answered."""
-        written, searched = self.written + writes, self.searched + writes // 10
+        enough = self.written + writes
+        self._wait(lambda: self.written >= enough, f"{writes} more writes")
+        self.advance_searches(writes // 10)
 
-        def advanced() -> bool:
-            if self._done.done():
-                self._done.result()
-            return self.written >= written and self.searched >= searched
+    def advance_searches(self, searches: int) -> None:
+        """Until that many more searches are answered, whatever becomes of the writes."""
+        enough = self.searched + searches
+        self._wait(lambda: self.searched >= enough, f"{searches} more searches")
 
-        wait_until(advanced, f"{writes} more writes; got {self.unanswered} instead of answers")
+    def _wait(self, state: Callable[[], bool], what: str) -> None:
+        wait_until(lambda: self._done.done() or state(), what)
+        if self._done.done():  # a client has seen what must not be
+            self._done.result()
 
     async def _clients(self) -> None:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
@@ -167,8 +172,8 @@ class Writer(Client):
         ledger, gallery = self.load.ledger, self.load.gallery
         before = ledger.known[image_id].possible
         ledger.sent(image_id, image)
-        method, content = ("DELETE", {}) if image is None else ("PUT", _content(image, gallery))
-        response, tries = await self.ask(method, f"/v1/gallery/{quote(image_id, safe='')}", **content)
+        method, body = ("DELETE", {}) if image is None else ("PUT", content(image, gallery))
+        response, tries = await self.ask(method, f"/v1/gallery/{quote(image_id, safe='')}", **body)
         if response is None:
             return None
         assert response.status_code in (200, 404 if image is None else 201), f"{image_id}: {response.text}"
@@ -194,7 +199,7 @@ class Writer(Client):
         assert (found["image_id"], found["attributes"]) == (image_id, image.attributes)
 
 
-def _content(image: Image, gallery: Gallery) -> dict[str, Any]:
+def content(image: Image, gallery: Gallery) -> dict[str, Any]:
     """A form where there is a picture, else JSON."""
     if not image.pictured:
         return {"json": image.body(gallery.encoder, gallery.dim)}

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
+import psutil
 import pytest
 
 from raycd.catalogue import Catalogue
 from raycd.client import Client
+from tests.postgres import Postgres
+from tests.serve.asking import problem
 from tests.serve.crash.audit import audit, fixed_answers, same
 from tests.serve.crash.load import Gallery, Importer, Load, Searcher, Writer
 from tests.serve.crash.process import Service, wait_until
@@ -17,8 +23,18 @@ FEW = pytest.param({Writer: 12, Importer: 2, Searcher: 6}, 150, id="20-clients")
 MANY = pytest.param({Writer: 130, Importer: 10, Searcher: 60}, 2000, id="200-clients", marks=pytest.mark.slow)
 
 
+@pytest.fixture
+def server() -> Iterator[Postgres]:
+    """A PostgreSQL that may be killed. Not below pytest's own folders: its user may not go there."""
+    with tempfile.TemporaryDirectory(prefix="raycd-postgres-") as folder:
+        server = Postgres(Path(folder))
+        server.start()
+        yield server
+        server.stop()
+
+
 @pytest.mark.parametrize(("clients", "writes"), [FEW, MANY])
-def test_sqlite_keeps_what_was_acknowledged_before_a_kill(
+def test_sqlite_keeps_what_was_acknowledged_before_kills(
     tiny_bundle: Any, gallery: Gallery, tmp_path: Path, log: Path, clients: dict[Any, int], writes: int
 ) -> None:
     url = str(tmp_path / "gallery.sqlite")
@@ -32,14 +48,85 @@ def test_sqlite_keeps_what_was_acknowledged_before_a_kill(
             load.advance(writes)
             service.kill_replicas(1)
             load.advance(writes)
-            service.kill()
-            load.give_up()
+            _kill_under(load, service)
         service.start()
         audit(client, catalogue, load.ledger, gallery.encoder)
         with load.running():
             load.advance(writes)
         audit(client, catalogue, load.ledger, gallery.encoder)
         _check_afresh(service, client, catalogue, gallery)
+
+
+@pytest.mark.parametrize(("clients", "writes"), [FEW, MANY])
+def test_postgresql_keeps_what_was_acknowledged_before_kills(
+    server: Postgres,
+    tiny_bundle: Any,
+    gallery: Gallery,
+    tmp_path: Path,
+    log: Path,
+    clients: dict[Any, int],
+    writes: int,
+) -> None:
+    url, pictures = server.create("gallery"), str(tmp_path / "pictures")
+    arguments = ("--bundle", str(tiny_bundle.folder), "--gallery", url, "--pictures", pictures)
+    with (
+        Service(*arguments, log=log) as service,
+        Catalogue.open(url) as catalogue,
+        Client(service.url) as client,
+    ):
+        load = Load(service.url, gallery, clients)
+        with load.running():
+            load.advance(writes)
+            _kill_database(server)
+            service.kill_replicas(1)  # the one that comes in its place finds no database
+            load.advance_searches(20)
+            refused = httpx.delete(f"{service.url}/v1/gallery/{gallery.seeds[0]}", timeout=60)
+            assert "database" in problem(refused, 503)["detail"]
+            assert int(refused.headers["retry-after"]) >= 1
+            server.start()
+            load.advance(writes)
+            wait_until(service.is_whole, "the new replica")
+            load.advance(writes)
+        audit(client, catalogue, load.ledger, gallery.encoder)
+        _check_afresh(service, client, catalogue, gallery)
+
+
+@pytest.mark.slow
+def test_postgresql_keeps_what_was_acknowledged_before_the_service_and_the_database_are_killed(
+    server: Postgres, tiny_bundle: Any, gallery: Gallery, tmp_path: Path, log: Path
+) -> None:
+    clients, writes = MANY.values
+    url, pictures = server.create("gallery"), str(tmp_path / "pictures")
+    arguments = ("--bundle", str(tiny_bundle.folder), "--gallery", url, "--pictures", pictures)
+    with (
+        Service(*arguments, log=log) as service,
+        Catalogue.open(url) as catalogue,
+        Client(service.url) as client,
+    ):
+        load = Load(service.url, gallery, clients)
+        with load.running():
+            load.advance(writes)
+            _kill_under(load, service)
+        _kill_database(server)
+        server.start()
+        service.start()
+        audit(client, catalogue, load.ledger, gallery.encoder)
+        with load.running():
+            load.advance(writes)
+        audit(client, catalogue, load.ledger, gallery.encoder)
+
+
+def _kill_under(load: Load, service: Service) -> None:
+    """The whole service, with requests under way: it stays unknown what became of those."""
+    service.kill()
+    load.give_up()
+
+
+def _kill_database(server: Postgres) -> None:
+    """All of it: a process that serves a connection may outlive the one that was killed by a moment."""
+    family = [process for process in psutil.Process().children(recursive=True) if process.name() == "postgres"]
+    server.kill()
+    wait_until(lambda: not any(process.is_running() for process in family), "PostgreSQL's processes to end")
 
 
 def _check_afresh(service: Service, client: Client, catalogue: Catalogue, gallery: Gallery) -> None:

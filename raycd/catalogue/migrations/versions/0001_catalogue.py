@@ -33,7 +33,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "raycd_features",
-        sa.Column("fingerprint", sa.String(64), primary_key=True),
         sa.Column("image_id", sa.Text, primary_key=True),
+        sa.Column("fingerprint", sa.String(64), primary_key=True),
         sa.Column("feature", sa.LargeBinary, nullable=False),
     )

@@ -1,0 +1,52 @@
+// The API key, where the service wants one: asked for when it answers 401, kept until the tab is closed.
+
+import { open } from "./dialogs.js";
+import { byId } from "./element.js";
+
+const NAME = "raycd-api-key";
+
+const dialog = byId("key");
+const input = byId("key-value");
+let asking = null; // the question that is open
+
+function kept() {
+  try {
+    return sessionStorage.getItem(NAME);
+  } catch { // the browser may forbid it; then there is no key, and most services want none
+    return null;
+  }
+}
+
+export const hasKey = () => kept() !== null;
+
+/** The header that a request carries. */
+export const authorization = () => (hasKey() ? { Authorization: `Bearer ${kept()}` } : {});
+
+/** After a request with the header `used` was refused: whether there is another key now, which the user may give. */
+export async function anotherKey(used, why) {
+  if (used.Authorization !== authorization().Authorization) return true; // given while that request was on its way
+  asking ??= ask(why).finally(() => { asking = null; });
+  return asking;
+}
+
+export function startKey() {
+  byId("key-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    sessionStorage.setItem(NAME, input.value.trim());
+    dialog.close("given");
+  });
+  byId("key-forget").addEventListener("click", () => {
+    sessionStorage.removeItem(NAME);
+    location.reload(); // what was shown with it goes, too
+  });
+  byId("key-forget").hidden = !hasKey();
+}
+
+async function ask(why) {
+  byId("key-why").textContent = hasKey() ? `That key was refused: ${why}.` : "";
+  input.value = "";
+  const given = await open(dialog) === "given";
+  input.value = "";
+  byId("key-forget").hidden = !hasKey();
+  return given;
+}
