@@ -100,7 +100,8 @@ class Follower:
                 expected=f"at most {ENCODED}, which the service encodes itself",
                 do="run jobs/index.py with this --bundle and --gallery first; the running service goes on meanwhile",
             )
-        index = Index.build(found.features_GD, self._settings.model_copy(update={"kind": "flat"}))
+        features_GD = found.features_GD.reshape(-1, loaded.index.dim)  # its size is unknown where there is none
+        index = Index.build(features_GD, self._settings.model_copy(update={"kind": "flat"}))
         live = self._new(index, Gallery(found.table), found.version)
         live.apply(Changes(found.version, self._encoded(found.unencoded)))
         return live

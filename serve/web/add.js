@@ -17,6 +17,7 @@ let limits = null;
 let on = null;
 let additions = [];
 let sending = 0;
+let proposing = Promise.resolve(); // one after another: each has to know the ids of the one before
 
 /** Listen. `callbacks`: added(imageIds, whether that was all) after some were; used(imageId) as the reference. */
 export function startAdding(info, callbacks) {
@@ -42,10 +43,8 @@ export function addPictures(files = []) {
 const waiting = () => additions.filter((one) => !one.added && !one.refused);
 const known = (ids) => whichExist(ids, limits.batch);
 
-async function take(files) {
-  const used = additions.map((one) => one.id);
-  const names = files.map((file) => file.name);
-  const ids = proposeIds(names, used);
+function take(files) {
+  const ids = proposeIds(files.map((file) => file.name), additions.map((one) => one.id));
   const fresh = files.map((file, place) => new Addition(file, ids[place], limits,
     { left: leaveOut, again: (one) => send([one]), used: use, renamed: showState }));
   additions.push(...fresh);
@@ -56,8 +55,14 @@ async function take(files) {
   });
   showState();
   if (fresh.length > 0) fresh[0].input.focus();
-  const free = await freeIds(names, used, known);
-  fresh.forEach((one, place) => one.propose(free[place]));
+  proposing = proposing.then(() => propose(fresh));
+}
+
+/** Ids for them that the gallery does not have. */
+async function propose(fresh) {
+  const used = additions.filter((one) => !fresh.includes(one)).map((one) => one.id);
+  const ids = await freeIds(fresh.map((one) => one.file.name), used, known);
+  fresh.forEach((one, place) => one.propose(ids[place]));
   showState();
 }
 
@@ -79,6 +84,7 @@ function use(imageId) {
 
 /** Send some of them. Those whose id the gallery has are asked about first. */
 async function send(some) {
+  await proposing;
   additions.forEach((one) => one.check(additions));
   if (some.length === 0 || !byId("add-form").reportValidity()) return;
   const labels = readLabels();

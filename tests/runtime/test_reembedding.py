@@ -17,7 +17,7 @@ from jobs import index
 from raycd import cli
 from raycd.catalogue import Catalogue
 from raycd.catalogue.place import Place
-from raycd.catalogue.records import Delete, Put
+from raycd.catalogue.records import Change, Delete, Put
 from raycd.config import Config
 from raycd.embed import EmbedImages
 from raycd.model import encoder as encoders
@@ -25,6 +25,7 @@ from raycd.model.encoder import Encoder
 from raycd.runtime import reembedding
 
 ROOT = Path(__file__).parents[2]
+KINDS = ["sqlite", "postgresql"]
 OLD = "0" * 64  # another encoder
 CONFIG = Config.model_validate({"compute": {"embed_workers": 2, "threads": 1}})
 SMALL = ["--embed.batch_size", "1", "--compute.embed_workers", "1", "--compute.threads", "1"]
@@ -43,15 +44,23 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def catalogue(file: Path) -> Iterator[Catalogue]:
-    with Catalogue.open(str(file)) as opened:
+def url(request: pytest.FixtureRequest, file: Path) -> str:
+    """Of an empty database: SQLite's, unless the test is given another kind."""
+    if getattr(request, "param", "sqlite") == "sqlite":
+        return str(file)
+    return str(request.getfixturevalue("postgres").create(f"reembedding_{time.monotonic_ns()}"))
+
+
+@pytest.fixture
+def catalogue(url: str) -> Iterator[Catalogue]:
+    with Catalogue.open(url) as opened:
         yield opened
 
 
 @pytest.fixture
-def place(catalogue: Catalogue, file: Path) -> Place:
+def place(catalogue: Catalogue, url: str) -> Place:
     """Its pictures are files of their own."""
-    return Place(str(file), catalogue, None)
+    return Place(url, catalogue, None)
 
 
 def put(image_id: str, path: str | None) -> Put:
@@ -84,6 +93,7 @@ def run(*argv: str) -> int:
     return cli.run(index.main, argv, prog="jobs/index.py", description="", flags=index.flags)
 
 
+@pytest.mark.parametrize("url", KINDS, indirect=True)
 def test_every_image_gets_the_feature_of_the_new_encoder_and_keeps_the_old_one(
     ray_cluster: None, tiny_bundle: Any, encoder: Encoder, catalogue: Catalogue, place: Place
 ) -> None:
@@ -107,13 +117,14 @@ def test_what_was_encoded_already_is_not_encoded_again(
     assert reembedding.reembed(place, encoder, CONFIG).encoded == 0
 
 
+@pytest.mark.parametrize("url", KINDS, indirect=True)
 def test_what_is_written_while_it_encodes_is_encoded_too(
-    ray_cluster: None, tiny_bundle: Any, encoder: Encoder, catalogue: Catalogue, file: Path
+    ray_cluster: None, tiny_bundle: Any, encoder: Encoder, catalogue: Catalogue, url: str
 ) -> None:
     paths = pictures(tiny_bundle)
     catalogue.write([put("replaced", paths[0]), put("deleted", paths[1]), put("kept", paths[2])], OLD)
-    changes = [[put("replaced", paths[3]), Delete("deleted"), put("new", paths[4])]]
-    busy = Meanwhile(str(file), catalogue, None, lambda: changes and catalogue.write(changes.pop(), OLD))
+    changes: list[list[Change]] = [[put("replaced", paths[3]), Delete("deleted"), put("new", paths[4])]]
+    busy = Meanwhile(url, catalogue, None, lambda: changes and catalogue.write(changes.pop(), OLD))
 
     done = reembedding.reembed(busy, encoder, CONFIG)
     assert (done.encoded, done.broken) == (3, {})
@@ -125,7 +136,7 @@ def test_what_is_written_while_it_encodes_is_encoded_too(
 
 
 def test_a_gallery_that_never_stops_changing_does_not_keep_the_job_for_ever(
-    ray_cluster: None, tiny_bundle: Any, encoder: Encoder, catalogue: Catalogue, file: Path
+    ray_cluster: None, tiny_bundle: Any, encoder: Encoder, catalogue: Catalogue, url: str
 ) -> None:
     paths = pictures(tiny_bundle)
     catalogue.write([put("first", paths[0])], OLD)

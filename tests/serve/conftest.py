@@ -33,11 +33,12 @@ def free_port() -> int:
 
 @pytest.fixture(scope="session")
 def service_args(tiny_bundle: Any) -> ServeArgs:
-    """What the service of these tests is told: small limits, so that tests can go beyond them."""
+    """What the service of these tests is told: small limits, so that tests can go beyond them, and no live gallery."""
     from serve.args import ServeArgs
 
     return ServeArgs(
         bundle=str(tiny_bundle.folder),
+        gallery="none",
         threads=1,
         cpus=0,
         max_body_bytes=2_000_000,
@@ -78,6 +79,13 @@ def start_service(ray_cluster: Any, request: pytest.FixtureRequest) -> Callable[
 def service_url(start_service: Callable[..., str], service_args: ServeArgs) -> str:
     """A service that answers from the tiny bundle."""
     return start_service(service_args, "raycd")
+
+
+@pytest.fixture(scope="session")
+def live_url(start_service: Callable[..., str], service_args: ServeArgs, tmp_path_factory: Any) -> str:
+    """A service whose gallery changes: tests add images and remove only their own."""
+    database = tmp_path_factory.mktemp("live") / "gallery.sqlite"
+    return start_service(service_args.model_copy(update={"gallery": str(database), "max_import": 600}), "live")
 
 
 @pytest.fixture(scope="session")

@@ -67,9 +67,9 @@ def photo() -> bytes:
     return buffer.getvalue()
 
 
-def give(page: Page, kind: str, selector: str, **files: bytes) -> None:
-    """Drop or paste PNG files there, by name without extension."""
-    page.evaluate(_GIVE, [selector, kind, [[f"{name}.png", list(data)] for name, data in files.items()]])
+def give(page: Page, kind: str, selector: str, files: dict[str, bytes]) -> None:
+    """Drop or paste files, by name, there."""
+    page.evaluate(_GIVE, [selector, kind, [[name, list(data)] for name, data in files.items()]])
 
 
 def ask(page: Page, text: str) -> None:

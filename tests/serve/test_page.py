@@ -42,7 +42,7 @@ def test_chosen_file_is_searched_with(page: Page) -> None:
 
 @pytest.mark.parametrize("kind", ["drop", "paste"])
 def test_dropped_or_pasted_image_is_searched_with(page: Page, kind: str) -> None:
-    give(page, kind, "#results", given=photo())
+    give(page, kind, "#results", {"given.png": photo()})
     expect(page.locator("#reference figcaption")).to_have_text("given.png")
     page.get_by_role("button", name="Search", exact=True).click()
     answered(page)

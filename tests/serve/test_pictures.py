@@ -5,17 +5,22 @@ from __future__ import annotations
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
 
+from raycd.config import IndexConfig
 from raycd.gallery import Gallery
+from raycd.index import Index
+from raycd.view import View
 from serve.args import ServeArgs
 from serve.pictures import Pictures
 from serve.problems import ProblemError
 
 
-def gallery(*paths: Path | None) -> Gallery:
+def gallery(*paths: Path | None) -> View:
+    """Of images named 0, 1, ..."""
     count = len(paths)
     table = pa.table(
         {
@@ -25,24 +30,24 @@ def gallery(*paths: Path | None) -> Gallery:
             "attributes": pa.array([[]] * count, pa.map_(pa.string(), pa.string())),
         }
     )
-    return Gallery(table)
+    return View.of(Index.build(np.ones((count, 2), np.float32), IndexConfig()), Gallery(table))
 
 
 def test_a_thumbnail_keeps_the_proportions_and_is_made_once(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     Image.new("RGBA", (1000, 500), (0, 0, 255, 0)).save(path)
-    pictures = Pictures(gallery(path), ServeArgs())
-    first = pictures.thumbnail("0")
+    pictures, view = Pictures(ServeArgs(), None), gallery(path)
+    first = pictures.thumbnail(view, "0")
     image = Image.open(BytesIO(first.data))
     assert (image.size, image.format, image.getpixel((5, 5))) == ((256, 128), "JPEG", (255, 255, 255))
     path.unlink()
-    assert pictures.thumbnail("0") is first
+    assert pictures.thumbnail(view, "0") is first
 
 
 def test_the_original_is_the_file_itself(tmp_path: Path) -> None:
     path = tmp_path / "a.gif"
     Image.new("P", (20, 10)).save(path)
-    picture = Pictures(gallery(path), ServeArgs()).original("0")
+    picture = Pictures(ServeArgs(), None).original(gallery(path), "0")
     assert (picture.data, picture.media_type) == (path.read_bytes(), "image/gif")
 
 
@@ -53,11 +58,11 @@ def test_what_cannot_be_shown_is_told_without_its_path(tmp_path: Path, size: str
     cut = tmp_path / "cut.png"
     Image.effect_noise((64, 64), 50).save(cut)
     cut.write_bytes(cut.read_bytes()[:20])
-    pictures = Pictures(gallery(tmp_path / "gone.png", None, secret, tmp_path, cut), ServeArgs())
+    pictures, view = Pictures(ServeArgs(), None), gallery(tmp_path / "gone.png", None, secret, tmp_path, cut)
     reasons = []
     for number in range(5):
         with pytest.raises(ProblemError) as caught:
-            getattr(pictures, size)(str(number))
+            getattr(pictures, size)(view, str(number))
         assert caught.value.status_code == 404
         assert str(tmp_path) not in caught.value.problem.detail
         reasons.append(caught.value.problem.reason)

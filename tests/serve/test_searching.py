@@ -46,7 +46,7 @@ def test_an_answer_has_results_scores_model_index_and_timings(
         assert got.explanation.text == pytest.approx(result.text_score, abs=1e-5)
         assert got.thumbnail == f"v1/images/{got.image_id}"
     assert (answer.total, answer.warnings) == (12, [])
-    assert answer.index.model_dump() == {"kind": "flat", "size": 12, "version": 1, "recall": 1.0}
+    assert answer.index.model_dump() == {"kind": "flat", "size": 12, "version": 0, "recall": 1.0, "lag_s": 0.0}
     assert searcher.bundle.manifest.encoder.fingerprint.startswith(answer.model.fingerprint)
     assert (answer.model.preset, answer.model.encoder, answer.model.head) == ("demo", "raycd-demo", "clip_cd")
     assert answer.model.metrics == {"average": {"recall@10": 0.5}}

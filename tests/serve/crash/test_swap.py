@@ -1,0 +1,177 @@
+"""The change to another bundle, back, and to none that is bad, while clients write and search: no request fails."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from ray import serve
+
+from raycd.catalogue import Catalogue
+from raycd.client import Client
+from raycd.index.files import sha256
+from raycd.model import bundle
+from raycd.query import Query
+from raycd.search import Searcher
+from serve.args import ServeArgs
+from serve.running import application
+from serve.swap import Wanted
+from tests.serve.asking import png
+from tests.serve.crash import load as clients
+from tests.serve.crash.audit import Answer, audit, same
+from tests.serve.crash.load import Gallery, Importer, Load, Writer
+from tests.serve.crash.process import wait_until
+
+CATEGORY = "dress"  # of images that nobody writes, so that a search among them has one answer
+
+
+@pytest.fixture(scope="module")
+def other_bundle(tiny_bundle: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same images with another encoder."""
+    loaded = bundle.load(tiny_bundle.folder)
+    torch.manual_seed(1)
+    with torch.inference_mode():
+        for parameter in loaded.encoder.clip.visual.parameters():
+            parameter.add_(0.1 * parameter.std(correction=0) * torch.randn_like(parameter))
+        pixels = torch.stack([loaded.encoder.preprocess(image) for image in tiny_bundle.images])
+        features_GD = loaded.encoder.encode_images(pixels).numpy()
+    table = bundle.read_gallery(tiny_bundle.folder)
+    columns = [table[name].to_pylist() for name in ("image_id", "categories", "path")]
+    attributes = [dict(pairs) for pairs in table["attributes"].to_pylist()]
+    gallery = bundle.gallery_table(*columns, features_GD, loaded.encoder.fingerprint(), attributes=attributes)
+    folder = tmp_path_factory.mktemp("other") / "bundle"
+    bundle.write(folder, loaded.encoder, loaded.head, loaded.head_config, gallery, loaded.config, {})
+    return folder
+
+
+class Swapped:
+    """A service of two replicas that is told to change its bundle, and what it must answer with each."""
+
+    def __init__(self, start: Callable[..., str], args: ServeArgs, image: Any) -> None:
+        self.args, self.image = args, image
+        self.url = start(args, "swap")
+        self.expected: dict[str, Answer] = {}
+        """By the begin of an encoder's fingerprint."""
+
+    def change(self, folder: Path) -> None:
+        """As `serve deploy` does with another `user_config`; returns when both replicas have changed, or refused."""
+        serve.run(application(self.args, Wanted(bundle=str(folder))), name="swap", route_prefix="/swap")
+
+    def expect(self, folder: Path) -> str:
+        """Learn what a bundle answers; returns the fingerprint that its answers bear."""
+        searcher = Searcher(bundle.load(folder))
+        query = Query(self.image, "is blue", top_k=10, allowed=searcher.view.mask([CATEGORY]))
+        [results] = searcher.search([query])
+        fingerprint = searcher.bundle.manifest.encoder.fingerprint[:12]
+        self.expected[fingerprint] = [(found.image_id, found.score) for found in results]
+        return fingerprint
+
+    def told(self) -> list[tuple[str, str | None]]:
+        """The digest and the refusal of both replicas, as many answers as it takes to have asked both."""
+        infos = [httpx.get(f"{self.url}/v1/info", timeout=60).json() for _ in range(12)]
+        return [(info["bundle"]["digest"], info["bundle"].get("refused")) for info in infos]
+
+
+def searcher_of(swapped: Swapped) -> type[clients.Client]:
+    """A client whose every answer must be of one model and of the index of its features."""
+
+    class Asker(clients.Client):
+        fields = {"text": (None, "is blue"), "category": (None, CATEGORY), "top_k": (None, "10")}  # noqa: RUF012
+        files = {"image": ("image.png", png(swapped.image), "image/png"), **fields}  # noqa: RUF012
+
+        async def turn(self) -> None:
+            response = await self.http.post("/v1/search", files=self.files)
+            assert response.status_code == 200, response.text
+            told = response.json()
+            answer = [(found["image_id"], found["score"]) for found in told["results"]]
+            same(answer, swapped.expected[told["model"]["fingerprint"]])
+            self.load.searched += 1
+
+    return Asker
+
+
+def test_no_request_fails_while_bundles_are_changed_and_refused(
+    start_service: Callable[..., str],
+    service_args: ServeArgs,
+    tiny_bundle: Any,
+    gallery: Gallery,
+    other_bundle: Path,
+    tmp_path: Path,
+) -> None:
+    database = str(tmp_path / "gallery.sqlite")
+    args = service_args.model_copy(update={"gallery": database, "replicas": 2})
+    swapped = Swapped(start_service, args, tiny_bundle.images[3])
+    first, other = swapped.expect(tiny_bundle.folder), swapped.expect(other_bundle)
+    assert first != other
+    digests = {folder: bundle.verify(folder).digest[:12] for folder in (tiny_bundle.folder, other_bundle)}
+    load = Load(swapped.url, gallery, {Writer: 3, Importer: 1, searcher_of(swapped): 3}, pictures=1.0)
+    with load.running():
+        load.advance(40)
+        for folder in (other_bundle, tiny_bundle.folder, other_bundle):
+            swapped.change(folder)
+            assert set(swapped.told()) == {(digests[folder], None)}
+            load.advance(40)
+        for bad in (
+            _flipped(other_bundle, tmp_path / "flipped"),
+            _of_another_size(tiny_bundle.folder, tmp_path / "size"),
+        ):
+            swapped.change(bad)
+            [(digest, refused)] = set(swapped.told())
+            assert digest == digests[other_bundle]
+            assert refused is not None
+            assert "damaged" in refused
+            load.advance(40)
+    assert not load.unanswered
+    with Client(swapped.url) as client, Catalogue.open(database) as catalogue:
+        audit(client, catalogue, load.ledger, bundle.verify(other_bundle).encoder.fingerprint)
+
+
+def _flipped(folder: Path, place: Path) -> Path:
+    """A copy with one bit changed."""
+    shutil.copytree(folder, place)
+    weights = place / "encoder" / "open_clip_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    return place
+
+
+def _of_another_size(folder: Path, place: Path) -> Path:
+    """A copy whose head, true to its hash, is of another feature size."""
+    shutil.copytree(folder, place)
+    head = place / "head" / "head.json"
+    settings = json.loads(head.read_text())
+    head.write_text(json.dumps(settings | {"dim": settings["dim"] + 1}))
+    path = place / "manifest.json"
+    manifest = bundle.Manifest.model_validate_json(path.read_text())
+    manifest = manifest.model_copy(update={"files": manifest.files | {"head/head.json": sha256(head)}})
+    path.write_text(manifest.model_copy(update={"digest": manifest.own_digest()}).model_dump_json())
+    return place
+
+
+def test_an_encoder_that_cannot_encode_every_image_is_refused(
+    start_service: Callable[..., str],
+    service_args: ServeArgs,
+    tiny_bundle: Any,
+    gallery: Gallery,
+    other_bundle: Path,
+    tmp_path: Path,
+) -> None:
+    args = service_args.model_copy(update={"gallery": str(tmp_path / "gallery.sqlite")})
+    swapped = Swapped(start_service, args, tiny_bundle.images[3])
+    body = clients.Image("feature-alone", pictured=False).body(gallery.encoder, gallery.dim)
+    assert httpx.put(f"{swapped.url}/v1/gallery/feature-alone", json=body, timeout=60).status_code == 201
+    swapped.change(other_bundle)
+    wait_until(lambda: all(refused for _, refused in swapped.told()), "the refusal")
+    assert all("has not encoded the whole gallery" in str(refused) for _, refused in swapped.told())
+    found = httpx.post(f"{swapped.url}/v1/search", json={"image_id": "feature-alone", "top_k": 1}, timeout=60).json()
+    assert [result["image_id"] for result in found["results"]] == ["feature-alone"]
+    assert httpx.delete(f"{swapped.url}/v1/gallery/feature-alone", timeout=60).status_code == 200
+    swapped.change(tiny_bundle.folder)
+    assert set(swapped.told()) == {(bundle.verify(tiny_bundle.folder).digest[:12], None)}

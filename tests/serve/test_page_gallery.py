@@ -1,0 +1,353 @@
+"""Adding to the gallery and removing from it on the page, in a real Chromium, over a real service."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, Locator, Page, Route, expect
+
+from tests.serve.pages import NEEDS_CHROMIUM, PHONE, answered, ask, cards, found, give, is_ready, opener, photo
+
+if TYPE_CHECKING:
+    from serve.args import ServeArgs
+
+pytestmark = NEEDS_CHROMIUM
+
+
+@pytest.fixture(scope="module")
+def start(
+    start_service: Callable[..., str], service_args: ServeArgs, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., str]:
+    """Starts a service with a gallery of its own; gives its URL."""
+
+    def start(name: str, **settings: Any) -> str:
+        settings.setdefault("gallery", str(tmp_path_factory.mktemp(name) / "gallery.sqlite"))
+        return start_service(service_args.model_copy(update=settings), name)
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def service_url(start: Callable[..., str]) -> str:
+    """A service whose gallery is live."""
+    return start("page-gallery")
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Of each scope a key; `file` has their hashes."""
+    from serve import keys
+
+    file = tmp_path_factory.mktemp("keys") / "keys.json"
+    return {scope: keys.add(file, scope, scope) for scope in ("read", "write")} | {"file": str(file)}
+
+
+@pytest.fixture(scope="module")
+def keyed_url(start: Callable[..., str], keys: dict[str, str]) -> str:
+    """A service that wants a key."""
+    return start("page-keyed", api_keys=keys["file"])
+
+
+@pytest.fixture
+def keyed_page(browser: Browser, keyed_url: str, complaints: list[str]) -> Iterator[Page]:
+    """Its page, which asks for the key."""
+    with opener(browser, keyed_url, complaints) as open_page:
+        page = open_page(ready=False)
+        expect(page.locator("#key")).to_be_visible()
+        complaints.clear()  # the browser's own line about status 401
+        yield page
+
+
+def row(page: Page, image_id: str) -> Locator:
+    """What the dialog says of the picture that is to have this id."""
+    inputs = page.locator(".addition input")
+    place = [field.input_value() for field in inputs.all()].index(image_id)
+    return page.locator(".addition").nth(place)
+
+
+def add(page: Page, *names: str) -> None:
+    """Drop pictures of these names into the gallery and add them."""
+    if page.locator("#picker").is_hidden():
+        page.click("#pick")
+    give(page, "drop", "#picker", {f"{name}.png": photo() for name in names})
+    send(page)
+    expect(page.locator("#add")).to_be_hidden()
+    expect(page.locator("#picker .tile").first).to_be_focused()
+
+
+def send(page: Page) -> None:
+    page.locator("#add-send").click()
+
+
+def tile(page: Page, image_id: str) -> Locator:
+    return page.locator(f'#picker [data-image="{image_id}"]')
+
+
+def give_key(page: Page, key: str) -> None:
+    page.get_by_label("API key", exact=True).fill(key)
+    page.keyboard.press("Enter")
+
+
+def is_shown(picture: Locator) -> None:
+    """Its pixels are there."""
+    expect(picture).to_be_visible()
+    expect(picture).to_have_js_property("complete", True)
+    assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
+
+
+@pytest.mark.parametrize("kind", ["drop", "paste"])
+def test_dropped_or_pasted_picture_is_shown_at_once_and_found(page: Page, service_url: str, kind: str) -> None:
+    image_id = f"{kind} 17"
+    page.click("#pick")
+    give(page, kind, "#picker", {f"{image_id}.png": photo()})
+    page.get_by_label("Category", exact=True).last.fill("cape")
+    page.get_by_role("button", name="Add an attribute").click()
+    page.get_by_label("Attribute", exact=True).fill("colour")
+    page.get_by_label("Value", exact=True).fill("grey")
+    page.get_by_role("button", name="Add 1 picture").click()
+    expect(page.locator("#picker-news")).to_have_text(f"Added {image_id}.")
+    expect(page.locator("#picker .tile").first).to_be_focused()
+    is_shown(tile(page, image_id).locator("img"))
+    page.keyboard.press("Escape")
+
+    expect(page.locator("#filters label", has_text="cape")).to_be_visible()
+    ask(page, "is blue")
+    is_shown(page.locator(f'.card[data-image="{image_id}"] img'))
+    item = httpx.get(f"{service_url}/v1/gallery", params={"newest": True, "limit": 1}).json()["items"][0]
+    assert (item["image_id"], item["category"], item["attributes"]) == (image_id, "cape", {"colour": "grey"})
+
+
+def test_added_picture_becomes_the_reference(page: Page) -> None:
+    add(page, "next")
+    page.keyboard.press("Enter")
+    expect(page.locator("#reference figcaption")).to_have_text("next")
+    is_shown(page.locator("#preview"))
+    ask(page, "is blue")
+    assert "image_id=next" in page.url
+
+
+def test_ids_come_from_the_files_names_and_differ_from_all_others(page: Page) -> None:
+    add(page, "same")
+    page.get_by_role("button", name="Add to the gallery").click()
+    for _ in range(2):
+        give(page, "drop", "#add", {"same.png": photo()})
+    inputs = page.locator(".addition input")
+    expect(inputs.nth(0)).to_have_value("same-2")
+    expect(inputs.nth(1)).to_have_value("same-3")
+    inputs.nth(1).fill("same-2")
+    send(page)
+    assert inputs.nth(1).evaluate("input => input.validationMessage") == "Another of these pictures has this id."
+    expect(page.locator("#add")).to_be_visible()
+
+
+def test_one_broken_file_stops_no_other(page: Page, complaints: list[str]) -> None:
+    page.click("#pick")
+    files = {"good.png": photo(), "broken.png": b"not an image", "empty.png": b"", "fine.png": photo()}
+    give(page, "drop", "#picker", files)
+    page.get_by_role("button", name="Add 3 pictures").click()
+    expect(page.locator("#add-state")).to_have_text("2 of 4 pictures added")
+    for image_id in ("good", "fine"):
+        expect(row(page, image_id)).to_contain_text("Added.")
+    expect(row(page, "broken")).to_contain_text("This file is not an image")
+    expect(row(page, "empty")).to_contain_text("This file is empty")
+    row(page, "good").get_by_role("button", name="Use as reference").click()
+    expect(page.locator("#reference figcaption")).to_have_text("good")
+    complaints.clear()  # the browser's own line about status 422
+
+
+def test_image_is_replaced_only_after_a_question(page: Page, service_url: str) -> None:
+    before = httpx.get(f"{service_url}/v1/images/image-3").content
+    page.click("#pick")
+    give(page, "drop", "#picker", {"other.png": photo()})
+    page.get_by_label("Id of other.png").fill("image-3")
+    send(page)
+    expect(row(page, "image-3")).to_contain_text("The gallery has an image of this id")
+    assert httpx.get(f"{service_url}/v1/images/image-3").content == before
+    page.get_by_role("button", name="Replace it").click()
+    expect(page.locator("#add")).to_be_hidden()
+    is_shown(tile(page, "image-3").locator("img"))
+    width = tile(page, "image-3").locator("img").evaluate("image => image.naturalWidth")
+    assert width == 64  # the picture that was there is 40 wide
+
+
+def test_busy_service_lets_a_picture_be_sent_again(page: Page, complaints: list[str]) -> None:
+    def busy(route: Route) -> None:
+        body = json.dumps({"status": 503, "detail": "the gallery's database is busy: nothing was changed"})
+        route.fulfill(status=503, headers={"Retry-After": "1"}, content_type="application/problem+json", body=body)
+
+    page.route("**/v1/gallery/patient", busy)
+    page.click("#pick")
+    give(page, "drop", "#picker", {"patient.png": photo()})
+    send(page)
+    expect(row(page, "patient")).to_contain_text("nothing was changed")
+    expect(page.get_by_role("button", name="Try again in 1 s")).to_be_disabled()
+    page.unroute("**/v1/gallery/patient")
+    page.get_by_role("button", name="Try again", exact=True).click()
+    expect(tile(page, "patient")).to_be_visible()
+    complaints.clear()
+
+
+def test_removed_image_is_gone(page: Page, service_url: str) -> None:
+    add(page, "doomed", "kept")
+    tile(page, "doomed").hover()
+    page.get_by_role("button", name="Remove doomed from the gallery").click()
+    page.locator("#remove").get_by_role("button", name="Remove", exact=True).click()
+    expect(page.locator("#picker-news")).to_have_text("Removed doomed.")
+    expect(tile(page, "doomed")).to_have_count(0)
+    expect(tile(page, "kept")).to_be_visible()
+    page.keyboard.press("Escape")
+    ask(page, "is blue")
+    assert not any("doomed" in address for address in found(page) if address)
+    assert httpx.get(f"{service_url}/v1/images/doomed").status_code == 404
+
+
+def test_removal_of_the_reference_is_said(page: Page) -> None:
+    add(page, "shown")
+    tile(page, "shown").locator(".tile").click()
+    page.click("#pick")
+    tile(page, "shown").hover()
+    tile(page, "shown").locator(".discard").click()
+    expect(page.locator("#remove")).to_contain_text("It is your reference image")
+    page.click("#remove-go")
+    expect(page.locator("#picker-news")).to_contain_text("It was the reference image: choose another")
+    page.keyboard.press("Escape")
+    expect(page.locator("#reference figure")).to_be_hidden()
+
+
+def test_result_is_removed_from_the_gallery(page: Page, service_url: str) -> None:
+    add(page, "unwanted")
+    page.keyboard.press("Escape")
+    ask(page, "is blue")
+    number = cards(page).count()
+    card = page.locator('.card[data-image="unwanted"]')
+    card.hover()
+    card.locator(".discard").click()
+    page.click("#remove-go")
+    expect(page.locator("#status")).to_have_text("Removed unwanted.")
+    expect(cards(page)).to_have_count(number - 1)
+    assert httpx.get(f"{service_url}/v1/images/unwanted").status_code == 404
+
+
+def test_keyboard_alone_removes_an_image_or_keeps_it(page: Page) -> None:
+    add(page, "typed")
+    page.keyboard.press("Tab")
+    expect(tile(page, "typed").locator(".discard")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("button", name="Keep it")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.locator("#remove")).to_be_hidden()
+    expect(tile(page, "typed").locator(".discard")).to_be_focused()
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    expect(tile(page, "typed")).to_have_count(0)
+    expect(page.locator("#picker .tile").first).to_be_focused()
+
+
+def test_markup_in_ids_and_labels_stays_text(page: Page) -> None:
+    attack = "<img src=x onerror=window.hit=1>"
+    page.click("#pick")
+    give(page, "drop", "#picker", {f"{attack}.png": photo()})
+    page.get_by_label("Category", exact=True).last.fill(attack)
+    send(page)
+    expect(page.locator("#picker-news")).to_have_text(f"Added {attack}.")
+    page.locator("#picker .fresh").hover()
+    page.locator("#picker .fresh .discard").click()
+    expect(page.locator("#remove-id")).to_have_text(attack)
+    page.click("#remove-go")
+    expect(page.locator("#picker-news")).to_have_text(f"Removed {attack}.")
+    assert page.evaluate("window.hit") is None
+    expect(page.locator("img[src=x]")).to_have_count(0)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_phone_never_scrolls_sideways(open_page: Callable[..., Page], scheme: str) -> None:
+    page = open_page(color_scheme=scheme, **PHONE)
+    page.click("#pick")
+    give(page, "drop", "#picker", {f"{scheme}{'long' * 30}.png": photo()})
+    page.get_by_role("button", name="Add an attribute").click()
+    sideways = "node => node.scrollWidth - node.clientWidth"
+    for selector in ("html", "#picker", "#add", "#add-form"):
+        assert page.locator(selector).evaluate(sideways) == 0, selector
+    page.get_by_role("button", name="Remove this attribute").click()
+    send(page)
+    page.locator("#picker .discard").first.click()
+    assert page.locator("#remove").evaluate(sideways) == 0
+
+
+def test_gallery_that_does_not_change_has_no_buttons_for_it(
+    browser: Browser, start: Callable[..., str], complaints: list[str]
+) -> None:
+    with opener(browser, start("page-still", gallery="none"), complaints) as open_page:
+        page = open_page()
+        page.click("#pick")
+        expect(page.locator("#picker .tile").first).to_be_visible()
+        expect(page.locator("#picker-add")).to_be_hidden()
+        give(page, "drop", "#picker", {"given.png": photo()})
+        expect(page.locator("#add")).to_be_hidden()
+        page.keyboard.press("Escape")
+        expect(page.locator("#reference figcaption")).to_have_text("given.png")
+        ask(page, "is blue")
+        expect(page.locator(".discard")).to_have_count(0)
+
+
+def test_key_is_asked_for_and_pictures_are_seen_with_it(keyed_page: Page, keys: dict[str, str]) -> None:
+    page = keyed_page
+    give_key(page, keys["write"])
+    is_ready(page)
+    is_shown(page.locator("#found .tile img").first)
+    add(page, "keyed")
+    is_shown(tile(page, "keyed").locator("img"))
+    page.keyboard.press("Enter")
+    is_shown(page.locator("#preview"))
+    ask(page, "is blue")
+    is_shown(page.locator(".card img").first)
+    with page.expect_popup() as popup:
+        page.locator(".card .picture").first.click()
+    is_shown(popup.value.locator("img"))
+    assert keys["write"] not in page.content()
+    assert page.evaluate("JSON.stringify({...localStorage}) + document.cookie") == "{}"
+
+    page.reload()
+    answered(page)  # the key is kept for this tab
+
+
+def test_wrong_key_is_told_and_another_may_be_given(
+    keyed_page: Page, keys: dict[str, str], complaints: list[str]
+) -> None:
+    give_key(keyed_page, "wrong")
+    expect(keyed_page.locator("#key-why")).to_contain_text("unknown here, or revoked")
+    give_key(keyed_page, keys["read"])
+    is_ready(keyed_page)
+    complaints.clear()
+
+
+def test_read_key_that_writes_is_told_why_not(keyed_page: Page, keys: dict[str, str], complaints: list[str]) -> None:
+    page = keyed_page
+    give_key(page, keys["read"])
+    is_ready(page)
+    page.click("#pick")
+    give(page, "drop", "#picker", {"forbidden.png": photo()})
+    send(page)
+    expect(row(page, "forbidden")).to_contain_text("the API key has the scope read, this needs write")
+    page.locator("#add .close").click()
+    page.locator("#picker .tile").first.hover()
+    page.locator("#picker .discard").first.click()
+    page.click("#remove-go")
+    expect(page.locator("#remove-problem")).to_contain_text("this needs write")
+    complaints.clear()
+
+
+def test_key_is_forgotten_when_asked(keyed_page: Page, keys: dict[str, str], complaints: list[str]) -> None:
+    give_key(keyed_page, keys["read"])
+    is_ready(keyed_page)
+    keyed_page.get_by_role("button", name="Forget the API key").click()
+    expect(keyed_page.locator("#key")).to_be_visible()
+    assert keyed_page.evaluate("sessionStorage.length") == 0
+    keyed_page.get_by_role("button", name="Not now").click()
+    expect(keyed_page.locator("#message")).to_contain_text("The service wants an API key")
+    complaints.clear()
