@@ -25,7 +25,6 @@ from raycd.catalogue.records import Change, Changes, Contents, Done, Put, Row, S
 from raycd.catalogue.tables import STATE, encoders, features, gallery, images
 from raycd.errors import CatalogueError
 from raycd.gallery import SCHEMA
-from raycd.redact import without_passwords
 
 BUSY_S = 10.0  # that a write waits for another's
 _CHUNK = 5000  # ids or rows of one statement
@@ -58,7 +57,7 @@ class Catalogue:
             busy_s: Seconds that a write waits for another's.
         """
         address = database.address(url)
-        shown = without_passwords(url)
+        shown = database.shown(url)
         with faults.told("opening the gallery's database", shown):
             engine = database.engine(address, busy_s=busy_s)
             try:
@@ -137,7 +136,7 @@ class Catalogue:
         if not changes:
             return []
         with faults.told("writing to the gallery", self.url), self._writing.begin() as connection:
-            dims = {len(change.feature) for change in changes if isinstance(change, Put)}
+            dims = {_dim(change.feature) for change in changes if isinstance(change, Put)}
             version = _locked_version(connection)
             for dim in dims:
                 self._check_dim(connection, fingerprint, dim)
@@ -207,7 +206,7 @@ class Catalogue:
             return 0
         with faults.told("writing to the gallery", self.url), self._writing.begin() as connection:
             _locked_version(connection)
-            for dim in {len(feature_D) for _, _, feature_D in given}:
+            for dim in {_dim(feature_D) for _, _, feature_D in given}:
                 self._check_dim(connection, fingerprint, dim)
             wanting: set[tuple[str, int]] = set()
             for some in _chunks([image_id for image_id, _, _ in given]):
@@ -272,6 +271,14 @@ def _rows(fingerprint: str) -> Select[Any]:
 def _count(connection: Connection) -> int:
     """The images that are there."""
     return int(connection.execute(select(func.count()).select_from(images).where(~images.c.deleted)).scalar_one())
+
+
+def _dim(feature_D: NDArray[np.float32]) -> int:
+    if feature_D.ndim != 1:
+        raise CatalogueError(
+            "a feature is no vector", "mismatch", got=f"shape {feature_D.shape}", expected="shape (D,)"
+        )
+    return len(feature_D)
 
 
 def _chunks(items: Sequence[Item]) -> Iterator[Sequence[Item]]:

@@ -8,11 +8,20 @@ from typing import Any
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError
 
+from raycd.catalogue import faults
 from raycd.errors import CatalogueError
 from raycd.redact import without_passwords
 
 CONNECT_S = 5
 STATEMENT_S = 600  # the longest statement is the copy of a bundle's gallery
+
+IDLE_S = 60  # a frozen process must not keep the lock of all writers for ever
+_NOTICE_A_LOST_HOST = {
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+}
 
 _WRITES = "raycd_writes"  # execution option of connections that write
 
@@ -23,25 +32,40 @@ def address(url: str) -> URL:
     try:
         parsed = make_url(url) if "://" in url else URL.create("sqlite", database=url)
     except (ArgumentError, ValueError) as error:
-        raise CatalogueError("the gallery's address is malformed", got=_shown(url), expected=expected) from error
+        raise CatalogueError("the gallery's address is malformed", got=shown(url), expected=expected) from error
     if parsed.get_backend_name() == "postgresql":
         return parsed.set(drivername="postgresql+psycopg")
     if parsed.get_backend_name() != "sqlite" or not parsed.database or parsed.database == ":memory:":
-        raise CatalogueError("the gallery cannot be kept there", got=_shown(url), expected=expected)
+        raise CatalogueError("the gallery cannot be kept there", got=shown(url), expected=expected)
     return parsed
 
 
 def engine(url: URL, *, busy_s: float) -> Engine:
     """The connections to it; `busy_s` is how long a write waits for another's."""
     if url.get_backend_name() == "sqlite":
-        Path(url.database or "").expanduser().absolute().parent.mkdir(parents=True, exist_ok=True)
-        made = create_engine(url, connect_args={"timeout": busy_s})
+        file = Path(url.database or "").expanduser().absolute()
+        _make_folder(file.parent)
+        made = create_engine(url.set(database=str(file)), connect_args={"timeout": busy_s}, hide_parameters=True)
         event.listen(made, "connect", _sqlite_connected)
         event.listen(made, "begin", _sqlite_begins)
         return made
-    milliseconds = f"-c lock_timeout={int(1000 * busy_s)} -c statement_timeout={1000 * STATEMENT_S}"
-    arguments = {"connect_timeout": CONNECT_S, "options": milliseconds, "application_name": "raycd"}
-    return create_engine(url, pool_pre_ping=True, connect_args=arguments)
+    arguments = {"connect_timeout": CONNECT_S, "application_name": "raycd", **_NOTICE_A_LOST_HOST}
+    made = create_engine(url, pool_pre_ping=True, connect_args=arguments, hide_parameters=True)
+    limits = {"lock_timeout": busy_s, "statement_timeout": STATEMENT_S, "idle_in_transaction_session_timeout": IDLE_S}
+
+    @event.listens_for(made, "connect")
+    def _postgresql_connected(connection: Any, record: object) -> None:
+        with connection.cursor() as cursor:
+            for name, seconds in limits.items():
+                cursor.execute("SELECT set_config(%s, %s, false)", (name, str(int(1000 * seconds))))
+            # An acknowledged write survives a power cut of the server; where it asks for more than that, more it is.
+            cursor.execute(
+                "SELECT set_config('synchronous_commit', 'on', false) "
+                "WHERE current_setting('synchronous_commit') = 'off'"
+            )
+        connection.commit()
+
+    return made
 
 
 def writing(of: Engine) -> Engine:
@@ -52,9 +76,11 @@ def writing(of: Engine) -> Engine:
 def _sqlite_connected(connection: Any, record: object) -> None:
     # Python's driver would begin transactions by itself, not all of them, and none for tables; `_sqlite_begins` does.
     connection.isolation_level = None
+    connection.execute("PRAGMA page_size = 8192")  # of a new file: features of 2.5 kB fill such pages best
     # Readers go on beside the one writer. FULL: what was committed survives a power cut, too.
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA journal_size_limit = 67108864")  # the log shrinks again after a large import
 
 
 def _sqlite_begins(connection: Connection) -> None:
@@ -63,5 +89,16 @@ def _sqlite_begins(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
-def _shown(url: str) -> str:
-    return without_passwords(url)
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = faults.of_file(error)
+        raise CatalogueError(
+            "the gallery's folder cannot be made", reason, got=f"{folder}: {error.strerror}", do=faults.DO[reason]
+        ) from error
+
+
+def shown(url: str) -> str:
+    """The address without its parameters, one of which may be a password, and without the password before its host."""
+    return without_passwords(url.partition("?")[0] if "://" in url else url)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DataError, DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 
+import raycd.errors
 from raycd.errors import CatalogueError
 from raycd.redact import without_passwords
 
@@ -26,6 +28,9 @@ _SQLITE: dict[int, Reason] = {
 }
 _POSTGRESQL: dict[str, Reason] = {
     "25006": "read_only",  # read_only_sql_transaction
+    "25P03": "locked",  # idle_in_transaction_session_timeout
+    "40001": "locked",  # serialization_failure
+    "40P01": "locked",  # deadlock_detected
     "42501": "read_only",  # insufficient_privilege
     "53100": "full",  # disk_full
     "55P03": "locked",  # lock_not_available
@@ -33,7 +38,14 @@ _POSTGRESQL: dict[str, Reason] = {
     "XX001": "damaged",  # data_corrupted
     "XX002": "damaged",  # index_corrupted
 }
-_DO: dict[Reason, str] = {
+_FILES: dict[int, Reason] = {
+    errno.ENOSPC: "full",
+    errno.EDQUOT: "full",
+    errno.EROFS: "read_only",
+    errno.EACCES: "read_only",
+    errno.EPERM: "read_only",
+}
+DO: dict[Reason, str] = {
     "unreachable": "see that the database runs and that its address, user and password are right",
     "locked": "wait for the other writer, or end it",
     "full": "make room on the disk",
@@ -47,15 +59,24 @@ def told(what: str, url: str) -> Iterator[None]:
     """Turn what SQLAlchemy and the drivers raise into a CatalogueError. `url` is shown without its password."""
     try:
         yield
+    except (UnicodeEncodeError, DataError) as error:
+        raise raycd.errors.DataError(
+            f"{what} failed: a text cannot be stored",
+            got=type(error).__name__,
+            expected="Unicode text without the character NUL",
+        ) from error
     except SQLAlchemyError as error:
         reason = _reason(error)
         if reason is None:
             raise
         got = str(error.orig if isinstance(error, DBAPIError) else error).strip().splitlines()[:1] or [""]
         shown = without_passwords(url)
-        raise CatalogueError(
-            f"{what} failed: {shown}", reason, got=without_passwords(got[0]), do=_DO[reason]
-        ) from error
+        raise CatalogueError(f"{what} failed: {shown}", reason, got=without_passwords(got[0]), do=DO[reason]) from error
+
+
+def of_file(error: OSError) -> Reason:
+    """What an error of the file system is to whoever writes."""
+    return _FILES.get(error.errno or 0, "unreachable")
 
 
 def _reason(error: SQLAlchemyError) -> Reason | None:
@@ -63,6 +84,8 @@ def _reason(error: SQLAlchemyError) -> Reason | None:
     if not isinstance(error, DBAPIError):
         return "unreachable" if "timeout" in type(error).__name__.lower() else None
     code = getattr(error.orig, "sqlite_errorcode", None)
+    if code == sqlite3.SQLITE_IOERR_SHMSIZE:  # the index of the log could not grow
+        return "full"
     if code is not None:
         return _SQLITE.get(code & 0xFF)
     state = getattr(error.orig, "sqlstate", None) or ""

@@ -20,7 +20,8 @@ from raycd.durable import sync
 from raycd.errors import CatalogueError
 
 SCHEME = "pictures:"
-_NAME = re.compile(r"[0-9a-f]{2}/[0-9a-f]{32}(\.[a-z0-9]{1,8})?")
+_UNFINISHED = ".unfinished"  # listed like a picture that nothing names, and removed like one
+_NAME = re.compile(rf"[0-9a-f]{{2}}/[0-9a-f]{{32}}(\.[a-z0-9]{{1,8}})?({re.escape(_UNFINISHED)})?")
 _REASONS: dict[int, CatalogueError.Reason] = {
     errno.ENOSPC: "full",
     errno.EDQUOT: "full",
@@ -79,7 +80,7 @@ class Pictures:
             raise _failed("a picture cannot be removed", error) from error
 
     def __iter__(self) -> Iterator[str]:
-        """The locations of all pictures that are there, whether anything names them or not."""
+        """The locations of all files that are there, whether anything names them or not."""
         if is_local(self.root):
             files = [path.relative_to(self.root).as_posix() for path in Path(self.root).glob("*/*")]
         else:
@@ -90,8 +91,10 @@ class Pictures:
 
 def _write(path: Path, data: bytes) -> None:
     """A file that is on the disk, with its name, or not there at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}")
+    if not path.parent.is_dir():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sync(path.parent.parent)  # the new folder's name, without which the file would be lost with it
+    unfinished = path.with_name(path.name + _UNFINISHED)
     try:
         with unfinished.open("wb") as file:
             file.write(data)

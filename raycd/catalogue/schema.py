@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, text
-from sqlalchemy.exc import SQLAlchemyError
 
 from raycd.catalogue.database import writing
 from raycd.errors import CatalogueError
 
 VERSION_TABLE = "raycd_schema"
 MIGRATIONS = Path(__file__).parent / "migrations"
+_ONE_AT_A_TIME = threading.Lock()  # alembic keeps the connection in a variable of its module
 _LOCK = 0x72617963  # of PostgreSQL, among its users' locks: "rayc"
 
 
@@ -49,12 +49,13 @@ def upgrade(engine: Engine, migrations: Path = MIGRATIONS) -> None:
             )
         config.attributes["connection"] = connection
         try:
-            command.upgrade(config, "head")
-        except (SQLAlchemyError, CommandError) as error:
+            with _ONE_AT_A_TIME:
+                command.upgrade(config, "head")
+        except Exception as error:  # a migration is code: anything
             raise CatalogueError(
                 "the gallery's database could not be brought to this version's schema; it is as it was before",
                 "unmigrated",
-                got=f"from schema {found} to {head}: {type(error).__name__}: {str(error).splitlines()[0]}",
+                got=f"from schema {found} to {head}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}",
                 do="keep using the raycd that wrote it, and report this",
             ) from error
 

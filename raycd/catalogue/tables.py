@@ -41,6 +41,7 @@ images = Table(
 features = Table(
     "raycd_features",
     metadata,
+    # Whoever replaces an image looks for its features of all encoders: the id comes first in the key.
     Column("image_id", Text, primary_key=True),
     Column("fingerprint", String(64), primary_key=True),  # of the encoder
     Column("feature", LargeBinary, nullable=False),  # little-endian float32

@@ -62,11 +62,12 @@ def test_a_strange_extension_is_left_out(pictures: Pictures) -> None:
     assert images.read_bytes(pictures.locate(location)) == b"data"
 
 
-def test_an_unfinished_file_is_no_picture(tmp_path: Path) -> None:
+def test_what_a_killed_writer_left_is_listed_and_can_be_removed(tmp_path: Path) -> None:
     pictures = Pictures(str(tmp_path))
-    location = pictures.add(b"data", "png")
-    path = Path(pictures.locate(location))
-    path.rename(path.with_name(f".{path.name}"))
+    path = Path(pictures.locate(pictures.add(b"data", "png")))
+    path.rename(f"{path}.unfinished")
+    [left] = pictures
+    pictures.remove(left)
     assert list(pictures) == []
 
 
@@ -82,7 +83,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
             pictures.add(bytes(2 << 20), "png")
         assert told.value.reason == "full"
         assert list(pictures) == [kept]
-        assert not list(place.glob("*/.*"))
+        assert not list(place.glob("*/*unfinished"))
     finally:
         subprocess.run(["umount", str(place)], check=True)
 

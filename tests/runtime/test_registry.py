@@ -52,7 +52,9 @@ def test_what_is_not_registered_is_told(uri: str, tmp_path: Path) -> None:
     assert not any(tmp_path.rglob("manifest.json"))
 
 
-@pytest.mark.parametrize("uri", ["models:/raycd", "models:/a/b/c", "runs:/x", "models:/raycd@a@b", "models:/raycd/../1"])
+@pytest.mark.parametrize(
+    "uri", ["models:/raycd", "models:/a/b/c", "runs:/x", "models:/raycd@a@b", "models:/raycd/../1"]
+)
 def test_a_malformed_address_is_told(uri: str, tmp_path: Path) -> None:
     with pytest.raises(TrackingError, match="malformed"):
         registry.fetch(uri, str(tmp_path))
