@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from serve.swap import Wanted
 
 NAME = "raycd"  # of the Serve application
+_OURS = re.compile(r"raycd\.errors\.\w+: (.+(?:\n  .+)*)")  # as a traceback ends with it
+
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
 
 
@@ -55,9 +58,7 @@ def running(args: ServeArgs, host: str, port: int) -> Iterator[None]:
             serve.run(application(args), name=NAME, route_prefix="/", blocking=False)
             yield
         except RuntimeError as error:
-            raise RunError(
-                "the service did not start", got=_cause(str(error)), do="see it whole with --debug"
-            ) from error
+            raise RunError("the service did not start", got=_cause(error), do="see it whole with --debug") from error
         finally:
             if local.is_ours():
                 serve.shutdown()  # type: ignore[no-untyped-call]
@@ -70,14 +71,19 @@ def change(args: ServeArgs, wanted: Wanted) -> BundleInfo:
     from ray import serve
 
     handle = serve.run(application(args, wanted), name=NAME, route_prefix="/", blocking=False)
-    handle._init(_run_router_in_separate_loop=True)  # there is no event loop here, whatever replicas are told to do
+    if not handle.is_initialized:  # Ray Serve gives the same one each time
+        handle._init(_run_router_in_separate_loop=True)  # there is no event loop here, whatever replicas are told to do
     told: BundleInfo = handle.bundle_info.remote().result()
     return told
 
 
-def _cause(text: str) -> str:
-    """The error in what Ray Serve says of a replica that did not start: the lines of ours, or the last one."""
-    lines = [line for line in text.splitlines() if line.strip()]
-    first = next((number for number, line in enumerate(lines) if line.startswith("raycd.errors.")), len(lines) - 1)
-    ours = [lines[first], *(line for line in lines[first + 1 :] if line.startswith("  "))] if lines else ["no word"]
-    return "\n            ".join(line.strip() for line in ours)
+def _cause(error: RuntimeError) -> str:
+    """Why a replica did not start: the message of ours in what Ray Serve says of it, or the last line of that."""
+    from ray import serve
+
+    told = [str(error)]
+    if (application := serve.status().applications.get(NAME)) is not None:
+        told += [application.message, *(deployment.message for deployment in application.deployments.values())]
+    ours = [match[1] for text in told if (match := _OURS.search(text))]
+    lines = [line.strip() for line in (ours or told)[-1].splitlines() if line.strip()]
+    return "\n            ".join(lines if ours else lines[-1:]) or type(error).__name__

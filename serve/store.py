@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from raycd.catalogue import Catalogue, owner, place
 from raycd.catalogue.pictures import Pictures
-
-from raycd.catalogue import Catalogue, owner
 from serve.args import NO_GALLERY, ServeArgs
 
 FILE = "gallery.sqlite"  # beside the bundle's folder, where no other database is named
@@ -30,21 +29,12 @@ class Store:
         if args.gallery == NO_GALLERY:
             return None
         url = args.gallery or str(Path(args.bundle).parent / FILE)
-        file = sqlite_file(url)
-        catalogue = Catalogue.open(url)
-        if file is not None:
+        file = place.sqlite_file(url)
+        if file is not None:  # before anything of it is changed
             owner.hold(file, name)
-        root = args.pictures or (f"{file}.pictures" if file is not None else "")
-        return cls(catalogue, Pictures(root) if root else None)
+        root = place.pictures_root(url, args.pictures)
+        return cls(Catalogue.open(url), Pictures(root) if root else None)
 
     def locate(self, path: str | None) -> str | None:
         """The path or URI of a picture that the catalogue names."""
         return self.pictures.locate(path) if path is not None and self.pictures is not None else path
-
-
-def sqlite_file(url: str) -> Path | None:
-    """The file of a SQLite database; None: it is another's."""
-    scheme, colon, rest = url.partition("://")
-    if not colon:
-        return Path(url)
-    return Path(rest.removeprefix("/")) if scheme.startswith("sqlite") else None

@@ -22,6 +22,7 @@ def hold(file: Path, owner: str) -> int:
     """
     place = file.with_name(f"{file.name}.lock")
     try:
+        place.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(place, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise CatalogueError(

@@ -138,7 +138,7 @@ def test_a_feature_must_be_a_vector_of_this_encoder(live: httpx.Client, encoder:
         assert fields(told) == ["feature"]
 
 
-@pytest.mark.parametrize("image_id", ["%20", "a%0Ab", "x" * 513, "%20a"])
+@pytest.mark.parametrize("image_id", ["%20", "a%09b", "x" * 513, "%20a"])
 def test_an_id_that_nobody_could_type_is_refused(live: httpx.Client, image_id: str) -> None:
     assert fields(problem(put(live, image_id, noise(4)), 422)) == ["image_id"]
 
@@ -172,9 +172,9 @@ def test_an_import_tells_what_became_of_each_line(live: httpx.Client, encoder: s
     assert [item["line"] for item in items] == [*range(1, 302), *range(303, 306)]
     assert [item["status"] for item in items] == [201] * 300 + [422, 422, 201, 200]
     versions = [item["version"] for item in items if "version" in item]
-    assert versions == sorted(versions)
+    assert len(set(versions)) == 302
     assert items[301]["image_id"] == "no picture"
-    page = live.get("/v1/gallery", params={"category": "imported", "min_version": versions[-1]}).json()
+    page = live.get("/v1/gallery", params={"category": "imported", "min_version": max(versions)}).json()
     assert page["total"] == 301
     for number in range(300):
         live.delete(f"/v1/gallery/many-{number}")
@@ -197,7 +197,7 @@ def test_an_import_is_answered_while_it_is_sent(live: httpx.Client, encoder: str
     def body() -> Iterator[bytes]:
         for number in range(500):
             line = {"image_id": f"sent-{number % 50}", "encoder": encoder, "feature": text(rng.normal(size=96))}
-            yield json.dumps(line | {"attributes": {"long": "x" * 8000}}).encode() + b"\n"
+            yield json.dumps(line).encode() + b" " * 8000 + b"\n"
 
     items = imported(live, body())
     assert len(items) == 500
