@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 import time
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ from serve.store import Store
 
 ASKED = 4  # times in `lag_s` that the database is asked for changes
 ENCODED = 1000  # images that a replica encodes itself before it answers; of more, a job must have done it
+NICE = 10  # of the thread that builds an index, as the command nice says it: it gets a tenth of a core that others want
 TOGETHER = 32  # images that it encodes at once, between queries
 
 _log = logging.getLogger("ray.serve")
@@ -141,7 +143,7 @@ class Follower:
             self._live.apply(replace(changes, rows=self._encoded(changes.rows)))
         self._searcher.view, self._heard = self._live.view, began
         self._tell()
-        if self._builder is None and (self._live.worn or self._provisional()):
+        if self._builder is None and self._built is None and (self._live.worn or self._provisional()):
             self._builder = threading.Thread(target=self._rebuild, name="index", daemon=True)
             self._builder.start()
 
@@ -155,10 +157,13 @@ class Follower:
         try:
             view, loaded = self._live.view, self._searcher.bundle
             table, features_GD = contents(view)
+            gallery = Gallery(table)
+            # Searches go first. Only from here on: what comes before holds Python's lock.
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
             index = bundle.build_index(
                 loaded.encoder, loaded.head, features_GD, loaded.config, loaded.manifest.example_texts, threads=1
             )
-            built = self._new(index, Gallery(table), view.version)
+            built = self._new(index, gallery, view.version)
             built.without = set(self._live.without)
             self._built = built
         except Exception:

@@ -105,7 +105,10 @@ async function send(some) {
 async function sendAll(some, labels) {
   const queue = [...some];
   const lane = async () => {
-    while (queue.length > 0 && dialog.open) await queue.shift().send(labels).then(showState);
+    while (queue.length > 0 && dialog.open) {
+      const one = queue.shift();
+      if (additions.includes(one)) await one.send(labels).then(showState); // else it was left out meanwhile
+    }
   };
   await Promise.all(Array.from({ length: TOGETHER }, lane));
 }
@@ -114,8 +117,9 @@ function finish(some) {
   showState();
   const added = additions.filter((one) => one.added);
   const all = sending === 0 && added.length === additions.length && dialog.open;
+  const next = some.find((one) => !one.added) ?? waiting()[0];
   if (all) dialog.close();
-  else some.find((one) => !one.added)?.input.focus();
+  else (next?.input ?? some.at(-1).line.querySelector("button"))?.focus();
   if (some.some((one) => one.added)) on.added(added.map((one) => one.id), all);
 }
 

@@ -48,13 +48,13 @@ export class Addition {
   askToReplace() {
     this.#say("asks", element("span", { className: "thumb" }, picture(thumbnailOf(this.id), "The one that is there")),
       "The gallery has an image of this id. Give another id, or",
-      element("button", { type: "button", onclick: () => { this.replaces = true; this.on.again(this); } }, "Replace it"));
+      element("button", { type: "button", onclick: () => this.#replace() }, "Replace it"));
   }
 
   /** Send it. Never fails: what went wrong is told beside it. */
   async send(labels) {
     this.#say("busy", "Adding…");
-    this.input.disabled = true;
+    this.input.disabled = this.remove.disabled = true;
     try {
       const { created } = await putImage(this.id, this.file, labels);
       this.added = true;
@@ -62,7 +62,7 @@ export class Addition {
       this.#say("done", created ? "Added." : "Replaced.",
         element("button", { type: "button", onclick: () => this.on.used(this.id) }, "Use as reference"));
     } catch (problem) {
-      this.input.disabled = false;
+      this.input.disabled = this.remove.disabled = false;
       this.fail(problem);
     }
   }
@@ -76,6 +76,11 @@ export class Addition {
   refuse(words) {
     this.input.disabled = this.refused = true;
     this.#say("wrong", words);
+  }
+
+  #replace() {
+    this.replaces = true;
+    this.on.again(this);
   }
 
   #say(kind, ...words) {

@@ -134,8 +134,9 @@ function showProgress({ results, total, timings }, info) {
 }
 
 function showNoGallery({ live }) {
-  if (live) showEmpty(message, "The gallery is empty", "Add pictures to it.", "Add to the gallery", () => addPictures());
-  else showEmpty(message, "The gallery is empty", "Build a bundle from images, and start the service with it.");
+  const title = "The gallery is empty";
+  if (live) showEmpty(message, title, "Add pictures to it.", "Add to the gallery", () => addPictures());
+  else showEmpty(message, title, "Build a bundle from images, and start the service with it.");
 }
 
 function clear() {

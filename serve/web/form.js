@@ -24,7 +24,15 @@ export function fillForm(info, onExample) {
 export function refreshFilters(info) {
   const query = readForm();
   offerFilters(info);
-  setForm(query);
+  checkFilters(query);
+}
+
+function checkFilters({ category, attributes }) {
+  for (const box of byId("filters").querySelectorAll("input")) {
+    const wanted = box.name === "category" ? category : attributes[box.dataset.attribute] ?? [];
+    box.checked = wanted.includes(box.value);
+    if (box.checked && box.closest("details")) box.closest("details").open = true;
+  }
 }
 
 function offerFilters(info) {
@@ -53,11 +61,7 @@ export function setForm(query) {
   for (const name of ["text", "negative_text", "image_weight", "text_weight"]) form[name].value = query[name];
   setCount(Math.min(query.top_k, most));
   for (const name of ["exclude_reference", "exact"]) form[name].checked = query[name];
-  for (const box of byId("filters").querySelectorAll("input")) {
-    const wanted = box.name === "category" ? query.category : query.attributes[box.dataset.attribute] ?? [];
-    box.checked = wanted.includes(box.value);
-    if (box.checked && box.closest("details")) box.closest("details").open = true;
-  }
+  checkFilters(query);
   if (OPTIONS.some((name) => query[name] !== BLANK[name])) byId("options").open = true;
   showWeights();
 }

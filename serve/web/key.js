@@ -23,9 +23,9 @@ export const hasKey = () => kept() !== null;
 export const authorization = () => (hasKey() ? { Authorization: `Bearer ${kept()}` } : {});
 
 /** After a request with the header `used` was refused: whether there is another key now, which the user may give. */
-export async function anotherKey(used, why) {
+export async function anotherKey(used) {
   if (used.Authorization !== authorization().Authorization) return true; // given while that request was on its way
-  asking ??= ask(why).finally(() => { asking = null; });
+  asking ??= ask().finally(() => { asking = null; });
   return asking;
 }
 
@@ -42,8 +42,8 @@ export function startKey() {
   byId("key-forget").hidden = !hasKey();
 }
 
-async function ask(why) {
-  byId("key-why").textContent = hasKey() ? `That key was refused: ${why}.` : "";
+async function ask() {
+  byId("key-why").textContent = hasKey() ? "The service does not know that key, or it has been revoked." : "";
   input.value = "";
   const given = await open(dialog) === "given";
   input.value = "";

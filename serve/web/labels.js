@@ -2,6 +2,8 @@
 
 import { byId, element } from "./element.js";
 
+const INCOMPLETE = "Give it a name and a value, or remove it.";
+
 const rows = byId("add-attributes");
 const more = byId("add-attribute");
 let known = {}; // attribute -> its values
@@ -44,7 +46,8 @@ function row() {
 }
 
 function field(label, list, placeholder) {
-  const input = element("input", { type: "text", maxLength: 512, autocomplete: "off", "aria-label": label, placeholder });
+  const input = element("input", { type: "text", maxLength: 512, autocomplete: "off", placeholder });
+  input.setAttribute("aria-label", label);
   input.setAttribute("list", list);
   return input;
 }
@@ -52,9 +55,7 @@ function field(label, list, placeholder) {
 function changed() {
   const names = new Set();
   for (const [name, value] of pairs()) {
-    for (const input of [name, value]) {
-      input.setCustomValidity(input.value.trim() ? "" : "Give it a name and a value, or remove it.");
-    }
+    for (const input of [name, value]) input.setCustomValidity(input.value.trim() ? "" : INCOMPLETE);
     if (names.has(name.value.trim())) name.setCustomValidity("This attribute is there already.");
     names.add(name.value.trim());
   }

@@ -26,7 +26,12 @@ export function startPicker(info, callbacks) {
   size = Math.min(48, info.limits.page);
   offerCategories(info);
   newestFirst.closest("label").hidden = byId("picker-add").hidden = !live;
-  byId("pick").addEventListener("click", () => { say(""); open(dialog); turn(offset); });
+  byId("pick").addEventListener("click", () => {
+    fresh = [];
+    say("");
+    open(dialog);
+    turn(offset);
+  });
   for (const choice of [category, newestFirst]) choice.addEventListener("change", () => turn(0));
   byId("picker-previous").addEventListener("click", () => turn(offset - size));
   byId("picker-next").addEventListener("click", () => turn(offset + size));
@@ -51,8 +56,8 @@ export async function showFresh(imageIds, reveal) {
   fresh = imageIds;
   newestFirst.checked = true;
   category.value = "";
-  say(imageIds.length === 1 ? `Added ${imageIds[0]}.` : `Added ${count(imageIds.length, "image")}.`);
   if (!dialog.open) open(dialog);
+  say(imageIds.length === 1 ? `Added ${imageIds[0]}.` : `Added ${count(imageIds.length, "image")}.`);
   await turn(0);
   focusTile(0);
 }

@@ -39,7 +39,8 @@ export function filePicture(file) {
 
 /** A link that opens the full picture of an image in a new tab. */
 export function originalLink(imageId, properties, ...children) {
-  const link = element("a", { ...properties, href: originalOf(imageId), target: "_blank", rel: "noopener" }, ...children);
+  const href = originalOf(imageId);
+  const link = element("a", { ...properties, href, target: "_blank", rel: "noopener" }, ...children);
   link.addEventListener("click", (event) => {
     if (!hasKey()) return;
     event.preventDefault();

@@ -71,9 +71,9 @@ const imageOf = (imageId, size) =>
 export const thumbnailOf = (imageId) => imageOf(imageId, "thumbnail");
 export const originalOf = (imageId) => imageOf(imageId, "original");
 
-/** The picture at an address, as a Blob of an image's type. */
+/** The picture at an address, as a Blob of an image's type. Never asks for a key: there are many of them at once. */
 export async function getPicture(address) {
-  const blob = await (await answer(address, {})).blob();
+  const blob = await (await answer(address, {}, false)).blob();
   if (!blob.type.startsWith("image/")) throw new Problem(0, null);
   return blob;
 }
@@ -95,15 +95,15 @@ async function call(address, options) {
   }
 }
 
-/** The response, which is a good one. Where the service wants another key, the user is asked for it. */
-async function answer(address, options) {
+/** The response, which is a good one. Where the service wants another key, the user may be asked for it. */
+async function answer(address, options, mayAsk = true) {
   for (;;) {
     const used = authorization();
     const response = await reach(address, { ...options, headers: { ...options.headers, ...used } });
     if (response.ok) return response;
     const problem = await problemOf(response);
     options.signal?.throwIfAborted();
-    if (problem.status !== 401 || !await anotherKey(used, problem.detail)) throw problem;
+    if (problem.status !== 401 || !mayAsk || !await anotherKey(used)) throw problem;
   }
 }
 

@@ -319,7 +319,7 @@ def test_wrong_key_is_told_and_another_may_be_given(
     keyed_page: Page, keys: dict[str, str], complaints: list[str]
 ) -> None:
     give_key(keyed_page, "wrong")
-    expect(keyed_page.locator("#key-why")).to_contain_text("unknown here, or revoked")
+    expect(keyed_page.locator("#key-why")).to_contain_text("does not know that key")
     give_key(keyed_page, keys["read"])
     is_ready(keyed_page)
     complaints.clear()
