@@ -263,7 +263,8 @@ def test_the_jobs_one_after_another_finish_the_interrupted_run(
     before = read_records(run)
     said = {}
     for name, job in {"embed": embed, "mine": mine, "evaluate": evaluate, "index": index}.items():
-        assert cli.run(job.main, ["--config", str(long_run / "my.yaml")], prog=f"jobs/{name}.py", description="") == 0
+        argv, flags = ["--config", str(long_run / "my.yaml")], getattr(job, "flags", None)
+        assert cli.run(job.main, argv, prog=f"jobs/{name}.py", description="", flags=flags) == 0
         said[name] = capsys.readouterr().out
     assert before.items() <= read_records(run).items()
     assert said["embed"].startswith("images:   180 embedded, 0 missing or broken\n")

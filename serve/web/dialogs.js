@@ -1,11 +1,22 @@
 // Modal dialogs: they close by their own button and by Escape.
 
+const ends = new WeakMap(); // dialog -> ends its last opening
+
 /** Show it; resolves to its return value once it is closed, "" where nothing was decided. */
 export function open(dialog) {
-  dialog.returnValue = "";
-  if (!dialog.open) dialog.showModal();
+  if (!dialog.open) {
+    ends.get(dialog)?.(); // it was closed a moment ago, and the browser has not told yet
+    dialog.returnValue = "";
+    dialog.showModal();
+  }
   return new Promise((resolve) => {
-    dialog.addEventListener("close", () => resolve(dialog.returnValue), { once: true });
+    const end = () => {
+      dialog.removeEventListener("close", closed);
+      resolve(dialog.returnValue);
+    };
+    const closed = () => dialog.open || end(); // told late, it is an earlier opening's
+    dialog.addEventListener("close", closed);
+    ends.set(dialog, end);
   });
 }
 

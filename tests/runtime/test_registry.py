@@ -1,10 +1,8 @@
 """Bundles of MLflow's registry become folders, by version and by alias."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import pytest
 from mlflow import MlflowClient
 
@@ -28,12 +26,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Any) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _registry(runs: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # what MLflow writes there is gone after the test
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{runs / 'mlflow.db'}")
-    yield
-    mlflow.set_tracking_uri(before)
+def _registry(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{runs / 'mlflow.db'}")
 
 
 @pytest.mark.parametrize("uri", ["models:/raycd/1", "models:/raycd@champion"])

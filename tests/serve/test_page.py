@@ -217,7 +217,8 @@ def test_large_file_is_refused_before_it_is_sent(page: Page, info: dict[str, Any
 def test_unknown_image_of_a_link_is_told(open_page: Callable[..., Page], complaints: list[str]) -> None:
     page = open_page("?image_id=none-such&text=is+blue")
     expect(page.locator("#message")).to_contain_text("not in the gallery")
-    complaints.clear()
+    expect(page.locator("#preview")).to_be_hidden()
+    complaints.clear()  # the browser's own lines about status 404, of the search and of the picture
 
 
 def test_busy_service_says_when_to_try_again(page: Page, complaints: list[str]) -> None:
