@@ -47,6 +47,7 @@ def router(service: SearchService) -> APIRouter:
     async def delete(image_id: str) -> Written:
         """Remove an image, its picture included. Answered when that is on the disk."""
         writer = writable(service)
+        check_id(image_id)
         with service.writes.slot():
             async with service.deadline():
                 done = await writer.delete(image_id, service.engine)

@@ -113,7 +113,8 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> TinyBundle:
 
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
-    images = [Image.fromarray(rng.integers(0, 256, (48, 40, 3), dtype=np.uint8)) for _ in range(12)]
+    patches = [Image.fromarray(rng.integers(0, 256, (6, 5, 3), dtype=np.uint8)) for _ in range(12)]
+    images = [patch.resize((40, 48), Image.Resampling.NEAREST) for patch in patches]  # finer noise looks all alike
     image_ids = [f"image-{i}" for i in range(12)]
     clip = encoder.create(EncoderConfig(name="raycd-demo", pretrained=""))
     settings = fusion.HeadConfig("clip_cd", clip.dim, bilinear_dim=8, projection_dim=32, hidden_dim=32)

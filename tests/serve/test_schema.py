@@ -23,7 +23,7 @@ def test_no_request_is_an_error_of_the_service(live_url: str) -> None:
     assert len(operations) == 10
     for operation in operations:
         fuzz(operation.as_strategy(generation_mode=schemathesis.GenerationMode.POSITIVE))
-        if operation.body or operation.query or operation.path_parameters:
+        if operation.body or operation.query:  # an id may be any string
             fuzz(operation.as_strategy(generation_mode=schemathesis.GenerationMode.NEGATIVE))
 
 

@@ -133,8 +133,8 @@ def test_a_client_does_not_notice_that_replicas_are_killed(tiny_bundle: Any, tmp
             with Client(service.url) as client:
                 while not over.is_set():
                     assert client.search(image=image, text="is blue", top_k=3).results
-                    client.put(image_id, image)
-                    assert client.search(image_id=image_id, top_k=1).results
+                    version = client.put(image_id, image).version
+                    assert client.search(image_id=image_id, top_k=1, min_version=version).results
                     client.delete(image_id)
                     done["turns"] += 1
 
@@ -162,7 +162,15 @@ def _kill_database(server: Postgres) -> None:
     """All of it: a process that serves a connection may outlive the one that was killed by a moment."""
     family = [process for process in psutil.Process().children(recursive=True) if process.name() == "postgres"]
     server.kill()
-    wait_until(lambda: not any(process.is_running() for process in family), "PostgreSQL's processes to end")
+    wait_until(lambda: not any(map(_lives, family)), "PostgreSQL's processes to end")
+
+
+def _lives(process: psutil.Process) -> bool:
+    """One that has ended stays in the list of processes until somebody asks what became of it."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _check_afresh(service: Service, client: Client, catalogue: Catalogue, gallery: Gallery) -> None:
