@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from raycd.api import Problem
 from raycd.errors import RaycdError
 
+PROBLEM = "application/problem+json"
 _SHOWN = 300  # characters of another's text in a message of ours
 
 
@@ -90,7 +91,7 @@ def _plain(text: str) -> str:
 
 
 def _problem(response: httpx.Response) -> Problem | None:
-    if media_type(response) != "application/problem+json":
+    if media_type(response) != PROBLEM:
         return None
     try:
         return Problem.model_validate_json(response.content)
@@ -121,7 +122,7 @@ def _remedy(response: httpx.Response, problem: Problem | None, tries: int, retry
     if response.is_redirect:
         return f"use the url that it points to: {_plain(_place(response))}"
     if problem is None:
-        return "check the url: a proxy, or another server, may have answered"
+        return f"check the url: a proxy, or another server, may have answered{_times(tries)}"
     return "see the service's log" if response.is_server_error else None
 
 

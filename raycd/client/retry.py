@@ -11,14 +11,17 @@ from email.utils import parsedate_to_datetime
 
 import httpx
 
+from raycd.client import errors
+
 BUSY = (429, 503)  # the statuses after which the same request may succeed
+LOST = (500, 502, 504)  # of what stands before the service, when the replica that was at work has ended
 
 _FIRST_S, _LONGEST_S = 0.25, 8.0
 
 
 @dataclass(frozen=True)
 class Retries:
-    """How patient a client is with a busy service and a broken connection; nothing else is tried again."""
+    """How patient a client is with a busy service, a broken connection and a lost replica; nothing else is tried again."""
 
     count: int = 4
     """Times that a request is sent again."""
@@ -66,6 +69,12 @@ def retry_after(response: httpx.Response) -> float | None:
         return max(0.0, (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - time.time())
     except (ValueError, OverflowError):
         return None
+
+
+def may_succeed(response: httpx.Response) -> bool:
+    """Whether the same request may get another answer soon. To send one twice does no harm: each sets a state."""
+    ours = errors.media_type(response) == errors.PROBLEM
+    return response.status_code in BUSY or (response.status_code in LOST and not ours)
 
 
 def is_passing(failure: httpx.RequestError) -> bool:

@@ -57,7 +57,7 @@ class Transport:
             if response.is_success:
                 return response
             after = retry.retry_after(response)
-            if response.status_code not in retry.BUSY or not attempts.again(after):
+            if not (retry.may_succeed(response) and attempts.again(after)):
                 raise errors.refused(response, self.url, tries=attempts.made, retry_after=after)
 
     def ask(self, kind: type[Answer], method: str, path: str, **content: Any) -> Answer:

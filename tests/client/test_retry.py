@@ -98,6 +98,12 @@ def test_other_refusals_are_not_asked_again(client: Client, service: Service, st
     assert len(service.asked) == 1
 
 
+@pytest.mark.parametrize("status", [500, 502, 504])
+def test_what_a_proxy_says_of_a_lost_replica_is_asked_again(client: Client, service: Service, status: int) -> None:
+    service.answers(Reply(status, b"Internal Server Error", "text/plain"), Reply(body=found("a")))
+    assert client.search(text="x").results[0].image_id == "a"
+
+
 def test_a_dropped_connection_is_tried_again(client: Client, service: Service, waits: Waits) -> None:
     service.answers(DROPPED, DROPPED, Reply(body=found("a")))
     assert client.search(text="x").results[0].image_id == "a"
