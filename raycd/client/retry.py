@@ -21,7 +21,7 @@ _FIRST_S, _LONGEST_S = 0.25, 8.0
 
 @dataclass(frozen=True)
 class Retries:
-    """How patient a client is with a busy service, a broken connection and a lost replica; nothing else is tried again."""
+    """How patient a client is with a busy service, a lost replica and a broken connection; all else is tried once."""
 
     count: int = 4
     """Times that a request is sent again."""
