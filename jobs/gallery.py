@@ -3,7 +3,7 @@
     python jobs/gallery.py check --gallery runs/demo/gallery.sqlite
     python jobs/gallery.py backup --gallery runs/demo/gallery.sqlite --to /backups/monday
     python jobs/gallery.py restore --from /backups/monday --gallery runs/demo/gallery.sqlite
-    python jobs/gallery.py forget --gallery runs/demo/gallery.sqlite --encoder 4228daf4878e
+    python jobs/gallery.py forget --gallery runs/demo/gallery.sqlite --encoder 4228daf4878e --yes
 
 All but restore may run while the service does. Exit codes: 0 done and nothing wrong, 2 something is wrong or a mistake
 that the user can mend, 130 Ctrl-C, 143 terminated.
@@ -17,7 +17,7 @@ from pathlib import Path
 from raycd import cli
 from raycd.catalogue import backup, check, restore
 from raycd.catalogue.place import Place
-from raycd.errors import RaycdError
+from raycd.errors import ConfigError, RaycdError
 
 SHOWN = 5  # names of one kind
 
@@ -63,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--from", dest="source", type=Path, required=True, metavar="FOLDER", help="A backup.")
         elif name == "forget":
             command.add_argument("--encoder", required=True, metavar="FINGERPRINT", help="Or how it begins.")
+            command.add_argument("--yes", action="store_true", help="Do it; without, only say what would go.")
     return parser
 
 
@@ -106,7 +107,15 @@ def _restore(options: argparse.Namespace) -> None:
 
 def _forget(options: argparse.Namespace) -> None:
     with Place.existing(options.gallery, options.pictures) as place:
-        fingerprint, count = place.forget(options.encoder)
+        fingerprint, count = place.replaced(options.encoder)
+        if not options.yes:
+            raise ConfigError(
+                f"nothing was forgotten yet: {count:,} features of encoder {fingerprint[:12]} would go",
+                expected="a service that has changed to another encoder: one that still uses this encoder would not "
+                "start again before jobs/index.py has encoded the whole gallery anew",
+                do="see in /v1/info which encoder is used; to go on, give --yes",
+            )
+        count = place.catalogue.forget(fingerprint)
     print(f"forgotten: {count:,} features of encoder {fingerprint[:12]}")
 
 

@@ -15,11 +15,11 @@ def main(options: cli.Options) -> None:
 
     outcome = pipeline.run(options.config, until="filter")
     filtered = pipeline.recorded(outcome.run, "filter")
-    if "filter" not in outcome.done:  # else the stage itself has just said so
-        print("\n".join([*mine.summary(filtered["counts"]), *(f"warning: {line}" for line in filtered["warnings"])]))
     mined = pipeline.recorded(outcome.run, "mine")
-    if "mine" not in outcome.done:
-        print("".join(f"warning: {line}\n" for line in mined["warnings"]), end="")
+    for line in mine.summary(filtered["counts"]):
+        print(line)
+    for line in [*filtered["warnings"], *mined["warnings"]]:
+        print(f"warning: {line}")
     for category, count in mined["counts"]["overlaps"].items():
         print(f"{count:,} train images stand in the val gallery of {category}, too")
     print(f"neighbours: {mine.searched_line(mined['index'])}")

@@ -210,6 +210,8 @@ class GalleryPage(_Told):
     total: int
     """Images that the filters leave."""
     offset: int
+    version: int = 0
+    """The gallery's."""
 
 
 class BundleInfo(_Told):

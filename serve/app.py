@@ -112,20 +112,49 @@ def _serve(options: argparse.Namespace) -> None:
         print(f'  curl -F image=@{_example(folder)} -F text="is blue with long sleeves" {url}/v1/search')
         print(f"  a page to try it on: {url}/    its API: {url}/docs    metrics: {metrics}")
         print(f"Ctrl-C stops it; kill -HUP {os.getpid()} has it look at the bundle again.", flush=True)
-        _until_stopped(args, options.bundle, asked)
+        _until_stopped(args, options.bundle, asked, debug=options.debug)
 
 
-def _until_stopped(args: ServeArgs, bundle: str, asked: threading.Event) -> None:
-    """Change to what `bundle` has become whenever it is asked for."""
+def _until_stopped(args: ServeArgs, bundle: str, asked: threading.Event, *, debug: bool = False) -> None:
+    """Change to what `bundle` has become whenever it is asked for; where that fails, go on as before."""
     from serve.swap import Wanted
 
+    good = Wanted(bundle=args.bundle)
     for number in count(1):
         while not asked.wait(3600):
             pass
         asked.clear()
-        told = running.change(args, Wanted(bundle=bundle if bundle.startswith(REGISTRY) else args.bundle, again=number))
+        try:
+            wanted = Wanted(bundle=_pinned(bundle) or args.bundle, again=number)
+            told = running.change(args, wanted, good)
+        except Exception as error:  # of Ray, of the registry: none of them ends a service that answers
+            if debug:
+                traceback.print_exc()
+            print(f"error: {_not_changed(error)}", file=sys.stderr, flush=True)
+            continue
+        if not told.refused:
+            good = wanted
         refused = f"; the new one was refused: {told.refused}" if told.refused else ""
         print(f"raycd serves the bundle of digest {told.digest}{refused}", flush=True)
+
+
+def _pinned(bundle: str) -> str:
+    """The version of the registry that an alias names now, so that the way back leads there later; empty: a folder."""
+    if not bundle.startswith(REGISTRY):
+        return ""
+    from raycd.runtime import registry
+
+    return registry.pinned(bundle)
+
+
+def _not_changed(error: Exception) -> RunError:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
+    told = lines if isinstance(error, RaycdError) else [f"{type(error).__name__}: {lines[-1]}"]
+    return RunError(
+        "the bundle could not be changed, the service goes on",
+        got="\n            ".join(told),
+        do="mend that and send the signal again",
+    )
 
 
 def _folder(wanted: str) -> Path:

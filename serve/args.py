@@ -31,7 +31,7 @@ class ServeArgs(BaseModel):
     gpus: Annotated[float, Field(ge=0)] = 0.0
     """GPUs that Ray reserves for a replica; above 0 the model runs there."""
 
-    gallery: str = ""
+    gallery: Annotated[str, Field(validate_default=True)] = ""
     """Database of the live gallery: a SQLite file or a postgresql:// URL. Empty: gallery.sqlite beside the bundle's
     folder. none: the bundle's own gallery, which does not change."""
     pictures: str = ""
@@ -90,6 +90,16 @@ class ServeArgs(BaseModel):
     """Origins whose pages may use the service, such as https://example.org; * is every one's, with api_keys only."""
     hosts: tuple[str, ...] = ()
     """Names, without port, in the Host header of requests that are answered; none or * is any."""
+
+    @field_validator("gallery")
+    @classmethod
+    def _has_a_place(cls, gallery: str, info: ValidationInfo) -> str:
+        if not gallery and info.data.get("bundle", "").startswith(REGISTRY):
+            raise ValueError(
+                f"a bundle of the registry ({REGISTRY}...) has no folder for a gallery beside it: got no gallery, "
+                "expected a SQLite file, a postgresql:// URL or none; set gallery"
+            )
+        return gallery
 
     @field_validator("cors_origins")
     @classmethod

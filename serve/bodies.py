@@ -8,12 +8,16 @@ from typing import Any, TypeVar
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
 
+from raycd.api import SearchRequest
 from serve import problems
 from serve.args import ServeArgs
 
 JSON, FORM, URLENCODED = "application/json", "multipart/form-data", "application/x-www-form-urlencoded"
 Model = TypeVar("Model", bound=BaseModel)
+
+_OTHERS = len(SearchRequest.model_fields)  # fields of a form beside `category`, which repeats; an image has fewer
 
 
 async def read(request: Request, args: ServeArgs) -> tuple[Any, bytes | None]:
@@ -22,9 +26,17 @@ async def read(request: Request, args: ServeArgs) -> tuple[Any, bytes | None]:
     if kind == JSON or kind.endswith("+json"):
         return await parsed(request), None
     if kind in (FORM, URLENCODED):
+        limit = "max_attributes" if request.method == "PUT" else "max_filters"  # an image, or a search
+        most: int = getattr(args, limit)
+        fields = most + _OTHERS
         try:
-            async with request.form(max_files=1, max_fields=64, max_part_size=args.max_body_bytes) as form:
+            async with request.form(max_files=1, max_fields=fields, max_part_size=args.max_body_bytes) as form:
                 return await _of_form(form)
+        except HTTPException as error:
+            if not str(error.detail).startswith("Too many fields"):  # as Starlette says it
+                raise
+            do = "give fewer categories"
+            raise problems.beyond(limit, "too many fields", got=f"more than {fields}", most=most, do=do) from error
         except UnicodeError as error:
             raise problems.ProblemError(400, "the form's charset cannot be read: send UTF-8") from error
     raise problems.ProblemError(

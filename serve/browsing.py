@@ -23,6 +23,7 @@ VALUES = 50  # of an attribute, the most frequent ones, that /v1/info lists
 _CACHED = "private, max-age=3600"
 _ASKED_FOR = "private, no-cache"  # a picture that may be replaced or removed: the browser asks each time
 
+VERSION = "Raycd-Gallery-Version"  # header of what has no body of ours
 MinVersion = Annotated[int, Query(ge=0, description="wait until this version of the gallery, which a write has told")]
 
 
@@ -70,9 +71,9 @@ def router(service: SearchService) -> APIRouter:
                 "max_page", "too many images", got=limit, most=most, field="limit", do="page with offset"
             )
         wanted = _attributes(attribute)
-        with service.browsing.slot():
-            async with service.deadline():
-                view = await service.reached(min_version)
+        async with service.deadline():
+            view = (await service.reached(min_version)).view
+            with service.browsing.slot():
                 return await service.aside(lambda: _page(view, view.mask(category, wanted), offset, limit, newest))
 
     @routes.get(
@@ -88,11 +89,15 @@ def router(service: SearchService) -> APIRouter:
     ) -> Response:
         """The picture of an image: a small JPEG, or its file."""
         make = service.pictures.thumbnail if size == "thumbnail" else service.pictures.original
-        with service.browsing.slot():
-            async with service.deadline():
-                view = await service.reached(min_version)
+        async with service.deadline():
+            view = (await service.reached(min_version)).view
+            with service.browsing.slot():
                 picture = await service.aside(lambda: make(view, image_id))
-        headers = {"ETag": picture.etag, "Cache-Control": _CACHED if service.writer is None else _ASKED_FOR}
+        headers = {
+            "ETag": picture.etag,
+            VERSION: str(view.version),
+            "Cache-Control": _CACHED if service.writer is None else _ASKED_FOR,
+        }
         known = ",".join(request.headers.getlist("if-none-match")).split(",")
         if {picture.etag, "*"} & {tag.strip().removeprefix("W/") for tag in known}:
             return Response(status_code=304, headers=headers)
@@ -104,7 +109,8 @@ def router(service: SearchService) -> APIRouter:
 def _page(view: View, mask: Mask | None, offset: int, limit: int, newest: bool) -> GalleryPage:
     places = np.flatnonzero(view.live if mask is None else mask)
     shown = (places[::-1] if newest else places)[offset : offset + limit].tolist()
-    return GalleryPage(items=[_item(view, place) for place in shown], total=len(places), offset=offset)
+    items = [_item(view, place) for place in shown]
+    return GalleryPage(items=items, total=len(places), offset=offset, version=view.version)
 
 
 def _item(view: View, place: int) -> Item:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,14 @@ from raycd.errors import WeightsError
 from raycd.model import bundle
 from raycd.model.bundle import Bundle
 from raycd.model.fold import fold_batch_norms
-from raycd.query import Prepared, Query
+from raycd.query import Answer, Prepared, Query
 from raycd.search import Searcher
 from raycd.view import View
 from serve.args import ServeArgs
 from serve.follower import Follower
 from serve.store import Store
+
+_NO_ANSWER = "the bundle does not answer its canary query"
 
 
 class Engine:
@@ -43,23 +46,34 @@ class Engine:
         self.searcher = Searcher(self.bundle, threads=threads, device=device, text_cache=args.text_cache)
         self.model = describe(self.bundle)
         self.example_texts: list[str] = self.bundle.manifest.example_texts
-        self.canary = self._canary()
+        grey = Query(Image.new("RGB", (64, 64), "grey"), "is blue", top_k=1)
+        self._prepared = self.searcher.prepare(grey)  # before any text is known
+        self._try()
         self.follower = None if store is None else Follower(self.searcher, store, model, args)
 
-    def _canary(self) -> Prepared:
-        """A query that runs both encoders and the search each time. Raises WeightsError where it is not answered."""
-        grey = Query(Image.new("RGB", (64, 64), "grey"), "is blue", top_k=1)
-        canary = self.searcher.prepare(grey)  # before any text is known
+    def _try(self) -> None:
+        """Raises WeightsError where the canary is not answered from the bundle's own gallery, be that empty."""
         try:
-            [answer] = self.searcher.answer([canary])
+            feature_BD = self.searcher.encode([self._prepared]).query_BD
+            [answer] = self.searcher.answer([self._prepared])
         except RuntimeError as error:
-            raise WeightsError("the bundle does not answer its canary query", got=error) from error
+            raise WeightsError(_NO_ANSWER, got=error) from error
+        if not np.isfinite(feature_BD).all():
+            raise WeightsError(_NO_ANSWER, got="a feature that is not finite", expected="finite numbers")
+        self.check(answer)
+
+    @property
+    def canary(self) -> Prepared:
+        """A query that runs both encoders and the search each time, in the gallery's newest state."""
+        return replace(self._prepared, view=self.view)
+
+    def check(self, answer: Answer) -> None:
+        """Raises WeightsError where an answer to the canary is none."""
         scores = [result.score for result in answer.results]
         if not np.isfinite(scores).all():
-            raise WeightsError(
-                "the bundle does not answer its canary query", got=f"scores {scores}", expected="finite scores"
-            )
-        return canary
+            raise WeightsError(_NO_ANSWER, got=f"scores {scores}", expected="finite scores")
+        if not scores and len(self.view):
+            raise WeightsError(_NO_ANSWER, got="no result", expected=f"one of {len(self.view)} images")
 
     @property
     def view(self) -> View:

@@ -201,8 +201,8 @@ def _check(response: httpcore.Response, max_bytes: int) -> None:
 
 
 def _too_large(max_bytes: int) -> FetchRefused:
-    expected = f"at most {max_bytes} bytes"
-    return FetchRefused("the image at the URL is too large", reason="too_large", expected=expected, do="shrink it")
+    expected, do = f"at most {max_bytes} bytes (max_body_bytes)", "give the URL of a smaller one"
+    return FetchRefused("the image at the URL is larger than the limit", reason="too_large", expected=expected, do=do)
 
 
 def _unreachable(error: Exception) -> FetchFailed:

@@ -24,6 +24,7 @@ from raycd.live import Live, contents
 from raycd.model import bundle
 from raycd.search import Searcher
 from raycd.view import View
+from serve import failure
 from serve.args import ServeArgs
 from serve.store import Store
 
@@ -56,7 +57,7 @@ class Follower:
         self._builder: threading.Thread | None = None
         self._built: Live | None = None
         self._live = self._loaded()
-        self._follow()
+        self._follow(first=True)
         threading.Thread(target=self._run, name="follower", daemon=True).start()
 
     @property
@@ -94,19 +95,24 @@ class Follower:
         if seed is not None and seed.digest == digest:
             return self._new(loaded.index, self._searcher.view.gallery, seed.version)
         found = catalogue.load(self._fingerprint)
-        if len(found.unencoded) > ENCODED:
-            raise CatalogueError(
-                "the gallery's images are not encoded by this bundle's encoder",
-                "mismatch",
-                got=f"{len(found.unencoded)} images without features of encoder {self._fingerprint[:12]}",
-                expected=f"at most {ENCODED}, which the service encodes itself",
-                do="run jobs/index.py with this --bundle and --gallery first; the running service goes on meanwhile",
-            )
+        self._check_few(found.unencoded)
         features_GD = found.features_GD.reshape(-1, loaded.index.dim)  # its size is unknown where there is none
         index = Index.build(features_GD, self._settings.model_copy(update={"kind": "flat"}))
         live = self._new(index, Gallery(found.table), found.version)
         live.apply(Changes(found.version, self._encoded(found.unencoded)))
         return live
+
+    def _check_few(self, rows: Sequence[Row]) -> None:
+        """Raises CatalogueError where more must be encoded than a replica may take time for before it answers."""
+        missing = sum(row.feature is None and not row.deleted for row in rows)
+        if missing > ENCODED:
+            raise CatalogueError(
+                "the gallery's images are not encoded by this bundle's encoder",
+                "mismatch",
+                got=f"{missing} images without features of encoder {self._fingerprint[:12]}",
+                expected=f"at most {ENCODED}, which the service encodes itself",
+                do="run jobs/index.py with this --bundle and --gallery first; the running service goes on meanwhile",
+            )
 
     def _new(self, index: Index, gallery: Gallery, version: int) -> Live:
         index.threads = self._searcher.bundle.index.threads
@@ -121,8 +127,7 @@ class Follower:
                 self._failed = False
             except Exception as error:
                 if not self._failed:  # once, not every quarter of a second
-                    kind = error.reason if isinstance(error, CatalogueError) else type(error).__name__
-                    _log.error("the gallery's database does not answer (%s); its last known state is searched", kind)
+                    _log.error("the gallery is not followed, its last known state is searched: %s", failure.told(error))
                 self._failed = True
         self._tell()
 
@@ -132,7 +137,7 @@ class Follower:
             (loop, news), self._news = self._news, None
             loop.call_soon_threadsafe(news.set)
 
-    def _follow(self) -> None:
+    def _follow(self, *, first: bool = False) -> None:
         """Take over what has changed."""
         if self._built is not None:
             self._live, self._built = self._built, None
@@ -140,6 +145,8 @@ class Follower:
         catalogue, seen = self._store.catalogue, self._live.view.version
         if catalogue.version() > seen:
             changes = catalogue.changes(seen, self._fingerprint)
+            if first:
+                self._check_few(changes.rows)
             self._live.apply(replace(changes, rows=self._encoded(changes.rows)))
         self._searcher.view, self._heard = self._live.view, began
         self._tell()
@@ -166,8 +173,8 @@ class Follower:
             built = self._new(index, gallery, view.version)
             built.without = set(self._live.without)
             self._built = built
-        except Exception:
-            _log.exception("the new index could not be built; the old one goes on")
+        except Exception as error:
+            _log.error("the new index could not be built, the old one goes on: %s", failure.told(error))
             self._stopped.wait(60)
         finally:
             self._builder = None

@@ -37,7 +37,7 @@ def add(app: FastAPI, args: ServeArgs) -> None:
             allow_origins=args.cors_origins,
             allow_methods=("GET", "POST", "PUT", "DELETE"),
             allow_headers=("authorization", "content-type"),
-            expose_headers=("retry-after", "server-timing"),
+            expose_headers=("retry-after", "server-timing", "raycd-gallery-version"),
         )
     if args.hosts and "*" not in args.hosts:
         app.add_middleware(Hosts, hosts=args.hosts)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING
 
 from fastapi import APIRouter
 
 from raycd.api import Health
-from serve import problems
+from serve import failure, problems
 
 if TYPE_CHECKING:
     from serve.service import SearchService
+
+_log = logging.getLogger("ray.serve")
 
 CANARY_S = 10.0  # within which a replica answers its own query
 
@@ -34,6 +37,7 @@ def router(service: SearchService) -> APIRouter:
             async with asyncio.timeout(CANARY_S):
                 running, wanted = await asyncio.to_thread(service.replicas)
         except Exception as error:
+            _log.error("the canary query failed: %s", failure.told(error))
             raise problems.busy("a replica does not answer its canary query; see the log") from error
         if running < wanted:
             raise problems.busy(f"{running} of {wanted} replicas answer")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,11 +13,12 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from raycd.api import ImportItem, ImportLine
-from serve import image_body, problems
+from serve import failure, image_body, problems
+from serve.admission import Admission
 from serve.args import ServeArgs
 from serve.problems import ProblemError
 from serve.writer import Writer
-from serve.writing import check_id, put_one, writable
+from serve.writing import UNKNOWN, check_id, put_one, writable
 
 if TYPE_CHECKING:
     from serve.service import SearchService
@@ -34,7 +34,6 @@ _OPENAPI = {
         "description": "A line of JSON an image.",
     }
 }
-_log = logging.getLogger("ray.serve")
 
 
 def router(service: SearchService) -> APIRouter:
@@ -56,8 +55,7 @@ def router(service: SearchService) -> APIRouter:
             raise ProblemError(
                 415, f"the content type is {kind or 'not given'!r}: send {LINES}", headers={"Accept": LINES}
             )
-        service.writes.check()
-        return _Answers(_answers(service, writer, request), media_type=LINES)
+        return _Answers(service.writes, _answers(service, writer, request))
 
     return routes
 
@@ -65,25 +63,34 @@ def router(service: SearchService) -> APIRouter:
 class _Answers(StreamingResponse):
     """Answers while the request still comes in: Starlette's own would read on in it, waiting for a disconnection."""
 
+    def __init__(self, writes: Admission, answers: AsyncIterator[str]) -> None:
+        super().__init__(answers, media_type=LINES)
+        self._writes = writes
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self.stream_response(send)
+        with self._writes.slot():  # refused before an answer has begun
+            await self.stream_response(send)
 
 
 async def _answers(service: SearchService, writer: Writer, request: Request) -> AsyncIterator[str]:
     """The answer of every line, as many lines at work at once as a transaction takes well."""
     some: dict[str, _Line] = {}
-    with service.writes.slot():
-        async for line in _parsed(request, service.args):
-            if len(some) >= TOGETHER or line.key in some:  # of two lines with one id the later one must win
-                yield await _together(service, writer, some.values())
-                some = {}
-            some[line.key] = line
-        yield await _together(service, writer, some.values())
+    size = 0
+    async for line in _parsed(request, service.args):
+        size += line.size
+        # Of two lines with one id the later one must win.
+        if len(some) >= TOGETHER or size > service.args.max_body_bytes or line.key in some:
+            yield await _together(service, writer, some.values())
+            some, size = {}, line.size
+        some[line.key] = line
+    yield await _together(service, writer, some.values())
 
 
 class _Line(NamedTuple):
     number: int
     asked: ImportLine | ProblemError
+    size: int = 0
+    """Bytes."""
 
     @property
     def key(self) -> str:
@@ -93,19 +100,35 @@ class _Line(NamedTuple):
 
 async def _parsed(request: Request, args: ServeArgs) -> AsyncIterator[_Line]:
     """The lines as far as the limits go; the first one beyond is a problem, and the last."""
-    number = 0
+    number, end = 0, asyncio.get_running_loop().time() + args.timeout_s
     try:
-        async for line in _lines(request.stream(), args.max_body_bytes):
-            number += 1
-            if number > args.max_import:
+        async for line in _lines(_until(end, request.stream()), args.max_body_bytes):
+            if asyncio.get_running_loop().time() > end:
+                raise TimeoutError
+            if number == args.max_import:
                 do = "send the rest in another request"
                 raise problems.beyond("max_import", "too many lines", got="more", most=args.max_import, do=do)
+            number += 1
             if line.strip():
-                yield _Line(number, _validated(line))
+                yield _Line(number, _validated(line), len(line))
     except ProblemError as problem:
-        yield _Line(number, problem)
+        yield _Line(number + 1, problem)
+    except TimeoutError:
+        what = f"the import took longer than {args.timeout_s:g} s (timeout_s); send the rest in another request"
+        yield _Line(number + 1, problems.busy(what))
     except ClientDisconnect:
         return
+
+
+async def _until(end: float, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """What comes before a time of the event loop's. Raises TimeoutError after it."""
+    while True:
+        try:
+            async with asyncio.timeout_at(end):
+                chunk = await anext(chunks)
+        except StopAsyncIteration:
+            return
+        yield chunk
 
 
 def _validated(line: bytes) -> ImportLine | ProblemError:
@@ -138,20 +161,17 @@ async def _together(service: SearchService, writer: Writer, some: Iterable[_Line
 
 
 async def _one(service: SearchService, writer: Writer, line: _Line) -> ImportItem:
-    number, asked = line
+    number, asked, _ = line
     image_id = None if isinstance(asked, ProblemError) else asked.image_id
     try:
         if isinstance(asked, ProblemError):
             raise asked
         check_id(asked.image_id)
-        async with service.deadline():
+        async with service.deadline(then=UNKNOWN):
             given = image_body.check(asked, None, service.args, service.engine)
             done = await put_one(service, writer, asked.image_id, given)
     except Exception as error:
-        problem = problems.of(error)
-        if problem is None:
-            _log.exception("a line of an import failed")
-            problem = problems.failed()
+        problem = failure.problem(error, "a line of an import")
         return ImportItem(line=number, image_id=image_id, status=problem.status_code, problem=problem.problem)
     status = 200 if done.existed else 201
     return ImportItem.model_construct(line=number, image_id=image_id, status=status, version=done.version, problem=None)

@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 
 from raycd.data import images
 from raycd.data.images import BrokenImage
-from raycd.errors import DataError
+from raycd.errors import CatalogueError, DataError
 from raycd.view import View
 from serve.args import ServeArgs
 from serve.problems import ProblemError
@@ -32,7 +32,11 @@ class Picture(NamedTuple):
 
 
 class Pictures:
-    """The pictures of a gallery's states, for any thread. `store` knows where those lie that clients have added."""
+    """The pictures of a gallery's states, for any thread. `store` knows where those lie that clients have added.
+
+    Raises ProblemError (404) where there is no such image or no such file, CatalogueError where nobody can tell because
+    their place does not answer or may not be read.
+    """
 
     def __init__(self, args: ServeArgs, store: Store | None) -> None:
         self._args, self._store = args, store
@@ -40,13 +44,13 @@ class Pictures:
         self._lock = threading.Lock()
 
     def original(self, view: View, image_id: str) -> Picture:
-        """The file of an image. Raises ProblemError (404) where there is no such image or no such file."""
+        """The file of an image."""
         data, image = self._read(image_id, _path(view, image_id))
         kind = "JPEG" if image.format == "MPO" else image.format or ""  # a phone's JPEG with a second picture in it
         return Picture.of(data, Image.MIME.get(kind, "application/octet-stream"))
 
     def thumbnail(self, view: View, image_id: str) -> Picture:
-        """A JPEG of at most SIDE pixels a side. Raises ProblemError (404) likewise."""
+        """A JPEG of at most SIDE pixels a side."""
         path = _path(view, image_id)
         key = path or image_id  # a picture that takes another's place has another path
         with self._lock:
@@ -78,8 +82,12 @@ class Pictures:
             data = images.read_bytes(path)
             return data, Image.open(BytesIO(data), formats=images.FORMATS)
         except BrokenImage as error:
+            if isinstance(error.__cause__, PermissionError):
+                raise _away(error.__cause__) from error
             raise _gone(image_id, error.reason) from error
-        except (DataError, OSError, ValueError, Image.DecompressionBombError) as error:  # its message names the path
+        except DataError as error:
+            raise _away(error.__cause__ or error) from error
+        except (OSError, ValueError, Image.DecompressionBombError) as error:  # its message names the path
             raise _gone(image_id, "not_an_image") from error
 
 
@@ -88,6 +96,15 @@ def _path(view: View, image_id: str) -> str | None:
     if position is None:
         raise ProblemError(404, f"the gallery has no image {image_id!r}")
     return view.path(position)
+
+
+def _away(cause: BaseException) -> CatalogueError:
+    return CatalogueError(
+        "the place of the gallery's pictures does not answer, or may not be read",
+        "unreachable",
+        got=f"{type(cause).__name__}: {cause}",
+        do="check that it is there (pictures), and the service's right to read it",
+    )
 
 
 def _gone(image_id: str, reason: str) -> ProblemError:

@@ -1,4 +1,4 @@
-"""Every error as an RFC 9457 problem document; never a stack trace or a path. Also the guard on request sizes."""
+"""What clients do wrong as RFC 9457 problem documents. Also the guard on request sizes."""
 
 from collections.abc import Sequence
 from http import HTTPStatus
@@ -56,11 +56,6 @@ def busy(detail: str) -> ProblemError:
     return ProblemError(503, detail, headers={"Retry-After": str(RETRY_AFTER_S)})
 
 
-def failed() -> ProblemError:
-    """500: a mistake of the service itself."""
-    return ProblemError(500, "the service failed on this request; its log says why")
-
-
 def too_large(max_bytes: int) -> ProblemError:
     """413: of a request, or of a line of an import."""
     detail = f"the request is larger than {max_bytes} bytes (max_body_bytes); send a smaller image"
@@ -108,7 +103,10 @@ def of(error: Exception) -> ProblemError | None:
 def _of_catalogue(reason: CatalogueError.Reason) -> ProblemError:
     match reason:
         case "unreachable":
-            return busy("the gallery's database does not answer: whether the change was made is unknown; send it again")
+            return busy(
+                "the gallery's database, or the place of its pictures, does not answer: whether a change was made is "
+                "unknown; send it again"
+            )
         case "locked":
             return busy("the gallery's database is busy with another writer: nothing was changed; send it again")
         case "full":
@@ -117,7 +115,7 @@ def _of_catalogue(reason: CatalogueError.Reason) -> ProblemError:
             )
         case "read_only":
             return ProblemError(
-                503, "the gallery's database is read-only: nothing was changed; its owner must mend that"
+                503, "the gallery's database or pictures are read-only: nothing was changed; their owner must mend that"
             )
         case _:
             return ProblemError(503, f"the gallery's database cannot be used ({reason}); the service's log says more")
@@ -138,13 +136,15 @@ def response(problem: ProblemError) -> JSONResponse:
 
 
 def add_handlers(app: FastAPI) -> None:
-    """Make `app` answer each kind of error with a problem document."""
-    for kind in (ProblemError, DataError, CatalogueError, RequestValidationError, StarletteHTTPException, Exception):
+    """Make `app` answer each kind of mistake of a client with a problem document."""
+    for kind in (ProblemError, DataError, RequestValidationError, StarletteHTTPException):
         app.add_exception_handler(kind, _handle)
 
 
 async def _handle(request: Request, error: Exception) -> JSONResponse:
-    return response(of(error) or failed())
+    found = of(error)
+    assert found is not None, "a kind that it knows"
+    return response(found)
 
 
 def _plain(error: Exception) -> str:

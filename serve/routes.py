@@ -10,7 +10,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raycd import __version__
-from serve import browsing, guard, health, importing, page, problems, searching, writing
+from serve import browsing, failure, guard, health, importing, page, problems, searching, writing
 
 if TYPE_CHECKING:
     from serve.metrics import Metrics
@@ -31,6 +31,7 @@ def build_app(service: SearchService) -> FastAPI:
     page.add(app)
     app.add_middleware(problems.BodyLimit, max_bytes=service.args.max_body_bytes, streamed=(importing.PATH,))
     guard.add(app, service.args)
+    app.add_middleware(failure.Failures)
     app.add_middleware(page.Guarded)
     app.add_middleware(Measured, metrics=service.metrics)
     return app
@@ -46,7 +47,7 @@ class Measured:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        began, status = time.perf_counter(), 500
+        began, status = time.perf_counter(), failure.CLOSED  # the client has gone before an answer
 
         async def watched(message: Message) -> None:
             nonlocal status

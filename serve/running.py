@@ -26,12 +26,13 @@ QUIET = {"log_level": "WARNING", "enable_access_log": False}
 
 
 def application(args: ServeArgs, wanted: Wanted | None = None) -> Application:
-    """The Ray Serve application. `wanted` is the bundle that it changes to; None: that of `args`.
+    """The Ray Serve application. `wanted` is the bundle that it serves; None: that of `args`.
 
     Deployed again with the same `args`, its replicas stay and are only told what is wanted: that is what the version
     is for. (Of itself, Ray Serve gives each imperative deployment another one, and replaces all replicas.)
     """
     from serve.service import SearchService
+    from serve.swap import Wanted
 
     deployed: Application = SearchService.options(  # type: ignore[attr-defined]
         num_replicas=args.replicas,
@@ -39,7 +40,7 @@ def application(args: ServeArgs, wanted: Wanted | None = None) -> Application:
         logging_config=QUIET,  # a line a request takes as long as parsing it
         max_ongoing_requests=4 * args.max_queue + 64,  # beyond max_queue a replica itself refuses, with a problem
         max_queued_requests=4 * args.max_queue + 64,
-        user_config=None if wanted is None else wanted.model_dump(),
+        user_config=(wanted or Wanted(bundle=args.bundle)).model_dump(),  # always: replicas load their bundle by it
         version=hashlib.sha256(args.model_dump_json().encode()).hexdigest()[:16],
         _internal=True,
     ).bind(args)
@@ -66,15 +67,21 @@ def running(args: ServeArgs, host: str, port: int) -> Iterator[None]:
                 serve.delete(NAME)  # others may have applications there
 
 
-def change(args: ServeArgs, wanted: Wanted) -> BundleInfo:
-    """Have every replica change to another bundle, or refuse it; returns what one of them says of it then."""
+def change(args: ServeArgs, wanted: Wanted, back: Wanted) -> BundleInfo:
+    """Have every replica change to another bundle; where one refuses it, all of them go `back`, and so do later ones.
+
+    Returns what such a one said of it, else what all of them say.
+    """
     from ray import serve
 
     handle = serve.run(application(args, wanted), name=NAME, route_prefix="/", blocking=False)
     if not handle.is_initialized:  # Ray Serve gives the same one each time
         handle._init(_run_router_in_separate_loop=True)  # there is no event loop here, whatever replicas are told to do
-    told: BundleInfo = handle.bundle_info.remote().result()
-    return told
+    told: list[BundleInfo] = handle.broadcast("bundle_info").results()
+    if refusals := [info for info in told if info.refused]:
+        serve.run(application(args, back), name=NAME, route_prefix="/", blocking=False)
+        return refusals[0]
+    return told[0]
 
 
 def _cause(error: RuntimeError) -> str:

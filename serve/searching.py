@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 from raycd.api import BatchItem, BatchRequest, BatchResponse, Explanation, SearchRequest, SearchResponse
 from raycd.api import Result as ApiResult
 from raycd.query import Answer, Prepared
-from serve import bodies, problems, search_body
+from serve import bodies, failure, problems, search_body
 from serve.browsing import MinVersion, thumbnail
 from serve.engine import Engine
 from serve.fetch import fetch
@@ -20,7 +19,6 @@ from serve.fetch import fetch
 if TYPE_CHECKING:
     from serve.service import SearchService
 
-_log = logging.getLogger("ray.serve")
 _ERRORS = problems.responses(400, 403, 404, 413, 415, 422, 503)
 
 
@@ -32,12 +30,12 @@ def router(service: SearchService) -> APIRouter:
     async def search(request: Request, min_version: MinVersion = 0) -> Response:
         """Find the images that look like the given one, changed as the text says. Either alone is a query, too."""
         began = time.perf_counter()
-        with service.admission.slot():  # before the body is read
-            async with service.deadline():
+        async with service.deadline():
+            engine = await service.reached(min_version)  # who waits for a version takes no search's place
+            with service.admission.slot():  # before the body is read
                 asked, image = await search_body.read(request, service.args)
                 read_ms = _since(began)
-                await service.reached(min_version)
-                found, batch = await _search(service, asked, image)
+                found, batch = await _search(service, engine, asked, image)
         found.timings = _rounded({"read": read_ms, **found.timings, "total": _since(began)})
         service.metrics.search(found.timings, service.admission.busy)
         return _json(found, {"Server-Timing": _server_timing(found.timings, batch)})
@@ -47,11 +45,11 @@ def router(service: SearchService) -> APIRouter:
     )
     async def search_batch(request: Request, min_version: MinVersion = 0) -> Response:
         """Several searches at once; each succeeds or fails by itself."""
-        with service.admission.slot():
-            async with service.deadline():
+        async with service.deadline():
+            engine = await service.reached(min_version)
+            with service.admission.slot():
                 searches = _batch(await bodies.parsed(request), service.args.max_batch)
-                await service.reached(min_version)
-        items = await asyncio.gather(*(_item(service, body) for body in searches))
+        items = await asyncio.gather(*(_item(service, engine, body) for body in searches))
         return _json(BatchResponse(items=items))
 
     return routes
@@ -69,29 +67,28 @@ def _batch(body: Any, most: int) -> list[Any]:
     return asked.searches
 
 
-async def _item(service: SearchService, body: Any) -> BatchItem:
+async def _item(service: SearchService, engine: Engine, body: Any) -> BatchItem:
     began = time.perf_counter()
     try:
         with service.admission.slot():
             async with service.deadline():
-                found, _ = await _search(service, *search_body.of_json(body, service.args))
+                found, _ = await _search(service, engine, *search_body.of_json(body, service.args))
     except Exception as error:
-        problem = problems.of(error)
-        if problem is None:
-            _log.exception("a search of a batch failed")
-            problem = problems.failed()
+        problem = failure.problem(error, "a search of a batch")
         return BatchItem(status=problem.status_code, problem=problem.problem)
     found.timings = _rounded({**found.timings, "total": _since(began)})
+    service.metrics.search(found.timings, service.admission.busy)
     return BatchItem(status=200, response=found)
 
 
-async def _search(service: SearchService, asked: SearchRequest, image: bytes | None) -> tuple[SearchResponse, int]:
+async def _search(
+    service: SearchService, engine: Engine, asked: SearchRequest, image: bytes | None
+) -> tuple[SearchResponse, int]:
     """The answer, with the milliseconds of its steps, and the size of the batch that it was part of."""
     began = time.perf_counter()
     if asked.image_url:
         args = service.args
         image = await fetch(asked.image_url, max_bytes=args.max_body_bytes, timeout_s=args.fetch_timeout_s)
-    engine = service.engine  # it may be another one by the time of the answer
     query = await service.prepare(engine, asked, image)
     decode_ms = _since(began)
     began = time.perf_counter()
@@ -103,7 +100,7 @@ async def _search(service: SearchService, asked: SearchRequest, image: bytes | N
 
 
 def _told(engine: Engine, query: Prepared, answer: Answer, timings: dict[str, float]) -> SearchResponse:
-    allowed, view = query.query.allowed, query.view
+    view = query.view
     cut = [f"the end of the text was cut off, the model reads less: {text[:40]}..." for text in query.truncated]
     return SearchResponse(
         results=[
@@ -118,12 +115,20 @@ def _told(engine: Engine, query: Prepared, answer: Answer, timings: dict[str, fl
             )
             for found in answer.results
         ],
-        total=len(view) if allowed is None else int(allowed.sum()),
+        total=_total(query),
         model=engine.model,
         index=engine.index_info(view),
         warnings=cut,
         timings=timings,
     )
+
+
+def _total(query: Prepared) -> int:
+    """Images among which the search chose."""
+    asked, view = query.query, query.view
+    count = len(view) if asked.allowed is None else int(asked.allowed.sum())
+    reference = query.position if asked.exclude_reference else None
+    return count - (reference is not None and (asked.allowed is None or bool(asked.allowed[reference])))
 
 
 def _json(body: SearchResponse | BatchResponse, headers: dict[str, str] | None = None) -> Response:

@@ -17,8 +17,7 @@ from ray import serve
 from raycd.api import BundleInfo, SearchRequest
 from raycd.data import images
 from raycd.query import Answer, Prepared, Query
-from raycd.view import View
-from serve import problems, routes, swap
+from serve import failure, problems, routes, swap
 from serve.admission import Admission
 from serve.args import ServeArgs
 from serve.batching import Batcher
@@ -41,7 +40,6 @@ class SearchService:
     """Answers `routes` from one engine, which may be changed for another while it answers.
 
     Attributes:
-        engine: The one that new requests use.
         refused: Why the bundle that was asked for last is not the engine's; None where it is.
         writer: What changes the gallery; None where it does not change.
     """
@@ -54,36 +52,61 @@ class SearchService:
         self._model = ThreadPoolExecutor(1, "model")
         self.threads = ThreadPoolExecutor(self._threads + 1, "decode")
         self._store = Store.open(args, _own_name())
-        self.engine = self._engine(swap.folder(args.bundle))
+        self._engine: Engine | None = None  # `reconfigure` comes before any request
         self.refused: str | None = None
         self.pictures = Pictures(args, self._store)
-        self.admission, self.writes, self.browsing = (Admission(args.max_queue) for _ in range(3))
+        self.admission, self.writes, self.browsing, self._waiting = (Admission(args.max_queue) for _ in range(4))
         self.metrics = Metrics()
         self._answers = Batcher(self._work, most=args.max_batch_size, wait_s=args.batch_wait_s, thread=self._model)
         self.writer = None if self._store is None else Writer(self, self._store, self._model)
 
-    def _engine(self, folder: Path) -> Engine:
-        return Engine(folder, self.args, threads=self._threads, model=self._model, store=self._store)
+    @property
+    def engine(self) -> Engine:
+        """The one that new requests use."""
+        assert self._engine is not None, "Ray Serve calls reconfigure first"
+        return self._engine
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        """Ray Serve asks for the HTTP interface here, once the model is loaded."""
+        """Ray Serve asks for the HTTP interface here, before it calls `reconfigure`."""
         return routes.build_app(self)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Ray Serve hands over `user_config` here: change to its bundle, or refuse it and go on. Raises nothing."""
+        """Ray Serve hands over `user_config` here: load its bundle, or change to it, or refuse it and go on.
+
+        Raises RaycdError only in a replica that has no bundle yet: one that starts when what is wanted is refused
+        loads that of its arguments, and where that is refused, too, there is nothing to go on with.
+        """
         try:
-            wanted = swap.Wanted.model_validate(user_config)
-            folder = await asyncio.to_thread(swap.folder, wanted.bundle)
-            if await asyncio.to_thread(swap.digest, folder) != self.engine.bundle.manifest.digest:
-                fresh = await asyncio.to_thread(self._engine, folder)
-                swap.check(self.engine, fresh)
-                old, self.engine = self.engine, fresh
-                old.close()
+            await self._change(swap.Wanted.model_validate(user_config).bundle)
             self.refused = None
-            _log.warning("this replica serves bundle %s", self.engine.bundle.manifest.digest[:12])
-        except Exception as error:  # raised, it would make Ray Serve replace this replica, which answers
+        except Exception as error:
+            if self._engine is None and user_config == swap.Wanted(bundle=self.args.bundle).model_dump():
+                raise
             self.refused = swap.reason(error)
-            _log.error("a bundle was refused, the old one goes on: %s", error)
+            _log.error("a bundle was refused, the old one goes on: %s", failure.told(error))
+        if self._engine is None:
+            await self._change(self.args.bundle)
+
+    async def _change(self, bundle: str) -> None:
+        """Load a bundle beside the one at work, try it, and let it take the place. Raises RaycdError."""
+        folder = await asyncio.to_thread(swap.folder, bundle)
+        if self._engine and await asyncio.to_thread(swap.digest, folder) == self._engine.bundle.manifest.digest:
+            return
+        fresh = await asyncio.to_thread(self._load, folder)
+        try:
+            await self._try(fresh)
+            if self._engine:
+                swap.check(self._engine, fresh)
+        except BaseException:
+            fresh.close()
+            raise
+        old, self._engine = self._engine, fresh
+        if old:
+            old.close()
+        _log.warning("this replica serves bundle %s", fresh.bundle.manifest.digest[:12])
+
+    def _load(self, folder: Path) -> Engine:
+        return Engine(folder, self.args, threads=self._threads, model=self._model, store=self._store)
 
     def bundle_info(self) -> BundleInfo:
         """What this replica serves, and what it refused to."""
@@ -96,21 +119,27 @@ class SearchService:
 
     async def canary(self) -> None:
         """Encode and search, before all queries that wait. Raises where this replica cannot."""
-        engine = self.engine
-        self.metrics.gallery(engine)
+        self.metrics.gallery(self.engine)
+        await self._try(self.engine)
+
+    async def _try(self, engine: Engine) -> None:
         async with asyncio.timeout(CANARY_S):
-            await self._answers((engine, engine.canary), first=True)
+            engine.check(await self._answers((engine, engine.canary), first=True))
 
-    def deadline(self) -> Deadline:
-        """`async with` it: the time that a request may take."""
-        return Deadline(self.args.timeout_s)
+    def deadline(self, *, then: str = "") -> Deadline:
+        """`async with` it: the time that a request may take. `then` tells the client what it means to be too late."""
+        return Deadline(self.args.timeout_s, then=then)
 
-    async def reached(self, version: int) -> View:
-        """The gallery's state, once this replica has that version."""
-        follower = self.engine.follower
-        if version <= self.engine.view.version or follower is None:
-            return self.engine.view
-        return await follower.reached(version)
+    async def reached(self, version: int) -> Engine:
+        """The engine, once its view of the gallery has that version. Raises ProblemError where too many wait."""
+        engine = self.engine
+        if engine.follower is None or version <= engine.view.version:
+            return engine
+        with self._waiting.slot():
+            while engine.follower and version > engine.view.version:
+                await engine.follower.reached(version)  # or until another one has taken its place
+                engine = self.engine
+        return engine
 
     async def prepare(self, engine: Engine, asked: SearchRequest, image: bytes | None) -> Prepared:
         """Decode and preprocess beside the model. Raises BrokenImage and ProblemError."""
@@ -150,7 +179,7 @@ class SearchService:
         for engine, some in groupby(batch, key=lambda one: one[0]):  # two of them, while one takes the other's place
             answers += engine.searcher.answer([query for _, query in some])
         if answers:
-            self.metrics.batch(answers[0], self.admission.busy - len(batch))
+            self.metrics.batch(answers[0], max(0, self.admission.busy - len(batch)))  # the canary is no search
         return answers
 
     async def aside(self, work: Callable[[], T]) -> T:

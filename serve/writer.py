@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from raycd.catalogue.records import Change, Delete, Done, Put
-from raycd.errors import CatalogueError
+from raycd.errors import CatalogueError, RaycdError
 from serve.batching import Batcher
 from serve.engine import Engine
 from serve.store import Store
@@ -73,9 +73,9 @@ class Writer:
             path = await self._service.aside(lambda: pictures.add(picture.data, picture.extension))
         change = Put(image_id, feature, tuple(categories), attributes, path)
         try:
-            done = await self._commits((change, engine.fingerprint))
-        except CatalogueError as error:
-            if error.reason != "unreachable":
+            done = await self._committed(change, engine)
+        except RaycdError as error:
+            if not (isinstance(error, CatalogueError) and error.reason == "unreachable"):
                 self._forget(path)
             raise
         self._forget(done.old_path)
@@ -83,9 +83,15 @@ class Writer:
 
     async def delete(self, image_id: str, engine: Engine) -> Done:
         """Remove an image, if there is one. Raises CatalogueError as `put` does."""
-        done = await self._commits((Delete(image_id), engine.fingerprint))
+        done = await self._committed(Delete(image_id), engine)
         self._forget(done.old_path)
         return done
+
+    async def _committed(self, change: Change, engine: Engine) -> Done:
+        outcome = await self._commits((change, engine.fingerprint))
+        if isinstance(outcome, RaycdError):
+            raise outcome
+        return outcome
 
     def _forget(self, path: str | None) -> None:
         """Remove the picture of an image that has gone, once every replica knows that it has.
@@ -103,12 +109,16 @@ class Writer:
         except CatalogueError as error:
             _log.warning("a picture that nothing names any more could not be removed (%s)", error.reason)
 
-    def _commit(self, batch: Sequence[tuple[Change, str]]) -> list[Done]:
-        """One transaction, or one for each encoder while the model changes."""
-        done: list[Done] = []
+    def _commit(self, batch: Sequence[tuple[Change, str]]) -> list[Done | RaycdError]:
+        """One transaction, or one for each encoder while the model changes: each succeeds or fails by itself."""
+        outcomes: list[Done | RaycdError] = []
         for fingerprint, some in groupby(batch, key=lambda one: one[1]):
-            done += self._store.catalogue.write([change for change, _ in some], fingerprint)
-        return done
+            changes = [change for change, _ in some]
+            try:
+                outcomes += self._store.catalogue.write(changes, fingerprint)
+            except RaycdError as error:
+                outcomes += [error] * len(changes)
+        return outcomes
 
     @staticmethod
     def _encode(batch: Sequence[tuple[Engine, torch.Tensor]]) -> list[NDArray[np.float32]]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from serve.service import SearchService
 
 MAX_ID = 512  # characters of an image's id
+UNKNOWN = "; whether the change was made is unknown: send it again"
 _ERRORS = problems.responses(400, 403, 404, 409, 413, 415, 422, 503, 507)
 
 
@@ -37,7 +38,7 @@ def router(service: SearchService) -> APIRouter:
         writer = writable(service)
         check_id(image_id)
         with service.writes.slot():  # before the body is read
-            async with service.deadline():
+            async with service.deadline(then=UNKNOWN):
                 given = await image_body.read(request, service.args, service.engine)
                 done = await put_one(service, writer, image_id, given)
         response.status_code = 200 if done.existed else 201
@@ -49,7 +50,7 @@ def router(service: SearchService) -> APIRouter:
         writer = writable(service)
         check_id(image_id)
         with service.writes.slot():
-            async with service.deadline():
+            async with service.deadline(then=UNKNOWN):
                 done = await writer.delete(image_id, service.engine)
         if not done.existed:
             raise problems.ProblemError(404, f"the gallery has no image {image_id!r}")

@@ -334,7 +334,12 @@ def test_an_encoder_that_another_has_replaced_is_forgotten_by_the_begin_of_its_f
     url: str, catalogue: Catalogue, pictures: Pictures, capsys: pytest.CaptureFixture[str]
 ) -> None:
     catalogue.add_features(OTHER, [(row.image_id, row.version, FEATURE) for row in catalogue.unencoded(OTHER)])
-    assert run("forget", url, pictures, "--encoder", OURS[:12]) == 0
+    assert run("forget", url, pictures, "--encoder", OURS[:12]) == 2
+    said = capsys.readouterr().err
+    assert f"nothing was forgotten yet: 2 features of encoder {OURS[:12]} would go" in said
+    assert "--yes" in said
+    assert catalogue.encoders() == {OURS: 2, OTHER: 2}
+    assert run("forget", url, pictures, "--encoder", OURS[:12], "--yes") == 0
     assert f"forgotten: 2 features of encoder {OURS[:12]}\n" in capsys.readouterr().out
     assert catalogue.encoders() == {OTHER: 2}
 
@@ -352,7 +357,7 @@ def test_no_image_is_left_without_a_feature(
 ) -> None:
     row = catalogue.unencoded(OTHER)[0]
     catalogue.add_features(OTHER, [(row.image_id, row.version, FEATURE)])
-    assert run("forget", url, pictures, "--encoder", encoder) == 2
+    assert run("forget", url, pictures, "--encoder", encoder, "--yes") == 2
     assert told in capsys.readouterr().err
     assert catalogue.encoders() == {OURS: 2, OTHER: 1}
 

@@ -1,6 +1,6 @@
 import pytest
 
-from raycd.redact import without_passwords
+from raycd.redact import without_passwords, without_paths
 
 
 @pytest.mark.parametrize(
@@ -16,3 +16,18 @@ from raycd.redact import without_passwords
 )
 def test_only_the_password_goes(text: str, shown: str) -> None:
     assert without_passwords(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("there is no bundle at /home/ann/runs/demo/bundle", "there is no bundle at bundle"),
+        ("writing failed: ~/gallery/gallery.sqlite: full", "writing failed: gallery.sqlite: full"),
+        ("'/data/a.parquet' and (/data/b.parquet)", "'a.parquet' and (b.parquet)"),
+        ("sqlite:////home/ann/gallery.sqlite", "sqlite:///gallery.sqlite"),
+        ("postgresql://ann@host/db at https://host/a/b", "postgresql://ann@host/db at https://host/a/b"),
+        ("s3://bucket/a/b, head/head.json, 1/2 and /", "s3://bucket/a/b, head/head.json, 1/2 and /"),
+    ],
+)
+def test_folders_of_this_machine_go(text: str, shown: str) -> None:
+    assert without_paths(text) == shown

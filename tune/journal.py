@@ -18,6 +18,7 @@ from raycd.run import Run
 from tune.space import Space
 
 SWEEP, RESULT = "sweep.json", "result.json"
+_BY_DIM = "stage2.bilinear_dim"  # its default range depends on the size of the features
 ENDED = ("finished", "stopped", "failed")  # of itself, by the scheduler, with an error
 
 # May change, prefixes: these do not decide what a trial gives.
@@ -40,35 +41,52 @@ class Journal:
     def __init__(self, root: str, of: str) -> None:
         self.run = Run(root, {"kind": "sweep", "of": of})
 
+    def check(self, space: Space, *, resume: bool) -> None:
+        """Raise what `opened` would raise, as far as it is known before there are features and tables."""
+        ranges = space.to_dict()
+        with self.run.locked():
+            known = self._known(resume=resume)
+            if known is not None and _BY_DIM in ranges:
+                ranges[_BY_DIM] = known["space"].get(_BY_DIM)
+            self._check_same(known, {"settings": _fixed(space.config), "space": ranges})
+
     @contextmanager
     def opened(self, space: Space, inputs: Mapping[str, str], *, resume: bool) -> Iterator[None]:
         """Hold the folder for this process. `inputs` are the fingerprints of what trials read.
 
         Raises:
-            RunError: A sweep is there and `resume` is false, or it was started with other settings, or there is none
-                to resume, or another process works on it.
+            RunError: A sweep with trials is there and `resume` is false, or it was started with other settings, or
+                there is none to resume, or another process works on it.
         """
         asked = {"settings": _fixed(space.config), "space": space.to_dict(), "inputs": dict(inputs)}
         with self.run.locked():
-            known = self.run.read_json(SWEEP)
-            if known is None and resume:
-                raise RunError(f"there is no sweep to resume in {self.run.root}", do="start it without --resume")
-            if known is not None and not resume:
-                raise RunError(
-                    f"a sweep is already in {self.run.root}",
-                    got=f"{len(self.trials())} trials that have ended",
-                    do="go on with it by --resume, or start another by --sweep NAME",
-                )
-            if known is not None:
-                self._check_same(known, asked)
-            else:
+            known = self._known(resume=resume)
+            self._check_same(known, asked)
+            if known is None:
                 self.run.write_json(SWEEP, asked)
             yield
 
-    def _check_same(self, known: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    def _known(self, *, resume: bool) -> dict[str, Any] | None:
+        """What was asked of the sweep that is to go on; None where a new one starts."""
+        known: dict[str, Any] | None = self.run.read_json(SWEEP)
+        if resume:
+            if known is None:
+                raise RunError(f"there is no sweep to resume in {self.run.root}", do="start it without --resume")
+            return known
+        if known is not None and (trials := self.trials()):
+            raise RunError(
+                f"a sweep is already in {self.run.root}",
+                got=f"{len(trials)} trials that have ended",
+                do="go on with it by --resume, or start another by --sweep NAME",
+            )
+        return None
+
+    def _check_same(self, known: Mapping[str, Any] | None, asked: Mapping[str, Mapping[str, Any]]) -> None:
+        if known is None:
+            return
         changes = [
             f"{name} {now.get(name)!r} instead of {then.get(name)!r}"
-            for then, now in ((known[part], asked[part]) for part in ("settings", "space", "inputs"))
+            for then, now in ((known[part], asked[part]) for part in asked)
             for name in {**then, **now}
             if then.get(name) != now.get(name)
         ]

@@ -133,12 +133,12 @@ def _trial(proposed: Mapping[str, Any], tables: Tables, space: Space, metric: Me
         )
 
     try:
-        train(tables, _cheap(space.configured(space.settings(proposed))), metric, report, triplets=triplets)
+        train(tables, as_trial(space.configured(space.settings(proposed))), metric, report, triplets=triplets)
     except Exception as error:
         ray.tune.report({"error": f"{type(error).__name__}: {error}", "trial_seconds": time.monotonic() - began})
 
 
-def _cheap(config: Config) -> Config:
+def as_trial(config: Config) -> Config:
     """The configuration in the precision of trials."""
     precision = config.tune.precision
     if precision == "auto":

@@ -1,7 +1,7 @@
 """What a sweep varies: ranges by the dotted names of the settings.
 
 space = make_space(config, ["mine.alpha=0.6,0.9", "stage2.lr", "stage2.k=none"])
-settings = space.settings({"mine.eps_low": 0.95, ...})     # eps_low < eps_high always
+settings = space.settings({"mine.eps_low": 0.95, ...})     # eps_low < eps_high always, both in their ranges
 
 `--space NAME=LOW,HIGH` sets a range, `NAME=LOW,HIGH,log` a logarithmic one, `NAME=A|B|C` a choice. `NAME=none` takes
 the setting out; `NAME` alone takes in one that is optional.
@@ -51,11 +51,23 @@ class Range:
         start, end = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
         steps = [start + (end - start) * i / (points - 1) for i in range(points)]
         values = [math.exp(step) if self.log else step for step in steps]
-        return list(dict.fromkeys(round(value) if self.whole else round(value, 6) for value in values))
+        return list(dict.fromkeys(round(value) if self.whole else self.rounded(value) for value in values))
 
     def ends(self) -> list[Any]:
         """Its least and its greatest value."""
         return [int(self.low), int(self.high)] if self.whole else [self.low, self.high]
+
+    def rounded(self, value: Any) -> Any:
+        """A float to six digits, within the range."""
+        return min(max(float(f"{value:.6g}"), self.low), self.high) if isinstance(value, float) else value
+
+    def above(self, value: float) -> Any:
+        """GAP above a value, or the greatest of the range."""
+        return min(round(value + GAP, 6), self.high)
+
+    def below(self, value: float) -> Any:
+        """GAP below a value, or the least of the range."""
+        return max(round(value - GAP, 6), self.low)
 
     def __contains__(self, value: object) -> bool:
         return isinstance(value, int | float) and self.low <= value <= self.high
@@ -82,6 +94,18 @@ class Choice:
         """All of them."""
         return list(self.values)
 
+    def rounded(self, value: Any) -> Any:
+        """The value as it is."""
+        return value
+
+    def above(self, value: float) -> Any:
+        """The next one above a value, or the greatest of all."""
+        return min((other for other in self.values if other > value), default=max(self.values))
+
+    def below(self, value: float) -> Any:
+        """The next one below a value, or the least of all."""
+        return max((other for other in self.values if other < value), default=min(self.values))
+
     def __contains__(self, value: object) -> bool:
         return value in self.values
 
@@ -106,17 +130,15 @@ class Space:
         return all(value in self.ranges[name] for name, value in values.items())
 
     def settings(self, proposed: Values) -> dict[str, Any]:
-        """What a proposal sets: floats to six digits, eps_high above eps_low."""
-        values = {
-            name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in proposed.items()
-        }
+        """What a proposal sets: floats to six digits, eps_high above eps_low, each within its range."""
+        values = {name: self.ranges[name].rounded(value) for name, value in proposed.items()}
         low = values.get(EPS_LOW, self.config.mine.eps_low)
         high = values.get(EPS_HIGH, self.config.mine.eps_high)
         if low >= high:
             if EPS_HIGH in values:
-                values[EPS_HIGH] = round(min(1.0, low + GAP), 6)
-            if EPS_LOW in values and low >= values.get(EPS_HIGH, high):
-                values[EPS_LOW] = round(values.get(EPS_HIGH, high) - GAP, 6)
+                values[EPS_HIGH] = high = self.ranges[EPS_HIGH].above(low)
+            if EPS_LOW in values and low >= high:
+                values[EPS_LOW] = self.ranges[EPS_LOW].below(high)
         return values
 
     def configured(self, settings: Values) -> Config:

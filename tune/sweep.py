@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from tune.space import Space
 
 
+LOST = "see that MLflow can be reached; once this command has ended, start it again with --resume: it goes on"
+
+
 def flags(parser: argparse.ArgumentParser) -> None:
     """Options of this job alone."""
     parser.add_argument("--samples", type=int, metavar="N", help="Trials; the same as --tune.samples.")
@@ -43,19 +46,25 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 def main(options: cli.Options) -> None:
     """Bring the tables, run the trials, compare the winner with the default, write what was found."""
+    from raycd.data.garments import CATEGORIES
     from raycd.evaluate import Metric
     from raycd.runtime import cluster, pipeline, stages, tracking
     from tune.journal import Journal
     from tune.space import make_space
 
     config, flags = _checked(options), options.flags
-    make_space(config, flags.space)  # a mistake is told before anything starts
+    # A mistake is told before anything starts, one in data.root or the metric before a folder is made.
+    space, name = make_space(config, flags.space), pipeline.run_name(config)
+    dataset = None if config.data.format == "synthetic" else stages.dataset(config, config.data.root)
+    categories = CATEGORIES if dataset is None else dataset.categories()
+    metric = Metric.parse(config.tune.metric, categories, config.evaluate.ks)
+    run = pipeline.run_folder(config)
+    journal = Journal(posixpath.join(config.runs, flags.sweep or f"{name}-sweep"), run.root)
+    journal.check(space, resume=flags.resume)
     with cluster.connected():
-        run = pipeline.run(config, until="mine").run
-        context = stages.Context(config, run)
-        metric = Metric.parse(config.tune.metric, context.dataset.categories(), config.evaluate.ks)
+        pipeline.run(config, until="mine")
+        context = stages.Context(config, run, _dataset=dataset)
         space = make_space(config, flags.space, dim=context.recorded("stage1", "dim"))
-        journal = Journal(posixpath.join(config.runs, flags.sweep or f"{pipeline.run_name(config)}-sweep"), run.root)
         inputs = {stage: context.recorded(stage, "fingerprint") for stage in ("embed", "mine")}
         with journal.opened(space, inputs, resume=flags.resume):
             _sweep(context, space, metric, journal)
@@ -75,7 +84,8 @@ def _sweep(context: Context, space: Space, metric: Metric, journal: Journal) -> 
     known = journal.run.read_json("mlflow.json") or {}
     ranges = {f"space.{name}": text for name, text in space.to_dict().items()}
     name = posixpath.basename(journal.run.root)
-    with Tracker.open(config, config.runs, run_id=known.get("run_id", ""), name=name, more=ranges) as tracker:
+    run_id = known.get("run_id", "")
+    with Tracker.open(config, config.runs, run_id=run_id, name=name, more=ranges, lost=LOST) as tracker:
         journal.run.write_json("mlflow.json", {"run_id": tracker.run_id})
         record = SweepRecord(tracker, journal, str(metric))
         whole = Tables.of(context, splits=("train", "selection", "val"))

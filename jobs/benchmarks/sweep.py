@@ -16,7 +16,7 @@ from raycd.evaluate import Metric
 from raycd.run import Run
 from raycd.runtime import cluster, pipeline, stages
 from tune.journal import Journal, Record, best
-from tune.runner import places, run_trials
+from tune.runner import as_trial, places, run_trials
 from tune.search import make_budget
 from tune.space import make_space
 from tune.trial import Tables
@@ -28,14 +28,14 @@ def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
     """Minutes of `tune.samples` trials, Ray Tune's own cost of each, and trials an hour against the naive trial.
 
     The naive trial is this pipeline without its tables: embed, mine, filter and train the head, with Ray already
-    running. Ray Tune's own cost is the time of its places in which no trial ran, the start of their processes included.
+    running. It trains as long as a trial does that no scheduler ends, and in the same precision. Ray Tune's own cost is the time of its places in which no trial ran, the start of their processes included.
     """
     with cluster.connected(), tempfile.TemporaryDirectory(prefix="raycd-") as scratch:
         run = pipeline.run(config, until="mine").run
         context = stages.Context(config, run)
         at_a_time = places(config)
         trials, wall = _sweep(context, Path(scratch))
-        naive = _naive(config, run, Path(scratch))
+        naive, epochs = _naive(config, run, Path(scratch))
     seconds = sum(trial["seconds"] for trial in trials)
     leader = best(trials)
     return {
@@ -46,9 +46,12 @@ def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
         "trials at a time": at_a_time,
         "sweep, minutes": wall / 60,
         "training in a trial, s": seconds / len(trials),
+        "epochs in a trial, at most": max(len(trial["epochs"]) for trial in trials),
+        "epochs in a trial, mean": sum(len(trial["epochs"]) for trial in trials) / len(trials),
         "Ray Tune's own cost of a trial, s": (wall - seconds / at_a_time) / len(trials),
         "best on the selection split": leader["value"] if leader else None,
         "naive trial, s": sum(naive.values()),
+        "epochs in the naive trial": epochs,
         **{f"naive trial: {stage}, s": spent for stage, spent in naive.items()},
         "trials an hour, sweep": 3600 * len(trials) / wall,
         "trials an hour, naive": 3600 / sum(naive.values()),
@@ -66,8 +69,8 @@ def _sweep(context: stages.Context, scratch: Path) -> tuple[list[Record], float]
     return trials, time.perf_counter() - began
 
 
-def _naive(config: Config, run: Run, scratch: Path) -> dict[str, float]:
-    """Seconds of each stage that one naive trial does, as the stages themselves record them."""
+def _naive(config: Config, run: Run, scratch: Path) -> tuple[dict[str, float], int]:
+    """Seconds of each stage that one naive trial does, as the stages themselves record them, and its epochs."""
     if not run.is_local:
         raise ConfigError("the naive trial works on a copy of the run", got=run.root, expected="--runs, a local folder")
     name = pipeline.run_name(config)
@@ -76,6 +79,8 @@ def _naive(config: Config, run: Run, scratch: Path) -> dict[str, float]:
             shutil.copytree(run.path(stage), scratch / name / stage)
     shutil.copy(run.path("run.json"), scratch / name)
     tracking = config.tracking.model_copy(update={"enabled": False})
-    naive = config.model_copy(update={"runs": str(scratch), "tracking": tracking})
+    stage2 = as_trial(config).stage2.model_copy(update={"epochs": config.tune.epochs or config.stage2.epochs})
+    naive = config.model_copy(update={"runs": str(scratch), "tracking": tracking, "stage2": stage2})
     done = pipeline.run(naive, until="stage2")
-    return {stage: pipeline.recorded(done.run, stage)["seconds"] for stage in done.done}
+    seconds = {stage: pipeline.recorded(done.run, stage)["seconds"] for stage in done.done}
+    return seconds, len(pipeline.recorded(done.run, "stage2")["history"])

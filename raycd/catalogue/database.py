@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,10 @@ _WRITES = "raycd_writes"  # execution option of connections that write
 
 
 def address(url: str) -> URL:
-    """Where the database is, of a URL or of a path to a SQLite file. Raises CatalogueError for an impossible one."""
+    """Where the database is, of a URL or of a path to a SQLite file. Raises CatalogueError for an impossible one.
+
+    A SQLite file has one name, whichever links lead to it: who locks it and who opens it mean the same file.
+    """
     expected = "a file, sqlite:///<file> or postgresql://<user>@<host>/<database>"
     try:
         parsed = make_url(url) if "://" in url else URL.create("sqlite", database=url)
@@ -37,15 +41,14 @@ def address(url: str) -> URL:
         return parsed.set(drivername="postgresql+psycopg")
     if parsed.get_backend_name() != "sqlite" or not parsed.database or parsed.database == ":memory:":
         raise CatalogueError("the gallery cannot be kept there", got=shown(url), expected=expected)
-    return parsed
+    return parsed.set(database=os.path.realpath(os.path.expanduser(parsed.database)))
 
 
 def engine(url: URL, *, busy_s: float) -> Engine:
-    """The connections to it; `busy_s` is how long a write waits for another's."""
+    """The connections to an `address`; `busy_s` is how long a write waits for another's."""
     if url.get_backend_name() == "sqlite":
-        file = Path(url.database or "").expanduser().absolute()
-        _make_folder(file.parent)
-        made = create_engine(url.set(database=str(file)), connect_args={"timeout": busy_s}, hide_parameters=True)
+        _make_folder(Path(url.database or "").parent)
+        made = create_engine(url, connect_args={"timeout": busy_s}, hide_parameters=True)
         event.listen(made, "connect", _sqlite_connected)
         event.listen(made, "begin", _sqlite_begins)
         return made

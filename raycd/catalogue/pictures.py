@@ -6,7 +6,6 @@ restored elsewhere.
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import uuid
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import fsspec
 
+from raycd.catalogue import faults
 from raycd.data.folder import is_local
 from raycd.durable import sync
 from raycd.errors import CatalogueError
@@ -22,13 +22,6 @@ from raycd.errors import CatalogueError
 SCHEME = "pictures:"
 _UNFINISHED = ".unfinished"  # listed like a picture that nothing names, and removed like one
 _NAME = re.compile(rf"[0-9a-f]{{2}}/[0-9a-f]{{32}}(\.[a-z0-9]{{1,8}})?({re.escape(_UNFINISHED)})?")
-_REASONS: dict[int, CatalogueError.Reason] = {
-    errno.ENOSPC: "full",
-    errno.EDQUOT: "full",
-    errno.EROFS: "read_only",
-    errno.EACCES: "read_only",
-    errno.EPERM: "read_only",
-}
 
 
 class Pictures:
@@ -51,7 +44,7 @@ class Pictures:
             else:
                 with fsspec.open(f"{self.root}/{inside}", "wb") as file:
                     file.write(data)
-        except (OSError, ImportError, ValueError) as error:
+        except Exception as error:  # whatever a store uses: OSError, ImportError, those of botocore or aiohttp
             raise _failed("a picture cannot be kept", error) from error
         return SCHEME + inside
 
@@ -76,7 +69,7 @@ class Pictures:
                 store, inside = fsspec.url_to_fs(path)
                 if store.exists(inside):
                     store.rm_file(inside)
-        except (OSError, ImportError, ValueError) as error:
+        except Exception as error:
             raise _failed("a picture cannot be removed", error) from error
 
     def __iter__(self) -> Iterator[str]:
@@ -108,8 +101,7 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _failed(what: str, error: Exception) -> CatalogueError:
-    number = getattr(error, "errno", None)
-    reason = _REASONS.get(number, "unreachable") if number is not None else "unreachable"
+    reason: CatalogueError.Reason = faults.of_file(error) if isinstance(error, OSError) else "unreachable"
     return CatalogueError(
         what, reason, got=f"{type(error).__name__}: {error}", do="check the place of the pictures (pictures)"
     )

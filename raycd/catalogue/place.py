@@ -67,8 +67,8 @@ class Place:
             return path
         return None if path is None else self.pictures.locate(path)
 
-    def forget(self, beginning: str) -> tuple[str, int]:
-        """Remove the features of the encoder whose fingerprint begins so; returns the fingerprint and how many.
+    def replaced(self, beginning: str) -> tuple[str, int]:
+        """The fingerprint that begins so, and the features that would go with it, none of which is an image's only one.
 
         Raises ConfigError where there is no such encoder, or no other one has encoded every image.
         """
@@ -84,7 +84,7 @@ class Place:
                 got=f"{max(others, default=0):,} images of {self.catalogue.count():,}",
                 do="first run jobs/index.py with the --bundle that stays",
             )
-        return matching[0], self.catalogue.forget(matching[0])
+        return matching[0], encoders[matching[0]]
 
 
 def is_kept(path: str | None) -> bool:
@@ -93,7 +93,7 @@ def is_kept(path: str | None) -> bool:
 
 
 def sqlite_file(url: str) -> Path | None:
-    """The file of a SQLite database; None: it is PostgreSQL's. Raises CatalogueError for an impossible URL."""
+    """The file of a SQLite database, links resolved; None: it is PostgreSQL's. Raises CatalogueError: no such URL."""
     address = database.address(url)
     return Path(address.database or "") if address.get_backend_name() == "sqlite" else None
 

@@ -160,6 +160,8 @@ def _answer(service: Transport, lines: list[Line], attempts: Attempts) -> Genera
         untold = dict(enumerate(lines, 1))
         for text in _whole_lines(response.iter_bytes()):
             item = _item(text)
+            if item is not None and item.line == len(lines) + 1 and item.status in retry.BUSY:
+                continue  # the service's time was over while it waited for more
             line = None if item is None else untold.pop(item.line, None)
             if item is None or line is None:
                 raise errors.unreadable(response, service.url, got="a line of it that tells of none that was sent")

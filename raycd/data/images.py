@@ -34,6 +34,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # EXIF orientation -> what makes it upright
+_SHRINK = "make it smaller"
 _LONGEST_PADDED = 4096  # longer images are shrunk before they are padded: a strip of 8 x 65500 would take 10 GB
 
 
@@ -77,7 +78,7 @@ def read_bytes(path: str) -> bytes:
             return bytes(file.read())
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
         raise BrokenImage(f"{path} cannot be read", reason="missing", got=f"{type(error).__name__}: {error}") from error
-    except (ImportError, ValueError, OSError) as error:
+    except Exception as error:  # whatever a store uses: OSError, ImportError, those of botocore or aiohttp
         raise DataError(
             f"reading {path} failed",
             got=f"{type(error).__name__}: {error}",
@@ -100,11 +101,11 @@ def decode(data: bytes, *, max_pixels: int, min_side: int, formats: Sequence[str
         _check_size(image.size, max_pixels, min_side)
         image.load()
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BrokenImage("the image is too large", reason="too_large", got=error) from error
+        raise BrokenImage("the image is too large", reason="too_large", got=error, do=_SHRINK) from error
     except BrokenImage:
         raise
     except UnidentifiedImageError as error:
-        raise _unidentified(data) from error
+        raise _unidentified(data, formats) from error
     except Exception as error:  # Pillow's plugins raise anything on hostile bytes: zlib.error, struct.error, ...
         raise BrokenImage(
             "the image is truncated or damaged", reason="truncated", got=f"{type(error).__name__}: {error}"
@@ -117,7 +118,11 @@ def _check_size(size: tuple[int, int], max_pixels: int, min_side: int) -> None:
     got = f"{width} x {height} pixels"
     if width * height > max_pixels:
         raise BrokenImage(
-            "the image is too large", reason="too_large", got=got, expected=f"at most {max_pixels} (data.max_pixels)"
+            "the image is too large",
+            reason="too_large",
+            got=got,
+            expected=f"at most {max_pixels} (data.max_pixels)",
+            do=_SHRINK,
         )
     if min(size) < min_side:
         raise BrokenImage(
@@ -125,6 +130,7 @@ def _check_size(size: tuple[int, int], max_pixels: int, min_side: int) -> None:
             reason="too_small",
             got=got,
             expected=f"sides of at least {min_side} (data.min_side)",
+            do="take a larger one",
         )
 
 
@@ -139,14 +145,14 @@ def _check_format(found: str | None, formats: Sequence[str]) -> None:
         )
 
 
-def _unidentified(data: bytes) -> BrokenImage:
+def _unidentified(data: bytes, formats: Sequence[str]) -> BrokenImage:
     if data.startswith(_SIGNATURES) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP"):
         return BrokenImage("the image is truncated or damaged", reason="truncated", got=f"{len(data)} bytes")
     return BrokenImage(
         "the file is not an image that can be read",
         reason="not_an_image",
         got=f"{len(data)} bytes that begin {data[:12]!r}",
-        expected=f"one of {', '.join(FORMATS)}",
+        expected=f"one of {', '.join(formats)}",
     )
 
 

@@ -45,17 +45,20 @@ def make_shards(pools: Sequence[Pool], dim: int, mine: MineConfig) -> list[Shard
 
 
 def row_bytes(dim: int, mine: MineConfig) -> int:
-    """Memory of one image in a worker: its features, and with HNSW or IVF the structure's own copy and its links.
+    """Most memory of one image in a worker: its features, and where HNSW or IVF is built, several copies of its entry.
 
-    HNSW: 2 M links on the ground; above it, chance gives M / (M - 1) on average, a tenth of M more is to spare; where
-    they begin and the level, 12 bytes. IVF: the image's number, and its share of a centre.
+    An entry is another copy of the features, and beside it for HNSW 2 M links on the ground; above it, chance gives
+    M / (M - 1) on average, a tenth of M more is to spare; where they begin and the level, 12 bytes. For IVF, the
+    image's number and its share of a centre. FAISS holds three of them when a structure is serialised: its own, the
+    stream's and the array's. Its IVF lists grow by doubling, which may take a fourth. A search holds one.
     """
+    features = 4 * dim
     if mine.index == "flat":
-        return 4 * dim
+        return features
     if mine.index == "ivf":
-        return 8 * dim + 8 + math.ceil(4 * dim / PER_LIST)
+        return features + 4 * (features + 8 + math.ceil(features / PER_LIST))
     links = mine.hnsw_m * (2.1 + 1 / (mine.hnsw_m - 1))
-    return 8 * dim + 12 + math.ceil(4 * links)
+    return features + 3 * (features + 12 + math.ceil(4 * links))
 
 
 def visits(pools: Sequence[Pool], shards: Sequence[Shard], size: int) -> Iterator[Visit]:

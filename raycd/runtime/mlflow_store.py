@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 PROBE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
 CALLS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
 UPLOADS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3"}  # a large bundle may take its time
+LOST = "see that MLflow can be reached, then start the same command again: it goes on"
 _START = "check --tracking.uri and that its server runs; --tracking.enabled false does without a record"
 
 
@@ -34,13 +35,15 @@ class Store:
     Args:
         config: Its URI; empty means an SQLite file in `runs`.
         runs: Folder or URI that holds the runs.
+        lost: What to do when it no longer answers.
 
     Raises:
         ConfigError: No URI is given and `runs` is no local folder.
         TrackingError: The URI is malformed, does not answer, cannot be written or holds another version's tables.
     """
 
-    def __init__(self, config: TrackingConfig, runs: str | Path) -> None:
+    def __init__(self, config: TrackingConfig, runs: str | Path, *, lost: str = LOST) -> None:
+        self._lost = lost
         folder = _local(runs)
         if not config.uri and folder is None:
             raise ConfigError(
@@ -76,13 +79,7 @@ class Store:
             return str(found.experiment_id)
 
     @contextlib.contextmanager
-    def guard(
-        self,
-        what: str,
-        *,
-        do: str = "see that MLflow can be reached, then start the same command again: it goes on",
-        limits: Mapping[str, str] = CALLS,
-    ) -> Iterator[None]:
+    def guard(self, what: str, *, do: str = "", limits: Mapping[str, str] = CALLS) -> Iterator[None]:
         """Turn what MLflow raises into a `TrackingError`, after seconds instead of MLflow's own minutes."""
         try:
             with limited(limits):
@@ -95,7 +92,7 @@ class Store:
                 what,
                 got=f"{type(error).__name__}: {first[0][:300]}",
                 expected=f"an answer from {without_passwords(self.uri)}",
-                do=do,
+                do=do or self._lost,
             ) from error
 
     def _check(self) -> Path | None:

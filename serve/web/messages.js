@@ -8,8 +8,10 @@ const REASONS = {
   truncated: () => ["This image is damaged", "It cannot be decoded whole. Save it anew or choose another."],
   too_small: (limits) => ["This image is too small",
     `Each side needs at least ${count(limits.image_min_side, "pixel")}.`],
-  too_large: (limits) => ["This image has too many pixels",
-    `It may have at most ${Math.floor(limits.image_pixels / 1e6)} million. Make it smaller, or choose another.`],
+  too_large: (limits, problem) => problem.detail.startsWith("image_url")
+    ? ["The image at this address is too large", tooLarge(limits)]
+    : ["This image has too many pixels",
+      `It may have at most ${Math.floor(limits.image_pixels / 1e6)} million. Make it smaller, or choose another.`],
   missing: () => ["This image's file is gone", "The gallery knows the image, but cannot read it. Choose another."],
 };
 const STATUS = {
@@ -41,7 +43,7 @@ export const list = (words) => new Intl.ListFormat("en", { type: "disjunction" }
 export function showProblem(place, problem, limits, onRetry) {
   const words = REASONS[problem.reason] ?? STATUS[problem.status]
     ?? (problem.status >= 500 ? STATUS[500] : UNCLEAR);
-  const [title, advice] = words(limits);
+  const [title, advice] = words(limits, problem);
   const said = problem.detail ? element("details", { open: words === UNCLEAR },
     element("summary", {}, "What the service said"), element("p", {}, problem.detail)) : null;
   const retry = retryButton(problem, onRetry);
@@ -61,7 +63,7 @@ function show(place, kind, title, advice, ...rest) {
 
 /** Why a change of the gallery was not made, in a sentence or two. */
 export function whyNotChanged(problem, limits) {
-  const reason = REASONS[problem.reason]?.(limits);
+  const reason = REASONS[problem.reason]?.(limits, problem);
   if (reason) return reason.join(". ");
   const [title, advice] = CHANGE[problem.status] ?? STATUS[problem.status]?.(limits)
     ?? (problem.status >= 500 ? CHANGE[500] : ["This is not possible", ""]);

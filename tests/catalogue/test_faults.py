@@ -260,7 +260,7 @@ def test_sqlite_syncs_every_commit(tmp_path: Path) -> None:
 
 
 def test_addresses() -> None:
-    assert database.address("some/gallery.sqlite").database == "some/gallery.sqlite"
+    assert database.address("some/gallery.sqlite").database == str(Path("some/gallery.sqlite").absolute())
     assert database.address("sqlite:////var/gallery.sqlite").database == "/var/gallery.sqlite"
     assert database.address("postgresql://ann@host/x").drivername == "postgresql+psycopg"
 

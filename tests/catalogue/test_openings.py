@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from sqlalchemy import text
 
-from raycd.catalogue import Catalogue, schema
+from raycd.catalogue import Catalogue, place, schema
 from raycd.catalogue.records import Delete, Put
 from raycd.errors import CatalogueError, DataError
 from tests.catalogue.values import CLIP, DIM, feature, put
@@ -121,3 +121,26 @@ def test_a_replaced_image_is_found_by_its_key_whatever_the_encoder(tmp_path: Pat
         ).fetchall()
     connection.close()
     assert [row[3].split(" ")[0] for row in plan] == ["SEARCH"], plan
+
+
+def test_a_file_is_locked_and_opened_by_one_name_whichever_way_leads_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "folder").symlink_to(tmp_path / "data")
+    (tmp_path / "link.sqlite").symlink_to(tmp_path / "data" / "gallery.sqlite")
+    file = tmp_path / "data" / "gallery.sqlite"
+    for url in (
+        "~/data/gallery.sqlite",
+        "data/gallery.sqlite",
+        "sqlite:///data/gallery.sqlite",
+        str(tmp_path / "folder" / "gallery.sqlite"),
+        "~/link.sqlite",
+    ):
+        assert place.sqlite_file(url) == file
+        assert place.pictures_root(url) == f"{file}.pictures"
+        with Catalogue.open(url) as catalogue:
+            assert catalogue._engine.url.database == str(file)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "folder", "link.sqlite"]

@@ -89,6 +89,22 @@ def test_broken_files_have_a_reason(data: bytes, expected: str) -> None:
     assert expected in REASONS
 
 
+@pytest.mark.parametrize(
+    ("data", "remedy"),
+    [(png_header(1001, 1000), "make it smaller"), (save(Image.new("RGB", (7, 300))), "a larger one")],
+)
+def test_a_size_that_is_refused_has_a_remedy(data: bytes, remedy: str) -> None:
+    with pytest.raises(BrokenImage, match=f"to do: .*{remedy}"):
+        open_(data)
+
+
+@pytest.mark.parametrize("data", [b"<html>", save(Image.new("RGB", (16, 16)), "TIFF")])
+def test_of_formats_only_those_that_are_taken_are_named(data: bytes) -> None:
+    with pytest.raises(BrokenImage, match=r"one of JPEG, PNG(\n|$)") as caught:
+        decode(data, max_pixels=1000, min_side=8, formats=("JPEG", "PNG"))
+    assert caught.value.reason == "not_an_image"
+
+
 @pytest.mark.parametrize("format", ["PNG", "BMP", "TIFF", "JPEG", "WEBP", "GIF"])
 @pytest.mark.parametrize("share", [0.05, 0.5, 0.95])
 def test_a_file_that_is_cut_off_is_truncated(format: str, share: float) -> None:

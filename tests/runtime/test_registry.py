@@ -1,5 +1,8 @@
 """Bundles of MLflow's registry become folders, by version and by alias."""
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +40,33 @@ def test_a_registered_bundle_is_fetched_once_and_whole(uri: str, tmp_path: Path,
     written = (folder / "manifest.json").stat().st_mtime_ns
     assert registry.fetch(uri, str(tmp_path)) == folder
     assert (folder / "manifest.json").stat().st_mtime_ns == written
+
+
+def test_of_several_that_want_a_version_at_once_one_fetches_it(
+    tmp_path: Path, tiny_bundle: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    download, downloads, together = registry._download, [], threading.Barrier(3)
+
+    def slow(source: str, folder: Path) -> None:
+        downloads.append(folder)
+        time.sleep(0.5)
+        download(source, folder)
+
+    def fetch(_: int) -> tuple[Path, int]:
+        together.wait()
+        folder = registry.fetch("models:/raycd/1", str(tmp_path))
+        return folder, (folder / "manifest.json").stat().st_ino
+
+    monkeypatch.setattr(registry, "_download", slow)
+    with ThreadPoolExecutor(3) as threads:
+        assert len(set(threads.map(fetch, range(3)))) == 1
+    assert len(downloads) == 1
+
+
+def test_an_alias_is_pinned_to_the_version_that_it_names() -> None:
+    assert registry.pinned("models:/raycd@champion") == registry.pinned("models:/raycd/1") == "models:/raycd/1"
+    with pytest.raises(TrackingError, match="cannot be fetched"):
+        registry.pinned("models:/raycd@nobody")
 
 
 @pytest.mark.parametrize("uri", ["models:/raycd@nobody", "models:/raycd/9", "models:/nothing/1"])

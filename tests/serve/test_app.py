@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,15 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from pydantic import ValidationError
 from ray.serve.schema import ServeDeploySchema
 
-from raycd.errors import RunError
+from raycd.api import BundleInfo
+from raycd.errors import RunError, TrackingError
+from serve import app, running
 from serve.args import ServeArgs
 from serve.local import check_room
+from serve.swap import Wanted
 from tests.serve.asking import ask, png
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +34,56 @@ def test_config_yaml_is_valid_and_stays_on_loopback() -> None:
     assert config.http_options.host == "127.0.0.1"
     [application] = config.applications
     assert application.import_path == "serve.app:build"
-    ServeArgs.model_validate(application.args)
+    assert ServeArgs.model_validate(application.args).hosts == ("127.0.0.1", "localhost", "[::1]")
+
+
+def test_a_bundle_of_the_registry_needs_a_gallery_that_is_named() -> None:
+    with pytest.raises(ValidationError, match="set gallery") as told:
+        ServeArgs(bundle="models:/raycd@champion")
+    assert [error["loc"] for error in told.value.errors()] == [("gallery",)]
+    for gallery in ("none", "/data/shop.sqlite", "postgresql://raycd@db/raycd"):
+        assert ServeArgs(bundle="models:/raycd@champion", gallery=gallery).gallery == gallery
+    with pytest.raises(RunError, match="name a database with --gallery, or none"):
+        app._arguments(app._parser().parse_args(["--bundle", "models:/raycd@champion"]), Path("/fetched"))
+    options = app._parser().parse_args(["--bundle", "models:/raycd@champion", "--gallery", "none"])
+    assert app._arguments(options, Path("/fetched")).bundle == "/fetched"
+
+
+def test_a_change_that_fails_is_one_message_and_the_service_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked, ways = threading.Event(), []
+    outcomes: list[Exception | BundleInfo] = [
+        RuntimeError("Traceback:\n  deep\nthe application is unhealthy\n"),
+        TrackingError("no answer", got="nothing"),
+        BundleInfo(digest="good", created=""),
+        BundleInfo(digest="good", created="", refused="it is damaged"),
+    ]
+
+    def change(args: ServeArgs, wanted: Wanted, back: Wanted) -> BundleInfo:
+        ways.append((wanted.again, back.again))
+        if not outcomes:
+            raise KeyboardInterrupt
+        asked.set()  # the next signal
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(running, "change", change)
+    asked.set()
+    with pytest.raises(KeyboardInterrupt):
+        app._until_stopped(ServeArgs(bundle="/bundle"), "/bundle", asked)
+    said = capsys.readouterr()
+    assert said.err.count("error: the bundle could not be changed, the service goes on") == 2
+    assert "  got:      RuntimeError: the application is unhealthy\n" in said.err
+    assert "  got:      no answer\n            got:      nothing\n" in said.err
+    assert "Traceback" not in said.err
+    assert said.out.splitlines() == [
+        "raycd serves the bundle of digest good",
+        "raycd serves the bundle of digest good; the new one was refused: it is damaged",
+    ]
+    assert ways == [(1, 0), (2, 0), (3, 0), (4, 3), (5, 3)]  # back to the last one that was taken
 
 
 def command(*arguments: str) -> subprocess.Popen[str]:

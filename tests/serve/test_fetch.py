@@ -138,7 +138,8 @@ def test_a_size_that_is_declared_too_large_is_refused_before_the_body(fetched: F
     got, _ = fetched(OK + b"Content-Length: 20001\r\n\r\n", timeout_s=5.0)
     assert isinstance(got, FetchRefused)
     assert got.reason == "too_large"
-    assert "at most 20000 bytes" in str(got)
+    assert str(got).startswith("the image at the URL is larger than the limit")
+    assert "at most 20000 bytes (max_body_bytes)" in str(got)
     assert fetched(WHOLE, max_bytes=len(IMAGE))[0] == IMAGE
 
 

@@ -208,6 +208,23 @@ def test_broken_image_is_told_in_clear_words(page: Page, complaints: list[str], 
     complaints.clear()  # the browser's own line about status 422
 
 
+def test_an_image_at_an_address_that_is_too_large_is_told_by_its_bytes(page: Page, complaints: list[str]) -> None:
+    def refuse(route: Route) -> None:
+        body = {
+            "status": 422,
+            "reason": "too_large",
+            "detail": "image_url: the image is larger than the limit",
+        }
+        route.fulfill(status=422, content_type="application/problem+json", body=json.dumps(body))
+
+    page.route("**/v1/search", refuse)
+    page.fill("#text", "is blue")
+    page.press("#text", "Enter")
+    expect(page.locator("#message h2")).to_have_text("The image at this address is too large")
+    expect(page.locator("#message")).to_contain_text("A file may have at most 2 MB.")
+    complaints.clear()  # the browser's own line about status 422
+
+
 def test_large_file_is_refused_before_it_is_sent(page: Page, info: dict[str, Any]) -> None:
     upload(page, bytes(info["limits"]["body_bytes"]))
     expect(page.locator("#reference-problem")).to_contain_text("too large")

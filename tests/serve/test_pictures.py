@@ -4,22 +4,27 @@ from __future__ import annotations
 
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pytest
+from fsspec.spec import AbstractFileSystem
 from PIL import Image
 
 from raycd.config import IndexConfig
+from raycd.errors import CatalogueError
 from raycd.gallery import Gallery
 from raycd.index import Index
 from raycd.view import View
+from serve import problems
 from serve.args import ServeArgs
 from serve.pictures import Pictures
 from serve.problems import ProblemError
 
 
-def gallery(*paths: Path | None) -> View:
+def gallery(*paths: Path | str | None) -> View:
     """Of images named 0, 1, ..."""
     count = len(paths)
     table = pa.table(
@@ -68,3 +73,29 @@ def test_what_cannot_be_shown_is_told_without_its_path(tmp_path: Path, size: str
         reasons.append(caught.value.problem.reason)
     assert reasons[:4] == ["missing", "missing", "not_an_image", "missing"]
     assert reasons[4] in ("not_an_image", "truncated")
+
+
+class StoreError(Exception):
+    """As botocore's: no OSError."""
+
+
+@pytest.mark.parametrize("size", ["thumbnail", "original"])
+@pytest.mark.parametrize(
+    "error", [PermissionError(13, "denied"), TimeoutError(110, "timed out"), StoreError("no route")]
+)
+def test_a_store_that_does_not_answer_is_no_missing_picture(size: str, error: Exception) -> None:
+    class Away(AbstractFileSystem):  # type: ignore[misc]
+        protocol = "away"
+        cachable = False
+
+        def _open(self, *_: Any, **__: Any) -> Any:
+            raise error
+
+    fsspec.register_implementation("away", Away, clobber=True)
+    with pytest.raises(CatalogueError) as caught:
+        getattr(Pictures(ServeArgs(), None), size)(gallery("away://bucket/a.png"), "0")
+    assert caught.value.reason == "unreachable"
+    found = problems.of(caught.value)
+    assert found is not None
+    assert found.status_code == 503
+    assert "bucket" not in found.problem.detail

@@ -94,8 +94,11 @@ def test_filters_paging_and_the_reference_left_out(client: httpx.Client) -> None
     assert found(ask(client, **asked, attributes=json.dumps({"pattern": ["striped"]}))) == found(striped)
     assert found(client.post("/v1/search", json={**asked, "top_k": 4, "offset": 4})) == whole[4:8]
     assert found(client.post("/v1/search", json={**asked, "exact": True})) == whole
-    without = found(client.post("/v1/search", json={**asked, "exclude_reference": True}))
-    assert without == [image_id for image_id in whole if image_id != "image-4"]
+    without = client.post("/v1/search", json={**asked, "exclude_reference": True})
+    assert found(without) == [image_id for image_id in whole if image_id != "image-4"]
+    assert without.json()["total"] == 11
+    dresses = client.post("/v1/search", json={**asked, "exclude_reference": True, "category": ["dress"]}).json()
+    assert dresses["total"] == 6  # it is none
     nothing = client.post("/v1/search", json={**asked, "category": ["hat"]}).json()
     assert (nothing["results"], nothing["total"]) == ([], 0)
 

@@ -120,6 +120,7 @@ def test_no_request_fails_while_bundles_are_changed_and_refused(
         for bad in (
             _flipped(other_bundle, tmp_path / "flipped"),
             _of_another_size(tiny_bundle.folder, tmp_path / "size"),
+            _of_no_answer(other_bundle, tmp_path / "nan"),
         ):
             swapped.change(bad)
             [(digest, refused)] = set(swapped.told())
@@ -152,6 +153,17 @@ def _of_another_size(folder: Path, place: Path) -> Path:
     manifest = bundle.Manifest.model_validate_json(path.read_text())
     manifest = manifest.model_copy(update={"files": manifest.files | {"head/head.json": sha256(head)}})
     path.write_text(manifest.model_copy(update={"digest": manifest.own_digest()}).model_dump_json())
+    return place
+
+
+def _of_no_answer(folder: Path, place: Path) -> Path:
+    """The same with a head that gives no numbers, true to its hashes."""
+    loaded = bundle.load(folder)
+    with torch.inference_mode():
+        for parameter in loaded.head.parameters():
+            parameter.fill_(torch.nan)
+    gallery = bundle.read_gallery(folder)
+    bundle.write(place, loaded.encoder, loaded.head, loaded.head_config, gallery, loaded.config, {})
     return place
 
 

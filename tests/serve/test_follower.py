@@ -1,0 +1,114 @@
+"""A replica's gallery follows its database, whatever the kind of its index."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from raycd import live
+from raycd.catalogue import Catalogue
+from raycd.catalogue.records import Delete, Put
+from raycd.config import IndexConfig
+from raycd.errors import CatalogueError
+from raycd.model import bundle
+from raycd.search import Searcher
+from serve import follower
+from serve.args import ServeArgs
+from serve.follower import Follower
+from serve.store import Store
+
+ADDED = 300
+
+
+def until(state: Callable[[], object]) -> None:
+    end = time.monotonic() + 60
+    while not state():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Catalogue.open(str(tmp_path / "gallery.sqlite")) as catalogue:
+        yield Store(catalogue, None)
+
+
+@pytest.fixture
+def model() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(1) as thread:
+        yield thread
+
+
+@pytest.fixture
+def follow(tiny_bundle: Any, store: Store, model: ThreadPoolExecutor) -> Iterator[Callable[..., Any]]:
+    """Starts a replica's follower of an index of some settings; gives its searcher."""
+    followers: list[Follower] = []
+
+    def start(**settings: Any) -> Searcher:
+        loaded = bundle.load(tiny_bundle.folder)
+        config = loaded.config.model_copy(update={"index": IndexConfig(**settings)})
+        searcher = Searcher(replace(loaded, config=config))
+        followers.append(Follower(searcher, store, model, ServeArgs(lag_s=0.1)))
+        return searcher
+
+    yield start
+    for each in followers:
+        each.stop()
+
+
+def features(searcher: Searcher, count: int) -> NDArray[np.float32]:
+    return np.random.default_rng(0).normal(size=(count, searcher.bundle.index.dim)).astype(np.float32)
+
+
+def put(store: Store, searcher: Searcher, features_ND: NDArray[np.float32]) -> int:
+    """Images new-0 ...; the version after the last."""
+    fingerprint = searcher.bundle.manifest.encoder.fingerprint
+    changes = [Put(f"new-{i}", feature_D, ("dress",), {}, None) for i, feature_D in enumerate(features_ND)]
+    return store.catalogue.write(changes, fingerprint)[-1].version
+
+
+@pytest.mark.parametrize("kind", ["flat", "hnsw", "ivf"])
+def test_many_changes_become_an_index_of_its_kind_that_misses_nothing(
+    follow: Callable[..., Searcher], store: Store, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(live, "FEW", 100)
+    searcher = follow(kind=kind, flat_up_to=50, sample=50, ivf_lists=2)
+    first = searcher.view.index
+    features_ND = features(searcher, ADDED)
+    version = put(store, searcher, features_ND)
+    gone = [f"new-{i}" for i in range(0, ADDED, 7)]
+    until(lambda: searcher.view.version >= version and searcher.view.index is not first)
+    version = store.catalogue.write([Delete(image_id) for image_id in gone], "")[-1].version  # of the new index
+    until(lambda: searcher.view.version >= version)
+    view = searcher.view
+    assert view.index.kind == kind
+    assert len(view) == 12 + ADDED - len(gone)
+    unit_ND = features_ND / np.linalg.norm(features_ND, axis=1, keepdims=True)
+    _, places = view.search(unit_ND, 1, exact=True)
+    found = [view.image_id(place) for place in places[:, 0].tolist()]
+    assert [image_id for i, image_id in enumerate(found) if i % 7] == [f"new-{i}" for i in range(ADDED) if i % 7]
+    assert not set(found) & set(gone)
+    _, near = view.search(unit_ND, 10)
+    assert not {view.image_id(place) for place in near.ravel().tolist() if place >= 0} & set(gone)
+    assert view.index.recall is not None
+    assert view.index.recall >= 0.9
+
+
+def test_more_images_than_a_replica_encodes_are_refused_though_the_bundle_has_begun_the_gallery(
+    follow: Callable[..., Searcher], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follow()
+    store.catalogue.write([Put(f"other-{i}", np.ones(8, np.float32), (), {}, None) for i in range(3)], "f" * 64)
+    monkeypatch.setattr(follower, "ENCODED", 2)
+    with pytest.raises(CatalogueError, match="3 images without features of encoder"):
+        follow()
+    monkeypatch.setattr(follower, "ENCODED", 3)
+    assert len(follow().view) == 12  # without pictures, they cannot be found
