@@ -77,7 +77,8 @@ class Service:
         """Until both replicas answer."""
         process = self._process = command(*self._arguments, log=self._log)
         assert process.stdout is not None
-        assert "raycd serves" in process.stdout.readline(), self._log.read_text()
+        said = process.stdout.readline()
+        assert "raycd serves" in said, f"{said!r}, exit code {process.poll()}: {self._log.read_text()}"
         wait_until(self.is_whole, "both replicas to answer")
 
     def is_whole(self) -> bool:
