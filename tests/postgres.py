@@ -11,6 +11,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import psycopg
 import pytest
 
@@ -78,7 +79,13 @@ class Postgres:
 
     def kill(self) -> None:
         """End it at once, as a power cut would: its server processes end by themselves when it is gone."""
+        assert self._process is not None
+        family = psutil.Process(self._process.pid).children(recursive=True)
         self._end(signal.SIGKILL)
+        until = time.monotonic() + READY_S
+        while alive := [process for process in family if _lives(process)]:
+            assert time.monotonic() < until, alive
+            time.sleep(0.05)
         (self._data / "postmaster.pid").unlink(missing_ok=True)
 
     def stop(self) -> None:
@@ -100,3 +107,11 @@ class Postgres:
         with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
             connection.execute(f'CREATE DATABASE "{database}"')
         return self.url(database)
+
+
+def _lives(process: psutil.Process) -> bool:
+    """One that has ended stays in the list of processes until somebody asks what became of it."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -28,7 +28,8 @@ def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
     """Minutes of `tune.samples` trials, Ray Tune's own cost of each, and trials an hour against the naive trial.
 
     The naive trial is this pipeline without its tables: embed, mine, filter and train the head, with Ray already
-    running. It trains as long as a trial does that no scheduler ends, and in the same precision. Ray Tune's own cost is the time of its places in which no trial ran, the start of their processes included.
+    running. It trains as long as a trial of the default settings that no scheduler ends, and in the same precision. Ray
+    Tune's own cost is the time of its places in which no trial ran, the start of their processes included.
     """
     with cluster.connected(), tempfile.TemporaryDirectory(prefix="raycd-") as scratch:
         run = pipeline.run(config, until="mine").run

@@ -172,7 +172,7 @@ def test_the_features_are_let_go_while_neighbours_are_searched(
 def test_measured_recall_is_that_of_the_sample(
     ray_cluster: None, wide: NDArray[np.float32], sample: int, expected: int
 ) -> None:
-    settings = small_shards(index="ivf", ivf_lists=8, ivf_probes=1, recall_sample=sample)
+    settings = small_shards(index="ivf", worker_mib=3, ivf_lists=8, ivf_probes=1, recall_sample=sample)
     compute = ComputeConfig(mine_workers=1)
     found = mine.find_neighbours(wide, halves(), settings)
     recall, queries = mining.measured_recall(found, lambda: wide, halves(), settings, compute, seed=3)

@@ -211,6 +211,7 @@ def test_a_database_that_is_not_there_is_told_and_not_made(
     assert not file.exists()
 
 
+@pytest.mark.slow
 def test_a_job_that_was_killed_does_the_rest_when_it_is_started_again(
     tiny_bundle: Any, encoder: Encoder, catalogue: Catalogue, file: Path
 ) -> None:

@@ -236,8 +236,9 @@ def test_a_record_that_is_lost_does_not_hide_the_first_error(
     with pytest.raises(ZeroDivisionError), tracker:
         raise ZeroDivisionError
     assert "could not be recorded" in capsys.readouterr().err
-    with pytest.raises(TrackingError, match="ConnectionError: gone"), tracker:
+    with pytest.raises(TrackingError, match="ConnectionError: gone") as caught, tracker:
         pass
+    assert str(caught.value).endswith("then start the same command again: it goes on")
 
 
 def test_without_tracking_nothing_is_recorded_and_mlflow_stays_out(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from serve import app, running
 from serve.args import ServeArgs
 from serve.local import check_room
 from serve.swap import Wanted
-from tests.serve.asking import ask, png
+from tests.serve.asking import ask, png, problem
 
 ROOT = Path(__file__).parents[2]
 
@@ -140,19 +140,21 @@ def test_more_replicas_than_the_machine_carries_are_refused() -> None:
         check_room(ServeArgs(gpus=1), {"CPU": 2.0})
 
 
-@pytest.mark.parametrize("proxy", ["default", pytest.param("haproxy", marks=pytest.mark.slow)])
-def test_the_command_serves_until_it_is_terminated(tiny_bundle: Any, proxy: str) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    process = command("--bundle", str(tiny_bundle.folder), "--port", str(port), "--proxy", proxy)
+@pytest.mark.parametrize(
+    ("proxy", "host"), [("default", "[::1]"), pytest.param("haproxy", "127.0.0.1", marks=pytest.mark.slow)]
+)
+def test_the_command_serves_until_it_is_terminated(tiny_bundle: Any, free_port: int, proxy: str, host: str) -> None:
+    url, place = f"http://{host}:{free_port}", ("--host", host.strip("[]"), "--port", str(free_port))
+    process = command("--bundle", str(tiny_bundle.folder), *place, "--proxy", proxy)
     assert process.stdout is not None
     try:
         ready = process.stdout.readline()
-        assert f"http://127.0.0.1:{port}" in ready, process.stderr and process.stderr.read()
+        assert url in ready, process.stderr and process.stderr.read()
         assert "/v1/search" in process.stdout.readline()
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+        with httpx.Client(base_url=url, timeout=60) as client:
             assert ask(client, png(tiny_bundle.images[0]), text="is blue").status_code == 200
+            assert client.get("/v1/gallery", headers={"Host": "localhost"}).status_code == 200
+            problem(client.get("/v1/gallery", headers={"Host": "evil.example"}), 421)
         process.send_signal(signal.SIGTERM)
         _, error = process.communicate(timeout=60)
         assert process.returncode == 143, error

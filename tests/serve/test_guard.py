@@ -18,7 +18,7 @@ from serve import guard, keys, problems
 from serve.args import ServeArgs
 from serve.keyring import CHECK_S
 from tests.serve.asking import ask, png, problem
-from tests.serve.test_app import command, message
+from tests.serve.test_app import message
 from tests.serve.test_metrics import stands
 
 if TYPE_CHECKING:
@@ -371,17 +371,3 @@ def test_listening_for_all_without_keys_is_warned_of(tmp_path: Path, free_port: 
     assert "serve/keys.py add" in error
     assert "warning" not in message(*arguments, "--host", "0.0.0.0", "--api-keys", made["file"])
     assert "warning" not in message(*arguments)
-
-
-def test_the_command_answers_only_for_the_names_of_loopback(tiny_bundle: Any, free_port: int) -> None:
-    process = command("--bundle", str(tiny_bundle.folder), "--port", str(free_port), "--host", "::1")
-    assert process.stdout is not None
-    try:
-        url = f"http://[::1]:{free_port}"
-        assert url in process.stdout.readline()
-        assert httpx.get(f"{url}/v1/gallery").status_code == 200
-        assert httpx.get(f"{url}/v1/gallery", headers={"Host": "localhost"}).status_code == 200
-        problem(httpx.get(f"{url}/v1/gallery", headers={"Host": "evil.example"}), 421)
-    finally:
-        process.terminate()
-        process.communicate(timeout=120)

@@ -16,6 +16,8 @@ EXPECTED = (
     "ray_raycd_batch_size_count{",
     "ray_raycd_busy{",
     "ray_raycd_gallery_images{",
+    "ray_raycd_gallery_version{",
+    "ray_raycd_gallery_lag_seconds{",
 )
 
 

@@ -121,6 +121,38 @@ def test_a_sweep_that_is_there_is_not_started_again(tmp_path: Path) -> None:
     )
 
 
+def test_a_sweep_that_ended_before_its_first_trial_did_is_started_again(tmp_path: Path) -> None:
+    opened(tmp_path, resume=False)
+    opened(tmp_path, resume=False, seed=3)
+    asked = json.loads((tmp_path / "tiny-sweep" / "sweep.json").read_text())
+    assert asked["settings"]["seed"] == 3
+
+
+def test_a_mistake_is_found_before_there_are_features(tmp_path: Path) -> None:
+    here, space = journal(tmp_path), make_space(config(tmp_path), [])
+    here.check(space, resume=False)
+    with pytest.raises(RunError, match="there is no sweep to resume"):
+        here.check(space, resume=True)
+    assert not (tmp_path / "tiny-sweep" / "sweep.json").exists()
+    opened(tmp_path, resume=False).write(TRIAL)
+    here.check(space, resume=True)
+    with pytest.raises(RunError, match="a sweep is already in"):
+        here.check(space, resume=False)
+    with pytest.raises(RunError, match=r"mine\.alpha '0\.5 to 0\.8' instead of '0\.4 to 0\.7'"):
+        here.check(make_space(config(tmp_path), ["mine.alpha=0.5,0.8"]), resume=True)
+    with pytest.raises(RunError, match="seed 3 instead of 0"):
+        here.check(make_space(config(tmp_path, seed=3), []), resume=True)
+
+
+def test_a_range_that_the_size_of_the_features_has_bounded_is_no_mistake(tmp_path: Path) -> None:
+    here, asked = journal(tmp_path), ["stage2.bilinear_dim"]
+    with here.opened(make_space(config(tmp_path), asked, dim=80), INPUTS, resume=False):
+        here.write(TRIAL)
+    here.check(make_space(config(tmp_path), asked), resume=True)
+    with pytest.raises(RunError, match="other settings"):
+        here.check(make_space(config(tmp_path), []), resume=True)
+
+
 def test_a_sweep_that_is_not_there_cannot_be_resumed(tmp_path: Path) -> None:
     assert refused(tmp_path, resume=True) == (
         f"there is no sweep to resume in {tmp_path / 'tiny-sweep'}\n  to do:    start it without --resume"

@@ -20,12 +20,14 @@ from mlflow.entities import Run
 
 from raycd import cli
 from raycd.config import Config
+from raycd.errors import TrackingError
 from raycd.runtime.tracking import Tracker
 from tune import outcome
 from tune.finals import Finalist
 from tune.journal import Journal, Record
 from tune.record import SweepRecord
 from tune.space import Space, make_space
+from tune.sweep import LOST
 
 METRIC = "recall@10"
 RESULT = {
@@ -217,7 +219,7 @@ def test_a_server_that_goes_away_gets_what_it_lacks_when_it_is_back(
     journal, trials = Journal(str(tmp_path / "tiny-sweep"), str(tmp_path / "tiny")), three()
     for one in trials:
         journal.write(one)
-    with Tracker.open(settings, tmp_path, name="tiny-sweep") as tracker:
+    with Tracker.open(settings, tmp_path, name="tiny-sweep", lost=LOST) as tracker:
         record = SweepRecord(tracker, journal, METRIC)
         record.add(trials[0])
         kill()
@@ -226,6 +228,8 @@ def test_a_server_that_goes_away_gets_what_it_lacks_when_it_is_back(
         record.add(trials[2])
         said = capsys.readouterr().err
         assert said.count("the trials go on and are kept in") == 1
+        assert "--resume" in said
+        assert "the same command again" not in said
         assert str(tmp_path / "tiny-sweep" / "trials") in said
         assert ["mlflow" in kept for kept in journal.trials()] == [True, False, False]
         record.catch_up(trials)
@@ -245,6 +249,19 @@ def test_a_server_that_goes_away_gets_what_it_lacks_when_it_is_back(
     assert [run.info.status for run in found] == ["FINISHED", "FINISHED", "FAILED"]
     assert [kept["mlflow"]["run"] for kept in journal.trials()] == [run.info.run_id for run in found]
     assert client.get_run(tracker.run_id).info.status == "FINISHED"
+
+
+def test_a_sweep_whose_end_mlflow_loses_is_told_to_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker = Tracker.open(config(tmp_path), tmp_path, lost=LOST)
+
+    def lost(*_: object, **__: object) -> None:
+        raise ConnectionError("gone")
+
+    monkeypatch.setattr(MlflowClient, "set_terminated", lost)
+    with pytest.raises(TrackingError, match="the end of the MLflow run could not be recorded") as caught, tracker:
+        pass
+    assert str(caught.value).endswith(f"  to do:    {LOST}")
+    assert "--resume" in LOST
 
 
 def test_a_trial_that_was_half_handed_in_is_handed_in_anew(tmp_path: Path) -> None:

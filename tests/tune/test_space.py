@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import optuna
 import pytest
 
 from raycd.config import Config
 from raycd.errors import ConfigError
+from tune import figures
 from tune.space import Choice, Range, Space, make_space
 
 CONFIG = Config.model_validate({"mine": {"floor": 0.8, "eps_low": 0.9, "eps_high": 0.98, "s_max": 4, "alpha": 0.6}})
@@ -144,6 +146,43 @@ def test_a_proposal_with_eps_low_too_high_moves_eps_high_up(
     assert (found["mine.eps_low"], found["mine.eps_high"]) == settings
 
 
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [
+        ("0.85,0.99", "0.86,0.93"),
+        ("0.9,0.95", "0.8,0.99"),
+        ("0.9,0.9004", "0.85,0.9003"),
+        ("0.81|0.9|0.97", "0.85|0.93"),
+        ("0.85,0.99", "0.86|0.93"),
+        ("0.81|0.9|0.97", "0.85,0.93"),
+        ("0.8123456,0.95", "0.8123456,0.9456789"),
+    ],
+)
+def test_eps_low_and_eps_high_stay_in_their_ranges(low: str, high: str) -> None:
+    space = make_space(CONFIG, [f"mine.eps_low={low}", f"mine.eps_high={high}"])
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    distributions = {name: given.distribution() for name, given in space.ranges.items()}
+    crossed = 0
+    for _ in range(300):
+        proposed = study.ask(distributions).params
+        settings = space.settings(proposed)
+        crossed += proposed["mine.eps_low"] >= proposed["mine.eps_high"]
+        assert space.holds(settings), settings
+        assert settings["mine.eps_low"] < settings["mine.eps_high"]
+        same = {name: value for name, value in settings.items() if "eps" not in name}
+        assert same == pytest.approx({name: proposed[name] for name in same}, rel=1e-5)
+    assert crossed > 10
+
+
+def test_figures_show_every_trial_that_was_measured() -> None:
+    space = make_space(CONFIG, ["mine.eps_low=0.85,0.99", "mine.eps_high=0.86,0.93"])
+    proposals = [space.default() | {"mine.eps_low": low, "mine.eps_high": 0.9} for low in (0.86, 0.9, 0.93, 0.98)]
+    trials = [{"value": 0.1, "settings": space.settings(proposed)} for proposed in proposals]
+    drawn = figures._study(space, trials).trials
+    assert [trial.value for trial in drawn] == [0.1] * 4
+    assert [trial.params for trial in drawn] == [trial["settings"] for trial in trials]
+
+
 def test_settings_have_six_digits() -> None:
     space = make_space(CONFIG, ["stage2.lr"])
     proposed = {"mine.alpha": 0.612345678, "stage2.lr": 1.23456789e-5, "stage2.k": 3}
@@ -164,6 +203,10 @@ def test_a_grid_is_every_combination_of_evenly_spread_values() -> None:
     assert {point["stage2.lr"] for point in points} == {1e-5, 1e-4, 1e-3}
     assert {point["stage2.k"] for point in points} == {1, 4, 6}
     assert points[0] == {"stage2.lr": 1e-5, "stage2.k": 1, "stage2.decay": "none"}
+
+
+def test_a_grid_has_the_ends_of_a_range_of_small_numbers() -> None:
+    assert Range(2e-7, 5e-6, log=True).grid(3) == [2e-7, 1e-6, 5e-6]
 
 
 def test_a_grid_of_few_whole_numbers_names_none_twice() -> None:

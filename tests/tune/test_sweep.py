@@ -19,7 +19,10 @@ import yaml
 from mlflow import MlflowClient
 
 from raycd import cli
+from raycd.runtime import pipeline
 from tune import sweep
+from tune.journal import Journal
+from tune.space import make_space
 
 ROOT = Path(__file__).parents[2]
 Mined = Any
@@ -132,6 +135,54 @@ def test_a_mistake_is_one_message_and_code_2(
     assert said.err.count("error: ") == 1
     assert said.err.partition("error: ")[2].startswith(message)
     assert trials(my_yaml) == {}
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--tune.metric", "sofa/recall@10"], "there is no such metric\n  got:      sofa/recall@10\n"),
+        (["--resume"], "there is no sweep to resume in "),
+        (["--sweep", "tiny"], "the run folder "),
+        (["--sweep", "old"], "a sweep is already in "),
+        (["--sweep", "old", "--resume"], "the sweep in "),
+    ],
+)
+@pytest.mark.parametrize("drawn", [True, False], ids=["synthetic", "fashioniq"])
+def test_a_mistake_is_told_before_anything_is_drawn_or_embedded(
+    argv: list[str],
+    message: str,
+    drawn: bool,
+    mined: Mined,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tree = mined.config(tmp_path).model_dump(mode="json")
+    if not drawn:
+        tree["data"] |= {"format": "fashioniq", "root": mined.run.path("catalogue")}
+    path = tmp_path / "my.yaml"
+    path.write_text(yaml.safe_dump({name: tree[name] for name in (*mined.settings, "runs", "tune")}))
+    config = cli.parse(["--config", str(path)], prog="", description="").config
+    old = Journal(str(tmp_path / "old"), pipeline.run_folder(config).root)
+    with old.opened(make_space(config, ["stage2.k=none"]), {}, resume=False):
+        old.write({"number": 0, "status": "failed", "value": None})
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("the pipeline has begun")
+
+    monkeypatch.setattr(pipeline, "run", never)
+    assert here(path, *argv) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {message}")
+
+
+def test_a_mistyped_data_set_makes_no_folder(mined: Mined, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "my.yaml"
+    path.write_text(yaml.safe_dump(mined.config(tmp_path / "runs").model_dump(mode="json")))
+    argv = ["--data.format", "fashioniq", "--data.root", str(tmp_path / "absent")]
+    assert here(path, *argv) == 2
+    assert "absent" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_mistake_ends_the_process_with_code_2(my_yaml: Path) -> None:

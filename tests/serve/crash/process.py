@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -80,6 +81,15 @@ class Service:
         said = process.stdout.readline()
         assert "raycd serves" in said, f"{said!r}, exit code {process.poll()}: {self._log.read_text()}"
         wait_until(self.is_whole, "both replicas to answer")
+
+    def look_again(self) -> str:
+        """Have it look at its bundle again; what it says of that."""
+        assert self._process is not None
+        assert self._process.stdout is not None
+        self._process.send_signal(signal.SIGHUP)
+        while not (said := self._process.stdout.readline()).startswith("raycd serves the bundle"):
+            assert said, self._log.read_text()
+        return said
 
     def is_whole(self) -> bool:
         """Whether both replicas live and answer."""

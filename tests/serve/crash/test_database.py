@@ -165,7 +165,12 @@ def test_a_second_service_on_the_same_file_is_refused(
 @pytest.mark.parametrize(
     ("spoil", "expected"),
     [
-        pytest.param("UPDATE raycd_schema SET version_num = '9999'", "of a later version of raycd", id="newer"),
+        pytest.param(
+            "UPDATE raycd_schema SET version_num = '9999'",
+            "of a later version of raycd",
+            id="newer",
+            marks=pytest.mark.slow,
+        ),
         pytest.param("DELETE FROM raycd_schema", "could not be brought to this version's schema", id="broken"),
     ],
 )

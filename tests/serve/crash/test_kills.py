@@ -11,7 +11,6 @@ from threading import Event
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 
 from raycd.catalogue import Catalogue
@@ -80,7 +79,7 @@ def test_postgresql_keeps_what_was_acknowledged_before_kills(
         load = Load(service.url, gallery, clients)
         with load.running():
             load.advance(writes)
-            _kill_database(server)
+            server.kill()
             load.advance_searches(20)
             refused = httpx.delete(f"{service.url}/v1/gallery/{gallery.seeds[0]}", timeout=60)
             assert "database" in problem(refused, 503)["detail"]
@@ -106,7 +105,7 @@ def test_postgresql_keeps_what_was_acknowledged_before_the_service_and_the_datab
         load = Load(service.url, gallery, clients)
         with load.running():
             load.advance(writes)
-            _kill_database(server)
+            server.kill()
             service.kill_replicas(1)  # the one that comes in its place finds no database
             load.advance_searches(20)
             server.start()
@@ -114,7 +113,7 @@ def test_postgresql_keeps_what_was_acknowledged_before_the_service_and_the_datab
             wait_until(service.is_whole, "the new replica")
             load.advance(writes)
             _kill_under(load, service)
-        _kill_database(server)
+        server.kill()
         server.start()
         service.start()
         audit(client, catalogue, load.ledger, gallery.encoder)
@@ -123,6 +122,7 @@ def test_postgresql_keeps_what_was_acknowledged_before_the_service_and_the_datab
         audit(client, catalogue, load.ledger, gallery.encoder)
 
 
+@pytest.mark.slow
 def test_a_client_does_not_notice_that_replicas_are_killed(tiny_bundle: Any, tmp_path: Path, log: Path) -> None:
     database = str(tmp_path / "gallery.sqlite")
     done, over = Counter[str](), Event()
@@ -156,21 +156,6 @@ def _kill_under(load: Load, service: Service) -> None:
     """The whole service, with requests under way: it stays unknown what became of those."""
     service.kill()
     load.give_up()
-
-
-def _kill_database(server: Postgres) -> None:
-    """All of it: a process that serves a connection may outlive the one that was killed by a moment."""
-    family = [process for process in psutil.Process().children(recursive=True) if process.name() == "postgres"]
-    server.kill()
-    wait_until(lambda: not any(map(_lives, family)), "PostgreSQL's processes to end")
-
-
-def _lives(process: psutil.Process) -> bool:
-    """One that has ended stays in the list of processes until somebody asks what became of it."""
-    try:
-        return process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def _check_afresh(service: Service, client: Client, catalogue: Catalogue, gallery: Gallery) -> None:

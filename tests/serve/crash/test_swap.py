@@ -11,13 +11,16 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from mlflow import MlflowClient
 from ray import serve
 
 from raycd.catalogue import Catalogue
 from raycd.client import Client
+from raycd.config import Config
 from raycd.index.files import sha256
 from raycd.model import bundle
 from raycd.query import Query
+from raycd.runtime.tracking import Tracker
 from raycd.search import Searcher
 from serve.args import ServeArgs
 from serve.running import application
@@ -26,7 +29,7 @@ from tests.serve.asking import png
 from tests.serve.crash import load as clients
 from tests.serve.crash.audit import Answer, audit, same
 from tests.serve.crash.load import Gallery, Importer, Load, Writer
-from tests.serve.crash.process import wait_until
+from tests.serve.crash.process import Service, wait_until
 
 CATEGORY = "dress"  # of images that nobody writes, so that a search among them has one answer
 
@@ -131,6 +134,53 @@ def test_no_request_fails_while_bundles_are_changed_and_refused(
     assert not load.unanswered
     with Client(swapped.url) as client, Catalogue.open(database) as catalogue:
         audit(client, catalogue, load.ledger, bundle.verify(other_bundle).encoder.fingerprint)
+
+
+@pytest.mark.slow
+def test_replicas_follow_an_alias_and_later_ones_serve_what_the_others_do(
+    tiny_bundle: Any, other_bundle: Path, tmp_path: Path, log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = _flipped(other_bundle, tmp_path / "flipped")
+    champion = Champion(tmp_path / "runs", [tiny_bundle.folder, other_bundle, bad])
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", champion.uri)
+    monkeypatch.setenv("HOME", str(tmp_path))  # what is fetched is kept there
+    digest = bundle.verify(other_bundle).digest[:12]
+    champion.be(1)
+    arguments = ("--bundle", "models:/raycd@champion", "--gallery", str(tmp_path / "gallery.sqlite"))
+    with Service(*arguments, log=log) as service, Client(service.url) as client:
+        first = client.put("new", png(tiny_bundle.images[0]))
+        champion.be(2)
+        assert f"digest {digest}" in service.look_again()
+        champion.be(3)
+        said = service.look_again()
+        assert f"digest {digest}" in said
+        assert "refused: it is damaged" in said
+        service.kill_replicas()
+        wait_until(service.is_whole, "new replicas")
+        for _ in range(8):
+            info = client.info()
+            assert (info.bundle.digest, info.bundle.refused) == (digest, None)
+        assert client.search(image_id="new", top_k=1, min_version=first.version).results[0].image_id == "new"
+        champion.be(1)
+        assert f"digest {bundle.verify(tiny_bundle.folder).digest[:12]}" in service.look_again()
+    text = log.read_text()
+    assert "Traceback" not in text
+    assert str(tmp_path) not in text
+
+
+class Champion:
+    """An alias in a registry of some bundles, the first of which is version 1."""
+
+    def __init__(self, runs: Path, folders: list[Path]) -> None:
+        with Tracker.open(Config(preset="demo"), runs) as tracker:
+            for folder in folders:
+                tracker.register(folder)
+        self.uri = f"sqlite:///{runs / 'mlflow.db'}"
+        self._client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+
+    def be(self, version: int) -> None:
+        """Let the alias name that version."""
+        self._client.set_registered_model_alias("raycd", "champion", str(version))
 
 
 def _flipped(folder: Path, place: Path) -> Path:
