@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import sqlite3
+import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +52,7 @@ def engine(url: URL, *, busy_s: float) -> Engine:
     if url.get_backend_name() == "sqlite":
         _make_folder(Path(url.database or "").parent)
         made = create_engine(url, connect_args={"timeout": busy_s}, hide_parameters=True)
-        event.listen(made, "connect", _sqlite_connected)
+        event.listen(made, "connect", partial(_sqlite_connected, busy_s))
         event.listen(made, "begin", _sqlite_begins)
         return made
     arguments = {"connect_timeout": CONNECT_S, "application_name": "raycd", **_NOTICE_A_LOST_HOST}
@@ -76,14 +79,27 @@ def writing(of: Engine) -> Engine:
     return of.execution_options(**{_WRITES: True})
 
 
-def _sqlite_connected(connection: Any, record: object) -> None:
+def _sqlite_connected(busy_s: float, connection: Any, record: object) -> None:
     # Python's driver would begin transactions by itself, not all of them, and none for tables; `_sqlite_begins` does.
     connection.isolation_level = None
     connection.execute("PRAGMA page_size = 8192")  # of a new file: features of 2.5 kB fill such pages best
     # Readers go on beside the one writer. FULL: what was committed survives a power cut, too.
-    connection.execute("PRAGMA journal_mode = WAL")
+    _use_wal(connection, busy_s)
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA journal_size_limit = 67108864")  # the log shrinks again after a large import
+
+
+def _use_wal(connection: Any, busy_s: float) -> None:
+    """Where processes open a new file at once, SQLite lets one make the change and does not have the others wait."""
+    until = time.monotonic() + busy_s
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+            time.sleep(0.01)
 
 
 def _sqlite_begins(connection: Connection) -> None:

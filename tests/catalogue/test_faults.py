@@ -9,12 +9,14 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import psycopg
 import pytest
-from sqlalchemy import text
+from sqlalchemy import URL, text
 
 from raycd.catalogue import Catalogue, database, schema
 from raycd.catalogue.records import Put
@@ -251,6 +253,22 @@ def test_processes_that_open_a_new_database_at_once_migrate_it_once(url: str) ->
     for process in processes:
         process.join(60)
         assert process.exitcode == 0
+
+
+def test_connections_that_make_a_new_file_at_once_wait_for_each_other(tmp_path: Path) -> None:
+    together = Barrier(8)
+
+    def connect(url: URL) -> None:
+        engine = database.engine(url, busy_s=5)
+        together.wait()
+        with engine.connect():
+            pass
+        engine.dispose()
+
+    with ThreadPoolExecutor(8) as threads:
+        for number in range(100):  # without the wait, one in twenty fails
+            urls = [database.address(str(tmp_path / f"{number}.sqlite"))] * 8
+            assert list(threads.map(connect, urls)) == [None] * 8
 
 
 def test_sqlite_syncs_every_commit(tmp_path: Path) -> None:
