@@ -11,6 +11,9 @@ from pathlib import Path
 from raycd.errors import RunError
 from serve.args import ServeArgs
 
+# Otherwise replicas listen on ports of their own, too, and stay for 30 s after Ctrl-C for balancers that use them.
+_DEFAULT_PROXY = {"RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"}
+
 
 def is_ours() -> bool:
     """Whether the Ray will be one of our own, gone with us."""
@@ -27,8 +30,8 @@ def cluster(args: ServeArgs, *, haproxy: bool = False, metrics_port: int | None 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # tell nobody
     os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")  # one event loop a replica, fewer hops between threads
     with tempfile.TemporaryDirectory(prefix="raycd-serve-", ignore_cleanup_errors=True) as scratch:
-        if is_ours() and haproxy:
-            os.environ.update(_haproxy(Path(scratch)))
+        if is_ours():
+            os.environ.update(_haproxy(Path(scratch)) if haproxy else _DEFAULT_PROXY)
         _connect(metrics_port)
         import ray
 
@@ -69,6 +72,7 @@ def _haproxy(scratch: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(scratch),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(scratch / "server-state"),
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",  # HAProxy knows at once that a replica goes
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
     }
