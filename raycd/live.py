@@ -4,8 +4,8 @@
     live.apply(catalogue.changes(7, fingerprint))
     live.view.search(queries, 10)
 
-The index never changes. Images that came later are compared one by one; when they, or the gone ones, have become many,
-`rebuilt` makes a new index of all.
+The index never changes. Images that came later are kept beside it (`index.recent`); when they, or the gone ones, have
+become many, a new index of all that `contents` gives takes the place of both.
 
 Shapes: D feature size, N new images, M images that have gone.
 """
@@ -22,6 +22,7 @@ from raycd.catalogue.records import Changes, Row
 from raycd.errors import CatalogueError
 from raycd.gallery import SCHEMA, Gallery
 from raycd.index import Index
+from raycd.index.recent import Recent
 from raycd.view import Additions, Sums, View
 
 FEW, SHARE = 4096, 0.1  # additions, or gone images, that never ask for a new index; the share of it from which they do
@@ -44,7 +45,7 @@ class Live:
             gallery,
             version=version,
             live=np.ones(len(gallery), np.bool_),
-            additions=Additions([], self._features.unit(0), self._features.lengths(0), {}),
+            additions=Additions([], Recent.none(index), self._features.lengths(0), {}),
             sums=Sums.of(index),
         )
 
@@ -54,7 +55,8 @@ class Live:
         base, added = len(self.view.gallery), self.view.size - len(self.view.gallery)
         gone = self.view.size - len(self.view)
         many = max(FEW, int(SHARE * base))
-        return added > min(many, self._flat_up_to) or gone > many
+        compared = added - self.view.additions.features.listed
+        return added > many or gone > many or compared > self._flat_up_to
 
     def apply(self, changes: Changes) -> None:
         """Bring the view to the version of the changes. Raises CatalogueError for features of another size."""
@@ -68,14 +70,14 @@ class Live:
         for place, row in enumerate(new, start=old.size):
             places[row.image_id] = place
         self._note_without(changes)
-        rows = old.additions.rows
+        rows, known = old.additions.rows, old.additions.features
         rows += new  # older views do not look beyond their own size
         count = old.size - len(old.gallery) + len(new)
         self.view = dataclasses.replace(
             old,
             version=changes.version,
             live=live,
-            additions=Additions(rows, self._features.unit(count), self._features.lengths(count), places),
+            additions=Additions(rows, known.grown(self._features.unit(count)), self._features.lengths(count), places),
             sums=old.sums.changed(unit_ND, old.vectors(np.array(gone, np.int64))),
         )
 

@@ -20,7 +20,8 @@ from raycd.catalogue.records import Row
 from raycd.gallery import KEPT_MASKS, Gallery
 from raycd.index import Index
 from raycd.index.blocks import Moments
-from raycd.index.structure import Found, Mask
+from raycd.index.recent import Recent
+from raycd.index.structure import Found, Mask, best
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ class Additions:
 
     rows: list[Row]
     """In the order in which they came. The list is every view's: only the first A of it are this one's."""
-    unit_AD: NDArray[np.float32]
-    """Normalised features."""
+    features: Recent
+    """Normalised."""
     lengths_A: NDArray[np.float32]
     places: Mapping[str, int]
     """The last position of each id among the additions."""
@@ -86,8 +87,7 @@ class View:
     @classmethod
     def of(cls, index: Index, gallery: Gallery, version: int = 0) -> Self:
         """An index and its gallery as they are."""
-        dim = index.dim
-        none = Additions([], np.empty((0, dim), np.float32), np.empty(0, np.float32), {})
+        none = Additions([], Recent.none(index), np.empty(0, np.float32), {})
         return cls(index, gallery, version, np.ones(len(gallery), np.bool_), none, Sums.of(index))
 
     def __len__(self) -> int:
@@ -206,34 +206,21 @@ class View:
             indexed = self._index_live if allowed is None else allowed[:base]
             found.append(self.index.search(query_BD, k, exact=exact, allowed=indexed))
         if self.size > base:
-            found.append(self._added_nearest(query_BD, k, (self.live if allowed is None else allowed)[base:]))
+            live = (self.live if allowed is None else allowed)[base:]
+            scores, positions = self.additions.features.search(query_BD, k, live, exact=exact)
+            found.append((scores, np.where(positions < 0, -1, positions + base)))
         if not found:
             return np.empty((len(query_BD), 0), np.float32), np.empty((len(query_BD), 0), np.int64)
-        if len(found) == 1:
-            return found[0]
-        scores, positions = (np.hstack(halves) for halves in zip(*found, strict=True))
-        order = np.lexsort((positions, -scores), axis=1)[:, :k]
-        return np.take_along_axis(scores, order, axis=1), np.take_along_axis(positions, order, axis=1)
-
-    def _added_nearest(self, query_BD: NDArray[np.float32], k: int, allowed_A: Mask) -> Found:
-        """The nearest additions, as `search` gives them."""
-        scores_BA = query_BD @ self.additions.unit_AD.T
-        scores_BA[:, ~allowed_A] = -np.inf
-        k = min(k, len(allowed_A))
-        first = np.argpartition(-scores_BA, k - 1, axis=1)[:, :k]
-        scores = np.take_along_axis(scores_BA, first, axis=1)
-        positions = np.where(np.isneginf(scores), -1, first + len(self.gallery))
-        order = np.lexsort((positions, -scores), axis=1)
-        return np.take_along_axis(scores, order, axis=1), np.take_along_axis(positions, order, axis=1)
+        return found[0] if len(found) == 1 else best(found, k)
 
     def vectors(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
         """L2-normalised features (N, D) of the images at positions (N,)."""
-        if not len(self.additions.lengths_A):
+        if not len(self.additions.features):
             return self.index.vectors(positions)
         found = np.empty((len(positions), self.index.dim), np.float32)
         added = positions >= len(self.gallery)
         found[~added] = self.index.vectors(positions[~added])
-        found[added] = self.additions.unit_AD[positions[added] - len(self.gallery)]
+        found[added] = self.additions.features.unit_AD[positions[added] - len(self.gallery)]
         return found
 
     def features(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:

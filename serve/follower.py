@@ -31,6 +31,10 @@ from serve.store import Store
 ASKED = 4  # times in `lag_s` that the database is asked for changes
 ENCODED = 1000  # images that a replica encodes itself before it answers; of more, a job must have done it
 NICE = 10  # of the thread that builds an index, as the command nice says it: it gets a tenth of a core that others want
+SOON, ROUNDS = (
+    500,
+    8,
+)  # changes that a new index may lack when it is taken over, and how often they are fetched till then
 TOGETHER = 32  # images that it encodes at once, between queries
 
 _log = logging.getLogger("ray.serve")
@@ -160,24 +164,39 @@ class Follower:
         return view.index.kind != self._settings.kind_for(len(view)) and len(view.gallery) > self._settings.flat_up_to
 
     def _rebuild(self) -> None:
-        """A new index of all that is there; what changes meanwhile is followed from its version on."""
+        """A new index of all that is there, with what has changed meanwhile."""
         try:
-            view, loaded = self._live.view, self._searcher.bundle
+            view = self._live.view
             table, features_GD = contents(view)
             gallery = Gallery(table)
-            # Searches go first. Only from here on: what comes before holds Python's lock.
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
-            index = bundle.build_index(
-                loaded.encoder, loaded.head, features_GD, loaded.config, loaded.manifest.example_texts, threads=1
-            )
+            # Searches go first. Only here: what comes before and after holds Python's lock.
+            with ThreadPoolExecutor(1, "index", initializer=_yield_to_others) as thread:
+                index = thread.submit(self._indexed, features_GD, view.index).result()
             built = self._new(index, gallery, view.version)
             built.without = set(self._live.without)
+            for _ in range(ROUNDS):
+                changes = self._store.catalogue.changes(built.view.version, self._fingerprint)
+                built.apply(replace(changes, rows=self._encoded(changes.rows)))
+                if len(changes.rows) < SOON:
+                    break
             self._built = built
         except Exception as error:
             _log.error("the new index could not be built, the old one goes on: %s", failure.told(error))
             self._stopped.wait(60)
         finally:
             self._builder = None
+
+    def _indexed(self, features_GD: NDArray[np.float32], like: Index) -> Index:
+        loaded = self._searcher.bundle
+        return bundle.build_index(
+            loaded.encoder,
+            loaded.head,
+            features_GD,
+            loaded.config,
+            loaded.manifest.example_texts,
+            threads=1,
+            like=like,
+        )
 
     def _encoded(self, rows: Sequence[Row]) -> list[Row]:
         """The rows; those without a feature of this encoder get one, which is stored, if their pictures can be read."""
@@ -206,3 +225,8 @@ class Follower:
         except DataError:
             return None
         return self._searcher.preprocess(image)
+
+
+def _yield_to_others() -> None:
+    """Make this thread one that others go before."""
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from raycd.config import IndexConfig
 from raycd.errors import WeightsError
-from raycd.index import FILES, Index
+from raycd.index import FILES, Index, ivf
 
 KINDS = ["flat", "ivf", "hnsw"]
 FEATURES = np.array([[2.0, 0.0], [0.0, 5.0], [3.0, 4.0]], np.float32)
@@ -107,7 +107,10 @@ def test_an_approximate_search_visits_a_part_of_the_gallery(index: Index) -> Non
 
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("name", MASKS)
-def test_only_allowed_images_are_found_and_those_that_should_be(index: Index, name: str, exact: bool) -> None:
+def test_only_allowed_images_are_found_and_those_that_should_be(
+    index: Index, name: str, exact: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ivf, "FEW", 50)
     scores, positions = index.search(QUERY_BD, 10, exact=exact, allowed=MASKS[name])
     expected, truth = nearest(10, MASKS[name])
     there = positions >= 0
@@ -151,6 +154,24 @@ def test_the_same_seed_builds_the_same_files(kind: str, tmp_path: Path) -> None:
     settings = IndexConfig.model_validate({"kind": kind, "sample": 50})
     once, again = (Index.build(FEATURES_GD, settings, threads=threads).save(tmp_path) for threads in (1, 2))
     assert once == again
+
+
+def test_centres_are_taken_from_an_index_that_is_alike_and_from_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    placed: list[int] = []
+    original = ivf.Ivf.trained
+    monkeypatch.setattr(ivf.Ivf, "trained", lambda *given: placed.append(given[1]) or original(*given))
+    settings = IndexConfig(kind="ivf", recall=0.98, sample=200)
+    first = Index.build(FEATURES_GD, settings)
+    more = Index.build(catalogue(GALLERY + 500, 5), settings, like=first)
+    assert len(placed) == 1
+    assert more.recall >= 0.98
+    assert first.size == GALLERY
+    Index.build(catalogue(3 * GALLERY, 5), settings, like=first)  # too many for so few lists
+    Index.build(FEATURES_GD, settings, like=Index.build(FEATURES_GD, IndexConfig(kind="flat")))
+    other = np.random.default_rng(6).normal(size=(GALLERY, DIM)).astype(np.float32) ** 3  # another catalogue
+    alone, beside = (Index.build(other, settings, like=like) for like in (None, first))
+    assert len(placed) == 5
+    assert beside.recall == alone.recall
 
 
 @pytest.mark.parametrize("kind", ["ivf", "hnsw"])

@@ -7,17 +7,22 @@ import json
 import os
 import shlex
 import tempfile
+import threading
 import time
 import urllib.request
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
-from benchmarks.memory import proportional
-from benchmarks.scale import DIM, catalogue
 
+from jobs.benchmarks.memory import proportional
+from jobs.benchmarks.scale import DIM, catalogue
 from jobs.benchmarks.serving import bundles, material, servers, writes
 from jobs.benchmarks.serving.scenarios import Site, clients
 from raycd.catalogue import Catalogue
@@ -28,6 +33,8 @@ from raycd.model import bundle
 IMAGES, OWN = 100_000, 1000  # in the database, and in the bundle, which is another gallery
 CLIENTS = (1, 4)  # that search at a time
 RATE = 1100  # writes a second that are sent
+LONGER = 4  # times the length of a scenario in which there are writes: the index is made anew in it
+EVERY_S = 0.2  # a replica is asked for its lag
 INDEXED_S = 300  # within which a replica has built its index
 
 
@@ -107,23 +114,25 @@ def _indexed(port: int) -> float:
     """Seconds until the index has the kind that so many images get, from the service's first answer on."""
     began = time.perf_counter()
     while time.perf_counter() - began < INDEXED_S:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/info", timeout=10) as answer:
-            if json.load(answer)["index"]["kind"] != "flat":
-                return time.perf_counter() - began
+        if _index(port)["kind"] != "flat":
+            return time.perf_counter() - began
         time.sleep(0.5)
     raise RunError("the service has built no index", expected=f"one in {INDEXED_S} s")
 
 
 def _beside_writes(site: Site, number: int, folder: Path) -> dict[str, Any]:
-    """p50 of searches without writes, with them, and without them again."""
+    """p50 of searches without writes, with them, and without them again; and how far behind the writes answers are."""
     fingerprint = bundle.verify(folder).encoder.fingerprint
     quiet = clients(site, number)
-    with writes.sent(site.port, fingerprint, DIM, RATE) as written:
-        busy = clients(site, number)
+    with writes.sent(site.port, fingerprint, RATE) as written, _lags(site.port) as lags:
+        busy = clients(replace(site, seconds=LONGER * site.seconds), number)
     after = clients(site, number)
     calm = min(float(quiet["p50, ms"]), float(after["p50, ms"]))
     name = f"{number} clients"
     return {
+        f"{name}: writes went on for, s": LONGER * site.seconds,
+        f"{name}: lag told, p50, s": float(np.median(lags)),
+        f"{name}: lag told, longest, s (at most 1)": max(lags),
         f"{name}: p50 without writes, ms": calm,
         f"{name}: p50 with writes, ms": busy["p50, ms"],
         f"{name}: p99 with writes, ms": busy["p99, ms"],
@@ -132,6 +141,32 @@ def _beside_writes(site: Site, number: int, folder: Path) -> dict[str, Any]:
         f"{name}: writes acknowledged/s (at least 1000)": written.rate,
         f"{name}: writes that failed": written.failed,
     }
+
+
+@contextmanager
+def _lags(port: int) -> Iterator[list[float]]:
+    """The lags that the replicas tell while open, asked for a few times a second."""
+    lags: list[float] = []
+    ended = threading.Event()
+
+    def ask() -> None:
+        while not ended.wait(EVERY_S):
+            lags.append(_index(port)["lag_s"])
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        yield lags
+    finally:
+        ended.set()
+        asking.join()
+
+
+def _index(port: int) -> dict[str, Any]:
+    """What one of the replicas says of its index."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/info", timeout=10) as answer:
+        told: dict[str, Any] = json.load(answer)["index"]
+    return told
 
 
 def _replicas() -> dict[str, float]:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmarks.memory import proportional, watched
 from numpy.typing import NDArray
 
+from jobs.benchmarks.memory import proportional, watched
 from raycd.config import Config
 from raycd.index import Index, effort
 

@@ -25,10 +25,12 @@ from raycd.index.files import Facts
 from raycd.index.flat import Flat
 from raycd.index.hnsw import Hnsw
 from raycd.index.ivf import Ivf
-from raycd.index.structure import Found, Mask, Structure
+from raycd.index.structure import Found, Mask, Structure, found_in
 
 FILES = files.FILES
 Kind = Literal["flat", "ivf", "hnsw"]
+ALIKE = 1.4  # times as many lists as an index has are as good: of twice as many images
+WORSE = 0.001  # recall that another index's centres may cost
 _KINDS: dict[Kind, type[Flat] | type[Ivf] | type[Hnsw]] = {"flat": Flat, "ivf": Ivf, "hnsw": Hnsw}
 
 
@@ -58,12 +60,15 @@ class Index:
         queries: Mapping[str, NDArray[np.float32]] | None = None,
         threads: int = 0,
         seed: int = 0,
+        like: Self | None = None,
     ) -> Self:
         """Index features (G, D) of any length.
 
         Args:
             queries: Real queries (Q, D), L2-normalised, by what sort they are. Each sort must have `settings.recall`.
                 Without any, images of the gallery and queries between two of them stand for them.
+            like: An index of about as many images of the same catalogue, whose centres are taken if they will do
+                (IVF); placing others takes most of the time.
         Raises:
             WeightsError: A feature is zero or not finite.
         """
@@ -72,11 +77,13 @@ class Index:
         features_GD = np.asarray(features_GD, np.float32)
         lengths_G = blocks.lengths(features_GD)
         moments = blocks.moments(features_GD, lengths_G)
-        structure = _structure(features_GD, lengths_G, settings, seed)
+        structure = _structure(features_GD, lengths_G, settings, seed, None if like is None else like._structure)
         recall = 1.0
         if not isinstance(structure, Flat):
             sorts = _sorts(features_GD, lengths_G, queries, settings, seed)
             recall = effort.choose(structure, sorts, settings.recall)
+            if like is not None and recall < min(settings.recall, like.recall) - WORSE:
+                return cls.build(features_GD, settings, queries=queries, threads=threads, seed=seed)
         return cls(structure, lengths_G, moments, recall, threads=threads)
 
     @property
@@ -108,13 +115,11 @@ class Index:
         if self.threads:
             faiss.omp_set_num_threads(self.threads)
         query_BD, k = np.ascontiguousarray(query_BD, np.float32), min(k, self.size)
-        search = self._structure.exact if exact else self._structure.search
-        scores, positions = search(query_BD, k, allowed)
-        if not exact and (short := _short(positions, allowed)).any():
-            scores[short], positions[short] = self._structure.exact(query_BD[short], k, allowed)
-        scores[positions < 0] = -np.inf
-        order = np.lexsort((positions, -scores), axis=1)
-        return np.take_along_axis(scores, order, axis=1), np.take_along_axis(positions, order, axis=1)
+        return found_in(self._structure, query_BD, k, exact=exact, allowed=allowed)
+
+    def empty_lists(self) -> Ivf | None:
+        """Lists with the centres of this index, for images that come later; None where it has no lists."""
+        return self._structure.like() if isinstance(self._structure, Ivf) else None
 
     def vectors(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
         """L2-normalised features (N, D) of the images at positions (N,)."""
@@ -150,7 +155,11 @@ class Index:
 
 
 def _structure(
-    features_GD: NDArray[np.float32], lengths_G: NDArray[np.float32], settings: IndexConfig, seed: int
+    features_GD: NDArray[np.float32],
+    lengths_G: NDArray[np.float32],
+    settings: IndexConfig,
+    seed: int,
+    like: Structure | None,
 ) -> Flat | Ivf | Hnsw:
     """The structure that the settings ask for, or that so many images need."""
     size, dim = features_GD.shape
@@ -161,8 +170,10 @@ def _structure(
     if kind == "hnsw":
         return Hnsw.build(unit, dim, settings)
     lists = approximate.lists(size, settings.ivf_lists)
+    if isinstance(like, Ivf) and 1 / ALIKE <= lists / like.lists <= ALIKE:
+        return like.like().grown(unit)
     rows = np.sort(np.random.default_rng([seed, 9]).permutation(size)[: lists * settings.ivf_train])
-    return Ivf.build(unit, features_GD[rows] / lengths_G[rows, None], lists, settings)
+    return Ivf.trained(features_GD[rows] / lengths_G[rows, None], lists, settings).grown(unit)
 
 
 def _sorts(
@@ -182,10 +193,3 @@ def _sorts(
         sort: effort.Sort(query_QD, *blocks.nearest(query_QD, features_GD, lengths_G, k))
         for sort, query_QD in queries.items()
     }
-
-
-def _short(positions_BK: NDArray[np.int64], allowed: Mask | None) -> Mask:
-    """Queries (B,) that found fewer images than there are for them."""
-    there = positions_BK.shape[1] if allowed is None else min(positions_BK.shape[1], int(allowed.sum()))
-    short: Mask = (positions_BK >= 0).sum(axis=1) < there
-    return short

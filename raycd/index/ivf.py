@@ -42,16 +42,32 @@ class Ivf:
                 self._list_G[_faiss.rev_swig_ptr(self._lists.invlists.get_ids(number), length)] = number
 
     @classmethod
-    def build(
-        cls, blocks: Iterable[NDArray[np.float32]], sample_ND: NDArray[np.float32], lists: int, settings: IndexConfig
-    ) -> Self:
-        """The lists of all images in the blocks (N, D), in their order; the sample places the centres."""
-        index = approximate.ivf(sample_ND, lists, most=settings.ivf_train, compressed=True)
-        flat = faiss.IndexFlatIP(index.d)
+    def trained(cls, sample_ND: NDArray[np.float32], lists: int, settings: IndexConfig) -> Self:
+        """Empty lists; the sample places their centres."""
+        return cls._empty(approximate.ivf(sample_ND, lists, most=settings.ivf_train, compressed=True))
+
+    def like(self) -> Self:
+        """Empty lists with the same centres."""
+        own = self._lists
+        centres = faiss.clone_index(own.quantizer)
+        index: Any = faiss.IndexIVFScalarQuantizer(centres, own.d, own.nlist, own.sq.qtype, own.metric_type)
+        index.sq, index.by_residual, index.is_trained = own.sq, own.by_residual, True
+        other = self._empty(index)
+        other.effort = self.effort
+        return other
+
+    @classmethod
+    def _empty(cls, lists: Any) -> Self:
+        return cls(_faiss.IndexRefine(lists, faiss.IndexFlatIP(lists.d)))
+
+    def grown(self, blocks: Iterable[NDArray[np.float32]]) -> Self:
+        """A copy with the images in the blocks (N, D), too; their positions follow in this order."""
+        index = faiss.clone_index(self.index)
         for unit_ND in blocks:
             index.add(unit_ND)
-            flat.add(unit_ND)
-        return cls(_faiss.IndexRefine(index, flat))
+        other = type(self)(index)
+        other.effort = self.effort
+        return other
 
     @property
     def lists(self) -> int:
@@ -61,19 +77,22 @@ class Ivf:
     def search(self, query_BD: NDArray[np.float32], k: int, allowed_G: Mask | None = None) -> Found:
         """See `Structure.search`.
 
-        With a mask, it visits lists that hold any of it, until as many images of it are compared as without a mask;
-        FAR times that where it leaves out more than a tenth of all.
+        With a mask, it visits lists until as many images of it are compared as without a mask. Where the mask leaves
+        out more than a tenth of all, it visits only lists that hold any of it, until FAR times as many are compared.
         """
         params = _faiss.SearchParametersIVF(nprobe=self.effort)
         if allowed_G is not None:
-            inside_L = np.bincount(self._list_G[allowed_G], minlength=self.lists)
-            count, holding = int(inside_L.sum()), int(np.count_nonzero(inside_L))
+            count, size = int(np.count_nonzero(allowed_G)), len(allowed_G)
             if count <= FEW:
                 return self.exact(query_BD, k, allowed_G)
-            wanted = self.effort * len(self._list_G) / self.lists * (1 if count >= NEARLY_ALL * len(allowed_G) else FAR)
-            params.nprobe = min(holding, round(wanted * holding / count))
             params.sel = approximate.selector(allowed_G)
-            params.quantizer_params = _faiss.SearchParameters(sel=approximate.selector(inside_L > 0))
+            if count >= NEARLY_ALL * size:
+                params.nprobe = min(self.lists, round(self.effort * size / count))
+            else:
+                inside_L = np.bincount(self._list_G[allowed_G], minlength=self.lists)
+                holding, wanted = int(np.count_nonzero(inside_L)), FAR * self.effort * size / self.lists
+                params.nprobe = min(holding, round(wanted * holding / count))
+                params.quantizer_params = _faiss.SearchParameters(sel=approximate.selector(inside_L > 0))
         # FAISS gives each thread whole queries (0), or some lists of every query (1).
         self._lists.parallel_mode = int(len(query_BD) < faiss.omp_get_max_threads())
         again = _faiss.IndexRefineSearchParameters(k_factor=AGAIN, base_index_params=params)

@@ -309,12 +309,16 @@ def build_index(
     example_texts: Sequence[str],
     *,
     threads: int = 0,
+    like: Index | None = None,
 ) -> Index:
-    """The index of features (G, D); its recall is measured on queries made of the example texts, if there are any."""
+    """The index of features (G, D); its recall is measured on queries made of the example texts, if there are any.
+
+    `threads` and `like` are those of `Index.build`.
+    """
     queries = None
     if example_texts and config.index.kind_for(len(features_GD)) != "flat":
         queries = sample.queries(encoder, head, features_GD, example_texts, config)
-    return Index.build(features_GD, config.index, queries=queries, threads=threads, seed=config.seed)
+    return Index.build(features_GD, config.index, queries=queries, threads=threads, seed=config.seed, like=like)
 
 
 def _index_info(index: Index) -> IndexInfo:

@@ -102,6 +102,30 @@ def test_many_changes_become_an_index_of_its_kind_that_misses_nothing(
     assert view.index.recall >= 0.9
 
 
+def test_what_changes_while_an_index_is_built_is_in_it_when_it_is_taken_over(
+    follow: Callable[..., Searcher], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "FEW", 100)
+    searcher = follow(kind="ivf", sample=50, ivf_lists=2)
+    fingerprint, first, original = searcher.bundle.manifest.encoder.fingerprint, searcher.view.index, bundle.build_index
+    others = [Put(f"other-{i}", one, (), {}, None) for i, one in enumerate(features(searcher, follower.SOON + 1))]
+
+    def built(*given: Any, **settings: Any) -> Any:
+        if searcher.view.index is first:
+            version = store.catalogue.write([*others, Delete("new-0")], fingerprint)[-1].version
+            until(lambda: searcher.view.version >= version)  # the old one is followed meanwhile
+        return original(*given, **settings)
+
+    monkeypatch.setattr(bundle, "build_index", built)
+    put(store, searcher, features(searcher, ADDED))
+    until(lambda: searcher.view.index is not first)
+    view = searcher.view
+    assert view.version >= 12 + ADDED + len(others) + 1
+    assert len(view) == 12 + ADDED + len(others) - 1
+    assert view.position("new-0") is None
+    assert view.position("other-0") is not None
+
+
 def test_more_images_than_a_replica_encodes_are_refused_though_the_bundle_has_begun_the_gallery(
     follow: Callable[..., Searcher], store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,6 @@
 """The load generator of writes, in a process of its own: imports with features, so many lines a second.
 
-    PYTHONPATH=. python -m jobs.benchmarks.serving.writes PORT FINGERPRINT DIM RATE
+    PYTHONPATH=. python -m jobs.benchmarks.serving.writes PORT FINGERPRINT RATE
 
 `sent` starts it. It goes on until its standard input is closed, then prints what it saw as JSON.
 """
@@ -14,12 +14,13 @@ import select
 import subprocess
 import sys
 import time
-from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
+
+from jobs.benchmarks.scale import catalogue
 
 LINES = 500  # of a request
 NEW = 0.7  # share of images that are new; the others take the place of one
@@ -37,9 +38,9 @@ class Written:
 
 
 @contextmanager
-def sent(port: int, fingerprint: str, dim: int, rate: float) -> Iterator[Written]:
+def sent(port: int, fingerprint: str, rate: float) -> Iterator[Written]:
     """Writes while open; what is yielded is filled in at the end."""
-    command = [sys.executable, "-m", "jobs.benchmarks.serving.writes", str(port), fingerprint, str(dim), str(rate)]
+    command = [sys.executable, "-m", "jobs.benchmarks.serving.writes", str(port), fingerprint, str(rate)]
     process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     written = Written()
     try:
@@ -51,10 +52,10 @@ def sent(port: int, fingerprint: str, dim: int, rate: float) -> Iterator[Written
         process.wait()
 
 
-def main(port: int, fingerprint: str, dim: int, rate: float) -> None:
+def main(port: int, fingerprint: str, rate: float) -> None:
     """Send imports, evenly spread over time, until standard input ends."""
     rng = random.Random(0)
-    features = [_feature(rng, dim) for _ in range(DISTINCT)]
+    features = [base64.b64encode(feature_D.tobytes()).decode() for feature_D in catalogue(DISTINCT, drawn=2)]
     connection = HTTPConnection("127.0.0.1", port, timeout=60)
     began, made, kept, failed = time.perf_counter(), 0, 0, 0
     while not select.select([sys.stdin], [], [], max(0.0, began + made / rate - time.perf_counter()))[0]:
@@ -67,10 +68,6 @@ def main(port: int, fingerprint: str, dim: int, rate: float) -> None:
     print(json.dumps({"rate": kept / (time.perf_counter() - began), "failed": failed}))
 
 
-def _feature(rng: random.Random, dim: int) -> str:
-    return base64.b64encode(array("f", (rng.gauss(0.5, 1) for _ in range(dim))).tobytes()).decode()
-
-
 def _line(rng: random.Random, number: int, features: list[str], fingerprint: str) -> str:
     image_id = f"new-{number}" if rng.random() < NEW else f"G{rng.randrange(10_000):06d}"
     feature = features[number % len(features)]
@@ -81,4 +78,4 @@ def _line(rng: random.Random, number: int, features: list[str], fingerprint: str
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4]))
+    main(int(sys.argv[1]), sys.argv[2], float(sys.argv[3]))
