@@ -26,6 +26,7 @@ from raycd.index.recent import Recent
 from raycd.view import Additions, Sums, View
 
 FEW, SHARE = 4096, 0.1  # additions, or gone images, that never ask for a new index; the share of it from which they do
+_BLOCK = 4096  # images
 
 
 class Live:
@@ -139,4 +140,7 @@ def contents(view: View) -> tuple[pa.Table, NDArray[np.float32]]:
         "attributes": [list(row.attributes.items()) for row in added],
     }
     kept = view.gallery.table.filter(pa.array(view.live[:base])).select(SCHEMA.names).cast(SCHEMA)
-    return pa.concat_tables([kept, pa.table(columns, schema=SCHEMA)]), view.features(places)
+    features_GD = np.empty((len(places), view.index.dim), np.float32)
+    for start in range(0, len(places), _BLOCK):  # numpy holds Python's lock while it gathers rows
+        features_GD[start : start + _BLOCK] = view.features(places[start : start + _BLOCK])
+    return pa.concat_tables([kept, pa.table(columns, schema=SCHEMA)]), features_GD
