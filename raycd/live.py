@@ -25,8 +25,9 @@ from raycd.index import Index
 from raycd.index.recent import Recent
 from raycd.view import Additions, Sums, View
 
-FEW, SHARE = 4096, 0.1  # additions, or gone images, that never ask for a new index; the share of it from which they do
+FEW, SHARE = 4096, 0.25  # additions, or gone images, that never ask for a new index; the share of it from which they do
 _BLOCK = 4096  # images
+_ROOM = 1 << 16  # images that there is room for at first: memory that is not written to yet costs nothing
 
 
 class Live:
@@ -113,9 +114,10 @@ class _Rows:
         """Keep normalised features (N, D) and their lengths (N,)."""
         start, end = self._count, self._count + len(unit_ND)
         if end > len(self._lengths_C):
-            room = max(1024, 2 * end)
-            self._unit_CD = np.concatenate([self._unit_CD[:start], np.empty((room, unit_ND.shape[1]), np.float32)])
-            self._lengths_C = np.concatenate([self._lengths_C[:start], np.empty(room, np.float32)])
+            room = max(_ROOM, 2 * end)
+            unit_CD, lengths_C = np.empty((room, unit_ND.shape[1]), np.float32), np.empty(room, np.float32)
+            unit_CD[:start], lengths_C[:start] = self._unit_CD[:start], self._lengths_C[:start]
+            self._unit_CD, self._lengths_C = unit_CD, lengths_C
         self._unit_CD[start:end], self._lengths_C[start:end] = unit_ND, lengths_N
         self._count = end
 
