@@ -57,8 +57,13 @@ class Live:
         base, added = len(self.view.gallery), self.view.size - len(self.view.gallery)
         gone = self.view.size - len(self.view)
         many = max(FEW, int(SHARE * base))
-        compared = added - self.view.additions.features.listed
-        return added > many or gone > many or compared > self._flat_up_to
+        return added > many or gone > many or self._compared > self._flat_up_to
+
+    @property
+    def _compared(self) -> int:
+        """Additions that a search compares one by one, and that will not be put into lists soon."""
+        recent = self.view.additions.features
+        return 0 if recent.crowded else len(recent) - recent.listed
 
     def apply(self, changes: Changes) -> None:
         """Bring the view to the version of the changes. Raises CatalogueError for features of another size."""
@@ -82,6 +87,12 @@ class Live:
             additions=Additions(rows, known.grown(self._features.unit(count)), self._features.lengths(count), places),
             sums=old.sums.changed(unit_ND, old.vectors(np.array(gone, np.int64))),
         )
+
+    def take_lists(self, earlier: Recent) -> None:
+        """Take over the lists into which another thread has put what `view.additions.features` was at some time."""
+        additions = self.view.additions
+        recent = additions.features.with_lists_of(earlier)
+        self.view = dataclasses.replace(self.view, additions=dataclasses.replace(additions, features=recent))
 
     def _append(self, new: list[Row]) -> NDArray[np.float32]:
         """The normalised features (N, D) of new rows, which are kept."""

@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -20,6 +20,7 @@ from raycd.data import images
 from raycd.errors import CatalogueError, DataError
 from raycd.gallery import Gallery
 from raycd.index import Index
+from raycd.index.recent import Recent
 from raycd.live import Live, contents
 from raycd.model import bundle
 from raycd.search import Searcher
@@ -60,6 +61,8 @@ class Follower:
         self._news: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
         self._builder: threading.Thread | None = None
         self._built: Live | None = None
+        self._lister = ThreadPoolExecutor(1, "lists")
+        self._listing: Future[Recent] | None = None
         self._live = self._loaded()
         self._follow(first=True)
         threading.Thread(target=self._run, name="follower", daemon=True).start()
@@ -133,6 +136,7 @@ class Follower:
                 if not self._failed:  # once, not every quarter of a second
                     _log.error("the gallery is not followed, its last known state is searched: %s", failure.told(error))
                 self._failed = True
+        self._lister.shutdown(wait=False)
         self._tell()
 
     def _tell(self) -> None:
@@ -152,11 +156,21 @@ class Follower:
             if first:
                 self._check_few(changes.rows)
             self._live.apply(replace(changes, rows=self._encoded(changes.rows)))
+        self._list()
         self._searcher.view, self._heard = self._live.view, began
         self._tell()
         if self._builder is None and self._built is None and (self._live.worn or self._provisional()):
             self._builder = threading.Thread(target=self._rebuild, name="index", daemon=True)
             self._builder.start()
+
+    def _list(self) -> None:
+        """Have what came lately put into lists, by another thread, so that nothing waits for it."""
+        if self._listing is not None and self._listing.done():
+            listing, self._listing = self._listing, None
+            self._live.take_lists(listing.result())
+        recent = self._live.view.additions.features
+        if self._listing is None and recent.crowded:
+            self._listing = self._lister.submit(recent.put_into_lists)
 
     def _provisional(self) -> bool:
         """Whether the index is flat only because a better one takes longer to build than a replica may to start."""
@@ -177,6 +191,8 @@ class Follower:
             for _ in range(ROUNDS):
                 changes = self._store.catalogue.changes(built.view.version, self._fingerprint)
                 built.apply(replace(changes, rows=self._encoded(changes.rows)))
+                if built.view.additions.features.crowded:
+                    built.take_lists(built.view.additions.features.put_into_lists())
                 if len(changes.rows) < SOON:
                     break
             self._built = built

@@ -12,7 +12,7 @@ from raycd.catalogue.records import Changes, Row
 from raycd.config import IndexConfig
 from raycd.errors import CatalogueError
 from raycd.gallery import Gallery
-from raycd.index import Index
+from raycd.index import Index, recent
 from raycd.live import FEW, Live, contents
 from raycd.model import bundle
 from raycd.view import View
@@ -164,3 +164,16 @@ def test_many_changes_ask_for_a_new_index() -> None:
     assert not live.worn
     live.apply(Changes(FEW + 1, [image("one more", FEW + 1, rng)]))
     assert live.worn
+
+
+@pytest.mark.parametrize(("kind", "worn"), [("ivf", False), ("flat", True)])
+def test_images_that_will_be_in_lists_soon_ask_for_no_new_index(kind: str, worn: bool) -> None:
+    rng = np.random.default_rng(5)
+    count = recent.WAITING + 1
+    live = started([image(f"image-{i}", i, rng) for i in range(100)], IndexConfig.model_validate({"kind": kind}))
+    live = Live(live.view.index, live.view.gallery, 0, flat_up_to=100)
+    live.apply(Changes(1, [image(f"new-{i}", 1, rng) for i in range(count)]))
+    assert live.worn is worn
+    live.take_lists(live.view.additions.features.put_into_lists())
+    assert live.view.additions.features.listed == (0 if kind == "flat" else count)
+    assert live.worn is worn

@@ -39,6 +39,8 @@ def grown(kind: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Index, Recent]:
     known = Recent.none(index)
     for end in range(100, LATER + 1, 100):
         known = known.grown(UNIT_AD[:end])
+        if known.crowded:
+            known = known.put_into_lists()
     return index, known
 
 
@@ -81,9 +83,18 @@ def test_most_of_them_are_in_lists_where_the_index_has_lists(monkeypatch: pytest
 def test_what_it_was_grown_from_stays_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recent, "WAITING", 50)
     index = Index.build(UNIT_GD, IndexConfig(kind="ivf"), threads=1)
-    first = Recent.none(index).grown(UNIT_AD[:300])
+    first = Recent.none(index).grown(UNIT_AD[:300]).put_into_lists()
     before = first.search(QUERY_BD, 300, ALLOWED["all"][:300])
-    first.grown(UNIT_AD)
+    first.grown(UNIT_AD).put_into_lists()
     after = first.search(QUERY_BD, 300, ALLOWED["all"][:300])
     np.testing.assert_array_equal(before[1], after[1])
     assert len(first) == first.listed == 300
+
+
+def test_lists_of_an_earlier_state_are_taken_over_unless_they_are_another_index_s() -> None:
+    index = Index.build(UNIT_GD, IndexConfig(kind="ivf"), threads=1)
+    first = Recent.none(index).grown(UNIT_AD[:300])
+    later = first.grown(UNIT_AD)
+    assert later.with_lists_of(first.put_into_lists()).listed == 300
+    other = Recent.none(Index.build(UNIT_GD, IndexConfig(kind="ivf"), threads=1)).grown(UNIT_AD[:300])
+    assert later.with_lists_of(other.put_into_lists()).listed == 0

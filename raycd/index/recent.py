@@ -41,15 +41,27 @@ class Recent:
         """N."""
         return int(self._lists.index.ntotal) if self._lists else 0
 
+    @property
+    def crowded(self) -> bool:
+        """Whether so many wait for lists that it pays to put them there."""
+        waiting = len(self) - self.listed
+        return self._index.kind == "ivf" and waiting > max(WAITING, int(SHARE * self.listed))
+
     def grown(self, unit_AD: NDArray[np.float32]) -> Self:
-        """With more images: `unit_AD` begins with those of this one."""
-        lists = self._lists
-        if len(unit_AD) - self.listed > max(WAITING, int(SHARE * self.listed)):
-            lists = lists or self._index.empty_lists()
-            if lists:
-                faiss.omp_set_num_threads(self._index.threads or faiss.omp_get_max_threads())
-                lists = lists.grown([unit_AD[self.listed :]])
-        return type(self)(self._index, unit_AD, lists)
+        """With more images, which wait for lists: `unit_AD` begins with those of this one."""
+        return type(self)(self._index, unit_AD, self._lists)
+
+    def put_into_lists(self) -> Self:
+        """The same images, none of which waits. The more there are, the longer it takes; any thread may do it."""
+        lists = self._lists or self._index.empty_lists()
+        if lists:
+            faiss.omp_set_num_threads(self._index.threads or faiss.omp_get_max_threads())
+            lists = lists.grown([self.unit_AD[self.listed :]])
+        return type(self)(self._index, self.unit_AD, lists)
+
+    def with_lists_of(self, earlier: Self) -> Self:
+        """With the lists of an earlier state; itself, if that is another index's."""
+        return type(self)(self._index, self.unit_AD, earlier._lists) if earlier._index is self._index else self
 
     def search(self, query_BD: NDArray[np.float32], k: int, allowed_A: Mask, *, exact: bool = False) -> Found:
         """Cosines (B, k) and positions (B, k) among these, as `Index.search` gives them."""

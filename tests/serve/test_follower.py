@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from raycd.catalogue import Catalogue
 from raycd.catalogue.records import Delete, Put
 from raycd.config import IndexConfig
 from raycd.errors import CatalogueError
+from raycd.index import recent
+from raycd.index.recent import Recent
 from raycd.model import bundle
 from raycd.search import Searcher
 from serve import follower
@@ -75,6 +79,10 @@ def put(store: Store, searcher: Searcher, features_ND: NDArray[np.float32]) -> i
     return store.catalogue.write(changes, fingerprint)[-1].version
 
 
+def reached(searcher: Searcher, version: int) -> bool:
+    return searcher.view.version >= version
+
+
 @pytest.mark.parametrize("kind", ["flat", "hnsw", "ivf"])
 def test_many_changes_become_an_index_of_its_kind_that_misses_nothing(
     follow: Callable[..., Searcher], store: Store, monkeypatch: pytest.MonkeyPatch, kind: str
@@ -124,6 +132,29 @@ def test_what_changes_while_an_index_is_built_is_in_it_when_it_is_taken_over(
     assert len(view) == 12 + ADDED + len(others) - 1
     assert view.position("new-0") is None
     assert view.position("other-0") is not None
+
+
+def test_the_database_is_followed_while_what_came_is_put_into_lists(
+    follow: Callable[..., Searcher], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "FEW", 100)
+    searcher = follow(kind="ivf", sample=50, ivf_lists=2)
+    put(store, searcher, features(searcher, ADDED))
+    until(lambda: searcher.view.index.kind == "ivf")
+    monkeypatch.setattr(live, "FEW", 10_000)
+    monkeypatch.setattr(recent, "WAITING", 100)
+    going_on, original = threading.Event(), Recent.put_into_lists
+
+    def slow(self: Recent) -> Recent:
+        going_on.wait(60)
+        return original(self)
+
+    monkeypatch.setattr(Recent, "put_into_lists", slow)
+    for count in (ADDED, ADDED + 1):  # the second while the first wait for lists
+        until(partial(reached, searcher, put(store, searcher, features(searcher, count))))
+        assert searcher.view.additions.features.listed == 0
+    going_on.set()
+    until(lambda: searcher.view.additions.features.listed > 0)
 
 
 def test_more_images_than_a_replica_encodes_are_refused_though_the_bundle_has_begun_the_gallery(
