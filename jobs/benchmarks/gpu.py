@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import faiss
 import numpy as np
 import torch
 
@@ -109,16 +110,28 @@ def _embedding(encoder: Encoder, batch_size: int) -> dict[str, float]:
 
 
 def _mining(dim: int) -> dict[str, float]:
-    """Neighbours of all train images, as the core finds them (FAISS on processors; on the GPU with faiss-gpu)."""
+    """Neighbours of all train images by the processors, then by the GPU where faiss-gpu is installed."""
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((2000, dim), dtype=np.float32)
     features = centres[rng.integers(0, 2000, TRAIN_IMAGES)]
     features += 0.2 * rng.standard_normal(features.shape, dtype=np.float32)
     settings = MineConfig(neighbours=NEIGHBOURS, batch_size=4096)
     everything = np.arange(TRAIN_IMAGES, dtype=np.int32)
+    pools = [mine.Pool("", everything, everything)]
     began = time.perf_counter()
-    mine.find_neighbours(features, [mine.Pool("", everything, everything)], settings)
-    return {f"mining, {TRAIN_IMAGES} x {dim}, top {NEIGHBOURS}: images/s": TRAIN_IMAGES / (time.perf_counter() - began)}
+    expected = mine.find_neighbours(features, pools, settings)
+    name = f"mining, {TRAIN_IMAGES} x {dim}, top {NEIGHBOURS}"
+    rows = {f"{name}: images/s": TRAIN_IMAGES / (time.perf_counter() - began)}
+    if hasattr(faiss, "StandardGpuResources"):
+        began = time.perf_counter()
+        unit = mine.normalise(features)
+        lists = mine.Lists(pools, settings)
+        lists.add(0, mine.Searcher(unit, everything, settings, mine.on_gpu(unit))(everything, unit, everything))
+        found = lists.table()
+        rows[f"{name}, faiss-gpu: images/s"] = TRAIN_IMAGES / (time.perf_counter() - began)
+        rows["recall of faiss-gpu against the processors"] = mine.recall(found, expected)
+        rows["tables that are not equal"] = float(not found.equals(expected))
+    return rows
 
 
 def _batch(encoder: Encoder, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -38,7 +38,7 @@ class Searcher:
         unit_PD: Their normalised features; may be read-only, e.g. shared among processes.
         rows_P: Their rows of the feature matrix, ascending.
         mine: Neighbours (S) and floor.
-        nearest: How FAISS looks for them; None compares them all.
+        nearest: How FAISS looks for them, none missed where `mine.index` is flat; None compares them on the processor.
         threads: Batches searched side by side, by one thread each; 0 takes as many as FAISS would.
     """
 
@@ -55,7 +55,7 @@ class Searcher:
         self.size, self.floor, self._batch = mine.neighbours, mine.floor, mine.batch_size
         self._threads = threads or faiss.omp_get_max_threads()
         self._measuring = threading.Lock()  # numpy's threads would only wait for one another
-        self._exact, self._nearest = nearest is None, nearest or flat(unit_PD)
+        self._exact, self._nearest = mine.index == "flat", nearest or flat(unit_PD)
 
     def __call__(self, rows_Q: Rows, unit_HD: NDArray[np.float32], place_Q: NDArray[np.signedinteger]) -> Keys:
         """Sorted keys (Q, S + 1): the first S images at or above the floor, and one more where there are more.

@@ -2,9 +2,11 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import faiss
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -13,18 +15,22 @@ from numpy.typing import NDArray
 from raycd import approximate, mine
 from raycd.config import MineConfig
 from raycd.errors import DataError
+from raycd.mine.searcher import NEAR, Nearest
 
 N, D = 2000, 400  # 3.05 MiB
 S = 5
 
 
 def features_of(kind: str) -> NDArray[np.float32]:
-    """Features (N, D). `ties`: 729 different images, so that equal ones and equal similarities lie in all shards."""
+    """Features (N, D). `ties`: 729 different images, so that equal ones and equal similarities lie in all shards;
+    `few`: 27 of them.
+    """
     rng = np.random.default_rng(0)
     if kind == "smooth":
         return (rng.normal(size=(N, D)) + rng.normal(size=D)).astype(np.float32)
     features_ND = np.zeros((N, D), np.float32)
-    features_ND[:, :6] = rng.integers(0, 3, (N, 6))
+    different = {"ties": 6, "few": 3}[kind]
+    features_ND[:, :different] = rng.integers(0, 3, (N, different))
     return features_ND
 
 
@@ -91,6 +97,46 @@ def test_lists_may_come_in_any_order(seed: int) -> None:
         queries_BD = mine.normalise(features_ND, visit.rows_B)
         lists.add(visit.first, searcher(visit.rows_B, queries_BD, np.arange(len(queries_BD))))
     assert lists.table().equals(mine.find_neighbours(features_ND, pools(), settings), check_metadata=True)
+
+
+def searched_by(nearest: Callable[[NDArray[np.float32]], Nearest], kind: str) -> pa.Table:
+    """The neighbours, every shard searched by a `nearest` of its own."""
+    features_ND, settings = features_of(kind), settings_of()
+    shards, lists = mine.make_shards(pools(), D, settings), mine.Lists(pools(), settings)
+    for visit in mine.visits(pools(), shards, 1000):
+        rows_P = shards[visit.shard].rows_P
+        unit_PD = mine.normalise(features_ND, rows_P)
+        searcher = mine.Searcher(unit_PD, rows_P, settings, nearest(unit_PD))
+        lists.add(
+            visit.first, searcher(visit.rows_B, mine.normalise(features_ND, visit.rows_B), np.arange(len(visit.rows_B)))
+        )
+    return lists.table()
+
+
+def inaccurate(unit_PD: NDArray[np.float32]) -> Nearest:
+    """Compares with every image, as on a GPU: scores a little off, and of equal ones any."""
+    rng = np.random.default_rng(0)
+
+    def nearest(query_BD: NDArray[np.float32], depth: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        score_BP = query_BD @ unit_PD.T
+        score_BP += rng.uniform(-NEAR / 2, NEAR / 2, score_BP.shape).astype(np.float32)
+        place_BK = np.argsort(-score_BP, axis=1)[:, :depth]
+        return np.take_along_axis(score_BP, place_BK, axis=1), place_BK
+
+    return nearest
+
+
+@pytest.mark.parametrize("kind", ["smooth", "ties", "few"])
+def test_scores_that_are_a_little_off_change_nothing(kind: str) -> None:
+    expected = mine.find_neighbours(features_of(kind), pools(), settings_of())
+    assert searched_by(inaccurate, kind).equals(expected, check_metadata=True)
+
+
+@pytest.mark.skipif(not hasattr(faiss, "StandardGpuResources"), reason="faiss-gpu is not installed")
+@pytest.mark.parametrize("kind", ["smooth", "ties", "few"])
+def test_a_gpu_finds_what_the_processor_finds(kind: str) -> None:
+    expected = mine.find_neighbours(features_of(kind), pools(), settings_of())
+    assert searched_by(mine.on_gpu, kind).equals(expected, check_metadata=True)
 
 
 @pytest.mark.parametrize(
