@@ -50,9 +50,10 @@ def find_neighbours(
     workers = cluster.fitting(compute.mine_workers or cluster.machines(), _resources(mine, compute))
     blocks = [_block(visit, shards) for visit in core.visits(pools, shards, _task_size(pools, shards, mine, workers))]
     if blocks:
-        search = _searching(stored, mine, compute, min(workers, len(blocks)))
+        search = _searching(stored, mine, compute, min(workers, len(blocks)), max(map(len, blocks)))
         for part in mapped("neighbours", "images", blocks, (_search, search)):
-            lists.add(part["first"][0].as_py(), _keys(part, mine))
+            for own in _runs(np.diff(part["query"].to_numpy()) != 1):
+                lists.add(part["query"][own.start].as_py(), _keys(part.slice(own.start, own.stop - own.start), mine))
             del part
         del search
     del stored
@@ -132,10 +133,20 @@ def matching_scores(
 def _block(visit: core.Visit, shards: Sequence[core.Shard]) -> pa.Table:
     """A visit as rows that Ray Data hands to one task."""
     size = len(visit.rows_B)
-    numbers = {"shard": visit.shard, "home": visit.home, "first": visit.first}
     place_B = shards[visit.home].rows_P.searchsorted(visit.rows_B)
-    columns = {name: pa.repeat(pa.scalar(number, pa.int64()), size) for name, number in numbers.items()}
-    return pa.table({"place": pa.array(place_B, pa.int32()), **columns})
+    columns = {
+        "shard": pa.repeat(pa.scalar(visit.shard, pa.int64()), size),
+        "home": pa.repeat(pa.scalar(visit.home, pa.int64()), size),
+        "query": np.arange(visit.first, visit.first + size),
+        "place": pa.array(place_B, pa.int32()),
+    }
+    return pa.table(columns)
+
+
+def _runs(ends: NDArray[np.bool_]) -> list[range]:
+    """Rows that belong together, where `ends` says of each but the last row whether others begin after it."""
+    starts = [0, *(np.flatnonzero(ends) + 1).tolist()]
+    return [range(start, end) for start, end in zip(starts, [*starts[1:], len(ends) + 1], strict=True)]
 
 
 def _task_size(pools: Sequence[Pool], shards: Sequence[core.Shard], mine: MineConfig, workers: int) -> int:
@@ -156,9 +167,9 @@ def _resources(mine: MineConfig, compute: ComputeConfig) -> dict[str, float]:
 
 
 def _searching(
-    stored: Sequence[ray.ObjectRef[Any]], mine: MineConfig, compute: ComputeConfig, workers: int
+    stored: Sequence[ray.ObjectRef[Any]], mine: MineConfig, compute: ComputeConfig, workers: int, largest: int
 ) -> dict[str, Any]:
-    """How Ray Data runs the searching tasks."""
+    """How Ray Data runs the searching tasks, of blocks of `largest` rows at most."""
     resources = _resources(mine, compute)
     indexes: list[ray.ObjectRef[Any] | None] = [None] * len(stored)
     if mine.index != "flat":
@@ -169,7 +180,8 @@ def _searching(
         "batch_format": "pyarrow",
         "compute": ray.data.TaskPoolStrategy(size=workers),
         "num_cpus": resources["CPU"],
-        **({"num_gpus": resources["GPU"]} if "GPU" in resources else {}),
+        # With GPUs Ray Data wants a number of rows, and cuts and joins blocks to it.
+        **({"num_gpus": resources["GPU"], "batch_size": largest} if "GPU" in resources else {}),
         "fn_kwargs": {
             "stored": list(zip(stored, indexes, strict=True)),
             "mine": mine,
@@ -191,14 +203,21 @@ def _search(
     threads: int,
     gpu: bool,
 ) -> pa.Table:
-    """A task: one visit, in batches."""
-    unit_PD, rows_P = ray.get(stored[block["home"][0].as_py()][0])
-    place_B = block["place"].to_numpy()
-    shard, index = stored[block["shard"][0].as_py()]
-    searcher = _searcher(shard, index, mine, threads, gpu)
-    key_BS = searcher(rows_P[place_B], unit_PD, place_B)
-    keys = pa.FixedSizeListArray.from_arrays(pa.array(key_BS.ravel()), key_BS.shape[1])
-    return pa.table({"first": block["first"], "keys": keys})
+    """A task: one visit, or some, or parts of them, in batches."""
+    shard_B, home_B = block["shard"].to_numpy(), block["home"].to_numpy()
+    keys = []
+    for own in _runs((np.diff(shard_B) != 0) | (np.diff(home_B) != 0)):
+        unit_PD, rows_P = ray.get(stored[home_B[own.start]][0])
+        place_B = block["place"].to_numpy()[own.start : own.stop]
+        shard, index = stored[shard_B[own.start]]
+        searcher = _searcher(shard, index, mine, threads, gpu)
+        keys.append(searcher(rows_P[place_B], unit_PD, place_B))
+    key_BS = np.concatenate(keys)
+    columns = [
+        block["query"].combine_chunks(),
+        pa.FixedSizeListArray.from_arrays(pa.array(key_BS.ravel()), key_BS.shape[1]),
+    ]
+    return pa.table(columns, names=["query", "keys"])
 
 
 def _searcher(

@@ -151,6 +151,18 @@ def test_neighbours_in_several_shards_equal_the_core(
         assert found.equals(whole, check_metadata=True)
 
 
+@pytest.mark.parametrize("rows", [37, 10_000])
+def test_blocks_may_be_cut_and_joined(
+    ray_cluster: None, wide: NDArray[np.float32], rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Ray Data does it where tasks have a GPU."""
+    monkeypatch.setattr(mining, "PAIRS", 20_000)
+    searching = mining._searching
+    monkeypatch.setattr(mining, "_searching", lambda *given: {**searching(*given), "batch_size": rows})
+    found = mining.find_neighbours(wide, halves(), small_shards(batch_size=7), ComputeConfig(cpus_per_worker=0.5))
+    assert found.equals(mine.find_neighbours(wide, halves(), small_shards()), check_metadata=True)
+
+
 def test_the_features_are_let_go_while_neighbours_are_searched(
     ray_cluster: None, wide: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch
 ) -> None:
