@@ -52,18 +52,17 @@ class Live:
         )
 
     @property
-    def worn(self) -> bool:
-        """Whether so much has changed that a new index pays."""
-        base, added = len(self.view.gallery), self.view.size - len(self.view.gallery)
-        gone = self.view.size - len(self.view)
-        many = max(FEW, int(SHARE * base))
-        return added > many or gone > many or self._compared > self._flat_up_to
+    def recent(self) -> Recent:
+        """What came after the index was built."""
+        return self.view.additions.features
 
     @property
-    def _compared(self) -> int:
-        """Additions that a search compares one by one, and that will not be put into lists soon."""
-        recent = self.view.additions.features
-        return 0 if recent.crowded else len(recent) - recent.listed
+    def worn(self) -> bool:
+        """Whether so much has changed that a new index pays."""
+        gone = self.view.size - len(self.view)
+        many = max(FEW, int(SHARE * len(self.view.gallery)))
+        compared = 0 if self.recent.crowded else self.recent.waiting  # the crowded ones will be in lists soon
+        return len(self.recent) > many or gone > many or compared > self._flat_up_to
 
     def apply(self, changes: Changes) -> None:
         """Bring the view to the version of the changes. Raises CatalogueError for features of another size."""
@@ -89,10 +88,9 @@ class Live:
         )
 
     def take_lists(self, earlier: Recent) -> None:
-        """Take over the lists into which another thread has put what `view.additions.features` was at some time."""
-        additions = self.view.additions
-        recent = additions.features.with_lists_of(earlier)
-        self.view = dataclasses.replace(self.view, additions=dataclasses.replace(additions, features=recent))
+        """Take over the lists into which another thread has put what `recent` was at some time."""
+        additions = dataclasses.replace(self.view.additions, features=self.recent.with_lists_of(earlier))
+        self.view = dataclasses.replace(self.view, additions=additions)
 
     def _append(self, new: list[Row]) -> NDArray[np.float32]:
         """The normalised features (N, D) of new rows, which are kept."""

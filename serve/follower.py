@@ -168,9 +168,8 @@ class Follower:
         if self._listing is not None and self._listing.done():
             listing, self._listing = self._listing, None
             self._live.take_lists(listing.result())
-        recent = self._live.view.additions.features
-        if self._listing is None and recent.crowded:
-            self._listing = self._lister.submit(recent.put_into_lists)
+        if self._listing is None and self._live.recent.crowded:
+            self._listing = self._lister.submit(self._live.recent.put_into_lists)
 
     def _provisional(self) -> bool:
         """Whether the index is flat only because a better one takes longer to build than a replica may to start."""
@@ -191,8 +190,8 @@ class Follower:
             for _ in range(ROUNDS):
                 changes = self._store.catalogue.changes(built.view.version, self._fingerprint)
                 built.apply(replace(changes, rows=self._encoded(changes.rows)))
-                if built.view.additions.features.crowded:
-                    built.take_lists(built.view.additions.features.put_into_lists())
+                if built.recent.crowded:
+                    built.take_lists(built.recent.put_into_lists())
                 if len(changes.rows) < SOON:
                     break
             self._built = built

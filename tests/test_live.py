@@ -174,6 +174,6 @@ def test_images_that_will_be_in_lists_soon_ask_for_no_new_index(kind: str, worn:
     live = Live(live.view.index, live.view.gallery, 0, flat_up_to=100)
     live.apply(Changes(1, [image(f"new-{i}", 1, rng) for i in range(count)]))
     assert live.worn is worn
-    live.take_lists(live.view.additions.features.put_into_lists())
-    assert live.view.additions.features.listed == (0 if kind == "flat" else count)
+    live.take_lists(live.recent.put_into_lists())
+    assert live.recent.listed == (0 if kind == "flat" else count)
     assert live.worn is worn

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import faiss
 import numpy as np
 import torch
 
@@ -122,12 +121,9 @@ def _mining(dim: int) -> dict[str, float]:
     expected = mine.find_neighbours(features, pools, settings)
     name = f"mining, {TRAIN_IMAGES} x {dim}, top {NEIGHBOURS}"
     rows = {f"{name}: images/s": TRAIN_IMAGES / (time.perf_counter() - began)}
-    if hasattr(faiss, "StandardGpuResources"):
+    if mine.FAISS_GPU:
         began = time.perf_counter()
-        unit = mine.normalise(features)
-        lists = mine.Lists(pools, settings)
-        lists.add(0, mine.Searcher(unit, everything, settings, mine.on_gpu(unit))(everything, unit, everything))
-        found = lists.table()
+        found = mine.find_neighbours(features, pools, settings, nearest=mine.on_gpu)
         rows[f"{name}, faiss-gpu: images/s"] = TRAIN_IMAGES / (time.perf_counter() - began)
         rows["recall of faiss-gpu against the processors"] = mine.recall(found, expected)
         rows["tables that are not equal"] = float(not found.equals(expected))

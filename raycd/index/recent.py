@@ -42,10 +42,14 @@ class Recent:
         return int(self._lists.index.ntotal) if self._lists else 0
 
     @property
+    def waiting(self) -> int:
+        """Images that a search compares one by one."""
+        return len(self) - self.listed
+
+    @property
     def crowded(self) -> bool:
         """Whether so many wait for lists that it pays to put them there."""
-        waiting = len(self) - self.listed
-        return self._index.kind == "ivf" and waiting > max(WAITING, int(SHARE * self.listed))
+        return self._index.kind == "ivf" and self.waiting > max(WAITING, int(SHARE * self.listed))
 
     def grown(self, unit_AD: NDArray[np.float32]) -> Self:
         """With more images, which wait for lists: `unit_AD` begins with those of this one."""

@@ -21,11 +21,12 @@ from raycd.mine.neighbours import LARGEST, NEIGHBOURS, Lists, find_neighbours, n
 from raycd.mine.pools import Pool, TripletRows, make_pools, of_triplets
 from raycd.mine.searched import Searched, low_recall, searched
 from raycd.mine.searched import line as searched_line
-from raycd.mine.searcher import Searcher, on_gpu
+from raycd.mine.searcher import FAISS_GPU, Searcher, on_gpu
 from raycd.mine.shards import Shard, Visit, make_shards, row_bytes, visits
 
 __all__ = [
     "CANDIDATES",
+    "FAISS_GPU",
     "LARGEST",
     "NEIGHBOURS",
     "Counts",

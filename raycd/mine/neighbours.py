@@ -6,7 +6,7 @@ Exact unless `mine.index` says otherwise, and then the same at any number of bat
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import faiss
@@ -19,7 +19,7 @@ from raycd.config import MineConfig
 from raycd.errors import DataError
 from raycd.mine.keys import NOTHING, Keys, decode, merged
 from raycd.mine.pools import Pool, Rows
-from raycd.mine.searcher import Searcher
+from raycd.mine.searcher import Nearest, Searcher
 from raycd.mine.shards import make_shards, visits
 from raycd.progress import Bar
 
@@ -38,12 +38,19 @@ NEIGHBOURS = pa.schema(
 )
 
 
-def find_neighbours(features_ND: NDArray[np.float32], pools: Sequence[Pool], mine: MineConfig) -> pa.Table:
+def find_neighbours(
+    features_ND: NDArray[np.float32],
+    pools: Sequence[Pool],
+    mine: MineConfig,
+    *,
+    nearest: Callable[[NDArray[np.float32]], Nearest] | None = None,
+) -> pa.Table:
     """The first `mine.neighbours` images at or above `mine.floor`, for each query image of each pool.
 
     Args:
         features_ND: Image features, normalised or not.
         pools: Where to search, and for which images. An image is no neighbour of itself; its duplicates are.
+        nearest: Gives what searches a shard's normalised features (P, D); None: as `mine.index` says, on processors.
     Returns:
         Table NEIGHBOURS, one row per pool and query image, in their order.
     """
@@ -55,14 +62,16 @@ def find_neighbours(features_ND: NDArray[np.float32], pools: Sequence[Pool], min
             rows_P = shards[visit.shard].rows_P
             if searcher is None or held != visit.shard:
                 unit_PD = normalise(features_ND, rows_P)
-                nearest = None
-                if mine.index != "flat":
-                    nearest = approximate.Opened(approximate.build(unit_PD, mine), mine)
-                held, searcher = visit.shard, Searcher(unit_PD, rows_P, mine, nearest)
+                by = nearest(unit_PD) if nearest else _by_setting(unit_PD, mine)
+                held, searcher = visit.shard, Searcher(unit_PD, rows_P, mine, by)
             queries_BD = normalise(features_ND, visit.rows_B)
             lists.add(visit.first, searcher(visit.rows_B, queries_BD, np.arange(len(queries_BD))))
             bar.advance(len(visit.rows_B))
     return lists.table()
+
+
+def _by_setting(unit_PD: NDArray[np.float32], mine: MineConfig) -> Nearest | None:
+    return None if mine.index == "flat" else approximate.Opened(approximate.build(unit_PD, mine), mine)
 
 
 def normalise(features_ND: NDArray[np.float32], rows: Rows | None = None) -> NDArray[np.float32]:

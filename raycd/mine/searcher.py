@@ -154,6 +154,9 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+FAISS_GPU = hasattr(faiss, "StandardGpuResources")  # whether faiss-gpu is installed
+
+
 def on_gpu(unit_PD: NDArray[np.float32]) -> Nearest:
     """Compares a query with every image on the worker's GPU, which holds the shard (faiss-gpu)."""
     gpu: Any = faiss

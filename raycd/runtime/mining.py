@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import faiss
 import numpy as np
 import pyarrow as pa
 import ray
@@ -52,8 +51,7 @@ def find_neighbours(
     if blocks:
         search = _searching(stored, mine, compute, min(workers, len(blocks)), max(map(len, blocks)))
         for part in mapped("neighbours", "images", blocks, (_search, search)):
-            for own in _runs(np.diff(part["query"].to_numpy()) != 1):
-                lists.add(part["query"][own.start].as_py(), _keys(part.slice(own.start, own.stop - own.start), mine))
+            _add(part, lists, mine)
             del part
         del search
     del stored
@@ -143,10 +141,10 @@ def _block(visit: core.Visit, shards: Sequence[core.Shard]) -> pa.Table:
     return pa.table(columns)
 
 
-def _runs(ends: NDArray[np.bool_]) -> list[range]:
+def _runs(ends: NDArray[np.bool_]) -> list[slice]:
     """Rows that belong together, where `ends` says of each but the last row whether others begin after it."""
     starts = [0, *(np.flatnonzero(ends) + 1).tolist()]
-    return [range(start, end) for start, end in zip(starts, [*starts[1:], len(ends) + 1], strict=True)]
+    return [slice(start, end) for start, end in zip(starts, [*starts[1:], len(ends) + 1], strict=True)]
 
 
 def _task_size(pools: Sequence[Pool], shards: Sequence[core.Shard], mine: MineConfig, workers: int) -> int:
@@ -159,7 +157,7 @@ def _task_size(pools: Sequence[Pool], shards: Sequence[core.Shard], mine: MineCo
 
 def _on_gpu(mine: MineConfig, compute: ComputeConfig) -> bool:
     """Whether FAISS searches on GPUs: where faiss-gpu is installed and the workers get them."""
-    return mine.index == "flat" and hasattr(faiss, "StandardGpuResources") and cluster.uses_gpu(compute)
+    return mine.index == "flat" and core.FAISS_GPU and cluster.uses_gpu(compute)
 
 
 def _resources(mine: MineConfig, compute: ComputeConfig) -> dict[str, float]:
@@ -204,14 +202,13 @@ def _search(
     gpu: bool,
 ) -> pa.Table:
     """A task: one visit, or some, or parts of them, in batches."""
-    shard_B, home_B = block["shard"].to_numpy(), block["home"].to_numpy()
+    shard_B, home_B, place_B = (block[name].to_numpy() for name in ("shard", "home", "place"))
     keys = []
     for own in _runs((np.diff(shard_B) != 0) | (np.diff(home_B) != 0)):
         unit_PD, rows_P = ray.get(stored[home_B[own.start]][0])
-        place_B = block["place"].to_numpy()[own.start : own.stop]
         shard, index = stored[shard_B[own.start]]
         searcher = _searcher(shard, index, mine, threads, gpu)
-        keys.append(searcher(rows_P[place_B], unit_PD, place_B))
+        keys.append(searcher(rows_P[place_B[own]], unit_PD, place_B[own]))
     key_BS = np.concatenate(keys)
     columns = [
         block["query"].combine_chunks(),
@@ -234,9 +231,12 @@ def _searcher(
     return _held[name]
 
 
-def _keys(part: pa.Table, mine: MineConfig) -> NDArray[np.int64]:
-    flat: NDArray[np.int64] = part["keys"].combine_chunks().flatten().to_numpy()
-    return flat.reshape(len(part), mine.neighbours + 1)
+def _add(part: pa.Table, lists: core.Lists, mine: MineConfig) -> None:
+    """What a task found."""
+    query_B, flat = part["query"].to_numpy(), part["keys"].combine_chunks().flatten().to_numpy()
+    key_BS: NDArray[np.int64] = flat.reshape(len(part), mine.neighbours + 1)
+    for own in _runs(np.diff(query_B) != 1):
+        lists.add(int(query_B[own.start]), key_BS[own])
 
 
 def _score(rows: pa.Table, images: ray.ObjectRef[Any], texts: ray.ObjectRef[Any]) -> pa.Table:

@@ -2,11 +2,9 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -99,20 +97,6 @@ def test_lists_may_come_in_any_order(seed: int) -> None:
     assert lists.table().equals(mine.find_neighbours(features_ND, pools(), settings), check_metadata=True)
 
 
-def searched_by(nearest: Callable[[NDArray[np.float32]], Nearest], kind: str) -> pa.Table:
-    """The neighbours, every shard searched by a `nearest` of its own."""
-    features_ND, settings = features_of(kind), settings_of()
-    shards, lists = mine.make_shards(pools(), D, settings), mine.Lists(pools(), settings)
-    for visit in mine.visits(pools(), shards, 1000):
-        rows_P = shards[visit.shard].rows_P
-        unit_PD = mine.normalise(features_ND, rows_P)
-        searcher = mine.Searcher(unit_PD, rows_P, settings, nearest(unit_PD))
-        lists.add(
-            visit.first, searcher(visit.rows_B, mine.normalise(features_ND, visit.rows_B), np.arange(len(visit.rows_B)))
-        )
-    return lists.table()
-
-
 def inaccurate(unit_PD: NDArray[np.float32]) -> Nearest:
     """Compares with every image, as on a GPU: scores a little off, and of equal ones any."""
     rng = np.random.default_rng(0)
@@ -129,14 +113,16 @@ def inaccurate(unit_PD: NDArray[np.float32]) -> Nearest:
 @pytest.mark.parametrize("kind", ["smooth", "ties", "few"])
 def test_scores_that_are_a_little_off_change_nothing(kind: str) -> None:
     expected = mine.find_neighbours(features_of(kind), pools(), settings_of())
-    assert searched_by(inaccurate, kind).equals(expected, check_metadata=True)
+    found = mine.find_neighbours(features_of(kind), pools(), settings_of(), nearest=inaccurate)
+    assert found.equals(expected, check_metadata=True)
 
 
-@pytest.mark.skipif(not hasattr(faiss, "StandardGpuResources"), reason="faiss-gpu is not installed")
+@pytest.mark.skipif(not mine.FAISS_GPU, reason="faiss-gpu is not installed")
 @pytest.mark.parametrize("kind", ["smooth", "ties", "few"])
 def test_a_gpu_finds_what_the_processor_finds(kind: str) -> None:
     expected = mine.find_neighbours(features_of(kind), pools(), settings_of())
-    assert searched_by(mine.on_gpu, kind).equals(expected, check_metadata=True)
+    found = mine.find_neighbours(features_of(kind), pools(), settings_of(), nearest=mine.on_gpu)
+    assert found.equals(expected, check_metadata=True)
 
 
 @pytest.mark.parametrize(
