@@ -156,9 +156,9 @@ class Follower:
             if first:
                 self._check_few(changes.rows)
             self._live.apply(replace(changes, rows=self._encoded(changes.rows)))
-        self._list()
         self._searcher.view, self._heard = self._live.view, began
         self._tell()
+        self._list()
         if self._builder is None and self._built is None and (self._live.worn or self._provisional()):
             self._builder = threading.Thread(target=self._rebuild, name="index", daemon=True)
             self._builder.start()
