@@ -109,7 +109,8 @@ def _serve(options: argparse.Namespace) -> None:
     ):
         url = f"http://{_in_url(options.host)}:{options.port}"
         print(f"raycd serves {options.bundle} ({manifest.head['name']}, digest {manifest.digest[:12]}) on {url}")
-        print(f'  curl -F image=@{_example(folder)} -F text="is blue with long sleeves" {url}/v1/search')
+        text = shlex.quote(next(iter(manifest.example_texts), "is blue"))
+        print(f"  curl -F image=@{_example(folder)} -F text={text} {url}/v1/search")
         print(f"  a page to try it on: {url}/    its API: {url}/docs    metrics: {metrics}")
         print(f"Ctrl-C stops it; kill -HUP {os.getpid()} has it look at the bundle again.", flush=True)
         _until_stopped(args, options.bundle, asked, debug=options.debug)

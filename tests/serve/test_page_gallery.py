@@ -350,3 +350,18 @@ def test_key_is_forgotten_when_asked(keyed_page: Page, keys: dict[str, str], com
     keyed_page.get_by_role("button", name="Not now").click()
     expect(keyed_page.locator("#message")).to_contain_text("The service wants an API key")
     complaints.clear()
+
+
+def test_on_a_phone_no_button_lies_on_a_picture_and_the_score_stands_once(open_page: Callable[..., Page]) -> None:
+    def is_below(cell: Locator) -> bool:
+        picture, bin_ = cell.locator("img").bounding_box(), cell.locator(".discard").bounding_box()
+        assert picture is not None
+        assert bin_ is not None
+        return bin_["y"] >= picture["y"] + picture["height"]
+
+    page = open_page(**PHONE)
+    ask(page, "is blue")
+    assert is_below(cards(page).first)
+    assert cards(page).first.inner_text().count("σ") == 1
+    page.click("#pick")
+    assert is_below(page.locator("#picker .tiles > li").first)
