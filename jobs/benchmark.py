@@ -14,8 +14,10 @@ Prints a table and writes it to <runs>/benchmark-<what>.json.
 
 import argparse
 import json
+import posixpath
 import sys
-from pathlib import Path
+
+import fsspec
 
 from raycd import cli
 
@@ -64,9 +66,9 @@ def main(options: cli.Options) -> None:
     width = max(map(len, rows))
     for name, value in rows.items():
         print(f"{name:{width}}  {value:.4g}" if isinstance(value, float) else f"{name:{width}}  {value}")
-    place = Path(options.config.runs) / f"benchmark-{options.flags.what}.json"
-    place.parent.mkdir(parents=True, exist_ok=True)
-    place.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    place = posixpath.join(options.config.runs, f"benchmark-{options.flags.what}.json")
+    with fsspec.open(place, "w", encoding="utf-8", auto_mkdir=True) as file:
+        json.dump(rows, file, indent=1)
     print(f"written to {place}")
 
 

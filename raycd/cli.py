@@ -15,6 +15,7 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -97,11 +98,11 @@ def run(
 ) -> int:
     """Parse, call `main`, and give the process's exit code; see the module's head for the codes."""
     argv = sys.argv[1:] if argv is None else argv
-    runs = Path()
+    runs = ""
     try:
         with sigterm_interrupts():
             options = parse(argv, prog=prog, description=description, flags=flags)
-            runs = Path(options.config.runs)
+            runs = options.config.runs
             return main(options) or 0
     except KeyboardInterrupt as interrupt:
         return _interrupted(terminated=isinstance(interrupt, Terminated))
@@ -191,13 +192,14 @@ def _interrupted(*, terminated: bool) -> int:
     return EXIT_TERMINATED if terminated else EXIT_INTERRUPTED
 
 
-def _users_message(error: Exception, runs: Path) -> str | None:
+def _users_message(error: Exception, runs: str) -> str | None:
     """The message for a mistake that the user can mend, also one that Ray carried here from a worker; else None."""
     for cause in _causes(error):
         if isinstance(cause, RaycdError):
             return str(cause)
         if _is_disk_full(cause):
-            place = Path(getattr(cause, "filename", None) or runs)
+            # What goes to a store is written on this machine first.
+            place = Path(getattr(cause, "filename", None) or (tempfile.gettempdir() if "://" in runs else runs))
             return str(
                 RaycdError(
                     f"no space left on the disk of {place}",

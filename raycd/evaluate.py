@@ -20,7 +20,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
-from torch import nn
 from torch.nn import functional as F
 
 from raycd.config import Protocol
@@ -66,7 +65,10 @@ class Features:
 
 
 def cached_query(
-    head: nn.Module, images: Features, texts: Features, device: torch.device | str = "cpu"
+    head: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    images: Features,
+    texts: Features,
+    device: torch.device | str = "cpu",
 ) -> QueryFunction:
     """Queries from cached features: head(reference's feature, feature of the evaluation text)."""
 

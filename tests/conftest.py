@@ -91,6 +91,37 @@ def tiny_settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     }
 
 
+@pytest.fixture(scope="session")
+def s3_store() -> Iterator[dict[str, str]]:
+    """A real S3 server on loopback with the bucket "raycd". Gives the environment variables that lead to it."""
+    from moto.server import ThreadedMotoServer
+    from s3fs import S3FileSystem
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    variables = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "tests",
+        "AWS_SECRET_ACCESS_KEY": "tests",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    S3FileSystem(endpoint_url=variables["AWS_ENDPOINT_URL"], key="tests", secret="tests").mkdir("raycd")
+    yield variables
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_store: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+    """The same, in the environment of this process."""
+    from s3fs import S3FileSystem
+
+    for name, value in s3_store.items():
+        monkeypatch.setenv(name, value)
+    yield s3_store
+    S3FileSystem.clear_instance_cache()  # they know the server
+
+
 @dataclass(frozen=True)
 class TinyBundle:
     """A bundle of random weights and the images of its gallery."""

@@ -10,6 +10,8 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import optuna
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from optuna.trial import TrialState, create_trial
 
 from tune.journal import Record
@@ -56,14 +58,17 @@ def _study(space: Space, trials: Sequence[Record]) -> optuna.Study:
 
 
 def _parallel(study: optuna.Study, metric: str) -> Any:
-    """A line a trial over one axis a setting, the metric last; the better, the brighter and the further in front.
+    """A line a trial over one axis a setting, the metric last. Its colour is its value; the better ones lie in front.
 
     Optuna's own picture draws the lines over the numbers and the worst of them in white.
     """
     trials = sorted((trial for trial in study.trials if trial.value is not None), key=lambda trial: trial.value)
     names = list(trials[0].params)
     columns = {name: [trial.params[name] for trial in trials] for name in names} | {metric: [t.value for t in trials]}
-    _, axes = plt.subplots()
+    figure, axes = plt.subplots()
+    axes.set_title("Parallel coordinates: a line is a trial", pad=36)
+    shades = ScalarMappable(Normalize(trials[0].value, trials[-1].value), "viridis")
+    figure.colorbar(shades, ax=axes, label=metric, pad=0.08)
     heights = []
     for place, column in enumerate(columns.values()):
         height, lowest, highest = _axis(column)
@@ -72,9 +77,9 @@ def _parallel(study: optuna.Study, metric: str) -> Any:
         axes.text(place, 1.03, highest, ha="center", va="bottom")
         axes.text(place, -0.03, lowest, ha="center", va="top")
     ranks = np.linspace(0, 1, len(trials))
-    for line, rank in zip(zip(*heights, strict=True), ranks, strict=True):
-        axes.plot(range(len(columns)), line, color=plt.get_cmap("viridis")(rank), linewidth=1 + 1.5 * rank, alpha=0.85)
-    axes.set_xticks(range(len(columns)), list(columns))
+    for line, trial, rank in zip(zip(*heights, strict=True), trials, ranks, strict=True):
+        axes.plot(range(len(columns)), line, color=shades.to_rgba(trial.value), linewidth=1 + 1.5 * rank, alpha=0.85)
+    axes.set_xticks(range(len(columns)), [name.replace(".", ".\n") for name in columns])  # side by side
     axes.tick_params(axis="x", pad=18, length=0)
     axes.set_yticks([])
     axes.spines[:].set_visible(False)

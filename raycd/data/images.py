@@ -24,6 +24,8 @@ Reason = Literal["missing", "empty", "not_an_image", "truncated", "too_small", "
 REASONS: tuple[Reason, ...] = get_args(Reason)
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
+MAX_PIXELS, MIN_SIDE = 50_000_000, 8  # also data.max_pixels and data.min_side
+
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -55,7 +57,7 @@ def _restored(message: str, reason: Reason) -> BrokenImage:
     return BrokenImage(message, reason=reason)
 
 
-def load(path: str | None, *, max_pixels: int, min_side: int) -> Image.Image:
+def load(path: str | None, *, max_pixels: int = MAX_PIXELS, min_side: int = MIN_SIDE) -> Image.Image:
     """`decode` of `read_bytes`; a null path is missing too. The message of a `BrokenImage` names the path."""
     if path is None:
         raise BrokenImage("no file was found for this image", reason="missing")
@@ -86,7 +88,9 @@ def read_bytes(path: str) -> bytes:
         ) from error
 
 
-def decode(data: bytes, *, max_pixels: int, min_side: int, formats: Sequence[str] = FORMATS) -> Image.Image:
+def decode(
+    data: bytes, *, max_pixels: int = MAX_PIXELS, min_side: int = MIN_SIDE, formats: Sequence[str] = FORMATS
+) -> Image.Image:
     """Decode the first frame upright as RGB, transparency over white.
 
     Raises `BrokenImage`: empty; not_an_image (none of `formats`, which are some of FORMATS); too_large (more than

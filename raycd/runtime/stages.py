@@ -27,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from raycd import features, mine, progress
+from raycd import features, mine, progress, scratch
 from raycd.config import Config
 from raycd.data.captions import evaluation_text, example_texts, training_texts
 from raycd.data.garments import CATEGORIES
@@ -369,14 +369,17 @@ def _storage(context: Context, writing: Writing) -> dict[str, str]:
 
 
 def _make_finetune(inputs: Any, config: Config, device: torch.device) -> Task[Any]:
-    loaded = encoders.load_saved(local_copy(inputs["encoder"]))
+    with scratch.folder() as place:
+        loaded = encoders.load_saved(local_copy(inputs["encoder"], place))
     return FineTune(loaded.to(device), inputs["dataset"], inputs["paths"], config)
 
 
 def _make_fuse(inputs: Any, config: Config, device: torch.device) -> Task[Any]:
-    folder = local_copy(inputs["features"])
-    images, _ = features.read(folder / IMAGES)
-    texts, _ = features.read(folder / TEXTS)
-    pseudo = pq.read_table(local_copy(inputs["pseudo"]) / "pseudo_triplets.parquet")
+    with scratch.folder() as place:
+        folder = local_copy(inputs["features"], place)
+        images, _ = features.read(folder / IMAGES)
+        texts, _ = features.read(folder / TEXTS)
+    with scratch.folder() as place:
+        pseudo = pq.read_table(local_copy(inputs["pseudo"], place) / "pseudo_triplets.parquet")
     head, _ = new_head(config, inputs["dim"])
     return Fuse(head.to(device), inputs["dataset"], pseudo, images, texts, config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -150,6 +151,17 @@ def test_figures_of_enough_trials(tmp_path: Path) -> None:
     files = outcome.files(space, trials, finalists(trials, 4), RESULT, METRIC)
     assert list(files) == ["best.yaml", "history.png", "parallel_coordinates.png", "importances.png"]
     assert all(data.startswith(b"\x89PNG") for name, data in files.items() if name.endswith(".png"))
+
+
+def test_a_metric_of_a_category_stands_below_the_category(tmp_path: Path) -> None:
+    metric = "tops / tees/recall@10"
+    journal = Journal(str(tmp_path / "tiny-sweep"), str(tmp_path / "tiny"))
+    with Tracker.open(config(tmp_path), tmp_path) as tracker:
+        result = {**RESULT, "metrics": {metric: RESULT["metrics"]["recall@10"]}}
+        SweepRecord(tracker, journal, metric).finish(three(), result, {})
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    names = {re.sub("-[0-9a-f]{8}", "-HASH", name) for name in client.get_run(tracker.run_id).data.metrics}
+    assert names >= {"best tops _ tees-HASH/recall_at_10", "val/tops _ tees-HASH/recall_at_10/low"}
 
 
 def test_a_sweep_without_a_record_keeps_its_trials(tmp_path: Path) -> None:
