@@ -26,7 +26,7 @@ def middlewares() -> list[Middleware]:
     """Have the proxy read HTTP by h11, and guard its paths as the service guards its own.
 
     uvicorn prefers httptools, which keeps a header of any length in memory and loses the body of a request that offers
-    to change to HTTP/2 (`Upgrade: h2c`, as Java's client does with each). h11 takes no headers above 64 KiB, and reads
+    to change to HTTP/2 (`Upgrade: h2c`, as Java's client does with each). h11 takes no headers above 16 KiB, and reads
     the body.
     """
     HTTP_PROTOCOLS["auto"] = HTTP_PROTOCOLS["h11"]
