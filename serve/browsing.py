@@ -71,6 +71,10 @@ def router(service: SearchService) -> APIRouter:
                 "max_page", "too many images", got=limit, most=most, field="limit", do="page with offset"
             )
         wanted = _attributes(attribute)
+        filters = len(category) + len(attribute)
+        if filters > service.args.max_filters:
+            most = service.args.max_filters
+            raise problems.beyond("max_filters", "too many filters", got=filters, most=most, do="ask for fewer")
         async with service.deadline():
             view = (await service.reached(min_version)).view
             with service.browsing.slot():

@@ -11,8 +11,7 @@ from pathlib import Path
 from raycd.errors import RunError
 from serve.args import ServeArgs
 
-# Otherwise replicas listen on ports of their own, too, and stay for 30 s after Ctrl-C for balancers that use them.
-_DEFAULT_PROXY = {"RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"}
+_FRONT = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 
 
 def is_ours() -> bool:
@@ -31,7 +30,7 @@ def cluster(args: ServeArgs, *, haproxy: bool = False, metrics_port: int | None 
     os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")  # one event loop a replica, fewer hops between threads
     with tempfile.TemporaryDirectory(prefix="raycd-serve-", ignore_cleanup_errors=True) as scratch:
         if is_ours():
-            os.environ.update(_haproxy(Path(scratch)) if haproxy else _DEFAULT_PROXY)
+            os.environ.update(_haproxy(Path(scratch)) if haproxy else _default_proxy(args))
         _connect(metrics_port)
         import ray
 
@@ -62,6 +61,13 @@ def _connect(metrics_port: int | None) -> None:
             got=f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}: {error}",
             do="start it, mend RAY_ADDRESS, or unset it to use a Ray of its own",
         ) from error
+
+
+def _default_proxy(args: ServeArgs) -> dict[str, str]:
+    """What gives Ray Serve's own proxy our parser and guard, unless the environment names others."""
+    # Otherwise replicas listen on ports of their own, too, and stay for 30 s after Ctrl-C for balancers that use them.
+    alone = {"RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"}
+    return alone | {_FRONT: os.environ.get(_FRONT, "serve.front:middlewares"), "RAYCD_HOSTS": " ".join(args.hosts)}
 
 
 def _haproxy(scratch: Path) -> dict[str, str]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 MAX_ID = 512  # characters of an image's id
 UNKNOWN = "; whether the change was made is unknown: send it again"
-_ERRORS = problems.responses(400, 403, 404, 409, 413, 415, 422, 503, 507)
+_ERRORS = problems.responses(400, 403, 404, 408, 409, 413, 415, 422, 503, 507)
 
 
 def router(service: SearchService) -> APIRouter:
@@ -37,7 +37,9 @@ def router(service: SearchService) -> APIRouter:
         """Add an image to the gallery, or replace the one of that id. Answered when it is on the disk."""
         writer = writable(service)
         check_id(image_id)
-        with service.writes.slot():  # before the body is read
+        service.writes.check()
+        await service.reading.whole(request, service.args.max_attributes)
+        with service.writes.slot():
             async with service.deadline(then=UNKNOWN):
                 given = await image_body.read(request, service.args, service.engine)
                 done = await put_one(service, writer, image_id, given)
