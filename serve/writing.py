@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from io import BytesIO
 from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Request, Response
-from PIL import Image
 
 from raycd.api import Written
 from raycd.catalogue.records import Done
@@ -86,8 +84,7 @@ async def put_one(service: SearchService, writer: Writer, image_id: str, given: 
 
 def _decoded(service: SearchService, file: bytes) -> Picture:
     image = service.decoded(file)
-    kind = Image.open(BytesIO(file), formats=images.FORMATS).format or ""
-    return Picture(file, kind.lower(), service.engine.searcher.preprocess(image))
+    return Picture(file, images.format_of(file).lower(), service.engine.searcher.preprocess(image))
 
 
 def check_id(image_id: str) -> None:

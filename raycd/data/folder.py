@@ -18,7 +18,7 @@ from raycd.errors import DataError
 
 def is_local(path: str) -> bool:
     """Whether `path` is a plain local path, as opposed to a URI (`s3://...`, `zip://...::...`)."""
-    return "://" not in path and "::" not in path
+    return "://" not in path
 
 
 class Folder:
