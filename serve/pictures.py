@@ -79,7 +79,7 @@ class Pictures:
         try:
             if path is None:
                 raise BrokenImage("no file", reason="missing")
-            data = images.read_bytes(path)
+            data = images.read_bytes(path, patient=False)
             return data, Image.open(BytesIO(data), formats=images.FORMATS)
         except BrokenImage as error:
             if isinstance(error.__cause__, PermissionError):

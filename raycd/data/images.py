@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, Literal, Self, get_args
 
-import fsspec
 import numpy as np
 import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from raycd.data import stores
 from raycd.data.folder import is_local
 from raycd.errors import DataError
 
@@ -55,34 +55,36 @@ def _restored(message: str, reason: Reason) -> BrokenImage:
     return BrokenImage(message, reason=reason)
 
 
-def load(path: str | None, *, max_pixels: int, min_side: int) -> Image.Image:
+def load(path: str | None, *, max_pixels: int, min_side: int, patient: bool = True) -> Image.Image:
     """`decode` of `read_bytes`; a null path is missing too. The message of a `BrokenImage` names the path."""
     if path is None:
         raise BrokenImage("no file was found for this image", reason="missing")
     try:
-        return decode(read_bytes(path), max_pixels=max_pixels, min_side=min_side)
+        return decode(read_bytes(path, patient=patient), max_pixels=max_pixels, min_side=min_side)
     except BrokenImage as error:
         if path in str(error):
             raise
         raise BrokenImage(f"{path}: {error}", reason=error.reason) from error
 
 
-def read_bytes(path: str) -> bytes:
+def read_bytes(path: str, *, patient: bool = True) -> bytes:
     """The bytes of a local file or any fsspec URI.
 
-    Raises `BrokenImage` (missing) where there is no file or no right to read it. A store that cannot be reached says
-    nothing about the image and is a plain `DataError`.
+    Raises `BrokenImage` (missing) where there is no file or no right to read a local one. A store that refuses, is busy
+    or cannot be reached says nothing about the image and is a plain `DataError`, after some tries where `patient`.
     """
     try:
-        with open(path, "rb") if is_local(path) else fsspec.open(path, "rb") as file:
+        if not is_local(path):
+            return stores.read(path, patient=patient)
+        with open(path, "rb") as file:
             return bytes(file.read())
+    except DataError:
+        raise
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
         raise BrokenImage(f"{path} cannot be read", reason="missing", got=f"{type(error).__name__}: {error}") from error
-    except Exception as error:  # whatever a store uses: OSError, ImportError, those of botocore or aiohttp
+    except Exception as error:
         raise DataError(
-            f"reading {path} failed",
-            got=f"{type(error).__name__}: {error}",
-            do="check the store, its credentials and that the fsspec package of its protocol is installed",
+            f"reading {path} failed", got=f"{type(error).__name__}: {error}", do="check the disk that it lies on"
         ) from error
 
 
