@@ -23,11 +23,12 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from raycd.config import Protocol
+from raycd.data import schema
 from raycd.data.captions import evaluation_text
 from raycd.data.schema import Dataset
 from raycd.errors import ConfigError, DataError
 
-AVERAGE = "average"
+AVERAGE = schema.AVERAGE
 NOT_FOUND = torch.iinfo(torch.int64).max  # the rank of a target that cannot be found; greater than every k
 MASKED: tuple[Protocol, ...] = ("original-masked", "val")  # protocols that remove the reference
 SUBSET_KS = (1, 2, 3)  # CIRR's recall_subset@k

@@ -240,7 +240,8 @@ class Follower:
     def _pixels(self, row: Row) -> torch.Tensor | None:
         """The picture as the encoder takes it; None where it cannot be read."""
         try:
-            image = images.load(self._store.locate(row.path), max_pixels=self._args.max_pixels, min_side=1)
+            path = self._store.locate(row.path)
+            image = images.load(path, max_pixels=self._args.max_pixels, min_side=1, patient=False)
         except DataError:
             return None
         return self._searcher.preprocess(image)

@@ -79,7 +79,7 @@ class Pictures:
         try:
             if path is None:
                 raise BrokenImage("no file", reason="missing")
-            return images.read_bytes(path)
+            return images.read_bytes(path, patient=False)
         except BrokenImage as error:
             if isinstance(error.__cause__, PermissionError):
                 raise _away(error.__cause__) from error

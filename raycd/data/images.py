@@ -17,12 +17,11 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, BinaryIO, Literal, Self, TypeVar, get_args
 
-import fsspec
 import numpy as np
 import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from raycd.data import containers, levels
+from raycd.data import containers, levels, stores
 from raycd.data.folder import is_local
 from raycd.errors import DataError
 
@@ -74,35 +73,39 @@ def _restored(message: str, reason: Reason) -> BrokenImage:
     return BrokenImage(message, reason=reason)
 
 
-def load(path: str | None, *, max_pixels: int = MAX_PIXELS, min_side: int = MIN_SIDE) -> Image.Image:
+def load(
+    path: str | None, *, max_pixels: int = MAX_PIXELS, min_side: int = MIN_SIDE, patient: bool = True
+) -> Image.Image:
     """`decode` of `read_bytes`; a null path is missing too. The message of a `BrokenImage` names the path."""
     if path is None:
         raise BrokenImage("no file was found for this image", reason="missing")
     try:
-        return decode(read_bytes(path), max_pixels=max_pixels, min_side=min_side)
+        return decode(read_bytes(path, patient=patient), max_pixels=max_pixels, min_side=min_side)
     except BrokenImage as error:
         if _shown(path) in str(error):
             raise
         raise BrokenImage(f"{_shown(path)}: {error}", reason=error.reason) from error
 
 
-def read_bytes(path: str) -> bytes:
+def read_bytes(path: str, *, patient: bool = True) -> bytes:
     """The bytes of a local file or any fsspec URI.
 
-    Raises `BrokenImage` (missing) where there is no file or no right to read it. A store that cannot be reached says
-    nothing about the image and is a plain `DataError`.
+    Raises `BrokenImage` (missing) where there is no file or no right to read a local one. A store that refuses, is busy
+    or cannot be reached says nothing about the image and is a plain `DataError`, after some tries where `patient`.
     """
     try:
-        with _open_local(path) if is_local(path) else fsspec.open(path, "rb") as file:
+        if not is_local(path):
+            return stores.read(path, patient=patient)
+        with _open_local(path) as file:
             return bytes(file.read())
-    except Exception as error:  # whatever a store uses: OSError, ImportError, those of botocore or aiohttp
-        if _is_absent(error, path):
+    except DataError:
+        raise
+    except Exception as error:
+        if _is_absent(error):
             got = f"{type(error).__name__}: {error}"
             raise BrokenImage(f"{_shown(path)} cannot be read", reason="missing", got=got) from error
         raise DataError(
-            f"reading {path} failed",
-            got=f"{type(error).__name__}: {error}",
-            do="check the store, its credentials and that the fsspec package of its protocol is installed",
+            f"reading {path} failed", got=f"{type(error).__name__}: {error}", do="check the disk that it lies on"
         ) from error
 
 
@@ -119,12 +122,12 @@ def _open_local(path: str) -> BinaryIO:
     raise OSError(errno.ENXIO, "not a regular file", path)
 
 
-def _is_absent(error: Exception, path: str) -> bool:
+def _is_absent(error: Exception) -> bool:
     if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)):
         return True
-    if isinstance(error, OSError) and error.errno in _ABSENT:
-        return is_local(path)
-    return isinstance(error, ValueError) and is_local(path)  # NUL in a path, or what no file system can encode
+    if isinstance(error, OSError):
+        return error.errno in _ABSENT
+    return isinstance(error, ValueError)  # NUL in a path, or what no file system can encode
 
 
 def decode(

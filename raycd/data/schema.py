@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+AVERAGE = "average"  # where metrics have the mean over all categories: no category's name
+
 IMAGE = pa.schema(
     [
         pa.field("image_id", pa.string(), nullable=False),  # unique in the data set

@@ -1,7 +1,8 @@
 """The stages in order, each skipped when its output is already there.
 
 A stage is done when its folder holds the fingerprint that its settings, its inputs and the data set ask for. So a
-pipeline that is started again continues, and a changed setting redoes the stages that it touches and those after them.
+pipeline that is started again continues, and a changed setting, or a file of the data set that came, went or changed,
+redoes the stages that it touches and those after them.
 """
 
 from __future__ import annotations
@@ -226,5 +227,5 @@ class _Pipeline:
 
     def _dataset_hash(self) -> str:
         if self._data_hash is None:
-            self._data_hash = content_hash(self.context.dataset)
+            self._data_hash = content_hash(self.context.dataset, drawn=self.config.data.format == "synthetic")
         return self._data_hash

@@ -133,6 +133,8 @@ def zero_shot(context: Context, writing: Writing) -> None:
         context.run.write_json("missing_images.json", missing.to_dict())
         reasons = ", ".join(f"{count} {reason}" for reason, count in missing.counts().items())
         progress.say(f"{len(missing)} images are missing or broken: {reasons}; listed in {listed}")
+    else:
+        context.run.discard("missing_images.json")  # of a time when some were
     missing.check(len(context.dataset.images), context.config.data.max_missing, listed=listed)
 
 

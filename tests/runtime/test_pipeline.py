@@ -417,3 +417,21 @@ def test_other_data_sets_run_through(
     variants = pipeline.recorded(run, "evaluate")["variants"]
     assert list(variants) == ["zero_shot", "fine_tuned", "clip_cd"]
     assert all(set(recalls) == {category, "average"} for recalls in variants.values())
+
+
+def test_images_that_are_put_back_are_picked_up_by_the_same_command(finished: Finished, tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    data = {**write_manifest(root), "root": str(root)}
+    lost = [(root / "images" / f"image-{n}.png") for n in (3, 7)]
+    kept = [file.rename(tmp_path / file.name) for file in lost]
+    encoder = {"pretrained": str(finished.folder / "encoder" / "encoder")}
+    config = finished.config(runs=str(tmp_path / "runs"), data=data, encoder=encoder, **UNTRACKED)
+    run = pipeline.run(config, until="zero_shot").run
+    assert pipeline.recorded(run, "zero_shot")["counts"]["missing"] == 2
+    assert pipeline.run(config, until="zero_shot").done == []
+    for file, place in zip(kept, lost, strict=True):
+        file.rename(place)
+    assert pipeline.run(config, until="zero_shot").done == ["zero_shot"]
+    assert pipeline.recorded(run, "zero_shot")["counts"]["missing"] == 0
+    assert not run.exists("missing_images.json")
+    assert pipeline.run(config, until="zero_shot").done == []
