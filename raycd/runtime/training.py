@@ -21,6 +21,7 @@ import torch
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 
 from raycd.config import Config
+from raycd.errors import TrainingError
 from raycd.model.loss import rank
 from raycd.run import local_copy
 from raycd.runtime import cluster, relay
@@ -81,13 +82,15 @@ def train(
         inputs: What the workers need, small or by object reference.
         storage: Folder or URI for checkpoints; all workers reach it.
         name: Names this training in `storage`; the same name continues.
+    Raises:
+        TrainingError: The loss or the weights are no longer finite.
     """
     resources = cluster.worker_resources(config.compute)
     workers = cluster.fitting(config.compute.train_workers, resources)
     use_gpu = cluster.uses_gpu(config.compute)
     with relay.drawn(stage, "triplets") as board:
         trainer = _Trainer(
-            _worker,
+            _run,
             train_loop_config={
                 "make": make,
                 "inputs": dict(inputs),
@@ -107,6 +110,8 @@ def train(
             ),
         )
         result = trainer.fit()
+    if isinstance(result.return_value, TrainingError):
+        raise result.return_value
     assert result.checkpoint is not None, "every epoch reports one"
     last = _fetched(result.checkpoint)  # it stays, too, though it need not be among the best
     history = checkpoint.read_history(last)
@@ -121,6 +126,15 @@ def _absolute(storage: str) -> str:
 
 def _fetched(saved: Checkpoint) -> Path:
     return local_copy(saved.path) if "://" in saved.path else Path(saved.path)
+
+
+def _run(spec: dict[str, Any]) -> TrainingError | None:
+    """Run `_worker`, and return the error that all workers raise together: raised, Ray Train would try it again."""
+    try:
+        _worker(spec)
+    except TrainingError as error:
+        return error
+    return None
 
 
 def _worker(spec: dict[str, Any]) -> None:
