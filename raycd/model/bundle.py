@@ -38,6 +38,7 @@ from raycd.index.files import sha256
 from raycd.model import encoder as encoders
 from raycd.model import fusion, sample
 from raycd.model.encoder import Encoder
+from raycd.model.finite import check_weights
 from raycd.model.fusion import HeadConfig, registry
 
 FORMAT = 2  # also in Manifest
@@ -167,6 +168,8 @@ def write(
     fingerprint = encoder.fingerprint()
     features_GD = gallery_features(gallery)
     _check_fit(folder, encoder, fingerprint, head_config, gallery, features_GD.shape)
+    check_weights(encoder.clip, "the encoder", do="fine-tune it again")
+    check_weights(head, "the fusion head", do="train it again")
     index = build_index(encoder, head, features_GD, config, example_texts, threads=config.compute.threads)
     with replacing(folder) as fresh:
         encoder.save(fresh / "encoder")
@@ -233,6 +236,7 @@ def load(folder: Path, *, threads: int = 0) -> Bundle:
     columns = [name for name in pq.read_schema(folder / GALLERY).names if name != _FEATURE]
     gallery = pq.read_table(folder / GALLERY, columns=columns)
     index = Index.load(folder, manifest.files, threads=threads)
+    _check_finite(folder, index)
     fingerprint = encoder.fingerprint()
     if fingerprint != manifest.encoder.fingerprint:
         raise WeightsError(
@@ -243,6 +247,18 @@ def load(folder: Path, *, threads: int = 0) -> Bundle:
         )
     _check_fit(folder, encoder, fingerprint, head_config, gallery, (index.size, index.dim))
     return Bundle(folder, encoder, head, head_config, gallery, index, config, manifest)
+
+
+def _check_finite(folder: Path, index: Index) -> None:
+    """The features in the index have finite lengths. (Encoder and head were checked where they were read.)"""
+    lengths_G, (mean_D, covariance_DD) = index.lengths(np.arange(index.size)), index.moments()
+    if not all(np.isfinite(numbers).all() for numbers in (lengths_G, mean_D, covariance_DD)):
+        raise WeightsError(
+            f"the index of the bundle {folder} holds features that are not finite",
+            got=f"{int((~np.isfinite(lengths_G)).sum())} of {index.size} features",
+            expected="finite numbers",
+            do=_AGAIN,
+        )
 
 
 def _manifest(folder: Path) -> Manifest:

@@ -22,6 +22,7 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 
 from raycd import scratch
 from raycd.config import Config
+from raycd.errors import TrainingError
 from raycd.model.loss import rank
 from raycd.run import open_place
 from raycd.runtime import cluster, relay
@@ -82,6 +83,8 @@ def train(
         inputs: What the workers need, small or by object reference.
         storage: Folder or URI for checkpoints; all workers reach it.
         name: Names this training in `storage`; the same name continues.
+    Raises:
+        TrainingError: The loss or the weights are no longer finite.
     """
     resources = cluster.worker_resources(config.compute)
     workers = cluster.fitting(config.compute.train_workers, resources)
@@ -89,7 +92,7 @@ def train(
     file_system, path = _storage(storage)
     with relay.drawn(stage, "triplets") as board:
         trainer = _Trainer(
-            _worker,
+            _run,
             train_loop_config={
                 "make": make,
                 "inputs": dict(inputs),
@@ -110,6 +113,8 @@ def train(
             ),
         )
         result = trainer.fit()
+    if isinstance(result.return_value, TrainingError):
+        raise result.return_value
     assert result.checkpoint is not None, "every epoch reports one"
     with scratch.folder() as folder:  # the last one stays, too, though it need not be among the best
         history = checkpoint.read_history(_fetched(result.checkpoint, folder))
@@ -134,6 +139,15 @@ def _fetched(saved: Checkpoint, folder: Path) -> Path:
     if isinstance(saved.filesystem, pyarrow.fs.LocalFileSystem):
         return Path(saved.path)
     return Path(saved.to_directory(folder))
+
+
+def _run(spec: dict[str, Any]) -> TrainingError | None:
+    """Run `_worker`, and return the error that all workers raise together: raised, Ray Train would try it again."""
+    try:
+        _worker(spec)
+    except TrainingError as error:
+        return error
+    return None
 
 
 def _worker(spec: dict[str, Any]) -> None:
