@@ -31,7 +31,11 @@ def router(service: SearchService) -> APIRouter:
 
     @routes.get("/readyz", responses=problems.responses(503))
     async def readyz() -> Health:
-        """A query of our own is encoded and searched here, and every other replica answers its own."""
+        """A query of our own is encoded and searched here, and every other replica answers its own.
+
+        A SQLite database is still the file that was opened.
+        """
+        await service.check_gallery()
         try:
             await service.canary()
             async with asyncio.timeout(CANARY_S):
