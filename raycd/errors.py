@@ -65,12 +65,13 @@ class TrackingError(RaycdError):
 class CatalogueError(RaycdError):
     """The gallery's database cannot be reached, read or written, or does not fit.
 
-    `reason` tells programs which: unreachable and locked may be over soon; full, read_only, damaged, newer (its schema
-    is of a later raycd), unmigrated and in_use need a person; mismatch is features of another encoder or size.
+    `reason` tells programs which: unreachable and locked may be over soon; full, read_only, damaged, replaced (its file
+    is another one than was opened), newer (its schema is of a later raycd), unmigrated and in_use need a person;
+    mismatch is features of another encoder or size.
     """
 
     Reason = Literal[
-        "unreachable", "locked", "full", "read_only", "damaged", "newer", "unmigrated", "in_use", "mismatch"
+        "unreachable", "locked", "full", "read_only", "damaged", "replaced", "newer", "unmigrated", "in_use", "mismatch"
     ]
 
     def __init__(

@@ -37,7 +37,8 @@ def router(service: SearchService) -> APIRouter:
     async def readyz() -> Health:
         """A query of our own is encoded and searched here, and every other replica answers its own.
 
-        Whoever asks within a second shares it; `age_s` says how old it is.
+        Whoever asks within a second shares it; `age_s` says how old it is. A SQLite database is still the file that
+        was opened.
         """
         running = await shared()
         return Health(status="ready", replicas=running, age_s=round(shared.age_s, 3))
@@ -47,6 +48,7 @@ def router(service: SearchService) -> APIRouter:
 
 async def _ready(service: SearchService) -> int:
     """Replicas that answer, this one among them. Raises ProblemError where it does not, or one is missing."""
+    await service.check_gallery()
     try:
         await service.canary()
         async with asyncio.timeout(CANARY_S):

@@ -118,6 +118,11 @@ def _of_catalogue(reason: CatalogueError.Reason) -> ProblemError:
             return ProblemError(
                 503, "the gallery's database or pictures are read-only: nothing was changed; their owner must mend that"
             )
+        case "replaced":
+            return busy(
+                "the gallery's database is not the file that the service opened: it was removed, replaced or damaged, "
+                "and no change is acknowledged until its owner has mended that; send it again then"
+            )
         case _:
             return ProblemError(503, f"the gallery's database cannot be used ({reason}); the service's log says more")
 

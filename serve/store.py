@@ -24,16 +24,21 @@ class Store:
     def open(cls, args: ServeArgs, name: str) -> Self | None:
         """The one that the settings name; None: they name none. `name` tells this service from others.
 
-        Raises CatalogueError where the database cannot be opened, or another service has it.
+        Raises CatalogueError where the database cannot be opened, another service has it, or this service had another
+        file there.
         """
         if args.gallery == NO_GALLERY:
             return None
         url = args.gallery or str(Path(args.bundle).parent / FILE)
         file = place.sqlite_file(url)
-        if file is not None:  # before anything of it is changed
-            owner.hold(file, name)
+        held = None if file is None else owner.hold(file, name)  # before anything of it is changed
+        if file is not None and held is not None:
+            owner.check(file, held)
+        catalogue = Catalogue.open(url)
+        if file is not None and held is not None:
+            owner.note(file, held)
         root = place.pictures_root(url, args.pictures)
-        return cls(Catalogue.open(url), Pictures(root) if root else None)
+        return cls(catalogue, Pictures(root) if root else None)
 
     def locate(self, path: str | None) -> str | None:
         """The path or URI of a picture that the catalogue names."""

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("ray.serve")
 
 COMMITTED = 1000  # changes of one transaction, at most
+UNKNOWN = ("unreachable", "replaced")  # reasons after which the change may be there, with its picture
 ENCODED = 16  # pictures that are encoded at once: searches wait that long
 
 
@@ -63,7 +64,7 @@ class Writer:
     ) -> Done:
         """Add an image or put it in the place of another. It has a picture, a feature of the engine's encoder, or both.
 
-        Raises CatalogueError; then nothing has changed, unless its reason is unreachable: then nobody knows.
+        Raises CatalogueError; then nothing has changed, unless its reason is one of UNKNOWN: then nobody knows.
         """
         if feature is None:
             assert picture is not None, "a picture or a feature"
@@ -75,7 +76,7 @@ class Writer:
         try:
             done = await self._committed(change, engine)
         except RaycdError as error:
-            if not (isinstance(error, CatalogueError) and error.reason == "unreachable"):
+            if not (isinstance(error, CatalogueError) and error.reason in UNKNOWN):
                 self._forget(path)
             raise
         self._forget(done.old_path)

@@ -11,6 +11,8 @@ held until the commit: whoever sees a version sees all changes up to it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -23,6 +25,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from raycd.catalogue import codec, database, faults, plan, schema
 from raycd.catalogue.records import Change, Changes, Contents, Done, Put, Row, Seed
 from raycd.catalogue.tables import STATE, encoders, features, gallery, images
+from raycd.catalogue.watch import Watch
 from raycd.errors import CatalogueError
 from raycd.gallery import SCHEMA
 
@@ -37,14 +40,16 @@ class Catalogue:
     """A database that is open. Threads may share it; processes open their own.
 
     Every method raises CatalogueError where the database does not answer, cannot be read or written, or is full; then
-    nothing has changed. Only where a connection broke during a write (reason unreachable), nobody knows.
+    nothing has changed. Only where a connection broke during a write (reason unreachable) or a SQLite file was removed
+    or replaced during it (reason replaced), nobody knows.
 
     Attributes:
         url: Where it is, without a password.
     """
 
-    def __init__(self, engine: Engine, url: str) -> None:
+    def __init__(self, engine: Engine, url: str, watch: Watch | None) -> None:
         self.url = url
+        self._watch = watch  # of a SQLite file
         self._engine, self._writing = engine, database.writing(engine)
         self._insert: Any = (postgresql if engine.dialect.name == "postgresql" else sqlite).insert
 
@@ -60,19 +65,20 @@ class Catalogue:
         shown = database.shown(url)
         with faults.told("opening the gallery's database", shown):
             engine = database.engine(address, busy_s=busy_s)
+            watch = Watch(engine, Path(address.database or "")) if engine.dialect.name == "sqlite" else None
             try:
                 if migrate:
                     schema.upgrade(engine)
                 else:
                     schema.check(engine)
             except BaseException:
-                engine.dispose()
+                _close(engine, watch)
                 raise
-        return cls(engine, shown)
+        return cls(engine, shown, watch)
 
     def close(self) -> None:
         """Close the connections."""
-        self._engine.dispose()
+        _close(self._engine, self._watch)
 
     def __enter__(self) -> Self:
         return self
@@ -81,6 +87,20 @@ class Catalogue:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def check_file(self) -> None:
+        """Raises CatalogueError where the SQLite file is gone, or not the one that was opened. PostgreSQL has none."""
+        if self._watch is not None:
+            self.version()
+
+    @contextmanager
+    def _transaction(self, what: str) -> Iterator[Connection]:
+        """One that writes: all of it is on the disk after the block, in the file that others would open, too."""
+        with faults.told(what, self.url), self._writing.connect() as connection:
+            with connection.begin():
+                yield connection
+            if self._watch is not None:
+                self._watch.check(connection)
 
     def version(self) -> int:
         """Of the last change; 0: none yet."""
@@ -98,7 +118,7 @@ class Catalogue:
         One transaction: it is all here, or nothing. Processes that do it at once do it once. `table` is a
         `bundle.gallery_table`, `digest` tells its file from others.
         """
-        with faults.told("copying the bundle's gallery", self.url), self._writing.begin() as connection:
+        with self._transaction("copying the bundle's gallery") as connection:
             if _locked_version(connection) == 0 and _seed(connection) is None:
                 version = self._copy(connection, table, fingerprint)
                 values = {"version": version, "seed_digest": digest, "seed_version": version}
@@ -135,7 +155,7 @@ class Catalogue:
         """
         if not changes:
             return []
-        with faults.told("writing to the gallery", self.url), self._writing.begin() as connection:
+        with self._transaction("writing to the gallery") as connection:
             dims = {_dim(change.feature) for change in changes if isinstance(change, Put)}
             version = _locked_version(connection)
             for dim in dims:
@@ -204,7 +224,7 @@ class Catalogue:
         """
         if not given:
             return 0
-        with faults.told("writing to the gallery", self.url), self._writing.begin() as connection:
+        with self._transaction("writing to the gallery") as connection:
             _locked_version(connection)
             for dim in {_dim(feature_D) for _, _, feature_D in given}:
                 self._check_dim(connection, fingerprint, dim)
@@ -230,7 +250,7 @@ class Catalogue:
 
     def forget(self, fingerprint: str) -> int:
         """Remove all features of an encoder; returns how many there were."""
-        with faults.told("writing to the gallery", self.url), self._writing.begin() as connection:
+        with self._transaction("writing to the gallery") as connection:
             _locked_version(connection)
             gone = connection.execute(delete(features).where(features.c.fingerprint == fingerprint))
             connection.execute(delete(encoders).where(encoders.c.fingerprint == fingerprint))
@@ -250,6 +270,12 @@ class Catalogue:
             raise CatalogueError(
                 "a feature is of another size than this encoder's others", "mismatch", got=dim, expected=known
             )
+
+
+def _close(engine: Engine, watch: Watch | None) -> None:
+    engine.dispose()
+    if watch is not None:
+        watch.close()
 
 
 def _locked_version(connection: Connection) -> int:

@@ -27,7 +27,7 @@ from raycd.catalogue import Catalogue
 from raycd.catalogue.invariants import integrity
 from raycd.catalogue.pictures import SCHEME
 from raycd.catalogue.place import Place, is_kept
-from raycd.durable import replacing
+from raycd.durable import PRIVATE_FOLDER, replacing
 from raycd.errors import CatalogueError, ConfigError, DataError, RaycdError
 
 DATABASE, PICTURES, MANIFEST = "gallery.sqlite", "pictures", "backup.json"
@@ -67,7 +67,7 @@ def save(place: Place, folder: Path) -> Backup:
     """
     if folder.exists():
         raise ConfigError(f"{folder} is there already: a backup never overwrites another", do="name a new folder")
-    with told(f"the backup {folder} cannot be written"), replacing(folder) as fresh:
+    with told(f"the backup {folder} cannot be written"), replacing(folder, mode=PRIVATE_FOLDER) as fresh:
         files: dict[str, str] = {}
         before: list[str] | None = None
         while True:

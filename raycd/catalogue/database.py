@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError
 
 from raycd.catalogue import faults
+from raycd.durable import PRIVATE_FILE
 from raycd.errors import CatalogueError
 from raycd.redact import without_passwords
 
@@ -50,7 +52,7 @@ def address(url: str) -> URL:
 def engine(url: URL, *, busy_s: float) -> Engine:
     """The connections to an `address`; `busy_s` is how long a write waits for another's."""
     if url.get_backend_name() == "sqlite":
-        _make_folder(Path(url.database or "").parent)
+        _make_file(Path(url.database or ""))
         made = create_engine(url, connect_args={"timeout": busy_s}, hide_parameters=True)
         event.listen(made, "connect", partial(_sqlite_connected, busy_s))
         event.listen(made, "begin", _sqlite_begins)
@@ -108,14 +110,17 @@ def _sqlite_begins(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
-def _make_folder(folder: Path) -> None:
+def _make_file(file: Path) -> None:
+    """The folder, and a new file that only its owner may read; SQLite gives its log the same rights."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         reason = faults.of_file(error)
         raise CatalogueError(
-            "the gallery's folder cannot be made", reason, got=f"{folder}: {error.strerror}", do=faults.DO[reason]
+            "the gallery's folder cannot be made", reason, got=f"{file.parent}: {error.strerror}", do=faults.DO[reason]
         ) from error
+    with suppress(OSError):  # it is there, and closing it would release SQLite's locks; of all else SQLite tells
+        os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE_FILE))
 
 
 def shown(url: str) -> str:

@@ -51,6 +51,7 @@ DO: dict[Reason, str] = {
     "full": "make room on the disk",
     "read_only": "give the service the right to write there, or name another database",
     "damaged": "restore a backup, or name another database",
+    "replaced": "put back the file that was there; or stop the service, restore a backup and start it again",
 }
 
 
@@ -86,6 +87,8 @@ def _reason(error: SQLAlchemyError) -> Reason | None:
     code = getattr(error.orig, "sqlite_errorcode", None)
     if code == sqlite3.SQLITE_IOERR_SHMSIZE:  # the index of the log could not grow
         return "full"
+    if code == sqlite3.SQLITE_READONLY_DBMOVED:
+        return "replaced"
     if code is not None:
         return _SQLITE.get(code & 0xFF)
     state = getattr(error.orig, "sqlstate", None) or ""

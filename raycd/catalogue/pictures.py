@@ -10,13 +10,14 @@ import os
 import re
 import uuid
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import fsspec
 
 from raycd.catalogue import faults
 from raycd.data.folder import is_local
-from raycd.durable import sync
+from raycd.durable import PRIVATE_FILE, PRIVATE_FOLDER, sync
 from raycd.errors import CatalogueError
 
 SCHEME = "pictures:"
@@ -85,11 +86,12 @@ class Pictures:
 def _write(path: Path, data: bytes) -> None:
     """A file that is on the disk, with its name, or not there at all."""
     if not path.parent.is_dir():
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.parent.mkdir(PRIVATE_FOLDER, parents=True, exist_ok=True)
+        path.parent.mkdir(PRIVATE_FOLDER, exist_ok=True)
         sync(path.parent.parent)  # the new folder's name, without which the file would be lost with it
     unfinished = path.with_name(path.name + _UNFINISHED)
     try:
-        with unfinished.open("wb") as file:
+        with open(unfinished, "wb", opener=partial(os.open, mode=PRIVATE_FILE)) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

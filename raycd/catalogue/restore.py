@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
 import fsspec
 
+from raycd.catalogue import owner
 from raycd.catalogue.backup import DATABASE, PICTURES, Backup, told, verify
 from raycd.catalogue.pictures import SCHEME, Pictures
 from raycd.catalogue.place import pictures_root, sqlite_file
-from raycd.durable import sync
+from raycd.data.folder import is_local
+from raycd.durable import PRIVATE_FILE, PRIVATE_FOLDER, sync
 from raycd.errors import ConfigError
 
 
@@ -21,7 +24,8 @@ def restore(folder: Path, url: str, root: str = "") -> Backup:
 
     Raises:
         ConfigError: There is a database, or there are pictures, already, or the backup has no database.
-        DataError, CatalogueError: The backup is not whole.
+        CatalogueError: A service still has the gallery, or the backup is not whole.
+        DataError: The backup is not whole.
         RaycdError: A file cannot be read or written.
     """
     file, saved = sqlite_file(url), verify(folder)
@@ -31,18 +35,28 @@ def restore(folder: Path, url: str, root: str = "") -> Backup:
     pictures = Pictures(pictures_root(url, root))
     with told(f"{file} cannot be restored"):
         _refuse_to_overwrite(file, pictures)
-        for name in sorted(saved.files.keys() - {DATABASE}):
-            _put(folder / name, pictures.locate(SCHEME + name.removeprefix(f"{PICTURES}/")))
-        file.parent.mkdir(parents=True, exist_ok=True)
-        fresh = file.with_name(f".{file.name}.restoring")
+        held = owner.hold(file, "jobs/gallery.py restore")  # forgets which file the service before had opened
         try:
-            shutil.copyfile(folder / DATABASE, fresh)
-            sync(fresh)
-            fresh.rename(file)
-            sync(file.parent)
+            _restore(saved, folder, file, pictures)
         finally:
-            fresh.unlink(missing_ok=True)
+            os.close(held)
     return saved
+
+
+def _restore(saved: Backup, folder: Path, file: Path, pictures: Pictures) -> None:
+    if is_local(pictures.root):
+        Path(pictures.root).mkdir(PRIVATE_FOLDER, parents=True, exist_ok=True)
+    for name in sorted(saved.files.keys() - {DATABASE}):
+        _put(folder / name, pictures.locate(SCHEME + name.removeprefix(f"{PICTURES}/")))
+    fresh = file.with_name(f".{file.name}.restoring")
+    try:
+        shutil.copyfile(folder / DATABASE, fresh)
+        fresh.chmod(PRIVATE_FILE)
+        sync(fresh)
+        fresh.rename(file)
+        sync(file.parent)
+    finally:
+        fresh.unlink(missing_ok=True)
 
 
 def _refuse_to_overwrite(file: Path, pictures: Pictures) -> None:

@@ -1,7 +1,7 @@
 // The form: words, filters and options. It is filled from what the service offers, read as a query, and set from one.
 
 import { byId, element } from "./element.js";
-import { BLANK } from "./query.js";
+import { BLANK, grouped, ownOf } from "./query.js";
 import { referenceImage, showReference } from "./reference.js";
 
 const COUNTS = [6, 12, 24, 48, 96, 192];
@@ -30,7 +30,7 @@ export function refreshFilters(info) {
 
 function checkFilters({ category, attributes }) {
   for (const box of byId("filters").querySelectorAll("input")) {
-    const wanted = box.name === "category" ? category : attributes[box.dataset.attribute] ?? [];
+    const wanted = box.name === "category" ? category : ownOf(attributes, box.dataset.attribute, []);
     box.checked = wanted.includes(box.value);
     if (box.checked && box.closest("details")) box.closest("details").open = true;
   }
@@ -44,15 +44,15 @@ function offerFilters(info) {
 
 /** The query that the form says, with the reference image. */
 export function readForm() {
-  const query = { ...BLANK, image: referenceImage(), category: [], attributes: {} };
+  const query = { ...BLANK, image: referenceImage() };
   query.text = form.text.value.trim();
   query.negative_text = form.negative_text.value.trim();
   for (const name of ["image_weight", "text_weight", "top_k"]) query[name] = Number(form[name].value);
   for (const name of ["exclude_reference", "exact"]) query[name] = form[name].checked;
-  for (const box of byId("filters").querySelectorAll("input:checked")) {
-    if (box.name === "category") query.category.push(box.value);
-    else (query.attributes[box.dataset.attribute] ??= []).push(box.value);
-  }
+  const checked = [...byId("filters").querySelectorAll("input:checked")];
+  query.category = checked.filter((box) => box.name === "category").map((box) => box.value);
+  const others = checked.filter((box) => box.name !== "category");
+  query.attributes = grouped(others.map((box) => [box.dataset.attribute, box.value]));
   return query;
 }
 

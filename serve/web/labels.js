@@ -1,6 +1,7 @@
 // What an image is: fields for its category and attributes, with what the gallery has as suggestions.
 
 import { byId, element } from "./element.js";
+import { ownOf } from "./query.js";
 
 const INCOMPLETE = "Give it a name and a value, or remove it.";
 
@@ -38,7 +39,7 @@ const pairs = () => [...rows.children].map((one) => [...one.querySelectorAll("in
 function row() {
   const name = field("Attribute", "known-attributes", "colour");
   const value = field("Value", "known-values", "blue");
-  value.addEventListener("focus", () => fill("known-values", Object.keys(known[name.value.trim()] ?? {})));
+  value.addEventListener("focus", () => fill("known-values", Object.keys(ownOf(known, name.value.trim(), {}))));
   const remove = element("button", { type: "button", className: "remove", "aria-label": "Remove this attribute" }, "×");
   const one = element("li", {}, name, value, remove);
   remove.addEventListener("click", () => { one.remove(); changed(); more.focus(); });

@@ -46,7 +46,7 @@ export function offerCategories({ categories }) {
   const chosen = category.value;
   const options = Object.entries(categories).map(([name, number]) => new Option(`${name} (${number})`, name));
   category.replaceChildren(category.options[0], ...options);
-  category.value = chosen in categories ? chosen : "";
+  category.value = Object.hasOwn(categories, chosen) ? chosen : "";
   category.closest("label").hidden = options.length < 2;
 }
 

@@ -12,6 +12,16 @@ const SWITCHES = ["exclude_reference", "exact"];
 export const isEmpty = (query) => query.image === null && query.text === "";
 export const isSame = (one, other) => JSON.stringify(one) === JSON.stringify(other);
 
+/** [[name, value], ...] as {name: [values]}. Names may be constructor or __proto__: nothing is assigned by name. */
+export function grouped(pairs) {
+  const groups = new Map();
+  for (const [name, value] of pairs) groups.set(name, [...(groups.get(name) ?? []), value]);
+  return Object.fromEntries(groups);
+}
+
+/** What an object has of its own under a name; `otherwise` where it has nothing. */
+export const ownOf = (object, name, otherwise) => (Object.hasOwn(object, name) ? object[name] : otherwise);
+
 /** Body and headers of the request: JSON, or a form where a file goes with it. */
 export function request(query, file, offset) {
   const { image, exclude_reference, ...fields } = query;
@@ -47,7 +57,7 @@ export function toLink(query) {
 /** The query of a link; what makes no sense in it is as usual. */
 export function fromLink(search) {
   const link = new URLSearchParams(search);
-  const query = { ...BLANK, category: link.getAll("category"), attributes: {} };
+  const query = { ...BLANK, category: link.getAll("category") };
   if (link.has("image_id")) query.image = { id: link.get("image_id") };
   else if (link.has("image_url")) query.image = { url: link.get("image_url") };
   else if (link.has("upload")) query.image = { upload: null, name: link.get("upload") };
@@ -57,9 +67,7 @@ export function fromLink(search) {
     if (value >= low && value <= high) query[name] = value;
   }
   for (const name of SWITCHES) if (link.has(name)) query[name] = link.get(name) === "true";
-  for (const pair of link.getAll("attribute")) {
-    const colon = pair.indexOf(":");
-    if (colon > 0) (query.attributes[pair.slice(0, colon)] ??= []).push(pair.slice(colon + 1));
-  }
+  const pairs = link.getAll("attribute").map((pair) => [pair.indexOf(":"), pair]).filter(([colon]) => colon > 0);
+  query.attributes = grouped(pairs.map(([colon, pair]) => [pair.slice(0, colon), pair.slice(colon + 1)]));
   return query;
 }

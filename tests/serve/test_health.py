@@ -31,6 +31,9 @@ class Replica:
         [answer] = self.engine.searcher.answer([self.engine.canary])
         self.engine.check(answer)
 
+    async def check_gallery(self) -> None:
+        """Its gallery is the bundle's own."""
+
     def replicas(self) -> tuple[int, int]:
         return self.count
 

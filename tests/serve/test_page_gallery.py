@@ -365,3 +365,38 @@ def test_on_a_phone_no_button_lies_on_a_picture_and_the_score_stands_once(open_p
     assert cards(page).first.inner_text().count("σ") == 1
     page.click("#pick")
     assert is_below(page.locator("#picker .tiles > li").first)
+
+
+NAMES = ("constructor", "__proto__", "toString", "hasOwnProperty")  # of what every object of JavaScript has
+
+
+def test_attributes_and_categories_may_be_named_as_what_every_object_has(
+    open_page: Callable[..., Page], service_url: str, tiny_bundle: Any
+) -> None:
+    attributes = {name: f"value of {name}" for name in NAMES}
+    form = {"category": "constructor", "attributes": json.dumps(attributes)}
+    answer = httpx.put(f"{service_url}/v1/gallery/named", data=form, files={"image": photo()})
+    assert answer.status_code == 201
+    version = answer.json()["version"]
+    httpx.get(f"{service_url}/v1/gallery", params={"min_version": version})
+    page = open_page()
+    ask(page, "is blue")
+    for name in NAMES:
+        page.locator("#filters summary", has_text=name).click()
+        page.locator("#filters details label", has_text=f"value of {name}").click()
+        expect(page.locator("#status")).to_contain_text("of 1 image")
+    again = open_page(page.url[page.url.index("?") :])
+    for name in NAMES:
+        expect(again.get_by_role("checkbox", name=f"value of {name}")).to_be_checked()
+    assert found(again) == found(page) != []
+    again.click("#pick")
+    again.select_option("#picker-category", "constructor")
+    expect(tile(again, "named")).to_be_visible()
+    give(again, "drop", "#picker", {"like it.png": photo()})
+    again.get_by_role("button", name="Add an attribute").click()
+    again.get_by_label("Attribute", exact=True).fill("__proto__")
+    again.get_by_label("Value", exact=True).fill("again")
+    again.get_by_role("button", name="Add 1 picture").click()
+    expect(again.locator("#picker-news")).to_have_text("Added like it.")
+    item = httpx.get(f"{service_url}/v1/gallery", params={"newest": True, "limit": 1}).json()["items"][0]
+    assert item["attributes"] == {"__proto__": "again"}

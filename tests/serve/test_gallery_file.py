@@ -1,0 +1,75 @@
+"""What is acknowledged is there: no write is, once the SQLite file of a running service is another one."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from serve.args import ServeArgs
+from tests.serve.asking import png, problem
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("file") / "gallery.sqlite"
+
+
+@pytest.fixture(scope="module")
+def own(start_service: Callable[..., str], service_args: ServeArgs, file: Path) -> Iterator[httpx.Client]:
+    """A service of its own, whose file may be spoiled."""
+    url = start_service(service_args.model_copy(update={"gallery": str(file)}), "file")
+    with httpx.Client(base_url=url, timeout=60) as client:
+        yield client
+
+
+def put(client: httpx.Client, image_id: str, image: Any) -> httpx.Response:
+    return client.put(f"v1/gallery/{image_id}", files={"image": ("photo.png", png(image), "image/png")})
+
+
+def test_nothing_is_acknowledged_while_the_file_is_away_and_all_is_there_afterwards(
+    own: httpx.Client, file: Path, tiny_bundle: Any
+) -> None:
+    image = tiny_bundle.images[0]
+    version = put(own, "kept", image).json()["version"]
+    moved = file.with_name("moved")
+    file.rename(moved)
+    for answer in (put(own, "lost", image), own.delete("v1/gallery/kept")):
+        assert "removed, replaced" in problem(answer, 503)["detail"]
+        assert answer.headers["retry-after"]
+    line = json.dumps({"image_id": "lost", "image_base64": base64.b64encode(png(image)).decode()})
+    imported = own.post("v1/gallery:import", content=line, headers={"content-type": "application/x-ndjson"})
+    assert imported.json()["status"] == 503
+    assert "removed, replaced" in problem(own.get("readyz"), 503)["detail"]
+    assert own.get("healthz").status_code == 200
+    assert own.post("v1/search", json={"image_id": "kept", "text": "is blue"}).status_code == 200
+    assert not file.exists()
+    moved.rename(file)
+    assert own.get("readyz").status_code == 200
+    assert put(own, "back", image).json()["version"] == version + 1
+    page = own.get("v1/gallery", params={"min_version": version + 1, "newest": "true", "limit": 2}).json()
+    assert [item["image_id"] for item in page["items"]] == ["back", "kept"]
+    assert own.get("v1/images/kept").status_code == 200, "its picture was not removed by the delete that failed"
+
+
+def test_a_copy_in_its_place_is_not_taken_for_it(own: httpx.Client, file: Path, tiny_bundle: Any) -> None:
+    image = tiny_bundle.images[0]
+    assert put(own, "before", image).status_code == 201
+    other = file.with_name("other")
+    shutil.copyfile(file, other)
+    original = file.with_name("original")
+    file.rename(original)
+    other.rename(file)
+    problem(put(own, "lost", image), 503)
+    problem(own.get("readyz"), 503)
+    time.sleep(0.5)  # the follower has looked meanwhile
+    original.rename(file)
+    assert put(own, "after", image).status_code == 201
+    assert own.get("readyz").status_code == 200
