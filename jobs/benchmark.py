@@ -7,6 +7,7 @@ python jobs/benchmark.py sweep --preset demo          # a sweep's trials against
 python jobs/benchmark.py serve --preset demo          # the service against FastAPI + torch + FAISS, 12 minutes
 python jobs/benchmark.py gallery                      # loading 100,000 x 640 from SQLite, writes beside searches
 python jobs/benchmark.py scale                        # the index from 10,000 to 1,000,000 images of 640
+python jobs/benchmark.py contention --preset demo     # stage 1 beside a program that keeps one CPU busy, 15 minutes
 python jobs/benchmark.py gpu                          # RN50x4 on this machine's GPU, without Ray (docs/gpu.md)
 
 Prints a table and writes it to <runs>/benchmark-<what>.json.
@@ -26,7 +27,9 @@ SERVICE = "--replicas 2 --threads 1 --cpus 0.5"  # for two cores
 
 def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "what", choices=["embed", "mine", "sweep", "serve", "gallery", "scale", "gpu"], help="What to measure."
+        "what",
+        choices=["embed", "mine", "sweep", "serve", "gallery", "scale", "contention", "gpu"],
+        help="What to measure.",
     )
     parser.add_argument(
         "--images",
@@ -60,6 +63,8 @@ def main(options: cli.Options) -> None:
         from benchmarks.gallery import measure
     elif options.flags.what == "scale":
         from benchmarks.scale import measure
+    elif options.flags.what == "contention":
+        from benchmarks.contention import measure
     else:
         from benchmarks.gpu import measure
     rows = measure(options.config, options.flags)

@@ -98,6 +98,9 @@ def run(
 ) -> int:
     """Parse, call `main`, and give the process's exit code; see the module's head for the codes."""
     argv = sys.argv[1:] if argv is None else argv
+    # OpenMP reads this once, when torch is imported. Its threads wait for each other by spinning otherwise, and where
+    # another program has one of their CPUs, the others spin for it instead of leaving theirs to the one that works.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     runs = ""
     try:
         with sigterm_interrupts():

@@ -93,6 +93,7 @@ def _port(text: str) -> int:
 def _serve(options: argparse.Namespace) -> None:
     asked = threading.Event()
     signal.signal(signal.SIGHUP, lambda *_: asked.set())
+    local.is_ours()  # a wrong RAY_ADDRESS is told at once
     folder = _folder(options.bundle)
     local.check_free(options.host, options.port)
     args = _arguments(options, folder)

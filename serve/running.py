@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 import sys
 import time
@@ -56,6 +57,8 @@ def running(args: ServeArgs, host: str, port: int) -> Iterator[None]:
     """The application, from ready to gone. Raises RunError where it does not start."""
     from ray import serve
 
+    # Each serve.run says that it connects to what serve.start has started, and that options will not be applied.
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     with cli.sigterm_interrupts():  # ray.init has put its own handler in place of ours
         try:
             http = {"host": host, "port": port, "request_timeout_s": 2 * args.timeout_s}

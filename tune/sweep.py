@@ -48,11 +48,12 @@ def main(options: cli.Options) -> None:
     """Bring the tables, run the trials, compare the winner with the default, write what was found."""
     from raycd.data.garments import CATEGORIES
     from raycd.evaluate import Metric
-    from raycd.runtime import cluster, pipeline, stages, tracking
+    from raycd.runtime import cluster, local_ray, pipeline, stages, tracking
     from tune.journal import Journal
     from tune.space import make_space
 
     config, flags = _checked(options), options.flags
+    local_ray.address()
     # A mistake is told before anything starts, one in data.root or the metric before a folder is made.
     space, name = make_space(config, flags.space), pipeline.run_name(config)
     dataset = None if config.data.format == "synthetic" else stages.dataset(config, config.data.root)

@@ -21,7 +21,7 @@ from raycd.data.read import attributes_hash, content_hash
 from raycd.data.schema import Dataset
 from raycd.errors import ConfigError
 from raycd.run import Run, Writing, fingerprint
-from raycd.runtime import cluster, results, stages, training
+from raycd.runtime import cluster, local_ray, results, stages, training
 from raycd.runtime.stages import Context
 from raycd.runtime.tracking import Tracker
 from raycd.train.fuse import new_head
@@ -122,6 +122,7 @@ def recorded(run: Run, stage: str) -> dict[str, Any]:
 def run(config: Config, *, until: str = STAGES[-1].name) -> Outcome:
     """Bring the run up to and including stage `until`; after the last one, write metrics.json and report.html."""
     run_name(config)
+    local_ray.address()  # a wrong one is told before any work
     # Read before the folder is made: a mistyped data.root must not claim the run's name, nor wait for weights.
     dataset = None if config.data.format == "synthetic" else stages.dataset(config, config.data.root)
     folder = run_folder(config)
