@@ -24,6 +24,7 @@ from serve import app, running
 from serve.args import ServeArgs
 from serve.local import check_room
 from serve.swap import Wanted
+from tests.hostile.sockets import open_to_others
 from tests.serve.asking import ask, png, problem
 
 ROOT = Path(__file__).parents[2]
@@ -155,6 +156,8 @@ def test_the_command_serves_until_it_is_terminated(tiny_bundle: Any, free_port: 
             assert ask(client, png(tiny_bundle.images[0]), text="is blue").status_code == 200
             assert client.get("/v1/gallery", headers={"Host": "localhost"}).status_code == 200
             problem(client.get("/v1/gallery", headers={"Host": "evil.example"}), 421)
+        # Ray lets nobody bind HAProxy's statistics and its metrics.
+        assert sorted(open_to_others(process.pid).values()) == (["haproxy"] * 2 if proxy == "haproxy" else [])
         process.send_signal(signal.SIGTERM)
         _, error = process.communicate(timeout=60)
         assert process.returncode == 143, error
