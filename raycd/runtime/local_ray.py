@@ -1,7 +1,8 @@
 """The Ray under a job or a service: the one that RAY_ADDRESS names, or one of this process's own.
 
-A Ray of our own runs whatever code it is sent. So it has a token that nobody else knows, listens on loopback only, and
-ends with the process.
+A Ray of our own runs whatever code it is sent. So it has a token that nobody else knows, listens on loopback only and
+keeps its files where only this user gets, for Ray itself lets everybody write into them. All of it ends with the
+process.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ import logging
 import os
 import re
 import secrets
+import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -33,7 +36,10 @@ _UNLESS_SET = {
     # threads wait for the one that lost its CPU by spinning, which takes it from that one again.
     "RAY_worker_niceness": "0",
     "OMP_WAIT_POLICY": "PASSIVE",
+    # Ray Data's actor pools make Ray print a line at level ERROR that means nothing here (ray issue 53727).
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
+_LEVEL_LINE = b"Set ray log level from environment variable"  # said whatever the level is
 _MORE_TIME = {  # what Ray lets us set of its patience
     "RAY_gcs_server_port_wait_time_s": "120",
     "RAY_raylet_start_wait_time_s": "120",
@@ -65,8 +71,10 @@ def address() -> str:
 
 
 @contextmanager
-def connected(*, metrics_port: int | None = None) -> Iterator[None]:
+def connected(*, metrics_port: int | None = None) -> Iterator[tuple[Path, ...]]:
     """Be connected to the Ray of RAY_ADDRESS, or to one of our own, inside of the block.
+
+    Yields the folders that go with a Ray of our own, for whoever has to end without leaving the block.
 
     Raises:
         RunError: The named cluster does not answer, or none could be started here.
@@ -74,16 +82,20 @@ def connected(*, metrics_port: int | None = None) -> Iterator[None]:
     if joined := address():
         _join(joined)
         try:
-            yield
+            yield ()
         finally:
             _leave()
         return
-    with _folder() as folder, _environment(_settings(folder)):
+    with ExitStack() as stack:
+        folder = stack.enter_context(_private(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()))
+        unfit = {name: long for name, long in _temporary().items() if _is_unfit(long)}
+        short = folder
+        if unfit or _is_unfit(str(folder)):
+            short = stack.enter_context(_private("/tmp"))
+        stack.enter_context(_environment(_settings(folder, short, unfit)))
         _start(metrics_port)
-        try:
-            yield
-        finally:
-            _leave()
+        stack.callback(_leave)
+        yield folder, short
 
 
 def _join(joined: str) -> None:
@@ -121,13 +133,14 @@ def _init(metrics_port: int | None) -> None:
 
     before = psutil.Process().children(recursive=True)
     try:
-        ray.init(
-            "local",
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=_WORDS,
-            _metrics_export_port=metrics_port,
-        )
+        with _stderr_without(_LEVEL_LINE):
+            ray.init(
+                "local",
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=_WORDS,
+                _metrics_export_port=metrics_port,
+            )
     except BaseException as error:
         _leave()
         started = set(psutil.Process().children(recursive=True)) - set(before)
@@ -143,9 +156,25 @@ def _init(metrics_port: int | None) -> None:
             "Ray did not start on this machine",
             got=(str(error).strip().splitlines() or [type(error).__name__])[0],
             expected="a start within three minutes",
-            do="run the same command again when less runs here; Ray's own words lie in ray/session_latest/logs "
-            f"of {os.environ.get('RAY_TMPDIR') or tempfile.gettempdir()}",
+            do="run the same command again when less runs here",
         ) from error
+
+
+@contextmanager
+def _stderr_without(text: bytes) -> Iterator[None]:
+    """Hold back what is written to stderr, also by C++, and in the end let through the lines without `text`."""
+    with tempfile.TemporaryFile() as held:
+        sys.stderr.flush()
+        stderr = os.dup(2)
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            held.seek(0)
+            os.write(2, b"".join(line for line in held if text not in line))
 
 
 @contextmanager
@@ -153,7 +182,7 @@ def _patience(seconds: float) -> Iterator[None]:
     """Have Ray wait longer for its new node: its 30 s are a number in its code, but it asks through this function."""
     from ray._private import services
 
-    ask = services.get_node
+    ask: Callable[..., object] = services.get_node
 
     def get_node(*arguments: object) -> object:
         until = time.monotonic() + seconds
@@ -173,16 +202,16 @@ def _patience(seconds: float) -> Iterator[None]:
 
 
 @contextmanager
-def _folder() -> Iterator[Path]:
-    """Open a folder that only this user can enter, its path short where it is to shorten others."""
-    place = "/tmp" if any(map(_is_unfit, _temporary().values())) else None
+def _private(place: str) -> Iterator[Path]:
+    """Open a folder below `place` that only this user can enter. Raises RunError."""
     try:
-        opened = tempfile.TemporaryDirectory(prefix="raycd-", dir=place, ignore_cleanup_errors=True)
+        os.makedirs(place, exist_ok=True)
+        opened = tempfile.TemporaryDirectory(prefix="raycd-", dir=os.path.abspath(place), ignore_cleanup_errors=True)
     except OSError as error:
         raise RunError(
             "there is no temporary folder for Ray",
             got=f"{error.filename}: {error.strerror}",
-            expected=f"a folder that can be written, with a path of at most {ROOM} bytes",
+            expected=f"a folder that can be written; /tmp, too, where its path has more than {ROOM - 15} bytes",
             do="name one: export TMPDIR=/a/short/path",
         ) from error
     with opened as folder:
@@ -190,31 +219,31 @@ def _folder() -> Iterator[Path]:
 
 
 def _temporary() -> dict[str, str]:
-    """Return what the environment says of temporary folders."""
-    names = ("RAY_TMPDIR", "TMPDIR", "TEMP", "TMP")
-    return {name: os.environ[name] for name in names if os.environ.get(name)}
+    """Return what the environment says of temporary folders for programs other than Ray."""
+    return {name: os.environ[name] for name in ("TMPDIR", "TEMP", "TMP") if os.path.isdir(os.environ.get(name, ""))}
 
 
 def _is_unfit(folder: str) -> bool:
-    """Tell whether Ray cannot make its sockets beneath a folder, though it may be the one with the room."""
+    """Tell whether no sockets can be made beneath a folder, though it may be the one with the room."""
     return len(os.fsencode(folder)) > ROOM or not os.path.isabs(folder)
 
 
-def _settings(folder: Path) -> dict[str, str | None]:
-    """Return the environment of a Ray of our own; None: unset. Its token lies in `folder`."""
+def _settings(folder: Path, short: Path, unfit: Mapping[str, str]) -> dict[str, str | None]:
+    """Return the environment of a Ray of our own, with its files in `folder`; None: unset.
+
+    `short` gets links to folders that are `unfit`, and to `folder` if it is another one.
+    """
     token = folder / "token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
-    links: dict[str, str | None] = {}
-    for name, long in _temporary().items():
-        if _is_unfit(long):
-            link = folder / name.lower()
-            os.makedirs(long, exist_ok=True)
-            link.symlink_to(os.path.abspath(long))
-            links[name] = str(link)
+    places: dict[str, str | None] = {"RAY_TMPDIR": str(folder)}
+    for name, long in {**unfit, **places}.items() if short != folder else ():
+        link = short / name.lower()
+        link.symlink_to(os.path.abspath(str(long)))
+        places[name] = str(link)
     return {
         **_unset(_UNLESS_SET),
-        **links,
+        **places,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_AUTH_TOKEN": None,  # would come before the file
@@ -254,6 +283,7 @@ def _reread() -> None:
     from ray import _raylet
     from ray._private import ray_constants
 
-    _raylet.Config.initialize("")
-    _raylet.AuthenticationTokenLoader.instance().reset_cache()
-    ray_constants.ENABLE_RAY_CLUSTER = ray_constants.env_bool(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, True)
+    raylet: Any = _raylet
+    raylet.Config.initialize("")
+    raylet.AuthenticationTokenLoader.instance().reset_cache()
+    ray_constants.ENABLE_RAY_CLUSTER = os.environ.get(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR) != "0"

@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -36,8 +37,9 @@ with cluster.connected():
 
     node = ray._private.worker._global_node
     work = ray.get(ray.remote(num_cpus=0.5)(where).remote())
-    agent = node._ray_params.dashboard_agent_listen_port
-    print(json.dumps({"gcs": node.gcs_address, "agent": agent, "work": work, "here": where()}), flush=True)
+    session = node.get_session_dir_path()
+    said = {"gcs": node.gcs_address, "session": session, "work": work, "here": where()}
+    print(json.dumps(said), flush=True)
     sys.stdin.read()
 print(json.dumps({name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "TMPDIR")}))
 """
@@ -96,7 +98,8 @@ def ours(place: Path) -> Iterator[dict[str, Any]]:
     assert process.returncode == 0, error
     assert error == ""  # not a word of Ray's
     assert json.loads(out) == {"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN_PATH": None, "TMPDIR": str(long)}
-    assert not Path(said["here"]["RAY_AUTH_TOKEN_PATH"]).parent.exists()
+    assert list(Path(said["long"]).glob("raycd-*")) == []
+    assert not Path(said["here"]["TMPDIR"]).parent.exists()
     assert list(home.iterdir()) == []
 
 
@@ -106,6 +109,13 @@ def test_its_token_is_a_private_file_outside_of_home(ours: dict[str, Any]) -> No
     assert stat.S_IMODE(token.parent.stat().st_mode) == 0o700
     assert len(token.read_text()) == 64
     assert ours["home"] not in token.parents
+
+
+def test_nobody_else_gets_to_its_sockets_logs_and_code(ours: dict[str, Any]) -> None:
+    session = Path(ours["session"]).resolve()
+    assert (session / "sockets" / "raylet").is_socket()
+    private = Path(ours["here"]["RAY_AUTH_TOKEN_PATH"]).parent
+    assert private in session.parents  # Ray makes every folder within for everybody to write
 
 
 def test_a_stranger_cannot_join_and_who_has_the_token_can(ours: dict[str, Any]) -> None:
@@ -122,9 +132,21 @@ def test_a_stranger_cannot_join_and_who_has_the_token_can(ours: dict[str, Any]) 
         assert "token" in error
 
 
-def submit(ours: dict[str, Any], entrypoint: str, **headers: str) -> int:
+@pytest.fixture(scope="module")
+def agent(ours: dict[str, Any]) -> int:
+    """The port of its agent, which is up some time after the node."""
+    until = time.monotonic() + 90
+    while time.monotonic() < until:
+        for file in Path(ours["session"]).glob("dashboard_agent_listen_port_*"):
+            if (text := file.read_text().strip()).isdecimal() and 0 < int(text) < 65536:
+                return int(text)
+        time.sleep(0.2)
+    pytest.fail("the agent has not told its port")
+
+
+def submit(agent: int, entrypoint: str, **headers: str) -> int:
     request = urllib.request.Request(
-        f"http://127.0.0.1:{ours['agent']}/api/job_agent/jobs/",
+        f"http://127.0.0.1:{agent}/api/job_agent/jobs/",
         data=json.dumps({"entrypoint": entrypoint}).encode(),
         headers={"Content-Type": "application/json", **headers},
     )
@@ -135,11 +157,11 @@ def submit(ours: dict[str, Any], entrypoint: str, **headers: str) -> int:
         return error.code
 
 
-def test_a_stranger_cannot_submit_a_job_over_http(ours: dict[str, Any], place: Path) -> None:
+def test_a_stranger_cannot_submit_a_job_over_http(ours: dict[str, Any], agent: int, place: Path) -> None:
     for headers in ({}, {"Host": "evil.example"}, {"Authorization": "Bearer " + "0" * 64}):
-        assert submit(ours, f"touch {place}/came", **headers) in (401, 403)
+        assert submit(agent, f"touch {place}/came", **headers) in (401, 403)
     token = Path(ours["here"]["RAY_AUTH_TOKEN_PATH"]).read_text()
-    assert submit(ours, "true", Authorization=f"Bearer {token}") == 200
+    assert submit(agent, "true", Authorization=f"Bearer {token}") == 200
     assert not (place / "came").exists()
 
 

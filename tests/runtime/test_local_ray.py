@@ -121,6 +121,8 @@ def test_ray_may_be_given_longer_for_its_node(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_temporary_folder_that_cannot_be_made_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(local_ray.tempfile, "tempdir", str(tmp_path / "gone"))
-    with pytest.raises(RunError, match="no temporary folder for Ray"), local_ray._folder():
-        pytest.fail("it was made")
+    (tmp_path / "file").write_text("")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "file" / "ray"))
+    with pytest.raises(RunError, match="no temporary folder for Ray"), local_ray.connected():
+        pytest.fail("it started")

@@ -25,6 +25,7 @@ from serve import app, running
 from serve.args import ServeArgs
 from serve.local import check_room
 from serve.swap import Wanted
+from tests.hostile.sockets import open_to_others
 from tests.serve.asking import ask, png, problem
 
 ROOT = Path(__file__).parents[2]
@@ -158,6 +159,8 @@ def test_the_command_serves_until_it_is_terminated(tiny_bundle: Any, free_port: 
             problem(client.get("/v1/gallery", headers={"Host": "evil.example"}), 421)
             if proxy == "default":
                 assert client.get("/-/routes", headers={"Host": "evil.example"}).status_code == 421
+            # Ray lets nobody bind HAProxy's statistics and its metrics.
+            assert sorted(open_to_others(process.pid).values()) == (["haproxy"] * 2 if proxy == "haproxy" else [])
             with ThreadPoolExecutor(4) as threads:  # what is under way is finished
                 asked = [threads.submit(ask, client, text=f"is number {number}") for number in range(4)]
                 time.sleep(1)
