@@ -29,17 +29,23 @@ def cluster(args: ServeArgs, *, haproxy: bool = False, metrics_port: int | None 
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # tell nobody
     os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")  # one event loop a replica, fewer hops between threads
+    # A proxy that has died is replaced after three failed checks: after 30 s at Ray Serve's own pace.
+    os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", "2")
     with tempfile.TemporaryDirectory(prefix="raycd-serve-", ignore_cleanup_errors=True) as scratch:
         if is_ours():
             os.environ.update(_haproxy(Path(scratch)) if haproxy else _DEFAULT_PROXY)
         _connect(metrics_port)
         import ray
 
+        from raycd.runtime import watch
+
         try:
             if is_ours():  # a cluster may grow, a machine does not
                 check_room(args, ray.cluster_resources())  # type: ignore[no-untyped-call]
             node = ray.nodes()[0]  # type: ignore[no-untyped-call]
-            yield f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+            watch.leftovers.append(Path(scratch))
+            with watch.ray_lives():
+                yield f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
         finally:
             ray.shutdown()
 

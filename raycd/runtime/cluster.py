@@ -12,6 +12,7 @@ import ray
 from raycd import cli
 from raycd.config import ComputeConfig
 from raycd.errors import ConfigError, RunError
+from raycd.runtime import watch
 
 
 @contextmanager
@@ -47,7 +48,7 @@ def connected() -> Iterator[None]:
             do="start it, or unset RAY_ADDRESS to work on this machine",
         ) from error
     try:
-        with cli.sigterm_interrupts():  # ray.init has put a handler of its own in place
+        with cli.sigterm_interrupts(), watch.ray_lives():  # ray.init has put a handler of its own in place
             yield
     finally:
         ray.shutdown()
