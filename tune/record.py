@@ -1,7 +1,7 @@
 """The MLflow record of a sweep: a run for the sweep, a child run for each trial that has ended.
 
 The journal is the truth. What MLflow does not take, because its server has gone away, stays there and is handed in at
-the end, or by the next `--resume`.
+the end, or when the same command is started again.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class SweepRecord:
         if missing:
             progress.say(
                 f"warning: MLflow lacks {missing} of {len(trials)} trials; they are in "
-                f"{self._journal.run.path('trials')}: start the same command with --resume to hand them in"
+                f"{self._journal.run.path('trials')}: start the same command again to hand them in"
             )
 
     def finish(self, trials: Sequence[Record], result: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
@@ -120,7 +120,9 @@ class SweepRecord:
                 numbers = {f"trial {self._metric}": trial["value"], f"best so far {self._metric}": greatest}
                 self._tracker.log_metrics(numbers, step=trial["number"])
         if result:
-            self._tracker.log_metrics({"val": result["metrics"]})
+            rows = result["metrics"].items()
+            known = {name: {key: value for key, value in row.items() if value is not None} for name, row in rows}
+            self._tracker.log_metrics({"val": known})
             self._tracker.set_tags({"raycd.better": result["better"]})
 
 

@@ -26,7 +26,7 @@ from raycd import __version__, progress
 from raycd.config import Config, flatten
 from raycd.errors import TrackingError
 from raycd.redact import without_passwords
-from raycd.runtime.mlflow_store import CALLS, LOST, PROBE, UPLOADS, Store
+from raycd.runtime.mlflow_store import CALLS, PROBE, UPLOADS, Store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -127,7 +127,6 @@ class Tracker(Run):
         run_id: str = "",
         name: str = "",
         more: Mapping[str, str] = MappingProxyType({}),
-        lost: str = LOST,
     ) -> Tracker:
         """Reach MLflow, and start a run or go on with `run_id`.
 
@@ -140,7 +139,6 @@ class Tracker(Run):
             run_id: The `run_id` of the pipeline that is continued.
             name: What the run is called; by default the configuration's name.
             more: Parameters beside the configuration.
-            lost: What its errors tell to do when MLflow goes away later.
 
         Raises:
             ConfigError: runs_dir is remote and tracking.uri empty.
@@ -148,7 +146,7 @@ class Tracker(Run):
         """
         if not config.tracking.enabled:
             return cls(None, "", "", "", {})
-        store = Store(config.tracking, runs_dir, lost=lost)
+        store = Store(config.tracking, runs_dir)
         experiment = store.experiment(config.tracking.experiment)
         params = {**_params(config), **more}
         with store.guard("the MLflow run cannot be started"):
