@@ -78,4 +78,12 @@ def main(options: cli.Options) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, prog="jobs/benchmark.py", description="Measure raycd against a plain loop.", flags=flags))
+    sys.exit(
+        cli.run(
+            main,
+            prog="jobs/benchmark.py",
+            description="Measure raycd against a plain loop.",
+            flags=flags,
+            again=cli.ANEW,
+        )
+    )

@@ -5,7 +5,7 @@
     serve deploy serve/config.yaml                                 on a running cluster, through `build`
 
 The first starts a small Ray of its own, or joins the one that RAY_ADDRESS names.
-Exit codes: 2 a mistake that the user can mend, 130 Ctrl-C, 143 terminated.
+Exit codes: 2 a mistake that the user can fix, 75 Ray has died (start it again), 130 Ctrl-C, 143 terminated.
 """
 
 import argparse
@@ -102,6 +102,7 @@ def _serve(options: argparse.Namespace) -> None:
     elif not _is_loopback(options.host):
         print(UNGUARDED.format(host=options.host), file=sys.stderr)
     from raycd.model import bundle
+    from raycd.runtime import watch
 
     manifest = bundle.verify(folder)
     with (
@@ -114,7 +115,8 @@ def _serve(options: argparse.Namespace) -> None:
         print(f"  curl -F image=@{_example(folder)} -F text={text} {url}/v1/search")
         print(f"  a page to try it on: {url}/    its API: {url}/docs    metrics: {metrics}")
         print(f"Ctrl-C stops it; kill -HUP {os.getpid()} has it look at the bundle again.", flush=True)
-        _until_stopped(args, options.bundle, asked, debug=options.debug)
+        with watch.port_answers(options.host, options.port):
+            _until_stopped(args, options.bundle, asked, debug=options.debug)
 
 
 def _until_stopped(args: ServeArgs, bundle: str, asked: threading.Event, *, debug: bool = False) -> None:

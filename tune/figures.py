@@ -14,28 +14,37 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from optuna.trial import TrialState, create_trial
 
-from tune.journal import Record
+from tune.journal import Record, used_pseudo
 from tune.space import Space
 
 FEWEST = 4  # measured trials below which importances say nothing
 
 
 def draw(space: Space, trials: Sequence[Record], metric: str) -> dict[str, bytes]:
-    """Name of a figure -> PNG. Importances are left out where too few trials were measured or all are equal."""
+    """Name of a figure -> PNG. All but the history is left out where too few trials tell something, or all are equal.
+
+    Importances are of the trials that have trained on pseudo triplets: to the others thresholds meant nothing.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = _study(space, trials)
-    values = {trial.value for trial in study.trials if trial.value is not None}
-    if not values:
-        return {}
+    study, touched = _study(space, trials), _study(space, [trial for trial in trials if used_pseudo(trial)])
     from optuna.visualization import matplotlib as pictures
 
-    kinds: Mapping[str, Callable[[], Any]] = {
-        "history": lambda: pictures.plot_optimization_history(study, target_name=metric),
-        "parallel_coordinates": lambda: _parallel(study, metric),
-        "importances": lambda: pictures.plot_param_importances(study, target_name=metric),
+    kinds: Mapping[str, tuple[bool, Callable[[], Any]]] = {
+        "history": (bool(_values(study)), lambda: pictures.plot_optimization_history(study, target_name=metric)),
+        "parallel_coordinates": (_tells(study), lambda: _parallel(study, metric)),
+        "importances": (_tells(touched), lambda: pictures.plot_param_importances(touched, target_name=metric)),
     }
-    enough = len(values) > 1 and sum(trial.value is not None for trial in study.trials) >= FEWEST
-    return {f"{name}.png": _png(kind) for name, kind in kinds.items() if enough or name == "history"}
+    return {f"{name}.png": _png(kind) for name, (wanted, kind) in kinds.items() if wanted}
+
+
+def _values(study: optuna.Study) -> list[float]:
+    return [trial.value for trial in study.trials if trial.value is not None]
+
+
+def _tells(study: optuna.Study) -> bool:
+    """Whether enough trials were measured, and not all the same."""
+    values = _values(study)
+    return len(values) >= FEWEST and len(set(values)) > 1
 
 
 def _study(space: Space, trials: Sequence[Record]) -> optuna.Study:

@@ -1,7 +1,7 @@
 """The MLflow record of a sweep: a run for the sweep, a child run for each trial that has ended.
 
 The journal is the truth. What MLflow does not take, because its server has gone away, stays there and is handed in at
-the end, or by the next `--resume`.
+the end, or when the same command is started again.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class SweepRecord:
         if missing:
             progress.say(
                 f"warning: MLflow lacks {missing} of {len(trials)} trials; they are in "
-                f"{self._journal.run.path('trials')}: start the same command with --resume to hand them in"
+                f"{self._journal.run.path('trials')}: start the same command again to hand them in"
             )
 
     def finish(self, trials: Sequence[Record], result: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
@@ -129,7 +129,8 @@ class SweepRecord:
                 self._tracker.log_metrics(numbers, step=trial["number"])
         if result:
             for metric, row in result["metrics"].items():
-                self._tracker.log_metrics({"val": _named(metric, "", row)})
+                known = {key: value for key, value in row.items() if value is not None}
+                self._tracker.log_metrics({"val": _named(metric, "", known)})
             self._tracker.set_tags({"raycd.better": result["better"]})
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from ipaddress import ip_address
 from typing import Any, TypeVar
 
 import httpx
@@ -10,11 +12,11 @@ from pydantic import BaseModel, ValidationError
 from raycd.client import errors, retry
 from raycd.client.retry import Attempts, Retries
 from raycd.errors import ConfigError
+from raycd.redact import without_passwords
 
 URL = "http://127.0.0.1:8000"
 TIMEOUT_S = 40.0  # longer than the service's own 30 s, so that its refusal is heard
-# Proxies that the environment names are for the world outside: they know nothing of this machine's own services.
-_NO_PROXY = {f"all://{host}": None for host in ("127.0.0.1", "localhost", "[::1]")}
+_PROXIES = ("all_proxy", "http_proxy", "https_proxy", "no_proxy")
 
 Answer = TypeVar("Answer", bound=BaseModel)
 
@@ -23,12 +25,12 @@ class Transport:
     """The connections to one service; threads may share it."""
 
     def __init__(self, url: str, *, api_key: str | None, timeout: float, retries: Retries) -> None:
-        """`timeout` is in seconds, of one try. Raises ConfigError for an impossible url or key."""
+        """`timeout` is in seconds, of one try. Raises ConfigError for an impossible url, key or proxy."""
         address = _address(url)
         self.url = str(address.copy_with(userinfo=b"")).rstrip("/")
         """The service's, without a password."""
         self._timeout, self._retries = timeout, retries
-        self._http = httpx.Client(base_url=address, headers=_headers(api_key), mounts=_NO_PROXY)
+        self._http = _connections(address, _headers(api_key))
 
     def close(self) -> None:
         """Close the connections."""
@@ -81,6 +83,30 @@ def _address(url: str) -> httpx.URL:
         shown = "one with a password" if "@" in url else repr(url)
         raise ConfigError("the url of the service is impossible", got=shown, expected=f"http://host:port, as {URL}")
     return address
+
+
+def _connections(address: httpx.URL, headers: dict[str, str]) -> httpx.Client:
+    """httpx's client, through the proxies that the environment names where the service is on another machine."""
+    if _is_loopback(address.host):  # proxies know nothing of this machine's own services
+        trusted = httpx.create_ssl_context() if address.scheme == "https" else True
+        return httpx.Client(base_url=address, headers=headers, trust_env=False, verify=trusted)
+    try:
+        return httpx.Client(base_url=address, headers=headers)
+    except (ImportError, ValueError, httpx.InvalidURL) as error:  # what httpx makes of them
+        named = [name for name in os.environ if name.lower() in _PROXIES]
+        raise ConfigError(
+            "the proxies that the environment names cannot be used",
+            got=f"{', '.join(named)}: {without_passwords(str(error))}",
+            expected="an http:// or https:// proxy; in NO_PROXY names and single addresses, no ranges and no brackets",
+            do=f"fix the variable, or leave it out: env -u {' -u '.join(named)} ...",
+        ) from error
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _headers(api_key: str | None) -> dict[str, str]:

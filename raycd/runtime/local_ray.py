@@ -23,6 +23,7 @@ import psutil
 
 from raycd import progress
 from raycd.errors import RunError
+from raycd.runtime import watch
 
 LOCAL = ("", "local")  # RAY_ADDRESS
 PATIENCE = 120.0  # seconds that the second try of a start may take longer
@@ -71,31 +72,27 @@ def address() -> str:
 
 
 @contextmanager
-def connected(*, metrics_port: int | None = None) -> Iterator[tuple[Path, ...]]:
-    """Be connected to the Ray of RAY_ADDRESS, or to one of our own, inside of the block.
-
-    Yields the folders that go with a Ray of our own, for whoever has to end without leaving the block.
+def connected(*, metrics_port: int | None = None) -> Iterator[None]:
+    """Be connected to the Ray of RAY_ADDRESS, or to one of our own, inside of the block, and end where it has died.
 
     Raises:
         RunError: The named cluster does not answer, or none could be started here.
     """
-    if joined := address():
-        _join(joined)
-        try:
-            yield ()
-        finally:
-            _leave()
-        return
     with ExitStack() as stack:
-        folder = stack.enter_context(_private(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()))
-        unfit = {name: long for name, long in _temporary().items() if _is_unfit(long)}
-        short = folder
-        if unfit or _is_unfit(str(folder)):
-            short = stack.enter_context(_private("/tmp"))
-        stack.enter_context(_environment(_settings(folder, short, unfit)))
-        _start(metrics_port)
+        if joined := address():
+            _join(joined)
+        else:
+            folder = stack.enter_context(_private(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()))
+            unfit = {name: long for name, long in _temporary().items() if _is_unfit(long)}
+            short = folder
+            if unfit or _is_unfit(str(folder)):
+                short = stack.enter_context(_private("/tmp"))
+            watch.leftovers += [folder, short]
+            stack.enter_context(_environment(_settings(folder, short, unfit)))
+            _start(metrics_port)
         stack.callback(_leave)
-        yield folder, short
+        stack.enter_context(watch.ray_lives())
+        yield
 
 
 def _join(joined: str) -> None:

@@ -40,15 +40,13 @@ class Store:
     Args:
         config: Its URI; empty means an SQLite file in `runs`.
         runs: Folder or URI that holds the runs.
-        lost: What to do when it no longer answers.
 
     Raises:
         ConfigError: No URI is given and `runs` is no local folder.
         TrackingError: The URI is malformed, does not answer, cannot be written or holds another version's tables.
     """
 
-    def __init__(self, config: TrackingConfig, runs: str | Path, *, lost: str = LOST) -> None:
-        self._lost = lost
+    def __init__(self, config: TrackingConfig, runs: str | Path) -> None:
         folder = local_folder(runs)
         if not config.uri and folder is None:
             raise ConfigError(
@@ -122,7 +120,7 @@ class Store:
                 what,
                 got=f"{type(error).__name__}: {first[0][:300]}",
                 expected=f"an answer from {without_passwords(self.uri)}",
-                do=do or self._lost,
+                do=do or LOST,
             ) from error
 
     def _check(self) -> Path | None:

@@ -43,8 +43,9 @@ class Stage:
 _DATA_LIMITS = ("data.max_pixels", "data.min_side")
 
 STAGES = (
-    Stage("catalogue", stages.catalogue, settings=["data.synthetic"], reads_data=False, version=3),
+    # First: a wrong encoder is refused before anything is drawn or read.
     Stage("encoder", stages.encoder, settings=["encoder", "pretrain"], reads_data=False),
+    Stage("catalogue", stages.catalogue, settings=["data.synthetic"], reads_data=False, version=3),
     Stage("zero_shot", stages.zero_shot, ["encoder"], ["embed.precision", *_DATA_LIMITS, "data.max_missing"]),
     Stage("stage1", stages.stage1, ["zero_shot"], ["stage1", "seed", "evaluate.protocol"]),
     Stage("embed", stages.embed, ["stage1"], ["embed.precision", *_DATA_LIMITS]),

@@ -1,7 +1,7 @@
 """What each stage of the pipeline does: reads what earlier stages wrote, writes a folder of its own.
 
-catalogue   draws the embedded data set                                  (format synthetic only)
 encoder     the pre-trained CLIP, saved as raycd keeps encoders
+catalogue   draws the embedded data set                                  (format synthetic only)
 zero_shot   its features of all images, and which images are missing
 stage1      fine-tuned CLIP
 embed       its features of all images and all text variants

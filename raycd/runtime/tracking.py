@@ -29,7 +29,7 @@ from raycd import __version__, progress
 from raycd.config import Config, flatten
 from raycd.errors import TrackingError
 from raycd.redact import without_passwords
-from raycd.runtime.mlflow_store import CALLS, DATABASE, LOST, PROBE, UPLOADS, Store, database_uri, local_folder
+from raycd.runtime.mlflow_store import CALLS, DATABASE, PROBE, UPLOADS, Store, database_uri, local_folder
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -131,7 +131,6 @@ class Tracker(Run):
         run_id: str = "",
         name: str = "",
         more: Mapping[str, str] = MappingProxyType({}),
-        lost: str = LOST,
     ) -> Tracker:
         """Reach MLflow, and start a run or go on with `run_id`.
 
@@ -144,7 +143,6 @@ class Tracker(Run):
             run_id: The `run_id` of the pipeline that is continued.
             name: What the run is called; by default the configuration's name.
             more: Parameters beside the configuration.
-            lost: What its errors tell to do when MLflow goes away later.
 
         Raises:
             ConfigError: runs_dir is remote and tracking.uri empty.
@@ -152,7 +150,7 @@ class Tracker(Run):
         """
         if not config.tracking.enabled:
             return cls(None, "", "", "", {})
-        store = Store(config.tracking, runs_dir, lost=lost)
+        store = Store(config.tracking, runs_dir)
         experiment = store.experiment(config.tracking.experiment)
         store.check_model(config.tracking.model)
         params = {**_params(config), **more}
