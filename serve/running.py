@@ -64,10 +64,11 @@ def running(args: ServeArgs, host: str, port: int) -> Iterator[None]:
             http = {"host": host, "port": port, "request_timeout_s": 2 * args.timeout_s}
             serve.start(proxy_location="HeadOnly", http_options=http, logging_config=QUIET)
             serve.run(application(args), name=NAME, route_prefix="/", blocking=False)
-            yield
-        except KeyboardInterrupt:
-            _finish(args)
-            raise
+            try:
+                yield
+            except KeyboardInterrupt:
+                _finish(args)
+                raise
         except RuntimeError as error:
             raise RunError("the service did not start", got=_cause(error), do="see it whole with --debug") from error
         finally:

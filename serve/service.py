@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,6 +32,8 @@ from serve.writer import Writer
 
 T = TypeVar("T")
 
+LARGE = 4_000_000  # pixels of an image that takes long to decode
+
 _log = logging.getLogger("ray.serve")
 
 
@@ -51,6 +54,9 @@ class SearchService:
         self._threads = args.threads or max(1, (len(os.sched_getaffinity(0)) - 1) // args.replicas)
         self._model = ThreadPoolExecutor(1, "model")
         self.threads = ThreadPoolExecutor(self._threads + 1, "decode")
+        self._large = ThreadPoolExecutor(
+            self._threads, "large"
+        )  # a file of 50 KB may take a second: it delays no other
         self._store = Store.open(args, _own_name())
         self._engine: Engine | None = None  # `reconfigure` comes before any request
         self.refused: str | None = None
@@ -184,7 +190,7 @@ class SearchService:
             check()
             return engine.searcher.prepare(query, view)
 
-        return await self.aside(work)
+        return await self.aside(work, image)
 
     def decoded(self, image: bytes) -> Image.Image:
         """Within the limits. Raises BrokenImage."""
@@ -203,9 +209,13 @@ class SearchService:
             self.metrics.batch(answers[0], max(0, self.admission.busy - len(batch)))  # the canary is no search
         return answers
 
-    async def aside(self, work: Callable[[], T]) -> T:
-        """Do what takes milliseconds without holding up the event loop, as long as it is waited for."""
-        return await in_thread(self.threads, work)
+    async def aside(self, work: Callable[[], T], image: bytes | None = None) -> T:
+        """Do what takes milliseconds without holding up the event loop, as long as it is waited for.
+
+        `image` is what it decodes: where that takes longer, no work but its like waits for it.
+        """
+        large = image is not None and await in_thread(self.threads, lambda: _is_large(image))
+        return await in_thread(self._large if large else self.threads, work)
 
     async def close(self) -> bool:
         """Take on no more requests, and finish those under way in the time of one. Returns whether there were any."""
@@ -216,6 +226,15 @@ class SearchService:
         me = serve.get_replica_context()
         states = serve.status().applications[me.app_name].deployments[me.deployment].replica_states
         return states.get("RUNNING", 0), self.args.replicas
+
+
+def _is_large(data: bytes) -> bool:
+    """Whether the image's header names more than LARGE pixels."""
+    try:
+        with Image.open(BytesIO(data), formats=images.FORMATS) as image:
+            return image.width * image.height > LARGE
+    except Exception:  # of Pillow's many kinds: decoding says what is wrong
+        return False
 
 
 def _own_name() -> str:

@@ -71,7 +71,7 @@ async def put_one(service: SearchService, writer: Writer, image_id: str, given: 
     engine, file = service.engine, given.file
     if file is not None and not writer.keeps_pictures:
         raise problems.ProblemError(403, "this service keeps no pictures: start it with a place for them (pictures)")
-    picture = None if file is None else await service.aside(lambda: _decoded(service, file))
+    picture = None if file is None else await service.aside(lambda: _decoded(service, file), file)
     return await writer.put(
         image_id,
         engine,
