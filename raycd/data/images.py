@@ -258,13 +258,16 @@ def _unidentified(data: bytes, formats: Sequence[str]) -> BrokenImage:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """RGB, turned as EXIF says; damaged EXIF is no reason to refuse good pixels."""
+    """RGB, turned as EXIF says, and nothing but pixels: damaged EXIF is no reason to refuse good ones."""
     rgb = _to_rgb(image)
     try:
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # EXIF is untrusted bytes too: struct.error, SyntaxError, ...
-        return rgb
-    return rgb if turn is None else rgb.transpose(turn)
+        turn = None
+    if turn is not None:
+        rgb = rgb.transpose(turn)
+    rgb.info = {}  # Pillow would write a GIF's comment into the JPEG of a thumbnail, or fail where it is too long
+    return rgb
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
