@@ -77,7 +77,8 @@ def _text(value: object) -> str | None:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, Decimal):
-        return f"{value.normalize():f}" if value.is_finite() else None
+        text = f"{value:f}"  # not normalised, which rounds to 28 digits
+        return (text.rstrip("0").rstrip(".") if "." in text else text) if value.is_finite() else None
     if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
         return str(int(value))
     return repr(value) if isinstance(value, float) and math.isfinite(value) else None

@@ -4,6 +4,7 @@
     encoder/           as `Encoder.save` writes it: weights, model configuration, preprocessing
     head/              as `fusion.save` writes it
     gallery.parquet    image_id, categories, path, attributes, feature; its metadata names the encoder of the features
+                       and the folder of the run, see `moved`
     index.faiss        the structure of an `Index` over the features, in the same order
     index.safetensors  its numbers
 
@@ -27,7 +28,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 
-from raycd import __version__
+from raycd import __version__, moved
 from raycd.config import Config
 from raycd.durable import replacing
 from raycd.errors import WeightsError
@@ -42,7 +43,7 @@ from raycd.model.finite import check_weights
 from raycd.model.fusion import HeadConfig, registry
 
 FORMAT = 2  # also in Manifest
-MANIFEST, GALLERY = "manifest.json", "gallery.parquet"
+MANIFEST, GALLERY = "manifest.json", moved.GALLERY
 FILES = (
     *(f"encoder/{name}" for name in (encoders.WEIGHTS, encoders.CONFIG, encoders.PREPROCESS)),
     *(f"head/{name}" for name in (registry.WEIGHTS, registry.SETTINGS)),
@@ -124,8 +125,12 @@ def gallery_table(
     fingerprint: str,
     *,
     attributes: Sequence[Mapping[str, str]] | None = None,
+    run: str = "",
 ) -> pa.Table:
-    """The searchable images: features (G, D) as the encoder of that fingerprint gives them, not normalised."""
+    """The searchable images: features (G, D) as the encoder of that fingerprint gives them, not normalised.
+
+    `run` is the folder of the run, by which pictures are found when it was moved.
+    """
     size, dim = features_GD.shape
     flat = pa.array(np.ascontiguousarray(features_GD, np.float32).reshape(-1))
     known = [image_ids, categories, paths, [list(one.items()) for one in attributes or [{}] * size]]
@@ -133,7 +138,7 @@ def gallery_table(
     features = pa.FixedSizeListArray.from_arrays(flat, dim)
     assert all(len(column) == size for column in columns)
     table = pa.table([*columns, features], names=[*SCHEMA.names, _FEATURE])
-    return table.replace_schema_metadata({_ENCODER: fingerprint.encode()})
+    return table.replace_schema_metadata({_ENCODER: fingerprint.encode(), moved.RUN: run.encode()})
 
 
 def gallery_features(gallery: pa.Table) -> NDArray[np.float32]:
@@ -144,7 +149,7 @@ def gallery_features(gallery: pa.Table) -> NDArray[np.float32]:
 
 
 def read_gallery(folder: Path) -> pa.Table:
-    """The gallery table of a bundle with its features, which `load` leaves on disk."""
+    """The gallery table of a bundle as it was written, with its features, which `load` leaves on disk."""
     return pq.read_table(folder / GALLERY)
 
 
@@ -234,7 +239,7 @@ def load(folder: Path, *, threads: int = 0) -> Bundle:
     encoder = encoders.load_saved(folder / "encoder")
     head, head_config = fusion.load(folder / "head", dim=encoder.dim)
     columns = [name for name in pq.read_schema(folder / GALLERY).names if name != _FEATURE]
-    gallery = pq.read_table(folder / GALLERY, columns=columns)
+    gallery = _located(pq.read_table(folder / GALLERY, columns=columns), folder)
     index = Index.load(folder, manifest.files, threads=threads)
     _check_finite(folder, index)
     fingerprint = encoder.fingerprint()
@@ -259,6 +264,13 @@ def _check_finite(folder: Path, index: Index) -> None:
             expected="finite numbers",
             do=_AGAIN,
         )
+
+
+def _located(gallery: pa.Table, folder: Path) -> pa.Table:
+    """The gallery with the places that its pictures have today."""
+    column = gallery.schema.get_field_index("path")
+    paths = moved.Move.of(folder).locate_all(gallery["path"].to_pylist())
+    return gallery.set_column(column, gallery.schema.field(column), pa.array(paths, pa.string()))
 
 
 def _manifest(folder: Path) -> Manifest:

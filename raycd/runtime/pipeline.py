@@ -75,7 +75,7 @@ STAGES = (
     ),
     Stage("stage2", stages.stage2, ["embed", "filter"], ["stage2", "seed", "evaluate.protocol"]),
     Stage("evaluate", stages.evaluate_variants, ["zero_shot", "stage2"], ["evaluate.protocol", "evaluate.ks"]),
-    Stage("bundle", stages.bundle_up, ["evaluate"], ["evaluate", "index"], reads_attributes=True, version=3),
+    Stage("bundle", stages.bundle_up, ["evaluate"], ["evaluate", "index"], reads_attributes=True, version=4),
 )
 _NOT_THE_RESULT = {  # settings of a section that change how fast a stage is, not what it gives
     "stage1.loader_workers",

@@ -316,6 +316,7 @@ def bundle_up(context: Context, writing: Writing) -> None:
         images.take(ids).numpy(),
         tuned.fingerprint(),
         attributes=[dict(known[key]["attributes"]) for key in ids],
+        run=context.run.root,
     )
     recalls = context.recorded("evaluate", "variants")[head_config.name]["average"]
     metrics = {"protocol": context.config.evaluate.protocol, **recalls}

@@ -1,6 +1,7 @@
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -54,3 +55,37 @@ def test_a_path_that_cannot_be_is_not_there(tmp_path: Path) -> None:
 
 def test_a_folder_that_a_store_does_not_have_has_no_files() -> None:
     assert files.states([f"memory://no/where/{n}.png" for n in range(20)]) == [None] * 20
+
+
+def test_many_files_cost_one_question_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = fsspec.filesystem("memory")
+    asked: list[str] = []
+
+    def spy(name: str) -> Callable[..., Any]:
+        real = getattr(type(memory), name)
+
+        def counted(self: Any, path: str, *args: Any, **kwargs: Any) -> Any:
+            asked.append(f"{name} {path}")
+            return real(self, path, *args, **kwargs)
+
+        return counted
+
+    for folder, count in (("a", 500), ("b", 500), ("few", 3)):
+        for n in range(count):
+            memory.pipe(f"/files-test/{folder}/{n}.png", b"x")
+    monkeypatch.setattr(type(memory), "ls", spy("ls"))
+    monkeypatch.setattr(type(memory), "info", spy("info"))
+    uris = [
+        f"memory://files-test/{folder}/{n}.png"
+        for folder, count in (("a", 500), ("b", 500), ("few", 3))
+        for n in range(count)
+    ]
+    found = files.states(uris)
+    monkeypatch.undo()
+    memory.rm("/files-test", recursive=True)
+    assert None not in found
+    assert sorted(question for question in asked if question.startswith("ls")) == [
+        "ls /files-test/a",
+        "ls /files-test/b",
+    ]
+    assert len(asked) == 2 + 3
