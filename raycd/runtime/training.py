@@ -90,7 +90,7 @@ def train(
     use_gpu = cluster.uses_gpu(config.compute)
     with relay.drawn(stage, "triplets") as board:
         trainer = _Trainer(
-            _run,
+            _run,  # type: ignore[arg-type]  # Ray Train hands on what the first worker returns
             train_loop_config={
                 "make": make,
                 "inputs": dict(inputs),
