@@ -47,8 +47,8 @@ def choose_examples(candidates: pa.Table, mine: MineConfig, *, count: int, seed:
         seed: Draws the good ones, and decides between equal distances.
     """
     now = resolve(candidates, mine)
-    within, _ = filter_candidates(candidates, **{**now, "alpha": -math.inf})
     eps_low, eps_high, alpha = now["eps_low"], now["eps_high"], now["alpha"]
+    within, _ = filter_candidates(candidates, eps_low=eps_low, eps_high=eps_high, s_max=now["s_max"], alpha=-math.inf)
     similarity_C, score_C = within["similarity"].to_numpy(), within["score"].to_numpy()
     away_C3 = np.stack([np.abs(score_C - alpha), similarity_C - eps_low, eps_high - similarity_C], 1)
     kept_C = score_C > alpha

@@ -51,4 +51,5 @@ def _quantiles(column: pa.ChunkedArray, shares: tuple[float, ...], empty: float)
     values: NDArray[np.float64] = column.to_numpy()
     if len(values) == 0:
         return [empty for _ in shares]
-    return np.round(np.quantile(values, shares, method="inverted_cdf"), DECIMALS).tolist()
+    found = np.round(np.quantile(values, shares, method="inverted_cdf"), DECIMALS)
+    return [float(value) for value in found]

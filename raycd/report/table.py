@@ -95,7 +95,7 @@ def verdicts(metrics: Mapping[str, Any]) -> list[str]:
 
 def _chance(metrics: Mapping[str, Any], key: str) -> float | None:
     """The recall of images drawn at random, the mean over the galleries; None where their sizes are not known."""
-    sizes = ((metrics.get("counts") or {}).get("gallery") or {}).values()
+    sizes: list[int] = list(((metrics.get("counts") or {}).get("gallery") or {}).values())
     k = key.rpartition("@")[2]
     if not k.isdigit() or not sizes or not all(sizes):
         return None

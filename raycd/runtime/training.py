@@ -92,7 +92,7 @@ def train(
     file_system, path = _storage(storage)
     with relay.drawn(stage, "triplets") as board:
         trainer = _Trainer(
-            _run,
+            _run,  # type: ignore[arg-type]  # Ray Train hands on what the first worker returns
             train_loop_config={
                 "make": make,
                 "inputs": dict(inputs),
