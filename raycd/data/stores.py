@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -110,11 +111,9 @@ def _may_pass(error: BaseException, status: int | None) -> bool:
 def _retry_after(error: BaseException) -> float:
     """Seconds that a store asks to wait (Retry-After, seconds or a date); 0 where it does not say."""
     headers = getattr(error, "headers", None)
-    said = headers.get("Retry-After") if headers is not None and hasattr(headers, "get") else None
-    try:
-        return max(0.0, float(said)) if said else 0.0
-    except ValueError:
-        pass
+    said = str(headers.get("Retry-After") or "") if hasattr(headers, "get") else ""
+    with suppress(ValueError):
+        return max(0.0, float(said))
     try:
         return max(0.0, parsedate_to_datetime(said).timestamp() - time.time())
     except (TypeError, ValueError):
