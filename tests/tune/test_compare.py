@@ -63,10 +63,10 @@ def test_the_summary_pairs_seed_by_seed_and_takes_every_metric() -> None:
 
 def test_the_first_metric_decides_and_it_may_be_a_categorys() -> None:
     default = [recalls(0.5, dress=0.1), recalls(0.5, dress=0.2)]
-    winner = [recalls(0.4, dress=0.3), recalls(0.4, dress=0.4)]
+    winner = [recalls(0.4, dress=0.3), recalls(0.4, dress=0.42)]
     found = summary(default, winner, [Metric("dress"), Metric()])
     assert found["better"]
-    assert found["metrics"]["dress/recall@10"]["difference"] == pytest.approx(0.2)
+    assert found["metrics"]["dress/recall@10"]["difference"] == pytest.approx(0.21)
     assert found["metrics"]["recall@10"]["difference"] == pytest.approx(-0.1)
 
 
