@@ -22,9 +22,14 @@ from tests.hostile.sockets import listening, open_to_others
 ROOT = Path(__file__).parents[2]
 
 HOST = """
-import json, os, sys, tempfile
+import functools, json, os, sys, tempfile
+
+from ray._private.parameter import RayParams
 
 from raycd.runtime import cluster
+
+# Ray's agent has HTTP on port 52365 or, where another Ray of this machine has that, not at all: here on a free one.
+RayParams.__init__ = functools.partialmethod(RayParams.__init__, dashboard_agent_listen_port=0)
 
 def where():
     names = ("OMP_WAIT_POLICY", "RAY_AUTH_TOKEN_PATH", "TMPDIR")

@@ -13,7 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
+import psutil
 import pytest
 import yaml
 from pydantic import ValidationError
@@ -142,6 +144,32 @@ def test_more_replicas_than_the_machine_carries_are_refused() -> None:
         check_room(ServeArgs(gpus=1), {"CPU": 2.0})
 
 
+def token_of(pid: int) -> str:
+    """The token of the Ray that a process has started."""
+    [path] = {path for child in psutil.Process(pid).children() if (path := child.environ().get("RAY_AUTH_TOKEN_PATH"))}
+    return Path(path).read_text()
+
+
+def refusal(port: int, token: str) -> grpc.StatusCode:
+    """How a replica's port for other replicas refuses an empty request."""
+    metadata = [("authorization", f"Bearer {token}")] if token else []
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel, pytest.raises(grpc.RpcError) as caught:
+        channel.unary_unary("/ray.serve.ASGIService/HandleRequest")(b"", timeout=30, metadata=metadata)
+    return caught.value.code()  # type: ignore[no-any-return]
+
+
+def check_sockets(pid: int, proxy: str) -> None:
+    """What the service leaves open to others is told in docs/serving.md, and runs nobody's code without the token."""
+    found = open_to_others(pid)
+    # Ray has no setting for these: HAProxy's statistics and metrics show figures, and replicas have the token.
+    proxies = ["haproxy", "haproxy"] if proxy == "haproxy" else []
+    assert sorted(found.values()) == [*proxies, "ray::ServeReplica:raycd:search"]
+    [replica] = [port for port, name in found.items() if name != "haproxy"]
+    token = token_of(pid)
+    assert refusal(replica, "") == refusal(replica, "0" * len(token)) == grpc.StatusCode.UNAUTHENTICATED
+    assert refusal(replica, token) not in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNAVAILABLE)
+
+
 @pytest.mark.parametrize(
     ("proxy", "host"), [("default", "[::1]"), pytest.param("haproxy", "127.0.0.1", marks=pytest.mark.slow)]
 )
@@ -159,8 +187,7 @@ def test_the_command_serves_until_it_is_terminated(tiny_bundle: Any, free_port: 
             problem(client.get("/v1/gallery", headers={"Host": "evil.example"}), 421)
             if proxy == "default":
                 assert client.get("/-/routes", headers={"Host": "evil.example"}).status_code == 421
-            # Ray lets nobody bind HAProxy's statistics and its metrics.
-            assert sorted(open_to_others(process.pid).values()) == (["haproxy"] * 2 if proxy == "haproxy" else [])
+            check_sockets(process.pid, proxy)
             with ThreadPoolExecutor(4) as threads:  # what is under way is finished
                 asked = [threads.submit(ask, client, text=f"is number {number}") for number in range(4)]
                 time.sleep(1)
