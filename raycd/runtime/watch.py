@@ -28,7 +28,7 @@ EVERY_S = 1.0  # between two looks
 BROKEN_S = 3.0  # that an error may come before the death that has caused it can be seen
 HEAD_S = 45.0  # without a head: on a cluster one may come back with all it knew
 PORT_S = 30.0  # without a proxy: Ray Serve starts another one within seconds
-SIGNAL_S, UNWIND_S = 0.5, 10.0  # until a signal is heard of; until what it has interrupted has come to an end
+SIGNAL_S, UNWIND_S = 2.0, 10.0  # until a signal is heard of inside of Ray; until what it interrupts has come to an end
 CONNECT_S = 2.0
 
 Check = Callable[[], str]  # what has died, in words; empty: nothing
