@@ -111,7 +111,7 @@ def _may_pass(error: BaseException, status: int | None) -> bool:
 def _retry_after(error: BaseException) -> float:
     """Seconds that a store asks to wait (Retry-After, seconds or a date); 0 where it does not say."""
     headers = getattr(error, "headers", None)
-    said = str(headers.get("Retry-After") or "") if hasattr(headers, "get") else ""
+    said = "" if headers is None else str(headers.get("Retry-After", ""))
     with suppress(ValueError):
         return max(0.0, float(said))
     try:
