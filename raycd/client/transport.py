@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, TypeVar
 
 import httpx
@@ -23,12 +24,18 @@ class Transport:
     """The connections to one service; threads may share it."""
 
     def __init__(self, url: str, *, api_key: str | None, timeout: float, retries: Retries) -> None:
-        """`timeout` is in seconds, of one try. Raises ConfigError for an impossible url or key."""
+        """`timeout` is in seconds, of one try. Raises ConfigError for an impossible url or key, or certificates that
+        cannot be read.
+        """
         address = _address(url)
         self.url = str(address.copy_with(userinfo=b"")).rstrip("/")
         """The service's, without a password."""
         self._timeout, self._retries = timeout, retries
-        self._http = httpx.Client(base_url=address, headers=_headers(api_key), mounts=_NO_PROXY)
+        headers = _headers(api_key)
+        try:
+            self._http = httpx.Client(base_url=address, headers=headers, mounts=_NO_PROXY)
+        except OSError as error:  # httpx reads the certificates that these variables name
+            raise _uncertified(error) from error
 
     def close(self) -> None:
         """Close the connections."""
@@ -81,6 +88,16 @@ def _address(url: str) -> httpx.URL:
         shown = "one with a password" if "@" in url else repr(url)
         raise ConfigError("the url of the service is impossible", got=shown, expected=f"http://host:port, as {URL}")
     return address
+
+
+def _uncertified(error: OSError) -> ConfigError:
+    named = [f"{name}={value}" for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if (value := os.environ.get(name))]
+    return ConfigError(
+        "the certificates of authorities that are trusted cannot be read",
+        got=f"{', '.join(named) or 'those of the system'}: {error.strerror or error}",
+        expected="a file of certificates in PEM",
+        do="unset the variable, or let it name such a file" if named else "install the system's ca-certificates",
+    )
 
 
 def _headers(api_key: str | None) -> dict[str, str]:
