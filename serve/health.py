@@ -23,7 +23,6 @@ def router(service: SearchService) -> APIRouter:
     """The routes that tell whether the service runs and answers."""
     routes = APIRouter(tags=["health"])
 
-    @routes.head("/healthz", include_in_schema=False)
     @routes.get("/healthz")
     async def healthz() -> Health:
         """The process runs."""
