@@ -7,6 +7,7 @@ python jobs/benchmark.py sweep --preset demo          # a sweep's trials against
 python jobs/benchmark.py serve --preset demo          # the service against FastAPI + torch + FAISS, 12 minutes
 python jobs/benchmark.py gallery                      # loading 100,000 x 640 from SQLite, writes beside searches
 python jobs/benchmark.py scale                        # the index from 10,000 to 1,000,000 images of 640
+python jobs/benchmark.py contention --preset demo     # stage 1 beside a program that keeps one CPU busy, 15 minutes
 python jobs/benchmark.py gpu                          # RN50x4 on this machine's GPU, without Ray (docs/gpu.md)
 
 Prints a table and writes it to <runs>/benchmark-<what>.json.
@@ -14,8 +15,10 @@ Prints a table and writes it to <runs>/benchmark-<what>.json.
 
 import argparse
 import json
+import posixpath
 import sys
-from pathlib import Path
+
+import fsspec
 
 from raycd import cli
 
@@ -24,7 +27,9 @@ SERVICE = "--replicas 2 --threads 1 --cpus 0.5"  # for two cores
 
 def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "what", choices=["embed", "mine", "sweep", "serve", "gallery", "scale", "gpu"], help="What to measure."
+        "what",
+        choices=["embed", "mine", "sweep", "serve", "gallery", "scale", "contention", "gpu"],
+        help="What to measure.",
     )
     parser.add_argument(
         "--images",
@@ -58,17 +63,27 @@ def main(options: cli.Options) -> None:
         from benchmarks.gallery import measure
     elif options.flags.what == "scale":
         from benchmarks.scale import measure
+    elif options.flags.what == "contention":
+        from benchmarks.contention import measure
     else:
         from benchmarks.gpu import measure
     rows = measure(options.config, options.flags)
     width = max(map(len, rows))
     for name, value in rows.items():
         print(f"{name:{width}}  {value:.4g}" if isinstance(value, float) else f"{name:{width}}  {value}")
-    place = Path(options.config.runs) / f"benchmark-{options.flags.what}.json"
-    place.parent.mkdir(parents=True, exist_ok=True)
-    place.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    place = posixpath.join(options.config.runs, f"benchmark-{options.flags.what}.json")
+    with fsspec.open(place, "w", encoding="utf-8", auto_mkdir=True) as file:
+        json.dump(rows, file, indent=1)
     print(f"written to {place}")
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, prog="jobs/benchmark.py", description="Measure raycd against a plain loop.", flags=flags))
+    sys.exit(
+        cli.run(
+            main,
+            prog="jobs/benchmark.py",
+            description="Measure raycd against a plain loop.",
+            flags=flags,
+            again=cli.ANEW,
+        )
+    )

@@ -10,11 +10,11 @@ from raycd import cli
 
 
 def main(options: cli.Options) -> None:
-    from raycd.report.table import recall_table
+    from raycd.report.table import final_table
     from raycd.runtime import pipeline
 
     run = pipeline.run(options.config, until="evaluate").run
-    print(recall_table(pipeline.recorded(run, "evaluate")))
+    print(final_table(pipeline.recorded(run, "evaluate")))
 
 
 if __name__ == "__main__":

@@ -64,10 +64,11 @@ def reembed_gallery(options: cli.Options) -> None:
     """The live gallery's images, by the bundle's encoder. Raises DataError where some cannot be encoded."""
     from raycd.catalogue.place import Place
     from raycd.model import bundle, encoder
-    from raycd.runtime import cluster, reembedding
+    from raycd.runtime import cluster, local_ray, reembedding
     from serve import swap
 
     asked = options.flags
+    local_ray.address()  # a wrong RAY_ADDRESS is told before anything is fetched
     with Place.existing(asked.gallery, asked.pictures) as place:
         folder = swap.folder(asked.bundle)
         manifest = bundle.verify(folder)
@@ -83,7 +84,8 @@ def reembed_gallery(options: cli.Options) -> None:
             expected="pictures that can be read; the service refuses a bundle that would lose images",
             do="import these images again with their pictures, or delete them, and run the same command again",
         )
-    print(f"next:        give the service user_config {{bundle: {asked.bundle}}} (docs/gallery.md)")
+    print(f"next:        serve/app.py: put {asked.bundle} in the place of the bundle that it serves, then kill -HUP")
+    print(f"             on a cluster: deploy with user_config {{bundle: {asked.bundle}}}; docs/gallery.md has both")
 
 
 if __name__ == "__main__":

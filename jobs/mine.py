@@ -20,6 +20,7 @@ def main(options: cli.Options) -> None:
         print(line)
     for line in [*filtered["warnings"], *mined["warnings"]]:
         print(f"warning: {line}")
+    print(f"{mined['counts']['held_out']:,} images of the selection split are held out: none of them is a substitute")
     for category, count in mined["counts"]["overlaps"].items():
         print(f"{count:,} train images stand in the val gallery of {category}, too")
     print(f"neighbours: {mine.searched_line(mined['index'])}")

@@ -16,4 +16,11 @@ def main(options: cli.Options) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, prog="jobs/pretrain.py", description="Pre-train the demo's small CLIP on generic captions."))
+    sys.exit(
+        cli.run(
+            main,
+            prog="jobs/pretrain.py",
+            description="Pre-train the demo's small CLIP on generic captions.",
+            again=cli.ANEW,
+        )
+    )

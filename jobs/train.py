@@ -10,12 +10,12 @@ from raycd import cli
 
 
 def main(options: cli.Options) -> None:
-    from raycd.report.table import recall_table
+    from raycd.report.table import final_table
     from raycd.runtime import pipeline, tracking
 
     outcome = pipeline.run(options.config)
     assert outcome.metrics is not None
-    print(recall_table(outcome.metrics))
+    print(final_table(outcome.metrics))
     print(f"\nreport:  {outcome.run.path('report.html')}")
     print(f"metrics: {outcome.run.path('metrics.json')}")
     print(f"bundle:  {outcome.run.path('bundle')}")

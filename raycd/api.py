@@ -281,6 +281,8 @@ class Health(_Told):
     status: str = "ok"
     replicas: int | None = None
     """Replicas that answer."""
+    age_s: float | None = None
+    """Seconds ago that this was found out: all who ask within a second are told the same."""
 
 
 class FieldError(_Told):

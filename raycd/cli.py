@@ -4,7 +4,8 @@
         sys.exit(cli.run(main, prog="jobs/train.py", description="..."))
 
 Layers, later ones win: defaults < --preset < --config my.yaml < dotted options (--stage2.epochs 40).
-Exit codes: 0 done, 2 a mistake that the user can mend, 130 Ctrl-C, 143 terminated, 1 a bug of ours (with traceback).
+Exit codes: 0 done, 2 a mistake that the user can fix, 75 the Ray of this job has died (raycd/runtime/watch.py),
+130 Ctrl-C, 143 terminated, 1 a bug of ours (with traceback).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -32,8 +34,15 @@ from raycd.errors import ConfigError, RaycdError
 from raycd.layers import COMMAND_LINE, Layer
 
 EXIT_MISTAKE = 2
+EXIT_RAY_DIED = 75  # EX_TEMPFAIL of sysexits.h: the same may succeed when it is tried again
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
+
+AGAIN = "run the same command again to continue"
+ANEW = "run the same command again to start over"
+
+terminated = threading.Event()
+"""SIGTERM has come."""
 
 
 @dataclass(frozen=True)
@@ -94,20 +103,27 @@ def run(
     prog: str,
     description: str,
     flags: Callable[[argparse.ArgumentParser], object] | None = None,
+    again: str = AGAIN,
 ) -> int:
-    """Parse, call `main`, and give the process's exit code; see the module's head for the codes."""
+    """Parse, call `main`, and give the process's exit code; see the module's head for the codes.
+
+    `again` is what someone reads who has interrupted the job: whether the same command goes on, or starts over.
+    """
     argv = sys.argv[1:] if argv is None else argv
-    runs = Path()
+    # OpenMP reads this once, when torch is imported. Its threads wait for each other by spinning otherwise, and where
+    # another program has one of their CPUs, the others spin for it instead of leaving theirs to the one that works.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    runs = ""
     try:
         with sigterm_interrupts():
             options = parse(argv, prog=prog, description=description, flags=flags)
-            runs = Path(options.config.runs)
+            runs = options.config.runs
             return main(options) or 0
     except KeyboardInterrupt as interrupt:
-        return _interrupted(terminated=isinstance(interrupt, Terminated))
+        return _interrupted(isinstance(interrupt, Terminated), again)
     except SystemExit as stop:
         if stop.code == signal.SIGTERM:  # a handler of Ray's exits with the signal's number
-            return _interrupted(terminated=True)
+            return _interrupted(True, again)
         raise
     except Exception as error:
         message = _users_message(error, runs)
@@ -130,17 +146,17 @@ def sigterm_interrupts() -> Iterator[None]:
         yield
         return
 
-    came = threading.Event()
+    terminated.clear()
 
     def terminate(signum: int, frame: FrameType | None) -> NoReturn:
-        came.set()
+        terminated.set()
         raise Terminated
 
     before = signal.signal(signal.SIGTERM, terminate)
     try:
         yield
     except KeyboardInterrupt as interrupt:
-        if came.is_set() and not isinstance(interrupt, Terminated):
+        if terminated.is_set() and not isinstance(interrupt, Terminated):
             raise Terminated from interrupt  # ray.get makes a plain KeyboardInterrupt of it
         raise
     finally:
@@ -185,24 +201,24 @@ def _layered(path: str | None, overrides: dict[str, object]) -> Config:
     return layers.build(above)
 
 
-def _interrupted(*, terminated: bool) -> int:
-    word = "terminated" if terminated else "interrupted"
-    print(f"{word}: run the same command again to continue", file=sys.stderr)
-    return EXIT_TERMINATED if terminated else EXIT_INTERRUPTED
+def _interrupted(by_sigterm: bool, again: str) -> int:
+    print(f"{'terminated' if by_sigterm else 'interrupted'}: {again}", file=sys.stderr)
+    return EXIT_TERMINATED if by_sigterm else EXIT_INTERRUPTED
 
 
-def _users_message(error: Exception, runs: Path) -> str | None:
+def _users_message(error: Exception, runs: str) -> str | None:
     """The message for a mistake that the user can mend, also one that Ray carried here from a worker; else None."""
     for cause in _causes(error):
         if isinstance(cause, RaycdError):
             return str(cause)
         if _is_disk_full(cause):
-            place = Path(getattr(cause, "filename", None) or runs)
+            # What goes to a store is written on this machine first.
+            place = Path(getattr(cause, "filename", None) or (tempfile.gettempdir() if "://" in runs else runs))
             return str(
                 RaycdError(
                     f"no space left on the disk of {place}",
                     got=f"{_free_bytes(place):,} bytes free",
-                    do="free some space, then run the same command again to continue",
+                    do=f"free some space, then {AGAIN}",
                 )
             )
         if isinstance(cause, OSError) and cause.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

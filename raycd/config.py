@@ -67,7 +67,8 @@ class DataConfig(Section):
     min_side: Positive = 8
     """Images with a shorter side than this many pixels count as broken."""
     selection_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
-    """Share of the train triplets set aside, by seed, to choose checkpoints on; never trained on."""
+    """Share of each category's train targets set aside, by seed, with all of their triplets, to choose epochs and
+    settings on: neither stage trains on these triplets, and mining takes none of their images as a substitute."""
     synthetic: SyntheticConfig = SyntheticConfig()
     """The embedded catalogue."""
 
@@ -151,7 +152,10 @@ class EmbedConfig(Section):
 
 
 class MineConfig(Section):
-    """Similarity-based pseudo triplets (3.2.3, eq. 9). eps_low, eps_high, s_max and alpha filter, the rest mines."""
+    """Similarity-based pseudo triplets (3.2.3, eq. 9).
+
+    thresholds, eps_low, eps_high, s_max and alpha filter, the rest mines.
+    """
 
     neighbours: Positive = 64
     """Neighbours kept for each train image, with their similarities."""
@@ -175,6 +179,8 @@ class MineConfig(Section):
     """IVF: lists that a search visits (nprobe); more finds more."""
     recall_sample: Positive = 1000
     """HNSW, IVF: query images, drawn by the seed, whose neighbours are compared with exact search."""
+    thresholds: Literal["absolute", "quantile"] = "absolute"
+    """What eps_low, eps_high and alpha are: cosines, or quantiles (0 to 1) of the mined similarities and scores."""
     eps_low: Cosine = 0.90
     """Lower similarity threshold of a substitute (inclusive)."""
     eps_high: Cosine = 0.995
@@ -186,12 +192,18 @@ class MineConfig(Section):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
+        for name in ("eps_low", "eps_high", "alpha"):
+            if self.thresholds == "quantile" and getattr(self, name) < 0:
+                raise ValueError(
+                    f"mine.{name} {getattr(self, name)} is no quantile: give a share from 0 to 1, "
+                    f"or set mine.thresholds absolute"
+                )
         if self.eps_low > self.eps_high:
             raise ValueError(
                 f"mine.eps_low {self.eps_low} is greater than mine.eps_high {self.eps_high}: "
                 f"give eps_low at most {self.eps_high}, or eps_high at least {self.eps_low}"
             )
-        if self.eps_low < self.floor:
+        if self.thresholds == "absolute" and self.eps_low < self.floor:
             raise ValueError(
                 f"mine.eps_low {self.eps_low} is below mine.floor {self.floor}, the loosest similarity in the "
                 f"tables: give eps_low at least {self.floor}, or lower mine.floor (mines again)"

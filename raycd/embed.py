@@ -6,7 +6,7 @@ processors, encoding on the accelerator; where both are the same, `EmbedImages` 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from raycd.config import DataConfig, Precision
 from raycd.data.images import BrokenImage, Preprocess, load
+from raycd.errors import WeightsError
 from raycd.features import READABLE
 from raycd.model.encoder import Encoder
 
@@ -53,6 +54,7 @@ class EncodeImages:
             pixels = torch.from_numpy(np.ascontiguousarray(np.asarray(batch["pixels"])[readable]))
             with torch.inference_mode():
                 features[readable] = self.encoder.encode_images(pixels).cpu().numpy()
+        _check_finite(features, "image", batch["key"])
         return {"key": batch["key"], "status": batch["status"], "feature": features}
 
 
@@ -77,11 +79,23 @@ class EmbedTexts:
         texts = [str(text) for text in batch["key"]]
         with torch.inference_mode():
             features = self.encoder.encode_tokens(self.encoder.tokenize(texts)).cpu().numpy()
+        _check_finite(features, "text", texts)
         return {
             "key": np.array(texts, object),
             "status": np.array([READABLE] * len(texts), object),
             "feature": features,
         }
+
+
+def _check_finite(features_BD: NDArray[np.float32], kind: str, keys: Sequence[str] | NDArray[Any]) -> None:
+    broken = np.flatnonzero(~np.isfinite(features_BD).all(axis=1))
+    if len(broken):
+        raise WeightsError(
+            f"the encoder gives features that are not finite, for {len(broken)} of {len(keys)} {kind}s of a batch",
+            got=f"{kind} {str(keys[broken[0]])[:200]!r}",
+            expected="finite numbers",
+            do="take another encoder, or embed.precision fp32; where stage 1 trained it, lower stage1.lr",
+        )
 
 
 def frozen(encoder: Encoder, precision: Precision, device: str) -> Encoder:

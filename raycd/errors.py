@@ -3,6 +3,7 @@
 RaycdError                  ends a job with one message and exit code 2
 ├── ConfigError             a setting is unknown or impossible
 ├── DataError               annotations or images are absent, malformed or too many are broken
+├── TrainingError           training cannot go on: its loss or its weights are no longer finite
 ├── WeightsError            weights, a checkpoint or a bundle cannot be read or do not fit
 ├── RunError                a run folder belongs to other settings, is in use or cannot be written
 ├── TrackingError           the MLflow record cannot be reached
@@ -43,6 +44,10 @@ class ConfigError(RaycdError):
 
 class DataError(RaycdError):
     """Annotations or images are absent, malformed, or too many are broken."""
+
+
+class TrainingError(RaycdError):
+    """Training cannot go on: its loss or its weights are no longer finite. All workers of a stage raise it together."""
 
 
 class WeightsError(RaycdError):

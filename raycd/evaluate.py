@@ -20,15 +20,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
-from torch import nn
 from torch.nn import functional as F
 
 from raycd.config import Protocol
+from raycd.data import schema
 from raycd.data.captions import evaluation_text
 from raycd.data.schema import Dataset
 from raycd.errors import ConfigError, DataError
 
-AVERAGE = "average"
+AVERAGE = schema.AVERAGE
 NOT_FOUND = torch.iinfo(torch.int64).max  # the rank of a target that cannot be found; greater than every k
 MASKED: tuple[Protocol, ...] = ("original-masked", "val")  # protocols that remove the reference
 SUBSET_KS = (1, 2, 3)  # CIRR's recall_subset@k
@@ -66,7 +66,10 @@ class Features:
 
 
 def cached_query(
-    head: nn.Module, images: Features, texts: Features, device: torch.device | str = "cpu"
+    head: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    images: Features,
+    texts: Features,
+    device: torch.device | str = "cpu",
 ) -> QueryFunction:
     """Queries from cached features: head(reference's feature, feature of the evaluation text)."""
 

@@ -81,6 +81,8 @@ class Gallery:
         if categories:
             mask &= self._having(self._categories, categories.__contains__)
         for name, values in attributes:
+            if not mask.any():
+                break
             mask &= self._having(self._attributes, {(name, value) for value in values}.__contains__)
         mask.flags.writeable = False  # it is kept
         return mask

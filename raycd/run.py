@@ -7,13 +7,11 @@ ask for is done, and is not done again.
 
 from __future__ import annotations
 
-import atexit
 import fcntl
 import hashlib
 import json
 import os
 import posixpath
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -23,10 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
+from raycd import scratch
 from raycd.durable import replacing
-from raycd.errors import RunError
+from raycd.errors import RaycdError, RunError
+from raycd.redact import without_passwords
 
 RECORD = "stage.json"
 IDENTITY = "run.json"
@@ -56,7 +57,7 @@ class Run:
 
     def __init__(self, root: str, identity: Mapping[str, Any]) -> None:
         try:
-            self._fs, self._path = fsspec.core.url_to_fs(root)
+            self._fs, self._path = open_place(root)
         except (ImportError, ValueError, OSError) as error:
             raise RunError(
                 f"the run folder {root} cannot be opened",
@@ -65,7 +66,24 @@ class Run:
             ) from error
         self.is_local = isinstance(self._fs, LocalFileSystem)
         self.root = self._path if self.is_local else root.rstrip("/")
-        self._claim(dict(identity))
+        with self._answering():
+            self._claim(dict(identity))
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        """Turn what a store raises (OSError, botocore, aiohttp) into RunError. Local errors stay as they are."""
+        try:
+            yield
+        except (RaycdError, FileNotFoundError, NotADirectoryError):
+            raise
+        except Exception as error:
+            if self.is_local:
+                raise
+            raise RunError(
+                f"the store of the run {without_passwords(self.root)} refuses or does not answer",
+                got=without_passwords(f"{type(error).__name__}: {error}"),
+                do="check --runs, the store's address and credentials, then run the same command again: it goes on",
+            ) from error
 
     def _claim(self, identity: dict[str, Any]) -> None:
         if self.is_local and os.path.lexists(self._path) and not os.path.isdir(self._path):
@@ -131,7 +149,8 @@ class Run:
 
     def exists(self, name: str) -> bool:
         """Whether a file or folder is there."""
-        return bool(self._fs.exists(posixpath.join(self._path, name)))
+        with self._answering():
+            return bool(self._fs.exists(posixpath.join(self._path, name)))
 
     def record(self, stage: str) -> dict[str, Any] | None:
         """stage.json of a stage that is whole, else None."""
@@ -140,7 +159,8 @@ class Run:
 
     def local(self, name: str) -> Path:
         """A stage's folder or a file of the run as a local one; of a remote run, a copy (see `local_copy`)."""
-        return local_copy(self.path(name))
+        with self._answering():
+            return local_copy(self.path(name))
 
     @contextmanager
     def writing(self, stage: str, mark: str, **about: Any) -> Iterator[Writing]:
@@ -163,12 +183,10 @@ class Run:
             with replacing(Path(self._path) / stage) as folder:
                 yield folder
             return
-        folder = Path(tempfile.mkdtemp(prefix="raycd-"))
-        try:
+        with scratch.folder() as folder:
             yield folder
-            self._upload(stage, folder)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            with self._answering():
+                self._upload(stage, folder)
 
     def _upload(self, stage: str, folder: Path) -> None:
         final = posixpath.join(self._path, stage)
@@ -182,13 +200,15 @@ class Run:
 
     def discard(self, pattern: str) -> None:
         """Remove what the pattern matches, below the run's folder."""
-        for found in self._fs.glob(posixpath.join(self._path, pattern)):
-            self._fs.rm(found, recursive=True)
+        with self._answering():
+            for found in self._fs.glob(posixpath.join(self._path, pattern)):
+                self._fs.rm(found, recursive=True)
 
     def names(self, folder: str) -> list[str]:
         """What is in a folder of the run, in order; nothing where it is absent."""
         try:
-            found = self._fs.ls(posixpath.join(self._path, folder), detail=False, refresh=True)
+            with self._answering():
+                found = self._fs.ls(posixpath.join(self._path, folder), detail=False, refresh=True)
         except (FileNotFoundError, NotADirectoryError):
             return []
         names = (posixpath.basename(str(path).rstrip("/")) for path in found)
@@ -197,7 +217,8 @@ class Run:
     def read_json(self, name: str) -> Any:
         """A JSON file of the run, or None where it is absent. Raises RunError where it is malformed."""
         try:
-            data = self._fs.cat_file(posixpath.join(self._path, name))
+            with self._answering():
+                data = self._fs.cat_file(posixpath.join(self._path, name))
         except (FileNotFoundError, NotADirectoryError):
             return None
         try:
@@ -227,7 +248,8 @@ class Run:
                     os.unlink(file.name)
                     raise
         else:
-            self._fs.pipe_file(path, data)
+            with self._answering():
+                self._fs.pipe_file(path, data)
             _forget(self.path(name))
 
 
@@ -245,18 +267,34 @@ def _forget(uri: str) -> None:
         del _copies[known]
 
 
-def local_copy(uri: str) -> Path:
-    """A folder or file as a local path: itself where it is local, else a copy that stays until this process ends."""
-    fs, path = fsspec.core.url_to_fs(uri)
-    if isinstance(fs, LocalFileSystem):
+def open_place(uri: str) -> tuple[AbstractFileSystem, str]:
+    """Return fsspec's file system of a path or URI, and the path in it.
+
+    It keeps no listings: what other processes write meanwhile must be seen.
+    """
+    file_system, path = fsspec.core.url_to_fs(uri, use_listings_cache=False)
+    return file_system, path
+
+
+def local_copy(uri: str, into: Path | None = None) -> Path:
+    """Return a folder or file as a local path: itself where it is local, else a copy.
+
+    The copy lies in the empty folder `into`; without one, it stays until this process ends and is made only once.
+    """
+    file_system, path = open_place(uri)
+    if isinstance(file_system, LocalFileSystem):
         return Path(path)
+    if into is not None:
+        return _copied(file_system, path, into)
     if uri not in _copies:
-        place = Path(tempfile.mkdtemp(prefix="raycd-"))
-        atexit.register(shutil.rmtree, place, ignore_errors=True)
-        if fs.isdir(path):
-            fs.get(f"{path.rstrip('/')}/", f"{place}/", recursive=True)
-        else:
-            place /= posixpath.basename(path)
-            fs.get_file(path, str(place))
-        _copies[uri] = place
+        _copies[uri] = _copied(file_system, path, scratch.new_folder())
     return _copies[uri]
+
+
+def _copied(file_system: AbstractFileSystem, path: str, into: Path) -> Path:
+    if file_system.isdir(path):
+        file_system.get(f"{path.rstrip('/')}/", f"{into}/", recursive=True)
+        return into
+    into /= posixpath.basename(path)
+    file_system.get_file(path, str(into))
+    return into

@@ -5,7 +5,7 @@
     serve deploy serve/config.yaml                                 on a running cluster, through `build`
 
 The first starts a small Ray of its own, or joins the one that RAY_ADDRESS names.
-Exit codes: 2 a mistake that the user can mend, 130 Ctrl-C, 143 terminated.
+Exit codes: 2 a mistake that the user can fix, 75 Ray has died (start it again), 130 Ctrl-C, 143 terminated.
 """
 
 import argparse
@@ -93,6 +93,7 @@ def _port(text: str) -> int:
 def _serve(options: argparse.Namespace) -> None:
     asked = threading.Event()
     signal.signal(signal.SIGHUP, lambda *_: asked.set())
+    local.is_ours()  # a wrong RAY_ADDRESS is told at once
     folder = _folder(options.bundle)
     local.check_free(options.host, options.port)
     args = _arguments(options, folder)
@@ -101,6 +102,7 @@ def _serve(options: argparse.Namespace) -> None:
     elif not _is_loopback(options.host):
         print(UNGUARDED.format(host=options.host), file=sys.stderr)
     from raycd.model import bundle
+    from raycd.runtime import watch
 
     manifest = bundle.verify(folder)
     with (
@@ -109,10 +111,12 @@ def _serve(options: argparse.Namespace) -> None:
     ):
         url = f"http://{_in_url(options.host)}:{options.port}"
         print(f"raycd serves {options.bundle} ({manifest.head['name']}, digest {manifest.digest[:12]}) on {url}")
-        print(f'  curl -F image=@{_example(folder)} -F text="is blue with long sleeves" {url}/v1/search')
+        text = shlex.quote(next(iter(manifest.example_texts), "is blue"))
+        print(f"  curl -F image=@{_example(folder)} -F text={text} {url}/v1/search")
         print(f"  a page to try it on: {url}/    its API: {url}/docs    metrics: {metrics}")
         print(f"Ctrl-C stops it; kill -HUP {os.getpid()} has it look at the bundle again.", flush=True)
-        _until_stopped(args, options.bundle, asked, debug=options.debug)
+        with watch.port_answers(options.host, options.port):
+            _until_stopped(args, options.bundle, asked, debug=options.debug)
 
 
 def _until_stopped(args: ServeArgs, bundle: str, asked: threading.Event, *, debug: bool = False) -> None:

@@ -44,10 +44,13 @@ class ServeArgs(BaseModel):
     batch_wait_s: Annotated[float, Field(ge=0)] = 0.0
     """Seconds that the first query of a batch waits for others; 0: what has come while the model was at work."""
     max_queue: Positive = 64
-    """Searches at work and waiting in a replica; one more is refused at once (503). Likewise for writes, and for pages
-    of the gallery and pictures, each by itself."""
+    """Searches at work and waiting in a replica; one more is refused at once (503). Likewise for writes, for
+    imports, and for pages of the gallery and pictures, each by itself."""
     timeout_s: Seconds = 30.0
     """Seconds after which a search is given up (503), whatever a client's headers say."""
+    body_timeout_s: Seconds = 10.0
+    """Seconds in which a request's body must have come in (408); where 2 max_queue of them come in at once, the slowest
+    may take 1 s."""
     text_cache: Count = 10_000
     """Texts whose features are kept; 0 keeps none."""
     thumbnail_cache: Count = 4_000
@@ -70,7 +73,7 @@ class ServeArgs(BaseModel):
     max_offset: Count = 1000
     """Results that a search may leave out at the beginning."""
     max_filters: Positive = 100
-    """Categories and attribute values that a search filters by."""
+    """Categories and attribute values that a search filters by; an attribute without a value counts, too."""
     max_batch: Positive = 32
     """Searches of one /v1/search/batch."""
     max_page: Positive = 200

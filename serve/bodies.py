@@ -84,7 +84,12 @@ async def _multipart(request: Request, most: int, size: int) -> tuple[dict[str, 
     charset = str(header.get_param("charset", "utf-8"))
     header.set_param("charset", "latin-1")
     headers = [(b"content-type", header["content-type"].encode("latin-1"))]
-    raw = Request({**request.scope, "headers": headers}, request.receive)
+    body = await request.body()
+
+    async def whole() -> Any:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    raw = Request({**request.scope, "headers": headers}, whole)
     try:
         async with raw.form(max_files=1, max_fields=most, max_part_size=size) as form:
             return await _of_form(

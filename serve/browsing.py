@@ -72,6 +72,10 @@ def router(service: SearchService) -> APIRouter:
                 "max_page", "too many images", got=limit, most=most, field="limit", do="page with offset"
             )
         wanted = _attributes(attribute)
+        asked = len(category) + len(attribute)
+        if asked > service.args.max_filters:
+            most = service.args.max_filters
+            raise problems.beyond("max_filters", "too many filters", got=asked, most=most, do="ask for fewer")
         async with service.deadline():
             view = (await service.reached(min_version)).view
             with service.browsing.slot():

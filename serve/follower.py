@@ -24,7 +24,6 @@ from raycd.index.recent import Recent
 from raycd.live import Live, contents
 from raycd.model import bundle
 from raycd.search import Searcher
-from raycd.view import View
 from serve import failure
 from serve.args import ServeArgs
 from serve.store import Store
@@ -82,17 +81,22 @@ class Follower:
         self._stopped.set()
         self._wake.set()
 
-    async def reached(self, version: int) -> View:
-        """The view, once it has this version; or what it was last, if it is followed no more."""
-        loop = asyncio.get_running_loop()
+    async def reached(self, version: int) -> bool:
+        """Wait until the view has this version, or is followed no more. False where the database does not have it."""
+        loop, asked = asyncio.get_running_loop(), time.monotonic()
         self._wake.set()  # once: the version is in the database already
-        while (view := self._searcher.view).version < version and not self._stopped.is_set():
+        while not self._stopped.is_set():
+            since = self._heard  # what was in the database then is in the view that is read after it
+            if self._searcher.view.version >= version:
+                break
+            if since >= asked:
+                return False
             news = self._news  # the other thread may take it away at any time
             if news is None:
                 news = self._news = (loop, asyncio.Event())
-            if self._searcher.view.version < version and not self._stopped.is_set():
+            if self._heard == since and not self._stopped.is_set():
                 await news[1].wait()
-        return view
+        return True
 
     def _loaded(self) -> Live:
         """The gallery as it was found: the bundle's, where the catalogue began with that, else the database's own."""
@@ -236,7 +240,8 @@ class Follower:
     def _pixels(self, row: Row) -> torch.Tensor | None:
         """The picture as the encoder takes it; None where it cannot be read."""
         try:
-            image = images.load(self._store.locate(row.path), max_pixels=self._args.max_pixels, min_side=1)
+            path = self._store.locate(row.path)
+            image = images.load(path, max_pixels=self._args.max_pixels, min_side=1, patient=False)
         except DataError:
             return None
         return self._searcher.preprocess(image)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve import problems
 from serve.args import ServeArgs
+from serve.front import NOT_OURS, names_us
 from serve.keyring import Keyring
 from serve.keyring import Scope as KeyScope
 
@@ -22,7 +22,6 @@ from serve.keyring import Scope as KeyScope
 _OPEN = ("", "/", "/healthz", "/readyz", "/docs", "/docs/oauth2-redirect", "/openapi.json")
 _OPEN_FOLDERS = ("/web/", "/static-offline-docs/")
 _ANY_HOST = ("/healthz", "/readyz")  # load balancers ask by an address of their own choice
-_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\s:/?#@\[\]]+)(:\d*)?")
 _SCHEME = "api_key"  # its name in OpenAPI
 
 
@@ -39,8 +38,7 @@ def add(app: FastAPI, args: ServeArgs) -> None:
             allow_headers=("authorization", "content-type"),
             expose_headers=("retry-after", "server-timing", "raycd-gallery-version"),
         )
-    if args.hosts and "*" not in args.hosts:
-        app.add_middleware(Hosts, hosts=args.hosts)
+    app.add_middleware(Hosts, hosts=args.hosts)
 
 
 def needed(method: str, path: str) -> KeyScope | None:
@@ -96,17 +94,10 @@ class Hosts:
         self.app, self.hosts = app, frozenset(hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or get_route_path(scope) in _ANY_HOST or self._is_ours(scope):
+        if scope["type"] != "http" or get_route_path(scope) in _ANY_HOST or names_us(scope, self.hosts):
             await self.app(scope, receive, send)
             return
-        detail = (
-            "the service does not answer for this Host header; use a name that it knows, or give it this one (hosts)"
-        )
-        await problems.response(problems.ProblemError(421, detail))(scope, receive, send)
-
-    def _is_ours(self, scope: Scope) -> bool:
-        host = _HOST.fullmatch(Headers(scope=scope).get("host", "").lower())
-        return host is not None and host[1] in self.hosts
+        await problems.response(problems.ProblemError(421, NOT_OURS))(scope, receive, send)
 
 
 def _declare(app: FastAPI) -> None:

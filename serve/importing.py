@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from raycd.api import ImportItem, ImportLine
 from serve import bodies, failure, image_body, problems
-from serve.admission import Admission
+from serve.admission import Admission, check_values
 from serve.args import ServeArgs
 from serve.problems import ProblemError
 from serve.wellformed import known_parameters
@@ -59,7 +59,7 @@ def router(service: SearchService) -> APIRouter:
             raise ProblemError(
                 415, f"the content type is {kind or 'not given'!r}: send {LINES}", headers={"Accept": LINES}
             )
-        return _Answers(service.writes, _answers(service, writer, request))
+        return _Answers(service.imports, _answers(service, writer, request))
 
     return routes
 
@@ -67,12 +67,12 @@ def router(service: SearchService) -> APIRouter:
 class _Answers(StreamingResponse):
     """Answers while the request still comes in: Starlette's own would read on in it, waiting for a disconnection."""
 
-    def __init__(self, writes: Admission, answers: AsyncIterator[str]) -> None:
+    def __init__(self, places: Admission, answers: AsyncIterator[str]) -> None:
         super().__init__(answers, media_type=LINES)
-        self._writes = writes
+        self._places = places
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._writes.slot():  # refused before an answer has begun
+        with self._places.slot():  # refused before an answer has begun
             await self.stream_response(send)
 
 
@@ -106,7 +106,7 @@ async def _parsed(request: Request, args: ServeArgs) -> AsyncIterator[_Line]:
     """The lines as far as the limits go; the first one beyond is a problem, and the last."""
     number, end = 0, asyncio.get_running_loop().time() + args.timeout_s
     try:
-        async for line in _lines(_until(end, request.stream()), args.max_body_bytes):
+        async for line in _lines(_until(end, args.body_timeout_s, request.stream()), args.max_body_bytes):
             if asyncio.get_running_loop().time() > end:
                 raise TimeoutError
             if number == args.max_import:
@@ -116,32 +116,38 @@ async def _parsed(request: Request, args: ServeArgs) -> AsyncIterator[_Line]:
             if number == 1:
                 line = line.removeprefix(codecs.BOM_UTF8)
             if line.strip():
-                yield _Line(number, _validated(line), len(line))
+                yield _Line(number, _validated(line, args), len(line))
     except ProblemError as problem:
         yield _Line(number + 1, problem)
     except TimeoutError:
-        what = f"the import took longer than {args.timeout_s:g} s (timeout_s); send the rest in another request"
+        late = f"took longer than {args.timeout_s:g} s (timeout_s)"
+        if asyncio.get_running_loop().time() < end:
+            late = f"sent nothing for {args.body_timeout_s:g} s (body_timeout_s)"
+        what = f"the import {late}; send the rest in another request"
         yield _Line(number + 1, problems.busy(what))
     except ClientDisconnect:
         return
 
 
-async def _until(end: float, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """What comes before a time of the event loop's. Raises TimeoutError after it."""
+async def _until(end: float, pause_s: float, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """What comes before a time of the event loop's, without longer pauses. Raises TimeoutError after it."""
     while True:
         try:
-            async with asyncio.timeout_at(end):
+            async with asyncio.timeout_at(min(end, asyncio.get_running_loop().time() + pause_s)):
                 chunk = await anext(chunks)
         except StopAsyncIteration:
             return
         yield chunk
 
 
-def _validated(line: bytes) -> ImportLine | ProblemError:
+def _validated(line: bytes, args: ServeArgs) -> ImportLine | ProblemError:
     try:
+        check_values(line, args.max_attributes)
         return ImportLine.model_validate_json(line)
     except ValidationError as error:
         return bodies.refused(ImportLine, error)
+    except ProblemError as problem:
+        return problem
 
 
 async def _lines(chunks: AsyncIterator[bytes], most: int) -> AsyncIterator[bytes]:

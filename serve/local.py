@@ -1,6 +1,5 @@
 """The Ray that the service runs on: one of its own on this machine, or the one that RAY_ADDRESS names."""
 
-import logging
 import os
 import socket
 import tempfile
@@ -9,15 +8,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from raycd.errors import RunError
+from raycd.runtime import local_ray, watch
 from serve.args import ServeArgs
 
-# Otherwise replicas listen on ports of their own, too, and stay for 30 s after Ctrl-C for balancers that use them.
-_DEFAULT_PROXY = {"RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"}
+_FRONT = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 
 
 def is_ours() -> bool:
-    """Whether the Ray will be one of our own, gone with us."""
-    return not os.environ.get("RAY_ADDRESS")
+    """Whether the Ray will be one of our own, gone with us. Raises RunError where RAY_ADDRESS is no address."""
+    return not local_ray.address()
 
 
 @contextmanager
@@ -29,39 +28,27 @@ def cluster(args: ServeArgs, *, haproxy: bool = False, metrics_port: int | None 
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # tell nobody
     os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")  # one event loop a replica, fewer hops between threads
-    with tempfile.TemporaryDirectory(prefix="raycd-serve-", ignore_cleanup_errors=True) as scratch:
+    # A proxy that has died is replaced after three failed checks: after 30 s at Ray Serve's own pace.
+    os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", "2")
+    # Only this user gets into it; below /tmp, for HAProxy makes a socket in it, whose path must be short.
+    with tempfile.TemporaryDirectory(prefix="raycd-serve-", dir="/tmp", ignore_cleanup_errors=True) as scratch:
+        watch.leftovers.append(Path(scratch))
         if is_ours():
-            os.environ.update(_haproxy(Path(scratch)) if haproxy else _DEFAULT_PROXY)
-        _connect(metrics_port)
-        import ray
+            os.environ.update(_haproxy(Path(scratch)) if haproxy else _default_proxy(args))
+        with local_ray.connected(metrics_port=metrics_port):
+            import ray
 
-        try:
             if is_ours():  # a cluster may grow, a machine does not
                 check_room(args, ray.cluster_resources())  # type: ignore[no-untyped-call]
             node = ray.nodes()[0]  # type: ignore[no-untyped-call]
             yield f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-        finally:
-            ray.shutdown()
 
 
-def _connect(metrics_port: int | None) -> None:
-    if is_ours():
-        # Without dashboard and gone with us: a token would only leave a file in the user's HOME.
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    import ray
-
-    quiet = {"log_to_driver": False, "logging_level": logging.WARNING}
-    if is_ours():
-        ray.init("local", include_dashboard=False, _metrics_export_port=metrics_port, **quiet)  # type: ignore[arg-type]
-        return
-    try:
-        ray.init(**quiet)  # type: ignore[arg-type]
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise RunError(
-            "the Ray cluster cannot be reached",
-            got=f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}: {error}",
-            do="start it, mend RAY_ADDRESS, or unset it to use a Ray of its own",
-        ) from error
+def _default_proxy(args: ServeArgs) -> dict[str, str]:
+    """What gives Ray Serve's own proxy our parser and guard, unless the environment names others."""
+    # Otherwise replicas listen on ports of their own, too, and stay for 30 s after Ctrl-C for balancers that use them.
+    alone = {"RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"}
+    return alone | {_FRONT: os.environ.get(_FRONT, "serve.front:middlewares"), "RAYCD_HOSTS": " ".join(args.hosts)}
 
 
 def _haproxy(scratch: Path) -> dict[str, str]:

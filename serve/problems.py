@@ -30,6 +30,7 @@ DESCRIPTIONS = {
     401: "The API key is missing, unknown or revoked",
     403: "The service does not allow this, or the API key may only read",
     404: "There is no such image",
+    408: "The body came in too slowly",
     409: "The feature is of another encoder",
     413: "The request is larger than max_body_bytes",
     415: "The content type is neither JSON nor a form, or the body is compressed",

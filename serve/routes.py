@@ -10,7 +10,19 @@ from fastapi_offline import FastAPIOffline
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raycd import __version__
-from serve import browsing, failure, guard, health, importing, page, problems, searching, wellformed, writing
+from serve import (
+    admission,
+    browsing,
+    failure,
+    guard,
+    health,
+    importing,
+    page,
+    problems,
+    searching,
+    wellformed,
+    writing,
+)
 
 if TYPE_CHECKING:
     from serve.metrics import Metrics
@@ -34,6 +46,7 @@ def build_app(service: SearchService) -> FastAPI:
     guard.add(app, service.args)
     app.add_middleware(failure.Failures)
     app.add_middleware(page.Guarded, elsewhere=bool(service.args.cors_origins))
+    app.add_middleware(admission.Guarded, door=service.door)
     app.add_middleware(Measured, metrics=service.metrics)
     return app
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from raycd import cli
 from raycd.errors import RunError
@@ -15,6 +18,7 @@ from serve.args import ServeArgs
 
 if TYPE_CHECKING:
     from ray.serve import Application
+    from ray.serve.handle import DeploymentHandle
 
     from raycd.api import BundleInfo
     from serve.swap import Wanted
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
 NAME = "raycd"  # of the Serve application
 _OURS = re.compile(r"raycd\.errors\.\w+: (.+(?:\n  .+)*)")  # as a traceback ends with it
 
+ON_THE_WAY_S = 0.3  # that an answer takes from a replica through the proxy
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
 
 
@@ -52,12 +57,18 @@ def running(args: ServeArgs, host: str, port: int) -> Iterator[None]:
     """The application, from ready to gone. Raises RunError where it does not start."""
     from ray import serve
 
+    # Each serve.run says that it connects to what serve.start has started, and that options will not be applied.
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     with cli.sigterm_interrupts():  # ray.init has put its own handler in place of ours
         try:
             http = {"host": host, "port": port, "request_timeout_s": 2 * args.timeout_s}
             serve.start(proxy_location="HeadOnly", http_options=http, logging_config=QUIET)
             serve.run(application(args), name=NAME, route_prefix="/", blocking=False)
-            yield
+            try:
+                yield
+            except KeyboardInterrupt:
+                _finish(args)
+                raise
         except RuntimeError as error:
             raise RunError("the service did not start", got=_cause(error), do="see it whole with --debug") from error
         finally:
@@ -75,13 +86,30 @@ def change(args: ServeArgs, wanted: Wanted, back: Wanted) -> BundleInfo:
     from ray import serve
 
     handle = serve.run(application(args, wanted), name=NAME, route_prefix="/", blocking=False)
-    if not handle.is_initialized:  # Ray Serve gives the same one each time
-        handle._init(_run_router_in_separate_loop=True)  # there is no event loop here, whatever replicas are told to do
-    told: list[BundleInfo] = handle.broadcast("bundle_info").results()
+    told: list[BundleInfo] = _all_replicas(handle, "bundle_info")
     if refusals := [info for info in told if info.refused]:
         serve.run(application(args, back), name=NAME, route_prefix="/", blocking=False)
         return refusals[0]
     return told[0]
+
+
+def _all_replicas(handle: DeploymentHandle, method: str, timeout_s: float | None = None) -> list[Any]:
+    """What a method of all replicas returns."""
+    if not handle.is_initialized:  # Ray Serve gives the same one each time
+        handle._init(_run_router_in_separate_loop=True)  # there is no event loop here, whatever replicas are told to do
+    told: list[Any] = handle.broadcast(method).results(timeout_s=timeout_s)
+    return told
+
+
+def _finish(args: ServeArgs) -> None:
+    """Let the replicas answer what is under way; what comes from now on is refused."""
+    from ray import serve
+
+    try:
+        if any(_all_replicas(serve.get_app_handle(NAME), "close", args.timeout_s + 1)):
+            time.sleep(ON_THE_WAY_S)
+    except Exception as error:  # of Ray, which may be what ends us: there is nothing left to finish
+        print(f"warning: requests under way were not finished: {type(error).__name__}", file=sys.stderr)
 
 
 def _cause(error: RuntimeError) -> str:

@@ -8,6 +8,8 @@ from raycd.api import SearchRequest
 from serve import bodies, problems
 from serve.args import ServeArgs
 
+_FIELDS = 1000  # names of fields that are looked at, known or not
+
 OPENAPI: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -41,11 +43,13 @@ OPENAPI: dict[str, Any] = {
 async def read(request: Request, args: ServeArgs) -> tuple[SearchRequest, bytes | None]:
     """The request's search and the file of its image, where one was sent. Raises ProblemError."""
     fields, image = await bodies.read(request, args)
+    _check_filters(fields, args.max_filters)
     return check(bodies.validated(SearchRequest, fields), image, args)
 
 
 def of_json(body: Any, args: ServeArgs) -> tuple[SearchRequest, bytes | None]:
     """The same of one search of a batch. Raises ProblemError."""
+    _check_filters(body, args.max_filters)
     return check(bodies.validated(SearchRequest, body), None, args)
 
 
@@ -59,9 +63,6 @@ def check(asked: SearchRequest, image: bytes | None, args: ServeArgs) -> tuple[S
             [{"loc": ("text",), "msg": "the search has neither an image nor a text: give one or both"}]
         )
     _check_weights(asked, given=bool(given))
-    filters = len(asked.category) + sum(map(len, asked.attributes.values()))
-    if filters > args.max_filters:
-        raise problems.beyond("max_filters", "too many filters", got=filters, most=args.max_filters, do="ask for fewer")
     for name in ("text", "negative_text"):
         length = len(getattr(asked, name))
         if length > args.max_text:
@@ -88,6 +89,19 @@ def check(asked: SearchRequest, image: bytes | None, args: ServeArgs) -> tuple[S
     if asked.image_base64 is not None:
         image = bodies.decoded(asked.image_base64, field="image_base64")
     return asked, image
+
+
+def _check_filters(fields: Any, most: int) -> None:
+    """Count them before anything is made of them, which takes time for each. Raises ProblemError."""
+    asked = fields if isinstance(fields, dict) else {}
+    if len(asked) > _FIELDS:
+        raise problems.invalid([{"loc": (), "msg": f"got {len(asked)} fields, at most {_FIELDS}"}])
+    categories, attributes = asked.get("category"), asked.get("attributes")
+    count = len(categories) if isinstance(categories, list) else 0
+    if isinstance(attributes, dict):  # a name without values is compared, too
+        count += sum(max(1, len(values)) if isinstance(values, list) else 1 for values in attributes.values())
+    if count > most:
+        raise problems.beyond("max_filters", "too many filters", got=count, most=most, do="ask for fewer")
 
 
 def _check_weights(asked: SearchRequest, *, given: bool) -> None:

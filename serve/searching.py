@@ -20,7 +20,7 @@ from serve.wellformed import known_parameters
 if TYPE_CHECKING:
     from serve.service import SearchService
 
-_ERRORS = problems.responses(400, 403, 404, 413, 415, 422, 503)
+_ERRORS = problems.responses(400, 403, 404, 408, 413, 415, 422, 503)
 
 
 def router(service: SearchService) -> APIRouter:
@@ -33,7 +33,9 @@ def router(service: SearchService) -> APIRouter:
         began = time.perf_counter()
         async with service.deadline():
             engine = await service.reached(min_version)  # who waits for a version takes no search's place
-            with service.admission.slot():  # before the body is read
+            service.admission.check()
+            await service.reading.whole(request, service.args.max_filters)  # nor does who sends slowly
+            with service.admission.slot():
                 asked, image = await search_body.read(request, service.args)
                 read_ms = _since(began)
                 found, batch = await _search(service, engine, asked, image)
@@ -47,7 +49,10 @@ def router(service: SearchService) -> APIRouter:
     async def search_batch(request: Request, min_version: MinVersion = 0) -> Response:
         """Several searches at once; each succeeds or fails by itself."""
         async with service.deadline():
+            _check_json(request)
             engine = await service.reached(min_version)
+            service.admission.check()
+            await service.reading.whole(request, service.args.max_batch * service.args.max_filters)
             with service.admission.slot():
                 searches = _batch(await bodies.parsed(request), service.args.max_batch)
         items = await asyncio.gather(*(_item(service, engine, body) for body in searches))
@@ -58,6 +63,14 @@ def router(service: SearchService) -> APIRouter:
 
 def _body_of(model: type[BatchRequest]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {bodies.JSON: {"schema": model.model_json_schema()}}}}
+
+
+def _check_json(request: Request) -> None:
+    """Raises ProblemError unless the content type is JSON's: any other may be sent blind by pages of other origins."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != bodies.JSON and not kind.endswith("+json"):
+        told = f"the content type is {kind or 'not given'!r}: send {bodies.JSON}"
+        raise problems.ProblemError(415, told, headers={"Accept": bodies.JSON})
 
 
 def _batch(body: Any, most: int) -> list[Any]:

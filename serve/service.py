@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,10 +19,10 @@ from raycd.api import BundleInfo, SearchRequest
 from raycd.data import images
 from raycd.query import Answer, Prepared, Query
 from serve import failure, problems, routes, swap
-from serve.admission import Admission
+from serve.admission import Admission, Door, Reading
 from serve.args import ServeArgs
 from serve.batching import Batcher
-from serve.deadline import Deadline
+from serve.deadline import Deadline, check, in_thread
 from serve.engine import Engine
 from serve.health import CANARY_S
 from serve.metrics import Metrics
@@ -30,6 +31,8 @@ from serve.store import Store
 from serve.writer import Writer
 
 T = TypeVar("T")
+
+LARGE = 4_000_000  # pixels of an image that takes long to decode
 
 _log = logging.getLogger("ray.serve")
 
@@ -51,11 +54,17 @@ class SearchService:
         self._threads = args.threads or max(1, (len(os.sched_getaffinity(0)) - 1) // args.replicas)
         self._model = ThreadPoolExecutor(1, "model")
         self.threads = ThreadPoolExecutor(self._threads + 1, "decode")
+        self._large = ThreadPoolExecutor(
+            self._threads, "large"
+        )  # a file of 50 KB may take a second: it delays no other
         self._store = Store.open(args, _own_name())
         self._engine: Engine | None = None  # `reconfigure` comes before any request
         self.refused: str | None = None
         self.pictures = Pictures(args, self._store)
-        self.admission, self.writes, self.browsing, self._waiting = (Admission(args.max_queue) for _ in range(4))
+        self.admission, self.writes, self.imports = (Admission(args.max_queue) for _ in range(3))
+        self.browsing, self._waiting = (Admission(args.max_queue) for _ in range(2))
+        self.reading = Reading(2 * args.max_queue, args.body_timeout_s)
+        self.door = Door()
         self.metrics = Metrics()
         self._answers = Batcher(self._work, most=args.max_batch_size, wait_s=args.batch_wait_s, thread=self._model)
         self.writer = None if self._store is None else Writer(self, self._store, self._model)
@@ -140,14 +149,20 @@ class SearchService:
         return Deadline(self.args.timeout_s, then=then)
 
     async def reached(self, version: int) -> Engine:
-        """The engine, once its view of the gallery has that version. Raises ProblemError where too many wait."""
+        """The engine, once its view of the gallery has that version.
+
+        Raises ProblemError where the database does not have it (422), or too many wait (503).
+        """
         engine = self.engine
         if engine.follower is None or version <= engine.view.version:
             return engine
         with self._waiting.slot():
             while engine.follower and version > engine.view.version:
-                await engine.follower.reached(version)  # or until another one has taken its place
-                engine = self.engine
+                if not await engine.follower.reached(version):
+                    newest = engine.view.version
+                    told = f"the gallery has no version {version} yet, the newest is {newest}: give what a write told"
+                    raise problems.invalid([{"loc": ("min_version",), "msg": told}])
+                engine = self.engine  # another one may have taken its place
         return engine
 
     async def prepare(self, engine: Engine, asked: SearchRequest, image: bytes | None) -> Prepared:
@@ -157,8 +172,10 @@ class SearchService:
             view = engine.view
             if asked.image_id is not None and view.position(asked.image_id) is None:
                 raise problems.ProblemError(404, f"the gallery has no image {asked.image_id!r}")
+            picture = None if image is None else self.decoded(image)
+            check()
             query = Query(
-                None if image is None else self.decoded(image),
+                picture,
                 asked.text,
                 asked.top_k or self.args.top_k,
                 image_id=asked.image_id,
@@ -170,9 +187,10 @@ class SearchService:
                 exclude_reference=asked.exclude_reference,
                 exact=asked.exact,
             )
+            check()
             return engine.searcher.prepare(query, view)
 
-        return await self.aside(work)
+        return await self.aside(work, image)
 
     def decoded(self, image: bytes) -> Image.Image:
         """Within the limits. Raises BrokenImage."""
@@ -191,15 +209,32 @@ class SearchService:
             self.metrics.batch(answers[0], max(0, self.admission.busy - len(batch)))  # the canary is no search
         return answers
 
-    async def aside(self, work: Callable[[], T]) -> T:
-        """Do what takes milliseconds without holding up the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self.threads, work)
+    async def aside(self, work: Callable[[], T], image: bytes | None = None) -> T:
+        """Do what takes milliseconds without holding up the event loop, as long as it is waited for.
+
+        `image` is what it decodes: where that takes longer, no work but its like waits for it.
+        """
+        large = image is not None and await in_thread(self.threads, lambda: _is_large(image))
+        return await in_thread(self._large if large else self.threads, work)
+
+    async def close(self) -> bool:
+        """Take on no more requests, and finish those under way in the time of one. Returns whether there were any."""
+        return await self.door.close(self.args.timeout_s)
 
     def replicas(self) -> tuple[int, int]:
         """Replicas of this deployment that answer, and all that it should have."""
         me = serve.get_replica_context()
         states = serve.status().applications[me.app_name].deployments[me.deployment].replica_states
         return states.get("RUNNING", 0), self.args.replicas
+
+
+def _is_large(data: bytes) -> bool:
+    """Whether the image's header names more than LARGE pixels."""
+    try:
+        with Image.open(BytesIO(data), formats=images.FORMATS) as image:
+            return image.width * image.height > LARGE
+    except Exception:  # of Pillow's many kinds: decoding says what is wrong
+        return False
 
 
 def _own_name() -> str:

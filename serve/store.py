@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
 from raycd.catalogue import Catalogue, owner, place
 from raycd.catalogue.pictures import Pictures
-from serve.args import NO_GALLERY, ServeArgs
+from raycd.catalogue.place import is_kept
+from raycd.moved import Move
+from serve.args import NO_GALLERY, REGISTRY, ServeArgs
 
 FILE = "gallery.sqlite"  # beside the bundle's folder, where no other database is named
 
@@ -19,6 +21,8 @@ class Store:
 
     catalogue: Catalogue
     pictures: Pictures | None
+    moved: Move = field(default_factory=Move)
+    """How the run of the bundle, whose pictures the database names, was moved."""
 
     @classmethod
     def open(cls, args: ServeArgs, name: str) -> Self | None:
@@ -38,8 +42,11 @@ class Store:
         if file is not None and held is not None:
             owner.note(file, held)
         root = place.pictures_root(url, args.pictures)
-        return cls(catalogue, Pictures(root) if root else None)
+        moved = Move() if args.bundle.startswith(REGISTRY) else Move.of(Path(args.bundle))
+        return cls(catalogue, Pictures(root) if root else None, moved)
 
     def locate(self, path: str | None) -> str | None:
         """The path or URI of a picture that the catalogue names."""
-        return self.pictures.locate(path) if path is not None and self.pictures is not None else path
+        if self.pictures is not None and path is not None and is_kept(path):
+            return self.pictures.locate(path)
+        return self.moved.locate(path)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from io import BytesIO
 from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Depends, Request, Response
-from PIL import Image
 
 from raycd.api import Written
 from raycd.catalogue.records import Done
@@ -21,7 +19,7 @@ if TYPE_CHECKING:
 
 MAX_ID = 512  # characters of an image's id
 UNKNOWN = "; whether the change was made is unknown: send it again"
-_ERRORS = problems.responses(400, 403, 404, 409, 413, 415, 422, 503, 507)
+_ERRORS = problems.responses(400, 403, 404, 408, 409, 413, 415, 422, 503, 507)
 
 
 def router(service: SearchService) -> APIRouter:
@@ -38,7 +36,9 @@ def router(service: SearchService) -> APIRouter:
         """Add an image to the gallery, or replace the one of that id. Answered when it is on the disk."""
         writer = writable(service)
         check_new_id(image_id)
-        with service.writes.slot():  # before the body is read
+        service.writes.check()
+        await service.reading.whole(request, service.args.max_attributes)
+        with service.writes.slot():
             async with service.deadline(then=UNKNOWN):
                 given = await image_body.read(request, service.args, service.engine)
                 done = await put_one(service, writer, image_id, given)
@@ -72,7 +72,7 @@ async def put_one(service: SearchService, writer: Writer, image_id: str, given: 
     engine, file = service.engine, given.file
     if file is not None and not writer.keeps_pictures:
         raise problems.ProblemError(403, "this service keeps no pictures: start it with a place for them (pictures)")
-    picture = None if file is None else await service.aside(lambda: _decoded(service, file))
+    picture = None if file is None else await service.aside(lambda: _decoded(service, file), file)
     return await writer.put(
         image_id,
         engine,
@@ -85,8 +85,7 @@ async def put_one(service: SearchService, writer: Writer, image_id: str, given: 
 
 def _decoded(service: SearchService, file: bytes) -> Picture:
     image = service.decoded(file)
-    kind = Image.open(BytesIO(file), formats=images.FORMATS).format or ""
-    return Picture(file, kind.lower(), service.engine.searcher.preprocess(image))
+    return Picture(file, images.format_of(file).lower(), service.engine.searcher.preprocess(image))
 
 
 def check_id(image_id: str) -> None:

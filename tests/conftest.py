@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from raycd.model.encoder import Encoder
 
 os.environ["RAY_AUTH_MODE"] = os.environ.get("RAY_AUTH_MODE", "disabled")  # before ray is imported anywhere
+os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "serve.front:middlewares")  # as serve/local.py does
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")  # as raycd.runtime.cluster sets it for its own
 
 
@@ -89,6 +90,37 @@ def tiny_settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "stage2": {"epochs": 3, "k": 1, "batch_size": 32, "bilinear_dim": 8, "projection_dim": 16, "hidden_dim": 16},
         "compute": {"embed_workers": 1, "mine_workers": 1},
     }
+
+
+@pytest.fixture(scope="session")
+def s3_store() -> Iterator[dict[str, str]]:
+    """A real S3 server on loopback with the bucket "raycd". Gives the environment variables that lead to it."""
+    from moto.server import ThreadedMotoServer
+    from s3fs import S3FileSystem
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    variables = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "tests",
+        "AWS_SECRET_ACCESS_KEY": "tests",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    S3FileSystem(endpoint_url=variables["AWS_ENDPOINT_URL"], key="tests", secret="tests").mkdir("raycd")
+    yield variables
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_store: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+    """The same, in the environment of this process."""
+    from s3fs import S3FileSystem
+
+    for name, value in s3_store.items():
+        monkeypatch.setenv(name, value)
+    yield s3_store
+    S3FileSystem.clear_instance_cache()  # they know the server
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import sys
 import threading
 from collections.abc import Iterator
 from email.parser import BytesParser
@@ -179,6 +180,18 @@ def test_a_rate_is_kept_and_the_next_phase_begins_at_once(listener: Listener, pa
     assert sorted(one.due for one in first) == pytest.approx([number / 100 for number in range(50)])
     assert second
     assert all(asked["image_id"].startswith("G000") and asked["top_k"] == 10 for asked in listener.asked)
+
+
+def test_answers_come_back_whole_whatever_else_is_printed(
+    listener: Listener, parts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho a warning of some library\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    phases = [Phase(0.2, rate=500), Phase(1.0, clients=8)]
+    seen = send(Plan(listener.server_port, phases, parts, upload=False, new_texts=False))
+    assert sum(map(len, seen.phases)) == len(listener.asked) > 150
 
 
 def test_known_texts_are_few(listener: Listener, parts: str) -> None:

@@ -13,15 +13,18 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from s3fs import S3FileSystem
 
 from raycd.config import Config, flatten
+from raycd.model import bundle
+from raycd.run import local_copy
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -87,10 +90,10 @@ def wait_for(address: str, token: str, head: subprocess.Popen[bytes], log: Path)
             time.sleep(0.5)
 
 
-def submit(cluster: Cluster, *job: str, **environment: str) -> tuple[int, str]:
+def submit(cluster: Cluster, *job: str, options: Sequence[str] = (), **environment: str) -> tuple[int, str]:
     """Exit code of `ray job submit` and all that it says."""
     done = subprocess.run(
-        [RAY, "job", "submit", "--address", cluster.address, "--working-dir", ".", "--", "python", *job],
+        [RAY, "job", "submit", "--address", cluster.address, "--working-dir", ".", *options, "--", "python", *job],
         cwd=ROOT,
         env=cluster.environment | environment,
         stdout=subprocess.PIPE,
@@ -103,13 +106,30 @@ def submit(cluster: Cluster, *job: str, **environment: str) -> tuple[int, str]:
 
 def tiny_options(tiny_settings: dict[str, Any]) -> list[str]:
     tiny, default = flatten(Config.model_validate(tiny_settings)), flatten(Config())
-    # Stage 2 trains on Ray Train just as stage 1 would.
-    return [f"--{name}={tiny[name]}" for name in tiny if tiny[name] != default[name]] + ["--stage1.finetune=none"]
+    return [f"--{name}={tiny[name]}" for name in tiny if tiny[name] != default[name]]
+
+
+def ask(cluster: Cluster, method: str, path: str) -> Any:
+    """What Ray's job server answers."""
+    token = {"Authorization": f"Bearer {cluster.environment['RAY_AUTH_TOKEN']}"}
+    request = urllib.request.Request(cluster.address + path, headers=token, method=method)
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.load(answer)
+
+
+def wait_until(happens: Callable[[], Any], seconds: float) -> Any:
+    """What `happens` gives, once it gives something."""
+    until = time.monotonic() + seconds
+    while not (found := happens()):
+        assert time.monotonic() < until, "it did not happen"
+        time.sleep(0.2)
+    return found
 
 
 def test_the_main_job_succeeds_on_a_cluster(cluster: Cluster, tiny_settings: dict[str, Any], tmp_path: Path) -> None:
-    options = tiny_options(tiny_settings)
-    code, said = submit(cluster, "jobs/train.py", "--preset", "demo", *options, f"--runs={tmp_path}")
+    # Stage 2 trains on Ray Train just as stage 1 would.
+    options = [*tiny_options(tiny_settings), "--stage1.finetune=none", f"--runs={tmp_path}"]
+    code, said = submit(cluster, "jobs/train.py", "--preset", "demo", *options)
     assert code == 0, said
     assert "succeeded" in said
     assert "CLIP-CD" in said
@@ -121,7 +141,13 @@ def test_the_main_job_succeeds_on_a_cluster(cluster: Cluster, tiny_settings: dic
 
 @pytest.mark.slow
 def test_a_sweep_succeeds_on_a_cluster(cluster: Cluster, tiny_settings: dict[str, Any], tmp_path: Path) -> None:
-    options = [*tiny_options(tiny_settings), "--samples=3", "--tune.seeds=2", f"--runs={tmp_path}"]
+    options = [
+        *tiny_options(tiny_settings),
+        "--stage1.finetune=none",
+        "--samples=3",
+        "--tune.seeds=2",
+        f"--runs={tmp_path}",
+    ]
     code, said = submit(cluster, "tune/sweep.py", "--preset", "demo", *options)
     assert code == 0, said
     assert "succeeded" in said
@@ -129,6 +155,45 @@ def test_a_sweep_succeeds_on_a_cluster(cluster: Cluster, tiny_settings: dict[str
     assert [trial["number"] for trial in trials] == [0, 1, 2]
     assert all(trial["error"] is None for trial in trials)
     assert (tmp_path / "tiny-sweep" / "best.yaml").exists()
+
+
+@pytest.mark.slow
+def test_a_run_on_a_store_is_stopped_in_stage_1_and_continued_and_leaves_nothing_on_the_disk(
+    cluster: Cluster, s3: dict[str, str], tiny_settings: dict[str, Any], tmp_path: Path
+) -> None:
+    scratch, store = tmp_path / "scratch", S3FileSystem(use_listings_cache=False)
+    scratch.mkdir()
+    epochs, job = 8, ["jobs/train.py", "--preset=demo", *tiny_options(tiny_settings)]
+    job += [f"--stage1.epochs={epochs}", "--runs=s3://raycd/runs", f"--tracking.uri=sqlite:///{tmp_path}/mlflow.db"]
+    variables = ["--runtime-env-json", json.dumps({"env_vars": {**s3, "TMPDIR": str(scratch)}})]
+
+    code, said = submit(cluster, *job, options=[*variables, "--submission-id=on-a-store", "--no-wait"])
+    assert code == 0, said
+    # Ray Train knows of a checkpoint by the time that it writes the next one.
+    pattern = "raycd/runs/tiny/.train/stage1-*/*/history.json"
+    checkpoints = wait_until(lambda: len(found := sorted(store.glob(pattern))) > 1 and found, 240)
+    kept = json.loads(store.cat_file(checkpoints[0]))
+    ask(cluster, "POST", "/api/jobs/on-a-store/stop")
+    wait_until(lambda: ask(cluster, "GET", "/api/jobs/on-a-store")["status"] == "STOPPED", 60)
+
+    code, said = submit(cluster, *job, options=variables)
+    assert code == 0, said
+    assert "zero_shot: done before" in said
+    trained = json.loads(store.cat_file("raycd/runs/tiny/stage1/stage.json"))["history"]
+    assert len(trained) == epochs
+    assert trained[: len(kept)] == kept, "it began again"
+    assert store.exists("raycd/runs/tiny/report.html")
+    assert store.glob("raycd/runs/mlartifacts/*/artifacts/bundle/manifest.json")
+    assert not store.exists("raycd/runs/tiny/.train/stage1*")
+    local_copy("s3://raycd/runs/tiny/bundle", tmp_path / "bundle")
+    assert bundle.load(tmp_path / "bundle").gallery["path"][0].as_py().startswith("s3://raycd/")
+
+    assert list(scratch.iterdir()) == []
+    home = Path(cluster.environment["HOME"])
+    assert not [
+        name for name in ("ray_results", "mlruns", "runs", "report.html", "stage.json") if list(home.rglob(name))
+    ]
+    assert not [path for path in home.rglob("*") if path.suffix in (".safetensors", ".parquet", ".jpg")]
 
 
 def test_a_users_mistake_fails_the_job_with_its_message(cluster: Cluster) -> None:

@@ -120,7 +120,24 @@ def test_unreadable_weights(fails: Callable[..., str], tmp_path: Path, content: 
     weights.write_bytes(content)
     message = fails("--encoder.pretrained", str(weights), "--tracking.enabled", "false")
     assert message.startswith(f"the weights {weights} cannot be read or do not fit the model")
-    assert not list((tmp_path / "runs" / "tiny").glob("*encoder*"))
+    assert not [path for path in (tmp_path / "runs" / "tiny").iterdir() if path.is_dir()]
+
+
+@pytest.mark.parametrize(
+    ("name", "pretrained", "words"),
+    [
+        ("ViT-B-23", "openai", "encoder.name names no model\n  got:      ViT-B-23\n  expected: an open_clip model"),
+        ("ViT-B-32", "opnai", "the weights 'opnai' of ViT-B-32 cannot be loaded"),
+        ("ViT-B-32", "weights.pt", "the weights 'weights.pt' of ViT-B-32 cannot be loaded"),
+        ("ViT-B-32", "", "encoder.pretrained is empty"),
+    ],
+)
+def test_a_wrong_encoder_is_refused_before_any_data_are_drawn(
+    fails: Callable[..., str], tmp_path: Path, name: str, pretrained: str, words: str
+) -> None:
+    options = ("--encoder.name", name, "--encoder.pretrained", pretrained, "--tracking.enabled", "false")
+    assert fails(*options).startswith(words)
+    assert not (tmp_path / "runs" / "tiny" / "catalogue").exists()
 
 
 def test_a_bilinear_dimension_as_large_as_the_encoder_is_refused_before_any_training(
@@ -188,13 +205,13 @@ def test_a_full_disk_leaves_the_earlier_stages_and_nothing_half_written(
         (writing.folder / "half").write_text("half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    stages = [replace(stage, work=full) if stage.name == "encoder" else stage for stage in pipeline.STAGES]
+    stages = [replace(stage, work=full) if stage.name == "catalogue" else stage for stage in pipeline.STAGES]
     monkeypatch.setattr(pipeline, "STAGES", tuple(stages))
     message = fails("--tracking.enabled", "false")
     assert message.startswith("no space left on the disk of")
     assert "bytes free" in message
     run = tmp_path / "runs" / "tiny"
-    assert read_records(run).keys() == {"catalogue"}
+    assert read_records(run).keys() == {"encoder"}
     assert not list(run.rglob("half"))
 
 

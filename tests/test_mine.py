@@ -103,6 +103,7 @@ def oracle_pool(case: Case, category: str, kind: str) -> list[str]:
 
 def oracle_pseudo(case: Case, settings: MineConfig) -> list[dict[str, Any]]:
     pseudo = []
+    annotated = {(reference, target) for _, _, reference, target in case.triplets}
     for t, (triplet_id, category, reference, target) in enumerate(case.triplets):
         if target is None:
             continue
@@ -113,7 +114,7 @@ def oracle_pseudo(case: Case, settings: MineConfig) -> list[dict[str, Any]]:
             substitutes = [one for one in ranked if settings.eps_low <= one[1] <= settings.eps_high]
             for rank, similarity, row in substitutes[: settings.s_max]:
                 new = {"reference": reference, "target": target} | {side: case.ids[row]}
-                if new["reference"] == new["target"]:
+                if new["reference"] == new["target"] or (new["reference"], new["target"]) in annotated:
                     continue
                 x = case.image_ND[case.ids.index(new["reference"])].astype(np.float64)
                 y = case.image_ND[case.ids.index(new["target"])].astype(np.float64)

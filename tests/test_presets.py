@@ -13,11 +13,11 @@ def preset(name: str) -> Config:
     return layers.build([layers.Layer(name, presets.load(name))])
 
 
-def test_the_presets_are_cirr_demo_and_fashioniq() -> None:
-    assert presets.names() == ["cirr", "demo", "fashioniq"]
+def test_the_presets_are_cirr_demo_fashioniq_and_photos() -> None:
+    assert presets.names() == ["cirr", "demo", "fashioniq", "photos"]
 
 
-@pytest.mark.parametrize("name", ["cirr", "demo", "fashioniq"])
+@pytest.mark.parametrize("name", ["cirr", "demo", "fashioniq", "photos"])
 def test_a_preset_validates_and_names_itself(name: str) -> None:
     assert preset(name).preset == name
 
@@ -55,10 +55,15 @@ def test_demo_needs_no_data_set_and_no_network() -> None:
     assert (config.data.format, config.data.root, config.encoder.pretrained) == ("synthetic", "", "demo")
 
 
+def test_photos_knows_nothing_of_a_data_set_or_an_encoders_cosines() -> None:
+    config = preset("photos")
+    assert (config.data.format, config.mine.thresholds, config.mine.floor) == ("manifest", "quantile", -1)
+
+
 def test_an_unknown_preset_names_those_that_exist() -> None:
     with pytest.raises(ConfigError) as caught:
         presets.load("dmo")
-    assert str(caught.value) == "unknown preset\n  got:      dmo\n  expected: one of: cirr, demo, fashioniq"
+    assert str(caught.value) == "unknown preset\n  got:      dmo\n  expected: one of: cirr, demo, fashioniq, photos"
 
 
 def test_a_preset_is_not_a_path() -> None:

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image, ImageDraw
 
 from raycd.report.funnel import facts, rows
-from raycd.report.page import Curve, Histogram, PseudoExample, Query, Report, Result, render
+from raycd.report.page import Curve, Histogram, PseudoExample, Query, Report, Result, Sizes, render
 from raycd.report.pictures import data_uri
-from raycd.report.table import gains, recall_cells, recall_table
+from raycd.report.table import final_table, gains, recall_cells, recall_table, verdicts
 
 HOSTILE = '<script>alert("x")</script> & <img src=x onerror=y> "quoted"'
 
@@ -301,3 +301,52 @@ def test_a_broken_image_gives_no_data_uri() -> None:
     assert data_uri(b"nonsense") == ""
     assert data_uri(None) == ""
     assert data_uri(Image.new("RGBA", (10, 10))).startswith("data:image/jpeg;base64,")
+
+
+def results(**averages: float) -> dict[str, Any]:
+    variants = {
+        name: {"hat": {"recall@10": value}, "average": {"recall@10": value}} for name, value in averages.items()
+    }
+    return {"variants": variants, "counts": {"gallery": {"hat": 1000}, "queries": {"hat": 64}}}
+
+
+def test_a_model_that_is_worse_than_its_predecessors_is_said_first() -> None:
+    worse = results(zero_shot=0.0156, fine_tuned=0.3, clip_cd=0.02)
+    said = ["CLIP-CD is worse than fine-tuned CLIP: R@10 2.00 instead of 30.00"]
+    assert verdicts(worse) == said
+    assert final_table(worse).splitlines()[0] == f"warning: {said[0]}"
+    page = render(Report(run="x", metrics=worse, warnings=["something else"]))
+    assert page.index(said[0]) < page.index("something else") < page.index("zero-shot CLIP</th>")
+
+
+def test_a_model_that_finds_no_more_than_chance_has_failed() -> None:
+    failed = results(zero_shot=0.0156, fine_tuned=0.3, clip_cd=0.0)
+    assert verdicts(failed) == [
+        "CLIP-CD has failed: R@10 0.00 is no better than images drawn at random (1.00)",
+        "CLIP-CD is worse than zero-shot CLIP: R@10 0.00 instead of 1.56",
+        "CLIP-CD is worse than fine-tuned CLIP: R@10 0.00 instead of 30.00",
+    ]
+
+
+def test_a_model_that_is_as_it_should_be_has_no_verdict() -> None:
+    good = metrics()
+    assert verdicts(good) == verdicts({"variants": {}}) == verdicts({}) == []
+    assert verdicts(results(zero_shot=0.2, fine_tuned=0.2, sum=0.2)) == []
+    assert final_table(good) == recall_table(good)
+    assert 'class="warnings' not in render(Report(run="x", metrics=good))
+    few = results(zero_shot=1.0) | {"counts": {"gallery": {"hat": 8}}}  # whatever is drawn, all of them are
+    assert verdicts(few) == []
+
+
+def test_the_sizes_of_the_galleries_stand_beside_the_curves() -> None:
+    epochs = [{"epoch": number, "loss": 1.0, "recall@10": 0.2} for number in range(2)]
+    sizes = {"the triplets set aside": Sizes(64, [40, 120]), "val": Sizes(700, [1000])}
+    page = render(Report(run="x", metrics=metrics(), curves=[Curve("stage1", "selection", epochs, 1)], sizes=sizes))
+    assert "the triplets set aside: 64 queries in galleries of 40 to 120 images" in page
+    assert "val: 700 queries in galleries of 1,000 images" in page
+    assert "set aside: " not in render(Report(run="x", metrics=metrics(), curves=[Curve("stage1", "val", epochs, 1)]))
+
+
+def test_thresholds_that_are_quantiles_are_said_as_cosines() -> None:
+    page = render(Report(run="x", metrics={}, mining={"candidates": 3}, thresholds="mine.alpha 0.3 is score 0.71"))
+    assert "mine.alpha 0.3 is score 0.71" in page

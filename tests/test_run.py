@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from s3fs import S3FileSystem
 
 from raycd.errors import RunError
 from raycd.run import Run, fingerprint, local_copy
@@ -13,9 +14,12 @@ from raycd.run import Run, fingerprint, local_copy
 IDENTITY = {"format": "fashioniq", "root": "/data/fashion-iq"}
 
 
-@pytest.fixture(params=["local", "remote"])
+@pytest.fixture(params=["local", "memory", "s3"])
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A folder, and a URI of a store that is not the local disk."""
+    """A folder, and URIs of stores that are not the local disk."""
+    if request.param == "s3":
+        request.getfixturevalue("s3")
+        return f"s3://raycd/{tmp_path.name}/runs/one"
     return str(tmp_path / "runs" / "one") if request.param == "local" else f"memory://{tmp_path.name}/runs/one"
 
 
@@ -137,6 +141,25 @@ def test_a_folder_of_other_things_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"other things than a run\n.*thesis\.tex"):
         Run(str(tmp_path), IDENTITY)
     assert os.listdir(tmp_path) == ["thesis.tex"]
+
+
+def test_a_store_that_does_not_answer_is_told(s3: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    S3FileSystem.clear_instance_cache()  # it knows the store that answers
+    with pytest.raises(RunError, match=r"run s3://raycd/lost refuses or does not answer\n.*127\.0\.0\.1:9"):
+        Run("s3://raycd/lost", IDENTITY)
+
+
+def test_what_another_process_writes_on_a_store_is_seen(s3: dict[str, str]) -> None:
+    run = Run("s3://raycd/shared", IDENTITY)
+    assert run.names("trials") == []
+    assert not run.exists("trials/1.json")
+    S3FileSystem().pipe_file("raycd/shared/trials/1.json", b"1")
+    assert run.exists("trials/1.json")
+    assert run.names("trials") == ["1.json"]
+    run.discard("trials/1*")
+    assert run.names("trials") == []
 
 
 def test_an_unknown_protocol_is_refused() -> None:

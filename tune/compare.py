@@ -17,6 +17,7 @@ from tune.trainings import Place, train_all
 from tune.trial import Tables
 
 DEFAULT, WINNER = "default", "winner"
+_ROUNDING = 1e-9  # below it, differences of recalls are equal
 PLACE = Place("evaluation", "val", "evaluation on val")
 
 
@@ -45,9 +46,9 @@ def summary(
     Returns:
         {"seeds", "default_won", "better": whether the interval lies above 0, "metrics": name -> {"default", "winner",
         "difference", "low", "high"}}, fractions; low and high are the ends of the 95% interval of the mean difference
-        (Student's t).
+        (Student's t), None where the differences do not spread.
     """
-    rows = {}
+    rows: dict[str, dict[str, Any]] = {}
     for metric in metrics:
         both = [[metric.of(recalls) for recalls in side] for side in (default, winner or default)]
         difference, margin = paired([b - a for a, b in zip(*both, strict=True)])
@@ -55,32 +56,44 @@ def summary(
             DEFAULT: statistics.fmean(both[0]),
             WINNER: statistics.fmean(both[1]),
             "difference": difference,
-            "low": difference - margin,
-            "high": difference + margin,
+            "low": None if margin is None else difference - margin,
+            "high": None if margin is None else difference + margin,
         }
-    better = rows[str(metrics[0])]["low"] > 0
+    low = rows[str(metrics[0])]["low"]
+    better = low is not None and low > 0
     return {"seeds": len(default), "default_won": winner is None, "better": better, "metrics": rows}
 
 
-def paired(differences: Sequence[float]) -> tuple[float, float]:
-    """Mean of paired differences and half the width of its 95% interval (Student's t, n - 1 degrees of freedom)."""
-    count = len(differences)
+def paired(differences: Sequence[float]) -> tuple[float, float | None]:
+    """Mean of paired differences and half the width of its 95% interval (Student's t, n - 1 degrees of freedom).
+
+    The width is None where all are equal: so few seeds have not shown how far they spread.
+    """
+    count, mean = len(differences), statistics.fmean(differences)
     spread = statistics.stdev(differences) / math.sqrt(count)
-    return statistics.fmean(differences), float(student.ppf(0.975, count - 1)) * spread
+    return mean, float(student.ppf(0.975, count - 1)) * spread if spread > _ROUNDING else None
 
 
 def verdict(result: Mapping[str, Any]) -> str:
     """One sentence for people."""
     name, row = next(iter(result["metrics"].items()))
-    numbers = (
-        f"{100 * row['difference']:+.2f} points of {name} on val "
-        f"[{100 * row['low']:+.2f}, {100 * row['high']:+.2f}], 95% interval over {result['seeds']} seeds"
-    )
+    numbers = f"{100 * row['difference']:+.2f} points of {name} on val"
+    if row["low"] is None:
+        numbers += f" with each of {result['seeds']} seeds, too few for an interval: give more --tune.seeds"
+    else:
+        numbers += f"{interval(row)}, 95% interval over {result['seeds']} seeds"
     if result["better"]:
         return f"the winner is better than the default: {numbers}"
     if result["default_won"]:
         return f"no trial was better than the default settings: {100 * row['default']:.2f}% {name} on val"
+    if row["low"] is None and row["difference"] > 0:
+        return f"the winner may be better than the default: {numbers}"
     return f"the winner is no better than the default: {numbers}"
+
+
+def interval(row: Mapping[str, Any]) -> str:
+    """The interval of a metric in points, after a space; empty where there is none."""
+    return "" if row["low"] is None else f" [{100 * row['low']:+.2f}, {100 * row['high']:+.2f}]"
 
 
 def _others(config: Config, metric: Metric) -> list[Metric]:

@@ -10,30 +10,41 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import optuna
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from optuna.trial import TrialState, create_trial
 
-from tune.journal import Record
+from tune.journal import Record, used_pseudo
 from tune.space import Space
 
 FEWEST = 4  # measured trials below which importances say nothing
 
 
 def draw(space: Space, trials: Sequence[Record], metric: str) -> dict[str, bytes]:
-    """Name of a figure -> PNG. Importances are left out where too few trials were measured or all are equal."""
+    """Name of a figure -> PNG. All but the history is left out where too few trials tell something, or all are equal.
+
+    Importances are of the trials that have trained on pseudo triplets: to the others thresholds meant nothing.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = _study(space, trials)
-    values = {trial.value for trial in study.trials if trial.value is not None}
-    if not values:
-        return {}
+    study, touched = _study(space, trials), _study(space, [trial for trial in trials if used_pseudo(trial)])
     from optuna.visualization import matplotlib as pictures
 
-    kinds: Mapping[str, Callable[[], Any]] = {
-        "history": lambda: pictures.plot_optimization_history(study, target_name=metric),
-        "parallel_coordinates": lambda: _parallel(study, metric),
-        "importances": lambda: pictures.plot_param_importances(study, target_name=metric),
+    kinds: Mapping[str, tuple[bool, Callable[[], Any]]] = {
+        "history": (bool(_values(study)), lambda: pictures.plot_optimization_history(study, target_name=metric)),
+        "parallel_coordinates": (_tells(study), lambda: _parallel(study, metric)),
+        "importances": (_tells(touched), lambda: pictures.plot_param_importances(touched, target_name=metric)),
     }
-    enough = len(values) > 1 and sum(trial.value is not None for trial in study.trials) >= FEWEST
-    return {f"{name}.png": _png(kind) for name, kind in kinds.items() if enough or name == "history"}
+    return {f"{name}.png": _png(kind) for name, (wanted, kind) in kinds.items() if wanted}
+
+
+def _values(study: optuna.Study) -> list[float]:
+    return [trial.value for trial in study.trials if trial.value is not None]
+
+
+def _tells(study: optuna.Study) -> bool:
+    """Whether enough trials were measured, and not all the same."""
+    values = _values(study)
+    return len(values) >= FEWEST and len(set(values)) > 1
 
 
 def _study(space: Space, trials: Sequence[Record]) -> optuna.Study:
@@ -56,14 +67,17 @@ def _study(space: Space, trials: Sequence[Record]) -> optuna.Study:
 
 
 def _parallel(study: optuna.Study, metric: str) -> Any:
-    """A line a trial over one axis a setting, the metric last; the better, the brighter and the further in front.
+    """A line a trial over one axis a setting, the metric last. Its colour is its value; the better ones lie in front.
 
     Optuna's own picture draws the lines over the numbers and the worst of them in white.
     """
     trials = sorted((trial for trial in study.trials if trial.value is not None), key=lambda trial: trial.value)
     names = list(trials[0].params)
     columns = {name: [trial.params[name] for trial in trials] for name in names} | {metric: [t.value for t in trials]}
-    _, axes = plt.subplots()
+    figure, axes = plt.subplots()
+    axes.set_title("Parallel coordinates: a line is a trial", pad=36)
+    shades = ScalarMappable(Normalize(trials[0].value, trials[-1].value), "viridis")
+    figure.colorbar(shades, ax=axes, label=metric, pad=0.08)
     heights = []
     for place, column in enumerate(columns.values()):
         height, lowest, highest = _axis(column)
@@ -72,9 +86,9 @@ def _parallel(study: optuna.Study, metric: str) -> Any:
         axes.text(place, 1.03, highest, ha="center", va="bottom")
         axes.text(place, -0.03, lowest, ha="center", va="top")
     ranks = np.linspace(0, 1, len(trials))
-    for line, rank in zip(zip(*heights, strict=True), ranks, strict=True):
-        axes.plot(range(len(columns)), line, color=plt.get_cmap("viridis")(rank), linewidth=1 + 1.5 * rank, alpha=0.85)
-    axes.set_xticks(range(len(columns)), list(columns))
+    for line, trial, rank in zip(zip(*heights, strict=True), trials, ranks, strict=True):
+        axes.plot(range(len(columns)), line, color=shades.to_rgba(trial.value), linewidth=1 + 1.5 * rank, alpha=0.85)
+    axes.set_xticks(range(len(columns)), [name.replace(".", ".\n") for name in columns])  # side by side
     axes.tick_params(axis="x", pad=18, length=0)
     axes.set_yticks([])
     axes.spines[:].set_visible(False)

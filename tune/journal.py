@@ -54,9 +54,11 @@ class Journal:
     def opened(self, space: Space, inputs: Mapping[str, str], *, resume: bool) -> Iterator[None]:
         """Hold the folder for this process. `inputs` are the fingerprints of what trials read.
 
+        A sweep with trials is gone on with, and has to be there where `resume` says so.
+
         Raises:
-            RunError: A sweep with trials is there and `resume` is false, or it was started with other settings, or
-                there is none to resume, or another process works on it.
+            RunError: The sweep was started with other settings, or there is none to resume, or another process works
+                on it.
         """
         asked = {"settings": _fixed(space.config), "space": space.to_dict(), "inputs": dict(inputs)}
         with self.run.locked():
@@ -69,17 +71,9 @@ class Journal:
     def _known(self, *, resume: bool) -> dict[str, Any] | None:
         """What was asked of the sweep that is to go on; None where a new one starts."""
         known: dict[str, Any] | None = self.run.read_json(SWEEP)
-        if resume:
-            if known is None:
-                raise RunError(f"there is no sweep to resume in {self.run.root}", do="start it without --resume")
-            return known
-        if known is not None and (trials := self.trials()):
-            raise RunError(
-                f"a sweep is already in {self.run.root}",
-                got=f"{len(trials)} trials that have ended",
-                do="go on with it by --resume, or start another by --sweep NAME",
-            )
-        return None
+        if resume and known is None:
+            raise RunError(f"there is no sweep to resume in {self.run.root}", do="start it without --resume")
+        return known if resume or self.trials() else None
 
     def _check_same(self, known: Mapping[str, Any] | None, asked: Mapping[str, Mapping[str, Any]]) -> None:
         if known is None:
@@ -94,7 +88,7 @@ class Journal:
             raise RunError(
                 f"the sweep in {self.run.root} was started with other settings",
                 got="; ".join(changes[:5]) + ("; ..." if len(changes) > 5 else ""),
-                do="resume it with the settings it was started with, or start another by --sweep NAME",
+                do="go on with the settings it was started with, or start another by --sweep NAME",
             )
 
     def trials(self) -> list[Record]:
@@ -111,6 +105,11 @@ class Journal:
 def ranked(trials: Sequence[Record]) -> list[Record]:
     """The trials that were measured, the greatest value first; the earlier of two equal ones before the other."""
     return sorted((t for t in trials if t["value"] is not None), key=lambda t: (-t["value"], t["number"]))
+
+
+def used_pseudo(trial: Record) -> bool:
+    """Whether a trial has trained an epoch of pseudo triplets: without, thresholds change nothing."""
+    return any(epoch["kind"] == "pseudo" for epoch in trial["epochs"])
 
 
 def best(trials: Sequence[Record]) -> Record | None:

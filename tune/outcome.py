@@ -8,7 +8,7 @@ from typing import Any
 from raycd.config import to_yaml
 from tune import compare, figures
 from tune.finals import Finalist
-from tune.journal import RESULT, Journal, Record, ranked
+from tune.journal import RESULT, Journal, Record, ranked, used_pseudo
 from tune.space import Space
 
 BEST = "best.yaml"
@@ -44,11 +44,12 @@ def told(trials: Sequence[Record], finalists: Sequence[Finalist], result: Mappin
         *_table(trials),
         "",
         ", ".join(f"{number} {status}" for status, number in count.items() if number),
+        *_untouched(trials),
         "finals, trained whole, on selection: " + ", ".join(f"{f.name} {100 * f.value:.2f}%" for f in finalists),
         compare.verdict(result),
         *(
             f"  {name}: {100 * row['default']:.2f} -> {100 * row['winner']:.2f}"
-            f" ({100 * row['difference']:+.2f} [{100 * row['low']:+.2f}, {100 * row['high']:+.2f}])"
+            f" ({100 * row['difference']:+.2f}{compare.interval(row)})"
             for name, row in rest.items()
         ),
         "",
@@ -56,6 +57,19 @@ def told(trials: Sequence[Record], finalists: Sequence[Finalist], result: Mappin
         f"sweep:   {journal.run.root}",
     ]
     return "\n".join(lines)
+
+
+def _untouched(trials: Sequence[Record]) -> list[str]:
+    """What is to be said where thresholds could not have changed what a trial gave."""
+    measured = ranked(trials)
+    without = sum(not used_pseudo(trial) for trial in measured)
+    if not without:
+        return []
+    return [
+        f"warning: {without} of {len(measured)} measured trials have trained no epoch of pseudo triplets, so their "
+        "thresholds changed nothing and the importances leave them out; more --tune.epochs and --tune.grace than "
+        "stage2.k, or --space with a smaller stage2.k, let them"
+    ]
 
 
 def _table(trials: Sequence[Record]) -> list[str]:

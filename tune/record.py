@@ -1,7 +1,7 @@
 """The MLflow record of a sweep: a run for the sweep, a child run for each trial that has ended.
 
 The journal is the truth. What MLflow does not take, because its server has gone away, stays there and is handed in at
-the end, or by the next `--resume`.
+the end, or when the same command is started again.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class SweepRecord:
         if missing:
             progress.say(
                 f"warning: MLflow lacks {missing} of {len(trials)} trials; they are in "
-                f"{self._journal.run.path('trials')}: start the same command with --resume to hand them in"
+                f"{self._journal.run.path('trials')}: start the same command again to hand them in"
             )
 
     def finish(self, trials: Sequence[Record], result: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
@@ -98,7 +98,7 @@ class SweepRecord:
             tags["raycd.error"] = trial["error"][:5000]
         run = self._tracker.child(f"trial {trial['number']:03d}", trial["settings"], tags, began=trial["started"])
         if trial["value"] is not None:
-            run.log_metrics({f"best {self._metric}": trial["value"], "trial_seconds": trial["seconds"]})
+            run.log_metrics({**_named(self._metric, "best ", trial["value"]), "trial_seconds": trial["seconds"]})
         run.log_epochs([self._measured(epoch) for epoch in trial["epochs"]])
         run.close(STATUS[trial["status"]], ended=trial["started"] + trial["seconds"])
         return run.run_id
@@ -107,21 +107,37 @@ class SweepRecord:
         """What an epoch is in MLflow: one line of each number; the loss on pseudo triplets apart, as it is another."""
         loss = {"loss": epoch["loss"]}
         shown = {name: epoch[name] for name in ("epoch", "seen", "lr", "seconds")}
-        return {self._metric: epoch["selection"], **shown, **({"pseudo": loss} if epoch["kind"] == "pseudo" else loss)}
+        return {
+            **_named(self._metric, "", epoch["selection"]),
+            **shown,
+            **({"pseudo": loss} if epoch["kind"] == "pseudo" else loss),
+        }
 
     def _summarise(self, trials: Sequence[Record], result: Mapping[str, Any]) -> None:
         leader = best(trials)
         if leader is not None:
-            self._tracker.log_metrics({f"best {self._metric}": leader["value"], "best_trial": leader["number"]})
+            self._tracker.log_metrics(
+                {**_named(self._metric, "best ", leader["value"]), "best_trial": leader["number"]}
+            )
         greatest = 0.0
         for trial in trials:  # the history: one step a trial
             if trial["value"] is not None:
                 greatest = max(greatest, trial["value"])
-                numbers = {f"trial {self._metric}": trial["value"], f"best so far {self._metric}": greatest}
+                numbers = _named(self._metric, "trial ", trial["value"]) | _named(
+                    self._metric, "best so far ", greatest
+                )
                 self._tracker.log_metrics(numbers, step=trial["number"])
         if result:
-            self._tracker.log_metrics({"val": result["metrics"]})
+            for metric, row in result["metrics"].items():
+                known = {key: value for key, value in row.items() if value is not None}
+                self._tracker.log_metrics({"val": _named(metric, "", known)})
             self._tracker.set_tags({"raycd.better": result["better"]})
+
+
+def _named(metric: str, word: str, value: object) -> dict[str, Any]:
+    """Return a metric's value as MLflow shows it: a category's below the category."""
+    category, slash, measure = metric.rpartition("/")
+    return {f"{word}{category}": {measure: value}} if slash else {f"{word}{measure}": value}
 
 
 def table(trials: Sequence[Record]) -> str:

@@ -198,12 +198,13 @@ def make_space(config: Config, overrides: Sequence[str], *, dim: int | None = No
 
 def _default(config: Config) -> dict[str, Range | Choice]:
     mine = config.mine
-    middle = round((1 + mine.floor) / 2, 6)
+    least, floor = (0.0, 0.0) if mine.thresholds == "quantile" else (-1.0, mine.floor)
+    middle = round((1 + floor) / 2, 6)
     return {
-        EPS_LOW: Range(mine.floor, middle),
+        EPS_LOW: Range(floor, middle),
         EPS_HIGH: Range(middle, 1.0),
         "mine.s_max": Range(1, min(WIDEST_S_MAX, mine.neighbours), whole=True),
-        "mine.alpha": Range(max(-1.0, round(mine.alpha - 0.2, 6)), min(1.0, round(mine.alpha + 0.1, 6))),
+        "mine.alpha": Range(max(least, round(mine.alpha - 0.2, 6)), min(1.0, round(mine.alpha + 0.1, 6))),
         "stage2.k": Range(1, WIDEST_K, whole=True),
     }
 
@@ -229,7 +230,7 @@ def _check_name(name: str) -> None:
             do=f"take --space {name} out, or set --{name} for the whole sweep",
         )
     mines = ("floor", "neighbours", "pool", "batch_size", "worker_mib", "index", "recall_sample", "hnsw_", "ivf_")
-    fixed = ("stage2.select_on", "stage2.epochs", "stage2.precision", "stage2.pseudo")
+    fixed = ("mine.thresholds", "stage2.select_on", "stage2.epochs", "stage2.precision", "stage2.pseudo")
     if name.startswith(tuple(f"mine.{field}" for field in mines)) or name in fixed:
         raise ConfigError(
             "a trial cannot change this setting",

@@ -1,13 +1,12 @@
 """Search the augmentation: eps_low, eps_high, s_max, alpha, k (and K, learning rate, dropout) on Ray Tune.
 
 python tune/sweep.py --preset demo --samples 32
-python tune/sweep.py --preset demo --samples 32 --resume                        # after a crash: goes on
 python tune/sweep.py --preset demo --space mine.alpha=0.7,0.95 --space stage2.lr --space stage2.k=none
 ray job submit --working-dir . -- python tune/sweep.py --preset demo --runs /somewhere
 
 Brings the run's features and mined tables first, where they are not there yet. Trials, and then the best few of them
 against the default, are judged on the selection split alone; val is used once, in the end, for the winner and the
-default over several seeds.
+default over several seeds. Killed at any moment, the same command goes on.
 """
 
 from __future__ import annotations
@@ -27,9 +26,6 @@ if TYPE_CHECKING:
     from tune.space import Space
 
 
-LOST = "see that MLflow can be reached; once this command has ended, start it again with --resume: it goes on"
-
-
 def flags(parser: argparse.ArgumentParser) -> None:
     """Options of this job alone."""
     parser.add_argument("--samples", type=int, metavar="N", help="Trials; the same as --tune.samples.")
@@ -41,20 +37,22 @@ def flags(parser: argparse.ArgumentParser) -> None:
         help="A range of the space by its dotted name: NAME=LOW,HIGH[,log], NAME=A|B|C, NAME=none. Repeatable.",
     )
     parser.add_argument("--sweep", default="", metavar="NAME", help="Name of the sweep; default: the run's, -sweep.")
-    parser.add_argument("--resume", action="store_true", help="Go on with the sweep of this name.")
+    parser.add_argument("--resume", action="store_true", help="Refuse to start a new sweep: one has to be there.")
 
 
 def main(options: cli.Options) -> None:
     """Bring the tables, run the trials, compare the winner with the default, write what was found."""
     from raycd.data.garments import CATEGORIES
     from raycd.evaluate import Metric
-    from raycd.runtime import cluster, pipeline, stages, tracking
+    from raycd.runtime import cluster, local_ray, pipeline, stages, tracking
     from tune.journal import Journal
     from tune.space import make_space
 
     config, flags = _checked(options), options.flags
+    local_ray.address()
     # A mistake is told before anything starts, one in data.root or the metric before a folder is made.
     space, name = make_space(config, flags.space), pipeline.run_name(config)
+    _check_reach(space)
     dataset = None if config.data.format == "synthetic" else stages.dataset(config, config.data.root)
     categories = CATEGORIES if dataset is None else dataset.categories()
     metric = Metric.parse(config.tune.metric, categories, config.evaluate.ks)
@@ -85,7 +83,7 @@ def _sweep(context: Context, space: Space, metric: Metric, journal: Journal) -> 
     ranges = {f"space.{name}": text for name, text in space.to_dict().items()}
     name = posixpath.basename(journal.run.root)
     run_id = known.get("run_id", "")
-    with Tracker.open(config, config.runs, run_id=run_id, name=name, more=ranges, lost=LOST) as tracker:
+    with Tracker.open(config, config.runs, run_id=run_id, name=name, more=ranges) as tracker:
         journal.run.write_json("mlflow.json", {"run_id": tracker.run_id})
         record = SweepRecord(tracker, journal, str(metric))
         whole = Tables.of(context, splits=("train", "selection", "val"))
@@ -126,6 +124,21 @@ def _checked(options: cli.Options) -> Config:
             do="mend --stage2.pseudo, --stage2.epochs or --stage2.head",
         )
     return config
+
+
+def _check_reach(space: Space) -> None:
+    """Raise ConfigError where no trial is long enough to train on pseudo triplets."""
+    from raycd.errors import ConfigError
+
+    config = space.config
+    epochs = config.tune.epochs or config.stage2.epochs
+    least = min(space.ranges["stage2.k"].ends()) if "stage2.k" in space.ranges else config.stage2.k
+    if epochs <= least:
+        raise ConfigError(
+            "no trial would come to an epoch of pseudo triplets, so its thresholds would change nothing",
+            got=f"{epochs} epochs a trial, and at least {least} of original triplets before the first of pseudo ones",
+            do=f"give --tune.epochs {least + 1} or more (0: stage2.epochs), or a smaller stage2.k",
+        )
 
 
 if __name__ == "__main__":

@@ -122,10 +122,7 @@ def set_threads(config: Config) -> None:
 
 def filtered(candidates: pa.Table, config: Config) -> pa.Table:
     """The pseudo triplets that the configuration's thresholds leave."""
-    now = config.mine
-    kept, _ = mine.filter_candidates(
-        candidates, eps_low=now.eps_low, eps_high=now.eps_high, s_max=now.s_max, alpha=now.alpha
-    )
+    kept, _ = mine.filter_candidates(candidates, **mine.resolve(candidates, config.mine))
     return kept
 
 

@@ -116,7 +116,7 @@ def _snapshot(place: Place, folder: Path) -> Iterator[Place]:
     with closing(sqlite3.connect(place.file)) as source, closing(sqlite3.connect(copy)) as target:
         source.backup(target)  # all pages in one step: with more of them, it begins again after each write
     with Catalogue.open(str(copy), migrate=False) as catalogue:
-        yield Place(str(copy), catalogue, place.pictures)
+        yield Place(str(copy), catalogue, place.pictures, moved=place.moved)
 
 
 def _close(database: Path) -> None:

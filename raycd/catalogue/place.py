@@ -12,6 +12,7 @@ from raycd.catalogue import Catalogue, database
 from raycd.catalogue.pictures import SCHEME, Pictures
 from raycd.catalogue.records import Row
 from raycd.errors import CatalogueError, ConfigError
+from raycd.moved import Move
 
 NOBODY = ""  # the fingerprint of no encoder: all images are without a feature of it
 
@@ -23,6 +24,8 @@ class Place:
     url: str = field(repr=False)  # with its password, if it has one
     catalogue: Catalogue
     pictures: Pictures | None
+    moved: Move = field(default_factory=Move, kw_only=True)
+    """How the run beside whose bundle the database lies was moved."""
 
     @classmethod
     @contextmanager
@@ -40,8 +43,9 @@ class Place:
                 do="check --gallery",
             )
         root = pictures_root(url, root)
+        moved = Move() if file is None else Move.of(file.parent / "bundle")  # where the service puts it by itself
         with Catalogue.open(url, migrate=False) as catalogue:
-            yield cls(url, catalogue, Pictures(root) if root else None)
+            yield cls(url, catalogue, Pictures(root) if root else None, moved=moved)
 
     @property
     def file(self) -> Path | None:
@@ -64,8 +68,9 @@ class Place:
                     got="no place of them",
                     do="give --pictures, as the service has it",
                 )
-            return path
-        return None if path is None else self.pictures.locate(path)
+        elif path is not None and is_kept(path):
+            return self.pictures.locate(path)
+        return self.moved.locate(path)
 
     def replaced(self, beginning: str) -> tuple[str, int]:
         """The fingerprint that begins so, and the features that would go with it, none of which is an image's only one.

@@ -45,7 +45,7 @@ class Client:
     ) -> None:
         """`timeout` is in seconds, of one try; `retries` the times that a busy service is asked again, or more on that.
 
-        Raises ConfigError for an impossible url or key.
+        Raises ConfigError for an impossible url or key, and for proxies in the environment that cannot be used.
         """
         patience = Retries(retries) if isinstance(retries, int) else retries
         self._service = Transport(url, api_key=api_key, timeout=timeout, retries=patience)

@@ -40,6 +40,7 @@ def import_images(client: Client, options: argparse.Namespace) -> int:
     tally = _Tally()
     with ExitStack() as stack:
         items, root = _source(options.file, stack)
+        root = root if options.root is None else Path(options.root)
         report = stack.enter_context(Path(options.report).open("w")) if options.report else None
         bar = stack.enter_context(progress.Bar("import", unit="images")) if sys.stderr.isatty() else None
         try:

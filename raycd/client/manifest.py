@@ -1,7 +1,8 @@
 """The gallery table of a user's own data, as raycd.data.manifest reads it for training, as images to import.
 
-Columns: image_id; path, absolute or relative to the table's folder; category, attributes and others optional. Rows of
-one image_id are one image in several categories. The table is read whole, and refused whole where it is malformed.
+Columns: image_id; path, absolute or relative to the table's folder or another root; category, attributes and others
+optional. Rows of one image_id are one image in several categories. The table is read whole, and refused whole where it
+is malformed.
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ _IMPORT = """import gallery.csv --report report.jsonl
 
 A line of JSON Lines is an object of image_id, image (a file), category (one or a list) and attributes; instead of or
 beside image, feature (numbers, or base64 of little-endian float32) and encoder. A table (.csv, .parquet) is a gallery
-table of docs/data.md: image_id, path, category, attributes or further columns. Paths start from the file's folder.
+table of docs/data.md: image_id, path, category, attributes or further columns. Paths start from the file's folder, or
+from --root, which is data.root where the table is that of a training.
 An import that was stopped may be run again as it is."""
 
 
@@ -125,6 +126,7 @@ def _put(parser: argparse.ArgumentParser) -> None:
 
 def _import(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", help="JSON Lines, .csv or .parquet; - is JSON Lines on standard input.")
+    parser.add_argument("--root", metavar="DIR", help="Where relative paths of images start. (the file's folder)")
     parser.add_argument("--report", metavar="FILE", help="Where to write what became of each image, as JSON Lines.")
 
 

@@ -86,4 +86,15 @@ def file(image: str | PathLike[str] | bytes, root: str | PathLike[str] = "") -> 
         return Path(root, image).read_bytes()
     except (OSError, TypeError, ValueError) as error:  # TypeError: no path; ValueError: a NUL in it
         reason = getattr(error, "strerror", None) or error
-        raise DataError(f"cannot read the image {str(image)!r}", got=reason, expected="an image file") from error
+        raise DataError(
+            f"cannot read the image {str(image)!r}", got=reason, expected=f"an image file{_start(image, root)}"
+        ) from error
+
+
+def _start(image: object, root: str | PathLike[str]) -> str:
+    """Where the path started, in words, where `root` said so."""
+    if isinstance(image, str) and "://" in image:
+        return " of this machine: the client fetches no URIs"
+    if str(root) == "" or not isinstance(image, str | PathLike) or Path(image).is_absolute():
+        return ""
+    return f" in {Path(root).absolute()}; where paths start from another folder, name it by --root (root=)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from ipaddress import ip_address
 from typing import Any, TypeVar
 
 import httpx
@@ -11,11 +12,11 @@ from pydantic import BaseModel, ValidationError
 from raycd.client import errors, retry
 from raycd.client.retry import Attempts, Retries
 from raycd.errors import ConfigError
+from raycd.redact import without_passwords
 
 URL = "http://127.0.0.1:8000"
 TIMEOUT_S = 40.0  # longer than the service's own 30 s, so that its refusal is heard
-# Proxies that the environment names are for the world outside: they know nothing of this machine's own services.
-_NO_PROXY = {f"all://{host}": None for host in ("127.0.0.1", "localhost", "[::1]")}
+_PROXIES = ("all_proxy", "http_proxy", "https_proxy", "no_proxy")
 
 Answer = TypeVar("Answer", bound=BaseModel)
 
@@ -24,8 +25,9 @@ class Transport:
     """The connections to one service; threads may share it."""
 
     def __init__(self, url: str, *, api_key: str | None, timeout: float, retries: Retries) -> None:
-        """`timeout` is in seconds, of one try. Raises ConfigError for an impossible url or key, or certificates that
-        cannot be read.
+        """`timeout` is in seconds, of one try.
+
+        Raises ConfigError for an impossible url, key or proxy, and for certificates that cannot be read.
         """
         address = _address(url)
         self.url = str(address.copy_with(userinfo=b"")).rstrip("/")
@@ -33,8 +35,8 @@ class Transport:
         self._timeout, self._retries = timeout, retries
         headers = _headers(api_key)
         try:
-            self._http = httpx.Client(base_url=address, headers=headers, mounts=_NO_PROXY)
-        except OSError as error:  # httpx reads the certificates that these variables name
+            self._http = _connections(address, headers)
+        except OSError as error:  # httpx reads the certificates that the environment names
             raise _uncertified(error) from error
 
     def close(self) -> None:
@@ -98,6 +100,30 @@ def _uncertified(error: OSError) -> ConfigError:
         expected="a file of certificates in PEM",
         do="unset the variable, or let it name such a file" if named else "install the system's ca-certificates",
     )
+
+
+def _connections(address: httpx.URL, headers: dict[str, str]) -> httpx.Client:
+    """httpx's client, through the proxies that the environment names where the service is on another machine."""
+    if _is_loopback(address.host):  # proxies know nothing of this machine's own services
+        trusted = httpx.create_ssl_context() if address.scheme == "https" else True
+        return httpx.Client(base_url=address, headers=headers, trust_env=False, verify=trusted)
+    try:
+        return httpx.Client(base_url=address, headers=headers)
+    except (ImportError, ValueError, httpx.InvalidURL) as error:  # what httpx makes of them
+        named = [name for name in os.environ if name.lower() in _PROXIES]
+        raise ConfigError(
+            "the proxies that the environment names cannot be used",
+            got=f"{', '.join(named)}: {without_passwords(str(error))}",
+            expected="an http:// or https:// proxy; in NO_PROXY names and single addresses, no ranges and no brackets",
+            do=f"fix the variable, or leave it out: env -u {' -u '.join(named)} ...",
+        ) from error
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _headers(api_key: str | None) -> dict[str, str]:

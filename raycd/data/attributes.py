@@ -6,11 +6,12 @@ whole number. A value that is null or empty is no attribute.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
+from raycd.data import json_text
 from raycd.data.folder import Folder
 from raycd.errors import DataError
 
@@ -48,9 +49,9 @@ def _of_column(value: Any, where: str) -> Attributes:
         return {}
     if isinstance(value, str):
         try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise _wrong(f"{where}, {COLUMN}", value, "an object in JSON") from error
+            value = json_text.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise _wrong(f"{where}, {COLUMN}", value, f"an object in JSON ({error})") from error
     if isinstance(value, list) and all(isinstance(pair, tuple) for pair in value):
         value = dict(value)  # a map of Arrow
     return _of_object(value, f"{where}, {COLUMN}")
@@ -75,10 +76,13 @@ def _text(value: object) -> str | None:
         return value.strip()
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, Decimal):
+        text = f"{value:f}"  # not normalised, which rounds to 28 digits
+        return (text.rstrip("0").rstrip(".") if "." in text else text) if value.is_finite() else None
     if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
         return str(int(value))
     return repr(value) if isinstance(value, float) and math.isfinite(value) else None
 
 
 def _wrong(where: str, got: object, expected: str) -> DataError:
-    return DataError(f"{where} has the wrong shape", got=repr(got)[:200], expected=expected)
+    return DataError(f"{where} has the wrong shape", got=json_text.shown(got), expected=expected)

@@ -8,8 +8,10 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from raycd.data.attributes import Attributes
-from raycd.data.schema import GALLERY, IMAGE, TRIPLET, Dataset
+from raycd.data.schema import AVERAGE, GALLERY, IMAGE, TRIPLET, Dataset
 from raycd.errors import DataError
+
+SHOWN = 10  # galleries that a message names
 
 
 class TripletRow(NamedTuple):
@@ -25,15 +27,29 @@ class TripletRow(NamedTuple):
 
 
 class DatasetBuilder:
-    """Galleries first, then the triplets that search them."""
+    """Galleries first, then the triplets that search them.
 
-    def __init__(self) -> None:
+    Args:
+        remedy: What to do where a triplet does not fit a gallery.
+    """
+
+    def __init__(self, remedy: str = "use captions and image lists of the same release, or correct the entry") -> None:
+        self._remedy = remedy
         self._galleries: dict[tuple[str, str], dict[str, None]] = {}  # ordered sets of image ids
         self._sources: dict[tuple[str, str], str] = {}
         self._triplets: dict[str, TripletRow] = {}
 
     def add_gallery(self, category: str, split: str, image_ids: Iterable[str], *, source: str) -> None:
-        """Set the gallery of a category and split; `source` names its file. An id named twice is a `DataError`."""
+        """Set the gallery of a category and split; `source` names its file.
+
+        Raises `DataError` where an id is named twice, or the category has the name of the mean over all categories.
+        """
+        if category == AVERAGE:
+            raise DataError(
+                f"{source} has a category {category!r}",
+                expected="another name: metrics have the mean over all categories under this one",
+                do="rename the category",
+            )
         gallery: dict[str, None] = {}
         for image_id in image_ids:
             if image_id in gallery:
@@ -52,7 +68,10 @@ class DatasetBuilder:
             raise DataError(
                 f"{where} belongs to a gallery that has no images",
                 got=f"category {row.category}, split {row.split}",
-                expected="one of " + ", ".join(f"{c}/{s}" for c, s in self._galleries),
+                expected="one of "
+                + ", ".join([f"{c}/{s}" for c, s in self._galleries][:SHOWN])
+                + (f" and {len(self._galleries) - SHOWN} more" if len(self._galleries) > SHOWN else ""),
+                do=self._remedy,
             )
         gallery = self._galleries[key]
         for image_id in (row.reference, row.target, *(row.subset or ())):
@@ -61,7 +80,7 @@ class DatasetBuilder:
                     f"{where} names an image outside its split",
                     got=image_id,
                     expected=f"an image of {self._sources[key]} (category {row.category}, split {row.split})",
-                    do="use captions and image lists of the same release, or mend the entry",
+                    do=self._remedy,
                 )
         if row.triplet_id in self._triplets:
             raise DataError(f"{where} repeats a triplet's id", got=row.triplet_id, expected="an id of its own")

@@ -6,9 +6,16 @@ A caption loses the characters `.?, ` at both ends; empty ones are left out; a t
 
 from __future__ import annotations
 
+import ast
+import io
+import tokenize
 from collections.abc import Sequence
 
 import numpy as np
+
+from raycd.data import json_text
+
+_BLANK = (tokenize.NL, tokenize.NEWLINE, tokenize.ENDMARKER)
 
 
 def evaluation_text(captions: Sequence[str]) -> str:
@@ -24,6 +31,41 @@ def training_texts(captions: Sequence[str]) -> tuple[str, str, str, str]:
     """
     clean = _clean(captions)
     return _join(clean), _join(clean[::-1]), _join(clean[:1]), _join(clean[-1:])
+
+
+def listed(text: str) -> list[str] | None:
+    """The texts of a list that stands in one field, None where the text is none.
+
+    JSON (`["is red", "no belt"]`), as pandas writes a list (`['is red', 'no belt']`) or an array (without commas).
+    Raises ValueError where the text begins like such a list and is none. `[is red]` is a caption with brackets.
+    """
+    text = text.strip()
+    if not (text.startswith("[") and text.endswith("]")):
+        return None
+    try:
+        value = json_text.loads(text)
+    except (ValueError, RecursionError):
+        value = _python_list(text)
+    if isinstance(value, list) and value and all(isinstance(entry, str) for entry in value):
+        return value
+    if value == [] or text[1:].lstrip()[:1] in ("'", '"'):
+        raise ValueError("it begins like a list of texts and is none")
+    return None
+
+
+def _python_list(text: str) -> list[str] | None:
+    """The strings between the brackets of a Python list or of a printed array; None where anything else is there."""
+    found: list[str] = []
+    try:
+        for token in tokenize.generate_tokens(io.StringIO(text).readline):
+            if token.type == tokenize.STRING:
+                found.append(ast.literal_eval(token.string))
+            elif token.type not in _BLANK and token.string not in ("[", ",", "]"):
+                return None
+        json_text.check_whole(found)
+    except (tokenize.TokenError, SyntaxError, ValueError):
+        return None
+    return found
 
 
 def example_texts(annotated: Sequence[Sequence[str]], seed: int, *, count: int = 12, longest: int = 60) -> list[str]:

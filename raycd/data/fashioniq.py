@@ -15,7 +15,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from raycd.data import attributes
+from raycd.data import attributes, json_text
 from raycd.data.build import DatasetBuilder, TripletRow
 from raycd.data.folder import Folder
 from raycd.data.schema import Dataset
@@ -133,4 +133,4 @@ def _check_list(content: Any, file: str, expected: str) -> None:
 
 
 def _wrong(where: str, got: object, expected: str) -> DataError:
-    return DataError(f"{where} has the wrong shape", got=repr(got)[:200], expected=expected)
+    return DataError(f"{where} has the wrong shape", got=json_text.shown(got), expected=expected)

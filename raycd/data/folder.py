@@ -5,7 +5,6 @@ Everything that goes wrong while a file is found or parsed becomes a `DataError`
 
 from __future__ import annotations
 
-import json
 import os.path
 import posixpath
 from typing import Any
@@ -13,12 +12,13 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from raycd.data import json_text, stores
 from raycd.errors import DataError
 
 
 def is_local(path: str) -> bool:
     """Whether `path` is a plain local path, as opposed to a URI (`s3://...`, `zip://...::...`)."""
-    return "://" not in path and "::" not in path
+    return "://" not in path
 
 
 class Folder:
@@ -29,6 +29,7 @@ class Folder:
             raise DataError("data.root is empty", expected="the folder or URI of the data set", do="set data.root")
         try:
             self._fs, self._path = fsspec.core.url_to_fs(root)
+            self._fs.invalidate_cache()  # a process may read a data set twice, and the store's have changed meanwhile
             there = self._fs.isdir(self._path)
         except (ImportError, ValueError, OSError) as error:
             raise DataError(
@@ -47,8 +48,12 @@ class Folder:
 
     def names(self, subfolder: str) -> list[str]:
         """Sorted names in a subfolder, read with one listing; none where it does not exist."""
+        folder = posixpath.join(self._path, subfolder)
         try:
-            listing = self._fs.ls(posixpath.join(self._path, subfolder), detail=False)
+            if is_local(self.root):
+                listing = self._fs.ls(folder, detail=False)
+            else:
+                listing = stores.ask(self.resolve(subfolder), lambda: self._fs.ls(folder, detail=False))
         except (FileNotFoundError, NotADirectoryError):
             return []
         return sorted(posixpath.basename(str(name).rstrip("/")) for name in listing)
@@ -68,9 +73,11 @@ class Folder:
     def read(self, path: str) -> bytes:
         """The bytes of a file. Raises `DataError` where it cannot be read."""
         try:
-            with fsspec.open(self.resolve(path), "rb") as file:
+            if not is_local(self.resolve(path)):
+                return stores.read(self.resolve(path))
+            with open(self.resolve(path), "rb") as file:
                 return bytes(file.read())
-        except (ImportError, ValueError, OSError) as error:
+        except (ValueError, OSError) as error:
             raise DataError(
                 f"{self.resolve(path)} cannot be read",
                 got=f"{type(error).__name__}: {error}",
@@ -78,19 +85,16 @@ class Folder:
             ) from error
 
     def json(self, path: str) -> Any:
-        """The content of a JSON file. Raises `DataError` with line and column where it is malformed."""
+        """The content of a JSON file. Raises `DataError` where it is malformed, as `json_text.loads` says it."""
         data = self.read(path)
         try:
-            return json.loads(data)
-        except json.JSONDecodeError as error:
-            got = f"{error.msg} at line {error.lineno}, column {error.colno}"
-            raise self._malformed(path, got) from error
-        except (UnicodeDecodeError, RecursionError) as error:
+            return json_text.loads(data)
+        except (ValueError, RecursionError) as error:
             raise self._malformed(path, str(error)) from error
 
     def _malformed(self, path: str, got: str) -> DataError:
         return DataError(
             f"{self.resolve(path)} is not valid JSON",
             got=got,
-            do="fetch the annotations again; the file may be cut off",
+            do="correct the file, or fetch the annotations again: it may be cut off",
         )

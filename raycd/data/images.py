@@ -2,27 +2,35 @@
 
 bytes --decode--> RGB image --Preprocess--> uint8 pixels --normalise--> float32 (3, size, size). What cannot be decoded
 whole is refused as `BrokenImage` with a reason that reports count by. Dimensions are read from the header before any
-pixel is decoded.
+pixel is decoded. Training, service, thumbnails and reports all read pictures here, and nowhere else does Pillow see the
+bytes of a file that others made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import errno
+import os
+import stat
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any, Literal, Self, get_args
+from typing import Any, BinaryIO, Literal, Self, TypeVar, get_args
 
-import fsspec
 import numpy as np
 import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from raycd.data import containers, levels, stores
 from raycd.data.folder import is_local
 from raycd.errors import DataError
 
+T = TypeVar("T")
 Reason = Literal["missing", "empty", "not_an_image", "truncated", "too_small", "too_large"]
 REASONS: tuple[Reason, ...] = get_args(Reason)
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+
+MAX_PIXELS, MIN_SIDE = 50_000_000, 8  # also data.max_pixels and data.min_side
 
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
 _TURNS = {
@@ -35,7 +43,17 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }  # EXIF orientation -> what makes it upright
 _SHRINK = "make it smaller"
+_MOST_SCANS = 64  # of a JPEG; cameras and programs make 1 to about 20
+_MOST_COVERED = 8  # how often the tiles of a TIFF may cover it: once for each of its planes
 _LONGEST_PADDED = 4096  # longer images are shrunk before they are padded: a strip of 8 x 65500 would take 10 GB
+
+_ABSENT = (  # why a path names no file that can be read; any other error says nothing about it
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM),
+    *(errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO, errno.ENODEV, errno.EINVAL),
+)
+
+# Pillow warns of damage, once for each of a thousand tags; what matters of it is an outcome of `decode`.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class BrokenImage(DataError):
@@ -55,38 +73,66 @@ def _restored(message: str, reason: Reason) -> BrokenImage:
     return BrokenImage(message, reason=reason)
 
 
-def load(path: str | None, *, max_pixels: int, min_side: int) -> Image.Image:
+def load(
+    path: str | None, *, max_pixels: int = MAX_PIXELS, min_side: int = MIN_SIDE, patient: bool = True
+) -> Image.Image:
     """`decode` of `read_bytes`; a null path is missing too. The message of a `BrokenImage` names the path."""
     if path is None:
         raise BrokenImage("no file was found for this image", reason="missing")
     try:
-        return decode(read_bytes(path), max_pixels=max_pixels, min_side=min_side)
+        return decode(read_bytes(path, patient=patient), max_pixels=max_pixels, min_side=min_side)
     except BrokenImage as error:
-        if path in str(error):
+        if _shown(path) in str(error):
             raise
-        raise BrokenImage(f"{path}: {error}", reason=error.reason) from error
+        raise BrokenImage(f"{_shown(path)}: {error}", reason=error.reason) from error
 
 
-def read_bytes(path: str) -> bytes:
+def read_bytes(path: str, *, patient: bool = True) -> bytes:
     """The bytes of a local file or any fsspec URI.
 
-    Raises `BrokenImage` (missing) where there is no file or no right to read it. A store that cannot be reached says
-    nothing about the image and is a plain `DataError`.
+    Raises `BrokenImage` (missing) where there is no file or no right to read a local one. A store that refuses, is busy
+    or cannot be reached says nothing about the image and is a plain `DataError`, after some tries where `patient`.
     """
     try:
-        with open(path, "rb") if is_local(path) else fsspec.open(path, "rb") as file:
+        if not is_local(path):
+            return stores.read(path, patient=patient)
+        with _open_local(path) as file:
             return bytes(file.read())
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
-        raise BrokenImage(f"{path} cannot be read", reason="missing", got=f"{type(error).__name__}: {error}") from error
-    except Exception as error:  # whatever a store uses: OSError, ImportError, those of botocore or aiohttp
+    except DataError:
+        raise
+    except Exception as error:
+        if _is_absent(error):
+            got = f"{type(error).__name__}: {error}"
+            raise BrokenImage(f"{_shown(path)} cannot be read", reason="missing", got=got) from error
         raise DataError(
-            f"reading {path} failed",
-            got=f"{type(error).__name__}: {error}",
-            do="check the store, its credentials and that the fsspec package of its protocol is installed",
+            f"reading {path} failed", got=f"{type(error).__name__}: {error}", do="check the disk that it lies on"
         ) from error
 
 
-def decode(data: bytes, *, max_pixels: int, min_side: int, formats: Sequence[str] = FORMATS) -> Image.Image:
+def _shown(path: str) -> str:
+    return repr(path)[1:-1]  # a path may hold what no terminal or file should: NUL, line breaks, surrogates
+
+
+def _open_local(path: str) -> BinaryIO:
+    """Open a regular file: a pipe would be waited for, and a device may have no end."""
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return file
+    file.close()
+    raise OSError(errno.ENXIO, "not a regular file", path)
+
+
+def _is_absent(error: Exception) -> bool:
+    if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)):
+        return True
+    if isinstance(error, OSError):
+        return error.errno in _ABSENT
+    return isinstance(error, ValueError)  # NUL in a path, or what no file system can encode
+
+
+def decode(
+    data: bytes, *, max_pixels: int = MAX_PIXELS, min_side: int = MIN_SIDE, formats: Sequence[str] = FORMATS
+) -> Image.Image:
     """Decode the first frame upright as RGB, transparency over white.
 
     Raises `BrokenImage`: empty; not_an_image (none of `formats`, which are some of FORMATS); too_large (more than
@@ -95,22 +141,72 @@ def decode(data: bytes, *, max_pixels: int, min_side: int, formats: Sequence[str
     """
     if not data:
         raise BrokenImage("the file is empty", reason="empty", got="0 bytes", expected="an image")
-    try:
-        image: Image.Image = Image.open(BytesIO(data), formats=FORMATS)
-        _check_format(image.format, formats)
+
+    def whole(data: bytes) -> Image.Image:
+        image = _opened(data, formats)
         _check_size(image.size, max_pixels, min_side)
+        _check_cost(data, image)
         image.load()
+        return _upright(image)
+
+    return _guarded(whole, data, formats)
+
+
+def format_of(data: bytes) -> str:
+    """The format by the header, one of FORMATS. Raises `BrokenImage`."""
+    return _guarded(lambda data: _kind(_opened(data, FORMATS)), data, FORMATS)
+
+
+def fitted(image: Image.Image, longest: int) -> Image.Image:
+    """The image with no side above `longest` and none under 1; itself where it fits."""
+    if max(image.size) <= longest:
+        return image
+    width, height = (max(round(side * longest / max(image.size)), 1) for side in image.size)
+    return image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def _guarded(act: Callable[[bytes], T], data: bytes, formats: Sequence[str]) -> T:
+    """`act` on a file, or on the pixels of a PNG where something else in it is damaged. Raises `BrokenImage` only."""
+    try:
+        return act(data)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BrokenImage("the image is too large", reason="too_large", got=error, do=_SHRINK) from error
     except BrokenImage:
         raise
-    except UnidentifiedImageError as error:
-        raise _unidentified(data, formats) from error
-    except Exception as error:  # Pillow's plugins raise anything on hostile bytes: zlib.error, struct.error, ...
+    except Exception as error:  # Pillow's plugins raise anything on hostile bytes: zlib.error, AssertionError, ...
+        pixels = containers.only_pixels(data)
+        if pixels is not None:
+            return _guarded(act, pixels, formats)
+        if isinstance(error, UnidentifiedImageError):
+            raise _unidentified(data, formats) from error
         raise BrokenImage(
             "the image is truncated or damaged", reason="truncated", got=f"{type(error).__name__}: {error}"
         ) from error
-    return _to_rgb(_upright(image))
+
+
+def _opened(data: bytes, formats: Sequence[str]) -> Image.Image:
+    """The image with its header read, and nothing decoded."""
+    image: Image.Image = Image.open(BytesIO(data), formats=FORMATS)
+    _check_format(_kind(image), formats)
+    return image
+
+
+def _kind(image: Image.Image) -> str:
+    return "JPEG" if image.format == "MPO" else str(image.format)  # MPO: a phone's JPEG with a second picture in it
+
+
+def _check_cost(data: bytes, image: Image.Image) -> None:
+    """A small file may make the decoder go over its pixels a million times."""
+    width, height = image.size
+    covered = sum((right - left) * (low - top) for _, (left, top, right, low), *_ in getattr(image, "tile", ()))
+    if covered > _MOST_COVERED * width * height or containers.has_more_scans(data, _MOST_SCANS):
+        raise BrokenImage(
+            "the image is damaged",
+            reason="truncated",
+            got="its pixels are stored many times over",
+            expected=f"at most {_MOST_SCANS} scans of a JPEG, and tiles of a TIFF that cover it once",
+            do="save it again",
+        )
 
 
 def _check_size(size: tuple[int, int], max_pixels: int, min_side: int) -> None:
@@ -134,8 +230,8 @@ def _check_size(size: tuple[int, int], max_pixels: int, min_side: int) -> None:
         )
 
 
-def _check_format(found: str | None, formats: Sequence[str]) -> None:
-    if ("JPEG" if found == "MPO" else found) not in formats:  # MPO: a phone's JPEG with a second picture in it
+def _check_format(found: str, formats: Sequence[str]) -> None:
+    if found not in formats:
         raise BrokenImage(
             "images of this format are not taken",
             reason="not_an_image",
@@ -147,7 +243,12 @@ def _check_format(found: str | None, formats: Sequence[str]) -> None:
 
 def _unidentified(data: bytes, formats: Sequence[str]) -> BrokenImage:
     if data.startswith(_SIGNATURES) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP"):
-        return BrokenImage("the image is truncated or damaged", reason="truncated", got=f"{len(data)} bytes")
+        return BrokenImage(
+            "the image is truncated or damaged, or stores its colours in an unusual way",
+            reason="truncated",
+            got=f"{len(data)} bytes",
+            do="save it again, with 8 bits a colour",
+        )
     return BrokenImage(
         "the file is not an image that can be read",
         reason="not_an_image",
@@ -157,32 +258,34 @@ def _unidentified(data: bytes, formats: Sequence[str]) -> BrokenImage:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turned as EXIF says; damaged EXIF is no reason to refuse good pixels."""
+    """RGB, turned as EXIF says, and nothing but pixels: damaged EXIF is no reason to refuse good ones."""
+    rgb = _to_rgb(image)
     try:
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # EXIF is untrusted bytes too: struct.error, SyntaxError, ...
-        return image
-    return image if turn is None else image.transpose(turn)
+        turn = None
+    if turn is not None:
+        rgb = rgb.transpose(turn)
+    rgb.info = {}  # Pillow would write a GIF's comment into the JPEG of a thumbnail, or fail where it is too long
+    return rgb
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # I;16 and, in some TIFFs, I: 16 bits in a wider integer
-        levels = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
-        image = Image.fromarray(((levels + 128) // 257).astype(np.uint8))
-    elif image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image)
-    elif image.mode == "RGB":
-        return image
     try:
-        return image.convert("RGB")
+        if image.mode.startswith(("I", "F")):
+            image = levels.to_grey(image)
+        elif image.mode == "La":  # grey with alpha that is multiplied already: Pillow takes two steps
+            image = image.convert("LA")
+        if image.has_transparency_data:
+            white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+            image = Image.alpha_composite(white, image.convert("RGBA"))
+        return image if image.mode == "RGB" else image.convert("RGB")
     except ValueError as error:
         raise BrokenImage(
             "the image's colours cannot be read",
             reason="not_an_image",
-            got=f"mode {image.mode}",
-            do="convert it to RGB",
+            got=f"mode {image.mode}: {error}",
+            do="convert it to RGB of 8 bits a colour",
         ) from error
 
 
@@ -239,9 +342,7 @@ class Preprocess:
         """(size, size): the shorter side resized to size, the longer one cropped about its centre."""
         long, short = max(image.size), min(image.size)
         if long > _LONGEST_PADDED and long / short >= self.target_pad:
-            shrink = _LONGEST_PADDED / long
-            width, height = (max(round(side * shrink), 1) for side in image.size)
-            image = image.resize((width, height), Image.Resampling.BICUBIC)
+            image = fitted(image, _LONGEST_PADDED)
         image = TargetPad(self.target_pad)(image)
         short = min(image.size)
         if max(image.size) > 4 * short:  # only where target_pad allows it: of a strip, the middle is enough

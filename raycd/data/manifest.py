@@ -7,7 +7,8 @@
                attributes  optional; an object, {"colour": "blue"}, as a struct, a map or JSON text
     triplets   reference   image_id
                target      image_id; may be null in split test only
-               captions    a list of texts, or one string with "|" between them; or `caption`, one text
+               captions    a list of texts (also one written as text, in JSON or as pandas does), or one string with
+                           "|" between them; or `caption`, one text
                triplet_id  optional; "<category>/<split>/<row>" where absent
                category    optional; the gallery that is searched; "all" where absent
                split       optional; "train" where absent
@@ -23,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Container, Sequence
 from typing import NamedTuple
 
-from raycd.data import attributes, rows
+from raycd.data import attributes, captions, json_text, rows
 from raycd.data.attributes import Attributes
 from raycd.data.build import DatasetBuilder, TripletRow
 from raycd.data.folder import Folder
@@ -33,6 +34,10 @@ from raycd.errors import DataError
 
 CATEGORY = "all"
 SPLITS = ("train", "val", "test")
+_CATEGORY_REMEDY = (
+    "`category` and `split` say which gallery a triplet searches, in both tables alike; what kind of thing an image"
+    " shows is an attribute: leave the column `category` out of both tables, or name it something else, such as type"
+)
 GALLERY_COLUMNS = ("image_id", "path", "category", "split", attributes.COLUMN)
 TRIPLET_COLUMNS = ("reference", "target", "captions", "caption", "triplet_id", "category", "split")
 
@@ -44,7 +49,7 @@ def read(root: str, triplets: str, gallery: str) -> Dataset:
     SPLITS, or an image_id with two paths or other attributes. That the images exist is not checked here.
     """
     folder = Folder(root)
-    builder = DatasetBuilder()
+    builder = DatasetBuilder(_CATEGORY_REMEDY)
     images = _read_gallery(folder, builder, gallery)
     _read_triplets(folder, builder, triplets, images, gallery)
     paths = {image_id: image.path for image_id, image in images.items()}
@@ -111,10 +116,23 @@ def _read_triplets(folder: Folder, builder: DatasetBuilder, name: str, images: C
 
 
 def _captions(row: Row, where: str) -> list[str]:
-    value = row["captions"] if "captions" in row else [row["caption"]]
-    texts = [text.strip() for text in value.split("|")] if isinstance(value, str) else value
+    value = row["captions"] if "captions" in row else row["caption"]
+    texts = value if "captions" in row else [value]
+    if isinstance(value, str):
+        try:
+            listed = captions.listed(value)
+        except ValueError as error:
+            raise DataError(
+                f"{where} has no usable caption",
+                got=json_text.shown(value),
+                expected=f'["is red", "no belt"], texts with | between them, or one text: {error}',
+            ) from error
+        if listed is not None or "captions" in row:
+            texts = listed or [text.strip() for text in value.split("|")]
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
-        raise DataError(f"{where} has no usable caption", got=repr(value)[:200], expected="one text or more, none null")
+        raise DataError(
+            f"{where} has no usable caption", got=json_text.shown(value), expected="one text or more, none null"
+        )
     return texts
 
 
@@ -133,7 +151,7 @@ def _text(row: Row, column: str, where: str, default: str | None = None) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
         raise DataError(
             f"{where} has no usable {column}",
-            got="null" if value is None else repr(value)[:200],
+            got="null" if value is None else json_text.shown(value),
             expected="a text or a whole number",
             do=f"fill {column} in" + (", or leave the whole column out" if default is not None else ""),
         )

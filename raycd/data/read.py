@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 
 from raycd.config import DataConfig
-from raycd.data import cirr, fashioniq, manifest
+from raycd.data import cirr, fashioniq, files, manifest
 from raycd.data.schema import Dataset
 
 
@@ -21,12 +21,15 @@ def read(config: DataConfig, root: str | None = None) -> Dataset:
     return fashioniq.read(root, config.categories)
 
 
-def content_hash(dataset: Dataset) -> str:
-    """Hash of images (ids, and whether a file was found), galleries and triplets; the same wherever the files lie.
+def content_hash(dataset: Dataset, *, drawn: bool = False) -> str:
+    """Hash of images (ids, and which files they are), galleries and triplets; the same wherever the files lie.
 
-    Attributes have a hash of their own: nothing is trained, embedded or measured anew because they change.
+    A file that comes, goes, or changes its size or modification time (in a store: its etag) changes the hash, see
+    `files`. Of images that were `drawn` by raycd itself the size alone counts, so that a run may be copied in any way.
+    Attributes have a hash of their own: nothing is trained, embedded or measured anew because they change. Raises
+    DataError where a store does not answer.
     """
-    found = [path is not None for path in dataset.images["path"].to_pylist()]
+    found = files.states(dataset.images["path"].to_pylist(), times=not drawn)
     return _hash(
         [dataset.images["image_id"].to_pylist(), found, dataset.gallery.to_pydict(), dataset.triplets.to_pydict()]
     )

@@ -5,7 +5,6 @@ Everything that goes wrong while a table is parsed becomes a `DataError` that na
 
 from __future__ import annotations
 
-import json
 import posixpath
 from collections.abc import Mapping, Sequence
 from io import BytesIO
@@ -15,6 +14,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
+from raycd.data import json_text
 from raycd.data.folder import Folder
 from raycd.errors import DataError
 
@@ -25,7 +25,8 @@ def read(folder: Folder, name: str, wanted: Sequence[str], *, others: bool = Fal
     """The rows of a table, and the names of all its columns. A column of the first row is in every row.
 
     Of Parquet and CSV only the columns in `wanted` are read; with `others` those of texts, numbers and booleans, too.
-    All columns of CSV are text, as they stand in the file: "007" stays "007".
+    All columns of CSV are text, as they stand in the file: "007" stays "007". Spaces around a column's name do not
+    count, and columns without a name are not there; two of one name that would be read are a `DataError`.
     """
     data, extension = folder.read(name), posixpath.splitext(name)[1].lower()
     if extension in (".jsonl", ".ndjson"):
@@ -33,21 +34,41 @@ def read(folder: Folder, name: str, wanted: Sequence[str], *, others: bool = Fal
     if extension not in (".csv", ".parquet"):
         raise DataError(f"{name} is in an unknown format", got=extension, expected=".parquet, .csv, .jsonl or .ndjson")
     table = _arrow(data, name, extension)
-    columns = [field.name for field in table.schema if field.name in wanted or (others and _plain(field.type))]
-    return table.select(columns).to_pylist(), table.column_names
+    names = [field.name.strip() for field in table.schema]
+    read = [
+        place
+        for place, (column, field) in enumerate(zip(names, table.schema, strict=True))
+        if column in wanted or (others and column and _plain(field.type))
+    ]
+    _refuse_twice([names[place] for place in read], names, name)
+    return table.select(read).rename_columns([names[place] for place in read]).to_pylist(), [n for n in names if n]
+
+
+def _refuse_twice(read: Sequence[str], names: Sequence[str], table: str) -> None:
+    twice = [column for column in dict.fromkeys(read) if read.count(column) > 1]
+    if twice:
+        raise DataError(
+            f"{table} has {read.count(twice[0])} columns {twice[0]!r}",
+            got=", ".join(name or "(no name)" for name in names),
+            expected="each name once",
+            do="rename one of them or leave it out; two captions of a triplet are one column `captions`, a list of"
+            " texts or one text with | between them",
+        )
 
 
 def _plain(kind: pa.DataType) -> bool:
     """Whether a column holds texts, numbers or booleans; not lists, dates or bytes."""
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    tests = ("is_string", "is_large_string", "is_boolean", "is_integer", "is_floating")
-    return any(getattr(pa.types, test)(kind) for test in tests)
+    kind = kind.value_type if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind) else kind
+    tests = ("string", "large_string", "string_view", "boolean", "integer", "floating", "decimal")
+    return any(getattr(pa.types, f"is_{test}")(kind) for test in tests)
 
 
 def _arrow(data: bytes, name: str, extension: str) -> pa.Table:
     try:
         if extension == ".parquet":
-            return pyarrow.parquet.read_table(BytesIO(data))
+            table = pyarrow.parquet.ParquetFile(BytesIO(data)).read()
+            table.validate(full=True)  # texts that are no UTF-8
+            return table
         parse = pyarrow.csv.ParseOptions(newlines_in_values=True)
         with pyarrow.csv.open_csv(BytesIO(data), parse_options=parse) as header:
             text = dict.fromkeys(header.schema.names, pa.string())
@@ -64,15 +85,17 @@ def _json_lines(data: bytes, name: str) -> tuple[list[Row], list[str]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except ValueError as error:
+            row = json_text.loads(line)
+        except (ValueError, RecursionError) as error:
             raise DataError(
                 f"{name}, line {number} is not valid JSON", got=error, expected="one object a line"
             ) from error
         if not isinstance(row, dict):
             raise DataError(
-                f"{name}, line {number} is not an object", got=repr(row)[:200], expected="one object a line"
+                f"{name}, line {number} is not an object", got=json_text.shown(row), expected="one object a line"
             )
-        rows.append(row)
+        names = [column.strip() for column in row]
+        _refuse_twice(names, names, f"{name}, line {number}")
+        rows.append(dict(zip(names, row.values(), strict=True)))
     found = list(dict.fromkeys(column for row in rows for column in row))
     return [{column: row.get(column) for column in found} for row in rows], found

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+AVERAGE = "average"  # where metrics have the mean over all categories: no category's name
+
 IMAGE = pa.schema(
     [
         pa.field("image_id", pa.string(), nullable=False),  # unique in the data set
@@ -78,3 +80,8 @@ class Dataset:
     def triplets_of(self, split: str) -> pa.Table:
         """The triplets of one split, in the order of the annotations."""
         return self.triplets.filter(pa.array([s == split for s in self.triplets["split"].to_pylist()], pa.bool_()))
+
+    def images_of(self, split: str) -> list[str]:
+        """Return the image ids of a split's galleries, in order; an image of several galleries comes several times."""
+        mask = pa.array([s == split for s in self.gallery["split"].to_pylist()], pa.bool_())
+        return list(self.gallery.filter(mask)["image_id"].to_pylist())

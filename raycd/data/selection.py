@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 
@@ -13,21 +17,16 @@ SELECTION = "selection"
 def carve(dataset: Dataset, fraction: float, seed: int) -> Dataset:
     """The same data set with about `fraction` of each category's train targets moved to the split "selection".
 
-    All triplets of one target stand on the same side, so that no target is both trained on and selected on; at least
-    one target of each category moves where fraction > 0. The gallery of the new split is the images of its triplets.
-    The train gallery stays whole.
+    All triplets of one target stand on the same side, whatever their categories, so that no target is both trained on
+    and selected on. Where fraction > 0, at least one target of each category moves, except that train keeps one of
+    each: a category of a single target stays in train. The gallery of the new split is the images of its triplets. The
+    train gallery stays whole, but mining takes no substitutes from the new split (`raycd.mine.make_pools`).
     """
     if fraction <= 0:
         return dataset
-    rng = np.random.default_rng([seed, 7])
     rows = dataset.triplets.to_pylist()
-    held: set[tuple[str, str]] = set()
-    train = [row for row in rows if row["split"] == "train"]
-    for category in dict.fromkeys(row["category"] for row in train):
-        targets = sorted({row["target"] for row in train if row["category"] == category})
-        count = max(1, round(fraction * len(targets)))
-        held.update((category, targets[i]) for i in rng.permutation(len(targets))[:count])
-    moved = [row["split"] == "train" and (row["category"], row["target"]) in held for row in rows]
+    held = _held(rows, fraction, seed)
+    moved = [row["split"] == "train" and row["target"] in held for row in rows]
     splits = [SELECTION if move else row["split"] for row, move in zip(rows, moved, strict=True)]
     place = dataset.triplets.schema.get_field_index("split")
     triplets = dataset.triplets.set_column(place, dataset.triplets.schema.field(place), pa.array(splits, pa.string()))
@@ -40,3 +39,25 @@ def carve(dataset: Dataset, fraction: float, seed: int) -> Dataset:
     gallery = [{"category": c, "split": SELECTION, "image_id": i} for c, i in members]
     added = pa.Table.from_pylist(gallery, schema=GALLERY)
     return Dataset(dataset.images, pa.concat_tables([dataset.gallery, added]), triplets)
+
+
+def _held(rows: Sequence[Mapping[str, Any]], fraction: float, seed: int) -> set[str]:
+    """Draw the targets that move, category by category."""
+    rng = np.random.default_rng([seed, 7])
+    categories: dict[str, set[str]] = {}  # of each target
+    for row in rows:
+        if row["split"] == "train":
+            categories.setdefault(row["target"], set()).add(row["category"])
+    kept = Counter(category for own in categories.values() for category in own)
+    held: set[str] = set()
+    for category in dict.fromkeys(row["category"] for row in rows if row["split"] == "train"):
+        targets = sorted(target for target, own in categories.items() if category in own)
+        least = len(targets) - max(1, round(fraction * len(targets)))
+        for place in rng.permutation(len(targets)):
+            target = targets[place]
+            if kept[category] <= least:
+                break
+            if target not in held and all(kept[other] > 1 for other in categories[target]):
+                held.add(target)
+                kept.subtract(categories[target])
+    return held

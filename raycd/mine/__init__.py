@@ -4,7 +4,7 @@ rows = of_triplets(image_ids, triplets)                                # ids -> 
 pools = make_pools(mine.pool, gallery, rows)                           # where substitutes may come from
 found = find_neighbours(image_ND, pools, mine)                         # eq. 8, and eq. 9 at its loosest
 table = make_candidates(rows, found, image_ND, text_TD, encoder=hash)  # every replacement, with its matching score
-pseudo, counts = filter_candidates(table, eps_low=0.9, eps_high=0.995, s_max=4, alpha=0.6)  # milliseconds
+pseudo, counts = filter_candidates(table, **resolve(table, mine))      # milliseconds
 
 Only the last line depends on the thresholds, so trying others needs no feature. Arrays in, tables out: no Ray, no
 files. `raycd.runtime.mining` finds the neighbours and makes the candidates on a cluster, with equal results.
@@ -23,6 +23,8 @@ from raycd.mine.searched import Searched, low_recall, searched
 from raycd.mine.searched import line as searched_line
 from raycd.mine.searcher import FAISS_GPU, Searcher, on_gpu
 from raycd.mine.shards import Shard, Visit, make_shards, row_bytes, visits
+from raycd.mine.thresholds import Thresholds, resolve
+from raycd.mine.thresholds import line as thresholds_line
 
 __all__ = [
     "CANDIDATES",
@@ -36,6 +38,7 @@ __all__ = [
     "Searched",
     "Searcher",
     "Shard",
+    "Thresholds",
     "TripletRows",
     "Visit",
     "choose_examples",
@@ -50,11 +53,13 @@ __all__ = [
     "of_triplets",
     "on_gpu",
     "recall",
+    "resolve",
     "row_bytes",
     "sample",
     "searched",
     "searched_line",
     "summary",
+    "thresholds_line",
     "visits",
     "warnings",
 ]

@@ -1,8 +1,9 @@
 """Candidates: every triplet with its reference or its target replaced by a neighbour, and stage 1's matching score.
 
-No threshold of eq. 9 is applied yet, so `filter_candidates` can try any of them on this table. A replacement that makes
-reference and target the same image asks for no change and says nothing: it never becomes a pseudo triplet. It stays in
-the table without a score, because it still takes its place among the s_max substitutes of its image.
+No threshold of eq. 9 is applied yet, so `filter_candidates` can try any of them on this table. Two sorts of replacement
+never become pseudo triplets: one that makes reference and target the same image asks for no change and says nothing,
+and one that gives the reference and target of a triplet of the data set is that triplet under another text. They stay
+in the table without a score, because they still take their places among the s_max substitutes of an image.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from raycd.errors import DataError
 from raycd.mine.keys import DECIMALS
 from raycd.mine.neighbours import META
-from raycd.mine.pools import Rows, TripletRows
+from raycd.mine.pools import Rows, TripletRows, pairs_of
 
 SIDES = ("reference", "target")
 _CHUNK = 256  # candidates measured at once: their features stay in a core's cache
@@ -38,7 +39,7 @@ CANDIDATES = pa.schema(
         pa.field("similarity", pa.float64(), nullable=False),  # cosine of replaced and substitute, 6 decimals
         pa.field("rank", pa.int32(), nullable=False),  # place of the substitute among all neighbours, from 0
         pa.field("truncated", pa.bool_(), nullable=False),  # the replaced image has more neighbours than the table
-        pa.field("score", pa.float64()),  # matching score, 6 decimals; null where reference and target are the same
+        pa.field("score", pa.float64()),  # matching score, 6 decimals; null where it can be no pseudo triplet
     ]
 )
 
@@ -99,10 +100,13 @@ def make_candidates(
         encoder: Fingerprint of the encoder that made both.
         score: What measures the pairs.
     Returns:
-        The table. Its metadata holds the encoder, S, the floor and the number of images that could be replaced.
+        The table. Its metadata holds the encoder, S, the floor, the number of images that could be replaced, and how
+        many candidates have the pair of a triplet of the data set.
     """
     pairs = _replace(triplets, neighbours)
-    useful = pairs.reference_C != pairs.target_C
+    different = pairs.reference_C != pairs.target_C
+    known = different & np.isin(pairs_of(pairs.reference_C, pairs.target_C), triplets.pairs)
+    useful = different & ~known
     measured = score(image_ND, text_TD, pairs.reference_C[useful], pairs.target_C[useful], pairs.triplet_C[useful])
     score_C = np.zeros(len(useful))
     score_C[useful] = measured
@@ -127,7 +131,8 @@ def make_candidates(
     columns["rank"] = pa.array(pairs.rank_C, pa.int32())
     columns["truncated"] = pa.array(pairs.truncated_C)
     columns["score"] = pa.array(score_C, mask=~useful)
-    meta = json.loads(neighbours.schema.metadata[META]) | {"encoder": encoder, "images": pairs.images}
+    meta = json.loads(neighbours.schema.metadata[META])
+    meta |= {"encoder": encoder, "images": pairs.images, "known_pairs": int(known.sum())}
     return pa.Table.from_pydict(columns, schema=CANDIDATES).replace_schema_metadata({META: json.dumps(meta)})
 
 

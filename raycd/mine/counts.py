@@ -28,6 +28,7 @@ class Counts(Left):
 
     groups: list[Group]
     degenerate: int  # replacements that make reference and target the same image; counted nowhere else
+    known_pairs: int  # those that give the reference and target of a triplet of the data set; likewise
     images: int  # images that the triplets name (once a pool)
     images_without_substitute: int  # those whose substitute set (eq. 9) is empty
     images_cut_short: int  # those with fewer than s_max substitutes because only S neighbours were kept

@@ -17,6 +17,7 @@ from raycd.config import MineConfig
 from raycd.data.schema import PSEUDO_TRIPLET
 from raycd.mine.filter import filter_candidates
 from raycd.mine.keys import DECIMALS
+from raycd.mine.thresholds import resolve
 
 GROUPS = ("good", "borderline", "refused")
 THRESHOLDS = ("alpha", "eps_low", "eps_high")
@@ -45,12 +46,12 @@ def choose_examples(candidates: pa.Table, mine: MineConfig, *, count: int, seed:
         mine: The thresholds.
         seed: Draws the good ones, and decides between equal distances.
     """
-    within, _ = filter_candidates(
-        candidates, eps_low=mine.eps_low, eps_high=mine.eps_high, s_max=mine.s_max, alpha=-math.inf
-    )
+    now = resolve(candidates, mine)
+    eps_low, eps_high, alpha = now["eps_low"], now["eps_high"], now["alpha"]
+    within, _ = filter_candidates(candidates, eps_low=eps_low, eps_high=eps_high, s_max=now["s_max"], alpha=-math.inf)
     similarity_C, score_C = within["similarity"].to_numpy(), within["score"].to_numpy()
-    away_C3 = np.stack([np.abs(score_C - mine.alpha), similarity_C - mine.eps_low, mine.eps_high - similarity_C], 1)
-    kept_C = score_C > mine.alpha
+    away_C3 = np.stack([np.abs(score_C - alpha), similarity_C - eps_low, eps_high - similarity_C], 1)
+    kept_C = score_C > alpha
     near_C = np.where(kept_C, away_C3.argmin(axis=1), 0)
     distance_C = np.round(away_C3[np.arange(len(within)), near_C], DECIMALS)
 

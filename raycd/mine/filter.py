@@ -58,7 +58,8 @@ def filter_candidates(
     counts: Counts = {
         **_left({name: int(mask.sum()) for name, mask in masks.items()}),
         "groups": _groups(candidates, masks),
-        "degenerate": int(len(useful) - useful.sum()),
+        "degenerate": int(len(useful) - useful.sum()) - meta.get("known_pairs", 0),
+        "known_pairs": meta.get("known_pairs", 0),
         "images": meta["images"],
         "images_without_substitute": meta["images"] - _distinct(image[substitute], images),
         "images_cut_short": _distinct(image[cut], images),
@@ -92,7 +93,7 @@ def _check(eps_low: float, eps_high: float, s_max: int, meta: dict[str, Any]) ->
 
 
 def _meta(candidates: pa.Table) -> dict[str, Any]:
-    """What the candidates' metadata says: encoder, neighbours (S), floor, images."""
+    """What the candidates' metadata says: encoder, neighbours (S), floor, images, known pairs."""
     try:
         meta: dict[str, Any] = json.loads(candidates.schema.metadata[META])
     except (KeyError, TypeError, ValueError):

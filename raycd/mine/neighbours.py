@@ -65,7 +65,7 @@ def find_neighbours(
                 by = nearest(unit_PD) if nearest else _by_setting(unit_PD, mine)
                 held, searcher = visit.shard, Searcher(unit_PD, rows_P, mine, by)
             queries_BD = normalise(features_ND, visit.rows_B)
-            lists.add(visit.first, searcher(visit.rows_B, queries_BD, np.arange(len(queries_BD))))
+            lists.add(visit.place_B, searcher(visit.rows_B, queries_BD, np.arange(len(queries_BD))))
             bar.advance(len(visit.rows_B))
     return lists.table()
 
@@ -107,11 +107,11 @@ class Lists:
         self._pools, self._mine = pools, mine
         self._key_QS = np.full((sum(len(pool.queries_Q) for pool in pools), mine.neighbours + 1), NOTHING)
 
-    def add(self, first: int, key_BS: Keys) -> None:
-        """What one shard has for the queries from `first` on (of all pools'): sorted keys (B, S + 1)."""
+    def add(self, place_B: NDArray[np.int64], key_BS: Keys) -> None:
+        """What one shard has for the queries at `place_B` (among all pools'), each once: sorted keys (B, S + 1)."""
         for start in range(0, len(key_BS), _BLOCK):
-            own = self._key_QS[first + start : first + min(start + _BLOCK, len(key_BS))]
-            own[:] = merged(own, key_BS[start : start + _BLOCK])
+            own = place_B[start : start + _BLOCK]
+            self._key_QS[own] = merged(self._key_QS[own], key_BS[start : start + _BLOCK])
 
     def table(self) -> pa.Table:
         """Table NEIGHBOURS: by pool, then image. Its metadata names S and the floor."""

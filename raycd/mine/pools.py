@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from raycd.data.selection import SELECTION
 from raycd.errors import DataError
 
 Rows = NDArray[np.int32]
+Pairs = NDArray[np.int64]  # reference << 32 | target, each by row
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,12 @@ class TripletRows:
     categories: pa.StringArray  # (T,)
     reference_T: Rows
     target_T: Rows
+    others_K: Pairs = field(default_factory=lambda: np.empty(0, np.int64))  # pairs of further triplets of the data set
+
+    @property
+    def pairs(self) -> Pairs:
+        """The pairs that triplets of the data set have: no replacement may give one of them again."""
+        return np.concatenate([pairs_of(self.reference_T, self.target_T)[self.known_T], self.others_K])
 
     @property
     def known_T(self) -> NDArray[np.bool_]:
@@ -33,19 +41,29 @@ class TripletRows:
 
 @dataclass(frozen=True)
 class Pool:
-    """The images that may substitute for `queries_Q`: all train images (name ""), or those of one category."""
+    """The images that may substitute for `queries_Q`: those of all train images (name ""), or of one category.
+
+    Queries that are not among them are held out: they have substitutes and are none.
+    """
 
     name: str
     rows_P: Rows  # ascending, each once
-    queries_Q: Rows  # ascending, each once, all of them among rows_P
+    queries_Q: Rows  # ascending, each once
 
 
-def of_triplets(image_ids: Sequence[str] | pa.Array, triplets: pa.Table) -> TripletRows:
+def pairs_of(reference_K: Rows, target_K: Rows) -> Pairs:
+    """Return references and targets as pairs."""
+    pairs: Pairs = reference_K.astype(np.int64) << 32 | target_K
+    return pairs
+
+
+def of_triplets(image_ids: Sequence[str] | pa.Array, triplets: pa.Table, others: pa.Table | None = None) -> TripletRows:
     """Triplets (schema TRIPLET) by row of the features, T rows in the order of the table.
 
     Args:
         image_ids: The id of each row of the features, each once.
         triplets: Triplets to replace images of, in the order of the text features.
+        others: Further triplets of the data set, whose pairs are not to come out either.
     Raises:
         DataError: A triplet names an image that has no features, or an id stands twice.
     """
@@ -58,6 +76,7 @@ def of_triplets(image_ids: Sequence[str] | pa.Array, triplets: pa.Table) -> Trip
         categories=_whole(triplets["category"]),
         reference_T=_rows(ids, triplets["reference"]),
         target_T=_rows(ids, triplets["target"]),
+        others_K=np.empty(0, np.int64) if others is None else _pairs(ids, others),
     )
 
 
@@ -65,8 +84,11 @@ def make_pools(kind: str, gallery: pa.Table, triplets: TripletRows, *, split: st
     """The pools of `mine.pool`: one named "" for "all", one for each category of the triplets for "category".
 
     A pool holds the images of the split's galleries (schema GALLERY) that have features, and those of the triplets
-    themselves. An image of several galleries stands in several pools.
+    themselves, but no image of the selection split's galleries: whatever is chosen on that split would otherwise have
+    been trained on. An image of several galleries stands in several pools.
     """
+    held = gallery.filter(pc.equal(gallery["split"], SELECTION))["image_id"]
+    held_H = pc.index_in(held, value_set=triplets.image_ids).drop_null().to_numpy()
     gallery = gallery.filter(pc.equal(gallery["split"], split))
     row_G = pc.index_in(gallery["image_id"], value_set=triplets.image_ids).fill_null(-1).to_numpy().astype(np.int32)
     category_G = np.asarray(gallery["category"].to_pylist(), dtype=object)
@@ -75,7 +97,7 @@ def make_pools(kind: str, gallery: pa.Table, triplets: TripletRows, *, split: st
 
     def pool(name: str, here_G: NDArray[np.bool_], here_T: NDArray[np.bool_]) -> Pool:
         queries_Q = np.unique(np.concatenate([triplets.reference_T[here_T], triplets.target_T[here_T]]))
-        members = np.union1d(row_G[here_G & (row_G >= 0)], queries_Q)
+        members = np.setdiff1d(np.union1d(row_G[here_G & (row_G >= 0)], queries_Q), held_H)
         return Pool(name, members.astype(np.int32), queries_Q.astype(np.int32))
 
     if kind == "all":
@@ -86,6 +108,13 @@ def make_pools(kind: str, gallery: pa.Table, triplets: TripletRows, *, split: st
 
 def _whole(column: pa.ChunkedArray) -> pa.Array:
     return pa.array(column.to_pylist(), pa.string())
+
+
+def _pairs(ids: pa.Array, triplets: pa.Table) -> Pairs:
+    """The pairs of triplets whose two images have features."""
+    reference, target = (pc.index_in(triplets[side], value_set=ids) for side in ("reference", "target"))
+    both = pc.and_(reference.is_valid(), target.is_valid())
+    return pairs_of(*(column.filter(both).to_numpy() for column in (reference, target)))
 
 
 def _rows(ids: pa.Array, column: pa.ChunkedArray) -> Rows:

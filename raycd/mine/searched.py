@@ -28,7 +28,7 @@ def searched(shards: Sequence[Shard], dim: int, mine: MineConfig, *, recall: flo
     tenths = math.ceil(10 * largest * row_bytes(dim, mine) / (1 << 20))
     return {
         "kind": mine.index,
-        "shards": len(shards),
+        "shards": sum(shard.found for shard in shards),
         "worker_mib": tenths / 10,
         "recall": round(recall, 4),
         "sample": sample,

@@ -10,6 +10,9 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from raycd.approximate import PER_LIST
 from raycd.config import MineConfig
 from raycd.mine.pools import Pool, Rows
@@ -21,6 +24,7 @@ class Shard:
 
     pool: int  # place of the pool in their list
     rows_P: Rows  # ascending
+    found: bool = True  # False: images that are held out; queries live here, and nothing is found here
 
 
 @dataclass(frozen=True)
@@ -29,18 +33,20 @@ class Visit:
 
     shard: int  # place of the shard in their list
     home: int  # the shard of the same pool that holds these queries themselves
-    first: int  # place of the first of these queries among the queries of all pools
+    place_B: NDArray[np.int64]  # where these queries stand among the queries of all pools
     rows_B: Rows  # the queries
 
 
 def make_shards(pools: Sequence[Pool], dim: int, mine: MineConfig) -> list[Shard]:
     """The pools in equal parts that need at most `mine.worker_mib` each."""
     most = max(1, (mine.worker_mib << 20) // row_bytes(dim, mine))
-    shards = []
+    shards: list[Shard] = []
     for place, pool in enumerate(pools):
-        count = -(-len(pool.rows_P) // most)
-        size = -(-len(pool.rows_P) // count) if count else 1
-        shards += [Shard(place, pool.rows_P[start : start + size]) for start in range(0, len(pool.rows_P), size)]
+        held_out = np.setdiff1d(pool.queries_Q, pool.rows_P)
+        for rows, found in ((pool.rows_P, True), (held_out, False)):
+            count = -(-len(rows) // most)
+            size = -(-len(rows) // count) if count else 1
+            shards += [Shard(place, rows[start : start + size], found) for start in range(0, len(rows), size)]
     return shards
 
 
@@ -63,18 +69,11 @@ def row_bytes(dim: int, mine: MineConfig) -> int:
 
 def visits(pools: Sequence[Pool], shards: Sequence[Shard], size: int) -> Iterator[Visit]:
     """Every query once to every shard of its pool, at most `size` at a time, shard by shard."""
-    starts = {}
-    first = 0
-    for place, pool in enumerate(pools):
-        starts[place], first = first, first + len(pool.queries_Q)
+    starts = np.cumsum([0, *(len(pool.queries_Q) for pool in pools)])
+    living = [np.flatnonzero(np.isin(pools[shard.pool].queries_Q, shard.rows_P)) for shard in shards]
     for number, shard in enumerate(shards):
         for home, other in enumerate(shards):
-            if other.pool == shard.pool and len(other.rows_P):
-                yield from _from(number, home, pools[shard.pool], other, starts[shard.pool], size)
-
-
-def _from(number: int, home: int, pool: Pool, other: Shard, start: int, size: int) -> Iterator[Visit]:
-    """The visits of the queries that live in `other`."""
-    low, high = pool.queries_Q.searchsorted([other.rows_P[0], other.rows_P[-1] + 1])
-    for at in range(low, high, size):
-        yield Visit(number, home, start + at, pool.queries_Q[at : min(at + size, high)])
+            if shard.found and other.pool == shard.pool:
+                for at in range(0, len(living[home]), size):
+                    own = living[home][at : at + size]
+                    yield Visit(number, home, starts[shard.pool] + own, pools[shard.pool].queries_Q[own])

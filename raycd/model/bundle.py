@@ -4,6 +4,7 @@
     encoder/           as `Encoder.save` writes it: weights, model configuration, preprocessing
     head/              as `fusion.save` writes it
     gallery.parquet    image_id, categories, path, attributes, feature; its metadata names the encoder of the features
+                       and the folder of the run, see `moved`
     index.faiss        the structure of an `Index` over the features, in the same order
     index.safetensors  its numbers
 
@@ -28,7 +29,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 
-from raycd import __version__
+from raycd import __version__, moved
 from raycd.config import Config
 from raycd.durable import replacing
 from raycd.errors import WeightsError
@@ -39,10 +40,11 @@ from raycd.index.files import sha256
 from raycd.model import encoder as encoders
 from raycd.model import fusion, sample
 from raycd.model.encoder import Encoder
+from raycd.model.finite import check_weights
 from raycd.model.fusion import HeadConfig, registry
 
 FORMAT = 2  # also in Manifest
-MANIFEST, GALLERY = "manifest.json", "gallery.parquet"
+MANIFEST, GALLERY = "manifest.json", moved.GALLERY
 FILES = (
     *(f"encoder/{name}" for name in (encoders.WEIGHTS, encoders.CONFIG, encoders.PREPROCESS)),
     *(f"head/{name}" for name in (registry.WEIGHTS, registry.SETTINGS)),
@@ -124,8 +126,12 @@ def gallery_table(
     fingerprint: str,
     *,
     attributes: Sequence[Mapping[str, str]] | None = None,
+    run: str = "",
 ) -> pa.Table:
-    """The searchable images: features (G, D) as the encoder of that fingerprint gives them, not normalised."""
+    """The searchable images: features (G, D) as the encoder of that fingerprint gives them, not normalised.
+
+    `run` is the folder of the run, by which pictures are found when it was moved.
+    """
     size, dim = features_GD.shape
     flat = pa.array(np.ascontiguousarray(features_GD, np.float32).reshape(-1))
     known = [image_ids, categories, paths, [list(one.items()) for one in attributes or [{}] * size]]
@@ -133,7 +139,7 @@ def gallery_table(
     features = pa.FixedSizeListArray.from_arrays(flat, dim)
     assert all(len(column) == size for column in columns)
     table = pa.table([*columns, features], names=[*SCHEMA.names, _FEATURE])
-    return table.replace_schema_metadata({_ENCODER: fingerprint.encode()})
+    return table.replace_schema_metadata({_ENCODER: fingerprint.encode(), moved.RUN: run.encode()})
 
 
 def gallery_features(gallery: pa.Table) -> NDArray[np.float32]:
@@ -144,7 +150,10 @@ def gallery_features(gallery: pa.Table) -> NDArray[np.float32]:
 
 
 def read_gallery(folder: Path) -> pa.Table:
-    """The gallery table of a bundle with its features, which `load` leaves on disk. Raises WeightsError: damaged."""
+    """The gallery table of a bundle as it was written, with its features, which `load` leaves on disk.
+
+    Raises WeightsError where it is damaged.
+    """
     table = _read_table(folder / GALLERY)
     feature = table.schema.field(_FEATURE).type if _FEATURE in table.column_names else pa.null()
     if not pa.types.is_fixed_size_list(feature) or feature.value_type != pa.float32():
@@ -194,6 +203,8 @@ def write(
     fingerprint = encoder.fingerprint()
     features_GD = gallery_features(gallery)
     _check_fit(folder, encoder, fingerprint, head_config, gallery, features_GD.shape)
+    check_weights(encoder.clip, "the encoder", do="fine-tune it again")
+    check_weights(head, "the fusion head", do="train it again")
     index = build_index(encoder, head, features_GD, config, example_texts, threads=config.compute.threads)
     with replacing(folder) as fresh:
         encoder.save(fresh / "encoder")
@@ -257,8 +268,9 @@ def load(folder: Path, *, threads: int = 0) -> Bundle:
         ) from error
     encoder = encoders.load_saved(folder / "encoder")
     head, head_config = fusion.load(folder / "head", dim=encoder.dim)
-    gallery = _read_table(folder / GALLERY, features=False)
+    gallery = _located(_read_table(folder / GALLERY, features=False), folder)
     index = Index.load(folder, manifest.files, threads=threads)
+    _check_finite(folder, index)
     fingerprint = encoder.fingerprint()
     if fingerprint != manifest.encoder.fingerprint:
         raise WeightsError(
@@ -269,6 +281,25 @@ def load(folder: Path, *, threads: int = 0) -> Bundle:
         )
     _check_fit(folder, encoder, fingerprint, head_config, gallery, (index.size, index.dim))
     return Bundle(folder, encoder, head, head_config, gallery, index, config, manifest)
+
+
+def _check_finite(folder: Path, index: Index) -> None:
+    """The features in the index have finite lengths. (Encoder and head were checked where they were read.)"""
+    lengths_G, (mean_D, covariance_DD) = index.lengths(np.arange(index.size)), index.moments()
+    if not all(np.isfinite(numbers).all() for numbers in (lengths_G, mean_D, covariance_DD)):
+        raise WeightsError(
+            f"the index of the bundle {folder} holds features that are not finite",
+            got=f"{int((~np.isfinite(lengths_G)).sum())} of {index.size} features",
+            expected="finite numbers",
+            do=_AGAIN,
+        )
+
+
+def _located(gallery: pa.Table, folder: Path) -> pa.Table:
+    """The gallery with the places that its pictures have today."""
+    column = gallery.schema.get_field_index("path")
+    paths = moved.Move.of(folder).locate_all(gallery["path"].to_pylist())
+    return gallery.set_column(column, gallery.schema.field(column), pa.array(paths, pa.string()))
 
 
 def _manifest(folder: Path) -> Manifest:

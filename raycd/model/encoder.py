@@ -24,6 +24,7 @@ from torch import nn
 from raycd.config import EncoderConfig, Precision
 from raycd.data.images import Preprocess
 from raycd.errors import WeightsError
+from raycd.model.finite import check_weights
 from raycd.model.recompute import recompute_blocks
 
 LOCAL_CONFIGS = Path(__file__).parent / "configs"
@@ -215,6 +216,7 @@ def _fill(clip: nn.Module, weights: Path) -> None:
             got=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
             do="check the file, and that encoder.name is the architecture that it was saved from",
         ) from error
+    check_weights(clip, f"the encoder {weights}", do="take another file, or run the stage again that wrote it")
 
 
 def _with_preprocess(clip: nn.Module, model_config: dict[str, Any], target_pad: float) -> Encoder:

@@ -123,6 +123,19 @@ class Query:
 
 
 @dataclass(frozen=True)
+class Sizes:
+    """How much a recall was measured on: queries in all, and the images of each category's gallery."""
+
+    queries: int
+    galleries: Sequence[int]
+
+    def __str__(self) -> str:
+        least, most = min(self.galleries, default=0), max(self.galleries, default=0)
+        images = f"{least:,}" if least == most else f"{least:,} to {most:,}"
+        return f"{self.queries:,} queries in galleries of {images} images"
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything that the page shows. What is empty or None leaves its section out."""
 
@@ -132,11 +145,13 @@ class Report:
     mining: Mapping[str, Any] = field(
         default_factory=dict
     )  # raycd.mine.Counts, or counts nested anyhow; see funnel.rows
+    thresholds: str = ""  # which cosines the thresholds are, where they were given as quantiles
     histograms: Sequence[Histogram] = ()
     pseudo: Sequence[PseudoExample] = ()
     queries: Sequence[Query] = ()
     missing: Mapping[str, Any] = field(default_factory=dict)  # ImageReport.to_dict()
     warnings: Sequence[str] = ()
+    sizes: Mapping[str, Sizes] = field(default_factory=dict)  # of the splits that recall is measured on
     config: str = ""  # YAML
     versions: Mapping[str, str] = field(default_factory=dict)  # {"raycd": "0.1.0", "torch": ...}
 
@@ -158,6 +173,7 @@ def render(report: Report) -> str:
         metrics=report.metrics,
         recall=table.recall_cells(report.metrics),
         gains=table.gains(report.metrics),
+        verdicts=table.verdicts(report.metrics),
         funnel=funnel.rows(report.mining),
         mined=funnel.facts(report.mining),
         counts=funnel.leaves(report.metrics.get("counts") or {}),

@@ -63,6 +63,50 @@ def gains(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     ]
 
 
+def verdicts(metrics: Mapping[str, Any]) -> list[str]:
+    """Say what is wrong with a result as a whole; nothing where each variant is at least as good as those before it.
+
+    Compared is the average recall at the first rank. The last variant has failed where images drawn at random from
+    the galleries would be as good.
+    """
+    variants: Mapping[str, Mapping[str, Mapping[str, float | None]]] = metrics.get("variants") or {}
+    key = next((key for recalls in variants.values() for key in recalls.get("average", {})), "")
+    found = {
+        name: value for name, cells in variants.items() if (value := cells.get("average", {}).get(key)) is not None
+    }
+    if not found:
+        return []
+    rank, (last, best) = key.replace("recall@", "R@"), list(found.items())[-1]
+    said = []
+    chance = _chance(metrics, key)
+    if chance is not None and best <= chance < 1:
+        said.append(
+            f"{label(last)} has failed: {rank} {percent(best)} is no better than images drawn at random "
+            f"({percent(chance)})"
+        )
+    said += [
+        f"{label(after)} is worse than {label(before)}: {rank} {percent(found[after])} "
+        f"instead of {percent(found[before])}"
+        for before, after in itertools.combinations(found, 2)
+        if found[after] < found[before]
+    ]
+    return said
+
+
+def _chance(metrics: Mapping[str, Any], key: str) -> float | None:
+    """The recall of images drawn at random, the mean over the galleries; None where their sizes are not known."""
+    sizes: list[int] = list(((metrics.get("counts") or {}).get("gallery") or {}).values())
+    k = key.rpartition("@")[2]
+    if not k.isdigit() or not sizes or not all(sizes):
+        return None
+    return sum(min(1.0, int(k) / size) for size in sizes) / len(sizes)
+
+
+def final_table(metrics: Mapping[str, Any]) -> str:
+    """Return `recall_table` beneath what is wrong with it as a whole."""
+    return "\n".join([*(f"warning: {verdict}" for verdict in verdicts(metrics)), recall_table(metrics)])
+
+
 def recall_table(metrics: Mapping[str, Any]) -> str:
     """The table as plain text, recall in per cent; empty where there are no variants.
 

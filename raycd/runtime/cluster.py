@@ -1,8 +1,7 @@
-"""The Ray cluster that a job works on: the one it was submitted to, or a local one of its own."""
+"""The Ray cluster that a job works on, and how its work is shared out there."""
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +10,8 @@ import ray
 
 from raycd import cli
 from raycd.config import ComputeConfig
-from raycd.errors import ConfigError, RunError
+from raycd.errors import ConfigError
+from raycd.runtime import local_ray
 
 
 @contextmanager
@@ -19,38 +19,15 @@ def connected() -> Iterator[None]:
     """Be connected to Ray inside of the block.
 
     RAY_ADDRESS (set for submitted jobs) names the cluster; without it a local one is started and ended. A connection
-    that is already there is used and left alone. Raises RunError where the named cluster does not answer.
+    that is already there is used and left alone. Raises RunError where there is no connection to be had.
     """
     if ray.is_initialized():
         yield
         return
     # Processes ask Ray Train for news every two seconds unless told otherwise: too seldom for epochs of a second.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
-    address = os.environ.get("RAY_ADDRESS")
-    if not address:
-        # A cluster of this process alone, on this machine, without a dashboard: nobody else has a token for it, and
-        # making one would write into the user's HOME.
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-        # Ray Data's actor pools make Ray print a line at level ERROR that means nothing here (ray issue 53727).
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    try:
-        ray.init(
-            address=address or "local",
-            include_dashboard=None if address else False,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-        )
-    except ConnectionError as error:
-        raise RunError(
-            f"the Ray cluster at {address} does not answer",
-            got=str(error).splitlines()[0],
-            do="start it, or unset RAY_ADDRESS to work on this machine",
-        ) from error
-    try:
-        with cli.sigterm_interrupts():  # ray.init has put a handler of its own in place
-            yield
-    finally:
-        ray.shutdown()
+    with local_ray.connected(), cli.sigterm_interrupts():  # ray.init has put a handler of its own in place
+        yield
 
 
 def uses_gpu(compute: ComputeConfig) -> bool:
@@ -61,7 +38,7 @@ def uses_gpu(compute: ComputeConfig) -> bool:
     if compute.device == "cpu":
         return False
     gpus = float(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
-    if compute.device == "gpu" and gpus == 0 and not os.environ.get("RAY_ADDRESS"):
+    if compute.device == "gpu" and gpus == 0 and not local_ray.address():
         raise ConfigError(
             "compute.device is gpu, but this machine has no GPU",
             got=f"{gpus:g} GPUs",

@@ -49,9 +49,9 @@ def find_neighbours(
     workers = cluster.fitting(compute.mine_workers or cluster.machines(), _resources(mine, compute))
     blocks = [_block(visit, shards) for visit in core.visits(pools, shards, _task_size(pools, shards, mine, workers))]
     if blocks:
-        search = _searching(stored, mine, compute, min(workers, len(blocks)), max(map(len, blocks)))
+        search = _searching(shards, stored, mine, compute, min(workers, len(blocks)), max(map(len, blocks)))
         for part in mapped("neighbours", "images", blocks, (_search, search)):
-            _add(part, lists, mine)
+            _add(part, lists)
             del part
         del search
     del stored
@@ -135,7 +135,7 @@ def _block(visit: core.Visit, shards: Sequence[core.Shard]) -> pa.Table:
     columns = {
         "shard": pa.repeat(pa.scalar(visit.shard, pa.int64()), size),
         "home": pa.repeat(pa.scalar(visit.home, pa.int64()), size),
-        "query": np.arange(visit.first, visit.first + size),
+        "query": visit.place_B,
         "place": pa.array(place_B, pa.int32()),
     }
     return pa.table(columns)
@@ -149,7 +149,7 @@ def _runs(ends: NDArray[np.bool_]) -> list[slice]:
 
 def _task_size(pools: Sequence[Pool], shards: Sequence[core.Shard], mine: MineConfig, workers: int) -> int:
     """Query images of one task. It is large, because Ray Data takes a fifth of a second between two of them."""
-    visits = sum(len(pools[shard.pool].queries_Q) for shard in shards)
+    visits = sum(len(pools[shard.pool].queries_Q) for shard in shards if shard.found)
     largest = max((len(shard.rows_P) for shard in shards), default=1)
     share = -(-visits // (TASKS * workers)) if workers > 1 else visits
     return max(mine.batch_size, min(share, PAIRS // largest))
@@ -165,15 +165,20 @@ def _resources(mine: MineConfig, compute: ComputeConfig) -> dict[str, float]:
 
 
 def _searching(
-    stored: Sequence[ray.ObjectRef[Any]], mine: MineConfig, compute: ComputeConfig, workers: int, largest: int
+    shards: Sequence[core.Shard],
+    stored: Sequence[ray.ObjectRef[Any]],
+    mine: MineConfig,
+    compute: ComputeConfig,
+    workers: int,
+    largest: int,
 ) -> dict[str, Any]:
     """How Ray Data runs the searching tasks, of blocks of `largest` rows at most."""
     resources = _resources(mine, compute)
     indexes: list[ray.ObjectRef[Any] | None] = [None] * len(stored)
     if mine.index != "flat":
-        progress.say(f"building {mine.index} of {len(stored)} shards")
+        progress.say(f"building {mine.index} of {sum(shard.found for shard in shards)} shards")
         build = ray.remote(num_cpus=compute.cpus_per_worker)(_build)
-        indexes = [build.remote(shard, mine) for shard in stored]
+        indexes = [build.remote(images, mine) if s.found else None for s, images in zip(shards, stored, strict=True)]
     return {
         "batch_format": "pyarrow",
         "compute": ray.data.TaskPoolStrategy(size=workers),
@@ -211,10 +216,11 @@ def _search(
         keys.append(searcher(rows_P[place_B[own]], unit_PD, place_B[own]))
     key_BS = np.concatenate(keys)
     columns = [
+        block["shard"].combine_chunks(),
         block["query"].combine_chunks(),
         pa.FixedSizeListArray.from_arrays(pa.array(key_BS.ravel()), key_BS.shape[1]),
     ]
-    return pa.table(columns, names=["query", "keys"])
+    return pa.table(columns, names=["shard", "query", "keys"])
 
 
 def _searcher(
@@ -231,12 +237,12 @@ def _searcher(
     return _held[name]
 
 
-def _add(part: pa.Table, lists: core.Lists, mine: MineConfig) -> None:
-    """What a task found."""
-    query_B, flat = part["query"].to_numpy(), part["keys"].combine_chunks().flatten().to_numpy()
-    key_BS: NDArray[np.int64] = flat.reshape(len(part), mine.neighbours + 1)
-    for own in _runs(np.diff(query_B) != 1):
-        lists.add(int(query_B[own.start]), key_BS[own])
+def _add(part: pa.Table, lists: core.Lists) -> None:
+    """What a task found: of its visits, which may bring the same query from several shards, one at a time."""
+    shard_B, query_B, flat = (part[name].combine_chunks() for name in ("shard", "query", "keys"))
+    key_BS = flat.flatten().to_numpy().reshape(len(part), -1)
+    for own in _runs(np.diff(shard_B.to_numpy()) != 0):
+        lists.add(query_B.to_numpy()[own], key_BS[own])
 
 
 def _score(rows: pa.Table, images: ray.ObjectRef[Any], texts: ray.ObjectRef[Any]) -> pa.Table:

@@ -12,16 +12,21 @@ import sqlite3
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
+
+from fsspec.implementations.local import LocalFileSystem
+from sqlalchemy import URL, make_url
 
 from raycd import progress
 from raycd.config import TrackingConfig
 from raycd.errors import ConfigError, RaycdError, TrackingError
 from raycd.redact import without_passwords
+from raycd.run import open_place
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+DATABASE = "mlflow.db"
 PROBE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
 CALLS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
 UPLOADS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3"}  # a large bundle may take its time
@@ -35,16 +40,14 @@ class Store:
     Args:
         config: Its URI; empty means an SQLite file in `runs`.
         runs: Folder or URI that holds the runs.
-        lost: What to do when it no longer answers.
 
     Raises:
         ConfigError: No URI is given and `runs` is no local folder.
         TrackingError: The URI is malformed, does not answer, cannot be written or holds another version's tables.
     """
 
-    def __init__(self, config: TrackingConfig, runs: str | Path, *, lost: str = LOST) -> None:
-        self._lost = lost
-        folder = _local(runs)
+    def __init__(self, config: TrackingConfig, runs: str | Path) -> None:
+        folder = local_folder(runs)
         if not config.uri and folder is None:
             raise ConfigError(
                 "the MLflow record has no place",
@@ -52,7 +55,7 @@ class Store:
                 expected="a tracking URI",
                 do="set --tracking.uri (e.g. http://host:5000), or --tracking.enabled false",
             )
-        self.uri = config.uri or f"sqlite:///{folder / 'mlflow.db' if folder else ''}"
+        self.uri = config.uri or database_uri(folder / DATABASE if folder else Path())
         self._root = f"{(folder / 'mlartifacts').as_uri() if folder else str(runs).rstrip('/') + '/mlartifacts'}"
         database = self._check()
         self._quieten()
@@ -71,12 +74,37 @@ class Store:
         ):
             found = self.client.get_experiment_by_name(name)
             if found is None:
-                return str(self.client.create_experiment(name, artifact_location=None if served else self._root))
-            if found.lifecycle_stage == "deleted":
+                made = self.client.create_experiment(name, artifact_location=None if served else self._root)
+                found = self.client.get_experiment(made)
+            elif found.lifecycle_stage == "deleted":
                 raise ValueError(f"experiment {found.experiment_id} is deleted")
-            if not served and found.artifact_location != self._root:
+            elif not served and found.artifact_location != self._root:
                 progress.say(f"note: artifacts of the MLflow experiment {name} go to {found.artifact_location}")
-            return str(found.experiment_id)
+        self._check_artifacts(found.artifact_location)
+        return str(found.experiment_id)
+
+    def check_model(self, name: str) -> None:
+        """Refuse now, not after all training, a name that MLflow takes for no model."""
+        with self.guard(f"the MLflow model {name} cannot be used", do="choose another --tracking.model"):
+            from mlflow.exceptions import MlflowException
+
+            try:
+                self.client.get_registered_model(name)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+
+    def _check_artifacts(self, location: str) -> None:
+        """Refuse now, not after all training, a store of artifacts that this process cannot reach."""
+        if urlsplit(location).scheme in ("", "file", "mlflow-artifacts"):
+            return
+        with self.guard(
+            f"the artifacts of the MLflow record cannot be kept in {without_passwords(location)}",
+            do="check that store's address and credentials, and that its package is installed (boto3 for s3://)",
+        ):
+            from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+            get_artifact_repository(location).list_artifacts()
 
     @contextlib.contextmanager
     def guard(self, what: str, *, do: str = "", limits: Mapping[str, str] = CALLS) -> Iterator[None]:
@@ -92,7 +120,7 @@ class Store:
                 what,
                 got=f"{type(error).__name__}: {first[0][:300]}",
                 expected=f"an answer from {without_passwords(self.uri)}",
-                do=do or self._lost,
+                do=do or LOST,
             ) from error
 
     def _check(self) -> Path | None:
@@ -104,11 +132,12 @@ class Store:
             whole = False
         if not whole:
             raise self._malformed("a server's address like http://127.0.0.1:5000")
-        if parts.scheme != "sqlite":
+        if parts.scheme.partition("+")[0] != "sqlite":
             return None
-        if not self.uri.startswith("sqlite:///") or self.uri == "sqlite:///":
+        name = self.uri.partition(":///")[2] and make_url(self.uri).database
+        if not name:
             raise self._malformed("a file like sqlite:///runs/mlflow.db, or sqlite:////absolute/mlflow.db")
-        file = Path(unquote(self.uri.removeprefix("sqlite:///").partition("?")[0]))
+        file = Path(name)
         with self.guard(f"the MLflow database {file} cannot be written", do="choose another --tracking.uri or --runs"):
             file.parent.mkdir(parents=True, exist_ok=True)
             with contextlib.closing(sqlite3.connect(file, timeout=20)) as database:
@@ -132,12 +161,19 @@ class Store:
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 
-def _local(runs: str | Path) -> Path | None:
-    """The absolute folder, or None for the URI of another place."""
-    text = str(runs)
-    if text.startswith("file://"):
-        return Path(unquote(urlsplit(text).path)).absolute()
-    return None if "://" in text else Path(text).absolute()
+def local_folder(runs: str | Path) -> Path | None:
+    """Return the absolute folder where a run's files go, or None for the URI of another place."""
+    file_system, path = open_place(str(runs))
+    return Path(path) if isinstance(file_system, LocalFileSystem) else None
+
+
+def database_uri(file: Path) -> str:
+    """Return the tracking URI of an SQLite file, whatever characters its path has."""
+    plain, quoted = f"sqlite:///{file}", URL.create("sqlite", database=str(file)).render_as_string()
+    if quoted == plain:
+        return plain
+    # Under its short name MLflow makes the folder of the database first, and takes the quoted name for the folder's.
+    return quoted.replace("sqlite", "sqlite+pysqlite", 1)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,8 @@
 """The stages in order, each skipped when its output is already there.
 
 A stage is done when its folder holds the fingerprint that its settings, its inputs and the data set ask for. So a
-pipeline that is started again continues, and a changed setting redoes the stages that it touches and those after them.
+pipeline that is started again continues, and a changed setting, or a file of the data set that came, went or changed,
+redoes the stages that it touches and those after them.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from raycd.data.read import attributes_hash, content_hash
 from raycd.data.schema import Dataset
 from raycd.errors import ConfigError
 from raycd.run import Run, Writing, fingerprint
-from raycd.runtime import cluster, results, stages, training
+from raycd.runtime import cluster, local_ray, results, stages, training
 from raycd.runtime.stages import Context
 from raycd.runtime.tracking import Tracker
 from raycd.train.fuse import new_head
@@ -42,8 +43,9 @@ class Stage:
 _DATA_LIMITS = ("data.max_pixels", "data.min_side")
 
 STAGES = (
-    Stage("catalogue", stages.catalogue, settings=["data.synthetic"], reads_data=False, version=3),
+    # First: a wrong encoder is refused before anything is drawn or read.
     Stage("encoder", stages.encoder, settings=["encoder", "pretrain"], reads_data=False),
+    Stage("catalogue", stages.catalogue, settings=["data.synthetic"], reads_data=False, version=3),
     Stage("zero_shot", stages.zero_shot, ["encoder"], ["embed.precision", *_DATA_LIMITS, "data.max_missing"]),
     Stage("stage1", stages.stage1, ["zero_shot"], ["stage1", "seed", "evaluate.protocol"]),
     Stage("embed", stages.embed, ["stage1"], ["embed.precision", *_DATA_LIMITS]),
@@ -62,18 +64,18 @@ STAGES = (
             "mine.ivf_probes",
             "mine.recall_sample",
         ],
-        version=2,
+        version=3,
     ),
     Stage(
         "filter",
         stages.filter_pseudo,
         ["mine"],
-        ["mine.eps_low", "mine.eps_high", "mine.s_max", "mine.alpha"],
+        ["mine.thresholds", "mine.eps_low", "mine.eps_high", "mine.s_max", "mine.alpha"],
         reads_data=False,
     ),
     Stage("stage2", stages.stage2, ["embed", "filter"], ["stage2", "seed", "evaluate.protocol"]),
     Stage("evaluate", stages.evaluate_variants, ["zero_shot", "stage2"], ["evaluate.protocol", "evaluate.ks"]),
-    Stage("bundle", stages.bundle_up, ["evaluate"], ["evaluate", "index"], reads_attributes=True, version=3),
+    Stage("bundle", stages.bundle_up, ["evaluate"], ["evaluate", "index"], reads_attributes=True, version=4),
 )
 _NOT_THE_RESULT = {  # settings of a section that change how fast a stage is, not what it gives
     "stage1.loader_workers",
@@ -121,6 +123,7 @@ def recorded(run: Run, stage: str) -> dict[str, Any]:
 def run(config: Config, *, until: str = STAGES[-1].name) -> Outcome:
     """Bring the run up to and including stage `until`; after the last one, write metrics.json and report.html."""
     run_name(config)
+    local_ray.address()  # a wrong one is told before any work
     # Read before the folder is made: a mistyped data.root must not claim the run's name, nor wait for weights.
     dataset = None if config.data.format == "synthetic" else stages.dataset(config, config.data.root)
     folder = run_folder(config)
@@ -226,5 +229,5 @@ class _Pipeline:
 
     def _dataset_hash(self) -> str:
         if self._data_hash is None:
-            self._data_hash = content_hash(self.context.dataset)
+            self._data_hash = content_hash(self.context.dataset, drawn=self.config.data.format == "synthetic")
         return self._data_hash

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from typing import Any
@@ -15,10 +16,11 @@ from raycd import __version__, evaluate
 from raycd.config import to_yaml
 from raycd.data.captions import evaluation_text
 from raycd.data.images import BrokenImage, load
+from raycd.data.selection import SELECTION
 from raycd.evaluate import Features, cached_query, top_images
-from raycd.mine import choose_examples
+from raycd.mine import choose_examples, thresholds_line
 from raycd.model import fusion
-from raycd.report.page import Curve, Histogram, PseudoExample, Query, Report, Result, render
+from raycd.report.page import Curve, Histogram, PseudoExample, Query, Report, Result, Sizes, render
 from raycd.report.pictures import Picture
 from raycd.runtime.stages import Context
 
@@ -47,6 +49,7 @@ def metrics(context: Context, names: Sequence[str]) -> dict[str, Any]:
 
 def report(context: Context, metrics: dict[str, Any]) -> str:
     """report.html."""
+    mine = context.config.mine
     filtered, overlaps = context.recorded("filter", "counts"), context.recorded("mine", "counts")["overlaps"]
     warnings = [*context.recorded("mine", "warnings"), *context.recorded("filter", "warnings")]
     warnings += [
@@ -59,16 +62,31 @@ def report(context: Context, metrics: dict[str, Any]) -> str:
             run=context.config.name or context.config.preset,
             metrics=metrics,
             curves=[curve for stage in ("stage1", "stage2") if (curve := _curve(context, stage)) is not None],
-            mining=filtered,
+            mining={**filtered, "images_held_out": context.recorded("mine", "counts")["held_out"]},
+            thresholds=thresholds_line(mine, filtered["settings"]) if mine.thresholds == "quantile" else "",
             histograms=_histograms(context),
             pseudo=_pseudo(context),
             queries=list(_queries(context)),
             missing=context.recorded("zero_shot", "missing"),
             warnings=warnings,
+            sizes=_sizes(context, metrics),
             config=to_yaml(context.config),
             versions={"raycd": __version__, **{name: version(name) for name in ("torch", "ray", "open_clip_torch")}},
         )
     )
+
+
+def _sizes(context: Context, metrics: dict[str, Any]) -> dict[str, Sizes]:
+    """What the curves' recall was measured on beside val's, where that is something else."""
+    stages = [context.run.record(stage) or {} for stage in ("stage1", "stage2")]
+    if not any(record.get("select_on") == SELECTION for record in stages):
+        return {}
+    data, val = context.dataset, metrics["counts"]
+    set_aside = Counter(row["category"] for row in data.gallery.to_pylist() if row["split"] == SELECTION)
+    return {
+        "the triplets set aside": Sizes(len(data.triplets_of(SELECTION)), list(set_aside.values())),
+        "val": Sizes(sum(val["queries"].values()), list(val["gallery"].values())),
+    }
 
 
 def _curve(context: Context, stage: str) -> Curve | None:
@@ -83,15 +101,15 @@ def _curve(context: Context, stage: str) -> Curve | None:
 
 
 def _histograms(context: Context) -> list[Histogram]:
-    settings = context.config.mine
+    now = context.recorded("filter", "counts")["settings"]  # cosines, also where quantiles were asked for
     table = pq.read_table(context.run.local("mine") / "candidates.parquet", columns=["similarity", "score"])
     if len(table) == 0:
         return []
-    marks = {"eps_low": settings.eps_low, "eps_high": settings.eps_high}
+    marks = {"eps_low": now["eps_low"], "eps_high": now["eps_high"]}
     score = table["score"].drop_null().to_numpy()
     return [
         Histogram("Similarity of an image and its substitute", table["similarity"].to_numpy(), marks),
-        Histogram("Matching score of a candidate", score, {"alpha": settings.alpha}),
+        Histogram("Matching score of a candidate", score, {"alpha": now["alpha"]}),
     ]
 
 

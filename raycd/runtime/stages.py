@@ -1,7 +1,7 @@
 """What each stage of the pipeline does: reads what earlier stages wrote, writes a folder of its own.
 
-catalogue   draws the embedded data set                                  (format synthetic only)
 encoder     the pre-trained CLIP, saved as raycd keeps encoders
+catalogue   draws the embedded data set                                  (format synthetic only)
 zero_shot   its features of all images, and which images are missing
 stage1      fine-tuned CLIP
 embed       its features of all images and all text variants
@@ -27,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from raycd import features, mine, progress
+from raycd import features, mine, progress, scratch
 from raycd.config import Config
 from raycd.data.captions import evaluation_text, example_texts, training_texts
 from raycd.data.garments import CATEGORIES
@@ -92,7 +92,10 @@ class Context:
 
 
 def dataset(config: Config, root: str) -> Dataset:
-    """Train, selection and val of the data set at `root`. Raises DataError, also where a split has no triplets."""
+    """Train, selection and val of the data set at `root`.
+
+    Raises DataError, also where a split has no triplets, or too few to learn from or to choose by.
+    """
     found = read(config.data, root)
     for split, purpose in (("train", "train on"), ("val", "evaluate on")):
         if len(found.triplets_of(split)) == 0:
@@ -101,7 +104,25 @@ def dataset(config: Config, root: str) -> Dataset:
                 got=f"{len(found.triplets)} triplets, none in split {split}",
                 do=f"add triplets of split {split}",
             )
-    return carve(found, config.data.selection_fraction, config.seed)
+    carved = carve(found, config.data.selection_fraction, config.seed)
+    _check_targets(carved, config)
+    return carved
+
+
+def _check_targets(dataset: Dataset, config: Config) -> None:
+    """Refuse a train split that teaches nothing, and a selection split without triplets where it is to choose."""
+    left, held = (len(pc.unique(dataset.triplets_of(split)["target"])) for split in ("train", SELECTION))
+    chosen_on = SELECTION in (config.stage1.select_on, config.stage2.select_on)
+    if left >= 2 and (held or not chosen_on):
+        return
+    raise DataError(
+        "the train triplets have too few different targets",
+        got=f"{left + held}, of which data.selection_fraction {config.data.selection_fraction:g} sets {held} aside",
+        expected="at least 2 to train on, because a target is told from the others"
+        + (", and 1 of a category of several to choose the best epoch by" if chosen_on else ""),
+        do="add triplets of other targets; where nearly all are set aside, lower data.selection_fraction; to set none "
+        "aside, give data.selection_fraction 0 and stage1.select_on and stage2.select_on last",
+    )
 
 
 def catalogue(context: Context, writing: Writing) -> None:
@@ -133,6 +154,8 @@ def zero_shot(context: Context, writing: Writing) -> None:
         context.run.write_json("missing_images.json", missing.to_dict())
         reasons = ", ".join(f"{count} {reason}" for reason, count in missing.counts().items())
         progress.say(f"{len(missing)} images are missing or broken: {reasons}; listed in {listed}")
+    else:
+        context.run.discard("missing_images.json")  # of a time when some were
     missing.check(len(context.dataset.images), context.config.data.max_missing, listed=listed)
 
 
@@ -175,7 +198,7 @@ def mine_candidates(context: Context, writing: Writing) -> None:
     settings, compute = context.config.mine, context.config.compute
     ids = _embedded(context)
     train = _readable(context.dataset.triplets_of("train"), ids)
-    rows = mine.of_triplets(ids, train)
+    rows = mine.of_triplets(ids, train, context.dataset.triplets)
     pools = mine.make_pools(settings.pool, context.dataset.gallery, rows)
     found = mining.find_neighbours(_image_features(context), pools, settings, compute)
     searched = _searched(context, found, pools)
@@ -185,7 +208,12 @@ def mine_candidates(context: Context, writing: Writing) -> None:
     table = mining.make_candidates(rows, found, images.values.numpy(), text_TD, encoder=mark, compute=compute)
     pq.write_table(found, writing.folder / "neighbours.parquet")
     pq.write_table(table, writing.folder / "candidates.parquet")
-    writing.record["counts"] = {"images": len(found), "candidates": len(table), "overlaps": _overlaps(context.dataset)}
+    writing.record["counts"] = {
+        "images": len(found),
+        "held_out": len(set(context.dataset.images_of(SELECTION))),
+        "candidates": len(table),
+        "overlaps": _overlaps(context.dataset),
+    }
     writing.record |= {"index": searched, "warnings": mine.low_recall(searched)}
 
 
@@ -193,12 +221,13 @@ def filter_pseudo(context: Context, writing: Writing) -> None:
     """Keep the candidates that the thresholds allow."""
     settings = context.config.mine
     table = pq.read_table(context.run.local("mine") / "candidates.parquet")
-    kept, counts = mine.filter_candidates(
-        table, eps_low=settings.eps_low, eps_high=settings.eps_high, s_max=settings.s_max, alpha=settings.alpha
-    )
+    now = mine.resolve(table, settings)
+    kept, counts = mine.filter_candidates(table, **now)
     pq.write_table(kept, writing.folder / "pseudo_triplets.parquet")
     warnings = mine.warnings(counts)
     writing.record |= {"counts": counts, "warnings": warnings}
+    if settings.thresholds == "quantile":
+        progress.say(mine.thresholds_line(settings, now))
     for line in [*mine.summary(counts), *(f"warning: {line}" for line in warnings)]:
         progress.say(line)
 
@@ -287,6 +316,7 @@ def bundle_up(context: Context, writing: Writing) -> None:
         images.take(ids).numpy(),
         tuned.fingerprint(),
         attributes=[dict(known[key]["attributes"]) for key in ids],
+        run=context.run.root,
     )
     recalls = context.recorded("evaluate", "variants")[head_config.name]["average"]
     metrics = {"protocol": context.config.evaluate.protocol, **recalls}
@@ -335,7 +365,8 @@ def _image_features(context: Context) -> NDArray[np.float32]:
 def _readable(triplets: pa.Table, image_ids: Sequence[str]) -> pa.Table:
     """The triplets both of whose images have features."""
     known = set(image_ids)
-    return triplets.filter([row["reference"] in known and row["target"] in known for row in triplets.to_pylist()])
+    readable = [row["reference"] in known and row["target"] in known for row in triplets.to_pylist()]
+    return triplets.filter(pa.array(readable, pa.bool_()))
 
 
 def _searched(context: Context, found: pa.Table, pools: Sequence[mine.Pool]) -> mine.Searched:
@@ -348,7 +379,7 @@ def _searched(context: Context, found: pa.Table, pools: Sequence[mine.Pool]) -> 
     dim = context.recorded("stage1", "dim")
     shards = mine.make_shards(pools, dim, settings)
     searched = mine.searched(shards, dim, settings, recall=recall, sample=sample)
-    if settings.index != "flat" or len(shards) > len(pools):
+    if settings.index != "flat" or searched["shards"] > len(pools):
         progress.say(f"mine: {mine.searched_line(searched)}")
     for warning in mine.low_recall(searched):
         progress.say(f"warning: {warning}")
@@ -369,14 +400,17 @@ def _storage(context: Context, writing: Writing) -> dict[str, str]:
 
 
 def _make_finetune(inputs: Any, config: Config, device: torch.device) -> Task[Any]:
-    loaded = encoders.load_saved(local_copy(inputs["encoder"]))
+    with scratch.folder() as place:
+        loaded = encoders.load_saved(local_copy(inputs["encoder"], place))
     return FineTune(loaded.to(device), inputs["dataset"], inputs["paths"], config)
 
 
 def _make_fuse(inputs: Any, config: Config, device: torch.device) -> Task[Any]:
-    folder = local_copy(inputs["features"])
-    images, _ = features.read(folder / IMAGES)
-    texts, _ = features.read(folder / TEXTS)
-    pseudo = pq.read_table(local_copy(inputs["pseudo"]) / "pseudo_triplets.parquet")
+    with scratch.folder() as place:
+        folder = local_copy(inputs["features"], place)
+        images, _ = features.read(folder / IMAGES)
+        texts, _ = features.read(folder / TEXTS)
+    with scratch.folder() as place:
+        pseudo = pq.read_table(local_copy(inputs["pseudo"], place) / "pseudo_triplets.parquet")
     head, _ = new_head(config, inputs["dim"])
     return Fuse(head.to(device), inputs["dataset"], pseudo, images, texts, config)

@@ -13,7 +13,10 @@ is "recall_at_10" there. With tracking.enabled false every call does nothing and
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
+import shlex
 import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,13 +29,14 @@ from raycd import __version__, progress
 from raycd.config import Config, flatten
 from raycd.errors import TrackingError
 from raycd.redact import without_passwords
-from raycd.runtime.mlflow_store import CALLS, LOST, PROBE, UPLOADS, Store
+from raycd.runtime.mlflow_store import CALLS, DATABASE, PROBE, UPLOADS, Store, database_uri, local_folder
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _BATCH = 1000  # metrics of one request, MLflow's limit; of parameters and tags it takes 100
 _LONGEST = 6000  # characters of a parameter
+_LONGEST_PART = 100  # characters of a part of a metric's name; MLflow takes 250 of the whole
 
 
 class Run:
@@ -127,7 +131,6 @@ class Tracker(Run):
         run_id: str = "",
         name: str = "",
         more: Mapping[str, str] = MappingProxyType({}),
-        lost: str = LOST,
     ) -> Tracker:
         """Reach MLflow, and start a run or go on with `run_id`.
 
@@ -140,7 +143,6 @@ class Tracker(Run):
             run_id: The `run_id` of the pipeline that is continued.
             name: What the run is called; by default the configuration's name.
             more: Parameters beside the configuration.
-            lost: What its errors tell to do when MLflow goes away later.
 
         Raises:
             ConfigError: runs_dir is remote and tracking.uri empty.
@@ -148,8 +150,9 @@ class Tracker(Run):
         """
         if not config.tracking.enabled:
             return cls(None, "", "", "", {})
-        store = Store(config.tracking, runs_dir, lost=lost)
+        store = Store(config.tracking, runs_dir)
         experiment = store.experiment(config.tracking.experiment)
+        store.check_model(config.tracking.model)
         params = {**_params(config), **more}
         with store.guard("the MLflow run cannot be started"):
             if not run_id or not _continues(store, run_id, params):
@@ -224,8 +227,14 @@ class Tracker(Run):
 
 def how_to_see(config: Config) -> str:
     """A command or sentence that shows a user the record."""
-    uri = config.tracking.uri or f"sqlite:///{config.runs}/mlflow.db"
-    return f"mlflow ui --backend-store-uri {without_passwords(uri)}" if config.tracking.enabled else "no record is kept"
+    if not config.tracking.enabled:
+        return "no record is kept"
+    uri = config.tracking.uri
+    if not uri:
+        folder = local_folder(config.runs)
+        assert folder is not None, "the record of runs on a store has a URI"
+        uri = database_uri(Path(os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else folder) / DATABASE)
+    return f"mlflow ui --backend-store-uri {shlex.quote(without_passwords(uri))}"
 
 
 def _start(store: Store, experiment: str, config: Config, params: Mapping[str, str], before: str, name: str) -> str:
@@ -285,8 +294,15 @@ def _numbers(nested: Mapping[str, Any], prefix: str = "") -> list[tuple[str, flo
 
 
 def _metric_name(name: str) -> str:
-    """recall@10 -> recall_at_10; other characters that MLflow refuses become "_"."""
-    return re.sub(r"[^\w.\- ]", "_", str(name).replace("@", "_at_")).strip(". ") or "_"
+    """Return a part of a metric's name that MLflow takes: recall@10 -> recall_at_10.
+
+    A part that cannot stay as it is, "tops & tees" or one that is too long, ends in a piece of its hash, so that no two
+    names become one; so does a name that looks like the result of such a change.
+    """
+    changed = re.sub(r"[^\w.\- ]", "_", name.replace("@", "_at_"))[:_LONGEST_PART].strip(". ") or "_"
+    if changed == name.replace("@", "_at_") and not re.search(r"_at_|-[0-9a-f]{8}$", name):
+        return changed
+    return f"{changed}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _create_model(client: MlflowClient, name: str) -> None:

@@ -6,23 +6,25 @@ the stage's fingerprint: the same stage started again continues there, another s
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow.fs
 import ray
 import ray.train
 import ray.train.torch
 import torch
+from fsspec.implementations.local import LocalFileSystem
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 
+from raycd import scratch
 from raycd.config import Config
+from raycd.errors import TrainingError
 from raycd.model.loss import rank
-from raycd.run import local_copy
+from raycd.run import open_place
 from raycd.runtime import cluster, relay
 from raycd.train import checkpoint
 from raycd.train.loop import EpochResult, Loop, Save, Schedule, Task, best_epoch
@@ -81,13 +83,16 @@ def train(
         inputs: What the workers need, small or by object reference.
         storage: Folder or URI for checkpoints; all workers reach it.
         name: Names this training in `storage`; the same name continues.
+    Raises:
+        TrainingError: The loss or the weights are no longer finite.
     """
     resources = cluster.worker_resources(config.compute)
     workers = cluster.fitting(config.compute.train_workers, resources)
     use_gpu = cluster.uses_gpu(config.compute)
+    file_system, path = _storage(storage)
     with relay.drawn(stage, "triplets") as board:
         trainer = _Trainer(
-            _worker,
+            _run,  # type: ignore[arg-type]  # Ray Train hands on what the first worker returns
             train_loop_config={
                 "make": make,
                 "inputs": dict(inputs),
@@ -99,7 +104,8 @@ def train(
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu, resources_per_worker=resources),
             run_config=RunConfig(
                 name=name,
-                storage_path=_absolute(storage),
+                storage_path=path,
+                storage_filesystem=file_system,
                 failure_config=FailureConfig(max_failures=1),
                 checkpoint_config=CheckpointConfig(
                     num_to_keep=2, checkpoint_score_attribute="score", checkpoint_score_order="max"
@@ -107,20 +113,41 @@ def train(
             ),
         )
         result = trainer.fit()
+    if isinstance(result.return_value, TrainingError):
+        raise result.return_value
     assert result.checkpoint is not None, "every epoch reports one"
-    last = _fetched(result.checkpoint)  # it stays, too, though it need not be among the best
-    history = checkpoint.read_history(last)
+    with scratch.folder() as folder:  # the last one stays, too, though it need not be among the best
+        history = checkpoint.read_history(_fetched(result.checkpoint, folder))
     kept = {int(metrics["epoch"]): saved for saved, metrics in result.best_checkpoints or []}
     best = best_epoch([entry for entry in history if entry["epoch"] in kept])
-    return Trained(_fetched(kept[best]), history, best)
+    return Trained(_fetched(kept[best], scratch.new_folder()), history, best)
 
 
-def _absolute(storage: str) -> str:
-    return storage if "://" in storage else str(Path(storage).resolve())
+def _storage(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    """Return the file system and the path in it that `uri` names: by fsspec, as for all else of a run.
+
+    Arrow's own file systems know fewer stores, and read their addresses and credentials from other variables.
+    """
+    file_system, path = open_place(uri)
+    if isinstance(file_system, LocalFileSystem):
+        return pyarrow.fs.LocalFileSystem(), path
+    return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(file_system)), path
 
 
-def _fetched(saved: Checkpoint) -> Path:
-    return local_copy(saved.path) if "://" in saved.path else Path(saved.path)
+def _fetched(saved: Checkpoint, folder: Path) -> Path:
+    """Return the local folder of a checkpoint: its own, or `folder`, into which it was copied from a store."""
+    if isinstance(saved.filesystem, pyarrow.fs.LocalFileSystem):
+        return Path(saved.path)
+    return Path(saved.to_directory(folder))
+
+
+def _run(spec: dict[str, Any]) -> TrainingError | None:
+    """Run `_worker`, and return the error that all workers raise together: raised, Ray Train would try it again."""
+    try:
+        _worker(spec)
+    except TrainingError as error:
+        return error
+    return None
 
 
 def _worker(spec: dict[str, Any]) -> None:
@@ -129,12 +156,14 @@ def _worker(spec: dict[str, Any]) -> None:
     device = ray.train.torch.get_device()
     task = spec["make"](spec["inputs"], spec["config"], device)
     before = ray.train.get_checkpoint()
-    restore = _fetched(before) if before is not None else None
 
     def bar(total: int, start: int) -> relay.RelayedBar:
         return relay.RelayedBar(spec["board"], total, start)
 
-    Loop(task, spec["schedule"], restore=restore, bar=bar).run(_report)
+    with scratch.folder() as folder:
+        restore = _fetched(before, folder) if before is not None else None
+        loop = Loop(task, spec["schedule"], restore=restore, bar=bar)
+    loop.run(_report)
 
 
 def _report(result: EpochResult, save: Save) -> None:
@@ -143,9 +172,6 @@ def _report(result: EpochResult, save: Save) -> None:
     if rank() != 0:
         ray.train.report(metrics)
         return
-    folder = tempfile.mkdtemp(prefix="raycd-checkpoint-")
-    try:
-        save(Path(folder))
+    with scratch.folder() as folder:
+        save(folder)
         ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

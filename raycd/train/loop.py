@@ -19,7 +19,8 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from raycd.errors import ConfigError
+from raycd.errors import ConfigError, DataError, TrainingError
+from raycd.model import finite
 from raycd.model.loss import rank, world_size
 from raycd.progress import Bar
 from raycd.train import checkpoint
@@ -27,6 +28,8 @@ from raycd.train.batches import Rows, batch_count, epoch_batches
 
 Batch = TypeVar("Batch")
 Save = Callable[[Path], None]
+
+LOOK_EVERY = 10  # steps from one look at the losses to the next: each waits for the device
 
 
 class Task(Protocol[Batch]):
@@ -137,11 +140,15 @@ class Loop(Generic[Batch]):
         if restore is not None:
             self.history = checkpoint.restore(restore, task.module, self.optimizer)
         self._batches = [batch_count(task.count(e), schedule.batch_size, world_size()) for e in range(schedule.epochs)]
+        self._check_batches()
         self._step = sum(self._batches[: len(self.history)])
 
     def run(self, report: Callable[[EpochResult, Save], None]) -> list[dict[str, Any]]:
         """Train the epochs that are left. `report(result, save)` is called on every worker after each of them;
         `save(folder)` writes a checkpoint from which the loop can go on. Returns the history of all epochs.
+
+        Raises TrainingError, on all workers at once, where the loss or the weights are no longer finite; an epoch
+        that ends so is not reported.
         """
         module = self.task.module
         wrapped = DistributedDataParallel(module) if world_size() > 1 else module
@@ -169,18 +176,62 @@ class Loop(Generic[Batch]):
             rank=rank(),
             world=world_size(),
         )
-        lr, losses = schedule.lr, []
+        lr, losses, looked = schedule.lr, [], 0
         for batch, own in zip(self.task.batches(epoch, rows), rows, strict=True):
             lr = schedule.lr_at(self._step, sum(self._batches))
             losses.append(self._update(module, batch, lr))
             self._step += 1
-            bar.advance(len(own) * world_size(), epoch=epoch + 1, loss=float(losses[-1]))
-        loss = float(_mean_over_workers(torch.stack(losses).mean())) if losses else math.nan
+            shown: dict[str, float] = {}
+            if len(losses) % LOOK_EVERY == 1 or len(losses) == len(rows):
+                shown["loss"], looked = self._look(losses[looked:], epoch, looked), len(losses)
+            bar.advance(len(own) * world_size(), epoch=epoch + 1, **shown)
+        self._check_weights(epoch, lr)
+        loss = float(_mean_over_workers(torch.stack(losses).mean()))
         seconds = time.monotonic() - began
         selection = self.task.select() if rank() == 0 else None
         score = float(epoch) if selection is None else selection
         rate = sum(len(own) for own in rows) * world_size() / max(seconds, 1e-9)
         return EpochResult(epoch, self.task.kind(epoch), loss, lr, seconds, rate, selection, score)
+
+    def _check_batches(self) -> None:
+        """Refuse an epoch in which a worker would have nothing to do."""
+        for epoch, batches in enumerate(self._batches):
+            if batches == 0:
+                raise DataError(
+                    f"{self.task.name} has too few triplets to train on",
+                    got=f"{self.task.count(epoch)} {self.task.kind(epoch)} triplets for {world_size()} workers",
+                    expected="at least one for each worker",
+                    do="add triplets of split train whose images can be read, or lower compute.train_workers",
+                )
+
+    def _look(self, losses: Sequence[torch.Tensor], epoch: int, first: int) -> float:
+        """Return the last of the losses, the mean over the workers; `first` counts the steps of the epoch before them.
+
+        Raises TrainingError where one is not finite.
+        """
+        values: list[float] = _mean_over_workers(torch.stack(list(losses))).tolist()
+        for number, value in enumerate(values):
+            if not math.isfinite(value):
+                step = self._step - len(values) + number
+                lr = self.schedule.lr_at(step, sum(self._batches))
+                raise self._not_finite(f"loss {value} in step {first + number + 1} of epoch {epoch + 1}", lr)
+        return values[-1]
+
+    def _check_weights(self, epoch: int, lr: float) -> None:
+        """Raise TrainingError where a weight is not finite on any worker."""
+        names = finite.broken(self.task.module.state_dict())
+        device = next(self.task.module.parameters()).device
+        if float(_mean_over_workers(torch.tensor(float(len(names)), device=device))) > 0:
+            raise self._not_finite(f"weights that are not finite after epoch {epoch + 1}", lr)
+
+    def _not_finite(self, got: str, lr: float) -> TrainingError:
+        setting = self.task.name.replace(" ", "").replace("-", "")  # "stage 1" is configured by stage1
+        return TrainingError(
+            f"{self.task.name} has diverged",
+            got=f"{got}, at a learning rate of {lr:g}",
+            expected="a finite loss and finite weights",
+            do=f"lower {setting}.lr, or set {setting}.precision fp32 where it is bf16",
+        )
 
     def _update(self, module: nn.Module, batch: Batch, lr: float) -> torch.Tensor:
         for group in self.optimizer.param_groups:

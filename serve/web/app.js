@@ -12,6 +12,7 @@ import { fromLink, isEmpty, isSame, toLink } from "./query.js";
 import { referenceImage, refuseReference, showReference, startReference } from "./reference.js";
 import { askToRemove, startRemoving } from "./remove.js";
 import { getInfo, newest, search } from "./service.js";
+import { startNames } from "./tiles.js";
 import { START, follow, showTrail } from "./trail.js";
 import { fileOf, isLost } from "./uploads.js";
 
@@ -34,6 +35,7 @@ async function start() {
     answer.showFailure(problem, null, start);
     return;
   }
+  startNames(info);
   fillForm(info, (text) => { byId("text").value = text; submit(); });
   startReference(info, () => { setReference(referenceImage(), false); if (waiting && referenceImage()) submit(); });
   picker.startPicker(info, { picked: pick, remove });
@@ -163,6 +165,7 @@ async function remove(imageId) {
 /** The gallery has changed, and with it what can be filtered by. */
 async function refresh() {
   info = await getInfo().catch(() => info);
+  startNames(info);
   refreshFilters(info);
   picker.offerCategories(info);
   suggestLabels(info);

@@ -13,6 +13,7 @@ let most = 0; // results at a time
 
 /** Offer what the service has: examples, categories, attributes, numbers of results. */
 export function fillForm(info, onExample) {
+  form.text.placeholder = info.example_texts[0] ?? "";
   byId("examples").replaceChildren(...info.example_texts.slice(0, 6).map((text) =>
     element("button", { type: "button", className: "chip", onclick: () => onExample(text) }, text)));
   most = info.limits.top_k;

@@ -23,9 +23,14 @@ export function tiles(items, onChoose, onRemove = null, fresh = []) {
   return grid;
 }
 
-export const nameOf = (item) => [item.category, item.image_id].filter(Boolean).join(" ");
+let categories = 0; // of the gallery: where there is one, it says nothing of an image
 
-/** The button in an image's corner that leads to its removal. */
+/** Name images by what the gallery is now. */
+export const startNames = (info) => { categories = Object.keys(info.categories).length; };
+export const categoryOf = (item) => categories > 1 ? item.category : "";
+export const nameOf = (item) => [categoryOf(item), item.image_id].filter(Boolean).join(" ");
+
+/** The button that leads to an image's removal: in its corner, or below it where nothing hovers. */
 export const removeButton = (item, onRemove) => element("button", { type: "button", className: "remove discard",
   title: "Remove from the gallery", "aria-label": `Remove ${nameOf(item)} from the gallery`,
   onclick: () => onRemove(item.image_id) }, byId("bin").content.cloneNode(true));

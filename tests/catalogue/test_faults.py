@@ -243,6 +243,7 @@ def opened(url: str, told: Any) -> None:
         told.put(catalogue.write([put(f"of-{os.getpid()}")], CLIP)[0].version)
 
 
+@pytest.mark.slow
 def test_processes_that_open_a_new_database_at_once_migrate_it_once(url: str) -> None:
     context = multiprocessing.get_context("spawn")
     told = context.Queue()

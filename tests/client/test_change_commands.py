@@ -167,6 +167,30 @@ def test_a_gallery_table_of_a_training_is_imported_as_it_is(
     assert second == {"image_id": "b", "image_base64": "cGl4ZWxz", "category": [], "attributes": {}}
 
 
+def test_a_table_whose_paths_start_elsewhere_is_imported_from_its_root(
+    run: Run, service: Service, tmp_path: Path, picture: Path, capsys: Any
+) -> None:
+    (tmp_path / "tables").mkdir()
+    table = tmp_path / "tables" / "gallery.csv"
+    table.write_text(CSV)
+    service.answers(Reply(body=info()))
+    assert run("import", str(table)) == 2
+    out, error = capsys.readouterr()
+    assert out == "0 of 2 images are in the gallery\n"
+    assert f"in {tmp_path}/tables; where paths start from another folder, name it by --root" in error
+    service.answers(Reply(body=info()), takes_all)
+    assert run("import", str(table), "--root", str(tmp_path)) == 0
+    assert "2 of 2 images are in the gallery" in capsys.readouterr().out
+
+
+def test_a_line_of_json_starts_from_the_root_too(run: Run, service: Service, tmp_path: Path, picture: Path) -> None:
+    (tmp_path / "lines").mkdir()
+    file = tmp_path / "lines" / "images.jsonl"
+    file.write_text('{"image_id": "a", "image": "x.jpg"}\n')
+    service.answers(Reply(body=info()), takes_all)
+    assert run("import", str(file), "--root", str(tmp_path)) == 0
+
+
 def test_parquet_may_have_its_attributes_in_one_column(
     run: Run, service: Service, tmp_path: Path, picture: Path
 ) -> None:
@@ -185,6 +209,8 @@ def test_parquet_may_have_its_attributes_in_one_column(
         ("image_id,path\na,x.jpg\n,x.jpg\n", "gallery.csv, row 2 is incomplete"),
         ("image_id,path\na,x.jpg\na,y.jpg\n", "gallery.csv, row 2 tells an image differently"),
         ("image_id,path,attributes\na,x.jpg,blue\n", "gallery.csv, row 1, attributes has the wrong shape"),
+        ("image_id,path,colour,colour\na,x.jpg,x,y\n", "gallery.csv has 2 columns 'colour'"),
+        ('image_id,path,attributes\na,x.jpg,"{""x"": ""\\ud83d""}"\n', "half a character"),
         ("", "gallery.csv cannot be read as csv"),
     ],
 )

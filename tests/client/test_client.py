@@ -171,14 +171,42 @@ def test_a_url_may_have_a_path_before_the_services_own(service: Service) -> None
     assert service.asked[0].path == "/below/v1/info"
 
 
+ODD_PROXIES = [
+    ("ALL_PROXY", "socks5://ann:s3cret@127.0.0.1:9"),
+    ("https_proxy", "socks4://127.0.0.1:9"),
+    ("HTTP_PROXY", "http://[::1"),
+    ("NO_PROXY", "example.com,fd00::/8"),
+    ("no_proxy", "[::1]"),
+]
+
+
+@pytest.fixture
+def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("all_proxy", "http_proxy", "https_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+@pytest.mark.usefixtures("no_proxies")
+@pytest.mark.parametrize(("name", "value"), [("HTTP_PROXY", "http://127.0.0.1:9"), *ODD_PROXIES])
 def test_proxies_of_the_environment_are_not_asked_for_loopback(
-    service: Service, monkeypatch: pytest.MonkeyPatch
+    service: Service, monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
-    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
-    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.setenv(name, value)
     service.answers(Reply(body=info()))
     with Client(service.url, retries=0) as client:
         assert client.info().version == "0.1.0"
+
+
+@pytest.mark.usefixtures("no_proxies")
+@pytest.mark.parametrize(("name", "value"), ODD_PROXIES)
+def test_proxies_that_cannot_be_used_are_one_message(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match="the proxies that the environment names cannot be used") as caught:
+        Client("http://shop.example")
+    assert f"got:      {name}: " in str(caught.value)
+    assert f"env -u {name} " in str(caught.value)
+    assert "s3cret" not in str(caught.value)
 
 
 def test_the_api_key_is_sent_and_never_shown(connect: Callable[..., Client], service: Service) -> None:
@@ -233,7 +261,7 @@ def test_certificates_that_cannot_be_read_are_told_by_their_variable(
         file.write_text(content)
     monkeypatch.setenv("SSL_CERT_FILE", str(file))
     with pytest.raises(ConfigError) as told:
-        Client("http://127.0.0.1:1")
+        Client("https://127.0.0.1:1")
     assert f"SSL_CERT_FILE={file}" in str(told.value)
     assert main(["info", "--url", "https://127.0.0.1:1"]) == 2
     assert "certificates" in capsys.readouterr().err

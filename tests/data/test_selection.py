@@ -30,19 +30,40 @@ def test_no_target_is_both_trained_on_and_selected_on(dataset: Dataset) -> None:
     assert len(targets(carved, SELECTION)) == 3
     assert len(targets(carved, "train")) == 7
     assert not targets(carved, SELECTION) & targets(carved, "train")
-    assert len(carved.triplets_of(SELECTION)) == 6 + 1  # two of each dress target, and the shirt
-    assert len(carved.triplets_of("train")) == 14
+    assert len(carved.triplets_of(SELECTION)) == 6  # two of each dress target; train keeps the only shirt
+    assert len(carved.triplets_of("train")) == 14 + 1
 
 
-def test_at_least_one_target_of_each_category_moves(dataset: Dataset) -> None:
-    carved = carve(dataset, 0.01, seed=0)
-    assert len(targets(carved, SELECTION)) == 1
-    assert targets(carved, SELECTION, "shirt") == {"s1"}
+def test_at_least_one_target_of_a_category_moves_and_one_stays(dataset: Dataset) -> None:
+    little, nearly_all = carve(dataset, 0.01, seed=0), carve(dataset, 0.99, seed=0)
+    assert (len(targets(little, SELECTION)), len(targets(little, "train"))) == (1, 9)
+    assert (len(targets(nearly_all, SELECTION)), len(targets(nearly_all, "train"))) == (9, 1)
+    assert targets(little, "train", "shirt") == targets(nearly_all, "train", "shirt") == {"s1"}
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.3, 0.99])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_target_of_several_categories_is_set_aside_in_all_of_them(fraction: float, seed: int) -> None:
+    builder = DatasetBuilder()
+    ids = [f"i{number}" for number in range(12)]
+    shared = {"shirt": ids[:8], "toptee": ids[4:], "hat": ids[4:5]}
+    for category, own in shared.items():
+        builder.add_gallery(category, "train", [*own, "reference"], source="x")
+        for target in own:
+            row = TripletRow(f"{category}/{target}", category, "train", "reference", target, ["is red"])
+            builder.add_triplet(row, where="here")
+    carved = carve(builder.build({}), fraction, seed=seed)
+    held = {target for category in shared for target in targets(carved, SELECTION, category)}
+    for category, own in shared.items():
+        assert targets(carved, "train", category) == set(own) - held
+        assert targets(carved, "train", category)
+    assert targets(carved, SELECTION, "shirt")
+    assert not targets(carved, SELECTION, "hat")
 
 
 def test_the_new_gallery_is_the_images_of_its_triplets(dataset: Dataset) -> None:
     carved = carve(dataset, 0.3, seed=0)
-    for category in ("dress", "shirt"):
+    for category in ("dress", "shirt"):  # of the latter there are none
         rows = [row for row in carved.triplets_of(SELECTION).to_pylist() if row["category"] == category]
         members = carved.gallery_ids(category, SELECTION)
         assert sorted(members) == sorted({row[side] for row in rows for side in ("reference", "target")})

@@ -93,7 +93,7 @@ def test_lists_may_come_in_any_order(seed: int) -> None:
         rows_P = shards[visit.shard].rows_P
         searcher = mine.Searcher(mine.normalise(features_ND, rows_P), rows_P, settings)
         queries_BD = mine.normalise(features_ND, visit.rows_B)
-        lists.add(visit.first, searcher(visit.rows_B, queries_BD, np.arange(len(queries_BD))))
+        lists.add(visit.place_B, searcher(visit.rows_B, queries_BD, np.arange(len(queries_BD))))
     assert lists.table().equals(mine.find_neighbours(features_ND, pools(), settings), check_metadata=True)
 
 

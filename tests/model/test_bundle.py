@@ -60,6 +60,28 @@ def test_a_round_trip_answers_queries_identically(tiny_bundle: Any, loaded: Bund
     assert Searcher(bundle.load(tmp_path / "again")).search(queries) == Searcher(loaded).search(queries)
 
 
+def test_a_bundle_of_a_moved_run_names_its_pictures_where_they_are(loaded: Bundle, tmp_path: Path) -> None:
+    old, new = tmp_path / "old" / "run", tmp_path / "new" / "run"
+    images = old / "catalogue" / "images"
+    images.mkdir(parents=True)
+    size = loaded.index.size
+    table = bundle.read_gallery(loaded.folder)
+    gallery = bundle.gallery_table(
+        table["image_id"].to_pylist(),
+        table["categories"].to_pylist(),
+        [*(f"{images}/{n}.jpg" for n in range(size - 2)), None, "/elsewhere/x.jpg"],
+        bundle.gallery_features(table),
+        loaded.encoder.fingerprint(),
+        run=str(old),
+    )
+    write(old / "bundle", loaded, gallery=gallery)
+    assert bundle.load(old / "bundle").gallery["path"][0].as_py() == f"{images}/0.jpg"
+    shutil.move(old, new)
+    paths = bundle.load(new / "bundle").gallery["path"].to_pylist()
+    assert paths[0] == f"{new}/catalogue/images/0.jpg"
+    assert paths[-2:] == [None, "/elsewhere/x.jpg"]
+
+
 def test_gallery_features_keep_their_values(loaded: Bundle) -> None:
     features = np.arange(6, dtype=np.float32).reshape(2, 3)
     table = bundle.gallery_table(["a", "b"], [["x"], []], ["a.jpg", None], features, "f")

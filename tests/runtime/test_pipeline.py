@@ -19,7 +19,7 @@ from raycd.data.garments import random_garment
 from raycd.data.synthetic import write_catalogue
 from raycd.errors import ConfigError, DataError, RunError
 from raycd.model import bundle
-from raycd.runtime import pipeline
+from raycd.runtime import pipeline, stages
 from raycd.search import Query, Searcher
 
 STAGES = ["encoder", "zero_shot", "stage1", "embed", "mine", "filter", "stage2", "evaluate", "bundle"]
@@ -417,3 +417,36 @@ def test_other_data_sets_run_through(
     variants = pipeline.recorded(run, "evaluate")["variants"]
     assert list(variants) == ["zero_shot", "fine_tuned", "clip_cd"]
     assert all(set(recalls) == {category, "average"} for recalls in variants.values())
+
+
+def test_images_that_are_put_back_are_picked_up_by_the_same_command(finished: Finished, tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    data = {**write_manifest(root), "root": str(root)}
+    lost = [(root / "images" / f"image-{n}.png") for n in (3, 7)]
+    kept = [file.rename(tmp_path / file.name) for file in lost]
+    encoder = {"pretrained": str(finished.folder / "encoder" / "encoder")}
+    config = finished.config(runs=str(tmp_path / "runs"), data=data, encoder=encoder, **UNTRACKED)
+    run = pipeline.run(config, until="zero_shot").run
+    assert pipeline.recorded(run, "zero_shot")["counts"]["missing"] == 2
+    assert pipeline.run(config, until="zero_shot").done == []
+    for file, place in zip(kept, lost, strict=True):
+        file.rename(place)
+    assert pipeline.run(config, until="zero_shot").done == ["zero_shot"]
+    assert pipeline.recorded(run, "zero_shot")["counts"]["missing"] == 0
+    assert not run.exists("missing_images.json")
+    assert pipeline.run(config, until="zero_shot").done == []
+
+
+def test_nothing_of_the_selection_split_and_no_triplet_of_the_data_set_is_a_pseudo_triplet(finished: Finished) -> None:
+    data = stages.dataset(finished.config(), finished.settings["data"]["root"])
+    pseudo = pq.read_table(finished.folder / "filter" / "pseudo_triplets.parquet").to_pylist()
+    held, annotated = data.triplets_of("selection").to_pylist(), data.triplets.to_pylist()
+    assert pseudo
+    assert held
+    images = {row[side] for row in held for side in ("reference", "target")}
+    assert sum(row[row["side"]] in images for row in pseudo) == 0
+    assert {row["target"] for row in pseudo} & {row["target"] for row in held} == set()
+    known = {(row["reference"], row["target"]) for row in annotated}
+    assert sum((row["reference"], row["target"]) in known for row in pseudo) == 0
+    counts = json.loads((finished.folder / "mine" / "stage.json").read_text())["counts"]
+    assert counts["held_out"] == len(images)

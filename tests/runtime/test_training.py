@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from ray.train import Checkpoint
 from safetensors.torch import load_file
 from torch import nn
 
@@ -91,10 +92,23 @@ def test_training_keeps_the_best_epoch_and_is_not_repeated(ray_cluster: None, tm
     assert (tmp_path / "trained.txt").read_text() == "0 1 2 3 "
 
 
+def test_a_checkpoint_is_read_where_it_lies_or_copied_from_its_store(s3: dict[str, str], tmp_path: Path) -> None:
+    for number, place in enumerate((f"{tmp_path}/a store?", "s3://raycd/a store?")):
+        file_system, path = training._storage(place)
+        file_system.create_dir(path)
+        with file_system.open_output_stream(f"{path}/{WEIGHTS}") as stream:
+            stream.write(b"weights")
+        copy = tmp_path / f"copy-{number}"
+        copy.mkdir()
+        folder = training._fetched(Checkpoint(path, file_system), copy)
+        assert folder == (Path(place) if number == 0 else copy)
+        assert (folder / WEIGHTS).read_bytes() == b"weights"
+
+
 def test_a_workers_error_reaches_the_user_in_words(ray_cluster: None, tmp_path: Path) -> None:
     with pytest.raises(Exception, match="the rows are gone") as caught:
         training.train("toy", make_nothing, {}, SCHEDULE, settings(), storage=str(tmp_path), name="toy")
-    message = cli._users_message(caught.value, tmp_path)
+    message = cli._users_message(caught.value, str(tmp_path))
     assert message == "the rows are gone\n  got:      nothing\n  to do:    look for them"
 
 

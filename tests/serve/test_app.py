@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from serve import app, running
 from serve.args import ServeArgs
 from serve.local import check_room
 from serve.swap import Wanted
+from tests.hostile.sockets import open_to_others
 from tests.serve.asking import ask, png, problem
 
 ROOT = Path(__file__).parents[2]
@@ -145,7 +147,7 @@ def test_more_replicas_than_the_machine_carries_are_refused() -> None:
 )
 def test_the_command_serves_until_it_is_terminated(tiny_bundle: Any, free_port: int, proxy: str, host: str) -> None:
     url, place = f"http://{host}:{free_port}", ("--host", host.strip("[]"), "--port", str(free_port))
-    process = command("--bundle", str(tiny_bundle.folder), *place, "--proxy", proxy)
+    process = command("--bundle", str(tiny_bundle.folder), *place, "--proxy", proxy, "--batch-wait-s", "2")
     assert process.stdout is not None
     try:
         ready = process.stdout.readline()
@@ -155,7 +157,15 @@ def test_the_command_serves_until_it_is_terminated(tiny_bundle: Any, free_port: 
             assert ask(client, png(tiny_bundle.images[0]), text="is blue").status_code == 200
             assert client.get("/v1/gallery", headers={"Host": "localhost"}).status_code == 200
             problem(client.get("/v1/gallery", headers={"Host": "evil.example"}), 421)
-        process.send_signal(signal.SIGTERM)
+            if proxy == "default":
+                assert client.get("/-/routes", headers={"Host": "evil.example"}).status_code == 421
+            # Ray lets nobody bind HAProxy's statistics and its metrics.
+            assert sorted(open_to_others(process.pid).values()) == (["haproxy"] * 2 if proxy == "haproxy" else [])
+            with ThreadPoolExecutor(4) as threads:  # what is under way is finished
+                asked = [threads.submit(ask, client, text=f"is number {number}") for number in range(4)]
+                time.sleep(1)
+                process.send_signal(signal.SIGTERM)
+                assert [one.result().status_code for one in asked] == [200] * 4
         _, error = process.communicate(timeout=60)
         assert process.returncode == 143, error
         assert "Traceback" not in error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -69,8 +70,11 @@ def with_vectors_of_another_size(engine: Engine) -> None:
 def test_an_encoder_or_a_search_that_fails_is_not_ready(
     client: TestClient, replica: Replica, spoil: Callable[[Engine], None]
 ) -> None:
-    assert client.get("/readyz").json() == {"status": "ready", "replicas": 2}
+    told = client.get("/readyz").json()
+    assert (told["status"], told["replicas"]) == ("ready", 2)
+    assert 0 <= told["age_s"] <= 10
     spoil(replica.engine)
+    time.sleep(health.FRESH_S)
     told = problem(client.get("/readyz"), 503)
     assert "does not answer its canary query" in told["detail"]
     assert client.get("/healthz").status_code == 200

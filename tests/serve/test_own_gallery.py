@@ -16,6 +16,7 @@ import pytest
 
 from raycd.model import bundle
 from serve.args import ServeArgs
+from serve.health import FRESH_S
 from tests.serve.asking import png, problem
 
 
@@ -65,6 +66,7 @@ def test_nothing_is_acknowledged_while_the_file_is_away_and_all_is_there_afterwa
     assert own.post("v1/search", json={"image_id": "kept", "text": "is blue"}).status_code == 200
     assert not file.exists()
     moved.rename(file)
+    time.sleep(FRESH_S)
     assert own.get("readyz").status_code == 200
     assert put(own, "back", image).json()["version"] == version + 1
     page = own.get("v1/gallery", params={"min_version": version + 1, "newest": "true", "limit": 2}).json()
@@ -81,10 +83,11 @@ def test_a_copy_in_its_place_is_not_taken_for_it(own: httpx.Client, file: Path, 
     file.rename(original)
     other.rename(file)
     problem(put(own, "lost", image), 503)
+    time.sleep(FRESH_S)  # what /readyz found last is told until then; the follower has looked, too
     problem(own.get("readyz"), 503)
-    time.sleep(0.5)  # the follower has looked meanwhile
     original.rename(file)
     assert put(own, "after", image).status_code == 201
+    time.sleep(FRESH_S)
     assert own.get("readyz").status_code == 200
 
 

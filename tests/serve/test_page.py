@@ -277,6 +277,8 @@ def test_older_answer_never_replaces_a_newer(page: Page) -> None:
     page.route("**/v1/search", hold_first)
     page.fill("#text", "first")
     page.press("#text", "Enter")
+    while not held:  # the first is on its way before the second is asked
+        page.wait_for_timeout(10)
     ask(page, "second")
     newer = found(page)
     with suppress(Error):  # the page has given it up already
@@ -304,3 +306,40 @@ def test_markup_in_texts_and_links_stays_text(open_page: Callable[..., Page]) ->
 def test_nothing_asked_is_told(page: Page) -> None:
     page.get_by_role("button", name="Search", exact=True).click()
     expect(page.locator("#message")).to_contain_text("Nothing to search with yet")
+
+
+def test_words_come_from_the_bundle_and_filters_before_examples(page: Page, info: dict[str, Any]) -> None:
+    expect(page.locator("#text")).to_have_attribute("placeholder", info["example_texts"][0])
+    filters, examples = (page.locator(place).bounding_box() for place in ("#filters", "#examples"))
+    assert filters is not None
+    assert examples is not None
+    assert filters["y"] < examples["y"]
+
+
+def test_tile_tells_the_relative_score_and_the_explanation_the_cosines(page: Page) -> None:
+    with page.expect_response("**/v1/search*") as answer:
+        ask(page, "is blue")
+    best = answer.value.json()["results"][0]
+    expect(cards(page).first.locator(".score")).to_have_text(f"{best['relative_score']:+.1f} σ")
+    expect(cards(page).first.locator(".why")).to_contain_text(f"{best['score']:.2f}")
+
+
+def test_the_only_category_is_left_out_of_labels(page: Page, open_page: Callable[..., Page]) -> None:
+    def of_one_category(route: Route) -> None:
+        answer = route.fetch()
+        body = answer.json()
+        for image in [*body.get("items", []), *body.get("results", [])]:
+            image["category"] = "all"
+        if "categories" in body:
+            body["categories"] = {"all": len(body["categories"])}
+        route.fulfill(response=answer, json=body)
+
+    page = open_page("", ready=False)
+    page.route(
+        "**/v1/**", lambda route: route.continue_() if "/images/" in route.request.url else of_one_category(route)
+    )
+    page.reload()
+    expect(page.locator("#filters")).not_to_contain_text("Only in")
+    ask(page, "is blue")
+    for label in page.locator(".what").all():
+        assert "all" not in label.inner_text().split(", ")

@@ -352,6 +352,21 @@ def test_key_is_forgotten_when_asked(keyed_page: Page, keys: dict[str, str], com
     complaints.clear()
 
 
+def test_on_a_phone_no_button_lies_on_a_picture_and_the_score_stands_once(open_page: Callable[..., Page]) -> None:
+    def is_below(cell: Locator) -> bool:
+        picture, bin_ = cell.locator("img").bounding_box(), cell.locator(".discard").bounding_box()
+        assert picture is not None
+        assert bin_ is not None
+        return bin_["y"] >= picture["y"] + picture["height"]
+
+    page = open_page(**PHONE)
+    ask(page, "is blue")
+    assert is_below(cards(page).first)
+    assert cards(page).first.inner_text().count("σ") == 1
+    page.click("#pick")
+    assert is_below(page.locator("#picker .tiles > li").first)
+
+
 NAMES = ("constructor", "__proto__", "toString", "hasOwnProperty")  # of what every object of JavaScript has
 
 

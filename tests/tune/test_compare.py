@@ -27,8 +27,20 @@ def test_the_interval_of_two_differences() -> None:
     assert paired([0.01, 0.03]) == pytest.approx((0.02, 0.12706205), rel=1e-6)
 
 
-def test_equal_differences_have_no_width() -> None:
-    assert paired([0.25, 0.25, 0.25]) == (0.25, 0.0)
+def test_equal_differences_have_no_interval() -> None:
+    assert paired([0.25, 0.25, 0.25]) == (0.25, None)
+    assert paired([0.4 - 0.1, 0.5 - 0.2]) == (pytest.approx(0.3), None)  # equal but for rounding
+
+
+@pytest.mark.parametrize(("change", "words"), [(-0.0043, "is no"), (0.0, "is no"), (0.0043, "may be")])
+def test_too_few_seeds_are_told_in_place_of_an_interval_without_width(change: float, words: str) -> None:
+    default, winner = [recalls(0.3), recalls(0.4)], [recalls(0.3 + change), recalls(0.4 + change)]
+    result = summary(default, winner, [Metric(), Metric(k=50)])
+    assert not result["better"]
+    assert verdict(result) == (
+        f"the winner {words} better than the default: {100 * change:+.2f} points of recall@10 on val "
+        "with each of 2 seeds, too few for an interval: give more --tune.seeds"
+    )
 
 
 def test_the_summary_pairs_seed_by_seed_and_takes_every_metric() -> None:
@@ -51,10 +63,10 @@ def test_the_summary_pairs_seed_by_seed_and_takes_every_metric() -> None:
 
 def test_the_first_metric_decides_and_it_may_be_a_categorys() -> None:
     default = [recalls(0.5, dress=0.1), recalls(0.5, dress=0.2)]
-    winner = [recalls(0.4, dress=0.3), recalls(0.4, dress=0.4)]
+    winner = [recalls(0.4, dress=0.3), recalls(0.4, dress=0.42)]
     found = summary(default, winner, [Metric("dress"), Metric()])
     assert found["better"]
-    assert found["metrics"]["dress/recall@10"]["difference"] == pytest.approx(0.2)
+    assert found["metrics"]["dress/recall@10"]["difference"] == pytest.approx(0.21)
     assert found["metrics"]["recall@10"]["difference"] == pytest.approx(-0.1)
 
 

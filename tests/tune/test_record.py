@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -27,7 +28,6 @@ from tune.finals import Finalist
 from tune.journal import Journal, Record
 from tune.record import SweepRecord
 from tune.space import Space, make_space
-from tune.sweep import LOST
 
 METRIC = "recall@10"
 RESULT = {
@@ -146,10 +146,34 @@ def test_a_sweep_is_a_run_with_a_child_for_each_trial(tmp_path: Path) -> None:
 
 def test_figures_of_enough_trials(tmp_path: Path) -> None:
     space = space_of(config(tmp_path))
-    trials = [trial(number, "finished", 0.1 * number) for number in range(5)]
+    trials = [trial(number, "finished", 0.1 * number, 0.1 * number) for number in range(5)]
     files = outcome.files(space, trials, finalists(trials, 4), RESULT, METRIC)
     assert list(files) == ["best.yaml", "history.png", "parallel_coordinates.png", "importances.png"]
     assert all(data.startswith(b"\x89PNG") for name, data in files.items() if name.endswith(".png"))
+
+
+def test_a_metric_of_a_category_stands_below_the_category(tmp_path: Path) -> None:
+    metric = "tops / tees/recall@10"
+    journal = Journal(str(tmp_path / "tiny-sweep"), str(tmp_path / "tiny"))
+    with Tracker.open(config(tmp_path), tmp_path) as tracker:
+        result = {**RESULT, "metrics": {metric: RESULT["metrics"]["recall@10"]}}
+        SweepRecord(tracker, journal, metric).finish(three(), result, {})
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    names = {re.sub("-[0-9a-f]{8}", "-HASH", name) for name in client.get_run(tracker.run_id).data.metrics}
+    assert names >= {"best tops _ tees-HASH/recall_at_10", "val/tops _ tees-HASH/recall_at_10/low"}
+
+
+def test_what_thresholds_could_not_change_gives_no_importances_and_is_told(tmp_path: Path) -> None:
+    space = space_of(config(tmp_path))
+    untouched = [trial(number, "stopped", 0.1 * number) for number in range(5)]  # none came to its pseudo epoch
+    files = outcome.files(space, untouched, finalists(untouched, 4), RESULT, METRIC)
+    assert list(files) == ["best.yaml", "history.png", "parallel_coordinates.png"]
+    journal = Journal(str(tmp_path / "tiny-sweep"), str(tmp_path / "tiny"))
+    told = outcome.told(untouched, finalists(untouched, 4), RESULT, journal)
+    assert "warning: 5 of 5 measured trials have trained no epoch of pseudo triplets" in told
+    touched = [trial(number, "finished", 0.1 * number, 0.1 * number) for number in range(4)]
+    assert "importances.png" in outcome.files(space, touched, finalists(touched, 3), RESULT, METRIC)
+    assert "warning" not in outcome.told(touched, finalists(touched, 3), RESULT, journal)
 
 
 def test_a_sweep_without_a_record_keeps_its_trials(tmp_path: Path) -> None:
@@ -219,7 +243,7 @@ def test_a_server_that_goes_away_gets_what_it_lacks_when_it_is_back(
     journal, trials = Journal(str(tmp_path / "tiny-sweep"), str(tmp_path / "tiny")), three()
     for one in trials:
         journal.write(one)
-    with Tracker.open(settings, tmp_path, name="tiny-sweep", lost=LOST) as tracker:
+    with Tracker.open(settings, tmp_path, name="tiny-sweep") as tracker:
         record = SweepRecord(tracker, journal, METRIC)
         record.add(trials[0])
         kill()
@@ -228,14 +252,13 @@ def test_a_server_that_goes_away_gets_what_it_lacks_when_it_is_back(
         record.add(trials[2])
         said = capsys.readouterr().err
         assert said.count("the trials go on and are kept in") == 1
-        assert "--resume" in said
-        assert "the same command again" not in said
+        assert "start the same command again: it goes on" in said
         assert str(tmp_path / "tiny-sweep" / "trials") in said
         assert ["mlflow" in kept for kept in journal.trials()] == [True, False, False]
         record.catch_up(trials)
         said = capsys.readouterr().err
         assert "warning: MLflow lacks 2 of 3 trials" in said
-        assert "--resume" in said
+        assert "start the same command again to hand them in" in said
         record.finish(trials, RESULT, {})
         assert "best.yaml and the figures are in" in capsys.readouterr().err
 
@@ -251,8 +274,8 @@ def test_a_server_that_goes_away_gets_what_it_lacks_when_it_is_back(
     assert client.get_run(tracker.run_id).info.status == "FINISHED"
 
 
-def test_a_sweep_whose_end_mlflow_loses_is_told_to_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tracker = Tracker.open(config(tmp_path), tmp_path, lost=LOST)
+def test_a_sweep_whose_end_mlflow_loses_is_told_how_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker = Tracker.open(config(tmp_path), tmp_path)
 
     def lost(*_: object, **__: object) -> None:
         raise ConnectionError("gone")
@@ -260,8 +283,7 @@ def test_a_sweep_whose_end_mlflow_loses_is_told_to_resume(tmp_path: Path, monkey
     monkeypatch.setattr(MlflowClient, "set_terminated", lost)
     with pytest.raises(TrackingError, match="the end of the MLflow run could not be recorded") as caught, tracker:
         pass
-    assert str(caught.value).endswith(f"  to do:    {LOST}")
-    assert "--resume" in LOST
+    assert str(caught.value).endswith("start the same command again: it goes on")
 
 
 def test_a_trial_that_was_half_handed_in_is_handed_in_anew(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import optuna
 import pytest
@@ -181,6 +182,17 @@ def test_figures_show_every_trial_that_was_measured() -> None:
     drawn = figures._study(space, trials).trials
     assert [trial.value for trial in drawn] == [0.1] * 4
     assert [trial.params for trial in drawn] == [trial["settings"] for trial in trials]
+
+
+def test_parallel_coordinates_have_a_title_and_the_scale_of_their_colours() -> None:
+    space = make_space(CONFIG, [])
+    trials = [{"value": value, "settings": space.settings(space.default())} for value in (0.3, 0.1, 0.2)]
+    with plt.rc_context({"backend": "Agg"}):
+        axes = figures._parallel(figures._study(space, trials), "recall@10")
+    scale = axes.figure.axes[1]
+    assert axes.get_title()
+    assert (scale.get_ylabel(), scale.get_ylim()) == ("recall@10", (0.1, 0.3))
+    plt.close(axes.figure)
 
 
 def test_settings_have_six_digits() -> None:

@@ -1,6 +1,6 @@
-"""The load generator, in a process of its own: reads a plan as JSON, prints what it saw as JSON.
+"""The load generator, in a process of its own: reads a plan as JSON, writes what it saw as JSON into another file.
 
-    PYTHONPATH=. python -m jobs.benchmarks.serving.load < plan.json > seen.json
+    PYTHONPATH=. python -m jobs.benchmarks.serving.load plan.json seen.json
 
 `send` starts it. It imports neither torch nor raycd, and takes a fraction of a millisecond for a request.
 """
@@ -11,6 +11,7 @@ import asyncio
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -27,16 +28,16 @@ ROOT = Path(__file__).parents[3]
 
 
 def send(plan: Plan) -> Seen:
-    """Carry out a plan in another process."""
-    done = subprocess.run(
-        [sys.executable, "-m", "jobs.benchmarks.serving.load"],
-        input=plan.to_json(),
-        stdout=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        text=True,
-        check=True,
-    )
-    return Seen.from_json(done.stdout)
+    """Carry out a plan in another process. Its answers, megabytes of them, come in a file: others print, too."""
+    with tempfile.TemporaryDirectory(prefix="raycd-") as name:
+        told, seen = Path(name, "plan.json"), Path(name, "seen.json")
+        told.write_text(plan.to_json(), encoding="utf-8")
+        subprocess.run(
+            [sys.executable, "-m", "jobs.benchmarks.serving.load", told, seen],
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            check=True,
+        )
+        return Seen.from_json(seen.read_text(encoding="utf-8"))
 
 
 class Generator:
@@ -110,4 +111,5 @@ class Generator:
 
 
 if __name__ == "__main__":
-    print(uvloop.run(Generator(Plan.from_json(sys.stdin.read())).run()).to_json())
+    plan = Plan.from_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    Path(sys.argv[2]).write_text(uvloop.run(Generator(plan).run()).to_json(), encoding="utf-8")

@@ -64,7 +64,7 @@ class Seen(NamedTuple):
     """Milliseconds of processor time for one request."""
 
     def to_json(self) -> str:
-        """As the load generator prints it."""
+        """As the load generator writes it."""
         return json.dumps(self)
 
     @classmethod

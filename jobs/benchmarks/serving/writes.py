@@ -1,8 +1,8 @@
 """The load generator of writes, in a process of its own: imports with features, so many lines a second.
 
-    PYTHONPATH=. python -m jobs.benchmarks.serving.writes PORT FINGERPRINT RATE
+    PYTHONPATH=. python -m jobs.benchmarks.serving.writes PORT FINGERPRINT RATE SEEN
 
-`sent` starts it. It goes on until its standard input is closed, then prints what it saw as JSON.
+`sent` starts it. It goes on until its standard input is closed, then writes what it saw as JSON into the file SEEN.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import random
 import select
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,19 +41,21 @@ class Written:
 @contextmanager
 def sent(port: int, fingerprint: str, rate: float) -> Iterator[Written]:
     """Writes while open; what is yielded is filled in at the end."""
-    command = [sys.executable, "-m", "jobs.benchmarks.serving.writes", str(port), fingerprint, str(rate)]
-    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     written = Written()
-    try:
-        yield written
-        told, _ = process.communicate(timeout=60)
-        written.__dict__.update(json.loads(told))
-    finally:
-        process.kill()
-        process.wait()
+    with tempfile.TemporaryDirectory(prefix="raycd-") as name:
+        seen = Path(name, "seen.json")
+        command = [sys.executable, "-m", "jobs.benchmarks.serving.writes", str(port), fingerprint, str(rate), str(seen)]
+        process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE)
+        try:
+            yield written
+            process.communicate(timeout=60)
+            written.__dict__.update(json.loads(seen.read_text(encoding="utf-8")))
+        finally:
+            process.kill()
+            process.wait()
 
 
-def main(port: int, fingerprint: str, rate: float) -> None:
+def main(port: int, fingerprint: str, rate: float, seen: Path) -> None:
     """Send imports, evenly spread over time, until standard input ends."""
     rng = random.Random(0)
     features = [base64.b64encode(feature_D.tobytes()).decode() for feature_D in catalogue(DISTINCT, drawn=2)]
@@ -65,7 +68,8 @@ def main(port: int, fingerprint: str, rate: float) -> None:
         answers = [json.loads(line) for line in connection.getresponse().read().splitlines()]
         good = sum(answer["status"] in (200, 201) for answer in answers)
         kept, failed = kept + good, failed + LINES - good
-    print(json.dumps({"rate": kept / (time.perf_counter() - began), "failed": failed}))
+    told = {"rate": kept / (time.perf_counter() - began), "failed": failed}
+    seen.write_text(json.dumps(told), encoding="utf-8")
 
 
 def _line(rng: random.Random, number: int, features: list[str], fingerprint: str) -> str:
@@ -78,4 +82,4 @@ def _line(rng: random.Random, number: int, features: list[str], fingerprint: str
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], float(sys.argv[3]))
+    main(int(sys.argv[1]), sys.argv[2], float(sys.argv[3]), Path(sys.argv[4]))

@@ -15,6 +15,7 @@ from torch import nn
 
 from raycd.config import Stage2Config
 from raycd.errors import ConfigError, WeightsError
+from raycd.model.finite import check_weights
 
 WEIGHTS, SETTINGS = "head.safetensors", "head.json"
 
@@ -83,6 +84,7 @@ def load(folder: Path, *, dim: int | None = None) -> tuple[nn.Module, HeadConfig
             expected=f"{SETTINGS} and {WEIGHTS}, as stage 2 writes them",
             do="run stage 2 again",
         ) from error
+    check_weights(head, f"the fusion head {folder / WEIGHTS}", do="run stage 2 again")
     if dim is not None and config.dim != dim:
         raise WeightsError(
             "the fusion head and the encoder are of different size",

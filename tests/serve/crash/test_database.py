@@ -144,6 +144,7 @@ def test_a_read_only_database_refuses_writes_and_is_searched(
         server.stop()
 
 
+@pytest.mark.slow
 def test_a_second_service_on_the_same_file_is_refused(
     start_service: Callable[..., str],
     service_args: ServeArgs,
@@ -162,15 +163,11 @@ def test_a_second_service_on_the_same_file_is_refused(
     writer.check(database)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spoil", "expected"),
     [
-        pytest.param(
-            "UPDATE raycd_schema SET version_num = '9999'",
-            "of a later version of raycd",
-            id="newer",
-            marks=pytest.mark.slow,
-        ),
+        pytest.param("UPDATE raycd_schema SET version_num = '9999'", "of a later version of raycd", id="newer"),
         pytest.param("DELETE FROM raycd_schema", "could not be brought to this version's schema", id="broken"),
     ],
 )

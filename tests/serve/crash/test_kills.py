@@ -59,6 +59,7 @@ def test_sqlite_keeps_what_was_acknowledged_before_kills(
         _check_afresh(service, client, catalogue, gallery)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("clients", "writes"), [FEW, MANY])
 def test_postgresql_keeps_what_was_acknowledged_before_kills(
     server: Postgres,

@@ -99,6 +99,7 @@ def searcher_of(swapped: Swapped) -> type[clients.Client]:
     return Asker
 
 
+@pytest.mark.slow
 def test_no_request_fails_while_bundles_are_changed_and_refused(
     start_service: Callable[..., str],
     service_args: ServeArgs,

@@ -1,0 +1,46 @@
+"""Files of pictures, looked at before Pillow decodes them: what a PNG can do without, and what a JPEG would cost."""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_SHOWN = (b"tRNS", b"eXIf")  # chunks that a PNG may lack, and that change how it looks
+_MARKER = re.compile(rb"\xff+([^\x00\x01\xd0-\xd7\xff])", re.DOTALL)
+_START_OF_SCAN, _END = 0xDA, 0xD9
+
+
+def only_pixels(data: bytes) -> bytes | None:
+    """A PNG without the chunks that say nothing of its pixels, and those of them that are damaged.
+
+    Viewers show a picture whose texts or colour profile are large or damaged; Pillow refuses it. None where nothing
+    is to leave out, or the file is no PNG.
+    """
+    if not data.startswith(_PNG):
+        return None
+    kept, at = [_PNG], len(_PNG)
+    while at + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        chunk = data[at : at + 12 + length]
+        at += 12 + length
+        optional = kind[0] & 0x20
+        if not optional or (kind in _SHOWN and zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:])):
+            kept.append(chunk)
+    whole = b"".join(kept)
+    return None if len(whole) == len(data) else whole
+
+
+def has_more_scans(data: bytes, most: int) -> bool:
+    """Whether a JPEG's first picture has more than `most` scans.
+
+    Every one goes over all of its pixels, and may take a few bytes of the file.
+    """
+    if not data.startswith(b"\xff\xd8") or data.count(bytes([0xFF, _START_OF_SCAN])) <= most:
+        return False  # what follows may be the marker, or happen to look like it
+    scans, found = 0, _MARKER.search(data, 2)
+    while found and found[1][0] != _END and scans <= most:
+        scans += found[1][0] == _START_OF_SCAN
+        found = _MARKER.search(data, found.end() + int.from_bytes(data[found.end() : found.end() + 2]))
+    return scans > most

@@ -1,0 +1,27 @@
+"""Weights that are not finite: no training may end in them, no file may bring them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from raycd.errors import WeightsError
+
+
+def broken(tensors: Mapping[str, torch.Tensor]) -> list[str]:
+    """Return the names of the tensors that hold a NaN or an infinity."""
+    return [name for name, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
+
+
+def check_weights(module: nn.Module, what: str, *, do: str) -> None:
+    """Raise WeightsError, with `do` as its remedy, where a weight of the module is not finite; `what` names it."""
+    names = broken(module.state_dict())
+    if names:
+        raise WeightsError(
+            f"{what} has weights that are not finite",
+            got=", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else ""),
+            expected="finite numbers",
+            do=do,
+        )

@@ -1,0 +1,223 @@
+"""Stores that refuse, are busy, break off or are not there, asked by a real HTTP client."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from raycd import cli
+from raycd.config import Config
+from raycd.data import files, stores
+from raycd.data.images import BrokenImage, load, read_bytes
+from raycd.errors import DataError
+from raycd.model.encoder import Encoder
+from raycd.runtime import embedding
+
+
+class ImageStore(ThreadingHTTPServer):
+    """Answers every path with an image, unless `script` holds statuses for it: these come first, the last for ever."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.script: dict[str, list[int]] = {}
+        self.headers: dict[str, str] = {}
+        self.asked: Counter[str] = Counter()
+        self.data = BytesIO()
+        Image.fromarray(np.arange(48 * 40 * 3, dtype=np.uint8).reshape(48, 40, 3)).save(self.data, "PNG")
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: ImageStore
+
+    def do_GET(self) -> None:
+        statuses = self.server.script.get(self.path, [200])
+        status = statuses[min(self.server.asked[self.path], len(statuses) - 1)]
+        self.server.asked[self.path] += 1
+        body = self.server.data.getvalue() if status == 200 else b"no"
+        self.send_response(status)
+        for name, value in self.server.headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body) + (100 if status == 206 else 0)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def store() -> Iterator[ImageStore]:
+    server = ImageStore()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What `ask` would have waited, in seconds."""
+    waited: list[float] = []
+    monkeypatch.setattr(stores.time, "sleep", waited.append)
+    return waited
+
+
+def refused_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@pytest.mark.parametrize("status", [404, 410])
+def test_what_a_store_says_is_absent_is_missing_and_asked_for_once(store: ImageStore, status: int) -> None:
+    store.script["/a.png"] = [status]
+    with pytest.raises(BrokenImage) as caught:
+        load(f"{store.url}/a.png", max_pixels=10**6, min_side=8)
+    assert caught.value.reason == "missing"
+    assert store.asked["/a.png"] == 1
+
+
+@pytest.mark.parametrize("status", [401, 403, 407])
+def test_a_store_that_refuses_is_an_error_about_credentials(store: ImageStore, status: int) -> None:
+    store.script["/a.png"] = [status]
+    with pytest.raises(DataError, match="credentials") as caught:
+        read_bytes(f"{store.url}/a.png")
+    assert not isinstance(caught.value, BrokenImage)
+    assert f"{store.url} refuses" in str(caught.value)
+    assert store.asked["/a.png"] == 1
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
+def test_a_busy_store_is_asked_again(store: ImageStore, waits: list[float], status: int) -> None:
+    store.script["/a.png"] = [status, status, 200]
+    assert load(f"{store.url}/a.png", max_pixels=10**6, min_side=8).size == (40, 48)
+    assert [round(wait) for wait in waits] in ([0, 1], [1, 1])
+
+
+@pytest.mark.parametrize(("said", "seconds"), [("7", 7), ("100000", 60), ("Fri, 01 Jan 2100 00:00:00 GMT", 60)])
+def test_retry_after_is_honoured_within_bounds(
+    store: ImageStore, waits: list[float], said: str, seconds: float
+) -> None:
+    store.script["/a.png"], store.headers["Retry-After"] = [429, 200], said
+    read_bytes(f"{store.url}/a.png")
+    assert waits == [pytest.approx(seconds, abs=0.2)]
+
+
+@pytest.mark.parametrize("said", ["", "soon", "-3", "nan"])
+def test_a_malformed_retry_after_is_ignored(store: ImageStore, waits: list[float], said: str) -> None:
+    store.script["/a.png"], store.headers["Retry-After"] = [503, 200], said
+    read_bytes(f"{store.url}/a.png")
+    assert waits == [pytest.approx(0.5, abs=0.2)]
+
+
+def test_a_store_that_stays_busy_is_an_error_that_names_it(store: ImageStore, waits: list[float]) -> None:
+    store.script["/a.png"] = [503]
+    with pytest.raises(DataError) as caught:
+        load(f"{store.url}/a.png", max_pixels=10**6, min_side=8)
+    assert not isinstance(caught.value, BrokenImage)
+    assert f"{store.url} does not answer" in str(caught.value)
+    assert "6 tries" in str(caught.value)
+    assert len(waits) == 5
+    assert sum(waits) < 20
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{port}", "no-such-host.invalid"])
+def test_a_store_that_is_not_there_is_an_error_that_names_it(waits: list[float], address: str) -> None:
+    url = f"http://{address.format(port=refused_port())}"
+    with pytest.raises(DataError) as caught:
+        read_bytes(f"{url}/a.png")
+    assert not isinstance(caught.value, BrokenImage)
+    assert f"{url} does not answer" in str(caught.value)
+    assert len(waits) == 5
+
+
+def test_an_answer_that_breaks_off_is_asked_for_again(store: ImageStore, waits: list[float]) -> None:
+    store.script["/a.png"] = [206, 200]
+    assert read_bytes(f"{store.url}/a.png") == store.data.getvalue()
+    assert len(waits) == 1
+
+
+def test_who_cannot_wait_asks_once(store: ImageStore, waits: list[float]) -> None:
+    store.script["/a.png"] = [503]
+    with pytest.raises(DataError):
+        read_bytes(f"{store.url}/a.png", patient=False)
+    assert (store.asked["/a.png"], waits) == (1, [])
+
+
+@pytest.mark.parametrize("status", [400, 405, 418, 501])
+def test_another_refusal_is_told_at_once(store: ImageStore, waits: list[float], status: int) -> None:
+    store.script["/a.png"] = [status]
+    with pytest.raises(DataError, match=str(status)):
+        read_bytes(f"{store.url}/a.png")
+    assert waits == []
+
+
+@pytest.mark.parametrize(
+    ("uri", "store"),
+    [
+        ("https://me:secret@example.org:8443/a.png?token=x", "https://example.org:8443"),
+        ("s3://bucket/a/b.png", "s3://bucket"),
+        ("zip://a.png::s3://bucket/a.zip", "s3://bucket"),
+        ("http://[::1/a.png", "http://"),
+    ],
+)
+def test_a_store_is_named_without_secrets(uri: str, store: str) -> None:
+    assert stores.store_of(uri) == store
+
+
+def test_which_images_a_store_has_is_asked_without_reading_them(store: ImageStore, waits: list[float]) -> None:
+    store.script = {"/1.png": [404], "/2.png": [503, 503, 200], "/3.png": [410]}
+    size = len(store.data.getvalue())
+    found = files.states([f"{store.url}/{n}.png" for n in range(20)])
+    assert [state is None for state in found[:4]] == [False, True, False, True]
+    assert found[0] == found[2] == [size, ""]
+
+
+def test_a_store_that_refuses_to_say_what_it_has_is_an_error(store: ImageStore) -> None:
+    store.script = {"/3.png": [403]}
+    with pytest.raises(DataError, match="refuses"):
+        files.states([f"{store.url}/{n}.png" for n in range(9)])
+
+
+CONFIG = Config.model_validate({"embed": {"batch_size": 2}, "compute": {"embed_workers": 2, "threads": 1}})
+
+
+def test_workers_ask_again_and_count_what_is_absent(
+    ray_cluster: None, new_encoder: Callable[[], Encoder], store: ImageStore
+) -> None:
+    store.script = {"/busy.png": [429, 200], "/gone.png": [404]}
+    paths = {name: f"{store.url}/{name}.png" for name in ("good", "busy", "gone")}
+    table = embedding.embed_images(paths, new_encoder(), CONFIG)
+    assert table["status"].to_pylist() == ["ok", "ok", "missing"]
+
+
+def test_a_store_that_refuses_ends_the_workers_with_one_message(
+    ray_cluster: None, new_encoder: Callable[[], Encoder], store: ImageStore, capfd: pytest.CaptureFixture[str]
+) -> None:
+    store.script = {f"/{n}.png": [403] for n in range(3, 9)}
+    paths: dict[str, str | None] = {str(n): f"{store.url}/{n}.png" for n in range(9)}
+
+    def main(options: cli.Options) -> None:
+        embedding.embed_images(paths, new_encoder(), CONFIG)
+
+    assert cli.run(main, ["--name", "x"], prog="x", description="") == cli.EXIT_MISTAKE
+    told = capfd.readouterr().err
+    assert f"error: {store.url} refuses to give {store.url}/" in told
+    assert not {"Traceback", "ERROR"} & set(told.replace(":", " ").split())

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from raycd import scratch
+
+HOLD = """
+import os, signal
+from raycd import scratch
+(scratch.new_folder() / "copy").touch()
+with scratch.folder() as folder:
+    (folder / "copy").touch()
+    print("made", flush=True)
+    input()
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where this process and those that it starts make temporary folders."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    scratch._remove_abandoned.cache_clear()
+    return tmp_path
+
+
+def another() -> subprocess.Popen[str]:
+    """A process that has made two folders."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "made\n"
+    return process
+
+
+def test_a_folder_goes_with_its_block_even_after_an_error(place: Path) -> None:
+    def fail() -> None:
+        with scratch.folder() as folder:
+            (folder / "copy").touch()
+            raise ValueError
+
+    with pytest.raises(ValueError):  # noqa: PT011
+        fail()
+    assert list(place.iterdir()) == []
+
+
+def test_folders_of_a_living_process_stay_and_go_when_it_ends(place: Path) -> None:
+    with another() as living:
+        with scratch.folder():
+            assert len(list(place.glob("*/copy"))) == 2
+        living.communicate("\n")
+    assert list(place.iterdir()) == []
+
+
+def test_what_a_killed_process_has_left_is_removed_by_the_next(place: Path) -> None:
+    with another() as killed:
+        killed.send_signal(signal.SIGKILL)
+    assert len(list(place.glob("*/copy"))) == 2
+    with scratch.folder() as folder:
+        assert list(place.iterdir()) == [folder]
