@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+
+
+def _number(value: object) -> object:
+    if isinstance(value, bool):  # Python counts them among the numbers
+        raise ValueError(f"got {str(value).lower()}, expected a number")
+    return value
+
+
+Number = BeforeValidator(_number)
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True)]
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=512)]
-Weight = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False), Number]
 
 
 class _Asked(BaseModel):
@@ -40,9 +49,9 @@ class SearchRequest(_Asked):
     """1 leaves the model's own balance; more draws the results towards the image, 0 takes the image alone out."""
     text_weight: Weight = 1.0
     """Likewise for the text."""
-    top_k: Annotated[int, Field(ge=1)] | None = None
+    top_k: Annotated[Annotated[int, Field(ge=1)] | None, Number] = None
     """Results wanted; the service's default where absent, and at most its limit."""
-    offset: Annotated[int, Field(ge=0)] = 0
+    offset: Annotated[int, Field(ge=0), Number] = 0
     """Results left out at the beginning: the next page."""
     category: list[Name] = []
     """Only images of one of these categories; none: of all."""
@@ -73,7 +82,7 @@ class GalleryImage(_Asked):
 
     image_base64: Annotated[str, Field(min_length=1)] | None = None
     """The picture's file in base64."""
-    feature: list[Annotated[float, Field(allow_inf_nan=False)]] | str | None = None
+    feature: list[Annotated[float, Field(allow_inf_nan=False, strict=True)]] | str | None = None
     """Its feature, where it is known already, as `Encoder.encode_images` gives it, not normalised: numbers, or base64
     of little-endian float32. Without it the service encodes the picture."""
     encoder: Annotated[str, Field(min_length=12, max_length=64)] | None = None
@@ -142,7 +151,8 @@ class Result(Item):
     score: float
     """Cosine of the query and the image, -1 to 1."""
     relative_score: float
-    """Standard deviations of `score` above the mean over the whole gallery: comparable between queries."""
+    """Standard deviations of `score` above the mean over the whole gallery: comparable between queries. 0 where the
+    gallery has one image, or all are alike."""
     explanation: Explanation
 
 
@@ -183,7 +193,7 @@ class SearchResponse(_Told):
     model: ModelInfo
     index: IndexInfo
     warnings: list[str]
-    """What was done otherwise than asked, such as a text that was cut."""
+    """What was done otherwise than asked, such as a text that was cut, and filters that no image passes."""
     timings: dict[str, float]
     """Milliseconds: read, decode (fetching included), wait, encode, search, total. As in Server-Timing."""
 
@@ -212,6 +222,8 @@ class GalleryPage(_Told):
     offset: int
     version: int = 0
     """The gallery's."""
+    warnings: list[str] = []
+    """Filters that no image passes."""
 
 
 class BundleInfo(_Told):

@@ -29,6 +29,7 @@ from raycd.texts import TextCache
 from raycd.view import View
 
 NEGATIVE = 0.5  # how much a negative text counts beside a text
+STILL = 1e-7  # variance of a query's cosines with a gallery up to which float32's rounding makes up much of it
 
 
 class Searcher:
@@ -196,9 +197,11 @@ def _results(one: Prepared, feature: Encoded, scores: NDArray[np.float32], place
 
 
 def _relative(query_D: NDArray[np.float32], scores: NDArray[np.float32], moments: Moments) -> list[float]:
-    """z-scores over the whole gallery."""
-    spread = max(float(query_D @ moments.covariance_DD @ query_D), 1e-12) ** 0.5
-    z_scores: list[float] = ((scores - query_D @ moments.mean_D) / spread).tolist()
+    """z-scores over the whole gallery; 0 where its cosines differ by no more than float32's rounding."""
+    variance = float(query_D @ moments.covariance_DD @ query_D)
+    if variance <= STILL:
+        return [0.0] * len(scores)
+    z_scores: list[float] = ((scores - query_D @ moments.mean_D) / variance**0.5).tolist()
     return z_scores
 
 

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from urllib.parse import quote
 
 import numpy as np
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 
 from raycd import __version__
 from raycd.api import GalleryPage, Info, Item, Limits
 from raycd.index.structure import Mask
 from raycd.view import View
-from serve import problems
+from serve import filters, problems
+from serve.wellformed import known_parameters
 
 if TYPE_CHECKING:
     from serve.service import SearchService
@@ -34,9 +35,9 @@ def thumbnail(image_id: str) -> str:
 
 def router(service: SearchService) -> APIRouter:
     """The routes that show."""
-    routes = APIRouter(tags=["gallery"])
+    routes = APIRouter(tags=["gallery"], dependencies=[Depends(known_parameters)])
 
-    @routes.get("/v1/info")
+    @routes.get("/v1/info", responses=problems.responses(400, 422))
     async def info() -> Info:
         """The model, the index, the limits and what can be filtered by."""
         engine = service.engine
@@ -55,7 +56,7 @@ def router(service: SearchService) -> APIRouter:
             example_texts=engine.example_texts,
         )
 
-    @routes.get("/v1/gallery", responses=problems.responses(422, 503))
+    @routes.get("/v1/gallery", responses=problems.responses(400, 422, 503))
     async def page(
         offset: Annotated[int, Query(ge=0)] = 0,
         limit: Annotated[int, Query(ge=1)] = PAGE,
@@ -71,19 +72,22 @@ def router(service: SearchService) -> APIRouter:
                 "max_page", "too many images", got=limit, most=most, field="limit", do="page with offset"
             )
         wanted = _attributes(attribute)
-        filters = len(category) + len(attribute)
-        if filters > service.args.max_filters:
+        asked = len(category) + len(attribute)
+        if asked > service.args.max_filters:
             most = service.args.max_filters
-            raise problems.beyond("max_filters", "too many filters", got=filters, most=most, do="ask for fewer")
+            raise problems.beyond("max_filters", "too many filters", got=asked, most=most, do="ask for fewer")
         async with service.deadline():
             view = (await service.reached(min_version)).view
             with service.browsing.slot():
-                return await service.aside(lambda: _page(view, view.mask(category, wanted), offset, limit, newest))
+                shown = await service.aside(lambda: _page(view, view.mask(category, wanted), offset, limit, newest))
+                if category or wanted:
+                    shown.warnings = await service.aside(lambda: filters.warnings(view, category, wanted))
+                return shown
 
     @routes.get(
         "/v1/images/{image_id:path}",
         response_class=Response,
-        responses={200: {"content": {"image/jpeg": {}}}, 304: {}, **problems.responses(404, 422, 503)},
+        responses={200: {"content": {"image/jpeg": {}}}, 304: {}, **problems.responses(400, 404, 422, 503)},
     )
     async def image(
         image_id: str,

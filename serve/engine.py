@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from raycd.api import IndexInfo, ModelInfo
+from raycd.data.manifest import CATEGORY
 from raycd.errors import WeightsError
 from raycd.model import bundle
 from raycd.model.bundle import Bundle
@@ -45,6 +46,8 @@ class Engine:
         device = "cuda" if args.gpus else "cpu"
         self.searcher = Searcher(self.bundle, threads=threads, device=device, text_cache=args.text_cache)
         self.model = describe(self.bundle)
+        # In a gallery without categories of its own, what comes later is found with the rest.
+        self.default_category = (CATEGORY,) if [*self.view.category_counts] == [CATEGORY] else ()
         self.example_texts: list[str] = self.bundle.manifest.example_texts
         grey = Query(Image.new("RGB", (64, 64), "grey"), "is blue", top_k=1)
         self._prepared = self.searcher.prepare(grey)  # before any text is known

@@ -27,7 +27,6 @@ def router(service: SearchService) -> APIRouter:
     routes = APIRouter(tags=["health"])
     shared = Shared(lambda: _ready(service))
 
-    @routes.head("/healthz", include_in_schema=False)
     @routes.get("/healthz")
     async def healthz() -> Health:
         """The process runs."""

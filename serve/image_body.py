@@ -75,14 +75,18 @@ def _feature(asked: GalleryImage, engine: Engine) -> NDArray[np.float32]:
             f"the feature is of another encoder: got {encoder[:12]}, this service has {own[:12]}; send the picture, or "
             "the feature that this service's encoder gives it",
         )
+    dim = engine.bundle.encoder.dim
     if isinstance(asked.feature, str):
         data = bodies.decoded(asked.feature, field="feature")
+        got, right = f"{len(data):,} bytes, which are {len(data) / 4:g} numbers of float32", len(data) == 4 * dim
         feature_D = np.frombuffer(data[: len(data) // 4 * 4], "<f4").astype(np.float32)
     else:
-        feature_D = np.array(asked.feature, np.float32)
-    dim = engine.bundle.encoder.dim
-    length = float(np.linalg.norm(feature_D)) if len(feature_D) == dim else 0.0
+        got, right = f"{len(asked.feature or ()):,} numbers", len(asked.feature or ()) == dim
+        feature_D = np.array(asked.feature, np.float64).astype(np.float32)
+    if not right:
+        raise problems.invalid([{"loc": ("feature",), "msg": f"got {got}, expected the {dim} of this encoder"}])
+    length = float(np.linalg.norm(feature_D))
     if not np.isfinite(length) or length == 0:
-        got = f"{len(feature_D)} numbers of length {length:g}"
+        got = "only zeros" if length == 0 else "numbers that are not finite in float32, or whose length is not"
         raise problems.invalid([{"loc": ("feature",), "msg": f"got {got}, expected {dim} finite numbers, not all 0"}])
     return feature_D

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 from collections.abc import AsyncIterator, Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import StreamingResponse
 from pydantic import ValidationError
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from raycd.api import ImportItem, ImportLine
-from serve import failure, image_body, problems
+from serve import bodies, failure, image_body, problems
 from serve.admission import Admission, check_values
 from serve.args import ServeArgs
 from serve.problems import ProblemError
+from serve.wellformed import known_parameters
 from serve.writer import Writer
-from serve.writing import UNKNOWN, check_id, put_one, writable
+from serve.writing import UNKNOWN, check_new_id, put_one, writable
 
 if TYPE_CHECKING:
     from serve.service import SearchService
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 PATH = "/v1/gallery:import"
 LINES = "application/x-ndjson"
 TOGETHER = 256  # lines that are at work at once
+
+_IN_OPENAPI = "#/components/schemas/{model}"  # Problem and FieldError are there, as other routes' answers
 
 _OPENAPI = {
     "requestBody": {
@@ -38,13 +42,13 @@ _OPENAPI = {
 
 def router(service: SearchService) -> APIRouter:
     """The route that imports."""
-    routes = APIRouter(tags=["gallery"])
+    routes = APIRouter(tags=["gallery"], dependencies=[Depends(known_parameters)])
 
     @routes.post(
         PATH,
         response_class=StreamingResponse,
-        responses={200: {"content": {LINES: {"schema": ImportItem.model_json_schema()}}}}
-        | problems.responses(403, 415, 503),
+        responses={200: {"content": {LINES: {"schema": ImportItem.model_json_schema(ref_template=_IN_OPENAPI)}}}}
+        | problems.responses(400, 403, 415, 422, 503),
         openapi_extra=_OPENAPI,
     )
     async def import_images(request: Request) -> StreamingResponse:
@@ -109,6 +113,8 @@ async def _parsed(request: Request, args: ServeArgs) -> AsyncIterator[_Line]:
                 do = "send the rest in another request"
                 raise problems.beyond("max_import", "too many lines", got="more", most=args.max_import, do=do)
             number += 1
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
             if line.strip():
                 yield _Line(number, _validated(line, args), len(line))
     except ProblemError as problem:
@@ -139,7 +145,7 @@ def _validated(line: bytes, args: ServeArgs) -> ImportLine | ProblemError:
         check_values(line, args.max_attributes)
         return ImportLine.model_validate_json(line)
     except ValidationError as error:
-        return problems.invalid(error.errors())
+        return bodies.refused(ImportLine, error)
     except ProblemError as problem:
         return problem
 
@@ -172,7 +178,7 @@ async def _one(service: SearchService, writer: Writer, line: _Line) -> ImportIte
     try:
         if isinstance(asked, ProblemError):
             raise asked
-        check_id(asked.image_id)
+        check_new_id(asked.image_id)
         async with service.deadline(then=UNKNOWN):
             given = image_body.check(asked, None, service.args, service.engine)
             done = await put_one(service, writer, asked.image_id, given)

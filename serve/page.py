@@ -18,7 +18,6 @@ POLICY = (
 def add(app: FastAPI) -> None:
     """Let `app` answer / and /web/."""
 
-    @app.head("/", include_in_schema=False)
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:
         return FileResponse(FOLDER / "index.html")
@@ -27,10 +26,13 @@ def add(app: FastAPI) -> None:
 
 
 class Guarded:
-    """ASGI middleware: headers that keep a browser from running what others have put into a picture or a name."""
+    """ASGI middleware: headers that keep a browser from running what others have put into a picture or a name.
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    `elsewhere`: pages of other origins may use the service, and so its pictures.
+    """
+
+    def __init__(self, app: ASGIApp, *, elsewhere: bool = False) -> None:
+        self.app, self._used_by = app, "cross-origin" if elsewhere else "same-origin"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -42,6 +44,7 @@ class Guarded:
                 headers = MutableHeaders(scope=message)
                 headers["X-Content-Type-Options"] = "nosniff"
                 headers["Referrer-Policy"] = "no-referrer"
+                headers["Cross-Origin-Resource-Policy"] = self._used_by
                 path = scope["path"].removeprefix(scope.get("root_path", ""))
                 if path == "/" or path.startswith("/web/"):
                     headers["Cache-Control"] = "no-cache"  # an older page must not meet a newer service

@@ -1,6 +1,7 @@
 """What clients do wrong as RFC 9457 problem documents. Also the guard on request sizes."""
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -10,6 +11,7 @@ from pydantic import ValidationError
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.responses import JSONResponse
+from starlette.routing import Match, Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raycd.api import FieldError, Problem
@@ -19,18 +21,19 @@ from serve.fetch import FetchFailed, FetchRefused
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 1
-_TOLD = 20  # wrong fields of one request, at most
+TOLD = 20  # wrong fields of one request, at most
+_LONG = 100  # characters of what a client has named
 _PLACES = ("body", "query", "path", "header")
 
 DESCRIPTIONS = {
-    400: "The body is not what its content type says",
+    400: "The address is not UTF-8, or the body is not what its content type says",
     401: "The API key is missing, unknown or revoked",
     403: "The service does not allow this, or the API key may only read",
     404: "There is no such image",
     408: "The body came in too slowly",
     409: "The feature is of another encoder",
     413: "The request is larger than max_body_bytes",
-    415: "The content type is neither JSON nor a form",
+    415: "The content type is neither JSON nor a form, or the body is compressed",
     422: "A field is wrong or beyond a limit, or the image is broken",
     503: "The service is too busy, or its database does not answer; Retry-After says when to come back",
     507: "The disk of the gallery is full",
@@ -67,13 +70,19 @@ def invalid(details: Sequence[Any]) -> ProblemError:
     """422 of pydantic's list of errors."""
     errors = [
         FieldError(
-            field=".".join(str(part) for part in detail["loc"] if part not in _PLACES),
+            field=".".join(str(part) for part in detail["loc"] if part not in _PLACES)[:_LONG],
             message=detail["msg"].removeprefix("Value error, "),
         )
-        for detail in details[:_TOLD]
+        for detail in details[:TOLD]
     ]
     text = "; ".join(f"{wrong.field}: {wrong.message}" if wrong.field else wrong.message for wrong in errors)
     return ProblemError(422, text, errors=errors)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known name that was meant, as the end of a message; empty where none is alike."""
+    near = difflib.get_close_matches(name[:_LONG], list(known), n=1)  # a long name would take long
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def of(error: Exception) -> ProblemError | None:
@@ -150,7 +159,20 @@ def add_handlers(app: FastAPI) -> None:
 async def _handle(request: Request, error: Exception) -> JSONResponse:
     found = of(error)
     assert found is not None, "a kind that it knows"
+    if found.status_code == 405:  # the router tells the methods of the first of several routes
+        found.headers = {"Allow": ", ".join(_allowed(request))}
     return response(found)
+
+
+def _allowed(request: Request) -> list[str]:
+    """The methods that any route at the request's path takes; files (a mount) are only read."""
+    routes = [route for route in request.app.routes if not isinstance(route, Mount)]
+    taken = [
+        method
+        for method in ("DELETE", "GET", "PATCH", "POST", "PUT")
+        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in routes)
+    ] or ["GET"]
+    return sorted([*taken, "HEAD"] if "GET" in taken else taken)
 
 
 def _plain(error: Exception) -> str:

@@ -10,7 +10,19 @@ from fastapi_offline import FastAPIOffline
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raycd import __version__
-from serve import admission, browsing, failure, guard, health, importing, page, problems, searching, writing
+from serve import (
+    admission,
+    browsing,
+    failure,
+    guard,
+    health,
+    importing,
+    page,
+    problems,
+    searching,
+    wellformed,
+    writing,
+)
 
 if TYPE_CHECKING:
     from serve.metrics import Metrics
@@ -30,9 +42,10 @@ def build_app(service: SearchService) -> FastAPI:
     app.include_router(health.router(service))
     page.add(app)
     app.add_middleware(problems.BodyLimit, max_bytes=service.args.max_body_bytes, streamed=(importing.PATH,))
+    app.add_middleware(wellformed.WellFormed)
     guard.add(app, service.args)
     app.add_middleware(failure.Failures)
-    app.add_middleware(page.Guarded)
+    app.add_middleware(page.Guarded, elsewhere=bool(service.args.cors_origins))
     app.add_middleware(admission.Guarded, door=service.door)
     app.add_middleware(Measured, metrics=service.metrics)
     return app

@@ -6,15 +6,16 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 
 from raycd.api import BatchItem, BatchRequest, BatchResponse, Explanation, SearchRequest, SearchResponse
 from raycd.api import Result as ApiResult
 from raycd.query import Answer, Prepared
-from serve import bodies, failure, problems, search_body
+from serve import bodies, failure, filters, problems, search_body
 from serve.browsing import MinVersion, thumbnail
 from serve.engine import Engine
 from serve.fetch import fetch
+from serve.wellformed import known_parameters
 
 if TYPE_CHECKING:
     from serve.service import SearchService
@@ -24,7 +25,7 @@ _ERRORS = problems.responses(400, 403, 404, 408, 413, 415, 422, 503)
 
 def router(service: SearchService) -> APIRouter:
     """The routes that search."""
-    routes = APIRouter(tags=["search"])
+    routes = APIRouter(tags=["search"], dependencies=[Depends(known_parameters)])
 
     @routes.post("/v1/search", response_model=SearchResponse, responses=_ERRORS, openapi_extra=search_body.OPENAPI)
     async def search(request: Request, min_version: MinVersion = 0) -> Response:
@@ -109,7 +110,10 @@ async def _search(
     encode_ms, search_ms = 1000 * answer.encode_s, 1000 * answer.search_s
     wait_ms = max(0.0, _since(began) - encode_ms - search_ms)
     timings = {"decode": decode_ms, "wait": wait_ms, "encode": encode_ms, "search": search_ms}
-    return _told(engine, query, answer, timings), answer.batch
+    found = _told(engine, query, answer, timings)
+    if asked.category or asked.attributes:
+        found.warnings += await service.aside(lambda: filters.warnings(query.view, asked.category, asked.attributes))
+    return found, answer.batch
 
 
 def _told(engine: Engine, query: Prepared, answer: Answer, timings: dict[str, float]) -> SearchResponse:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 
 from raycd.api import Written
 from raycd.catalogue.records import Done
 from raycd.data import images
 from serve import image_body, problems
 from serve.image_body import Given
+from serve.wellformed import known_parameters
 from serve.writer import Picture, Writer
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ _ERRORS = problems.responses(400, 403, 404, 408, 409, 413, 415, 422, 503, 507)
 
 def router(service: SearchService) -> APIRouter:
     """The routes that change one image."""
-    routes = APIRouter(tags=["gallery"])
+    routes = APIRouter(tags=["gallery"], dependencies=[Depends(known_parameters)])
 
     @routes.put(
         "/v1/gallery/{image_id:path}",
@@ -34,7 +35,7 @@ def router(service: SearchService) -> APIRouter:
     async def put(image_id: str, request: Request, response: Response) -> Written:
         """Add an image to the gallery, or replace the one of that id. Answered when it is on the disk."""
         writer = writable(service)
-        check_id(image_id)
+        check_new_id(image_id)
         service.writes.check()
         await service.reading.whole(request, service.args.max_attributes)
         with service.writes.slot():
@@ -75,7 +76,7 @@ async def put_one(service: SearchService, writer: Writer, image_id: str, given: 
     return await writer.put(
         image_id,
         engine,
-        categories=given.asked.category,
+        categories=given.asked.category or engine.default_category,
         attributes=given.asked.attributes,
         picture=picture,
         feature=given.feature,
@@ -93,3 +94,10 @@ def check_id(image_id: str) -> None:
     if wrong or image_id != image_id.strip():
         expected = f"1 to {MAX_ID} printable characters without spaces around them"
         raise problems.invalid([{"loc": ("image_id",), "msg": f"got {len(image_id)} characters, expected {expected}"}])
+
+
+def check_new_id(image_id: str) -> None:
+    """Raises ProblemError, too, for an id that has no address: browsers and clients take it for a folder's."""
+    check_id(image_id)
+    if image_id in (".", ".."):
+        raise problems.invalid([{"loc": ("image_id",), "msg": f"{image_id} cannot be an id: no address leads to it"}])

@@ -10,10 +10,13 @@ import torch
 from numpy.typing import NDArray
 
 from raycd.errors import DataError
+from raycd.gallery import Gallery
+from raycd.index import Index
 from raycd.model import bundle
 from raycd.query import Query, Result
 from raycd.search import NEGATIVE, Searcher
 from raycd.texts import TextCache
+from raycd.view import View
 
 Vector = NDArray[np.float32]
 
@@ -101,6 +104,18 @@ def test_weights_of_what_is_not_there_change_nothing(searcher: Searcher, tiny_bu
     image = tiny_bundle.images[0]
     plain, weighted = ask(searcher, image), ask(searcher, image, text_weight=5.0)
     assert [result.score for result in weighted] == pytest.approx([result.score for result in plain], abs=1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_the_relative_score_is_0_where_the_gallery_is_one_image_or_all_are_alike(
+    searcher: Searcher, tiny_bundle: Any, size: int
+) -> None:
+    features = searcher.encode_images([searcher.preprocess(tiny_bundle.images[0])]).repeat(size, axis=0)
+    index = Index.build(features, searcher.bundle.config.index)
+    view = View.of(index, Gallery(searcher.bundle.gallery.slice(0, size)))
+    query = searcher.prepare(Query(tiny_bundle.images[0], "is blue", top_k=3), view)
+    [answer] = searcher.answer([query])
+    assert [result.relative_score for result in answer.results] == [0.0] * size
 
 
 def test_the_relative_score_is_the_z_score_over_the_gallery(searcher: Searcher, tiny_bundle: Any) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from types import TracebackType
 from typing import Any, Literal, Self, Unpack
-from urllib.parse import quote
 
 from raycd.api import (
     BatchItem,
@@ -139,9 +138,12 @@ class Client:
         size: Literal["thumbnail", "original"] = "thumbnail",
         min_version: int | None = None,
     ) -> bytes:
-        """The picture of an image of the gallery: a small JPEG, or its file as it is."""
+        """The picture of an image of the gallery: a small JPEG, or its file as it is.
+
+        Raises DataError for an impossible id.
+        """
         params = _params(min_version, size=size)
-        return self._service.send("GET", f"/v1/images/{quote(image_id, safe='')}", params=params).content
+        return self._service.send("GET", gallery.path(image_id, "images"), params=params).content
 
     def put(
         self,

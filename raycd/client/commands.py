@@ -25,8 +25,7 @@ def _search(client: Client, options: argparse.Namespace) -> int:
     if "attributes" in asked:
         asked["attributes"] = parser.attributes(options.attributes)
     found = client.search(min_version=getattr(options, "min_version", None), **asked)
-    for warning in found.warnings:
-        print(f"warning: {printable(warning)}", file=sys.stderr)
+    _warn(found.warnings)
     return _print(found, table.results(found, offset=asked.get("offset", 0)), options)
 
 
@@ -52,6 +51,7 @@ def _gallery(client: Client, options: argparse.Namespace) -> int:
         attributes=parser.attributes(getattr(options, "attributes", [])),
         min_version=getattr(options, "min_version", None),
     )
+    _warn(page.warnings)
     return _print(page, table.gallery(page), options)
 
 
@@ -101,6 +101,11 @@ def _ready(client: Client, options: argparse.Namespace) -> int:
     health = client.ready()
     replicas = "" if health.replicas is None else f" ({health.replicas} replicas)"
     return _print(health, f"{health.status}{replicas}", options)
+
+
+def _warn(warnings: list[str]) -> None:
+    for warning in warnings:
+        print(f"warning: {printable(warning)}", file=sys.stderr)
 
 
 def _print(answer: BaseModel, text: str, options: argparse.Namespace) -> int:

@@ -56,11 +56,14 @@ def as_line(fields: Mapping[str, Any], root: str | PathLike[str] = "") -> Import
     return line
 
 
-def path(image_id: str) -> str:
-    """Where an image of the gallery is. Raises DataError."""
-    if not isinstance(image_id, str) or image_id.strip() in ("", ".", ".."):  # a URL cannot carry these
-        raise DataError("the image_id is impossible", got=repr(image_id), expected="a name")
-    return f"/v1/gallery/{quote(image_id, safe='')}"
+def path(image_id: str, of: str = "gallery") -> str:
+    """Where an image of the gallery is, or its picture (`of` images). Raises DataError."""
+    try:
+        if isinstance(image_id, str) and image_id.strip() not in ("", ".", ".."):  # a URL cannot carry these
+            return f"/v1/{of}/{quote(image_id, safe='')}"
+    except UnicodeEncodeError:  # of a command line that is not UTF-8, say
+        pass
+    raise DataError("the image_id is impossible", got=ascii(image_id), expected="a name in UTF-8, other than . and ..")
 
 
 def _base64(feature: Feature) -> str:

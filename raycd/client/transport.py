@@ -25,12 +25,19 @@ class Transport:
     """The connections to one service; threads may share it."""
 
     def __init__(self, url: str, *, api_key: str | None, timeout: float, retries: Retries) -> None:
-        """`timeout` is in seconds, of one try. Raises ConfigError for an impossible url, key or proxy."""
+        """`timeout` is in seconds, of one try.
+
+        Raises ConfigError for an impossible url, key or proxy, and for certificates that cannot be read.
+        """
         address = _address(url)
         self.url = str(address.copy_with(userinfo=b"")).rstrip("/")
         """The service's, without a password."""
         self._timeout, self._retries = timeout, retries
-        self._http = _connections(address, _headers(api_key))
+        headers = _headers(api_key)
+        try:
+            self._http = _connections(address, headers)
+        except OSError as error:  # httpx reads the certificates that the environment names
+            raise _uncertified(error) from error
 
     def close(self) -> None:
         """Close the connections."""
@@ -83,6 +90,16 @@ def _address(url: str) -> httpx.URL:
         shown = "one with a password" if "@" in url else repr(url)
         raise ConfigError("the url of the service is impossible", got=shown, expected=f"http://host:port, as {URL}")
     return address
+
+
+def _uncertified(error: OSError) -> ConfigError:
+    named = [f"{name}={value}" for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if (value := os.environ.get(name))]
+    return ConfigError(
+        "the certificates of authorities that are trusted cannot be read",
+        got=f"{', '.join(named) or 'those of the system'}: {error.strerror or error}",
+        expected="a file of certificates in PEM",
+        do="unset the variable, or let it name such a file" if named else "install the system's ca-certificates",
+    )
 
 
 def _connections(address: httpx.URL, headers: dict[str, str]) -> httpx.Client:

@@ -146,12 +146,17 @@ class Index:
 
     @classmethod
     def load(cls, folder: Path, sha256: Mapping[str, str], *, threads: int = 0) -> Self:
-        """Map what `save` wrote into memory. Raises WeightsError where a file is absent or of another hash."""
+        """Map what `save` wrote into memory. Raises WeightsError where a file is absent, of another hash or damaged."""
         index, arrays, facts = files.load(folder, sha256)
-        structure = next(kind for name, kind in _KINDS.items() if name == facts.kind)(index)
-        structure.effort = facts.effort
-        moments = Moments(arrays["mean"], arrays["covariance"])
-        return cls(structure, arrays["lengths"], moments, facts.recall, threads=threads)
+        with files.reading(folder):
+            structure = {str(name): kind for name, kind in _KINDS.items()}[facts.kind](index)
+            structure.effort = facts.effort
+            lengths_G, moments = arrays["lengths"], Moments(arrays["mean"], arrays["covariance"])
+            size, dim = index.ntotal, index.d
+            found = lengths_G.shape, moments.mean_D.shape, moments.covariance_DD.shape
+            if found != ((size,), (dim,), (dim, dim)):
+                raise ValueError(f"{size} features of {dim}, but numbers of shape {found}")
+        return cls(structure, lengths_G, moments, facts.recall, threads=threads)
 
 
 def _structure(

@@ -7,9 +7,11 @@ can corrupt memory.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,14 +50,32 @@ def load(folder: Path, expected: Mapping[str, str]) -> tuple[Any, Arrays, Facts]
     """FAISS's index, the arrays and the facts. Raises WeightsError where a file is absent or of another hash."""
     for name in FILES:
         _verify(folder / name, expected[name])
-    with safe_open(folder / NUMBERS, framework="numpy") as file:
+    with reading(folder / NUMBERS), safe_open(folder / NUMBERS, framework="numpy") as file:
         arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         facts = Facts(**json.loads(file.metadata()[_FACTS]))
-    return faiss.read_index(str(folder / STRUCTURE), faiss.IO_FLAG_MMAP_IFC), arrays, facts
+    with reading(folder / STRUCTURE):
+        index = faiss.read_index(str(folder / STRUCTURE), faiss.IO_FLAG_MMAP_IFC)
+    return index, arrays, facts
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Whatever a file makes the libraries raise that read it, as a WeightsError."""
+    try:
+        yield
+    except Exception as error:
+        raise WeightsError(
+            f"the index {path} cannot be read",
+            got=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+            expected="what raycd wrote",
+            do="build the index again",
+        ) from error
 
 
 def sha256(path: Path) -> str:
-    """Of a file's bytes, as hexadecimal digits."""
+    """Of a file's bytes, as hexadecimal digits. Raises OSError, too, for what is no file: a pipe would never end."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "is no regular file", str(path))
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

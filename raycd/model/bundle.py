@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -149,8 +150,37 @@ def gallery_features(gallery: pa.Table) -> NDArray[np.float32]:
 
 
 def read_gallery(folder: Path) -> pa.Table:
-    """The gallery table of a bundle as it was written, with its features, which `load` leaves on disk."""
-    return pq.read_table(folder / GALLERY)
+    """The gallery table of a bundle as it was written, with its features, which `load` leaves on disk.
+
+    Raises WeightsError where it is damaged.
+    """
+    table = _read_table(folder / GALLERY)
+    feature = table.schema.field(_FEATURE).type if _FEATURE in table.column_names else pa.null()
+    if not pa.types.is_fixed_size_list(feature) or feature.value_type != pa.float32():
+        raise _damaged(folder / GALLERY, f"features of type {feature}", "lists of float32, all of one size")
+    column = table[_FEATURE]
+    if column.null_count or not np.isfinite(gallery_features(table)).all():
+        raise _damaged(folder / GALLERY, "a feature that is absent or not finite", "finite numbers")
+    return table
+
+
+def _read_table(path: Path, *, features: bool = True) -> pa.Table:
+    """The gallery's rows, as they must be. Raises WeightsError."""
+    try:
+        columns = [name for name in pq.read_schema(path).names if features or name != _FEATURE]
+        table = pq.read_table(path, columns=columns)
+        rows = table.select(SCHEMA.names).cast(SCHEMA)
+        ids = rows["image_id"]
+        texts = [pc.list_flatten(rows["categories"]), ids]
+        if any(column.null_count for column in texts) or pc.count_distinct(ids).as_py() != len(ids):
+            raise _damaged(path, "image ids or categories that are null, or ids that repeat", "one row an image")
+    except (OSError, ValueError, KeyError, TypeError, NotImplementedError) as error:  # those of Arrow are among them
+        raise _damaged(path, f"{type(error).__name__}: {error}", f"Parquet of {', '.join(SCHEMA.names)}") from error
+    return table
+
+
+def _damaged(path: Path, got: str, expected: str) -> WeightsError:
+    return WeightsError(f"{path} is damaged", got=" ".join(got.split())[:300], expected=expected, do=_AGAIN)
 
 
 def write(
@@ -238,8 +268,7 @@ def load(folder: Path, *, threads: int = 0) -> Bundle:
         ) from error
     encoder = encoders.load_saved(folder / "encoder")
     head, head_config = fusion.load(folder / "head", dim=encoder.dim)
-    columns = [name for name in pq.read_schema(folder / GALLERY).names if name != _FEATURE]
-    gallery = _located(pq.read_table(folder / GALLERY, columns=columns), folder)
+    gallery = _located(_read_table(folder / GALLERY, features=False), folder)
     index = Index.load(folder, manifest.files, threads=threads)
     _check_finite(folder, index)
     fingerprint = encoder.fingerprint()
@@ -276,8 +305,9 @@ def _located(gallery: pa.Table, folder: Path) -> pa.Table:
 def _manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     try:
+        sha256(path)  # refuses what is no regular file
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(
             f"{folder} holds no bundle",
             got=f"{type(error).__name__}: {error}",

@@ -158,7 +158,7 @@ def load_saved(folder: Path) -> Encoder:
         model_config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["model_cfg"]
         preprocess = Preprocess.from_dict(json.loads((folder / PREPROCESS).read_text(encoding="utf-8")))
         clip = _build(model_config)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, AssertionError) as error:
         raise WeightsError(
             f"{folder} holds no encoder",
             got=f"{type(error).__name__}: {error}",

@@ -6,6 +6,7 @@ import os
 import shutil
 import sqlite3
 import stat
+import subprocess
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -188,6 +189,20 @@ def test_what_grows_shrinks_and_is_looked_at_by_others_is_still_the_file(file: P
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         assert file.stat().st_size < before
         assert catalogue.write([put("after")], CLIP)[0].version == catalogue.version() == second.version()
+
+
+def test_a_disk_that_goes_away_takes_no_write(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", str(disk)]).returncode:
+        pytest.skip("nothing can be mounted here")
+    try:
+        catalogue = filled(disk / "gallery.sqlite")
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+    with catalogue, pytest.raises(CatalogueError) as told:
+        catalogue.write([put("lost")], CLIP)
+    assert told.value.reason == "replaced"
 
 
 def test_a_replica_that_starts_later_must_find_the_file_of_its_service(file: Path) -> None:

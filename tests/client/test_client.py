@@ -13,6 +13,7 @@ from starlette.requests import Request
 
 from raycd.api import SearchRequest
 from raycd.client import Client, ServiceError
+from raycd.client.__main__ import main
 from raycd.errors import ConfigError, DataError
 from serve import search_body
 from serve.args import ServeArgs
@@ -249,3 +250,31 @@ def test_importing_the_client_imports_neither_torch_nor_ray() -> None:
     code = f"import sys, raycd.client, raycd.client.__main__; sys.exit(str({heavy} & set(sys.modules) or 0))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stderr.strip() in ("", "0")
+
+
+@pytest.mark.parametrize("content", [None, "no certificate"])
+def test_certificates_that_cannot_be_read_are_told_by_their_variable(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | None
+) -> None:
+    file = tmp_path / "authorities.pem"
+    if content is not None:
+        file.write_text(content)
+    monkeypatch.setenv("SSL_CERT_FILE", str(file))
+    with pytest.raises(ConfigError) as told:
+        Client("https://127.0.0.1:1")
+    assert f"SSL_CERT_FILE={file}" in str(told.value)
+    assert main(["info", "--url", "https://127.0.0.1:1"]) == 2
+    assert "certificates" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("image_id", ["caf\udce9", "\ud83d", ".", "..", ""])
+def test_an_id_that_no_address_can_carry_is_told_before_anything_is_sent(client: Client, image_id: str) -> None:
+    for ask in (client.image, client.delete, lambda one: client.put(one, b"picture")):
+        with pytest.raises(DataError, match="impossible"):
+            ask(image_id)
+
+
+def test_warnings_of_a_page_are_read(client: Client, service: Service) -> None:
+    page = {"items": [], "total": 0, "offset": 0, "version": 1, "warnings": ["no image is in the category 'x'"]}
+    service.replies = [Reply(body=page)]
+    assert client.gallery(category=["x"]).warnings == page["warnings"]

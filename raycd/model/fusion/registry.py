@@ -77,7 +77,7 @@ def load(folder: Path, *, dim: int | None = None) -> tuple[nn.Module, HeadConfig
         config = HeadConfig(**json.loads((folder / SETTINGS).read_text(encoding="utf-8")))
         head = create(config)
         head.load_state_dict(load_file(folder / WEIGHTS))
-    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, RuntimeError, RecursionError, SafetensorError) as error:
         raise WeightsError(
             f"{folder} holds no readable fusion head",
             got=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
