@@ -313,8 +313,6 @@ def _gallery_ids(annotated: list[str], triplets: Sequence[Triplet], protocol: Pr
 def _check(by_category: Mapping[str, Sequence[Triplet]], split: str) -> None:
     if not by_category:
         raise DataError(f"the split {split} has no triplets, so nothing can be evaluated", do="evaluate another split")
-    if AVERAGE in by_category:
-        raise DataError(f"a category is named {AVERAGE}, as the mean over the categories is", do="give it another name")
     secret = [t["triplet_id"] for triplets in by_category.values() for t in triplets if t["target"] is None]
     if secret:
         raise DataError(

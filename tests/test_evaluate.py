@@ -208,11 +208,3 @@ def test_secret_targets_are_refused() -> None:
     secret = data.triplets.set_column(4, data.triplets.schema.field("target"), [pa.array([None], pa.string())])
     with pytest.raises(DataError, match="secret"):
         run(Dataset(data.images, data.gallery, secret))
-
-
-def test_a_category_named_average_is_refused() -> None:
-    builder = DatasetBuilder()
-    builder.add_gallery("average", "val", "ab", source="x")
-    builder.add_triplet(TripletRow("0", "average", "val", "a", "b", ["x"]), where="here")
-    with pytest.raises(DataError, match="average"):
-        run(builder.build({}))
