@@ -157,6 +157,8 @@ async def _lines(chunks: AsyncIterator[bytes], most: int) -> AsyncIterator[bytes
     async for chunk in chunks:
         *whole, rest = chunk.split(b"\n")
         for line in whole:
+            if length + len(line) > most:  # its end may come with the piece that makes it too long
+                raise problems.too_large(most)
             yield b"".join([*parts, line])
             parts, length = [], 0
         parts.append(rest)

@@ -101,3 +101,21 @@ def test_a_transaction_that_fails_says_nothing_of_the_one_before_it(tmp_path: Pa
         assert isinstance(outcomes[0], Done)
         assert isinstance(outcomes[1], CatalogueError)
         assert catalogue.count() == 2
+
+
+@pytest.mark.parametrize("size", [1, 7, 10, 11, 64])
+def test_a_line_is_too_long_however_the_body_is_cut(size: int) -> None:
+    body = b"x" * 10 + b"\n" + b"y" * 11 + b"\n" + b"z\n"
+    found: list[bytes] = []
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for start in range(0, len(body), size):
+            yield body[start : start + size]
+
+    async def run() -> None:
+        async for one in importing._lines(pieces(), 10):
+            found.append(one)
+
+    with pytest.raises(ProblemError, match="larger"):
+        asyncio.run(run())
+    assert found == [b"x" * 10]
