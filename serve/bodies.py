@@ -31,10 +31,20 @@ _NO_FILE = (
 _OTHERS = len(SearchRequest.model_fields)  # fields of a form beside `category`, which repeats; an image has fewer
 
 
+def content_type(request: Request) -> str:
+    """What the request says its body is, without parameters, in small letters; empty: nothing."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def is_json(kind: str) -> bool:
+    """Whether a content type is JSON's, or one made of it."""
+    return kind == JSON or kind.endswith("+json")
+
+
 async def read(request: Request, args: ServeArgs) -> tuple[Any, bytes | None]:
     """The request's fields, and its file `image` where it is a form that has one. Raises ProblemError."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind == JSON or kind.endswith("+json"):
+    kind = content_type(request)
+    if is_json(kind):
         return await parsed(request), None
     if kind in (FORM, URLENCODED):
         limit = "max_attributes" if request.method == "PUT" else "max_filters"  # an image, or a search

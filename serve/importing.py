@@ -54,7 +54,7 @@ def router(service: SearchService) -> APIRouter:
     async def import_images(request: Request) -> StreamingResponse:
         """Add or replace many images. Each succeeds or fails by itself, and is told as soon as it is on the disk."""
         writer = writable(service)
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        kind = bodies.content_type(request)
         if kind != LINES:
             raise ProblemError(
                 415, f"the content type is {kind or 'not given'!r}: send {LINES}", headers={"Accept": LINES}

@@ -67,8 +67,8 @@ def _body_of(model: type[BatchRequest]) -> dict[str, Any]:
 
 def _check_json(request: Request) -> None:
     """Raises ProblemError unless the content type is JSON's: any other may be sent blind by pages of other origins."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != bodies.JSON and not kind.endswith("+json"):
+    kind = bodies.content_type(request)
+    if not bodies.is_json(kind):
         told = f"the content type is {kind or 'not given'!r}: send {bodies.JSON}"
         raise problems.ProblemError(415, told, headers={"Accept": bodies.JSON})
 

@@ -54,9 +54,7 @@ class SearchService:
         self._threads = args.threads or max(1, (len(os.sched_getaffinity(0)) - 1) // args.replicas)
         self._model = ThreadPoolExecutor(1, "model")
         self.threads = ThreadPoolExecutor(self._threads + 1, "decode")
-        self._large = ThreadPoolExecutor(
-            self._threads, "large"
-        )  # a file of 50 KB may take a second: it delays no other
+        self._large = ThreadPoolExecutor(self._threads, "large")  # 50 KB may take a second: they delay no others
         self._store = Store.open(args, _own_name())
         self._engine: Engine | None = None  # `reconfigure` comes before any request
         self.refused: str | None = None
