@@ -2,9 +2,10 @@
 
 python jobs/ablate.py --preset demo
 
-Three runs stand beside the run itself: <name>-text, <name>-image and <name>-both, named after what stage 1 fine-tunes.
-The variants of stage 2 are trained one after another in <name>-both, on the same features and pseudo triplets. Starting
-it again repeats those, and nothing else. The table is also written to <runs>/<name>-ablation.json.
+Three runs stand beside the run itself: <name>-text, <name>-image and <name>-both, named after what
+stage 1 fine-tunes. The variants of stage 2 are trained one after another in <name>-both, on the
+same features and pseudo triplets. Starting it again repeats those, and nothing else. The table is
+also written to <runs>/<name>-ablation.json.
 """
 
 import json
@@ -15,13 +16,15 @@ from typing import Any
 
 import fsspec
 
-from raycd import cli
-from raycd.config import Config
+from raycd.config import Config, cli
 
 STAGE2: Mapping[str, Mapping[str, object]] = {
     "w/o Pseudo Data": {"head": "clip_cd", "pseudo": False},
     "w/o Bilinear": {"head": "combiner", "pseudo": True},
-    "CLIP-CD": {"head": "clip_cd", "pseudo": True},  # the last one: what <name>-both holds in the end
+    "CLIP-CD": {
+        "head": "clip_cd",
+        "pseudo": True,
+    },  # the last one: what <name>-both holds in the end
 }
 
 
@@ -34,7 +37,12 @@ def main(options: cli.Options) -> None:
     with cluster.connected():
         variants = dict(rows(config))
     place = posixpath.join(config.runs, f"{pipeline.run_name(config)}-ablation.json")
-    table = {"preset": config.preset, "protocol": config.evaluate.protocol, "seed": config.seed, "variants": variants}
+    table = {
+        "preset": config.preset,
+        "protocol": config.evaluate.protocol,
+        "seed": config.seed,
+        "variants": variants,
+    }
     with fsspec.open(place, "w", encoding="utf-8") as file:
         json.dump(table, file, indent=1)
     print(recall_table(table))
@@ -68,4 +76,8 @@ def recalls(config: Config, finetune: str, stage2: Mapping[str, object]) -> dict
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, prog="jobs/ablate.py", description="The paper's Table 2: what each part brings."))
+    sys.exit(
+        cli.run(
+            main, prog="jobs/ablate.py", description="The paper's Table 2: what each part brings."
+        )
+    )

@@ -20,7 +20,7 @@ import sys
 
 import fsspec
 
-from raycd import cli
+from raycd.config import cli
 
 SERVICE = "--replicas 2 --threads 1 --cpus 0.5"  # for two cores
 
@@ -37,17 +37,26 @@ def flags(parser: argparse.ArgumentParser) -> None:
         default=0,
         help="Images (embed: 20,000; mine: 46,609; gallery: 100,000; scale: 1,000,000).",
     )
-    parser.add_argument("--candidates", type=int, default=1_000_000, help="Candidates to score (mine).")
-    parser.add_argument("--only", default="", help="Cells to measure, such as 'demo/*,*/haproxy/32' (serve: all).")
     parser.add_argument(
-        "--seconds", type=float, default=8.0, help="Length of a scenario (serve, gallery; %(default)s)."
+        "--candidates", type=int, default=1_000_000, help="Candidates to score (mine)."
+    )
+    parser.add_argument(
+        "--only", default="", help="Cells to measure, such as 'demo/*,*/haproxy/32' (serve: all)."
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=8.0,
+        help="Length of a scenario (serve, gallery; %(default)s).",
     )
     parser.add_argument(
         "--service",
         default=SERVICE,
         help="Options of serve/app.py, such as '--threads 2' (serve, gallery; %(default)s).",
     )
-    parser.add_argument("--photos", help="Folder of photographs to embed instead of drawn images (embed).")
+    parser.add_argument(
+        "--photos", help="Folder of photographs to embed instead of drawn images (embed)."
+    )
 
 
 def main(options: cli.Options) -> None:
@@ -70,7 +79,11 @@ def main(options: cli.Options) -> None:
     rows = measure(options.config, options.flags)
     width = max(map(len, rows))
     for name, value in rows.items():
-        print(f"{name:{width}}  {value:.4g}" if isinstance(value, float) else f"{name:{width}}  {value}")
+        print(
+            f"{name:{width}}  {value:.4g}"
+            if isinstance(value, float)
+            else f"{name:{width}}  {value}"
+        )
     place = posixpath.join(options.config.runs, f"benchmark-{options.flags.what}.json")
     with fsspec.open(place, "w", encoding="utf-8", auto_mkdir=True) as file:
         json.dump(rows, file, indent=1)

@@ -1,11 +1,12 @@
-"""Embed all images and texts with the fine-tuned encoder, once (eq. 8); earlier stages are done where they are not.
+"""Embed all images and texts with the fine-tuned encoder, once (eq. 8); earlier stages are done
+where they are not.
 
 python jobs/embed.py --preset demo
 """
 
 import sys
 
-from raycd import cli
+from raycd.config import cli
 
 
 def main(options: cli.Options) -> None:
@@ -13,10 +14,18 @@ def main(options: cli.Options) -> None:
 
     run = pipeline.run(options.config, until="embed").run
     counts = pipeline.recorded(run, "embed")["counts"]
-    print(f"images:   {counts['images'] - counts['missing']:,} embedded, {counts['missing']:,} missing or broken")
+    print(
+        f"images:   {counts['images'] - counts['missing']:,} embedded, {counts['missing']:,} missing or broken"
+    )
     print(f"texts:    {counts['texts']:,} embedded")
     print(f"features: {run.path('embed')}")
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, prog="jobs/embed.py", description="Embed all images and texts with the fine-tuned CLIP."))
+    sys.exit(
+        cli.run(
+            main,
+            prog="jobs/embed.py",
+            description="Embed all images and texts with the fine-tuned CLIP.",
+        )
+    )

@@ -1,4 +1,5 @@
-"""Measure the recall of the pre-trained CLIP, the fine-tuned CLIP and the fusion head; earlier stages are done first.
+"""Measure the recall of the pre-trained CLIP, the fine-tuned CLIP and the fusion head; earlier
+stages are done first.
 
 python jobs/evaluate.py --preset demo
 python jobs/evaluate.py --preset demo --evaluate.ks 1,5,10,50      other ranks: seconds, nothing is trained
@@ -6,7 +7,7 @@ python jobs/evaluate.py --preset demo --evaluate.ks 1,5,10,50      other ranks: 
 
 import sys
 
-from raycd import cli
+from raycd.config import cli
 
 
 def main(options: cli.Options) -> None:
@@ -18,4 +19,8 @@ def main(options: cli.Options) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, prog="jobs/evaluate.py", description="Measure the recall of every variant on val."))
+    sys.exit(
+        cli.run(
+            main, prog="jobs/evaluate.py", description="Measure the recall of every variant on val."
+        )
+    )

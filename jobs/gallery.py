@@ -5,8 +5,8 @@
     python jobs/gallery.py restore --from /backups/monday --gallery runs/demo/gallery.sqlite
     python jobs/gallery.py forget --gallery runs/demo/gallery.sqlite --encoder 4228daf4878e --yes
 
-All but restore may run while the service does. Exit codes: 0 done and nothing wrong, 2 something is wrong or a mistake
-that the user can mend, 130 Ctrl-C, 143 terminated.
+All but restore may run while the service does. Exit codes: 0 done and nothing wrong, 2 something is
+wrong or a mistake that the user can mend, 130 Ctrl-C, 143 terminated.
 """
 
 import argparse
@@ -14,10 +14,10 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from raycd import cli
-from raycd.catalogue import backup, check, restore
-from raycd.catalogue.place import Place
+from raycd.config import cli
 from raycd.errors import ConfigError, RaycdError
+from raycd.gallery_db import backup, check, restore
+from raycd.gallery_db.place import Place
 
 SHOWN = 5  # names of one kind
 
@@ -38,7 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="jobs/gallery.py", description="Look after a live gallery.")
+    parser = argparse.ArgumentParser(
+        prog="jobs/gallery.py", description="Look after a live gallery."
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, run, text in (
         ("check", _check, "Tell whether database and pictures are whole; exit code 2 if not."),
@@ -47,23 +49,43 @@ def _parser() -> argparse.ArgumentParser:
         ("forget", _forget, "Remove the features of an encoder that is no longer used."),
     ):
         command = commands.add_parser(name, help=text, description=text)
-        gallery = "The new SQLite file." if name == "restore" else "A SQLite file or a postgresql:// URL."
+        gallery = (
+            "The new SQLite file." if name == "restore" else "A SQLite file or a postgresql:// URL."
+        )
         command.add_argument("--gallery", required=True, metavar="URL", help=gallery)
         command.add_argument(
-            "--pictures", default="", metavar="ROOT", help="Where uploaded pictures lie. (beside the SQLite file)"
+            "--pictures",
+            default="",
+            metavar="ROOT",
+            help="Where uploaded pictures lie. (beside the SQLite file)",
         )
         command.set_defaults(run=run)
         if name == "check":
             command.add_argument(
-                "--mend", action="store_true", help="Remove pictures that nothing has named for an hour."
+                "--mend",
+                action="store_true",
+                help="Remove pictures that nothing has named for an hour.",
             )
         elif name == "backup":
-            command.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="A new folder.")
+            command.add_argument(
+                "--to", type=Path, required=True, metavar="FOLDER", help="A new folder."
+            )
         elif name == "restore":
-            command.add_argument("--from", dest="source", type=Path, required=True, metavar="FOLDER", help="A backup.")
+            command.add_argument(
+                "--from",
+                dest="source",
+                type=Path,
+                required=True,
+                metavar="FOLDER",
+                help="A backup.",
+            )
         elif name == "forget":
-            command.add_argument("--encoder", required=True, metavar="FINGERPRINT", help="Or how it begins.")
-            command.add_argument("--yes", action="store_true", help="Do it; without, only say what would go.")
+            command.add_argument(
+                "--encoder", required=True, metavar="FINGERPRINT", help="Or how it begins."
+            )
+            command.add_argument(
+                "--yes", action="store_true", help="Do it; without, only say what would go."
+            )
     return parser
 
 
@@ -92,7 +114,9 @@ def _backup(options: argparse.Namespace) -> None:
         print(f"database:  {saved.images:,} images at version {saved.version:,}")
     print(f"pictures:  {saved.pictures:,} copied and compared")
     if saved.elsewhere:
-        print(f"elsewhere: {saved.elsewhere:,} images whose pictures the service does not keep: not copied")
+        print(
+            f"elsewhere: {saved.elsewhere:,} images whose pictures the service does not keep: not copied"
+        )
     if saved.lost:
         print(f"lost:      the gallery itself has no picture of {_some(saved.lost)}")
     print(f"backup:    {options.to}")
@@ -121,7 +145,9 @@ def _forget(options: argparse.Namespace) -> None:
 
 def _some(names: Iterable[str]) -> str:
     every = list(names)
-    return ", ".join(every[:SHOWN]) + (f" and {len(every) - SHOWN:,} more" if len(every) > SHOWN else "")
+    return ", ".join(every[:SHOWN]) + (
+        f" and {len(every) - SHOWN:,} more" if len(every) > SHOWN else ""
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""Put encoder, fusion head, gallery and index into the bundle that serving reads; earlier stages are done first.
+"""Put encoder, fusion head, gallery and index into the bundle that serving reads; earlier stages
+are done first.
 
     python jobs/index.py --preset demo
 
-Or encode a live gallery with the encoder of a bundle that is to serve it next; the service goes on meanwhile:
+Or encode a live gallery with the encoder of a bundle that is to serve it next; the service goes on
+meanwhile:
 
     python jobs/index.py --gallery runs/demo/gallery.sqlite --bundle runs/new/bundle
 
@@ -12,7 +14,7 @@ Killed at any moment, the same command continues. Exit code 2: some images canno
 import argparse
 import sys
 
-from raycd import cli
+from raycd.config import cli
 from raycd.errors import ConfigError, DataError
 
 SHOWN = 5  # ids of images that cannot be encoded
@@ -20,10 +22,14 @@ SHOWN = 5  # ids of images that cannot be encoded
 
 def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--gallery", metavar="URL", help="Re-embed this live gallery: a SQLite file or a postgresql:// URL."
+        "--gallery",
+        metavar="URL",
+        help="Re-embed this live gallery: a SQLite file or a postgresql:// URL.",
     )
     parser.add_argument(
-        "--bundle", metavar="BUNDLE", help="With this bundle's encoder: a folder or models:/name@alias."
+        "--bundle",
+        metavar="BUNDLE",
+        help="With this bundle's encoder: a folder or models:/name@alias.",
     )
     parser.add_argument(
         "--pictures",
@@ -52,7 +58,10 @@ def index_run(options: cli.Options) -> None:
 
     run = pipeline.run(options.config, until="bundle").run
     record = pipeline.recorded(run, "bundle")
-    mebibytes = sum(file.stat().st_size for file in run.local("bundle").rglob("*") if file.is_file()) / 2**20
+    mebibytes = (
+        sum(file.stat().st_size for file in run.local("bundle").rglob("*") if file.is_file())
+        / 2**20
+    )
     print(f"bundle:      {run.path('bundle')}")
     index = record["index"]
     print(f"size:        {index['size']:,} images in the index, {mebibytes:,.1f} MiB on disk")
@@ -61,9 +70,12 @@ def index_run(options: cli.Options) -> None:
 
 
 def reembed_gallery(options: cli.Options) -> None:
-    """The live gallery's images, by the bundle's encoder. Raises DataError where some cannot be encoded."""
-    from raycd.catalogue.place import Place
-    from raycd.model import bundle, encoder
+    """The live gallery's images, by the bundle's encoder. Raises DataError where some cannot be
+    encoded.
+    """
+    from raycd import bundle
+    from raycd.gallery_db.place import Place
+    from raycd.model import encoder
     from raycd.runtime import cluster, local_ray, reembedding
     from serve import swap
 
@@ -73,24 +85,37 @@ def reembed_gallery(options: cli.Options) -> None:
         folder = swap.folder(asked.bundle)
         manifest = bundle.verify(folder)
         with cluster.connected():
-            done = reembedding.reembed(place, encoder.load_saved(folder / "encoder"), options.config)
+            done = reembedding.reembed(
+                place, encoder.load_saved(folder / "encoder"), options.config
+            )
         print(f"encoder:     {manifest.encoder.name}, {manifest.encoder.fingerprint[:12]}")
-        print(f"encoded:     {done.encoded:,} images now, {place.catalogue.count():,} in the gallery")
+        print(
+            f"encoded:     {done.encoded:,} images now, {place.catalogue.count():,} in the gallery"
+        )
     if done.broken:
-        some = ", ".join(f"{image_id} ({reason})" for image_id, reason in list(done.broken.items())[:SHOWN])
+        some = ", ".join(
+            f"{image_id} ({reason})" for image_id, reason in list(done.broken.items())[:SHOWN]
+        )
         raise DataError(
             f"{len(done.broken):,} images of the gallery cannot be encoded",
             got=some + (", ..." if len(done.broken) > SHOWN else ""),
             expected="pictures that can be read; the service refuses a bundle that would lose images",
             do="import these images again with their pictures, or delete them, and run the same command again",
         )
-    print(f"next:        serve/app.py: put {asked.bundle} in the place of the bundle that it serves, then kill -HUP")
-    print(f"             on a cluster: deploy with user_config {{bundle: {asked.bundle}}}; docs/gallery.md has both")
+    print(
+        f"next:        serve/app.py: put {asked.bundle} in the place of the bundle that it serves, then kill -HUP"
+    )
+    print(
+        f"             on a cluster: deploy with user_config {{bundle: {asked.bundle}}}; docs/gallery.md has both"
+    )
 
 
 if __name__ == "__main__":
     sys.exit(
         cli.run(
-            main, prog="jobs/index.py", description="Index the gallery and write the bundle for serving.", flags=flags
+            main,
+            prog="jobs/index.py",
+            description="Index the gallery and write the bundle for serving.",
+            flags=flags,
         )
     )

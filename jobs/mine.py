@@ -1,4 +1,5 @@
-"""Mine pseudo triplets (3.2.3) and filter them (eq. 9 and alpha); earlier stages are done where they are not.
+"""Mine pseudo triplets (3.2.3) and filter them (eq. 9 and alpha); earlier stages are done where
+they are not.
 
 python jobs/mine.py --preset demo
 python jobs/mine.py --preset demo --mine.alpha 0.7      other thresholds: seconds, the tables are there
@@ -6,7 +7,7 @@ python jobs/mine.py --preset demo --mine.alpha 0.7      other thresholds: second
 
 import sys
 
-from raycd import cli
+from raycd.config import cli
 
 
 def main(options: cli.Options) -> None:
@@ -20,7 +21,9 @@ def main(options: cli.Options) -> None:
         print(line)
     for line in [*filtered["warnings"], *mined["warnings"]]:
         print(f"warning: {line}")
-    print(f"{mined['counts']['held_out']:,} images of the selection split are held out: none of them is a substitute")
+    print(
+        f"{mined['counts']['held_out']:,} images of the selection split are held out: none of them is a substitute"
+    )
     for category, count in mined["counts"]["overlaps"].items():
         print(f"{count:,} train images stand in the val gallery of {category}, too")
     print(f"neighbours: {mine.searched_line(mined['index'])}")
@@ -28,4 +31,6 @@ def main(options: cli.Options) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, prog="jobs/mine.py", description="Mine pseudo triplets and filter them."))
+    sys.exit(
+        cli.run(main, prog="jobs/mine.py", description="Mine pseudo triplets and filter them.")
+    )

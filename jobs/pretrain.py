@@ -1,11 +1,13 @@
-"""Pre-train the demo's small CLIP and keep it in the cache; nothing to do where it is there already.
+"""Pre-train the demo's small CLIP and keep it in the cache; nothing to do where it is there
+already.
 
 python jobs/pretrain.py --preset demo
 """
 
 import sys
 
-from raycd import cli, progress
+from raycd import progress
+from raycd.config import cli
 
 
 def main(options: cli.Options) -> None:

@@ -6,7 +6,7 @@ python jobs/train.py --preset fashioniq --data.root /data/fashion-iq
 
 import sys
 
-from raycd import cli
+from raycd.config import cli
 
 
 def main(options: cli.Options) -> None:
@@ -23,4 +23,8 @@ def main(options: cli.Options) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, prog="jobs/train.py", description="Train, mine, fuse, evaluate and index CLIP-CD."))
+    sys.exit(
+        cli.run(
+            main, prog="jobs/train.py", description="Train, mine, fuse, evaluate and index CLIP-CD."
+        )
+    )

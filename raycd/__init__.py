@@ -1,8 +1,8 @@
 """raycd: composed image retrieval with CLIP-CD, trained and served on Ray.
 
-The rooms, from the bottom up: config, errors -> data, model -> train, embed, mine, evaluate, index, search -> runtime.
-Only runtime/ (and jobs/, serve/, tune/ outside of this package) imports ray or mlflow. Importing raycd imports neither
-torch nor ray.
+The rooms, from the bottom up: config, errors -> data, model -> train, embed, mine, evaluate, index,
+search -> runtime. Only runtime/ (and jobs/, serve/, tune/ outside of this package) imports ray or
+mlflow. Importing raycd imports neither torch nor ray.
 """
 
 __version__ = "0.1.0"

@@ -1,10 +1,19 @@
-"""What goes over HTTP: the types that the service answers with and the client reads (version 1, under /v1)."""
+"""What goes over HTTP: the types that the service answers with and the client reads (version 1,
+under /v1).
+"""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
 
 
 def _number(value: object) -> object:
@@ -33,7 +42,9 @@ class _Told(BaseModel):
 
 
 class SearchRequest(_Asked):
-    """An image, a text, or both. The image is given in one way only; in a form it is the file `image`."""
+    """An image, a text, or both. The image is given in one way only; in a form it is the file
+    `image`.
+    """
 
     image_id: Name | None = None
     """The reference is this image of the gallery: no image is uploaded and none is encoded."""
@@ -42,11 +53,15 @@ class SearchRequest(_Asked):
     image_url: Annotated[Text, Field(min_length=1, max_length=4096)] | None = None
     """The reference image is fetched from here, where the service allows it (https only)."""
     text: Text = ""
-    """What should differ: is blue, with long sleeves. Alone, without an image, it describes what is looked for."""
+    """What should differ: is blue, with long sleeves. Alone, without an image, it describes what is
+    looked for.
+    """
     negative_text: Text = ""
     """What the results should not look like."""
     image_weight: Weight = 1.0
-    """1 leaves the model's own balance; more draws the results towards the image, 0 takes the image alone out."""
+    """1 leaves the model's own balance; more draws the results towards the image, 0 takes the image
+    alone out.
+    """
     text_weight: Weight = 1.0
     """Likewise for the text."""
     top_k: Annotated[Annotated[int, Field(ge=1)] | None, Number] = None
@@ -56,7 +71,9 @@ class SearchRequest(_Asked):
     category: list[Name] = []
     """Only images of one of these categories; none: of all."""
     attributes: dict[Name, list[Name]] = {}
-    """Only images with one of these values in each of these attributes: {"colour": ["blue", "navy"]}."""
+    """Only images with one of these values in each of these attributes: {"colour": ["blue",
+    "navy"]}.
+    """
     exclude_reference: bool = False
     """Leave the image of the gallery that `image_id` names out of the results."""
     exact: bool = False
@@ -64,9 +81,15 @@ class SearchRequest(_Asked):
 
     @model_validator(mode="after")
     def _one_image(self) -> Self:
-        given = [name for name in ("image_id", "image_base64", "image_url") if getattr(self, name) is not None]
+        given = [
+            name
+            for name in ("image_id", "image_base64", "image_url")
+            if getattr(self, name) is not None
+        ]
         if len(given) > 1:
-            raise ValueError(f"the image is given in {len(given)} ways ({', '.join(given)}): give one of them")
+            raise ValueError(
+                f"the image is given in {len(given)} ways ({', '.join(given)}): give one of them"
+            )
         return self
 
 
@@ -78,15 +101,19 @@ class BatchRequest(_Asked):
 
 
 class GalleryImage(_Asked):
-    """What an image of the gallery is: its picture, its feature, or both. In a form the picture is the file `image`."""
+    """What an image of the gallery is: its picture, its feature, or both. In a form the picture is
+    the file `image`.
+    """
 
     image_base64: Annotated[str, Field(min_length=1)] | None = None
     """The picture's file in base64."""
     feature: list[Annotated[float, Field(allow_inf_nan=False, strict=True)]] | str | None = None
-    """Its feature, where it is known already, as `Encoder.encode_images` gives it, not normalised: numbers, or base64
-    of little-endian float32. Without it the service encodes the picture."""
+    """Its feature, where it is known already, as `Encoder.encode_images` gives it, not normalised:
+    numbers, or base64 of little-endian float32. Without it the service encodes the picture.
+    """
     encoder: Annotated[str, Field(min_length=12, max_length=64)] | None = None
-    """Fingerprint of the encoder that gave the feature, as /v1/info tells it; a feature needs it."""
+    """Fingerprint of the encoder that gave the feature, as /v1/info tells it; a feature needs it.
+    """
     category: list[Name] = []
     """The categories that the image belongs to."""
     attributes: dict[Name, Name] = {}
@@ -95,7 +122,9 @@ class GalleryImage(_Asked):
     @model_validator(mode="after")
     def _whole(self) -> Self:
         if self.feature is not None and self.encoder is None:
-            raise ValueError("a feature needs `encoder`, the fingerprint of the encoder that gave it")
+            raise ValueError(
+                "a feature needs `encoder`, the fingerprint of the encoder that gave it"
+            )
         return self
 
 
@@ -151,8 +180,9 @@ class Result(Item):
     score: float
     """Cosine of the query and the image, -1 to 1."""
     relative_score: float
-    """Standard deviations of `score` above the mean over the whole gallery: comparable between queries. 0 where the
-    gallery has one image, or all are alike."""
+    """Standard deviations of `score` above the mean over the whole gallery: comparable between
+    queries. 0 where the gallery has one image, or all are alike.
+    """
     explanation: Explanation
 
 
@@ -166,9 +196,13 @@ class IndexInfo(_Told):
     version: int
     """Of the gallery that was searched; grows with each change."""
     lag_s: float = 0.0
-    """Seconds since the gallery's database was last heard of: changes that are younger may be missing."""
+    """Seconds since the gallery's database was last heard of: changes that are younger may be
+    missing.
+    """
     recall: float
-    """Share of the true first 10 that it finds, measured on a sample when it was built; 1 for a flat index."""
+    """Share of the true first 10 that it finds, measured on a sample when it was built; 1 for a
+    flat index.
+    """
 
 
 class ModelInfo(_Told):
@@ -193,9 +227,13 @@ class SearchResponse(_Told):
     model: ModelInfo
     index: IndexInfo
     warnings: list[str]
-    """What was done otherwise than asked, such as a text that was cut, and filters that no image passes."""
+    """What was done otherwise than asked, such as a text that was cut, and filters that no image
+    passes.
+    """
     timings: dict[str, float]
-    """Milliseconds: read, decode (fetching included), wait, encode, search, total. As in Server-Timing."""
+    """Milliseconds: read, decode (fetching included), wait, encode, search, total. As in
+    Server-Timing.
+    """
 
 
 class BatchItem(_Told):
@@ -233,7 +271,9 @@ class BundleInfo(_Told):
     """Begin of its manifest's hash."""
     created: str
     refused: str | None = None
-    """Why the bundle that it was told to change to last is not the one that it serves; null where it is."""
+    """Why the bundle that it was told to change to last is not the one that it serves; null where
+    it is.
+    """
 
 
 class Limits(_Told):
@@ -293,7 +333,9 @@ class FieldError(_Told):
 
 
 class Problem(_Told):
-    """RFC 9457 problem document, application/problem+json. Of type about:blank, so the title is the status's phrase."""
+    """RFC 9457 problem document, application/problem+json. Of type about:blank, so the title is the
+    status's phrase.
+    """
 
     type: str = "about:blank"
     title: str
@@ -303,8 +345,10 @@ class Problem(_Told):
     limit: str | None = None
     """The setting of the service that the request exceeds."""
     reason: str | None = None
-    """Why an image is refused: empty, not_an_image, truncated, too_small, too_large, missing; why its URL was not
-    fetched: malformed, scheme, credentials, port, address, redirect, encoding, unreachable, tls, timeout, status."""
+    """Why an image is refused: empty, not_an_image, truncated, too_small, too_large, missing; why
+    its URL was not fetched: malformed, scheme, credentials, port, address, redirect, encoding,
+    unreachable, tls, timeout, status.
+    """
     errors: list[FieldError] | None = None
     """The fields that are wrong."""
 

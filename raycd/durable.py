@@ -8,15 +8,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700  # rights of what belongs to the service's own user alone
+PRIVATE_FILE, PRIVATE_FOLDER = (
+    0o600,
+    0o700,
+)  # rights of what belongs to the service's own user alone
 
 
 @contextmanager
 def replacing(folder: Path, *, mode: int = 0o777) -> Iterator[Path]:
-    """Gives a new, empty folder beside `folder`, on the same disk; without an error it takes the name of `folder`.
+    """Gives a new, empty folder beside `folder`, on the same disk; without an error it takes the
+    name of `folder`.
 
-    Everything is on the disk before the name changes, and an older `folder` stays readable until then: it is moved
-    aside, and back where the change fails. After an error in the block nothing has changed. `mode` are its rights.
+    Everything is on the disk before the name changes, and an older `folder` stays readable until
+    then: it is moved aside, and back where the change fails. After an error in the block nothing
+    has changed. `mode` are its rights.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = folder.with_name(f".{folder.name}.{os.getpid()}.writing")

@@ -17,7 +17,12 @@ class RaycdError(Exception):
     """A mistake that the user can mend. `str(error)` is the whole message, one to four lines."""
 
     def __init__(
-        self, what: str, *, got: object | None = None, expected: object | None = None, do: str | None = None
+        self,
+        what: str,
+        *,
+        got: object | None = None,
+        expected: object | None = None,
+        do: str | None = None,
     ) -> None:
         self.what = what
         lines = [what]
@@ -47,7 +52,9 @@ class DataError(RaycdError):
 
 
 class TrainingError(RaycdError):
-    """Training cannot go on: its loss or its weights are no longer finite. All workers of a stage raise it together."""
+    """Training cannot go on: its loss or its weights are no longer finite. All workers of a stage
+    raise it together.
+    """
 
 
 class WeightsError(RaycdError):
@@ -65,13 +72,22 @@ class TrackingError(RaycdError):
 class CatalogueError(RaycdError):
     """The gallery's database cannot be reached, read or written, or does not fit.
 
-    `reason` tells programs which: unreachable and locked may be over soon; full, read_only, damaged, replaced (its file
-    is another one than was opened), newer (its schema is of a later raycd), unmigrated and in_use need a person;
-    mismatch is features of another encoder or size.
+    `reason` tells programs which: unreachable and locked may be over soon; full, read_only,
+    damaged, replaced (its file is another one than was opened), newer (its schema is of a later
+    raycd), unmigrated and in_use need a person; mismatch is features of another encoder or size.
     """
 
     Reason = Literal[
-        "unreachable", "locked", "full", "read_only", "damaged", "replaced", "newer", "unmigrated", "in_use", "mismatch"
+        "unreachable",
+        "locked",
+        "full",
+        "read_only",
+        "damaged",
+        "replaced",
+        "newer",
+        "unmigrated",
+        "in_use",
+        "mismatch",
     ]
 
     def __init__(

@@ -1,4 +1,5 @@
-"""Recall of composed queries: arrays in, fractions out. The protocols are explained in docs/protocols.md.
+"""Recall of composed queries: arrays in, fractions out. The protocols are explained in
+docs/protocols.md.
 
 | protocol          | gallery of a category                                  | the query's reference     |
 | ----------------- | ------------------------------------------------------ | ------------------------- |
@@ -6,7 +7,8 @@
 | `original-masked` | the same                                               | is removed for its query  |
 | `val`             | only references and targets of the split's triplets    | is removed for its query  |
 
-Shapes: Q queries, B of them at once, G gallery images, D feature size, S candidates of a subset (CIRR).
+Shapes: Q queries, B of them at once, G gallery images, D feature size, S candidates of a subset
+    (CIRR).
 """
 
 from __future__ import annotations
@@ -15,11 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import torch
-from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from raycd.config import Protocol
@@ -27,42 +25,17 @@ from raycd.data import schema
 from raycd.data.captions import evaluation_text
 from raycd.data.schema import Dataset
 from raycd.errors import ConfigError, DataError
+from raycd.features import Features
 
 AVERAGE = schema.AVERAGE
-NOT_FOUND = torch.iinfo(torch.int64).max  # the rank of a target that cannot be found; greater than every k
+NOT_FOUND = torch.iinfo(
+    torch.int64
+).max  # the rank of a target that cannot be found; greater than every k
 MASKED: tuple[Protocol, ...] = ("original-masked", "val")  # protocols that remove the reference
 SUBSET_KS = (1, 2, 3)  # CIRR's recall_subset@k
 
 Triplet = Mapping[str, Any]  # one row of schema.TRIPLET
 QueryFunction = Callable[[Sequence[Triplet]], torch.Tensor]  # B triplets -> query features (B, D)
-
-
-@dataclass(frozen=True)
-class Features:
-    """Rows of features by key: image ids or texts. `values` (N, D) are as the encoder gives them, not normalised."""
-
-    rows: Mapping[str, int]
-    values: torch.Tensor
-
-    @classmethod
-    def of(cls, keys: Sequence[str], values: torch.Tensor) -> Features:
-        """`values[i]` belongs to `keys[i]`."""
-        assert len(keys) == len(values)
-        return cls({key: row for row, key in enumerate(keys)}, values)
-
-    def __contains__(self, key: str) -> bool:
-        return key in self.rows
-
-    def find(self, keys: pa.ChunkedArray) -> NDArray[np.int64]:
-        """The row of each key, -1 where it has none."""
-        found = pc.index_in(keys, value_set=pa.array(self.rows.keys(), pa.string()))
-        rows: NDArray[np.int64] = np.fromiter([*self.rows.values(), -1], np.int64)[found.fill_null(-1).to_numpy()]
-        return rows
-
-    def take(self, keys: Iterable[str], device: torch.device | str | None = None) -> torch.Tensor:
-        """Features (len(keys), D), on `device`."""
-        rows = torch.tensor([self.rows[key] for key in keys], dtype=torch.int64, device=self.values.device)
-        return self.values[rows].to(device)
 
 
 def cached_query(
@@ -117,7 +90,8 @@ class Evaluation:
     """What `evaluate` found, each by category."""
 
     recalls: dict[str, dict[str, float]]
-    """{"recall@10": fraction, ...}; also under "average", the unweighted mean over the categories."""
+    """{"recall@10": fraction, ...}; also under "average", the unweighted mean over the categories.
+    """
     gallery: dict[str, int] = field(default_factory=dict)
     """Images searched."""
     queries: dict[str, int] = field(default_factory=dict)
@@ -144,10 +118,11 @@ def evaluate(
 ) -> Evaluation:
     """Recall@k of every category that has triplets in `split`, and their mean.
 
-    `images` lacks the images that are missing or broken. A query that needs one of them (its reference or its target)
-    is reported and stays in the denominator as not found; a gallery image without a feature is reported and not
-    searched. So a broken image never flatters the recall of its own query. Where triplets have subsets (CIRR),
-    recall_subset@1, 2, 3 ranks among them, the reference removed. Raises DataError where nothing can be evaluated.
+    `images` lacks the images that are missing or broken. A query that needs one of them (its
+    reference or its target) is reported and stays in the denominator as not found; a gallery image
+    without a feature is reported and not searched. So a broken image never flatters the recall of
+    its own query. Where triplets have subsets (CIRR), recall_subset@1, 2, 3 ranks among them, the
+    reference removed. Raises DataError where nothing can be evaluated.
     """
     by_category: dict[str, list[Triplet]] = {}
     for triplet in dataset.triplets_of(split).to_pylist():
@@ -159,13 +134,19 @@ def evaluate(
         present = [image_id for image_id in wanted if image_id in images]
         evaluation.gallery[category] = len(present)
         evaluation.queries[category] = len(triplets)
-        evaluation.missing_gallery[category] = [image_id for image_id in wanted if image_id not in images]
+        evaluation.missing_gallery[category] = [
+            image_id for image_id in wanted if image_id not in images
+        ]
         places = {image_id: place for place, image_id in enumerate(present)}
         gallery_GD = F.normalize(images.take(present, device).float(), dim=-1)
-        ranking = _Ranking(places, gallery_GD, images, mask=protocol in MASKED, batch_size=batch_size)
+        ranking = _Ranking(
+            places, gallery_GD, images, mask=protocol in MASKED, batch_size=batch_size
+        )
         ranks, in_subset = ranking.run(triplets, query)
         ids = [triplet["triplet_id"] for triplet in triplets]
-        evaluation.missing_queries[category] = [t["triplet_id"] for t in triplets if not ranking.answerable(t)]
+        evaluation.missing_queries[category] = [
+            t["triplet_id"] for t in triplets if not ranking.answerable(t)
+        ]
         found = (None if rank == NOT_FOUND else rank for rank in ranks.tolist())
         evaluation.ranks.update(zip(ids, found, strict=True))
         evaluation.recalls[category] = recall(ranks, ks)
@@ -183,7 +164,11 @@ def recall(ranks: torch.Tensor, ks: Sequence[int], *, name: str = "recall") -> d
 def average(recalls: Iterable[Mapping[str, float]]) -> dict[str, float]:
     """Unweighted mean of each measure that all categories have."""
     rows = list(recalls)
-    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0] if all(name in row for row in rows)}
+    return {
+        name: sum(row[name] for row in rows) / len(rows)
+        for name in rows[0]
+        if all(name in row for row in rows)
+    }
 
 
 def rank_targets(
@@ -194,11 +179,12 @@ def rank_targets(
     *,
     batch_size: int = 1024,
 ) -> torch.Tensor:
-    """Ranks (Q,) of the targets by inner product, from 1: 1 + the OTHER images whose score is not below the target's.
+    """Ranks (Q,) of the targets by inner product, from 1: 1 + the OTHER images whose score is not
+    below the target's.
 
-    So exact ties count against us, and so does a score that is not a number. `targets` (Q,) are positions in the
-    gallery, -1 where the target is not there: its rank is NOT_FOUND. `masked` (Q,) are positions to leave out, -1 for
-    none; a target that is masked is not found.
+    So exact ties count against us, and so does a score that is not a number. `targets` (Q,) are
+    positions in the gallery, -1 where the target is not there: its rank is NOT_FOUND. `masked` (Q,)
+    are positions to leave out, -1 for none; a target that is masked is not found.
     """
     ranks = torch.empty(len(query_QD), dtype=torch.int64)
     for start in range(0, len(query_QD), batch_size):
@@ -219,7 +205,8 @@ def rank_targets(
 def rank_in_subsets(
     query_QD: torch.Tensor, gallery_GD: torch.Tensor, targets: torch.Tensor, subsets: torch.Tensor
 ) -> torch.Tensor:
-    """Ranks (Q,) of the targets among `subsets` (Q, S), positions in the gallery padded with -1; ties as above.
+    """Ranks (Q,) of the targets among `subsets` (Q, S), positions in the gallery padded with -1;
+    ties as above.
 
     A target that is -1 or not in its subset is NOT_FOUND.
     """
@@ -239,9 +226,11 @@ def top_images(
     *,
     batch_size: int = 1024,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The best images of each query by inner product: (scores (Q, k), positions (Q, k)), best first.
+    """The best images of each query by inner product: (scores (Q, k), positions (Q, k)), best
+    first.
 
-    `masked` as in `rank_targets`. k is cut to the size of the gallery (less one where images are masked).
+    `masked` as in `rank_targets`. k is cut to the size of the gallery (less one where images are
+    masked).
     """
     k = min(k, len(gallery_GD) - (masked is not None))
     scores, positions = [], []
@@ -265,7 +254,13 @@ class _Ranking:
     """Ranks the targets of one category's triplets in its gallery."""
 
     def __init__(
-        self, places: Mapping[str, int], gallery_GD: torch.Tensor, images: Features, *, mask: bool, batch_size: int
+        self,
+        places: Mapping[str, int],
+        gallery_GD: torch.Tensor,
+        images: Features,
+        *,
+        mask: bool,
+        batch_size: int,
     ) -> None:
         self.places, self.gallery_GD, self.images = places, gallery_GD, images
         self.mask, self.batch_size = mask, batch_size
@@ -274,8 +269,12 @@ class _Ranking:
         """Whether the reference and the target have features."""
         return triplet["reference"] in self.images and triplet["target"] in self.places
 
-    def run(self, triplets: Sequence[Triplet], query: QueryFunction) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ranks (Q,) in the gallery and ranks (Q,) in the triplets' subsets; NOT_FOUND where not answerable."""
+    def run(
+        self, triplets: Sequence[Triplet], query: QueryFunction
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ranks (Q,) in the gallery and ranks (Q,) in the triplets' subsets; NOT_FOUND where not
+        answerable.
+        """
         ranks = torch.full((len(triplets),), NOT_FOUND)
         in_subset = torch.full((len(triplets),), NOT_FOUND)
         rows = [row for row, triplet in enumerate(triplets) if self.answerable(triplet)]
@@ -285,24 +284,36 @@ class _Ranking:
             query_BD = F.normalize(query(batch).to(self.gallery_GD), dim=-1)
             targets = self._places(triplet["target"] for triplet in batch)
             masked = self._places(triplet["reference"] for triplet in batch) if self.mask else None
-            ranks[chosen] = rank_targets(query_BD, self.gallery_GD, targets, masked, batch_size=self.batch_size)
-            in_subset[chosen] = rank_in_subsets(query_BD, self.gallery_GD, targets, self._subsets(batch))
+            ranks[chosen] = rank_targets(
+                query_BD, self.gallery_GD, targets, masked, batch_size=self.batch_size
+            )
+            in_subset[chosen] = rank_in_subsets(
+                query_BD, self.gallery_GD, targets, self._subsets(batch)
+            )
         return ranks, in_subset
 
     def _places(self, image_ids: Iterable[str]) -> torch.Tensor:
-        return torch.tensor([self.places.get(image_id, -1) for image_id in image_ids], dtype=torch.int64)
+        return torch.tensor(
+            [self.places.get(image_id, -1) for image_id in image_ids], dtype=torch.int64
+        )
 
     def _subsets(self, batch: Sequence[Triplet]) -> torch.Tensor:
         """Places (B, S) of the subsets' members that are searched, without the reference; -1 pads."""
         members = [
-            [self.places[m] for m in triplet["subset"] or () if m in self.places and m != triplet["reference"]]
+            [
+                self.places[m]
+                for m in triplet["subset"] or ()
+                if m in self.places and m != triplet["reference"]
+            ]
             for triplet in batch
         ]
         width = max(1, max(map(len, members)))
         return torch.tensor([row + [-1] * (width - len(row)) for row in members], dtype=torch.int64)
 
 
-def _gallery_ids(annotated: list[str], triplets: Sequence[Triplet], protocol: Protocol) -> list[str]:
+def _gallery_ids(
+    annotated: list[str], triplets: Sequence[Triplet], protocol: Protocol
+) -> list[str]:
     """The gallery of a protocol, in the order of the annotations."""
     if protocol != "val":
         return annotated
@@ -312,8 +323,16 @@ def _gallery_ids(annotated: list[str], triplets: Sequence[Triplet], protocol: Pr
 
 def _check(by_category: Mapping[str, Sequence[Triplet]], split: str) -> None:
     if not by_category:
-        raise DataError(f"the split {split} has no triplets, so nothing can be evaluated", do="evaluate another split")
-    secret = [t["triplet_id"] for triplets in by_category.values() for t in triplets if t["target"] is None]
+        raise DataError(
+            f"the split {split} has no triplets, so nothing can be evaluated",
+            do="evaluate another split",
+        )
+    secret = [
+        t["triplet_id"]
+        for triplets in by_category.values()
+        for t in triplets
+        if t["target"] is None
+    ]
     if secret:
         raise DataError(
             f"the split {split} keeps its targets secret, so recall cannot be measured",

@@ -74,7 +74,10 @@ class Bar:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         with self._lock:
             if self._bar is not None:
@@ -85,7 +88,9 @@ class Bar:
                 self._line("stopped")
 
     def advance(self, n: int = 1, **shown: float | int | str) -> None:
-        """`n` more steps are done; `shown` (loss=0.5) stands beside them until the next call that names it."""
+        """`n` more steps are done; `shown` (loss=0.5) stands beside them until the next call that
+        names it.
+        """
         with self._lock:
             self.done += n
             self._shown.update({key: _brief(value) for key, value in shown.items()})

@@ -1,8 +1,8 @@
 """A run is a folder or a URI: one subfolder a stage, each whole or absent.
 
-A stage writes under a temporary name; when it is whole, `stage.json` (fingerprint, inputs, configuration, counts,
-seconds) is added and the folder is renamed. A stage whose `stage.json` has the fingerprint that its settings and inputs
-ask for is done, and is not done again.
+A stage writes under a temporary name; when it is whole, `stage.json` (fingerprint, inputs,
+configuration, counts, seconds) is added and the folder is renamed. A stage whose `stage.json` has
+the fingerprint that its settings and inputs ask for is done, and is not done again.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class Writing:
 class Run:
     """The run folder `root`, a path or any URI of fsspec.
 
-    `identity` says whose folder it is (preset, data set): another identity is refused with RunError, while other
-    settings only redo the stages that they touch.
+    `identity` says whose folder it is (preset, data set): another identity is refused with
+    RunError, while other settings only redo the stages that they touch.
     """
 
     def __init__(self, root: str, identity: Mapping[str, Any]) -> None:
@@ -71,7 +71,9 @@ class Run:
 
     @contextmanager
     def _answering(self) -> Iterator[None]:
-        """Turn what a store raises (OSError, botocore, aiohttp) into RunError. Local errors stay as they are."""
+        """Turn what a store raises (OSError, botocore, aiohttp) into RunError. Local errors stay as
+        they are.
+        """
         try:
             yield
         except (RaycdError, FileNotFoundError, NotADirectoryError):
@@ -119,12 +121,16 @@ class Run:
             self._fs.makedirs(self._path, exist_ok=True)
         except (NotADirectoryError, FileExistsError, FileNotFoundError) as error:
             raise RunError(
-                f"the run folder {self.root} cannot be made", got=error.strerror, do="choose another --runs"
+                f"the run folder {self.root} cannot be made",
+                got=error.strerror,
+                do="choose another --runs",
             ) from error
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run for this process (local folders). Raises RunError where another process has it."""
+        """Hold the run for this process (local folders). Raises RunError where another process has
+        it.
+        """
         if not self.is_local:
             yield
             return
@@ -158,23 +164,35 @@ class Run:
         return record
 
     def local(self, name: str) -> Path:
-        """A stage's folder or a file of the run as a local one; of a remote run, a copy (see `local_copy`)."""
+        """A stage's folder or a file of the run as a local one; of a remote run, a copy (see
+        `local_copy`).
+        """
         with self._answering():
             return local_copy(self.path(name))
 
     @contextmanager
     def writing(self, stage: str, mark: str, **about: Any) -> Iterator[Writing]:
-        """Write a stage. On success it takes the place of an older one; otherwise nothing of it remains.
+        """Write a stage. On success it takes the place of an older one; otherwise nothing of it
+        remains.
 
-        `mark` is the stage's fingerprint; `about` goes into stage.json, as does what the block adds to `record`.
+        `mark` is the stage's fingerprint; `about` goes into stage.json, as does what the block adds
+        to `record`.
         """
         began = time.monotonic()
         with self._fresh(stage) as folder:
             writing = Writing(stage, mark, folder)
             yield writing
             seconds = round(time.monotonic() - began, 3)
-            record = {"stage": stage, "fingerprint": mark, "seconds": seconds, **about, **writing.record}
-            (folder / RECORD).write_text(json.dumps(record, indent=1, default=str), encoding="utf-8")
+            record = {
+                "stage": stage,
+                "fingerprint": mark,
+                "seconds": seconds,
+                **about,
+                **writing.record,
+            }
+            (folder / RECORD).write_text(
+                json.dumps(record, indent=1, default=str), encoding="utf-8"
+            )
 
     @contextmanager
     def _fresh(self, stage: str) -> Iterator[Path]:
@@ -215,7 +233,9 @@ class Run:
         return sorted(name for name in names if not name.startswith("."))
 
     def read_json(self, name: str) -> Any:
-        """A JSON file of the run, or None where it is absent. Raises RunError where it is malformed."""
+        """A JSON file of the run, or None where it is absent. Raises RunError where it is
+        malformed.
+        """
         try:
             with self._answering():
                 data = self._fs.cat_file(posixpath.join(self._path, name))
@@ -225,7 +245,9 @@ class Run:
             return json.loads(data)
         except ValueError as error:
             raise RunError(
-                f"{self.path(name)} is not valid JSON", got=error, do="delete it; the stage is done again"
+                f"{self.path(name)} is not valid JSON",
+                got=error,
+                do="delete it; the stage is done again",
             ) from error
 
     def write_json(self, name: str, value: object) -> None:
@@ -255,7 +277,9 @@ class Run:
 
 def _differing(identity: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     """What an identity says otherwise than the other one: "format = 'cirr', root = '/data/cirr'"."""
-    return ", ".join(f"{key} = {value!r}" for key, value in identity.items() if value != other.get(key))
+    return ", ".join(
+        f"{key} = {value!r}" for key, value in identity.items() if value != other.get(key)
+    )
 
 
 _copies: dict[str, Path] = {}
@@ -279,7 +303,8 @@ def open_place(uri: str) -> tuple[AbstractFileSystem, str]:
 def local_copy(uri: str, into: Path | None = None) -> Path:
     """Return a folder or file as a local path: itself where it is local, else a copy.
 
-    The copy lies in the empty folder `into`; without one, it stays until this process ends and is made only once.
+    The copy lies in the empty folder `into`; without one, it stays until this process ends and is
+    made only once.
     """
     file_system, path = open_place(uri)
     if isinstance(file_system, LocalFileSystem):

@@ -1,4 +1,6 @@
-"""Temporary folders that go with their process, even where it is killed: the next process removes what is left."""
+"""Temporary folders that go with their process, even where it is killed: the next process removes
+what is left.
+"""
 
 from __future__ import annotations
 
@@ -38,9 +40,13 @@ def _locked_folder() -> tuple[Path, int]:
     _remove_abandoned()
     while True:
         made = Path(tempfile.mkdtemp(prefix=PREFIX))
-        with suppress(FileNotFoundError):  # another process took it for an abandoned one before it had its lock
+        with suppress(
+            FileNotFoundError
+        ):  # another process took it for an abandoned one before it had its lock
             lock = os.open(made, os.O_RDONLY)
-            with suppress(OSError):  # a file system without locks: nobody gets this lock, nobody removes the folder
+            with suppress(
+                OSError
+            ):  # a file system without locks: nobody gets this lock, nobody removes the folder
                 fcntl.flock(lock, fcntl.LOCK_EX)
             if made.exists():
                 return made, lock

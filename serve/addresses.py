@@ -1,6 +1,8 @@
-"""Which internet addresses are public: those that a service may connect to when a stranger names them.
+"""Which internet addresses are public: those that a service may connect to when a stranger names
+them.
 
-The lists are IANA's special-purpose address registries, written out: what `ipaddress` says changes with Python.
+The lists are IANA's special-purpose address registries, written out: what `ipaddress` says changes
+with Python.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ _SPECIAL_V4 = tuple(
         "240.0.0.0/4",  # reserved, broadcast
     )
 )
-_GLOBAL_V6 = IPv6Network("2000::/3")  # outside of it: loopback, mapped IPv4, private, link-local, multicast, ...
+_GLOBAL_V6 = IPv6Network(
+    "2000::/3"
+)  # outside of it: loopback, mapped IPv4, private, link-local, multicast, ...
 _SPECIAL_V6 = tuple(
     IPv6Network(block)
     for block in (
@@ -44,7 +48,9 @@ _NAT64 = IPv6Network("64:ff9b::/96")  # how a network of IPv6 alone names IPv4 a
 
 
 def is_public(address: Address) -> bool:
-    """Whether the address is one of the public internet. A NAT64 address is what the IPv4 address in it is."""
+    """Whether the address is one of the public internet. A NAT64 address is what the IPv4 address
+    in it is.
+    """
     if isinstance(address, IPv4Address):
         return not any(address in block for block in _SPECIAL_V4)
     if address.scope_id is not None:

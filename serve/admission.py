@@ -1,4 +1,6 @@
-"""How much a replica takes on at a time: searches, writes, bodies that come in. More is refused, not kept waiting."""
+"""How much a replica takes on at a time: searches, writes, bodies that come in. More is refused,
+not kept waiting.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ class Admission:
     def check(self) -> None:
         """Raises ProblemError (503, Retry-After) where the replica is full."""
         if self.busy >= self.most:
-            raise problems.busy(f"the service is busy with {self.busy} searches (max_queue); try again in a moment")
+            raise problems.busy(
+                f"the service is busy with {self.busy} searches (max_queue); try again in a moment"
+            )
 
     @contextmanager
     def slot(self) -> Iterator[None]:
@@ -40,8 +44,9 @@ class Admission:
 class Reading:
     """Bodies that come in, at most `most`, each within `seconds`. Used from one event loop.
 
-    A body takes no search's place before it is whole, and where all places of bodies are taken, the one that has come
-    in for the longest time loses its own: slow senders shut out nobody but one another.
+    A body takes no search's place before it is whole, and where all places of bodies are taken, the
+    one that has come in for the longest time loses its own: slow senders shut out nobody but one
+    another.
     """
 
     def __init__(self, most: int, seconds: float) -> None:
@@ -51,7 +56,8 @@ class Reading:
     async def whole(self, request: Request, values: int) -> None:
         """Read the body, which the request keeps.
 
-        Raises ProblemError: 408 too slow, 503 no place for it, 413 JSON of many more than so many values.
+        Raises ProblemError: 408 too slow, 503 no place for it, 413 JSON of many more than so many
+        values.
         """
         now = asyncio.get_running_loop().time()
         if len(self._limits) >= self.most:
@@ -78,26 +84,36 @@ class Reading:
         """Make place for another body."""
         slowest, since = next(iter(self._limits.items()))
         if now - since < GRACE_S:
-            raise problems.busy(f"{len(self._limits)} requests are being read (max_queue); try again in a moment")
+            raise problems.busy(
+                f"{len(self._limits)} requests are being read (max_queue); try again in a moment"
+            )
         del self._limits[slowest]
         slowest.reschedule(now)
 
 
 def check_values(body: bytes, most: int) -> None:
-    """Raises ProblemError (413) where JSON has many more values than `most`: each takes time to read and to check."""
+    """Raises ProblemError (413) where JSON has many more values than `most`: each takes time to
+    read and to check.
+    """
     count, enough = body.count(b","), most + COMMAS
     if count > enough:
-        raise problems.ProblemError(413, f"the JSON has too many values: got {count} commas, at most {enough}")
+        raise problems.ProblemError(
+            413, f"the JSON has too many values: got {count} commas, at most {enough}"
+        )
 
 
 class Door:
-    """The requests under way in this replica. Once it is closed, new ones are refused. Used from one event loop."""
+    """The requests under way in this replica. Once it is closed, new ones are refused. Used from
+    one event loop.
+    """
 
     def __init__(self) -> None:
         self.under_way, self.closed = 0, False
 
     async def close(self, seconds: float) -> bool:
-        """Refuse all that comes from now on, and wait until nothing is under way. Returns whether anything was."""
+        """Refuse all that comes from now on, and wait until nothing is under way. Returns whether
+        anything was.
+        """
         self.closed, some = True, self.under_way > 0
         end = asyncio.get_running_loop().time() + seconds
         while self.under_way and asyncio.get_running_loop().time() < end:

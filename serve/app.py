@@ -4,8 +4,8 @@
     python serve/app.py --bundle ... --proxy haproxy               the same with HAProxy in front: faster
     serve deploy serve/config.yaml                                 on a running cluster, through `build`
 
-The first starts a small Ray of its own, or joins the one that RAY_ADDRESS names.
-Exit codes: 2 a mistake that the user can fix, 75 Ray has died (start it again), 130 Ctrl-C, 143 terminated.
+The first starts a small Ray of its own, or joins the one that RAY_ADDRESS names. Exit codes: 2 a
+mistake that the user can fix, 75 Ray has died (start it again), 130 Ctrl-C, 143 terminated.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from raycd import cli
+from raycd.config import cli
 from raycd.errors import RaycdError, RunError, WeightsError
 from serve import keyring, local, running
 from serve.args import NO_GALLERY, REGISTRY, ServeArgs
@@ -58,9 +58,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="serve/app.py", description="Answer composed queries over HTTP.")
+    parser = argparse.ArgumentParser(
+        prog="serve/app.py", description="Answer composed queries over HTTP."
+    )
     parser.add_argument(
-        "--host", default="127.0.0.1", help="Address to listen on; 0.0.0.0 is everyone's. (%(default)s)"
+        "--host",
+        default="127.0.0.1",
+        help="Address to listen on; 0.0.0.0 is everyone's. (%(default)s)",
     )
     parser.add_argument("--port", type=_port, default=8000, help="Port to listen on. (%(default)s)")
     parser.add_argument(
@@ -70,7 +74,9 @@ def _parser() -> argparse.ArgumentParser:
         help="What stands before the replicas: Ray Serve's own proxy, or HAProxy, which is faster and opens two more "
         "ports (docs/serving.md). (%(default)s)",
     )
-    parser.add_argument("--metrics-port", type=_port, help="Port of the metrics for Prometheus. (a free one)")
+    parser.add_argument(
+        "--metrics-port", type=_port, help="Port of the metrics for Prometheus. (a free one)"
+    )
     parser.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
     for name, field in ServeArgs.model_fields.items():
         option, kind = f"--{name.replace('_', '-')}", type(field.default)
@@ -78,9 +84,13 @@ def _parser() -> argparse.ArgumentParser:
         if kind is tuple:
             parser.add_argument(option, nargs="+", default=field.default, help=text, metavar="NAME")
         elif kind is bool:
-            parser.add_argument(option, action=argparse.BooleanOptionalAction, default=field.default, help=text)
+            parser.add_argument(
+                option, action=argparse.BooleanOptionalAction, default=field.default, help=text
+            )
         else:
-            parser.add_argument(option, type=kind, default=field.default, help=text, metavar=kind.__name__.upper())
+            parser.add_argument(
+                option, type=kind, default=field.default, help=text, metavar=kind.__name__.upper()
+            )
     return parser
 
 
@@ -101,26 +111,36 @@ def _serve(options: argparse.Namespace) -> None:
         keyring.read(Path(args.api_keys))
     elif not _is_loopback(options.host):
         print(UNGUARDED.format(host=options.host), file=sys.stderr)
-    from raycd.model import bundle
+    from raycd import bundle
     from raycd.runtime import watch
 
     manifest = bundle.verify(folder)
     with (
-        local.cluster(args, haproxy=options.proxy == "haproxy", metrics_port=options.metrics_port) as metrics,
+        local.cluster(
+            args, haproxy=options.proxy == "haproxy", metrics_port=options.metrics_port
+        ) as metrics,
         running.running(args, options.host, options.port),
     ):
         url = f"http://{_in_url(options.host)}:{options.port}"
-        print(f"raycd serves {options.bundle} ({manifest.head['name']}, digest {manifest.digest[:12]}) on {url}")
+        print(
+            f"raycd serves {options.bundle} ({manifest.head['name']}, digest {manifest.digest[:12]}) on {url}"
+        )
         text = shlex.quote(next(iter(manifest.example_texts), "is blue"))
         print(f"  curl -F image=@{_example(folder)} -F text={text} {url}/v1/search")
         print(f"  a page to try it on: {url}/    its API: {url}/docs    metrics: {metrics}")
-        print(f"Ctrl-C stops it; kill -HUP {os.getpid()} has it look at the bundle again.", flush=True)
+        print(
+            f"Ctrl-C stops it; kill -HUP {os.getpid()} has it look at the bundle again.", flush=True
+        )
         with watch.port_answers(options.host, options.port):
             _until_stopped(args, options.bundle, asked, debug=options.debug)
 
 
-def _until_stopped(args: ServeArgs, bundle: str, asked: threading.Event, *, debug: bool = False) -> None:
-    """Change to what `bundle` has become whenever it is asked for; where that fails, go on as before."""
+def _until_stopped(
+    args: ServeArgs, bundle: str, asked: threading.Event, *, debug: bool = False
+) -> None:
+    """Change to what `bundle` has become whenever it is asked for; where that fails, go on as
+    before.
+    """
     from serve.swap import Wanted
 
     good = Wanted(bundle=args.bundle)
@@ -131,7 +151,9 @@ def _until_stopped(args: ServeArgs, bundle: str, asked: threading.Event, *, debu
         try:
             wanted = Wanted(bundle=_pinned(bundle) or args.bundle, again=number)
             told = running.change(args, wanted, good)
-        except Exception as error:  # of Ray, of the registry: none of them ends a service that answers
+        except (
+            Exception
+        ) as error:  # of Ray, of the registry: none of them ends a service that answers
             if debug:
                 traceback.print_exc()
             print(f"error: {_not_changed(error)}", file=sys.stderr, flush=True)
@@ -143,7 +165,9 @@ def _until_stopped(args: ServeArgs, bundle: str, asked: threading.Event, *, debu
 
 
 def _pinned(bundle: str) -> str:
-    """The version of the registry that an alias names now, so that the way back leads there later; empty: a folder."""
+    """The version of the registry that an alias names now, so that the way back leads there later;
+    empty: a folder.
+    """
     if not bundle.startswith(REGISTRY):
         return ""
     from raycd.runtime import registry
@@ -180,7 +204,9 @@ def _folder(wanted: str) -> Path:
 def _arguments(options: argparse.Namespace, folder: Path) -> ServeArgs:
     from pydantic import ValidationError
 
-    given = {name: getattr(options, name) for name in ServeArgs.model_fields} | {"bundle": str(folder)}
+    given = {name: getattr(options, name) for name in ServeArgs.model_fields} | {
+        "bundle": str(folder)
+    }
     for name in ("api_keys", "gallery", "pictures"):  # replicas start in other folders
         if given[name] and given[name] != NO_GALLERY and "://" not in given[name]:
             given[name] = str(Path(given[name]).expanduser().absolute())
@@ -196,7 +222,9 @@ def _arguments(options: argparse.Namespace, folder: Path) -> ServeArgs:
     except ValidationError as error:
         detail = error.errors(include_url=False)[0]
         option = str(detail["loc"][0]).replace("_", "-")
-        raise RunError(f"--{option} is impossible", got=detail["input"], expected=detail["msg"]) from error
+        raise RunError(
+            f"--{option} is impossible", got=detail["input"], expected=detail["msg"]
+        ) from error
 
 
 def _is_loopback(host: str) -> bool:

@@ -20,20 +20,24 @@ class ServeArgs(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     bundle: Annotated[str, Field(min_length=1)] = "runs/demo/bundle"
-    """Folder of the bundle, seen from every node that runs a replica; best absolute. Or a bundle of MLflow's registry:
-    models:/name/version or models:/name@alias."""
+    """Folder of the bundle, seen from every node that runs a replica; best absolute. Or a bundle of
+    MLflow's registry: models:/name/version or models:/name@alias.
+    """
     replicas: Positive = 1
     """Copies of the model."""
     threads: Count = 0
-    """Threads of torch and FAISS in a replica; 0 shares the node's cores, less one, among the replicas."""
+    """Threads of torch and FAISS in a replica; 0 shares the node's cores, less one, among the
+    replicas.
+    """
     cpus: Annotated[float, Field(ge=0)] = 1.0
     """CPUs that Ray reserves for a replica."""
     gpus: Annotated[float, Field(ge=0)] = 0.0
     """GPUs that Ray reserves for a replica; above 0 the model runs there."""
 
     gallery: Annotated[str, Field(validate_default=True)] = ""
-    """Database of the live gallery: a SQLite file or a postgresql:// URL. Empty: gallery.sqlite beside the bundle's
-    folder. none: the bundle's own gallery, which does not change."""
+    """Database of the live gallery: a SQLite file or a postgresql:// URL. Empty: gallery.sqlite
+    beside the bundle's folder. none: the bundle's own gallery, which does not change.
+    """
     pictures: str = ""
     """Folder or fsspec URI of the pictures that clients add; empty: beside the SQLite file."""
     lag_s: Seconds = 1.0
@@ -42,15 +46,19 @@ class ServeArgs(BaseModel):
     max_batch_size: Positive = 32
     """Queries that the model answers at once."""
     batch_wait_s: Annotated[float, Field(ge=0)] = 0.0
-    """Seconds that the first query of a batch waits for others; 0: what has come while the model was at work."""
+    """Seconds that the first query of a batch waits for others; 0: what has come while the model
+    was at work.
+    """
     max_queue: Positive = 64
-    """Searches at work and waiting in a replica; one more is refused at once (503). Likewise for writes, for
-    imports, and for pages of the gallery and pictures, each by itself."""
+    """Searches at work and waiting in a replica; one more is refused at once (503). Likewise for
+    writes, for imports, and for pages of the gallery and pictures, each by itself.
+    """
     timeout_s: Seconds = 30.0
     """Seconds after which a search is given up (503), whatever a client's headers say."""
     body_timeout_s: Seconds = 10.0
-    """Seconds in which a request's body must have come in (408); where 2 max_queue of them come in at once, the slowest
-    may take 1 s."""
+    """Seconds in which a request's body must have come in (408); where 2 max_queue of them come in
+    at once, the slowest may take 1 s.
+    """
     text_cache: Count = 10_000
     """Texts whose features are kept; 0 keeps none."""
     thumbnail_cache: Count = 4_000
@@ -62,7 +70,14 @@ class ServeArgs(BaseModel):
     """Images of more pixels are refused before they are decoded."""
     min_side: Positive = 8
     """Images with a smaller side are refused."""
-    formats: Annotated[tuple[Format, ...], Field(min_length=1)] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+    formats: Annotated[tuple[Format, ...], Field(min_length=1)] = (
+        "JPEG",
+        "PNG",
+        "WEBP",
+        "GIF",
+        "BMP",
+        "TIFF",
+    )
     """Formats of images that are taken."""
     max_text: Positive = 1000
     """Characters of a text."""
@@ -73,7 +88,9 @@ class ServeArgs(BaseModel):
     max_offset: Count = 1000
     """Results that a search may leave out at the beginning."""
     max_filters: Positive = 100
-    """Categories and attribute values that a search filters by; an attribute without a value counts, too."""
+    """Categories and attribute values that a search filters by; an attribute without a value
+    counts, too.
+    """
     max_batch: Positive = 32
     """Searches of one /v1/search/batch."""
     max_page: Positive = 200
@@ -83,14 +100,20 @@ class ServeArgs(BaseModel):
     max_attributes: Positive = 64
     """Categories and attributes of an image that is added."""
     image_url: bool = False
-    """Let clients give an image by its https URL, which the service then fetches from public addresses only."""
+    """Let clients give an image by its https URL, which the service then fetches from public
+    addresses only.
+    """
     fetch_timeout_s: Seconds = 5.0
     """Seconds that fetching an image may take."""
 
     api_keys: str = ""
-    """File of API keys (serve/keys.py), seen from every node that runs a replica; without it nobody needs a key."""
+    """File of API keys (serve/keys.py), seen from every node that runs a replica; without it nobody
+    needs a key.
+    """
     cors_origins: tuple[str, ...] = ()
-    """Origins whose pages may use the service, such as https://example.org; * is every one's, with api_keys only."""
+    """Origins whose pages may use the service, such as https://example.org; * is every one's, with
+    api_keys only.
+    """
     hosts: tuple[str, ...] = ()
     """Names, without port, in the Host header of requests that are answered; none or * is any."""
 
@@ -108,16 +131,30 @@ class ServeArgs(BaseModel):
     @classmethod
     def _origins(cls, origins: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         if "*" in origins and not info.data.get("api_keys"):
-            raise ValueError("* would let every page that anyone visits change the gallery: set api_keys, too")
-        wrong = [origin for origin in origins if not re.fullmatch(r"\*|https?://[^\s/?#@]+", origin)]
+            raise ValueError(
+                "* would let every page that anyone visits change the gallery: set api_keys, too"
+            )
+        wrong = [
+            origin for origin in origins if not re.fullmatch(r"\*|https?://[^\s/?#@]+", origin)
+        ]
         if wrong:
-            raise ValueError(f"{wrong[0]!r} is no origin: https://name or https://name:port, nothing after it")
+            raise ValueError(
+                f"{wrong[0]!r} is no origin: https://name or https://name:port, nothing after it"
+            )
         return tuple(origin.lower() for origin in origins)
 
     @field_validator("hosts")
     @classmethod
     def _hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
-        wrong = [host for host in hosts if not re.fullmatch(r"[^\s:/?#@\[\]]+|\[?[0-9A-Fa-f:.]+\]?", host)]
+        wrong = [
+            host
+            for host in hosts
+            if not re.fullmatch(r"[^\s:/?#@\[\]]+|\[?[0-9A-Fa-f:.]+\]?", host)
+        ]
         if wrong:
-            raise ValueError(f"{wrong[0]!r} is no host: a name or an address, without scheme and port")
-        return tuple(f"[{host.strip('[]')}]".lower() if ":" in host else host.lower() for host in hosts)
+            raise ValueError(
+                f"{wrong[0]!r} is no host: a name or an address, without scheme and port"
+            )
+        return tuple(
+            f"[{host.strip('[]')}]".lower() if ":" in host else host.lower() for host in hosts
+        )

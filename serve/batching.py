@@ -1,7 +1,7 @@
 """Batches that fill by themselves: whatever comes while the model is at work is its next batch.
 
-Ray Serve's own `@serve.batch` closes a batch when a time has passed: with none it hands over one query at a time, and
-any other is added to every lone client's wait.
+Ray Serve's own `@serve.batch` closes a batch when a time has passed: with none it hands over one
+query at a time, and any other is added to every lone client's wait.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class Batcher(Generic[Asked, Given]):
         self._worker: asyncio.Task[None] | None = None
 
     async def __call__(self, asked: Asked, *, first: bool = False) -> Given:
-        """The answer, once a batch has brought it; `first` goes before all that wait, and waits for nobody.
+        """The answer, once a batch has brought it; `first` goes before all that wait, and waits for
+        nobody.
 
         Whoever is cancelled while waiting is left out of the batch.
         """
@@ -67,7 +68,9 @@ class Batcher(Generic[Asked, Given]):
     async def _answer(self, batch: list[tuple[Asked, asyncio.Future[Given]]]) -> None:
         loop = asyncio.get_running_loop()
         try:
-            answers = await loop.run_in_executor(self._thread, self._work, [asked for asked, _ in batch])
+            answers = await loop.run_in_executor(
+                self._thread, self._work, [asked for asked, _ in batch]
+            )
             together = list(zip(batch, answers, strict=True))
         except Exception as error:
             for _, future in batch:

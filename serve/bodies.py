@@ -19,16 +19,20 @@ from raycd.api import SearchRequest
 from serve import problems
 from serve.args import ServeArgs
 
-JSON, FORM, URLENCODED = "application/json", "multipart/form-data", "application/x-www-form-urlencoded"
+JSON, FORM, URLENCODED = (
+    "application/json",
+    "multipart/form-data",
+    "application/x-www-form-urlencoded",
+)
 Model = TypeVar("Model", bound=BaseModel)
 Pairs = Sequence[tuple[str, str | UploadFile]]
 
 _DATA_URL = re.compile(r"data:[^,]*;\s*base64\s*,", re.IGNORECASE)
-_NO_FILE = (
-    "is no file: send it as one, with a filename (filename* alone is not read), or send its base64 as image_base64"
-)
+_NO_FILE = "is no file: send it as one, with a filename (filename* alone is not read), or send its base64 as image_base64"
 
-_OTHERS = len(SearchRequest.model_fields)  # fields of a form beside `category`, which repeats; an image has fewer
+_OTHERS = len(
+    SearchRequest.model_fields
+)  # fields of a form beside `category`, which repeats; an image has fewer
 
 
 def content_type(request: Request) -> str:
@@ -42,12 +46,16 @@ def is_json(kind: str) -> bool:
 
 
 async def read(request: Request, args: ServeArgs) -> tuple[Any, bytes | None]:
-    """The request's fields, and its file `image` where it is a form that has one. Raises ProblemError."""
+    """The request's fields, and its file `image` where it is a form that has one. Raises
+    ProblemError.
+    """
     kind = content_type(request)
     if is_json(kind):
         return await parsed(request), None
     if kind in (FORM, URLENCODED):
-        limit = "max_attributes" if request.method == "PUT" else "max_filters"  # an image, or a search
+        limit = (
+            "max_attributes" if request.method == "PUT" else "max_filters"
+        )  # an image, or a search
         most: int = getattr(args, limit)
         try:
             if kind == URLENCODED:
@@ -57,7 +65,9 @@ async def read(request: Request, args: ServeArgs) -> tuple[Any, bytes | None]:
             do, got = "give fewer categories", f"more than {most + _OTHERS}"
             raise problems.beyond(limit, "too many fields", got=got, most=most, do=do) from error
         except UnicodeError as error:
-            raise problems.ProblemError(400, "the form's text is not in its charset: send UTF-8") from error
+            raise problems.ProblemError(
+                400, "the form's text is not in its charset: send UTF-8"
+            ) from error
     raise problems.ProblemError(
         415,
         f"the content type is {kind or 'not given'!r}: send {JSON} or {FORM}",
@@ -70,7 +80,9 @@ class _TooManyFields(Exception):
 
 
 async def parsed(request: Request) -> Any:
-    """The JSON of a body, which has no half of a character in it. Raises ProblemError where it is none."""
+    """The JSON of a body, which has no half of a character in it. Raises ProblemError where it is
+    none.
+    """
     try:
         return from_json((await request.body()).removeprefix(codecs.BOM_UTF8))
     except ValueError as error:
@@ -80,7 +92,8 @@ async def parsed(request: Request) -> Any:
 def _urlencoded(body: bytes, most: int) -> Pairs:
     if body.lstrip()[:1] in (b"{", b"["):  # as `curl -d` sends it without being told
         raise problems.ProblemError(
-            415, f"the body looks like JSON, its content type is {URLENCODED}: send the header Content-Type: {JSON}"
+            415,
+            f"the body looks like JSON, its content type is {URLENCODED}: send the header Content-Type: {JSON}",
         )
     if body.count(b"&") >= most:
         raise _TooManyFields
@@ -88,7 +101,8 @@ def _urlencoded(body: bytes, most: int) -> Pairs:
 
 
 async def _multipart(request: Request, most: int, size: int) -> tuple[dict[str, Any], bytes | None]:
-    # Starlette takes text that is not in the form's charset for Latin-1. Told that it is, it gives back every byte.
+    # Starlette takes text that is not in the form's charset for Latin-1. Told that it is, it gives
+    # back every byte.
     header = Message()
     header["content-type"] = request.headers["content-type"]
     charset = str(header.get_param("charset", "utf-8"))
@@ -104,8 +118,12 @@ async def _multipart(request: Request, most: int, size: int) -> tuple[dict[str, 
         async with raw.form(max_files=1, max_fields=most, max_part_size=size) as form:
             return await _of_form(
                 [
-                    # An image that came as a field is refused as one, whatever its bytes are as text.
-                    (_text(name, charset), value if _is_picture(name, value) else _text(str(value), charset))
+                    # An image that came as a field is refused as one, whatever its bytes are as
+                    # text.
+                    (
+                        _text(name, charset),
+                        value if _is_picture(name, value) else _text(str(value), charset),
+                    )
                     for name, value in form.multi_items()
                 ]
             )
@@ -140,7 +158,9 @@ async def _of_form(pairs: Pairs) -> tuple[dict[str, Any], bytes | None]:
         elif name == "category":
             fields.setdefault(name, []).append(value)
         elif name in fields:
-            raise problems.invalid([{"loc": (name,), "msg": "is given more than once: give it once"}])
+            raise problems.invalid(
+                [{"loc": (name,), "msg": "is given more than once: give it once"}]
+            )
         else:
             fields[name] = _attributes(value) if name == "attributes" else value
     return fields, image
@@ -150,7 +170,9 @@ def _attributes(text: str) -> Any:
     try:
         return from_json(text) if text.strip() else {}
     except ValueError as error:
-        raise problems.invalid([{"loc": ("attributes",), "msg": f"is not JSON: {error}"}]) from error
+        raise problems.invalid(
+            [{"loc": ("attributes",), "msg": f"is not JSON: {error}"}]
+        ) from error
 
 
 def validated(model: type[Model], body: Any) -> Model:
@@ -166,7 +188,10 @@ def refused(model: type[BaseModel], error: ValidationError) -> problems.ProblemE
     details = error.errors(include_url=False, include_context=False, include_input=False)
     return problems.invalid(
         [
-            {**detail, "msg": f"there is no such field{problems.nearest(str(detail['loc'][-1]), model.model_fields)}"}
+            {
+                **detail,
+                "msg": f"there is no such field{problems.nearest(str(detail['loc'][-1]), model.model_fields)}",
+            }
             if detail["type"] == "extra_forbidden"
             else detail
             for detail in details[: problems.TOLD]
@@ -175,12 +200,18 @@ def refused(model: type[BaseModel], error: ValidationError) -> problems.ProblemE
 
 
 def decoded(text: str, *, field: str) -> bytes:
-    """The bytes that base64 stands for, that of a data: URL included; it may be in lines. Raises ProblemError."""
+    """The bytes that base64 stands for, that of a data: URL included; it may be in lines. Raises
+    ProblemError.
+    """
     whole = text.strip()
     found = _DATA_URL.match(whole)
     if found is None and whole[:5].lower() == "data:":
-        raise problems.invalid([{"loc": (field,), "msg": "is a data: URL without base64: send data:...;base64,..."}])
+        raise problems.invalid(
+            [{"loc": (field,), "msg": "is a data: URL without base64: send data:...;base64,..."}]
+        )
     try:
-        return base64.b64decode("".join(whole[found.end() if found else 0 :].split()), validate=True)
+        return base64.b64decode(
+            "".join(whole[found.end() if found else 0 :].split()), validate=True
+        )
     except (binascii.Error, ValueError) as error:
         raise problems.invalid([{"loc": (field,), "msg": "is not base64"}]) from error

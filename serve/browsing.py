@@ -11,8 +11,8 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 
 from raycd import __version__
 from raycd.api import GalleryPage, Info, Item, Limits
+from raycd.gallery.view import View
 from raycd.index.structure import Mask
-from raycd.view import View
 from serve import filters, problems
 from serve.wellformed import known_parameters
 
@@ -22,10 +22,14 @@ if TYPE_CHECKING:
 PAGE = 48  # images of a page that names no limit
 VALUES = 50  # of an attribute, the most frequent ones, that /v1/info lists
 _CACHED = "private, max-age=3600"
-_ASKED_FOR = "private, no-cache"  # a picture that may be replaced or removed: the browser asks each time
+_ASKED_FOR = (
+    "private, no-cache"  # a picture that may be replaced or removed: the browser asks each time
+)
 
 VERSION = "Raycd-Gallery-Version"  # header of what has no body of ours
-MinVersion = Annotated[int, Query(ge=0, description="wait until this version of the gallery, which a write has told")]
+MinVersion = Annotated[
+    int, Query(ge=0, description="wait until this version of the gallery, which a write has told")
+]
 
 
 def thumbnail(image_id: str) -> str:
@@ -52,7 +56,10 @@ def router(service: SearchService) -> APIRouter:
             live=service.writer is not None,
             bundle=service.bundle_info(),
             categories=view.category_counts,
-            attributes={name: dict(islice(values.items(), VALUES)) for name, values in view.attribute_counts.items()},
+            attributes={
+                name: dict(islice(values.items(), VALUES))
+                for name, values in view.attribute_counts.items()
+            },
             example_texts=engine.example_texts,
         )
 
@@ -60,7 +67,9 @@ def router(service: SearchService) -> APIRouter:
     async def page(
         offset: Annotated[int, Query(ge=0)] = 0,
         limit: Annotated[int, Query(ge=1)] = PAGE,
-        category: Annotated[list[str], Query(description="one of these categories; may repeat")] = [],  # noqa: B006
+        category: Annotated[
+            list[str], Query(description="one of these categories; may repeat")
+        ] = [],  # noqa: B006
         attribute: Annotated[list[str], Query(description="name:value; may repeat")] = [],  # noqa: B006
         newest: Annotated[bool, Query(description="the newest images first")] = False,
         min_version: MinVersion = 0,
@@ -69,25 +78,40 @@ def router(service: SearchService) -> APIRouter:
         if limit > service.args.max_page:
             most = service.args.max_page
             raise problems.beyond(
-                "max_page", "too many images", got=limit, most=most, field="limit", do="page with offset"
+                "max_page",
+                "too many images",
+                got=limit,
+                most=most,
+                field="limit",
+                do="page with offset",
             )
         wanted = _attributes(attribute)
         asked = len(category) + len(attribute)
         if asked > service.args.max_filters:
             most = service.args.max_filters
-            raise problems.beyond("max_filters", "too many filters", got=asked, most=most, do="ask for fewer")
+            raise problems.beyond(
+                "max_filters", "too many filters", got=asked, most=most, do="ask for fewer"
+            )
         async with service.deadline():
             view = (await service.reached(min_version)).view
             with service.browsing.slot():
-                shown = await service.aside(lambda: _page(view, view.mask(category, wanted), offset, limit, newest))
+                shown = await service.aside(
+                    lambda: _page(view, view.mask(category, wanted), offset, limit, newest)
+                )
                 if category or wanted:
-                    shown.warnings = await service.aside(lambda: filters.warnings(view, category, wanted))
+                    shown.warnings = await service.aside(
+                        lambda: filters.warnings(view, category, wanted)
+                    )
                 return shown
 
     @routes.get(
         "/v1/images/{image_id:path}",
         response_class=Response,
-        responses={200: {"content": {"image/jpeg": {}}}, 304: {}, **problems.responses(400, 404, 422, 503)},
+        responses={
+            200: {"content": {"image/jpeg": {}}},
+            304: {},
+            **problems.responses(400, 404, 422, 503),
+        },
     )
     async def image(
         image_id: str,
@@ -155,6 +179,8 @@ def _attributes(pairs: list[str]) -> dict[str, list[str]]:
     for pair in pairs:
         name, colon, value = pair.partition(":")
         if not colon or not name:
-            raise problems.invalid([{"loc": ("attribute",), "msg": f"got {pair!r}, expected name:value"}])
+            raise problems.invalid(
+                [{"loc": ("attribute",), "msg": f"got {pair!r}, expected name:value"}]
+            )
         wanted.setdefault(name, []).append(value)
     return wanted

@@ -17,7 +17,9 @@ _given_up: ContextVar[threading.Event | None] = ContextVar("given_up", default=N
 
 
 class Deadline(asyncio.Timeout):
-    """`async with Deadline(seconds)`: beyond them 503, whatever a client's headers say. `then`: what that means."""
+    """`async with Deadline(seconds)`: beyond them 503, whatever a client's headers say. `then`:
+    what that means.
+    """
 
     def __init__(self, seconds: float, *, then: str = "") -> None:
         self._seconds, self._then = seconds, then
@@ -27,7 +29,9 @@ class Deadline(asyncio.Timeout):
         try:
             return await super().__aexit__(*info)
         except TimeoutError:
-            raise problems.busy(f"the request took longer than {self._seconds:g} s (timeout_s){self._then}") from None
+            raise problems.busy(
+                f"the request took longer than {self._seconds:g} s (timeout_s){self._then}"
+            ) from None
 
 
 class GivenUp(Exception):
@@ -35,7 +39,9 @@ class GivenUp(Exception):
 
 
 async def in_thread(threads: Executor, work: Callable[[], T]) -> T:
-    """Work done by one of the threads, and no longer than it is waited for: it calls `check` between its steps."""
+    """Work done by one of the threads, and no longer than it is waited for: it calls `check`
+    between its steps.
+    """
     event, context = threading.Event(), copy_context()
     context.run(_given_up.set, event)
     try:

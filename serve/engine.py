@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from raycd import bundle
 from raycd.api import IndexInfo, ModelInfo
+from raycd.bundle import Bundle
 from raycd.data.manifest import CATEGORY
 from raycd.errors import WeightsError
-from raycd.model import bundle
-from raycd.model.bundle import Bundle
+from raycd.gallery.view import View
 from raycd.model.fold import fold_batch_norms
-from raycd.query import Answer, Prepared, Query
-from raycd.search import Searcher
-from raycd.view import View
+from raycd.search.query import Answer, Prepared, Query
+from raycd.search.searcher import Searcher
 from serve.args import ServeArgs
 from serve.follower import Follower
 from serve.store import Store
@@ -26,7 +26,8 @@ _NO_ANSWER = "the bundle does not answer its canary query"
 
 
 class Engine:
-    """Made in a thread, for it takes seconds. Nothing of it changes afterwards but the gallery's state.
+    """Made in a thread, for it takes seconds. Nothing of it changes afterwards but the gallery's
+    state.
 
     Args:
         model: The thread that every model of this replica runs in.
@@ -34,17 +35,26 @@ class Engine:
 
     Raises:
         WeightsError: The bundle is damaged, does not fit together or does not answer.
-        CatalogueError: The gallery cannot be read, or has images that this bundle's encoder has not encoded.
+        CatalogueError: The gallery cannot be read, or has images that this bundle's encoder has not
+            encoded.
     """
 
     def __init__(
-        self, folder: Path, args: ServeArgs, *, threads: int, model: ThreadPoolExecutor, store: Store | None
+        self,
+        folder: Path,
+        args: ServeArgs,
+        *,
+        threads: int,
+        model: ThreadPoolExecutor,
+        store: Store | None,
     ) -> None:
         self.bundle = bundle.load(folder, threads=threads)
         self.fingerprint = self.bundle.manifest.encoder.fingerprint
         fold_batch_norms(self.bundle.encoder.clip)
         device = "cuda" if args.gpus else "cpu"
-        self.searcher = Searcher(self.bundle, threads=threads, device=device, text_cache=args.text_cache)
+        self.searcher = Searcher(
+            self.bundle, threads=threads, device=device, text_cache=args.text_cache
+        )
         self.model = describe(self.bundle)
         # In a gallery without categories of its own, what comes later is found with the rest.
         self.default_category = (CATEGORY,) if [*self.view.category_counts] == [CATEGORY] else ()
@@ -55,14 +65,18 @@ class Engine:
         self.follower = None if store is None else Follower(self.searcher, store, model, args)
 
     def _try(self) -> None:
-        """Raises WeightsError where the canary is not answered from the bundle's own gallery, be that empty."""
+        """Raises WeightsError where the canary is not answered from the bundle's own gallery, be
+        that empty.
+        """
         try:
             feature_BD = self.searcher.encode([self._prepared]).query_BD
             [answer] = self.searcher.answer([self._prepared])
         except RuntimeError as error:
             raise WeightsError(_NO_ANSWER, got=error) from error
         if not np.isfinite(feature_BD).all():
-            raise WeightsError(_NO_ANSWER, got="a feature that is not finite", expected="finite numbers")
+            raise WeightsError(
+                _NO_ANSWER, got="a feature that is not finite", expected="finite numbers"
+            )
         self.check(answer)
 
     @property
@@ -76,7 +90,9 @@ class Engine:
         if not np.isfinite(scores).all():
             raise WeightsError(_NO_ANSWER, got=f"scores {scores}", expected="finite scores")
         if not scores and len(self.view):
-            raise WeightsError(_NO_ANSWER, got="no result", expected=f"one of {len(self.view)} images")
+            raise WeightsError(
+                _NO_ANSWER, got="no result", expected=f"one of {len(self.view)} images"
+            )
 
     @property
     def view(self) -> View:

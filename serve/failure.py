@@ -19,7 +19,9 @@ _log = logging.getLogger("ray.serve")
 
 
 def told(error: BaseException) -> str:
-    """An error in one line, without path and password: a message of ours, else the type and the place in the code."""
+    """An error in one line, without path and password: a message of ours, else the type and the
+    place in the code.
+    """
     if isinstance(error, RaycdError):
         return without_paths(without_passwords(" ".join(str(error).split())))
     place = ""
@@ -31,15 +33,21 @@ def told(error: BaseException) -> str:
 
 
 def problem(error: Exception, what: str) -> problems.ProblemError:
-    """The problem that an error is to whoever asked. Those that the client did not make are logged, after `what`."""
+    """The problem that an error is to whoever asked. Those that the client did not make are logged,
+    after `what`.
+    """
     found = problems.of(error)
     if found is None or (found.status_code >= 500 and isinstance(error, RaycdError)):
         _log.error("%s failed: %s", what, told(error))
-    return found or problems.ProblemError(500, "the service failed on this request; its log says why")
+    return found or problems.ProblemError(
+        500, "the service failed on this request; its log says why"
+    )
 
 
 class Failures:
-    """ASGI middleware: 500 where nobody has thought of an error; 499, which nobody reads, where the client has gone."""
+    """ASGI middleware: 500 where nobody has thought of an error; 499, which nobody reads, where the
+    client has gone.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

@@ -1,15 +1,17 @@
-"""Fetches a file from a URL that a stranger names (`image_url`), without becoming a tool against the own network.
+"""Fetches a file from a URL that a stranger names (`image_url`), without becoming a tool against
+the own network.
 
-Only https on one port, without credentials. A host's addresses are looked up once, all of them must be public, and the
-connection goes to one of those very addresses: an answer of DNS that changes in between has no effect. Redirects and
-encoded bodies are refused; bytes and seconds are capped, however slowly they come.
+Only https on one port, without credentials. A host's addresses are looked up once, all of them must
+be public, and the connection goes to one of those very addresses: an answer of DNS that changes in
+between has no effect. Redirects and encoded bodies are refused; bytes and seconds are capped,
+however slowly they come.
 
 FetchError           a DataError with a `reason`; its message names no address of the own network
 ├── FetchRefused     the URL, or what its server answers, is not allowed
 └── FetchFailed      it is allowed, but the server did not give a file
 
-This is httpcore, the layer beneath httpx: it follows no redirects, decodes no bodies and reads no proxies from the
-environment, so none of these can be left on.
+This is httpcore, the layer beneath httpx: it follows no redirects, decodes no bodies and reads no
+proxies from the environment, so none of these can be left on.
 """
 
 from __future__ import annotations
@@ -36,12 +38,16 @@ from serve.addresses import Address, is_public
 
 MAX_URL = 2048  # characters
 ATTEMPTS = 3  # addresses of a host that are tried
-LOOKUPS = 8  # at a time, in threads of their own: a name server that hangs must not hold up other work
+LOOKUPS = (
+    8  # at a time, in threads of their own: a name server that hangs must not hold up other work
+)
 
 _AUTHORITY = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(:(?P<port>[0-9]{1,5}))?")
 _LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 _NAME = re.compile(rf"(?!.{{254}})({_LABEL}\.)+{_LABEL}")
-_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")  # as the last label: an IPv4 address in one of its many forms
+_NUMBER = re.compile(
+    r"[0-9]+|0x[0-9a-f]*"
+)  # as the last label: an IPv4 address in one of its many forms
 _TARGET = "/?%:@!$&'()*+,;=~[]"  # beside letters, digits and _.-; all else is percent-encoded
 _SEND = "send the image itself"
 
@@ -50,7 +56,13 @@ class FetchError(DataError):
     """A file could not be fetched. `reason` is one word, for programs."""
 
     def __init__(
-        self, what: str, *, reason: str, got: object = None, expected: object = None, do: str | None = None
+        self,
+        what: str,
+        *,
+        reason: str,
+        got: object = None,
+        expected: object = None,
+        do: str | None = None,
     ) -> None:
         super().__init__(what, got=got, expected=expected, do=do)
         self.reason = reason
@@ -64,7 +76,9 @@ def _restored(kind: type[FetchError], message: str, reason: str) -> FetchError:
 
 
 class FetchRefused(FetchError):
-    """Not allowed. `reason`: malformed, scheme, credentials, port, address, redirect, encoding or too_large."""
+    """Not allowed. `reason`: malformed, scheme, credentials, port, address, redirect, encoding or
+    too_large.
+    """
 
 
 class FetchFailed(FetchError):
@@ -74,7 +88,9 @@ class FetchFailed(FetchError):
 async def look_up(host: str, port: int) -> list[str]:
     """The addresses of a host, from the system's resolver. Raises OSError where it has none."""
     loop = asyncio.get_running_loop()
-    found = await loop.run_in_executor(_lookups(), socket.getaddrinfo, host, port, 0, socket.SOCK_STREAM)
+    found = await loop.run_in_executor(
+        _lookups(), socket.getaddrinfo, host, port, 0, socket.SOCK_STREAM
+    )
     return [str(entry[4][0]) for entry in found]
 
 
@@ -101,8 +117,11 @@ class Network:
 INTERNET = Network()
 
 
-async def fetch(url: str, *, max_bytes: int, timeout_s: float, network: Network = INTERNET) -> bytes:
-    """The bytes at `url`: at most `max_bytes`, within `timeout_s` in all. Whether they are an image is not looked at.
+async def fetch(
+    url: str, *, max_bytes: int, timeout_s: float, network: Network = INTERNET
+) -> bytes:
+    """The bytes at `url`: at most `max_bytes`, within `timeout_s` in all. Whether they are an image
+    is not looked at.
 
     Raises FetchRefused and FetchFailed.
     """
@@ -111,11 +130,15 @@ async def fetch(url: str, *, max_bytes: int, timeout_s: float, network: Network 
         async with asyncio.timeout(timeout_s):
             return await _get(place, max_bytes, timeout_s, network)
     except TimeoutError as error:
-        raise FetchFailed(f"the image was not there within {timeout_s:g} s", reason="timeout", do=_SEND) from error
+        raise FetchFailed(
+            f"the image was not there within {timeout_s:g} s", reason="timeout", do=_SEND
+        ) from error
     except (httpcore.NetworkError, httpcore.TimeoutException) as error:
         raise _unreachable(error) from error
     except httpcore.ProtocolError as error:
-        raise FetchFailed("the answer of the URL's host is broken or cut off", reason="protocol", do=_SEND) from error
+        raise FetchFailed(
+            "the answer of the URL's host is broken or cut off", reason="protocol", do=_SEND
+        ) from error
 
 
 class _Place(NamedTuple):
@@ -128,15 +151,23 @@ class _Place(NamedTuple):
 
 def _checked(url: str, port: int) -> _Place:
     if len(url) > MAX_URL:
-        raise FetchRefused("the URL is too long", reason="malformed", got=len(url), expected=f"at most {MAX_URL}")
+        raise FetchRefused(
+            "the URL is too long", reason="malformed", got=len(url), expected=f"at most {MAX_URL}"
+        )
     if not url.isprintable():
-        raise FetchRefused("the URL holds characters that no URL has", reason="malformed", do="leave them out")
+        raise FetchRefused(
+            "the URL holds characters that no URL has", reason="malformed", do="leave them out"
+        )
     scheme, _, rest = url.partition("://")
     if scheme.lower() != "https":
-        raise FetchRefused("the URL is not one of https", reason="scheme", expected="https://...", do=_SEND)
+        raise FetchRefused(
+            "the URL is not one of https", reason="scheme", expected="https://...", do=_SEND
+        )
     authority = re.split("[/?#]", rest, maxsplit=1)[0]
     if "@" in authority:
-        raise FetchRefused("the URL holds a user name or password", reason="credentials", do="leave it out")
+        raise FetchRefused(
+            "the URL holds a user name or password", reason="credentials", do="leave it out"
+        )
     match = _AUTHORITY.fullmatch(authority)
     if not match or not _is_host(host := match["host"].lower()):
         raise FetchRefused(
@@ -152,7 +183,9 @@ def _checked(url: str, port: int) -> _Place:
 
 
 def _is_host(host: str) -> bool:
-    """Whether it is a name of several labels, or an address in its usual form, not 127.1, 0177.0.0.1 or 2130706433."""
+    """Whether it is a name of several labels, or an address in its usual form, not 127.1,
+    0177.0.0.1 or 2130706433.
+    """
     if host[0] != "[" and not _NUMBER.fullmatch(host.rpartition(".")[2]):
         return _NAME.fullmatch(host) is not None
     try:
@@ -173,7 +206,9 @@ async def _get(place: _Place, max_bytes: int, timeout_s: float, network: Network
     url = httpcore.URL(scheme="https", host=place.host, port=network.port, target=place.target)
     async with (
         aclosing(_CheckedBackend(network, timeout_s)) as backend,
-        httpcore.AsyncConnectionPool(network.tls(), max_connections=1, network_backend=backend) as pool,
+        httpcore.AsyncConnectionPool(
+            network.tls(), max_connections=1, network_backend=backend
+        ) as pool,
         pool.stream("GET", url, headers=headers) as response,
     ):
         _check(response, max_bytes)
@@ -190,19 +225,39 @@ def _check(response: httpcore.Response, max_bytes: int) -> None:
     headers = {name.lower(): value for name, value in response.headers}
     if 300 <= response.status < 400:
         do = "give the URL that it leads to"
-        raise FetchRefused("the URL leads to another one (a redirect)", reason="redirect", got=response.status, do=do)
+        raise FetchRefused(
+            "the URL leads to another one (a redirect)",
+            reason="redirect",
+            got=response.status,
+            do=do,
+        )
     if response.status != 200:
         got = f"status {response.status}"
-        raise FetchFailed("the URL's host gives no image", reason="status", got=got, expected="status 200", do=_SEND)
+        raise FetchFailed(
+            "the URL's host gives no image",
+            reason="status",
+            got=got,
+            expected="status 200",
+            do=_SEND,
+        )
     if headers.get(b"content-encoding", b"identity").lower() != b"identity":
-        raise FetchRefused("the URL's host compresses what it was asked to send as it is", reason="encoding", do=_SEND)
+        raise FetchRefused(
+            "the URL's host compresses what it was asked to send as it is",
+            reason="encoding",
+            do=_SEND,
+        )
     if int(headers.get(b"content-length", 0)) > max_bytes:
         raise _too_large(max_bytes)
 
 
 def _too_large(max_bytes: int) -> FetchRefused:
     expected, do = f"at most {max_bytes} bytes (max_body_bytes)", "give the URL of a smaller one"
-    return FetchRefused("the image at the URL is larger than the limit", reason="too_large", expected=expected, do=do)
+    return FetchRefused(
+        "the image at the URL is larger than the limit",
+        reason="too_large",
+        expected=expected,
+        do=do,
+    )
 
 
 def _unreachable(error: Exception) -> FetchFailed:
@@ -221,30 +276,44 @@ class _CheckedBackend(httpcore.AnyIOBackend):
         self._stream: httpcore.AsyncNetworkStream | None = None
 
     async def aclose(self) -> None:
-        """End the connection. httpcore forgets one whose TLS handshake is cancelled, and the socket stays open."""
+        """End the connection. httpcore forgets one whose TLS handshake is cancelled, and the socket
+        stays open.
+        """
         if self._stream is not None:
             await self._stream.aclose()
 
-    async def connect_tcp(self, host: str, port: int, *_: Any, **__: Any) -> httpcore.AsyncNetworkStream:
+    async def connect_tcp(
+        self, host: str, port: int, *_: Any, **__: Any
+    ) -> httpcore.AsyncNetworkStream:
         *others, last = (await self._addresses(host, port))[:ATTEMPTS]
-        share_s = self._timeout_s / (len(others) + 1)  # so that one which never answers leaves time for the next
+        share_s = self._timeout_s / (
+            len(others) + 1
+        )  # so that one which never answers leaves time for the next
         for address in others:
             with suppress(httpcore.ConnectError, httpcore.ConnectTimeout):
                 return await self._connect(address, port, share_s)
         return await self._connect(last, port, share_s)
 
-    async def _connect(self, address: Address, port: int, seconds: float) -> httpcore.AsyncNetworkStream:
+    async def _connect(
+        self, address: Address, port: int, seconds: float
+    ) -> httpcore.AsyncNetworkStream:
         self._stream = await super().connect_tcp(str(address), port, seconds)
         return self._stream
 
     async def _addresses(self, host: str, port: int) -> list[Address]:
-        """All addresses of the host, none of which is forbidden. One refusal for all: who asks learns no names."""
+        """All addresses of the host, none of which is forbidden. One refusal for all: who asks
+        learns no names.
+        """
         try:
             found = [ip_address(host)]
         except ValueError:
             found = [ip_address(text) for text in dict.fromkeys(await self._looked_up(host, port))]
         if not found or not all(self._network.allowed(address) for address in found):
-            raise FetchRefused("the URL's host is unknown or not on the public internet", reason="address", do=_SEND)
+            raise FetchRefused(
+                "the URL's host is unknown or not on the public internet",
+                reason="address",
+                do=_SEND,
+            )
         return found
 
     async def _looked_up(self, host: str, port: int) -> Sequence[str]:

@@ -15,22 +15,26 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raycd.catalogue.records import Changes, Row
+from raycd import bundle
 from raycd.data import images
 from raycd.errors import CatalogueError, DataError
-from raycd.gallery import Gallery
+from raycd.gallery.live import Live, contents
+from raycd.gallery.recent import Recent
+from raycd.gallery.static import Gallery
+from raycd.gallery_db.records import Changes, Row
 from raycd.index import Index
-from raycd.index.recent import Recent
-from raycd.live import Live, contents
-from raycd.model import bundle
-from raycd.search import Searcher
+from raycd.search.searcher import Searcher
 from serve import failure
 from serve.args import ServeArgs
 from serve.store import Store
 
 ASKED = 4  # times in `lag_s` that the database is asked for changes
-ENCODED = 1000  # images that a replica encodes itself before it answers; of more, a job must have done it
-NICE = 10  # of the thread that builds an index, as the command nice says it: it gets a tenth of a core that others want
+ENCODED = (
+    1000  # images that a replica encodes itself before it answers; of more, a job must have done it
+)
+# Of the thread that builds an index, as the command nice says it: it gets a tenth of a core that
+# others want
+NICE = 10
 SOON, ROUNDS = (
     500,
     8,
@@ -48,10 +52,13 @@ class Follower:
         model: The thread that the model runs in.
 
     Raises:
-        CatalogueError: The gallery cannot be read, or has more images than ENCODED that the encoder has not encoded.
+        CatalogueError: The gallery cannot be read, or has more images than ENCODED that the encoder
+            has not encoded.
     """
 
-    def __init__(self, searcher: Searcher, store: Store, model: ThreadPoolExecutor, args: ServeArgs) -> None:
+    def __init__(
+        self, searcher: Searcher, store: Store, model: ThreadPoolExecutor, args: ServeArgs
+    ) -> None:
         self._searcher, self._store, self._model, self._args = searcher, store, model, args
         self._fingerprint = searcher.bundle.manifest.encoder.fingerprint
         self._settings = searcher.bundle.config.index
@@ -73,7 +80,9 @@ class Follower:
 
     @property
     def without(self) -> int:
-        """Images that cannot be found, because this encoder has not encoded them and their pictures cannot be read."""
+        """Images that cannot be found, because this encoder has not encoded them and their pictures
+        cannot be read.
+        """
         return len(self._live.without)
 
     def stop(self) -> None:
@@ -82,11 +91,15 @@ class Follower:
         self._wake.set()
 
     async def reached(self, version: int) -> bool:
-        """Wait until the view has this version, or is followed no more. False where the database does not have it."""
+        """Wait until the view has this version, or is followed no more. False where the database
+        does not have it.
+        """
         loop, asked = asyncio.get_running_loop(), time.monotonic()
         self._wake.set()  # once: the version is in the database already
         while not self._stopped.is_set():
-            since = self._heard  # what was in the database then is in the view that is read after it
+            since = (
+                self._heard
+            )  # what was in the database then is in the view that is read after it
             if self._searcher.view.version >= version:
                 break
             if since >= asked:
@@ -99,22 +112,30 @@ class Follower:
         return True
 
     def _loaded(self) -> Live:
-        """The gallery as it was found: the bundle's, where the catalogue began with that, else the database's own."""
+        """The gallery as it was found: the bundle's, where the catalogue began with that, else the
+        database's own.
+        """
         loaded, catalogue = self._searcher.bundle, self._store.catalogue
         digest = loaded.manifest.files[bundle.GALLERY]
-        seed = catalogue.seed() or catalogue.begin(bundle.read_gallery(loaded.folder), self._fingerprint, digest)
+        seed = catalogue.seed() or catalogue.begin(
+            bundle.read_gallery(loaded.folder), self._fingerprint, digest
+        )
         if seed is not None and seed.digest == digest:
             return self._new(loaded.index, self._searcher.view.gallery, seed.version)
         found = catalogue.load(self._fingerprint)
         self._check_few(found.unencoded)
-        features_GD = found.features_GD.reshape(-1, loaded.index.dim)  # its size is unknown where there is none
+        features_GD = found.features_GD.reshape(
+            -1, loaded.index.dim
+        )  # its size is unknown where there is none
         index = Index.build(features_GD, self._settings.model_copy(update={"kind": "flat"}))
         live = self._new(index, Gallery(found.table), found.version)
         live.apply(Changes(found.version, self._encoded(found.unencoded)))
         return live
 
     def _check_few(self, rows: Sequence[Row]) -> None:
-        """Raises CatalogueError where more must be encoded than a replica may take time for before it answers."""
+        """Raises CatalogueError where more must be encoded than a replica may take time for before
+        it answers.
+        """
         missing = sum(row.feature is None and not row.deleted for row in rows)
         if missing > ENCODED:
             raise CatalogueError(
@@ -138,7 +159,10 @@ class Follower:
                 self._failed = False
             except Exception as error:
                 if not self._failed:  # once, not every quarter of a second
-                    _log.error("the gallery is not followed, its last known state is searched: %s", failure.told(error))
+                    _log.error(
+                        "the gallery is not followed, its last known state is searched: %s",
+                        failure.told(error),
+                    )
                 self._failed = True
         self._lister.shutdown(wait=False)
         self._tell()
@@ -163,7 +187,11 @@ class Follower:
         self._searcher.view, self._heard = self._live.view, began
         self._tell()
         self._list()
-        if self._builder is None and self._built is None and (self._live.worn or self._provisional()):
+        if (
+            self._builder is None
+            and self._built is None
+            and (self._live.worn or self._provisional())
+        ):
             self._builder = threading.Thread(target=self._rebuild, name="index", daemon=True)
             self._builder.start()
 
@@ -176,9 +204,14 @@ class Follower:
             self._listing = self._lister.submit(self._live.recent.put_into_lists)
 
     def _provisional(self) -> bool:
-        """Whether the index is flat only because a better one takes longer to build than a replica may to start."""
+        """Whether the index is flat only because a better one takes longer to build than a replica
+        may to start.
+        """
         view = self._live.view
-        return view.index.kind != self._settings.kind_for(len(view)) and len(view.gallery) > self._settings.flat_up_to
+        return (
+            view.index.kind != self._settings.kind_for(len(view))
+            and len(view.gallery) > self._settings.flat_up_to
+        )
 
     def _rebuild(self) -> None:
         """A new index of all that is there, with what has changed meanwhile."""
@@ -200,7 +233,9 @@ class Follower:
                     break
             self._built = built
         except Exception as error:
-            _log.error("the new index could not be built, the old one goes on: %s", failure.told(error))
+            _log.error(
+                "the new index could not be built, the old one goes on: %s", failure.told(error)
+            )
             self._stopped.wait(60)
         finally:
             self._builder = None
@@ -218,12 +253,16 @@ class Follower:
         )
 
     def _encoded(self, rows: Sequence[Row]) -> list[Row]:
-        """The rows; those without a feature of this encoder get one, which is stored, if their pictures can be read."""
+        """The rows; those without a feature of this encoder get one, which is stored, if their
+        pictures can be read.
+        """
         missing = [row for row in rows if row.feature is None and not row.deleted]
         features: dict[str, NDArray[np.float32]] = {}
         for start in range(0, len(missing), TOGETHER):
             readable = [
-                (row, pixels) for row in missing[start : start + TOGETHER] if (pixels := self._pixels(row)) is not None
+                (row, pixels)
+                for row in missing[start : start + TOGETHER]
+                if (pixels := self._pixels(row)) is not None
             ]
             if readable:
                 features_ND = self._model.submit(

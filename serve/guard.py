@@ -30,7 +30,9 @@ def add(app: FastAPI, args: ServeArgs) -> None:
     if args.api_keys:
         app.add_middleware(Keys, keyring=Keyring(Path(args.api_keys)))
         _declare(app)
-    if args.cors_origins:  # outside of the keys: a preflight carries none, and a page may read why it is refused
+    if (
+        args.cors_origins
+    ):  # outside of the keys: a preflight carries none, and a page may read why it is refused
         app.add_middleware(
             CORSMiddleware,
             allow_origins=args.cors_origins,
@@ -50,7 +52,9 @@ def needed(method: str, path: str) -> KeyScope | None:
 
 
 class Keys:
-    """ASGI middleware: 401 without a key, 403 with one that may not do this, before any of the body is read."""
+    """ASGI middleware: 401 without a key, 403 with one that may not do this, before any of the body
+    is read.
+    """
 
     def __init__(self, app: ASGIApp, keyring: Keyring) -> None:
         self.app, self.keyring = app, keyring
@@ -68,7 +72,9 @@ class Keys:
             return _unauthorized("this service wants an API key", "Bearer")
         found = self.keyring.find(given.strip())
         if found is None:
-            return _unauthorized("the API key is unknown here, or revoked", 'Bearer error="invalid_token"')
+            return _unauthorized(
+                "the API key is unknown here, or revoked", 'Bearer error="invalid_token"'
+            )
         if need == "write" and found.scope == "read":
             return problems.ProblemError(
                 403,
@@ -86,15 +92,19 @@ def _unauthorized(what: str, challenge: str) -> problems.ProblemError:
 class Hosts:
     """ASGI middleware: 421 where the Host header is not one of ours.
 
-    A page of an attacker whose name he lets point to our address (DNS rebinding) is of our origin to a browser, but it
-    still sends that name.
+    A page of an attacker whose name he lets point to our address (DNS rebinding) is of our origin
+    to a browser, but it still sends that name.
     """
 
     def __init__(self, app: ASGIApp, hosts: Collection[str]) -> None:
         self.app, self.hosts = app, frozenset(hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or get_route_path(scope) in _ANY_HOST or names_us(scope, self.hosts):
+        if (
+            scope["type"] != "http"
+            or get_route_path(scope) in _ANY_HOST
+            or names_us(scope, self.hosts)
+        ):
             await self.app(scope, receive, send)
             return
         await problems.response(problems.ProblemError(421, NOT_OURS))(scope, receive, send)
@@ -106,13 +116,17 @@ def _declare(app: FastAPI) -> None:
 
     def described() -> dict[str, Any]:
         schema = describe()
-        schema.setdefault("components", {})["securitySchemes"] = {_SCHEME: {"type": "http", "scheme": "bearer"}}
+        schema.setdefault("components", {})["securitySchemes"] = {
+            _SCHEME: {"type": "http", "scheme": "bearer"}
+        }
         for path, operations in schema["paths"].items():
             for method, operation in operations.items():
                 need = needed(method.upper(), path)
                 if need is not None:
                     operation["security"] = [{_SCHEME: [need]}]
-                    operation["responses"] |= _refusals(401) if need == "read" else _refusals(401, 403)
+                    operation["responses"] |= (
+                        _refusals(401) if need == "read" else _refusals(401, 403)
+                    )
         return schema
 
     app.openapi = described  # type: ignore[method-assign]
@@ -120,4 +134,7 @@ def _declare(app: FastAPI) -> None:
 
 def _refusals(*statuses: int) -> dict[str, Any]:
     content = {problems.MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
-    return {str(status): {"description": problems.DESCRIPTIONS[status], "content": content} for status in statuses}
+    return {
+        str(status): {"description": problems.DESCRIPTIONS[status], "content": content}
+        for status in statuses
+    }

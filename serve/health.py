@@ -36,8 +36,8 @@ def router(service: SearchService) -> APIRouter:
     async def readyz() -> Health:
         """A query of our own is encoded and searched here, and every other replica answers its own.
 
-        Whoever asks within a second shares it; `age_s` says how old it is. A SQLite database is still the file that
-        was opened.
+        Whoever asks within a second shares it; `age_s` says how old it is. A SQLite database is
+        still the file that was opened.
         """
         running = await shared()
         return Health(status="ready", replicas=running, age_s=round(shared.age_s, 3))
@@ -46,7 +46,9 @@ def router(service: SearchService) -> APIRouter:
 
 
 async def _ready(service: SearchService) -> int:
-    """Replicas that answer, this one among them. Raises ProblemError where it does not, or one is missing."""
+    """Replicas that answer, this one among them. Raises ProblemError where it does not, or one is
+    missing.
+    """
     await service.check_gallery()
     try:
         await service.canary()
@@ -74,7 +76,9 @@ class Shared:
         return time.monotonic() - self._began
 
     async def __call__(self) -> int:
-        """What the work gives, or raises: that under way, or done less than FRESH_S ago, or done now."""
+        """What the work gives, or raises: that under way, or done less than FRESH_S ago, or done
+        now.
+        """
         if self._found is None or (self._found.done() and self.age_s > FRESH_S):
             self._began, self._found = time.monotonic(), asyncio.ensure_future(self._work())
         return await asyncio.shield(self._found)  # whoever goes away takes it from nobody

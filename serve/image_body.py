@@ -1,4 +1,6 @@
-"""What the body of an image for the gallery says: a GalleryImage within the limits, its picture and its feature."""
+"""What the body of an image for the gallery says: a GalleryImage within the limits, its picture and
+its feature.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +23,16 @@ OPENAPI: dict[str, Any] = {
                 "schema": {
                     "type": "object",
                     "properties": {
-                        "image": {"type": "string", "format": "binary", "description": "the picture's file"},
+                        "image": {
+                            "type": "string",
+                            "format": "binary",
+                            "description": "the picture's file",
+                        },
                         "category": {"type": "array", "items": {"type": "string"}},
-                        "attributes": {"type": "string", "description": 'as JSON: {"colour": "blue"}'},
+                        "attributes": {
+                            "type": "string",
+                            "description": 'as JSON: {"colour": "blue"}',
+                        },
                     },
                 }
             },
@@ -48,20 +57,33 @@ async def read(request: Request, args: ServeArgs, engine: Engine) -> Given:
 
 
 def check(asked: GalleryImage, file: bytes | None, args: ServeArgs, engine: Engine) -> Given:
-    """The same, with the file whichever way it came. Raises ProblemError: beyond a limit, or an impossible feature."""
+    """The same, with the file whichever way it came. Raises ProblemError: beyond a limit, or an
+    impossible feature.
+    """
     if asked.image_base64 is not None:
         if file is not None:
-            raise problems.invalid([{"loc": ("image",), "msg": "the picture is given in two ways: give one of them"}])
+            raise problems.invalid(
+                [{"loc": ("image",), "msg": "the picture is given in two ways: give one of them"}]
+            )
         file = bodies.decoded(asked.image_base64, field="image_base64")
     if file is None and asked.feature is None:
         raise problems.invalid(
-            [{"loc": ("image",), "msg": "there is neither a picture nor a feature: give one or both"}]
+            [
+                {
+                    "loc": ("image",),
+                    "msg": "there is neither a picture nor a feature: give one or both",
+                }
+            ]
         )
     labels = len(asked.category) + len(asked.attributes)
     if labels > args.max_attributes:
         most = args.max_attributes
         raise problems.beyond(
-            "max_attributes", "too many categories and attributes", got=labels, most=most, do="give fewer"
+            "max_attributes",
+            "too many categories and attributes",
+            got=labels,
+            most=most,
+            do="give fewer",
         )
     return Given(asked, file, None if asked.feature is None else _feature(asked, engine))
 
@@ -78,15 +100,26 @@ def _feature(asked: GalleryImage, engine: Engine) -> NDArray[np.float32]:
     dim = engine.bundle.encoder.dim
     if isinstance(asked.feature, str):
         data = bodies.decoded(asked.feature, field="feature")
-        got, right = f"{len(data):,} bytes, which are {len(data) / 4:g} numbers of float32", len(data) == 4 * dim
+        got, right = (
+            f"{len(data):,} bytes, which are {len(data) / 4:g} numbers of float32",
+            len(data) == 4 * dim,
+        )
         feature_D = np.frombuffer(data[: len(data) // 4 * 4], "<f4").astype(np.float32)
     else:
         got, right = f"{len(asked.feature or ()):,} numbers", len(asked.feature or ()) == dim
         feature_D = np.array(asked.feature, np.float64).astype(np.float32)
     if not right:
-        raise problems.invalid([{"loc": ("feature",), "msg": f"got {got}, expected the {dim} of this encoder"}])
+        raise problems.invalid(
+            [{"loc": ("feature",), "msg": f"got {got}, expected the {dim} of this encoder"}]
+        )
     length = float(np.linalg.norm(feature_D))
     if not np.isfinite(length) or length == 0:
-        got = "only zeros" if length == 0 else "numbers that are not finite in float32, or whose length is not"
-        raise problems.invalid([{"loc": ("feature",), "msg": f"got {got}, expected {dim} finite numbers, not all 0"}])
+        got = (
+            "only zeros"
+            if length == 0
+            else "numbers that are not finite in float32, or whose length is not"
+        )
+        raise problems.invalid(
+            [{"loc": ("feature",), "msg": f"got {got}, expected {dim} finite numbers, not all 0"}]
+        )
     return feature_D

@@ -29,7 +29,9 @@ PATH = "/v1/gallery:import"
 LINES = "application/x-ndjson"
 TOGETHER = 256  # lines that are at work at once
 
-_IN_OPENAPI = "#/components/schemas/{model}"  # Problem and FieldError are there, as other routes' answers
+_IN_OPENAPI = (
+    "#/components/schemas/{model}"  # Problem and FieldError are there, as other routes' answers
+)
 
 _OPENAPI = {
     "requestBody": {
@@ -47,17 +49,27 @@ def router(service: SearchService) -> APIRouter:
     @routes.post(
         PATH,
         response_class=StreamingResponse,
-        responses={200: {"content": {LINES: {"schema": ImportItem.model_json_schema(ref_template=_IN_OPENAPI)}}}}
+        responses={
+            200: {
+                "content": {
+                    LINES: {"schema": ImportItem.model_json_schema(ref_template=_IN_OPENAPI)}
+                }
+            }
+        }
         | problems.responses(400, 403, 415, 422, 503),
         openapi_extra=_OPENAPI,
     )
     async def import_images(request: Request) -> StreamingResponse:
-        """Add or replace many images. Each succeeds or fails by itself, and is told as soon as it is on the disk."""
+        """Add or replace many images. Each succeeds or fails by itself, and is told as soon as it
+        is on the disk.
+        """
         writer = writable(service)
         kind = bodies.content_type(request)
         if kind != LINES:
             raise ProblemError(
-                415, f"the content type is {kind or 'not given'!r}: send {LINES}", headers={"Accept": LINES}
+                415,
+                f"the content type is {kind or 'not given'!r}: send {LINES}",
+                headers={"Accept": LINES},
             )
         return _Answers(service.imports, _answers(service, writer, request))
 
@@ -65,7 +77,9 @@ def router(service: SearchService) -> APIRouter:
 
 
 class _Answers(StreamingResponse):
-    """Answers while the request still comes in: Starlette's own would read on in it, waiting for a disconnection."""
+    """Answers while the request still comes in: Starlette's own would read on in it, waiting for a
+    disconnection.
+    """
 
     def __init__(self, places: Admission, answers: AsyncIterator[str]) -> None:
         super().__init__(answers, media_type=LINES)
@@ -99,19 +113,27 @@ class _Line(NamedTuple):
     @property
     def key(self) -> str:
         """What no two lines that are at work at once may share."""
-        return f"line {self.number}" if isinstance(self.asked, ProblemError) else f"id {self.asked.image_id}"
+        return (
+            f"line {self.number}"
+            if isinstance(self.asked, ProblemError)
+            else f"id {self.asked.image_id}"
+        )
 
 
 async def _parsed(request: Request, args: ServeArgs) -> AsyncIterator[_Line]:
     """The lines as far as the limits go; the first one beyond is a problem, and the last."""
     number, end = 0, asyncio.get_running_loop().time() + args.timeout_s
     try:
-        async for line in _lines(_until(end, args.body_timeout_s, request.stream()), args.max_body_bytes):
+        async for line in _lines(
+            _until(end, args.body_timeout_s, request.stream()), args.max_body_bytes
+        ):
             if asyncio.get_running_loop().time() > end:
                 raise TimeoutError
             if number == args.max_import:
                 do = "send the rest in another request"
-                raise problems.beyond("max_import", "too many lines", got="more", most=args.max_import, do=do)
+                raise problems.beyond(
+                    "max_import", "too many lines", got="more", most=args.max_import, do=do
+                )
             number += 1
             if number == 1:
                 line = line.removeprefix(codecs.BOM_UTF8)
@@ -130,7 +152,9 @@ async def _parsed(request: Request, args: ServeArgs) -> AsyncIterator[_Line]:
 
 
 async def _until(end: float, pause_s: float, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """What comes before a time of the event loop's, without longer pauses. Raises TimeoutError after it."""
+    """What comes before a time of the event loop's, without longer pauses. Raises TimeoutError
+    after it.
+    """
     while True:
         try:
             async with asyncio.timeout_at(min(end, asyncio.get_running_loop().time() + pause_s)):
@@ -186,6 +210,10 @@ async def _one(service: SearchService, writer: Writer, line: _Line) -> ImportIte
             done = await put_one(service, writer, asked.image_id, given)
     except Exception as error:
         problem = failure.problem(error, "a line of an import")
-        return ImportItem(line=number, image_id=image_id, status=problem.status_code, problem=problem.problem)
+        return ImportItem(
+            line=number, image_id=image_id, status=problem.status_code, problem=problem.problem
+        )
     status = 200 if done.existed else 201
-    return ImportItem.model_construct(line=number, image_id=image_id, status=status, version=done.version, problem=None)
+    return ImportItem.model_construct(
+        line=number, image_id=image_id, status=status, version=done.version, problem=None
+    )

@@ -1,7 +1,9 @@
-"""The API keys that are good now: a file of their hashes, read again when it changes, and the check of a key.
+"""The API keys that are good now: a file of their hashes, read again when it changes, and the check
+of a key.
 
-A key is 32 random bytes, so there is nothing to guess and a plain SHA-256 keeps it: the slow, salted hashes that
-passwords need would cost every request and gain nothing. `serve/keys.py` changes the file.
+A key is 32 random bytes, so there is nothing to guess and a plain SHA-256 keeps it: the slow,
+salted hashes that passwords need would cost every request and gain nothing. `serve/keys.py` changes
+the file.
 """
 
 import hashlib
@@ -57,7 +59,8 @@ class KeyDocument(BaseModel):
 
 
 class Keyring:
-    """The keys of a file. One that cannot be read any more leaves those in force that were read last.
+    """The keys of a file. One that cannot be read any more leaves those in force that were read
+    last.
 
     Args:
         file: As `serve/keys.py` writes it.
@@ -73,11 +76,15 @@ class Keyring:
         self._keys, self._version = _versioned(file)
 
     def find(self, key: str) -> Key | None:
-        """What is kept of this key; None where it is unknown. Takes as long for a wrong key as for a right one."""
+        """What is kept of this key; None where it is unknown. Takes as long for a wrong key as for
+        a right one.
+        """
         self._refresh()
         given, found = digest(key), None
         for kept in self._keys:
-            if hmac.compare_digest(kept.sha256, given):  # and on through all, so that the time tells nothing
+            if hmac.compare_digest(
+                kept.sha256, given
+            ):  # and on through all, so that the time tells nothing
                 found = kept
         return found
 
@@ -92,7 +99,9 @@ class Keyring:
             self._failed = False
         except (OSError, ConfigError):
             if not self._failed:  # once, not every second
-                _log.error("the file of API keys is gone, unreadable or malformed: the keys read last stay in force")
+                _log.error(
+                    "the file of API keys is gone, unreadable or malformed: the keys read last stay in force"
+                )
             self._failed = True
 
 
@@ -110,7 +119,9 @@ def _versioned(file: Path) -> tuple[tuple[Key, ...], tuple[int, ...]]:
     """The keys of a file, and what tells that it has changed."""
     try:
         with file.open("rb") as opened:
-            version = _version(os.fstat(opened.fileno()))  # of what is read, whatever has this name by now
+            version = _version(
+                os.fstat(opened.fileno())
+            )  # of what is read, whatever has this name by now
             return KeyDocument.model_validate_json(opened.read()).keys, version
     except OSError as error:
         raise ConfigError(

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from raycd.cli import EXIT_MISTAKE
+from raycd.config.cli import EXIT_MISTAKE
 from raycd.errors import ConfigError, RaycdError
 from serve import keyring
 from serve.keyring import Key, KeyDocument, Scope
@@ -47,30 +47,44 @@ def add(file: Path, name: str, scope: Scope) -> str:
     """
     key = PREFIX + secrets.token_urlsafe(RANDOM_BYTES)
     try:
-        kept = Key(name=name, scope=scope, sha256=keyring.digest(key), created=datetime.now(UTC).date())
+        kept = Key(
+            name=name, scope=scope, sha256=keyring.digest(key), created=datetime.now(UTC).date()
+        )
     except ValidationError:
         raise ConfigError(
-            "the name of the key is impossible", got=repr(name), expected="1 to 64 letters, digits or . _ @ -"
+            "the name of the key is impossible",
+            got=repr(name),
+            expected="1 to 64 letters, digits or . _ @ -",
         ) from None
     with _changing(file) as keys:
         if name in keys:
-            raise ConfigError(f"there is a key of the name {name}", do="take another name, or remove that key first")
+            raise ConfigError(
+                f"there is a key of the name {name}",
+                do="take another name, or remove that key first",
+            )
         keys[name] = kept
     return key
 
 
 def remove(file: Path, name: str) -> None:
-    """Revoke a key. Raises ConfigError where there is none of this name, or the file cannot be read or written."""
+    """Revoke a key. Raises ConfigError where there is none of this name, or the file cannot be read
+    or written.
+    """
     keyring.read(file)  # one that is not there is told, not made
     with _changing(file) as keys:
         if name not in keys:
-            raise ConfigError(f"there is no key of the name {name}", expected=", ".join(keys) or "nothing: it is empty")
+            raise ConfigError(
+                f"there is no key of the name {name}",
+                expected=", ".join(keys) or "nothing: it is empty",
+            )
         del keys[name]
 
 
 @contextmanager
 def _changing(file: Path) -> Iterator[dict[str, Key]]:
-    """The keys of `file` by name, to be changed; without an error the file is replaced at once, as a whole."""
+    """The keys of `file` by name, to be changed; without an error the file is replaced at once, as
+    a whole.
+    """
     file = file.resolve()  # what a link points to is replaced, not the link
     fresh = file.with_name(f".{file.name}.lock")  # the new file is the lock as well, as git does it
     try:
@@ -101,7 +115,9 @@ def _changing(file: Path) -> Iterator[dict[str, Key]]:
 
 def _unwritable(file: Path, error: OSError) -> ConfigError:
     return ConfigError(
-        f"the file of API keys cannot be written: {file}", got=error.strerror, do="choose a folder that you may write"
+        f"the file of API keys cannot be written: {file}",
+        got=error.strerror,
+        do="choose a folder that you may write",
     )
 
 
@@ -115,7 +131,9 @@ def _keep_owner(descriptor: int, file: Path) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="serve/keys.py", description="Make, list and revoke API keys of a service.")
+    parser = argparse.ArgumentParser(
+        prog="serve/keys.py", description="Make, list and revoke API keys of a service."
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, run, text in (
         ("add", _add, "Make a key, print it once and keep its hash."),
@@ -123,12 +141,16 @@ def _parser() -> argparse.ArgumentParser:
         ("remove", _remove, "Revoke a key."),
     ):
         command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("--file", type=Path, required=True, help="The one that the service gets by --api-keys.")
+        command.add_argument(
+            "--file", type=Path, required=True, help="The one that the service gets by --api-keys."
+        )
         command.set_defaults(run=run)
         if name != "list":
             command.add_argument("--name", required=True, help="Whose key, or what for.")
         if name == "add":
-            command.add_argument("--scope", choices=("read", "write"), required=True, help="write includes read.")
+            command.add_argument(
+                "--scope", choices=("read", "write"), required=True, help="write includes read."
+            )
     return parser
 
 

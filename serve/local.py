@@ -1,4 +1,6 @@
-"""The Ray that the service runs on: one of its own on this machine, or the one that RAY_ADDRESS names."""
+"""The Ray that the service runs on: one of its own on this machine, or the one that RAY_ADDRESS
+names.
+"""
 
 import os
 import socket
@@ -15,23 +17,35 @@ _FRONT = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 
 
 def is_ours() -> bool:
-    """Whether the Ray will be one of our own, gone with us. Raises RunError where RAY_ADDRESS is no address."""
+    """Whether the Ray will be one of our own, gone with us. Raises RunError where RAY_ADDRESS is no
+    address.
+    """
     return not local_ray.address()
 
 
 @contextmanager
-def cluster(args: ServeArgs, *, haproxy: bool = False, metrics_port: int | None = None) -> Iterator[str]:
-    """Ray for this process. Yields the URL of its metrics. `haproxy` and `metrics_port` are for a Ray of our own.
+def cluster(
+    args: ServeArgs, *, haproxy: bool = False, metrics_port: int | None = None
+) -> Iterator[str]:
+    """Ray for this process. Yields the URL of its metrics. `haproxy` and `metrics_port` are for a
+    Ray of our own.
 
     Raises:
-        RunError: The Ray of RAY_ADDRESS cannot be reached, or this machine has too little for the replicas.
+        RunError: The Ray of RAY_ADDRESS cannot be reached, or this machine has too little for the
+            replicas.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # tell nobody
-    os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")  # one event loop a replica, fewer hops between threads
-    # A proxy that has died is replaced after three failed checks: after 30 s at Ray Serve's own pace.
+    os.environ.setdefault(
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED", "1"
+    )  # one event loop a replica, fewer hops between threads
+    # A proxy that has died is replaced after three failed checks: after 30 s at Ray Serve's own
+    # pace.
     os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", "2")
-    # Only this user gets into it; below /tmp, for HAProxy makes a socket in it, whose path must be short.
-    with tempfile.TemporaryDirectory(prefix="raycd-serve-", dir="/tmp", ignore_cleanup_errors=True) as scratch:
+    # Only this user gets into it; below /tmp, for HAProxy makes a socket in it, whose path must be
+    # short.
+    with tempfile.TemporaryDirectory(
+        prefix="raycd-serve-", dir="/tmp", ignore_cleanup_errors=True
+    ) as scratch:
         watch.leftovers.append(Path(scratch))
         if is_ours():
             os.environ.update(_haproxy(Path(scratch)) if haproxy else _default_proxy(args))
@@ -46,24 +60,33 @@ def cluster(args: ServeArgs, *, haproxy: bool = False, metrics_port: int | None 
 
 def _default_proxy(args: ServeArgs) -> dict[str, str]:
     """What gives Ray Serve's own proxy our parser and guard, unless the environment names others."""
-    # Otherwise replicas listen on ports of their own, too, and stay for 30 s after Ctrl-C for balancers that use them.
+    # Otherwise replicas listen on ports of their own, too, and stay for 30 s after Ctrl-C for
+    # balancers that use them.
     alone = {"RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"}
-    return alone | {_FRONT: os.environ.get(_FRONT, "serve.front:middlewares"), "RAYCD_HOSTS": " ".join(args.hosts)}
+    return alone | {
+        _FRONT: os.environ.get(_FRONT, "serve.front:middlewares"),
+        "RAYCD_HOSTS": " ".join(args.hosts),
+    }
 
 
 def _haproxy(scratch: Path) -> dict[str, str]:
-    """What makes Ray Serve start HAProxy, with files and ports of its own unless the environment names others."""
+    """What makes Ray Serve start HAProxy, with files and ports of its own unless the environment
+    names others.
+    """
     wanted = {
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(scratch / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(scratch / "admin.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(scratch),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(scratch / "server-state"),
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",  # HAProxy knows at once that a replica goes
+        # HAProxy knows at once that a replica goes
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
     }
-    return {"RAY_SERVE_ENABLE_HA_PROXY": "1"} | {name: os.environ.get(name, value) for name, value in wanted.items()}
+    return {"RAY_SERVE_ENABLE_HA_PROXY": "1"} | {
+        name: os.environ.get(name, value) for name, value in wanted.items()
+    }
 
 
 def _free_port() -> int:
@@ -98,5 +121,7 @@ def check_room(args: ServeArgs, resources: dict[str, float]) -> None:
                 f"this machine has too few {name}s for the replicas",
                 got=f"{there:g} {name}s",
                 expected=f"{wanted:g}: {args.replicas} replicas of {each:g}",
-                do="give fewer --replicas" if name == "CPU" else "give fewer --gpus, or 0 to run on processors",
+                do="give fewer --replicas"
+                if name == "CPU"
+                else "give fewer --gpus, or 0 to run on processors",
             )

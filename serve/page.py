@@ -26,7 +26,8 @@ def add(app: FastAPI) -> None:
 
 
 class Guarded:
-    """ASGI middleware: headers that keep a browser from running what others have put into a picture or a name.
+    """ASGI middleware: headers that keep a browser from running what others have put into a picture
+    or a name.
 
     `elsewhere`: pages of other origins may use the service, and so its pictures.
     """
@@ -47,8 +48,12 @@ class Guarded:
                 headers["Cross-Origin-Resource-Policy"] = self._used_by
                 path = scope["path"].removeprefix(scope.get("root_path", ""))
                 if path == "/" or path.startswith("/web/"):
-                    headers["Cache-Control"] = "no-cache"  # an older page must not meet a newer service
-                if not path.startswith(("/docs", "/static-offline-docs")):  # Swagger's page has inline parts
+                    headers["Cache-Control"] = (
+                        "no-cache"  # an older page must not meet a newer service
+                    )
+                if not path.startswith(
+                    ("/docs", "/static-offline-docs")
+                ):  # Swagger's page has inline parts
                     headers["Content-Security-Policy"] = POLICY
             await send(message)
 

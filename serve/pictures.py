@@ -1,4 +1,6 @@
-"""The pictures of the gallery: thumbnails, made when they are first asked for, and the files themselves."""
+"""The pictures of the gallery: thumbnails, made when they are first asked for, and the files
+themselves.
+"""
 
 import hashlib
 import threading
@@ -11,7 +13,7 @@ from PIL import Image
 from raycd.data import images
 from raycd.data.images import BrokenImage
 from raycd.errors import CatalogueError, DataError
-from raycd.view import View
+from raycd.gallery.view import View
 from serve.args import ServeArgs
 from serve.problems import ProblemError
 from serve.store import Store
@@ -32,10 +34,11 @@ class Picture(NamedTuple):
 
 
 class Pictures:
-    """The pictures of a gallery's states, for any thread. `store` knows where those lie that clients have added.
+    """The pictures of a gallery's states, for any thread. `store` knows where those lie that
+    clients have added.
 
-    Raises ProblemError (404) where there is no such image or no such file, CatalogueError where nobody can tell because
-    their place does not answer or may not be read.
+    Raises ProblemError (404) where there is no such image or no such file, CatalogueError where
+    nobody can tell because their place does not answer or may not be read.
     """
 
     def __init__(self, args: ServeArgs, store: Store | None) -> None:

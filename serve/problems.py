@@ -43,12 +43,18 @@ DESCRIPTIONS = {
 class ProblemError(HTTPException):
     """An error of a request, with the members of its problem document."""
 
-    def __init__(self, status: int, detail: str, *, headers: dict[str, str] | None = None, **members: Any) -> None:
+    def __init__(
+        self, status: int, detail: str, *, headers: dict[str, str] | None = None, **members: Any
+    ) -> None:
         super().__init__(status, detail, headers)
-        self.problem = Problem(title=HTTPStatus(status).phrase, status=status, detail=detail, **members)
+        self.problem = Problem(
+            title=HTTPStatus(status).phrase, status=status, detail=detail, **members
+        )
 
 
-def beyond(limit: str, what: str, *, got: object, most: object, do: str, field: str = "") -> ProblemError:
+def beyond(
+    limit: str, what: str, *, got: object, most: object, do: str, field: str = ""
+) -> ProblemError:
     """A request beyond one of the service's limits; `limit` is the setting's name, `do` the remedy."""
     detail = f"{what}: got {got}, the limit is {most} ({limit}); {do}"
     errors = [FieldError(field=field, message=f"got {got}, at most {most}")] if field else None
@@ -75,7 +81,9 @@ def invalid(details: Sequence[Any]) -> ProblemError:
         )
         for detail in details[:TOLD]
     ]
-    text = "; ".join(f"{wrong.field}: {wrong.message}" if wrong.field else wrong.message for wrong in errors)
+    text = "; ".join(
+        f"{wrong.field}: {wrong.message}" if wrong.field else wrong.message for wrong in errors
+    )
     return ProblemError(422, text, errors=errors)
 
 
@@ -93,11 +101,15 @@ def of(error: Exception) -> ProblemError | None:
         case BrokenImage():
             limits = {"too_large": "max_pixels", "too_small": "min_side", "not_an_image": "formats"}
             limit = limits.get(error.reason)
-            detail = f"image: {_plain(error)}".replace("(data.", "(")  # here they are the service's own settings
+            detail = f"image: {_plain(error)}".replace(
+                "(data.", "("
+            )  # here they are the service's own settings
             return ProblemError(422, detail, reason=error.reason, limit=limit)
         case FetchRefused() | FetchFailed():
             limit = "max_body_bytes" if error.reason == "too_large" else None
-            return ProblemError(422, f"image_url: {_plain(error)}", reason=error.reason, limit=limit)
+            return ProblemError(
+                422, f"image_url: {_plain(error)}", reason=error.reason, limit=limit
+            )
         case CatalogueError():
             return _of_catalogue(error.reason)
         case DataError():
@@ -105,7 +117,9 @@ def of(error: Exception) -> ProblemError | None:
         case RequestValidationError() | ValidationError():
             return invalid(error.errors())
         case StarletteHTTPException():
-            return ProblemError(error.status_code, str(error.detail), headers=dict(error.headers or {}))
+            return ProblemError(
+                error.status_code, str(error.detail), headers=dict(error.headers or {})
+            )
         case _:
             return None
 
@@ -118,14 +132,18 @@ def _of_catalogue(reason: CatalogueError.Reason) -> ProblemError:
                 "unknown; send it again"
             )
         case "locked":
-            return busy("the gallery's database is busy with another writer: nothing was changed; send it again")
+            return busy(
+                "the gallery's database is busy with another writer: nothing was changed; send it again"
+            )
         case "full":
             return ProblemError(
-                507, "the disk of the gallery is full: nothing was changed; make room and send it again"
+                507,
+                "the disk of the gallery is full: nothing was changed; make room and send it again",
             )
         case "read_only":
             return ProblemError(
-                503, "the gallery's database or pictures are read-only: nothing was changed; their owner must mend that"
+                503,
+                "the gallery's database or pictures are read-only: nothing was changed; their owner must mend that",
             )
         case "replaced":
             return busy(
@@ -133,7 +151,10 @@ def _of_catalogue(reason: CatalogueError.Reason) -> ProblemError:
                 "and no change is acknowledged until its owner has mended that; send it again then"
             )
         case _:
-            return ProblemError(503, f"the gallery's database cannot be used ({reason}); the service's log says more")
+            return ProblemError(
+                503,
+                f"the gallery's database cannot be used ({reason}); the service's log says more",
+            )
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -170,7 +191,9 @@ def _allowed(request: Request) -> list[str]:
     taken = [
         method
         for method in ("DELETE", "GET", "PATCH", "POST", "PUT")
-        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in routes)
+        if any(
+            route.matches({**request.scope, "method": method})[0] is Match.FULL for route in routes
+        )
     ] or ["GET"]
     return sorted([*taken, "HEAD"] if "GET" in taken else taken)
 
@@ -186,7 +209,8 @@ def _path(scope: Scope) -> str:
 
 
 class BodyLimit:
-    """ASGI middleware: requests of more than `max_bytes` get 413, by their header where it is honest, else by count.
+    """ASGI middleware: requests of more than `max_bytes` get 413, by their header where it is
+    honest, else by count.
 
     Paths in `streamed` may send any number of bytes: their routes count for themselves.
     """

@@ -32,7 +32,10 @@ if TYPE_CHECKING:
 def build_app(service: SearchService) -> FastAPI:
     """The ASGI application of a replica."""
     app = FastAPIOffline(
-        title="raycd", version=__version__, summary="Composed image retrieval: an image and a sentence", redoc_url=None
+        title="raycd",
+        version=__version__,
+        summary="Composed image retrieval: an image and a sentence",
+        redoc_url=None,
     )
     problems.add_handlers(app)
     app.include_router(searching.router(service))
@@ -41,7 +44,9 @@ def build_app(service: SearchService) -> FastAPI:
     app.include_router(writing.router(service))
     app.include_router(health.router(service))
     page.add(app)
-    app.add_middleware(problems.BodyLimit, max_bytes=service.args.max_body_bytes, streamed=(importing.PATH,))
+    app.add_middleware(
+        problems.BodyLimit, max_bytes=service.args.max_body_bytes, streamed=(importing.PATH,)
+    )
     app.add_middleware(wellformed.WellFormed)
     guard.add(app, service.args)
     app.add_middleware(failure.Failures)

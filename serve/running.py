@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from raycd import cli
+from raycd.config import cli
 from raycd.errors import RunError
 from serve import local
 from serve.args import ServeArgs
@@ -33,8 +33,9 @@ QUIET = {"log_level": "WARNING", "enable_access_log": False}
 def application(args: ServeArgs, wanted: Wanted | None = None) -> Application:
     """The Ray Serve application. `wanted` is the bundle that it serves; None: that of `args`.
 
-    Deployed again with the same `args`, its replicas stay and are only told what is wanted: that is what the version
-    is for. (Of itself, Ray Serve gives each imperative deployment another one, and replaces all replicas.)
+    Deployed again with the same `args`, its replicas stay and are only told what is wanted: that is
+    what the version is for. (Of itself, Ray Serve gives each imperative deployment another one, and
+    replaces all replicas.)
     """
     from serve.service import SearchService
     from serve.swap import Wanted
@@ -43,9 +44,12 @@ def application(args: ServeArgs, wanted: Wanted | None = None) -> Application:
         num_replicas=args.replicas,
         ray_actor_options={"num_cpus": args.cpus, "num_gpus": args.gpus},
         logging_config=QUIET,  # a line a request takes as long as parsing it
-        max_ongoing_requests=4 * args.max_queue + 64,  # beyond max_queue a replica itself refuses, with a problem
+        max_ongoing_requests=4 * args.max_queue
+        + 64,  # beyond max_queue a replica itself refuses, with a problem
         max_queued_requests=4 * args.max_queue + 64,
-        user_config=(wanted or Wanted(bundle=args.bundle)).model_dump(),  # always: replicas load their bundle by it
+        user_config=(
+            wanted or Wanted(bundle=args.bundle)
+        ).model_dump(),  # always: replicas load their bundle by it
         version=hashlib.sha256(args.model_dump_json().encode()).hexdigest()[:16],
         _internal=True,
     ).bind(args)
@@ -57,7 +61,8 @@ def running(args: ServeArgs, host: str, port: int) -> Iterator[None]:
     """The application, from ready to gone. Raises RunError where it does not start."""
     from ray import serve
 
-    # Each serve.run says that it connects to what serve.start has started, and that options will not be applied.
+    # Each serve.run says that it connects to what serve.start has started, and that options will
+    # not be applied.
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     with cli.sigterm_interrupts():  # ray.init has put its own handler in place of ours
         try:
@@ -70,7 +75,9 @@ def running(args: ServeArgs, host: str, port: int) -> Iterator[None]:
                 _finish(args)
                 raise
         except RuntimeError as error:
-            raise RunError("the service did not start", got=_cause(error), do="see it whole with --debug") from error
+            raise RunError(
+                "the service did not start", got=_cause(error), do="see it whole with --debug"
+            ) from error
         finally:
             if local.is_ours():
                 serve.shutdown()  # type: ignore[no-untyped-call]
@@ -79,7 +86,8 @@ def running(args: ServeArgs, host: str, port: int) -> Iterator[None]:
 
 
 def change(args: ServeArgs, wanted: Wanted, back: Wanted) -> BundleInfo:
-    """Have every replica change to another bundle; where one refuses it, all of them go `back`, and so do later ones.
+    """Have every replica change to another bundle; where one refuses it, all of them go `back`, and
+    so do later ones.
 
     Returns what such a one said of it, else what all of them say.
     """
@@ -93,10 +101,14 @@ def change(args: ServeArgs, wanted: Wanted, back: Wanted) -> BundleInfo:
     return told[0]
 
 
-def _all_replicas(handle: DeploymentHandle, method: str, timeout_s: float | None = None) -> list[Any]:
+def _all_replicas(
+    handle: DeploymentHandle, method: str, timeout_s: float | None = None
+) -> list[Any]:
     """What a method of all replicas returns."""
     if not handle.is_initialized:  # Ray Serve gives the same one each time
-        handle._init(_run_router_in_separate_loop=True)  # there is no event loop here, whatever replicas are told to do
+        handle._init(
+            _run_router_in_separate_loop=True
+        )  # there is no event loop here, whatever replicas are told to do
     told: list[Any] = handle.broadcast(method).results(timeout_s=timeout_s)
     return told
 
@@ -109,16 +121,24 @@ def _finish(args: ServeArgs) -> None:
         if any(_all_replicas(serve.get_app_handle(NAME), "close", args.timeout_s + 1)):
             time.sleep(ON_THE_WAY_S)
     except Exception as error:  # of Ray, which may be what ends us: there is nothing left to finish
-        print(f"warning: requests under way were not finished: {type(error).__name__}", file=sys.stderr)
+        print(
+            f"warning: requests under way were not finished: {type(error).__name__}",
+            file=sys.stderr,
+        )
 
 
 def _cause(error: RuntimeError) -> str:
-    """Why a replica did not start: the message of ours in what Ray Serve says of it, or the last line of that."""
+    """Why a replica did not start: the message of ours in what Ray Serve says of it, or the last
+    line of that.
+    """
     from ray import serve
 
     told = [str(error)]
     if (application := serve.status().applications.get(NAME)) is not None:
-        told += [application.message, *(deployment.message for deployment in application.deployments.values())]
+        told += [
+            application.message,
+            *(deployment.message for deployment in application.deployments.values()),
+        ]
     ours = [match[1] for text in told if (match := _OURS.search(text))]
     lines = [line.strip() for line in (ours or told)[-1].splitlines() if line.strip()]
     return "\n            ".join(lines if ours else lines[-1:]) or type(error).__name__

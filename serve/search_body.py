@@ -17,7 +17,13 @@ OPENAPI: dict[str, Any] = {
             bodies.JSON: {
                 "schema": SearchRequest.model_json_schema(),
                 "examples": {
-                    "gallery": {"value": {"image_id": "DV000010", "text": "is red with long sleeves", "top_k": 5}},
+                    "gallery": {
+                        "value": {
+                            "image_id": "DV000010",
+                            "text": "is red with long sleeves",
+                            "top_k": 5,
+                        }
+                    },
                     "text": {"value": {"text": "a blue dress", "category": ["dress"]}},
                 },
             },
@@ -25,8 +31,15 @@ OPENAPI: dict[str, Any] = {
                 "schema": {
                     "type": "object",
                     "properties": {
-                        "image": {"type": "string", "format": "binary", "description": "the reference image's file"},
-                        "text": {"type": "string", "description": "what should differ: is blue, with long sleeves"},
+                        "image": {
+                            "type": "string",
+                            "format": "binary",
+                            "description": "the reference image's file",
+                        },
+                        "text": {
+                            "type": "string",
+                            "description": "what should differ: is blue, with long sleeves",
+                        },
                         "top_k": {"type": "integer", "minimum": 1},
                     },
                     "additionalProperties": {
@@ -53,14 +66,23 @@ def of_json(body: Any, args: ServeArgs) -> tuple[SearchRequest, bytes | None]:
     return check(bodies.validated(SearchRequest, body), None, args)
 
 
-def check(asked: SearchRequest, image: bytes | None, args: ServeArgs) -> tuple[SearchRequest, bytes | None]:
+def check(
+    asked: SearchRequest, image: bytes | None, args: ServeArgs
+) -> tuple[SearchRequest, bytes | None]:
     """The same, with the image's bytes whichever way they came. Raises ProblemError beyond a limit."""
     if image is not None and (asked.image_id or asked.image_base64 or asked.image_url):
-        raise problems.invalid([{"loc": ("image",), "msg": "the image is given in two ways: give one of them"}])
+        raise problems.invalid(
+            [{"loc": ("image",), "msg": "the image is given in two ways: give one of them"}]
+        )
     given = image is not None or asked.image_id or asked.image_base64 is not None or asked.image_url
     if not given and not asked.text:
         raise problems.invalid(
-            [{"loc": ("text",), "msg": "the search has neither an image nor a text: give one or both"}]
+            [
+                {
+                    "loc": ("text",),
+                    "msg": "the search has neither an image nor a text: give one or both",
+                }
+            ]
         )
     _check_weights(asked, given=bool(given))
     for name in ("text", "negative_text"):
@@ -68,12 +90,22 @@ def check(asked: SearchRequest, image: bytes | None, args: ServeArgs) -> tuple[S
         if length > args.max_text:
             got = f"{length} characters"
             raise problems.beyond(
-                "max_text", f"{name} is too long", got=got, most=args.max_text, field=name, do="shorten it"
+                "max_text",
+                f"{name} is too long",
+                got=got,
+                most=args.max_text,
+                field=name,
+                do="shorten it",
             )
     if (asked.top_k or 0) > args.max_top_k:
         do = "page with offset"
         raise problems.beyond(
-            "max_top_k", "too many results", got=asked.top_k, most=args.max_top_k, field="top_k", do=do
+            "max_top_k",
+            "too many results",
+            got=asked.top_k,
+            most=args.max_top_k,
+            field="top_k",
+            do=do,
         )
     if asked.offset > args.max_offset:
         raise problems.beyond(
@@ -85,7 +117,9 @@ def check(asked: SearchRequest, image: bytes | None, args: ServeArgs) -> tuple[S
             do="filter instead",
         )
     if asked.image_url and not args.image_url:
-        raise problems.ProblemError(403, "this service fetches no images by URL (image_url): send the image itself")
+        raise problems.ProblemError(
+            403, "this service fetches no images by URL (image_url): send the image itself"
+        )
     if asked.image_base64 is not None:
         image = bodies.decoded(asked.image_base64, field="image_base64")
     return asked, image
@@ -99,13 +133,19 @@ def _check_filters(fields: Any, most: int) -> None:
     categories, attributes = asked.get("category"), asked.get("attributes")
     count = len(categories) if isinstance(categories, list) else 0
     if isinstance(attributes, dict):  # a name without values is compared, too
-        count += sum(max(1, len(values)) if isinstance(values, list) else 1 for values in attributes.values())
+        count += sum(
+            max(1, len(values)) if isinstance(values, list) else 1 for values in attributes.values()
+        )
     if count > most:
-        raise problems.beyond("max_filters", "too many filters", got=count, most=most, do="ask for fewer")
+        raise problems.beyond(
+            "max_filters", "too many filters", got=count, most=most, do="ask for fewer"
+        )
 
 
 def _check_weights(asked: SearchRequest, *, given: bool) -> None:
     """What alone is asked for must count."""
     alone = "image_weight" if not asked.text else "text_weight" if not given else ""
     if alone and getattr(asked, alone) == 0:
-        raise problems.invalid([{"loc": (alone,), "msg": "is 0 and there is nothing else to search by: give more"}])
+        raise problems.invalid(
+            [{"loc": (alone,), "msg": "is 0 and there is nothing else to search by: give more"}]
+        )

@@ -8,9 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from raycd.api import BatchItem, BatchRequest, BatchResponse, Explanation, SearchRequest, SearchResponse
+from raycd.api import (
+    BatchItem,
+    BatchRequest,
+    BatchResponse,
+    Explanation,
+    SearchRequest,
+    SearchResponse,
+)
 from raycd.api import Result as ApiResult
-from raycd.query import Answer, Prepared
+from raycd.search.query import Answer, Prepared
 from serve import bodies, failure, filters, problems, search_body
 from serve.browsing import MinVersion, thumbnail
 from serve.engine import Engine
@@ -27,14 +34,25 @@ def router(service: SearchService) -> APIRouter:
     """The routes that search."""
     routes = APIRouter(tags=["search"], dependencies=[Depends(known_parameters)])
 
-    @routes.post("/v1/search", response_model=SearchResponse, responses=_ERRORS, openapi_extra=search_body.OPENAPI)
+    @routes.post(
+        "/v1/search",
+        response_model=SearchResponse,
+        responses=_ERRORS,
+        openapi_extra=search_body.OPENAPI,
+    )
     async def search(request: Request, min_version: MinVersion = 0) -> Response:
-        """Find the images that look like the given one, changed as the text says. Either alone is a query, too."""
+        """Find the images that look like the given one, changed as the text says. Either alone is a
+        query, too.
+        """
         began = time.perf_counter()
         async with service.deadline():
-            engine = await service.reached(min_version)  # who waits for a version takes no search's place
+            engine = await service.reached(
+                min_version
+            )  # who waits for a version takes no search's place
             service.admission.check()
-            await service.reading.whole(request, service.args.max_filters)  # nor does who sends slowly
+            await service.reading.whole(
+                request, service.args.max_filters
+            )  # nor does who sends slowly
             with service.admission.slot():
                 asked, image = await search_body.read(request, service.args)
                 read_ms = _since(began)
@@ -44,7 +62,10 @@ def router(service: SearchService) -> APIRouter:
         return _json(found, {"Server-Timing": _server_timing(found.timings, batch)})
 
     @routes.post(
-        "/v1/search/batch", response_model=BatchResponse, responses=_ERRORS, openapi_extra=_body_of(BatchRequest)
+        "/v1/search/batch",
+        response_model=BatchResponse,
+        responses=_ERRORS,
+        openapi_extra=_body_of(BatchRequest),
     )
     async def search_batch(request: Request, min_version: MinVersion = 0) -> Response:
         """Several searches at once; each succeeds or fails by itself."""
@@ -62,11 +83,18 @@ def router(service: SearchService) -> APIRouter:
 
 
 def _body_of(model: type[BatchRequest]) -> dict[str, Any]:
-    return {"requestBody": {"required": True, "content": {bodies.JSON: {"schema": model.model_json_schema()}}}}
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {bodies.JSON: {"schema": model.model_json_schema()}},
+        }
+    }
 
 
 def _check_json(request: Request) -> None:
-    """Raises ProblemError unless the content type is JSON's: any other may be sent blind by pages of other origins."""
+    """Raises ProblemError unless the content type is JSON's: any other may be sent blind by pages
+    of other origins.
+    """
     kind = bodies.content_type(request)
     if not bodies.is_json(kind):
         told = f"the content type is {kind or 'not given'!r}: send {bodies.JSON}"
@@ -77,7 +105,9 @@ def _batch(body: Any, most: int) -> list[Any]:
     asked = bodies.validated(BatchRequest, body)
     if len(asked.searches) > most:
         got = len(asked.searches)
-        raise problems.beyond("max_batch", "too many searches", got=got, most=most, field="searches", do="send fewer")
+        raise problems.beyond(
+            "max_batch", "too many searches", got=got, most=most, field="searches", do="send fewer"
+        )
     return asked.searches
 
 
@@ -98,11 +128,15 @@ async def _item(service: SearchService, engine: Engine, body: Any) -> BatchItem:
 async def _search(
     service: SearchService, engine: Engine, asked: SearchRequest, image: bytes | None
 ) -> tuple[SearchResponse, int]:
-    """The answer, with the milliseconds of its steps, and the size of the batch that it was part of."""
+    """The answer, with the milliseconds of its steps, and the size of the batch that it was part
+    of.
+    """
     began = time.perf_counter()
     if asked.image_url:
         args = service.args
-        image = await fetch(asked.image_url, max_bytes=args.max_body_bytes, timeout_s=args.fetch_timeout_s)
+        image = await fetch(
+            asked.image_url, max_bytes=args.max_body_bytes, timeout_s=args.fetch_timeout_s
+        )
     query = await service.prepare(engine, asked, image)
     decode_ms = _since(began)
     began = time.perf_counter()
@@ -112,23 +146,33 @@ async def _search(
     timings = {"decode": decode_ms, "wait": wait_ms, "encode": encode_ms, "search": search_ms}
     found = _told(engine, query, answer, timings)
     if asked.category or asked.attributes:
-        found.warnings += await service.aside(lambda: filters.warnings(query.view, asked.category, asked.attributes))
+        found.warnings += await service.aside(
+            lambda: filters.warnings(query.view, asked.category, asked.attributes)
+        )
     return found, answer.batch
 
 
-def _told(engine: Engine, query: Prepared, answer: Answer, timings: dict[str, float]) -> SearchResponse:
+def _told(
+    engine: Engine, query: Prepared, answer: Answer, timings: dict[str, float]
+) -> SearchResponse:
     view = query.view
-    cut = [f"the end of the text was cut off, the model reads less: {text[:40]}..." for text in query.truncated]
+    cut = [
+        f"the end of the text was cut off, the model reads less: {text[:40]}..."
+        for text in query.truncated
+    ]
     return SearchResponse(
         results=[
-            ApiResult.model_construct(  # what we made ourselves needs no check, and there are many of them
+            # What we made ourselves needs no check, and there are many of them
+            ApiResult.model_construct(
                 image_id=found.image_id,
                 category=found.category,
                 attributes=view.attributes(found.position),
                 thumbnail=thumbnail(found.image_id),
                 score=found.score,
                 relative_score=found.relative_score,
-                explanation=Explanation.model_construct(image=found.image_score, text=found.text_score),
+                explanation=Explanation.model_construct(
+                    image=found.image_score, text=found.text_score
+                ),
             )
             for found in answer.results
         ],
@@ -145,7 +189,9 @@ def _total(query: Prepared) -> int:
     asked, view = query.query, query.view
     count = len(view) if asked.allowed is None else int(asked.allowed.sum())
     reference = query.position if asked.exclude_reference else None
-    return count - (reference is not None and (asked.allowed is None or bool(asked.allowed[reference])))
+    return count - (
+        reference is not None and (asked.allowed is None or bool(asked.allowed[reference]))
+    )
 
 
 def _json(body: SearchResponse | BatchResponse, headers: dict[str, str] | None = None) -> Response:
@@ -163,5 +209,8 @@ def _rounded(timings: dict[str, float]) -> dict[str, float]:
 
 def _server_timing(timings: dict[str, float], batch: int) -> str:
     return ", ".join(
-        [*(f"{step};dur={milliseconds}" for step, milliseconds in timings.items()), f'batch;desc="{batch}"']
+        [
+            *(f"{step};dur={milliseconds}" for step, milliseconds in timings.items()),
+            f'batch;desc="{batch}"',
+        ]
     )

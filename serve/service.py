@@ -1,4 +1,6 @@
-"""The Ray Serve deployment: an engine, a thread that runs its model on batches of queries, and a few that decode."""
+"""The Ray Serve deployment: an engine, a thread that runs its model on batches of queries, and a
+few that decode.
+"""
 
 import asyncio
 import logging
@@ -17,7 +19,7 @@ from ray import serve
 
 from raycd.api import BundleInfo, SearchRequest
 from raycd.data import images
-from raycd.query import Answer, Prepared, Query
+from raycd.search.query import Answer, Prepared, Query
 from serve import failure, problems, routes, swap
 from serve.admission import Admission, Door, Reading
 from serve.args import ServeArgs
@@ -49,12 +51,14 @@ class SearchService:
 
     def __init__(self, args: ServeArgs) -> None:
         self.args = args
-        # One core is left to HTTP and decoding: OpenMP's threads wait by spinning, and where they outnumber the cores
-        # a query takes a hundred times as long.
+        # One core is left to HTTP and decoding: OpenMP's threads wait by spinning, and where they
+        # outnumber the cores a query takes a hundred times as long.
         self._threads = args.threads or max(1, (len(os.sched_getaffinity(0)) - 1) // args.replicas)
         self._model = ThreadPoolExecutor(1, "model")
         self.threads = ThreadPoolExecutor(self._threads + 1, "decode")
-        self._large = ThreadPoolExecutor(self._threads, "large")  # 50 KB may take a second: they delay no others
+        self._large = ThreadPoolExecutor(
+            self._threads, "large"
+        )  # 50 KB may take a second: they delay no others
         self._store = Store.open(args, _own_name())
         self._engine: Engine | None = None  # `reconfigure` comes before any request
         self.refused: str | None = None
@@ -64,7 +68,9 @@ class SearchService:
         self.reading = Reading(2 * args.max_queue, args.body_timeout_s)
         self.door = Door()
         self.metrics = Metrics()
-        self._answers = Batcher(self._work, most=args.max_batch_size, wait_s=args.batch_wait_s, thread=self._model)
+        self._answers = Batcher(
+            self._work, most=args.max_batch_size, wait_s=args.batch_wait_s, thread=self._model
+        )
         self.writer = None if self._store is None else Writer(self, self._store, self._model)
 
     @property
@@ -78,16 +84,21 @@ class SearchService:
         return routes.build_app(self)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Ray Serve hands over `user_config` here: load its bundle, or change to it, or refuse it and go on.
+        """Ray Serve hands over `user_config` here: load its bundle, or change to it, or refuse it
+        and go on.
 
-        Raises RaycdError only in a replica that has no bundle yet: one that starts when what is wanted is refused
-        loads that of its arguments, and where that is refused, too, there is nothing to go on with.
+        Raises RaycdError only in a replica that has no bundle yet: one that starts when what is
+        wanted is refused loads that of its arguments, and where that is refused, too, there is
+        nothing to go on with.
         """
         try:
             await self._change(swap.Wanted.model_validate(user_config).bundle)
             self.refused = None
         except Exception as error:
-            if self._engine is None and user_config == swap.Wanted(bundle=self.args.bundle).model_dump():
+            if (
+                self._engine is None
+                and user_config == swap.Wanted(bundle=self.args.bundle).model_dump()
+            ):
                 raise
             self.refused = swap.reason(error)
             _log.error("a bundle was refused, the old one goes on: %s", failure.told(error))
@@ -95,9 +106,14 @@ class SearchService:
             await self._change(self.args.bundle)
 
     async def _change(self, bundle: str) -> None:
-        """Load a bundle beside the one at work, try it, and let it take the place. Raises RaycdError."""
+        """Load a bundle beside the one at work, try it, and let it take the place. Raises
+        RaycdError.
+        """
         folder = await asyncio.to_thread(swap.folder, bundle)
-        if self._engine and await asyncio.to_thread(swap.digest, folder) == self._engine.bundle.manifest.digest:
+        if (
+            self._engine
+            and await asyncio.to_thread(swap.digest, folder) == self._engine.bundle.manifest.digest
+        ):
             return
         fresh = await asyncio.to_thread(self._load, folder)
         try:
@@ -113,12 +129,16 @@ class SearchService:
         _log.warning("this replica serves bundle %s", fresh.bundle.manifest.digest[:12])
 
     def _load(self, folder: Path) -> Engine:
-        return Engine(folder, self.args, threads=self._threads, model=self._model, store=self._store)
+        return Engine(
+            folder, self.args, threads=self._threads, model=self._model, store=self._store
+        )
 
     def bundle_info(self) -> BundleInfo:
         """What this replica serves, and what it refused to."""
         manifest = self.engine.bundle.manifest
-        return BundleInfo(digest=manifest.digest[:12], created=manifest.created, refused=self.refused)
+        return BundleInfo(
+            digest=manifest.digest[:12], created=manifest.created, refused=self.refused
+        )
 
     async def check_health(self) -> None:
         """Ray Serve asks every replica now and then, and replaces one that fails."""
@@ -132,7 +152,8 @@ class SearchService:
     async def check_gallery(self) -> None:
         """Raises CatalogueError where the gallery's SQLite file has gone or is another one.
 
-        No part of `check_health`: Ray Serve would replace this replica, which still has all that can be found.
+        No part of `check_health`: Ray Serve would replace this replica, which still has all that
+        can be found.
         """
         if self._store is not None:
             async with asyncio.timeout(CANARY_S):
@@ -143,7 +164,9 @@ class SearchService:
             engine.check(await self._answers((engine, engine.canary), first=True))
 
     def deadline(self, *, then: str = "") -> Deadline:
-        """`async with` it: the time that a request may take. `then` tells the client what it means to be too late."""
+        """`async with` it: the time that a request may take. `then` tells the client what it means
+        to be too late.
+        """
         return Deadline(self.args.timeout_s, then=then)
 
     async def reached(self, version: int) -> Engine:
@@ -193,7 +216,9 @@ class SearchService:
     def decoded(self, image: bytes) -> Image.Image:
         """Within the limits. Raises BrokenImage."""
         args = self.args
-        return images.decode(image, max_pixels=args.max_pixels, min_side=args.min_side, formats=args.formats)
+        return images.decode(
+            image, max_pixels=args.max_pixels, min_side=args.min_side, formats=args.formats
+        )
 
     async def answer(self, engine: Engine, query: Prepared) -> Answer:
         """Search, together with the queries that come while the model is at work."""
@@ -201,14 +226,19 @@ class SearchService:
 
     def _work(self, batch: Sequence[tuple[Engine, Prepared]]) -> list[Answer]:
         answers: list[Answer] = []
-        for engine, some in groupby(batch, key=lambda one: one[0]):  # two of them, while one takes the other's place
+        for engine, some in groupby(
+            batch, key=lambda one: one[0]
+        ):  # two of them, while one takes the other's place
             answers += engine.searcher.answer([query for _, query in some])
         if answers:
-            self.metrics.batch(answers[0], max(0, self.admission.busy - len(batch)))  # the canary is no search
+            self.metrics.batch(
+                answers[0], max(0, self.admission.busy - len(batch))
+            )  # the canary is no search
         return answers
 
     async def aside(self, work: Callable[[], T], image: bytes | None = None) -> T:
-        """Do what takes milliseconds without holding up the event loop, as long as it is waited for.
+        """Do what takes milliseconds without holding up the event loop, as long as it is waited
+        for.
 
         `image` is what it decodes: where that takes longer, no work but its like waits for it.
         """
@@ -216,7 +246,9 @@ class SearchService:
         return await in_thread(self._large if large else self.threads, work)
 
     async def close(self) -> bool:
-        """Take on no more requests, and finish those under way in the time of one. Returns whether there were any."""
+        """Take on no more requests, and finish those under way in the time of one. Returns whether
+        there were any.
+        """
         return await self.door.close(self.args.timeout_s)
 
     def replicas(self) -> tuple[int, int]:

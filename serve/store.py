@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from raycd.catalogue import Catalogue, owner, place
-from raycd.catalogue.pictures import Pictures
-from raycd.catalogue.place import is_kept
-from raycd.moved import Move
+from raycd.data.moved import Move
+from raycd.gallery_db import Catalogue, owner, place
+from raycd.gallery_db.pictures import Pictures
+from raycd.gallery_db.place import is_kept
 from serve.args import NO_GALLERY, REGISTRY, ServeArgs
 
 FILE = "gallery.sqlite"  # beside the bundle's folder, where no other database is named
@@ -26,10 +26,11 @@ class Store:
 
     @classmethod
     def open(cls, args: ServeArgs, name: str) -> Self | None:
-        """The one that the settings name; None: they name none. `name` tells this service from others.
+        """The one that the settings name; None: they name none. `name` tells this service from
+        others.
 
-        Raises CatalogueError where the database cannot be opened, another service has it, or this service had another
-        file there.
+        Raises CatalogueError where the database cannot be opened, another service has it, or this
+        service had another file there.
         """
         if args.gallery == NO_GALLERY:
             return None

@@ -1,4 +1,6 @@
-"""The change to another bundle: where it is, whether it may take the place of the one at work, and why not."""
+"""The change to another bundle: where it is, whether it may take the place of the one at work, and
+why not.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +8,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from raycd import bundle
 from raycd.errors import CatalogueError, RaycdError, WeightsError
-from raycd.model import bundle
 from serve.args import REGISTRY
 from serve.engine import Engine
 
@@ -18,9 +20,13 @@ class Wanted(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     bundle: str = Field(min_length=1)
-    """A folder that every node sees, or `models:/<name>/<version>` or `models:/<name>@<alias>` of MLflow's registry."""
+    """A folder that every node sees, or `models:/<name>/<version>` or `models:/<name>@<alias>` of
+    MLflow's registry.
+    """
     again: int = 0
-    """Another number has the service look again at the same place, where there may be another bundle by now."""
+    """Another number has the service look again at the same place, where there may be another
+    bundle by now.
+    """
 
 
 def folder(wanted: str) -> Path:
@@ -39,7 +45,9 @@ def digest(place: Path) -> str:
 
 def check(old: Engine, new: Engine) -> None:
     """Raises CatalogueError where the new one would lose images of the gallery."""
-    lost = (new.follower.without if new.follower else 0) - (old.follower.without if old.follower else 0)
+    lost = (new.follower.without if new.follower else 0) - (
+        old.follower.without if old.follower else 0
+    )
     if lost > 0:
         raise CatalogueError(
             "the new bundle's encoder cannot encode the whole gallery",
@@ -57,7 +65,9 @@ def reason(error: Exception) -> str:
         case WeightsError():
             return "it is damaged, does not fit together or does not answer: the service's log says more"
         case RaycdError():
-            return "it cannot be fetched, or the gallery cannot be read: the service's log says more"
+            return (
+                "it cannot be fetched, or the gallery cannot be read: the service's log says more"
+            )
         case ValidationError():
             return "user_config must be {bundle: a folder or models:/name@alias}"
         case _:

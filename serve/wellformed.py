@@ -1,4 +1,6 @@
-"""What a request must be before any route sees it: in UTF-8, not compressed, with parameters that the route knows."""
+"""What a request must be before any route sees it: in UTF-8, not compressed, with parameters that
+the route knows.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ REPEATED = ("category", "attribute")  # parameters of which there may be several
 
 
 class WellFormed:
-    """ASGI middleware: 400 where the address is not UTF-8, 415 where the body is compressed; HEAD becomes GET."""
+    """ASGI middleware: 400 where the address is not UTF-8, 415 where the body is compressed; HEAD
+    becomes GET.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -39,12 +43,16 @@ class WellFormed:
 
 def _refused(scope: Scope) -> problems.ProblemError | None:
     # A server puts U+FFFD in the place of what it cannot decode: then two ids would be one.
-    for part, raw in (("path", scope.get("raw_path") or b""), ("query", scope.get("query_string") or b"")):
+    for part, raw in (
+        ("path", scope.get("raw_path") or b""),
+        ("query", scope.get("query_string") or b""),
+    ):
         try:
             unquote_to_bytes(raw).decode()
         except UnicodeDecodeError as error:
             return problems.ProblemError(
-                400, f"the {part} of the address is not UTF-8 (byte {error.start}): percent-encode it as UTF-8"
+                400,
+                f"the {part} of the address is not UTF-8 (byte {error.start}): percent-encode it as UTF-8",
             )
     coding = Headers(scope=scope).get("content-encoding", "").strip().lower()
     if coding not in ("", "identity"):
@@ -66,11 +74,16 @@ def _without_body(send: Send) -> Send:
 
 
 def known_parameters(request: Request) -> None:
-    """A dependency of routes. Raises ProblemError for parameters of the query that the route does not know."""
+    """A dependency of routes. Raises ProblemError for parameters of the query that the route does
+    not know.
+    """
     known = [parameter.alias for parameter in request.scope["route"].dependant.query_params]
     times = Counter(name for name, _ in request.query_params.multi_items())
     wrong = [
-        {"loc": ("query", name), "msg": f"there is no such parameter{problems.nearest(name, known)}"}
+        {
+            "loc": ("query", name),
+            "msg": f"there is no such parameter{problems.nearest(name, known)}",
+        }
         if name not in known
         else {"loc": ("query", name), "msg": f"is given {count} times: give it once"}
         for name, count in times.items()

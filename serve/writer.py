@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raycd.catalogue.records import Change, Delete, Done, Put
 from raycd.errors import CatalogueError, RaycdError
+from raycd.gallery_db.records import Change, Delete, Done, Put
 from serve.batching import Batcher
 from serve.engine import Engine
 from serve.store import Store
@@ -26,13 +26,18 @@ if TYPE_CHECKING:
 _log = logging.getLogger("ray.serve")
 
 COMMITTED = 1000  # changes of one transaction, at most
-UNKNOWN = ("unreachable", "replaced")  # reasons after which the change may be there, with its picture
+UNKNOWN = (
+    "unreachable",
+    "replaced",
+)  # reasons after which the change may be there, with its picture
 ENCODED = 16  # pictures that are encoded at once: searches wait that long
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture that was decoded: its file, the extension that belongs to it, and its pixels (S, S, 3)."""
+    """A picture that was decoded: its file, the extension that belongs to it, and its pixels (S, S,
+    3).
+    """
 
     data: bytes
     extension: str
@@ -62,9 +67,11 @@ class Writer:
         picture: Picture | None,
         feature: NDArray[np.float32] | None,
     ) -> Done:
-        """Add an image or put it in the place of another. It has a picture, a feature of the engine's encoder, or both.
+        """Add an image or put it in the place of another. It has a picture, a feature of the
+        engine's encoder, or both.
 
-        Raises CatalogueError; then nothing has changed, unless its reason is one of UNKNOWN: then nobody knows.
+        Raises CatalogueError; then nothing has changed, unless its reason is one of UNKNOWN: then
+        nobody knows.
         """
         if feature is None:
             assert picture is not None, "a picture or a feature"
@@ -97,21 +104,28 @@ class Writer:
     def _forget(self, path: str | None) -> None:
         """Remove the picture of an image that has gone, once every replica knows that it has.
 
-        One that stays behind because the service ended before does no harm: nothing names it any more.
+        One that stays behind because the service ended before does no harm: nothing names it any
+        more.
         """
         if path is not None and self._store.pictures is not None:
             lag_s = self._service.args.lag_s
-            asyncio.get_running_loop().call_later(2 * lag_s, self._service.threads.submit, self._remove, path)
+            asyncio.get_running_loop().call_later(
+                2 * lag_s, self._service.threads.submit, self._remove, path
+            )
 
     def _remove(self, path: str) -> None:
         try:
             if self._store.pictures is not None:
                 self._store.pictures.remove(path)
         except CatalogueError as error:
-            _log.warning("a picture that nothing names any more could not be removed (%s)", error.reason)
+            _log.warning(
+                "a picture that nothing names any more could not be removed (%s)", error.reason
+            )
 
     def _commit(self, batch: Sequence[tuple[Change, str]]) -> list[Done | RaycdError]:
-        """One transaction, or one for each encoder while the model changes: each succeeds or fails by itself."""
+        """One transaction, or one for each encoder while the model changes: each succeeds or fails
+        by itself.
+        """
         outcomes: list[Done | RaycdError] = []
         for fingerprint, some in groupby(batch, key=lambda one: one[1]):
             changes = [change for change, _ in some]

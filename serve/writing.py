@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from fastapi import APIRouter, Depends, Request, Response
 
 from raycd.api import Written
-from raycd.catalogue.records import Done
 from raycd.data import images
+from raycd.gallery_db.records import Done
 from serve import image_body, problems
 from serve.image_body import Given
 from serve.wellformed import known_parameters
@@ -33,7 +33,9 @@ def router(service: SearchService) -> APIRouter:
         openapi_extra=image_body.OPENAPI,
     )
     async def put(image_id: str, request: Request, response: Response) -> Written:
-        """Add an image to the gallery, or replace the one of that id. Answered when it is on the disk."""
+        """Add an image to the gallery, or replace the one of that id. Answered when it is on the
+        disk.
+        """
         writer = writable(service)
         check_new_id(image_id)
         service.writes.check()
@@ -63,7 +65,9 @@ def router(service: SearchService) -> APIRouter:
 def writable(service: SearchService) -> Writer:
     """What writes. Raises ProblemError where the gallery does not change."""
     if service.writer is None:
-        raise problems.ProblemError(403, "this service's gallery does not change: start it with a database (gallery)")
+        raise problems.ProblemError(
+            403, "this service's gallery does not change: start it with a database (gallery)"
+        )
     return service.writer
 
 
@@ -71,7 +75,9 @@ async def put_one(service: SearchService, writer: Writer, image_id: str, given: 
     """Decode, encode, commit. Raises BrokenImage, ProblemError and CatalogueError."""
     engine, file = service.engine, given.file
     if file is not None and not writer.keeps_pictures:
-        raise problems.ProblemError(403, "this service keeps no pictures: start it with a place for them (pictures)")
+        raise problems.ProblemError(
+            403, "this service keeps no pictures: start it with a place for them (pictures)"
+        )
     picture = None if file is None else await service.aside(lambda: _decoded(service, file), file)
     return await writer.put(
         image_id,
@@ -93,11 +99,17 @@ def check_id(image_id: str) -> None:
     wrong = not image_id.strip() or len(image_id) > MAX_ID or not image_id.isprintable()
     if wrong or image_id != image_id.strip():
         expected = f"1 to {MAX_ID} printable characters without spaces around them"
-        raise problems.invalid([{"loc": ("image_id",), "msg": f"got {len(image_id)} characters, expected {expected}"}])
+        raise problems.invalid(
+            [{"loc": ("image_id",), "msg": f"got {len(image_id)} characters, expected {expected}"}]
+        )
 
 
 def check_new_id(image_id: str) -> None:
-    """Raises ProblemError, too, for an id that has no address: browsers and clients take it for a folder's."""
+    """Raises ProblemError, too, for an id that has no address: browsers and clients take it for a
+    folder's.
+    """
     check_id(image_id)
     if image_id in (".", ".."):
-        raise problems.invalid([{"loc": ("image_id",), "msg": f"{image_id} cannot be an id: no address leads to it"}])
+        raise problems.invalid(
+            [{"loc": ("image_id",), "msg": f"{image_id} cannot be an id: no address leads to it"}]
+        )

@@ -19,14 +19,22 @@ from tests.postgres import Postgres
 if TYPE_CHECKING:
     from raycd.model.encoder import Encoder
 
-os.environ["RAY_AUTH_MODE"] = os.environ.get("RAY_AUTH_MODE", "disabled")  # before ray is imported anywhere
-os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "serve.front:middlewares")  # as serve/local.py does
-os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")  # as raycd.runtime.cluster sets it for its own
+os.environ["RAY_AUTH_MODE"] = os.environ.get(
+    "RAY_AUTH_MODE", "disabled"
+)  # before ray is imported anywhere
+os.environ.setdefault(
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "serve.front:middlewares"
+)  # as serve/local.py does
+os.environ.setdefault(
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1"
+)  # as raycd.runtime.cluster sets it for its own
 
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
-    """Tensors here are tiny: more threads only wait for one another, for a very long time where cores are shared."""
+    """Tensors here are tiny: more threads only wait for one another, for a very long time where
+    cores are shared.
+    """
     import torch
 
     torch.set_num_threads(1)
@@ -35,14 +43,22 @@ def one_thread() -> None:
 TINY = {
     "embed_dim": 16,
     "quick_gelu": True,
-    "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 16, "patch_size": None},
+    "vision_cfg": {
+        "image_size": 32,
+        "layers": [1, 1, 1, 1],
+        "width": 8,
+        "head_width": 16,
+        "patch_size": None,
+    },
     "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2},
 }
 
 
 @pytest.fixture(scope="session")
 def tiny_configs(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A folder of model configurations (encoder.configs) that knows "raycd-tiny": 32-pixel images, D = 16."""
+    """A folder of model configurations (encoder.configs) that knows "raycd-tiny": 32-pixel images,
+    D = 16.
+    """
     folder = tmp_path_factory.mktemp("configs")
     (folder / "raycd-tiny.json").write_text(json.dumps(TINY))
     return str(folder)
@@ -75,26 +91,47 @@ def ray_cluster() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny_settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Settings of a whole pipeline that takes seconds; its pre-trained CLIP is made once. Do not change it."""
+    """Settings of a whole pipeline that takes seconds; its pre-trained CLIP is made once. Do not
+    change it.
+    """
     return {
         "name": "tiny",
         "data": {
             "format": "synthetic",
             "max_missing": 0.1,
-            "synthetic": {"train_images": 30, "val_images": 30, "train_triplets": 40, "val_triplets": 20},
+            "synthetic": {
+                "train_images": 30,
+                "val_images": 30,
+                "train_triplets": 40,
+                "val_triplets": 20,
+            },
         },
         "encoder": {"name": "raycd-demo", "pretrained": "demo"},
-        "pretrain": {"images": 48, "epochs": 1, "batch_size": 16, "cache": str(tmp_path_factory.mktemp("cache"))},
+        "pretrain": {
+            "images": 48,
+            "epochs": 1,
+            "batch_size": 16,
+            "cache": str(tmp_path_factory.mktemp("cache")),
+        },
         "stage1": {"epochs": 1, "batch_size": 32, "lr": 1e-4},
         "mine": {"floor": 0.3, "eps_low": 0.4, "eps_high": 1.0, "neighbours": 16, "alpha": 0.0},
-        "stage2": {"epochs": 3, "k": 1, "batch_size": 32, "bilinear_dim": 8, "projection_dim": 16, "hidden_dim": 16},
+        "stage2": {
+            "epochs": 3,
+            "k": 1,
+            "batch_size": 32,
+            "bilinear_dim": 8,
+            "projection_dim": 16,
+            "hidden_dim": 16,
+        },
         "compute": {"embed_workers": 1, "mine_workers": 1},
     }
 
 
 @pytest.fixture(scope="session")
 def s3_store() -> Iterator[dict[str, str]]:
-    """A real S3 server on loopback with the bucket "raycd". Gives the environment variables that lead to it."""
+    """A real S3 server on loopback with the bucket "raycd". Gives the environment variables that
+    lead to it.
+    """
     from moto.server import ThreadedMotoServer
     from s3fs import S3FileSystem
 
@@ -107,7 +144,9 @@ def s3_store() -> Iterator[dict[str, str]]:
         "AWS_SECRET_ACCESS_KEY": "tests",
         "AWS_DEFAULT_REGION": "us-east-1",
     }
-    S3FileSystem(endpoint_url=variables["AWS_ENDPOINT_URL"], key="tests", secret="tests").mkdir("raycd")
+    S3FileSystem(endpoint_url=variables["AWS_ENDPOINT_URL"], key="tests", secret="tests").mkdir(
+        "raycd"
+    )
     yield variables
     server.stop()
 
@@ -134,31 +173,41 @@ class TinyBundle:
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> TinyBundle:
-    """The demo's architecture with random weights, a small CLIP-CD head and twelve images, every third one striped.
+    """The demo's architecture with random weights, a small CLIP-CD head and twelve images, every
+    third one striped.
 
     Do not write into it.
     """
     import torch
 
+    from raycd import bundle
     from raycd.config import Config, EncoderConfig
-    from raycd.model import bundle, encoder, fusion
+    from raycd.model import encoder, fusion
 
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     patches = [Image.fromarray(rng.integers(0, 256, (6, 5, 3), dtype=np.uint8)) for _ in range(12)]
-    images = [patch.resize((40, 48), Image.Resampling.NEAREST) for patch in patches]  # finer noise looks all alike
+    images = [
+        patch.resize((40, 48), Image.Resampling.NEAREST) for patch in patches
+    ]  # finer noise looks all alike
     image_ids = [f"image-{i}" for i in range(12)]
     clip = encoder.create(EncoderConfig(name="raycd-demo", pretrained=""))
-    settings = fusion.HeadConfig("clip_cd", clip.dim, bilinear_dim=8, projection_dim=32, hidden_dim=32)
+    settings = fusion.HeadConfig(
+        "clip_cd", clip.dim, bilinear_dim=8, projection_dim=32, hidden_dim=32
+    )
     with torch.inference_mode():
-        features = clip.encode_images(torch.stack([clip.preprocess(image) for image in images])).numpy()
+        features = clip.encode_images(
+            torch.stack([clip.preprocess(image) for image in images])
+        ).numpy()
     categories = [["dress"] if i % 2 else ["shirt", "toptee"] for i in range(12)]
     place = tmp_path_factory.mktemp("tiny")
     paths = [str(place / f"{image_id}.png") for image_id in image_ids]
     for image, path in zip(images, paths, strict=True):
         image.save(path)
     attributes = [{"pattern": "striped"} if i % 3 == 0 else {} for i in range(12)]
-    gallery = bundle.gallery_table(image_ids, categories, paths, features, clip.fingerprint(), attributes=attributes)
+    gallery = bundle.gallery_table(
+        image_ids, categories, paths, features, clip.fingerprint(), attributes=attributes
+    )
     config = Config(preset="demo", encoder=EncoderConfig(name="raycd-demo", pretrained=""))
     metrics = {"average": {"recall@10": 0.5}}
     folder, head = place / "bundle", fusion.create(settings).eval()
@@ -170,7 +219,9 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> TinyBundle:
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
     """A real PostgreSQL; the test is skipped where its programs are not installed."""
-    with tempfile.TemporaryDirectory(prefix="raycd-postgres-") as folder:  # pytest's own folders are closed to others
+    with tempfile.TemporaryDirectory(
+        prefix="raycd-postgres-"
+    ) as folder:  # pytest's own folders are closed to others
         server = Postgres(Path(folder))
         server.start()
         yield server

@@ -27,7 +27,11 @@ log_destination = stderr
 
 def programs() -> Path | None:
     """The folder of initdb and postgres, newest first; None: there are none."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]), reverse=True)
+    found = sorted(
+        Path("/usr/lib/postgresql").glob("*/bin/initdb"),
+        key=lambda path: int(path.parts[-3]),
+        reverse=True,
+    )
     on_path = shutil.which("initdb")
     return found[0].parent if found else Path(on_path).resolve().parent if on_path else None
 
@@ -38,7 +42,9 @@ class Postgres:
     def __init__(self, folder: Path) -> None:
         binaries = programs()
         if binaries is None:
-            pytest.skip("PostgreSQL's programs are not installed (Debian: apt-get install postgresql)")
+            pytest.skip(
+                "PostgreSQL's programs are not installed (Debian: apt-get install postgresql)"
+            )
         self._binaries, self._data = binaries, folder / "data"
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -49,7 +55,17 @@ class Postgres:
         self._data.mkdir()
         if self._user is not None:
             shutil.chown(self._data, self._user)
-        initdb = [str(binaries / "initdb"), "-D", str(self._data), "-U", "raycd", "--auth=trust", "-E", "UTF8", "-N"]
+        initdb = [
+            str(binaries / "initdb"),
+            "-D",
+            str(self._data),
+            "-U",
+            "raycd",
+            "--auth=trust",
+            "-E",
+            "UTF8",
+            "-N",
+        ]
         subprocess.run(initdb, user=self._user, cwd="/", check=True, stdout=subprocess.DEVNULL)
         with (self._data / "postgresql.conf").open("a", encoding="utf-8") as config:
             config.write(CONFIG.format(folder=self._data))
@@ -65,8 +81,16 @@ class Postgres:
     def start(self) -> None:
         """Start, or start again on the same data; returns when it answers."""
         with self._log.open("ab") as log:
-            command = [str(self._binaries / "postgres"), "-D", str(self._data), "-p", str(self.port)]
-            self._process = subprocess.Popen(command, user=self._user, cwd="/", stdout=log, stderr=log)
+            command = [
+                str(self._binaries / "postgres"),
+                "-D",
+                str(self._data),
+                "-p",
+                str(self.port),
+            ]
+            self._process = subprocess.Popen(
+                command, user=self._user, cwd="/", stdout=log, stderr=log
+            )
         until = time.monotonic() + READY_S
         while True:
             try:
@@ -78,7 +102,9 @@ class Postgres:
                 time.sleep(0.1)
 
     def kill(self) -> None:
-        """End it at once, as a power cut would: its server processes end by themselves when it is gone."""
+        """End it at once, as a power cut would: its server processes end by themselves when it is
+        gone.
+        """
         assert self._process is not None
         family = psutil.Process(self._process.pid).children(recursive=True)
         self._end(signal.SIGKILL)

@@ -32,7 +32,9 @@ def test_an_error_leaves_everything_as_it_was(tmp_path: Path, error: type[BaseEx
     assert list(tmp_path.iterdir()) == [folder]
 
 
-def test_a_failed_change_of_names_puts_the_older_one_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_change_of_names_puts_the_older_one_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "bundle"
     write(folder, "old")
     rename = Path.rename

@@ -10,13 +10,24 @@ from raycd import errors
 
 
 def test_every_error_of_the_tree_is_a_raycd_error() -> None:
-    kinds = [errors.ConfigError, errors.DataError, errors.WeightsError, errors.RunError, errors.TrackingError]
+    kinds = [
+        errors.ConfigError,
+        errors.DataError,
+        errors.WeightsError,
+        errors.RunError,
+        errors.TrackingError,
+    ]
     assert all(issubclass(kind, errors.RaycdError) for kind in kinds)
 
 
 def test_a_message_says_what_got_expected_and_what_to_do() -> None:
-    error = errors.DataError("no such folder", got="/data", expected="captions/", do="give --data.root")
-    assert str(error) == "no such folder\n  got:      /data\n  expected: captions/\n  to do:    give --data.root"
+    error = errors.DataError(
+        "no such folder", got="/data", expected="captions/", do="give --data.root"
+    )
+    assert (
+        str(error)
+        == "no such folder\n  got:      /data\n  expected: captions/\n  to do:    give --data.root"
+    )
 
 
 def test_a_message_leaves_out_what_is_not_known() -> None:
@@ -40,6 +51,9 @@ def _fail() -> None:
 
 
 def test_an_error_crosses_a_process_border_whole() -> None:
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool, pytest.raises(errors.WeightsError) as caught:
+    with (
+        ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool,
+        pytest.raises(errors.WeightsError) as caught,
+    ):
         pool.submit(_fail).result()
     assert str(caught.value) == "weights fail their hash\n  got:      ab\n  expected: cd"

@@ -12,7 +12,6 @@ from raycd.errors import DataError
 from raycd.evaluate import (
     NOT_FOUND,
     Evaluation,
-    Features,
     average,
     cached_query,
     evaluate,
@@ -21,8 +20,10 @@ from raycd.evaluate import (
     recall,
     top_images,
 )
+from raycd.features import Features
 
-# Four images on the axes of a plane, in steps of 30 degrees; a query at 0 degrees ranks them a, b, c, d.
+# Four images on the axes of a plane, in steps of 30 degrees; a query at 0 degrees ranks them a, b,
+# c, d.
 A, B, C, D = (1.0, 0.0), (0.8660254, 0.5), (0.5, 0.8660254), (0.0, 1.0)
 GALLERY = torch.tensor([A, B, C, D])
 EAST, NORTH = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
@@ -54,7 +55,12 @@ def test_scores_that_are_not_numbers_count_against_us() -> None:
 def test_a_masked_image_is_no_candidate() -> None:
     queries = EAST.expand(4, 2)
     masked = positions(0, 3, -1, 2)
-    assert rank_targets(queries, GALLERY, positions(2, 2, 2, 2), masked).tolist() == [2, 3, 3, NOT_FOUND]
+    assert rank_targets(queries, GALLERY, positions(2, 2, 2, 2), masked).tolist() == [
+        2,
+        3,
+        3,
+        NOT_FOUND,
+    ]
 
 
 def test_a_target_outside_the_gallery_is_not_found() -> None:
@@ -76,9 +82,15 @@ def test_the_batch_size_changes_nothing(batch_size: int) -> None:
 
 def test_subsets_rank_only_their_members() -> None:
     subsets = torch.tensor([[1, 3, -1], [3, 2, 1], [1, 3, -1]])
-    assert rank_in_subsets(EAST.expand(3, 2), GALLERY, positions(3, 2, 2), subsets).tolist() == [2, 2, NOT_FOUND]
+    assert rank_in_subsets(EAST.expand(3, 2), GALLERY, positions(3, 2, 2), subsets).tolist() == [
+        2,
+        2,
+        NOT_FOUND,
+    ]
     tied = torch.tensor([A, D, A, A])
-    assert rank_in_subsets(EAST[None], tied, positions(2), torch.tensor([[2, 3, 1]])).tolist() == [2]
+    assert rank_in_subsets(EAST[None], tied, positions(2), torch.tensor([[2, 3, 1]])).tolist() == [
+        2
+    ]
 
 
 def test_recall_is_a_fraction_for_any_k() -> None:
@@ -87,7 +99,9 @@ def test_recall_is_a_fraction_for_any_k() -> None:
 
 
 def test_average_is_not_weighted_by_queries() -> None:
-    assert average([{"recall@10": 0.2}, {"recall@10": 0.6}, {"recall@10": 0.7}]) == {"recall@10": pytest.approx(0.5)}
+    assert average([{"recall@10": 0.2}, {"recall@10": 0.6}, {"recall@10": 0.7}]) == {
+        "recall@10": pytest.approx(0.5)
+    }
 
 
 def test_top_images_come_best_first_and_without_the_masked() -> None:
@@ -105,13 +119,17 @@ def dataset(*triplets: tuple[str, str, str], subset: Sequence[str] | None = None
     builder.add_gallery("shirt", "val", "de", source="shirt.json")
     for index, (category, reference, target) in enumerate(triplets):
         members = list(subset) if subset else None
-        row = TripletRow(f"{category}/{index}", category, "val", reference, target, ["is red.", "Long "], members)
+        row = TripletRow(
+            f"{category}/{index}", category, "val", reference, target, ["is red.", "Long "], members
+        )
         builder.add_triplet(row, where="here")
     return builder.build({})
 
 
 # Un-normalised on purpose: `evaluate` compares directions.
-IMAGES = Features.of("abcde", torch.tensor([A, B, C, D, A]) * torch.tensor([[1.0], [9.0], [2.0], [3.0], [4.0]]))
+IMAGES = Features.of(
+    "abcde", torch.tensor([A, B, C, D, A]) * torch.tensor([[1.0], [9.0], [2.0], [3.0], [4.0]])
+)
 DRESSES = (("dress", "a", "b"), ("dress", "a", "a"), ("dress", "b", "d"))
 
 
@@ -120,7 +138,9 @@ def like_reference(triplets: Sequence[Any]) -> torch.Tensor:
     return IMAGES.take(triplet["reference"] for triplet in triplets)
 
 
-def run(data: Dataset, protocol: Any = "original", images: Features = IMAGES, **options: Any) -> Evaluation:
+def run(
+    data: Dataset, protocol: Any = "original", images: Features = IMAGES, **options: Any
+) -> Evaluation:
     return evaluate(data, "val", images, like_reference, protocol=protocol, ks=(1, 2, 3), **options)
 
 
@@ -129,7 +149,11 @@ def test_reference_image_stays_in_the_gallery_under_the_original_protocol() -> N
     # a -> b: a, b. a -> a: first. b -> d: b, a and c before it. d -> e: d, e.
     assert found.ranks == {"dress/0": 2, "dress/1": 1, "dress/2": 4, "shirt/3": 2}
     assert found.recalls == {
-        "dress": {"recall@1": pytest.approx(1 / 3), "recall@2": pytest.approx(2 / 3), "recall@3": pytest.approx(2 / 3)},
+        "dress": {
+            "recall@1": pytest.approx(1 / 3),
+            "recall@2": pytest.approx(2 / 3),
+            "recall@3": pytest.approx(2 / 3),
+        },
         "shirt": {"recall@1": 0.0, "recall@2": 1.0, "recall@3": 1.0},
         "average": {
             "recall@1": pytest.approx(1 / 6),
@@ -205,6 +229,8 @@ def test_a_split_without_triplets_is_refused() -> None:
 
 def test_secret_targets_are_refused() -> None:
     data = dataset(("dress", "a", "b"))
-    secret = data.triplets.set_column(4, data.triplets.schema.field("target"), [pa.array([None], pa.string())])
+    secret = data.triplets.set_column(
+        4, data.triplets.schema.field("target"), [pa.array([None], pa.string())]
+    )
     with pytest.raises(DataError, match="secret"):
         run(Dataset(data.images, data.gallery, secret))

@@ -39,9 +39,16 @@ def test_the_vectors_type_carries_their_size(path: Path) -> None:
 
 
 def test_a_table_of_many_blocks_is_read_whole(tmp_path: Path) -> None:
-    parts = [features.to_table([f"{i}"], [READABLE], np.full((1, 2), i, np.float64)) for i in range(5)]
+    parts = [
+        features.to_table([f"{i}"], [READABLE], np.full((1, 2), i, np.float64)) for i in range(5)
+    ]
     features.write(tmp_path / "x.parquet", pa.concat_tables(parts).slice(1))
-    assert features.read(tmp_path / "x.parquet")[0].values.tolist() == [[1, 1], [2, 2], [3, 3], [4, 4]]
+    assert features.read(tmp_path / "x.parquet")[0].values.tolist() == [
+        [1, 1],
+        [2, 2],
+        [3, 3],
+        [4, 4],
+    ]
 
 
 def test_no_rows_are_no_features(tmp_path: Path) -> None:
@@ -52,7 +59,9 @@ def test_no_rows_are_no_features(tmp_path: Path) -> None:
 
 
 def test_nothing_readable_is_no_features(tmp_path: Path) -> None:
-    features.write(tmp_path / "x.parquet", features.to_table(["a"], ["missing"], np.zeros((1, 3), np.float32)))
+    features.write(
+        tmp_path / "x.parquet", features.to_table(["a"], ["missing"], np.zeros((1, 3), np.float32))
+    )
     found, report = features.read(tmp_path / "x.parquet")
     assert found.values.shape == (0, 3)
     assert report.counts() == {"missing": 1}

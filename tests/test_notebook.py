@@ -9,14 +9,13 @@ from typing import Any
 
 import pytest
 
-from raycd import features
+from raycd import bundle, features
 from raycd.config import DataConfig, SyntheticConfig
 from raycd.data import images
 from raycd.data.captions import evaluation_text
+from raycd.data.demo.synthetic import write_catalogue
 from raycd.data.read import read
-from raycd.data.synthetic import write_catalogue
-from raycd.embed import EmbedImages, EmbedTexts
-from raycd.model import bundle
+from raycd.model.embed import EmbedImages, EmbedTexts
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "notebook.md"
 
@@ -27,10 +26,19 @@ def demo(tiny_bundle: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.chdir(tmp_path)
     run = Path("runs/demo")
     shutil.copytree(tiny_bundle.folder, run / "bundle")
-    write_catalogue(run / "catalogue", SyntheticConfig(train_images=4, val_images=12, train_triplets=2, val_triplets=3))
-    dataset, encoder = read(DataConfig(), str(run / "catalogue")), bundle.load(run / "bundle").encoder
+    write_catalogue(
+        run / "catalogue",
+        SyntheticConfig(train_images=4, val_images=12, train_triplets=2, val_triplets=3),
+    )
+    dataset, encoder = (
+        read(DataConfig(), str(run / "catalogue")),
+        bundle.load(run / "bundle").encoder,
+    )
     texts = [evaluation_text(row["captions"]) for row in dataset.triplets_of("val").to_pylist()]
-    columns = {name: dataset.images[column].to_pylist() for name, column in (("key", "image_id"), ("path", "path"))}
+    columns = {
+        name: dataset.images[column].to_pylist()
+        for name, column in (("key", "image_id"), ("path", "path"))
+    }
     tables = {
         "images": EmbedImages(encoder, DataConfig())(columns),
         "texts": EmbedTexts(encoder)({"key": list(dict.fromkeys(texts))}),
@@ -41,8 +49,12 @@ def demo(tiny_bundle: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     tiny_bundle.images[0].save("photo.jpg")
 
 
-def test_every_line_runs_and_gives_what_the_document_says(demo: None, capsys: pytest.CaptureFixture[str]) -> None:
-    blocks = re.findall(r"^```python\n(.*?)^```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+def test_every_line_runs_and_gives_what_the_document_says(
+    demo: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blocks = re.findall(
+        r"^```python\n(.*?)^```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    )
     names: dict[str, Any] = {}
     for block in blocks:
         exec(compile(block, DOCUMENT.name, "exec"), names)

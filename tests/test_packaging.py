@@ -1,4 +1,6 @@
-"""requirements.lock fits pyproject.toml: complete, hashed, in the right sections, no registry's address."""
+"""requirements.lock fits pyproject.toml: complete, hashed, in the right sections, no registry's
+address.
+"""
 
 import re
 import tomllib
@@ -16,7 +18,9 @@ PYTHONS = ["3.11", "3.12"]
 
 
 def pins(section: str) -> dict[str, list[tuple[Requirement, list[str]]]]:
-    """Name -> the pins of one section of the lock, each with its hashes; several where markers tell them apart."""
+    """Name -> the pins of one section of the lock, each with its hashes; several where markers tell
+    them apart.
+    """
     body = LOCK.split(f"# [{section}]\n")[1].split("\n# [")[0]
     found: dict[str, list[tuple[Requirement, list[str]]]] = {}
     for line in re.sub(r"\\\n\s*", "", body).splitlines():
@@ -42,7 +46,9 @@ def version_on(python: str, requirement: Requirement, section: str) -> Version:
         for pin, _ in pins(section).get(canonicalize_name(requirement.name), [])
         if pin.marker is None or pin.marker.evaluate(environment)
     ]
-    assert len(chosen) == 1, f"{requirement.name}: {len(chosen)} pins in [{section}] for Python {python}, expected 1"
+    assert len(chosen) == 1, (
+        f"{requirement.name}: {len(chosen)} pins in [{section}] for Python {python}, expected 1"
+    )
     (specifier,) = chosen[0].specifier
     assert specifier.operator == "=="
     return Version(specifier.version)
@@ -72,7 +78,9 @@ def test_every_dependency_is_pinned_within_its_range(extra: str, python: str) ->
     section = "all" if extra == "dev" else extra
     for requirement in map(Requirement, names):
         version = version_on(python, requirement, section)
-        assert version in requirement.specifier, f"{requirement.name} {version} is outside {requirement.specifier}"
+        assert version in requirement.specifier, (
+            f"{requirement.name} {version} is outside {requirement.specifier}"
+        )
 
 
 @pytest.mark.parametrize("python", PYTHONS)

@@ -23,7 +23,9 @@ class Terminal(io.StringIO):
 
 def test_a_log_gets_a_line_every_few_seconds_and_one_at_the_end() -> None:
     log, clock = io.StringIO(), Clock()
-    with progress.Bar("stage 1", total=100, unit="triplets", stream=log, clock=clock, every=5) as bar:
+    with progress.Bar(
+        "stage 1", total=100, unit="triplets", stream=log, clock=clock, every=5
+    ) as bar:
         for _ in range(10):
             clock.now += 2
             bar.advance(10, loss=0.51234)
@@ -40,12 +42,17 @@ def test_an_unknown_total_shows_no_time_left() -> None:
     with progress.Bar("read", unit="images", stream=log, clock=clock, every=1) as bar:
         clock.now += 4
         bar.advance(2)
-    assert log.getvalue().splitlines() == ["read: 2 images, 0.5 images/s", "read: 2 images, 0.5 images/s, done in 4 s"]
+    assert log.getvalue().splitlines() == [
+        "read: 2 images, 0.5 images/s",
+        "read: 2 images, 0.5 images/s, done in 4 s",
+    ]
 
 
 def test_what_an_earlier_run_did_counts_as_done_but_not_for_the_rate() -> None:
     log, clock = io.StringIO(), Clock()
-    with progress.Bar("embed", total=100, unit="images", start=50, stream=log, clock=clock, every=1) as bar:
+    with progress.Bar(
+        "embed", total=100, unit="images", start=50, stream=log, clock=clock, every=1
+    ) as bar:
         clock.now += 10
         bar.advance(10)
     assert log.getvalue().splitlines()[0] == "embed: 60/100 images (60%), 1 images/s, 40 s left"
@@ -99,7 +106,9 @@ def test_a_message_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_steps_of_several_threads_all_count() -> None:
     bar = progress.Bar("read", total=4000, stream=io.StringIO())
-    threads = [threading.Thread(target=lambda: [bar.advance() for _ in range(1000)]) for _ in range(4)]
+    threads = [
+        threading.Thread(target=lambda: [bar.advance() for _ in range(1000)]) for _ in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

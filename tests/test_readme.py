@@ -9,7 +9,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TREE = README.split("## The tree")[1].split("```")[1]
-NAMED = set(re.findall(r"[\w.-]+\.(?:py|yaml|md|toml|lock)\b", TREE)) | set(re.findall(r"([\w.]+)/", TREE))
+NAMED = set(re.findall(r"[\w.-]+\.(?:py|yaml|md|toml|lock)\b", TREE)) | set(
+    re.findall(r"([\w.]+)/", TREE)
+)
 
 
 def tracked() -> list[Path]:
@@ -20,7 +22,12 @@ def tracked() -> list[Path]:
 
 
 def test_every_module_stands_in_the_tree() -> None:
-    heads = {"clip_cd.py", "combiner.py", "sum.py", "registry.py"}  # the tree names their folder's heads
+    heads = {
+        "clip_cd.py",
+        "combiner.py",
+        "sum.py",
+        "registry.py",
+    }  # the tree names their folder's heads
     inside = (
         "raycd/catalogue/migrations/",
         "raycd/mine/",

@@ -25,8 +25,14 @@ def test_only_the_password_goes(text: str, shown: str) -> None:
         ("writing failed: ~/gallery/gallery.sqlite: full", "writing failed: gallery.sqlite: full"),
         ("'/data/a.parquet' and (/data/b.parquet)", "'a.parquet' and (b.parquet)"),
         ("sqlite:////home/ann/gallery.sqlite", "sqlite:///gallery.sqlite"),
-        ("postgresql://ann@host/db at https://host/a/b", "postgresql://ann@host/db at https://host/a/b"),
-        ("s3://bucket/a/b, head/head.json, 1/2 and /", "s3://bucket/a/b, head/head.json, 1/2 and /"),
+        (
+            "postgresql://ann@host/db at https://host/a/b",
+            "postgresql://ann@host/db at https://host/a/b",
+        ),
+        (
+            "s3://bucket/a/b, head/head.json, 1/2 and /",
+            "s3://bucket/a/b, head/head.json, 1/2 and /",
+        ),
     ],
 )
 def test_folders_of_this_machine_go(text: str, shown: str) -> None:

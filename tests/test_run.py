@@ -20,7 +20,11 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "s3":
         request.getfixturevalue("s3")
         return f"s3://raycd/{tmp_path.name}/runs/one"
-    return str(tmp_path / "runs" / "one") if request.param == "local" else f"memory://{tmp_path.name}/runs/one"
+    return (
+        str(tmp_path / "runs" / "one")
+        if request.param == "local"
+        else f"memory://{tmp_path.name}/runs/one"
+    )
 
 
 def write(run: Run, stage: str, text: str, mark: str = "abc") -> None:
@@ -37,7 +41,12 @@ def test_a_stage_is_read_as_it_was_written(root: str) -> None:
     record = run.record("mine")
     assert record is not None
     assert record.pop("seconds") >= 0
-    assert record == {"stage": "mine", "fingerprint": "abc", "inputs": ["before"], "counts": {"rows": 3}}
+    assert record == {
+        "stage": "mine",
+        "fingerprint": "abc",
+        "inputs": ["before"],
+        "counts": {"rows": 3},
+    }
     assert (run.local("mine") / "inner" / "file.txt").read_text() == "first"
     assert run.exists("mine/inner/file.txt")
     assert not run.exists("mine/absent")
@@ -55,7 +64,9 @@ def test_a_stage_done_again_replaces_the_old_one_and_every_copy_of_it(root: str)
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_an_error_leaves_the_old_stage_and_nothing_half_written(root: str, error: type[BaseException]) -> None:
+def test_an_error_leaves_the_old_stage_and_nothing_half_written(
+    root: str, error: type[BaseException]
+) -> None:
     run = Run(root, IDENTITY)
     write(run, "mine", "first")
 
@@ -83,7 +94,9 @@ def test_the_same_identity_opens_a_run_again(root: str) -> None:
 
 def test_another_identity_is_refused_with_the_difference(root: str) -> None:
     Run(root, IDENTITY)
-    with pytest.raises(RunError, match=r"belongs to another run\n.*root = '/other'\n.*root = '/data/fashion-iq'"):
+    with pytest.raises(
+        RunError, match=r"belongs to another run\n.*root = '/other'\n.*root = '/data/fashion-iq'"
+    ):
         Run(root, {**IDENTITY, "root": "/other"})
 
 
@@ -143,11 +156,15 @@ def test_a_folder_of_other_things_is_no_run(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["thesis.tex"]
 
 
-def test_a_store_that_does_not_answer_is_told(s3: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_does_not_answer_is_told(
+    s3: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     S3FileSystem.clear_instance_cache()  # it knows the store that answers
-    with pytest.raises(RunError, match=r"run s3://raycd/lost refuses or does not answer\n.*127\.0\.0\.1:9"):
+    with pytest.raises(
+        RunError, match=r"run s3://raycd/lost refuses or does not answer\n.*127\.0\.0\.1:9"
+    ):
         Run("s3://raycd/lost", IDENTITY)
 
 
@@ -187,7 +204,10 @@ def test_a_run_in_use_by_another_process_is_refused_until_it_ends(tmp_path: Path
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
         run = Run(str(tmp_path), {"format": "x"})
-        with pytest.raises(RunError, match=f"is in use\n.*process {other.pid} works on it"), run.locked():
+        with (
+            pytest.raises(RunError, match=f"is in use\n.*process {other.pid} works on it"),
+            run.locked(),
+        ):
             pass
         other.communicate("")
     with run.locked():
@@ -202,7 +222,9 @@ def test_a_remote_run_is_not_locked(tmp_path: Path) -> None:
 
 def test_fingerprints_tell_values_apart_and_not_their_order() -> None:
     assert fingerprint({"a": 1, "b": [1, 2]}) == fingerprint({"b": [1, 2], "a": 1})
-    marks = {fingerprint(value) for value in ({"a": 1}, {"a": 1.5}, {"a": "1"}, {"b": 1}, [1, 2], [2, 1])}
+    marks = {
+        fingerprint(value) for value in ({"a": 1}, {"a": 1.5}, {"a": "1"}, {"b": 1}, [1, 2], [2, 1])
+    }
     assert len(marks) == 6
 
 

@@ -1,4 +1,6 @@
-"""Whether the winner of a sweep is better than the default: both trained with several seeds, and then, once, val."""
+"""Whether the winner of a sweep is better than the default: both trained with several seeds, and
+then, once, val.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ _ROUNDING = 1e-9  # below it, differences of recalls are equal
 PLACE = Place("evaluation", "val", "evaluation on val")
 
 
-def compare(tables: Tables, space: Space, winner: Values, metric: Metric, journal: Journal) -> dict[str, Any]:
+def compare(
+    tables: Tables, space: Space, winner: Values, metric: Metric, journal: Journal
+) -> dict[str, Any]:
     """Train both with the seeds from `seed` on, `tune.seeds` of them, and evaluate on val.
 
     Returns `summary`'s mapping; where the default is the winner, it stands on both sides.
@@ -32,21 +36,28 @@ def compare(tables: Tables, space: Space, winner: Values, metric: Metric, journa
         del variants[WINNER]
     seeds = range(config.seed, config.seed + config.tune.seeds)
     found = train_all(PLACE, variants, seeds, tables, space, metric, journal)
-    rows = {name: [training["recalls"] for training in trainings] for name, trainings in found.items()}
+    rows = {
+        name: [training["recalls"] for training in trainings] for name, trainings in found.items()
+    }
     return summary(rows[DEFAULT], rows.get(WINNER), [metric, *_others(config, metric)])
 
 
 def summary(
-    default: Sequence[Mapping[str, Any]], winner: Sequence[Mapping[str, Any]] | None, metrics: Sequence[Metric]
+    default: Sequence[Mapping[str, Any]],
+    winner: Sequence[Mapping[str, Any]] | None,
+    metrics: Sequence[Metric],
 ) -> dict[str, Any]:
-    """Means of both and the paired differences, seed by seed, for each metric; the first one decides.
+    """Means of both and the paired differences, seed by seed, for each metric; the first one
+    decides.
 
     Args:
-        default, winner: Recalls (category -> "recall@k" -> fraction) of each seed. No winner: the default itself.
+        default, winner: Recalls (category -> "recall@k" -> fraction) of each seed. No winner: the
+        default itself.
     Returns:
-        {"seeds", "default_won", "better": whether the interval lies above 0, "metrics": name -> {"default", "winner",
-        "difference", "low", "high"}}, fractions; low and high are the ends of the 95% interval of the mean difference
-        (Student's t), None where the differences do not spread.
+        {"seeds", "default_won", "better": whether the interval lies above 0, "metrics": name ->
+        {"default", "winner", "difference", "low", "high"}}, fractions; low and high are the ends of
+        the 95% interval of the mean difference (Student's t), None where the differences do not
+        spread.
     """
     rows: dict[str, dict[str, Any]] = {}
     for metric in metrics:
@@ -65,7 +76,8 @@ def summary(
 
 
 def paired(differences: Sequence[float]) -> tuple[float, float | None]:
-    """Mean of paired differences and half the width of its 95% interval (Student's t, n - 1 degrees of freedom).
+    """Mean of paired differences and half the width of its 95% interval (Student's t, n - 1 degrees
+    of freedom).
 
     The width is None where all are equal: so few seeds have not shown how far they spread.
     """

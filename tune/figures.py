@@ -1,4 +1,6 @@
-"""Pictures of a sweep: history and importance of the parameters by Optuna, and parallel coordinates."""
+"""Pictures of a sweep: history and importance of the parameters by Optuna, and parallel
+coordinates.
+"""
 
 from __future__ import annotations
 
@@ -21,18 +23,29 @@ FEWEST = 4  # measured trials below which importances say nothing
 
 
 def draw(space: Space, trials: Sequence[Record], metric: str) -> dict[str, bytes]:
-    """Name of a figure -> PNG. All but the history is left out where too few trials tell something, or all are equal.
+    """Name of a figure -> PNG. All but the history is left out where too few trials tell something,
+    or all are equal.
 
-    Importances are of the trials that have trained on pseudo triplets: to the others thresholds meant nothing.
+    Importances are of the trials that have trained on pseudo triplets: to the others thresholds
+    meant nothing.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study, touched = _study(space, trials), _study(space, [trial for trial in trials if used_pseudo(trial)])
+    study, touched = (
+        _study(space, trials),
+        _study(space, [trial for trial in trials if used_pseudo(trial)]),
+    )
     from optuna.visualization import matplotlib as pictures
 
     kinds: Mapping[str, tuple[bool, Callable[[], Any]]] = {
-        "history": (bool(_values(study)), lambda: pictures.plot_optimization_history(study, target_name=metric)),
+        "history": (
+            bool(_values(study)),
+            lambda: pictures.plot_optimization_history(study, target_name=metric),
+        ),
         "parallel_coordinates": (_tells(study), lambda: _parallel(study, metric)),
-        "importances": (_tells(touched), lambda: pictures.plot_param_importances(touched, target_name=metric)),
+        "importances": (
+            _tells(touched),
+            lambda: pictures.plot_param_importances(touched, target_name=metric),
+        ),
     }
     return {f"{name}.png": _png(kind) for name, (wanted, kind) in kinds.items() if wanted}
 
@@ -67,13 +80,18 @@ def _study(space: Space, trials: Sequence[Record]) -> optuna.Study:
 
 
 def _parallel(study: optuna.Study, metric: str) -> Any:
-    """A line a trial over one axis a setting, the metric last. Its colour is its value; the better ones lie in front.
+    """A line a trial over one axis a setting, the metric last. Its colour is its value; the better
+    ones lie in front.
 
     Optuna's own picture draws the lines over the numbers and the worst of them in white.
     """
-    trials = sorted((trial for trial in study.trials if trial.value is not None), key=lambda trial: trial.value)
+    trials = sorted(
+        (trial for trial in study.trials if trial.value is not None), key=lambda trial: trial.value
+    )
     names = list(trials[0].params)
-    columns = {name: [trial.params[name] for trial in trials] for name in names} | {metric: [t.value for t in trials]}
+    columns = {name: [trial.params[name] for trial in trials] for name in names} | {
+        metric: [t.value for t in trials]
+    }
     figure, axes = plt.subplots()
     axes.set_title("Parallel coordinates: a line is a trial", pad=36)
     shades = ScalarMappable(Normalize(trials[0].value, trials[-1].value), "viridis")
@@ -87,8 +105,16 @@ def _parallel(study: optuna.Study, metric: str) -> Any:
         axes.text(place, -0.03, lowest, ha="center", va="top")
     ranks = np.linspace(0, 1, len(trials))
     for line, trial, rank in zip(zip(*heights, strict=True), trials, ranks, strict=True):
-        axes.plot(range(len(columns)), line, color=shades.to_rgba(trial.value), linewidth=1 + 1.5 * rank, alpha=0.85)
-    axes.set_xticks(range(len(columns)), [name.replace(".", ".\n") for name in columns])  # side by side
+        axes.plot(
+            range(len(columns)),
+            line,
+            color=shades.to_rgba(trial.value),
+            linewidth=1 + 1.5 * rank,
+            alpha=0.85,
+        )
+    axes.set_xticks(
+        range(len(columns)), [name.replace(".", ".\n") for name in columns]
+    )  # side by side
     axes.tick_params(axis="x", pad=18, length=0)
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
@@ -99,7 +125,11 @@ def _axis(column: Sequence[Any]) -> tuple[list[float], str, str]:
     """Places of the values on an axis from 0 to 1, and what stands at its two ends."""
     if isinstance(column[0], str | bool):
         words = sorted(set(column), key=str)
-        return [words.index(value) / max(1, len(words) - 1) for value in column], str(words[0]), str(words[-1])
+        return (
+            [words.index(value) / max(1, len(words) - 1) for value in column],
+            str(words[0]),
+            str(words[-1]),
+        )
     low, high = min(column), max(column)
     return [(value - low) / ((high - low) or 1) for value in column], f"{low:.4g}", f"{high:.4g}"
 

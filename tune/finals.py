@@ -1,7 +1,9 @@
-"""The last round of a sweep: the best few trials and the default, trained whole, before a winner is named.
+"""The last round of a sweep: the best few trials and the default, trained whole, before a winner is
+named.
 
-A trial is short, and what leads early need not lead in the end. So its value only chooses the finalists; these are
-trained for `stage2.epochs` with `tune.final_seeds` seeds and judged by their mean, still on the selection split.
+A trial is short, and what leads early need not lead in the end. So its value only chooses the
+finalists; these are trained for `stage2.epochs` with `tune.final_seeds` seeds and judged by their
+mean, still on the selection split.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ DEFAULT = "default"
 
 @dataclass(frozen=True)
 class Finalist:
-    """Settings that were trained whole. `value` is their mean on the selection split, `number` the trial's."""
+    """Settings that were trained whole. `value` is their mean on the selection split, `number` the
+    trial's.
+    """
 
     settings: Values
     value: float
@@ -36,14 +40,19 @@ class Finalist:
         return DEFAULT if self.number is None else f"trial {self.number}"
 
 
-def finals(tables: Tables, space: Space, trials: Sequence[Record], metric: Metric, journal: Journal) -> list[Finalist]:
-    """All finalists, the winner first; the default is always among them, and wins where another is only as good.
+def finals(
+    tables: Tables, space: Space, trials: Sequence[Record], metric: Metric, journal: Journal
+) -> list[Finalist]:
+    """All finalists, the winner first; the default is always among them, and wins where another is
+    only as good.
 
     `tables` need no val. Raises RunError where every trial has failed.
     """
     tune = space.config.tune
     chosen = finalists(space, trials, journal)
-    variants = {DEFAULT: space.default()} | {f"trial-{trial['number']}": trial["settings"] for trial in chosen}
+    variants = {DEFAULT: space.default()} | {
+        f"trial-{trial['number']}": trial["settings"] for trial in chosen
+    }
     seeds = range(space.config.seed, space.config.seed + tune.final_seeds)
     rows = train_all(PLACE, variants, seeds, tables, space, metric, journal)
     numbers = [None, *(trial["number"] for trial in chosen)]
@@ -51,7 +60,9 @@ def finals(tables: Tables, space: Space, trials: Sequence[Record], metric: Metri
         Finalist(variants[name], statistics.fmean(row["selection"] for row in rows[name]), number)
         for name, number in zip(variants, numbers, strict=True)
     ]
-    return sorted(found, key=lambda finalist: -finalist.value)  # stable: the default, then the better trial
+    return sorted(
+        found, key=lambda finalist: -finalist.value
+    )  # stable: the default, then the better trial
 
 
 def finalists(space: Space, trials: Sequence[Record], journal: Journal) -> list[Record]:

@@ -1,8 +1,9 @@
-"""The record of a sweep in its own folder: what was asked, and one file for each trial that has ended.
+"""The record of a sweep in its own folder: what was asked, and one file for each trial that has
+ended.
 
-A trial's file is written at once when the trial ends, so a sweep that is killed at any moment has lost none of them.
-`runs/<name>-sweep/`: sweep.json (settings, space), trials/00007.json, finals/, evaluation/, best.yaml, result.json,
-figures/.
+A trial's file is written at once when the trial ends, so a sweep that is killed at any moment has
+lost none of them. `runs/<name>-sweep/`: sweep.json (settings, space), trials/00007.json, finals/,
+evaluation/, best.yaml, result.json, figures/.
 """
 
 from __future__ import annotations
@@ -22,7 +23,16 @@ _BY_DIM = "stage2.bilinear_dim"  # its default range depends on the size of the 
 ENDED = ("finished", "stopped", "failed")  # of itself, by the scheduler, with an error
 
 # May change, prefixes: these do not decide what a trial gives.
-_FREE = ("tracking.", "compute.", "tune.samples", "tune.concurrent", "tune.final", "tune.seeds", "name", "runs")
+_FREE = (
+    "tracking.",
+    "compute.",
+    "tune.samples",
+    "tune.concurrent",
+    "tune.final",
+    "tune.seeds",
+    "name",
+    "runs",
+)
 
 Record = dict[str, Any]
 
@@ -42,7 +52,9 @@ class Journal:
         self.run = Run(root, {"kind": "sweep", "of": of})
 
     def check(self, space: Space, *, resume: bool) -> None:
-        """Raise what `opened` would raise, as far as it is known before there are features and tables."""
+        """Raise what `opened` would raise, as far as it is known before there are features and
+        tables.
+        """
         ranges = space.to_dict()
         with self.run.locked():
             known = self._known(resume=resume)
@@ -57,8 +69,8 @@ class Journal:
         A sweep with trials is gone on with, and has to be there where `resume` says so.
 
         Raises:
-            RunError: The sweep was started with other settings, or there is none to resume, or another process works
-                on it.
+            RunError: The sweep was started with other settings, or there is none to resume, or
+                another process works on it.
         """
         asked = {"settings": _fixed(space.config), "space": space.to_dict(), "inputs": dict(inputs)}
         with self.run.locked():
@@ -72,10 +84,14 @@ class Journal:
         """What was asked of the sweep that is to go on; None where a new one starts."""
         known: dict[str, Any] | None = self.run.read_json(SWEEP)
         if resume and known is None:
-            raise RunError(f"there is no sweep to resume in {self.run.root}", do="start it without --resume")
+            raise RunError(
+                f"there is no sweep to resume in {self.run.root}", do="start it without --resume"
+            )
         return known if resume or self.trials() else None
 
-    def _check_same(self, known: Mapping[str, Any] | None, asked: Mapping[str, Mapping[str, Any]]) -> None:
+    def _check_same(
+        self, known: Mapping[str, Any] | None, asked: Mapping[str, Mapping[str, Any]]
+    ) -> None:
         if known is None:
             return
         changes = [
@@ -103,8 +119,12 @@ class Journal:
 
 
 def ranked(trials: Sequence[Record]) -> list[Record]:
-    """The trials that were measured, the greatest value first; the earlier of two equal ones before the other."""
-    return sorted((t for t in trials if t["value"] is not None), key=lambda t: (-t["value"], t["number"]))
+    """The trials that were measured, the greatest value first; the earlier of two equal ones before
+    the other.
+    """
+    return sorted(
+        (t for t in trials if t["value"] is not None), key=lambda t: (-t["value"], t["number"])
+    )
 
 
 def used_pseudo(trial: Record) -> bool:

@@ -1,4 +1,6 @@
-"""What a sweep leaves: best.yaml, result.json, figures, and the lines that a person reads in the end."""
+"""What a sweep leaves: best.yaml, result.json, figures, and the lines that a person reads in the
+end.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,11 @@ SHOWN = 10  # best trials in the table
 
 
 def files(
-    space: Space, trials: Sequence[Record], finalists: Sequence[Finalist], result: Mapping[str, Any], metric: str
+    space: Space,
+    trials: Sequence[Record],
+    finalists: Sequence[Finalist],
+    result: Mapping[str, Any],
+    metric: str,
 ) -> dict[str, bytes]:
     """best.yaml, which jobs/train.py --config reads, and the figures."""
     winner = finalists[0]
@@ -36,16 +42,25 @@ def write(journal: Journal, found: Mapping[str, bytes], result: Mapping[str, Any
     journal.run.write_json(RESULT, result)
 
 
-def told(trials: Sequence[Record], finalists: Sequence[Finalist], result: Mapping[str, Any], journal: Journal) -> str:
+def told(
+    trials: Sequence[Record],
+    finalists: Sequence[Finalist],
+    result: Mapping[str, Any],
+    journal: Journal,
+) -> str:
     """The best trials as a table, the finals, the verdict, and where everything is."""
-    count = {status: sum(trial["status"] == status for trial in trials) for status in ("finished", "stopped", "failed")}
+    count = {
+        status: sum(trial["status"] == status for trial in trials)
+        for status in ("finished", "stopped", "failed")
+    }
     rest = {} if result["default_won"] else dict(list(result["metrics"].items())[1:])
     lines = [
         *_table(trials),
         "",
         ", ".join(f"{number} {status}" for status, number in count.items() if number),
         *_untouched(trials),
-        "finals, trained whole, on selection: " + ", ".join(f"{f.name} {100 * f.value:.2f}%" for f in finalists),
+        "finals, trained whole, on selection: "
+        + ", ".join(f"{f.name} {100 * f.value:.2f}%" for f in finalists),
         compare.verdict(result),
         *(
             f"  {name}: {100 * row['default']:.2f} -> {100 * row['winner']:.2f}"
@@ -77,8 +92,16 @@ def _table(trials: Sequence[Record]) -> list[str]:
     names = list(best[0]["settings"])
     rows = [["trial", "selection, %", "epochs", *names]]
     rows += [
-        [str(t["number"]), f"{100 * t['value']:.2f}", str(len(t["epochs"])), *(f"{t['settings'][n]}" for n in names)]
+        [
+            str(t["number"]),
+            f"{100 * t['value']:.2f}",
+            str(len(t["epochs"])),
+            *(f"{t['settings'][n]}" for n in names),
+        ]
         for t in best
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return [
+        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        for row in rows
+    ]

@@ -1,7 +1,7 @@
 """The MLflow record of a sweep: a run for the sweep, a child run for each trial that has ended.
 
-The journal is the truth. What MLflow does not take, because its server has gone away, stays there and is handed in at
-the end, or when the same command is started again.
+The journal is the truth. What MLflow does not take, because its server has gone away, stays there
+and is handed in at the end, or when the same command is started again.
 """
 
 from __future__ import annotations
@@ -65,8 +65,12 @@ class SweepRecord:
                 f"{self._journal.run.path('trials')}: start the same command again to hand them in"
             )
 
-    def finish(self, trials: Sequence[Record], result: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
-        """The sweep's own numbers, history and files. Without a server they stay in the journal, and it is said."""
+    def finish(
+        self, trials: Sequence[Record], result: Mapping[str, Any], files: Mapping[str, bytes]
+    ) -> None:
+        """The sweep's own numbers, history and files. Without a server they stay in the journal,
+        and it is said.
+        """
         try:
             with limited(PROBE if self._away else {}):
                 self._summarise(trials, result)
@@ -74,9 +78,13 @@ class SweepRecord:
                     for name, data in {**files, "trials.csv": table(trials).encode()}.items():
                         place = Path(folder) / name
                         place.write_bytes(data)
-                        self._tracker.log_artifact(place, "figures" if name.endswith(".png") else None)
+                        self._tracker.log_artifact(
+                            place, "figures" if name.endswith(".png") else None
+                        )
         except TrackingError as error:
-            progress.say(f"warning: {error}\nwarning: best.yaml and the figures are in {self._journal.run.root}")
+            progress.say(
+                f"warning: {error}\nwarning: best.yaml and the figures are in {self._journal.run.root}"
+            )
 
     def _drop_unfinished(self) -> None:
         """A trial that was half handed in when MLflow or this process went away is handed in anew."""
@@ -88,7 +96,9 @@ class SweepRecord:
             progress.say(f"warning: {error}")
 
     def _has(self, trial: Record) -> bool:
-        """Whether this record has the trial; one that a changed tracking.uri has left behind does not count."""
+        """Whether this record has the trial; one that a changed tracking.uri has left behind does
+        not count.
+        """
         return (trial.get("mlflow") or {}).get("parent") == self._tracker.run_id
 
     def _hand_in(self, trial: Record) -> str:
@@ -96,15 +106,21 @@ class SweepRecord:
         tags = {"raycd.trial": str(trial["number"]), "raycd.status": trial["status"]}
         if trial["error"]:
             tags["raycd.error"] = trial["error"][:5000]
-        run = self._tracker.child(f"trial {trial['number']:03d}", trial["settings"], tags, began=trial["started"])
+        run = self._tracker.child(
+            f"trial {trial['number']:03d}", trial["settings"], tags, began=trial["started"]
+        )
         if trial["value"] is not None:
-            run.log_metrics({**_named(self._metric, "best ", trial["value"]), "trial_seconds": trial["seconds"]})
+            run.log_metrics(
+                {**_named(self._metric, "best ", trial["value"]), "trial_seconds": trial["seconds"]}
+            )
         run.log_epochs([self._measured(epoch) for epoch in trial["epochs"]])
         run.close(STATUS[trial["status"]], ended=trial["started"] + trial["seconds"])
         return run.run_id
 
     def _measured(self, epoch: Mapping[str, Any]) -> dict[str, Any]:
-        """What an epoch is in MLflow: one line of each number; the loss on pseudo triplets apart, as it is another."""
+        """What an epoch is in MLflow: one line of each number; the loss on pseudo triplets apart,
+        as it is another.
+        """
         loss = {"loss": epoch["loss"]}
         shown = {name: epoch[name] for name in ("epoch", "seen", "lr", "seconds")}
         return {

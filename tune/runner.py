@@ -59,10 +59,15 @@ def run_trials(
     if left <= 0:
         return before
     resources = trial_resources(config)
-    with Bar("trials", total=len(before) + left, unit="trials", start=len(before)) as bar, _own_folder() as folder:
+    with (
+        Bar("trials", total=len(before) + left, unit="trials", start=len(before)) as bar,
+        _own_folder() as folder,
+    ):
         keeper = _Keeper(space, journal, budget, bar, ended, before)
         trainable = ray.tune.with_resources(
-            ray.tune.with_parameters(_trial, tables=tables, space=space, metric=metric, triplets=budget.total),
+            ray.tune.with_parameters(
+                _trial, tables=tables, space=space, metric=metric, triplets=budget.total
+            ),
             resources,
         )
         tuner = Tuner(
@@ -71,7 +76,8 @@ def run_trials(
                 num_samples=left,
                 search_alg=search.make_search(space, before),
                 scheduler=search.make_scheduler(config.tune, budget, before),
-                # Without a number Ray Tune asks for one process at a time, and starts the next when a trial has ended.
+                # Without a number Ray Tune asks for one process at a time, and starts the next when
+                # a trial has ended.
                 max_concurrent_trials=places(config),
                 reuse_actors=True,
             ),
@@ -85,13 +91,17 @@ def run_trials(
         )
         lost = _fit(tuner)
     if lost is not None:
-        gc.collect()  # processes of trials that were running end with the last handle on them, and free their CPUs
+        # Processes of trials that were running end with the last handle on them, and free their
+        # CPUs
+        gc.collect()
         raise lost
     return journal.trials()
 
 
 def _fit(tuner: Tuner) -> Exception | None:
-    """Run all trials. Returns the error of a trial that could not be kept, without the frames that hold the others."""
+    """Run all trials. Returns the error of a trial that could not be kept, without the frames that
+    hold the others.
+    """
     try:
         tuner.fit()
     except _Lost as lost:
@@ -113,8 +123,12 @@ def trial_resources(config: Config) -> dict[str, float]:
     return resources
 
 
-def _trial(proposed: Mapping[str, Any], tables: Tables, space: Space, metric: Metric, triplets: int) -> None:
-    """What a trial's process runs. An error is its result: it neither ends the sweep nor is tried again."""
+def _trial(
+    proposed: Mapping[str, Any], tables: Tables, space: Space, metric: Metric, triplets: int
+) -> None:
+    """What a trial's process runs. An error is its result: it neither ends the sweep nor is tried
+    again.
+    """
     set_threads(space.config)
     greatest, began = 0.0, time.monotonic()
 
@@ -133,9 +147,17 @@ def _trial(proposed: Mapping[str, Any], tables: Tables, space: Space, metric: Me
         )
 
     try:
-        train(tables, as_trial(space.configured(space.settings(proposed))), metric, report, triplets=triplets)
+        train(
+            tables,
+            as_trial(space.configured(space.settings(proposed))),
+            metric,
+            report,
+            triplets=triplets,
+        )
     except Exception as error:
-        ray.tune.report({"error": f"{type(error).__name__}: {error}", "trial_seconds": time.monotonic() - began})
+        ray.tune.report(
+            {"error": f"{type(error).__name__}: {error}", "trial_seconds": time.monotonic() - began}
+        )
 
 
 def as_trial(config: Config) -> Config:
@@ -143,7 +165,9 @@ def as_trial(config: Config) -> Config:
     precision = config.tune.precision
     if precision == "auto":
         precision = "bf16" if torch.cuda.is_available() or _has_amx() else "fp32"
-    return config.model_copy(update={"stage2": config.stage2.model_copy(update={"precision": precision})})
+    return config.model_copy(
+        update={"stage2": config.stage2.model_copy(update={"precision": precision})}
+    )
 
 
 def _has_amx() -> bool:
@@ -155,7 +179,9 @@ def _has_amx() -> bool:
 
 
 class _Lost(BaseException):
-    """A trial could not be kept. No Exception: Tune would take it for the trial's own and run the trial again."""
+    """A trial could not be kept. No Exception: Tune would take it for the trial's own and run the
+    trial again.
+    """
 
     def __init__(self, error: Exception) -> None:
         super().__init__(str(error))
@@ -186,7 +212,11 @@ class _Keeper(Callback):  # type: ignore[misc]
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial starts, or starts anew after its process was killed."""
-        number = self._running[trial.trial_id]["number"] if trial.trial_id in self._running else self._next
+        number = (
+            self._running[trial.trial_id]["number"]
+            if trial.trial_id in self._running
+            else self._next
+        )
         self._next = max(self._next, number + 1)
         proposed = {name: trial.config[name] for name in self._space.ranges}
         self._running[trial.trial_id] = {
@@ -247,13 +277,17 @@ class _Keeper(Callback):  # type: ignore[misc]
 
 @contextmanager
 def _own_folder() -> Iterator[str]:
-    """A temporary folder for what Ray Tune writes beside the journal, and its settings in the environment."""
+    """A temporary folder for what Ray Tune writes beside the journal, and its settings in the
+    environment.
+    """
     before = {name: os.environ.get(name) for name in _QUIET}
     os.environ.update(_QUIET)
     for name in ("ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        with tempfile.TemporaryDirectory(prefix="raycd-tune-", ignore_cleanup_errors=True) as folder:
+        with tempfile.TemporaryDirectory(
+            prefix="raycd-tune-", ignore_cleanup_errors=True
+        ) as folder:
             yield folder
     finally:
         for name, value in before.items():

@@ -1,4 +1,6 @@
-"""What proposes settings and what ends poor trials, told of the trials that an earlier start of the sweep has ended."""
+"""What proposes settings and what ends poor trials, told of the trials that an earlier start of the
+sweep has ended.
+"""
 
 from __future__ import annotations
 
@@ -16,31 +18,42 @@ from raycd.config import Config, TuneConfig
 from tune.journal import Record
 from tune.space import Space
 
-VALUE, SEEN = "value", "seen"  # of a result: the best score so far; triplets that the trial has trained on
+VALUE, SEEN = (
+    "value",
+    "seen",
+)  # of a result: the best score so far; triplets that the trial has trained on
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How much a trial trains, in triplets: equal work for settings that give few pseudo triplets and for many."""
+    """How much a trial trains, in triplets: equal work for settings that give few pseudo triplets
+    and for many.
+    """
 
     grace: int  # what every trial gets
     total: int  # what the best get
 
 
 class Searcher(OptunaSearch):  # type: ignore[misc]
-    """Optuna, told of each trial when it ends: a failed one has no value, and one that starts anew reports twice."""
+    """Optuna, told of each trial when it ends: a failed one has no value, and one that starts anew
+    reports twice.
+    """
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Nothing: epochs do not matter to it."""
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
         """The trial's value, or that it has failed."""
         measured = result is not None and VALUE in result and not error
         super().on_trial_complete(trial_id, result if measured else None, error=not measured)
 
 
 def make_search(space: Space, ended: Sequence[Record]) -> Searcher:
-    """The searcher. A TPE or random sweep tries the default settings first, where no ended trial has."""
+    """The searcher. A TPE or random sweep tries the default settings first, where no ended trial
+    has.
+    """
     config = space.config
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     logging.getLogger("ray.tune.search.optuna").setLevel(logging.WARNING)
@@ -63,7 +76,9 @@ def make_search(space: Space, ended: Sequence[Record]) -> Searcher:
     )
     for trial in ended:
         if space.holds(trial["proposed"]):
-            search.add_evaluated_point(trial["proposed"], trial["value"], error=trial["value"] is None)
+            search.add_evaluated_point(
+                trial["proposed"], trial["value"], error=trial["value"] is None
+            )
     return search
 
 
@@ -115,7 +130,9 @@ def make_scheduler(settings: TuneConfig, budget: Budget, ended: Sequence[Record]
         if trial["value"] is None:
             asha.on_trial_remove(None, stand_in)
         else:  # it also counts at the halts that its last epoch went beyond
-            asha.on_trial_complete(None, stand_in, {SEEN: trial["epochs"][-1][SEEN], VALUE: trial["value"]})
+            asha.on_trial_complete(
+                None, stand_in, {SEEN: trial["epochs"][-1][SEEN], VALUE: trial["value"]}
+            )
     return asha
 
 

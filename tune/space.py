@@ -3,8 +3,8 @@
 space = make_space(config, ["mine.alpha=0.6,0.9", "stage2.lr", "stage2.k=none"])
 settings = space.settings({"mine.eps_low": 0.95, ...})     # eps_low < eps_high always, both in their ranges
 
-`--space NAME=LOW,HIGH` sets a range, `NAME=LOW,HIGH,log` a logarithmic one, `NAME=A|B|C` a choice. `NAME=none` takes
-the setting out; `NAME` alone takes in one that is optional.
+`--space NAME=LOW,HIGH` sets a range, `NAME=LOW,HIGH,log` a logarithmic one, `NAME=A|B|C` a choice.
+`NAME=none` takes the setting out; `NAME` alone takes in one that is optional.
 """
 
 from __future__ import annotations
@@ -17,10 +17,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import yaml
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 
-from raycd import layers
-from raycd.config import Config, field_types, flatten
+from raycd.config import Config, field_types, flatten, layers
 from raycd.errors import ConfigError
 
 Values = Mapping[str, Any]  # dotted name -> value
@@ -28,7 +32,10 @@ Values = Mapping[str, Any]  # dotted name -> value
 EPS_LOW, EPS_HIGH = "mine.eps_low", "mine.eps_high"
 GAP = 0.001  # least distance of eps_low and eps_high
 WIDEST_S_MAX, WIDEST_K, WIDEST_PROJECTION = 8, 6, 128
-SEARCHED = ("mine", "stage2")  # sections whose settings a trial can change: no image is read and no encoder run
+SEARCHED = (
+    "mine",
+    "stage2",
+)  # sections whose settings a trial can change: no image is read and no encoder run
 
 
 @dataclass(frozen=True)
@@ -48,10 +55,14 @@ class Range:
 
     def grid(self, points: int) -> list[Any]:
         """At most `points` values, evenly spread, the ends included."""
-        start, end = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
+        start, end = (
+            (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
+        )
         steps = [start + (end - start) * i / (points - 1) for i in range(points)]
         values = [math.exp(step) if self.log else step for step in steps]
-        return list(dict.fromkeys(round(value) if self.whole else self.rounded(value) for value in values))
+        return list(
+            dict.fromkeys(round(value) if self.whole else self.rounded(value) for value in values)
+        )
 
     def ends(self) -> list[Any]:
         """Its least and its greatest value."""
@@ -59,7 +70,11 @@ class Range:
 
     def rounded(self, value: Any) -> Any:
         """A float to six digits, within the range."""
-        return min(max(float(f"{value:.6g}"), self.low), self.high) if isinstance(value, float) else value
+        return (
+            min(max(float(f"{value:.6g}"), self.low), self.high)
+            if isinstance(value, float)
+            else value
+        )
 
     def above(self, value: float) -> Any:
         """GAP above a value, or the greatest of the range."""
@@ -130,7 +145,9 @@ class Space:
         return all(value in self.ranges[name] for name, value in values.items())
 
     def settings(self, proposed: Values) -> dict[str, Any]:
-        """What a proposal sets: floats to six digits, eps_high above eps_low, each within its range."""
+        """What a proposal sets: floats to six digits, eps_high above eps_low, each within its
+        range.
+        """
         values = {name: self.ranges[name].rounded(value) for name, value in proposed.items()}
         low = values.get(EPS_LOW, self.config.mine.eps_low)
         high = values.get(EPS_HIGH, self.config.mine.eps_high)
@@ -152,7 +169,9 @@ class Space:
     def grid(self, points: int) -> list[dict[str, Any]]:
         """Every combination of at most `points` values of each range."""
         values = [self.ranges[name].grid(points) for name in self.ranges]
-        return [dict(zip(self.ranges, chosen, strict=True)) for chosen in itertools.product(*values)]
+        return [
+            dict(zip(self.ranges, chosen, strict=True)) for chosen in itertools.product(*values)
+        ]
 
     def to_dict(self) -> dict[str, str]:
         """What a person reads: name -> "0.94 to 0.97"."""
@@ -166,8 +185,8 @@ def make_space(config: Config, overrides: Sequence[str], *, dim: int | None = No
         dim: Size of the features, which bounds K; None where it is not known yet.
 
     Raises:
-        ConfigError: An override names no setting, or one that trials cannot change, or its range is empty or holds
-            values that the configuration refuses.
+        ConfigError: An override names no setting, or one that trials cannot change, or its range is
+            empty or holds values that the configuration refuses.
     """
     optional = _optional(config, dim)
     ranges = dict(_default(config))
@@ -182,7 +201,10 @@ def make_space(config: Config, overrides: Sequence[str], *, dim: int | None = No
             ranges[name] = optional[name]
         elif name not in ranges:
             raise ConfigError(
-                f"the space has no range for {name}", got=override, expected=f"{name}=LOW,HIGH", do="give the range"
+                f"the space has no range for {name}",
+                got=override,
+                expected=f"{name}=LOW,HIGH",
+                do="give the range",
             )
     if not ranges:
         raise ConfigError(
@@ -204,7 +226,9 @@ def _default(config: Config) -> dict[str, Range | Choice]:
         EPS_LOW: Range(floor, middle),
         EPS_HIGH: Range(middle, 1.0),
         "mine.s_max": Range(1, min(WIDEST_S_MAX, mine.neighbours), whole=True),
-        "mine.alpha": Range(max(least, round(mine.alpha - 0.2, 6)), min(1.0, round(mine.alpha + 0.1, 6))),
+        "mine.alpha": Range(
+            max(least, round(mine.alpha - 0.2, 6)), min(1.0, round(mine.alpha + 0.1, 6))
+        ),
         "stage2.k": Range(1, WIDEST_K, whole=True),
     }
 
@@ -229,8 +253,24 @@ def _check_name(name: str) -> None:
             expected="a setting of " + " or ".join(SEARCHED) + " that needs no new features",
             do=f"take --space {name} out, or set --{name} for the whole sweep",
         )
-    mines = ("floor", "neighbours", "pool", "batch_size", "worker_mib", "index", "recall_sample", "hnsw_", "ivf_")
-    fixed = ("mine.thresholds", "stage2.select_on", "stage2.epochs", "stage2.precision", "stage2.pseudo")
+    mines = (
+        "floor",
+        "neighbours",
+        "pool",
+        "batch_size",
+        "worker_mib",
+        "index",
+        "recall_sample",
+        "hnsw_",
+        "ivf_",
+    )
+    fixed = (
+        "mine.thresholds",
+        "stage2.select_on",
+        "stage2.epochs",
+        "stage2.precision",
+        "stage2.pseudo",
+    )
     if name.startswith(tuple(f"mine.{field}" for field in mines)) or name in fixed:
         raise ConfigError(
             "a trial cannot change this setting",
@@ -299,10 +339,18 @@ def _check_values(space: Space, dim: int | None) -> None:
     for name, given in space.ranges.items():
         for value in given.ends():
             try:
-                config = space.configured(space.settings(space.default() | _beside(space, name, value)))
+                config = space.configured(
+                    space.settings(space.default() | _beside(space, name, value))
+                )
             except ConfigError as error:
-                raise ConfigError(f"the space holds an impossible value of {name}: {error}") from error
-            if dim is not None and config.stage2.head == "clip_cd" and config.stage2.bilinear_dim >= dim:
+                raise ConfigError(
+                    f"the space holds an impossible value of {name}: {error}"
+                ) from error
+            if (
+                dim is not None
+                and config.stage2.head == "clip_cd"
+                and config.stage2.bilinear_dim >= dim
+            ):
                 raise ConfigError(
                     "the space holds an impossible value of stage2.bilinear_dim (K)",
                     got=config.stage2.bilinear_dim,

@@ -1,12 +1,14 @@
-"""Search the augmentation: eps_low, eps_high, s_max, alpha, k (and K, learning rate, dropout) on Ray Tune.
+"""Search the augmentation: eps_low, eps_high, s_max, alpha, k (and K, learning rate, dropout) on
+Ray Tune.
 
-python tune/sweep.py --preset demo --samples 32
-python tune/sweep.py --preset demo --space mine.alpha=0.7,0.95 --space stage2.lr --space stage2.k=none
-ray job submit --working-dir . -- python tune/sweep.py --preset demo --runs /somewhere
+python tune/sweep.py --preset demo --samples 32 python tune/sweep.py --preset demo --space
+mine.alpha=0.7,0.95 --space stage2.lr --space stage2.k=none ray job submit --working-dir . -- python
+tune/sweep.py --preset demo --runs /somewhere
 
-Brings the run's features and mined tables first, where they are not there yet. Trials, and then the best few of them
-against the default, are judged on the selection split alone; val is used once, in the end, for the winner and the
-default over several seeds. Killed at any moment, the same command goes on.
+Brings the run's features and mined tables first, where they are not there yet. Trials, and then the
+best few of them against the default, are judged on the selection split alone; val is used once, in
+the end, for the winner and the default over several seeds. Killed at any moment, the same command
+goes on.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import posixpath
 import sys
 from typing import TYPE_CHECKING
 
-from raycd import cli, layers
+from raycd.config import cli, layers
 
 if TYPE_CHECKING:
     from raycd.config import Config
@@ -28,7 +30,9 @@ if TYPE_CHECKING:
 
 def flags(parser: argparse.ArgumentParser) -> None:
     """Options of this job alone."""
-    parser.add_argument("--samples", type=int, metavar="N", help="Trials; the same as --tune.samples.")
+    parser.add_argument(
+        "--samples", type=int, metavar="N", help="Trials; the same as --tune.samples."
+    )
     parser.add_argument(
         "--space",
         action="append",
@@ -36,13 +40,17 @@ def flags(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=RANGE",
         help="A range of the space by its dotted name: NAME=LOW,HIGH[,log], NAME=A|B|C, NAME=none. Repeatable.",
     )
-    parser.add_argument("--sweep", default="", metavar="NAME", help="Name of the sweep; default: the run's, -sweep.")
-    parser.add_argument("--resume", action="store_true", help="Refuse to start a new sweep: one has to be there.")
+    parser.add_argument(
+        "--sweep", default="", metavar="NAME", help="Name of the sweep; default: the run's, -sweep."
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="Refuse to start a new sweep: one has to be there."
+    )
 
 
 def main(options: cli.Options) -> None:
     """Bring the tables, run the trials, compare the winner with the default, write what was found."""
-    from raycd.data.garments import CATEGORIES
+    from raycd.data.demo.garments import CATEGORIES
     from raycd.evaluate import Metric
     from raycd.runtime import cluster, local_ray, pipeline, stages, tracking
     from tune.journal import Journal
@@ -50,10 +58,13 @@ def main(options: cli.Options) -> None:
 
     config, flags = _checked(options), options.flags
     local_ray.address()
-    # A mistake is told before anything starts, one in data.root or the metric before a folder is made.
+    # A mistake is told before anything starts, one in data.root or the metric before a folder is
+    # made.
     space, name = make_space(config, flags.space), pipeline.run_name(config)
     _check_reach(space)
-    dataset = None if config.data.format == "synthetic" else stages.dataset(config, config.data.root)
+    dataset = (
+        None if config.data.format == "synthetic" else stages.dataset(config, config.data.root)
+    )
     categories = CATEGORIES if dataset is None else dataset.categories()
     metric = Metric.parse(config.tune.metric, categories, config.evaluate.ks)
     run = pipeline.run_folder(config)
@@ -142,4 +153,11 @@ def _check_reach(space: Space) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, prog="tune/sweep.py", description="Search the augmentation of CLIP-CD.", flags=flags))
+    sys.exit(
+        cli.run(
+            main,
+            prog="tune/sweep.py",
+            description="Search the augmentation of CLIP-CD.",
+            flags=flags,
+        )
+    )

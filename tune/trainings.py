@@ -1,4 +1,6 @@
-"""Whole trainings as Ray tasks, for `stage2.epochs` each, kept in the sweep's journal and not done again."""
+"""Whole trainings as Ray tasks, for `stage2.epochs` each, kept in the sweep's journal and not done
+again.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from tune.trial import Tables, evaluated, set_threads
 
 
 class Place(NamedTuple):
-    """Where a round of trainings is kept in the journal, the split that it is measured on, and its name for people."""
+    """Where a round of trainings is kept in the journal, the split that it is measured on, and its
+    name for people.
+    """
 
     folder: str
     split: str
@@ -33,12 +37,16 @@ def train_all(
     metric: Metric,
     journal: Journal,
 ) -> dict[str, list[dict[str, Any]]]:
-    """Train each variant's settings with each seed: name -> what `evaluated` gave, in the order of the seeds."""
+    """Train each variant's settings with each seed: name -> what `evaluated` gave, in the order of
+    the seeds.
+    """
     found: dict[tuple[str, int], dict[str, Any]] = {}
     todo = {}
     shared = ray.put((tables, metric, place.split))
     resources = trial_resources(space.config)
-    task = ray.remote(num_cpus=resources["cpu"], num_gpus=resources.get("gpu", 0), max_retries=2)(_evaluated)
+    task = ray.remote(num_cpus=resources["cpu"], num_gpus=resources.get("gpu", 0), max_retries=2)(
+        _evaluated
+    )
     with Bar(place.title, total=len(variants) * len(seeds), unit="trainings") as bar:
         for seed in seeds:
             for name, settings in variants.items():

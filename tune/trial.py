@@ -1,6 +1,8 @@
-"""One trial: filter the mined tables, train a head on cached features. No image is read and no encoder runs.
+"""One trial: filter the mined tables, train a head on cached features. No image is read and no
+encoder runs.
 
-What trials share (`Tables`) lies in the object store, where worker processes read it without a copy.
+What trials share (`Tables`) lies in the object store, where worker processes read it without a
+copy.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from numpy.typing import NDArray
 from raycd import mine
 from raycd.config import Config
 from raycd.data.schema import Dataset
-from raycd.evaluate import Features, Metric, cached_query, evaluate
+from raycd.evaluate import Metric, cached_query, evaluate
+from raycd.features import Features
 from raycd.runtime.stages import Context, own_device
 from raycd.train.fuse import Fuse, new_head
 from raycd.train.loop import EpochResult, Loop, Schedule, Silence, best_epoch
@@ -64,8 +67,12 @@ class Tables:
     def features(self) -> tuple[Features, Features]:
         """Image and text features, as training takes them."""
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nobody writes to them
-            image_ND, text_ND = (torch.from_numpy(values) for _, values in (self.images, self.texts))
+            warnings.filterwarnings(
+                "ignore", "The given NumPy array is not writable"
+            )  # nobody writes to them
+            image_ND, text_ND = (
+                torch.from_numpy(values) for _, values in (self.images, self.texts)
+            )
         return Features.of(self.images[0], image_ND), Features.of(self.texts[0], text_ND)
 
 
@@ -88,9 +95,11 @@ def train(
     keep: Callable[[Fuse], None] = lambda task: None,
     triplets: int | None = None,
 ) -> Trained:
-    """Filter and train for `stage2.epochs`, chosen on the selection split, or until so many triplets were seen.
+    """Filter and train for `stage2.epochs`, chosen on the selection split, or until so many
+    triplets were seen.
 
-    `report` is called after each epoch with the triplets seen so far, `keep` after each that is the best so far.
+    `report` is called after each epoch with the triplets seen so far, `keep` after each that is the
+    best so far.
     """
     began = time.monotonic()
     pseudo = filtered(tables.candidates, config)
@@ -138,12 +147,15 @@ def _epochs(task: Fuse, triplets: int) -> int:
 def evaluated(tables: Tables, config: Config, metric: Metric, split: str) -> dict[str, Any]:
     """Train, and measure the best epoch's head on `split`.
 
-    Returns {"recalls": category -> recall, "best_epoch", "selection": its value there, "pseudo_triplets", "seconds"}.
+    Returns {"recalls": category -> recall, "best_epoch", "selection": its value there,
+    "pseudo_triplets", "seconds"}.
     """
     best: dict[str, torch.Tensor] = {}
 
     def keep(task: Fuse) -> None:
-        best.update({name: value.detach().clone() for name, value in task.module.state_dict().items()})
+        best.update(
+            {name: value.detach().clone() for name, value in task.module.state_dict().items()}
+        )
 
     trained = train(tables, config, metric, keep=keep)
     task = trained.task

@@ -1,4 +1,5 @@
-"""Stage 1 beside another program that keeps one of the machine's CPUs busy, with and without what raycd sets for it.
+"""Stage 1 beside another program that keeps one of the machine's CPUs busy, with and without what
+raycd sets for it.
 
 Each training is a process of its own, for Ray and OpenMP read these settings once.
 """
@@ -20,12 +21,15 @@ from raycd import progress
 from raycd.config import Config
 
 SETTINGS = ("RAY_worker_niceness", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
-WITHOUT = {"RAY_worker_niceness": "15", "GOMP_SPINCOUNT": "300000"}  # what Ray and OpenMP do where nobody says a word
+WITHOUT = {
+    "RAY_worker_niceness": "15",
+    "GOMP_SPINCOUNT": "300000",
+}  # what Ray and OpenMP do where nobody says a word
 
 _RUN = """
 import sys
 
-from raycd import cli
+from raycd.config import cli
 
 
 def main(options):
@@ -39,10 +43,12 @@ sys.exit(cli.run(main, prog="", description="", flags=lambda parser: parser.add_
 
 
 def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
-    """Triplets per second of stage 1's second epoch, quiet and with one CPU busy, and the ratios that are promised.
+    """Triplets per second of stage 1's second epoch, quiet and with one CPU busy, and the ratios
+    that are promised.
 
-    A quiet machine's rate may fall by 5% at most by the settings, and 0.55 of it must be left beside a busy CPU. Each
-    quiet way is measured twice, the faster counts: anything else that runs here makes both slower.
+    A quiet machine's rate may fall by 5% at most by the settings, and 0.55 of it must be left
+    beside a busy CPU. Each quiet way is measured twice, the faster counts: anything else that runs
+    here makes both slower.
     """
     with tempfile.TemporaryDirectory(prefix="raycd-") as scratch:
         place = Path(scratch)
@@ -58,7 +64,9 @@ def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
         quiet, plain_quiet = 0.0, 0.0
         for _ in range(2):
             quiet = max(quiet, _rate(config, place, "quiet, as raycd sets it"))
-            plain_quiet = max(plain_quiet, _rate(config, place, "quiet, as Ray and OpenMP are", **WITHOUT))
+            plain_quiet = max(
+                plain_quiet, _rate(config, place, "quiet, as Ray and OpenMP are", **WITHOUT)
+            )
         with _one_cpu_busy():
             busy = _rate(config, place, "one CPU busy, as raycd sets it")
             plain_busy = _rate(config, place, "one CPU busy, as Ray and OpenMP are", **WITHOUT)
@@ -92,7 +100,9 @@ def _rate(config: Config, place: Path, what: str, **environment: str) -> float:
 def _train(config: Config, place: Path, *, until: str, **environment: str) -> None:
     settings = place / "settings.yaml"
     settings.write_text(config.model_dump_json(), encoding="utf-8")  # JSON is YAML
-    inherited = {name: value for name, value in os.environ.items() if name not in (*SETTINGS, "RAY_ADDRESS")}
+    inherited = {
+        name: value for name, value in os.environ.items() if name not in (*SETTINGS, "RAY_ADDRESS")
+    }
     command = [sys.executable, "-c", _RUN, "--config", str(settings), "--until", until]
     subprocess.run(command, env=inherited | environment, check=True, stdout=subprocess.DEVNULL)
 

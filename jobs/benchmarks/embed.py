@@ -1,4 +1,6 @@
-"""Embedding: Ray Data with `compute.embed_workers` actors against a plain loop in this process, on the same files."""
+"""Embedding: Ray Data with `compute.embed_workers` actors against a plain loop in this process, on
+the same files.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,11 @@ import torch
 from numpy.typing import NDArray
 
 from raycd.config import Config
-from raycd.data.drawing import draw
-from raycd.data.garments import CATEGORIES, random_garment
+from raycd.data.demo.drawing import draw
+from raycd.data.demo.garments import CATEGORIES, random_garment
 from raycd.data.images import FORMATS
-from raycd.embed import EmbedImages, frozen
 from raycd.features import READABLE
+from raycd.model.embed import EmbedImages, frozen
 from raycd.model.encoder import Encoder, create
 from raycd.runtime import cluster, embedding
 
@@ -31,11 +33,15 @@ WARM_UP = 256  # images that each way embeds before its clock starts
 def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
     """Images per second of both ways, from paths to features in memory, and their ratio.
 
-    Both ways are warm: this process and Ray's workers have imported torch and embedded a few images. What a first use
-    costs, when the workers still have to import it, is told apart.
+    Both ways are warm: this process and Ray's workers have imported torch and embedded a few
+    images. What a first use costs, when the workers still have to import it, is told apart.
     """
     with tempfile.TemporaryDirectory() as scratch, cluster.connected():
-        paths = _photos(Path(flags.photos)) if flags.photos else _drawn(Path(scratch), flags.images or 20_000, config)
+        paths = (
+            _photos(Path(flags.photos))
+            if flags.photos
+            else _drawn(Path(scratch), flags.images or 20_000, config)
+        )
         torch.manual_seed(0)
         encoder = create(config.encoder.model_copy(update={"pretrained": ""}))
         first = dict(list(paths.items())[:WARM_UP])
@@ -65,12 +71,16 @@ def _timed(work: Callable[[], Result]) -> tuple[Result, float]:
     return result, time.perf_counter() - began
 
 
-def _plain_loop(paths: dict[str, str | None], encoder: Encoder, config: Config) -> NDArray[np.float32]:
+def _plain_loop(
+    paths: dict[str, str | None], encoder: Encoder, config: Config
+) -> NDArray[np.float32]:
     """What one would write without Ray: every core for torch, one batch after the other."""
     step = EmbedImages(frozen(encoder, config.embed.precision, "cpu"), config.data)
     keys, size = list(paths), config.embed.batch_size
     batches = [keys[first : first + size] for first in range(0, len(keys), size)]
-    return np.concatenate([step({"key": b, "path": [paths[key] for key in b]})["feature"] for b in batches])
+    return np.concatenate(
+        [step({"key": b, "path": [paths[key] for key in b]})["feature"] for b in batches]
+    )
 
 
 def _drawn(folder: Path, count: int, config: Config) -> dict[str, str | None]:

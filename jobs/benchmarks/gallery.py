@@ -1,4 +1,6 @@
-"""The live gallery: how long a replica takes to load it, its memory, and what writes cost the searches beside them."""
+"""The live gallery: how long a replica takes to load it, its memory, and what writes cost the
+searches beside them.
+"""
 
 from __future__ import annotations
 
@@ -25,10 +27,10 @@ from jobs.benchmarks.memory import proportional
 from jobs.benchmarks.scale import DIM, catalogue
 from jobs.benchmarks.serving import bundles, material, servers, writes
 from jobs.benchmarks.serving.scenarios import Site, clients
-from raycd.catalogue import Catalogue
+from raycd import bundle
 from raycd.config import Config
 from raycd.errors import RunError
-from raycd.model import bundle
+from raycd.gallery_db import Catalogue
 
 IMAGES, OWN = 100_000, 1000  # in the database, and in the bundle, which is another gallery
 CLIENTS = (1, 4)  # that search at a time
@@ -92,7 +94,10 @@ def _loaded(folder: Path, database: Path) -> dict[str, float]:
     process.start()
     seconds, mebibytes = receiving.recv()
     process.join()
-    return {"loaded into a ready replica, s (at most 10)": seconds, "memory that this takes, MiB": mebibytes}
+    return {
+        "loaded into a ready replica, s (at most 10)": seconds,
+        "memory that this takes, MiB": mebibytes,
+    }
 
 
 def _load(folder: Path, database: Path, sending: Any) -> None:
@@ -111,7 +116,9 @@ def _load(folder: Path, database: Path, sending: Any) -> None:
 
 
 def _indexed(port: int) -> float:
-    """Seconds until the index has the kind that so many images get, from the service's first answer on."""
+    """Seconds until the index has the kind that so many images get, from the service's first answer
+    on.
+    """
     began = time.perf_counter()
     while time.perf_counter() - began < INDEXED_S:
         if _index(port)["kind"] != "flat":
@@ -121,7 +128,9 @@ def _indexed(port: int) -> float:
 
 
 def _beside_writes(site: Site, number: int, folder: Path) -> dict[str, Any]:
-    """p50 of searches without writes, with them, and without them again; and how far behind the writes answers are."""
+    """p50 of searches without writes, with them, and without them again; and how far behind the
+    writes answers are.
+    """
     fingerprint = bundle.verify(folder).encoder.fingerprint
     quiet = clients(site, number)
     with writes.sent(site.port, fingerprint, RATE) as written, _lags(site.port) as lags:
@@ -184,4 +193,7 @@ def _replicas() -> dict[str, float]:
     """Memory of each replica of the service that runs, in MiB (PSS)."""
     here = psutil.Process().children(recursive=True)
     replicas = [one for one in here if "ServeReplica" in " ".join(one.cmdline())]
-    return {f"replica {number}, MiB": proportional(one) / 2**20 for number, one in enumerate(replicas, start=1)}
+    return {
+        f"replica {number}, MiB": proportional(one) / 2**20
+        for number, one in enumerate(replicas, start=1)
+    }

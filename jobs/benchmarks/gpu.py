@@ -1,7 +1,8 @@
 """The core without Ray on one accelerator: RN50x4 with random weights, at the paper's batch sizes.
 
-Correctness against the processor comes first: features, loss and mined neighbours must agree before anything is timed.
-It needs raycd's core only (torch, open_clip, numpy, pyarrow, faiss), so it runs where Ray is not installed.
+Correctness against the processor comes first: features, loss and mined neighbours must agree before
+anything is timed. It needs raycd's core only (torch, open_clip, numpy, pyarrow, faiss), so it runs
+where Ray is not installed.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
 
 
 def _agreement(encoder: Encoder) -> dict[str, float]:
-    """Largest difference between processor and GPU, in fp32 and bf16, of normalised features and of the loss."""
+    """Largest difference between processor and GPU, in fp32 and bf16, of normalised features and of
+    the loss.
+    """
     pixels, tokens, targets = _batch(encoder, 4)
     encoder.trainable("none")
     found: dict[str, tuple[torch.Tensor, float]] = {}
@@ -53,7 +56,9 @@ def _agreement(encoder: Encoder) -> dict[str, float]:
     reference, loss_cpu = found.pop("cpu fp32")
     rows = {}
     for name, (query, value) in found.items():
-        rows[f"query features, {name} against cpu: largest difference"] = float((query - reference).abs().max())
+        rows[f"query features, {name} against cpu: largest difference"] = float(
+            (query - reference).abs().max()
+        )
         rows[f"loss, {name} against cpu: difference"] = abs(value - loss_cpu)
     return rows
 
@@ -65,7 +70,9 @@ def _training(encoder: Encoder, config: Config) -> dict[str, float]:
         encoder.to("cuda").precision = "bf16"
         encoder.trainable("both", grad_checkpointing=checkpointing)
         module = SumOfFeatures(encoder)
-        optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=2e-6, fused=True)
+        optimizer = torch.optim.AdamW(
+            [p for p in module.parameters() if p.requires_grad], lr=2e-6, fused=True
+        )
         step = _step(module, optimizer, config)
         torch.cuda.reset_peak_memory_stats()
         seconds = _seconds(step)
@@ -75,7 +82,9 @@ def _training(encoder: Encoder, config: Config) -> dict[str, float]:
     return rows
 
 
-def _step(module: SumOfFeatures, optimizer: torch.optim.Optimizer, config: Config) -> Callable[[], None]:
+def _step(
+    module: SumOfFeatures, optimizer: torch.optim.Optimizer, config: Config
+) -> Callable[[], None]:
     """One update on a batch of noise."""
     pixels, tokens, targets = _batch(module.encoder, config.stage1.batch_size)
 
@@ -109,7 +118,9 @@ def _embedding(encoder: Encoder, batch_size: int) -> dict[str, float]:
 
 
 def _mining(dim: int) -> dict[str, float]:
-    """Neighbours of all train images by the processors, then by the GPU where faiss-gpu is installed."""
+    """Neighbours of all train images by the processors, then by the GPU where faiss-gpu is
+    installed.
+    """
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((2000, dim), dtype=np.float32)
     features = centres[rng.integers(0, 2000, TRAIN_IMAGES)]
@@ -133,7 +144,9 @@ def _mining(dim: int) -> dict[str, float]:
 def _batch(encoder: Encoder, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     side = encoder.preprocess.size
-    pixels = torch.randint(0, 256, (2 * count, side, side, 3), dtype=torch.uint8, generator=generator)
+    pixels = torch.randint(
+        0, 256, (2 * count, side, side, 3), dtype=torch.uint8, generator=generator
+    )
     return pixels, encoder.tokenize(["Is blue and has long sleeves"] * count), torch.arange(count)
 
 

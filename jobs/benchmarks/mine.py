@@ -1,4 +1,6 @@
-"""Mining: Ray Data against one `IndexFlatIP.search` in this process, at the size of Fashion-IQ's train images."""
+"""Mining: Ray Data against one `IndexFlatIP.search` in this process, at the size of Fashion-IQ's
+train images.
+"""
 
 from __future__ import annotations
 
@@ -25,16 +27,25 @@ WARM_UP = 8192  # images that are mined before a clock starts
 
 
 def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of both ways from features to neighbours, their ratio, memory beside the features, candidates scored.
+    """Seconds of both ways from features to neighbours, their ratio, memory beside the features,
+    candidates scored.
 
-    Both are warm: Ray's worker processes are there and have imported what they need. What a first use costs is told
-    apart. Every list is full (no floor), which is the most work that `raycd.mine` can have.
+    Both are warm: Ray's worker processes are there and have imported what they need. What a first
+    use costs is told apart. Every list is full (no floor), which is the most work that `raycd.mine`
+    can have.
     """
     count = flags.images or 46_609
     settings = MineConfig(neighbours=NEIGHBOURS, floor=-1, batch_size=config.mine.batch_size)
-    rows: dict[str, Any] = {"images": count, "dim": DIM, "neighbours": NEIGHBOURS, "cores": os.cpu_count()}
+    rows: dict[str, Any] = {
+        "images": count,
+        "dim": DIM,
+        "neighbours": NEIGHBOURS,
+        "cores": os.cpu_count(),
+    }
     with cluster.connected():
-        rows["first use: 8,192 images by Ray Data, s"] = _ray(clustered(WARM_UP), settings, config)[1]
+        rows["first use: 8,192 images by Ray Data, s"] = _ray(clustered(WARM_UP), settings, config)[
+            1
+        ]
         _warm(settings, config)
         rows |= _memory(count, settings, config)
         features = clustered(count)
@@ -56,7 +67,9 @@ def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
 
 
 def _warm(settings: MineConfig, config: Config) -> None:
-    """Let every worker process of this machine import what it needs: whichever is asked later has it."""
+    """Let every worker process of this machine import what it needs: whichever is asked later has
+    it.
+    """
     workers = cluster.cpus()
     compute = config.compute.model_copy(update={"mine_workers": workers, "threads": 1})
     for _ in range(2):
@@ -64,9 +77,13 @@ def _warm(settings: MineConfig, config: Config) -> None:
 
 
 def clustered(count: int, dim: int = DIM, *, seed: int = 0) -> NDArray[np.float32]:
-    """Features like those of a catalogue: noise around 2,000 centres of one common direction, sizes by Zipf's law."""
+    """Features like those of a catalogue: noise around 2,000 centres of one common direction, sizes
+    by Zipf's law.
+    """
     rng = np.random.default_rng(seed)
-    centres = rng.standard_normal((2000, dim), dtype=np.float32) + rng.standard_normal(dim, dtype=np.float32)
+    centres = rng.standard_normal((2000, dim), dtype=np.float32) + rng.standard_normal(
+        dim, dtype=np.float32
+    )
     shares = 1 / np.arange(1, 2001) ** 0.5
     features = np.empty((count, dim), np.float32)
     for start in range(0, count, 4096):
@@ -79,11 +96,15 @@ def clustered(count: int, dim: int = DIM, *, seed: int = 0) -> NDArray[np.float3
 def _ray(features: NDArray[np.float32], settings: MineConfig, config: Config) -> tuple[Any, float]:
     everything = np.arange(len(features), dtype=np.int32)
     began = time.perf_counter()
-    table = mining.find_neighbours(features, [core.Pool("", everything, everything)], settings, config.compute)
+    table = mining.find_neighbours(
+        features, [core.Pool("", everything, everything)], settings, config.compute
+    )
     return table, time.perf_counter() - began
 
 
-def _flat(queries: NDArray[np.float32], features: NDArray[np.float32] | None = None) -> tuple[NDArray[np.int64], float]:
+def _flat(
+    queries: NDArray[np.float32], features: NDArray[np.float32] | None = None
+) -> tuple[NDArray[np.int64], float]:
     """Places of the neighbours; the clock runs for the search alone, on all cores."""
     faiss.omp_set_num_threads(os.cpu_count() or 1)
     unit = core.normalise(queries if features is None else features)
@@ -96,7 +117,9 @@ def _flat(queries: NDArray[np.float32], features: NDArray[np.float32] | None = N
 
 
 def _shared(table: Any, places: NDArray[np.int64]) -> float:
-    """Share of FAISS's neighbours (the image itself left out) that the table has for the first queries, at worst."""
+    """Share of FAISS's neighbours (the image itself left out) that the table has for the first
+    queries, at worst.
+    """
     lists = table["neighbours"].slice(0, len(places)).to_pylist()
     shares = []
     for query, (found, place) in enumerate(zip(lists, places.tolist(), strict=True)):
@@ -114,7 +137,10 @@ def _memory(count: int, settings: MineConfig, config: Config) -> dict[str, float
     with watched() as peak:
         mining.find_neighbours(clustered(count), pools, settings, config.compute)
     grown = peak.bytes - before
-    return {"memory at most, MiB": grown / 2**20, "memory : feature matrix": grown / (4 * DIM * count)}
+    return {
+        "memory at most, MiB": grown / 2**20,
+        "memory : feature matrix": grown / (4 * DIM * count),
+    }
 
 
 def _scores(features: NDArray[np.float32], count: int, config: Config) -> dict[str, float]:

@@ -1,4 +1,6 @@
-"""The search step from 10,000 to 1,000,000 images of 640 numbers: how long, how right, how much memory."""
+"""The search step from 10,000 to 1,000,000 images of 640 numbers: how long, how right, how much
+memory.
+"""
 
 from __future__ import annotations
 
@@ -22,35 +24,48 @@ from raycd.index import Index, effort
 DIM, SIZES = 640, (10_000, 100_000, 1_000_000)
 QUERIES, WARM_UP, FIRST = 500, 50, effort.FIRST
 CATEGORIES, SORTS = 20, 2000
-SHARES = {"common": 0.5, "category": 0.12, "sort": 0.18, "own": 0.2}  # of a feature's squared length
+SHARES = {
+    "common": 0.5,
+    "category": 0.12,
+    "sort": 0.18,
+    "own": 0.2,
+}  # of a feature's squared length
 
 
 def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
-    """For each size: what was built and in which time and memory, p50 and p99 of single queries, recall, a replica."""
+    """For each size: what was built and in which time and memory, p50 and p99 of single queries,
+    recall, a replica.
+    """
     largest = flags.images or SIZES[-1]
     sizes = [*(size for size in SIZES if size < largest), largest]
     rows: dict[str, Any] = {"dim": DIM, "cores": os.cpu_count(), "queries": QUERIES}
     for size in sizes:
         rows |= {f"{size:,}: {name}": value for name, value in _one(size, config).items()}
     for threads in (1, 2):
-        first, last = (rows[f"{size:,}: p50 with {threads} threads, ms"] for size in (sizes[0], sizes[-1]))
+        first, last = (
+            rows[f"{size:,}: p50 with {threads} threads, ms"] for size in (sizes[0], sizes[-1])
+        )
         rows[f"p50 of {largest:,} : {sizes[0]:,}, {threads} threads"] = last / first
     return rows
 
 
 def catalogue(count: int, *, drawn: int = 0) -> NDArray[np.float32]:
-    """Features (count, DIM) like those of a large catalogue; another `drawn` gives other images of the same one.
+    """Features (count, DIM) like those of a large catalogue; another `drawn` gives other images of
+    the same one.
 
-    A common direction, 20 categories, 2,000 sorts in them (sizes by Zipf's law, exponent 0.5), and each image's own
-    part: two images have a cosine of 0.5 on average, of one category 0.62, of one sort 0.8. The variance of each part
-    falls as 1/i over the dimensions i, as in features of trained encoders: about 30 dimensions count.
+    A common direction, 20 categories, 2,000 sorts in them (sizes by Zipf's law, exponent 0.5), and
+    each image's own part: two images have a cosine of 0.5 on average, of one category 0.62, of one
+    sort 0.8. The variance of each part falls as 1/i over the dimensions i, as in features of
+    trained encoders: about 30 dimensions count.
     """
     fixed = np.random.default_rng(0)
     spectrum = 1 / np.arange(1, DIM + 1) ** 0.5
     spectrum = (spectrum / np.linalg.norm(spectrum)).astype(np.float32)
 
     def part(rng: np.random.Generator, rows: int, share: str) -> NDArray[np.float32]:
-        return rng.standard_normal((rows, DIM), dtype=np.float32) * (spectrum * np.float32(SHARES[share] ** 0.5))
+        return rng.standard_normal((rows, DIM), dtype=np.float32) * (
+            spectrum * np.float32(SHARES[share] ** 0.5)
+        )
 
     common = fixed.standard_normal(DIM, dtype=np.float32)
     common *= SHARES["common"] ** 0.5 / np.linalg.norm(common)
@@ -61,7 +76,9 @@ def catalogue(count: int, *, drawn: int = 0) -> NDArray[np.float32]:
     features = np.empty((count, DIM), np.float32)
     for start in range(0, count, 4096):
         own = features[start : start + 4096]
-        own[:] = centres[rng.choice(SORTS, len(own), p=share / share.sum())] + part(rng, len(own), "own")
+        own[:] = centres[rng.choice(SORTS, len(own), p=share / share.sum())] + part(
+            rng, len(own), "own"
+        )
     return features
 
 
@@ -76,8 +93,15 @@ def _one(size: int, config: Config) -> dict[str, Any]:
             built = Index.build(features, config.index, threads=os.cpu_count() or 1)
             sha256 = built.save(folder)
             seconds = time.perf_counter() - began
-        rows: dict[str, Any] = {"kind": built.kind, "effort": built.effort, "recall@10 when built": built.recall}
-        rows |= {"built and saved, s": seconds, "memory to build, MiB": (peak.bytes - before) / 2**20}
+        rows: dict[str, Any] = {
+            "kind": built.kind,
+            "effort": built.effort,
+            "recall@10 when built": built.recall,
+        }
+        rows |= {
+            "built and saved, s": seconds,
+            "memory to build, MiB": (peak.bytes - before) / 2**20,
+        }
         del features, built
         gc.collect()
         index = Index.load(folder, sha256)
@@ -85,7 +109,9 @@ def _one(size: int, config: Config) -> dict[str, Any]:
         for threads in (1, 2):
             index.threads = threads
             rows |= _latencies(index, queries["between"], threads)
-        rows |= {f"recall@10 of {name}": _recall(index, query_BD) for name, query_BD in queries.items()}
+        rows |= {
+            f"recall@10 of {name}": _recall(index, query_BD) for name, query_BD in queries.items()
+        }
         rows |= _replica(folder, sha256)
         return rows
 
@@ -106,7 +132,10 @@ def _latencies(index: Index, query_BD: NDArray[np.float32], threads: int) -> dic
         index.search(query_BD[row : row + 1], FIRST)
         milliseconds.append(1e3 * (time.perf_counter() - began))
     p50, p99 = np.percentile(milliseconds[WARM_UP:], [50, 99])
-    return {f"p50 with {threads} threads, ms": float(p50), f"p99 with {threads} threads, ms": float(p99)}
+    return {
+        f"p50 with {threads} threads, ms": float(p50),
+        f"p99 with {threads} threads, ms": float(p99),
+    }
 
 
 def _recall(index: Index, query_BD: NDArray[np.float32]) -> float:
@@ -116,7 +145,9 @@ def _recall(index: Index, query_BD: NDArray[np.float32]) -> float:
 
 
 def _replica(folder: Path, sha256: dict[str, str]) -> dict[str, float]:
-    """What another process costs that opens the same files, while this one has them open, and compares every image."""
+    """What another process costs that opens the same files, while this one has them open, and
+    compares every image.
+    """
     receiving, sending = get_context("spawn").Pipe(duplex=False)
     process = get_context("spawn").Process(target=_open, args=(folder, sha256, sending))
     process.start()

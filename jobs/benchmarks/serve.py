@@ -1,11 +1,12 @@
 """The service against the floor: the same bundle, cores and load generator, one server at a time.
 
-What is measured is a list of cells, encoder/server/scenario; --only takes patterns of them, and --service options that
-every service is started with:
+What is measured is a list of cells, encoder/server/scenario; --only takes patterns of them, and
+--service options that every service is started with:
 
     python jobs/benchmark.py serve --preset demo --only 'demo/floor*,demo/haproxy/32' --service='--threads 2'
 
-The floor (serving/floor.py) runs with one torch thread and with two; it is judged by the better figure of both.
+The floor (serving/floor.py) runs with one torch thread and with two; it is judged by the better
+figure of both.
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ LONGER = {"demo": 1, "vit": 2}  # a batch of ViT-B-32 takes seconds, and a rate 
 
 
 def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
-    """Figures of each cell, then the comparisons with their targets. Raises ConfigError where --only names no cell."""
+    """Figures of each cell, then the comparisons with their targets. Raises ConfigError where
+    --only names no cell.
+    """
     cells = select(flags.only)
     found: dict[Cell, Figures] = {}
     with tempfile.TemporaryDirectory(prefix="raycd-") as name:
@@ -61,7 +64,11 @@ def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
                     for cell in of_server:
                         print(f"{'/'.join(cell)} ...", flush=True)
                         found[cell] = SCENARIOS[cell.scenario](site)
-    rows: dict[str, Any] = {"gallery": bundles.GALLERY, "cores": os.cpu_count(), "seconds of a scenario": flags.seconds}
+    rows: dict[str, Any] = {
+        "gallery": bundles.GALLERY,
+        "cores": os.cpu_count(),
+        "seconds of a scenario": flags.seconds,
+    }
     for cell, of_cell in found.items():
         rows |= {f"{'/'.join(cell)}: {figure}": value for figure, value in of_cell.items()}
     return rows | comparison.rows(found)
@@ -73,12 +80,16 @@ def select(patterns: str) -> list[Cell]:
     cells = [cell for cell in CELLS if any(fnmatch("/".join(cell), pattern) for pattern in wanted)]
     if not cells:
         names = ", ".join("/".join(cell) for cell in CELLS)
-        raise ConfigError("--only names nothing to measure", got=patterns, expected=f"patterns of {names}")
+        raise ConfigError(
+            "--only names nothing to measure", got=patterns, expected=f"patterns of {names}"
+        )
     return cells
 
 
 def _bundle(encoder: str, scratch: Path, config: Config) -> Path:
-    """A bundle with the gallery: the run's where there is one, else of random weights, which are as fast."""
+    """A bundle with the gallery: the run's where there is one, else of random weights, which are as
+    fast.
+    """
     folder, trained = scratch / encoder / "bundle", Path(config.runs) / run_name(config) / "bundle"
     if encoder == "vit":
         bundles.random("ViT-B-32", folder)

@@ -25,11 +25,13 @@ KEPT = ("catalogue", "encoder", "zero_shot", "stage1")  # what a naive trial fin
 
 
 def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
-    """Minutes of `tune.samples` trials, Ray Tune's own cost of each, and trials an hour against the naive trial.
+    """Minutes of `tune.samples` trials, Ray Tune's own cost of each, and trials an hour against the
+    naive trial.
 
-    The naive trial is this pipeline without its tables: embed, mine, filter and train the head, with Ray already
-    running. It trains as long as a trial of the default settings that no scheduler ends, and in the same precision. Ray
-    Tune's own cost is the time of its places in which no trial ran, the start of their processes included.
+    The naive trial is this pipeline without its tables: embed, mine, filter and train the head,
+    with Ray already running. It trains as long as a trial of the default settings that no scheduler
+    ends, and in the same precision. Ray Tune's own cost is the time of its places in which no trial
+    ran, the start of their processes included.
     """
     with cluster.connected(), tempfile.TemporaryDirectory(prefix="raycd-") as scratch:
         run = pipeline.run(config, until="mine").run
@@ -66,21 +68,31 @@ def _sweep(context: stages.Context, scratch: Path) -> tuple[list[Record], float]
     space = make_space(config, [], dim=context.recorded("stage1", "dim"))
     tables = Tables.of(context, splits=("train", "selection"))
     journal = Journal(str(scratch / "sweep"), context.run.root)
-    trials = run_trials(tables, space, Metric(), journal, make_budget(config, *tables.counts(config)))
+    trials = run_trials(
+        tables, space, Metric(), journal, make_budget(config, *tables.counts(config))
+    )
     return trials, time.perf_counter() - began
 
 
 def _naive(config: Config, run: Run, scratch: Path) -> tuple[dict[str, float], int]:
-    """Seconds of each stage that one naive trial does, as the stages themselves record them, and its epochs."""
+    """Seconds of each stage that one naive trial does, as the stages themselves record them, and
+    its epochs.
+    """
     if not run.is_local:
-        raise ConfigError("the naive trial works on a copy of the run", got=run.root, expected="--runs, a local folder")
+        raise ConfigError(
+            "the naive trial works on a copy of the run",
+            got=run.root,
+            expected="--runs, a local folder",
+        )
     name = pipeline.run_name(config)
     for stage in KEPT:
         if run.exists(stage):
             shutil.copytree(run.path(stage), scratch / name / stage)
     shutil.copy(run.path("run.json"), scratch / name)
     tracking = config.tracking.model_copy(update={"enabled": False})
-    stage2 = as_trial(config).stage2.model_copy(update={"epochs": config.tune.epochs or config.stage2.epochs})
+    stage2 = as_trial(config).stage2.model_copy(
+        update={"epochs": config.tune.epochs or config.stage2.epochs}
+    )
     naive = config.model_copy(update={"runs": str(scratch), "tracking": tracking, "stage2": stage2})
     done = pipeline.run(naive, until="stage2")
     seconds = {stage: pipeline.recorded(done.run, stage)["seconds"] for stage in done.done}

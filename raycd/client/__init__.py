@@ -9,7 +9,8 @@
         change = client.put("DV1", "photo.jpg", category="dress", attributes={"colour": "blue"})
         client.search(text="is blue", min_version=change.version)  # waits until DV1 can be found
 
-The answers' types are those of raycd.api. `python -m raycd.client --help` shows the same on the command line.
+The answers' types are those of raycd.api. `python -m raycd.client --help` shows the same on the
+command line.
 """
 
 from raycd.client.client import Client

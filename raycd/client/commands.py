@@ -11,12 +11,12 @@ from typing import cast
 
 from pydantic import BaseModel
 
-from raycd import cli
 from raycd.client import lines, parser, table
 from raycd.client.client import Client
 from raycd.client.errors import ServiceError, printable
 from raycd.client.import_command import import_images
 from raycd.client.request import Search
+from raycd.config import cli
 
 
 def _search(client: Client, options: argparse.Namespace) -> int:
@@ -32,9 +32,17 @@ def _search(client: Client, options: argparse.Namespace) -> int:
 def _batch(client: Client, options: argparse.Namespace) -> int:
     failed = total = 0
     with ExitStack() as stack:
-        source = sys.stdin.buffer if options.file == "-" else stack.enter_context(Path(options.file).open("rb"))
+        source = (
+            sys.stdin.buffer
+            if options.file == "-"
+            else stack.enter_context(Path(options.file).open("rb"))
+        )
         for number, item in lines.answer(client, source):
-            told = {name: value for name, value in item.model_dump(mode="json").items() if value is not None}
+            told = {
+                name: value
+                for name, value in item.model_dump(mode="json").items()
+                if value is not None
+            }
             print(json.dumps({"line": number, **told}), flush=True)
             total += 1
             failed += item.problem is not None

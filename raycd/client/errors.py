@@ -32,7 +32,9 @@ class ServiceError(RaycdError):
         return (*super().__reduce__(), self.__dict__)
 
 
-def refused(response: httpx.Response, service: str, *, tries: int, retry_after: float | None) -> ServiceError:
+def refused(
+    response: httpx.Response, service: str, *, tries: int, retry_after: float | None
+) -> ServiceError:
     """The error of a response that is none of success; `service` is its url without a password."""
     problem = _problem(response)
     request = f"{response.request.method} {_plain(response.request.url.path)}"
@@ -48,19 +50,27 @@ def refused(response: httpx.Response, service: str, *, tries: int, retry_after: 
 
 def unreachable(failure: httpx.RequestError, service: str, *, tries: int) -> ServiceError:
     """The error of a request that got no answer."""
-    if isinstance(failure, httpx.TimeoutException) and not isinstance(failure, httpx.ConnectTimeout):
-        return ServiceError(f"{service} did not answer in time", do="raise the timeout, or see the service's log")
+    if isinstance(failure, httpx.TimeoutException) and not isinstance(
+        failure, httpx.ConnectTimeout
+    ):
+        return ServiceError(
+            f"{service} did not answer in time", do="raise the timeout, or see the service's log"
+        )
     if isinstance(failure, httpx.ReadError | httpx.WriteError | httpx.RemoteProtocolError):
         remedy = "see the service's log; a body that is too large may end a connection, too"
         what = f"{service} ended the connection"
     else:
         remedy = "start the service (make serve), or give its url (url=, --url or RAYCD_URL)"
         what = f"no service answers at {service}"
-    return ServiceError(what, got=f"{_plain(str(failure)) or type(failure).__name__}{_times(tries)}", do=remedy)
+    return ServiceError(
+        what, got=f"{_plain(str(failure)) or type(failure).__name__}{_times(tries)}", do=remedy
+    )
 
 
 def unreadable(response: httpx.Response, service: str, *, got: str | None = None) -> ServiceError:
-    """The error of an answer that succeeds and is not what was asked for; `got` where its body was not read at once."""
+    """The error of an answer that succeeds and is not what was asked for; `got` where its body was
+    not read at once.
+    """
     error = ServiceError(
         f"the answer of {service} to {_plain(response.request.url.path)} cannot be read",
         got=got or _body(response),
@@ -112,13 +122,17 @@ def media_type(response: httpx.Response) -> str:
     return kind.partition(";")[0].strip().lower()
 
 
-def _remedy(response: httpx.Response, problem: Problem | None, tries: int, retry_after: float | None) -> str | None:
+def _remedy(
+    response: httpx.Response, problem: Problem | None, tries: int, retry_after: float | None
+) -> str | None:
     """What to do about a status; a problem's detail says it itself, mostly."""
     if response.status_code in (429, 503):
         later = "" if retry_after is None else f" in {retry_after:.0f} s, as it asks"
         return f"try again later{later}{_times(tries)}"
     if response.status_code == 401:
-        return "give the API key of the service: api_key= in Python, RAYCD_API_KEY on the command line"
+        return (
+            "give the API key of the service: api_key= in Python, RAYCD_API_KEY on the command line"
+        )
     if response.is_redirect:
         return f"use the url that it points to: {_plain(_place(response))}"
     if problem is None:
@@ -129,7 +143,11 @@ def _remedy(response: httpx.Response, problem: Problem | None, tries: int, retry
 def _place(response: httpx.Response) -> str:
     """Where a redirect leads, without a password."""
     try:
-        return str(response.url.join(response.headers.get("location", "")).copy_with(userinfo=b"", query=None))
+        return str(
+            response.url.join(response.headers.get("location", "")).copy_with(
+                userinfo=b"", query=None
+            )
+        )
     except httpx.InvalidURL:
         return "nowhere"
 

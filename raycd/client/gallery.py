@@ -26,7 +26,9 @@ class Array(Protocol):
 Feature = Array | Sequence[float]
 
 
-def read(fields: Mapping[str, Any], root: str | PathLike[str] = "") -> tuple[ImportLine, bytes | None]:
+def read(
+    fields: Mapping[str, Any], root: str | PathLike[str] = ""
+) -> tuple[ImportLine, bytes | None]:
     """The image, checked, and the bytes of its `image`, a file or its bytes. Raises DataError.
 
     `category` may be one text, `feature` numbers (D,) or their base64 already.
@@ -40,11 +42,15 @@ def read(fields: Mapping[str, Any], root: str | PathLike[str] = "") -> tuple[Imp
     try:
         line = ImportLine.model_validate(given)
     except ValidationError as error:
-        raise DataError("the image is impossible", got=request.wrong(error), do="see raycd.api.ImportLine") from error
+        raise DataError(
+            "the image is impossible", got=request.wrong(error), do="see raycd.api.ImportLine"
+        ) from error
     ways = [name for name in ("image", "image_base64", "feature") if fields.get(name) is not None]
     if not ways or ways[:2] == ["image", "image_base64"]:
         got = " and ".join(ways) or "neither a picture nor a feature"
-        raise DataError("the image is impossible", got=got, expected="one picture, a feature, or both")
+        raise DataError(
+            "the image is impossible", got=got, expected="one picture, a feature, or both"
+        )
     return line, None if image is None else request.file(image, root)
 
 
@@ -59,11 +65,19 @@ def as_line(fields: Mapping[str, Any], root: str | PathLike[str] = "") -> Import
 def path(image_id: str, of: str = "gallery") -> str:
     """Where an image of the gallery is, or its picture (`of` images). Raises DataError."""
     try:
-        if isinstance(image_id, str) and image_id.strip() not in ("", ".", ".."):  # a URL cannot carry these
+        if isinstance(image_id, str) and image_id.strip() not in (
+            "",
+            ".",
+            "..",
+        ):  # a URL cannot carry these
             return f"/v1/{of}/{quote(image_id, safe='')}"
     except UnicodeEncodeError:  # of a command line that is not UTF-8, say
         pass
-    raise DataError("the image_id is impossible", got=ascii(image_id), expected="a name in UTF-8, other than . and ..")
+    raise DataError(
+        "the image_id is impossible",
+        got=ascii(image_id),
+        expected="a name in UTF-8, other than . and ..",
+    )
 
 
 def _base64(feature: Feature) -> str:

@@ -18,7 +18,9 @@ Part = TypeVar("Part", bound=Sized)
 
 
 def split(parts: Iterable[Part], *, most: int, room: int) -> Iterator[list[Part]]:
-    """As many parts at once as fit: at most `most`, and `room` bytes; one that is larger than that goes alone."""
+    """As many parts at once as fit: at most `most`, and `room` bytes; one that is larger than that
+    goes alone.
+    """
     group: list[Part] = []
     used = 0
     for part in parts:

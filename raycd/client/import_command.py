@@ -1,4 +1,6 @@
-"""`python -m raycd.client import`: a file into the gallery; failures as they come, and at the end how many are in."""
+"""`python -m raycd.client import`: a file into the gallery; failures as they come, and at the end
+how many are in.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raycd import cli, progress
+from raycd import progress
 from raycd.api import ImportItem
 from raycd.client.client import Client
 from raycd.client.errors import printable
+from raycd.config import cli
 
 TABLES = (".csv", ".parquet")
 
@@ -42,14 +45,22 @@ def import_images(client: Client, options: argparse.Namespace) -> int:
         items, root = _source(options.file, stack)
         root = root if options.root is None else Path(options.root)
         report = stack.enter_context(Path(options.report).open("w")) if options.report else None
-        bar = stack.enter_context(progress.Bar("import", unit="images")) if sys.stderr.isatty() else None
+        bar = (
+            stack.enter_context(progress.Bar("import", unit="images"))
+            if sys.stderr.isatty()
+            else None
+        )
         try:
             for item in client.import_images(items, root=root):
                 tally.add(item)
                 if report:
                     report.write(f"{item.model_dump_json(exclude_none=True)}\n")
                 if item.problem:
-                    name = f"line {item.line}" if item.image_id is None else f"{item.image_id!r} (line {item.line})"
+                    name = (
+                        f"line {item.line}"
+                        if item.image_id is None
+                        else f"{item.image_id!r} (line {item.line})"
+                    )
                     progress.say(printable(f"{name}: {item.problem.detail}"))
                 if bar:
                     bar.advance()

@@ -24,8 +24,8 @@ from raycd.errors import DataError
 Importable = ImportLine | Mapping[str, Any] | bytes | str
 PATH = "/v1/gallery:import"
 LINES = "application/x-ndjson"
-# The answer comes while lines still go out, and who sends does not read: requests stay so small that what comes
-# meanwhile fits the buffers of the connection.
+# The answer comes while lines still go out, and who sends does not read: requests stay so small
+# that what comes meanwhile fits the buffers of the connection.
 PER_REQUEST = 256
 REQUEST_BYTES = 4_000_000
 
@@ -56,10 +56,15 @@ def import_images(
 ) -> Iterator[ImportItem]:
     """What became of each item; as Client.import_images says. Raises ServiceError."""
     lines = (_read(number, item, root) for number, item in enumerate(items, 1) if not _blank(item))
-    most, room = max(1, min(per_request, limits.import_lines)), min(REQUEST_BYTES, limits.body_bytes)
+    most, room = (
+        max(1, min(per_request, limits.import_lines)),
+        min(REQUEST_BYTES, limits.body_bytes),
+    )
     for group in groups.split(lines, most=most, room=room):
         refused = [line.refusal for line in group if line.refusal is not None]
-        with closing(_settle_all(service, [line for line in group if line.refusal is None])) as settled:
+        with closing(
+            _settle_all(service, [line for line in group if line.refusal is None])
+        ) as settled:
             yield from heapq.merge(refused, settled, key=lambda item: item.line)
 
 
@@ -75,8 +80,14 @@ def _read(number: int, item: Importable, root: str | PathLike[str]) -> Line:
             image_id = fields.get("image_id")
             fields = gallery.as_line(fields, root)
         if not isinstance(fields, ImportLine):
-            raise DataError("the image is impossible", got=type(fields).__name__, expected="an object of its fields")
-        return Line(number, fields.image_id, fields.model_dump_json(exclude_unset=True).encode() + b"\n")
+            raise DataError(
+                "the image is impossible",
+                got=type(fields).__name__,
+                expected="an object of its fields",
+            )
+        return Line(
+            number, fields.image_id, fields.model_dump_json(exclude_unset=True).encode() + b"\n"
+        )
     except DataError as error:
         detail = " ".join(str(error).split())
     except (ValueError, RecursionError) as error:
@@ -99,7 +110,9 @@ def _problem(status: int, detail: str) -> Problem:
 
 
 def _settle_all(service: Transport, lines: list[Line]) -> Generator[ImportItem]:
-    """What became of each line. An image that stands twice goes in two requests: no retry undoes the later one."""
+    """What became of each line. An image that stands twice goes in two requests: no retry undoes
+    the later one.
+    """
     together: dict[str | None, Line] = {}
     for line in lines:
         if line.image_id in together:
@@ -110,11 +123,12 @@ def _settle_all(service: Transport, lines: list[Line]) -> Generator[ImportItem]:
 
 
 def _settle(service: Transport, lines: list[Line]) -> Generator[ImportItem]:
-    """What became of each line, after as many requests as it takes: those that are sent again come last.
+    """What became of each line, after as many requests as it takes: those that are sent again come
+    last.
 
-    These are the lines that found the service busy, and those that a broken answer says nothing of. A request that
-    settles a line has been worth it, and the tries are counted anew: through a proxy that ends every connection after
-    a minute, an import still gets to its end.
+    These are the lines that found the service busy, and those that a broken answer says nothing of.
+    A request that settles a line has been worth it, and the tries are counted anew: through a proxy
+    that ends every connection after a minute, an import still gets to its end.
     """
     attempts = service.attempts()
     while lines:
@@ -144,14 +158,20 @@ def _settle(service: Transport, lines: list[Line]) -> Generator[ImportItem]:
 
 
 def _answer(service: Transport, lines: list[Line], attempts: Attempts) -> Generator[ImportItem]:
-    """What one request says of its lines. Raises ServiceError, and httpx.RequestError where the answer breaks off."""
+    """What one request says of its lines. Raises ServiceError, and httpx.RequestError where the
+    answer breaks off.
+    """
     content, headers = b"".join(line.body for line in lines), {"Content-Type": LINES}
     try:
-        response = service.send("POST", PATH, attempts=attempts, stream=True, content=content, headers=headers)
+        response = service.send(
+            "POST", PATH, attempts=attempts, stream=True, content=content, headers=headers
+        )
     except ServiceError as error:
         if error.status != 413 or len(lines) > 1:
             raise
-        yield _refusal(lines[0].number, lines[0].image_id, error.problem or _problem(413, error.what))
+        yield _refusal(
+            lines[0].number, lines[0].image_id, error.problem or _problem(413, error.what)
+        )
         return
     with closing(response):
         if errors.media_type(response) != LINES:
@@ -164,7 +184,9 @@ def _answer(service: Transport, lines: list[Line], attempts: Attempts) -> Genera
                 continue  # the service's time was over while it waited for more
             line = None if item is None else untold.pop(item.line, None)
             if item is None or line is None:
-                raise errors.unreadable(response, service.url, got="a line of it that tells of none that was sent")
+                raise errors.unreadable(
+                    response, service.url, got="a line of it that tells of none that was sent"
+                )
             yield item.model_copy(update={"line": line.number, "image_id": line.image_id})
 
 

@@ -1,7 +1,8 @@
 """Searches from JSON Lines, answers as JSON Lines: any number of them, in the order of the lines.
 
-A line is the body of a search (raycd.api.SearchRequest), where `image` may name a file. Its answer is a BatchItem and
-the line's number. A line that is wrong gets a problem of its own and stops no other.
+A line is the body of a search (raycd.api.SearchRequest), where `image` may name a file. Its answer
+is a BatchItem and the line's number. A line that is wrong gets a problem of its own and stops no
+other.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ class Line:
 
 
 def answer(client: Client, lines: Iterable[bytes]) -> Iterator[tuple[int, BatchItem]]:
-    """(number of the line, its answer) for each line that is not blank. Raises ServiceError: no service, no answers."""
+    """(number of the line, its answer) for each line that is not blank. Raises ServiceError: no
+    service, no answers.
+    """
     read = (_read(number, line) for number, line in enumerate(lines, start=1) if line.strip())
     limits = client.info().limits
     for batch in groups.split(read, most=limits.batch, room=limits.body_bytes - _ENVELOPE):
@@ -66,4 +69,6 @@ def _search(client: Client, searches: list[SearchRequest]) -> list[BatchItem]:
         if error.status != 413 or len(searches) > 1:
             raise
         problem = error.problem or Problem(title="Content Too Large", status=413, detail=error.what)
-        return [BatchItem(status=413, problem=problem)]  # one image that is larger than all that the service takes
+        return [
+            BatchItem(status=413, problem=problem)
+        ]  # one image that is larger than all that the service takes

@@ -1,8 +1,10 @@
-"""The gallery table of a user's own data, as raycd.data.manifest reads it for training, as images to import.
+"""The gallery table of a user's own data, as raycd.data.manifest reads it for training, as images
+to import.
 
-Columns: image_id; path, absolute or relative to the table's folder or another root; category, attributes and others
-optional. Rows of one image_id are one image in several categories. The table is read whole, and refused whole where it
-is malformed.
+Columns: image_id; path, absolute or relative to the table's folder or another root; category,
+    attributes and others
+optional. Rows of one image_id are one image in several categories. The table is read whole, and
+refused whole where it is malformed.
 """
 
 from __future__ import annotations
@@ -17,24 +19,40 @@ from raycd.errors import DataError
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The images in the order of their first rows, as Client.import_images takes them. Raises DataError."""
-    table, found = rows.read(Folder(str(path.absolute().parent)), path.name, GALLERY_COLUMNS, others=True)
+    """The images in the order of their first rows, as Client.import_images takes them. Raises
+    DataError.
+    """
+    table, found = rows.read(
+        Folder(str(path.absolute().parent)), path.name, GALLERY_COLUMNS, others=True
+    )
     if missing := {"image_id", "path"} - set(found):
         got, expected = ", ".join(found) or "no columns", f"also {', '.join(sorted(missing))}"
-        raise DataError(f"{path.name} lacks a column", got=got, expected=expected, do="see docs/data.md, own data")
+        raise DataError(
+            f"{path.name} lacks a column",
+            got=got,
+            expected=expected,
+            do="see docs/data.md, own data",
+        )
     images: dict[str, dict[str, Any]] = {}
     for number, row in enumerate(table, 1):
         where = f"{path.name}, row {number}"
         if row["image_id"] in (None, "") or row["path"] in (None, ""):
             raise DataError(
-                f"{where} is incomplete", got=f"{row['image_id']}, {row['path']}", expected="image_id, path"
+                f"{where} is incomplete",
+                got=f"{row['image_id']}, {row['path']}",
+                expected="image_id, path",
             )
-        given = {"image": str(row["path"]), "attributes": attributes.of_row(row, GALLERY_COLUMNS, where)}
+        given = {
+            "image": str(row["path"]),
+            "attributes": attributes.of_row(row, GALLERY_COLUMNS, where),
+        }
         image_id = str(row["image_id"])
         image = images.setdefault(image_id, {"image_id": image_id, **given, "category": []})
         if any(image[name] != given[name] for name in given):
             expected = "the same path and attributes in all rows of an image"
-            raise DataError(f"{where} tells an image differently", got=f"{image_id}: {given}", expected=expected)
+            raise DataError(
+                f"{where} tells an image differently", got=f"{image_id}: {given}", expected=expected
+            )
         if row.get("category") not in (None, "", *image["category"]):
             image["category"].append(str(row["category"]))
     return list(images.values())

@@ -37,21 +37,43 @@ def build() -> argparse.ArgumentParser:
             parents=[everywhere],
         )
 
-    _search(command("search", "Find images by an image, a text, or both.", 'search --image x.jpg --text "is blue"'))
+    _search(
+        command(
+            "search",
+            "Find images by an image, a text, or both.",
+            'search --image x.jpg --text "is blue"',
+        )
+    )
     batch = command("batch", "Answer every line of a JSON Lines file, as JSON Lines.")
-    batch.add_argument("file", help='Searches, such as {"image": "x.jpg", "text": "is blue"}; - is standard input.')
+    batch.add_argument(
+        "file", help='Searches, such as {"image": "x.jpg", "text": "is blue"}; - is standard input.'
+    )
     _gallery(command("gallery", "List images of the gallery."))
     image = command("image", "Fetch the picture of an image of the gallery.")
     image.add_argument("image_id")
-    image.add_argument("--size", choices=("thumbnail", "original"), default="thumbnail", help="(%(default)s)")
-    image.add_argument("--out", required=True, metavar="FILE", help="Where to write it; - is standard output.")
+    image.add_argument(
+        "--size", choices=("thumbnail", "original"), default="thumbnail", help="(%(default)s)"
+    )
+    image.add_argument(
+        "--out", required=True, metavar="FILE", help="Where to write it; - is standard output."
+    )
     _min_version(image)
     example = "put DV1 --image x.jpg --category dress --attribute colour:blue"
     _put(command("put", "Add an image to the gallery, or replace the one of that id.", example))
-    delete = command("delete", "Remove images from the gallery; exit code 2 where one is not there.", "delete DV1 DV2")
+    delete = command(
+        "delete",
+        "Remove images from the gallery; exit code 2 where one is not there.",
+        "delete DV1 DV2",
+    )
     delete.add_argument("image_ids", nargs="+", metavar="image_id")
-    delete.add_argument("--missing-ok", action="store_true", help="One that is not there is no failure.")
-    _import(command("import", "Add or replace the images of a file; exit code 2 where one failed.", _IMPORT))
+    delete.add_argument(
+        "--missing-ok", action="store_true", help="One that is not there is no failure."
+    )
+    _import(
+        command(
+            "import", "Add or replace the images of a file; exit code 2 where one failed.", _IMPORT
+        )
+    )
     command("info", "Tell the model, the index, the limits and the categories.")
     command("ready", "Tell whether the service answers searches; exit code 2 if not.")
     return parser
@@ -67,39 +89,65 @@ def attributes(pairs: list[str]) -> dict[str, list[str]]:
 
 
 def labels(pairs: list[str]) -> dict[str, str]:
-    """["colour:blue"] -> {"colour": "blue"}, of an image, which has one value of each. Raises DataError."""
+    """["colour:blue"] -> {"colour": "blue"}, of an image, which has one value of each. Raises
+    DataError.
+    """
     for name, values in (named := attributes(pairs)).items():
         if len(values) > 1:
-            raise DataError(f"the image has {len(values)} values of an attribute", got=name, expected="one of each")
+            raise DataError(
+                f"the image has {len(values)} values of an attribute",
+                got=name,
+                expected="one of each",
+            )
     return {name: value for name, [value] in named.items()}
 
 
 def _everywhere() -> argparse.ArgumentParser:
-    """Options before or after the subcommand: without defaults, or the second parser would undo the first one's."""
+    """Options before or after the subcommand: without defaults, or the second parser would undo the
+    first one's.
+    """
     parser = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     parser.add_argument("--url", help=f"The service's url. (RAYCD_URL, or {URL})")
-    parser.add_argument("--timeout", type=_seconds, metavar="SECONDS", help=f"Of one try. ({TIMEOUT_S:g})")
-    parser.add_argument("--retries", type=_count, metavar="N", help="Times that a busy service is asked again. (4)")
+    parser.add_argument(
+        "--timeout", type=_seconds, metavar="SECONDS", help=f"Of one try. ({TIMEOUT_S:g})"
+    )
+    parser.add_argument(
+        "--retries", type=_count, metavar="N", help="Times that a busy service is asked again. (4)"
+    )
     parser.add_argument("--json", action="store_true", help="Print JSON instead of a table.")
     return parser
 
 
 def _search(parser: argparse.ArgumentParser) -> None:
-    """Each option has the name of a field of SearchRequest, and no default: the service has its own."""
+    """Each option has the name of a field of SearchRequest, and no default: the service has its
+    own.
+    """
     parser.argument_default = argparse.SUPPRESS
     image = parser.add_mutually_exclusive_group()
     image.add_argument("--image", metavar="FILE", help="The reference image.")
     image.add_argument("--image-id", metavar="ID", help="An image of the gallery as the reference.")
-    image.add_argument("--image-url", metavar="URL", help="Where the service fetches it, if it is allowed to.")
+    image.add_argument(
+        "--image-url", metavar="URL", help="Where the service fetches it, if it is allowed to."
+    )
     parser.add_argument("--text", help="What should differ: is blue.")
-    parser.add_argument("--negative-text", metavar="TEXT", help="What results should not look like.")
-    parser.add_argument("--image-weight", type=float, metavar="W", help="0 to 10; 1 is the model's own balance.")
+    parser.add_argument(
+        "--negative-text", metavar="TEXT", help="What results should not look like."
+    )
+    parser.add_argument(
+        "--image-weight", type=float, metavar="W", help="0 to 10; 1 is the model's own balance."
+    )
     parser.add_argument("--text-weight", type=float, metavar="W", help="Likewise for the text.")
     parser.add_argument("--top-k", type=int, metavar="K", help="Results wanted.")
-    parser.add_argument("--offset", type=int, metavar="N", help="Results left out at the beginning.")
+    parser.add_argument(
+        "--offset", type=int, metavar="N", help="Results left out at the beginning."
+    )
     _filters(parser)
-    parser.add_argument("--exclude-reference", action="store_true", help="Leave the image of --image-id out.")
-    parser.add_argument("--exact", action="store_true", help="Compare with every image, whatever the index.")
+    parser.add_argument(
+        "--exclude-reference", action="store_true", help="Leave the image of --image-id out."
+    )
+    parser.add_argument(
+        "--exact", action="store_true", help="Compare with every image, whatever the index."
+    )
 
 
 def _gallery(parser: argparse.ArgumentParser) -> None:
@@ -112,7 +160,9 @@ def _gallery(parser: argparse.ArgumentParser) -> None:
 def _put(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("image_id")
     parser.add_argument("--image", required=True, metavar="FILE", help="Its picture.")
-    parser.add_argument("--category", action="append", default=[], help="Its category; again for one more.")
+    parser.add_argument(
+        "--category", action="append", default=[], help="Its category; again for one more."
+    )
     parser.add_argument(
         "--attribute",
         action="append",
@@ -125,13 +175,21 @@ def _put(parser: argparse.ArgumentParser) -> None:
 
 
 def _import(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", help="JSON Lines, .csv or .parquet; - is JSON Lines on standard input.")
-    parser.add_argument("--root", metavar="DIR", help="Where relative paths of images start. (the file's folder)")
-    parser.add_argument("--report", metavar="FILE", help="Where to write what became of each image, as JSON Lines.")
+    parser.add_argument(
+        "file", help="JSON Lines, .csv or .parquet; - is JSON Lines on standard input."
+    )
+    parser.add_argument(
+        "--root", metavar="DIR", help="Where relative paths of images start. (the file's folder)"
+    )
+    parser.add_argument(
+        "--report", metavar="FILE", help="Where to write what became of each image, as JSON Lines."
+    )
 
 
 def _filters(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--category", action="append", help="Only this category, or one of these if given again.")
+    parser.add_argument(
+        "--category", action="append", help="Only this category, or one of these if given again."
+    )
     parser.add_argument(
         "--attribute",
         action="append",
@@ -144,7 +202,9 @@ def _filters(parser: argparse.ArgumentParser) -> None:
 
 
 def _min_version(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--min-version", type=_count, metavar="V", help="Wait for this version of the gallery.")
+    parser.add_argument(
+        "--min-version", type=_count, metavar="V", help="Wait for this version of the gallery."
+    )
 
 
 def _pair(text: str) -> str:

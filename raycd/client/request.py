@@ -1,4 +1,6 @@
-"""What is asked, as Python says it and as it goes over HTTP: searches here, images of the gallery in gallery.py."""
+"""What is asked, as Python says it and as it goes over HTTP: searches here, images of the gallery
+in gallery.py.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from raycd.errors import DataError
 
 
 class Search(TypedDict, total=False):
-    """The fields of raycd.api.SearchRequest, which says what each means; and `image`, a file or its bytes."""
+    """The fields of raycd.api.SearchRequest, which says what each means; and `image`, a file or its
+    bytes.
+    """
 
     image: str | PathLike[str] | bytes | None
     image_id: str | None
@@ -40,12 +44,20 @@ def read(search: Search) -> tuple[SearchRequest, bytes | None]:
     try:
         request = SearchRequest.model_validate(fields)
     except ValidationError as error:
-        raise DataError("the search is impossible", got=wrong(error), do="see raycd.api.SearchRequest") from error
+        raise DataError(
+            "the search is impossible", got=wrong(error), do="see raycd.api.SearchRequest"
+        ) from error
     if image is None:
         return request, None
-    others = [name for name in ("image_id", "image_base64", "image_url") if getattr(request, name) is not None]
+    others = [
+        name
+        for name in ("image_id", "image_base64", "image_url")
+        if getattr(request, name) is not None
+    ]
     if others:
-        raise DataError("the search is impossible", got=f"image and {others[0]}", expected="one of them")
+        raise DataError(
+            "the search is impossible", got=f"image and {others[0]}", expected="one of them"
+        )
     return request, file(image)
 
 
@@ -74,8 +86,13 @@ def content(body: dict[str, Any], image: bytes | None) -> dict[str, Any]:
 
 def wrong(error: ValidationError) -> str:
     """Each wrong field and why."""
-    details = [(".".join(map(str, detail["loc"])), detail["msg"]) for detail in error.errors(include_url=False)]
-    return "; ".join(f"{field}: {why}" if field else why.removeprefix("Value error, ") for field, why in details)
+    details = [
+        (".".join(map(str, detail["loc"])), detail["msg"])
+        for detail in error.errors(include_url=False)
+    ]
+    return "; ".join(
+        f"{field}: {why}" if field else why.removeprefix("Value error, ") for field, why in details
+    )
 
 
 def file(image: str | PathLike[str] | bytes, root: str | PathLike[str] = "") -> bytes:
@@ -87,7 +104,9 @@ def file(image: str | PathLike[str] | bytes, root: str | PathLike[str] = "") -> 
     except (OSError, TypeError, ValueError) as error:  # TypeError: no path; ValueError: a NUL in it
         reason = getattr(error, "strerror", None) or error
         raise DataError(
-            f"cannot read the image {str(image)!r}", got=reason, expected=f"an image file{_start(image, root)}"
+            f"cannot read the image {str(image)!r}",
+            got=reason,
+            expected=f"an image file{_start(image, root)}",
         ) from error
 
 

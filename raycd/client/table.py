@@ -33,7 +33,9 @@ def gallery(page: GalleryPage) -> str:
 
 def written(change: Written) -> str:
     """What a put has done."""
-    return printable(f"{'added' if change.created else 'replaced'} {change.image_id}, version {change.version:,}")
+    return printable(
+        f"{'added' if change.created else 'replaced'} {change.image_id}, version {change.version:,}"
+    )
 
 
 def deleted(change: Written) -> str:
@@ -52,12 +54,15 @@ def info(told: Info) -> str:
         f"{limits.body_bytes:,} bytes, images {' '.join(limits.formats)}",
         "categories": ", ".join(f"{name} {count:,}" for name, count in told.categories.items()),
         **{
-            name: ", ".join(f"{value} {n:,}" for value, n in counts.items()) for name, counts in told.attributes.items()
+            name: ", ".join(f"{value} {n:,}" for value, n in counts.items())
+            for name, counts in told.attributes.items()
         },
         "try": "; ".join(told.example_texts[:3]),
     }
     width = max(map(len, lines)) + 2
-    return "\n".join(f"{printable(name):<{width}}{printable(text)}" for name, text in lines.items() if text)
+    return "\n".join(
+        f"{printable(name):<{width}}{printable(text)}" for name, text in lines.items() if text
+    )
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
@@ -78,4 +83,8 @@ def _pairs(attributes: dict[str, str]) -> str:
 
 
 def _range(offset: int, shown: int, total: int) -> str:
-    return f"{offset + 1:,} to {offset + shown:,} of {total:,} images" if shown else f"none of {total:,} images"
+    return (
+        f"{offset + 1:,} to {offset + shown:,} of {total:,} images"
+        if shown
+        else f"none of {total:,} images"
+    )

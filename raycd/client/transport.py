@@ -1,4 +1,6 @@
-"""The way to one service: a request out, with as many tries as it takes, and an answer back or a ServiceError."""
+"""The way to one service: a request out, with as many tries as it takes, and an answer back or a
+ServiceError.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ class Transport:
     def __init__(self, url: str, *, api_key: str | None, timeout: float, retries: Retries) -> None:
         """`timeout` is in seconds, of one try.
 
-        Raises ConfigError for an impossible url, key or proxy, and for certificates that cannot be read.
+        Raises ConfigError for an impossible url, key or proxy, and for certificates that cannot be
+        read.
         """
         address = _address(url)
         self.url = str(address.copy_with(userinfo=b"")).rstrip("/")
@@ -48,9 +51,17 @@ class Transport:
         return Attempts(self._retries)
 
     def send(
-        self, method: str, path: str, *, attempts: Attempts | None = None, stream: bool = False, **content: Any
+        self,
+        method: str,
+        path: str,
+        *,
+        attempts: Attempts | None = None,
+        stream: bool = False,
+        **content: Any,
     ) -> httpx.Response:
-        """The response of success; with `stream` its body is still to be read, and it is the caller's to close."""
+        """The response of success; with `stream` its body is still to be read, and it is the
+        caller's to close.
+        """
         attempts = attempts or self.attempts()
         while True:
             try:
@@ -86,24 +97,41 @@ def _address(url: str) -> httpx.URL:
         address = httpx.URL(url)
     except httpx.InvalidURL:
         address = httpx.URL()
-    if address.scheme not in ("http", "https") or not address.host or address.query or address.fragment:
+    if (
+        address.scheme not in ("http", "https")
+        or not address.host
+        or address.query
+        or address.fragment
+    ):
         shown = "one with a password" if "@" in url else repr(url)
-        raise ConfigError("the url of the service is impossible", got=shown, expected=f"http://host:port, as {URL}")
+        raise ConfigError(
+            "the url of the service is impossible",
+            got=shown,
+            expected=f"http://host:port, as {URL}",
+        )
     return address
 
 
 def _uncertified(error: OSError) -> ConfigError:
-    named = [f"{name}={value}" for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if (value := os.environ.get(name))]
+    named = [
+        f"{name}={value}"
+        for name in ("SSL_CERT_FILE", "SSL_CERT_DIR")
+        if (value := os.environ.get(name))
+    ]
     return ConfigError(
         "the certificates of authorities that are trusted cannot be read",
         got=f"{', '.join(named) or 'those of the system'}: {error.strerror or error}",
         expected="a file of certificates in PEM",
-        do="unset the variable, or let it name such a file" if named else "install the system's ca-certificates",
+        do="unset the variable, or let it name such a file"
+        if named
+        else "install the system's ca-certificates",
     )
 
 
 def _connections(address: httpx.URL, headers: dict[str, str]) -> httpx.Client:
-    """httpx's client, through the proxies that the environment names where the service is on another machine."""
+    """httpx's client, through the proxies that the environment names where the service is on
+    another machine.
+    """
     if _is_loopback(address.host):  # proxies know nothing of this machine's own services
         trusted = httpx.create_ssl_context() if address.scheme == "https" else True
         return httpx.Client(base_url=address, headers=headers, trust_env=False, verify=trusted)
@@ -131,5 +159,9 @@ def _headers(api_key: str | None) -> dict[str, str]:
     if not key:
         return {"User-Agent": "raycd"}
     if not key.isascii() or not key.isprintable():  # an error of httpx's would show it
-        raise ConfigError("the API key is impossible", got="letters that a header cannot carry", expected="plain ASCII")
+        raise ConfigError(
+            "the API key is impossible",
+            got="letters that a header cannot carry",
+            expected="plain ASCII",
+        )
     return {"User-Agent": "raycd", "Authorization": f"Bearer {key}"}

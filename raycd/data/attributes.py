@@ -1,7 +1,8 @@
-"""What is said of an image beside its category, and what searches filter by: {"colour": "blue", "sleeves": "long"}.
+"""What is said of an image beside its category, and what searches filter by: {"colour": "blue",
+"sleeves": "long"}.
 
-A value is text. Numbers and booleans become the text that JSON has for them (7, 0.5, true), whole floats that of the
-whole number. A value that is null or empty is no attribute.
+A value is text. Numbers and booleans become the text that JSON has for them (7, 0.5, true), whole
+floats that of the whole number. A value that is null or empty is no attribute.
 """
 
 from __future__ import annotations
@@ -22,21 +23,27 @@ Attributes = dict[str, str]
 
 
 def read(folder: Folder) -> dict[str, Attributes]:
-    """Image id -> attributes from FILE; empty where there is none. Raises `DataError` where it is malformed."""
+    """Image id -> attributes from FILE; empty where there is none. Raises `DataError` where it is
+    malformed.
+    """
     if FILE not in folder.names(""):
         return {}
     where, content = folder.resolve(FILE), folder.json(FILE)
     if not isinstance(content, dict):
         raise _wrong(where, content, "an object: image id -> {name: value}")
-    return {image_id: _of_object(given, f"{where}, image {image_id}") for image_id, given in content.items()}
+    return {
+        image_id: _of_object(given, f"{where}, image {image_id}")
+        for image_id, given in content.items()
+    }
 
 
 def of_row(row: Mapping[str, Any], documented: tuple[str, ...], where: str) -> Attributes:
-    """The attributes of one row of a table: what COLUMN holds, or else the columns that are not `documented`.
+    """The attributes of one row of a table: what COLUMN holds, or else the columns that are not
+    `documented`.
 
-    COLUMN holds an object, a map or an object in JSON; anything else is a `DataError`. Of the other columns, those
-    whose values are neither text, number nor boolean are left out, and so are nameless ones and those that begin with
-    an underscore, such as the index that pandas writes.
+    COLUMN holds an object, a map or an object in JSON; anything else is a `DataError`. Of the other
+    columns, those whose values are neither text, number nor boolean are left out, and so are
+    nameless ones and those that begin with an underscore, such as the index that pandas writes.
     """
     if COLUMN in row:
         return _of_column(row[COLUMN], where)
@@ -64,21 +71,27 @@ def _of_object(given: Any, where: str) -> Attributes:
     for name, value in given.items():
         text = "" if value is None else _text(value)
         if not name.strip() or text is None:
-            raise _wrong(where, {name: value}, "a name, and as its value a text, a number or true or false")
+            raise _wrong(
+                where, {name: value}, "a name, and as its value a text, a number or true or false"
+            )
         if text:
             attributes[name.strip()] = text
     return attributes
 
 
 def _text(value: object) -> str | None:
-    """The value as text without spaces around it; None where it is no text, finite number or boolean."""
+    """The value as text without spaces around it; None where it is no text, finite number or
+    boolean.
+    """
     if isinstance(value, str):
         return value.strip()
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, Decimal):
         text = f"{value:f}"  # not normalised, which rounds to 28 digits
-        return (text.rstrip("0").rstrip(".") if "." in text else text) if value.is_finite() else None
+        return (
+            (text.rstrip("0").rstrip(".") if "." in text else text) if value.is_finite() else None
+        )
     if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
         return str(int(value))
     return repr(value) if isinstance(value, float) and math.isfinite(value) else None

@@ -1,4 +1,6 @@
-"""Collects what a reader finds into the three tables of a `Dataset`, and refuses what would not fit together."""
+"""Collects what a reader finds into the three tables of a `Dataset`, and refuses what would not fit
+together.
+"""
 
 from __future__ import annotations
 
@@ -33,16 +35,21 @@ class DatasetBuilder:
         remedy: What to do where a triplet does not fit a gallery.
     """
 
-    def __init__(self, remedy: str = "use captions and image lists of the same release, or correct the entry") -> None:
+    def __init__(
+        self, remedy: str = "use captions and image lists of the same release, or correct the entry"
+    ) -> None:
         self._remedy = remedy
         self._galleries: dict[tuple[str, str], dict[str, None]] = {}  # ordered sets of image ids
         self._sources: dict[tuple[str, str], str] = {}
         self._triplets: dict[str, TripletRow] = {}
 
-    def add_gallery(self, category: str, split: str, image_ids: Iterable[str], *, source: str) -> None:
+    def add_gallery(
+        self, category: str, split: str, image_ids: Iterable[str], *, source: str
+    ) -> None:
         """Set the gallery of a category and split; `source` names its file.
 
-        Raises `DataError` where an id is named twice, or the category has the name of the mean over all categories.
+        Raises `DataError` where an id is named twice, or the category has the name of the mean over
+        all categories.
         """
         if category == AVERAGE:
             raise DataError(
@@ -53,7 +60,9 @@ class DatasetBuilder:
         gallery: dict[str, None] = {}
         for image_id in image_ids:
             if image_id in gallery:
-                raise DataError(f"{source} names an image twice", got=image_id, expected="each image id once")
+                raise DataError(
+                    f"{source} names an image twice", got=image_id, expected="each image id once"
+                )
             gallery[image_id] = None
         self._galleries[category, split] = gallery
         self._sources[category, split] = source
@@ -70,7 +79,11 @@ class DatasetBuilder:
                 got=f"category {row.category}, split {row.split}",
                 expected="one of "
                 + ", ".join([f"{c}/{s}" for c, s in self._galleries][:SHOWN])
-                + (f" and {len(self._galleries) - SHOWN} more" if len(self._galleries) > SHOWN else ""),
+                + (
+                    f" and {len(self._galleries) - SHOWN} more"
+                    if len(self._galleries) > SHOWN
+                    else ""
+                ),
                 do=self._remedy,
             )
         gallery = self._galleries[key]
@@ -83,20 +96,33 @@ class DatasetBuilder:
                     do=self._remedy,
                 )
         if row.triplet_id in self._triplets:
-            raise DataError(f"{where} repeats a triplet's id", got=row.triplet_id, expected="an id of its own")
+            raise DataError(
+                f"{where} repeats a triplet's id", got=row.triplet_id, expected="an id of its own"
+            )
         self._triplets[row.triplet_id] = row
 
-    def build(self, paths: Mapping[str, str], attributes: Mapping[str, Attributes] | None = None) -> Dataset:
+    def build(
+        self, paths: Mapping[str, str], attributes: Mapping[str, Attributes] | None = None
+    ) -> Dataset:
         """The tables. `paths` maps image ids to files, and an id that it lacks gets a null path.
 
         What `attributes` says of images that stand in no gallery is ignored.
         """
         said = attributes or {}
-        images = dict.fromkeys(image_id for gallery in self._galleries.values() for image_id in gallery)
+        images = dict.fromkeys(
+            image_id for gallery in self._galleries.values() for image_id in gallery
+        )
         return Dataset(
-            images=_table(IMAGE, [(key, paths.get(key), list(said.get(key, {}).items())) for key in images]),
+            images=_table(
+                IMAGE, [(key, paths.get(key), list(said.get(key, {}).items())) for key in images]
+            ),
             gallery=_table(
-                GALLERY, [(*key, image_id) for key, gallery in self._galleries.items() for image_id in gallery]
+                GALLERY,
+                [
+                    (*key, image_id)
+                    for key, gallery in self._galleries.items()
+                    for image_id in gallery
+                ],
             ),
             triplets=_table(TRIPLET, list(self._triplets.values())),
         )
@@ -105,5 +131,6 @@ class DatasetBuilder:
 def _table(schema: pa.Schema, rows: Sequence[tuple[object, ...]]) -> pa.Table:
     columns = list(zip(*rows, strict=True)) or [()] * len(schema)
     return pa.Table.from_arrays(
-        [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)], schema=schema
+        [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)],
+        schema=schema,
     )

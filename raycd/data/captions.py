@@ -1,7 +1,8 @@
 """How the captions of a triplet become one text: four ways in training, one in evaluation.
 
-A caption loses the characters `.?, ` at both ends; empty ones are left out; a text begins with a capital letter.
-(After Clip4Cir; its `capitalize()` also lowers the other letters, which CLIP's tokenizer does anyway.)
+A caption loses the characters `.?, ` at both ends; empty ones are left out; a text begins with a
+capital letter. (After Clip4Cir; its `capitalize()` also lowers the other letters, which CLIP's
+tokenizer does anyway.)
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ def evaluation_text(captions: Sequence[str]) -> str:
 def training_texts(captions: Sequence[str]) -> tuple[str, str, str, str]:
     """The four texts of which training draws one: "C1 and c2", "C2 and c1", "C1", "C2".
 
-    One caption gives four times the same; of more than two: all in order, all reversed, the first, the last. Where all
-    are empty, so are the texts.
+    One caption gives four times the same; of more than two: all in order, all reversed, the first,
+    the last. Where all are empty, so are the texts.
     """
     clean = _clean(captions)
     return _join(clean), _join(clean[::-1]), _join(clean[:1]), _join(clean[-1:])
@@ -36,8 +37,9 @@ def training_texts(captions: Sequence[str]) -> tuple[str, str, str, str]:
 def listed(text: str) -> list[str] | None:
     """The texts of a list that stands in one field, None where the text is none.
 
-    JSON (`["is red", "no belt"]`), as pandas writes a list (`['is red', 'no belt']`) or an array (without commas).
-    Raises ValueError where the text begins like such a list and is none. `[is red]` is a caption with brackets.
+    JSON (`["is red", "no belt"]`), as pandas writes a list (`['is red', 'no belt']`) or an array
+    (without commas). Raises ValueError where the text begins like such a list and is none. `[is
+    red]` is a caption with brackets.
     """
     text = text.strip()
     if not (text.startswith("[") and text.endswith("]")):
@@ -54,7 +56,9 @@ def listed(text: str) -> list[str] | None:
 
 
 def _python_list(text: str) -> list[str] | None:
-    """The strings between the brackets of a Python list or of a printed array; None where anything else is there."""
+    """The strings between the brackets of a Python list or of a printed array; None where anything
+    else is there.
+    """
     found: list[str] = []
     try:
         for token in tokenize.generate_tokens(io.StringIO(text).readline):
@@ -68,11 +72,14 @@ def _python_list(text: str) -> list[str] | None:
     return found
 
 
-def example_texts(annotated: Sequence[Sequence[str]], seed: int, *, count: int = 12, longest: int = 60) -> list[str]:
-    """At most `count` distinct texts drawn from the captions of many triplets, to show people what they may ask for.
+def example_texts(
+    annotated: Sequence[Sequence[str]], seed: int, *, count: int = 12, longest: int = 60
+) -> list[str]:
+    """At most `count` distinct texts drawn from the captions of many triplets, to show people what
+    they may ask for.
 
-    Each is the first caption alone, as training shows it (two in one text say the same thing twice), of at most
-    `longest` characters.
+    Each is the first caption alone, as training shows it (two in one text say the same thing
+    twice), of at most `longest` characters.
     """
     texts = dict.fromkeys(training_texts(captions)[2] for captions in annotated)
     short = [text for text in texts if 0 < len(text) <= longest]

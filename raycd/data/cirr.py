@@ -5,8 +5,9 @@
     <root>/<that path> or <root>/img_raw/<that path>
     <root>/attributes.json                        optional, see `attributes`
 
-The published split test1 is called test here and keeps its targets secret. All images are one category, "cirr"; a
-triplet's subset is the group of six that recall_subset@k ranks in, the reference included. Soft targets are not read.
+The published split test1 is called test here and keeps its targets secret. All images are one
+category, "cirr"; a triplet's subset is the group of six that recall_subset@k ranks in, the
+reference included. Soft targets are not read.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ PUBLISHED = {"train": "train", "val": "val", "test": "test1"}  # our name of a s
 
 
 def read(root: str, splits: Sequence[str] = ("train", "val")) -> Dataset:
-    """Read the annotations of `splits` ("train", "val", "test") under `root`, a local folder or any fsspec URI.
+    """Read the annotations of `splits` ("train", "val", "test") under `root`, a local folder or any
+    fsspec URI.
 
-    Raises `DataError` where a folder or file is absent or malformed, a split is unknown, or a triplet names an image
-    outside its split. An image without a file is no error: its path is null.
+    Raises `DataError` where a folder or file is absent or malformed, a split is unknown, or a
+    triplet names an image outside its split. An image without a file is no error: its path is null.
     """
     folder = Folder(root)
     _check_present(folder, splits)
@@ -43,7 +45,11 @@ def read(root: str, splits: Sequence[str] = ("train", "val")) -> Dataset:
 def _check_present(folder: Folder, splits: Sequence[str]) -> None:
     unknown = [split for split in splits if split not in PUBLISHED]
     if unknown or not splits:
-        raise DataError("CIRR has no such split", got=unknown or "no split", expected=f"some of {', '.join(PUBLISHED)}")
+        raise DataError(
+            "CIRR has no such split",
+            got=unknown or "no split",
+            expected=f"some of {', '.join(PUBLISHED)}",
+        )
     found = [f"{sub}/{name}" for sub in ("captions", "image_splits") for name in folder.names(sub)]
     missing = [name for split in splits for name in _files(split) if name not in found]
     if missing:
@@ -56,7 +62,10 @@ def _check_present(folder: Folder, splits: Sequence[str]) -> None:
 
 
 def _files(split: str) -> tuple[str, str]:
-    return f"captions/cap.rc2.{PUBLISHED[split]}.json", f"image_splits/split.rc2.{PUBLISHED[split]}.json"
+    return (
+        f"captions/cap.rc2.{PUBLISHED[split]}.json",
+        f"image_splits/split.rc2.{PUBLISHED[split]}.json",
+    )
 
 
 def _read_split(folder: Folder, builder: DatasetBuilder, split: str) -> dict[str, str]:
@@ -117,7 +126,9 @@ def _list(folder: Folder, parents: Iterable[str]) -> Iterable[str]:
 
 
 def _wrong_entry(entry: object, split: str, where: str) -> DataError:
-    keys = "pairid, reference, caption, img_set.members" + ("" if split == "test" else ", target_hard")
+    keys = "pairid, reference, caption, img_set.members" + (
+        "" if split == "test" else ", target_hard"
+    )
     return _wrong(where, entry, f"an object with {keys}")
 
 

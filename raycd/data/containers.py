@@ -1,4 +1,6 @@
-"""Files of pictures, looked at before Pillow decodes them: what a PNG can do without, and what a JPEG would cost."""
+"""Files of pictures, looked at before Pillow decodes them: what a PNG can do without, and what a
+JPEG would cost.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,8 @@ _START_OF_SCAN, _END = 0xDA, 0xD9
 def only_pixels(data: bytes) -> bytes | None:
     """A PNG without the chunks that say nothing of its pixels, and those of them that are damaged.
 
-    Viewers show a picture whose texts or colour profile are large or damaged; Pillow refuses it. None where nothing
-    is to leave out, or the file is no PNG.
+    Viewers show a picture whose texts or colour profile are large or damaged; Pillow refuses it.
+    None where nothing is to leave out, or the file is no PNG.
     """
     if not data.startswith(_PNG):
         return None
@@ -26,7 +28,9 @@ def only_pixels(data: bytes) -> bytes | None:
         chunk = data[at : at + 12 + length]
         at += 12 + length
         optional = kind[0] & 0x20
-        if not optional or (kind in _SHOWN and zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:])):
+        if not optional or (
+            kind in _SHOWN and zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:])
+        ):
             kept.append(chunk)
     whole = b"".join(kept)
     return None if len(whole) == len(data) else whole
@@ -42,5 +46,7 @@ def has_more_scans(data: bytes, most: int) -> bool:
     scans, found = 0, _MARKER.search(data, 2)
     while found and found[1][0] != _END and scans <= most:
         scans += found[1][0] == _START_OF_SCAN
-        found = _MARKER.search(data, found.end() + int.from_bytes(data[found.end() : found.end() + 2]))
+        found = _MARKER.search(
+            data, found.end() + int.from_bytes(data[found.end() : found.end() + 2])
+        )
     return scans > most

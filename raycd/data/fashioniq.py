@@ -5,7 +5,8 @@
     <root>/images/<id>.jpg, <root>/<category>/<id>.jpg or <root>/images/<category>/<id>.jpg (or .jpeg, .png)
     <root>/attributes.json                             optional, see `attributes`
 
-The test split keeps its targets secret. An id that stands in several categories or splits is one image.
+The test split keeps its targets secret. An id that stands in several categories or splits is one
+image.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ _CAPTIONS_NAME = re.compile(r"cap\.(.+)\.[^.]+\.json")
 
 
 def read(root: str, categories: Sequence[str], splits: Sequence[str] = ("train", "val")) -> Dataset:
-    """Read the annotations of `categories` and `splits` under `root`, a local folder or any fsspec URI.
+    """Read the annotations of `categories` and `splits` under `root`, a local folder or any fsspec
+    URI.
 
-    Raises `DataError` where a folder or file is absent or malformed, a category is unknown, or a triplet names an
-    image outside its split. An image without a file is no error: its path is null.
+    Raises `DataError` where a folder or file is absent or malformed, a category is unknown, or a
+    triplet names an image outside its split. An image without a file is no error: its path is null.
     """
     folder = Folder(root)
     _check_present(folder, categories, splits)
@@ -69,7 +71,9 @@ def _check_present(folder: Folder, categories: Sequence[str], splits: Sequence[s
                 expected=f"one of {', '.join(known)}",
                 do=f"set data.categories; did you mean {near}?",
             )
-    wanted = [name(c, s) for c in categories for s in splits for name in (captions_file, split_file)]
+    wanted = [
+        name(c, s) for c in categories for s in splits for name in (captions_file, split_file)
+    ]
     missing = [name for name in wanted if name not in found]
     if missing:
         annotations = [name for name in found if name.endswith(".json")]
@@ -87,7 +91,9 @@ def _read_split(folder: Folder, builder: DatasetBuilder, category: str, split: s
     _check_list(image_ids, folder.resolve(source), "a list of image ids")
     for index, image_id in enumerate(image_ids):
         if not isinstance(image_id, str) or not image_id:
-            raise _wrong(f"{folder.resolve(source)}, entry {index}", image_id, "an image id, a string")
+            raise _wrong(
+                f"{folder.resolve(source)}, entry {index}", image_id, "an image id, a string"
+            )
     builder.add_gallery(category, split, image_ids, source=source)
     _check_list(entries, folder.resolve(captions), "a list of triplets")
     for index, entry in enumerate(entries):
@@ -107,9 +113,13 @@ def _triplet(entry: Any, category: str, split: str, index: int, where: str) -> T
         or not all(isinstance(entry.get(name), str) for name in names)
     ):
         keys = "candidate, target" if split != "test" else "candidate"
-        raise _wrong(where, entry, f"an object with {keys} (image ids) and captions (a list of strings)")
+        raise _wrong(
+            where, entry, f"an object with {keys} (image ids) and captions (a list of strings)"
+        )
     target = entry["target"] if target_known else None
-    return TripletRow(f"{category}/{split}/{index}", category, split, entry["candidate"], target, captions)
+    return TripletRow(
+        f"{category}/{split}/{index}", category, split, entry["candidate"], target, captions
+    )
 
 
 def _image_paths(folder: Folder, categories: Sequence[str]) -> dict[str, str]:

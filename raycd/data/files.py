@@ -1,8 +1,9 @@
-"""Which files a data set's images are, so that a run notices what was added, replaced, changed or lost.
+"""Which files a data set's images are, so that a run notices what was added, replaced, changed or
+lost.
 
-Nothing is read. A local file costs one `stat`. A store is asked for one listing of a folder in which many images
-lie (S3: a request a thousand files), and for each file of the others (HTTP has no listings: a HEAD an image), ASKED
-questions at a time.
+Nothing is read. A local file costs one `stat`. A store is asked for one listing of a folder in
+which many images lie (S3: a request a thousand files), and for each file of the others (HTTP has no
+listings: a HEAD an image), ASKED questions at a time.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ _NAMES = ("ETag", "etag", "md5Hash", "CRC")  # of what is inside of a file, as s
 _TIMES = ("LastModified", "last_modified", "updated", "mtime", "modified", "created")
 
 State = list[int | str]
-"""Size, and what changes with the content: modification time or a store's etag. Equal where the file is the same."""
+"""Size, and what changes with the content: modification time or a store's etag. Equal where the
+file is the same.
+"""
 
 
 def states(paths: Iterable[str | None], *, times: bool = True) -> list[State | None]:
@@ -34,8 +37,13 @@ def states(paths: Iterable[str | None], *, times: bool = True) -> list[State | N
     Raises DataError where a store refuses or does not answer (see `stores.ask`).
     """
     every = list(paths)
-    far = _in_stores(dict.fromkeys(path for path in every if path is not None and not is_local(path)), times)
-    return [None if path is None else far[path] if path in far else _local(path, times) for path in every]
+    far = _in_stores(
+        dict.fromkeys(path for path in every if path is not None and not is_local(path)), times
+    )
+    return [
+        None if path is None else far[path] if path in far else _local(path, times)
+        for path in every
+    ]
 
 
 def _local(path: str, times: bool) -> State | None:
@@ -49,7 +57,9 @@ def _local(path: str, times: bool) -> State | None:
 def _in_stores(uris: Iterable[str], times: bool) -> dict[str, State | None]:
     folders: dict[str, list[str]] = {}
     for uri in uris:
-        inner, *outer = uri.split("::")  # zip://inner::s3://bucket/a.zip: the folder is one inside of the archive
+        inner, *outer = uri.split(
+            "::"
+        )  # zip://inner::s3://bucket/a.zip: the folder is one inside of the archive
         folders.setdefault("::".join([posixpath.dirname(inner), *outer]), []).append(uri)
     questions = [
         some
@@ -93,7 +103,10 @@ def _listed(uris: Sequence[str], times: bool) -> list[State | None]:
     def listing() -> dict[str, Mapping[str, Any]]:
         store, path = fsspec.url_to_fs(folder)
         store.invalidate_cache()
-        return {posixpath.basename(entry["name"].rstrip("/")): entry for entry in store.ls(path, detail=True)}
+        return {
+            posixpath.basename(entry["name"].rstrip("/")): entry
+            for entry in store.ls(path, detail=True)
+        }
 
     try:
         there = stores.ask(folder, listing)
@@ -104,7 +117,11 @@ def _listed(uris: Sequence[str], times: bool) -> list[State | None]:
 
 
 def _state(entry: Mapping[str, Any], times: bool) -> State:
-    """Of an HTTP server's files the size alone counts: servers behind one name often differ in etags and times."""
+    """Of an HTTP server's files the size alone counts: servers behind one name often differ in
+    etags and times.
+    """
     size = entry.get("size")
-    inside = next((entry[name] for name in (*_NAMES, *_TIMES) if entry.get(name)), "") if times else ""
+    inside = (
+        next((entry[name] for name in (*_NAMES, *_TIMES) if entry.get(name)), "") if times else ""
+    )
     return [-1 if size is None else int(size), str(inside)]

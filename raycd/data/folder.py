@@ -1,6 +1,7 @@
 """A data set's folder, local or any URI that fsspec knows, and the JSON files in it.
 
-Everything that goes wrong while a file is found or parsed becomes a `DataError` that names the file.
+Everything that goes wrong while a file is found or parsed becomes a `DataError` that names the
+file.
 """
 
 from __future__ import annotations
@@ -22,14 +23,21 @@ def is_local(path: str) -> bool:
 
 
 class Folder:
-    """The folder `root`. Raises `DataError` where it is absent or no file system is installed for its URI."""
+    """The folder `root`. Raises `DataError` where it is absent or no file system is installed for
+    its URI.
+    """
 
     def __init__(self, root: str) -> None:
         if not root:
-            raise DataError("data.root is empty", expected="the folder or URI of the data set", do="set data.root")
+            raise DataError(
+                "data.root is empty",
+                expected="the folder or URI of the data set",
+                do="set data.root",
+            )
         try:
             self._fs, self._path = fsspec.core.url_to_fs(root)
-            self._fs.invalidate_cache()  # a process may read a data set twice, and the store's have changed meanwhile
+            # A process may read a data set twice, and the store's have changed meanwhile
+            self._fs.invalidate_cache()
             there = self._fs.isdir(self._path)
         except (ImportError, ValueError, OSError) as error:
             raise DataError(
@@ -53,13 +61,17 @@ class Folder:
             if is_local(self.root):
                 listing = self._fs.ls(folder, detail=False)
             else:
-                listing = stores.ask(self.resolve(subfolder), lambda: self._fs.ls(folder, detail=False))
+                listing = stores.ask(
+                    self.resolve(subfolder), lambda: self._fs.ls(folder, detail=False)
+                )
         except (FileNotFoundError, NotADirectoryError):
             return []
         return sorted(posixpath.basename(str(name).rstrip("/")) for name in listing)
 
     def resolve(self, path: str) -> str:
-        """`path` itself where it is a URI or absolute, else the path or URI of that file in this folder."""
+        """`path` itself where it is a URI or absolute, else the path or URI of that file in this
+        folder.
+        """
         if not is_local(path) or os.path.isabs(path):
             return path
         path = posixpath.normpath(path)
@@ -85,7 +97,9 @@ class Folder:
             ) from error
 
     def json(self, path: str) -> Any:
-        """The content of a JSON file. Raises `DataError` where it is malformed, as `json_text.loads` says it."""
+        """The content of a JSON file. Raises `DataError` where it is malformed, as
+        `json_text.loads` says it.
+        """
         data = self.read(path)
         try:
             return json_text.loads(data)

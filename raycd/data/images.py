@@ -1,9 +1,10 @@
 """Guarded decoding and preprocessing of images: one home, for training and serving.
 
-bytes --decode--> RGB image --Preprocess--> uint8 pixels --normalise--> float32 (3, size, size). What cannot be decoded
-whole is refused as `BrokenImage` with a reason that reports count by. Dimensions are read from the header before any
-pixel is decoded. Training, service, thumbnails and reports all read pictures here, and nowhere else does Pillow see the
-bytes of a file that others made.
+bytes --decode--> RGB image --Preprocess--> uint8 pixels --normalise--> float32 (3, size, size).
+What cannot be decoded whole is refused as `BrokenImage` with a reason that reports count by.
+Dimensions are read from the header before any pixel is decoded. Training, service, thumbnails and
+reports all read pictures here, and nowhere else does Pillow see the bytes of a file that others
+made.
 """
 
 from __future__ import annotations
@@ -45,14 +46,17 @@ _TURNS = {
 _SHRINK = "make it smaller"
 _MOST_SCANS = 64  # of a JPEG; cameras and programs make 1 to about 20
 _MOST_COVERED = 8  # how often the tiles of a TIFF may cover it: once for each of its planes
-_LONGEST_PADDED = 4096  # longer images are shrunk before they are padded: a strip of 8 x 65500 would take 10 GB
+_LONGEST_PADDED = (
+    4096  # longer images are shrunk before they are padded: a strip of 8 x 65500 would take 10 GB
+)
 
 _ABSENT = (  # why a path names no file that can be read; any other error says nothing about it
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM),
     *(errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO, errno.ENODEV, errno.EINVAL),
 )
 
-# Pillow warns of damage, once for each of a thousand tags; what matters of it is an outcome of `decode`.
+# Pillow warns of damage, once for each of a thousand tags; what matters of it is an outcome of
+# `decode`.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
@@ -60,7 +64,13 @@ class BrokenImage(DataError):
     """An image that is absent or cannot be decoded whole; `reason` is one of REASONS."""
 
     def __init__(
-        self, what: str, *, reason: Reason, got: object = None, expected: object = None, do: str | None = None
+        self,
+        what: str,
+        *,
+        reason: Reason,
+        got: object = None,
+        expected: object = None,
+        do: str | None = None,
     ) -> None:
         super().__init__(what, got=got, expected=expected, do=do)
         self.reason: Reason = reason
@@ -74,9 +84,15 @@ def _restored(message: str, reason: Reason) -> BrokenImage:
 
 
 def load(
-    path: str | None, *, max_pixels: int = MAX_PIXELS, min_side: int = MIN_SIDE, patient: bool = True
+    path: str | None,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    min_side: int = MIN_SIDE,
+    patient: bool = True,
 ) -> Image.Image:
-    """`decode` of `read_bytes`; a null path is missing too. The message of a `BrokenImage` names the path."""
+    """`decode` of `read_bytes`; a null path is missing too. The message of a `BrokenImage` names
+    the path.
+    """
     if path is None:
         raise BrokenImage("no file was found for this image", reason="missing")
     try:
@@ -90,8 +106,9 @@ def load(
 def read_bytes(path: str, *, patient: bool = True) -> bytes:
     """The bytes of a local file or any fsspec URI.
 
-    Raises `BrokenImage` (missing) where there is no file or no right to read a local one. A store that refuses, is busy
-    or cannot be reached says nothing about the image and is a plain `DataError`, after some tries where `patient`.
+    Raises `BrokenImage` (missing) where there is no file or no right to read a local one. A store
+    that refuses, is busy or cannot be reached says nothing about the image and is a plain
+    `DataError`, after some tries where `patient`.
     """
     try:
         if not is_local(path):
@@ -103,14 +120,20 @@ def read_bytes(path: str, *, patient: bool = True) -> bytes:
     except Exception as error:
         if _is_absent(error):
             got = f"{type(error).__name__}: {error}"
-            raise BrokenImage(f"{_shown(path)} cannot be read", reason="missing", got=got) from error
+            raise BrokenImage(
+                f"{_shown(path)} cannot be read", reason="missing", got=got
+            ) from error
         raise DataError(
-            f"reading {path} failed", got=f"{type(error).__name__}: {error}", do="check the disk that it lies on"
+            f"reading {path} failed",
+            got=f"{type(error).__name__}: {error}",
+            do="check the disk that it lies on",
         ) from error
 
 
 def _shown(path: str) -> str:
-    return repr(path)[1:-1]  # a path may hold what no terminal or file should: NUL, line breaks, surrogates
+    return repr(path)[
+        1:-1
+    ]  # a path may hold what no terminal or file should: NUL, line breaks, surrogates
 
 
 def _open_local(path: str) -> BinaryIO:
@@ -123,7 +146,9 @@ def _open_local(path: str) -> BinaryIO:
 
 
 def _is_absent(error: Exception) -> bool:
-    if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)):
+    if isinstance(
+        error, (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
+    ):
         return True
     if isinstance(error, OSError):
         return error.errno in _ABSENT
@@ -131,13 +156,17 @@ def _is_absent(error: Exception) -> bool:
 
 
 def decode(
-    data: bytes, *, max_pixels: int = MAX_PIXELS, min_side: int = MIN_SIDE, formats: Sequence[str] = FORMATS
+    data: bytes,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    min_side: int = MIN_SIDE,
+    formats: Sequence[str] = FORMATS,
 ) -> Image.Image:
     """Decode the first frame upright as RGB, transparency over white.
 
-    Raises `BrokenImage`: empty; not_an_image (none of `formats`, which are some of FORMATS); too_large (more than
-    `max_pixels`, or than about 179 million, where Pillow's own guard stands); too_small (a side under `min_side`);
-    truncated (pixels not whole).
+    Raises `BrokenImage`: empty; not_an_image (none of `formats`, which are some of FORMATS);
+    too_large (more than `max_pixels`, or than about 179 million, where Pillow's own guard stands);
+    too_small (a side under `min_side`); truncated (pixels not whole).
     """
     if not data:
         raise BrokenImage("the file is empty", reason="empty", got="0 bytes", expected="an image")
@@ -166,21 +195,29 @@ def fitted(image: Image.Image, longest: int) -> Image.Image:
 
 
 def _guarded(act: Callable[[bytes], T], data: bytes, formats: Sequence[str]) -> T:
-    """`act` on a file, or on the pixels of a PNG where something else in it is damaged. Raises `BrokenImage` only."""
+    """`act` on a file, or on the pixels of a PNG where something else in it is damaged. Raises
+    `BrokenImage` only.
+    """
     try:
         return act(data)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BrokenImage("the image is too large", reason="too_large", got=error, do=_SHRINK) from error
+        raise BrokenImage(
+            "the image is too large", reason="too_large", got=error, do=_SHRINK
+        ) from error
     except BrokenImage:
         raise
-    except Exception as error:  # Pillow's plugins raise anything on hostile bytes: zlib.error, AssertionError, ...
+    except (
+        Exception
+    ) as error:  # Pillow's plugins raise anything on hostile bytes: zlib.error, AssertionError, ...
         pixels = containers.only_pixels(data)
         if pixels is not None:
             return _guarded(act, pixels, formats)
         if isinstance(error, UnidentifiedImageError):
             raise _unidentified(data, formats) from error
         raise BrokenImage(
-            "the image is truncated or damaged", reason="truncated", got=f"{type(error).__name__}: {error}"
+            "the image is truncated or damaged",
+            reason="truncated",
+            got=f"{type(error).__name__}: {error}",
         ) from error
 
 
@@ -192,13 +229,18 @@ def _opened(data: bytes, formats: Sequence[str]) -> Image.Image:
 
 
 def _kind(image: Image.Image) -> str:
-    return "JPEG" if image.format == "MPO" else str(image.format)  # MPO: a phone's JPEG with a second picture in it
+    return (
+        "JPEG" if image.format == "MPO" else str(image.format)
+    )  # MPO: a phone's JPEG with a second picture in it
 
 
 def _check_cost(data: bytes, image: Image.Image) -> None:
     """A small file may make the decoder go over its pixels a million times."""
     width, height = image.size
-    covered = sum((right - left) * (low - top) for _, (left, top, right, low), *_ in getattr(image, "tile", ()))
+    covered = sum(
+        (right - left) * (low - top)
+        for _, (left, top, right, low), *_ in getattr(image, "tile", ())
+    )
     if covered > _MOST_COVERED * width * height or containers.has_more_scans(data, _MOST_SCANS):
         raise BrokenImage(
             "the image is damaged",
@@ -258,7 +300,9 @@ def _unidentified(data: bytes, formats: Sequence[str]) -> BrokenImage:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """RGB, turned as EXIF says, and nothing but pixels: damaged EXIF is no reason to refuse good ones."""
+    """RGB, turned as EXIF says, and nothing but pixels: damaged EXIF is no reason to refuse good
+    ones.
+    """
     rgb = _to_rgb(image)
     try:
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
@@ -266,7 +310,8 @@ def _upright(image: Image.Image) -> Image.Image:
         turn = None
     if turn is not None:
         rgb = rgb.transpose(turn)
-    rgb.info = {}  # Pillow would write a GIF's comment into the JPEG of a thumbnail, or fail where it is too long
+    # Pillow would write a GIF's comment into the JPEG of a thumbnail, or fail where it is too long
+    rgb.info = {}
     return rgb
 
 
@@ -274,7 +319,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     try:
         if image.mode.startswith(("I", "F")):
             image = levels.to_grey(image)
-        elif image.mode == "La":  # grey with alpha that is multiplied already: Pillow takes two steps
+        elif (
+            image.mode == "La"
+        ):  # grey with alpha that is multiplied already: Pillow takes two steps
             image = image.convert("LA")
         if image.has_transparency_data:
             white = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -316,12 +363,13 @@ def _centre(image: Image.Image, width: int, height: int) -> Image.Image:
 
 @dataclass(frozen=True)
 class Preprocess:
-    """RGB image -> uint8 pixels (size, size, 3) -> normalised float32 (3, size, size): TargetPad, bicubic resize,
-    centre crop, normalisation.
+    """RGB image -> uint8 pixels (size, size, 3) -> normalised float32 (3, size, size): TargetPad,
+    bicubic resize, centre crop, normalisation.
 
-    The same numbers as torchvision's Resize, CenterCrop, ToTensor and Normalize. The two halves are apart because the
-    first needs the file and a processor, the second belongs on the encoder's device: between them travel bytes.
-    Extreme strips are cut down first, so that memory stays bounded whatever `decode` let through.
+    The same numbers as torchvision's Resize, CenterCrop, ToTensor and Normalize. The two halves are
+    apart because the first needs the file and a processor, the second belongs on the encoder's
+    device: between them travel bytes. Extreme strips are cut down first, so that memory stays
+    bounded whatever `decode` let through.
     """
 
     size: int
@@ -334,8 +382,12 @@ class Preprocess:
         return torch.from_numpy(np.array(self._square(image)))
 
     def normalise(self, pixels_BSS3: torch.Tensor) -> torch.Tensor:
-        """uint8 pixels (B, size, size, 3) -> float32 (B, 3, size, size) with the channels last in memory."""
-        mean, std = (torch.tensor(values, device=pixels_BSS3.device) for values in (self.mean, self.std))
+        """uint8 pixels (B, size, size, 3) -> float32 (B, 3, size, size) with the channels last in
+        memory.
+        """
+        mean, std = (
+            torch.tensor(values, device=pixels_BSS3.device) for values in (self.mean, self.std)
+        )
         return pixels_BSS3.float().div_(255).sub_(mean).div_(std).permute(0, 3, 1, 2)
 
     def _square(self, image: Image.Image) -> Image.Image:
@@ -345,7 +397,9 @@ class Preprocess:
             image = fitted(image, _LONGEST_PADDED)
         image = TargetPad(self.target_pad)(image)
         short = min(image.size)
-        if max(image.size) > 4 * short:  # only where target_pad allows it: of a strip, the middle is enough
+        if (
+            max(image.size) > 4 * short
+        ):  # only where target_pad allows it: of a strip, the middle is enough
             image = _centre(image, *(min(side, 4 * short) for side in image.size))
         width, height = (int(self.size * side / short) for side in image.size)
         if image.size != (width, height):
@@ -354,7 +408,12 @@ class Preprocess:
 
     def to_dict(self) -> dict[str, Any]:
         """What a bundle keeps, as JSON values."""
-        return {"size": self.size, "target_pad": self.target_pad, "mean": list(self.mean), "std": list(self.std)}
+        return {
+            "size": self.size,
+            "target_pad": self.target_pad,
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

@@ -1,4 +1,6 @@
-"""JSON as users' files hold it: whatever cannot be used later is refused here, with what and where it is."""
+"""JSON as users' files hold it: whatever cannot be used later is refused here, with what and where
+it is.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +14,15 @@ _HALF = re.compile(r"\\u[dD][89a-fA-F]")  # may be half of a character; two halv
 def loads(data: bytes | str) -> Any:
     """Return the value that `data` holds.
 
-    Raises ValueError: it is no JSON or no UTF-8, nested too deep, an object names a field twice, or a text has half a
-    character (an unpaired surrogate, such as "\\ud83d" alone), which no file can hold.
+    Raises ValueError: it is no JSON or no UTF-8, nested too deep, an object names a field twice, or
+    a text has half a character (an unpaired surrogate, such as "\\ud83d" alone), which no file can
+    hold.
     """
-    text = data if isinstance(data, str) else data.decode(json.detect_encoding(data)).removeprefix("\ufeff")
+    text = (
+        data
+        if isinstance(data, str)
+        else data.decode(json.detect_encoding(data)).removeprefix("\ufeff")
+    )
     try:
         value = json.loads(text, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
@@ -35,7 +42,9 @@ def check_whole(value: Any, *, where: str = "") -> None:
         except UnicodeEncodeError as error:
             place = f"{where}: " if where else ""
             text = value.encode(errors="backslashreplace").decode()[:100]
-            raise ValueError(f"{place}half a character (an unpaired surrogate) in {text!r}") from error
+            raise ValueError(
+                f"{place}half a character (an unpaired surrogate) in {text!r}"
+            ) from error
     elif isinstance(value, dict):
         for key, entry in value.items():
             check_whole(key, where=where)
@@ -46,7 +55,9 @@ def check_whole(value: Any, *, where: str = "") -> None:
 
 
 def shown(value: object) -> str:
-    """Return the beginning of a value for a message; one that is nested deeply can be parsed and not be printed."""
+    """Return the beginning of a value for a message; one that is nested deeply can be parsed and
+    not be printed.
+    """
     try:
         return repr(value)[:200]
     except RecursionError:

@@ -1,6 +1,7 @@
 """Grey pictures of more than 8 bits, whole numbers or floats, as 8 bits.
 
-Pillow cuts their levels off at 255 where it converts them, so that a float TIFF of 0 to 1 would be black in silence.
+Pillow cuts their levels off at 255 where it converts them, so that a float TIFF of 0 to 1 would be
+black in silence.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ TiffImagePlugin.OPEN_INFO.setdefault((b"MM", 1, (1,), 1, (32,), ()), ("I", "I;32
 
 
 def to_grey(image: Image.Image) -> Image.Image:
-    """Convert a loaded picture of a mode I or F to L, or to LA where one of its levels is transparent.
+    """Convert a loaded picture of a mode I or F to L, or to LA where one of its levels is
+    transparent.
 
-    Sixteen bits, and the twelve of a TIFF, are scaled as they are declared. Of 32 bits and floats the range tells what
-    is white: about 1 (floats), 255, 65,535 or all 32 bits.
+    Sixteen bits, and the twelve of a TIFF, are scaled as they are declared. Of 32 bits and floats
+    the range tells what is white: about 1 (floats), 255, 65,535 or all 32 bits.
 
     Raises ValueError where that is not to be told from the levels, or some are no numbers.
     """
@@ -54,4 +56,6 @@ def _white(levels_HW: NDArray[np.generic]) -> int:
         if bright and -white * _SLACK <= low and high <= white * (1 + _SLACK):
             return white
     scales = ", ".join(f"{white:,}" for white in possible)
-    raise ValueError(f"its levels go from {low:g} to {high:g}, which fits none of the scales from 0 to {scales}")
+    raise ValueError(
+        f"its levels go from {low:g} to {high:g}, which fits none of the scales from 0 to {scales}"
+    )

@@ -1,4 +1,5 @@
-"""A user's own images and triplets, from two tables: Parquet (.parquet), CSV (.csv) or JSON Lines (.jsonl, .ndjson).
+"""A user's own images and triplets, from two tables: Parquet (.parquet), CSV (.csv) or JSON Lines
+(.jsonl, .ndjson).
 
     gallery    image_id    unique name of an image
                path        URI, absolute path, or path relative to the root
@@ -13,10 +14,11 @@
                category    optional; the gallery that is searched; "all" where absent
                split       optional; "train" where absent
 
-An image may have several rows, one for each gallery that it is in, all with the same path; a row that stands twice
-counts once. Where a gallery has no column `attributes`, its further columns of texts, numbers and booleans are the
-attributes (see `attributes`). Reference and target must stand in the gallery of their triplet's category and split.
-Other columns are ignored. Rows are counted from 1, without the header.
+An image may have several rows, one for each gallery that it is in, all with the same path; a row
+that stands twice counts once. Where a gallery has no column `attributes`, its further columns of
+texts, numbers and booleans are the attributes (see `attributes`). Reference and target must stand
+in the gallery of their triplet's category and split. Other columns are ignored. Rows are counted
+from 1, without the header.
 """
 
 from __future__ import annotations
@@ -45,8 +47,9 @@ TRIPLET_COLUMNS = ("reference", "target", "captions", "caption", "triplet_id", "
 def read(root: str, triplets: str, gallery: str) -> Dataset:
     """Read both tables; their names are relative to `root`, or absolute, or URIs.
 
-    Raises `DataError` with file and row for a missing column, a null, an unknown image, a split that is none of
-    SPLITS, or an image_id with two paths or other attributes. That the images exist is not checked here.
+    Raises `DataError` with file and row for a missing column, a null, an unknown image, a split
+    that is none of SPLITS, or an image_id with two paths or other attributes. That the images exist
+    is not checked here.
     """
     folder = Folder(root)
     builder = DatasetBuilder(_CATEGORY_REMEDY)
@@ -98,9 +101,13 @@ def _differing(where: str, image_id: str, first: _Image, again: _Image) -> DataE
     )
 
 
-def _read_triplets(folder: Folder, builder: DatasetBuilder, name: str, images: Container[str], gallery: str) -> None:
+def _read_triplets(
+    folder: Folder, builder: DatasetBuilder, name: str, images: Container[str], gallery: str
+) -> None:
     table, found = rows.read(folder, name, TRIPLET_COLUMNS)
-    _check_columns(name, found, "reference", "target", "caption" if "caption" in found else "captions")
+    _check_columns(
+        name, found, "reference", "target", "caption" if "caption" in found else "captions"
+    )
     for number, row in enumerate(table, 1):
         where = f"{name}, row {number}"
         category, split = _text(row, "category", where, CATEGORY), _split(row, where)
@@ -109,10 +116,16 @@ def _read_triplets(folder: Folder, builder: DatasetBuilder, name: str, images: C
             target = _text(row, "target", where)
         for image_id in (reference, target):
             if image_id and image_id not in images:
-                raise DataError(f"{where} names an unknown image", got=image_id, expected=f"an image_id of {gallery}")
+                raise DataError(
+                    f"{where} names an unknown image",
+                    got=image_id,
+                    expected=f"an image_id of {gallery}",
+                )
         triplet_id = _text(row, "triplet_id", where, f"{category}/{split}/{number - 1}")
         texts = _captions(row, where)
-        builder.add_triplet(TripletRow(triplet_id, category, split, reference, target or None, texts), where=where)
+        builder.add_triplet(
+            TripletRow(triplet_id, category, split, reference, target or None, texts), where=where
+        )
 
 
 def _captions(row: Row, where: str) -> list[str]:
@@ -131,7 +144,9 @@ def _captions(row: Row, where: str) -> list[str]:
             texts = listed or [text.strip() for text in value.split("|")]
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
         raise DataError(
-            f"{where} has no usable caption", got=json_text.shown(value), expected="one text or more, none null"
+            f"{where} has no usable caption",
+            got=json_text.shown(value),
+            expected="one text or more, none null",
         )
     return texts
 
@@ -139,7 +154,9 @@ def _captions(row: Row, where: str) -> list[str]:
 def _split(row: Row, where: str) -> str:
     split = _text(row, "split", where, "train")
     if split not in SPLITS:
-        raise DataError(f"{where} names an unknown split", got=split, expected=f"one of {', '.join(SPLITS)}")
+        raise DataError(
+            f"{where} names an unknown split", got=split, expected=f"one of {', '.join(SPLITS)}"
+        )
     return split
 
 
@@ -153,7 +170,8 @@ def _text(row: Row, column: str, where: str, default: str | None = None) -> str:
             f"{where} has no usable {column}",
             got="null" if value is None else json_text.shown(value),
             expected="a text or a whole number",
-            do=f"fill {column} in" + (", or leave the whole column out" if default is not None else ""),
+            do=f"fill {column} in"
+            + (", or leave the whole column out" if default is not None else ""),
         )
     return str(value)
 

@@ -1,4 +1,6 @@
-"""The record of images that are missing or broken: how many, which, why, and whether that is too many."""
+"""The record of images that are missing or broken: how many, which, why, and whether that is too
+many.
+"""
 
 from __future__ import annotations
 
@@ -24,17 +26,22 @@ class ImageReport:
 
     def counts(self) -> dict[str, int]:
         """Images per reason, the most frequent reason first."""
-        return dict(sorted(Counter(self.reasons.values()).items(), key=lambda item: (-item[1], item[0])))
+        return dict(
+            sorted(Counter(self.reasons.values()).items(), key=lambda item: (-item[1], item[0]))
+        )
 
     def check(self, total: int, max_missing: float, *, listed: str = "") -> None:
-        """Raise `DataError` where more than the share `max_missing` of `total` images is missing or broken.
+        """Raise `DataError` where more than the share `max_missing` of `total` images is missing or
+        broken.
 
         `listed` says where the whole list can be read.
         """
         if len(self) <= max_missing * total:
             return
         share = len(self) / total if total else 1.0
-        first = ", ".join(f"{image_id} ({reason})" for image_id, reason in list(self.reasons.items())[:3])
+        first = ", ".join(
+            f"{image_id} ({reason})" for image_id, reason in list(self.reasons.items())[:3]
+        )
         by_reason = ", ".join(f"{count} {reason}" for reason, count in self.counts().items())
         place = f"; the list is in {listed}" if listed else ""
         raise DataError(
@@ -45,5 +52,11 @@ class ImageReport:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """{"missing": total, "by_reason": {reason: count}, "images": {image_id: reason}} for a stage's report."""
-        return {"missing": len(self), "by_reason": self.counts(), "images": dict(sorted(self.reasons.items()))}
+        """{"missing": total, "by_reason": {reason: count}, "images": {image_id: reason}} for a
+        stage's report.
+        """
+        return {
+            "missing": len(self),
+            "by_reason": self.counts(),
+            "images": dict(sorted(self.reasons.items())),
+        }

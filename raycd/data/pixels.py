@@ -1,6 +1,7 @@
 """Preprocessed pixels of a data set's images, by image id, kept in memory up to a limit.
 
-There is no augmentation, so an image that was decoded once need not be decoded again in the next epoch.
+There is no augmentation, so an image that was decoded once need not be decoded again in the next
+epoch.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from raycd.data.images import Preprocess, load
 class PixelCache:
     """Image ids -> uint8 pixels (B, S, S, 3). `paths` holds readable images only."""
 
-    def __init__(self, paths: Mapping[str, str], preprocess: Preprocess, config: DataConfig, limit_mib: int) -> None:
+    def __init__(
+        self, paths: Mapping[str, str], preprocess: Preprocess, config: DataConfig, limit_mib: int
+    ) -> None:
         self.paths, self.preprocess, self.config = paths, preprocess, config
         self._most = limit_mib * 2**20 // (3 * preprocess.size**2)
         self._kept: dict[str, torch.Tensor] = {}
@@ -30,7 +33,9 @@ class PixelCache:
         kept = self._kept.get(image_id)
         if kept is not None:
             return kept
-        image = load(self.paths[image_id], max_pixels=self.config.max_pixels, min_side=self.config.min_side)
+        image = load(
+            self.paths[image_id], max_pixels=self.config.max_pixels, min_side=self.config.min_side
+        )
         pixels = self.preprocess(image)
         if len(self._kept) < self._most:
             self._kept[image_id] = pixels

@@ -12,7 +12,9 @@ from raycd.data.schema import Dataset
 
 
 def read(config: DataConfig, root: str | None = None) -> Dataset:
-    """Train and val of the data set at `root` (data.root where None). Raises DataError as the readers do."""
+    """Train and val of the data set at `root` (data.root where None). Raises DataError as the
+    readers do.
+    """
     root = config.root if root is None else root
     if config.format == "cirr":
         return cirr.read(root)
@@ -22,16 +24,22 @@ def read(config: DataConfig, root: str | None = None) -> Dataset:
 
 
 def content_hash(dataset: Dataset, *, drawn: bool = False) -> str:
-    """Hash of images (ids, and which files they are), galleries and triplets; the same wherever the files lie.
+    """Hash of images (ids, and which files they are), galleries and triplets; the same wherever the
+    files lie.
 
-    A file that comes, goes, or changes its size or modification time (in a store: its etag) changes the hash, see
-    `files`. Of images that were `drawn` by raycd itself the size alone counts, so that a run may be copied in any way.
-    Attributes have a hash of their own: nothing is trained, embedded or measured anew because they change. Raises
-    DataError where a store does not answer.
+    A file that comes, goes, or changes its size or modification time (in a store: its etag) changes
+    the hash, see `files`. Of images that were `drawn` by raycd itself the size alone counts, so
+    that a run may be copied in any way. Attributes have a hash of their own: nothing is trained,
+    embedded or measured anew because they change. Raises DataError where a store does not answer.
     """
     found = files.states(dataset.images["path"].to_pylist(), times=not drawn)
     return _hash(
-        [dataset.images["image_id"].to_pylist(), found, dataset.gallery.to_pydict(), dataset.triplets.to_pydict()]
+        [
+            dataset.images["image_id"].to_pylist(),
+            found,
+            dataset.gallery.to_pydict(),
+            dataset.triplets.to_pydict(),
+        ]
     )
 
 

@@ -1,6 +1,7 @@
 """The rows of a table file: Parquet (.parquet), CSV (.csv) or JSON Lines (.jsonl, .ndjson).
 
-Everything that goes wrong while a table is parsed becomes a `DataError` that names the file, and the line where known.
+Everything that goes wrong while a table is parsed becomes a `DataError` that names the file, and
+the line where known.
 """
 
 from __future__ import annotations
@@ -21,18 +22,26 @@ from raycd.errors import DataError
 Row = Mapping[str, Any]
 
 
-def read(folder: Folder, name: str, wanted: Sequence[str], *, others: bool = False) -> tuple[list[Row], list[str]]:
-    """The rows of a table, and the names of all its columns. A column of the first row is in every row.
+def read(
+    folder: Folder, name: str, wanted: Sequence[str], *, others: bool = False
+) -> tuple[list[Row], list[str]]:
+    """The rows of a table, and the names of all its columns. A column of the first row is in every
+    row.
 
-    Of Parquet and CSV only the columns in `wanted` are read; with `others` those of texts, numbers and booleans, too.
-    All columns of CSV are text, as they stand in the file: "007" stays "007". Spaces around a column's name do not
-    count, and columns without a name are not there; two of one name that would be read are a `DataError`.
+    Of Parquet and CSV only the columns in `wanted` are read; with `others` those of texts, numbers
+    and booleans, too. All columns of CSV are text, as they stand in the file: "007" stays "007".
+    Spaces around a column's name do not count, and columns without a name are not there; two of one
+    name that would be read are a `DataError`.
     """
     data, extension = folder.read(name), posixpath.splitext(name)[1].lower()
     if extension in (".jsonl", ".ndjson"):
         return _json_lines(data, name)
     if extension not in (".csv", ".parquet"):
-        raise DataError(f"{name} is in an unknown format", got=extension, expected=".parquet, .csv, .jsonl or .ndjson")
+        raise DataError(
+            f"{name} is in an unknown format",
+            got=extension,
+            expected=".parquet, .csv, .jsonl or .ndjson",
+        )
     table = _arrow(data, name, extension)
     names = [field.name.strip() for field in table.schema]
     read = [
@@ -41,7 +50,9 @@ def read(folder: Folder, name: str, wanted: Sequence[str], *, others: bool = Fal
         if column in wanted or (others and column and _plain(field.type))
     ]
     _refuse_twice([names[place] for place in read], names, name)
-    return table.select(read).rename_columns([names[place] for place in read]).to_pylist(), [n for n in names if n]
+    return table.select(read).rename_columns([names[place] for place in read]).to_pylist(), [
+        n for n in names if n
+    ]
 
 
 def _refuse_twice(read: Sequence[str], names: Sequence[str], table: str) -> None:
@@ -58,7 +69,11 @@ def _refuse_twice(read: Sequence[str], names: Sequence[str], table: str) -> None
 
 def _plain(kind: pa.DataType) -> bool:
     """Whether a column holds texts, numbers or booleans; not lists, dates or bytes."""
-    kind = kind.value_type if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind) else kind
+    kind = (
+        kind.value_type
+        if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind)
+        else kind
+    )
     tests = ("string", "large_string", "string_view", "boolean", "integer", "floating", "decimal")
     return any(getattr(pa.types, f"is_{test}")(kind) for test in tests)
 
@@ -75,7 +90,9 @@ def _arrow(data: bytes, name: str, extension: str) -> pa.Table:
         convert = pyarrow.csv.ConvertOptions(column_types=text)
         return pyarrow.csv.read_csv(BytesIO(data), parse_options=parse, convert_options=convert)
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{name} cannot be read as {extension[1:]}", got=error, do="write the file again") from error
+        raise DataError(
+            f"{name} cannot be read as {extension[1:]}", got=error, do="write the file again"
+        ) from error
 
 
 def _json_lines(data: bytes, name: str) -> tuple[list[Row], list[str]]:
@@ -92,7 +109,9 @@ def _json_lines(data: bytes, name: str) -> tuple[list[Row], list[str]]:
             ) from error
         if not isinstance(row, dict):
             raise DataError(
-                f"{name}, line {number} is not an object", got=json_text.shown(row), expected="one object a line"
+                f"{name}, line {number} is not an object",
+                got=json_text.shown(row),
+                expected="one object a line",
             )
         names = [column.strip() for column in row]
         _refuse_twice(names, names, f"{name}, line {number}")

@@ -15,12 +15,14 @@ SELECTION = "selection"
 
 
 def carve(dataset: Dataset, fraction: float, seed: int) -> Dataset:
-    """The same data set with about `fraction` of each category's train targets moved to the split "selection".
+    """The same data set with about `fraction` of each category's train targets moved to the split
+    "selection".
 
-    All triplets of one target stand on the same side, whatever their categories, so that no target is both trained on
-    and selected on. Where fraction > 0, at least one target of each category moves, except that train keeps one of
-    each: a category of a single target stays in train. The gallery of the new split is the images of its triplets. The
-    train gallery stays whole, but mining takes no substitutes from the new split (`raycd.mine.make_pools`).
+    All triplets of one target stand on the same side, whatever their categories, so that no target
+    is both trained on and selected on. Where fraction > 0, at least one target of each category
+    moves, except that train keeps one of each: a category of a single target stays in train. The
+    gallery of the new split is the images of its triplets. The train gallery stays whole, but
+    mining takes no substitutes from the new split (`raycd.mine.make_pools`).
     """
     if fraction <= 0:
         return dataset
@@ -29,7 +31,9 @@ def carve(dataset: Dataset, fraction: float, seed: int) -> Dataset:
     moved = [row["split"] == "train" and row["target"] in held for row in rows]
     splits = [SELECTION if move else row["split"] for row, move in zip(rows, moved, strict=True)]
     place = dataset.triplets.schema.get_field_index("split")
-    triplets = dataset.triplets.set_column(place, dataset.triplets.schema.field(place), pa.array(splits, pa.string()))
+    triplets = dataset.triplets.set_column(
+        place, dataset.triplets.schema.field(place), pa.array(splits, pa.string())
+    )
     members = dict.fromkeys(
         (row["category"], image_id)
         for row, move in zip(rows, moved, strict=True)

@@ -1,7 +1,7 @@
 """Stores that data sets lie in (any URI of fsspec), asked with patience.
 
-A store that is busy or does not answer says nothing about a file. It is asked again, and in the end it is an error that
-names the store: only what a store says is absent counts as absent.
+A store that is busy or does not answer says nothing about a file. It is asked again, and in the end
+it is an error that names the store: only what a store says is absent counts as absent.
 """
 
 from __future__ import annotations
@@ -30,29 +30,38 @@ Answer = TypeVar("Answer")
 
 
 def read(uri: str, *, patient: bool = True) -> bytes:
-    """Return the bytes of a file. Raises FileNotFoundError where there is none, DataError as `ask` does."""
+    """Return the bytes of a file. Raises FileNotFoundError where there is none, DataError as `ask`
+    does.
+    """
 
     def whole() -> bytes:
         store, path = fsspec.url_to_fs(uri)
-        return bytes(store.cat_file(path))  # not fsspec.open, which takes every failure of HTTP for an absent file
+        return bytes(
+            store.cat_file(path)
+        )  # not fsspec.open, which takes every failure of HTTP for an absent file
 
     return ask(uri, whole, patient=patient)
 
 
 def ask(uri: str, question: Callable[[], Answer], *, patient: bool = True) -> Answer:
-    """Return what `question()` returns, asked again while the store of `uri` is busy or cannot be reached.
+    """Return what `question()` returns, asked again while the store of `uri` is busy or cannot be
+    reached.
 
-    The waits double from half a second; what Retry-After says is honoured up to LONGEST_WAIT. Not `patient`: one try.
+    The waits double from half a second; what Retry-After says is honoured up to LONGEST_WAIT. Not
+    `patient`: one try.
 
     Raises:
-        FileNotFoundError: The store says that the file is not there (404, 410), or that it is a folder.
+        FileNotFoundError: The store says that the file is not there (404, 410), or that it is a
+            folder.
         DataError: It refuses (credentials), does not answer in the end, or cannot be asked at all.
     """
     waits = WAITS if patient else ()
     for made in range(len(waits) + 1):
         try:
             return question()
-        except Exception as failure:  # whatever a store uses: OSError, ImportError, those of botocore or aiohttp
+        except (
+            Exception
+        ) as failure:  # whatever a store uses: OSError, ImportError, those of botocore or aiohttp
             error = _told(failure)
             status = _status(error)
             absent = isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError)
@@ -78,11 +87,17 @@ def store_of(uri: str) -> str:
 
 
 def _told(error: Exception) -> BaseException:
-    """What a store said: fsspec's HTTP hides every answer behind a FileNotFoundError, whose cause it is."""
+    """What a store said: fsspec's HTTP hides every answer behind a FileNotFoundError, whose cause
+    it is.
+    """
     cause = error.__cause__
     if not isinstance(error, FileNotFoundError) or cause is None:
         return error
-    spoke = _status(cause) is not None or isinstance(cause, OSError) or type(cause).__module__.startswith("aiohttp")
+    spoke = (
+        _status(cause) is not None
+        or isinstance(cause, OSError)
+        or type(cause).__module__.startswith("aiohttp")
+    )
     return cause if spoke else error
 
 
@@ -93,13 +108,23 @@ def _status(error: BaseException) -> int | None:
         if isinstance(found, int) and 100 <= found < 600:
             return found
     response = getattr(error, "response", None)
-    found = response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, dict) else None
+    found = (
+        response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        if isinstance(response, dict)
+        else None
+    )
     return found if isinstance(found, int) else None
 
 
 def _refuses(error: BaseException, status: int | None) -> bool:
-    """Whether it is a matter of credentials; botocore has errors of its own for those that are absent."""
-    return status in _REFUSED or isinstance(error, PermissionError) or "Credentials" in type(error).__name__
+    """Whether it is a matter of credentials; botocore has errors of its own for those that are
+    absent.
+    """
+    return (
+        status in _REFUSED
+        or isinstance(error, PermissionError)
+        or "Credentials" in type(error).__name__
+    )
 
 
 def _may_pass(error: BaseException, status: int | None) -> bool:

@@ -17,9 +17,8 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from raycd import approximate
 from raycd.config import IndexConfig
-from raycd.index import blocks, effort, files
+from raycd.index import approximate, blocks, effort, files
 from raycd.index.blocks import Moments
 from raycd.index.files import Facts
 from raycd.index.flat import Flat
@@ -39,13 +38,20 @@ class Index:
 
     Attributes:
         kind: flat, ivf or hnsw.
-        recall: Share of the true first 10 that a search finds, measured when it was built; 1 for flat.
-        threads: FAISS's in a search; 0 leaves them as they are. (They are set in each search, because OpenMP keeps
-            the number for each calling thread.)
+        recall: Share of the true first 10 that a search finds, measured when it was built; 1 for
+            flat.
+        threads: FAISS's in a search; 0 leaves them as they are. (They are set in each search,
+            because OpenMP keeps the number for each calling thread.)
     """
 
     def __init__(
-        self, structure: Structure, lengths_G: NDArray[np.float32], moments: Moments, recall: float, *, threads: int = 0
+        self,
+        structure: Structure,
+        lengths_G: NDArray[np.float32],
+        moments: Moments,
+        recall: float,
+        *,
+        threads: int = 0,
     ) -> None:
         self.kind: Kind = next(name for name, kind in _KINDS.items() if isinstance(structure, kind))
         self.recall, self.threads = recall, threads
@@ -65,10 +71,11 @@ class Index:
         """Index features (G, D) of any length.
 
         Args:
-            queries: Real queries (Q, D), L2-normalised, by what sort they are. Each sort must have `settings.recall`.
-                Without any, images of the gallery and queries between two of them stand for them.
-            like: An index of about as many images of the same catalogue, whose centres are taken if they will do
-                (IVF); placing others takes most of the time.
+            queries: Real queries (Q, D), L2-normalised, by what sort they are. Each sort must have
+                `settings.recall`. Without any, images of the gallery and queries between two of
+                them stand for them.
+            like: An index of about as many images of the same catalogue, whose centres are taken if
+                they will do (IVF); placing others takes most of the time.
         Raises:
             WeightsError: A feature is zero or not finite.
         """
@@ -77,7 +84,9 @@ class Index:
         features_GD = np.asarray(features_GD, np.float32)
         lengths_G = blocks.lengths(features_GD)
         moments = blocks.moments(features_GD, lengths_G)
-        structure = _structure(features_GD, lengths_G, settings, seed, None if like is None else like._structure)
+        structure = _structure(
+            features_GD, lengths_G, settings, seed, None if like is None else like._structure
+        )
         recall = 1.0
         if not isinstance(structure, Flat):
             sorts = _sorts(features_GD, lengths_G, queries, settings, seed)
@@ -102,12 +111,19 @@ class Index:
         return self._structure.effort
 
     def search(
-        self, query_BD: NDArray[np.float32], k: int, *, exact: bool = False, allowed: Mask | None = None
+        self,
+        query_BD: NDArray[np.float32],
+        k: int,
+        *,
+        exact: bool = False,
+        allowed: Mask | None = None,
     ) -> Found:
-        """L2-normalised queries (B, D) -> cosines (B, k) and positions (B, k), best first, then by position.
+        """L2-normalised queries (B, D) -> cosines (B, k) and positions (B, k), best first, then by
+        position.
 
         Args:
-            k: Cut to `size`. Where fewer images are allowed, position -1 and score -inf stand at the end.
+            k: Cut to `size`. Where fewer images are allowed, position -1 and score -inf stand at
+                the end.
             exact: Compare with every image.
             allowed: (G,), the images that may be found; None: all.
         """
@@ -118,7 +134,9 @@ class Index:
         return found_in(self._structure, query_BD, k, exact=exact, allowed=allowed)
 
     def empty_lists(self) -> Ivf | None:
-        """Lists with the centres of this index, for images that come later; None where it has no lists."""
+        """Lists with the centres of this index, for images that come later; None where it has no
+        lists.
+        """
         return self._structure.like() if isinstance(self._structure, Ivf) else None
 
     def vectors(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -126,7 +144,9 @@ class Index:
         return self._structure.vectors(np.asarray(positions, np.int64))
 
     def features(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Features (N, D) of the images at positions (N,), of the length that they had; exact to float32's rounding."""
+        """Features (N, D) of the images at positions (N,), of the length that they had; exact to
+        float32's rounding.
+        """
         return self.vectors(positions) * self.lengths(positions)[:, None]
 
     def lengths(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -139,14 +159,22 @@ class Index:
         return self._moments
 
     def save(self, folder: Path) -> dict[str, str]:
-        """Write FILES into a folder; returns the SHA-256 of each by its name, which `load` asks for."""
-        arrays = {"lengths": self._lengths_G, "mean": self._moments.mean_D, "covariance": self._moments.covariance_DD}
+        """Write FILES into a folder; returns the SHA-256 of each by its name, which `load` asks
+        for.
+        """
+        arrays = {
+            "lengths": self._lengths_G,
+            "mean": self._moments.mean_D,
+            "covariance": self._moments.covariance_DD,
+        }
         facts = Facts(self.kind, self.effort, self.recall)
         return files.save(folder, self._structure.index, arrays, facts)
 
     @classmethod
     def load(cls, folder: Path, sha256: Mapping[str, str], *, threads: int = 0) -> Self:
-        """Map what `save` wrote into memory. Raises WeightsError where a file is absent, of another hash or damaged."""
+        """Map what `save` wrote into memory. Raises WeightsError where a file is absent, of another
+        hash or damaged.
+        """
         index, arrays, facts = files.load(folder, sha256)
         with files.reading(folder):
             structure = {str(name): kind for name, kind in _KINDS.items()}[facts.kind](index)

@@ -1,4 +1,5 @@
-"""Features a block at a time: a gallery of gigabytes is normalised, summed up and searched without a second copy of it.
+"""Features a block at a time: a gallery of gigabytes is normalised, summed up and searched without
+a second copy of it.
 
 Shapes: G gallery images, N of them in a block, D feature size, B queries.
 """
@@ -19,7 +20,9 @@ _BLOCK = 1 << 14  # images
 
 
 class Moments(NamedTuple):
-    """What the scores of a whole gallery are like, whatever the query: by these, a score becomes a z-score."""
+    """What the scores of a whole gallery are like, whatever the query: by these, a score becomes a
+    z-score.
+    """
 
     mean_D: NDArray[np.float32]
     """Mean of the normalised features."""
@@ -51,7 +54,8 @@ def lengths(features_GD: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def moments(features_GD: NDArray[np.float32], lengths_G: NDArray[np.float32]) -> Moments:
-    """Mean and covariance of the normalised features, in two passes: a catalogue's features lie close together.
+    """Mean and covariance of the normalised features, in two passes: a catalogue's features lie
+    close together.
 
     Of no features at all, both are 0.
     """
@@ -67,14 +71,24 @@ def moments(features_GD: NDArray[np.float32], lengths_G: NDArray[np.float32]) ->
 
 
 def nearest(
-    query_BD: NDArray[np.float32], features_GD: NDArray[np.float32], lengths_G: NDArray[np.float32], k: int
+    query_BD: NDArray[np.float32],
+    features_GD: NDArray[np.float32],
+    lengths_G: NDArray[np.float32],
+    k: int,
 ) -> Found:
-    """Cosines (B, k) and positions (B, k) of the true nearest of normalised queries, in no order. k is at most G."""
+    """Cosines (B, k) and positions (B, k) of the true nearest of normalised queries, in no order. k
+    is at most G.
+    """
     best_score = np.full((len(query_BD), k), -np.inf, np.float32)
     best_place = np.full((len(query_BD), k), -1, np.int64)
     for start, unit_ND in unit_blocks(features_GD, lengths_G):
-        score, place = faiss.knn(query_BD, unit_ND, min(k, len(unit_ND)), metric=faiss.METRIC_INNER_PRODUCT)
+        score, place = faiss.knn(
+            query_BD, unit_ND, min(k, len(unit_ND)), metric=faiss.METRIC_INNER_PRODUCT
+        )
         score, place = np.hstack([best_score, score]), np.hstack([best_place, place + start])
         first = np.argpartition(-score, k - 1, axis=1)[:, :k]
-        best_score, best_place = np.take_along_axis(score, first, axis=1), np.take_along_axis(place, first, axis=1)
+        best_score, best_place = (
+            np.take_along_axis(score, first, axis=1),
+            np.take_along_axis(place, first, axis=1),
+        )
     return best_score, best_place

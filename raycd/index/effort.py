@@ -1,4 +1,5 @@
-"""How hard an approximate index must search: as little as finds the true first 10 often enough, measured on a sample.
+"""How hard an approximate index must search: as little as finds the true first 10 often enough,
+measured on a sample.
 
 Shapes: Q queries of one sort, K their true neighbours, G images, D feature size.
 """
@@ -30,7 +31,8 @@ class Sort(NamedTuple):
 def between(unit_QD: NDArray[np.float32], *, seed: int = 0) -> NDArray[np.float32]:
     """Queries like composed ones, which lie between their reference and what the text asks for.
 
-    Two parts of an image and one of another, drawn at random. Most texts ask for less, so these are harder to answer.
+    Two parts of an image and one of another, drawn at random. Most texts ask for less, so these are
+    harder to answer.
     """
     other_QD = unit_QD[np.random.default_rng([seed, 11]).permutation(len(unit_QD))]
     query_QD = 2 * unit_QD + other_QD
@@ -39,18 +41,28 @@ def between(unit_QD: NDArray[np.float32], *, seed: int = 0) -> NDArray[np.float3
 
 
 def recall(found_QK: NDArray[np.float32], true_QK: NDArray[np.float32]) -> float:
-    """Share of the true first K that was found, by their cosines: of equal images, one is as good as another."""
+    """Share of the true first K that was found, by their cosines: of equal images, one is as good
+    as another.
+    """
     return float((found_QK >= true_QK.min(axis=1, keepdims=True) - ROUNDING).mean())
 
 
 def choose(structure: Ivf | Hnsw, sorts: Mapping[str, Sort], wanted: float) -> float:
-    """Set `structure.effort` so that each sort of queries has the recall that is wanted; returns the least of them."""
-    if isinstance(structure, Ivf):  # from the lists that hold the neighbours follows how many must be visited
+    """Set `structure.effort` so that each sort of queries has the recall that is wanted; returns
+    the least of them.
+    """
+    if isinstance(
+        structure, Ivf
+    ):  # from the lists that hold the neighbours follows how many must be visited
         ranks = [structure.ranks(sort.query_QD, sort.position_QK) for sort in sorts.values()]
-        structure.effort = max(int(np.quantile(rank_QK, wanted, method="inverted_cdf")) for rank_QK in ranks)
+        structure.effort = max(
+            int(np.quantile(rank_QK, wanted, method="inverted_cdf")) for rank_QK in ranks
+        )
         return _least(structure, sorts)
     structure.effort = _LEAST_EF
-    while (found := _least(structure, sorts)) < wanted and structure.effort < structure.index.ntotal:
+    while (
+        found := _least(structure, sorts)
+    ) < wanted and structure.effort < structure.index.ntotal:
         structure.effort *= 2
     return found
 

@@ -1,5 +1,5 @@
-"""The two files of an index, which are read only after their SHA-256 is verified: a FAISS file that was tampered with
-can corrupt memory.
+"""The two files of an index, which are read only after their SHA-256 is verified: a FAISS file that
+was tampered with can corrupt memory.
 
     index.faiss         the structure with the normalised features, mapped into memory: processes share it
     index.safetensors   lengths of the features, moments; kind, effort and recall in its metadata
@@ -26,7 +26,8 @@ from raycd.errors import WeightsError
 STRUCTURE, NUMBERS = "index.faiss", "index.safetensors"
 FILES = (STRUCTURE, NUMBERS)
 
-_FACTS = "index"  # key of the metadata: JSON. One key alone, because safetensors writes several in any order
+# Key of the metadata: JSON. One key alone, because safetensors writes several in any order
+_FACTS = "index"
 
 Arrays = dict[str, NDArray[np.float32]]
 
@@ -47,7 +48,9 @@ def save(folder: Path, index: Any, arrays: Arrays, facts: Facts) -> dict[str, st
 
 
 def load(folder: Path, expected: Mapping[str, str]) -> tuple[Any, Arrays, Facts]:
-    """FAISS's index, the arrays and the facts. Raises WeightsError where a file is absent or of another hash."""
+    """FAISS's index, the arrays and the facts. Raises WeightsError where a file is absent or of
+    another hash.
+    """
     for name in FILES:
         _verify(folder / name, expected[name])
     with reading(folder / NUMBERS), safe_open(folder / NUMBERS, framework="numpy") as file:
@@ -73,7 +76,9 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def sha256(path: Path) -> str:
-    """Of a file's bytes, as hexadecimal digits. Raises OSError, too, for what is no file: a pipe would never end."""
+    """Of a file's bytes, as hexadecimal digits. Raises OSError, too, for what is no file: a pipe
+    would never end.
+    """
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "is no regular file", str(path))
     with path.open("rb") as file:

@@ -44,5 +44,7 @@ class Flat:
     def vectors(self, positions_N: NDArray[np.int64]) -> NDArray[np.float32]:
         """See `Structure.vectors`."""
         size, dim = self.index.ntotal, self.index.d
-        chosen: NDArray[np.float32] = _faiss.rev_swig_ptr(self.index.get_xb(), size * dim).reshape(size, dim)
+        chosen: NDArray[np.float32] = _faiss.rev_swig_ptr(self.index.get_xb(), size * dim).reshape(
+            size, dim
+        )
         return chosen[positions_N]

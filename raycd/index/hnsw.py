@@ -9,8 +9,8 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from raycd import approximate
 from raycd.config import IndexConfig
+from raycd.index import approximate
 from raycd.index.flat import Flat
 from raycd.index.structure import NEARLY_ALL, Found, Mask
 
@@ -37,7 +37,8 @@ class Hnsw:
     def search(self, query_BD: NDArray[np.float32], k: int, allowed_G: Mask | None = None) -> Found:
         """See `Structure.search`. Exact where the mask leaves out more than a tenth of the images.
 
-        The walk goes to the query's neighbourhood, and would find little where the mask leaves that out.
+        The walk goes to the query's neighbourhood, and would find little where the mask leaves that
+        out.
         """
         selector, kept = None, self.effort
         if allowed_G is not None:

@@ -1,7 +1,8 @@
-"""IVF: images in lists around centres; a search visits the lists whose centres are nearest to the query.
+"""IVF: images in lists around centres; a search visits the lists whose centres are nearest to the
+    query.
 
-The lists hold a byte a number, which makes them a quarter as long to read; the first of what they find is compared
-again by the features themselves, which lie beside them.
+The lists hold a byte a number, which makes them a quarter as long to read; the first of what they
+find is compared again by the features themselves, which lie beside them.
 
 Shapes: L lists, G images, N of them in a block, D feature size, B queries.
 """
@@ -15,13 +16,14 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from raycd import approximate
 from raycd.config import IndexConfig
+from raycd.index import approximate
 from raycd.index.flat import Flat
 from raycd.index.structure import NEARLY_ALL, Found, Mask
 
 AGAIN = 4  # times as many images as are asked for are compared again
-FAR = 4  # a mask may leave out a query's neighbourhood, and what is far away is spread over more lists
+# A mask may leave out a query's neighbourhood, and what is far away is spread over more lists
+FAR = 4
 FEW = 10_000  # images of a mask that are compared without lists
 
 _faiss: Any = faiss  # its types lack what is used here
@@ -39,18 +41,24 @@ class Ivf:
         for number in range(self.lists):
             length = self._lists.invlists.list_size(number)
             if length:
-                self._list_G[_faiss.rev_swig_ptr(self._lists.invlists.get_ids(number), length)] = number
+                self._list_G[_faiss.rev_swig_ptr(self._lists.invlists.get_ids(number), length)] = (
+                    number
+                )
 
     @classmethod
     def trained(cls, sample_ND: NDArray[np.float32], lists: int, settings: IndexConfig) -> Self:
         """Empty lists; the sample places their centres."""
-        return cls._empty(approximate.ivf(sample_ND, lists, most=settings.ivf_train, compressed=True))
+        return cls._empty(
+            approximate.ivf(sample_ND, lists, most=settings.ivf_train, compressed=True)
+        )
 
     def like(self) -> Self:
         """Empty lists with the same centres."""
         own = self._lists
         centres = faiss.clone_index(own.quantizer)
-        index: Any = faiss.IndexIVFScalarQuantizer(centres, own.d, own.nlist, own.sq.qtype, own.metric_type)
+        index: Any = faiss.IndexIVFScalarQuantizer(
+            centres, own.d, own.nlist, own.sq.qtype, own.metric_type
+        )
         index.sq, index.by_residual, index.is_trained = own.sq, own.by_residual, True
         other = self._empty(index)
         other.effort = self.effort
@@ -77,8 +85,9 @@ class Ivf:
     def search(self, query_BD: NDArray[np.float32], k: int, allowed_G: Mask | None = None) -> Found:
         """See `Structure.search`.
 
-        With a mask, it visits lists until as many images of it are compared as without a mask. Where the mask leaves
-        out more than a tenth of all, it visits only lists that hold any of it, until FAR times as many are compared.
+        With a mask, it visits lists until as many images of it are compared as without a mask.
+        Where the mask leaves out more than a tenth of all, it visits only lists that hold any of
+        it, until FAR times as many are compared.
         """
         params = _faiss.SearchParametersIVF(nprobe=self.effort)
         if allowed_G is not None:
@@ -90,9 +99,14 @@ class Ivf:
                 params.nprobe = min(self.lists, round(self.effort * size / count))
             else:
                 inside_L = np.bincount(self._list_G[allowed_G], minlength=self.lists)
-                holding, wanted = int(np.count_nonzero(inside_L)), FAR * self.effort * size / self.lists
+                holding, wanted = (
+                    int(np.count_nonzero(inside_L)),
+                    FAR * self.effort * size / self.lists,
+                )
                 params.nprobe = min(holding, round(wanted * holding / count))
-                params.quantizer_params = _faiss.SearchParameters(sel=approximate.selector(inside_L > 0))
+                params.quantizer_params = _faiss.SearchParameters(
+                    sel=approximate.selector(inside_L > 0)
+                )
         # FAISS gives each thread whole queries (0), or some lists of every query (1).
         self._lists.parallel_mode = int(len(query_BD) < faiss.omp_get_max_threads())
         again = _faiss.IndexRefineSearchParameters(k_factor=AGAIN, base_index_params=params)
@@ -107,7 +121,9 @@ class Ivf:
         """See `Structure.vectors`."""
         return self._flat.vectors(positions_N)
 
-    def ranks(self, query_BD: NDArray[np.float32], positions_BK: NDArray[np.int64]) -> NDArray[np.int64]:
+    def ranks(
+        self, query_BD: NDArray[np.float32], positions_BK: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
         """How many lists a query must visit until it comes to each of these images, (B, K)."""
         _, order_BL = self._lists.quantizer.search(query_BD, self.lists)
         rank_BL = np.empty_like(order_BL)

@@ -1,4 +1,6 @@
-"""What every kind of index can do. Features and queries are L2-normalised, so that scores are cosines."""
+"""What every kind of index can do. Features and queries are L2-normalised, so that scores are
+cosines.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-NEARLY_ALL = 0.9  # share of the images from which on a mask only leaves out a few, scattered ones: deleted images
+# Share of the images from which on a mask only leaves out a few, scattered ones: deleted images
+NEARLY_ALL = 0.9
 
 Mask = NDArray[np.bool_]
 Found = tuple[NDArray[np.float32], NDArray[np.int64]]
@@ -20,10 +23,14 @@ class Structure(Protocol):
     index: Any
     """FAISS's."""
     effort: int
-    """What a search spends: lists that it visits (IVF), candidates that it keeps (HNSW), nothing to choose (flat)."""
+    """What a search spends: lists that it visits (IVF), candidates that it keeps (HNSW), nothing to
+    choose (flat).
+    """
 
     def search(self, query_BD: NDArray[np.float32], k: int, allowed_G: Mask | None = None) -> Found:
-        """Cosines (B, k) and positions (B, k) of images of the mask, best first; position -1 where no more is found."""
+        """Cosines (B, k) and positions (B, k) of images of the mask, best first; position -1 where
+        no more is found.
+        """
 
     def exact(self, query_BD: NDArray[np.float32], k: int, allowed_G: Mask | None = None) -> Found:
         """The same, compared with every image of the mask."""
@@ -33,9 +40,15 @@ class Structure(Protocol):
 
 
 def found_in(
-    structure: Structure, query_BD: NDArray[np.float32], k: int, *, exact: bool = False, allowed: Mask | None = None
+    structure: Structure,
+    query_BD: NDArray[np.float32],
+    k: int,
+    *,
+    exact: bool = False,
+    allowed: Mask | None = None,
 ) -> Found:
-    """Cosines (B, k) and positions (B, k), best first, then by position; no structure misses images for lack of effort.
+    """Cosines (B, k) and positions (B, k), best first, then by position; no structure misses images
+    for lack of effort.
 
     Where fewer than k images are allowed, position -1 and score -inf stand at the end.
     """
@@ -56,6 +69,8 @@ def best(found: Sequence[Found], k: int) -> Found:
 
 def _short(positions_BK: NDArray[np.int64], allowed: Mask | None) -> Mask:
     """Queries (B,) that found fewer images than there are for them."""
-    there = positions_BK.shape[1] if allowed is None else min(positions_BK.shape[1], int(allowed.sum()))
+    there = (
+        positions_BK.shape[1] if allowed is None else min(positions_BK.shape[1], int(allowed.sum()))
+    )
     short: Mask = (positions_BK >= 0).sum(axis=1) < there
     return short

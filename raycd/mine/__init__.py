@@ -1,4 +1,5 @@
-"""Similarity-based pseudo triplets (paper 3.2.3): features -> neighbours -> candidates with scores -> pseudo triplets.
+"""Similarity-based pseudo triplets (paper 3.2.3): features -> neighbours -> candidates with scores
+-> pseudo triplets.
 
 rows = of_triplets(image_ids, triplets)                                # ids -> rows of the feature matrix
 pools = make_pools(mine.pool, gallery, rows)                           # where substitutes may come from
@@ -6,18 +7,29 @@ found = find_neighbours(image_ND, pools, mine)                         # eq. 8, 
 table = make_candidates(rows, found, image_ND, text_TD, encoder=hash)  # every replacement, with its matching score
 pseudo, counts = filter_candidates(table, **resolve(table, mine))      # milliseconds
 
-Only the last line depends on the thresholds, so trying others needs no feature. Arrays in, tables out: no Ray, no
-files. `raycd.runtime.mining` finds the neighbours and makes the candidates on a cluster, with equal results.
+Only the last line depends on the thresholds, so trying others needs no feature. Arrays in, tables
+out: no Ray, no files. `raycd.runtime.mining` finds the neighbours and makes the candidates on a
+cluster, with equal results.
 
-Letters: N images with features, T triplets, Q query images, P images of a pool, D feature size, S neighbours kept,
-C candidates, B rows of a batch. A "row" is a row of the feature matrix unless something else is said.
+Letters: N images with features, T triplets, Q query images, P images of a pool, D feature size, S
+    neighbours kept,
+C candidates, B rows of a batch. A "row" is a row of the feature matrix unless something else is
+said.
 """
 
 from raycd.mine.candidates import CANDIDATES, Score, make_candidates, matching_scores
 from raycd.mine.counts import Counts, summary, warnings
 from raycd.mine.examples import choose_examples
 from raycd.mine.filter import filter_candidates
-from raycd.mine.neighbours import LARGEST, NEIGHBOURS, Lists, find_neighbours, normalise, recall, sample
+from raycd.mine.neighbours import (
+    LARGEST,
+    NEIGHBOURS,
+    Lists,
+    find_neighbours,
+    normalise,
+    recall,
+    sample,
+)
 from raycd.mine.pools import Pool, TripletRows, make_pools, of_triplets
 from raycd.mine.searched import Searched, low_recall, searched
 from raycd.mine.searched import line as searched_line

@@ -1,9 +1,11 @@
-"""Candidates: every triplet with its reference or its target replaced by a neighbour, and stage 1's matching score.
+"""Candidates: every triplet with its reference or its target replaced by a neighbour, and stage 1's
+    matching score.
 
-No threshold of eq. 9 is applied yet, so `filter_candidates` can try any of them on this table. Two sorts of replacement
-never become pseudo triplets: one that makes reference and target the same image asks for no change and says nothing,
-and one that gives the reference and target of a triplet of the data set is that triplet under another text. They stay
-in the table without a score, because they still take their places among the s_max substitutes of an image.
+No threshold of eq. 9 is applied yet, so `filter_candidates` can try any of them on this table. Two
+sorts of replacement never become pseudo triplets: one that makes reference and target the same
+image asks for no change and says nothing, and one that gives the reference and target of a triplet
+of the data set is that triplet under another text. They stay in the table without a score, because
+they still take their places among the s_max substitutes of an image.
 """
 
 from __future__ import annotations
@@ -30,16 +32,26 @@ CANDIDATES = pa.schema(
     [
         pa.field("triplet_id", _NAME, nullable=False),  # the original triplet
         pa.field("category", _NAME, nullable=False),
-        pa.field("pool", _NAME, nullable=False),  # where the substitute was looked for: "" or the category
+        pa.field(
+            "pool", _NAME, nullable=False
+        ),  # where the substitute was looked for: "" or the category
         pa.field("side", _NAME, nullable=False),  # which side is replaced: "reference" or "target"
         pa.field("replaced", _NAME, nullable=False),  # the image_id that stands there
         pa.field("substitute", _NAME, nullable=False),  # the image_id that takes its place
         pa.field("reference", _NAME, nullable=False),  # image_id, after replacement
         pa.field("target", _NAME, nullable=False),  # image_id, after replacement
-        pa.field("similarity", pa.float64(), nullable=False),  # cosine of replaced and substitute, 6 decimals
-        pa.field("rank", pa.int32(), nullable=False),  # place of the substitute among all neighbours, from 0
-        pa.field("truncated", pa.bool_(), nullable=False),  # the replaced image has more neighbours than the table
-        pa.field("score", pa.float64()),  # matching score, 6 decimals; null where it can be no pseudo triplet
+        pa.field(
+            "similarity", pa.float64(), nullable=False
+        ),  # cosine of replaced and substitute, 6 decimals
+        pa.field(
+            "rank", pa.int32(), nullable=False
+        ),  # place of the substitute among all neighbours, from 0
+        pa.field(
+            "truncated", pa.bool_(), nullable=False
+        ),  # the replaced image has more neighbours than the table
+        pa.field(
+            "score", pa.float64()
+        ),  # matching score, 6 decimals; null where it can be no pseudo triplet
     ]
 )
 
@@ -65,9 +77,11 @@ def matching_scores(
     target_C: Rows,
     triplet_C: Rows,
 ) -> NDArray[np.float64]:
-    """Cosine (C,) of L2(x_reference + t_triplet) (eq. 3) with x_target, in float64, rounded to 6 decimals.
+    """Cosine (C,) of L2(x_reference + t_triplet) (eq. 3) with x_target, in float64, rounded to 6
+    decimals.
 
-    Features are stage 1's, NOT normalised. A sum or a target of length 0 scores 0. Memory: a few MB beyond the result.
+    Features are stage 1's, NOT normalised. A sum or a target of length 0 scores 0. Memory: a few MB
+    beyond the result.
     """
     score_C = np.empty(len(reference_C))
     for start in range(0, len(score_C), _CHUNK):
@@ -76,7 +90,9 @@ def matching_scores(
         query += text_TD[triplet_C[chunk]]
         target = image_ND[target_C[chunk]].astype(np.float64)
         square = np.einsum("nd,nd->n", query, query) * np.einsum("nd,nd->n", target, target)
-        score_C[chunk] = np.einsum("nd,nd->n", query, target) / np.sqrt(np.where(square > 0, square, np.inf))
+        score_C[chunk] = np.einsum("nd,nd->n", query, target) / np.sqrt(
+            np.where(square > 0, square, np.inf)
+        )
     rounded: NDArray[np.float64] = np.round(score_C, DECIMALS)
     return rounded
 
@@ -100,14 +116,20 @@ def make_candidates(
         encoder: Fingerprint of the encoder that made both.
         score: What measures the pairs.
     Returns:
-        The table. Its metadata holds the encoder, S, the floor, the number of images that could be replaced, and how
-        many candidates have the pair of a triplet of the data set.
+        The table. Its metadata holds the encoder, S, the floor, the number of images that could be
+        replaced, and how many candidates have the pair of a triplet of the data set.
     """
     pairs = _replace(triplets, neighbours)
     different = pairs.reference_C != pairs.target_C
     known = different & np.isin(pairs_of(pairs.reference_C, pairs.target_C), triplets.pairs)
     useful = different & ~known
-    measured = score(image_ND, text_TD, pairs.reference_C[useful], pairs.target_C[useful], pairs.triplet_C[useful])
+    measured = score(
+        image_ND,
+        text_TD,
+        pairs.reference_C[useful],
+        pairs.target_C[useful],
+        pairs.triplet_C[useful],
+    )
     score_C = np.zeros(len(useful))
     score_C[useful] = measured
 
@@ -125,7 +147,8 @@ def make_candidates(
         "target": (pairs.target_C, image_ids),
     }
     columns = {
-        name: pa.DictionaryArray.from_arrays(pa.array(code, pa.int32()), words) for name, (code, words) in codes.items()
+        name: pa.DictionaryArray.from_arrays(pa.array(code, pa.int32()), words)
+        for name, (code, words) in codes.items()
     }
     columns["similarity"] = pa.array(pairs.similarity_C)
     columns["rank"] = pa.array(pairs.rank_C, pa.int32())
@@ -133,12 +156,16 @@ def make_candidates(
     columns["score"] = pa.array(score_C, mask=~useful)
     meta = json.loads(neighbours.schema.metadata[META])
     meta |= {"encoder": encoder, "images": pairs.images, "known_pairs": int(known.sum())}
-    return pa.Table.from_pydict(columns, schema=CANDIDATES).replace_schema_metadata({META: json.dumps(meta)})
+    return pa.Table.from_pydict(columns, schema=CANDIDATES).replace_schema_metadata(
+        {META: json.dumps(meta)}
+    )
 
 
 @dataclass(frozen=True)
 class _Pairs:
-    """C replacements by row: of the triplets (triplet), of the pool names (pool), else of the features."""
+    """C replacements by row: of the triplets (triplet), of the pool names (pool), else of the
+    features.
+    """
 
     pool_names: list[str]
     images: int  # distinct (pool, image) that the triplets name
@@ -155,7 +182,9 @@ class _Pairs:
 
 
 def _replace(triplets: TripletRows, neighbours: pa.Table) -> _Pairs:
-    """Join the known triplets' two sides (U uses of an image, reference before target) with the neighbours (Q rows)."""
+    """Join the known triplets' two sides (U uses of an image, reference before target) with the
+    neighbours (Q rows).
+    """
     known = np.flatnonzero(triplets.known_T).astype(np.int32)
     triplet_U = np.repeat(known, 2)
     side_U = np.tile(np.array([0, 1], np.int32), len(known))
@@ -168,10 +197,13 @@ def _replace(triplets: TripletRows, neighbours: pa.Table) -> _Pairs:
     if names == [""]:
         pool_U = np.zeros(len(image_U), np.int64)
     else:
-        pool_T = np.array([code.get(category, -1) for category in triplets.categories.to_pylist()], np.int64)
+        pool_T = np.array(
+            [code.get(category, -1) for category in triplets.categories.to_pylist()], np.int64
+        )
         pool_U = pool_T[triplet_U]
     use_U = _places(
-        np.array([code[name] for name in pool_Q], np.int64) << 32 | found["image"].to_numpy(), pool_U << 32 | image_U
+        np.array([code[name] for name in pool_Q], np.int64) << 32 | found["image"].to_numpy(),
+        pool_U << 32 | image_U,
     )
 
     lists = found["neighbours"].combine_chunks()
@@ -207,7 +239,8 @@ def _places(keys_Q: NDArray[np.int64], wanted_U: NDArray[np.int64]) -> NDArray[n
     place = np.searchsorted(keys_Q, wanted_U, sorter=order)
     if len(wanted_U) and (place.max() >= len(keys_Q) or (keys_Q[order[place]] != wanted_U).any()):
         raise DataError(
-            "the neighbours lack images of the triplets", do="search the neighbours of these triplets' images again"
+            "the neighbours lack images of the triplets",
+            do="search the neighbours of these triplets' images again",
         )
     found: NDArray[np.int64] = order[place] if len(wanted_U) else place
     return found

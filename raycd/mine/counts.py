@@ -1,4 +1,6 @@
-"""How many candidates each constraint left: what a filter reports, in lines to print and in warnings with remedies."""
+"""How many candidates each constraint left: what a filter reports, in lines to print and in
+warnings with remedies.
+"""
 
 from __future__ import annotations
 
@@ -27,38 +29,63 @@ class Counts(Left):
     """What a filter did, ready for a report."""
 
     groups: list[Group]
-    degenerate: int  # replacements that make reference and target the same image; counted nowhere else
-    known_pairs: int  # those that give the reference and target of a triplet of the data set; likewise
+    degenerate: (
+        int  # replacements that make reference and target the same image; counted nowhere else
+    )
+    known_pairs: (
+        int  # those that give the reference and target of a triplet of the data set; likewise
+    )
     images: int  # images that the triplets name (once a pool)
     images_without_substitute: int  # those whose substitute set (eq. 9) is empty
-    images_cut_short: int  # those with fewer than s_max substitutes because only S neighbours were kept
+    images_cut_short: (
+        int  # those with fewer than s_max substitutes because only S neighbours were kept
+    )
     best_score: float | None  # largest score among the candidates within thresholds and s_max
-    settings: dict[str, float | int]  # eps_low, eps_high, s_max, alpha; neighbours (S) and floor of the tables
+    settings: dict[
+        str, float | int
+    ]  # eps_low, eps_high, s_max, alpha; neighbours (S) and floor of the tables
 
 
 def summary(counts: Counts) -> list[str]:
     """Lines to print: what each constraint left, per category and side and in all."""
-    rows: list[tuple[str, Left]] = [(f"{group['category']} {group['side']}", group) for group in counts["groups"]]
+    rows: list[tuple[str, Left]] = [
+        (f"{group['category']} {group['side']}", group) for group in counts["groups"]
+    ]
     lines = [_line("", "candidates", "similar", "s_max", "alpha")]
     for name, left in (*rows, ("all", counts)):
-        numbers = (left["candidates"], left["after_similarity"], left["after_s_max"], left["after_alpha"])
+        numbers = (
+            left["candidates"],
+            left["after_similarity"],
+            left["after_s_max"],
+            left["after_alpha"],
+        )
         lines.append(_line(name, *(f"{number:,}" for number in numbers)))
-    lines.append(f"{counts['images_without_substitute']:,} of {counts['images']:,} images have no substitute")
+    lines.append(
+        f"{counts['images_without_substitute']:,} of {counts['images']:,} images have no substitute"
+    )
     return lines
 
 
 def warnings(counts: Counts) -> list[str]:
-    """What looks wrong, each with its remedy: a setting that leaves nothing or nearly all, lists that are too short."""
+    """What looks wrong, each with its remedy: a setting that leaves nothing or nearly all, lists
+    that are too short.
+    """
     now, said = counts["settings"], []
     every, similar = counts["candidates"], counts["after_similarity"]
     few, kept = counts["after_s_max"], counts["after_alpha"]
     thresholds = f"mine.eps_low {now['eps_low']} to mine.eps_high {now['eps_high']}"
     if every == 0:
-        said.append(f"no image has a neighbour at similarity {now['floor']} or above: lower mine.floor and mine again")
+        said.append(
+            f"no image has a neighbour at similarity {now['floor']} or above: lower mine.floor and mine again"
+        )
     elif similar == 0:
-        said.append(f"no substitute lies within {thresholds}: lower mine.eps_low or raise mine.eps_high")
+        said.append(
+            f"no substitute lies within {thresholds}: lower mine.eps_low or raise mine.eps_high"
+        )
     elif few and kept == 0:
-        said.append(f"no score is greater than mine.alpha {now['alpha']}: lower it below {counts['best_score']}")
+        said.append(
+            f"no score is greater than mine.alpha {now['alpha']}: lower it below {counts['best_score']}"
+        )
     if similar > NEARLY_ALL * every:
         said.append(
             f"{thresholds} leave {similar / every:.1%} of the candidates, so mine.floor {now['floor']} and "

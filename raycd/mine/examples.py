@@ -1,6 +1,8 @@
-"""Examples to look at: pseudo triplets far from every threshold, those near one, and those that alpha just refused.
+"""Examples to look at: pseudo triplets far from every threshold, those near one, and those that
+alpha just refused.
 
-They show what a threshold does, and so help to choose it. Distances are cosines, as the thresholds are.
+They show what a threshold does, and so help to choose it. Distances are cosines, as the thresholds
+are.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ EXAMPLE = pa.schema(
         *PSEUDO_TRIPLET,
         pa.field("group", pa.string(), nullable=False),  # one of GROUPS
         pa.field("near", pa.string(), nullable=False),  # the nearest threshold: one of THRESHOLDS
-        pa.field("distance", pa.float64(), nullable=False),  # of the score or the similarity from it, 6 decimals
+        pa.field(
+            "distance", pa.float64(), nullable=False
+        ),  # of the score or the similarity from it, 6 decimals
     ]
 )
 
@@ -35,7 +39,8 @@ Places = NDArray[np.int64]
 
 
 def choose_examples(candidates: pa.Table, mine: MineConfig, *, count: int, seed: int) -> pa.Table:
-    """Table EXAMPLE: at most `count` rows of each group, by group. No group has a triplet or a pair of images twice.
+    """Table EXAMPLE: at most `count` rows of each group, by group. No group has a triplet or a pair
+    of images twice.
 
     good        kept, drawn from the quarter that lies farthest from its nearest threshold; farthest first
     borderline  kept, the nearest to each threshold in turn, from the nearer half; by threshold, nearest first
@@ -48,9 +53,13 @@ def choose_examples(candidates: pa.Table, mine: MineConfig, *, count: int, seed:
     """
     now = resolve(candidates, mine)
     eps_low, eps_high, alpha = now["eps_low"], now["eps_high"], now["alpha"]
-    within, _ = filter_candidates(candidates, eps_low=eps_low, eps_high=eps_high, s_max=now["s_max"], alpha=-math.inf)
+    within, _ = filter_candidates(
+        candidates, eps_low=eps_low, eps_high=eps_high, s_max=now["s_max"], alpha=-math.inf
+    )
     similarity_C, score_C = within["similarity"].to_numpy(), within["score"].to_numpy()
-    away_C3 = np.stack([np.abs(score_C - alpha), similarity_C - eps_low, eps_high - similarity_C], 1)
+    away_C3 = np.stack(
+        [np.abs(score_C - alpha), similarity_C - eps_low, eps_high - similarity_C], 1
+    )
     kept_C = score_C > alpha
     near_C = np.where(kept_C, away_C3.argmin(axis=1), 0)
     distance_C = np.round(away_C3[np.arange(len(within)), near_C], DECIMALS)
@@ -98,7 +107,9 @@ def _nearest(rows: Places, distance_C: NDArray[np.float64]) -> Places:
 
 
 def _first(rows: Iterable[int], within: pa.Table, count: int) -> list[int]:
-    """The first `count` rows, leaving out those whose triplet, or replaced image and substitute, have come before."""
+    """The first `count` rows, leaving out those whose triplet, or replaced image and substitute,
+    have come before.
+    """
     first: list[int] = []
     seen: set[object] = set()
     for row in rows:

@@ -1,4 +1,5 @@
-"""The constraints of eq. 9 and alpha as filters on the candidates: milliseconds, no features, no encoder.
+"""The constraints of eq. 9 and alpha as filters on the candidates: milliseconds, no features, no
+encoder.
 
 A million rows take well under a tenth of a second, so a sweep can try thresholds by the thousand.
 """
@@ -24,10 +25,12 @@ Mask = NDArray[np.bool_]
 def filter_candidates(
     candidates: pa.Table, *, eps_low: float, eps_high: float, s_max: int, alpha: float
 ) -> tuple[pa.Table, Counts]:
-    """Pseudo triplets (schema PSEUDO_TRIPLET), in the order of the candidates, and how many each constraint left.
+    """Pseudo triplets (schema PSEUDO_TRIPLET), in the order of the candidates, and how many each
+    constraint left.
 
-    The substitute set M_k of an image (eq. 9) is its first `s_max` neighbours with eps_low <= similarity <= eps_high,
-    whichever triplets use it. A replacement by one of them is kept if its score is greater than `alpha`.
+    The substitute set M_k of an image (eq. 9) is its first `s_max` neighbours with eps_low <=
+    similarity <= eps_high, whichever triplets use it. A replacement by one of them is kept if its
+    score is greater than `alpha`.
 
     Args:
         candidates: Table CANDIDATES, as `make_candidates` made it; rows may stand in any order.
@@ -40,7 +43,8 @@ def filter_candidates(
     score, useful = candidates["score"].to_numpy(), candidates["score"].is_valid().to_numpy()
     image, images = _images(candidates)
 
-    # Neighbours stand by falling similarity, so those above eps_high come first: as many as the last one's rank says.
+    # Neighbours stand by falling similarity, so those above eps_high come first: as many as the
+    # last one's rank says.
     too_near = np.zeros(images, np.int64)
     above = similarity > eps_high
     np.maximum.at(too_near, image[above], rank[above] + 1)
@@ -50,10 +54,18 @@ def filter_candidates(
     with np.errstate(invalid="ignore"):
         kept = substitute & useful & (score > alpha)
 
-    last = candidates["truncated"].to_numpy() & (rank == meta["neighbours"] - 1) & (similarity >= eps_low)
+    last = (
+        candidates["truncated"].to_numpy()
+        & (rank == meta["neighbours"] - 1)
+        & (similarity >= eps_low)
+    )
     cut = last & (place + 1 < s_max)
     within = score[substitute & useful]
-    masks = {"candidates": useful, "after_similarity": similar & useful, "after_s_max": substitute & useful}
+    masks = {
+        "candidates": useful,
+        "after_similarity": similar & useful,
+        "after_s_max": substitute & useful,
+    }
     masks["after_alpha"] = kept
     counts: Counts = {
         **_left({name: int(mask.sum()) for name, mask in masks.items()}),
@@ -112,7 +124,9 @@ def _images(candidates: pa.Table) -> tuple[NDArray[np.int64], int]:
 
 
 def _codes(column: pa.ChunkedArray) -> tuple[NDArray[np.int32], pa.Array]:
-    """Codes and words of a column of names, whatever a file or a library has made of its dictionaries."""
+    """Codes and words of a column of names, whatever a file or a library has made of its
+    dictionaries.
+    """
     if not pa.types.is_dictionary(column.type):
         column = column.dictionary_encode()
     array = column.unify_dictionaries().combine_chunks()
@@ -128,9 +142,15 @@ def _distinct(number: NDArray[np.int64], limit: int) -> int:
 
 def _groups(candidates: pa.Table, masks: dict[str, Mask]) -> list[Group]:
     """Counts per category and side, by category then side."""
-    (category, categories), (side, sides) = _codes(candidates["category"]), _codes(candidates["side"])
+    (category, categories), (side, sides) = (
+        _codes(candidates["category"]),
+        _codes(candidates["side"]),
+    )
     cell = category * len(sides) + side
-    table = {name: np.bincount(cell[mask], minlength=len(categories) * len(sides)) for name, mask in masks.items()}
+    table = {
+        name: np.bincount(cell[mask], minlength=len(categories) * len(sides))
+        for name, mask in masks.items()
+    }
     place = {word: code for code, word in enumerate(sides.to_pylist())}
     groups: list[Group] = []
     for code, name in sorted(enumerate(categories.to_pylist()), key=lambda item: str(item[1])):

@@ -1,6 +1,8 @@
-"""Neighbours: for each query image the S most similar images of its pool (eqs 8, 9 at their loosest).
+"""Neighbours: for each query image the S most similar images of its pool (eqs 8, 9 at their
+    loosest).
 
-Exact unless `mine.index` says otherwise, and then the same at any number of batches, shards and workers, in any order.
+Exact unless `mine.index` says otherwise, and then the same at any number of batches, shards and
+workers, in any order.
 """
 
 from __future__ import annotations
@@ -14,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raycd import approximate
 from raycd.config import MineConfig
 from raycd.errors import DataError
+from raycd.index import approximate
 from raycd.mine.keys import NOTHING, Keys, decode, merged
 from raycd.mine.pools import Pool, Rows
 from raycd.mine.searcher import Nearest, Searcher
@@ -31,9 +33,15 @@ NEIGHBOURS = pa.schema(
     [
         pa.field("pool", pa.string(), nullable=False),  # "" for all train images, else the category
         pa.field("image", pa.int32(), nullable=False),  # row of the features; the query
-        pa.field("neighbours", pa.list_(pa.int32()), nullable=False),  # rows, by similarity descending, then row
-        pa.field("similarities", pa.list_(pa.float64()), nullable=False),  # cosine, rounded to 6 decimals
-        pa.field("truncated", pa.bool_(), nullable=False),  # more than S images are at or above the floor
+        pa.field(
+            "neighbours", pa.list_(pa.int32()), nullable=False
+        ),  # rows, by similarity descending, then row
+        pa.field(
+            "similarities", pa.list_(pa.float64()), nullable=False
+        ),  # cosine, rounded to 6 decimals
+        pa.field(
+            "truncated", pa.bool_(), nullable=False
+        ),  # more than S images are at or above the floor
     ]
 )
 
@@ -45,12 +53,15 @@ def find_neighbours(
     *,
     nearest: Callable[[NDArray[np.float32]], Nearest] | None = None,
 ) -> pa.Table:
-    """The first `mine.neighbours` images at or above `mine.floor`, for each query image of each pool.
+    """The first `mine.neighbours` images at or above `mine.floor`, for each query image of each
+    pool.
 
     Args:
         features_ND: Image features, normalised or not.
-        pools: Where to search, and for which images. An image is no neighbour of itself; its duplicates are.
-        nearest: Gives what searches a shard's normalised features (P, D); None: as `mine.index` says, on processors.
+        pools: Where to search, and for which images. An image is no neighbour of itself; its
+            duplicates are.
+        nearest: Gives what searches a shard's normalised features (P, D); None: as `mine.index`
+            says, on processors.
     Returns:
         Table NEIGHBOURS, one row per pool and query image, in their order.
     """
@@ -71,11 +82,15 @@ def find_neighbours(
 
 
 def _by_setting(unit_PD: NDArray[np.float32], mine: MineConfig) -> Nearest | None:
-    return None if mine.index == "flat" else approximate.Opened(approximate.build(unit_PD, mine), mine)
+    return (
+        None if mine.index == "flat" else approximate.Opened(approximate.build(unit_PD, mine), mine)
+    )
 
 
 def normalise(features_ND: NDArray[np.float32], rows: Rows | None = None) -> NDArray[np.float32]:
-    """Features of the rows (all of them), of length 1; a row of zeros stays zero, at similarity 0 to all."""
+    """Features of the rows (all of them), of length 1; a row of zeros stays zero, at similarity 0
+    to all.
+    """
     own = features_ND if rows is None else features_ND[_span(rows)]
     unit = np.empty(own.shape, np.float32)
 
@@ -85,7 +100,10 @@ def normalise(features_ND: NDArray[np.float32], rows: Rows | None = None) -> NDA
         if not np.isfinite(norm).all():
             row = start + int(np.flatnonzero(~np.isfinite(norm))[0])
             row = row if rows is None else int(rows[row])
-            raise DataError(f"the features of row {row} are not finite", do="embed again; the encoder may be broken")
+            raise DataError(
+                f"the features of row {row} are not finite",
+                do="embed again; the encoder may be broken",
+            )
         block /= np.where(norm > 0, norm, 1)[:, None]
         unit[start : start + _BLOCK] = block
 
@@ -105,17 +123,24 @@ class Lists:
 
     def __init__(self, pools: Sequence[Pool], mine: MineConfig) -> None:
         self._pools, self._mine = pools, mine
-        self._key_QS = np.full((sum(len(pool.queries_Q) for pool in pools), mine.neighbours + 1), NOTHING)
+        self._key_QS = np.full(
+            (sum(len(pool.queries_Q) for pool in pools), mine.neighbours + 1), NOTHING
+        )
 
     def add(self, place_B: NDArray[np.int64], key_BS: Keys) -> None:
-        """What one shard has for the queries at `place_B` (among all pools'), each once: sorted keys (B, S + 1)."""
+        """What one shard has for the queries at `place_B` (among all pools'), each once: sorted
+        keys (B, S + 1).
+        """
         for start in range(0, len(key_BS), _BLOCK):
             own = place_B[start : start + _BLOCK]
             self._key_QS[own] = merged(self._key_QS[own], key_BS[start : start + _BLOCK])
 
     def table(self) -> pa.Table:
         """Table NEIGHBOURS: by pool, then image. Its metadata names S and the floor."""
-        size, starts = self._mine.neighbours, np.cumsum([0, *(len(pool.queries_Q) for pool in self._pools)])
+        size, starts = (
+            self._mine.neighbours,
+            np.cumsum([0, *(len(pool.queries_Q) for pool in self._pools)]),
+        )
         parts = [
             _table(pool, self._key_QS[start : start + len(pool.queries_Q)], size)
             for pool, start in zip(self._pools, starts, strict=False)
@@ -126,8 +151,12 @@ class Lists:
 
 
 def recall(found: pa.Table, exact: pa.Table) -> float:
-    """Share of the neighbours in `exact` (of some of the queries) that `found` has, too; 1 where there are none."""
-    lists = {(row["pool"], row["image"]): row["neighbours"] for row in found.select(_LISTS).to_pylist()}
+    """Share of the neighbours in `exact` (of some of the queries) that `found` has, too; 1 where
+    there are none.
+    """
+    lists = {
+        (row["pool"], row["image"]): row["neighbours"] for row in found.select(_LISTS).to_pylist()
+    }
     hits = wanted = 0
     for row in exact.select(_LISTS).to_pylist():
         hits += len(set(row["neighbours"]) & set(lists[row["pool"], row["image"]]))

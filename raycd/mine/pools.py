@@ -1,4 +1,6 @@
-"""Rows instead of ids: which rows of the feature matrix the triplets name, and which rows may substitute for them."""
+"""Rows instead of ids: which rows of the feature matrix the triplets name, and which rows may
+substitute for them.
+"""
 
 from __future__ import annotations
 
@@ -19,19 +21,25 @@ Pairs = NDArray[np.int64]  # reference << 32 | target, each by row
 
 @dataclass(frozen=True)
 class TripletRows:
-    """T triplets whose images are rows of the features. Targets kept secret are -1; such triplets are not replaced."""
+    """T triplets whose images are rows of the features. Targets kept secret are -1; such triplets
+    are not replaced.
+    """
 
     image_ids: pa.StringArray  # (N,), in the order of the features
     triplet_ids: pa.StringArray  # (T,)
     categories: pa.StringArray  # (T,)
     reference_T: Rows
     target_T: Rows
-    others_K: Pairs = field(default_factory=lambda: np.empty(0, np.int64))  # pairs of further triplets of the data set
+    others_K: Pairs = field(
+        default_factory=lambda: np.empty(0, np.int64)
+    )  # pairs of further triplets of the data set
 
     @property
     def pairs(self) -> Pairs:
         """The pairs that triplets of the data set have: no replacement may give one of them again."""
-        return np.concatenate([pairs_of(self.reference_T, self.target_T)[self.known_T], self.others_K])
+        return np.concatenate(
+            [pairs_of(self.reference_T, self.target_T)[self.known_T], self.others_K]
+        )
 
     @property
     def known_T(self) -> NDArray[np.bool_]:
@@ -41,7 +49,8 @@ class TripletRows:
 
 @dataclass(frozen=True)
 class Pool:
-    """The images that may substitute for `queries_Q`: those of all train images (name ""), or of one category.
+    """The images that may substitute for `queries_Q`: those of all train images (name ""), or of
+    one category.
 
     Queries that are not among them are held out: they have substitutes and are none.
     """
@@ -57,7 +66,9 @@ def pairs_of(reference_K: Rows, target_K: Rows) -> Pairs:
     return pairs
 
 
-def of_triplets(image_ids: Sequence[str] | pa.Array, triplets: pa.Table, others: pa.Table | None = None) -> TripletRows:
+def of_triplets(
+    image_ids: Sequence[str] | pa.Array, triplets: pa.Table, others: pa.Table | None = None
+) -> TripletRows:
     """Triplets (schema TRIPLET) by row of the features, T rows in the order of the table.
 
     Args:
@@ -80,23 +91,34 @@ def of_triplets(image_ids: Sequence[str] | pa.Array, triplets: pa.Table, others:
     )
 
 
-def make_pools(kind: str, gallery: pa.Table, triplets: TripletRows, *, split: str = "train") -> list[Pool]:
-    """The pools of `mine.pool`: one named "" for "all", one for each category of the triplets for "category".
+def make_pools(
+    kind: str, gallery: pa.Table, triplets: TripletRows, *, split: str = "train"
+) -> list[Pool]:
+    """The pools of `mine.pool`: one named "" for "all", one for each category of the triplets for
+    "category".
 
-    A pool holds the images of the split's galleries (schema GALLERY) that have features, and those of the triplets
-    themselves, but no image of the selection split's galleries: whatever is chosen on that split would otherwise have
-    been trained on. An image of several galleries stands in several pools.
+    A pool holds the images of the split's galleries (schema GALLERY) that have features, and those
+    of the triplets themselves, but no image of the selection split's galleries: whatever is chosen
+    on that split would otherwise have been trained on. An image of several galleries stands in
+    several pools.
     """
     held = gallery.filter(pc.equal(gallery["split"], SELECTION))["image_id"]
     held_H = pc.index_in(held, value_set=triplets.image_ids).drop_null().to_numpy()
     gallery = gallery.filter(pc.equal(gallery["split"], split))
-    row_G = pc.index_in(gallery["image_id"], value_set=triplets.image_ids).fill_null(-1).to_numpy().astype(np.int32)
+    row_G = (
+        pc.index_in(gallery["image_id"], value_set=triplets.image_ids)
+        .fill_null(-1)
+        .to_numpy()
+        .astype(np.int32)
+    )
     category_G = np.asarray(gallery["category"].to_pylist(), dtype=object)
     category_T = np.asarray(triplets.categories.to_pylist(), dtype=object)
     known_T = triplets.known_T
 
     def pool(name: str, here_G: NDArray[np.bool_], here_T: NDArray[np.bool_]) -> Pool:
-        queries_Q = np.unique(np.concatenate([triplets.reference_T[here_T], triplets.target_T[here_T]]))
+        queries_Q = np.unique(
+            np.concatenate([triplets.reference_T[here_T], triplets.target_T[here_T]])
+        )
         members = np.setdiff1d(np.union1d(row_G[here_G & (row_G >= 0)], queries_Q), held_H)
         return Pool(name, members.astype(np.int32), queries_Q.astype(np.int32))
 
@@ -112,7 +134,9 @@ def _whole(column: pa.ChunkedArray) -> pa.Array:
 
 def _pairs(ids: pa.Array, triplets: pa.Table) -> Pairs:
     """The pairs of triplets whose two images have features."""
-    reference, target = (pc.index_in(triplets[side], value_set=ids) for side in ("reference", "target"))
+    reference, target = (
+        pc.index_in(triplets[side], value_set=ids) for side in ("reference", "target")
+    )
     both = pc.and_(reference.is_valid(), target.is_valid())
     return pairs_of(*(column.filter(both).to_numpy() for column in (reference, target)))
 

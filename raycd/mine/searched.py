@@ -1,4 +1,6 @@
-"""How the neighbours were searched, as a stage records it: shards, memory, recall; a line to print, and a warning."""
+"""How the neighbours were searched, as a stage records it: shards, memory, recall; a line to print,
+and a warning.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,12 @@ class Searched(TypedDict):
     sample: int  # query images whose neighbours were compared with exact search; 0 for flat
 
 
-def searched(shards: Sequence[Shard], dim: int, mine: MineConfig, *, recall: float = 1.0, sample: int = 0) -> Searched:
-    """The record of a search among features of size `dim`; `recall` was measured on `sample` query images."""
+def searched(
+    shards: Sequence[Shard], dim: int, mine: MineConfig, *, recall: float = 1.0, sample: int = 0
+) -> Searched:
+    """The record of a search among features of size `dim`; `recall` was measured on `sample` query
+    images.
+    """
     largest = max((len(shard.rows_P) for shard in shards), default=0)
     tenths = math.ceil(10 * largest * row_bytes(dim, mine) / (1 << 20))
     return {
@@ -36,12 +42,16 @@ def searched(shards: Sequence[Shard], dim: int, mine: MineConfig, *, recall: flo
 
 
 def line(found: Searched) -> str:
-    """One line, e.g. "hnsw, 3 shards of at most 512 MiB, recall 0.987 of the exact neighbours of 1,000 images"."""
+    """One line, e.g. "hnsw, 3 shards of at most 512 MiB, recall 0.987 of the exact neighbours of
+    1,000 images".
+    """
     parts = "1 shard of" if found["shards"] == 1 else f"{found['shards']:,} shards of at most"
     said = f"{found['kind']}, {parts} {found['worker_mib']:,g} MiB, "
     if found["kind"] == "flat":
         return said + "exact"
-    return said + f"recall {found['recall']:.3f} of the exact neighbours of {found['sample']:,} images"
+    return (
+        said + f"recall {found['recall']:.3f} of the exact neighbours of {found['sample']:,} images"
+    )
 
 
 def low_recall(found: Searched) -> list[str]:

@@ -1,8 +1,10 @@
-"""Search of one shard: scores find the images, their similarities are measured exactly, the lists come back as keys.
+"""Search of one shard: scores find the images, their similarities are measured exactly, the lists
+come back as keys.
 
-Scores in float32 differ by about 2e-7 with the size of the batch, so they only say which pairs to measure, and a query
-searches deeper where they leave open which images are the first S. Ties go to the lower row. A flat search is therefore
-the same however queries and shards are divided. HNSW and IVF are searched once: what they miss is missed.
+Scores in float32 differ by about 2e-7 with the size of the batch, so they only say which pairs to
+measure, and a query searches deeper where they leave open which images are the first S. Ties go to
+the lower row. A flat search is therefore the same however queries and shards are divided. HNSW and
+IVF are searched once: what they miss is missed.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ _TILE = 1024  # images compared at once
 _PAIRS = 1 << 22  # most pairs of one search, which bounds its memory at 50 MB
 
 Nearest = Callable[[NDArray[np.float32], int], tuple[NDArray[np.float32], NDArray[np.int64]]]
-"""Queries (B, D), depth K -> scores (B, K) descending and places (B, K) in the shard, -1 where there is none."""
+"""Queries (B, D), depth K -> scores (B, K) descending and places (B, K) in the shard, -1 where
+there is none.
+"""
 
 
 class Searcher:
@@ -38,7 +42,8 @@ class Searcher:
         unit_PD: Their normalised features; may be read-only, e.g. shared among processes.
         rows_P: Their rows of the feature matrix, ascending.
         mine: Neighbours (S) and floor.
-        nearest: How FAISS looks for them, none missed where `mine.index` is flat; None compares them on the processor.
+        nearest: How FAISS looks for them, none missed where `mine.index` is flat; None compares
+            them on the processor.
         threads: Batches searched side by side, by one thread each; 0 takes as many as FAISS would.
     """
 
@@ -57,11 +62,14 @@ class Searcher:
         self._measuring = threading.Lock()  # numpy's threads would only wait for one another
         self._exact, self._nearest = mine.index == "flat", nearest or flat(unit_PD)
 
-    def __call__(self, rows_Q: Rows, unit_HD: NDArray[np.float32], place_Q: NDArray[np.signedinteger]) -> Keys:
-        """Sorted keys (Q, S + 1): the first S images at or above the floor, and one more where there are more.
+    def __call__(
+        self, rows_Q: Rows, unit_HD: NDArray[np.float32], place_Q: NDArray[np.signedinteger]
+    ) -> Keys:
+        """Sorted keys (Q, S + 1): the first S images at or above the floor, and one more where
+        there are more.
 
-        An image (`rows_Q`) is no neighbour of itself; its duplicates are. Its normalised features are
-        `unit_HD[place_Q]`, of which no more than a batch for each thread is copied.
+        An image (`rows_Q`) is no neighbour of itself; its duplicates are. Its normalised features
+        are `unit_HD[place_Q]`, of which no more than a batch for each thread is copied.
         """
         key_QS = np.full((len(rows_Q), self.size + 1), NOTHING)
 
@@ -89,13 +97,19 @@ class Searcher:
         rounds = -(-len(open_Q) // (size * self._threads))
         return np.array_split(open_Q, min(len(open_Q), rounds * self._threads))
 
-    def _search(self, rows_B: Rows, query_BD: NDArray[np.float32], depth: int) -> tuple[Keys, NDArray[np.bool_]]:
-        """Sorted keys (B, depth) of the images at or above the floor, and which lists (B,) are certain to be right."""
+    def _search(
+        self, rows_B: Rows, query_BD: NDArray[np.float32], depth: int
+    ) -> tuple[Keys, NDArray[np.bool_]]:
+        """Sorted keys (B, depth) of the images at or above the floor, and which lists (B,) are
+        certain to be right.
+        """
         if depth == 0:
             return np.empty((len(rows_B), 0), np.int64), np.ones(len(rows_B), np.bool_)
         score_BK, place_BK = self._nearest(query_BD, depth)
         enough_B = np.full(len(rows_B), self.floor - NEAR, np.float32)
-        if depth > self.size + 1:  # what is surely behind the first S + 1 others need not be measured
+        if (
+            depth > self.size + 1
+        ):  # what is surely behind the first S + 1 others need not be measured
             np.maximum(enough_B, score_BK[:, self.size + 1] - 2 * NEAR, out=enough_B)
         wanted_BK = (score_BK >= enough_B[:, None]) & (place_BK >= 0)
         with self._measuring:
@@ -107,7 +121,9 @@ class Searcher:
         return key_BK, self._settled(key_BK, score_BK[:, -1], depth)
 
     def _settled(self, key_BK: Keys, last_B: NDArray[np.float32], depth: int) -> NDArray[np.bool_]:
-        """Whether nothing beyond the search, all of it at `last_B` or below, can belong to the first S."""
+        """Whether nothing beyond the search, all of it at `last_B` or below, can belong to the
+        first S.
+        """
         if not self._exact or depth == len(self.rows_P):
             return np.ones(len(key_BK), np.bool_)
         settled_B: NDArray[np.bool_] = last_B < self.floor - NEAR
@@ -120,11 +136,14 @@ class Searcher:
 def flat(unit_PD: NDArray[np.float32]) -> Nearest:
     """Compares a query with every image: torch multiplies, FAISS's heaps keep the best.
 
-    `faiss.knn` does the same with its own BLAS, which takes a tenth longer on two cores of an Intel processor.
+    `faiss.knn` does the same with its own BLAS, which takes a tenth longer on two cores of an Intel
+    processor.
     """
     unit = _tensor(unit_PD)
 
-    def nearest(query_BD: NDArray[np.float32], depth: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def nearest(
+        query_BD: NDArray[np.float32], depth: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         score_BK = np.empty((len(query_BD), depth), np.float32)
         place_BK = np.empty((len(query_BD), depth), np.int64)
         heap = faiss.float_minheap_array_t()
@@ -134,7 +153,9 @@ def flat(unit_PD: NDArray[np.float32]) -> Nearest:
         query, product = _tensor(query_BD), torch.empty(len(query_BD) * _TILE)
         for start in range(0, len(unit), _TILE):
             tile = unit[start : start + _TILE]
-            score = torch.mm(query, tile.T, out=product[: len(query) * len(tile)].view(len(query), len(tile)))
+            score = torch.mm(
+                query, tile.T, out=product[: len(query) * len(tile)].view(len(query), len(tile))
+            )
             heap.addn(len(tile), faiss.swig_ptr(score.numpy()), start, 0, len(query))  # type: ignore[call-arg]
         heap.reorder()
         return score_BK, place_BK
@@ -165,7 +186,9 @@ def on_gpu(unit_PD: NDArray[np.float32]) -> Nearest:
     by_cpu, deepest = flat(unit_PD), 1024  # FAISS's limit on a GPU is 2048
     alone = threading.Lock()
 
-    def nearest(query_BD: NDArray[np.float32], depth: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def nearest(
+        query_BD: NDArray[np.float32], depth: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         if depth > deepest:
             return by_cpu(query_BD, depth)
         with alone:

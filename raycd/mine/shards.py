@@ -1,7 +1,7 @@
 """Shards: a pool cut into parts that one worker can hold.
 
-A query visits all shards of its pool, and the lists that it brings back are merged. So a worker's memory is bounded by
-`mine.worker_mib` however large the pool is.
+A query visits all shards of its pool, and the lists that it brings back are merged. So a worker's
+memory is bounded by `mine.worker_mib` however large the pool is.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from raycd.approximate import PER_LIST
 from raycd.config import MineConfig
+from raycd.index.approximate import PER_LIST
 from raycd.mine.pools import Pool, Rows
 
 
@@ -24,7 +24,9 @@ class Shard:
 
     pool: int  # place of the pool in their list
     rows_P: Rows  # ascending
-    found: bool = True  # False: images that are held out; queries live here, and nothing is found here
+    found: bool = (
+        True  # False: images that are held out; queries live here, and nothing is found here
+    )
 
 
 @dataclass(frozen=True)
@@ -46,17 +48,22 @@ def make_shards(pools: Sequence[Pool], dim: int, mine: MineConfig) -> list[Shard
         for rows, found in ((pool.rows_P, True), (held_out, False)):
             count = -(-len(rows) // most)
             size = -(-len(rows) // count) if count else 1
-            shards += [Shard(place, rows[start : start + size], found) for start in range(0, len(rows), size)]
+            shards += [
+                Shard(place, rows[start : start + size], found)
+                for start in range(0, len(rows), size)
+            ]
     return shards
 
 
 def row_bytes(dim: int, mine: MineConfig) -> int:
-    """Most memory of one image in a worker: its features, and where HNSW or IVF is built, several copies of its entry.
+    """Most memory of one image in a worker: its features, and where HNSW or IVF is built, several
+    copies of its entry.
 
-    An entry is another copy of the features, and beside it for HNSW 2 M links on the ground; above it, chance gives
-    M / (M - 1) on average, a tenth of M more is to spare; where they begin and the level, 12 bytes. For IVF, the
-    image's number and its share of a centre. FAISS holds three of them when a structure is serialised: its own, the
-    stream's and the array's. Its IVF lists grow by doubling, which may take a fourth. A search holds one.
+    An entry is another copy of the features, and beside it for HNSW 2 M links on the ground; above
+    it, chance gives M / (M - 1) on average, a tenth of M more is to spare; where they begin and the
+    level, 12 bytes. For IVF, the image's number and its share of a centre. FAISS holds three of
+    them when a structure is serialised: its own, the stream's and the array's. Its IVF lists grow
+    by doubling, which may take a fourth. A search holds one.
     """
     features = 4 * dim
     if mine.index == "flat":
@@ -70,10 +77,14 @@ def row_bytes(dim: int, mine: MineConfig) -> int:
 def visits(pools: Sequence[Pool], shards: Sequence[Shard], size: int) -> Iterator[Visit]:
     """Every query once to every shard of its pool, at most `size` at a time, shard by shard."""
     starts = np.cumsum([0, *(len(pool.queries_Q) for pool in pools)])
-    living = [np.flatnonzero(np.isin(pools[shard.pool].queries_Q, shard.rows_P)) for shard in shards]
+    living = [
+        np.flatnonzero(np.isin(pools[shard.pool].queries_Q, shard.rows_P)) for shard in shards
+    ]
     for number, shard in enumerate(shards):
         for home, other in enumerate(shards):
             if shard.found and other.pool == shard.pool:
                 for at in range(0, len(living[home]), size):
                     own = living[home][at : at + size]
-                    yield Visit(number, home, starts[shard.pool] + own, pools[shard.pool].queries_Q[own])
+                    yield Visit(
+                        number, home, starts[shard.pool] + own, pools[shard.pool].queries_Q[own]
+                    )

@@ -1,7 +1,9 @@
-"""The thresholds as cosines: as they are configured, or where they stand among a data set's own similarities.
+"""The thresholds as cosines: as they are configured, or where they stand among a data set's own
+similarities.
 
-A cosine means something else with every encoder. A share does not: "the nearer half of the neighbours" is the same wish
-whether an encoder's cosines lie between 0.95 and 1 or between 0.4 and 0.9.
+A cosine means something else with every encoder. A share does not: "the nearer half of the
+neighbours" is the same wish whether an encoder's cosines lie between 0.95 and 1 or between 0.4 and
+0.9.
 """
 
 from __future__ import annotations
@@ -26,10 +28,12 @@ class Thresholds(TypedDict):
 
 
 def resolve(candidates: pa.Table, mine: MineConfig) -> Thresholds:
-    """Return the thresholds of `mine`, measured on table CANDIDATES where `mine.thresholds` says quantile.
+    """Return the thresholds of `mine`, measured on table CANDIDATES where `mine.thresholds` says
+    quantile.
 
-    A quantile is a value that the table holds: at least that share of the candidates lies at or below it. eps_low and
-    eps_high are quantiles of the similarities, alpha is one of the scores. Of an empty table all are at the floor.
+    A quantile is a value that the table holds: at least that share of the candidates lies at or
+    below it. eps_low and eps_high are quantiles of the similarities, alpha is one of the scores. Of
+    an empty table all are at the floor.
     """
     eps_low, eps_high, alpha = mine.eps_low, mine.eps_high, mine.alpha
     if mine.thresholds == "quantile":

@@ -1,7 +1,9 @@
 """CLIP through open_clip: load, freeze, encode, save.
 
-Shapes: B batch, D feature size, S image side, L context length. Features are NOT normalised: the paper sums them first
-(eq. 3). A saved encoder is a folder in open_clip's own form (`local-dir:`), plus raycd's preprocessing.
+Shapes: B batch, D feature size, S image side, L context length. Features are NOT normalised: the
+    paper sums them first
+(eq. 3). A saved encoder is a folder in open_clip's own form (`local-dir:`), plus raycd's
+preprocessing.
 """
 
 from __future__ import annotations
@@ -28,7 +30,11 @@ from raycd.model.finite import check_weights
 from raycd.model.recompute import recompute_blocks
 
 LOCAL_CONFIGS = Path(__file__).parent / "configs"
-WEIGHTS, CONFIG, PREPROCESS = "open_clip_model.safetensors", "open_clip_config.json", "preprocess.json"
+WEIGHTS, CONFIG, PREPROCESS = (
+    "open_clip_model.safetensors",
+    "open_clip_config.json",
+    "preprocess.json",
+)
 
 _KEPT_WORDS = 100_000  # whose tokens a tokenizer remembers
 
@@ -38,7 +44,9 @@ Finetune = Literal["text", "image", "both", "none"]
 class Encoder(nn.Module):
     """An image encoder and a text encoder that share a feature space of `dim` dimensions."""
 
-    def __init__(self, clip: nn.Module, tokenizer: Any, preprocess: Preprocess, model_config: dict[str, Any]) -> None:
+    def __init__(
+        self, clip: nn.Module, tokenizer: Any, preprocess: Preprocess, model_config: dict[str, Any]
+    ) -> None:
         super().__init__()
         self.clip = clip
         self.tokenizer = tokenizer
@@ -46,7 +54,8 @@ class Encoder(nn.Module):
         self.model_config = model_config
         self.precision: Precision = "fp32"
         self._specials = dict(getattr(tokenizer, "cache", {}))
-        # Convolutions run several times as fast on processors (and faster on GPUs) with the channels last.
+        # Convolutions run several times as fast on processors (and faster on GPUs) with the
+        # channels last.
         self.clip.visual.to(memory_format=torch.channels_last)
 
     @property
@@ -60,19 +69,25 @@ class Encoder(nn.Module):
         return next(self.clip.parameters()).device
 
     def encode_images(self, pixels_BSS3: torch.Tensor) -> torch.Tensor:
-        """uint8 pixels (B, S, S, 3) as `preprocess` gives them -> float32 features (B, D), not normalised (eq. 8)."""
+        """uint8 pixels (B, S, S, 3) as `preprocess` gives them -> float32 features (B, D), not
+        normalised (eq. 8).
+        """
         pixels = self.preprocess.normalise(pixels_BSS3.to(self.device, non_blocking=True))
         with self._arithmetic():
             return self.clip.encode_image(pixels).float()  # type: ignore[no-any-return, operator]
 
     def encode_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Tokens (B, L) as `tokenize` gives them -> features (B, D), float32, not normalised (eq. 2)."""
+        """Tokens (B, L) as `tokenize` gives them -> features (B, D), float32, not normalised (eq.
+        2).
+        """
         with self._arithmetic():
             return self.clip.encode_text(tokens.to(self.device, non_blocking=True)).float()  # type: ignore[no-any-return, operator]
 
     def tokenize(self, texts: Sequence[str]) -> torch.Tensor:
         """Texts -> tokens (B, L), int64; longer texts are cut to the context length."""
-        if len(getattr(self.tokenizer, "cache", ())) > _KEPT_WORDS:  # open_clip's own, without bounds
+        if (
+            len(getattr(self.tokenizer, "cache", ())) > _KEPT_WORDS
+        ):  # open_clip's own, without bounds
             self.tokenizer.cache = dict(self._specials)
         return self.tokenizer(list(texts))  # type: ignore[no-any-return]
 
@@ -86,7 +101,9 @@ class Encoder(nn.Module):
         return torch.autocast(self.device.type, torch.bfloat16)
 
     def trainable(self, finetune: Finetune, *, grad_checkpointing: bool = False) -> None:
-        """Choose which encoders train. Batch norms stay in eval mode, so that their statistics are frozen."""
+        """Choose which encoders train. Batch norms stay in eval mode, so that their statistics are
+        frozen.
+        """
         self.eval()
         for name, parameter in self.clip.named_parameters():
             image = name.startswith("visual.")
@@ -99,19 +116,26 @@ class Encoder(nn.Module):
     def save(self, folder: Path) -> None:
         """Write weights, model configuration and preprocessing into `folder` (created)."""
         folder.mkdir(parents=True, exist_ok=True)
-        weights = {name: value.detach().cpu().contiguous() for name, value in self.clip.state_dict().items()}
+        weights = {
+            name: value.detach().cpu().contiguous()
+            for name, value in self.clip.state_dict().items()
+        }
         save_file(weights, folder / WEIGHTS)
         _write_json(folder / CONFIG, {"model_cfg": self.model_config, "preprocess_cfg": {}})
         _write_json(folder / PREPROCESS, self.preprocess.to_dict())
 
     def fingerprint(self) -> str:
-        """Hash of weights, model configuration and preprocessing: features of equal fingerprints may be compared."""
+        """Hash of weights, model configuration and preprocessing: features of equal fingerprints
+        may be compared.
+        """
         digest = hashlib.sha256()
         settings = {"model": self.model_config, "preprocess": self.preprocess.to_dict()}
         digest.update(json.dumps(settings, sort_keys=True).encode())
         for name, value in sorted(self.clip.state_dict().items()):
             digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            digest.update(
+                value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+            )
         return digest.hexdigest()
 
 
@@ -124,12 +148,14 @@ def create(config: EncoderConfig) -> Encoder:
 def load(config: EncoderConfig) -> Encoder:
     """The encoder that `config` names, with its weights.
 
-    `config.pretrained` is a folder written by `Encoder.save`, a path to safetensors weights or a tag of open_clip
-    (downloaded). Raises WeightsError where the weights cannot be read or do not fit the architecture.
+    `config.pretrained` is a folder written by `Encoder.save`, a path to safetensors weights or a
+    tag of open_clip (downloaded). Raises WeightsError where the weights cannot be read or do not
+    fit the architecture.
     """
     if not config.pretrained:
         raise WeightsError(
-            "encoder.pretrained is empty", expected="a tag of open_clip, a folder or a .safetensors file"
+            "encoder.pretrained is empty",
+            expected="a tag of open_clip, a folder or a .safetensors file",
         )
     source = Path(config.pretrained).expanduser()
     if source.is_dir():
@@ -140,7 +166,9 @@ def load(config: EncoderConfig) -> Encoder:
         _fill(clip, source)
         return _with_preprocess(clip, model_config, config.target_pad)
     try:
-        clip = open_clip.create_model(config.name, pretrained=config.pretrained, require_pretrained=True)
+        clip = open_clip.create_model(
+            config.name, pretrained=config.pretrained, require_pretrained=True
+        )
     except (RuntimeError, OSError, ValueError) as error:
         tags = open_clip.list_pretrained_tags_by_model(config.name)
         raise WeightsError(
@@ -153,12 +181,24 @@ def load(config: EncoderConfig) -> Encoder:
 
 
 def load_saved(folder: Path) -> Encoder:
-    """The encoder that `Encoder.save` wrote into `folder`. Raises WeightsError where it is not whole."""
+    """The encoder that `Encoder.save` wrote into `folder`. Raises WeightsError where it is not
+    whole.
+    """
     try:
         model_config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["model_cfg"]
-        preprocess = Preprocess.from_dict(json.loads((folder / PREPROCESS).read_text(encoding="utf-8")))
+        preprocess = Preprocess.from_dict(
+            json.loads((folder / PREPROCESS).read_text(encoding="utf-8"))
+        )
         clip = _build(model_config)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, AssertionError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        AssertionError,
+    ) as error:
         raise WeightsError(
             f"{folder} holds no encoder",
             got=f"{type(error).__name__}: {error}",
@@ -173,13 +213,19 @@ def _model_config(config: EncoderConfig) -> dict[str, Any]:
     open_clip.add_model_config(LOCAL_CONFIGS)
     if config.configs:
         if not Path(config.configs).expanduser().is_dir():
-            raise WeightsError("encoder.configs is no folder", got=config.configs, expected="a folder of JSON files")
+            raise WeightsError(
+                "encoder.configs is no folder",
+                got=config.configs,
+                expected="a folder of JSON files",
+            )
         open_clip.add_model_config(Path(config.configs).expanduser())
     found = open_clip.get_model_config(config.name)
     if found is None:
         near = difflib.get_close_matches(config.name, open_clip.list_models(), n=3, cutoff=0.3)
         raise WeightsError(
-            "encoder.name names no model", got=config.name, expected=f"an open_clip model, such as {', '.join(near)}"
+            "encoder.name names no model",
+            got=config.name,
+            expected=f"an open_clip model, such as {', '.join(near)}",
         )
     return dict(found)
 
@@ -193,7 +239,9 @@ def _build(model_config: dict[str, Any]) -> nn.Module:
     settings["text_cfg"].pop("hf_model_pretrained", None)
     root = logging.getLogger()
     level = root.level
-    root.setLevel(logging.ERROR)  # open_clip warns that weights are random; here they are filled in next
+    root.setLevel(
+        logging.ERROR
+    )  # open_clip warns that weights are random; here they are filled in next
     try:
         clip = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**settings)
     finally:
@@ -216,14 +264,18 @@ def _fill(clip: nn.Module, weights: Path) -> None:
             got=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
             do="check the file, and that encoder.name is the architecture that it was saved from",
         ) from error
-    check_weights(clip, f"the encoder {weights}", do="take another file, or run the stage again that wrote it")
+    check_weights(
+        clip, f"the encoder {weights}", do="take another file, or run the stage again that wrote it"
+    )
 
 
 def _with_preprocess(clip: nn.Module, model_config: dict[str, Any], target_pad: float) -> Encoder:
     settings = open_clip.get_model_preprocess_cfg(clip)
     size = settings["size"]
     side = int(size[0] if isinstance(size, (tuple, list)) else size)
-    mean = settings.get("mean", open_clip.OPENAI_DATASET_MEAN)  # absent where open_clip's factory was not asked
+    mean = settings.get(
+        "mean", open_clip.OPENAI_DATASET_MEAN
+    )  # absent where open_clip's factory was not asked
     std = settings.get("std", open_clip.OPENAI_DATASET_STD)
     preprocess = Preprocess(side, target_pad, tuple(mean), tuple(std))
     return Encoder(clip, _tokenizer(model_config), preprocess, model_config).eval()
@@ -233,7 +285,9 @@ def _tokenizer(model_config: dict[str, Any]) -> Any:
     text = model_config["text_cfg"]
     if "hf_tokenizer_name" in text:
         return open_clip.HFTokenizer(
-            text["hf_tokenizer_name"], context_length=text.get("context_length", 77), **text.get("tokenizer_kwargs", {})
+            text["hf_tokenizer_name"],
+            context_length=text.get("context_length", 77),
+            **text.get("tokenizer_kwargs", {}),
         )
     return open_clip.SimpleTokenizer(context_length=text.get("context_length", 77))
 

@@ -12,11 +12,17 @@ from raycd.errors import WeightsError
 
 def broken(tensors: Mapping[str, torch.Tensor]) -> list[str]:
     """Return the names of the tensors that hold a NaN or an infinity."""
-    return [name for name, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
+    return [
+        name
+        for name, value in tensors.items()
+        if value.is_floating_point() and not value.isfinite().all()
+    ]
 
 
 def check_weights(module: nn.Module, what: str, *, do: str) -> None:
-    """Raise WeightsError, with `do` as its remedy, where a weight of the module is not finite; `what` names it."""
+    """Raise WeightsError, with `do` as its remedy, where a weight of the module is not finite;
+    `what` names it.
+    """
     names = broken(module.state_dict())
     if names:
         raise WeightsError(

@@ -1,4 +1,6 @@
-"""Batch norms folded into the convolutions before them: the same function in fewer steps, for answering only."""
+"""Batch norms folded into the convolutions before them: the same function in fewer steps, for
+answering only.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +11,11 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
 def fold_batch_norms(module: nn.Module) -> None:
-    """Fold every batch norm of `module` (in eval mode) that follows a convolution, as CLIP's ResNets name them.
+    """Fold every batch norm of `module` (in eval mode) that follows a convolution, as CLIP's
+    ResNets name them.
 
-    Those are convN and bnN of one module, and a convolution right before a batch norm in a Sequential. A batch norm
-    that was folded becomes the identity.
+    Those are convN and bnN of one module, and a convolution right before a batch norm in a
+    Sequential. A batch norm that was folded becomes the identity.
     """
     children = dict(module.named_children())
     names = list(children)

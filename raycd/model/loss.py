@@ -11,11 +11,10 @@ logit scale = 1 / temperature; the paper's "tau = 100" is a logit scale of 100.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch import distributed
 from torch.nn import functional as F
+
+from raycd.distributed import gather, rank
 
 
 def batch_classification_loss(
@@ -26,11 +25,12 @@ def batch_classification_loss(
     Args:
         query_BD: Query features; normalised here.
         target_BD: Target features of the same triplets, in the same order; normalised here.
-        target_B: A number for each target image (int64): equal numbers are the same image, never negatives.
+        target_B: A number for each target image (int64): equal numbers are the same image, never
+            negatives.
         logit_scale: Cosines are multiplied by this.
 
-    Every worker must bring the same B. The mean over the workers of this loss, and of its gradient, is that of one
-    worker with all the triplets.
+    Every worker must bring the same B. The mean over the workers of this loss, and of its gradient,
+    is that of one worker with all the triplets.
     """
     count = len(query_BD)
     all_targets = gather(F.normalize(target_BD, dim=-1))
@@ -40,35 +40,3 @@ def batch_classification_loss(
     same = target_B[:, None] == all_numbers[None, :]
     same[torch.arange(count, device=same.device), own] = False
     return F.cross_entropy(logits.masked_fill(same, -torch.inf), own)
-
-
-def rank() -> int:
-    """This worker's place among the training workers."""
-    return distributed.get_rank() if distributed.is_initialized() else 0
-
-
-def world_size() -> int:
-    """Number of training workers."""
-    return distributed.get_world_size() if distributed.is_initialized() else 1
-
-
-def gather(rows: torch.Tensor) -> torch.Tensor:
-    """The rows of all workers, in their order, (W * B, ...); gradients flow back to the worker that a row came from."""
-    if world_size() == 1:
-        return rows
-    gathered: torch.Tensor = _Gather.apply(rows)
-    return gathered
-
-
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, rows: torch.Tensor) -> torch.Tensor:
-        parts = [torch.empty_like(rows) for _ in range(world_size())]
-        distributed.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
-        total = grads[0].contiguous()
-        distributed.all_reduce(total)
-        return total.chunk(world_size())[rank()]

@@ -12,7 +12,8 @@ from torch.utils.checkpoint import checkpoint
 def recompute_blocks(visual: nn.Module) -> None:
     """Let every residual block of a ModifiedResNet recompute its activations in the backward pass.
 
-    Batch norms must be in eval mode, or they would count each batch twice. Other image encoders are left alone.
+    Batch norms must be in eval mode, or they would count each batch twice. Other image encoders are
+    left alone.
     """
     for block in visual.modules():
         if isinstance(block, Bottleneck):

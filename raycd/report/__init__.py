@@ -1,1 +1,3 @@
-"""What a run has to show: `page.Report` -> one HTML file, `table.recall_table` -> the same numbers for a terminal."""
+"""What a run has to show: `page.Report` -> one HTML file, `table.recall_table` -> the same numbers
+for a terminal.
+"""

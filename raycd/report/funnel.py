@@ -11,14 +11,18 @@ Leaf = tuple[tuple[str, ...], Any]
 
 @dataclass(frozen=True)
 class Funnel:
-    """Steps in order, and for each part of the data how many each step left with its share of the first step."""
+    """Steps in order, and for each part of the data how many each step left with its share of the
+    first step.
+    """
 
     steps: list[str]
     rows: list[tuple[str, list[tuple[int | None, float]]]]
 
 
 def leaves(counts: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> list[Leaf]:
-    """Path and value of everything that is not itself a mapping, in order; None values are left out."""
+    """Path and value of everything that is not itself a mapping, in order; None values are left
+    out.
+    """
     found: list[Leaf] = []
     for name, value in counts.items():
         path = (*prefix, str(name))
@@ -32,9 +36,10 @@ def leaves(counts: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> list[Leaf
 def rows(counts: Mapping[str, Any]) -> Funnel:
     """Counts nested in any order of step, side and category, as a table of parts by steps.
 
-    What `raycd.mine` counts (steps in all, and a list of "groups" with their category and side) is one such nesting.
-    A step is "candidates" or begins with "after_"; where no name of a path does, its last name is the step. Parts of
-    equal depth are summed in a last row, unless the counts have a total of their own.
+    What `raycd.mine` counts (steps in all, and a list of "groups" with their category and side) is
+    one such nesting. A step is "candidates" or begins with "after_"; where no name of a path does,
+    its last name is the step. Parts of equal depth are summed in a last row, unless the counts have
+    a total of their own.
     """
     cells: dict[str, dict[str, int]] = {}
     parts: list[tuple[str, ...]] = []
@@ -44,12 +49,17 @@ def rows(counts: Mapping[str, Any]) -> Funnel:
         parts.append(part)
         cells.setdefault(" · ".join(part) or "all", {})[path[at]] = int(value)
     steps = list(dict.fromkeys(step for row in cells.values() for step in row))
-    summable = len({len(part) for part in parts}) == 1 and not {"total", "all"} & {n for part in parts for n in part}
+    summable = len({len(part) for part in parts}) == 1 and not {"total", "all"} & {
+        n for part in parts for n in part
+    }
     if summable and len(cells) > 1:
         cells["total"] = {step: sum(row.get(step, 0) for row in cells.values()) for step in steps}
     return Funnel(
         [step.replace("after_", "after ") for step in steps],
-        [(name, [_share(row.get(step), row.get(steps[0])) for step in steps]) for name, row in cells.items()],
+        [
+            (name, [_share(row.get(step), row.get(steps[0])) for step in steps])
+            for name, row in cells.items()
+        ],
     )
 
 
@@ -57,7 +67,11 @@ def facts(counts: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """What `raycd.mine` says beside the steps, e.g. ("images without substitute", 12)."""
     if "groups" not in counts:
         return []
-    plain = [(name, value) for name, value in counts.items() if isinstance(value, int | float) and not _is_step(name)]
+    plain = [
+        (name, value)
+        for name, value in counts.items()
+        if isinstance(value, int | float) and not _is_step(name)
+    ]
     return [(name.replace("_", " "), value) for name, value in plain]
 
 

@@ -2,8 +2,8 @@
 
     html = render(Report(run="demo", metrics=metrics, ...))
 
-The file needs no script, no network and no second file: images and curves stand inside. The same data gives the same
-bytes. Texts of a data set (captions, ids) are escaped.
+The file needs no script, no network and no second file: images and curves stand inside. The same
+data gives the same bytes. Texts of a data set (captions, ids) are escaped.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ class Curve:
 
     stage: str  # e.g. "stage1"
     select_on: str  # "selection", "val" or "last"
-    epochs: Sequence[Mapping[str, Any]]  # {"epoch", "loss", "seconds", "kind": "original"|"pseudo", "recall@10": 0..1}
+    epochs: Sequence[
+        Mapping[str, Any]
+    ]  # {"epoch", "loss", "seconds", "kind": "original"|"pseudo", "recall@10": 0..1}
     best_epoch: int | None = None  # the checkpoint that was taken
 
     @property
@@ -55,7 +57,9 @@ class Histogram:
 
     title: str
     values: NDArray[Any]
-    marks: Mapping[str, float] = field(default_factory=dict)  # thresholds by name, e.g. {"eps_low": 0.9}
+    marks: Mapping[str, float] = field(
+        default_factory=dict
+    )  # thresholds by name, e.g. {"eps_low": 0.9}
 
 
 GROUPS = {
@@ -69,7 +73,11 @@ GROUPS = {
         "Similar enough and within s_max, but with a score just below alpha. Where these look right, lower alpha.",
     ),
 }
-SIDES = {"alpha": ("score", "above"), "eps_low": ("similarity", "above"), "eps_high": ("similarity", "below")}
+SIDES = {
+    "alpha": ("score", "above"),
+    "eps_low": ("similarity", "above"),
+    "eps_high": ("similarity", "below"),
+}
 
 
 @dataclass(frozen=True)
@@ -92,7 +100,11 @@ class PseudoExample:
         """Where it lies, e.g. "score 0.0004 above alpha"."""
         what, where = SIDES[self.near]
         where = "below" if self.group == "refused" else where
-        return f"{what} {_short(self.distance)} {where} {self.near}" if self.distance else f"{what} exactly {self.near}"
+        return (
+            f"{what} {_short(self.distance)} {where} {self.near}"
+            if self.distance
+            else f"{what} exactly {self.near}"
+        )
 
 
 @dataclass(frozen=True)
@@ -140,7 +152,9 @@ class Report:
     """Everything that the page shows. What is empty or None leaves its section out."""
 
     run: str
-    metrics: Mapping[str, Any]  # the content of metrics.json: preset, protocol, seed, variants, counts, seconds
+    metrics: Mapping[
+        str, Any
+    ]  # the content of metrics.json: preset, protocol, seed, variants, counts, seconds
     curves: Sequence[Curve] = ()
     mining: Mapping[str, Any] = field(
         default_factory=dict
@@ -151,7 +165,9 @@ class Report:
     queries: Sequence[Query] = ()
     missing: Mapping[str, Any] = field(default_factory=dict)  # ImageReport.to_dict()
     warnings: Sequence[str] = ()
-    sizes: Mapping[str, Sizes] = field(default_factory=dict)  # of the splits that recall is measured on
+    sizes: Mapping[str, Sizes] = field(
+        default_factory=dict
+    )  # of the splits that recall is measured on
     config: str = ""  # YAML
     versions: Mapping[str, str] = field(default_factory=dict)  # {"raycd": "0.1.0", "torch": ...}
 
@@ -159,7 +175,7 @@ class Report:
 def render(report: Report) -> str:
     """The whole page."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("raycd", "templates"),
+        loader=jinja2.PackageLoader("raycd.report", "templates"),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -167,7 +183,11 @@ def render(report: Report) -> str:
     )
     environment.filters["duration"] = duration
     environment.globals.update(picture=pictures.data_uri, figure=_figure)
-    shown = [image for query in report.queries for image in (query.reference, *(r.image for r in query.results))]
+    shown = [
+        image
+        for query in report.queries
+        for image in (query.reference, *(r.image for r in query.results))
+    ]
     return environment.get_template("report.html.j2").render(
         report=report,
         metrics=report.metrics,
@@ -189,7 +209,10 @@ def render(report: Report) -> str:
 
 def _groups(examples: Sequence[PseudoExample]) -> list[tuple[str, str, list[PseudoExample]]]:
     """(heading, sentence, examples) of each group that has any."""
-    groups = [(*GROUPS[name], [example for example in examples if example.group == name]) for name in GROUPS]
+    groups = [
+        (*GROUPS[name], [example for example in examples if example.group == name])
+        for name in GROUPS
+    ]
     return [group for group in groups if group[2]]
 
 
@@ -205,7 +228,9 @@ def _figure(kind: str, item: Curve | Histogram) -> str:
 
 def _short(distance: float) -> str:
     """A distance with two digits that say something, at most 6 decimals."""
-    return next((f"{distance:.{n}f}" for n in (3, 4, 5) if distance >= 10 ** (1 - n)), f"{distance:.6f}")
+    return next(
+        (f"{distance:.{n}f}" for n in (3, 4, 5) if distance >= 10 ** (1 - n)), f"{distance:.6f}"
+    )
 
 
 def _seconds(seconds: Mapping[str, float]) -> list[tuple[str, float, float]]:

@@ -32,7 +32,9 @@ def data_uri(picture: Picture) -> str:
 
 def ratio(pictures: Iterable[Picture]) -> float:
     """Width by height of the frame in which these pictures look best: their median, within reason."""
-    ratios = sorted(image.width / image.height for image in map(_decoded, pictures) if image is not None)
+    ratios = sorted(
+        image.width / image.height for image in map(_decoded, pictures) if image is not None
+    )
     return min(1.4, max(0.66, ratios[len(ratios) // 2])) if ratios else 1.0
 
 

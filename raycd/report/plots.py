@@ -1,7 +1,7 @@
 """Curves and histograms as inline SVG that takes its colours from the page, light or dark.
 
-matplotlib draws with stand-in colours, which are then replaced by the page's CSS variables. Nothing global changes,
-and the same data gives the same bytes.
+matplotlib draws with stand-in colours, which are then replaced by the page's CSS variables. Nothing
+global changes, and the same data gives the same bytes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 INK, FAINT, FIRST, SECOND = "#010203", "#010204", "#010205", "#010206"
-_VARIABLES = {INK: "var(--ink)", FAINT: "var(--line)", FIRST: "var(--first)", SECOND: "var(--second)"}
+_VARIABLES = {
+    INK: "var(--ink)",
+    FAINT: "var(--line)",
+    FIRST: "var(--first)",
+    SECOND: "var(--second)",
+}
 _SIZE = (5.0, 2.6)  # inches; the page scales it
 
 
@@ -28,9 +33,22 @@ def loss_curve(title: str, epochs: Sequence[Mapping[str, Any]], best: int | None
     def draw(axes: Axes) -> None:
         original = _points([e for e in epochs if e.get("kind", "original") != "pseudo"], "loss")
         pseudo = _points([e for e in epochs if e.get("kind") == "pseudo"], "loss")
-        axes.plot(*original, color=FIRST, marker=_marker(original[0]), markersize=3, label="original triplets")
+        axes.plot(
+            *original,
+            color=FIRST,
+            marker=_marker(original[0]),
+            markersize=3,
+            label="original triplets",
+        )
         if pseudo[0]:
-            axes.plot(*pseudo, color=SECOND, linestyle="none", marker="o", markersize=3, label="pseudo triplets")
+            axes.plot(
+                *pseudo,
+                color=SECOND,
+                linestyle="none",
+                marker="o",
+                markersize=3,
+                label="pseudo triplets",
+            )
             axes.legend(frameon=False, labelcolor=INK, fontsize=8)
         _epochs(axes, best)
 
@@ -39,13 +57,20 @@ def loss_curve(title: str, epochs: Sequence[Mapping[str, Any]], best: int | None
 
 def recall_curve(title: str, epochs: Sequence[Mapping[str, Any]], best: int | None = None) -> str:
     """Every "recall@k" of the epochs, in per cent; the epochs that were not measured are skipped."""
-    keys = list(dict.fromkeys(key for epoch in epochs for key in epoch if key.startswith("recall@")))
+    keys = list(
+        dict.fromkeys(key for epoch in epochs for key in epoch if key.startswith("recall@"))
+    )
 
     def draw(axes: Axes) -> None:
         for key, color in zip(keys, [FIRST, SECOND, INK], strict=False):
             x, y = _points(epochs, key)
             axes.plot(
-                x, [100 * v for v in y], color=color, marker=_marker(x), markersize=3, label=key.replace("recall", "R")
+                x,
+                [100 * v for v in y],
+                color=color,
+                marker=_marker(x),
+                markersize=3,
+                label=key.replace("recall", "R"),
             )
         if keys:
             axes.legend(frameon=False, labelcolor=INK, fontsize=8)
@@ -103,7 +128,14 @@ def _svg(title: str, draw: Callable[[Axes], None]) -> str:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "axes.unicode_minus": False, "text.usetex": False}):
+    with rc_context(
+        {
+            "svg.fonttype": "none",
+            "svg.hashsalt": title,
+            "axes.unicode_minus": False,
+            "text.usetex": False,
+        }
+    ):
         figure = Figure(figsize=_SIZE, layout="constrained")
         FigureCanvasSVG(figure)
         figure.patch.set_alpha(0)
@@ -122,7 +154,9 @@ def _svg(title: str, draw: Callable[[Axes], None]) -> str:
 
 
 def _inline(svg: str) -> str:
-    """The element alone: no declaration, no metadata, no ids of groups, the page's colours and font."""
+    """The element alone: no declaration, no metadata, no ids of groups, the page's colours and
+    font.
+    """
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)

@@ -31,32 +31,47 @@ class Recall:
 def recall_cells(metrics: Mapping[str, Any]) -> Recall:
     """The table of `metrics["variants"]`: variant -> category -> "recall@k" -> fraction."""
     variants: Mapping[str, Mapping[str, Mapping[str, float | None]]] = metrics.get("variants") or {}
-    categories = list(dict.fromkeys(c for recalls in variants.values() for c in recalls if c != "average"))
+    categories = list(
+        dict.fromkeys(c for recalls in variants.values() for c in recalls if c != "average")
+    )
     if any("average" in recalls for recalls in variants.values()):
         categories.append("average")
-    keys = list(dict.fromkeys(k for recalls in variants.values() for cell in recalls.values() for k in cell))
+    keys = list(
+        dict.fromkeys(k for recalls in variants.values() for cell in recalls.values() for k in cell)
+    )
     columns = [(category, key) for category in categories for key in keys]
     texts = {
         name: [percent(recalls.get(category, {}).get(key)) for category, key in columns]
         for name, recalls in variants.items()
     }
     best = [
-        max((row[i] for row in texts.values() if row[i] != NONE), key=float, default=NONE) for i in range(len(columns))
+        max((row[i] for row in texts.values() if row[i] != NONE), key=float, default=NONE)
+        for i in range(len(columns))
     ]
     rows = [
-        (name, [Cell(text, len(texts) > 1 and text == top != NONE) for text, top in zip(row, best, strict=True)])
+        (
+            name,
+            [
+                Cell(text, len(texts) > 1 and text == top != NONE)
+                for text, top in zip(row, best, strict=True)
+            ],
+        )
         for name, row in texts.items()
     ]
     return Recall(categories, [key.replace("recall@", "R@") for key in keys], rows)
 
 
 def gains(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """(from, to, percentage points) between neighbouring variants, by the average recall at the first rank."""
+    """(from, to, percentage points) between neighbouring variants, by the average recall at the
+    first rank.
+    """
     recall = recall_cells(metrics)
     if "average" not in recall.categories:
         return []
     column = (len(recall.categories) - 1) * len(recall.ranks)
-    averages = [(name, cells[column].text) for name, cells in recall.rows if cells[column].text != NONE]
+    averages = [
+        (name, cells[column].text) for name, cells in recall.rows if cells[column].text != NONE
+    ]
     return [
         (label(before), label(after), f"{float(new) - float(old):+.2f}")
         for (before, old), (after, new) in itertools.pairwise(averages)
@@ -64,15 +79,18 @@ def gains(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def verdicts(metrics: Mapping[str, Any]) -> list[str]:
-    """Say what is wrong with a result as a whole; nothing where each variant is at least as good as those before it.
+    """Say what is wrong with a result as a whole; nothing where each variant is at least as good as
+    those before it.
 
-    Compared is the average recall at the first rank. The last variant has failed where images drawn at random from
-    the galleries would be as good.
+    Compared is the average recall at the first rank. The last variant has failed where images drawn
+    at random from the galleries would be as good.
     """
     variants: Mapping[str, Mapping[str, Mapping[str, float | None]]] = metrics.get("variants") or {}
     key = next((key for recalls in variants.values() for key in recalls.get("average", {})), "")
     found = {
-        name: value for name, cells in variants.items() if (value := cells.get("average", {}).get(key)) is not None
+        name: value
+        for name, cells in variants.items()
+        if (value := cells.get("average", {}).get(key)) is not None
     }
     if not found:
         return []
@@ -94,7 +112,9 @@ def verdicts(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def _chance(metrics: Mapping[str, Any], key: str) -> float | None:
-    """The recall of images drawn at random, the mean over the galleries; None where their sizes are not known."""
+    """The recall of images drawn at random, the mean over the galleries; None where their sizes are
+    not known.
+    """
     sizes: list[int] = list(((metrics.get("counts") or {}).get("gallery") or {}).values())
     k = key.rpartition("@")[2]
     if not k.isdigit() or not sizes or not all(sizes):
@@ -104,7 +124,9 @@ def _chance(metrics: Mapping[str, Any], key: str) -> float | None:
 
 def final_table(metrics: Mapping[str, Any]) -> str:
     """Return `recall_table` beneath what is wrong with it as a whole."""
-    return "\n".join([*(f"warning: {verdict}" for verdict in verdicts(metrics)), recall_table(metrics)])
+    return "\n".join(
+        [*(f"warning: {verdict}" for verdict in verdicts(metrics)), recall_table(metrics)]
+    )
 
 
 def recall_table(metrics: Mapping[str, Any]) -> str:
@@ -119,7 +141,9 @@ def recall_table(metrics: Mapping[str, Any]) -> str:
         return ""
     first = max(len(label(name)) for name in ("recall, %", *(name for name, _ in recall.rows))) + 1
     # A group is as wide as its ranks or its name, whichever is wider; its cells share the room.
-    widths = [max(8, -(-(len(category) + 3) // len(recall.ranks))) for category in recall.categories]
+    widths = [
+        max(8, -(-(len(category) + 3) // len(recall.ranks))) for category in recall.categories
+    ]
     cell_widths = [width for width in widths for _ in recall.ranks]
     groups = " " * first + "".join(
         f"   {category}".ljust(width * len(recall.ranks))
@@ -127,7 +151,8 @@ def recall_table(metrics: Mapping[str, Any]) -> str:
     )
     head = "recall, %".ljust(first) + _right(recall.ranks * len(recall.categories), cell_widths)
     lines = [
-        label(name).ljust(first) + _right([cell.text for cell in cells], cell_widths) for name, cells in recall.rows
+        label(name).ljust(first) + _right([cell.text for cell in cells], cell_widths)
+        for name, cells in recall.rows
     ]
     return "\n".join(line.rstrip() for line in (groups, head, *lines))
 

@@ -8,8 +8,7 @@ from contextlib import contextmanager
 
 import ray
 
-from raycd import cli
-from raycd.config import ComputeConfig
+from raycd.config import ComputeConfig, cli
 from raycd.errors import ConfigError
 from raycd.runtime import local_ray
 
@@ -18,22 +17,28 @@ from raycd.runtime import local_ray
 def connected() -> Iterator[None]:
     """Be connected to Ray inside of the block.
 
-    RAY_ADDRESS (set for submitted jobs) names the cluster; without it a local one is started and ended. A connection
-    that is already there is used and left alone. Raises RunError where there is no connection to be had.
+    RAY_ADDRESS (set for submitted jobs) names the cluster; without it a local one is started and
+    ended. A connection that is already there is used and left alone. Raises RunError where there is
+    no connection to be had.
     """
     if ray.is_initialized():
         yield
         return
-    # Processes ask Ray Train for news every two seconds unless told otherwise: too seldom for epochs of a second.
+    # Processes ask Ray Train for news every two seconds unless told otherwise: too seldom for
+    # epochs of a second.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
-    with local_ray.connected(), cli.sigterm_interrupts():  # ray.init has put a handler of its own in place
+    with (
+        local_ray.connected(),
+        cli.sigterm_interrupts(),
+    ):  # ray.init has put a handler of its own in place
         yield
 
 
 def uses_gpu(compute: ComputeConfig) -> bool:
     """Whether workers get GPUs. Raises ConfigError where they are asked for and cannot come.
 
-    A cluster that a job was submitted to may start GPU nodes when they are asked for; this machine alone cannot.
+    A cluster that a job was submitted to may start GPU nodes when they are asked for; this machine
+    alone cannot.
     """
     if compute.device == "cpu":
         return False
@@ -56,9 +61,11 @@ def worker_resources(compute: ComputeConfig) -> dict[str, float]:
 
 
 def fitting(wanted: int, resources: Mapping[str, float]) -> int:
-    """`wanted` workers of `resources` each, or as many as fit: a pool that cannot start would wait for ever.
+    """`wanted` workers of `resources` each, or as many as fit: a pool that cannot start would wait
+    for ever.
 
-    A resource of which the cluster has nothing yet does not count: it comes with the nodes that the work calls for.
+    A resource of which the cluster has nothing yet does not count: it comes with the nodes that the
+    work calls for.
     """
     have = ray.cluster_resources()  # type: ignore[no-untyped-call]
     fits = [int(have[name] / need) for name, need in resources.items() if have.get(name, 0) > 0]
@@ -67,7 +74,9 @@ def fitting(wanted: int, resources: Mapping[str, float]) -> int:
 
 def machines() -> int:
     """How many machines of the cluster run work."""
-    return max(1, sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes()))  # type: ignore[no-untyped-call]
+    return max(
+        1, sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes())
+    )  # type: ignore[no-untyped-call]
 
 
 def cpus() -> int:
@@ -76,5 +85,7 @@ def cpus() -> int:
 
 
 def threads(compute: ComputeConfig, workers: int) -> int:
-    """Threads of torch and FAISS in each of `workers` workers: as set, or an even share of this machine's cores."""
+    """Threads of torch and FAISS in each of `workers` workers: as set, or an even share of this
+    machine's cores.
+    """
     return compute.threads or max(1, (os.cpu_count() or 1) // workers)

@@ -1,8 +1,8 @@
 """Embedding on Ray Data (eq. 8): all images and all texts through a frozen encoder, once.
 
-The encoder travels through the object store. On processors, tasks decode and encode; a worker process keeps the encoder
-(and torch, which takes seconds to import) from one task to the next. With GPUs, actors decode on processors and others
-encode on GPUs.
+The encoder travels through the object store. On processors, tasks decode and encode; a worker
+process keeps the encoder (and torch, which takes seconds to import) from one task to the next. With
+GPUs, actors decode on processors and others encode on GPUs.
 """
 
 from __future__ import annotations
@@ -17,18 +17,27 @@ import torch
 
 from raycd import features
 from raycd.config import Config, Precision
-from raycd.embed import Batch, DecodeImages, EmbedImages, EmbedTexts, EncodeImages, frozen
+from raycd.model.embed import Batch, DecodeImages, EmbedImages, EmbedTexts, EncodeImages, frozen
 from raycd.model.encoder import Encoder
 from raycd.runtime import cluster, datasets
 
 BLOCK = 1024  # most rows that a task takes at a time; it encodes embed.batch_size of them at once
 
-_held: dict[str, Encoder] = {}  # the encoder that this worker process used last, by the id of its object
+_held: dict[
+    str, Encoder
+] = {}  # the encoder that this worker process used last, by the id of its object
 
 
 def embed_images(paths: Mapping[str, str | None], encoder: Encoder, config: Config) -> pa.Table:
-    """Image id -> path (None: no file was found) gives rows (key, status, feature) as `raycd.features` keeps them."""
-    table = pa.table({"key": pa.array(list(paths), pa.string()), "path": pa.array(list(paths.values()), pa.string())})
+    """Image id -> path (None: no file was found) gives rows (key, status, feature) as
+    `raycd.features` keeps them.
+    """
+    table = pa.table(
+        {
+            "key": pa.array(list(paths), pa.string()),
+            "path": pa.array(list(paths.values()), pa.string()),
+        }
+    )
     return _embedded("embed images", "images", table, EmbedImages, encoder, config)
 
 
@@ -49,7 +58,9 @@ def _embedded(
     """The rows in the order of `table`, whatever the order in which the workers finish."""
     if len(table) == 0:
         return features.to_table([], [], np.zeros((0, encoder.dim), np.float32))
-    workers = cluster.fitting(config.compute.embed_workers, cluster.worker_resources(config.compute))
+    workers = cluster.fitting(
+        config.compute.embed_workers, cluster.worker_resources(config.compute)
+    )
     block = max(config.embed.batch_size, min(BLOCK, len(table) // (4 * workers)))
     blocks = datasets.blocks_of(table, block)
     held = _Held(ray.put(encoder), config.embed.precision, cluster.threads(config.compute, workers))
@@ -57,7 +68,10 @@ def _embedded(
     if not cluster.uses_gpu(config.compute):
         steps = [(_embed, _tasks(step, held, min(workers, len(blocks)), config))]
     elif step is EmbedImages:
-        steps = [_decoders(encoder, workers, config), (_EncodeImages, _actors(held, workers, config))]
+        steps = [
+            _decoders(encoder, workers, config),
+            (_EncodeImages, _actors(held, workers, config)),
+        ]
     else:
         steps = [(_EmbedTexts, _actors(held, workers, config))]
     found = pa.concat_tables(list(datasets.mapped(stage, unit, blocks, *steps)))
@@ -90,13 +104,18 @@ def _tasks(step: Any, held: _Held, workers: int, config: Config) -> dict[str, An
     }
 
 
-def _embed(block: Batch, step: type[EmbedImages] | type[EmbedTexts], held: _Held, config: Config) -> pa.Table:
+def _embed(
+    block: Batch, step: type[EmbedImages] | type[EmbedTexts], held: _Held, config: Config
+) -> pa.Table:
     """A task: a block in batches of embed.batch_size."""
     encoder, size = held.get("cpu"), config.embed.batch_size
     embed = EmbedImages(encoder, config.data) if step is EmbedImages else EmbedTexts(encoder)
     firsts = range(0, len(block["key"]), size)
     return pa.concat_tables(
-        [_table(embed({name: column[first : first + size] for name, column in block.items()})) for first in firsts]
+        [
+            _table(embed({name: column[first : first + size] for name, column in block.items()}))
+            for first in firsts
+        ]
     )
 
 

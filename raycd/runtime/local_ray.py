@@ -1,8 +1,8 @@
 """The Ray under a job or a service: the one that RAY_ADDRESS names, or one of this process's own.
 
-A Ray of our own runs whatever code it is sent. So it has a token that nobody else knows, listens on loopback only and
-keeps its files where only this user gets, for Ray itself lets everybody write into them. All of it ends with the
-process.
+A Ray of our own runs whatever code it is sent. So it has a token that nobody else knows, listens on
+loopback only and keeps its files where only this user gets, for Ray itself lets everybody write
+into them. All of it ends with the process.
 """
 
 from __future__ import annotations
@@ -27,17 +27,21 @@ from raycd.runtime import watch
 
 LOCAL = ("", "local")  # RAY_ADDRESS
 PATIENCE = 120.0  # seconds that the second try of a start may take longer
-ROOM = 39  # bytes: Ray makes sockets 68 bytes beneath its temporary folder, and a socket's path has at most 107
+# Bytes: Ray makes sockets 68 bytes beneath its temporary folder, and a socket's path has at most
+# 107
+ROOM = 39
 
 _WORDS = logging.WARNING  # what Ray may say
 
 _UNLESS_SET = {
     "RAY_USAGE_STATS_ENABLED": "0",  # tell nobody
-    # Ray starts workers at niceness 15, and any other program of the machine takes the CPU from them; and OpenMP's
-    # threads wait for the one that lost its CPU by spinning, which takes it from that one again.
+    # Ray starts workers at niceness 15, and any other program of the machine takes the CPU from
+    # them; and OpenMP's threads wait for the one that lost its CPU by spinning, which takes it from
+    # that one again.
     "RAY_worker_niceness": "0",
     "OMP_WAIT_POLICY": "PASSIVE",
-    # Ray Data's actor pools make Ray print a line at level ERROR that means nothing here (ray issue 53727).
+    # Ray Data's actor pools make Ray print a line at level ERROR that means nothing here (ray issue
+    # 53727).
     "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
 _LEVEL_LINE = b"Set ray log level from environment variable"  # said whatever the level is
@@ -73,7 +77,8 @@ def address() -> str:
 
 @contextmanager
 def connected(*, metrics_port: int | None = None) -> Iterator[None]:
-    """Be connected to the Ray of RAY_ADDRESS, or to one of our own, inside of the block, and end where it has died.
+    """Be connected to the Ray of RAY_ADDRESS, or to one of our own, inside of the block, and end
+    where it has died.
 
     Raises:
         RunError: The named cluster does not answer, or none could be started here.
@@ -82,7 +87,9 @@ def connected(*, metrics_port: int | None = None) -> Iterator[None]:
         if joined := address():
             _join(joined)
         else:
-            folder = stack.enter_context(_private(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()))
+            folder = stack.enter_context(
+                _private(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
+            )
             unfit = {name: long for name, long in _temporary().items() if _is_unfit(long)}
             short = folder
             if unfit or _is_unfit(str(folder)):
@@ -119,7 +126,9 @@ def _start(metrics_port: int | None) -> None:
     try:
         _init(metrics_port)
     except RunError:
-        progress.say("Ray has not started in its time, this machine is busy: once more, with more time")
+        progress.say(
+            "Ray has not started in its time, this machine is busy: once more, with more time"
+        )
         with _environment(_unset(_MORE_TIME)), _patience(PATIENCE):
             _init(metrics_port)
 
@@ -147,7 +156,9 @@ def _init(metrics_port: int | None) -> None:
         psutil.wait_procs(list(started), timeout=10)
         if not isinstance(error, Exception) or isinstance(error, (ValueError, TypeError)):
             raise
-        if isinstance(error, OSError) and error.errno:  # no space, no permission: time does not help
+        if (
+            isinstance(error, OSError) and error.errno
+        ):  # no space, no permission: time does not help
             raise
         raise RunError(
             "Ray did not start on this machine",
@@ -159,7 +170,9 @@ def _init(metrics_port: int | None) -> None:
 
 @contextmanager
 def _stderr_without(text: bytes) -> Iterator[None]:
-    """Hold back what is written to stderr, also by C++, and in the end let through the lines without `text`."""
+    """Hold back what is written to stderr, also by C++, and in the end let through the lines
+    without `text`.
+    """
     with tempfile.TemporaryFile() as held:
         sys.stderr.flush()
         stderr = os.dup(2)
@@ -176,7 +189,9 @@ def _stderr_without(text: bytes) -> Iterator[None]:
 
 @contextmanager
 def _patience(seconds: float) -> Iterator[None]:
-    """Have Ray wait longer for its new node: its 30 s are a number in its code, but it asks through this function."""
+    """Have Ray wait longer for its new node: its 30 s are a number in its code, but it asks through
+    this function.
+    """
     from ray._private import services
 
     ask: Callable[..., object] = services.get_node
@@ -203,7 +218,9 @@ def _private(place: str) -> Iterator[Path]:
     """Open a folder below `place` that only this user can enter. Raises RunError."""
     try:
         os.makedirs(place, exist_ok=True)
-        opened = tempfile.TemporaryDirectory(prefix="raycd-", dir=os.path.abspath(place), ignore_cleanup_errors=True)
+        opened = tempfile.TemporaryDirectory(
+            prefix="raycd-", dir=os.path.abspath(place), ignore_cleanup_errors=True
+        )
     except OSError as error:
         raise RunError(
             "there is no temporary folder for Ray",
@@ -217,7 +234,11 @@ def _private(place: str) -> Iterator[Path]:
 
 def _temporary() -> dict[str, str]:
     """Return what the environment says of temporary folders for programs other than Ray."""
-    return {name: os.environ[name] for name in ("TMPDIR", "TEMP", "TMP") if os.path.isdir(os.environ.get(name, ""))}
+    return {
+        name: os.environ[name]
+        for name in ("TMPDIR", "TEMP", "TMP")
+        if os.path.isdir(os.environ.get(name, ""))
+    }
 
 
 def _is_unfit(folder: str) -> bool:
@@ -244,7 +265,8 @@ def _settings(folder: Path, short: Path, unfit: Mapping[str, str]) -> dict[str, 
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_AUTH_TOKEN": None,  # would come before the file
-        # This makes the node's address 127.0.0.1, and each of Ray's processes listens on the address of its node.
+        # This makes the node's address 127.0.0.1, and each of Ray's processes listens on the
+        # address of its node.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     }
 
@@ -276,11 +298,15 @@ def _set(settings: Mapping[str, str | None]) -> None:
 
 
 def _reread() -> None:
-    """Have Ray look at the environment again: it does so when it is imported, and others may have done that before."""
+    """Have Ray look at the environment again: it does so when it is imported, and others may have
+    done that before.
+    """
     from ray import _raylet
     from ray._private import ray_constants
 
     raylet: Any = _raylet
     raylet.Config.initialize("")
     raylet.AuthenticationTokenLoader.instance().reset_cache()
-    ray_constants.ENABLE_RAY_CLUSTER = os.environ.get(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR) != "0"
+    ray_constants.ENABLE_RAY_CLUSTER = (
+        os.environ.get(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR) != "0"
+    )

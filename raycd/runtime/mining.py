@@ -1,8 +1,10 @@
-"""Mining on Ray Data: `raycd.mine`'s neighbours and candidates, with equal results at any number of blocks and workers.
+"""Mining on Ray Data: `raycd.mine`'s neighbours and candidates, with equal results at any number of
+blocks and workers.
 
-Each shard's normalised features go into the object store once; tasks read them there without a copy, and a worker
-process keeps the shard that it searches from one task to the next. So a worker maps two shards at most: the one that it
-searches and the one that its queries come from, of which it reads its queries only.
+Each shard's normalised features go into the object store once; tasks read them there without a
+copy, and a worker process keeps the shard that it searches from one task to the next. So a worker
+maps two shards at most: the one that it searches and the one that its queries come from, of which
+it reads its queries only.
 """
 
 from __future__ import annotations
@@ -16,26 +18,36 @@ import pyarrow as pa
 import ray
 from numpy.typing import NDArray
 
-from raycd import approximate, progress
 from raycd import mine as core
+from raycd import progress
 from raycd.config import ComputeConfig, MineConfig
+from raycd.index import approximate
 from raycd.mine.pools import Pool, Rows, TripletRows
 from raycd.runtime import cluster
 from raycd.runtime.datasets import blocks_of, mapped
 
 SCORE_BLOCK = 1 << 15  # candidates measured by one task
-TASKS = 2  # searching tasks of each of several workers at least, so that none waits long for the last
+TASKS = (
+    2  # searching tasks of each of several workers at least, so that none waits long for the last
+)
 PAIRS = 3_000_000_000  # most pairs of images that one task compares: some seconds
 
-_held: dict[str, core.Searcher] = {}  # the shard that this worker process searched last, by the id of its object
+_held: dict[
+    str, core.Searcher
+] = {}  # the shard that this worker process searched last, by the id of its object
 
 
 def find_neighbours(
-    features_ND: NDArray[np.float32], pools: Sequence[Pool], mine: MineConfig, compute: ComputeConfig
+    features_ND: NDArray[np.float32],
+    pools: Sequence[Pool],
+    mine: MineConfig,
+    compute: ComputeConfig,
 ) -> pa.Table:
-    """`raycd.mine.find_neighbours` by tasks that take some batches of query images to one shard at a time.
+    """`raycd.mine.find_neighbours` by tasks that take some batches of query images to one shard at
+    a time.
 
-    Where the caller keeps no reference to the features, they are let go as soon as the workers have them.
+    Where the caller keeps no reference to the features, they are let go as soon as the workers have
+    them.
     """
     shards = core.make_shards(pools, features_ND.shape[1], mine)
     stored = []
@@ -47,9 +59,14 @@ def find_neighbours(
         del unit_PD
     lists = core.Lists(pools, mine)
     workers = cluster.fitting(compute.mine_workers or cluster.machines(), _resources(mine, compute))
-    blocks = [_block(visit, shards) for visit in core.visits(pools, shards, _task_size(pools, shards, mine, workers))]
+    blocks = [
+        _block(visit, shards)
+        for visit in core.visits(pools, shards, _task_size(pools, shards, mine, workers))
+    ]
     if blocks:
-        search = _searching(shards, stored, mine, compute, min(workers, len(blocks)), max(map(len, blocks)))
+        search = _searching(
+            shards, stored, mine, compute, min(workers, len(blocks)), max(map(len, blocks))
+        )
         for part in mapped("neighbours", "images", blocks, (_search, search)):
             _add(part, lists)
             del part
@@ -67,7 +84,8 @@ def measured_recall(
     *,
     seed: int,
 ) -> tuple[float, int]:
-    """Share of the exact neighbours of `mine.recall_sample` queries that the table has, and how many were compared.
+    """Share of the exact neighbours of `mine.recall_sample` queries that the table has, and how
+    many were compared.
 
     `features` gives the features (N, D), which nobody else should hold (see `find_neighbours`).
     """
@@ -88,7 +106,12 @@ def make_candidates(
 ) -> pa.Table:
     """`raycd.mine.make_candidates`, measured by at most `compute.mine_workers` tasks at a time."""
     return core.make_candidates(
-        triplets, found, image_ND, text_TD, encoder=encoder, score=partial(matching_scores, compute=compute)
+        triplets,
+        found,
+        image_ND,
+        text_TD,
+        encoder=encoder,
+        score=partial(matching_scores, compute=compute),
     )
 
 
@@ -142,13 +165,21 @@ def _block(visit: core.Visit, shards: Sequence[core.Shard]) -> pa.Table:
 
 
 def _runs(ends: NDArray[np.bool_]) -> list[slice]:
-    """Rows that belong together, where `ends` says of each but the last row whether others begin after it."""
+    """Rows that belong together, where `ends` says of each but the last row whether others begin
+    after it.
+    """
     starts = [0, *(np.flatnonzero(ends) + 1).tolist()]
-    return [slice(start, end) for start, end in zip(starts, [*starts[1:], len(ends) + 1], strict=True)]
+    return [
+        slice(start, end) for start, end in zip(starts, [*starts[1:], len(ends) + 1], strict=True)
+    ]
 
 
-def _task_size(pools: Sequence[Pool], shards: Sequence[core.Shard], mine: MineConfig, workers: int) -> int:
-    """Query images of one task. It is large, because Ray Data takes a fifth of a second between two of them."""
+def _task_size(
+    pools: Sequence[Pool], shards: Sequence[core.Shard], mine: MineConfig, workers: int
+) -> int:
+    """Query images of one task. It is large, because Ray Data takes a fifth of a second between two
+    of them.
+    """
     visits = sum(len(pools[shard.pool].queries_Q) for shard in shards if shard.found)
     largest = max((len(shard.rows_P) for shard in shards), default=1)
     share = -(-visits // (TASKS * workers)) if workers > 1 else visits
@@ -161,7 +192,11 @@ def _on_gpu(mine: MineConfig, compute: ComputeConfig) -> bool:
 
 
 def _resources(mine: MineConfig, compute: ComputeConfig) -> dict[str, float]:
-    return cluster.worker_resources(compute) if _on_gpu(mine, compute) else {"CPU": compute.cpus_per_worker}
+    return (
+        cluster.worker_resources(compute)
+        if _on_gpu(mine, compute)
+        else {"CPU": compute.cpus_per_worker}
+    )
 
 
 def _searching(
@@ -178,7 +213,10 @@ def _searching(
     if mine.index != "flat":
         progress.say(f"building {mine.index} of {sum(shard.found for shard in shards)} shards")
         build = ray.remote(num_cpus=compute.cpus_per_worker)(_build)
-        indexes = [build.remote(images, mine) if s.found else None for s, images in zip(shards, stored, strict=True)]
+        indexes = [
+            build.remote(images, mine) if s.found else None
+            for s, images in zip(shards, stored, strict=True)
+        ]
     return {
         "batch_format": "pyarrow",
         "compute": ray.data.TaskPoolStrategy(size=workers),
@@ -224,7 +262,11 @@ def _search(
 
 
 def _searcher(
-    shard: ray.ObjectRef[Any], index: ray.ObjectRef[Any] | None, mine: MineConfig, threads: int, gpu: bool
+    shard: ray.ObjectRef[Any],
+    index: ray.ObjectRef[Any] | None,
+    mine: MineConfig,
+    threads: int,
+    gpu: bool,
 ) -> core.Searcher:
     name = f"{shard.hex()} {mine.model_dump_json()} {threads}"
     if name not in _held:
@@ -238,7 +280,9 @@ def _searcher(
 
 
 def _add(part: pa.Table, lists: core.Lists) -> None:
-    """What a task found: of its visits, which may bring the same query from several shards, one at a time."""
+    """What a task found: of its visits, which may bring the same query from several shards, one at
+    a time.
+    """
     shard_B, query_B, flat = (part[name].combine_chunks() for name in ("shard", "query", "keys"))
     key_BS = flat.flatten().to_numpy().reshape(len(part), -1)
     for own in _runs(np.diff(shard_B.to_numpy()) != 0):

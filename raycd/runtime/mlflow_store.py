@@ -31,7 +31,9 @@ PROBE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": 
 CALLS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
 UPLOADS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3"}  # a large bundle may take its time
 LOST = "see that MLflow can be reached, then start the same command again: it goes on"
-_START = "check --tracking.uri and that its server runs; --tracking.enabled false does without a record"
+_START = (
+    "check --tracking.uri and that its server runs; --tracking.enabled false does without a record"
+)
 
 
 class Store:
@@ -43,7 +45,8 @@ class Store:
 
     Raises:
         ConfigError: No URI is given and `runs` is no local folder.
-        TrackingError: The URI is malformed, does not answer, cannot be written or holds another version's tables.
+        TrackingError: The URI is malformed, does not answer, cannot be written or holds another
+            version's tables.
     """
 
     def __init__(self, config: TrackingConfig, runs: str | Path) -> None:
@@ -59,33 +62,46 @@ class Store:
         self._root = f"{(folder / 'mlartifacts').as_uri() if folder else str(runs).rstrip('/') + '/mlartifacts'}"
         database = self._check()
         self._quieten()
-        with self.guard("the MLflow record cannot be reached", do=_START, limits=PROBE), _alone(database):
+        with (
+            self.guard("the MLflow record cannot be reached", do=_START, limits=PROBE),
+            _alone(database),
+        ):
             from mlflow import MlflowClient
 
             self.client: MlflowClient = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
             self.client.search_experiments(max_results=1)
 
     def experiment(self, name: str) -> str:
-        """The id of an experiment, created where it is absent. A server chooses the place of artifacts itself."""
-        served = urlsplit(self.uri).scheme in ("http", "https", "databricks") or self.uri == "databricks"
+        """The id of an experiment, created where it is absent. A server chooses the place of
+        artifacts itself.
+        """
+        served = (
+            urlsplit(self.uri).scheme in ("http", "https", "databricks") or self.uri == "databricks"
+        )
         with self.guard(
             f"the MLflow experiment {name} cannot be used",
             do="choose another --tracking.experiment, or restore it with `mlflow experiments restore`",
         ):
             found = self.client.get_experiment_by_name(name)
             if found is None:
-                made = self.client.create_experiment(name, artifact_location=None if served else self._root)
+                made = self.client.create_experiment(
+                    name, artifact_location=None if served else self._root
+                )
                 found = self.client.get_experiment(made)
             elif found.lifecycle_stage == "deleted":
                 raise ValueError(f"experiment {found.experiment_id} is deleted")
             elif not served and found.artifact_location != self._root:
-                progress.say(f"note: artifacts of the MLflow experiment {name} go to {found.artifact_location}")
+                progress.say(
+                    f"note: artifacts of the MLflow experiment {name} go to {found.artifact_location}"
+                )
         self._check_artifacts(found.artifact_location)
         return str(found.experiment_id)
 
     def check_model(self, name: str) -> None:
         """Refuse now, not after all training, a name that MLflow takes for no model."""
-        with self.guard(f"the MLflow model {name} cannot be used", do="choose another --tracking.model"):
+        with self.guard(
+            f"the MLflow model {name} cannot be used", do="choose another --tracking.model"
+        ):
             from mlflow.exceptions import MlflowException
 
             try:
@@ -107,8 +123,12 @@ class Store:
             get_artifact_repository(location).list_artifacts()
 
     @contextlib.contextmanager
-    def guard(self, what: str, *, do: str = "", limits: Mapping[str, str] = CALLS) -> Iterator[None]:
-        """Turn what MLflow raises into a `TrackingError`, after seconds instead of MLflow's own minutes."""
+    def guard(
+        self, what: str, *, do: str = "", limits: Mapping[str, str] = CALLS
+    ) -> Iterator[None]:
+        """Turn what MLflow raises into a `TrackingError`, after seconds instead of MLflow's own
+        minutes.
+        """
         try:
             with limited(limits):
                 yield
@@ -124,7 +144,9 @@ class Store:
             ) from error
 
     def _check(self) -> Path | None:
-        """What can be said without MLflow. Returns the folder of an SQLite file, created where it is absent."""
+        """What can be said without MLflow. Returns the folder of an SQLite file, created where it
+        is absent.
+        """
         try:
             parts = urlsplit(self.uri)
             whole = parts.scheme not in ("http", "https") or (parts.hostname and parts.port != 0)
@@ -136,9 +158,14 @@ class Store:
             return None
         name = self.uri.partition(":///")[2] and make_url(self.uri).database
         if not name:
-            raise self._malformed("a file like sqlite:///runs/mlflow.db, or sqlite:////absolute/mlflow.db")
+            raise self._malformed(
+                "a file like sqlite:///runs/mlflow.db, or sqlite:////absolute/mlflow.db"
+            )
         file = Path(name)
-        with self.guard(f"the MLflow database {file} cannot be written", do="choose another --tracking.uri or --runs"):
+        with self.guard(
+            f"the MLflow database {file} cannot be written",
+            do="choose another --tracking.uri or --runs",
+        ):
             file.parent.mkdir(parents=True, exist_ok=True)
             with contextlib.closing(sqlite3.connect(file, timeout=20)) as database:
                 database.execute("BEGIN IMMEDIATE")
@@ -147,17 +174,23 @@ class Store:
 
     def _malformed(self, expected: str) -> TrackingError:
         return TrackingError(
-            "tracking.uri is malformed", got=without_passwords(self.uri), expected=expected, do="mend --tracking.uri"
+            "tracking.uri is malformed",
+            got=without_passwords(self.uri),
+            expected=expected,
+            do="mend --tracking.uri",
         )
 
     @staticmethod
     def _quieten() -> None:
-        """No usage statistics, no lines about tables made or runs ended. Has to precede MLflow's import."""
+        """No usage statistics, no lines about tables made or runs ended. Has to precede MLflow's
+        import.
+        """
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         logging.getLogger("alembic").setLevel(logging.WARNING)
-        # It prints the whole traceback of a database error and then raises it: `guard` says it once.
+        # It prints the whole traceback of a database error and then raises it: `guard` says it
+        # once.
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 
@@ -172,13 +205,16 @@ def database_uri(file: Path) -> str:
     plain, quoted = f"sqlite:///{file}", URL.create("sqlite", database=str(file)).render_as_string()
     if quoted == plain:
         return plain
-    # Under its short name MLflow makes the folder of the database first, and takes the quoted name for the folder's.
+    # Under its short name MLflow makes the folder of the database first, and takes the quoted name
+    # for the folder's.
     return quoted.replace("sqlite", "sqlite+pysqlite", 1)
 
 
 @contextlib.contextmanager
 def limited(limits: Mapping[str, str]) -> Iterator[None]:
-    """Retries and timeouts of MLflow's calls, which it reads from the environment; those that the user has set stay."""
+    """Retries and timeouts of MLflow's calls, which it reads from the environment; those that the
+    user has set stay.
+    """
     missing = [name for name in limits if name not in os.environ]
     os.environ.update({name: limits[name] for name in missing})
     try:

@@ -1,8 +1,8 @@
 """The stages in order, each skipped when its output is already there.
 
-A stage is done when its folder holds the fingerprint that its settings, its inputs and the data set ask for. So a
-pipeline that is started again continues, and a changed setting, or a file of the data set that came, went or changed,
-redoes the stages that it touches and those after them.
+A stage is done when its folder holds the fingerprint that its settings, its inputs and the data set
+ask for. So a pipeline that is started again continues, and a changed setting, or a file of the data
+set that came, went or changed, redoes the stages that it touches and those after them.
 """
 
 from __future__ import annotations
@@ -46,7 +46,12 @@ STAGES = (
     # First: a wrong encoder is refused before anything is drawn or read.
     Stage("encoder", stages.encoder, settings=["encoder", "pretrain"], reads_data=False),
     Stage("catalogue", stages.catalogue, settings=["data.synthetic"], reads_data=False, version=3),
-    Stage("zero_shot", stages.zero_shot, ["encoder"], ["embed.precision", *_DATA_LIMITS, "data.max_missing"]),
+    Stage(
+        "zero_shot",
+        stages.zero_shot,
+        ["encoder"],
+        ["embed.precision", *_DATA_LIMITS, "data.max_missing"],
+    ),
     Stage("stage1", stages.stage1, ["zero_shot"], ["stage1", "seed", "evaluate.protocol"]),
     Stage("embed", stages.embed, ["stage1"], ["embed.precision", *_DATA_LIMITS]),
     Stage(
@@ -74,8 +79,20 @@ STAGES = (
         reads_data=False,
     ),
     Stage("stage2", stages.stage2, ["embed", "filter"], ["stage2", "seed", "evaluate.protocol"]),
-    Stage("evaluate", stages.evaluate_variants, ["zero_shot", "stage2"], ["evaluate.protocol", "evaluate.ks"]),
-    Stage("bundle", stages.bundle_up, ["evaluate"], ["evaluate", "index"], reads_attributes=True, version=4),
+    Stage(
+        "evaluate",
+        stages.evaluate_variants,
+        ["zero_shot", "stage2"],
+        ["evaluate.protocol", "evaluate.ks"],
+    ),
+    Stage(
+        "bundle",
+        stages.bundle_up,
+        ["evaluate"],
+        ["evaluate", "index"],
+        reads_attributes=True,
+        version=4,
+    ),
 )
 _NOT_THE_RESULT = {  # settings of a section that change how fast a stage is, not what it gives
     "stage1.loader_workers",
@@ -98,19 +115,27 @@ class Outcome:
 
 
 def run_name(config: Config) -> str:
-    """What the run is called: its folder under `config.runs`. Raises ConfigError where nothing names it."""
+    """What the run is called: its folder under `config.runs`. Raises ConfigError where nothing
+    names it.
+    """
     name = config.name or config.preset
     if not name:
-        raise ConfigError("the run has no name", do="give it one (--name my-run), or start from a --preset")
+        raise ConfigError(
+            "the run has no name", do="give it one (--name my-run), or start from a --preset"
+        )
     return name
 
 
 def run_folder(config: Config) -> Run:
-    """The run that a configuration names. Raises ConfigError without a name, RunError for another run's folder."""
+    """The run that a configuration names. Raises ConfigError without a name, RunError for another
+    run's folder.
+    """
     root = config.data.root
     if root and is_local(root):
         root = os.path.abspath(os.path.expanduser(root))
-    return Run(posixpath.join(config.runs, run_name(config)), {"format": config.data.format, "root": root})
+    return Run(
+        posixpath.join(config.runs, run_name(config)), {"format": config.data.format, "root": root}
+    )
 
 
 def recorded(run: Run, stage: str) -> dict[str, Any]:
@@ -121,11 +146,16 @@ def recorded(run: Run, stage: str) -> dict[str, Any]:
 
 
 def run(config: Config, *, until: str = STAGES[-1].name) -> Outcome:
-    """Bring the run up to and including stage `until`; after the last one, write metrics.json and report.html."""
+    """Bring the run up to and including stage `until`; after the last one, write metrics.json and
+    report.html.
+    """
     run_name(config)
     local_ray.address()  # a wrong one is told before any work
-    # Read before the folder is made: a mistyped data.root must not claim the run's name, nor wait for weights.
-    dataset = None if config.data.format == "synthetic" else stages.dataset(config, config.data.root)
+    # Read before the folder is made: a mistyped data.root must not claim the run's name, nor wait
+    # for weights.
+    dataset = (
+        None if config.data.format == "synthetic" else stages.dataset(config, config.data.root)
+    )
     folder = run_folder(config)
     _warn_of_working_copy(folder)
     with folder.locked(), ExitStack() as stack:
@@ -153,7 +183,9 @@ def _warn_of_working_copy(folder: Run) -> None:
 
 
 class _Pipeline:
-    def __init__(self, config: Config, folder: Run, stack: ExitStack, dataset: Dataset | None) -> None:
+    def __init__(
+        self, config: Config, folder: Run, stack: ExitStack, dataset: Dataset | None
+    ) -> None:
         self.config, self.folder, self._stack = config, folder, stack
         self.context = Context(config, folder, _dataset=dataset)
         self.done: list[str] = []
@@ -172,14 +204,22 @@ class _Pipeline:
             self._stack.enter_context(cluster.connected())
             self._on_ray = True
         tracker = self.tracker()
-        about = {"inputs": list(stage.inputs), "config": self.config.model_dump(mode="json"), "raycd": __version__}
+        about = {
+            "inputs": list(stage.inputs),
+            "config": self.config.model_dump(mode="json"),
+            "raycd": __version__,
+        }
         with tracker.stage(stage.name) as tracked:
             self.context.log_epochs = tracked.log_epochs
             with self.folder.writing(stage.name, mark, **about) as writing:
                 stage.work(self.context, writing)
-            self.folder.discard(f"{training.STORAGE}/{stage.name}-*")  # its checkpoints have done their service
+            self.folder.discard(
+                f"{training.STORAGE}/{stage.name}-*"
+            )  # its checkpoints have done their service
             record = recorded(self.folder, stage.name)
-            tracked.log_metrics({name: record[name] for name in ("seconds", "counts", "variants") if name in record})
+            tracked.log_metrics(
+                {name: record[name] for name in ("seconds", "counts", "variants") if name in record}
+            )
         self.done.append(stage.name)
         progress.say(f"{stage.name}: done in {progress.duration(record['seconds'])}")
 
@@ -206,7 +246,9 @@ class _Pipeline:
         """The MLflow record, opened before the first stage that has something to do."""
         if self._tracker is None:
             known = self.folder.read_json("mlflow.json") or {}
-            self._tracker = Tracker.open(self.config, self.config.runs, run_id=known.get("run_id", ""))
+            self._tracker = Tracker.open(
+                self.config, self.config.runs, run_id=known.get("run_id", "")
+            )
             self._stack.enter_context(self._tracker)
             self.folder.write_json("mlflow.json", {"run_id": self._tracker.run_id})
         return self._tracker
@@ -229,5 +271,7 @@ class _Pipeline:
 
     def _dataset_hash(self) -> str:
         if self._data_hash is None:
-            self._data_hash = content_hash(self.context.dataset, drawn=self.config.data.format == "synthetic")
+            self._data_hash = content_hash(
+                self.context.dataset, drawn=self.config.data.format == "synthetic"
+            )
         return self._data_hash

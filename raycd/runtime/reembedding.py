@@ -1,4 +1,5 @@
-"""Encodes a live gallery with another encoder, on Ray Data, while the service goes on with the old one.
+"""Encodes a live gallery with another encoder, on Ray Data, while the service goes on with the old
+one.
 
 What is done is in the database: a job that was killed and is started again does only the rest.
 """
@@ -10,18 +11,18 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from raycd import features
-from raycd.catalogue import Catalogue
-from raycd.catalogue.place import Place
-from raycd.catalogue.records import Row
+from raycd import bundle, features
 from raycd.config import Config
-from raycd.model import bundle
+from raycd.gallery_db import Catalogue
+from raycd.gallery_db.place import Place
+from raycd.gallery_db.records import Row
 from raycd.model.encoder import Encoder
 from raycd.runtime import embedding
 
 BATCHES = 32  # a worker that are encoded before they are stored: what a killed job loses
 STORED = 1000  # features of one transaction: the service's own writes wait for it
-FEW = 256  # images that came while the others were encoded, and that a replica may as well encode itself
+# Images that came while the others were encoded, and that a replica may as well encode itself
+FEW = 256
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class Reembedded:
 
 
 def reembed(place: Place, encoder: Encoder, config: Config) -> Reembedded:
-    """Encode every image of the gallery that the encoder has not encoded, also what is written meanwhile.
+    """Encode every image of the gallery that the encoder has not encoded, also what is written
+    meanwhile.
 
     Raises:
         DataError: A store of pictures cannot be reached.
@@ -44,12 +46,16 @@ def reembed(place: Place, encoder: Encoder, config: Config) -> Reembedded:
     limit = BATCHES * config.embed.batch_size * config.compute.embed_workers
     encoded, after, broken = 0, 0, dict[str, str]()
     while rows := catalogue.unencoded(fingerprint, limit=limit, after=after):
-        table = embedding.embed_images({row.image_id: place.locate(row.path) for row in rows}, encoder, config)
+        table = embedding.embed_images(
+            {row.image_id: place.locate(row.path) for row in rows}, encoder, config
+        )
         encoded += _store(catalogue, fingerprint, rows, table)
         status = dict(zip(table["key"].to_pylist(), table["status"].to_pylist(), strict=True))
         broken |= {key: state for key, state in status.items() if state != features.READABLE}
         first, after = after == 0, rows[-1].version
-        if len(rows) < min(FEW, limit) and not first:  # where the service writes all the time, there is always one more
+        if (
+            len(rows) < min(FEW, limit) and not first
+        ):  # where the service writes all the time, there is always one more
             break
     return Reembedded(encoded, _still(catalogue, fingerprint, broken))
 
@@ -60,7 +66,9 @@ def _lenient(config: Config) -> Config:
 
 
 def _store(catalogue: Catalogue, fingerprint: str, rows: Sequence[Row], table: pa.Table) -> int:
-    """Keep the features that were found. Returns how many: an image that has changed meanwhile is not counted."""
+    """Keep the features that were found. Returns how many: an image that has changed meanwhile is
+    not counted.
+    """
     readable = [
         (row.image_id, row.version, feature_D)
         for row, status, feature_D in zip(

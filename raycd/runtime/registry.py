@@ -1,6 +1,8 @@
-"""Bundles of MLflow's registry: `models:/<name>/<version>` or `models:/<name>@<alias>` becomes a folder.
+"""Bundles of MLflow's registry: `models:/<name>/<version>` or `models:/<name>@<alias>` becomes a
+folder.
 
-Where the registry is says MLFLOW_TRACKING_URI (or MLFLOW_REGISTRY_URI), as for every program that uses MLflow.
+Where the registry is says MLFLOW_TRACKING_URI (or MLFLOW_REGISTRY_URI), as for every program that
+uses MLflow.
 """
 
 from __future__ import annotations
@@ -27,24 +29,32 @@ _MODEL = re.compile(r"models:/(?P<name>[^/@]+)(?:/(?P<version>[0-9]+)|@(?P<alias
 
 
 def fetch(uri: str, cache: str = CACHE) -> Path:
-    """The folder of a registered bundle, downloaded once a version. It is not verified: `bundle.load` does that.
+    """The folder of a registered bundle, downloaded once a version. It is not verified:
+    `bundle.load` does that.
 
-    Raises TrackingError where the URI is malformed, the registry does not answer or has no such version.
+    Raises TrackingError where the URI is malformed, the registry does not answer or has no such
+    version.
     """
     with _told(uri):
         version = _version(uri)
-        known = f"{version.version}-{version.creation_timestamp}"  # another registry counts from 1, too
+        known = (
+            f"{version.version}-{version.creation_timestamp}"  # another registry counts from 1, too
+        )
         folder = Path(cache).expanduser() / quote(version.name, safe="") / known
         if not folder.exists():
             with _alone(folder):
-                if not folder.exists():  # nobody else has put it there meanwhile, who may be using it by now
+                if (
+                    not folder.exists()
+                ):  # nobody else has put it there meanwhile, who may be using it by now
                     with replacing(folder) as fresh:
                         _download(str(version.source), fresh)
     return folder
 
 
 def pinned(uri: str) -> str:
-    """The same bundle as `models:/<name>/<version>`, wherever its alias is moved. Raises TrackingError."""
+    """The same bundle as `models:/<name>/<version>`, wherever its alias is moved. Raises
+    TrackingError.
+    """
     with _told(uri):
         version = _version(uri)
     return f"models:/{version.name}/{version.version}"
@@ -58,7 +68,9 @@ def _told(uri: str) -> Iterator[None]:
             yield
     except TrackingError:
         raise
-    except Exception as error:  # whatever a store uses: MlflowException, requests, SQLAlchemy, OSError, boto3
+    except (
+        Exception
+    ) as error:  # whatever a store uses: MlflowException, requests, SQLAlchemy, OSError, boto3
         import mlflow
 
         raise TrackingError(
@@ -70,13 +82,17 @@ def _told(uri: str) -> Iterator[None]:
 
 
 def _version(uri: str) -> ModelVersion:
-    """What the registry says of it. Raises TrackingError where the URI is malformed, and MLflow's own errors."""
+    """What the registry says of it. Raises TrackingError where the URI is malformed, and MLflow's
+    own errors.
+    """
     import mlflow
 
     match = _MODEL.fullmatch(uri)
     if match is None:
         raise TrackingError(
-            "the bundle's address is malformed", got=uri, expected="models:/<name>/<version> or models:/<name>@<alias>"
+            "the bundle's address is malformed",
+            got=uri,
+            expected="models:/<name>/<version> or models:/<name>@<alias>",
         )
     client = mlflow.MlflowClient()
     if match["alias"]:

@@ -44,7 +44,10 @@ class RelayedBar:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._send()
 
@@ -58,7 +61,12 @@ class RelayedBar:
     def _send(self) -> None:
         self._sent = time.monotonic()
         self._board.write.remote(
-            {"total": self._total, "start": self._start, "done": self._done, "shown": dict(self._shown)}
+            {
+                "total": self._total,
+                "start": self._start,
+                "done": self._done,
+                "shown": dict(self._shown),
+            }
         )
 
 

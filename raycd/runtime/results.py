@@ -17,7 +17,8 @@ from raycd.config import to_yaml
 from raycd.data.captions import evaluation_text
 from raycd.data.images import BrokenImage, load
 from raycd.data.selection import SELECTION
-from raycd.evaluate import Features, cached_query, top_images
+from raycd.evaluate import cached_query, top_images
+from raycd.features import Features
 from raycd.mine import choose_examples, thresholds_line
 from raycd.model import fusion
 from raycd.report.page import Curve, Histogram, PseudoExample, Query, Report, Result, Sizes, render
@@ -25,7 +26,11 @@ from raycd.report.pictures import Picture
 from raycd.runtime.stages import Context
 
 METRICS, REPORT, MARK = "metrics.json", "report.html", "finished.json"
-SHOWN_QUERIES, SHOWN_PSEUDO, SHOWN_RESULTS = 4, 9, 5  # queries of a category; examples of a group; results of a query
+SHOWN_QUERIES, SHOWN_PSEUDO, SHOWN_RESULTS = (
+    4,
+    9,
+    5,
+)  # queries of a category; examples of a group; results of a query
 
 
 def metrics(context: Context, names: Sequence[str]) -> dict[str, Any]:
@@ -50,7 +55,10 @@ def metrics(context: Context, names: Sequence[str]) -> dict[str, Any]:
 def report(context: Context, metrics: dict[str, Any]) -> str:
     """report.html."""
     mine = context.config.mine
-    filtered, overlaps = context.recorded("filter", "counts"), context.recorded("mine", "counts")["overlaps"]
+    filtered, overlaps = (
+        context.recorded("filter", "counts"),
+        context.recorded("mine", "counts")["overlaps"],
+    )
     warnings = [*context.recorded("mine", "warnings"), *context.recorded("filter", "warnings")]
     warnings += [
         f"{count} train images stand in the val gallery of {category}, too"
@@ -61,9 +69,15 @@ def report(context: Context, metrics: dict[str, Any]) -> str:
         Report(
             run=context.config.name or context.config.preset,
             metrics=metrics,
-            curves=[curve for stage in ("stage1", "stage2") if (curve := _curve(context, stage)) is not None],
+            curves=[
+                curve
+                for stage in ("stage1", "stage2")
+                if (curve := _curve(context, stage)) is not None
+            ],
             mining={**filtered, "images_held_out": context.recorded("mine", "counts")["held_out"]},
-            thresholds=thresholds_line(mine, filtered["settings"]) if mine.thresholds == "quantile" else "",
+            thresholds=thresholds_line(mine, filtered["settings"])
+            if mine.thresholds == "quantile"
+            else "",
             histograms=_histograms(context),
             pseudo=_pseudo(context),
             queries=list(_queries(context)),
@@ -71,7 +85,10 @@ def report(context: Context, metrics: dict[str, Any]) -> str:
             warnings=warnings,
             sizes=_sizes(context, metrics),
             config=to_yaml(context.config),
-            versions={"raycd": __version__, **{name: version(name) for name in ("torch", "ray", "open_clip_torch")}},
+            versions={
+                "raycd": __version__,
+                **{name: version(name) for name in ("torch", "ray", "open_clip_torch")},
+            },
         )
     )
 
@@ -82,7 +99,9 @@ def _sizes(context: Context, metrics: dict[str, Any]) -> dict[str, Sizes]:
     if not any(record.get("select_on") == SELECTION for record in stages):
         return {}
     data, val = context.dataset, metrics["counts"]
-    set_aside = Counter(row["category"] for row in data.gallery.to_pylist() if row["split"] == SELECTION)
+    set_aside = Counter(
+        row["category"] for row in data.gallery.to_pylist() if row["split"] == SELECTION
+    )
     return {
         "the triplets set aside": Sizes(len(data.triplets_of(SELECTION)), list(set_aside.values())),
         "val": Sizes(sum(val["queries"].values()), list(val["gallery"].values())),
@@ -101,14 +120,20 @@ def _curve(context: Context, stage: str) -> Curve | None:
 
 
 def _histograms(context: Context) -> list[Histogram]:
-    now = context.recorded("filter", "counts")["settings"]  # cosines, also where quantiles were asked for
-    table = pq.read_table(context.run.local("mine") / "candidates.parquet", columns=["similarity", "score"])
+    now = context.recorded("filter", "counts")[
+        "settings"
+    ]  # cosines, also where quantiles were asked for
+    table = pq.read_table(
+        context.run.local("mine") / "candidates.parquet", columns=["similarity", "score"]
+    )
     if len(table) == 0:
         return []
     marks = {"eps_low": now["eps_low"], "eps_high": now["eps_high"]}
     score = table["score"].drop_null().to_numpy()
     return [
-        Histogram("Similarity of an image and its substitute", table["similarity"].to_numpy(), marks),
+        Histogram(
+            "Similarity of an image and its substitute", table["similarity"].to_numpy(), marks
+        ),
         Histogram("Matching score of a candidate", score, {"alpha": now["alpha"]}),
     ]
 
@@ -117,7 +142,10 @@ def _pseudo(context: Context) -> list[PseudoExample]:
     """Good, borderline and just refused ones, drawn by the run's seed."""
     config, table = context.config, pq.read_table(context.run.local("mine") / "candidates.parquet")
     rows = choose_examples(table, config.mine, count=SHOWN_PSEUDO, seed=config.seed).to_pylist()
-    captions = {row["triplet_id"]: row["captions"] for row in context.dataset.triplets_of("train").to_pylist()}
+    captions = {
+        row["triplet_id"]: row["captions"]
+        for row in context.dataset.triplets_of("train").to_pylist()
+    }
     picture = _Pictures(context)
     return [
         PseudoExample(
@@ -138,7 +166,9 @@ def _pseudo(context: Context) -> list[PseudoExample]:
 
 @torch.inference_mode()
 def _queries(context: Context) -> Iterator[Query]:
-    """The contact sheet: some val queries of each category, drawn by the seed, with what the fusion head finds."""
+    """The contact sheet: some val queries of each category, drawn by the seed, with what the fusion
+    head finds.
+    """
     images, texts, _ = context.features("embed")
     head, head_config = fusion.load(context.run.local("stage2") / "head")
     query, picture = cached_query(head, images, texts), _Pictures(context)
@@ -146,11 +176,17 @@ def _queries(context: Context) -> Iterator[Query]:
     rng = np.random.default_rng([context.config.seed, 12])
     val = context.dataset.triplets_of("val").to_pylist()
     for category in dict.fromkeys(row["category"] for row in val):
-        own = [row for row in val if row["category"] == category and ranks[row["triplet_id"]] is not None]
+        own = [
+            row
+            for row in val
+            if row["category"] == category and ranks[row["triplet_id"]] is not None
+        ]
         chosen = [own[i] for i in sorted(rng.permutation(len(own))[:SHOWN_QUERIES])]
         if chosen:
             ids = [i for i in context.dataset.gallery_ids(category, "val") if i in images]
-            yield from _rows(chosen, ids, images, query(chosen), ranks, picture, context.config.evaluate.protocol)
+            yield from _rows(
+                chosen, ids, images, query(chosen), ranks, picture, context.config.evaluate.protocol
+            )
 
 
 def _rows(
@@ -166,8 +202,12 @@ def _rows(
     if protocol in evaluate.MASKED:
         place = {image_id: row for row, image_id in enumerate(ids)}
         masked = torch.tensor([place.get(triplet["reference"], -1) for triplet in triplets])
-    scores, places = top_images(query_QD, F.normalize(images.take(ids), dim=-1), SHOWN_RESULTS, masked)
-    for triplet, row_scores, row_places in zip(triplets, scores.tolist(), places.tolist(), strict=True):
+    scores, places = top_images(
+        query_QD, F.normalize(images.take(ids), dim=-1), SHOWN_RESULTS, masked
+    )
+    for triplet, row_scores, row_places in zip(
+        triplets, scores.tolist(), places.tolist(), strict=True
+    ):
         results = [
             Result(picture(ids[at]), ids[at], score, ids[at] == triplet["target"])
             for score, at in zip(row_scores, row_places, strict=True)
@@ -190,6 +230,10 @@ class _Pictures:
 
     def __call__(self, image_id: str) -> Picture:
         try:
-            return load(self._paths[image_id], max_pixels=self._data.max_pixels, min_side=self._data.min_side)
+            return load(
+                self._paths[image_id],
+                max_pixels=self._data.max_pixels,
+                min_side=self._data.min_side,
+            )
         except BrokenImage:
             return None

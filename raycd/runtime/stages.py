@@ -1,4 +1,5 @@
-"""What each stage of the pipeline does: reads what earlier stages wrote, writes a folder of its own.
+"""What each stage of the pipeline does: reads what earlier stages wrote, writes a folder of its
+own.
 
 encoder     the pre-trained CLIP, saved as raycd keeps encoders
 catalogue   draws the embedded data set                                  (format synthetic only)
@@ -27,19 +28,20 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from raycd import features, mine, progress, scratch
+from raycd import bundle, features, mine, progress, scratch
 from raycd.config import Config
 from raycd.data.captions import evaluation_text, example_texts, training_texts
-from raycd.data.garments import CATEGORIES
+from raycd.data.demo.garments import CATEGORIES
+from raycd.data.demo.synthetic import SPLITS, write_catalogue
 from raycd.data.missing import ImageReport
 from raycd.data.read import read
 from raycd.data.schema import Dataset
 from raycd.data.selection import SELECTION, carve
-from raycd.data.synthetic import SPLITS, write_catalogue
 from raycd.errors import DataError
-from raycd.evaluate import Features, cached_query, evaluate
-from raycd.model import bundle, fusion
+from raycd.evaluate import cached_query, evaluate
+from raycd.features import Features
 from raycd.model import encoder as encoders
+from raycd.model import fusion
 from raycd.progress import Bar
 from raycd.run import Run, Writing, local_copy
 from raycd.runtime import embedding, mining, training
@@ -110,8 +112,12 @@ def dataset(config: Config, root: str) -> Dataset:
 
 
 def _check_targets(dataset: Dataset, config: Config) -> None:
-    """Refuse a train split that teaches nothing, and a selection split without triplets where it is to choose."""
-    left, held = (len(pc.unique(dataset.triplets_of(split)["target"])) for split in ("train", SELECTION))
+    """Refuse a train split that teaches nothing, and a selection split without triplets where it is
+    to choose.
+    """
+    left, held = (
+        len(pc.unique(dataset.triplets_of(split)["target"])) for split in ("train", SELECTION)
+    )
     chosen_on = SELECTION in (config.stage1.select_on, config.stage2.select_on)
     if left >= 2 and (held or not chosen_on):
         return
@@ -131,7 +137,11 @@ def catalogue(context: Context, writing: Writing) -> None:
     total = len(CATEGORIES) * (config.train_images + config.val_images)
     with Bar("draw catalogue", total=total, unit="images") as bar:
         write_catalogue(writing.folder, config, bar.advance)
-    writing.record["counts"] = {"images": total, "categories": len(CATEGORIES), "splits": len(SPLITS)}
+    writing.record["counts"] = {
+        "images": total,
+        "categories": len(CATEGORIES),
+        "splits": len(SPLITS),
+    }
 
 
 def encoder(context: Context, writing: Writing) -> None:
@@ -146,7 +156,9 @@ def encoder(context: Context, writing: Writing) -> None:
 
 
 def zero_shot(context: Context, writing: Writing) -> None:
-    """Embed every image (which shows those that are missing or broken) and the evaluation texts of val."""
+    """Embed every image (which shows those that are missing or broken) and the evaluation texts of
+    val.
+    """
     missing = _embed(context, writing, "encoder", _texts(context.dataset, ["val"]))
     writing.record["missing"] = missing.to_dict()
     listed = context.run.path("missing_images.json")
@@ -166,7 +178,11 @@ def stage1(context: Context, writing: Writing) -> None:
     history: list[dict[str, Any]] = []
     if config.stage1.finetune != "none" and config.stage1.epochs > 0:
         missing = context.recorded("zero_shot", "missing")["images"]
-        paths = {key: path for key, path in context.paths().items() if path is not None and key not in missing}
+        paths = {
+            key: path
+            for key, path in context.paths().items()
+            if path is not None and key not in missing
+        }
         usable, left_out = readable_triplets(context.dataset, paths)
         writing.record["counts"] = {"triplets": len(usable), "left_out": left_out}
         settings = config.stage1
@@ -174,14 +190,25 @@ def stage1(context: Context, writing: Writing) -> None:
             "stage 1",
             _make_finetune,
             {"encoder": source, "dataset": context.dataset, "paths": paths},
-            Schedule(settings.epochs, settings.batch_size, settings.lr, config.seed, settings.warmup, settings.decay),
+            Schedule(
+                settings.epochs,
+                settings.batch_size,
+                settings.lr,
+                config.seed,
+                settings.warmup,
+                settings.decay,
+            ),
             config,
             **_storage(context, writing),
         )
         tuned_weights = nn.ModuleDict({"encoder": tuned})
         checkpoint.load_weights(trained.checkpoint, tuned_weights)
         history = trained.history
-        writing.record |= {"history": history, "best_epoch": trained.best, "select_on": settings.select_on}
+        writing.record |= {
+            "history": history,
+            "best_epoch": trained.best,
+            "select_on": settings.select_on,
+        }
     tuned.save(writing.folder / "encoder")
     writing.record |= {"encoder": tuned.fingerprint(), "dim": tuned.dim}
     context.log_epochs(history)
@@ -194,7 +221,9 @@ def embed(context: Context, writing: Writing) -> None:
 
 
 def mine_candidates(context: Context, writing: Writing) -> None:
-    """Neighbours of the train images, and every candidate pseudo triplet with its matching score (3.2.3)."""
+    """Neighbours of the train images, and every candidate pseudo triplet with its matching score
+    (3.2.3).
+    """
     settings, compute = context.config.mine, context.config.compute
     ids = _embedded(context)
     train = _readable(context.dataset.triplets_of("train"), ids)
@@ -202,10 +231,16 @@ def mine_candidates(context: Context, writing: Writing) -> None:
     pools = mine.make_pools(settings.pool, context.dataset.gallery, rows)
     found = mining.find_neighbours(_image_features(context), pools, settings, compute)
     searched = _searched(context, found, pools)
-    images, texts, _ = context.features("embed")  # again: nobody held them while neighbours were searched
-    text_TD = texts.take(evaluation_text(captions) for captions in train["captions"].to_pylist()).numpy()
+    images, texts, _ = context.features(
+        "embed"
+    )  # again: nobody held them while neighbours were searched
+    text_TD = texts.take(
+        evaluation_text(captions) for captions in train["captions"].to_pylist()
+    ).numpy()
     mark = context.recorded("stage1", "encoder")
-    table = mining.make_candidates(rows, found, images.values.numpy(), text_TD, encoder=mark, compute=compute)
+    table = mining.make_candidates(
+        rows, found, images.values.numpy(), text_TD, encoder=mark, compute=compute
+    )
     pq.write_table(found, writing.folder / "neighbours.parquet")
     pq.write_table(table, writing.folder / "candidates.parquet")
     writing.record["counts"] = {
@@ -247,13 +282,19 @@ def stage2(context: Context, writing: Writing) -> None:
                 "dataset": context.dataset,
                 "dim": head_config.dim,
             },
-            Schedule(settings.epochs, settings.batch_size, settings.lr, config.seed, decay=settings.decay),
+            Schedule(
+                settings.epochs, settings.batch_size, settings.lr, config.seed, decay=settings.decay
+            ),
             config,
             **_storage(context, writing),
         )
         checkpoint.load_weights(trained.checkpoint, head)
         history = trained.history
-        writing.record |= {"history": history, "best_epoch": trained.best, "select_on": settings.select_on}
+        writing.record |= {
+            "history": history,
+            "best_epoch": trained.best,
+            "select_on": settings.select_on,
+        }
     fusion.save(head, head_config, writing.folder / "head")
     context.log_epochs(history)
 
@@ -264,7 +305,11 @@ def evaluate_variants(context: Context, writing: Writing) -> None:
     device = own_device(config)
     head, head_config = fusion.load(context.run.local("stage2") / "head")
     total = fusion.create(fusion.HeadConfig("sum", head_config.dim))
-    variants = [(ZERO_SHOT, "zero_shot", total), (FINE_TUNED, "embed", total), (head_config.name, "embed", head)]
+    variants = [
+        (ZERO_SHOT, "zero_shot", total),
+        (FINE_TUNED, "embed", total),
+        (head_config.name, "embed", head),
+    ]
     recalls, ranks = {}, {}
     for name, stage, fuse in variants:
         images, texts, _ = context.features(stage)
@@ -320,20 +365,39 @@ def bundle_up(context: Context, writing: Writing) -> None:
     )
     recalls = context.recorded("evaluate", "variants")[head_config.name]["average"]
     metrics = {"protocol": context.config.evaluate.protocol, **recalls}
-    texts = example_texts(context.dataset.triplets_of("train")["captions"].to_pylist(), context.config.seed)
-    manifest = bundle.write(
-        writing.folder, tuned, head, head_config, gallery, context.config, metrics, example_texts=texts
+    texts = example_texts(
+        context.dataset.triplets_of("train")["captions"].to_pylist(), context.config.seed
     )
-    writing.record |= {"counts": {"gallery": len(ids)}, "digest": manifest.digest, "index": manifest.index.model_dump()}
+    manifest = bundle.write(
+        writing.folder,
+        tuned,
+        head,
+        head_config,
+        gallery,
+        context.config,
+        metrics,
+        example_texts=texts,
+    )
+    writing.record |= {
+        "counts": {"gallery": len(ids)},
+        "digest": manifest.digest,
+        "index": manifest.index.model_dump(),
+    }
 
 
 def _embed(context: Context, writing: Writing, source: str, texts: list[str]) -> ImageReport:
     """Embed all images and `texts` with the encoder that the stage `source` wrote."""
     used = encoders.load_saved(context.run.local(source) / "encoder")
-    features.write(writing.folder / IMAGES, embedding.embed_images(context.paths(), used, context.config))
+    features.write(
+        writing.folder / IMAGES, embedding.embed_images(context.paths(), used, context.config)
+    )
     features.write(writing.folder / TEXTS, embedding.embed_texts(texts, used, context.config))
     _, missing = features.read(writing.folder / IMAGES)
-    writing.record["counts"] = {"images": len(context.dataset.images), "texts": len(texts), "missing": len(missing)}
+    writing.record["counts"] = {
+        "images": len(context.dataset.images),
+        "texts": len(texts),
+        "missing": len(missing),
+    }
     return missing
 
 
@@ -344,7 +408,9 @@ def _texts(dataset: Dataset, splits: Sequence[str], *, training: bool = False) -
         if row["split"] in splits:
             texts[evaluation_text(row["captions"])] = None
         elif training and row["split"] == "train":
-            texts.update(dict.fromkeys((evaluation_text(row["captions"]), *training_texts(row["captions"]))))
+            texts.update(
+                dict.fromkeys((evaluation_text(row["captions"]), *training_texts(row["captions"])))
+            )
     return list(texts)
 
 
@@ -365,17 +431,23 @@ def _image_features(context: Context) -> NDArray[np.float32]:
 def _readable(triplets: pa.Table, image_ids: Sequence[str]) -> pa.Table:
     """The triplets both of whose images have features."""
     known = set(image_ids)
-    readable = [row["reference"] in known and row["target"] in known for row in triplets.to_pylist()]
+    readable = [
+        row["reference"] in known and row["target"] in known for row in triplets.to_pylist()
+    ]
     return triplets.filter(pa.array(readable, pa.bool_()))
 
 
 def _searched(context: Context, found: pa.Table, pools: Sequence[mine.Pool]) -> mine.Searched:
-    """How the neighbours were searched, and with what recall; said where there was more to it than one exact search."""
+    """How the neighbours were searched, and with what recall; said where there was more to it than
+    one exact search.
+    """
     config, settings = context.config, context.config.mine
     recall, sample = 1.0, 0
     if settings.index != "flat":
         read = partial(_image_features, context)
-        recall, sample = mining.measured_recall(found, read, pools, settings, config.compute, seed=config.seed)
+        recall, sample = mining.measured_recall(
+            found, read, pools, settings, config.compute, seed=config.seed
+        )
     dim = context.recorded("stage1", "dim")
     shards = mine.make_shards(pools, dim, settings)
     searched = mine.searched(shards, dim, settings, recall=recall, sample=sample)
@@ -396,7 +468,10 @@ def _overlaps(dataset: Dataset) -> dict[str, int]:
 
 def _storage(context: Context, writing: Writing) -> dict[str, str]:
     """Where Ray Train keeps a stage's checkpoints: apart for each fingerprint."""
-    return {"storage": context.run.path(training.STORAGE), "name": f"{writing.stage}-{writing.mark[:16]}"}
+    return {
+        "storage": context.run.path(training.STORAGE),
+        "name": f"{writing.stage}-{writing.mark[:16]}",
+    }
 
 
 def _make_finetune(inputs: Any, config: Config, device: torch.device) -> Task[Any]:

@@ -1,4 +1,5 @@
-"""The MLflow record of a pipeline: one run a pipeline, a child run a stage, the bundle as a model version.
+"""The MLflow record of a pipeline: one run a pipeline, a child run a stage, the bundle as a model
+version.
 
     with Tracker.open(config, runs_dir, run_id=earlier) as tracker:
         with tracker.stage("stage1") as stage:
@@ -7,8 +8,9 @@
         tracker.log_artifact("runs/demo/report.html")
         tracker.register("runs/demo/bundle")
 
-A run ends as FINISHED, FAILED (an exception) or KILLED (Ctrl-C). MLflow allows no "@" in a metric's name: "recall@10"
-is "recall_at_10" there. With tracking.enabled false every call does nothing and MLflow is not imported.
+A run ends as FINISHED, FAILED (an exception) or KILLED (Ctrl-C). MLflow allows no "@" in a metric's
+name: "recall@10" is "recall_at_10" there. With tracking.enabled false every call does nothing and
+MLflow is not imported.
 """
 
 from __future__ import annotations
@@ -29,7 +31,15 @@ from raycd import __version__, progress
 from raycd.config import Config, flatten
 from raycd.errors import TrackingError
 from raycd.redact import without_passwords
-from raycd.runtime.mlflow_store import CALLS, DATABASE, PROBE, UPLOADS, Store, database_uri, local_folder
+from raycd.runtime.mlflow_store import (
+    CALLS,
+    DATABASE,
+    PROBE,
+    UPLOADS,
+    Store,
+    database_uri,
+    local_folder,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -50,32 +60,57 @@ class Run:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
-        status = "FINISHED" if error is None else "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+        status = (
+            "FINISHED"
+            if error is None
+            else "KILLED"
+            if isinstance(error, KeyboardInterrupt)
+            else "FAILED"
+        )
         try:
             self.close(status)
         except TrackingError as lost:
             if error is None:
                 raise
-            progress.say(f"warning: {lost.what}: its status stays RUNNING")  # the first error is the one to show
+            progress.say(
+                f"warning: {lost.what}: its status stays RUNNING"
+            )  # the first error is the one to show
 
     def close(self, status: str = "FINISHED", *, ended: float | None = None) -> None:
         """End the run as FINISHED, FAILED or KILLED, now or at `ended` (seconds of the epoch)."""
         if self._store is not None:
-            limits = CALLS if status == "FINISHED" else PROBE  # nobody waits long for the record of a failure
-            with self._store.guard("the end of the MLflow run could not be recorded", limits=limits):
-                self._store.client.set_terminated(self.run_id, status, end_time=_milliseconds(ended))
+            limits = (
+                CALLS if status == "FINISHED" else PROBE
+            )  # nobody waits long for the record of a failure
+            with self._store.guard(
+                "the end of the MLflow run could not be recorded", limits=limits
+            ):
+                self._store.client.set_terminated(
+                    self.run_id, status, end_time=_milliseconds(ended)
+                )
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int = 0) -> None:
-        """Numbers, nested as they like: {"clip_cd": {"average": {"recall@10": x}}} -> clip_cd/average/recall_at_10."""
+        """Numbers, nested as they like: {"clip_cd": {"average": {"recall@10": x}}} ->
+        clip_cd/average/recall_at_10.
+        """
         self._log([(name, value, step) for name, value in _numbers(metrics)])
 
     def log_epochs(self, epochs: Iterable[Mapping[str, Any]]) -> None:
-        """Epochs of a training stage, the epoch being the step; those of kind "pseudo" as pseudo/loss and so on."""
+        """Epochs of a training stage, the epoch being the step; those of kind "pseudo" as
+        pseudo/loss and so on.
+        """
         self._log(
             [
-                (f"pseudo/{name}" if epoch.get("kind") == "pseudo" else name, value, int(epoch["epoch"]))
+                (
+                    f"pseudo/{name}" if epoch.get("kind") == "pseudo" else name,
+                    value,
+                    int(epoch["epoch"]),
+                )
                 for epoch in epochs
                 for name, value in _numbers({key: epoch[key] for key in epoch if key != "epoch"})
             ]
@@ -96,7 +131,9 @@ class Run:
         """Tags; one that is None is left out."""
         self._log([], tags={name: str(value) for name, value in tags.items() if value is not None})
 
-    def _log(self, metrics: Sequence[tuple[str, float, int]], tags: Mapping[str, str] | None = None) -> None:
+    def _log(
+        self, metrics: Sequence[tuple[str, float, int]], tags: Mapping[str, str] | None = None
+    ) -> None:
         if self._store is None or not (metrics or tags):
             return
         with self._store.guard("the MLflow record cannot be written"):
@@ -107,15 +144,24 @@ class Run:
             marks = [RunTag(name, value) for name, value in (tags or {}).items()]
             for start in range(0, max(len(entities), 1), _BATCH):
                 self._store.client.log_batch(
-                    self.run_id, metrics=entities[start : start + _BATCH], tags=[] if start else marks
+                    self.run_id,
+                    metrics=entities[start : start + _BATCH],
+                    tags=[] if start else marks,
                 )
 
 
 class Tracker(Run):
-    """The run of a whole pipeline. `run_id` is what a continued pipeline hands to `open`; "" where disabled."""
+    """The run of a whole pipeline. `run_id` is what a continued pipeline hands to `open`; "" where
+    disabled.
+    """
 
     def __init__(
-        self, store: Store | None, run_id: str, experiment: str, model: str, params: Mapping[str, str]
+        self,
+        store: Store | None,
+        run_id: str,
+        experiment: str,
+        model: str,
+        params: Mapping[str, str],
     ) -> None:
         super().__init__(store, run_id)
         self._params = params
@@ -134,19 +180,22 @@ class Tracker(Run):
     ) -> Tracker:
         """Reach MLflow, and start a run or go on with `run_id`.
 
-        A run that is gone from the record, or whose parameters are others now, is not gone on with: a new one starts
-        (parameters of an MLflow run cannot change, and `mlflow ui` compares runs by them).
+        A run that is gone from the record, or whose parameters are others now, is not gone on with:
+        a new one starts (parameters of an MLflow run cannot change, and `mlflow ui` compares runs
+        by them).
 
         Args:
             config: Its settings are the run's parameters.
-            runs_dir: Folder or URI that holds all runs; mlflow.db and mlartifacts/ stand in it by default.
+            runs_dir: Folder or URI that holds all runs; mlflow.db and mlartifacts/ stand in it by
+                default.
             run_id: The `run_id` of the pipeline that is continued.
             name: What the run is called; by default the configuration's name.
             more: Parameters beside the configuration.
 
         Raises:
             ConfigError: runs_dir is remote and tracking.uri empty.
-            TrackingError: MLflow cannot be reached or written. Nothing of the pipeline has been touched yet.
+            TrackingError: MLflow cannot be reached or written. Nothing of the pipeline has been
+                touched yet.
         """
         if not config.tracking.enabled:
             return cls(None, "", "", "", {})
@@ -162,11 +211,18 @@ class Tracker(Run):
         return cls(store, run_id, experiment, config.tracking.model, params)
 
     def stage(self, name: str) -> Run:
-        """A child run. A stage that is done again gets another one: the record keeps what was tried."""
+        """A child run. A stage that is done again gets another one: the record keeps what was
+        tried.
+        """
         return self.child(name, self._params, {"raycd.stage": name})
 
     def child(
-        self, name: str, params: Mapping[str, object], tags: Mapping[str, str], *, began: float | None = None
+        self,
+        name: str,
+        params: Mapping[str, object],
+        tags: Mapping[str, str],
+        *,
+        began: float | None = None,
     ) -> Run:
         """A child run with parameters of its own, begun now or at `began` (seconds of the epoch)."""
         if self._store is None:
@@ -178,11 +234,15 @@ class Tracker(Run):
                 start_time=_milliseconds(began),
                 tags={"mlflow.parentRunId": self.run_id, "raycd.version": __version__, **tags},
             )
-            _log_params(self._store, run.info.run_id, {key: str(value) for key, value in params.items()})
+            _log_params(
+                self._store, run.info.run_id, {key: str(value) for key, value in params.items()}
+            )
         return Run(self._store, run.info.run_id)
 
     def drop_unfinished(self) -> None:
-        """Delete the children that still run: their process or the server was killed while they were written."""
+        """Delete the children that still run: their process or the server was killed while they
+        were written.
+        """
         if self._store is None:
             return
         running = f"tags.`mlflow.parentRunId` = '{self.run_id}' and attributes.status = 'RUNNING'"
@@ -191,7 +251,9 @@ class Tracker(Run):
                 self._store.client.delete_run(run.info.run_id)
 
     def log_results(self, metrics: Mapping[str, Any]) -> None:
-        """The numbers of metrics.json: clip_cd/average/recall_at_10, counts/queries/dress, seconds/stage1."""
+        """The numbers of metrics.json: clip_cd/average/recall_at_10, counts/queries/dress,
+        seconds/stage1.
+        """
         variants = metrics.get("variants") or {}
         rest = {name: metrics[name] for name in ("counts", "seconds") if metrics.get(name)}
         self.log_metrics({**variants, **rest})
@@ -199,9 +261,10 @@ class Tracker(Run):
     def register(self, bundle: str | Path, fingerprint: str = "") -> str | None:
         """Put the bundle's folder into the artifacts and make it a version of the registered model.
 
-        The same `fingerprint` (any string that tells two bundles apart) is registered once a run. Returns the version:
-        `mlflow.artifacts.download_artifacts("models:/<model>/<version>")` fetches the bundle where MLFLOW_TRACKING_URI
-        is set (MLflow 3.17 does not heed that function's own `tracking_uri` here).
+        The same `fingerprint` (any string that tells two bundles apart) is registered once a run.
+        Returns the version: `mlflow.artifacts.download_artifacts("models:/<model>/<version>")`
+        fetches the bundle where MLFLOW_TRACKING_URI is set (MLflow 3.17 does not heed that
+        function's own `tracking_uri` here).
         """
         if self._store is None:
             return None
@@ -233,11 +296,16 @@ def how_to_see(config: Config) -> str:
     if not uri:
         folder = local_folder(config.runs)
         assert folder is not None, "the record of runs on a store has a URI"
-        uri = database_uri(Path(os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else folder) / DATABASE)
+        uri = database_uri(
+            Path(os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else folder)
+            / DATABASE
+        )
     return f"mlflow ui --backend-store-uri {shlex.quote(without_passwords(uri))}"
 
 
-def _start(store: Store, experiment: str, config: Config, params: Mapping[str, str], before: str, name: str) -> str:
+def _start(
+    store: Store, experiment: str, config: Config, params: Mapping[str, str], before: str, name: str
+) -> str:
     """A new run with its tags and parameters; `before` is the run that it does not go on with."""
     tags = {
         "raycd.preset": config.preset,
@@ -247,7 +315,9 @@ def _start(store: Store, experiment: str, config: Config, params: Mapping[str, s
         **_commit(),
     }
     run_name = name or config.name or config.preset or None
-    run = store.client.create_run(experiment, run_name=run_name, tags={k: v for k, v in tags.items() if v})
+    run = store.client.create_run(
+        experiment, run_name=run_name, tags={k: v for k, v in tags.items() if v}
+    )
     _log_params(store, run.info.run_id, params)
     return str(run.info.run_id)
 
@@ -279,7 +349,9 @@ def _milliseconds(seconds: float | None) -> int | None:
 
 
 def _params(config: Config) -> dict[str, str]:
-    return {name: without_passwords(str(value))[:_LONGEST] for name, value in flatten(config).items()}
+    return {
+        name: without_passwords(str(value))[:_LONGEST] for name, value in flatten(config).items()
+    }
 
 
 def _numbers(nested: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:
@@ -296,10 +368,13 @@ def _numbers(nested: Mapping[str, Any], prefix: str = "") -> list[tuple[str, flo
 def _metric_name(name: str) -> str:
     """Return a part of a metric's name that MLflow takes: recall@10 -> recall_at_10.
 
-    A part that cannot stay as it is, "tops & tees" or one that is too long, ends in a piece of its hash, so that no two
-    names become one; so does a name that looks like the result of such a change.
+    A part that cannot stay as it is, "tops & tees" or one that is too long, ends in a piece of its
+    hash, so that no two names become one; so does a name that looks like the result of such a
+    change.
     """
-    changed = re.sub(r"[^\w.\- ]", "_", name.replace("@", "_at_"))[:_LONGEST_PART].strip(". ") or "_"
+    changed = (
+        re.sub(r"[^\w.\- ]", "_", name.replace("@", "_at_"))[:_LONGEST_PART].strip(". ") or "_"
+    )
     if changed == name.replace("@", "_at_") and not re.search(r"_at_|-[0-9a-f]{8}$", name):
         return changed
     return f"{changed}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
@@ -317,17 +392,26 @@ def _create_model(client: MlflowClient, name: str) -> None:
 
 @cache
 def _commit() -> Mapping[str, str]:
-    """Tags for the commit of this checkout and whether files differ from it; none where raycd runs from no checkout."""
+    """Tags for the commit of this checkout and whether files differ from it; none where raycd runs
+    from no checkout.
+    """
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return {}
     try:
         head, changed = (
             subprocess.run(
-                ["git", "-C", str(root), *what], capture_output=True, text=True, timeout=10, check=True
+                ["git", "-C", str(root), *what],
+                capture_output=True,
+                text=True,
+                timeout=10,
+                check=True,
             ).stdout
             for what in (["rev-parse", "HEAD"], ["status", "--porcelain", "-uno"])
         )
     except (OSError, subprocess.SubprocessError):
         return {}
-    return {"mlflow.source.git.commit": head.strip(), **({"raycd.uncommitted": "true"} if changed.strip() else {})}
+    return {
+        "mlflow.source.git.commit": head.strip(),
+        **({"raycd.uncommitted": "true"} if changed.strip() else {}),
+    }

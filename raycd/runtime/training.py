@@ -1,7 +1,8 @@
 """Ray Train: one driver for a stage, called by a job or by a trial.
 
-Ray Train keeps a checkpoint per epoch (the best and the last stay) under the run's `.train/`, in a folder named after
-the stage's fingerprint: the same stage started again continues there, another setting starts afresh.
+Ray Train keeps a checkpoint per epoch (the best and the last stay) under the run's `.train/`, in a
+folder named after the stage's fingerprint: the same stage started again continues there, another
+setting starts afresh.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 
 from raycd import scratch
 from raycd.config import Config
+from raycd.distributed import rank
 from raycd.errors import TrainingError
-from raycd.model.loss import rank
 from raycd.run import open_place
 from raycd.runtime import cluster, relay
 from raycd.train import checkpoint
@@ -47,7 +48,9 @@ class Trained:
 
 
 class _Trainer(ray.train.torch.TorchTrainer):
-    """Leaves Ctrl-C to its caller: Ray Train's own handler ends the process with code 1, whatever stands around it."""
+    """Leaves Ctrl-C to its caller: Ray Train's own handler ends the process with code 1, whatever
+    stands around it.
+    """
 
     _controller: Any = None
 
@@ -101,7 +104,9 @@ def train(
                 "threads": cluster.threads(config.compute, workers),
                 "board": board,
             },
-            scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu, resources_per_worker=resources),
+            scaling_config=ScalingConfig(
+                num_workers=workers, use_gpu=use_gpu, resources_per_worker=resources
+            ),
             run_config=RunConfig(
                 name=name,
                 storage_path=path,
@@ -116,7 +121,9 @@ def train(
     if isinstance(result.return_value, TrainingError):
         raise result.return_value
     assert result.checkpoint is not None, "every epoch reports one"
-    with scratch.folder() as folder:  # the last one stays, too, though it need not be among the best
+    with (
+        scratch.folder() as folder
+    ):  # the last one stays, too, though it need not be among the best
         history = checkpoint.read_history(_fetched(result.checkpoint, folder))
     kept = {int(metrics["epoch"]): saved for saved, metrics in result.best_checkpoints or []}
     best = best_epoch([entry for entry in history if entry["epoch"] in kept])
@@ -124,9 +131,11 @@ def train(
 
 
 def _storage(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
-    """Return the file system and the path in it that `uri` names: by fsspec, as for all else of a run.
+    """Return the file system and the path in it that `uri` names: by fsspec, as for all else of a
+    run.
 
-    Arrow's own file systems know fewer stores, and read their addresses and credentials from other variables.
+    Arrow's own file systems know fewer stores, and read their addresses and credentials from other
+    variables.
     """
     file_system, path = open_place(uri)
     if isinstance(file_system, LocalFileSystem):
@@ -135,14 +144,18 @@ def _storage(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
 
 
 def _fetched(saved: Checkpoint, folder: Path) -> Path:
-    """Return the local folder of a checkpoint: its own, or `folder`, into which it was copied from a store."""
+    """Return the local folder of a checkpoint: its own, or `folder`, into which it was copied from
+    a store.
+    """
     if isinstance(saved.filesystem, pyarrow.fs.LocalFileSystem):
         return Path(saved.path)
     return Path(saved.to_directory(folder))
 
 
 def _run(spec: dict[str, Any]) -> TrainingError | None:
-    """Run `_worker`, and return the error that all workers raise together: raised, Ray Train would try it again."""
+    """Run `_worker`, and return the error that all workers raise together: raised, Ray Train would
+    try it again.
+    """
     try:
         _worker(spec)
     except TrainingError as error:

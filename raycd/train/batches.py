@@ -1,4 +1,6 @@
-"""Which rows an epoch visits, in which batches: decided by seed and epoch alone, the same for any number of workers."""
+"""Which rows an epoch visits, in which batches: decided by seed and epoch alone, the same for any
+number of workers.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +10,14 @@ from numpy.typing import NDArray
 Rows = NDArray[np.int64]
 
 
-def epoch_batches(count: int, batch_size: int, *, seed: int, epoch: int, rank: int = 0, world: int = 1) -> list[Rows]:
+def epoch_batches(
+    count: int, batch_size: int, *, seed: int, epoch: int, rank: int = 0, world: int = 1
+) -> list[Rows]:
     """This worker's share of each batch of one epoch.
 
-    All workers' shares of a batch, put together, are the batch of a single worker. The last, smaller batch is kept if
-    it gives every worker at least two rows; up to `world` - 1 of its rows are left out so that shares are equal.
+    All workers' shares of a batch, put together, are the batch of a single worker. The last,
+    smaller batch is kept if it gives every worker at least two rows; up to `world` - 1 of its rows
+    are left out so that shares are equal.
     """
     order = np.random.default_rng([seed, epoch, 1]).permutation(count)
     batches = []
@@ -31,5 +36,7 @@ def batch_count(count: int, batch_size: int, world: int = 1) -> int:
 
 
 def epoch_choice(count: int, options: int, *, seed: int, epoch: int) -> Rows:
-    """For each of `count` rows one of `options`, drawn evenly: which caption join a triplet shows in this epoch."""
+    """For each of `count` rows one of `options`, drawn evenly: which caption join a triplet shows
+    in this epoch.
+    """
     return np.random.default_rng([seed, epoch, 2]).integers(0, options, count)

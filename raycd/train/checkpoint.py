@@ -1,4 +1,6 @@
-"""A training checkpoint: safetensors for weights and optimizer state, JSON for the history. No pickle."""
+"""A training checkpoint: safetensors for weights and optimizer state, JSON for the history. No
+pickle.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +20,16 @@ WEIGHTS, OPTIMIZER, HISTORY = "weights.safetensors", "optimizer.safetensors", "h
 
 
 def save(
-    folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, history: Sequence[Mapping[str, Any]]
+    folder: Path,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    history: Sequence[Mapping[str, Any]],
 ) -> None:
     """Write a checkpoint into `folder` (created). `history` has one entry for each finished epoch."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(
-        {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}, folder / WEIGHTS
+        {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()},
+        folder / WEIGHTS,
     )
     state = {
         f"{number}.{name}": torch.as_tensor(value).detach().cpu().contiguous()
@@ -34,8 +40,12 @@ def save(
     (folder / HISTORY).write_text(json.dumps(list(history)), encoding="utf-8")
 
 
-def restore(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    """Fill module and optimizer from a checkpoint and return its history. Raises WeightsError where it is broken."""
+def restore(
+    folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer
+) -> list[dict[str, Any]]:
+    """Fill module and optimizer from a checkpoint and return its history. Raises WeightsError where
+    it is broken.
+    """
     load_weights(folder, module)
     try:
         flat = load_file(folder / OPTIMIZER)
@@ -44,7 +54,9 @@ def restore(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -
         for key, value in flat.items():
             number, name = key.split(".", 1)
             state.setdefault(int(number), {})[name] = value
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        optimizer.load_state_dict(
+            {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+        )
     except (OSError, ValueError, SafetensorError) as error:
         raise _broken(folder, error) from error
     return history

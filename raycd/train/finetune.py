@@ -13,7 +13,8 @@ from raycd.config import Config
 from raycd.data import schema
 from raycd.data.captions import evaluation_text
 from raycd.data.pixels import PixelCache
-from raycd.evaluate import AVERAGE, Features, cached_query, evaluate
+from raycd.evaluate import AVERAGE, cached_query, evaluate
+from raycd.features import Features
 from raycd.model.encoder import Encoder
 from raycd.model.fusion.sum import Sum
 from raycd.model.loss import batch_classification_loss
@@ -30,22 +31,32 @@ class SumOfFeatures(nn.Module):
         super().__init__()
         self.encoder = encoder
 
-    def forward(self, pixels: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pixels (2 B, S, S, 3), tokens (B, L) -> normalised queries (B, D), target features (B, D)."""
+    def forward(
+        self, pixels: torch.Tensor, tokens: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pixels (2 B, S, S, 3), tokens (B, L) -> normalised queries (B, D), target features (B,
+        D).
+        """
         reference_BD, target_BD = self.encoder.encode_images(pixels).chunk(2)
         return F.normalize(reference_BD + self.encoder.encode_tokens(tokens), dim=-1), target_BD
 
 
 class FineTune:
-    """The task of stage 1. `paths` (image id -> path) names the readable images; other triplets are left out."""
+    """The task of stage 1. `paths` (image id -> path) names the readable images; other triplets are
+    left out.
+    """
 
     name = "stage 1"
 
-    def __init__(self, encoder: Encoder, dataset: schema.Dataset, paths: dict[str, str], config: Config) -> None:
+    def __init__(
+        self, encoder: Encoder, dataset: schema.Dataset, paths: dict[str, str], config: Config
+    ) -> None:
         self.config, self.dataset, self.encoder = config.stage1, dataset, encoder
         self.evaluation, self.seed = config.evaluate, config.seed
         encoder.precision = config.stage1.precision
-        encoder.trainable(config.stage1.finetune, grad_checkpointing=config.stage1.grad_checkpointing)
+        encoder.trainable(
+            config.stage1.finetune, grad_checkpointing=config.stage1.grad_checkpointing
+        )
         self.module: nn.Module = SumOfFeatures(encoder)
         self.pixels = PixelCache(paths, encoder.preprocess, config.data, config.stage1.cache_mib)
         self.triplets, self.left_out = readable_triplets(dataset, paths)
@@ -80,7 +91,9 @@ class FineTune:
                 batches,
                 batch_size=None,
                 num_workers=workers,
-                multiprocessing_context="spawn" if workers else None,  # fork after torch has used threads hangs
+                multiprocessing_context="spawn"
+                if workers
+                else None,  # fork after torch has used threads hangs
                 pin_memory=self.encoder.device.type == "cuda",
             )
         )
@@ -98,12 +111,21 @@ class FineTune:
             return None
         split = self.config.select_on
         triplets = self.dataset.triplets_of(split).to_pylist()
-        wanted = {row["image_id"] for row in self.dataset.gallery.to_pylist() if row["split"] == split}
+        wanted = {
+            row["image_id"] for row in self.dataset.gallery.to_pylist() if row["split"] == split
+        }
         images = [image_id for image_id in self.pixels.paths if image_id in wanted]
         texts = list(dict.fromkeys(evaluation_text(row["captions"]) for row in triplets))
         with torch.inference_mode():
-            image_GD = torch.cat([self.encoder.encode_images(self.pixels(ids)) for ids in _chunks(images)])
-            text_MD = torch.cat([self.encoder.encode_tokens(self.encoder.tokenize(chunk)) for chunk in _chunks(texts)])
+            image_GD = torch.cat(
+                [self.encoder.encode_images(self.pixels(ids)) for ids in _chunks(images)]
+            )
+            text_MD = torch.cat(
+                [
+                    self.encoder.encode_tokens(self.encoder.tokenize(chunk))
+                    for chunk in _chunks(texts)
+                ]
+            )
         features = Features.of(images, image_GD)
         query = cached_query(Sum(), features, Features.of(texts, text_MD), self.encoder.device)
         found = evaluate(

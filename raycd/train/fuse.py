@@ -1,4 +1,6 @@
-"""Stage 2: a fusion head on cached features (paper 3.2.2), k epochs of originals, then one of pseudo triplets."""
+"""Stage 2: a fusion head on cached features (paper 3.2.2), k epochs of originals, then one of
+pseudo triplets.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ from torch import nn
 from raycd.config import Config
 from raycd.data import schema
 from raycd.data.captions import training_texts
-from raycd.evaluate import Features, Metric, cached_query, evaluate
+from raycd.evaluate import Metric, cached_query, evaluate
+from raycd.features import Features
 from raycd.model import fusion
 from raycd.model.loss import batch_classification_loss
 from raycd.train.batches import Rows, epoch_choice
@@ -36,8 +39,8 @@ class Fuse:
         head: The fusion head, on the device where it trains.
         dataset: Its train triplets are the originals.
         pseudo: PSEUDO_TRIPLET table; may be empty.
-        images, texts: Features of the frozen encoder, un-normalised. Triplets that need others are left out.
-        metric: What chooses the best epoch, on the split `stage2.select_on`.
+        images, texts: Features of the frozen encoder, un-normalised. Triplets that need others are
+        left out. metric: What chooses the best epoch, on the split `stage2.select_on`.
     """
 
     name = "stage 2"
@@ -58,7 +61,10 @@ class Fuse:
         self.images = Features(images.rows, images.values.to(self.device))
         self.texts = Features(texts.rows, texts.values.to(self.device))
         train = dataset.triplets_of("train")
-        text_T4 = [[self.texts.rows[text] for text in training_texts(row)] for row in train["captions"].to_pylist()]
+        text_T4 = [
+            [self.texts.rows[text] for text in training_texts(row)]
+            for row in train["captions"].to_pylist()
+        ]
         self._text_T4 = np.array(text_T4, np.int64).reshape(-1, 4)
         self._ids = train["triplet_id"].combine_chunks()
         self.original = self._rows(train)
@@ -101,13 +107,21 @@ class Fuse:
         choice = self._tensor(epoch_choice(len(triplets.target), 4, seed=self.seed, epoch=epoch))
         for own in rows:
             at = self._tensor(own)
-            yield FeatureTriplets(triplets.reference[at], triplets.target[at], triplets.texts[at, choice[at]])
+            yield FeatureTriplets(
+                triplets.reference[at], triplets.target[at], triplets.texts[at, choice[at]]
+            )
 
     def loss(self, module: nn.Module, batch: FeatureTriplets) -> torch.Tensor:
-        """Batch-based classification loss (eq. 4); triplets of the same target are not each other's negatives."""
-        bf16 = torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+        """Batch-based classification loss (eq. 4); triplets of the same target are not each other's
+        negatives.
+        """
+        bf16 = torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"
+        )
         with bf16:
-            query_BD = module(self.images.values[batch.reference], self.texts.values[batch.texts]).float()
+            query_BD = module(
+                self.images.values[batch.reference], self.texts.values[batch.texts]
+            ).float()
         target_BD = self.images.values[batch.target]
         return batch_classification_loss(query_BD, target_BD, batch.target, self.config.logit_scale)
 

@@ -1,8 +1,9 @@
 """THE training loop, used by both stages.
 
-A stage is a `Task`: it says what trains, on which rows, with which loss, and how well an epoch did. The loop owns
-order, learning rate, workers, history and checkpoints. With several workers (torch.distributed is initialised by the
-caller) the module is wrapped by DistributedDataParallel and every batch is shared out: N workers take the steps of one.
+A stage is a `Task`: it says what trains, on which rows, with which loss, and how well an epoch did.
+The loop owns order, learning rate, workers, history and checkpoints. With several workers
+(torch.distributed is initialised by the caller) the module is wrapped by DistributedDataParallel
+and every batch is shared out: N workers take the steps of one.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from raycd.distributed import rank, world_size
 from raycd.errors import ConfigError, DataError, TrainingError
 from raycd.model import finite
-from raycd.model.loss import rank, world_size
 from raycd.progress import Bar
 from raycd.train import checkpoint
 from raycd.train.batches import Rows, batch_count, epoch_batches
@@ -41,7 +42,9 @@ class Task(Protocol[Batch]):
 
     @property
     def module(self) -> nn.Module:
-        """What trains. Its forward is called through DistributedDataParallel where there are several workers."""
+        """What trains. Its forward is called through DistributedDataParallel where there are
+        several workers.
+        """
 
     def optimizer(self) -> torch.optim.Optimizer:
         """A fresh optimizer over the parameters that train."""
@@ -59,7 +62,9 @@ class Task(Protocol[Batch]):
         """Loss of one batch, a scalar; `module` is `self.module`, wrapped or not."""
 
     def select(self) -> float | None:
-        """Recall of the module as it is now, by which the best epoch is chosen; None: the last epoch is the best."""
+        """Recall of the module as it is now, by which the best epoch is chosen; None: the last
+        epoch is the best.
+        """
 
 
 class Progress(Protocol):
@@ -68,7 +73,10 @@ class Progress(Protocol):
     def __enter__(self) -> Self: ...
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None: ...
 
     def advance(self, n: int = 1, **shown: float | int | str) -> None:
@@ -98,7 +106,9 @@ class Schedule:
 
 @dataclass(frozen=True)
 class EpochResult:
-    """What one epoch did. `score` orders epochs: the selection metric, or the epoch's number where there is none."""
+    """What one epoch did. `score` orders epochs: the selection metric, or the epoch's number where
+    there is none.
+    """
 
     epoch: int
     kind: str
@@ -125,7 +135,9 @@ class Loop(Generic[Batch]):
         restore: Path | None = None,
         bar: Callable[[int, int], Progress] | None = None,
     ) -> None:
-        """`restore` is a checkpoint to go on from; `bar(total, start)` makes what the first worker advances."""
+        """`restore` is a checkpoint to go on from; `bar(total, start)` makes what the first worker
+        advances.
+        """
         self.task, self.schedule = task, schedule
         if schedule.batch_size < 2 * world_size():
             raise ConfigError(
@@ -134,21 +146,27 @@ class Loop(Generic[Batch]):
                 expected=f"at least {2 * world_size()}: two triplets a worker",
                 do="raise the stage's batch_size, or lower compute.train_workers",
             )
-        self._bar = bar or (lambda total, start: Bar(task.name, total=total, unit="triplets", start=start))
+        self._bar = bar or (
+            lambda total, start: Bar(task.name, total=total, unit="triplets", start=start)
+        )
         self.optimizer = task.optimizer()
         self.history: list[dict[str, Any]] = []
         if restore is not None:
             self.history = checkpoint.restore(restore, task.module, self.optimizer)
-        self._batches = [batch_count(task.count(e), schedule.batch_size, world_size()) for e in range(schedule.epochs)]
+        self._batches = [
+            batch_count(task.count(e), schedule.batch_size, world_size())
+            for e in range(schedule.epochs)
+        ]
         self._check_batches()
         self._step = sum(self._batches[: len(self.history)])
 
     def run(self, report: Callable[[EpochResult, Save], None]) -> list[dict[str, Any]]:
-        """Train the epochs that are left. `report(result, save)` is called on every worker after each of them;
-        `save(folder)` writes a checkpoint from which the loop can go on. Returns the history of all epochs.
+        """Train the epochs that are left. `report(result, save)` is called on every worker after
+        each of them; `save(folder)` writes a checkpoint from which the loop can go on. Returns the
+        history of all epochs.
 
-        Raises TrainingError, on all workers at once, where the loss or the weights are no longer finite; an epoch
-        that ends so is not reported.
+        Raises TrainingError, on all workers at once, where the loss or the weights are no longer
+        finite; an epoch that ends so is not reported.
         """
         module = self.task.module
         wrapped = DistributedDataParallel(module) if world_size() > 1 else module
@@ -167,7 +185,9 @@ class Loop(Generic[Batch]):
 
     def _epoch(self, epoch: int, module: nn.Module, bar: Progress) -> EpochResult:
         began, schedule = time.monotonic(), self.schedule
-        torch.manual_seed(hash((schedule.seed, epoch, rank())) & 0x7FFFFFFF)  # dropout, the same after a restart
+        torch.manual_seed(
+            hash((schedule.seed, epoch, rank())) & 0x7FFFFFFF
+        )  # dropout, the same after a restart
         rows = epoch_batches(
             self.task.count(epoch),
             schedule.batch_size,
@@ -205,7 +225,8 @@ class Loop(Generic[Batch]):
                 )
 
     def _look(self, losses: Sequence[torch.Tensor], epoch: int, first: int) -> float:
-        """Return the last of the losses, the mean over the workers; `first` counts the steps of the epoch before them.
+        """Return the last of the losses, the mean over the workers; `first` counts the steps of the
+        epoch before them.
 
         Raises TrainingError where one is not finite.
         """
@@ -214,7 +235,9 @@ class Loop(Generic[Batch]):
             if not math.isfinite(value):
                 step = self._step - len(values) + number
                 lr = self.schedule.lr_at(step, sum(self._batches))
-                raise self._not_finite(f"loss {value} in step {first + number + 1} of epoch {epoch + 1}", lr)
+                raise self._not_finite(
+                    f"loss {value} in step {first + number + 1} of epoch {epoch + 1}", lr
+                )
         return values[-1]
 
     def _check_weights(self, epoch: int, lr: float) -> None:
@@ -225,7 +248,9 @@ class Loop(Generic[Batch]):
             raise self._not_finite(f"weights that are not finite after epoch {epoch + 1}", lr)
 
     def _not_finite(self, got: str, lr: float) -> TrainingError:
-        setting = self.task.name.replace(" ", "").replace("-", "")  # "stage 1" is configured by stage1
+        setting = self.task.name.replace(" ", "").replace(
+            "-", ""
+        )  # "stage 1" is configured by stage1
         return TrainingError(
             f"{self.task.name} has diverged",
             got=f"{got}, at a learning rate of {lr:g}",

@@ -1,6 +1,8 @@
-"""Pre-training of the demo's small CLIP on drawn images with generic captions, by CLIP's own symmetric loss.
+"""Pre-training of the demo's small CLIP on drawn images with generic captions, by CLIP's own
+symmetric loss.
 
-It gives the demo a CLIP that has seen "a photo of a red dress" but no modification text, as the real one.
+It gives the demo a CLIP that has seen "a photo of a red dress" but no modification text, as the
+real one.
 """
 
 from __future__ import annotations
@@ -16,18 +18,22 @@ from torch import nn
 from torch.nn import functional as F
 
 from raycd.config import EncoderConfig, PretrainConfig
-from raycd.data.synthetic import pretraining_pairs
+from raycd.data.demo.synthetic import pretraining_pairs
 from raycd.model.encoder import Encoder, create
 from raycd.run import fingerprint
 from raycd.train.batches import Rows
 from raycd.train.loop import Loop, Schedule
 
-VERSION = 1  # raise it when drawings, captions or this training change: caches of an older one are then left alone
+# Raise it when drawings, captions or this training change: caches of an older one are then left
+# alone
+VERSION = 1
 DEMO_MODEL = "raycd-demo"
 
 
 def cached(config: PretrainConfig, target_pad: float) -> Path:
-    """Folder of the pre-trained encoder (as `Encoder.save` writes it); made on first use, kept under `config.cache`."""
+    """Folder of the pre-trained encoder (as `Encoder.save` writes it); made on first use, kept
+    under `config.cache`.
+    """
     settings = config.model_dump(exclude={"cache"})
     mark = fingerprint("pretrain", VERSION, settings, target_pad)[:16]
     folder = Path(config.cache).expanduser() / f"{DEMO_MODEL}-{mark}"
@@ -49,7 +55,9 @@ def pretrain(config: PretrainConfig, target_pad: float) -> Encoder:
     torch.manual_seed(config.seed)
     encoder = create(EncoderConfig(name=DEMO_MODEL, pretrained="", target_pad=target_pad))
     encoder.to("cuda" if torch.cuda.is_available() else "cpu")
-    schedule = Schedule(config.epochs, config.batch_size, config.lr, config.seed, warmup=0.1, decay="cosine")
+    schedule = Schedule(
+        config.epochs, config.batch_size, config.lr, config.seed, warmup=0.1, decay="cosine"
+    )
     Loop(PreTrain(encoder, config), schedule).run(lambda result, save: None)
     return encoder.cpu().eval()
 
@@ -68,7 +76,9 @@ class PreTrain:
 
     def optimizer(self) -> torch.optim.Optimizer:
         """AdamW over everything."""
-        return torch.optim.AdamW(self.module.parameters(), lr=self.config.lr, weight_decay=0.05, fused=True)
+        return torch.optim.AdamW(
+            self.module.parameters(), lr=self.config.lr, weight_decay=0.05, fused=True
+        )
 
     def count(self, epoch: int) -> int:
         """All pairs."""
@@ -78,8 +88,12 @@ class PreTrain:
         """Nothing but originals."""
         return "original"
 
-    def batches(self, epoch: int, rows: Sequence[Rows]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """(pixels (B, S, S, 3), tokens (B, L)). Batch norms learn their statistics here, and only here."""
+    def batches(
+        self, epoch: int, rows: Sequence[Rows]
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """(pixels (B, S, S, 3), tokens (B, L)). Batch norms learn their statistics here, and only
+        here.
+        """
         self.module.train()
         for own in rows:
             at = torch.from_numpy(own)

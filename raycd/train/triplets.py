@@ -1,4 +1,6 @@
-"""Batches of triplets as pixels and tokens: what stage 1 trains on, and what travels to processes that decode it."""
+"""Batches of triplets as pixels and tokens: what stage 1 trains on, and what travels to processes
+that decode it.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from raycd.data.pixels import PixelCache
 from raycd.train.batches import Rows
 
 
-def readable_triplets(dataset: schema.Dataset, paths: Mapping[str, str]) -> tuple[list[dict[str, Any]], int]:
+def readable_triplets(
+    dataset: schema.Dataset, paths: Mapping[str, str]
+) -> tuple[list[dict[str, Any]], int]:
     """The train triplets whose images are both in `paths`, and how many are left out."""
     rows = dataset.triplets_of("train").to_pylist()
     usable = [row for row in rows if row["reference"] in paths and row["target"] in paths]
@@ -32,24 +36,36 @@ class TripletBatch:
 
     def pin_memory(self) -> TripletBatch:
         """Called by DataLoader where a GPU is used."""
-        return TripletBatch(self.pixels.pin_memory(), self.tokens.pin_memory(), self.targets.pin_memory())
+        return TripletBatch(
+            self.pixels.pin_memory(), self.tokens.pin_memory(), self.targets.pin_memory()
+        )
 
 
 class TripletReader:
-    """Reads batches of `triplets` (rows of schema TRIPLET). It holds no encoder: it is cheap to send to a process."""
+    """Reads batches of `triplets` (rows of schema TRIPLET). It holds no encoder: it is cheap to
+    send to a process.
+    """
 
-    def __init__(self, triplets: Sequence[Mapping[str, Any]], pixels: PixelCache, tokenizer: Any) -> None:
+    def __init__(
+        self, triplets: Sequence[Mapping[str, Any]], pixels: PixelCache, tokenizer: Any
+    ) -> None:
         self.triplets, self.pixels, self.tokenizer = triplets, pixels, tokenizer
         self._texts = [training_texts(triplet["captions"]) for triplet in triplets]
         numbers = {image_id: number for number, image_id in enumerate(pixels.paths)}
         self._targets = torch.tensor([numbers[triplet["target"]] for triplet in triplets])
 
     def batch(self, rows: Rows, choice: Rows) -> TripletBatch:
-        """Images and one text each of some triplets; `choice` says for every triplet which of its four texts."""
+        """Images and one text each of some triplets; `choice` says for every triplet which of its
+        four texts.
+        """
         triplets = [self.triplets[row] for row in rows]
-        ids = [triplet["reference"] for triplet in triplets] + [triplet["target"] for triplet in triplets]
+        ids = [triplet["reference"] for triplet in triplets] + [
+            triplet["target"] for triplet in triplets
+        ]
         texts = [self._texts[row][choice[row]] for row in rows]
-        return TripletBatch(self.pixels(ids), self.tokenizer(texts), self._targets[torch.from_numpy(rows)])
+        return TripletBatch(
+            self.pixels(ids), self.tokenizer(texts), self._targets[torch.from_numpy(rows)]
+        )
 
 
 class EpochBatches(Dataset[TripletBatch]):

@@ -38,7 +38,11 @@ def service() -> Iterator[Service]:
                 return
             data = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
             self.send_response(reply.status)
-            for name, value in {"Content-Type": reply.kind, "Content-Length": str(len(data)), **reply.headers}.items():
+            for name, value in {
+                "Content-Type": reply.kind,
+                "Content-Length": str(len(data)),
+                **reply.headers,
+            }.items():
                 self.send_header(name, value)
             self.end_headers()
             self.wfile.write(data)

@@ -1,4 +1,6 @@
-"""A server's script: what it is to answer, and what it was asked; and the bodies that a service answers with."""
+"""A server's script: what it is to answer, and what it was asked; and the bodies that a service
+answers with.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,8 @@ class Asked(NamedTuple):
 class Reply(NamedTuple):
     """What to answer; status 0 ends the connection without a word.
 
-    A body that is an iterator is sent part by part; a ConnectionError of its own ends the connection there.
+    A body that is an iterator is sent part by part; a ConnectionError of its own ends the
+    connection there.
     """
 
     status: int = 200
@@ -75,13 +78,21 @@ INDEX = {"kind": "flat", "size": 3, "version": 1, "lag_s": 0.0, "recall": 1.0}
 
 def item(image_id: str, **more: Any) -> dict[str, Any]:
     thumbnail = f"v1/images/{image_id}"
-    return {"image_id": image_id, "category": "dress", "attributes": {"colour": "blue"}, "thumbnail": thumbnail, **more}
+    return {
+        "image_id": image_id,
+        "category": "dress",
+        "attributes": {"colour": "blue"},
+        "thumbnail": thumbnail,
+        **more,
+    }
 
 
 def found(*image_ids: str, warnings: tuple[str, ...] = ()) -> dict[str, Any]:
     """The body of a SearchResponse."""
     explanation = {"image": 0.5, "text": None}
-    results = [item(name, score=0.75, relative_score=2.5, explanation=explanation) for name in image_ids]
+    results = [
+        item(name, score=0.75, relative_score=2.5, explanation=explanation) for name in image_ids
+    ]
     return {
         "results": results,
         "total": 3,
@@ -122,12 +133,20 @@ def info(**limits: Any) -> dict[str, Any]:
 
 def problem(status: int, detail: str, **members: Any) -> dict[str, Any]:
     """The body of a Problem."""
-    return {"type": "about:blank", "title": "Problem", "status": status, "detail": detail, **members}
+    return {
+        "type": "about:blank",
+        "title": "Problem",
+        "status": status,
+        "detail": detail,
+        **members,
+    }
 
 
 def refusal(status: int, detail: str = "no", *, after: str | None = None, **members: Any) -> Reply:
     """A problem document as the service answers it."""
-    return Reply(status, problem(status, detail, **members), PROBLEM, {"Retry-After": after} if after else {})
+    return Reply(
+        status, problem(status, detail, **members), PROBLEM, {"Retry-After": after} if after else {}
+    )
 
 
 def written(image_id: str, version: int, *, created: bool = True) -> dict[str, Any]:
@@ -146,7 +165,9 @@ def failed(line: int, status: int, detail: str = "no") -> dict[str, Any]:
 
 
 def told(*items: dict[str, Any], cut: bytes | None = None) -> Reply:
-    """The answer to an import, a part for each item; it breaks off after `cut`, where that is given."""
+    """The answer to an import, a part for each item; it breaks off after `cut`, where that is
+    given.
+    """
 
     def parts() -> Iterator[bytes]:
         for each in items:

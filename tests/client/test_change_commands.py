@@ -53,11 +53,15 @@ def picture(tmp_path: Path) -> Path:
 def lines_of(tmp_path: Path, *names: str) -> str:
     """A file of JSON Lines that all name the picture."""
     path = tmp_path / "in.jsonl"
-    path.write_text("".join(json.dumps({"image_id": name, "image": "x.jpg"}) + "\n" for name in names))
+    path.write_text(
+        "".join(json.dumps({"image_id": name, "image": "x.jpg"}) + "\n" for name in names)
+    )
     return str(path)
 
 
-def test_put_says_whether_the_image_is_new(run: Run, service: Service, picture: Path, capsys: Any) -> None:
+def test_put_says_whether_the_image_is_new(
+    run: Run, service: Service, picture: Path, capsys: Any
+) -> None:
     service.answers(Reply(201, written("DV1", 7)), Reply(200, written("DV1", 1008, created=False)))
     line = f"put DV1 --image {picture} --category dress --category shirt --attribute colour:blue --attribute time:10:30"
     assert run(*line.split()) == 0
@@ -71,13 +75,29 @@ def test_put_says_whether_the_image_is_new(run: Run, service: Service, picture: 
     assert json.loads(rest) == written("DV1", 1008, created=False)
 
 
-def test_an_image_has_one_value_of_an_attribute(run: Run, service: Service, picture: Path, capsys: Any) -> None:
-    assert run("put", "a", "--image", str(picture), "--attribute", "colour:blue", "--attribute", "colour:red") == 2
+def test_an_image_has_one_value_of_an_attribute(
+    run: Run, service: Service, picture: Path, capsys: Any
+) -> None:
+    assert (
+        run(
+            "put",
+            "a",
+            "--image",
+            str(picture),
+            "--attribute",
+            "colour:blue",
+            "--attribute",
+            "colour:red",
+        )
+        == 2
+    )
     assert "2 values of an attribute" in capsys.readouterr().err
     assert service.asked == []
 
 
-def test_delete_goes_on_after_an_image_that_is_not_there(run: Run, service: Service, capsys: Any) -> None:
+def test_delete_goes_on_after_an_image_that_is_not_there(
+    run: Run, service: Service, capsys: Any
+) -> None:
     gone = Reply(200, written("b", 9, created=False))
     service.answers(refusal(404, "the gallery has no image 'a'"), gone)
     assert run("delete", "a", "b") == 2
@@ -120,7 +140,9 @@ def test_failures_of_an_import_are_told_and_reported_with_exit_code_2(
     run: Run, service: Service, tmp_path: Path, picture: Path, capsys: Any
 ) -> None:
     file = lines_of(tmp_path, "a", "b\x1b[2J")
-    Path(file).write_text(Path(file).read_text() + 'no json\n\n{"image_id": "c", "image": "nowhere.jpg"}\n')
+    Path(file).write_text(
+        Path(file).read_text() + 'no json\n\n{"image_id": "c", "image": "nowhere.jpg"}\n'
+    )
     service.answers(Reply(body=info()), told(done(1, 7), failed(2, 422, "it is \x1b[2J broken")))
     assert run("import", file, "--report", str(tmp_path / "report.jsonl")) == 2
     out, error = capsys.readouterr()
@@ -130,14 +152,25 @@ def test_failures_of_an_import_are_told_and_reported_with_exit_code_2(
     assert third.startswith("line 3: it is not JSON: ")
     assert fifth.startswith("'c' (line 5): cannot read the image 'nowhere.jpg'")
     report = [json.loads(line) for line in (tmp_path / "report.jsonl").read_text().splitlines()]
-    assert [(each["line"], each["status"]) for each in report] == [(1, 201), (2, 422), (3, 422), (5, 422)]
+    assert [(each["line"], each["status"]) for each in report] == [
+        (1, 201),
+        (2, 422),
+        (3, 422),
+        (5, 422),
+    ]
     assert report[0] == {"line": 1, "image_id": "a", "status": 201, "version": 7}
 
 
 def test_an_import_reads_standard_input(service: Service, picture: Path) -> None:
     service.answers(Reply(body=info()), takes_all)
     with start(
-        "import", "-", "--url", service.url, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=picture.parent
+        "import",
+        "-",
+        "--url",
+        service.url,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=picture.parent,
     ) as process:
         out, error = process.communicate(b'{"image_id": "a", "image": "x.jpg"}\n', timeout=30)
     assert (out, error) == (b"1 of 1 images are in the gallery, version 1\n", b"")
@@ -177,13 +210,17 @@ def test_a_table_whose_paths_start_elsewhere_is_imported_from_its_root(
     assert run("import", str(table)) == 2
     out, error = capsys.readouterr()
     assert out == "0 of 2 images are in the gallery\n"
-    assert f"in {tmp_path}/tables; where paths start from another folder, name it by --root" in error
+    assert (
+        f"in {tmp_path}/tables; where paths start from another folder, name it by --root" in error
+    )
     service.answers(Reply(body=info()), takes_all)
     assert run("import", str(table), "--root", str(tmp_path)) == 0
     assert "2 of 2 images are in the gallery" in capsys.readouterr().out
 
 
-def test_a_line_of_json_starts_from_the_root_too(run: Run, service: Service, tmp_path: Path, picture: Path) -> None:
+def test_a_line_of_json_starts_from_the_root_too(
+    run: Run, service: Service, tmp_path: Path, picture: Path
+) -> None:
     (tmp_path / "lines").mkdir()
     file = tmp_path / "lines" / "images.jsonl"
     file.write_text('{"image_id": "a", "image": "x.jpg"}\n')
@@ -194,7 +231,11 @@ def test_a_line_of_json_starts_from_the_root_too(run: Run, service: Service, tmp
 def test_parquet_may_have_its_attributes_in_one_column(
     run: Run, service: Service, tmp_path: Path, picture: Path
 ) -> None:
-    rows = {"image_id": [1, 2], "path": ["x.jpg", str(picture)], "attributes": ['{"size": 7}', None]}
+    rows = {
+        "image_id": [1, 2],
+        "path": ["x.jpg", str(picture)],
+        "attributes": ['{"size": 7}', None],
+    }
     pyarrow.parquet.write_table(pa.table(rows), tmp_path / "g.parquet")
     service.answers(Reply(body=info()), takes_all)
     assert run("import", str(tmp_path / "g.parquet")) == 0
@@ -208,7 +249,10 @@ def test_parquet_may_have_its_attributes_in_one_column(
         ("image_id,image\na,x.jpg\n", "expected: also path"),
         ("image_id,path\na,x.jpg\n,x.jpg\n", "gallery.csv, row 2 is incomplete"),
         ("image_id,path\na,x.jpg\na,y.jpg\n", "gallery.csv, row 2 tells an image differently"),
-        ("image_id,path,attributes\na,x.jpg,blue\n", "gallery.csv, row 1, attributes has the wrong shape"),
+        (
+            "image_id,path,attributes\na,x.jpg,blue\n",
+            "gallery.csv, row 1, attributes has the wrong shape",
+        ),
         ("image_id,path,colour,colour\na,x.jpg,x,y\n", "gallery.csv has 2 columns 'colour'"),
         ('image_id,path,attributes\na,x.jpg,"{""x"": ""\\ud83d""}"\n', "half a character"),
         ("", "gallery.csv cannot be read as csv"),
@@ -226,13 +270,18 @@ def test_a_malformed_table_is_told_before_anything_is_sent(
 def test_what_was_imported_before_the_service_went_is_told(
     run: Run, service: Service, tmp_path: Path, picture: Path, capsys: Any
 ) -> None:
-    service.answers(Reply(body=info()), told(done(1, 7), cut=b""), refusal(403, "a read key cannot write"))
+    service.answers(
+        Reply(body=info()), told(done(1, 7), cut=b""), refusal(403, "a read key cannot write")
+    )
     report = tmp_path / "report.jsonl"
     assert run("import", lines_of(tmp_path, "a", "b"), "--report", str(report)) == 2
     out, error = capsys.readouterr()
     assert out == ""
     stopped, mistake, *_ = error.splitlines()
-    assert stopped == "stopped: 1 of 1 images are in the gallery, version 7; others may be: import the same again"
+    assert (
+        stopped
+        == "stopped: 1 of 1 images are in the gallery, version 7; others may be: import the same again"
+    )
     assert mistake.startswith("error: ")
     assert json.loads(report.read_text())["version"] == 7
 
@@ -261,7 +310,9 @@ def test_ctrl_c_tells_what_was_imported(service: Service, tmp_path: Path, pictur
     assert [json.loads(line)["status"] for line in report.read_text().splitlines()] == [422, 201]
 
 
-def test_a_terminal_shows_progress_and_failures_beside_it(service: Service, tmp_path: Path, picture: Path) -> None:
+def test_a_terminal_shows_progress_and_failures_beside_it(
+    service: Service, tmp_path: Path, picture: Path
+) -> None:
     service.answers(Reply(body=info()), told(failed(1, 422, "it is broken"), done(2)))
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 100))
@@ -276,14 +327,18 @@ def test_a_terminal_shows_progress_and_failures_beside_it(service: Service, tmp_
     assert "import: 2 images" in shown
 
 
-@pytest.mark.parametrize("argv", [["put", "a"], ["delete"], ["import"], ["gallery", "--min-version", "-1"]])
+@pytest.mark.parametrize(
+    "argv", [["put", "a"], ["delete"], ["import"], ["gallery", "--min-version", "-1"]]
+)
 def test_an_impossible_command_line_is_told(run: Run, argv: list[str], capsys: Any) -> None:
     with pytest.raises(SystemExit) as stop:
         run(*argv)
     assert stop.value.code == 2
 
 
-def test_a_file_that_is_not_there_leaves_the_report_of_before(run: Run, tmp_path: Path, capsys: Any) -> None:
+def test_a_file_that_is_not_there_leaves_the_report_of_before(
+    run: Run, tmp_path: Path, capsys: Any
+) -> None:
     report = tmp_path / "report.jsonl"
     report.write_text("before")
     assert run("import", "/nowhere.jsonl", "--report", str(report)) == 2

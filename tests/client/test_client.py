@@ -39,7 +39,9 @@ def test_a_search_returns_the_typed_answer(client: Client, service: Service) -> 
     assert (answer.total, answer.index.kind, answer.warnings) == (3, "flat", ["cut"])
 
 
-def test_a_search_without_a_file_is_json_of_what_was_given_only(client: Client, service: Service) -> None:
+def test_a_search_without_a_file_is_json_of_what_was_given_only(
+    client: Client, service: Service
+) -> None:
     service.answers(Reply(body=found()))
     client.search(image_id="DV1", text=" is blue ", top_k=5)
     [asked] = service.asked
@@ -47,7 +49,9 @@ def test_a_search_without_a_file_is_json_of_what_was_given_only(client: Client, 
     assert asked.json() == {"image_id": "DV1", "text": "is blue", "top_k": 5}
 
 
-def test_the_service_reads_every_field_beside_a_file(client: Client, service: Service, tmp_path: Path) -> None:
+def test_the_service_reads_every_field_beside_a_file(
+    client: Client, service: Service, tmp_path: Path
+) -> None:
     service.answers(Reply(body=found()))
     path = tmp_path / "private name.jpg"
     path.write_bytes(b"\xff\xd8 \r\n--x")
@@ -107,15 +111,25 @@ def test_an_impossible_search_is_told_before_anything_is_sent(
     assert service.asked == []
 
 
-def test_a_batch_carries_images_inside_and_keeps_the_order(client: Client, service: Service) -> None:
-    items = [{"status": 200, "response": found("a")}, {"status": 422, "problem": problem(422, "bad")}]
+def test_a_batch_carries_images_inside_and_keeps_the_order(
+    client: Client, service: Service
+) -> None:
+    items = [
+        {"status": 200, "response": found("a")},
+        {"status": 422, "problem": problem(422, "bad")},
+    ]
     service.answers(Reply(body={"items": items}))
-    answer = client.search_batch([{"image": b"pixels", "text": "is blue"}, SearchRequest(image_id="DV1")])
+    answer = client.search_batch(
+        [{"image": b"pixels", "text": "is blue"}, SearchRequest(image_id="DV1")]
+    )
     assert [item.status for item in answer.items] == [200, 422]
     assert answer.items[1].problem is not None
     assert answer.items[1].problem.detail == "bad"
     assert service.asked[0].json() == {
-        "searches": [{"text": "is blue", "image_base64": base64.b64encode(b"pixels").decode()}, {"image_id": "DV1"}]
+        "searches": [
+            {"text": "is blue", "image_base64": base64.b64encode(b"pixels").decode()},
+            {"image_id": "DV1"},
+        ]
     }
 
 
@@ -132,18 +146,25 @@ def test_a_batch_of_another_length_than_asked_is_an_error(client: Client, servic
 
 def test_the_gallery_is_paged_and_filtered(client: Client, service: Service) -> None:
     service.answers(Reply(body={"items": [item("a")], "total": 9, "offset": 4}))
-    page = client.gallery(offset=4, limit=1, category=["a&b", "c"], attributes={"colour": ["navy blue", "red"]})
+    page = client.gallery(
+        offset=4, limit=1, category=["a&b", "c"], attributes={"colour": ["navy blue", "red"]}
+    )
     assert (page.items[0].attributes, page.total) == ({"colour": "blue"}, 9)
     assert service.asked[0].path == (
         "/v1/gallery?offset=4&limit=1&category=a%26b&category=c&attribute=colour%3Anavy+blue&attribute=colour%3Ared"
     )
 
 
-def test_iterating_the_gallery_asks_for_the_longest_pages_until_the_end(client: Client, service: Service) -> None:
+def test_iterating_the_gallery_asks_for_the_longest_pages_until_the_end(
+    client: Client, service: Service
+) -> None:
     pages = [["a", "b"], ["c"]]
     service.answers(
         Reply(body=info(page=2)),
-        *(Reply(body={"items": [item(i) for i in page], "total": 3, "offset": 0}) for page in pages),
+        *(
+            Reply(body={"items": [item(i) for i in page], "total": 3, "offset": 0})
+            for page in pages
+        ),
     )
     assert [each.image_id for each in client.iter_gallery()] == ["a", "b", "c"]
     assert [asked.path for asked in service.asked[1:]] == [
@@ -200,16 +221,22 @@ def test_proxies_of_the_environment_are_not_asked_for_loopback(
 
 @pytest.mark.usefixtures("no_proxies")
 @pytest.mark.parametrize(("name", "value"), ODD_PROXIES)
-def test_proxies_that_cannot_be_used_are_one_message(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+def test_proxies_that_cannot_be_used_are_one_message(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
     monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match="the proxies that the environment names cannot be used") as caught:
+    with pytest.raises(
+        ConfigError, match="the proxies that the environment names cannot be used"
+    ) as caught:
         Client("http://shop.example")
     assert f"got:      {name}: " in str(caught.value)
     assert f"env -u {name} " in str(caught.value)
     assert "s3cret" not in str(caught.value)
 
 
-def test_the_api_key_is_sent_and_never_shown(connect: Callable[..., Client], service: Service) -> None:
+def test_the_api_key_is_sent_and_never_shown(
+    connect: Callable[..., Client], service: Service
+) -> None:
     service.answers(Reply(401, b"who?", "text/plain"))
     client = connect(api_key="s3cret\n")
     with pytest.raises(ServiceError, match="RAYCD_API_KEY") as caught:
@@ -226,7 +253,8 @@ def test_an_impossible_key_is_refused_without_showing_it() -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["127.0.0.1:8000", "ftp://a", "http://", "http://a:b", "http://a/?b=c", "", "http://a/#b"]
+    "url",
+    ["127.0.0.1:8000", "ftp://a", "http://", "http://a:b", "http://a/?b=c", "", "http://a/#b"],
 )
 def test_an_impossible_url_is_told(url: str) -> None:
     with pytest.raises(ConfigError, match=r"expected: http://host:port") as caught:
@@ -254,7 +282,10 @@ def test_importing_the_client_imports_neither_torch_nor_ray() -> None:
 
 @pytest.mark.parametrize("content", [None, "no certificate"])
 def test_certificates_that_cannot_be_read_are_told_by_their_variable(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | None
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    content: str | None,
 ) -> None:
     file = tmp_path / "authorities.pem"
     if content is not None:
@@ -268,13 +299,21 @@ def test_certificates_that_cannot_be_read_are_told_by_their_variable(
 
 
 @pytest.mark.parametrize("image_id", ["caf\udce9", "\ud83d", ".", "..", ""])
-def test_an_id_that_no_address_can_carry_is_told_before_anything_is_sent(client: Client, image_id: str) -> None:
+def test_an_id_that_no_address_can_carry_is_told_before_anything_is_sent(
+    client: Client, image_id: str
+) -> None:
     for ask in (client.image, client.delete, lambda one: client.put(one, b"picture")):
         with pytest.raises(DataError, match="impossible"):
             ask(image_id)
 
 
 def test_warnings_of_a_page_are_read(client: Client, service: Service) -> None:
-    page = {"items": [], "total": 0, "offset": 0, "version": 1, "warnings": ["no image is in the category 'x'"]}
+    page = {
+        "items": [],
+        "total": 0,
+        "offset": 0,
+        "version": 1,
+        "warnings": ["no image is in the category 'x'"],
+    }
     service.replies = [Reply(body=page)]
     assert client.gallery(category=["x"]).warnings == page["warnings"]

@@ -69,20 +69,26 @@ def test_every_option_of_a_search_is_its_field(run: Run, service: Service, capsy
     assert "   7  a " in capsys.readouterr().out
 
 
-def test_json_is_the_services_answer(run: Run, service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_is_the_services_answer(
+    run: Run, service: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
     for argv in (["--json", "search", "--text", "x"], ["search", "--text", "x", "--json"]):
         service.answers(Reply(body=found("a")))
         assert run(*argv) == 0
         assert json.loads(capsys.readouterr().out) == found("a")
 
 
-def test_no_results_are_told(run: Run, service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_results_are_told(
+    run: Run, service: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
     service.answers(Reply(body=found()))
     assert run("search", "--text", "x") == 0
     assert "none of 3 images" in capsys.readouterr().out
 
 
-def test_what_the_service_says_cannot_steer_the_terminal(run: Run, service: Service, capsys: Any) -> None:
+def test_what_the_service_says_cannot_steer_the_terminal(
+    run: Run, service: Service, capsys: Any
+) -> None:
     service.answers(Reply(body=found("a\x1b[2Jb\n", warnings=("c\x1b[2Jd",))))
     assert run("search", "--text", "x") == 0
     out, error = capsys.readouterr()
@@ -91,10 +97,30 @@ def test_what_the_service_says_cannot_steer_the_terminal(run: Run, service: Serv
 
 def test_the_gallery_and_the_service_are_shown(run: Run, service: Service, capsys: Any) -> None:
     service.answers(Reply(body={"items": [item("a")], "total": 3, "offset": 1}))
-    assert run("gallery", "--offset", "1", "--limit", "1", "--category", "dress", "--attribute", "colour:blue") == 0
+    assert (
+        run(
+            "gallery",
+            "--offset",
+            "1",
+            "--limit",
+            "1",
+            "--category",
+            "dress",
+            "--attribute",
+            "colour:blue",
+        )
+        == 0
+    )
     out = capsys.readouterr().out.splitlines()
-    assert out == ["image_id  category  attributes", "a         dress     colour:blue", "2 to 2 of 3 images"]
-    assert service.asked[0].path == "/v1/gallery?offset=1&limit=1&category=dress&attribute=colour%3Ablue"
+    assert out == [
+        "image_id  category  attributes",
+        "a         dress     colour:blue",
+        "2 to 2 of 3 images",
+    ]
+    assert (
+        service.asked[0].path
+        == "/v1/gallery?offset=1&limit=1&category=dress&attribute=colour%3Ablue"
+    )
     service.answers(Reply(body=info()), Reply(body={"status": "ready", "replicas": 2}))
     assert run("info") == run("ready") == 0
     out = capsys.readouterr().out
@@ -103,7 +129,9 @@ def test_the_gallery_and_the_service_are_shown(run: Run, service: Service, capsy
     assert out.endswith("ready (2 replicas)\n")
 
 
-def test_a_picture_is_written_as_it_is(run: Run, service: Service, tmp_path: Path, capfdbinary: Any) -> None:
+def test_a_picture_is_written_as_it_is(
+    run: Run, service: Service, tmp_path: Path, capfdbinary: Any
+) -> None:
     service.answers(*[Reply(body=b"\xff\xd8\x00", kind="image/jpeg")] * 3)
     assert run("image", "DV1", "--out", str(tmp_path / "x.jpg")) == 0
     assert (tmp_path / "x.jpg").read_bytes() == b"\xff\xd8\x00"
@@ -125,7 +153,10 @@ def test_a_bad_line_stops_no_other(run: Run, service: Service, tmp_path: Path, c
         '{"text": "2"}',
     ]
     (tmp_path / "in.jsonl").write_text("\n".join(lines), errors="surrogateescape")
-    items = [{"status": 200, "response": found("a")}, {"status": 422, "problem": problem(422, "no")}]
+    items = [
+        {"status": 200, "response": found("a")},
+        {"status": 422, "problem": problem(422, "no")},
+    ]
     service.answers(Reply(body=info()), Reply(body={"items": items}))
     assert run("batch", str(tmp_path / "in.jsonl")) == 2
     out, error = capsys.readouterr()
@@ -153,13 +184,21 @@ def test_a_file_of_any_length_goes_in_batches_that_the_service_takes(
     batches = [["a", "b"], ["c", "d" * 150], ["e" * 150]]
     service.answers(Reply(body=info(batch=2, body_bytes=300)))
     for batch in batches:
-        service.answers(Reply(body={"items": [{"status": 200, "response": found(text[0])} for text in batch]}))
+        service.answers(
+            Reply(body={"items": [{"status": 200, "response": found(text[0])} for text in batch]})
+        )
     assert run("batch", str(tmp_path / "in.jsonl")) == 0
     asked = service.asked[1:]
     assert [[search["text"] for search in each.json()["searches"]] for each in asked] == batches
     assert all(len(each.body) <= 300 for each in asked)
     told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [each["response"]["results"][0]["image_id"] for each in told] == ["a", "b", "c", "d", "e"]
+    assert [each["response"]["results"][0]["image_id"] for each in told] == [
+        "a",
+        "b",
+        "c",
+        "d",
+        "e",
+    ]
 
 
 def test_a_line_larger_than_the_service_takes_fails_alone(
@@ -185,7 +224,9 @@ def test_a_line_larger_than_the_service_takes_fails_alone(
         (["info", "--url", "localhost"], "the url of the service is impossible"),
     ],
 )
-def test_a_mistake_is_told_with_exit_code_2(run: Run, argv: list[str], message: str, capsys: Any) -> None:
+def test_a_mistake_is_told_with_exit_code_2(
+    run: Run, argv: list[str], message: str, capsys: Any
+) -> None:
     assert run(*argv) == 2
     out, error = capsys.readouterr()
     assert out == ""
@@ -205,7 +246,9 @@ def test_a_mistake_is_told_with_exit_code_2(run: Run, argv: list[str], message: 
         ["info", "--api-key", "s3cret"],
     ],
 )
-def test_an_impossible_command_line_is_told_with_exit_code_2(run: Run, argv: list[str], capsys: Any) -> None:
+def test_an_impossible_command_line_is_told_with_exit_code_2(
+    run: Run, argv: list[str], capsys: Any
+) -> None:
     with pytest.raises(SystemExit) as stop:
         run(*argv)
     assert stop.value.code == 2
@@ -219,24 +262,34 @@ def test_the_key_comes_from_the_environment(run: Run, service: Service, capsys: 
     assert "s3cret" not in capsys.readouterr().err
 
 
-def test_a_service_that_is_not_ready_is_exit_code_2(run: Run, service: Service, capsys: Any) -> None:
+def test_a_service_that_is_not_ready_is_exit_code_2(
+    run: Run, service: Service, capsys: Any
+) -> None:
     service.answers(refusal(503, "0 of 1 replicas answer", after="1"))
     assert run("ready") == 2
     assert "0 of 1 replicas answer" in capsys.readouterr().err
 
 
 def start(*argv: str, **pipes: Any) -> subprocess.Popen[bytes]:
-    environment = {name: value for name, value in os.environ.items() if name not in ("RAYCD_URL", "RAYCD_API_KEY")}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("RAYCD_URL", "RAYCD_API_KEY")
+    }
     return subprocess.Popen(
         [sys.executable, "-m", "raycd.client", *argv],
         env=environment,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # a shell's background jobs ignore it
         **{"stderr": subprocess.PIPE, **pipes},
     )
 
 
 def wait_until_it_sleeps(pid: int) -> None:
-    """Until the process waits for an answer. Python sees a signal that comes just before that only after the wait."""
+    """Until the process waits for an answer. Python sees a signal that comes just before that only
+    after the wait.
+    """
     asleep = 0
     while asleep < 5:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]

@@ -41,7 +41,9 @@ def test_an_error_survives_the_way_between_processes(client: Client, service: Se
 
 
 def test_the_page_of_a_proxy_is_named_and_not_shown(client: Client, service: Service) -> None:
-    service.answers(*[Reply(502, b"<html>" + b"secret of the proxy " * 1000, "text/html; charset=utf-8")] * 5)
+    service.answers(
+        *[Reply(502, b"<html>" + b"secret of the proxy " * 1000, "text/html; charset=utf-8")] * 5
+    )
     error = failure(client)
     assert (error.status, error.problem) == (502, None)
     assert "502 Bad Gateway" in str(error)
@@ -50,7 +52,9 @@ def test_the_page_of_a_proxy_is_named_and_not_shown(client: Client, service: Ser
     assert "secret" not in str(error)
 
 
-def test_a_plain_text_is_shown_in_part_and_cannot_steer_the_terminal(client: Client, service: Service) -> None:
+def test_a_plain_text_is_shown_in_part_and_cannot_steer_the_terminal(
+    client: Client, service: Service
+) -> None:
     service.answers(Reply(400, b"no \x1b[31mroute\n" + b"x" * 9999, "text/plain"))
     error = str(failure(client))
     assert "no [31mroute xxx" in error
@@ -59,7 +63,9 @@ def test_a_plain_text_is_shown_in_part_and_cannot_steer_the_terminal(client: Cli
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b'{"detail": 7}'])
-def test_a_problem_document_that_is_none_is_told(client: Client, service: Service, body: bytes) -> None:
+def test_a_problem_document_that_is_none_is_told(
+    client: Client, service: Service, body: bytes
+) -> None:
     service.answers(Reply(500, body, PROBLEM))
     error = failure(client)
     assert (error.status, error.problem) == (500, None)
@@ -67,15 +73,21 @@ def test_a_problem_document_that_is_none_is_told(client: Client, service: Servic
 
 
 def test_a_redirect_is_not_followed_and_its_place_is_told(client: Client, service: Service) -> None:
-    service.answers(Reply(308, b"", "", {"Location": "https://ann:s3cret@elsewhere/v1/info?token=s3cret"}))
+    service.answers(
+        Reply(308, b"", "", {"Location": "https://ann:s3cret@elsewhere/v1/info?token=s3cret"})
+    )
     error = failure(client)
     assert error.status == 308
     assert "use the url that it points to: https://elsewhere/v1/info" in str(error)
     assert "s3cret" not in str(error)
 
 
-@pytest.mark.parametrize("reply", [Reply(200, b"<html>hello</html>", "text/html"), Reply(200, b'{"version": 1}', JSON)])
-def test_an_answer_of_another_server_is_told(client: Client, service: Service, reply: Reply) -> None:
+@pytest.mark.parametrize(
+    "reply", [Reply(200, b"<html>hello</html>", "text/html"), Reply(200, b'{"version": 1}', JSON)]
+)
+def test_an_answer_of_another_server_is_told(
+    client: Client, service: Service, reply: Reply
+) -> None:
     service.answers(reply)
     error = failure(client)
     assert error.status == 200
@@ -110,17 +122,13 @@ def test_a_service_that_is_silent_is_not_asked_again() -> None:
 
 def test_a_refusal_before_the_body_was_read_is_heard() -> None:
     """As the service refuses large bodies: it answers at their header, and closes."""
-    body = (
-        b'{"type":"about:blank","title":"Content Too Large","status":413,"detail":"too large","limit":"max_body_bytes"}'
-    )
+    body = b'{"type":"about:blank","title":"Content Too Large","status":413,"detail":"too large","limit":"max_body_bytes"}'
 
     def refuse(listener: socket.socket) -> None:
         connection, _ = listener.accept()
         with connection:
             connection.recv(1000)
-            head = (
-                f"HTTP/1.1 413 X\r\nContent-Type: {PROBLEM}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-            )
+            head = f"HTTP/1.1 413 X\r\nContent-Type: {PROBLEM}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
             connection.sendall(head.encode() + body)
             connection.shutdown(socket.SHUT_WR)
             while connection.recv(1_000_000):

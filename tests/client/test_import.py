@@ -49,7 +49,12 @@ def test_every_form_of_an_item_is_a_line_that_the_service_reads(
     (tmp_path / "x.jpg").write_bytes(b"pixels")
     service.answers(Reply(body=info()), takes_all)
     items = [
-        {"image_id": "file", "image": "x.jpg", "category": "dress", "attributes": {"colour": "blue"}},
+        {
+            "image_id": "file",
+            "image": "x.jpg",
+            "category": "dress",
+            "attributes": {"colour": "blue"},
+        },
         {"image_id": "absolute", "image": tmp_path / "x.jpg", "category": ["dress", "shirt"]},
         ImportLine(image_id="line", feature=[0.5], encoder=ENCODER),
         {"image_id": "feature", "feature": [0.5], "encoder": ENCODER},
@@ -62,7 +67,9 @@ def test_every_form_of_an_item_is_a_line_that_the_service_reads(
     pixels, feature = base64.b64encode(b"pixels").decode(), base64.b64encode(b"\0\0\0?").decode()
     lines = [ImportLine.model_validate_json(line) for line in asked.body.split(b"\n")[:-1]]
     assert lines == [
-        ImportLine(image_id="file", image_base64=pixels, category=["dress"], attributes={"colour": "blue"}),
+        ImportLine(
+            image_id="file", image_base64=pixels, category=["dress"], attributes={"colour": "blue"}
+        ),
         ImportLine(image_id="absolute", image_base64=pixels, category=["dress", "shirt"]),
         ImportLine(image_id="line", feature=[0.5], encoder=ENCODER),
         ImportLine(image_id="feature", feature=feature, encoder=ENCODER),
@@ -86,10 +93,32 @@ def test_an_impossible_item_fails_alone_and_in_its_place(client: Client, service
     ]
     service.answers(Reply(body=info()), takes_all)
     answers = list(client.import_images(items))
-    expected = [(1, 201), (2, 422), (3, 422), (5, 422), (6, 422), (7, 422), (8, 422), (9, 422), (10, 422), (11, 201)]
+    expected = [
+        (1, 201),
+        (2, 422),
+        (3, 422),
+        (5, 422),
+        (6, 422),
+        (7, 422),
+        (8, 422),
+        (9, 422),
+        (10, 422),
+        (11, 201),
+    ]
     assert brief(iter(answers)) == expected
     assert sent(service) == [["a", "f"]]
-    assert [answer.image_id for answer in answers] == ["a", "b", None, None, "c", "d", "e", None, "?", "f"]
+    assert [answer.image_id for answer in answers] == [
+        "a",
+        "b",
+        None,
+        None,
+        "c",
+        "d",
+        "e",
+        None,
+        "?",
+        "f",
+    ]
     details = [answer.problem.detail for answer in answers if answer.problem]
     assert "cannot read the image '/nowhere.jpg'" in details[0]
     assert "not JSON" in details[1]
@@ -99,11 +128,16 @@ def test_an_impossible_item_fails_alone_and_in_its_place(client: Client, service
 
 def test_only_impossible_items_send_nothing(client: Client, service: Service) -> None:
     service.answers(Reply(body=info()))
-    assert brief(client.import_images([{"image_id": "a"}, {"image_id": "b"}])) == [(1, 422), (2, 422)]
+    assert brief(client.import_images([{"image_id": "a"}, {"image_id": "b"}])) == [
+        (1, 422),
+        (2, 422),
+    ]
     assert len(service.asked) == 1
 
 
-def test_any_number_goes_in_requests_that_the_service_takes(client: Client, service: Service) -> None:
+def test_any_number_goes_in_requests_that_the_service_takes(
+    client: Client, service: Service
+) -> None:
     service.answers(Reply(body=info(import_lines=3)), *[takes_all] * 3)
     assert brief(client.import_images(images(*"abcdefg"))) == [(n, 201) for n in range(1, 8)]
     assert sent(service) == [["a", "b", "c"], ["d", "e", "f"], ["g"]]
@@ -166,7 +200,9 @@ def test_items_that_find_the_service_busy_are_sent_again_and_no_others(
     assert len(waits.seconds) == 2
 
 
-def test_of_two_items_with_one_name_the_later_one_is_the_last_that_is_sent(client: Client, service: Service) -> None:
+def test_of_two_items_with_one_name_the_later_one_is_the_last_that_is_sent(
+    client: Client, service: Service
+) -> None:
     items = [*images("a", "b"), {"image_id": "a", "image": b"later"}]
     service.answers(Reply(body=info()), told(failed(1, 503), done(2)), takes_all, takes_all)
     assert brief(client.import_images(items)) == [(2, 201), (1, 201), (3, 201)]
@@ -177,7 +213,11 @@ def test_of_two_items_with_one_name_the_later_one_is_the_last_that_is_sent(clien
 def test_after_the_last_try_a_busy_service_is_the_items_own_problem_and_the_rest_goes_on(
     connect: Callable[..., Client], service: Service
 ) -> None:
-    service.answers(Reply(body=info()), *(told(failed(1, 503, "the queue is full")) for _ in range(3)), takes_all)
+    service.answers(
+        Reply(body=info()),
+        *(told(failed(1, 503, "the queue is full")) for _ in range(3)),
+        takes_all,
+    )
     answers = list(connect(count=2).import_images(images("a", "b"), per_request=1))
     assert brief(iter(answers)) == [(1, 503), (2, 201)]
     assert answers[0].problem is not None
@@ -208,7 +248,9 @@ def test_an_import_through_connections_that_always_break_gets_to_its_end(
     assert brief(answers) == [(n, 201) for n in range(1, 10)]
 
 
-def test_an_answer_that_never_tells_anything_is_given_up(connect: Callable[..., Client], service: Service) -> None:
+def test_an_answer_that_never_tells_anything_is_given_up(
+    connect: Callable[..., Client], service: Service
+) -> None:
     service.answers(Reply(body=info()), told(done(1), cut=b""), *(told(cut=b"") for _ in range(2)))
     answers = connect(count=2).import_images(images("a", "b"))
     assert next(answers).line == 1
@@ -216,7 +258,9 @@ def test_an_answer_that_never_tells_anything_is_given_up(connect: Callable[..., 
         next(answers)
 
 
-def test_a_request_that_got_no_answer_is_sent_again(client: Client, service: Service, waits: Waits) -> None:
+def test_a_request_that_got_no_answer_is_sent_again(
+    client: Client, service: Service, waits: Waits
+) -> None:
     service.answers(Reply(body=info()), DROPPED, refusal(503, after="3"), takes_all)
     assert brief(client.import_images(images("a", "b"))) == [(1, 201), (2, 201)]
     assert sent(service) == [["a", "b"]] * 3
@@ -224,20 +268,29 @@ def test_a_request_that_got_no_answer_is_sent_again(client: Client, service: Ser
 
 
 @pytest.mark.parametrize("status", [401, 403, 415, 500, 507])
-def test_a_refused_import_is_told_once_and_not_sent_again(client: Client, service: Service, status: int) -> None:
+def test_a_refused_import_is_told_once_and_not_sent_again(
+    client: Client, service: Service, status: int
+) -> None:
     service.answers(Reply(body=info()), refusal(status, "not like this"))
     with pytest.raises(ServiceError, match="not like this") as caught:
         list(client.import_images(images("a", "b"), per_request=1))
     assert caught.value.status == status
 
 
-def test_an_image_larger_than_the_service_takes_fails_alone(client: Client, service: Service) -> None:
+def test_an_image_larger_than_the_service_takes_fails_alone(
+    client: Client, service: Service
+) -> None:
     service.answers(
-        Reply(body=info(body_bytes=200)), refusal(413, "larger than 200 bytes", limit="max_body_bytes"), takes_all
+        Reply(body=info(body_bytes=200)),
+        refusal(413, "larger than 200 bytes", limit="max_body_bytes"),
+        takes_all,
     )
     items = [{"image_id": "a", "image": b"x" * 300}, *images("b")]
     answers = list(client.import_images(items))
-    assert [(answer.line, answer.image_id, answer.status) for answer in answers] == [(1, "a", 413), (2, "b", 201)]
+    assert [(answer.line, answer.image_id, answer.status) for answer in answers] == [
+        (1, "a", 413),
+        (2, "b", 201),
+    ]
     assert answers[0].problem is not None
     assert answers[0].problem.limit == "max_body_bytes"
 

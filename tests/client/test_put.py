@@ -34,7 +34,9 @@ def as_the_service_reads(asked: Asked) -> tuple[GalleryImage, bytes | None]:
     return bodies.validated(GalleryImage, fields), image
 
 
-def test_the_service_reads_every_field_beside_a_picture(client: Client, service: Service, tmp_path: Path) -> None:
+def test_the_service_reads_every_field_beside_a_picture(
+    client: Client, service: Service, tmp_path: Path
+) -> None:
     path = tmp_path / "private name.jpg"
     path.write_bytes(b"\xff\xd8 \r\n--x")
     service.answers(Reply(201, written("DV1", 7)))
@@ -52,12 +54,18 @@ def test_the_service_reads_every_field_beside_a_picture(client: Client, service:
     assert b"private name" not in asked.body
     read, picture = as_the_service_reads(asked)
     assert picture == b"\xff\xd8 \r\n--x"
-    assert (read.category, read.attributes, read.encoder) == (["dress", "shirt"], {"colour": "grün"}, ENCODER)
+    assert (read.category, read.attributes, read.encoder) == (
+        ["dress", "shirt"],
+        {"colour": "grün"},
+        ENCODER,
+    )
     assert isinstance(read.feature, str)
     assert struct.unpack("<2f", base64.b64decode(read.feature)) == (1.0, -0.5)
 
 
-def test_a_feature_without_a_picture_is_json_of_little_endian_float32(client: Client, service: Service) -> None:
+def test_a_feature_without_a_picture_is_json_of_little_endian_float32(
+    client: Client, service: Service
+) -> None:
     feature_D = np.array([0.1, -2, 3e38], np.float32)
     service.answers(*[Reply(200, written("DV1", 8, created=False))] * 2)
     assert not client.put("DV1", feature=feature_D, encoder=ENCODER, category="dress").created
@@ -91,7 +99,9 @@ def test_an_impossible_image_is_told_before_anything_is_sent(
 
 
 @pytest.mark.parametrize("image_id", ["", " ", "..", "."])
-def test_a_name_that_no_url_can_carry_is_told(client: Client, service: Service, image_id: str) -> None:
+def test_a_name_that_no_url_can_carry_is_told(
+    client: Client, service: Service, image_id: str
+) -> None:
     with pytest.raises(DataError, match="image_id"):
         client.put(image_id, b"pixels")
     with pytest.raises(DataError, match="image_id"):
@@ -132,7 +142,9 @@ def test_deleting_tells_the_version(client: Client, service: Service) -> None:
     assert change.version == 9
 
 
-def test_deleting_what_is_not_there_is_an_error_unless_it_may_be_missing(client: Client, service: Service) -> None:
+def test_deleting_what_is_not_there_is_an_error_unless_it_may_be_missing(
+    client: Client, service: Service
+) -> None:
     service.answers(*[refusal(404, "the gallery has no image 'DV1'")] * 2)
     with pytest.raises(ServiceError, match="no image 'DV1'") as caught:
         client.delete("DV1")
@@ -140,20 +152,28 @@ def test_deleting_what_is_not_there_is_an_error_unless_it_may_be_missing(client:
     assert client.delete("DV1", missing_ok=True) is None
 
 
-def test_an_image_that_is_gone_at_the_second_try_was_deleted_by_the_first(client: Client, service: Service) -> None:
+def test_an_image_that_is_gone_at_the_second_try_was_deleted_by_the_first(
+    client: Client, service: Service
+) -> None:
     service.answers(DROPPED, refusal(404))
     assert client.delete("DV1") is None
     assert len(service.asked) == 2
 
 
-def test_a_404_that_the_service_did_not_say_is_always_an_error(client: Client, service: Service) -> None:
+def test_a_404_that_the_service_did_not_say_is_always_an_error(
+    client: Client, service: Service
+) -> None:
     service.answers(DROPPED, Reply(404, b"<html>", "text/html"))
     with pytest.raises(ServiceError, match="a proxy, or another server"):
         client.delete("DV1", missing_ok=True)
 
 
 READS: list[tuple[Callable[[Client, int | None], object], Reply, str]] = [
-    (lambda client, version: client.search(text="x", min_version=version), Reply(body=found()), "/v1/search"),
+    (
+        lambda client, version: client.search(text="x", min_version=version),
+        Reply(body=found()),
+        "/v1/search",
+    ),
     (
         lambda client, version: client.search_batch([{"text": "x"}], min_version=version),
         Reply(body={"items": [{"status": 200, "response": found()}]}),
@@ -164,13 +184,21 @@ READS: list[tuple[Callable[[Client, int | None], object], Reply, str]] = [
         Reply(body={"items": [], "total": 0, "offset": 0}),
         "/v1/gallery?offset=0",
     ),
-    (lambda client, version: client.image("a", min_version=version), Reply(body=b"x"), "/v1/images/a?size=thumbnail"),
+    (
+        lambda client, version: client.image("a", min_version=version),
+        Reply(body=b"x"),
+        "/v1/images/a?size=thumbnail",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("read", "reply", "path"), READS)
 def test_what_reads_may_wait_for_a_version(
-    client: Client, service: Service, read: Callable[[Client, int | None], object], reply: Reply, path: str
+    client: Client,
+    service: Service,
+    read: Callable[[Client, int | None], object],
+    reply: Reply,
+    path: str,
 ) -> None:
     service.answers(reply, reply, reply)
     read(client, None)

@@ -29,7 +29,9 @@ def test_a_busy_service_is_asked_again_not_before_it_says(
     assert len(first.body) == len(second.body)
 
 
-def test_the_time_to_come_back_may_be_a_date(client: Client, service: Service, waits: Waits) -> None:
+def test_the_time_to_come_back_may_be_a_date(
+    client: Client, service: Service, waits: Waits
+) -> None:
     date = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
     service.answers(refusal(429, after=date), Reply(body=found()))
     client.search(text="x")
@@ -56,7 +58,9 @@ def test_the_header_retry_after_is_read_or_ignored(value: str, seconds: float | 
     assert retry_after(httpx.Response(503, headers={"Retry-After": value})) == seconds
 
 
-def test_without_a_time_the_waits_double_and_are_not_alike(client: Client, service: Service, waits: Waits) -> None:
+def test_without_a_time_the_waits_double_and_are_not_alike(
+    client: Client, service: Service, waits: Waits
+) -> None:
     service.answers(*[refusal(503)] * 4, Reply(body=found()))
     client.search(text="x")
     for wait, longest in zip(waits.seconds, (0.25, 0.5, 1, 2), strict=True):
@@ -64,7 +68,9 @@ def test_without_a_time_the_waits_double_and_are_not_alike(client: Client, servi
     assert len({wait / 2**place for place, wait in enumerate(waits.seconds)}) == 4
 
 
-def test_after_the_last_try_the_refusal_is_told_with_its_time(client: Client, service: Service) -> None:
+def test_after_the_last_try_the_refusal_is_told_with_its_time(
+    client: Client, service: Service
+) -> None:
     service.answers(*[refusal(503, "the queue is full", after="2")] * 5)
     with pytest.raises(ServiceError, match="the queue is full") as caught:
         client.search(text="x")
@@ -82,7 +88,9 @@ def test_a_wait_beyond_the_deadline_is_not_begun(
     assert caught.value.retry_after == 8
 
 
-def test_an_endless_time_to_wait_is_given_up_at_once(client: Client, service: Service, waits: Waits) -> None:
+def test_an_endless_time_to_wait_is_given_up_at_once(
+    client: Client, service: Service, waits: Waits
+) -> None:
     service.answers(refusal(503, after="9" * 400))
     with pytest.raises(ServiceError):
         client.search(text="x")
@@ -99,18 +107,24 @@ def test_other_refusals_are_not_asked_again(client: Client, service: Service, st
 
 
 @pytest.mark.parametrize("status", [500, 502, 504])
-def test_what_a_proxy_says_of_a_lost_replica_is_asked_again(client: Client, service: Service, status: int) -> None:
+def test_what_a_proxy_says_of_a_lost_replica_is_asked_again(
+    client: Client, service: Service, status: int
+) -> None:
     service.answers(Reply(status, b"Internal Server Error", "text/plain"), Reply(body=found("a")))
     assert client.search(text="x").results[0].image_id == "a"
 
 
-def test_a_dropped_connection_is_tried_again(client: Client, service: Service, waits: Waits) -> None:
+def test_a_dropped_connection_is_tried_again(
+    client: Client, service: Service, waits: Waits
+) -> None:
     service.answers(DROPPED, DROPPED, Reply(body=found("a")))
     assert client.search(text="x").results[0].image_id == "a"
     assert len(waits.seconds) == 2
 
 
-def test_a_connection_that_is_always_dropped_is_told(connect: Callable[..., Client], service: Service) -> None:
+def test_a_connection_that_is_always_dropped_is_told(
+    connect: Callable[..., Client], service: Service
+) -> None:
     service.answers(DROPPED, DROPPED)
     with pytest.raises(ServiceError, match=f"{service.url} ended the connection") as caught:
         connect(count=1).search(text="x")
@@ -136,10 +150,18 @@ def ok(image_id: str) -> dict[str, Any]:
 BUSY = {"status": 503, "problem": problem(503, "the queue is full")}
 
 
-def test_the_searches_of_a_batch_that_found_the_service_busy_are_sent_again(client: Client, service: Service) -> None:
-    service.answers(Reply(body={"items": [BUSY, ok("b"), BUSY]}), Reply(body={"items": [ok("a"), ok("c")]}))
+def test_the_searches_of_a_batch_that_found_the_service_busy_are_sent_again(
+    client: Client, service: Service
+) -> None:
+    service.answers(
+        Reply(body={"items": [BUSY, ok("b"), BUSY]}), Reply(body={"items": [ok("a"), ok("c")]})
+    )
     answer = client.search_batch([{"text": "1"}, {"text": "2"}, {"text": "3"}])
-    assert [item.response and item.response.results[0].image_id for item in answer.items] == ["a", "b", "c"]
+    assert [item.response and item.response.results[0].image_id for item in answer.items] == [
+        "a",
+        "b",
+        "c",
+    ]
     assert service.asked[1].json() == {"searches": [{"text": "1"}, {"text": "3"}]}
 
 

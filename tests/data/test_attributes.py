@@ -10,7 +10,9 @@ from raycd.errors import DataError
 
 
 def read(root: Path, content: Any) -> dict[str, dict[str, str]]:
-    (root / "attributes.json").write_text(content if isinstance(content, str) else json.dumps(content))
+    (root / "attributes.json").write_text(
+        content if isinstance(content, str) else json.dumps(content)
+    )
     return attributes.read(Folder(str(root)))
 
 
@@ -20,7 +22,15 @@ def test_without_the_file_there_are_no_attributes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [("blue", "blue"), (" Navy blue ", "Navy blue"), (7, "7"), (36.0, "36"), (0.5, "0.5"), (True, "true"), (-1, "-1")],
+    [
+        ("blue", "blue"),
+        (" Navy blue ", "Navy blue"),
+        (7, "7"),
+        (36.0, "36"),
+        (0.5, "0.5"),
+        (True, "true"),
+        (-1, "-1"),
+    ],
 )
 def test_values_become_text(tmp_path: Path, value: object, text: str) -> None:
     assert read(tmp_path, {"a": {"x": value}}) == {"a": {"x": text}}
@@ -36,7 +46,10 @@ def test_a_value_that_says_nothing_is_no_attribute(tmp_path: Path, value: object
     [
         ([], ["attributes.json has the wrong shape", "image id -> {name: value}"]),
         ({"a": "blue"}, ["attributes.json, image a has the wrong shape", "'blue'", "an object"]),
-        ({"a": {"colour": ["blue", "red"]}}, ["image a has the wrong shape", "{'colour': ['blue', 'red']}", "a text"]),
+        (
+            {"a": {"colour": ["blue", "red"]}},
+            ["image a has the wrong shape", "{'colour': ['blue', 'red']}", "a text"],
+        ),
         ({"a": {"colour": {"is": "blue"}}}, ["image a has the wrong shape"]),
         ({"a": {"": "blue"}}, ["image a has the wrong shape", "a name"]),
         ('{"a": {"x": NaN}}', ["image a has the wrong shape", "nan"]),

@@ -7,7 +7,10 @@ from raycd.data.captions import evaluation_text, example_texts, training_texts
     ("captions", "text"),
     [
         (["is solid black", "has long sleeves"], "Is solid black and has long sleeves"),
-        ([" yello and more flowing.", "?short, and black,"], "Yello and more flowing and short, and black"),
+        (
+            [" yello and more flowing.", "?short, and black,"],
+            "Yello and more flowing and short, and black",
+        ),
         (["", "is blue"], "Is blue"),
         (["is blue", " . "], "Is blue"),
         (["", ""], ""),
@@ -16,14 +19,19 @@ from raycd.data.captions import evaluation_text, example_texts, training_texts
         (["a", "b", "c"], "A and b and c"),
     ],
 )
-def test_evaluation_joins_the_captions_in_their_annotated_order(captions: list[str], text: str) -> None:
+def test_evaluation_joins_the_captions_in_their_annotated_order(
+    captions: list[str], text: str
+) -> None:
     assert evaluation_text(captions) == text
 
 
 @pytest.mark.parametrize(
     ("captions", "texts"),
     [
-        (["is red", "has dots."], ("Is red and has dots", "Has dots and is red", "Is red", "Has dots")),
+        (
+            ["is red", "has dots."],
+            ("Is red and has dots", "Has dots and is red", "Is red", "Has dots"),
+        ),
         (["is red"], ("Is red", "Is red", "Is red", "Is red")),
         (["", "is red"], ("Is red", "Is red", "Is red", "Is red")),
         (["a", "b", "c"], ("A and b and c", "C and b and a", "A", "C")),
@@ -39,7 +47,10 @@ def test_the_first_training_text_is_the_evaluation_text() -> None:
     assert training_texts(captions)[0] == evaluation_text(captions)
 
 
-ANNOTATED = [[f"is number {i}.", "is drawn"] for i in range(40)] + [["", " . "], ["is long " * 10, "is short"]]
+ANNOTATED = [[f"is number {i}.", "is drawn"] for i in range(40)] + [
+    ["", " . "],
+    ["is long " * 10, "is short"],
+]
 
 
 def test_example_texts_are_short_distinct_captions_as_training_shows_them() -> None:

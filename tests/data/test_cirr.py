@@ -73,22 +73,34 @@ def test_images_are_found_beside_the_annotations_or_in_img_raw(root: Path) -> No
 def test_attributes_stand_beside_the_annotations(root: Path) -> None:
     (root / "attributes.json").write_text(json.dumps({"b": {"animal": "dog"}}))
     images = cirr.read(str(root), ["train"]).images.to_pylist()
-    assert {row["image_id"]: dict(row["attributes"]) for row in images if row["attributes"]} == {"b": {"animal": "dog"}}
+    assert {row["image_id"]: dict(row["attributes"]) for row in images if row["attributes"]} == {
+        "b": {"animal": "dog"}
+    }
 
 
 @pytest.mark.parametrize(
     ("entries", "names", "parts"),
     [
-        ([entry(1, "b"), {"pairid": 2}], MEMBERS, ["cap.rc2.val.json, entry 1 has the wrong shape", "img_set.members"]),
+        (
+            [entry(1, "b"), {"pairid": 2}],
+            MEMBERS,
+            ["cap.rc2.val.json, entry 1 has the wrong shape", "img_set.members"],
+        ),
         ([entry(1, None)], MEMBERS, ["entry 0 has the wrong shape", "target_hard"]),
         (["text"], MEMBERS, ["entry 0 has the wrong shape"]),
         ({"a": 1}, MEMBERS, ["cap.rc2.val.json has the wrong shape", "a list of triplets"]),
         ([entry(1, "z")], MEMBERS, ["entry 0 names an image outside its split", "z"]),
-        ([entry(1, "b", ["a", "b", "y"])], MEMBERS, ["entry 0 names an image outside its split", "y"]),
+        (
+            [entry(1, "b", ["a", "b", "y"])],
+            MEMBERS,
+            ["entry 0 names an image outside its split", "y"],
+        ),
         ([entry(1, "b"), entry(1, "c")], MEMBERS, ["entry 1 repeats a triplet's id", "cirr/val/1"]),
     ],
 )
-def test_a_spoilt_entry_is_named(tmp_path: Path, entries: Any, names: list[str], parts: list[str]) -> None:
+def test_a_spoilt_entry_is_named(
+    tmp_path: Path, entries: Any, names: list[str], parts: list[str]
+) -> None:
     write_split(tmp_path, "val", entries, names)
     with pytest.raises(DataError) as caught:
         cirr.read(str(tmp_path), ["val"])

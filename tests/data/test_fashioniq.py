@@ -25,7 +25,9 @@ COUNTS = {  # category, split: triplets, images, images that stand in a triplet
 
 
 def triplet(candidate: str, target: str | None, *captions: str) -> dict[str, Any]:
-    return {"candidate": candidate, "captions": list(captions)} | ({"target": target} if target else {})
+    return {"candidate": candidate, "captions": list(captions)} | (
+        {"target": target} if target else {}
+    )
 
 
 @pytest.fixture
@@ -34,12 +36,20 @@ def root(tmp_path: Path) -> Path:
     write_split(tmp_path, "dress", "train", ["D1", "S", "D2"], [triplet("D1", "S", "is red", "")])
     write_split(tmp_path, "dress", "val", ["D3", "D4"], [triplet("D3", "D4", "is long", "is blue")])
     write_split(tmp_path, "dress", "test", ["D5"], [triplet("D5", None, "is short", "is green")])
-    write_split(tmp_path, "shirt", "train", ["T1", "S"], [triplet("T1", "S", "a", "b"), triplet("S", "T1", "c", "d")])
+    write_split(
+        tmp_path,
+        "shirt",
+        "train",
+        ["T1", "S"],
+        [triplet("T1", "S", "a", "b"), triplet("S", "T1", "c", "d")],
+    )
     write_split(tmp_path, "shirt", "val", ["T2", "T3"], [triplet("T2", "T3", "e", "f")])
     return tmp_path
 
 
-def write_split(root: Path, category: str, split: str, ids: list[str], triplets: list[dict[str, Any]]) -> None:
+def write_split(
+    root: Path, category: str, split: str, ids: list[str], triplets: list[dict[str, Any]]
+) -> None:
     for folder, prefix, content in (("captions", "cap", triplets), ("image_splits", "split", ids)):
         (root / folder).mkdir(exist_ok=True)
         (root / folder / f"{prefix}.{category}.{split}.json").write_text(json.dumps(content))
@@ -53,7 +63,11 @@ def touch(root: Path, *names: str) -> None:
 
 def test_tables_follow_the_schema_and_the_order_of_the_annotations(root: Path) -> None:
     data = fashioniq.read(str(root), ["dress", "shirt"])
-    assert (data.images.schema, data.gallery.schema, data.triplets.schema) == (IMAGE, GALLERY, TRIPLET)
+    assert (data.images.schema, data.gallery.schema, data.triplets.schema) == (
+        IMAGE,
+        GALLERY,
+        TRIPLET,
+    )
     assert data.categories() == ["dress", "shirt"]
     assert data.gallery_ids("dress", "train") == ["D1", "S", "D2"]
     assert data.triplets["triplet_id"].to_pylist() == [
@@ -94,10 +108,18 @@ def test_targets_of_the_test_split_are_null(root: Path) -> None:
 
 def test_images_are_found_in_every_known_layout(root: Path) -> None:
     touch(
-        root, "images/D1.jpg", "images/D1.png", "dress/D2.JPEG", "images/shirt/T1.png", "shirt/S.jpg", "images/D3.txt"
+        root,
+        "images/D1.jpg",
+        "images/D1.png",
+        "dress/D2.JPEG",
+        "images/shirt/T1.png",
+        "shirt/S.jpg",
+        "images/D3.txt",
     )
     images = fashioniq.read(str(root), ["dress", "shirt"]).images.to_pylist()
-    assert {row["image_id"]: row["path"] and str(Path(row["path"]).relative_to(root)) for row in images} == {
+    assert {
+        row["image_id"]: row["path"] and str(Path(row["path"]).relative_to(root)) for row in images
+    } == {
         "D1": "images/D1.jpg",
         "S": "shirt/S.jpg",
         "D2": "dress/D2.JPEG",
@@ -126,7 +148,10 @@ def test_a_root_may_be_a_uri(root: Path) -> None:
 def test_a_relative_root_gives_absolute_paths(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     touch(root, "images/D1.jpg")
     monkeypatch.chdir(root.parent)
-    assert fashioniq.read(root.name, ["dress"]).images["path"].to_pylist()[0] == f"{root}/images/D1.jpg"
+    assert (
+        fashioniq.read(root.name, ["dress"]).images["path"].to_pylist()[0]
+        == f"{root}/images/D1.jpg"
+    )
 
 
 def break_json(root: Path) -> None:
@@ -138,7 +163,9 @@ def break_encoding(root: Path) -> None:
 
 
 def break_entry(root: Path) -> None:
-    write_split(root, "dress", "val", ["D3", "D4"], [triplet("D3", "D4", "x", "y"), {"candidate": "D3"}])
+    write_split(
+        root, "dress", "val", ["D3", "D4"], [triplet("D3", "D4", "x", "y"), {"candidate": "D3"}]
+    )
 
 
 def break_target(root: Path) -> None:
@@ -174,12 +201,17 @@ def remove_file(root: Path) -> None:
         (break_target, ["cap.dress.val.json, entry 0 has the wrong shape"]),
         (break_list, ["split.dress.val.json has the wrong shape", "a list of image ids"]),
         (break_id, ["split.dress.val.json, entry 1 has the wrong shape", "4"]),
-        (break_membership, ["entry 0 names an image outside its split", "D1", "image_splits/split.dress.val.json"]),
+        (
+            break_membership,
+            ["entry 0 names an image outside its split", "D1", "image_splits/split.dress.val.json"],
+        ),
         (break_uniqueness, ["image_splits/split.dress.val.json names an image twice", "D3"]),
         (remove_file, ["captions/cap.dress.val.json", "also image_splits/split.dress.val.json"]),
     ],
 )
-def test_a_spoilt_annotation_is_named(root: Path, spoil: Callable[[Path], None], parts: list[str]) -> None:
+def test_a_spoilt_annotation_is_named(
+    root: Path, spoil: Callable[[Path], None], parts: list[str]
+) -> None:
     spoil(root)
     with pytest.raises(DataError) as caught:
         fashioniq.read(str(root), ["dress"])
@@ -204,7 +236,9 @@ def test_a_folder_without_annotations_is_named(tmp_path: Path) -> None:
         fashioniq.read(str(tmp_path), ["dress"])
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="the Fashion-IQ annotations are not at ../shared/data/fashion-iq")
+@pytest.mark.skipif(
+    not REAL.is_dir(), reason="the Fashion-IQ annotations are not at ../shared/data/fashion-iq"
+)
 def test_the_real_annotations_have_their_known_counts() -> None:
     data = fashioniq.read(str(REAL), ["dress", "shirt", "toptee"], ["train", "val", "test"])
     assert data.images.num_rows == 74381
@@ -216,7 +250,12 @@ def test_the_real_annotations_have_their_known_counts() -> None:
         assert (len(rows), len(data.gallery_ids(category, split))) == (queries, images)
         if used is not None:
             assert len({row[side] for row in rows for side in ("reference", "target")}) == used
-    empty = [(row["category"], row["split"]) for row in triplets for caption in row["captions"] if caption == ""]
+    empty = [
+        (row["category"], row["split"])
+        for row in triplets
+        for caption in row["captions"]
+        if caption == ""
+    ]
     assert {key: empty.count(key) for key in empty} == {
         ("toptee", "train"): 12,
         ("toptee", "val"): 2,

@@ -10,7 +10,9 @@ from raycd.data import files
 
 
 @pytest.fixture(params=["memory", "zip", "file"])
-def put(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[dict[str, bytes]], str]]:
+def put(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> Iterator[Callable[[dict[str, bytes]], str]]:
     """Makes a store with these files in its folder; returns a pattern of their URIs."""
     memory = fsspec.filesystem("memory")
 
@@ -34,7 +36,9 @@ def put(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[di
 
 
 @pytest.mark.parametrize("count", [2, 30], ids=["asked one by one", "listed"])
-def test_a_changed_file_of_a_store_has_another_state(put: Callable[[dict[str, bytes]], str], count: int) -> None:
+def test_a_changed_file_of_a_store_has_another_state(
+    put: Callable[[dict[str, bytes]], str], count: int
+) -> None:
     content = {f"{n}.png": b"%d" % n for n in range(count)}
     pattern = put(content)
     uris = [pattern.format(name) for name in (*content, "lost.png")]
@@ -49,7 +53,13 @@ def test_a_changed_file_of_a_store_has_another_state(put: Callable[[dict[str, by
 
 def test_a_path_that_cannot_be_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
-    paths = [None, str(tmp_path / "loop"), str(tmp_path / ("x" * 300)), "a\0b", str(tmp_path / "no" / "where")]
+    paths = [
+        None,
+        str(tmp_path / "loop"),
+        str(tmp_path / ("x" * 300)),
+        "a\0b",
+        str(tmp_path / "no" / "where"),
+    ]
     assert files.states(paths) == [None] * 5
 
 

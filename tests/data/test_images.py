@@ -29,7 +29,9 @@ def save(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
 
 
 def noise(width: int = 80, height: int = 60) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+    return Image.fromarray(
+        np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    )
 
 
 def open_(data: bytes) -> Image.Image:
@@ -51,11 +53,16 @@ def png_header(width: int, height: int) -> bytes:
     """A PNG that announces its size and holds hardly any pixels."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 64)) + chunk(b"IEND", b"")
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 64))
+        + chunk(b"IEND", b"")
     )
 
 
@@ -91,7 +98,10 @@ def test_broken_files_have_a_reason(data: bytes, expected: str) -> None:
 
 @pytest.mark.parametrize(
     ("data", "remedy"),
-    [(png_header(1001, 1000), "make it smaller"), (save(Image.new("RGB", (7, 300))), "a larger one")],
+    [
+        (png_header(1001, 1000), "make it smaller"),
+        (save(Image.new("RGB", (7, 300))), "a larger one"),
+    ],
 )
 def test_a_size_that_is_refused_has_a_remedy(data: bytes, remedy: str) -> None:
     with pytest.raises(BrokenImage, match=f"to do: .*{remedy}"):
@@ -158,7 +168,9 @@ def test_transparency_is_laid_over_white(format: str) -> None:
     image = Image.new("RGBA", (8, 8), (*BLACK, 0))
     image.putpixel((1, 0), (*BLUE, 255))
     image.putpixel((2, 0), (*BLACK, 128))
-    read = open_(save(image, format, **({"lossless": True, "exact": True} if format == "WEBP" else {})))
+    read = open_(
+        save(image, format, **({"lossless": True, "exact": True} if format == "WEBP" else {}))
+    )
     assert [pixel(read, x) for x in range(3)] == [WHITE, BLUE, (127, 127, 127)]
 
 
@@ -178,11 +190,16 @@ def test_grey_with_alpha_is_laid_over_white() -> None:
 def test_an_animation_gives_its_first_frame(format: str) -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, BLUE)]
     lossless = {"lossless": True} if format == "WEBP" else {}
-    assert pixel(open_(save(frames[0], format, save_all=True, append_images=frames[1:], **lossless))) == RED
+    assert (
+        pixel(open_(save(frames[0], format, save_all=True, append_images=frames[1:], **lossless)))
+        == RED
+    )
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
-@pytest.mark.parametrize(("orientation", "corner"), [(1, (0, 0)), (2, (1, 0)), (3, (1, 1)), (6, (1, 0)), (8, (0, 1))])
+@pytest.mark.parametrize(
+    ("orientation", "corner"), [(1, (0, 0)), (2, (1, 0)), (3, (1, 1)), (6, (1, 0)), (8, (0, 1))]
+)
 def test_exif_orientation_is_read(format: str, orientation: int, corner: tuple[int, int]) -> None:
     """The red quarter, stored top left, stands in `corner` when the image is upright."""
     image = Image.new("RGB", (64, 32), BLACK)
@@ -243,7 +260,9 @@ def test_a_broken_image_crosses_processes() -> None:
         ((10, 101), (80, 101)),
     ],
 )
-def test_target_pad_brings_the_sides_to_the_ratio(size: tuple[int, int], padded: tuple[int, int]) -> None:
+def test_target_pad_brings_the_sides_to_the_ratio(
+    size: tuple[int, int], padded: tuple[int, int]
+) -> None:
     assert TargetPad(1.25)(Image.new("RGB", size)).size == padded
 
 

@@ -11,7 +11,10 @@ from raycd.data import manifest
 from raycd.data.schema import Dataset
 from raycd.errors import DataError
 
-GALLERY = [{"image_id": "001", "path": "img/1.jpg"}, {"image_id": "002", "path": "s3://bucket/2.jpg"}]
+GALLERY = [
+    {"image_id": "001", "path": "img/1.jpg"},
+    {"image_id": "002", "path": "s3://bucket/2.jpg"},
+]
 TRIPLETS = [{"reference": "001", "target": "002", "caption": "is, in short, red"}]
 
 
@@ -25,8 +28,15 @@ def write(path: Path, rows: list[dict[str, Any]]) -> str:
     return path.name
 
 
-def read(root: Path, gallery: list[dict[str, Any]], triplets: list[dict[str, Any]], suffix: str = ".jsonl") -> Any:
-    return manifest.read(str(root), write(root / f"t{suffix}", triplets), write(root / f"g{suffix}", gallery))
+def read(
+    root: Path,
+    gallery: list[dict[str, Any]],
+    triplets: list[dict[str, Any]],
+    suffix: str = ".jsonl",
+) -> Any:
+    return manifest.read(
+        str(root), write(root / f"t{suffix}", triplets), write(root / f"g{suffix}", gallery)
+    )
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
@@ -60,8 +70,22 @@ def test_several_captions_categories_and_splits(tmp_path: Path, suffix: str) -> 
         {"image_id": "b", "path": "/b.jpg", "category": "shoe", "split": "val"},
     ]
     triplets = [
-        {"reference": "a", "target": "b", "captions": captions, "triplet_id": "x", "category": "hat", "split": "train"},
-        {"reference": "b", "target": "b", "captions": captions, "triplet_id": "y", "category": "shoe", "split": "val"},
+        {
+            "reference": "a",
+            "target": "b",
+            "captions": captions,
+            "triplet_id": "x",
+            "category": "hat",
+            "split": "train",
+        },
+        {
+            "reference": "b",
+            "target": "b",
+            "captions": captions,
+            "triplet_id": "y",
+            "category": "shoe",
+            "split": "val",
+        },
     ]
     data = read(tmp_path, gallery, triplets, suffix)
     assert data.images["image_id"].to_pylist() == ["a", "b"]
@@ -72,7 +96,10 @@ def test_several_captions_categories_and_splits(tmp_path: Path, suffix: str) -> 
 
 def test_whole_number_ids_become_text(tmp_path: Path) -> None:
     data = read(
-        tmp_path, [{"image_id": 7, "path": "7.jpg"}], [{"reference": 7, "target": 7, "caption": "x"}], ".parquet"
+        tmp_path,
+        [{"image_id": 7, "path": "7.jpg"}],
+        [{"reference": 7, "target": 7, "caption": "x"}],
+        ".parquet",
     )
     assert data.triplets["reference"].to_pylist() == ["7"]
 
@@ -84,8 +111,26 @@ def attributes(data: Dataset) -> dict[str, dict[str, str]]:
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
 def test_further_columns_of_the_gallery_are_attributes(tmp_path: Path, suffix: str) -> None:
     gallery = [
-        {**GALLERY[0], "colour": "blue", "size": "038", "price": 12.5, "stock": 3, "sale": True, "": "x", "_row": 1},
-        {**GALLERY[1], "colour": " red ", "size": "", "price": None, "stock": None, "sale": None, "": "y", "_row": 2},
+        {
+            **GALLERY[0],
+            "colour": "blue",
+            "size": "038",
+            "price": 12.5,
+            "stock": 3,
+            "sale": True,
+            "": "x",
+            "_row": 1,
+        },
+        {
+            **GALLERY[1],
+            "colour": " red ",
+            "size": "",
+            "price": None,
+            "stock": None,
+            "sale": None,
+            "": "y",
+            "_row": 2,
+        },
     ]
     data = read(tmp_path, gallery, TRIPLETS, suffix)
     assert attributes(data) == {
@@ -97,7 +142,10 @@ def test_further_columns_of_the_gallery_are_attributes(tmp_path: Path, suffix: s
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
 def test_columns_that_are_no_plain_values_are_no_attributes(tmp_path: Path, suffix: str) -> None:
     gallery = [{**row, "tags": ["a", "b"], "score": float("nan"), "note": "new"} for row in GALLERY]
-    assert attributes(read(tmp_path, gallery, TRIPLETS, suffix)) == {"001": {"note": "new"}, "002": {"note": "new"}}
+    assert attributes(read(tmp_path, gallery, TRIPLETS, suffix)) == {
+        "001": {"note": "new"},
+        "002": {"note": "new"},
+    }
 
 
 def test_a_column_of_categories_is_an_attribute(tmp_path: Path) -> None:
@@ -110,12 +158,25 @@ def test_a_column_of_categories_is_an_attribute(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("suffix", "kind"),
-    [(".jsonl", "object"), (".jsonl", "json"), (".csv", "json"), (".parquet", "object"), (".parquet", "json")],
+    [
+        (".jsonl", "object"),
+        (".jsonl", "json"),
+        (".csv", "json"),
+        (".parquet", "object"),
+        (".parquet", "json"),
+    ],
 )
-def test_a_column_attributes_takes_the_place_of_the_others(tmp_path: Path, suffix: str, kind: str) -> None:
-    given: list[dict[str, Any]] = [{"colour": "blue", "floors": 2}, {"colour": "red", "floors": None}]
+def test_a_column_attributes_takes_the_place_of_the_others(
+    tmp_path: Path, suffix: str, kind: str
+) -> None:
+    given: list[dict[str, Any]] = [
+        {"colour": "blue", "floors": 2},
+        {"colour": "red", "floors": None},
+    ]
     column: list[Any] = [json.dumps(one) for one in given] if kind == "json" else list(given)
-    gallery = [{**row, "attributes": one, "note": "x"} for row, one in zip(GALLERY, column, strict=True)]
+    gallery = [
+        {**row, "attributes": one, "note": "x"} for row, one in zip(GALLERY, column, strict=True)
+    ]
     data = read(tmp_path, gallery, TRIPLETS, suffix)
     assert attributes(data) == {"001": {"colour": "blue", "floors": "2"}, "002": {"colour": "red"}}
 
@@ -137,18 +198,37 @@ def test_a_test_triplet_needs_no_target(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("gallery", "triplets", "parts"),
     [
-        ([{"image": "001", "path": "x"}], TRIPLETS, ["g.jsonl lacks a column", "image, path", "also image_id"]),
-        (GALLERY, [{"reference": "001", "target": "002"}], ["t.jsonl lacks a column", "also captions"]),
-        (GALLERY, [{"reference": "001", "target": "9", "caption": "x"}], ["t.jsonl, row 1", "unknown image", "9"]),
+        (
+            [{"image": "001", "path": "x"}],
+            TRIPLETS,
+            ["g.jsonl lacks a column", "image, path", "also image_id"],
+        ),
+        (
+            GALLERY,
+            [{"reference": "001", "target": "002"}],
+            ["t.jsonl lacks a column", "also captions"],
+        ),
+        (
+            GALLERY,
+            [{"reference": "001", "target": "9", "caption": "x"}],
+            ["t.jsonl, row 1", "unknown image", "9"],
+        ),
         (
             [*GALLERY, {"image_id": "001", "path": "img/3.jpg"}],
             TRIPLETS,
             ["g.jsonl, row 3 gives an image another path", "img/3.jpg", "as in row 1"],
         ),
         (
-            [{**GALLERY[0], "colour": "blue", "split": "train"}, {**GALLERY[0], "colour": "red", "split": "val"}],
+            [
+                {**GALLERY[0], "colour": "blue", "split": "train"},
+                {**GALLERY[0], "colour": "red", "split": "val"},
+            ],
             TRIPLETS,
-            ["g.jsonl, row 2 gives an image other attributes", "001: {'colour': 'red'}", "as in row 1"],
+            [
+                "g.jsonl, row 2 gives an image other attributes",
+                "001: {'colour': 'red'}",
+                "as in row 1",
+            ],
         ),
         (
             [{**GALLERY[0], "attributes": "blue"}],
@@ -158,15 +238,35 @@ def test_a_test_triplet_needs_no_target(tmp_path: Path) -> None:
         (
             [{**GALLERY[0], "attributes": ["blue"]}],
             TRIPLETS,
-            ["g.jsonl, row 1, attributes has the wrong shape", "['blue']", "an object: name -> value"],
+            [
+                "g.jsonl, row 1, attributes has the wrong shape",
+                "['blue']",
+                "an object: name -> value",
+            ],
         ),
-        ([*GALLERY, {"image_id": None, "path": "x"}], TRIPLETS, ["g.jsonl, row 3 has no usable image_id", "null"]),
-        ([*GALLERY, {"image_id": "3", "path": ""}], TRIPLETS, ["g.jsonl, row 3 has no usable path"]),
+        (
+            [*GALLERY, {"image_id": None, "path": "x"}],
+            TRIPLETS,
+            ["g.jsonl, row 3 has no usable image_id", "null"],
+        ),
+        (
+            [*GALLERY, {"image_id": "3", "path": ""}],
+            TRIPLETS,
+            ["g.jsonl, row 3 has no usable path"],
+        ),
         (GALLERY, [{**TRIPLETS[0], "target": None}], ["t.jsonl, row 1 has no usable target"]),
         (GALLERY, [{**TRIPLETS[0], "caption": None}], ["t.jsonl, row 1 has no usable caption"]),
         (GALLERY, [{**TRIPLETS[0], "captions": []}], ["t.jsonl, row 1 has no usable caption"]),
-        (GALLERY, [{**TRIPLETS[0], "split": "dev"}], ["t.jsonl, row 1 names an unknown split", "train, val, test"]),
-        (GALLERY, [{**TRIPLETS[0], "category": "hat"}], ["t.jsonl, row 1 belongs to a gallery that has no images"]),
+        (
+            GALLERY,
+            [{**TRIPLETS[0], "split": "dev"}],
+            ["t.jsonl, row 1 names an unknown split", "train, val, test"],
+        ),
+        (
+            GALLERY,
+            [{**TRIPLETS[0], "category": "hat"}],
+            ["t.jsonl, row 1 belongs to a gallery that has no images"],
+        ),
         (
             [{**GALLERY[0], "split": "train"}, {**GALLERY[1], "split": "val"}],
             TRIPLETS,
@@ -179,7 +279,9 @@ def test_a_test_triplet_needs_no_target(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_spoilt_row_is_named(tmp_path: Path, gallery: Any, triplets: Any, parts: list[str]) -> None:
+def test_a_spoilt_row_is_named(
+    tmp_path: Path, gallery: Any, triplets: Any, parts: list[str]
+) -> None:
     with pytest.raises(DataError) as caught:
         read(tmp_path, gallery, triplets)
     for part in parts:
@@ -189,7 +291,11 @@ def test_a_spoilt_row_is_named(tmp_path: Path, gallery: Any, triplets: Any, part
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("g.jsonl", '{"image_id": "a", "path": "a"}\n\n{oops}\n', "g.jsonl, line 3 is not valid JSON"),
+        (
+            "g.jsonl",
+            '{"image_id": "a", "path": "a"}\n\n{oops}\n',
+            "g.jsonl, line 3 is not valid JSON",
+        ),
         ("g.jsonl", "[1]\n", "g.jsonl, line 1 is not an object"),
         ("g.csv", "image_id,path\na,b,c\n", "g.csv cannot be read as csv"),
         ("g.csv", "", "g.csv cannot be read as csv"),

@@ -7,7 +7,11 @@ REASONS = {"b": "missing", "a": "truncated", "c": "missing", "d": "empty"}
 
 
 def test_reasons_are_counted_most_frequent_first() -> None:
-    assert list(ImageReport(REASONS).counts().items()) == [("missing", 2), ("empty", 1), ("truncated", 1)]
+    assert list(ImageReport(REASONS).counts().items()) == [
+        ("missing", 2),
+        ("empty", 1),
+        ("truncated", 1),
+    ]
 
 
 def test_an_image_noted_twice_counts_once_with_its_first_reason() -> None:
@@ -27,8 +31,12 @@ def test_a_share_above_the_limit_names_share_limit_examples_and_list() -> None:
     with pytest.raises(DataError) as caught:
         ImageReport(REASONS).check(total=16, max_missing=0.05, listed="runs/x/images.json")
     message = str(caught.value)
-    assert "4 of 16 images (25.0%) are missing or broken: 2 missing, 1 empty, 1 truncated" in message
-    assert "b (missing), a (truncated), c (missing), ...; the list is in runs/x/images.json" in message
+    assert (
+        "4 of 16 images (25.0%) are missing or broken: 2 missing, 1 empty, 1 truncated" in message
+    )
+    assert (
+        "b (missing), a (truncated), c (missing), ...; the list is in runs/x/images.json" in message
+    )
     assert "at most 5.0% (data.max_missing)" in message
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from raycd.config import DataConfig, SyntheticConfig
+from raycd.data.demo.synthetic import write_catalogue
 from raycd.data.read import attributes_hash, content_hash, read
 from raycd.data.schema import Dataset
-from raycd.data.synthetic import write_catalogue
 
 
 def test_changed_attributes_change_their_own_hash_alone(tmp_path: Path) -> None:
@@ -37,7 +37,11 @@ def own(root: Path) -> Dataset:
 
 
 def again(root: Path) -> Dataset:
-    return read(DataConfig(format="manifest", root=str(root), gallery="gallery.csv", triplets="triplets.csv"))
+    return read(
+        DataConfig(
+            format="manifest", root=str(root), gallery="gallery.csv", triplets="triplets.csv"
+        )
+    )
 
 
 def put_back(images: Path) -> None:
@@ -65,9 +69,12 @@ def cut_to_nothing(images: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [put_back, replace_by_one_of_the_same_size, replace_by_an_older_one, lose, cut_to_nothing]
+    "change",
+    [put_back, replace_by_one_of_the_same_size, replace_by_an_older_one, lose, cut_to_nothing],
 )
-def test_a_changed_file_changes_the_hash_of_the_content(tmp_path: Path, change: Callable[[Path], None]) -> None:
+def test_a_changed_file_changes_the_hash_of_the_content(
+    tmp_path: Path, change: Callable[[Path], None]
+) -> None:
     before = content_hash(own(tmp_path))
     change(tmp_path / "images")
     after = content_hash(again(tmp_path))
@@ -77,7 +84,9 @@ def test_a_changed_file_changes_the_hash_of_the_content(tmp_path: Path, change: 
 
 def test_a_moved_data_set_has_the_same_content(tmp_path: Path) -> None:
     before = content_hash(own(tmp_path / "here"))
-    shutil.copytree(tmp_path / "here", tmp_path / "there")  # keeps modification times, as cp -a and rsync -a do
+    shutil.copytree(
+        tmp_path / "here", tmp_path / "there"
+    )  # keeps modification times, as cp -a and rsync -a do
     assert content_hash(again(tmp_path / "there")) == before
 
 

@@ -7,22 +7,32 @@ from raycd.data.selection import SELECTION, carve
 
 @pytest.fixture
 def dataset() -> Dataset:
-    """Train of two categories: ten targets with two triplets each, and one target; val with one triplet."""
+    """Train of two categories: ten targets with two triplets each, and one target; val with one
+    triplet.
+    """
     builder = DatasetBuilder()
     ids = [f"d{i}" for i in range(20)]
     builder.add_gallery("dress", "train", ids, source="x")
     builder.add_gallery("shirt", "train", ["s0", "s1", "d0"], source="x")
     builder.add_gallery("dress", "val", ["v0", "v1", "d1"], source="x")
     for index in range(20):
-        row = TripletRow(f"dress/{index}", "dress", "train", ids[(index + 1) % 20], ids[index % 10], ["is red"])
+        row = TripletRow(
+            f"dress/{index}", "dress", "train", ids[(index + 1) % 20], ids[index % 10], ["is red"]
+        )
         builder.add_triplet(row, where="here")
-    builder.add_triplet(TripletRow("shirt/0", "shirt", "train", "s0", "s1", ["is red"]), where="here")
+    builder.add_triplet(
+        TripletRow("shirt/0", "shirt", "train", "s0", "s1", ["is red"]), where="here"
+    )
     builder.add_triplet(TripletRow("dress/v", "dress", "val", "v0", "d1", ["is red"]), where="here")
     return builder.build({})
 
 
 def targets(dataset: Dataset, split: str, category: str = "dress") -> set[str]:
-    return {row["target"] for row in dataset.triplets_of(split).to_pylist() if row["category"] == category}
+    return {
+        row["target"]
+        for row in dataset.triplets_of(split).to_pylist()
+        if row["category"] == category
+    }
 
 
 def test_no_target_is_both_trained_on_and_selected_on(dataset: Dataset) -> None:
@@ -30,7 +40,9 @@ def test_no_target_is_both_trained_on_and_selected_on(dataset: Dataset) -> None:
     assert len(targets(carved, SELECTION)) == 3
     assert len(targets(carved, "train")) == 7
     assert not targets(carved, SELECTION) & targets(carved, "train")
-    assert len(carved.triplets_of(SELECTION)) == 6  # two of each dress target; train keeps the only shirt
+    assert (
+        len(carved.triplets_of(SELECTION)) == 6
+    )  # two of each dress target; train keeps the only shirt
     assert len(carved.triplets_of("train")) == 14 + 1
 
 
@@ -43,14 +55,18 @@ def test_at_least_one_target_of_a_category_moves_and_one_stays(dataset: Dataset)
 
 @pytest.mark.parametrize("fraction", [0.1, 0.3, 0.99])
 @pytest.mark.parametrize("seed", range(5))
-def test_a_target_of_several_categories_is_set_aside_in_all_of_them(fraction: float, seed: int) -> None:
+def test_a_target_of_several_categories_is_set_aside_in_all_of_them(
+    fraction: float, seed: int
+) -> None:
     builder = DatasetBuilder()
     ids = [f"i{number}" for number in range(12)]
     shared = {"shirt": ids[:8], "toptee": ids[4:], "hat": ids[4:5]}
     for category, own in shared.items():
         builder.add_gallery(category, "train", [*own, "reference"], source="x")
         for target in own:
-            row = TripletRow(f"{category}/{target}", category, "train", "reference", target, ["is red"])
+            row = TripletRow(
+                f"{category}/{target}", category, "train", "reference", target, ["is red"]
+            )
             builder.add_triplet(row, where="here")
     carved = carve(builder.build({}), fraction, seed=seed)
     held = {target for category in shared for target in targets(carved, SELECTION, category)}
@@ -64,9 +80,13 @@ def test_a_target_of_several_categories_is_set_aside_in_all_of_them(fraction: fl
 def test_the_new_gallery_is_the_images_of_its_triplets(dataset: Dataset) -> None:
     carved = carve(dataset, 0.3, seed=0)
     for category in ("dress", "shirt"):  # of the latter there are none
-        rows = [row for row in carved.triplets_of(SELECTION).to_pylist() if row["category"] == category]
+        rows = [
+            row for row in carved.triplets_of(SELECTION).to_pylist() if row["category"] == category
+        ]
         members = carved.gallery_ids(category, SELECTION)
-        assert sorted(members) == sorted({row[side] for row in rows for side in ("reference", "target")})
+        assert sorted(members) == sorted(
+            {row[side] for row in rows for side in ("reference", "target")}
+        )
     assert carved.gallery.schema.equals(GALLERY)
     assert carved.triplets.schema.equals(TRIPLET)
 
@@ -84,6 +104,8 @@ def test_a_fraction_of_zero_changes_nothing(dataset: Dataset) -> None:
 
 
 def test_the_seed_decides(dataset: Dataset) -> None:
-    chosen = [frozenset(targets(carve(dataset, 0.3, seed=seed), SELECTION)) for seed in (0, 0, 1, 2, 3)]
+    chosen = [
+        frozenset(targets(carve(dataset, 0.3, seed=seed), SELECTION)) for seed in (0, 0, 1, 2, 3)
+    ]
     assert chosen[0] == chosen[1]
     assert len(set(chosen)) > 1

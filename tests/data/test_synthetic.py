@@ -9,17 +9,33 @@ from PIL import Image
 
 from raycd.config import DataConfig, SyntheticConfig
 from raycd.data import fashioniq
-from raycd.data.drawing import draw
-from raycd.data.garments import CHOICES, Garment, attributes, changed, differences, random_garment
+from raycd.data.demo.drawing import draw
+from raycd.data.demo.garments import (
+    CHOICES,
+    Garment,
+    attributes,
+    changed,
+    differences,
+    random_garment,
+)
+from raycd.data.demo.synthetic import FAMILY, _garments, pretraining_pairs, write_catalogue
+from raycd.data.demo.wording import _CHANGE, compare, describe
 from raycd.data.images import load
 from raycd.data.read import read
 from raycd.data.schema import Dataset
-from raycd.data.synthetic import FAMILY, _garments, pretraining_pairs, write_catalogue
-from raycd.data.wording import _CHANGE, compare, describe
 
-SMALL = SyntheticConfig(train_images=20, val_images=15, train_triplets=18, val_triplets=7, size=32, seed=5)
+SMALL = SyntheticConfig(
+    train_images=20, val_images=15, train_triplets=18, val_triplets=7, size=32, seed=5
+)
 DRESS = Garment(
-    "dress", colour="red", pattern="plain", accent="blue", sleeves="none", length="short", neck="round", detail="none"
+    "dress",
+    colour="red",
+    pattern="plain",
+    accent="blue",
+    sleeves="none",
+    length="short",
+    neck="round",
+    detail="none",
 )
 
 
@@ -58,9 +74,13 @@ def test_another_seed_draws_other_images_and_triplets(root: Path, tmp_path: Path
 def test_the_catalogue_is_read_back_as_fashion_iq(dataset: Dataset, root: Path) -> None:
     assert dataset.categories() == ["dress", "shirt", "toptee"]
     rows = Counter((row["category"], row["split"]) for row in dataset.gallery.to_pylist())
-    assert rows == {(c, s): n for c in ("dress", "shirt", "toptee") for s, n in (("train", 20), ("val", 15))}
+    assert rows == {
+        (c, s): n for c in ("dress", "shirt", "toptee") for s, n in (("train", 20), ("val", 15))
+    }
     triplets = Counter((row["category"], row["split"]) for row in dataset.triplets.to_pylist())
-    assert triplets == {(c, s): n for c in ("dress", "shirt", "toptee") for s, n in (("train", 18), ("val", 7))}
+    assert triplets == {
+        (c, s): n for c in ("dress", "shirt", "toptee") for s, n in (("train", 18), ("val", 7))
+    }
     assert dataset.images["image_id"].to_pylist()[:2] == ["DT000000", "DT000001"]
     for path in dataset.images["path"].to_pylist():
         assert load(path, max_pixels=1024, min_side=32).size == (32, 32)
@@ -73,7 +93,9 @@ def test_the_attributes_of_a_picture_are_what_its_garment_shows(dataset: Dataset
     told = [dict(pairs) for pairs in dataset.images["attributes"].to_pylist()]
     assert told[: SMALL.train_images] == [attributes(garment) for garment in garments]
     assert len(told) == len(dataset.images) == 3 * (20 + 15)
-    assert all({"colour", "pattern", "sleeves", "length", "neck", "detail"} <= one.keys() for one in told)
+    assert all(
+        {"colour", "pattern", "sleeves", "length", "neck", "detail"} <= one.keys() for one in told
+    )
 
 
 def test_an_accent_that_nothing_wears_is_no_attribute() -> None:
@@ -116,7 +138,9 @@ def test_a_garment_has_at_least_six_attributes_that_change() -> None:
     rng = np.random.default_rng(0)
     for name, options in CHOICES.items():
         for value in options:
-            target = replace(DRESS, pattern="dotted", **({name: value} if name != "pattern" else {}))
+            target = replace(
+                DRESS, pattern="dotted", **({name: value} if name != "pattern" else {})
+            )
             target = replace(target, **{name: value})
             if name in differences(DRESS, target):
                 assert all(text for text in compare(rng, DRESS, target))
@@ -133,7 +157,9 @@ def test_every_change_of_an_attribute_shows_in_the_picture(name: str) -> None:
 
 def phrases(name: str, value: str) -> tuple[str, ...]:
     templates, by_value = _CHANGE[name]
-    return tuple(phrase.format(x=value) for phrase in (by_value[value] if by_value else templates or ()))
+    return tuple(
+        phrase.format(x=value) for phrase in (by_value[value] if by_value else templates or ())
+    )
 
 
 def test_each_text_names_every_difference_up_to_three() -> None:
@@ -144,7 +170,11 @@ def test_each_text_names_every_difference_up_to_three() -> None:
         target = changed(rng, reference, int(rng.integers(1, 5)))
         names = differences(reference, target)
         for text in compare(rng, reference, target):
-            named = [name for name in names if any(p in text for p in phrases(name, getattr(target, name)))]
+            named = [
+                name
+                for name in names
+                if any(p in text for p in phrases(name, getattr(target, name)))
+            ]
             assert len(named) >= min(len(names), 3)
             seen[len(named)] += 1
     assert all(seen[count] > 50 for count in (1, 2, 3))

@@ -7,7 +7,21 @@ from typing import Any
 
 from PIL import Image
 
-from tests.hostile.odd import BLACK, DARK, LEFT, LIGHT, RIGHT, SIDE, WHITE, Odd, broken, halves, noise, ok, saved
+from tests.hostile.odd import (
+    BLACK,
+    DARK,
+    LEFT,
+    LIGHT,
+    RIGHT,
+    SIDE,
+    WHITE,
+    Odd,
+    broken,
+    halves,
+    noise,
+    ok,
+    saved,
+)
 from tests.hostile.odd_png import pngs
 from tests.hostile.odd_tiff import tiffs
 
@@ -19,7 +33,8 @@ def corpus() -> list[Odd]:
     return odd
 
 
-# JPEG ----------------------------------------------------------------------------------------------------------------
+# JPEG
+# ----------------------------------------------------------------------------------------------------------------
 
 
 def _jpegs() -> list[Odd]:
@@ -37,16 +52,38 @@ def _jpegs() -> list[Odd]:
         ok("jpeg-baseline", plain, **wide),
         ok("jpeg-progressive", progressive, **wide),
         ok("jpeg-subsampled", saved(halves(), "JPEG", quality=95, subsampling=2), near=24),
-        ok("jpeg-restart-markers", saved(halves(), "JPEG", **best, restart_marker_blocks=1), **wide),
-        ok("jpeg-grey", saved(halves(DARK, LIGHT).convert("L"), "JPEG", quality=95), DARK, LIGHT, **wide),
+        ok(
+            "jpeg-restart-markers", saved(halves(), "JPEG", **best, restart_marker_blocks=1), **wide
+        ),
+        ok(
+            "jpeg-grey",
+            saved(halves(DARK, LIGHT).convert("L"), "JPEG", quality=95),
+            DARK,
+            LIGHT,
+            **wide,
+        ),
         ok("jpeg-cmyk-adobe", saved(cmyk, "JPEG", quality=95), **wide),
-        ok("jpeg-exif-upside-down", saved(halves(), "JPEG", **best, exif=exif), RIGHT, LEFT, **wide),
-        ok("jpeg-exif-garbage", saved(halves(), "JPEG", **best, exif=b"Exif\0\0II*\0\xff\xff"), **wide),
+        ok(
+            "jpeg-exif-upside-down", saved(halves(), "JPEG", **best, exif=exif), RIGHT, LEFT, **wide
+        ),
+        ok(
+            "jpeg-exif-garbage",
+            saved(halves(), "JPEG", **best, exif=b"Exif\0\0II*\0\xff\xff"),
+            **wide,
+        ),
         ok("jpeg-icc-garbage", saved(halves(), "JPEG", **best, icc_profile=b"garbage"), **wide),
         ok("jpeg-mpf-garbage", plain[:2] + b"\xff\xe2\x00\x0eMPF\0garbage!" + plain[2:], **wide),
-        ok("jpeg-mpo", saved(halves(), "MPO", save_all=True, append_images=[halves(RIGHT, LEFT)]), near=40),
+        ok(
+            "jpeg-mpo",
+            saved(halves(), "MPO", save_all=True, append_images=[halves(RIGHT, LEFT)]),
+            near=40,
+        ),
         ok("jpeg-with-a-film-behind-it", plain + b"\xff\xda\0\x08junk" * 99, **wide),
-        ok("jpeg-with-previews-in-its-segments", plain[:2] + _segments(b"\xff\xda\xff\xda" * 99) + plain[2:], **wide),
+        ok(
+            "jpeg-with-previews-in-its-segments",
+            plain[:2] + _segments(b"\xff\xda\xff\xda" * 99) + plain[2:],
+            **wide,
+        ),
         broken("jpeg-of-1000-scans", progressive[:-2] + last * 1000 + progressive[-2:]),
         broken("jpeg-adobe-short", plain[:2] + b"\xff\xee\x00\x07Adobe" + plain[2:]),
         broken("jpeg-cut-in-the-header", plain[:60]),
@@ -54,7 +91,11 @@ def _jpegs() -> list[Odd]:
         broken("jpeg-progressive-cut", saved(noise(), "JPEG", **best, progressive=True)[:1500]),
         broken("jpeg-start-alone", plain[:3]),
         broken("jpeg-without-scan", plain[: plain.index(b"\xff\xda")] + b"\xff\xd9"),
-        broken("jpeg-of-65500x65500", plain[:start] + b"\xff\xdc\xff\xdc" + plain[start + 4 :], "too_large"),
+        broken(
+            "jpeg-of-65500x65500",
+            plain[:start] + b"\xff\xdc\xff\xdc" + plain[start + 4 :],
+            "too_large",
+        ),
         broken("jpeg-of-7-components", plain[: start + 4] + b"\x07" + plain[start + 5 :]),
     ]
 
@@ -63,7 +104,8 @@ def _segments(body: bytes) -> bytes:
     return b"\xff\xe3" + struct.pack(">H", len(body) + 2) + body
 
 
-# WebP, GIF, BMP ------------------------------------------------------------------------------------------------------
+# WebP, GIF, BMP
+# ------------------------------------------------------------------------------------------------------
 
 
 def _webps() -> list[Odd]:
@@ -73,7 +115,11 @@ def _webps() -> list[Odd]:
     seen_through.paste((0, 0, 0, 0), (0, 0, 8, 16))
     exif = Image.Exif()
     exif[0x0112] = 3
-    frames: dict[str, Any] = {"save_all": True, "append_images": [halves(RIGHT, LEFT)], "lossless": True}
+    frames: dict[str, Any] = {
+        "save_all": True,
+        "append_images": [halves(RIGHT, LEFT)],
+        "lossless": True,
+    }
     huge = bytearray(lossy)
     huge[26:30] = struct.pack("<HH", 16383, 16383)
     return [
@@ -127,7 +173,11 @@ def _bmps() -> list[Odd]:
         ok("bmp-rgba", saved(seen_through, "BMP")),
         broken("bmp-cut", plain[:-100]),
         broken("bmp-header-alone", plain[:20]),
-        broken("bmp-of-60000x60000", plain[:18] + struct.pack("<II", 60_000, 60_000) + plain[26:], "too_large"),
+        broken(
+            "bmp-of-60000x60000",
+            plain[:18] + struct.pack("<II", 60_000, 60_000) + plain[26:],
+            "too_large",
+        ),
         broken("bmp-of-depth-7", plain[:28] + b"\x07\0" + plain[30:]),
     ]
 

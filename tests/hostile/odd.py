@@ -23,7 +23,9 @@ BLACK, WHITE, DARK, LIGHT = (0, 0, 0), (255, 255, 255), (51, 51, 51), (204, 204,
 
 @dataclass(frozen=True)
 class Odd:
-    """A file and its outcome: "ok" with the colours at some points, each within `near`, or why it is refused."""
+    """A file and its outcome: "ok" with the colours at some points, each within `near`, or why it
+    is refused.
+    """
 
     name: str
     data: bytes
@@ -43,7 +45,9 @@ class Odd:
         return ""
 
 
-def halves(left: Colour = LEFT, right: Colour = RIGHT, size: tuple[int, int] = (SIDE, SIDE)) -> Image.Image:
+def halves(
+    left: Colour = LEFT, right: Colour = RIGHT, size: tuple[int, int] = (SIDE, SIDE)
+) -> Image.Image:
     image = Image.new("RGB", size, right)
     image.paste(left, (0, 0, size[0] // 2, size[1]))
     return image

@@ -8,7 +8,9 @@ import psutil
 
 
 def listening(root: int) -> dict[tuple[str, int], str]:
-    """Return (address, port) -> name of the process, for every TCP socket of process `root` and those beneath it."""
+    """Return (address, port) -> name of the process, for every TCP socket of process `root` and
+    those beneath it.
+    """
     found = {}
     tree = [psutil.Process(root)]
     for process in tree + tree[0].children(recursive=True):

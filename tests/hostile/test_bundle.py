@@ -1,4 +1,6 @@
-"""Bundles made by hand: whatever is in their files, with the hashes that belong to it, is refused in words."""
+"""Bundles made by hand: whatever is in their files, with the hashes that belong to it, is refused
+in words.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from raycd import bundle
+from raycd.bundle import FILES, GALLERY, MANIFEST
 from raycd.errors import WeightsError
 from raycd.index.files import NUMBERS, STRUCTURE, sha256
-from raycd.model import bundle
-from raycd.model.bundle import FILES, GALLERY, MANIFEST
 
 DEEP = "[" * 200_000
 
@@ -61,7 +63,9 @@ def null_id(folder: Path) -> None:
 
 
 def repeated_id(folder: Path) -> None:
-    change_table(folder, lambda table: with_ids(table, ["image-1", *table["image_id"].to_pylist()[1:]]))
+    change_table(
+        folder, lambda table: with_ids(table, ["image-1", *table["image_id"].to_pylist()[1:]])
+    )
 
 
 def null_category(folder: Path) -> None:
@@ -85,7 +89,9 @@ def other_numbers(folder: Path) -> None:
 def numbers_of_another_size(folder: Path) -> None:
     arrays = load_file(folder / NUMBERS)
     facts = json.dumps({"kind": "flat", "effort": 0, "recall": 1.0})
-    save_file({**arrays, "lengths": arrays["lengths"][:3]}, folder / NUMBERS, metadata={"index": facts})
+    save_file(
+        {**arrays, "lengths": arrays["lengths"][:3]}, folder / NUMBERS, metadata={"index": facts}
+    )
 
 
 def another_kind(folder: Path) -> None:
@@ -135,7 +141,9 @@ def test_a_damaged_part_with_the_right_hash_is_refused_by_its_name(copy: Path, c
     assert len(str(told.value)) < 1500
 
 
-@pytest.mark.parametrize("content", [DEEP, '{"format": 2, "config": ' + DEEP, "\x00", '{"format": 2}'])
+@pytest.mark.parametrize(
+    "content", [DEEP, '{"format": 2, "config": ' + DEEP, "\x00", '{"format": 2}']
+)
 def test_a_manifest_that_is_no_manifest_is_refused(copy: Path, content: str) -> None:
     (copy / MANIFEST).write_text(content)
     with pytest.raises(WeightsError, match="bundle"):
@@ -155,7 +163,9 @@ def not_finite(folder: Path) -> None:
     def change(table: pa.Table) -> pa.Table:
         features = bundle.gallery_features(table).copy()
         features[3, 2] = float("nan")
-        column = pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), features.shape[1])
+        column = pa.FixedSizeListArray.from_arrays(
+            pa.array(features.reshape(-1)), features.shape[1]
+        )
         return table.set_column(table.column_names.index("feature"), "feature", column)
 
     change_table(folder, change)
@@ -167,10 +177,14 @@ def no_features(folder: Path) -> None:
 
 def features_of_doubles(folder: Path) -> None:
     column = pa.array([[1.0, 2.0]] * 12, pa.list_(pa.float64(), 2))
-    change_table(folder, lambda table: table.drop_columns("feature").append_column("feature", column))
+    change_table(
+        folder, lambda table: table.drop_columns("feature").append_column("feature", column)
+    )
 
 
-@pytest.mark.parametrize("spoil", [not_finite, no_features, features_of_doubles, null_id, repeated_id])
+@pytest.mark.parametrize(
+    "spoil", [not_finite, no_features, features_of_doubles, null_id, repeated_id]
+)
 def test_a_gallery_that_a_database_would_begin_with_is_looked_at_first(
     copy: Path, spoil: Callable[[Path], None]
 ) -> None:

@@ -1,4 +1,6 @@
-"""`kill -9` of the parts of Ray, one by one: the process that works on it ends with one sentence, or goes on."""
+"""`kill -9` of the parts of Ray, one by one: the process that works on it ends with one sentence,
+or goes on.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +18,14 @@ import psutil
 import pytest
 
 from jobs.benchmarks.serving.servers import free_port
-from raycd.cli import EXIT_RAY_DIED, EXIT_TERMINATED
+from raycd.config.cli import EXIT_RAY_DIED, EXIT_TERMINATED
 from tests.serve.crash.process import command, wait_until
 
 ROOT = Path(__file__).parents[2]
 ENDS_S = 15.0
 JOB = """
 import sys, time, ray
-from raycd import cli
+from raycd.config import cli
 from raycd.runtime import cluster
 
 @ray.remote
@@ -53,7 +55,13 @@ with watch.port_answers(*server.getsockname()):
     time.sleep(600)
 """
 # As their processes call themselves.
-RAYLET, HEAD, AGENT, CONTROLLER, PROXY = "raylet", "gcs_server", "DashboardAgent", "ServeController", "ProxyActor"
+RAYLET, HEAD, AGENT, CONTROLLER, PROXY = (
+    "raylet",
+    "gcs_server",
+    "DashboardAgent",
+    "ServeController",
+    "ProxyActor",
+)
 
 
 @pytest.fixture
@@ -90,7 +98,9 @@ def title(process: psutil.Process) -> str:
 
 
 def kill(part: str, processes: list[psutil.Process]) -> None:
-    [victim] = [each for each in processes if part in each.name() or title(each).startswith(f"ray::{part}")]
+    [victim] = [
+        each for each in processes if part in each.name() or title(each).startswith(f"ray::{part}")
+    ]
     victim.kill()
 
 
@@ -129,7 +139,10 @@ def job(log: Path) -> Iterator[subprocess.Popen[str]]:
     with ended(process):
         assert process.stdout is not None
         assert process.stdout.readline() == "connected\n", log.read_text()
-        wait_until(lambda: any("ray::sleep" in title(each) for each in family(process)), "the task to start")
+        wait_until(
+            lambda: any("ray::sleep" in title(each) for each in family(process)),
+            "the task to start",
+        )
         yield process
 
 
@@ -170,7 +183,9 @@ def test_a_port_that_nobody_listens_on_any_more_is_a_death(tmp_path: Path) -> No
 
 @contextmanager
 def service(bundle: Path, port: int, log: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
-    process = command("--bundle", str(bundle), "--gallery", "none", "--port", str(port), *options, log=log)
+    process = command(
+        "--bundle", str(bundle), "--gallery", "none", "--port", str(port), *options, log=log
+    )
     with ended(process):
         assert process.stdout is not None
         assert "raycd serves" in process.stdout.readline(), log.read_text()
@@ -178,14 +193,17 @@ def service(bundle: Path, port: int, log: Path, *options: str) -> Iterator[subpr
 
 
 @pytest.mark.parametrize("part", [slow(RAYLET), slow(HEAD), AGENT])
-def test_the_service_ends_with_its_ray(tiny_bundle: Any, a_port: int, tmp_path: Path, part: str) -> None:
+def test_the_service_ends_with_its_ray(
+    tiny_bundle: Any, a_port: int, tmp_path: Path, part: str
+) -> None:
     with service(tiny_bundle.folder, a_port, tmp_path / "log") as process:
         assert_ends(process, part, tmp_path / "log")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("part", "proxy"), [(CONTROLLER, "default"), (PROXY, "default"), ("haproxy", "haproxy"), (CONTROLLER, "haproxy")]
+    ("part", "proxy"),
+    [(CONTROLLER, "default"), (PROXY, "default"), ("haproxy", "haproxy"), (CONTROLLER, "haproxy")],
 )
 def test_what_ray_starts_again_ends_nothing(
     tiny_bundle: Any, a_port: int, tmp_path: Path, part: str, proxy: str

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from raycd import layers
-from raycd.config import Config
+from raycd.config import Config, layers
 from raycd.data.schema import Dataset
 from raycd.errors import ConfigError, DataError
 from raycd.runtime import pipeline, stages
@@ -23,9 +22,13 @@ Triplet = tuple[str, str, str, str]  # category, split, reference, target
 
 def written(root: Path, triplets: list[Triplet], **settings: Any) -> Config:
     """A manifest data set of these triplets."""
-    triplets = [*triplets, ("hat", "val", "v0", "v1")] if "without_val" not in settings else triplets
+    triplets = (
+        [*triplets, ("hat", "val", "v0", "v1")] if "without_val" not in settings else triplets
+    )
     settings.pop("without_val", None)
-    gallery = {(category, split, image) for category, split, *images in triplets for image in images}
+    gallery = {
+        (category, split, image) for category, split, *images in triplets for image in images
+    }
     for name, header, rows in (
         (
             "gallery.csv",
@@ -40,7 +43,12 @@ def written(root: Path, triplets: list[Triplet], **settings: Any) -> Config:
     ):
         with open(root / name, "w", newline="") as file:
             csv.writer(file).writerows([header, *rows])
-    data = {"format": "manifest", "root": str(root), "gallery": "gallery.csv", "triplets": "triplets.csv"}
+    data = {
+        "format": "manifest",
+        "root": str(root),
+        "gallery": "gallery.csv",
+        "triplets": "triplets.csv",
+    }
     data |= settings.pop("data", {})
     return Config.model_validate({"data": data, **settings})
 
@@ -62,7 +70,9 @@ def of_targets(*targets: str, category: str = "hat") -> list[Triplet]:
         ("abcdefghij", 0.99, "10, of which data.selection_fraction 0.99 sets 9 aside"),
     ],
 )
-def test_too_few_targets_are_refused_where_they_are_read(tmp_path: Path, targets: str, share: float, got: str) -> None:
+def test_too_few_targets_are_refused_where_they_are_read(
+    tmp_path: Path, targets: str, share: float, got: str
+) -> None:
     with pytest.raises(DataError, match="too few different targets") as caught:
         read(written(tmp_path, of_targets(*targets), data={"selection_fraction": share}))
     assert got in str(caught.value)
@@ -83,7 +93,11 @@ def test_targets_that_cannot_be_set_aside_matter_only_where_they_choose(tmp_path
 
 
 def test_a_category_of_one_target_stays_in_train(tmp_path: Path) -> None:
-    data = read(written(tmp_path, [*of_targets("a", "b", "c"), *of_targets("only", "only", category="shoe")]))
+    data = read(
+        written(
+            tmp_path, [*of_targets("a", "b", "c"), *of_targets("only", "only", category="shoe")]
+        )
+    )
     assert data.triplets_of("train")["category"].to_pylist().count("shoe") == 2
     assert data.triplets_of("selection")["category"].to_pylist() == ["hat"]
 
@@ -126,7 +140,11 @@ def test_the_smallest_data_set_goes_through_the_whole_pipeline(
     ray_cluster: None, tmp_path: Path, tiny_settings: dict[str, Any]
 ) -> None:
     """Three triplets to train on and choose by, one to evaluate on, and no pseudo triplet."""
-    settings = {name: value for name, value in tiny_settings.items() if name not in ("data", "name", "preset")}
+    settings = {
+        name: value
+        for name, value in tiny_settings.items()
+        if name not in ("data", "name", "preset")
+    }
     config = written(
         tmp_path,
         of_targets("a", "b", "c"),
@@ -137,7 +155,9 @@ def test_the_smallest_data_set_goes_through_the_whole_pipeline(
     )
     rng = np.random.default_rng(0)
     for name in ("a", "b", "c", "r0", "r1", "r2", "v0", "v1"):
-        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(tmp_path / f"{name}.png")
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(
+            tmp_path / f"{name}.png"
+        )
     outcome = pipeline.run(config)
     assert outcome.metrics is not None
     assert outcome.metrics["counts"]["queries"] == {"hat": 1}

@@ -1,4 +1,6 @@
-"""The selection split is held out of mining, and no pseudo triplet is a triplet of the data set under another text."""
+"""The selection split is held out of mining, and no pseudo triplet is a triplet of the data set
+under another text.
+"""
 
 from __future__ import annotations
 
@@ -21,22 +23,36 @@ NAMES = ("dress", "shirt")
 
 
 def crowded(seed: int) -> tuple[Dataset, NDArray[np.float32], NDArray[np.float32]]:
-    """Few images in many triplets and all of them alike: nearly every replacement would give an image held out."""
+    """Few images in many triplets and all of them alike: nearly every replacement would give an
+    image held out.
+    """
     rng = np.random.default_rng(seed)
     builder, ids = DatasetBuilder(), [f"i{number}" for number in range(N)]
     for name in NAMES:
         builder.add_gallery(name, "train", ids, source="x")
     for number in range(T):
         reference, target = rng.choice(ids[:40], 2, replace=False)
-        row = TripletRow(f"t{number}", NAMES[number % 2], "train", str(reference), str(target), [f"text {number}"])
+        row = TripletRow(
+            f"t{number}",
+            NAMES[number % 2],
+            "train",
+            str(reference),
+            str(target),
+            [f"text {number}"],
+        )
         builder.add_triplet(row, where="here")
     image_ND = rng.normal(size=D) + 0.05 * rng.normal(size=(N, D))
-    return carve(builder.build({}), 0.3, seed), image_ND.astype(np.float32), np.zeros((T, D), np.float32)
+    return (
+        carve(builder.build({}), 0.3, seed),
+        image_ND.astype(np.float32),
+        np.zeros((T, D), np.float32),
+    )
 
 
 def settings_of(**fields: Any) -> MineConfig:
     return MineConfig.model_validate(
-        {"floor": 0.5, "eps_low": 0.5, "eps_high": 1.0, "alpha": -1.0, "neighbours": 32, "s_max": 8} | fields
+        {"floor": 0.5, "eps_low": 0.5, "eps_high": 1.0, "alpha": -1.0, "neighbours": 32, "s_max": 8}
+        | fields
     )
 
 
@@ -45,13 +61,19 @@ def pairs(table: pa.Table) -> list[tuple[str, str]]:
 
 
 def expected(
-    dataset: Dataset, image_ND: NDArray[np.float32], members: list[str], image: str, settings: MineConfig
+    dataset: Dataset,
+    image_ND: NDArray[np.float32],
+    members: list[str],
+    image: str,
+    settings: MineConfig,
 ) -> list[str]:
     """The first substitutes of an image, by comparing it with every image that is not held out."""
     held = set(dataset.images_of(SELECTION))
     ids = [key for key in members if key not in held and key != image]
     unit = image_ND.astype(np.float64)
-    unit = (unit / np.linalg.norm(unit, axis=1, keepdims=True)).astype(np.float32).astype(np.float64)
+    unit = (
+        (unit / np.linalg.norm(unit, axis=1, keepdims=True)).astype(np.float32).astype(np.float64)
+    )
     similarity = np.round([unit[int(image[1:])] @ unit[int(key[1:])] for key in ids], 6)
     order = sorted(range(len(ids)), key=lambda at: (-similarity[at], int(ids[at][1:])))
     return [ids[at] for at in order if similarity[at] >= settings.floor][: settings.neighbours]
@@ -79,7 +101,9 @@ def test_nothing_held_out_comes_out_of_mining(seed: int, pool: str, index: str) 
     pseudo, counts = mine.filter_candidates(table, eps_low=0.5, eps_high=1.0, s_max=8, alpha=-1.0)
     assert len(pseudo) > 100
     assert not set(pairs(pseudo)) & set(pairs(dataset.triplets))
-    assert not set(pseudo["target"].to_pylist()) & set(dataset.triplets_of(SELECTION)["target"].to_pylist())
+    assert not set(pseudo["target"].to_pylist()) & set(
+        dataset.triplets_of(SELECTION)["target"].to_pylist()
+    )
     again = [pair for pair in pairs(table) if pair in set(pairs(dataset.triplets))]
     assert counts["known_pairs"] == len(again) > 0
     assert counts["degenerate"] == sum(reference == target for reference, target in pairs(table))
@@ -96,7 +120,9 @@ def test_a_pair_of_val_or_of_triplets_left_out_is_known_as_well() -> None:
     builder = DatasetBuilder()
     builder.add_gallery("hat", "val", [reference, target, "elsewhere"], source="x")
     builder.add_triplet(TripletRow("v0", "hat", "val", reference, target, ["is red"]), where="here")
-    builder.add_triplet(TripletRow("v1", "hat", "val", "elsewhere", target, ["is red"]), where="here")
+    builder.add_triplet(
+        TripletRow("v1", "hat", "val", "elsewhere", target, ["is red"]), where="here"
+    )
     val = builder.build({}).triplets
     rows = mine.of_triplets(dataset.images["image_id"], dataset.triplets_of("train"), val)
     table = mine.make_candidates(rows, found, image_ND, text_TD, encoder="abc")
@@ -108,15 +134,23 @@ def test_a_pair_of_val_or_of_triplets_left_out_is_known_as_well() -> None:
 @pytest.mark.parametrize("index", ["flat", "hnsw"])
 def test_ray_data_and_many_shards_find_the_same(ray_cluster: None, index: str) -> None:
     dataset, _, _ = crowded(1)
-    image_ND = np.random.default_rng(0).normal(size=(N, 4000)).astype(np.float32) + 1  # a shard holds 65 of them
-    rows = mine.of_triplets(dataset.images["image_id"], dataset.triplets_of("train"), dataset.triplets)
+    image_ND = (
+        np.random.default_rng(0).normal(size=(N, 4000)).astype(np.float32) + 1
+    )  # a shard holds 65 of them
+    rows = mine.of_triplets(
+        dataset.images["image_id"], dataset.triplets_of("train"), dataset.triplets
+    )
     pools = mine.make_pools("category", dataset.gallery, rows)
     settings = settings_of(pool="category", index=index, hnsw_m=8, worker_mib=1, batch_size=7)
     shards = mine.make_shards(pools, image_ND.shape[1], settings)
     assert {shard.found for shard in shards} == {True, False}
-    assert mine.searched(shards, 4000, settings)["shards"] == sum(shard.found for shard in shards) > 2
+    assert (
+        mine.searched(shards, 4000, settings)["shards"] == sum(shard.found for shard in shards) > 2
+    )
     one = mine.find_neighbours(image_ND, pools, settings)
-    assert mining.find_neighbours(image_ND, pools, settings, ComputeConfig(mine_workers=2)).equals(one)
+    assert mining.find_neighbours(image_ND, pools, settings, ComputeConfig(mine_workers=2)).equals(
+        one
+    )
     held = set(dataset.images_of(SELECTION))
     ids = dataset.images["image_id"].to_pylist()
     assert not {ids[row] for own in one["neighbours"].to_pylist() for row in own} & held
@@ -127,7 +161,11 @@ def test_without_triplets_there_are_no_pseudo_triplets() -> None:
     none = dataset.triplets.slice(0, 0)
     for pool in ("all", "category"):
         rows = mine.of_triplets(dataset.images["image_id"], none, dataset.triplets)
-        found = mine.find_neighbours(image_ND, mine.make_pools(pool, dataset.gallery, rows), settings_of(pool=pool))
+        found = mine.find_neighbours(
+            image_ND, mine.make_pools(pool, dataset.gallery, rows), settings_of(pool=pool)
+        )
         table = mine.make_candidates(rows, found, image_ND, text_TD[:0], encoder="abc")
-        pseudo, counts = mine.filter_candidates(table, eps_low=0.5, eps_high=1.0, s_max=8, alpha=-1.0)
+        pseudo, counts = mine.filter_candidates(
+            table, eps_low=0.5, eps_high=1.0, s_max=8, alpha=-1.0
+        )
         assert (len(pseudo), counts["images"], counts["candidates"]) == (0, 0, 0)

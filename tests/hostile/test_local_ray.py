@@ -73,7 +73,9 @@ def run(code: str, *arguments: str, environment: dict[str, str]) -> subprocess.P
 
 def bare(home: Path) -> dict[str, str]:
     """This environment without a word to Ray or OpenMP."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "OMP_"))}
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "OMP_"))
+    }
     return kept | {"HOME": str(home), "RAY_USAGE_STATS_ENABLED": "0"}
 
 
@@ -85,7 +87,9 @@ def place() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def ours(place: Path) -> Iterator[dict[str, Any]]:
-    """What one says that is started where Ray is told to have no token, with a long TMPDIR as batch systems set it."""
+    """What one says that is started where Ray is told to have no token, with a long TMPDIR as batch
+    systems set it.
+    """
     long = place / ("job-" + "x" * 86)
     long.mkdir()
     home = place / "home"
@@ -102,7 +106,11 @@ def ours(place: Path) -> Iterator[dict[str, Any]]:
     out, error = process.communicate("", timeout=60)
     assert process.returncode == 0, error
     assert error == ""  # not a word of Ray's
-    assert json.loads(out) == {"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN_PATH": None, "TMPDIR": str(long)}
+    assert json.loads(out) == {
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_AUTH_TOKEN_PATH": None,
+        "TMPDIR": str(long),
+    }
     assert list(Path(said["long"]).glob("raycd-*")) == []
     assert not Path(said["here"]["TMPDIR"]).parent.exists()
     assert list(home.iterdir()) == []
@@ -126,8 +134,15 @@ def test_nobody_else_gets_to_its_sockets_logs_and_code(ours: dict[str, Any]) -> 
 def test_a_stranger_cannot_join_and_who_has_the_token_can(ours: dict[str, Any]) -> None:
     # Otherwise Ray itself takes 127.0.0.1 for the machine's other address, where nobody listens.
     stranger = bare(ours["home"].parent) | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-    with_token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": ours["here"]["RAY_AUTH_TOKEN_PATH"]}
-    ways = [with_token, {"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}]
+    with_token = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": ours["here"]["RAY_AUTH_TOKEN_PATH"],
+    }
+    ways = [
+        with_token,
+        {"RAY_AUTH_MODE": "disabled"},
+        {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64},
+    ]
     joining = [run(STRANGER, ours["gcs"], environment=stranger | way) for way in ways]
     friend, *strangers = [(process, *process.communicate(timeout=150)) for process in joining]
     assert friend[1] == "ran 42\n", friend[2]
@@ -162,7 +177,9 @@ def submit(agent: int, entrypoint: str, **headers: str) -> int:
         return error.code
 
 
-def test_a_stranger_cannot_submit_a_job_over_http(ours: dict[str, Any], agent: int, place: Path) -> None:
+def test_a_stranger_cannot_submit_a_job_over_http(
+    ours: dict[str, Any], agent: int, place: Path
+) -> None:
     for headers in ({}, {"Host": "evil.example"}, {"Authorization": "Bearer " + "0" * 64}):
         assert submit(agent, f"touch {place}/came", **headers) in (401, 403)
     token = Path(ours["here"]["RAY_AUTH_TOKEN_PATH"]).read_text()

@@ -1,4 +1,6 @@
-"""Losses, weights and features that are not finite end what they would spoil, with a message that says where."""
+"""Losses, weights and features that are not finite end what they would spoil, with a message that
+says where.
+"""
 
 from __future__ import annotations
 
@@ -15,18 +17,20 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import distributed, multiprocessing, nn
 
-from raycd import cli
-from raycd.config import Config
-from raycd.embed import EmbedTexts, EncodeImages
+from raycd import bundle
+from raycd.config import Config, cli
 from raycd.errors import TrainingError, WeightsError
-from raycd.model import bundle, encoder, fusion
+from raycd.model import encoder, fusion
+from raycd.model.embed import EmbedTexts, EncodeImages
 from raycd.model.fusion import HeadConfig
 from raycd.runtime import training
 from raycd.train.loop import LOOK_EVERY, Loop, Schedule, Silence
 
 
 def make_toy(inputs: Mapping[str, Any], config: Config, device: torch.device) -> Any:
-    """A linear map of forty rows, whose loss or weights are spoilt in a step. Built here: it travels by value."""
+    """A linear map of forty rows, whose loss or weights are spoilt in a step. Built here: it
+    travels by value.
+    """
 
     class Toy:
         name = "stage 2"
@@ -55,7 +59,9 @@ def make_toy(inputs: Mapping[str, Any], config: Config, device: torch.device) ->
             if spoilt and inputs.get("weights"):  # the last update of an epoch: no loss shows it
                 self.module.register_buffer("spoilt", torch.tensor(float("inf")))
             factor = float("nan") if spoilt and not inputs.get("weights") else 1.0
-            loss: torch.Tensor = module(batch[:, None].float().expand(-1, 4) / 120).square().mean() * factor
+            loss: torch.Tensor = (
+                module(batch[:, None].float().expand(-1, 4) / 120).square().mean() * factor
+            )
             return loss
 
         def select(self) -> float | None:
@@ -82,7 +88,9 @@ def trained(**inputs: Any) -> tuple[list[int], str]:
     ("step", "epochs", "place"),
     [(1, [], "step 1 of epoch 1"), (4, [], "step 4 of epoch 1"), (60, [0], "step 30 of epoch 2")],
 )
-def test_a_loss_of_nan_ends_the_stage_within_some_steps(step: int, epochs: list[int], place: str) -> None:
+def test_a_loss_of_nan_ends_the_stage_within_some_steps(
+    step: int, epochs: list[int], place: str
+) -> None:
     reported, message = trained(step=step)
     assert reported == epochs
     assert message.startswith("stage 2 has diverged")
@@ -126,13 +134,16 @@ def test_all_workers_end_where_the_loss_of_one_is_nan(tmp_path: Path) -> None:
 def test_ray_train_does_not_try_again_and_tells_the_user(ray_cluster: None, tmp_path: Path) -> None:
     settings = Config.model_validate({"compute": {"train_workers": 1, "threads": 1}})
     with pytest.raises(TrainingError) as caught:
-        training.train("toy", make_toy, {"step": 1}, SCHEDULE, settings, storage=str(tmp_path), name="toy")
+        training.train(
+            "toy", make_toy, {"step": 1}, SCHEDULE, settings, storage=str(tmp_path), name="toy"
+        )
     message = cli._users_message(caught.value, tmp_path)
     assert message is not None
     assert "loss nan in step 1 of epoch 1" in message
 
 
-# ---- what is written and read ---------------------------------------------------------------------------------------
+# ---- what is written and read
+# ---------------------------------------------------------------------------------------
 
 
 def spoil(path: Path) -> None:
@@ -143,7 +154,9 @@ def spoil(path: Path) -> None:
 
 
 def seal(folder: Path) -> None:
-    """Make the hashes of a bundle's manifest those of its files, as somebody with a broken exporter would."""
+    """Make the hashes of a bundle's manifest those of its files, as somebody with a broken exporter
+    would.
+    """
     manifest = bundle._manifest(folder)
     files = {name: bundle.sha256(folder / name) for name in manifest.files}
     manifest = manifest.model_copy(update={"files": files})
@@ -180,7 +193,9 @@ def test_a_bundle_with_numbers_that_are_not_finite_is_not_loaded(
 
 
 @pytest.mark.parametrize("part", ["encoder", "head", "gallery"])
-def test_no_bundle_is_written_with_numbers_that_are_not_finite(tiny_bundle: Any, tmp_path: Path, part: str) -> None:
+def test_no_bundle_is_written_with_numbers_that_are_not_finite(
+    tiny_bundle: Any, tmp_path: Path, part: str
+) -> None:
     whole = bundle.load(tiny_bundle.folder)
     gallery = bundle.read_gallery(tiny_bundle.folder)
     if part == "gallery":
@@ -192,9 +207,19 @@ def test_no_bundle_is_written_with_numbers_that_are_not_finite(tiny_bundle: Any,
         module = whole.encoder.clip if part == "encoder" else whole.head
         with torch.no_grad():
             next(module.parameters()).view(-1)[0] = float("inf")
-        gallery = gallery.replace_schema_metadata({b"encoder": whole.encoder.fingerprint().encode()})
+        gallery = gallery.replace_schema_metadata(
+            {b"encoder": whole.encoder.fingerprint().encode()}
+        )
     with pytest.raises(WeightsError, match="not finite"):
-        bundle.write(tmp_path / "bundle", whole.encoder, whole.head, whole.head_config, gallery, whole.config, {})
+        bundle.write(
+            tmp_path / "bundle",
+            whole.encoder,
+            whole.head,
+            whole.head_config,
+            gallery,
+            whole.config,
+            {},
+        )
     assert not (tmp_path / "bundle").exists()
 
 

@@ -1,4 +1,6 @@
-"""Odd pictures through all that reads pictures without a service: each has its outcome, and no other error."""
+"""Odd pictures through all that reads pictures without a service: each has its outcome, and no
+other error.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ from raycd.config import DataConfig
 from raycd.data import images
 from raycd.data.images import BrokenImage, Preprocess
 from raycd.data.pixels import PixelCache
-from raycd.embed import EmbedImages
+from raycd.model.embed import EmbedImages
 from raycd.report.pictures import data_uri
 from tests.hostile.corpus import corpus
 
@@ -56,7 +58,9 @@ def test_every_file_is_read_or_refused_as_it_should_be() -> None:
     assert not failed
 
 
-def test_training_reads_what_can_be_read_and_counts_the_rest(tmp_path: Path, new_encoder: Callable[[], Any]) -> None:
+def test_training_reads_what_can_be_read_and_counts_the_rest(
+    tmp_path: Path, new_encoder: Callable[[], Any]
+) -> None:
     paths = {odd.name: str(tmp_path / odd.name) for odd in CORPUS}
     for odd in CORPUS:
         Path(paths[odd.name]).write_bytes(odd.data)
@@ -127,7 +131,11 @@ def mutated(data: bytes, changes: list[tuple[str, float, int]]) -> bytes:
             case "set":
                 data = data[:at] + bytes([value]) + data[at + 1 :]
             case "flip":
-                data = data[:at] + bytes(byte ^ 1 << value % 8 for byte in data[at : at + 1]) + data[at + 1 :]
+                data = (
+                    data[:at]
+                    + bytes(byte ^ 1 << value % 8 for byte in data[at : at + 1])
+                    + data[at + 1 :]
+                )
             case "cut":
                 data = data[:at]
             case "repeat":
@@ -141,7 +149,9 @@ def mutated(data: bytes, changes: list[tuple[str, float, int]]) -> bytes:
 
 @settings(max_examples=400, derandomize=True, database=None, deadline=None)
 @given(data=st.sampled_from(SMALL), changes=mutations)
-def test_a_damaged_file_is_a_picture_or_a_broken_image(data: bytes, changes: list[tuple[str, float, int]]) -> None:
+def test_a_damaged_file_is_a_picture_or_a_broken_image(
+    data: bytes, changes: list[tuple[str, float, int]]
+) -> None:
     data, start = mutated(data, changes), time.thread_time()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pytest has undone what raycd.data.images says of them
@@ -170,7 +180,9 @@ def odd_paths(tmp_path: Path) -> dict[str, str]:
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     with socket.socket(socket.AF_UNIX) as server:
         here = os.open(tmp_path, os.O_RDONLY)
-        server.bind(f"/proc/self/fd/{here}/socket")  # the path itself may be too long for a socket's address
+        server.bind(
+            f"/proc/self/fd/{here}/socket"
+        )  # the path itself may be too long for a socket's address
         os.close(here)
     inside = {
         "a symlink loop": "loop",

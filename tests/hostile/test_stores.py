@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from raycd import cli
-from raycd.config import Config
+from raycd.config import Config, cli
 from raycd.data import files, stores
 from raycd.data.images import BrokenImage, load, read_bytes
 from raycd.errors import DataError
@@ -24,7 +23,9 @@ from raycd.runtime import embedding
 
 
 class ImageStore(ThreadingHTTPServer):
-    """Answers every path with an image, unless `script` holds statuses for it: these come first, the last for ever."""
+    """Answers every path with an image, unless `script` holds statuses for it: these come first,
+    the last for ever.
+    """
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -32,7 +33,9 @@ class ImageStore(ThreadingHTTPServer):
         self.headers: dict[str, str] = {}
         self.asked: Counter[str] = Counter()
         self.data = BytesIO()
-        Image.fromarray(np.arange(48 * 40 * 3, dtype=np.uint8).reshape(48, 40, 3)).save(self.data, "PNG")
+        Image.fromarray(np.arange(48 * 40 * 3, dtype=np.uint8).reshape(48, 40, 3)).save(
+            self.data, "PNG"
+        )
 
     @property
     def url(self) -> str:
@@ -86,7 +89,9 @@ def refused_port() -> int:
 
 
 @pytest.mark.parametrize("status", [404, 410])
-def test_what_a_store_says_is_absent_is_missing_and_asked_for_once(store: ImageStore, status: int) -> None:
+def test_what_a_store_says_is_absent_is_missing_and_asked_for_once(
+    store: ImageStore, status: int
+) -> None:
     store.script["/a.png"] = [status]
     with pytest.raises(BrokenImage) as caught:
         load(f"{store.url}/a.png", max_pixels=10**6, min_side=8)
@@ -111,7 +116,9 @@ def test_a_busy_store_is_asked_again(store: ImageStore, waits: list[float], stat
     assert [round(wait) for wait in waits] in ([0, 1], [1, 1])
 
 
-@pytest.mark.parametrize(("said", "seconds"), [("7", 7), ("100000", 60), ("Fri, 01 Jan 2100 00:00:00 GMT", 60)])
+@pytest.mark.parametrize(
+    ("said", "seconds"), [("7", 7), ("100000", 60), ("Fri, 01 Jan 2100 00:00:00 GMT", 60)]
+)
 def test_retry_after_is_honoured_within_bounds(
     store: ImageStore, waits: list[float], said: str, seconds: float
 ) -> None:
@@ -121,13 +128,17 @@ def test_retry_after_is_honoured_within_bounds(
 
 
 @pytest.mark.parametrize("said", ["", "soon", "-3", "nan"])
-def test_a_malformed_retry_after_is_ignored(store: ImageStore, waits: list[float], said: str) -> None:
+def test_a_malformed_retry_after_is_ignored(
+    store: ImageStore, waits: list[float], said: str
+) -> None:
     store.script["/a.png"], store.headers["Retry-After"] = [503, 200], said
     read_bytes(f"{store.url}/a.png")
     assert waits == [pytest.approx(0.5, abs=0.2)]
 
 
-def test_a_store_that_stays_busy_is_an_error_that_names_it(store: ImageStore, waits: list[float]) -> None:
+def test_a_store_that_stays_busy_is_an_error_that_names_it(
+    store: ImageStore, waits: list[float]
+) -> None:
     store.script["/a.png"] = [503]
     with pytest.raises(DataError) as caught:
         load(f"{store.url}/a.png", max_pixels=10**6, min_side=8)
@@ -139,7 +150,9 @@ def test_a_store_that_stays_busy_is_an_error_that_names_it(store: ImageStore, wa
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:{port}", "no-such-host.invalid"])
-def test_a_store_that_is_not_there_is_an_error_that_names_it(waits: list[float], address: str) -> None:
+def test_a_store_that_is_not_there_is_an_error_that_names_it(
+    waits: list[float], address: str
+) -> None:
     url = f"http://{address.format(port=refused_port())}"
     with pytest.raises(DataError) as caught:
         read_bytes(f"{url}/a.png")
@@ -148,7 +161,9 @@ def test_a_store_that_is_not_there_is_an_error_that_names_it(waits: list[float],
     assert len(waits) == 5
 
 
-def test_an_answer_that_breaks_off_is_asked_for_again(store: ImageStore, waits: list[float]) -> None:
+def test_an_answer_that_breaks_off_is_asked_for_again(
+    store: ImageStore, waits: list[float]
+) -> None:
     store.script["/a.png"] = [206, 200]
     assert read_bytes(f"{store.url}/a.png") == store.data.getvalue()
     assert len(waits) == 1
@@ -162,7 +177,9 @@ def test_who_cannot_wait_asks_once(store: ImageStore, waits: list[float]) -> Non
 
 
 @pytest.mark.parametrize("status", [400, 405, 418, 501])
-def test_another_refusal_is_told_at_once(store: ImageStore, waits: list[float], status: int) -> None:
+def test_another_refusal_is_told_at_once(
+    store: ImageStore, waits: list[float], status: int
+) -> None:
     store.script["/a.png"] = [status]
     with pytest.raises(DataError, match=str(status)):
         read_bytes(f"{store.url}/a.png")
@@ -182,7 +199,9 @@ def test_a_store_is_named_without_secrets(uri: str, store: str) -> None:
     assert stores.store_of(uri) == store
 
 
-def test_which_images_a_store_has_is_asked_without_reading_them(store: ImageStore, waits: list[float]) -> None:
+def test_which_images_a_store_has_is_asked_without_reading_them(
+    store: ImageStore, waits: list[float]
+) -> None:
     store.script = {"/1.png": [404], "/2.png": [503, 503, 200], "/3.png": [410]}
     size = len(store.data.getvalue())
     found = files.states([f"{store.url}/{n}.png" for n in range(20)])
@@ -196,7 +215,9 @@ def test_a_store_that_refuses_to_say_what_it_has_is_an_error(store: ImageStore) 
         files.states([f"{store.url}/{n}.png" for n in range(9)])
 
 
-CONFIG = Config.model_validate({"embed": {"batch_size": 2}, "compute": {"embed_workers": 2, "threads": 1}})
+CONFIG = Config.model_validate(
+    {"embed": {"batch_size": 2}, "compute": {"embed_workers": 2, "threads": 1}}
+)
 
 
 def test_workers_ask_again_and_count_what_is_absent(
@@ -209,7 +230,10 @@ def test_workers_ask_again_and_count_what_is_absent(
 
 
 def test_a_store_that_refuses_ends_the_workers_with_one_message(
-    ray_cluster: None, new_encoder: Callable[[], Encoder], store: ImageStore, capfd: pytest.CaptureFixture[str]
+    ray_cluster: None,
+    new_encoder: Callable[[], Encoder],
+    store: ImageStore,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     store.script = {f"/{n}.png": [403] for n in range(3, 9)}
     paths: dict[str, str | None] = {str(n): f"{store.url}/{n}.png" for n in range(9)}

@@ -23,7 +23,9 @@ TRIPLETS = "reference,target,caption\na,b,is red\n"
 HALF = r"is red \ud83d"
 
 
-def read(root: Path, gallery: str = GALLERY, triplets: str = TRIPLETS, suffix: str = ".csv") -> Dataset:
+def read(
+    root: Path, gallery: str = GALLERY, triplets: str = TRIPLETS, suffix: str = ".csv"
+) -> Dataset:
     (root / f"g{suffix}").write_text(gallery)
     (root / f"t{suffix}").write_text(triplets)
     return manifest.read(str(root), f"t{suffix}", f"g{suffix}")
@@ -38,13 +40,17 @@ def attributes(data: Dataset) -> dict[str, dict[str, str]]:
 
 
 def parquet(path: Path, columns: list[tuple[str, Any]]) -> None:
-    table = pa.Table.from_arrays([pa.array(values) for _, values in columns], names=[name for name, _ in columns])
+    table = pa.Table.from_arrays(
+        [pa.array(values) for _, values in columns], names=[name for name, _ in columns]
+    )
     pyarrow.parquet.write_table(table, path)
 
 
 def test_a_spreadsheets_empty_columns_are_not_there(tmp_path: Path) -> None:
     data = read(
-        tmp_path, "image_id,path,,colour, ,\na,a.jpg,,blue,,\nb,b.jpg,,red,,\n", "reference,target,caption,,\na,b,x,,\n"
+        tmp_path,
+        "image_id,path,,colour, ,\na,a.jpg,,blue,,\nb,b.jpg,,red,,\n",
+        "reference,target,caption,,\na,b,x,,\n",
     )
     assert attributes(data) == {"a": {"colour": "blue"}, "b": {"colour": "red"}}
     assert [image["image_id"] for image in importable.read(tmp_path / "g.csv")] == ["a", "b"]
@@ -64,7 +70,9 @@ def test_spaces_around_a_columns_name_do_not_count(tmp_path: Path) -> None:
         ("image_id,image_id,path\na,b,a.jpg\n", TRIPLETS, r"g.csv has 2 columns 'image_id'"),
     ],
 )
-def test_two_columns_of_one_name_are_refused(tmp_path: Path, gallery: str, triplets: str, message: str) -> None:
+def test_two_columns_of_one_name_are_refused(
+    tmp_path: Path, gallery: str, triplets: str, message: str
+) -> None:
     with pytest.raises(DataError, match=message) as caught:
         read(tmp_path, gallery, triplets)
     assert "rename one of them" in str(caught.value)
@@ -74,11 +82,17 @@ def test_two_columns_of_one_name_are_refused(tmp_path: Path, gallery: str, tripl
 
 
 def test_two_columns_that_nobody_reads_may_have_one_name(tmp_path: Path) -> None:
-    assert len(read(tmp_path, triplets="reference,target,caption,note,note\na,b,x,y,z\n").triplets) == 1
+    assert (
+        len(read(tmp_path, triplets="reference,target,caption,note,note\na,b,x,y,z\n").triplets)
+        == 1
+    )
 
 
 def test_two_columns_of_one_name_in_parquet_are_refused(tmp_path: Path) -> None:
-    parquet(tmp_path / "g.parquet", [("image_id", ["a"]), ("path", ["a"]), ("colour", ["x"]), ("colour", ["y"])])
+    parquet(
+        tmp_path / "g.parquet",
+        [("image_id", ["a"]), ("path", ["a"]), ("colour", ["x"]), ("colour", ["y"])],
+    )
     with pytest.raises(DataError, match=r"g.parquet has 2 columns 'colour'"):
         manifest.read(str(tmp_path), "t.parquet", "g.parquet")
     with pytest.raises(DataError, match=r"g.parquet has 2 columns 'colour'"):
@@ -89,9 +103,18 @@ def test_two_columns_of_one_name_in_parquet_are_refused(tmp_path: Path) -> None:
     ("line", "message"),
     [
         ('{"image_id": "a", "path": "a", "colour": "x", "colour": "y"}', "names 'colour' twice"),
-        ('{"image_id": "a", "path": "a", "colour": "x", "colour ": "y"}', "g.jsonl, line 1 has 2 columns 'colour'"),
-        ('{"image_id": "a", "path": "a", "colour": "\\ud83d"}', "line 1 is not valid JSON[^£]*half a character"),
-        ('{"image_id": "a", "path": "a", "attributes": {"\\ud83d": "x"}}', "line 1[^£]*half a character"),
+        (
+            '{"image_id": "a", "path": "a", "colour": "x", "colour ": "y"}',
+            "g.jsonl, line 1 has 2 columns 'colour'",
+        ),
+        (
+            '{"image_id": "a", "path": "a", "colour": "\\ud83d"}',
+            "line 1 is not valid JSON[^£]*half a character",
+        ),
+        (
+            '{"image_id": "a", "path": "a", "attributes": {"\\ud83d": "x"}}',
+            "line 1[^£]*half a character",
+        ),
         ('{"image_id": "\\udc00", "path": "a"}', "line 1 is not valid JSON[^£]*half a character"),
         (with_attributes('{"a":' * 10**5 + "1" + "}" * 10**5), "nested too deep"),
         (
@@ -122,7 +145,9 @@ def test_a_line_that_cannot_be_used_is_named(tmp_path: Path, line: str, message:
 
 def test_whole_characters_of_two_halves_are_read(tmp_path: Path) -> None:
     gallery = '{"image_id": "a", "path": "a"}\n'
-    data = read(tmp_path, gallery, r'{"reference": "a", "target": "a", "caption": "\ud83d\udc57"}', ".jsonl")
+    data = read(
+        tmp_path, gallery, r'{"reference": "a", "target": "a", "caption": "\ud83d\udc57"}', ".jsonl"
+    )
     assert data.triplets["captions"].to_pylist() == [["\N{DRESS}"]]
 
 
@@ -143,7 +168,9 @@ def test_half_a_character_in_fashioniq_is_refused(tmp_path: Path) -> None:
             file.write_text(content)
     file = tmp_path / "captions" / "cap.dress.train.json"
     file.write_text('[{"candidate": "a", "target": "a", "captions": ["x", "\\ud83d"]}]')
-    with pytest.raises(DataError, match=r"cap.dress.train.json[^£]*entry 0, captions, entry 1: half a character"):
+    with pytest.raises(
+        DataError, match=r"cap.dress.train.json[^£]*entry 0, captions, entry 1: half a character"
+    ):
         fashioniq.read(str(tmp_path), ["dress"])
     file.write_text("[]")
     (tmp_path / "attributes.json").write_text('{"a": {"colour": "\\ud83d"}}')
@@ -193,16 +220,21 @@ def test_lists_written_as_text_are_read_as_lists(
     else:
         quoted = '"' + text.replace('"', '""') + '"'
         (tmp_path / "t.csv").write_text(f"reference,target,{column}\na,b,{quoted}\n")
-    assert manifest.read(str(tmp_path), f"t{suffix}", "g.csv").triplets["captions"].to_pylist() == [texts]
+    assert manifest.read(str(tmp_path), f"t{suffix}", "g.csv").triplets["captions"].to_pylist() == [
+        texts
+    ]
 
 
-@pytest.mark.parametrize("text", ["[is red]", "[red] or blue", "is [red]", "['red'] or blue", "[1, 2]", "[None]", "["])
+@pytest.mark.parametrize(
+    "text", ["[is red]", "[red] or blue", "is [red]", "['red'] or blue", "[1, 2]", "[None]", "["]
+)
 def test_captions_with_brackets_stay_captions(text: str) -> None:
     assert listed(text) is None
 
 
 @pytest.mark.parametrize(
-    "text", ["[]", "['is red', None]", '["is red", 7]', "['is red', no belt]", "['is red]", r"['\ud83d']"]
+    "text",
+    ["[]", "['is red', None]", '["is red", 7]', "['is red', no belt]", "['is red]", r"['\ud83d']"],
 )
 def test_what_begins_like_a_list_and_is_none_is_refused(tmp_path: Path, text: str) -> None:
     quoted = '"' + text.replace('"', '""') + '"'
@@ -232,7 +264,13 @@ def test_every_kind_of_number_and_text_is_an_attribute(tmp_path: Path) -> None:
     parquet(tmp_path / "g.parquet", columns)
     (tmp_path / "t.csv").write_text(TRIPLETS)
     assert attributes(manifest.read(str(tmp_path), "t.csv", "g.parquet")) == {
-        "a": {"price": "12.5", "wide": "-" + "123" * 15 + ".5", "colour": "blue", "size": "s", "half": "1.5"},
+        "a": {
+            "price": "12.5",
+            "wide": "-" + "123" * 15 + ".5",
+            "colour": "blue",
+            "size": "s",
+            "half": "1.5",
+        },
         "b": {"price": "10", "size": "m", "half": "2"},
     }
 
@@ -247,14 +285,22 @@ def test_a_category_named_average_is_refused_when_it_is_read(tmp_path: Path) -> 
     [
         ("image_id,path,category\na,a.jpg,shoe\nb,b.jpg,hat\n", TRIPLETS),
         (GALLERY, "reference,target,caption,category\na,b,x,shoe\n"),
-        ("image_id,path,category\na,a.jpg,shoe\nb,b.jpg,hat\n", "reference,target,caption,category\na,b,x,shoe\n"),
+        (
+            "image_id,path,category\na,a.jpg,shoe\nb,b.jpg,hat\n",
+            "reference,target,caption,category\na,b,x,shoe\n",
+        ),
     ],
     ids=["gallery alone", "triplets alone", "a triplet between classes"],
 )
-def test_who_puts_a_class_into_category_is_told_the_way_out(tmp_path: Path, gallery: str, triplets: str) -> None:
+def test_who_puts_a_class_into_category_is_told_the_way_out(
+    tmp_path: Path, gallery: str, triplets: str
+) -> None:
     with pytest.raises(DataError, match=r"t.csv, row 1") as caught:
         read(tmp_path, gallery, triplets)
-    assert re.search(r"leave the column `category` out .* attribute|attribute: leave the column", str(caught.value))
+    assert re.search(
+        r"leave the column `category` out .* attribute|attribute: leave the column",
+        str(caught.value),
+    )
 
 
 def test_thousands_of_categories_do_not_fill_the_message(tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""HNSW and IVF: their recall is what brute force says it is, they are the same each time, and a low recall is told."""
+"""HNSW and IVF: their recall is what brute force says it is, they are the same each time, and a low
+recall is told.
+"""
 
 from typing import Any
 
@@ -31,16 +33,24 @@ def found_by(index: str, **fields: int) -> pa.Table:
 
 
 def recall_by_hand(found: pa.Table) -> float:
-    """Share of the pairs (query, neighbour) that numpy finds, at or above the floor and among the first ten."""
+    """Share of the pairs (query, neighbour) that numpy finds, at or above the floor and among the
+    first ten.
+    """
     wide = clustered().astype(np.float64)
-    unit = (wide / np.linalg.norm(wide, axis=1, keepdims=True)).astype(np.float32).astype(np.float64)
+    unit = (
+        (wide / np.linalg.norm(wide, axis=1, keepdims=True)).astype(np.float32).astype(np.float64)
+    )
     similarity_QP = np.round(unit[EVERYTHING[0].queries_Q] @ unit.T, 6)
     hits = wanted = 0
     for query, own_P, neighbours in zip(
         EVERYTHING[0].queries_Q, similarity_QP, found["neighbours"].to_pylist(), strict=True
     ):
         own_P[query] = -1
-        exact = {place for place in np.argsort(-own_P, kind="stable")[:10].tolist() if own_P[place] >= 0.5}
+        exact = {
+            place
+            for place in np.argsort(-own_P, kind="stable")[:10].tolist()
+            if own_P[place] >= 0.5
+        }
         hits, wanted = hits + len(exact & set(neighbours)), wanted + len(exact)
     return hits / wanted
 
@@ -107,9 +117,16 @@ def test_the_record_says_kind_shards_memory_and_recall() -> None:
         "recall": 1.0,
         "sample": 0,
     }
-    assert record_of(index="flat", recall=1.0)["worker_mib"] == 1.0  # 1,000 rows of 1 KiB are 0.98 MiB
+    assert (
+        record_of(index="flat", recall=1.0)["worker_mib"] == 1.0
+    )  # 1,000 rows of 1 KiB are 0.98 MiB
     found = record_of()
-    assert (found["kind"], found["shards"], found["recall"], found["sample"]) == ("hnsw", 3, 0.987, 1000)
+    assert (found["kind"], found["shards"], found["recall"], found["sample"]) == (
+        "hnsw",
+        3,
+        0.987,
+        1000,
+    )
     assert mine.searched_line(found) == (
         f"hnsw, 3 shards of at most {found['worker_mib']} MiB, recall 0.987 of the exact neighbours of 1,000 images"
     )

@@ -1,4 +1,6 @@
-"""A pool searched in shards gives what plain numpy gives, and no shard needs more memory than it may."""
+"""A pool searched in shards gives what plain numpy gives, and no shard needs more memory than it
+may.
+"""
 
 import subprocess
 import sys
@@ -10,9 +12,10 @@ import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 
-from raycd import approximate, mine
+from raycd import mine
 from raycd.config import MineConfig
 from raycd.errors import DataError
+from raycd.index import approximate
 from raycd.mine.searcher import NEAR, Nearest
 
 N, D = 2000, 400  # 3.05 MiB
@@ -20,8 +23,8 @@ S = 5
 
 
 def features_of(kind: str) -> NDArray[np.float32]:
-    """Features (N, D). `ties`: 729 different images, so that equal ones and equal similarities lie in all shards;
-    `few`: 27 of them.
+    """Features (N, D). `ties`: 729 different images, so that equal ones and equal similarities lie
+    in all shards; `few`: 27 of them.
     """
     rng = np.random.default_rng(0)
     if kind == "smooth":
@@ -43,7 +46,9 @@ def pools() -> list[mine.Pool]:
 
 
 def settings_of(**fields: Any) -> MineConfig:
-    return MineConfig(**({"neighbours": S, "floor": 0.3, "eps_low": 0.3, "s_max": 1, "worker_mib": 1} | fields))
+    return MineConfig(
+        **({"neighbours": S, "floor": 0.3, "eps_low": 0.3, "s_max": 1, "worker_mib": 1} | fields)
+    )
 
 
 def oracle(features_ND: NDArray[np.float32], pool: mine.Pool, floor: float) -> list[dict[str, Any]]:
@@ -77,7 +82,9 @@ def test_neighbours_in_several_shards_equal_the_oracle(kind: str, batch_size: in
 
 def test_the_size_of_the_shards_changes_nothing() -> None:
     features_ND = features_of("ties")
-    one, two, several = (mine.find_neighbours(features_ND, pools(), settings_of(worker_mib=mib)) for mib in (4, 2, 1))
+    one, two, several = (
+        mine.find_neighbours(features_ND, pools(), settings_of(worker_mib=mib)) for mib in (4, 2, 1)
+    )
     assert one.equals(two, check_metadata=True)
     assert one.equals(several, check_metadata=True)
 
@@ -94,14 +101,18 @@ def test_lists_may_come_in_any_order(seed: int) -> None:
         searcher = mine.Searcher(mine.normalise(features_ND, rows_P), rows_P, settings)
         queries_BD = mine.normalise(features_ND, visit.rows_B)
         lists.add(visit.place_B, searcher(visit.rows_B, queries_BD, np.arange(len(queries_BD))))
-    assert lists.table().equals(mine.find_neighbours(features_ND, pools(), settings), check_metadata=True)
+    assert lists.table().equals(
+        mine.find_neighbours(features_ND, pools(), settings), check_metadata=True
+    )
 
 
 def inaccurate(unit_PD: NDArray[np.float32]) -> Nearest:
     """Compares with every image, as on a GPU: scores a little off, and of equal ones any."""
     rng = np.random.default_rng(0)
 
-    def nearest(query_BD: NDArray[np.float32], depth: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def nearest(
+        query_BD: NDArray[np.float32], depth: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         score_BP = query_BD @ unit_PD.T
         score_BP += rng.uniform(-NEAR / 2, NEAR / 2, score_BP.shape).astype(np.float32)
         place_BK = np.argsort(-score_BP, axis=1)[:, :depth]
@@ -137,7 +148,9 @@ def test_a_gpu_finds_what_the_processor_finds(kind: str) -> None:
     ],
     ids=lambda settings: f"{settings.index}-{settings.worker_mib}-{settings.hnsw_m}",
 )
-def test_a_shard_with_its_index_needs_no_more_memory_than_a_worker_may_have(settings: MineConfig) -> None:
+def test_a_shard_with_its_index_needs_no_more_memory_than_a_worker_may_have(
+    settings: MineConfig,
+) -> None:
     features_ND = features_of("smooth")
     shards = mine.make_shards(pools(), D, settings)
     for place, pool in enumerate(pools()):
@@ -150,14 +163,16 @@ def test_a_shard_with_its_index_needs_no_more_memory_than_a_worker_may_have(sett
         index = copies * approximate.build(unit_PD, settings).nbytes if copies else 0
         assert unit_PD.nbytes + index <= settings.worker_mib << 20
         stated = len(shard.rows_P) * mine.row_bytes(D, settings)
-        assert 0.95 * stated < unit_PD.nbytes + index <= stated + 4096  # a kilobyte of names and numbers each
+        assert (
+            0.95 * stated < unit_PD.nbytes + index <= stated + 4096
+        )  # a kilobyte of names and numbers each
 
 
 PEAK = """
 import re, sys
 from pathlib import Path
 import numpy as np
-from raycd import approximate
+from raycd.index import approximate
 from raycd.config import MineConfig
 
 def peak():
@@ -172,8 +187,12 @@ print(unit_PD.nbytes + peak() - before)
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of memory is read from Linux's /proc")
-@pytest.mark.parametrize("fields", [{"index": "hnsw", "hnsw_m": 4, "hnsw_ef": 8}, {"index": "ivf", "ivf_lists": 16}])
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="the peak of memory is read from Linux's /proc"
+)
+@pytest.mark.parametrize(
+    "fields", [{"index": "hnsw", "hnsw_m": 4, "hnsw_ef": 8}, {"index": "ivf", "ivf_lists": 16}]
+)
 def test_the_peak_of_building_an_index_is_counted(fields: dict[str, Any]) -> None:
     count, dim, settings = 15_000, 512, MineConfig.model_validate(fields)
     argv = [sys.executable, "-c", PEAK, str(count), str(dim), settings.model_dump_json()]
@@ -184,7 +203,11 @@ def test_the_peak_of_building_an_index_is_counted(fields: dict[str, Any]) -> Non
 
 def test_a_shard_holds_one_image_at_least() -> None:
     [pool] = [mine.Pool("", np.arange(3, dtype=np.int32), np.arange(3, dtype=np.int32))]
-    assert [len(shard.rows_P) for shard in mine.make_shards([pool], 1 << 20, settings_of())] == [1, 1, 1]
+    assert [len(shard.rows_P) for shard in mine.make_shards([pool], 1 << 20, settings_of())] == [
+        1,
+        1,
+        1,
+    ]
 
 
 @pytest.mark.parametrize("row", [1, 1399, 1999])
@@ -197,6 +220,8 @@ def test_a_feature_that_is_not_finite_is_named_by_its_row_in_any_shard(row: int)
 
 def test_an_empty_pool_has_an_empty_table() -> None:
     nothing = np.zeros(0, np.int32)
-    found = mine.find_neighbours(features_of("ties"), [mine.Pool("", nothing, nothing)], settings_of())
+    found = mine.find_neighbours(
+        features_of("ties"), [mine.Pool("", nothing, nothing)], settings_of()
+    )
     assert (len(found), found.schema.names) == (0, mine.NEIGHBOURS.names)
     assert isinstance(found, pa.Table)

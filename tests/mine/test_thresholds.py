@@ -24,7 +24,14 @@ def table(spread: float, settings: MineConfig) -> pa.Table:
     ids = [f"i{number}" for number in range(N)]
     gallery = [{"category": "hat", "split": "train", "image_id": key} for key in ids]
     triplets: list[dict[str, Any]] = [
-        {"triplet_id": f"t{n}", "category": "hat", "split": "train", "captions": [], "reference": r, "target": t}
+        {
+            "triplet_id": f"t{n}",
+            "category": "hat",
+            "split": "train",
+            "captions": [],
+            "reference": r,
+            "target": t,
+        }
         for n, (r, t) in enumerate(rng.choice(ids, 2, replace=False).tolist() for _ in range(T))
     ]
     rows = mine.of_triplets(ids, pa.Table.from_pylist(triplets, schema=TRIPLET))
@@ -34,7 +41,14 @@ def table(spread: float, settings: MineConfig) -> pa.Table:
 
 
 def quantiles(**fields: Any) -> MineConfig:
-    given = {"thresholds": "quantile", "floor": -1, "neighbours": 20, "eps_low": 0.5, "eps_high": 0.9, "alpha": 0.25}
+    given = {
+        "thresholds": "quantile",
+        "floor": -1,
+        "neighbours": 20,
+        "eps_low": 0.5,
+        "eps_high": 0.9,
+        "alpha": 0.25,
+    }
     return MineConfig.model_validate(given | fields)
 
 
@@ -43,7 +57,10 @@ def test_quantiles_leave_the_same_share_of_any_encoders_candidates(spread: float
     settings = quantiles(s_max=20)
     candidates = table(spread, settings)
     now = mine.resolve(candidates, settings)
-    similarity, score = candidates["similarity"].to_numpy(), candidates["score"].drop_null().to_numpy()
+    similarity, score = (
+        candidates["similarity"].to_numpy(),
+        candidates["score"].drop_null().to_numpy(),
+    )
     assert now["s_max"] == 20
     assert {now["eps_low"], now["eps_high"]} <= set(similarity.tolist())
     assert now["alpha"] in score
@@ -59,7 +76,12 @@ def test_quantiles_leave_the_same_share_of_any_encoders_candidates(spread: float
 def test_absolute_thresholds_are_taken_as_they_are() -> None:
     settings = MineConfig(eps_low=0.91, eps_high=0.98, s_max=3, alpha=0.5)
     candidates = table(0.2, settings)
-    assert mine.resolve(candidates, settings) == {"eps_low": 0.91, "eps_high": 0.98, "s_max": 3, "alpha": 0.5}
+    assert mine.resolve(candidates, settings) == {
+        "eps_low": 0.91,
+        "eps_high": 0.98,
+        "s_max": 3,
+        "alpha": 0.5,
+    }
 
 
 def test_all_shares_from_nothing_to_everything_are_possible() -> None:

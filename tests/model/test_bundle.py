@@ -10,11 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from raycd import bundle
+from raycd.bundle import FILES, MANIFEST, Bundle
 from raycd.config import Config, IndexConfig
 from raycd.errors import WeightsError
-from raycd.model import bundle, fusion
-from raycd.model.bundle import FILES, MANIFEST, Bundle
-from raycd.search import Query, Searcher
+from raycd.model import fusion
+from raycd.search.searcher import Query, Searcher
 
 
 @pytest.fixture
@@ -32,7 +33,14 @@ def write(folder: Path, parts: Bundle, *, texts: Sequence[str] = (), **changes: 
     changes.setdefault("gallery", bundle.read_gallery(parts.folder))
     parts = replace(parts, **changes)
     bundle.write(
-        folder, parts.encoder, parts.head, parts.head_config, parts.gallery, parts.config, {}, example_texts=texts
+        folder,
+        parts.encoder,
+        parts.head,
+        parts.head_config,
+        parts.gallery,
+        parts.config,
+        {},
+        example_texts=texts,
     )
 
 
@@ -45,22 +53,38 @@ def test_the_manifest_says_what_the_bundle_is(tiny_bundle: Any, loaded: Bundle) 
     manifest = loaded.manifest
     assert (manifest.format, manifest.preset, manifest.encoder.name) == (2, "demo", "raycd-demo")
     assert manifest.encoder.fingerprint == loaded.encoder.fingerprint()
-    assert manifest.index.model_dump() == {"kind": "flat", "size": 12, "dim": 96, "recall": 1.0, "effort": 0}
+    assert manifest.index.model_dump() == {
+        "kind": "flat",
+        "size": 12,
+        "dim": 96,
+        "recall": 1.0,
+        "effort": 0,
+    }
     assert manifest.metrics == {"average": {"recall@10": 0.5}}
     assert manifest.created.endswith("+00:00")
     assert Config.model_validate(manifest.config) == loaded.config
     assert set(manifest.files) == set(FILES)
-    on_disk = {str(path.relative_to(tiny_bundle.folder)) for path in tiny_bundle.folder.rglob("*") if path.is_file()}
+    on_disk = {
+        str(path.relative_to(tiny_bundle.folder))
+        for path in tiny_bundle.folder.rglob("*")
+        if path.is_file()
+    }
     assert on_disk == {*FILES, MANIFEST}
 
 
-def test_a_round_trip_answers_queries_identically(tiny_bundle: Any, loaded: Bundle, tmp_path: Path) -> None:
+def test_a_round_trip_answers_queries_identically(
+    tiny_bundle: Any, loaded: Bundle, tmp_path: Path
+) -> None:
     write(tmp_path / "again", loaded)
     queries = [Query(image, "is blue", top_k=5) for image in tiny_bundle.images[:3]]
-    assert Searcher(bundle.load(tmp_path / "again")).search(queries) == Searcher(loaded).search(queries)
+    assert Searcher(bundle.load(tmp_path / "again")).search(queries) == Searcher(loaded).search(
+        queries
+    )
 
 
-def test_a_bundle_of_a_moved_run_names_its_pictures_where_they_are(loaded: Bundle, tmp_path: Path) -> None:
+def test_a_bundle_of_a_moved_run_names_its_pictures_where_they_are(
+    loaded: Bundle, tmp_path: Path
+) -> None:
     old, new = tmp_path / "old" / "run", tmp_path / "new" / "run"
     images = old / "catalogue" / "images"
     images.mkdir(parents=True)
@@ -96,11 +120,17 @@ def test_a_loaded_gallery_leaves_its_features_to_the_index(loaded: Bundle) -> No
     assert features == pytest.approx(bundle.gallery_features(table), rel=1e-6)
 
 
-def test_an_approximate_index_is_measured_on_queries_of_example_texts(loaded: Bundle, tmp_path: Path) -> None:
+def test_an_approximate_index_is_measured_on_queries_of_example_texts(
+    loaded: Bundle, tmp_path: Path
+) -> None:
     config = loaded.config.model_copy(update={"index": IndexConfig(kind="hnsw", recall=0.9)})
     write(tmp_path / "bundle", loaded, config=config, texts=["is blue", "has long sleeves"])
     again = bundle.load(tmp_path / "bundle")
-    assert (again.index.kind, again.index.size, again.index.recall) == ("hnsw", 12, again.manifest.index.recall)
+    assert (again.index.kind, again.index.size, again.index.recall) == (
+        "hnsw",
+        12,
+        again.manifest.index.recall,
+    )
     assert again.manifest.example_texts == ["is blue", "has long sleeves"]
 
 
@@ -120,7 +150,9 @@ def test_a_missing_file_is_named(copy: Path, name: str) -> None:
         bundle.load(copy)
 
 
-def test_no_bundle_another_format_and_a_changed_manifest_are_refused(copy: Path, tmp_path: Path) -> None:
+def test_no_bundle_another_format_and_a_changed_manifest_are_refused(
+    copy: Path, tmp_path: Path
+) -> None:
     with pytest.raises(WeightsError, match="holds no bundle"):
         bundle.load(tmp_path)
     rewrite_manifest(copy, metrics={"average": {"recall@10": 1.0}})
@@ -138,13 +170,17 @@ def test_no_bundle_another_format_and_a_changed_manifest_are_refused(copy: Path,
 
 
 def test_settings_that_this_version_cannot_read_are_refused(copy: Path) -> None:
-    manifest = bundle.verify(copy).model_copy(update={"config": {"of_the_future": 1}, "raycd": "9.0"})
+    manifest = bundle.verify(copy).model_copy(
+        update={"config": {"of_the_future": 1}, "raycd": "9.0"}
+    )
     rewrite_manifest(copy, config=manifest.config, raycd="9.0", digest=manifest.own_digest())
     with pytest.raises(WeightsError, match=r"raycd 9\.0; of_the_future"):
         bundle.load(copy)
 
 
-def test_a_head_and_an_encoder_of_different_size_are_refused(loaded: Bundle, tmp_path: Path) -> None:
+def test_a_head_and_an_encoder_of_different_size_are_refused(
+    loaded: Bundle, tmp_path: Path
+) -> None:
     settings = replace(loaded.head_config, dim=64)
     with pytest.raises(WeightsError, match="different size"):
         write(tmp_path / "bundle", loaded, head_config=settings, head=fusion.create(settings))
@@ -153,7 +189,9 @@ def test_a_head_and_an_encoder_of_different_size_are_refused(loaded: Bundle, tmp
 
 def test_features_of_another_encoder_are_refused(loaded: Bundle, tmp_path: Path) -> None:
     features = bundle.gallery_features(bundle.read_gallery(loaded.folder))
-    other = bundle.gallery_table([str(i) for i in range(12)], [[]] * 12, [None] * 12, features, "another")
+    other = bundle.gallery_table(
+        [str(i) for i in range(12)], [[]] * 12, [None] * 12, features, "another"
+    )
     with pytest.raises(WeightsError, match="measured by another encoder"):
         write(tmp_path / "bundle", loaded, gallery=other)
     with pytest.raises(WeightsError, match="measured by another encoder"):
@@ -162,13 +200,17 @@ def test_features_of_another_encoder_are_refused(loaded: Bundle, tmp_path: Path)
 
 def test_a_manifest_of_another_encoder_is_refused(copy: Path) -> None:
     manifest = bundle.verify(copy)
-    other = manifest.model_copy(update={"encoder": manifest.encoder.model_copy(update={"fingerprint": "0"})})
+    other = manifest.model_copy(
+        update={"encoder": manifest.encoder.model_copy(update={"fingerprint": "0"})}
+    )
     rewrite_manifest(copy, encoder=other.encoder.model_dump(), digest=other.own_digest())
     with pytest.raises(WeightsError, match="another encoder than it holds"):
         bundle.load(copy)
 
 
-def test_a_failure_keeps_the_older_bundle(loaded: Bundle, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_keeps_the_older_bundle(
+    loaded: Bundle, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*args: Any) -> None:
         raise OSError(28, "No space left on device")
 

@@ -17,7 +17,9 @@ TEXTS = ["is blue with long sleeves", "a photo of a red dress", ""]
 
 @pytest.fixture
 def pixels() -> torch.Tensor:
-    return torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    return torch.randint(
+        0, 256, (4, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+    )
 
 
 @pytest.fixture
@@ -43,7 +45,9 @@ def test_a_saved_encoder_gives_the_same_features_and_fingerprint(
     assert not after.training
 
 
-def test_weights_preprocessing_and_architecture_each_change_the_fingerprint(new_encoder: MakeEncoder) -> None:
+def test_weights_preprocessing_and_architecture_each_change_the_fingerprint(
+    new_encoder: MakeEncoder,
+) -> None:
     marks = {new_encoder().fingerprint()}
     assert marks == {new_encoder().fingerprint()}
     other = new_encoder()
@@ -80,7 +84,9 @@ def test_convolutions_keep_their_channels_last(new_encoder: MakeEncoder, saved: 
 def test_bare_safetensors_weights_fill_the_named_architecture(
     new_encoder: MakeEncoder, tiny_configs: str, saved: Path, pixels: torch.Tensor
 ) -> None:
-    config = EncoderConfig(name="raycd-tiny", configs=tiny_configs, pretrained=str(saved / WEIGHTS), target_pad=1.5)
+    config = EncoderConfig(
+        name="raycd-tiny", configs=tiny_configs, pretrained=str(saved / WEIGHTS), target_pad=1.5
+    )
     loaded = encoders.load(config)
     assert torch.equal(features(loaded, pixels)[0], features(new_encoder(), pixels)[0])
     assert loaded.preprocess.target_pad == 1.5
@@ -94,7 +100,8 @@ def test_the_papers_architecture_is_resolved_with_288_pixels_and_640_dimensions(
     assert sum(p.numel() for p in encoder.parameters()) == 178_300_601
 
 
-# ---- mistakes ------------------------------------------------------------------------------------------------------
+# ---- mistakes
+# ------------------------------------------------------------------------------------------------------
 
 
 def test_an_unknown_model_names_the_nearest() -> None:
@@ -103,7 +110,9 @@ def test_an_unknown_model_names_the_nearest() -> None:
 
 
 def test_an_unknown_tag_names_the_tags_of_the_model() -> None:
-    with pytest.raises(WeightsError, match=r"'nonsense' of RN50x4-quickgelu(.|\n)*a tag of this model \(openai\)"):
+    with pytest.raises(
+        WeightsError, match=r"'nonsense' of RN50x4-quickgelu(.|\n)*a tag of this model \(openai\)"
+    ):
         encoders.load(EncoderConfig(name="RN50x4-quickgelu", pretrained="nonsense"))
 
 
@@ -119,15 +128,21 @@ def test_a_model_without_tags_says_so(tiny_configs: str) -> None:
 
 @pytest.mark.parametrize("name", ["weights.pt", "weights.bin"])
 @pytest.mark.parametrize("there", [True, False])
-def test_a_pickle_is_refused_unread(name: str, there: bool, tmp_path: Path, tiny_configs: str) -> None:
+def test_a_pickle_is_refused_unread(
+    name: str, there: bool, tmp_path: Path, tiny_configs: str
+) -> None:
     if there:
         torch.save({"weight": torch.zeros(1)}, tmp_path / name)
     with pytest.raises(WeightsError, match="safetensors"):
-        encoders.load(EncoderConfig(name="raycd-tiny", configs=tiny_configs, pretrained=str(tmp_path / name)))
+        encoders.load(
+            EncoderConfig(name="raycd-tiny", configs=tiny_configs, pretrained=str(tmp_path / name))
+        )
 
 
 @pytest.mark.parametrize("damage", ["absent", "empty", "text", "truncated", "other model"])
-def test_weights_that_cannot_be_read_are_a_weights_error(damage: str, saved: Path, tiny_configs: str) -> None:
+def test_weights_that_cannot_be_read_are_a_weights_error(
+    damage: str, saved: Path, tiny_configs: str
+) -> None:
     path = saved / WEIGHTS
     whole = path.read_bytes()
     if damage == "absent":
@@ -136,15 +151,25 @@ def test_weights_that_cannot_be_read_are_a_weights_error(damage: str, saved: Pat
         weights = load_file(path)
         save_file({**weights, "text_projection": torch.zeros(16, 8)}, path)
     else:
-        path.write_bytes({"empty": b"", "text": b"not weights", "truncated": whole[: len(whole) // 2]}[damage])
+        path.write_bytes(
+            {"empty": b"", "text": b"not weights", "truncated": whole[: len(whole) // 2]}[damage]
+        )
     for pretrained in (path, saved):
-        with pytest.raises(WeightsError, match=r"open_clip_model\.safetensors cannot be read or do not fit"):
-            encoders.load(EncoderConfig(name="raycd-tiny", configs=tiny_configs, pretrained=str(pretrained)))
+        with pytest.raises(
+            WeightsError, match=r"open_clip_model\.safetensors cannot be read or do not fit"
+        ):
+            encoders.load(
+                EncoderConfig(name="raycd-tiny", configs=tiny_configs, pretrained=str(pretrained))
+            )
 
 
 @pytest.mark.parametrize("name", [CONFIG, PREPROCESS])
-@pytest.mark.parametrize("content", [None, "{", "[]", "{}", '{"model_cfg": {"embed_dim": 16}}', '{"model_cfg": 5}'])
-def test_a_folder_that_is_no_whole_encoder_is_a_users_error(name: str, content: str | None, saved: Path) -> None:
+@pytest.mark.parametrize(
+    "content", [None, "{", "[]", "{}", '{"model_cfg": {"embed_dim": 16}}', '{"model_cfg": 5}']
+)
+def test_a_folder_that_is_no_whole_encoder_is_a_users_error(
+    name: str, content: str | None, saved: Path
+) -> None:
     if content is None:
         (saved / name).unlink()
     else:
@@ -161,10 +186,13 @@ def test_configs_that_is_no_folder_is_refused(tmp_path: Path) -> None:
 def test_a_folder_of_configs_adds_its_models(tmp_path: Path, tiny_configs: str) -> None:
     config = json.loads((Path(tiny_configs) / "raycd-tiny.json").read_text())
     (tmp_path / "my-own.json").write_text(json.dumps({**config, "embed_dim": 8}))
-    assert encoders.create(EncoderConfig(name="my-own", pretrained="", configs=str(tmp_path))).dim == 8
+    assert (
+        encoders.create(EncoderConfig(name="my-own", pretrained="", configs=str(tmp_path))).dim == 8
+    )
 
 
-# ---- training ------------------------------------------------------------------------------------------------------
+# ---- training
+# ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -184,12 +212,17 @@ def test_finetune_chooses_which_parameters_train(
         name
         for name in parameters
         if name.startswith("transformer.")
-        or name in ("token_embedding.weight", "positional_embedding", "ln_final.weight", "ln_final.bias")
+        or name
+        in ("token_embedding.weight", "positional_embedding", "ln_final.weight", "ln_final.bias")
         or name == "text_projection"
     }
     assert of_images | of_texts == parameters.keys()
-    assert {name for name in of_images if parameters[name].requires_grad} == (of_images if image else set())
-    assert {name for name in of_texts if parameters[name].requires_grad} == (of_texts if text else set())
+    assert {name for name in of_images if parameters[name].requires_grad} == (
+        of_images if image else set()
+    )
+    assert {name for name in of_texts if parameters[name].requires_grad} == (
+        of_texts if text else set()
+    )
 
 
 def gradients(encoder: Encoder, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -198,7 +231,9 @@ def gradients(encoder: Encoder, pixels: torch.Tensor) -> dict[str, torch.Tensor]
     return {name: p.grad for name, p in encoder.clip.named_parameters() if p.grad is not None}
 
 
-def test_gradient_checkpointing_gives_the_same_gradient(new_encoder: MakeEncoder, pixels: torch.Tensor) -> None:
+def test_gradient_checkpointing_gives_the_same_gradient(
+    new_encoder: MakeEncoder, pixels: torch.Tensor
+) -> None:
     plain, saving = new_encoder(), new_encoder()
     plain.trainable("both")
     saving.trainable("both", grad_checkpointing=True)
@@ -233,7 +268,9 @@ def test_gradient_checkpointing_keeps_fewer_activations(
         encoder = new_encoder()
         encoder.trainable("both", grad_checkpointing=checkpointing)
         tokens = encoder.tokenize(TEXTS)
-        what, inputs = (encoder.encode_images, pixels) if side == "image" else (encoder.encode_tokens, tokens)
+        what, inputs = (
+            (encoder.encode_images, pixels) if side == "image" else (encoder.encode_tokens, tokens)
+        )
         kept.append(saved_activations(encoder, lambda what=what, inputs=inputs: what(inputs)))
     assert kept[1] < 0.7 * kept[0]
 
@@ -249,7 +286,8 @@ def test_bf16_comes_close_to_fp32(new_encoder: MakeEncoder, pixels: torch.Tensor
     assert next(encoder.parameters()).dtype == torch.float32
 
 
-# ---- texts ---------------------------------------------------------------------------------------------------------
+# ---- texts
+# ---------------------------------------------------------------------------------------------------------
 
 
 def test_long_texts_are_cut_to_the_context_length(new_encoder: MakeEncoder) -> None:
@@ -259,4 +297,8 @@ def test_long_texts_are_cut_to_the_context_length(new_encoder: MakeEncoder) -> N
     assert tokens.dtype == torch.int64
     assert torch.equal(tokens[0], tokens[1])
     assert tokens[2].count_nonzero() == 2  # begin and end
-    assert [encoder.truncates(text) for text in ("red " * 14, "red " * 15, "")] == [False, True, False]
+    assert [encoder.truncates(text) for text in ("red " * 14, "red " * 15, "")] == [
+        False,
+        True,
+        False,
+    ]

@@ -11,7 +11,9 @@ from torch import nn
 from raycd.model.fold import fold_batch_norms
 
 
-def test_an_encoder_gives_the_same_features_without_its_batch_norms(new_encoder: Callable[[], Any]) -> None:
+def test_an_encoder_gives_the_same_features_without_its_batch_norms(
+    new_encoder: Callable[[], Any],
+) -> None:
     encoder = new_encoder().eval()
     norms = [module for module in encoder.modules() if isinstance(module, nn.BatchNorm2d)]
     assert norms
@@ -29,6 +31,8 @@ def test_an_encoder_gives_the_same_features_without_its_batch_norms(new_encoder:
 
 
 def test_a_batch_norm_that_follows_no_convolution_stays() -> None:
-    module = nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1), nn.ReLU(), nn.BatchNorm2d(3)).eval()
+    module = nn.Sequential(
+        nn.ReLU(), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1), nn.ReLU(), nn.BatchNorm2d(3)
+    ).eval()
     fold_batch_norms(module)
     assert sum(isinstance(part, nn.BatchNorm2d) for part in module) == 2

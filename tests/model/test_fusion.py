@@ -19,7 +19,15 @@ Weights = dict[str, NDArray[np.float32]]
 
 def config(name: str, **sizes: float) -> fusion.HeadConfig:
     return fusion.HeadConfig(
-        name, **{"dim": D, "bilinear_dim": K, "projection_dim": P, "hidden_dim": H, "dropout": 0.5, **sizes}
+        name,
+        **{
+            "dim": D,
+            "bilinear_dim": K,
+            "projection_dim": P,
+            "hidden_dim": H,
+            "dropout": 0.5,
+            **sizes,
+        },
     )
 
 
@@ -38,7 +46,8 @@ def weights(module: nn.Module) -> Weights:
     return {name: value.numpy() for name, value in module.state_dict().items()}
 
 
-# ---- the formulas, in numpy ----------------------------------------------------------------------------------------
+# ---- the formulas, in numpy
+# ----------------------------------------------------------------------------------------
 
 
 def fc(given: Weights, name: str, x: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -49,15 +58,21 @@ def relu(x: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.maximum(x, 0)
 
 
-def combiner_parts(given: Weights, x: NDArray[np.float32], t: NDArray[np.float32]) -> NDArray[np.float32]:
+def combiner_parts(
+    given: Weights, x: NDArray[np.float32], t: NDArray[np.float32]
+) -> NDArray[np.float32]:
     """v + l t + (1 - l) x of Clip4Cir, without dropout."""
-    h = np.concatenate([relu(fc(given, "project_text.0", t)), relu(fc(given, "project_image.0", x))], axis=1)
+    h = np.concatenate(
+        [relu(fc(given, "project_text.0", t)), relu(fc(given, "project_image.0", x))], axis=1
+    )
     v = fc(given, "concatenation.3", relu(fc(given, "concatenation.0", h)))
     weight = 1 / (1 + np.exp(-fc(given, "weight.3", relu(fc(given, "weight.0", h)))))
     return v + weight * t + (1 - weight) * x
 
 
-def bilinear_part(given: Weights, x: NDArray[np.float32], t: NDArray[np.float32]) -> NDArray[np.float32]:
+def bilinear_part(
+    given: Weights, x: NDArray[np.float32], t: NDArray[np.float32]
+) -> NDArray[np.float32]:
     """f_out of eqs 5 to 7."""
     f_image, f_text = relu(fc(given, "project_image.0", x)), relu(fc(given, "project_text.0", t))
     f_bil = np.stack([np.outer(i, j).reshape(-1) for i, j in zip(f_image, f_text, strict=True)])
@@ -65,7 +80,11 @@ def bilinear_part(given: Weights, x: NDArray[np.float32], t: NDArray[np.float32]
 
 
 def part(given: Weights, prefix: str) -> Weights:
-    return {name.removeprefix(f"{prefix}."): value for name, value in given.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(f"{prefix}."): value
+        for name, value in given.items()
+        if name.startswith(prefix)
+    }
 
 
 def normalised(x: NDArray[np.float32]) -> torch.Tensor:
@@ -105,7 +124,8 @@ def test_sum_is_the_normalised_sum_and_has_no_parameters() -> None:
     torch.testing.assert_close(found, torch.tensor([[0.6, 0.8]]))
 
 
-# ---- every head ----------------------------------------------------------------------------------------------------
+# ---- every head
+# ----------------------------------------------------------------------------------------------------
 
 
 def test_the_registry_names_every_head() -> None:
@@ -124,7 +144,9 @@ def test_a_query_is_normalised_and_of_the_features_size(name: str, rows: int) ->
 def test_every_parameter_gets_a_gradient(name: str) -> None:
     module = head(name)
     module(*features())[:, 0].sum().backward()
-    assert all(parameter.grad is not None and parameter.grad.any() for parameter in module.parameters())
+    assert all(
+        parameter.grad is not None and parameter.grad.any() for parameter in module.parameters()
+    )
 
 
 @pytest.mark.parametrize("name", ["clip_cd", "combiner"])
@@ -154,16 +176,21 @@ def test_default_sizes_are_four_and_eight_times_the_features() -> None:
 
 
 def test_the_settings_of_stage_2_shape_the_head() -> None:
-    settings = Stage2Config(head="combiner", bilinear_dim=7, projection_dim=8, hidden_dim=9, dropout=0.25)
+    settings = Stage2Config(
+        head="combiner", bilinear_dim=7, projection_dim=8, hidden_dim=9, dropout=0.25
+    )
     assert fusion.HeadConfig.of(settings, 640) == fusion.HeadConfig("combiner", 640, 7, 8, 9, 0.25)
 
 
-# ---- mistakes ------------------------------------------------------------------------------------------------------
+# ---- mistakes
+# ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("k", [6, 7])
 def test_k_of_the_features_size_or_more_is_refused_with_what_is_possible(k: int) -> None:
-    with pytest.raises(ConfigError, match=rf"K = {k}, D = 6\n +expected: K from 1 to 5\n.*bilinear_dim 3"):
+    with pytest.raises(
+        ConfigError, match=rf"K = {k}, D = 6\n +expected: K from 1 to 5\n.*bilinear_dim 3"
+    ):
         fusion.create(config("clip_cd", bilinear_dim=k))
     fusion.create(config("clip_cd", bilinear_dim=5))
 
@@ -173,7 +200,9 @@ def test_k_does_not_concern_heads_that_have_none() -> None:
 
 
 def test_an_unknown_head_names_the_nearest_and_all() -> None:
-    with pytest.raises(ConfigError, match=r"combinr\n.*clip_cd, combiner, sum(.|\n)*did you mean combiner\?"):
+    with pytest.raises(
+        ConfigError, match=r"combinr\n.*clip_cd, combiner, sum(.|\n)*did you mean combiner\?"
+    ):
         fusion.create(config("combinr"))
 
 
@@ -184,7 +213,17 @@ def test_a_head_of_another_size_than_the_encoder_is_refused(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "damage", ["no folder", "no weights", "truncated", "other shape", "malformed", "list", "field", "no field"]
+    "damage",
+    [
+        "no folder",
+        "no weights",
+        "truncated",
+        "other shape",
+        "malformed",
+        "list",
+        "field",
+        "no field",
+    ],
 )
 def test_a_broken_head_is_a_weights_error(damage: str, tmp_path: Path) -> None:
     folder = tmp_path / "head"
@@ -198,7 +237,12 @@ def test_a_broken_head_is_a_weights_error(damage: str, tmp_path: Path) -> None:
     elif damage == "other shape":
         save_file({**module.state_dict(), "weight.3.bias": torch.zeros(2)}, folder / WEIGHTS)
     elif damage != "no folder":
-        texts = {"malformed": "{", "list": "[]", "field": '{"name": "sum", "dim": 6, "x": 1}', "no field": "{}"}
+        texts = {
+            "malformed": "{",
+            "list": "[]",
+            "field": '{"name": "sum", "dim": 6, "x": 1}',
+            "no field": "{}",
+        }
         (folder / SETTINGS).write_text(texts[damage])
     with pytest.raises(WeightsError, match="no readable fusion head"):
         fusion.load(folder)

@@ -9,32 +9,45 @@ import torch
 from torch import distributed, multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from raycd.model.loss import batch_classification_loss, gather, rank, world_size
+from raycd.distributed import gather, rank, world_size
+from raycd.model.loss import batch_classification_loss
 
 EAST, NORTH = [1.0, 0.0], [0.0, 1.0]
 
 
-def loss(query: list[list[float]], target: list[list[float]], numbers: list[int], scale: float) -> float:
+def loss(
+    query: list[list[float]], target: list[list[float]], numbers: list[int], scale: float
+) -> float:
     return float(
-        batch_classification_loss(torch.tensor(query), torch.tensor(target), torch.tensor(numbers), logit_scale=scale)
+        batch_classification_loss(
+            torch.tensor(query), torch.tensor(target), torch.tensor(numbers), logit_scale=scale
+        )
     )
 
 
 def test_loss_is_the_mean_cross_entropy_of_scaled_cosines() -> None:
     # Cosines of query 0: 0.6 and 0.8; of query 1: 0 and 1; logit scale 10.
-    expected = (math.log(1 + math.exp(10 * (0.8 - 0.6))) + math.log(1 + math.exp(10 * (0.0 - 1.0)))) / 2
-    assert loss([[0.6, 0.8], NORTH], [EAST, NORTH], [0, 1], 10.0) == pytest.approx(expected, rel=1e-5)
+    expected = (
+        math.log(1 + math.exp(10 * (0.8 - 0.6))) + math.log(1 + math.exp(10 * (0.0 - 1.0)))
+    ) / 2
+    assert loss([[0.6, 0.8], NORTH], [EAST, NORTH], [0, 1], 10.0) == pytest.approx(
+        expected, rel=1e-5
+    )
     assert expected == pytest.approx(1.0634867, rel=1e-6)
 
 
 def test_lengths_of_features_do_not_matter() -> None:
-    assert loss([[6.0, 8.0], [0.0, 0.5]], [[3.0, 0.0], [0.0, 7.0]], [0, 1], 10.0) == pytest.approx(1.0634867, rel=1e-5)
+    assert loss([[6.0, 8.0], [0.0, 0.5]], [[3.0, 0.0], [0.0, 7.0]], [0, 1], 10.0) == pytest.approx(
+        1.0634867, rel=1e-5
+    )
 
 
 def test_the_logit_scale_multiplies_cosines() -> None:
     for scale in (1.0, 100.0):
         found = loss([EAST, EAST], [EAST, NORTH], [0, 1], scale)
-        assert found == pytest.approx((math.log1p(math.exp(-scale)) + math.log1p(math.exp(scale))) / 2, rel=1e-5)
+        assert found == pytest.approx(
+            (math.log1p(math.exp(-scale)) + math.log1p(math.exp(scale))) / 2, rel=1e-5
+        )
 
 
 def test_a_triplet_of_the_same_target_is_no_negative() -> None:
@@ -56,7 +69,8 @@ def test_a_single_process_is_the_first_of_one() -> None:
     assert gather(rows) is rows
 
 
-# ---- several workers -----------------------------------------------------------------------------------------------
+# ---- several workers
+# -----------------------------------------------------------------------------------------------
 
 NUMBERS = torch.tensor([0, 1, 2, 3, 0, 4, 3, 3])  # targets 0 and 3 stand on both workers
 
@@ -81,7 +95,9 @@ def step(towers: Towers, module: nn.Module, own: slice) -> tuple[torch.Tensor, l
     query, target = module(rows_of_all()[own])
     value = batch_classification_loss(query, target, NUMBERS[own], 20.0)
     value.backward()
-    return value.detach(), [parameter.grad for parameter in towers.parameters() if parameter.grad is not None]
+    return value.detach(), [
+        parameter.grad for parameter in towers.parameters() if parameter.grad is not None
+    ]
 
 
 def worker(number: int, workers: int, port: int, folder: str) -> None:
@@ -133,6 +149,8 @@ def test_two_workers_of_half_a_batch_have_the_loss_and_gradient_of_one(
             torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-6)
 
 
-def test_rows_are_gathered_in_the_order_of_the_workers(two_workers: list[dict[str, torch.Tensor]]) -> None:
+def test_rows_are_gathered_in_the_order_of_the_workers(
+    two_workers: list[dict[str, torch.Tensor]],
+) -> None:
     for found in two_workers:
         assert found["gathered"].tolist() == [0.0, 1.0, 10.0, 11.0]

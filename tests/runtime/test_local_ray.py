@@ -15,7 +15,9 @@ from raycd.runtime import local_ray
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("given", ["10.0.0.1:6379", "head:6379", "[fd00::1]:6379", "ray://10.0.0.1:10001", "auto"])
+@pytest.mark.parametrize(
+    "given", ["10.0.0.1:6379", "head:6379", "[fd00::1]:6379", "ray://10.0.0.1:10001", "auto"]
+)
 def test_addresses_of_clusters(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
     monkeypatch.setenv("RAY_ADDRESS", given)
     assert local_ray.address() == given
@@ -28,14 +30,29 @@ def test_no_address_means_a_ray_of_our_own(monkeypatch: pytest.MonkeyPatch, give
 
 
 @pytest.mark.parametrize(
-    "given", ["http://127.0.0.1:8265", "foo", "foo:bar", "foo:", ":6379", "a:0", "a:65536", "::1:6379", "a b:6379"]
+    "given",
+    [
+        "http://127.0.0.1:8265",
+        "foo",
+        "foo:bar",
+        "foo:",
+        ":6379",
+        "a:0",
+        "a:65536",
+        "::1:6379",
+        "a b:6379",
+    ],
 )
 @pytest.mark.parametrize("command", ["jobs/train.py", "serve/app.py"])
 def test_other_addresses_are_one_message_before_any_work(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, given: str, command: str
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    given: str,
+    command: str,
 ) -> None:
     from jobs import train
-    from raycd import cli
+    from raycd.config import cli
     from serve import app
 
     monkeypatch.setenv("RAY_ADDRESS", given)
@@ -43,10 +60,14 @@ def test_other_addresses_are_one_message_before_any_work(
     if command == "serve/app.py":
         code = app.main(["--bundle", str(tmp_path)])
     else:
-        code = cli.run(train.main, ["--preset", "demo", "--runs", str(runs)], prog=command, description="")
+        code = cli.run(
+            train.main, ["--preset", "demo", "--runs", str(runs)], prog=command, description=""
+        )
     said = capsys.readouterr()
     assert (code, said.out) == (2, "")
-    assert said.err.startswith(f"error: RAY_ADDRESS is not the address of a Ray cluster\n  got:      {given}\n")
+    assert said.err.startswith(
+        f"error: RAY_ADDRESS is not the address of a Ray cluster\n  got:      {given}\n"
+    )
     assert ("ray job submit --address http" in said.err) == given.startswith("http")
     assert not runs.exists()
 
@@ -86,12 +107,16 @@ finally:
 def test_a_start_that_takes_too_long_is_tried_again_and_leaves_no_process(late: int) -> None:
     done = subprocess.run(
         [sys.executable, "-c", BUSY, str(late)],
-        env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"PYTHONPATH": str(ROOT)},
+        env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=240,
     )
-    assert "Ray has not started in its time, this machine is busy: once more, with more time" in done.stderr
+    assert (
+        "Ray has not started in its time, this machine is busy: once more, with more time"
+        in done.stderr
+    )
     if late == 1:
         assert done.stdout == "works\nTrue True\n", done.stderr
     else:
@@ -120,7 +145,9 @@ def test_ray_may_be_given_longer_for_its_node(monkeypatch: pytest.MonkeyPatch) -
         services.get_node("gcs")
 
 
-def test_a_temporary_folder_that_cannot_be_made_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_temporary_folder_that_cannot_be_made_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "file" / "ray"))

@@ -46,7 +46,11 @@ def triplets() -> mine.TripletRows:
 def pools_of(kind: str, triplets: mine.TripletRows) -> list[mine.Pool]:
     """Two galleries that overlap."""
     names = {"dress": range(0, 200), "shirt": range(100, N)}
-    rows = [{"category": c, "split": "train", "image_id": f"image-{i}"} for c, images in names.items() for i in images]
+    rows = [
+        {"category": c, "split": "train", "image_id": f"image-{i}"}
+        for c, images in names.items()
+        for i in images
+    ]
     return mine.make_pools(kind, pa.Table.from_pylist(rows), triplets)
 
 
@@ -64,7 +68,9 @@ def test_neighbours_equal_the_core(
     cpus: float,
 ) -> None:
     """Eight workers of half a CPU do not fit into two CPUs: as many as fit do the work."""
-    settings = MineConfig.model_validate({"neighbours": 8, "floor": 0.5, "batch_size": batch_size, "pool": pool})
+    settings = MineConfig.model_validate(
+        {"neighbours": 8, "floor": 0.5, "batch_size": batch_size, "pool": pool}
+    )
     pools = pools_of(pool, triplets)
     compute = ComputeConfig(mine_workers=workers, cpus_per_worker=cpus)
     found = mining.find_neighbours(features[0], pools, settings, compute)
@@ -83,7 +89,9 @@ def test_candidates_equal_the_core(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(mining, "SCORE_BLOCK", block)
-    found = mine.find_neighbours(features[0], pools_of("category", triplets), MineConfig(neighbours=8, floor=0.5))
+    found = mine.find_neighbours(
+        features[0], pools_of("category", triplets), MineConfig(neighbours=8, floor=0.5)
+    )
     table = mining.make_candidates(
         triplets, found, *features, encoder="abc", compute=ComputeConfig(mine_workers=workers)
     )
@@ -92,11 +100,19 @@ def test_candidates_equal_the_core(
     assert table.equals(expected, check_metadata=True)
 
 
-def test_nothing_to_mine_is_an_empty_table(ray_cluster: None, features: tuple[NDArray[np.float32], ...]) -> None:
+def test_nothing_to_mine_is_an_empty_table(
+    ray_cluster: None, features: tuple[NDArray[np.float32], ...]
+) -> None:
     rows = np.zeros(0, np.int32)
-    nothing = mine.TripletRows(pa.array(["image-0"]), pa.array([], pa.string()), pa.array([], pa.string()), rows, rows)
-    found = mining.find_neighbours(features[0], [mine.Pool("", rows, rows)], MineConfig(), ComputeConfig())
-    table = mining.make_candidates(nothing, found, features[0], features[1][:0], encoder="abc", compute=ComputeConfig())
+    nothing = mine.TripletRows(
+        pa.array(["image-0"]), pa.array([], pa.string()), pa.array([], pa.string()), rows, rows
+    )
+    found = mining.find_neighbours(
+        features[0], [mine.Pool("", rows, rows)], MineConfig(), ComputeConfig()
+    )
+    table = mining.make_candidates(
+        nothing, found, features[0], features[1][:0], encoder="abc", compute=ComputeConfig()
+    )
     pseudo, counts = mine.filter_candidates(table, eps_low=0.9, eps_high=0.995, s_max=4, alpha=0.6)
     assert (len(found), len(table), len(pseudo), counts["candidates"]) == (0, 0, 0, 0)
 
@@ -115,11 +131,16 @@ def wide() -> NDArray[np.float32]:
 def halves() -> list[mine.Pool]:
     """Two pools of three quarters of the images each, with queries in all of their shards."""
     parts = [np.arange(750), np.arange(250, 1000)]
-    return [mine.Pool(f"{n}", rows.astype(np.int32), rows[::3].astype(np.int32)) for n, rows in enumerate(parts)]
+    return [
+        mine.Pool(f"{n}", rows.astype(np.int32), rows[::3].astype(np.int32))
+        for n, rows in enumerate(parts)
+    ]
 
 
 def small_shards(**fields: object) -> MineConfig:
-    return MineConfig.model_validate({"neighbours": 8, "floor": 0.5, "eps_low": 0.5, "worker_mib": 1, **fields})
+    return MineConfig.model_validate(
+        {"neighbours": 8, "floor": 0.5, "eps_low": 0.5, "worker_mib": 1, **fields}
+    )
 
 
 @pytest.mark.parametrize(
@@ -158,8 +179,12 @@ def test_blocks_may_be_cut_and_joined(
     """As Ray Data does it where tasks have a GPU."""
     monkeypatch.setattr(mining, "PAIRS", 20_000)
     searching = mining._searching
-    monkeypatch.setattr(mining, "_searching", lambda *given: {**searching(*given), "batch_size": rows})
-    found = mining.find_neighbours(wide, halves(), small_shards(batch_size=7), ComputeConfig(cpus_per_worker=0.5))
+    monkeypatch.setattr(
+        mining, "_searching", lambda *given: {**searching(*given), "batch_size": rows}
+    )
+    found = mining.find_neighbours(
+        wide, halves(), small_shards(batch_size=7), ComputeConfig(cpus_per_worker=0.5)
+    )
     assert found.equals(mine.find_neighbours(wide, halves(), small_shards()), check_metadata=True)
 
 
@@ -184,14 +209,20 @@ def test_the_features_are_let_go_while_neighbours_are_searched(
 def test_measured_recall_is_that_of_the_sample(
     ray_cluster: None, wide: NDArray[np.float32], sample: int, expected: int
 ) -> None:
-    settings = small_shards(index="ivf", worker_mib=3, ivf_lists=8, ivf_probes=1, recall_sample=sample)
+    settings = small_shards(
+        index="ivf", worker_mib=3, ivf_lists=8, ivf_probes=1, recall_sample=sample
+    )
     compute = ComputeConfig(mine_workers=1)
     found = mine.find_neighbours(wide, halves(), settings)
-    recall, queries = mining.measured_recall(found, lambda: wide, halves(), settings, compute, seed=3)
+    recall, queries = mining.measured_recall(
+        found, lambda: wide, halves(), settings, compute, seed=3
+    )
     assert queries == expected
     exact = {
         (row["pool"], row["image"]): row["neighbours"]
-        for row in mine.find_neighbours(wide, mine.sample(halves(), sample, 3), small_shards()).to_pylist()
+        for row in mine.find_neighbours(
+            wide, mine.sample(halves(), sample, 3), small_shards()
+        ).to_pylist()
     }
     lists = {(row["pool"], row["image"]): row["neighbours"] for row in found.to_pylist()}
     hits = sum(len(set(lists[query]) & set(neighbours)) for query, neighbours in exact.items())
@@ -199,7 +230,9 @@ def test_measured_recall_is_that_of_the_sample(
     assert 0.1 < recall < 1
 
 
-def test_a_feature_that_is_not_finite_is_named_by_its_row(ray_cluster: None, wide: NDArray[np.float32]) -> None:
+def test_a_feature_that_is_not_finite_is_named_by_its_row(
+    ray_cluster: None, wide: NDArray[np.float32]
+) -> None:
     broken = wide.copy()
     broken[999, 0] = np.nan
     with pytest.raises(DataError, match="the features of row 999 are not finite"):
@@ -221,15 +254,30 @@ def context(tmp_path: Path, wide: NDArray[np.float32]) -> Callable[..., Context]
         features_io.write(writing.folder / IMAGES, features_io.to_table(ids, status, wide))
         texts = features_io.to_table(["Is red"], ["ok"], np.ones((1, 600), np.float32))
         features_io.write(writing.folder / TEXTS, texts)
-    rows = [("train", f"image-{i}", f"image-{i + 1}") for i in range(900)] + [("val", "image-0", "image-1")]
+    rows = [("train", f"image-{i}", f"image-{i + 1}") for i in range(900)] + [
+        ("val", "image-0", "image-1")
+    ]
     triplets = [
-        {"triplet_id": f"t{n}", "category": "dress", "split": s, "reference": r, "target": t, "captions": ["is red"]}
+        {
+            "triplet_id": f"t{n}",
+            "category": "dress",
+            "split": s,
+            "reference": r,
+            "target": t,
+            "captions": ["is red"],
+        }
         for n, (s, r, t) in enumerate(rows)
     ]
-    gallery = [{"category": "dress", "split": s, "image_id": i} for s in ("train", "val") for i in ids[:901]]
+    gallery = [
+        {"category": "dress", "split": s, "image_id": i}
+        for s in ("train", "val")
+        for i in ids[:901]
+    ]
     images = pa.table({"image_id": ids, "path": ids, "attributes": [[]] * len(ids)}, schema=IMAGE)
     dataset = Dataset(
-        images, pa.Table.from_pylist(gallery, schema=GALLERY), pa.Table.from_pylist(triplets, schema=TRIPLET)
+        images,
+        pa.Table.from_pylist(gallery, schema=GALLERY),
+        pa.Table.from_pylist(triplets, schema=TRIPLET),
     )
 
     def make(**fields: object) -> Context:
@@ -246,7 +294,9 @@ def mined(context: Context) -> dict[str, Any]:
         stages.mine_candidates(context, writing)
         images, texts, _ = context.features("embed")
         triplets = context.dataset.triplets_of("train")
-        triplets = triplets.filter([row["reference"] in images and row["target"] in images for row in rows(triplets)])
+        triplets = triplets.filter(
+            [row["reference"] in images and row["target"] in images for row in rows(triplets)]
+        )
         known = mine.of_triplets(list(images.rows), triplets)
         pools = mine.make_pools("all", context.dataset.gallery, known)
         values = images.values.numpy()
@@ -270,7 +320,13 @@ def test_the_stage_records_an_exact_search_in_shards(
     ray_cluster: None, context: Callable[..., Context], capsys: pytest.CaptureFixture[str]
 ) -> None:
     record = mined(context())
-    assert record["index"] == {"kind": "flat", "shards": 3, "worker_mib": 0.7, "recall": 1.0, "sample": 0}
+    assert record["index"] == {
+        "kind": "flat",
+        "shards": 3,
+        "worker_mib": 0.7,
+        "recall": 1.0,
+        "sample": 0,
+    }
     assert record["warnings"] == []
     assert record["counts"]["overlaps"] == {"dress": 901}
     assert "mine: flat, 3 shards of at most 0.7 MiB, exact\n" in capsys.readouterr().err
@@ -279,7 +335,9 @@ def test_the_stage_records_an_exact_search_in_shards(
 def test_the_stage_warns_where_an_approximate_search_misses_neighbours(
     ray_cluster: None, context: Callable[..., Context], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    low = context(index="ivf", worker_mib=64, ivf_lists=20, ivf_probes=1, recall_sample=300, neighbours=64)
+    low = context(
+        index="ivf", worker_mib=64, ivf_lists=20, ivf_probes=1, recall_sample=300, neighbours=64
+    )
     record = mined(low)
     index, said = record["index"], capsys.readouterr().err
     assert (index["kind"], index["shards"], index["sample"]) == ("ivf", 1, 300)

@@ -13,16 +13,26 @@ import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
 
+from raycd import bundle
 from raycd.config import Config, SyntheticConfig, flatten
-from raycd.data.drawing import draw
-from raycd.data.garments import random_garment
-from raycd.data.synthetic import write_catalogue
+from raycd.data.demo.drawing import draw
+from raycd.data.demo.garments import random_garment
+from raycd.data.demo.synthetic import write_catalogue
 from raycd.errors import ConfigError, DataError, RunError
-from raycd.model import bundle
 from raycd.runtime import pipeline, stages
-from raycd.search import Query, Searcher
+from raycd.search.searcher import Query, Searcher
 
-STAGES = ["encoder", "zero_shot", "stage1", "embed", "mine", "filter", "stage2", "evaluate", "bundle"]
+STAGES = [
+    "encoder",
+    "zero_shot",
+    "stage1",
+    "embed",
+    "mine",
+    "filter",
+    "stage2",
+    "evaluate",
+    "bundle",
+]
 CATEGORIES = {"dress", "shirt", "toptee"}
 UNTRACKED: Mapping[str, Any] = {"tracking": {"enabled": False}}
 
@@ -59,8 +69,12 @@ def client(runs: Path) -> MlflowClient:
 
 
 @pytest.fixture(scope="module")
-def fashion(tmp_path_factory: pytest.TempPathFactory, tiny_settings: dict[str, Any]) -> tuple[Path, dict[str, str]]:
-    """A data set in Fashion-IQ's files, in which the first val target is broken and the first train one is missing."""
+def fashion(
+    tmp_path_factory: pytest.TempPathFactory, tiny_settings: dict[str, Any]
+) -> tuple[Path, dict[str, str]]:
+    """A data set in Fashion-IQ's files, in which the first val target is broken and the first train
+    one is missing.
+    """
     root = tmp_path_factory.mktemp("fashion")
     write_catalogue(root, SyntheticConfig.model_validate(tiny_settings["data"]["synthetic"]))
     broken, missing = (
@@ -80,7 +94,9 @@ def finished(
     ray_cluster: None,
 ) -> Finished:
     runs = tmp_path_factory.mktemp("runs")
-    settings = merged(tiny_settings, {"runs": str(runs), "data": {"format": "fashioniq", "root": str(fashion[0])}})
+    settings = merged(
+        tiny_settings, {"runs": str(runs), "data": {"format": "fashioniq", "root": str(fashion[0])}}
+    )
     outcome = pipeline.run(Config.model_validate(settings))
     return Finished(settings, outcome, runs / "tiny", fashion[1])
 
@@ -90,7 +106,9 @@ def copied(finished: Finished, tmp_path: Path) -> Finished:
     """A copy of the run that may be changed; it keeps no MLflow record."""
     ignore = shutil.ignore_patterns(".train", ".lock")
     shutil.copytree(finished.folder, tmp_path / "tiny", ignore=ignore)
-    return replace(finished, folder=tmp_path / "tiny", settings=finished.settings | {"runs": str(tmp_path)})
+    return replace(
+        finished, folder=tmp_path / "tiny", settings=finished.settings | {"runs": str(tmp_path)}
+    )
 
 
 @pytest.fixture
@@ -102,7 +120,9 @@ def breaking(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, BaseException], 
             (writing.folder / "half").write_text("half")
             raise error
 
-        changed = [replace(stage, work=work) if stage.name == name else stage for stage in pipeline.STAGES]
+        changed = [
+            replace(stage, work=work) if stage.name == name else stage for stage in pipeline.STAGES
+        ]
         monkeypatch.setattr(pipeline, "STAGES", tuple(changed))
         return monkeypatch
 
@@ -150,7 +170,9 @@ def test_a_stage_records_what_it_came_from(finished: Finished, name: str) -> Non
     record = json.loads((finished.folder / name / "stage.json").read_text())
     assert record["stage"] == name
     assert re.fullmatch("[0-9a-f]{64}", record["fingerprint"])
-    assert record["inputs"] == next(list(stage.inputs) for stage in pipeline.STAGES if stage.name == name)
+    assert record["inputs"] == next(
+        list(stage.inputs) for stage in pipeline.STAGES if stage.name == name
+    )
     assert Config.model_validate(record["config"]) == finished.config()
     assert record["seconds"] > 0
     assert "counts" in record or name in ("encoder", "stage1", "stage2")
@@ -170,18 +192,30 @@ def test_missing_and_broken_images_are_counted_listed_and_left_out(finished: Fin
 
 
 def test_a_query_that_needs_a_broken_image_is_reported(finished: Finished) -> None:
-    [broken] = [image_id for image_id, reason in finished.missing.items() if reason == "not_an_image"]
+    [broken] = [
+        image_id for image_id, reason in finished.missing.items() if reason == "not_an_image"
+    ]
     captions = Path(finished.settings["data"]["root"]) / "captions" / "cap.dress.val.json"
-    needing = [row for row in json.loads(captions.read_text()) if broken in (row["target"], row["candidate"])]
+    needing = [
+        row
+        for row in json.loads(captions.read_text())
+        if broken in (row["target"], row["candidate"])
+    ]
     evaluated = pipeline.recorded(finished.outcome.run, "evaluate")
-    assert evaluated["counts"]["missing_queries"] == {"dress": len(needing), "shirt": 0, "toptee": 0}
+    assert evaluated["counts"]["missing_queries"] == {
+        "dress": len(needing),
+        "shirt": 0,
+        "toptee": 0,
+    }
     assert len(evaluated["missing"]["queries"]["dress"]) == len(needing) > 0
     assert evaluated["counts"]["missing_gallery"] == {"dress": 1, "shirt": 0, "toptee": 0}
 
 
 def test_mlflow_has_a_run_for_the_pipeline_and_one_for_each_stage(finished: Finished) -> None:
     mlflow = client(finished.folder.parent)
-    [parent] = [run for run in mlflow.search_runs(["1"]) if "mlflow.parentRunId" not in run.data.tags]
+    [parent] = [
+        run for run in mlflow.search_runs(["1"]) if "mlflow.parentRunId" not in run.data.tags
+    ]
     assert parent.info.status == "FINISHED"
     assert parent.data.params.keys() == flatten(finished.config()).keys()
     assert (
@@ -195,7 +229,10 @@ def test_mlflow_has_a_run_for_the_pipeline_and_one_for_each_stage(finished: Fini
     assert sorted(children) == sorted(STAGES)
     assert {child.info.status for child in children.values()} == {"FINISHED"}
     assert len(mlflow.get_metric_history(children["stage1"].info.run_id, "loss")) == 1
-    epochs = [mlflow.get_metric_history(children["stage2"].info.run_id, name) for name in ("loss", "pseudo/loss")]
+    epochs = [
+        mlflow.get_metric_history(children["stage2"].info.run_id, name)
+        for name in ("loss", "pseudo/loss")
+    ]
     assert [len(history) for history in epochs] == [2, 1]
     [version] = mlflow.search_model_versions("name = 'raycd'")
     assert version.run_id == parent.info.run_id
@@ -206,13 +243,17 @@ def test_mlflow_has_a_run_for_the_pipeline_and_one_for_each_stage(finished: Fini
     }
 
 
-def test_a_finished_run_started_again_does_nothing(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_run_started_again_does_nothing(
+    finished: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refused(*_: object, **__: object) -> None:
         raise AssertionError("nothing is to be started")
 
     monkeypatch.setattr(pipeline.cluster, "connected", refused)
     monkeypatch.setattr(pipeline.Tracker, "open", refused)
-    before = {path: path.stat().st_mtime_ns for path in finished.folder.rglob("*") if path.name != ".lock"}
+    before = {
+        path: path.stat().st_mtime_ns for path in finished.folder.rglob("*") if path.name != ".lock"
+    }
     again = pipeline.run(finished.config())
     assert (again.done, again.metrics) == ([], finished.metrics())
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -238,7 +279,9 @@ def test_a_finished_run_started_again_does_nothing(finished: Finished, monkeypat
     ],
     ids=["mine.alpha", "stage1", "evaluate.ks", "index", "how fast it is"],
 )
-def test_a_changed_setting_redoes_what_it_touches(copied: Finished, changes: dict[str, Any], done: list[str]) -> None:
+def test_a_changed_setting_redoes_what_it_touches(
+    copied: Finished, changes: dict[str, Any], done: list[str]
+) -> None:
     changed = copied.config(**changes, **UNTRACKED)
     outcome = pipeline.run(changed)
     assert outcome.done == done
@@ -248,7 +291,9 @@ def test_a_changed_setting_redoes_what_it_touches(copied: Finished, changes: dic
 
 def test_the_bundle_knows_the_attributes_and_short_texts_of_train(finished: Finished) -> None:
     root = Path(finished.settings["data"]["root"])
-    rows = pq.read_table(finished.folder / "bundle" / "gallery.parquet", columns=["image_id", "attributes"]).to_pylist()
+    rows = pq.read_table(
+        finished.folder / "bundle" / "gallery.parquet", columns=["image_id", "attributes"]
+    ).to_pylist()
     said = json.loads((root / "attributes.json").read_text())
     assert {row["image_id"]: dict(row["attributes"]) for row in rows} == {
         row["image_id"]: said[row["image_id"]] for row in rows
@@ -272,9 +317,14 @@ def test_changed_attributes_redo_the_bundle_alone(copied: Finished) -> None:
 
 
 def test_ctrl_c_in_a_stage_leaves_the_earlier_ones_whole_and_the_run_continues(
-    finished: Finished, copied: Finished, breaking: Callable[[str, BaseException], pytest.MonkeyPatch]
+    finished: Finished,
+    copied: Finished,
+    breaking: Callable[[str, BaseException], pytest.MonkeyPatch],
 ) -> None:
-    tracking = {"uri": f"sqlite:///{finished.folder.parent / 'mlflow.db'}", "experiment": "interrupted"}
+    tracking = {
+        "uri": f"sqlite:///{finished.folder.parent / 'mlflow.db'}",
+        "experiment": "interrupted",
+    }
     config = copied.config(mine={"alpha": 0.1}, stage2={"head": "sum"}, tracking=tracking)
     before = (copied.folder / "evaluate" / "stage.json").read_text()
     mended = breaking("evaluate", KeyboardInterrupt())
@@ -294,7 +344,9 @@ def test_ctrl_c_in_a_stage_leaves_the_earlier_ones_whole_and_the_run_continues(
 
 
 def test_a_stage_that_fails_is_a_failed_run_and_can_be_continued(
-    finished: Finished, copied: Finished, breaking: Callable[[str, BaseException], pytest.MonkeyPatch]
+    finished: Finished,
+    copied: Finished,
+    breaking: Callable[[str, BaseException], pytest.MonkeyPatch],
 ) -> None:
     tracking = {"uri": f"sqlite:///{finished.folder.parent / 'mlflow.db'}", "experiment": "failed"}
     config = copied.config(evaluate={"ks": [5]}, tracking=tracking)
@@ -306,7 +358,10 @@ def test_a_stage_that_fails_is_a_failed_run_and_can_be_continued(
     assert client(finished.folder.parent).get_run(known).info.status == "FAILED"
     before = json.loads((copied.folder / "evaluate" / "stage.json").read_text())
     assert before["config"]["evaluate"]["ks"] == [10, 50]
-    assert pipeline.run(copied.config(evaluate={"ks": [5]}, **UNTRACKED)).done == ["evaluate", "bundle"]
+    assert pipeline.run(copied.config(evaluate={"ks": [5]}, **UNTRACKED)).done == [
+        "evaluate",
+        "bundle",
+    ]
 
 
 def test_too_many_missing_images_end_the_run_and_are_listed(copied: Finished) -> None:
@@ -327,10 +382,15 @@ def test_a_run_of_another_data_set_is_refused(finished: Finished, tmp_path: Path
     assert str(other) in str(caught.value)
 
 
-def test_a_relative_root_is_the_same_data_set(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_root_is_the_same_data_set(
+    finished: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = Path(finished.settings["data"]["root"])
     monkeypatch.chdir(root.parent)
-    assert pipeline.run(finished.config(data={"root": root.name}, **UNTRACKED), until="evaluate").done == []
+    assert (
+        pipeline.run(finished.config(data={"root": root.name}, **UNTRACKED), until="evaluate").done
+        == []
+    )
 
 
 def test_a_mistyped_root_does_not_claim_the_run(finished: Finished, tmp_path: Path) -> None:
@@ -395,7 +455,12 @@ def write_manifest(root: Path) -> dict[str, Any]:
     lines = ["image_id,path", *(f"{name},images/{name}.png" for name in names)]
     (root / "gallery.csv").write_text("\n".join(lines))
     rows = [
-        {"reference": names[i], "target": names[i + 1], "caption": f"number {i}", "split": "val" if i % 3 else "train"}
+        {
+            "reference": names[i],
+            "target": names[i + 1],
+            "caption": f"number {i}",
+            "split": "val" if i % 3 else "train",
+        }
         for i in range(39)
     ]
     (root / "triplets.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
@@ -419,7 +484,9 @@ def test_other_data_sets_run_through(
     assert all(set(recalls) == {category, "average"} for recalls in variants.values())
 
 
-def test_images_that_are_put_back_are_picked_up_by_the_same_command(finished: Finished, tmp_path: Path) -> None:
+def test_images_that_are_put_back_are_picked_up_by_the_same_command(
+    finished: Finished, tmp_path: Path
+) -> None:
     root = tmp_path / "data"
     data = {**write_manifest(root), "root": str(root)}
     lost = [(root / "images" / f"image-{n}.png") for n in (3, 7)]
@@ -437,7 +504,9 @@ def test_images_that_are_put_back_are_picked_up_by_the_same_command(finished: Fi
     assert pipeline.run(config, until="zero_shot").done == []
 
 
-def test_nothing_of_the_selection_split_and_no_triplet_of_the_data_set_is_a_pseudo_triplet(finished: Finished) -> None:
+def test_nothing_of_the_selection_split_and_no_triplet_of_the_data_set_is_a_pseudo_triplet(
+    finished: Finished,
+) -> None:
     data = stages.dataset(finished.config(), finished.settings["data"]["root"])
     pseudo = pq.read_table(finished.folder / "filter" / "pseudo_triplets.parquet").to_pylist()
     held, annotated = data.triplets_of("selection").to_pylist(), data.triplets.to_pylist()

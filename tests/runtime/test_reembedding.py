@@ -14,13 +14,12 @@ import numpy as np
 import pytest
 
 from jobs import index
-from raycd import cli
-from raycd.catalogue import Catalogue
-from raycd.catalogue.place import Place
-from raycd.catalogue.records import Change, Delete, Put
-from raycd.config import Config
-from raycd.embed import EmbedImages
+from raycd.config import Config, cli
+from raycd.gallery_db import Catalogue
+from raycd.gallery_db.place import Place
+from raycd.gallery_db.records import Change, Delete, Put
 from raycd.model import encoder as encoders
+from raycd.model.embed import EmbedImages
 from raycd.model.encoder import Encoder
 from raycd.runtime import reembedding
 
@@ -106,7 +105,9 @@ def test_every_image_gets_the_feature_of_the_new_encoder_and_keeps_the_old_one(
     assert catalogue.encoders() == {OLD: 12, encoder.fingerprint(): 12}
     expected = EmbedImages(encoder, CONFIG.data)({"key": paths, "path": paths})["feature"]
     found = features(catalogue, encoder)
-    np.testing.assert_allclose(np.array([found[f"image {n}"] for n in range(12)]), expected, atol=1e-5)
+    np.testing.assert_allclose(
+        np.array([found[f"image {n}"] for n in range(12)]), expected, atol=1e-5
+    )
 
 
 def test_what_was_encoded_already_is_not_encoded_again(
@@ -122,8 +123,12 @@ def test_what_is_written_while_it_encodes_is_encoded_too(
     ray_cluster: None, tiny_bundle: Any, encoder: Encoder, catalogue: Catalogue, url: str
 ) -> None:
     paths = pictures(tiny_bundle)
-    catalogue.write([put("replaced", paths[0]), put("deleted", paths[1]), put("kept", paths[2])], OLD)
-    changes: list[list[Change]] = [[put("replaced", paths[3]), Delete("deleted"), put("new", paths[4])]]
+    catalogue.write(
+        [put("replaced", paths[0]), put("deleted", paths[1]), put("kept", paths[2])], OLD
+    )
+    changes: list[list[Change]] = [
+        [put("replaced", paths[3]), Delete("deleted"), put("new", paths[4])]
+    ]
     busy = Meanwhile(url, catalogue, None, lambda: changes and catalogue.write(changes.pop(), OLD))
 
     done = reembedding.reembed(busy, encoder, CONFIG)
@@ -142,20 +147,33 @@ def test_a_gallery_that_never_stops_changing_does_not_keep_the_job_for_ever(
     catalogue.write([put("first", paths[0])], OLD)
     numbers = count()
     busy = Meanwhile(
-        str(file), catalogue, None, lambda: catalogue.write([put(f"image {next(numbers)}", paths[0])], OLD)
+        str(file),
+        catalogue,
+        None,
+        lambda: catalogue.write([put(f"image {next(numbers)}", paths[0])], OLD),
     )
     assert reembedding.reembed(busy, encoder, CONFIG).encoded == 2
     assert len(catalogue.unencoded(encoder.fingerprint())) == 1
 
 
 def test_images_without_a_readable_picture_are_named_with_the_reason(
-    ray_cluster: None, tiny_bundle: Any, encoder: Encoder, catalogue: Catalogue, place: Place, tmp_path: Path
+    ray_cluster: None,
+    tiny_bundle: Any,
+    encoder: Encoder,
+    catalogue: Catalogue,
+    place: Place,
+    tmp_path: Path,
 ) -> None:
     damaged = tmp_path / "damaged.png"
     damaged.write_bytes(b"not an image")
     there = pictures(tiny_bundle)[0]
     catalogue.write(
-        [put("none", None), put("gone", str(tmp_path / "gone.png")), put("damaged", str(damaged)), put("fine", there)],
+        [
+            put("none", None),
+            put("gone", str(tmp_path / "gone.png")),
+            put("damaged", str(damaged)),
+            put("fine", there),
+        ],
         OLD,
     )
     done = reembedding.reembed(place, encoder, CONFIG)
@@ -174,7 +192,11 @@ def test_a_picture_of_few_pixels_that_the_service_has_taken_is_encoded(
 
 
 def test_the_job_tells_how_many_and_what_comes_next(
-    ray_cluster: None, tiny_bundle: Any, catalogue: Catalogue, file: Path, capsys: pytest.CaptureFixture[str]
+    ray_cluster: None,
+    tiny_bundle: Any,
+    catalogue: Catalogue,
+    file: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     catalogue.write([put(f"image {n}", path) for n, path in enumerate(pictures(tiny_bundle))], OLD)
     assert run("--gallery", str(file), "--bundle", str(tiny_bundle.folder)) == 0
@@ -184,9 +206,15 @@ def test_the_job_tells_how_many_and_what_comes_next(
 
 
 def test_the_job_ends_with_2_and_one_message_where_images_cannot_be_encoded(
-    ray_cluster: None, tiny_bundle: Any, catalogue: Catalogue, file: Path, capsys: pytest.CaptureFixture[str]
+    ray_cluster: None,
+    tiny_bundle: Any,
+    catalogue: Catalogue,
+    file: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    catalogue.write([put(f"image {n}", None) for n in range(7)] + [put("fine", pictures(tiny_bundle)[0])], OLD)
+    catalogue.write(
+        [put(f"image {n}", None) for n in range(7)] + [put("fine", pictures(tiny_bundle)[0])], OLD
+    )
     assert run("--gallery", str(file), "--bundle", str(tiny_bundle.folder)) == 2
     said = capsys.readouterr()
     assert "encoded:     1 images now" in said.out
@@ -197,7 +225,9 @@ def test_the_job_ends_with_2_and_one_message_where_images_cannot_be_encoded(
     assert "image 6" not in message
 
 
-@pytest.mark.parametrize("argv", [["--gallery", "x.sqlite"], ["--bundle", "runs/x/bundle"], ["--pictures", "x"]])
+@pytest.mark.parametrize(
+    "argv", [["--gallery", "x.sqlite"], ["--bundle", "runs/x/bundle"], ["--pictures", "x"]]
+)
 def test_half_a_command_is_refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*argv) == 2
     assert "takes --gallery and --bundle" in capsys.readouterr().err
@@ -216,7 +246,9 @@ def test_a_job_that_was_killed_does_the_rest_when_it_is_started_again(
     tiny_bundle: Any, encoder: Encoder, catalogue: Catalogue, file: Path
 ) -> None:
     size, fingerprint = 4 * PAGE, encoder.fingerprint()
-    catalogue.write([put(f"image {n}", path) for n, path in enumerate(pictures(tiny_bundle, size))], OLD)
+    catalogue.write(
+        [put(f"image {n}", path) for n, path in enumerate(pictures(tiny_bundle, size))], OLD
+    )
     killed = started(file, tiny_bundle)
     wait_for(lambda: catalogue.encoders().get(fingerprint), killed)
     os.killpg(killed.pid, signal.SIGKILL)
@@ -233,7 +265,15 @@ def test_a_job_that_was_killed_does_the_rest_when_it_is_started_again(
 def started(file: Path, tiny_bundle: Any) -> subprocess.Popen[str]:
     inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     return subprocess.Popen(
-        [sys.executable, "jobs/index.py", "--gallery", str(file), "--bundle", str(tiny_bundle.folder), *SMALL],
+        [
+            sys.executable,
+            "jobs/index.py",
+            "--gallery",
+            str(file),
+            "--bundle",
+            str(tiny_bundle.folder),
+            *SMALL,
+        ],
         cwd=ROOT,
         env=inherited | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,

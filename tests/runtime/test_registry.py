@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
+from raycd import bundle
 from raycd.config import Config
 from raycd.errors import TrackingError
-from raycd.model import bundle
 from raycd.runtime import registry
 from raycd.runtime.tracking import Tracker
 
@@ -34,7 +34,9 @@ def _registry(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("uri", ["models:/raycd/1", "models:/raycd@champion"])
-def test_a_registered_bundle_is_fetched_once_and_whole(uri: str, tmp_path: Path, tiny_bundle: Any) -> None:
+def test_a_registered_bundle_is_fetched_once_and_whole(
+    uri: str, tmp_path: Path, tiny_bundle: Any
+) -> None:
     folder = registry.fetch(uri, str(tmp_path))
     assert bundle.verify(folder) == bundle.verify(tiny_bundle.folder)
     written = (folder / "manifest.json").stat().st_mtime_ns
@@ -64,7 +66,11 @@ def test_of_several_that_want_a_version_at_once_one_fetches_it(
 
 
 def test_an_alias_is_pinned_to_the_version_that_it_names() -> None:
-    assert registry.pinned("models:/raycd@champion") == registry.pinned("models:/raycd/1") == "models:/raycd/1"
+    assert (
+        registry.pinned("models:/raycd@champion")
+        == registry.pinned("models:/raycd/1")
+        == "models:/raycd/1"
+    )
     with pytest.raises(TrackingError, match="cannot be fetched"):
         registry.pinned("models:/raycd@nobody")
 

@@ -13,7 +13,9 @@ def work(board: object) -> None:
             bar.advance(2, loss=0.5)
 
 
-def test_a_workers_progress_is_drawn_by_the_driver(ray_cluster: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_workers_progress_is_drawn_by_the_driver(
+    ray_cluster: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     with relay.drawn("stage 2", "triplets") as board:
         ray.get(work.remote(board))
         deadline = time.monotonic() + 20
@@ -22,7 +24,9 @@ def test_a_workers_progress_is_drawn_by_the_driver(ray_cluster: None, capsys: py
     assert "stage 2: 12/12 triplets (100%)" in capsys.readouterr().err
 
 
-def test_without_a_message_nothing_is_drawn(ray_cluster: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_message_nothing_is_drawn(
+    ray_cluster: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     with relay.drawn("stage 2", "triplets"):
         pass
     assert "stage 2" not in capsys.readouterr().err

@@ -21,7 +21,9 @@ from raycd.runtime.tracking import Tracker
 
 METRICS = {
     "preset": "demo",
-    "variants": {"clip_cd": {"dress": {"recall@10": 0.5}, "average": {"recall@10": 0.25, "recall@50": 0.75}}},
+    "variants": {
+        "clip_cd": {"dress": {"recall@10": 0.5}, "average": {"recall@10": 0.25, "recall@50": 0.75}}
+    },
     "counts": {"queries": {"dress": 500}, "missing_images": 0},
     "seconds": {"stage1": 12.5},
 }
@@ -29,7 +31,9 @@ METRICS = {
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of runs whose database is made once: that takes seconds. The space is part of the test."""
+    """A folder of runs whose database is made once: that takes seconds. The space is part of the
+    test.
+    """
     return tmp_path_factory.mktemp("runs of a user")
 
 
@@ -62,7 +66,9 @@ def unused_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def test_a_pipeline_is_a_run_with_its_settings_and_a_stage_is_its_child(runs: Path, client: MlflowClient) -> None:
+def test_a_pipeline_is_a_run_with_its_settings_and_a_stage_is_its_child(
+    runs: Path, client: MlflowClient
+) -> None:
     with Tracker.open(config(), runs) as tracker, tracker.stage("stage1") as stage:
         assert client.get_run(tracker.run_id).info.status == "RUNNING"
     parent, child = client.get_run(tracker.run_id), client.get_run(stage.run_id)
@@ -75,7 +81,9 @@ def test_a_pipeline_is_a_run_with_its_settings_and_a_stage_is_its_child(runs: Pa
     assert (parent.info.status, child.info.status) == ("FINISHED", "FINISHED")
 
 
-def test_epochs_become_steps_and_pseudo_epochs_have_names_of_their_own(runs: Path, client: MlflowClient) -> None:
+def test_epochs_become_steps_and_pseudo_epochs_have_names_of_their_own(
+    runs: Path, client: MlflowClient
+) -> None:
     with Tracker.open(config(), runs) as tracker, tracker.stage("stage2") as stage:
         stage.log_epochs(
             [
@@ -86,7 +94,9 @@ def test_epochs_become_steps_and_pseudo_epochs_have_names_of_their_own(runs: Pat
         )
 
     def history(name: str) -> list[tuple[int, float]]:
-        return [(metric.step, metric.value) for metric in client.get_metric_history(stage.run_id, name)]
+        return [
+            (metric.step, metric.value) for metric in client.get_metric_history(stage.run_id, name)
+        ]
 
     assert history("loss") == [(1, 0.5), (3, 0.25)]
     assert history("recall_at_10") == [(1, 0.4), (3, 0.6)]
@@ -133,7 +143,9 @@ ODD_NAMES = [
 ]
 
 
-def test_no_two_categories_become_one_metric_and_none_is_refused(runs: Path, client: MlflowClient) -> None:
+def test_no_two_categories_become_one_metric_and_none_is_refused(
+    runs: Path, client: MlflowClient
+) -> None:
     values = {name: {"recall@10": float(place)} for place, name in enumerate(ODD_NAMES)}
     values[tracking._metric_name(ODD_NAMES[1])] = {"recall@10": -1.0}  # what another has become
     with Tracker.open(config(), runs) as tracker:
@@ -146,7 +158,9 @@ def test_no_two_categories_become_one_metric_and_none_is_refused(runs: Path, cli
 
 
 @pytest.mark.parametrize("name", ["100%25 a%20b", "what?", "no#1", "ü &=+", "x%3Fy;$(z)"])
-def test_everything_of_the_record_lies_in_the_runs_folder_whatever_its_name(name: str, tmp_path: Path) -> None:
+def test_everything_of_the_record_lies_in_the_runs_folder_whatever_its_name(
+    name: str, tmp_path: Path
+) -> None:
     runs = tmp_path / name
     (tmp_path / "file").touch()
     settings = config().model_copy(update={"runs": str(runs)})
@@ -156,10 +170,14 @@ def test_everything_of_the_record_lies_in_the_runs_folder_whatever_its_name(name
     assert sorted(os.listdir(runs)) == ["mlartifacts", "mlflow.db"]
     *_, uri = shlex.split(tracking.how_to_see(settings))
     assert MlflowClient(tracking_uri=uri).get_run(tracker.run_id).info.status == "FINISHED"
-    assert [item.path for item in MlflowClient(tracking_uri=uri).list_artifacts(tracker.run_id)] == ["file"]
+    assert [
+        item.path for item in MlflowClient(tracking_uri=uri).list_artifacts(tracker.run_id)
+    ] == ["file"]
 
 
-def test_the_command_that_shows_the_record_is_short_and_survives_a_shell(monkeypatch: Any, tmp_path: Path) -> None:
+def test_the_command_that_shows_the_record_is_short_and_survives_a_shell(
+    monkeypatch: Any, tmp_path: Path
+) -> None:
     monkeypatch.chdir(tmp_path)
     command = "mlflow ui --backend-store-uri "
     assert tracking.how_to_see(config()) == f"{command}sqlite:///runs/mlflow.db"
@@ -168,7 +186,9 @@ def test_the_command_that_shows_the_record_is_short_and_survives_a_shell(monkeyp
         assert shown == f"{command}'sqlite:///my runs/mlflow.db'"
 
 
-def test_files_become_artifacts_beside_the_database(runs: Path, client: MlflowClient, tmp_path: Path) -> None:
+def test_files_become_artifacts_beside_the_database(
+    runs: Path, client: MlflowClient, tmp_path: Path
+) -> None:
     (tmp_path / "report.html").write_text("<p>")
     with Tracker.open(config(), runs) as tracker:
         tracker.log_artifact(tmp_path / "report.html")
@@ -187,7 +207,9 @@ def test_the_bundle_is_a_model_version_that_can_be_fetched(
         assert tracker.register(bundle, "hash-2") == "2"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{runs / 'mlflow.db'}")
     for version, manifest in (("1", '{"raycd": 1}'), ("2", '{"raycd": 2}')):
-        got = Path(download_artifacts(f"models:/fetched/{version}", dst_path=str(tmp_path / version)))
+        got = Path(
+            download_artifacts(f"models:/fetched/{version}", dst_path=str(tmp_path / version))
+        )
         assert (got / "manifest.json").read_text() == manifest
         assert (got / "encoder" / "weights.safetensors").read_bytes() == b"weights"
     assert client.get_model_version("fetched", "1").run_id == tracker.run_id
@@ -220,7 +242,11 @@ def test_a_run_that_is_gone_from_the_record_starts_anew(runs: Path, client: Mlfl
 
 
 def test_an_exception_leaves_both_runs_failed(runs: Path, client: MlflowClient) -> None:
-    with pytest.raises(ZeroDivisionError), Tracker.open(config(), runs) as tracker, tracker.stage("mine") as stage:
+    with (
+        pytest.raises(ZeroDivisionError),
+        Tracker.open(config(), runs) as tracker,
+        tracker.stage("mine") as stage,
+    ):
         raise ZeroDivisionError
     assert client.get_run(tracker.run_id).info.status == "FAILED"
     assert client.get_run(stage.run_id).info.status == "FAILED"
@@ -256,7 +282,9 @@ def test_a_server_that_does_not_answer_is_told_in_seconds(runs: Path) -> None:
     assert time.monotonic() - before < 10
 
 
-@pytest.mark.parametrize("uri", ["http://", "http://[::1", "http://host:port", "sqlite://", "sqlite://mlflow.db"])
+@pytest.mark.parametrize(
+    "uri", ["http://", "http://[::1", "http://host:port", "sqlite://", "sqlite://mlflow.db"]
+)
 def test_a_malformed_uri_is_refused(uri: str, runs: Path) -> None:
     with pytest.raises(TrackingError, match=r"tracking.uri is malformed"):
         Tracker.open(config(uri=uri), runs)
@@ -287,17 +315,26 @@ def test_a_name_that_is_no_models_is_told_before_anything_is_done(runs: Path) ->
         Tracker.open(config(model="a/b:c"), runs)
 
 
-def test_the_record_of_a_run_on_a_store_has_its_artifacts_there(s3: dict[str, str], tmp_path: Path) -> None:
+def test_the_record_of_a_run_on_a_store_has_its_artifacts_there(
+    s3: dict[str, str], tmp_path: Path
+) -> None:
     (tmp_path / "report.html").write_text("<p>")
     settings = config(uri=f"sqlite:///{tmp_path}/mlflow.db")
     with Tracker.open(settings, "s3://raycd/recorded") as tracker:
         tracker.log_artifact(tmp_path / "report.html")
-    assert S3FileSystem().cat(f"raycd/recorded/mlartifacts/{tracker.run_id}/artifacts/report.html") == b"<p>"
+    assert (
+        S3FileSystem().cat(f"raycd/recorded/mlartifacts/{tracker.run_id}/artifacts/report.html")
+        == b"<p>"
+    )
 
 
-def test_a_store_of_artifacts_that_refuses_is_told_before_anything_is_done(s3: dict[str, str], tmp_path: Path) -> None:
+def test_a_store_of_artifacts_that_refuses_is_told_before_anything_is_done(
+    s3: dict[str, str], tmp_path: Path
+) -> None:
     settings = config(uri=f"sqlite:///{tmp_path}/mlflow.db")
-    with pytest.raises(TrackingError, match=r"cannot be kept in s3://no-such-bucket/runs/mlartifacts"):
+    with pytest.raises(
+        TrackingError, match=r"cannot be kept in s3://no-such-bucket/runs/mlartifacts"
+    ):
         Tracker.open(settings, "s3://no-such-bucket/runs")
 
 
@@ -349,7 +386,12 @@ with Tracker.open(Config(), {str(fresh)!r}) as tracker:
     pass
 """
     processes = [
-        subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", program],
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         for _ in range(2)
     ]
     ends = [(*process.communicate(timeout=120), process.returncode) for process in processes]

@@ -12,8 +12,7 @@ from ray.train import Checkpoint
 from safetensors.torch import load_file
 from torch import nn
 
-from raycd import cli
-from raycd.config import Config
+from raycd.config import Config, cli
 from raycd.errors import DataError
 from raycd.model.loss import batch_classification_loss
 from raycd.runtime import training
@@ -24,7 +23,9 @@ SCHEDULE = Schedule(epochs=4, batch_size=8, lr=0.02, seed=0)
 
 
 def make_toy(inputs: Mapping[str, Any], config: Config, device: torch.device) -> Any:
-    """A linear map that learns to find sixteen rows; its scores are given. Built here, so that it travels by value."""
+    """A linear map that learns to find sixteen rows; its scores are given. Built here, so that it
+    travels by value.
+    """
 
     class Toy:
         name = "toy"
@@ -33,7 +34,10 @@ def make_toy(inputs: Mapping[str, Any], config: Config, device: torch.device) ->
             torch.manual_seed(7)
             self.module: nn.Module = nn.Linear(5, 4)
             generator = torch.Generator().manual_seed(8)
-            self.rows, self.targets = torch.randn(16, 5, generator=generator), torch.randn(16, 4, generator=generator)
+            self.rows, self.targets = (
+                torch.randn(16, 5, generator=generator),
+                torch.randn(16, 4, generator=generator),
+            )
             self.epoch = -1
 
         def optimizer(self) -> torch.optim.Optimizer:
@@ -54,7 +58,9 @@ def make_toy(inputs: Mapping[str, Any], config: Config, device: torch.device) ->
                 yield torch.from_numpy(own)
 
         def loss(self, module: nn.Module, batch: torch.Tensor) -> torch.Tensor:
-            return batch_classification_loss(module(self.rows[batch]), self.targets[batch], batch % 9, 10.0)
+            return batch_classification_loss(
+                module(self.rows[batch]), self.targets[batch], batch % 9, 10.0
+            )
 
         def select(self) -> float | None:
             return inputs["scores"][self.epoch]
@@ -67,23 +73,35 @@ def make_nothing(inputs: Mapping[str, Any], config: Config, device: torch.device
 
 
 def settings(workers: int = 1) -> Config:
-    return Config.model_validate({"compute": {"train_workers": workers, "cpus_per_worker": 0.5, "threads": 1}})
+    return Config.model_validate(
+        {"compute": {"train_workers": workers, "cpus_per_worker": 0.5, "threads": 1}}
+    )
 
 
 def alone(scores: list[float], epochs: int) -> nn.Module:
     """The toy trained in this process."""
     task = make_toy({"scores": scores}, settings(), torch.device("cpu"))
-    Loop(task, Schedule(epochs, SCHEDULE.batch_size, SCHEDULE.lr, SCHEDULE.seed)).run(lambda result, save: None)
+    Loop(task, Schedule(epochs, SCHEDULE.batch_size, SCHEDULE.lr, SCHEDULE.seed)).run(
+        lambda result, save: None
+    )
     module: nn.Module = task.module
     return module
 
 
-def test_training_keeps_the_best_epoch_and_is_not_repeated(ray_cluster: None, tmp_path: Path) -> None:
+def test_training_keeps_the_best_epoch_and_is_not_repeated(
+    ray_cluster: None, tmp_path: Path
+) -> None:
     scores = [0.1, 0.7, 0.3, 0.2]
     inputs = {"scores": scores, "trained": str(tmp_path / "trained.txt")}
     for _ in range(2):
         found = training.train(
-            "toy", make_toy, inputs, SCHEDULE, settings(), storage=str(tmp_path / "store"), name="toy-1"
+            "toy",
+            make_toy,
+            inputs,
+            SCHEDULE,
+            settings(),
+            storage=str(tmp_path / "store"),
+            name="toy-1",
         )
         assert found.best == 1
         assert [entry["score"] for entry in found.history] == scores
@@ -92,7 +110,9 @@ def test_training_keeps_the_best_epoch_and_is_not_repeated(ray_cluster: None, tm
     assert (tmp_path / "trained.txt").read_text() == "0 1 2 3 "
 
 
-def test_a_checkpoint_is_read_where_it_lies_or_copied_from_its_store(s3: dict[str, str], tmp_path: Path) -> None:
+def test_a_checkpoint_is_read_where_it_lies_or_copied_from_its_store(
+    s3: dict[str, str], tmp_path: Path
+) -> None:
     for number, place in enumerate((f"{tmp_path}/a store?", "s3://raycd/a store?")):
         file_system, path = training._storage(place)
         file_system.create_dir(path)
@@ -107,7 +127,9 @@ def test_a_checkpoint_is_read_where_it_lies_or_copied_from_its_store(s3: dict[st
 
 def test_a_workers_error_reaches_the_user_in_words(ray_cluster: None, tmp_path: Path) -> None:
     with pytest.raises(Exception, match="the rows are gone") as caught:
-        training.train("toy", make_nothing, {}, SCHEDULE, settings(), storage=str(tmp_path), name="toy")
+        training.train(
+            "toy", make_nothing, {}, SCHEDULE, settings(), storage=str(tmp_path), name="toy"
+        )
     message = cli._users_message(caught.value, str(tmp_path))
     assert message == "the rows are gone\n  got:      nothing\n  to do:    look for them"
 
@@ -116,7 +138,13 @@ def test_a_workers_error_reaches_the_user_in_words(ray_cluster: None, tmp_path: 
 def test_two_workers_take_the_steps_of_one(ray_cluster: None, tmp_path: Path) -> None:
     scores = [0.1, 0.2, 0.3, 0.4]
     found = training.train(
-        "toy", make_toy, {"scores": scores}, SCHEDULE, settings(workers=2), storage=str(tmp_path), name="toy"
+        "toy",
+        make_toy,
+        {"scores": scores},
+        SCHEDULE,
+        settings(workers=2),
+        storage=str(tmp_path),
+        name="toy",
     )
     assert found.best == 3
     weights, expected = load_file(found.checkpoint / WEIGHTS), alone(scores, epochs=4)

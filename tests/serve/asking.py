@@ -23,7 +23,10 @@ def png(image: Image.Image) -> bytes:
 def ask(client: httpx.Client, image: bytes | None = None, **fields: Any) -> httpx.Response:
     """POST /v1/search as a form."""
     files: dict[str, Any] = {} if image is None else {"image": ("photo.png", image, "image/png")}
-    return client.post("/v1/search", files={**files, **{name: (None, str(value)) for name, value in fields.items()}})
+    return client.post(
+        "/v1/search",
+        files={**files, **{name: (None, str(value)) for name, value in fields.items()}},
+    )
 
 
 def problem(response: httpx.Response, status: int) -> dict[str, Any]:
@@ -34,7 +37,9 @@ def problem(response: httpx.Response, status: int) -> dict[str, Any]:
     assert (body["type"], body["status"]) == ("about:blank", status)
     assert body["title"]
     assert body["detail"]
-    assert not any(secret in response.text for secret in ("Traceback", "/tmp/", ".py", "site-packages"))
+    assert not any(
+        secret in response.text for secret in ("Traceback", "/tmp/", ".py", "site-packages")
+    )
     return body
 
 

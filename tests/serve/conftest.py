@@ -33,7 +33,9 @@ def free_port() -> int:
 
 @pytest.fixture(scope="session")
 def service_args(tiny_bundle: Any) -> ServeArgs:
-    """What the service of these tests is told: small limits, so that tests can go beyond them, and no live gallery."""
+    """What the service of these tests is told: small limits, so that tests can go beyond them, and
+    no live gallery.
+    """
     from serve.args import ServeArgs
 
     return ServeArgs(
@@ -49,7 +51,9 @@ def service_args(tiny_bundle: Any) -> ServeArgs:
 
 
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """Ray Serve goes with the last test of this folder: its processes would crowd the cluster of all others."""
+    """Ray Serve goes with the last test of this folder: its processes would crowd the cluster of
+    all others.
+    """
     if RUNNING in item.session.stash and (nextitem is None or FOLDER not in nextitem.path.parents):
         from ray import serve
 
@@ -82,10 +86,14 @@ def service_url(start_service: Callable[..., str], service_args: ServeArgs) -> s
 
 
 @pytest.fixture(scope="session")
-def live_url(start_service: Callable[..., str], service_args: ServeArgs, tmp_path_factory: Any) -> str:
+def live_url(
+    start_service: Callable[..., str], service_args: ServeArgs, tmp_path_factory: Any
+) -> str:
     """A service whose gallery changes: tests add images and remove only their own."""
     database = tmp_path_factory.mktemp("live") / "gallery.sqlite"
-    return start_service(service_args.model_copy(update={"gallery": str(database), "max_import": 600}), "live")
+    return start_service(
+        service_args.model_copy(update={"gallery": str(database), "max_import": 600}), "live"
+    )
 
 
 @pytest.fixture(scope="session")
@@ -97,7 +105,9 @@ def client(service_url: str) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """A Chromium. Of a module: while Playwright runs, no test of this thread can run an event loop of its own."""
+    """A Chromium. Of a module: while Playwright runs, no test of this thread can run an event loop
+    of its own.
+    """
     from playwright.sync_api import sync_playwright
 
     from tests.serve.pages import CHROMIUM
@@ -117,7 +127,9 @@ def complaints() -> Iterator[list[str]]:
 
 
 @pytest.fixture
-def open_page(browser: Browser, service_url: str, complaints: list[str]) -> Iterator[Callable[..., Page]]:
+def open_page(
+    browser: Browser, service_url: str, complaints: list[str]
+) -> Iterator[Callable[..., Page]]:
     """Opens the page of the service (pages.opener)."""
     from tests.serve.pages import opener
 

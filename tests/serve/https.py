@@ -1,4 +1,6 @@
-"""A certificate authority and an https server on loopback that answers with whatever bytes a test writes."""
+"""A certificate authority and an https server on loopback that answers with whatever bytes a test
+writes.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ class Authority:
         return ssl.create_default_context(cadata=pem.decode())
 
     def server(self, host: str, valid: timedelta = DAY) -> ssl.SSLContext:
-        """What a server needs to be `host`, which may be an address; a negative `valid` is how long it is expired."""
+        """What a server needs to be `host`, which may be an address; a negative `valid` is how long
+        it is expired.
+        """
         key = ec.generate_private_key(ec.SECP256R1())
         try:
             general: x509.GeneralName = x509.IPAddress(ip_address(host))
@@ -45,7 +49,9 @@ class Authority:
         certificate = self._certificate(subject, key.public_key(), valid, (names, False))
         file = self._folder / f"{host.replace(':', '-')}{valid.days}.pem"
         private = key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
         )
         file.write_bytes(private + certificate.public_bytes(serialization.Encoding.PEM))
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -87,7 +93,9 @@ class Server:
 async def serving(
     answer: bytes | Answer, tls: ssl.SSLContext | None, *, address: str = "127.0.0.1", port: int = 0
 ) -> AsyncIterator[Server]:
-    """Give each connection `answer` after its request; without `tls` say nothing and wait for its end."""
+    """Give each connection `answer` after its request; without `tls` say nothing and wait for its
+    end.
+    """
     server = Server()
 
     async def meet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -12,7 +12,9 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 NEEDS_CHROMIUM = pytest.mark.skipif(
     CHROMIUM is None, reason="no Chromium here (Debian, Ubuntu: apt-get install chromium)"
 )
@@ -28,10 +30,14 @@ _GIVE = """([selector, kind, files]) => {
 
 
 @contextmanager
-def opener(browser: Browser, service_url: str, complaints: list[str]) -> Iterator[Callable[..., Page]]:
-    """Opens the page in a context of its own, with what follows its address, and waits until it is ready.
+def opener(
+    browser: Browser, service_url: str, complaints: list[str]
+) -> Iterator[Callable[..., Page]]:
+    """Opens the page in a context of its own, with what follows its address, and waits until it is
+    ready.
 
-    `complaints` takes what the browser complains about. Nothing but the service may be asked for anything.
+    `complaints` takes what the browser complains about. Nothing but the service may be asked for
+    anything.
     """
     contexts = []
     addresses: list[str] = []
@@ -42,7 +48,12 @@ def opener(browser: Browser, service_url: str, complaints: list[str]) -> Iterato
         context.set_default_timeout(10_000)
         page = context.new_page()
         page.on("request", lambda request: addresses.append(request.url))
-        page.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
+        page.on(
+            "console",
+            lambda said: (
+                complaints.append(said.text) if said.type in ("error", "warning") else None
+            ),
+        )
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.goto(f"{service_url}/{link}")
         if ready:
@@ -52,7 +63,9 @@ def opener(browser: Browser, service_url: str, complaints: list[str]) -> Iterato
     yield open_page
     for context in contexts:
         context.close()
-    assert [address for address in addresses if not address.startswith((f"{service_url}/", "blob:"))] == []
+    assert [
+        address for address in addresses if not address.startswith((f"{service_url}/", "blob:"))
+    ] == []
 
 
 def is_ready(page: Page) -> None:

@@ -1,4 +1,6 @@
-"""What stops with its request: work in threads, bodies that come in; and a door that lets out and nobody in."""
+"""What stops with its request: work in threads, bodies that come in; and a door that lets out and
+nobody in.
+"""
 
 from __future__ import annotations
 

@@ -34,7 +34,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_config_yaml_is_valid_and_stays_on_loopback() -> None:
-    config = ServeDeploySchema.model_validate(yaml.safe_load((ROOT / "serve" / "config.yaml").read_text()))
+    config = ServeDeploySchema.model_validate(
+        yaml.safe_load((ROOT / "serve" / "config.yaml").read_text())
+    )
     assert config.http_options.host == "127.0.0.1"
     [application] = config.applications
     assert application.import_path == "serve.app:build"
@@ -48,7 +50,9 @@ def test_a_bundle_of_the_registry_needs_a_gallery_that_is_named() -> None:
     for gallery in ("none", "/data/shop.sqlite", "postgresql://raycd@db/raycd"):
         assert ServeArgs(bundle="models:/raycd@champion", gallery=gallery).gallery == gallery
     with pytest.raises(RunError, match="name a database with --gallery, or none"):
-        app._arguments(app._parser().parse_args(["--bundle", "models:/raycd@champion"]), Path("/fetched"))
+        app._arguments(
+            app._parser().parse_args(["--bundle", "models:/raycd@champion"]), Path("/fetched")
+        )
     options = app._parser().parse_args(["--bundle", "models:/raycd@champion", "--gallery", "none"])
     assert app._arguments(options, Path("/fetched")).bundle == "/fetched"
 
@@ -125,15 +129,21 @@ def test_a_port_in_use_is_told(tiny_bundle: Any) -> None:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        assert f"cannot listen on 127.0.0.1:{port}" in message("--bundle", str(tiny_bundle.folder), "--port", str(port))
+        assert f"cannot listen on 127.0.0.1:{port}" in message(
+            "--bundle", str(tiny_bundle.folder), "--port", str(port)
+        )
 
 
-def test_a_spoiled_bundle_and_impossible_options_are_told(tiny_bundle: Any, tmp_path: Path, free_port: int) -> None:
+def test_a_spoiled_bundle_and_impossible_options_are_told(
+    tiny_bundle: Any, tmp_path: Path, free_port: int
+) -> None:
     (tmp_path / "manifest.json").write_text("{}")
     port = str(free_port)
     assert "another format" in message("--bundle", str(tmp_path), "--port", "1" + port[1:])
     assert "expected a number from 1 to 65535" in message("--port", "70000")
-    assert "--replicas is impossible" in message("--bundle", str(tiny_bundle.folder), "--replicas", "0")
+    assert "--replicas is impossible" in message(
+        "--bundle", str(tiny_bundle.folder), "--replicas", "0"
+    )
 
 
 def test_more_replicas_than_the_machine_carries_are_refused() -> None:
@@ -146,36 +156,63 @@ def test_more_replicas_than_the_machine_carries_are_refused() -> None:
 
 def token_of(pid: int) -> str:
     """The token of the Ray that a process has started."""
-    [path] = {path for child in psutil.Process(pid).children() if (path := child.environ().get("RAY_AUTH_TOKEN_PATH"))}
+    [path] = {
+        path
+        for child in psutil.Process(pid).children()
+        if (path := child.environ().get("RAY_AUTH_TOKEN_PATH"))
+    }
     return Path(path).read_text()
 
 
 def refusal(port: int, token: str) -> grpc.StatusCode:
     """How a replica's port for other replicas refuses an empty request."""
     metadata = [("authorization", f"Bearer {token}")] if token else []
-    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel, pytest.raises(grpc.RpcError) as caught:
-        channel.unary_unary("/ray.serve.ASGIService/HandleRequest")(b"", timeout=30, metadata=metadata)
+    with (
+        grpc.insecure_channel(f"127.0.0.1:{port}") as channel,
+        pytest.raises(grpc.RpcError) as caught,
+    ):
+        channel.unary_unary("/ray.serve.ASGIService/HandleRequest")(
+            b"", timeout=30, metadata=metadata
+        )
     return caught.value.code()  # type: ignore[no-any-return]
 
 
 def check_sockets(pid: int, proxy: str) -> None:
-    """What the service leaves open to others is told in docs/serving.md, and runs nobody's code without the token."""
+    """What the service leaves open to others is told in docs/serving.md, and runs nobody's code
+    without the token.
+    """
     found = open_to_others(pid)
-    # Ray has no setting for these: HAProxy's statistics and metrics show figures, and replicas have the token.
+    # Ray has no setting for these: HAProxy's statistics and metrics show figures, and replicas have
+    # the token.
     proxies = ["haproxy", "haproxy"] if proxy == "haproxy" else []
     assert sorted(found.values()) == [*proxies, "ray::ServeReplica:raycd:search"]
     [replica] = [port for port, name in found.items() if name != "haproxy"]
     token = token_of(pid)
-    assert refusal(replica, "") == refusal(replica, "0" * len(token)) == grpc.StatusCode.UNAUTHENTICATED
-    assert refusal(replica, token) not in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNAVAILABLE)
+    assert (
+        refusal(replica, "")
+        == refusal(replica, "0" * len(token))
+        == grpc.StatusCode.UNAUTHENTICATED
+    )
+    assert refusal(replica, token) not in (
+        grpc.StatusCode.UNAUTHENTICATED,
+        grpc.StatusCode.UNAVAILABLE,
+    )
 
 
 @pytest.mark.parametrize(
-    ("proxy", "host"), [("default", "[::1]"), pytest.param("haproxy", "127.0.0.1", marks=pytest.mark.slow)]
+    ("proxy", "host"),
+    [("default", "[::1]"), pytest.param("haproxy", "127.0.0.1", marks=pytest.mark.slow)],
 )
-def test_the_command_serves_until_it_is_terminated(tiny_bundle: Any, free_port: int, proxy: str, host: str) -> None:
-    url, place = f"http://{host}:{free_port}", ("--host", host.strip("[]"), "--port", str(free_port))
-    process = command("--bundle", str(tiny_bundle.folder), *place, "--proxy", proxy, "--batch-wait-s", "2")
+def test_the_command_serves_until_it_is_terminated(
+    tiny_bundle: Any, free_port: int, proxy: str, host: str
+) -> None:
+    url, place = (
+        f"http://{host}:{free_port}",
+        ("--host", host.strip("[]"), "--port", str(free_port)),
+    )
+    process = command(
+        "--bundle", str(tiny_bundle.folder), *place, "--proxy", proxy, "--batch-wait-s", "2"
+    )
     assert process.stdout is not None
     try:
         ready = process.stdout.readline()
@@ -189,7 +226,9 @@ def test_the_command_serves_until_it_is_terminated(tiny_bundle: Any, free_port: 
                 assert client.get("/-/routes", headers={"Host": "evil.example"}).status_code == 421
             check_sockets(process.pid, proxy)
             with ThreadPoolExecutor(4) as threads:  # what is under way is finished
-                asked = [threads.submit(ask, client, text=f"is number {number}") for number in range(4)]
+                asked = [
+                    threads.submit(ask, client, text=f"is number {number}") for number in range(4)
+                ]
                 time.sleep(1)
                 process.send_signal(signal.SIGTERM)
                 assert [one.result().status_code for one in asked] == [200] * 4

@@ -34,7 +34,9 @@ async def until(condition: object) -> None:
     raise AssertionError("it did not happen")
 
 
-async def at_work(batcher: Batcher[int, int], work: Slow, waiting: range) -> list[asyncio.Task[int]]:
+async def at_work(
+    batcher: Batcher[int, int], work: Slow, waiting: range
+) -> list[asyncio.Task[int]]:
     """0 is at work, the others wait."""
     tasks = [asyncio.create_task(batcher(0))]
     await until(lambda: work.batches)

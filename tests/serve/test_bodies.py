@@ -23,23 +23,30 @@ def read(method: str, kind: str, body: bytes) -> tuple[Any, bytes | None]:
 
     headers = [(b"content-type", kind.encode())]
     return asyncio.run(
-        bodies.read(Request({"type": "http", "app": 0, "method": method, "headers": headers}, receive), ARGS)
+        bodies.read(
+            Request({"type": "http", "app": 0, "method": method, "headers": headers}, receive), ARGS
+        )
     )
 
 
 def multipart(count: int, *others: str) -> tuple[str, bytes]:
     names = ["category"] * count + list(others)
-    parts = "".join(f'--x\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n1\r\n' for name in names)
+    parts = "".join(
+        f'--x\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n1\r\n' for name in names
+    )
     return "multipart/form-data; boundary=x", f"{parts}--x--\r\n".encode()
 
 
 def urlencoded(count: int, *others: str) -> tuple[str, bytes]:
-    return bodies.URLENCODED, "&".join(f"{name}=1" for name in ["category"] * count + list(others)).encode()
+    return bodies.URLENCODED, "&".join(
+        f"{name}=1" for name in ["category"] * count + list(others)
+    ).encode()
 
 
 @pytest.mark.parametrize("form", [multipart, urlencoded])
 @pytest.mark.parametrize(
-    ("method", "model", "limit"), [("PUT", GalleryImage, "max_attributes"), ("POST", SearchRequest, "max_filters")]
+    ("method", "model", "limit"),
+    [("PUT", GalleryImage, "max_attributes"), ("POST", SearchRequest, "max_filters")],
 )
 def test_as_many_categories_as_are_allowed_fit_beside_all_other_fields(
     form: Any, method: str, model: Any, limit: str
@@ -58,4 +65,8 @@ def test_as_many_categories_as_are_allowed_fit_beside_all_other_fields(
 def test_what_else_is_wrong_with_a_form_is_not_blamed_on_the_limit() -> None:
     part = 'Content-Disposition: form-data; name="image"; filename="a"\r\n\r\n1\r\n'
     with pytest.raises(HTTPException, match="Too many files"):
-        read("PUT", "multipart/form-data; boundary=x", f"--x\r\n{part}--x\r\n{part}--x--\r\n".encode())
+        read(
+            "PUT",
+            "multipart/form-data; boundary=x",
+            f"--x\r\n{part}--x\r\n{part}--x--\r\n".encode(),
+        )

@@ -36,25 +36,34 @@ def test_the_gallery_by_category_and_attribute(client: httpx.Client) -> None:
     assert page(client, category=["dress", "shirt"]).total == 12
     found = page(client, category="dress", attribute="pattern:striped")
     assert [item.image_id for item in found.items] == ["image-3", "image-9"]
-    assert fields(problem(client.get("/v1/gallery", params={"attribute": "striped"}), 422)) == ["attribute"]
+    assert fields(problem(client.get("/v1/gallery", params={"attribute": "striped"}), 422)) == [
+        "attribute"
+    ]
     assert problem(client.get("/v1/gallery", params={"limit": 51}), 422)["limit"] == "max_page"
     assert fields(problem(client.get("/v1/gallery", params={"offset": -1}), 422)) == ["offset"]
 
 
-def test_pictures_small_and_whole_with_a_name_of_their_content(client: httpx.Client, tiny_bundle: Any) -> None:
+def test_pictures_small_and_whole_with_a_name_of_their_content(
+    client: httpx.Client, tiny_bundle: Any
+) -> None:
     small = client.get("/v1/images/image-3")
     assert small.headers["content-type"] == "image/jpeg"
     assert Image.open(BytesIO(small.content)).size == (40, 48)
     whole = client.get("/v1/images/image-3", params={"size": "original"})
     assert whole.headers["content-type"] == "image/png"
-    assert Image.open(BytesIO(whole.content)).convert("RGB").tobytes() == tiny_bundle.images[3].tobytes()
+    assert (
+        Image.open(BytesIO(whole.content)).convert("RGB").tobytes()
+        == tiny_bundle.images[3].tobytes()
+    )
     again = client.get("/v1/images/image-3", headers={"if-none-match": small.headers["etag"]})
     assert (again.status_code, again.content) == (304, b"")
     assert "max-age" in small.headers["cache-control"]
 
 
 @pytest.mark.parametrize("image_id", ["nobody", "../../etc/passwd", "image-3/"])
-def test_a_picture_that_is_not_in_the_gallery_is_not_found(client: httpx.Client, image_id: str) -> None:
+def test_a_picture_that_is_not_in_the_gallery_is_not_found(
+    client: httpx.Client, image_id: str
+) -> None:
     problem(client.get(f"/v1/images/{image_id.replace('/', '%2F')}"), 404)
 
 
@@ -76,8 +85,17 @@ def test_health_readiness_and_the_interfaces_description(client: httpx.Client) -
     assert set(search["requestBody"]["content"]) == {"application/json", "multipart/form-data"}
     assert set(search["responses"]) >= {"200", "400", "403", "404", "413", "415", "422", "503"}
     asked = search["requestBody"]["content"]["application/json"]["schema"]["properties"]
-    assert {"image_id", "image_base64", "image_url", "text", "negative_text", "exclude_reference"} <= set(asked)
-    assert {"SearchResponse", "BatchResponse", "Problem"} <= set(description["components"]["schemas"])
+    assert {
+        "image_id",
+        "image_base64",
+        "image_url",
+        "text",
+        "negative_text",
+        "exclude_reference",
+    } <= set(asked)
+    assert {"SearchResponse", "BatchResponse", "Problem"} <= set(
+        description["components"]["schemas"]
+    )
     docs = client.get("/docs").text
     assert "swagger" in docs
     assert "https://" not in docs

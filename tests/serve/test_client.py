@@ -29,14 +29,28 @@ def test_every_method_has_its_answer(raycd_client: Client, tiny_bundle: Any) -> 
     assert raycd_client.image(tiny_bundle.image_ids[0]).startswith(b"\xff\xd8")
 
 
-def test_an_image_by_file_inside_a_batch_and_by_name_finds_the_same(raycd_client: Client, tiny_bundle: Any) -> None:
+def test_an_image_by_file_inside_a_batch_and_by_name_finds_the_same(
+    raycd_client: Client, tiny_bundle: Any
+) -> None:
     image = png(tiny_bundle.images[3])
     by_file = raycd_client.search(
-        image=image, text="is blue", top_k=4, category=["dress"], attributes={}, exact=True, text_weight=2
+        image=image,
+        text="is blue",
+        top_k=4,
+        category=["dress"],
+        attributes={},
+        exact=True,
+        text_weight=2,
     )
     batch = raycd_client.search_batch(
         [
-            {"image": image, "text": "is blue", "top_k": 4, "category": ["dress"], "text_weight": 2},
+            {
+                "image": image,
+                "text": "is blue",
+                "top_k": 4,
+                "category": ["dress"],
+                "text_weight": 2,
+            },
             {"image": b"no image", "text": "is blue"},
         ]
     )
@@ -47,16 +61,25 @@ def test_an_image_by_file_inside_a_batch_and_by_name_finds_the_same(raycd_client
     ]
     assert batch.items[1].problem is not None
     assert batch.items[1].problem.reason == "not_an_image"
-    assert raycd_client.search(image_id=tiny_bundle.image_ids[3], top_k=1).results[0].image_id == "image-3"
+    assert (
+        raycd_client.search(image_id=tiny_bundle.image_ids[3], top_k=1).results[0].image_id
+        == "image-3"
+    )
 
 
 def test_what_the_service_refuses_is_an_error_with_its_problem(raycd_client: Client) -> None:
     with pytest.raises(ServiceError, match="max_top_k") as caught:
         raycd_client.search(text="is blue", top_k=10_000)
-    assert (caught.value.status, caught.value.problem and caught.value.problem.limit) == (422, "max_top_k")
+    assert (caught.value.status, caught.value.problem and caught.value.problem.limit) == (
+        422,
+        "max_top_k",
+    )
     with pytest.raises(ServiceError) as caught:
         raycd_client.search(image=b"x" * 3_000_000)
-    assert (caught.value.status, caught.value.problem and caught.value.problem.limit) == (413, "max_body_bytes")
+    assert (caught.value.status, caught.value.problem and caught.value.problem.limit) == (
+        413,
+        "max_body_bytes",
+    )
 
 
 def test_the_command_answers_a_file_longer_than_a_batch(

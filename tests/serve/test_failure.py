@@ -62,7 +62,9 @@ def app(counted: Counted) -> FastAPI:
 
     @app.get("/database")
     async def database() -> None:
-        raise CatalogueError(f"writing failed: {SECRET}", "locked", got="postgresql://ann:secret@host/db")
+        raise CatalogueError(
+            f"writing failed: {SECRET}", "locked", got="postgresql://ann:secret@host/db"
+        )
 
     @app.get("/late")
     async def late() -> StreamingResponse:
@@ -104,7 +106,12 @@ def logged(caplog: pytest.LogCaptureFixture) -> str:
     ],
 )
 def test_an_error_of_the_service_is_a_problem_and_a_line_of_the_log(
-    client: TestClient, counted: Counted, caplog: pytest.LogCaptureFixture, path: str, route: str, said: str
+    client: TestClient,
+    counted: Counted,
+    caplog: pytest.LogCaptureFixture,
+    path: str,
+    route: str,
+    said: str,
 ) -> None:
     response = client.get(path)
     body = problem(response, 500)
@@ -141,7 +148,13 @@ def test_a_client_that_has_gone_is_no_error(
         return {"type": "http.disconnect"}
 
     async def ask() -> None:
-        scope = {"type": "http", "method": "POST", "path": "/slow", "query_string": b"", "headers": []}
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/slow",
+            "query_string": b"",
+            "headers": [],
+        }
 
         async def send(message: object) -> None:
             pass

@@ -1,4 +1,6 @@
-"""Fetching by URL, from real https servers on loopback whose certificates a test's own authority signs."""
+"""Fetching by URL, from real https servers on loopback whose certificates a test's own authority
+signs.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ Fetch = Callable[..., tuple[bytes | FetchError, Server]]
 
 @pytest.fixture
 def fetched(authority: Authority, tls: ssl.SSLContext) -> Fetch:
-    """Fetch https://HOST:<port> + `path` from a server that gives `answer`; also returns what the server saw."""
+    """Fetch https://HOST:<port> + `path` from a server that gives `answer`; also returns what the
+    server saw.
+    """
 
     def do(answer: bytes | Answer, path: str = "/a.jpg", *, host: str = HOST, **how: Any) -> Any:
         network = Network(look_up=at("127.0.0.1"), allowed=only("127.0.0.1"), tls=authority.trust)
@@ -67,7 +71,9 @@ def fetched(authority: Authority, tls: ssl.SSLContext) -> Fetch:
             async with serving(answer, context) as server:
                 try:
                     url = f"https://{host}:{server.port}{path}"
-                    return await fetch(url, **limits, network=replace(network, port=server.port, **how)), server
+                    return await fetch(
+                        url, **limits, network=replace(network, port=server.port, **how)
+                    ), server
                 except FetchError as error:
                     return error, server
 
@@ -89,7 +95,9 @@ def test_the_bytes_come_whatever_their_content_type_says(fetched: Fetch) -> None
     assert line == "GET /%C3%A4%20b.jpg?size=1&x=%20 HTTP/1.1"
     assert f"Host: {HOST}:{server.port}" in headers
     assert "Accept-Encoding: identity" in headers
-    assert not any(header.lower().startswith(("cookie", "authorization", "referer")) for header in headers)
+    assert not any(
+        header.lower().startswith(("cookie", "authorization", "referer")) for header in headers
+    )
 
 
 def test_bytes_come_in_chunks_or_until_the_connection_ends_too(fetched: Fetch) -> None:
@@ -98,8 +106,12 @@ def test_bytes_come_in_chunks_or_until_the_connection_ends_too(fetched: Fetch) -
     assert fetched(OK + b"\r\nabc")[0] == b"abc"
 
 
-def test_a_host_may_be_an_address_of_which_it_has_the_certificate(fetched: Fetch, authority: Authority) -> None:
-    got, server = fetched(WHOLE, host="127.0.0.1", server=authority.server("127.0.0.1"), look_up=at())
+def test_a_host_may_be_an_address_of_which_it_has_the_certificate(
+    fetched: Fetch, authority: Authority
+) -> None:
+    got, server = fetched(
+        WHOLE, host="127.0.0.1", server=authority.server("127.0.0.1"), look_up=at()
+    )
     assert got == IMAGE
     assert server.connections == 1
 
@@ -108,7 +120,9 @@ def test_an_ipv6_host_is_asked_by_its_address(authority: Authority) -> None:
     async def run() -> tuple[bytes, Server]:
         async with serving(WHOLE, authority.server("::1"), address="::1") as server:
             network = Network(server.port, at(), only("::1"), authority.trust)
-            return await fetch(f"https://[::1]:{server.port}", max_bytes=99_999, timeout_s=5, network=network), server
+            return await fetch(
+                f"https://[::1]:{server.port}", max_bytes=99_999, timeout_s=5, network=network
+            ), server
 
     try:
         got, server = asyncio.run(run())
@@ -120,7 +134,9 @@ def test_an_ipv6_host_is_asked_by_its_address(authority: Authority) -> None:
 
 @pytest.mark.parametrize("status", [300, 301, 302, 303, 304, 307, 308])
 def test_a_redirect_is_refused_and_not_followed(fetched: Fetch, status: int) -> None:
-    answer = f"HTTP/1.1 {status} Elsewhere\r\nLocation: https://{HOST}/b\r\nContent-Length: 0\r\n\r\n"
+    answer = (
+        f"HTTP/1.1 {status} Elsewhere\r\nLocation: https://{HOST}/b\r\nContent-Length: 0\r\n\r\n"
+    )
     got, server = fetched(answer.encode())
     assert isinstance(got, FetchRefused)
     assert (got.reason, server.connections) == ("redirect", 1)
@@ -169,14 +185,18 @@ def test_a_compressed_body_is_refused(fetched: Fetch) -> None:
     assert fetched(OK + b"Content-Encoding: identity\r\nContent-Length: 3\r\n\r\nabc")[0] == b"abc"
 
 
-@pytest.mark.parametrize("answer", [OK + b"Content-Length: 9\r\n\r\nabc", b"SSH-2.0-OpenSSH\r\n\r\n", b""])
+@pytest.mark.parametrize(
+    "answer", [OK + b"Content-Length: 9\r\n\r\nabc", b"SSH-2.0-OpenSSH\r\n\r\n", b""]
+)
 def test_a_broken_answer_is_a_failure(fetched: Fetch, answer: bytes) -> None:
     got, _ = fetched(answer)
     assert isinstance(got, FetchFailed)
     assert got.reason == "protocol"
 
 
-@pytest.mark.parametrize("begin", [b"HTTP/1.1 200 OK\r\nX: ", OK + b"\r\n"], ids=["headers", "body"])
+@pytest.mark.parametrize(
+    "begin", [b"HTTP/1.1 200 OK\r\nX: ", OK + b"\r\n"], ids=["headers", "body"]
+)
 def test_a_drip_ends_at_the_time_limit(fetched: Fetch, begin: bytes) -> None:
     async def drip(writer: asyncio.StreamWriter) -> None:
         writer.write(begin)
@@ -197,7 +217,9 @@ def test_a_server_that_says_nothing_is_left_at_the_time_limit(authority: Authori
         async with serving(b"", None) as server:
             network = Network(server.port, at("127.0.0.1"), only("127.0.0.1"), authority.trust)
             with pytest.raises(FetchFailed) as caught:
-                await fetch(f"https://{HOST}:{server.port}/", max_bytes=9, timeout_s=0.3, network=network)
+                await fetch(
+                    f"https://{HOST}:{server.port}/", max_bytes=9, timeout_s=0.3, network=network
+                )
             for _ in range(100):  # until the server has heard of it
                 await asyncio.sleep(0.01 if server.ended == 0 else 0)
             return caught.value.reason, server.ended
@@ -252,19 +274,25 @@ def test_the_server_is_told_the_name_of_the_host(fetched: Fetch, authority: Auth
     assert names == [HOST]
 
 
-def test_proxies_of_the_environment_are_ignored(fetched: Fetch, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proxies_of_the_environment_are_ignored(
+    fetched: Fetch, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     assert fetched(WHOLE)[0] == IMAGE
 
 
-def test_dns_that_changes_its_answer_after_the_check_has_no_effect(authority: Authority, tls: ssl.SSLContext) -> None:
+def test_dns_that_changes_its_answer_after_the_check_has_no_effect(
+    authority: Authority, tls: ssl.SSLContext
+) -> None:
     async def run() -> tuple[bytes, int, int]:
         async with (
             serving(WHOLE, tls) as public,
             serving(OK + b"\r\nsecret", tls, address="127.0.0.2", port=public.port) as private,
         ):
-            network = Network(public.port, at("127.0.0.1", "127.0.0.2"), only("127.0.0.1"), authority.trust)
+            network = Network(
+                public.port, at("127.0.0.1", "127.0.0.2"), only("127.0.0.1"), authority.trust
+            )
             url = f"https://{HOST}:{public.port}/"
             first = await fetch(url, max_bytes=99_999, timeout_s=5, network=network)
             with pytest.raises(FetchRefused, match="not on the public internet"):
@@ -275,7 +303,8 @@ def test_dns_that_changes_its_answer_after_the_check_has_no_effect(authority: Au
 
 
 @pytest.mark.parametrize(
-    "answer", [["127.0.0.1", "127.0.0.2"], ["127.0.0.2", "127.0.0.1"], ["127.0.0.1", "fe80::1%lo"], []]
+    "answer",
+    [["127.0.0.1", "127.0.0.2"], ["127.0.0.2", "127.0.0.1"], ["127.0.0.1", "fe80::1%lo"], []],
 )
 def test_one_forbidden_address_forbids_the_host(fetched: Fetch, answer: list[str]) -> None:
     got, server = fetched(WHOLE, look_up=at(answer))
@@ -293,10 +322,21 @@ def test_an_unknown_host_is_told_like_a_private_one(fetched: Fetch) -> None:
 
 @pytest.mark.parametrize(
     "address",
-    ["127.0.0.1", "10.0.0.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "::1", "::ffff:127.0.0.1", "64:ff9b::7f00:1"],
+    [
+        "127.0.0.1",
+        "10.0.0.1",
+        "169.254.169.254",
+        "100.64.0.1",
+        "0.0.0.0",
+        "::1",
+        "::ffff:127.0.0.1",
+        "64:ff9b::7f00:1",
+    ],
 )
 @pytest.mark.parametrize("literal", [True, False])
-def test_addresses_inside_are_refused_as_they_stand_and_behind_a_name(address: str, literal: bool) -> None:
+def test_addresses_inside_are_refused_as_they_stand_and_behind_a_name(
+    address: str, literal: bool
+) -> None:
     written = f"[{address}]" if ":" in address else address
     network = Network(look_up=at() if literal else at(address))
     error = refused(f"https://{written if literal else HOST}/a.jpg", network)
@@ -312,9 +352,15 @@ def test_addresses_inside_are_refused_as_they_stand_and_behind_a_name(address: s
             for scheme in ("http://", "ftp://", "file://", "//", "", "https:/", "gopher://")
         ),
         *(("file:///etc/passwd", "scheme"), ("data:image/png;base64,AA", "scheme"), ("", "scheme")),
-        *((f"https://{who}@{HOST}/", "credentials") for who in ("a:b", "a", "", "x@y", r"127.0.0.1\\")),
+        *(
+            (f"https://{who}@{HOST}/", "credentials")
+            for who in ("a:b", "a", "", "x@y", r"127.0.0.1\\")
+        ),
         *((f"https://{HOST}:{port}/", "port") for port in (80, 8443, 22, 0, 99999)),
-        *((f"https://{HOST}:{port}/", "malformed") for port in ("", "-1", "443x", "４４３", "443:443")),
+        *(
+            (f"https://{HOST}:{port}/", "malformed")
+            for port in ("", "-1", "443x", "４４３", "443:443")
+        ),
         *(
             (f"https://{host}/", "malformed")
             for host in (
@@ -329,7 +375,17 @@ def test_addresses_inside_are_refused_as_they_stand_and_behind_a_name(address: s
                     "127.0.0.01",
                 ),
                 *("127.0.0.1.", "256.0.0.1", "1.2.3.4.5", "example.0x7f", "example.1"),
-                *(f"{HOST}.", f".{HOST}", "a..b", "localhost", "intranet", "-a.org", "a-.org", "a_b.org", "*.org"),
+                *(
+                    f"{HOST}.",
+                    f".{HOST}",
+                    "a..b",
+                    "localhost",
+                    "intranet",
+                    "-a.org",
+                    "a-.org",
+                    "a_b.org",
+                    "*.org",
+                ),
                 *(
                     "１２７.0.0.1",
                     "①②⑦.0.0.1",
@@ -350,15 +406,30 @@ def test_addresses_inside_are_refused_as_they_stand_and_behind_a_name(address: s
                     "[::1].org",
                     "[v1.a]",
                 ),
-                *("", " ", "a b.org", "a%2eb.org", "%31%32%37.0.0.1", "a\\b.org", "a\tb.org", "a\nb.org", "a\x00b.org"),
+                *(
+                    "",
+                    " ",
+                    "a b.org",
+                    "a%2eb.org",
+                    "%31%32%37.0.0.1",
+                    "a\\b.org",
+                    "a\tb.org",
+                    "a\nb.org",
+                    "a\x00b.org",
+                ),
                 *("a" * 64 + ".org", ".".join(["abcdefgh"] * 30)),
             )
         ),
-        *((f"https://{HOST}/a{sign}b", "malformed") for sign in ("\r\n", "\x00", "\x7f", "\u2028", "\ud800")),
+        *(
+            (f"https://{HOST}/a{sign}b", "malformed")
+            for sign in ("\r\n", "\x00", "\x7f", "\u2028", "\ud800")
+        ),
         (f"https://{HOST}/{'a' * 2048}", "malformed"),
     ],
 )
-def test_a_url_of_another_form_is_refused_before_anything_is_looked_up(url: str, reason: str) -> None:
+def test_a_url_of_another_form_is_refused_before_anything_is_looked_up(
+    url: str, reason: str
+) -> None:
     error = refused(url, replace(INTERNET, look_up=at()))
     assert error.reason == reason
     assert HOST not in str(error).replace("images.example.org (xn--", "")
@@ -369,7 +440,9 @@ def test_the_scheme_and_the_host_may_be_in_capitals(fetched: Fetch) -> None:
 
 
 def test_the_systems_resolver_is_asked_in_a_thread() -> None:
-    assert all(ip_address(address).is_loopback for address in asyncio.run(look_up("localhost", 443)))
+    assert all(
+        ip_address(address).is_loopback for address in asyncio.run(look_up("localhost", 443))
+    )
 
 
 def test_an_error_keeps_its_reason_across_processes() -> None:

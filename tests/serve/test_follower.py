@@ -15,15 +15,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from raycd import live
-from raycd.catalogue import Catalogue
-from raycd.catalogue.records import Delete, Put
+from raycd import bundle
 from raycd.config import IndexConfig
 from raycd.errors import CatalogueError
-from raycd.index import recent
-from raycd.index.recent import Recent
-from raycd.model import bundle
-from raycd.search import Searcher
+from raycd.gallery import live, recent
+from raycd.gallery.recent import Recent
+from raycd.gallery_db import Catalogue
+from raycd.gallery_db.records import Delete, Put
+from raycd.search.searcher import Searcher
 from serve import follower
 from serve.args import ServeArgs
 from serve.follower import Follower
@@ -52,7 +51,9 @@ def model() -> Iterator[ThreadPoolExecutor]:
 
 
 @pytest.fixture
-def follow(tiny_bundle: Any, store: Store, model: ThreadPoolExecutor) -> Iterator[Callable[..., Any]]:
+def follow(
+    tiny_bundle: Any, store: Store, model: ThreadPoolExecutor
+) -> Iterator[Callable[..., Any]]:
     """Starts a replica's follower of an index of some settings; gives its searcher."""
     followers: list[Follower] = []
 
@@ -69,13 +70,17 @@ def follow(tiny_bundle: Any, store: Store, model: ThreadPoolExecutor) -> Iterato
 
 
 def features(searcher: Searcher, count: int) -> NDArray[np.float32]:
-    return np.random.default_rng(0).normal(size=(count, searcher.bundle.index.dim)).astype(np.float32)
+    return (
+        np.random.default_rng(0).normal(size=(count, searcher.bundle.index.dim)).astype(np.float32)
+    )
 
 
 def put(store: Store, searcher: Searcher, features_ND: NDArray[np.float32]) -> int:
     """Images new-0 ...; the version after the last."""
     fingerprint = searcher.bundle.manifest.encoder.fingerprint
-    changes = [Put(f"new-{i}", feature_D, ("dress",), {}, None) for i, feature_D in enumerate(features_ND)]
+    changes = [
+        Put(f"new-{i}", feature_D, ("dress",), {}, None) for i, feature_D in enumerate(features_ND)
+    ]
     return store.catalogue.write(changes, fingerprint)[-1].version
 
 
@@ -94,7 +99,9 @@ def test_many_changes_become_an_index_of_its_kind_that_misses_nothing(
     version = put(store, searcher, features_ND)
     gone = [f"new-{i}" for i in range(0, ADDED, 7)]
     until(lambda: searcher.view.version >= version and searcher.view.index is not first)
-    version = store.catalogue.write([Delete(image_id) for image_id in gone], "")[-1].version  # of the new index
+    version = store.catalogue.write([Delete(image_id) for image_id in gone], "")[
+        -1
+    ].version  # of the new index
     until(lambda: searcher.view.version >= version)
     view = searcher.view
     assert view.index.kind == kind
@@ -102,7 +109,9 @@ def test_many_changes_become_an_index_of_its_kind_that_misses_nothing(
     unit_ND = features_ND / np.linalg.norm(features_ND, axis=1, keepdims=True)
     _, places = view.search(unit_ND, 1, exact=True)
     found = [view.image_id(place) for place in places[:, 0].tolist()]
-    assert [image_id for i, image_id in enumerate(found) if i % 7] == [f"new-{i}" for i in range(ADDED) if i % 7]
+    assert [image_id for i, image_id in enumerate(found) if i % 7] == [
+        f"new-{i}" for i in range(ADDED) if i % 7
+    ]
     assert not set(found) & set(gone)
     _, near = view.search(unit_ND, 10)
     assert not {view.image_id(place) for place in near.ravel().tolist() if place >= 0} & set(gone)
@@ -115,8 +124,15 @@ def test_what_changes_while_an_index_is_built_is_in_it_when_it_is_taken_over(
 ) -> None:
     monkeypatch.setattr(live, "FEW", 100)
     searcher = follow(kind="ivf", sample=50, ivf_lists=2)
-    fingerprint, first, original = searcher.bundle.manifest.encoder.fingerprint, searcher.view.index, bundle.build_index
-    others = [Put(f"other-{i}", one, (), {}, None) for i, one in enumerate(features(searcher, follower.SOON + 1))]
+    fingerprint, first, original = (
+        searcher.bundle.manifest.encoder.fingerprint,
+        searcher.view.index,
+        bundle.build_index,
+    )
+    others = [
+        Put(f"other-{i}", one, (), {}, None)
+        for i, one in enumerate(features(searcher, follower.SOON + 1))
+    ]
 
     def built(*given: Any, **settings: Any) -> Any:
         if searcher.view.index is first:
@@ -161,7 +177,9 @@ def test_more_images_than_a_replica_encodes_are_refused_though_the_bundle_has_be
     follow: Callable[..., Searcher], store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     follow()
-    store.catalogue.write([Put(f"other-{i}", np.ones(8, np.float32), (), {}, None) for i in range(3)], "f" * 64)
+    store.catalogue.write(
+        [Put(f"other-{i}", np.ones(8, np.float32), (), {}, None) for i in range(3)], "f" * 64
+    )
     monkeypatch.setattr(follower, "ENCODED", 2)
     with pytest.raises(CatalogueError, match="3 images without features of encoder"):
         follow()

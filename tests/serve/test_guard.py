@@ -31,7 +31,11 @@ PAGE = "https://shop.example"
 def made(tmp_path: Path) -> dict[str, str]:
     """A key of each scope, and the file."""
     file = tmp_path / "keys.json"
-    return {"read": keys.add(file, "bob", "read"), "write": keys.add(file, "alice", "write"), "file": str(file)}
+    return {
+        "read": keys.add(file, "bob", "read"),
+        "write": keys.add(file, "alice", "write"),
+        "file": str(file),
+    }
 
 
 def bearer(key: str) -> dict[str, str]:
@@ -51,7 +55,11 @@ def small_app(**args: Any) -> FastAPI:
     async def told(request: Request) -> int:
         return len(await request.body())
 
-    @app.api_route("/{rest:path}", methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"], include_in_schema=False)
+    @app.api_route(
+        "/{rest:path}",
+        methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"],
+        include_in_schema=False,
+    )
     async def rest(request: Request) -> int:
         return len(await request.body())
 
@@ -96,9 +104,14 @@ def call(app: FastAPI, method: str, path: str, **request: Any) -> httpx.Response
         ("DELETE", "/healthz", "write"),
     ],
 )
-def test_a_request_needs_a_key_of_its_scope(made: dict[str, str], method: str, path: str, scope: Scope | None) -> None:
+def test_a_request_needs_a_key_of_its_scope(
+    made: dict[str, str], method: str, path: str, scope: Scope | None
+) -> None:
     app = small_app(api_keys=made["file"])
-    statuses = [call(app, method, path, headers=headers).status_code for headers in ({}, bearer(made["read"]))]
+    statuses = [
+        call(app, method, path, headers=headers).status_code
+        for headers in ({}, bearer(made["read"]))
+    ]
     assert statuses == {None: [200, 200], "read": [401, 200], "write": [401, 403]}[scope]
     assert call(app, method, path, headers=bearer(made["write"])).status_code == 200
 
@@ -132,15 +145,22 @@ def test_a_missing_or_wrong_key_is_told_which_header_to_send(
 @pytest.mark.parametrize("header", ["Bearer {read}", "bearer {read}", "BEARER  {read} "])
 def test_the_scheme_is_told_in_any_case(made: dict[str, str], header: str) -> None:
     app = small_app(api_keys=made["file"])
-    assert call(app, "GET", "/v1/info", headers={"Authorization": header.format(**made)}).status_code == 200
+    assert (
+        call(app, "GET", "/v1/info", headers={"Authorization": header.format(**made)}).status_code
+        == 200
+    )
 
 
 def test_a_key_that_may_only_read_is_told_which_scope_is_needed(made: dict[str, str]) -> None:
-    response = call(small_app(api_keys=made["file"]), "PUT", "/v1/gallery/a", headers=bearer(made["read"]))
+    response = call(
+        small_app(api_keys=made["file"]), "PUT", "/v1/gallery/a", headers=bearer(made["read"])
+    )
     detail = problem(response, 403)["detail"]
     assert "needs write" in detail
     assert "ask whoever runs the service" in detail
-    assert response.headers["www-authenticate"] == 'Bearer error="insufficient_scope", scope="write"'
+    assert (
+        response.headers["www-authenticate"] == 'Bearer error="insufficient_scope", scope="write"'
+    )
 
 
 @pytest.mark.parametrize("key", [None, "raycd_wrong", "read"])
@@ -154,17 +174,28 @@ def test_no_body_is_read_before_the_key_is_checked(made: dict[str, str], key: st
 
     app = small_app(api_keys=made["file"])
     headers = {} if key is None else bearer(made.get(key, key))
-    assert call(app, "PUT", "/v1/gallery/a", content=body(), headers=headers).status_code in (401, 403)
+    assert call(app, "PUT", "/v1/gallery/a", content=body(), headers=headers).status_code in (
+        401,
+        403,
+    )
     assert read == []
-    assert call(app, "PUT", "/v1/gallery/a", content=body(), headers=bearer(made["write"])).json() == 2
+    assert (
+        call(app, "PUT", "/v1/gallery/a", content=body(), headers=bearer(made["write"])).json() == 2
+    )
 
 
-def test_no_key_stands_in_an_answer_or_in_the_log(made: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
+def test_no_key_stands_in_an_answer_or_in_the_log(
+    made: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
     app = small_app(api_keys=made["file"])
     wrong = "raycd_n0t-a-key"
     with caplog.at_level("DEBUG"):
         for key in (made["read"], made["write"], wrong):
-            for method, path in (("GET", "/v1/info"), ("PUT", "/v1/gallery/a"), ("GET", "/openapi.json")):
+            for method, path in (
+                ("GET", "/v1/info"),
+                ("PUT", "/v1/gallery/a"),
+                ("GET", "/openapi.json"),
+            ):
                 response = call(app, method, path, headers=bearer(key))
                 told = f"{response.headers} {response.text}"
                 assert key not in told
@@ -175,7 +206,9 @@ def test_no_key_stands_in_an_answer_or_in_the_log(made: dict[str, str], caplog: 
 
 def test_without_keys_everything_is_answered(tmp_path: Path) -> None:
     assert call(small_app(), "PUT", "/v1/gallery/a").status_code == 200
-    assert "securitySchemes" not in call(small_app(), "GET", "/openapi.json").json().get("components", {})
+    assert "securitySchemes" not in call(small_app(), "GET", "/openapi.json").json().get(
+        "components", {}
+    )
 
 
 def test_a_file_of_keys_that_cannot_be_read_lets_no_service_start(tmp_path: Path) -> None:
@@ -187,7 +220,9 @@ def test_the_description_says_which_scope_an_operation_needs(made: dict[str, str
     app = small_app(api_keys=made["file"])
     for _ in range(2):  # the second one is from FastAPI's cache
         schema = call(app, "GET", "/openapi.json").json()
-        assert schema["components"]["securitySchemes"] == {"api_key": {"type": "http", "scheme": "bearer"}}
+        assert schema["components"]["securitySchemes"] == {
+            "api_key": {"type": "http", "scheme": "bearer"}
+        }
         paths = schema["paths"]
         assert paths["/v1/info"]["get"]["security"] == [{"api_key": ["read"]}]
         assert paths["/v1/search"]["post"]["security"] == [{"api_key": ["read"]}]
@@ -197,13 +232,23 @@ def test_the_description_says_which_scope_an_operation_needs(made: dict[str, str
         assert "security" not in paths["/healthz"]["get"]
 
 
-def preflight(app: FastAPI, origin: str, method: str, headers: str = "authorization, content-type") -> httpx.Response:
-    asked = {"Origin": origin, "Access-Control-Request-Method": method, "Access-Control-Request-Headers": headers}
+def preflight(
+    app: FastAPI, origin: str, method: str, headers: str = "authorization, content-type"
+) -> httpx.Response:
+    asked = {
+        "Origin": origin,
+        "Access-Control-Request-Method": method,
+        "Access-Control-Request-Headers": headers,
+    }
     return call(app, "OPTIONS", "/v1/gallery/a", headers=asked)
 
 
 def cors(response: httpx.Response) -> dict[str, str]:
-    return {name: value for name, value in response.headers.items() if name.startswith("access-control-")}
+    return {
+        name: value
+        for name, value in response.headers.items()
+        if name.startswith("access-control-")
+    }
 
 
 def test_other_origins_get_no_header_by_default(made: dict[str, str]) -> None:
@@ -221,7 +266,9 @@ def test_a_preflight_needs_no_key(made: dict[str, str], method: str) -> None:
     told = cors(response)
     assert told["access-control-allow-origin"] == PAGE
     assert method in told["access-control-allow-methods"]
-    assert {"authorization", "content-type"} <= set(told["access-control-allow-headers"].lower().split(", "))
+    assert {"authorization", "content-type"} <= set(
+        told["access-control-allow-headers"].lower().split(", ")
+    )
     assert "access-control-allow-credentials" not in told
 
 
@@ -238,9 +285,9 @@ def test_a_page_of_an_allowed_origin_may_read_why_it_is_refused(made: dict[str, 
     refused = call(app, "GET", "/v1/info", headers={"Origin": PAGE})
     problem(refused, 401)
     assert refused.headers["access-control-allow-origin"] == PAGE
-    assert cors(call(app, "GET", "/v1/info", headers={"Origin": "https://evil.example"})).keys() <= {
-        "access-control-expose-headers"
-    }
+    assert cors(
+        call(app, "GET", "/v1/info", headers={"Origin": "https://evil.example"})
+    ).keys() <= {"access-control-expose-headers"}
 
 
 def test_every_origin_may_ask_only_where_keys_are_needed(made: dict[str, str]) -> None:
@@ -251,7 +298,9 @@ def test_every_origin_may_ask_only_where_keys_are_needed(made: dict[str, str]) -
     assert call(app, "GET", "/v1/info", headers={"Origin": PAGE}).status_code == 401
 
 
-@pytest.mark.parametrize("origin", ["shop.example", "https://shop.example/", "null", "https://u@shop.example", ""])
+@pytest.mark.parametrize(
+    "origin", ["shop.example", "https://shop.example/", "null", "https://u@shop.example", ""]
+)
 def test_what_is_no_origin_is_told(origin: str) -> None:
     with pytest.raises(ValidationError, match="is no origin"):
         ServeArgs(cors_origins=(origin,))
@@ -260,20 +309,33 @@ def test_what_is_no_origin_is_told(origin: str) -> None:
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.1:8000", "localhost:1", "LocalHost", "[::1]", "[::1]:8000"])
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "127.0.0.1:8000", "localhost:1", "LocalHost", "[::1]", "[::1]:8000"]
+)
 def test_a_host_of_ours_is_answered(host: str) -> None:
-    assert call(small_app(hosts=LOOPBACK), "GET", "/v1/info", headers={"Host": host}).status_code == 200
+    assert (
+        call(small_app(hosts=LOOPBACK), "GET", "/v1/info", headers={"Host": host}).status_code
+        == 200
+    )
 
 
 @pytest.mark.parametrize(
     "host",
     [
         *("evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example"),
-        *("localhost@evil.example", "evil@localhost", "evil.example#localhost", "localhost:8000:9", "localhost x"),
+        *(
+            "localhost@evil.example",
+            "evil@localhost",
+            "evil.example#localhost",
+            "localhost:8000:9",
+            "localhost x",
+        ),
         *("127.0.0.2", "[::2]", "::1", ""),
     ],
 )
-def test_a_foreign_host_gets_a_problem_whatever_else_it_brings(made: dict[str, str], host: str) -> None:
+def test_a_foreign_host_gets_a_problem_whatever_else_it_brings(
+    made: dict[str, str], host: str
+) -> None:
     app = small_app(hosts=LOOPBACK, api_keys=made["file"], cors_origins=(PAGE,))
     headers = bearer(made["write"]) | {"Host": host, "Origin": PAGE}
     response = call(app, "PUT", "/v1/gallery/a", headers=headers)
@@ -284,10 +346,17 @@ def test_a_foreign_host_gets_a_problem_whatever_else_it_brings(made: dict[str, s
 
 @pytest.mark.parametrize("hosts", [(), ("*",), ("shop.example", "*")])
 def test_any_host_is_answered_where_none_is_named(hosts: tuple[str, ...]) -> None:
-    assert call(small_app(hosts=hosts), "GET", "/v1/info", headers={"Host": "evil.example"}).status_code == 200
+    assert (
+        call(
+            small_app(hosts=hosts), "GET", "/v1/info", headers={"Host": "evil.example"}
+        ).status_code
+        == 200
+    )
 
 
-@pytest.mark.parametrize("host", ["http://shop.example", "shop.example:8000", "shop.example/", "[::1]:8000", ""])
+@pytest.mark.parametrize(
+    "host", ["http://shop.example", "shop.example:8000", "shop.example/", "[::1]:8000", ""]
+)
 def test_what_is_no_host_is_told(host: str) -> None:
     with pytest.raises(ValidationError, match="is no host"):
         ServeArgs(hosts=(host,))
@@ -295,12 +364,16 @@ def test_what_is_no_host_is_told(host: str) -> None:
 
 @pytest.fixture(scope="module")
 def keyed(
-    start_service: Callable[..., str], service_args: ServeArgs, tmp_path_factory: pytest.TempPathFactory
+    start_service: Callable[..., str],
+    service_args: ServeArgs,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[str, Path]:
     """A real service that wants keys, under a prefix; its URL and its file of keys."""
     file = tmp_path_factory.mktemp("keyed") / "keys.json"
     keys.add(file, "first", "write")
-    args = service_args.model_copy(update={"api_keys": str(file), "cors_origins": (PAGE,), "hosts": ("127.0.0.1",)})
+    args = service_args.model_copy(
+        update={"api_keys": str(file), "cors_origins": (PAGE,), "hosts": ("127.0.0.1",)}
+    )
     return start_service(args, "keyed"), file
 
 
@@ -314,13 +387,18 @@ def within(seconds: float, is_so: Callable[[], bool]) -> bool:
     return False
 
 
-def test_the_service_lets_a_read_key_search_and_not_write(keyed: tuple[str, Path], tiny_bundle: Any) -> None:
+def test_the_service_lets_a_read_key_search_and_not_write(
+    keyed: tuple[str, Path], tiny_bundle: Any
+) -> None:
     url, file = keyed
     reader = keys.add(file, "reader", "read")
     with httpx.Client(base_url=url, headers=bearer(reader), timeout=60) as client:
         assert within(30, lambda: client.get("/v1/gallery").status_code == 200)  # without a restart
         assert ask(client, png(tiny_bundle.images[0]), text="is blue").status_code == 200
-        assert client.post("/v1/search/batch", json={"searches": [{"text": "is blue"}]}).status_code == 200
+        assert (
+            client.post("/v1/search/batch", json={"searches": [{"text": "is blue"}]}).status_code
+            == 200
+        )
         problem(client.put("/v1/gallery/a", json={}), 403)
         problem(client.delete("/v1/gallery/a"), 403)
         problem(client.post("/v1/gallery:import", content=b""), 403)
@@ -354,14 +432,18 @@ def test_the_service_counts_what_it_refuses(keyed: tuple[str, Path]) -> None:
     assert within(60, lambda: stands(counted, httpx.get(metrics, timeout=10).text))
 
 
-def test_keys_that_cannot_be_read_are_told_before_ray_starts(tiny_bundle: Any, tmp_path: Path, free_port: int) -> None:
+def test_keys_that_cannot_be_read_are_told_before_ray_starts(
+    tiny_bundle: Any, tmp_path: Path, free_port: int
+) -> None:
     arguments = ("--bundle", str(tiny_bundle.folder), "--port", str(free_port))
     error = message(*arguments, "--api-keys", str(tmp_path / "nothing.json"))
     assert "the file of API keys cannot be read" in error
     assert "--cors-origins is impossible" in message(*arguments, "--cors-origins", "*")
 
 
-def test_listening_for_all_without_keys_is_warned_of(tmp_path: Path, free_port: int, made: dict[str, str]) -> None:
+def test_listening_for_all_without_keys_is_warned_of(
+    tmp_path: Path, free_port: int, made: dict[str, str]
+) -> None:
     bundle = tmp_path / "bundle"
     bundle.mkdir()
     (bundle / "manifest.json").write_text("{}")  # so that the command ends by itself

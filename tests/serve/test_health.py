@@ -1,4 +1,6 @@
-"""GET /readyz is red as soon as the encoder or the search of a replica fails, or a replica is missing."""
+"""GET /readyz is red as soon as the encoder or the search of a replica fails, or a replica is
+missing.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ from tests.serve.asking import problem
 
 
 class Replica:
-    """What the routes ask of a replica: a real engine answers the canary; Ray Serve's count is given."""
+    """What the routes ask of a replica: a real engine answers the canary; Ray Serve's count is
+    given.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -62,11 +66,15 @@ def without_image_encoder(engine: Engine) -> None:
 
 
 def with_vectors_of_another_size(engine: Engine) -> None:
-    other = Index.build(np.ones((3, engine.bundle.index.dim + 1), np.float32), engine.bundle.config.index)
+    other = Index.build(
+        np.ones((3, engine.bundle.index.dim + 1), np.float32), engine.bundle.config.index
+    )
     engine.bundle.index._structure = other._structure
 
 
-@pytest.mark.parametrize("spoil", [without_weights, without_image_encoder, with_vectors_of_another_size])
+@pytest.mark.parametrize(
+    "spoil", [without_weights, without_image_encoder, with_vectors_of_another_size]
+)
 def test_an_encoder_or_a_search_that_fails_is_not_ready(
     client: TestClient, replica: Replica, spoil: Callable[[Engine], None]
 ) -> None:

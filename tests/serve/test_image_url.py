@@ -14,7 +14,9 @@ from tests.serve.asking import problem
 @pytest.fixture(scope="module")
 def fetching(start_service: Callable[..., str], service_args: ServeArgs) -> str:
     """A service that fetches."""
-    return start_service(service_args.model_copy(update={"image_url": True, "fetch_timeout_s": 2.0}), "fetching")
+    return start_service(
+        service_args.model_copy(update={"image_url": True, "fetch_timeout_s": 2.0}), "fetching"
+    )
 
 
 @pytest.mark.parametrize(
@@ -30,7 +32,9 @@ def fetching(start_service: Callable[..., str], service_args: ServeArgs) -> str:
     ],
 )
 def test_an_address_that_is_not_public_is_refused(fetching: str, url: str, reason: str) -> None:
-    response = httpx.post(f"{fetching}/v1/search", json={"image_url": url, "text": "is blue"}, timeout=60)
+    response = httpx.post(
+        f"{fetching}/v1/search", json={"image_url": url, "text": "is blue"}, timeout=60
+    )
     body = problem(response, 422)
     assert body["reason"] == reason
     assert "secret" not in response.text

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raycd.catalogue import Catalogue
-from raycd.catalogue.records import Done, Put
 from raycd.errors import CatalogueError
+from raycd.gallery_db import Catalogue
+from raycd.gallery_db.records import Done, Put
 from serve import importing
 from serve.args import ServeArgs
 from serve.problems import ProblemError
@@ -62,7 +62,9 @@ def test_an_import_ends_with_its_time_and_says_so(request_: Request) -> None:
     assert "another request" in last.asked.problem.detail
 
 
-def test_lines_are_at_work_together_only_as_far_as_they_fit_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_are_at_work_together_only_as_far_as_they_fit_in_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     batches: list[list[int]] = []
 
     async def together(service: Any, writer: Any, some: Any) -> str:
@@ -95,7 +97,10 @@ def test_a_transaction_that_fails_says_nothing_of_the_one_before_it(tmp_path: Pa
         outcomes = writer._commit(
             [
                 (Put("one", np.ones(2, np.float32), (), {}, None), first),
-                (Put("two", np.ones(2, np.float32), (), {}, None), second),  # of another size than its others
+                (
+                    Put("two", np.ones(2, np.float32), (), {}, None),
+                    second,
+                ),  # of another size than its others
             ]
         )
         assert isinstance(outcomes[0], Done)

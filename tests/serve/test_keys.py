@@ -1,4 +1,6 @@
-"""serve/keys.py and serve/keyring.py: the file of keys, the command that changes it, the check of a key."""
+"""serve/keys.py and serve/keyring.py: the file of keys, the command that changes it, the check of a
+key.
+"""
 
 from __future__ import annotations
 
@@ -44,8 +46,12 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.LogCaptureFixture]:
-    """What is logged; Ray Serve, once it runs, keeps its logger from the root, where pytest listens."""
+def log(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[pytest.LogCaptureFixture]:
+    """What is logged; Ray Serve, once it runs, keeps its logger from the root, where pytest
+    listens.
+    """
     monkeypatch.setattr(logging.getLogger("ray.serve"), "propagate", True)
     with caplog.at_level(logging.DEBUG), caplog.at_level(logging.DEBUG, "ray.serve"):
         yield caplog
@@ -85,7 +91,10 @@ def test_the_command_lists_and_removes_keys_by_name(file: Path) -> None:
     keys.add(file, "alice", "write")
     bob = keys.add(file, "bob", "read")
     listed = command("list", "--file", file)
-    assert [line.split()[:2] for line in listed.stdout.splitlines()] == [["alice", "write"], ["bob", "read"]]
+    assert [line.split()[:2] for line in listed.stdout.splitlines()] == [
+        ["alice", "write"],
+        ["bob", "read"],
+    ]
     assert hashlib.sha256(bob.encode()).hexdigest() not in listed.stdout
     assert command("remove", "--file", file, "--name", "alice").returncode == 0
     assert [key.name for key in keyring.read(file)] == ["bob"]
@@ -99,7 +108,9 @@ def test_the_command_lists_and_removes_keys_by_name(file: Path) -> None:
         (("remove", "--name", "bob"), "there is no key of the name bob"),
     ],
 )
-def test_the_command_tells_a_mistake_and_changes_nothing(file: Path, arguments: tuple[str, ...], told: str) -> None:
+def test_the_command_tells_a_mistake_and_changes_nothing(
+    file: Path, arguments: tuple[str, ...], told: str
+) -> None:
     keys.add(file, "alice", "write")
     before = file.read_bytes()
     ended = command(arguments[0], "--file", file, *arguments[1:])
@@ -112,7 +123,9 @@ def test_the_command_tells_a_mistake_and_changes_nothing(file: Path, arguments: 
 
 
 @pytest.mark.parametrize("arguments", [("list",), ("remove", "--name", "alice")])
-def test_the_command_tells_that_there_is_no_file_and_makes_none(file: Path, arguments: tuple[str, ...]) -> None:
+def test_the_command_tells_that_there_is_no_file_and_makes_none(
+    file: Path, arguments: tuple[str, ...]
+) -> None:
     ended = command(arguments[0], "--file", file, *arguments[1:])
     assert ended.returncode == 2
     assert "the file of API keys cannot be read" in ended.stderr
@@ -120,7 +133,13 @@ def test_the_command_tells_that_there_is_no_file_and_makes_none(file: Path, argu
 
 
 def a_key(**members: str) -> str:
-    whole = {"name": "alice", "scope": "read", "sha256": "0" * 64, "created": "2026-01-31", **members}
+    whole = {
+        "name": "alice",
+        "scope": "read",
+        "sha256": "0" * 64,
+        "created": "2026-01-31",
+        **members,
+    }
     return json.dumps(whole)
 
 
@@ -131,13 +150,18 @@ def a_key(**members: str) -> str:
         ("\x00\xff", "Invalid JSON"),
         ("[]", "should be an object"),
         ("{}", "keys: Field required"),
-        (f'{{"keys": [{a_key(scope="admin")}]}}', "keys.0.scope: Input should be 'read' or 'write'"),
+        (
+            f'{{"keys": [{a_key(scope="admin")}]}}',
+            "keys.0.scope: Input should be 'read' or 'write'",
+        ),
         (f'{{"keys": [{a_key(sha256="raycd_s3cret")}]}}', "keys.0.sha256: String should match"),
         (f'{{"keys": [{a_key(created="yesterday")}]}}', "keys.0.created"),
         (f'{{"keys": [{a_key()}, {a_key()}]}}', "doubled names: alice"),
     ],
 )
-def test_a_malformed_file_is_told_without_what_it_holds(file: Path, content: str, told: str) -> None:
+def test_a_malformed_file_is_told_without_what_it_holds(
+    file: Path, content: str, told: str
+) -> None:
     file.write_text(content, "latin-1")
     with pytest.raises(ConfigError, match="malformed") as caught:
         keyring.read(file)
@@ -250,7 +274,9 @@ def test_a_file_that_spoils_leaves_the_last_keys_in_force_and_is_logged_once(
         assert secret not in log.text
 
 
-def test_a_mended_file_is_read_again(file: Path, clock: Clock, log: pytest.LogCaptureFixture) -> None:
+def test_a_mended_file_is_read_again(
+    file: Path, clock: Clock, log: pytest.LogCaptureFixture
+) -> None:
     alice = keys.add(file, "alice", "write")
     ring = Keyring(file, clock)
     file.write_text("{")

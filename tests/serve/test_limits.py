@@ -1,4 +1,6 @@
-"""What is malformed, too much or broken gets a problem document that names the limit and the remedy."""
+"""What is malformed, too much or broken gets a problem document that names the limit and the
+remedy.
+"""
 
 from __future__ import annotations
 
@@ -69,20 +71,33 @@ def test_a_wrong_field_is_named_and_so_is_the_limit(
         assert limit in body["detail"]
 
 
-def test_a_search_needs_an_image_or_a_text_and_one_image_only(client: httpx.Client, tiny_bundle: Any) -> None:
-    assert "neither an image nor a text" in problem(client.post("/v1/search", json={}), 422)["detail"]
-    assert "neither an image nor a text" in problem(client.post("/v1/search", json={"text": " \n"}), 422)["detail"]
+def test_a_search_needs_an_image_or_a_text_and_one_image_only(
+    client: httpx.Client, tiny_bundle: Any
+) -> None:
+    assert (
+        "neither an image nor a text" in problem(client.post("/v1/search", json={}), 422)["detail"]
+    )
+    assert (
+        "neither an image nor a text"
+        in problem(client.post("/v1/search", json={"text": " \n"}), 422)["detail"]
+    )
     two = {"image_id": "image-1", "image_base64": "aGk="}
     assert "2 ways" in problem(client.post("/v1/search", json=two), 422)["detail"]
-    assert fields(problem(ask(client, png(tiny_bundle.images[0]), image_id="image-1"), 422)) == ["image"]
-    assert fields(problem(client.post("/v1/search", data={"image": "not a file", "text": "x"}), 422)) == ["image"]
+    assert fields(problem(ask(client, png(tiny_bundle.images[0]), image_id="image-1"), 422)) == [
+        "image"
+    ]
+    assert fields(
+        problem(client.post("/v1/search", data={"image": "not a file", "text": "x"}), 422)
+    ) == ["image"]
     files = {"text": ("text.txt", b"is blue", "text/plain")}
     assert fields(problem(client.post("/v1/search", files=files), 422)) == ["text"]
     assert fields(problem(ask(client, text="x", attributes="{"), 422)) == ["attributes"]
 
 
 def test_what_is_not_there_or_not_allowed_is_told(client: httpx.Client) -> None:
-    assert "nobody" in problem(client.post("/v1/search", json={"image_id": "nobody"}), 404)["detail"]
+    assert (
+        "nobody" in problem(client.post("/v1/search", json={"image_id": "nobody"}), 404)["detail"]
+    )
     body = problem(client.post("/v1/search", json={"image_url": "https://example.org/a.jpg"}), 403)
     assert "image_url" in body["detail"]
     problem(client.get("/v2/search"), 404)
@@ -105,11 +120,16 @@ def test_a_body_that_is_not_what_it_says_is_refused(client: httpx.Client) -> Non
     problem(send(form, "multipart/form-data; boundary=x; charset=undefined"), 400)
 
 
-def test_filters_are_bounded_and_so_is_what_is_said_of_many_wrong_fields(client: httpx.Client) -> None:
+def test_filters_are_bounded_and_so_is_what_is_said_of_many_wrong_fields(
+    client: httpx.Client,
+) -> None:
     many = [f"category {number}" for number in range(101)]
     body = problem(client.post("/v1/search", json={"text": "x", "category": many}), 422)
     assert body["limit"] == "max_filters"
-    assert client.post("/v1/search", json={"text": "x", "category": many[:100]}).json()["results"] == []
+    assert (
+        client.post("/v1/search", json={"text": "x", "category": many[:100]}).json()["results"]
+        == []
+    )
     body = problem(client.post("/v1/search", json=dict.fromkeys(many)), 422)
     assert len(body["errors"]) == 20
 
@@ -138,4 +158,7 @@ def test_a_large_request_is_refused_before_its_body_is_sent(service_url: str) ->
         )
         answer = connection.recv(65536)
     assert answer.startswith(b"HTTP/1.1 413 ")
-    assert json.loads(answer.partition(b"\r\n\r\n")[2].split(b"\r\n")[-1] or b"{}").get("status", 413) == 413
+    assert (
+        json.loads(answer.partition(b"\r\n\r\n")[2].split(b"\r\n")[-1] or b"{}").get("status", 413)
+        == 413
+    )

@@ -21,7 +21,9 @@ EXPECTED = (
 )
 
 
-def test_requests_batches_and_the_gallery_are_exported(client: httpx.Client, ray_cluster: Any) -> None:
+def test_requests_batches_and_the_gallery_are_exported(
+    client: httpx.Client, ray_cluster: Any
+) -> None:
     import ray
 
     assert client.post("/v1/search", json={"text": "is blue"}).status_code == 200

@@ -1,4 +1,6 @@
-"""Odd pictures over HTTP: PUT, import and search read or refuse each as training does, and what is kept is shown."""
+"""Odd pictures over HTTP: PUT, import and search read or refuse each as training does, and what is
+kept is shown.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ CORPUS = corpus()
 
 
 @pytest.fixture(scope="module")
-def odd_client(start_service: Callable[..., str], service_args: Any, tmp_path_factory: Any) -> Iterator[httpx.Client]:
+def odd_client(
+    start_service: Callable[..., str], service_args: Any, tmp_path_factory: Any
+) -> Iterator[httpx.Client]:
     """A live service that takes every format, as it does unless it is told otherwise."""
     from serve.args import ServeArgs
 
@@ -35,7 +39,11 @@ def odd_client(start_service: Callable[..., str], service_args: Any, tmp_path_fa
 def failures(check: Callable[[Odd], str]) -> dict[str, str]:
     """What is wrong, by the file's name."""
     with ThreadPoolExecutor(4) as threads:
-        return {odd.name: wrong for odd, wrong in zip(CORPUS, threads.map(check, CORPUS), strict=True) if wrong}
+        return {
+            odd.name: wrong
+            for odd, wrong in zip(CORPUS, threads.map(check, CORPUS), strict=True)
+            if wrong
+        }
 
 
 def refused(odd: Odd, answer: dict[str, Any], status: int) -> str:
@@ -47,7 +55,9 @@ def refused(odd: Odd, answer: dict[str, Any], status: int) -> str:
 
 def test_a_put_takes_or_refuses_each_and_what_it_took_is_shown(odd_client: httpx.Client) -> None:
     def check(odd: Odd) -> str:
-        put = odd_client.put(f"/v1/gallery/put-{odd.name}", files={"image": (odd.name, odd.data, "image/png")})
+        put = odd_client.put(
+            f"/v1/gallery/put-{odd.name}", files={"image": (odd.name, odd.data, "image/png")}
+        )
         if odd.outcome != "ok":
             return refused(odd, put.json(), put.status_code)
         if put.status_code != 201:
@@ -70,20 +80,31 @@ def shown(odd: Odd, answer: httpx.Response) -> str:
         return f"thumbnail: {image.size} {image.info}"
     if image.size != odd.size or odd.name == "png-noise":
         return ""  # made smaller, so that its points are elsewhere; or none like its neighbours
-    blurred = Odd(odd.name, b"", at=odd.at, near=odd.near + 40)  # JPEG blurs the edge between the halves
+    blurred = Odd(
+        odd.name, b"", at=odd.at, near=odd.near + 40
+    )  # JPEG blurs the edge between the halves
     return blurred.wrong(image)
 
 
 def test_an_import_takes_or_refuses_each(odd_client: httpx.Client) -> None:
-    lines = [{"image_id": f"import-{odd.name}", "image_base64": base64.b64encode(odd.data).decode()} for odd in CORPUS]
+    lines = [
+        {"image_id": f"import-{odd.name}", "image_base64": base64.b64encode(odd.data).decode()}
+        for odd in CORPUS
+    ]
     headers = {"content-type": "application/x-ndjson"}
-    answer = odd_client.post("/v1/gallery:import", content="\n".join(map(json.dumps, lines)), headers=headers)
+    answer = odd_client.post(
+        "/v1/gallery:import", content="\n".join(map(json.dumps, lines)), headers=headers
+    )
     items = [json.loads(line) for line in answer.text.splitlines()]
     wrong = {}
     for odd, item in zip(CORPUS, items, strict=True):
-        if odd.outcome == "empty":  # no text of base64 at all: refused before anybody looks at a picture
+        if (
+            odd.outcome == "empty"
+        ):  # no text of base64 at all: refused before anybody looks at a picture
             [error] = item["problem"]["errors"]
-            wrong[odd.name] = "" if (item["status"], error["field"]) == (422, "image_base64") else str(item)
+            wrong[odd.name] = (
+                "" if (item["status"], error["field"]) == (422, "image_base64") else str(item)
+            )
         elif odd.outcome != "ok":
             wrong[odd.name] = refused(odd, item.get("problem", {}), item["status"])
         elif item["status"] != 201:
@@ -93,7 +114,9 @@ def test_an_import_takes_or_refuses_each(odd_client: httpx.Client) -> None:
 
 def test_a_search_reads_or_refuses_each(odd_client: httpx.Client) -> None:
     def check(odd: Odd) -> str:
-        answer = odd_client.post("/v1/search", files={"image": (odd.name, odd.data, "image/png"), "top_k": (None, "1")})
+        answer = odd_client.post(
+            "/v1/search", files={"image": (odd.name, odd.data, "image/png"), "top_k": (None, "1")}
+        )
         if odd.outcome != "ok":
             return refused(odd, answer.json(), answer.status_code)
         return "" if answer.status_code == 200 and answer.json()["results"] else answer.text

@@ -17,11 +17,19 @@ from tests.serve.asking import ask, png, problem
 @pytest.fixture(scope="module")
 def small(start_service: Callable[..., str], service_args: ServeArgs) -> str:
     """A service that takes on two searches at a time."""
-    changes = {"max_queue": 2, "text_cache": 0, "max_batch": 4, "batch_wait_s": 1.0, "max_batch_size": 8}
+    changes = {
+        "max_queue": 2,
+        "text_cache": 0,
+        "max_batch": 4,
+        "batch_wait_s": 1.0,
+        "max_batch_size": 8,
+    }
     return start_service(service_args.model_copy(update=changes), "small")
 
 
-def test_what_is_too_much_is_refused_at_once_and_the_rest_is_answered(small: str, tiny_bundle: Any) -> None:
+def test_what_is_too_much_is_refused_at_once_and_the_rest_is_answered(
+    small: str, tiny_bundle: Any
+) -> None:
     data = png(tiny_bundle.images[0])
     with httpx.Client(base_url=small, timeout=60) as client:
 
@@ -32,7 +40,9 @@ def test_what_is_too_much_is_refused_at_once_and_the_rest_is_answered(small: str
         with ThreadPoolExecutor(12) as threads:
             answers = list(threads.map(one, range(12)))
         assert {response.status_code for response, _ in answers} == {200, 503}
-        refused = [(response, seconds) for response, seconds in answers if response.status_code == 503]
+        refused = [
+            (response, seconds) for response, seconds in answers if response.status_code == 503
+        ]
         for response, _ in refused:
             assert "max_queue" in problem(response, 503)["detail"]
             assert int(response.headers["retry-after"]) >= 1
@@ -57,6 +67,8 @@ def hasty(start_service: Callable[..., str], service_args: ServeArgs) -> str:
 
 def test_no_header_of_a_client_switches_the_deadline_off(hasty: str) -> None:
     for headers in ({}, {"x-request-timeout-seconds": "0"}, {"x-request-timeout-seconds": "60"}):
-        response = httpx.post(f"{hasty}/v1/search", json={"text": "is blue"}, headers=headers, timeout=60)
+        response = httpx.post(
+            f"{hasty}/v1/search", json={"text": "is blue"}, headers=headers, timeout=60
+        )
         assert "timeout_s" in problem(response, 503)["detail"]
         assert "retry-after" in response.headers

@@ -1,4 +1,6 @@
-"""A service with a gallery of its own, whose file may be spoiled, and whose bundle knows of no categories."""
+"""A service with a gallery of its own, whose file may be spoiled, and whose bundle knows of no
+categories.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ import httpx
 import pyarrow as pa
 import pytest
 
-from raycd.model import bundle
+from raycd import bundle
 from serve.args import ServeArgs
 from serve.health import FRESH_S
 from tests.serve.asking import png, problem
@@ -37,14 +39,20 @@ def plain(tiny_bundle: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def own(start_service: Callable[..., str], service_args: ServeArgs, file: Path, plain: Path) -> Iterator[httpx.Client]:
-    url = start_service(service_args.model_copy(update={"gallery": str(file), "bundle": str(plain)}), "own")
+def own(
+    start_service: Callable[..., str], service_args: ServeArgs, file: Path, plain: Path
+) -> Iterator[httpx.Client]:
+    url = start_service(
+        service_args.model_copy(update={"gallery": str(file), "bundle": str(plain)}), "own"
+    )
     with httpx.Client(base_url=url, timeout=60) as client:
         yield client
 
 
 def put(client: httpx.Client, image_id: str, image: Any) -> httpx.Response:
-    return client.put(f"v1/gallery/{image_id}", files={"image": ("photo.png", png(image), "image/png")})
+    return client.put(
+        f"v1/gallery/{image_id}", files={"image": ("photo.png", png(image), "image/png")}
+    )
 
 
 def test_nothing_is_acknowledged_while_the_file_is_away_and_all_is_there_afterwards(
@@ -59,7 +67,9 @@ def test_nothing_is_acknowledged_while_the_file_is_away_and_all_is_there_afterwa
         assert "removed, replaced" in problem(answer, 503)["detail"]
         assert answer.headers["retry-after"]
     line = json.dumps({"image_id": "lost", "image_base64": base64.b64encode(png(image)).decode()})
-    imported = own.post("v1/gallery:import", content=line, headers={"content-type": "application/x-ndjson"})
+    imported = own.post(
+        "v1/gallery:import", content=line, headers={"content-type": "application/x-ndjson"}
+    )
     assert imported.json()["status"] == 503
     assert "removed, replaced" in problem(own.get("readyz"), 503)["detail"]
     assert own.get("healthz").status_code == 200
@@ -69,12 +79,18 @@ def test_nothing_is_acknowledged_while_the_file_is_away_and_all_is_there_afterwa
     time.sleep(FRESH_S)
     assert own.get("readyz").status_code == 200
     assert put(own, "back", image).json()["version"] == version + 1
-    page = own.get("v1/gallery", params={"min_version": version + 1, "newest": "true", "limit": 2}).json()
+    page = own.get(
+        "v1/gallery", params={"min_version": version + 1, "newest": "true", "limit": 2}
+    ).json()
     assert [item["image_id"] for item in page["items"]] == ["back", "kept"]
-    assert own.get("v1/images/kept").status_code == 200, "its picture was not removed by the delete that failed"
+    assert own.get("v1/images/kept").status_code == 200, (
+        "its picture was not removed by the delete that failed"
+    )
 
 
-def test_a_copy_in_its_place_is_not_taken_for_it(own: httpx.Client, file: Path, tiny_bundle: Any) -> None:
+def test_a_copy_in_its_place_is_not_taken_for_it(
+    own: httpx.Client, file: Path, tiny_bundle: Any
+) -> None:
     image = tiny_bundle.images[0]
     assert put(own, "before", image).status_code == 201
     other = file.with_name("other")
@@ -98,8 +114,15 @@ def test_an_image_without_a_category_is_found_with_those_of_a_bundle_that_has_no
     version = put(own, "plain", tiny_bundle.images[0]).json()["version"]
     cap = {"image_id": "cap", "image_base64": base64.b64encode(png(tiny_bundle.images[1])).decode()}
     lines = "\n".join(map(json.dumps, (cap, cap | {"image_id": "hat", "category": ["hat"]})))
-    told = own.post("v1/gallery:import", content=lines, headers={"content-type": "application/x-ndjson"})
+    told = own.post(
+        "v1/gallery:import", content=lines, headers={"content-type": "application/x-ndjson"}
+    )
     version = json.loads(told.text.splitlines()[-1])["version"]
-    page = own.get("v1/gallery", params={"category": "all", "min_version": version, "newest": "true"}).json()
+    page = own.get(
+        "v1/gallery", params={"category": "all", "min_version": version, "newest": "true"}
+    ).json()
     assert page["total"] == before + 2
-    assert {item["image_id"]: item["category"] for item in page["items"][:2]} == {"cap": "all", "plain": "all"}
+    assert {item["image_id"]: item["category"] for item in page["items"][:2]} == {
+        "cap": "all",
+        "plain": "all",
+    }

@@ -79,7 +79,9 @@ def test_category_filters_the_results(page: Page, info: dict[str, Any]) -> None:
     assert f"category={category}" in page.url
 
 
-def test_attribute_filters_the_results(page: Page, open_page: Callable[..., Page], info: dict[str, Any]) -> None:
+def test_attribute_filters_the_results(
+    page: Page, open_page: Callable[..., Page], info: dict[str, Any]
+) -> None:
     if not info["attributes"]:
         pytest.skip("the images of this gallery have no attributes")
     name, values = next(iter(info["attributes"].items()))
@@ -132,7 +134,9 @@ def test_link_reopens_the_same_results(page: Page, open_page: Callable[..., Page
     expect(again.locator("#negative_text")).to_have_value("stripes")
 
 
-def test_link_of_an_upload_asks_for_the_image_and_then_goes_on(open_page: Callable[..., Page]) -> None:
+def test_link_of_an_upload_asks_for_the_image_and_then_goes_on(
+    open_page: Callable[..., Page],
+) -> None:
     page = open_page("?upload=mine.png&text=is+blue")
     expect(page.locator("#message")).to_contain_text("This search needs your image again")
     upload(page, photo(), "mine.png")
@@ -200,7 +204,9 @@ def test_phone_never_scrolls_sideways(open_page: Callable[..., Page], scheme: st
     ("data", "words"),
     [(b"not an image", "This file is not an image"), (photo()[:200], "This image is damaged")],
 )
-def test_broken_image_is_told_in_clear_words(page: Page, complaints: list[str], data: bytes, words: str) -> None:
+def test_broken_image_is_told_in_clear_words(
+    page: Page, complaints: list[str], data: bytes, words: str
+) -> None:
     upload(page, data)
     page.fill("#text", "is blue")
     page.press("#text", "Enter")
@@ -208,7 +214,9 @@ def test_broken_image_is_told_in_clear_words(page: Page, complaints: list[str], 
     complaints.clear()  # the browser's own line about status 422
 
 
-def test_an_image_at_an_address_that_is_too_large_is_told_by_its_bytes(page: Page, complaints: list[str]) -> None:
+def test_an_image_at_an_address_that_is_too_large_is_told_by_its_bytes(
+    page: Page, complaints: list[str]
+) -> None:
     def refuse(route: Route) -> None:
         body = {
             "status": 422,
@@ -231,7 +239,9 @@ def test_large_file_is_refused_before_it_is_sent(page: Page, info: dict[str, Any
     expect(page.locator("#reference figure")).to_be_hidden()
 
 
-def test_unknown_image_of_a_link_is_told(open_page: Callable[..., Page], complaints: list[str]) -> None:
+def test_unknown_image_of_a_link_is_told(
+    open_page: Callable[..., Page], complaints: list[str]
+) -> None:
     page = open_page("?image_id=none-such&text=is+blue")
     expect(page.locator("#message")).to_contain_text("not in the gallery")
     expect(page.locator("#preview")).to_be_hidden()
@@ -240,8 +250,15 @@ def test_unknown_image_of_a_link_is_told(open_page: Callable[..., Page], complai
 
 def test_busy_service_says_when_to_try_again(page: Page, complaints: list[str]) -> None:
     def busy(route: Route) -> None:
-        body = json.dumps({"title": "Service Unavailable", "status": 503, "detail": "the queue is full"})
-        route.fulfill(status=503, headers={"Retry-After": "1"}, content_type="application/problem+json", body=body)
+        body = json.dumps(
+            {"title": "Service Unavailable", "status": 503, "detail": "the queue is full"}
+        )
+        route.fulfill(
+            status=503,
+            headers={"Retry-After": "1"},
+            content_type="application/problem+json",
+            body=body,
+        )
 
     page.route("**/v1/search", busy)
     page.fill("#text", "is blue")
@@ -308,7 +325,9 @@ def test_nothing_asked_is_told(page: Page) -> None:
     expect(page.locator("#message")).to_contain_text("Nothing to search with yet")
 
 
-def test_words_come_from_the_bundle_and_filters_before_examples(page: Page, info: dict[str, Any]) -> None:
+def test_words_come_from_the_bundle_and_filters_before_examples(
+    page: Page, info: dict[str, Any]
+) -> None:
     expect(page.locator("#text")).to_have_attribute("placeholder", info["example_texts"][0])
     filters, examples = (page.locator(place).bounding_box() for place in ("#filters", "#examples"))
     assert filters is not None
@@ -324,7 +343,9 @@ def test_tile_tells_the_relative_score_and_the_explanation_the_cosines(page: Pag
     expect(cards(page).first.locator(".why")).to_contain_text(f"{best['score']:.2f}")
 
 
-def test_the_only_category_is_left_out_of_labels(page: Page, open_page: Callable[..., Page]) -> None:
+def test_the_only_category_is_left_out_of_labels(
+    page: Page, open_page: Callable[..., Page]
+) -> None:
     def of_one_category(route: Route) -> None:
         answer = route.fetch()
         body = answer.json()
@@ -336,7 +357,10 @@ def test_the_only_category_is_left_out_of_labels(page: Page, open_page: Callable
 
     page = open_page("", ready=False)
     page.route(
-        "**/v1/**", lambda route: route.continue_() if "/images/" in route.request.url else of_one_category(route)
+        "**/v1/**",
+        lambda route: (
+            route.continue_() if "/images/" in route.request.url else of_one_category(route)
+        ),
     )
     page.reload()
     expect(page.locator("#filters")).not_to_contain_text("Only in")

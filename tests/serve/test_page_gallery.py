@@ -10,7 +10,18 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Locator, Page, Route, expect
 
-from tests.serve.pages import NEEDS_CHROMIUM, PHONE, answered, ask, cards, found, give, is_ready, opener, photo
+from tests.serve.pages import (
+    NEEDS_CHROMIUM,
+    PHONE,
+    answered,
+    ask,
+    cards,
+    found,
+    give,
+    is_ready,
+    opener,
+    photo,
+)
 
 if TYPE_CHECKING:
     from serve.args import ServeArgs
@@ -20,7 +31,9 @@ pytestmark = NEEDS_CHROMIUM
 
 @pytest.fixture(scope="module")
 def start(
-    start_service: Callable[..., str], service_args: ServeArgs, tmp_path_factory: pytest.TempPathFactory
+    start_service: Callable[..., str],
+    service_args: ServeArgs,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[..., str]:
     """Starts a service with a gallery of its own; gives its URL."""
 
@@ -43,7 +56,9 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     from serve import keys
 
     file = tmp_path_factory.mktemp("keys") / "keys.json"
-    return {scope: keys.add(file, scope, scope) for scope in ("read", "write")} | {"file": str(file)}
+    return {scope: keys.add(file, scope, scope) for scope in ("read", "write")} | {
+        "file": str(file)
+    }
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +114,9 @@ def is_shown(picture: Locator) -> None:
 
 
 @pytest.mark.parametrize("kind", ["drop", "paste"])
-def test_dropped_or_pasted_picture_is_shown_at_once_and_found(page: Page, service_url: str, kind: str) -> None:
+def test_dropped_or_pasted_picture_is_shown_at_once_and_found(
+    page: Page, service_url: str, kind: str
+) -> None:
     image_id = f"{kind} 17"
     page.click("#pick")
     give(page, kind, "#picker", {f"{image_id}.png": photo()})
@@ -116,8 +133,14 @@ def test_dropped_or_pasted_picture_is_shown_at_once_and_found(page: Page, servic
     expect(page.locator("#filters label", has_text="cape")).to_be_visible()
     ask(page, "is blue")
     is_shown(page.locator(f'.card[data-image="{image_id}"] img'))
-    item = httpx.get(f"{service_url}/v1/gallery", params={"newest": True, "limit": 1}).json()["items"][0]
-    assert (item["image_id"], item["category"], item["attributes"]) == (image_id, "cape", {"colour": "grey"})
+    item = httpx.get(f"{service_url}/v1/gallery", params={"newest": True, "limit": 1}).json()[
+        "items"
+    ][0]
+    assert (item["image_id"], item["category"], item["attributes"]) == (
+        image_id,
+        "cape",
+        {"colour": "grey"},
+    )
 
 
 def test_added_picture_becomes_the_reference(page: Page) -> None:
@@ -139,13 +162,21 @@ def test_ids_come_from_the_files_names_and_differ_from_all_others(page: Page) ->
     expect(inputs.nth(1)).to_have_value("same-3")
     inputs.nth(1).fill("same-2")
     send(page)
-    assert inputs.nth(1).evaluate("input => input.validationMessage") == "Another of these pictures has this id."
+    assert (
+        inputs.nth(1).evaluate("input => input.validationMessage")
+        == "Another of these pictures has this id."
+    )
     expect(page.locator("#add")).to_be_visible()
 
 
 def test_one_broken_file_stops_no_other(page: Page, complaints: list[str]) -> None:
     page.click("#pick")
-    files = {"good.png": photo(), "broken.png": b"not an image", "empty.png": b"", "fine.png": photo()}
+    files = {
+        "good.png": photo(),
+        "broken.png": b"not an image",
+        "empty.png": b"",
+        "fine.png": photo(),
+    }
     give(page, "drop", "#picker", files)
     page.get_by_role("button", name="Add 3 pictures").click()
     expect(page.locator("#add-state")).to_have_text("2 of 4 pictures added")
@@ -168,13 +199,22 @@ def test_image_is_replaced_only_after_a_question(page: Page, service_url: str) -
     assert httpx.get(f"{service_url}/v1/images/image-3").content == before
     page.get_by_role("button", name="Replace it").click()
     expect(page.locator("#add")).to_be_hidden()
-    expect(tile(page, "image-3").locator("img")).to_have_js_property("naturalWidth", 64)  # the one before had 40
+    expect(tile(page, "image-3").locator("img")).to_have_js_property(
+        "naturalWidth", 64
+    )  # the one before had 40
 
 
 def test_busy_service_lets_a_picture_be_sent_again(page: Page, complaints: list[str]) -> None:
     def busy(route: Route) -> None:
-        body = json.dumps({"status": 503, "detail": "the gallery's database is busy: nothing was changed"})
-        route.fulfill(status=503, headers={"Retry-After": "1"}, content_type="application/problem+json", body=body)
+        body = json.dumps(
+            {"status": 503, "detail": "the gallery's database is busy: nothing was changed"}
+        )
+        route.fulfill(
+            status=503,
+            headers={"Retry-After": "1"},
+            content_type="application/problem+json",
+            body=body,
+        )
 
     page.route("**/v1/gallery/patient", busy)
     page.click("#pick")
@@ -210,7 +250,9 @@ def test_removal_of_the_reference_is_said(page: Page) -> None:
     tile(page, "shown").locator(".discard").click()
     expect(page.locator("#remove")).to_contain_text("It is your reference image")
     page.click("#remove-go")
-    expect(page.locator("#picker-news")).to_contain_text("It was the reference image: choose another")
+    expect(page.locator("#picker-news")).to_contain_text(
+        "It was the reference image: choose another"
+    )
     page.keyboard.press("Escape")
     expect(page.locator("#reference figure")).to_be_hidden()
 
@@ -294,7 +336,9 @@ def test_gallery_that_does_not_change_has_no_buttons_for_it(
         expect(page.locator(".discard")).to_have_count(0)
 
 
-def test_key_is_asked_for_and_pictures_are_seen_with_it(keyed_page: Page, keys: dict[str, str]) -> None:
+def test_key_is_asked_for_and_pictures_are_seen_with_it(
+    keyed_page: Page, keys: dict[str, str]
+) -> None:
     page = keyed_page
     give_key(page, keys["write"])
     is_ready(page)
@@ -325,14 +369,18 @@ def test_wrong_key_is_told_and_another_may_be_given(
     complaints.clear()
 
 
-def test_read_key_that_writes_is_told_why_not(keyed_page: Page, keys: dict[str, str], complaints: list[str]) -> None:
+def test_read_key_that_writes_is_told_why_not(
+    keyed_page: Page, keys: dict[str, str], complaints: list[str]
+) -> None:
     page = keyed_page
     give_key(page, keys["read"])
     is_ready(page)
     page.click("#pick")
     give(page, "drop", "#picker", {"forbidden.png": photo()})
     send(page)
-    expect(row(page, "forbidden")).to_contain_text("the API key has the scope read, this needs write")
+    expect(row(page, "forbidden")).to_contain_text(
+        "the API key has the scope read, this needs write"
+    )
     page.locator("#add .close").click()
     page.locator("#picker .tile").first.hover()
     page.locator("#picker .discard").first.click()
@@ -341,7 +389,9 @@ def test_read_key_that_writes_is_told_why_not(keyed_page: Page, keys: dict[str, 
     complaints.clear()
 
 
-def test_key_is_forgotten_when_asked(keyed_page: Page, keys: dict[str, str], complaints: list[str]) -> None:
+def test_key_is_forgotten_when_asked(
+    keyed_page: Page, keys: dict[str, str], complaints: list[str]
+) -> None:
     give_key(keyed_page, keys["read"])
     is_ready(keyed_page)
     keyed_page.get_by_role("button", name="Forget the API key").click()
@@ -352,7 +402,9 @@ def test_key_is_forgotten_when_asked(keyed_page: Page, keys: dict[str, str], com
     complaints.clear()
 
 
-def test_on_a_phone_no_button_lies_on_a_picture_and_the_score_stands_once(open_page: Callable[..., Page]) -> None:
+def test_on_a_phone_no_button_lies_on_a_picture_and_the_score_stands_once(
+    open_page: Callable[..., Page],
+) -> None:
     def is_below(cell: Locator) -> bool:
         picture, bin_ = cell.locator("img").bounding_box(), cell.locator(".discard").bounding_box()
         assert picture is not None
@@ -367,7 +419,12 @@ def test_on_a_phone_no_button_lies_on_a_picture_and_the_score_stands_once(open_p
     assert is_below(page.locator("#picker .tiles > li").first)
 
 
-NAMES = ("constructor", "__proto__", "toString", "hasOwnProperty")  # of what every object of JavaScript has
+NAMES = (
+    "constructor",
+    "__proto__",
+    "toString",
+    "hasOwnProperty",
+)  # of what every object of JavaScript has
 
 
 def test_attributes_and_categories_may_be_named_as_what_every_object_has(
@@ -398,5 +455,7 @@ def test_attributes_and_categories_may_be_named_as_what_every_object_has(
     again.get_by_label("Value", exact=True).fill("again")
     again.get_by_role("button", name="Add 1 picture").click()
     expect(again.locator("#picker-news")).to_have_text("Added like it.")
-    item = httpx.get(f"{service_url}/v1/gallery", params={"newest": True, "limit": 1}).json()["items"][0]
+    item = httpx.get(f"{service_url}/v1/gallery", params={"newest": True, "limit": 1}).json()[
+        "items"
+    ][0]
     assert item["attributes"] == {"__proto__": "again"}

@@ -1,4 +1,6 @@
-"""Pictures of the gallery: small ones are made once, and what cannot be shown is told without its path."""
+"""Pictures of the gallery: small ones are made once, and what cannot be shown is told without its
+path.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,9 @@ from PIL import Image
 
 from raycd.config import IndexConfig
 from raycd.errors import CatalogueError
-from raycd.gallery import Gallery
+from raycd.gallery.static import Gallery
+from raycd.gallery.view import View
 from raycd.index import Index
-from raycd.view import View
 from serve import problems
 from serve.args import ServeArgs
 from serve.pictures import Pictures
@@ -44,7 +46,11 @@ def test_a_thumbnail_keeps_the_proportions_and_is_made_once(tmp_path: Path) -> N
     pictures, view = Pictures(ServeArgs(), None), gallery(path)
     first = pictures.thumbnail(view, "0")
     image = Image.open(BytesIO(first.data))
-    assert (image.size, image.format, image.getpixel((5, 5))) == ((256, 128), "JPEG", (255, 255, 255))
+    assert (image.size, image.format, image.getpixel((5, 5))) == (
+        (256, 128),
+        "JPEG",
+        (255, 255, 255),
+    )
     path.unlink()
     assert pictures.thumbnail(view, "0") is first
 
@@ -63,7 +69,10 @@ def test_what_cannot_be_shown_is_told_without_its_path(tmp_path: Path, size: str
     cut = tmp_path / "cut.png"
     Image.effect_noise((64, 64), 50).save(cut)
     cut.write_bytes(cut.read_bytes()[:20])
-    pictures, view = Pictures(ServeArgs(), None), gallery(tmp_path / "gone.png", None, secret, tmp_path, cut)
+    pictures, view = (
+        Pictures(ServeArgs(), None),
+        gallery(tmp_path / "gone.png", None, secret, tmp_path, cut),
+    )
     reasons = []
     for number in range(5):
         with pytest.raises(ProblemError) as caught:

@@ -1,4 +1,6 @@
-"""Everything malformed that schemathesis makes of the interface's own description: no error of the service's."""
+"""Everything malformed that schemathesis makes of the interface's own description: no error of the
+service's.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def test_no_request_is_an_error_of_the_service(live_url: str) -> None:
 
 def fuzz(strategy: Any) -> None:
     @seed(0)
-    @settings(max_examples=20, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=20, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    )
     @given(case=strategy)
     def check(case: Any) -> None:
         response = case.call()

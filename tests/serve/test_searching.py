@@ -10,11 +10,11 @@ from typing import Any
 import httpx
 import pytest
 
+from raycd import bundle
 from raycd.api import SearchResponse
 from raycd.data import images
-from raycd.model import bundle
-from raycd.query import Query
-from raycd.search import Searcher
+from raycd.search.query import Query
+from raycd.search.searcher import Searcher
 from tests.serve.asking import ask, fields, png, problem
 
 
@@ -46,9 +46,19 @@ def test_an_answer_has_results_scores_model_index_and_timings(
         assert got.explanation.text == pytest.approx(result.text_score, abs=1e-5)
         assert got.thumbnail == f"v1/images/{got.image_id}"
     assert (answer.total, answer.warnings) == (12, [])
-    assert answer.index.model_dump() == {"kind": "flat", "size": 12, "version": 0, "recall": 1.0, "lag_s": 0.0}
+    assert answer.index.model_dump() == {
+        "kind": "flat",
+        "size": 12,
+        "version": 0,
+        "recall": 1.0,
+        "lag_s": 0.0,
+    }
     assert searcher.bundle.manifest.encoder.fingerprint.startswith(answer.model.fingerprint)
-    assert (answer.model.preset, answer.model.encoder, answer.model.head) == ("demo", "raycd-demo", "clip_cd")
+    assert (answer.model.preset, answer.model.encoder, answer.model.head) == (
+        "demo",
+        "raycd-demo",
+        "clip_cd",
+    )
     assert answer.model.metrics == {"average": {"recall@10": 0.5}}
     steps = ["read", "decode", "wait", "encode", "search", "total"]
     assert list(answer.timings) == steps
@@ -69,11 +79,16 @@ def test_every_way_to_give_an_image_finds_the_same(client: httpx.Client, tiny_bu
     expected = found(ask(client, data, text="is blue", top_k=12))
     assert len(expected) == 12
     for way in ways:
-        assert found(client.post("/v1/search", json={**way, "text": "is blue", "top_k": 12})) == expected
+        assert (
+            found(client.post("/v1/search", json={**way, "text": "is blue", "top_k": 12}))
+            == expected
+        )
         assert found(ask(client, text="is blue", top_k=12, **way)) == expected
 
 
-def test_an_image_alone_and_a_text_alone_are_queries(client: httpx.Client, tiny_bundle: Any) -> None:
+def test_an_image_alone_and_a_text_alone_are_queries(
+    client: httpx.Client, tiny_bundle: Any
+) -> None:
     response = ask(client, png(tiny_bundle.images[5]))
     assert found(response)[0] == "image-5"
     assert response.json()["results"][0]["explanation"]["text"] is None
@@ -91,13 +106,17 @@ def test_filters_paging_and_the_reference_left_out(client: httpx.Client) -> None
     assert found(ask(client, **asked, category="dress")) == found(dresses)
     striped = client.post("/v1/search", json={**asked, "attributes": {"pattern": ["striped"]}})
     assert found(striped) == [image_id for image_id in whole if int(image_id[6:]) % 3 == 0]
-    assert found(ask(client, **asked, attributes=json.dumps({"pattern": ["striped"]}))) == found(striped)
+    assert found(ask(client, **asked, attributes=json.dumps({"pattern": ["striped"]}))) == found(
+        striped
+    )
     assert found(client.post("/v1/search", json={**asked, "top_k": 4, "offset": 4})) == whole[4:8]
     assert found(client.post("/v1/search", json={**asked, "exact": True})) == whole
     without = client.post("/v1/search", json={**asked, "exclude_reference": True})
     assert found(without) == [image_id for image_id in whole if image_id != "image-4"]
     assert without.json()["total"] == 11
-    dresses = client.post("/v1/search", json={**asked, "exclude_reference": True, "category": ["dress"]}).json()
+    dresses = client.post(
+        "/v1/search", json={**asked, "exclude_reference": True, "category": ["dress"]}
+    ).json()
     assert dresses["total"] == 6  # it is none
     nothing = client.post("/v1/search", json={**asked, "category": ["hat"]}).json()
     assert (nothing["results"], nothing["total"]) == ([], 0)
@@ -109,7 +128,9 @@ def test_a_text_that_is_cut_is_told(client: httpx.Client) -> None:
     assert "cut off" in warnings[0]
 
 
-def test_concurrent_searches_are_answered_as_one_by_one(client: httpx.Client, tiny_bundle: Any) -> None:
+def test_concurrent_searches_are_answered_as_one_by_one(
+    client: httpx.Client, tiny_bundle: Any
+) -> None:
     queries = [(png(tiny_bundle.images[i % 12]), f"is number {i}", 1 + i % 5) for i in range(40)]
 
     def results(query: tuple[bytes, str, int]) -> tuple[list[str], str]:
@@ -123,11 +144,16 @@ def test_concurrent_searches_are_answered_as_one_by_one(client: httpx.Client, ti
     assert any('batch;desc="1"' not in header for _, header in together)
 
 
-def test_broken_images_fail_alone_amid_concurrent_searches(client: httpx.Client, tiny_bundle: Any) -> None:
+def test_broken_images_fail_alone_amid_concurrent_searches(
+    client: httpx.Client, tiny_bundle: Any
+) -> None:
     good = png(tiny_bundle.images[0])
     bodies = [good if i % 2 else b"not an image" for i in range(16)]
     with ThreadPoolExecutor(16) as threads:
-        statuses = [r.status_code for r in threads.map(lambda body: ask(client, body, text="is blue"), bodies)]
+        statuses = [
+            r.status_code
+            for r in threads.map(lambda body: ask(client, body, text="is blue"), bodies)
+        ]
     assert statuses == [422, 200] * 8
 
 
@@ -155,7 +181,12 @@ def test_each_search_of_a_batch_succeeds_or_fails_by_itself(client: httpx.Client
 def test_a_batch_is_bounded_and_has_a_shape(client: httpx.Client) -> None:
     body = problem(client.post("/v1/search/batch", json={"searches": [{"text": "x"}] * 5}), 422)
     assert (body["limit"], fields(body)) == ("max_batch", ["searches"])
-    assert fields(problem(client.post("/v1/search/batch", json={"searches": []}), 422)) == ["searches"]
+    assert fields(problem(client.post("/v1/search/batch", json={"searches": []}), 422)) == [
+        "searches"
+    ]
     assert fields(problem(client.post("/v1/search/batch", json={}), 422)) == ["searches"]
     problem(client.post("/v1/search/batch", json=[1]), 422)
-    problem(client.post("/v1/search/batch", content=b"{", headers={"content-type": "application/json"}), 400)
+    problem(
+        client.post("/v1/search/batch", content=b"{", headers={"content-type": "application/json"}),
+        400,
+    )

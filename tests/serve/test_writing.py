@@ -1,4 +1,6 @@
-"""The live gallery over HTTP: what is put is found, what is deleted is gone, and what is wrong is told."""
+"""The live gallery over HTTP: what is put is found, what is deleted is gone, and what is wrong is
+told.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ def noise(seed: int) -> bytes:
 
 
 def put(live: httpx.Client, image_id: str, data: bytes, **form: Any) -> httpx.Response:
-    return live.put(f"/v1/gallery/{image_id}", files={"image": ("a.png", data, "image/png")}, data=form)
+    return live.put(
+        f"/v1/gallery/{image_id}", files={"image": ("a.png", data, "image/png")}, data=form
+    )
 
 
 def found(live: httpx.Client, data: bytes, version: int, **form: Any) -> list[str]:
@@ -46,7 +50,9 @@ def found(live: httpx.Client, data: bytes, version: int, **form: Any) -> list[st
 
 
 def ids(live: httpx.Client, version: int) -> list[str]:
-    page = live.get("/v1/gallery", params={"limit": 50, "newest": True, "min_version": version}).json()
+    page = live.get(
+        "/v1/gallery", params={"limit": 50, "newest": True, "min_version": version}
+    ).json()
     return [item["image_id"] for item in page["items"]]
 
 
@@ -56,7 +62,9 @@ def text(feature_D: NDArray[np.float32]) -> str:
 
 def test_a_picture_is_added_found_shown_and_removed(live: httpx.Client) -> None:
     data = noise(1)
-    written = put(live, "shoes%2Fred 1", data, category=["shoes", "sale"], attributes='{"colour": "red"}')
+    written = put(
+        live, "shoes%2Fred 1", data, category=["shoes", "sale"], attributes='{"colour": "red"}'
+    )
     assert written.status_code == 201
     version = written.json()["version"]
     assert written.json() == {"image_id": "shoes/red 1", "version": version, "created": True}
@@ -88,17 +96,25 @@ def test_a_put_replaces_all_that_was_there(live: httpx.Client) -> None:
     assert found(live, second, version)[0] == "replaced"
     assert ids(live, version).count("replaced") == 1
     assert live.get("/v1/images/replaced", params={"size": "original"}).content == second
-    [item] = [item for item in live.get("/v1/gallery?newest=true").json()["items"] if item["image_id"] == "replaced"]
+    [item] = [
+        item
+        for item in live.get("/v1/gallery?newest=true").json()["items"]
+        if item["image_id"] == "replaced"
+    ]
     assert (item["category"], item["attributes"]) == ("", {})
     live.delete("/v1/gallery/replaced")
 
 
-def test_a_feature_is_added_without_its_picture(live: httpx.Client, encoder: str, tiny_bundle: Any) -> None:
-    from raycd.model import bundle
+def test_a_feature_is_added_without_its_picture(
+    live: httpx.Client, encoder: str, tiny_bundle: Any
+) -> None:
+    from raycd import bundle
 
     feature_D = bundle.gallery_features(bundle.read_gallery(tiny_bundle.folder))[5]
     for given in (text(feature_D), feature_D.tolist()):
-        written = live.put("/v1/gallery/twin", json={"feature": given, "encoder": encoder, "category": ["twins"]})
+        written = live.put(
+            "/v1/gallery/twin", json={"feature": given, "encoder": encoder, "category": ["twins"]}
+        )
         assert written.status_code in (200, 201)
     answer = live.post(
         "/v1/search",
@@ -125,7 +141,9 @@ def test_a_feature_is_added_without_its_picture(live: httpx.Client, encoder: str
         ({"image_base64": "AAAA", "colour": "red"}, 422, "colour"),
     ],
 )
-def test_what_is_wrong_is_told(live: httpx.Client, body: dict[str, Any], status: int, wrong: str | None) -> None:
+def test_what_is_wrong_is_told(
+    live: httpx.Client, body: dict[str, Any], status: int, wrong: str | None
+) -> None:
     told = problem(live.put("/v1/gallery/wrong", json=body), status)
     if wrong is not None:
         assert fields(told) == [wrong]
@@ -134,7 +152,9 @@ def test_what_is_wrong_is_told(live: httpx.Client, body: dict[str, Any], status:
 
 def test_a_feature_must_be_a_vector_of_this_encoder(live: httpx.Client, encoder: str) -> None:
     for feature in ([1.0], [0.0] * 96, "AAAA", [1e38] * 96):
-        told = problem(live.put("/v1/gallery/wrong", json={"feature": feature, "encoder": encoder}), 422)
+        told = problem(
+            live.put("/v1/gallery/wrong", json={"feature": feature, "encoder": encoder}), 422
+        )
         assert fields(told) == ["feature"]
 
 
@@ -144,7 +164,9 @@ def test_an_id_that_nobody_could_type_is_refused(live: httpx.Client, image_id: s
 
 
 def lines(*items: Any) -> bytes:
-    return b"\n".join(item if isinstance(item, bytes) else json.dumps(item).encode() for item in items)
+    return b"\n".join(
+        item if isinstance(item, bytes) else json.dumps(item).encode() for item in items
+    )
 
 
 def imported(live: httpx.Client, body: Any) -> list[dict[str, Any]]:
@@ -161,11 +183,18 @@ def test_an_import_tells_what_became_of_each_line(live: httpx.Client, encoder: s
     items = imported(
         live,
         lines(
-            *({**good, "image_id": f"many-{number}", "feature": text(rng.normal(size=96))} for number in range(300)),
+            *(
+                {**good, "image_id": f"many-{number}", "feature": text(rng.normal(size=96))}
+                for number in range(300)
+            ),
             b"rubbish",
             b"",
             {"image_id": "no picture"},
-            {"image_id": "picture", "image_base64": base64.b64encode(noise(6)).decode(), "category": ["imported"]},
+            {
+                "image_id": "picture",
+                "image_base64": base64.b64encode(noise(6)).decode(),
+                "category": ["imported"],
+            },
             {**good, "image_id": "many-3", "feature": text(rng.normal(size=96))},
         ),
     )
@@ -174,7 +203,9 @@ def test_an_import_tells_what_became_of_each_line(live: httpx.Client, encoder: s
     versions = [item["version"] for item in items if "version" in item]
     assert len(set(versions)) == 302
     assert items[301]["image_id"] == "no picture"
-    page = live.get("/v1/gallery", params={"category": "imported", "min_version": max(versions)}).json()
+    page = live.get(
+        "/v1/gallery", params={"category": "imported", "min_version": max(versions)}
+    ).json()
     assert page["total"] == 301
     for number in range(300):
         live.delete(f"/v1/gallery/many-{number}")
@@ -184,19 +215,27 @@ def test_an_import_tells_what_became_of_each_line(live: httpx.Client, encoder: s
 def test_of_two_lines_with_one_id_the_later_one_stands(live: httpx.Client) -> None:
     pictures = [noise(seed) for seed in range(7, 12)]
     encoded = [base64.b64encode(data).decode() for data in pictures]
-    items = imported(live, lines(*({"image_id": "again", "image_base64": data} for data in encoded)))
+    items = imported(
+        live, lines(*({"image_id": "again", "image_base64": data} for data in encoded))
+    )
     assert [item["status"] for item in items] == [201, 200, 200, 200, 200]
     assert found(live, pictures[-1], items[-1]["version"])[0] == "again"
     live.delete("/v1/gallery/again")
 
 
 def test_an_import_is_answered_while_it_is_sent(live: httpx.Client, encoder: str) -> None:
-    """Larger than any buffer on the way, and more than the service takes in one request without a stream."""
+    """Larger than any buffer on the way, and more than the service takes in one request without a
+    stream.
+    """
     rng = np.random.default_rng(12)
 
     def body() -> Iterator[bytes]:
         for number in range(500):
-            line = {"image_id": f"sent-{number % 50}", "encoder": encoder, "feature": text(rng.normal(size=96))}
+            line = {
+                "image_id": f"sent-{number % 50}",
+                "encoder": encoder,
+                "feature": text(rng.normal(size=96)),
+            }
             yield json.dumps(line).encode() + b" " * 8000 + b"\n"
 
     items = imported(live, body())
@@ -230,7 +269,10 @@ def test_a_version_that_the_database_does_not_have_is_not_waited_for(live: httpx
 
 
 def test_a_gallery_that_does_not_change_says_so(client: httpx.Client, live: httpx.Client) -> None:
-    assert (client.get("/v1/info").json()["live"], live.get("/v1/info").json()["live"]) == (False, True)
+    assert (client.get("/v1/info").json()["live"], live.get("/v1/info").json()["live"]) == (
+        False,
+        True,
+    )
     headers = {"content-type": "application/x-ndjson"}
     for answer in (
         put(client, "a", noise(13)),

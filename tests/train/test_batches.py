@@ -5,7 +5,10 @@ from raycd.train.batches import batch_count, epoch_batches, epoch_choice
 
 
 def visited(count: int, batch_size: int, **options: int) -> list[list[int]]:
-    return [batch.tolist() for batch in epoch_batches(count, batch_size, seed=0, **{"epoch": 0, **options})]
+    return [
+        batch.tolist()
+        for batch in epoch_batches(count, batch_size, seed=0, **{"epoch": 0, **options})
+    ]
 
 
 def test_an_epoch_visits_every_row_once() -> None:

@@ -92,7 +92,9 @@ def test_a_broken_checkpoint_is_a_weights_error(damage: str, tmp_path: Path) -> 
     step(module, optimizer, 0)
     checkpoint.save(tmp_path, module, optimizer, ENTRIES)
     DAMAGES[damage](tmp_path)
-    with pytest.raises(WeightsError, match=r"the checkpoint .* cannot be read(.|\n)*delete this stage's folder"):
+    with pytest.raises(
+        WeightsError, match=r"the checkpoint .* cannot be read(.|\n)*delete this stage's folder"
+    ):
         checkpoint.restore(tmp_path, module, optimizer)
 
 

@@ -7,10 +7,10 @@ import torch
 
 from raycd.config import Config
 from raycd.data.captions import training_texts
+from raycd.data.demo.synthetic import write_catalogue
 from raycd.data.read import read
 from raycd.data.schema import Dataset
 from raycd.data.selection import carve
-from raycd.data.synthetic import write_catalogue
 from raycd.model.encoder import Encoder
 from raycd.train.batches import epoch_batches
 from raycd.train.finetune import FineTune, SumOfFeatures
@@ -117,7 +117,9 @@ def test_triplets_of_missing_images_are_left_out_and_counted(
     task = FineTune(new_encoder(), dataset, readable, settings())
     assert task.left_out == len(touched) > 0
     assert task.count(0) == len(rows) - len(touched)
-    assert [row["triplet_id"] for row in task.triplets] == [r["triplet_id"] for r in rows if r not in touched]
+    assert [row["triplet_id"] for row in task.triplets] == [
+        r["triplet_id"] for r in rows if r not in touched
+    ]
 
 
 def test_what_travels_to_a_decoding_process_gives_the_same_batches(task: FineTune) -> None:
@@ -140,7 +142,8 @@ def test_decoding_in_another_process_gives_the_same_batches(
 
 
 def test_training_lowers_the_loss_and_keeps_batch_norm_statistics(task: FineTune) -> None:
-    task.encoder.train()  # random weights tell images apart only once their batch norms have seen some
+    # Random weights tell images apart only once their batch norms have seen some
+    task.encoder.train()
     with torch.no_grad():
         for _ in range(20):
             task.encoder.encode_images(task.pixels(list(task.pixels.paths)[:60]))
@@ -175,8 +178,13 @@ def test_the_selection_metric_is_recall_on_the_split_that_was_asked_for(
         found = task.select()
         assert found is not None
         assert 0 < found <= 1
-        whole = [sum(r["category"] == c for r in dataset.triplets_of(split).to_pylist()) for c in dataset.categories()]
-        assert (found * 3 * np.prod(whole)) == pytest.approx(round(found * 3 * np.prod(whole)), abs=1e-6)
+        whole = [
+            sum(r["category"] == c for r in dataset.triplets_of(split).to_pylist())
+            for c in dataset.categories()
+        ]
+        assert (found * 3 * np.prod(whole)) == pytest.approx(
+            round(found * 3 * np.prod(whole)), abs=1e-6
+        )
     assert FineTune(new_encoder(), dataset, paths, settings(select_on="last")).select() is None
 
 
@@ -192,7 +200,9 @@ def test_selection_sees_what_training_has_changed(
 
 def test_queries_are_the_normalised_sum_of_unnormalised_features(new_encoder: MakeEncoder) -> None:
     encoder = new_encoder()
-    pixels = torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pixels = torch.randint(
+        0, 256, (4, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     tokens = encoder.tokenize(["is red", "is blue"])
     with torch.inference_mode():
         query, target = SumOfFeatures(encoder)(pixels, tokens)
@@ -203,9 +213,13 @@ def test_queries_are_the_normalised_sum_of_unnormalised_features(new_encoder: Ma
 
 def test_pretraining_logits_are_cosines_times_the_learnt_scale(new_encoder: MakeEncoder) -> None:
     encoder = new_encoder()
-    pixels = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pixels = torch.randint(
+        0, 256, (2, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     tokens = encoder.tokenize(["is red", "is blue"])
     with torch.inference_mode():
         image, text = encoder.encode_images(pixels), encoder.encode_tokens(tokens)
         expected = torch.cosine_similarity(image[:, None], text[None], dim=-1) / 0.07
-        torch.testing.assert_close(ImagesAndTexts(encoder)(pixels, tokens), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            ImagesAndTexts(encoder)(pixels, tokens), expected, rtol=1e-4, atol=1e-4
+        )

@@ -10,7 +10,8 @@ from raycd.config import Config
 from raycd.data.build import DatasetBuilder, TripletRow
 from raycd.data.schema import PSEUDO_TRIPLET, Dataset
 from raycd.errors import ConfigError
-from raycd.evaluate import Features, Metric
+from raycd.evaluate import Metric
+from raycd.features import Features
 from raycd.train.batches import epoch_batches
 from raycd.train.fuse import FeatureTriplets, Fuse, new_head
 from raycd.train.loop import Loop, Schedule, Silence
@@ -20,7 +21,14 @@ IDS = [f"i{n}" for n in range(IMAGES)]
 
 
 def settings(**stage2: object) -> Config:
-    small = {"bilinear_dim": 2, "projection_dim": 8, "hidden_dim": 8, "batch_size": 8, "lr": 1e-2, "logit_scale": 10.0}
+    small = {
+        "bilinear_dim": 2,
+        "projection_dim": 8,
+        "hidden_dim": 8,
+        "batch_size": 8,
+        "lr": 1e-2,
+        "logit_scale": 10.0,
+    }
     return Config.model_validate({"stage2": {**small, "select_on": "val", "k": 2, **stage2}})
 
 
@@ -31,7 +39,9 @@ def dataset() -> Dataset:
     for split, count in (("train", 8), ("val", 4)):
         builder.add_gallery("dress", split, IDS, source="x")
         for n in range(count):
-            row = TripletRow(f"{split}/{n}", "dress", split, IDS[n], IDS[n + 1], [f"is {n}", "Long."])
+            row = TripletRow(
+                f"{split}/{n}", "dress", split, IDS[n], IDS[n + 1], [f"is {n}", "Long."]
+            )
             builder.add_triplet(row, where="here")
     return builder.build({})
 
@@ -43,14 +53,23 @@ def images() -> Features:
 
 @pytest.fixture
 def texts() -> Features:
-    keys = [text for n in range(8) for text in (f"Is {n} and Long", f"Long and is {n}", f"Is {n}")] + ["Long"]
+    keys = [
+        text for n in range(8) for text in (f"Is {n} and Long", f"Long and is {n}", f"Is {n}")
+    ] + ["Long"]
     return Features.of(keys, torch.randn(len(keys), D, generator=torch.Generator().manual_seed(1)))
 
 
 def pseudo(*rows: tuple[str, str, str]) -> pa.Table:
     """Each row is triplet id, reference, target."""
     made = [
-        {"triplet_id": t, "category": "dress", "reference": r, "target": g, "side": "target", "replaced": "i1"}
+        {
+            "triplet_id": t,
+            "category": "dress",
+            "reference": r,
+            "target": g,
+            "side": "target",
+            "replaced": "i1",
+        }
         | {"similarity": 0.9, "rank": 0, "score": 0.8, "encoder": "abc"}
         for t, r, g in rows
     ]
@@ -65,7 +84,13 @@ def task(dataset: Dataset, images: Features, texts: Features) -> Fuse:
     return fuse(dataset, images, texts)
 
 
-def fuse(dataset: Dataset, images: Features, texts: Features, *rows: tuple[str, str, str], **stage2: object) -> Fuse:
+def fuse(
+    dataset: Dataset,
+    images: Features,
+    texts: Features,
+    *rows: tuple[str, str, str],
+    **stage2: object,
+) -> Fuse:
     config = settings(**stage2)
     return Fuse(new_head(config, D)[0], dataset, pseudo(*(rows or PSEUDO)), images, texts, config)
 
@@ -76,7 +101,9 @@ def everything(task: Fuse, epoch: int) -> FeatureTriplets:
 
 
 def test_k_epochs_of_originals_come_before_one_of_pseudo_triplets(task: Fuse) -> None:
-    assert [task.kind(epoch) for epoch in range(7)] == ["original", "original", "pseudo"] * 2 + ["original"]
+    assert [task.kind(epoch) for epoch in range(7)] == ["original", "original", "pseudo"] * 2 + [
+        "original"
+    ]
     assert [task.count(epoch) for epoch in range(4)] == [8, 8, 3, 8]
 
 
@@ -113,8 +140,12 @@ def test_all_four_joins_are_shown(task: Fuse) -> None:
     assert shown == {"Is 0 and Long", "Long and is 0", "Is 0", "Long"}
 
 
-def test_triplets_without_features_are_left_out(dataset: Dataset, images: Features, texts: Features) -> None:
-    known = Features({key: row for key, row in images.rows.items() if key not in ("i4", "i9")}, images.values)
+def test_triplets_without_features_are_left_out(
+    dataset: Dataset, images: Features, texts: Features
+) -> None:
+    known = Features(
+        {key: row for key, row in images.rows.items() if key not in ("i4", "i9")}, images.values
+    )
     task = fuse(dataset, known, texts)
     assert task.original.reference.tolist() == [0, 1, 2, 5, 6, 7]
     assert task.count(2) == 6  # no pseudo triplet is left
@@ -138,7 +169,9 @@ def test_features_stay_as_they_are_while_the_head_learns(task: Fuse, images: Fea
     )
     assert torch.equal(task.images.values, before)
     assert not task.images.values.requires_grad
-    assert all(not torch.equal(value, head[name]) for name, value in task.module.state_dict().items())
+    assert all(
+        not torch.equal(value, head[name]) for name, value in task.module.state_dict().items()
+    )
     assert history[30]["loss"] < 0.7 * history[0]["loss"]
     assert [entry["kind"] for entry in history[:3]] == ["original", "original", "pseudo"]
     assert all(0 <= entry["selection"] <= 1 for entry in history)
@@ -154,13 +187,17 @@ def test_dropout_is_on_in_training_and_off_in_selection(task: Fuse) -> None:
     assert task.module.training
 
 
-def test_selection_is_recall_at_10_of_the_split_or_nothing(dataset: Dataset, images: Features, texts: Features) -> None:
+def test_selection_is_recall_at_10_of_the_split_or_nothing(
+    dataset: Dataset, images: Features, texts: Features
+) -> None:
     task = fuse(dataset, images, texts)
     assert task.select() in (0.0, 0.25, 0.5, 0.75, 1.0)
     assert fuse(dataset, images, texts, select_on="last").select() is None
 
 
-def test_a_perfect_head_is_selected_with_recall_1(dataset: Dataset, images: Features, texts: Features) -> None:
+def test_a_perfect_head_is_selected_with_recall_1(
+    dataset: Dataset, images: Features, texts: Features
+) -> None:
     class Next(torch.nn.Module):
         def forward(self, image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
             at = (image[:, None] == images.values[None]).all(dim=-1).int().argmax(dim=1)
@@ -202,5 +239,13 @@ def test_the_metric_that_selects_can_be_a_categorys_at_another_rank(
     dataset: Dataset, images: Features, texts: Features
 ) -> None:
     config = settings()
-    task = Fuse(new_head(config, D)[0], dataset, pseudo(*PSEUDO), images, texts, config, Metric("dress", IMAGES))
+    task = Fuse(
+        new_head(config, D)[0],
+        dataset,
+        pseudo(*PSEUDO),
+        images,
+        texts,
+        config,
+        Metric("dress", IMAGES),
+    )
     assert task.select() == 1.0  # every target is among as many as the gallery has

@@ -35,15 +35,22 @@ class Silence:
 
 
 class Toy:
-    """Twenty rows that learn to find themselves, with dropout, and every third epoch over eight others."""
+    """Twenty rows that learn to find themselves, with dropout, and every third epoch over eight
+    others.
+    """
 
     name = "toy"
 
     def __init__(self, dropout: float = 0.5, scores: Sequence[float] | None = None) -> None:
         torch.manual_seed(7)
-        self.module: nn.Module = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Dropout(dropout), nn.Linear(8, 4))
+        self.module: nn.Module = nn.Sequential(
+            nn.Linear(5, 8), nn.ReLU(), nn.Dropout(dropout), nn.Linear(8, 4)
+        )
         generator = torch.Generator().manual_seed(8)
-        self.rows, self.targets = torch.randn(28, 5, generator=generator), torch.randn(28, 4, generator=generator)
+        self.rows, self.targets = (
+            torch.randn(28, 5, generator=generator),
+            torch.randn(28, 4, generator=generator),
+        )
         self.scores = scores
         self.epoch = -1
 
@@ -63,7 +70,9 @@ class Toy:
             yield torch.from_numpy(own) + (20 if epoch % 3 == 2 else 0)
 
     def loss(self, module: nn.Module, batch: torch.Tensor) -> torch.Tensor:
-        return batch_classification_loss(module(self.rows[batch]), self.targets[batch], batch % 9, 10.0)
+        return batch_classification_loss(
+            module(self.rows[batch]), self.targets[batch], batch % 9, 10.0
+        )
 
     def select(self) -> float | None:
         return None if self.scores is None else self.scores[self.epoch]
@@ -78,7 +87,9 @@ def nothing(result: EpochResult, save: Save) -> None:
 
 
 def untimed(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{name: value for name, value in entry.items() if name not in TIMES} for entry in history]
+    return [
+        {name: value for name, value in entry.items() if name not in TIMES} for entry in history
+    ]
 
 
 class Stop(Exception):
@@ -137,7 +148,13 @@ def test_history_tells_what_every_epoch_did() -> None:
 
     history = Loop(Toy(), SCHEDULE, bar=bar).run(nothing)
     assert [entry["epoch"] for entry in history] == [0, 1, 2, 3, 4]
-    assert [entry["kind"] for entry in history] == ["original", "original", "pseudo", "original", "original"]
+    assert [entry["kind"] for entry in history] == [
+        "original",
+        "original",
+        "pseudo",
+        "original",
+        "original",
+    ]
     assert [entry["score"] for entry in history] == [0.0, 1.0, 2.0, 3.0, 4.0]
     assert [entry["selection"] for entry in history] == [None] * 5
     assert all(math.isfinite(entry["loss"]) and entry["rows_per_second"] > 0 for entry in history)
@@ -155,7 +172,11 @@ def test_loss_falls_and_the_last_learning_rate_of_an_epoch_is_reported() -> None
     [
         (0.0, "none", [0.8, 0.8, 0.8, 0.8, 0.8, 0.8, 0.8, 0.8]),
         (0.25, "none", [0.8 / 3, 1.6 / 3, 0.8, 0.8, 0.8, 0.8, 0.8, 0.8]),
-        (0.0, "cosine", [0.8, 0.76955181, 0.68284271, 0.55307337, 0.4, 0.24692663, 0.11715729, 0.03044819]),
+        (
+            0.0,
+            "cosine",
+            [0.8, 0.76955181, 0.68284271, 0.55307337, 0.4, 0.24692663, 0.11715729, 0.03044819],
+        ),
         (0.5, "cosine", [0.16, 0.32, 0.48, 0.64, 0.8, 0.68284271, 0.4, 0.11715729]),
     ],
 )
@@ -175,7 +196,8 @@ def test_without_selection_the_last_epoch_is_the_best() -> None:
     assert best_epoch(Loop(Toy(), SCHEDULE, bar=Silence).run(nothing)) == 4
 
 
-# ---- several workers -----------------------------------------------------------------------------------------------
+# ---- several workers
+# -----------------------------------------------------------------------------------------------
 
 
 def worker(number: int, port: int, folder: str) -> None:
@@ -214,7 +236,9 @@ def test_two_workers_take_the_steps_of_one(two_workers: Path) -> None:
     for number in range(2):
         toy = Toy(dropout=0.0)
         theirs = Loop(toy, SCHEDULE, restore=two_workers / str(number), bar=Silence).history
-        assert [entry["loss"] for entry in theirs] == pytest.approx([entry["loss"] for entry in history], rel=1e-4)
+        assert [entry["loss"] for entry in theirs] == pytest.approx(
+            [entry["loss"] for entry in history], rel=1e-4
+        )
         for name, value in alone.module.state_dict().items():
             torch.testing.assert_close(toy.module.state_dict()[name], value, rtol=1e-4, atol=1e-5)
 

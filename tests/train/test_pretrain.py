@@ -14,7 +14,9 @@ def config(tmp_path: Path) -> PretrainConfig:
     return PretrainConfig(images=12, epochs=2, batch_size=6, cache=str(tmp_path / "cache"))
 
 
-def test_the_pretrained_encoder_is_made_once_and_kept(config: PretrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pretrained_encoder_is_made_once_and_kept(
+    config: PretrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = cached(config, 1.25)
     assert folder.parent == Path(config.cache)
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]

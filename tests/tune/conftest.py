@@ -41,7 +41,9 @@ class Mined:
 
 
 @pytest.fixture(scope="session")
-def mined(tmp_path_factory: pytest.TempPathFactory, tiny_settings: dict[str, Any], ray_cluster: None) -> Mined:
+def mined(
+    tmp_path_factory: pytest.TempPathFactory, tiny_settings: dict[str, Any], ray_cluster: None
+) -> Mined:
     runs = tmp_path_factory.mktemp("mined")
     settings = tiny_settings | {"runs": str(runs), "tracking": {"enabled": False}}
     config = Config.model_validate(settings)
@@ -53,7 +55,9 @@ def mined(tmp_path_factory: pytest.TempPathFactory, tiny_settings: dict[str, Any
 
 @pytest.fixture
 def small_space(mined: Mined, tmp_path: Path) -> Callable[..., Space]:
-    """A space of alpha and k, or of what is given beside them, for a sweep in this test's own folder."""
+    """A space of alpha and k, or of what is given beside them, for a sweep in this test's own
+    folder.
+    """
 
     def make(*overrides: str, **tune: Any) -> Space:
         return make_space(mined.config(tmp_path, **tune), [*AS_IT_IS, *overrides])

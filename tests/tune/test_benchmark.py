@@ -1,4 +1,6 @@
-"""The naive trial of `jobs/benchmark.py sweep` does what a trial of the sweep does, without its tables."""
+"""The naive trial of `jobs/benchmark.py sweep` does what a trial of the sweep does, without its
+tables.
+"""
 
 from __future__ import annotations
 
@@ -34,4 +36,8 @@ def test_the_naive_trial_trains_as_long_and_as_precisely_as_a_trial(
     seconds, done = sweep._naive(Config.model_validate(settings), run, scratch)
     assert (list(seconds), done) == (["stage2"], epochs)
     [config] = seen
-    assert (config.stage2.epochs, config.stage2.precision, config.runs) == (epochs, "bf16", str(scratch))
+    assert (config.stage2.epochs, config.stage2.precision, config.runs) == (
+        epochs,
+        "bf16",
+        str(scratch),
+    )

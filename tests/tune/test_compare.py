@@ -1,4 +1,6 @@
-"""The winner against the default: means, intervals and the sentence, against numbers worked out by hand."""
+"""The winner against the default: means, intervals and the sentence, against numbers worked out by
+hand.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ def recalls(at_10: float, at_50: float = 0.5, dress: float = 0.0) -> dict[str, A
 
 
 def test_the_interval_of_five_differences_is_students() -> None:
-    # mean 0.03; deviations -0.02 -0.01 0 0.01 0.02, variance 0.001/4; t of 4 degrees of freedom is 2.776445
+    # mean 0.03; deviations -0.02 -0.01 0 0.01 0.02, variance 0.001/4; t of 4 degrees of freedom is
+    # 2.776445
     mean, margin = paired([0.01, 0.02, 0.03, 0.04, 0.05])
     assert mean == pytest.approx(0.03)
     assert margin == pytest.approx(2.776445 * (0.001 / 4) ** 0.5 / 5**0.5, rel=1e-6)
@@ -23,7 +26,8 @@ def test_the_interval_of_five_differences_is_students() -> None:
 
 
 def test_the_interval_of_two_differences() -> None:
-    # mean 0.02, standard deviation 0.02/sqrt(2), of the mean 0.01; t of 1 degree of freedom is 12.706205
+    # mean 0.02, standard deviation 0.02/sqrt(2), of the mean 0.01; t of 1 degree of freedom is
+    # 12.706205
     assert paired([0.01, 0.03]) == pytest.approx((0.02, 0.12706205), rel=1e-6)
 
 
@@ -32,8 +36,12 @@ def test_equal_differences_have_no_interval() -> None:
     assert paired([0.4 - 0.1, 0.5 - 0.2]) == (pytest.approx(0.3), None)  # equal but for rounding
 
 
-@pytest.mark.parametrize(("change", "words"), [(-0.0043, "is no"), (0.0, "is no"), (0.0043, "may be")])
-def test_too_few_seeds_are_told_in_place_of_an_interval_without_width(change: float, words: str) -> None:
+@pytest.mark.parametrize(
+    ("change", "words"), [(-0.0043, "is no"), (0.0, "is no"), (0.0043, "may be")]
+)
+def test_too_few_seeds_are_told_in_place_of_an_interval_without_width(
+    change: float, words: str
+) -> None:
     default, winner = [recalls(0.3), recalls(0.4)], [recalls(0.3 + change), recalls(0.4 + change)]
     result = summary(default, winner, [Metric(), Metric(k=50)])
     assert not result["better"]
@@ -49,15 +57,25 @@ def test_the_summary_pairs_seed_by_seed_and_takes_every_metric() -> None:
     found = summary(default, winner, [Metric(), Metric(k=50)])
     assert (found["seeds"], found["better"]) == (3, True)
     first, second = found["metrics"]["recall@10"], found["metrics"]["recall@50"]
-    # differences 0.02 0.03 0.04: deviation 0.01, of the mean 0.01/sqrt(3); t of 2 degrees of freedom is 4.302653
+    # differences 0.02 0.03 0.04: deviation 0.01, of the mean 0.01/sqrt(3); t of 2 degrees of
+    # freedom is 4.302653
     margin = 4.302653 * 0.01 / 3**0.5
     assert first == pytest.approx(
-        {"default": 0.3, "winner": 0.33, "difference": 0.03, "low": 0.03 - margin, "high": 0.03 + margin}, rel=1e-6
+        {
+            "default": 0.3,
+            "winner": 0.33,
+            "difference": 0.03,
+            "low": 0.03 - margin,
+            "high": 0.03 + margin,
+        },
+        rel=1e-6,
     )
     # differences 0 -0.1 0.1: deviation 0.1
     margin = 4.302653 * 0.1 / 3**0.5
     assert second == pytest.approx(
-        {"default": 0.6, "winner": 0.6, "difference": 0.0, "low": -margin, "high": margin}, rel=1e-6, abs=1e-9
+        {"default": 0.6, "winner": 0.6, "difference": 0.0, "low": -margin, "high": margin},
+        rel=1e-6,
+        abs=1e-9,
     )
 
 
@@ -71,11 +89,16 @@ def test_the_first_metric_decides_and_it_may_be_a_categorys() -> None:
 
 
 def test_an_interval_that_holds_zero_is_not_better() -> None:
-    assert not summary([recalls(0.3), recalls(0.3)], [recalls(0.31), recalls(0.33)], [Metric()])["better"]
+    assert not summary([recalls(0.3), recalls(0.3)], [recalls(0.31), recalls(0.33)], [Metric()])[
+        "better"
+    ]
 
 
 def test_verdict_on_a_better_winner() -> None:
-    default, winner = [recalls(0.30), recalls(0.40), recalls(0.20)], [recalls(0.32), recalls(0.43), recalls(0.24)]
+    default, winner = (
+        [recalls(0.30), recalls(0.40), recalls(0.20)],
+        [recalls(0.32), recalls(0.43), recalls(0.24)],
+    )
     assert verdict(summary(default, winner, [Metric()])) == (
         "the winner is better than the default: +3.00 points of recall@10 on val "
         "[+0.52, +5.48], 95% interval over 3 seeds"
@@ -83,7 +106,9 @@ def test_verdict_on_a_better_winner() -> None:
 
 
 def test_verdict_on_a_winner_that_is_no_better() -> None:
-    assert verdict(summary([recalls(0.3), recalls(0.3)], [recalls(0.29), recalls(0.27)], [Metric()])) == (
+    assert verdict(
+        summary([recalls(0.3), recalls(0.3)], [recalls(0.29), recalls(0.27)], [Metric()])
+    ) == (
         "the winner is no better than the default: -2.00 points of recall@10 on val "
         "[-14.71, +10.71], 95% interval over 2 seeds"
     )
@@ -91,7 +116,9 @@ def test_verdict_on_a_winner_that_is_no_better() -> None:
 
 def test_a_winner_with_the_same_numbers_is_no_better_and_is_not_taken_for_the_default() -> None:
     rows = [recalls(0.30), recalls(0.40)]
-    assert verdict(summary(rows, rows, [Metric()])).startswith("the winner is no better than the default: +0.00 points")
+    assert verdict(summary(rows, rows, [Metric()])).startswith(
+        "the winner is no better than the default: +0.00 points"
+    )
 
 
 def test_verdict_where_the_default_itself_has_won() -> None:

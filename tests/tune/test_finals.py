@@ -1,4 +1,6 @@
-"""The finals: trials only choose who is trained whole; the mean on the selection split names the winner."""
+"""The finals: trials only choose who is trained whole; the mean on the selection split names the
+winner.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,12 @@ Mined = Any
 
 
 def trial(number: int, value: float | None, **settings: Any) -> Record:
-    return {"number": number, "value": value, "settings": settings, "error": None if value else "KeyError: 'x'"}
+    return {
+        "number": number,
+        "value": value,
+        "settings": settings,
+        "error": None if value else "KeyError: 'x'",
+    }
 
 
 def of(space: Space, number: int, value: float | None, k: int, alpha: float) -> Record:
@@ -38,7 +45,9 @@ def journal(space: Space, mined: Mined) -> Journal:
     return Journal(f"{space.config.runs}/sweep", mined.run.root)
 
 
-def test_finalists_are_the_best_of_different_settings_beside_the_default(space: Space, journal: Journal) -> None:
+def test_finalists_are_the_best_of_different_settings_beside_the_default(
+    space: Space, journal: Journal
+) -> None:
     default = trial(0, 0.9, **space.default())
     trials = [
         default,
@@ -62,7 +71,9 @@ def test_the_winner_is_the_best_mean_of_whole_trainings_and_the_default_is_among
     trials = [of(space, 4, 0.99, 2, 0.3), of(space, 7, 0.98, 3, 0.5)]
     found = finals(mined.tables, space, trials, metric, journal)
     assert sorted(finalist.name for finalist in found) == ["default", "trial 4", "trial 7"]
-    assert [finalist.value for finalist in found] == sorted((finalist.value for finalist in found), reverse=True)
+    assert [finalist.value for finalist in found] == sorted(
+        (finalist.value for finalist in found), reverse=True
+    )
     for finalist in found:
         alone = [
             evaluated(
@@ -87,9 +98,19 @@ def test_the_default_wins_where_nothing_else_is_better_and_what_is_kept_is_not_t
             journal.run.write_json(f"finals/{name}-{seed}.json", note)
     files = {path: path.read_bytes() for path in (Path(journal.run.root) / "finals").iterdir()}
     found = finals(mined.tables, space, [trial(4, 0.99, **settings)], metric, journal)
-    assert [(finalist.name, finalist.value) for finalist in found] == [("default", 0.125), ("trial 4", 0.125)]
-    assert {path: path.read_bytes() for path in (Path(journal.run.root) / "finals").iterdir()} == files
+    assert [(finalist.name, finalist.value) for finalist in found] == [
+        ("default", 0.125),
+        ("trial 4", 0.125),
+    ]
+    assert {
+        path: path.read_bytes() for path in (Path(journal.run.root) / "finals").iterdir()
+    } == files
 
     changed = trial(4, 0.99, **{**settings, "stage2.k": 3})
     finals(mined.tables, space, [changed], metric, journal)
-    assert json.loads((Path(journal.run.root) / "finals" / "trial-4-0.json").read_text())["settings"]["stage2.k"] == 3
+    assert (
+        json.loads((Path(journal.run.root) / "finals" / "trial-4-0.json").read_text())["settings"][
+            "stage2.k"
+        ]
+        == 3
+    )

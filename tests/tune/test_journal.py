@@ -31,7 +31,9 @@ TRIAL: Mapping[str, Any] = {
 
 
 def config(tmp_path: Path, **changes: Any) -> Config:
-    return Config.model_validate({"name": "tiny", "runs": str(tmp_path), "data": {"format": "synthetic"}} | changes)
+    return Config.model_validate(
+        {"name": "tiny", "runs": str(tmp_path), "data": {"format": "synthetic"}} | changes
+    )
 
 
 def journal(tmp_path: Path) -> Journal:
@@ -63,7 +65,11 @@ def test_trials_come_back_by_number(tmp_path: Path) -> None:
     for number in (11, 7, 100):
         here.write({**TRIAL, "number": number})
     assert journal(tmp_path).trials() == [{**TRIAL, "number": number} for number in (7, 11, 100)]
-    assert sorted(os.listdir(tmp_path / "tiny-sweep" / "trials")) == ["00007.json", "00011.json", "00100.json"]
+    assert sorted(os.listdir(tmp_path / "tiny-sweep" / "trials")) == [
+        "00007.json",
+        "00011.json",
+        "00100.json",
+    ]
 
 
 def test_a_trial_whose_writing_breaks_off_is_absent_and_leaves_nothing(
@@ -170,7 +176,9 @@ def test_the_same_sweep_is_resumed(tmp_path: Path) -> None:
     ],
     ids=["tune", "compute", "tracking"],
 )
-def test_what_does_not_change_a_trial_may_change_on_resuming(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_what_does_not_change_a_trial_may_change_on_resuming(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
     opened(tmp_path, resume=False)
     opened(tmp_path, resume=True, **changes)
 
@@ -201,7 +209,14 @@ def test_another_sweep_is_not_resumed_and_what_changed_is_told(
 
 def test_many_changes_are_cut(tmp_path: Path) -> None:
     opened(tmp_path, resume=False)
-    stage2 = {"epochs": 50, "lr": 1.0, "dropout": 0.1, "logit_scale": 10.0, "batch_size": 7, "decay": "cosine"}
+    stage2 = {
+        "epochs": 50,
+        "lr": 1.0,
+        "dropout": 0.1,
+        "logit_scale": 10.0,
+        "batch_size": 7,
+        "decay": "cosine",
+    }
     message = refused(tmp_path, resume=True, stage2=stage2)
     assert message.count(" instead of ") == 5
     assert "; ...\n" in message

@@ -30,13 +30,26 @@ def test_recall_at_10_is_there_whatever_ranks_are_evaluated() -> None:
 
 
 def test_its_value_is_that_of_its_category() -> None:
-    recalls = {"dress": {"recall@10": 0.25, "recall@50": 0.5}, "average": {"recall@10": 0.3, "recall@50": 0.6}}
+    recalls = {
+        "dress": {"recall@10": 0.25, "recall@50": 0.5},
+        "average": {"recall@10": 0.3, "recall@50": 0.6},
+    }
     assert Metric.parse("recall@50", CATEGORIES, KS).of(recalls) == 0.6
     assert Metric.parse("dress/recall@10", CATEGORIES, KS).of(recalls) == 0.25
 
 
 @pytest.mark.parametrize(
-    "name", ["recall@5", "precision", "sofa/recall@10", "/recall@10", "dress", "dress/", "dress/recall", "recall@10 "]
+    "name",
+    [
+        "recall@5",
+        "precision",
+        "sofa/recall@10",
+        "/recall@10",
+        "dress",
+        "dress/",
+        "dress/recall",
+        "recall@10 ",
+    ],
 )
 def test_a_metric_that_does_not_exist_is_told_with_those_that_do(name: str) -> None:
     with pytest.raises(ConfigError) as caught:

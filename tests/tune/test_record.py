@@ -19,8 +19,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from raycd import cli
-from raycd.config import Config
+from raycd.config import Config, cli
 from raycd.errors import TrackingError
 from raycd.runtime.tracking import Tracker
 from tune import outcome
@@ -34,7 +33,9 @@ RESULT = {
     "seeds": 2,
     "default_won": False,
     "better": True,
-    "metrics": {METRIC: {"default": 0.3, "winner": 0.4, "difference": 0.1, "low": 0.05, "high": 0.15}},
+    "metrics": {
+        METRIC: {"default": 0.3, "winner": 0.4, "difference": 0.1, "low": 0.05, "high": 0.15}
+    },
 }
 
 
@@ -54,7 +55,14 @@ def trial(number: int, status: str, *scores: float, error: str | None = None) ->
     settings = {"mine.alpha": 0.5 + 0.01 * number, "stage2.k": 1 + number}
     kinds = ["original", "pseudo", "original"]
     epochs = [
-        {"seen": 10 * (i + 1), "epoch": i, "kind": kinds[i], "loss": 2.0 - i, "lr": 0.1, "seconds": 0.5}
+        {
+            "seen": 10 * (i + 1),
+            "epoch": i,
+            "kind": kinds[i],
+            "loss": 2.0 - i,
+            "lr": 0.1,
+            "seconds": 0.5,
+        }
         | {"selection": score, "score": score}
         for i, score in enumerate(scores)
     ]
@@ -88,7 +96,9 @@ def test_a_sweep_is_a_run_with_a_child_for_each_trial(tmp_path: Path) -> None:
     settings = config(tmp_path)
     space, trials = space_of(settings), three()
     journal = Journal(str(tmp_path / "tiny-sweep"), str(tmp_path / "tiny"))
-    with Tracker.open(settings, tmp_path, name="tiny-sweep", more={"space.mine.alpha": "0.4 to 0.7"}) as tracker:
+    with Tracker.open(
+        settings, tmp_path, name="tiny-sweep", more={"space.mine.alpha": "0.4 to 0.7"}
+    ) as tracker:
         record = SweepRecord(tracker, journal, METRIC)
         for one in trials:
             record.add(one)
@@ -116,7 +126,10 @@ def test_a_sweep_is_a_run_with_a_child_for_each_trial(tmp_path: Path) -> None:
     assert found[2].data.tags["raycd.error"] == "ConfigError: no such head"
     assert (found[1].info.start_time, found[1].info.end_time) == (1_001_000, 1_002_500)
     histories = {
-        name: [(point.step, point.value) for point in client.get_metric_history(found[0].info.run_id, name)]
+        name: [
+            (point.step, point.value)
+            for point in client.get_metric_history(found[0].info.run_id, name)
+        ]
         for name in ("loss", "pseudo/loss", "recall_at_10", "best recall_at_10")
     }
     assert histories == {
@@ -125,11 +138,15 @@ def test_a_sweep_is_a_run_with_a_child_for_each_trial(tmp_path: Path) -> None:
         "recall_at_10": [(0, 0.2), (1, 0.25), (2, 0.3)],
         "best recall_at_10": [(0, 0.3)],
     }
-    assert [kept["mlflow"]["run"] for kept in journal.trials()] == [run.info.run_id for run in found]
+    assert [kept["mlflow"]["run"] for kept in journal.trials()] == [
+        run.info.run_id for run in found
+    ]
 
     names = {file.path for file in client.list_artifacts(tracker.run_id)}
     assert names == {"best.yaml", "trials.csv", "figures"}
-    assert {file.path for file in client.list_artifacts(tracker.run_id, "figures")} == {"figures/history.png"}
+    assert {file.path for file in client.list_artifacts(tracker.run_id, "figures")} == {
+        "figures/history.png"
+    }
     downloaded = client.download_artifacts(tracker.run_id, "", str(tmp_path))
     rows = list(csv.reader((Path(downloaded) / "trials.csv").read_text().splitlines()))
     assert rows == [
@@ -139,16 +156,21 @@ def test_a_sweep_is_a_run_with_a_child_for_each_trial(tmp_path: Path) -> None:
         ["2", "failed", "", "0", "1.5", "0.52", "3", "ConfigError: no such head"],
     ]
     best = str(tmp_path / "tiny-sweep" / "best.yaml")
-    assert cli.parse(["--config", best], prog="jobs/train.py", description="").config == space.configured(
-        trials[0]["settings"]
-    )
+    assert cli.parse(
+        ["--config", best], prog="jobs/train.py", description=""
+    ).config == space.configured(trials[0]["settings"])
 
 
 def test_figures_of_enough_trials(tmp_path: Path) -> None:
     space = space_of(config(tmp_path))
     trials = [trial(number, "finished", 0.1 * number, 0.1 * number) for number in range(5)]
     files = outcome.files(space, trials, finalists(trials, 4), RESULT, METRIC)
-    assert list(files) == ["best.yaml", "history.png", "parallel_coordinates.png", "importances.png"]
+    assert list(files) == [
+        "best.yaml",
+        "history.png",
+        "parallel_coordinates.png",
+        "importances.png",
+    ]
     assert all(data.startswith(b"\x89PNG") for name, data in files.items() if name.endswith(".png"))
 
 
@@ -159,13 +181,18 @@ def test_a_metric_of_a_category_stands_below_the_category(tmp_path: Path) -> Non
         result = {**RESULT, "metrics": {metric: RESULT["metrics"]["recall@10"]}}
         SweepRecord(tracker, journal, metric).finish(three(), result, {})
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
-    names = {re.sub("-[0-9a-f]{8}", "-HASH", name) for name in client.get_run(tracker.run_id).data.metrics}
+    names = {
+        re.sub("-[0-9a-f]{8}", "-HASH", name)
+        for name in client.get_run(tracker.run_id).data.metrics
+    }
     assert names >= {"best tops _ tees-HASH/recall_at_10", "val/tops _ tees-HASH/recall_at_10/low"}
 
 
 def test_what_thresholds_could_not_change_gives_no_importances_and_is_told(tmp_path: Path) -> None:
     space = space_of(config(tmp_path))
-    untouched = [trial(number, "stopped", 0.1 * number) for number in range(5)]  # none came to its pseudo epoch
+    untouched = [
+        trial(number, "stopped", 0.1 * number) for number in range(5)
+    ]  # none came to its pseudo epoch
     files = outcome.files(space, untouched, finalists(untouched, 4), RESULT, METRIC)
     assert list(files) == ["best.yaml", "history.png", "parallel_coordinates.png"]
     journal = Journal(str(tmp_path / "tiny-sweep"), str(tmp_path / "tiny"))
@@ -201,13 +228,33 @@ def server(tmp_path: Path) -> Iterator[tuple[str, Callable[[], Any], Callable[[]
     uri = f"http://127.0.0.1:{port}"
 
     def start() -> None:
-        argv = ["-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+        argv = [
+            "-m",
+            "mlflow",
+            "server",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            "--workers",
+            "1",
+        ]
         argv += ["--backend-store-uri", f"sqlite:///{tmp_path / 'server.db'}"]
         argv += ["--artifacts-destination", str(tmp_path / "served")]
-        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        environment = os.environ | {
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+        }
         with (tmp_path / "server.log").open("ab") as log:
-            where: dict[str, Any] = {"cwd": tmp_path, "env": environment, "stdout": log, "stderr": log}
-            running.append(subprocess.Popen([sys.executable, *argv], start_new_session=True, **where))
+            where: dict[str, Any] = {
+                "cwd": tmp_path,
+                "env": environment,
+                "stdout": log,
+                "stderr": log,
+            }
+            running.append(
+                subprocess.Popen([sys.executable, *argv], start_new_session=True, **where)
+            )
         until = time.monotonic() + 120
         while not answers(uri):
             assert running[-1].poll() is None, (tmp_path / "server.log").read_text()
@@ -235,7 +282,9 @@ def answers(uri: str) -> bool:
 
 @pytest.mark.slow
 def test_a_server_that_goes_away_gets_what_it_lacks_when_it_is_back(
-    server: tuple[str, Callable[[], Any], Callable[[], None]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    server: tuple[str, Callable[[], Any], Callable[[], None]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     uri, start, kill = server
     start()
@@ -270,18 +319,27 @@ def test_a_server_that_goes_away_gets_what_it_lacks_when_it_is_back(
     found = children(client, tracker.run_id)
     assert [run.info.run_name for run in found] == ["trial 000", "trial 001", "trial 002"]
     assert [run.info.status for run in found] == ["FINISHED", "FINISHED", "FAILED"]
-    assert [kept["mlflow"]["run"] for kept in journal.trials()] == [run.info.run_id for run in found]
+    assert [kept["mlflow"]["run"] for kept in journal.trials()] == [
+        run.info.run_id for run in found
+    ]
     assert client.get_run(tracker.run_id).info.status == "FINISHED"
 
 
-def test_a_sweep_whose_end_mlflow_loses_is_told_how_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_whose_end_mlflow_loses_is_told_how_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tracker = Tracker.open(config(tmp_path), tmp_path)
 
     def lost(*_: object, **__: object) -> None:
         raise ConnectionError("gone")
 
     monkeypatch.setattr(MlflowClient, "set_terminated", lost)
-    with pytest.raises(TrackingError, match="the end of the MLflow run could not be recorded") as caught, tracker:
+    with (
+        pytest.raises(
+            TrackingError, match="the end of the MLflow run could not be recorded"
+        ) as caught,
+        tracker,
+    ):
         pass
     assert str(caught.value).endswith("start the same command again: it goes on")
 
@@ -290,8 +348,12 @@ def test_a_trial_that_was_half_handed_in_is_handed_in_anew(tmp_path: Path) -> No
     settings = config(tmp_path)
     journal, trials = Journal(str(tmp_path / "tiny-sweep"), str(tmp_path / "tiny")), three()
     with Tracker.open(settings, tmp_path) as tracker:
-        tracker.child("trial 000", trials[0]["settings"], {"raycd.trial": "0"})  # killed before it was closed
+        tracker.child(
+            "trial 000", trials[0]["settings"], {"raycd.trial": "0"}
+        )  # killed before it was closed
         SweepRecord(tracker, journal, METRIC).catch_up(trials)
-    found = children(MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}"), tracker.run_id)
+    found = children(
+        MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}"), tracker.run_id
+    )
     assert [run.info.run_name for run in found] == ["trial 000", "trial 001", "trial 002"]
     assert [run.info.status for run in found] == ["FINISHED", "FINISHED", "FAILED"]

@@ -25,7 +25,17 @@ from tune.trial import Tables
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
-KEPT = ["number", "proposed", "settings", "status", "value", "epochs", "started", "seconds", "error"]
+KEPT = [
+    "number",
+    "proposed",
+    "settings",
+    "status",
+    "value",
+    "epochs",
+    "started",
+    "seconds",
+    "error",
+]
 EPOCH = ["seen", "epoch", "kind", "loss", "lr", "selection", "score", "seconds"]
 Mined = Any
 
@@ -38,12 +48,19 @@ def budget(mined: Mined, space: Space) -> Budget:
     return make_budget(space.config, *mined.tables.counts(space.config))
 
 
-def sweep(mined: Mined, space: Space, ended: Callable[[Record], None] = lambda record: None) -> list[Record]:
-    return run_trials(mined.tables, space, Metric(), journal(space, mined), budget(mined, space), ended)
+def sweep(
+    mined: Mined, space: Space, ended: Callable[[Record], None] = lambda record: None
+) -> list[Record]:
+    return run_trials(
+        mined.tables, space, Metric(), journal(space, mined), budget(mined, space), ended
+    )
 
 
 def files(space: Space) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in Path(space.config.runs, "tiny-sweep", "trials").iterdir()}
+    return {
+        path.name: path.read_bytes()
+        for path in Path(space.config.runs, "tiny-sweep", "trials").iterdir()
+    }
 
 
 def test_every_trial_is_kept_once_with_its_epochs_and_a_later_start_runs_only_the_rest(
@@ -53,7 +70,9 @@ def test_every_trial_is_kept_once_with_its_epochs_and_a_later_start_runs_only_th
     trials = sweep(mined, space, lambda record: told.append((record["number"], dict(files(space)))))
     assert [record["number"] for record in trials] == [0, 1, 2]
     assert sorted(number for number, _ in told) == [0, 1, 2]
-    assert all(f"{number:05d}.json" in there for number, there in told)  # kept before anybody is told
+    assert all(
+        f"{number:05d}.json" in there for number, there in told
+    )  # kept before anybody is told
     for record in trials:
         assert list(record) == KEPT
         assert (record["status"], record["error"]) == ("finished", None)
@@ -61,10 +80,16 @@ def test_every_trial_is_kept_once_with_its_epochs_and_a_later_start_runs_only_th
         assert [epoch["epoch"] for epoch in record["epochs"]] == list(range(len(record["epochs"])))
         assert record["value"] == max(epoch["selection"] for epoch in record["epochs"])
         assert all(epoch["loss"] > 0 and 0 <= epoch["selection"] <= 1 for epoch in record["epochs"])
-        assert record["epochs"][-1]["seen"] >= budget(mined, space).total > record["epochs"][-2]["seen"]
+        assert (
+            record["epochs"][-1]["seen"]
+            >= budget(mined, space).total
+            > record["epochs"][-2]["seen"]
+        )
         assert record["seconds"] > 0
     assert {tuple(record["settings"]) for record in trials} == {("mine.alpha", "stage2.k")}
-    assert {"mine.alpha": 0.0, "stage2.k": 1} in [record["settings"] for record in trials]  # the default's
+    assert {"mine.alpha": 0.0, "stage2.k": 1} in [
+        record["settings"] for record in trials
+    ]  # the default's
     assert len({str(record["settings"]) for record in trials}) == 3
 
     before, more = files(space), small_space(samples=5, scheduler="none")
@@ -81,13 +106,20 @@ def test_every_trial_is_kept_once_with_its_epochs_and_a_later_start_runs_only_th
     assert (len(told), files(more)) == (2, after)
 
 
-def test_a_trial_is_what_training_with_its_settings_gives(mined: Mined, small_space: Callable[..., Space]) -> None:
+def test_a_trial_is_what_training_with_its_settings_gives(
+    mined: Mined, small_space: Callable[..., Space]
+) -> None:
     space = small_space(samples=1)
     [record] = sweep(mined, space)
     alone = trial.train(
-        mined.tables, space.configured(record["settings"]), Metric(), triplets=budget(mined, space).total
+        mined.tables,
+        space.configured(record["settings"]),
+        Metric(),
+        triplets=budget(mined, space).total,
     )
-    assert [entry["selection"] for entry in record["epochs"]] == [entry["selection"] for entry in alone.history]
+    assert [entry["selection"] for entry in record["epochs"]] == [
+        entry["selection"] for entry in alone.history
+    ]
     assert [entry["loss"] for entry in record["epochs"]] == pytest.approx(
         [entry["loss"] for entry in alone.history], rel=1e-4
     )
@@ -96,7 +128,9 @@ def test_a_trial_is_what_training_with_its_settings_gives(mined: Mined, small_sp
 def test_a_failed_trial_is_kept_with_its_error_and_the_others_go_on(
     mined: Mined, small_space: Callable[..., Space]
 ) -> None:
-    space = small_space("mine.alpha=none", "stage2.k=none", "stage2.head=clip_cd|no_such", search="grid", samples=2)
+    space = small_space(
+        "mine.alpha=none", "stage2.k=none", "stage2.head=clip_cd|no_such", search="grid", samples=2
+    )
     trials = sweep(mined, space)
     by_head = {record["settings"]["stage2.head"]: record for record in trials}
     assert sorted(record["number"] for record in trials) == [0, 1]
@@ -108,13 +142,19 @@ def test_a_failed_trial_is_kept_with_its_error_and_the_others_go_on(
 
 
 @pytest.mark.slow
-def test_a_sweep_of_trials_that_all_fail_ends(mined: Mined, small_space: Callable[..., Space]) -> None:
-    space = small_space("mine.alpha=none", "stage2.k=none", "stage2.head=no_such|nor_this", samples=2)
+def test_a_sweep_of_trials_that_all_fail_ends(
+    mined: Mined, small_space: Callable[..., Space]
+) -> None:
+    space = small_space(
+        "mine.alpha=none", "stage2.k=none", "stage2.head=no_such|nor_this", samples=2
+    )
     assert [record["status"] for record in sweep(mined, space)] == ["failed", "failed"]
 
 
 def killed_once(note: Path) -> Callable[..., Any]:
-    """Training in whose process the first epoch ends with SIGKILL, as often as the note has letters left."""
+    """Training in whose process the first epoch ends with SIGKILL, as often as the note has letters
+    left.
+    """
     train = trial.train
 
     def training(tables: Tables, config: Config, metric: Metric, report: Any, **rest: Any) -> Any:
@@ -146,7 +186,9 @@ def test_a_trial_whose_process_is_killed_starts_anew_twice_at_most(
     note.write_text("x" * kills)
     monkeypatch.setattr(runner, "train", killed_once(note))
     monkeypatch.setattr(runner, "_trial", by_value(runner._trial))
-    space = small_space("mine.alpha=none", "stage2.k=1|2", search="grid", samples=2, scheduler="none")
+    space = small_space(
+        "mine.alpha=none", "stage2.k=1|2", search="grid", samples=2, scheduler="none"
+    )
     trials = sweep(mined, space)
     assert note.read_text() == ""
     assert [record["number"] for record in trials] == [0, 1]
@@ -163,9 +205,13 @@ def test_a_trial_whose_process_is_killed_starts_anew_twice_at_most(
 
 
 def by_value(function: Any) -> Any:
-    """The trial's function as worker processes get it where it is not the module's own: with the globals of here."""
+    """The trial's function as worker processes get it where it is not the module's own: with the
+    globals of here.
+    """
 
-    def trial_of_this_test(proposed: Any, tables: Any, space: Any, metric: Any, triplets: Any) -> None:
+    def trial_of_this_test(
+        proposed: Any, tables: Any, space: Any, metric: Any, triplets: Any
+    ) -> None:
         function(proposed, tables, space, metric, triplets)
 
     return trial_of_this_test
@@ -178,9 +224,18 @@ def test_a_trial_that_is_poorer_than_those_that_have_ended_is_stopped(
     whole, kept = budget(mined, space), journal(space, mined)
     for number, alpha in enumerate((0.0, 0.01, 0.02)):
         proposed = {"mine.alpha": alpha, "stage2.k": 1}
-        epochs = [{"seen": seen, "epoch": 0, "score": 2.0, "selection": 2.0} for seen in (whole.grace, whole.total)]
+        epochs = [
+            {"seen": seen, "epoch": 0, "score": 2.0, "selection": 2.0}
+            for seen in (whole.grace, whole.total)
+        ]
         numbers = {"number": number, "value": 2.0, "started": 0.0, "seconds": 1.0}
-        told = {"proposed": proposed, "settings": proposed, "status": "finished", "epochs": epochs, "error": None}
+        told = {
+            "proposed": proposed,
+            "settings": proposed,
+            "status": "finished",
+            "epochs": epochs,
+            "error": None,
+        }
         kept.write(numbers | told)
     record = sweep(mined, space)[3]
     assert record["status"] == "stopped"

@@ -23,7 +23,9 @@ def space_of(**tune: Any) -> Space:
     return make_space(config, ["mine.eps_low=none", "mine.eps_high=none", "mine.s_max=none"])
 
 
-def ended(number: int, alpha: float, k: int, value: float | None, *epochs: tuple[int, float]) -> dict[str, Any]:
+def ended(
+    number: int, alpha: float, k: int, value: float | None, *epochs: tuple[int, float]
+) -> dict[str, Any]:
     """A trial's record; its epochs are (triplets seen, score)."""
     proposed = {"mine.alpha": alpha, "stage2.k": k}
     entries = [{"seen": seen, "score": score} for seen, score in epochs]
@@ -35,7 +37,9 @@ def proposals(search: OptunaSearch, count: int) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("kind", ["tpe", "random"])
-def test_a_fresh_sweep_tries_the_default_first_and_then_other_settings_of_the_space(kind: str) -> None:
+def test_a_fresh_sweep_tries_the_default_first_and_then_other_settings_of_the_space(
+    kind: str,
+) -> None:
     space = space_of(search=kind)
     first, *others = proposals(make_search(space, []), 8)
     assert first == DEFAULT
@@ -46,14 +50,18 @@ def test_a_fresh_sweep_tries_the_default_first_and_then_other_settings_of_the_sp
 
 def test_a_default_outside_of_the_space_is_not_tried() -> None:
     space = make_space(space_of().config, ["mine.alpha=0.8,0.9"])
-    assert all(0.8 <= proposed["mine.alpha"] <= 0.9 for proposed in proposals(make_search(space, []), 5))
+    assert all(
+        0.8 <= proposed["mine.alpha"] <= 0.9 for proposed in proposals(make_search(space, []), 5)
+    )
 
 
 @pytest.mark.parametrize("kind", ["tpe", "random"])
 def test_the_same_seed_proposes_the_same_and_another_seed_others(kind: str) -> None:
     first, again = (proposals(make_search(space_of(search=kind), []), 4) for _ in range(2))
     space = space_of(search=kind)
-    other = proposals(make_search(Space(space.config.model_copy(update={"seed": 1}), space.ranges), []), 4)
+    other = proposals(
+        make_search(Space(space.config.model_copy(update={"seed": 1}), space.ranges), []), 4
+    )
     assert first == again
     assert first[1:] != other[1:]
 
@@ -72,7 +80,11 @@ def test_a_sweep_killed_before_its_default_has_ended_tries_the_default_on_resumi
 
 
 def test_a_resumed_searcher_knows_the_trials_that_have_ended_the_failed_ones_too() -> None:
-    before = [ended(0, 0.6, 5, 0.3, (10, 0.3)), ended(1, 0.5, 2, None), ended(2, 0.45, 1, 0.2, (10, 0.2))]
+    before = [
+        ended(0, 0.6, 5, 0.3, (10, 0.3)),
+        ended(1, 0.5, 2, None),
+        ended(2, 0.45, 1, 0.2, (10, 0.2)),
+    ]
     known = make_search(space_of(), before)._ot_study.get_trials()
     assert [(trial.state, trial.value, trial.params) for trial in known] == [
         (TrialState.COMPLETE, 0.3, DEFAULT),
@@ -83,7 +95,9 @@ def test_a_resumed_searcher_knows_the_trials_that_have_ended_the_failed_ones_too
 
 def test_a_resumed_tpe_searches_where_ended_trials_were_good() -> None:
     before = [ended(0, 0.6, 5, 0.1, (9, 0.1))]
-    before += [ended(i, 0.4 + 0.01 * i, 1 + i % 6, 0.9 if i < 5 else 0.1, (9, 0.9)) for i in range(1, 30)]
+    before += [
+        ended(i, 0.4 + 0.01 * i, 1 + i % 6, 0.9 if i < 5 else 0.1, (9, 0.9)) for i in range(1, 30)
+    ]
     found = [proposed["mine.alpha"] for proposed in proposals(make_search(space_of(), before), 20)]
     assert sum(alpha < 0.5 for alpha in found) > 14  # a third, were it ignorant of them
 
@@ -108,7 +122,10 @@ def test_a_grid_ends_at_the_samples_and_goes_on_with_more() -> None:
 def test_a_resumed_grid_skips_what_was_tried() -> None:
     space = space_of(search="grid", grid_points=3)
     points = grid(space)
-    before = [ended(i, point["mine.alpha"], point["stage2.k"], 0.5, (9, 0.5)) for i, point in enumerate(points[:4])]
+    before = [
+        ended(i, point["mine.alpha"], point["stage2.k"], 0.5, (9, 0.5))
+        for i, point in enumerate(points[:4])
+    ]
     assert proposals(make_search(space, before), 5) == points[4:]
 
 
@@ -119,7 +136,9 @@ def test_the_budget_counts_triplets_of_k_epochs_of_originals_and_one_of_pseudo_t
 
 
 def test_the_budget_of_chosen_lengths() -> None:
-    config = Config.model_validate({"stage2": {"epochs": 20, "k": 1}, "tune": {"epochs": 7, "grace": 3}})
+    config = Config.model_validate(
+        {"stage2": {"epochs": 20, "k": 1}, "tune": {"epochs": 7, "grace": 3}}
+    )
     assert make_budget(config, 100, 1000) == Budget(grace=1200, total=4 * 100 + 3 * 1000)
 
 
@@ -134,7 +153,10 @@ def test_the_grace_is_no_longer_than_the_whole() -> None:
 
 
 def test_without_a_scheduler_or_room_for_a_halt_all_trials_train_to_the_end() -> None:
-    assert type(make_scheduler(space_of(scheduler="none").config.tune, Budget(10, 90), [])) is FIFOScheduler
+    assert (
+        type(make_scheduler(space_of(scheduler="none").config.tune, Budget(10, 90), []))
+        is FIFOScheduler
+    )
     assert type(make_scheduler(space_of().config.tune, Budget(90, 90), [])) is FIFOScheduler
 
 
@@ -147,7 +169,9 @@ BEFORE = [
 
 
 def same_sweep() -> TrialScheduler:
-    """ASHA that has seen the trials of BEFORE itself, as Tune tells them: one epoch of each in turn."""
+    """ASHA that has seen the trials of BEFORE itself, as Tune tells them: one epoch of each in
+    turn.
+    """
     asha = make_scheduler(space_of(reduction=3).config.tune, Budget(10, 90), [])
     trials = {record["number"]: _Ended(f"live-{record['number']}") for record in BEFORE}
     for trial in trials.values():
@@ -176,10 +200,15 @@ def same_sweep() -> TrialScheduler:
 def test_asha_of_a_resumed_sweep_decides_as_if_the_ended_trials_had_run_in_it(
     results: list[tuple[int, float]], decisions: list[str]
 ) -> None:
-    for asha in (same_sweep(), make_scheduler(space_of(reduction=3).config.tune, Budget(10, 90), BEFORE)):
+    for asha in (
+        same_sweep(),
+        make_scheduler(space_of(reduction=3).config.tune, Budget(10, 90), BEFORE),
+    ):
         new = _Ended("new")
         asha.on_trial_add(None, new)
-        assert [asha.on_trial_result(None, new, {"seen": s, "value": v}) for s, v in results] == decisions
+        assert [
+            asha.on_trial_result(None, new, {"seen": s, "value": v}) for s, v in results
+        ] == decisions
 
 
 def test_asha_of_a_resumed_sweep_has_the_halts_of_the_same_sweep() -> None:

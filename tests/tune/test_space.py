@@ -14,7 +14,9 @@ from raycd.errors import ConfigError
 from tune import figures
 from tune.space import Choice, Range, Space, make_space
 
-CONFIG = Config.model_validate({"mine": {"floor": 0.8, "eps_low": 0.9, "eps_high": 0.98, "s_max": 4, "alpha": 0.6}})
+CONFIG = Config.model_validate(
+    {"mine": {"floor": 0.8, "eps_low": 0.9, "eps_high": 0.98, "s_max": 4, "alpha": 0.6}}
+)
 WIDE = ["mine.eps_low=0.8,1", "mine.eps_high=0.8,1"]
 
 
@@ -63,7 +65,9 @@ def test_the_default_space_heeds_what_was_mined() -> None:
         ("mine.alpha", "mine.alpha", Range(0.4, 0.7)),
     ],
 )
-def test_an_override_sets_a_range_by_its_dotted_name(override: str, name: str, given: Range | Choice) -> None:
+def test_an_override_sets_a_range_by_its_dotted_name(
+    override: str, name: str, given: Range | Choice
+) -> None:
     found = make_space(CONFIG, [override]).ranges[name]
     assert found == given
     assert [type(value) for value in found.ends()] == [type(value) for value in given.ends()]
@@ -79,11 +83,17 @@ def test_none_takes_a_setting_out_and_it_stays_as_configured() -> None:
     space = make_space(CONFIG, ["mine.eps_low=none", "mine.s_max=none", "stage2.k=none"])
     assert list(space.ranges) == ["mine.eps_high", "mine.alpha"]
     configured = space.configured(space.settings({"mine.eps_high": 0.97, "mine.alpha": 0.5}))
-    assert (configured.mine.eps_low, configured.mine.eps_high, configured.mine.alpha) == (0.9, 0.97, 0.5)
+    assert (configured.mine.eps_low, configured.mine.eps_high, configured.mine.alpha) == (
+        0.9,
+        0.97,
+        0.5,
+    )
 
 
 def test_the_last_override_of_a_name_wins() -> None:
-    assert make_space(CONFIG, ["stage2.k=none", "stage2.k=1,3"]).ranges["stage2.k"] == Range(1, 3, whole=True)
+    assert make_space(CONFIG, ["stage2.k=none", "stage2.k=1,3"]).ranges["stage2.k"] == Range(
+        1, 3, whole=True
+    )
 
 
 def test_k_stays_below_the_feature_size() -> None:
@@ -92,7 +102,9 @@ def test_k_stays_below_the_feature_size() -> None:
 
 
 def test_a_person_reads_the_ranges() -> None:
-    space = make_space(CONFIG, ["stage2.lr=1e-5,1e-3,log", "stage2.decay=none|cosine", *(["mine.s_max=none"])])
+    space = make_space(
+        CONFIG, ["stage2.lr=1e-5,1e-3,log", "stage2.decay=none|cosine", *(["mine.s_max=none"])]
+    )
     assert space.to_dict() == {
         "mine.eps_low": "0.8 to 0.9",
         "mine.eps_high": "0.9 to 1",
@@ -116,7 +128,11 @@ def test_the_default_is_what_is_configured() -> None:
 
 @pytest.mark.parametrize(
     "overrides",
-    [WIDE, ["mine.eps_low=0.8,1", "mine.eps_high=none"], ["mine.eps_low=none", "mine.eps_high=0.85,1"]],
+    [
+        WIDE,
+        ["mine.eps_low=0.8,1", "mine.eps_high=none"],
+        ["mine.eps_low=none", "mine.eps_high=0.85,1"],
+    ],
     ids=["both", "eps_low alone", "eps_high alone"],
 )
 def test_eps_low_lies_below_eps_high_whatever_is_proposed(overrides: list[str]) -> None:
@@ -124,8 +140,14 @@ def test_eps_low_lies_below_eps_high_whatever_is_proposed(overrides: list[str]) 
     names = [name for name in ("mine.eps_low", "mine.eps_high") if name in space.ranges]
     ends = [space.ranges[name].ends() for name in names]
     rng = np.random.default_rng(0)
-    proposals = [dict(zip(names, rng.uniform(*zip(*ends, strict=True)).tolist(), strict=True)) for _ in range(3000)]
-    proposals += [dict.fromkeys(names, value) for value in (0.85, 0.8999999, 0.9, 0.98, 0.9995, 0.9999999, 1.0)]
+    proposals = [
+        dict(zip(names, rng.uniform(*zip(*ends, strict=True)).tolist(), strict=True))
+        for _ in range(3000)
+    ]
+    proposals += [
+        dict.fromkeys(names, value)
+        for value in (0.85, 0.8999999, 0.9, 0.98, 0.9995, 0.9999999, 1.0)
+    ]
     for proposed in proposals:
         mine = space.configured(space.settings(proposed)).mine
         assert 0.8 <= mine.eps_low < mine.eps_high <= 1.0
@@ -143,7 +165,9 @@ def test_eps_low_lies_below_eps_high_whatever_is_proposed(overrides: list[str]) 
 def test_a_proposal_with_eps_low_too_high_moves_eps_high_up(
     proposed: tuple[float, float], settings: tuple[float, float]
 ) -> None:
-    found = make_space(CONFIG, WIDE).settings({"mine.eps_low": proposed[0], "mine.eps_high": proposed[1]})
+    found = make_space(CONFIG, WIDE).settings(
+        {"mine.eps_low": proposed[0], "mine.eps_high": proposed[1]}
+    )
     assert (found["mine.eps_low"], found["mine.eps_high"]) == settings
 
 
@@ -177,7 +201,10 @@ def test_eps_low_and_eps_high_stay_in_their_ranges(low: str, high: str) -> None:
 
 def test_figures_show_every_trial_that_was_measured() -> None:
     space = make_space(CONFIG, ["mine.eps_low=0.85,0.99", "mine.eps_high=0.86,0.93"])
-    proposals = [space.default() | {"mine.eps_low": low, "mine.eps_high": 0.9} for low in (0.86, 0.9, 0.93, 0.98)]
+    proposals = [
+        space.default() | {"mine.eps_low": low, "mine.eps_high": 0.9}
+        for low in (0.86, 0.9, 0.93, 0.98)
+    ]
     trials = [{"value": 0.1, "settings": space.settings(proposed)} for proposed in proposals]
     drawn = figures._study(space, trials).trials
     assert [trial.value for trial in drawn] == [0.1] * 4
@@ -186,7 +213,9 @@ def test_figures_show_every_trial_that_was_measured() -> None:
 
 def test_parallel_coordinates_have_a_title_and_the_scale_of_their_colours() -> None:
     space = make_space(CONFIG, [])
-    trials = [{"value": value, "settings": space.settings(space.default())} for value in (0.3, 0.1, 0.2)]
+    trials = [
+        {"value": value, "settings": space.settings(space.default())} for value in (0.3, 0.1, 0.2)
+    ]
     with plt.rc_context({"backend": "Agg"}):
         axes = figures._parallel(figures._study(space, trials), "recall@10")
     scale = axes.figure.axes[1]
@@ -198,7 +227,11 @@ def test_parallel_coordinates_have_a_title_and_the_scale_of_their_colours() -> N
 def test_settings_have_six_digits() -> None:
     space = make_space(CONFIG, ["stage2.lr"])
     proposed = {"mine.alpha": 0.612345678, "stage2.lr": 1.23456789e-5, "stage2.k": 3}
-    assert space.settings(proposed) == {"mine.alpha": 0.612346, "stage2.lr": 1.23457e-5, "stage2.k": 3}
+    assert space.settings(proposed) == {
+        "mine.alpha": 0.612346,
+        "stage2.lr": 1.23457e-5,
+        "stage2.k": 3,
+    }
 
 
 def test_a_grid_is_every_combination_of_evenly_spread_values() -> None:
@@ -252,20 +285,49 @@ def test_a_section_is_no_setting() -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *("mine.floor", "mine.neighbours", "mine.pool", "mine.batch_size", "mine.worker_mib", "mine.index"),
+        *(
+            "mine.floor",
+            "mine.neighbours",
+            "mine.pool",
+            "mine.batch_size",
+            "mine.worker_mib",
+            "mine.index",
+        ),
         *("mine.recall_sample", "mine.hnsw_m", "mine.hnsw_ef", "mine.ivf_lists", "mine.ivf_probes"),
         *("stage2.epochs", "stage2.precision"),
-        *("stage2.select_on", "stage2.pseudo", "stage1.lr", "seed", "data.selection_fraction", "tune.samples", "runs"),
+        *(
+            "stage2.select_on",
+            "stage2.pseudo",
+            "stage1.lr",
+            "seed",
+            "data.selection_fraction",
+            "tune.samples",
+            "runs",
+        ),
     ],
 )
 def test_a_setting_that_a_trial_cannot_change(name: str) -> None:
     message = refused(f"{name}=1,2")
-    assert message.startswith(f"a trial cannot change this setting\n  got:      {name}\n  expected: a setting")
+    assert message.startswith(
+        f"a trial cannot change this setting\n  got:      {name}\n  expected: a setting"
+    )
     assert f"set --{name} for the whole sweep" in message
 
 
 @pytest.mark.parametrize(
-    "text", ["a,b", "0.5", "0.5,0.6,0.7", "0.5,0.9,linear", "0.5,", ",", "nan,1", "0,inf", "log", "0.5;0.9"]
+    "text",
+    [
+        "a,b",
+        "0.5",
+        "0.5,0.6,0.7",
+        "0.5,0.9,linear",
+        "0.5,",
+        ",",
+        "nan,1",
+        "0,inf",
+        "log",
+        "0.5;0.9",
+    ],
 )
 def test_an_unreadable_range(text: str) -> None:
     assert refused(f"mine.alpha={text}") == (
@@ -274,7 +336,9 @@ def test_an_unreadable_range(text: str) -> None:
     )
 
 
-@pytest.mark.parametrize("override", ["stage2.decay=none|[cosine", "stage2.head=clip_cd|{a: b}", "mine.alpha=0.5|"])
+@pytest.mark.parametrize(
+    "override", ["stage2.decay=none|[cosine", "stage2.head=clip_cd|{a: b}", "mine.alpha=0.5|"]
+)
 def test_an_unreadable_choice(override: str) -> None:
     name, _, text = override.partition("=")
     assert refused(override).startswith(f"the range of {name} cannot be read\n  got:      {text}\n")
@@ -316,7 +380,9 @@ def test_a_name_without_a_range_of_its_own() -> None:
 )
 def test_a_value_that_the_configuration_refuses(override: str, parts: list[str]) -> None:
     message = refused(override)
-    assert message.startswith(f"the space holds an impossible value of {override.partition('=')[0]}: ")
+    assert message.startswith(
+        f"the space holds an impossible value of {override.partition('=')[0]}: "
+    )
     assert all(part in message for part in parts), message
 
 
@@ -325,7 +391,9 @@ def test_k_as_large_as_the_features() -> None:
         "the space holds an impossible value of stage2.bilinear_dim (K)\n  got:      128\n"
         "  expected: at most 127: less than the feature size"
     )
-    assert make_space(CONFIG, ["stage2.bilinear_dim=8,127"], dim=128).ranges["stage2.bilinear_dim"].ends() == [8, 127]
+    assert make_space(CONFIG, ["stage2.bilinear_dim=8,127"], dim=128).ranges[
+        "stage2.bilinear_dim"
+    ].ends() == [8, 127]
 
 
 def test_no_eps_low_below_any_eps_high() -> None:

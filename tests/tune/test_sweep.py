@@ -1,4 +1,6 @@
-"""tune/sweep.py in a user's hands: what it leaves, what it refuses, and that it goes on after any end."""
+"""tune/sweep.py in a user's hands: what it leaves, what it refuses, and that it goes on after any
+end.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from raycd import cli
+from raycd.config import cli
 from raycd.runtime import pipeline
 from tune import sweep
 from tune.journal import Journal
@@ -30,15 +32,21 @@ Mined = Any
 
 @pytest.fixture
 def my_yaml(mined: Mined, tmp_path: Path) -> Path:
-    """The tiny settings as a user's own file, for a copy of the mined run in this test's own folder."""
+    """The tiny settings as a user's own file, for a copy of the mined run in this test's own
+    folder.
+    """
     return prepared(mined, tmp_path)
 
 
 def prepared(mined: Mined, folder: Path) -> Path:
-    shutil.copytree(mined.run.root, folder / "tiny", ignore=shutil.ignore_patterns(".train", ".lock"))
+    shutil.copytree(
+        mined.run.root, folder / "tiny", ignore=shutil.ignore_patterns(".train", ".lock")
+    )
     path = folder / "my.yaml"
     tree = mined.config(folder).model_dump(mode="json")
-    path.write_text(yaml.safe_dump({name: tree[name] for name in (*mined.settings, "runs", "tune")}))
+    path.write_text(
+        yaml.safe_dump({name: tree[name] for name in (*mined.settings, "runs", "tune")})
+    )
     return path
 
 
@@ -58,12 +66,19 @@ def started(my_yaml: Path, *argv: str) -> subprocess.Popen[str]:
 def here(my_yaml: Path, *argv: str) -> int:
     """The job in this process, on the session's cluster."""
     return cli.run(
-        sweep.main, ["--config", str(my_yaml), *argv], prog="tune/sweep.py", description="", flags=sweep.flags
+        sweep.main,
+        ["--config", str(my_yaml), *argv],
+        prog="tune/sweep.py",
+        description="",
+        flags=sweep.flags,
     )
 
 
 def trials(my_yaml: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in (my_yaml.parent / "tiny-sweep" / "trials").glob("*.json")}
+    return {
+        path.name: path.read_bytes()
+        for path in (my_yaml.parent / "tiny-sweep" / "trials").glob("*.json")
+    }
 
 
 def wait_for(there: Callable[[], object], job: subprocess.Popen[str]) -> None:
@@ -80,9 +95,13 @@ def test_a_sweep_prints_the_trials_and_the_verdict_and_leaves_what_train_reads(
 ) -> None:
     assert here(my_yaml, "--samples", "3") == 0
     shown = capsys.readouterr().out
-    assert re.search(r"^trial  selection, %  epochs +mine\.eps_low +mine\.eps_high +mine\.s_max", shown)
+    assert re.search(
+        r"^trial  selection, %  epochs +mine\.eps_low +mine\.eps_high +mine\.s_max", shown
+    )
     assert len(re.findall(r"^ +[012]  +\d+\.\d\d  +\d+ ", shown, re.MULTILINE)) == 3
-    assert re.search(r"^(the winner is (no )?better than the default: |no trial was better)", shown, re.MULTILINE)
+    assert re.search(
+        r"^(the winner is (no )?better than the default: |no trial was better)", shown, re.MULTILINE
+    )
     folder = my_yaml.parent / "tiny-sweep"
     assert f"best:    {folder / 'best.yaml'}" in shown
     result = json.loads((folder / "result.json").read_text())
@@ -98,12 +117,16 @@ def test_a_sweep_prints_the_trials_and_the_verdict_and_leaves_what_train_reads(
     means = {name: sum(final["selection"] for final in two) / 2 for name, two in finals.items()}
     winner = max(means, key=lambda name: (means[name], name == "default"))
     settings = finals[winner][0]["settings"]
-    best = cli.parse(["--config", str(folder / "best.yaml")], prog="jobs/train.py", description="").config
+    best = cli.parse(
+        ["--config", str(folder / "best.yaml")], prog="jobs/train.py", description=""
+    ).config
     flat = {"mine": best.mine.model_dump(), "stage2": best.stage2.model_dump()}
     assert {n: flat[n.partition(".")[0]][n.partition(".")[2]] for n in settings} == settings
 
     kept = trials(my_yaml)
-    assert here(my_yaml, "--samples", "3") == 0  # the same command goes on, here with nothing left to do
+    assert (
+        here(my_yaml, "--samples", "3") == 0
+    )  # the same command goes on, here with nothing left to do
     assert capsys.readouterr().out == shown
     assert trials(my_yaml) == kept
 
@@ -112,11 +135,20 @@ def test_a_sweep_prints_the_trials_and_the_verdict_and_leaves_what_train_reads(
     ("argv", "message"),
     [
         (["--tune.metric", "recall@7"], "there is no such metric\n  got:      recall@7\n"),
-        (["--tune.metric", "sofa/recall@10"], "there is no such metric\n  got:      sofa/recall@10\n"),
+        (
+            ["--tune.metric", "sofa/recall@10"],
+            "there is no such metric\n  got:      sofa/recall@10\n",
+        ),
         (["--space", "mine.alpha=0.9,0.1"], "the range of mine.alpha is empty\n"),
-        (["--space", "mine.alhpa=0,1"], "unknown setting\n  got:      mine.alhpa (--space)\n  expected: did you mean"),
+        (
+            ["--space", "mine.alhpa=0,1"],
+            "unknown setting\n  got:      mine.alhpa (--space)\n  expected: did you mean",
+        ),
         (["--space", "stage1.lr=0,1"], "a trial cannot change this setting\n"),
-        (["--space", "stage2.bilinear_dim=8,4096"], "the space holds an impossible value of stage2.bilinear_dim"),
+        (
+            ["--space", "stage2.bilinear_dim=8,4096"],
+            "the space holds an impossible value of stage2.bilinear_dim",
+        ),
         (["--stage2.select_on", "val"], "trials are judged on the selection split"),
         (["--stage2.pseudo", "false"], "a sweep of this configuration would search nothing"),
         (["--tune.epochs", "1"], "no trial would come to an epoch of pseudo triplets"),
@@ -141,7 +173,10 @@ def test_a_mistake_is_one_message_and_code_2(
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--tune.metric", "sofa/recall@10"], "there is no such metric\n  got:      sofa/recall@10\n"),
+        (
+            ["--tune.metric", "sofa/recall@10"],
+            "there is no such metric\n  got:      sofa/recall@10\n",
+        ),
         (["--resume"], "there is no sweep to resume in "),
         (["--sweep", "tiny"], "the run folder "),
         (["--sweep", "old"], "the sweep in "),
@@ -162,7 +197,9 @@ def test_a_mistake_is_told_before_anything_is_drawn_or_embedded(
     if not drawn:
         tree["data"] |= {"format": "fashioniq", "root": mined.run.path("catalogue")}
     path = tmp_path / "my.yaml"
-    path.write_text(yaml.safe_dump({name: tree[name] for name in (*mined.settings, "runs", "tune")}))
+    path.write_text(
+        yaml.safe_dump({name: tree[name] for name in (*mined.settings, "runs", "tune")})
+    )
     config = cli.parse(["--config", str(path)], prog="", description="").config
     old = Journal(str(tmp_path / "old"), pipeline.run_folder(config).root)
     with old.opened(make_space(config, ["stage2.k=none"]), {}, resume=False):
@@ -177,7 +214,9 @@ def test_a_mistake_is_told_before_anything_is_drawn_or_embedded(
     assert said.startswith(f"error: {message}")
 
 
-def test_a_mistyped_data_set_makes_no_folder(mined: Mined, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mistyped_data_set_makes_no_folder(
+    mined: Mined, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "my.yaml"
     path.write_text(yaml.safe_dump(mined.config(tmp_path / "runs").model_dump(mode="json")))
     argv = ["--data.format", "fashioniq", "--data.root", str(tmp_path / "absent")]
@@ -226,7 +265,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     place = tmp_path / "disk"
     place.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256m", "tmpfs", str(place)], capture_output=True, text=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=256m", "tmpfs", str(place)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if mounted.returncode != 0:
         pytest.skip(f"no small disk can be mounted: {mounted.stderr.strip()}")
@@ -235,7 +277,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_told_and_the_sweep_goes_on_after_space_is_made(mined: Mined, small_disk: Path) -> None:
+def test_a_full_disk_is_told_and_the_sweep_goes_on_after_space_is_made(
+    mined: Mined, small_disk: Path
+) -> None:
     my_yaml = prepared(mined, small_disk)
     job = started(my_yaml, "--samples", "5", "--tracking.enabled", "false")
     try:

@@ -1,4 +1,6 @@
-"""The bundles that both sides serve, each with a gallery of 20,000: the demo's, and one of ViT-B-32's size."""
+"""The bundles that both sides serve, each with a gallery of 20,000: the demo's, and one of
+ViT-B-32's size.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +11,10 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from raycd import bundle
 from raycd.config import Config, EncoderConfig
-from raycd.data.garments import CATEGORIES
-from raycd.model import bundle, encoder, fusion
+from raycd.data.demo.garments import CATEGORIES
+from raycd.model import encoder, fusion
 from raycd.model.fusion import HeadConfig
 
 GALLERY = 20_000
@@ -19,7 +22,9 @@ SPREAD = 0.3  # of the noise around a real feature, in its own standard deviatio
 
 
 def filled(source: Path, folder: Path, size: int = GALLERY) -> None:
-    """Write the bundle `source` into `folder` with `size` images: its own, then noise around their features."""
+    """Write the bundle `source` into `folder` with `size` images: its own, then noise around their
+    features.
+    """
     loaded = bundle.load(source)
     gallery = bundle.read_gallery(source)
     own = bundle.gallery_features(gallery)
@@ -31,7 +36,14 @@ def filled(source: Path, folder: Path, size: int = GALLERY) -> None:
     columns = {"image_id": pa.array(image_ids(size)), "feature": _column(features)}
     for name, column in columns.items():
         gallery = gallery.set_column(gallery.schema.get_field_index(name), name, column)
-    parts = loaded.encoder, loaded.head, loaded.head_config, gallery, loaded.config, loaded.manifest.metrics
+    parts = (
+        loaded.encoder,
+        loaded.head,
+        loaded.head_config,
+        gallery,
+        loaded.config,
+        loaded.manifest.metrics,
+    )
     bundle.write(folder, *parts, example_texts=loaded.manifest.example_texts)
 
 
@@ -51,7 +63,9 @@ def random(name: str, folder: Path, size: int = GALLERY, *, configs: str = "") -
     settings = HeadConfig.of(config.stage2, clip.dim)
     features = np.random.default_rng(0).standard_normal((size, clip.dim), dtype=np.float32)
     categories = [[CATEGORIES[number % len(CATEGORIES)]] for number in range(size)]
-    gallery = bundle.gallery_table(image_ids(size), categories, [None] * size, features, clip.fingerprint())
+    gallery = bundle.gallery_table(
+        image_ids(size), categories, [None] * size, features, clip.fingerprint()
+    )
     bundle.write(folder, clip, fusion.create(settings).eval(), settings, gallery, config, {})
 
 

@@ -1,4 +1,6 @@
-"""A keep-alive HTTP/1.1 connection, as lean as can be: what the client spends is taken from the server's cores."""
+"""A keep-alive HTTP/1.1 connection, as lean as can be: what the client spends is taken from the
+server's cores.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ class Connection(asyncio.Protocol):
         return connection
 
     async def ask(self, request: bytes) -> Response:
-        """Send a whole request and wait for its whole answer. Raises ConnectionError where the server hangs up."""
+        """Send a whole request and wait for its whole answer. Raises ConnectionError where the
+        server hangs up.
+        """
         if self._transport is None or not self.usable:
             raise ConnectionResetError("the connection is closed")
         self._answer = asyncio.get_running_loop().create_future()
@@ -49,7 +53,10 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """asyncio's."""
-        self._transport, self.usable = cast(asyncio.WriteTransport, transport), True  # uvloop's is no subclass
+        self._transport, self.usable = (
+            cast(asyncio.WriteTransport, transport),
+            True,
+        )  # uvloop's is no subclass
 
     def data_received(self, data: bytes) -> None:
         """asyncio's."""

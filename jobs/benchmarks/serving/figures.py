@@ -1,4 +1,6 @@
-"""From samples to figures: rates, quantiles, where the time goes, and when a server is itself again."""
+"""From samples to figures: rates, quantiles, where the time goes, and when a server is itself
+again.
+"""
 
 from __future__ import annotations
 
@@ -48,8 +50,12 @@ def timings(header: str) -> dict[str, float]:
 
 
 def breakdown(samples: Sequence[Sample]) -> Figures:
-    """Mean milliseconds of each step, what is left for HTTP, proxy and client, and the sizes of batches."""
-    answered = [(one.ms, told) for one in samples if one.status == OK and (told := timings(one.timing))]
+    """Mean milliseconds of each step, what is left for HTTP, proxy and client, and the sizes of
+    batches.
+    """
+    answered = [
+        (one.ms, told) for one in samples if one.status == OK and (told := timings(one.timing))
+    ]
     if not answered:
         return {}
     mean = {step: statistics.fmean(told.get(step, 0.0) for _, told in answered) for step in STEPS}
@@ -62,7 +68,9 @@ def breakdown(samples: Sequence[Sample]) -> Figures:
 
 
 def batches(sizes: Sequence[float]) -> Figures:
-    """From the size of the batch that each query was in: a batch of 8 is told by 8 queries and counts once."""
+    """From the size of the batch that each query was in: a batch of 8 is told by 8 queries and
+    counts once.
+    """
     if not sizes:
         return {}
     return {
@@ -83,13 +91,16 @@ def refusals(samples: Sequence[Sample]) -> Figures:
     if refused:
         figures["refusals: p50, ms"] = quantile(refused, 0.5)
         figures["refusals: p99, ms"] = quantile(refused, 0.99)
-        figures[f"refusals within {PROMPT_MS} ms, %"] = 100 * sum(ms < PROMPT_MS for ms in refused) / len(refused)
+        figures[f"refusals within {PROMPT_MS} ms, %"] = (
+            100 * sum(ms < PROMPT_MS for ms in refused) / len(refused)
+        )
     failures = ", ".join(f"{count} x {status}" for status, count in sorted(others.items()))
     return figures | {"other failures": failures or "none"}
 
 
 def recovery(samples: Sequence[Sample], before_ms: float) -> float:
-    """Seconds until the median of `RUN` answers in a row is within `TOLERANCE` of `before_ms`; inf: it never is.
+    """Seconds until the median of `RUN` answers in a row is within `TOLERANCE` of `before_ms`; inf:
+    it never is.
 
     A refusal counts as an answer that takes for ever.
     """

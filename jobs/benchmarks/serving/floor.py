@@ -1,9 +1,11 @@
-"""The floor: what one writes without raycd's service. FastAPI, uvicorn, torch and a flat FAISS index, one file.
+"""The floor: what one writes without raycd's service. FastAPI, uvicorn, torch and a flat FAISS
+index, one file.
 
     PYTHONPATH=. python -m jobs.benchmarks.serving.floor --bundle runs/demo/bundle --port 8001 --threads 1
 
-One request at a time: the model runs in the event loop, which answers more requests a second here than an endpoint of
-threads that wait for a lock. The model is raycd's own, loaded once, in inference mode, warm before the first request.
+One request at a time: the model runs in the event loop, which answers more requests a second here
+than an endpoint of threads that wait for a lock. The model is raycd's own, loaded once, in
+inference mode, warm before the first request.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from fastapi import FastAPI, File, Form, UploadFile
 from fastapi.responses import JSONResponse
 from PIL import Image
 
-from raycd.model import bundle
+from raycd import bundle
 
 
 class Model:
@@ -31,7 +33,9 @@ class Model:
         loaded = bundle.load(folder)
         self._encoder, self._head = loaded.encoder.eval(), loaded.head.eval()
         self._image_ids: list[str] = loaded.gallery["image_id"].to_pylist()
-        self._categories = [names[0] if names else "" for names in loaded.gallery["categories"].to_pylist()]
+        self._categories = [
+            names[0] if names else "" for names in loaded.gallery["categories"].to_pylist()
+        ]
         features = bundle.gallery_features(bundle.read_gallery(folder))
         self._index = faiss.IndexFlatIP(features.shape[1])
         self._index.add(features / np.linalg.norm(features, axis=1, keepdims=True))
@@ -44,7 +48,11 @@ class Model:
         text_feature = self._encoder.encode_tokens(self._encoder.tokenize([text]))
         scores, places = self._index.search(self._head(image_feature, text_feature).numpy(), top_k)
         return [
-            {"image_id": self._image_ids[place], "score": score, "category": self._categories[place]}
+            {
+                "image_id": self._image_ids[place],
+                "score": score,
+                "category": self._categories[place],
+            }
             for place, score in zip(places[0].tolist(), scores[0].tolist(), strict=True)
         ]
 
@@ -55,7 +63,9 @@ def build_app(model: Model) -> FastAPI:
 
     @app.post("/v1/search")
     async def search(
-        image: Annotated[UploadFile, File()], text: Annotated[str, Form()], top_k: Annotated[int, Form()] = 10
+        image: Annotated[UploadFile, File()],
+        text: Annotated[str, Form()],
+        top_k: Annotated[int, Form()] = 10,
     ) -> JSONResponse:
         picture = Image.open(BytesIO(await image.read())).convert("RGB")
         return JSONResponse({"results": model.search(picture, text, top_k)})
@@ -76,7 +86,13 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     faiss.omp_set_num_threads(options.threads)
-    uvicorn.run(build_app(Model(options.bundle)), port=options.port, loop="uvloop", http="httptools", access_log=False)
+    uvicorn.run(
+        build_app(Model(options.bundle)),
+        port=options.port,
+        loop="uvloop",
+        http="httptools",
+        access_log=False,
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""The load generator, in a process of its own: reads a plan as JSON, writes what it saw as JSON into another file.
+"""The load generator, in a process of its own: reads a plan as JSON, writes what it saw as JSON
+into another file.
 
     PYTHONPATH=. python -m jobs.benchmarks.serving.load plan.json seen.json
 
-`send` starts it. It imports neither torch nor raycd, and takes a fraction of a millisecond for a request.
+`send` starts it. It imports neither torch nor raycd, and takes a fraction of a millisecond for a
+request.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ ROOT = Path(__file__).parents[3]
 
 
 def send(plan: Plan) -> Seen:
-    """Carry out a plan in another process. Its answers, megabytes of them, come in a file: others print, too."""
+    """Carry out a plan in another process. Its answers, megabytes of them, come in a file: others
+    print, too.
+    """
     with tempfile.TemporaryDirectory(prefix="raycd-") as name:
         told, seen = Path(name, "plan.json"), Path(name, "seen.json")
         told.write_text(plan.to_json(), encoding="utf-8")
@@ -78,7 +82,9 @@ class Generator:
         await asyncio.gather(*(client() for _ in range(phase.clients)))
 
     async def _open(self, phase: Phase, samples: list[Sample]) -> list[asyncio.Task[int]]:
-        """A request is timed from when it was due, so that a client held up by the server counts against it."""
+        """A request is timed from when it was due, so that a client held up by the server counts
+        against it.
+        """
         began = time.perf_counter()
         tasks = []
         for number in range(int(phase.rate * phase.seconds)):

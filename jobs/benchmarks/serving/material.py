@@ -1,4 +1,6 @@
-"""What queries are made of: pictures as the demo draws them, and sentences as its triplets say them."""
+"""What queries are made of: pictures as the demo draws them, and sentences as its triplets say
+them.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +11,17 @@ from pathlib import Path
 import numpy as np
 
 from jobs.benchmarks.serving.questions import IMAGE_IDS, PICTURES, TEXTS
-from raycd.data.drawing import draw
-from raycd.data.garments import CATEGORIES, changed, random_garment
-from raycd.data.wording import compare
+from raycd.data.demo.drawing import draw
+from raycd.data.demo.garments import CATEGORIES, changed, random_garment
+from raycd.data.demo.wording import compare
 
 COUNT = 512
 
 
 def write(folder: Path, image_ids: Sequence[str], size: int) -> None:
-    """Fill `folder` (created) with `COUNT` JPEG pictures of size x size pixels, texts and ids of the gallery."""
+    """Fill `folder` (created) with `COUNT` JPEG pictures of size x size pixels, texts and ids of
+    the gallery.
+    """
     rng = np.random.default_rng(0)
     (folder / PICTURES).mkdir(parents=True)
     texts: list[str] = []

@@ -1,4 +1,6 @@
-"""What the load generator is told, and what it saw: plain values that cross from one process to the other as JSON."""
+"""What the load generator is told, and what it saw: plain values that cross from one process to the
+other as JSON.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ FAILED = 0  # status of a request that got no answer
 
 @dataclass(frozen=True)
 class Phase:
-    """Either `clients` that ask again as soon as they are answered, or `rate` requests a second come what may."""
+    """Either `clients` that ask again as soon as they are answered, or `rate` requests a second
+    come what may.
+    """
 
     seconds: float
     clients: int = 0
@@ -47,7 +51,9 @@ class Plan:
 
 
 class Sample(NamedTuple):
-    """One request: when it was due (seconds since its phase began), how long it took from then on, and its answer."""
+    """One request: when it was due (seconds since its phase began), how long it took from then on,
+    and its answer.
+    """
 
     due: float
     ms: float

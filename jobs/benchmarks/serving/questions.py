@@ -1,4 +1,6 @@
-"""The requests of the load generator: bodies are put together from parts that were read before the clock starts."""
+"""The requests of the load generator: bodies are put together from parts that were read before the
+clock starts.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,16 @@ from jobs.benchmarks.serving.plan import Plan
 
 TOP_K = 10
 REPEATED = 16  # distinct texts where texts are to be repeated
-PICTURES, TEXTS, IMAGE_IDS = "pictures", "texts.json", "image_ids.json"  # in the folder of the material
+PICTURES, TEXTS, IMAGE_IDS = (
+    "pictures",
+    "texts.json",
+    "image_ids.json",
+)  # in the folder of the material
 
 _BOUNDARY = b"raycd-benchmark"
-_HEAD = b"POST /v1/search HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n"
+_HEAD = (
+    b"POST /v1/search HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n"
+)
 _PART = b"--" + _BOUNDARY + b'\r\nContent-Disposition: form-data; name="%s"'
 
 

@@ -29,7 +29,9 @@ class Site:
 
     def send(self, *phases: Phase, upload: bool = True, new_texts: bool = True) -> Seen:
         """Carry out phases, with new texts that no phase before has used."""
-        return send(Plan(self.port, list(phases), self.material, upload, new_texts, next(self._firsts)))
+        return send(
+            Plan(self.port, list(phases), self.material, upload, new_texts, next(self._firsts))
+        )
 
 
 def clients(site: Site, number: int, *, upload: bool = True, new_texts: bool = True) -> Figures:
@@ -39,13 +41,18 @@ def clients(site: Site, number: int, *, upload: bool = True, new_texts: bool = T
     speed = figures.speed(seen.phases[0], WARM_UP_S, end)
     if not speed["successes/s"]:
         statuses = sorted({one.status for one in seen.phases[0]})
-        raise RunError(f"a server answered none of {number} clients", got=f"status {statuses} ({FAILED}: no answer)")
+        raise RunError(
+            f"a server answered none of {number} clients",
+            got=f"status {statuses} ({FAILED}: no answer)",
+        )
     breakdown = figures.breakdown([one for one in seen.phases[0] if one.due >= WARM_UP_S])
     return speed | breakdown | {"the load generator's own, ms of a core": seen.client_ms}
 
 
 def known(site: Site) -> Figures:
-    """What it saves, beside `clients`, that the image is the gallery's, that the text was seen before, and both."""
+    """What it saves, beside `clients`, that the image is the gallery's, that the text was seen
+    before, and both.
+    """
     ways = {
         "image_id, new text": (False, True),
         "picture, known text": (True, False),
@@ -62,7 +69,9 @@ def known(site: Site) -> Figures:
 
 
 def overload(site: Site) -> Figures:
-    """Twice what 32 clients get, sent whatever is answered; before it and right after it one client alone."""
+    """Twice what 32 clients get, sent whatever is answered; before it and right after it one client
+    alone.
+    """
     saturated = float(clients(site, MANY)["successes/s"])
     seen = site.send(
         Phase(BEFORE_S, clients=ONE),
@@ -72,6 +81,10 @@ def overload(site: Site) -> Figures:
     before, during, after = seen.phases
     before_ms = float(figures.speed(before, SETTLED_S, BEFORE_S)["p50, ms"])
     recovered = figures.recovery(after, before_ms)
-    rate: Figures = {"saturation, successes/s": saturated, "asked/s": OVERLOAD * saturated, "p50 before, ms": before_ms}
+    rate: Figures = {
+        "saturation, successes/s": saturated,
+        "asked/s": OVERLOAD * saturated,
+        "p50 before, ms": before_ms,
+    }
     told = recovered if recovered < AFTER_S else f"not within {AFTER_S:g}"
     return rate | figures.refusals(during) | {"recovery, s": told}

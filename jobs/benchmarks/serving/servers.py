@@ -37,14 +37,19 @@ def service(bundle: Path, proxy: str, options: Sequence[str], scratch: Path) -> 
 
 @contextmanager
 def _running(command: Sequence[str], scratch: Path, ready: str) -> Iterator[int]:
-    """Start Python with `command` and a free --port, wait until `ready` answers, and end it by SIGTERM."""
+    """Start Python with `command` and a free --port, wait until `ready` answers, and end it by
+    SIGTERM.
+    """
     port = free_port()
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment |= {"PYTHONPATH": str(ROOT), "RAY_TMPDIR": str(scratch)}
     log = scratch / "server.log"
     with log.open("w", encoding="utf-8") as output:
         server = subprocess.Popen(
-            [sys.executable, *command, f"--port={port}"], stdout=output, stderr=subprocess.STDOUT, env=environment
+            [sys.executable, *command, f"--port={port}"],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
         )
         try:
             _wait(server, f"http://127.0.0.1:{port}{ready}", log)

@@ -1,8 +1,10 @@
-"""The load generator of writes, in a process of its own: imports with features, so many lines a second.
+"""The load generator of writes, in a process of its own: imports with features, so many lines a
+second.
 
     PYTHONPATH=. python -m jobs.benchmarks.serving.writes PORT FINGERPRINT RATE SEEN
 
-`sent` starts it. It goes on until its standard input is closed, then writes what it saw as JSON into the file SEEN.
+`sent` starts it. It goes on until its standard input is closed, then writes what it saw as JSON
+into the file SEEN.
 """
 
 from __future__ import annotations
@@ -44,7 +46,15 @@ def sent(port: int, fingerprint: str, rate: float) -> Iterator[Written]:
     written = Written()
     with tempfile.TemporaryDirectory(prefix="raycd-") as name:
         seen = Path(name, "seen.json")
-        command = [sys.executable, "-m", "jobs.benchmarks.serving.writes", str(port), fingerprint, str(rate), str(seen)]
+        command = [
+            sys.executable,
+            "-m",
+            "jobs.benchmarks.serving.writes",
+            str(port),
+            fingerprint,
+            str(rate),
+            str(seen),
+        ]
         process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE)
         try:
             yield written
@@ -58,13 +68,19 @@ def sent(port: int, fingerprint: str, rate: float) -> Iterator[Written]:
 def main(port: int, fingerprint: str, rate: float, seen: Path) -> None:
     """Send imports, evenly spread over time, until standard input ends."""
     rng = random.Random(0)
-    features = [base64.b64encode(feature_D.tobytes()).decode() for feature_D in catalogue(DISTINCT, drawn=2)]
+    features = [
+        base64.b64encode(feature_D.tobytes()).decode() for feature_D in catalogue(DISTINCT, drawn=2)
+    ]
     connection = HTTPConnection("127.0.0.1", port, timeout=60)
     began, made, kept, failed = time.perf_counter(), 0, 0, 0
-    while not select.select([sys.stdin], [], [], max(0.0, began + made / rate - time.perf_counter()))[0]:
+    while not select.select(
+        [sys.stdin], [], [], max(0.0, began + made / rate - time.perf_counter())
+    )[0]:
         lines = [_line(rng, made + number, features, fingerprint) for number in range(LINES)]
         made += LINES
-        connection.request("POST", "/v1/gallery:import", "\n".join(lines), {"Content-Type": "application/x-ndjson"})
+        connection.request(
+            "POST", "/v1/gallery:import", "\n".join(lines), {"Content-Type": "application/x-ndjson"}
+        )
         answers = [json.loads(line) for line in connection.getresponse().read().splitlines()]
         good = sum(answer["status"] in (200, 201) for answer in answers)
         kept, failed = kept + good, failed + LINES - good

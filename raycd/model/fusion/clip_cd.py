@@ -1,4 +1,5 @@
-"""CLIP-CD's fusion (paper 3.2.2, Fig. 2): weighted sum, concatenation and bilinear pooling, added and normalised.
+"""CLIP-CD's fusion (paper 3.2.2, Fig. 2): weighted sum, concatenation and bilinear pooling, added
+and normalised.
 
 f_I = ReLU FC D->K x,  f_T = ReLU FC D->K t               (eq. 5), K < D
 f_bil = flatten(f_I outer f_T) in R^(K^2)                 (eq. 6)
@@ -44,7 +45,9 @@ class ClipCd(nn.Module):
 
     def forward(self, image_BD: torch.Tensor, text_BD: torch.Tensor) -> torch.Tensor:
         """Un-normalised features (B, D) each -> normalised query (B, D)."""
-        return F.normalize(self.combiner.parts(image_BD, text_BD) + self.bilinear(image_BD, text_BD), dim=-1)
+        return F.normalize(
+            self.combiner.parts(image_BD, text_BD) + self.bilinear(image_BD, text_BD), dim=-1
+        )
 
 
 def build(config: HeadConfig) -> ClipCd:

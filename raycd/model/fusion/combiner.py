@@ -1,4 +1,5 @@
-"""Combiner of Clip4Cir (Baldrati et al., 2022): weighted sum and concatenation, the two old parts of CLIP-CD.
+"""Combiner of Clip4Cir (Baldrati et al., 2022): weighted sum and concatenation, the two old parts
+of CLIP-CD.
 
 p_x = drop ReLU Lin D->P x,  p_t likewise;  h = [p_t; p_x]
 v   = Lin H->D drop ReLU Lin 2P->H h                      (concatenation)
@@ -26,16 +27,22 @@ class Combiner(nn.Module):
         drop = Dropout(config.dropout)
         self.project_text = nn.Sequential(nn.Linear(dim, projection), nn.ReLU(), drop)
         self.project_image = nn.Sequential(nn.Linear(dim, projection), nn.ReLU(), drop)
-        self.concatenation = nn.Sequential(nn.Linear(2 * projection, hidden), nn.ReLU(), drop, nn.Linear(hidden, dim))
+        self.concatenation = nn.Sequential(
+            nn.Linear(2 * projection, hidden), nn.ReLU(), drop, nn.Linear(hidden, dim)
+        )
         self.weight = nn.Sequential(
             nn.Linear(2 * projection, hidden), nn.ReLU(), drop, nn.Linear(hidden, 1), nn.Sigmoid()
         )
 
     def parts(self, image_BD: torch.Tensor, text_BD: torch.Tensor) -> torch.Tensor:
-        """Un-normalised features (B, D) each -> v + l t + (1 - l) x (B, D), before the normalisation."""
+        """Un-normalised features (B, D) each -> v + l t + (1 - l) x (B, D), before the
+        normalisation.
+        """
         both = torch.cat([self.project_text(text_BD), self.project_image(image_BD)], dim=-1)
         weight = self.weight(both)
-        combined: torch.Tensor = self.concatenation(both) + weight * text_BD + (1 - weight) * image_BD
+        combined: torch.Tensor = (
+            self.concatenation(both) + weight * text_BD + (1 - weight) * image_BD
+        )
         return combined
 
     def forward(self, image_BD: torch.Tensor, text_BD: torch.Tensor) -> torch.Tensor:

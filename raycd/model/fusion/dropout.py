@@ -1,4 +1,6 @@
-"""Dropout that is quick on processors, where torch draws each Bernoulli number for itself, ten times as slowly."""
+"""Dropout that is quick on processors, where torch draws each Bernoulli number for itself, ten
+times as slowly.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ class Dropout(nn.Dropout):
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Features of any shape; each is zeroed with probability p while training, the others are scaled up."""
+        """Features of any shape; each is zeroed with probability p while training, the others are
+        scaled up.
+        """
         if not self.training or self.p == 0 or input.device.type != "cpu":
             return F.dropout(input, self.p, self.training)
         count = input.numel()

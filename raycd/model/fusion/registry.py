@@ -39,7 +39,14 @@ class HeadConfig:
     @classmethod
     def of(cls, config: Stage2Config, dim: int) -> HeadConfig:
         """The head that stage 2's settings ask for, over features of size `dim`."""
-        return cls(config.head, dim, config.bilinear_dim, config.projection_dim, config.hidden_dim, config.dropout)
+        return cls(
+            config.head,
+            dim,
+            config.bilinear_dim,
+            config.projection_dim,
+            config.hidden_dim,
+            config.dropout,
+        )
 
 
 HEADS = ("clip_cd", "combiner", "sum")  # each is a file in this folder with a function `build`
@@ -67,12 +74,17 @@ def create(config: HeadConfig) -> nn.Module:
 def save(head: nn.Module, config: HeadConfig, folder: Path) -> None:
     """Write weights and settings into `folder` (created)."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.detach().cpu().contiguous() for name, value in head.state_dict().items()}, folder / WEIGHTS)
+    save_file(
+        {name: value.detach().cpu().contiguous() for name, value in head.state_dict().items()},
+        folder / WEIGHTS,
+    )
     (folder / SETTINGS).write_text(json.dumps(asdict(config), indent=1), encoding="utf-8")
 
 
 def load(folder: Path, *, dim: int | None = None) -> tuple[nn.Module, HeadConfig]:
-    """The head that `save` wrote, in eval mode. Raises WeightsError where it is broken or not made for `dim`."""
+    """The head that `save` wrote, in eval mode. Raises WeightsError where it is broken or not made
+    for `dim`.
+    """
     try:
         config = HeadConfig(**json.loads((folder / SETTINGS).read_text(encoding="utf-8")))
         head = create(config)

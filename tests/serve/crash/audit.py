@@ -1,4 +1,5 @@
-"""What must be true of a gallery after whatever has happened to it: it is what was acknowledged, everywhere alike.
+"""What must be true of a gallery after whatever has happened to it: it is what was acknowledged,
+everywhere alike.
 
 Shapes: G images, D feature size, K results.
 """
@@ -13,9 +14,9 @@ import pytest
 from numpy.typing import NDArray
 
 from raycd.api import BatchItem, SearchResponse
-from raycd.catalogue import Catalogue
-from raycd.catalogue.records import Row
 from raycd.client import Client, ServiceError
+from raycd.gallery_db import Catalogue
+from raycd.gallery_db.records import Row
 from tests.serve.crash.truth import Image, Known, Ledger
 
 TOLERANCE = 1e-5  # of a cosine, in float32
@@ -44,14 +45,20 @@ def _check_row(image_id: str, row: Row | None, known: Known) -> None:
     """The database has the last acknowledged write, or one that was sent later."""
     image = None if row is None or row.deleted else row
     if not known.unsure and known.version is not None:
-        assert (0 if row is None else row.version) == known.version, f"{image_id}: {row} is not {known}"
+        assert (0 if row is None else row.version) == known.version, (
+            f"{image_id}: {row} is not {known}"
+        )
     assert any(_is(image, each) for each in known.possible), f"{image_id}: {row} is none of {known}"
 
 
 def _is(row: Row | None, image: Image | None) -> bool:
     if row is None or image is None:
         return row is None and image is None
-    if dict(row.attributes) != image.attributes or row.categories != (image.category,) or row.feature is None:
+    if (
+        dict(row.attributes) != image.attributes
+        or row.categories != (image.category,)
+        or row.feature is None
+    ):
         return False
     return image.pictured or np.array_equal(row.feature, image.feature(len(row.feature)))
 
@@ -62,7 +69,8 @@ def _check_pages(client: Client, there: Mapping[str, Row], version: int) -> None
         items = list(client.iter_gallery(min_version=version))
         assert len(items) == len(there)
         assert {item.image_id: (item.category, item.attributes) for item in items} == {
-            image_id: (next(iter(row.categories), ""), dict(row.attributes)) for image_id, row in there.items()
+            image_id: (next(iter(row.categories), ""), dict(row.attributes))
+            for image_id, row in there.items()
         }
         index = client.search(text="is blue", top_k=1, min_version=version).index
         assert (index.size, index.version) == (len(there), version)
@@ -81,12 +89,17 @@ def _check_found(client: Client, there: Mapping[str, Row], ledger: Ledger, versi
         assert item.response is not None, f"{image_id}: {item.problem}"
         answer = _answer(item.response)
         assert answer[0][1] > 1 - 1e-4, f"{image_id} finds {answer}"
-        assert image_id in [found for found, score in answer if score > answer[0][1] - TOLERANCE], (image_id, answer)
+        assert image_id in [found for found, score in answer if score > answer[0][1] - TOLERANCE], (
+            image_id,
+            answer,
+        )
 
 
 def _check_gone(client: Client, gone: set[str], version: int) -> None:
     """What was deleted cannot be asked for."""
-    for (image_id, _), item in _answered(client, [(image_id, {"image_id": image_id}) for image_id in gone], version):
+    for (image_id, _), item in _answered(
+        client, [(image_id, {"image_id": image_id}) for image_id in gone], version
+    ):
         assert item.status == 404, f"{image_id} was deleted: {item}"
     for image_id in sorted(gone)[:20]:
         with pytest.raises(ServiceError) as refused:
@@ -98,7 +111,10 @@ def _check_answers(client: Client, there: Mapping[str, Row], version: int) -> No
     """Exact answers are those of the database's features."""
     ids = list(there)
     unit_GD = np.array([_unit(row.feature) for row in there.values()])
-    asked = [(image_id, {"image_id": image_id, "top_k": 10, "exact": True}) for image_id in ids[:: len(ids) // 40 + 1]]
+    asked = [
+        (image_id, {"image_id": image_id, "top_k": 10, "exact": True})
+        for image_id in ids[:: len(ids) // 40 + 1]
+    ]
     for (image_id, _), item in _answered(client, asked, version):
         assert item.response is not None, item
         scores_G = unit_GD @ unit_GD[ids.index(image_id)]
@@ -112,11 +128,17 @@ def _unit(feature_D: NDArray[np.float32] | None) -> NDArray[np.float32]:
 
 
 def fixed_answers(client: Client, image_ids: Sequence[str], version: int) -> list[Answer]:
-    """What the service says to the same queries each time: by image, by text, by both; by category; exact and not."""
+    """What the service says to the same queries each time: by image, by text, by both; by category;
+    exact and not.
+    """
     queries: list[dict[str, Any]] = [{"text": text} for text in TEXTS]
     queries += [{"image_id": image_id} for image_id in image_ids]
-    queries += [{"image_id": image_id, "text": TEXTS[0], "category": ["given"]} for image_id in image_ids]
-    asked = [("", {**query, "top_k": 20, "exact": exact}) for query in queries for exact in (False, True)]
+    queries += [
+        {"image_id": image_id, "text": TEXTS[0], "category": ["given"]} for image_id in image_ids
+    ]
+    asked = [
+        ("", {**query, "top_k": 20, "exact": exact}) for query in queries for exact in (False, True)
+    ]
     answers = []
     for _, item in _answered(client, asked, version):
         assert item.response is not None, item
@@ -131,7 +153,9 @@ def same(answer: Answer, other: Answer) -> None:
     np.testing.assert_allclose(scores, others, rtol=0, atol=TOLERANCE)
     for (image_id, score), (other_id, _) in zip(answer, other, strict=True):
         tied = {found for found, its in other if abs(its - score) <= 2 * TOLERANCE}
-        last = abs(score - scores[-1]) <= 2 * TOLERANCE  # the end may cut off another one of equal images
+        last = (
+            abs(score - scores[-1]) <= 2 * TOLERANCE
+        )  # the end may cut off another one of equal images
         assert image_id == other_id or image_id in tied or last, f"{answer} is not {other}"
 
 

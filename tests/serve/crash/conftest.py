@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from raycd.model import bundle
+from raycd import bundle
 from tests.serve.crash.load import Gallery
 
 

@@ -1,7 +1,8 @@
-"""Many clients at once that write, import and search, whatever happens to the service, and know what they were told.
+"""Many clients at once that write, import and search, whatever happens to the service, and know
+what they were told.
 
-Each id has one client that writes it, so that what it must be is known at any time. What finds the service busy, or
-gets no answer, is sent again, as `raycd.client` does.
+Each id has one client that writes it, so that what it must be is known at any time. What finds the
+service busy, or gets no answer, is sent again, as `raycd.client` does.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ from tests.serve.crash.truth import Image, Ledger
 IDS = 3  # of a writer
 LINES, IMPORT_IDS = 12, 8  # of an import; some ids come twice
 DELETES, PICTURES, READS = 0.3, 0.1, 0.2  # shares of the writes; READS: that are looked for at once
-TIMEOUT_S = 120.0  # longer than the service's own, so that what is given up is given up by the service
+TIMEOUT_S = (
+    120.0  # longer than the service's own, so that what is given up is given up by the service
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,12 @@ class Load:
     """
 
     def __init__(
-        self, url: str, gallery: Gallery, clients: Mapping[type[Client], int], *, pictures: float = PICTURES
+        self,
+        url: str,
+        gallery: Gallery,
+        clients: Mapping[type[Client], int],
+        *,
+        pictures: float = PICTURES,
     ) -> None:
         self.url, self.gallery, self.clients, self.pictures = url, gallery, clients, pictures
         self.ledger, self.tags = Ledger(), itertools.count()
@@ -60,7 +68,9 @@ class Load:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """The clients at work; in the end each brings to its end what it has begun, unless they have given up."""
+        """The clients at work; in the end each brings to its end what it has begun, unless they
+        have given up.
+        """
         self.goes_on, self.gives_up = True, False
         with ThreadPoolExecutor(1) as thread:
             self._done = thread.submit(asyncio.run, self._clients())
@@ -119,7 +129,9 @@ class Client:
     async def turn(self) -> None:
         raise NotImplementedError
 
-    async def ask(self, method: str, path: str, **content: Any) -> tuple[httpx.Response | None, int]:
+    async def ask(
+        self, method: str, path: str, **content: Any
+    ) -> tuple[httpx.Response | None, int]:
         """The answer and the tries that it took; None: given up before there was one."""
         for tries in itertools.count(1):
             try:
@@ -141,7 +153,10 @@ class Client:
 
     def new_image(self) -> Image:
         """One that nobody has written before."""
-        return Image(f"{self.name}-{next(self.load.tags)}", pictured=self.random.random() < self.load.pictures)
+        return Image(
+            f"{self.name}-{next(self.load.tags)}",
+            pictured=self.random.random() < self.load.pictures,
+        )
 
     def told(self, versions: list[int]) -> None:
         """Writes of one request that are acknowledged."""
@@ -176,9 +191,13 @@ class Writer(Client):
         response, tries = await self.ask(method, f"/v1/gallery/{quote(image_id, safe='')}", **body)
         if response is None:
             return None
-        assert response.status_code in (200, 404 if image is None else 201), f"{image_id}: {response.text}"
+        assert response.status_code in (200, 404 if image is None else 201), (
+            f"{image_id}: {response.text}"
+        )
         existed, possible = response.status_code == 200, before if tries == 1 else [*before, image]
-        assert any((state is not None) == existed for state in possible), f"{image_id} {existed=}: {possible}"
+        assert any((state is not None) == existed for state in possible), (
+            f"{image_id} {existed=}: {possible}"
+        )
         version = None if response.status_code == 404 else int(response.json()["version"])
         ledger.acknowledged(image_id, image, version)
         self.told([] if version is None else [version])
@@ -187,7 +206,9 @@ class Writer(Client):
     async def read_back(self, image_id: str, version: int) -> None:
         """Any replica finds what was written, from that version on."""
         asked = {"image_id": image_id, "top_k": 1}
-        response, _ = await self.ask("POST", "/v1/search", params={"min_version": version}, json=asked)
+        response, _ = await self.ask(
+            "POST", "/v1/search", params={"min_version": version}, json=asked
+        )
         if response is None:
             return
         image = self.load.ledger.known[image_id].acknowledged
@@ -211,7 +232,10 @@ class Importer(Client):
     """Imports its images again and again; the lines that were not acknowledged are sent once more."""
 
     async def turn(self) -> None:
-        lines = [(f"{self.name}/{self.random.randrange(IMPORT_IDS)}", self.new_image()) for _ in range(LINES)]
+        lines = [
+            (f"{self.name}/{self.random.randrange(IMPORT_IDS)}", self.new_image())
+            for _ in range(LINES)
+        ]
         while lines:
             for image_id, image in lines:
                 self.load.ledger.sent(image_id, image)
@@ -222,10 +246,18 @@ class Importer(Client):
     async def settle(self, lines: list[tuple[str, Image]]) -> list[tuple[str, Image]]:
         """Send lines; those that were not acknowledged, in their order."""
         gallery, left, versions = self.load.gallery, dict(enumerate(lines, 1)), []
-        bodies = [{"image_id": image_id, **image.body(gallery.encoder, gallery.dim)} for image_id, image in lines]
-        content, headers = "\n".join(map(json.dumps, bodies)), {"content-type": "application/x-ndjson"}
+        bodies = [
+            {"image_id": image_id, **image.body(gallery.encoder, gallery.dim)}
+            for image_id, image in lines
+        ]
+        content, headers = (
+            "\n".join(map(json.dumps, bodies)),
+            {"content-type": "application/x-ndjson"},
+        )
         try:
-            async with self.http.stream("POST", "/v1/gallery:import", content=content, headers=headers) as response:
+            async with self.http.stream(
+                "POST", "/v1/gallery:import", content=content, headers=headers
+            ) as response:
                 if not is_answer(response):
                     await self.again(str(response.status_code))
                     return lines

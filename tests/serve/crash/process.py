@@ -1,4 +1,6 @@
-"""The service as a user starts it: `serve/app.py`, a Ray of its own and two replicas; and how they are killed."""
+"""The service as a user starts it: `serve/app.py`, a Ray of its own and two replicas; and how they
+are killed.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ import httpx
 import psutil
 
 ROOT = Path(__file__).parents[3]
-PATIENCE_S = 180  # with a machine that does other things, too; what is waited for comes much earlier
+PATIENCE_S = (
+    180  # with a machine that does other things, too; what is waited for comes much earlier
+)
 
 
 def wait_until(state: Callable[[], object], what: str) -> None:
@@ -60,7 +64,17 @@ class Service:
     def __init__(self, *arguments: str, log: Path) -> None:
         port = str(_free_port())
         self.url = f"http://127.0.0.1:{port}"
-        self._arguments = ("--port", port, "--replicas", "2", "--threads", "1", "--cpus", "0.4", *arguments)
+        self._arguments = (
+            "--port",
+            port,
+            "--replicas",
+            "2",
+            "--threads",
+            "1",
+            "--cpus",
+            "0.4",
+            *arguments,
+        )
         self._log = log
         self._process: subprocess.Popen[str] | None = None
 
@@ -69,7 +83,10 @@ class Service:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self._process is not None:
             self.kill()
@@ -79,7 +96,9 @@ class Service:
         process = self._process = command(*self._arguments, log=self._log)
         assert process.stdout is not None
         said = process.stdout.readline()
-        assert "raycd serves" in said, f"{said!r}, exit code {process.poll()}: {self._log.read_text()}"
+        assert "raycd serves" in said, (
+            f"{said!r}, exit code {process.poll()}: {self._log.read_text()}"
+        )
         wait_until(self.is_whole, "both replicas to answer")
 
     def look_again(self) -> str:

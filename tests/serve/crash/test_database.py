@@ -1,5 +1,6 @@
-"""A full disk, a locked or read-only database, two services on one file, a schema that does not fit: a clear message,
-and nothing lost."""
+"""A full disk, a locked or read-only database, two services on one file, a schema that does not
+fit: a clear message, and nothing lost.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ import httpx
 import psycopg
 import pytest
 
-from raycd.catalogue import Catalogue
 from raycd.client import Client
+from raycd.gallery_db import Catalogue
 from serve.args import ServeArgs
 from tests.postgres import Postgres
 from tests.serve.asking import ask, problem
@@ -31,7 +32,9 @@ DISK = "16m"
 
 
 class Writer:
-    """Writes to a service, one image after the other, and knows what was acknowledged. Use it in `closing`."""
+    """Writes to a service, one image after the other, and knows what was acknowledged. Use it in
+    `closing`.
+    """
 
     def __init__(self, url: str, gallery: Gallery) -> None:
         self.http = httpx.Client(base_url=url, timeout=120)
@@ -41,9 +44,13 @@ class Writer:
         self.http.close()
 
     def put(self, tag: str, *, pictured: bool = False) -> httpx.Response:
-        """What the service says to a new image, whose id is its tag. What it refuses must not be there."""
+        """What the service says to a new image, whose id is its tag. What it refuses must not be
+        there.
+        """
         image = Image(tag, pictured)
-        response = self.http.put(f"/v1/gallery/{quote(tag, safe='')}", **content(image, self.gallery))
+        response = self.http.put(
+            f"/v1/gallery/{quote(tag, safe='')}", **content(image, self.gallery)
+        )
         if response.status_code == 201:
             self.ledger.sent(tag, image)
             self.ledger.acknowledged(tag, image, response.json()["version"])
@@ -67,7 +74,9 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A file system of a few megabytes."""
     place = tmp_path_factory.mktemp("disk")
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(place)], capture_output=True, text=True
+        ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(place)],
+        capture_output=True,
+        text=True,
     )
     if mounted.returncode:
         pytest.skip(f"no file system of its own can be mounted here: {mounted.stderr.strip()}")
@@ -79,11 +88,15 @@ def test_a_full_disk_refuses_what_it_cannot_keep(
     disk: Path, start_service: Callable[..., str], service_args: ServeArgs, gallery: Gallery
 ) -> None:
     database, filler = str(disk / "gallery.sqlite"), disk / "filler"
-    writer = Writer(start_service(service_args.model_copy(update={"gallery": database}), "full"), gallery)
+    writer = Writer(
+        start_service(service_args.model_copy(update={"gallery": database}), "full"), gallery
+    )
     assert [writer.put(f"before-{number}").status_code for number in range(5)] == [201] * 5
     with pytest.raises(OSError, match="No space left"):
         _fill(filler)
-    refused = next(told for number in range(1000) if (told := writer.put(f"full-{number}")).status_code != 201)
+    refused = next(
+        told for number in range(1000) if (told := writer.put(f"full-{number}")).status_code != 201
+    )
     assert "make room" in problem(refused, 507)["detail"]
     assert "make room" in problem(writer.put("picture", pictured=True), 507)["detail"]
     assert writer.searches()
@@ -104,9 +117,14 @@ def test_a_locked_database_refuses_writes_and_is_searched(
     start_service: Callable[..., str], service_args: ServeArgs, gallery: Gallery, tmp_path: Path
 ) -> None:
     database = str(tmp_path / "gallery.sqlite")
-    writer = Writer(start_service(service_args.model_copy(update={"gallery": database}), "locked"), gallery)
+    writer = Writer(
+        start_service(service_args.model_copy(update={"gallery": database}), "locked"), gallery
+    )
     assert writer.put("before").status_code == 201
-    with closing(sqlite3.connect(database, isolation_level=None)) as other, ThreadPoolExecutor(1) as thread:
+    with (
+        closing(sqlite3.connect(database, isolation_level=None)) as other,
+        ThreadPoolExecutor(1) as thread,
+    ):
         other.execute("BEGIN EXCLUSIVE")
         waiting = thread.submit(writer.put, "locked")
         while not waiting.done():
@@ -132,7 +150,11 @@ def test_a_read_only_database_refuses_writes_and_is_searched(
         with psycopg.connect(database, autocommit=True) as owner:
             owner.execute("ALTER SYSTEM SET default_transaction_read_only = on")
             owner.execute("SELECT pg_reload_conf()")
-            refused = next(told for number in range(1000) if (told := writer.put(f"{number}")).status_code != 201)
+            refused = next(
+                told
+                for number in range(1000)
+                if (told := writer.put(f"{number}")).status_code != 201
+            )
             assert "read-only" in problem(refused, 503)["detail"]
             assert writer.searches()
             owner.execute("SET default_transaction_read_only = off")
@@ -154,7 +176,9 @@ def test_a_second_service_on_the_same_file_is_refused(
     log: Path,
 ) -> None:
     database = str(tmp_path / "gallery.sqlite")
-    writer = Writer(start_service(service_args.model_copy(update={"gallery": database}), "first"), gallery)
+    writer = Writer(
+        start_service(service_args.model_copy(update={"gallery": database}), "first"), gallery
+    )
     assert writer.put("before").status_code == 201
     said = refusal("--bundle", str(tiny_bundle.folder), "--gallery", database, log=log)
     assert "another service has the gallery" in said
@@ -167,8 +191,14 @@ def test_a_second_service_on_the_same_file_is_refused(
 @pytest.mark.parametrize(
     ("spoil", "expected"),
     [
-        pytest.param("UPDATE raycd_schema SET version_num = '9999'", "of a later version of raycd", id="newer"),
-        pytest.param("DELETE FROM raycd_schema", "could not be brought to this version's schema", id="broken"),
+        pytest.param(
+            "UPDATE raycd_schema SET version_num = '9999'",
+            "of a later version of raycd",
+            id="newer",
+        ),
+        pytest.param(
+            "DELETE FROM raycd_schema", "could not be brought to this version's schema", id="broken"
+        ),
     ],
 )
 def test_a_service_does_not_start_on_a_schema_that_does_not_fit(
@@ -180,6 +210,8 @@ def test_a_service_does_not_start_on_a_schema_that_does_not_fit(
         connection.execute(spoil)
         connection.commit()
         before = list(connection.iterdump())
-    assert expected in refusal("--bundle", str(tiny_bundle.folder), "--gallery", str(database), log=log)
+    assert expected in refusal(
+        "--bundle", str(tiny_bundle.folder), "--gallery", str(database), log=log
+    )
     with closing(sqlite3.connect(database)) as connection:
         assert list(connection.iterdump()) == before

@@ -1,4 +1,6 @@
-"""`kill -9` of replicas, of the database's server and of the whole service, while many clients write and search."""
+"""`kill -9` of replicas, of the database's server and of the whole service, while many clients
+write and search.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,8 @@ from typing import Any
 import httpx
 import pytest
 
-from raycd.catalogue import Catalogue
 from raycd.client import Client
+from raycd.gallery_db import Catalogue
 from tests.postgres import Postgres
 from tests.serve.asking import png, problem
 from tests.serve.crash.audit import audit, fixed_answers, same
@@ -22,7 +24,9 @@ from tests.serve.crash.load import Gallery, Importer, Load, Searcher, Writer
 from tests.serve.crash.process import Service, wait_until
 
 FEW = pytest.param({Writer: 12, Importer: 2, Searcher: 6}, 150, id="20-clients")
-MANY = pytest.param({Writer: 130, Importer: 10, Searcher: 60}, 1000, id="200-clients", marks=pytest.mark.slow)
+MANY = pytest.param(
+    {Writer: 130, Importer: 10, Searcher: 60}, 1000, id="200-clients", marks=pytest.mark.slow
+)
 
 
 @pytest.fixture
@@ -37,7 +41,12 @@ def server() -> Iterator[Postgres]:
 
 @pytest.mark.parametrize(("clients", "writes"), [FEW, MANY])
 def test_sqlite_keeps_what_was_acknowledged_before_kills(
-    tiny_bundle: Any, gallery: Gallery, tmp_path: Path, log: Path, clients: dict[Any, int], writes: int
+    tiny_bundle: Any,
+    gallery: Gallery,
+    tmp_path: Path,
+    log: Path,
+    clients: dict[Any, int],
+    writes: int,
 ) -> None:
     url = str(tmp_path / "gallery.sqlite")
     with (
@@ -124,7 +133,9 @@ def test_postgresql_keeps_what_was_acknowledged_before_the_service_and_the_datab
 
 
 @pytest.mark.slow
-def test_a_client_does_not_notice_that_replicas_are_killed(tiny_bundle: Any, tmp_path: Path, log: Path) -> None:
+def test_a_client_does_not_notice_that_replicas_are_killed(
+    tiny_bundle: Any, tmp_path: Path, log: Path
+) -> None:
     database = str(tmp_path / "gallery.sqlite")
     done, over = Counter[str](), Event()
     with Service("--bundle", str(tiny_bundle.folder), "--gallery", database, log=log) as service:
@@ -144,7 +155,12 @@ def test_a_client_does_not_notice_that_replicas_are_killed(tiny_bundle: Any, tmp
             try:
                 for _ in range(3):
                     enough = done["turns"] + 10
-                    wait_until(lambda enough=enough: done["turns"] >= enough or any(map(Future.done, workers)), "turns")
+                    wait_until(
+                        lambda enough=enough: (
+                            done["turns"] >= enough or any(map(Future.done, workers))
+                        ),
+                        "turns",
+                    )
                     service.kill_replicas(1)
                     wait_until(service.is_whole, "the new replica")
             finally:

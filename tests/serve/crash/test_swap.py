@@ -1,4 +1,6 @@
-"""The change to another bundle, back, and to none that is bad, while clients write and search: no request fails."""
+"""The change to another bundle, back, and to none that is bad, while clients write and search: no
+request fails.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +16,14 @@ import torch
 from mlflow import MlflowClient
 from ray import serve
 
-from raycd.catalogue import Catalogue
+from raycd import bundle
 from raycd.client import Client
 from raycd.config import Config
+from raycd.gallery_db import Catalogue
 from raycd.index.files import sha256
-from raycd.model import bundle
-from raycd.query import Query
 from raycd.runtime.tracking import Tracker
-from raycd.search import Searcher
+from raycd.search.query import Query
+from raycd.search.searcher import Searcher
 from serve.args import ServeArgs
 from serve.running import application
 from serve.swap import Wanted
@@ -47,14 +49,20 @@ def other_bundle(tiny_bundle: Any, tmp_path_factory: pytest.TempPathFactory) -> 
     table = bundle.read_gallery(tiny_bundle.folder)
     columns = [table[name].to_pylist() for name in ("image_id", "categories", "path")]
     attributes = [dict(pairs) for pairs in table["attributes"].to_pylist()]
-    gallery = bundle.gallery_table(*columns, features_GD, loaded.encoder.fingerprint(), attributes=attributes)
+    gallery = bundle.gallery_table(
+        *columns, features_GD, loaded.encoder.fingerprint(), attributes=attributes
+    )
     folder = tmp_path_factory.mktemp("other") / "bundle"
-    bundle.write(folder, loaded.encoder, loaded.head, loaded.head_config, gallery, loaded.config, {})
+    bundle.write(
+        folder, loaded.encoder, loaded.head, loaded.head_config, gallery, loaded.config, {}
+    )
     return folder
 
 
 class Swapped:
-    """A service of two replicas that is told to change its bundle, and what it must answer with each."""
+    """A service of two replicas that is told to change its bundle, and what it must answer with
+    each.
+    """
 
     def __init__(self, start: Callable[..., str], args: ServeArgs, image: Any) -> None:
         self.args, self.image = args, image
@@ -63,8 +71,12 @@ class Swapped:
         """By the begin of an encoder's fingerprint."""
 
     def change(self, folder: Path) -> None:
-        """As `serve deploy` does with another `user_config`; returns when both replicas have changed, or refused."""
-        serve.run(application(self.args, Wanted(bundle=str(folder))), name="swap", route_prefix="/swap")
+        """As `serve deploy` does with another `user_config`; returns when both replicas have
+        changed, or refused.
+        """
+        serve.run(
+            application(self.args, Wanted(bundle=str(folder))), name="swap", route_prefix="/swap"
+        )
 
     def expect(self, folder: Path) -> str:
         """Learn what a bundle answers; returns the fingerprint that its answers bear."""
@@ -76,7 +88,9 @@ class Swapped:
         return fingerprint
 
     def told(self) -> list[tuple[str, str | None]]:
-        """The digest and the refusal of both replicas, as many answers as it takes to have asked both."""
+        """The digest and the refusal of both replicas, as many answers as it takes to have asked
+        both.
+        """
         infos = [httpx.get(f"{self.url}/v1/info", timeout=60).json() for _ in range(12)]
         return [(info["bundle"]["digest"], info["bundle"].get("refused")) for info in infos]
 
@@ -113,8 +127,12 @@ def test_no_request_fails_while_bundles_are_changed_and_refused(
     swapped = Swapped(start_service, args, tiny_bundle.images[3])
     first, other = swapped.expect(tiny_bundle.folder), swapped.expect(other_bundle)
     assert first != other
-    digests = {folder: bundle.verify(folder).digest[:12] for folder in (tiny_bundle.folder, other_bundle)}
-    load = Load(swapped.url, gallery, {Writer: 3, Importer: 1, searcher_of(swapped): 3}, pictures=1.0)
+    digests = {
+        folder: bundle.verify(folder).digest[:12] for folder in (tiny_bundle.folder, other_bundle)
+    }
+    load = Load(
+        swapped.url, gallery, {Writer: 3, Importer: 1, searcher_of(swapped): 3}, pictures=1.0
+    )
     with load.running():
         load.advance(40)
         for folder in (other_bundle, tiny_bundle.folder, other_bundle):
@@ -147,7 +165,12 @@ def test_replicas_follow_an_alias_and_later_ones_serve_what_the_others_do(
     monkeypatch.setenv("HOME", str(tmp_path))  # what is fetched is kept there
     digest = bundle.verify(other_bundle).digest[:12]
     champion.be(1)
-    arguments = ("--bundle", "models:/raycd@champion", "--gallery", str(tmp_path / "gallery.sqlite"))
+    arguments = (
+        "--bundle",
+        "models:/raycd@champion",
+        "--gallery",
+        str(tmp_path / "gallery.sqlite"),
+    )
     with Service(*arguments, log=log) as service, Client(service.url) as client:
         first = client.put("new", png(tiny_bundle.images[0]))
         champion.be(2)
@@ -203,7 +226,9 @@ def _of_another_size(folder: Path, place: Path) -> Path:
     head.write_text(json.dumps(settings | {"dim": settings["dim"] + 1}))
     path = place / "manifest.json"
     manifest = bundle.Manifest.model_validate_json(path.read_text())
-    manifest = manifest.model_copy(update={"files": manifest.files | {"head/head.json": sha256(head)}})
+    manifest = manifest.model_copy(
+        update={"files": manifest.files | {"head/head.json": sha256(head)}}
+    )
     path.write_text(manifest.model_copy(update={"digest": manifest.own_digest()}).model_dump_json())
     return place
 
@@ -230,11 +255,16 @@ def test_an_encoder_that_cannot_encode_every_image_is_refused(
     args = service_args.model_copy(update={"gallery": str(tmp_path / "gallery.sqlite")})
     swapped = Swapped(start_service, args, tiny_bundle.images[3])
     body = clients.Image("feature-alone", pictured=False).body(gallery.encoder, gallery.dim)
-    assert httpx.put(f"{swapped.url}/v1/gallery/feature-alone", json=body, timeout=60).status_code == 201
+    assert (
+        httpx.put(f"{swapped.url}/v1/gallery/feature-alone", json=body, timeout=60).status_code
+        == 201
+    )
     swapped.change(other_bundle)
     wait_until(lambda: all(refused for _, refused in swapped.told()), "the refusal")
     assert all("has not encoded the whole gallery" in str(refused) for _, refused in swapped.told())
-    found = httpx.post(f"{swapped.url}/v1/search", json={"image_id": "feature-alone", "top_k": 1}, timeout=60).json()
+    found = httpx.post(
+        f"{swapped.url}/v1/search", json={"image_id": "feature-alone", "top_k": 1}, timeout=60
+    ).json()
     assert [result["image_id"] for result in found["results"]] == ["feature-alone"]
     assert httpx.delete(f"{swapped.url}/v1/gallery/feature-alone", timeout=60).status_code == 200
     swapped.change(tiny_bundle.folder)

@@ -1,4 +1,5 @@
-"""What clients have written, and so what the gallery must hold: the truth that an audit compares with.
+"""What clients have written, and so what the gallery must hold: the truth that an audit compares
+with.
 
 Shapes: D feature size.
 """
@@ -63,7 +64,9 @@ class Known:
 
     acknowledged: Image | None = None
     version: int | None = 0
-    """Of the last acknowledged write, 0 before any; None: it was a delete whose first answer was lost."""
+    """Of the last acknowledged write, 0 before any; None: it was a delete whose first answer was
+    lost.
+    """
     unsure: list[Image | None] = field(default_factory=list)
     """What was sent since and not acknowledged: it may have been written, or not."""
 
@@ -86,14 +89,18 @@ class Ledger:
         self.known[image_id].unsure.append(image)
 
     def acknowledged(self, image_id: str, image: Image | None, version: int | None) -> None:
-        """A write that was sent is done, and what was sent before it is over; `version` where the service told it."""
+        """A write that was sent is done, and what was sent before it is over; `version` where the
+        service told it.
+        """
         unsure = self.known[image_id].unsure
         last = max(place for place, sent in enumerate(unsure) if sent == image)
         self.known[image_id] = Known(image, version, unsure[last + 1 :])
 
     def check_versions(self) -> None:
         """No two writes have one version, and a client's later request has later ones."""
-        everyones = [version for requests in self.versions.values() for told in requests for version in told]
+        everyones = [
+            version for requests in self.versions.values() for told in requests for version in told
+        ]
         assert len(set(everyones)) == len(everyones), "two writes were told the same version"
         for client, requests in self.versions.items():
             for earlier, later in pairwise(requests):

@@ -1,4 +1,6 @@
-"""Requests that cost a stranger little and the service much, each sent while an honest client searches."""
+"""Requests that cost a stranger little and the service much, each sent while an honest client
+searches.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ from serve.admission import GRACE_S
 from serve.args import ServeArgs
 from tests.serve.asking import png, problem
 
-FLOOR_S = 1.0  # below it the p99 tells of the machine's other work only: each attack cost several seconds
+FLOOR_S = (
+    1.0  # below it the p99 tells of the machine's other work only: each attack cost several seconds
+)
 SEARCHES = 60
 JSON = {"content-type": "application/json"}
 
@@ -31,7 +35,12 @@ JSON = {"content-type": "application/json"}
 def url(start_service: Callable[..., str], service_args: ServeArgs, tmp_path_factory: Any) -> str:
     """A service with few places, and a gallery that changes."""
     database = str(tmp_path_factory.mktemp("dear") / "gallery.sqlite")
-    changes = {"gallery": database, "max_queue": 16, "body_timeout_s": 4.0, "max_body_bytes": 20_000_000}
+    changes = {
+        "gallery": database,
+        "max_queue": 16,
+        "body_timeout_s": 4.0,
+        "max_body_bytes": 20_000_000,
+    }
     return start_service(service_args.model_copy(update=changes), "dear")
 
 
@@ -41,7 +50,11 @@ def p99(url: str, **params: Any) -> float:
     with httpx.Client(timeout=60) as client:
         for number in range(SEARCHES):
             began = time.monotonic()
-            asked = {"image_id": "image-1", "text": f"is number {number}", "attributes": {"pattern": ["striped"]}}
+            asked = {
+                "image_id": "image-1",
+                "text": f"is number {number}",
+                "attributes": {"pattern": ["striped"]},
+            }
             answer = client.post(f"{url}/v1/search", params=params, json=asked)
             seconds.append(time.monotonic() - began)
             assert answer.status_code == 200, answer.text
@@ -94,13 +107,17 @@ def told_to(sender: socket.socket) -> bytes:
 def raw(url: str, *lines: str, body: bytes = b"") -> bytes:
     """The answer to a request of these lines; the service closes the connection."""
     address = urlsplit(url)
-    with socket.create_connection((address.hostname or "", address.port or 0), timeout=60) as connection:
+    with socket.create_connection(
+        (address.hostname or "", address.port or 0), timeout=60
+    ) as connection:
         connection.sendall("".join(f"{line}\r\n" for line in [*lines, ""]).encode() + body)
         return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
 @pytest.mark.parametrize("kind", ["search", "batch", "gallery"])
-def test_names_without_values_are_filters_and_too_many_of_them_cost_nobody_anything(url: str, kind: str) -> None:
+def test_names_without_values_are_filters_and_too_many_of_them_cost_nobody_anything(
+    url: str, kind: str
+) -> None:
     names = {f"z{number}": [] for number in range(9_000)}
     body = {"text": "is blue", "attributes": names}
     content = json.dumps({"searches": [body]} if kind == "batch" else body)
@@ -108,7 +125,10 @@ def test_names_without_values_are_filters_and_too_many_of_them_cost_nobody_anyth
     def attack() -> None:
         if kind == "gallery":
             pairs = [("attribute", f"z{number}:x") for number in range(101)]
-            assert problem(httpx.get(f"{url}/v1/gallery", params=pairs, timeout=60), 422)["limit"] == "max_filters"
+            assert (
+                problem(httpx.get(f"{url}/v1/gallery", params=pairs, timeout=60), 422)["limit"]
+                == "max_filters"
+            )
             return
         path = "/v1/search/batch" if kind == "batch" else "/v1/search"
         answer = httpx.post(f"{url}{path}", content=content, headers=JSON, timeout=60)
@@ -122,21 +142,33 @@ def test_names_without_values_are_filters_and_too_many_of_them_cost_nobody_anyth
 
 def test_a_batch_is_sent_as_json_or_not_at_all(url: str) -> None:
     content = b'{"searches": [{"text": "is blue"}]}'
-    for kind in ("text/plain", "text/plain; application/json", "application/x-www-form-urlencoded", ""):
-        answer = httpx.post(f"{url}/v1/search/batch", content=content, headers={"content-type": kind}, timeout=60)
+    for kind in (
+        "text/plain",
+        "text/plain; application/json",
+        "application/x-www-form-urlencoded",
+        "",
+    ):
+        answer = httpx.post(
+            f"{url}/v1/search/batch", content=content, headers={"content-type": kind}, timeout=60
+        )
         assert "application/json" in problem(answer, 415)["detail"]
     for kind in ("application/json; charset=utf-8", "application/vnd.api+json"):
-        answer = httpx.post(f"{url}/v1/search/batch", content=content, headers={"content-type": kind}, timeout=60)
+        answer = httpx.post(
+            f"{url}/v1/search/batch", content=content, headers={"content-type": kind}, timeout=60
+        )
         assert [item["status"] for item in answer.json()["items"]] == [200]
 
 
 @pytest.mark.parametrize(
-    ("method", "path"), [("POST", "/v1/search"), ("POST", "/v1/search/batch"), ("PUT", "/v1/gallery/slow")]
+    ("method", "path"),
+    [("POST", "/v1/search"), ("POST", "/v1/search/batch"), ("PUT", "/v1/gallery/slow")],
 )
 def test_slow_senders_shut_nobody_out_and_are_cut_off(url: str, method: str, path: str) -> None:
     quiet = p99(url)
     with ExitStack() as stack:
-        senders = [stack.enter_context(send_slowly(url, method, path)) for _ in range(40)]  # there are 32 places
+        senders = [
+            stack.enter_context(send_slowly(url, method, path)) for _ in range(40)
+        ]  # there are 32 places
         time.sleep(GRACE_S + 0.2)
         assert p99(url) <= max(2 * quiet, FLOOR_S)
         answers = [told_to(sender) for sender in senders]
@@ -150,7 +182,9 @@ def test_slow_imports_do_not_keep_images_out(url: str, tiny_bundle: Any) -> None
     address = urlsplit(url)
     with ExitStack() as stack:
         for _ in range(20):
-            connection = socket.create_connection((address.hostname or "", address.port or 0), timeout=60)
+            connection = socket.create_connection(
+                (address.hostname or "", address.port or 0), timeout=60
+            )
             stack.enter_context(connection).sendall(
                 f"POST {address.path}/v1/gallery:import HTTP/1.1\r\nHost: x\r\n"
                 "Content-Type: application/x-ndjson\r\nContent-Length: 1000\r\n\r\n{".encode()
@@ -161,14 +195,18 @@ def test_slow_imports_do_not_keep_images_out(url: str, tiny_bundle: Any) -> None
     assert httpx.delete(f"{url}/v1/gallery/quick", timeout=60).status_code == 200
 
 
-def test_a_version_that_the_gallery_does_not_have_is_refused_at_once(url: str, tiny_bundle: Any) -> None:
+def test_a_version_that_the_gallery_does_not_have_is_refused_at_once(
+    url: str, tiny_bundle: Any
+) -> None:
     files = {"image": ("a.png", png(tiny_bundle.images[0]), "image/png")}
     written = httpx.put(f"{url}/v1/gallery/version", files=files, timeout=60).json()["version"]
 
     def attack() -> None:
         for content in (b"{", b'{"text": "is blue"}'):
             params = {"min_version": 10**9}
-            answer = httpx.post(f"{url}/v1/search", params=params, content=content, headers=JSON, timeout=60)
+            answer = httpx.post(
+                f"{url}/v1/search", params=params, content=content, headers=JSON, timeout=60
+            )
             assert f"the newest is {written}" in problem(answer, 422)["detail"]
 
     quiet = p99(url, min_version=written)
@@ -211,7 +249,9 @@ def test_an_offer_of_http_2_is_answered_as_http_1(url: str) -> None:
 
 def test_a_header_without_an_end_is_cut_off(url: str) -> None:
     address = urlsplit(url)
-    with socket.create_connection((address.hostname or "", address.port or 0), timeout=10) as connection:
+    with socket.create_connection(
+        (address.hostname or "", address.port or 0), timeout=10
+    ) as connection:
         connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Long: ")
         with pytest.raises(ConnectionError):
             connection.sendall(b"a" * 32_000_000)
@@ -220,17 +260,26 @@ def test_a_header_without_an_end_is_cut_off(url: str) -> None:
 
 def test_json_of_many_values_is_refused_before_it_is_read(url: str) -> None:
     nothing = b"[" + b"0," * 500_000 + b"0]"
-    for method, path in (("POST", "/v1/search"), ("POST", "/v1/search/batch"), ("PUT", "/v1/gallery/many")):
+    for method, path in (
+        ("POST", "/v1/search"),
+        ("POST", "/v1/search/batch"),
+        ("PUT", "/v1/gallery/many"),
+    ):
         answer = httpx.request(method, f"{url}{path}", content=nothing, headers=JSON, timeout=60)
         assert "too many values" in problem(answer, 413)["detail"]
     answer = httpx.post(
-        f"{url}/v1/gallery:import", content=nothing, headers={"content-type": "application/x-ndjson"}, timeout=60
+        f"{url}/v1/gallery:import",
+        content=nothing,
+        headers={"content-type": "application/x-ndjson"},
+        timeout=60,
     )
     assert answer.json()["status"] == 413
     fields = json.dumps({f"z{number}": 0 for number in range(9000)})
     assert (
         "9000 fields"
-        in problem(httpx.post(f"{url}/v1/search", content=fields, headers=JSON, timeout=60), 422)["detail"]
+        in problem(httpx.post(f"{url}/v1/search", content=fields, headers=JSON, timeout=60), 422)[
+            "detail"
+        ]
     )
 
 

@@ -1,0 +1,43 @@
+"""Queries such as a service gets, made of its own gallery and example texts: on them an index's
+recall is measured.
+
+Shapes: Q queries, G gallery images, T texts, D feature size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn import functional as F
+
+from raycd.config import Config
+from raycd.model.encoder import Encoder
+
+
+@torch.inference_mode()
+def queries(
+    encoder: Encoder,
+    head: nn.Module,
+    features_GD: NDArray[np.float32],
+    texts: Sequence[str],
+    config: Config,
+) -> dict[str, NDArray[np.float32]]:
+    """At most `index.sample` queries (Q, D) of each sort, L2-normalised: an image alone, a text
+    alone, both.
+
+    `encoder` and `head` are in eval mode and on one device.
+    """
+    rng = np.random.default_rng([config.seed, 12])
+    rows = rng.permutation(len(features_GD))[: config.index.sample]
+    image_QD = torch.from_numpy(features_GD[rows]).to(encoder.device)
+    text_TD = encoder.encode_tokens(encoder.tokenize(texts[: config.index.sample]))
+    both_QD = head(image_QD, text_TD[rng.integers(len(text_TD), size=len(rows))])
+    sorts = {"image": image_QD, "text": text_TD, "image and text": both_QD}
+    return {
+        sort: F.normalize(feature_QD.float(), dim=-1).cpu().numpy()
+        for sort, feature_QD in sorts.items()
+    }

@@ -1,0 +1,405 @@
+"""The sections of the configuration: what each stage and room can be told, one sentence a field."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Cosine = Annotated[float, Field(ge=-1.0, le=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0.0)]
+Text = Annotated[str, Field(min_length=1)]
+RunName = Annotated[str, Field(pattern=r"^(\w[\w.-]*)?$")]
+Precision = Literal["fp32", "bf16"]
+SelectOn = Literal["selection", "val", "last"]
+Protocol = Literal["original", "original-masked", "val"]
+
+
+class Section(BaseModel):
+    """A part of the configuration. Unknown fields are refused."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        use_attribute_docstrings=True,
+        validate_default=True,
+        frozen=True,
+        allow_inf_nan=False,
+    )
+
+
+class SyntheticConfig(Section):
+    """The embedded catalogue of garments, drawn where data.format is synthetic."""
+
+    train_images: Positive = 1600
+    """Images drawn for each category's train split."""
+    val_images: Positive = 1000
+    """Images drawn for each category's val split, which is also its gallery."""
+    train_triplets: Positive = 1500
+    """Triplets written for each category's train split."""
+    val_triplets: Positive = 500
+    """Queries written for each category's val split."""
+    size: Annotated[int, Field(ge=16, le=512)] = 64
+    """Side of a drawn image, in pixels."""
+    seed: Count = 0
+    """Seed of the catalogue itself; the run's own seed does not redraw it."""
+
+
+class DataConfig(Section):
+    """Which images and triplets are read, and what may be missing."""
+
+    format: Literal["fashioniq", "cirr", "manifest", "synthetic"] = "fashioniq"
+    """How the files under data.root are laid out."""
+    root: str = ""
+    """Folder or URI of the data set; empty for the synthetic catalogue, which draws its own."""
+    categories: Annotated[list[Text], Field(min_length=1)] = ["dress", "shirt", "toptee"]
+    """Fashion-IQ categories to read."""
+    triplets: Text = "triplets.parquet"
+    """Manifest format: the triplets' file (Parquet, CSV or JSON Lines), relative to data.root."""
+    gallery: Text = "gallery.parquet"
+    """Manifest format: the galleries' file (Parquet, CSV or JSON Lines), relative to data.root."""
+    max_missing: Fraction = 0.05
+    """Largest share of images that may be missing or broken before the run ends with an error."""
+    max_pixels: Positive = 50_000_000
+    """Images whose header announces more pixels than this are refused before they are decoded."""
+    min_side: Positive = 8
+    """Images with a shorter side than this many pixels count as broken."""
+    selection_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    """Share of each category's train targets set aside, by seed, with all of their triplets, to
+    choose epochs and settings on: neither stage trains on these triplets, and mining takes none of
+    their images as a substitute.
+    """
+    synthetic: SyntheticConfig = SyntheticConfig()
+    """The embedded catalogue."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if len(set(self.categories)) < len(self.categories):
+            raise ValueError(f"data.categories names one twice: {', '.join(self.categories)}")
+        return self
+
+
+class EncoderConfig(Section):
+    """The CLIP that encodes images and texts."""
+
+    name: Text = "RN50x4-quickgelu"
+    """open_clip model name."""
+    pretrained: str = "openai"
+    """open_clip tag, or a path to safetensors weights; "demo" takes the small CLIP of
+    jobs/pretrain.py.
+    """
+    configs: str = ""
+    """Folder of further open_clip model configurations (JSON), searched beside open_clip's own."""
+    target_pad: Annotated[float, Field(ge=1.0)] = 1.25
+    """Images whose sides differ by this ratio or more are padded towards it before they are resized
+    (TargetPad).
+    """
+
+
+class PretrainConfig(Section):
+    """Pre-training of the demo's small CLIP on drawn images with generic captions."""
+
+    images: Positive = 6000
+    """Drawn images."""
+    epochs: Positive = 6
+    """Passes over the images."""
+    batch_size: Annotated[int, Field(ge=2)] = 128
+    """Image-text pairs in a batch."""
+    lr: Rate = 1e-3
+    """Peak learning rate of AdamW, with warm-up and cosine decay."""
+    seed: Count = 0
+    """Seed of the drawing and of the weights."""
+    cache: Text = "~/.cache/raycd/pretrained"
+    """Folder where pre-trained weights are kept, by a hash of these settings."""
+
+
+class Stage1Config(Section):
+    """Fine-tuning of CLIP on triplets (paper 3.2.1, eqs 2 to 4)."""
+
+    finetune: Literal["text", "image", "both", "none"] = "both"
+    """Which encoders train; none keeps the pre-trained CLIP (Table 2, w/o FT)."""
+    epochs: Count = 20
+    """Passes over the train triplets."""
+    batch_size: Annotated[int, Field(ge=2)] = 64
+    """Triplets in a batch, over all workers."""
+    lr: Rate = 2e-6
+    """Learning rate of AdamW."""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 1e-2
+    """Decoupled weight decay of AdamW."""
+    adam_eps: Rate = 1e-7
+    """Epsilon of AdamW (Clip4Cir's)."""
+    warmup: Fraction = 0.0
+    """Share of all steps over which the learning rate rises from zero."""
+    decay: Literal["none", "cosine"] = "none"
+    """How the learning rate falls after the warm-up."""
+    logit_scale: Rate = 100.0
+    """Cosines are multiplied by this before the softmax; the paper's tau = 100."""
+    precision: Precision = "fp32"
+    """Arithmetic of the encoders: bf16 is autocast, weights stay fp32."""
+    grad_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+    loader_workers: Count = 0
+    """Processes that decode images beside each training worker; 0 decodes in the worker."""
+    cache_mib: Count = 2048
+    """Memory of a training worker for decoded images, in MiB, so that later epochs need not decode
+    them again.
+    """
+    select_on: SelectOn = "selection"
+    """What chooses the best epoch: recall on the selection split, on val (as peers do), or simply
+    the last.
+    """
+
+
+class EmbedConfig(Section):
+    """Running the frozen encoders once over all images and texts (eq. 8)."""
+
+    batch_size: Positive = 64
+    """Images or texts encoded at once."""
+    precision: Precision = "fp32"
+    """Arithmetic of the encoders."""
+
+
+class MineConfig(Section):
+    """Similarity-based pseudo triplets (3.2.3, eq. 9).
+
+    thresholds, eps_low, eps_high, s_max and alpha filter, the rest mines.
+    """
+
+    neighbours: Positive = 64
+    """Neighbours kept for each train image, with their similarities."""
+    floor: Cosine = 0.8
+    """Loosest similarity that is kept in the tables; eps_low cannot go below it."""
+    pool: Literal["all", "category"] = "all"
+    """Where substitutes come from: all train images (the paper), or those of the triplet's
+    category.
+    """
+    batch_size: Positive = 1024
+    """Query images searched at once."""
+    worker_mib: Positive = 4096
+    """Memory of a mining worker for the images that it searches, in MiB; a larger pool is searched
+    in shards.
+    """
+    index: Literal["flat", "hnsw", "ivf"] = "flat"
+    """How neighbours are searched: flat is exact; hnsw and ivf are for millions, and their recall
+    is measured.
+    """
+    hnsw_m: Annotated[int, Field(ge=2, le=512)] = 32
+    """HNSW: links of an image in the graph (M)."""
+    hnsw_ef: Positive = 256
+    """HNSW: candidates that a search keeps (efSearch); more finds more."""
+    ivf_lists: Count = 0
+    """IVF: lists that a shard is divided into (nlist); 0 means 4 times the root of its images."""
+    ivf_probes: Positive = 32
+    """IVF: lists that a search visits (nprobe); more finds more."""
+    recall_sample: Positive = 1000
+    """HNSW, IVF: query images, drawn by the seed, whose neighbours are compared with exact search.
+    """
+    thresholds: Literal["absolute", "quantile"] = "absolute"
+    """What eps_low, eps_high and alpha are: cosines, or quantiles (0 to 1) of the mined
+    similarities and scores.
+    """
+    eps_low: Cosine = 0.90
+    """Lower similarity threshold of a substitute (inclusive)."""
+    eps_high: Cosine = 0.995
+    """Upper similarity threshold of a substitute (inclusive)."""
+    s_max: Positive = 4
+    """Most substitutes for one image."""
+    alpha: Cosine = 0.6
+    """A pseudo triplet is kept if its matching score by stage 1's model is greater than this."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        for name in ("eps_low", "eps_high", "alpha"):
+            if self.thresholds == "quantile" and getattr(self, name) < 0:
+                raise ValueError(
+                    f"mine.{name} {getattr(self, name)} is no quantile: give a share from 0 to 1, "
+                    f"or set mine.thresholds absolute"
+                )
+        if self.eps_low > self.eps_high:
+            raise ValueError(
+                f"mine.eps_low {self.eps_low} is greater than mine.eps_high {self.eps_high}: "
+                f"give eps_low at most {self.eps_high}, or eps_high at least {self.eps_low}"
+            )
+        if self.thresholds == "absolute" and self.eps_low < self.floor:
+            raise ValueError(
+                f"mine.eps_low {self.eps_low} is below mine.floor {self.floor}, the loosest similarity in the "
+                f"tables: give eps_low at least {self.floor}, or lower mine.floor (mines again)"
+            )
+        if self.s_max > self.neighbours:
+            raise ValueError(
+                f"mine.s_max {self.s_max} is greater than mine.neighbours {self.neighbours}: "
+                f"give s_max at most {self.neighbours}, or keep more neighbours (mines again)"
+            )
+        return self
+
+
+class Stage2Config(Section):
+    """Training of the fusion head on cached features (3.2.2, eqs 5 to 7)."""
+
+    head: Text = "clip_cd"
+    """Fusion head, by its name in raycd.model.fusion."""
+    epochs: Count = 100
+    """Passes, those over pseudo triplets included."""
+    batch_size: Annotated[int, Field(ge=2)] = 1024
+    """Triplets in a batch, over all workers."""
+    lr: Rate = 2e-5
+    """Learning rate of Adam."""
+    decay: Literal["none", "cosine"] = "none"
+    """How the learning rate falls."""
+    logit_scale: Rate = 100.0
+    """Cosines are multiplied by this before the softmax."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
+    """Dropout inside the head."""
+    bilinear_dim: Positive = 64
+    """K of eqs 5 to 7: size of the projections whose outer product is taken; less than the feature
+    size D.
+    """
+    projection_dim: Count = 0
+    """Combiner: size of each modality's projection; 0 means 4 D."""
+    hidden_dim: Count = 0
+    """Combiner: size of the hidden layers; 0 means 8 D."""
+    precision: Precision = "fp32"
+    """Arithmetic of the head in training: bf16 is autocast, weights and loss stay fp32."""
+    k: Positive = 5
+    """Epochs over original triplets before each epoch over pseudo triplets."""
+    pseudo: bool = True
+    """Use pseudo triplets; false is Table 2's w/o Pseudo Data."""
+    select_on: SelectOn = "selection"
+    """What chooses the best epoch: recall on the selection split, on val (as peers do), or simply
+    the last.
+    """
+
+
+class TuneConfig(Section):
+    """Search of the augmentation by tune/sweep.py."""
+
+    samples: Positive = 32
+    """Trials of a sweep."""
+    search: Literal["tpe", "random", "grid"] = "tpe"
+    """How settings are proposed: Optuna's TPE, at random, or every combination of tune.grid_points
+    values.
+    """
+    grid_points: Annotated[int, Field(ge=2)] = 3
+    """Grid: values of each range."""
+    scheduler: Literal["asha", "none"] = "asha"
+    """What ends poor trials early: ASHA on the metric, or nothing."""
+    metric: Text = "recall@10"
+    """What trials are judged by on the selection split: recall@K, K of evaluate.ks or 10, or
+    CATEGORY/recall@K.
+    """
+    epochs: Count = 0
+    """Length of a trial: as many triplets as the default settings see in these epochs; 0 means
+    stage2.epochs.
+    """
+    grace: Count = 0
+    """ASHA: what every trial gets, likewise; 0 means stage2.k + 1, the default's first epoch of
+    pseudo triplets.
+    """
+    reduction: Annotated[int, Field(ge=2)] = 4
+    """ASHA: one trial in this many goes on at each halt."""
+    concurrent: Count = 0
+    """Trials at a time; 0 means as many as the cluster has room for."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the heads of trials; auto takes bf16 on GPUs and on processors with AMX, else
+    fp32.
+    """
+    cpus_per_trial: Rate = 1.0
+    """CPUs that Ray reserves for a trial, and its threads."""
+    gpus_per_trial: Rate = 0.25
+    """GPUs that Ray reserves for a trial, a fraction included, where the device is a GPU."""
+    finalists: Positive = 3
+    """The best trials that are trained whole, beside the default, before one is named the winner.
+    """
+    final_seeds: Positive = 2
+    """Seeds with which each of them is trained; their mean on the selection split decides."""
+    seeds: Annotated[int, Field(ge=2)] = 5
+    """Seeds with which the winner and the default are trained and evaluated on val in the end."""
+
+
+class EvaluateConfig(Section):
+    """Recall on the val split."""
+
+    protocol: Protocol = "original"
+    """Which gallery is searched and whether the reference stays in it (docs/protocols.md)."""
+    ks: Annotated[list[Positive], Field(min_length=1)] = [10, 50]
+    """Ranks at which recall is measured."""
+    batch_size: Positive = 1024
+    """Queries scored at once."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if len(set(self.ks)) < len(self.ks):
+            raise ValueError(f"evaluate.ks names a rank twice: {', '.join(map(str, self.ks))}")
+        return self
+
+
+class IndexConfig(Section):
+    """The index of a served gallery. Its recall is measured when it is built; what it costs is in
+    docs/serving.md.
+    """
+
+    kind: Literal["auto", "flat", "ivf", "hnsw"] = "auto"
+    """Flat is exact; ivf and hnsw are for more images; auto takes flat up to index.flat_up_to
+    images, then ivf.
+    """
+    flat_up_to: Count = 20_000
+    """Auto: most images of a flat index."""
+    recall: Annotated[float, Field(gt=0.0, le=1.0)] = 0.997
+    """IVF, HNSW: share of the true first 10 that a search must find, on a sample; it works as hard
+    as that takes.
+    """
+    sample: Positive = 1000
+    """IVF, HNSW: queries of the sample."""
+    ivf_lists: Count = 0
+    """IVF: lists that the gallery is divided into (nlist); 0 means 4 times the root of its images.
+    """
+    ivf_train: Annotated[int, Field(ge=39)] = 64
+    """IVF: images a list, drawn by the seed, that place the centres; FAISS wants 39 at least."""
+    hnsw_m: Annotated[int, Field(ge=2, le=512)] = 32
+    """HNSW: links of an image in the graph (M)."""
+    hnsw_build_ef: Positive = 128
+    """HNSW: candidates for the links of an image (efConstruction); more builds a better graph,
+    slower.
+    """
+
+    def kind_for(self, images: int) -> Literal["flat", "ivf", "hnsw"]:
+        """The kind that a gallery of so many images gets."""
+        if self.kind == "auto":
+            return "flat" if images <= self.flat_up_to else "ivf"
+        return self.kind
+
+
+class ComputeConfig(Section):
+    """Where the work runs."""
+
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    """auto takes the GPUs that the cluster has."""
+    train_workers: Positive = 1
+    """Ray Train workers of a stage."""
+    embed_workers: Positive = 2
+    """Ray Data actors that encode."""
+    mine_workers: Count = 0
+    """Ray Data tasks that mine at a time; 0 means one a machine for neighbours and one a CPU for
+    matching scores.
+    """
+    cpus_per_worker: Annotated[float, Field(gt=0.0)] = 0.5
+    """CPUs that Ray reserves for a worker; leave some for reading."""
+    gpus_per_worker: Annotated[float, Field(gt=0.0)] = 1.0
+    """GPUs that Ray reserves for a worker, a fraction included, where the device is a GPU."""
+    threads: Count = 0
+    """Threads of torch and FAISS in a worker; 0 shares the machine's cores among the workers."""
+
+
+class TrackingConfig(Section):
+    """The MLflow record."""
+
+    uri: str = ""
+    """MLflow tracking URI; empty means sqlite:///<runs>/mlflow.db."""
+    experiment: Text = "raycd"
+    """MLflow experiment."""
+    model: Text = "raycd"
+    """Registered model that the bundle becomes a version of."""
+    enabled: bool = True
+    """False keeps no record."""

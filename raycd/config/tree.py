@@ -1,0 +1,109 @@
+"""The whole configuration as one pydantic tree.
+
+`raycd.config.presets` fills it from YAML, `raycd.config.cli` overrides any field by its dotted
+name, `raycd.config.layers` joins the two.
+"""
+
+from __future__ import annotations
+
+from typing import Self
+
+import yaml
+from pydantic import model_validator
+
+from raycd.config.sections import (
+    ComputeConfig,
+    Count,
+    DataConfig,
+    EmbedConfig,
+    EncoderConfig,
+    EvaluateConfig,
+    IndexConfig,
+    MineConfig,
+    PretrainConfig,
+    RunName,
+    Section,
+    Stage1Config,
+    Stage2Config,
+    Text,
+    TrackingConfig,
+    TuneConfig,
+)
+
+
+class Config(Section):
+    """Everything that decides what a run does."""
+
+    preset: str = ""
+    """Name of the preset that these settings started from."""
+    name: RunName = ""
+    """Name of the run: its folder under runs; empty means the preset's name."""
+    runs: Text = "runs"
+    """Folder or URI that holds the runs."""
+    seed: Count = 0
+    """The one seed of every random choice of a run."""
+    data: DataConfig = DataConfig()
+    """Which images and triplets are read, and what may be missing."""
+    encoder: EncoderConfig = EncoderConfig()
+    """The CLIP that encodes images and texts."""
+    pretrain: PretrainConfig = PretrainConfig()
+    """Pre-training of the demo's small CLIP."""
+    stage1: Stage1Config = Stage1Config()
+    """Fine-tuning of CLIP on triplets."""
+    embed: EmbedConfig = EmbedConfig()
+    """Running the frozen encoders once over all images and texts."""
+    mine: MineConfig = MineConfig()
+    """Similarity-based pseudo triplets."""
+    stage2: Stage2Config = Stage2Config()
+    """Training of the fusion head on cached features."""
+    tune: TuneConfig = TuneConfig()
+    """Search of the augmentation."""
+    evaluate: EvaluateConfig = EvaluateConfig()
+    """Recall on the val split."""
+    index: IndexConfig = IndexConfig()
+    """The index of the served gallery."""
+    compute: ComputeConfig = ComputeConfig()
+    """Where the work runs."""
+    tracking: TrackingConfig = TrackingConfig()
+    """The MLflow record."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        for stage, section in (("stage1", self.stage1), ("stage2", self.stage2)):
+            if section.select_on == "selection" and self.data.selection_fraction == 0.0:
+                raise ValueError(
+                    f"{stage}.select_on is selection, but data.selection_fraction is 0: "
+                    f"set aside a share of train (e.g. 0.1), or choose select_on val or last"
+                )
+        return self
+
+
+def field_types(section: type[Section] = Config, prefix: str = "") -> dict[str, object]:
+    """Every setting's dotted name and type, e.g. "mine.alpha": float, in the order of the tree."""
+    types: dict[str, object] = {}
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            types.update(field_types(field.annotation, f"{prefix}{name}."))
+        else:
+            types[f"{prefix}{name}"] = field.annotation
+    return types
+
+
+def flatten(config: Section) -> dict[str, str | int | float | bool]:
+    """Dotted name -> value, lists joined by commas: the parameters of an MLflow run."""
+    flat: dict[str, str | int | float | bool] = {}
+    for name, value in config:
+        if isinstance(value, Section):
+            flat.update({f"{name}.{inner}": leaf for inner, leaf in flatten(value).items()})
+        elif isinstance(value, list):
+            flat[name] = ",".join(str(item) for item in value)
+        else:
+            flat[name] = value
+    return flat
+
+
+def to_yaml(config: Section) -> str:
+    """All settings as YAML that --config reads back."""
+    return yaml.safe_dump(
+        config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120
+    )

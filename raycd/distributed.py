@@ -1,0 +1,44 @@
+"""The training workers among each other: which one this is, how many there are, and what all of
+them have.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import distributed
+
+
+def rank() -> int:
+    """This worker's place among the training workers."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of training workers."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def gather(rows: torch.Tensor) -> torch.Tensor:
+    """The rows of all workers, in their order, (W * B, ...); gradients flow back to the worker that
+    a row came from.
+    """
+    if world_size() == 1:
+        return rows
+    gathered: torch.Tensor = _Gather.apply(rows)
+    return gathered
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor) -> torch.Tensor:
+        parts = [torch.empty_like(rows) for _ in range(world_size())]
+        distributed.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+        total = grads[0].contiguous()
+        distributed.all_reduce(total)
+        return total.chunk(world_size())[rank()]

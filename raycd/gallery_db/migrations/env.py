@@ -1,0 +1,16 @@
+"""alembic's environment: `raycd.gallery_db.schema` hands over the connection, in the transaction of
+all migrations.
+"""
+
+from alembic import context
+
+from raycd.gallery_db.schema import VERSION_TABLE
+from raycd.gallery_db.tables import metadata
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=metadata,
+    version_table=VERSION_TABLE,
+)
+with context.begin_transaction():
+    context.run_migrations()

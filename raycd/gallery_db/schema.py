@@ -1,0 +1,87 @@
+"""Brings a database to the schema of this version, by alembic's migrations."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, text
+
+from raycd.errors import CatalogueError
+from raycd.gallery_db.database import writing
+
+VERSION_TABLE = "raycd_schema"
+MIGRATIONS = Path(__file__).parent / "migrations"
+_ONE_AT_A_TIME = threading.Lock()  # alembic keeps the connection in a variable of its module
+_LOCK = 0x72617963  # of PostgreSQL, among its users' locks: "rayc"
+
+
+def upgrade(engine: Engine, migrations: Path = MIGRATIONS) -> None:
+    """All migrations that the database lacks, in one transaction. Processes that start together do
+    it once.
+
+    Raises:
+        CatalogueError: The schema is of a later version, or a migration failed; then nothing has
+            changed.
+    """
+    config = Config()
+    config.set_main_option("script_location", str(migrations))
+    script = ScriptDirectory.from_config(config)
+    head = script.get_current_head()
+    with engine.connect() as connection:
+        if _revision(connection) == head:
+            return
+    with writing(engine).begin() as connection:
+        if connection.dialect.name == "postgresql":
+            connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
+        found = _revision(connection)  # another process may have been faster
+        if found == head:
+            return
+        if found is not None and found not in {
+            revision.revision for revision in script.walk_revisions()
+        }:
+            raise CatalogueError(
+                "the gallery's database is of a later version of raycd",
+                "newer",
+                got=f"schema {found}",
+                expected=f"at most schema {head}",
+                do="use the raycd that wrote it, or a backup from before",
+            )
+        config.attributes["connection"] = connection
+        try:
+            with _ONE_AT_A_TIME:
+                command.upgrade(config, "head")
+        except Exception as error:  # a migration is code: anything
+            raise CatalogueError(
+                "the gallery's database could not be brought to this version's schema; it is as it was before",
+                "unmigrated",
+                got=f"from schema {found} to {head}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}",
+                do="keep using the raycd that wrote it, and report this",
+            ) from error
+
+
+def check(engine: Engine) -> None:
+    """Raises CatalogueError where the schema is not this version's."""
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    head = ScriptDirectory.from_config(config).get_current_head()
+    with engine.connect() as connection:
+        found = _revision(connection)
+    if found != head:
+        raise CatalogueError(
+            "the gallery's database is not of this version's schema",
+            "unmigrated",
+            got=f"schema {found}",
+            expected=f"schema {head}",
+            do="start the service once: it brings the schema up",
+        )
+
+
+def _revision(connection: Connection) -> str | None:
+    return MigrationContext.configure(
+        connection, opts={"version_table": VERSION_TABLE}
+    ).get_current_revision()

@@ -1,0 +1,120 @@
+"""Running a frozen encoder over images and texts (eq. 8): batches of columns in, batches of columns
+out.
+
+Each step is a class that is called with a batch, so it runs in a plain loop as well as in Ray Data.
+Decoding belongs on processors, encoding on the accelerator; where both are the same, `EmbedImages`
+does one after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from raycd.config import DataConfig, Precision
+from raycd.data.images import BrokenImage, Preprocess, load
+from raycd.errors import WeightsError
+from raycd.features import READABLE
+from raycd.model.encoder import Encoder
+
+Batch = dict[str, NDArray[Any]]
+
+
+class DecodeImages:
+    """{key, path} -> {key, status, pixels (B, S, S, 3) uint8}; a broken image is black and its
+    status says why.
+    """
+
+    def __init__(self, preprocess: Mapping[str, Any], data: DataConfig) -> None:
+        self.preprocess, self.data = Preprocess.from_dict(preprocess), data
+
+    def __call__(self, batch: Mapping[str, Any]) -> Batch:
+        status: list[str] = []
+        pixels = np.zeros(
+            (len(batch["key"]), self.preprocess.size, self.preprocess.size, 3), np.uint8
+        )
+        for row, path in enumerate(batch["path"]):
+            try:
+                image = load(path, max_pixels=self.data.max_pixels, min_side=self.data.min_side)
+                pixels[row] = self.preprocess(image).numpy()
+                status.append(READABLE)
+            except BrokenImage as error:
+                status.append(error.reason)
+        return {
+            "key": np.asarray(batch["key"], object),
+            "status": np.array(status, object),
+            "pixels": pixels,
+        }
+
+
+class EncodeImages:
+    """{key, status, pixels} -> {key, status, feature (B, D) float32}; zeros where the status is not
+    READABLE.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.encoder = encoder
+
+    def __call__(self, batch: Mapping[str, Any]) -> Batch:
+        readable = np.asarray(batch["status"]) == READABLE
+        features = np.zeros((len(readable), self.encoder.dim), np.float32)
+        if readable.any():
+            pixels = torch.from_numpy(np.ascontiguousarray(np.asarray(batch["pixels"])[readable]))
+            with torch.inference_mode():
+                features[readable] = self.encoder.encode_images(pixels).cpu().numpy()
+        _check_finite(features, "image", batch["key"])
+        return {"key": batch["key"], "status": batch["status"], "feature": features}
+
+
+class EmbedImages:
+    """{key, path} -> {key, status, feature}: decoding and encoding in one place."""
+
+    def __init__(self, encoder: Encoder, data: DataConfig) -> None:
+        self.decode = DecodeImages(encoder.preprocess.to_dict(), data)
+        self.encode = EncodeImages(encoder)
+
+    def __call__(self, batch: Mapping[str, Any]) -> Batch:
+        return self.encode(self.decode(batch))
+
+
+class EmbedTexts:
+    """{key: texts} -> {key, status, feature (B, D) float32}."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.encoder = encoder
+
+    def __call__(self, batch: Mapping[str, Any]) -> Batch:
+        texts = [str(text) for text in batch["key"]]
+        with torch.inference_mode():
+            features = self.encoder.encode_tokens(self.encoder.tokenize(texts)).cpu().numpy()
+        _check_finite(features, "text", texts)
+        return {
+            "key": np.array(texts, object),
+            "status": np.array([READABLE] * len(texts), object),
+            "feature": features,
+        }
+
+
+def _check_finite(
+    features_BD: NDArray[np.float32], kind: str, keys: Sequence[str] | NDArray[Any]
+) -> None:
+    broken = np.flatnonzero(~np.isfinite(features_BD).all(axis=1))
+    if len(broken):
+        raise WeightsError(
+            f"the encoder gives features that are not finite, for {len(broken)} of {len(keys)} {kind}s of a batch",
+            got=f"{kind} {str(keys[broken[0]])[:200]!r}",
+            expected="finite numbers",
+            do="take another encoder, or embed.precision fp32; where stage 1 trained it, lower stage1.lr",
+        )
+
+
+def frozen(encoder: Encoder, precision: Precision, device: str) -> Encoder:
+    """The encoder on `device`, ready to encode and nothing else."""
+    encoder.to(device)
+    encoder.precision = precision
+    encoder.trainable("none")
+    return encoder

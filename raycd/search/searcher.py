@@ -1,0 +1,278 @@
+"""Answers queries from a bundle: an image, a text, or both. Arrays in, arrays out; used by the
+service and the report.
+
+    searcher = Searcher(bundle.load(Path("runs/demo/bundle")))
+    searcher.search([Query(image, "is blue with long sleeves", top_k=5)])
+
+A query's feature is q = unit(head(image, text) + (image_weight - 1) unit(image) + (text_weight - 1)
+unit(text) - NEGATIVE unit(negative text)); where image or text is absent, the other's own unit
+feature stands for the head.
+
+Shapes: B queries, S image side, L context length, D feature size, R results.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch.nn import functional as F
+
+from raycd.bundle import Bundle
+from raycd.errors import DataError
+from raycd.gallery.static import Gallery
+from raycd.gallery.view import View
+from raycd.index.blocks import Moments
+from raycd.search.query import Answer, Encoded, Prepared, Query, Result, Words
+from raycd.search.texts import TextCache
+
+NEGATIVE = 0.5  # how much a negative text counts beside a text
+# Variance of a query's cosines with a gallery up to which float32's rounding makes up much of it
+STILL = 1e-7
+
+
+class Searcher:
+    """A bundle that answers. `prepare` may run in any thread; `answer` in one at a time.
+
+    `threads` are those of torch, for the whole process, and of FAISS; 0 leaves both as they are.
+
+    Attributes:
+        view: The gallery's state that queries see, from `prepare` on. It may be replaced at any
+            time.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        threads: int = 0,
+        device: torch.device | str = "cpu",
+        text_cache: int = 0,
+    ) -> None:
+        if threads:
+            torch.set_num_threads(threads)
+        bundle.index.threads = threads
+        self.bundle = bundle
+        self.view = View.of(bundle.index, Gallery(bundle.gallery))
+        self._encoder = bundle.encoder.to(device).eval()
+        self._head = bundle.head.to(device).eval()
+        self._texts = TextCache(text_cache)
+
+    def search(self, queries: Sequence[Query]) -> list[list[Result]]:
+        """The results of each query, best first. Raises DataError as `prepare` does."""
+        return [
+            answer.results for answer in self.answer([self.prepare(query) for query in queries])
+        ]
+
+    def prepare(self, query: Query, view: View | None = None) -> Prepared:
+        """Preprocess one query, whose mask, if it has one, is of this view; None: of the newest.
+
+        Raises DataError where it has neither image nor text, names an image that is not in the
+        gallery, or asks for less than one result.
+        """
+        text, negative = query.text.strip(), query.negative_text.strip()
+        view, position = view or self.view, None
+        if query.image_id is not None:
+            position = view.position(query.image_id)
+            if position is None:
+                raise DataError("the gallery has no such image", got=f"image_id {query.image_id!r}")
+        if query.image is None and position is None and not text:
+            raise DataError(
+                "the query has neither an image nor a text", do="give one of them, or both"
+            )
+        if query.top_k < 1:
+            raise DataError("top_k is too small", got=query.top_k, expected="at least 1")
+        return Prepared(
+            query,
+            view,
+            pixels=None if query.image is None else self._encoder.preprocess(query.image),
+            position=position,
+            text=self._words(text),
+            negative=self._words(negative),
+        )
+
+    def _words(self, text: str) -> Words | None:
+        if not text:
+            return None
+        known = self._texts.get(text)
+        if known is not None:
+            return Words(text, None, *known)
+        tokens_L = self._encoder.tokenize([text])[0]
+        # A text that leaves room at the end was not cut; only of others it takes a second look to
+        # know.
+        return Words(
+            text, tokens_L, None, bool(tokens_L[-1] != 0) and self._encoder.truncates(text)
+        )
+
+    def answer(self, batch: Sequence[Prepared]) -> list[Answer]:
+        """As many results of each prepared query as its top_k, the gallery and the filter allow,
+        best first.
+        """
+        if not batch:
+            return []
+        began = time.perf_counter()
+        features = self.encode(batch)
+        encoded = time.perf_counter()
+        scores, places = _searched(batch, features.query_BD)
+        results = [
+            _results(one, Encoded(*(half[row] for half in features)), score, place)
+            for row, (one, score, place) in enumerate(zip(batch, scores, places, strict=True))
+        ]
+        seconds = encoded - began, time.perf_counter() - encoded
+        return [Answer(found, len(batch), *seconds) for found in results]
+
+    @torch.inference_mode()
+    def encode(self, batch: Sequence[Prepared]) -> Encoded:
+        """Features (B, D) of the queries. Neither encoder runs for what is known already."""
+        image_BD = self._images(batch)
+        text_BD = self._encoded_texts([one.text for one in batch])
+        unit_image_BD, unit_text_BD = F.normalize(image_BD, dim=-1), F.normalize(text_BD, dim=-1)
+        has_image = torch.tensor(
+            [one.pixels is not None or one.position is not None for one in batch]
+        )
+        has_text = torch.tensor([one.text is not None for one in batch])
+        query_BD = torch.where(has_image[:, None], unit_image_BD, unit_text_BD)
+        both = has_image & has_text
+        if both.any():
+            device = self._encoder.device
+            query_BD[both] = (
+                self._head(image_BD[both].to(device), text_BD[both].to(device)).float().cpu()
+            )
+        query_BD += (
+            _pull([one.query.image_weight for one in batch], has_image) * unit_image_BD.nan_to_num()
+        )
+        query_BD += (
+            _pull([one.query.text_weight for one in batch], has_text) * unit_text_BD.nan_to_num()
+        )
+        if any(one.negative is not None for one in batch):
+            negative_BD = F.normalize(self._encoded_texts([one.negative for one in batch]), dim=-1)
+            query_BD -= NEGATIVE * negative_BD.nan_to_num()
+        return Encoded(
+            *(half.numpy() for half in (F.normalize(query_BD, dim=-1), unit_image_BD, unit_text_BD))
+        )
+
+    def preprocess(self, image: Image.Image) -> torch.Tensor:
+        """The pixels (S, S, 3) that the encoder takes; in any thread."""
+        return self._encoder.preprocess(image)
+
+    @torch.inference_mode()
+    def encode_images(self, pixels: Sequence[torch.Tensor]) -> NDArray[np.float32]:
+        """Un-normalised features (B, D) of preprocessed images, as the gallery keeps them; in one
+        thread at a time.
+        """
+        features: NDArray[np.float32] = (
+            self._encoder.encode_images(torch.stack(list(pixels))).cpu().numpy()
+        )
+        return features
+
+    def _images(self, batch: Sequence[Prepared]) -> torch.Tensor:
+        """Un-normalised image features (B, D); NaN for a query without an image."""
+        features_BD = torch.full((len(batch), self._encoder.dim), torch.nan)
+        given = [row for row, one in enumerate(batch) if one.pixels is not None]
+        if given:
+            pixels = torch.stack([pixels for one in batch if (pixels := one.pixels) is not None])
+            features_BD[given] = self._encoder.encode_images(pixels).cpu()
+        for row, one in enumerate(batch):
+            if one.pixels is None and one.position is not None:
+                features_BD[row] = torch.from_numpy(one.view.features(np.array([one.position])))[0]
+        return features_BD
+
+    def _encoded_texts(self, batch: Sequence[Words | None]) -> torch.Tensor:
+        """Un-normalised text features (B, D); NaN where there is no text. Each distinct new text is
+        encoded once.
+        """
+        features_BD = torch.full((len(batch), self._encoder.dim), torch.nan)
+        new = {
+            words.text: words for words in batch if words is not None and words.tokens is not None
+        }
+        found: dict[str, torch.Tensor] = {}
+        if new:
+            tokens_NL = torch.stack(
+                [tokens for words in new.values() if (tokens := words.tokens) is not None]
+            )
+            found = dict(zip(new, self._encoder.encode_tokens(tokens_NL).cpu(), strict=True))
+            for text, feature_D in found.items():
+                self._texts.put(text, feature_D.clone(), new[text].truncated)
+        for row, words in enumerate(batch):
+            if words is not None:
+                features_BD[row] = found[words.text] if words.feature is None else words.feature
+        return features_BD
+
+
+def _searched(
+    batch: Sequence[Prepared], query_BD: NDArray[np.float32]
+) -> tuple[list[NDArray[np.float32]], list[NDArray[np.int64]]]:
+    """Scores and positions of each query, those that it leaves out at the beginning included."""
+    scores: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(batch)
+    places: list[NDArray[np.int64]] = [np.empty(0, np.int64)] * len(batch)
+    for rows, depth in _alike(batch):
+        first = batch[rows[0]]
+        found = first.view.search(
+            query_BD[rows], depth, exact=first.query.exact, allowed=first.query.allowed
+        )
+        for row, score, place in zip(rows, *found, strict=True):
+            scores[row], places[row] = score, place
+    return scores, places
+
+
+def _results(
+    one: Prepared, feature: Encoded, scores: NDArray[np.float32], places: NDArray[np.int64]
+) -> list[Result]:
+    """What of the found is asked for, each with its share of image and text."""
+    query, view = one.query, one.view
+    wanted = places >= 0
+    if query.exclude_reference and one.position is not None:
+        wanted &= places != one.position
+    chosen = np.flatnonzero(wanted)[query.offset : query.offset + query.top_k]
+    scores, places = scores[chosen], places[chosen]
+    vectors_RD = view.vectors(places)
+    relative = _relative(feature.query_BD, scores, view.moments)
+    halves = [_cosines(vectors_RD, half) for half in (feature.image_BD, feature.text_BD)]
+    return [
+        Result(view.image_id(place), score, view.category(place), place, *rest)
+        for place, score, *rest in zip(
+            places.tolist(), scores.tolist(), relative, *halves, strict=True
+        )
+    ]
+
+
+def _relative(
+    query_D: NDArray[np.float32], scores: NDArray[np.float32], moments: Moments
+) -> list[float]:
+    """z-scores over the whole gallery; 0 where its cosines differ by no more than float32's
+    rounding.
+    """
+    variance = float(query_D @ moments.covariance_DD @ query_D)
+    if variance <= STILL:
+        return [0.0] * len(scores)
+    z_scores: list[float] = ((scores - query_D @ moments.mean_D) / variance**0.5).tolist()
+    return z_scores
+
+
+def _pull(weights: Sequence[float], there: torch.Tensor) -> torch.Tensor:
+    """What a weight adds (B, 1): nothing at 1, and nothing where there is nothing to weigh."""
+    return ((torch.tensor(weights) - 1) * there)[:, None]
+
+
+def _cosines(vectors_RD: NDArray[np.float32], half_D: NDArray[np.float32]) -> list[float | None]:
+    """With one half of the query; None for each where the query lacks it."""
+    if np.isnan(half_D[0]):
+        return [None] * len(vectors_RD)
+    cosines: list[float | None] = (vectors_RD @ half_D).tolist()
+    return cosines
+
+
+def _alike(batch: Sequence[Prepared]) -> list[tuple[list[int], int]]:
+    """Queries that can be searched together, as rows and the depth that all of them need."""
+    groups: dict[tuple[int, int, bool], list[int]] = {}
+    for row, one in enumerate(batch):
+        groups.setdefault((id(one.view), id(one.query.allowed), one.query.exact), []).append(row)
+    return [(rows, max(_depth(batch[row].query) for row in rows)) for rows in groups.values()]
+
+
+def _depth(query: Query) -> int:
+    return query.offset + query.top_k + query.exclude_reference

@@ -1,0 +1,382 @@
+"""The command line: layers of settings, and how a job ends."""
+
+import argparse
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from raycd.config import Config, cli
+from raycd.errors import ConfigError, DataError, RaycdError
+
+
+def parse(*argv: str) -> cli.Options:
+    return cli.parse(argv, prog="jobs/train.py", description="Train.")
+
+
+def message(*argv: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        parse(*argv)
+    return str(caught.value)
+
+
+def run(main: Callable[[cli.Options], int | None], *argv: str) -> int:
+    return cli.run(main, argv, prog="jobs/train.py", description="Train.")
+
+
+def failing(error: BaseException) -> Callable[[cli.Options], None]:
+    def main(options: cli.Options) -> None:
+        raise error
+
+    return main
+
+
+@pytest.fixture
+def my_yaml(tmp_path: Path) -> Callable[[str], str]:
+    def write(text: str) -> str:
+        path = tmp_path / "my.yaml"
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+def test_no_options_give_the_defaults() -> None:
+    assert parse().config == Config()
+    assert parse().debug is False
+
+
+def test_a_dotted_option_overrides_one_field_of_the_preset() -> None:
+    config = parse("--preset", "fashioniq", "--stage2.epochs", "40", "--mine.eps_low=0.92").config
+    assert (config.preset, config.stage2.epochs, config.mine.eps_low, config.stage2.lr) == (
+        "fashioniq",
+        40,
+        0.92,
+        2e-5,
+    )
+
+
+def test_a_file_overrides_its_preset_and_options_override_both(
+    my_yaml: Callable[[str], str],
+) -> None:
+    path = my_yaml("preset: cirr\nstage2: {epochs: 7, k: 3}\n")
+    config = parse("--config", path, "--stage2.k", "4").config
+    assert (config.preset, config.data.format, config.stage2.epochs, config.stage2.k) == (
+        "cirr",
+        "cirr",
+        7,
+        4,
+    )
+
+
+def test_the_preset_of_the_command_line_wins_over_that_of_the_file(
+    my_yaml: Callable[[str], str],
+) -> None:
+    config = parse("--preset", "cirr", "--config", my_yaml("preset: fashioniq\nseed: 5\n")).config
+    assert (config.preset, config.evaluate.protocol, config.seed) == ("cirr", "original-masked", 5)
+
+
+def test_options_that_are_not_named_do_not_override_the_preset() -> None:
+    assert parse("--preset", "cirr", "--seed", "1").config.evaluate.ks == [1, 5, 10, 50]
+
+
+@pytest.mark.parametrize("written", ["1,5,10", "[1,5,10]", "[1, 5, 10]"])
+def test_a_list_of_numbers_is_written_with_commas_or_as_json(written: str) -> None:
+    assert parse("--evaluate.ks", written).config.evaluate.ks == [1, 5, 10]
+
+
+@pytest.mark.parametrize("written", ["dress,shirt", '["dress", "shirt"]'])
+def test_a_list_of_names_is_written_with_commas_or_as_json(written: str) -> None:
+    assert parse("--data.categories", written).config.data.categories == ["dress", "shirt"]
+
+
+def test_a_negative_number_and_an_empty_text_are_values() -> None:
+    config = parse("--mine.alpha", "-0.5", "--tracking.uri", "").config
+    assert (config.mine.alpha, config.tracking.uri) == (-0.5, "")
+
+
+@pytest.mark.parametrize(
+    ("written", "value"), [("false", False), ("no", False), ("0", False), ("true", True)]
+)
+def test_a_switch_takes_true_or_false(written: str, value: bool) -> None:
+    assert parse("--stage2.pseudo", written).config.stage2.pseudo is value
+
+
+def test_a_number_stays_text_where_text_is_meant() -> None:
+    assert parse("--name", "2024").config.name == "2024"
+
+
+def test_the_environment_sets_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (
+        "NAME",
+        "name",
+        "SEED",
+        "seed",
+        "STAGE2__EPOCHS",
+        "stage2.epochs",
+        "RAYCD_SEED",
+        "stage2",
+    ):
+        monkeypatch.setenv(name, "7")
+    assert parse().config == Config()
+
+
+def test_a_job_adds_flags_of_its_own() -> None:
+    def flags(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--variants", default="all")
+
+    options = cli.parse(
+        ["--variants", "heads", "--seed", "3"], prog="jobs/ablate.py", description="", flags=flags
+    )
+    assert (options.flags.variants, options.config.seed) == ("heads", 3)
+    assert vars(options.flags) == {"variants": "heads"}
+
+
+@pytest.mark.parametrize(
+    ("argument", "near"),
+    [
+        ("--stage2.epoch", "did you mean --stage2.epochs or --stage1.epochs?"),
+        ("--stage2.epoch=3", "did you mean --stage2.epochs or --stage1.epochs?"),
+        ("--mine.eps-low", "did you mean --mine.eps_low"),
+        ("--epochs", "did you mean --tune.epochs or --stage1.epochs or --stage2.epochs?"),
+        ("--stage2", "did you mean --stage2.k"),
+        ("--zzzzz", "a setting that --help lists"),
+    ],
+)
+def test_an_unknown_option_is_refused_with_the_nearest_names(argument: str, near: str) -> None:
+    text = message(argument, "3")
+    assert text.startswith(
+        f"unknown setting\n  got:      {argument.partition('=')[0]} (command line)\n"
+    )
+    assert f"expected: {near}" in text
+
+
+def test_an_abbreviation_is_not_an_option() -> None:
+    assert "unknown setting" in message("--conf", "x")
+
+
+def test_an_impossible_value_names_option_range_and_origin() -> None:
+    assert message("--mine.alpha", "3") == (
+        "mine.alpha: impossible value\n  got:      3 (command line)\n  expected: a number from -1 to 1"
+    )
+
+
+def test_an_impossible_value_of_a_file_names_the_file(my_yaml: Callable[[str], str]) -> None:
+    path = my_yaml("evaluate: {batch_size: 0}")
+    assert f"got:      0 ({path})" in message("--config", path)
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--stage2.epochs"], "argument --stage2.epochs: expected one argument"),
+        (["--evaluate.ks", "1", "5"], "an argument belongs to no option\n  got:      5"),
+        (["--evaluate.ks", "[1,"], "an option's value cannot be read"),
+        (["--evaluate.ks", ""], "evaluate.ks: impossible value"),
+        (
+            ["--preset", "dmo"],
+            "unknown preset\n  got:      dmo\n  expected: one of: cirr, demo, fashioniq",
+        ),
+        (["--config", "/absent.yaml"], "no such configuration file\n  got:      /absent.yaml"),
+    ],
+)
+def test_a_command_line_that_cannot_be_read_is_told_why(argv: list[str], expected: str) -> None:
+    assert message(*argv).startswith(expected)
+
+
+def test_help_lists_every_field_with_sentence_and_default_in_under_two_seconds() -> None:
+    code = "from raycd import cli; cli.run(lambda o: 0, ['--help'], prog='jobs/train.py', description='Train.')"
+    began = time.monotonic()
+    shown = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "200"},
+    )
+    assert time.monotonic() - began < 2
+    assert shown.returncode == 0
+    assert "--mine.eps_low float" in shown.stdout
+    assert "Lower similarity threshold of a substitute (inclusive). (default: 0.9)" in shown.stdout
+    assert "--stage1.finetune {text,image,both,none}" in shown.stdout
+
+
+def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse("--version")
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == "raycd 0.1.0\n"
+
+
+@pytest.mark.parametrize(
+    "module", ["raycd", "raycd.config.cli", "raycd.config.presets", "raycd.progress"]
+)
+def test_importing_needs_neither_torch_nor_ray(module: str) -> None:
+    code = f"import sys, {module}; print(sorted({{'torch', 'ray', 'mlflow', 'numpy'}} & set(sys.modules)))"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
+        == "[]\n"
+    )
+
+
+def test_a_job_that_returns_nothing_has_succeeded() -> None:
+    assert run(lambda options: None) == 0
+
+
+def test_the_code_of_a_job_is_the_code_of_the_process() -> None:
+    assert run(lambda options: 3) == 3
+
+
+def test_a_users_mistake_is_one_message_and_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(failing(DataError("no such folder", got="/data"))) == 2
+    assert capsys.readouterr() == ("", "error: no such folder\n  got:      /data\n")
+
+
+def test_an_unknown_option_is_one_message_and_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(lambda options: 0, "--stage2.epoch", "3") == 2
+    assert capsys.readouterr().err.startswith("error: unknown setting\n")
+
+
+def test_debug_shows_the_traceback_before_the_message(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(failing(DataError("no such folder")), "--debug") == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("Traceback")
+    assert shown.endswith("error: no such folder\n")
+
+
+def test_a_bug_of_ours_keeps_its_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        run(failing(ZeroDivisionError()))
+
+
+def test_a_users_mistake_beneath_another_error_is_still_told(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    error = RuntimeError("stage failed")
+    error.__cause__ = DataError("no such folder")
+    assert run(failing(error)) == 2
+    assert capsys.readouterr().err == "error: no such folder\n"
+
+
+class RemoteDataError(DataError):
+    """Like Ray's RayTaskError(DataError): of the cause's class, with a remote traceback as its
+    text.
+    """
+
+    def __init__(self, cause: RaycdError) -> None:
+        super().__init__("Traceback of a worker ...")
+        self.cause = cause
+
+
+class WorkerGroupError(Exception):
+    """Like Ray Train's."""
+
+    def __init__(self, worker_failures: dict[int, Exception]) -> None:
+        super().__init__("Training failed due to worker errors: Traceback ...")
+        self.worker_failures = worker_failures
+
+
+def test_a_users_mistake_on_a_ray_worker_is_told_without_rays_traceback(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(failing(WorkerGroupError({1: RemoteDataError(DataError("no such folder"))}))) == 2
+    assert capsys.readouterr().err == "error: no such folder\n"
+
+
+def test_a_full_disk_is_told_with_place_and_free_bytes(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "absent" / "features.parquet"
+    assert run(failing(OSError(errno.ENOSPC, "No space left on device", str(path)))) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"error: no space left on the disk of {path}\n  got:      ")
+    assert " bytes free\n" in shown
+
+
+def test_a_full_disk_that_names_no_file_is_told_of_the_runs_folder(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    error = RuntimeError(
+        "I/O error: No space left on device (os error 28)"
+    )  # as safetensors words it
+    assert run(failing(error), "--runs", str(tmp_path)) == 2
+    assert capsys.readouterr().err.startswith(f"error: no space left on the disk of {tmp_path}\n")
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS])
+def test_a_place_without_permission_is_told(
+    number: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(failing(OSError(number, "not allowed", "/data/runs"))) == 2
+    assert capsys.readouterr().err.startswith(
+        "error: no permission: /data/runs\n  got:      not allowed\n"
+    )
+
+
+def test_another_os_error_is_a_bug_of_ours() -> None:
+    with pytest.raises(FileNotFoundError):
+        run(failing(FileNotFoundError(errno.ENOENT, "absent", "x")))
+
+
+def test_ctrl_c_ends_with_130_and_how_to_continue(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(failing(KeyboardInterrupt())) == 130
+    assert capsys.readouterr().err == "interrupted: run the same command again to continue\n"
+
+
+def test_the_exit_of_rays_handler_counts_as_terminated() -> None:
+    assert run(failing(SystemExit(15))) == 143
+
+
+def test_sigterm_stays_sigterm_where_a_library_makes_a_plain_interrupt_of_it() -> None:
+    def main(options: cli.Options) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        except cli.Terminated:
+            raise KeyboardInterrupt from None
+
+    assert run(main) == 143
+
+
+def test_the_handler_of_sigterm_is_put_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    run(lambda options: 0)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+JOB = """
+import sys, time
+from raycd.config import cli
+
+def main(options):
+    try:
+        print("ready", flush=True)
+        time.sleep(60)
+    finally:
+        print("cleaned up", flush=True)
+
+sys.exit(cli.run(main, [], prog="job", description=""))
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "word"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+)
+def test_a_signal_ends_a_job_after_its_clean_up(
+    number: signal.Signals, code: int, word: str
+) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", JOB], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as job:
+        assert job.stdout is not None
+        assert job.stdout.readline() == "ready\n"
+        job.send_signal(number)
+        out, err = job.communicate(timeout=30)
+    assert (job.returncode, out) == (code, "cleaned up\n")
+    assert err == f"{word}: run the same command again to continue\n"

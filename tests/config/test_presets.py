@@ -1,0 +1,98 @@
+"""Every preset is a valid configuration, and fashioniq holds the paper's numbers."""
+
+from importlib import resources
+
+import pytest
+
+from raycd.config import Config, layers, presets
+from raycd.errors import ConfigError
+
+
+def preset(name: str) -> Config:
+    return layers.build([layers.Layer(name, presets.load(name))])
+
+
+def test_the_presets_are_cirr_demo_fashioniq_and_photos() -> None:
+    assert presets.names() == ["cirr", "demo", "fashioniq", "photos"]
+
+
+@pytest.mark.parametrize("name", ["cirr", "demo", "fashioniq", "photos"])
+def test_a_preset_validates_and_names_itself(name: str) -> None:
+    assert preset(name).preset == name
+
+
+def test_fashioniq_holds_the_numbers_of_the_papers_section_4_2() -> None:
+    config = preset("fashioniq")
+    assert (config.encoder.name, config.encoder.pretrained) == ("RN50x4-quickgelu", "openai")
+    assert (config.stage1.finetune, config.stage1.batch_size) == ("both", 64)
+    assert (config.stage1.lr, config.stage1.weight_decay, config.stage1.logit_scale) == (
+        2e-6,
+        1e-2,
+        100.0,
+    )
+    assert (config.stage2.head, config.stage2.batch_size, config.stage2.lr) == (
+        "clip_cd",
+        1024,
+        2e-5,
+    )
+    assert (config.mine.eps_low, config.mine.eps_high, config.mine.s_max, config.mine.alpha) == (
+        0.90,
+        0.995,
+        4,
+        0.6,
+    )
+
+
+def test_fashioniq_is_evaluated_as_in_the_papers_section_4_1() -> None:
+    config = preset("fashioniq")
+    assert config.data.format == "fashioniq"
+    assert config.data.categories == ["dress", "shirt", "toptee"]
+    assert (config.evaluate.protocol, config.evaluate.ks) == ("original", [10, 50])
+
+
+@pytest.mark.parametrize("name", ["cirr", "fashioniq"])
+def test_every_number_says_where_it_comes_from(name: str) -> None:
+    text = resources.files(presets).joinpath(f"{name}.yaml").read_text()
+    bare = [
+        line
+        for line in text.splitlines()
+        if line.strip() and "#" not in line and not line.rstrip().endswith(":")
+    ]
+    assert bare == (["  format: cirr"] if name == "cirr" else [])
+
+
+def test_cirr_removes_the_reference_from_the_gallery() -> None:
+    config = preset("cirr")
+    assert (config.data.format, config.evaluate.protocol) == ("cirr", "original-masked")
+
+
+def test_demo_needs_no_data_set_and_no_network() -> None:
+    config = preset("demo")
+    assert (config.data.format, config.data.root, config.encoder.pretrained) == (
+        "synthetic",
+        "",
+        "demo",
+    )
+
+
+def test_photos_knows_nothing_of_a_data_set_or_an_encoders_cosines() -> None:
+    config = preset("photos")
+    assert (config.data.format, config.mine.thresholds, config.mine.floor) == (
+        "manifest",
+        "quantile",
+        -1,
+    )
+
+
+def test_an_unknown_preset_names_those_that_exist() -> None:
+    with pytest.raises(ConfigError) as caught:
+        presets.load("dmo")
+    assert (
+        str(caught.value)
+        == "unknown preset\n  got:      dmo\n  expected: one of: cirr, demo, fashioniq, photos"
+    )
+
+
+def test_a_preset_is_not_a_path() -> None:
+    with pytest.raises(ConfigError, match="unknown preset"):
+        presets.load("../presets/demo")

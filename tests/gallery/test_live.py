@@ -1,0 +1,199 @@
+"""A gallery that changes: whatever is put and deleted, a view answers as an index made of the same
+images does.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from raycd import bundle
+from raycd.config import IndexConfig
+from raycd.errors import CatalogueError
+from raycd.gallery import recent
+from raycd.gallery.live import FEW, Live, contents
+from raycd.gallery.static import Gallery
+from raycd.gallery.view import View
+from raycd.gallery_db.records import Changes, Row
+from raycd.index import Index
+
+DIM = 8
+COLOURS = ["red", "green", "blue"]
+
+
+def feature(rng: np.random.Generator) -> NDArray[np.float32]:
+    """Near each other, as a catalogue's are."""
+    near: NDArray[np.float32] = (rng.normal(size=DIM) + 3).astype(np.float32)
+    return near
+
+
+def image(image_id: str, version: int, rng: np.random.Generator) -> Row:
+    colour, category = rng.choice(COLOURS), rng.choice(["dress", "shirt"])
+    return Row(
+        image_id,
+        version,
+        False,
+        (str(category),),
+        {"colour": str(colour)},
+        f"{version}.jpg",
+        feature(rng),
+    )
+
+
+def gone(image_id: str, version: int) -> Row:
+    return Row(image_id, version, True, (), {}, None, None)
+
+
+def started(rows: list[Row], settings: IndexConfig | None = None) -> Live:
+    """A gallery with these images in its index."""
+    features_GD = np.array([row.feature for row in rows], np.float32).reshape(len(rows), DIM)
+    table = bundle.gallery_table(
+        [row.image_id for row in rows],
+        [list(row.categories) for row in rows],
+        [row.path for row in rows],
+        features_GD,
+        "encoder",
+        attributes=[row.attributes for row in rows],
+    )
+    index = Index.build(features_GD, settings or IndexConfig())
+    return Live(index, Gallery(table), version=len(rows), flat_up_to=20_000)
+
+
+def check(view: View, there: dict[str, Row], rng: np.random.Generator) -> None:
+    """The view is these images, in the order of their versions, and nothing else."""
+    rows = sorted(there.values(), key=lambda row: row.version)
+    assert len(view) == len(rows)
+    places = np.flatnonzero(view.live)
+    assert [view.image_id(place) for place in places.tolist()] == [row.image_id for row in rows]
+    for place, row in zip(places.tolist(), rows, strict=True):
+        assert view.position(row.image_id) == place
+        assert (view.category(place), view.attributes(place)) == (row.categories[0], row.attributes)
+        assert view.path(place) == row.path
+    assert view.category_counts == Counter(category for row in rows for category in row.categories)
+    colours = Counter(row.attributes["colour"] for row in rows)
+    assert view.attribute_counts == ({"colour": dict(colours)} if colours else {})
+    if not rows:
+        return
+    features_GD = np.array([row.feature for row in rows])
+    np.testing.assert_allclose(view.features(places), features_GD, rtol=1e-5)
+    unit_GD = features_GD / np.linalg.norm(features_GD, axis=1, keepdims=True)
+    np.testing.assert_allclose(view.moments.mean_D, unit_GD.mean(axis=0), atol=1e-5)
+    np.testing.assert_allclose(view.moments.covariance_DD, np.cov(unit_GD.T, bias=True), atol=1e-5)
+    query_BD = rng.normal(size=(3, DIM)).astype(np.float32)
+    query_BD /= np.linalg.norm(query_BD, axis=1, keepdims=True)
+    for wanted in ([], ["red"], ["red", "blue"], ["black"]):
+        mask = view.mask((), {"colour": wanted} if wanted else {})
+        scores, positions = view.search(query_BD, 5, allowed=mask)
+        chosen = [
+            i for i, row in enumerate(rows) if not wanted or row.attributes["colour"] in wanted
+        ]
+        for query_D, score, place in zip(query_BD, scores, positions, strict=True):
+            best = sorted(chosen, key=lambda i: -float(unit_GD[i] @ query_D))[:5]
+            found = [view.image_id(p) for p in place.tolist() if p >= 0]
+            assert found == [rows[i].image_id for i in best]
+            np.testing.assert_allclose(score[: len(best)], unit_GD[best] @ query_D, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_any_changes_give_what_is_there_and_nothing_else(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    there = {
+        row.image_id: row for row in [image(f"image-{i}", i + 1, rng) for i in range(seed * 3)]
+    }
+    live, version = started(list(there.values())), len(there)
+    for _ in range(12):
+        changed: dict[str, Row] = {}
+        for _ in range(rng.integers(0, 12)):
+            version += 1
+            image_id = f"image-{rng.integers(0, 30)}"
+            row = image(image_id, version, rng) if rng.random() < 0.6 else gone(image_id, version)
+            changed.pop(image_id, None)
+            changed[image_id] = row
+            there.pop(image_id, None)
+            if not row.deleted:
+                there[image_id] = row
+        live.apply(Changes(version, list(changed.values())))
+        assert live.view.version == version
+        check(live.view, there, rng)
+    table, features_GD = contents(live.view)
+    again = Live(
+        Index.build(features_GD, IndexConfig()), Gallery(table), version, flat_up_to=20_000
+    )
+    check(again.view, there, rng)
+
+
+def test_a_view_stays_what_it_was() -> None:
+    rng = np.random.default_rng(0)
+    rows = [image(f"image-{i}", i + 1, rng) for i in range(5)]
+    live = started(rows)
+    old, there = live.view, {row.image_id: row for row in rows}
+    live.apply(Changes(7, [image("new", 6, rng), gone("image-2", 7)]))
+    newer = live.view
+    live.apply(Changes(2000, [image(f"more-{i}", 8 + i, rng) for i in range(1900)]))
+    check(old, there, rng)
+    assert len(newer) == 5
+    assert newer.position("new") == 5
+    assert newer.position("more-1") is None
+    assert old.position("new") is None
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf", "hnsw"])
+def test_what_has_gone_is_found_by_no_kind_of_index(kind: str) -> None:
+    rng = np.random.default_rng(1)
+    rows = [image(f"image-{i}", i + 1, rng) for i in range(400)]
+    live = started(rows, IndexConfig(kind=kind, recall=0.99))  # type: ignore[arg-type]
+    first = rows[7].feature
+    assert first is not None
+    query_BD = (first / np.linalg.norm(first))[None]
+    assert live.view.search(query_BD, 1)[1].tolist() == [[7]]
+    live.apply(Changes(401, [gone("image-7", 401)]))
+    assert 7 not in live.view.search(query_BD, 400)[1]
+    live.apply(Changes(402, [Row("image-7", 402, False, (), {}, None, first)]))
+    assert live.view.search(query_BD, 1)[1].tolist() == [[400]]
+    assert (live.view.search(query_BD, 400)[1] >= 0).all(), "all that is there"
+
+
+def test_an_image_without_a_feature_is_not_there_until_it_has_one() -> None:
+    rng = np.random.default_rng(2)
+    live = started([image("a", 1, rng)])
+    live.apply(Changes(2, [Row("a", 2, False, (), {}, None, None)]))
+    assert (len(live.view), live.view.position("a"), live.without) == (0, None, {"a"})
+    live.apply(Changes(3, [image("a", 3, rng)]))
+    assert (len(live.view), live.without) == (1, set())
+
+
+def test_features_of_another_size_are_refused_and_change_nothing() -> None:
+    rng = np.random.default_rng(3)
+    live = started([image("a", 1, rng)])
+    before = live.view
+    with pytest.raises(CatalogueError, match="another size"):
+        live.apply(Changes(2, [Row("b", 2, False, (), {}, None, np.ones(3, np.float32))]))
+    assert live.view is before
+
+
+def test_many_changes_ask_for_a_new_index() -> None:
+    rng = np.random.default_rng(4)
+    live = started([image(f"image-{i}", i + 1, rng) for i in range(10)])
+    live.apply(Changes(FEW, [image(f"new-{i}", i, rng) for i in range(FEW)]))
+    assert not live.worn
+    live.apply(Changes(FEW + 1, [image("one more", FEW + 1, rng)]))
+    assert live.worn
+
+
+@pytest.mark.parametrize(("kind", "worn"), [("ivf", False), ("flat", True)])
+def test_images_that_will_be_in_lists_soon_ask_for_no_new_index(kind: str, worn: bool) -> None:
+    rng = np.random.default_rng(5)
+    count = recent.WAITING + 1
+    live = started(
+        [image(f"image-{i}", i, rng) for i in range(100)],
+        IndexConfig.model_validate({"kind": kind}),
+    )
+    live = Live(live.view.index, live.view.gallery, 0, flat_up_to=100)
+    live.apply(Changes(1, [image(f"new-{i}", 1, rng) for i in range(count)]))
+    assert live.worn is worn
+    live.take_lists(live.recent.put_into_lists())
+    assert live.recent.listed == (0 if kind == "flat" else count)
+    assert live.worn is worn

@@ -1,0 +1,308 @@
+"""What can go wrong with a database: one clear message with its reason, and nothing lost."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
+from typing import Any
+
+import psycopg
+import pytest
+from sqlalchemy import URL, text
+from tests.catalogue.values import CLIP, put
+
+from raycd.errors import CatalogueError
+from raycd.gallery_db import Catalogue, database, schema
+from raycd.gallery_db.records import Put
+from tests.postgres import Postgres
+
+WRITER = """
+import sys
+from raycd.gallery_db import Catalogue
+from tests.catalogue.values import CLIP, put
+with Catalogue.open(sys.argv[1]) as catalogue:
+    for number in range(1_000_000):
+        print(catalogue.write([put(f"image-{number}-{part}") for part in range(20)], CLIP)[-1].version, flush=True)
+"""
+
+
+def test_what_was_acknowledged_outlives_a_writer_that_is_killed(url: str) -> None:
+    with subprocess.Popen([sys.executable, "-c", WRITER, url], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        told = [int(process.stdout.readline()) for _ in range(10)]
+        process.send_signal(signal.SIGKILL)
+        told += [int(line) for line in process.stdout.read().split()]
+    with Catalogue.open(url) as catalogue:
+        assert catalogue.version() >= told[-1]
+        assert catalogue.count() == catalogue.version()
+        assert catalogue.version() % 20 == 0, "all of a write or nothing"
+        assert catalogue.write([put("after")], CLIP)[0].version == catalogue.version()
+
+
+def test_a_server_that_was_killed_is_told_and_the_same_catalogue_goes_on_after_it(
+    postgres: Postgres,
+) -> None:
+    with Catalogue.open(postgres.create("killed")) as catalogue:
+        catalogue.write([put("a")], CLIP)
+        postgres.kill()
+        for attempt in (catalogue.version, lambda: catalogue.write([put("b")], CLIP)):
+            with pytest.raises(CatalogueError) as told:
+                attempt()
+            assert told.value.reason == "unreachable"
+        postgres.start()
+        assert (catalogue.version(), catalogue.count()) == (1, 1)
+        assert catalogue.write([put("b")], CLIP)[0].version == 2
+
+
+def test_a_server_that_is_not_there_is_told_without_its_password() -> None:
+    with pytest.raises(CatalogueError) as told:
+        Catalogue.open("postgresql://ann:s3cret@127.0.0.1:1/gallery")
+    assert told.value.reason == "unreachable"
+    assert "s3cret" not in str(told.value)
+    assert "ann:***@" in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["mysql://host/x", "postgresql://host:port/x", "sqlite://", "sqlite:///:memory:", "://"]
+)
+def test_a_place_for_no_gallery_is_refused(url: str) -> None:
+    with pytest.raises(CatalogueError, match="gallery"):
+        Catalogue.open(url)
+
+
+def test_a_sqlite_file_that_is_locked_is_told_after_a_while_and_reads_go_on(tmp_path: Path) -> None:
+    with Catalogue.open(str(tmp_path / "gallery.sqlite"), busy_s=0.2) as catalogue:
+        catalogue.write([put("a")], CLIP)
+        other = sqlite3.connect(tmp_path / "gallery.sqlite", isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(CatalogueError) as told:
+            catalogue.write([put("b")], CLIP)
+        assert told.value.reason == "locked"
+        assert catalogue.version() == 1
+        other.execute("ROLLBACK")
+        other.close()
+        assert catalogue.write([put("b")], CLIP)[0].version == 2
+
+
+def test_a_postgresql_row_that_is_locked_is_told_after_a_while(postgres: Postgres) -> None:
+    url = postgres.create("locked")
+    with Catalogue.open(url, busy_s=0.2) as catalogue, psycopg.connect(url) as other:
+        other.execute("SELECT version FROM raycd_gallery FOR UPDATE")
+        with pytest.raises(CatalogueError) as told:
+            catalogue.write([put("a")], CLIP)
+        assert told.value.reason == "locked"
+        other.rollback()
+        assert catalogue.write([put("a")], CLIP)[0].version == 1
+
+
+def fill(catalogue: Catalogue) -> None:
+    """Write more than any small disk takes."""
+    for number in range(200):
+        catalogue.write([put(f"{number}-{part}") for part in range(100)], CLIP)
+
+
+def test_a_full_disk_is_told_and_what_was_there_stays(tmp_path: Path) -> None:
+    with Catalogue.open(str(tmp_path / "gallery.sqlite")) as catalogue:
+        catalogue.write([put("a")], CLIP)
+        with catalogue._engine.connect() as connection:  # SQLite's own limit says what a disk says
+            connection.execute(text("PRAGMA max_page_count = 1"))
+        with pytest.raises(CatalogueError) as told:
+            fill(catalogue)
+        assert told.value.reason == "full"
+        before = catalogue.version()
+        assert catalogue.count() == before
+        with catalogue._engine.connect() as connection:
+            connection.execute(text("PRAGMA max_page_count = 1000000"))
+        assert catalogue.write([put("b")], CLIP)[0].version == before + 1
+
+
+def test_a_disk_that_is_really_full_is_told(tmp_path: Path) -> None:
+    place = tmp_path / "small"
+    place.mkdir()
+    if (
+        os.geteuid() != 0
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "none", str(place)]).returncode
+    ):
+        pytest.skip("no small disk can be mounted here")
+    try:
+        with Catalogue.open(str(place / "gallery.sqlite")) as catalogue:
+            catalogue.write([put("a")], CLIP)
+            filler = place / "filler"
+            filler.write_bytes(bytes(shutil.disk_usage(place).free - 20_000))
+            with pytest.raises(CatalogueError) as told:
+                fill(catalogue)
+            assert told.value.reason == "full"
+            before = catalogue.version()
+            filler.unlink()
+            assert catalogue.write([put("b")], CLIP)[0].version == before + 1
+            assert catalogue.count() == before + 1
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_folder_that_is_read_only_is_told(tmp_path: Path) -> None:
+    place = tmp_path / "mounted"
+    place.mkdir()
+    with Catalogue.open(str(place / "gallery.sqlite")) as catalogue:
+        catalogue.write([put("a")], CLIP)
+    if (
+        os.geteuid() != 0
+        or subprocess.run(["mount", "--bind", "-o", "ro", str(place), str(place)]).returncode
+    ):
+        pytest.skip("nothing can be mounted here")
+    try:
+        with (
+            pytest.raises(CatalogueError) as told,
+            Catalogue.open(str(place / "gallery.sqlite")) as catalogue,
+        ):
+            catalogue.write([put("b")], CLIP)
+        assert told.value.reason == "read_only"
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+    with Catalogue.open(str(place / "gallery.sqlite")) as catalogue:
+        assert catalogue.count() == 1
+
+
+def test_a_postgresql_that_is_read_only_is_told(postgres: Postgres) -> None:
+    url = postgres.create("standby")
+    Catalogue.open(url).close()
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("ALTER DATABASE standby SET default_transaction_read_only = on")
+    with Catalogue.open(url) as catalogue:
+        assert catalogue.version() == 0
+        with pytest.raises(CatalogueError) as told:
+            catalogue.write([put("a")], CLIP)
+    assert told.value.reason == "read_only"
+
+
+def test_a_file_that_is_no_database_is_told_and_stays(tmp_path: Path) -> None:
+    file = tmp_path / "gallery.sqlite"
+    file.write_bytes(b"a letter to my aunt, " * 100)
+    with pytest.raises(CatalogueError) as told:
+        Catalogue.open(str(file))
+    assert told.value.reason == "damaged"
+    assert file.read_bytes().startswith(b"a letter")
+
+
+def revision(folder: Path, name: str, body: str) -> None:
+    (folder / "versions" / f"{name}.py").write_text(
+        f"import sqlalchemy as sa\nfrom alembic import op\nrevision = '{name}'\ndown_revision = '0001'\n"
+        f"def upgrade():\n    {body}\n"
+    )
+
+
+@pytest.fixture
+def migrations(tmp_path: Path) -> Path:
+    """A copy of the migrations, to which a test may add."""
+    folder = tmp_path / "migrations"
+    shutil.copytree(schema.MIGRATIONS, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+def test_a_schema_of_a_later_version_is_told_and_stays(url: str, migrations: Path) -> None:
+    with Catalogue.open(url) as catalogue:
+        catalogue.write([put("a")], CLIP)
+        revision(migrations, "0002", "op.add_column('raycd_images', sa.Column('later', sa.Text))")
+        schema.upgrade(catalogue._engine, migrations)
+    for _ in range(2):
+        with pytest.raises(CatalogueError) as told:
+            Catalogue.open(url)
+        assert told.value.reason == "newer"
+        assert "0002" in str(told.value)
+
+
+def test_a_migration_that_breaks_leaves_all_as_it_was(url: str, migrations: Path) -> None:
+    with Catalogue.open(url) as catalogue:
+        catalogue.write([put("a", 3)], CLIP)
+        broken = "op.add_column('raycd_images', sa.Column('later', sa.Text)); op.execute('DELETE FROM raycd_images');"
+        revision(migrations, "0002", f"{broken} op.execute('nonsense')")
+        with pytest.raises(CatalogueError) as told:
+            schema.upgrade(catalogue._engine, migrations)
+        assert told.value.reason == "unmigrated"
+        assert catalogue.count() == 1
+    with Catalogue.open(url) as catalogue:
+        assert catalogue.write([put("b")], CLIP)[0].version == 2
+
+
+def test_a_good_migration_keeps_what_is_there(url: str, migrations: Path) -> None:
+    with Catalogue.open(url) as catalogue:
+        catalogue.write([put("a", 3)], CLIP)
+        revision(migrations, "0002", "op.add_column('raycd_images', sa.Column('later', sa.Text))")
+        schema.upgrade(catalogue._engine, migrations)
+        schema.upgrade(catalogue._engine, migrations)
+        assert catalogue.count() == 1
+
+
+def test_a_database_that_was_not_migrated_is_told_where_it_must_be(url: str) -> None:
+    with pytest.raises(CatalogueError) as told:
+        Catalogue.open(url, migrate=False)
+    assert told.value.reason == "unmigrated"
+    Catalogue.open(url).close()
+    Catalogue.open(url, migrate=False).close()
+
+
+def opened(url: str, told: Any) -> None:
+    with Catalogue.open(url) as catalogue:
+        told.put(catalogue.write([put(f"of-{os.getpid()}")], CLIP)[0].version)
+
+
+@pytest.mark.slow
+def test_processes_that_open_a_new_database_at_once_migrate_it_once(url: str) -> None:
+    context = multiprocessing.get_context("spawn")
+    told = context.Queue()
+    processes = [context.Process(target=opened, args=(url, told)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    assert sorted(told.get(timeout=60) for _ in processes) == [1, 2, 3, 4]
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+
+
+def test_connections_that_make_a_new_file_at_once_wait_for_each_other(tmp_path: Path) -> None:
+    together = Barrier(8)
+
+    def connect(url: URL) -> None:
+        engine = database.engine(url, busy_s=5)
+        together.wait()
+        with engine.connect():
+            pass
+        engine.dispose()
+
+    with ThreadPoolExecutor(8) as threads:
+        for number in range(100):  # without the wait, one in twenty fails
+            urls = [database.address(str(tmp_path / f"{number}.sqlite"))] * 8
+            assert list(threads.map(connect, urls)) == [None] * 8
+
+
+def test_sqlite_syncs_every_commit(tmp_path: Path) -> None:
+    with (
+        Catalogue.open(str(tmp_path / "gallery.sqlite")) as catalogue,
+        catalogue._engine.connect() as connection,
+    ):
+        assert connection.execute(text("PRAGMA journal_mode")).scalar() == "wal"
+        assert connection.execute(text("PRAGMA synchronous")).scalar() == 2, "FULL"
+
+
+def test_addresses() -> None:
+    assert database.address("some/gallery.sqlite").database == str(
+        Path("some/gallery.sqlite").absolute()
+    )
+    assert database.address("sqlite:////var/gallery.sqlite").database == "/var/gallery.sqlite"
+    assert database.address("postgresql://ann@host/x").drivername == "postgresql+psycopg"
+
+
+def test_an_error_of_ours_is_not_taken_for_the_databases(tmp_path: Path) -> None:
+    with (
+        Catalogue.open(str(tmp_path / "gallery.sqlite")) as catalogue,
+        pytest.raises(Exception, match="NOT NULL"),
+    ):
+        catalogue.write([Put(None, put("a").feature)], CLIP)  # type: ignore[arg-type]

@@ -1,0 +1,154 @@
+"""Opening, and what must never be stored or shown."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import threading
+import traceback
+from pathlib import Path
+
+import numpy as np
+import psycopg
+import pytest
+from sqlalchemy import text
+from tests.catalogue.values import CLIP, DIM, feature, put
+
+from raycd.errors import CatalogueError, DataError
+from raycd.gallery_db import Catalogue, place, schema
+from raycd.gallery_db.records import Delete, Put
+from tests.postgres import Postgres
+
+
+def test_threads_open_different_new_databases_at_once(tmp_path: Path) -> None:
+    barrier, versions = threading.Barrier(4), []
+
+    def opened(name: str) -> None:
+        barrier.wait()
+        with Catalogue.open(str(tmp_path / name)) as catalogue:
+            versions.append(catalogue.write([put(name)], CLIP)[0].version)
+
+    threads = [threading.Thread(target=opened, args=(f"{number}.sqlite",)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert versions == [1] * 4
+
+
+@pytest.mark.parametrize("error", ["raise RuntimeError('no')", "assert False"])
+def test_a_migration_that_fails_by_itself_leaves_all_as_it_was(
+    url: str, tmp_path: Path, error: str
+) -> None:
+    migrations = tmp_path / "migrations"
+    shutil.copytree(schema.MIGRATIONS, migrations, ignore=shutil.ignore_patterns("__pycache__"))
+    head = "from alembic import op\nrevision = '0002'\ndown_revision = '0001'\n"
+    (migrations / "versions" / "0002.py").write_text(
+        f"{head}def upgrade():\n    op.execute('DELETE FROM raycd_images')\n    {error}\n"
+    )
+    with Catalogue.open(url) as catalogue:
+        catalogue.write([put("a")], CLIP)
+        with pytest.raises(CatalogueError) as told:
+            schema.upgrade(catalogue._engine, migrations)
+        assert told.value.reason == "unmigrated"
+        assert catalogue.count() == 1
+
+
+def test_a_feature_that_is_no_vector_is_refused(catalogue: Catalogue) -> None:
+    wrong = np.ones((DIM, 2), np.float32)
+    catalogue.write([put("a")], CLIP)
+    for attempt in (
+        lambda: catalogue.write([Delete("a"), Put("b", wrong)], CLIP),
+        lambda: catalogue.add_features(CLIP, [("a", 1, wrong)]),
+    ):
+        with pytest.raises(CatalogueError) as told:
+            attempt()
+        assert told.value.reason == "mismatch"
+    assert len(catalogue.load(CLIP).table) == 1
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [put("a\ud800"), Put("b", feature(0), attributes={"colour": "\udfff"})],
+    ids=["id", "attribute"],
+)
+def test_a_text_that_is_no_unicode_is_refused_and_nothing_has_changed(
+    catalogue: Catalogue, wrong: Put
+) -> None:
+    with pytest.raises(DataError, match="a text cannot be stored"):
+        catalogue.write([put("x"), wrong], CLIP)
+    assert (catalogue.version(), catalogue.count()) == (0, 0)
+
+
+def test_postgresql_refuses_an_id_with_the_character_nul(postgres: Postgres) -> None:
+    with Catalogue.open(postgres.create("nul")) as catalogue:
+        with pytest.raises(DataError, match="NUL"):
+            catalogue.write([put("x"), put("a\0b")], CLIP)
+        assert catalogue.version() == 0
+
+
+def test_nothing_that_was_written_is_in_a_traceback(postgres: Postgres) -> None:
+    url = postgres.create("private")
+    with Catalogue.open(url, busy_s=0.2) as catalogue, psycopg.connect(url) as other:
+        other.execute("LOCK TABLE raycd_images IN ACCESS EXCLUSIVE MODE")
+        with pytest.raises(CatalogueError) as told:
+            catalogue.write([put(f"private{number}") for number in range(2)], CLIP)
+        other.rollback()
+        assert told.value.reason == "locked"
+        assert "private0" not in "".join(traceback.format_exception(told.value))
+
+
+def test_a_password_among_the_parameters_is_not_shown() -> None:
+    with pytest.raises(CatalogueError) as told:
+        Catalogue.open("postgresql://ann@127.0.0.1:1/gallery?password=s3cret&connect_timeout=1")
+    assert "s3cret" not in str(told.value)
+
+
+def test_postgresql_keeps_what_it_acknowledged_whatever_its_default(postgres: Postgres) -> None:
+    url = postgres.create("careless")
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("ALTER DATABASE careless SET synchronous_commit = off")
+    with Catalogue.open(url) as catalogue, catalogue._engine.connect() as connection:
+        assert connection.execute(text("SHOW synchronous_commit")).scalar() == "on"
+        assert (
+            connection.execute(text("SHOW idle_in_transaction_session_timeout")).scalar() == "1min"
+        )
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CatalogueError, match="folder cannot be made"):
+        Catalogue.open(str(tmp_path / "file" / "gallery.sqlite"))
+
+
+def test_a_replaced_image_is_found_by_its_key_whatever_the_encoder(tmp_path: Path) -> None:
+    Catalogue.open(str(tmp_path / "gallery.sqlite")).close()
+    with sqlite3.connect(tmp_path / "gallery.sqlite") as connection:
+        plan = connection.execute(
+            "EXPLAIN QUERY PLAN DELETE FROM raycd_features WHERE image_id IN ('a', 'b')"
+        ).fetchall()
+    connection.close()
+    assert [row[3].split(" ")[0] for row in plan] == ["SEARCH"], plan
+
+
+def test_a_file_is_locked_and_opened_by_one_name_whichever_way_leads_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "folder").symlink_to(tmp_path / "data")
+    (tmp_path / "link.sqlite").symlink_to(tmp_path / "data" / "gallery.sqlite")
+    file = tmp_path / "data" / "gallery.sqlite"
+    for url in (
+        "~/data/gallery.sqlite",
+        "data/gallery.sqlite",
+        "sqlite:///data/gallery.sqlite",
+        str(tmp_path / "folder" / "gallery.sqlite"),
+        "~/link.sqlite",
+    ):
+        assert place.sqlite_file(url) == file
+        assert place.pictures_root(url) == f"{file}.pictures"
+        with Catalogue.open(url) as catalogue:
+            assert catalogue._engine.url.database == str(file)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "folder", "link.sqlite"]

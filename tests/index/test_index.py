@@ -1,0 +1,245 @@
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from raycd.config import IndexConfig
+from raycd.errors import WeightsError
+from raycd.index import FILES, Index, ivf
+
+KINDS = ["flat", "ivf", "hnsw"]
+FEATURES = np.array([[2.0, 0.0], [0.0, 5.0], [3.0, 4.0]], np.float32)
+EAST = np.array([[1.0, 0.0]], np.float32)
+GALLERY, GROUPS, DIM = 2000, 20, 16
+
+Vectors = NDArray[np.float32]
+
+
+def unit(vectors: Vectors) -> Vectors:
+    normalised: Vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return normalised
+
+
+def catalogue(count: int, seed: int) -> Vectors:
+    """Features of any length, in 20 groups; feature i is of group i % 20."""
+    centres = np.random.default_rng(0).normal(size=(GROUPS, DIM))
+    noise = np.random.default_rng([1, seed]).normal(size=(count, DIM))
+    return (3 * (centres[np.arange(count) % GROUPS] + 0.4 * noise)).astype(np.float32)
+
+
+FEATURES_GD = catalogue(GALLERY, 0)
+QUERY_BD = unit(catalogue(100, 1))
+COSINE_BG = QUERY_BD @ unit(FEATURES_GD).T
+MASKS = {
+    "none at all": np.zeros(GALLERY, np.bool_),
+    "three images": np.isin(np.arange(GALLERY), [7, 8, 1999]),
+    "one group": np.arange(GALLERY) % GROUPS == 3,
+    "half of the groups": np.arange(GALLERY) % GROUPS < GROUPS // 2,
+    "a third at random": np.random.default_rng(2).random(GALLERY) < 1 / 3,
+    "nearly all": np.random.default_rng(3).random(GALLERY) < 0.95,
+}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def index(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Index:
+    """Each kind, built, saved and loaded."""
+    folder = tmp_path_factory.mktemp(request.param)
+    built = Index.build(
+        FEATURES_GD, IndexConfig(kind=request.param, recall=0.98, sample=200), threads=1
+    )
+    return Index.load(folder, built.save(folder), threads=1)
+
+
+def nearest(k: int, allowed: NDArray[np.bool_] | None = None) -> tuple[Vectors, NDArray[np.int64]]:
+    """Brute force: scores and positions, -inf and -1 where no more are allowed."""
+    cosine_BG = COSINE_BG if allowed is None else np.where(allowed, COSINE_BG, -np.inf)
+    positions = np.argsort(-cosine_BG, axis=1)[:, :k]
+    scores = np.take_along_axis(cosine_BG, positions, axis=1)
+    return scores, np.where(np.isinf(scores), -1, positions)
+
+
+def recall(found: NDArray[np.int64], truth: NDArray[np.int64]) -> float:
+    """Share of the true positions that were found; 1 where there are none."""
+    hits = sum(
+        np.isin(other[other >= 0], one).sum() for one, other in zip(found, truth, strict=True)
+    )
+    return float(hits / wanted) if (wanted := (truth >= 0).sum()) else 1.0
+
+
+def test_search_ranks_by_cosine_whatever_the_lengths() -> None:
+    scores, positions = Index.build(FEATURES, IndexConfig()).search(EAST, 3)
+    assert positions.tolist() == [[0, 2, 1]]
+    assert scores == pytest.approx(np.array([[1.0, 0.6, 0.0]]), abs=1e-6)
+
+
+def test_equal_images_come_in_the_order_of_their_positions() -> None:
+    _, positions = Index.build(np.vstack([FEATURES, 2 * FEATURES, FEATURES]), IndexConfig()).search(
+        EAST, 9
+    )
+    assert positions.tolist() == [[0, 3, 6, 2, 5, 8, 1, 4, 7]]
+
+
+def test_auto_is_flat_up_to_a_size_and_then_ivf() -> None:
+    settings = IndexConfig(flat_up_to=2000, sample=50)
+    assert Index.build(FEATURES_GD, settings).kind == "flat"
+    assert Index.build(FEATURES_GD, settings.model_copy(update={"flat_up_to": 1999})).kind == "ivf"
+
+
+def test_every_kind_states_what_it_is(index: Index) -> None:
+    assert (index.size, index.dim) == (GALLERY, DIM)
+    assert index.recall == 1.0 if index.kind == "flat" else 0.97 <= index.recall <= 1.0
+    assert (index.effort == 0) == (index.kind == "flat")
+
+
+def test_exact_search_equals_brute_force_in_every_kind(index: Index) -> None:
+    scores, positions = index.search(QUERY_BD, 10, exact=True)
+    expected, truth = nearest(10)
+    assert scores == pytest.approx(expected, abs=1e-6)
+    assert recall(positions, truth) == 1.0
+
+
+def test_search_has_the_recall_that_was_asked_for(index: Index) -> None:
+    scores, positions = index.search(QUERY_BD, 10)
+    assert recall(positions, nearest(10)[1]) >= (1.0 if index.kind == "flat" else 0.96)
+    assert scores == pytest.approx(np.take_along_axis(COSINE_BG, positions, axis=1), abs=1e-6)
+
+
+def test_an_approximate_search_visits_a_part_of_the_gallery(index: Index) -> None:
+    assert index.effort < {"flat": 1, "ivf": 40, "hnsw": 300}[index.kind]
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("name", MASKS)
+def test_only_allowed_images_are_found_and_those_that_should_be(
+    index: Index, name: str, exact: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ivf, "FEW", 50)
+    scores, positions = index.search(QUERY_BD, 10, exact=exact, allowed=MASKS[name])
+    expected, truth = nearest(10, MASKS[name])
+    there = positions >= 0
+    assert MASKS[name][positions[there]].all()
+    assert np.array_equal(there, truth >= 0)
+    assert np.array_equal(np.isinf(scores), ~there)
+    assert recall(positions, truth) >= (
+        1.0 if exact or index.kind == "flat" or MASKS[name].sum() < 200 else 0.96
+    )
+    assert scores[:, 0] == pytest.approx(expected[:, 0], abs=1e-6)
+
+
+def test_k_is_cut_to_the_gallery_and_all_of_it_is_found(index: Index) -> None:
+    _, positions = index.search(QUERY_BD[:2], GALLERY + 1)
+    assert [sorted(row) for row in positions.tolist()] == [list(range(GALLERY))] * 2
+
+
+def test_vectors_are_the_features_at_length_one(index: Index) -> None:
+    positions = np.array([5, 0, GALLERY - 1, 5])
+    assert index.vectors(positions) == pytest.approx(unit(FEATURES_GD)[positions], abs=1e-6)
+    assert index.features(positions) == pytest.approx(FEATURES_GD[positions], rel=1e-5)
+    assert index.vectors(np.array([], np.int64)).shape == (0, DIM)
+
+
+def test_moments_are_those_of_all_scores(index: Index) -> None:
+    mean_D, covariance_DD = index.moments()
+    assert QUERY_BD @ mean_D == pytest.approx(COSINE_BG.mean(axis=1), abs=1e-6)
+    variance = np.einsum("bd,de,be->b", QUERY_BD, covariance_DD, QUERY_BD)
+    assert variance == pytest.approx(COSINE_BG.var(axis=1), rel=1e-4)
+
+
+def test_effort_follows_the_queries_that_are_given() -> None:
+    settings, near = IndexConfig(kind="ivf", recall=0.98), unit(FEATURES_GD[:200])
+    far = unit(np.random.default_rng(4).normal(size=(200, DIM)).astype(np.float32))
+    alone = Index.build(FEATURES_GD, settings, queries={"image": near})
+    harder = Index.build(FEATURES_GD, settings, queries={"image": near, "text": far})
+    assert alone.effort < harder.effort
+    assert min(alone.recall, harder.recall) >= 0.97
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_seed_builds_the_same_files(kind: str, tmp_path: Path) -> None:
+    settings = IndexConfig.model_validate({"kind": kind, "sample": 50})
+    once, again = (
+        Index.build(FEATURES_GD, settings, threads=threads).save(tmp_path) for threads in (1, 2)
+    )
+    assert once == again
+
+
+def test_centres_are_taken_from_an_index_that_is_alike_and_from_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    placed: list[int] = []
+    original = ivf.Ivf.trained
+    monkeypatch.setattr(
+        ivf.Ivf, "trained", lambda *given: placed.append(given[1]) or original(*given)
+    )
+    settings = IndexConfig(kind="ivf", recall=0.98, sample=200)
+    first = Index.build(FEATURES_GD, settings)
+    more = Index.build(catalogue(GALLERY + 500, 5), settings, like=first)
+    assert len(placed) == 1
+    assert more.recall >= 0.98
+    assert first.size == GALLERY
+    Index.build(catalogue(3 * GALLERY, 5), settings, like=first)  # too many for so few lists
+    Index.build(FEATURES_GD, settings, like=Index.build(FEATURES_GD, IndexConfig(kind="flat")))
+    other = (
+        np.random.default_rng(6).normal(size=(GALLERY, DIM)).astype(np.float32) ** 3
+    )  # another catalogue
+    alone, beside = (Index.build(other, settings, like=like) for like in (None, first))
+    assert len(placed) == 5
+    assert beside.recall == alone.recall
+
+
+@pytest.mark.parametrize("kind", ["ivf", "hnsw"])
+def test_copies_of_an_image_do_not_lower_the_recall(kind: str) -> None:
+    features = np.repeat(catalogue(50, 2), 40, axis=0)
+    index = Index.build(features, IndexConfig.model_validate({"kind": kind, "sample": 100}))
+    assert index.recall >= 0.99
+    assert index.effort < 200
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_image_makes_an_index(kind: str) -> None:
+    index = Index.build(FEATURES[:1], IndexConfig.model_validate({"kind": kind}))
+    scores, positions = index.search(EAST, 10)
+    assert (scores.tolist(), positions.tolist()) == ([[1.0]], [[0]])
+
+
+def test_threads_hold_for_the_search() -> None:
+    before = faiss.omp_get_max_threads()
+    try:
+        index = Index.build(FEATURES, IndexConfig())
+        index.threads = 1
+        index.search(EAST, 1)
+        assert faiss.omp_get_max_threads() == 1
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_tampered_file_is_refused_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    sha256 = Index.build(FEATURES, IndexConfig()).save(tmp_path)
+    data = bytearray((tmp_path / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / name).write_bytes(data)
+    monkeypatch.setattr(faiss, "read_index", lambda *arguments: pytest.fail("it was read"))
+    with pytest.raises(WeightsError, match=f"{name} is not the file that was saved"):
+        Index.load(tmp_path, sha256)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_an_absent_file_is_refused(tmp_path: Path, name: str) -> None:
+    sha256 = Index.build(FEATURES, IndexConfig()).save(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(WeightsError, match=f"{name} cannot be read"):
+        Index.load(tmp_path, sha256)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 0.0])
+def test_features_without_a_direction_are_refused(value: float) -> None:
+    features = FEATURES.copy()
+    features[1] = value
+    with pytest.raises(WeightsError, match="1 of 3"):
+        Index.build(features, IndexConfig())

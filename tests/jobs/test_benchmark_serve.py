@@ -1,0 +1,281 @@
+"""The benchmark of the service: its arithmetic, its load generator on a real server, and its floor."""
+
+import io
+import json
+import math
+import sys
+import threading
+from collections.abc import Iterator
+from email.parser import BytesParser
+from email.policy import HTTP
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from jobs.benchmarks.serve import CELLS, select
+from jobs.benchmarks.serving import bundles, comparison, figures, floor, material
+from jobs.benchmarks.serving.comparison import Cell
+from jobs.benchmarks.serving.load import send
+from jobs.benchmarks.serving.plan import FAILED, Phase, Plan, Sample, Seen
+from jobs.benchmarks.serving.servers import free_port
+from raycd import bundle
+from raycd.errors import ConfigError
+from raycd.search.searcher import Query, Searcher
+
+
+def answered(*ms: float, every: float = 0.1, timing: str = "") -> list[Sample]:
+    return [Sample(number * every, one, 200, timing) for number, one in enumerate(ms)]
+
+
+def test_quantile_is_the_nearest_rank() -> None:
+    hundred = [float(value) for value in range(1, 101)]
+    assert [figures.quantile(hundred, share) for share in (0.5, 0.99, 1.0)] == [50, 99, 100]
+    assert figures.quantile([7.0], 0.99) == 7
+    assert math.isnan(figures.quantile([], 0.5))
+
+
+def test_speed_counts_what_was_answered_in_its_window() -> None:
+    samples = [
+        Sample(0.0, 500, 200, ""),  # before the window
+        Sample(0.9, 200, 200, ""),  # asked before it, answered in it
+        Sample(1.5, 100, 200, ""),
+        Sample(1.6, 5, 503, ""),
+        Sample(2.9, 200, 200, ""),  # answered after it
+    ]
+    assert figures.speed(samples, 1.0, 3.0) == {
+        "successes/s": 1.0,
+        "p50, ms": 100,
+        "p99, ms": 200,
+        "failures": 1,
+    }
+
+
+def test_server_timing_tells_steps_and_batch() -> None:
+    header = (
+        'read;dur=0.5, decode;dur=1.25, search;desc="flat";dur=2, batch;desc="8", cache;desc=hit'
+    )
+    assert figures.timings(header) == {"read": 0.5, "decode": 1.25, "search": 2.0, "batch": 8.0}
+
+
+def test_breakdown_adds_up_to_what_the_client_saw() -> None:
+    timing = "read;dur=1, decode;dur=2, wait;dur=3, encode;dur=4, search;dur=5, total;dur=16"
+    rows = figures.breakdown(answered(20, 22, timing=timing))
+    assert (rows["mean rest of the service, ms"], rows["mean outside of the service, ms"]) == (1, 5)
+    assert sum(float(value) for value in rows.values()) == pytest.approx(21)
+    assert figures.breakdown(answered(20, 22)) == {}
+
+
+def test_a_batch_counts_once_however_many_queries_tell_of_it() -> None:
+    rows = figures.batches([8.0] * 8 + [1.0, 1.0])
+    assert rows == {
+        "mean batch": pytest.approx(10 / 3),
+        "batch of the median query": 8,
+        "largest batch": 8,
+    }
+
+
+def test_refusals_and_failures_are_told_apart() -> None:
+    samples = [
+        Sample(0, 30, 200, ""),
+        Sample(0, 5, 503, ""),
+        Sample(0, 150, 429, ""),
+        Sample(0, 9, FAILED, ""),
+    ]
+    rows = figures.refusals(samples)
+    assert (rows["asked"], rows["answered"], rows["refused"]) == (4, 1, 2)
+    assert rows["refusals within 100 ms, %"] == 50
+    assert rows["other failures"] == "1 x 0"
+
+
+def test_a_service_has_recovered_when_its_answers_are_as_quick_as_before() -> None:
+    slow, quick = [90.0] * 20, [10.0] * 20
+    assert figures.recovery(answered(*slow, *quick), 10) == pytest.approx(
+        1.5
+    )  # 6 of 11 answers are quick
+    assert figures.recovery(answered(*quick), 10) == 0
+    assert figures.recovery(answered(*slow), 10) == math.inf
+    refused = [one._replace(status=503) for one in answered(*quick)]
+    assert figures.recovery(refused, 10) == math.inf
+
+
+def test_the_service_is_compared_with_the_better_floor() -> None:
+    def cells(server: str, p50: float, rate: float) -> dict[Cell, figures.Figures]:
+        return {
+            Cell("demo", server, n): {"p50, ms": p50, "p99, ms": 2 * p50, "successes/s": rate}
+            for n in ("1", "32")
+        }
+
+    found = (
+        cells("floor-1-thread", 5, 100) | cells("floor-2-threads", 4, 80) | cells("haproxy", 7, 300)
+    )
+    assert comparison.rows(found) == {
+        "demo, haproxy: p50 of one client beyond the floor's, ms (at most 4)": 3,
+        "demo, haproxy: successes/s of 32 clients : the floor's (at least 2.5)": 3,
+        "demo, haproxy: p99 : p50 of 32 clients (at most 3)": 2,
+    }
+
+
+def test_parts_are_chosen_by_pattern() -> None:
+    assert select("") == list(CELLS)
+    assert select("*/haproxy/32, demo/floor-1*") == [
+        Cell("demo", "floor-1-thread", "1"),
+        Cell("demo", "floor-1-thread", "32"),
+        Cell("demo", "haproxy", "32"),
+        Cell("vit", "haproxy", "32"),
+    ]
+    with pytest.raises(ConfigError, match="names nothing"):
+        select("demo/nginx/*")
+
+
+class Listener(ThreadingHTTPServer):
+    """Remembers what it was asked; says no to every text that ends with 3."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.asked: list[dict[str, Any]] = []
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Listener
+
+    def do_POST(self) -> None:
+        asked = self._asked(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.asked.append(asked)
+        self.send_response(503 if asked["text"].endswith("3") else 200)
+        self.send_header("Server-Timing", 'total;dur=1.5, batch;desc="2"')
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def _asked(self, body: bytes) -> dict[str, Any]:
+        kind = self.headers["Content-Type"]
+        if kind == "application/json":
+            asked: dict[str, Any] = json.loads(body)
+            return asked
+        form = BytesParser(policy=HTTP).parsebytes(
+            b"Content-Type: " + kind.encode() + b"\r\n\r\n" + body
+        )
+        parts = {
+            part.get_param("name", header="content-disposition"): part for part in form.iter_parts()
+        }
+        image = parts.pop("image").get_payload(decode=True)
+        return {"image": image} | {name: part.get_content() for name, part in parts.items()}
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def listener() -> Iterator[Listener]:
+    with Listener() as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of pictures and texts."""
+    folder = tmp_path_factory.mktemp("benchmark") / "material"
+    material.write(folder, bundles.image_ids(1000), 64)
+    return str(folder)
+
+
+def test_clients_ask_with_pictures_and_new_texts_until_the_time_is_over(
+    listener: Listener, parts: str
+) -> None:
+    seen = send(Plan(listener.server_port, [Phase(0.5, clients=3)], parts, first=70))
+    samples = seen.phases[0]
+    texts = [asked["text"] for asked in listener.asked]
+    assert len(samples) == len(texts) == len(set(texts)) > 10
+    assert {text.rpartition(" ")[2] for text in texts} >= {"70", "71", "72"}
+    assert {(one.status, one.timing) for one in samples} == {
+        (s, 'total;dur=1.5, batch;desc="2"') for s in (200, 503)
+    }
+    assert sum(one.status == 503 for one in samples) == sum(text.endswith("3") for text in texts)
+    assert all(0 <= one.due < 0.5 and one.ms > 0 for one in samples)
+    assert {Image.open(io.BytesIO(asked["image"])).size for asked in listener.asked} == {(64, 64)}
+    assert seen.client_ms > 0
+
+
+def test_a_rate_is_kept_and_the_next_phase_begins_at_once(listener: Listener, parts: str) -> None:
+    plan = Plan(
+        listener.server_port, [Phase(0.5, rate=100), Phase(0.2, clients=1)], parts, upload=False
+    )
+    first, second = send(plan).phases
+    assert sorted(one.due for one in first) == pytest.approx([number / 100 for number in range(50)])
+    assert second
+    assert all(
+        asked["image_id"].startswith("G000") and asked["top_k"] == 10 for asked in listener.asked
+    )
+
+
+def test_answers_come_back_whole_whatever_else_is_printed(
+    listener: Listener, parts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho a warning of some library\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    phases = [Phase(0.2, rate=500), Phase(1.0, clients=8)]
+    seen = send(Plan(listener.server_port, phases, parts, upload=False, new_texts=False))
+    assert sum(map(len, seen.phases)) == len(listener.asked) > 150
+
+
+def test_known_texts_are_few(listener: Listener, parts: str) -> None:
+    send(Plan(listener.server_port, [Phase(0.5, clients=2)], parts, upload=False, new_texts=False))
+    assert len({asked["text"] for asked in listener.asked}) == 16
+
+
+def test_a_server_that_is_not_there_is_a_failure_not_a_crash(parts: str) -> None:
+    seen = send(Plan(free_port(), [Phase(0.2, rate=20)], parts))
+    assert [one.status for one in seen.phases[0]] == [FAILED] * 4
+
+
+def test_plans_and_samples_survive_their_way() -> None:
+    plan = Plan(8000, [Phase(1, clients=2), Phase(3, rate=4.5)], "folder", upload=False, first=7)
+    assert Plan.from_json(plan.to_json()) == plan
+    seen = Seen([[Sample(0.5, 3.25, 200, "total;dur=1")], []], 0.1)
+    assert Seen.from_json(seen.to_json()) == seen
+
+
+def test_the_floor_answers_as_the_core_does(tiny_bundle: Any) -> None:
+    file = io.BytesIO()
+    tiny_bundle.images[3].save(file, "PNG")  # without loss, so that both sides see the same pixels
+    client = TestClient(floor.build_app(floor.Model(tiny_bundle.folder)))
+    response = client.post(
+        "/v1/search", files={"image": file.getvalue()}, data={"text": "is blue", "top_k": "5"}
+    )
+    expected = Searcher(bundle.load(tiny_bundle.folder)).search(
+        [Query(tiny_bundle.images[3], "is blue", top_k=5)]
+    )[0]
+    results = response.json()["results"]
+    assert [one["image_id"] for one in results] == [one.image_id for one in expected]
+    assert [one["score"] for one in results] == pytest.approx(
+        [one.score for one in expected], abs=1e-5
+    )
+    assert [one["category"] for one in results] == [one.category for one in expected]
+
+
+def test_a_gallery_is_filled_up_around_its_own_features(tiny_bundle: Any, tmp_path: Path) -> None:
+    bundles.filled(tiny_bundle.folder, tmp_path / "filled", size=30)
+    own = bundle.gallery_features(bundle.read_gallery(tiny_bundle.folder))
+    features = bundle.gallery_features(bundle.read_gallery(tmp_path / "filled"))
+    grown = bundle.load(tmp_path / "filled")
+    assert (grown.index.size, grown.gallery["image_id"][29].as_py()) == (30, "G000029")
+    assert (features[:12] == own).all()
+    assert (features[12:24] != own).all()
+
+
+def test_a_bundle_of_random_weights_can_be_searched(tmp_path: Path) -> None:
+    bundles.random("raycd-demo", tmp_path / "random", size=20)
+    assert (
+        len(floor.Model(tmp_path / "random").search(Image.new("RGB", (40, 60)), "is blue", 5)) == 5
+    )

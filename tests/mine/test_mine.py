@@ -1,0 +1,437 @@
+"""Mining equals a brute-force reading of eq. 9, written here in plain loops, ties and duplicates
+included.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from numpy.typing import NDArray
+
+from raycd import mine
+from raycd.config import MineConfig
+from raycd.data.schema import GALLERY, PSEUDO_TRIPLET, TRIPLET
+from raycd.errors import ConfigError, DataError
+
+CATEGORIES = ("dress", "shirt", "toptee")
+
+
+class Case(NamedTuple):
+    """A small data set: ids, features, galleries {category: ids} and triplets (id, category,
+    reference, target).
+    """
+
+    ids: list[str]
+    image_ND: NDArray[np.float32]
+    galleries: dict[str, list[str]]
+    triplets: list[tuple[str, str, str, str | None]]
+    text_TD: NDArray[np.float32]
+
+    def gallery(self) -> pa.Table:
+        rows = [
+            (category, "train", image)
+            for category, images in self.galleries.items()
+            for image in images
+        ]
+        return pa.Table.from_pylist(
+            [dict(zip(GALLERY.names, row, strict=True)) for row in rows], schema=GALLERY
+        )
+
+    def rows(self) -> mine.TripletRows:
+        table: list[dict[str, Any]] = [
+            {
+                "triplet_id": i,
+                "category": c,
+                "split": "train",
+                "reference": r,
+                "target": t,
+                "captions": [],
+            }
+            for i, c, r, t in self.triplets
+        ]
+        return mine.of_triplets(self.ids, pa.Table.from_pylist(table, schema=TRIPLET))
+
+    def candidates(self, settings: MineConfig) -> pa.Table:
+        rows = self.rows()
+        found = mine.find_neighbours(
+            self.image_ND, mine.make_pools(settings.pool, self.gallery(), rows), settings
+        )
+        return mine.make_candidates(rows, found, self.image_ND, self.text_TD, encoder="abc")
+
+    def pseudo(self, settings: MineConfig) -> tuple[pa.Table, mine.Counts]:
+        return mine.filter_candidates(self.candidates(settings), **thresholds(settings))
+
+
+def thresholds(settings: MineConfig) -> dict[str, Any]:
+    return {name: getattr(settings, name) for name in ("eps_low", "eps_high", "s_max", "alpha")}
+
+
+def random_case(
+    seed: int, *, images: int = 30, dim: int = 6, kind: str = "smooth", triplets: int = 25
+) -> Case:
+    """`ties`: few distinct values, so that many similarities are equal. `duplicates`: every image
+    stands four times.
+    """
+    rng = np.random.default_rng(seed)
+    image_ND = rng.normal(size=(images, dim)) + rng.normal(size=dim)
+    if kind == "ties":
+        image_ND = rng.integers(0, 3, (images, dim)).astype(float)
+    if kind == "duplicates":
+        image_ND = image_ND[rng.integers(0, images // 4, images)]
+    ids = [f"image-{i}" for i in range(images)]
+    galleries = {name: [i for i in ids if rng.random() < 0.5] for name in CATEGORIES}
+    rows: list[tuple[str, str, str, str | None]] = []
+    for t in range(triplets):
+        category = CATEGORIES[rng.integers(3)]
+        reference, target = rng.choice(galleries[category], 2)
+        rows.append((f"triplet-{t}", category, str(reference), None if t == 7 else str(target)))
+    text_TD = rng.normal(size=(triplets, dim)).astype(np.float32)
+    return Case(ids, image_ND.astype(np.float32), galleries, rows, text_TD)
+
+
+def settings_of(**fields: Any) -> MineConfig:
+    return MineConfig(**({"neighbours": 64, "floor": -1, "eps_low": 0.3, "alpha": 0.0} | fields))
+
+
+# The oracle: eq. 9 as it is written, one image and one triplet at a time.
+
+
+def cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+    def unit(x: NDArray[np.float32]) -> NDArray[np.float64]:
+        wide = x.astype(np.float64)
+        length = np.sqrt(np.sum(wide * wide))
+        return (wide / length if length else wide).astype(np.float32).astype(np.float64)
+
+    return round(float(np.sum(unit(a) * unit(b))), 6)
+
+
+def oracle_neighbours(
+    case: Case, image: str, pool: list[str], floor: float
+) -> list[tuple[float, int]]:
+    """(similarity, row) of every other image of the pool at or above the floor, in order."""
+    row = case.ids.index(image)
+    others = sorted({case.ids.index(other) for other in pool} - {row})
+    found = [(cosine(case.image_ND[row], case.image_ND[other]), other) for other in others]
+    return sorted(
+        (pair for pair in found if pair[0] >= floor), key=lambda pair: (-pair[0], pair[1])
+    )
+
+
+def oracle_pool(case: Case, category: str, kind: str) -> list[str]:
+    if kind == "category":
+        return case.galleries[category]
+    return [image for images in case.galleries.values() for image in images]
+
+
+def oracle_pseudo(case: Case, settings: MineConfig) -> list[dict[str, Any]]:
+    pseudo = []
+    annotated = {(reference, target) for _, _, reference, target in case.triplets}
+    for t, (triplet_id, category, reference, target) in enumerate(case.triplets):
+        if target is None:
+            continue
+        for side, image in (("reference", reference), ("target", target)):
+            pool = oracle_pool(case, category, settings.pool)
+            found = oracle_neighbours(case, image, pool, settings.floor)
+            ranked = [(rank, similarity, row) for rank, (similarity, row) in enumerate(found)]
+            substitutes = [one for one in ranked if settings.eps_low <= one[1] <= settings.eps_high]
+            for rank, similarity, row in substitutes[: settings.s_max]:
+                new = {"reference": reference, "target": target} | {side: case.ids[row]}
+                if (
+                    new["reference"] == new["target"]
+                    or (new["reference"], new["target"]) in annotated
+                ):
+                    continue
+                x = case.image_ND[case.ids.index(new["reference"])].astype(np.float64)
+                y = case.image_ND[case.ids.index(new["target"])].astype(np.float64)
+                query = x + case.text_TD[t].astype(np.float64)
+                length = np.linalg.norm(query) * np.linalg.norm(y)
+                score = round(float(query @ y / length), 6) if length else 0.0
+                if score > settings.alpha:
+                    pseudo.append(
+                        {
+                            "triplet_id": triplet_id,
+                            "category": category,
+                            **new,
+                            "side": side,
+                            "replaced": image,
+                        }
+                        | {"similarity": similarity, "rank": rank, "score": score, "encoder": "abc"}
+                    )
+    return pseudo
+
+
+def oracle_table(case: Case, settings: MineConfig) -> list[dict[str, Any]]:
+    """Table NEIGHBOURS."""
+    expected = []
+    for pool in mine.make_pools(settings.pool, case.gallery(), case.rows()):
+        for row in pool.queries_Q:
+            members = oracle_pool(case, pool.name, settings.pool)
+            found = oracle_neighbours(case, case.ids[row], members, settings.floor)
+            first = found[: settings.neighbours]
+            expected.append(
+                {
+                    "pool": pool.name,
+                    "image": int(row),
+                    "neighbours": [other for _, other in first],
+                    "similarities": [similarity for similarity, _ in first],
+                    "truncated": len(found) > settings.neighbours,
+                }
+            )
+    return expected
+
+
+def neighbours_of(case: Case, settings: MineConfig) -> list[dict[str, Any]]:
+    found = mine.find_neighbours(
+        case.image_ND, mine.make_pools(settings.pool, case.gallery(), case.rows()), settings
+    )
+    rows: list[dict[str, Any]] = found.to_pylist()
+    return rows
+
+
+# Neighbours
+
+
+@pytest.mark.parametrize("pool", ["all", "category"])
+@pytest.mark.parametrize("kind", ["smooth", "ties", "duplicates"])
+@pytest.mark.parametrize("seed", range(4))
+def test_neighbours_equal_the_oracle(seed: int, kind: str, pool: str) -> None:
+    case = random_case(seed, kind=kind)
+    for size, floor in ((64, -1.0), (3, -1.0), (3, 0.5), (1, 0.2), (64, 0.999)):
+        settings = settings_of(
+            neighbours=size, floor=floor, eps_low=0.999, eps_high=1.0, s_max=1, pool=pool
+        )
+        assert neighbours_of(case, settings) == oracle_table(case, settings)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 7, 19, 1024])
+@pytest.mark.parametrize("kind", ["ties", "near-ties"])
+def test_neighbours_do_not_depend_on_how_the_queries_are_divided(
+    kind: str, batch_size: int
+) -> None:
+    """Near-ties: 300 images so alike that FAISS's own scores order them differently from batch to
+    batch.
+    """
+    case = random_case(0, kind="ties")
+    if kind == "near-ties":
+        rng = np.random.default_rng(0)
+        image_ND = rng.normal(size=32) + 2e-4 * rng.normal(size=(300, 32))
+        case = random_case(0, images=300, dim=32)._replace(image_ND=image_ND.astype(np.float32))
+    settings = settings_of(neighbours=5, s_max=1, batch_size=batch_size)
+    assert neighbours_of(case, settings) == oracle_table(case, settings)
+
+
+def test_an_image_is_no_neighbour_of_itself_but_its_duplicates_are() -> None:
+    image_ND = np.array([[1, 0], [0, 1], [1, 0], [2, 0]], np.float32)
+    pool = mine.Pool("", np.arange(4, dtype=np.int32), np.arange(4, dtype=np.int32))
+    found = mine.find_neighbours(image_ND, [pool], settings_of(floor=0.5, eps_low=0.5))
+    assert found["neighbours"].to_pylist() == [[2, 3], [], [0, 3], [0, 2]]
+    assert found["similarities"].to_pylist() == [[1.0, 1.0], [], [1.0, 1.0], [1.0, 1.0]]
+
+
+def test_the_metadata_of_the_neighbours_say_how_far_they_reach() -> None:
+    pool = mine.Pool("", np.arange(2, dtype=np.int32), np.zeros(0, np.int32))
+    found = mine.find_neighbours(
+        np.eye(2, dtype=np.float32), [pool], settings_of(neighbours=9, floor=0.25)
+    )
+    assert json.loads(found.schema.metadata[b"raycd.mine"]) == {"neighbours": 9, "floor": 0.25}
+
+
+def test_features_that_are_not_finite_are_an_error() -> None:
+    with pytest.raises(DataError, match="row 1 are not finite"):
+        mine.normalise(np.array([[1, 0], [np.nan, 0]], np.float32))
+
+
+def test_a_triplet_whose_image_has_no_features_is_an_error() -> None:
+    case = random_case(0)
+    with pytest.raises(DataError, match="have no features"):
+        case._replace(
+            ids=["elsewhere", *case.ids[1:]], triplets=[("t", "dress", "image-0", "image-1")]
+        ).rows()
+
+
+# Candidates and filters
+
+
+@pytest.mark.parametrize("pool", ["all", "category"])
+@pytest.mark.parametrize("kind", ["smooth", "ties", "duplicates"])
+@pytest.mark.parametrize("seed", range(6))
+def test_pseudo_triplets_equal_the_oracle(seed: int, kind: str, pool: str) -> None:
+    case = random_case(seed, kind=kind)
+    rng = np.random.default_rng(seed)
+    present = sorted(
+        {cosine(case.image_ND[a], case.image_ND[b]) for a in range(30) for b in range(a)}
+    )
+    for _ in range(4):
+        low, high = (
+            sorted(rng.choice(present, 2)) if len(present) > 1 else (0.3, 1.0)
+        )  # thresholds hit exactly
+        s_max, alpha = int(rng.integers(1, 6)), float(rng.choice([-1.0, 0.0, 0.4]))
+        settings = settings_of(
+            pool=pool, eps_low=low, eps_high=min(high, 1.0), s_max=s_max, alpha=alpha
+        )
+        pseudo, counts = case.pseudo(settings)
+        assert pseudo.to_pylist() == oracle_pseudo(case, settings)
+        assert pseudo.schema == PSEUDO_TRIPLET
+        assert counts["after_alpha"] == len(pseudo)
+
+
+def line_case(similarities: list[float], *, target: str = "image-1") -> Case:
+    """Image 0 has images 1, 2, ... at the given similarities; one triplet (image-0, target)."""
+    image_ND = np.array([[1.0, 0.0]] + [[s, np.sqrt(1 - s * s)] for s in similarities], np.float32)
+    ids = [f"image-{i}" for i in range(len(image_ND))]
+    return Case(
+        ids,
+        image_ND,
+        {"dress": ids},
+        [("t", "dress", ids[0], target)],
+        np.zeros((1, 2), np.float32),
+    )
+
+
+def substitutes(pseudo: pa.Table, side: str) -> list[str]:
+    names: list[str] = pseudo.filter(pc.equal(pseudo["side"], side))[side].to_pylist()
+    return names
+
+
+def test_both_thresholds_are_inclusive() -> None:
+    case = line_case([0.0, 0.9, 0.95, 0.995, 0.899999, 0.995001])
+    settings = settings_of(eps_low=0.9, eps_high=0.995, alpha=-1)
+    assert substitutes(case.pseudo(settings)[0], "reference") == ["image-4", "image-3", "image-2"]
+
+
+def test_alpha_must_be_exceeded() -> None:
+    case = line_case([0.8, 0.9])
+    score = case.candidates(settings_of())["score"].to_pylist()[0]
+    below = settings_of(alpha=score - 1e-6)
+    assert len(case.pseudo(below)[0]) == 1 + len(case.pseudo(settings_of(alpha=score))[0])
+
+
+def test_substitutes_are_counted_before_replacements_that_say_nothing_are_dropped() -> None:
+    """Image 1 is the target: replacing the reference by it says nothing, yet it fills a place of
+    s_max = 2.
+    """
+    case = line_case([0.95, 0.94, 0.93])
+    settings = settings_of(eps_low=0.9, s_max=2, alpha=-1)
+    pseudo, counts = case.pseudo(settings)
+    assert substitutes(pseudo, "reference") == ["image-2"]
+    assert counts["degenerate"] == 2
+    assert pseudo.to_pylist() == oracle_pseudo(case, settings)
+
+
+def test_counts_say_what_each_constraint_left() -> None:
+    case = line_case([-0.9, 0.95, 0.94, 0.93, 0.5, -0.95])
+    _, counts = case.pseudo(settings_of(floor=0.4, eps_low=0.9, s_max=2, alpha=-1))
+    reference, target = counts["groups"]
+    assert (reference["category"], reference["side"]) == ("dress", "reference")
+    assert (reference["candidates"], reference["after_similarity"], reference["after_s_max"]) == (
+        4,
+        3,
+        2,
+    )
+    assert (target["candidates"], target["after_similarity"]) == (1, 1)
+    assert (counts["candidates"], counts["after_s_max"], counts["images"]) == (5, 3, 2)
+    assert counts["images_without_substitute"] == 0
+    assert mine.summary(counts)[-2].split() == ["all", "5", "4", "3", "3"]
+
+
+def test_images_without_any_neighbour_are_counted() -> None:
+    _, counts = line_case([-0.5, -0.6]).pseudo(
+        settings_of(floor=0.999, eps_low=0.999, eps_high=1.0)
+    )
+    assert (counts["images"], counts["images_without_substitute"], counts["candidates"]) == (
+        2,
+        2,
+        0,
+    )
+    assert mine.warnings(counts) == [
+        "no image has a neighbour at similarity 0.999 or above: lower mine.floor and mine again"
+    ]
+
+
+def test_images_whose_neighbours_are_too_few_to_fill_s_max_are_counted() -> None:
+    """The three neighbours kept of image 0 are too near; more within the thresholds may follow."""
+    case = line_case([0.9999, 0.9998, 0.9997, 0.95, 0.94], target="image-5")
+    short = settings_of(neighbours=3, floor=0.9, eps_low=0.9, s_max=1, alpha=-1)
+    _, counts = case.pseudo(short)
+    assert counts["images_cut_short"] == 1
+    assert "raise mine.neighbours" in mine.warnings(counts)[-1]
+    _, counts = case.pseudo(short.model_copy(update={"neighbours": 4}))
+    assert counts["images_cut_short"] == 0
+
+
+def test_a_setting_that_leaves_nothing_is_named() -> None:
+    case = line_case([0.8, 0.7])
+    _, counts = case.pseudo(settings_of(eps_low=0.99, eps_high=0.995))
+    assert mine.warnings(counts)[0].startswith(
+        "no substitute lies within mine.eps_low 0.99 to mine.eps_high 0.995"
+    )
+    _, counts = case.pseudo(settings_of(alpha=1.0, eps_high=1.0))
+    assert f"lower it below {counts['best_score']}" in mine.warnings(counts)[0]
+
+
+def test_settings_that_leave_nearly_all_are_named() -> None:
+    said = mine.warnings(random_case(0).pseudo(settings_of(eps_low=-1, eps_high=1, alpha=-1))[1])
+    assert "100.0% of the candidates" in said[0]
+    assert (
+        said[1] == "mine.alpha -1.0 leaves 100.0% of the pseudo triplets: raise it to filter more"
+    )
+
+
+def test_the_candidates_survive_parquet_and_any_order_of_rows(tmp_path: Path) -> None:
+    settings = settings_of(pool="category", s_max=2)
+    table = random_case(3, kind="ties").candidates(settings)
+    expected, counts = mine.filter_candidates(table, **thresholds(settings))
+    pq.write_table(table, tmp_path / "candidates.parquet", row_group_size=11)
+    read = pq.read_table(tmp_path / "candidates.parquet")
+    assert mine.filter_candidates(read, **thresholds(settings)) == (expected, counts)
+    shuffled = read.take(np.random.default_rng(0).permutation(len(read)))
+    pseudo, again = mine.filter_candidates(shuffled, **thresholds(settings))
+    order = ["triplet_id", "side", "rank"]
+    keys = [(key, "ascending") for key in order]
+    assert pseudo.sort_by(keys).equals(expected.sort_by(keys))
+    assert again == counts
+
+
+def test_scores_do_not_depend_on_how_the_candidates_are_divided() -> None:
+    rng = np.random.default_rng(0)
+    image_ND, text_TD = (
+        rng.normal(size=(50, 640)).astype(np.float32),
+        rng.normal(size=(9, 640)).astype(np.float32),
+    )
+    image_ND[0] = 0
+    reference_C, target_C, triplet_C = (
+        rng.integers(0, n, 700).astype(np.int32) for n in (50, 50, 9)
+    )
+    whole = mine.matching_scores(image_ND, text_TD, reference_C, target_C, triplet_C)
+    for size in (1, 13, 256, 300):
+        parts = [
+            mine.matching_scores(
+                image_ND,
+                text_TD,
+                reference_C[s : s + size],
+                target_C[s : s + size],
+                triplet_C[s : s + size],
+            )
+            for s in range(0, 700, size)
+        ]
+        assert np.array_equal(np.concatenate(parts), whole)
+    assert (whole[target_C == 0] == 0).all()
+
+
+def test_thresholds_below_the_floor_of_the_table_are_refused() -> None:
+    table = line_case([0.8, 0.9]).candidates(settings_of(floor=0.7, eps_low=0.7))
+    with pytest.raises(ConfigError, match=r"at least 0\.7 \(mine\.floor\)"):
+        mine.filter_candidates(table, eps_low=0.6, eps_high=0.9, s_max=4, alpha=0)
+    with pytest.raises(ConfigError, match="no substitute can meet"):
+        mine.filter_candidates(table, eps_low=0.95, eps_high=0.9, s_max=4, alpha=0)
+
+
+def test_a_table_that_lost_its_metadata_is_refused() -> None:
+    table = line_case([0.8, 0.9]).candidates(settings_of()).replace_schema_metadata(None)
+    with pytest.raises(DataError, match="does not say how it was made"):
+        mine.filter_candidates(table, eps_low=0.6, eps_high=0.9, s_max=4, alpha=0)

@@ -1,0 +1,78 @@
+"""cluster.yaml is valid for the pinned Ray and keeps what it promises: CPU head, GPU workers from
+zero, a token.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> dict[str, Any]:
+    """The file as Ray's launcher sees it: with Ray's defaults for AWS filled in."""
+    config: dict[str, Any] = prepare_config(yaml.safe_load((ROOT / "cluster.yaml").read_text()))
+    return config
+
+
+def workers(cluster: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        kind
+        for name, kind in cluster["available_node_types"].items()
+        if name != cluster["head_node_type"]
+    ]
+
+
+def start_commands(cluster: dict[str, Any]) -> list[str]:
+    commands: list[str] = cluster["head_start_ray_commands"] + cluster["worker_start_ray_commands"]
+    return [command for command in commands if "ray start" in command]
+
+
+def test_ray_accepts_the_file(cluster: dict[str, Any]) -> None:
+    validate_config(cluster)
+
+
+def test_head_has_no_gpu_and_is_alone(cluster: dict[str, Any]) -> None:
+    head = cluster["available_node_types"][cluster["head_node_type"]]
+    assert head["resources"] == {"CPU": 8}
+    assert head["node_config"]["InstanceType"].startswith(("m6i.", "m7i.", "c6i.", "r6i."))
+    assert head["max_workers"] == 0
+
+
+def test_gpu_workers_scale_from_zero_and_back(cluster: dict[str, Any]) -> None:
+    assert workers(cluster)
+    for kind in workers(cluster):
+        assert kind["resources"]["GPU"] >= 1
+        assert kind["min_workers"] == 0
+        assert kind["max_workers"] >= 1
+    assert 0 < cluster["idle_timeout_minutes"] <= 30
+    assert cluster["provider"]["cache_stopped_nodes"] is False
+
+
+def test_every_node_starts_with_the_token(cluster: dict[str, Any]) -> None:
+    assert len(start_commands(cluster)) == 2
+    for command in start_commands(cluster):
+        assert "RAY_AUTH_MODE=token ray start" in command
+    assert cluster["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
+
+
+def test_dashboard_listens_on_loopback_only(cluster: dict[str, Any]) -> None:
+    (head_start,) = [command for command in start_commands(cluster) if "--head" in command]
+    assert "--dashboard-host=127.0.0.1" in head_start
+
+
+def test_nodes_install_from_the_lock_each_with_its_own_faiss(cluster: dict[str, Any]) -> None:
+    for path in cluster["file_mounts"].values():
+        assert path.startswith("~") or (ROOT / path).is_file(), f"{path} does not exist"
+    assert "make -C ~/raycd setup EXTRA=cpu" in cluster["head_setup_commands"]
+    assert "make -C ~/raycd setup EXTRA=gpu" in cluster["worker_setup_commands"]
+
+
+def test_file_holds_no_secret_and_no_account(cluster: dict[str, Any]) -> None:
+    assert "auth_token" not in str(cluster["provider"])
+    for kind in cluster["available_node_types"].values():
+        assert kind["node_config"]["ImageId"] == "ami-" + 17 * "0"
