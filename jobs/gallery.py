@@ -139,7 +139,7 @@ def _forget(options: argparse.Namespace) -> None:
                 "start again before jobs/index.py has encoded the whole gallery anew",
                 do="see in /v1/info which encoder is used; to go on, give --yes",
             )
-        count = place.catalogue.forget(fingerprint)
+        count = place.gallery_db.forget(fingerprint)
     print(f"forgotten: {count:,} features of encoder {fingerprint[:12]}")
 
 

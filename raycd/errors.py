@@ -7,7 +7,7 @@ RaycdError                  ends a job with one message and exit code 2
 ├── WeightsError            weights, a checkpoint or a bundle cannot be read or do not fit
 ├── RunError                a run folder belongs to other settings, is in use or cannot be written
 ├── TrackingError           the MLflow record cannot be reached
-└── CatalogueError          the gallery's database cannot be reached, read or written, or belongs to another encoder
+└── GalleryError          the gallery's database cannot be reached, read or written, or belongs to another encoder
 """
 
 from typing import Literal
@@ -69,7 +69,7 @@ class TrackingError(RaycdError):
     """The MLflow record cannot be reached."""
 
 
-class CatalogueError(RaycdError):
+class GalleryError(RaycdError):
     """The gallery's database cannot be reached, read or written, or does not fit.
 
     `reason` tells programs which: unreachable and locked may be over soon; full, read_only,
@@ -103,8 +103,8 @@ class CatalogueError(RaycdError):
         self.reason = reason
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _restored_catalogue, (str(self), self.reason)
+        return _restored_gallery, (str(self), self.reason)
 
 
-def _restored_catalogue(message: str, reason: CatalogueError.Reason) -> CatalogueError:
-    return CatalogueError(message, reason)
+def _restored_gallery(message: str, reason: GalleryError.Reason) -> GalleryError:
+    return GalleryError(message, reason)

@@ -35,7 +35,7 @@ class Engine:
 
     Raises:
         WeightsError: The bundle is damaged, does not fit together or does not answer.
-        CatalogueError: The gallery cannot be read, or has images that this bundle's encoder has not
+        GalleryError: The gallery cannot be read, or has images that this bundle's encoder has not
             encoded.
     """
 

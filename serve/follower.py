@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from raycd import bundle
 from raycd.data import images
-from raycd.errors import CatalogueError, DataError
+from raycd.errors import DataError, GalleryError
 from raycd.gallery.live import Live, contents
 from raycd.gallery.recent import Recent
 from raycd.gallery.static import Gallery
@@ -52,7 +52,7 @@ class Follower:
         model: The thread that the model runs in.
 
     Raises:
-        CatalogueError: The gallery cannot be read, or has more images than ENCODED that the encoder
+        GalleryError: The gallery cannot be read, or has more images than ENCODED that the encoder
             has not encoded.
     """
 
@@ -112,17 +112,17 @@ class Follower:
         return True
 
     def _loaded(self) -> Live:
-        """The gallery as it was found: the bundle's, where the catalogue began with that, else the
-        database's own.
+        """The gallery as it was found: the bundle's, where the gallery database began with that,
+        else the database's own.
         """
-        loaded, catalogue = self._searcher.bundle, self._store.catalogue
+        loaded, gallery_db = self._searcher.bundle, self._store.gallery_db
         digest = loaded.manifest.files[bundle.GALLERY]
-        seed = catalogue.seed() or catalogue.begin(
+        seed = gallery_db.seed() or gallery_db.begin(
             bundle.read_gallery(loaded.folder), self._fingerprint, digest
         )
         if seed is not None and seed.digest == digest:
             return self._new(loaded.index, self._searcher.view.gallery, seed.version)
-        found = catalogue.load(self._fingerprint)
+        found = gallery_db.load(self._fingerprint)
         self._check_few(found.unencoded)
         features_GD = found.features_GD.reshape(
             -1, loaded.index.dim
@@ -133,12 +133,12 @@ class Follower:
         return live
 
     def _check_few(self, rows: Sequence[Row]) -> None:
-        """Raises CatalogueError where more must be encoded than a replica may take time for before
+        """Raises GalleryError where more must be encoded than a replica may take time for before
         it answers.
         """
         missing = sum(row.feature is None and not row.deleted for row in rows)
         if missing > ENCODED:
-            raise CatalogueError(
+            raise GalleryError(
                 "the gallery's images are not encoded by this bundle's encoder",
                 "mismatch",
                 got=f"{missing} images without features of encoder {self._fingerprint[:12]}",
@@ -178,9 +178,9 @@ class Follower:
         if self._built is not None:
             self._live, self._built = self._built, None
         began = time.monotonic()
-        catalogue, seen = self._store.catalogue, self._live.view.version
-        if catalogue.version() > seen:
-            changes = catalogue.changes(seen, self._fingerprint)
+        gallery_db, seen = self._store.gallery_db, self._live.view.version
+        if gallery_db.version() > seen:
+            changes = gallery_db.changes(seen, self._fingerprint)
             if first:
                 self._check_few(changes.rows)
             self._live.apply(replace(changes, rows=self._encoded(changes.rows)))
@@ -225,7 +225,7 @@ class Follower:
             built = self._new(index, gallery, view.version)
             built.without = set(self._live.without)
             for _ in range(ROUNDS):
-                changes = self._store.catalogue.changes(built.view.version, self._fingerprint)
+                changes = self._store.gallery_db.changes(built.view.version, self._fingerprint)
                 built.apply(replace(changes, rows=self._encoded(changes.rows)))
                 if built.recent.crowded:
                     built.take_lists(built.recent.put_into_lists())
@@ -272,7 +272,7 @@ class Follower:
                     (row.image_id, row.version, feature_D)
                     for (row, _), feature_D in zip(readable, features_ND, strict=True)
                 ]
-                self._store.catalogue.add_features(self._fingerprint, found)
+                self._store.gallery_db.add_features(self._fingerprint, found)
                 features |= {image_id: feature_D for image_id, _, feature_D in found}
         return [replace(row, feature=features.get(row.image_id, row.feature)) for row in rows]
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from raycd.data import images
 from raycd.data.images import BrokenImage
-from raycd.errors import CatalogueError, DataError
+from raycd.errors import DataError, GalleryError
 from raycd.gallery.view import View
 from serve.args import ServeArgs
 from serve.problems import ProblemError
@@ -37,7 +37,7 @@ class Pictures:
     """The pictures of a gallery's states, for any thread. `store` knows where those lie that
     clients have added.
 
-    Raises ProblemError (404) where there is no such image or no such file, CatalogueError where
+    Raises ProblemError (404) where there is no such image or no such file, GalleryError where
     nobody can tell because their place does not answer or may not be read.
     """
 
@@ -98,8 +98,8 @@ def _path(view: View, image_id: str) -> str | None:
     return view.path(position)
 
 
-def _away(cause: BaseException) -> CatalogueError:
-    return CatalogueError(
+def _away(cause: BaseException) -> GalleryError:
+    return GalleryError(
         "the place of the gallery's pictures does not answer, or may not be read",
         "unreachable",
         got=f"{type(cause).__name__}: {cause}",

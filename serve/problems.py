@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raycd.api import FieldError, Problem
 from raycd.data.images import BrokenImage
-from raycd.errors import CatalogueError, DataError
+from raycd.errors import DataError, GalleryError
 from serve.fetch import FetchFailed, FetchRefused
 
 MEDIA_TYPE = "application/problem+json"
@@ -110,8 +110,8 @@ def of(error: Exception) -> ProblemError | None:
             return ProblemError(
                 422, f"image_url: {_plain(error)}", reason=error.reason, limit=limit
             )
-        case CatalogueError():
-            return _of_catalogue(error.reason)
+        case GalleryError():
+            return _of_gallery_db(error.reason)
         case DataError():
             return ProblemError(422, _plain(error))
         case RequestValidationError() | ValidationError():
@@ -124,7 +124,7 @@ def of(error: Exception) -> ProblemError | None:
             return None
 
 
-def _of_catalogue(reason: CatalogueError.Reason) -> ProblemError:
+def _of_gallery_db(reason: GalleryError.Reason) -> ProblemError:
     match reason:
         case "unreachable":
             return busy(

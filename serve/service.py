@@ -150,14 +150,14 @@ class SearchService:
         await self._try(self.engine)
 
     async def check_gallery(self) -> None:
-        """Raises CatalogueError where the gallery's SQLite file has gone or is another one.
+        """Raises GalleryError where the gallery's SQLite file has gone or is another one.
 
         No part of `check_health`: Ray Serve would replace this replica, which still has all that
         can be found.
         """
         if self._store is not None:
             async with asyncio.timeout(CANARY_S):
-                await asyncio.to_thread(self._store.catalogue.check_file)
+                await asyncio.to_thread(self._store.gallery_db.check_file)
 
     async def _try(self, engine: Engine) -> None:
         async with asyncio.timeout(CANARY_S):

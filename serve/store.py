@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Self
 
 from raycd.data.moved import Move
-from raycd.gallery_db import Catalogue, owner, place
+from raycd.gallery_db import GalleryDatabase, owner, place
 from raycd.gallery_db.pictures import Pictures
 from raycd.gallery_db.place import is_kept
 from serve.args import NO_GALLERY, REGISTRY, ServeArgs
@@ -19,7 +19,7 @@ FILE = "gallery.sqlite"  # beside the bundle's folder, where no other database i
 class Store:
     """The database, and the pictures that clients have added; None: there is no place for pictures."""
 
-    catalogue: Catalogue
+    gallery_db: GalleryDatabase
     pictures: Pictures | None
     moved: Move = field(default_factory=Move)
     """How the run of the bundle, whose pictures the database names, was moved."""
@@ -29,7 +29,7 @@ class Store:
         """The one that the settings name; None: they name none. `name` tells this service from
         others.
 
-        Raises CatalogueError where the database cannot be opened, another service has it, or this
+        Raises GalleryError where the database cannot be opened, another service has it, or this
         service had another file there.
         """
         if args.gallery == NO_GALLERY:
@@ -39,15 +39,15 @@ class Store:
         held = None if file is None else owner.hold(file, name)  # before anything of it is changed
         if file is not None and held is not None:
             owner.check(file, held)
-        catalogue = Catalogue.open(url)
+        gallery_db = GalleryDatabase.open(url)
         if file is not None and held is not None:
             owner.note(file, held)
         root = place.pictures_root(url, args.pictures)
         moved = Move() if args.bundle.startswith(REGISTRY) else Move.of(Path(args.bundle))
-        return cls(catalogue, Pictures(root) if root else None, moved)
+        return cls(gallery_db, Pictures(root) if root else None, moved)
 
     def locate(self, path: str | None) -> str | None:
-        """The path or URI of a picture that the catalogue names."""
+        """The path or URI of a picture that the gallery database names."""
         if self.pictures is not None and path is not None and is_kept(path):
             return self.pictures.locate(path)
         return self.moved.locate(path)

@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from raycd import bundle
-from raycd.errors import CatalogueError, RaycdError, WeightsError
+from raycd.errors import GalleryError, RaycdError, WeightsError
 from serve.args import REGISTRY
 from serve.engine import Engine
 
@@ -44,12 +44,12 @@ def digest(place: Path) -> str:
 
 
 def check(old: Engine, new: Engine) -> None:
-    """Raises CatalogueError where the new one would lose images of the gallery."""
+    """Raises GalleryError where the new one would lose images of the gallery."""
     lost = (new.follower.without if new.follower else 0) - (
         old.follower.without if old.follower else 0
     )
     if lost > 0:
-        raise CatalogueError(
+        raise GalleryError(
             "the new bundle's encoder cannot encode the whole gallery",
             "mismatch",
             got=f"{lost} images without a feature of it whose pictures cannot be read",
@@ -60,7 +60,7 @@ def check(old: Engine, new: Engine) -> None:
 def reason(error: Exception) -> str:
     """Why a bundle was refused, in words that may be shown to anybody: no paths."""
     match error:
-        case CatalogueError(reason="mismatch"):
+        case GalleryError(reason="mismatch"):
             return "its encoder has not encoded the whole gallery: run jobs/index.py --gallery with it first"
         case WeightsError():
             return "it is damaged, does not fit together or does not answer: the service's log says more"

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raycd.errors import CatalogueError, RaycdError
+from raycd.errors import GalleryError, RaycdError
 from raycd.gallery_db.records import Change, Delete, Done, Put
 from serve.batching import Batcher
 from serve.engine import Engine
@@ -70,7 +70,7 @@ class Writer:
         """Add an image or put it in the place of another. It has a picture, a feature of the
         engine's encoder, or both.
 
-        Raises CatalogueError; then nothing has changed, unless its reason is one of UNKNOWN: then
+        Raises GalleryError; then nothing has changed, unless its reason is one of UNKNOWN: then
         nobody knows.
         """
         if feature is None:
@@ -83,14 +83,14 @@ class Writer:
         try:
             done = await self._committed(change, engine)
         except RaycdError as error:
-            if not (isinstance(error, CatalogueError) and error.reason in UNKNOWN):
+            if not (isinstance(error, GalleryError) and error.reason in UNKNOWN):
                 self._forget(path)
             raise
         self._forget(done.old_path)
         return done
 
     async def delete(self, image_id: str, engine: Engine) -> Done:
-        """Remove an image, if there is one. Raises CatalogueError as `put` does."""
+        """Remove an image, if there is one. Raises GalleryError as `put` does."""
         done = await self._committed(Delete(image_id), engine)
         self._forget(done.old_path)
         return done
@@ -117,7 +117,7 @@ class Writer:
         try:
             if self._store.pictures is not None:
                 self._store.pictures.remove(path)
-        except CatalogueError as error:
+        except GalleryError as error:
             _log.warning(
                 "a picture that nothing names any more could not be removed (%s)", error.reason
             )
@@ -130,7 +130,7 @@ class Writer:
         for fingerprint, some in groupby(batch, key=lambda one: one[1]):
             changes = [change for change, _ in some]
             try:
-                outcomes += self._store.catalogue.write(changes, fingerprint)
+                outcomes += self._store.gallery_db.write(changes, fingerprint)
             except RaycdError as error:
                 outcomes += [error] * len(changes)
         return outcomes

@@ -72,7 +72,7 @@ def writable(service: SearchService) -> Writer:
 
 
 async def put_one(service: SearchService, writer: Writer, image_id: str, given: Given) -> Done:
-    """Decode, encode, commit. Raises BrokenImage, ProblemError and CatalogueError."""
+    """Decode, encode, commit. Raises BrokenImage, ProblemError and GalleryError."""
     engine, file = service.engine, given.file
     if file is not None and not writer.keeps_pictures:
         raise problems.ProblemError(

@@ -13,7 +13,7 @@ from raycd import bundle, features
 from raycd.config import DataConfig, SyntheticConfig
 from raycd.data import images
 from raycd.data.captions import evaluation_text
-from raycd.data.demo.synthetic import write_catalogue
+from raycd.data.demo.synthetic import write_demo_data
 from raycd.data.read import read
 from raycd.model.embed import EmbedImages, EmbedTexts
 
@@ -26,7 +26,7 @@ def demo(tiny_bundle: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.chdir(tmp_path)
     run = Path("runs/demo")
     shutil.copytree(tiny_bundle.folder, run / "bundle")
-    write_catalogue(
+    write_demo_data(
         run / "catalogue",
         SyntheticConfig(train_images=4, val_images=12, train_triplets=2, val_triplets=3),
     )

@@ -30,7 +30,7 @@ from jobs.benchmarks.serving.scenarios import Site, clients
 from raycd import bundle
 from raycd.config import Config
 from raycd.errors import RunError
-from raycd.gallery_db import Catalogue
+from raycd.gallery_db import GalleryDatabase
 
 IMAGES, OWN = 100_000, 1000  # in the database, and in the bundle, which is another gallery
 CLIENTS = (1, 4)  # that search at a time
@@ -82,7 +82,7 @@ def _fill(database: Path, folder: Path, size: int) -> float:
         attributes=[{"colour": "blue"}] * size,
     )
     began = time.perf_counter()
-    with Catalogue.open(str(database)) as opened:
+    with GalleryDatabase.open(str(database)) as opened:
         opened.begin(table, fingerprint, "not the bundle's gallery")
     return time.perf_counter() - began
 

@@ -2,7 +2,7 @@
 has gone.
 
     live = Live(index, Gallery(table), version=7)
-    live.apply(catalogue.changes(7, fingerprint))
+    live.apply(gallery_db.changes(7, fingerprint))
     live.view.search(queries, 10)
 
 The index never changes. Images that came later are kept beside it (`index.recent`); when they, or
@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raycd.errors import CatalogueError
+from raycd.errors import GalleryError
 from raycd.gallery.recent import Recent
 from raycd.gallery.static import SCHEMA, Gallery
 from raycd.gallery.view import Additions, Sums, View
@@ -75,7 +75,7 @@ class Live:
         return len(self.recent) > many or gone > many or compared > self._flat_up_to
 
     def apply(self, changes: Changes) -> None:
-        """Bring the view to the version of the changes. Raises CatalogueError for features of
+        """Bring the view to the version of the changes. Raises GalleryError for features of
         another size.
         """
         old = self.view
@@ -113,8 +113,11 @@ class Live:
         features = [row.feature for row in new if row.feature is not None]
         dim = self.view.index.dim
         if wrong := {len(feature_D) for feature_D in features} - {dim}:
-            raise CatalogueError(
-                "the catalogue has features of another size", "mismatch", got=wrong, expected=dim
+            raise GalleryError(
+                "the gallery database has features of another size",
+                "mismatch",
+                got=wrong,
+                expected=dim,
             )
         features_ND = np.array(features, np.float32).reshape(len(features), dim)
         lengths_N = np.linalg.norm(features_ND, axis=1)

@@ -1,9 +1,9 @@
 """The durable gallery: every image that can be found, in a database. What is searched is made of
 it.
 
-    with Catalogue.open("gallery.sqlite") as catalogue:
-        catalogue.write([Put("DV1", feature_D, ("dress",))], fingerprint)
-        catalogue.changes(since=0, fingerprint=fingerprint)
+    with GalleryDatabase.open("gallery.sqlite") as gallery_db:
+        gallery_db.write([Put("DV1", feature_D, ("dress",))], fingerprint)
+        gallery_db.changes(since=0, fingerprint=fingerprint)
 
 Every change has a version, one more than the change before. Versions are given out under the lock
 of one row, which is held until the commit: whoever sees a version sees all changes up to it.
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from sqlalchemy import Connection, Engine, Select, delete, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from raycd.errors import CatalogueError
+from raycd.errors import GalleryError
 from raycd.gallery.static import SCHEMA
 from raycd.gallery_db import codec, database, faults, plan, schema
 from raycd.gallery_db.records import Change, Changes, Contents, Done, Put, Row, Seed
@@ -37,10 +37,10 @@ _STREAMED = 2000  # rows that are fetched at a time
 Item = TypeVar("Item")
 
 
-class Catalogue:
+class GalleryDatabase:
     """A database that is open. Threads may share it; processes open their own.
 
-    Every method raises CatalogueError where the database does not answer, cannot be read or
+    Every method raises GalleryError where the database does not answer, cannot be read or
     written, or is full; then nothing has changed. Only where a connection broke during a write
     (reason unreachable) or a SQLite file was removed or replaced during it (reason replaced),
     nobody knows.
@@ -57,7 +57,7 @@ class Catalogue:
 
     @classmethod
     def open(cls, url: str, *, migrate: bool = True, busy_s: float = BUSY_S) -> Self:
-        """The catalogue at a SQLite file or a postgresql:// URL, created and brought to this
+        """The gallery database at a SQLite file or a postgresql:// URL, created and brought to this
         version's schema.
 
         Args:
@@ -99,7 +99,7 @@ class Catalogue:
         self.close()
 
     def check_file(self) -> None:
-        """Raises CatalogueError where the SQLite file is gone, or not the one that was opened.
+        """Raises GalleryError where the SQLite file is gone, or not the one that was opened.
         PostgreSQL has none.
         """
         if self._watch is not None:
@@ -275,8 +275,8 @@ class Catalogue:
         """Store features (D,) of images (id, version, feature), where an image still has that
         version and none yet.
 
-        Returns how many were stored. The catalogue's version stays: for its encoder, such an image
-        was not there.
+        Returns how many were stored. The gallery database's version stays: for its encoder, such an
+        image was not there.
         """
         if not given:
             return 0
@@ -325,7 +325,7 @@ class Catalogue:
         if known is None:
             connection.execute(encoders.insert(), {"fingerprint": fingerprint, "dim": dim})
         elif known != dim:
-            raise CatalogueError(
+            raise GalleryError(
                 "a feature is of another size than this encoder's others",
                 "mismatch",
                 got=dim,
@@ -340,7 +340,7 @@ def _close(engine: Engine, watch: Watch | None) -> None:
 
 
 def _locked_version(connection: Connection) -> int:
-    """The catalogue's version, which nobody else changes before this transaction ends."""
+    """The gallery database's version, which nobody else changes before this transaction ends."""
     return int(connection.execute(select(gallery.c.version).with_for_update()).scalar_one())
 
 
@@ -368,7 +368,7 @@ def _count(connection: Connection) -> int:
 
 def _dim(feature_D: NDArray[np.float32]) -> int:
     if feature_D.ndim != 1:
-        raise CatalogueError(
+        raise GalleryError(
             "a feature is no vector",
             "mismatch",
             got=f"shape {feature_D.shape}",

@@ -25,8 +25,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from raycd import __version__
 from raycd.durable import PRIVATE_FOLDER, replacing
-from raycd.errors import CatalogueError, ConfigError, DataError, RaycdError
-from raycd.gallery_db import Catalogue
+from raycd.errors import ConfigError, DataError, GalleryError, RaycdError
+from raycd.gallery_db import GalleryDatabase
 from raycd.gallery_db.invariants import integrity
 from raycd.gallery_db.pictures import SCHEME
 from raycd.gallery_db.place import Place, is_kept
@@ -65,7 +65,7 @@ def save(place: Place, folder: Path) -> Backup:
 
     Raises:
         ConfigError: The folder is there already.
-        CatalogueError: The database cannot be read, or its copy is damaged.
+        GalleryError: The database cannot be read, or its copy is damaged.
         RaycdError: A file cannot be read or written.
     """
     if folder.exists():
@@ -81,7 +81,7 @@ def save(place: Place, folder: Path) -> Backup:
         while True:
             with _snapshot(place, fresh) as seen:
                 lost = _copy_pictures(seen, fresh, files)
-                version, images = seen.catalogue.version(), seen.catalogue.count()
+                version, images = seen.gallery_db.version(), seen.gallery_db.count()
                 elsewhere = sum(
                     row.path is not None and not is_kept(row.path) for row in seen.rows()
                 )
@@ -109,7 +109,7 @@ def save(place: Place, folder: Path) -> Backup:
 
 def verify(folder: Path) -> Backup:
     """What a backup has, once every file has its hash and the database is whole. Raises DataError,
-    CatalogueError.
+    GalleryError.
     """
     try:
         saved = Backup.model_validate_json((folder / MANIFEST).read_bytes())
@@ -129,7 +129,7 @@ def verify(folder: Path) -> Backup:
                 f"{folder / name} was changed or damaged", got=f"SHA-256 {found}", expected=known
             )
     if DATABASE in saved.files and (faults := integrity(folder / DATABASE)):
-        raise CatalogueError(
+        raise GalleryError(
             f"the database of the backup {folder} is damaged", "damaged", got=faults[0]
         )
     return saved
@@ -146,8 +146,8 @@ def _snapshot(place: Place, folder: Path) -> Iterator[Place]:
         source.backup(
             target
         )  # all pages in one step: with more of them, it begins again after each write
-    with Catalogue.open(str(copy), migrate=False) as catalogue:
-        yield Place(str(copy), catalogue, place.pictures, moved=place.moved)
+    with GalleryDatabase.open(str(copy), migrate=False) as gallery_db:
+        yield Place(str(copy), gallery_db, place.pictures, moved=place.moved)
 
 
 def _close(database: Path) -> None:

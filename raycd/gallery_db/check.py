@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 
 import fsspec
 
-from raycd.errors import CatalogueError, DataError
+from raycd.errors import DataError, GalleryError
 from raycd.gallery_db import invariants
 from raycd.gallery_db.place import Place
 
@@ -40,7 +40,7 @@ class Found:
 def check(place: Place) -> Found:
     """Look at everything once.
 
-    Raises CatalogueError where the database cannot be read, DataError where a store of pictures
+    Raises GalleryError where the database cannot be read, DataError where a store of pictures
     cannot be reached.
     """
     faults = invariants.integrity(place.file) if place.file is not None else []
@@ -60,11 +60,11 @@ def check(place: Place) -> Found:
             for image_id, path in gone.items()
             if invariants.names(connection, image_id, path)
         ]
-    catalogue = place.catalogue
+    gallery_db = place.gallery_db
     return Found(
-        catalogue.version(),
-        catalogue.count(),
-        catalogue.encoders(),
+        gallery_db.version(),
+        gallery_db.count(),
+        gallery_db.encoders(),
         faults,
         named,
         lost,
@@ -75,11 +75,11 @@ def check(place: Place) -> Found:
 def mend(place: Place, found: Found) -> int:
     """Remove the pictures that no image has named for SETTLED; returns how many.
 
-    Raises CatalogueError where something else is wrong: then the pictures may belong to another
+    Raises GalleryError where something else is wrong: then the pictures may belong to another
     gallery.
     """
     if found.faults or found.lost:
-        raise CatalogueError(
+        raise GalleryError(
             "nothing was mended: first see to what else is wrong",
             "damaged",
             got=f"{len(found.faults)} faults of the database, {len(found.lost)} pictures that are not there",

@@ -1,4 +1,4 @@
-"""Connections to the database of the catalogue: SQLite in WAL mode, or PostgreSQL."""
+"""Connections to the gallery database: SQLite in WAL mode, or PostgreSQL."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError
 
 from raycd.durable import PRIVATE_FILE
-from raycd.errors import CatalogueError
+from raycd.errors import GalleryError
 from raycd.gallery_db import faults
 from raycd.redact import without_passwords
 
@@ -33,7 +33,7 @@ _WRITES = "raycd_writes"  # execution option of connections that write
 
 
 def address(url: str) -> URL:
-    """Where the database is, of a URL or of a path to a SQLite file. Raises CatalogueError for an
+    """Where the database is, of a URL or of a path to a SQLite file. Raises GalleryError for an
     impossible one.
 
     A SQLite file has one name, whichever links lead to it: who locks it and who opens it mean the
@@ -43,7 +43,7 @@ def address(url: str) -> URL:
     try:
         parsed = make_url(url) if "://" in url else URL.create("sqlite", database=url)
     except (ArgumentError, ValueError) as error:
-        raise CatalogueError(
+        raise GalleryError(
             "the gallery's address is malformed", got=shown(url), expected=expected
         ) from error
     if parsed.get_backend_name() == "postgresql":
@@ -53,7 +53,7 @@ def address(url: str) -> URL:
         or not parsed.database
         or parsed.database == ":memory:"
     ):
-        raise CatalogueError("the gallery cannot be kept there", got=shown(url), expected=expected)
+        raise GalleryError("the gallery cannot be kept there", got=shown(url), expected=expected)
     return parsed.set(database=os.path.realpath(os.path.expanduser(parsed.database)))
 
 
@@ -139,7 +139,7 @@ def _make_file(file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         reason = faults.of_file(error)
-        raise CatalogueError(
+        raise GalleryError(
             "the gallery's folder cannot be made",
             reason,
             got=f"{file.parent}: {error.strerror}",

@@ -1,4 +1,4 @@
-"""What databases say when something is wrong, as CatalogueError."""
+"""What databases say when something is wrong, as GalleryError."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from sqlalchemy.exc import DataError, DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 
 import raycd.errors
-from raycd.errors import CatalogueError
+from raycd.errors import GalleryError
 from raycd.redact import without_passwords
 
-Reason = CatalogueError.Reason
+Reason = GalleryError.Reason
 
 _SQLITE: dict[int, Reason] = {
     sqlite3.SQLITE_BUSY: "locked",
@@ -57,7 +57,7 @@ DO: dict[Reason, str] = {
 
 @contextmanager
 def told(what: str, url: str) -> Iterator[None]:
-    """Turn what SQLAlchemy and the drivers raise into a CatalogueError. `url` is shown without its
+    """Turn what SQLAlchemy and the drivers raise into a GalleryError. `url` is shown without its
     password.
     """
     try:
@@ -76,7 +76,7 @@ def told(what: str, url: str) -> Iterator[None]:
             :1
         ] or [""]
         shown = without_passwords(url)
-        raise CatalogueError(
+        raise GalleryError(
             f"{what} failed: {shown}", reason, got=without_passwords(got[0]), do=DO[reason]
         ) from error
 

@@ -52,7 +52,7 @@ def integrity(file: Path) -> list[str]:
 
 @contextmanager
 def reading(url: str) -> Iterator[Connection]:
-    """A transaction that reads one state of the database. Raises CatalogueError where it cannot be
+    """A transaction that reads one state of the database. Raises GalleryError where it cannot be
     read.
     """
     engine = database.engine(database.address(url), busy_s=BUSY_S)

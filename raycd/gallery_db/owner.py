@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from raycd.durable import PRIVATE_FILE
-from raycd.errors import CatalogueError
+from raycd.errors import GalleryError
 from raycd.gallery_db.watch import Identity, replaced
 
 _PATIENCE_S = 2.0  # while another process writes its name down
@@ -26,14 +26,14 @@ def hold(file: Path, owner: str) -> int:
     Whoever finds `<file>.lock` free writes its name there; whoever finds its own name joins in.
 
     Raises:
-        CatalogueError: It belongs to another one.
+        GalleryError: It belongs to another one.
     """
     place = lock_of(file)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(place, os.O_RDWR | os.O_CREAT, PRIVATE_FILE)
     except OSError as error:
-        raise CatalogueError(
+        raise GalleryError(
             "the gallery's folder cannot be written",
             "read_only",
             got=error.strerror,
@@ -47,7 +47,7 @@ def hold(file: Path, owner: str) -> int:
         # A name is there without its lock for a moment only: while a lock is made a shared one.
         if found != owner and time.monotonic() > until:
             os.close(descriptor)
-            raise CatalogueError(
+            raise GalleryError(
                 f"another service has the gallery {file}",
                 "in_use",
                 got=found or "a service that has just begun",
@@ -58,7 +58,7 @@ def hold(file: Path, owner: str) -> int:
 
 
 def check(file: Path, descriptor: int) -> None:
-    """Raises CatalogueError (replaced) where this service has opened another file there before, or
+    """Raises GalleryError (replaced) where this service has opened another file there before, or
     it has gone.
     """
     known = _lines(descriptor)[1]

@@ -1,7 +1,7 @@
 """The pictures that clients have added: files in a folder, or in a store of fsspec's.
 
-The catalogue keeps their locations, `pictures:<folder>/<name>`, which hold wherever the folder
-lies: a backup may be restored elsewhere.
+The gallery database keeps their locations, `pictures:<folder>/<name>`, which hold wherever the
+folder lies: a backup may be restored elsewhere.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import fsspec
 
 from raycd.data.folder import is_local
 from raycd.durable import PRIVATE_FILE, PRIVATE_FOLDER, sync
-from raycd.errors import CatalogueError
+from raycd.errors import GalleryError
 from raycd.gallery_db import faults
 
 SCHEME = "pictures:"
@@ -38,7 +38,7 @@ class Pictures:
         )
 
     def add(self, data: bytes, extension: str) -> str:
-        """Keep a file; returns its location once it is on the disk. Raises CatalogueError where it
+        """Keep a file; returns its location once it is on the disk. Raises GalleryError where it
         cannot be kept.
         """
         name = uuid.uuid4().hex
@@ -61,19 +61,19 @@ class Pictures:
 
     def locate(self, location: str) -> str:
         """The path or URI of a location; what is none of ours stays as it is. Raises
-        CatalogueError: a forged one.
+        GalleryError: a forged one.
         """
         if not location.startswith(SCHEME):
             return location
         inside = location.removeprefix(SCHEME)
         if not _NAME.fullmatch(inside):
-            raise CatalogueError(
+            raise GalleryError(
                 "the location of a picture is malformed", "damaged", got=repr(location[:100])
             )
         return f"{self.root}/{inside}"
 
     def remove(self, location: str) -> None:
-        """Remove a picture of ours, if it is there; others' stay. Raises CatalogueError where it
+        """Remove a picture of ours, if it is there; others' stay. Raises GalleryError where it
         cannot be removed.
         """
         if not location.startswith(SCHEME):
@@ -120,11 +120,11 @@ def _write(path: Path, data: bytes) -> None:
         raise
 
 
-def _failed(what: str, error: Exception) -> CatalogueError:
-    reason: CatalogueError.Reason = (
+def _failed(what: str, error: Exception) -> GalleryError:
+    reason: GalleryError.Reason = (
         faults.of_file(error) if isinstance(error, OSError) else "unreachable"
     )
-    return CatalogueError(
+    return GalleryError(
         what,
         reason,
         got=f"{type(error).__name__}: {error}",

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Self
 
 from raycd.data.moved import Move
-from raycd.errors import CatalogueError, ConfigError
-from raycd.gallery_db import Catalogue, database
+from raycd.errors import ConfigError, GalleryError
+from raycd.gallery_db import GalleryDatabase, database
 from raycd.gallery_db.pictures import SCHEME, Pictures
 from raycd.gallery_db.records import Row
 
@@ -24,7 +24,7 @@ class Place:
     """The database and what the service keeps of pictures; None: nobody said where."""
 
     url: str = field(repr=False)  # with its password, if it has one
-    catalogue: Catalogue
+    gallery_db: GalleryDatabase
     pictures: Pictures | None
     moved: Move = field(default_factory=Move, kw_only=True)
     """How the run beside whose bundle the database lies was moved."""
@@ -35,12 +35,12 @@ class Place:
         """Open it for the block. `root` of the pictures; empty: beside the SQLite file, as the
         service has it.
 
-        Raises CatalogueError where there is none, it cannot be opened, or its schema is not this
+        Raises GalleryError where there is none, it cannot be opened, or its schema is not this
         version's.
         """
         file = sqlite_file(url)
         if file is not None and not file.is_file():
-            raise CatalogueError(
+            raise GalleryError(
                 f"there is no gallery at {file}",
                 "unreachable",
                 expected="a SQLite file that the service has made, or a postgresql:// URL",
@@ -50,8 +50,8 @@ class Place:
         moved = (
             Move() if file is None else Move.of(file.parent / "bundle")
         )  # where the service puts it by itself
-        with Catalogue.open(url, migrate=False) as catalogue:
-            yield cls(url, catalogue, Pictures(root) if root else None, moved=moved)
+        with GalleryDatabase.open(url, migrate=False) as gallery_db:
+            yield cls(url, gallery_db, Pictures(root) if root else None, moved=moved)
 
     @property
     def file(self) -> Path | None:
@@ -63,13 +63,13 @@ class Place:
         time in memory.
         """
         after = 0
-        while rows := self.catalogue.unencoded(NOBODY, after=after):
+        while rows := self.gallery_db.unencoded(NOBODY, after=after):
             yield from rows
             after = rows[-1].version
 
     def locate(self, path: str | None) -> str | None:
-        """The path or URI of a picture that the catalogue names. Raises ConfigError where nobody
-        said where it lies.
+        """The path or URI of a picture that the gallery database names. Raises ConfigError where
+        nobody said where it lies.
         """
         if self.pictures is None:
             if is_kept(path):
@@ -88,7 +88,7 @@ class Place:
 
         Raises ConfigError where there is no such encoder, or no other one has encoded every image.
         """
-        encoders = self.catalogue.encoders()
+        encoders = self.gallery_db.encoders()
         matching = [fingerprint for fingerprint in encoders if fingerprint.startswith(beginning)]
         if len(matching) != 1:
             known = ", ".join(fingerprint[:12] for fingerprint in encoders) or "none"
@@ -96,10 +96,10 @@ class Place:
                 f"{len(matching)} encoders begin with {beginning!r}", expected=f"one of {known}"
             )
         others = [count for fingerprint, count in encoders.items() if fingerprint not in matching]
-        if max(others, default=0) < self.catalogue.count():
+        if max(others, default=0) < self.gallery_db.count():
             raise ConfigError(
                 "no other encoder has encoded every image: some would have no feature at all",
-                got=f"{max(others, default=0):,} images of {self.catalogue.count():,}",
+                got=f"{max(others, default=0):,} images of {self.gallery_db.count():,}",
                 do="first run jobs/index.py with the --bundle that stays",
             )
         return matching[0], encoders[matching[0]]
@@ -112,7 +112,7 @@ def is_kept(path: str | None) -> bool:
 
 def sqlite_file(url: str) -> Path | None:
     """The file of a SQLite database, links resolved; None: it is PostgreSQL's. Raises
-    CatalogueError: no such URL.
+    GalleryError: no such URL.
     """
     address = database.address(url)
     return Path(address.database or "") if address.get_backend_name() == "sqlite" else None

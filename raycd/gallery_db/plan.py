@@ -13,7 +13,7 @@ class Planned:
     """The rows after all changes, by what is done to them."""
 
     version: int
-    """The catalogue's after them."""
+    """The gallery database's after them."""
     done: list[Done]
     """Of each change."""
     put: list[tuple[Put, int]]

@@ -1,4 +1,4 @@
-"""What is written to the catalogue and read from it, as plain values.
+"""What is written to the gallery database and read from it, as plain values.
 
 Shapes: G images, D feature size.
 """
@@ -41,7 +41,9 @@ class Done:
     """What a change did, once it is on the disk."""
 
     version: int
-    """The catalogue's after it; where there was nothing to delete, the one that it had already."""
+    """The gallery database's after it; where there was nothing to delete, the one that it had
+    already.
+    """
     existed: bool
     """Whether there was such an image before."""
     old_path: str | None
@@ -90,11 +92,11 @@ class Contents:
 
 @dataclass(frozen=True, slots=True)
 class Seed:
-    """The bundle's gallery that the catalogue began with."""
+    """The bundle's gallery that the gallery database began with."""
 
     digest: str
     """SHA-256 of its gallery.parquet."""
     version: int
-    """The catalogue's with all of it, and nothing else, in it: its images have versions 1 to this,
-    in their order.
+    """The gallery database's with all of it, and nothing else, in it: its images have versions 1 to
+    this, in their order.
     """

@@ -25,7 +25,7 @@ def restore(folder: Path, url: str, root: str = "") -> Backup:
     Raises:
         ConfigError: There is a database, or there are pictures, already, or the backup has no
             database.
-        CatalogueError: A service still has the gallery, or the backup is not whole.
+        GalleryError: A service still has the gallery, or the backup is not whole.
         DataError: The backup is not whole.
         RaycdError: A file cannot be read or written.
     """

@@ -11,7 +11,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, text
 
-from raycd.errors import CatalogueError
+from raycd.errors import GalleryError
 from raycd.gallery_db.database import writing
 
 VERSION_TABLE = "raycd_schema"
@@ -25,7 +25,7 @@ def upgrade(engine: Engine, migrations: Path = MIGRATIONS) -> None:
     it once.
 
     Raises:
-        CatalogueError: The schema is of a later version, or a migration failed; then nothing has
+        GalleryError: The schema is of a later version, or a migration failed; then nothing has
             changed.
     """
     config = Config()
@@ -44,7 +44,7 @@ def upgrade(engine: Engine, migrations: Path = MIGRATIONS) -> None:
         if found is not None and found not in {
             revision.revision for revision in script.walk_revisions()
         }:
-            raise CatalogueError(
+            raise GalleryError(
                 "the gallery's database is of a later version of raycd",
                 "newer",
                 got=f"schema {found}",
@@ -56,7 +56,7 @@ def upgrade(engine: Engine, migrations: Path = MIGRATIONS) -> None:
             with _ONE_AT_A_TIME:
                 command.upgrade(config, "head")
         except Exception as error:  # a migration is code: anything
-            raise CatalogueError(
+            raise GalleryError(
                 "the gallery's database could not be brought to this version's schema; it is as it was before",
                 "unmigrated",
                 got=f"from schema {found} to {head}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}",
@@ -65,14 +65,14 @@ def upgrade(engine: Engine, migrations: Path = MIGRATIONS) -> None:
 
 
 def check(engine: Engine) -> None:
-    """Raises CatalogueError where the schema is not this version's."""
+    """Raises GalleryError where the schema is not this version's."""
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
     head = ScriptDirectory.from_config(config).get_current_head()
     with engine.connect() as connection:
         found = _revision(connection)
     if found != head:
-        raise CatalogueError(
+        raise GalleryError(
             "the gallery's database is not of this version's schema",
             "unmigrated",
             got=f"schema {found}",

@@ -1,4 +1,4 @@
-"""The tables of the catalogue, as the migrations make them.
+"""The tables of the gallery database, as the migrations make them.
 
 They may stand in a database beside others': every name begins with raycd_.
 """

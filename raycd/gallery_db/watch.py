@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Engine, event
 
-from raycd.errors import CatalogueError
+from raycd.errors import GalleryError
 from raycd.gallery_db import faults
 
 _BESIDE = ("-wal", "-shm")  # parts of the database: without its log, the last commits are lost
@@ -59,7 +59,7 @@ class Watch:
             self._descriptor = None
 
     def check(self, connection: Connection) -> None:
-        """Raises CatalogueError (replaced) where the files at the paths are not those that this
+        """Raises GalleryError (replaced) where the files at the paths are not those that this
         connection writes.
         """
         self._look(connection.info[_INFO])
@@ -95,7 +95,7 @@ class Watch:
             raise replaced(self._file, f"{Path(error.filename).name} is not there") from error
         except OSError as error:
             reason = faults.of_file(error)
-            raise CatalogueError(
+            raise GalleryError(
                 f"the gallery's file {self._file} cannot be read",
                 reason,
                 got=error.strerror,
@@ -119,9 +119,9 @@ class Watch:
         self._size, self._changes = size, changes
 
 
-def replaced(file: Path, got: str) -> CatalogueError:
+def replaced(file: Path, got: str) -> GalleryError:
     """The error of a file that is not the one that it was."""
-    return CatalogueError(
+    return GalleryError(
         f"the gallery's file {file} was removed, replaced or changed by something else while it was open",
         "replaced",
         got=got,

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from raycd import bundle, features
 from raycd.config import Config
-from raycd.gallery_db import Catalogue
+from raycd.gallery_db import GalleryDatabase
 from raycd.gallery_db.place import Place
 from raycd.gallery_db.records import Row
 from raycd.model.encoder import Encoder
@@ -40,16 +40,16 @@ def reembed(place: Place, encoder: Encoder, config: Config) -> Reembedded:
 
     Raises:
         DataError: A store of pictures cannot be reached.
-        CatalogueError: The database cannot be read or written.
+        GalleryError: The database cannot be read or written.
     """
-    catalogue, fingerprint, config = place.catalogue, encoder.fingerprint(), _lenient(config)
+    gallery_db, fingerprint, config = place.gallery_db, encoder.fingerprint(), _lenient(config)
     limit = BATCHES * config.embed.batch_size * config.compute.embed_workers
     encoded, after, broken = 0, 0, dict[str, str]()
-    while rows := catalogue.unencoded(fingerprint, limit=limit, after=after):
+    while rows := gallery_db.unencoded(fingerprint, limit=limit, after=after):
         table = embedding.embed_images(
             {row.image_id: place.locate(row.path) for row in rows}, encoder, config
         )
-        encoded += _store(catalogue, fingerprint, rows, table)
+        encoded += _store(gallery_db, fingerprint, rows, table)
         status = dict(zip(table["key"].to_pylist(), table["status"].to_pylist(), strict=True))
         broken |= {key: state for key, state in status.items() if state != features.READABLE}
         first, after = after == 0, rows[-1].version
@@ -57,7 +57,7 @@ def reembed(place: Place, encoder: Encoder, config: Config) -> Reembedded:
             len(rows) < min(FEW, limit) and not first
         ):  # where the service writes all the time, there is always one more
             break
-    return Reembedded(encoded, _still(catalogue, fingerprint, broken))
+    return Reembedded(encoded, _still(gallery_db, fingerprint, broken))
 
 
 def _lenient(config: Config) -> Config:
@@ -65,7 +65,9 @@ def _lenient(config: Config) -> Config:
     return config.model_copy(update={"data": config.data.model_copy(update={"min_side": 1})})
 
 
-def _store(catalogue: Catalogue, fingerprint: str, rows: Sequence[Row], table: pa.Table) -> int:
+def _store(
+    gallery_db: GalleryDatabase, fingerprint: str, rows: Sequence[Row], table: pa.Table
+) -> int:
     """Keep the features that were found. Returns how many: an image that has changed meanwhile is
     not counted.
     """
@@ -77,15 +79,15 @@ def _store(catalogue: Catalogue, fingerprint: str, rows: Sequence[Row], table: p
         if status == features.READABLE
     ]
     return sum(
-        catalogue.add_features(fingerprint, readable[start : start + STORED])
+        gallery_db.add_features(fingerprint, readable[start : start + STORED])
         for start in range(0, len(readable), STORED)
     )
 
 
-def _still(catalogue: Catalogue, fingerprint: str, broken: dict[str, str]) -> dict[str, str]:
+def _still(gallery_db: GalleryDatabase, fingerprint: str, broken: dict[str, str]) -> dict[str, str]:
     """Those that are there as they were: others were removed or replaced while the job ran."""
     found, after = dict[str, str](), 0
-    while broken and (rows := catalogue.unencoded(fingerprint, after=after)):
+    while broken and (rows := gallery_db.unencoded(fingerprint, after=after)):
         found |= {row.image_id: broken[row.image_id] for row in rows if row.image_id in broken}
         after = rows[-1].version
     return found

@@ -32,7 +32,7 @@ from raycd import bundle, features, mine, progress, scratch
 from raycd.config import Config
 from raycd.data.captions import evaluation_text, example_texts, training_texts
 from raycd.data.demo.garments import CATEGORIES
-from raycd.data.demo.synthetic import SPLITS, write_catalogue
+from raycd.data.demo.synthetic import SPLITS, write_demo_data
 from raycd.data.missing import ImageReport
 from raycd.data.read import read
 from raycd.data.schema import Dataset
@@ -136,7 +136,7 @@ def catalogue(context: Context, writing: Writing) -> None:
     config = context.config.data.synthetic
     total = len(CATEGORIES) * (config.train_images + config.val_images)
     with Bar("draw catalogue", total=total, unit="images") as bar:
-        write_catalogue(writing.folder, config, bar.advance)
+        write_demo_data(writing.folder, config, bar.advance)
     writing.record["counts"] = {
         "images": total,
         "categories": len(CATEGORIES),

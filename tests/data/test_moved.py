@@ -7,7 +7,7 @@ import pytest
 
 from raycd import bundle
 from raycd.data.moved import Move
-from raycd.gallery_db import Catalogue
+from raycd.gallery_db import GalleryDatabase
 from raycd.gallery_db.place import Place
 from serve.args import ServeArgs
 from serve.store import Store
@@ -97,7 +97,7 @@ def test_an_older_bundle_names_its_pictures_as_before(run: Path, tmp_path: Path)
 
 
 def test_the_live_gallery_of_a_moved_run_finds_its_pictures(run: Path, tmp_path: Path) -> None:
-    with Catalogue.open(str(run / "gallery.sqlite")) as catalogue:
+    with GalleryDatabase.open(str(run / "gallery.sqlite")) as catalogue:
         catalogue.begin(bundle.read_gallery(run / "bundle"), "f" * 64, "digest")
     new = tmp_path / "new"
     shutil.move(run, new)

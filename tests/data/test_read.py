@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from raycd.config import DataConfig, SyntheticConfig
-from raycd.data.demo.synthetic import write_catalogue
+from raycd.data.demo.synthetic import write_demo_data
 from raycd.data.read import attributes_hash, content_hash, read
 from raycd.data.schema import Dataset
 
 
 def test_changed_attributes_change_their_own_hash_alone(tmp_path: Path) -> None:
     small = SyntheticConfig(train_images=5, val_images=5, train_triplets=2, val_triplets=2, size=32)
-    write_catalogue(tmp_path, small)
+    write_demo_data(tmp_path, small)
     config = DataConfig(format="synthetic", root=str(tmp_path))
     before = read(config)
     file = tmp_path / "attributes.json"

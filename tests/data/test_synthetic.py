@@ -18,7 +18,7 @@ from raycd.data.demo.garments import (
     differences,
     random_garment,
 )
-from raycd.data.demo.synthetic import FAMILY, _garments, pretraining_pairs, write_catalogue
+from raycd.data.demo.synthetic import FAMILY, _garments, pretraining_pairs, write_demo_data
 from raycd.data.demo.wording import _CHANGE, compare, describe
 from raycd.data.images import load
 from raycd.data.read import read
@@ -42,7 +42,7 @@ DRESS = Garment(
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("catalogue")
-    write_catalogue(folder, SMALL)
+    write_demo_data(folder, SMALL)
     return folder
 
 
@@ -58,13 +58,13 @@ def digests(root: Path) -> dict[str, str]:
 
 def test_the_same_seed_draws_the_same_bytes(root: Path, tmp_path: Path) -> None:
     drawn: list[int] = []
-    write_catalogue(tmp_path / "again", SMALL, drawn.append)
+    write_demo_data(tmp_path / "again", SMALL, drawn.append)
     assert digests(tmp_path / "again") == digests(root)
     assert sum(drawn) == 3 * (20 + 15)
 
 
 def test_another_seed_draws_other_images_and_triplets(root: Path, tmp_path: Path) -> None:
-    write_catalogue(tmp_path, SMALL.model_copy(update={"seed": 6}))
+    write_demo_data(tmp_path, SMALL.model_copy(update={"seed": 6}))
     one, other = digests(root), digests(tmp_path)
     assert one.keys() == other.keys()
     same = [name for name in one if one[name] == other[name]]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from raycd import bundle
 from raycd.config import IndexConfig
-from raycd.errors import CatalogueError
+from raycd.errors import GalleryError
 from raycd.gallery import recent
 from raycd.gallery.live import FEW, Live, contents
 from raycd.gallery.static import Gallery
@@ -169,7 +169,7 @@ def test_features_of_another_size_are_refused_and_change_nothing() -> None:
     rng = np.random.default_rng(3)
     live = started([image("a", 1, rng)])
     before = live.view
-    with pytest.raises(CatalogueError, match="another size"):
+    with pytest.raises(GalleryError, match="another size"):
         live.apply(Changes(2, [Row("b", 2, False, (), {}, None, np.ones(3, np.float32))]))
     assert live.view is before
 

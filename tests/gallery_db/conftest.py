@@ -1,4 +1,6 @@
-"""Databases for the tests of the catalogue: each test gets a new one, of SQLite and of PostgreSQL."""
+"""Databases for the tests of the gallery database: each test gets a new one, of SQLite and of
+PostgreSQL.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from raycd.gallery_db import Catalogue
+from raycd.gallery_db import GalleryDatabase
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -21,7 +23,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def catalogue(url: str) -> Iterator[Catalogue]:
+def gallery_db(url: str) -> Iterator[GalleryDatabase]:
     """It, open."""
-    with Catalogue.open(url) as opened:
+    with GalleryDatabase.open(url) as opened:
         yield opened

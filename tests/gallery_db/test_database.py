@@ -1,5 +1,5 @@
-"""The catalogue on SQLite and on PostgreSQL: what is written is there, in versions, and follows for
-whoever asks.
+"""The gallery database on SQLite and on PostgreSQL: what is written is there, in versions, and
+follows for whoever asks.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from tests.catalogue.values import CLIP, DIM, OTHER, feature, put, table
 
-from raycd.errors import CatalogueError
+from raycd.errors import GalleryError
 from raycd.gallery.static import SCHEMA
-from raycd.gallery_db import Catalogue
+from raycd.gallery_db import GalleryDatabase
 from raycd.gallery_db.records import Change, Delete, Done, Put, Row, Seed
+from tests.gallery_db.values import CLIP, DIM, OTHER, feature, put, table
 
 
 def states(rows: list[Row]) -> dict[str, float | None]:
@@ -23,15 +23,15 @@ def states(rows: list[Row]) -> dict[str, float | None]:
     return {row.image_id: None if row.feature is None else float(row.feature[0]) for row in rows}
 
 
-def test_a_new_catalogue_is_empty(catalogue: Catalogue) -> None:
-    assert (catalogue.version(), catalogue.count(), catalogue.seed(), catalogue.encoders()) == (
+def test_a_new_gallery_database_is_empty(gallery_db: GalleryDatabase) -> None:
+    assert (gallery_db.version(), gallery_db.count(), gallery_db.seed(), gallery_db.encoders()) == (
         0,
         0,
         None,
         {},
     )
-    assert catalogue.changes(0, CLIP).rows == []
-    found = catalogue.load(CLIP)
+    assert gallery_db.changes(0, CLIP).rows == []
+    found = gallery_db.load(CLIP)
     assert (found.version, len(found.table), found.features_GD.shape, found.unencoded) == (
         0,
         0,
@@ -40,12 +40,14 @@ def test_a_new_catalogue_is_empty(catalogue: Catalogue) -> None:
     )
 
 
-def test_every_change_has_the_next_version_and_tells_what_was_there(catalogue: Catalogue) -> None:
-    assert catalogue.write([put("a", path="pictures:1"), put("b")], CLIP) == [
+def test_every_change_has_the_next_version_and_tells_what_was_there(
+    gallery_db: GalleryDatabase,
+) -> None:
+    assert gallery_db.write([put("a", path="pictures:1"), put("b")], CLIP) == [
         Done(1, False, None),
         Done(2, False, None),
     ]
-    done = catalogue.write(
+    done = gallery_db.write(
         [put("a", 5), Delete("b"), Delete("b"), Delete("nobody"), put("b", 6)], CLIP
     )
     assert done == [
@@ -55,13 +57,13 @@ def test_every_change_has_the_next_version_and_tells_what_was_there(catalogue: C
         Done(4, False, None),
         Done(5, False, None),
     ]
-    assert (catalogue.version(), catalogue.count()) == (5, 2)
+    assert (gallery_db.version(), gallery_db.count()) == (5, 2)
 
 
-def test_what_was_put_is_read_as_it_was(catalogue: Catalogue) -> None:
+def test_what_was_put_is_read_as_it_was(gallery_db: GalleryDatabase) -> None:
     odd = "odd 'id'/\"\\%\u2028 größe"
-    catalogue.write([Put(odd, feature(7), ("a", "b"), {"né": "v'1"}, "s3://bucket/x y.jpg")], CLIP)
-    [row] = catalogue.changes(0, CLIP).rows
+    gallery_db.write([Put(odd, feature(7), ("a", "b"), {"né": "v'1"}, "s3://bucket/x y.jpg")], CLIP)
+    [row] = gallery_db.changes(0, CLIP).rows
     assert (row.image_id, row.version, row.deleted) == (odd, 1, False)
     assert (row.categories, row.attributes, row.path) == (
         ("a", "b"),
@@ -73,20 +75,20 @@ def test_what_was_put_is_read_as_it_was(catalogue: Catalogue) -> None:
     assert row.feature.tolist() == feature(7).tolist()
 
 
-def test_changes_are_the_last_states_after_a_version(catalogue: Catalogue) -> None:
-    catalogue.write([put("a", 1), put("b", 2), put("c", 3)], CLIP)
-    catalogue.write([put("a", 4), Delete("b")], CLIP)
-    changes = catalogue.changes(3, CLIP)
+def test_changes_are_the_last_states_after_a_version(gallery_db: GalleryDatabase) -> None:
+    gallery_db.write([put("a", 1), put("b", 2), put("c", 3)], CLIP)
+    gallery_db.write([put("a", 4), Delete("b")], CLIP)
+    changes = gallery_db.changes(3, CLIP)
     assert changes.version == 5
     assert states(changes.rows) == {"a": 4.0, "b": None}
     assert [row.deleted for row in changes.rows] == [False, True]
-    assert states(catalogue.changes(0, CLIP).rows) == {"c": 3.0, "a": 4.0, "b": None}
-    assert catalogue.changes(5, CLIP).rows == []
+    assert states(gallery_db.changes(0, CLIP).rows) == {"c": 3.0, "a": 4.0, "b": None}
+    assert gallery_db.changes(5, CLIP).rows == []
 
 
-def test_a_tombstone_keeps_nothing_of_the_image(catalogue: Catalogue) -> None:
-    catalogue.write([put("a", path="pictures:1"), Delete("a")], CLIP)
-    [row] = catalogue.changes(0, CLIP).rows
+def test_a_tombstone_keeps_nothing_of_the_image(gallery_db: GalleryDatabase) -> None:
+    gallery_db.write([put("a", path="pictures:1"), Delete("a")], CLIP)
+    [row] = gallery_db.changes(0, CLIP).rows
     assert (row.deleted, row.categories, row.attributes, row.path, row.feature) == (
         True,
         (),
@@ -94,13 +96,13 @@ def test_a_tombstone_keeps_nothing_of_the_image(catalogue: Catalogue) -> None:
         None,
         None,
     )
-    assert catalogue.encoders() == {}
+    assert gallery_db.encoders() == {}
 
 
-def test_it_begins_with_a_bundles_gallery_once(catalogue: Catalogue) -> None:
-    assert catalogue.begin(table(12), CLIP, "digest") == Seed("digest", 12)
-    assert catalogue.begin(table(3), OTHER, "another") == Seed("digest", 12)
-    found = catalogue.load(CLIP)
+def test_it_begins_with_a_bundles_gallery_once(gallery_db: GalleryDatabase) -> None:
+    assert gallery_db.begin(table(12), CLIP, "digest") == Seed("digest", 12)
+    assert gallery_db.begin(table(3), OTHER, "another") == Seed("digest", 12)
+    found = gallery_db.load(CLIP)
     assert (found.version, found.table.schema) == (12, SCHEMA)
     assert found.table.to_pylist()[1] == {
         "image_id": "own-1",
@@ -109,70 +111,74 @@ def test_it_begins_with_a_bundles_gallery_once(catalogue: Catalogue) -> None:
         "attributes": [("neck", "v")],
     }
     assert found.features_GD[:, 0].tolist() == list(range(12))
-    assert catalogue.write([put("new")], CLIP) == [Done(13, False, None)]
+    assert gallery_db.write([put("new")], CLIP) == [Done(13, False, None)]
 
 
-def test_an_empty_gallery_is_a_beginning_and_a_catalogue_that_was_written_to_has_none(
-    catalogue: Catalogue,
+def test_an_empty_gallery_is_a_beginning_and_a_gallery_database_that_was_written_to_has_none(
+    gallery_db: GalleryDatabase,
 ) -> None:
-    assert catalogue.begin(table(0), CLIP, "empty") == Seed("empty", 0)
-    assert catalogue.begin(table(3), CLIP, "digest") == Seed("empty", 0)
+    assert gallery_db.begin(table(0), CLIP, "empty") == Seed("empty", 0)
+    assert gallery_db.begin(table(3), CLIP, "digest") == Seed("empty", 0)
 
 
-def test_a_catalogue_that_was_written_to_begins_no_more(catalogue: Catalogue) -> None:
-    catalogue.write([put("a")], CLIP)
-    assert catalogue.begin(table(3), CLIP, "digest") is None
-    assert catalogue.count() == 1
+def test_a_gallery_database_that_was_written_to_begins_no_more(gallery_db: GalleryDatabase) -> None:
+    gallery_db.write([put("a")], CLIP)
+    assert gallery_db.begin(table(3), CLIP, "digest") is None
+    assert gallery_db.count() == 1
 
 
-def test_features_of_another_encoder_are_never_seen(catalogue: Catalogue) -> None:
-    catalogue.write([put("a", 1), put("b", 2)], CLIP)
-    assert states(catalogue.changes(0, OTHER).rows) == {"a": None, "b": None}
-    found = catalogue.load(OTHER)
+def test_features_of_another_encoder_are_never_seen(gallery_db: GalleryDatabase) -> None:
+    gallery_db.write([put("a", 1), put("b", 2)], CLIP)
+    assert states(gallery_db.changes(0, OTHER).rows) == {"a": None, "b": None}
+    found = gallery_db.load(OTHER)
     assert (len(found.table), [row.image_id for row in found.unencoded]) == (0, ["a", "b"])
     assert (
-        catalogue.add_features(
+        gallery_db.add_features(
             OTHER, [("a", 1, np.ones(9, np.float32)), ("b", 2, np.zeros(9, np.float32))]
         )
         == 2
     )
-    assert states(catalogue.changes(0, OTHER).rows) == {"a": 1.0, "b": 0.0}
-    assert states(catalogue.changes(0, CLIP).rows) == {"a": 1.0, "b": 2.0}
-    assert catalogue.encoders() == {CLIP: 2, OTHER: 2}
-    catalogue.write([put("a", 3)], CLIP)  # another picture: what the other encoder saw is gone
-    assert states(catalogue.changes(0, OTHER).rows) == {"a": None, "b": 0.0}
-    assert catalogue.forget(OTHER) == 1
-    assert catalogue.encoders() == {CLIP: 2}
+    assert states(gallery_db.changes(0, OTHER).rows) == {"a": 1.0, "b": 0.0}
+    assert states(gallery_db.changes(0, CLIP).rows) == {"a": 1.0, "b": 2.0}
+    assert gallery_db.encoders() == {CLIP: 2, OTHER: 2}
+    gallery_db.write([put("a", 3)], CLIP)  # another picture: what the other encoder saw is gone
+    assert states(gallery_db.changes(0, OTHER).rows) == {"a": None, "b": 0.0}
+    assert gallery_db.forget(OTHER) == 1
+    assert gallery_db.encoders() == {CLIP: 2}
 
 
-def test_features_are_added_to_what_is_still_there_and_lacks_them(catalogue: Catalogue) -> None:
-    catalogue.write([put("a"), put("b"), put("c"), put("d")], CLIP)
-    catalogue.write([put("b"), Delete("c")], CLIP)
+def test_features_are_added_to_what_is_still_there_and_lacks_them(
+    gallery_db: GalleryDatabase,
+) -> None:
+    gallery_db.write([put("a"), put("b"), put("c"), put("d")], CLIP)
+    gallery_db.write([put("b"), Delete("c")], CLIP)
     given = [(name, version, feature(9)) for version, name in enumerate("abcd", start=1)]
-    assert catalogue.add_features(OTHER, given) == 2
-    assert catalogue.add_features(OTHER, given) == 0
-    assert [row.image_id for row in catalogue.unencoded(OTHER)] == ["b"]
-    assert catalogue.version() == 6
-    assert catalogue.add_features(OTHER, []) == 0
+    assert gallery_db.add_features(OTHER, given) == 2
+    assert gallery_db.add_features(OTHER, given) == 0
+    assert [row.image_id for row in gallery_db.unencoded(OTHER)] == ["b"]
+    assert gallery_db.version() == 6
+    assert gallery_db.add_features(OTHER, []) == 0
 
 
-def test_the_unencoded_come_in_pages(catalogue: Catalogue) -> None:
-    catalogue.write([put(f"image-{number}") for number in range(7)], CLIP)
-    first = catalogue.unencoded(OTHER, limit=4)
-    rest = catalogue.unencoded(OTHER, limit=4, after=first[-1].version)
+def test_the_unencoded_come_in_pages(gallery_db: GalleryDatabase) -> None:
+    gallery_db.write([put(f"image-{number}") for number in range(7)], CLIP)
+    first = gallery_db.unencoded(OTHER, limit=4)
+    rest = gallery_db.unencoded(OTHER, limit=4, after=first[-1].version)
     assert [row.version for row in [*first, *rest]] == [1, 2, 3, 4, 5, 6, 7]
 
 
-def test_features_of_another_size_are_refused_and_nothing_has_changed(catalogue: Catalogue) -> None:
-    catalogue.write([put("a", 1)], CLIP)
-    with pytest.raises(CatalogueError, match="another size") as told:
-        catalogue.write([Delete("a"), Put("b", np.ones(DIM + 1, np.float32))], CLIP)
+def test_features_of_another_size_are_refused_and_nothing_has_changed(
+    gallery_db: GalleryDatabase,
+) -> None:
+    gallery_db.write([put("a", 1)], CLIP)
+    with pytest.raises(GalleryError, match="another size") as told:
+        gallery_db.write([Delete("a"), Put("b", np.ones(DIM + 1, np.float32))], CLIP)
     assert told.value.reason == "mismatch"
-    assert (catalogue.version(), states(catalogue.changes(0, CLIP).rows)) == (1, {"a": 1.0})
+    assert (gallery_db.version(), states(gallery_db.changes(0, CLIP).rows)) == (1, {"a": 1.0})
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_any_changes_give_what_a_dictionary_gives(catalogue: Catalogue, seed: int) -> None:
+def test_any_changes_give_what_a_dictionary_gives(gallery_db: GalleryDatabase, seed: int) -> None:
     rng = random.Random(seed)
     there: dict[str, float] = {}
     followed: dict[str, float] = {}
@@ -182,20 +188,20 @@ def test_any_changes_give_what_a_dictionary_gives(catalogue: Catalogue, seed: in
         for _ in range(rng.randrange(1, 8)):
             image_id, number = f"image-{rng.randrange(12)}", rng.randrange(1000)
             changes.append(put(image_id, number) if rng.random() < 0.6 else Delete(image_id))
-        for change, done in zip(changes, catalogue.write(changes, CLIP), strict=True):
+        for change, done in zip(changes, gallery_db.write(changes, CLIP), strict=True):
             assert done.existed == (change.image_id in there)
             there.pop(change.image_id, None)
             if isinstance(change, Put):
                 there[change.image_id] = float(change.feature[0])
         if rng.random() < 0.5:
-            found = catalogue.changes(seen, CLIP)
+            found = gallery_db.changes(seen, CLIP)
             for row in found.rows:
                 followed.pop(row.image_id, None)
                 if row.feature is not None:
                     followed[row.image_id] = float(row.feature[0])
             seen = found.version
             assert followed == there
-    loaded = catalogue.load(CLIP)
+    loaded = gallery_db.load(CLIP)
     assert (
         dict(
             zip(
@@ -204,12 +210,12 @@ def test_any_changes_give_what_a_dictionary_gives(catalogue: Catalogue, seed: in
         )
         == there
     )
-    assert catalogue.count() == len(there)
+    assert gallery_db.count() == len(there)
 
 
 def test_writers_at_once_get_versions_without_gaps_and_a_follower_misses_nothing(url: str) -> None:
     writers, each = 6, 25
-    with Catalogue.open(url) as catalogue, Catalogue.open(url) as other:
+    with GalleryDatabase.open(url) as gallery_db, GalleryDatabase.open(url) as other:
         over = threading.Event()
         seen: dict[str, int] = {}
 
@@ -224,7 +230,7 @@ def test_writers_at_once_get_versions_without_gaps_and_a_follower_misses_nothing
             return version
 
         def write(writer: int) -> list[Done]:
-            mine = (catalogue, other)[writer % 2]
+            mine = (gallery_db, other)[writer % 2]
             return [
                 done
                 for turn in range(each)
@@ -237,13 +243,13 @@ def test_writers_at_once_get_versions_without_gaps_and_a_follower_misses_nothing
             over.set()
             end = following.result(60)
         assert sorted(one.version for one in done) == list(range(1, 2 * writers * each + 1))
-        assert end == catalogue.version() == 2 * writers * each
-        assert seen == {row.image_id: row.version for row in catalogue.changes(0, CLIP).rows}
+        assert end == gallery_db.version() == 2 * writers * each
+        assert seen == {row.image_id: row.version for row in gallery_db.changes(0, CLIP).rows}
 
 
 def test_threads_that_begin_at_once_begin_once(url: str) -> None:
     with ThreadPoolExecutor(4) as threads:
-        opened = list(threads.map(lambda _: Catalogue.open(url), range(4)))
+        opened = list(threads.map(lambda _: GalleryDatabase.open(url), range(4)))
         seeds = list(threads.map(lambda one: one.begin(table(50), CLIP, "digest"), opened))
     assert seeds == [Seed("digest", 50)] * 4
     assert opened[0].count() == 50

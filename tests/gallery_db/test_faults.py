@@ -17,20 +17,20 @@ from typing import Any
 import psycopg
 import pytest
 from sqlalchemy import URL, text
-from tests.catalogue.values import CLIP, put
 
-from raycd.errors import CatalogueError
-from raycd.gallery_db import Catalogue, database, schema
+from raycd.errors import GalleryError
+from raycd.gallery_db import GalleryDatabase, database, schema
 from raycd.gallery_db.records import Put
+from tests.gallery_db.values import CLIP, put
 from tests.postgres import Postgres
 
 WRITER = """
 import sys
-from raycd.gallery_db import Catalogue
-from tests.catalogue.values import CLIP, put
-with Catalogue.open(sys.argv[1]) as catalogue:
+from raycd.gallery_db import GalleryDatabase
+from tests.gallery_db.values import CLIP, put
+with GalleryDatabase.open(sys.argv[1]) as gallery_db:
     for number in range(1_000_000):
-        print(catalogue.write([put(f"image-{number}-{part}") for part in range(20)], CLIP)[-1].version, flush=True)
+        print(gallery_db.write([put(f"image-{number}-{part}") for part in range(20)], CLIP)[-1].version, flush=True)
 """
 
 
@@ -40,31 +40,31 @@ def test_what_was_acknowledged_outlives_a_writer_that_is_killed(url: str) -> Non
         told = [int(process.stdout.readline()) for _ in range(10)]
         process.send_signal(signal.SIGKILL)
         told += [int(line) for line in process.stdout.read().split()]
-    with Catalogue.open(url) as catalogue:
-        assert catalogue.version() >= told[-1]
-        assert catalogue.count() == catalogue.version()
-        assert catalogue.version() % 20 == 0, "all of a write or nothing"
-        assert catalogue.write([put("after")], CLIP)[0].version == catalogue.version()
+    with GalleryDatabase.open(url) as gallery_db:
+        assert gallery_db.version() >= told[-1]
+        assert gallery_db.count() == gallery_db.version()
+        assert gallery_db.version() % 20 == 0, "all of a write or nothing"
+        assert gallery_db.write([put("after")], CLIP)[0].version == gallery_db.version()
 
 
-def test_a_server_that_was_killed_is_told_and_the_same_catalogue_goes_on_after_it(
+def test_a_server_that_was_killed_is_told_and_the_same_gallery_goes_on_after_it(
     postgres: Postgres,
 ) -> None:
-    with Catalogue.open(postgres.create("killed")) as catalogue:
-        catalogue.write([put("a")], CLIP)
+    with GalleryDatabase.open(postgres.create("killed")) as gallery_db:
+        gallery_db.write([put("a")], CLIP)
         postgres.kill()
-        for attempt in (catalogue.version, lambda: catalogue.write([put("b")], CLIP)):
-            with pytest.raises(CatalogueError) as told:
+        for attempt in (gallery_db.version, lambda: gallery_db.write([put("b")], CLIP)):
+            with pytest.raises(GalleryError) as told:
                 attempt()
             assert told.value.reason == "unreachable"
         postgres.start()
-        assert (catalogue.version(), catalogue.count()) == (1, 1)
-        assert catalogue.write([put("b")], CLIP)[0].version == 2
+        assert (gallery_db.version(), gallery_db.count()) == (1, 1)
+        assert gallery_db.write([put("b")], CLIP)[0].version == 2
 
 
 def test_a_server_that_is_not_there_is_told_without_its_password() -> None:
-    with pytest.raises(CatalogueError) as told:
-        Catalogue.open("postgresql://ann:s3cret@127.0.0.1:1/gallery")
+    with pytest.raises(GalleryError) as told:
+        GalleryDatabase.open("postgresql://ann:s3cret@127.0.0.1:1/gallery")
     assert told.value.reason == "unreachable"
     assert "s3cret" not in str(told.value)
     assert "ann:***@" in str(told.value)
@@ -74,54 +74,54 @@ def test_a_server_that_is_not_there_is_told_without_its_password() -> None:
     "url", ["mysql://host/x", "postgresql://host:port/x", "sqlite://", "sqlite:///:memory:", "://"]
 )
 def test_a_place_for_no_gallery_is_refused(url: str) -> None:
-    with pytest.raises(CatalogueError, match="gallery"):
-        Catalogue.open(url)
+    with pytest.raises(GalleryError, match="gallery"):
+        GalleryDatabase.open(url)
 
 
 def test_a_sqlite_file_that_is_locked_is_told_after_a_while_and_reads_go_on(tmp_path: Path) -> None:
-    with Catalogue.open(str(tmp_path / "gallery.sqlite"), busy_s=0.2) as catalogue:
-        catalogue.write([put("a")], CLIP)
+    with GalleryDatabase.open(str(tmp_path / "gallery.sqlite"), busy_s=0.2) as gallery_db:
+        gallery_db.write([put("a")], CLIP)
         other = sqlite3.connect(tmp_path / "gallery.sqlite", isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
-        with pytest.raises(CatalogueError) as told:
-            catalogue.write([put("b")], CLIP)
+        with pytest.raises(GalleryError) as told:
+            gallery_db.write([put("b")], CLIP)
         assert told.value.reason == "locked"
-        assert catalogue.version() == 1
+        assert gallery_db.version() == 1
         other.execute("ROLLBACK")
         other.close()
-        assert catalogue.write([put("b")], CLIP)[0].version == 2
+        assert gallery_db.write([put("b")], CLIP)[0].version == 2
 
 
 def test_a_postgresql_row_that_is_locked_is_told_after_a_while(postgres: Postgres) -> None:
     url = postgres.create("locked")
-    with Catalogue.open(url, busy_s=0.2) as catalogue, psycopg.connect(url) as other:
+    with GalleryDatabase.open(url, busy_s=0.2) as gallery_db, psycopg.connect(url) as other:
         other.execute("SELECT version FROM raycd_gallery FOR UPDATE")
-        with pytest.raises(CatalogueError) as told:
-            catalogue.write([put("a")], CLIP)
+        with pytest.raises(GalleryError) as told:
+            gallery_db.write([put("a")], CLIP)
         assert told.value.reason == "locked"
         other.rollback()
-        assert catalogue.write([put("a")], CLIP)[0].version == 1
+        assert gallery_db.write([put("a")], CLIP)[0].version == 1
 
 
-def fill(catalogue: Catalogue) -> None:
+def fill(gallery_db: GalleryDatabase) -> None:
     """Write more than any small disk takes."""
     for number in range(200):
-        catalogue.write([put(f"{number}-{part}") for part in range(100)], CLIP)
+        gallery_db.write([put(f"{number}-{part}") for part in range(100)], CLIP)
 
 
 def test_a_full_disk_is_told_and_what_was_there_stays(tmp_path: Path) -> None:
-    with Catalogue.open(str(tmp_path / "gallery.sqlite")) as catalogue:
-        catalogue.write([put("a")], CLIP)
-        with catalogue._engine.connect() as connection:  # SQLite's own limit says what a disk says
+    with GalleryDatabase.open(str(tmp_path / "gallery.sqlite")) as gallery_db:
+        gallery_db.write([put("a")], CLIP)
+        with gallery_db._engine.connect() as connection:  # SQLite's own limit says what a disk says
             connection.execute(text("PRAGMA max_page_count = 1"))
-        with pytest.raises(CatalogueError) as told:
-            fill(catalogue)
+        with pytest.raises(GalleryError) as told:
+            fill(gallery_db)
         assert told.value.reason == "full"
-        before = catalogue.version()
-        assert catalogue.count() == before
-        with catalogue._engine.connect() as connection:
+        before = gallery_db.version()
+        assert gallery_db.count() == before
+        with gallery_db._engine.connect() as connection:
             connection.execute(text("PRAGMA max_page_count = 1000000"))
-        assert catalogue.write([put("b")], CLIP)[0].version == before + 1
+        assert gallery_db.write([put("b")], CLIP)[0].version == before + 1
 
 
 def test_a_disk_that_is_really_full_is_told(tmp_path: Path) -> None:
@@ -133,17 +133,17 @@ def test_a_disk_that_is_really_full_is_told(tmp_path: Path) -> None:
     ):
         pytest.skip("no small disk can be mounted here")
     try:
-        with Catalogue.open(str(place / "gallery.sqlite")) as catalogue:
-            catalogue.write([put("a")], CLIP)
+        with GalleryDatabase.open(str(place / "gallery.sqlite")) as gallery_db:
+            gallery_db.write([put("a")], CLIP)
             filler = place / "filler"
             filler.write_bytes(bytes(shutil.disk_usage(place).free - 20_000))
-            with pytest.raises(CatalogueError) as told:
-                fill(catalogue)
+            with pytest.raises(GalleryError) as told:
+                fill(gallery_db)
             assert told.value.reason == "full"
-            before = catalogue.version()
+            before = gallery_db.version()
             filler.unlink()
-            assert catalogue.write([put("b")], CLIP)[0].version == before + 1
-            assert catalogue.count() == before + 1
+            assert gallery_db.write([put("b")], CLIP)[0].version == before + 1
+            assert gallery_db.count() == before + 1
     finally:
         subprocess.run(["umount", str(place)], check=True)
 
@@ -151,8 +151,8 @@ def test_a_disk_that_is_really_full_is_told(tmp_path: Path) -> None:
 def test_a_folder_that_is_read_only_is_told(tmp_path: Path) -> None:
     place = tmp_path / "mounted"
     place.mkdir()
-    with Catalogue.open(str(place / "gallery.sqlite")) as catalogue:
-        catalogue.write([put("a")], CLIP)
+    with GalleryDatabase.open(str(place / "gallery.sqlite")) as gallery_db:
+        gallery_db.write([put("a")], CLIP)
     if (
         os.geteuid() != 0
         or subprocess.run(["mount", "--bind", "-o", "ro", str(place), str(place)]).returncode
@@ -160,34 +160,34 @@ def test_a_folder_that_is_read_only_is_told(tmp_path: Path) -> None:
         pytest.skip("nothing can be mounted here")
     try:
         with (
-            pytest.raises(CatalogueError) as told,
-            Catalogue.open(str(place / "gallery.sqlite")) as catalogue,
+            pytest.raises(GalleryError) as told,
+            GalleryDatabase.open(str(place / "gallery.sqlite")) as gallery_db,
         ):
-            catalogue.write([put("b")], CLIP)
+            gallery_db.write([put("b")], CLIP)
         assert told.value.reason == "read_only"
     finally:
         subprocess.run(["umount", str(place)], check=True)
-    with Catalogue.open(str(place / "gallery.sqlite")) as catalogue:
-        assert catalogue.count() == 1
+    with GalleryDatabase.open(str(place / "gallery.sqlite")) as gallery_db:
+        assert gallery_db.count() == 1
 
 
 def test_a_postgresql_that_is_read_only_is_told(postgres: Postgres) -> None:
     url = postgres.create("standby")
-    Catalogue.open(url).close()
+    GalleryDatabase.open(url).close()
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("ALTER DATABASE standby SET default_transaction_read_only = on")
-    with Catalogue.open(url) as catalogue:
-        assert catalogue.version() == 0
-        with pytest.raises(CatalogueError) as told:
-            catalogue.write([put("a")], CLIP)
+    with GalleryDatabase.open(url) as gallery_db:
+        assert gallery_db.version() == 0
+        with pytest.raises(GalleryError) as told:
+            gallery_db.write([put("a")], CLIP)
     assert told.value.reason == "read_only"
 
 
 def test_a_file_that_is_no_database_is_told_and_stays(tmp_path: Path) -> None:
     file = tmp_path / "gallery.sqlite"
     file.write_bytes(b"a letter to my aunt, " * 100)
-    with pytest.raises(CatalogueError) as told:
-        Catalogue.open(str(file))
+    with pytest.raises(GalleryError) as told:
+        GalleryDatabase.open(str(file))
     assert told.value.reason == "damaged"
     assert file.read_bytes().startswith(b"a letter")
 
@@ -208,50 +208,50 @@ def migrations(tmp_path: Path) -> Path:
 
 
 def test_a_schema_of_a_later_version_is_told_and_stays(url: str, migrations: Path) -> None:
-    with Catalogue.open(url) as catalogue:
-        catalogue.write([put("a")], CLIP)
+    with GalleryDatabase.open(url) as gallery_db:
+        gallery_db.write([put("a")], CLIP)
         revision(migrations, "0002", "op.add_column('raycd_images', sa.Column('later', sa.Text))")
-        schema.upgrade(catalogue._engine, migrations)
+        schema.upgrade(gallery_db._engine, migrations)
     for _ in range(2):
-        with pytest.raises(CatalogueError) as told:
-            Catalogue.open(url)
+        with pytest.raises(GalleryError) as told:
+            GalleryDatabase.open(url)
         assert told.value.reason == "newer"
         assert "0002" in str(told.value)
 
 
 def test_a_migration_that_breaks_leaves_all_as_it_was(url: str, migrations: Path) -> None:
-    with Catalogue.open(url) as catalogue:
-        catalogue.write([put("a", 3)], CLIP)
+    with GalleryDatabase.open(url) as gallery_db:
+        gallery_db.write([put("a", 3)], CLIP)
         broken = "op.add_column('raycd_images', sa.Column('later', sa.Text)); op.execute('DELETE FROM raycd_images');"
         revision(migrations, "0002", f"{broken} op.execute('nonsense')")
-        with pytest.raises(CatalogueError) as told:
-            schema.upgrade(catalogue._engine, migrations)
+        with pytest.raises(GalleryError) as told:
+            schema.upgrade(gallery_db._engine, migrations)
         assert told.value.reason == "unmigrated"
-        assert catalogue.count() == 1
-    with Catalogue.open(url) as catalogue:
-        assert catalogue.write([put("b")], CLIP)[0].version == 2
+        assert gallery_db.count() == 1
+    with GalleryDatabase.open(url) as gallery_db:
+        assert gallery_db.write([put("b")], CLIP)[0].version == 2
 
 
 def test_a_good_migration_keeps_what_is_there(url: str, migrations: Path) -> None:
-    with Catalogue.open(url) as catalogue:
-        catalogue.write([put("a", 3)], CLIP)
+    with GalleryDatabase.open(url) as gallery_db:
+        gallery_db.write([put("a", 3)], CLIP)
         revision(migrations, "0002", "op.add_column('raycd_images', sa.Column('later', sa.Text))")
-        schema.upgrade(catalogue._engine, migrations)
-        schema.upgrade(catalogue._engine, migrations)
-        assert catalogue.count() == 1
+        schema.upgrade(gallery_db._engine, migrations)
+        schema.upgrade(gallery_db._engine, migrations)
+        assert gallery_db.count() == 1
 
 
 def test_a_database_that_was_not_migrated_is_told_where_it_must_be(url: str) -> None:
-    with pytest.raises(CatalogueError) as told:
-        Catalogue.open(url, migrate=False)
+    with pytest.raises(GalleryError) as told:
+        GalleryDatabase.open(url, migrate=False)
     assert told.value.reason == "unmigrated"
-    Catalogue.open(url).close()
-    Catalogue.open(url, migrate=False).close()
+    GalleryDatabase.open(url).close()
+    GalleryDatabase.open(url, migrate=False).close()
 
 
 def opened(url: str, told: Any) -> None:
-    with Catalogue.open(url) as catalogue:
-        told.put(catalogue.write([put(f"of-{os.getpid()}")], CLIP)[0].version)
+    with GalleryDatabase.open(url) as gallery_db:
+        told.put(gallery_db.write([put(f"of-{os.getpid()}")], CLIP)[0].version)
 
 
 @pytest.mark.slow
@@ -285,8 +285,8 @@ def test_connections_that_make_a_new_file_at_once_wait_for_each_other(tmp_path: 
 
 def test_sqlite_syncs_every_commit(tmp_path: Path) -> None:
     with (
-        Catalogue.open(str(tmp_path / "gallery.sqlite")) as catalogue,
-        catalogue._engine.connect() as connection,
+        GalleryDatabase.open(str(tmp_path / "gallery.sqlite")) as gallery_db,
+        gallery_db._engine.connect() as connection,
     ):
         assert connection.execute(text("PRAGMA journal_mode")).scalar() == "wal"
         assert connection.execute(text("PRAGMA synchronous")).scalar() == 2, "FULL"
@@ -302,7 +302,7 @@ def test_addresses() -> None:
 
 def test_an_error_of_ours_is_not_taken_for_the_databases(tmp_path: Path) -> None:
     with (
-        Catalogue.open(str(tmp_path / "gallery.sqlite")) as catalogue,
+        GalleryDatabase.open(str(tmp_path / "gallery.sqlite")) as gallery_db,
         pytest.raises(Exception, match="NOT NULL"),
     ):
-        catalogue.write([Put(None, put("a").feature)], CLIP)  # type: ignore[arg-type]
+        gallery_db.write([Put(None, put("a").feature)], CLIP)  # type: ignore[arg-type]

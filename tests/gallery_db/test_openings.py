@@ -12,11 +12,11 @@ import numpy as np
 import psycopg
 import pytest
 from sqlalchemy import text
-from tests.catalogue.values import CLIP, DIM, feature, put
 
-from raycd.errors import CatalogueError, DataError
-from raycd.gallery_db import Catalogue, place, schema
+from raycd.errors import DataError, GalleryError
+from raycd.gallery_db import GalleryDatabase, place, schema
 from raycd.gallery_db.records import Delete, Put
+from tests.gallery_db.values import CLIP, DIM, feature, put
 from tests.postgres import Postgres
 
 
@@ -25,8 +25,8 @@ def test_threads_open_different_new_databases_at_once(tmp_path: Path) -> None:
 
     def opened(name: str) -> None:
         barrier.wait()
-        with Catalogue.open(str(tmp_path / name)) as catalogue:
-            versions.append(catalogue.write([put(name)], CLIP)[0].version)
+        with GalleryDatabase.open(str(tmp_path / name)) as gallery_db:
+            versions.append(gallery_db.write([put(name)], CLIP)[0].version)
 
     threads = [threading.Thread(target=opened, args=(f"{number}.sqlite",)) for number in range(4)]
     for thread in threads:
@@ -46,25 +46,25 @@ def test_a_migration_that_fails_by_itself_leaves_all_as_it_was(
     (migrations / "versions" / "0002.py").write_text(
         f"{head}def upgrade():\n    op.execute('DELETE FROM raycd_images')\n    {error}\n"
     )
-    with Catalogue.open(url) as catalogue:
-        catalogue.write([put("a")], CLIP)
-        with pytest.raises(CatalogueError) as told:
-            schema.upgrade(catalogue._engine, migrations)
+    with GalleryDatabase.open(url) as gallery_db:
+        gallery_db.write([put("a")], CLIP)
+        with pytest.raises(GalleryError) as told:
+            schema.upgrade(gallery_db._engine, migrations)
         assert told.value.reason == "unmigrated"
-        assert catalogue.count() == 1
+        assert gallery_db.count() == 1
 
 
-def test_a_feature_that_is_no_vector_is_refused(catalogue: Catalogue) -> None:
+def test_a_feature_that_is_no_vector_is_refused(gallery_db: GalleryDatabase) -> None:
     wrong = np.ones((DIM, 2), np.float32)
-    catalogue.write([put("a")], CLIP)
+    gallery_db.write([put("a")], CLIP)
     for attempt in (
-        lambda: catalogue.write([Delete("a"), Put("b", wrong)], CLIP),
-        lambda: catalogue.add_features(CLIP, [("a", 1, wrong)]),
+        lambda: gallery_db.write([Delete("a"), Put("b", wrong)], CLIP),
+        lambda: gallery_db.add_features(CLIP, [("a", 1, wrong)]),
     ):
-        with pytest.raises(CatalogueError) as told:
+        with pytest.raises(GalleryError) as told:
             attempt()
         assert told.value.reason == "mismatch"
-    assert len(catalogue.load(CLIP).table) == 1
+    assert len(gallery_db.load(CLIP).table) == 1
 
 
 @pytest.mark.parametrize(
@@ -73,34 +73,36 @@ def test_a_feature_that_is_no_vector_is_refused(catalogue: Catalogue) -> None:
     ids=["id", "attribute"],
 )
 def test_a_text_that_is_no_unicode_is_refused_and_nothing_has_changed(
-    catalogue: Catalogue, wrong: Put
+    gallery_db: GalleryDatabase, wrong: Put
 ) -> None:
     with pytest.raises(DataError, match="a text cannot be stored"):
-        catalogue.write([put("x"), wrong], CLIP)
-    assert (catalogue.version(), catalogue.count()) == (0, 0)
+        gallery_db.write([put("x"), wrong], CLIP)
+    assert (gallery_db.version(), gallery_db.count()) == (0, 0)
 
 
 def test_postgresql_refuses_an_id_with_the_character_nul(postgres: Postgres) -> None:
-    with Catalogue.open(postgres.create("nul")) as catalogue:
+    with GalleryDatabase.open(postgres.create("nul")) as gallery_db:
         with pytest.raises(DataError, match="NUL"):
-            catalogue.write([put("x"), put("a\0b")], CLIP)
-        assert catalogue.version() == 0
+            gallery_db.write([put("x"), put("a\0b")], CLIP)
+        assert gallery_db.version() == 0
 
 
 def test_nothing_that_was_written_is_in_a_traceback(postgres: Postgres) -> None:
     url = postgres.create("private")
-    with Catalogue.open(url, busy_s=0.2) as catalogue, psycopg.connect(url) as other:
+    with GalleryDatabase.open(url, busy_s=0.2) as gallery_db, psycopg.connect(url) as other:
         other.execute("LOCK TABLE raycd_images IN ACCESS EXCLUSIVE MODE")
-        with pytest.raises(CatalogueError) as told:
-            catalogue.write([put(f"private{number}") for number in range(2)], CLIP)
+        with pytest.raises(GalleryError) as told:
+            gallery_db.write([put(f"private{number}") for number in range(2)], CLIP)
         other.rollback()
         assert told.value.reason == "locked"
         assert "private0" not in "".join(traceback.format_exception(told.value))
 
 
 def test_a_password_among_the_parameters_is_not_shown() -> None:
-    with pytest.raises(CatalogueError) as told:
-        Catalogue.open("postgresql://ann@127.0.0.1:1/gallery?password=s3cret&connect_timeout=1")
+    with pytest.raises(GalleryError) as told:
+        GalleryDatabase.open(
+            "postgresql://ann@127.0.0.1:1/gallery?password=s3cret&connect_timeout=1"
+        )
     assert "s3cret" not in str(told.value)
 
 
@@ -108,7 +110,7 @@ def test_postgresql_keeps_what_it_acknowledged_whatever_its_default(postgres: Po
     url = postgres.create("careless")
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("ALTER DATABASE careless SET synchronous_commit = off")
-    with Catalogue.open(url) as catalogue, catalogue._engine.connect() as connection:
+    with GalleryDatabase.open(url) as gallery_db, gallery_db._engine.connect() as connection:
         assert connection.execute(text("SHOW synchronous_commit")).scalar() == "on"
         assert (
             connection.execute(text("SHOW idle_in_transaction_session_timeout")).scalar() == "1min"
@@ -117,12 +119,12 @@ def test_postgresql_keeps_what_it_acknowledged_whatever_its_default(postgres: Po
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(CatalogueError, match="folder cannot be made"):
-        Catalogue.open(str(tmp_path / "file" / "gallery.sqlite"))
+    with pytest.raises(GalleryError, match="folder cannot be made"):
+        GalleryDatabase.open(str(tmp_path / "file" / "gallery.sqlite"))
 
 
 def test_a_replaced_image_is_found_by_its_key_whatever_the_encoder(tmp_path: Path) -> None:
-    Catalogue.open(str(tmp_path / "gallery.sqlite")).close()
+    GalleryDatabase.open(str(tmp_path / "gallery.sqlite")).close()
     with sqlite3.connect(tmp_path / "gallery.sqlite") as connection:
         plan = connection.execute(
             "EXPLAIN QUERY PLAN DELETE FROM raycd_features WHERE image_id IN ('a', 'b')"
@@ -149,6 +151,6 @@ def test_a_file_is_locked_and_opened_by_one_name_whichever_way_leads_there(
     ):
         assert place.sqlite_file(url) == file
         assert place.pictures_root(url) == f"{file}.pictures"
-        with Catalogue.open(url) as catalogue:
-            assert catalogue._engine.url.database == str(file)
+        with GalleryDatabase.open(url) as gallery_db:
+            assert gallery_db._engine.url.database == str(file)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "folder", "link.sqlite"]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from raycd.errors import CatalogueError
+from raycd.errors import GalleryError
 from raycd.gallery_db import owner
 
 HOLD = """
@@ -40,14 +40,14 @@ def test_the_processes_of_one_service_share_a_file_and_another_service_is_told(
     processes = [start(file, "first service") for _ in range(5)]  # at once
     try:
         assert all(is_held(process) for process in processes)
-        with pytest.raises(CatalogueError) as told:
+        with pytest.raises(GalleryError) as told:
             owner.hold(file, "second service")
         assert told.value.reason == "in_use"
         assert "first service" in str(told.value)
         for process in processes[1:]:
             process.kill()
             process.wait()
-        with pytest.raises(CatalogueError):
+        with pytest.raises(GalleryError):
             owner.hold(file, "second service")
     finally:
         for process in processes:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from raycd.data import images
-from raycd.errors import CatalogueError
+from raycd.errors import GalleryError
 from raycd.gallery_db.pictures import SCHEME, Pictures
 
 
@@ -60,7 +60,7 @@ def test_others_files_are_neither_changed_nor_removed(pictures: Pictures, tmp_pa
 )
 def test_a_forged_location_leads_nowhere(pictures: Pictures, forged: str) -> None:
     for act in (pictures.locate, pictures.remove):
-        with pytest.raises(CatalogueError, match="malformed"):
+        with pytest.raises(GalleryError, match="malformed"):
             act(SCHEME + forged)
 
 
@@ -89,7 +89,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
     try:
         pictures = Pictures(str(place))
         kept = pictures.add(b"small", "png")
-        with pytest.raises(CatalogueError) as told:
+        with pytest.raises(GalleryError) as told:
             pictures.add(bytes(2 << 20), "png")
         assert told.value.reason == "full"
         assert list(pictures) == [kept]
@@ -99,5 +99,5 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_an_unknown_store_is_told() -> None:
-    with pytest.raises(CatalogueError, match="cannot be kept"):
+    with pytest.raises(GalleryError, match="cannot be kept"):
         Pictures("nosuch://place").add(b"data", "png")

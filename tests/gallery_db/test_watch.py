@@ -14,12 +14,12 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from tests.catalogue.values import CLIP, put
 
-from raycd.errors import CatalogueError
-from raycd.gallery_db import Catalogue, backup, owner, restore
+from raycd.errors import GalleryError
+from raycd.gallery_db import GalleryDatabase, backup, owner, restore
 from raycd.gallery_db.pictures import Pictures
 from raycd.gallery_db.place import Place
+from tests.gallery_db.values import CLIP, put
 
 
 def beside(file: Path, ending: str) -> Path:
@@ -58,7 +58,7 @@ def copy_another_over_it(file: Path) -> None:
 def make_a_new_one(file: Path) -> None:
     for ending in ("", "-wal", "-shm"):
         beside(file, ending).unlink()
-    Catalogue.open(str(file)).close()
+    GalleryDatabase.open(str(file)).close()
 
 
 def empty(file: Path) -> None:
@@ -103,47 +103,47 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "place" / "gallery.sqlite"
 
 
-def filled(file: Path) -> Catalogue:
+def filled(file: Path) -> GalleryDatabase:
     """An open gallery, most of which is in the file and the rest in its log, and a copy of how it
     was before.
     """
-    with Catalogue.open(str(file)) as catalogue:
-        catalogue.write([put(f"old-{number}") for number in range(200)], CLIP)
+    with GalleryDatabase.open(str(file)) as gallery_db:
+        gallery_db.write([put(f"old-{number}") for number in range(200)], CLIP)
     shutil.copyfile(file, of_before(file))
     with closing(sqlite3.connect(file)) as connection:
         connection.execute("CREATE TABLE other (x)")  # a change of the file's header
-    catalogue = Catalogue.open(str(file))
-    catalogue.write([put("acknowledged")], CLIP)
-    return catalogue
+    gallery_db = GalleryDatabase.open(str(file))
+    gallery_db.write([put("acknowledged")], CLIP)
+    return gallery_db
 
 
 @pytest.mark.parametrize("harm", HARM)
 def test_a_file_that_is_another_one_takes_no_write_and_is_not_read(
     file: Path, harm: Callable[[Path], None]
 ) -> None:
-    with filled(file) as catalogue:
-        catalogue.check_file()
+    with filled(file) as gallery_db:
+        gallery_db.check_file()
         harm(file)
         for attempt in (
-            catalogue.check_file,
-            catalogue.version,
-            lambda: catalogue.changes(0, CLIP),
-            lambda: catalogue.load(CLIP),
-            lambda: catalogue.write([put("lost")], CLIP),
-            lambda: catalogue.add_features("f" * 64, [("acknowledged", 201, put("x").feature)]),
-            lambda: catalogue.forget(CLIP),
+            gallery_db.check_file,
+            gallery_db.version,
+            lambda: gallery_db.changes(0, CLIP),
+            lambda: gallery_db.load(CLIP),
+            lambda: gallery_db.write([put("lost")], CLIP),
+            lambda: gallery_db.add_features("f" * 64, [("acknowledged", 201, put("x").feature)]),
+            lambda: gallery_db.forget(CLIP),
         ):
-            with pytest.raises(CatalogueError) as told:
+            with pytest.raises(GalleryError) as told:
                 attempt()
             assert told.value.reason == "replaced"
             assert "put back the file" in str(told.value)
 
 
 def test_a_log_that_was_emptied_is_noticed_with_the_next_commit(file: Path) -> None:
-    with filled(file) as catalogue:
+    with filled(file) as gallery_db:
         empty_the_log(file)
-        with pytest.raises(CatalogueError) as told:
-            catalogue.write([put("lost")], CLIP)
+        with pytest.raises(GalleryError) as told:
+            gallery_db.write([put("lost")], CLIP)
         assert told.value.reason in ("replaced", "damaged", "unreachable")
 
 
@@ -151,43 +151,43 @@ def test_a_log_that_was_emptied_is_noticed_with_the_next_commit(file: Path) -> N
 def test_a_change_is_not_acknowledged_where_the_file_goes_before_the_commit(
     file: Path, harm: Callable[[Path], None]
 ) -> None:
-    def write_and_harm(catalogue: Catalogue) -> None:
-        with catalogue._transaction("writing") as connection:
+    def write_and_harm(gallery_db: GalleryDatabase) -> None:
+        with gallery_db._transaction("writing") as connection:
             connection.exec_driver_sql("UPDATE raycd_gallery SET version = version + 1")
             harm(file)
 
-    with filled(file) as catalogue:
-        with pytest.raises(CatalogueError) as told:
-            write_and_harm(catalogue)
+    with filled(file) as gallery_db:
+        with pytest.raises(GalleryError) as told:
+            write_and_harm(gallery_db)
         assert told.value.reason == "replaced"
 
 
 def test_no_new_connection_makes_an_empty_file_where_the_old_one_has_gone(file: Path) -> None:
-    with filled(file) as catalogue, catalogue._engine.connect():  # the pool's only one is in use
+    with filled(file) as gallery_db, gallery_db._engine.connect():  # the pool's only one is in use
         file.unlink()
-        with pytest.raises(CatalogueError):
-            catalogue.version()
+        with pytest.raises(GalleryError):
+            gallery_db.version()
         assert not file.exists()
 
 
 def test_a_file_that_is_put_back_is_written_on(file: Path) -> None:
-    with filled(file) as catalogue:
-        version = catalogue.version()
+    with filled(file) as gallery_db:
+        version = gallery_db.version()
         move_away(file)
-        with pytest.raises(CatalogueError):
-            catalogue.write([put("a")], CLIP)
+        with pytest.raises(GalleryError):
+            gallery_db.write([put("a")], CLIP)
         beside(file, ".moved").rename(file)
-        assert catalogue.write([put("a")], CLIP)[0].version == version + 1
-    with Catalogue.open(str(file)) as catalogue:
-        assert catalogue.count() == version + 1
+        assert gallery_db.write([put("a")], CLIP)[0].version == version + 1
+    with GalleryDatabase.open(str(file)) as gallery_db:
+        assert gallery_db.count() == version + 1
 
 
 def test_what_grows_shrinks_and_is_looked_at_by_others_is_still_the_file(file: Path) -> None:
-    with filled(file) as catalogue, Catalogue.open(str(file)) as second:
+    with filled(file) as gallery_db, GalleryDatabase.open(str(file)) as second:
         for number in range(30):  # some of SQLite's checkpoints
-            catalogue.write([put(f"{number}-{part}") for part in range(100)], CLIP)
+            gallery_db.write([put(f"{number}-{part}") for part in range(100)], CLIP)
             second.write([put(f"second-{number}")], CLIP)
-        catalogue.forget(CLIP)
+        gallery_db.forget(CLIP)
         with closing(sqlite3.connect(file)) as connection:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             before = file.stat().st_size
@@ -195,8 +195,8 @@ def test_what_grows_shrinks_and_is_looked_at_by_others_is_still_the_file(file: P
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         assert file.stat().st_size < before
         assert (
-            catalogue.write([put("after")], CLIP)[0].version
-            == catalogue.version()
+            gallery_db.write([put("after")], CLIP)[0].version
+            == gallery_db.version()
             == second.version()
         )
 
@@ -210,11 +210,11 @@ def test_a_disk_that_goes_away_takes_no_write(tmp_path: Path) -> None:
     ):
         pytest.skip("nothing can be mounted here")
     try:
-        catalogue = filled(disk / "gallery.sqlite")
+        gallery_db = filled(disk / "gallery.sqlite")
     finally:
         subprocess.run(["umount", "--lazy", str(disk)], check=True)
-    with catalogue, pytest.raises(CatalogueError) as told:
-        catalogue.write([put("lost")], CLIP)
+    with gallery_db, pytest.raises(GalleryError) as told:
+        gallery_db.write([put("lost")], CLIP)
     assert told.value.reason == "replaced"
 
 
@@ -226,7 +226,7 @@ def test_a_replica_that_starts_later_must_find_the_file_of_its_service(file: Pat
     owner.check(file, owner.hold(file, "shop"))
     os.close(first)
     move_away(file)
-    with pytest.raises(CatalogueError) as told:
+    with pytest.raises(GalleryError) as told:
         owner.check(file, owner.hold(file, "shop"))
     assert told.value.reason == "replaced"
 
@@ -234,18 +234,18 @@ def test_a_replica_that_starts_later_must_find_the_file_of_its_service(file: Pat
 def test_what_was_restored_belongs_to_the_next_service_of_the_same_name(
     file: Path, tmp_path: Path
 ) -> None:
-    with filled(file) as catalogue:
-        backup.save(Place(str(file), catalogue, None), tmp_path / "monday")
+    with filled(file) as gallery_db:
+        backup.save(Place(str(file), gallery_db, None), tmp_path / "monday")
     held = owner.hold(file, "shop")
     owner.note(file, held)
     for ending in ("", "-wal", "-shm"):
         beside(file, ending).unlink(missing_ok=True)
-    with pytest.raises(CatalogueError, match="another service has the gallery"):
+    with pytest.raises(GalleryError, match="another service has the gallery"):
         restore.restore(tmp_path / "monday", str(file))
     os.close(held)
     restore.restore(tmp_path / "monday", str(file))
     owner.check(file, owner.hold(file, "shop"))
-    with Catalogue.open(str(file)) as restored:
+    with GalleryDatabase.open(str(file)) as restored:
         assert restored.count() == 201
 
 
@@ -255,10 +255,10 @@ def rights(path: Path) -> int:
 
 def test_only_its_owner_may_read_a_gallery_and_its_pictures(file: Path, tmp_path: Path) -> None:
     pictures = Pictures(str(tmp_path / "pictures"))
-    with Catalogue.open(str(file)) as catalogue:
+    with GalleryDatabase.open(str(file)) as gallery_db:
         location = pictures.add(b"picture", "png")
-        catalogue.write([put("a", path=location)], CLIP)
-        backup.save(Place(str(file), catalogue, pictures), tmp_path / "monday")
+        gallery_db.write([put("a", path=location)], CLIP)
+        backup.save(Place(str(file), gallery_db, pictures), tmp_path / "monday")
         os.close(owner.hold(file, "shop"))
         assert {
             ending: rights(beside(file, ending)) for ending in ("", "-wal", "-shm", ".lock")

@@ -1,4 +1,4 @@
-"""Images for the tests of the catalogue."""
+"""Images for the tests of the gallery database."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import text
 
 from jobs import gallery
-from raycd.gallery_db import Catalogue, database
+from raycd.gallery_db import GalleryDatabase, database
 from raycd.gallery_db.check import SETTLED
 from raycd.gallery_db.pictures import Pictures
 from raycd.gallery_db.records import Delete, Put
@@ -41,9 +41,9 @@ def pictures(tmp_path: Path) -> Pictures:
 
 
 @pytest.fixture
-def catalogue(url: str, pictures: Pictures) -> Iterator[Catalogue]:
+def gallery_db(url: str, pictures: Pictures) -> Iterator[GalleryDatabase]:
     """Three images: one with an uploaded picture, one with a feature only, one that was deleted."""
-    with Catalogue.open(url) as opened:
+    with GalleryDatabase.open(url) as opened:
         opened.write(
             [uploaded("uploaded", pictures), Put("bare", FEATURE), Put("gone", FEATURE)], OURS
         )
@@ -55,8 +55,8 @@ def uploaded(image_id: str, pictures: Pictures, content: bytes = b"picture") -> 
     return Put(image_id, FEATURE, ("dress",), {"colour": "blue"}, pictures.add(content, "png"))
 
 
-def picture(catalogue: Catalogue, pictures: Pictures, image_id: str = "uploaded") -> Path:
-    [row] = [row for row in catalogue.changes(0, OURS).rows if row.image_id == image_id]
+def picture(gallery_db: GalleryDatabase, pictures: Pictures, image_id: str = "uploaded") -> Path:
+    [row] = [row for row in gallery_db.changes(0, OURS).rows if row.image_id == image_id]
     assert row.path is not None
     return Path(pictures.locate(row.path))
 
@@ -73,13 +73,13 @@ def execute(url: str, statement: str) -> None:
     engine.dispose()
 
 
-def contents(catalogue: Catalogue) -> list[object]:
-    found = catalogue.load(OURS)
+def contents(gallery_db: GalleryDatabase) -> list[object]:
+    found = gallery_db.load(OURS)
     return [found.version, found.table.to_pylist(), found.features_GD.tolist()]
 
 
 def test_a_whole_gallery_is_told_so(
-    url: str, catalogue: Catalogue, pictures: Pictures, capsys: pytest.CaptureFixture[str]
+    url: str, gallery_db: GalleryDatabase, pictures: Pictures, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("check", url, pictures) == 0
     said = capsys.readouterr().out
@@ -90,32 +90,32 @@ def test_a_whole_gallery_is_told_so(
 
 
 def test_an_image_without_its_picture_is_named(
-    url: str, catalogue: Catalogue, pictures: Pictures, capsys: pytest.CaptureFixture[str]
+    url: str, gallery_db: GalleryDatabase, pictures: Pictures, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    picture(catalogue, pictures).unlink()
+    picture(gallery_db, pictures).unlink()
     assert run("check", url, pictures) == 2
     assert "wrong:     there is no picture of uploaded\n" in capsys.readouterr().out
 
 
 def test_a_picture_of_the_bundle_is_looked_for_where_it_lies(
     url: str,
-    catalogue: Catalogue,
+    gallery_db: GalleryDatabase,
     pictures: Pictures,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "there.png").write_bytes(b"picture")
     changes = [Put(name, FEATURE, path=str(tmp_path / f"{name}.png")) for name in ("there", "lost")]
-    catalogue.write(changes, OURS)
+    gallery_db.write(changes, OURS)
     assert run("check", url, pictures) == 2
     assert "wrong:     there is no picture of lost\n" in capsys.readouterr().out
 
 
 def test_mending_removes_what_nothing_has_named_for_an_hour_and_nothing_else(
-    url: str, catalogue: Catalogue, pictures: Pictures, capsys: pytest.CaptureFixture[str]
+    url: str, gallery_db: GalleryDatabase, pictures: Pictures, capsys: pytest.CaptureFixture[str]
 ) -> None:
     old, young = (Path(pictures.locate(pictures.add(b"unnamed", "png"))) for _ in range(2))
-    for path in (old, picture(catalogue, pictures)):
+    for path in (old, picture(gallery_db, pictures)):
         long_ago = time.time() - SETTLED.total_seconds() - 60
         os.utime(path, (long_ago, long_ago))
     assert run("check", url, pictures) == 0
@@ -124,11 +124,11 @@ def test_mending_removes_what_nothing_has_named_for_an_hour_and_nothing_else(
     assert "unnamed:   2 pictures that no image names, 1 removed\n" in capsys.readouterr().out
     assert not old.exists()
     assert young.exists()
-    assert picture(catalogue, pictures).exists()
+    assert picture(gallery_db, pictures).exists()
 
 
 def test_nothing_is_mended_where_the_pictures_may_be_anothers(
-    url: str, catalogue: Catalogue, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    url: str, gallery_db: GalleryDatabase, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     others = Pictures(str(tmp_path / "others"))
     path = Path(others.locate(others.add(b"theirs", "png")))
@@ -156,7 +156,7 @@ def test_nothing_is_mended_where_the_pictures_may_be_anothers(
 )
 def test_rows_that_cannot_be_are_told(
     url: str,
-    catalogue: Catalogue,
+    gallery_db: GalleryDatabase,
     pictures: Pictures,
     statement: str,
     told: str,
@@ -169,10 +169,10 @@ def test_rows_that_cannot_be_are_told(
 
 @pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 def test_a_damaged_file_is_told(
-    url: str, catalogue: Catalogue, pictures: Pictures, capsys: pytest.CaptureFixture[str]
+    url: str, gallery_db: GalleryDatabase, pictures: Pictures, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    catalogue.write([Put(f"image {n}", np.ones(2000, np.float32)) for n in range(200)], OTHER)
-    catalogue.close()
+    gallery_db.write([Put(f"image {n}", np.ones(2000, np.float32)) for n in range(200)], OTHER)
+    gallery_db.close()
     size = Path(url).stat().st_size
     with open(url, "r+b") as file:
         file.seek(size // 2)
@@ -185,16 +185,16 @@ def test_a_damaged_file_is_told(
 @pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 def test_a_restored_gallery_is_the_one_that_was_backed_up(
     url: str,
-    catalogue: Catalogue,
+    gallery_db: GalleryDatabase,
     pictures: Pictures,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    before = contents(catalogue)
+    before = contents(gallery_db)
     assert run("backup", url, pictures, "--to", tmp_path / "monday") == 0
     said = capsys.readouterr().out
     assert "database:  2 images at version 4\npictures:  1 copied and compared\n" in said
-    catalogue.write([Delete("uploaded"), Put("later", FEATURE)], OURS)
+    gallery_db.write([Delete("uploaded"), Put("later", FEATURE)], OURS)
     fresh = Pictures(str(tmp_path / "new" / "gallery.sqlite.pictures"))
     assert (
         gallery.main(
@@ -208,7 +208,7 @@ def test_a_restored_gallery_is_the_one_that_was_backed_up(
         )
         == 0
     )
-    with Catalogue.open(str(tmp_path / "new" / "gallery.sqlite")) as restored:
+    with GalleryDatabase.open(str(tmp_path / "new" / "gallery.sqlite")) as restored:
         assert contents(restored) == before
         assert picture(restored, fresh).read_bytes() == b"picture"
     assert gallery.main(["check", "--gallery", str(tmp_path / "new" / "gallery.sqlite")]) == 0
@@ -216,16 +216,16 @@ def test_a_restored_gallery_is_the_one_that_was_backed_up(
 
 @pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 def test_a_backup_while_images_come_and_go_is_whole(
-    url: str, catalogue: Catalogue, pictures: Pictures, tmp_path: Path
+    url: str, gallery_db: GalleryDatabase, pictures: Pictures, tmp_path: Path
 ) -> None:
-    catalogue.write([uploaded(f"image {n}", pictures, bytes([n])) for n in range(50)], OURS)
+    gallery_db.write([uploaded(f"image {n}", pictures, bytes([n])) for n in range(50)], OURS)
     ended = threading.Event()
 
     def change() -> None:
         n = 0
         while not ended.is_set():
             n = (n + 1) % 50
-            done = catalogue.write([uploaded(f"image {n}", pictures, bytes([n]))], OURS)
+            done = gallery_db.write([uploaded(f"image {n}", pictures, bytes([n]))], OURS)
             assert done[0].old_path is not None
             pictures.remove(
                 done[0].old_path
@@ -251,7 +251,7 @@ def test_a_backup_while_images_come_and_go_is_whole(
 @pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 def test_a_backup_never_overwrites_another(
     url: str,
-    catalogue: Catalogue,
+    gallery_db: GalleryDatabase,
     pictures: Pictures,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -260,7 +260,7 @@ def test_a_backup_never_overwrites_another(
     before = {
         path: path.read_bytes() for path in (tmp_path / "monday").rglob("*") if path.is_file()
     }
-    catalogue.write([Delete("bare")], OURS)
+    gallery_db.write([Delete("bare")], OURS)
     assert run("backup", url, pictures, "--to", tmp_path / "monday") == 2
     assert "never overwrites" in capsys.readouterr().err
     assert {
@@ -274,7 +274,7 @@ def test_a_backup_never_overwrites_another(
 )
 def test_restoring_never_overwrites_a_gallery(
     url: str,
-    catalogue: Catalogue,
+    gallery_db: GalleryDatabase,
     pictures: Pictures,
     tmp_path: Path,
     there: str,
@@ -306,7 +306,7 @@ def test_restoring_never_overwrites_a_gallery(
 @pytest.mark.parametrize("name", ["gallery.sqlite", "backup.json", "picture"])
 @pytest.mark.parametrize("what", ["changed", "absent"])
 def test_a_backup_that_is_not_whole_is_refused(
-    url: str, catalogue: Catalogue, pictures: Pictures, tmp_path: Path, name: str, what: str
+    url: str, gallery_db: GalleryDatabase, pictures: Pictures, tmp_path: Path, name: str, what: str
 ) -> None:
     assert run("backup", url, pictures, "--to", tmp_path / "monday") == 0
     [copy] = (tmp_path / "monday" / "pictures").rglob("*.png")
@@ -325,12 +325,12 @@ def test_a_backup_that_is_not_whole_is_refused(
 @pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 def test_a_backup_of_a_gallery_that_lacks_a_picture_says_so(
     url: str,
-    catalogue: Catalogue,
+    gallery_db: GalleryDatabase,
     pictures: Pictures,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    picture(catalogue, pictures).unlink()
+    picture(gallery_db, pictures).unlink()
     assert run("backup", url, pictures, "--to", tmp_path / "monday") == 0
     assert "lost:      the gallery itself has no picture of uploaded\n" in capsys.readouterr().out
 
@@ -338,7 +338,7 @@ def test_a_backup_of_a_gallery_that_lacks_a_picture_says_so(
 @pytest.mark.parametrize("url", ["postgresql"], indirect=True)
 def test_postgresql_is_backed_up_by_pg_dump_and_the_pictures_by_the_job(
     url: str,
-    catalogue: Catalogue,
+    gallery_db: GalleryDatabase,
     pictures: Pictures,
     tmp_path: Path,
     postgres: Postgres,
@@ -352,14 +352,14 @@ def test_postgresql_is_backed_up_by_pg_dump_and_the_pictures_by_the_job(
     said = capsys.readouterr().out
     assert "database:  not copied: use pg_dump" in said
     assert "pictures:  1 copied and compared" in said
-    before = contents(catalogue)
+    before = contents(gallery_db)
     back = postgres.create(f"restored_{time.monotonic_ns()}")
     subprocess.run(
         [binaries / "pg_restore", "--no-owner", "--exit-on-error", "--dbname", back, dump],
         check=True,
     )
     copied = Pictures(str(tmp_path / "monday" / "pictures"))
-    with Catalogue.open(back) as restored:
+    with GalleryDatabase.open(back) as restored:
         assert contents(restored) == before
         assert picture(restored, copied).read_bytes() == b"picture"
         assert restored.write([Put("new", FEATURE)], OURS)[0].version == restored.version() == 5
@@ -375,8 +375,8 @@ def test_postgresql_is_backed_up_by_pg_dump_and_the_pictures_by_the_job(
 
 def test_pictures_in_another_store_are_checked_and_copied(url: str, tmp_path: Path) -> None:
     pictures = Pictures(f"memory://{tmp_path.name}/{time.monotonic_ns()}")
-    with Catalogue.open(url) as catalogue:
-        catalogue.write([uploaded("uploaded", pictures, b"far away")], OURS)
+    with GalleryDatabase.open(url) as gallery_db:
+        gallery_db.write([uploaded("uploaded", pictures, b"far away")], OURS)
         assert run("check", url, pictures) == 0
         assert run("backup", url, pictures, "--to", tmp_path / "monday") == 0
         [copy] = (tmp_path / "monday" / "pictures").rglob("*.png")
@@ -389,7 +389,11 @@ def test_pictures_in_another_store_are_checked_and_copied(url: str, tmp_path: Pa
 @pytest.mark.parametrize("url", ["postgresql"], indirect=True)
 @pytest.mark.parametrize("command", ["check", "backup"])
 def test_uploaded_pictures_without_a_place_are_a_clear_message(
-    url: str, catalogue: Catalogue, tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+    url: str,
+    gallery_db: GalleryDatabase,
+    tmp_path: Path,
+    command: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     more = ["--to", str(tmp_path / "monday")] if command == "backup" else []
     assert gallery.main([command, "--gallery", url, *more]) == 2
@@ -397,19 +401,19 @@ def test_uploaded_pictures_without_a_place_are_a_clear_message(
 
 
 def test_an_encoder_that_another_has_replaced_is_forgotten_by_the_begin_of_its_fingerprint(
-    url: str, catalogue: Catalogue, pictures: Pictures, capsys: pytest.CaptureFixture[str]
+    url: str, gallery_db: GalleryDatabase, pictures: Pictures, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    catalogue.add_features(
-        OTHER, [(row.image_id, row.version, FEATURE) for row in catalogue.unencoded(OTHER)]
+    gallery_db.add_features(
+        OTHER, [(row.image_id, row.version, FEATURE) for row in gallery_db.unencoded(OTHER)]
     )
     assert run("forget", url, pictures, "--encoder", OURS[:12]) == 2
     said = capsys.readouterr().err
     assert f"nothing was forgotten yet: 2 features of encoder {OURS[:12]} would go" in said
     assert "--yes" in said
-    assert catalogue.encoders() == {OURS: 2, OTHER: 2}
+    assert gallery_db.encoders() == {OURS: 2, OTHER: 2}
     assert run("forget", url, pictures, "--encoder", OURS[:12], "--yes") == 0
     assert f"forgotten: 2 features of encoder {OURS[:12]}\n" in capsys.readouterr().out
-    assert catalogue.encoders() == {OTHER: 2}
+    assert gallery_db.encoders() == {OTHER: 2}
 
 
 @pytest.mark.parametrize(
@@ -418,17 +422,17 @@ def test_an_encoder_that_another_has_replaced_is_forgotten_by_the_begin_of_its_f
 )
 def test_no_image_is_left_without_a_feature(
     url: str,
-    catalogue: Catalogue,
+    gallery_db: GalleryDatabase,
     pictures: Pictures,
     encoder: str,
     told: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    row = catalogue.unencoded(OTHER)[0]
-    catalogue.add_features(OTHER, [(row.image_id, row.version, FEATURE)])
+    row = gallery_db.unencoded(OTHER)[0]
+    gallery_db.add_features(OTHER, [(row.image_id, row.version, FEATURE)])
     assert run("forget", url, pictures, "--encoder", encoder, "--yes") == 2
     assert told in capsys.readouterr().err
-    assert catalogue.encoders() == {OURS: 2, OTHER: 1}
+    assert gallery_db.encoders() == {OURS: 2, OTHER: 1}
 
 
 @pytest.mark.parametrize("command", ["check", "backup", "forget"])

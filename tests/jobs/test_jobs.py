@@ -21,7 +21,7 @@ import yaml
 
 from jobs import ablate, embed, evaluate, index, mine, train
 from raycd.config import SyntheticConfig, cli
-from raycd.data.demo.synthetic import write_catalogue
+from raycd.data.demo.synthetic import write_demo_data
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 def fashion(tmp_path_factory: pytest.TempPathFactory, tiny_settings: dict[str, Any]) -> Path:
     """A tiny data set in Fashion-IQ's files."""
     root = tmp_path_factory.mktemp("fashion")
-    write_catalogue(root, SyntheticConfig.model_validate(tiny_settings["data"]["synthetic"]))
+    write_demo_data(root, SyntheticConfig.model_validate(tiny_settings["data"]["synthetic"]))
     return root
 
 
@@ -101,7 +101,7 @@ def test_malformed_json_is_told_with_file_line_and_column(
     fails: Callable[..., str], tmp_path: Path
 ) -> None:
     root = tmp_path / "data"
-    write_catalogue(
+    write_demo_data(
         root, SyntheticConfig(train_images=5, val_images=5, train_triplets=2, val_triplets=2)
     )
     file = root / "captions" / "cap.dress.train.json"

@@ -17,7 +17,7 @@ from raycd import bundle
 from raycd.config import Config, SyntheticConfig, flatten
 from raycd.data.demo.drawing import draw
 from raycd.data.demo.garments import random_garment
-from raycd.data.demo.synthetic import write_catalogue
+from raycd.data.demo.synthetic import write_demo_data
 from raycd.errors import ConfigError, DataError, RunError
 from raycd.runtime import pipeline, stages
 from raycd.search.searcher import Query, Searcher
@@ -76,7 +76,7 @@ def fashion(
     one is missing.
     """
     root = tmp_path_factory.mktemp("fashion")
-    write_catalogue(root, SyntheticConfig.model_validate(tiny_settings["data"]["synthetic"]))
+    write_demo_data(root, SyntheticConfig.model_validate(tiny_settings["data"]["synthetic"]))
     broken, missing = (
         json.loads((root / "captions" / f"cap.{name}.json").read_text())[0]["target"]
         for name in ("dress.val", "shirt.train")

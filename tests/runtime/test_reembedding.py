@@ -15,7 +15,7 @@ import pytest
 
 from jobs import index
 from raycd.config import Config, cli
-from raycd.gallery_db import Catalogue
+from raycd.gallery_db import GalleryDatabase
 from raycd.gallery_db.place import Place
 from raycd.gallery_db.records import Change, Delete, Put
 from raycd.model import encoder as encoders
@@ -51,15 +51,15 @@ def url(request: pytest.FixtureRequest, file: Path) -> str:
 
 
 @pytest.fixture
-def catalogue(url: str) -> Iterator[Catalogue]:
-    with Catalogue.open(url) as opened:
+def gallery_db(url: str) -> Iterator[GalleryDatabase]:
+    with GalleryDatabase.open(url) as opened:
         yield opened
 
 
 @pytest.fixture
-def place(catalogue: Catalogue, url: str) -> Place:
+def place(gallery_db: GalleryDatabase, url: str) -> Place:
     """Its pictures are files of their own."""
-    return Place(url, catalogue, None)
+    return Place(url, gallery_db, None)
 
 
 def put(image_id: str, path: str | None) -> Put:
@@ -83,8 +83,8 @@ class Meanwhile(Place):
         return path
 
 
-def features(catalogue: Catalogue, encoder: Encoder) -> dict[str, np.ndarray]:
-    found = catalogue.load(encoder.fingerprint())
+def features(gallery_db: GalleryDatabase, encoder: Encoder) -> dict[str, np.ndarray]:
+    found = gallery_db.load(encoder.fingerprint())
     return dict(zip(found.table["image_id"].to_pylist(), found.features_GD, strict=True))
 
 
@@ -94,80 +94,82 @@ def run(*argv: str) -> int:
 
 @pytest.mark.parametrize("url", KINDS, indirect=True)
 def test_every_image_gets_the_feature_of_the_new_encoder_and_keeps_the_old_one(
-    ray_cluster: None, tiny_bundle: Any, encoder: Encoder, catalogue: Catalogue, place: Place
+    ray_cluster: None, tiny_bundle: Any, encoder: Encoder, gallery_db: GalleryDatabase, place: Place
 ) -> None:
     paths = pictures(tiny_bundle)
-    catalogue.write([put(f"image {n}", path) for n, path in enumerate(paths)], OLD)
-    before = catalogue.version()
+    gallery_db.write([put(f"image {n}", path) for n, path in enumerate(paths)], OLD)
+    before = gallery_db.version()
     done = reembedding.reembed(place, encoder, CONFIG)
     assert (done.encoded, done.broken) == (12, {})
-    assert catalogue.version() == before
-    assert catalogue.encoders() == {OLD: 12, encoder.fingerprint(): 12}
+    assert gallery_db.version() == before
+    assert gallery_db.encoders() == {OLD: 12, encoder.fingerprint(): 12}
     expected = EmbedImages(encoder, CONFIG.data)({"key": paths, "path": paths})["feature"]
-    found = features(catalogue, encoder)
+    found = features(gallery_db, encoder)
     np.testing.assert_allclose(
         np.array([found[f"image {n}"] for n in range(12)]), expected, atol=1e-5
     )
 
 
 def test_what_was_encoded_already_is_not_encoded_again(
-    ray_cluster: None, tiny_bundle: Any, encoder: Encoder, catalogue: Catalogue, place: Place
+    ray_cluster: None, tiny_bundle: Any, encoder: Encoder, gallery_db: GalleryDatabase, place: Place
 ) -> None:
-    catalogue.write([put(f"image {n}", path) for n, path in enumerate(pictures(tiny_bundle))], OLD)
+    gallery_db.write([put(f"image {n}", path) for n, path in enumerate(pictures(tiny_bundle))], OLD)
     assert reembedding.reembed(place, encoder, CONFIG).encoded == 12
     assert reembedding.reembed(place, encoder, CONFIG).encoded == 0
 
 
 @pytest.mark.parametrize("url", KINDS, indirect=True)
 def test_what_is_written_while_it_encodes_is_encoded_too(
-    ray_cluster: None, tiny_bundle: Any, encoder: Encoder, catalogue: Catalogue, url: str
+    ray_cluster: None, tiny_bundle: Any, encoder: Encoder, gallery_db: GalleryDatabase, url: str
 ) -> None:
     paths = pictures(tiny_bundle)
-    catalogue.write(
+    gallery_db.write(
         [put("replaced", paths[0]), put("deleted", paths[1]), put("kept", paths[2])], OLD
     )
     changes: list[list[Change]] = [
         [put("replaced", paths[3]), Delete("deleted"), put("new", paths[4])]
     ]
-    busy = Meanwhile(url, catalogue, None, lambda: changes and catalogue.write(changes.pop(), OLD))
+    busy = Meanwhile(
+        url, gallery_db, None, lambda: changes and gallery_db.write(changes.pop(), OLD)
+    )
 
     done = reembedding.reembed(busy, encoder, CONFIG)
     assert (done.encoded, done.broken) == (3, {})
     expected = EmbedImages(encoder, CONFIG.data)({"key": paths, "path": paths})["feature"]
-    found = features(catalogue, encoder)
+    found = features(gallery_db, encoder)
     assert found.keys() == {"kept", "replaced", "new"}
     for image_id, n in {"kept": 2, "replaced": 3, "new": 4}.items():
         np.testing.assert_allclose(found[image_id], expected[n], atol=1e-5)
 
 
 def test_a_gallery_that_never_stops_changing_does_not_keep_the_job_for_ever(
-    ray_cluster: None, tiny_bundle: Any, encoder: Encoder, catalogue: Catalogue, url: str
+    ray_cluster: None, tiny_bundle: Any, encoder: Encoder, gallery_db: GalleryDatabase, url: str
 ) -> None:
     paths = pictures(tiny_bundle)
-    catalogue.write([put("first", paths[0])], OLD)
+    gallery_db.write([put("first", paths[0])], OLD)
     numbers = count()
     busy = Meanwhile(
         str(file),
-        catalogue,
+        gallery_db,
         None,
-        lambda: catalogue.write([put(f"image {next(numbers)}", paths[0])], OLD),
+        lambda: gallery_db.write([put(f"image {next(numbers)}", paths[0])], OLD),
     )
     assert reembedding.reembed(busy, encoder, CONFIG).encoded == 2
-    assert len(catalogue.unencoded(encoder.fingerprint())) == 1
+    assert len(gallery_db.unencoded(encoder.fingerprint())) == 1
 
 
 def test_images_without_a_readable_picture_are_named_with_the_reason(
     ray_cluster: None,
     tiny_bundle: Any,
     encoder: Encoder,
-    catalogue: Catalogue,
+    gallery_db: GalleryDatabase,
     place: Place,
     tmp_path: Path,
 ) -> None:
     damaged = tmp_path / "damaged.png"
     damaged.write_bytes(b"not an image")
     there = pictures(tiny_bundle)[0]
-    catalogue.write(
+    gallery_db.write(
         [
             put("none", None),
             put("gone", str(tmp_path / "gone.png")),
@@ -182,23 +184,23 @@ def test_images_without_a_readable_picture_are_named_with_the_reason(
 
 
 def test_a_picture_of_few_pixels_that_the_service_has_taken_is_encoded(
-    ray_cluster: None, encoder: Encoder, catalogue: Catalogue, place: Place, tmp_path: Path
+    ray_cluster: None, encoder: Encoder, gallery_db: GalleryDatabase, place: Place, tmp_path: Path
 ) -> None:
     from PIL import Image
 
     Image.new("RGB", (3, 3), "red").save(tmp_path / "small.png")
-    catalogue.write([put("small", str(tmp_path / "small.png"))], OLD)
+    gallery_db.write([put("small", str(tmp_path / "small.png"))], OLD)
     assert reembedding.reembed(place, encoder, CONFIG).encoded == 1
 
 
 def test_the_job_tells_how_many_and_what_comes_next(
     ray_cluster: None,
     tiny_bundle: Any,
-    catalogue: Catalogue,
+    gallery_db: GalleryDatabase,
     file: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    catalogue.write([put(f"image {n}", path) for n, path in enumerate(pictures(tiny_bundle))], OLD)
+    gallery_db.write([put(f"image {n}", path) for n, path in enumerate(pictures(tiny_bundle))], OLD)
     assert run("--gallery", str(file), "--bundle", str(tiny_bundle.folder)) == 0
     said = capsys.readouterr().out
     assert "encoded:     12 images now, 12 in the gallery" in said
@@ -208,11 +210,11 @@ def test_the_job_tells_how_many_and_what_comes_next(
 def test_the_job_ends_with_2_and_one_message_where_images_cannot_be_encoded(
     ray_cluster: None,
     tiny_bundle: Any,
-    catalogue: Catalogue,
+    gallery_db: GalleryDatabase,
     file: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    catalogue.write(
+    gallery_db.write(
         [put(f"image {n}", None) for n in range(7)] + [put("fine", pictures(tiny_bundle)[0])], OLD
     )
     assert run("--gallery", str(file), "--bundle", str(tiny_bundle.folder)) == 2
@@ -243,23 +245,23 @@ def test_a_database_that_is_not_there_is_told_and_not_made(
 
 @pytest.mark.slow
 def test_a_job_that_was_killed_does_the_rest_when_it_is_started_again(
-    tiny_bundle: Any, encoder: Encoder, catalogue: Catalogue, file: Path
+    tiny_bundle: Any, encoder: Encoder, gallery_db: GalleryDatabase, file: Path
 ) -> None:
     size, fingerprint = 4 * PAGE, encoder.fingerprint()
-    catalogue.write(
+    gallery_db.write(
         [put(f"image {n}", path) for n, path in enumerate(pictures(tiny_bundle, size))], OLD
     )
     killed = started(file, tiny_bundle)
-    wait_for(lambda: catalogue.encoders().get(fingerprint), killed)
+    wait_for(lambda: gallery_db.encoders().get(fingerprint), killed)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.communicate()
-    before = catalogue.encoders()[fingerprint]
+    before = gallery_db.encoders()[fingerprint]
     assert 0 < before < size
     job = started(file, tiny_bundle)
     said, err = job.communicate(timeout=300)
     assert job.returncode == 0, err
     assert f"encoded:     {size - before:,} images now, {size:,} in the gallery" in said
-    assert catalogue.encoders() == {OLD: size, fingerprint: size}
+    assert gallery_db.encoders() == {OLD: size, fingerprint: size}
 
 
 def started(file: Path, tiny_bundle: Any) -> subprocess.Popen[str]:

@@ -12,7 +12,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 from starlette.testclient import TestClient
 
-from raycd.errors import CatalogueError
+from raycd.errors import GalleryError
 from serve import failure, problems
 from serve.image_body import check
 from serve.routes import Measured
@@ -62,7 +62,7 @@ def app(counted: Counted) -> FastAPI:
 
     @app.get("/database")
     async def database() -> None:
-        raise CatalogueError(
+        raise GalleryError(
             f"writing failed: {SECRET}", "locked", got="postgresql://ann:secret@host/db"
         )
 

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from raycd import bundle
 from raycd.config import IndexConfig
-from raycd.errors import CatalogueError
+from raycd.errors import GalleryError
 from raycd.gallery import live, recent
 from raycd.gallery.recent import Recent
-from raycd.gallery_db import Catalogue
+from raycd.gallery_db import GalleryDatabase
 from raycd.gallery_db.records import Delete, Put
 from raycd.search.searcher import Searcher
 from serve import follower
@@ -40,8 +40,8 @@ def until(state: Callable[[], object]) -> None:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    with Catalogue.open(str(tmp_path / "gallery.sqlite")) as catalogue:
-        yield Store(catalogue, None)
+    with GalleryDatabase.open(str(tmp_path / "gallery.sqlite")) as gallery_db:
+        yield Store(gallery_db, None)
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def put(store: Store, searcher: Searcher, features_ND: NDArray[np.float32]) -> i
     changes = [
         Put(f"new-{i}", feature_D, ("dress",), {}, None) for i, feature_D in enumerate(features_ND)
     ]
-    return store.catalogue.write(changes, fingerprint)[-1].version
+    return store.gallery_db.write(changes, fingerprint)[-1].version
 
 
 def reached(searcher: Searcher, version: int) -> bool:
@@ -99,7 +99,7 @@ def test_many_changes_become_an_index_of_its_kind_that_misses_nothing(
     version = put(store, searcher, features_ND)
     gone = [f"new-{i}" for i in range(0, ADDED, 7)]
     until(lambda: searcher.view.version >= version and searcher.view.index is not first)
-    version = store.catalogue.write([Delete(image_id) for image_id in gone], "")[
+    version = store.gallery_db.write([Delete(image_id) for image_id in gone], "")[
         -1
     ].version  # of the new index
     until(lambda: searcher.view.version >= version)
@@ -136,7 +136,7 @@ def test_what_changes_while_an_index_is_built_is_in_it_when_it_is_taken_over(
 
     def built(*given: Any, **settings: Any) -> Any:
         if searcher.view.index is first:
-            version = store.catalogue.write([*others, Delete("new-0")], fingerprint)[-1].version
+            version = store.gallery_db.write([*others, Delete("new-0")], fingerprint)[-1].version
             until(lambda: searcher.view.version >= version)  # the old one is followed meanwhile
         return original(*given, **settings)
 
@@ -177,11 +177,11 @@ def test_more_images_than_a_replica_encodes_are_refused_though_the_bundle_has_be
     follow: Callable[..., Searcher], store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     follow()
-    store.catalogue.write(
+    store.gallery_db.write(
         [Put(f"other-{i}", np.ones(8, np.float32), (), {}, None) for i in range(3)], "f" * 64
     )
     monkeypatch.setattr(follower, "ENCODED", 2)
-    with pytest.raises(CatalogueError, match="3 images without features of encoder"):
+    with pytest.raises(GalleryError, match="3 images without features of encoder"):
         follow()
     monkeypatch.setattr(follower, "ENCODED", 3)
     assert len(follow().view) == 12  # without pictures, they cannot be found

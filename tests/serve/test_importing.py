@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raycd.errors import CatalogueError
-from raycd.gallery_db import Catalogue
+from raycd.errors import GalleryError
+from raycd.gallery_db import GalleryDatabase
 from raycd.gallery_db.records import Done, Put
 from serve import importing
 from serve.args import ServeArgs
@@ -88,12 +88,12 @@ def test_lines_are_at_work_together_only_as_far_as_they_fit_in_memory(
 
 
 def test_a_transaction_that_fails_says_nothing_of_the_one_before_it(tmp_path: Path) -> None:
-    with Catalogue.open(str(tmp_path / "gallery.sqlite")) as catalogue:
+    with GalleryDatabase.open(str(tmp_path / "gallery.sqlite")) as gallery_db:
         service: Any = None
         model: Any = None
-        writer = Writer(service, Store(catalogue, None), model)
+        writer = Writer(service, Store(gallery_db, None), model)
         first, second = "a" * 64, "b" * 64
-        catalogue.write([Put("image", np.ones(3, np.float32), (), {}, None)], second)
+        gallery_db.write([Put("image", np.ones(3, np.float32), (), {}, None)], second)
         outcomes = writer._commit(
             [
                 (Put("one", np.ones(2, np.float32), (), {}, None), first),
@@ -104,8 +104,8 @@ def test_a_transaction_that_fails_says_nothing_of_the_one_before_it(tmp_path: Pa
             ]
         )
         assert isinstance(outcomes[0], Done)
-        assert isinstance(outcomes[1], CatalogueError)
-        assert catalogue.count() == 2
+        assert isinstance(outcomes[1], GalleryError)
+        assert gallery_db.count() == 2
 
 
 @pytest.mark.parametrize("size", [1, 7, 10, 11, 64])

@@ -16,7 +16,7 @@ from fsspec.spec import AbstractFileSystem
 from PIL import Image
 
 from raycd.config import IndexConfig
-from raycd.errors import CatalogueError
+from raycd.errors import GalleryError
 from raycd.gallery.static import Gallery
 from raycd.gallery.view import View
 from raycd.index import Index
@@ -101,7 +101,7 @@ def test_a_store_that_does_not_answer_is_no_missing_picture(size: str, error: Ex
             raise error
 
     fsspec.register_implementation("away", Away, clobber=True)
-    with pytest.raises(CatalogueError) as caught:
+    with pytest.raises(GalleryError) as caught:
         getattr(Pictures(ServeArgs(), None), size)(gallery("away://bucket/a.png"), "0")
     assert caught.value.reason == "unreachable"
     found = problems.of(caught.value)

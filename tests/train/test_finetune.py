@@ -7,7 +7,7 @@ import torch
 
 from raycd.config import Config
 from raycd.data.captions import training_texts
-from raycd.data.demo.synthetic import write_catalogue
+from raycd.data.demo.synthetic import write_demo_data
 from raycd.data.read import read
 from raycd.data.schema import Dataset
 from raycd.data.selection import carve
@@ -43,7 +43,7 @@ def settings(**stage1: object) -> Config:
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     root, config = tmp_path_factory.mktemp("catalogue"), settings()
-    write_catalogue(root, config.data.synthetic)
+    write_demo_data(root, config.data.synthetic)
     return carve(read(config.data, str(root)), 0.2, seed=0)
 
 

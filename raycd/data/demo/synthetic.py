@@ -32,7 +32,7 @@ FAMILY = 5  # garments that are variations of one another
 SPLITS = ("train", "val")
 
 
-def write_catalogue(
+def write_demo_data(
     root: Path, config: SyntheticConfig, advance: Callable[[int], None] = lambda n: None
 ) -> None:
     """Draw the catalogue into `root` (created): captions/, image_splits/ and images/ of Fashion-IQ,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from raycd.api import BatchItem, SearchResponse
 from raycd.client import Client, ServiceError
-from raycd.gallery_db import Catalogue
+from raycd.gallery_db import GalleryDatabase
 from raycd.gallery_db.records import Row
 from tests.serve.crash.truth import Image, Known, Ledger
 
@@ -25,16 +25,16 @@ Answer = list[tuple[str, float]]
 """Ids and scores, best first."""
 
 
-def audit(client: Client, catalogue: Catalogue, ledger: Ledger, fingerprint: str) -> None:
+def audit(client: Client, gallery_db: GalleryDatabase, ledger: Ledger, fingerprint: str) -> None:
     """Database and service are both what was acknowledged, and equal. Nobody may write meanwhile."""
     ledger.check_versions()
-    changes = catalogue.changes(0, fingerprint)
+    changes = gallery_db.changes(0, fingerprint)
     rows = {row.image_id: row for row in changes.rows}
-    assert changes.version == catalogue.version()
+    assert changes.version == gallery_db.version()
     for image_id, known in ledger.known.items():
         _check_row(image_id, rows.get(image_id), known)
     there = {image_id: row for image_id, row in rows.items() if not row.deleted}
-    assert catalogue.count() == len(there)
+    assert gallery_db.count() == len(there)
     _check_pages(client, there, changes.version)
     _check_found(client, there, ledger, changes.version)
     _check_gone(client, ledger.known.keys() - there.keys(), changes.version)

@@ -19,7 +19,7 @@ import psycopg
 import pytest
 
 from raycd.client import Client
-from raycd.gallery_db import Catalogue
+from raycd.gallery_db import GalleryDatabase
 from serve.args import ServeArgs
 from tests.postgres import Postgres
 from tests.serve.asking import ask, problem
@@ -60,8 +60,8 @@ class Writer:
 
     def check(self, database: str) -> None:
         """All that was acknowledged is there, nothing else, and the service knows it."""
-        with Client(self._url) as client, Catalogue.open(database) as catalogue:
-            audit(client, catalogue, self.ledger, self.gallery.encoder)
+        with Client(self._url) as client, GalleryDatabase.open(database) as gallery_db:
+            audit(client, gallery_db, self.ledger, self.gallery.encoder)
 
     def searches(self) -> bool:
         """Whether the service goes on to search."""
@@ -205,7 +205,7 @@ def test_a_service_does_not_start_on_a_schema_that_does_not_fit(
     tiny_bundle: Any, tmp_path: Path, log: Path, spoil: str, expected: str
 ) -> None:
     database = tmp_path / "gallery.sqlite"
-    Catalogue.open(str(database)).close()
+    GalleryDatabase.open(str(database)).close()
     with closing(sqlite3.connect(database)) as connection:
         connection.execute(spoil)
         connection.commit()

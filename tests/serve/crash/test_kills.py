@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from raycd.client import Client
-from raycd.gallery_db import Catalogue
+from raycd.gallery_db import GalleryDatabase
 from tests.postgres import Postgres
 from tests.serve.asking import png, problem
 from tests.serve.crash.audit import audit, fixed_answers, same
@@ -51,7 +51,7 @@ def test_sqlite_keeps_what_was_acknowledged_before_kills(
     url = str(tmp_path / "gallery.sqlite")
     with (
         Service("--bundle", str(tiny_bundle.folder), "--gallery", url, log=log) as service,
-        Catalogue.open(url) as catalogue,
+        GalleryDatabase.open(url) as gallery_db,
         Client(service.url) as client,
     ):
         load = Load(service.url, gallery, clients)
@@ -61,11 +61,11 @@ def test_sqlite_keeps_what_was_acknowledged_before_kills(
             load.advance(writes)
             _kill_under(load, service)
         service.start()
-        audit(client, catalogue, load.ledger, gallery.encoder)
+        audit(client, gallery_db, load.ledger, gallery.encoder)
         with load.running():
             load.advance(writes)
-        audit(client, catalogue, load.ledger, gallery.encoder)
-        _check_afresh(service, client, catalogue, gallery)
+        audit(client, gallery_db, load.ledger, gallery.encoder)
+        _check_afresh(service, client, gallery_db, gallery)
 
 
 @pytest.mark.slow
@@ -83,7 +83,7 @@ def test_postgresql_keeps_what_was_acknowledged_before_kills(
     arguments = ("--bundle", str(tiny_bundle.folder), "--gallery", url, "--pictures", pictures)
     with (
         Service(*arguments, log=log) as service,
-        Catalogue.open(url) as catalogue,
+        GalleryDatabase.open(url) as gallery_db,
         Client(service.url) as client,
     ):
         load = Load(service.url, gallery, clients)
@@ -96,8 +96,8 @@ def test_postgresql_keeps_what_was_acknowledged_before_kills(
             assert int(refused.headers["retry-after"]) >= 1
             server.start()
             load.advance(writes)
-        audit(client, catalogue, load.ledger, gallery.encoder)
-        _check_afresh(service, client, catalogue, gallery)
+        audit(client, gallery_db, load.ledger, gallery.encoder)
+        _check_afresh(service, client, gallery_db, gallery)
 
 
 @pytest.mark.slow
@@ -109,7 +109,7 @@ def test_postgresql_keeps_what_was_acknowledged_before_the_service_and_the_datab
     arguments = ("--bundle", str(tiny_bundle.folder), "--gallery", url, "--pictures", pictures)
     with (
         Service(*arguments, log=log) as service,
-        Catalogue.open(url) as catalogue,
+        GalleryDatabase.open(url) as gallery_db,
         Client(service.url) as client,
     ):
         load = Load(service.url, gallery, clients)
@@ -126,10 +126,10 @@ def test_postgresql_keeps_what_was_acknowledged_before_the_service_and_the_datab
         server.kill()
         server.start()
         service.start()
-        audit(client, catalogue, load.ledger, gallery.encoder)
+        audit(client, gallery_db, load.ledger, gallery.encoder)
         with load.running():
             load.advance(writes)
-        audit(client, catalogue, load.ledger, gallery.encoder)
+        audit(client, gallery_db, load.ledger, gallery.encoder)
 
 
 @pytest.mark.slow
@@ -175,11 +175,13 @@ def _kill_under(load: Load, service: Service) -> None:
     load.give_up()
 
 
-def _check_afresh(service: Service, client: Client, catalogue: Catalogue, gallery: Gallery) -> None:
+def _check_afresh(
+    service: Service, client: Client, gallery_db: GalleryDatabase, gallery: Gallery
+) -> None:
     """Replicas that load the gallery now answer as those that have followed it."""
-    before = fixed_answers(client, gallery.seeds, catalogue.version())
+    before = fixed_answers(client, gallery.seeds, gallery_db.version())
     service.kill_replicas()
     wait_until(service.is_whole, "new replicas")
-    afresh = fixed_answers(client, gallery.seeds, catalogue.version())
+    afresh = fixed_answers(client, gallery.seeds, gallery_db.version())
     for answer, again in zip(before, afresh, strict=True):
         same(answer, again)

@@ -19,7 +19,7 @@ from ray import serve
 from raycd import bundle
 from raycd.client import Client
 from raycd.config import Config
-from raycd.gallery_db import Catalogue
+from raycd.gallery_db import GalleryDatabase
 from raycd.index.files import sha256
 from raycd.runtime.tracking import Tracker
 from raycd.search.query import Query
@@ -151,8 +151,8 @@ def test_no_request_fails_while_bundles_are_changed_and_refused(
             assert "damaged" in refused
             load.advance(40)
     assert not load.unanswered
-    with Client(swapped.url) as client, Catalogue.open(database) as catalogue:
-        audit(client, catalogue, load.ledger, bundle.verify(other_bundle).encoder.fingerprint)
+    with Client(swapped.url) as client, GalleryDatabase.open(database) as gallery_db:
+        audit(client, gallery_db, load.ledger, bundle.verify(other_bundle).encoder.fingerprint)
 
 
 @pytest.mark.slow

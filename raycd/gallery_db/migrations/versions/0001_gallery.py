@@ -1,4 +1,4 @@
-"""The catalogue: its version, encoders, images and features."""
+"""The gallery database: its version, encoders, images and features."""
 
 import sqlalchemy as sa
 from alembic import op
