@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from raycd.config import DataConfig
-from raycd.data.images import Preprocess, load
+from raycd.data.images import load
+from raycd.data.preprocess import Preprocess
 
 
 class PixelCache:

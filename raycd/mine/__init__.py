@@ -31,10 +31,18 @@ from raycd.mine.neighbours import (
     sample,
 )
 from raycd.mine.pools import Pool, TripletRows, make_pools, of_triplets
-from raycd.mine.searched import Searched, low_recall, searched
-from raycd.mine.searched import line as searched_line
-from raycd.mine.searcher import FAISS_GPU, Searcher, on_gpu
-from raycd.mine.shards import Shard, Visit, make_shards, row_bytes, visits
+from raycd.mine.search import FAISS_GPU, NeighbourSearch, on_gpu
+from raycd.mine.shards import (
+    Searched,
+    Shard,
+    Visit,
+    low_recall,
+    make_shards,
+    row_bytes,
+    searched,
+    searched_line,
+    visits,
+)
 from raycd.mine.thresholds import Thresholds, resolve
 from raycd.mine.thresholds import line as thresholds_line
 
@@ -45,10 +53,10 @@ __all__ = [
     "NEIGHBOURS",
     "Counts",
     "Lists",
+    "NeighbourSearch",
     "Pool",
     "Score",
     "Searched",
-    "Searcher",
     "Shard",
     "Thresholds",
     "TripletRows",

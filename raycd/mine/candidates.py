@@ -19,9 +19,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raycd.errors import DataError
-from raycd.mine.keys import DECIMALS
 from raycd.mine.neighbours import META
 from raycd.mine.pools import Rows, TripletRows, pairs_of
+from raycd.mine.search import DECIMALS
 
 SIDES = ("reference", "target")
 _CHUNK = 256  # candidates measured at once: their features stay in a core's cache

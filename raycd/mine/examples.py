@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from raycd.config import MineConfig
 from raycd.data.schema import PSEUDO_TRIPLET
 from raycd.mine.filter import filter_candidates
-from raycd.mine.keys import DECIMALS
+from raycd.mine.search import DECIMALS
 from raycd.mine.thresholds import resolve
 
 GROUPS = ("good", "borderline", "refused")

@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 from raycd.config import MineConfig
 from raycd.errors import DataError
 from raycd.index import approximate
-from raycd.mine.keys import NOTHING, Keys, decode, merged
 from raycd.mine.pools import Pool, Rows
-from raycd.mine.searcher import Nearest, Searcher
+from raycd.mine.search import NOTHING, Keys, Nearest, NeighbourSearch, decode, merged
 from raycd.mine.shards import make_shards, visits
 from raycd.progress import Bar
 
@@ -74,9 +73,9 @@ def find_neighbours(
             if searcher is None or held != visit.shard:
                 unit_PD = normalise(features_ND, rows_P)
                 by = nearest(unit_PD) if nearest else _by_setting(unit_PD, mine)
-                held, searcher = visit.shard, Searcher(unit_PD, rows_P, mine, by)
+                held, searcher = visit.shard, NeighbourSearch(unit_PD, rows_P, mine, by)
             queries_BD = normalise(features_ND, visit.rows_B)
-            lists.add(visit.place_B, searcher(visit.rows_B, queries_BD, np.arange(len(queries_BD))))
+            lists.add(visit.query_B, searcher(visit.rows_B, queries_BD, np.arange(len(queries_BD))))
             bar.advance(len(visit.rows_B))
     return lists.table()
 
@@ -127,12 +126,12 @@ class Lists:
             (sum(len(pool.queries_Q) for pool in pools), mine.neighbours + 1), NOTHING
         )
 
-    def add(self, place_B: NDArray[np.int64], key_BS: Keys) -> None:
-        """What one shard has for the queries at `place_B` (among all pools'), each once: sorted
+    def add(self, query_B: NDArray[np.int64], key_BS: Keys) -> None:
+        """What one shard has for the queries at `query_B` (among all pools'), each once: sorted
         keys (B, S + 1).
         """
         for start in range(0, len(key_BS), _BLOCK):
-            own = place_B[start : start + _BLOCK]
+            own = query_B[start : start + _BLOCK]
             self._key_QS[own] = merged(self._key_QS[own], key_BS[start : start + _BLOCK])
 
     def table(self) -> pa.Table:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 from raycd.config import MineConfig
 from raycd.index.approximate import PER_LIST
 from raycd.mine.pools import Pool, Rows
+
+ENOUGH = 0.95  # recall below which the pseudo triplets are no longer those of exact search
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Visit:
 
     shard: int  # place of the shard in their list
     home: int  # the shard of the same pool that holds these queries themselves
-    place_B: NDArray[np.int64]  # where these queries stand among the queries of all pools
+    query_B: NDArray[np.int64]  # where these queries stand among the queries of all pools
     rows_B: Rows  # the queries
 
 
@@ -88,3 +91,54 @@ def visits(pools: Sequence[Pool], shards: Sequence[Shard], size: int) -> Iterato
                     yield Visit(
                         number, home, starts[shard.pool] + own, pools[shard.pool].queries_Q[own]
                     )
+
+
+class Searched(TypedDict):
+    """What a search of neighbours took, and how many it found."""
+
+    kind: str  # mine.index: "flat", "hnsw" or "ivf"
+    shards: int  # of all pools together
+    worker_mib: float  # memory of the largest shard in a worker, MiB, rounded up to a tenth
+    recall: float  # share of the exact neighbours that were found; 1 for flat, which is exact
+    sample: int  # query images whose neighbours were compared with exact search; 0 for flat
+
+
+def searched(
+    shards: Sequence[Shard], dim: int, mine: MineConfig, *, recall: float = 1.0, sample: int = 0
+) -> Searched:
+    """The record of a search among features of size `dim`; `recall` was measured on `sample` query
+    images.
+    """
+    largest = max((len(shard.rows_P) for shard in shards), default=0)
+    tenths = math.ceil(10 * largest * row_bytes(dim, mine) / (1 << 20))
+    return {
+        "kind": mine.index,
+        "shards": sum(shard.found for shard in shards),
+        "worker_mib": tenths / 10,
+        "recall": round(recall, 4),
+        "sample": sample,
+    }
+
+
+def searched_line(found: Searched) -> str:
+    """One line, e.g. "hnsw, 3 shards of at most 512 MiB, recall 0.987 of the exact neighbours of
+    1,000 images".
+    """
+    parts = "1 shard of" if found["shards"] == 1 else f"{found['shards']:,} shards of at most"
+    said = f"{found['kind']}, {parts} {found['worker_mib']:,g} MiB, "
+    if found["kind"] == "flat":
+        return said + "exact"
+    return (
+        said + f"recall {found['recall']:.3f} of the exact neighbours of {found['sample']:,} images"
+    )
+
+
+def low_recall(found: Searched) -> list[str]:
+    """A warning with its remedy, where the search missed too many neighbours."""
+    if found["recall"] >= ENOUGH:
+        return []
+    effort = {"hnsw": "mine.hnsw_ef", "ivf": "mine.ivf_probes"}[found["kind"]]
+    return [
+        f"{found['kind']} found {found['recall']:.1%} of the exact neighbours of {found['sample']:,} images, less than "
+        f"{ENOUGH:.0%}: raise {effort} and mine again"
+    ]

@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raycd.config import MineConfig
-from raycd.mine.keys import DECIMALS
+from raycd.mine.search import DECIMALS
 
 
 class Thresholds(TypedDict):

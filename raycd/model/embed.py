@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from raycd.config import DataConfig, Precision
-from raycd.data.images import BrokenImage, Preprocess, load
+from raycd.data.images import BrokenImage, load
+from raycd.data.preprocess import Preprocess
 from raycd.errors import WeightsError
 from raycd.features import READABLE
 from raycd.model.encoder import Encoder

@@ -14,20 +14,24 @@ import json
 import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 import open_clip
 import torch
+from open_clip.modified_resnet import Bottleneck
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.utils.checkpoint import checkpoint
 
 from raycd.config import EncoderConfig, Precision
-from raycd.data.images import Preprocess
+from raycd.data.preprocess import Preprocess
 from raycd.errors import WeightsError
 from raycd.model.finite import check_weights
-from raycd.model.recompute import recompute_blocks
 
 LOCAL_CONFIGS = Path(__file__).parent / "configs"
 WEIGHTS, CONFIG, PREPROCESS = (
@@ -111,7 +115,7 @@ class Encoder(nn.Module):
             parameter.requires_grad_(wanted and name not in ("logit_scale", "logit_bias"))
         if grad_checkpointing:
             self.clip.set_grad_checkpointing(True)  # type: ignore[operator]
-            recompute_blocks(self.clip.visual)  # type: ignore[arg-type]
+            _recompute_blocks(self.clip.visual)  # type: ignore[arg-type]
 
     def save(self, folder: Path) -> None:
         """Write weights, model configuration and preprocessing into `folder` (created)."""
@@ -206,6 +210,38 @@ def load_saved(folder: Path) -> Encoder:
         ) from error
     _fill(clip, folder / WEIGHTS)
     return Encoder(clip, _tokenizer(model_config), preprocess, model_config).eval()
+
+
+def fold_batch_norms(module: nn.Module) -> None:
+    """Fold every batch norm of `module` (in eval mode) that follows a convolution, as CLIP's
+    ResNets name them.
+
+    Those are convN and bnN of one module, and a convolution right before a batch norm in a
+    Sequential. A batch norm that was folded becomes the identity.
+    """
+    children = dict(module.named_children())
+    names = list(children)
+    pairs = [(name, name.replace("conv", "bn")) for name in names if name.startswith("conv")]
+    if isinstance(module, nn.Sequential):
+        pairs += list(pairwise(names))
+    for convolution, norm in pairs:
+        conv, bn = children.get(convolution), children.get(norm)
+        if isinstance(conv, nn.Conv2d) and isinstance(bn, nn.BatchNorm2d):
+            setattr(module, convolution, fuse_conv_bn_eval(conv, bn))
+            setattr(module, norm, nn.Identity())
+    for child in children.values():
+        fold_batch_norms(child)
+
+
+def _recompute_blocks(visual: nn.Module) -> None:
+    """Let every residual block of a ModifiedResNet recompute its activations in the backward pass.
+
+    Batch norms must be in eval mode, or they would count each batch twice. Other image encoders are
+    left alone.
+    """
+    for block in visual.modules():
+        if isinstance(block, Bottleneck):
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
 def _model_config(config: EncoderConfig) -> dict[str, Any]:

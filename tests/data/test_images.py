@@ -15,7 +15,8 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
-from raycd.data.images import REASONS, BrokenImage, Preprocess, TargetPad, decode, load, read_bytes
+from raycd.data.images import REASONS, BrokenImage, decode, load, read_bytes
+from raycd.data.preprocess import Preprocess, TargetPad
 from raycd.errors import DataError
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

@@ -97,8 +97,8 @@ def test_an_older_bundle_names_its_pictures_as_before(run: Path, tmp_path: Path)
 
 
 def test_the_live_gallery_of_a_moved_run_finds_its_pictures(run: Path, tmp_path: Path) -> None:
-    with GalleryDatabase.open(str(run / "gallery.sqlite")) as catalogue:
-        catalogue.begin(bundle.read_gallery(run / "bundle"), "f" * 64, "digest")
+    with GalleryDatabase.open(str(run / "gallery.sqlite")) as database:
+        database.begin(bundle.read_gallery(run / "bundle"), "f" * 64, "digest")
     new = tmp_path / "new"
     shutil.move(run, new)
     expected = str(new / "catalogue" / "images" / "a.jpg")
@@ -107,5 +107,5 @@ def test_the_live_gallery_of_a_moved_run_finds_its_pictures(run: Path, tmp_path:
         assert place.locate(row.path) == expected
     store = Store.open(ServeArgs(bundle=str(new / "bundle")), "test")
     assert store is not None
-    with store.catalogue:
+    with store.gallery_db:
         assert store.locate(row.path) == expected

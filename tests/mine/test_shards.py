@@ -16,7 +16,7 @@ from raycd import mine
 from raycd.config import MineConfig
 from raycd.errors import DataError
 from raycd.index import approximate
-from raycd.mine.searcher import NEAR, Nearest
+from raycd.mine.search import NEAR, Nearest
 
 N, D = 2000, 400  # 3.05 MiB
 S = 5
@@ -98,9 +98,9 @@ def test_lists_may_come_in_any_order(seed: int) -> None:
     for at in np.random.default_rng(seed).permutation(len(todo)):
         visit = todo[at]
         rows_P = shards[visit.shard].rows_P
-        searcher = mine.Searcher(mine.normalise(features_ND, rows_P), rows_P, settings)
+        searcher = mine.NeighbourSearch(mine.normalise(features_ND, rows_P), rows_P, settings)
         queries_BD = mine.normalise(features_ND, visit.rows_B)
-        lists.add(visit.place_B, searcher(visit.rows_B, queries_BD, np.arange(len(queries_BD))))
+        lists.add(visit.query_B, searcher(visit.rows_B, queries_BD, np.arange(len(queries_BD))))
     assert lists.table().equals(
         mine.find_neighbours(features_ND, pools(), settings), check_metadata=True
     )

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from raycd.config import EncoderConfig
+from raycd.data.preprocess import Preprocess
 from raycd.errors import RaycdError, WeightsError
 from raycd.model import encoder as encoders
 from raycd.model.encoder import CONFIG, PREPROCESS, WEIGHTS, Encoder
@@ -55,7 +56,7 @@ def test_weights_preprocessing_and_architecture_each_change_the_fingerprint(
         other.clip.visual.attnpool.c_proj.bias[0] += 1e-3
     marks.add(other.fingerprint())
     other = new_encoder()
-    other.preprocess = encoders.Preprocess(32, 1.5, other.preprocess.mean, other.preprocess.std)
+    other.preprocess = Preprocess(32, 1.5, other.preprocess.mean, other.preprocess.std)
     marks.add(other.fingerprint())
     other = new_encoder()
     other.model_config = {**other.model_config, "quick_gelu": False}
