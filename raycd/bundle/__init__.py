@@ -1,14 +1,14 @@
-"""What training hands to serving: one folder that answers queries by itself.
+"""A bundle: what training hands to serving, one folder that answers queries by itself.
 
     manifest.json      `Manifest`: settings, metrics and the SHA-256 of every file below
     encoder/           as `Encoder.save` writes it: weights, model configuration, preprocessing
     head/              as `fusion.save` writes it
-    gallery.parquet    image_id, categories, path, attributes, feature; its metadata names the encoder of the features
-                       and the folder of the run, see `moved`
+    gallery.parquet    image_id, categories, path, attributes, feature; its metadata holds the
+                       fingerprint of the features' encoder and the folder of the run, see `moved`
     index.faiss        the structure of an `Index` over the features, in the same order
     index.safetensors  its numbers
 
-`write` puts the folder in place when it is whole. `load` verifies every hash before anything is
+`write` replaces the folder at once when it is whole. `load` verifies every hash before anything is
 read.
 """
 
@@ -80,7 +80,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle in memory, ready to answer. The features of `gallery` lie in the index alone."""
+    """A loaded bundle. The features of `gallery` are in the index alone."""
 
     folder: Path
     encoder: Encoder
@@ -103,12 +103,11 @@ def write(
     *,
     example_texts: Sequence[str] = (),
 ) -> Manifest:
-    """Write a bundle, index included, and put it in the place of an older one when it is whole.
+    """Write a bundle, index included, and replace an older one when it is whole.
 
-    `gallery` is a `gallery_table`; `metrics` any JSON values that the service shall state;
-    `example_texts` what people may ask for, on which the recall of an approximate index is
-    measured, too. Raises WeightsError where the parts do not fit together; then nothing has
-    changed.
+    `gallery` is a `gallery_table`; `metrics` are JSON values that the service reports;
+    `example_texts` are suggestions for users, on which the recall of an approximate index is
+    measured too. Raises WeightsError where the parts do not fit together; then nothing has changed.
     """
     fingerprint = encoder.fingerprint()
     features_GD = gallery_features(gallery)
@@ -142,13 +141,13 @@ def write(
 
 
 def load(folder: Path, *, threads: int = 0) -> Bundle:
-    """Read a bundle that `verify` accepts; `threads` are the index's. Raises WeightsError where its
-    parts misfit.
+    """Load a bundle that `verify` accepts; `threads` are those of the index.
+
+    Raises WeightsError where its parts do not fit together.
     """
     manifest = read_manifest(folder)
-    verify_files(
-        folder, manifest, [name for name in FILES if name not in INDEX_FILES]
-    )  # the index verifies its own
+    # The index verifies its own files
+    verify_files(folder, manifest, [name for name in FILES if name not in INDEX_FILES])
     try:
         config = Config.model_validate(manifest.config)
     except ValidationError as error:
@@ -176,8 +175,9 @@ def load(folder: Path, *, threads: int = 0) -> Bundle:
 
 
 def _check_finite(folder: Path, index: Index) -> None:
-    """The features in the index have finite lengths. (Encoder and head were checked where they were
-    read.)
+    """Raise WeightsError unless the features in the index have finite lengths and moments.
+
+    Encoder and head were checked where they were read.
     """
     lengths_G, (mean_D, covariance_DD) = index.lengths(np.arange(index.size)), index.moments()
     if not all(np.isfinite(numbers).all() for numbers in (lengths_G, mean_D, covariance_DD)):
@@ -190,7 +190,7 @@ def _check_finite(folder: Path, index: Index) -> None:
 
 
 def _located(gallery: pa.Table, folder: Path) -> pa.Table:
-    """The gallery with the places that its pictures have today."""
+    """Return the gallery with the paths that its pictures have today."""
     column = gallery.schema.get_field_index("path")
     paths = moved.Move.of(folder).locate_all(gallery["path"].to_pylist())
     return gallery.set_column(column, gallery.schema.field(column), pa.array(paths, pa.string()))
@@ -204,9 +204,12 @@ def _check_fit(
     gallery: pa.Table,
     indexed: tuple[int, ...],
 ) -> None:
-    """Encoder, head, gallery and index (its images and their feature size) belong together."""
+    """Raise WeightsError unless encoder, head, gallery and index belong together.
+
+    `indexed` is the number of images in the index and their feature size.
+    """
     size, dim = indexed
-    measured_by = (gallery.schema.metadata or {}).get(ENCODER, b"nobody knows what").decode()
+    measured_by = (gallery.schema.metadata or {}).get(ENCODER, b"an unknown encoder").decode()
     if measured_by != fingerprint:
         raise WeightsError(
             f"the gallery's features of {folder} were measured by another encoder",
@@ -218,7 +221,8 @@ def _check_fit(
     if len(set(sizes.values())) > 1 or size != gallery.num_rows:
         raise WeightsError(
             f"the parts of the bundle {folder} are of different size",
-            got=f"features of {sizes}, {gallery.num_rows} images in the gallery, {size} in the index",
+            got=f"features of {sizes}, {gallery.num_rows} images in the gallery, "
+            f"{size} in the index",
             expected="one feature size and as many images in the index as in the gallery",
             do="train the head, embed the gallery and build the index with the same encoder",
         )
@@ -234,10 +238,10 @@ def build_index(
     threads: int = 0,
     like: Index | None = None,
 ) -> Index:
-    """The index of features (G, D); its recall is measured on queries made of the example texts, if
-    there are any.
+    """Build the index of features (G, D).
 
-    `threads` and `like` are those of `Index.build`.
+    Its recall is measured on queries made of the example texts, if there are any. `threads` and
+    `like` are those of `Index.build`.
     """
     queries = None
     if example_texts and config.index.kind_for(len(features_GD)) != "flat":

@@ -37,7 +37,7 @@ class _Part(BaseModel):
 
 
 class EncoderInfo(_Part):
-    """Which encoder: open_clip's name, `Encoder.fingerprint`, feature size D."""
+    """The encoder: open_clip's name, `Encoder.fingerprint`, feature size D."""
 
     name: str
     fingerprint: str
@@ -45,11 +45,10 @@ class EncoderInfo(_Part):
 
 
 class IndexInfo(_Part):
-    """Which index: its kind, the images in it, feature size D, recall@10 as measured, and what a
-    search spends for it.
+    """The index: its kind, images, feature size D, measured recall@10, and search effort.
 
-    `effort` counts lists that are visited (ivf) or candidates that are kept (hnsw); 0 for flat.
-    What was asked for stands in the manifest's `config`.
+    `effort` is nprobe, the lists that a search visits (ivf), or efSearch, the candidates that it
+    keeps (hnsw); 0 for flat. The settings asked for are in the manifest's `config`.
     """
 
     kind: Literal["flat", "ivf", "hnsw"]
@@ -60,7 +59,7 @@ class IndexInfo(_Part):
 
 
 class Manifest(_Part):
-    """manifest.json. `digest` is the SHA-256 of all the rest, as JSON with sorted keys."""
+    """manifest.json. `digest` is the SHA-256 of everything else, as JSON with sorted keys."""
 
     format: Literal[2] = 2
     raycd: str
@@ -76,14 +75,15 @@ class Manifest(_Part):
     digest: str = ""
 
     def own_digest(self) -> str:
-        """What `digest` must be."""
+        """Return the correct value of `digest`."""
         rest = self.model_dump(mode="json", exclude={"digest"})
         return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def verify(folder: Path) -> Manifest:
-    """The manifest, once every file has its hash. Raises WeightsError: absent, another format,
-    changed, incomplete.
+    """Return the manifest after every file has been compared with its hash.
+
+    Raises WeightsError where the bundle is absent, of another format, changed or incomplete.
     """
     manifest = read_manifest(folder)
     verify_files(folder, manifest, FILES)
@@ -91,6 +91,7 @@ def verify(folder: Path) -> Manifest:
 
 
 def verify_files(folder: Path, manifest: Manifest, names: Sequence[str]) -> None:
+    """Raise WeightsError unless the named files have the hashes of the manifest."""
     for name in names:
         try:
             found = sha256(folder / name)
@@ -111,9 +112,10 @@ def verify_files(folder: Path, manifest: Manifest, names: Sequence[str]) -> None
 
 
 def read_manifest(folder: Path) -> Manifest:
+    """Return the manifest, its own digest verified. Raises WeightsError."""
     path = folder / MANIFEST
     try:
-        sha256(path)  # refuses what is no regular file
+        sha256(path)  # refuses anything but a regular file
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(
@@ -128,7 +130,8 @@ def read_manifest(folder: Path) -> Manifest:
             f"the bundle {folder} is of another format",
             got=f"format {found}",
             expected=f"format {FORMAT}, which raycd {__version__} reads",
-            do="run the job again that wrote it (jobs/train.py or jobs/index.py): only the bundle is written anew",
+            do="run the job again that wrote it (jobs/train.py or jobs/index.py): "
+            "only the bundle is written again",
         )
     try:
         manifest = Manifest.model_validate(content)
@@ -142,5 +145,6 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def first_error(error: ValidationError) -> str:
+    """Return the first error of a validation, on one line."""
     detail = error.errors(include_url=False)[0]
     return f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}"

@@ -31,10 +31,10 @@ def gallery_table(
     attributes: Sequence[Mapping[str, str]] | None = None,
     run: str = "",
 ) -> pa.Table:
-    """The searchable images: features (G, D) as the encoder of that fingerprint gives them, not
-    normalised.
+    """Build the table of searchable images.
 
-    `run` is the folder of the run, by which pictures are found when it was moved.
+    Features (G, D) are as the encoder of that fingerprint returns them, not normalised. `run` is
+    the folder of the run, by which pictures are found after it has moved.
     """
     size, dim = features_GD.shape
     flat = pa.array(np.ascontiguousarray(features_GD, np.float32).reshape(-1))
@@ -47,15 +47,14 @@ def gallery_table(
 
 
 def gallery_features(gallery: pa.Table) -> NDArray[np.float32]:
-    """The features (G, D) of a gallery table."""
+    """Return the features (G, D) of a gallery table."""
     column = gallery[_FEATURE].combine_chunks()
     flat: NDArray[np.float32] = column.flatten().to_numpy(zero_copy_only=False)
     return flat.reshape(len(column), -1)
 
 
 def read_gallery(folder: Path) -> pa.Table:
-    """The gallery table of a bundle as it was written, with its features, which `load` leaves on
-    disk.
+    """Return the gallery table of a bundle with its features, which `load` leaves on disk.
 
     Raises WeightsError where it is damaged.
     """
@@ -72,7 +71,7 @@ def read_gallery(folder: Path) -> pa.Table:
 
 
 def read_table(path: Path, *, features: bool = True) -> pa.Table:
-    """The gallery's rows, as they must be. Raises WeightsError."""
+    """Return the gallery's rows, checked. Raises WeightsError."""
     try:
         columns = [name for name in pq.read_schema(path).names if features or name != _FEATURE]
         table = pq.read_table(path, columns=columns)
@@ -85,13 +84,7 @@ def read_table(path: Path, *, features: bool = True) -> pa.Table:
                 "image ids or categories that are null, or ids that repeat",
                 "one row an image",
             )
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        NotImplementedError,
-    ) as error:  # those of Arrow are among them
+    except (OSError, ValueError, KeyError, TypeError, NotImplementedError) as error:  # Arrow's too
         raise _damaged(
             path, f"{type(error).__name__}: {error}", f"Parquet of {', '.join(SCHEMA.names)}"
         ) from error

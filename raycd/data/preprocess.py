@@ -22,12 +22,15 @@ _LONGEST_PADDED = 4096
 
 @dataclass(frozen=True)
 class TargetPad:
-    """Pads the short side with zeros to long / ratio where long / short >= ratio (Clip4Cir)."""
+    """Padding of the short side with zeros to long / ratio where long / short >= ratio.
+
+    The method is Clip4Cir's.
+    """
 
     ratio: float
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """RGB image -> RGB image, the same object where nothing is to pad."""
+        """Return the padded RGB image; the same object where there is nothing to pad."""
         width, height = image.size
         long = max(width, height)
         if long / min(width, height) < self.ratio:
@@ -47,13 +50,13 @@ def _centre(image: Image.Image, width: int, height: int) -> Image.Image:
 
 @dataclass(frozen=True)
 class Preprocess:
-    """RGB image -> uint8 pixels (size, size, 3) -> normalised float32 (3, size, size): TargetPad,
-    bicubic resize, centre crop, normalisation.
+    """Preprocessing: TargetPad, bicubic resize, centre crop, normalisation.
 
-    The same numbers as torchvision's Resize, CenterCrop, ToTensor and Normalize. The two halves are
-    apart because the first needs the file and a processor, the second belongs on the encoder's
-    device: between them travel bytes. Extreme strips are cut down first, so that memory stays
-    bounded whatever `decode` let through.
+    RGB image -> uint8 pixels (size, size, 3) -> normalised float32 (3, size, size): the same
+    numbers as torchvision's Resize, CenterCrop, ToTensor and Normalize. The two halves are separate
+    because the first needs the file and a CPU while the second belongs on the encoder's device;
+    bytes travel between them. Extreme strips are shrunk first, so that memory stays bounded
+    whatever `decode` accepted.
     """
 
     size: int
@@ -62,28 +65,25 @@ class Preprocess:
     std: tuple[float, float, float]
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
-        """uint8 pixels (size, size, 3). Raises nothing on what `decode` returns."""
+        """Return uint8 pixels (size, size, 3). Raises nothing on what `decode` returns."""
         return torch.from_numpy(np.array(self._square(image)))
 
     def normalise(self, pixels_BSS3: torch.Tensor) -> torch.Tensor:
-        """uint8 pixels (B, size, size, 3) -> float32 (B, 3, size, size) with the channels last in
-        memory.
-        """
+        """Return float32 (B, 3, S, S), channels last in memory, of uint8 pixels (B, S, S, 3)."""
         mean, std = (
             torch.tensor(values, device=pixels_BSS3.device) for values in (self.mean, self.std)
         )
         return pixels_BSS3.float().div_(255).sub_(mean).div_(std).permute(0, 3, 1, 2)
 
     def _square(self, image: Image.Image) -> Image.Image:
-        """(size, size): the shorter side resized to size, the longer one cropped about its centre."""
+        """Resize the shorter side to `size` and crop the longer one about its centre."""
         long, short = max(image.size), min(image.size)
         if long > _LONGEST_PADDED and long / short >= self.target_pad:
             image = fitted(image, _LONGEST_PADDED)
         image = TargetPad(self.target_pad)(image)
         short = min(image.size)
-        if (
-            max(image.size) > 4 * short
-        ):  # only where target_pad allows it: of a strip, the middle is enough
+        # Only a large target_pad lets such strips through: their middle is enough
+        if max(image.size) > 4 * short:
             image = _centre(image, *(min(side, 4 * short) for side in image.size))
         width, height = (int(self.size * side / short) for side in image.size)
         if image.size != (width, height):
@@ -91,7 +91,7 @@ class Preprocess:
         return image if width == height else _centre(image, self.size, self.size)
 
     def to_dict(self) -> dict[str, Any]:
-        """What a bundle keeps, as JSON values."""
+        """Return what a bundle keeps, as JSON values."""
         return {
             "size": self.size,
             "target_pad": self.target_pad,
@@ -101,7 +101,7 @@ class Preprocess:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The inverse of `to_dict`. Raises `DataError` where a value is absent or impossible."""
+        """Return the inverse of `to_dict`. Raises DataError where a value is absent or invalid."""
         try:
             size, target_pad = int(values["size"]), float(values["target_pad"])
             mean, std = _three(values["mean"]), _three(values["std"])
@@ -112,7 +112,7 @@ class Preprocess:
             raise DataError(
                 "the preprocessing cannot be read",
                 got=dict(values),
-                expected="size > 0, target_pad >= 1, three means and three positive standard deviations",
+                expected="size > 0, target_pad >= 1, three means, three positive deviations",
             )
         return cls(size, target_pad, mean, std)
 

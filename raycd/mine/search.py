@@ -162,7 +162,7 @@ class NeighbourSearch:
         score_BK, position_BK = self._nearest(query_BD, depth)
         enough_B = np.full(len(rows_B), self.floor - NEAR, np.float32)
         if depth > self.size + 1:
-            # At least S + 1 other images score this much, so what lies clearly below (both scores
+            # At least S + 1 other images score this much, so what is clearly below (both scores
             # may be off by NEAR) cannot be among the first S + 1 and need not be measured.
             np.maximum(enough_B, score_BK[:, self.size + 1] - 2 * NEAR, out=enough_B)
         wanted_BK = (score_BK >= enough_B[:, None]) & (position_BK >= 0)
@@ -175,7 +175,7 @@ class NeighbourSearch:
         return key_BK, self._settled(key_BK, score_BK[:, -1], depth)
 
     def _settled(self, key_BK: Keys, last_B: NDArray[np.float32], depth: int) -> NDArray[np.bool_]:
-        """Return which lists (B,) are final: nothing scored below `last_B` belongs to the first S."""
+        """Return which lists (B,) are final: no score below `last_B` belongs to the first S."""
         if not self._exact or depth == len(self.rows_P):
             return np.ones(len(key_BK), np.bool_)
         settled_B: NDArray[np.bool_] = last_B < self.floor - NEAR
@@ -216,7 +216,7 @@ def flat(unit_PD: NDArray[np.float32]) -> Nearest:
 
 
 def _tensor(array: NDArray[np.float32]) -> torch.Tensor:
-    """Return a tensor over the same memory, which may be read-only: nothing is written to it."""
+    """Return a tensor over the same memory, which may be read-only: it is never written."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         return torch.from_numpy(array)
@@ -231,7 +231,7 @@ FAISS_GPU = hasattr(faiss, "StandardGpuResources")  # whether faiss-gpu is insta
 
 
 def on_gpu(unit_PD: NDArray[np.float32]) -> Nearest:
-    """Compare queries with every image on the worker's GPU, which holds the shard (faiss-gpu)."""
+    """Compare queries with every image on the GPU that holds the shard (faiss-gpu)."""
     gpu: Any = faiss
     index = gpu.GpuIndexFlatIP(gpu.StandardGpuResources(), unit_PD.shape[1])
     index.add(unit_PD)

@@ -1,4 +1,4 @@
-"""Folded batch norms: the same features, and none is left."""
+"""Folded batch norms: the same features, and no batch norm remains."""
 
 from __future__ import annotations
 
