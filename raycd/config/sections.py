@@ -141,7 +141,7 @@ class Stage1Config(Section):
     cache_mib: Count = 2048
     """Memory of a training worker for decoded images, in MiB, which later epochs reuse."""
     select_on: SelectOn = "selection"
-    """What chooses the best epoch: recall on the selection split or on val (as peers do), or last.
+    """What chooses the best epoch: recall on selection or on val (as peers do), or simply the last.
     """
 
 
@@ -169,10 +169,9 @@ class MineConfig(Section):
     batch_size: Positive = 1024
     """Query images searched at once."""
     worker_mib: Positive = 4096
-    """Memory of a mining worker for the images that it searches, in MiB; a larger pool is sharded.
-    """
+    """Memory of a mining worker for the images it searches, in MiB; a larger pool is sharded."""
     index: Literal["flat", "hnsw", "ivf"] = "flat"
-    """How neighbours are searched: flat is exact; hnsw and ivf are for millions, recall measured.
+    """How neighbours are searched: flat is exact; hnsw and ivf are for millions, with less recall.
     """
     hnsw_m: Annotated[int, Field(ge=2, le=512)] = 32
     """HNSW: links of an image in the graph (M)."""
@@ -183,8 +182,7 @@ class MineConfig(Section):
     ivf_probes: Positive = 32
     """IVF: lists that a search visits (nprobe); more finds more."""
     recall_sample: Positive = 1000
-    """HNSW, IVF: query images drawn by the seed, whose neighbours are compared with exact search.
-    """
+    """HNSW, IVF: query images, drawn by the seed, that are also searched exactly for the recall."""
     thresholds: Literal["absolute", "quantile"] = "absolute"
     """Meaning of eps_low, eps_high and alpha: cosines, or quantiles (0 to 1) of what was mined."""
     eps_low: Cosine = 0.90
@@ -241,8 +239,7 @@ class Stage2Config(Section):
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
     """Dropout inside the head."""
     bilinear_dim: Positive = 64
-    """K of eqs 5 to 7, the size of the projections of the outer product; less than feature size D.
-    """
+    """K of eqs 5 to 7: size of the projections of the outer product; less than feature size D."""
     projection_dim: Count = 0
     """Combiner: size of each modality's projection; 0 means 4 D."""
     hidden_dim: Count = 0
@@ -254,7 +251,7 @@ class Stage2Config(Section):
     pseudo: bool = True
     """Use pseudo triplets; false is Table 2's w/o Pseudo Data."""
     select_on: SelectOn = "selection"
-    """What chooses the best epoch: recall on the selection split or on val (as peers do), or last.
+    """What chooses the best epoch: recall on selection or on val (as peers do), or simply the last.
     """
 
 
@@ -286,8 +283,7 @@ class TuneConfig(Section):
     concurrent: Count = 0
     """Trials at a time; 0 means as many as the cluster has room for."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the heads of trials; auto takes bf16 on GPUs and on CPUs with AMX, else fp32.
-    """
+    """Arithmetic of the heads of trials; auto is bf16 on GPUs and on CPUs with AMX, else fp32."""
     cpus_per_trial: Rate = 1.0
     """CPUs that Ray reserves for a trial, and its threads."""
     gpus_per_trial: Rate = 0.25
@@ -327,8 +323,7 @@ class IndexConfig(Section):
     flat_up_to: Count = 20_000
     """Auto: most images of a flat index."""
     recall: Annotated[float, Field(gt=0.0, le=1.0)] = 0.997
-    """IVF, HNSW: share of the true first 10 that a search must find, on a sample; sets its effort.
-    """
+    """IVF, HNSW: share of the true first 10 that a search must find, on a sample of queries."""
     sample: Positive = 1000
     """IVF, HNSW: queries of the sample."""
     ivf_lists: Count = 0

@@ -49,7 +49,7 @@ class Encoder(nn.Module):
         self, clip: nn.Module, tokenizer: Any, preprocess: Preprocess, model_config: dict[str, Any]
     ) -> None:
         super().__init__()
-        self.clip = clip
+        self.clip: Any = clip  # open_clip's models have no types
         self.tokenizer = tokenizer
         self.preprocess = preprocess
         self.model_config = model_config
@@ -66,25 +66,31 @@ class Encoder(nn.Module):
     @property
     def device(self) -> torch.device:
         """Return the device of the weights."""
-        return next(self.clip.parameters()).device
+        device: torch.device = next(self.clip.parameters()).device
+        return device
 
     def encode_images(self, pixels_BSS3: torch.Tensor) -> torch.Tensor:
         """Return features (B, D) float32, not normalised (eq. 8), of uint8 pixels (B, S, S, 3)."""
         pixels = self.preprocess.normalise(pixels_BSS3.to(self.device, non_blocking=True))
         with self._arithmetic():
-            return self.clip.encode_image(pixels).float()  # type: ignore[no-any-return, operator]
+            features: torch.Tensor = self.clip.encode_image(pixels).float()
+        return features
 
     def encode_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return features (B, D) float32, not normalised (eq. 2), of tokens (B, L)."""
         with self._arithmetic():
-            return self.clip.encode_text(tokens.to(self.device, non_blocking=True)).float()  # type: ignore[no-any-return, operator]
+            features: torch.Tensor = self.clip.encode_text(
+                tokens.to(self.device, non_blocking=True)
+            ).float()
+        return features
 
     def tokenize(self, texts: Sequence[str]) -> torch.Tensor:
         """Return tokens (B, L) int64 of texts; longer texts are cut to the context length."""
         # The cache of open_clip's tokenizer grows without bounds
         if len(getattr(self.tokenizer, "cache", ())) > _KEPT_WORDS:
             self.tokenizer.cache = dict(self._specials)
-        return self.tokenizer(list(texts))  # type: ignore[no-any-return]
+        tokens: torch.Tensor = self.tokenizer(list(texts))
+        return tokens
 
     def truncates(self, text: str) -> bool:
         """Return whether `tokenize` cuts this text."""
@@ -103,8 +109,8 @@ class Encoder(nn.Module):
             wanted = finetune == "both" or finetune == ("image" if image else "text")
             parameter.requires_grad_(wanted and name not in ("logit_scale", "logit_bias"))
         if grad_checkpointing:
-            self.clip.set_grad_checkpointing(True)  # type: ignore[operator]
-            _recompute_blocks(self.clip.visual)  # type: ignore[arg-type]
+            self.clip.set_grad_checkpointing(True)
+            _recompute_blocks(self.clip.visual)
 
     def save(self, folder: Path) -> None:
         """Write weights, model configuration and preprocessing into `folder` (created)."""
@@ -261,10 +267,10 @@ def _build(model_config: dict[str, Any]) -> nn.Module:
     level = root.level
     root.setLevel(logging.ERROR)  # open_clip warns of random weights, which are replaced next
     try:
-        clip = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**settings)
+        clip: nn.Module = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**settings)
     finally:
         root.setLevel(level)
-    return clip  # type: ignore[no-any-return]
+    return clip
 
 
 def _fill(clip: nn.Module, weights: Path) -> None:

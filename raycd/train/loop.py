@@ -260,7 +260,7 @@ class Loop(Generic[Batch]):
             group["lr"] = lr
         loss = self.task.loss(module, batch)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]  # torch's own is untyped
         self.optimizer.step()
         return loss.detach()
 

@@ -121,6 +121,6 @@ class ImagesAndTexts(nn.Module):
         """Return logits (B, B) of pixels (B, S, S, 3) against tokens (B, L)."""
         image_BD = F.normalize(self.encoder.encode_images(pixels), dim=-1)
         text_BD = F.normalize(self.encoder.encode_tokens(tokens), dim=-1)
-        scale = self.encoder.clip.logit_scale.exp().clamp(max=100)  # type: ignore[operator]
+        scale = self.encoder.clip.logit_scale.exp().clamp(max=100)
         logits: torch.Tensor = scale * image_BD @ text_BD.T
         return logits
