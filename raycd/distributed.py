@@ -1,6 +1,4 @@
-"""The training workers among each other: which one this is, how many there are, and what all of
-them have.
-"""
+"""The training workers: rank, number, and gathering across all of them."""
 
 from __future__ import annotations
 
@@ -11,18 +9,19 @@ from torch import distributed
 
 
 def rank() -> int:
-    """This worker's place among the training workers."""
+    """Return this worker's number among the training workers, from 0."""
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
 def world_size() -> int:
-    """Number of training workers."""
+    """Return the number of training workers."""
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
 def gather(rows: torch.Tensor) -> torch.Tensor:
-    """The rows of all workers, in their order, (W * B, ...); gradients flow back to the worker that
-    a row came from.
+    """Return the rows (W * B, ...) of all W workers, in their order.
+
+    Gradients flow back to the worker that a row came from.
     """
     if world_size() == 1:
         return rows

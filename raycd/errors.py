@@ -1,20 +1,20 @@
-"""What a user can get wrong, as exceptions. Each message says what, got, expected and what to do.
+"""User errors as exceptions. Each message says what, got, expected and what to do.
 
-RaycdError                  ends a job with one message and exit code 2
-├── ConfigError             a setting is unknown or impossible
-├── DataError               annotations or images are absent, malformed or too many are broken
-├── TrainingError           training cannot go on: its loss or its weights are no longer finite
-├── WeightsError            weights, a checkpoint or a bundle cannot be read or do not fit
-├── RunError                a run folder belongs to other settings, is in use or cannot be written
-├── TrackingError           the MLflow record cannot be reached
-└── GalleryError          the gallery's database cannot be reached, read or written, or belongs to another encoder
+RaycdError             ends a job with one message and exit code 2
+├── ConfigError        a setting is unknown or impossible
+├── DataError          annotations or images are absent, malformed or too many are broken
+├── TrainingError      training cannot go on: its loss or its weights are not finite
+├── WeightsError       weights, a checkpoint or a bundle cannot be read or do not fit
+├── RunError           a run folder belongs to other settings, is in use or cannot be written
+├── TrackingError      the MLflow record is unreachable
+└── GalleryError       the gallery database is unreachable, unreadable or does not fit
 """
 
 from typing import Literal
 
 
 class RaycdError(Exception):
-    """A mistake that the user can mend. `str(error)` is the whole message, one to four lines."""
+    """A mistake that the user can fix. `str(error)` is the whole message, one to four lines."""
 
     def __init__(
         self,
@@ -52,8 +52,9 @@ class DataError(RaycdError):
 
 
 class TrainingError(RaycdError):
-    """Training cannot go on: its loss or its weights are no longer finite. All workers of a stage
-    raise it together.
+    """Training cannot go on: its loss or its weights are not finite.
+
+    All workers of a stage raise it together.
     """
 
 
@@ -66,14 +67,14 @@ class RunError(RaycdError):
 
 
 class TrackingError(RaycdError):
-    """The MLflow record cannot be reached."""
+    """The MLflow record is unreachable."""
 
 
 class GalleryError(RaycdError):
-    """The gallery's database cannot be reached, read or written, or does not fit.
+    """The gallery database is unreachable, cannot be read or written, or does not fit.
 
-    `reason` tells programs which: unreachable and locked may be over soon; full, read_only,
-    damaged, replaced (its file is another one than was opened), newer (its schema is of a later
+    `reason` tells programs which. unreachable and locked may be temporary; full, read_only,
+    damaged, replaced (the file is not the one that was opened), newer (its schema is of a later
     raycd), unmigrated and in_use need a person; mismatch is features of another encoder or size.
     """
 

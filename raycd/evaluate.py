@@ -1,14 +1,13 @@
-"""Recall of composed queries: arrays in, fractions out. The protocols are explained in
-docs/protocols.md.
+"""Recall of composed queries: arrays in, fractions out. docs/protocols.md explains the protocols.
 
-| protocol          | gallery of a category                                  | the query's reference     |
-| ----------------- | ------------------------------------------------------ | ------------------------- |
-| `original`        | every image that the split's annotations list          | stays a candidate         |
-| `original-masked` | the same                                               | is removed for its query  |
-| `val`             | only references and targets of the split's triplets    | is removed for its query  |
+| protocol          | gallery of a category                               | the query's reference |
+| ----------------- | --------------------------------------------------- | --------------------- |
+| `original`        | every image that the split's annotations list       | stays a candidate     |
+| `original-masked` | the same                                            | is removed            |
+| `val`             | only references and targets of the split's triplets | is removed            |
 
 Shapes: Q queries, B of them at once, G gallery images, D feature size, S candidates of a subset
-    (CIRR).
+(CIRR).
 """
 
 from __future__ import annotations
@@ -28,9 +27,8 @@ from raycd.errors import ConfigError, DataError
 from raycd.features import Features
 
 AVERAGE = schema.AVERAGE
-NOT_FOUND = torch.iinfo(
-    torch.int64
-).max  # the rank of a target that cannot be found; greater than every k
+# The rank of a target that cannot be found, greater than every k
+NOT_FOUND = torch.iinfo(torch.int64).max
 MASKED: tuple[Protocol, ...] = ("original-masked", "val")  # protocols that remove the reference
 SUBSET_KS = (1, 2, 3)  # CIRR's recall_subset@k
 
@@ -44,7 +42,7 @@ def cached_query(
     texts: Features,
     device: torch.device | str = "cpu",
 ) -> QueryFunction:
-    """Queries from cached features: head(reference's feature, feature of the evaluation text)."""
+    """Return queries from cached features: head(reference's feature, feature of the text)."""
 
     def query(triplets: Sequence[Triplet]) -> torch.Tensor:
         image_BD = images.take((triplet["reference"] for triplet in triplets), device)
@@ -57,22 +55,23 @@ def cached_query(
 
 @dataclass(frozen=True)
 class Metric:
-    """One number of an evaluation: "recall@10" of the average, or "dress/recall@10" of a category."""
+    """One number of an evaluation: "recall@10" of the average, "dress/recall@10" of a category."""
 
     category: str = AVERAGE
     k: int = 10
 
     @classmethod
     def parse(cls, name: str, categories: Sequence[str], ks: Sequence[int]) -> Metric:
-        """Raises ConfigError where no such metric exists."""
+        """Return the metric of that name. Raises ConfigError where there is none."""
         category, slash, measure = name.rpartition("/")
         known = {f"recall@{k}": k for k in sorted({cls.k, *ks})}
         if measure not in known or (slash and category not in (AVERAGE, *categories)):
             raise ConfigError(
                 "there is no such metric",
                 got=name,
-                expected=f"{' or '.join(known)}, alone or after one of: {', '.join(f'{c}/' for c in categories)}",
-                do="mend the metric, or measure other ranks by --evaluate.ks",
+                expected=f"{' or '.join(known)}, alone or after one of: "
+                + ", ".join(f"{c}/" for c in categories),
+                do="correct the metric, or measure other ranks by --evaluate.ks",
             )
         return cls(category or AVERAGE, known[measure])
 
@@ -81,25 +80,24 @@ class Metric:
         return measure if self.category == AVERAGE else f"{self.category}/{measure}"
 
     def of(self, recalls: Mapping[str, Mapping[str, float]]) -> float:
-        """Its value, a fraction."""
+        """Return its value in `recalls`, a fraction."""
         return recalls[self.category][f"recall@{self.k}"]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` found, each by category."""
+    """The result of `evaluate`, each part by category."""
 
     recalls: dict[str, dict[str, float]]
-    """{"recall@10": fraction, ...}; also under "average", the unweighted mean over the categories.
-    """
+    """{"recall@10": fraction, ...}; also for "average", the unweighted mean of the categories."""
     gallery: dict[str, int] = field(default_factory=dict)
-    """Images searched."""
+    """Number of images searched."""
     queries: dict[str, int] = field(default_factory=dict)
-    """Queries asked, those that could not be answered included."""
+    """Number of queries, those that could not be answered included."""
     missing_queries: dict[str, list[str]] = field(default_factory=dict)
-    """Triplet ids whose reference or target has no feature: counted as not found."""
+    """Ids of triplets whose reference or target has no feature: counted as not found."""
     missing_gallery: dict[str, list[str]] = field(default_factory=dict)
-    """Image ids that belong to the gallery and have no feature: not searched."""
+    """Ids of gallery images that have no feature: not searched."""
     ranks: dict[str, int | None] = field(default_factory=dict)
     """Triplet id -> rank of its target, from 1; None where it cannot be found."""
 
@@ -116,13 +114,13 @@ def evaluate(
     batch_size: int = 1024,
     device: torch.device | str = "cpu",
 ) -> Evaluation:
-    """Recall@k of every category that has triplets in `split`, and their mean.
+    """Return recall@k of every category that has triplets in `split`, and their mean.
 
     `images` lacks the images that are missing or broken. A query that needs one of them (its
     reference or its target) is reported and stays in the denominator as not found; a gallery image
-    without a feature is reported and not searched. So a broken image never flatters the recall of
-    its own query. Where triplets have subsets (CIRR), recall_subset@1, 2, 3 ranks among them, the
-    reference removed. Raises DataError where nothing can be evaluated.
+    without a feature is reported and not searched. So a broken image never improves the recall of
+    its own query. Where triplets have subsets (CIRR), recall_subset@1, 2, 3 ranks among them,
+    without the reference. Raises DataError where nothing can be evaluated.
     """
     by_category: dict[str, list[Triplet]] = {}
     for triplet in dataset.triplets_of(split).to_pylist():
@@ -137,10 +135,10 @@ def evaluate(
         evaluation.missing_gallery[category] = [
             image_id for image_id in wanted if image_id not in images
         ]
-        places = {image_id: place for place, image_id in enumerate(present)}
+        positions = {image_id: position for position, image_id in enumerate(present)}
         gallery_GD = F.normalize(images.take(present, device).float(), dim=-1)
         ranking = _Ranking(
-            places, gallery_GD, images, mask=protocol in MASKED, batch_size=batch_size
+            positions, gallery_GD, images, mask=protocol in MASKED, batch_size=batch_size
         )
         ranks, in_subset = ranking.run(triplets, query)
         ids = [triplet["triplet_id"] for triplet in triplets]
@@ -157,12 +155,12 @@ def evaluate(
 
 
 def recall(ranks: torch.Tensor, ks: Sequence[int], *, name: str = "recall") -> dict[str, float]:
-    """Ranks (Q,) from 1, Q > 0 -> {"recall@k": share of ranks that are at most k}, from 0 to 1."""
+    """Return {"recall@k": share of ranks <= k, from 0 to 1} of ranks (Q,) from 1, Q > 0."""
     return {f"{name}@{k}": int((ranks <= k).sum()) / len(ranks) for k in ks}
 
 
 def average(recalls: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """Unweighted mean of each measure that all categories have."""
+    """Return the unweighted mean of each measure that all categories have."""
     rows = list(recalls)
     return {
         name: sum(row[name] for row in rows) / len(rows)
@@ -179,12 +177,12 @@ def rank_targets(
     *,
     batch_size: int = 1024,
 ) -> torch.Tensor:
-    """Ranks (Q,) of the targets by inner product, from 1: 1 + the OTHER images whose score is not
-    below the target's.
+    """Return the ranks (Q,) of the targets by inner product, from 1.
 
-    So exact ties count against us, and so does a score that is not a number. `targets` (Q,) are
-    positions in the gallery, -1 where the target is not there: its rank is NOT_FOUND. `masked` (Q,)
-    are positions to leave out, -1 for none; a target that is masked is not found.
+    A rank is 1 + the number of OTHER images whose score is not below the target's. So exact ties
+    count against us, and so does a score that is NaN. `targets` (Q,) are positions in the gallery,
+    -1 where the target is absent: its rank is NOT_FOUND. `masked` (Q,) are positions to leave out,
+    -1 for none; a masked target is not found.
     """
     ranks = torch.empty(len(query_QD), dtype=torch.int64)
     for start in range(0, len(query_QD), batch_size):
@@ -197,7 +195,8 @@ def rank_targets(
             masked_B = masked[batch].to(score_BG.device)
             _leave_out(score_BG, masked_B)
             lost_B |= target_B == masked_B
-        rank_B = (~(score_BG < target_score_B1)).sum(1)  # the target itself is one of them
+        # Negated "<" rather than ">=", which is false for NaN; the target itself makes the rank 1
+        rank_B = (~(score_BG < target_score_B1)).sum(1)
         ranks[batch] = torch.where(lost_B, NOT_FOUND, rank_B).cpu()
     return ranks
 
@@ -205,10 +204,10 @@ def rank_targets(
 def rank_in_subsets(
     query_QD: torch.Tensor, gallery_GD: torch.Tensor, targets: torch.Tensor, subsets: torch.Tensor
 ) -> torch.Tensor:
-    """Ranks (Q,) of the targets among `subsets` (Q, S), positions in the gallery padded with -1;
-    ties as above.
+    """Return the ranks (Q,) of the targets among `subsets` (Q, S), ties as in `rank_targets`.
 
-    A target that is -1 or not in its subset is NOT_FOUND.
+    Subsets are positions in the gallery padded with -1. A target that is -1 or not in its subset is
+    NOT_FOUND.
     """
     subsets, targets = subsets.to(query_QD.device), targets.to(query_QD.device)
     score_QS = torch.einsum("qd,qsd->qs", query_QD, gallery_GD[subsets.clamp(min=0)])
@@ -226,11 +225,10 @@ def top_images(
     *,
     batch_size: int = 1024,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The best images of each query by inner product: (scores (Q, k), positions (Q, k)), best
-    first.
+    """Return the best images of each query by inner product: scores (Q, k) and positions (Q, k).
 
-    `masked` as in `rank_targets`. k is cut to the size of the gallery (less one where images are
-    masked).
+    `masked` is that of `rank_targets`. k is cut to the size of the gallery (less one where images
+    are masked).
     """
     k = min(k, len(gallery_GD) - (masked is not None))
     scores, positions = [], []
@@ -251,29 +249,30 @@ def _leave_out(score_BG: torch.Tensor, masked_B: torch.Tensor) -> None:
 
 
 class _Ranking:
-    """Ranks the targets of one category's triplets in its gallery."""
+    """The ranking of one category's targets in its gallery."""
 
     def __init__(
         self,
-        places: Mapping[str, int],
+        positions: Mapping[str, int],
         gallery_GD: torch.Tensor,
         images: Features,
         *,
         mask: bool,
         batch_size: int,
     ) -> None:
-        self.places, self.gallery_GD, self.images = places, gallery_GD, images
+        self.positions, self.gallery_GD, self.images = positions, gallery_GD, images
         self.mask, self.batch_size = mask, batch_size
 
     def answerable(self, triplet: Triplet) -> bool:
-        """Whether the reference and the target have features."""
-        return triplet["reference"] in self.images and triplet["target"] in self.places
+        """Return whether the reference and the target have features."""
+        return triplet["reference"] in self.images and triplet["target"] in self.positions
 
     def run(
         self, triplets: Sequence[Triplet], query: QueryFunction
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ranks (Q,) in the gallery and ranks (Q,) in the triplets' subsets; NOT_FOUND where not
-        answerable.
+        """Return ranks (Q,) in the gallery and in the triplets' subsets.
+
+        They are NOT_FOUND where a triplet is not answerable.
         """
         ranks = torch.full((len(triplets),), NOT_FOUND)
         in_subset = torch.full((len(triplets),), NOT_FOUND)
@@ -282,8 +281,10 @@ class _Ranking:
             chosen = rows[start : start + self.batch_size]
             batch = [triplets[row] for row in chosen]
             query_BD = F.normalize(query(batch).to(self.gallery_GD), dim=-1)
-            targets = self._places(triplet["target"] for triplet in batch)
-            masked = self._places(triplet["reference"] for triplet in batch) if self.mask else None
+            targets = self._positions(triplet["target"] for triplet in batch)
+            masked = (
+                self._positions(triplet["reference"] for triplet in batch) if self.mask else None
+            )
             ranks[chosen] = rank_targets(
                 query_BD, self.gallery_GD, targets, masked, batch_size=self.batch_size
             )
@@ -292,18 +293,18 @@ class _Ranking:
             )
         return ranks, in_subset
 
-    def _places(self, image_ids: Iterable[str]) -> torch.Tensor:
+    def _positions(self, image_ids: Iterable[str]) -> torch.Tensor:
         return torch.tensor(
-            [self.places.get(image_id, -1) for image_id in image_ids], dtype=torch.int64
+            [self.positions.get(image_id, -1) for image_id in image_ids], dtype=torch.int64
         )
 
     def _subsets(self, batch: Sequence[Triplet]) -> torch.Tensor:
-        """Places (B, S) of the subsets' members that are searched, without the reference; -1 pads."""
+        """Return positions (B, S) of the searched members without the reference, padded with -1."""
         members = [
             [
-                self.places[m]
+                self.positions[m]
                 for m in triplet["subset"] or ()
-                if m in self.places and m != triplet["reference"]
+                if m in self.positions and m != triplet["reference"]
             ]
             for triplet in batch
         ]
@@ -314,7 +315,7 @@ class _Ranking:
 def _gallery_ids(
     annotated: list[str], triplets: Sequence[Triplet], protocol: Protocol
 ) -> list[str]:
-    """The gallery of a protocol, in the order of the annotations."""
+    """Return the gallery of a protocol, in the order of the annotations."""
     if protocol != "val":
         return annotated
     used = {triplet[side] for triplet in triplets for side in ("reference", "target")}

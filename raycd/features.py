@@ -1,6 +1,4 @@
-"""Features by key (image id or text), and their tables as Parquet: a key, a status and a vector
-each.
-"""
+"""Features by key (image id or text), and their Parquet tables of key, status and vector."""
 
 from __future__ import annotations
 
@@ -17,21 +15,19 @@ from numpy.typing import NDArray
 
 from raycd.data.missing import ImageReport
 
-READABLE = "ok"  # the status of a row that has a feature; otherwise it is images.Reason
+READABLE = "ok"  # the status of a row that has a feature; other rows have an images.Reason
 
 
 @dataclass(frozen=True)
 class Features:
-    """Rows of features by key: image ids or texts. `values` (N, D) are as the encoder gives them,
-    not normalised.
-    """
+    """Features by key: image ids or texts. `values` (N, D) are not normalised."""
 
     rows: Mapping[str, int]
     values: torch.Tensor
 
     @classmethod
     def of(cls, keys: Sequence[str], values: torch.Tensor) -> Features:
-        """`values[i]` belongs to `keys[i]`."""
+        """Return the features in which `values[i]` belongs to `keys[i]`."""
         assert len(keys) == len(values)
         return cls({key: row for row, key in enumerate(keys)}, values)
 
@@ -39,7 +35,7 @@ class Features:
         return key in self.rows
 
     def find(self, keys: pa.ChunkedArray) -> NDArray[np.int64]:
-        """The row of each key, -1 where it has none."""
+        """Return the row of each key, -1 where it has none."""
         found = pc.index_in(keys, value_set=pa.array(self.rows.keys(), pa.string()))
         rows: NDArray[np.int64] = np.fromiter([*self.rows.values(), -1], np.int64)[
             found.fill_null(-1).to_numpy()
@@ -47,7 +43,7 @@ class Features:
         return rows
 
     def take(self, keys: Iterable[str], device: torch.device | str | None = None) -> torch.Tensor:
-        """Features (len(keys), D), on `device`."""
+        """Return features (len(keys), D), on `device`."""
         rows = torch.tensor(
             [self.rows[key] for key in keys], dtype=torch.int64, device=self.values.device
         )
@@ -55,7 +51,7 @@ class Features:
 
 
 def to_table(keys: list[str], status: list[str], features_ND: NDArray[np.float32]) -> pa.Table:
-    """Rows (key, status, feature: fixed_size_list<float32>[D])."""
+    """Return rows (key, status, feature: fixed_size_list<float32>[D])."""
     flat = pa.array(np.ascontiguousarray(features_ND, dtype=np.float32).reshape(-1), pa.float32())
     feature = pa.FixedSizeListArray.from_arrays(flat, features_ND.shape[1])
     return pa.table(
@@ -68,14 +64,15 @@ def to_table(keys: list[str], status: list[str], features_ND: NDArray[np.float32
 
 
 def write(path: Path, table: pa.Table) -> None:
-    """One Parquet file. Features hardly compress, so they are not."""
+    """Write one Parquet file, uncompressed: features hardly compress."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, path, compression="none", use_dictionary=False)
 
 
 def read(path: Path, order: list[str] | None = None) -> tuple[Features, ImageReport]:
-    """Features of the readable rows (in `order`, as far as they are there), and what was not
-    readable.
+    """Return features of the readable rows, and a report of the others.
+
+    The rows are in the order of the file, or of `order` as far as they are there.
     """
     table = pq.read_table(path)
     keys, status = table["key"].to_pylist(), table["status"].to_pylist()

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 
 def say(text: str, *, stream: TextIO | None = None) -> None:
-    """One line of status on stderr, which leaves an open bar whole."""
+    """Print one line of status on stderr without breaking an open bar."""
     stream = stream or sys.stderr
     if stream.isatty():
         tqdm.write(text, file=stream)
@@ -30,12 +30,12 @@ class Bar:
     """Progress of one stage, safe to advance from several threads.
 
     Args:
-        stage: What is going on, e.g. "stage 1".
-        total: Steps in all; None if unknown.
-        unit: What a step is, in the plural.
-        start: Steps that an earlier run has done; they count as done and not for the rate.
+        stage: The name of the work, e.g. "stage 1".
+        total: Number of steps; None if unknown.
+        unit: The name of a step, in the plural.
+        start: Steps that an earlier run has done; they count as done, but not for the rate.
         every: Seconds between two lines of a log.
-        stream: Where it shows; stderr by default.
+        stream: Output; stderr by default.
         clock: Seconds, monotonic.
     """
 
@@ -88,8 +88,10 @@ class Bar:
                 self._line("stopped")
 
     def advance(self, n: int = 1, **shown: float | int | str) -> None:
-        """`n` more steps are done; `shown` (loss=0.5) stands beside them until the next call that
-        names it.
+        """Count `n` more steps as done.
+
+        The values in `shown` (loss=0.5) are printed beside them until the next call that names
+        them.
         """
         with self._lock:
             self.done += n
@@ -102,7 +104,7 @@ class Bar:
                 self._line(self._left())
 
     def _line(self, last: str) -> None:
-        """stage 1: 640/18000 triplets (3%), 61.5 triplets/s, loss 1.23, 4 min 42 s left"""
+        """Print stage 1: 640/18000 triplets (3%), 61.5 triplets/s, loss 1.23, 4 min 42 s left"""
         now = self._clock()
         self._spoke = now
         parts = [f"{self.done} {self.unit}"]
@@ -127,7 +129,7 @@ class Bar:
 
 
 def duration(seconds: float) -> str:
-    """8 s, 2 min 05 s, 1 h 02 min."""
+    """Return seconds as text: 8 s, 2 min 05 s, 1 h 02 min."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -137,7 +139,7 @@ def duration(seconds: float) -> str:
 
 
 def _brief(value: float | int | str) -> str:
-    """Three digits that matter: 0.0123, 4.57, 1280."""
+    """Return three significant digits: 0.0123, 4.57, 1280."""
     if not isinstance(value, float):
         return str(value)
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"

@@ -1,6 +1,4 @@
-"""Passwords in URIs and folders of this machine, taken out of what others will read: messages,
-reports, logs.
-"""
+"""Removal of passwords in URIs and of local folders from messages, reports and logs."""
 
 from __future__ import annotations
 
@@ -13,14 +11,13 @@ _PASSWORD = re.compile(r"(://[^\s/:@]*:)[^\s/]*@")
 
 
 def without_passwords(text: str) -> str:
-    """postgresql://ann:secret@host/db -> postgresql://ann:***@host/db, wherever in `text` it
-    stands.
-    """
+    """Replace passwords: postgresql://ann:secret@host/db -> postgresql://ann:***@host/db."""
     return _PASSWORD.sub(r"\1***@", text)
 
 
 def without_paths(text: str) -> str:
-    """/home/ann/runs/bundle -> bundle, wherever in `text` a path begins at the root. What a URI
-    names stays.
+    """Shorten absolute paths to their last part: /home/ann/runs/bundle -> bundle.
+
+    The path inside a URI stays.
     """
     return _FOLDERS.sub("", text)

@@ -15,7 +15,7 @@ from raycd.bundle import Bundle
 from raycd.data.manifest import CATEGORY
 from raycd.errors import WeightsError
 from raycd.gallery.view import View
-from raycd.model.fold import fold_batch_norms
+from raycd.model.encoder import fold_batch_norms
 from raycd.search.query import Answer, Prepared, Query
 from raycd.search.searcher import Searcher
 from serve.args import ServeArgs

@@ -40,7 +40,7 @@ def test_a_value_that_is_false_is_still_shown() -> None:
 
 @pytest.mark.parametrize("kind", [errors.RaycdError, errors.ConfigError, errors.TrackingError])
 def test_pickling_keeps_kind_and_message(kind: type[errors.RaycdError]) -> None:
-    error = kind("what", got=1, expected=2, do="mend it")
+    error = kind("what", got=1, expected=2, do="fix it")
     copy = pickle.loads(pickle.dumps(error))
     assert type(copy) is kind
     assert str(copy) == str(error)

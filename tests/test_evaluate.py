@@ -113,7 +113,7 @@ def test_top_images_come_best_first_and_without_the_masked() -> None:
 
 
 def dataset(*triplets: tuple[str, str, str], subset: Sequence[str] | None = None) -> Dataset:
-    """Galleries dress: a b c d and shirt: d e; each triplet is "category reference target"."""
+    """Return galleries dress: a b c d and shirt: d e; a triplet is "category reference target"."""
     builder = DatasetBuilder()
     builder.add_gallery("dress", "val", "abcd", source="dress.json")
     builder.add_gallery("shirt", "val", "de", source="shirt.json")
@@ -134,7 +134,7 @@ DRESSES = (("dress", "a", "b"), ("dress", "a", "a"), ("dress", "b", "d"))
 
 
 def like_reference(triplets: Sequence[Any]) -> torch.Tensor:
-    """The query looks where the reference looks."""
+    """Return queries that point where the reference does."""
     return IMAGES.take(triplet["reference"] for triplet in triplets)
 
 

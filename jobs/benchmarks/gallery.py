@@ -31,6 +31,7 @@ from raycd import bundle
 from raycd.config import Config
 from raycd.errors import RunError
 from raycd.gallery_db import GalleryDatabase
+from raycd.model.encoder import LOCAL_CONFIGS
 
 IMAGES, OWN = 100_000, 1000  # in the database, and in the bundle, which is another gallery
 CLIENTS = (1, 4)  # that search at a time
@@ -65,7 +66,7 @@ def _architecture(scratch: Path) -> str:
     """The folder of a model configuration: the demo's, with features of DIM numbers."""
     folder = scratch / "configs"
     folder.mkdir()
-    demo = Path(bundle.__file__).parent / "configs" / "raycd-demo.json"
+    demo = LOCAL_CONFIGS / "raycd-demo.json"
     settings = json.loads(demo.read_text(encoding="utf-8")) | {"embed_dim": DIM}
     (folder / "raycd-640.json").write_text(json.dumps(settings), encoding="utf-8")
     return str(folder)

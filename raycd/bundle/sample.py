@@ -1,5 +1,4 @@
-"""Queries such as a service gets, made of its own gallery and example texts: on them an index's
-recall is measured.
+"""Sample queries made of a gallery and example texts, on which the recall of an index is measured.
 
 Shapes: Q queries, G gallery images, T texts, D feature size.
 """
@@ -26,10 +25,9 @@ def queries(
     texts: Sequence[str],
     config: Config,
 ) -> dict[str, NDArray[np.float32]]:
-    """At most `index.sample` queries (Q, D) of each sort, L2-normalised: an image alone, a text
-    alone, both.
+    """Return at most `index.sample` queries (Q, D) of each sort: an image, a text, both.
 
-    `encoder` and `head` are in eval mode and on one device.
+    They are L2-normalised. `encoder` and `head` are in eval mode and on one device.
     """
     rng = np.random.default_rng([config.seed, 12])
     rows = rng.permutation(len(features_GD))[: config.index.sample]

@@ -1,4 +1,4 @@
-"""The sections of the configuration: what each stage and room can be told, one sentence a field."""
+"""The sections of the configuration: what can be set, one sentence a field."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Section(BaseModel):
 
 
 class SyntheticConfig(Section):
-    """The embedded catalogue of garments, drawn where data.format is synthetic."""
+    """The demo data: garments drawn where data.format is synthetic."""
 
     train_images: Positive = 1600
     """Images drawn for each category's train split."""
@@ -44,35 +44,35 @@ class SyntheticConfig(Section):
     size: Annotated[int, Field(ge=16, le=512)] = 64
     """Side of a drawn image, in pixels."""
     seed: Count = 0
-    """Seed of the catalogue itself; the run's own seed does not redraw it."""
+    """Seed of the demo data; the run's own seed does not redraw it."""
 
 
 class DataConfig(Section):
     """Which images and triplets are read, and what may be missing."""
 
     format: Literal["fashioniq", "cirr", "manifest", "synthetic"] = "fashioniq"
-    """How the files under data.root are laid out."""
+    """Layout of the files under data.root."""
     root: str = ""
-    """Folder or URI of the data set; empty for the synthetic catalogue, which draws its own."""
+    """Folder or URI of the data set; empty for synthetic, which draws its own."""
     categories: Annotated[list[Text], Field(min_length=1)] = ["dress", "shirt", "toptee"]
     """Fashion-IQ categories to read."""
     triplets: Text = "triplets.parquet"
-    """Manifest format: the triplets' file (Parquet, CSV or JSON Lines), relative to data.root."""
+    """Manifest format: file of the triplets (Parquet, CSV, JSON Lines), relative to data.root."""
     gallery: Text = "gallery.parquet"
-    """Manifest format: the galleries' file (Parquet, CSV or JSON Lines), relative to data.root."""
+    """Manifest format: file of the galleries (Parquet, CSV, JSON Lines), relative to data.root."""
     max_missing: Fraction = 0.05
     """Largest share of images that may be missing or broken before the run ends with an error."""
     max_pixels: Positive = 50_000_000
-    """Images whose header announces more pixels than this are refused before they are decoded."""
+    """Images with more pixels than this in their header are refused before they are decoded."""
     min_side: Positive = 8
     """Images with a shorter side than this many pixels count as broken."""
     selection_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
-    """Share of each category's train targets set aside, by seed, with all of their triplets, to
-    choose epochs and settings on: neither stage trains on these triplets, and mining takes none of
-    their images as a substitute.
+    """Share of each category's train targets that the seed holds out, with all of their triplets,
+    to choose epochs and settings on. Neither stage trains on them, and mining takes none of their
+    images as a substitute.
     """
     synthetic: SyntheticConfig = SyntheticConfig()
-    """The embedded catalogue."""
+    """The demo data."""
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -87,22 +87,18 @@ class EncoderConfig(Section):
     name: Text = "RN50x4-quickgelu"
     """open_clip model name."""
     pretrained: str = "openai"
-    """open_clip tag, or a path to safetensors weights; "demo" takes the small CLIP of
-    jobs/pretrain.py.
-    """
+    """open_clip tag, or path to safetensors weights; "demo" takes the CLIP of jobs/pretrain.py."""
     configs: str = ""
-    """Folder of further open_clip model configurations (JSON), searched beside open_clip's own."""
+    """Folder of further open_clip model configurations (JSON), beside open_clip's own."""
     target_pad: Annotated[float, Field(ge=1.0)] = 1.25
-    """Images whose sides differ by this ratio or more are padded towards it before they are resized
-    (TargetPad).
-    """
+    """Images whose sides differ by this ratio or more are padded towards it before resizing."""
 
 
 class PretrainConfig(Section):
     """Pre-training of the demo's small CLIP on drawn images with generic captions."""
 
     images: Positive = 6000
-    """Drawn images."""
+    """Number of drawn images."""
     epochs: Positive = 6
     """Passes over the images."""
     batch_size: Annotated[int, Field(ge=2)] = 128
@@ -135,7 +131,7 @@ class Stage1Config(Section):
     decay: Literal["none", "cosine"] = "none"
     """How the learning rate falls after the warm-up."""
     logit_scale: Rate = 100.0
-    """Cosines are multiplied by this before the softmax; the paper's tau = 100."""
+    """Factor of the cosines before the softmax; the paper's tau = 100."""
     precision: Precision = "fp32"
     """Arithmetic of the encoders: bf16 is autocast, weights stay fp32."""
     grad_checkpointing: bool = False
@@ -143,12 +139,9 @@ class Stage1Config(Section):
     loader_workers: Count = 0
     """Processes that decode images beside each training worker; 0 decodes in the worker."""
     cache_mib: Count = 2048
-    """Memory of a training worker for decoded images, in MiB, so that later epochs need not decode
-    them again.
-    """
+    """Memory of a training worker for decoded images, in MiB, which later epochs reuse."""
     select_on: SelectOn = "selection"
-    """What chooses the best epoch: recall on the selection split, on val (as peers do), or simply
-    the last.
+    """What chooses the best epoch: recall on selection or on val (as peers do), or simply the last.
     """
 
 
@@ -170,20 +163,15 @@ class MineConfig(Section):
     neighbours: Positive = 64
     """Neighbours kept for each train image, with their similarities."""
     floor: Cosine = 0.8
-    """Loosest similarity that is kept in the tables; eps_low cannot go below it."""
+    """Loosest similarity that is kept in the tables; eps_low cannot be below it."""
     pool: Literal["all", "category"] = "all"
-    """Where substitutes come from: all train images (the paper), or those of the triplet's
-    category.
-    """
+    """Where substitutes come from: all train images (the paper), or the triplet's category."""
     batch_size: Positive = 1024
     """Query images searched at once."""
     worker_mib: Positive = 4096
-    """Memory of a mining worker for the images that it searches, in MiB; a larger pool is searched
-    in shards.
-    """
+    """Memory of a mining worker for the images it searches, in MiB; a larger pool is sharded."""
     index: Literal["flat", "hnsw", "ivf"] = "flat"
-    """How neighbours are searched: flat is exact; hnsw and ivf are for millions, and their recall
-    is measured.
+    """How neighbours are searched: flat is exact; hnsw and ivf are for millions, with less recall.
     """
     hnsw_m: Annotated[int, Field(ge=2, le=512)] = 32
     """HNSW: links of an image in the graph (M)."""
@@ -194,12 +182,9 @@ class MineConfig(Section):
     ivf_probes: Positive = 32
     """IVF: lists that a search visits (nprobe); more finds more."""
     recall_sample: Positive = 1000
-    """HNSW, IVF: query images, drawn by the seed, whose neighbours are compared with exact search.
-    """
+    """HNSW, IVF: query images, drawn by the seed, that are also searched exactly for the recall."""
     thresholds: Literal["absolute", "quantile"] = "absolute"
-    """What eps_low, eps_high and alpha are: cosines, or quantiles (0 to 1) of the mined
-    similarities and scores.
-    """
+    """Meaning of eps_low, eps_high and alpha: cosines, or quantiles (0 to 1) of what was mined."""
     eps_low: Cosine = 0.90
     """Lower similarity threshold of a substitute (inclusive)."""
     eps_high: Cosine = 0.995
@@ -207,15 +192,15 @@ class MineConfig(Section):
     s_max: Positive = 4
     """Most substitutes for one image."""
     alpha: Cosine = 0.6
-    """A pseudo triplet is kept if its matching score by stage 1's model is greater than this."""
+    """A pseudo triplet is kept if stage 1's matching score of it is greater than this."""
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
         for name in ("eps_low", "eps_high", "alpha"):
             if self.thresholds == "quantile" and getattr(self, name) < 0:
                 raise ValueError(
-                    f"mine.{name} {getattr(self, name)} is no quantile: give a share from 0 to 1, "
-                    f"or set mine.thresholds absolute"
+                    f"mine.{name} {getattr(self, name)} is not a quantile: "
+                    f"give a share from 0 to 1, or set mine.thresholds absolute"
                 )
         if self.eps_low > self.eps_high:
             raise ValueError(
@@ -224,8 +209,9 @@ class MineConfig(Section):
             )
         if self.thresholds == "absolute" and self.eps_low < self.floor:
             raise ValueError(
-                f"mine.eps_low {self.eps_low} is below mine.floor {self.floor}, the loosest similarity in the "
-                f"tables: give eps_low at least {self.floor}, or lower mine.floor (mines again)"
+                f"mine.eps_low {self.eps_low} is below mine.floor {self.floor}, the loosest "
+                f"similarity in the tables: give eps_low at least {self.floor}, "
+                f"or lower mine.floor (mines again)"
             )
         if self.s_max > self.neighbours:
             raise ValueError(
@@ -239,7 +225,7 @@ class Stage2Config(Section):
     """Training of the fusion head on cached features (3.2.2, eqs 5 to 7)."""
 
     head: Text = "clip_cd"
-    """Fusion head, by its name in raycd.model.fusion."""
+    """Name of the fusion head, in raycd.model.fusion."""
     epochs: Count = 100
     """Passes, those over pseudo triplets included."""
     batch_size: Annotated[int, Field(ge=2)] = 1024
@@ -249,13 +235,11 @@ class Stage2Config(Section):
     decay: Literal["none", "cosine"] = "none"
     """How the learning rate falls."""
     logit_scale: Rate = 100.0
-    """Cosines are multiplied by this before the softmax."""
+    """Factor of the cosines before the softmax."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
     """Dropout inside the head."""
     bilinear_dim: Positive = 64
-    """K of eqs 5 to 7: size of the projections whose outer product is taken; less than the feature
-    size D.
-    """
+    """K of eqs 5 to 7: size of the projections of the outer product; less than feature size D."""
     projection_dim: Count = 0
     """Combiner: size of each modality's projection; 0 means 4 D."""
     hidden_dim: Count = 0
@@ -267,8 +251,7 @@ class Stage2Config(Section):
     pseudo: bool = True
     """Use pseudo triplets; false is Table 2's w/o Pseudo Data."""
     select_on: SelectOn = "selection"
-    """What chooses the best epoch: recall on the selection split, on val (as peers do), or simply
-    the last.
+    """What chooses the best epoch: recall on selection or on val (as peers do), or simply the last.
     """
 
 
@@ -278,42 +261,37 @@ class TuneConfig(Section):
     samples: Positive = 32
     """Trials of a sweep."""
     search: Literal["tpe", "random", "grid"] = "tpe"
-    """How settings are proposed: Optuna's TPE, at random, or every combination of tune.grid_points
-    values.
-    """
+    """How settings are proposed: Optuna's TPE, at random, or a grid of tune.grid_points values."""
     grid_points: Annotated[int, Field(ge=2)] = 3
     """Grid: values of each range."""
     scheduler: Literal["asha", "none"] = "asha"
     """What ends poor trials early: ASHA on the metric, or nothing."""
     metric: Text = "recall@10"
-    """What trials are judged by on the selection split: recall@K, K of evaluate.ks or 10, or
+    """What trials are judged by on the selection split: recall@K (K of evaluate.ks or 10), or
     CATEGORY/recall@K.
     """
     epochs: Count = 0
-    """Length of a trial: as many triplets as the default settings see in these epochs; 0 means
+    """Length of a trial: the triplets that the default settings see in this many epochs; 0 means
     stage2.epochs.
     """
     grace: Count = 0
-    """ASHA: what every trial gets, likewise; 0 means stage2.k + 1, the default's first epoch of
+    """ASHA: least length of a trial, likewise; 0 means stage2.k + 1, the default's first epoch of
     pseudo triplets.
     """
     reduction: Annotated[int, Field(ge=2)] = 4
-    """ASHA: one trial in this many goes on at each halt."""
+    """ASHA: one trial in this many continues at each rung."""
     concurrent: Count = 0
     """Trials at a time; 0 means as many as the cluster has room for."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the heads of trials; auto takes bf16 on GPUs and on processors with AMX, else
-    fp32.
-    """
+    """Arithmetic of the heads of trials; auto is bf16 on GPUs and on CPUs with AMX, else fp32."""
     cpus_per_trial: Rate = 1.0
     """CPUs that Ray reserves for a trial, and its threads."""
     gpus_per_trial: Rate = 0.25
     """GPUs that Ray reserves for a trial, a fraction included, where the device is a GPU."""
     finalists: Positive = 3
-    """The best trials that are trained whole, beside the default, before one is named the winner.
-    """
+    """Best trials that are trained in full, beside the default, before one is named the winner."""
     final_seeds: Positive = 2
-    """Seeds with which each of them is trained; their mean on the selection split decides."""
+    """Seeds with which each finalist is trained; the mean on the selection split decides."""
     seeds: Annotated[int, Field(ge=2)] = 5
     """Seeds with which the winner and the default are trained and evaluated on val in the end."""
 
@@ -336,43 +314,36 @@ class EvaluateConfig(Section):
 
 
 class IndexConfig(Section):
-    """The index of a served gallery. Its recall is measured when it is built; what it costs is in
-    docs/serving.md.
-    """
+    """The index of a served gallery. Its recall is measured when it is built (docs/serving.md)."""
 
     kind: Literal["auto", "flat", "ivf", "hnsw"] = "auto"
-    """Flat is exact; ivf and hnsw are for more images; auto takes flat up to index.flat_up_to
-    images, then ivf.
+    """flat is exact; ivf and hnsw are for more images; auto is flat up to index.flat_up_to, then
+    ivf.
     """
     flat_up_to: Count = 20_000
     """Auto: most images of a flat index."""
     recall: Annotated[float, Field(gt=0.0, le=1.0)] = 0.997
-    """IVF, HNSW: share of the true first 10 that a search must find, on a sample; it works as hard
-    as that takes.
-    """
+    """IVF, HNSW: share of the true first 10 that a search must find, on a sample of queries."""
     sample: Positive = 1000
     """IVF, HNSW: queries of the sample."""
     ivf_lists: Count = 0
-    """IVF: lists that the gallery is divided into (nlist); 0 means 4 times the root of its images.
-    """
+    """IVF: lists of the gallery (nlist); 0 means 4 times the root of its images."""
     ivf_train: Annotated[int, Field(ge=39)] = 64
-    """IVF: images a list, drawn by the seed, that place the centres; FAISS wants 39 at least."""
+    """IVF: training images for each list, drawn by the seed; FAISS wants at least 39."""
     hnsw_m: Annotated[int, Field(ge=2, le=512)] = 32
     """HNSW: links of an image in the graph (M)."""
     hnsw_build_ef: Positive = 128
-    """HNSW: candidates for the links of an image (efConstruction); more builds a better graph,
-    slower.
-    """
+    """HNSW: candidates for the links of an image (efConstruction); more is better and slower."""
 
     def kind_for(self, images: int) -> Literal["flat", "ivf", "hnsw"]:
-        """The kind that a gallery of so many images gets."""
+        """Return the kind that a gallery of so many images gets."""
         if self.kind == "auto":
             return "flat" if images <= self.flat_up_to else "ivf"
         return self.kind
 
 
 class ComputeConfig(Section):
-    """Where the work runs."""
+    """Devices, workers and threads."""
 
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """auto takes the GPUs that the cluster has."""
@@ -381,9 +352,7 @@ class ComputeConfig(Section):
     embed_workers: Positive = 2
     """Ray Data actors that encode."""
     mine_workers: Count = 0
-    """Ray Data tasks that mine at a time; 0 means one a machine for neighbours and one a CPU for
-    matching scores.
-    """
+    """Ray Data tasks that mine at a time; 0: one a machine for neighbours, one a CPU for scores."""
     cpus_per_worker: Annotated[float, Field(gt=0.0)] = 0.5
     """CPUs that Ray reserves for a worker; leave some for reading."""
     gpus_per_worker: Annotated[float, Field(gt=0.0)] = 1.0

@@ -1,6 +1,4 @@
-"""Collects what a reader finds into the three tables of a `Dataset`, and refuses what would not fit
-together.
-"""
+"""The builder of a `Dataset`: it collects what a reader finds and refuses what does not fit."""
 
 from __future__ import annotations
 
@@ -17,7 +15,7 @@ SHOWN = 10  # galleries that a message names
 
 
 class TripletRow(NamedTuple):
-    """One row of schema.TRIPLET, its fields in the same order."""
+    """One row of schema.TRIPLET, with the fields in the same order."""
 
     triplet_id: str
     category: str
@@ -29,7 +27,7 @@ class TripletRow(NamedTuple):
 
 
 class DatasetBuilder:
-    """Galleries first, then the triplets that search them.
+    """A data set under construction: galleries first, then the triplets that search them.
 
     Args:
         remedy: What to do where a triplet does not fit a gallery.
@@ -48,8 +46,8 @@ class DatasetBuilder:
     ) -> None:
         """Set the gallery of a category and split; `source` names its file.
 
-        Raises `DataError` where an id is named twice, or the category has the name of the mean over
-        all categories.
+        Raises DataError where an id occurs twice, or the category has the name of the mean over all
+        categories.
         """
         if category == AVERAGE:
             raise DataError(
@@ -68,22 +66,16 @@ class DatasetBuilder:
         self._sources[category, split] = source
 
     def add_triplet(self, row: TripletRow, *, where: str) -> None:
-        """Add one triplet; `where` names its file and place.
+        """Add one triplet; `where` names its file and row.
 
-        Raises `DataError` where its gallery lacks one of its images or its id is taken.
+        Raises DataError where its gallery lacks one of its images or its id is taken.
         """
         key = (row.category, row.split)
         if key not in self._galleries:
             raise DataError(
                 f"{where} belongs to a gallery that has no images",
                 got=f"category {row.category}, split {row.split}",
-                expected="one of "
-                + ", ".join([f"{c}/{s}" for c, s in self._galleries][:SHOWN])
-                + (
-                    f" and {len(self._galleries) - SHOWN} more"
-                    if len(self._galleries) > SHOWN
-                    else ""
-                ),
+                expected=self._shown_galleries(),
                 do=self._remedy,
             )
         gallery = self._galleries[key]
@@ -92,7 +84,8 @@ class DatasetBuilder:
                 raise DataError(
                     f"{where} names an image outside its split",
                     got=image_id,
-                    expected=f"an image of {self._sources[key]} (category {row.category}, split {row.split})",
+                    expected=f"an image of {self._sources[key]} "
+                    f"(category {row.category}, split {row.split})",
                     do=self._remedy,
                 )
         if row.triplet_id in self._triplets:
@@ -101,20 +94,25 @@ class DatasetBuilder:
             )
         self._triplets[row.triplet_id] = row
 
+    def _shown_galleries(self) -> str:
+        names = [f"{category}/{split}" for category, split in self._galleries]
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        return f"one of {', '.join(names[:SHOWN])}{more}"
+
     def build(
         self, paths: Mapping[str, str], attributes: Mapping[str, Attributes] | None = None
     ) -> Dataset:
-        """The tables. `paths` maps image ids to files, and an id that it lacks gets a null path.
+        """Return the tables. `paths` maps image ids to files; an id that it lacks gets a null path.
 
-        What `attributes` says of images that stand in no gallery is ignored.
+        `attributes` of images that are in no gallery are ignored.
         """
-        said = attributes or {}
+        known = attributes or {}
         images = dict.fromkeys(
             image_id for gallery in self._galleries.values() for image_id in gallery
         )
         return Dataset(
             images=_table(
-                IMAGE, [(key, paths.get(key), list(said.get(key, {}).items())) for key in images]
+                IMAGE, [(key, paths.get(key), list(known.get(key, {}).items())) for key in images]
             ),
             gallery=_table(
                 GALLERY,

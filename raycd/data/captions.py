@@ -20,14 +20,14 @@ _BLANK = (tokenize.NL, tokenize.NEWLINE, tokenize.ENDMARKER)
 
 
 def evaluation_text(captions: Sequence[str]) -> str:
-    """All captions in the annotated order, "C1 and c2"; "" where all are empty."""
+    """Return all captions in the annotated order, "C1 and c2"; "" where all are empty."""
     return _join(_clean(captions))
 
 
 def training_texts(captions: Sequence[str]) -> tuple[str, str, str, str]:
-    """The four texts of which training draws one: "C1 and c2", "C2 and c1", "C1", "C2".
+    """Return the four texts of which training draws one: "C1 and c2", "C2 and c1", "C1", "C2".
 
-    One caption gives four times the same; of more than two: all in order, all reversed, the first,
+    One caption gives four equal texts; more than two give all in order, all reversed, the first and
     the last. Where all are empty, so are the texts.
     """
     clean = _clean(captions)
@@ -35,11 +35,11 @@ def training_texts(captions: Sequence[str]) -> tuple[str, str, str, str]:
 
 
 def listed(text: str) -> list[str] | None:
-    """The texts of a list that stands in one field, None where the text is none.
+    """Return the texts of a list that is written in one field, None where the text is not a list.
 
-    JSON (`["is red", "no belt"]`), as pandas writes a list (`['is red', 'no belt']`) or an array
-    (without commas). Raises ValueError where the text begins like such a list and is none. `[is
-    red]` is a caption with brackets.
+    It may be JSON (`["is red", "no belt"]`), or what pandas writes for a list (`['is red', 'no
+    belt']`) or an array (without commas). Raises ValueError where the text begins like such a list
+    and is not one. `[is red]` is a caption with brackets.
     """
     text = text.strip()
     if not (text.startswith("[") and text.endswith("]")):
@@ -51,14 +51,12 @@ def listed(text: str) -> list[str] | None:
     if isinstance(value, list) and value and all(isinstance(entry, str) for entry in value):
         return value
     if value == [] or text[1:].lstrip()[:1] in ("'", '"'):
-        raise ValueError("it begins like a list of texts and is none")
+        raise ValueError("it begins like a list of texts and is not one")
     return None
 
 
 def _python_list(text: str) -> list[str] | None:
-    """The strings between the brackets of a Python list or of a printed array; None where anything
-    else is there.
-    """
+    """Return the strings of a Python list or a printed array; None where there is anything else."""
     found: list[str] = []
     try:
         for token in tokenize.generate_tokens(io.StringIO(text).readline):
@@ -75,8 +73,7 @@ def _python_list(text: str) -> list[str] | None:
 def example_texts(
     annotated: Sequence[Sequence[str]], seed: int, *, count: int = 12, longest: int = 60
 ) -> list[str]:
-    """At most `count` distinct texts drawn from the captions of many triplets, to show people what
-    they may ask for.
+    """Draw at most `count` distinct texts from the captions of many triplets, to show to users.
 
     Each is the first caption alone, as training shows it (two in one text say the same thing
     twice), of at most `longest` characters.

@@ -1,13 +1,14 @@
 """CIRR, release rc2, as its authors published it.
 
-    <root>/captions/cap.rc2.<split>.json          [{"pairid", "reference", "target_hard", "caption", "img_set"}, ...]
+    <root>/captions/cap.rc2.<split>.json
+        [{"pairid", "reference", "target_hard", "caption", "img_set"}, ...]
     <root>/image_splits/split.rc2.<split>.json    {name: "./train/34/name.png", ...}
     <root>/<that path> or <root>/img_raw/<that path>
     <root>/attributes.json                        optional, see `attributes`
 
 The published split test1 is called test here and keeps its targets secret. All images are one
-category, "cirr"; a triplet's subset is the group of six that recall_subset@k ranks in, the
-reference included. Soft targets are not read.
+category, "cirr". The subset of a triplet is the group of six, reference included, among which
+recall_subset@k ranks. Soft targets are not read.
 """
 
 from __future__ import annotations
@@ -27,11 +28,10 @@ PUBLISHED = {"train": "train", "val": "val", "test": "test1"}  # our name of a s
 
 
 def read(root: str, splits: Sequence[str] = ("train", "val")) -> Dataset:
-    """Read the annotations of `splits` ("train", "val", "test") under `root`, a local folder or any
-    fsspec URI.
+    """Read the annotations of `splits` ("train", "val", "test") under `root`, a folder or URI.
 
-    Raises `DataError` where a folder or file is absent or malformed, a split is unknown, or a
-    triplet names an image outside its split. An image without a file is no error: its path is null.
+    Raises DataError where a folder or file is absent or malformed, a split is unknown, or a triplet
+    names an image outside its split. An image without a file gets a null path.
     """
     folder = Folder(root)
     _check_present(folder, splits)
@@ -69,14 +69,14 @@ def _files(split: str) -> tuple[str, str]:
 
 
 def _read_split(folder: Folder, builder: DatasetBuilder, split: str) -> dict[str, str]:
-    """Add one split's gallery and triplets; returns image id -> path as annotated."""
+    """Add one split's gallery and triplets; return image id -> path as annotated."""
     captions, source = _files(split)
     files, entries = folder.json(source), folder.json(captions)
     if not isinstance(files, dict) or not all(isinstance(path, str) for path in files.values()):
-        raise _wrong(folder.resolve(source), files, "an object: image name -> path")
+        raise json_text.wrong_shape(folder.resolve(source), files, "an object: image name -> path")
     builder.add_gallery(CATEGORY, split, files, source=source)
     if not isinstance(entries, list):
-        raise _wrong(folder.resolve(captions), entries, "a list of triplets")
+        raise json_text.wrong_shape(folder.resolve(captions), entries, "a list of triplets")
     for index, entry in enumerate(entries):
         where = f"{folder.resolve(captions)}, entry {index}"
         builder.add_triplet(_triplet(entry, split, where), where=where)
@@ -106,7 +106,7 @@ def _triplet(entry: Any, split: str, where: str) -> TripletRow:
 
 
 def _image_paths(folder: Folder, files: dict[str, str]) -> dict[str, str]:
-    """Image id -> file, from one listing of each folder that the annotations name."""
+    """Return image id -> file, from one listing of each folder that the annotations name."""
     relative = {image_id: posixpath.normpath(path) for image_id, path in files.items()}
     parents = dict.fromkeys(posixpath.dirname(path) for path in relative.values())
     raw = [posixpath.join("img_raw", parent) for parent in parents]
@@ -129,8 +129,4 @@ def _wrong_entry(entry: object, split: str, where: str) -> DataError:
     keys = "pairid, reference, caption, img_set.members" + (
         "" if split == "test" else ", target_hard"
     )
-    return _wrong(where, entry, f"an object with {keys}")
-
-
-def _wrong(where: str, got: object, expected: str) -> DataError:
-    return DataError(f"{where} has the wrong shape", got=json_text.shown(got), expected=expected)
+    return json_text.wrong_shape(where, entry, f"an object with {keys}")

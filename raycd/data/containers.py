@@ -1,6 +1,4 @@
-"""Files of pictures, looked at before Pillow decodes them: what a PNG can do without, and what a
-JPEG would cost.
-"""
+"""Picture files before Pillow decodes them: what a PNG can do without, what a JPEG would cost."""
 
 from __future__ import annotations
 
@@ -15,10 +13,10 @@ _START_OF_SCAN, _END = 0xDA, 0xD9
 
 
 def only_pixels(data: bytes) -> bytes | None:
-    """A PNG without the chunks that say nothing of its pixels, and those of them that are damaged.
+    """Return a PNG without the chunks that its pixels do not need, or that are damaged.
 
     Viewers show a picture whose texts or colour profile are large or damaged; Pillow refuses it.
-    None where nothing is to leave out, or the file is no PNG.
+    None where nothing can be left out, or the file is not a PNG.
     """
     if not data.startswith(_PNG):
         return None
@@ -37,12 +35,12 @@ def only_pixels(data: bytes) -> bytes | None:
 
 
 def has_more_scans(data: bytes, most: int) -> bool:
-    """Whether a JPEG's first picture has more than `most` scans.
+    """Return whether the first picture of a JPEG has more than `most` scans.
 
-    Every one goes over all of its pixels, and may take a few bytes of the file.
+    Each scan goes over all of its pixels, and may take only a few bytes of the file.
     """
     if not data.startswith(b"\xff\xd8") or data.count(bytes([0xFF, _START_OF_SCAN])) <= most:
-        return False  # what follows may be the marker, or happen to look like it
+        return False  # a quick upper bound: these two bytes may also be pixel data
     scans, found = 0, _MARKER.search(data, 2)
     while found and found[1][0] != _END and scans <= most:
         scans += found[1][0] == _START_OF_SCAN

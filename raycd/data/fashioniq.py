@@ -1,12 +1,13 @@
 """Fashion-IQ as its authors published it.
 
-    <root>/captions/cap.<category>.<split>.json        [{"candidate": id, "target": id, "captions": [text, text]}, ...]
-    <root>/image_splits/split.<category>.<split>.json  [id, ...]
-    <root>/images/<id>.jpg, <root>/<category>/<id>.jpg or <root>/images/<category>/<id>.jpg (or .jpeg, .png)
-    <root>/attributes.json                             optional, see `attributes`
+    <root>/captions/cap.<category>.<split>.json
+        [{"candidate": id, "target": id, "captions": [text, text]}, ...]
+    <root>/image_splits/split.<category>.<split>.json    [id, ...]
+    <root>/images/<id>.jpg, <root>/<category>/<id>.jpg or <root>/images/<category>/<id>.jpg
+        (or .jpeg, .png)
+    <root>/attributes.json                               optional, see `attributes`
 
-The test split keeps its targets secret. An id that stands in several categories or splits is one
-image.
+The test split keeps its targets secret. An id in several categories or splits is one image.
 """
 
 from __future__ import annotations
@@ -27,11 +28,10 @@ _CAPTIONS_NAME = re.compile(r"cap\.(.+)\.[^.]+\.json")
 
 
 def read(root: str, categories: Sequence[str], splits: Sequence[str] = ("train", "val")) -> Dataset:
-    """Read the annotations of `categories` and `splits` under `root`, a local folder or any fsspec
-    URI.
+    """Read the annotations of `categories` and `splits` under `root`, a folder or fsspec URI.
 
-    Raises `DataError` where a folder or file is absent or malformed, a category is unknown, or a
-    triplet names an image outside its split. An image without a file is no error: its path is null.
+    Raises DataError where a folder or file is absent or malformed, a category is unknown, or a
+    triplet names an image outside its split. An image without a file gets a null path.
     """
     folder = Folder(root)
     _check_present(folder, categories, splits)
@@ -43,12 +43,12 @@ def read(root: str, categories: Sequence[str], splits: Sequence[str] = ("train",
 
 
 def captions_file(category: str, split: str) -> str:
-    """Where the triplets of a category and split stand, relative to the root."""
+    """Return the path of the triplets of a category and split, relative to the root."""
     return f"captions/cap.{category}.{split}.json"
 
 
 def split_file(category: str, split: str) -> str:
-    """Where the image ids of a category and split stand, relative to the root."""
+    """Return the path of the image ids of a category and split, relative to the root."""
     return f"image_splits/split.{category}.{split}.json"
 
 
@@ -91,7 +91,7 @@ def _read_split(folder: Folder, builder: DatasetBuilder, category: str, split: s
     _check_list(image_ids, folder.resolve(source), "a list of image ids")
     for index, image_id in enumerate(image_ids):
         if not isinstance(image_id, str) or not image_id:
-            raise _wrong(
+            raise json_text.wrong_shape(
                 f"{folder.resolve(source)}, entry {index}", image_id, "an image id, a string"
             )
     builder.add_gallery(category, split, image_ids, source=source)
@@ -113,7 +113,7 @@ def _triplet(entry: Any, category: str, split: str, index: int, where: str) -> T
         or not all(isinstance(entry.get(name), str) for name in names)
     ):
         keys = "candidate, target" if split != "test" else "candidate"
-        raise _wrong(
+        raise json_text.wrong_shape(
             where, entry, f"an object with {keys} (image ids) and captions (a list of strings)"
         )
     target = entry["target"] if target_known else None
@@ -123,7 +123,7 @@ def _triplet(entry: Any, category: str, split: str, index: int, where: str) -> T
 
 
 def _image_paths(folder: Folder, categories: Sequence[str]) -> dict[str, str]:
-    """Image id -> file, from one listing of each folder that may hold images."""
+    """Return image id -> file, from one listing of each folder that may hold images."""
     paths: dict[str, str] = {}
     for subfolder in ("images", *categories, *(f"images/{category}" for category in categories)):
         ranked: dict[str, tuple[int, str]] = {}
@@ -139,8 +139,4 @@ def _image_paths(folder: Folder, categories: Sequence[str]) -> dict[str, str]:
 
 def _check_list(content: Any, file: str, expected: str) -> None:
     if not isinstance(content, list):
-        raise _wrong(file, content, expected)
-
-
-def _wrong(where: str, got: object, expected: str) -> DataError:
-    return DataError(f"{where} has the wrong shape", got=json_text.shown(got), expected=expected)
+        raise json_text.wrong_shape(file, content, expected)

@@ -1,9 +1,8 @@
-"""Which files a data set's images are, so that a run notices what was added, replaced, changed or
-lost.
+"""The state of a data set's image files: a run notices what was added, replaced, changed or lost.
 
-Nothing is read. A local file costs one `stat`. A store is asked for one listing of a folder in
-which many images lie (S3: a request a thousand files), and for each file of the others (HTTP has no
-listings: a HEAD an image), ASKED questions at a time.
+No file is read. A local file costs one `stat`. A store is asked for one listing of a folder with
+many of the images (S3: one request for a thousand files), and for each file of the other folders
+(HTTP has no listings: a HEAD for each image), ASKED requests at a time.
 """
 
 from __future__ import annotations
@@ -20,19 +19,17 @@ import fsspec
 from raycd.data import stores
 from raycd.data.folder import is_local
 
-ASKED = 32  # questions to stores at the same time
+ASKED = 32  # requests to stores at the same time
 FEW = 8  # images of a folder that are asked for one by one: it may hold millions of other files
-_NAMES = ("ETag", "etag", "md5Hash", "CRC")  # of what is inside of a file, as stores call it
+_NAMES = ("ETag", "etag", "md5Hash", "CRC")  # what stores call the hash of a file's content
 _TIMES = ("LastModified", "last_modified", "updated", "mtime", "modified", "created")
 
 State = list[int | str]
-"""Size, and what changes with the content: modification time or a store's etag. Equal where the
-file is the same.
-"""
+"""Size, and what changes with the content: modification time, or the etag of a store."""
 
 
 def states(paths: Iterable[str | None], *, times: bool = True) -> list[State | None]:
-    """Return the state of each file, None where it is not there. Without `times`: its size alone.
+    """Return the state of each file, None where it is absent; without `times`, its size alone.
 
     Raises DataError where a store refuses or does not answer (see `stores.ask`).
     """
@@ -57,9 +54,8 @@ def _local(path: str, times: bool) -> State | None:
 def _in_stores(uris: Iterable[str], times: bool) -> dict[str, State | None]:
     folders: dict[str, list[str]] = {}
     for uri in uris:
-        inner, *outer = uri.split(
-            "::"
-        )  # zip://inner::s3://bucket/a.zip: the folder is one inside of the archive
+        # zip://inner::s3://bucket/a.zip: the folder is one inside the archive
+        inner, *outer = uri.split("::")
         folders.setdefault("::".join([posixpath.dirname(inner), *outer]), []).append(uri)
     questions = [
         some
@@ -96,7 +92,7 @@ def _one(uri: str, times: bool) -> State | None:
 
 
 def _listed(uris: Sequence[str], times: bool) -> list[State | None]:
-    """The states of files of one folder."""
+    """Return the states of files of one folder."""
     inner, *outer = uris[0].split("::")
     folder = "::".join([posixpath.dirname(inner), *outer])
 
@@ -117,8 +113,9 @@ def _listed(uris: Sequence[str], times: bool) -> list[State | None]:
 
 
 def _state(entry: Mapping[str, Any], times: bool) -> State:
-    """Of an HTTP server's files the size alone counts: servers behind one name often differ in
-    etags and times.
+    """Return a state from a store's entry.
+
+    HTTP servers behind one name often differ in etags and times, so `times` is False for them.
     """
     size = entry.get("size")
     inside = (

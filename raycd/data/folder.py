@@ -1,7 +1,6 @@
 """A data set's folder, local or any URI that fsspec knows, and the JSON files in it.
 
-Everything that goes wrong while a file is found or parsed becomes a `DataError` that names the
-file.
+Every failure to find or parse a file becomes a DataError that names the file.
 """
 
 from __future__ import annotations
@@ -18,13 +17,14 @@ from raycd.errors import DataError
 
 
 def is_local(path: str) -> bool:
-    """Whether `path` is a plain local path, as opposed to a URI (`s3://...`, `zip://...::...`)."""
+    """Return whether `path` is a plain local path, not a URI (`s3://...`, `zip://...::...`)."""
     return "://" not in path
 
 
 class Folder:
-    """The folder `root`. Raises `DataError` where it is absent or no file system is installed for
-    its URI.
+    """The folder `root`.
+
+    Raises DataError where it is absent, or no file system is installed for its URI.
     """
 
     def __init__(self, root: str) -> None:
@@ -36,14 +36,15 @@ class Folder:
             )
         try:
             self._fs, self._path = fsspec.core.url_to_fs(root)
-            # A process may read a data set twice, and the store's have changed meanwhile
+            # A process may read a data set twice, and its files may have changed in between
             self._fs.invalidate_cache()
             there = self._fs.isdir(self._path)
         except (ImportError, ValueError, OSError) as error:
             raise DataError(
                 f"the data folder {root} cannot be opened",
                 got=f"{type(error).__name__}: {error}",
-                do="check data.root, and install the fsspec package of its protocol (s3fs, gcsfs, adlfs, ...)",
+                do="check data.root, and install the fsspec package of its protocol "
+                "(s3fs, gcsfs, adlfs, ...)",
             ) from error
         self.root = self._path if isinstance(self._fs, LocalFileSystem) else root
         if not there:
@@ -55,7 +56,7 @@ class Folder:
             )
 
     def names(self, subfolder: str) -> list[str]:
-        """Sorted names in a subfolder, read with one listing; none where it does not exist."""
+        """Return the sorted names in a subfolder, from one listing; none where it is absent."""
         folder = posixpath.join(self._path, subfolder)
         try:
             if is_local(self.root):
@@ -69,21 +70,19 @@ class Folder:
         return sorted(posixpath.basename(str(name).rstrip("/")) for name in listing)
 
     def resolve(self, path: str) -> str:
-        """`path` itself where it is a URI or absolute, else the path or URI of that file in this
-        folder.
-        """
+        """Return the path or URI of a file in this folder; absolute paths and URIs are kept."""
         if not is_local(path) or os.path.isabs(path):
             return path
         path = posixpath.normpath(path)
         if is_local(self.root):
             return posixpath.join(self.root, path)
         links = self.root.split("::")  # a chain such as zip://inner::s3://bucket/a.zip
-        place = next(i for i, link in enumerate(links) if "://" in link)
-        links[place] += path if links[place].endswith("/") else f"/{path}"
+        first = next(i for i, link in enumerate(links) if "://" in link)
+        links[first] += path if links[first].endswith("/") else f"/{path}"
         return "::".join(links)
 
     def read(self, path: str) -> bytes:
-        """The bytes of a file. Raises `DataError` where it cannot be read."""
+        """Return the bytes of a file. Raises DataError where it cannot be read."""
         try:
             if not is_local(self.resolve(path)):
                 return stores.read(self.resolve(path))
@@ -97,9 +96,7 @@ class Folder:
             ) from error
 
     def json(self, path: str) -> Any:
-        """The content of a JSON file. Raises `DataError` where it is malformed, as
-        `json_text.loads` says it.
-        """
+        """Return the content of a JSON file. Raises DataError where `json_text` refuses it."""
         data = self.read(path)
         try:
             return json_text.loads(data)

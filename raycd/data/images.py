@@ -1,10 +1,10 @@
-"""Guarded decoding and preprocessing of images: one home, for training and serving.
+"""Guarded reading and decoding of images: one home, for training and serving.
 
-bytes --decode--> RGB image --Preprocess--> uint8 pixels --normalise--> float32 (3, size, size).
+bytes --decode--> RGB image; `preprocess` makes an encoder's pixels of it.
+
 What cannot be decoded whole is refused as `BrokenImage` with a reason that reports count by.
 Dimensions are read from the header before any pixel is decoded. Training, service, thumbnails and
-reports all read pictures here, and nowhere else does Pillow see the bytes of a file that others
-made.
+reports all read pictures here; nowhere else does Pillow see the bytes of a foreign file.
 """
 
 from __future__ import annotations
@@ -13,13 +13,10 @@ import errno
 import os
 import stat
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from io import BytesIO
-from typing import Any, BinaryIO, Literal, Self, TypeVar, get_args
+from typing import BinaryIO, Literal, TypeVar, get_args
 
-import numpy as np
-import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from raycd.data import containers, levels, stores
@@ -42,21 +39,17 @@ _TURNS = {
     6: Image.Transpose.ROTATE_270,
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
-}  # EXIF orientation -> what makes it upright
+}  # EXIF orientation -> what makes it upright; ImageOps.exif_transpose fails on damaged other tags
 _SHRINK = "make it smaller"
 _MOST_SCANS = 64  # of a JPEG; cameras and programs make 1 to about 20
 _MOST_COVERED = 8  # how often the tiles of a TIFF may cover it: once for each of its planes
-_LONGEST_PADDED = (
-    4096  # longer images are shrunk before they are padded: a strip of 8 x 65500 would take 10 GB
-)
 
-_ABSENT = (  # why a path names no file that can be read; any other error says nothing about it
+_ABSENT = (  # the path has no readable file; any other error says nothing about the file
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM),
     *(errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO, errno.ENODEV, errno.EINVAL),
 )
 
-# Pillow warns of damage, once for each of a thousand tags; what matters of it is an outcome of
-# `decode`.
+# Pillow warns of damage, once for each of a thousand tags; `decode` reports what matters of it
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
@@ -90,8 +83,9 @@ def load(
     min_side: int = MIN_SIDE,
     patient: bool = True,
 ) -> Image.Image:
-    """`decode` of `read_bytes`; a null path is missing too. The message of a `BrokenImage` names
-    the path.
+    """Return `decode` of `read_bytes`; a null path counts as missing.
+
+    Raises BrokenImage, whose message names the path.
     """
     if path is None:
         raise BrokenImage("no file was found for this image", reason="missing")
@@ -104,11 +98,11 @@ def load(
 
 
 def read_bytes(path: str, *, patient: bool = True) -> bytes:
-    """The bytes of a local file or any fsspec URI.
+    """Return the bytes of a local file or any fsspec URI.
 
-    Raises `BrokenImage` (missing) where there is no file or no right to read a local one. A store
-    that refuses, is busy or cannot be reached says nothing about the image and is a plain
-    `DataError`, after some tries where `patient`.
+    Raises BrokenImage (missing) where there is no file, or no permission to read a local one. A
+    store that refuses, is busy or unreachable says nothing about the image and raises a plain
+    DataError, after several tries where `patient`.
     """
     try:
         if not is_local(path):
@@ -126,18 +120,17 @@ def read_bytes(path: str, *, patient: bool = True) -> bytes:
         raise DataError(
             f"reading {path} failed",
             got=f"{type(error).__name__}: {error}",
-            do="check the disk that it lies on",
+            do="check the disk that it is on",
         ) from error
 
 
 def _shown(path: str) -> str:
-    return repr(path)[
-        1:-1
-    ]  # a path may hold what no terminal or file should: NUL, line breaks, surrogates
+    # A path may hold what no terminal or file should: NUL, line breaks, surrogates
+    return repr(path)[1:-1]
 
 
 def _open_local(path: str) -> BinaryIO:
-    """Open a regular file: a pipe would be waited for, and a device may have no end."""
+    """Open a regular file: opening a pipe would block, and a device may have no end."""
     file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
     if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         return file
@@ -152,7 +145,7 @@ def _is_absent(error: Exception) -> bool:
         return True
     if isinstance(error, OSError):
         return error.errno in _ABSENT
-    return isinstance(error, ValueError)  # NUL in a path, or what no file system can encode
+    return isinstance(error, ValueError)  # a NUL, or characters that no file system can encode
 
 
 def decode(
@@ -164,9 +157,9 @@ def decode(
 ) -> Image.Image:
     """Decode the first frame upright as RGB, transparency over white.
 
-    Raises `BrokenImage`: empty; not_an_image (none of `formats`, which are some of FORMATS);
-    too_large (more than `max_pixels`, or than about 179 million, where Pillow's own guard stands);
-    too_small (a side under `min_side`); truncated (pixels not whole).
+    Raises BrokenImage: empty; not_an_image (none of `formats`, a part of FORMATS); too_large (more
+    than `max_pixels`, or than Pillow's own limit of about 179 million); too_small (a side under
+    `min_side`); truncated (pixels not whole).
     """
     if not data:
         raise BrokenImage("the file is empty", reason="empty", got="0 bytes", expected="an image")
@@ -182,12 +175,12 @@ def decode(
 
 
 def format_of(data: bytes) -> str:
-    """The format by the header, one of FORMATS. Raises `BrokenImage`."""
+    """Return the format by the header, one of FORMATS. Raises BrokenImage."""
     return _guarded(lambda data: _kind(_opened(data, FORMATS)), data, FORMATS)
 
 
 def fitted(image: Image.Image, longest: int) -> Image.Image:
-    """The image with no side above `longest` and none under 1; itself where it fits."""
+    """Shrink an image to at most `longest` a side; return the same object where it fits."""
     if max(image.size) <= longest:
         return image
     width, height = (max(round(side * longest / max(image.size)), 1) for side in image.size)
@@ -195,8 +188,9 @@ def fitted(image: Image.Image, longest: int) -> Image.Image:
 
 
 def _guarded(act: Callable[[bytes], T], data: bytes, formats: Sequence[str]) -> T:
-    """`act` on a file, or on the pixels of a PNG where something else in it is damaged. Raises
-    `BrokenImage` only.
+    """Run `act` on a file, or on the pixels of a PNG whose other parts are damaged.
+
+    Raises BrokenImage only.
     """
     try:
         return act(data)
@@ -206,9 +200,7 @@ def _guarded(act: Callable[[bytes], T], data: bytes, formats: Sequence[str]) -> 
         ) from error
     except BrokenImage:
         raise
-    except (
-        Exception
-    ) as error:  # Pillow's plugins raise anything on hostile bytes: zlib.error, AssertionError, ...
+    except Exception as error:  # Pillow's plugins raise anything: zlib.error, AssertionError, ...
         pixels = containers.only_pixels(data)
         if pixels is not None:
             return _guarded(act, pixels, formats)
@@ -222,20 +214,19 @@ def _guarded(act: Callable[[bytes], T], data: bytes, formats: Sequence[str]) -> 
 
 
 def _opened(data: bytes, formats: Sequence[str]) -> Image.Image:
-    """The image with its header read, and nothing decoded."""
+    """Read the header only; no pixel is decoded."""
     image: Image.Image = Image.open(BytesIO(data), formats=FORMATS)
     _check_format(_kind(image), formats)
     return image
 
 
 def _kind(image: Image.Image) -> str:
-    return (
-        "JPEG" if image.format == "MPO" else str(image.format)
-    )  # MPO: a phone's JPEG with a second picture in it
+    # MPO: a phone's JPEG with a second picture in it
+    return "JPEG" if image.format == "MPO" else str(image.format)
 
 
 def _check_cost(data: bytes, image: Image.Image) -> None:
-    """A small file may make the decoder go over its pixels a million times."""
+    """Refuse a small file that would make the decoder visit its pixels many times over."""
     width, height = image.size
     covered = sum(
         (right - left) * (low - top)
@@ -246,7 +237,7 @@ def _check_cost(data: bytes, image: Image.Image) -> None:
             "the image is damaged",
             reason="truncated",
             got="its pixels are stored many times over",
-            expected=f"at most {_MOST_SCANS} scans of a JPEG, and tiles of a TIFF that cover it once",
+            expected=f"at most {_MOST_SCANS} scans of a JPEG, tiles of a TIFF that cover it once",
             do="save it again",
         )
 
@@ -300,9 +291,7 @@ def _unidentified(data: bytes, formats: Sequence[str]) -> BrokenImage:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """RGB, turned as EXIF says, and nothing but pixels: damaged EXIF is no reason to refuse good
-    ones.
-    """
+    """Return RGB pixels, turned as EXIF says; damaged EXIF does not spoil good pixels."""
     rgb = _to_rgb(image)
     try:
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
@@ -319,9 +308,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     try:
         if image.mode.startswith(("I", "F")):
             image = levels.to_grey(image)
-        elif (
-            image.mode == "La"
-        ):  # grey with alpha that is multiplied already: Pillow takes two steps
+        elif image.mode == "La":  # premultiplied alpha: Pillow converts it in two steps only
             image = image.convert("LA")
         if image.has_transparency_data:
             white = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -334,105 +321,3 @@ def _to_rgb(image: Image.Image) -> Image.Image:
             got=f"mode {image.mode}: {error}",
             do="convert it to RGB of 8 bits a colour",
         ) from error
-
-
-@dataclass(frozen=True)
-class TargetPad:
-    """Pads the short side with zeros to long / ratio where long / short >= ratio (Clip4Cir)."""
-
-    ratio: float
-
-    def __call__(self, image: Image.Image) -> Image.Image:
-        """RGB image -> RGB image, the same object where nothing is to pad."""
-        width, height = image.size
-        long = max(width, height)
-        if long / min(width, height) < self.ratio:
-            return image
-        left, top = (max(int((long / self.ratio - side) / 2), 0) for side in (width, height))
-        if left == 0 and top == 0:
-            return image
-        padded = Image.new("RGB", (width + 2 * left, height + 2 * top))
-        padded.paste(image, (left, top))
-        return padded
-
-
-def _centre(image: Image.Image, width: int, height: int) -> Image.Image:
-    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
-    return image.crop((left, top, left + width, top + height))
-
-
-@dataclass(frozen=True)
-class Preprocess:
-    """RGB image -> uint8 pixels (size, size, 3) -> normalised float32 (3, size, size): TargetPad,
-    bicubic resize, centre crop, normalisation.
-
-    The same numbers as torchvision's Resize, CenterCrop, ToTensor and Normalize. The two halves are
-    apart because the first needs the file and a processor, the second belongs on the encoder's
-    device: between them travel bytes. Extreme strips are cut down first, so that memory stays
-    bounded whatever `decode` let through.
-    """
-
-    size: int
-    target_pad: float
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-    def __call__(self, image: Image.Image) -> torch.Tensor:
-        """uint8 pixels (size, size, 3). Raises nothing on what `decode` returns."""
-        return torch.from_numpy(np.array(self._square(image)))
-
-    def normalise(self, pixels_BSS3: torch.Tensor) -> torch.Tensor:
-        """uint8 pixels (B, size, size, 3) -> float32 (B, 3, size, size) with the channels last in
-        memory.
-        """
-        mean, std = (
-            torch.tensor(values, device=pixels_BSS3.device) for values in (self.mean, self.std)
-        )
-        return pixels_BSS3.float().div_(255).sub_(mean).div_(std).permute(0, 3, 1, 2)
-
-    def _square(self, image: Image.Image) -> Image.Image:
-        """(size, size): the shorter side resized to size, the longer one cropped about its centre."""
-        long, short = max(image.size), min(image.size)
-        if long > _LONGEST_PADDED and long / short >= self.target_pad:
-            image = fitted(image, _LONGEST_PADDED)
-        image = TargetPad(self.target_pad)(image)
-        short = min(image.size)
-        if (
-            max(image.size) > 4 * short
-        ):  # only where target_pad allows it: of a strip, the middle is enough
-            image = _centre(image, *(min(side, 4 * short) for side in image.size))
-        width, height = (int(self.size * side / short) for side in image.size)
-        if image.size != (width, height):
-            image = image.resize((width, height), Image.Resampling.BICUBIC)
-        return image if width == height else _centre(image, self.size, self.size)
-
-    def to_dict(self) -> dict[str, Any]:
-        """What a bundle keeps, as JSON values."""
-        return {
-            "size": self.size,
-            "target_pad": self.target_pad,
-            "mean": list(self.mean),
-            "std": list(self.std),
-        }
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The inverse of `to_dict`. Raises `DataError` where a value is absent or impossible."""
-        try:
-            size, target_pad = int(values["size"]), float(values["target_pad"])
-            mean, std = _three(values["mean"]), _three(values["std"])
-            possible = size > 0 and target_pad >= 1 and min(std) > 0
-        except (KeyError, TypeError, ValueError):
-            possible = False
-        if not possible:
-            raise DataError(
-                "the preprocessing cannot be read",
-                got=dict(values),
-                expected="size > 0, target_pad >= 1, three means and three positive standard deviations",
-            )
-        return cls(size, target_pad, mean, std)
-
-
-def _three(values: Iterable[Any]) -> tuple[float, float, float]:
-    red, green, blue = (float(value) for value in values)
-    return red, green, blue

@@ -1,6 +1,4 @@
-"""JSON as users' files hold it: whatever cannot be used later is refused here, with what and where
-it is.
-"""
+"""JSON as users' files hold it: what cannot be used later is refused here, with its location."""
 
 from __future__ import annotations
 
@@ -8,15 +6,18 @@ import json
 import re
 from typing import Any
 
-_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # may be half of a character; two halves in a row are one
+from raycd.errors import DataError
+
+# An escaped surrogate, which may be unpaired: two in a row are one character
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def loads(data: bytes | str) -> Any:
     """Return the value that `data` holds.
 
-    Raises ValueError: it is no JSON or no UTF-8, nested too deep, an object names a field twice, or
-    a text has half a character (an unpaired surrogate, such as "\\ud83d" alone), which no file can
-    hold.
+    Raises ValueError where it is not JSON or not UTF-8, is nested too deeply, has an object that
+    names a field twice, or a text with an unpaired surrogate (such as "\\ud83d" alone), which no
+    file can hold.
     """
     text = (
         data
@@ -35,15 +36,15 @@ def loads(data: bytes | str) -> Any:
 
 
 def check_whole(value: Any, *, where: str = "") -> None:
-    """Raise ValueError where a text in `value` has half a character; `where` is the way to it."""
+    """Raise ValueError where a text in `value`, at the path `where`, has an unpaired surrogate."""
     if isinstance(value, str):
         try:
             value.encode()
         except UnicodeEncodeError as error:
-            place = f"{where}: " if where else ""
+            path = f"{where}: " if where else ""
             text = value.encode(errors="backslashreplace").decode()[:100]
             raise ValueError(
-                f"{place}half a character (an unpaired surrogate) in {text!r}"
+                f"{path}half a character (an unpaired surrogate) in {text!r}"
             ) from error
     elif isinstance(value, dict):
         for key, entry in value.items():
@@ -55,13 +56,19 @@ def check_whole(value: Any, *, where: str = "") -> None:
 
 
 def shown(value: object) -> str:
-    """Return the beginning of a value for a message; one that is nested deeply can be parsed and
-    not be printed.
+    """Return the beginning of a value for a message.
+
+    A deeply nested value that could be parsed may still be too deep for `repr`.
     """
     try:
         return repr(value)[:200]
     except RecursionError:
         return "a value that is nested too deep to be shown"
+
+
+def wrong_shape(where: str, got: object, expected: str) -> DataError:
+    """Build the error for a value that is valid JSON and not what is `expected` there."""
+    return DataError(f"{where} has the wrong shape", got=shown(got), expected=expected)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

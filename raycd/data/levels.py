@@ -1,7 +1,7 @@
-"""Grey pictures of more than 8 bits, whole numbers or floats, as 8 bits.
+"""Grey pictures of more than 8 bits, integers or floats, scaled to 8 bits.
 
-Pillow cuts their levels off at 255 where it converts them, so that a float TIFF of 0 to 1 would be
-black in silence.
+Pillow clips their levels at 255 where it converts them: a float TIFF from 0 to 1 would silently
+become black.
 """
 
 from __future__ import annotations
@@ -13,19 +13,18 @@ from PIL import Image, TiffImagePlugin
 _FLOATS, _INTEGERS = (1, 255, 65_535), (255, 65_535, 2**32 - 1)  # what may be white
 _SLACK = 1 / 16  # of white: floats that were resampled go a little beyond it
 
-# TIFFs that Pillow can unpack and does not know: as it reads their twins of the other byte order.
+# Big-endian TIFFs that Pillow unpacks and does not register: read as their little-endian twins.
 TiffImagePlugin.OPEN_INFO.setdefault((b"MM", 0, (1,), 1, (16,), ()), ("I;16B", "I;16B"))
 TiffImagePlugin.OPEN_INFO.setdefault((b"MM", 1, (1,), 1, (32,), ()), ("I", "I;32B"))
 
 
 def to_grey(image: Image.Image) -> Image.Image:
-    """Convert a loaded picture of a mode I or F to L, or to LA where one of its levels is
-    transparent.
+    """Convert a loaded picture of mode I or F to L, or to LA where one level is transparent.
 
-    Sixteen bits, and the twelve of a TIFF, are scaled as they are declared. Of 32 bits and floats
-    the range tells what is white: about 1 (floats), 255, 65,535 or all 32 bits.
+    Sixteen bits, and the twelve of a TIFF, are scaled as declared. Of 32 bits and floats the range
+    of the levels decides which level is white: about 1 (floats), 255, 65,535 or all 32 bits.
 
-    Raises ValueError where that is not to be told from the levels, or some are no numbers.
+    Raises ValueError where the levels do not decide that, or some are NaN.
     """
     tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
     levels_HW = np.asarray(image)
@@ -52,7 +51,8 @@ def _white(levels_HW: NDArray[np.generic]) -> int:
     low, high = float(levels_HW.min()), float(levels_HW.max())
     possible = _FLOATS if levels_HW.dtype.kind == "f" else _INTEGERS
     for white in possible:
-        bright = high >= white * _SLACK or white == possible[0]  # else it would be all but black
+        # A picture whose brightest level is below a sixteenth of white would come out nearly black
+        bright = high >= white * _SLACK or white == possible[0]
         if bright and -white * _SLACK <= low and high <= white * (1 + _SLACK):
             return white
     scales = ", ".join(f"{white:,}" for white in possible)

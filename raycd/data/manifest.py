@@ -1,24 +1,25 @@
-"""A user's own images and triplets, from two tables: Parquet (.parquet), CSV (.csv) or JSON Lines
-(.jsonl, .ndjson).
+"""A user's own images and triplets, from two tables.
+
+Each is Parquet (.parquet), CSV (.csv) or JSON Lines (.jsonl, .ndjson).
 
     gallery    image_id    unique name of an image
                path        URI, absolute path, or path relative to the root
                category    optional; which gallery the image is in; "all" where absent
-               split       optional; "train", "val" or "test"; without it the image is in both train and val
-               attributes  optional; an object, {"colour": "blue"}, as a struct, a map or JSON text
+               split       optional; "train", "val" or "test"; without it, train and val
+               attributes  optional; an object, {"colour": "blue"}: a struct, a map or JSON text
     triplets   reference   image_id
                target      image_id; may be null in split test only
-               captions    a list of texts (also one written as text, in JSON or as pandas does), or one string with
-                           "|" between them; or `caption`, one text
+               captions    a list of texts (also written as text, in JSON or as pandas does), or one
+                           string with "|" between them; or `caption`, one text
                triplet_id  optional; "<category>/<split>/<row>" where absent
                category    optional; the gallery that is searched; "all" where absent
                split       optional; "train" where absent
 
 An image may have several rows, one for each gallery that it is in, all with the same path; a row
-that stands twice counts once. Where a gallery has no column `attributes`, its further columns of
-texts, numbers and booleans are the attributes (see `attributes`). Reference and target must stand
-in the gallery of their triplet's category and split. Other columns are ignored. Rows are counted
-from 1, without the header.
+that occurs twice counts once. Where a gallery has no column `attributes`, its further columns of
+texts, numbers and booleans are the attributes (see `attributes`). Reference and target must be in
+the gallery of their triplet's category and split. Other columns are ignored. Rows are counted from
+1, without the header.
 """
 
 from __future__ import annotations
@@ -37,19 +38,20 @@ from raycd.errors import DataError
 CATEGORY = "all"
 SPLITS = ("train", "val", "test")
 _CATEGORY_REMEDY = (
-    "`category` and `split` say which gallery a triplet searches, in both tables alike; what kind of thing an image"
-    " shows is an attribute: leave the column `category` out of both tables, or name it something else, such as type"
+    "`category` and `split` say which gallery a triplet searches, in both tables alike; what kind "
+    "of thing an image shows is an attribute: leave the column `category` out of both tables, "
+    "or name it something else, such as type"
 )
 GALLERY_COLUMNS = ("image_id", "path", "category", "split", attributes.COLUMN)
 TRIPLET_COLUMNS = ("reference", "target", "captions", "caption", "triplet_id", "category", "split")
 
 
 def read(root: str, triplets: str, gallery: str) -> Dataset:
-    """Read both tables; their names are relative to `root`, or absolute, or URIs.
+    """Read both tables; their names are relative to `root`, absolute, or URIs.
 
-    Raises `DataError` with file and row for a missing column, a null, an unknown image, a split
-    that is none of SPLITS, or an image_id with two paths or other attributes. That the images exist
-    is not checked here.
+    Raises DataError with file and row for a missing column, a null, an unknown image, a split that
+    is not in SPLITS, or an image_id with two paths or different attributes. Whether the image files
+    exist is not checked here.
     """
     folder = Folder(root)
     builder = DatasetBuilder(_CATEGORY_REMEDY)
@@ -66,7 +68,7 @@ class _Image(NamedTuple):
 
 
 def _read_gallery(folder: Folder, builder: DatasetBuilder, name: str) -> dict[str, _Image]:
-    """Add all galleries; returns the images by their ids."""
+    """Add all galleries; return the images by their ids."""
     images: dict[str, _Image] = {}
     galleries: dict[tuple[str, str], dict[str, None]] = {}
     table, found = rows.read(folder, name, GALLERY_COLUMNS, others=True)
@@ -92,7 +94,10 @@ def _differing(where: str, image_id: str, first: _Image, again: _Image) -> DataE
         do = "give each image an image_id of its own"
     else:
         what, got, expected = "other attributes", str(again.attributes), str(first.attributes)
-        do = "give an image the same in all its rows, or say in a column `attributes` alone what filters need"
+        do = (
+            "give an image the same in all its rows, or put what filters need "
+            "in one column `attributes`"
+        )
     return DataError(
         f"{where} gives an image {what}",
         got=f"{image_id}: {got}",
@@ -161,7 +166,7 @@ def _split(row: Row, where: str) -> str:
 
 
 def _text(row: Row, column: str, where: str, default: str | None = None) -> str:
-    """A value as text (whole numbers too); `default` where the table has no such column."""
+    """Return a value as text (integers too); `default` where the table has no such column."""
     if default is not None and column not in row:
         return default
     value = row[column]

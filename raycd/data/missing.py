@@ -1,6 +1,4 @@
-"""The record of images that are missing or broken: how many, which, why, and whether that is too
-many.
-"""
+"""The record of missing and broken images: how many, which, why, and whether that is too many."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ from raycd.errors import DataError
 
 
 class ImageReport:
-    """Image id -> reason, as `images.BrokenImage.reason` gives it."""
+    """Image ids with the reason why each cannot be read (`images.BrokenImage.reason`)."""
 
     def __init__(self, reasons: Mapping[str, str] | None = None) -> None:
         self.reasons: dict[str, str] = dict(reasons or {})
@@ -21,20 +19,19 @@ class ImageReport:
         return len(self.reasons)
 
     def add(self, image_id: str, reason: str) -> None:
-        """Note one image; noting it again changes nothing."""
+        """Record one image; recording it again changes nothing."""
         self.reasons.setdefault(image_id, reason)
 
     def counts(self) -> dict[str, int]:
-        """Images per reason, the most frequent reason first."""
+        """Return the number of images for each reason, the most frequent reason first."""
         return dict(
             sorted(Counter(self.reasons.values()).items(), key=lambda item: (-item[1], item[0]))
         )
 
     def check(self, total: int, max_missing: float, *, listed: str = "") -> None:
-        """Raise `DataError` where more than the share `max_missing` of `total` images is missing or
-        broken.
+        """Raise DataError where more than the share `max_missing` of `total` images cannot be read.
 
-        `listed` says where the whole list can be read.
+        `listed` names the file that has the whole list.
         """
         if len(self) <= max_missing * total:
             return
@@ -43,18 +40,16 @@ class ImageReport:
             f"{image_id} ({reason})" for image_id, reason in list(self.reasons.items())[:3]
         )
         by_reason = ", ".join(f"{count} {reason}" for reason, count in self.counts().items())
-        place = f"; the list is in {listed}" if listed else ""
+        file = f"; the list is in {listed}" if listed else ""
         raise DataError(
             f"{len(self)} of {total} images ({share:.1%}) are missing or broken: {by_reason}",
-            got=f"{first}{', ...' if len(self) > 3 else ''}{place}",
+            got=f"{first}{', ...' if len(self) > 3 else ''}{file}",
             expected=f"at most {max_missing:.1%} (data.max_missing)",
-            do="put the files where data.root says, or raise data.max_missing to go on without them",
+            do="put the files under data.root, or raise data.max_missing to go on without them",
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """{"missing": total, "by_reason": {reason: count}, "images": {image_id: reason}} for a
-        stage's report.
-        """
+        """Return {"missing": total, "by_reason": {reason: count}, "images": {image_id: reason}}."""
         return {
             "missing": len(self),
             "by_reason": self.counts(),

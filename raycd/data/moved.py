@@ -1,9 +1,9 @@
-"""Where the pictures of a run lie, now that the run has been copied or moved to another place.
+"""Where the pictures of a run are after the run was copied or moved.
 
-A bundle's gallery names pictures where they lay when it was written, and so does the gallery's
-database that began with it. Beside them gallery.parquet keeps the folder of the run of that time:
-what lay in it is looked for in the folder that holds the bundle today, and what lay elsewhere and
-is gone, where it lies as seen from there (a data set that was moved together with the run).
+A bundle's gallery names pictures where they were when it was written, and so does the gallery
+database that was filled from it. The metadata of gallery.parquet keeps the folder of the run at
+that time: what was inside it is looked for in the folder that holds the bundle today; what was
+outside and is gone, at the same relative path from there (a data set that moved with the run).
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ GALLERY = "gallery.parquet"
 
 @dataclass(frozen=True)
 class Move:
-    """From one folder of a run to another; none where `before` is empty (older bundles) or both are
-    the same.
+    """The move of a run from one folder to another.
+
+    There is none where `before` is empty (older bundles) or both folders are the same.
     """
 
     before: str = ""
@@ -36,9 +37,7 @@ class Move:
 
     @classmethod
     def of(cls, bundle: Path) -> Move:
-        """Return how the run of a bundle was moved; no move where there is no bundle that can be
-        read.
-        """
+        """Return how the run of a bundle was moved; no move where the bundle cannot be read."""
         try:
             metadata = pq.read_schema(bundle / GALLERY).metadata or {}
         except (OSError, pa.ArrowException):
@@ -46,13 +45,11 @@ class Move:
         return cls(metadata.get(RUN, b"").decode(errors="replace"), os.path.abspath(bundle.parent))
 
     def locate(self, path: str | None) -> str | None:
-        """Return the path or URI of a picture as it is today."""
+        """Return the path or URI that a picture has today."""
         return self.locate_all([path])[0]
 
     def locate_all(self, paths: Iterable[str | None]) -> list[str | None]:
-        """Return the paths or URIs of pictures as they are today; each folder of theirs is looked
-        for once.
-        """
+        """Return the paths or URIs that pictures have today; a folder of theirs is tried once."""
         if not self.before or self.before == self.now:
             return list(paths)
         folder_now = cache(self._folder)

@@ -1,7 +1,6 @@
 """Preprocessed pixels of a data set's images, by image id, kept in memory up to a limit.
 
-There is no augmentation, so an image that was decoded once need not be decoded again in the next
-epoch.
+There is no augmentation, so later epochs can reuse the pixels of the first.
 """
 
 from __future__ import annotations
@@ -11,7 +10,8 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from raycd.config import DataConfig
-from raycd.data.images import Preprocess, load
+from raycd.data.images import load
+from raycd.data.preprocess import Preprocess
 
 
 class PixelCache:
@@ -25,11 +25,11 @@ class PixelCache:
         self._kept: dict[str, torch.Tensor] = {}
 
     def __call__(self, image_ids: Sequence[str]) -> torch.Tensor:
-        """Raises BrokenImage for an image that cannot be read any more."""
+        """Return the pixels of the images. Raises BrokenImage where one cannot be read any more."""
         return torch.stack([self.one(image_id) for image_id in image_ids])
 
     def one(self, image_id: str) -> torch.Tensor:
-        """uint8 pixels (S, S, 3)."""
+        """Return the pixels (S, S, 3) uint8 of one image."""
         kept = self._kept.get(image_id)
         if kept is not None:
             return kept

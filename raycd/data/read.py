@@ -1,4 +1,4 @@
-"""The data set that a configuration names, by whichever reader it asks for."""
+"""The data set that a configuration names, read by the reader of its format."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from raycd.data.schema import Dataset
 
 
 def read(config: DataConfig, root: str | None = None) -> Dataset:
-    """Train and val of the data set at `root` (data.root where None). Raises DataError as the
-    readers do.
+    """Read train and val of the data set at `root`, or at data.root where it is None.
+
+    Raises DataError as the readers do.
     """
     root = config.root if root is None else root
     if config.format == "cirr":
@@ -24,13 +25,12 @@ def read(config: DataConfig, root: str | None = None) -> Dataset:
 
 
 def content_hash(dataset: Dataset, *, drawn: bool = False) -> str:
-    """Hash of images (ids, and which files they are), galleries and triplets; the same wherever the
-    files lie.
+    """Return a hash of images, their files, galleries and triplets, equal wherever the files are.
 
     A file that comes, goes, or changes its size or modification time (in a store: its etag) changes
-    the hash, see `files`. Of images that were `drawn` by raycd itself the size alone counts, so
-    that a run may be copied in any way. Attributes have a hash of their own: nothing is trained,
-    embedded or measured anew because they change. Raises DataError where a store does not answer.
+    the hash, see `files`. Of images `drawn` by raycd itself only the size counts, so that a run may
+    be copied in any way. Attributes have a hash of their own: a change of them repeats no training,
+    embedding or evaluation. Raises DataError where a store does not answer.
     """
     found = files.states(dataset.images["path"].to_pylist(), times=not drawn)
     return _hash(
@@ -44,7 +44,7 @@ def content_hash(dataset: Dataset, *, drawn: bool = False) -> str:
 
 
 def attributes_hash(dataset: Dataset) -> str:
-    """Hash of what is said of the images."""
+    """Return a hash of the attributes of the images."""
     return _hash([dataset.images.select(["image_id", "attributes"]).to_pydict()])
 
 

@@ -1,7 +1,6 @@
 """The rows of a table file: Parquet (.parquet), CSV (.csv) or JSON Lines (.jsonl, .ndjson).
 
-Everything that goes wrong while a table is parsed becomes a `DataError` that names the file, and
-the line where known.
+Every failure to parse a table becomes a DataError that names the file, and the line where known.
 """
 
 from __future__ import annotations
@@ -25,13 +24,12 @@ Row = Mapping[str, Any]
 def read(
     folder: Folder, name: str, wanted: Sequence[str], *, others: bool = False
 ) -> tuple[list[Row], list[str]]:
-    """The rows of a table, and the names of all its columns. A column of the first row is in every
-    row.
+    """Return the rows of a table and the names of all its columns; each row has all of them.
 
-    Of Parquet and CSV only the columns in `wanted` are read; with `others` those of texts, numbers
-    and booleans, too. All columns of CSV are text, as they stand in the file: "007" stays "007".
-    Spaces around a column's name do not count, and columns without a name are not there; two of one
-    name that would be read are a `DataError`.
+    Of Parquet and CSV only the columns in `wanted` are read; with `others`, also those of texts,
+    numbers and booleans. All columns of CSV are text as written in the file: "007" stays "007".
+    Spaces around a column's name do not count, and columns without a name are ignored; two columns
+    of one name that would be read are a DataError.
     """
     data, extension = folder.read(name), posixpath.splitext(name)[1].lower()
     if extension in (".jsonl", ".ndjson"):
@@ -45,14 +43,14 @@ def read(
     table = _arrow(data, name, extension)
     names = [field.name.strip() for field in table.schema]
     read = [
-        place
-        for place, (column, field) in enumerate(zip(names, table.schema, strict=True))
+        index
+        for index, (column, field) in enumerate(zip(names, table.schema, strict=True))
         if column in wanted or (others and column and _plain(field.type))
     ]
-    _refuse_twice([names[place] for place in read], names, name)
-    return table.select(read).rename_columns([names[place] for place in read]).to_pylist(), [
-        n for n in names if n
-    ]
+    chosen = [names[index] for index in read]
+    _refuse_twice(chosen, names, name)
+    rows: list[Row] = table.select(read).rename_columns(chosen).to_pylist()
+    return rows, [column for column in names if column]
 
 
 def _refuse_twice(read: Sequence[str], names: Sequence[str], table: str) -> None:
@@ -62,13 +60,13 @@ def _refuse_twice(read: Sequence[str], names: Sequence[str], table: str) -> None
             f"{table} has {read.count(twice[0])} columns {twice[0]!r}",
             got=", ".join(name or "(no name)" for name in names),
             expected="each name once",
-            do="rename one of them or leave it out; two captions of a triplet are one column `captions`, a list of"
-            " texts or one text with | between them",
+            do="rename one of them or leave it out; two captions of a triplet are one column "
+            "`captions`, a list of texts or one text with | between them",
         )
 
 
 def _plain(kind: pa.DataType) -> bool:
-    """Whether a column holds texts, numbers or booleans; not lists, dates or bytes."""
+    """Return whether a column holds texts, numbers or booleans, not lists, dates or bytes."""
     kind = (
         kind.value_type
         if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind)
@@ -82,7 +80,7 @@ def _arrow(data: bytes, name: str, extension: str) -> pa.Table:
     try:
         if extension == ".parquet":
             table = pyarrow.parquet.ParquetFile(BytesIO(data)).read()
-            table.validate(full=True)  # texts that are no UTF-8
+            table.validate(full=True)  # refuses texts that are not UTF-8
             return table
         parse = pyarrow.csv.ParseOptions(newlines_in_values=True)
         with pyarrow.csv.open_csv(BytesIO(data), parse_options=parse) as header:
@@ -96,7 +94,7 @@ def _arrow(data: bytes, name: str, extension: str) -> pa.Table:
 
 
 def _json_lines(data: bytes, name: str) -> tuple[list[Row], list[str]]:
-    """Rows and the names of all their columns; a column that some rows lack is null there."""
+    """Return rows and the names of all their columns; a column that a row lacks is null there."""
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(data.splitlines(), 1):
         if not line.strip():

@@ -1,4 +1,4 @@
-"""The selection split: train triplets set aside by a seed, to choose checkpoints and settings on."""
+"""The selection split: train triplets held out by a seed, to choose checkpoints and settings on."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from raycd.data.schema import GALLERY, Dataset
 SELECTION = "selection"
 
 
-def carve(dataset: Dataset, fraction: float, seed: int) -> Dataset:
-    """The same data set with about `fraction` of each category's train targets moved to the split
-    "selection".
+def hold_out(dataset: Dataset, fraction: float, seed: int) -> Dataset:
+    """Return the data set with about `fraction` of each category's train targets held out.
 
-    All triplets of one target stand on the same side, whatever their categories, so that no target
-    is both trained on and selected on. Where fraction > 0, at least one target of each category
-    moves, except that train keeps one of each: a category of a single target stays in train. The
-    gallery of the new split is the images of its triplets. The train gallery stays whole, but
-    mining takes no substitutes from the new split (`raycd.mine.make_pools`).
+    They move to the split "selection". All triplets of one target are on the same side, whatever
+    their categories, so that no target is both trained on and selected on. Where fraction > 0, at
+    least one target of each category moves, except that train keeps one of each: a category of a
+    single target stays in train. The gallery of the new split is the images of its triplets. The
+    train gallery stays whole, but mining takes no substitutes from the new split
+    (`raycd.mine.make_pools`).
     """
     if fraction <= 0:
         return dataset
@@ -30,9 +30,9 @@ def carve(dataset: Dataset, fraction: float, seed: int) -> Dataset:
     held = _held(rows, fraction, seed)
     moved = [row["split"] == "train" and row["target"] in held for row in rows]
     splits = [SELECTION if move else row["split"] for row, move in zip(rows, moved, strict=True)]
-    place = dataset.triplets.schema.get_field_index("split")
+    column = dataset.triplets.schema.get_field_index("split")
     triplets = dataset.triplets.set_column(
-        place, dataset.triplets.schema.field(place), pa.array(splits, pa.string())
+        column, dataset.triplets.schema.field(column), pa.array(splits, pa.string())
     )
     members = dict.fromkeys(
         (row["category"], image_id)
@@ -57,8 +57,8 @@ def _held(rows: Sequence[Mapping[str, Any]], fraction: float, seed: int) -> set[
     for category in dict.fromkeys(row["category"] for row in rows if row["split"] == "train"):
         targets = sorted(target for target, own in categories.items() if category in own)
         least = len(targets) - max(1, round(fraction * len(targets)))
-        for place in rng.permutation(len(targets)):
-            target = targets[place]
+        for index in rng.permutation(len(targets)):
+            target = targets[index]
             if kept[category] <= least:
                 break
             if target not in held and all(kept[other] > 1 for other in categories[target]):

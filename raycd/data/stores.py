@@ -1,7 +1,7 @@
-"""Stores that data sets lie in (any URI of fsspec), asked with patience.
+"""Stores that data sets are in (any fsspec URI), with retries.
 
 A store that is busy or does not answer says nothing about a file. It is asked again, and in the end
-it is an error that names the store: only what a store says is absent counts as absent.
+that is an error that names the store: only what a store says is absent counts as absent.
 """
 
 from __future__ import annotations
@@ -30,39 +30,35 @@ Answer = TypeVar("Answer")
 
 
 def read(uri: str, *, patient: bool = True) -> bytes:
-    """Return the bytes of a file. Raises FileNotFoundError where there is none, DataError as `ask`
-    does.
+    """Return the bytes of a file.
+
+    Raises FileNotFoundError where there is none, DataError as `ask` does.
     """
 
     def whole() -> bytes:
         store, path = fsspec.url_to_fs(uri)
-        return bytes(
-            store.cat_file(path)
-        )  # not fsspec.open, which takes every failure of HTTP for an absent file
+        # Not fsspec.open, which takes every failure of HTTP for an absent file
+        return bytes(store.cat_file(path))
 
     return ask(uri, whole, patient=patient)
 
 
 def ask(uri: str, question: Callable[[], Answer], *, patient: bool = True) -> Answer:
-    """Return what `question()` returns, asked again while the store of `uri` is busy or cannot be
-    reached.
+    """Return what `question()` returns, retried while the store of `uri` is busy or unreachable.
 
-    The waits double from half a second; what Retry-After says is honoured up to LONGEST_WAIT. Not
-    `patient`: one try.
+    The waits double from half a second; Retry-After is honoured up to LONGEST_WAIT. There is a
+    single try unless `patient`.
 
     Raises:
-        FileNotFoundError: The store says that the file is not there (404, 410), or that it is a
-            folder.
-        DataError: It refuses (credentials), does not answer in the end, or cannot be asked at all.
+        FileNotFoundError: The store says that the file is absent (404, 410), or is a folder.
+        DataError: The store refuses (credentials), does not answer, or cannot be asked at all.
     """
     waits = WAITS if patient else ()
     for made in range(len(waits) + 1):
         try:
             return question()
-        except (
-            Exception
-        ) as failure:  # whatever a store uses: OSError, ImportError, those of botocore or aiohttp
-            error = _told(failure)
+        except Exception as failure:  # OSError, ImportError, those of botocore and aiohttp, ...
+            error = _cause(failure)
             status = _status(error)
             absent = isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError)
             if absent or status in _ABSENT:
@@ -75,21 +71,19 @@ def ask(uri: str, question: Callable[[], Answer], *, patient: bool = True) -> An
 
 
 def store_of(uri: str) -> str:
-    """Name the store of a URI without a password: `https://example.org`, `s3://bucket`."""
+    """Return the store of a URI without a password: `https://example.org`, `s3://bucket`."""
     link = next((link for link in reversed(uri.split("::")) if "://" in link), uri)
     try:
         parts = urlsplit(link)
         host = parts.hostname or parts.netloc.rpartition("@")[2]
         port = f":{parts.port}" if parts.port else ""
-    except ValueError:  # no port, or a bracket too many
+    except ValueError:  # an invalid port, or an unbalanced bracket
         return f"{link.partition('://')[0]}://"
     return f"{parts.scheme}://{host}{port}"
 
 
-def _told(error: Exception) -> BaseException:
-    """What a store said: fsspec's HTTP hides every answer behind a FileNotFoundError, whose cause
-    it is.
-    """
+def _cause(error: Exception) -> BaseException:
+    """Return the store's own error: fsspec's HTTP wraps every failure in a FileNotFoundError."""
     cause = error.__cause__
     if not isinstance(error, FileNotFoundError) or cause is None:
         return error
@@ -102,7 +96,7 @@ def _told(error: Exception) -> BaseException:
 
 
 def _status(error: BaseException) -> int | None:
-    """The HTTP status that an error of aiohttp, gcsfs, adlfs or botocore carries."""
+    """Return the HTTP status that an error of aiohttp, gcsfs, adlfs or botocore carries."""
     for name in ("status", "status_code", "code"):
         found = getattr(error, name, None)
         if isinstance(found, int) and 100 <= found < 600:
@@ -117,9 +111,7 @@ def _status(error: BaseException) -> int | None:
 
 
 def _refuses(error: BaseException, status: int | None) -> bool:
-    """Whether it is a matter of credentials; botocore has errors of its own for those that are
-    absent.
-    """
+    """Return whether it is about credentials; botocore has errors of its own for absent ones."""
     return (
         status in _REFUSED
         or isinstance(error, PermissionError)
@@ -134,13 +126,13 @@ def _may_pass(error: BaseException, status: int | None) -> bool:
 
 
 def _retry_after(error: BaseException) -> float:
-    """Seconds that a store asks to wait (Retry-After, seconds or a date); 0 where it does not say."""
+    """Return the seconds of Retry-After (a number or a date); 0 where it is absent."""
     headers = getattr(error, "headers", None)
-    said = "" if headers is None else str(headers.get("Retry-After", ""))
+    value = "" if headers is None else str(headers.get("Retry-After", ""))
     with suppress(ValueError):
-        return max(0.0, float(said))
+        return max(0.0, float(value))
     try:
-        return max(0.0, parsedate_to_datetime(said).timestamp() - time.time())
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
     except (TypeError, ValueError):
         return 0.0
 
@@ -152,16 +144,19 @@ def _failed(uri: str, error: BaseException, status: int | None, *, tries: int) -
             f"{store} refuses to give {uri}",
             got=got,
             expected="an answer, or 404 where the file is absent",
-            do="check its credentials; S3 refuses absent files, too, where you may not list the bucket",
+            do="check its credentials; S3 also refuses absent files "
+            "where you may not list the bucket",
         )
     if _may_pass(error, status):
         return DataError(
             f"{store} does not answer",
             got=f"{got}, for {uri}" + (f" ({tries} tries)" if tries > 1 else ""),
-            do="check that the store is up and reachable from here, then run the same command again to continue",
+            do="check that the store is up and reachable from here, "
+            "then run the same command again to continue",
         )
     return DataError(
         f"reading {uri} failed",
         got=got,
-        do="check the URI, and that the fsspec package of its protocol is installed (s3fs, gcsfs, adlfs, ...)",
+        do="check the URI, and that the fsspec package of its protocol is installed "
+        "(s3fs, gcsfs, adlfs, ...)",
     )

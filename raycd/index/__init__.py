@@ -3,7 +3,7 @@
     index = Index.build(features, config.index)
     scores, positions = index.search(queries, 10)
 
-A position is that of a feature it was built from. An index does not change once it is built.
+A position is that of a feature the index was built from. An index does not change once it is built.
 Shapes: G gallery images, B queries, N images at some positions, D feature size.
 """
 
@@ -28,20 +28,22 @@ from raycd.index.structure import Found, Mask, Structure, found_in
 
 FILES = files.FILES
 Kind = Literal["flat", "ivf", "hnsw"]
-ALIKE = 1.4  # times as many lists as an index has are as good: of twice as many images
+# Another index's centres are taken where the numbers of lists differ by at most this factor. Lists
+# grow with the root of the images: 1.4 is the root of 2, an index of half or twice as many images.
+ALIKE = 1.4
 WORSE = 0.001  # recall that another index's centres may cost
 _KINDS: dict[Kind, type[Flat] | type[Ivf] | type[Hnsw]] = {"flat": Flat, "ivf": Ivf, "hnsw": Hnsw}
 
 
 class Index:
-    """Gallery features in a flat, IVF or HNSW structure, with the recall that it has.
+    """Gallery features in a flat, IVF or HNSW structure, with its measured recall.
 
     Attributes:
         kind: flat, ivf or hnsw.
         recall: Share of the true first 10 that a search finds, measured when it was built; 1 for
             flat.
-        threads: FAISS's in a search; 0 leaves them as they are. (They are set in each search,
-            because OpenMP keeps the number for each calling thread.)
+        threads: FAISS's threads in a search; 0 leaves them unchanged. They are set in each search,
+            because OpenMP keeps the number for each calling thread.
     """
 
     def __init__(
@@ -71,11 +73,11 @@ class Index:
         """Index features (G, D) of any length.
 
         Args:
-            queries: Real queries (Q, D), L2-normalised, by what sort they are. Each sort must have
+            queries: Real queries (Q, D), L2-normalised, by their sort. Each sort must reach
                 `settings.recall`. Without any, images of the gallery and queries between two of
-                them stand for them.
-            like: An index of about as many images of the same catalogue, whose centres are taken if
-                they will do (IVF); placing others takes most of the time.
+                them replace them.
+            like: An index of about as many images of the same kind, whose centres are taken if they
+                do (IVF): training new ones takes most of the time.
         Raises:
             WeightsError: A feature is zero or not finite.
         """
@@ -97,17 +99,17 @@ class Index:
 
     @property
     def size(self) -> int:
-        """G, the images in it."""
+        """Return G, the number of images."""
         return int(self._structure.index.ntotal)
 
     @property
     def dim(self) -> int:
-        """D, the size of a feature."""
+        """Return D, the size of a feature."""
         return int(self._structure.index.d)
 
     @property
     def effort(self) -> int:
-        """IVF: lists that a search visits; HNSW: candidates that it keeps; flat: 0."""
+        """Return the search effort: nprobe for IVF, efSearch for HNSW, 0 for flat."""
         return self._structure.effort
 
     def search(
@@ -118,12 +120,13 @@ class Index:
         exact: bool = False,
         allowed: Mask | None = None,
     ) -> Found:
-        """L2-normalised queries (B, D) -> cosines (B, k) and positions (B, k), best first, then by
-        position.
+        """Return cosines (B, k) and positions (B, k) of L2-normalised queries (B, D).
+
+        They are sorted by falling cosine, then by position.
 
         Args:
-            k: Cut to `size`. Where fewer images are allowed, position -1 and score -inf stand at
-                the end.
+            k: Cut to `size`. Where fewer images are allowed, the last positions are -1 and their
+                scores -inf.
             exact: Compare with every image.
             allowed: (G,), the images that may be found; None: all.
         """
@@ -134,34 +137,31 @@ class Index:
         return found_in(self._structure, query_BD, k, exact=exact, allowed=allowed)
 
     def empty_lists(self) -> Ivf | None:
-        """Lists with the centres of this index, for images that come later; None where it has no
-        lists.
-        """
+        """Return empty lists with this index's centres, for later images; None unless it is IVF."""
         return self._structure.like() if isinstance(self._structure, Ivf) else None
 
     def vectors(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
-        """L2-normalised features (N, D) of the images at positions (N,)."""
+        """Return L2-normalised features (N, D) of the images at positions (N,)."""
         return self._structure.vectors(np.asarray(positions, np.int64))
 
     def features(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Features (N, D) of the images at positions (N,), of the length that they had; exact to
-        float32's rounding.
+        """Return features (N, D) of the images at positions (N,), at their original length.
+
+        They are exact to float32's rounding.
         """
         return self.vectors(positions) * self.lengths(positions)[:, None]
 
     def lengths(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
-        """The lengths (N,) that the features of the images at positions (N,) had."""
+        """Return the original lengths (N,) of the features at positions (N,)."""
         found: NDArray[np.float32] = self._lengths_G[positions]
         return found
 
     def moments(self) -> Moments:
-        """Mean and covariance of the normalised features."""
+        """Return mean and covariance of the normalised features."""
         return self._moments
 
     def save(self, folder: Path) -> dict[str, str]:
-        """Write FILES into a folder; returns the SHA-256 of each by its name, which `load` asks
-        for.
-        """
+        """Write FILES into a folder and return the SHA-256 of each by name, for `load`."""
         arrays = {
             "lengths": self._lengths_G,
             "mean": self._moments.mean_D,
@@ -172,8 +172,9 @@ class Index:
 
     @classmethod
     def load(cls, folder: Path, sha256: Mapping[str, str], *, threads: int = 0) -> Self:
-        """Map what `save` wrote into memory. Raises WeightsError where a file is absent, of another
-        hash or damaged.
+        """Map what `save` wrote into memory.
+
+        Raises WeightsError where a file is absent, damaged or of another hash.
         """
         index, arrays, facts = files.load(folder, sha256)
         with files.reading(folder):
@@ -194,7 +195,7 @@ def _structure(
     seed: int,
     like: Structure | None,
 ) -> Flat | Ivf | Hnsw:
-    """The structure that the settings ask for, or that so many images need."""
+    """Build the structure that the settings ask for, or that so many images need."""
     size, dim = features_GD.shape
     kind = settings.kind_for(size)
     unit = (unit_ND for _, unit_ND in blocks.unit_blocks(features_GD, lengths_G))
@@ -205,6 +206,7 @@ def _structure(
     lists = approximate.lists(size, settings.ivf_lists)
     if isinstance(like, Ivf) and 1 / ALIKE <= lists / like.lists <= ALIKE:
         return like.like().grown(unit)
+    # ivf_train images a list: k-means over the whole gallery would take most of the build
     rows = np.sort(np.random.default_rng([seed, 9]).permutation(size)[: lists * settings.ivf_train])
     return Ivf.trained(features_GD[rows] / lengths_G[rows, None], lists, settings).grown(unit)
 
@@ -216,7 +218,7 @@ def _sorts(
     settings: IndexConfig,
     seed: int,
 ) -> dict[str, effort.Sort]:
-    """The queries on which recall is measured, with their true first results."""
+    """Return the queries on which recall is measured, with their true first results."""
     if queries is None:
         rows = np.random.default_rng([seed, 10]).permutation(len(features_GD))[: settings.sample]
         unit_QD = features_GD[rows] / lengths_G[rows, None]

@@ -1,8 +1,7 @@
-"""HNSW and IVF: FAISS's structures that find neighbours among millions without comparing a query
-with all of them.
+"""HNSW and IVF: FAISS's structures that search millions without comparing a query with all of them.
 
-They miss some, so whoever uses them measures the recall against exact search. Built by one thread
-and from one seed: the same vectors give the same structure.
+They miss some neighbours, so their users measure the recall against exact search. Built by one
+thread and from one seed: the same vectors give the same structure.
 """
 
 from __future__ import annotations
@@ -17,7 +16,9 @@ from numpy.typing import NDArray
 
 from raycd.config import MineConfig
 
-PER_LIST = 39  # images of an IVF list at least: FAISS asks for so many to place its centre
+# Fewest images for one IVF list. FAISS's k-means warns below 39 training vectors a centre
+# (ClusteringParameters.min_points_per_centroid), because centres of fewer follow single vectors.
+PER_LIST = 39
 
 _faiss: Any = faiss  # its types lack what is used here
 
@@ -25,9 +26,10 @@ _faiss: Any = faiss  # its types lack what is used here
 def build(
     unit_PD: NDArray[np.float32], settings: MineConfig, *, seed: int = 0
 ) -> NDArray[np.uint8]:
-    """The serialised structure `settings.index` of normalised vectors (P, D); `opened` searches it."""
+    """Return the serialised structure `settings.index` of normalised vectors (P, D)."""
     with one_thread():
         if settings.index == "hnsw":
+            # efConstruction must exceed the 2 M links of the ground level, or their choice is poor
             index = hnsw(
                 unit_PD.shape[1], settings.hnsw_m, max(settings.hnsw_ef, 2 * settings.hnsw_m)
             )
@@ -40,7 +42,7 @@ def build(
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """FAISS with one thread: with more, an HNSW graph depends on which of them came first."""
+    """Limit FAISS to one thread: with more, an HNSW graph depends on which of them was first."""
     threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
     try:
@@ -50,8 +52,9 @@ def one_thread() -> Iterator[None]:
 
 
 def hnsw(dim: int, links: int, build_ef: int) -> Any:
-    """An empty HNSW graph: `links` of a vector (M), `build_ef` candidates for them
-    (efConstruction).
+    """Return an empty HNSW graph with `links` a vector (M), chosen among `build_ef` candidates.
+
+    `build_ef` is FAISS's efConstruction.
     """
     index: Any = faiss.IndexHNSWFlat(dim, links, faiss.METRIC_INNER_PRODUCT)
     index.hnsw.efConstruction = build_ef
@@ -59,8 +62,11 @@ def hnsw(dim: int, links: int, build_ef: int) -> Any:
 
 
 def lists(count: int, asked: int = 0) -> int:
-    """IVF lists of so many vectors: as asked, else 4 times their root; never so many that a list
-    has too few.
+    """Return the number of IVF lists (nlist) for `count` vectors: as asked, else 4 times the root.
+
+    With nlist = c sqrt(n) and nprobe lists visited, a query is compared with nlist centres and
+    nprobe n / nlist vectors; both grow with sqrt(n), and FAISS recommends c from 4 to 16. The
+    number is cut so that a list has at least PER_LIST vectors.
     """
     return min(asked or round(4 * count**0.5), max(1, count // PER_LIST))
 
@@ -73,10 +79,11 @@ def ivf(
     most: int = 256,
     compressed: bool = False,
 ) -> Any:
-    """Empty IVF lists, their centres by k-means on at most `most` vectors a list, drawn by the
-    seed.
+    """Return empty IVF lists, their centres placed by k-means on at most `most` vectors a list.
 
-    `compressed` lists hold a byte for each number of a vector instead of four.
+    The seed draws the vectors; 256 a list is FAISS's own maximum (max_points_per_centroid), beyond
+    which more hardly move the centres. `compressed` lists hold one byte for each number of a vector
+    instead of four.
     """
     dim = unit_PD.shape[1]
     centres = faiss.IndexFlatIP(dim)
@@ -93,14 +100,12 @@ def ivf(
 
 
 def selector(mask: NDArray[np.bool_]) -> Any:
-    """The vectors of a mask, as FAISS's searches take them."""
+    """Return the vectors of a mask as a selector for FAISS's searches."""
     return _faiss.IDSelectorBitmap(np.packbits(mask, bitorder="little"))
 
 
 class Opened:
-    """A structure that `build` made, read where it lies: processes that share the bytes share the
-    memory.
-    """
+    """A structure that `build` made, read in place: processes that share the bytes share it."""
 
     def __init__(self, serialised: NDArray[np.uint8], settings: MineConfig) -> None:
         self._bytes, self._reader = (
@@ -113,14 +118,13 @@ class Opened:
     def __call__(
         self, query_BD: NDArray[np.float32], depth: int
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Queries (B, D) -> scores (B, depth) descending and places (B, depth), -1 where fewer were
-        found.
-        """
+        """Return scores (B, depth), descending, and positions (B, depth), -1 for none."""
         if self._settings.index == "hnsw":
-            effort = _faiss.SearchParametersHNSW(efSearch=max(self._settings.hnsw_ef, depth))
+            # HNSW returns no more than the efSearch candidates that it keeps
+            params = _faiss.SearchParametersHNSW(efSearch=max(self._settings.hnsw_ef, depth))
         else:
-            effort = _faiss.SearchParametersIVF(nprobe=self._settings.ivf_probes)
+            params = _faiss.SearchParametersIVF(nprobe=self._settings.ivf_probes)
         found: tuple[NDArray[np.float32], NDArray[np.int64]] = self._index.search(
-            query_BD, depth, params=effort
+            query_BD, depth, params=params
         )
         return found

@@ -1,5 +1,4 @@
-"""Features a block at a time: a gallery of gigabytes is normalised, summed up and searched without
-a second copy of it.
+"""Features a block at a time: gigabytes are normalised, summed up and searched without a copy.
 
 Shapes: G gallery images, N of them in a block, D feature size, B queries.
 """
@@ -20,9 +19,7 @@ _BLOCK = 1 << 14  # images
 
 
 class Moments(NamedTuple):
-    """What the scores of a whole gallery are like, whatever the query: by these, a score becomes a
-    z-score.
-    """
+    """Mean and covariance of a gallery's features, which make a z-score of a score of any query."""
 
     mean_D: NDArray[np.float32]
     """Mean of the normalised features."""
@@ -33,13 +30,13 @@ class Moments(NamedTuple):
 def unit_blocks(
     features_GD: NDArray[np.float32], lengths_G: NDArray[np.float32]
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """The position of each block's first image, and the block (N, D), L2-normalised."""
+    """Yield the position of each block's first image, and the block (N, D), L2-normalised."""
     for start in range(0, len(features_GD), _BLOCK):
         yield start, features_GD[start : start + _BLOCK] / lengths_G[start : start + _BLOCK, None]
 
 
 def lengths(features_GD: NDArray[np.float32]) -> NDArray[np.float32]:
-    """L2 norms (G,). Raises WeightsError where a feature is zero or not finite."""
+    """Return L2 norms (G,). Raises WeightsError where a feature is zero or not finite."""
     found = np.empty(len(features_GD), np.float32)
     for start in range(0, len(found), _BLOCK):
         found[start : start + _BLOCK] = np.linalg.norm(features_GD[start : start + _BLOCK], axis=1)
@@ -54,10 +51,10 @@ def lengths(features_GD: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def moments(features_GD: NDArray[np.float32], lengths_G: NDArray[np.float32]) -> Moments:
-    """Mean and covariance of the normalised features, in two passes: a catalogue's features lie
-    close together.
+    """Return mean and covariance of the normalised features; both are 0 without features.
 
-    Of no features at all, both are 0.
+    There are two passes, because the features of one gallery are close together: subtracting the
+    square of the mean from a mean of squares would leave only rounding errors.
     """
     count, dim = max(1, len(features_GD)), features_GD.shape[1]
     sum_D, square_DD = np.zeros(dim), np.zeros((dim, dim))
@@ -76,19 +73,23 @@ def nearest(
     lengths_G: NDArray[np.float32],
     k: int,
 ) -> Found:
-    """Cosines (B, k) and positions (B, k) of the true nearest of normalised queries, in no order. k
-    is at most G.
+    """Return cosines (B, k) and positions (B, k) of the true nearest of queries, in no order.
+
+    Queries are normalised; k is at most G.
     """
     best_score = np.full((len(query_BD), k), -np.inf, np.float32)
-    best_place = np.full((len(query_BD), k), -1, np.int64)
+    best_position = np.full((len(query_BD), k), -1, np.int64)
     for start, unit_ND in unit_blocks(features_GD, lengths_G):
-        score, place = faiss.knn(
+        score, position = faiss.knn(
             query_BD, unit_ND, min(k, len(unit_ND)), metric=faiss.METRIC_INNER_PRODUCT
         )
-        score, place = np.hstack([best_score, score]), np.hstack([best_place, place + start])
-        first = np.argpartition(-score, k - 1, axis=1)[:, :k]
-        best_score, best_place = (
-            np.take_along_axis(score, first, axis=1),
-            np.take_along_axis(place, first, axis=1),
+        score, position = (
+            np.hstack([best_score, score]),
+            np.hstack([best_position, position + start]),
         )
-    return best_score, best_place
+        first = np.argpartition(-score, k - 1, axis=1)[:, :k]
+        best_score, best_position = (
+            np.take_along_axis(score, first, axis=1),
+            np.take_along_axis(position, first, axis=1),
+        )
+    return best_score, best_position

@@ -1,7 +1,7 @@
-"""How hard an approximate index must search: as little as finds the true first 10 often enough,
-measured on a sample.
+"""The search effort of an approximate index: the least that finds the true first 10 often enough.
 
-Shapes: Q queries of one sort, K their true neighbours, G images, D feature size.
+It is nprobe (IVF) or efSearch (HNSW), measured on a sample. Shapes: Q queries of one sort, K their
+true neighbours, G images, D feature size.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from raycd.index.hnsw import Hnsw
 from raycd.index.ivf import Ivf
 
 FIRST = 10  # results whose recall is measured
-ROUNDING = 1e-6  # by which the cosines of one image differ between batches
+# Cosines of one image differ by about 2e-7 between batches; those within this count as equal
+ROUNDING = 1e-6
 _LEAST_EF = 16  # efSearch that is tried first
 
 
@@ -29,10 +30,10 @@ class Sort(NamedTuple):
 
 
 def between(unit_QD: NDArray[np.float32], *, seed: int = 0) -> NDArray[np.float32]:
-    """Queries like composed ones, which lie between their reference and what the text asks for.
+    """Return queries like composed ones, between their reference and what the text asks for.
 
-    Two parts of an image and one of another, drawn at random. Most texts ask for less, so these are
-    harder to answer.
+    They are two parts of an image and one of another, drawn at random. Most texts ask for less, so
+    these are harder to answer.
     """
     other_QD = unit_QD[np.random.default_rng([seed, 11]).permutation(len(unit_QD))]
     query_QD = 2 * unit_QD + other_QD
@@ -41,19 +42,15 @@ def between(unit_QD: NDArray[np.float32], *, seed: int = 0) -> NDArray[np.float3
 
 
 def recall(found_QK: NDArray[np.float32], true_QK: NDArray[np.float32]) -> float:
-    """Share of the true first K that was found, by their cosines: of equal images, one is as good
-    as another.
-    """
+    """Return the share of the true first K that was found, by cosine: equal images count alike."""
     return float((found_QK >= true_QK.min(axis=1, keepdims=True) - ROUNDING).mean())
 
 
 def choose(structure: Ivf | Hnsw, sorts: Mapping[str, Sort], wanted: float) -> float:
-    """Set `structure.effort` so that each sort of queries has the recall that is wanted; returns
-    the least of them.
-    """
-    if isinstance(
-        structure, Ivf
-    ):  # from the lists that hold the neighbours follows how many must be visited
+    """Set `structure.effort` so that each sort has the wanted recall; return the least recall."""
+    if isinstance(structure, Ivf):
+        # A neighbour is found if its list is visited: the quantile of the ranks of these lists is
+        # the nprobe that is needed, and no search has to be tried
         ranks = [structure.ranks(sort.query_QD, sort.position_QK) for sort in sorts.values()]
         structure.effort = max(
             int(np.quantile(rank_QK, wanted, method="inverted_cdf")) for rank_QK in ranks

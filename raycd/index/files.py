@@ -1,8 +1,11 @@
-"""The two files of an index, which are read only after their SHA-256 is verified: a FAISS file that
-was tampered with can corrupt memory.
+"""The two files of an index, read only after their SHA-256 is verified.
 
-    index.faiss         the structure with the normalised features, mapped into memory: processes share it
-    index.safetensors   lengths of the features, moments; kind, effort and recall in its metadata
+A FAISS file that was tampered with can corrupt memory.
+
+    index.faiss         the structure with the normalised features, mapped into memory, which
+                        processes share
+    index.safetensors   lengths of the features, moments; kind, search effort and recall in its
+                        metadata
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ Arrays = dict[str, NDArray[np.float32]]
 
 
 class Facts(NamedTuple):
-    """What the arrays do not say."""
+    """What the arrays do not say: kind, search effort, recall."""
 
     kind: str
     effort: int
@@ -41,15 +44,16 @@ class Facts(NamedTuple):
 
 
 def save(folder: Path, index: Any, arrays: Arrays, facts: Facts) -> dict[str, str]:
-    """Write both files; returns the SHA-256 of each, by name."""
+    """Write both files and return the SHA-256 of each, by name."""
     faiss.write_index(index, str(folder / STRUCTURE))
     save_file(arrays, folder / NUMBERS, metadata={_FACTS: json.dumps(facts._asdict())})
     return {name: sha256(folder / name) for name in FILES}
 
 
 def load(folder: Path, expected: Mapping[str, str]) -> tuple[Any, Arrays, Facts]:
-    """FAISS's index, the arrays and the facts. Raises WeightsError where a file is absent or of
-    another hash.
+    """Return FAISS's index, the arrays and the facts.
+
+    Raises WeightsError where a file is absent or of another hash.
     """
     for name in FILES:
         _verify(folder / name, expected[name])
@@ -63,7 +67,7 @@ def load(folder: Path, expected: Mapping[str, str]) -> tuple[Any, Arrays, Facts]
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Whatever a file makes the libraries raise that read it, as a WeightsError."""
+    """Turn whatever the libraries raise while they read a file into a WeightsError."""
     try:
         yield
     except Exception as error:
@@ -76,11 +80,12 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def sha256(path: Path) -> str:
-    """Of a file's bytes, as hexadecimal digits. Raises OSError, too, for what is no file: a pipe
-    would never end.
+    """Return the SHA-256 of a file as hexadecimal digits.
+
+    Raises OSError, also for anything but a regular file: a pipe would never end.
     """
     if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "is no regular file", str(path))
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

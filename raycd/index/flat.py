@@ -23,18 +23,18 @@ class Flat:
 
     @classmethod
     def build(cls, blocks: Iterable[NDArray[np.float32]], dim: int) -> Self:
-        """The index of all images in the blocks (N, D), in their order."""
+        """Build the index of all images in the blocks (N, D), in their order."""
         index = faiss.IndexFlatIP(dim)
         for unit_ND in blocks:
             index.add(unit_ND)
         return cls(index)
 
     def search(self, query_BD: NDArray[np.float32], k: int, allowed_G: Mask | None = None) -> Found:
-        """As `exact`."""
+        """Return the same as `exact`: every search is exact."""
         return self.exact(query_BD, k, allowed_G)
 
     def exact(self, query_BD: NDArray[np.float32], k: int, allowed_G: Mask | None = None) -> Found:
-        """See `Structure.exact`."""
+        """Search as `Structure.exact` describes."""
         params = None
         if allowed_G is not None:
             params = _faiss.SearchParameters(sel=_faiss.IDSelectorArray(np.flatnonzero(allowed_G)))
@@ -42,7 +42,7 @@ class Flat:
         return found
 
     def vectors(self, positions_N: NDArray[np.int64]) -> NDArray[np.float32]:
-        """See `Structure.vectors`."""
+        """Return features as `Structure.vectors` describes."""
         size, dim = self.index.ntotal, self.index.d
         chosen: NDArray[np.float32] = _faiss.rev_swig_ptr(self.index.get_xb(), size * dim).reshape(
             size, dim

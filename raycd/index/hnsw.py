@@ -27,7 +27,7 @@ class Hnsw:
 
     @classmethod
     def build(cls, blocks: Iterable[NDArray[np.float32]], dim: int, settings: IndexConfig) -> Self:
-        """The graph of all images in the blocks (N, D), in their order."""
+        """Build the graph of all images in the blocks (N, D), in their order."""
         index = approximate.hnsw(dim, settings.hnsw_m, settings.hnsw_build_ef)
         with approximate.one_thread():
             for unit_ND in blocks:
@@ -35,25 +35,26 @@ class Hnsw:
         return cls(index)
 
     def search(self, query_BD: NDArray[np.float32], k: int, allowed_G: Mask | None = None) -> Found:
-        """See `Structure.search`. Exact where the mask leaves out more than a tenth of the images.
+        """Search as `Structure.search` describes; exact where the mask leaves out over a tenth.
 
-        The walk goes to the query's neighbourhood, and would find little where the mask leaves that
-        out.
+        The graph is walked towards the query, and little would be found where the mask leaves its
+        neighbourhood out.
         """
         selector, kept = None, self.effort
         if allowed_G is not None:
             share = float(allowed_G.mean())
             if share < NEARLY_ALL:
                 return self.exact(query_BD, k, allowed_G)
+            # Masked images still take up candidates: keep as many more as the mask leaves out
             selector, kept = approximate.selector(allowed_G), round(kept / share)
         params = _faiss.SearchParametersHNSW(efSearch=max(kept, k), sel=selector)
         found: Found = self.index.search(query_BD, k, params=params)
         return found
 
     def exact(self, query_BD: NDArray[np.float32], k: int, allowed_G: Mask | None = None) -> Found:
-        """See `Structure.exact`."""
+        """Search as `Structure.exact` describes."""
         return self._flat.exact(query_BD, k, allowed_G)
 
     def vectors(self, positions_N: NDArray[np.int64]) -> NDArray[np.float32]:
-        """See `Structure.vectors`."""
+        """Return features as `Structure.vectors` describes."""
         return self._flat.vectors(positions_N)

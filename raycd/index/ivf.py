@@ -1,8 +1,8 @@
-"""IVF: images in lists around centres; a search visits the lists whose centres are nearest to the
-    query.
+"""IVF: images in lists around centres; a search visits the lists whose centres are nearest.
 
-The lists hold a byte a number, which makes them a quarter as long to read; the first of what they
-find is compared again by the features themselves, which lie beside them.
+The lists hold one byte a number instead of four, so a search reads a quarter of the memory. The
+first of what it finds is compared again by the features themselves, which are stored beside the
+lists.
 
 Shapes: L lists, G images, N of them in a block, D feature size, B queries.
 """
@@ -21,7 +21,9 @@ from raycd.index import approximate
 from raycd.index.flat import Flat
 from raycd.index.structure import NEARLY_ALL, Found, Mask
 
-AGAIN = 4  # times as many images as are asked for are compared again
+# FAISS's k_factor: 4 k images are compared again by their features. One byte a number shifts the
+# cosines a little; what that loses beyond the first 4 k is part of the recall that is measured.
+AGAIN = 4
 # A mask may leave out a query's neighbourhood, and what is far away is spread over more lists
 FAR = 4
 FEW = 10_000  # images of a mask that are compared without lists
@@ -47,13 +49,13 @@ class Ivf:
 
     @classmethod
     def trained(cls, sample_ND: NDArray[np.float32], lists: int, settings: IndexConfig) -> Self:
-        """Empty lists; the sample places their centres."""
+        """Return empty lists whose centres the sample places."""
         return cls._empty(
             approximate.ivf(sample_ND, lists, most=settings.ivf_train, compressed=True)
         )
 
     def like(self) -> Self:
-        """Empty lists with the same centres."""
+        """Return empty lists with the same centres."""
         own = self._lists
         centres = faiss.clone_index(own.quantizer)
         index: Any = faiss.IndexIVFScalarQuantizer(
@@ -69,7 +71,7 @@ class Ivf:
         return cls(_faiss.IndexRefine(lists, faiss.IndexFlatIP(lists.d)))
 
     def grown(self, blocks: Iterable[NDArray[np.float32]]) -> Self:
-        """A copy with the images in the blocks (N, D), too; their positions follow in this order."""
+        """Return a copy that also has the images in the blocks (N, D), at the next positions."""
         index = faiss.clone_index(self.index)
         for unit_ND in blocks:
             index.add(unit_ND)
@@ -79,15 +81,15 @@ class Ivf:
 
     @property
     def lists(self) -> int:
-        """L."""
+        """Return L, the number of lists."""
         return int(self._lists.nlist)
 
     def search(self, query_BD: NDArray[np.float32], k: int, allowed_G: Mask | None = None) -> Found:
-        """See `Structure.search`.
+        """Search as `Structure.search` describes.
 
-        With a mask, it visits lists until as many images of it are compared as without a mask.
-        Where the mask leaves out more than a tenth of all, it visits only lists that hold any of
-        it, until FAR times as many are compared.
+        With a mask, lists are visited until as many images of it are compared as without a mask.
+        Where the mask leaves out more than a tenth of all, only lists that hold any of it are
+        visited, until FAR times as many are compared.
         """
         params = _faiss.SearchParametersIVF(nprobe=self.effort)
         if allowed_G is not None:
@@ -99,10 +101,10 @@ class Ivf:
                 params.nprobe = min(self.lists, round(self.effort * size / count))
             else:
                 inside_L = np.bincount(self._list_G[allowed_G], minlength=self.lists)
-                holding, wanted = (
-                    int(np.count_nonzero(inside_L)),
-                    FAR * self.effort * size / self.lists,
-                )
+                holding = int(np.count_nonzero(inside_L))
+                # A search visits nprobe lists of G / L images each; a list that holds any of the
+                # mask holds count / holding of it
+                wanted = FAR * self.effort * size / self.lists
                 params.nprobe = min(holding, round(wanted * holding / count))
                 params.quantizer_params = _faiss.SearchParameters(
                     sel=approximate.selector(inside_L > 0)
@@ -114,17 +116,17 @@ class Ivf:
         return found
 
     def exact(self, query_BD: NDArray[np.float32], k: int, allowed_G: Mask | None = None) -> Found:
-        """See `Structure.exact`."""
+        """Search as `Structure.exact` describes."""
         return self._flat.exact(query_BD, k, allowed_G)
 
     def vectors(self, positions_N: NDArray[np.int64]) -> NDArray[np.float32]:
-        """See `Structure.vectors`."""
+        """Return features as `Structure.vectors` describes."""
         return self._flat.vectors(positions_N)
 
     def ranks(
         self, query_BD: NDArray[np.float32], positions_BK: NDArray[np.int64]
     ) -> NDArray[np.int64]:
-        """How many lists a query must visit until it comes to each of these images, (B, K)."""
+        """Return the nprobe (B, K) with which a query first visits the list of each image."""
         _, order_BL = self._lists.quantizer.search(query_BD, self.lists)
         rank_BL = np.empty_like(order_BL)
         np.put_along_axis(rank_BL, order_BL, np.arange(1, self.lists + 1)[None], axis=1)

@@ -1,11 +1,10 @@
-"""Candidates: every triplet with its reference or its target replaced by a neighbour, and stage 1's
-    matching score.
+"""Candidates: every triplet with one image replaced by a neighbour, and stage 1's matching score.
 
 No threshold of eq. 9 is applied yet, so `filter_candidates` can try any of them on this table. Two
 sorts of replacement never become pseudo triplets: one that makes reference and target the same
-image asks for no change and says nothing, and one that gives the reference and target of a triplet
-of the data set is that triplet under another text. They stay in the table without a score, because
-they still take their places among the s_max substitutes of an image.
+image asks for no change, and one that gives the reference and target of a triplet of the data set
+is that triplet under another text. They stay in the table without a score, because they still count
+among the s_max substitutes of an image.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raycd.errors import DataError
-from raycd.mine.keys import DECIMALS
 from raycd.mine.neighbours import META
 from raycd.mine.pools import Rows, TripletRows, pairs_of
+from raycd.mine.search import DECIMALS
 
 SIDES = ("reference", "target")
 _CHUNK = 256  # candidates measured at once: their features stay in a core's cache
@@ -32,26 +31,21 @@ CANDIDATES = pa.schema(
     [
         pa.field("triplet_id", _NAME, nullable=False),  # the original triplet
         pa.field("category", _NAME, nullable=False),
-        pa.field(
-            "pool", _NAME, nullable=False
-        ),  # where the substitute was looked for: "" or the category
+        # Pool that the substitute was searched in: "" or the category
+        pa.field("pool", _NAME, nullable=False),
         pa.field("side", _NAME, nullable=False),  # which side is replaced: "reference" or "target"
-        pa.field("replaced", _NAME, nullable=False),  # the image_id that stands there
-        pa.field("substitute", _NAME, nullable=False),  # the image_id that takes its place
+        pa.field("replaced", _NAME, nullable=False),  # the original's image_id on this side
+        pa.field("substitute", _NAME, nullable=False),  # the image_id that replaces it
         pa.field("reference", _NAME, nullable=False),  # image_id, after replacement
         pa.field("target", _NAME, nullable=False),  # image_id, after replacement
-        pa.field(
-            "similarity", pa.float64(), nullable=False
-        ),  # cosine of replaced and substitute, 6 decimals
-        pa.field(
-            "rank", pa.int32(), nullable=False
-        ),  # place of the substitute among all neighbours, from 0
-        pa.field(
-            "truncated", pa.bool_(), nullable=False
-        ),  # the replaced image has more neighbours than the table
-        pa.field(
-            "score", pa.float64()
-        ),  # matching score, 6 decimals; null where it can be no pseudo triplet
+        # Cosine of replaced and substitute, 6 decimals
+        pa.field("similarity", pa.float64(), nullable=False),
+        # Rank of the substitute among all neighbours, from 0
+        pa.field("rank", pa.int32(), nullable=False),
+        # The replaced image has more neighbours than the table
+        pa.field("truncated", pa.bool_(), nullable=False),
+        # Matching score, 6 decimals; null where it cannot become a pseudo triplet
+        pa.field("score", pa.float64()),
     ]
 )
 
@@ -77,11 +71,12 @@ def matching_scores(
     target_C: Rows,
     triplet_C: Rows,
 ) -> NDArray[np.float64]:
-    """Cosine (C,) of L2(x_reference + t_triplet) (eq. 3) with x_target, in float64, rounded to 6
-    decimals.
+    """Return the cosine (C,) of L2(x_reference + t_triplet) (eq. 3) with x_target.
 
-    Features are stage 1's, NOT normalised. A sum or a target of length 0 scores 0. Memory: a few MB
-    beyond the result.
+    Features are stage 1's, NOT normalised. The cosine is computed in float64 and rounded to 6
+    decimals: float32 sums differ in the seventh with the size of the batch, and scores must not
+    depend on how candidates are divided among workers. A sum or a target of length 0 scores 0.
+    Memory: a few MB beyond the result.
     """
     score_C = np.empty(len(reference_C))
     for start in range(0, len(score_C), _CHUNK):
@@ -106,32 +101,25 @@ def make_candidates(
     encoder: str,
     score: Score = matching_scores,
 ) -> pa.Table:
-    """Table CANDIDATES: by triplet, then side, then rank.
+    """Return table CANDIDATES: by triplet, then side, then rank.
 
     Args:
         triplets: The original triplets, T rows.
         neighbours: Table NEIGHBOURS for their images.
-        image_ND: Image features, not normalised.
-        text_TD: Text feature of each triplet, not normalised.
+        image_ND, text_TD: Features of the images and of each triplet's text, not normalised.
         encoder: Fingerprint of the encoder that made both.
-        score: What measures the pairs.
+        score: Measures the pairs.
     Returns:
-        The table. Its metadata holds the encoder, S, the floor, the number of images that could be
-        replaced, and how many candidates have the pair of a triplet of the data set.
+        The table. Its metadata holds the encoder, S, the floor, the number of replaceable images,
+        and how many candidates have the pair of a triplet of the data set.
     """
     pairs = _replace(triplets, neighbours)
     different = pairs.reference_C != pairs.target_C
     known = different & np.isin(pairs_of(pairs.reference_C, pairs.target_C), triplets.pairs)
     useful = different & ~known
-    measured = score(
-        image_ND,
-        text_TD,
-        pairs.reference_C[useful],
-        pairs.target_C[useful],
-        pairs.triplet_C[useful],
-    )
+    chosen = (pairs.reference_C[useful], pairs.target_C[useful], pairs.triplet_C[useful])
     score_C = np.zeros(len(useful))
-    score_C[useful] = measured
+    score_C[useful] = score(image_ND, text_TD, *chosen)
 
     image_ids, names = triplets.image_ids, pa.array(pairs.pool_names, pa.string())
     category = triplets.categories.dictionary_encode()
@@ -163,9 +151,7 @@ def make_candidates(
 
 @dataclass(frozen=True)
 class _Pairs:
-    """C replacements by row: of the triplets (triplet), of the pool names (pool), else of the
-    features.
-    """
+    """C replacements as indices into triplets, pool names or features."""
 
     pool_names: list[str]
     images: int  # distinct (pool, image) that the triplets name
@@ -182,9 +168,7 @@ class _Pairs:
 
 
 def _replace(triplets: TripletRows, neighbours: pa.Table) -> _Pairs:
-    """Join the known triplets' two sides (U uses of an image, reference before target) with the
-    neighbours (Q rows).
-    """
+    """Join both sides of the known triplets (U uses of an image) with the neighbours (Q rows)."""
     known = np.flatnonzero(triplets.known_T).astype(np.int32)
     triplet_U = np.repeat(known, 2)
     side_U = np.tile(np.array([0, 1], np.int32), len(known))
@@ -193,7 +177,7 @@ def _replace(triplets: TripletRows, neighbours: pa.Table) -> _Pairs:
     found = neighbours.combine_chunks()
     pool_Q = found["pool"].to_pylist()
     names = list(dict.fromkeys(pool_Q))
-    code = {name: place for place, name in enumerate(names)}
+    code = {name: number for number, name in enumerate(names)}
     if names == [""]:
         pool_U = np.zeros(len(image_U), np.int64)
     else:
@@ -201,7 +185,8 @@ def _replace(triplets: TripletRows, neighbours: pa.Table) -> _Pairs:
             [code.get(category, -1) for category in triplets.categories.to_pylist()], np.int64
         )
         pool_U = pool_T[triplet_U]
-    use_U = _places(
+    # Pool and image packed into one int64, so that both are looked up by one sorted search
+    use_U = _indices(
         np.array([code[name] for name in pool_Q], np.int64) << 32 | found["image"].to_numpy(),
         pool_U << 32 | image_U,
     )
@@ -210,13 +195,13 @@ def _replace(triplets: TripletRows, neighbours: pa.Table) -> _Pairs:
     offsets = lists.offsets.to_numpy()
     count_U = np.diff(offsets)[use_U]
     rank_C = np.arange(count_U.sum()) - np.repeat(np.cumsum(count_U) - count_U, count_U)
-    place_C = rank_C + np.repeat(offsets[use_U], count_U)
+    entry_C = rank_C + np.repeat(offsets[use_U], count_U)
 
     def spread(of_use: NDArray[np.signedinteger]) -> Rows:
         return np.repeat(of_use, count_U).astype(np.int32, copy=False)
 
     triplet_C, side_C = spread(triplet_U), spread(side_U)
-    substitute_C = lists.values.to_numpy()[place_C]
+    substitute_C = lists.values.to_numpy()[entry_C]
     return _Pairs(
         pool_names=names,
         images=len(np.unique(use_U)),
@@ -227,20 +212,20 @@ def _replace(triplets: TripletRows, neighbours: pa.Table) -> _Pairs:
         substitute_C=substitute_C,
         reference_C=np.where(side_C == 0, substitute_C, triplets.reference_T[triplet_C]),
         target_C=np.where(side_C == 1, substitute_C, triplets.target_T[triplet_C]),
-        similarity_C=found["similarities"].combine_chunks().values.to_numpy()[place_C],
+        similarity_C=found["similarities"].combine_chunks().values.to_numpy()[entry_C],
         rank_C=rank_C.astype(np.int32),
         truncated_C=np.repeat(found["truncated"].to_numpy()[use_U], count_U),
     )
 
 
-def _places(keys_Q: NDArray[np.int64], wanted_U: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where each wanted key stands among the keys."""
+def _indices(keys_Q: NDArray[np.int64], wanted_U: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the index of each wanted key among the keys. Raises DataError where one is absent."""
     order = np.argsort(keys_Q)
-    place = np.searchsorted(keys_Q, wanted_U, sorter=order)
-    if len(wanted_U) and (place.max() >= len(keys_Q) or (keys_Q[order[place]] != wanted_U).any()):
+    rank = np.searchsorted(keys_Q, wanted_U, sorter=order)
+    if len(wanted_U) and (rank.max() >= len(keys_Q) or (keys_Q[order[rank]] != wanted_U).any()):
         raise DataError(
             "the neighbours lack images of the triplets",
             do="search the neighbours of these triplets' images again",
         )
-    found: NDArray[np.int64] = order[place] if len(wanted_U) else place
+    found: NDArray[np.int64] = order[rank] if len(wanted_U) else rank
     return found

@@ -1,6 +1,4 @@
-"""How many candidates each constraint left: what a filter reports, in lines to print and in
-warnings with remedies.
-"""
+"""Counts of candidates that each constraint left, as lines to print and warnings with remedies."""
 
 from __future__ import annotations
 
@@ -19,35 +17,34 @@ class Left(TypedDict):
 
 
 class Group(Left):
-    """What is left of one category and side."""
+    """Candidates left of one category and side."""
 
     category: str
     side: str
 
 
 class Counts(Left):
-    """What a filter did, ready for a report."""
+    """The counts of a filter, for its report."""
 
     groups: list[Group]
-    degenerate: (
-        int  # replacements that make reference and target the same image; counted nowhere else
-    )
-    known_pairs: (
-        int  # those that give the reference and target of a triplet of the data set; likewise
-    )
-    images: int  # images that the triplets name (once a pool)
-    images_without_substitute: int  # those whose substitute set (eq. 9) is empty
-    images_cut_short: (
-        int  # those with fewer than s_max substitutes because only S neighbours were kept
-    )
-    best_score: float | None  # largest score among the candidates within thresholds and s_max
-    settings: dict[
-        str, float | int
-    ]  # eps_low, eps_high, s_max, alpha; neighbours (S) and floor of the tables
+    degenerate: int
+    """Replacements that make reference and target the same image; counted nowhere else."""
+    known_pairs: int
+    """Replacements that give the pair of a triplet of the data set; counted nowhere else."""
+    images: int
+    """Images that the triplets name (once for each pool)."""
+    images_without_substitute: int
+    """Images whose substitute set (eq. 9) is empty."""
+    images_cut_short: int
+    """Images with fewer than s_max substitutes because only S neighbours were kept."""
+    best_score: float | None
+    """Greatest score among the candidates within thresholds and s_max."""
+    settings: dict[str, float | int]
+    """eps_low, eps_high, s_max, alpha; neighbours (S) and floor of the tables."""
 
 
 def summary(counts: Counts) -> list[str]:
-    """Lines to print: what each constraint left, per category and side and in all."""
+    """Return lines to print: what each constraint left, by category and side and in all."""
     rows: list[tuple[str, Left]] = [
         (f"{group['category']} {group['side']}", group) for group in counts["groups"]
     ]
@@ -67,40 +64,43 @@ def summary(counts: Counts) -> list[str]:
 
 
 def warnings(counts: Counts) -> list[str]:
-    """What looks wrong, each with its remedy: a setting that leaves nothing or nearly all, lists
-    that are too short.
-    """
-    now, said = counts["settings"], []
+    """Return warnings, each with its remedy: settings that leave nothing or nearly everything."""
+    now, found = counts["settings"], []
     every, similar = counts["candidates"], counts["after_similarity"]
     few, kept = counts["after_s_max"], counts["after_alpha"]
     thresholds = f"mine.eps_low {now['eps_low']} to mine.eps_high {now['eps_high']}"
     if every == 0:
-        said.append(
-            f"no image has a neighbour at similarity {now['floor']} or above: lower mine.floor and mine again"
+        found.append(
+            f"no image has a neighbour at similarity {now['floor']} or above: "
+            "lower mine.floor and mine again"
         )
     elif similar == 0:
-        said.append(
+        found.append(
             f"no substitute lies within {thresholds}: lower mine.eps_low or raise mine.eps_high"
         )
     elif few and kept == 0:
-        said.append(
-            f"no score is greater than mine.alpha {now['alpha']}: lower it below {counts['best_score']}"
+        found.append(
+            f"no score is greater than mine.alpha {now['alpha']}: "
+            f"lower it below {counts['best_score']}"
         )
     if similar > NEARLY_ALL * every:
-        said.append(
-            f"{thresholds} leave {similar / every:.1%} of the candidates, so mine.floor {now['floor']} and "
-            f"mine.neighbours {now['neighbours']} decide: raise mine.eps_low, or lower mine.floor and mine again"
+        found.append(
+            f"{thresholds} leave {similar / every:.1%} of the candidates, so mine.floor "
+            f"{now['floor']} and mine.neighbours {now['neighbours']} decide: "
+            "raise mine.eps_low, or lower mine.floor and mine again"
         )
     if kept > NEARLY_ALL * few:
-        said.append(
-            f"mine.alpha {now['alpha']} leaves {kept / few:.1%} of the pseudo triplets: raise it to filter more"
+        found.append(
+            f"mine.alpha {now['alpha']} leaves {kept / few:.1%} of the pseudo triplets: "
+            "raise it to filter more"
         )
     if counts["images_cut_short"]:
-        said.append(
-            f"{counts['images_cut_short']:,} images have fewer than mine.s_max {now['s_max']} substitutes because only "
-            f"{now['neighbours']} neighbours were kept, many above mine.eps_high: raise mine.neighbours and mine again"
+        found.append(
+            f"{counts['images_cut_short']:,} images have fewer than mine.s_max {now['s_max']} "
+            f"substitutes because only {now['neighbours']} neighbours were kept, "
+            "many above mine.eps_high: raise mine.neighbours and mine again"
         )
-    return said
+    return found
 
 
 def _line(name: str, *cells: str) -> str:

@@ -1,5 +1,4 @@
-"""Examples to look at: pseudo triplets far from every threshold, those near one, and those that
-alpha just refused.
+"""Examples to look at: pseudo triplets far from all thresholds, near one, or just refused by alpha.
 
 They show what a threshold does, and so help to choose it. Distances are cosines, as the thresholds
 are.
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from raycd.config import MineConfig
 from raycd.data.schema import PSEUDO_TRIPLET
 from raycd.mine.filter import filter_candidates
-from raycd.mine.keys import DECIMALS
+from raycd.mine.search import DECIMALS
 from raycd.mine.thresholds import resolve
 
 GROUPS = ("good", "borderline", "refused")
@@ -29,21 +28,23 @@ EXAMPLE = pa.schema(
         *PSEUDO_TRIPLET,
         pa.field("group", pa.string(), nullable=False),  # one of GROUPS
         pa.field("near", pa.string(), nullable=False),  # the nearest threshold: one of THRESHOLDS
-        pa.field(
-            "distance", pa.float64(), nullable=False
-        ),  # of the score or the similarity from it, 6 decimals
+        # Distance of the score or the similarity from it, 6 decimals
+        pa.field("distance", pa.float64(), nullable=False),
     ]
 )
 
-Places = NDArray[np.int64]
+Rows = NDArray[np.int64]
 
 
 def choose_examples(candidates: pa.Table, mine: MineConfig, *, count: int, seed: int) -> pa.Table:
-    """Table EXAMPLE: at most `count` rows of each group, by group. No group has a triplet or a pair
-    of images twice.
+    """Return table EXAMPLE: at most `count` rows of each group, by group.
 
-    good        kept, drawn from the quarter that lies farthest from its nearest threshold; farthest first
-    borderline  kept, the nearest to each threshold in turn, from the nearer half; by threshold, nearest first
+    No group has a triplet or a pair of images twice.
+
+    good        kept, drawn from the quarter that is farthest from its nearest threshold;
+                farthest first
+    borderline  kept, the nearest to each threshold in turn, from the nearer half;
+                by threshold, nearest first
     refused     within eps_low, eps_high and s_max, but with a score of alpha or less; nearest first
 
     Args:
@@ -82,42 +83,40 @@ def choose_examples(candidates: pa.Table, mine: MineConfig, *, count: int, seed:
     return pa.table(columns, schema=EXAMPLE)
 
 
-def _far(kept: Places, distance_C: NDArray[np.float64]) -> Places:
-    """The quarter of the kept rows that lies farthest from its nearest threshold, in their order."""
+def _far(kept: Rows, distance_C: NDArray[np.float64]) -> Rows:
+    """Return the quarter of the kept rows that is farthest from its nearest threshold, in order."""
     if not len(kept):
         return kept
     return kept[distance_C[kept] >= np.quantile(distance_C[kept], 0.75)]
 
 
-def _in_turn(kept: Places, near_C: Places, distance_C: NDArray[np.float64]) -> Iterator[int]:
-    """The nearer half: the nearest to each threshold, then the second nearest to each, and so on.
+def _in_turn(kept: Rows, near_C: Rows, distance_C: NDArray[np.float64]) -> Iterator[int]:
+    """Yield the nearer half: the nearest to each threshold, then the second nearest, and so on.
 
-    Otherwise one threshold, where most of the rows lie, would take all places.
+    Otherwise the threshold near which most of the rows are would take all examples.
     """
     if not len(kept):
         return
     half = kept[distance_C[kept] < np.median(distance_C[kept])]
-    sides = [_nearest(half[near_C[half] == place], distance_C) for place in range(len(THRESHOLDS))]
+    sides = [_nearest(half[near_C[half] == index], distance_C) for index in range(len(THRESHOLDS))]
     yield from (row for row in chain.from_iterable(zip_longest(*sides)) if row is not None)
 
 
-def _nearest(rows: Places, distance_C: NDArray[np.float64]) -> Places:
-    """Rows by distance; those at the same distance stay in their order."""
+def _nearest(rows: Rows, distance_C: NDArray[np.float64]) -> Rows:
+    """Return rows by distance; equal distances keep their order."""
     return rows[np.argsort(distance_C[rows], kind="stable")]
 
 
 def _first(rows: Iterable[int], within: pa.Table, count: int) -> list[int]:
-    """The first `count` rows, leaving out those whose triplet, or replaced image and substitute,
-    have come before.
-    """
+    """Return the first `count` rows whose triplet and pair of images have not come before."""
     first: list[int] = []
     seen: set[object] = set()
     for row in rows:
         if len(first) == count:
             break
         [one] = within.slice(row, 1).to_pylist()
-        marks = {one["triplet_id"], frozenset([one["replaced"], one[one["side"]]])}
-        if not marks & seen:
+        names = {one["triplet_id"], frozenset([one["replaced"], one[one["side"]]])}
+        if not names & seen:
             first.append(int(row))
-            seen |= marks
+            seen |= names
     return first

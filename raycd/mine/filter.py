@@ -1,5 +1,4 @@
-"""The constraints of eq. 9 and alpha as filters on the candidates: milliseconds, no features, no
-encoder.
+"""The constraints of eq. 9 and alpha as filters on the candidates: no features, no encoder.
 
 A million rows take well under a tenth of a second, so a sweep can try thresholds by the thousand.
 """
@@ -25,15 +24,14 @@ Mask = NDArray[np.bool_]
 def filter_candidates(
     candidates: pa.Table, *, eps_low: float, eps_high: float, s_max: int, alpha: float
 ) -> tuple[pa.Table, Counts]:
-    """Pseudo triplets (schema PSEUDO_TRIPLET), in the order of the candidates, and how many each
-    constraint left.
+    """Return pseudo triplets (schema PSEUDO_TRIPLET) and how many each constraint left.
 
-    The substitute set M_k of an image (eq. 9) is its first `s_max` neighbours with eps_low <=
-    similarity <= eps_high, whichever triplets use it. A replacement by one of them is kept if its
-    score is greater than `alpha`.
+    They keep the order of the candidates. The substitute set M_k of an image (eq. 9) is its first
+    `s_max` neighbours with eps_low <= similarity <= eps_high, whichever triplets use it. A
+    replacement by one of them is kept if its score is greater than `alpha`.
 
     Args:
-        candidates: Table CANDIDATES, as `make_candidates` made it; rows may stand in any order.
+        candidates: Table CANDIDATES of `make_candidates`, in any order of rows.
     Raises:
         ConfigError: eps_low is below the floor of the table, or above eps_high.
     """
@@ -43,30 +41,26 @@ def filter_candidates(
     score, useful = candidates["score"].to_numpy(), candidates["score"].is_valid().to_numpy()
     image, images = _images(candidates)
 
-    # Neighbours stand by falling similarity, so those above eps_high come first: as many as the
-    # last one's rank says.
+    # Neighbours are ranked by falling similarity, so those above eps_high come first: one more than
+    # the greatest rank among them.
     too_near = np.zeros(images, np.int64)
     above = similarity > eps_high
     np.maximum.at(too_near, image[above], rank[above] + 1)
-    place = rank - too_near[image]  # among the substitutes within the thresholds, from 0
+    nth = rank - too_near[image]  # among the substitutes within the thresholds, from 0
     similar = (similarity >= eps_low) & ~above
-    substitute = similar & (place < s_max)
+    substitute = similar & (nth < s_max)
     with np.errstate(invalid="ignore"):
         kept = substitute & useful & (score > alpha)
 
-    last = (
-        candidates["truncated"].to_numpy()
-        & (rank == meta["neighbours"] - 1)
-        & (similarity >= eps_low)
-    )
-    cut = last & (place + 1 < s_max)
+    last = candidates["truncated"].to_numpy() & (rank == meta["neighbours"] - 1)
+    cut = last & (similarity >= eps_low) & (nth + 1 < s_max)
     within = score[substitute & useful]
     masks = {
         "candidates": useful,
         "after_similarity": similar & useful,
         "after_s_max": substitute & useful,
+        "after_alpha": kept,
     }
-    masks["after_alpha"] = kept
     counts: Counts = {
         **_left({name: int(mask.sum()) for name, mask in masks.items()}),
         "groups": _groups(candidates, masks),
@@ -105,7 +99,7 @@ def _check(eps_low: float, eps_high: float, s_max: int, meta: dict[str, Any]) ->
 
 
 def _meta(candidates: pa.Table) -> dict[str, Any]:
-    """What the candidates' metadata says: encoder, neighbours (S), floor, images, known pairs."""
+    """Return the candidates' metadata: encoder, neighbours (S), floor, images, known pairs."""
     try:
         meta: dict[str, Any] = json.loads(candidates.schema.metadata[META])
     except (KeyError, TypeError, ValueError):
@@ -118,15 +112,13 @@ def _meta(candidates: pa.Table) -> dict[str, Any]:
 
 
 def _images(candidates: pa.Table) -> tuple[NDArray[np.int64], int]:
-    """A number for the replaced image (and pool) of each row, and how many numbers there are."""
+    """Return a number for the replaced image (and pool) of each row, and the count of numbers."""
     (pool, names), (replaced, ids) = _codes(candidates["pool"]), _codes(candidates["replaced"])
     return pool.astype(np.int64) * len(ids) + replaced, len(names) * len(ids)
 
 
 def _codes(column: pa.ChunkedArray) -> tuple[NDArray[np.int32], pa.Array]:
-    """Codes and words of a column of names, whatever a file or a library has made of its
-    dictionaries.
-    """
+    """Return codes and words of a column of names, however a file or a library encoded it."""
     if not pa.types.is_dictionary(column.type):
         column = column.dictionary_encode()
     array = column.unify_dictionaries().combine_chunks()
@@ -141,7 +133,7 @@ def _distinct(number: NDArray[np.int64], limit: int) -> int:
 
 
 def _groups(candidates: pa.Table, masks: dict[str, Mask]) -> list[Group]:
-    """Counts per category and side, by category then side."""
+    """Return the counts by category, then side."""
     (category, categories), (side, sides) = (
         _codes(candidates["category"]),
         _codes(candidates["side"]),
@@ -151,12 +143,12 @@ def _groups(candidates: pa.Table, masks: dict[str, Mask]) -> list[Group]:
         name: np.bincount(cell[mask], minlength=len(categories) * len(sides))
         for name, mask in masks.items()
     }
-    place = {word: code for code, word in enumerate(sides.to_pylist())}
+    number_of = {word: code for code, word in enumerate(sides.to_pylist())}
     groups: list[Group] = []
     for code, name in sorted(enumerate(categories.to_pylist()), key=lambda item: str(item[1])):
         for word in SIDES:
-            if word in place:
-                at = code * len(sides) + place[word]
+            if word in number_of:
+                at = code * len(sides) + number_of[word]
                 left = _left({step: int(number[at]) for step, number in table.items()})
                 groups.append({**left, "category": name, "side": word})
     return groups

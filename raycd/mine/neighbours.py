@@ -1,8 +1,7 @@
-"""Neighbours: for each query image the S most similar images of its pool (eqs 8, 9 at their
-    loosest).
+"""Neighbours: for each query image the S most similar images of its pool.
 
-Exact unless `mine.index` says otherwise, and then the same at any number of batches, shards and
-workers, in any order.
+These are eqs 8 and 9 at their loosest. The search is exact unless `mine.index` says otherwise, and
+then the same for any number of batches, shards and workers, in any order.
 """
 
 from __future__ import annotations
@@ -19,13 +18,12 @@ from numpy.typing import NDArray
 from raycd.config import MineConfig
 from raycd.errors import DataError
 from raycd.index import approximate
-from raycd.mine.keys import NOTHING, Keys, decode, merged
 from raycd.mine.pools import Pool, Rows
-from raycd.mine.searcher import Nearest, Searcher
+from raycd.mine.search import NOTHING, Keys, Nearest, NeighbourSearch, decode, merged
 from raycd.mine.shards import make_shards, visits
 from raycd.progress import Bar
 
-LARGEST = 32  # batches that a searcher gets at once, for all of its threads
+LARGEST = 32  # batches that a search gets at once, for all of its threads
 _BLOCK = 512  # rows normalised at once: they stay in a core's cache
 META = b"raycd.mine"  # key of the tables' metadata: JSON
 
@@ -33,15 +31,12 @@ NEIGHBOURS = pa.schema(
     [
         pa.field("pool", pa.string(), nullable=False),  # "" for all train images, else the category
         pa.field("image", pa.int32(), nullable=False),  # row of the features; the query
-        pa.field(
-            "neighbours", pa.list_(pa.int32()), nullable=False
-        ),  # rows, by similarity descending, then row
-        pa.field(
-            "similarities", pa.list_(pa.float64()), nullable=False
-        ),  # cosine, rounded to 6 decimals
-        pa.field(
-            "truncated", pa.bool_(), nullable=False
-        ),  # more than S images are at or above the floor
+        # Rows, by similarity descending, then row
+        pa.field("neighbours", pa.list_(pa.int32()), nullable=False),
+        # Cosine, rounded to 6 decimals
+        pa.field("similarities", pa.list_(pa.float64()), nullable=False),
+        # More than S images are at or above the floor
+        pa.field("truncated", pa.bool_(), nullable=False),
     ]
 )
 
@@ -53,30 +48,29 @@ def find_neighbours(
     *,
     nearest: Callable[[NDArray[np.float32]], Nearest] | None = None,
 ) -> pa.Table:
-    """The first `mine.neighbours` images at or above `mine.floor`, for each query image of each
-    pool.
+    """Return the first `mine.neighbours` images at or above `mine.floor` for each query image.
 
     Args:
         features_ND: Image features, normalised or not.
-        pools: Where to search, and for which images. An image is no neighbour of itself; its
+        pools: Where to search, and for which images. An image is not a neighbour of itself; its
             duplicates are.
-        nearest: Gives what searches a shard's normalised features (P, D); None: as `mine.index`
-            says, on processors.
+        nearest: Returns the search of a shard's normalised features (P, D); None: the search that
+            `mine.index` names, on CPUs.
     Returns:
         Table NEIGHBOURS, one row per pool and query image, in their order.
     """
-    lists, held, searcher = Lists(pools, mine), -1, None
+    lists, held, search = Lists(pools, mine), -1, None
     shards = make_shards(pools, features_ND.shape[1], mine)
     todo = list(visits(pools, shards, LARGEST * mine.batch_size))
     with Bar("neighbours", total=sum(len(visit.rows_B) for visit in todo), unit="images") as bar:
         for visit in todo:
             rows_P = shards[visit.shard].rows_P
-            if searcher is None or held != visit.shard:
+            if search is None or held != visit.shard:
                 unit_PD = normalise(features_ND, rows_P)
                 by = nearest(unit_PD) if nearest else _by_setting(unit_PD, mine)
-                held, searcher = visit.shard, Searcher(unit_PD, rows_P, mine, by)
+                held, search = visit.shard, NeighbourSearch(unit_PD, rows_P, mine, by)
             queries_BD = normalise(features_ND, visit.rows_B)
-            lists.add(visit.place_B, searcher(visit.rows_B, queries_BD, np.arange(len(queries_BD))))
+            lists.add(visit.query_B, search(visit.rows_B, queries_BD, np.arange(len(queries_BD))))
             bar.advance(len(visit.rows_B))
     return lists.table()
 
@@ -88,8 +82,9 @@ def _by_setting(unit_PD: NDArray[np.float32], mine: MineConfig) -> Nearest | Non
 
 
 def normalise(features_ND: NDArray[np.float32], rows: Rows | None = None) -> NDArray[np.float32]:
-    """Features of the rows (all of them), of length 1; a row of zeros stays zero, at similarity 0
-    to all.
+    """Return features of the rows (None: all) at length 1; zeros stay zero, similar to none.
+
+    The norm is computed in float64, so that the rounding of its sum does not show in float32.
     """
     own = features_ND if rows is None else features_ND[_span(rows)]
     unit = np.empty(own.shape, np.float32)
@@ -113,7 +108,7 @@ def normalise(features_ND: NDArray[np.float32], rows: Rows | None = None) -> NDA
 
 
 def _span(rows: Rows) -> Rows | slice:
-    """Rows as a slice where they follow one another, which copies nothing."""
+    """Return consecutive rows as a slice, which copies nothing."""
     follow = len(rows) > 0 and int(rows[-1]) - int(rows[0]) + 1 == len(rows)
     return slice(int(rows[0]), int(rows[-1]) + 1) if follow else rows
 
@@ -127,16 +122,14 @@ class Lists:
             (sum(len(pool.queries_Q) for pool in pools), mine.neighbours + 1), NOTHING
         )
 
-    def add(self, place_B: NDArray[np.int64], key_BS: Keys) -> None:
-        """What one shard has for the queries at `place_B` (among all pools'), each once: sorted
-        keys (B, S + 1).
-        """
+    def add(self, query_B: NDArray[np.int64], key_BS: Keys) -> None:
+        """Merge sorted keys (B, S + 1) that one shard gave for the queries `query_B`, each once."""
         for start in range(0, len(key_BS), _BLOCK):
-            own = place_B[start : start + _BLOCK]
+            own = query_B[start : start + _BLOCK]
             self._key_QS[own] = merged(self._key_QS[own], key_BS[start : start + _BLOCK])
 
     def table(self) -> pa.Table:
-        """Table NEIGHBOURS: by pool, then image. Its metadata names S and the floor."""
+        """Return table NEIGHBOURS by pool, then image. Its metadata holds S and the floor."""
         size, starts = (
             self._mine.neighbours,
             np.cumsum([0, *(len(pool.queries_Q) for pool in self._pools)]),
@@ -151,9 +144,7 @@ class Lists:
 
 
 def recall(found: pa.Table, exact: pa.Table) -> float:
-    """Share of the neighbours in `exact` (of some of the queries) that `found` has, too; 1 where
-    there are none.
-    """
+    """Return the share of the neighbours in `exact` that `found` has; 1 where there are none."""
     lists = {
         (row["pool"], row["image"]): row["neighbours"] for row in found.select(_LISTS).to_pylist()
     }
@@ -165,7 +156,7 @@ def recall(found: pa.Table, exact: pa.Table) -> float:
 
 
 def sample(pools: Sequence[Pool], count: int, seed: int) -> list[Pool]:
-    """The same pools with about `count` queries in all, drawn by the seed."""
+    """Return the same pools with about `count` queries in all, drawn by the seed."""
     total = sum(len(pool.queries_Q) for pool in pools)
     rng = np.random.default_rng([seed, 8])
     chosen = np.zeros(total, np.bool_)

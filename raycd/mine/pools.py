@@ -1,6 +1,4 @@
-"""Rows instead of ids: which rows of the feature matrix the triplets name, and which rows may
-substitute for them.
-"""
+"""Rows of the feature matrix instead of ids: those of the triplets and their substitutes."""
 
 from __future__ import annotations
 
@@ -21,8 +19,9 @@ Pairs = NDArray[np.int64]  # reference << 32 | target, each by row
 
 @dataclass(frozen=True)
 class TripletRows:
-    """T triplets whose images are rows of the features. Targets kept secret are -1; such triplets
-    are not replaced.
+    """T triplets whose images are rows of the features.
+
+    A secret target is -1; such triplets are not replaced.
     """
 
     image_ids: pa.StringArray  # (N,), in the order of the features
@@ -30,29 +29,27 @@ class TripletRows:
     categories: pa.StringArray  # (T,)
     reference_T: Rows
     target_T: Rows
-    others_K: Pairs = field(
-        default_factory=lambda: np.empty(0, np.int64)
-    )  # pairs of further triplets of the data set
+    others_K: Pairs = field(default_factory=lambda: np.empty(0, np.int64))
+    """Pairs of further triplets of the data set."""
 
     @property
     def pairs(self) -> Pairs:
-        """The pairs that triplets of the data set have: no replacement may give one of them again."""
+        """Return the pairs of the data set's triplets, none of which a replacement may repeat."""
         return np.concatenate(
             [pairs_of(self.reference_T, self.target_T)[self.known_T], self.others_K]
         )
 
     @property
     def known_T(self) -> NDArray[np.bool_]:
-        """Which triplets have a target."""
+        """Return which triplets have a target."""
         return self.target_T >= 0
 
 
 @dataclass(frozen=True)
 class Pool:
-    """The images that may substitute for `queries_Q`: those of all train images (name ""), or of
-    one category.
+    """Images that may substitute for `queries_Q`: all train images (name ""), or a category's.
 
-    Queries that are not among them are held out: they have substitutes and are none.
+    Queries that are not among them are held out: they have substitutes and are not substitutes.
     """
 
     name: str
@@ -69,18 +66,18 @@ def pairs_of(reference_K: Rows, target_K: Rows) -> Pairs:
 def of_triplets(
     image_ids: Sequence[str] | pa.Array, triplets: pa.Table, others: pa.Table | None = None
 ) -> TripletRows:
-    """Triplets (schema TRIPLET) by row of the features, T rows in the order of the table.
+    """Return triplets (schema TRIPLET) by row of the features, T rows in the order of the table.
 
     Args:
         image_ids: The id of each row of the features, each once.
         triplets: Triplets to replace images of, in the order of the text features.
-        others: Further triplets of the data set, whose pairs are not to come out either.
+        others: Further triplets of the data set, whose pairs no replacement may repeat either.
     Raises:
-        DataError: A triplet names an image that has no features, or an id stands twice.
+        DataError: A triplet names an image that has no features, or an id occurs twice.
     """
     ids = pa.array(image_ids, pa.string())
     if len(pc.unique(ids)) != len(ids):
-        raise DataError("an image id stands twice among the features", do="embed each image once")
+        raise DataError("an image id occurs twice among the features", do="embed each image once")
     return TripletRows(
         image_ids=ids,
         triplet_ids=_whole(triplets["triplet_id"]),
@@ -94,13 +91,12 @@ def of_triplets(
 def make_pools(
     kind: str, gallery: pa.Table, triplets: TripletRows, *, split: str = "train"
 ) -> list[Pool]:
-    """The pools of `mine.pool`: one named "" for "all", one for each category of the triplets for
-    "category".
+    """Return the pools of `mine.pool`: one named "" for "all", or one for each category.
 
     A pool holds the images of the split's galleries (schema GALLERY) that have features, and those
     of the triplets themselves, but no image of the selection split's galleries: whatever is chosen
-    on that split would otherwise have been trained on. An image of several galleries stands in
-    several pools.
+    on that split would otherwise have been trained on. An image of several galleries is in several
+    pools.
     """
     held = gallery.filter(pc.equal(gallery["split"], SELECTION))["image_id"]
     held_H = pc.index_in(held, value_set=triplets.image_ids).drop_null().to_numpy()
@@ -133,7 +129,7 @@ def _whole(column: pa.ChunkedArray) -> pa.Array:
 
 
 def _pairs(ids: pa.Array, triplets: pa.Table) -> Pairs:
-    """The pairs of triplets whose two images have features."""
+    """Return the pairs of triplets whose two images have features."""
     reference, target = (
         pc.index_in(triplets[side], value_set=ids) for side in ("reference", "target")
     )
@@ -142,7 +138,7 @@ def _pairs(ids: pa.Array, triplets: pa.Table) -> Pairs:
 
 
 def _rows(ids: pa.Array, column: pa.ChunkedArray) -> Rows:
-    """Row of each image id; -1 where the column is null."""
+    """Return the row of each image id; -1 where the column is null."""
     rows = pc.index_in(column, value_set=ids)
     lost = pc.and_(pc.is_null(rows), pc.is_valid(column))
     if pc.any(lost).as_py():

@@ -1,8 +1,7 @@
-"""The thresholds as cosines: as they are configured, or where they stand among a data set's own
-similarities.
+"""The thresholds as cosines: as configured, or as quantiles of a data set's own similarities.
 
 A cosine means something else with every encoder. A share does not: "the nearer half of the
-neighbours" is the same wish whether an encoder's cosines lie between 0.95 and 1 or between 0.4 and
+neighbours" is the same wish whether an encoder's cosines are between 0.95 and 1 or between 0.4 and
 0.9.
 """
 
@@ -15,11 +14,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raycd.config import MineConfig
-from raycd.mine.keys import DECIMALS
+from raycd.mine.search import DECIMALS
 
 
 class Thresholds(TypedDict):
-    """What `filter_candidates` filters by, all but s_max a cosine."""
+    """What `filter_candidates` filters by; all but s_max are cosines."""
 
     eps_low: float
     eps_high: float
@@ -28,12 +27,11 @@ class Thresholds(TypedDict):
 
 
 def resolve(candidates: pa.Table, mine: MineConfig) -> Thresholds:
-    """Return the thresholds of `mine`, measured on table CANDIDATES where `mine.thresholds` says
-    quantile.
+    """Return the thresholds of `mine`, measured on table CANDIDATES where they are quantiles.
 
-    A quantile is a value that the table holds: at least that share of the candidates lies at or
-    below it. eps_low and eps_high are quantiles of the similarities, alpha is one of the scores. Of
-    an empty table all are at the floor.
+    A quantile is a value that the table holds: at least that share of the candidates is at or below
+    it. eps_low and eps_high are quantiles of the similarities, alpha is one of the scores. For an
+    empty table all are the floor.
     """
     eps_low, eps_high, alpha = mine.eps_low, mine.eps_high, mine.alpha
     if mine.thresholds == "quantile":
@@ -43,10 +41,10 @@ def resolve(candidates: pa.Table, mine: MineConfig) -> Thresholds:
 
 
 def line(mine: MineConfig, found: Thresholds) -> str:
-    """Say which cosines the quantiles are."""
+    """Return a line that says which cosines the quantiles are."""
     return (
-        f"thresholds as quantiles: mine.eps_low {mine.eps_low:g} is similarity {found['eps_low']:g}, "
-        f"mine.eps_high {mine.eps_high:g} is {found['eps_high']:g}, "
+        f"thresholds as quantiles: mine.eps_low {mine.eps_low:g} is similarity "
+        f"{found['eps_low']:g}, mine.eps_high {mine.eps_high:g} is {found['eps_high']:g}, "
         f"mine.alpha {mine.alpha:g} is score {found['alpha']:g}"
     )
 

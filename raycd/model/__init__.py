@@ -1,1 +1,1 @@
-"""CLIP, the fusion heads, the loss, and the bundle that training hands to serving."""
+"""CLIP, the fusion heads and the loss."""

@@ -1,9 +1,8 @@
-"""Running a frozen encoder over images and texts (eq. 8): batches of columns in, batches of columns
-out.
+"""The frozen encoder over images and texts (eq. 8): batches of columns in, batches of columns out.
 
 Each step is a class that is called with a batch, so it runs in a plain loop as well as in Ray Data.
-Decoding belongs on processors, encoding on the accelerator; where both are the same, `EmbedImages`
-does one after the other.
+Decoding belongs on CPUs, encoding on the accelerator; where both are the same, `EmbedImages` does
+one after the other.
 """
 
 from __future__ import annotations
@@ -16,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from raycd.config import DataConfig, Precision
-from raycd.data.images import BrokenImage, Preprocess, load
+from raycd.data.images import BrokenImage, load
+from raycd.data.preprocess import Preprocess
 from raycd.errors import WeightsError
 from raycd.features import READABLE
 from raycd.model.encoder import Encoder
@@ -25,8 +25,9 @@ Batch = dict[str, NDArray[Any]]
 
 
 class DecodeImages:
-    """{key, path} -> {key, status, pixels (B, S, S, 3) uint8}; a broken image is black and its
-    status says why.
+    """Decoding: {key, path} -> {key, status, pixels (B, S, S, 3) uint8}.
+
+    The pixels of a broken image are black and its status says why.
     """
 
     def __init__(self, preprocess: Mapping[str, Any], data: DataConfig) -> None:
@@ -52,8 +53,9 @@ class DecodeImages:
 
 
 class EncodeImages:
-    """{key, status, pixels} -> {key, status, feature (B, D) float32}; zeros where the status is not
-    READABLE.
+    """Encoding: {key, status, pixels} -> {key, status, feature (B, D) float32}.
+
+    The feature is zero where the status is not READABLE.
     """
 
     def __init__(self, encoder: Encoder) -> None:
@@ -71,7 +73,7 @@ class EncodeImages:
 
 
 class EmbedImages:
-    """{key, path} -> {key, status, feature}: decoding and encoding in one place."""
+    """Decoding and encoding in one step: {key, path} -> {key, status, feature}."""
 
     def __init__(self, encoder: Encoder, data: DataConfig) -> None:
         self.decode = DecodeImages(encoder.preprocess.to_dict(), data)
@@ -82,7 +84,7 @@ class EmbedImages:
 
 
 class EmbedTexts:
-    """{key: texts} -> {key, status, feature (B, D) float32}."""
+    """Encoding of texts: {key: texts} -> {key, status, feature (B, D) float32}."""
 
     def __init__(self, encoder: Encoder) -> None:
         self.encoder = encoder
@@ -105,15 +107,17 @@ def _check_finite(
     broken = np.flatnonzero(~np.isfinite(features_BD).all(axis=1))
     if len(broken):
         raise WeightsError(
-            f"the encoder gives features that are not finite, for {len(broken)} of {len(keys)} {kind}s of a batch",
+            f"the encoder gives features that are not finite, for {len(broken)} of {len(keys)} "
+            f"{kind}s of a batch",
             got=f"{kind} {str(keys[broken[0]])[:200]!r}",
             expected="finite numbers",
-            do="take another encoder, or embed.precision fp32; where stage 1 trained it, lower stage1.lr",
+            do="take another encoder, or embed.precision fp32; "
+            "where stage 1 trained it, lower stage1.lr",
         )
 
 
 def frozen(encoder: Encoder, precision: Precision, device: str) -> Encoder:
-    """The encoder on `device`, ready to encode and nothing else."""
+    """Return the encoder on `device`, ready to encode and nothing else."""
     encoder.to(device)
     encoder.precision = precision
     encoder.trainable("none")

@@ -1,9 +1,9 @@
 """CLIP through open_clip: load, freeze, encode, save.
 
-Shapes: B batch, D feature size, S image side, L context length. Features are NOT normalised: the
-    paper sums them first
-(eq. 3). A saved encoder is a folder in open_clip's own form (`local-dir:`), plus raycd's
-preprocessing.
+Features are NOT normalised: the paper sums them first (eq. 3). A saved encoder is a folder in
+open_clip's own form (`local-dir:`), plus raycd's preprocessing.
+
+Shapes: B batch, D feature size, S image side, L context length.
 """
 
 from __future__ import annotations
@@ -14,27 +14,28 @@ import json
 import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 import open_clip
 import torch
+from open_clip.modified_resnet import Bottleneck
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.utils.checkpoint import checkpoint
 
 from raycd.config import EncoderConfig, Precision
-from raycd.data.images import Preprocess
+from raycd.data.preprocess import Preprocess
 from raycd.errors import WeightsError
 from raycd.model.finite import check_weights
-from raycd.model.recompute import recompute_blocks
 
 LOCAL_CONFIGS = Path(__file__).parent / "configs"
-WEIGHTS, CONFIG, PREPROCESS = (
-    "open_clip_model.safetensors",
-    "open_clip_config.json",
-    "preprocess.json",
-)
+WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
+PREPROCESS = "preprocess.json"
 
 _KEPT_WORDS = 100_000  # whose tokens a tokenizer remembers
 
@@ -48,51 +49,51 @@ class Encoder(nn.Module):
         self, clip: nn.Module, tokenizer: Any, preprocess: Preprocess, model_config: dict[str, Any]
     ) -> None:
         super().__init__()
-        self.clip = clip
+        self.clip: Any = clip  # open_clip's models have no types
         self.tokenizer = tokenizer
         self.preprocess = preprocess
         self.model_config = model_config
         self.precision: Precision = "fp32"
         self._specials = dict(getattr(tokenizer, "cache", {}))
-        # Convolutions run several times as fast on processors (and faster on GPUs) with the
-        # channels last.
+        # Convolutions are several times as fast on CPUs, and faster on GPUs, with channels last
         self.clip.visual.to(memory_format=torch.channels_last)
 
     @property
     def dim(self) -> int:
-        """D, the size of a feature."""
+        """Return D, the size of a feature."""
         return int(self.model_config["embed_dim"])
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.clip.parameters()).device
+        """Return the device of the weights."""
+        device: torch.device = next(self.clip.parameters()).device
+        return device
 
     def encode_images(self, pixels_BSS3: torch.Tensor) -> torch.Tensor:
-        """uint8 pixels (B, S, S, 3) as `preprocess` gives them -> float32 features (B, D), not
-        normalised (eq. 8).
-        """
+        """Return features (B, D) float32, not normalised (eq. 8), of uint8 pixels (B, S, S, 3)."""
         pixels = self.preprocess.normalise(pixels_BSS3.to(self.device, non_blocking=True))
         with self._arithmetic():
-            return self.clip.encode_image(pixels).float()  # type: ignore[no-any-return, operator]
+            features: torch.Tensor = self.clip.encode_image(pixels).float()
+        return features
 
     def encode_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Tokens (B, L) as `tokenize` gives them -> features (B, D), float32, not normalised (eq.
-        2).
-        """
+        """Return features (B, D) float32, not normalised (eq. 2), of tokens (B, L)."""
         with self._arithmetic():
-            return self.clip.encode_text(tokens.to(self.device, non_blocking=True)).float()  # type: ignore[no-any-return, operator]
+            features: torch.Tensor = self.clip.encode_text(
+                tokens.to(self.device, non_blocking=True)
+            ).float()
+        return features
 
     def tokenize(self, texts: Sequence[str]) -> torch.Tensor:
-        """Texts -> tokens (B, L), int64; longer texts are cut to the context length."""
-        if (
-            len(getattr(self.tokenizer, "cache", ())) > _KEPT_WORDS
-        ):  # open_clip's own, without bounds
+        """Return tokens (B, L) int64 of texts; longer texts are cut to the context length."""
+        # The cache of open_clip's tokenizer grows without bounds
+        if len(getattr(self.tokenizer, "cache", ())) > _KEPT_WORDS:
             self.tokenizer.cache = dict(self._specials)
-        return self.tokenizer(list(texts))  # type: ignore[no-any-return]
+        tokens: torch.Tensor = self.tokenizer(list(texts))
+        return tokens
 
     def truncates(self, text: str) -> bool:
-        """Whether `tokenize` cuts this text."""
+        """Return whether `tokenize` cuts this text."""
         return len(self.tokenizer.encode(text)) + 2 > int(self.tokenizer.context_length)
 
     def _arithmetic(self) -> AbstractContextManager[Any]:
@@ -101,17 +102,15 @@ class Encoder(nn.Module):
         return torch.autocast(self.device.type, torch.bfloat16)
 
     def trainable(self, finetune: Finetune, *, grad_checkpointing: bool = False) -> None:
-        """Choose which encoders train. Batch norms stay in eval mode, so that their statistics are
-        frozen.
-        """
+        """Choose which encoders train; batch norms stay in eval mode, with frozen statistics."""
         self.eval()
         for name, parameter in self.clip.named_parameters():
             image = name.startswith("visual.")
             wanted = finetune == "both" or finetune == ("image" if image else "text")
             parameter.requires_grad_(wanted and name not in ("logit_scale", "logit_bias"))
         if grad_checkpointing:
-            self.clip.set_grad_checkpointing(True)  # type: ignore[operator]
-            recompute_blocks(self.clip.visual)  # type: ignore[arg-type]
+            self.clip.set_grad_checkpointing(True)
+            _recompute_blocks(self.clip.visual)
 
     def save(self, folder: Path) -> None:
         """Write weights, model configuration and preprocessing into `folder` (created)."""
@@ -125,8 +124,9 @@ class Encoder(nn.Module):
         _write_json(folder / PREPROCESS, self.preprocess.to_dict())
 
     def fingerprint(self) -> str:
-        """Hash of weights, model configuration and preprocessing: features of equal fingerprints
-        may be compared.
+        """Return a hash of weights, model configuration and preprocessing.
+
+        Features of encoders with equal fingerprints may be compared.
         """
         digest = hashlib.sha256()
         settings = {"model": self.model_config, "preprocess": self.preprocess.to_dict()}
@@ -140,13 +140,13 @@ class Encoder(nn.Module):
 
 
 def create(config: EncoderConfig) -> Encoder:
-    """An encoder with random weights, of the architecture that `config.name` names."""
+    """Build an encoder with random weights, of the architecture that `config.name` names."""
     model_config = _model_config(config)
     return _with_preprocess(_build(model_config), model_config, config.target_pad)
 
 
 def load(config: EncoderConfig) -> Encoder:
-    """The encoder that `config` names, with its weights.
+    """Load the encoder that `config` names, with its weights.
 
     `config.pretrained` is a folder written by `Encoder.save`, a path to safetensors weights or a
     tag of open_clip (downloaded). Raises WeightsError where the weights cannot be read or do not
@@ -174,16 +174,15 @@ def load(config: EncoderConfig) -> Encoder:
         raise WeightsError(
             f"the weights {config.pretrained!r} of {config.name} cannot be loaded",
             got=" ".join(str(error).split())[:300] or type(error).__name__,
-            expected=f"a tag of this model ({', '.join(tags) or 'it has none'}) or a path to safetensors weights",
+            expected=f"a tag of this model ({', '.join(tags) or 'it has none'}) "
+            "or a path to safetensors weights",
             do="set encoder.pretrained; where there is no network, to a file",
         ) from error
     return _with_preprocess(clip, model_config, config.target_pad)
 
 
 def load_saved(folder: Path) -> Encoder:
-    """The encoder that `Encoder.save` wrote into `folder`. Raises WeightsError where it is not
-    whole.
-    """
+    """Load the encoder that `Encoder.save` wrote into `folder`. Raises WeightsError."""
     try:
         model_config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["model_cfg"]
         preprocess = Preprocess.from_dict(
@@ -191,13 +190,8 @@ def load_saved(folder: Path) -> Encoder:
         )
         clip = _build(model_config)
     except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        RuntimeError,
-        AssertionError,
+        *(OSError, ValueError, KeyError, TypeError, AttributeError),
+        *(RuntimeError, AssertionError),  # open_clip asserts, torch raises RuntimeError
     ) as error:
         raise WeightsError(
             f"{folder} holds no encoder",
@@ -208,13 +202,45 @@ def load_saved(folder: Path) -> Encoder:
     return Encoder(clip, _tokenizer(model_config), preprocess, model_config).eval()
 
 
+def fold_batch_norms(module: nn.Module) -> None:
+    """Fold batch norms into the convolutions before them: the same function in fewer steps.
+
+    `module` is in eval mode and will only answer. Folded are convN and bnN of one module, as CLIP's
+    ResNets name them, and a convolution right before a batch norm in a Sequential. A folded batch
+    norm becomes the identity.
+    """
+    children = dict(module.named_children())
+    names = list(children)
+    pairs = [(name, name.replace("conv", "bn")) for name in names if name.startswith("conv")]
+    if isinstance(module, nn.Sequential):
+        pairs += list(pairwise(names))
+    for convolution, norm in pairs:
+        conv, bn = children.get(convolution), children.get(norm)
+        if isinstance(conv, nn.Conv2d) and isinstance(bn, nn.BatchNorm2d):
+            setattr(module, convolution, fuse_conv_bn_eval(conv, bn))
+            setattr(module, norm, nn.Identity())
+    for child in children.values():
+        fold_batch_norms(child)
+
+
+def _recompute_blocks(visual: nn.Module) -> None:
+    """Let every residual block of a ModifiedResNet recompute its activations in the backward pass.
+
+    open_clip offers gradient checkpointing for transformers only. Batch norms must be in eval mode,
+    or they would count each batch twice. Other image encoders stay as they are.
+    """
+    for block in visual.modules():
+        if isinstance(block, Bottleneck):
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+
 def _model_config(config: EncoderConfig) -> dict[str, Any]:
-    """open_clip's model configuration by name, raycd's own and the user's folder included."""
+    """Return open_clip's model configuration by name; raycd's and the user's folder count too."""
     open_clip.add_model_config(LOCAL_CONFIGS)
     if config.configs:
         if not Path(config.configs).expanduser().is_dir():
             raise WeightsError(
-                "encoder.configs is no folder",
+                "encoder.configs is not a folder",
                 got=config.configs,
                 expected="a folder of JSON files",
             )
@@ -231,7 +257,7 @@ def _model_config(config: EncoderConfig) -> dict[str, Any]:
 
 
 def _build(model_config: dict[str, Any]) -> nn.Module:
-    """The architecture with random weights, by open_clip's own factory."""
+    """Build the architecture with random weights by open_clip's own factory."""
     settings = json.loads(json.dumps(model_config))  # the factory pops from what it is given
     custom = settings.pop("custom_text", False) or "hf_model_name" in settings["text_cfg"]
     if "multimodal_cfg" in settings:
@@ -239,14 +265,12 @@ def _build(model_config: dict[str, Any]) -> nn.Module:
     settings["text_cfg"].pop("hf_model_pretrained", None)
     root = logging.getLogger()
     level = root.level
-    root.setLevel(
-        logging.ERROR
-    )  # open_clip warns that weights are random; here they are filled in next
+    root.setLevel(logging.ERROR)  # open_clip warns of random weights, which are replaced next
     try:
-        clip = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**settings)
+        clip: nn.Module = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**settings)
     finally:
         root.setLevel(level)
-    return clip  # type: ignore[no-any-return]
+    return clip
 
 
 def _fill(clip: nn.Module, weights: Path) -> None:
@@ -273,9 +297,8 @@ def _with_preprocess(clip: nn.Module, model_config: dict[str, Any], target_pad: 
     settings = open_clip.get_model_preprocess_cfg(clip)
     size = settings["size"]
     side = int(size[0] if isinstance(size, (tuple, list)) else size)
-    mean = settings.get(
-        "mean", open_clip.OPENAI_DATASET_MEAN
-    )  # absent where open_clip's factory was not asked
+    # Mean and deviation are absent where open_clip's factory did not build the model
+    mean = settings.get("mean", open_clip.OPENAI_DATASET_MEAN)
     std = settings.get("std", open_clip.OPENAI_DATASET_STD)
     preprocess = Preprocess(side, target_pad, tuple(mean), tuple(std))
     return Encoder(clip, _tokenizer(model_config), preprocess, model_config).eval()

@@ -1,4 +1,4 @@
-"""Weights that are not finite: no training may end in them, no file may bring them."""
+"""Tests for finite weights: no training may end without them, no file may contain others."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ def broken(tensors: Mapping[str, torch.Tensor]) -> list[str]:
 
 
 def check_weights(module: nn.Module, what: str, *, do: str) -> None:
-    """Raise WeightsError, with `do` as its remedy, where a weight of the module is not finite;
-    `what` names it.
+    """Raise WeightsError, with `do` as its remedy, where a weight of the module is not finite.
+
+    `what` names the module.
     """
     names = broken(module.state_dict())
     if names:

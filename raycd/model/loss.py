@@ -20,17 +20,17 @@ from raycd.distributed import gather, rank
 def batch_classification_loss(
     query_BD: torch.Tensor, target_BD: torch.Tensor, target_B: torch.Tensor, logit_scale: float
 ) -> torch.Tensor:
-    """Mean cross entropy of this worker's queries over the targets of all workers.
+    """Return the mean cross entropy of this worker's queries over the targets of all workers.
+
+    The mean over the workers of this loss, and of its gradient, is that of a single worker with all
+    the triplets. Every worker must have the same B.
 
     Args:
         query_BD: Query features; normalised here.
         target_BD: Target features of the same triplets, in the same order; normalised here.
         target_B: A number for each target image (int64): equal numbers are the same image, never
             negatives.
-        logit_scale: Cosines are multiplied by this.
-
-    Every worker must bring the same B. The mean over the workers of this loss, and of its gradient,
-    is that of one worker with all the triplets.
+        logit_scale: Factor of the cosines.
     """
     count = len(query_BD)
     all_targets = gather(F.normalize(target_BD, dim=-1))

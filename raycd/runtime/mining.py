@@ -33,7 +33,7 @@ TASKS = (
 PAIRS = 3_000_000_000  # most pairs of images that one task compares: some seconds
 
 _held: dict[
-    str, core.Searcher
+    str, core.NeighbourSearch
 ] = {}  # the shard that this worker process searched last, by the id of its object
 
 
@@ -158,7 +158,7 @@ def _block(visit: core.Visit, shards: Sequence[core.Shard]) -> pa.Table:
     columns = {
         "shard": pa.repeat(pa.scalar(visit.shard, pa.int64()), size),
         "home": pa.repeat(pa.scalar(visit.home, pa.int64()), size),
-        "query": visit.place_B,
+        "query": visit.query_B,
         "place": pa.array(place_B, pa.int32()),
     }
     return pa.table(columns)
@@ -267,7 +267,7 @@ def _searcher(
     mine: MineConfig,
     threads: int,
     gpu: bool,
-) -> core.Searcher:
+) -> core.NeighbourSearch:
     name = f"{shard.hex()} {mine.model_dump_json()} {threads}"
     if name not in _held:
         _held.clear()
@@ -275,7 +275,7 @@ def _searcher(
         nearest = core.on_gpu(unit_PD) if gpu else None
         if index is not None:
             nearest = approximate.Opened(ray.get(index), mine)
-        _held[name] = core.Searcher(unit_PD, rows_P, mine, nearest, threads=threads)
+        _held[name] = core.NeighbourSearch(unit_PD, rows_P, mine, nearest, threads=threads)
     return _held[name]
 
 

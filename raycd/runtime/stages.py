@@ -36,7 +36,7 @@ from raycd.data.demo.synthetic import SPLITS, write_demo_data
 from raycd.data.missing import ImageReport
 from raycd.data.read import read
 from raycd.data.schema import Dataset
-from raycd.data.selection import SELECTION, carve
+from raycd.data.selection import SELECTION, hold_out
 from raycd.errors import DataError
 from raycd.evaluate import cached_query, evaluate
 from raycd.features import Features
@@ -106,9 +106,9 @@ def dataset(config: Config, root: str) -> Dataset:
                 got=f"{len(found.triplets)} triplets, none in split {split}",
                 do=f"add triplets of split {split}",
             )
-    carved = carve(found, config.data.selection_fraction, config.seed)
-    _check_targets(carved, config)
-    return carved
+    held_out = hold_out(found, config.data.selection_fraction, config.seed)
+    _check_targets(held_out, config)
+    return held_out
 
 
 def _check_targets(dataset: Dataset, config: Config) -> None:

@@ -1,6 +1,4 @@
-"""Which rows an epoch visits, in which batches: decided by seed and epoch alone, the same for any
-number of workers.
-"""
+"""Rows and batches of an epoch, decided by seed and epoch alone, for any number of workers."""
 
 from __future__ import annotations
 
@@ -13,11 +11,11 @@ Rows = NDArray[np.int64]
 def epoch_batches(
     count: int, batch_size: int, *, seed: int, epoch: int, rank: int = 0, world: int = 1
 ) -> list[Rows]:
-    """This worker's share of each batch of one epoch.
+    """Return this worker's share of each batch of one epoch.
 
-    All workers' shares of a batch, put together, are the batch of a single worker. The last,
+    The shares of a batch of all workers together are the batch of a single worker. The last,
     smaller batch is kept if it gives every worker at least two rows; up to `world` - 1 of its rows
-    are left out so that shares are equal.
+    are dropped so that shares are equal.
     """
     order = np.random.default_rng([seed, epoch, 1]).permutation(count)
     batches = []
@@ -30,13 +28,11 @@ def epoch_batches(
 
 
 def batch_count(count: int, batch_size: int, world: int = 1) -> int:
-    """Number of batches that `epoch_batches` gives, without drawing them."""
+    """Return the number of batches that `epoch_batches` returns, without drawing them."""
     whole, rest = divmod(count, batch_size)
     return whole + (rest // world >= 2 or (count < 2 * world and rest // world >= 1))
 
 
 def epoch_choice(count: int, options: int, *, seed: int, epoch: int) -> Rows:
-    """For each of `count` rows one of `options`, drawn evenly: which caption join a triplet shows
-    in this epoch.
-    """
+    """Draw one of `options` for each of `count` rows: which text a triplet shows in this epoch."""
     return np.random.default_rng([seed, epoch, 2]).integers(0, options, count)

@@ -1,6 +1,4 @@
-"""A training checkpoint: safetensors for weights and optimizer state, JSON for the history. No
-pickle.
-"""
+"""A training checkpoint without pickle: weights and optimizer as safetensors, history as JSON."""
 
 from __future__ import annotations
 
@@ -25,7 +23,7 @@ def save(
     optimizer: torch.optim.Optimizer,
     history: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Write a checkpoint into `folder` (created). `history` has one entry for each finished epoch."""
+    """Write a checkpoint into `folder` (created); `history` has an entry a finished epoch."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(
         {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()},
@@ -43,8 +41,9 @@ def save(
 def restore(
     folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer
 ) -> list[dict[str, Any]]:
-    """Fill module and optimizer from a checkpoint and return its history. Raises WeightsError where
-    it is broken.
+    """Fill module and optimizer from a checkpoint and return its history.
+
+    Raises WeightsError where it is damaged.
     """
     load_weights(folder, module)
     try:
@@ -63,7 +62,7 @@ def restore(
 
 
 def load_weights(folder: Path, module: nn.Module) -> None:
-    """Fill only the module."""
+    """Fill the module only. Raises WeightsError where the checkpoint is damaged."""
     try:
         module.load_state_dict(load_file(folder / WEIGHTS))
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -71,10 +70,10 @@ def load_weights(folder: Path, module: nn.Module) -> None:
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:
-    """One entry for each finished epoch."""
+    """Return one entry for each finished epoch."""
     history = json.loads((folder / HISTORY).read_text(encoding="utf-8"))
     if not isinstance(history, list):
-        raise ValueError(f"{HISTORY} is no list")
+        raise ValueError(f"{HISTORY} is not a list")
     return history
 
 

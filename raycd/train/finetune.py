@@ -34,16 +34,18 @@ class SumOfFeatures(nn.Module):
     def forward(
         self, pixels: torch.Tensor, tokens: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pixels (2 B, S, S, 3), tokens (B, L) -> normalised queries (B, D), target features (B,
-        D).
+        """Return normalised queries (B, D) and target features (B, D).
+
+        Pixels are (2 B, S, S, 3), references before targets, tokens (B, L).
         """
         reference_BD, target_BD = self.encoder.encode_images(pixels).chunk(2)
         return F.normalize(reference_BD + self.encoder.encode_tokens(tokens), dim=-1), target_BD
 
 
 class FineTune:
-    """The task of stage 1. `paths` (image id -> path) names the readable images; other triplets are
-    left out.
+    """The task of stage 1.
+
+    `paths` (image id -> path) holds the readable images; triplets of other images are left out.
     """
 
     name = "stage 1"
@@ -63,7 +65,7 @@ class FineTune:
         self.reader = TripletReader(self.triplets, self.pixels, encoder.tokenizer)
 
     def optimizer(self) -> torch.optim.Optimizer:
-        """AdamW over what trains."""
+        """Return AdamW over the parameters that train."""
         parameters = [p for p in self.module.parameters() if p.requires_grad]
         return torch.optim.AdamW(
             parameters,
@@ -74,15 +76,15 @@ class FineTune:
         )
 
     def count(self, epoch: int) -> int:
-        """All train triplets, in every epoch."""
+        """Return the number of train triplets, the same in every epoch."""
         return len(self.triplets)
 
     def kind(self, epoch: int) -> str:
-        """Always original triplets."""
+        """Return "original", for every epoch."""
         return "original"
 
     def batches(self, epoch: int, rows: Sequence[Rows]) -> Iterator[TripletBatch]:
-        """Decoded in this process, or in `loader_workers` others."""
+        """Yield batches decoded in this process, or in `loader_workers` others."""
         choice = epoch_choice(len(self.triplets), 4, seed=self.seed, epoch=epoch)
         batches = EpochBatches(self.reader, rows, choice)
         workers = self.config.loader_workers
@@ -91,22 +93,21 @@ class FineTune:
                 batches,
                 batch_size=None,
                 num_workers=workers,
-                multiprocessing_context="spawn"
-                if workers
-                else None,  # fork after torch has used threads hangs
+                # fork hangs once torch has used threads
+                multiprocessing_context="spawn" if workers else None,
                 pin_memory=self.encoder.device.type == "cuda",
             )
         )
 
     def loss(self, module: nn.Module, batch: TripletBatch) -> torch.Tensor:
-        """Batch-based classification loss (eq. 4)."""
+        """Return the batch-based classification loss (eq. 4)."""
         query_BD, target_BD = module(batch.pixels, batch.tokens)
         return batch_classification_loss(
             query_BD, target_BD, batch.targets.to(query_BD.device), self.config.logit_scale
         )
 
     def select(self) -> float | None:
-        """Mean recall@10 of L2(x + t) on the split that chooses, or None."""
+        """Return the mean recall@10 of L2(x + t) on the split that chooses, or None."""
         if self.config.select_on == "last":
             return None
         split = self.config.select_on

@@ -1,5 +1,6 @@
-"""Stage 2: a fusion head on cached features (paper 3.2.2), k epochs of originals, then one of
-pseudo triplets.
+"""Stage 2: a fusion head on cached features (paper 3.2.2).
+
+k epochs of original triplets are followed by one of pseudo triplets.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ class Fuse:
         dataset: Its train triplets are the originals.
         pseudo: PSEUDO_TRIPLET table; may be empty.
         images, texts: Features of the frozen encoder, un-normalised. Triplets that need others are
-        left out. metric: What chooses the best epoch, on the split `stage2.select_on`.
+            left out.
+        metric: Chooses the best epoch, on the split `stage2.select_on`.
     """
 
     name = "stage 2"
@@ -71,7 +73,7 @@ class Fuse:
         self.pseudo = self._rows(pseudo if config.stage2.pseudo else pseudo.slice(0, 0))
 
     def _rows(self, triplets: pa.Table) -> FeatureTriplets:
-        """Those triplets, originals or replacements of them, whose images have features."""
+        """Return those triplets, originals or replacements of them, whose images have features."""
         reference, target = (self.images.find(triplets[side]) for side in ("reference", "target"))
         known = np.flatnonzero((reference >= 0) & (target >= 0))
         original = pc.index_in(triplets["triplet_id"], value_set=self._ids).to_numpy()[known]
@@ -85,7 +87,7 @@ class Fuse:
         return torch.from_numpy(np.asarray(rows, dtype=np.int64)).to(self.device)
 
     def optimizer(self) -> torch.optim.Optimizer:
-        """Adam, as in the paper; fused, which gives the same updates in a fifth of the time."""
+        """Return Adam, as in the paper; fused, with the same updates in a fifth of the time."""
         return torch.optim.Adam(self.module.parameters(), lr=self.config.lr, fused=True)
 
     def _triplets(self, epoch: int) -> FeatureTriplets:
@@ -93,15 +95,15 @@ class Fuse:
         return self.pseudo if is_pseudo else self.original
 
     def count(self, epoch: int) -> int:
-        """All triplets of the epoch's kind."""
+        """Return the number of triplets of the epoch's kind."""
         return len(self._triplets(epoch).target)
 
     def kind(self, epoch: int) -> str:
-        """k epochs of "original", then one of "pseudo"."""
+        """Return "original" for k epochs, then "pseudo" for one."""
         return "pseudo" if self._triplets(epoch) is self.pseudo else "original"
 
     def batches(self, epoch: int, rows: Sequence[Rows]) -> Iterator[FeatureTriplets]:
-        """Rows of features, with one text chosen for each triplet: `texts` is (B,) here."""
+        """Yield rows of features with one text for each triplet: `texts` is (B,) here."""
         triplets = self._triplets(epoch)
         self.module.train()
         choice = self._tensor(epoch_choice(len(triplets.target), 4, seed=self.seed, epoch=epoch))
@@ -112,8 +114,9 @@ class Fuse:
             )
 
     def loss(self, module: nn.Module, batch: FeatureTriplets) -> torch.Tensor:
-        """Batch-based classification loss (eq. 4); triplets of the same target are not each other's
-        negatives.
+        """Return the batch-based classification loss (eq. 4).
+
+        Triplets of the same target are not each other's negatives.
         """
         bf16 = torch.autocast(
             self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"
@@ -126,7 +129,7 @@ class Fuse:
         return batch_classification_loss(query_BD, target_BD, batch.target, self.config.logit_scale)
 
     def select(self) -> float | None:
-        """The metric on the split that chooses, or None."""
+        """Return the metric on the split that chooses, or None."""
         if self.config.select_on == "last":
             return None
         self.module.eval()
@@ -144,7 +147,7 @@ class Fuse:
 
 
 def new_head(config: Config, dim: int) -> tuple[nn.Module, fusion.HeadConfig]:
-    """A head with weights drawn from the seed. Raises ConfigError for impossible sizes."""
+    """Build a head with weights drawn from the seed. Raises ConfigError for impossible sizes."""
     torch.manual_seed(config.seed)
     head_config = fusion.HeadConfig.of(config.stage2, dim)
     return fusion.create(head_config), head_config

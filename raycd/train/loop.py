@@ -30,7 +30,7 @@ from raycd.train.batches import Rows, batch_count, epoch_batches
 Batch = TypeVar("Batch")
 Save = Callable[[Path], None]
 
-LOOK_EVERY = 10  # steps from one look at the losses to the next: each waits for the device
+LOOK_EVERY = 10  # steps between two reads of the losses: each read waits for the device
 
 
 class Task(Protocol[Batch]):
@@ -38,37 +38,33 @@ class Task(Protocol[Batch]):
 
     @property
     def name(self) -> str:
-        """What the progress line says, e.g. "stage 1"."""
+        """Return the name on the progress line, e.g. "stage 1"."""
 
     @property
     def module(self) -> nn.Module:
-        """What trains. Its forward is called through DistributedDataParallel where there are
-        several workers.
-        """
+        """Return what trains; with several workers, DistributedDataParallel calls its forward."""
 
     def optimizer(self) -> torch.optim.Optimizer:
-        """A fresh optimizer over the parameters that train."""
+        """Return a fresh optimizer over the parameters that train."""
 
     def count(self, epoch: int) -> int:
-        """Number of rows that this epoch visits."""
+        """Return the number of rows that this epoch visits."""
 
     def kind(self, epoch: int) -> str:
-        """What the rows of this epoch are: "original" or "pseudo"."""
+        """Return the kind of this epoch's rows: "original" or "pseudo"."""
 
     def batches(self, epoch: int, rows: Sequence[Rows]) -> Iterator[Batch]:
-        """The data of each batch, given the rows of this worker."""
+        """Yield the data of each batch, given the rows of this worker."""
 
     def loss(self, module: nn.Module, batch: Batch) -> torch.Tensor:
-        """Loss of one batch, a scalar; `module` is `self.module`, wrapped or not."""
+        """Return the loss of one batch, a scalar; `module` is `self.module`, wrapped or not."""
 
     def select(self) -> float | None:
-        """Recall of the module as it is now, by which the best epoch is chosen; None: the last
-        epoch is the best.
-        """
+        """Return the recall that chooses the best epoch, now; None: the last epoch is the best."""
 
 
 class Progress(Protocol):
-    """A bar, as `raycd.progress.Bar` is one."""
+    """A progress bar, such as `raycd.progress.Bar`."""
 
     def __enter__(self) -> Self: ...
 
@@ -80,12 +76,12 @@ class Progress(Protocol):
     ) -> None: ...
 
     def advance(self, n: int = 1, **shown: float | int | str) -> None:
-        """`n` more rows are done."""
+        """Count `n` more rows as done."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long, in what batches, at what learning rate."""
+    """Length, batch size and learning rate of a training."""
 
     epochs: int
     batch_size: int
@@ -95,7 +91,7 @@ class Schedule:
     decay: Literal["none", "cosine"] = "none"
 
     def lr_at(self, step: int, steps: int) -> float:
-        """Learning rate of step `step` of `steps`, from 0."""
+        """Return the learning rate of step `step` of `steps`, from 0."""
         rise = self.warmup * steps
         if step < rise:
             return self.lr * (step + 1) / (rise + 1)
@@ -106,8 +102,9 @@ class Schedule:
 
 @dataclass(frozen=True)
 class EpochResult:
-    """What one epoch did. `score` orders epochs: the selection metric, or the epoch's number where
-    there is none.
+    """What one epoch did.
+
+    `score` orders epochs: the selection metric, or the epoch's number where there is none.
     """
 
     epoch: int
@@ -120,7 +117,7 @@ class EpochResult:
     score: float
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
+        """Return JSON values."""
         return asdict(self)
 
 
@@ -135,8 +132,9 @@ class Loop(Generic[Batch]):
         restore: Path | None = None,
         bar: Callable[[int, int], Progress] | None = None,
     ) -> None:
-        """`restore` is a checkpoint to go on from; `bar(total, start)` makes what the first worker
-        advances.
+        """Prepare the training, from the checkpoint `restore` if there is one.
+
+        `bar(total, start)` makes the progress bar, which the first worker advances.
         """
         self.task, self.schedule = task, schedule
         if schedule.batch_size < 2 * world_size():
@@ -161,12 +159,11 @@ class Loop(Generic[Batch]):
         self._step = sum(self._batches[: len(self.history)])
 
     def run(self, report: Callable[[EpochResult, Save], None]) -> list[dict[str, Any]]:
-        """Train the epochs that are left. `report(result, save)` is called on every worker after
-        each of them; `save(folder)` writes a checkpoint from which the loop can go on. Returns the
-        history of all epochs.
+        """Train the remaining epochs and return the history of all epochs.
 
-        Raises TrainingError, on all workers at once, where the loss or the weights are no longer
-        finite; an epoch that ends so is not reported.
+        `report(result, save)` is called on every worker after each epoch; `save(folder)` writes a
+        checkpoint from which the loop can continue. Raises TrainingError, on all workers at once,
+        where the loss or the weights are not finite; such an epoch is not reported.
         """
         module = self.task.module
         wrapped = DistributedDataParallel(module) if world_size() > 1 else module
@@ -185,9 +182,8 @@ class Loop(Generic[Batch]):
 
     def _epoch(self, epoch: int, module: nn.Module, bar: Progress) -> EpochResult:
         began, schedule = time.monotonic(), self.schedule
-        torch.manual_seed(
-            hash((schedule.seed, epoch, rank())) & 0x7FFFFFFF
-        )  # dropout, the same after a restart
+        # Seeds dropout, the same after a restart
+        torch.manual_seed(hash((schedule.seed, epoch, rank())) & 0x7FFFFFFF)
         rows = epoch_batches(
             self.task.count(epoch),
             schedule.batch_size,
@@ -214,21 +210,23 @@ class Loop(Generic[Batch]):
         return EpochResult(epoch, self.task.kind(epoch), loss, lr, seconds, rate, selection, score)
 
     def _check_batches(self) -> None:
-        """Refuse an epoch in which a worker would have nothing to do."""
+        """Raise DataError for an epoch in which a worker would have nothing to do."""
         for epoch, batches in enumerate(self._batches):
             if batches == 0:
                 raise DataError(
                     f"{self.task.name} has too few triplets to train on",
-                    got=f"{self.task.count(epoch)} {self.task.kind(epoch)} triplets for {world_size()} workers",
+                    got=f"{self.task.count(epoch)} {self.task.kind(epoch)} triplets "
+                    f"for {world_size()} workers",
                     expected="at least one for each worker",
-                    do="add triplets of split train whose images can be read, or lower compute.train_workers",
+                    do="add triplets of split train whose images can be read, "
+                    "or lower compute.train_workers",
                 )
 
     def _look(self, losses: Sequence[torch.Tensor], epoch: int, first: int) -> float:
-        """Return the last of the losses, the mean over the workers; `first` counts the steps of the
-        epoch before them.
+        """Return the last of the losses, averaged over the workers.
 
-        Raises TrainingError where one is not finite.
+        `first` is the number of steps of the epoch before them. Raises TrainingError where one is
+        not finite.
         """
         values: list[float] = _mean_over_workers(torch.stack(list(losses))).tolist()
         for number, value in enumerate(values):
@@ -248,9 +246,8 @@ class Loop(Generic[Batch]):
             raise self._not_finite(f"weights that are not finite after epoch {epoch + 1}", lr)
 
     def _not_finite(self, got: str, lr: float) -> TrainingError:
-        setting = self.task.name.replace(" ", "").replace(
-            "-", ""
-        )  # "stage 1" is configured by stage1
+        # "stage 1" is configured by stage1, "pre-train" by pretrain
+        setting = self.task.name.replace(" ", "").replace("-", "")
         return TrainingError(
             f"{self.task.name} has diverged",
             got=f"{got}, at a learning rate of {lr:g}",
@@ -263,18 +260,18 @@ class Loop(Generic[Batch]):
             group["lr"] = lr
         loss = self.task.loss(module, batch)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]  # torch's own is untyped
         self.optimizer.step()
         return loss.detach()
 
 
 def best_epoch(history: Sequence[dict[str, Any]]) -> int:
-    """Number of the epoch with the greatest score; the earlier of two equal ones."""
+    """Return the number of the epoch with the greatest score; the earlier of two equal ones."""
     return int(max(history, key=lambda entry: (entry["score"], -entry["epoch"]))["epoch"])
 
 
 class Silence:
-    """Progress that nobody sees: what every worker but the first advances."""
+    """Progress that is not shown: that of every worker but the first."""
 
     def __enter__(self) -> Self:
         return self

@@ -1,8 +1,7 @@
-"""Pre-training of the demo's small CLIP on drawn images with generic captions, by CLIP's own
-symmetric loss.
+"""Pre-training of the demo's small CLIP on drawn images with generic captions.
 
-It gives the demo a CLIP that has seen "a photo of a red dress" but no modification text, as the
-real one.
+CLIP's own symmetric loss gives the demo a CLIP that has seen "a photo of a red dress" but no
+modification text, like the real one.
 """
 
 from __future__ import annotations
@@ -24,19 +23,19 @@ from raycd.run import fingerprint
 from raycd.train.batches import Rows
 from raycd.train.loop import Loop, Schedule
 
-# Raise it when drawings, captions or this training change: caches of an older one are then left
-# alone
+# Raise it when drawings, captions or this training change, so that older caches are not used
 VERSION = 1
 DEMO_MODEL = "raycd-demo"
 
 
 def cached(config: PretrainConfig, target_pad: float) -> Path:
-    """Folder of the pre-trained encoder (as `Encoder.save` writes it); made on first use, kept
-    under `config.cache`.
+    """Return the folder of the pre-trained encoder (as `Encoder.save` writes it).
+
+    It is trained on first use and kept under `config.cache`.
     """
     settings = config.model_dump(exclude={"cache"})
-    mark = fingerprint("pretrain", VERSION, settings, target_pad)[:16]
-    folder = Path(config.cache).expanduser() / f"{DEMO_MODEL}-{mark}"
+    prefix = fingerprint("pretrain", VERSION, settings, target_pad)[:16]
+    folder = Path(config.cache).expanduser() / f"{DEMO_MODEL}-{prefix}"
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
@@ -75,24 +74,25 @@ class PreTrain:
         self.tokens = encoder.tokenize([text for _, text in pairs])
 
     def optimizer(self) -> torch.optim.Optimizer:
-        """AdamW over everything."""
+        """Return AdamW over all parameters."""
         return torch.optim.AdamW(
             self.module.parameters(), lr=self.config.lr, weight_decay=0.05, fused=True
         )
 
     def count(self, epoch: int) -> int:
-        """All pairs."""
+        """Return the number of pairs, the same in every epoch."""
         return len(self.pixels)
 
     def kind(self, epoch: int) -> str:
-        """Nothing but originals."""
+        """Return "original", for every epoch."""
         return "original"
 
     def batches(
         self, epoch: int, rows: Sequence[Rows]
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """(pixels (B, S, S, 3), tokens (B, L)). Batch norms learn their statistics here, and only
-        here.
+        """Yield (pixels (B, S, S, 3), tokens (B, L)).
+
+        Batch norms learn their statistics here, and only here.
         """
         self.module.train()
         for own in rows:
@@ -100,13 +100,13 @@ class PreTrain:
             yield self.pixels[at], self.tokens[at]
 
     def loss(self, module: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """CLIP's symmetric cross entropy with its learnt logit scale."""
+        """Return CLIP's symmetric cross entropy with its learnt logit scale."""
         logits_BB = module(*batch)
         own = torch.arange(len(logits_BB), device=logits_BB.device)
         return (F.cross_entropy(logits_BB, own) + F.cross_entropy(logits_BB.T, own)) / 2
 
     def select(self) -> float | None:
-        """The last epoch is taken."""
+        """Return None: the last epoch is taken."""
         return None
 
 
@@ -118,9 +118,9 @@ class ImagesAndTexts(nn.Module):
         self.encoder = encoder
 
     def forward(self, pixels: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """Pixels (B, S, S, 3), tokens (B, L)."""
+        """Return logits (B, B) of pixels (B, S, S, 3) against tokens (B, L)."""
         image_BD = F.normalize(self.encoder.encode_images(pixels), dim=-1)
         text_BD = F.normalize(self.encoder.encode_tokens(tokens), dim=-1)
-        scale = self.encoder.clip.logit_scale.exp().clamp(max=100)  # type: ignore[operator]
+        scale = self.encoder.clip.logit_scale.exp().clamp(max=100)
         logits: torch.Tensor = scale * image_BD @ text_BD.T
         return logits

@@ -1,6 +1,4 @@
-"""Batches of triplets as pixels and tokens: what stage 1 trains on, and what travels to processes
-that decode it.
-"""
+"""Batches of triplets as pixels and tokens: what stage 1 trains on, decoded in any process."""
 
 from __future__ import annotations
 
@@ -20,7 +18,7 @@ from raycd.train.batches import Rows
 def readable_triplets(
     dataset: schema.Dataset, paths: Mapping[str, str]
 ) -> tuple[list[dict[str, Any]], int]:
-    """The train triplets whose images are both in `paths`, and how many are left out."""
+    """Return the train triplets whose images are both in `paths`, and the number left out."""
     rows = dataset.triplets_of("train").to_pylist()
     usable = [row for row in rows if row["reference"] in paths and row["target"] in paths]
     return usable, len(rows) - len(usable)
@@ -35,15 +33,16 @@ class TripletBatch:
     targets: torch.Tensor  # (B,) a number for each target image
 
     def pin_memory(self) -> TripletBatch:
-        """Called by DataLoader where a GPU is used."""
+        """Pin the tensors; called by DataLoader where a GPU is used."""
         return TripletBatch(
             self.pixels.pin_memory(), self.tokens.pin_memory(), self.targets.pin_memory()
         )
 
 
 class TripletReader:
-    """Reads batches of `triplets` (rows of schema TRIPLET). It holds no encoder: it is cheap to
-    send to a process.
+    """Reader of batches of `triplets` (rows of schema TRIPLET).
+
+    It holds no encoder, so sending it to a process is cheap.
     """
 
     def __init__(
@@ -55,9 +54,7 @@ class TripletReader:
         self._targets = torch.tensor([numbers[triplet["target"]] for triplet in triplets])
 
     def batch(self, rows: Rows, choice: Rows) -> TripletBatch:
-        """Images and one text each of some triplets; `choice` says for every triplet which of its
-        four texts.
-        """
+        """Return images and one text of each triplet; `choice` has every triplet's text number."""
         triplets = [self.triplets[row] for row in rows]
         ids = [triplet["reference"] for triplet in triplets] + [
             triplet["target"] for triplet in triplets

@@ -11,7 +11,7 @@ from raycd.data.schema import GALLERY, IMAGE, TRIPLET
 from raycd.errors import DataError
 
 REAL = Path(__file__).parents[2] / ".." / "shared" / "data" / "fashion-iq"
-COUNTS = {  # category, split: triplets, images, images that stand in a triplet
+COUNTS = {  # category, split: triplets, images, images of a triplet
     ("dress", "train"): (5985, 11452, None),
     ("shirt", "train"): (5988, 19036, None),
     ("toptee", "train"): (6027, 16121, None),
@@ -32,7 +32,7 @@ def triplet(candidate: str, target: str | None, *captions: str) -> dict[str, Any
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Two categories that share image S; dress has a test split."""
+    """Return a data set of two categories that share image S; dress has a test split."""
     write_split(tmp_path, "dress", "train", ["D1", "S", "D2"], [triplet("D1", "S", "is red", "")])
     write_split(tmp_path, "dress", "val", ["D3", "D4"], [triplet("D3", "D4", "is long", "is blue")])
     write_split(tmp_path, "dress", "test", ["D5"], [triplet("D5", None, "is short", "is green")])

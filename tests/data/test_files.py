@@ -13,7 +13,7 @@ from raycd.data import files
 def put(
     request: pytest.FixtureRequest, tmp_path: Path
 ) -> Iterator[Callable[[dict[str, bytes]], str]]:
-    """Makes a store with these files in its folder; returns a pattern of their URIs."""
+    """Make a store with these files in its folder; return a pattern of their URIs."""
     memory = fsspec.filesystem("memory")
 
     def make(content: dict[str, bytes]) -> str:

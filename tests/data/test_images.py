@@ -15,7 +15,8 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
-from raycd.data.images import REASONS, BrokenImage, Preprocess, TargetPad, decode, load, read_bytes
+from raycd.data.images import REASONS, BrokenImage, decode, load, read_bytes
+from raycd.data.preprocess import Preprocess, TargetPad
 from raycd.errors import DataError
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -50,7 +51,7 @@ def pixel(image: Image.Image, x: int = 0, y: int = 0) -> Any:
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG that announces its size and holds hardly any pixels."""
+    """Return a PNG that announces its size and holds hardly any pixels."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return (
@@ -201,15 +202,15 @@ def test_an_animation_gives_its_first_frame(format: str) -> None:
     ("orientation", "corner"), [(1, (0, 0)), (2, (1, 0)), (3, (1, 1)), (6, (1, 0)), (8, (0, 1))]
 )
 def test_exif_orientation_is_read(format: str, orientation: int, corner: tuple[int, int]) -> None:
-    """The red quarter, stored top left, stands in `corner` when the image is upright."""
+    """The red quarter, stored top left, is in `corner` when the image is upright."""
     image = Image.new("RGB", (64, 32), BLACK)
     image.paste(RED, (0, 0, 32, 16))
     exif = Image.Exif()
     exif[0x0112] = orientation
     read = open_(save(image, format, exif=exif))
     assert read.size == ((32, 64) if orientation >= 5 else (64, 32))
-    place = [side // 4 + at * side // 2 for side, at in zip(read.size, corner, strict=True)]
-    assert np.abs(np.subtract(pixel(read, *place), RED)).max() <= 8
+    at = [side // 4 + at * side // 2 for side, at in zip(read.size, corner, strict=True)]
+    assert np.abs(np.subtract(pixel(read, *at), RED)).max() <= 8
 
 
 def test_damaged_exif_does_not_spoil_good_pixels() -> None:

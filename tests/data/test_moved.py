@@ -14,13 +14,13 @@ from serve.store import Store
 
 
 def make(root: Path, *paths: Path | str | None) -> Path:
-    """A run with a bundle's gallery of these pictures; returns its folder."""
+    """Make a run with a bundle's gallery of these pictures; return its folder."""
     run = root / "runs" / "demo"
     (run / "bundle").mkdir(parents=True)
     names = [str(n) for n in range(len(paths))]
-    places = [path if path is None else str(path) for path in paths]
+    texts = [path if path is None else str(path) for path in paths]
     features = np.ones((len(paths), 4), np.float32)
-    table = bundle.gallery_table(names, [[]] * len(paths), places, features, "f" * 64, run=str(run))
+    table = bundle.gallery_table(names, [[]] * len(paths), texts, features, "f" * 64, run=str(run))
     pq.write_table(table, run / "bundle" / "gallery.parquet")
     return run
 
@@ -44,7 +44,7 @@ def test_pictures_of_a_run_that_stayed_are_where_they_were(run: Path) -> None:
 
 @pytest.mark.parametrize("stays", [False, True], ids=["moved", "copied"])
 def test_pictures_go_with_their_run(run: Path, tmp_path: Path, stays: bool) -> None:
-    new = tmp_path / "new place"
+    new = tmp_path / "new folder"
     shutil.copytree(run, new)
     if not stays:
         shutil.rmtree(run)
@@ -97,15 +97,15 @@ def test_an_older_bundle_names_its_pictures_as_before(run: Path, tmp_path: Path)
 
 
 def test_the_live_gallery_of_a_moved_run_finds_its_pictures(run: Path, tmp_path: Path) -> None:
-    with GalleryDatabase.open(str(run / "gallery.sqlite")) as catalogue:
-        catalogue.begin(bundle.read_gallery(run / "bundle"), "f" * 64, "digest")
+    with GalleryDatabase.open(str(run / "gallery.sqlite")) as database:
+        database.begin(bundle.read_gallery(run / "bundle"), "f" * 64, "digest")
     new = tmp_path / "new"
     shutil.move(run, new)
     expected = str(new / "catalogue" / "images" / "a.jpg")
-    with Place.existing(str(new / "gallery.sqlite")) as place:
-        [row] = place.rows()
-        assert place.locate(row.path) == expected
+    with Place.existing(str(new / "gallery.sqlite")) as opened:
+        [row] = opened.rows()
+        assert opened.locate(row.path) == expected
     store = Store.open(ServeArgs(bundle=str(new / "bundle")), "test")
     assert store is not None
-    with store.catalogue:
+    with store.gallery_db:
         assert store.locate(row.path) == expected

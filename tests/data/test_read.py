@@ -26,7 +26,7 @@ def test_changed_attributes_change_their_own_hash_alone(tmp_path: Path) -> None:
 
 
 def own(root: Path) -> Dataset:
-    """A manifest data set of twelve images, the last of which is missing."""
+    """Return a manifest data set of twelve images, the last of which is missing."""
     (root / "images").mkdir(parents=True)
     for n in range(11):
         (root / "images" / f"{n}.png").write_bytes(b"%d" % n)

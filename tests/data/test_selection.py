@@ -2,13 +2,14 @@ import pytest
 
 from raycd.data.build import DatasetBuilder, TripletRow
 from raycd.data.schema import GALLERY, TRIPLET, Dataset
-from raycd.data.selection import SELECTION, carve
+from raycd.data.selection import SELECTION, hold_out
 
 
 @pytest.fixture
 def dataset() -> Dataset:
-    """Train of two categories: ten targets with two triplets each, and one target; val with one
-    triplet.
+    """Return train of two categories, of ten targets with two triplets each and of one target.
+
+    Val has one triplet.
     """
     builder = DatasetBuilder()
     ids = [f"d{i}" for i in range(20)]
@@ -36,18 +37,18 @@ def targets(dataset: Dataset, split: str, category: str = "dress") -> set[str]:
 
 
 def test_no_target_is_both_trained_on_and_selected_on(dataset: Dataset) -> None:
-    carved = carve(dataset, 0.3, seed=0)
-    assert len(targets(carved, SELECTION)) == 3
-    assert len(targets(carved, "train")) == 7
-    assert not targets(carved, SELECTION) & targets(carved, "train")
+    held_out = hold_out(dataset, 0.3, seed=0)
+    assert len(targets(held_out, SELECTION)) == 3
+    assert len(targets(held_out, "train")) == 7
+    assert not targets(held_out, SELECTION) & targets(held_out, "train")
     assert (
-        len(carved.triplets_of(SELECTION)) == 6
+        len(held_out.triplets_of(SELECTION)) == 6
     )  # two of each dress target; train keeps the only shirt
-    assert len(carved.triplets_of("train")) == 14 + 1
+    assert len(held_out.triplets_of("train")) == 14 + 1
 
 
 def test_at_least_one_target_of_a_category_moves_and_one_stays(dataset: Dataset) -> None:
-    little, nearly_all = carve(dataset, 0.01, seed=0), carve(dataset, 0.99, seed=0)
+    little, nearly_all = hold_out(dataset, 0.01, seed=0), hold_out(dataset, 0.99, seed=0)
     assert (len(targets(little, SELECTION)), len(targets(little, "train"))) == (1, 9)
     assert (len(targets(nearly_all, SELECTION)), len(targets(nearly_all, "train"))) == (9, 1)
     assert targets(little, "train", "shirt") == targets(nearly_all, "train", "shirt") == {"s1"}
@@ -68,44 +69,46 @@ def test_a_target_of_several_categories_is_set_aside_in_all_of_them(
                 f"{category}/{target}", category, "train", "reference", target, ["is red"]
             )
             builder.add_triplet(row, where="here")
-    carved = carve(builder.build({}), fraction, seed=seed)
-    held = {target for category in shared for target in targets(carved, SELECTION, category)}
+    held_out = hold_out(builder.build({}), fraction, seed=seed)
+    held = {target for category in shared for target in targets(held_out, SELECTION, category)}
     for category, own in shared.items():
-        assert targets(carved, "train", category) == set(own) - held
-        assert targets(carved, "train", category)
-    assert targets(carved, SELECTION, "shirt")
-    assert not targets(carved, SELECTION, "hat")
+        assert targets(held_out, "train", category) == set(own) - held
+        assert targets(held_out, "train", category)
+    assert targets(held_out, SELECTION, "shirt")
+    assert not targets(held_out, SELECTION, "hat")
 
 
 def test_the_new_gallery_is_the_images_of_its_triplets(dataset: Dataset) -> None:
-    carved = carve(dataset, 0.3, seed=0)
+    held_out = hold_out(dataset, 0.3, seed=0)
     for category in ("dress", "shirt"):  # of the latter there are none
         rows = [
-            row for row in carved.triplets_of(SELECTION).to_pylist() if row["category"] == category
+            row
+            for row in held_out.triplets_of(SELECTION).to_pylist()
+            if row["category"] == category
         ]
-        members = carved.gallery_ids(category, SELECTION)
+        members = held_out.gallery_ids(category, SELECTION)
         assert sorted(members) == sorted(
             {row[side] for row in rows for side in ("reference", "target")}
         )
-    assert carved.gallery.schema.equals(GALLERY)
-    assert carved.triplets.schema.equals(TRIPLET)
+    assert held_out.gallery.schema.equals(GALLERY)
+    assert held_out.triplets.schema.equals(TRIPLET)
 
 
 def test_everything_else_stays_as_it_was(dataset: Dataset) -> None:
-    carved = carve(dataset, 0.3, seed=0)
-    assert carved.images is dataset.images
-    assert carved.gallery.slice(0, len(dataset.gallery)).equals(dataset.gallery)
-    assert carved.triplets_of("val").equals(dataset.triplets_of("val"))
-    assert carved.triplets.drop(["split"]).equals(dataset.triplets.drop(["split"]))
+    held_out = hold_out(dataset, 0.3, seed=0)
+    assert held_out.images is dataset.images
+    assert held_out.gallery.slice(0, len(dataset.gallery)).equals(dataset.gallery)
+    assert held_out.triplets_of("val").equals(dataset.triplets_of("val"))
+    assert held_out.triplets.drop(["split"]).equals(dataset.triplets.drop(["split"]))
 
 
 def test_a_fraction_of_zero_changes_nothing(dataset: Dataset) -> None:
-    assert carve(dataset, 0.0, seed=0) is dataset
+    assert hold_out(dataset, 0.0, seed=0) is dataset
 
 
 def test_the_seed_decides(dataset: Dataset) -> None:
     chosen = [
-        frozenset(targets(carve(dataset, 0.3, seed=seed), SELECTION)) for seed in (0, 0, 1, 2, 3)
+        frozenset(targets(hold_out(dataset, 0.3, seed=seed), SELECTION)) for seed in (0, 0, 1, 2, 3)
     ]
     assert chosen[0] == chosen[1]
     assert len(set(chosen)) > 1

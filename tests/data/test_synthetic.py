@@ -90,11 +90,11 @@ def test_the_catalogue_is_read_back_as_fashion_iq(dataset: Dataset, root: Path) 
 def test_the_attributes_of_a_picture_are_what_its_garment_shows(dataset: Dataset) -> None:
     rng = np.random.default_rng([SMALL.seed, 0, 0])
     garments = _garments(rng, "dress", SMALL.train_images)
-    told = [dict(pairs) for pairs in dataset.images["attributes"].to_pylist()]
-    assert told[: SMALL.train_images] == [attributes(garment) for garment in garments]
-    assert len(told) == len(dataset.images) == 3 * (20 + 15)
+    found = [dict(pairs) for pairs in dataset.images["attributes"].to_pylist()]
+    assert found[: SMALL.train_images] == [attributes(garment) for garment in garments]
+    assert len(found) == len(dataset.images) == 3 * (20 + 15)
     assert all(
-        {"colour", "pattern", "sleeves", "length", "neck", "detail"} <= one.keys() for one in told
+        {"colour", "pattern", "sleeves", "length", "neck", "detail"} <= one.keys() for one in found
     )
 
 

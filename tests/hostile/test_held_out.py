@@ -15,7 +15,7 @@ from raycd import mine
 from raycd.config import ComputeConfig, MineConfig
 from raycd.data.build import DatasetBuilder, TripletRow
 from raycd.data.schema import Dataset
-from raycd.data.selection import SELECTION, carve
+from raycd.data.selection import SELECTION, hold_out
 from raycd.runtime import mining
 
 N, T, D = 120, 150, 6
@@ -43,7 +43,7 @@ def crowded(seed: int) -> tuple[Dataset, NDArray[np.float32], NDArray[np.float32
         builder.add_triplet(row, where="here")
     image_ND = rng.normal(size=D) + 0.05 * rng.normal(size=(N, D))
     return (
-        carve(builder.build({}), 0.3, seed),
+        hold_out(builder.build({}), 0.3, seed),
         image_ND.astype(np.float32),
         np.zeros((T, D), np.float32),
     )

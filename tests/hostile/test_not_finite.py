@@ -157,7 +157,7 @@ def seal(folder: Path) -> None:
     """Make the hashes of a bundle's manifest those of its files, as somebody with a broken exporter
     would.
     """
-    manifest = bundle._manifest(folder)
+    manifest = bundle.read_manifest(folder)
     files = {name: bundle.sha256(folder / name) for name in manifest.files}
     manifest = manifest.model_copy(update={"files": files})
     manifest = manifest.model_copy(update={"digest": manifest.own_digest()})

@@ -24,8 +24,9 @@ from PIL import Image
 
 from raycd.config import DataConfig
 from raycd.data import images
-from raycd.data.images import BrokenImage, Preprocess
+from raycd.data.images import BrokenImage
 from raycd.data.pixels import PixelCache
+from raycd.data.preprocess import Preprocess
 from raycd.model.embed import EmbedImages
 from raycd.report.pictures import data_uri
 from tests.hostile.corpus import corpus

@@ -23,15 +23,15 @@ def unit(vectors: Vectors) -> Vectors:
     return normalised
 
 
-def catalogue(count: int, seed: int) -> Vectors:
-    """Features of any length, in 20 groups; feature i is of group i % 20."""
+def drawn(count: int, seed: int) -> Vectors:
+    """Draw features of any length, in 20 groups; feature i is of group i % 20."""
     centres = np.random.default_rng(0).normal(size=(GROUPS, DIM))
     noise = np.random.default_rng([1, seed]).normal(size=(count, DIM))
     return (3 * (centres[np.arange(count) % GROUPS] + 0.4 * noise)).astype(np.float32)
 
 
-FEATURES_GD = catalogue(GALLERY, 0)
-QUERY_BD = unit(catalogue(100, 1))
+FEATURES_GD = drawn(GALLERY, 0)
+QUERY_BD = unit(drawn(100, 1))
 COSINE_BG = QUERY_BD @ unit(FEATURES_GD).T
 MASKS = {
     "none at all": np.zeros(GALLERY, np.bool_),
@@ -45,7 +45,7 @@ MASKS = {
 
 @pytest.fixture(scope="module", params=KINDS)
 def index(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Index:
-    """Each kind, built, saved and loaded."""
+    """Return each kind, built, saved and loaded."""
     folder = tmp_path_factory.mktemp(request.param)
     built = Index.build(
         FEATURES_GD, IndexConfig(kind=request.param, recall=0.98, sample=200), threads=1
@@ -54,7 +54,7 @@ def index(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Index:
 
 
 def nearest(k: int, allowed: NDArray[np.bool_] | None = None) -> tuple[Vectors, NDArray[np.int64]]:
-    """Brute force: scores and positions, -inf and -1 where no more are allowed."""
+    """Search by brute force: scores and positions, -inf and -1 where no more are allowed."""
     cosine_BG = COSINE_BG if allowed is None else np.where(allowed, COSINE_BG, -np.inf)
     positions = np.argsort(-cosine_BG, axis=1)[:, :k]
     scores = np.take_along_axis(cosine_BG, positions, axis=1)
@@ -62,7 +62,7 @@ def nearest(k: int, allowed: NDArray[np.bool_] | None = None) -> tuple[Vectors, 
 
 
 def recall(found: NDArray[np.int64], truth: NDArray[np.int64]) -> float:
-    """Share of the true positions that were found; 1 where there are none."""
+    """Return the share of the true positions that were found; 1 where there are none."""
     hits = sum(
         np.isin(other[other >= 0], one).sum() for one, other in zip(found, truth, strict=True)
     )
@@ -176,15 +176,15 @@ def test_centres_are_taken_from_an_index_that_is_alike_and_from_no_other(
     )
     settings = IndexConfig(kind="ivf", recall=0.98, sample=200)
     first = Index.build(FEATURES_GD, settings)
-    more = Index.build(catalogue(GALLERY + 500, 5), settings, like=first)
+    more = Index.build(drawn(GALLERY + 500, 5), settings, like=first)
     assert len(placed) == 1
     assert more.recall >= 0.98
     assert first.size == GALLERY
-    Index.build(catalogue(3 * GALLERY, 5), settings, like=first)  # too many for so few lists
+    Index.build(drawn(3 * GALLERY, 5), settings, like=first)  # too many for so few lists
     Index.build(FEATURES_GD, settings, like=Index.build(FEATURES_GD, IndexConfig(kind="flat")))
     other = (
         np.random.default_rng(6).normal(size=(GALLERY, DIM)).astype(np.float32) ** 3
-    )  # another catalogue
+    )  # features around other centres
     alone, beside = (Index.build(other, settings, like=like) for like in (None, first))
     assert len(placed) == 5
     assert beside.recall == alone.recall
@@ -192,7 +192,7 @@ def test_centres_are_taken_from_an_index_that_is_alike_and_from_no_other(
 
 @pytest.mark.parametrize("kind", ["ivf", "hnsw"])
 def test_copies_of_an_image_do_not_lower_the_recall(kind: str) -> None:
-    features = np.repeat(catalogue(50, 2), 40, axis=0)
+    features = np.repeat(drawn(50, 2), 40, axis=0)
     index = Index.build(features, IndexConfig.model_validate({"kind": kind, "sample": 100}))
     assert index.recall >= 0.99
     assert index.effort < 200

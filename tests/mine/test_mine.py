@@ -1,6 +1,4 @@
-"""Mining equals a brute-force reading of eq. 9, written here in plain loops, ties and duplicates
-included.
-"""
+"""Mining equals a brute-force reading of eq. 9 in plain loops, ties and duplicates included."""
 
 import json
 from pathlib import Path
@@ -22,8 +20,9 @@ CATEGORIES = ("dress", "shirt", "toptee")
 
 
 class Case(NamedTuple):
-    """A small data set: ids, features, galleries {category: ids} and triplets (id, category,
-    reference, target).
+    """A small data set: ids, features, galleries {category: ids} and triplets.
+
+    A triplet is (id, category, reference, target).
     """
 
     ids: list[str]
@@ -74,8 +73,10 @@ def thresholds(settings: MineConfig) -> dict[str, Any]:
 def random_case(
     seed: int, *, images: int = 30, dim: int = 6, kind: str = "smooth", triplets: int = 25
 ) -> Case:
-    """`ties`: few distinct values, so that many similarities are equal. `duplicates`: every image
-    stands four times.
+    """Draw a case.
+
+    `ties`: few distinct values, so that many similarities are equal. `duplicates`: every image
+    occurs four times.
     """
     rng = np.random.default_rng(seed)
     image_ND = rng.normal(size=(images, dim)) + rng.normal(size=dim)
@@ -113,7 +114,7 @@ def cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
 def oracle_neighbours(
     case: Case, image: str, pool: list[str], floor: float
 ) -> list[tuple[float, int]]:
-    """(similarity, row) of every other image of the pool at or above the floor, in order."""
+    """Return (similarity, row) of every other image of the pool at or above the floor, in order."""
     row = case.ids.index(image)
     others = sorted({case.ids.index(other) for other in pool} - {row})
     found = [(cosine(case.image_ND[row], case.image_ND[other]), other) for other in others]
@@ -166,7 +167,7 @@ def oracle_pseudo(case: Case, settings: MineConfig) -> list[dict[str, Any]]:
 
 
 def oracle_table(case: Case, settings: MineConfig) -> list[dict[str, Any]]:
-    """Table NEIGHBOURS."""
+    """Return table NEIGHBOURS."""
     expected = []
     for pool in mine.make_pools(settings.pool, case.gallery(), case.rows()):
         for row in pool.queries_Q:
@@ -213,9 +214,7 @@ def test_neighbours_equal_the_oracle(seed: int, kind: str, pool: str) -> None:
 def test_neighbours_do_not_depend_on_how_the_queries_are_divided(
     kind: str, batch_size: int
 ) -> None:
-    """Near-ties: 300 images so alike that FAISS's own scores order them differently from batch to
-    batch.
-    """
+    """Near-ties: 300 images so alike that FAISS's scores order them differently in each batch."""
     case = random_case(0, kind="ties")
     if kind == "near-ties":
         rng = np.random.default_rng(0)
@@ -281,7 +280,7 @@ def test_pseudo_triplets_equal_the_oracle(seed: int, kind: str, pool: str) -> No
 
 
 def line_case(similarities: list[float], *, target: str = "image-1") -> Case:
-    """Image 0 has images 1, 2, ... at the given similarities; one triplet (image-0, target)."""
+    """Return a triplet (image-0, target) and images 1, 2, ... at these similarities to image 0."""
     image_ND = np.array([[1.0, 0.0]] + [[s, np.sqrt(1 - s * s)] for s in similarities], np.float32)
     ids = [f"image-{i}" for i in range(len(image_ND))]
     return Case(
@@ -312,9 +311,7 @@ def test_alpha_must_be_exceeded() -> None:
 
 
 def test_substitutes_are_counted_before_replacements_that_say_nothing_are_dropped() -> None:
-    """Image 1 is the target: replacing the reference by it says nothing, yet it fills a place of
-    s_max = 2.
-    """
+    """Image 1 is the target: replacing the reference by it is useless, yet it counts for s_max."""
     case = line_case([0.95, 0.94, 0.93])
     settings = settings_of(eps_low=0.9, s_max=2, alpha=-1)
     pseudo, counts = case.pseudo(settings)

@@ -27,7 +27,7 @@ class Row(NamedTuple):
 
 
 def table(*rows: Row) -> pa.Table:
-    """Table CANDIDATES; each triplet's target is an image of its own."""
+    """Return table CANDIDATES; each triplet's target is an image of its own."""
     columns: list[dict[str, Any]] = [
         {
             "triplet_id": row.triplet,
@@ -54,7 +54,7 @@ def table(*rows: Row) -> pa.Table:
 def chosen(
     candidates: pa.Table, *, count: int = 8, seed: int = 0
 ) -> dict[str, list[tuple[str, str, float]]]:
-    """group -> (triplet, nearest threshold, distance)."""
+    """Return group -> (triplet, nearest threshold, distance)."""
     found = mine.choose_examples(candidates, SETTINGS, count=count, seed=seed)
     assert found.schema == EXAMPLE
     groups: dict[str, list[tuple[str, str, float]]] = {"good": [], "borderline": [], "refused": []}
@@ -92,7 +92,7 @@ def test_examples_stand_in_three_groups_with_the_nearest_threshold_and_its_dista
 
 
 def test_the_thresholds_take_turns() -> None:
-    """Twenty lie nearer to alpha than the one that is near eps_low; it is shown nevertheless."""
+    """Twenty are nearer to alpha than the one near eps_low is to that; it is shown nevertheless."""
     crowd = [Row(f"t{i}", 0.945, 0.6001 + i * 1e-5, f"s{i}") for i in range(20)]
     far = [Row(f"far{i}", 0.945, 0.9, f"far{i}") for i in range(30)]
     found = chosen(

@@ -1,6 +1,4 @@
-"""A pool searched in shards gives what plain numpy gives, and no shard needs more memory than it
-may.
-"""
+"""A pool searched in shards gives what plain numpy gives, and no shard exceeds its memory."""
 
 import subprocess
 import sys
@@ -16,15 +14,17 @@ from raycd import mine
 from raycd.config import MineConfig
 from raycd.errors import DataError
 from raycd.index import approximate
-from raycd.mine.searcher import NEAR, Nearest
+from raycd.mine.search import NEAR, Nearest
 
 N, D = 2000, 400  # 3.05 MiB
 S = 5
 
 
 def features_of(kind: str) -> NDArray[np.float32]:
-    """Features (N, D). `ties`: 729 different images, so that equal ones and equal similarities lie
-    in all shards; `few`: 27 of them.
+    """Return features (N, D).
+
+    `ties`: 729 different images, so that equal ones and equal similarities are in all shards;
+    `few`: 27 of them.
     """
     rng = np.random.default_rng(0)
     if kind == "smooth":
@@ -36,12 +36,12 @@ def features_of(kind: str) -> NDArray[np.float32]:
 
 
 def pools() -> list[mine.Pool]:
-    """Two pools that share images; one has gaps, and the queries lie in all of its shards."""
+    """Return two pools that share images; one has gaps, and all of its shards have queries."""
     odd = np.concatenate([np.arange(1, 1400, 2), np.arange(1400, N)])
     parts = [(np.arange(1500), np.arange(7, 1500, 15)), (odd, odd[::13])]
     return [
-        mine.Pool(f"pool-{place}", rows.astype(np.int32), queries.astype(np.int32))
-        for place, (rows, queries) in enumerate(parts)
+        mine.Pool(f"pool-{number}", rows.astype(np.int32), queries.astype(np.int32))
+        for number, (rows, queries) in enumerate(parts)
     ]
 
 
@@ -52,7 +52,7 @@ def settings_of(**fields: Any) -> MineConfig:
 
 
 def oracle(features_ND: NDArray[np.float32], pool: mine.Pool, floor: float) -> list[dict[str, Any]]:
-    """Table NEIGHBOURS of a pool: all similarities at once, sorted by similarity and row."""
+    """Return table NEIGHBOURS of a pool: all similarities at once, sorted by similarity and row."""
     wide = features_ND.astype(np.float64)
     length = np.sqrt((wide * wide).sum(axis=1, keepdims=True))
     unit = (wide / np.where(length > 0, length, 1)).astype(np.float32).astype(np.float64)
@@ -60,7 +60,9 @@ def oracle(features_ND: NDArray[np.float32], pool: mine.Pool, floor: float) -> l
     rows = []
     for query, own_P in zip(pool.queries_Q.tolist(), similarity_QP, strict=True):
         order = np.lexsort([pool.rows_P, -own_P])
-        found = [place for place in order if pool.rows_P[place] != query and own_P[place] >= floor]
+        found = [
+            number for number in order if pool.rows_P[number] != query and own_P[number] >= floor
+        ]
         first = {
             "neighbours": pool.rows_P[found[:S]].tolist(),
             "similarities": own_P[found[:S]].tolist(),
@@ -98,16 +100,16 @@ def test_lists_may_come_in_any_order(seed: int) -> None:
     for at in np.random.default_rng(seed).permutation(len(todo)):
         visit = todo[at]
         rows_P = shards[visit.shard].rows_P
-        searcher = mine.Searcher(mine.normalise(features_ND, rows_P), rows_P, settings)
+        searcher = mine.NeighbourSearch(mine.normalise(features_ND, rows_P), rows_P, settings)
         queries_BD = mine.normalise(features_ND, visit.rows_B)
-        lists.add(visit.place_B, searcher(visit.rows_B, queries_BD, np.arange(len(queries_BD))))
+        lists.add(visit.query_B, searcher(visit.rows_B, queries_BD, np.arange(len(queries_BD))))
     assert lists.table().equals(
         mine.find_neighbours(features_ND, pools(), settings), check_metadata=True
     )
 
 
 def inaccurate(unit_PD: NDArray[np.float32]) -> Nearest:
-    """Compares with every image, as on a GPU: scores a little off, and of equal ones any."""
+    """Compare with every image, as on a GPU: scores a little off, and of equal ones any."""
     rng = np.random.default_rng(0)
 
     def nearest(
@@ -153,8 +155,8 @@ def test_a_shard_with_its_index_needs_no_more_memory_than_a_worker_may_have(
 ) -> None:
     features_ND = features_of("smooth")
     shards = mine.make_shards(pools(), D, settings)
-    for place, pool in enumerate(pools()):
-        parts = [shard.rows_P for shard in shards if shard.pool == place]
+    for number, pool in enumerate(pools()):
+        parts = [shard.rows_P for shard in shards if shard.pool == number]
         assert np.array_equal(np.concatenate(parts), pool.rows_P)
         assert len(parts) > 1
     for shard in shards[:2]:
@@ -178,7 +180,8 @@ from raycd.config import MineConfig
 def peak():
     return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 
-count, dim, settings = int(sys.argv[1]), int(sys.argv[2]), MineConfig.model_validate_json(sys.argv[3])
+count, dim = int(sys.argv[1]), int(sys.argv[2])
+settings = MineConfig.model_validate_json(sys.argv[3])
 unit_PD = np.random.default_rng(0).standard_normal((count, dim), np.float32)
 approximate.build(unit_PD[:1000], settings)  # what FAISS itself needs
 before = peak()

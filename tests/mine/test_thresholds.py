@@ -17,7 +17,7 @@ N, T, D = 60, 40, 8
 
 
 def table(spread: float, settings: MineConfig) -> pa.Table:
-    """Candidates of random images whose cosines lie the closer together the smaller `spread` is."""
+    """Return candidates of random images; the smaller `spread`, the closer are their cosines."""
     rng = np.random.default_rng(0)
     image_ND: NDArray[np.float32] = (1 + spread * rng.normal(size=(N, D))).astype(np.float32)
     text_TD = (spread * rng.normal(size=(T, D))).astype(np.float32)
@@ -112,13 +112,13 @@ def test_examples_lie_about_the_thresholds_that_were_measured() -> None:
 
 @pytest.mark.parametrize("field", ["eps_low", "alpha"])
 def test_a_quantile_below_zero_is_refused(field: str) -> None:
-    with pytest.raises(ValueError, match=f"mine.{field} -0.5 is no quantile"):
+    with pytest.raises(ValueError, match=f"mine.{field} -0.5 is not a quantile"):
         quantiles(**{field: -0.5})
 
 
 def test_the_line_says_which_cosines_they_are() -> None:
-    now = {"eps_low": 0.81, "eps_high": 0.97, "s_max": 4, "alpha": 0.66}
-    assert mine.thresholds_line(quantiles(), now) == (  # type: ignore[arg-type]
+    now: mine.Thresholds = {"eps_low": 0.81, "eps_high": 0.97, "s_max": 4, "alpha": 0.66}
+    assert mine.thresholds_line(quantiles(), now) == (
         "thresholds as quantiles: mine.eps_low 0.5 is similarity 0.81, mine.eps_high 0.9 is 0.97, "
         "mine.alpha 0.25 is score 0.66"
     )

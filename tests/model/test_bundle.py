@@ -20,7 +20,7 @@ from raycd.search.searcher import Query, Searcher
 
 @pytest.fixture
 def copy(tiny_bundle: Any, tmp_path: Path) -> Path:
-    """A bundle to spoil."""
+    """Return a copy of the bundle, to damage."""
     return Path(shutil.copytree(tiny_bundle.folder, tmp_path / "bundle"))
 
 

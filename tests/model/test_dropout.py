@@ -1,4 +1,4 @@
-"""The quick dropout does what torch's own does."""
+"""The fast dropout does what torch's own does."""
 
 import pytest
 import torch

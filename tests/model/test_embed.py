@@ -15,7 +15,7 @@ MakeEncoder = Callable[[], Encoder]
 
 @pytest.fixture
 def images(tmp_path: Path) -> dict[str, str | None]:
-    """Two whole images and five broken ones, by id."""
+    """Return two whole images and five broken ones, by id."""
     rng = np.random.default_rng(0)
     for name, size in (("wide", (40, 60)), ("tall", (64, 33))):
         Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from raycd.config import EncoderConfig
+from raycd.data.preprocess import Preprocess
 from raycd.errors import RaycdError, WeightsError
 from raycd.model import encoder as encoders
 from raycd.model.encoder import CONFIG, PREPROCESS, WEIGHTS, Encoder
@@ -48,19 +49,19 @@ def test_a_saved_encoder_gives_the_same_features_and_fingerprint(
 def test_weights_preprocessing_and_architecture_each_change_the_fingerprint(
     new_encoder: MakeEncoder,
 ) -> None:
-    marks = {new_encoder().fingerprint()}
-    assert marks == {new_encoder().fingerprint()}
+    prints = {new_encoder().fingerprint()}
+    assert prints == {new_encoder().fingerprint()}
     other = new_encoder()
     with torch.no_grad():
         other.clip.visual.attnpool.c_proj.bias[0] += 1e-3
-    marks.add(other.fingerprint())
+    prints.add(other.fingerprint())
     other = new_encoder()
-    other.preprocess = encoders.Preprocess(32, 1.5, other.preprocess.mean, other.preprocess.std)
-    marks.add(other.fingerprint())
+    other.preprocess = Preprocess(32, 1.5, other.preprocess.mean, other.preprocess.std)
+    prints.add(other.fingerprint())
     other = new_encoder()
     other.model_config = {**other.model_config, "quick_gelu": False}
-    marks.add(other.fingerprint())
-    assert len(marks) == 4
+    prints.add(other.fingerprint())
+    assert len(prints) == 4
 
 
 def test_features_are_float32_rows_of_the_embedding_size_and_not_normalised(
@@ -101,7 +102,6 @@ def test_the_papers_architecture_is_resolved_with_288_pixels_and_640_dimensions(
 
 
 # ---- mistakes
-# ------------------------------------------------------------------------------------------------------
 
 
 def test_an_unknown_model_names_the_nearest() -> None:
@@ -192,7 +192,6 @@ def test_a_folder_of_configs_adds_its_models(tmp_path: Path, tiny_configs: str) 
 
 
 # ---- training
-# ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -245,7 +244,7 @@ def test_gradient_checkpointing_gives_the_same_gradient(
 
 
 def saved_activations(encoder: Encoder, run: Callable[[], torch.Tensor]) -> int:
-    """Bytes that a forward pass keeps for the backward pass, weights apart."""
+    """Return the bytes that a forward pass keeps for the backward pass, weights excepted."""
     weights = {parameter.data_ptr() for parameter in encoder.parameters()}
     kept: dict[int, int] = {}
 
@@ -287,7 +286,6 @@ def test_bf16_comes_close_to_fp32(new_encoder: MakeEncoder, pixels: torch.Tensor
 
 
 # ---- texts
-# ---------------------------------------------------------------------------------------------------------
 
 
 def test_long_texts_are_cut_to_the_context_length(new_encoder: MakeEncoder) -> None:

@@ -1,4 +1,4 @@
-"""Folded batch norms: the same features, and none is left."""
+"""Folded batch norms: the same features, and no batch norm remains."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from raycd.model.fold import fold_batch_norms
+from raycd.model.encoder import fold_batch_norms
 
 
 def test_an_encoder_gives_the_same_features_without_its_batch_norms(

@@ -61,7 +61,7 @@ def relu(x: NDArray[np.float32]) -> NDArray[np.float32]:
 def combiner_parts(
     given: Weights, x: NDArray[np.float32], t: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """v + l t + (1 - l) x of Clip4Cir, without dropout."""
+    """Return v + l t + (1 - l) x of Clip4Cir, without dropout."""
     h = np.concatenate(
         [relu(fc(given, "project_text.0", t)), relu(fc(given, "project_image.0", x))], axis=1
     )
@@ -73,7 +73,7 @@ def combiner_parts(
 def bilinear_part(
     given: Weights, x: NDArray[np.float32], t: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """f_out of eqs 5 to 7."""
+    """Return f_out of eqs 5 to 7."""
     f_image, f_text = relu(fc(given, "project_image.0", x)), relu(fc(given, "project_text.0", t))
     f_bil = np.stack([np.outer(i, j).reshape(-1) for i, j in zip(f_image, f_text, strict=True)])
     return fc(given, "output.2", relu(fc(given, "output.0", f_bil)))
@@ -125,7 +125,6 @@ def test_sum_is_the_normalised_sum_and_has_no_parameters() -> None:
 
 
 # ---- every head
-# ----------------------------------------------------------------------------------------------------
 
 
 def test_the_registry_names_every_head() -> None:
@@ -183,7 +182,6 @@ def test_the_settings_of_stage_2_shape_the_head() -> None:
 
 
 # ---- mistakes
-# ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("k", [6, 7])

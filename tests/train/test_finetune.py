@@ -10,7 +10,7 @@ from raycd.data.captions import training_texts
 from raycd.data.demo.synthetic import write_demo_data
 from raycd.data.read import read
 from raycd.data.schema import Dataset
-from raycd.data.selection import carve
+from raycd.data.selection import hold_out
 from raycd.model.encoder import Encoder
 from raycd.train.batches import epoch_batches
 from raycd.train.finetune import FineTune, SumOfFeatures
@@ -44,7 +44,7 @@ def settings(**stage1: object) -> Config:
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     root, config = tmp_path_factory.mktemp("catalogue"), settings()
     write_demo_data(root, config.data.synthetic)
-    return carve(read(config.data, str(root)), 0.2, seed=0)
+    return hold_out(read(config.data, str(root)), 0.2, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -92,9 +92,9 @@ def test_a_batch_holds_references_then_targets_and_numbers_the_targets(task: Fin
     wanted = [task.triplets[row] for row in rows]
     assert batch.pixels.shape == (6, 32, 32, 3)
     assert batch.pixels.dtype == torch.uint8
-    for place, triplet in enumerate(wanted):
-        assert torch.equal(batch.pixels[place], task.pixels.one(triplet["reference"]))
-        assert torch.equal(batch.pixels[3 + place], task.pixels.one(triplet["target"]))
+    for index, triplet in enumerate(wanted):
+        assert torch.equal(batch.pixels[index], task.pixels.one(triplet["reference"]))
+        assert torch.equal(batch.pixels[3 + index], task.pixels.one(triplet["target"]))
     ids = list(task.pixels.paths)
     assert [ids[number] for number in batch.targets] == [triplet["target"] for triplet in wanted]
 

@@ -34,7 +34,7 @@ def settings(**stage2: object) -> Config:
 
 @pytest.fixture
 def dataset() -> Dataset:
-    """Eight train triplets i -> i + 1, and four val triplets over the same images."""
+    """Return eight train triplets i -> i + 1, and four val triplets over the same images."""
     builder = DatasetBuilder()
     for split, count in (("train", 8), ("val", 4)):
         builder.add_gallery("dress", split, IDS, source="x")
@@ -60,7 +60,7 @@ def texts() -> Features:
 
 
 def pseudo(*rows: tuple[str, str, str]) -> pa.Table:
-    """Each row is triplet id, reference, target."""
+    """Return a table; each row is triplet id, reference, target."""
     made = [
         {
             "triplet_id": t,

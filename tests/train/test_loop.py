@@ -35,9 +35,7 @@ class Silence:
 
 
 class Toy:
-    """Twenty rows that learn to find themselves, with dropout, and every third epoch over eight
-    others.
-    """
+    """Twenty rows that learn to find themselves, with dropout; every third epoch has eight."""
 
     name = "toy"
 

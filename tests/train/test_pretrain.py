@@ -40,7 +40,7 @@ def test_the_pretrained_encoder_is_made_once_and_kept(
 
 
 def test_the_same_seed_gives_the_same_encoder(config: PretrainConfig) -> None:
-    marks = [pretrain.pretrain(settings, 1.25).fingerprint() for settings in (config, config)]
+    prints = [pretrain.pretrain(settings, 1.25).fingerprint() for settings in (config, config)]
     torch.manual_seed(1)
-    marks.append(pretrain.pretrain(config.model_copy(update={"seed": 1}), 1.25).fingerprint())
-    assert marks[0] == marks[1] != marks[2]
+    prints.append(pretrain.pretrain(config.model_copy(update={"seed": 1}), 1.25).fingerprint())
+    assert prints[0] == prints[1] != prints[2]

@@ -57,5 +57,5 @@ def test_a_metric_that_does_not_exist_is_told_with_those_that_do(name: str) -> N
     assert str(caught.value) == (
         f"there is no such metric\n  got:      {name}\n"
         "  expected: recall@10 or recall@50, alone or after one of: dress/, shirt/\n"
-        "  to do:    mend the metric, or measure other ranks by --evaluate.ks"
+        "  to do:    correct the metric, or measure other ranks by --evaluate.ks"
     )

@@ -1,1 +1,1 @@
-"""The demo data: garments drawn with triplets in words, the same from the same seed."""
+"""Demo data: drawn garments with triplets in words, the same for the same seed."""

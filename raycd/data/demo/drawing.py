@@ -1,6 +1,4 @@
-"""How garments are drawn, with nuisance (background, scale, shift, shade) that no sentence
-mentions.
-"""
+"""The drawing of garments, with nuisance (background, scale, shift, shade) that no text names."""
 
 from __future__ import annotations
 
@@ -14,11 +12,8 @@ from raycd.data.demo.garments import COLOURS, Garment
 At = Callable[[float, float], tuple[float, float]]  # garment coordinates -> pixels
 
 SKIN = (224, 186, 160)
-_WAIST = {
-    "dress": 0.17,
-    "shirt": 0.19,
-    "toptee": 0.16,
-}  # half width of the body, as a share of the canvas
+# Half width of the body, as a share of the canvas
+_WAIST = {"dress": 0.17, "shirt": 0.19, "toptee": 0.16}
 _HEM_Y = {
     "dress": {"short": 0.66, "medium": 0.80, "long": 0.95},
     "shirt": {"short": 0.58, "medium": 0.70, "long": 0.84},
@@ -27,18 +22,14 @@ _HEM_Y = {
 
 
 def draw(rng: np.random.Generator, garment: Garment, size: int) -> Image.Image:
-    """A picture of the garment, RGB, size x size pixels, with random background, scale, shift and
-    shade.
-    """
+    """Draw the garment, RGB, size x size pixels, with random background, scale, shift and shade."""
     shade = rng.uniform(0.82, 1.12)
     scale = rng.uniform(0.82, 1.0) * size
     x0 = size / 2 + rng.uniform(-0.07, 0.07) * size
     y0 = rng.uniform(0.0, 0.06) * size
 
     def at(x: float, y: float) -> tuple[float, float]:
-        """From garment coordinates (x from the middle, y from the top, as shares of the canvas) to
-        pixels.
-        """
+        """Map garment coordinates (x from the middle, y from the top, as shares) to pixels."""
         return (x0 + x * scale, y0 + y * scale)
 
     def tint(name: str) -> tuple[int, ...]:
@@ -48,9 +39,7 @@ def draw(rng: np.random.Generator, garment: Garment, size: int) -> Image.Image:
     image = Image.new("RGB", (size, size), tuple(int(v) for v in light))
     brush = ImageDraw.Draw(image)
     _background(rng, brush, size, light)
-    brush.ellipse(
-        [at(-0.075, 0.0), at(0.075, 0.15)], fill=SKIN
-    )  # a head, so that the neck line shows
+    brush.ellipse([at(-0.075, 0.0), at(0.075, 0.15)], fill=SKIN)  # a head: the neck line shows
     mask = Image.new("L", (size, size), 0)
     outline = ImageDraw.Draw(mask)
     for polygon in _silhouette(garment):
@@ -66,7 +55,7 @@ def draw(rng: np.random.Generator, garment: Garment, size: int) -> Image.Image:
 def _background(
     rng: np.random.Generator, brush: ImageDraw.ImageDraw, size: int, light: np.ndarray
 ) -> None:
-    """A floor or a wall of another tone, or nothing."""
+    """Draw a floor or a wall of another tone, or nothing."""
     if rng.random() < 0.5:
         edge = int(rng.uniform(0.3, 0.9) * size)
         tone = tuple(int(v) for v in np.clip(light + rng.integers(-35, 35, 3), 0, 255))
@@ -76,7 +65,7 @@ def _background(
 
 
 def _silhouette(garment: Garment) -> list[list[tuple[float, float]]]:
-    """Polygons of body and sleeves, in garment coordinates."""
+    """Return polygons of body and sleeves, in garment coordinates."""
     waist = _WAIST[garment.category]
     hem_y = _HEM_Y[garment.category][garment.length]
     flare = waist + (0.45 * (hem_y - 0.4) if garment.category == "dress" else 0.02)
@@ -102,7 +91,7 @@ def _silhouette(garment: Garment) -> list[list[tuple[float, float]]]:
 def _pattern(
     brush: ImageDraw.ImageDraw, pattern: str, accent: tuple[int, ...], size: int, at: At
 ) -> None:
-    """Cover the whole canvas with the pattern; the mask cuts the garment out of it."""
+    """Draw the pattern over the whole canvas; the mask cuts the garment out of it."""
     step = max(4, size // 9)
     thick = max(1, size // 28)
     dx, dy = (int(v) % step for v in at(0, 0))
@@ -130,7 +119,7 @@ def _neck(brush: ImageDraw.ImageDraw, neck: str, at: At) -> None:
 def _trim(
     brush: ImageDraw.ImageDraw, garment: Garment, accent: tuple[int, ...], at: At, size: int
 ) -> None:
-    """Detail, and the row of buttons that makes a shirt a shirt."""
+    """Draw the detail, and the row of buttons that makes a shirt a shirt."""
     waist = _WAIST[garment.category]
     if garment.detail == "belt":
         brush.rectangle([at(-waist, 0.39), at(waist, 0.44)], fill=accent)

@@ -1,6 +1,4 @@
-"""The garments of the embedded catalogue: choices of attributes. `drawing` shows them, `wording`
-speaks of them.
-"""
+"""The garments of the demo data: choices of attributes that `drawing` shows and `wording` names."""
 
 from __future__ import annotations
 
@@ -58,14 +56,12 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
 
 
 def pick(rng: np.random.Generator, options: tuple[str, ...]) -> str:
-    """One of the options, each as likely."""
+    """Draw one of the options, all equally likely."""
     return options[int(rng.integers(len(options)))]
 
 
 def random_garment(rng: np.random.Generator, category: str) -> Garment:
-    """A garment of `category` with every attribute chosen at random; the accent never equals the
-    colour.
-    """
+    """Draw a garment of `category`; its accent never equals its colour."""
     garment = Garment(
         category=category, **{name: pick(rng, options) for name, options in CHOICES.items()}
     )
@@ -75,9 +71,7 @@ def random_garment(rng: np.random.Generator, category: str) -> Garment:
 
 
 def changed(rng: np.random.Generator, garment: Garment, count: int) -> Garment:
-    """`garment` with `count` attributes changed to other values; each change can be seen in the
-    picture.
-    """
+    """Return `garment` with `count` attributes changed, each visibly."""
     result = garment
     names = [name for name in CHOICES if name != "accent"]
     for name in rng.permutation(np.array(names))[:count]:
@@ -92,12 +86,12 @@ def changed(rng: np.random.Generator, garment: Garment, count: int) -> Garment:
 
 
 def wears_accent(garment: Garment) -> bool:
-    """Whether the accent can be seen."""
+    """Return whether the accent is visible."""
     return garment.pattern != "plain" or garment.detail != "none"
 
 
 def attributes(garment: Garment) -> dict[str, str]:
-    """Everything but the category that can be seen of a garment."""
+    """Return the visible attributes of a garment, all but its category."""
     return {
         name: getattr(garment, name)
         for name in CHOICES
@@ -106,7 +100,7 @@ def attributes(garment: Garment) -> dict[str, str]:
 
 
 def differences(reference: Garment, target: Garment) -> list[str]:
-    """Names of the attributes that differ and can be seen (an accent that nothing wears cannot)."""
+    """Return the names of attributes that differ visibly (an unused accent is invisible)."""
     names = [
         f.name for f in fields(Garment) if getattr(reference, f.name) != getattr(target, f.name)
     ]

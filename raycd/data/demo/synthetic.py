@@ -1,9 +1,9 @@
-"""The embedded catalogue: garments drawn from a seed, written in Fashion-IQ's own files and layout.
+"""The demo data set: garments drawn from a seed, written in Fashion-IQ's own files and layout.
 
-Beside them attributes.json says what each garment is like.
+attributes.json beside them describes each garment.
 
-Families of garments differ from one another in one to three attributes, and a triplet joins two
-members of a family: so a gallery holds near misses of every target, as a shop does.
+Garments come in families that differ in one to three attributes, and a triplet joins two members of
+a family: a gallery holds near misses of every target, as a shop does.
 """
 
 from __future__ import annotations
@@ -35,14 +35,13 @@ SPLITS = ("train", "val")
 def write_demo_data(
     root: Path, config: SyntheticConfig, advance: Callable[[int], None] = lambda n: None
 ) -> None:
-    """Draw the catalogue into `root` (created): captions/, image_splits/ and images/ of Fashion-IQ,
-    attributes.json.
+    """Draw the demo data into `root` (created): Fashion-IQ's folders and attributes.json.
 
     The same configuration gives the same bytes. `advance(n)` is called as images are drawn.
     """
     for folder in ("captions", "image_splits", "images"):
         (root / folder).mkdir(parents=True, exist_ok=True)
-    said: dict[str, Attributes] = {}
+    described: dict[str, Attributes] = {}
     for c, category in enumerate(CATEGORIES):
         for s, split in enumerate(SPLITS):
             rng = np.random.default_rng([config.seed, c, s])
@@ -58,20 +57,18 @@ def write_demo_data(
                     root / "images" / f"{image_id}.jpg", quality=92
                 )
                 advance(1)
-            said |= {
+            described |= {
                 image_id: attributes(garment)
                 for image_id, garment in zip(ids, garments, strict=True)
             }
             _write_json(root / "image_splits" / f"split.{category}.{split}.json", ids)
             captions = list(_triplets(rng, ids, garments, triplets))
             _write_json(root / "captions" / f"cap.{category}.{split}.json", captions)
-    _write_json(root / FILE, said)
+    _write_json(root / FILE, described)
 
 
 def pretraining_pairs(seed: int, count: int, size: int) -> Iterator[tuple[Image.Image, str]]:
-    """`count` drawn images (size x size, RGB) with generic captions; none of them is in the
-    catalogue.
-    """
+    """Draw `count` images (size x size, RGB) with generic captions; none is in the demo data."""
     rng = np.random.default_rng([seed, 1 << 20])
     for i in range(count):
         garment = random_garment(rng, CATEGORIES[i % len(CATEGORIES)])
@@ -79,7 +76,7 @@ def pretraining_pairs(seed: int, count: int, size: int) -> Iterator[tuple[Image.
 
 
 def _garments(rng: np.random.Generator, category: str, count: int) -> list[Garment]:
-    """Garments in families: each member changes one to three attributes of an earlier one."""
+    """Draw garments in families: each member changes one to three attributes of an earlier one."""
     garments: list[Garment] = []
     for i in range(count):
         first = i - i % FAMILY
@@ -95,9 +92,7 @@ def _garments(rng: np.random.Generator, category: str, count: int) -> list[Garme
 def _triplets(
     rng: np.random.Generator, ids: list[str], garments: list[Garment], count: int
 ) -> Iterator[dict[str, object]]:
-    """Pairs of one family with two captions each; each ordered pair at most once, each with a
-    visible difference.
-    """
+    """Yield pairs of one family with two captions; ordered pairs are unique and differ visibly."""
     pairs = [
         (r, t)
         for first in range(0, len(ids), FAMILY)
@@ -105,7 +100,7 @@ def _triplets(
         for t in range(first, min(first + FAMILY, len(ids)))
         if r != t and 1 <= len(differences(garments[r], garments[t])) <= 4
     ]
-    # One triplet a target before any target comes twice: as in Fashion-IQ, targets hardly repeat.
+    # Each target gets one triplet before any gets two: as in Fashion-IQ, targets hardly repeat.
     order = rng.permutation(len(pairs))
     seen: dict[int, int] = {}
     chosen = sorted(order, key=lambda i: _turn(seen, pairs[i][1]))[:count]

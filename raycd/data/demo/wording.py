@@ -1,8 +1,8 @@
 """How people speak of garments, in two languages.
 
 `describe` writes the generic captions of pre-training ("a photo of a red dress"), `compare` the
-modification texts of triplets ("has long sleeves and is blue"). The gap between the two is the one
-that the paper's stage 1 closes (3.2.1).
+modification texts of triplets ("has long sleeves and is blue"). The paper's stage 1 closes the gap
+between the two (3.2.1).
 """
 
 from __future__ import annotations
@@ -68,9 +68,7 @@ _CHANGE = {  # the language of triplets; {x} is the new value
 
 
 def describe(rng: np.random.Generator, garment: Garment) -> str:
-    """A generic caption, as CLIP is pre-trained on: "a photo of a red dress", now and then with
-    more said.
-    """
+    """Write a generic caption, as CLIP is pre-trained on: "a photo of a red dress"."""
     words = [garment.colour]
     if garment.pattern != "plain" and rng.random() < 0.6:
         words.insert(0, garment.pattern)
@@ -84,8 +82,7 @@ def describe(rng: np.random.Generator, garment: Garment) -> str:
 
 
 def compare(rng: np.random.Generator, reference: Garment, target: Garment) -> tuple[str, str]:
-    """Two modification texts by two people: each sees the differences in another order and words
-    them in another way.
+    """Write two modification texts that order and word the differences in their own way.
 
     Each text names at most three differences, so one alone may leave something out.
     """

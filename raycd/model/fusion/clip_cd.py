@@ -1,10 +1,8 @@
-"""CLIP-CD's fusion (paper 3.2.2, Fig. 2): weighted sum, concatenation and bilinear pooling, added
-and normalised.
+"""CLIP-CD's fusion (paper 3.2.2, Fig. 2): weighted sum, concatenation and bilinear pooling.
 
-f_I = ReLU FC D->K x,  f_T = ReLU FC D->K t               (eq. 5), K < D
-f_bil = flatten(f_I outer f_T) in R^(K^2)                 (eq. 6)
-f_out = FC ReLU FC f_bil in R^D                           (eq. 7)
-query = L2(combiner's parts + f_out)
+f_I = ReLU FC D->K x,  f_T = ReLU FC D->K t               (eq. 5), K < D f_bil = flatten(f_I outer
+f_T) in R^(K^2)                 (eq. 6) f_out = FC ReLU FC f_bil in R^D
+(eq. 7) query = L2(combiner's parts + f_out)
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ class BilinearPooling(nn.Module):
         self.output = nn.Sequential(nn.Linear(bilinear_dim**2, dim), nn.ReLU(), nn.Linear(dim, dim))
 
     def forward(self, image_BD: torch.Tensor, text_BD: torch.Tensor) -> torch.Tensor:
-        """Un-normalised features (B, D) each -> f_out (B, D)."""
+        """Return f_out (B, D) of un-normalised features (B, D) each."""
         image_BK, text_BK = self.project_image(image_BD), self.project_text(text_BD)
         outer_BKK = image_BK.unsqueeze(2) * text_BK.unsqueeze(1)
         out: torch.Tensor = self.output(outer_BKK.flatten(1))
@@ -44,14 +42,14 @@ class ClipCd(nn.Module):
         self.bilinear = BilinearPooling(config.dim, config.bilinear_dim)
 
     def forward(self, image_BD: torch.Tensor, text_BD: torch.Tensor) -> torch.Tensor:
-        """Un-normalised features (B, D) each -> normalised query (B, D)."""
+        """Return normalised queries (B, D) of un-normalised features (B, D) each."""
         return F.normalize(
             self.combiner.parts(image_BD, text_BD) + self.bilinear(image_BD, text_BD), dim=-1
         )
 
 
 def build(config: HeadConfig) -> ClipCd:
-    """A CLIP-CD head. Raises ConfigError unless K < D."""
+    """Build a CLIP-CD head. Raises ConfigError unless K < D."""
     if config.bilinear_dim >= config.dim:
         raise ConfigError(
             "stage2.bilinear_dim (K) must be less than the feature size (D)",

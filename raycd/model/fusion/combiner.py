@@ -1,5 +1,4 @@
-"""Combiner of Clip4Cir (Baldrati et al., 2022): weighted sum and concatenation, the two old parts
-of CLIP-CD.
+"""Combiner of Clip4Cir (Baldrati et al., 2022), the weighted sum and concatenation of CLIP-CD.
 
 p_x = drop ReLU Lin D->P x,  p_t likewise;  h = [p_t; p_x]
 v   = Lin H->D drop ReLU Lin 2P->H h                      (concatenation)
@@ -35,9 +34,7 @@ class Combiner(nn.Module):
         )
 
     def parts(self, image_BD: torch.Tensor, text_BD: torch.Tensor) -> torch.Tensor:
-        """Un-normalised features (B, D) each -> v + l t + (1 - l) x (B, D), before the
-        normalisation.
-        """
+        """Return v + l t + (1 - l) x (B, D), before normalisation, of raw features (B, D) each."""
         both = torch.cat([self.project_text(text_BD), self.project_image(image_BD)], dim=-1)
         weight = self.weight(both)
         combined: torch.Tensor = (
@@ -46,10 +43,10 @@ class Combiner(nn.Module):
         return combined
 
     def forward(self, image_BD: torch.Tensor, text_BD: torch.Tensor) -> torch.Tensor:
-        """Un-normalised features (B, D) each -> normalised query (B, D)."""
+        """Return normalised queries (B, D) of un-normalised features (B, D) each."""
         return F.normalize(self.parts(image_BD, text_BD), dim=-1)
 
 
 def build(config: HeadConfig) -> Combiner:
-    """A Combiner of the sizes in `config`."""
+    """Build a Combiner of the sizes in `config`."""
     return Combiner(config)

@@ -1,6 +1,4 @@
-"""Dropout that is quick on processors, where torch draws each Bernoulli number for itself, ten
-times as slowly.
-"""
+"""Dropout that is fast on CPUs, where torch draws each number by itself, ten times slower."""
 
 from __future__ import annotations
 
@@ -10,15 +8,13 @@ from torch.nn import functional as F
 
 
 class Dropout(nn.Dropout):
-    """`nn.Dropout` with its mask cut out of random words where the features are on a processor.
+    """`nn.Dropout` that cuts its mask out of random words where the features are on a CPU.
 
     There p is rounded to a multiple of 1 / 65536.
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Features of any shape; each is zeroed with probability p while training, the others are
-        scaled up.
-        """
+        """Zero features of any shape with probability p while training and scale up the others."""
         if not self.training or self.p == 0 or input.device.type != "cpu":
             return F.dropout(input, self.p, self.training)
         count = input.numel()

@@ -22,7 +22,7 @@ WEIGHTS, SETTINGS = "head.safetensors", "head.json"
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """What shapes a head. Sizes of 0 mean the head's own default."""
+    """The shape of a head. Sizes of 0 mean the head's own default."""
 
     name: str
     dim: int
@@ -38,7 +38,7 @@ class HeadConfig:
 
     @classmethod
     def of(cls, config: Stage2Config, dim: int) -> HeadConfig:
-        """The head that stage 2's settings ask for, over features of size `dim`."""
+        """Return the head that stage 2's settings ask for, over features of size `dim`."""
         return cls(
             config.head,
             dim,
@@ -53,12 +53,15 @@ HEADS = ("clip_cd", "combiner", "sum")  # each is a file in this folder with a f
 
 
 def names() -> list[str]:
-    """The heads there are."""
+    """Return the names of the heads."""
     return list(HEADS)
 
 
 def create(config: HeadConfig) -> nn.Module:
-    """A head with fresh weights. Raises ConfigError for an unknown name or impossible sizes."""
+    """Build a head with fresh weights.
+
+    Raises ConfigError for an unknown name or impossible sizes.
+    """
     if config.name not in HEADS:
         near = difflib.get_close_matches(config.name, HEADS, n=1)
         raise ConfigError(
@@ -82,8 +85,9 @@ def save(head: nn.Module, config: HeadConfig, folder: Path) -> None:
 
 
 def load(folder: Path, *, dim: int | None = None) -> tuple[nn.Module, HeadConfig]:
-    """The head that `save` wrote, in eval mode. Raises WeightsError where it is broken or not made
-    for `dim`.
+    """Load the head that `save` wrote, in eval mode.
+
+    Raises WeightsError where it is damaged or not made for features of size `dim`.
     """
     try:
         config = HeadConfig(**json.loads((folder / SETTINGS).read_text(encoding="utf-8")))
@@ -101,6 +105,7 @@ def load(folder: Path, *, dim: int | None = None) -> tuple[nn.Module, HeadConfig
         raise WeightsError(
             "the fusion head and the encoder are of different size",
             got=f"a head for features of {config.dim}, an encoder of {dim}",
-            do="train the head on this encoder's features, or take the encoder that it was trained on",
+            do="train the head on this encoder's features, "
+            "or take the encoder that it was trained on",
         )
     return head.eval(), config

@@ -1,4 +1,4 @@
-"""Sum: the query is L2(x + t), as in stage 1 (eq. 3). It has no weights."""
+"""The sum as a head: the query is L2(x + t), as in stage 1 (eq. 3). It has no weights."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ class Sum(nn.Module):
     """L2(x + t)."""
 
     def forward(self, image_BD: torch.Tensor, text_BD: torch.Tensor) -> torch.Tensor:
-        """Un-normalised features (B, D) each -> normalised query (B, D)."""
+        """Return normalised queries (B, D) of un-normalised features (B, D) each."""
         return F.normalize(image_BD + text_BD, dim=-1)
 
 
 def build(config: HeadConfig) -> Sum:
-    """Any dimension will do."""
+    """Build the head, which fits any dimension."""
     return Sum()

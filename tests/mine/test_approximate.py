@@ -1,6 +1,4 @@
-"""HNSW and IVF: their recall is what brute force says it is, they are the same each time, and a low
-recall is told.
-"""
+"""HNSW and IVF: their recall equals brute force's, they are repeatable, low recall is reported."""
 
 from typing import Any
 
@@ -18,7 +16,7 @@ LITTLE: dict[str, dict[str, int]] = {"hnsw": {"hnsw_m": 2, "hnsw_ef": 1}, "ivf":
 
 
 def clustered() -> NDArray[np.float32]:
-    """Noise around 60 centres."""
+    """Return noise around 60 centres."""
     rng = np.random.default_rng(0)
     centres = rng.normal(size=(60, D))
     return (centres[rng.integers(0, 60, N)] + 0.5 * rng.normal(size=(N, D))).astype(np.float32)
@@ -33,9 +31,7 @@ def found_by(index: str, **fields: int) -> pa.Table:
 
 
 def recall_by_hand(found: pa.Table) -> float:
-    """Share of the pairs (query, neighbour) that numpy finds, at or above the floor and among the
-    first ten.
-    """
+    """Return the share of numpy's first ten pairs (query, neighbour), at or above the floor."""
     wide = clustered().astype(np.float64)
     unit = (
         (wide / np.linalg.norm(wide, axis=1, keepdims=True)).astype(np.float32).astype(np.float64)
@@ -47,9 +43,9 @@ def recall_by_hand(found: pa.Table) -> float:
     ):
         own_P[query] = -1
         exact = {
-            place
-            for place in np.argsort(-own_P, kind="stable")[:10].tolist()
-            if own_P[place] >= 0.5
+            index
+            for index in np.argsort(-own_P, kind="stable")[:10].tolist()
+            if own_P[index] >= 0.5
         }
         hits, wanted = hits + len(exact & set(neighbours)), wanted + len(exact)
     return hits / wanted
@@ -128,16 +124,18 @@ def test_the_record_says_kind_shards_memory_and_recall() -> None:
         1000,
     )
     assert mine.searched_line(found) == (
-        f"hnsw, 3 shards of at most {found['worker_mib']} MiB, recall 0.987 of the exact neighbours of 1,000 images"
+        f"hnsw, 3 shards of at most {found['worker_mib']} MiB, "
+        "recall 0.987 of the exact neighbours of 1,000 images"
     )
     assert mine.searched_line(record_of(index="flat", shards=1)) == "flat, 1 shard of 1 MiB, exact"
 
 
-def test_a_recall_below_95_per_cent_is_told_with_its_remedy() -> None:
+def test_a_recall_below_95_per_cent_is_reported_with_its_remedy() -> None:
     assert mine.low_recall(record_of(recall=0.95)) == []
     [said] = mine.low_recall(record_of(recall=0.9412))
     assert said == (
-        "hnsw found 94.1% of the exact neighbours of 1,000 images, less than 95%: raise mine.hnsw_ef and mine again"
+        "hnsw found 94.1% of the exact neighbours of 1,000 images, less than 95%: "
+        "raise mine.hnsw_ef and mine again"
     )
     [said] = mine.low_recall(record_of(recall=0.2, index="ivf"))
     assert "raise mine.ivf_probes" in said

@@ -1,0 +1,97 @@
+"""The gallery of a bundle as a table: gallery.parquet, checked where it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from raycd.bundle.manifest import AGAIN, GALLERY
+from raycd.data import moved
+from raycd.errors import WeightsError
+from raycd.gallery.static import SCHEMA
+
+# Key of the table's metadata: fingerprint of the encoder that measured the features
+ENCODER = b"encoder"
+_FEATURE = "feature"
+
+
+def gallery_table(
+    image_ids: Sequence[str],
+    categories: Sequence[Sequence[str]],
+    paths: Sequence[str | None],
+    features_GD: NDArray[np.float32],
+    fingerprint: str,
+    *,
+    attributes: Sequence[Mapping[str, str]] | None = None,
+    run: str = "",
+) -> pa.Table:
+    """Build the table of searchable images.
+
+    Features (G, D) are as the encoder of that fingerprint returns them, not normalised. `run` is
+    the folder of the run, by which pictures are found after it has moved.
+    """
+    size, dim = features_GD.shape
+    flat = pa.array(np.ascontiguousarray(features_GD, np.float32).reshape(-1))
+    known = [image_ids, categories, paths, [list(one.items()) for one in attributes or [{}] * size]]
+    columns = [pa.array(values, field.type) for values, field in zip(known, SCHEMA, strict=True)]
+    features = pa.FixedSizeListArray.from_arrays(flat, dim)
+    assert all(len(column) == size for column in columns)
+    table = pa.table([*columns, features], names=[*SCHEMA.names, _FEATURE])
+    return table.replace_schema_metadata({ENCODER: fingerprint.encode(), moved.RUN: run.encode()})
+
+
+def gallery_features(gallery: pa.Table) -> NDArray[np.float32]:
+    """Return the features (G, D) of a gallery table."""
+    column = gallery[_FEATURE].combine_chunks()
+    flat: NDArray[np.float32] = column.flatten().to_numpy(zero_copy_only=False)
+    return flat.reshape(len(column), -1)
+
+
+def read_gallery(folder: Path) -> pa.Table:
+    """Return the gallery table of a bundle with its features, which `load` leaves on disk.
+
+    Raises WeightsError where it is damaged.
+    """
+    table = read_table(folder / GALLERY)
+    feature = table.schema.field(_FEATURE).type if _FEATURE in table.column_names else pa.null()
+    if not pa.types.is_fixed_size_list(feature) or feature.value_type != pa.float32():
+        raise _damaged(
+            folder / GALLERY, f"features of type {feature}", "lists of float32, all of one size"
+        )
+    column = table[_FEATURE]
+    if column.null_count or not np.isfinite(gallery_features(table)).all():
+        raise _damaged(folder / GALLERY, "a feature that is absent or not finite", "finite numbers")
+    return table
+
+
+def read_table(path: Path, *, features: bool = True) -> pa.Table:
+    """Return the gallery's rows, checked. Raises WeightsError."""
+    try:
+        columns = [name for name in pq.read_schema(path).names if features or name != _FEATURE]
+        table = pq.read_table(path, columns=columns)
+        rows = table.select(SCHEMA.names).cast(SCHEMA)
+        ids = rows["image_id"]
+        texts = [pc.list_flatten(rows["categories"]), ids]
+        if any(column.null_count for column in texts) or pc.count_distinct(ids).as_py() != len(ids):
+            raise _damaged(
+                path,
+                "image ids or categories that are null, or ids that repeat",
+                "one row an image",
+            )
+    except (OSError, ValueError, KeyError, TypeError, NotImplementedError) as error:  # Arrow's too
+        raise _damaged(
+            path, f"{type(error).__name__}: {error}", f"Parquet of {', '.join(SCHEMA.names)}"
+        ) from error
+    return table
+
+
+def _damaged(path: Path, got: str, expected: str) -> WeightsError:
+    return WeightsError(
+        f"{path} is damaged", got=" ".join(got.split())[:300], expected=expected, do=AGAIN
+    )
