@@ -200,8 +200,8 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> TinyBundle:
             torch.stack([clip.preprocess(image) for image in images])
         ).numpy()
     categories = [["dress"] if i % 2 else ["shirt", "toptee"] for i in range(12)]
-    place = tmp_path_factory.mktemp("tiny")
-    paths = [str(place / f"{image_id}.png") for image_id in image_ids]
+    base = tmp_path_factory.mktemp("tiny")
+    paths = [str(base / f"{image_id}.png") for image_id in image_ids]
     for image, path in zip(images, paths, strict=True):
         image.save(path)
     attributes = [{"pattern": "striped"} if i % 3 == 0 else {} for i in range(12)]
@@ -210,7 +210,7 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> TinyBundle:
     )
     config = Config(preset="demo", encoder=EncoderConfig(name="raycd-demo", pretrained=""))
     metrics = {"average": {"recall@10": 0.5}}
-    folder, head = place / "bundle", fusion.create(settings).eval()
+    folder, head = base / "bundle", fusion.create(settings).eval()
     texts = ["is blue", "has long sleeves"]
     bundle.write(folder, clip, head, settings, gallery, config, metrics, example_texts=texts)
     return TinyBundle(folder, image_ids, images)

@@ -138,6 +138,6 @@ class Postgres:
 def _lives(process: psutil.Process) -> bool:
     """One that has ended stays in the list of processes until somebody asks what became of it."""
     try:
-        return process.status() != psutil.STATUS_ZOMBIE
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False

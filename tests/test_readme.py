@@ -29,7 +29,7 @@ def test_every_module_stands_in_the_tree() -> None:
         "registry.py",
     }  # the tree names their folder's heads
     inside = (
-        "raycd/catalogue/migrations/",
+        "raycd/gallery_db/migrations/",
         "raycd/mine/",
         "raycd/report/",
         "raycd/index/",

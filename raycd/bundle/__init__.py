@@ -34,12 +34,11 @@ from raycd import __version__
 from raycd.bundle import sample
 from raycd.config import Config
 from raycd.data import moved
-from raycd.durable import replacing
+from raycd.durable import replace_folder, sha256
 from raycd.errors import WeightsError
 from raycd.gallery.static import SCHEMA
 from raycd.index import FILES as INDEX_FILES
 from raycd.index import Index
-from raycd.index.files import sha256
 from raycd.model import encoder as encoders
 from raycd.model import fusion
 from raycd.model.encoder import Encoder
@@ -232,7 +231,7 @@ def write(
     index = build_index(
         encoder, head, features_GD, config, example_texts, threads=config.compute.threads
     )
-    with replacing(folder) as fresh:
+    with replace_folder(folder) as fresh:
         encoder.save(fresh / "encoder")
         fusion.save(head, head_config, fresh / "head")
         pq.write_table(gallery, fresh / GALLERY)

@@ -5,7 +5,7 @@ Shapes: G images, D feature size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True)
 class Put:
-    """An image that is added, or takes the place of the one of the same id."""
+    """An image to add, or to put in place of the one with the same id."""
 
     image_id: str
     feature: NDArray[np.float32]
@@ -23,12 +23,12 @@ class Put:
     categories: tuple[str, ...] = ()
     attributes: Mapping[str, str] = field(default_factory=dict)
     path: str | None = None
-    """Where its picture is: a path or URI, or what `Pictures.add` returned; None: it has none."""
+    """Its picture: a path, a URI, or what `Pictures.add` returned; None where it has none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Delete:
-    """An image that is removed."""
+    """An image to remove."""
 
     image_id: str
 
@@ -41,13 +41,11 @@ class Done:
     """What a change did, once it is on the disk."""
 
     version: int
-    """The gallery database's after it; where there was nothing to delete, the one that it had
-    already.
-    """
+    """Version of the gallery database after the change; unchanged where nothing was deleted."""
     existed: bool
     """Whether there was such an image before."""
     old_path: str | None
-    """The picture of the image that it replaced or removed."""
+    """The picture of the image that was replaced or removed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +59,12 @@ class Row:
     attributes: Mapping[str, str]
     path: str | None
     feature: NDArray[np.float32] | None
-    """(D,); None where it was deleted, or where the asked encoder has not yet encoded its picture.
-    """
+    """(D,); None where the image was deleted or the requested encoder has not encoded it yet."""
 
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """All that was changed after a version, in the order of the changes, and the version that this
-    makes.
-    """
+    """All changes since a version, in their order, and the version that they lead to."""
 
     version: int
     rows: list[Row]
@@ -81,22 +76,60 @@ class Contents:
 
     version: int
     table: pa.Table
-    """image_id, categories, path, attributes: of the types of `bundle.gallery_table`, without its
-    features.
-    """
+    """Columns of `gallery.static.SCHEMA`, (G,) rows."""
     features_GD: NDArray[np.float32]
     """Not normalised."""
     unencoded: list[Row]
-    """Images that the asked encoder has not yet encoded; they are not in the table."""
+    """Images that the requested encoder has not encoded yet; the table does not contain them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Seed:
-    """The bundle's gallery that the gallery database began with."""
+    """The bundle's gallery that the database was filled with at first."""
 
     digest: str
     """SHA-256 of its gallery.parquet."""
     version: int
-    """The gallery database's with all of it, and nothing else, in it: its images have versions 1 to
-    this, in their order.
-    """
+    """Version of the database after that: the bundle's images have versions 1 to this one."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The rows after a list of changes, by what has to be done to them."""
+
+    version: int
+    """Version of the gallery database after the changes."""
+    done: list[Done]
+    """Result of each change."""
+    put: list[tuple[Put, int]]
+    """Images that are there afterwards, and their versions."""
+    deleted: dict[str, int]
+    """Ids of removed images, and the versions at which they were removed."""
+    replaced: set[str]
+    """Ids of images that were there before; their features are removed."""
+
+    @classmethod
+    def of(cls, changes: Sequence[Change], version: int, known: Mapping[str, str | None]) -> Plan:
+        """Plan changes that follow `version`.
+
+        Args:
+            known: Id -> path of the picture, of those of the images that are there now.
+        """
+        paths, done = dict(known), []
+        put: dict[str, tuple[Put, int]] = {}
+        deleted: dict[str, int] = {}
+        for change in changes:
+            image_id = change.image_id
+            existed = image_id in paths
+            if isinstance(change, Put) or existed:
+                version += 1
+            done.append(Done(version, existed, paths.get(image_id)))
+            if isinstance(change, Put):
+                paths[image_id] = change.path
+                put[image_id] = (change, version)
+                deleted.pop(image_id, None)
+            elif existed:
+                del paths[image_id]
+                put.pop(image_id, None)
+                deleted[image_id] = version
+        return cls(version, done, list(put.values()), deleted, set(known))

@@ -1,10 +1,20 @@
-"""The tables of the gallery database, as the migrations make them.
+"""The tables of the gallery database, as the migrations make them, and their rows as plain values.
 
-They may stand in a database beside others': every name begins with raycd_.
+They may share a database with other tables, so every name begins with raycd_.
+
+Shapes: G images, D feature size.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -17,6 +27,11 @@ from sqlalchemy import (
     Text,
 )
 
+from raycd.gallery.static import SCHEMA
+from raycd.gallery_db.records import Row
+
+FLOAT = np.dtype("<f4")  # of stored features, on every machine
+
 metadata = MetaData()
 
 STATE = 1  # id of the one row of raycd_gallery
@@ -25,10 +40,9 @@ gallery = Table(
     "raycd_gallery",
     metadata,
     Column("id", Integer, primary_key=True),
-    Column(
-        "version", BigInteger, nullable=False
-    ),  # of the last change; whoever writes holds this row's lock
-    Column("seed_digest", String(64)),  # of the bundle's gallery that it began with
+    # Of the last change. Every writer holds the lock of this row until it commits.
+    Column("version", BigInteger, nullable=False),
+    Column("seed_digest", String(64)),  # see `records.Seed`
     Column("seed_version", BigInteger),
 )
 
@@ -53,9 +67,99 @@ images = Table(
 features = Table(
     "raycd_features",
     metadata,
-    # Whoever replaces an image looks for its features of all encoders: the id comes first in the
-    # key.
+    # The id comes first in the key: a replaced image's features of all encoders are looked up.
     Column("image_id", Text, primary_key=True),
     Column("fingerprint", String(64), primary_key=True),  # of the encoder
-    Column("feature", LargeBinary, nullable=False),  # little-endian float32
+    Column("feature", LargeBinary, nullable=False),  # FLOAT, (D,)
 )
+
+
+def image_row(
+    image_id: str, version: int, categories: Sequence[str], attributes: Any, path: str | None
+) -> dict[str, Any]:
+    """Return a row of `images`; `attributes` is a mapping or pairs."""
+    return {
+        "image_id": image_id,
+        "version": version,
+        "deleted": False,
+        "categories": json.dumps(list(categories), ensure_ascii=False),
+        "attributes": json.dumps(dict(attributes), ensure_ascii=False),
+        "path": path,
+    }
+
+
+def tombstone(image_id: str, version: int) -> dict[str, Any]:
+    """Return the row of `images` of a deleted image."""
+    return image_row(image_id, version, (), {}, None) | {"deleted": True}
+
+
+def feature_row(fingerprint: str, image_id: str, feature_D: NDArray[np.float32]) -> dict[str, Any]:
+    """Return a row of `features`."""
+    return {
+        "fingerprint": fingerprint,
+        "image_id": image_id,
+        "feature": np.asarray(feature_D, FLOAT).tobytes(),
+    }
+
+
+def read_row(found: Any) -> Row:
+    """Return a selected image with its feature."""
+    feature = found.feature
+    return Row(
+        found.image_id,
+        int(found.version),
+        bool(found.deleted),
+        _categories(found.categories),
+        _attributes(found.attributes),
+        found.path,
+        None if feature is None else np.frombuffer(feature, FLOAT).astype(np.float32),
+    )
+
+
+def read_contents(
+    parts: Iterable[Sequence[Any]], size: int, dim: int
+) -> tuple[pa.Table, NDArray[np.float32], list[Row], int]:
+    """Read many selected images, of which `size` are expected.
+
+    Returns:
+        A table of `gallery.static.SCHEMA`, its features (G, D), the images without a feature, and
+        the newest version.
+    """
+    features_GD = np.empty((size, dim), np.float32)
+    batches: list[pa.RecordBatch] = []
+    unencoded: list[Row] = []
+    filled, newest = 0, 0
+    for part in parts:
+        newest = max(newest, part[-1].version)
+        whole = [found for found in part if found.feature is not None]
+        unencoded += [read_row(found) for found in part if found.feature is None]
+        if filled + len(whole) > len(features_GD):  # images were added since they were counted
+            more = np.empty((max(len(whole), len(features_GD) // 8), dim), np.float32)
+            features_GD = np.concatenate([features_GD, more])
+        joined = np.frombuffer(b"".join([found.feature for found in whole]), FLOAT)
+        features_GD[filled : filled + len(whole)] = joined.reshape(len(whole), dim)
+        filled += len(whole)
+        batches.append(_batch(whole))
+    return pa.Table.from_batches(batches, SCHEMA), features_GD[:filled], unencoded, newest
+
+
+def _batch(rows: Sequence[Any]) -> pa.RecordBatch:
+    columns = [
+        [row.image_id for row in rows],
+        [_categories(row.categories) for row in rows],
+        [row.path for row in rows],
+        [list(_attributes(row.attributes).items()) for row in rows],
+    ]
+    arrays = [pa.array(values, field.type) for values, field in zip(columns, SCHEMA, strict=True)]
+    return pa.record_batch(arrays, schema=SCHEMA)
+
+
+@lru_cache(4096)
+def _categories(text: str) -> tuple[str, ...]:
+    return tuple(json.loads(text))
+
+
+@lru_cache(4096)
+def _attributes(text: str) -> Mapping[str, str]:
+    found: Mapping[str, str] = json.loads(text)
+    return found

@@ -7,8 +7,6 @@ was tampered with can corrupt memory.
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +19,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from raycd.durable import sha256
 from raycd.errors import WeightsError
 
 STRUCTURE, NUMBERS = "index.faiss", "index.safetensors"
@@ -73,16 +72,6 @@ def reading(path: Path) -> Iterator[None]:
             expected="what raycd wrote",
             do="build the index again",
         ) from error
-
-
-def sha256(path: Path) -> str:
-    """Of a file's bytes, as hexadecimal digits. Raises OSError, too, for what is no file: a pipe
-    would never end.
-    """
-    if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "is no regular file", str(path))
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _verify(path: Path, expected: str) -> None:

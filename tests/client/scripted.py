@@ -164,7 +164,7 @@ def failed(line: int, status: int, detail: str = "no") -> dict[str, Any]:
     return {"line": line, "status": status, "problem": problem(status, detail)}
 
 
-def told(*items: dict[str, Any], cut: bytes | None = None) -> Reply:
+def settled(*items: dict[str, Any], cut: bytes | None = None) -> Reply:
     """The answer to an import, a part for each item; it breaks off after `cut`, where that is
     given.
     """
@@ -182,4 +182,4 @@ def told(*items: dict[str, Any], cut: bytes | None = None) -> Reply:
 
 def takes_all(asked: Asked) -> Reply:
     """Takes every line of an import."""
-    return told(*(done(line) for line in range(1, len(asked.lines()) + 1)))
+    return settled(*(done(line) for line in range(1, len(asked.lines()) + 1)))

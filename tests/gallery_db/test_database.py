@@ -171,9 +171,9 @@ def test_features_of_another_size_are_refused_and_nothing_has_changed(
     gallery_db: GalleryDatabase,
 ) -> None:
     gallery_db.write([put("a", 1)], CLIP)
-    with pytest.raises(GalleryError, match="another size") as told:
+    with pytest.raises(GalleryError, match="another size") as caught:
         gallery_db.write([Delete("a"), Put("b", np.ones(DIM + 1, np.float32))], CLIP)
-    assert told.value.reason == "mismatch"
+    assert caught.value.reason == "mismatch"
     assert (gallery_db.version(), states(gallery_db.changes(0, CLIP).rows)) == (1, {"a": 1.0})
 
 

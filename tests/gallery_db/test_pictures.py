@@ -79,23 +79,23 @@ def test_what_a_killed_writer_left_is_listed_and_can_be_removed(tmp_path: Path) 
 
 
 def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
-    place = tmp_path / "small"
-    place.mkdir()
+    small = tmp_path / "small"
+    small.mkdir()
     if (
         os.geteuid() != 0
-        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(place)]).returncode
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(small)]).returncode
     ):
         pytest.skip("no small disk can be mounted here")
     try:
-        pictures = Pictures(str(place))
+        pictures = Pictures(str(small))
         kept = pictures.add(b"small", "png")
-        with pytest.raises(GalleryError) as told:
+        with pytest.raises(GalleryError) as caught:
             pictures.add(bytes(2 << 20), "png")
-        assert told.value.reason == "full"
+        assert caught.value.reason == "full"
         assert list(pictures) == [kept]
-        assert not list(place.glob("*/*unfinished"))
+        assert not list(small.glob("*/*unfinished"))
     finally:
-        subprocess.run(["umount", str(place)], check=True)
+        subprocess.run(["umount", str(small)], check=True)
 
 
 def test_an_unknown_store_is_told() -> None:

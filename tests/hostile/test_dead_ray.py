@@ -86,7 +86,7 @@ def ended(process: subprocess.Popen[str]) -> Iterator[None]:
 
 
 def family(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    return psutil.Process(process.pid).children(recursive=True)
+    return list(psutil.Process(process.pid).children(recursive=True))
 
 
 def title(process: psutil.Process) -> str:
@@ -106,7 +106,7 @@ def kill(part: str, processes: list[psutil.Process]) -> None:
 
 def lives(process: psutil.Process) -> bool:
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.Error:
         return False
 

@@ -19,6 +19,7 @@ from torch import distributed, multiprocessing, nn
 
 from raycd import bundle
 from raycd.config import Config, cli
+from raycd.durable import sha256
 from raycd.errors import TrainingError, WeightsError
 from raycd.model import encoder, fusion
 from raycd.model.embed import EmbedTexts, EncodeImages
@@ -85,16 +86,16 @@ def trained(**inputs: Any) -> tuple[list[int], str]:
 
 
 @pytest.mark.parametrize(
-    ("step", "epochs", "place"),
+    ("step", "epochs", "where"),
     [(1, [], "step 1 of epoch 1"), (4, [], "step 4 of epoch 1"), (60, [0], "step 30 of epoch 2")],
 )
 def test_a_loss_of_nan_ends_the_stage_within_some_steps(
-    step: int, epochs: list[int], place: str
+    step: int, epochs: list[int], where: str
 ) -> None:
     reported, message = trained(step=step)
     assert reported == epochs
     assert message.startswith("stage 2 has diverged")
-    assert f"loss nan in {place}, at a learning rate of 0.001" in message
+    assert f"loss nan in {where}, at a learning rate of 0.001" in message
     assert "lower stage2.lr" in message
 
 
@@ -137,13 +138,9 @@ def test_ray_train_does_not_try_again_and_tells_the_user(ray_cluster: None, tmp_
         training.train(
             "toy", make_toy, {"step": 1}, SCHEDULE, settings, storage=str(tmp_path), name="toy"
         )
-    message = cli._users_message(caught.value, tmp_path)
+    message = cli._users_message(caught.value, str(tmp_path))
     assert message is not None
     assert "loss nan in step 1 of epoch 1" in message
-
-
-# ---- what is written and read
-# ---------------------------------------------------------------------------------------
 
 
 def spoil(path: Path) -> None:
@@ -158,7 +155,7 @@ def seal(folder: Path) -> None:
     would.
     """
     manifest = bundle._manifest(folder)
-    files = {name: bundle.sha256(folder / name) for name in manifest.files}
+    files = {name: sha256(folder / name) for name in manifest.files}
     manifest = manifest.model_copy(update={"files": files})
     manifest = manifest.model_copy(update={"digest": manifest.own_digest()})
     (folder / bundle.MANIFEST).write_text(manifest.model_dump_json())
@@ -201,8 +198,11 @@ def test_no_bundle_is_written_with_numbers_that_are_not_finite(
     if part == "gallery":
         features = bundle.gallery_features(gallery).copy()
         features[3, 1] = np.nan
-        columns = (gallery[name].to_pylist() for name in ("image_id", "categories", "path"))
-        gallery = bundle.gallery_table(*columns, features, whole.encoder.fingerprint())  # type: ignore[arg-type]
+        ids, categories, paths = (
+            gallery[name].to_pylist() for name in ("image_id", "categories", "path")
+        )
+        fingerprint = whole.encoder.fingerprint()
+        gallery = bundle.gallery_table(ids, categories, paths, features, fingerprint)
     else:
         module = whole.encoder.clip if part == "encoder" else whole.head
         with torch.no_grad():

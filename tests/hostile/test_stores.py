@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -78,7 +79,7 @@ def store() -> Iterator[ImageStore]:
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """What `ask` would have waited, in seconds."""
     waited: list[float] = []
-    monkeypatch.setattr(stores.time, "sleep", waited.append)
+    monkeypatch.setattr(time, "sleep", waited.append)
     return waited
 
 
@@ -242,6 +243,6 @@ def test_a_store_that_refuses_ends_the_workers_with_one_message(
         embedding.embed_images(paths, new_encoder(), CONFIG)
 
     assert cli.run(main, ["--name", "x"], prog="x", description="") == cli.EXIT_MISTAKE
-    told = capfd.readouterr().err
-    assert f"error: {store.url} refuses to give {store.url}/" in told
-    assert not {"Traceback", "ERROR"} & set(told.replace(":", " ").split())
+    printed = capfd.readouterr().err
+    assert f"error: {store.url} refuses to give {store.url}/" in printed
+    assert not {"Traceback", "ERROR"} & set(printed.replace(":", " ").split())

@@ -134,7 +134,7 @@ def test_nothing_is_mended_where_the_pictures_may_be_anothers(
     path = Path(others.locate(others.add(b"theirs", "png")))
     os.utime(path, (0, 0))
     assert run("check", url, others, "--mend") == 2
-    assert "nothing was mended" in capsys.readouterr().err
+    assert "nothing was removed" in capsys.readouterr().err
     assert path.exists()
 
 

@@ -17,7 +17,7 @@ from raycd.config import ComputeConfig, Config, MineConfig
 from raycd.data.schema import GALLERY, IMAGE, TRIPLET, Dataset
 from raycd.errors import DataError
 from raycd.run import Run
-from raycd.runtime import mining, stages
+from raycd.runtime import datasets, mine_stages, mining
 from raycd.runtime.stages import IMAGES, TEXTS, Context
 
 N, T, D = 300, 80, 16
@@ -197,7 +197,7 @@ def test_the_features_are_let_go_while_neighbours_are_searched(
         held.append(reference())
         return mapped(*args)  # type: ignore[arg-type]
 
-    mapped = mining.mapped
+    mapped = datasets.mapped
     monkeypatch.setattr(mining, "mapped", watching)
     features = [wide.copy()]
     reference = weakref.ref(features[0])
@@ -244,13 +244,13 @@ def test_a_feature_that_is_not_finite_is_named_by_its_row(
 
 @pytest.fixture
 def context(tmp_path: Path, wide: NDArray[np.float32]) -> Callable[..., Context]:
-    """A run whose images and texts are embedded; `image-5` and those after 900 could not be read."""
+    """A run with features of images and texts; image-5 and those after 900 cannot be read."""
     run = Run(str(tmp_path / "run"), {})
     ids = [f"image-{i}" for i in range(len(wide))]
     status = ["ok" if i != 5 and i <= 900 else "missing" for i in range(len(wide))]
-    with run.writing("stage1", "mark") as writing:
+    with run.writing("stage1", "fingerprint") as writing:
         writing.record |= {"encoder": "abc", "dim": 600}
-    with run.writing("embed", "mark") as writing:
+    with run.writing("embed", "fingerprint") as writing:
         features_io.write(writing.folder / IMAGES, features_io.to_table(ids, status, wide))
         texts = features_io.to_table(["Is red"], ["ok"], np.ones((1, 600), np.float32))
         features_io.write(writing.folder / TEXTS, texts)
@@ -290,8 +290,8 @@ def context(tmp_path: Path, wide: NDArray[np.float32]) -> Callable[..., Context]
 
 def mined(context: Context) -> dict[str, Any]:
     """What the stage records; its tables hold what the core finds."""
-    with context.run.writing("mine", "mark") as writing:
-        stages.mine_candidates(context, writing)
+    with context.run.writing("mine", "fingerprint") as writing:
+        mine_stages.mine_candidates(context, writing)
         images, texts, _ = context.features("embed")
         triplets = context.dataset.triplets_of("train")
         triplets = triplets.filter(

@@ -1,4 +1,4 @@
-"""The whole pipeline on a tiny catalogue, with real Ray and a real MLflow record."""
+"""The whole pipeline on tiny demo data, with real Ray and a real MLflow record."""
 
 import json
 import re
@@ -19,8 +19,10 @@ from raycd.data.demo.drawing import draw
 from raycd.data.demo.garments import random_garment
 from raycd.data.demo.synthetic import write_demo_data
 from raycd.errors import ConfigError, DataError, RunError
-from raycd.runtime import pipeline, stages
-from raycd.search.searcher import Query, Searcher
+from raycd.runtime import cluster, pipeline, stages
+from raycd.runtime.tracking import Tracker
+from raycd.search.query import Query
+from raycd.search.searcher import Searcher
 
 STAGES = [
     "encoder",
@@ -249,8 +251,8 @@ def test_a_finished_run_started_again_does_nothing(
     def refused(*_: object, **__: object) -> None:
         raise AssertionError("nothing is to be started")
 
-    monkeypatch.setattr(pipeline.cluster, "connected", refused)
-    monkeypatch.setattr(pipeline.Tracker, "open", refused)
+    monkeypatch.setattr(cluster, "connected", refused)
+    monkeypatch.setattr(Tracker, "open", refused)
     before = {
         path: path.stat().st_mtime_ns for path in finished.folder.rglob("*") if path.name != ".lock"
     }
@@ -327,10 +329,10 @@ def test_ctrl_c_in_a_stage_leaves_the_earlier_ones_whole_and_the_run_continues(
     }
     config = copied.config(mine={"alpha": 0.1}, stage2={"head": "sum"}, tracking=tracking)
     before = (copied.folder / "evaluate" / "stage.json").read_text()
-    mended = breaking("evaluate", KeyboardInterrupt())
+    patched = breaking("evaluate", KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         pipeline.run(config)
-    mended.undo()
+    patched.undo()
     assert (copied.folder / "evaluate" / "stage.json").read_text() == before
     assert not list(copied.folder.rglob("half"))
     assert not list(copied.folder.glob(".*.writing"))
@@ -350,10 +352,10 @@ def test_a_stage_that_fails_is_a_failed_run_and_can_be_continued(
 ) -> None:
     tracking = {"uri": f"sqlite:///{finished.folder.parent / 'mlflow.db'}", "experiment": "failed"}
     config = copied.config(evaluate={"ks": [5]}, tracking=tracking)
-    mended = breaking("evaluate", RuntimeError("no"))
+    patched = breaking("evaluate", RuntimeError("no"))
     with pytest.raises(RuntimeError, match="no"):
         pipeline.run(config)
-    mended.undo()
+    patched.undo()
     known = json.loads((copied.folder / "mlflow.json").read_text())["run_id"]
     assert client(finished.folder.parent).get_run(known).info.status == "FAILED"
     before = json.loads((copied.folder / "evaluate" / "stage.json").read_text())
@@ -496,8 +498,8 @@ def test_images_that_are_put_back_are_picked_up_by_the_same_command(
     run = pipeline.run(config, until="zero_shot").run
     assert pipeline.recorded(run, "zero_shot")["counts"]["missing"] == 2
     assert pipeline.run(config, until="zero_shot").done == []
-    for file, place in zip(kept, lost, strict=True):
-        file.rename(place)
+    for file, path in zip(kept, lost, strict=True):
+        file.rename(path)
     assert pipeline.run(config, until="zero_shot").done == ["zero_shot"]
     assert pipeline.recorded(run, "zero_shot")["counts"]["missing"] == 0
     assert not run.exists("missing_images.json")

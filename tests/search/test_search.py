@@ -264,7 +264,7 @@ def test_long_texts_are_cut_and_marked(searcher: Searcher, tiny_bundle: Any) -> 
     assert len(ask(searcher, image, long)) == 12
     assert searcher.prepare(Query(image, long)).truncated == [
         long
-    ]  # told again when its feature is known
+    ]  # reported again when its feature is known
 
 
 @pytest.mark.parametrize(
