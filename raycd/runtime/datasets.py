@@ -39,6 +39,6 @@ def _quiet() -> None:
     """Turn off Ray Data's own progress and errors: raycd has its own."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    # The wrapper that Ray Data puts around a worker's error loses the error, and so its message.
+    # Ray Data's wrapper of a worker's error loses it, and so its message (ray issue 46962).
     context.raise_original_map_exception = True
     private.quiet_ray_data()

@@ -33,7 +33,8 @@ _LOG_LEVEL = logging.WARNING
 
 _UNLESS_SET = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    # Ray starts workers at niceness 15: any other program of the machine would take their CPUs.
+    # Ray starts workers at niceness 15, to protect its own processes (ray pull request 24928): any
+    # other program of the machine would take the workers' CPUs.
     "RAY_worker_niceness": "0",
     # Ray Data's actor pools make Ray print a meaningless line at level ERROR (ray issue 53727).
     "RAY_BACKEND_LOG_LEVEL": "fatal",

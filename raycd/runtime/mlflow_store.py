@@ -68,7 +68,7 @@ class MlflowStore:
         self._quiet()
         with (
             self.translate_errors("the MLflow record cannot be reached", do=_START, limits=PROBE),
-            # MLflow fails where two processes make the tables of one new SQLite file.
+            # MLflow fails where two processes make the tables of a new file (mlflow issue 19943).
             file_lock(database.parent) if database else nullcontext(),
         ):
             from mlflow import MlflowClient
@@ -199,7 +199,7 @@ def database_uri(file: Path) -> str:
     plain, quoted = f"sqlite:///{file}", URL.create("sqlite", database=str(file)).render_as_string()
     if quoted == plain:
         return plain
-    # For sqlite:// MLflow 3.17 makes the database's folder first, by its quoted name.
+    # For sqlite:// MLflow makes the database's folder, by its quoted name (pull request 19205).
     return quoted.replace("sqlite", "sqlite+pysqlite", 1)
 
 

@@ -41,8 +41,8 @@ def reread_environment() -> None:
 def patient_start(seconds: float) -> Iterator[None]:
     """Have ray.init wait `seconds` longer for its new node to register, inside of the block.
 
-    Its 30 s are a number in the code of `Node`, which asks through this function. Superfluous where
-    they become a setting.
+    Its 30 s are a number in the code of `Node`, which asks through this function (ray issues 62883
+    and 65983). Superfluous where they become a setting.
     """
     from ray._private import services
 
@@ -68,9 +68,9 @@ def patient_start(seconds: float) -> Iterator[None]:
 def trainer_class() -> type[Any]:
     """Return a TorchTrainer that leaves Ctrl-C to its caller.
 
-    Ray Train's own handler aborts the run, and then sys.exit(0) ends the process with code 1,
-    whatever stands around it. Its public callbacks run in the controller, not where the signal
-    comes. Superfluous where `fit` raises KeyboardInterrupt after it has aborted.
+    Ray Train's own handler (ray pull requests 53600 and 54188) aborts the run and then ends the
+    process with code 1, whatever surrounds `fit`. Public callbacks run in the controller, which
+    does not get the signal. Superfluous where `fit` raises KeyboardInterrupt after the abort.
     """
     import ray
     from ray.train.torch import TorchTrainer

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -69,10 +70,22 @@ def test_a_strange_extension_is_left_out(pictures: Pictures) -> None:
     assert images.read_bytes(pictures.locate(location)) == b"data"
 
 
-def test_what_a_killed_writer_left_is_listed_and_can_be_removed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", ["today", "before"])
+def test_what_a_killed_writer_left_is_listed_and_can_be_removed(
+    tmp_path: Path, version: str
+) -> None:
     pictures = Pictures(str(tmp_path))
     path = Path(pictures.locate(pictures.add(b"data", "png")))
-    path.rename(f"{path}.unfinished")
+    if version == "before":
+        path.rename(f"{path}.unfinished")
+    else:
+        code = (
+            "import os, pathlib, sys; from raycd.durable import replace_file\n"
+            "with replace_file(pathlib.Path(sys.argv[1])): os._exit(1)"
+        )
+        path.unlink()
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+        subprocess.run([sys.executable, "-c", code, str(path)], check=False, env=environment)
     [left] = pictures
     pictures.remove(left)
     assert list(pictures) == []

@@ -58,6 +58,12 @@ def noise() -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
 
 
+def noise_at(x: int, y: int) -> Colour:
+    """Return the colour of a pixel of `noise`."""
+    red, green, blue = np.asarray(noise())[y, x].tolist()
+    return red, green, blue
+
+
 def saved(image: Image.Image, format: str, **options: Any) -> bytes:
     buffer = BytesIO()
     image.save(buffer, format, **options)

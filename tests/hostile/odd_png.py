@@ -21,6 +21,7 @@ from tests.hostile.odd import (
     broken,
     halves,
     noise,
+    noise_at,
     ok,
     saved,
 )
@@ -136,7 +137,7 @@ def _pngs() -> list[Odd]:
         Odd(
             "png-noise",
             saved(noise(), "PNG"),
-            at={(9, 4): noise().getpixel((9, 4))},
+            at={(9, 4): noise_at(9, 4)},
             size=(64, 64),
             near=0,
         ),

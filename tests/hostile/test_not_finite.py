@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import distributed, multiprocessing, nn
+from torch import distributed, nn
+from torch.multiprocessing.spawn import spawn
 
 from raycd import bundle
 from raycd.config import Config, cli
@@ -126,7 +127,7 @@ def test_all_workers_end_where_the_loss_of_one_is_nan(tmp_path: Path) -> None:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
-    multiprocessing.spawn(two, (port, str(tmp_path)), nprocs=2)
+    spawn(two, (port, str(tmp_path)), nprocs=2)  # type: ignore[no-untyped-call]  # torch's
     first, second = ((tmp_path / str(number)).read_text() for number in range(2))
     assert first == second
     assert "loss nan in step 7 of epoch 1" in first

@@ -80,8 +80,11 @@ def test_training_reads_what_can_be_read_and_counts_the_rest(
 def test_a_report_shows_what_can_be_read() -> None:
     failed = {}
     for odd in CORPUS:
-        uri = data_uri(odd.data)
-        if odd.outcome in ("ok", "too_small"):  # a report shows small ones, too
+        try:
+            uri = data_uri(images.decode(odd.data, max_pixels=100_000_000, min_side=1))
+        except BrokenImage:
+            uri = data_uri(None)
+        if odd.outcome in ("ok", "too_small"):
             shown = Image.open(BytesIO(base64.b64decode(uri.partition(",")[2])))
             shown.load()
             fits = max(shown.size) <= 224

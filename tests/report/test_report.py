@@ -81,6 +81,10 @@ def sample() -> Report:
         for category in ("dress", "shirt", "toptee")
     ]
     images = [garment(i) for i in range(12)]
+
+    def three(first: int) -> tuple[Image.Image, Image.Image, Image.Image]:
+        return images[first], images[first + 1], images[first + 2]
+
     return Report(
         run="demo",
         metrics=metrics(),
@@ -98,14 +102,14 @@ def sample() -> Report:
         ],
         pseudo=[
             PseudoExample(
-                "has long sleeves", *images[:3], "reference", 0.951, 0.71, "good", "eps_high", 0.044
+                "has long sleeves", *three(0), "reference", 0.951, 0.71, "good", "eps_high", 0.044
             ),
             PseudoExample(
-                HOSTILE, *images[3:6], "target", 0.90042, 0.64, "borderline", "eps_low", 0.00042
+                HOSTILE, *three(3), "target", 0.90042, 0.64, "borderline", "eps_low", 0.00042
             ),
-            PseudoExample("is red", *images[6:9], "target", 0.93, 0.6, "refused", "alpha", 0.0),
+            PseudoExample("is red", *three(6), "target", 0.93, 0.6, "refused", "alpha", 0.0),
             PseudoExample(
-                "is blue", *images[6:9], "target", 0.93, 0.599997, "refused", "alpha", 0.000003
+                "is blue", *three(6), "target", 0.93, 0.599997, "refused", "alpha", 0.000003
             ),
         ],
         queries=[
