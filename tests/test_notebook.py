@@ -22,7 +22,7 @@ DOCUMENT = Path(__file__).parents[1] / "docs" / "notebook.md"
 
 @pytest.fixture
 def demo(tiny_bundle: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the document reads: runs/demo and a photograph."""
+    """Make what the document reads: runs/demo and a photograph."""
     monkeypatch.chdir(tmp_path)
     run = Path("runs/demo")
     shutil.copytree(tiny_bundle.folder, run / "bundle")

@@ -1,4 +1,4 @@
-"""The README's annotated tree is the disk's."""
+"""The README's annotated tree matches the disk."""
 
 import re
 import subprocess

@@ -16,7 +16,7 @@ IDENTITY = {"format": "fashioniq", "root": "/data/fashion-iq"}
 
 @pytest.fixture(params=["local", "memory", "s3"])
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A folder, and URIs of stores that are not the local disk."""
+    """Return a folder, and URIs of stores that are not the local disk."""
     if request.param == "s3":
         request.getfixturevalue("s3")
         return f"s3://raycd/{tmp_path.name}/runs/one"

@@ -24,7 +24,7 @@ with scratch.folder() as folder:
 
 @pytest.fixture
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where this process and those that it starts make temporary folders."""
+    """Set where this process and those that it starts make temporary folders."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     scratch._remove_abandoned.cache_clear()
@@ -32,7 +32,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def another() -> subprocess.Popen[str]:
-    """A process that has made two folders."""
+    """Start a process that has made two folders."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD],
         stdin=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""`python -m raycd.client put`, `delete` and `import`; and `--min-version` of what reads."""
+"""`python -m raycd.client put`, `delete` and `import`, and `--min-version` of reading commands."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def picture(tmp_path: Path) -> Path:
 
 
 def lines_of(tmp_path: Path, *names: str) -> str:
-    """A file of JSON Lines that all name the picture."""
+    """Return a file of JSON Lines that all name the picture."""
     path = tmp_path / "in.jsonl"
     path.write_text(
         "".join(json.dumps({"image_id": name, "image": "x.jpg"}) + "\n" for name in names)

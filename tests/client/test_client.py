@@ -1,4 +1,4 @@
-"""What the client sends, and what it makes of the answers."""
+"""The client's requests, and what it makes of the answers."""
 
 import asyncio
 import base64
@@ -21,7 +21,7 @@ from tests.client.scripted import Asked, Reply, Service, found, info, item, prob
 
 
 def as_the_service_reads(asked: Asked) -> tuple[SearchRequest, bytes | None]:
-    """The request through the service's own parser."""
+    """Return the request as the service's own parser reads it."""
 
     async def receive() -> dict[str, Any]:
         return {"type": "http.request", "body": asked.body, "more_body": False}

@@ -1,4 +1,4 @@
-"""`python -m raycd.client`: what it prints, and how it ends."""
+"""`python -m raycd.client`: its output and its end."""
 
 import json
 import os
@@ -288,9 +288,7 @@ def start(*argv: str, **pipes: Any) -> subprocess.Popen[bytes]:
 
 
 def wait_until_it_sleeps(pid: int) -> None:
-    """Until the process waits for an answer. Python sees a signal that comes just before that only
-    after the wait.
-    """
+    """Wait until the process waits: Python sees a signal that comes just before only afterwards."""
     asleep = 0
     while asleep < 5:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]

@@ -1,4 +1,4 @@
-"""What a user reads when the service refuses, is not there, or is something else."""
+"""What a user reads when the service refuses, does not answer, or is something else."""
 
 import pickle
 import socket

@@ -1,4 +1,4 @@
-"""Many images into the gallery: what is sent, again or never again, and what is said of each."""
+"""Imports of many images: what is sent, what is sent again, and the result of each."""
 
 import base64
 import json
@@ -40,7 +40,7 @@ def brief(items: Iterator[ImportItem]) -> list[tuple[int, int]]:
 
 
 def sent(service: Service) -> list[list[str]]:
-    """The names in each import."""
+    """Return the names in each import."""
     return [[line["image_id"] for line in asked.lines()] for asked in service.asked[1:]]
 
 

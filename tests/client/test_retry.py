@@ -1,4 +1,4 @@
-"""What is sent again, when, and when no more."""
+"""What is sent again, when, and for how long."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta

@@ -1,6 +1,4 @@
-"""A gallery that changes: whatever is put and deleted, a view answers as an index made of the same
-images does.
-"""
+"""A live gallery: after any changes a view answers like an index of the same images."""
 
 from __future__ import annotations
 
@@ -25,7 +23,7 @@ COLOURS = ["red", "green", "blue"]
 
 
 def feature(rng: np.random.Generator) -> NDArray[np.float32]:
-    """Near each other, as those of similar products."""
+    """Return features near each other, as those of similar products."""
     near: NDArray[np.float32] = (rng.normal(size=DIM) + 3).astype(np.float32)
     return near
 
@@ -48,7 +46,7 @@ def gone(image_id: str, version: int) -> Row:
 
 
 def started(rows: list[Row], settings: IndexConfig | None = None) -> Live:
-    """A gallery with these images in its index."""
+    """Return a gallery with these images in its index."""
     features_GD = np.array([row.feature for row in rows], np.float32).reshape(len(rows), DIM)
     table = bundle.gallery_table(
         [row.image_id for row in rows],
@@ -63,7 +61,7 @@ def started(rows: list[Row], settings: IndexConfig | None = None) -> Live:
 
 
 def check(view: View, there: dict[str, Row], rng: np.random.Generator) -> None:
-    """The view is these images, in the order of their versions, and nothing else."""
+    """Check that the view has exactly these images, in the order of their versions."""
     rows = sorted(there.values(), key=lambda row: row.version)
     assert len(view) == len(rows)
     positions_G = np.flatnonzero(view.live)

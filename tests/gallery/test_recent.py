@@ -1,4 +1,4 @@
-"""Images that came after an index was built are found as if they were in it."""
+"""Images that were added after an index was built are found as if they were in it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DIM, LATER = 16, 900
 
 
 def unit(count: int, seed: int) -> NDArray[np.float32]:
-    """Normalised features in 20 groups, whatever the seed."""
+    """Return normalised features in 20 groups, the same for any seed."""
     centres = np.random.default_rng(0).normal(size=(20, DIM))
     vectors = centres[np.arange(count) % 20] + 0.4 * np.random.default_rng([1, seed]).normal(
         size=(count, DIM)
@@ -37,7 +37,7 @@ ALLOWED = {
 
 
 def grown(kind: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Index, Recent]:
-    """An index, and all that came later, a hundred at a time."""
+    """Return an index, and all later images, added a hundred at a time."""
     monkeypatch.setattr(recent, "MAX_UNINDEXED", 150)
     monkeypatch.setattr(ivf, "FEW", 20)
     index = Index.build(

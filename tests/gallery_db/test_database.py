@@ -1,6 +1,4 @@
-"""The gallery database on SQLite and on PostgreSQL: what is written is there, in versions, and
-follows for whoever asks.
-"""
+"""The gallery database on SQLite and PostgreSQL: writes, versions, and how replicas follow."""
 
 from __future__ import annotations
 
@@ -19,7 +17,7 @@ from tests.gallery_db.values import CLIP, DIM, OTHER, feature, put, table
 
 
 def states(rows: list[Row]) -> dict[str, float | None]:
-    """id -> first number of its feature; None where it is deleted or has none."""
+    """Return id -> first number of its feature; None where it is deleted or has none."""
     return {row.image_id: None if row.feature is None else float(row.feature[0]) for row in rows}
 
 

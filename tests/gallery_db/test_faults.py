@@ -1,4 +1,4 @@
-"""What can go wrong with a database: one clear message with its reason, and nothing lost."""
+"""Faults of databases: one clear message with its reason, and no loss."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_a_postgresql_row_that_is_locked_is_told_after_a_while(postgres: Postgre
 
 
 def fill(gallery_db: GalleryDatabase) -> None:
-    """Write more than any small disk takes."""
+    """Write more than any small disk can hold."""
     for number in range(200):
         gallery_db.write([put(f"{number}-{part}") for part in range(100)], CLIP)
 
@@ -203,7 +203,7 @@ def revision(folder: Path, name: str, body: str) -> None:
 
 @pytest.fixture
 def migrations(tmp_path: Path) -> Path:
-    """A copy of the migrations, to which a test may add."""
+    """Return a copy of the migrations, to which a test may add."""
     folder = tmp_path / "migrations"
     shutil.copytree(schema.MIGRATIONS, folder, ignore=shutil.ignore_patterns("__pycache__"))
     return folder

@@ -1,4 +1,4 @@
-"""Opening, and what must never be stored or shown."""
+"""Opening a database, and what must never be stored or shown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A SQLite file has one service at a time, however many processes that service has."""
+"""A SQLite file has one service at a time, however many processes the service has."""
 
 from __future__ import annotations
 

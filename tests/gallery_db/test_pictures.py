@@ -1,6 +1,4 @@
-"""Pictures that clients add: kept whole, found again wherever their folder lies, and nobody else's
-files touched.
-"""
+"""Uploaded pictures: stored completely, found after a move, and no other file is touched."""
 
 from __future__ import annotations
 

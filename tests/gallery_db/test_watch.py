@@ -1,6 +1,4 @@
-"""A SQLite file that is removed, replaced or truncated while it is open: nothing more is
-acknowledged.
-"""
+"""A SQLite file that is removed, replaced or truncated while open: no write is acknowledged."""
 
 from __future__ import annotations
 
@@ -27,7 +25,7 @@ def beside(file: Path, ending: str) -> Path:
 
 
 def of_before(file: Path) -> Path:
-    """A copy of the gallery as it was before its last images."""
+    """Return a copy of the gallery as it was before its last images."""
     return beside(file, ".before")
 
 
@@ -104,9 +102,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def filled(file: Path) -> GalleryDatabase:
-    """An open gallery, most of which is in the file and the rest in its log, and a copy of how it
-    was before.
-    """
+    """Return an open gallery, with some images in the log only, and a copy of an earlier state."""
     with GalleryDatabase.open(str(file)) as gallery_db:
         gallery_db.write([put(f"old-{number}") for number in range(200)], CLIP)
     shutil.copyfile(file, of_before(file))

@@ -1,6 +1,4 @@
-"""Bundles made by hand: whatever is in their files, with the hashes that belong to it, is refused
-in words.
-"""
+"""Bundles with forged or damaged files, with matching hashes, are refused in words."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data sets of hardly any triplets: trained on, or refused where they are read, in words."""
+"""Data sets of hardly any triplets: trained on, or refused in words when they are read."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Triplet = tuple[str, str, str, str]  # category, split, reference, target
 
 
 def written(root: Path, triplets: list[Triplet], **settings: Any) -> Config:
-    """A manifest data set of these triplets."""
+    """Write a manifest data set of these triplets."""
     triplets = (
         [*triplets, ("hat", "val", "v0", "v1")] if "without_val" not in settings else triplets
     )

@@ -1,6 +1,4 @@
-"""The selection split is held out of mining, and no pseudo triplet is a triplet of the data set
-under another text.
-"""
+"""The selection split is held out of mining, and no pseudo triplet repeats a triplet."""
 
 from __future__ import annotations
 
@@ -23,9 +21,7 @@ NAMES = ("dress", "shirt")
 
 
 def near_copies(seed: int) -> tuple[Dataset, NDArray[np.float32], NDArray[np.float32]]:
-    """Few images in many triplets and all of them alike: nearly every replacement would give an
-    image held out.
-    """
+    """Return few, similar images in many triplets: most replacements would be held-out images."""
     rng = np.random.default_rng(seed)
     builder, ids = DatasetBuilder(), [f"i{number}" for number in range(N)]
     for name in NAMES:
@@ -67,7 +63,7 @@ def expected(
     image: str,
     settings: MineConfig,
 ) -> list[str]:
-    """The first substitutes of an image, by comparing it with every image that is not held out."""
+    """Return the first substitutes of an image by comparing all images that are not held out."""
     held = set(dataset.images_of(SELECTION))
     ids = [key for key in members if key not in held and key != image]
     unit = image_ND.astype(np.float64)

@@ -74,7 +74,7 @@ def run(code: str, *arguments: str, environment: dict[str, str]) -> subprocess.P
 
 
 def bare(home: Path) -> dict[str, str]:
-    """This environment without a word to Ray or OpenMP."""
+    """Return this environment without settings of Ray and OpenMP."""
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -91,7 +91,7 @@ def temporary() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def ours(temporary: Path) -> Iterator[dict[str, Any]]:
-    """What a Ray prints that starts with RAY_AUTH_MODE=disabled and a long TMPDIR."""
+    """Return what a Ray prints that starts with RAY_AUTH_MODE=disabled and a long TMPDIR."""
     long = temporary / ("job-" + "x" * 86)
     long.mkdir()
     home = temporary / "home"
@@ -156,7 +156,7 @@ def test_a_stranger_cannot_join_and_who_has_the_token_can(ours: dict[str, Any]) 
 
 @pytest.fixture(scope="module")
 def agent(ours: dict[str, Any]) -> int:
-    """The port of its agent, which is up some time after the node."""
+    """Return the port of its agent, which starts some time after the node."""
     until = time.monotonic() + 90
     while time.monotonic() < until:
         for file in Path(ours["session"]).glob("dashboard_agent_listen_port_*"):

@@ -1,6 +1,4 @@
-"""Losses, weights and features that are not finite end what they would spoil, with a message that
-says where.
-"""
+"""Losses, weights and features that are not finite end the work with a message that says where."""
 
 from __future__ import annotations
 
@@ -30,9 +28,7 @@ from raycd.train.loop import LOOK_EVERY, Loop, Schedule, Silence
 
 
 def make_toy(inputs: Mapping[str, Any], config: Config, device: torch.device) -> Any:
-    """A linear map of forty rows, whose loss or weights are spoilt in a step. Built here: it
-    travels by value.
-    """
+    """Return a linear map whose loss or weights turn NaN in a step; it is pickled by value."""
 
     class Toy:
         name = "stage 2"
@@ -76,7 +72,7 @@ SCHEDULE = Schedule(epochs=3, batch_size=4, lr=0.001, seed=0)  # 30 steps an epo
 
 
 def trained(**inputs: Any) -> tuple[list[int], str]:
-    """The epochs that were reported, and the message at the end."""
+    """Return the reported epochs, and the message at the end."""
     task = make_toy(inputs, Config(), torch.device("cpu"))
     loop = Loop(task, SCHEDULE, bar=lambda total, start: Silence())
     reported: list[int] = []
@@ -152,9 +148,7 @@ def spoil(path: Path) -> None:
 
 
 def seal(folder: Path) -> None:
-    """Make the hashes of a bundle's manifest those of its files, as somebody with a broken exporter
-    would.
-    """
+    """Make the hashes in a bundle's manifest those of its files, as a broken exporter would."""
     manifest = bundle._manifest(folder)
     files = {name: sha256(folder / name) for name in manifest.files}
     manifest = manifest.model_copy(update={"files": files})

@@ -1,6 +1,4 @@
-"""Odd pictures through all that reads pictures without a service: each has its outcome, and no
-other error.
-"""
+"""Odd pictures through all readers without a service: each has its outcome, and no other error."""
 
 from __future__ import annotations
 
@@ -174,7 +172,7 @@ def test_a_damaged_file_is_a_picture_or_a_broken_image(
 
 @pytest.fixture
 def odd_paths(tmp_path: Path) -> dict[str, str]:
-    """Paths that a table may name, and that are no readable file."""
+    """Return paths that a table may name and that are not readable files."""
     loop, folder, pipe, plain = (tmp_path / name for name in ("loop", "folder", "pipe", "plain"))
     loop.symlink_to(loop)
     folder.mkdir()

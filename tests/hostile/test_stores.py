@@ -1,4 +1,4 @@
-"""Stores that refuse, are busy, break off or are not there, asked by a real HTTP client."""
+"""Stores that refuse, are busy, break off or do not exist, with a real HTTP client."""
 
 from __future__ import annotations
 
@@ -24,9 +24,7 @@ from raycd.runtime import embedding
 
 
 class ImageStore(ThreadingHTTPServer):
-    """Answers every path with an image, unless `script` holds statuses for it: these come first,
-    the last for ever.
-    """
+    """A store with an image at every path, after the statuses that `script` has for it."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -77,7 +75,7 @@ def store() -> Iterator[ImageStore]:
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """What `ask` would have waited, in seconds."""
+    """Return what `ask` would have waited, in seconds."""
     waited: list[float] = []
     monkeypatch.setattr(time, "sleep", waited.append)
     return waited

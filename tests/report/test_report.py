@@ -47,7 +47,7 @@ def metrics() -> dict[str, Any]:
 
 
 def garment(seed: int, size: tuple[int, int] = (64, 64)) -> Image.Image:
-    """A coloured shape."""
+    """Draw a coloured shape."""
     color = tuple(int(v) for v in np.random.default_rng(seed).integers(40, 220, 3))
     image = Image.new("RGB", size, "#eeeae4")
     width, height = size

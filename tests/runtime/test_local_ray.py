@@ -1,4 +1,4 @@
-"""Where RAY_ADDRESS leads, and a start of Ray that takes too long."""
+"""Values of RAY_ADDRESS, and a start of Ray that takes too long."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 @dataclass(frozen=True)
 class Finished:
-    """A run that everything here looks at and nothing changes."""
+    """A finished run that tests read and do not change."""
 
     settings: dict[str, Any]
     outcome: pipeline.Outcome
@@ -58,7 +58,7 @@ class Finished:
 
 
 def merged(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with some fields of some sections changed."""
+    """Return settings with some fields of some sections changed."""
     both = dict(settings)
     for key, value in changes.items():
         both[key] = merged(both.get(key, {}), value) if isinstance(value, Mapping) else value
@@ -74,9 +74,7 @@ def client(runs: Path) -> MlflowClient:
 def fashion(
     tmp_path_factory: pytest.TempPathFactory, tiny_settings: dict[str, Any]
 ) -> tuple[Path, dict[str, str]]:
-    """A data set in Fashion-IQ's files, in which the first val target is broken and the first train
-    one is missing.
-    """
+    """Write Fashion-IQ's files; the first val target is broken, the first train one missing."""
     root = tmp_path_factory.mktemp("fashion")
     write_demo_data(root, SyntheticConfig.model_validate(tiny_settings["data"]["synthetic"]))
     broken, missing = (
@@ -105,7 +103,7 @@ def finished(
 
 @pytest.fixture
 def copied(finished: Finished, tmp_path: Path) -> Finished:
-    """A copy of the run that may be changed; it keeps no MLflow record."""
+    """Return a copy of the run that may be changed; it keeps no MLflow record."""
     ignore = shutil.ignore_patterns(".train", ".lock")
     shutil.copytree(finished.folder, tmp_path / "tiny", ignore=ignore)
     return replace(
@@ -115,7 +113,7 @@ def copied(finished: Finished, tmp_path: Path) -> Finished:
 
 @pytest.fixture
 def breaking(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, BaseException], pytest.MonkeyPatch]:
-    """Let a stage write something and then fail; `undo()` mends it."""
+    """Return a function that has a stage write something and then fail; `undo()` fixes it."""
 
     def put(name: str, error: BaseException) -> pytest.MonkeyPatch:
         def work(context: Any, writing: Any) -> None:
@@ -428,7 +426,7 @@ def draw_images(folder: Path, names: list[str]) -> None:
 
 
 def write_cirr(root: Path) -> dict[str, Any]:
-    """Groups of six, as CIRR has them."""
+    """Write groups of six, as CIRR has them."""
     for split in ("train", "val"):
         names = [f"{split}-{i}" for i in range(36)]
         draw_images(root / split, names)
@@ -451,7 +449,7 @@ def write_cirr(root: Path) -> dict[str, Any]:
 
 
 def write_manifest(root: Path) -> dict[str, Any]:
-    """A user's own: a CSV gallery, JSON Lines triplets."""
+    """Write a user's own data: a CSV gallery and JSON Lines of triplets."""
     names = [f"image-{i}" for i in range(40)]
     draw_images(root / "images", names)
     lines = ["image_id,path", *(f"{name},images/{name}.png" for name in names)]

@@ -33,7 +33,7 @@ PAGE = reembedding.BATCHES  # images that the job stores at once with these
 
 @pytest.fixture(scope="module")
 def encoder(tiny_bundle: Any) -> Encoder:
-    """The one that is to take over."""
+    """Return the new encoder."""
     return encoders.load_saved(tiny_bundle.folder / "encoder")
 
 
@@ -44,7 +44,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def url(request: pytest.FixtureRequest, file: Path) -> str:
-    """Of an empty database: SQLite's, unless the test is given another kind."""
+    """Return the URL of an empty database, of SQLite unless the test is given another kind."""
     if getattr(request, "param", "sqlite") == "sqlite":
         return str(file)
     return str(request.getfixturevalue("postgres").create(f"reembedding_{time.monotonic_ns()}"))
@@ -58,12 +58,12 @@ def gallery_db(url: str) -> Iterator[GalleryDatabase]:
 
 @pytest.fixture
 def stored(gallery_db: GalleryDatabase, url: str) -> StoredGallery:
-    """Its pictures are files of their own."""
+    """Return the gallery; its pictures are files of their own."""
     return StoredGallery(url, gallery_db, None)
 
 
 def put(image_id: str, path: str | None) -> Put:
-    """An image as the old encoder has measured it."""
+    """Return an image with a feature of the old encoder."""
     return Put(image_id, np.ones(4, np.float32), path=path)
 
 
@@ -74,7 +74,7 @@ def pictures(tiny_bundle: Any, size: int = 12) -> list[str]:
 
 @dataclass(frozen=True)
 class Meanwhile(StoredGallery):
-    """A gallery that is written to after a page was read, before its features are stored."""
+    """A gallery that is written to between reading a page and storing its features."""
 
     happens: Callable[[], object] = lambda: None
 

@@ -31,9 +31,7 @@ METRICS = {
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of runs whose database is made once: that takes seconds. The space is part of the
-    test.
-    """
+    """Return a folder of runs whose database is made once, for that takes seconds; with a space."""
     return tmp_path_factory.mktemp("runs of a user")
 
 

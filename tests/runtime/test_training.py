@@ -1,4 +1,4 @@
-"""One Ray Train for each kind of task: starting its workers takes seconds."""
+"""A training by Ray Train for each kind of task; starting its workers takes seconds."""
 
 from __future__ import annotations
 
@@ -23,9 +23,7 @@ SCHEDULE = Schedule(epochs=4, batch_size=8, lr=0.02, seed=0)
 
 
 def make_toy(inputs: Mapping[str, Any], config: Config, device: torch.device) -> Any:
-    """A linear map that learns to find sixteen rows; its scores are given. Built here, so that it
-    travels by value.
-    """
+    """Return a task that learns to find sixteen rows, with given scores; pickled by value."""
 
     class Toy:
         name = "toy"
@@ -80,7 +78,7 @@ def settings(workers: int = 1) -> Config:
 
 
 def alone(scores: list[float], epochs: int) -> torch.Tensor:
-    """The weights of the toy trained in this process."""
+    """Return the weights of the toy trained in this process."""
     task = make_toy({"scores": scores}, settings(), torch.device("cpu"))
     Loop(task, Schedule(epochs, SCHEDULE.batch_size, SCHEDULE.lr, SCHEDULE.seed)).run(
         lambda result, save: None
