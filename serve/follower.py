@@ -20,8 +20,8 @@ from raycd.data import images
 from raycd.errors import DataError, GalleryError
 from raycd.gallery.live import Live, contents
 from raycd.gallery.recent import Recent
+from raycd.gallery.records import Changes, Row
 from raycd.gallery.static import Gallery
-from raycd.gallery_db.records import Changes, Row
 from raycd.index import Index
 from raycd.search.searcher import Searcher
 from serve import failure

@@ -15,8 +15,8 @@ from raycd.api import (
     Explanation,
     SearchRequest,
     SearchResponse,
+    SearchResult,
 )
-from raycd.api import SearchResult
 from raycd.search.query import Answer, Prepared
 from serve import bodies, failure, filters, problems, search_body
 from serve.browsing import MinVersion, thumbnail

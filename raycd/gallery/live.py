@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from raycd.errors import GalleryError
 from raycd.gallery.recent import Recent
+from raycd.gallery.records import Changes, Row
 from raycd.gallery.static import SCHEMA, Gallery
 from raycd.gallery.view import Additions, Sums, View
-from raycd.gallery_db.records import Changes, Row
 from raycd.index import Index
 
 # A rebuild pays from this many additions, or removed images, or this share of the index.

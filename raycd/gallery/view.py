@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raycd.gallery.recent import Recent
+from raycd.gallery.records import Row
 from raycd.gallery.static import KEPT_MASKS, Gallery
-from raycd.gallery_db.records import Row
 from raycd.index import Index
 from raycd.index.blocks import Moments
 from raycd.index.structure import Found, Mask, best

@@ -25,10 +25,10 @@ from sqlalchemy import Connection, Engine, Select, delete, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from raycd.errors import GalleryError
+from raycd.gallery.records import Change, Changes, Contents, Done, Put, Row, Seed
 from raycd.gallery.static import SCHEMA
 from raycd.gallery_db import database, faults, schema, tables
-from raycd.gallery_db.records import Change, Changes, Contents, Done, Plan, Put, Row, Seed
-from raycd.gallery_db.tables import STATE, encoders, features, gallery, images
+from raycd.gallery_db.tables import STATE, Plan, encoders, features, gallery, images
 from raycd.gallery_db.watch import Watch
 
 BUSY_S = 10.0  # how long a write waits for another one

@@ -10,9 +10,9 @@ from typing import Self
 
 from raycd.data.moved import Move
 from raycd.errors import ConfigError, GalleryError
+from raycd.gallery.records import Row
 from raycd.gallery_db import GalleryDatabase, database
 from raycd.gallery_db.pictures import SCHEME, Pictures
-from raycd.gallery_db.records import Row
 
 _NO_ENCODER = ""  # a fingerprint that no encoder has: no image has a feature of it
 

@@ -1,6 +1,6 @@
-"""The tables of the gallery database, as the migrations make them, and their rows as plain values.
+"""The tables of the gallery database, as the migrations make them, their rows, and plans of writes.
 
-They may share a database with other tables, so every name begins with raycd_.
+The tables may share a database with others, so every name begins with raycd_.
 
 Shapes: G images, D feature size.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -27,8 +28,8 @@ from sqlalchemy import (
     Text,
 )
 
+from raycd.gallery.records import Change, Done, Put, Row
 from raycd.gallery.static import SCHEMA
-from raycd.gallery_db.records import Row
 
 FLOAT = np.dtype("<f4")  # of stored features, on every machine
 
@@ -72,6 +73,48 @@ features = Table(
     Column("fingerprint", String(64), primary_key=True),  # of the encoder
     Column("feature", LargeBinary, nullable=False),  # FLOAT, (D,)
 )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The rows after a list of changes, by what has to be done to them."""
+
+    version: int
+    """Version of the gallery database after the changes."""
+    done: list[Done]
+    """Result of each change."""
+    put: list[tuple[Put, int]]
+    """Images that are there afterwards, and their versions."""
+    deleted: dict[str, int]
+    """Ids of removed images, and the versions at which they were removed."""
+    replaced: set[str]
+    """Ids of images that were there before; their features are removed."""
+
+    @classmethod
+    def of(cls, changes: Sequence[Change], version: int, known: Mapping[str, str | None]) -> Plan:
+        """Plan changes that follow `version`.
+
+        Args:
+            known: Id -> path of the picture, of those of the images that are there now.
+        """
+        paths, done = dict(known), []
+        put: dict[str, tuple[Put, int]] = {}
+        deleted: dict[str, int] = {}
+        for change in changes:
+            image_id = change.image_id
+            existed = image_id in paths
+            if isinstance(change, Put) or existed:
+                version += 1
+            done.append(Done(version, existed, paths.get(image_id)))
+            if isinstance(change, Put):
+                paths[image_id] = change.path
+                put[image_id] = (change, version)
+                deleted.pop(image_id, None)
+            elif existed:
+                del paths[image_id]
+                put.pop(image_id, None)
+                deleted[image_id] = version
+        return cls(version, done, list(put.values()), deleted, set(known))
 
 
 def image_row(

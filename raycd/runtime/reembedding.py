@@ -12,8 +12,8 @@ import pyarrow as pa
 
 from raycd import bundle, features
 from raycd.config import Config
+from raycd.gallery.records import Row
 from raycd.gallery_db import GalleryDatabase
-from raycd.gallery_db.records import Row
 from raycd.gallery_db.stored import StoredGallery
 from raycd.model.encoder import Encoder
 from raycd.runtime import embedding

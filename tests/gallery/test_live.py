@@ -13,9 +13,9 @@ from raycd.config import IndexConfig
 from raycd.errors import GalleryError
 from raycd.gallery import recent
 from raycd.gallery.live import REBUILD_FROM, Live, contents
+from raycd.gallery.records import Changes, Row
 from raycd.gallery.static import Gallery
 from raycd.gallery.view import View
-from raycd.gallery_db.records import Changes, Row
 from raycd.index import Index
 
 DIM = 8

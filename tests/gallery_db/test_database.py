@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from raycd.errors import GalleryError
+from raycd.gallery.records import Change, Delete, Done, Put, Row, Seed
 from raycd.gallery.static import SCHEMA
 from raycd.gallery_db import GalleryDatabase
-from raycd.gallery_db.records import Change, Delete, Done, Put, Row, Seed
 from tests.gallery_db.values import CLIP, DIM, OTHER, feature, put, table
 
 

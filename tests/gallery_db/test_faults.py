@@ -19,8 +19,8 @@ import pytest
 from sqlalchemy import URL, text
 
 from raycd.errors import GalleryError
+from raycd.gallery.records import Put
 from raycd.gallery_db import GalleryDatabase, database, schema
-from raycd.gallery_db.records import Put
 from tests.gallery_db.values import CLIP, put
 from tests.postgres import Postgres
 

@@ -14,8 +14,8 @@ import pytest
 from sqlalchemy import text
 
 from raycd.errors import DataError, GalleryError
+from raycd.gallery.records import Delete, Put
 from raycd.gallery_db import GalleryDatabase, schema, stored
-from raycd.gallery_db.records import Delete, Put
 from tests.gallery_db.values import CLIP, DIM, feature, put
 from tests.postgres import Postgres
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raycd import bundle
-from raycd.gallery_db.records import Put
+from raycd.gallery.records import Put
 
 DIM = 4
 CLIP, OTHER = "clip" * 16, "other" * 12  # fingerprints

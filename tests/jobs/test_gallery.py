@@ -15,10 +15,10 @@ import pytest
 from sqlalchemy import text
 
 from jobs import gallery
+from raycd.gallery.records import Delete, Put
 from raycd.gallery_db import GalleryDatabase, database
 from raycd.gallery_db.check import SETTLED
 from raycd.gallery_db.pictures import Pictures
-from raycd.gallery_db.records import Delete, Put
 from tests.postgres import Postgres, programs
 
 OURS, OTHER = "a" * 64, "b" * 64  # encoders

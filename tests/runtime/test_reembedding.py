@@ -15,8 +15,8 @@ import pytest
 
 from jobs import index
 from raycd.config import Config, cli
+from raycd.gallery.records import Change, Delete, Put
 from raycd.gallery_db import GalleryDatabase
-from raycd.gallery_db.records import Change, Delete, Put
 from raycd.gallery_db.stored import StoredGallery
 from raycd.model import encoder as encoders
 from raycd.model.embed import EmbedImages

@@ -20,8 +20,8 @@ from raycd.config import IndexConfig
 from raycd.errors import GalleryError
 from raycd.gallery import live, recent
 from raycd.gallery.recent import Recent
+from raycd.gallery.records import Delete, Put
 from raycd.gallery_db import GalleryDatabase
-from raycd.gallery_db.records import Delete, Put
 from raycd.search.searcher import Searcher
 from serve import follower
 from serve.args import ServeArgs

@@ -1,11 +1,11 @@
-"""What is written to the gallery database and read from it, as plain values.
+"""Images and changes of a gallery as plain values: what its database writes and reads.
 
 Shapes: G images, D feature size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -91,45 +91,3 @@ class Seed:
     """SHA-256 of its gallery.parquet."""
     version: int
     """Version of the database after that: the bundle's images have versions 1 to this one."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The rows after a list of changes, by what has to be done to them."""
-
-    version: int
-    """Version of the gallery database after the changes."""
-    done: list[Done]
-    """Result of each change."""
-    put: list[tuple[Put, int]]
-    """Images that are there afterwards, and their versions."""
-    deleted: dict[str, int]
-    """Ids of removed images, and the versions at which they were removed."""
-    replaced: set[str]
-    """Ids of images that were there before; their features are removed."""
-
-    @classmethod
-    def of(cls, changes: Sequence[Change], version: int, known: Mapping[str, str | None]) -> Plan:
-        """Plan changes that follow `version`.
-
-        Args:
-            known: Id -> path of the picture, of those of the images that are there now.
-        """
-        paths, done = dict(known), []
-        put: dict[str, tuple[Put, int]] = {}
-        deleted: dict[str, int] = {}
-        for change in changes:
-            image_id = change.image_id
-            existed = image_id in paths
-            if isinstance(change, Put) or existed:
-                version += 1
-            done.append(Done(version, existed, paths.get(image_id)))
-            if isinstance(change, Put):
-                paths[image_id] = change.path
-                put[image_id] = (change, version)
-                deleted.pop(image_id, None)
-            elif existed:
-                del paths[image_id]
-                put.pop(image_id, None)
-                deleted[image_id] = version
-        return cls(version, done, list(put.values()), deleted, set(known))
