@@ -5,7 +5,7 @@
     python -m raycd.client put DV1 --image x.jpg --category dress --attribute colour:blue
     python -m raycd.client import gallery.csv
 
-Exit codes: 0 done, 2 a mistake that the user can fix or a service that refuses, 130 Ctrl-C, 141 a
+Exit codes: 0 done, 2 a mistake that the user can mend or a service that refuses, 130 Ctrl-C, 141 a
 pipe that nobody reads, 143 terminated.
 """
 
@@ -27,7 +27,7 @@ EXIT_PIPE = 141
 
 
 def main(argv: Sequence[str] | None = None, environment: Mapping[str, str] = os.environ) -> int:
-    """Run the command of the command line; return the exit code."""
+    """Do what the command line says; returns the exit code."""
     options = parser.build().parse_args(argv)
     try:
         with cli.sigterm_interrupts(), _client(options, environment) as client:
@@ -39,8 +39,9 @@ def main(argv: Sequence[str] | None = None, environment: Mapping[str, str] = os.
         print("terminated" if terminated else "interrupted", file=sys.stderr)
         return cli.EXIT_TERMINATED if terminated else cli.EXIT_INTERRUPTED
     except BrokenPipeError:
-        # Or Python's flush at its exit raises once more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # or the flush at exit complains again
         return EXIT_PIPE
     except RaycdError as error:
         return _failed(error)
@@ -53,8 +54,9 @@ def main(argv: Sequence[str] | None = None, environment: Mapping[str, str] = os.
 def _client(options: argparse.Namespace, environment: Mapping[str, str]) -> Client:
     return Client(
         getattr(options, "url", None) or environment.get("RAYCD_URL") or URL,
-        # Never an option: other users of the machine can read those.
-        api_key=environment.get("RAYCD_API_KEY"),
+        api_key=environment.get(
+            "RAYCD_API_KEY"
+        ),  # never an option: others on the machine can read those
         timeout=getattr(options, "timeout", TIMEOUT_S),
         retries=getattr(options, "retries", 4),
     )

@@ -29,7 +29,7 @@ from typing import Any, NoReturn
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
 
 from raycd import __version__
-from raycd.config import Config, field_types, layers, presets
+from raycd.config import Config, field_types, layers, openmp, presets
 from raycd.config.layers import COMMAND_LINE, Layer
 from raycd.errors import ConfigError, RaycdError
 
@@ -118,7 +118,7 @@ def run(
     starts over.
     """
     argv = sys.argv[1:] if argv is None else argv
-    os.environ.update(openmp_settings())  # OpenMP reads them once, when torch is imported
+    os.environ.update(openmp.settings())  # before torch is imported
     runs = ""
     try:
         with sigterm_interrupts():
@@ -139,19 +139,6 @@ def run(
             traceback.print_exc()
         print(f"error: {message}", file=sys.stderr)
         return EXIT_MISTAKE
-
-
-def openmp_settings() -> dict[str, str]:
-    """Return how OpenMP's threads shall wait for each other, unless the user has decided that.
-
-    GNU's OpenMP spins for milliseconds by default: where another program has the CPU of one thread,
-    the others spin for it instead of leaving theirs to it. 1000 turns are about 50 us: longer than
-    the threads of one parallel region differ, shorter than a time slice. Against the default that
-    costs nothing on a quiet machine, and keeps more than half of the speed beside a busy CPU;
-    OMP_WAIT_POLICY=PASSIVE, which never spins, costs a quarter on a quiet machine.
-    """
-    decided = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys()
-    return {} if decided else {"GOMP_SPINCOUNT": "1000"}
 
 
 class Terminated(KeyboardInterrupt):

@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 
 from raycd import progress
-from raycd.config import cli
+from raycd.config import openmp
 from raycd.errors import RunError
 from raycd.runtime import private, watch
 
@@ -229,7 +229,7 @@ def _settings(folder: Path, short: Path, unfit: Mapping[str, str]) -> dict[str, 
         folders[name] = str(link)
     return {
         **_unset(_UNLESS_SET),
-        **cli.openmp_settings(),
+        **openmp.settings(),
         **folders,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from raycd.config import cli
+from raycd.config import cli, openmp
 from raycd.errors import RunError
 from raycd.runtime import local_ray, private
 
@@ -132,9 +132,9 @@ def test_openmp_threads_spin_for_microseconds_unless_the_user_has_decided(
 ) -> None:
     for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
         monkeypatch.delenv(name, raising=False)
-    assert cli.openmp_settings() == {"GOMP_SPINCOUNT": "1000"}
+    assert openmp.settings() == {"GOMP_SPINCOUNT": "1000"}
     monkeypatch.setenv(decided, "ACTIVE")
-    assert cli.openmp_settings() == {}
+    assert openmp.settings() == {}
 
 
 def test_ray_may_be_given_longer_for_its_node(monkeypatch: pytest.MonkeyPatch) -> None:
