@@ -16,8 +16,8 @@ from pathlib import Path
 
 from raycd.config import cli
 from raycd.errors import ConfigError, RaycdError
-from raycd.gallery_db import backup, check, restore
-from raycd.gallery_db.place import Place
+from raycd.gallery_db import backup, check
+from raycd.gallery_db.stored import StoredGallery
 
 SHOWN = 5  # names of one kind
 
@@ -90,9 +90,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check(options: argparse.Namespace) -> int:
-    with Place.existing(options.gallery, options.pictures) as place:
-        found = check.check(place)
-        removed = check.mend(place, found) if options.mend else 0
+    with StoredGallery.open(options.gallery, options.pictures) as stored:
+        found = check.check(stored)
+        removed = check.remove_orphans(stored, found) if options.mend else 0
     print(f"images:    {found.images:,} at version {found.version:,}")
     for fingerprint, count in found.encoders.items():
         print(f"encoder:   {fingerprint[:12]}, features of {count:,} images")
@@ -106,8 +106,8 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _backup(options: argparse.Namespace) -> None:
-    with Place.existing(options.gallery, options.pictures) as place:
-        saved = backup.save(place, options.to)
+    with StoredGallery.open(options.gallery, options.pictures) as stored:
+        saved = backup.save(stored, options.to)
     if backup.DATABASE not in saved.files:
         print("database:  not copied: use pg_dump (docs/gallery.md)")
     else:
@@ -123,15 +123,15 @@ def _backup(options: argparse.Namespace) -> None:
 
 
 def _restore(options: argparse.Namespace) -> None:
-    saved = restore.restore(options.source, options.gallery, options.pictures)
+    saved = backup.restore(options.source, options.gallery, options.pictures)
     print(f"database:  {saved.images:,} images at version {saved.version:,}")
     print(f"pictures:  {saved.pictures:,} copied")
     print(f"next:      start the service with --gallery {options.gallery}")
 
 
 def _forget(options: argparse.Namespace) -> None:
-    with Place.existing(options.gallery, options.pictures) as place:
-        fingerprint, count = place.replaced(options.encoder)
+    with StoredGallery.open(options.gallery, options.pictures) as stored:
+        fingerprint, count = stored.removable_encoder(options.encoder)
         if not options.yes:
             raise ConfigError(
                 f"nothing was forgotten yet: {count:,} features of encoder {fingerprint[:12]} would go",
@@ -139,7 +139,7 @@ def _forget(options: argparse.Namespace) -> None:
                 "start again before jobs/index.py has encoded the whole gallery anew",
                 do="see in /v1/info which encoder is used; to go on, give --yes",
             )
-        count = place.gallery_db.forget(fingerprint)
+        count = stored.gallery_db.forget(fingerprint)
     print(f"forgotten: {count:,} features of encoder {fingerprint[:12]}")
 
 

@@ -74,23 +74,23 @@ def reembed_gallery(options: cli.Options) -> None:
     encoded.
     """
     from raycd import bundle
-    from raycd.gallery_db.place import Place
+    from raycd.gallery_db.stored import StoredGallery
     from raycd.model import encoder
     from raycd.runtime import cluster, local_ray, reembedding
     from serve import swap
 
     asked = options.flags
     local_ray.address()  # a wrong RAY_ADDRESS is told before anything is fetched
-    with Place.existing(asked.gallery, asked.pictures) as place:
+    with StoredGallery.open(asked.gallery, asked.pictures) as stored:
         folder = swap.folder(asked.bundle)
         manifest = bundle.verify(folder)
         with cluster.connected():
             done = reembedding.reembed(
-                place, encoder.load_saved(folder / "encoder"), options.config
+                stored, encoder.load_saved(folder / "encoder"), options.config
             )
         print(f"encoder:     {manifest.encoder.name}, {manifest.encoder.fingerprint[:12]}")
         print(
-            f"encoded:     {done.encoded:,} images now, {place.catalogue.count():,} in the gallery"
+            f"encoded:     {done.encoded:,} images now, {stored.gallery_db.count():,} in the gallery"
         )
     if done.broken:
         some = ", ".join(

@@ -20,8 +20,8 @@ from raycd.data import images
 from raycd.errors import DataError, GalleryError
 from raycd.gallery.live import Live, contents
 from raycd.gallery.recent import Recent
+from raycd.gallery.records import Changes, Row
 from raycd.gallery.static import Gallery
-from raycd.gallery_db.records import Changes, Row
 from raycd.index import Index
 from raycd.search.searcher import Searcher
 from serve import failure
@@ -190,7 +190,7 @@ class Follower:
         if (
             self._builder is None
             and self._built is None
-            and (self._live.worn or self._provisional())
+            and (self._live.needs_rebuild or self._provisional())
         ):
             self._builder = threading.Thread(target=self._rebuild, name="index", daemon=True)
             self._builder.start()
@@ -200,7 +200,7 @@ class Follower:
         if self._listing is not None and self._listing.done():
             listing, self._listing = self._listing, None
             self._live.take_lists(listing.result())
-        if self._listing is None and self._live.recent.crowded:
+        if self._listing is None and self._live.recent.needs_merge:
             self._listing = self._lister.submit(self._live.recent.put_into_lists)
 
     def _provisional(self) -> bool:
@@ -227,7 +227,7 @@ class Follower:
             for _ in range(ROUNDS):
                 changes = self._store.gallery_db.changes(built.view.version, self._fingerprint)
                 built.apply(replace(changes, rows=self._encoded(changes.rows)))
-                if built.recent.crowded:
+                if built.recent.needs_merge:
                     built.take_lists(built.recent.put_into_lists())
                 if len(changes.rows) < SOON:
                     break

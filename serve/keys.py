@@ -20,6 +20,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from raycd.config.cli import EXIT_MISTAKE
+from raycd.durable import PRIVATE_FILE, file_lock, replace_file
 from raycd.errors import ConfigError, RaycdError
 from serve import keyring
 from serve.keyring import Key, KeyDocument, Scope
@@ -86,31 +87,22 @@ def _changing(file: Path) -> Iterator[dict[str, Key]]:
     a whole.
     """
     file = file.resolve()  # what a link points to is replaced, not the link
-    fresh = file.with_name(f".{file.name}.lock")  # the new file is the lock as well, as git does it
     try:
-        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
+        with file_lock(file.parent, wait=False):  # of the folder: no lock file stays behind
+            keys = {key.name: key for key in keyring.read(file)} if file.exists() else {}
+            yield keys
+            document = KeyDocument(keys=tuple(keys.values())).model_dump_json(indent=2) + "\n"
+            with replace_file(file, mode=PRIVATE_FILE) as fresh:
+                fresh.write_text(document, encoding="utf-8")
+                _keep_owner(fresh, file)
+    except BlockingIOError as error:
         raise ConfigError(
             "somebody else changes the file of API keys",
-            got=f"{fresh} is there",
-            do="try again; where no other serve/keys.py runs, delete that file",
+            got=f"{error.filename} is locked",
+            do="try again",
         ) from None
     except OSError as error:
         raise _unwritable(file, error) from None
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as out:
-            keys = {key.name: key for key in keyring.read(file)} if file.exists() else {}
-            yield keys
-            out.write(KeyDocument(keys=tuple(keys.values())).model_dump_json(indent=2) + "\n")
-            out.flush()
-            _keep_owner(out.fileno(), file)
-            os.fsync(out.fileno())
-        fresh.replace(file)
-    except BaseException as error:  # not `finally`: once it is renamed, a lock there is another's
-        fresh.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise _unwritable(file, error) from None
-        raise
 
 
 def _unwritable(file: Path, error: OSError) -> ConfigError:
@@ -121,13 +113,13 @@ def _unwritable(file: Path, error: OSError) -> ConfigError:
     )
 
 
-def _keep_owner(descriptor: int, file: Path) -> None:
+def _keep_owner(fresh: Path, file: Path) -> None:
     """Let everybody read the new file who could read the old one."""
     if file.exists():
         old = file.stat()
-        os.fchmod(descriptor, stat.S_IMODE(old.st_mode))
+        fresh.chmod(stat.S_IMODE(old.st_mode))
         with suppress(PermissionError):  # only root gives files away
-            os.fchown(descriptor, old.st_uid, old.st_gid)
+            os.chown(fresh, old.st_uid, old.st_gid)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -15,8 +15,8 @@ from raycd.api import (
     Explanation,
     SearchRequest,
     SearchResponse,
+    SearchResult,
 )
-from raycd.api import Result as ApiResult
 from raycd.search.query import Answer, Prepared
 from serve import bodies, failure, filters, problems, search_body
 from serve.browsing import MinVersion, thumbnail
@@ -163,7 +163,7 @@ def _told(
     return SearchResponse(
         results=[
             # What we made ourselves needs no check, and there are many of them
-            ApiResult.model_construct(
+            SearchResult.model_construct(
                 image_id=found.image_id,
                 category=found.category,
                 attributes=view.attributes(found.position),

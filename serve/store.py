@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Self
 
 from raycd.data.moved import Move
-from raycd.gallery_db import GalleryDatabase, owner, place
+from raycd.gallery_db import GalleryDatabase, owner, stored
 from raycd.gallery_db.pictures import Pictures
-from raycd.gallery_db.place import is_kept
+from raycd.gallery_db.stored import is_uploaded
 from serve.args import NO_GALLERY, REGISTRY, ServeArgs
 
 FILE = "gallery.sqlite"  # beside the bundle's folder, where no other database is named
@@ -35,19 +35,19 @@ class Store:
         if args.gallery == NO_GALLERY:
             return None
         url = args.gallery or str(Path(args.bundle).parent / FILE)
-        file = place.sqlite_file(url)
+        file = stored.sqlite_file(url)
         held = None if file is None else owner.hold(file, name)  # before anything of it is changed
         if file is not None and held is not None:
             owner.check(file, held)
         gallery_db = GalleryDatabase.open(url)
         if file is not None and held is not None:
             owner.note(file, held)
-        root = place.pictures_root(url, args.pictures)
+        root = stored.pictures_root(url, args.pictures)
         moved = Move() if args.bundle.startswith(REGISTRY) else Move.of(Path(args.bundle))
         return cls(gallery_db, Pictures(root) if root else None, moved)
 
     def locate(self, path: str | None) -> str | None:
         """The path or URI of a picture that the gallery database names."""
-        if self.pictures is not None and path is not None and is_kept(path):
+        if self.pictures is not None and path is not None and is_uploaded(path):
             return self.pictures.locate(path)
         return self.moved.locate(path)

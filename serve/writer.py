@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from raycd.errors import GalleryError, RaycdError
-from raycd.gallery_db.records import Change, Delete, Done, Put
+from raycd.gallery.records import Change, Delete, Done, Put
 from serve.batching import Batcher
 from serve.engine import Engine
 from serve.store import Store

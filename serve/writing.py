@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from raycd.api import Written
 from raycd.data import images
-from raycd.gallery_db.records import Done
+from raycd.gallery.records import Done
 from serve import image_body, problems
 from serve.image_body import Given
 from serve.wellformed import known_parameters

@@ -29,7 +29,7 @@ from typing import Any, NoReturn
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
 
 from raycd import __version__
-from raycd.config import Config, field_types, layers, presets
+from raycd.config import Config, field_types, layers, openmp, presets
 from raycd.config.layers import COMMAND_LINE, Layer
 from raycd.errors import ConfigError, RaycdError
 
@@ -118,10 +118,7 @@ def run(
     starts over.
     """
     argv = sys.argv[1:] if argv is None else argv
-    # OpenMP reads this once, when torch is imported. Its threads wait for each other by spinning
-    # otherwise, and where another program has one of their CPUs, the others spin for it instead of
-    # leaving theirs to the one that works.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.update(openmp.settings())  # before torch is imported
     runs = ""
     try:
         with sigterm_interrupts():

@@ -1,4 +1,4 @@
-"""One image into the gallery and out of it; and answers of a gallery that is not too old."""
+"""Adding and removing an image, and answers of a gallery that is new enough."""
 
 import asyncio
 import base64
@@ -23,7 +23,7 @@ ENCODER = "0123456789ab"
 
 
 def as_the_service_reads(asked: Asked) -> tuple[GalleryImage, bytes | None]:
-    """The image through the service's own parser."""
+    """Return the image as the service's own parser reads it."""
 
     async def receive() -> dict[str, Any]:
         return {"type": "http.request", "body": asked.body, "more_body": False}

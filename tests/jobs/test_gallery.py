@@ -15,10 +15,10 @@ import pytest
 from sqlalchemy import text
 
 from jobs import gallery
+from raycd.gallery.records import Delete, Put
 from raycd.gallery_db import GalleryDatabase, database
 from raycd.gallery_db.check import SETTLED
 from raycd.gallery_db.pictures import Pictures
-from raycd.gallery_db.records import Delete, Put
 from tests.postgres import Postgres, programs
 
 OURS, OTHER = "a" * 64, "b" * 64  # encoders
@@ -134,7 +134,7 @@ def test_nothing_is_mended_where_the_pictures_may_be_anothers(
     path = Path(others.locate(others.add(b"theirs", "png")))
     os.utime(path, (0, 0))
     assert run("check", url, others, "--mend") == 2
-    assert "nothing was mended" in capsys.readouterr().err
+    assert "nothing was removed" in capsys.readouterr().err
     assert path.exists()
 
 

@@ -26,9 +26,10 @@ from raycd.config import Config, EncoderConfig
 from raycd.model import encoder, fusion
 
 try:
+    from raycd.gallery_db.records import Delete, Put
+
     from raycd import bundle
     from raycd.gallery_db import GalleryDatabase
-    from raycd.gallery_db.records import Delete, Put
     from raycd.search.query import Query
     from raycd.search.searcher import Searcher
 except ImportError:  # a version without the packages bundle, gallery_db and search

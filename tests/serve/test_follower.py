@@ -20,8 +20,8 @@ from raycd.config import IndexConfig
 from raycd.errors import GalleryError
 from raycd.gallery import live, recent
 from raycd.gallery.recent import Recent
+from raycd.gallery.records import Delete, Put
 from raycd.gallery_db import GalleryDatabase
-from raycd.gallery_db.records import Delete, Put
 from raycd.search.searcher import Searcher
 from serve import follower
 from serve.args import ServeArgs
@@ -92,7 +92,7 @@ def reached(searcher: Searcher, version: int) -> bool:
 def test_many_changes_become_an_index_of_its_kind_that_misses_nothing(
     follow: Callable[..., Searcher], store: Store, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    monkeypatch.setattr(live, "FEW", 100)
+    monkeypatch.setattr(live, "REBUILD_FROM", 100)
     searcher = follow(kind=kind, flat_up_to=50, sample=50, ivf_lists=2)
     first = searcher.view.index
     features_ND = features(searcher, ADDED)
@@ -122,7 +122,7 @@ def test_many_changes_become_an_index_of_its_kind_that_misses_nothing(
 def test_what_changes_while_an_index_is_built_is_in_it_when_it_is_taken_over(
     follow: Callable[..., Searcher], store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(live, "FEW", 100)
+    monkeypatch.setattr(live, "REBUILD_FROM", 100)
     searcher = follow(kind="ivf", sample=50, ivf_lists=2)
     fingerprint, first, original = (
         searcher.bundle.manifest.encoder.fingerprint,
@@ -153,12 +153,12 @@ def test_what_changes_while_an_index_is_built_is_in_it_when_it_is_taken_over(
 def test_the_database_is_followed_while_what_came_is_put_into_lists(
     follow: Callable[..., Searcher], store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(live, "FEW", 100)
+    monkeypatch.setattr(live, "REBUILD_FROM", 100)
     searcher = follow(kind="ivf", sample=50, ivf_lists=2)
     put(store, searcher, features(searcher, ADDED))
     until(lambda: searcher.view.index.kind == "ivf")
-    monkeypatch.setattr(live, "FEW", 10_000)
-    monkeypatch.setattr(recent, "WAITING", 100)
+    monkeypatch.setattr(live, "REBUILD_FROM", 10_000)
+    monkeypatch.setattr(recent, "MAX_UNINDEXED", 100)
     going_on, original = threading.Event(), Recent.put_into_lists
 
     def slow(self: Recent) -> Recent:

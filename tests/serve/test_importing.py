@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from raycd.errors import GalleryError
+from raycd.gallery.records import Done, Put
 from raycd.gallery_db import GalleryDatabase
-from raycd.gallery_db.records import Done, Put
 from serve import importing
 from serve.args import ServeArgs
 from serve.problems import ProblemError

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from raycd.durable import file_lock
 from raycd.errors import ConfigError
 from serve import keyring, keys
 from serve.keyring import CHECK_S, Keyring
@@ -174,14 +175,15 @@ def test_a_malformed_file_is_told_without_what_it_holds(
 
 def test_a_file_that_somebody_else_changes_is_left_alone(file: Path) -> None:
     keys.add(file, "alice", "write")
-    lock = file.with_name(".keys.json.lock")
-    lock.write_text("")
     before = file.read_bytes()
-    with pytest.raises(ConfigError, match="somebody else changes") as caught:
+    with (
+        file_lock(file.parent),
+        pytest.raises(ConfigError, match="somebody else changes") as caught,
+    ):
         keys.add(file, "bob", "read")
-    assert str(lock) in str(caught.value)
+    assert str(file.parent) in str(caught.value)
     assert file.read_bytes() == before
-    assert lock.exists()
+    assert list(file.parent.iterdir()) == [file]
 
 
 def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from raycd.api import BatchItem, SearchResponse
 from raycd.client import Client, ServiceError
+from raycd.gallery.records import Row
 from raycd.gallery_db import GalleryDatabase
-from raycd.gallery_db.records import Row
 from tests.serve.crash.truth import Image, Known, Ledger
 
 TOLERANCE = 1e-5  # of a cosine, in float32

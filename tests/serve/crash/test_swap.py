@@ -19,8 +19,8 @@ from ray import serve
 from raycd import bundle
 from raycd.client import Client
 from raycd.config import Config
+from raycd.durable import sha256
 from raycd.gallery_db import GalleryDatabase
-from raycd.index.files import sha256
 from raycd.runtime.tracking import Tracker
 from raycd.search.query import Query
 from raycd.search.searcher import Searcher

@@ -1,10 +1,8 @@
-"""The gallery table of a user's own data, as raycd.data.manifest reads it for training, as images
-to import.
+"""The gallery table of a user's own data, which `raycd.data.manifest` reads, as images to import.
 
-Columns: image_id; path, absolute or relative to the table's folder or another root; category,
-    attributes and others
-optional. Rows of one image_id are one image in several categories. The table is read whole, and
-refused whole where it is malformed.
+Columns: image_id; path, absolute or relative to the table's folder or another root; optionally
+category, attributes and others. Rows of one image_id are one image in several categories. A
+malformed table is refused as a whole.
 """
 
 from __future__ import annotations
@@ -19,12 +17,13 @@ from raycd.errors import DataError
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The images in the order of their first rows, as Client.import_images takes them. Raises
-    DataError.
+    """Return images for Client.import_images, in the order of their first rows.
+
+    Raises:
+        DataError: The table cannot be read or is malformed.
     """
-    table, found = rows.read(
-        Folder(str(path.absolute().parent)), path.name, GALLERY_COLUMNS, others=True
-    )
+    folder = Folder(str(path.absolute().parent))
+    table, found = rows.read(folder, path.name, GALLERY_COLUMNS, others=True)
     if missing := {"image_id", "path"} - set(found):
         got, expected = ", ".join(found) or "no columns", f"also {', '.join(sorted(missing))}"
         raise DataError(
@@ -49,9 +48,10 @@ def read(path: Path) -> list[dict[str, Any]]:
         image_id = str(row["image_id"])
         image = images.setdefault(image_id, {"image_id": image_id, **given, "category": []})
         if any(image[name] != given[name] for name in given):
-            expected = "the same path and attributes in all rows of an image"
             raise DataError(
-                f"{where} tells an image differently", got=f"{image_id}: {given}", expected=expected
+                f"{where} describes an image differently",
+                got=f"{image_id}: {given}",
+                expected="the same path and attributes in all rows of an image",
             )
         if row.get("category") not in (None, "", *image["category"]):
             image["category"].append(str(row["category"]))

@@ -1,4 +1,4 @@
-"""What is written to the gallery database and read from it, as plain values.
+"""Images and changes of a gallery as plain values: what its database writes and reads.
 
 Shapes: G images, D feature size.
 """
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True)
 class Put:
-    """An image that is added, or takes the place of the one of the same id."""
+    """An image to add, or to put in place of the one with the same id."""
 
     image_id: str
     feature: NDArray[np.float32]
@@ -23,12 +23,12 @@ class Put:
     categories: tuple[str, ...] = ()
     attributes: Mapping[str, str] = field(default_factory=dict)
     path: str | None = None
-    """Where its picture is: a path or URI, or what `Pictures.add` returned; None: it has none."""
+    """Its picture: a path, a URI, or what `Pictures.add` returned; None where it has none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Delete:
-    """An image that is removed."""
+    """An image to remove."""
 
     image_id: str
 
@@ -41,13 +41,11 @@ class Done:
     """What a change did, once it is on the disk."""
 
     version: int
-    """The gallery database's after it; where there was nothing to delete, the one that it had
-    already.
-    """
+    """Version of the gallery database after the change; unchanged where nothing was deleted."""
     existed: bool
     """Whether there was such an image before."""
     old_path: str | None
-    """The picture of the image that it replaced or removed."""
+    """The picture of the image that was replaced or removed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +59,12 @@ class Row:
     attributes: Mapping[str, str]
     path: str | None
     feature: NDArray[np.float32] | None
-    """(D,); None where it was deleted, or where the asked encoder has not yet encoded its picture.
-    """
+    """(D,); None where the image was deleted or the requested encoder has not encoded it yet."""
 
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """All that was changed after a version, in the order of the changes, and the version that this
-    makes.
-    """
+    """All changes since a version, in their order, and the version that they lead to."""
 
     version: int
     rows: list[Row]
@@ -81,22 +76,18 @@ class Contents:
 
     version: int
     table: pa.Table
-    """image_id, categories, path, attributes: of the types of `bundle.gallery_table`, without its
-    features.
-    """
+    """Columns of `gallery.static.SCHEMA`, (G,) rows."""
     features_GD: NDArray[np.float32]
     """Not normalised."""
     unencoded: list[Row]
-    """Images that the asked encoder has not yet encoded; they are not in the table."""
+    """Images that the requested encoder has not encoded yet; the table does not contain them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Seed:
-    """The bundle's gallery that the gallery database began with."""
+    """The bundle's gallery that the database was filled with at first."""
 
     digest: str
     """SHA-256 of its gallery.parquet."""
     version: int
-    """The gallery database's with all of it, and nothing else, in it: its images have versions 1 to
-    this, in their order.
-    """
+    """Version of the database after that: the bundle's images have versions 1 to this one."""

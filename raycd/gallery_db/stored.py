@@ -1,6 +1,4 @@
-"""A gallery that is there already, as jobs open it beside the service: its database and its
-pictures.
-"""
+"""A stored gallery, its database and its pictures, as jobs open it beside the service."""
 
 from __future__ import annotations
 
@@ -12,31 +10,34 @@ from typing import Self
 
 from raycd.data.moved import Move
 from raycd.errors import ConfigError, GalleryError
+from raycd.gallery.records import Row
 from raycd.gallery_db import GalleryDatabase, database
 from raycd.gallery_db.pictures import SCHEME, Pictures
-from raycd.gallery_db.records import Row
 
-NOBODY = ""  # the fingerprint of no encoder: all images are without a feature of it
+_NO_ENCODER = ""  # a fingerprint that no encoder has: no image has a feature of it
 
 
 @dataclass(frozen=True)
-class Place:
-    """The database and what the service keeps of pictures; None: nobody said where."""
+class StoredGallery:
+    """A gallery database that exists already, and the pictures that the service keeps for it."""
 
     url: str = field(repr=False)  # with its password, if it has one
     gallery_db: GalleryDatabase
     pictures: Pictures | None
+    """None where their folder is not known."""
     moved: Move = field(default_factory=Move, kw_only=True)
     """How the run beside whose bundle the database lies was moved."""
 
     @classmethod
     @contextmanager
-    def existing(cls, url: str, root: str = "") -> Iterator[Self]:
-        """Open it for the block. `root` of the pictures; empty: beside the SQLite file, as the
-        service has it.
+    def open(cls, url: str, root: str = "") -> Iterator[Self]:
+        """Open the gallery inside of the block.
 
-        Raises GalleryError where there is none, it cannot be opened, or its schema is not this
-        version's.
+        Args:
+            root: Folder or URI of the pictures; empty: beside the SQLite file, as for the service.
+
+        Raises:
+            GalleryError: There is no gallery, it cannot be opened, or it has another schema.
         """
         file = sqlite_file(url)
         if file is not None and not file.is_file():
@@ -47,54 +48,51 @@ class Place:
                 do="check --gallery",
             )
         root = pictures_root(url, root)
-        moved = (
-            Move() if file is None else Move.of(file.parent / "bundle")
-        )  # where the service puts it by itself
+        # By default the service puts a SQLite file beside the folder of its bundle.
+        moved = Move() if file is None else Move.of(file.parent / "bundle")
         with GalleryDatabase.open(url, migrate=False) as gallery_db:
             yield cls(url, gallery_db, Pictures(root) if root else None, moved=moved)
 
     @property
     def file(self) -> Path | None:
-        """Of the database; None: it is PostgreSQL's."""
+        """The file of a SQLite database; None for PostgreSQL."""
         return sqlite_file(self.url)
 
     def rows(self) -> Iterator[Row]:
-        """All images that are there, without features, in the order of their versions; some at a
-        time in memory.
-        """
+        """Iterate over all images, without features, by version; a few of them are in memory."""
         after = 0
-        while rows := self.gallery_db.unencoded(NOBODY, after=after):
+        while rows := self.gallery_db.unencoded(_NO_ENCODER, after=after):
             yield from rows
             after = rows[-1].version
 
     def locate(self, path: str | None) -> str | None:
-        """The path or URI of a picture that the gallery database names. Raises ConfigError where
-        nobody said where it lies.
+        """Return the path or URI of a picture that the database names.
+
+        Raises:
+            ConfigError: It is an uploaded picture, and their folder is not known.
         """
-        if self.pictures is None:
-            if is_kept(path):
+        if is_uploaded(path):
+            if self.pictures is None:
                 raise ConfigError(
                     "the gallery has pictures that clients have uploaded",
-                    got="no place of them",
+                    got="no folder of them",
                     do="give --pictures, as the service has it",
                 )
-        elif path is not None and is_kept(path):
-            return self.pictures.locate(path)
+            return self.pictures.locate(path or "")
         return self.moved.locate(path)
 
-    def replaced(self, beginning: str) -> tuple[str, int]:
-        """The fingerprint that begins so, and the features that would go with it, none of which is
-        an image's only one.
+    def removable_encoder(self, prefix: str) -> tuple[str, int]:
+        """Return the fingerprint with this prefix, and the number of features that it has.
 
-        Raises ConfigError where there is no such encoder, or no other one has encoded every image.
+        Raises:
+            ConfigError: There is no such encoder, or no other one has encoded every image.
         """
         encoders = self.gallery_db.encoders()
-        matching = [fingerprint for fingerprint in encoders if fingerprint.startswith(beginning)]
+        matching = [fingerprint for fingerprint in encoders if fingerprint.startswith(prefix)]
         if len(matching) != 1:
             known = ", ".join(fingerprint[:12] for fingerprint in encoders) or "none"
-            raise ConfigError(
-                f"{len(matching)} encoders begin with {beginning!r}", expected=f"one of {known}"
-            )
+            what = f"{len(matching)} encoders begin with {prefix!r}"
+            raise ConfigError(what, expected=f"one of {known}")
         others = [count for fingerprint, count in encoders.items() if fingerprint not in matching]
         if max(others, default=0) < self.gallery_db.count():
             raise ConfigError(
@@ -105,20 +103,22 @@ class Place:
         return matching[0], encoders[matching[0]]
 
 
-def is_kept(path: str | None) -> bool:
-    """Whether the service keeps this picture itself, because a client has uploaded it."""
+def is_uploaded(path: str | None) -> bool:
+    """Return whether a client has uploaded this picture, so that the service keeps it itself."""
     return path is not None and path.startswith(SCHEME)
 
 
 def sqlite_file(url: str) -> Path | None:
-    """The file of a SQLite database, links resolved; None: it is PostgreSQL's. Raises
-    GalleryError: no such URL.
+    """Return the file of a SQLite database, links resolved; None for PostgreSQL.
+
+    Raises:
+        GalleryError: The URL is malformed.
     """
     address = database.address(url)
     return Path(address.database or "") if address.get_backend_name() == "sqlite" else None
 
 
 def pictures_root(url: str, root: str = "") -> str:
-    """Where uploaded pictures lie, unless `root` says another place; empty: nowhere."""
+    """Return the folder of uploaded pictures: `root`, or the one beside a SQLite file, or none."""
     file = sqlite_file(url)
     return root or (f"{file}.pictures" if file is not None else "")
