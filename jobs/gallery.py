@@ -1,12 +1,13 @@
-"""Looks after a live gallery: is it whole, back it up, put a backup in place, forget an encoder.
+"""Check, back up and restore a live gallery, and forget encoders that are no longer used.
 
     python jobs/gallery.py check --gallery runs/demo/gallery.sqlite
     python jobs/gallery.py backup --gallery runs/demo/gallery.sqlite --to /backups/monday
     python jobs/gallery.py restore --from /backups/monday --gallery runs/demo/gallery.sqlite
     python jobs/gallery.py forget --gallery runs/demo/gallery.sqlite --encoder 4228daf4878e --yes
 
-All but restore may run while the service does. Exit codes: 0 done and nothing wrong, 2 something is
-wrong or a mistake that the user can mend, 130 Ctrl-C, 143 terminated.
+All but restore may run while the service does. Without --gallery and --pictures these are those of
+the service: RAYCD_SERVE__GALLERY and RAYCD_SERVE__PICTURES, where a URL may hold its password.
+Exit codes: raycd/config/cli.py; 2 is also that something is wrong with the gallery.
 """
 
 import argparse
@@ -14,8 +15,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from raycd.config import cli
-from raycd.errors import ConfigError, RaycdError
+from raycd.config import cli, settings
+from raycd.errors import ConfigError
 from raycd.gallery_db import backup, check, restore
 from raycd.gallery_db.place import Place
 
@@ -23,18 +24,21 @@ SHOWN = 5  # names of one kind
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do what the command line says; returns the exit code."""
+    """Do what the command line says, and return the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
     options = _parser().parse_args(argv)
-    try:
-        with cli.sigterm_interrupts():
-            return int(options.run(options) or 0)
-    except KeyboardInterrupt as interrupt:
-        terminated = isinstance(interrupt, cli.Terminated)
-        print("terminated" if terminated else "interrupted", file=sys.stderr)
-        return cli.EXIT_TERMINATED if terminated else cli.EXIT_INTERRUPTED
-    except RaycdError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return cli.EXIT_MISTAKE
+    return cli.guard(lambda: _run(options), argv)
+
+
+def _run(options: argparse.Namespace) -> int | None:
+    options.gallery = settings.address(options.gallery, "gallery")
+    options.pictures = settings.address(options.pictures, "pictures")
+    if not options.gallery:
+        raise ConfigError(
+            "no gallery is named", do=f"give --gallery, or set {settings.SERVICE}GALLERY"
+        )
+    code: int | None = options.run(options)
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -52,13 +56,14 @@ def _parser() -> argparse.ArgumentParser:
         gallery = (
             "The new SQLite file." if name == "restore" else "A SQLite file or a postgresql:// URL."
         )
-        command.add_argument("--gallery", required=True, metavar="URL", help=gallery)
+        command.add_argument("--gallery", default="", metavar="URL", help=gallery)
         command.add_argument(
             "--pictures",
             default="",
             metavar="ROOT",
             help="Where uploaded pictures lie. (beside the SQLite file)",
         )
+        command.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
         command.set_defaults(run=run)
         if name == "check":
             command.add_argument(

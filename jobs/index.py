@@ -14,7 +14,7 @@ Killed at any moment, the same command continues. Exit code 2: some images canno
 import argparse
 import sys
 
-from raycd.config import cli
+from raycd.config import cli, settings
 from raycd.errors import ConfigError, DataError
 
 SHOWN = 5  # ids of images that cannot be encoded
@@ -23,6 +23,7 @@ SHOWN = 5  # ids of images that cannot be encoded
 def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gallery",
+        default="",
         metavar="URL",
         help="Re-embed this live gallery: a SQLite file or a postgresql:// URL.",
     )
@@ -41,6 +42,9 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 def main(options: cli.Options) -> None:
     asked = options.flags
+    if asked.bundle:
+        asked.gallery = settings.address(asked.gallery, "gallery")
+        asked.pictures = settings.address(asked.pictures, "pictures")
     if asked.gallery and asked.bundle:
         reembed_gallery(options)
     elif asked.gallery or asked.bundle or asked.pictures:
@@ -90,7 +94,7 @@ def reembed_gallery(options: cli.Options) -> None:
             )
         print(f"encoder:     {manifest.encoder.name}, {manifest.encoder.fingerprint[:12]}")
         print(
-            f"encoded:     {done.encoded:,} images now, {place.catalogue.count():,} in the gallery"
+            f"encoded:     {done.encoded:,} images now, {place.gallery_db.count():,} in the gallery"
         )
     if done.broken:
         some = ", ".join(

@@ -10,6 +10,7 @@ _FOLDERS = re.compile(
     r"(?:(?<![\w/.:~])|(?<=sqlite:///))~?(?:/[^\s/'\":;,()]+)*/(?=[^\s/'\":;,()])"
 )
 _PASSWORD = re.compile(r"(://[^\s/:@]*:)[^\s/]*@")
+_PARAMETER = re.compile(r"://\S*[?&](?:ssl)?password=", re.IGNORECASE)
 
 
 def without_passwords(text: str) -> str:
@@ -17,6 +18,11 @@ def without_passwords(text: str) -> str:
     stands.
     """
     return _PASSWORD.sub(r"\1***@", text)
+
+
+def has_password(text: str) -> bool:
+    """Tell whether a URI in `text` holds a password, before its host or as a parameter."""
+    return bool(_PASSWORD.search(text) or _PARAMETER.search(text))
 
 
 def without_paths(text: str) -> str:
