@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, run, text in (
-        ("check", _check, "Tell whether database and pictures are whole; exit code 2 if not."),
+        ("check", _check, "Check that database and pictures are whole; exit code 2 if not."),
         ("backup", _backup, "Copy database and pictures while the service runs."),
         ("restore", _restore, "Make a database and its pictures from a backup."),
         ("forget", _forget, "Remove the features of an encoder that is no longer used."),
@@ -120,7 +120,8 @@ def _backup(options: argparse.Namespace) -> None:
     print(f"pictures:  {saved.pictures:,} copied and compared")
     if saved.elsewhere:
         print(
-            f"elsewhere: {saved.elsewhere:,} images whose pictures the service does not keep: not copied"
+            f"elsewhere: {saved.elsewhere:,} images whose pictures the service does not keep: "
+            "not copied"
         )
     if saved.lost:
         print(f"lost:      the gallery itself has no picture of {_some(saved.lost)}")
@@ -139,9 +140,11 @@ def _forget(options: argparse.Namespace) -> None:
         fingerprint, count = place.replaced(options.encoder)
         if not options.yes:
             raise ConfigError(
-                f"nothing was forgotten yet: {count:,} features of encoder {fingerprint[:12]} would go",
-                expected="a service that has changed to another encoder: one that still uses this encoder would not "
-                "start again before jobs/index.py has encoded the whole gallery anew",
+                f"nothing was forgotten yet: {count:,} features of encoder {fingerprint[:12]} "
+                "would go",
+                expected="a service that has changed to another encoder: one that still uses this "
+                "encoder would not start again before jobs/index.py has encoded the whole gallery "
+                "anew",
                 do="see in /v1/info which encoder is used; to go on, give --yes",
             )
         count = place.gallery_db.forget(fingerprint)

@@ -1,5 +1,4 @@
-"""Put encoder, fusion head, gallery and index into the bundle that serving reads; earlier stages
-are done first.
+"""Writes encoder, fusion head, gallery and index as the bundle to serve, after earlier stages.
 
     python jobs/index.py --preset demo
 
@@ -57,7 +56,7 @@ def main(options: cli.Options) -> None:
 
 
 def index_run(options: cli.Options) -> None:
-    """The run's bundle."""
+    """Write the run's bundle."""
     from raycd.runtime import pipeline
 
     run = pipeline.run(options.config, until="bundle").run
@@ -74,9 +73,7 @@ def index_run(options: cli.Options) -> None:
 
 
 def reembed_gallery(options: cli.Options) -> None:
-    """The live gallery's images, by the bundle's encoder. Raises DataError where some cannot be
-    encoded.
-    """
+    """Encode the live gallery with the bundle's encoder. Raises DataError where it cannot."""
     from raycd import bundle
     from raycd.gallery_db.place import Place
     from raycd.model import encoder
@@ -84,7 +81,7 @@ def reembed_gallery(options: cli.Options) -> None:
     from serve import swap
 
     asked = options.flags
-    local_ray.address()  # a wrong RAY_ADDRESS is told before anything is fetched
+    local_ray.address()  # a wrong RAY_ADDRESS ends it before anything is fetched
     with Place.existing(asked.gallery, asked.pictures) as place:
         folder = swap.folder(asked.bundle)
         manifest = bundle.verify(folder)
@@ -103,14 +100,18 @@ def reembed_gallery(options: cli.Options) -> None:
         raise DataError(
             f"{len(done.broken):,} images of the gallery cannot be encoded",
             got=some + (", ..." if len(done.broken) > SHOWN else ""),
-            expected="pictures that can be read; the service refuses a bundle that would lose images",
-            do="import these images again with their pictures, or delete them, and run the same command again",
+            expected="pictures that can be read; the service refuses a bundle that would lose "
+            "images",
+            do="import these images again with their pictures, or delete them, and run the same "
+            "command again",
         )
     print(
-        f"next:        serve/app.py: put {asked.bundle} in the place of the bundle that it serves, then kill -HUP"
+        f"next:        serve/app.py: put {asked.bundle} in the place of the bundle that it serves, "
+        "then kill -HUP"
     )
     print(
-        f"             on a cluster: deploy with user_config {{bundle: {asked.bundle}}}; docs/gallery.md has both"
+        f"             on a cluster: deploy with user_config {{bundle: {asked.bundle}}}; "
+        "docs/gallery.md has both"
     )
 
 

@@ -28,11 +28,11 @@ from raycd.errors import RaycdError, RunError, WeightsError
 from serve import keyring, local, running
 from serve.args import NO_GALLERY, REGISTRY, LocalArgs, ServeArgs
 
-if TYPE_CHECKING:  # Ray and torch take seconds to import: a mistake of the user is told before
+if TYPE_CHECKING:  # Ray and torch take seconds to import: a mistake ends it before
     from ray.serve import Application
 
-UNGUARDED = """warning: the service listens on {host} without API keys: whoever reaches it may change \
-the gallery
+UNGUARDED = """warning: the service listens on {host} without API keys: whoever reaches it may \
+change the gallery
   to do:    python serve/keys.py add --file keys.json --name NAME --scope write, and give \
 --api-keys keys.json"""
 
@@ -57,7 +57,7 @@ def _read(argv: Sequence[str]) -> Options[LocalArgs]:
 def _serve(options: Options[LocalArgs]) -> None:
     asked, wanted = threading.Event(), options.config
     signal.signal(signal.SIGHUP, lambda *_: asked.set())
-    local.is_ours()  # a wrong RAY_ADDRESS is told at once
+    local.is_ours()  # a wrong RAY_ADDRESS ends it at once
     folder = _folder(wanted.bundle)
     local.check_free(wanted.host, wanted.port)
     args = _arguments(wanted, folder)

@@ -117,11 +117,11 @@ class ServeArgs(Section):
 
     @field_validator("gallery")
     @classmethod
-    def _has_a_place(cls, gallery: str, info: ValidationInfo) -> str:
+    def _has_a_database(cls, gallery: str, info: ValidationInfo) -> str:
         if not gallery and info.data.get("bundle", "").startswith(REGISTRY):
             raise ValueError(
-                f"a bundle of the registry ({REGISTRY}...) has no folder for a gallery beside it: got no gallery, "
-                "expected a SQLite file, a postgresql:// URL or none; set gallery"
+                f"a bundle of the registry ({REGISTRY}...) has no folder for a gallery beside it: "
+                "got no gallery, expected a SQLite file, a postgresql:// URL or none; set gallery"
             )
         return gallery
 
@@ -137,7 +137,7 @@ class ServeArgs(Section):
         ]
         if wrong:
             raise ValueError(
-                f"{wrong[0]!r} is not an origin: https://name or https://name:port, nothing after it"
+                f"{wrong[0]!r} is not an origin: https://name or https://name:port, no path"
             )
         return tuple(origin.lower() for origin in origins)
 

@@ -1,4 +1,4 @@
-"""The command line: layers of settings, and how a job ends."""
+"""The command line: sources of settings, and how a job ends."""
 
 import argparse
 import errno
@@ -243,7 +243,8 @@ def test_an_abbreviation_is_not_an_option() -> None:
 
 def test_an_impossible_value_names_option_range_and_origin() -> None:
     assert message("--mine.alpha", "3") == (
-        "mine.alpha: impossible value\n  got:      3 (command line)\n  expected: less than or equal to 1"
+        "mine.alpha: impossible value\n  got:      3 (command line)\n"
+        "  expected: less than or equal to 1"
     )
 
 
@@ -271,7 +272,8 @@ def test_a_command_line_that_cannot_be_read_is_told_why(argv: list[str], expecte
 
 
 def test_help_lists_every_field_with_sentence_and_default_in_under_two_seconds() -> None:
-    code = "from raycd.config import cli; cli.run(lambda o: 0, ['--help'], prog='jobs/train.py', description='Train.')"
+    run = "cli.run(lambda o: 0, ['--help'], prog='jobs/train.py', description='Train.')"
+    code = f"from raycd.config import cli; {run}"
     began = time.monotonic()
     shown = subprocess.run(
         [sys.executable, "-c", code],
@@ -297,7 +299,8 @@ def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     "module", ["raycd", "raycd.config.cli", "raycd.config.presets", "raycd.progress"]
 )
 def test_importing_needs_neither_torch_nor_ray(module: str) -> None:
-    code = f"import sys, {module}; print(sorted({{'torch', 'ray', 'mlflow', 'numpy'}} & set(sys.modules)))"
+    heavy = "{'torch', 'ray', 'mlflow', 'numpy'}"
+    code = f"import sys, {module}; print(sorted({heavy} & set(sys.modules)))"
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
         == "[]\n"

@@ -214,7 +214,8 @@ def test_settings_that_contradict_each_other_are_refused(
 
 def test_an_unknown_field_is_refused_with_the_nearest_names() -> None:
     assert message({"stage2": {"epoch": 3}}) == (
-        "unknown setting\n  got:      stage2.epoch (layer 0)\n  expected: did you mean stage2.epochs or stage1.epochs?"
+        "unknown setting\n  got:      stage2.epoch (layer 0)\n"
+        "  expected: did you mean stage2.epochs or stage1.epochs?"
     )
 
 
@@ -232,7 +233,8 @@ def test_a_dotted_name_in_yaml_is_told_to_be_nested() -> None:
 
 def test_a_section_that_is_no_mapping_lists_its_fields() -> None:
     assert message({"evaluate": 3}) == (
-        "evaluate is a section\n  got:      3 (layer 0)\n  expected: a mapping of: protocol, ks, batch_size"
+        "evaluate is a section\n  got:      3 (layer 0)\n"
+        "  expected: a mapping of: protocol, ks, batch_size"
     )
 
 

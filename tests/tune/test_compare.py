@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from raycd.evaluate import Metric
-from tune.compare import paired, summary, verdict
+from tune.finals import paired, summary, verdict
 
 
 def recalls(at_10: float, at_50: float = 0.5, dress: float = 0.0) -> dict[str, Any]:
@@ -46,7 +46,8 @@ def test_too_few_seeds_are_told_in_place_of_an_interval_without_width(
     result = summary(default, winner, [Metric(), Metric(k=50)])
     assert not result["better"]
     assert verdict(result) == (
-        f"the winner {words} better than the default: {100 * change:+.2f} points of recall@10 on val "
+        f"the winner {words} better than the default: "
+        f"{100 * change:+.2f} points of recall@10 on val "
         "with each of 2 seeds, too few for an interval: give more --tune.seeds"
     )
 

@@ -10,7 +10,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from raycd.config import Config
-from tune.search import Budget, _Ended, grid, make_budget, make_scheduler, make_search, samples
+from tune.search import Budget, _Ended, grid, make_budget, make_proposer, make_scheduler, samples
 from tune.space import Space, make_space
 
 CONTINUE, STOP = TrialScheduler.CONTINUE, TrialScheduler.STOP
@@ -41,7 +41,7 @@ def test_a_fresh_sweep_tries_the_default_first_and_then_other_settings_of_the_sp
     kind: str,
 ) -> None:
     space = space_of(search=kind)
-    first, *others = proposals(make_search(space, []), 8)
+    first, *others = proposals(make_proposer(space, []), 8)
     assert first == DEFAULT
     for proposed in others:
         assert proposed != DEFAULT
@@ -51,16 +51,16 @@ def test_a_fresh_sweep_tries_the_default_first_and_then_other_settings_of_the_sp
 def test_a_default_outside_of_the_space_is_not_tried() -> None:
     space = make_space(space_of().config, ["mine.alpha=0.8,0.9"])
     assert all(
-        0.8 <= proposed["mine.alpha"] <= 0.9 for proposed in proposals(make_search(space, []), 5)
+        0.8 <= proposed["mine.alpha"] <= 0.9 for proposed in proposals(make_proposer(space, []), 5)
     )
 
 
 @pytest.mark.parametrize("kind", ["tpe", "random"])
 def test_the_same_seed_proposes_the_same_and_another_seed_others(kind: str) -> None:
-    first, again = (proposals(make_search(space_of(search=kind), []), 4) for _ in range(2))
+    first, again = (proposals(make_proposer(space_of(search=kind), []), 4) for _ in range(2))
     space = space_of(search=kind)
     other = proposals(
-        make_search(Space(space.config.model_copy(update={"seed": 1}), space.ranges), []), 4
+        make_proposer(Space(space.config.model_copy(update={"seed": 1}), space.ranges), []), 4
     )
     assert first == again
     assert first[1:] != other[1:]
@@ -69,13 +69,13 @@ def test_the_same_seed_proposes_the_same_and_another_seed_others(kind: str) -> N
 @pytest.mark.parametrize("kind", ["tpe", "random"])
 def test_a_resumed_sweep_does_not_propose_the_default_again(kind: str) -> None:
     before = [ended(0, 0.6, 5, 0.3, (10, 0.3)), ended(1, 0.5, 2, 0.4, (10, 0.4))]
-    fresh = proposals(make_search(space_of(search=kind), []), 6)
-    resumed = proposals(make_search(space_of(search=kind), before), 5)
+    fresh = proposals(make_proposer(space_of(search=kind), []), 6)
+    resumed = proposals(make_proposer(space_of(search=kind), before), 5)
     assert not any(proposed in [DEFAULT, *fresh] for proposed in resumed)
 
 
 def test_a_sweep_killed_before_its_default_has_ended_tries_the_default_on_resuming() -> None:
-    [proposed] = proposals(make_search(space_of(), [ended(1, 0.5, 2, 0.4, (10, 0.4))]), 1)
+    [proposed] = proposals(make_proposer(space_of(), [ended(1, 0.5, 2, 0.4, (10, 0.4))]), 1)
     assert proposed == DEFAULT
 
 
@@ -85,7 +85,7 @@ def test_a_resumed_searcher_knows_the_trials_that_have_ended_the_failed_ones_too
         ended(1, 0.5, 2, None),
         ended(2, 0.45, 1, 0.2, (10, 0.2)),
     ]
-    known = make_search(space_of(), before)._ot_study.get_trials()
+    known = make_proposer(space_of(), before)._ot_study.get_trials()
     assert [(trial.state, trial.value, trial.params) for trial in known] == [
         (TrialState.COMPLETE, 0.3, DEFAULT),
         (TrialState.FAIL, None, {"mine.alpha": 0.5, "stage2.k": 2}),
@@ -98,13 +98,15 @@ def test_a_resumed_tpe_searches_where_ended_trials_were_good() -> None:
     before += [
         ended(i, 0.4 + 0.01 * i, 1 + i % 6, 0.9 if i < 5 else 0.1, (9, 0.9)) for i in range(1, 30)
     ]
-    found = [proposed["mine.alpha"] for proposed in proposals(make_search(space_of(), before), 20)]
+    found = [
+        proposed["mine.alpha"] for proposed in proposals(make_proposer(space_of(), before), 20)
+    ]
     assert sum(alpha < 0.5 for alpha in found) > 14  # a third, were it ignorant of them
 
 
 def test_a_grid_gives_every_combination_once() -> None:
     space = space_of(search="grid", grid_points=3)
-    asked = proposals(make_search(space, []), samples(space))
+    asked = proposals(make_proposer(space, []), samples(space))
     assert samples(space) == 9
     assert sorted((proposed["mine.alpha"], proposed["stage2.k"]) for proposed in asked) == [
         *((0.4, 1), (0.4, 4), (0.4, 6)),
@@ -126,7 +128,7 @@ def test_a_resumed_grid_skips_what_was_tried() -> None:
         ended(i, point["mine.alpha"], point["stage2.k"], 0.5, (9, 0.5))
         for i, point in enumerate(points[:4])
     ]
-    assert proposals(make_search(space, before), 5) == points[4:]
+    assert proposals(make_proposer(space, before), 5) == points[4:]
 
 
 def test_the_budget_counts_triplets_of_k_epochs_of_originals_and_one_of_pseudo_triplets() -> None:
@@ -227,7 +229,7 @@ def test_a_poor_trial_goes_on_where_asha_knows_no_other() -> None:
 
 
 def test_the_searcher_learns_what_a_trial_gave_and_which_have_failed() -> None:
-    search = make_search(space_of(), [])
+    search = make_proposer(space_of(), [])
     for name in ("good", "failed", "killed"):
         search.suggest(name)
     search.on_trial_result("failed", {"error": "ConfigError: no", "training_iteration": 1})
