@@ -179,16 +179,14 @@ def _parallel(study: optuna.Study, metric: str) -> Any:
 
     Optuna's own picture draws the lines over the numbers and the worst of them in white.
     """
-    trials = sorted(
-        (trial for trial in study.trials if trial.value is not None), key=lambda trial: trial.value
-    )
-    names = list(trials[0].params)
-    columns = {name: [trial.params[name] for trial in trials] for name in names} | {
-        metric: [t.value for t in trials]
-    }
+    pairs = [(value, trial.params) for trial in study.trials if (value := trial.value) is not None]
+    pairs.sort(key=lambda pair: pair[0])
+    values, settings = [value for value, _ in pairs], [params for _, params in pairs]
+    columns: dict[str, list[Any]] = {name: [row[name] for row in settings] for name in settings[0]}
+    columns[metric] = values
     figure, axes = plt.subplots()
     axes.set_title("Parallel coordinates: a line is a trial", pad=36)
-    shades = ScalarMappable(Normalize(trials[0].value, trials[-1].value), "viridis")
+    shades = ScalarMappable(Normalize(values[0], values[-1]), "viridis")
     figure.colorbar(shades, ax=axes, label=metric, pad=0.08)
     heights = []
     for x, column in enumerate(columns.values()):
@@ -197,12 +195,12 @@ def _parallel(study: optuna.Study, metric: str) -> Any:
         axes.axvline(x, color="0.6", linewidth=1)
         axes.text(x, 1.03, highest, ha="center", va="bottom")
         axes.text(x, -0.03, lowest, ha="center", va="top")
-    ranks = np.linspace(0, 1, len(trials))
-    for line, trial, rank in zip(zip(*heights, strict=True), trials, ranks, strict=True):
+    ranks = np.linspace(0, 1, len(values))
+    for line, value, rank in zip(zip(*heights, strict=True), values, ranks, strict=True):
         axes.plot(
             range(len(columns)),
             line,
-            color=shades.to_rgba(trial.value),
+            color=shades.to_rgba(value),
             linewidth=1 + 1.5 * rank,
             alpha=0.85,
         )

@@ -187,7 +187,7 @@ class _Lost(BaseException):
         self.error = error
 
 
-class _Keeper(Callback):  # type: ignore[misc]  # Ray Tune has no types
+class _Keeper(Callback):
     """Gathers the epochs of running trials and keeps what ends."""
 
     def __init__(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, overload
 
 import yaml
 from pydantic import ValidationError
@@ -45,7 +45,15 @@ class Given(NamedTuple):
         return f"{shown if len(shown) <= 80 else shown[:77] + '...'} ({self.origin})"
 
 
-def build(layers: Sequence[Layer], model: type[S] = Config) -> S:  # type: ignore[assignment]  # no default for S in 3.11
+@overload
+def build(layers: Sequence[Layer]) -> Config: ...
+
+
+@overload
+def build(layers: Sequence[Layer], model: type[S]) -> S: ...
+
+
+def build(layers: Sequence[Layer], model: type[Section] = Config) -> Section:
     """Return the configuration that the layers make.
 
     Raises ConfigError with one paragraph for each setting at fault.

@@ -133,6 +133,16 @@ def test_the_environment_overrides_a_file_and_options_override_both(
     assert config.stage2.pseudo is False
 
 
+def test_a_configuration_that_is_handed_on_is_not_read_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = parse("--seed", "3").config
+    monkeypatch.setenv("RAYCD_SEED", "7")
+    monkeypatch.setenv("SEED", "7")
+    assert Config.model_validate(config.model_dump()) == config
+    assert Config() == parse("--seed", "0").config
+
+
 def test_the_environment_may_name_the_preset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAYCD_PRESET", "cirr")
     monkeypatch.setenv("RAYCD_SEED", "3")

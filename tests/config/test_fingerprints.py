@@ -12,7 +12,7 @@ def test_every_setting_is_in_a_fingerprint_or_in_the_list_of_those_that_change_n
 
 
 def test_no_setting_is_in_both() -> None:
-    """A stage may name a section of which the list takes out single settings, nothing else."""
+    """Let the list take single settings out of a section that a stage names, nothing else."""
     assert [name for name in IN_STAGES if within(name, NOT_THE_RESULT)] == []
     stray = [name for name in NOT_THE_RESULT if within(name, sorted(IN_STAGES))]
     assert [name for name in stray if name not in field_types()] == []

@@ -1,4 +1,4 @@
-"""jobs/gallery.py on both databases: what it finds, what it copies, and that it overwrites nothing."""
+"""jobs/gallery.py on both databases: what it finds and copies, and that it overwrites nothing."""
 
 import os
 import shutil
@@ -66,7 +66,7 @@ def run(command: str, url: str, pictures: Pictures, *more: object) -> int:
 
 
 def execute(url: str, statement: str) -> None:
-    """What no program of ours does to the database."""
+    """Do to the database what no program of ours does."""
     engine = database.engine(database.address(url), busy_s=1)
     with database.writing(engine).begin() as connection:
         connection.execute(text(statement))

@@ -17,7 +17,7 @@ from tune.journal import Journal, best
 from tune.space import make_space
 
 INPUTS = {"embed": "e1", "mine": "m1"}
-TRIAL: Mapping[str, Any] = {
+TRIAL: dict[str, Any] = {
     "number": 7,
     "proposed": {"mine.alpha": 0.5},
     "settings": {"mine.alpha": 0.5},
@@ -48,7 +48,7 @@ def opened(
     inputs: Mapping[str, str] = INPUTS,
     **changes: Any,
 ) -> Journal:
-    """The journal after it was opened and closed."""
+    """Return the journal after it was opened and closed."""
     here = journal(tmp_path)
     with here.opened(make_space(config(tmp_path, **changes), overrides), inputs, resume=resume):
         return here

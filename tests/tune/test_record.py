@@ -29,7 +29,7 @@ from tune.record import SweepRecord
 from tune.space import Space, make_space
 
 METRIC = "recall@10"
-RESULT = {
+RESULT: dict[str, Any] = {
     "seeds": 2,
     "default_won": False,
     "better": True,

@@ -26,7 +26,7 @@ def space_of(**tune: Any) -> Space:
 def ended(
     number: int, alpha: float, k: int, value: float | None, *epochs: tuple[int, float]
 ) -> dict[str, Any]:
-    """A trial's record; its epochs are (triplets seen, score)."""
+    """Return a trial's record; its epochs are (triplets seen, score)."""
     proposed = {"mine.alpha": alpha, "stage2.k": k}
     entries = [{"seen": seen, "score": score} for seen, score in epochs]
     return {"number": number, "proposed": proposed, "value": value, "epochs": entries}
@@ -79,13 +79,14 @@ def test_a_sweep_killed_before_its_default_has_ended_tries_the_default_on_resumi
     assert proposed == DEFAULT
 
 
-def test_a_resumed_searcher_knows_the_trials_that_have_ended_the_failed_ones_too() -> None:
+def test_a_resumed_proposer_knows_the_trials_that_have_ended_the_failed_ones_too() -> None:
     before = [
         ended(0, 0.6, 5, 0.3, (10, 0.3)),
         ended(1, 0.5, 2, None),
         ended(2, 0.45, 1, 0.2, (10, 0.2)),
     ]
-    known = make_proposer(space_of(), before)._ot_study.get_trials()
+    proposer: Any = make_proposer(space_of(), before)
+    known = proposer._ot_study.get_trials()
     assert [(trial.state, trial.value, trial.params) for trial in known] == [
         (TrialState.COMPLETE, 0.3, DEFAULT),
         (TrialState.FAIL, None, {"mine.alpha": 0.5, "stage2.k": 2}),
@@ -171,10 +172,8 @@ BEFORE = [
 
 
 def same_sweep() -> TrialScheduler:
-    """ASHA that has seen the trials of BEFORE itself, as Tune tells them: one epoch of each in
-    turn.
-    """
-    asha = make_scheduler(space_of(reduction=3).config.tune, Budget(10, 90), [])
+    """Return ASHA that has seen the trials of BEFORE as Ray Tune reports them, epoch by epoch."""
+    asha: Any = make_scheduler(space_of(reduction=3).config.tune, Budget(10, 90), [])
     trials = {record["number"]: _Ended(f"live-{record['number']}") for record in BEFORE}
     for trial in trials.values():
         asha.on_trial_add(None, trial)
@@ -202,10 +201,8 @@ def same_sweep() -> TrialScheduler:
 def test_asha_of_a_resumed_sweep_decides_as_if_the_ended_trials_had_run_in_it(
     results: list[tuple[int, float]], decisions: list[str]
 ) -> None:
-    for asha in (
-        same_sweep(),
-        make_scheduler(space_of(reduction=3).config.tune, Budget(10, 90), BEFORE),
-    ):
+    resumed: Any = make_scheduler(space_of(reduction=3).config.tune, Budget(10, 90), BEFORE)
+    for asha in (same_sweep(), resumed):
         new = _Ended("new")
         asha.on_trial_add(None, new)
         assert [
@@ -213,23 +210,23 @@ def test_asha_of_a_resumed_sweep_decides_as_if_the_ended_trials_had_run_in_it(
         ] == decisions
 
 
-def test_asha_of_a_resumed_sweep_has_the_halts_of_the_same_sweep() -> None:
-    resumed = make_scheduler(space_of(reduction=3).config.tune, Budget(10, 90), BEFORE)
-    halts = [
+def test_asha_of_a_resumed_sweep_has_the_rungs_of_the_same_sweep() -> None:
+    resumed: Any = make_scheduler(space_of(reduction=3).config.tune, Budget(10, 90), BEFORE)
+    rungs = [
         [(milestone, sorted(recorded.values())) for milestone, recorded in asha._brackets[0]._rungs]
         for asha in (resumed, same_sweep())
     ]
-    assert halts[0] == halts[1] == [(90, [0.4, 0.5]), (30, [0.4, 0.5]), (10, [0.1, 0.2, 0.3, 0.4])]
+    assert rungs[0] == rungs[1] == [(90, [0.4, 0.5]), (30, [0.4, 0.5]), (10, [0.1, 0.2, 0.3, 0.4])]
 
 
 def test_a_poor_trial_goes_on_where_asha_knows_no_other() -> None:
-    asha = make_scheduler(space_of(reduction=3).config.tune, Budget(10, 90), [])
+    asha: Any = make_scheduler(space_of(reduction=3).config.tune, Budget(10, 90), [])
     asha.on_trial_add(None, _Ended("new"))
     assert asha.on_trial_result(None, _Ended("new"), {"seen": 10, "value": 0.05}) == CONTINUE
 
 
-def test_the_searcher_learns_what_a_trial_gave_and_which_have_failed() -> None:
-    search = make_proposer(space_of(), [])
+def test_the_proposer_learns_what_a_trial_gave_and_which_have_failed() -> None:
+    search: Any = make_proposer(space_of(), [])
     for name in ("good", "failed", "killed"):
         search.suggest(name)
     search.on_trial_result("failed", {"error": "ConfigError: no", "training_iteration": 1})
