@@ -1,12 +1,13 @@
-"""Looks after a live gallery: is it whole, back it up, put a backup in place, forget an encoder.
+"""Check, back up and restore a live gallery, and forget encoders that are no longer used.
 
     python jobs/gallery.py check --gallery runs/demo/gallery.sqlite
     python jobs/gallery.py backup --gallery runs/demo/gallery.sqlite --to /backups/monday
     python jobs/gallery.py restore --from /backups/monday --gallery runs/demo/gallery.sqlite
     python jobs/gallery.py forget --gallery runs/demo/gallery.sqlite --encoder 4228daf4878e --yes
 
-All but restore may run while the service does. Exit codes: 0 done and nothing wrong, 2 something is
-wrong or a mistake that the user can mend, 130 Ctrl-C, 143 terminated.
+All but restore may run while the service does. Without --gallery and --pictures these are those of
+the service: RAYCD_SERVE__GALLERY and RAYCD_SERVE__PICTURES, where a URL may hold its password.
+Exit codes: raycd/config/cli.py; 2 is also that something is wrong with the gallery.
 """
 
 import argparse
@@ -14,8 +15,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from raycd.config import cli
-from raycd.errors import ConfigError, RaycdError
+from raycd.config import cli, settings
+from raycd.errors import ConfigError
 from raycd.gallery_db import backup, check
 from raycd.gallery_db.stored import StoredGallery
 
@@ -23,18 +24,21 @@ SHOWN = 5  # names of one kind
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do what the command line says; returns the exit code."""
+    """Do what the command line says, and return the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
     options = _parser().parse_args(argv)
-    try:
-        with cli.sigterm_interrupts():
-            return int(options.run(options) or 0)
-    except KeyboardInterrupt as interrupt:
-        terminated = isinstance(interrupt, cli.Terminated)
-        print("terminated" if terminated else "interrupted", file=sys.stderr)
-        return cli.EXIT_TERMINATED if terminated else cli.EXIT_INTERRUPTED
-    except RaycdError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return cli.EXIT_MISTAKE
+    return cli.guard(lambda: _run(options), argv)
+
+
+def _run(options: argparse.Namespace) -> int | None:
+    options.gallery = settings.address(options.gallery, "gallery")
+    options.pictures = settings.address(options.pictures, "pictures")
+    if not options.gallery:
+        raise ConfigError(
+            "no gallery is named", do=f"give --gallery, or set {settings.SERVICE}GALLERY"
+        )
+    code: int | None = options.run(options)
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -43,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, run, text in (
-        ("check", _check, "Tell whether database and pictures are whole; exit code 2 if not."),
+        ("check", _check, "Check that database and pictures are whole; exit code 2 if not."),
         ("backup", _backup, "Copy database and pictures while the service runs."),
         ("restore", _restore, "Make a database and its pictures from a backup."),
         ("forget", _forget, "Remove the features of an encoder that is no longer used."),
@@ -52,13 +56,14 @@ def _parser() -> argparse.ArgumentParser:
         gallery = (
             "The new SQLite file." if name == "restore" else "A SQLite file or a postgresql:// URL."
         )
-        command.add_argument("--gallery", required=True, metavar="URL", help=gallery)
+        command.add_argument("--gallery", default="", metavar="URL", help=gallery)
         command.add_argument(
             "--pictures",
             default="",
             metavar="ROOT",
             help="Where uploaded pictures lie. (beside the SQLite file)",
         )
+        command.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
         command.set_defaults(run=run)
         if name == "check":
             command.add_argument(
@@ -115,7 +120,8 @@ def _backup(options: argparse.Namespace) -> None:
     print(f"pictures:  {saved.pictures:,} copied and compared")
     if saved.elsewhere:
         print(
-            f"elsewhere: {saved.elsewhere:,} images whose pictures the service does not keep: not copied"
+            f"elsewhere: {saved.elsewhere:,} images whose pictures the service does not keep: "
+            "not copied"
         )
     if saved.lost:
         print(f"lost:      the gallery itself has no picture of {_some(saved.lost)}")
@@ -134,9 +140,11 @@ def _forget(options: argparse.Namespace) -> None:
         fingerprint, count = stored.removable_encoder(options.encoder)
         if not options.yes:
             raise ConfigError(
-                f"nothing was forgotten yet: {count:,} features of encoder {fingerprint[:12]} would go",
-                expected="a service that has changed to another encoder: one that still uses this encoder would not "
-                "start again before jobs/index.py has encoded the whole gallery anew",
+                f"nothing was forgotten yet: {count:,} features of encoder {fingerprint[:12]} "
+                "would go",
+                expected="a service that has changed to another encoder: one that still uses this "
+                "encoder would not start again before jobs/index.py has encoded the whole gallery "
+                "anew",
                 do="see in /v1/info which encoder is used; to go on, give --yes",
             )
         count = stored.gallery_db.forget(fingerprint)

@@ -1,10 +1,10 @@
 """Makes, lists and revokes the API keys of a service. A running service follows within a second.
 
-    python serve/keys.py add --file keys.json --name alice --scope write      prints the new key, once
+    python serve/keys.py add --file keys.json --name alice --scope write    prints the new key, once
     python serve/keys.py list --file keys.json
     python serve/keys.py remove --file keys.json --name alice
 
-Exit codes: 0 done, 2 a mistake that the user can mend.
+Exit codes: raycd/config/cli.py.
 """
 
 import argparse
@@ -19,9 +19,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from raycd.config.cli import EXIT_MISTAKE
+from raycd.config import cli
 from raycd.durable import PRIVATE_FILE, file_lock, replace_file
-from raycd.errors import ConfigError, RaycdError
+from raycd.errors import ConfigError
 from serve import keyring
 from serve.keyring import Key, KeyDocument, Scope
 
@@ -30,14 +30,10 @@ RANDOM_BYTES = 32
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Change or show a file of keys; returns the exit code."""
+    """Change or show a file of keys, and return the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
     options = _parser().parse_args(argv)
-    try:
-        options.run(options)
-    except RaycdError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_MISTAKE
-    return 0
+    return cli.guard(lambda: options.run(options), argv)
 
 
 def add(file: Path, name: str, scope: Scope) -> str:
@@ -68,10 +64,8 @@ def add(file: Path, name: str, scope: Scope) -> str:
 
 
 def remove(file: Path, name: str) -> None:
-    """Revoke a key. Raises ConfigError where there is none of this name, or the file cannot be read
-    or written.
-    """
-    keyring.read(file)  # one that is not there is told, not made
+    """Revoke a key. Raises ConfigError where there is none, or the file cannot be changed."""
+    keyring.read(file)  # one that is not there is an error, not made
     with _changing(file) as keys:
         if name not in keys:
             raise ConfigError(
@@ -83,9 +77,7 @@ def remove(file: Path, name: str) -> None:
 
 @contextmanager
 def _changing(file: Path) -> Iterator[dict[str, Key]]:
-    """The keys of `file` by name, to be changed; without an error the file is replaced at once, as
-    a whole.
-    """
+    """Yield the keys of `file` by name, to be changed; then the file is replaced as a whole."""
     file = file.resolve()  # what a link points to is replaced, not the link
     try:
         with file_lock(file.parent, wait=False):  # of the folder: no lock file stays behind
@@ -136,6 +128,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--file", type=Path, required=True, help="The one that the service gets by --api-keys."
         )
+        command.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
         command.set_defaults(run=run)
         if name != "list":
             command.add_argument("--name", required=True, help="Whose key, or what for.")

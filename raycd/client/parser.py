@@ -115,6 +115,7 @@ def _everywhere() -> argparse.ArgumentParser:
         "--retries", type=_count, metavar="N", help="Times that a busy service is asked again. (4)"
     )
     parser.add_argument("--json", action="store_true", help="Print JSON instead of a table.")
+    parser.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
     return parser
 
 

@@ -62,6 +62,7 @@ STAGES = (
             "mine.neighbours",
             "mine.floor",
             "mine.pool",
+            "mine.worker_mib",  # HNSW and IVF tables depend on the shards that it cuts
             "mine.index",
             "mine.hnsw_m",
             "mine.hnsw_ef",
@@ -94,12 +95,31 @@ STAGES = (
         version=4,
     ),
 )
-_NOT_THE_RESULT = {  # settings of a section that change the speed of a stage, not its output
+NOT_THE_RESULT = (
+    # What the run is called, and where it and its record are kept.
+    "preset",
+    "name",
+    "runs",
+    "tracking",
+    # They choose the data set, whose content is a part of the fingerprint itself.
+    "data.format",
+    "data.root",
+    "data.categories",
+    "data.triplets",
+    "data.gallery",
+    "data.selection_fraction",
+    # How fast a stage is, and on what.
+    "compute",
+    "pretrain.cache",
     "stage1.loader_workers",
     "stage1.cache_mib",
-    "pretrain.cache",
+    "embed.batch_size",
+    "mine.batch_size",
     "evaluate.batch_size",
-}
+    # Of sweeps, which check their settings themselves (tune/journal.py).
+    "tune",
+)
+"""Settings, or whole sections, that change no stage's output: each other one is in STAGES."""
 _WITHOUT_RAY = {"catalogue", "encoder", "filter", "evaluate", "bundle"}
 
 
@@ -112,6 +132,11 @@ class Outcome:
     """metrics.json; None where the pipeline stopped before the evaluation."""
     done: list[str]
     """Stages that ran this time."""
+
+
+def within(name: str, settings: Sequence[str]) -> bool:
+    """Tell whether a setting is one of `settings` or lies in a section among them."""
+    return any(name == setting or name.startswith(f"{setting}.") for setting in settings)
 
 
 def run_name(config: Config) -> str:
@@ -261,12 +286,10 @@ class _Pipeline:
         return fingerprint(stage.name, stage.version, self._settings(stage), inputs, *data)
 
     def _settings(self, stage: Stage) -> dict[str, Any]:
-        wanted = tuple(stage.settings)
         return {
             name: value
             for name, value in flatten(self.config).items()
-            if name not in _NOT_THE_RESULT
-            and any(name == setting or name.startswith(f"{setting}.") for setting in wanted)
+            if within(name, stage.settings) and not within(name, NOT_THE_RESULT)
         }
 
     def _dataset_hash(self) -> str:

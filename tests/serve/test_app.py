@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from ray.serve.schema import ServeDeploySchema
 
 from raycd.api import BundleInfo
-from raycd.errors import RunError, TrackingError
+from raycd.errors import ConfigError, RunError, TrackingError
 from serve import app, running
 from serve.args import ServeArgs
 from serve.local import check_room
@@ -49,12 +49,31 @@ def test_a_bundle_of_the_registry_needs_a_gallery_that_is_named() -> None:
     assert [error["loc"] for error in told.value.errors()] == [("gallery",)]
     for gallery in ("none", "/data/shop.sqlite", "postgresql://raycd@db/raycd"):
         assert ServeArgs(bundle="models:/raycd@champion", gallery=gallery).gallery == gallery
-    with pytest.raises(RunError, match="name a database with --gallery, or none"):
-        app._arguments(
-            app._parser().parse_args(["--bundle", "models:/raycd@champion"]), Path("/fetched")
-        )
-    options = app._parser().parse_args(["--bundle", "models:/raycd@champion", "--gallery", "none"])
-    assert app._arguments(options, Path("/fetched")).bundle == "/fetched"
+    with pytest.raises(ConfigError, match="set gallery"):
+        app._read(["--bundle", "models:/raycd@champion"])
+    options = app._read(["--bundle", "models:/raycd@champion", "--gallery", "none"])
+    assert app._arguments(options.config, Path("/fetched")).bundle == "/fetched"
+
+
+def test_settings_come_from_a_file_the_environment_and_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "service.yaml"
+    file.write_text("top_k: 5\nmax_top_k: 50\nport: 8001\nhosts: [a.example]\n")
+    monkeypatch.setenv("RAYCD_SERVE__MAX_TOP_K", "60")
+    monkeypatch.setenv("RAYCD_SERVE__GALLERY", "postgresql://ann:s3cret@db/raycd")
+    monkeypatch.setenv("RAYCD_SERVE__PORT", "8002")
+    argv = ["--config", str(file), "--port", "8003", "--image-url", "--hosts", "b.example", "c"]
+    read = app._read([*argv, "--formats", "PNG"]).config
+    assert (read.top_k, read.max_top_k, read.port, read.image_url) == (5, 60, 8003, True)
+    assert (read.hosts, read.formats) == (("b.example", "c"), ("PNG",))
+    args = app._arguments(read, Path("/bundle"))
+    assert (args.gallery, args.top_k) == ("postgresql://ann:s3cret@db/raycd", 5)
+    with pytest.raises(ConfigError, match="set RAYCD_SERVE__GALLERY"):
+        app._read(["--gallery", "postgresql://ann:s3cret@db/raycd"])
+    monkeypatch.setenv("RAYCD_SERVE__TOPK", "5")
+    with pytest.raises(ConfigError, match="did you mean RAYCD_SERVE__TOP_K"):
+        app._read([])
 
 
 def test_a_change_that_fails_is_one_message_and_the_service_goes_on(
@@ -140,8 +159,8 @@ def test_a_spoiled_bundle_and_impossible_options_are_told(
     (tmp_path / "manifest.json").write_text("{}")
     port = str(free_port)
     assert "another format" in message("--bundle", str(tmp_path), "--port", "1" + port[1:])
-    assert "expected a number from 1 to 65535" in message("--port", "70000")
-    assert "--replicas is impossible" in message(
+    assert "less than or equal to 65535" in message("--port", "70000")
+    assert "replicas: impossible value" in message(
         "--bundle", str(tiny_bundle.folder), "--replicas", "0"
     )
 

@@ -438,7 +438,7 @@ def test_keys_that_cannot_be_read_are_told_before_ray_starts(
     arguments = ("--bundle", str(tiny_bundle.folder), "--port", str(free_port))
     error = message(*arguments, "--api-keys", str(tmp_path / "nothing.json"))
     assert "the file of API keys cannot be read" in error
-    assert "--cors-origins is impossible" in message(*arguments, "--cors-origins", "*")
+    assert "cors_origins: impossible value" in message(*arguments, "--cors-origins", "*")
 
 
 def test_listening_for_all_without_keys_is_warned_of(
