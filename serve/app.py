@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING
 
 from raycd.config import cli
 from raycd.errors import RaycdError, RunError, WeightsError
-from serve import keyring, local, running
 from serve.args import NO_GALLERY, REGISTRY, ServeArgs
+from serve.security import keyring
+from serve.start import local, running
 
 if TYPE_CHECKING:  # Ray and torch take seconds to import: a mistake of the user is told before
     from ray.serve import Application

@@ -21,8 +21,8 @@ from pydantic import ValidationError
 
 from raycd.config.cli import EXIT_MISTAKE
 from raycd.errors import ConfigError, RaycdError
-from serve import keyring
-from serve.keyring import Key, KeyDocument, Scope
+from serve.security import keyring
+from serve.security.keyring import Key, KeyDocument, Scope
 
 PREFIX = "raycd_"  # tells people, and programs that look for leaked secrets, what the text is
 RANDOM_BYTES = 32

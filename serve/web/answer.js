@@ -49,7 +49,7 @@ export function showMoreBusy(busy) {
   more.textContent = busy ? "Loading…" : "More results";
 }
 
-/** What went wrong, in place of results. `limits` may be null before the service has told them. */
+/** What went wrong, instead of results. `limits` is null until the service has sent them. */
 export function showFailure(problem, limits, onRetry) {
   clear();
   found.replaceChildren();

@@ -80,8 +80,8 @@ function open() {
   showStep();
 }
 
-function goTo(place) {
-  trail = { ...trail, at: place };
+function goTo(index) {
+  trail = { ...trail, at: index };
   remember();
   showStep();
 }

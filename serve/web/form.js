@@ -84,7 +84,7 @@ export function showWeights() {
   }
 }
 
-/** A number that is not offered, from a link or a small limit, is added in its place. */
+/** A number that is not offered, from a link or a small limit, is added where it belongs. */
 function setCount(number) {
   const options = [...form.top_k.options];
   if (!options.some((option) => Number(option.value) === number)) {

@@ -65,14 +65,14 @@ export async function showFresh(imageIds, reveal) {
 /** The page anew, without an image that has gone; `words` say so. */
 export async function showWithout(imageId, words) {
   if (!dialog.open) return;
-  const place = cells().findIndex((cell) => cell.dataset.image === imageId);
+  const index = cells().findIndex((cell) => cell.dataset.image === imageId);
   say(words);
   await turn(cells().length === 1 ? Math.max(0, offset - size) : offset);
-  focusTile(place);
+  focusTile(index);
 }
 
 const cells = () => [...byId("picker-body").querySelectorAll(".tiles > li")];
-const focusTile = (place) => (cells()[place] ?? cells().at(-1))?.querySelector(".tile").focus();
+const focusTile = (index) => (cells()[index] ?? cells().at(-1))?.querySelector(".tile").focus();
 
 function say(words) {
   byId("picker-news").textContent = words;
@@ -100,8 +100,8 @@ async function showPage(asked) {
       : element("p", {}, "No images here."));
     body.scrollTop = 0;
     const end = asked.offset + items.length;
-    byId("picker-place").textContent = items.length
-      ? `${[asked.offset + 1, end].map((place) => place.toLocaleString("en")).join(" to ")} of ${count(total, "image")}`
+    byId("picker-range").textContent = items.length
+      ? `${[asked.offset + 1, end].map((number) => number.toLocaleString("en")).join(" to ")} of ${count(total, "image")}`
       : "";
     buttons[0].disabled = asked.offset === 0;
     buttons[1].disabled = end >= total;

@@ -59,7 +59,7 @@ function showPreview(address) {
   showIn(shown, address);
 }
 
-/** Mark the image as the one that the service refused. */
+/** Show the image as the one that the service refused. */
 export const refuseReference = () => byId("reference").classList.add("refused");
 
 function say(words) {

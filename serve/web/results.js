@@ -7,7 +7,7 @@ import { thumbnailOf } from "./service.js";
 import { categoryOf, nameOf, removeButton } from "./tiles.js";
 
 /**
- * Show the first results of a query in place of what was there. `on` has the callbacks: use(imageId) as the next
+ * Show the first results of a query instead of what was there. `on` has the callbacks: use(imageId) as the next
  * reference, and remove(imageId) or null where images stay.
  */
 export function showResults(results, on) {
@@ -21,17 +21,17 @@ export function showResults(results, on) {
 export function addResults(results, on) {
   const grid = byId("found").querySelector(".results");
   const before = grid.children.length;
-  grid.append(...results.map((result, place) => card(result, before + place + 1, on)));
+  grid.append(...results.map((result, index) => card(result, before + index + 1, on)));
   return grid.children[before]?.querySelector(".use");
 }
 
 /** Take out an image that has gone from the gallery. */
 export function dropResult(imageId) {
   const cells = [...byId("found").querySelectorAll("li[data-image]")];
-  const place = cells.findIndex((cell) => cell.dataset.image === imageId);
-  if (place < 0) return;
-  (cells[place + 1] ?? cells[place - 1])?.querySelector(".use, .tile").focus();
-  cells[place].remove();
+  const index = cells.findIndex((cell) => cell.dataset.image === imageId);
+  if (index < 0) return;
+  (cells[index + 1] ?? cells[index - 1])?.querySelector(".use, .tile").focus();
+  cells[index].remove();
 }
 
 function card(result, rank, on) {

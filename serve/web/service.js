@@ -43,15 +43,15 @@ export async function whichExist(ids, most) {
     const body = JSON.stringify({ searches: some.map((id) => ({ image_id: id, top_k: 1 })) });
     const { items } = await call(withQuery("v1/search/batch", sinceChanges()),
       { method: "POST", body, headers: { "Content-Type": "application/json" } });
-    items.forEach(({ status, problem }, place) => {
-      if (status === 200) found.add(some[place]);
+    items.forEach(({ status, problem }, index) => {
+      if (status === 200) found.add(some[index]);
       else if (status !== 404) throw new Problem(status, problem);
     });
   }
   return found;
 }
 
-/** Add an image to the gallery, or put it in the place of the one of that id. */
+/** Add an image to the gallery, or replace the one of that id. */
 export async function putImage(imageId, file, { category, attributes }) {
   const body = new FormData();
   body.append("image", file, file.name || "pasted");

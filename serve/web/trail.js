@@ -19,11 +19,11 @@ export function follow(trail, query, refined) {
 
 /** Show the trail; `pending` is a reference chosen from the results whose change has not been said yet. */
 export function showTrail(trail, pending, onGo) {
-  const crumbs = trail.steps.map((query, place) => {
-    const here = place === trail.at && !pending;
-    const crumb = element("button", { type: "button", onclick: () => onGo(place) }, ...inside(query));
+  const crumbs = trail.steps.map((query, index) => {
+    const here = index === trail.at && !pending;
+    const crumb = element("button", { type: "button", onclick: () => onGo(index) }, ...inside(query));
     if (here) crumb.setAttribute("aria-current", "step");
-    return element("li", { className: place > trail.at ? "later" : "" }, crumb);
+    return element("li", { className: index > trail.at ? "later" : "" }, crumb);
   });
   if (pending) {
     const words = element("span", {}, "and now?");

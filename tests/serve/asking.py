@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from io import BytesIO
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 from PIL import Image
+
+
+class Answer(Protocol):
+    """A response of httpx, or of Starlette's test client, which may bring an httpx of its own."""
+
+    status_code: int
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def headers(self) -> Any: ...
+    def json(self) -> Any: ...
 
 
 def saved(image: Image.Image, kind: str) -> bytes:
@@ -29,7 +41,7 @@ def ask(client: httpx.Client, image: bytes | None = None, **fields: Any) -> http
     )
 
 
-def problem(response: httpx.Response, status: int) -> dict[str, Any]:
+def problem(response: Answer, status: int) -> dict[str, Any]:
     """The problem document, which says nothing of the inside."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/problem+json"

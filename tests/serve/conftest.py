@@ -33,9 +33,7 @@ def free_port() -> int:
 
 @pytest.fixture(scope="session")
 def service_args(tiny_bundle: Any) -> ServeArgs:
-    """What the service of these tests is told: small limits, so that tests can go beyond them, and
-    no live gallery.
-    """
+    """Settings of these tests' service: no live gallery, and limits that tests can exceed."""
     from serve.args import ServeArgs
 
     return ServeArgs(
@@ -57,7 +55,7 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
     if RUNNING in item.session.stash and (nextitem is None or FOLDER not in nextitem.path.parents):
         from ray import serve
 
-        serve.shutdown()
+        serve.shutdown()  # type: ignore[no-untyped-call]  # Ray's
 
 
 @pytest.fixture(scope="session")

@@ -81,7 +81,7 @@ class Authority:
 
 @dataclass
 class Server:
-    """A server that runs: where, what it was asked, how many connections were made and have ended."""
+    """A server that runs: its port, its requests, and how many connections began and ended."""
 
     port: int = 0
     requests: list[str] = field(default_factory=list)

@@ -7,14 +7,14 @@ Shapes: G images, D feature size, K results.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from raycd.api import BatchItem, SearchResponse
-from raycd.client import Client, ServiceError
+from raycd.client import Client, Search, ServiceError
 from raycd.gallery_db import GalleryDatabase
 from raycd.gallery_db.records import Row
 from tests.serve.crash.truth import Image, Known, Ledger
@@ -26,7 +26,7 @@ Answer = list[tuple[str, float]]
 
 
 def audit(client: Client, gallery_db: GalleryDatabase, ledger: Ledger, fingerprint: str) -> None:
-    """Database and service are both what was acknowledged, and equal. Nobody may write meanwhile."""
+    """Check that database and service both have what was acknowledged. Nobody may write."""
     ledger.check_versions()
     changes = gallery_db.changes(0, fingerprint)
     rows = {row.image_id: row for row in changes.rows}
@@ -119,7 +119,7 @@ def _check_answers(client: Client, there: Mapping[str, Row], version: int) -> No
         assert item.response is not None, item
         scores_G = unit_GD @ unit_GD[ids.index(image_id)]
         best = np.argsort(-scores_G, kind="stable")[:10]
-        same(_answer(item.response), [(ids[place], float(scores_G[place])) for place in best])
+        same(_answer(item.response), [(ids[row], float(scores_G[row])) for row in best])
 
 
 def _unit(feature_D: NDArray[np.float32] | None) -> NDArray[np.float32]:
@@ -166,7 +166,9 @@ def _answered(
     most = client.info().limits.batch
     for start in range(0, len(asked), most):
         some = asked[start : start + most]
-        items = client.search_batch([query for _, query in some], min_version=version).items
+        items = client.search_batch(
+            [cast(Search, query) for _, query in some], min_version=version
+        ).items
         yield from zip(some, items, strict=True)
 
 

@@ -1,5 +1,5 @@
 """Many clients at once that write, import and search, whatever happens to the service, and know
-what they were told.
+what they were answered.
 
 Each id has one client that writes it, so that what it must be is known at any time. What finds the
 service busy, or gets no answer, is sent again, as `raycd.client` does.
@@ -68,7 +68,7 @@ class Load:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """The clients at work; in the end each brings to its end what it has begun, unless they
+        """The clients at work; in the end each finishes what it has begun, unless they
         have given up.
         """
         self.goes_on, self.gives_up = True, False
@@ -158,7 +158,7 @@ class Client:
             pictured=self.random.random() < self.load.pictures,
         )
 
-    def told(self, versions: list[int]) -> None:
+    def note_versions(self, versions: list[int]) -> None:
         """Writes of one request that are acknowledged."""
         if versions:
             self.load.ledger.versions[self.name].append(versions)
@@ -183,7 +183,7 @@ class Writer(Client):
             await self.read_back(image_id, version)
 
     async def write(self, image_id: str, image: Image | None) -> int | None:
-        """The version that was told."""
+        """The version that was returned."""
         ledger, gallery = self.load.ledger, self.load.gallery
         before = ledger.known[image_id].possible
         ledger.sent(image_id, image)
@@ -200,7 +200,7 @@ class Writer(Client):
         )
         version = None if response.status_code == 404 else int(response.json()["version"])
         ledger.acknowledged(image_id, image, version)
-        self.told([] if version is None else [version])
+        self.note_versions([] if version is None else [version])
         return version
 
     async def read_back(self, image_id: str, version: int) -> None:
@@ -229,7 +229,7 @@ def content(image: Image, gallery: Gallery) -> dict[str, Any]:
 
 
 class Importer(Client):
-    """Imports its images again and again; the lines that were not acknowledged are sent once more."""
+    """Imports its images again and again, and sends unacknowledged lines once more."""
 
     async def turn(self) -> None:
         lines = [
@@ -273,7 +273,7 @@ class Importer(Client):
                     versions.append(item["version"])
         except httpx.TransportError as error:
             await self.again(type(error).__name__)
-        self.told(versions)
+        self.note_versions(versions)
         return list(left.values())
 
 

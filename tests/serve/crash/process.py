@@ -129,7 +129,7 @@ class Service:
         self._process = None
 
     def kill_replicas(self, most: int = 2) -> None:
-        """`kill -9` of some of them; others will come in their place."""
+        """`kill -9` of some of them; others will replace them."""
         victims = self._replicas()[:most]
         for victim in victims:
             victim.kill()

@@ -60,7 +60,7 @@ class Image:
 
 @dataclass
 class Known:
-    """What is known of one id, which one client alone writes. None is an image that is not there."""
+    """What is known of one id, which one client alone writes; None: there is no image."""
 
     acknowledged: Image | None = None
     version: int | None = 0
@@ -90,18 +90,21 @@ class Ledger:
 
     def acknowledged(self, image_id: str, image: Image | None, version: int | None) -> None:
         """A write that was sent is done, and what was sent before it is over; `version` where the
-        service told it.
+        service answered it.
         """
         unsure = self.known[image_id].unsure
-        last = max(place for place, sent in enumerate(unsure) if sent == image)
+        last = max(index for index, sent in enumerate(unsure) if sent == image)
         self.known[image_id] = Known(image, version, unsure[last + 1 :])
 
     def check_versions(self) -> None:
         """No two writes have one version, and a client's later request has later ones."""
         everyones = [
-            version for requests in self.versions.values() for told in requests for version in told
+            version
+            for requests in self.versions.values()
+            for returned in requests
+            for version in returned
         ]
-        assert len(set(everyones)) == len(everyones), "two writes were told the same version"
+        assert len(set(everyones)) == len(everyones), "two writes returned the same version"
         for client, requests in self.versions.items():
             for earlier, later in pairwise(requests):
-                assert max(earlier) < min(later), f"{client} was told {earlier}, then {later}"
+                assert max(earlier) < min(later), f"{client} got {earlier}, then {later}"
