@@ -4,7 +4,7 @@ from typing import Any
 
 import ray
 from fastapi import FastAPI
-from ray import serve
+from ray import serve as ray_serve
 
 from raycd.api import BundleInfo
 from serve.api.middleware import InFlight
@@ -50,18 +50,19 @@ class SearchService:
 
     def _count_replicas(self) -> tuple[int, int]:
         """Return how many replicas of this deployment answer, and how many there should be."""
-        me = serve.get_replica_context()
-        states = serve.status().applications[me.app_name].deployments[me.deployment].replica_states
+        me = ray_serve.get_replica_context()
+        application = ray_serve.status().applications[me.app_name]
+        states = application.deployments[me.deployment].replica_states
         running = sum(count for state, count in states.items() if state == "RUNNING")
         return running, self._replica.args.replicas
 
 
 # `ingress` without an application: it is asked for once there is a replica to build it on.
-search: serve.Deployment = serve.deployment(name="search", max_constructor_retry_count=1)(
-    serve.ingress()(SearchService)
+search: ray_serve.Deployment = ray_serve.deployment(name="search", max_constructor_retry_count=1)(
+    ray_serve.ingress()(SearchService)
 )
 
 
 def _service_name() -> str:
-    app, address = serve.get_replica_context().app_name, ray.get_runtime_context().gcs_address
+    app, address = ray_serve.get_replica_context().app_name, ray.get_runtime_context().gcs_address
     return f"application {app} of Ray {address}"

@@ -51,14 +51,16 @@ def cluster(
         if is_ours():
             os.environ.update(_haproxy(Path(scratch)) if haproxy else _default_proxy(args))
         with local_ray.connected(metrics_port=metrics_port):
-            # Replicas route in their one event loop; this process has none. Ray Serve reads it
-            # when it is first imported, which is later; the workers of Ray have their own.
+            # What calls replicas from here has no event loop, which RAY_SERVE_THROUGHPUT_OPTIMIZED
+            # would have it share. Ray Serve reads this once it is imported, later; Ray's own
+            # processes have started without it.
             os.environ.setdefault("RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP", "1")
             import ray
 
             if is_ours():  # a cluster may grow, a machine does not
-                check_room(args, ray.cluster_resources())  # type: ignore[no-untyped-call]
-            node = ray.nodes()[0]  # type: ignore[no-untyped-call]
+                resources = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray's
+                check_room(args, resources)
+            node = ray.nodes()[0]  # type: ignore[no-untyped-call]  # Ray's
             yield f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
 
 

@@ -57,16 +57,16 @@ def application(args: ServeArgs, wanted: Wanted | None = None) -> Application:
 @contextmanager
 def running(args: ServeArgs, host: str, port: int) -> Iterator[None]:
     """Run the application in the block. Raises RunError where it does not start."""
-    from ray import serve
+    from ray import serve as ray_serve
 
-    # Each serve.run would warn that it connects to what serve.start has started, and that options
+    # Each `run` would warn that it connects to what `start` has started, and that options
     # are not applied.
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     with cli.sigterm_interrupts():  # ray.init has put its own handler in place of ours
         try:
             http = {"host": host, "port": port, "request_timeout_s": 2 * args.timeout_s}
-            serve.start(proxy_location="HeadOnly", http_options=http, logging_config=QUIET)
-            serve.run(application(args), name=NAME, route_prefix="/", blocking=False)
+            ray_serve.start(proxy_location="HeadOnly", http_options=http, logging_config=QUIET)
+            ray_serve.run(application(args), name=NAME, route_prefix="/", blocking=False)
             try:
                 yield
             except KeyboardInterrupt:
@@ -78,9 +78,9 @@ def running(args: ServeArgs, host: str, port: int) -> Iterator[None]:
             ) from error
         finally:
             if local.is_ours():
-                serve.shutdown()  # type: ignore[no-untyped-call]
+                ray_serve.shutdown()  # type: ignore[no-untyped-call]  # Ray has no types here
             else:
-                serve.delete(NAME)  # others may have applications there
+                ray_serve.delete(NAME)  # others may have applications there
 
 
 def change(args: ServeArgs, wanted: Wanted, back: Wanted) -> BundleInfo:
@@ -89,12 +89,12 @@ def change(args: ServeArgs, wanted: Wanted, back: Wanted) -> BundleInfo:
     Where one refuses it, all of them go `back`, and so do later ones. Returns what that one says,
     else what all of them say.
     """
-    from ray import serve
+    from ray import serve as ray_serve
 
-    handle = serve.run(application(args, wanted), name=NAME, route_prefix="/", blocking=False)
+    handle = ray_serve.run(application(args, wanted), name=NAME, route_prefix="/", blocking=False)
     infos: list[BundleInfo] = _all_replicas(handle, "bundle_info")
     if refusals := [info for info in infos if info.refused]:
-        serve.run(application(args, back), name=NAME, route_prefix="/", blocking=False)
+        ray_serve.run(application(args, back), name=NAME, route_prefix="/", blocking=False)
         return refusals[0]
     return infos[0]
 
@@ -109,10 +109,10 @@ def _all_replicas(
 
 def _finish(args: ServeArgs) -> None:
     """Let the replicas answer what is under way, and refuse what comes from now on."""
-    from ray import serve
+    from ray import serve as ray_serve
 
     try:
-        if any(_all_replicas(serve.get_app_handle(NAME), "close", args.timeout_s + 1)):
+        if any(_all_replicas(ray_serve.get_app_handle(NAME), "close", args.timeout_s + 1)):
             time.sleep(PROXY_S)
     except Exception as error:  # of Ray, which may be what ends us: there is nothing left to finish
         print(
@@ -123,10 +123,10 @@ def _finish(args: ServeArgs) -> None:
 
 def _cause(error: RuntimeError) -> str:
     """Return why a replica did not start: our message in what Ray Serve says, or its last line."""
-    from ray import serve
+    from ray import serve as ray_serve
 
     texts = [str(error)]
-    if (application := serve.status().applications.get(NAME)) is not None:
+    if (application := ray_serve.status().applications.get(NAME)) is not None:
         texts += [
             application.message,
             *(deployment.message for deployment in application.deployments.values()),

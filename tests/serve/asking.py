@@ -22,7 +22,7 @@ class Answer(Protocol):
 
 
 def saved(image: Image.Image, kind: str) -> bytes:
-    """Its file in a format of Pillow's."""
+    """Return an image's file in a format of Pillow's."""
     buffer = BytesIO()
     image.save(buffer, kind)
     return buffer.getvalue()
@@ -33,7 +33,7 @@ def png(image: Image.Image) -> bytes:
 
 
 def ask(client: httpx.Client, image: bytes | None = None, **fields: Any) -> httpx.Response:
-    """POST /v1/search as a form."""
+    """Send POST /v1/search as a form."""
     files: dict[str, Any] = {} if image is None else {"image": ("photo.png", image, "image/png")}
     return client.post(
         "/v1/search",
@@ -42,7 +42,7 @@ def ask(client: httpx.Client, image: bytes | None = None, **fields: Any) -> http
 
 
 def problem(response: Answer, status: int) -> dict[str, Any]:
-    """The problem document, which says nothing of the inside."""
+    """Return the problem document, which must say nothing of the inside."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/problem+json"
     body = dict(response.json())
@@ -56,5 +56,5 @@ def problem(response: Answer, status: int) -> dict[str, Any]:
 
 
 def fields(body: dict[str, Any]) -> list[str]:
-    """The fields that a problem names."""
+    """Return the fields that a problem names."""
     return [error["field"] for error in body["errors"]]

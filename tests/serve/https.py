@@ -23,7 +23,7 @@ DAY = timedelta(days=1)
 
 
 class Authority:
-    """Signs certificates; `trust()` is what a client needs to believe them."""
+    """An authority that signs certificates; `trust()` is what a client needs to believe them."""
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._key = folder, ec.generate_private_key(ec.SECP256R1())

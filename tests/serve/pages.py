@@ -76,7 +76,7 @@ def is_ready(page: Page) -> None:
 
 
 def photo() -> bytes:
-    """A PNG that the gallery does not have."""
+    """Return a PNG that the gallery does not have."""
     buffer = BytesIO()
     Image.radial_gradient("L").resize((64, 64)).convert("RGB").save(buffer, "PNG")
     return buffer.getvalue()
@@ -104,7 +104,7 @@ def cards(page: Page) -> Locator:
 
 
 def found(page: Page) -> list[str | None]:
-    """The addresses of the results' pictures, in their order."""
+    """Return the addresses of the results' pictures, in their order."""
     return [picture.get_attribute("href") for picture in page.locator(".card .picture").all()]
 
 

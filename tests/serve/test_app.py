@@ -108,7 +108,7 @@ def command(*arguments: str) -> subprocess.Popen[str]:
 
 
 def message(*arguments: str) -> str:
-    """What the command says about a mistake."""
+    """Return what the command says about a mistake."""
     process = command(*arguments)
     out, error = process.communicate(timeout=120)
     assert process.returncode == 2, error
@@ -156,7 +156,7 @@ def test_more_replicas_than_the_machine_carries_are_refused() -> None:
 
 
 def token_of(pid: int) -> str:
-    """The token of the Ray that a process has started."""
+    """Return the token of the Ray that a process has started."""
     [path] = {
         path
         for child in psutil.Process(pid).children()
@@ -166,7 +166,7 @@ def token_of(pid: int) -> str:
 
 
 def refusal(port: int, token: str) -> grpc.StatusCode:
-    """How a replica's port for other replicas refuses an empty request."""
+    """Return how a replica's port for other replicas refuses an empty request."""
     metadata = [("authorization", f"Bearer {token}")] if token else []
     with (
         grpc.insecure_channel(f"127.0.0.1:{port}") as channel,

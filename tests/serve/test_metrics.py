@@ -40,7 +40,7 @@ def test_requests_batches_and_the_gallery_are_exported(
 
 
 def stands(expected: str, text: str) -> bool:
-    """Whether a line has all parts, in this order."""
+    """Return whether a line has all parts, in this order."""
     first, *parts = expected.split("...")
     lines = [line for line in text.splitlines() if line.startswith(first)]
     return any(all(part in line for part in parts) for line in lines)

@@ -22,7 +22,7 @@ SECRET = "/home/ann/keys.json"
 
 
 class Counted:
-    """The metrics that `Requests` records."""
+    """Metrics that keep what `Requests` records."""
 
     def __init__(self) -> None:
         self.requests: list[tuple[str, int]] = []
@@ -33,7 +33,7 @@ class Counted:
 
 @pytest.fixture(autouse=True)
 def _listened(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Ray Serve, where it has been started, keeps its records to itself."""
+    """Hear the log, which Ray Serve, where it has been started, keeps to itself."""
     logger = logging.getLogger("ray.serve")
     monkeypatch.setattr(logger, "propagate", False)
     logger.addHandler(caplog.handler)
@@ -48,7 +48,7 @@ def counted() -> Counted:
 
 @pytest.fixture
 def app(counted: Counted) -> FastAPI:
-    """Routes that fail in every way, behind what stands before all routes."""
+    """Return routes that fail in every way, behind what stands before all routes."""
     app = FastAPI()
     problems.add_handlers(app)
 
@@ -90,7 +90,7 @@ def client(app: FastAPI) -> Iterator[TestClient]:
 
 
 def logged(caplog: pytest.LogCaptureFixture) -> str:
-    """The one line that was logged."""
+    """Return the one line that was logged."""
     [record] = [record for record in caplog.records if record.name == "ray.serve"]
     text = record.getMessage()
     assert record.exc_info is None

@@ -30,7 +30,7 @@ PAGE = "https://shop.example"
 
 @pytest.fixture
 def made(tmp_path: Path) -> dict[str, str]:
-    """A key of each scope, and the file."""
+    """Return a key of each scope, and their file."""
     file = tmp_path / "keys.json"
     return {
         "read": keys.add(file, "bob", "read"),
@@ -44,7 +44,7 @@ def bearer(key: str) -> dict[str, str]:
 
 
 def small_app(**args: Any) -> FastAPI:
-    """An application that answers everywhere with the length of the body, behind the real guard."""
+    """Return an application that answers with the length of the body, behind the real guard."""
     app = FastAPI()
     problems.add_handlers(app)
 
@@ -369,7 +369,7 @@ def keyed(
     service_args: ServeArgs,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[str, Path]:
-    """A real service that wants keys, under a prefix; its URL and its file of keys."""
+    """Return the URL of a real service that wants keys, under a prefix, and its file of keys."""
     file = tmp_path_factory.mktemp("keyed") / "keys.json"
     keys.add(file, "first", "write")
     args = service_args.model_copy(
@@ -379,7 +379,7 @@ def keyed(
 
 
 def within(seconds: float, is_so: Callable[[], bool]) -> bool:
-    """Whether it becomes so."""
+    """Return whether a state comes within some seconds."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         if is_so():

@@ -23,7 +23,7 @@ from tests.serve.asking import problem
 
 
 class Replica:
-    """What the routes ask of a replica: a real engine answers the canary."""
+    """A replica whose real engine answers the canary, and whose number is given."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -34,10 +34,10 @@ class Replica:
         self.engine.check(answer)
 
     async def check_gallery(self) -> None:
-        """Its gallery is the bundle's own."""
+        """Raise nothing: the gallery is the bundle's own."""
 
     def count_replicas(self) -> tuple[int, int]:
-        """As Ray Serve would count."""
+        """Return what Ray Serve would count."""
         return self.count
 
 

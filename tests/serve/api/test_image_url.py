@@ -13,7 +13,7 @@ from tests.serve.asking import problem
 
 @pytest.fixture(scope="module")
 def fetching(start_service: Callable[..., str], service_args: ServeArgs) -> str:
-    """A service that fetches."""
+    """Start a service that fetches images."""
     return start_service(
         service_args.model_copy(update={"image_url": True, "fetch_timeout_s": 2.0}), "fetching"
     )

@@ -22,7 +22,7 @@ from serve.live.writer import Writer
 
 
 class Request:
-    """One whose body comes slowly."""
+    """A request whose body comes slowly."""
 
     def __init__(self, *parts: bytes, pause_s: float) -> None:
         self._parts, self._pause_s = parts, pause_s

@@ -26,7 +26,7 @@ CORPUS = corpus()
 def odd_client(
     start_service: Callable[..., str], service_args: Any, tmp_path_factory: Any
 ) -> Iterator[httpx.Client]:
-    """A live service that takes every format, as it does by default."""
+    """Start a live service that takes every format, as it does by default."""
     from serve.args import ServeArgs
 
     database = tmp_path_factory.mktemp("odd") / "gallery.sqlite"
@@ -37,7 +37,7 @@ def odd_client(
 
 
 def failures(check: Callable[[Odd], str]) -> dict[str, str]:
-    """What is wrong, by the file's name."""
+    """Return what is wrong, by the file's name."""
     with ThreadPoolExecutor(4) as threads:
         return {
             odd.name: wrong
@@ -47,7 +47,7 @@ def failures(check: Callable[[Odd], str]) -> dict[str, str]:
 
 
 def refused(odd: Odd, answer: dict[str, Any], status: int) -> str:
-    """What is wrong with a refusal."""
+    """Return what is wrong with a refusal."""
     if (status, answer.get("reason")) != (422, odd.outcome):
         return f"{status} {answer}, expected 422 and {odd.outcome}"
     return ""
@@ -72,7 +72,7 @@ def test_a_put_takes_or_refuses_each_and_what_it_took_is_shown(odd_client: httpx
 
 
 def shown(odd: Odd, answer: httpx.Response) -> str:
-    """What is wrong with a thumbnail."""
+    """Return what is wrong with a thumbnail."""
     if answer.status_code != 200:
         return f"thumbnail: {answer.status_code} {answer.text}"
     image = Image.open(BytesIO(answer.content))

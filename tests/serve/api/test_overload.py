@@ -16,7 +16,7 @@ from tests.serve.asking import ask, png, problem
 
 @pytest.fixture(scope="module")
 def small(start_service: Callable[..., str], service_args: ServeArgs) -> str:
-    """A service that takes on two searches at a time."""
+    """Start a service that takes on two searches at a time."""
     changes = {
         "max_queue": 2,
         "text_cache": 0,
@@ -60,7 +60,7 @@ def test_searches_of_a_batch_beyond_the_queue_fail_alone(small: str) -> None:
 
 @pytest.fixture(scope="module")
 def hasty(start_service: Callable[..., str], service_args: ServeArgs) -> str:
-    """A service whose deadline is shorter than the wait for a batch."""
+    """Start a service whose deadline is shorter than the wait for a batch."""
     changes = {"timeout_s": 0.2, "batch_wait_s": 8.0}
     return start_service(service_args.model_copy(update=changes), "hasty")
 

@@ -16,7 +16,7 @@ from schemathesis.specs.openapi.checks import content_type_conformance, status_c
 
 @schemathesis.serializer("application/x-ndjson")
 def lines(context: Any, value: Any) -> bytes:
-    """What it makes of the schema of one line is a line."""
+    """Send what Schemathesis makes of the schema of one line as a line."""
     return json.dumps(value).encode()
 
 

@@ -25,7 +25,7 @@ def live(live_url: str) -> Any:
 def raw(
     url: str, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
 ) -> tuple[int, bytes]:
-    """A request whose path goes out as it is."""
+    """Send a request whose path goes out as it is."""
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=60)
     connection.request(method, f"{parts.path}{path}", body, headers or {})

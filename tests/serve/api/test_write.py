@@ -39,7 +39,7 @@ def put(live: httpx.Client, image_id: str, data: bytes, **form: Any) -> httpx.Re
 
 
 def found(live: httpx.Client, data: bytes, version: int, **form: Any) -> list[str]:
-    """The ids that a search by this picture finds at this version."""
+    """Return the ids that a search by this picture finds at this version."""
     files: dict[str, Any] = {name: (None, str(value)) for name, value in form.items()}
     files["image"] = "a.png", data
     answer = live.post("/v1/search", params={"min_version": version}, files=files)

@@ -59,19 +59,19 @@ class Writer:
         return response
 
     def check(self, database: str) -> None:
-        """All that was acknowledged is there, nothing else, and the service knows it."""
+        """Check that all that was acknowledged is there, nothing else, and known to the service."""
         with Client(self._url) as client, GalleryDatabase.open(database) as gallery_db:
             audit(client, gallery_db, self.ledger, self.gallery.encoder)
 
     def searches(self) -> bool:
-        """Whether the service goes on to search."""
+        """Return whether the service goes on to search."""
         response = ask(self.http, text="is blue", top_k=1)
         return response.status_code == 200
 
 
 @pytest.fixture(scope="module")
 def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A file system of a few megabytes."""
+    """Mount a file system of a few megabytes."""
     folder = tmp_path_factory.mktemp("disk")
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(folder)],

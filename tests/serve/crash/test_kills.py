@@ -31,7 +31,7 @@ MANY = pytest.param(MANY_CLIENTS, MANY_WRITES, id="200-clients", marks=pytest.ma
 
 @pytest.fixture
 def server() -> Iterator[Postgres]:
-    """A PostgreSQL that may be killed, outside pytest's folders, which are closed to its user."""
+    """Start a PostgreSQL that may be killed; its user may not enter pytest's own folders."""
     with tempfile.TemporaryDirectory(prefix="raycd-postgres-") as folder:
         server = Postgres(Path(folder))
         server.start()
@@ -169,7 +169,7 @@ def test_a_client_does_not_notice_that_replicas_are_killed(
 
 
 def _kill_under(load: Load, service: Service) -> None:
-    """The whole service, with requests under way: it stays unknown what became of those."""
+    """Kill the whole service, with requests under way: it stays unknown what became of those."""
     service.kill()
     load.give_up()
 
@@ -177,7 +177,7 @@ def _kill_under(load: Load, service: Service) -> None:
 def _check_afresh(
     service: Service, client: Client, gallery_db: GalleryDatabase, gallery: Gallery
 ) -> None:
-    """Replicas that load the gallery now answer as those that have followed it."""
+    """Check that replicas that load the gallery now answer as those that have followed it."""
     before = fixed_answers(client, gallery.seeds, gallery_db.version())
     service.kill_replicas()
     wait_until(service.is_whole, "new replicas")

@@ -12,9 +12,10 @@ from typing import Any
 
 import httpx
 import pytest
+import safetensors.torch
 import torch
 from mlflow import MlflowClient
-from ray import serve
+from ray import serve as ray_serve
 
 from raycd import bundle
 from raycd.client import Client
@@ -39,7 +40,7 @@ CATEGORY = "dress"  # of images that nobody writes, so that a search among them 
 
 @pytest.fixture(scope="module")
 def other_bundle(tiny_bundle: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same images with another encoder."""
+    """Write the same images with another encoder."""
     loaded = bundle.load(tiny_bundle.folder)
     torch.manual_seed(1)
     with torch.inference_mode():
@@ -77,7 +78,7 @@ class Swapped:
         """As `serve deploy` does with another `user_config`; returns when both replicas have
         changed, or refused.
         """
-        serve.run(
+        ray_serve.run(
             application(self.args, Wanted(bundle=str(folder))), name="swap", route_prefix="/swap"
         )
 
@@ -99,7 +100,7 @@ class Swapped:
 
 
 def searcher_of(swapped: Swapped) -> type[clients.Client]:
-    """A client whose every answer must be of one model and of the index of its features."""
+    """Return a client whose every answer must be of one model and the index of its features."""
 
     class Asker(clients.Client):
         fields = {"text": (None, "is blue"), "category": (None, CATEGORY), "top_k": (None, "10")}  # noqa: RUF012
@@ -213,7 +214,7 @@ class Champion:
 
 
 def _flipped(folder: Path, target: Path) -> Path:
-    """A copy with one bit changed."""
+    """Return a copy with one bit changed."""
     shutil.copytree(folder, target)
     weights = target / "encoder" / "open_clip_model.safetensors"
     content = bytearray(weights.read_bytes())
@@ -223,31 +224,33 @@ def _flipped(folder: Path, target: Path) -> Path:
 
 
 def _of_another_size(folder: Path, target: Path) -> Path:
-    """A copy whose head, true to its hash, is of another feature size."""
+    """Return a copy whose head, true to its hash, is of another feature size."""
     shutil.copytree(folder, target)
     head = target / "head" / "head.json"
     settings = json.loads(head.read_text())
     head.write_text(json.dumps(settings | {"dim": settings["dim"] + 1}))
-    path = target / "manifest.json"
-    manifest = bundle.Manifest.model_validate_json(path.read_text())
-    manifest = manifest.model_copy(
-        update={"files": manifest.files | {"head/head.json": sha256(head)}}
-    )
-    path.write_text(manifest.model_copy(update={"digest": manifest.own_digest()}).model_dump_json())
-    return target
+    return _sealed(target, head)
 
 
 def _of_no_answer(folder: Path, target: Path) -> Path:
-    """The same with a head that gives no numbers, true to its hashes."""
-    loaded = bundle.load(folder)
-    with torch.inference_mode():
-        for parameter in loaded.head.parameters():
-            parameter.fill_(torch.nan)
-    gallery = bundle.read_gallery(folder)
-    bundle.write(
-        target, loaded.encoder, loaded.head, loaded.head_config, gallery, loaded.config, {}
+    """Return a copy whose head, true to its hash, gives no numbers."""
+    shutil.copytree(folder, target)
+    weights = target / "head" / "head.safetensors"
+    tensors = safetensors.torch.load_file(weights)
+    safetensors.torch.save_file(
+        {name: torch.full_like(tensor, torch.nan) for name, tensor in tensors.items()}, weights
     )
-    return target
+    return _sealed(target, weights)
+
+
+def _sealed(folder: Path, changed: Path) -> Path:
+    """Let the bundle's manifest say what a changed file is now."""
+    path = folder / "manifest.json"
+    manifest = bundle.Manifest.model_validate_json(path.read_text())
+    name = changed.relative_to(folder).as_posix()
+    manifest = manifest.model_copy(update={"files": manifest.files | {name: sha256(changed)}})
+    path.write_text(manifest.model_copy(update={"digest": manifest.own_digest()}).model_dump_json())
+    return folder
 
 
 def test_an_encoder_that_cannot_encode_every_image_is_refused(

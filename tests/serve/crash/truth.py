@@ -36,18 +36,18 @@ class Image:
         return {"tag": self.tag}
 
     def feature(self, dim: int) -> NDArray[np.float32]:
-        """(D,), not normalised."""
+        """Return the feature (D,), not normalised."""
         return self._random().standard_normal(dim).astype(np.float32)
 
     def picture(self) -> bytes:
-        """A small PNG of sixteen colours."""
+        """Return a small PNG of sixteen colours."""
         colours = self._random().integers(0, 256, (4, 4, 3), dtype=np.uint8)
         buffer = BytesIO()
         Pillow.fromarray(colours).resize((32, 32), Pillow.Resampling.NEAREST).save(buffer, "PNG")
         return buffer.getvalue()
 
     def body(self, encoder: str, dim: int) -> dict[str, Any]:
-        """As a `GalleryImage` of JSON."""
+        """Return it as a `GalleryImage` of JSON."""
         labels = {"category": [self.category], "attributes": self.attributes}
         if self.pictured:
             return {"image_base64": base64.b64encode(self.picture()).decode(), **labels}
@@ -85,7 +85,7 @@ class Ledger:
         """By client, those of each of its requests, in the order in which they were sent."""
 
     def sent(self, image_id: str, image: Image | None) -> None:
-        """A write is on its way."""
+        """Note that a write is on its way."""
         self.known[image_id].unsure.append(image)
 
     def acknowledged(self, image_id: str, image: Image | None, version: int | None) -> None:
@@ -97,7 +97,7 @@ class Ledger:
         self.known[image_id] = Known(image, version, unsure[last + 1 :])
 
     def check_versions(self) -> None:
-        """No two writes have one version, and a client's later request has later ones."""
+        """Check that no two writes have one version, and that later requests have later ones."""
         everyones = [
             version
             for requests in self.versions.values()

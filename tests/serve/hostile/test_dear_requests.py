@@ -33,7 +33,7 @@ JSON = {"content-type": "application/json"}
 
 @pytest.fixture(scope="module")
 def url(start_service: Callable[..., str], service_args: ServeArgs, tmp_path_factory: Any) -> str:
-    """A service with few slots, and a gallery that changes."""
+    """Start a service with few slots, and a gallery that changes."""
     database = str(tmp_path_factory.mktemp("dear") / "gallery.sqlite")
     changes = {
         "gallery": database,
@@ -45,7 +45,7 @@ def url(start_service: Callable[..., str], service_args: ServeArgs, tmp_path_fac
 
 
 def p99(url: str, **params: Any) -> float:
-    """Seconds of an honest client's searches, one after another. Each must be answered."""
+    """Return the seconds of an honest client's searches, each of which must be answered."""
     seconds = []
     with httpx.Client(timeout=60) as client:
         for number in range(SEARCHES):
@@ -63,7 +63,7 @@ def p99(url: str, **params: Any) -> float:
 
 @contextmanager
 def again_and_again(attack: Callable[[], None], clients: int) -> Iterator[None]:
-    """So many clients attack, until the block ends; what one of them raises, this raises."""
+    """Let so many clients attack until the block ends; raise what one of them raises."""
     over, began = threading.Event(), threading.Barrier(clients + 1, timeout=60)
 
     def one() -> None:
@@ -86,7 +86,7 @@ def again_and_again(attack: Callable[[], None], clients: int) -> Iterator[None]:
 
 
 def send_slowly(url: str, method: str, path: str) -> socket.socket:
-    """A request of whose body the first byte has come."""
+    """Send a request of whose body the first byte has come."""
     address = urlsplit(url)
     connection = socket.create_connection((address.hostname or "", address.port or 0), timeout=60)
     connection.sendall(
@@ -97,7 +97,7 @@ def send_slowly(url: str, method: str, path: str) -> socket.socket:
 
 
 def told_to(sender: socket.socket) -> bytes:
-    """What the service says to a sender, as far as the end of the problem document."""
+    """Return what the service says to a sender, as far as the end of the problem document."""
     answer = b""
     while not answer.endswith(b"}") and (more := sender.recv(65536)):
         answer += more
@@ -105,7 +105,7 @@ def told_to(sender: socket.socket) -> bytes:
 
 
 def raw(url: str, *lines: str, body: bytes = b"") -> bytes:
-    """The answer to a request of these lines; the service closes the connection."""
+    """Return the answer to a request of these lines; the service closes the connection."""
     address = urlsplit(url)
     with socket.create_connection(
         (address.hostname or "", address.port or 0), timeout=60

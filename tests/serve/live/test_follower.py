@@ -54,7 +54,7 @@ def model() -> Iterator[ThreadPoolExecutor]:
 def follow(
     tiny_bundle: Any, store: GalleryStore, model: ThreadPoolExecutor
 ) -> Iterator[Callable[..., Any]]:
-    """Starts a replica's follower of an index of some settings; gives its searcher."""
+    """Return what starts a follower of an index of some settings, and gives its searcher."""
     followers: list[Follower] = []
 
     def start(**settings: Any) -> Searcher:
@@ -76,7 +76,7 @@ def features(searcher: Searcher, count: int) -> NDArray[np.float32]:
 
 
 def put(store: GalleryStore, searcher: Searcher, features_ND: NDArray[np.float32]) -> int:
-    """Images new-0 ...; the version after the last."""
+    """Put images new-0 ...; return the version after the last."""
     fingerprint = searcher.bundle.manifest.encoder.fingerprint
     changes = [
         Put(f"new-{i}", feature_D, ("dress",), {}, None) for i, feature_D in enumerate(features_ND)

@@ -29,7 +29,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def plain(tiny_bundle: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of data without categories: all its images are in `all`."""
+    """Write a bundle of data without categories: all its images are in `all`."""
     loaded, table = bundle.load(tiny_bundle.folder), bundle.read_gallery(tiny_bundle.folder)
     categories = pa.array([["all"]] * len(table), table.schema.field("categories").type)
     table = table.set_column(1, table.schema.field("categories"), categories)

@@ -27,7 +27,7 @@ from serve.live.pictures import GalleryPictures
 
 
 def gallery(*paths: Path | str | None) -> View:
-    """Of images named 0, 1, ..."""
+    """Return a gallery of images named 0, 1, ..."""
     count = len(paths)
     table = pa.table(
         {
@@ -86,7 +86,7 @@ def test_what_cannot_be_shown_is_told_without_its_path(tmp_path: Path, size: str
 
 
 class StoreError(Exception):
-    """As botocore's: no OSError."""
+    """An error as botocore's: not an OSError."""
 
 
 @pytest.mark.parametrize("size", ["thumbnail", "original"])
@@ -94,7 +94,7 @@ class StoreError(Exception):
     "error", [PermissionError(13, "denied"), TimeoutError(110, "timed out"), StoreError("no route")]
 )
 def test_a_store_that_does_not_answer_is_no_missing_picture(size: str, error: Exception) -> None:
-    class Away(AbstractFileSystem):  # type: ignore[misc]
+    class Away(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no types
         protocol = "away"
         cachable = False
 

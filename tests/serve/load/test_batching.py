@@ -37,7 +37,7 @@ async def until(condition: object) -> None:
 async def at_work(
     batcher: Batcher[int, int], work: Slow, waiting: range
 ) -> list[asyncio.Task[int]]:
-    """0 is at work, the others wait."""
+    """Put 0 to work, and let the others wait."""
     tasks = [asyncio.create_task(batcher(0))]
     await until(lambda: work.batches)
     tasks += [asyncio.create_task(batcher(number)) for number in waiting]

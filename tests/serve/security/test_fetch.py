@@ -45,7 +45,7 @@ def tls(authority: Authority) -> ssl.SSLContext:
 
 
 def at(*answers: str | Sequence[str]) -> Callable[[str, int], Awaitable[list[str]]]:
-    """A resolver: its first answer, its second one, ...; one more question is an IndexError."""
+    """Return a resolver of these answers in turn; one more question is an IndexError."""
     left = [[answer] if isinstance(answer, str) else list(answer) for answer in answers]
 
     async def resolve(host: str, port: int) -> list[str]:
@@ -55,7 +55,7 @@ def at(*answers: str | Sequence[str]) -> Callable[[str, int], Awaitable[list[str
 
 
 def only(*addresses: str) -> Callable[[Address], bool]:
-    """A policy under which nothing but these addresses is public."""
+    """Return a policy under which nothing but these addresses is public."""
     return lambda address: str(address) in addresses
 
 

@@ -17,7 +17,7 @@ def start(
     service_args: ServeArgs,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[..., str]:
-    """Starts a service with a gallery of its own; gives its URL."""
+    """Return what starts a service with a gallery of its own, and gives its URL."""
 
     def start(name: str, **settings: Any) -> str:
         settings.setdefault("gallery", str(tmp_path_factory.mktemp(name) / "gallery.sqlite"))

@@ -18,7 +18,7 @@ pytestmark = NEEDS_CHROMIUM
 
 @pytest.fixture(scope="module")
 def info(service_url: str) -> dict[str, Any]:
-    """What the service says of itself."""
+    """Return what the service says of itself."""
     return dict(httpx.get(f"{service_url}/v1/info").raise_for_status().json())
 
 
@@ -27,7 +27,7 @@ def upload(page: Page, data: bytes, name: str = "photo.png", kind: str = "image/
 
 
 def pick(page: Page, index: int = 0) -> str:
-    """Pick an image from the gallery; its id."""
+    """Pick an image from the gallery; return its id."""
     page.click("#pick")
     page.locator("#picker .tile").nth(index).click()
     return page.locator("#reference figcaption").inner_text()

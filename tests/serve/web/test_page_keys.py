@@ -27,7 +27,7 @@ pytestmark = NEEDS_CHROMIUM
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Of each scope a key; `file` has their hashes."""
+    """Return a key of each scope; `file` has their hashes."""
     from serve import keys
 
     file = tmp_path_factory.mktemp("keys") / "keys.json"
@@ -38,13 +38,13 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def keyed_url(start: Callable[..., str], keys: dict[str, str]) -> str:
-    """A service that wants a key."""
+    """Start a service that wants a key."""
     return start("page-keyed", api_keys=keys["file"])
 
 
 @pytest.fixture
 def keyed_page(browser: Browser, keyed_url: str, complaints: list[str]) -> Iterator[Page]:
-    """Its page, which asks for the key."""
+    """Open its page, which asks for the key."""
     with opener(browser, keyed_url, complaints) as open_page:
         page = open_page(ready=False)
         expect(page.locator("#key")).to_be_visible()
