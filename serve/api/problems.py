@@ -164,7 +164,7 @@ def of_request(error: RequestError) -> ProblemError:
         case UnknownHost():
             return ProblemError(421, detail)
         case _:
-            raise error
+            raise AssertionError(f"{type(error).__name__} has no problem document")
 
 
 def _of_gallery(reason: GalleryError.Reason) -> ProblemError:

@@ -36,10 +36,10 @@ def application(args: ServeArgs, wanted: Wanted | None = None) -> Application:
     Deployed again with the same `args`, its replicas stay and only change their bundle.
     """
     from serve.service import search
-    from serve.start import private_ray
+    from serve.start import private
     from serve.swap import Wanted
 
-    deployment = private_ray.with_version(
+    deployment = private.with_version(
         search,
         hashlib.sha256(args.model_dump_json().encode()).hexdigest()[:16],
         num_replicas=args.replicas,

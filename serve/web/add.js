@@ -1,4 +1,5 @@
-// The dialog that adds pictures to the gallery: each with an id of its own, all with one category and attributes.
+// The dialog that adds pictures to the gallery: each with an id of its own, all with one category
+// and attributes.
 
 import { Addition } from "./addition.js";
 import { open } from "./dialogs.js";
@@ -19,7 +20,10 @@ let additions = [];
 let sending = 0;
 let proposing = Promise.resolve(); // one after another: each has to know the ids of the one before
 
-/** Listen. `callbacks`: added(imageIds, whether that was all) after some were; used(imageId) as the reference. */
+/**
+ * Listen. `callbacks`: added(imageIds, whether that was all) after some were; used(imageId) as the
+ * reference.
+ */
 export function startAdding(info, callbacks) {
   limits = info.limits;
   on = callbacks;

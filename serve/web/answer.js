@@ -1,4 +1,5 @@
-// The right-hand side: loading, results, their absence, problems, and what the service says of itself.
+// The right-hand side: loading, results, their absence, problems, and what the service says of
+// itself.
 
 import { addPictures } from "./add.js";
 import { byId, count, element } from "./element.js";
@@ -101,7 +102,10 @@ export function showWithout(imageId, words) {
   byId("status").textContent = words;
 }
 
-/** Go where the results begin if that is out of sight: below the form on a narrow screen, or scrolled away. */
+/**
+ * Go where the results begin if that is out of sight: below the form on a narrow screen, or
+ * scrolled away.
+ */
 export function bringIntoView() {
   const { top } = byId("results").getBoundingClientRect();
   if (top < 0 || top > innerHeight / 2) byId("results").scrollIntoView();

@@ -1,4 +1,5 @@
-// Files that are dropped or pasted anywhere on the page, so that one that misses its target does not replace the page.
+// Files that are dropped or pasted anywhere on the page, so that one that misses its target does
+// not replace the page.
 
 const takers = []; // the last one that is open gets them
 

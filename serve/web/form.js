@@ -1,4 +1,5 @@
-// The form: words, filters and options. It is filled from what the service offers, read as a query, and set from one.
+// The form: words, filters and options. It is filled from what the service offers, read as a query,
+// and set from one.
 
 import { byId, element } from "./element.js";
 import { BLANK, grouped, ownOf } from "./query.js";

@@ -70,7 +70,10 @@ export function whyNotChanged(problem, limits) {
   return problem.detail ? `${title}: ${problem.detail}.` : [title, advice].filter(Boolean).join(". ");
 }
 
-/** Counts down what the service asked to wait; until then it cannot be pressed. None where trying again is no use. */
+/**
+ * Counts down what the service asked to wait; until then it cannot be pressed. None where trying
+ * again is no use.
+ */
 export function retryButton(problem, onRetry) {
   if (NO_RETRY.has(problem.status)) return null;
   const button = element("button", { type: "button", onclick: onRetry });

@@ -1,4 +1,5 @@
-// The dialog that shows the gallery page by page. Where the gallery is live, pictures are added and removed here, too.
+// The dialog that shows the gallery page by page. Where the gallery is live, pictures are added and
+// removed here, too.
 
 import { addPictures } from "./add.js";
 import { open } from "./dialogs.js";
@@ -50,7 +51,10 @@ export function offerCategories({ categories }) {
   category.closest("label").hidden = options.length < 2;
 }
 
-/** Show the images that were just added, before all others; `reveal`: even if the gallery is not open. */
+/**
+ * Show the images that were just added, before all others; `reveal`: even if the gallery is not
+ * open.
+ */
 export async function showFresh(imageIds, reveal) {
   if (!dialog.open && !reveal) return;
   fresh = imageIds;

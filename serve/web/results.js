@@ -1,4 +1,5 @@
-// The grid of what was found: picture, relative score, and why. The explanation shows on hover and on focus.
+// The grid of what was found: picture, relative score, and why. The explanation shows on hover and
+// on focus.
 
 import { moveByArrows } from "./arrows.js";
 import { byId, element } from "./element.js";
@@ -7,8 +8,8 @@ import { thumbnailOf } from "./service.js";
 import { categoryOf, nameOf, removeButton } from "./tiles.js";
 
 /**
- * Show the first results of a query instead of what was there. `on` has the callbacks: use(imageId) as the next
- * reference, and remove(imageId) or null where images stay.
+ * Show the first results of a query instead of what was there. `on` has the callbacks:
+ * use(imageId) as the next reference, and remove(imageId) or null where images stay.
  */
 export function showResults(results, on) {
   const grid = element("ul", { className: "grid results" });
@@ -55,7 +56,9 @@ function card(result, rank, on) {
 
 const cosine = (value) => value.toFixed(2).replace("-0.00", "0.00");
 
-/** How far above the gallery's mean the match is: cosines of photographs are all nearly the same. */
+/**
+ * How far above the gallery's mean the match is: cosines of photographs are all nearly the same.
+ */
 function score({ score: match, relative_score: relative }) {
   const [title, words] = relative === null ? ["Cosine with the query", cosine(match)]
     : ["Standard deviations above the gallery's mean", `${relative < 0 ? "" : "+"}${relative.toFixed(1)} σ`];

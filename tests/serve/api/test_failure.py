@@ -16,6 +16,16 @@ from raycd.errors import GalleryError
 from serve.api import problems
 from serve.api.image_body import check
 from serve.api.middleware import Failures, InFlight, Requests
+from serve.errors import (
+    Busy,
+    KeyMissing,
+    KeyTooWeak,
+    NoSuchImage,
+    NoSuchVersion,
+    RequestError,
+    UnknownHost,
+    UnreadablePicture,
+)
 from tests.serve.asking import problem
 
 SECRET = "/home/ann/keys.json"
@@ -168,6 +178,32 @@ def test_a_client_that_has_gone_is_no_error(
         asyncio.run(ask())
     assert counted.requests == [("/slow", 499)]
     assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "header"),
+    [
+        (Busy("full"), 503, {"Retry-After": "1"}),
+        (NoSuchImage("a"), 404, None),
+        (NoSuchVersion(8, newest=7), 422, None),
+        (UnreadablePicture("a", "missing"), 404, None),
+        (KeyMissing("no key", "Bearer"), 401, {"WWW-Authenticate": "Bearer"}),
+        (KeyTooWeak("reads"), 403, {"WWW-Authenticate": KeyTooWeak.challenge}),
+        (UnknownHost("not ours"), 421, None),
+    ],
+)
+def test_what_a_replica_cannot_do_is_a_problem_of_the_client(
+    error: RequestError, status: int, header: dict[str, str] | None
+) -> None:
+    found = problems.of(error)
+    assert found is not None
+    assert (found.status_code, found.headers) == (status, header)
+    assert str(error) in found.problem.detail
+
+
+def test_every_error_of_a_request_has_its_problem() -> None:
+    made = {Busy, NoSuchImage, NoSuchVersion, UnreadablePicture}
+    assert set(RequestError.__subclasses__()) == made | {KeyMissing, KeyTooWeak, UnknownHost}
 
 
 def test_a_mistake_of_the_client_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
