@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING
 from raycd.config import cli
 from raycd.config.settings import Options, parse_service
 from raycd.errors import RaycdError, RunError, WeightsError
-from serve import keyring, local, running
 from serve.args import NO_GALLERY, REGISTRY, LocalArgs, ServeArgs
+from serve.security import keyring
+from serve.start import local, running
 
 if TYPE_CHECKING:  # Ray and torch take seconds to import: a mistake ends it before
     from ray.serve import Application

@@ -22,8 +22,8 @@ from pydantic import ValidationError
 from raycd.config import cli
 from raycd.durable import PRIVATE_FILE, file_lock, replace_file
 from raycd.errors import ConfigError
-from serve import keyring
-from serve.keyring import Key, KeyDocument, Scope
+from serve.security import keyring
+from serve.security.keyring import Key, KeyDocument, Scope
 
 PREFIX = "raycd_"  # tells people, and programs that look for leaked secrets, what the text is
 RANDOM_BYTES = 32

@@ -23,8 +23,8 @@ os.environ["RAY_AUTH_MODE"] = os.environ.get(
     "RAY_AUTH_MODE", "disabled"
 )  # before ray is imported anywhere
 os.environ.setdefault(
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "serve.front:middlewares"
-)  # as serve/local.py does
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "serve.security.front:middlewares"
+)  # as serve/start/local.py does
 os.environ.setdefault(
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1"
 )  # as raycd.runtime.cluster sets it for its own

@@ -15,7 +15,7 @@ from raycd.api import SearchRequest
 from raycd.client import Client, ServiceError
 from raycd.client.__main__ import main
 from raycd.errors import ConfigError, DataError
-from serve import search_body
+from serve.api import search_body
 from serve.args import ServeArgs
 from tests.client.scripted import Asked, Reply, Service, found, info, item, problem
 

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from raycd.api import GalleryImage
 from raycd.client import Client, ServiceError
 from raycd.errors import DataError
-from serve import bodies
+from serve.api import bodies
 from serve.args import ServeArgs
 from tests.client.scripted import Asked, Reply, Service, Waits, found, info, item, refusal, written
 

@@ -10,7 +10,7 @@ from raycd.data.moved import Move
 from raycd.gallery_db import GalleryDatabase
 from raycd.gallery_db.stored import StoredGallery
 from serve.args import ServeArgs
-from serve.store import Store
+from serve.live.store import GalleryStore
 
 
 def make(root: Path, *paths: Path | str | None) -> Path:
@@ -105,7 +105,7 @@ def test_the_live_gallery_of_a_moved_run_finds_its_pictures(run: Path, tmp_path:
     with StoredGallery.open(str(new / "gallery.sqlite")) as stored:
         [row] = stored.rows()
         assert stored.locate(row.path) == expected
-    store = Store.open(ServeArgs(bundle=str(new / "bundle")), "test")
+    store = GalleryStore.open(ServeArgs(bundle=str(new / "bundle")), "test")
     assert store is not None
     with store.gallery_db:
         assert store.locate(row.path) == expected

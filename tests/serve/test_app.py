@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import grpc
+import grpc  # type: ignore[import-untyped]  # it has no stubs
 import httpx
 import psutil
 import pytest
@@ -23,9 +23,10 @@ from ray.serve.schema import ServeDeploySchema
 
 from raycd.api import BundleInfo
 from raycd.errors import ConfigError, RunError, TrackingError
-from serve import app, running
+from serve import app
 from serve.args import ServeArgs
-from serve.local import check_room
+from serve.start import running
+from serve.start.local import check_room
 from serve.swap import Wanted
 from tests.hostile.sockets import open_to_others
 from tests.serve.asking import ask, png, problem
@@ -44,9 +45,9 @@ def test_config_yaml_is_valid_and_stays_on_loopback() -> None:
 
 
 def test_a_bundle_of_the_registry_needs_a_gallery_that_is_named() -> None:
-    with pytest.raises(ValidationError, match="set gallery") as told:
+    with pytest.raises(ValidationError, match="set gallery") as caught:
         ServeArgs(bundle="models:/raycd@champion")
-    assert [error["loc"] for error in told.value.errors()] == [("gallery",)]
+    assert [error["loc"] for error in caught.value.errors()] == [("gallery",)]
     for gallery in ("none", "/data/shop.sqlite", "postgresql://raycd@db/raycd"):
         assert ServeArgs(bundle="models:/raycd@champion", gallery=gallery).gallery == gallery
     with pytest.raises(ConfigError, match="set gallery"):
@@ -126,7 +127,7 @@ def command(*arguments: str) -> subprocess.Popen[str]:
 
 
 def message(*arguments: str) -> str:
-    """What the command says about a mistake."""
+    """Return what the command says about a mistake."""
     process = command(*arguments)
     out, error = process.communicate(timeout=120)
     assert process.returncode == 2, error
@@ -174,7 +175,7 @@ def test_more_replicas_than_the_machine_carries_are_refused() -> None:
 
 
 def token_of(pid: int) -> str:
-    """The token of the Ray that a process has started."""
+    """Return the token of the Ray that a process has started."""
     [path] = {
         path
         for child in psutil.Process(pid).children()
@@ -184,7 +185,7 @@ def token_of(pid: int) -> str:
 
 
 def refusal(port: int, token: str) -> grpc.StatusCode:
-    """How a replica's port for other replicas refuses an empty request."""
+    """Return how a replica's port for other replicas refuses an empty request."""
     metadata = [("authorization", f"Bearer {token}")] if token else []
     with (
         grpc.insecure_channel(f"127.0.0.1:{port}") as channel,
@@ -193,11 +194,11 @@ def refusal(port: int, token: str) -> grpc.StatusCode:
         channel.unary_unary("/ray.serve.ASGIService/HandleRequest")(
             b"", timeout=30, metadata=metadata
         )
-    return caught.value.code()  # type: ignore[no-any-return]
+    return caught.value.code()
 
 
 def check_sockets(pid: int, proxy: str) -> None:
-    """What the service leaves open to others is told in docs/serving.md, and runs nobody's code
+    """What the service leaves open to others is named in docs/serving.md, and runs nobody's code
     without the token.
     """
     found = open_to_others(pid)
@@ -225,12 +226,12 @@ def check_sockets(pid: int, proxy: str) -> None:
 def test_the_command_serves_until_it_is_terminated(
     tiny_bundle: Any, free_port: int, proxy: str, host: str
 ) -> None:
-    url, place = (
+    url, site = (
         f"http://{host}:{free_port}",
         ("--host", host.strip("[]"), "--port", str(free_port)),
     )
     process = command(
-        "--bundle", str(tiny_bundle.folder), *place, "--proxy", proxy, "--batch-wait-s", "2"
+        "--bundle", str(tiny_bundle.folder), *site, "--proxy", proxy, "--batch-wait-s", "2"
     )
     assert process.stdout is not None
     try:
