@@ -190,6 +190,7 @@ def service(bundle: Path, port: int, log: Path, *options: str) -> Iterator[subpr
         yield process
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", [slow(RAYLET), slow(HEAD), AGENT])
 def test_the_service_ends_with_its_ray(
     tiny_bundle: Any, a_port: int, tmp_path: Path, part: str

@@ -127,7 +127,7 @@ def test_a_pair_of_val_or_of_triplets_left_out_is_known_as_well() -> None:
     assert len(without) == len(pseudo) - pairs(pseudo).count((reference, target))
 
 
-@pytest.mark.parametrize("index", ["flat", "hnsw"])
+@pytest.mark.parametrize("index", ["flat", pytest.param("hnsw", marks=pytest.mark.slow)])
 def test_ray_data_and_many_shards_find_the_same(ray_cluster: None, index: str) -> None:
     dataset, _, _ = near_copies(1)
     image_ND = (

@@ -129,6 +129,7 @@ def test_all_workers_end_where_the_loss_of_one_is_nan(tmp_path: Path) -> None:
     assert "loss nan in step 7 of epoch 1" in first
 
 
+@pytest.mark.slow
 def test_ray_train_does_not_try_again_and_tells_the_user(ray_cluster: None, tmp_path: Path) -> None:
     settings = Config.model_validate({"compute": {"train_workers": 1, "threads": 1}})
     with pytest.raises(TrainingError) as caught:

@@ -153,6 +153,7 @@ def wait_until(happens: Callable[[], Any], seconds: float) -> Any:
     return found
 
 
+@pytest.mark.slow
 def test_the_main_job_succeeds_on_a_cluster(
     cluster: Cluster, tiny_settings: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -149,7 +149,7 @@ def small_shards(**fields: object) -> MineConfig:
         ("flat", 1024, 1, mining.PAIRS),
         ("flat", 7, 2, 5000),  # tasks of a dozen queries: lists come back in any order
         ("hnsw", 64, 2, 20_000),
-        ("ivf", 64, 2, 20_000),
+        pytest.param("ivf", 64, 2, 20_000, marks=pytest.mark.slow),
     ],
 )
 def test_neighbours_in_several_shards_equal_the_core(

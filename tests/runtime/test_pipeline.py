@@ -263,7 +263,11 @@ def test_a_finished_run_started_again_does_nothing(
     ("changes", "done"),
     [
         ({"mine": {"alpha": 0.1}}, ["filter", "stage2", "evaluate", "bundle"]),
-        ({"stage1": {"finetune": "none"}, "stage2": {"head": "sum"}}, STAGES[2:]),
+        pytest.param(
+            {"stage1": {"finetune": "none"}, "stage2": {"head": "sum"}},
+            STAGES[2:],
+            marks=pytest.mark.slow,
+        ),
         ({"evaluate": {"ks": [5]}}, ["evaluate", "bundle"]),
         ({"index": {"sample": 500}}, ["bundle"]),
         (

@@ -378,6 +378,7 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("fresh")
 
 
+@pytest.mark.slow
 def test_two_processes_may_make_the_database_at_once_and_say_nothing(fresh: Path) -> None:
     program = f"""
 from raycd.config import Config

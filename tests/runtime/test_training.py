@@ -124,6 +124,7 @@ def test_a_checkpoint_is_read_where_it_lies_or_copied_from_its_store(
         assert (folder / WEIGHTS).read_bytes() == b"weights"
 
 
+@pytest.mark.slow
 def test_a_workers_error_reaches_the_user_in_words(ray_cluster: None, tmp_path: Path) -> None:
     with pytest.raises(Exception, match="the rows are gone") as caught:
         training.train(

@@ -84,6 +84,7 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_refuses_what_it_cannot_keep(
     disk: Path, start_service: Callable[..., str], service_args: ServeArgs, gallery: Gallery
 ) -> None:
@@ -115,6 +116,7 @@ def _fill(filler: Path) -> None:
             file.write(bytes(4096))
 
 
+@pytest.mark.slow
 def test_a_locked_database_refuses_writes_and_is_searched(
     start_service: Callable[..., str], service_args: ServeArgs, gallery: Gallery, tmp_path: Path
 ) -> None:
@@ -139,6 +141,7 @@ def test_a_locked_database_refuses_writes_and_is_searched(
     writer.check(database)
 
 
+@pytest.mark.slow
 def test_a_read_only_database_refuses_writes_and_is_searched(
     start_service: Callable[..., str], service_args: ServeArgs, gallery: Gallery, tmp_path: Path
 ) -> None:

@@ -39,6 +39,7 @@ def server() -> Iterator[Postgres]:
         server.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("clients", "writes"), [FEW, MANY])
 def test_sqlite_keeps_what_was_acknowledged_before_kills(
     tiny_bundle: Any,
