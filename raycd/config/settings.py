@@ -27,7 +27,7 @@ from raycd.redact import has_password, without_passwords
 SERVICE = f"{PREFIX}SERVE__"
 """Prefix of the service's settings (serve/args.py)."""
 OTHERS = {f"{PREFIX}URL", f"{PREFIX}API_KEY", f"{PREFIX}HOSTS"}
-"""Variables that are not settings: of the client, and of the proxy (serve/front.py)."""
+"""Variables that are not settings: of the client, and of the proxy (serve/security/front.py)."""
 
 S = TypeVar("S", bound=Section, default=Config)
 Flags = Callable[[argparse.ArgumentParser], object]

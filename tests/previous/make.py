@@ -26,9 +26,8 @@ from raycd.config import Config, EncoderConfig
 from raycd.model import encoder, fusion
 
 try:
-    from raycd.gallery_db.records import Delete, Put
-
     from raycd import bundle
+    from raycd.gallery.records import Delete, Put
     from raycd.gallery_db import GalleryDatabase
     from raycd.search.query import Query
     from raycd.search.searcher import Searcher

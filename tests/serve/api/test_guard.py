@@ -302,8 +302,8 @@ def test_every_origin_may_ask_only_where_keys_are_needed(made: dict[str, str]) -
 @pytest.mark.parametrize(
     "origin", ["shop.example", "https://shop.example/", "null", "https://u@shop.example", ""]
 )
-def test_what_is_no_origin_is_told(origin: str) -> None:
-    with pytest.raises(ValidationError, match="is no origin"):
+def test_what_is_not_an_origin_is_refused(origin: str) -> None:
+    with pytest.raises(ValidationError, match="is not an origin"):
         ServeArgs(cors_origins=(origin,))
 
 
@@ -358,8 +358,8 @@ def test_any_host_is_answered_where_none_is_named(hosts: tuple[str, ...]) -> Non
 @pytest.mark.parametrize(
     "host", ["http://shop.example", "shop.example:8000", "shop.example/", "[::1]:8000", ""]
 )
-def test_what_is_no_host_is_told(host: str) -> None:
-    with pytest.raises(ValidationError, match="is no host"):
+def test_what_is_not_a_host_is_refused(host: str) -> None:
+    with pytest.raises(ValidationError, match="is not a host"):
         ServeArgs(hosts=(host,))
 
 
