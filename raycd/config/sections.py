@@ -141,8 +141,7 @@ class Stage1Config(Section):
     cache_mib: Count = 2048
     """Memory of a training worker for decoded images, in MiB, which later epochs reuse."""
     select_on: SelectOn = "selection"
-    """What chooses the best epoch: recall on selection or val (as peers do), or just the last.
-    """
+    """How the best epoch is chosen: by recall on selection or val (as peers do), or the last."""
 
 
 class EmbedConfig(Section):
@@ -250,8 +249,7 @@ class Stage2Config(Section):
     pseudo: bool = True
     """Use pseudo triplets; false is Table 2's w/o Pseudo Data."""
     select_on: SelectOn = "selection"
-    """What chooses the best epoch: recall on selection or val (as peers do), or just the last.
-    """
+    """How the best epoch is chosen: by recall on selection or val (as peers do), or the last."""
 
 
 class TuneConfig(Section):

@@ -102,9 +102,9 @@ def test_the_live_gallery_of_a_moved_run_finds_its_pictures(run: Path, tmp_path:
     new = tmp_path / "new"
     shutil.move(run, new)
     expected = str(new / "catalogue" / "images" / "a.jpg")
-    with Place.existing(str(new / "gallery.sqlite")) as opened:
-        [row] = opened.rows()
-        assert opened.locate(row.path) == expected
+    with Place.existing(str(new / "gallery.sqlite")) as place:
+        [row] = place.rows()
+        assert place.locate(row.path) == expected
     store = Store.open(ServeArgs(bundle=str(new / "bundle")), "test")
     assert store is not None
     with store.gallery_db:
