@@ -59,16 +59,17 @@ serve: setup  ## Answer queries on http://127.0.0.1:8000 from what `make demo` h
 # Tests start clusters of their own on this machine; those that are about the token turn it on themselves.
 test test-all: export RAY_AUTH_MODE = disabled
 
-test: lint  ## Check format, lint and types, then run the tests.
+test: lint  ## Lint, then run the tests.
 	$(PY) -m pytest
 
 test-all: lint  ## The same with the slow tests.
 	$(PY) -m pytest -m ''
 
-lint: setup  ## Check format, lint and types.
+lint: setup  ## Check format, lint, types and the directions of imports.
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
+	$(VENV)/bin/lint-imports --no-cache
 
 format: setup  ## Format the code and mend what lint can mend.
 	$(PY) -m ruff format .

@@ -1,6 +1,6 @@
-"""The paper's Table 2 on any preset: what fine-tuning, pseudo triplets and bilinear pooling bring.
+"""Makes the paper's Table 2: what fine-tuning, pseudo triplets and bilinear pooling bring.
 
-python jobs/ablate.py --preset demo
+    python jobs/ablate.py --preset demo
 
 Three runs stand beside the run itself: <name>-text, <name>-image and <name>-both, named after what
 stage 1 fine-tunes. The variants of stage 2 are trained one after another in <name>-both, on the
@@ -21,10 +21,8 @@ from raycd.config import Config, cli
 STAGE2: Mapping[str, Mapping[str, object]] = {
     "w/o Pseudo Data": {"head": "clip_cd", "pseudo": False},
     "w/o Bilinear": {"head": "combiner", "pseudo": True},
-    "CLIP-CD": {
-        "head": "clip_cd",
-        "pseudo": True,
-    },  # the last one: what <name>-both holds in the end
+    # The last one: what <name>-both holds in the end.
+    "CLIP-CD": {"head": "clip_cd", "pseudo": True},
 }
 
 
@@ -33,24 +31,24 @@ def main(options: cli.Options) -> None:
     from raycd.runtime import cluster, pipeline
 
     config = options.config
-    pipeline.run_name(config)  # a mistake is told before Ray starts
+    pipeline.run_name(config)  # a mistake ends it before Ray starts
     with cluster.connected():
         variants = dict(rows(config))
-    place = posixpath.join(config.runs, f"{pipeline.run_name(config)}-ablation.json")
+    path = posixpath.join(config.runs, f"{pipeline.run_name(config)}-ablation.json")
     table = {
         "preset": config.preset,
         "protocol": config.evaluate.protocol,
         "seed": config.seed,
         "variants": variants,
     }
-    with fsspec.open(place, "w", encoding="utf-8") as file:
+    with fsspec.open(path, "w", encoding="utf-8") as file:
         json.dump(table, file, indent=1)
     print(recall_table(table))
-    print(f"\ntable: {place}")
+    print(f"\ntable: {path}")
 
 
 def rows(config: Config) -> Iterator[tuple[str, Any]]:
-    """Variant -> category -> "recall@k" -> recall, in the order of the paper's table."""
+    """Yield variant -> category -> "recall@k" -> recall, in the order of the paper's table."""
     tuned = {what: recalls(config, what, {"head": "sum"}) for what in ("text", "image")}
     fused = {name: recalls(config, "both", changes) for name, changes in STAGE2.items()}
     both = fused["CLIP-CD"]
@@ -63,7 +61,7 @@ def rows(config: Config) -> Iterator[tuple[str, Any]]:
 
 
 def recalls(config: Config, finetune: str, stage2: Mapping[str, object]) -> dict[str, Any]:
-    """Recall of every variant of one run: pre-trained sum, fine-tuned sum, fusion head."""
+    """Return the recall of each variant of one run: pre-trained, fine-tuned, fusion head."""
     from raycd.runtime import pipeline
 
     values = config.model_dump()

@@ -1,5 +1,4 @@
-"""Embed all images and texts with the fine-tuned encoder, once (eq. 8); earlier stages are done
-where they are not.
+"""Embeds all images and texts with the fine-tuned encoder, once (eq. 8), after earlier stages.
 
 python jobs/embed.py --preset demo
 """
@@ -14,9 +13,8 @@ def main(options: cli.Options) -> None:
 
     run = pipeline.run(options.config, until="embed").run
     counts = pipeline.recorded(run, "embed")["counts"]
-    print(
-        f"images:   {counts['images'] - counts['missing']:,} embedded, {counts['missing']:,} missing or broken"
-    )
+    missing = counts["missing"]
+    print(f"images:   {counts['images'] - missing:,} embedded, {missing:,} missing or broken")
     print(f"texts:    {counts['texts']:,} embedded")
     print(f"features: {run.path('embed')}")
 

@@ -1,8 +1,7 @@
-"""Measure the recall of the pre-trained CLIP, the fine-tuned CLIP and the fusion head; earlier
-stages are done first.
+"""Measures the recall of pre-trained CLIP, fine-tuned CLIP and fusion head, after earlier stages.
 
 python jobs/evaluate.py --preset demo
-python jobs/evaluate.py --preset demo --evaluate.ks 1,5,10,50      other ranks: seconds, nothing is trained
+python jobs/evaluate.py --preset demo --evaluate.ks 1,5,10,50    other ranks: nothing is trained
 """
 
 import sys

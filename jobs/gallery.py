@@ -1,12 +1,13 @@
-"""Looks after a live gallery: is it whole, back it up, put a backup in place, forget an encoder.
+"""Check, back up and restore a live gallery, and forget encoders that are no longer used.
 
     python jobs/gallery.py check --gallery runs/demo/gallery.sqlite
     python jobs/gallery.py backup --gallery runs/demo/gallery.sqlite --to /backups/monday
     python jobs/gallery.py restore --from /backups/monday --gallery runs/demo/gallery.sqlite
     python jobs/gallery.py forget --gallery runs/demo/gallery.sqlite --encoder 4228daf4878e --yes
 
-All but restore may run while the service does. Exit codes: 0 done and nothing wrong, 2 something is
-wrong or a mistake that the user can mend, 130 Ctrl-C, 143 terminated.
+All but restore may run while the service does. Without --gallery and --pictures these are those of
+the service: RAYCD_SERVE__GALLERY and RAYCD_SERVE__PICTURES, where a URL may hold its password.
+Exit codes: raycd/config/cli.py; 2 is also that something is wrong with the gallery.
 """
 
 import argparse
@@ -14,27 +15,30 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from raycd.config import cli
-from raycd.errors import ConfigError, RaycdError
-from raycd.gallery_db import backup, check, restore
-from raycd.gallery_db.place import Place
+from raycd.config import cli, settings
+from raycd.errors import ConfigError
+from raycd.gallery_db import backup, check
+from raycd.gallery_db.stored import StoredGallery
 
 SHOWN = 5  # names of one kind
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do what the command line says; returns the exit code."""
+    """Do what the command line says, and return the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
     options = _parser().parse_args(argv)
-    try:
-        with cli.sigterm_interrupts():
-            return int(options.run(options) or 0)
-    except KeyboardInterrupt as interrupt:
-        terminated = isinstance(interrupt, cli.Terminated)
-        print("terminated" if terminated else "interrupted", file=sys.stderr)
-        return cli.EXIT_TERMINATED if terminated else cli.EXIT_INTERRUPTED
-    except RaycdError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return cli.EXIT_MISTAKE
+    return cli.guard(lambda: _run(options), argv)
+
+
+def _run(options: argparse.Namespace) -> int | None:
+    options.gallery = settings.address(options.gallery, "gallery")
+    options.pictures = settings.address(options.pictures, "pictures")
+    if not options.gallery:
+        raise ConfigError(
+            "no gallery is named", do=f"give --gallery, or set {settings.SERVICE}GALLERY"
+        )
+    code: int | None = options.run(options)
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -43,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, run, text in (
-        ("check", _check, "Tell whether database and pictures are whole; exit code 2 if not."),
+        ("check", _check, "Check that database and pictures are whole; exit code 2 if not."),
         ("backup", _backup, "Copy database and pictures while the service runs."),
         ("restore", _restore, "Make a database and its pictures from a backup."),
         ("forget", _forget, "Remove the features of an encoder that is no longer used."),
@@ -52,13 +56,14 @@ def _parser() -> argparse.ArgumentParser:
         gallery = (
             "The new SQLite file." if name == "restore" else "A SQLite file or a postgresql:// URL."
         )
-        command.add_argument("--gallery", required=True, metavar="URL", help=gallery)
+        command.add_argument("--gallery", default="", metavar="URL", help=gallery)
         command.add_argument(
             "--pictures",
             default="",
             metavar="ROOT",
             help="Where uploaded pictures lie. (beside the SQLite file)",
         )
+        command.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
         command.set_defaults(run=run)
         if name == "check":
             command.add_argument(
@@ -90,9 +95,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check(options: argparse.Namespace) -> int:
-    with Place.existing(options.gallery, options.pictures) as place:
-        found = check.check(place)
-        removed = check.mend(place, found) if options.mend else 0
+    with StoredGallery.open(options.gallery, options.pictures) as stored:
+        found = check.check(stored)
+        removed = check.remove_orphans(stored, found) if options.mend else 0
     print(f"images:    {found.images:,} at version {found.version:,}")
     for fingerprint, count in found.encoders.items():
         print(f"encoder:   {fingerprint[:12]}, features of {count:,} images")
@@ -106,8 +111,8 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _backup(options: argparse.Namespace) -> None:
-    with Place.existing(options.gallery, options.pictures) as place:
-        saved = backup.save(place, options.to)
+    with StoredGallery.open(options.gallery, options.pictures) as stored:
+        saved = backup.save(stored, options.to)
     if backup.DATABASE not in saved.files:
         print("database:  not copied: use pg_dump (docs/gallery.md)")
     else:
@@ -115,7 +120,8 @@ def _backup(options: argparse.Namespace) -> None:
     print(f"pictures:  {saved.pictures:,} copied and compared")
     if saved.elsewhere:
         print(
-            f"elsewhere: {saved.elsewhere:,} images whose pictures the service does not keep: not copied"
+            f"elsewhere: {saved.elsewhere:,} images whose pictures the service does not keep: "
+            "not copied"
         )
     if saved.lost:
         print(f"lost:      the gallery itself has no picture of {_some(saved.lost)}")
@@ -123,23 +129,25 @@ def _backup(options: argparse.Namespace) -> None:
 
 
 def _restore(options: argparse.Namespace) -> None:
-    saved = restore.restore(options.source, options.gallery, options.pictures)
+    saved = backup.restore(options.source, options.gallery, options.pictures)
     print(f"database:  {saved.images:,} images at version {saved.version:,}")
     print(f"pictures:  {saved.pictures:,} copied")
     print(f"next:      start the service with --gallery {options.gallery}")
 
 
 def _forget(options: argparse.Namespace) -> None:
-    with Place.existing(options.gallery, options.pictures) as place:
-        fingerprint, count = place.replaced(options.encoder)
+    with StoredGallery.open(options.gallery, options.pictures) as stored:
+        fingerprint, count = stored.removable_encoder(options.encoder)
         if not options.yes:
             raise ConfigError(
-                f"nothing was forgotten yet: {count:,} features of encoder {fingerprint[:12]} would go",
-                expected="a service that has changed to another encoder: one that still uses this encoder would not "
-                "start again before jobs/index.py has encoded the whole gallery anew",
+                f"nothing was forgotten yet: {count:,} features of encoder {fingerprint[:12]} "
+                "would go",
+                expected="a service that has changed to another encoder: one that still uses this "
+                "encoder would not start again before jobs/index.py has encoded the whole gallery "
+                "anew",
                 do="see in /v1/info which encoder is used; to go on, give --yes",
             )
-        count = place.gallery_db.forget(fingerprint)
+        count = stored.gallery_db.forget(fingerprint)
     print(f"forgotten: {count:,} features of encoder {fingerprint[:12]}")
 
 

@@ -1,5 +1,4 @@
-"""Put encoder, fusion head, gallery and index into the bundle that serving reads; earlier stages
-are done first.
+"""Writes encoder, fusion head, gallery and index as the bundle to serve, after earlier stages.
 
     python jobs/index.py --preset demo
 
@@ -14,7 +13,7 @@ Killed at any moment, the same command continues. Exit code 2: some images canno
 import argparse
 import sys
 
-from raycd.config import cli
+from raycd.config import cli, settings
 from raycd.errors import ConfigError, DataError
 
 SHOWN = 5  # ids of images that cannot be encoded
@@ -23,6 +22,7 @@ SHOWN = 5  # ids of images that cannot be encoded
 def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gallery",
+        default="",
         metavar="URL",
         help="Re-embed this live gallery: a SQLite file or a postgresql:// URL.",
     )
@@ -41,6 +41,9 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 def main(options: cli.Options) -> None:
     asked = options.flags
+    if asked.bundle:
+        asked.gallery = settings.address(asked.gallery, "gallery")
+        asked.pictures = settings.address(asked.pictures, "pictures")
     if asked.gallery and asked.bundle:
         reembed_gallery(options)
     elif asked.gallery or asked.bundle or asked.pictures:
@@ -53,7 +56,7 @@ def main(options: cli.Options) -> None:
 
 
 def index_run(options: cli.Options) -> None:
-    """The run's bundle."""
+    """Write the run's bundle."""
     from raycd.runtime import pipeline
 
     run = pipeline.run(options.config, until="bundle").run
@@ -70,27 +73,25 @@ def index_run(options: cli.Options) -> None:
 
 
 def reembed_gallery(options: cli.Options) -> None:
-    """The live gallery's images, by the bundle's encoder. Raises DataError where some cannot be
-    encoded.
-    """
+    """Encode the live gallery with the bundle's encoder. Raises DataError where it cannot."""
     from raycd import bundle
-    from raycd.gallery_db.place import Place
+    from raycd.gallery_db.stored import StoredGallery
     from raycd.model import encoder
     from raycd.runtime import cluster, local_ray, reembedding
     from serve import swap
 
     asked = options.flags
-    local_ray.address()  # a wrong RAY_ADDRESS is told before anything is fetched
-    with Place.existing(asked.gallery, asked.pictures) as place:
+    local_ray.address()  # a wrong RAY_ADDRESS ends it before anything is fetched
+    with StoredGallery.open(asked.gallery, asked.pictures) as stored:
         folder = swap.folder(asked.bundle)
         manifest = bundle.verify(folder)
         with cluster.connected():
             done = reembedding.reembed(
-                place, encoder.load_saved(folder / "encoder"), options.config
+                stored, encoder.load_saved(folder / "encoder"), options.config
             )
         print(f"encoder:     {manifest.encoder.name}, {manifest.encoder.fingerprint[:12]}")
         print(
-            f"encoded:     {done.encoded:,} images now, {place.catalogue.count():,} in the gallery"
+            f"encoded:     {done.encoded:,} images now, {stored.gallery_db.count():,} in the gallery"
         )
     if done.broken:
         some = ", ".join(
@@ -99,14 +100,18 @@ def reembed_gallery(options: cli.Options) -> None:
         raise DataError(
             f"{len(done.broken):,} images of the gallery cannot be encoded",
             got=some + (", ..." if len(done.broken) > SHOWN else ""),
-            expected="pictures that can be read; the service refuses a bundle that would lose images",
-            do="import these images again with their pictures, or delete them, and run the same command again",
+            expected="pictures that can be read; the service refuses a bundle that would lose "
+            "images",
+            do="import these images again with their pictures, or delete them, and run the same "
+            "command again",
         )
     print(
-        f"next:        serve/app.py: put {asked.bundle} in the place of the bundle that it serves, then kill -HUP"
+        f"next:        serve/app.py: put {asked.bundle} in the place of the bundle that it serves, "
+        "then kill -HUP"
     )
     print(
-        f"             on a cluster: deploy with user_config {{bundle: {asked.bundle}}}; docs/gallery.md has both"
+        f"             on a cluster: deploy with user_config {{bundle: {asked.bundle}}}; "
+        "docs/gallery.md has both"
     )
 
 

@@ -1,8 +1,7 @@
-"""Mine pseudo triplets (3.2.3) and filter them (eq. 9 and alpha); earlier stages are done where
-they are not.
+"""Mines pseudo triplets (3.2.3) and filters them (eq. 9 and alpha), after earlier stages.
 
 python jobs/mine.py --preset demo
-python jobs/mine.py --preset demo --mine.alpha 0.7      other thresholds: seconds, the tables are there
+python jobs/mine.py --preset demo --mine.alpha 0.7    other thresholds: the tables are there
 """
 
 import sys
@@ -22,7 +21,8 @@ def main(options: cli.Options) -> None:
     for line in [*filtered["warnings"], *mined["warnings"]]:
         print(f"warning: {line}")
     print(
-        f"{mined['counts']['held_out']:,} images of the selection split are held out: none of them is a substitute"
+        f"{mined['counts']['held_out']:,} images of the selection split are held out: "
+        "none of them is a substitute"
     )
     for category, count in mined["counts"]["overlaps"].items():
         print(f"{count:,} train images stand in the val gallery of {category}, too")

@@ -1,5 +1,4 @@
-"""Pre-train the demo's small CLIP and keep it in the cache; nothing to do where it is there
-already.
+"""Pre-trains the demo's small CLIP and keeps it in the cache, unless it is there already.
 
 python jobs/pretrain.py --preset demo
 """

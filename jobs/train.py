@@ -1,4 +1,4 @@
-"""The main job, end to end: train both stages, mine, evaluate, index, bundle, report.
+"""Trains both stages, mines, evaluates, indexes, bundles and reports: the main job, end to end.
 
 python jobs/train.py --preset demo
 python jobs/train.py --preset fashioniq --data.root /data/fashion-iq

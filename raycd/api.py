@@ -1,6 +1,4 @@
-"""What goes over HTTP: the types that the service answers with and the client reads (version 1,
-under /v1).
-"""
+"""The types of requests and answers over HTTP, for service and client (version 1, under /v1)."""
 
 from __future__ import annotations
 
@@ -17,7 +15,7 @@ from pydantic import (
 
 
 def _number(value: object) -> object:
-    if isinstance(value, bool):  # Python counts them among the numbers
+    if isinstance(value, bool):  # which is an int in Python
         raise ValueError(f"got {str(value).lower()}, expected a number")
     return value
 
@@ -29,22 +27,20 @@ Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max
 Weight = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False), Number]
 
 
-class _Asked(BaseModel):
-    """A request: a field that nobody knows is refused, not ignored."""
+class _RequestPart(BaseModel):
+    """A request or a part of one: an unknown field is refused, not ignored."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
 
-class _Told(BaseModel):
-    """A part of an answer. Fields of a later version are ignored by today's client."""
+class _ResponsePart(BaseModel):
+    """An answer or a part of one: a client ignores the fields of a later version."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
 
-class SearchRequest(_Asked):
-    """An image, a text, or both. The image is given in one way only; in a form it is the file
-    `image`.
-    """
+class SearchRequest(_RequestPart):
+    """An image, a text, or both. The image is given in one way; in a form, as the file `image`."""
 
     image_id: Name | None = None
     """The reference is this image of the gallery: no image is uploaded and none is encoded."""
@@ -53,27 +49,21 @@ class SearchRequest(_Asked):
     image_url: Annotated[Text, Field(min_length=1, max_length=4096)] | None = None
     """The reference image is fetched from here, where the service allows it (https only)."""
     text: Text = ""
-    """What should differ: is blue, with long sleeves. Alone, without an image, it describes what is
-    looked for.
-    """
+    """What should differ: is blue, with long sleeves. Without an image, what is looked for."""
     negative_text: Text = ""
     """What the results should not look like."""
     image_weight: Weight = 1.0
-    """1 leaves the model's own balance; more draws the results towards the image, 0 takes the image
-    alone out.
-    """
+    """1 is the model's own balance; more draws the results towards the image, 0 takes it out."""
     text_weight: Weight = 1.0
     """Likewise for the text."""
     top_k: Annotated[Annotated[int, Field(ge=1)] | None, Number] = None
-    """Results wanted; the service's default where absent, and at most its limit."""
+    """Number of results; the service's default where absent, and at most its limit."""
     offset: Annotated[int, Field(ge=0), Number] = 0
-    """Results left out at the beginning: the next page."""
+    """Number of first results to leave out: the next page."""
     category: list[Name] = []
     """Only images of one of these categories; none: of all."""
     attributes: dict[Name, list[Name]] = {}
-    """Only images with one of these values in each of these attributes: {"colour": ["blue",
-    "navy"]}.
-    """
+    """Only images with one of these values of each attribute: {"colour": ["blue", "navy"]}."""
     exclude_reference: bool = False
     """Leave the image of the gallery that `image_id` names out of the results."""
     exact: bool = False
@@ -93,27 +83,24 @@ class SearchRequest(_Asked):
         return self
 
 
-class BatchRequest(_Asked):
-    """Several searches. Each succeeds or fails by itself."""
+class BatchRequest(_RequestPart):
+    """Several searches, each of which succeeds or fails by itself."""
 
     searches: Annotated[list[Any], Field(min_length=1)]
-    """Each as the body of /v1/search; one that is malformed fails alone."""
+    """Bodies of /v1/search; a malformed one fails alone."""
 
 
-class GalleryImage(_Asked):
-    """What an image of the gallery is: its picture, its feature, or both. In a form the picture is
-    the file `image`.
-    """
+class GalleryImage(_RequestPart):
+    """An image for the gallery: a picture, a feature, or both. In a form it is the file `image`."""
 
     image_base64: Annotated[str, Field(min_length=1)] | None = None
     """The picture's file in base64."""
     feature: list[Annotated[float, Field(allow_inf_nan=False, strict=True)]] | str | None = None
-    """Its feature, where it is known already, as `Encoder.encode_images` gives it, not normalised:
-    numbers, or base64 of little-endian float32. Without it the service encodes the picture.
+    """Its feature, if known, as `Encoder.encode_images` returns it, not normalised: numbers, or
+    base64 of little-endian float32. Without it the service encodes the picture.
     """
     encoder: Annotated[str, Field(min_length=12, max_length=64)] | None = None
-    """Fingerprint of the encoder that gave the feature, as /v1/info tells it; a feature needs it.
-    """
+    """Fingerprint of the feature's encoder, as in /v1/info; a feature needs it."""
     category: list[Name] = []
     """The categories that the image belongs to."""
     attributes: dict[Name, Name] = {}
@@ -122,9 +109,7 @@ class GalleryImage(_Asked):
     @model_validator(mode="after")
     def _whole(self) -> Self:
         if self.feature is not None and self.encoder is None:
-            raise ValueError(
-                "a feature needs `encoder`, the fingerprint of the encoder that gave it"
-            )
+            raise ValueError("a feature needs `encoder`, the fingerprint of its encoder")
         return self
 
 
@@ -134,36 +119,36 @@ class ImportLine(GalleryImage):
     image_id: Name
 
 
-class Written(_Told):
+class Written(_ResponsePart):
     """A change of the gallery that is on the disk."""
 
     image_id: str
     version: int
-    """The gallery's after it: a search with `min_version` of it, or later, sees the change."""
+    """Version of the gallery after the change; a search with this `min_version` sees it."""
     created: bool = False
     """Whether there was no such image before."""
 
 
-class ImportItem(_Told):
-    """What became of one line of an import: `version` or `problem`."""
+class ImportItem(_ResponsePart):
+    """The result of one line of an import: `version` or `problem`."""
 
     line: int
     """From 1."""
     image_id: str | None = None
     status: int
-    """As a PUT of it alone would have had."""
+    """The status that a PUT of the image alone would have had."""
     version: int | None = None
     problem: Problem | None = None
 
 
-class Explanation(_Told):
-    """Its cosine with each half of the query alone; null where the query has no such half."""
+class Explanation(_ResponsePart):
+    """Cosine of the image with each half of the query; null where the query lacks the half."""
 
     image: float | None
     text: float | None
 
 
-class Item(_Told):
+class Item(_ResponsePart):
     """An image of the gallery."""
 
     image_id: str
@@ -174,110 +159,101 @@ class Item(_Told):
     """Path of its small picture, relative to the service."""
 
 
-class Result(Item):
-    """An image found."""
+class SearchResult(Item):
+    """A found image."""
 
     score: float
     """Cosine of the query and the image, -1 to 1."""
     relative_score: float
-    """Standard deviations of `score` above the mean over the whole gallery: comparable between
+    """Standard deviations of `score` above the mean of the whole gallery: comparable between
     queries. 0 where the gallery has one image, or all are alike.
     """
     explanation: Explanation
 
 
-class IndexInfo(_Told):
-    """The index that was searched."""
+class IndexInfo(_ResponsePart):
+    """The searched index."""
 
     kind: str
     """flat, ivf or hnsw."""
     size: int
-    """Images in it."""
+    """Number of images."""
     version: int
-    """Of the gallery that was searched; grows with each change."""
+    """Version of the searched gallery, which grows with each change."""
     lag_s: float = 0.0
-    """Seconds since the gallery's database was last heard of: changes that are younger may be
-    missing.
-    """
+    """Seconds since the gallery's database last answered: later changes may be missing."""
     recall: float
-    """Share of the true first 10 that it finds, measured on a sample when it was built; 1 for a
-    flat index.
-    """
+    """Share of the exact first 10 that it finds, measured on a sample when it was built."""
 
 
-class ModelInfo(_Told):
-    """The model that answers, and how good it was when it was trained."""
+class ModelInfo(_ResponsePart):
+    """The model, and its metrics after the training."""
 
     preset: str
     encoder: str
     fingerprint: str
-    """Begin of the encoder's hash."""
+    """Prefix of the encoder's hash."""
     head: str
     protocol: str
     """Evaluation protocol of the metrics."""
     metrics: dict[str, Any]
 
 
-class SearchResponse(_Told):
+class SearchResponse(_ResponsePart):
     """Results, best first."""
 
-    results: list[Result]
+    results: list[SearchResult]
     total: int
-    """Images that the filters leave."""
+    """Number of images that pass the filters."""
     model: ModelInfo
     index: IndexInfo
     warnings: list[str]
-    """What was done otherwise than asked, such as a text that was cut, and filters that no image
-    passes.
-    """
+    """What differs from the request, such as a truncated text, and filters that match no image."""
     timings: dict[str, float]
-    """Milliseconds: read, decode (fetching included), wait, encode, search, total. As in
-    Server-Timing.
+    """Milliseconds, as in Server-Timing: read, decode (with fetching), wait, encode, search, total.
     """
 
 
-class BatchItem(_Told):
-    """One of a batch: an answer or a problem."""
+class BatchItem(_ResponsePart):
+    """The result of one search of a batch: a response or a problem."""
 
     status: int
-    """As the search alone would have had."""
+    """The status that the search alone would have had."""
     response: SearchResponse | None = None
     problem: Problem | None = None
 
 
-class BatchResponse(_Told):
-    """In the order of the searches."""
+class BatchResponse(_ResponsePart):
+    """The results in the order of the searches."""
 
     items: list[BatchItem]
 
 
-class GalleryPage(_Told):
-    """Images of the gallery in its order."""
+class GalleryPage(_ResponsePart):
+    """A page of the gallery, in its order."""
 
     items: list[Item]
     total: int
-    """Images that the filters leave."""
+    """Number of images that pass the filters."""
     offset: int
     version: int = 0
-    """The gallery's."""
+    """Version of the gallery."""
     warnings: list[str] = []
-    """Filters that no image passes."""
+    """Filters that match no image."""
 
 
-class BundleInfo(_Told):
+class BundleInfo(_ResponsePart):
     """Which bundle a replica serves."""
 
     digest: str
-    """Begin of its manifest's hash."""
+    """Prefix of its manifest's hash."""
     created: str
     refused: str | None = None
-    """Why the bundle that it was told to change to last is not the one that it serves; null where
-    it is.
-    """
+    """Why the replica refused the bundle that it should change to; null where it did not."""
 
 
-class Limits(_Told):
-    """What the service takes."""
+class Limits(_ResponsePart):
+    """The limits of the service."""
 
     body_bytes: int
     image_pixels: int
@@ -290,11 +266,11 @@ class Limits(_Told):
     page: int
     import_lines: int
     attributes: int
-    """Of one image."""
+    """Of an image."""
 
 
-class Info(_Told):
-    """What a client, such as the page, needs to know before it asks."""
+class Info(_ResponsePart):
+    """The properties of the service that a client, such as the page, needs for its requests."""
 
     version: str
     model: ModelInfo
@@ -306,51 +282,49 @@ class Info(_Told):
     live: bool = False
     """Whether images may be added to the gallery and removed."""
     bundle: BundleInfo | None = None
-    """What this replica serves, and what it refused to."""
+    """The bundle that this replica serves, and why it refused another one."""
     categories: dict[str, int]
-    """Images of each category."""
+    """Number of images of each category."""
     attributes: dict[str, dict[str, int]]
-    """Images of each value of each attribute, of the most frequent values."""
+    """Number of images of the most frequent values of each attribute."""
     example_texts: list[str]
-    """Changes that this model was trained on, to try."""
+    """Texts of the model's training, to try."""
 
 
-class Health(_Told):
+class Health(_ResponsePart):
     """Whether the service runs (/healthz), or answers (/readyz)."""
 
     status: str = "ok"
     replicas: int | None = None
     """Replicas that answer."""
     age_s: float | None = None
-    """Seconds ago that this was found out: all who ask within a second are told the same."""
+    """Age of this answer in seconds: requests within a second share one."""
 
 
-class FieldError(_Told):
-    """What is wrong with one field of a request."""
+class FieldError(_ResponsePart):
+    """The mistake in a field of a request."""
 
     field: str
     message: str
 
 
-class Problem(_Told):
-    """RFC 9457 problem document, application/problem+json. Of type about:blank, so the title is the
-    status's phrase.
-    """
+class Problem(_ResponsePart):
+    """A problem document of RFC 9457 of type about:blank: the title is the phrase of the status."""
 
     type: str = "about:blank"
     title: str
     status: int
     detail: str
-    """What is wrong, what was expected and what to do, for people."""
+    """What is wrong, what was expected and what to do, for humans."""
     limit: str | None = None
     """The setting of the service that the request exceeds."""
     reason: str | None = None
-    """Why an image is refused: empty, not_an_image, truncated, too_small, too_large, missing; why
-    its URL was not fetched: malformed, scheme, credentials, port, address, redirect, encoding,
+    """Why an image is refused: empty, not_an_image, truncated, too_small, too_large, missing; or
+    why its URL was not fetched: malformed, scheme, credentials, port, address, redirect, encoding,
     unreachable, tls, timeout, status.
     """
     errors: list[FieldError] | None = None
-    """The fields that are wrong."""
+    """The wrong fields."""
 
 
 for _model in (BatchItem, ImportItem):

@@ -1,56 +1,130 @@
-"""A folder that appears whole or not at all."""
+"""Atomic replacement of files and folders, their hashes, and locks between processes."""
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-PRIVATE_FILE, PRIVATE_FOLDER = (
-    0o600,
-    0o700,
-)  # rights of what belongs to the service's own user alone
+from filelock import lock_descriptor
+
+PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700  # rights of what only the service's user may read
 
 
 @contextmanager
-def replacing(folder: Path, *, mode: int = 0o777) -> Iterator[Path]:
-    """Gives a new, empty folder beside `folder`, on the same disk; without an error it takes the
-    name of `folder`.
+def replace_file(path: Path, *, mode: int = 0o644) -> Iterator[Path]:
+    """Give a new, empty file beside `path`; without an error it takes the name `path`.
 
-    Everything is on the disk before the name changes, and an older `folder` stays readable until
-    then: it is moved aside, and back where the change fails. After an error in the block nothing
-    has changed. `mode` are its rights.
+    Readers see the old file or the new one, and so they do after a power cut. After an error in the
+    block nothing has changed. A killed process leaves a file `.<name>.<random>.unfinished`.
+    """
+    prefix, suffix = f".{path.name}.", ".unfinished"
+    descriptor, name = tempfile.mkstemp(prefix=prefix, suffix=suffix, dir=path.parent)
+    os.fchmod(descriptor, mode)
+    os.close(descriptor)
+    fresh = Path(name)
+    try:
+        yield fresh
+        sync(fresh)
+        fresh.replace(path)
+        sync(path.parent)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def replace_folder(folder: Path, *, mode: int = 0o777) -> Iterator[Path]:
+    """Give a new, empty folder beside `folder`; without an error it takes the name `folder`.
+
+    Everything is on the disk before the name changes. An older `folder` stays readable until then:
+    it is renamed, and renamed back where the change fails. After an error in the block nothing has
+    changed.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = folder.with_name(f".{folder.name}.{os.getpid()}.writing")
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.replaced")
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.replaced")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(mode)
     try:
         yield fresh
-        _sync_tree(fresh)
+        for parent, _, files in os.walk(fresh):
+            for name in [*files, "."]:
+                sync(Path(parent, name))
         if folder.exists():
-            shutil.rmtree(aside, ignore_errors=True)
-            folder.rename(aside)
+            shutil.rmtree(old, ignore_errors=True)
+            folder.rename(old)
         try:
             fresh.rename(folder)
         except BaseException:
-            if aside.exists():
-                aside.rename(folder)
+            if old.exists():
+                old.rename(folder)
             raise
         sync(folder.parent)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-    shutil.rmtree(aside, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
 
 
-def _sync_tree(folder: Path) -> None:
-    for place, _, files in os.walk(folder):
-        for name in files:
-            sync(Path(place) / name)
-        sync(Path(place))
+def create_folder_once(folder: Path, fill: Callable[[Path], object]) -> None:
+    """Make `folder` by `fill(new folder)`, unless it exists: once among all threads and processes.
+
+    The others wait until it is complete.
+    """
+    if folder.exists():
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with file_lock(folder.parent):
+        if not folder.exists():
+            with replace_folder(folder) as fresh:
+                fill(fresh)
+
+
+@contextmanager
+def file_lock(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Lock a file or an existing folder inside of the block, among all threads and processes.
+
+    The lock ends with its process, however that ends. A file is created where it is absent, gets
+    the number of the process that holds it, and stays: if it was removed, two processes could lock
+    two files of one name. Where the file system has no locks, the block runs without one.
+
+    Raises:
+        BlockingIOError: `wait` is False and another one holds the lock.
+    """
+    is_folder = path.is_dir()
+    descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            held = lock_descriptor(descriptor, blocking=wait)
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+            held = True
+        if not held:
+            raise BlockingIOError(errno.EWOULDBLOCK, "is locked by another process", str(path))
+        if not is_folder:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, as hexadecimal digits.
+
+    Raises:
+        OSError: It cannot be read, or is not a regular file: a pipe would never end.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "is not a regular file", str(path))
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync(path: Path) -> None:

@@ -8,11 +8,17 @@ _FOLDERS = re.compile(
     r"(?:(?<![\w/.:~])|(?<=sqlite:///))~?(?:/[^\s/'\":;,()]+)*/(?=[^\s/'\":;,()])"
 )
 _PASSWORD = re.compile(r"(://[^\s/:@]*:)[^\s/]*@")
+_PARAMETER = re.compile(r"://\S*[?&](?:ssl)?password=", re.IGNORECASE)
 
 
 def without_passwords(text: str) -> str:
     """Replace passwords: postgresql://ann:secret@host/db -> postgresql://ann:***@host/db."""
     return _PASSWORD.sub(r"\1***@", text)
+
+
+def has_password(text: str) -> bool:
+    """Tell whether a URI in `text` holds a password, before its host or as a parameter."""
+    return bool(_PASSWORD.search(text) or _PARAMETER.search(text))
 
 
 def without_paths(text: str) -> str:

@@ -1,21 +1,19 @@
-"""A run is a folder or a URI: one subfolder a stage, each whole or absent.
+"""A run: a folder or a URI with one subfolder for each stage, complete or absent.
 
-A stage writes under a temporary name; when it is whole, `stage.json` (fingerprint, inputs,
+A stage writes under a temporary name; when it is complete, `stage.json` (fingerprint, inputs,
 configuration, counts, seconds) is added and the folder is renamed. A stage whose `stage.json` has
-the fingerprint that its settings and inputs ask for is done, and is not done again.
+the fingerprint of its settings and inputs is done, and does not run again.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import posixpath
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,7 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from raycd import scratch
-from raycd.durable import replacing
+from raycd.durable import file_lock, replace_file, replace_folder
 from raycd.errors import RaycdError, RunError
 from raycd.redact import without_passwords
 
@@ -34,16 +32,16 @@ IDENTITY = "run.json"
 
 
 def fingerprint(*parts: object) -> str:
-    """Hash of JSON values."""
+    """Return a hash of JSON values."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 @dataclass
 class Writing:
-    """A stage while it is being written: files go to `folder` (local), `record` becomes stage.json."""
+    """A stage that is being written: files go to `folder` (local), `record` into stage.json."""
 
     stage: str
-    mark: str
+    fingerprint: str
     folder: Path
     record: dict[str, Any] = field(default_factory=dict)
 
@@ -51,29 +49,30 @@ class Writing:
 class Run:
     """The run folder `root`, a path or any URI of fsspec.
 
-    `identity` says whose folder it is (preset, data set): another identity is refused with
-    RunError, while other settings only redo the stages that they touch.
+    Args:
+        identity: Whose folder it is (the data set). Other settings only redo stages.
+
+    Raises:
+        RunError: The folder cannot be opened or made, or has another identity.
     """
 
     def __init__(self, root: str, identity: Mapping[str, Any]) -> None:
         try:
-            self._fs, self._path = open_place(root)
+            self._fs, self._path = open_uri(root)
         except (ImportError, ValueError, OSError) as error:
             raise RunError(
                 f"the run folder {root} cannot be opened",
                 got=f"{type(error).__name__}: {error}",
-                do="check --runs, and install the fsspec package of its protocol (s3fs, gcsfs, ...)",
+                do="check --runs, and install the fsspec package of its protocol (such as s3fs)",
             ) from error
         self.is_local = isinstance(self._fs, LocalFileSystem)
         self.root = self._path if self.is_local else root.rstrip("/")
-        with self._answering():
+        with self._translate_errors():
             self._claim(dict(identity))
 
     @contextmanager
-    def _answering(self) -> Iterator[None]:
-        """Turn what a store raises (OSError, botocore, aiohttp) into RunError. Local errors stay as
-        they are.
-        """
+    def _translate_errors(self) -> Iterator[None]:
+        """Turn what a store raises, of whatever library, into RunError; local errors stay."""
         try:
             yield
         except (RaycdError, FileNotFoundError, NotADirectoryError):
@@ -84,7 +83,8 @@ class Run:
             raise RunError(
                 f"the store of the run {without_passwords(self.root)} refuses or does not answer",
                 got=without_passwords(f"{type(error).__name__}: {error}"),
-                do="check --runs, the store's address and credentials, then run the same command again: it goes on",
+                do="check --runs, the store's address and credentials, "
+                "then run the same command again: it goes on",
             ) from error
 
     def _claim(self, identity: dict[str, Any]) -> None:
@@ -128,82 +128,71 @@ class Run:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run for this process (local folders). Raises RunError where another process has
-        it.
+        """Lock the run, if it is local, inside of the block.
+
+        Raises:
+            RunError: Another process has locked it.
         """
         if not self.is_local:
             yield
             return
-        with open(os.path.join(self._path, ".lock"), "a+", encoding="utf-8") as lock:
+        lock = Path(self._path, ".lock")
+        with ExitStack() as stack:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                lock.seek(0)
+                stack.enter_context(file_lock(lock, wait=False))
+            except BlockingIOError as error:
                 raise RunError(
                     f"the run {self.root} is in use",
-                    got=f"process {lock.read().strip()} works on it",
+                    got=f"process {lock.read_text(encoding='utf-8').strip()} works on it",
                     do="wait for it, or choose another --name",
                 ) from error
-            lock.truncate(0)
-            lock.write(str(os.getpid()))
-            lock.flush()
             yield
 
     def path(self, *parts: str) -> str:
-        """Path or URI of something in this run."""
+        """Return the path or URI of something in this run."""
         return posixpath.join(self.root, *parts)
 
     def exists(self, name: str) -> bool:
-        """Whether a file or folder is there."""
-        with self._answering():
+        """Return whether a file or folder exists."""
+        with self._translate_errors():
             return bool(self._fs.exists(posixpath.join(self._path, name)))
 
     def record(self, stage: str) -> dict[str, Any] | None:
-        """stage.json of a stage that is whole, else None."""
+        """Return stage.json of a stage that is complete, else None."""
         record: dict[str, Any] | None = self.read_json(f"{stage}/{RECORD}")
         return record
 
     def local(self, name: str) -> Path:
-        """A stage's folder or a file of the run as a local one; of a remote run, a copy (see
-        `local_copy`).
-        """
-        with self._answering():
+        """Return a stage's folder or a file as a local one; of a remote run, a `local_copy`."""
+        with self._translate_errors():
             return local_copy(self.path(name))
 
     @contextmanager
-    def writing(self, stage: str, mark: str, **about: Any) -> Iterator[Writing]:
-        """Write a stage. On success it takes the place of an older one; otherwise nothing of it
-        remains.
+    def writing(self, stage: str, fingerprint: str, **about: Any) -> Iterator[Writing]:
+        """Write a stage. It replaces an older one at the end; after an error nothing remains of it.
 
-        `mark` is the stage's fingerprint; `about` goes into stage.json, as does what the block adds
-        to `record`.
+        Args:
+            about: What stage.json contains beside what the block adds to `record`.
         """
         began = time.monotonic()
         with self._fresh(stage) as folder:
-            writing = Writing(stage, mark, folder)
+            writing = Writing(stage, fingerprint, folder)
             yield writing
             seconds = round(time.monotonic() - began, 3)
-            record = {
-                "stage": stage,
-                "fingerprint": mark,
-                "seconds": seconds,
-                **about,
-                **writing.record,
-            }
-            (folder / RECORD).write_text(
-                json.dumps(record, indent=1, default=str), encoding="utf-8"
-            )
+            record = {"stage": stage, "fingerprint": fingerprint, "seconds": seconds}
+            record_json = json.dumps(record | about | writing.record, indent=1, default=str)
+            (folder / RECORD).write_text(record_json, encoding="utf-8")
 
     @contextmanager
     def _fresh(self, stage: str) -> Iterator[Path]:
-        """An empty local folder that becomes the stage's when the block ends well."""
+        """Give an empty local folder, which becomes the stage's unless the block raises."""
         if self.is_local:
-            with replacing(Path(self._path) / stage) as folder:
+            with replace_folder(Path(self._path) / stage) as folder:
                 yield folder
             return
         with scratch.folder() as folder:
             yield folder
-            with self._answering():
+            with self._translate_errors():
                 self._upload(stage, folder)
 
     def _upload(self, stage: str, folder: Path) -> None:
@@ -213,19 +202,19 @@ class Run:
         if self._fs.exists(final):
             self._fs.rm(final, recursive=True)
         self._fs.put(f"{folder}/", f"{final}/", recursive=True)
-        self._fs.pipe_file(f"{final}/{RECORD}", record)  # last: a stage without it is not whole
+        self._fs.pipe_file(f"{final}/{RECORD}", record)  # last: a stage without it is incomplete
         _forget(self.path(stage))
 
     def discard(self, pattern: str) -> None:
-        """Remove what the pattern matches, below the run's folder."""
-        with self._answering():
+        """Remove what the glob pattern matches in the run's folder."""
+        with self._translate_errors():
             for found in self._fs.glob(posixpath.join(self._path, pattern)):
                 self._fs.rm(found, recursive=True)
 
     def names(self, folder: str) -> list[str]:
-        """What is in a folder of the run, in order; nothing where it is absent."""
+        """Return the sorted names in a folder of the run; none where it is absent."""
         try:
-            with self._answering():
+            with self._translate_errors():
                 found = self._fs.ls(posixpath.join(self._path, folder), detail=False, refresh=True)
         except (FileNotFoundError, NotADirectoryError):
             return []
@@ -233,11 +222,9 @@ class Run:
         return sorted(name for name in names if not name.startswith("."))
 
     def read_json(self, name: str) -> Any:
-        """A JSON file of the run, or None where it is absent. Raises RunError where it is
-        malformed.
-        """
+        """Read a JSON file of the run; None where it is absent. Raises RunError if malformed."""
         try:
-            with self._answering():
+            with self._translate_errors():
                 data = self._fs.cat_file(posixpath.join(self._path, name))
         except (FileNotFoundError, NotADirectoryError):
             return None
@@ -247,36 +234,28 @@ class Run:
             raise RunError(
                 f"{self.path(name)} is not valid JSON",
                 got=error,
-                do="delete it; the stage is done again",
+                do="delete it; the stage will run again",
             ) from error
 
     def write_json(self, name: str, value: object) -> None:
-        """Write a JSON file at once: readers see the old one or the new one."""
+        """Write a JSON file as `write_bytes` does."""
         self.write_bytes(name, json.dumps(value, indent=1, default=str).encode())
 
     def write_bytes(self, name: str, data: bytes) -> None:
-        """Write a file at once."""
+        """Write a file atomically: readers see the old one or the new one."""
         path = posixpath.join(self._path, name)
         if self.is_local:
-            folder, leaf = posixpath.split(path)
-            os.makedirs(folder, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{leaf}-", delete=False) as file:
-                try:
-                    file.write(data)
-                    file.flush()
-                    os.chmod(file.name, 0o644)
-                    os.replace(file.name, path)
-                except BaseException:
-                    os.unlink(file.name)
-                    raise
+            os.makedirs(posixpath.dirname(path), exist_ok=True)
+            with replace_file(Path(path)) as fresh:
+                fresh.write_bytes(data)
         else:
-            with self._answering():
+            with self._translate_errors():
                 self._fs.pipe_file(path, data)
             _forget(self.path(name))
 
 
 def _differing(identity: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    """What an identity says otherwise than the other one: "format = 'cirr', root = '/data/cirr'"."""
+    """Return what differs in an identity: "format = 'cirr', root = '/data/cirr'"."""
     return ", ".join(
         f"{key} = {value!r}" for key, value in identity.items() if value != other.get(key)
     )
@@ -286,16 +265,14 @@ _copies: dict[str, Path] = {}
 
 
 def _forget(uri: str) -> None:
-    """What was copied of `uri`, or from within it, is out of date."""
+    """Forget copies of `uri` and of what is in it: they are out of date."""
     for known in [known for known in _copies if known == uri or known.startswith(f"{uri}/")]:
         del _copies[known]
 
 
-def open_place(uri: str) -> tuple[AbstractFileSystem, str]:
-    """Return fsspec's file system of a path or URI, and the path in it.
-
-    It keeps no listings: what other processes write meanwhile must be seen.
-    """
+def open_uri(uri: str) -> tuple[AbstractFileSystem, str]:
+    """Return fsspec's file system of a path or URI, and the path in it."""
+    # Without its cache of listings, which would hide what other processes write.
     file_system, path = fsspec.core.url_to_fs(uri, use_listings_cache=False)
     return file_system, path
 
@@ -303,10 +280,11 @@ def open_place(uri: str) -> tuple[AbstractFileSystem, str]:
 def local_copy(uri: str, into: Path | None = None) -> Path:
     """Return a folder or file as a local path: itself where it is local, else a copy.
 
-    The copy lies in the empty folder `into`; without one, it stays until this process ends and is
-    made only once.
+    Args:
+        into: An empty folder for the copy. Without one, the copy is made once and stays until this
+            process ends.
     """
-    file_system, path = open_place(uri)
+    file_system, path = open_uri(uri)
     if isinstance(file_system, LocalFileSystem):
         return Path(path)
     if into is not None:

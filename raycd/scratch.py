@@ -1,11 +1,8 @@
-"""Temporary folders that go with their process, even where it is killed: the next process removes
-what is left.
-"""
+"""Temporary folders that end with their process, or, if it is killed, with the next one."""
 
 from __future__ import annotations
 
 import atexit
-import fcntl
 import os
 import shutil
 import tempfile
@@ -13,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
+
+from filelock import lock_descriptor
 
 PREFIX = "raycd-scratch-"
 
@@ -36,18 +35,20 @@ def folder() -> Iterator[Path]:
 
 
 def _locked_folder() -> tuple[Path, int]:
-    """Make a folder, and take the lock that tells other processes that this one lives."""
+    """Make a folder, and take the lock that tells other processes that this one lives.
+
+    The lock is that of the folder itself (`durable.file_lock` would need a file that is removed
+    with the folder), and it has to outlive the function.
+    """
     _remove_abandoned()
     while True:
         made = Path(tempfile.mkdtemp(prefix=PREFIX))
-        with suppress(
-            FileNotFoundError
-        ):  # another process took it for an abandoned one before it had its lock
+        # Another process may take the folder for an abandoned one before it has its lock.
+        with suppress(FileNotFoundError):
             lock = os.open(made, os.O_RDONLY)
-            with suppress(
-                OSError
-            ):  # a file system without locks: nobody gets this lock, nobody removes the folder
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            # A file system without locks: nobody gets this lock, so nobody removes the folder.
+            with suppress(OSError):
+                lock_descriptor(lock)
             if made.exists():
                 return made, lock
             os.close(lock)
@@ -55,12 +56,12 @@ def _locked_folder() -> tuple[Path, int]:
 
 @cache
 def _remove_abandoned() -> None:
-    """Remove, once a process, the folders whose processes were killed: nobody holds their locks."""
+    """Remove, once a process, the folders of killed processes: nobody holds their locks."""
     for found in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        with suppress(OSError):  # another user's, gone by now, or its process lives
+        with suppress(OSError):  # another user's, or gone by now, or a file system without locks
             lock = os.open(found, os.O_RDONLY)
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(found, ignore_errors=True)
+                if lock_descriptor(lock, blocking=False):
+                    shutil.rmtree(found, ignore_errors=True)
             finally:
                 os.close(lock)

@@ -1,11 +1,11 @@
-"""What the service can be told: `args` in config.yaml, options of `python serve/app.py`."""
+"""The settings of the service: `args` in config.yaml, and what `python serve/app.py` reads."""
 
 import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
-from raycd.config import Count, Positive
+from raycd.config import Count, Positive, Section
 
 NO_GALLERY = "none"  # `gallery`: the bundle's own, which does not change
 REGISTRY = "models:/"  # `bundle` in MLflow's registry
@@ -14,10 +14,8 @@ Format = Literal["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-class ServeArgs(BaseModel):
+class ServeArgs(Section):
     """Arguments of `serve.app:build`. Every limit answers with a problem document that names it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     bundle: Annotated[str, Field(min_length=1)] = "runs/demo/bundle"
     """Folder of the bundle, seen from every node that runs a replica; best absolute. Or a bundle of
@@ -34,7 +32,7 @@ class ServeArgs(BaseModel):
     gpus: Annotated[float, Field(ge=0)] = 0.0
     """GPUs that Ray reserves for a replica; above 0 the model runs there."""
 
-    gallery: Annotated[str, Field(validate_default=True)] = ""
+    gallery: str = ""
     """Database of the live gallery: a SQLite file or a postgresql:// URL. Empty: gallery.sqlite
     beside the bundle's folder. none: the bundle's own gallery, which does not change.
     """
@@ -119,11 +117,11 @@ class ServeArgs(BaseModel):
 
     @field_validator("gallery")
     @classmethod
-    def _has_a_place(cls, gallery: str, info: ValidationInfo) -> str:
+    def _has_a_database(cls, gallery: str, info: ValidationInfo) -> str:
         if not gallery and info.data.get("bundle", "").startswith(REGISTRY):
             raise ValueError(
-                f"a bundle of the registry ({REGISTRY}...) has no folder for a gallery beside it: got no gallery, "
-                "expected a SQLite file, a postgresql:// URL or none; set gallery"
+                f"a bundle of the registry ({REGISTRY}...) has no folder for a gallery beside it: "
+                "got no gallery, expected a SQLite file, a postgresql:// URL or none; set gallery"
             )
         return gallery
 
@@ -139,7 +137,7 @@ class ServeArgs(BaseModel):
         ]
         if wrong:
             raise ValueError(
-                f"{wrong[0]!r} is no origin: https://name or https://name:port, nothing after it"
+                f"{wrong[0]!r} is not an origin: https://name or https://name:port, no path"
             )
         return tuple(origin.lower() for origin in origins)
 
@@ -153,8 +151,23 @@ class ServeArgs(BaseModel):
         ]
         if wrong:
             raise ValueError(
-                f"{wrong[0]!r} is no host: a name or an address, without scheme and port"
+                f"{wrong[0]!r} is not a host: a name or an address, without scheme and port"
             )
         return tuple(
             f"[{host.strip('[]')}]".lower() if ":" in host else host.lower() for host in hosts
         )
+
+
+class LocalArgs(ServeArgs):
+    """Settings of `python serve/app.py`: those of the service, and where this machine listens."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 is everyone's."""
+    port: Annotated[int, Field(ge=1, le=65535)] = 8000
+    """Port to listen on."""
+    proxy: Literal["default", "haproxy"] = "default"
+    """What stands before the replicas: Ray Serve's own proxy, or HAProxy, which is faster and opens
+    two more ports (docs/serving.md).
+    """
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """Port of the metrics for Prometheus; 0 takes a free one."""

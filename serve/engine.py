@@ -1,4 +1,4 @@
-"""A bundle at work: its model, the gallery that it searches, and what every answer says of both."""
+"""The engine of a replica: a bundle's model, and the gallery that it searches."""
 
 from __future__ import annotations
 
@@ -19,17 +19,19 @@ from raycd.model.encoder import fold_batch_norms
 from raycd.search.query import Answer, Prepared, Query
 from raycd.search.searcher import Searcher
 from serve.args import ServeArgs
-from serve.follower import Follower
-from serve.store import Store
+from serve.live.follower import Follower
+from serve.live.store import GalleryStore
 
 _NO_ANSWER = "the bundle does not answer its canary query"
 
 
 class Engine:
-    """Made in a thread, for it takes seconds. Nothing of it changes afterwards but the gallery's
-    state.
+    """A bundle at work. Nothing of it changes but the gallery's state. It takes seconds to make.
 
     Args:
+        folder: The bundle.
+        args: The settings.
+        threads: Threads of torch and FAISS.
         model: The thread that every model of this replica runs in.
         store: The live gallery; None: the bundle's own.
 
@@ -46,7 +48,7 @@ class Engine:
         *,
         threads: int,
         model: ThreadPoolExecutor,
-        store: Store | None,
+        store: GalleryStore | None,
     ) -> None:
         self.bundle = bundle.load(folder, threads=threads)
         self.fingerprint = self.bundle.manifest.encoder.fingerprint
@@ -55,19 +57,17 @@ class Engine:
         self.searcher = Searcher(
             self.bundle, threads=threads, device=device, text_cache=args.text_cache
         )
-        self.model = describe(self.bundle)
-        # In a gallery without categories of its own, what comes later is found with the rest.
+        self.model = _model_info(self.bundle)
+        # In a gallery without categories of its own, images that are added get the same one.
         self.default_category = (CATEGORY,) if [*self.view.category_counts] == [CATEGORY] else ()
         self.example_texts: list[str] = self.bundle.manifest.example_texts
         grey = Query(Image.new("RGB", (64, 64), "grey"), "is blue", top_k=1)
-        self._prepared = self.searcher.prepare(grey)  # before any text is known
-        self._try()
+        self._prepared = self.searcher.prepare(grey)  # before any text is cached
+        self._check_canary()
         self.follower = None if store is None else Follower(self.searcher, store, model, args)
 
-    def _try(self) -> None:
-        """Raises WeightsError where the canary is not answered from the bundle's own gallery, be
-        that empty.
-        """
+    def _check_canary(self) -> None:
+        # Of the bundle's own gallery, which may be empty: it comes before the live one is loaded.
         try:
             feature_BD = self.searcher.encode([self._prepared]).query_BD
             [answer] = self.searcher.answer([self._prepared])
@@ -81,11 +81,11 @@ class Engine:
 
     @property
     def canary(self) -> Prepared:
-        """A query that runs both encoders and the search each time, in the gallery's newest state."""
+        """A query that runs both encoders and searches the gallery's newest state."""
         return replace(self._prepared, view=self.view)
 
     def check(self, answer: Answer) -> None:
-        """Raises WeightsError where an answer to the canary is none."""
+        """Raise WeightsError where an answer to the canary is not one."""
         scores = [result.score for result in answer.results]
         if not np.isfinite(scores).all():
             raise WeightsError(_NO_ANSWER, got=f"scores {scores}", expected="finite scores")
@@ -100,7 +100,7 @@ class Engine:
         return self.searcher.view
 
     def index_info(self, view: View) -> IndexInfo:
-        """What every answer says about the index that it searched."""
+        """Return what every answer says about the index that it searched."""
         return IndexInfo.model_construct(
             kind=view.index.kind,
             size=len(view),
@@ -110,13 +110,12 @@ class Engine:
         )
 
     def close(self) -> None:
-        """Follow no more. Searches that are under way end as they would."""
+        """Stop following the gallery. Searches that are under way end as they would."""
         if self.follower:
             self.follower.stop()
 
 
-def describe(loaded: Bundle) -> ModelInfo:
-    """What every answer says about the model."""
+def _model_info(loaded: Bundle) -> ModelInfo:
     manifest = loaded.manifest
     return ModelInfo(
         preset=manifest.preset,

@@ -1,10 +1,10 @@
 """Makes, lists and revokes the API keys of a service. A running service follows within a second.
 
-    python serve/keys.py add --file keys.json --name alice --scope write      prints the new key, once
+    python serve/keys.py add --file keys.json --name alice --scope write    prints the new key, once
     python serve/keys.py list --file keys.json
     python serve/keys.py remove --file keys.json --name alice
 
-Exit codes: 0 done, 2 a mistake that the user can mend.
+Exit codes: raycd/config/cli.py.
 """
 
 import argparse
@@ -19,24 +19,21 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from raycd.config.cli import EXIT_MISTAKE
-from raycd.errors import ConfigError, RaycdError
-from serve import keyring
-from serve.keyring import Key, KeyDocument, Scope
+from raycd.config import cli
+from raycd.durable import PRIVATE_FILE, file_lock, replace_file
+from raycd.errors import ConfigError
+from serve.security import keyring
+from serve.security.keyring import Key, KeyDocument, Scope
 
 PREFIX = "raycd_"  # tells people, and programs that look for leaked secrets, what the text is
 RANDOM_BYTES = 32
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Change or show a file of keys; returns the exit code."""
+    """Change or show a file of keys, and return the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
     options = _parser().parse_args(argv)
-    try:
-        options.run(options)
-    except RaycdError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_MISTAKE
-    return 0
+    return cli.guard(lambda: options.run(options), argv)
 
 
 def add(file: Path, name: str, scope: Scope) -> str:
@@ -67,10 +64,8 @@ def add(file: Path, name: str, scope: Scope) -> str:
 
 
 def remove(file: Path, name: str) -> None:
-    """Revoke a key. Raises ConfigError where there is none of this name, or the file cannot be read
-    or written.
-    """
-    keyring.read(file)  # one that is not there is told, not made
+    """Revoke a key. Raises ConfigError where there is none, or the file cannot be changed."""
+    keyring.read(file)  # one that is not there is an error, not made
     with _changing(file) as keys:
         if name not in keys:
             raise ConfigError(
@@ -82,35 +77,24 @@ def remove(file: Path, name: str) -> None:
 
 @contextmanager
 def _changing(file: Path) -> Iterator[dict[str, Key]]:
-    """The keys of `file` by name, to be changed; without an error the file is replaced at once, as
-    a whole.
-    """
+    """Yield the keys of `file` by name, to be changed; then the file is replaced as a whole."""
     file = file.resolve()  # what a link points to is replaced, not the link
-    fresh = file.with_name(f".{file.name}.lock")  # the new file is the lock as well, as git does it
     try:
-        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
+        with file_lock(file.parent, wait=False):  # of the folder: no lock file stays behind
+            keys = {key.name: key for key in keyring.read(file)} if file.exists() else {}
+            yield keys
+            document = KeyDocument(keys=tuple(keys.values())).model_dump_json(indent=2) + "\n"
+            with replace_file(file, mode=PRIVATE_FILE) as fresh:
+                fresh.write_text(document, encoding="utf-8")
+                _keep_owner(fresh, file)
+    except BlockingIOError as error:
         raise ConfigError(
             "somebody else changes the file of API keys",
-            got=f"{fresh} is there",
-            do="try again; where no other serve/keys.py runs, delete that file",
+            got=f"{error.filename} is locked",
+            do="try again",
         ) from None
     except OSError as error:
         raise _unwritable(file, error) from None
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as out:
-            keys = {key.name: key for key in keyring.read(file)} if file.exists() else {}
-            yield keys
-            out.write(KeyDocument(keys=tuple(keys.values())).model_dump_json(indent=2) + "\n")
-            out.flush()
-            _keep_owner(out.fileno(), file)
-            os.fsync(out.fileno())
-        fresh.replace(file)
-    except BaseException as error:  # not `finally`: once it is renamed, a lock there is another's
-        fresh.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise _unwritable(file, error) from None
-        raise
 
 
 def _unwritable(file: Path, error: OSError) -> ConfigError:
@@ -121,13 +105,13 @@ def _unwritable(file: Path, error: OSError) -> ConfigError:
     )
 
 
-def _keep_owner(descriptor: int, file: Path) -> None:
+def _keep_owner(fresh: Path, file: Path) -> None:
     """Let everybody read the new file who could read the old one."""
     if file.exists():
         old = file.stat()
-        os.fchmod(descriptor, stat.S_IMODE(old.st_mode))
+        fresh.chmod(stat.S_IMODE(old.st_mode))
         with suppress(PermissionError):  # only root gives files away
-            os.fchown(descriptor, old.st_uid, old.st_gid)
+            os.chown(fresh, old.st_uid, old.st_gid)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -144,6 +128,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--file", type=Path, required=True, help="The one that the service gets by --api-keys."
         )
+        command.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
         command.set_defaults(run=run)
         if name != "list":
             command.add_argument("--name", required=True, help="Whose key, or what for.")

@@ -1,36 +1,33 @@
-"""What Prometheus gets, through Ray: each node exports the metrics of its replicas, tagged by
-replica.
+"""The metrics for Prometheus. Each node's Ray exports those of its replicas, tagged by replica.
 
 A number costs Ray about as much as parsing a request, so there is one a request and one a batch; of
-the steps of searches only a sample is told when there are many.
+the steps of searches only a sample is recorded when there are many.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from ray.serve.metrics import Gauge, Histogram
 
 from raycd.search.query import Answer
-
-if TYPE_CHECKING:
-    from serve.engine import Engine
+from serve.engine import Engine
 
 _SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30]
-_CROWD, _SAMPLED = (
-    4,
-    8,
-)  # beside more searches than the first, one in the second is told step by step
-_SIZES = [1, 2, 4, 8, 16, 32, 64, 128]
+# Beside more than BUSY other searches, the steps of one search in SAMPLED are recorded.
+_BUSY, _SAMPLED = 4, 8
+_SIZES: list[float] = [1, 2, 4, 8, 16, 32, 64, 128]
 
 
 class Metrics:
-    """The service's own metrics; made in a replica."""
+    """The metrics of a replica; they need a running Ray."""
 
     def __init__(self) -> None:
         self._requests = Histogram(
-            "raycd_request_seconds", "Seconds of a request.", _SECONDS, ("path", "status")
+            "raycd_request_seconds",
+            "Seconds of a request.",
+            _SECONDS,
+            ("path", "status"),  # type: ignore[arg-type]  # Ray says tuple[str], of any length
         )
         self._steps = Histogram(
             "raycd_step_seconds", "Seconds of a search's steps.", _SECONDS, ("step",)
@@ -49,24 +46,24 @@ class Metrics:
         )
 
     def request(self, path: str, status: int, seconds: float) -> None:
-        """A request was answered."""
+        """Record a request that was answered."""
         self._requests.observe(seconds, {"path": path, "status": str(status)})
 
     def search(self, timings_ms: Mapping[str, float], busy: int) -> None:
-        """A search was answered, with so many others beside it."""
+        """Record a search that was answered with so many others beside it."""
         self._searches += 1
-        if busy > _CROWD and self._searches % _SAMPLED:
+        if busy > _BUSY and self._searches % _SAMPLED:
             return
         for step, milliseconds in timings_ms.items():
             self._steps.observe(milliseconds / 1000, {"step": step})
 
-    def batch(self, answer: Answer, busy: int) -> None:
-        """A batch was answered; this is one of its answers."""
+    def batch(self, answer: Answer, waiting: int) -> None:
+        """Record a batch by one of its answers, and the searches that wait meanwhile."""
         self._batch.observe(answer.batch)
-        self._busy.set(busy)
+        self._busy.set(waiting)
 
     def gallery(self, engine: Engine) -> None:
-        """The gallery that is searched."""
+        """Record the state of the gallery that is searched."""
         self._images.set(len(engine.view))
         self._version.set(engine.view.version)
         self._lag.set(engine.follower.lag_s if engine.follower else 0.0)

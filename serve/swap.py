@@ -1,6 +1,4 @@
-"""The change to another bundle: where it is, whether it may take the place of the one at work, and
-why not.
-"""
+"""The change to another bundle: which is wanted, and whether it may replace the one at work."""
 
 from __future__ import annotations
 
@@ -15,22 +13,25 @@ from serve.engine import Engine
 
 
 class Wanted(BaseModel):
-    """`user_config` of the deployment."""
+    """The bundle that a service shall serve: `user_config` of the deployment."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     bundle: str = Field(min_length=1)
-    """A folder that every node sees, or `models:/<name>/<version>` or `models:/<name>@<alias>` of
+    """A folder that every node sees, or models:/<name>/<version> or models:/<name>@<alias> of
     MLflow's registry.
     """
     again: int = 0
-    """Another number has the service look again at the same place, where there may be another
-    bundle by now.
-    """
+    """Another number has the service look again at the same folder, or under the same alias."""
 
 
 def folder(wanted: str) -> Path:
-    """Where the bundle lies, fetched if it must be. Raises WeightsError and TrackingError."""
+    """Return the folder of a bundle, fetched from the registry where it is one of that.
+
+    Raises:
+        WeightsError: The bundle is damaged.
+        TrackingError: The registry does not answer, or has no such bundle.
+    """
     if wanted.startswith(REGISTRY):
         from raycd.runtime import registry
 
@@ -38,16 +39,15 @@ def folder(wanted: str) -> Path:
     return Path(wanted)
 
 
-def digest(place: Path) -> str:
-    """The bundle's, once every file has its hash. Raises WeightsError."""
-    return bundle.verify(place).digest
+def digest(folder: Path) -> str:
+    """Return the digest of a bundle whose files all have their hash. Raises WeightsError."""
+    return bundle.verify(folder).digest
 
 
 def check(old: Engine, new: Engine) -> None:
-    """Raises GalleryError where the new one would lose images of the gallery."""
-    lost = (new.follower.without if new.follower else 0) - (
-        old.follower.without if old.follower else 0
-    )
+    """Raise GalleryError where the new engine would lose images of the gallery."""
+    without = [engine.follower.without if engine.follower else 0 for engine in (old, new)]
+    lost = without[1] - without[0]
     if lost > 0:
         raise GalleryError(
             "the new bundle's encoder cannot encode the whole gallery",
@@ -58,12 +58,18 @@ def check(old: Engine, new: Engine) -> None:
 
 
 def reason(error: Exception) -> str:
-    """Why a bundle was refused, in words that may be shown to anybody: no paths."""
+    """Return why a bundle was refused, in words that may be shown to anybody: no paths."""
     match error:
         case GalleryError(reason="mismatch"):
-            return "its encoder has not encoded the whole gallery: run jobs/index.py --gallery with it first"
+            return (
+                "its encoder has not encoded the whole gallery: "
+                "run jobs/index.py --gallery with it first"
+            )
         case WeightsError():
-            return "it is damaged, does not fit together or does not answer: the service's log says more"
+            return (
+                "it is damaged, does not fit together or does not answer: "
+                "the service's log says more"
+            )
         case RaycdError():
             return (
                 "it cannot be fetched, or the gallery cannot be read: the service's log says more"

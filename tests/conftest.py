@@ -1,4 +1,4 @@
-"""What tests share: a cluster for the session, and a bundle small enough to be made in a second."""
+"""Shared fixtures: a cluster for the session, and a bundle that is made in a second."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ os.environ["RAY_AUTH_MODE"] = os.environ.get(
     "RAY_AUTH_MODE", "disabled"
 )  # before ray is imported anywhere
 os.environ.setdefault(
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "serve.front:middlewares"
-)  # as serve/local.py does
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "serve.security.front:middlewares"
+)  # as serve/start/local.py does
 os.environ.setdefault(
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1"
 )  # as raycd.runtime.cluster sets it for its own
@@ -32,9 +32,7 @@ os.environ.setdefault(
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
-    """Tensors here are tiny: more threads only wait for one another, for a very long time where
-    cores are shared.
-    """
+    """Use one thread: tensors here are tiny, and more threads only wait for each other."""
     import torch
 
     torch.set_num_threads(1)
@@ -66,7 +64,7 @@ def tiny_configs(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def new_encoder(tiny_configs: str) -> Callable[[], Encoder]:
-    """Makes the "raycd-tiny" encoder, each time with the same random weights."""
+    """Return a function that makes the raycd-tiny encoder, always with the same random weights."""
     import torch
 
     from raycd.config import EncoderConfig
@@ -81,7 +79,7 @@ def new_encoder(tiny_configs: str) -> Callable[[], Encoder]:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """A local Ray of two CPUs."""
+    """Run a local Ray of two CPUs."""
     import ray
 
     ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
@@ -129,9 +127,7 @@ def tiny_settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def s3_store() -> Iterator[dict[str, str]]:
-    """A real S3 server on loopback with the bucket "raycd". Gives the environment variables that
-    lead to it.
-    """
+    """Run an S3 server on loopback with the bucket raycd; give its environment variables."""
     from moto.server import ThreadedMotoServer
     from s3fs import S3FileSystem
 
@@ -153,7 +149,7 @@ def s3_store() -> Iterator[dict[str, str]]:
 
 @pytest.fixture
 def s3(s3_store: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
-    """The same, in the environment of this process."""
+    """Put the variables of `s3_store` into the environment of this process."""
     from s3fs import S3FileSystem
 
     for name, value in s3_store.items():
@@ -200,8 +196,8 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> TinyBundle:
             torch.stack([clip.preprocess(image) for image in images])
         ).numpy()
     categories = [["dress"] if i % 2 else ["shirt", "toptee"] for i in range(12)]
-    place = tmp_path_factory.mktemp("tiny")
-    paths = [str(place / f"{image_id}.png") for image_id in image_ids]
+    base = tmp_path_factory.mktemp("tiny")
+    paths = [str(base / f"{image_id}.png") for image_id in image_ids]
     for image, path in zip(images, paths, strict=True):
         image.save(path)
     attributes = [{"pattern": "striped"} if i % 3 == 0 else {} for i in range(12)]
@@ -210,7 +206,7 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> TinyBundle:
     )
     config = Config(preset="demo", encoder=EncoderConfig(name="raycd-demo", pretrained=""))
     metrics = {"average": {"recall@10": 0.5}}
-    folder, head = place / "bundle", fusion.create(settings).eval()
+    folder, head = base / "bundle", fusion.create(settings).eval()
     texts = ["is blue", "has long sleeves"]
     bundle.write(folder, clip, head, settings, gallery, config, metrics, example_texts=texts)
     return TinyBundle(folder, image_ids, images)
@@ -218,7 +214,7 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> TinyBundle:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
-    """A real PostgreSQL; the test is skipped where its programs are not installed."""
+    """Run a PostgreSQL; skip the test where its programs are not installed."""
     with tempfile.TemporaryDirectory(
         prefix="raycd-postgres-"
     ) as folder:  # pytest's own folders are closed to others

@@ -26,7 +26,7 @@ log_destination = stderr
 
 
 def programs() -> Path | None:
-    """The folder of initdb and postgres, newest first; None: there are none."""
+    """Return the folder of initdb and postgres, newest first; None where there are none."""
     found = sorted(
         Path("/usr/lib/postgresql").glob("*/bin/initdb"),
         key=lambda path: int(path.parts[-3]),
@@ -37,7 +37,7 @@ def programs() -> Path | None:
 
 
 class Postgres:
-    """One server. Skips the test that wants it where there is none."""
+    """A server; the test is skipped where the programs are not installed."""
 
     def __init__(self, folder: Path) -> None:
         binaries = programs()
@@ -72,14 +72,14 @@ class Postgres:
 
     @property
     def _user(self) -> str | None:
-        """PostgreSQL does not run as root."""
+        """Return a user for PostgreSQL, which does not run as root."""
         if os.geteuid() != 0:
             return None
         known = {entry.pw_name for entry in pwd.getpwall()}
         return "postgres" if "postgres" in known else "nobody"
 
     def start(self) -> None:
-        """Start, or start again on the same data; returns when it answers."""
+        """Start, maybe again on the same data; return when the server answers."""
         with self._log.open("ab") as log:
             command = [
                 str(self._binaries / "postgres"),
@@ -102,9 +102,7 @@ class Postgres:
                 time.sleep(0.1)
 
     def kill(self) -> None:
-        """End it at once, as a power cut would: its server processes end by themselves when it is
-        gone.
-        """
+        """End it at once, as a power cut would: its processes end by themselves then."""
         assert self._process is not None
         family = psutil.Process(self._process.pid).children(recursive=True)
         self._end(signal.SIGKILL)
@@ -115,7 +113,7 @@ class Postgres:
         (self._data / "postmaster.pid").unlink(missing_ok=True)
 
     def stop(self) -> None:
-        """End it in good order."""
+        """End it in an orderly way."""
         self._end(signal.SIGINT)
 
     def _end(self, number: int) -> None:
@@ -125,19 +123,19 @@ class Postgres:
             self._process = None
 
     def url(self, database: str) -> str:
-        """Where a database of it is."""
+        """Return the URL of a database of it."""
         return f"postgresql://raycd@127.0.0.1:{self.port}/{database}"
 
     def create(self, database: str) -> str:
-        """The URL of a new, empty database."""
+        """Return the URL of a new, empty database."""
         with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
             connection.execute(f'CREATE DATABASE "{database}"')
         return self.url(database)
 
 
 def _lives(process: psutil.Process) -> bool:
-    """One that has ended stays in the list of processes until somebody asks what became of it."""
+    """Return whether a process runs, and has not ended without being waited for."""
     try:
-        return process.status() != psutil.STATUS_ZOMBIE
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False

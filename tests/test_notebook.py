@@ -22,7 +22,7 @@ DOCUMENT = Path(__file__).parents[1] / "docs" / "notebook.md"
 
 @pytest.fixture
 def demo(tiny_bundle: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the document reads: runs/demo and a photograph."""
+    """Make what the document reads: runs/demo and a photograph."""
     monkeypatch.chdir(tmp_path)
     run = Path("runs/demo")
     shutil.copytree(tiny_bundle.folder, run / "bundle")
@@ -73,5 +73,6 @@ def test_every_line_runs_and_gives_what_the_document_says(
 def test_the_limits_of_an_image_are_those_of_the_settings_where_none_are_given() -> None:
     for function in (images.load, images.decode):
         defaults = function.__kwdefaults__
+        assert defaults is not None
         assert defaults["max_pixels"] == DataConfig().max_pixels
         assert defaults["min_side"] == DataConfig().min_side

@@ -1,6 +1,4 @@
-"""requirements.lock fits pyproject.toml: complete, hashed, in the right sections, no registry's
-address.
-"""
+"""requirements.lock fits pyproject.toml: complete, hashed, in the right sections."""
 
 import re
 import tomllib
@@ -18,9 +16,7 @@ PYTHONS = ["3.11", "3.12"]
 
 
 def pins(section: str) -> dict[str, list[tuple[Requirement, list[str]]]]:
-    """Name -> the pins of one section of the lock, each with its hashes; several where markers tell
-    them apart.
-    """
+    """Return name -> pins of a section of the lock; several where markers differ."""
     body = LOCK.split(f"# [{section}]\n")[1].split("\n# [")[0]
     found: dict[str, list[tuple[Requirement, list[str]]]] = {}
     for line in re.sub(r"\\\n\s*", "", body).splitlines():
@@ -31,7 +27,7 @@ def pins(section: str) -> dict[str, list[tuple[Requirement, list[str]]]]:
 
 
 def version_on(python: str, requirement: Requirement, section: str) -> Version:
-    """The one version that a Linux machine with this Python gets."""
+    """Return the version that a Linux machine with this Python gets."""
     environment = {
         "python_version": python,
         "python_full_version": f"{python}.7",

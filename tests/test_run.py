@@ -16,7 +16,7 @@ IDENTITY = {"format": "fashioniq", "root": "/data/fashion-iq"}
 
 @pytest.fixture(params=["local", "memory", "s3"])
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A folder, and URIs of stores that are not the local disk."""
+    """Return a folder, and URIs of stores that are not the local disk."""
     if request.param == "s3":
         request.getfixturevalue("s3")
         return f"s3://raycd/{tmp_path.name}/runs/one"
@@ -27,8 +27,8 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     )
 
 
-def write(run: Run, stage: str, text: str, mark: str = "abc") -> None:
-    with run.writing(stage, mark, inputs=["before"]) as writing:
+def write(run: Run, stage: str, text: str, wanted: str = "abc") -> None:
+    with run.writing(stage, wanted, inputs=["before"]) as writing:
         (writing.folder / "inner").mkdir()
         (writing.folder / "inner" / "file.txt").write_text(text)
         writing.record["counts"] = {"rows": 3}
@@ -55,7 +55,7 @@ def test_a_stage_is_read_as_it_was_written(root: str) -> None:
 def test_a_stage_done_again_replaces_the_old_one_and_every_copy_of_it(root: str) -> None:
     run = Run(root, IDENTITY)
     for text in ("first", "second"):
-        write(run, "mine", text, mark=text)
+        write(run, "mine", text, wanted=text)
         assert (run.local("mine") / "inner" / "file.txt").read_text() == text
         assert (local_copy(run.path("mine", "inner")) / "file.txt").read_text() == text
         assert run.local("mine/inner/file.txt").read_text() == text
@@ -222,10 +222,10 @@ def test_a_remote_run_is_not_locked(tmp_path: Path) -> None:
 
 def test_fingerprints_tell_values_apart_and_not_their_order() -> None:
     assert fingerprint({"a": 1, "b": [1, 2]}) == fingerprint({"b": [1, 2], "a": 1})
-    marks = {
+    fingerprints = {
         fingerprint(value) for value in ({"a": 1}, {"a": 1.5}, {"a": "1"}, {"b": 1}, [1, 2], [2, 1])
     }
-    assert len(marks) == 6
+    assert len(fingerprints) == 6
 
 
 def test_a_copy_of_a_local_folder_is_the_folder(tmp_path: Path) -> None:

@@ -23,8 +23,8 @@ with scratch.folder() as folder:
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where this process and those that it starts make temporary folders."""
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Set where this process and those that it starts make temporary folders."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     scratch._remove_abandoned.cache_clear()
@@ -32,7 +32,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def another() -> subprocess.Popen[str]:
-    """A process that has made two folders."""
+    """Start a process that has made two folders."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD],
         stdin=subprocess.PIPE,
@@ -45,7 +45,7 @@ def another() -> subprocess.Popen[str]:
     return process
 
 
-def test_a_folder_goes_with_its_block_even_after_an_error(place: Path) -> None:
+def test_a_folder_goes_with_its_block_even_after_an_error(temporary: Path) -> None:
     def fail() -> None:
         with scratch.folder() as folder:
             (folder / "copy").touch()
@@ -53,20 +53,20 @@ def test_a_folder_goes_with_its_block_even_after_an_error(place: Path) -> None:
 
     with pytest.raises(ValueError):  # noqa: PT011
         fail()
-    assert list(place.iterdir()) == []
+    assert list(temporary.iterdir()) == []
 
 
-def test_folders_of_a_living_process_stay_and_go_when_it_ends(place: Path) -> None:
+def test_folders_of_a_living_process_stay_and_go_when_it_ends(temporary: Path) -> None:
     with another() as living:
         with scratch.folder():
-            assert len(list(place.glob("*/copy"))) == 2
+            assert len(list(temporary.glob("*/copy"))) == 2
         living.communicate("\n")
-    assert list(place.iterdir()) == []
+    assert list(temporary.iterdir()) == []
 
 
-def test_what_a_killed_process_has_left_is_removed_by_the_next(place: Path) -> None:
+def test_what_a_killed_process_has_left_is_removed_by_the_next(temporary: Path) -> None:
     with another() as killed:
         killed.send_signal(signal.SIGKILL)
-    assert len(list(place.glob("*/copy"))) == 2
+    assert len(list(temporary.glob("*/copy"))) == 2
     with scratch.folder() as folder:
-        assert list(place.iterdir()) == [folder]
+        assert list(temporary.iterdir()) == [folder]

@@ -1,52 +1,112 @@
-"""The last round of a sweep: the best few trials and the default, trained whole, before a winner is
-named.
+"""The end of a sweep: the best trials and the default trained whole, and what they are then worth.
 
 A trial is short, and what leads early need not lead in the end. So its value only chooses the
 finalists; these are trained for `stage2.epochs` with `tune.final_seeds` seeds and judged by their
-mean, still on the selection split.
+mean, still on the selection split. Then, once, the winner and the default are compared on val.
+Every training is a Ray task, kept in the sweep's journal and not done again.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+import ray
+from scipy.stats import t as student
+
+from raycd.config import Config
 from raycd.errors import RunError
 from raycd.evaluate import Metric
+from raycd.progress import Bar
 from tune.journal import Journal, Record, ranked
+from tune.runner import trial_resources
 from tune.space import Space, Values
-from tune.trainings import Place, train_all
-from tune.trial import Tables
+from tune.trial import Tables, evaluated, set_threads
 
-PLACE = Place("finals", "selection", "finals")
-DEFAULT = "default"
+DEFAULT, WINNER = "default", "winner"
+_ROUNDING = 1e-9  # below it, differences of recalls are equal
+
+
+class Round(NamedTuple):
+    """Trainings: their folder in the journal, the split they are measured on, their name."""
+
+    folder: str
+    split: str
+    title: str
+
+
+FINALS = Round("finals", "selection", "finals")
+ON_VAL = Round("evaluation", "val", "evaluation on val")
+
+
+def train_all(
+    of: Round,
+    variants: Mapping[str, Values],
+    seeds: Sequence[int],
+    tables: Tables,
+    space: Space,
+    metric: Metric,
+    journal: Journal,
+) -> dict[str, list[dict[str, Any]]]:
+    """Train each variant with each seed: name -> what `evaluated` gave, in the seeds' order."""
+    found: dict[tuple[str, int], dict[str, Any]] = {}
+    todo = {}
+    shared = ray.put((tables, metric, of.split))
+    resources = trial_resources(space.config)
+    task = ray.remote(num_cpus=resources["cpu"], num_gpus=resources.get("gpu", 0), max_retries=2)(
+        _evaluated
+    )
+    with Bar(of.title, total=len(variants) * len(seeds), unit="trainings") as bar:
+        for seed in seeds:
+            for name, settings in variants.items():
+                known = journal.run.read_json(f"{of.folder}/{name}-{seed}.json")
+                if known is not None and known["settings"] == settings:
+                    found[name, seed] = known
+                    bar.advance()
+                else:
+                    seeded = space.configured(settings).model_copy(update={"seed": seed})
+                    todo[task.remote(shared, seeded)] = (name, seed, settings)
+        while todo:
+            [done], _ = ray.wait(list(todo))
+            name, seed, settings = todo.pop(done)
+            found[name, seed] = {"settings": settings, "seed": seed, **ray.get(done)}
+            journal.run.write_json(f"{of.folder}/{name}-{seed}.json", found[name, seed])
+            bar.advance()
+    return {name: [found[name, seed] for seed in seeds] for name in variants}
+
+
+def _evaluated(shared: tuple[Tables, Metric, str], config: Config) -> dict[str, Any]:
+    tables, metric, split = shared
+    set_threads(config)
+    return evaluated(tables, config, metric, split)
 
 
 @dataclass(frozen=True)
 class Finalist:
-    """Settings that were trained whole. `value` is their mean on the selection split, `number` the
-    trial's.
-    """
+    """Settings that were trained whole."""
 
     settings: Values
     value: float
+    """Their mean on the selection split."""
     number: int | None
-    """None: the default settings."""
+    """The trial's; None: the default settings."""
 
     @property
     def name(self) -> str:
-        """For people: trial 7."""
+        """Return what people read: trial 7."""
         return DEFAULT if self.number is None else f"trial {self.number}"
 
 
 def finals(
     tables: Tables, space: Space, trials: Sequence[Record], metric: Metric, journal: Journal
 ) -> list[Finalist]:
-    """All finalists, the winner first; the default is always among them, and wins where another is
-    only as good.
+    """Train the finalists, and return them, the winner first.
 
-    `tables` need no val. Raises RunError where every trial has failed.
+    The default is always among them, and wins where another is only as good. `tables` need no val.
+    Raises RunError where every trial has failed.
     """
     tune = space.config.tune
     chosen = finalists(space, trials, journal)
@@ -54,7 +114,7 @@ def finals(
         f"trial-{trial['number']}": trial["settings"] for trial in chosen
     }
     seeds = range(space.config.seed, space.config.seed + tune.final_seeds)
-    rows = train_all(PLACE, variants, seeds, tables, space, metric, journal)
+    rows = train_all(FINALS, variants, seeds, tables, space, metric, journal)
     numbers = [None, *(trial["number"] for trial in chosen)]
     found = [
         Finalist(variants[name], statistics.fmean(row["selection"] for row in rows[name]), number)
@@ -66,13 +126,14 @@ def finals(
 
 
 def finalists(space: Space, trials: Sequence[Record], journal: Journal) -> list[Record]:
-    """The best `tune.finalists` trials of different settings, none of them the default's."""
+    """Return the best `tune.finalists` trials of different settings, none the default's."""
     best = ranked(trials)
     if not best:
         raise RunError(
             f"all {len(trials)} trials have failed",
             got=trials[-1]["error"] if trials else "no trial",
-            do=f"see the errors in {journal.run.path('trials')}; mend the space and start another by --sweep NAME",
+            do=f"see the errors in {journal.run.path('trials')}; fix the space and start another "
+            "by --sweep NAME",
         )
     seen, chosen = [space.default()], []
     for trial in best:
@@ -80,3 +141,93 @@ def finalists(space: Space, trials: Sequence[Record], journal: Journal) -> list[
             seen.append(trial["settings"])
             chosen.append(trial)
     return chosen[: space.config.tune.finalists]
+
+
+def compare(
+    tables: Tables, space: Space, winner: Values, metric: Metric, journal: Journal
+) -> dict[str, Any]:
+    """Train the default and the winner with `tune.seeds` seeds from `seed` on; evaluate on val.
+
+    Returns `summary`'s mapping; where the default is the winner, it stands on both sides.
+    """
+    config = space.config
+    variants = {DEFAULT: space.default(), WINNER: winner}
+    if variants[DEFAULT] == winner:
+        del variants[WINNER]
+    seeds = range(config.seed, config.seed + config.tune.seeds)
+    found = train_all(ON_VAL, variants, seeds, tables, space, metric, journal)
+    rows = {
+        name: [training["recalls"] for training in trainings] for name, trainings in found.items()
+    }
+    return summary(rows[DEFAULT], rows.get(WINNER), [metric, *_others(config, metric)])
+
+
+def summary(
+    default: Sequence[Mapping[str, Any]],
+    winner: Sequence[Mapping[str, Any]] | None,
+    metrics: Sequence[Metric],
+) -> dict[str, Any]:
+    """Return means of both and their paired differences, seed by seed; the first metric decides.
+
+    Args:
+        default, winner: Recalls (category -> "recall@k" -> fraction) of each seed. No winner: the
+            default itself.
+    Returns:
+        {"seeds", "default_won", "better": whether the interval lies above 0, "metrics": name ->
+        {"default", "winner", "difference", "low", "high"}}, fractions; low and high are the ends of
+        the 95% interval of the mean difference (Student's t), None where the differences do not
+        spread.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    for metric in metrics:
+        both = [[metric.of(recalls) for recalls in side] for side in (default, winner or default)]
+        difference, margin = paired([b - a for a, b in zip(*both, strict=True)])
+        rows[str(metric)] = {
+            DEFAULT: statistics.fmean(both[0]),
+            WINNER: statistics.fmean(both[1]),
+            "difference": difference,
+            "low": None if margin is None else difference - margin,
+            "high": None if margin is None else difference + margin,
+        }
+    low = rows[str(metrics[0])]["low"]
+    better = low is not None and low > 0
+    return {"seeds": len(default), "default_won": winner is None, "better": better, "metrics": rows}
+
+
+def paired(differences: Sequence[float]) -> tuple[float, float | None]:
+    """Return the mean of paired differences and half the width of its 95% interval.
+
+    The interval is Student's t's of n - 1 degrees of freedom. The width is None where all are
+    equal: so few seeds have not shown how far they spread.
+    """
+    count, mean = len(differences), statistics.fmean(differences)
+    spread = statistics.stdev(differences) / math.sqrt(count)
+    return mean, float(student.ppf(0.975, count - 1)) * spread if spread > _ROUNDING else None
+
+
+def verdict(result: Mapping[str, Any]) -> str:
+    """Return the verdict in one sentence."""
+    name, row = next(iter(result["metrics"].items()))
+    numbers = f"{100 * row['difference']:+.2f} points of {name} on val"
+    seeds = result["seeds"]
+    if row["low"] is None:
+        numbers += f" with each of {seeds} seeds, too few for an interval: give more --tune.seeds"
+    else:
+        numbers += f"{interval(row)}, 95% interval over {seeds} seeds"
+    if result["better"]:
+        return f"the winner is better than the default: {numbers}"
+    if result["default_won"]:
+        value = f"{100 * row['default']:.2f}% {name} on val"
+        return f"no trial was better than the default settings: {value}"
+    if row["low"] is None and row["difference"] > 0:
+        return f"the winner may be better than the default: {numbers}"
+    return f"the winner is no better than the default: {numbers}"
+
+
+def interval(row: Mapping[str, Any]) -> str:
+    """Return the interval of a metric in points, after a space; empty where there is none."""
+    return "" if row["low"] is None else f" [{100 * row['low']:+.2f}, {100 * row['high']:+.2f}]"
+
+
+def _others(config: Config, metric: Metric) -> list[Metric]:
+    return [other for other in (Metric(k=k) for k in config.evaluate.ks) if other != metric]

@@ -1,5 +1,4 @@
-"""The record of a sweep in its own folder: what was asked, and one file for each trial that has
-ended.
+"""The record of a sweep in its own folder: what was asked, and a file for each ended trial.
 
 A trial's file is written at once when the trial ends, so a sweep that is killed at any moment has
 lost none of them. `runs/<name>-sweep/`: sweep.json (settings, space), trials/00007.json, finals/,
@@ -22,7 +21,7 @@ SWEEP, RESULT = "sweep.json", "result.json"
 _BY_DIM = "stage2.bilinear_dim"  # its default range depends on the size of the features
 ENDED = ("finished", "stopped", "failed")  # of itself, by the scheduler, with an error
 
-# May change, prefixes: these do not decide what a trial gives.
+# Prefixes of settings that may change between starts: they do not decide what a trial gives.
 _FREE = (
     "tracking.",
     "compute.",
@@ -52,9 +51,7 @@ class Journal:
         self.run = Run(root, {"kind": "sweep", "of": of})
 
     def check(self, space: Space, *, resume: bool) -> None:
-        """Raise what `opened` would raise, as far as it is known before there are features and
-        tables.
-        """
+        """Raise what `opened` would raise, as far as it is known before there are tables."""
         ranges = space.to_dict()
         with self.run.locked():
             known = self._known(resume=resume)
@@ -81,7 +78,7 @@ class Journal:
             yield
 
     def _known(self, *, resume: bool) -> dict[str, Any] | None:
-        """What was asked of the sweep that is to go on; None where a new one starts."""
+        """Return what was asked of the sweep that is to go on; None where a new one starts."""
         known: dict[str, Any] | None = self.run.read_json(SWEEP)
         if resume and known is None:
             raise RunError(
@@ -108,7 +105,7 @@ class Journal:
             )
 
     def trials(self) -> list[Record]:
-        """All that have ended, by number."""
+        """Return all that have ended, by number."""
         names = [name for name in self.run.names("trials") if name.endswith(".json")]
         return [self.run.read_json(posixpath.join("trials", name)) for name in names]
 
@@ -119,24 +116,22 @@ class Journal:
 
 
 def ranked(trials: Sequence[Record]) -> list[Record]:
-    """The trials that were measured, the greatest value first; the earlier of two equal ones before
-    the other.
-    """
+    """Return the measured trials, the greatest value first, the earlier of two equal ones first."""
     return sorted(
         (t for t in trials if t["value"] is not None), key=lambda t: (-t["value"], t["number"])
     )
 
 
 def used_pseudo(trial: Record) -> bool:
-    """Whether a trial has trained an epoch of pseudo triplets: without, thresholds change nothing."""
+    """Tell whether a trial has trained on pseudo triplets: without, thresholds change nothing."""
     return any(epoch["kind"] == "pseudo" for epoch in trial["epochs"])
 
 
 def best(trials: Sequence[Record]) -> Record | None:
-    """The trial with the greatest value. None where all have failed."""
+    """Return the trial with the greatest value. None where all have failed."""
     return next(iter(ranked(trials)), None)
 
 
 def _fixed(config: Config) -> dict[str, Any]:
-    """The settings that decide what a trial gives."""
+    """Return the settings that decide what a trial gives."""
     return {name: value for name, value in flatten(config).items() if not name.startswith(_FREE)}

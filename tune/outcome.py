@@ -1,20 +1,30 @@
-"""What a sweep leaves: best.yaml, result.json, figures, and the lines that a person reads in the
-end.
+"""What a sweep leaves: best.yaml, result.json, figures, and the lines that a person reads.
+
+The figures are Optuna's history and importance of the parameters, and our parallel coordinates.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from io import BytesIO
 from typing import Any
 
+import matplotlib.pyplot as plt
+import numpy as np
+import optuna
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from optuna.trial import TrialState, create_trial
+
 from raycd.config import to_yaml
-from tune import compare, figures
-from tune.finals import Finalist
+from tune.finals import Finalist, interval, verdict
 from tune.journal import RESULT, Journal, Record, ranked, used_pseudo
 from tune.space import Space
 
 BEST = "best.yaml"
 SHOWN = 10  # best trials in the table
+FEWEST = 4  # measured trials below which importances say nothing
 
 
 def files(
@@ -24,31 +34,32 @@ def files(
     result: Mapping[str, Any],
     metric: str,
 ) -> dict[str, bytes]:
-    """best.yaml, which jobs/train.py --config reads, and the figures."""
+    """Return best.yaml, which jobs/train.py --config reads, and the figures."""
     winner = finalists[0]
     head = [
-        f"# The winner of {len(trials)} trials is {winner.name}: {metric} {100 * winner.value:.2f} on selection.",
-        f"# {compare.verdict(result)}.",
+        f"# The winner of {len(trials)} trials is {winner.name}: "
+        f"{metric} {100 * winner.value:.2f} on selection.",
+        f"# {verdict(result)}.",
         *(f"# {name}: {value}" for name, value in winner.settings.items()),
     ]
     text = "\n".join([*head, to_yaml(space.configured(winner.settings))])
-    return {BEST: text.encode(), **figures.draw(space, trials, metric)}
+    return {BEST: text.encode(), **draw(space, trials, metric)}
 
 
 def write(journal: Journal, found: Mapping[str, bytes], result: Mapping[str, Any]) -> None:
-    """Into the sweep's folder."""
+    """Write the files and the result into the sweep's folder."""
     for name, data in found.items():
         journal.run.write_bytes(f"figures/{name}" if name.endswith(".png") else name, data)
     journal.run.write_json(RESULT, result)
 
 
-def told(
+def summary(
     trials: Sequence[Record],
     finalists: Sequence[Finalist],
     result: Mapping[str, Any],
     journal: Journal,
 ) -> str:
-    """The best trials as a table, the finals, the verdict, and where everything is."""
+    """Return the best trials as a table, the finals, the verdict, and where everything is."""
     count = {
         status: sum(trial["status"] == status for trial in trials)
         for status in ("finished", "stopped", "failed")
@@ -61,29 +72,31 @@ def told(
         *_untouched(trials),
         "finals, trained whole, on selection: "
         + ", ".join(f"{f.name} {100 * f.value:.2f}%" for f in finalists),
-        compare.verdict(result),
+        verdict(result),
         *(
             f"  {name}: {100 * row['default']:.2f} -> {100 * row['winner']:.2f}"
-            f" ({100 * row['difference']:+.2f}{compare.interval(row)})"
+            f" ({100 * row['difference']:+.2f}{interval(row)})"
             for name, row in rest.items()
         ),
         "",
-        f"best:    {journal.run.path(BEST)} ({finalists[0].name}; python jobs/train.py --config {BEST})",
+        f"best:    {journal.run.path(BEST)} "
+        f"({finalists[0].name}; python jobs/train.py --config {BEST})",
         f"sweep:   {journal.run.root}",
     ]
     return "\n".join(lines)
 
 
 def _untouched(trials: Sequence[Record]) -> list[str]:
-    """What is to be said where thresholds could not have changed what a trial gave."""
+    """Return a warning where thresholds could not have changed what some trials gave."""
     measured = ranked(trials)
     without = sum(not used_pseudo(trial) for trial in measured)
     if not without:
         return []
     return [
-        f"warning: {without} of {len(measured)} measured trials have trained no epoch of pseudo triplets, so their "
-        "thresholds changed nothing and the importances leave them out; more --tune.epochs and --tune.grace than "
-        "stage2.k, or --space with a smaller stage2.k, let them"
+        f"warning: {without} of {len(measured)} measured trials have trained no epoch of pseudo "
+        "triplets, so their thresholds changed nothing and the importances leave them out; "
+        "more --tune.epochs and --tune.grace than stage2.k, or --space with a smaller stage2.k, "
+        "let them"
     ]
 
 
@@ -105,3 +118,122 @@ def _table(trials: Sequence[Record]) -> list[str]:
         "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
         for row in rows
     ]
+
+
+def draw(space: Space, trials: Sequence[Record], metric: str) -> dict[str, bytes]:
+    """Return name -> PNG; only the history where too few trials were measured, or all are equal.
+
+    Importances are of the trials that have trained on pseudo triplets: to the others thresholds
+    meant nothing.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = _study(space, trials)
+    touched = _study(space, [trial for trial in trials if used_pseudo(trial)])
+    from optuna.visualization import matplotlib as pictures
+
+    kinds: Mapping[str, tuple[bool, Callable[[], Any]]] = {
+        "history": (
+            bool(_values(study)),
+            lambda: pictures.plot_optimization_history(study, target_name=metric),
+        ),
+        "parallel_coordinates": (_is_telling(study), lambda: _parallel(study, metric)),
+        "importances": (
+            _is_telling(touched),
+            lambda: pictures.plot_param_importances(touched, target_name=metric),
+        ),
+    }
+    return {f"{name}.png": _png(kind) for name, (wanted, kind) in kinds.items() if wanted}
+
+
+def _values(study: optuna.Study) -> list[float]:
+    return [trial.value for trial in study.trials if trial.value is not None]
+
+
+def _is_telling(study: optuna.Study) -> bool:
+    """Tell whether enough trials were measured, and not all the same."""
+    values = _values(study)
+    return len(values) >= FEWEST and len(set(values)) > 1
+
+
+def _study(space: Space, trials: Sequence[Record]) -> optuna.Study:
+    """Return the measured trials as Optuna knows them, with the settings that they really had."""
+    study = optuna.create_study(direction="maximize")
+    distributions = {name: given.distribution() for name, given in space.ranges.items()}
+    for trial in trials:
+        if trial["value"] is not None and space.holds(trial["settings"]):
+            study.add_trial(
+                create_trial(
+                    state=TrialState.COMPLETE,
+                    value=trial["value"],
+                    params=trial["settings"],
+                    distributions=distributions,
+                )
+            )
+        else:  # keeps its number
+            study.add_trial(create_trial(state=TrialState.FAIL))
+    return study
+
+
+def _parallel(study: optuna.Study, metric: str) -> Any:
+    """Draw a line for each trial over an axis for each setting, the metric last; the best in front.
+
+    Optuna's own picture draws the lines over the numbers and the worst of them in white.
+    """
+    pairs = [(value, trial.params) for trial in study.trials if (value := trial.value) is not None]
+    pairs.sort(key=lambda pair: pair[0])
+    values, settings = [value for value, _ in pairs], [params for _, params in pairs]
+    columns: dict[str, list[Any]] = {name: [row[name] for row in settings] for name in settings[0]}
+    columns[metric] = values
+    figure, axes = plt.subplots()
+    axes.set_title("Parallel coordinates: a line is a trial", pad=36)
+    shades = ScalarMappable(Normalize(values[0], values[-1]), "viridis")
+    figure.colorbar(shades, ax=axes, label=metric, pad=0.08)
+    heights = []
+    for x, column in enumerate(columns.values()):
+        height, lowest, highest = _axis(column)
+        heights.append(height)
+        axes.axvline(x, color="0.6", linewidth=1)
+        axes.text(x, 1.03, highest, ha="center", va="bottom")
+        axes.text(x, -0.03, lowest, ha="center", va="top")
+    ranks = np.linspace(0, 1, len(values))
+    for line, value, rank in zip(zip(*heights, strict=True), values, ranks, strict=True):
+        axes.plot(
+            range(len(columns)),
+            line,
+            color=shades.to_rgba(value),
+            linewidth=1 + 1.5 * rank,
+            alpha=0.85,
+        )
+    axes.set_xticks(
+        range(len(columns)), [name.replace(".", ".\n") for name in columns]
+    )  # side by side
+    axes.tick_params(axis="x", pad=18, length=0)
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+    return axes
+
+
+def _axis(column: Sequence[Any]) -> tuple[list[float], str, str]:
+    """Return the values' heights on an axis from 0 to 1, and what stands at its two ends."""
+    if isinstance(column[0], str | bool):
+        words = sorted(set(column), key=str)
+        return (
+            [words.index(value) / max(1, len(words) - 1) for value in column],
+            str(words[0]),
+            str(words[-1]),
+        )
+    low, high = min(column), max(column)
+    return [(value - low) / ((high - low) or 1) for value in column], f"{low:.4g}", f"{high:.4g}"
+
+
+def _png(kind: Callable[[], Any]) -> bytes:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+        with plt.rc_context({"backend": "Agg"}):
+            axes = kind()
+            figure = axes.figure
+            figure.set_size_inches(9, 5)
+            out = BytesIO()
+            figure.savefig(out, format="png", dpi=110, bbox_inches="tight")
+            plt.close(figure)
+    return out.getvalue()

@@ -45,14 +45,14 @@ class SweepRecord:
         except TrackingError as error:
             self._away = True
             progress.say(
-                f"warning: {error}\nwarning: the trials go on and are kept in {self._journal.run.path('trials')}; "
-                f"MLflow gets them at the end"
+                f"warning: {error}\nwarning: the trials go on and are kept in "
+                f"{self._journal.run.path('trials')}; MLflow gets them at the end"
             )
         else:
             self._journal.write(trial)
 
     def catch_up(self, trials: Sequence[Record]) -> None:
-        """Hand in what MLflow lacks. Says how many it still lacks then."""
+        """Hand in what MLflow lacks, and say how many it still lacks then."""
         self._away = False
         if not all(map(self._has, trials)):
             self._drop_unfinished()
@@ -68,26 +68,25 @@ class SweepRecord:
     def finish(
         self, trials: Sequence[Record], result: Mapping[str, Any], files: Mapping[str, bytes]
     ) -> None:
-        """The sweep's own numbers, history and files. Without a server they stay in the journal,
-        and it is said.
-        """
+        """Hand in the sweep's own numbers, history, files; without a server say where they are."""
         try:
             with limited(PROBE if self._away else {}):
                 self._summarise(trials, result)
                 with tempfile.TemporaryDirectory() as folder:
                     for name, data in {**files, "trials.csv": table(trials).encode()}.items():
-                        place = Path(folder) / name
-                        place.write_bytes(data)
+                        path = Path(folder) / name
+                        path.write_bytes(data)
                         self._tracker.log_artifact(
-                            place, "figures" if name.endswith(".png") else None
+                            path, "figures" if name.endswith(".png") else None
                         )
         except TrackingError as error:
             progress.say(
-                f"warning: {error}\nwarning: best.yaml and the figures are in {self._journal.run.root}"
+                f"warning: {error}\n"
+                f"warning: best.yaml and the figures are in {self._journal.run.root}"
             )
 
     def _drop_unfinished(self) -> None:
-        """A trial that was half handed in when MLflow or this process went away is handed in anew."""
+        """Drop what was half handed in when MLflow or this process went away: it comes anew."""
         try:
             with limited(PROBE):
                 self._tracker.drop_unfinished()
@@ -96,13 +95,11 @@ class SweepRecord:
             progress.say(f"warning: {error}")
 
     def _has(self, trial: Record) -> bool:
-        """Whether this record has the trial; one that a changed tracking.uri has left behind does
-        not count.
-        """
+        """Tell whether this record has the trial, not one that tracking.uri named before."""
         return (trial.get("mlflow") or {}).get("parent") == self._tracker.run_id
 
     def _hand_in(self, trial: Record) -> str:
-        """The id of a new child run that has ended."""
+        """Return the id of a new child run that has ended."""
         tags = {"raycd.trial": str(trial["number"]), "raycd.status": trial["status"]}
         if trial["error"]:
             tags["raycd.error"] = trial["error"][:5000]
@@ -118,9 +115,7 @@ class SweepRecord:
         return run.run_id
 
     def _measured(self, epoch: Mapping[str, Any]) -> dict[str, Any]:
-        """What an epoch is in MLflow: one line of each number; the loss on pseudo triplets apart,
-        as it is another.
-        """
+        """Return an epoch's metrics; the loss on pseudo triplets, another one, stands apart."""
         loss = {"loss": epoch["loss"]}
         shown = {name: epoch[name] for name in ("epoch", "seen", "lr", "seconds")}
         return {
@@ -157,7 +152,7 @@ def _named(metric: str, word: str, value: object) -> dict[str, Any]:
 
 
 def table(trials: Sequence[Record]) -> str:
-    """All trials as CSV: number, status, value, epochs, seconds, each setting, error."""
+    """Return all trials as CSV: number, status, value, epochs, seconds, each setting, error."""
     out = io.StringIO()
     names = list(dict.fromkeys(name for trial in trials for name in trial["settings"]))
     writer = csv.writer(out, lineterminator="\n")

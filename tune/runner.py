@@ -1,4 +1,4 @@
-"""The trials of a sweep on Ray Tune. The driver keeps each trial in the journal the moment it ends."""
+"""The trials of a sweep on Ray Tune. The driver keeps each one in the journal as it ends."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import ray.tune
 import torch
-from ray.tune import Callback, FailureConfig, RunConfig, TuneConfig, Tuner
+from ray.tune import Callback, FailureConfig, RunConfig, Tuner
 
 from raycd.config import Config
 from raycd.evaluate import Metric
@@ -72,13 +72,13 @@ def run_trials(
         )
         tuner = Tuner(
             trainable,
-            tune_config=TuneConfig(
+            tune_config=ray.tune.TuneConfig(
                 num_samples=left,
-                search_alg=search.make_search(space, before),
+                search_alg=search.make_proposer(space, before),
                 scheduler=search.make_scheduler(config.tune, budget, before),
                 # Without a number Ray Tune asks for one process at a time, and starts the next when
                 # a trial has ended.
-                max_concurrent_trials=places(config),
+                max_concurrent_trials=concurrency(config),
                 reuse_actors=True,
             ),
             run_config=RunConfig(
@@ -91,16 +91,16 @@ def run_trials(
         )
         lost = _fit(tuner)
     if lost is not None:
-        # Processes of trials that were running end with the last handle on them, and free their
-        # CPUs
+        # Processes of trials end with the last handle on them, and free their CPUs.
         gc.collect()
         raise lost
     return journal.trials()
 
 
 def _fit(tuner: Tuner) -> Exception | None:
-    """Run all trials. Returns the error of a trial that could not be kept, without the frames that
-    hold the others.
+    """Run all trials, and return the error of one that could not be kept.
+
+    Its frames are left out: they hold the other trials.
     """
     try:
         tuner.fit()
@@ -109,14 +109,14 @@ def _fit(tuner: Tuner) -> Exception | None:
     return None
 
 
-def places(config: Config) -> int:
-    """Trials at a time: as many as are asked for and fit."""
+def concurrency(config: Config) -> int:
+    """Return the trials at a time: as many as are asked for and fit."""
     need = {name.upper(): amount for name, amount in trial_resources(config).items()}
     return cluster.fitting(config.tune.concurrent or 10_000, need)
 
 
 def trial_resources(config: Config) -> dict[str, float]:
-    """What Ray reserves for a trial."""
+    """Return what Ray reserves for a trial."""
     resources = {"cpu": config.tune.cpus_per_trial}
     if cluster.uses_gpu(config.compute):
         resources["gpu"] = config.tune.gpus_per_trial
@@ -126,9 +126,7 @@ def trial_resources(config: Config) -> dict[str, float]:
 def _trial(
     proposed: Mapping[str, Any], tables: Tables, space: Space, metric: Metric, triplets: int
 ) -> None:
-    """What a trial's process runs. An error is its result: it neither ends the sweep nor is tried
-    again.
-    """
+    """Train in a trial's process. An error is its result: it does not end the sweep."""
     set_threads(space.config)
     greatest, began = 0.0, time.monotonic()
 
@@ -161,7 +159,7 @@ def _trial(
 
 
 def as_trial(config: Config) -> Config:
-    """The configuration in the precision of trials."""
+    """Return the configuration in the precision of trials."""
     precision = config.tune.precision
     if precision == "auto":
         precision = "bf16" if torch.cuda.is_available() or _has_amx() else "fp32"
@@ -171,7 +169,7 @@ def as_trial(config: Config) -> Config:
 
 
 def _has_amx() -> bool:
-    """Whether the processor multiplies bf16 matrices much faster than fp32 ones (Linux tells)."""
+    """Tell whether the CPU multiplies bf16 matrices much faster than fp32 ones (Linux)."""
     try:
         return "amx_bf16" in Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -179,8 +177,9 @@ def _has_amx() -> bool:
 
 
 class _Lost(BaseException):
-    """A trial could not be kept. No Exception: Tune would take it for the trial's own and run the
-    trial again.
+    """A trial could not be kept.
+
+    Not an Exception: Ray Tune would take it for the trial's own and run the trial again.
     """
 
     def __init__(self, error: Exception) -> None:
@@ -188,7 +187,7 @@ class _Lost(BaseException):
         self.error = error
 
 
-class _Keeper(Callback):  # type: ignore[misc]
+class _Keeper(Callback):
     """Gathers the epochs of running trials and keeps what ends."""
 
     def __init__(
@@ -207,11 +206,11 @@ class _Keeper(Callback):  # type: ignore[misc]
         self._running: dict[str, Record] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune writes a pickle of it that is never read."""
+        """Return nothing: Ray Tune writes a pickle of it that is never read."""
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial starts, or starts anew after its process was killed."""
+        """Begin the record of a trial, anew after its process was killed."""
         number = (
             self._running[trial.trial_id]["number"]
             if trial.trial_id in self._running
@@ -234,7 +233,7 @@ class _Keeper(Callback):  # type: ignore[misc]
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """An epoch, or the error that ended the trial."""
+        """Keep an epoch, or the error that ended the trial."""
         record = self._running[trial.trial_id]
         record["seconds"] = round(result.get("trial_seconds", 0.0), 3)
         if "error" in result:
@@ -244,7 +243,7 @@ class _Keeper(Callback):  # type: ignore[misc]
             record["value"] = result[search.VALUE]
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """It has trained all epochs, was ended by the scheduler, or has reported an error."""
+        """Keep a trial that has trained all epochs, was stopped, or has reported an error."""
         record = self._running.pop(trial.trial_id)
         if record["error"] is not None:
             record["value"] = None
@@ -254,7 +253,7 @@ class _Keeper(Callback):  # type: ignore[misc]
         self._keep(record)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Its process was killed too often."""
+        """Keep a trial whose process was killed too often."""
         record = self._running.pop(trial.trial_id)
         lines = str(trial.get_error() or "").strip().splitlines() or ["unknown"]
         self._keep(record | {"value": None, "error": lines[-1][:500]})
@@ -277,9 +276,7 @@ class _Keeper(Callback):  # type: ignore[misc]
 
 @contextmanager
 def _own_folder() -> Iterator[str]:
-    """A temporary folder for what Ray Tune writes beside the journal, and its settings in the
-    environment.
-    """
+    """Yield a temporary folder for Ray Tune's own files, with its settings in the environment."""
     before = {name: os.environ.get(name) for name in _QUIET}
     os.environ.update(_QUIET)
     for name in ("ray.tune", "ray.train"):

@@ -1,6 +1,4 @@
-"""What proposes settings and what ends poor trials, told of the trials that an earlier start of the
-sweep has ended.
-"""
+"""What proposes settings and what ends poor trials, also of a sweep that goes on."""
 
 from __future__ import annotations
 
@@ -18,42 +16,40 @@ from raycd.config import Config, TuneConfig
 from tune.journal import Record
 from tune.space import Space
 
-VALUE, SEEN = (
-    "value",
-    "seen",
-)  # of a result: the best score so far; triplets that the trial has trained on
+# Of a result: the best score so far; triplets that the trial has trained on.
+VALUE, SEEN = "value", "seen"
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How much a trial trains, in triplets: equal work for settings that give few pseudo triplets
-    and for many.
-    """
+    """How much a trial trains, in triplets: as much with few pseudo triplets as with many."""
 
-    grace: int  # what every trial gets
-    total: int  # what the best get
+    grace: int
+    """What every trial gets."""
+    total: int
+    """What the best get."""
 
 
-class Searcher(OptunaSearch):  # type: ignore[misc]
-    """Optuna, told of each trial when it ends: a failed one has no value, and one that starts anew
-    reports twice.
+class Proposer(OptunaSearch):  # type: ignore[misc]  # Ray Tune has no types
+    """Optuna, which hears of each trial when it ends.
+
+    Ray Tune's own class would take a result of a failed trial, which has no value, and two of one
+    that starts anew, for errors.
     """
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Nothing: epochs do not matter to it."""
+        """Do nothing: the proposals do not depend on single epochs."""
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """The trial's value, or that it has failed."""
+        """Hand Optuna the trial's value, or that it has failed."""
         measured = result is not None and VALUE in result and not error
         super().on_trial_complete(trial_id, result if measured else None, error=not measured)
 
 
-def make_search(space: Space, ended: Sequence[Record]) -> Searcher:
-    """The searcher. A TPE or random sweep tries the default settings first, where no ended trial
-    has.
-    """
+def make_proposer(space: Space, ended: Sequence[Record]) -> Proposer:
+    """Return what proposes settings: a TPE or random sweep tries the default first, once."""
     config = space.config
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     logging.getLogger("ray.tune.search.optuna").setLevel(logging.WARNING)
@@ -67,7 +63,7 @@ def make_search(space: Space, ended: Sequence[Record]) -> Searcher:
     if settings.search == "grid":
         wanted = grid(space)
     points = [point for point in wanted if point not in tried] or None
-    search = Searcher(
+    proposer = Proposer(
         {name: given.distribution() for name, given in space.ranges.items()},
         metric=VALUE,
         mode="max",
@@ -76,14 +72,14 @@ def make_search(space: Space, ended: Sequence[Record]) -> Searcher:
     )
     for trial in ended:
         if space.holds(trial["proposed"]):
-            search.add_evaluated_point(
+            proposer.add_evaluated_point(
                 trial["proposed"], trial["value"], error=trial["value"] is None
             )
-    return search
+    return proposer
 
 
 def grid(space: Space) -> list[dict[str, Any]]:
-    """The combinations of a grid sweep, in an order drawn by the seed, at most `tune.samples`."""
+    """Return a grid sweep's combinations in an order drawn by the seed, at most `tune.samples`."""
     config = space.config
     points = space.grid(config.tune.grid_points)
     order = np.random.default_rng([config.seed, 9]).permutation(len(points))
@@ -91,13 +87,13 @@ def grid(space: Space) -> list[dict[str, Any]]:
 
 
 def samples(space: Space) -> int:
-    """Trials of the sweep: as many as asked for, or as a grid has."""
+    """Return the number of trials: as many as asked for, or as a grid has."""
     settings = space.config.tune
     return len(grid(space)) if settings.search == "grid" else settings.samples
 
 
 def make_budget(config: Config, original: int, pseudo: int) -> Budget:
-    """What `tune.epochs` and `tune.grace` come to with the default settings' numbers of triplets."""
+    """Return `tune.epochs` and `tune.grace` in triplets of the default settings."""
     settings, k = config.tune, config.stage2.k
 
     def seen(epochs: int) -> int:
@@ -109,7 +105,7 @@ def make_budget(config: Config, original: int, pseudo: int) -> Budget:
 
 
 def make_scheduler(settings: TuneConfig, budget: Budget, ended: Sequence[Record]) -> TrialScheduler:
-    """ASHA on the value, its halts filled with what the ended trials had there."""
+    """Return ASHA on the value, its rungs filled with what the ended trials had there."""
     if settings.scheduler == "none" or budget.grace >= budget.total:
         return FIFOScheduler()
     asha = AsyncHyperBandScheduler(
@@ -129,7 +125,7 @@ def make_scheduler(settings: TuneConfig, budget: Budget, ended: Sequence[Record]
             asha.on_trial_result(None, stand_in, {SEEN: epoch[SEEN], VALUE: greatest})
         if trial["value"] is None:
             asha.on_trial_remove(None, stand_in)
-        else:  # it also counts at the halts that its last epoch went beyond
+        else:  # it also counts at the rungs that its last epoch went beyond
             asha.on_trial_complete(
                 None, stand_in, {SEEN: trial["epochs"][-1][SEEN], VALUE: trial["value"]}
             )

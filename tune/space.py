@@ -1,7 +1,7 @@
 """What a sweep varies: ranges by the dotted names of the settings.
 
-space = make_space(config, ["mine.alpha=0.6,0.9", "stage2.lr", "stage2.k=none"])
-settings = space.settings({"mine.eps_low": 0.95, ...})     # eps_low < eps_high always, both in their ranges
+    space = make_space(config, ["mine.alpha=0.6,0.9", "stage2.lr", "stage2.k=none"])
+    settings = space.settings({"mine.eps_low": 0.95, ...})  # eps_low < eps_high, in their ranges
 
 `--space NAME=LOW,HIGH` sets a range, `NAME=LOW,HIGH,log` a logarithmic one, `NAME=A|B|C` a choice.
 `NAME=none` takes the setting out; `NAME` alone takes in one that is optional.
@@ -32,10 +32,8 @@ Values = Mapping[str, Any]  # dotted name -> value
 EPS_LOW, EPS_HIGH = "mine.eps_low", "mine.eps_high"
 GAP = 0.001  # least distance of eps_low and eps_high
 WIDEST_S_MAX, WIDEST_K, WIDEST_PROJECTION = 8, 6, 128
-SEARCHED = (
-    "mine",
-    "stage2",
-)  # sections whose settings a trial can change: no image is read and no encoder run
+# Sections whose settings a trial can change: no image is read and no encoder run.
+SEARCHED = ("mine", "stage2")
 
 
 @dataclass(frozen=True)
@@ -48,13 +46,13 @@ class Range:
     log: bool = False
 
     def distribution(self) -> BaseDistribution:
-        """For Optuna."""
+        """Return it as Optuna has it."""
         if self.whole:
             return IntDistribution(int(self.low), int(self.high), log=self.log)
         return FloatDistribution(self.low, self.high, log=self.log)
 
     def grid(self, points: int) -> list[Any]:
-        """At most `points` values, evenly spread, the ends included."""
+        """Return at most `points` values, evenly spread, the ends included."""
         start, end = (
             (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
         )
@@ -65,11 +63,11 @@ class Range:
         )
 
     def ends(self) -> list[Any]:
-        """Its least and its greatest value."""
+        """Return its least and its greatest value."""
         return [int(self.low), int(self.high)] if self.whole else [self.low, self.high]
 
     def rounded(self, value: Any) -> Any:
-        """A float to six digits, within the range."""
+        """Return a float to six digits, within the range."""
         return (
             min(max(float(f"{value:.6g}"), self.low), self.high)
             if isinstance(value, float)
@@ -77,11 +75,11 @@ class Range:
         )
 
     def above(self, value: float) -> Any:
-        """GAP above a value, or the greatest of the range."""
+        """Return GAP above a value, or the greatest of the range."""
         return min(round(value + GAP, 6), self.high)
 
     def below(self, value: float) -> Any:
-        """GAP below a value, or the least of the range."""
+        """Return GAP below a value, or the least of the range."""
         return max(round(value - GAP, 6), self.low)
 
     def __contains__(self, value: object) -> bool:
@@ -98,27 +96,27 @@ class Choice:
     values: tuple[Any, ...]
 
     def distribution(self) -> BaseDistribution:
-        """For Optuna."""
+        """Return it as Optuna has it."""
         return CategoricalDistribution(self.values)
 
     def grid(self, points: int) -> list[Any]:
-        """All of them."""
+        """Return all values."""
         return list(self.values)
 
     def ends(self) -> list[Any]:
-        """All of them."""
+        """Return all values."""
         return list(self.values)
 
     def rounded(self, value: Any) -> Any:
-        """The value as it is."""
+        """Return the value as it is."""
         return value
 
     def above(self, value: float) -> Any:
-        """The next one above a value, or the greatest of all."""
+        """Return the next one above a value, or the greatest of all."""
         return min((other for other in self.values if other > value), default=max(self.values))
 
     def below(self, value: float) -> Any:
-        """The next one below a value, or the least of all."""
+        """Return the next one below a value, or the least of all."""
         return max((other for other in self.values if other < value), default=min(self.values))
 
     def __contains__(self, value: object) -> bool:
@@ -136,18 +134,16 @@ class Space:
     ranges: Mapping[str, Range | Choice]
 
     def default(self) -> dict[str, Any]:
-        """The configuration's own values."""
+        """Return the configuration's own values."""
         flat = flatten(self.config)
         return {name: flat[name] for name in self.ranges}
 
     def holds(self, values: Values) -> bool:
-        """Whether each value lies in its range."""
+        """Tell whether each value lies in its range."""
         return all(value in self.ranges[name] for name, value in values.items())
 
     def settings(self, proposed: Values) -> dict[str, Any]:
-        """What a proposal sets: floats to six digits, eps_high above eps_low, each within its
-        range.
-        """
+        """Return what a proposal sets: floats to six digits, eps_high above eps_low, in range."""
         values = {name: self.ranges[name].rounded(value) for name, value in proposed.items()}
         low = values.get(EPS_LOW, self.config.mine.eps_low)
         high = values.get(EPS_HIGH, self.config.mine.eps_high)
@@ -159,7 +155,7 @@ class Space:
         return values
 
     def configured(self, settings: Values) -> Config:
-        """The configuration with these settings. Raises ConfigError where they are impossible."""
+        """Return the configuration with these settings. Raises ConfigError for impossible ones."""
         tree = self.config.model_dump()
         for name, value in settings.items():
             section, _, field = name.partition(".")
@@ -167,19 +163,19 @@ class Space:
         return layers.build([layers.Layer("sweep", tree)])
 
     def grid(self, points: int) -> list[dict[str, Any]]:
-        """Every combination of at most `points` values of each range."""
+        """Return every combination of at most `points` values of each range."""
         values = [self.ranges[name].grid(points) for name in self.ranges]
         return [
             dict(zip(self.ranges, chosen, strict=True)) for chosen in itertools.product(*values)
         ]
 
     def to_dict(self) -> dict[str, str]:
-        """What a person reads: name -> "0.94 to 0.97"."""
+        """Return what a person reads: name -> "0.94 to 0.97"."""
         return {name: str(given) for name, given in self.ranges.items()}
 
 
 def make_space(config: Config, overrides: Sequence[str], *, dim: int | None = None) -> Space:
-    """The default space of `config` under `overrides` (see the module's head).
+    """Return the default space of `config` under `overrides` (see the module's head).
 
     Args:
         dim: Size of the features, which bounds K; None where it is not known yet.
@@ -253,7 +249,7 @@ def _check_name(name: str) -> None:
             expected="a setting of " + " or ".join(SEARCHED) + " that needs no new features",
             do=f"take --space {name} out, or set --{name} for the whole sweep",
         )
-    mines = (
+    mines = [
         "floor",
         "neighbours",
         "pool",
@@ -263,15 +259,12 @@ def _check_name(name: str) -> None:
         "recall_sample",
         "hnsw_",
         "ivf_",
-    )
-    fixed = (
+    ]
+    fixed = [f"stage2.{field}" for field in ("select_on", "epochs", "precision", "pseudo")]
+    if name.startswith(tuple(f"mine.{field}" for field in mines)) or name in (
+        *fixed,
         "mine.thresholds",
-        "stage2.select_on",
-        "stage2.epochs",
-        "stage2.precision",
-        "stage2.pseudo",
-    )
-    if name.startswith(tuple(f"mine.{field}" for field in mines)) or name in fixed:
+    ):
         raise ConfigError(
             "a trial cannot change this setting",
             got=name,
@@ -281,7 +274,7 @@ def _check_name(name: str) -> None:
 
 
 def _parsed(name: str, text: str) -> Range | Choice:
-    """LOW,HIGH or LOW,HIGH,log or A|B|C."""
+    """Parse LOW,HIGH or LOW,HIGH,log or A|B|C."""
     kind = field_types()[name]
     if "|" in text:
         return Choice(tuple(dict.fromkeys(_value(name, word, text) for word in text.split("|"))))
@@ -292,7 +285,7 @@ def _parsed(name: str, text: str) -> Range | Choice:
     except ValueError:
         low = high = math.nan
     if kind not in (int, float):
-        raise _unreadable(name, text, "A|B|C or none: it is no number")
+        raise _unreadable(name, text, "A|B|C or none: it is not a number")
     if not (math.isfinite(low) and math.isfinite(high)):
         raise _unreadable(name, text, "LOW,HIGH or LOW,HIGH,log or A|B|C or none")
     if kind is int and not (low.is_integer() and high.is_integer()):
@@ -308,13 +301,13 @@ def _parsed(name: str, text: str) -> Range | Choice:
 
 
 def _value(name: str, word: str, text: str) -> Any:
-    """One word of a choice, as YAML reads it, except that 1e-4 is a number."""
+    """Return one word of a choice as YAML reads it, except that 1e-4 is a number."""
     try:
         value = yaml.safe_load(word)
     except yaml.YAMLError:
         value = None
     if field_types()[name] is float and isinstance(value, int | str):
-        with contextlib.suppress(ValueError):  # the configuration tells what is no number
+        with contextlib.suppress(ValueError):  # the configuration refuses what is not a number
             value = float(value)
     if not isinstance(value, int | float | str):
         raise _unreadable(name, text, "A|B|C, each one value")
@@ -326,7 +319,7 @@ def _unreadable(name: str, text: str, expected: str) -> ConfigError:
 
 
 def _check_values(space: Space, dim: int | None) -> None:
-    """The ends of every range are possible, each with the other settings at their defaults."""
+    """Raise ConfigError where an end of a range is impossible beside the other defaults."""
     low, high = space.ranges.get(EPS_LOW), space.ranges.get(EPS_HIGH)
     least = min(low.ends()) if low else space.config.mine.eps_low
     greatest = max(high.ends()) if high else space.config.mine.eps_high
@@ -359,7 +352,7 @@ def _check_values(space: Space, dim: int | None) -> None:
 
 
 def _beside(space: Space, name: str, value: Any) -> dict[str, Any]:
-    """The value, with eps_low and eps_high at the ends that leave it most room."""
+    """Return the value, with eps_low and eps_high at the ends that leave it most room."""
     values = {name: value}
     if name != EPS_LOW and EPS_LOW in space.ranges:
         values[EPS_LOW] = min(space.ranges[EPS_LOW].ends())

@@ -1,14 +1,14 @@
-"""Search the augmentation: eps_low, eps_high, s_max, alpha, k (and K, learning rate, dropout) on
-Ray Tune.
+"""Searches the augmentation on Ray Tune: eps_low, eps_high, s_max, alpha, k (K, learning rate ...).
 
-python tune/sweep.py --preset demo --samples 32 python tune/sweep.py --preset demo --space
-mine.alpha=0.7,0.95 --space stage2.lr --space stage2.k=none ray job submit --working-dir . -- python
-tune/sweep.py --preset demo --runs /somewhere
+    python tune/sweep.py --preset demo --samples 32
+    python tune/sweep.py --preset demo --space mine.alpha=0.7,0.95 --space stage2.lr \\
+        --space stage2.k=none
+    ray job submit --working-dir . -- python tune/sweep.py --preset demo --runs /somewhere
 
-Brings the run's features and mined tables first, where they are not there yet. Trials, and then the
-best few of them against the default, are judged on the selection split alone; val is used once, in
-the end, for the winner and the default over several seeds. Killed at any moment, the same command
-goes on.
+Runs the stages up to the mined tables first, where they are not done yet. Trials, and then the best
+few of them against the default, are judged on the selection split alone; val is used once, in the
+end, for the winner and the default over several seeds. Killed at any moment, the same command goes
+on.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
-    """Options of this job alone."""
+    """Add the options of this job alone."""
     parser.add_argument(
         "--samples", type=int, metavar="N", help="Trials; the same as --tune.samples."
     )
@@ -38,7 +38,8 @@ def flags(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=RANGE",
-        help="A range of the space by its dotted name: NAME=LOW,HIGH[,log], NAME=A|B|C, NAME=none. Repeatable.",
+        help="A range of the space by its dotted name: NAME=LOW,HIGH[,log], NAME=A|B|C, "
+        "NAME=none. Repeatable.",
     )
     parser.add_argument(
         "--sweep", default="", metavar="NAME", help="Name of the sweep; default: the run's, -sweep."
@@ -49,7 +50,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: cli.Options) -> None:
-    """Bring the tables, run the trials, compare the winner with the default, write what was found."""
+    """Run the stages that trials read, the trials, and the comparison of the winner with val."""
     from raycd.data.demo.garments import CATEGORIES
     from raycd.evaluate import Metric
     from raycd.runtime import cluster, local_ray, pipeline, stages, tracking
@@ -58,8 +59,7 @@ def main(options: cli.Options) -> None:
 
     config, flags = _checked(options), options.flags
     local_ray.address()
-    # A mistake is told before anything starts, one in data.root or the metric before a folder is
-    # made.
+    # A mistake ends it before anything starts, in data.root or the metric before there is a folder.
     space, name = make_space(config, flags.space), pipeline.run_name(config)
     _check_reach(space)
     dataset = (
@@ -81,9 +81,9 @@ def main(options: cli.Options) -> None:
 
 
 def _sweep(context: Context, space: Space, metric: Metric, journal: Journal) -> None:
-    """The trials, the finals, the comparison, the files, each recorded as it comes."""
+    """Run trials, finals and comparison and write the files, each recorded as it comes."""
     from raycd.runtime.tracking import Tracker
-    from tune import compare, finals, outcome
+    from tune import finals, outcome
     from tune.record import SweepRecord
     from tune.runner import run_trials
     from tune.search import make_budget
@@ -102,24 +102,24 @@ def _sweep(context: Context, space: Space, metric: Metric, journal: Journal) -> 
         budget = make_budget(config, *tables.counts(config))
         trials = run_trials(tables, space, metric, journal, budget, record.add)
         finalists = finals.finals(tables, space, trials, metric, journal)
-        result = compare.compare(whole, space, finalists[0].settings, metric, journal)
+        result = finals.compare(whole, space, finalists[0].settings, metric, journal)
         files = outcome.files(space, trials, finalists, result, str(metric))
         outcome.write(journal, files, result)
         record.catch_up(trials)
         record.finish(trials, result, files)
-        print(outcome.told(trials, finalists, result, journal))  # even where MLflow is gone by now
+        print(
+            outcome.summary(trials, finalists, result, journal)
+        )  # even where MLflow is gone by now
 
 
 def _checked(options: cli.Options) -> Config:
-    """The configuration, with --samples. Raises ConfigError where a sweep of it would mean nothing."""
-    from raycd.config import Config
+    """Return the configuration, with --samples. Raises ConfigError where it leaves no search."""
     from raycd.errors import ConfigError
 
     tree = options.config.model_dump()
     if options.flags.samples is not None:
         tree["tune"]["samples"] = options.flags.samples
     config = layers.build([layers.Layer(layers.COMMAND_LINE, tree)])
-    assert isinstance(config, Config)
     for stage, chosen in (("stage1", config.stage1.select_on), ("stage2", config.stage2.select_on)):
         if chosen == "val" or (stage == "stage2" and chosen != "selection"):
             raise ConfigError(
@@ -130,9 +130,10 @@ def _checked(options: cli.Options) -> Config:
     if not config.stage2.pseudo or config.stage2.epochs == 0 or config.stage2.head == "sum":
         raise ConfigError(
             "a sweep of this configuration would search nothing",
-            got=f"stage2.pseudo {config.stage2.pseudo}, .epochs {config.stage2.epochs}, .head {config.stage2.head}",
+            got=f"stage2.pseudo {config.stage2.pseudo}, .epochs {config.stage2.epochs}, "
+            f".head {config.stage2.head}",
             expected="a head that trains with pseudo triplets",
-            do="mend --stage2.pseudo, --stage2.epochs or --stage2.head",
+            do="fix --stage2.pseudo, --stage2.epochs or --stage2.head",
         )
     return config
 
@@ -146,8 +147,10 @@ def _check_reach(space: Space) -> None:
     least = min(space.ranges["stage2.k"].ends()) if "stage2.k" in space.ranges else config.stage2.k
     if epochs <= least:
         raise ConfigError(
-            "no trial would come to an epoch of pseudo triplets, so its thresholds would change nothing",
-            got=f"{epochs} epochs a trial, and at least {least} of original triplets before the first of pseudo ones",
+            "no trial would come to an epoch of pseudo triplets, so its thresholds would change "
+            "nothing",
+            got=f"{epochs} epochs a trial, and at least {least} of original triplets before the "
+            "first of pseudo ones",
             do=f"give --tune.epochs {least + 1} or more (0: stage2.epochs), or a smaller stage2.k",
         )
 

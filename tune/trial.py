@@ -1,5 +1,4 @@
-"""One trial: filter the mined tables, train a head on cached features. No image is read and no
-encoder runs.
+"""One trial: filter the mined tables, train a head on cached features; no encoder runs.
 
 What trials share (`Tables`) lies in the object store, where worker processes read it without a
 copy.
@@ -41,7 +40,7 @@ class Tables:
 
     @classmethod
     def of(cls, context: Context, *, splits: tuple[str, ...]) -> Tables:
-        """What the stages `embed` and `mine` have written, and the data set's `splits` alone."""
+        """Read what the stages `embed` and `mine` have written, and `splits` of the data set."""
         images, texts, _ = context.features("embed")
         return cls(
             context.dataset,
@@ -51,7 +50,7 @@ class Tables:
         ).only(*splits)
 
     def only(self, *splits: str) -> Tables:
-        """The same with no gallery and no triplet of any other split."""
+        """Return the same with no gallery and no triplet of any other split."""
         dataset, allowed = self.dataset, pa.array(splits)
         narrowed = Dataset(
             dataset.images,
@@ -61,11 +60,11 @@ class Tables:
         return replace(self, dataset=narrowed)
 
     def counts(self, config: Config) -> tuple[int, int]:
-        """Original triplets, and pseudo triplets under the configuration's own thresholds."""
+        """Return the numbers of original and, under the configured thresholds, pseudo triplets."""
         return len(self.dataset.triplets_of("train")), len(filtered(self.candidates, config))
 
     def features(self) -> tuple[Features, Features]:
-        """Image and text features, as training takes them."""
+        """Return image and text features, as training takes them."""
         with warnings.catch_warnings():
             warnings.filterwarnings(
                 "ignore", "The given NumPy array is not writable"
@@ -95,11 +94,10 @@ def train(
     keep: Callable[[Fuse], None] = lambda task: None,
     triplets: int | None = None,
 ) -> Trained:
-    """Filter and train for `stage2.epochs`, chosen on the selection split, or until so many
-    triplets were seen.
+    """Filter and train for `stage2.epochs`, or until `triplets` were seen.
 
     `report` is called after each epoch with the triplets seen so far, `keep` after each that is the
-    best so far.
+    best so far on the selection split.
     """
     began = time.monotonic()
     pseudo = filtered(tables.candidates, config)
@@ -125,18 +123,18 @@ def train(
 
 
 def set_threads(config: Config) -> None:
-    """Torch's threads in the process of a trial: as many as CPUs are reserved for it, or as set."""
+    """Give torch as many threads as CPUs are reserved for a trial, or as set."""
     torch.set_num_threads(config.compute.threads or max(1, int(config.tune.cpus_per_trial)))
 
 
 def filtered(candidates: pa.Table, config: Config) -> pa.Table:
-    """The pseudo triplets that the configuration's thresholds leave."""
+    """Return the pseudo triplets that the configuration's thresholds leave."""
     kept, _ = mine.filter_candidates(candidates, **mine.resolve(candidates, config.mine))
     return kept
 
 
 def _epochs(task: Fuse, triplets: int) -> int:
-    """The least number of epochs that see so many triplets."""
+    """Return the least number of epochs that see so many triplets."""
     seen = epoch = 0
     while seen < triplets:
         seen += max(1, task.count(epoch))

@@ -101,7 +101,10 @@ def _train(config: Config, place: Path, *, until: str, **environment: str) -> No
     settings = place / "settings.yaml"
     settings.write_text(config.model_dump_json(), encoding="utf-8")  # JSON is YAML
     inherited = {
-        name: value for name, value in os.environ.items() if name not in (*SETTINGS, "RAY_ADDRESS")
+        name: value
+        for name, value in os.environ.items()
+        if name not in (*SETTINGS, "RAY_ADDRESS")
+        and not name.startswith("RAYCD_")  # `config` has them
     }
     command = [sys.executable, "-c", _RUN, "--config", str(settings), "--until", until]
     subprocess.run(command, env=inherited | environment, check=True, stdout=subprocess.DEVNULL)

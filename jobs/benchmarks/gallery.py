@@ -104,12 +104,14 @@ def _loaded(folder: Path, database: Path) -> dict[str, float]:
 def _load(folder: Path, database: Path, sending: Any) -> None:
     from serve.args import ServeArgs
     from serve.engine import Engine
-    from serve.store import Store
+    from serve.live.store import GalleryStore
 
     before, began = proportional(), time.perf_counter()
     args = ServeArgs(bundle=str(folder), gallery=str(database))
     with ThreadPoolExecutor(1) as model:
-        engine = Engine(folder, args, threads=1, model=model, store=Store.open(args, "benchmark"))
+        engine = Engine(
+            folder, args, threads=1, model=model, store=GalleryStore.open(args, "benchmark")
+        )
         engine.searcher.answer([engine.canary])
         seconds = time.perf_counter() - began
         sending.send((seconds, (proportional() - before) / 2**20))

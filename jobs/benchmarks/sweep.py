@@ -16,7 +16,7 @@ from raycd.evaluate import Metric
 from raycd.run import Run
 from raycd.runtime import cluster, pipeline, stages
 from tune.journal import Journal, Record, best
-from tune.runner import as_trial, places, run_trials
+from tune.runner import as_trial, concurrency, run_trials
 from tune.search import make_budget
 from tune.space import make_space
 from tune.trial import Tables
@@ -36,7 +36,7 @@ def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
     with cluster.connected(), tempfile.TemporaryDirectory(prefix="raycd-") as scratch:
         run = pipeline.run(config, until="mine").run
         context = stages.Context(config, run)
-        at_a_time = places(config)
+        at_a_time = concurrency(config)
         trials, wall = _sweep(context, Path(scratch))
         naive, epochs = _naive(config, run, Path(scratch))
     seconds = sum(trial["seconds"] for trial in trials)

@@ -47,11 +47,10 @@ from raycd.bundle.manifest import (
 from raycd.bundle.table import ENCODER, gallery_features, gallery_table, read_gallery, read_table
 from raycd.config import Config
 from raycd.data import moved
-from raycd.durable import replacing
+from raycd.durable import replace_folder, sha256
 from raycd.errors import WeightsError
 from raycd.index import FILES as INDEX_FILES
 from raycd.index import Index
-from raycd.index.files import sha256
 from raycd.model import encoder as encoders
 from raycd.model import fusion
 from raycd.model.encoder import Encoder
@@ -117,7 +116,7 @@ def write(
     index = build_index(
         encoder, head, features_GD, config, example_texts, threads=config.compute.threads
     )
-    with replacing(folder) as fresh:
+    with replace_folder(folder) as fresh:
         encoder.save(fresh / "encoder")
         fusion.save(head, head_config, fresh / "head")
         pq.write_table(gallery, fresh / GALLERY)

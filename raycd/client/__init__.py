@@ -1,4 +1,4 @@
-"""A client of the service, over HTTP. Importing it imports neither torch nor ray.
+"""The client of the service, over HTTP. Importing it imports neither torch nor ray.
 
     from raycd.client import Client
 

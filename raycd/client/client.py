@@ -1,4 +1,4 @@
-"""The client: one method for each path of the service."""
+"""The client: a method for each path of the service."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from raycd.client.transport import TIMEOUT_S, URL, Transport
 
 
 class Client:
-    """Asks one service; threads may share it. Close it, or use it in a `with`.
+    """A client of one service. Threads may share it; close it, or use it in a `with`.
 
-    Every method raises ServiceError where the service refuses or does not answer. Where one takes
-    `min_version`, the service waits until the gallery that it answers from is of that version or a
-    later one: that of a `Written`, say.
+    Every method raises ServiceError where the service refuses or does not answer. With
+    `min_version`, such as that of a `Written`, the service first waits until the gallery that it
+    answers from has that version or a later one.
     """
 
     def __init__(
@@ -44,16 +44,19 @@ class Client:
         timeout: float = TIMEOUT_S,
         retries: int | Retries = 4,
     ) -> None:
-        """`timeout` is in seconds, of one try; `retries` the times that a busy service is asked
-        again, or more on that.
+        """Open connections.
 
-        Raises ConfigError for an impossible url or key, and for proxies in the environment that
-        cannot be used.
+        Args:
+            timeout: Seconds of one try.
+            retries: How often a busy service is asked again.
+
+        Raises:
+            ConfigError: The url or key is impossible, or a proxy of the environment is.
         """
         patience = Retries(retries) if isinstance(retries, int) else retries
         self._service = Transport(url, api_key=api_key, timeout=timeout, retries=patience)
         self.url = self._service.url
-        """The service's, without a password."""
+        """The url of the service, without a password."""
 
     def __enter__(self) -> Self:
         return self
@@ -74,10 +77,13 @@ class Client:
         self._service.close()
 
     def search(self, *, min_version: int | None = None, **search: Unpack[Search]) -> SearchResponse:
-        """Find images: search(image="photo.jpg", text="is blue", top_k=5). The fields:
-        raycd.api.SearchRequest.
+        """Find images: search(image="photo.jpg", text="is blue", top_k=5).
 
-        Raises DataError for an impossible search and for an image that cannot be read.
+        Args:
+            search: The fields of raycd.api.SearchRequest, and `image`, a file or its bytes.
+
+        Raises:
+            DataError: The search is impossible, or its image cannot be read.
         """
         asked, image = request.read(search)
         content = request.content(request.body(asked), image)
@@ -88,11 +94,12 @@ class Client:
     def search_batch(
         self, searches: Iterable[Search | SearchRequest], *, min_version: int | None = None
     ) -> BatchResponse:
-        """Several searches in one request, at most info().limits.batch; each succeeds or fails by
-        itself.
+        """Send several searches, at most info().limits.batch, in one request.
 
-        Those that find the service too busy are sent again. Raises DataError as `search` does,
-        before any is sent.
+        Each succeeds or fails by itself. Those that find the service too busy are sent again.
+
+        Raises:
+            DataError: As `search`, before any is sent.
         """
         asked = [
             each if isinstance(each, SearchRequest) else request.as_json(each) for each in searches
@@ -109,7 +116,7 @@ class Client:
             except ServiceError as error:
                 if error.status not in retry.BUSY:
                     raise
-                break  # what the others have found is not lost
+                break  # keep the answers of the others
             for i, item in zip(busy, answered, strict=True):
                 items[i] = item
         return BatchResponse(items=items)
@@ -123,9 +130,7 @@ class Client:
         attributes: dict[str, list[str]] | None = None,
         min_version: int | None = None,
     ) -> GalleryPage:
-        """A page of the gallery in its order, of the service's usual length unless `limit` says
-        another.
-        """
+        """Return a page of the gallery, of the service's usual length unless `limit` is given."""
         pairs = [
             f"{name}:{value}" for name, values in (attributes or {}).items() for value in values
         ]
@@ -145,8 +150,9 @@ class Client:
         attributes: dict[str, list[str]] | None = None,
         min_version: int | None = None,
     ) -> Iterator[Item]:
-        """All images of the gallery, page after page. What changes meanwhile may be missed or come
-        twice.
+        """Iterate over all images of the gallery, page by page.
+
+        Images that are added or removed meanwhile may be missed, and others come twice.
         """
         limit, offset = self.info().limits.page, 0
         while True:
@@ -169,9 +175,10 @@ class Client:
         size: Literal["thumbnail", "original"] = "thumbnail",
         min_version: int | None = None,
     ) -> bytes:
-        """The picture of an image of the gallery: a small JPEG, or its file as it is.
+        """Return the picture of an image of the gallery: a small JPEG, or its original file.
 
-        Raises DataError for an impossible id.
+        Raises:
+            DataError: The id is impossible.
         """
         params = _params(min_version, size=size)
         return self._service.send("GET", gallery.path(image_id, "images"), params=params).content
@@ -186,15 +193,17 @@ class Client:
         feature: Feature | None = None,
         encoder: str | None = None,
     ) -> Written:
-        """Add an image to the gallery, or replace the one of that id: it is on the service's disk
-        when this returns.
+        """Add an image to the gallery, or replace the one of that id with all that it had.
 
-        `image` is a file or its bytes. A `feature` (D,) that is known already spares the service
-        encoding it; it needs `encoder`, the fingerprint of what gave it (info().model.fingerprint).
-        Without `image` there is no picture to show. What the image had before, such as attributes,
-        is replaced too.
+        It is on the service's disk when this returns.
 
-        Raises DataError for an impossible image and for a file that cannot be read.
+        Args:
+            image: A file or its bytes; None: there is no picture to show.
+            feature: (D,), if it is known, so that the service need not encode the image.
+            encoder: Fingerprint of the encoder of `feature`, as in info().model.fingerprint.
+
+        Raises:
+            DataError: The image is impossible, or its file cannot be read.
         """
         given = {
             "image": image,
@@ -211,11 +220,13 @@ class Client:
         )
 
     def delete(self, image_id: str, *, missing_ok: bool = False) -> Written | None:
-        """Remove an image from the gallery, its picture included; None where the service has no
-        such image.
+        """Remove an image from the gallery, with its picture.
 
-        That raises a ServiceError of status 404, unless `missing_ok`, or this is not the first try:
-        then an earlier one, whose answer was lost, has done it.
+        A missing image raises ServiceError of status 404, unless `missing_ok`, or this is not the
+        first try: then an earlier one, whose answer was lost, may have removed it.
+
+        Returns:
+            The change; None where there was no such image.
         """
         attempts = self._service.attempts()
         try:
@@ -236,32 +247,33 @@ class Client:
         root: str | PathLike[str] = "",
         per_request: int = importing.PER_REQUEST,
     ) -> Iterator[ImportItem]:
-        """Add or replace any number of images; yields what became of each, as soon as the service
-        says it.
+        """Add or replace any number of images; yield the result of each as it arrives.
 
-        An item is an ImportLine, a mapping of its fields, where `image` may be a file or its bytes,
-        or a line of JSON of the same; a blank line is none. Relative files start from `root`.
-        `line` of what is yielded is the item's number in `items`, from 1. The order is that of the
-        items, but those that were sent again come later. Of two items with one image_id the later
-        one stands.
+        A wrong item fails alone, with status 422, without being sent. One that finds the service
+        too busy, or whose answer is lost, is sent again; each request that settles an item resets
+        the count of tries. Of two items with one image_id the later one counts. Only the items of
+        one request are in memory.
 
-        An item that is wrong fails alone: status 422, without being sent. One that finds the
-        service too busy, or whose answer is lost, is sent again; a request that settles one item at
-        least begins the count of tries anew. Of `items` no more is held than one request carries:
-        `per_request` items, or a few megabytes.
+        Args:
+            items: ImportLines, mappings of their fields, where `image` may be a file or its bytes,
+                or lines of JSON of the same. Blank lines are skipped.
+            root: Folder where relative files start.
+            per_request: Items of a request, at most; so are a few megabytes.
+
+        Yields:
+            Results in the order of the items, but for those that were sent again; `line` is the
+            number of the item in `items`, from 1.
         """
         return importing.import_images(
             self._service, items, self.info().limits, root=root, per_request=per_request
         )
 
     def info(self) -> Info:
-        """The model, the index, the limits, and what can be filtered by."""
+        """Return the model, the index, the limits, and what can be filtered by."""
         return self._service.ask(Info, "GET", "/v1/info")
 
     def ready(self) -> Health:
-        """Asks once whether the service answers searches. A ServiceError of status 503 says that it
-        does not yet.
-        """
+        """Ask once whether the service answers searches; status 503 says that it does not yet."""
         return self._service.ask(Health, "GET", "/readyz", attempts=Attempts(Retries(count=0)))
 
     def _batch(
@@ -278,6 +290,6 @@ class Client:
 
 
 def _params(min_version: int | None, **others: Any) -> dict[str, Any]:
-    """The query of a request: what is not None."""
+    """Return the query parameters that are not None."""
     params = others | {"min_version": min_version}
     return {name: value for name, value in params.items() if value is not None}

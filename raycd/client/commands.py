@@ -1,4 +1,4 @@
-"""What each command of `python -m raycd.client` does. Each returns the exit code."""
+"""The commands of `python -m raycd.client`; each function returns the exit code."""
 
 from __future__ import annotations
 
@@ -38,12 +38,9 @@ def _batch(client: Client, options: argparse.Namespace) -> int:
             else stack.enter_context(Path(options.file).open("rb"))
         )
         for number, item in lines.answer(client, source):
-            told = {
-                name: value
-                for name, value in item.model_dump(mode="json").items()
-                if value is not None
-            }
-            print(json.dumps({"line": number, **told}), flush=True)
+            fields = item.model_dump(mode="json")
+            shown = {name: value for name, value in fields.items() if value is not None}
+            print(json.dumps({"line": number, **shown}), flush=True)
             total += 1
             failed += item.problem is not None
     if failed:
@@ -101,8 +98,8 @@ def _delete(client: Client, options: argparse.Namespace) -> int:
 
 
 def _info(client: Client, options: argparse.Namespace) -> int:
-    told = client.info()
-    return _print(told, table.info(told), options)
+    info = client.info()
+    return _print(info, table.info(info), options)
 
 
 def _ready(client: Client, options: argparse.Namespace) -> int:

@@ -1,9 +1,9 @@
-"""What can go wrong between client and service.
+"""Errors of the client.
 
 RaycdError
-├── ServiceError            the service refuses, does not answer, or something else answers in its place
-├── DataError               the search or image is impossible, or its file cannot be read: nothing was sent
-└── ConfigError             the url or the API key is impossible: nothing was sent
+├── ServiceError    the service refuses or does not answer, or something else answers instead of it
+├── DataError       the search or image is impossible, or its file cannot be read; nothing was sent
+└── ConfigError     the url or the API key is impossible; nothing was sent
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from raycd.api import Problem
 from raycd.errors import RaycdError
 
 PROBLEM = "application/problem+json"
-_SHOWN = 300  # characters of another's text in a message of ours
+_SHOWN = 300  # characters of a foreign text in our message
 
 
 class ServiceError(RaycdError):
@@ -24,9 +24,9 @@ class ServiceError(RaycdError):
     status: int | None = None
     """HTTP status; None where nothing answered."""
     problem: Problem | None = None
-    """What the service says; None where something else answered, such as a proxy."""
+    """The problem that the service describes; None where a proxy, say, has answered."""
     retry_after: float | None = None
-    """Seconds that the service asks to wait."""
+    """Seconds to wait, as the service asks."""
 
     def __reduce__(self) -> tuple[object, ...]:
         return (*super().__reduce__(), self.__dict__)
@@ -35,7 +35,7 @@ class ServiceError(RaycdError):
 def refused(
     response: httpx.Response, service: str, *, tries: int, retry_after: float | None
 ) -> ServiceError:
-    """The error of a response that is none of success; `service` is its url without a password."""
+    """Return the error of a response without success; `service` is its url without a password."""
     problem = _problem(response)
     request = f"{response.request.method} {_plain(response.request.url.path)}"
     error = ServiceError(
@@ -49,27 +49,26 @@ def refused(
 
 
 def unreachable(failure: httpx.RequestError, service: str, *, tries: int) -> ServiceError:
-    """The error of a request that got no answer."""
-    if isinstance(failure, httpx.TimeoutException) and not isinstance(
-        failure, httpx.ConnectTimeout
-    ):
-        return ServiceError(
-            f"{service} did not answer in time", do="raise the timeout, or see the service's log"
-        )
+    """Return the error of a request without an answer."""
+    connected = not isinstance(failure, httpx.ConnectTimeout)
+    if isinstance(failure, httpx.TimeoutException) and connected:
+        what = f"{service} did not answer in time"
+        return ServiceError(what, do="raise the timeout, or see the service's log")
     if isinstance(failure, httpx.ReadError | httpx.WriteError | httpx.RemoteProtocolError):
         remedy = "see the service's log; a body that is too large may end a connection, too"
         what = f"{service} ended the connection"
     else:
         remedy = "start the service (make serve), or give its url (url=, --url or RAYCD_URL)"
         what = f"no service answers at {service}"
-    return ServiceError(
-        what, got=f"{_plain(str(failure)) or type(failure).__name__}{_times(tries)}", do=remedy
-    )
+    got = f"{_plain(str(failure)) or type(failure).__name__}{_times(tries)}"
+    return ServiceError(what, got=got, do=remedy)
 
 
 def unreadable(response: httpx.Response, service: str, *, got: str | None = None) -> ServiceError:
-    """The error of an answer that succeeds and is not what was asked for; `got` where its body was
-    not read at once.
+    """Return the error of an answer with success and another content than was asked for.
+
+    Args:
+        got: What it is, where its body was not read at once.
     """
     error = ServiceError(
         f"the answer of {service} to {_plain(response.request.url.path)} cannot be read",
@@ -82,7 +81,7 @@ def unreadable(response: httpx.Response, service: str, *, got: str | None = None
 
 
 def cut_off(failure: httpx.RequestError | None, service: str, *, tries: int) -> ServiceError:
-    """The error of an import whose answer ends before every line was told, try after try."""
+    """Return the error of an import whose answers end before their last line, again and again."""
     return ServiceError(
         f"{service} ended its answer to an import before the last line{_times(tries)}",
         got=failure and _plain(str(failure)),
@@ -91,7 +90,7 @@ def cut_off(failure: httpx.RequestError | None, service: str, *, tries: int) -> 
 
 
 def printable(text: str) -> str:
-    """The text in one line, without what could steer a terminal."""
+    """Return the text in one line, without control characters of terminals."""
     return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
@@ -110,14 +109,14 @@ def _problem(response: httpx.Response) -> Problem | None:
 
 
 def _body(response: httpx.Response) -> str:
-    """What a body is; its text only where it is a plain one."""
+    """Describe a body, with its text if it is plain text."""
     kind = media_type(response)
     text = f": {_plain(response.text)}" if kind == "text/plain" and response.text.strip() else ""
     return f"{len(response.content):,} bytes of {_plain(kind) or 'no stated type'}{text}"
 
 
 def media_type(response: httpx.Response) -> str:
-    """The content type without its parameters."""
+    """Return the content type without its parameters."""
     kind: str = response.headers.get("content-type", "")
     return kind.partition(";")[0].strip().lower()
 
@@ -125,29 +124,24 @@ def media_type(response: httpx.Response) -> str:
 def _remedy(
     response: httpx.Response, problem: Problem | None, tries: int, retry_after: float | None
 ) -> str | None:
-    """What to do about a status; a problem's detail says it itself, mostly."""
+    """Return what to do about a status, where a problem's detail does not say it."""
     if response.status_code in (429, 503):
         later = "" if retry_after is None else f" in {retry_after:.0f} s, as it asks"
         return f"try again later{later}{_times(tries)}"
     if response.status_code == 401:
-        return (
-            "give the API key of the service: api_key= in Python, RAYCD_API_KEY on the command line"
-        )
+        return "give the service's API key: api_key= in Python, RAYCD_API_KEY on the command line"
     if response.is_redirect:
-        return f"use the url that it points to: {_plain(_place(response))}"
+        return f"use the url that it points to: {_plain(_redirect(response))}"
     if problem is None:
         return f"check the url: a proxy, or another server, may have answered{_times(tries)}"
     return "see the service's log" if response.is_server_error else None
 
 
-def _place(response: httpx.Response) -> str:
-    """Where a redirect leads, without a password."""
+def _redirect(response: httpx.Response) -> str:
+    """Return the target of a redirect, without a password."""
     try:
-        return str(
-            response.url.join(response.headers.get("location", "")).copy_with(
-                userinfo=b"", query=None
-            )
-        )
+        target = response.url.join(response.headers.get("location", ""))
+        return str(target.copy_with(userinfo=b"", query=None))
     except httpx.InvalidURL:
         return "nowhere"
 

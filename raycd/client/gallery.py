@@ -1,4 +1,4 @@
-"""An image for the gallery as Python says it, and as it goes over HTTP."""
+"""Images for the gallery: as values of Python, and as they go over HTTP."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from raycd.errors import DataError
 
 
 class Array(Protocol):
-    """What numpy's and torch's arrays have in common."""
+    """An array of numpy or torch."""
 
     def tolist(self) -> Any: ...
 
@@ -29,9 +29,12 @@ Feature = Array | Sequence[float]
 def read(
     fields: Mapping[str, Any], root: str | PathLike[str] = ""
 ) -> tuple[ImportLine, bytes | None]:
-    """The image, checked, and the bytes of its `image`, a file or its bytes. Raises DataError.
+    """Check an image; return it, and the bytes of its field `image`, a file or its bytes.
 
-    `category` may be one text, `feature` numbers (D,) or their base64 already.
+    `category` may be one text, `feature` numbers (D,) or their base64.
+
+    Raises:
+        DataError: The image is impossible, or its file cannot be read.
     """
     given = dict(fields)
     image = given.pop("image", None)
@@ -55,7 +58,7 @@ def read(
 
 
 def as_line(fields: Mapping[str, Any], root: str | PathLike[str] = "") -> ImportLine:
-    """The image with its picture inside, as an import needs it. Raises DataError."""
+    """Return the image with its picture in base64, as an import needs it. Raises DataError."""
     line, image = read(fields, root)
     if image is not None:
         line.image_base64 = base64.b64encode(image).decode()
@@ -63,13 +66,13 @@ def as_line(fields: Mapping[str, Any], root: str | PathLike[str] = "") -> Import
 
 
 def path(image_id: str, of: str = "gallery") -> str:
-    """Where an image of the gallery is, or its picture (`of` images). Raises DataError."""
+    """Return the path of an image of the gallery, or of its picture (`of` images).
+
+    Raises:
+        DataError: A URL cannot carry the id.
+    """
     try:
-        if isinstance(image_id, str) and image_id.strip() not in (
-            "",
-            ".",
-            "..",
-        ):  # a URL cannot carry these
+        if isinstance(image_id, str) and image_id.strip() not in ("", ".", ".."):
             return f"/v1/{of}/{quote(image_id, safe='')}"
     except UnicodeEncodeError:  # of a command line that is not UTF-8, say
         pass
@@ -81,7 +84,7 @@ def path(image_id: str, of: str = "gallery") -> str:
 
 
 def _base64(feature: Feature) -> str:
-    """The numbers (D,) as little-endian float32 in base64. Raises DataError."""
+    """Return numbers (D,) as little-endian float32 in base64. Raises DataError."""
     try:
         numbers = feature if isinstance(feature, Sequence) else feature.tolist()
         if not all(map(math.isfinite, numbers)):

@@ -1,4 +1,4 @@
-"""A stream in parts that a request can carry."""
+"""Groups of a stream that each fit in a request."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Protocol, TypeVar
 
 
 class Sized(Protocol):
-    """Something that takes room in a request."""
+    """A part of a request."""
 
     @property
     def size(self) -> int:
@@ -18,9 +18,7 @@ Part = TypeVar("Part", bound=Sized)
 
 
 def split(parts: Iterable[Part], *, most: int, room: int) -> Iterator[list[Part]]:
-    """As many parts at once as fit: at most `most`, and `room` bytes; one that is larger than that
-    goes alone.
-    """
+    """Group parts: at most `most` of them and `room` bytes; a larger part is a group itself."""
     group: list[Part] = []
     used = 0
     for part in parts:

@@ -1,6 +1,4 @@
-"""`python -m raycd.client import`: a file into the gallery; failures as they come, and at the end
-how many are in.
-"""
+"""The command `python -m raycd.client import`: it imports a file and reports failures at once."""
 
 from __future__ import annotations
 
@@ -24,22 +22,22 @@ TABLES = (".csv", ".parquet")
 
 @dataclass
 class _Tally:
-    told: int = 0
+    settled: int = 0
     done: int = 0
     version: int = 0
 
     def add(self, item: ImportItem) -> None:
-        self.told += 1
+        self.settled += 1
         self.done += item.problem is None
         self.version = max(self.version, item.version or 0)
 
     def __str__(self) -> str:
         version = f", version {self.version:,}" if self.version else ""
-        return f"{self.done:,} of {self.told:,} images are in the gallery{version}"
+        return f"{self.done:,} of {self.settled:,} images are in the gallery{version}"
 
 
 def import_images(client: Client, options: argparse.Namespace) -> int:
-    """Import a file; returns the exit code, 2 where an image failed."""
+    """Import a file; return the exit code, 2 where an image failed."""
     tally = _Tally()
     with ExitStack() as stack:
         items, root = _source(options.file, stack)
@@ -56,30 +54,28 @@ def import_images(client: Client, options: argparse.Namespace) -> int:
                 if report:
                     report.write(f"{item.model_dump_json(exclude_none=True)}\n")
                 if item.problem:
-                    name = (
-                        f"line {item.line}"
-                        if item.image_id is None
-                        else f"{item.image_id!r} (line {item.line})"
-                    )
+                    line = f"line {item.line}"
+                    name = line if item.image_id is None else f"{item.image_id!r} ({line})"
                     progress.say(printable(f"{name}: {item.problem.detail}"))
                 if bar:
                     bar.advance()
-        except BaseException:  # Ctrl-C, too: what is on the service's disk is worth knowing
-            if tally.told:
+        except BaseException:  # Ctrl-C, too: show how much is on the service's disk
+            if tally.settled:
                 progress.say(f"stopped: {tally}; others may be: import the same again")
             raise
-    counts = {"images": tally.told, "imported": tally.done, "version": tally.version or None}
+    counts = {"images": tally.settled, "imported": tally.done, "version": tally.version or None}
     print(json.dumps(counts) if hasattr(options, "json") else tally)
-    return 0 if tally.done == tally.told else cli.EXIT_MISTAKE
+    return 0 if tally.done == tally.settled else cli.EXIT_MISTAKE
 
 
 def _source(file: str, stack: ExitStack) -> tuple[Iterable[bytes | Mapping[str, Any]], Path]:
-    """The images of a file, and where the paths in it start."""
+    """Return the images of a file, and the folder where the paths in it start."""
     if file == "-":
         return sys.stdin.buffer, Path()
     path = Path(file)
     if path.suffix.lower() not in TABLES:
         return stack.enter_context(path.open("rb")), path.parent
-    from raycd.client import manifest  # Arrow takes long to import, and no other command needs it
+    # Imported here: it imports Arrow, which takes long, and no other command needs it.
+    from raycd.client import gallery_table
 
-    return manifest.read(path), path.parent
+    return gallery_table.read(path), path.parent

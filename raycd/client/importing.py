@@ -1,4 +1,4 @@
-"""Many images into the gallery: lines of JSON out, what became of each back, request after request."""
+"""Imports: lines of JSON go to the service and their results come back, request after request."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from raycd.errors import DataError
 Importable = ImportLine | Mapping[str, Any] | bytes | str
 PATH = "/v1/gallery:import"
 LINES = "application/x-ndjson"
-# The answer comes while lines still go out, and who sends does not read: requests stay so small
-# that what comes meanwhile fits the buffers of the connection.
+# The answer comes while lines are still sent, and httpx does not read while it sends: requests are
+# so small that the answer fits the buffers of the connection.
 PER_REQUEST = 256
 REQUEST_BYTES = 4_000_000
 
 
 @dataclass(frozen=True)
-class Line:
-    """An item that was read: a line to send, or what is wrong with it."""
+class ParsedItem:
+    """An item as a line to send, or what is wrong with it."""
 
     number: int
-    """Of the item in the whole input, from 1."""
+    """Number of the item in the whole input, from 1."""
     image_id: str | None = None
     body: bytes = b""
     refusal: ImportItem | None = None
@@ -54,17 +54,13 @@ def import_images(
     root: str | PathLike[str],
     per_request: int,
 ) -> Iterator[ImportItem]:
-    """What became of each item; as Client.import_images says. Raises ServiceError."""
+    """Yield the result of each item, see Client.import_images. Raises ServiceError."""
     lines = (_read(number, item, root) for number, item in enumerate(items, 1) if not _blank(item))
-    most, room = (
-        max(1, min(per_request, limits.import_lines)),
-        min(REQUEST_BYTES, limits.body_bytes),
-    )
-    for group in groups.split(lines, most=most, room=room):
+    most = max(1, min(per_request, limits.import_lines))
+    for group in groups.split(lines, most=most, room=min(REQUEST_BYTES, limits.body_bytes)):
         refused = [line.refusal for line in group if line.refusal is not None]
-        with closing(
-            _settle_all(service, [line for line in group if line.refusal is None])
-        ) as settled:
+        accepted = [line for line in group if line.refusal is None]
+        with closing(_settle_all(service, accepted)) as settled:
             yield from heapq.merge(refused, settled, key=lambda item: item.line)
 
 
@@ -72,7 +68,7 @@ def _blank(item: object) -> bool:
     return isinstance(item, bytes | str) and not item.strip()
 
 
-def _read(number: int, item: Importable, root: str | PathLike[str]) -> Line:
+def _read(number: int, item: Importable, root: str | PathLike[str]) -> ParsedItem:
     image_id = None
     try:
         fields = json.loads(item) if isinstance(item, bytes | str) else item
@@ -80,24 +76,21 @@ def _read(number: int, item: Importable, root: str | PathLike[str]) -> Line:
             image_id = fields.get("image_id")
             fields = gallery.as_line(fields, root)
         if not isinstance(fields, ImportLine):
-            raise DataError(
-                "the image is impossible",
-                got=type(fields).__name__,
-                expected="an object of its fields",
-            )
-        return Line(
-            number, fields.image_id, fields.model_dump_json(exclude_unset=True).encode() + b"\n"
-        )
+            got = type(fields).__name__
+            what = "the image is impossible"
+            raise DataError(what, got=got, expected="an object of its fields")
+        body = fields.model_dump_json(exclude_unset=True).encode() + b"\n"
+        return ParsedItem(number, fields.image_id, body)
     except DataError as error:
         detail = " ".join(str(error).split())
     except (ValueError, RecursionError) as error:
         detail = f"it is not JSON: {error}"
     known = _utf8(image_id) if isinstance(image_id, str) else None
-    return Line(number, refusal=_refusal(number, known, _problem(422, _utf8(detail))))
+    return ParsedItem(number, refusal=_refusal(number, known, _problem(422, _utf8(detail))))
 
 
 def _utf8(text: str) -> str:
-    """The text without lone surrogates, which JSON can spell and no file can hold."""
+    """Return the text without lone surrogates, which JSON can have and UTF-8 cannot."""
     return text.encode(errors="replace").decode()
 
 
@@ -109,11 +102,12 @@ def _problem(status: int, detail: str) -> Problem:
     return Problem(title=HTTPStatus(status).phrase, status=status, detail=detail)
 
 
-def _settle_all(service: Transport, lines: list[Line]) -> Generator[ImportItem]:
-    """What became of each line. An image that stands twice goes in two requests: no retry undoes
-    the later one.
+def _settle_all(service: Transport, lines: list[ParsedItem]) -> Generator[ImportItem]:
+    """Yield the result of each line.
+
+    Two lines of one image go in two requests, so that no retry undoes the later one.
     """
-    together: dict[str | None, Line] = {}
+    together: dict[str | None, ParsedItem] = {}
     for line in lines:
         if line.image_id in together:
             yield from _settle(service, list(together.values()))
@@ -122,13 +116,12 @@ def _settle_all(service: Transport, lines: list[Line]) -> Generator[ImportItem]:
     yield from _settle(service, list(together.values()))
 
 
-def _settle(service: Transport, lines: list[Line]) -> Generator[ImportItem]:
-    """What became of each line, after as many requests as it takes: those that are sent again come
-    last.
+def _settle(service: Transport, lines: list[ParsedItem]) -> Generator[ImportItem]:
+    """Yield the result of each line; those that are sent again come last.
 
-    These are the lines that found the service busy, and those that a broken answer says nothing of.
-    A request that settles a line has been worth it, and the tries are counted anew: through a proxy
-    that ends every connection after a minute, an import still gets to its end.
+    These are the lines that found the service busy, and those that a broken answer does not
+    contain. A request that settles a line resets the count of tries: through a proxy that ends
+    every connection after a minute, an import still completes.
     """
     attempts = service.attempts()
     while lines:
@@ -157,9 +150,14 @@ def _settle(service: Transport, lines: list[Line]) -> Generator[ImportItem]:
             return
 
 
-def _answer(service: Transport, lines: list[Line], attempts: Attempts) -> Generator[ImportItem]:
-    """What one request says of its lines. Raises ServiceError, and httpx.RequestError where the
-    answer breaks off.
+def _answer(
+    service: Transport, lines: list[ParsedItem], attempts: Attempts
+) -> Generator[ImportItem]:
+    """Send one request; yield the results of its lines.
+
+    Raises:
+        ServiceError: The service refuses it, or its answer cannot be read.
+        httpx.RequestError: The answer breaks off.
     """
     content, headers = b"".join(line.body for line in lines), {"Content-Type": LINES}
     try:
@@ -169,29 +167,28 @@ def _answer(service: Transport, lines: list[Line], attempts: Attempts) -> Genera
     except ServiceError as error:
         if error.status != 413 or len(lines) > 1:
             raise
-        yield _refusal(
-            lines[0].number, lines[0].image_id, error.problem or _problem(413, error.what)
-        )
+        [line] = lines
+        problem = error.problem or _problem(413, error.what)
+        yield _refusal(line.number, line.image_id, problem)
         return
     with closing(response):
         if errors.media_type(response) != LINES:
             response.read()
             raise errors.unreadable(response, service.url)
-        untold = dict(enumerate(lines, 1))
+        open_lines = dict(enumerate(lines, 1))
         for text in _whole_lines(response.iter_bytes()):
             item = _item(text)
             if item is not None and item.line == len(lines) + 1 and item.status in retry.BUSY:
-                continue  # the service's time was over while it waited for more
-            line = None if item is None else untold.pop(item.line, None)
-            if item is None or line is None:
-                raise errors.unreadable(
-                    response, service.url, got="a line of it that tells of none that was sent"
-                )
-            yield item.model_copy(update={"line": line.number, "image_id": line.image_id})
+                continue  # the service's time limit was reached while it waited for more lines
+            sent = None if item is None else open_lines.pop(item.line, None)
+            if item is None or sent is None:
+                got = "a line of it that belongs to none that was sent"
+                raise errors.unreadable(response, service.url, got=got)
+            yield item.model_copy(update={"line": sent.number, "image_id": sent.image_id})
 
 
 def _whole_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Lines by their line feeds alone; a last one without was cut off and says nothing."""
+    """Yield lines that end with a line feed; a last one without it was cut off."""
     rest = b""
     for chunk in chunks:
         *whole, rest = (rest + chunk).split(b"\n")

@@ -1,8 +1,7 @@
-"""Searches from JSON Lines, answers as JSON Lines: any number of them, in the order of the lines.
+"""Any number of searches in JSON Lines, and their answers in the order of the lines.
 
 A line is the body of a search (raycd.api.SearchRequest), where `image` may name a file. Its answer
-is a BatchItem and the line's number. A line that is wrong gets a problem of its own and stops no
-other.
+is a BatchItem with the line's number. A wrong line gets a problem of its own, and the others go on.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ from raycd.client.errors import ServiceError
 from raycd.client.request import Search
 from raycd.errors import DataError
 
-_ENVELOPE = 100  # bytes of a batch's body around its searches
+_ENVELOPE = 100  # bytes of a batch's body beside its searches, at most
 
 
 @dataclass(frozen=True)
-class Line:
-    """A line that was read: a search, or what is wrong with it."""
+class ParsedSearch:
+    """A line as a search, or what is wrong with it."""
 
     number: int
     search: SearchRequest | None = None
@@ -34,9 +33,7 @@ class Line:
 
 
 def answer(client: Client, lines: Iterable[bytes]) -> Iterator[tuple[int, BatchItem]]:
-    """(number of the line, its answer) for each line that is not blank. Raises ServiceError: no
-    service, no answers.
-    """
+    """Yield number and answer of each line that is not blank. Raises ServiceError."""
     read = (_read(number, line) for number, line in enumerate(lines, start=1) if line.strip())
     limits = client.info().limits
     for batch in groups.split(read, most=limits.batch, room=limits.body_bytes - _ENVELOPE):
@@ -45,17 +42,21 @@ def answer(client: Client, lines: Iterable[bytes]) -> Iterator[tuple[int, BatchI
             yield line.number, line.refusal or next(found)
 
 
-def _read(number: int, line: bytes) -> Line:
+def _read(number: int, line: bytes) -> ParsedSearch:
     try:
         fields = json.loads(line)
         if not isinstance(fields, dict):
             raise DataError(f"got {type(fields).__name__}, expected a JSON object")
         search = request.as_json(cast(Search, fields))
     except (ValueError, RecursionError) as error:
-        return Line(number, refusal=_refusal(f"line {number} is not JSON: {error}"))
+        return ParsedSearch(number, refusal=_refusal(f"line {number} is not JSON: {error}"))
     except DataError as error:
-        return Line(number, refusal=_refusal(f"line {number}: {' '.join(str(error).split())}"))
-    return Line(number, search, size=len(search.model_dump_json(exclude_unset=True).encode()) + 1)
+        return ParsedSearch(
+            number, refusal=_refusal(f"line {number}: {' '.join(str(error).split())}")
+        )
+    return ParsedSearch(
+        number, search, size=len(search.model_dump_json(exclude_unset=True).encode()) + 1
+    )
 
 
 def _refusal(detail: str) -> BatchItem:
@@ -69,6 +70,4 @@ def _search(client: Client, searches: list[SearchRequest]) -> list[BatchItem]:
         if error.status != 413 or len(searches) > 1:
             raise
         problem = error.problem or Problem(title="Content Too Large", status=413, detail=error.what)
-        return [
-            BatchItem(status=413, problem=problem)
-        ]  # one image that is larger than all that the service takes
+        return [BatchItem(status=413, problem=problem)]  # one image above the service's limit

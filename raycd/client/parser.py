@@ -9,20 +9,21 @@ from raycd.errors import DataError
 
 _IMPORT = """import gallery.csv --report report.jsonl
 
-A line of JSON Lines is an object of image_id, image (a file), category (one or a list) and attributes; instead of or
-beside image, feature (numbers, or base64 of little-endian float32) and encoder. A table (.csv, .parquet) is a gallery
-table of docs/data.md: image_id, path, category, attributes or further columns. Paths start from the file's folder, or
-from --root, which is data.root where the table is that of a training.
+A line of JSON Lines is an object of image_id, image (a file), category (one or a list) and
+attributes; instead of or beside image, feature (numbers, or base64 of little-endian float32) and
+encoder. A table (.csv, .parquet) is a gallery table of docs/data.md: image_id, path, category,
+attributes or further columns. Paths start from the file's folder, or from --root, which is
+data.root where the table is that of a training.
 An import that was stopped may be run again as it is."""
 
 
 def build() -> argparse.ArgumentParser:
-    """The parser; `command` of what it reads is the subcommand."""
+    """Return the parser; `command` of its result is the subcommand."""
     everywhere = _everywhere()
     parser = argparse.ArgumentParser(
         prog="python -m raycd.client",
         description="Ask a raycd service.",
-        epilog="The environment variable RAYCD_API_KEY holds the API key, where the service wants one.",
+        epilog="The environment variable RAYCD_API_KEY has the API key, if the service needs one.",
         parents=[everywhere],
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -45,9 +46,8 @@ def build() -> argparse.ArgumentParser:
         )
     )
     batch = command("batch", "Answer every line of a JSON Lines file, as JSON Lines.")
-    batch.add_argument(
-        "file", help='Searches, such as {"image": "x.jpg", "text": "is blue"}; - is standard input.'
-    )
+    searches = 'Searches, such as {"image": "x.jpg", "text": "is blue"}; - is standard input.'
+    batch.add_argument("file", help=searches)
     _gallery(command("gallery", "List images of the gallery."))
     image = command("image", "Fetch the picture of an image of the gallery.")
     image.add_argument("image_id")
@@ -74,13 +74,13 @@ def build() -> argparse.ArgumentParser:
             "import", "Add or replace the images of a file; exit code 2 where one failed.", _IMPORT
         )
     )
-    command("info", "Tell the model, the index, the limits and the categories.")
-    command("ready", "Tell whether the service answers searches; exit code 2 if not.")
+    command("info", "Show the model, the index, the limits and the categories.")
+    command("ready", "Show whether the service answers searches; exit code 2 if not.")
     return parser
 
 
 def attributes(pairs: list[str]) -> dict[str, list[str]]:
-    """["colour:blue", "colour:red"] -> {"colour": ["blue", "red"]}."""
+    """Group pairs: ["colour:blue", "colour:red"] -> {"colour": ["blue", "red"]}."""
     wanted: dict[str, list[str]] = {}
     for pair in pairs:
         name, _, value = pair.partition(":")
@@ -89,22 +89,22 @@ def attributes(pairs: list[str]) -> dict[str, list[str]]:
 
 
 def labels(pairs: list[str]) -> dict[str, str]:
-    """["colour:blue"] -> {"colour": "blue"}, of an image, which has one value of each. Raises
-    DataError.
+    """Return an image's attributes: ["colour:blue"] -> {"colour": "blue"}.
+
+    Raises:
+        DataError: An attribute has several values.
     """
     for name, values in (named := attributes(pairs)).items():
         if len(values) > 1:
-            raise DataError(
-                f"the image has {len(values)} values of an attribute",
-                got=name,
-                expected="one of each",
-            )
+            what = f"the image has {len(values)} values of an attribute"
+            raise DataError(what, got=name, expected="one of each")
     return {name: value for name, [value] in named.items()}
 
 
 def _everywhere() -> argparse.ArgumentParser:
-    """Options before or after the subcommand: without defaults, or the second parser would undo the
-    first one's.
+    """Return the parser of options before or after the subcommand.
+
+    They have no defaults: those of the subcommand's parser would replace values of the first one.
     """
     parser = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     parser.add_argument("--url", help=f"The service's url. (RAYCD_URL, or {URL})")
@@ -115,13 +115,12 @@ def _everywhere() -> argparse.ArgumentParser:
         "--retries", type=_count, metavar="N", help="Times that a busy service is asked again. (4)"
     )
     parser.add_argument("--json", action="store_true", help="Print JSON instead of a table.")
+    parser.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
     return parser
 
 
 def _search(parser: argparse.ArgumentParser) -> None:
-    """Each option has the name of a field of SearchRequest, and no default: the service has its
-    own.
-    """
+    """Add an option for each field of SearchRequest, without defaults: the service has its own."""
     parser.argument_default = argparse.SUPPRESS
     image = parser.add_mutually_exclusive_group()
     image.add_argument("--image", metavar="FILE", help="The reference image.")

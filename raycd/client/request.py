@@ -1,6 +1,4 @@
-"""What is asked, as Python says it and as it goes over HTTP: searches here, images of the gallery
-in gallery.py.
-"""
+"""Searches as values of Python, and as they go over HTTP; gallery.py does that for images."""
 
 from __future__ import annotations
 
@@ -17,9 +15,7 @@ from raycd.errors import DataError
 
 
 class Search(TypedDict, total=False):
-    """The fields of raycd.api.SearchRequest, which says what each means; and `image`, a file or its
-    bytes.
-    """
+    """The fields of raycd.api.SearchRequest, and `image`, a file or its bytes."""
 
     image: str | PathLike[str] | bytes | None
     image_id: str | None
@@ -38,31 +34,25 @@ class Search(TypedDict, total=False):
 
 
 def read(search: Search) -> tuple[SearchRequest, bytes | None]:
-    """The search, checked, and the bytes of its `image`. Raises DataError."""
+    """Check a search; return it, and the bytes of its `image`. Raises DataError."""
     fields: dict[str, Any] = dict(search)
     image = fields.pop("image", None)
     try:
         request = SearchRequest.model_validate(fields)
     except ValidationError as error:
-        raise DataError(
-            "the search is impossible", got=wrong(error), do="see raycd.api.SearchRequest"
-        ) from error
+        what, do = "the search is impossible", "see raycd.api.SearchRequest"
+        raise DataError(what, got=wrong(error), do=do) from error
     if image is None:
         return request, None
-    others = [
-        name
-        for name in ("image_id", "image_base64", "image_url")
-        if getattr(request, name) is not None
-    ]
-    if others:
-        raise DataError(
-            "the search is impossible", got=f"image and {others[0]}", expected="one of them"
-        )
+    for name in ("image_id", "image_base64", "image_url"):
+        if getattr(request, name) is not None:
+            got = f"image and {name}"
+            raise DataError("the search is impossible", got=got, expected="one of them")
     return request, file(image)
 
 
 def as_json(search: Search) -> SearchRequest:
-    """The search with its image inside, as a batch needs it. Raises DataError."""
+    """Return the search with its image in base64, as a batch needs it. Raises DataError."""
     request, image = read(search)
     if image is not None:
         request.image_base64 = base64.b64encode(image).decode()
@@ -70,12 +60,12 @@ def as_json(search: Search) -> SearchRequest:
 
 
 def body(request: BaseModel) -> dict[str, Any]:
-    """The fields that were given: the service has defaults of its own for the rest."""
+    """Return the fields that were set: the service has its own defaults for the others."""
     return request.model_dump(mode="json", exclude_unset=True)
 
 
 def content(body: dict[str, Any], image: bytes | None) -> dict[str, Any]:
-    """The body as httpx takes it: JSON, or a form with the file `image`."""
+    """Return the arguments of httpx for a body: JSON, or a form with the file `image`."""
     if image is None:
         return {"json": body}
     fields = {name: value for name, value in body.items() if value is not None}
@@ -85,7 +75,7 @@ def content(body: dict[str, Any], image: bytes | None) -> dict[str, Any]:
 
 
 def wrong(error: ValidationError) -> str:
-    """Each wrong field and why."""
+    """Describe each wrong field."""
     details = [
         (".".join(map(str, detail["loc"])), detail["msg"])
         for detail in error.errors(include_url=False)
@@ -96,12 +86,12 @@ def wrong(error: ValidationError) -> str:
 
 
 def file(image: str | PathLike[str] | bytes, root: str | PathLike[str] = "") -> bytes:
-    """The bytes of an image; a relative file starts from `root`. Raises DataError."""
+    """Return the bytes of an image; a relative file starts from `root`. Raises DataError."""
     if isinstance(image, bytes):
         return image
     try:
         return Path(root, image).read_bytes()
-    except (OSError, TypeError, ValueError) as error:  # TypeError: no path; ValueError: a NUL in it
+    except (OSError, TypeError, ValueError) as error:  # not a path; a path with a NUL
         reason = getattr(error, "strerror", None) or error
         raise DataError(
             f"cannot read the image {str(image)!r}",
@@ -111,9 +101,10 @@ def file(image: str | PathLike[str] | bytes, root: str | PathLike[str] = "") -> 
 
 
 def _start(image: object, root: str | PathLike[str]) -> str:
-    """Where the path started, in words, where `root` said so."""
+    """Describe where the path started, if it was `root`."""
     if isinstance(image, str) and "://" in image:
         return " of this machine: the client fetches no URIs"
     if str(root) == "" or not isinstance(image, str | PathLike) or Path(image).is_absolute():
         return ""
-    return f" in {Path(root).absolute()}; where paths start from another folder, name it by --root (root=)"
+    folder = Path(root).absolute()
+    return f" in {folder}; where paths start from another folder, name it by --root (root=)"

@@ -1,4 +1,4 @@
-"""When a request is sent again, and how long that waits."""
+"""Retries: when a request is sent again, and after which time."""
 
 from __future__ import annotations
 
@@ -13,26 +13,20 @@ import httpx
 
 from raycd.client import errors
 
-BUSY = (429, 503)  # the statuses after which the same request may succeed
-LOST = (
-    500,
-    502,
-    504,
-)  # of what stands before the service, when the replica that was at work has ended
+BUSY = (429, 503)  # the service may answer the same request later
+LOST = (500, 502, 504)  # of a proxy before the service, when the replica at work has died
 
 _FIRST_S, _LONGEST_S = 0.25, 8.0
 
 
 @dataclass(frozen=True)
 class Retries:
-    """How patient a client is with a busy service, a lost replica and a broken connection; all else
-    is tried once.
-    """
+    """The retries after a busy service, a dead replica or a broken connection, and nothing else."""
 
     count: int = 4
-    """Times that a request is sent again."""
+    """How often a request is sent again."""
     deadline: float = 120.0
-    """Seconds for a request with all its tries: no wait begins that would end later."""
+    """Seconds of a request with all its tries: a wait that would end later does not begin."""
     sleep: Callable[[float], object] = field(default=time.sleep, repr=False)
     clock: Callable[[], float] = field(default=time.monotonic, repr=False)
 
@@ -47,15 +41,17 @@ class Attempts:
 
     @property
     def remaining(self) -> float:
-        """Seconds until the deadline; never less than 1 ms, for a timeout cannot be 0."""
+        """Seconds until the deadline, at least 1 ms: a timeout cannot be 0."""
         return max(0.001, self._end - self._retries.clock())
 
     def again(self, after: float | None = None) -> bool:
-        """Wait, at least `after` seconds where the service asks for that, and say True; False: give
-        up.
+        """Wait for the next try and return True, or return False to give up.
 
-        The wait doubles from try to try. A part of it is random, also on top of `after`, so that
-        clients that were refused together do not come back together.
+        The wait doubles from try to try. A part of it is random, so that clients that were refused
+        together do not come back together.
+
+        Args:
+            after: Seconds that the service asks to wait; the random part comes on top.
         """
         backoff = min(_LONGEST_S, _FIRST_S * 2 ** (self.made - 1)) * random.uniform(0.5, 1)
         wait = (after or 0.0) + backoff
@@ -67,33 +63,28 @@ class Attempts:
 
 
 def retry_after(response: httpx.Response) -> float | None:
-    """Seconds of the header Retry-After, which is a number or a date; None where it is absent or
-    malformed.
-    """
+    """Return the seconds of Retry-After, a number or a date; None where absent or malformed."""
     value = response.headers.get("retry-after", "").strip()
     if value.isascii() and value.isdigit():
         return float(value)
     try:
         date = parsedate_to_datetime(value)
-        return max(
-            0.0, (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - time.time()
-        )
+        date = date if date.tzinfo else date.replace(tzinfo=UTC)
+        return max(0.0, date.timestamp() - time.time())
     except (ValueError, OverflowError):
         return None
 
 
 def may_succeed(response: httpx.Response) -> bool:
-    """Whether the same request may get another answer soon. To send one twice does no harm: each
-    sets a state.
-    """
+    """Return whether the same request may succeed soon. All requests are idempotent."""
     ours = errors.media_type(response) == errors.PROBLEM
     return response.status_code in BUSY or (response.status_code in LOST and not ours)
 
 
 def is_passing(failure: httpx.RequestError) -> bool:
-    """Whether a failure to get an answer may be over soon. A service that is too slow only gets
-    slower by more.
+    """Return whether the cause of a missing answer may pass soon.
+
+    A slow service (ReadTimeout) would only become slower by more requests.
     """
-    return isinstance(
-        failure, httpx.NetworkError | httpx.ConnectTimeout | httpx.RemoteProtocolError
-    )
+    passing = httpx.NetworkError | httpx.ConnectTimeout | httpx.RemoteProtocolError
+    return isinstance(failure, passing)

@@ -1,4 +1,4 @@
-"""Answers as a terminal shows them."""
+"""Answers as text for terminals."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from raycd.client.errors import printable
 
 
 def results(found: SearchResponse, *, offset: int) -> str:
-    """Ranks, and how many images there are to page through."""
+    """Return a table of results, and their number of all images."""
     rows = [
         (
             str(rank),
@@ -26,38 +26,40 @@ def results(found: SearchResponse, *, offset: int) -> str:
 
 
 def gallery(page: GalleryPage) -> str:
-    """A page of the gallery."""
+    """Return a table of a page of the gallery."""
     rows = [(item.image_id, item.category, _pairs(item.attributes)) for item in page.items]
-    return f"{_table(('image_id', 'category', 'attributes'), rows)}\n{_range(page.offset, len(rows), page.total)}"
+    text = _table(("image_id", "category", "attributes"), rows)
+    return f"{text}\n{_range(page.offset, len(rows), page.total)}"
 
 
 def written(change: Written) -> str:
-    """What a put has done."""
-    return printable(
-        f"{'added' if change.created else 'replaced'} {change.image_id}, version {change.version:,}"
-    )
+    """Describe what a put has done."""
+    what = "added" if change.created else "replaced"
+    return printable(f"{what} {change.image_id}, version {change.version:,}")
 
 
 def deleted(change: Written) -> str:
-    """What a delete has done."""
+    """Describe what a delete has done."""
     return printable(f"deleted {change.image_id}, version {change.version:,}")
 
 
-def info(told: Info) -> str:
-    """What the service is, in a few lines."""
-    model, index, limits = told.model, told.index, told.limits
+def info(service: Info) -> str:
+    """Describe the service in a few lines."""
+    model, index, limits = service.model, service.index, service.limits
     lines = {
-        "service": f"raycd {told.version}",
+        "service": f"raycd {service.version}",
         "model": f"{model.encoder} ({model.fingerprint}), head {model.head}, preset {model.preset}",
-        "index": f"{index.kind}, {index.size:,} images, version {index.version}, recall {index.recall:.3f}",
-        "limits": f"top_k {limits.top_k}, batch {limits.batch}, {limits.text_characters:,} characters, "
-        f"{limits.body_bytes:,} bytes, images {' '.join(limits.formats)}",
-        "categories": ", ".join(f"{name} {count:,}" for name, count in told.categories.items()),
+        "index": f"{index.kind}, {index.size:,} images, version {index.version}, "
+        f"recall {index.recall:.3f}",
+        "limits": f"top_k {limits.top_k}, batch {limits.batch}, "
+        f"{limits.text_characters:,} characters, {limits.body_bytes:,} bytes, "
+        f"images {' '.join(limits.formats)}",
+        "categories": ", ".join(f"{name} {count:,}" for name, count in service.categories.items()),
         **{
             name: ", ".join(f"{value} {n:,}" for value, n in counts.items())
-            for name, counts in told.attributes.items()
+            for name, counts in service.attributes.items()
         },
-        "try": "; ".join(told.example_texts[:3]),
+        "try": "; ".join(service.example_texts[:3]),
     }
     width = max(map(len, lines)) + 2
     return "\n".join(
@@ -66,13 +68,13 @@ def info(told: Info) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
-    """Columns as wide as they need to be; those of the places `right` are set flush right."""
+    """Return rows in columns as wide as needed; those at indices `right` are right-aligned."""
     lines = [list(map(printable, row)) for row in (head, *rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(
-            cell.rjust(width) if place in right else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in lines
     )

@@ -1,6 +1,4 @@
-"""The way to one service: a request out, with as many tries as it takes, and an answer back or a
-ServiceError.
-"""
+"""The transport to a service: requests with retries, and answers or ServiceError."""
 
 from __future__ import annotations
 
@@ -17,7 +15,7 @@ from raycd.errors import ConfigError
 from raycd.redact import without_passwords
 
 URL = "http://127.0.0.1:8000"
-TIMEOUT_S = 40.0  # longer than the service's own 30 s, so that its refusal is heard
+TIMEOUT_S = 40.0  # longer than the service's own 30 s, so that its refusal arrives
 _PROXIES = ("all_proxy", "http_proxy", "https_proxy", "no_proxy")
 
 Answer = TypeVar("Answer", bound=BaseModel)
@@ -27,14 +25,14 @@ class Transport:
     """The connections to one service; threads may share it."""
 
     def __init__(self, url: str, *, api_key: str | None, timeout: float, retries: Retries) -> None:
-        """`timeout` is in seconds, of one try.
+        """Open connections; `timeout` is in seconds, of one try.
 
-        Raises ConfigError for an impossible url, key or proxy, and for certificates that cannot be
-        read.
+        Raises:
+            ConfigError: A url, key or proxy is impossible, or a certificate cannot be read.
         """
         address = _address(url)
         self.url = str(address.copy_with(userinfo=b"")).rstrip("/")
-        """The service's, without a password."""
+        """The url of the service, without a password."""
         self._timeout, self._retries = timeout, retries
         headers = _headers(api_key)
         try:
@@ -47,7 +45,7 @@ class Transport:
         self._http.close()
 
     def attempts(self) -> Attempts:
-        """The tries of a request that begins now."""
+        """Return the tries of a request that begins now."""
         return Attempts(self._retries)
 
     def send(
@@ -59,8 +57,10 @@ class Transport:
         stream: bool = False,
         **content: Any,
     ) -> httpx.Response:
-        """The response of success; with `stream` its body is still to be read, and it is the
-        caller's to close.
+        """Send a request, with retries; return its successful response.
+
+        Args:
+            stream: Do not read the body; the caller has to close the response.
         """
         attempts = attempts or self.attempts()
         while True:
@@ -69,7 +69,7 @@ class Transport:
                 request = self._http.build_request(method, path, timeout=timeout, **content)
                 response = self._http.send(request, stream=stream)
                 if not response.is_success:
-                    response.read()  # what refuses is short, and its words are needed
+                    response.read()  # a refusal is short, and its body is needed
             except httpx.RequestError as failure:
                 if retry.is_passing(failure) and attempts.again():
                     continue
@@ -81,11 +81,11 @@ class Transport:
                 raise errors.refused(response, self.url, tries=attempts.made, retry_after=after)
 
     def ask(self, kind: type[Answer], method: str, path: str, **content: Any) -> Answer:
-        """Send, and read the answer as what it is to be."""
+        """Send a request, and read the answer as a model."""
         return self.read(self.send(method, path, **content), kind)
 
     def read(self, response: httpx.Response, kind: type[Answer]) -> Answer:
-        """The body of a response. Raises ServiceError where it is something else."""
+        """Read the body of a response as a model. Raises ServiceError where it is another one."""
         try:
             return kind.model_validate_json(response.content)
         except ValidationError as error:
@@ -97,18 +97,11 @@ def _address(url: str) -> httpx.URL:
         address = httpx.URL(url)
     except httpx.InvalidURL:
         address = httpx.URL()
-    if (
-        address.scheme not in ("http", "https")
-        or not address.host
-        or address.query
-        or address.fragment
-    ):
+    is_http = address.scheme in ("http", "https") and address.host
+    if not is_http or address.query or address.fragment:
         shown = "one with a password" if "@" in url else repr(url)
-        raise ConfigError(
-            "the url of the service is impossible",
-            got=shown,
-            expected=f"http://host:port, as {URL}",
-        )
+        what = "the url of the service is impossible"
+        raise ConfigError(what, got=shown, expected=f"http://host:port, as {URL}")
     return address
 
 
@@ -129,20 +122,19 @@ def _uncertified(error: OSError) -> ConfigError:
 
 
 def _connections(address: httpx.URL, headers: dict[str, str]) -> httpx.Client:
-    """httpx's client, through the proxies that the environment names where the service is on
-    another machine.
-    """
-    if _is_loopback(address.host):  # proxies know nothing of this machine's own services
+    """Return httpx's client, with the environment's proxies for services on other machines."""
+    if _is_loopback(address.host):  # a proxy cannot reach the services of this machine
         trusted = httpx.create_ssl_context() if address.scheme == "https" else True
         return httpx.Client(base_url=address, headers=headers, trust_env=False, verify=trusted)
     try:
         return httpx.Client(base_url=address, headers=headers)
-    except (ImportError, ValueError, httpx.InvalidURL) as error:  # what httpx makes of them
+    except (ImportError, ValueError, httpx.InvalidURL) as error:  # httpx's, for odd proxies
         named = [name for name in os.environ if name.lower() in _PROXIES]
         raise ConfigError(
             "the proxies that the environment names cannot be used",
             got=f"{', '.join(named)}: {without_passwords(str(error))}",
-            expected="an http:// or https:// proxy; in NO_PROXY names and single addresses, no ranges and no brackets",
+            expected="an http:// or https:// proxy; "
+            "in NO_PROXY names and single addresses, no ranges and no brackets",
             do=f"fix the variable, or leave it out: env -u {' -u '.join(named)} ...",
         ) from error
 
@@ -158,10 +150,7 @@ def _headers(api_key: str | None) -> dict[str, str]:
     key = (api_key or "").strip()
     if not key:
         return {"User-Agent": "raycd"}
-    if not key.isascii() or not key.isprintable():  # an error of httpx's would show it
-        raise ConfigError(
-            "the API key is impossible",
-            got="letters that a header cannot carry",
-            expected="plain ASCII",
-        )
+    if not key.isascii() or not key.isprintable():  # httpx's error would show the key
+        got = "characters that a header cannot carry"
+        raise ConfigError("the API key is impossible", got=got, expected="plain ASCII")
     return {"User-Agent": "raycd", "Authorization": f"Bearer {key}"}

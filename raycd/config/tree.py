@@ -1,7 +1,7 @@
 """The whole configuration as one pydantic tree.
 
-`raycd.config.presets` fills it from YAML, `raycd.config.cli` overrides any field by its dotted
-name, `raycd.config.layers` joins the two.
+`raycd.config.settings` reads it from presets, files, the environment and options, whose layers
+`raycd.config.layers` joins.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Config(Section):
 
 
 def field_types(section: type[Section] = Config, prefix: str = "") -> dict[str, object]:
-    """Every setting's dotted name and type, e.g. "mine.alpha": float, in the order of the tree."""
+    """Return each setting's dotted name and type, e.g. "mine.alpha": float, in the tree's order."""
     types: dict[str, object] = {}
     for name, field in section.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
@@ -90,12 +90,12 @@ def field_types(section: type[Section] = Config, prefix: str = "") -> dict[str, 
 
 
 def flatten(config: Section) -> dict[str, str | int | float | bool]:
-    """Dotted name -> value, lists joined by commas: the parameters of an MLflow run."""
+    """Return dotted name -> value, lists joined by commas: the parameters of an MLflow run."""
     flat: dict[str, str | int | float | bool] = {}
     for name, value in config:
         if isinstance(value, Section):
             flat.update({f"{name}.{inner}": leaf for inner, leaf in flatten(value).items()})
-        elif isinstance(value, list):
+        elif isinstance(value, list | tuple):
             flat[name] = ",".join(str(item) for item in value)
         else:
             flat[name] = value
@@ -103,7 +103,7 @@ def flatten(config: Section) -> dict[str, str | int | float | bool]:
 
 
 def to_yaml(config: Section) -> str:
-    """All settings as YAML that --config reads back."""
+    """Return all settings as YAML that --config reads back."""
     return yaml.safe_dump(
         config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120
     )

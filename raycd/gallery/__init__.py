@@ -1,3 +1,1 @@
-"""What is searched: ids, attributes and features, as indexed and as they change while they are
-searched.
-"""
+"""The gallery that is searched: images as they were indexed, and how they change meanwhile."""

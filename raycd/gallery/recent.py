@@ -1,11 +1,10 @@
-"""Images that came after an index was built. It does not change, and neither does one of these once
-it is made.
+"""Images that were added after an index was built.
 
-Where the index has lists, most of them are in lists of their own, around the same centres, so that
-a search need not compare all of them; the last ones wait until there are enough to be put into
-lists.
+Where the index has inverted lists, most of the added images are in lists of their own, around the
+same centres, so that a search need not compare all of them. The last ones are unindexed until they
+are many enough for a merge into the lists.
 
-Shapes: A images, N of them in lists, B queries, D feature size.
+Shapes: A images, B queries, D feature size.
 """
 
 from __future__ import annotations
@@ -20,11 +19,12 @@ from raycd.index import Index
 from raycd.index.ivf import Ivf
 from raycd.index.structure import Found, Mask, best, found_in
 
-WAITING, SHARE = 2048, 1 / 16  # images that wait for lists at most, or this share of those in lists
+# A merge pays from this many unindexed images, or this share of those in lists.
+MAX_UNINDEXED, MERGE_SHARE = 2048, 1 / 16
 
 
 class Recent:
-    """What came after `index`, normalised features (A, D) in the order in which they came."""
+    """The images added after `index`, by normalised features (A, D) in their order; immutable."""
 
     def __init__(
         self, index: Index, unit_AD: NDArray[np.float32], lists: Ivf | None = None
@@ -34,7 +34,7 @@ class Recent:
 
     @classmethod
     def none(cls, index: Index) -> Self:
-        """Nothing came yet."""
+        """Return the state before the first addition."""
         return cls(index, np.empty((0, index.dim), np.float32))
 
     def __len__(self) -> int:
@@ -42,27 +42,27 @@ class Recent:
 
     @property
     def listed(self) -> int:
-        """N."""
+        """The number of images in lists."""
         return int(self._lists.index.ntotal) if self._lists else 0
 
     @property
-    def waiting(self) -> int:
-        """Images that a search compares one by one."""
+    def unindexed(self) -> int:
+        """The number of images that a search compares one by one."""
         return len(self) - self.listed
 
     @property
-    def crowded(self) -> bool:
-        """Whether so many wait for lists that it pays to put them there."""
-        return self._index.kind == "ivf" and self.waiting > max(WAITING, int(SHARE * self.listed))
+    def needs_merge(self) -> bool:
+        """Return whether so many images are unindexed that a merge pays."""
+        return self._index.kind == "ivf" and self.unindexed > max(
+            MAX_UNINDEXED, int(MERGE_SHARE * self.listed)
+        )
 
     def grown(self, unit_AD: NDArray[np.float32]) -> Self:
-        """With more images, which wait for lists: `unit_AD` begins with those of this one."""
+        """Return a state with more, unindexed images; `unit_AD` begins with those of this one."""
         return type(self)(self._index, unit_AD, self._lists)
 
     def put_into_lists(self) -> Self:
-        """The same images, none of which waits. The more there are, the longer it takes; any thread
-        may do it.
-        """
+        """Return a state of the same images with all of them in lists; any thread may do it."""
         lists = self._lists or self._index.empty_lists()
         if lists:
             faiss.omp_set_num_threads(self._index.threads or faiss.omp_get_max_threads())
@@ -70,17 +70,15 @@ class Recent:
         return type(self)(self._index, self.unit_AD, lists)
 
     def with_lists_of(self, earlier: Self) -> Self:
-        """With the lists of an earlier state; itself, if that is another index's."""
-        return (
-            type(self)(self._index, self.unit_AD, earlier._lists)
-            if earlier._index is self._index
-            else self
-        )
+        """Return this state with the lists of an earlier one; itself, if that had another index."""
+        if earlier._index is not self._index:
+            return self
+        return type(self)(self._index, self.unit_AD, earlier._lists)
 
     def search(
         self, query_BD: NDArray[np.float32], k: int, allowed_A: Mask, *, exact: bool = False
     ) -> Found:
-        """Cosines (B, k) and positions (B, k) among these, as `Index.search` gives them."""
+        """Return cosines (B, k) and positions (B, k) among these images, as `Index.search`."""
         k = min(k, len(self))
         if self._lists is None or exact:
             return self._compared(query_BD, k, allowed_A, 0)
@@ -93,7 +91,7 @@ class Recent:
     def _compared(
         self, query_BD: NDArray[np.float32], k: int, allowed_A: Mask, start: int
     ) -> Found:
-        """The best of those from `start` on, all of which are compared."""
+        """Return the best of the images from `start` on, by comparing all of them."""
         scores_BN = query_BD @ self.unit_AD[start:].T
         scores_BN[:, ~allowed_A[start:]] = -np.inf
         first = np.argpartition(-scores_BN, k - 1, axis=1)[:, :k]

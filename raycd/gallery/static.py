@@ -1,7 +1,8 @@
-"""What can be found, beside its features: ids, categories, attributes and the places of the picture
-files.
+"""The images of a bundle without their features: ids, categories, attributes, paths of files.
 
 A position is an image's row in the gallery, and in the index that was built from it.
+
+Shapes: G images.
 """
 
 from __future__ import annotations
@@ -26,63 +27,62 @@ SCHEMA = pa.schema(
 )
 """What is known of each image, beside its feature."""
 
-KEPT_MASKS = 64  # of the filters asked for last: a byte an image each
+KEPT_MASKS = 64  # of the last used filters; each has a byte for each image
 
 
 class Gallery:
     """The images of a bundle, in the order of its index.
 
     Args:
-        table: A `bundle.gallery_table`, kept as `table` without its features.
+        table: A `bundle.gallery_table`; `table` is it without features.
     """
 
     def __init__(self, table: pa.Table) -> None:
         table = table.drop_columns(["feature"]) if "feature" in table.column_names else table
         self.table = table.combine_chunks()
         self._image_ids: list[str] = self.table["image_id"].to_pylist()
-        self._positions = {image_id: place for place, image_id in enumerate(self._image_ids)}
-        self._categories, self._attributes = (
-            _Lists(self._column("categories")),
-            _Lists(self._column("attributes")),
-        )
-        self._mask = lru_cache(KEPT_MASKS)(self._made)
+        self._positions = {image_id: row for row, image_id in enumerate(self._image_ids)}
+        self._categories = _Lists(self.table["categories"].combine_chunks())
+        self._attributes = _Lists(self.table["attributes"].combine_chunks())
+        self._mask = lru_cache(KEPT_MASKS)(self._make_mask)
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
 
     def position(self, image_id: str) -> int | None:
-        """Where the image is; None where it is not in the gallery."""
+        """Return the position of an image; None where it is not in the gallery."""
         return self._positions.get(image_id)
 
     def image_id(self, position: int) -> str:
-        """The image at a position."""
+        """Return the image at a position."""
         return self._image_ids[position]
 
     def path(self, position: int) -> str | None:
-        """Path or URI of the image's file, where it has one. Not for answers."""
+        """Return path or URI of the image's file, if it has one; no answer may contain it."""
         path: str | None = self.table["path"][position].as_py()
         return path
 
     def category(self, position: int) -> str:
-        """The first category of the image; empty where it has none."""
+        """Return the first category of the image; empty where it has none."""
         return next(iter(self._categories[position]), "")
 
     def attributes(self, position: int) -> dict[str, str]:
-        """The attributes of the image."""
+        """Return the attributes of the image."""
         return dict(self._attributes[position])
 
     def mask(
         self, categories: Sequence[str] = (), attributes: Mapping[str, Sequence[str]] | None = None
     ) -> Mask | None:
-        """Images (G,) in one of the categories and with one of the values in each attribute; None:
-        all.
+        """Return a mask (G,) of images in one of the categories, with one value of each attribute.
+
+        None stands for all images.
         """
         wanted = {name: tuple(sorted(set(values))) for name, values in (attributes or {}).items()}
         if not categories and not wanted:
             return None
         return self._mask(tuple(sorted(set(categories))), tuple(sorted(wanted.items())))
 
-    def _made(
+    def _make_mask(
         self, categories: tuple[str, ...], attributes: tuple[tuple[str, tuple[str, ...]], ...]
     ) -> Mask:
         mask = np.ones(len(self), np.bool_)
@@ -92,26 +92,22 @@ class Gallery:
             if not mask.any():
                 break
             mask &= self._having(self._attributes, {(name, value) for value in values}.__contains__)
-        mask.flags.writeable = False  # it is kept
+        mask.flags.writeable = False  # it is cached
         return mask
 
     def _having(self, lists: _Lists, wanted: Callable[[Any], bool]) -> Mask:
-        """The images one of whose entries is wanted."""
+        """Return a mask (G,) of the images one of whose entries is wanted."""
         mask = np.zeros(len(self), np.bool_)
-        mask[
-            lists.rows[np.array([wanted(value) for value in lists.values], np.bool_)[lists.codes]]
-        ] = True
+        is_wanted = np.array([wanted(value) for value in lists.values], np.bool_)
+        mask[lists.rows[is_wanted[lists.codes]]] = True
         return mask
 
-    def _column(self, name: str) -> pa.Array:
-        return self.table[name].combine_chunks()
-
     def category_counts(self, among: Mask | None = None) -> dict[str, int]:
-        """Images of each category, most of them first; `among` (G,) counts some of the images."""
+        """Count the images of each category, the largest first, of all or of a mask (G,)."""
         return dict(self._categories.counts(among))
 
     def attribute_counts(self, among: Mask | None = None) -> dict[str, dict[str, int]]:
-        """Images of each value of each attribute, by name; the values most of them first."""
+        """Count the images of each value of each attribute, the largest first, as above."""
         counts: dict[str, dict[str, int]] = {}
         for (name, value), count in self._attributes.counts(among):
             counts.setdefault(name, {})[value] = count
@@ -119,12 +115,12 @@ class Gallery:
 
 
 class _Lists:
-    """A column of lists, or of maps as lists of pairs, whose few distinct entries are kept once.
+    """A column of lists (or maps, as lists of pairs) with few distinct entries, each kept once.
 
     Attributes:
         values: The distinct entries.
-        codes: Of every entry, which value it is.
-        rows: Of every entry, the row that it stands in.
+        codes: The index into `values` of every entry.
+        rows: The row of every entry.
     """
 
     def __init__(self, lists: pa.Array) -> None:
@@ -151,9 +147,7 @@ class _Lists:
         return [self.values[code] for code in self.codes[start : self._ends[row]].tolist()]
 
     def counts(self, among: Mask | None = None) -> list[tuple[Any, int]]:
-        """Rows of each value, most of them first, then in the order in which they come; of all rows
-        or of a mask's.
-        """
+        """Count the rows of each value, the largest first, of all rows or of a mask."""
         codes = self.codes if among is None else self.codes[among[self.rows]]
         found = np.bincount(codes, minlength=len(self.values))
         return [(self.values[code], int(found[code])) for code in np.argsort(-found, kind="stable")]

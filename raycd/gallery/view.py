@@ -1,9 +1,9 @@
-"""One state of a gallery, as a query sees it from beginning to end while the gallery changes on.
+"""A view: one state of a gallery, which a query sees from begin to end while the gallery changes.
 
 A position below the size of the index is a row of its `Gallery`; from there on it is an addition.
 
-Shapes: G positions (index and additions), A additions, B queries, N images at some positions, D
-    feature size.
+Shapes: G positions (index and additions), A additions, B queries, D feature size,
+    N images at some positions, added ones or removed ones.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raycd.gallery.recent import Recent
+from raycd.gallery.records import Row
 from raycd.gallery.static import KEPT_MASKS, Gallery
-from raycd.gallery_db.records import Row
 from raycd.index import Index
 from raycd.index.blocks import Moments
 from raycd.index.structure import Found, Mask, best
@@ -27,23 +27,22 @@ from raycd.index.structure import Found, Mask, best
 
 @dataclass(frozen=True)
 class Additions:
-    """Images that came after the index was built."""
+    """Images that were added after the index was built."""
 
     rows: list[Row]
-    """In the order in which they came. The list is every view's: only the first A of it are this
-    one's.
-    """
+    """In their order. All views share the list: only the first A belong to this one."""
     features: Recent
     """Normalised."""
     lengths_A: NDArray[np.float32]
-    places: Mapping[str, int]
-    """The last position of each id among the additions."""
+    positions: Mapping[str, int]
+    """Id -> its last position."""
 
 
 @dataclass(frozen=True)
 class Sums:
-    """What mean and covariance are made of, of normalised features as seen from `origin_D`, so that
-    little cancels.
+    """Sums for the mean and covariance of normalised features, relative to `origin_D`.
+
+    The origin is the mean of the index: sums around it lose few digits to cancellation.
     """
 
     count: int
@@ -53,31 +52,26 @@ class Sums:
 
     @classmethod
     def of(cls, index: Index) -> Self:
-        """Those of an index."""
+        """Return the sums of an index."""
         moments = index.moments()
         mean_D = moments.mean_D.astype(np.float64)
-        return cls(
-            index.size,
-            mean_D,
-            np.zeros_like(mean_D),
-            index.size * moments.covariance_DD.astype(np.float64),
-        )
+        square_DD = index.size * moments.covariance_DD.astype(np.float64)
+        return cls(index.size, mean_D, np.zeros_like(mean_D), square_DD)
 
-    def changed(self, added_ND: NDArray[np.float32], gone_MD: NDArray[np.float32]) -> Self:
-        """With normalised features more and less."""
-        origin_D = self.origin_D.astype(
-            np.float32
-        )  # products of float32 take half the time; their sum is float64
-        added_ND, gone_MD = added_ND - origin_D, gone_MD - origin_D
+    def changed(self, added_ND: NDArray[np.float32], removed_ND: NDArray[np.float32]) -> Self:
+        """Return the sums after normalised features were added and removed."""
+        # Products of float32 take half the time; the sums that they are added to are float64.
+        origin_D = self.origin_D.astype(np.float32)
+        added_ND, removed_ND = added_ND - origin_D, removed_ND - origin_D
         return type(self)(
-            self.count + len(added_ND) - len(gone_MD),
+            self.count + len(added_ND) - len(removed_ND),
             self.origin_D,
-            self.sum_D + added_ND.sum(axis=0) - gone_MD.sum(axis=0),
-            self.square_DD + (added_ND.T @ added_ND - gone_MD.T @ gone_MD),
+            self.sum_D + added_ND.sum(axis=0) - removed_ND.sum(axis=0),
+            self.square_DD + (added_ND.T @ added_ND - removed_ND.T @ removed_ND),
         )
 
     def moments(self) -> Moments:
-        """Mean and covariance."""
+        """Return mean and covariance."""
         off_D = self.sum_D / max(self.count, 1)
         covariance_DD = self.square_DD / max(self.count, 1) - np.outer(off_D, off_D)
         return Moments((self.origin_D + off_D).astype(np.float32), covariance_DD.astype(np.float32))
@@ -85,20 +79,20 @@ class Sums:
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """What can be found at one version. It never changes; any thread may read it."""
+    """What can be found at one version; immutable, for any thread."""
 
     index: Index
     gallery: Gallery
-    """Of the images in the index."""
+    """The images of the index."""
     version: int
     live: Mask
-    """(G,): the positions whose images have not gone."""
+    """(G,): the positions whose images were not removed."""
     additions: Additions
     sums: Sums
 
     @classmethod
     def of(cls, index: Index, gallery: Gallery, version: int = 0) -> Self:
-        """An index and its gallery as they are."""
+        """Return the view of an index and its gallery, without changes."""
         none = Additions([], Recent.none(index), np.empty(0, np.float32), {})
         return cls(index, gallery, version, np.ones(len(gallery), np.bool_), none, Sums.of(index))
 
@@ -111,63 +105,58 @@ class View:
 
     @property
     def size(self) -> int:
-        """G, the positions."""
+        """The number of positions, G."""
         return len(self.live)
 
     @cached_property
     def _index_live(self) -> Mask | None:
-        """(I,): what of the index has not gone; None: all of it is there."""
+        """The live positions of the index, as a mask; None: all of them."""
         live = self.live[: len(self.gallery)]
         return None if live.all() else live
 
     def position(self, image_id: str) -> int | None:
-        """Where the image is; None where it is not in the gallery."""
-        place = self.additions.places.get(image_id)
-        if place is None:
-            place = self.gallery.position(image_id)
-        return place if place is not None and self.live[place] else None
+        """Return the position of an image; None where it is not in the gallery."""
+        position = self.additions.positions.get(image_id)
+        if position is None:
+            position = self.gallery.position(image_id)
+        return position if position is not None and self.live[position] else None
 
     def image_id(self, position: int) -> str:
-        """The image at a position."""
+        """Return the image at a position."""
         added = self._added(position)
         return self.gallery.image_id(position) if added is None else added.image_id
 
     def path(self, position: int) -> str | None:
-        """Path, URI or location of the image's picture, where it has one. Not for answers."""
+        """Return path, URI or location of the image's picture, which no answer may contain."""
         added = self._added(position)
         return self.gallery.path(position) if added is None else added.path
 
     def category(self, position: int) -> str:
-        """The first category of the image; empty where it has none."""
+        """Return the first category of the image; empty where it has none."""
         added = self._added(position)
-        return (
-            self.gallery.category(position) if added is None else next(iter(added.categories), "")
-        )
+        if added is None:
+            return self.gallery.category(position)
+        return next(iter(added.categories), "")
 
     def attributes(self, position: int) -> dict[str, str]:
-        """The attributes of the image."""
+        """Return the attributes of the image."""
         added = self._added(position)
         return self.gallery.attributes(position) if added is None else dict(added.attributes)
 
     def _added(self, position: int) -> Row | None:
-        return (
-            None
-            if position < len(self.gallery)
-            else self.additions.rows[position - len(self.gallery)]
-        )
+        row = position - len(self.gallery)
+        return self.additions.rows[row] if row >= 0 else None
 
-    def _living(self) -> Iterable[Row]:
-        """The additions that have not gone."""
-        places = np.flatnonzero(self.live[len(self.gallery) :])
-        return (self.additions.rows[place] for place in places.tolist())
+    def _live_additions(self) -> Iterable[Row]:
+        rows = np.flatnonzero(self.live[len(self.gallery) :])
+        return (self.additions.rows[row] for row in rows.tolist())
 
     def mask(
         self, categories: Sequence[str] = (), attributes: Mapping[str, Sequence[str]] | None = None
     ) -> Mask | None:
-        """Images (G,) in one of the categories and with one of the values in each attribute; None:
-        all there are.
+        """Return a mask (G,) of images in one of the categories, with one value of each attribute.
 
-        The same filter gives the same array.
+        None stands for all images. The same filter gives the same array.
         """
         wanted = {name: tuple(sorted(set(values))) for name, values in (attributes or {}).items()}
         if not categories and not wanted:
@@ -176,9 +165,9 @@ class View:
 
     @cached_property
     def _mask(self) -> Callable[..., Mask]:
-        return lru_cache(KEPT_MASKS)(self._made)
+        return lru_cache(KEPT_MASKS)(self._make_mask)
 
-    def _made(
+    def _make_mask(
         self, categories: tuple[str, ...], attributes: tuple[tuple[str, tuple[str, ...]], ...]
     ) -> Mask:
         found = self.live.copy()
@@ -186,29 +175,30 @@ class View:
         indexed = self.gallery.mask(categories, dict(attributes))
         assert indexed is not None, "a filter"
         found[:base] &= indexed
-        for place in (base + np.flatnonzero(found[base:])).tolist():
-            row = self.additions.rows[place - base]
-            found[place] = (
-                not categories or not set(categories).isdisjoint(row.categories)
-            ) and all(row.attributes.get(name) in values for name, values in attributes)
-        found.flags.writeable = False  # it is kept
+        for number in np.flatnonzero(found[base:]).tolist():
+            row = self.additions.rows[number]
+            in_category = not categories or not set(categories).isdisjoint(row.categories)
+            found[base + number] = in_category and all(
+                row.attributes.get(name) in values for name, values in attributes
+            )
+        found.flags.writeable = False  # it is cached
         return found
 
     @cached_property
     def category_counts(self) -> dict[str, int]:
-        """Images of each category, most of them first."""
+        """The number of images of each category, the largest first."""
         counts = Counter(self.gallery.category_counts(self._index_live))
-        counts.update(category for row in self._living() for category in row.categories)
+        counts.update(category for row in self._live_additions() for category in row.categories)
         return _most_first(counts)
 
     @cached_property
     def attribute_counts(self) -> dict[str, dict[str, int]]:
-        """Images of each value of each attribute, by name; the values most of them first."""
+        """The number of images of each value of each attribute, the largest first."""
         counts = {
             name: Counter(values)
             for name, values in self.gallery.attribute_counts(self._index_live).items()
         }
-        for row in self._living():
+        for row in self._live_additions():
             for name, value in row.attributes.items():
                 counts.setdefault(name, Counter())[value] += 1
         return {name: _most_first(values) for name, values in sorted(counts.items())}
@@ -221,14 +211,16 @@ class View:
         exact: bool = False,
         allowed: Mask | None = None,
     ) -> Found:
-        """L2-normalised queries (B, D) -> cosines (B, k) and positions (B, k), best first, then by
-        position.
+        """Search for L2-normalised queries (B, D).
 
         Args:
-            k: Cut to the number of positions. Where fewer images are allowed, position -1 and score
-                -inf stand at the end.
+            k: Results of each query; at most the number of positions.
             exact: Compare with every image, whatever the index.
             allowed: A mask that `mask` made; None: all.
+
+        Returns:
+            Cosines (B, k) and positions (B, k), best first, then by position. Where fewer images
+            are allowed, the rest has score -inf and position -1.
         """
         base = len(self.gallery)
         found = []
@@ -244,7 +236,7 @@ class View:
         return found[0] if len(found) == 1 else best(found, k)
 
     def vectors(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
-        """L2-normalised features (N, D) of the images at positions (N,)."""
+        """Return L2-normalised features (N, D) of the images at positions (N,)."""
         if not len(self.additions.features):
             return self.index.vectors(positions)
         found = np.empty((len(positions), self.index.dim), np.float32)
@@ -254,9 +246,7 @@ class View:
         return found
 
     def features(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Features (N, D) of the images at positions (N,), of the length that they had; exact to
-        float32's rounding.
-        """
+        """Return features (N, D) of the images at positions (N,), in their original length."""
         added = positions >= len(self.gallery)
         lengths_N = np.empty(len(positions), np.float32)
         lengths_N[~added] = self.index.lengths(positions[~added])

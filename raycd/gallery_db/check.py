@@ -1,22 +1,56 @@
-"""Whether a gallery is whole: its database's file, what must be true of the rows, and every
-picture.
+"""Checks of a stored gallery: the file of its database, the invariants of its rows, every picture.
 
-The service may go on meanwhile. A picture that it adds or removes at that moment is looked at again
+The service may go on meanwhile. A picture that it adds or removes at that moment is checked again
 before it counts.
 """
 
 from __future__ import annotations
 
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
 
 import fsspec
+from sqlalchemy import Connection, Select, func, or_, select
 
 from raycd.errors import DataError, GalleryError
-from raycd.gallery_db import invariants
-from raycd.gallery_db.place import Place
+from raycd.gallery_db import BUSY_S, database, faults
+from raycd.gallery_db.stored import StoredGallery
+from raycd.gallery_db.tables import FLOAT, encoders, features, gallery, images
+from raycd.redact import without_passwords
 
-SETTLED = timedelta(hours=1)  # after which no service is about to name a picture that it has kept
+# A service writes a picture's file before the row that names it: orphans become certain with time.
+SETTLED = timedelta(hours=1)
+
+_with_image = features.outerjoin(images, features.c.image_id == images.c.image_id)
+_with_encoder = features.outerjoin(encoders, features.c.fingerprint == encoders.c.fingerprint)
+_kept = or_(images.c.path.is_not(None), images.c.categories != "[]", images.c.attributes != "{}")
+_newest = select(gallery.c.version).scalar_subquery()
+
+
+def _count(table: Any, condition: Any) -> Select[Any]:
+    return select(func.count()).select_from(table).where(condition)
+
+
+_VIOLATIONS: dict[str, Select[Any]] = {
+    "images are newer than the gallery's version": _count(images, images.c.version > _newest),
+    "deleted images have kept their picture or what was known of them": _count(
+        images, images.c.deleted & _kept
+    ),
+    "features belong to no image that is there": _count(
+        _with_image, or_(images.c.image_id.is_(None), images.c.deleted)
+    ),
+    "features are of an encoder that is not known": _count(
+        _with_encoder, encoders.c.fingerprint.is_(None)
+    ),
+    "features are not of their encoder's size": _count(
+        _with_encoder, func.length(features.c.feature) != FLOAT.itemsize * encoders.c.dim
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -28,86 +62,124 @@ class Found:
     encoders: dict[str, int]
     """Fingerprint -> images with its features."""
     faults: list[str]
-    """Of the database."""
+    """Faults of the database."""
     named: int
-    """Pictures that images name."""
+    """Number of pictures that images name."""
     lost: list[str]
     """Images whose pictures are not there."""
     orphans: list[str]
     """Locations of pictures that no image names."""
 
 
-def check(place: Place) -> Found:
-    """Look at everything once.
+def check(stored: StoredGallery) -> Found:
+    """Check everything once.
 
-    Raises GalleryError where the database cannot be read, DataError where a store of pictures
-    cannot be reached.
+    Raises:
+        GalleryError: The database cannot be read.
+        DataError: A store of pictures cannot be reached.
     """
-    faults = invariants.integrity(place.file) if place.file is not None else []
-    with invariants.reading(place.url) as connection:
-        faults += invariants.broken(connection)
-    kept = set(place.pictures or ())  # before the rows: a picture is kept before an image names it
+    wrong = integrity(stored.file) if stored.file is not None else []
+    with _reading(stored.url) as connection:
+        wrong += _violations(connection)
+    # Listed before the rows are read: the service writes a picture before the row that names it.
+    unnamed = set(stored.pictures or ())
     named, gone = 0, dict[str, str]()
-    for row in place.rows():
+    for row in stored.rows():
         if row.path is not None:
             named += 1
-            if row.path not in kept and not _exists(place, row.path):
+            if row.path not in unnamed and not _exists(stored, row.path):
                 gone[row.image_id] = row.path
-            kept.discard(row.path)
-    with invariants.reading(place.url) as connection:
-        lost = [
-            image_id
-            for image_id, path in gone.items()
-            if invariants.names(connection, image_id, path)
-        ]
-    gallery_db = place.gallery_db
+            unnamed.discard(row.path)
+    with _reading(stored.url) as connection:
+        lost = [image_id for image_id, path in gone.items() if _names(connection, image_id, path)]
+    gallery_db = stored.gallery_db
     return Found(
         gallery_db.version(),
         gallery_db.count(),
         gallery_db.encoders(),
-        faults,
+        wrong,
         named,
         lost,
-        sorted(kept),
+        sorted(unnamed),
     )
 
 
-def mend(place: Place, found: Found) -> int:
-    """Remove the pictures that no image has named for SETTLED; returns how many.
+def remove_orphans(stored: StoredGallery, found: Found) -> int:
+    """Remove the pictures that no image has named for SETTLED; return how many.
 
-    Raises GalleryError where something else is wrong: then the pictures may belong to another
-    gallery.
+    Raises:
+        GalleryError: Something else is wrong: the pictures may belong to another gallery.
     """
     if found.faults or found.lost:
         raise GalleryError(
-            "nothing was mended: first see to what else is wrong",
+            "nothing was removed: first fix what else is wrong",
             "damaged",
-            got=f"{len(found.faults)} faults of the database, {len(found.lost)} pictures that are not there",
+            got=f"{len(found.faults)} faults of the database, "
+            f"{len(found.lost)} pictures that are not there",
             do="check --gallery and --pictures, or restore a backup",
         )
-    old = [location for location in found.orphans if _age(place, location) > SETTLED]
+    old = [location for location in found.orphans if _age(stored, location) > SETTLED]
     for location in old:
-        if place.pictures is not None:
-            place.pictures.remove(location)
+        if stored.pictures is not None:
+            stored.pictures.remove(location)
     return len(old)
 
 
-def _exists(place: Place, path: str) -> bool:
-    where = place.locate(path)
+def integrity(file: Path) -> list[str]:
+    """Return the faults that SQLite itself finds in a database's file; empty where it is sound."""
+    uri = f"{file.absolute().as_uri()}?mode=ro"
     try:
-        store, inside = fsspec.url_to_fs(where)
+        with closing(sqlite3.connect(uri, uri=True)) as connection:
+            found = [str(line) for (line,) in connection.execute("PRAGMA integrity_check(20)")]
+    except sqlite3.DatabaseError as error:
+        return [str(error)]
+    return [] if found == ["ok"] else found
+
+
+@contextmanager
+def _reading(url: str) -> Iterator[Connection]:
+    """Open a transaction that reads one state of the database. Raises GalleryError."""
+    engine = database.engine(database.address(url), busy_s=BUSY_S)
+    try:
+        with (
+            faults.translate_errors("reading the gallery", without_passwords(url)),
+            engine.connect() as connection,
+        ):
+            if connection.dialect.name == "postgresql":
+                connection = connection.execution_options(isolation_level="REPEATABLE READ")
+            yield connection
+    finally:
+        engine.dispose()
+
+
+def _violations(connection: Connection) -> list[str]:
+    """Return the violated invariants, in words."""
+    counts = {what: connection.execute(rows).scalar_one() for what, rows in _VIOLATIONS.items()}
+    return [f"{count:,} {what}" for what, count in counts.items() if count]
+
+
+def _names(connection: Connection, image_id: str, path: str) -> bool:
+    """Return whether the image still has this picture."""
+    wanted = select(images.c.path).where(images.c.image_id == image_id)
+    return connection.execute(wanted).scalar() == path
+
+
+def _exists(stored: StoredGallery, path: str) -> bool:
+    location = stored.locate(path)
+    try:
+        store, inside = fsspec.url_to_fs(location)
         return bool(store.exists(inside))
     except (ImportError, ValueError, OSError) as error:
         raise DataError(
-            f"the store of {where} cannot be reached",
+            f"the store of {location} cannot be reached",
             got=f"{type(error).__name__}: {error}",
             do="check its credentials and that the fsspec package of its protocol is installed",
         ) from error
 
 
-def _age(place: Place, location: str) -> timedelta:
-    """Since it was written; none where it has gone."""
-    store, inside = fsspec.url_to_fs(place.locate(location))
+def _age(stored: StoredGallery, location: str) -> timedelta:
+    """Return the time since a picture was written; zero where it has gone."""
+    store, inside = fsspec.url_to_fs(stored.locate(location))
     try:
         written: datetime = store.modified(inside)
     except FileNotFoundError:

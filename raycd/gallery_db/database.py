@@ -19,10 +19,9 @@ from raycd.gallery_db import faults
 from raycd.redact import without_passwords
 
 CONNECT_S = 5
-STATEMENT_S = 600  # the longest statement is the copy of a bundle's gallery
-
+STATEMENT_S = 600  # the longest statement copies a bundle's gallery
 IDLE_S = 60  # a frozen process must not keep the lock of all writers for ever
-_NOTICE_A_LOST_HOST = {
+_DETECT_LOST_HOST = {
     "keepalives_idle": 5,
     "keepalives_interval": 2,
     "keepalives_count": 3,
@@ -33,39 +32,36 @@ _WRITES = "raycd_writes"  # execution option of connections that write
 
 
 def address(url: str) -> URL:
-    """Where the database is, of a URL or of a path to a SQLite file. Raises GalleryError for an
-    impossible one.
+    """Return the address that a URL, or a path to a SQLite file, means.
 
-    A SQLite file has one name, whichever links lead to it: who locks it and who opens it mean the
+    Links are resolved, so that the one who locks a SQLite file and the one who opens it mean the
     same file.
+
+    Raises:
+        GalleryError: The URL is malformed, or of another database.
     """
     expected = "a file, sqlite:///<file> or postgresql://<user>@<host>/<database>"
     try:
         parsed = make_url(url) if "://" in url else URL.create("sqlite", database=url)
     except (ArgumentError, ValueError) as error:
-        raise GalleryError(
-            "the gallery's address is malformed", got=shown(url), expected=expected
-        ) from error
+        what = "the gallery's address is malformed"
+        raise GalleryError(what, got=shown(url), expected=expected) from error
     if parsed.get_backend_name() == "postgresql":
         return parsed.set(drivername="postgresql+psycopg")
-    if (
-        parsed.get_backend_name() != "sqlite"
-        or not parsed.database
-        or parsed.database == ":memory:"
-    ):
+    if parsed.get_backend_name() != "sqlite" or parsed.database in (None, "", ":memory:"):
         raise GalleryError("the gallery cannot be kept there", got=shown(url), expected=expected)
-    return parsed.set(database=os.path.realpath(os.path.expanduser(parsed.database)))
+    return parsed.set(database=os.path.realpath(os.path.expanduser(parsed.database or "")))
 
 
 def engine(url: URL, *, busy_s: float) -> Engine:
-    """The connections to an `address`; `busy_s` is how long a write waits for another's."""
+    """Return connections to an `address`; a write waits for another one for `busy_s` seconds."""
     if url.get_backend_name() == "sqlite":
         _make_file(Path(url.database or ""))
         made = create_engine(url, connect_args={"timeout": busy_s}, hide_parameters=True)
         event.listen(made, "connect", partial(_sqlite_connected, busy_s))
         event.listen(made, "begin", _sqlite_begins)
         return made
-    arguments = {"connect_timeout": CONNECT_S, "application_name": "raycd", **_NOTICE_A_LOST_HOST}
+    arguments = {"connect_timeout": CONNECT_S, "application_name": "raycd", **_DETECT_LOST_HOST}
     made = create_engine(url, pool_pre_ping=True, connect_args=arguments, hide_parameters=True)
     limits = {
         "lock_timeout": busy_s,
@@ -78,8 +74,8 @@ def engine(url: URL, *, busy_s: float) -> Engine:
         with connection.cursor() as cursor:
             for name, seconds in limits.items():
                 cursor.execute("SELECT set_config(%s, %s, false)", (name, str(int(1000 * seconds))))
-            # An acknowledged write survives a power cut of the server; where it asks for more than
-            # that, more it is.
+            # An acknowledged write survives a power cut of the server. A server that asks for more
+            # (remote_apply, say) keeps its setting.
             cursor.execute(
                 "SELECT set_config('synchronous_commit', 'on', false) "
                 "WHERE current_setting('synchronous_commit') = 'off'"
@@ -90,29 +86,25 @@ def engine(url: URL, *, busy_s: float) -> Engine:
 
 
 def writing(of: Engine) -> Engine:
-    """The same connections, for transactions that write."""
+    """Return the same connections for transactions that write."""
     return of.execution_options(**{_WRITES: True})
 
 
 def _sqlite_connected(busy_s: float, connection: Any, record: object) -> None:
-    # Python's driver would begin transactions by itself, not all of them, and none for tables;
-    # `_sqlite_begins` does.
+    # Python's driver begins transactions by itself, but not before reading or changing tables:
+    # `_sqlite_begins` does it instead.
     connection.isolation_level = None
-    connection.execute(
-        "PRAGMA page_size = 8192"
-    )  # of a new file: features of 2.5 kB fill such pages best
-    # Readers go on beside the one writer. FULL: what was committed survives a power cut, too.
+    # Of a new file: features of 2.5 kB (D 640) fill such pages best.
+    connection.execute("PRAGMA page_size = 8192")
+    # WAL: readers go on beside the one writer. FULL: commits survive a power cut.
     _use_wal(connection, busy_s)
     connection.execute("PRAGMA synchronous = FULL")
-    connection.execute(
-        "PRAGMA journal_size_limit = 67108864"
-    )  # the log shrinks again after a large import
+    # The log shrinks again to 64 MiB after a large import.
+    connection.execute("PRAGMA journal_size_limit = 67108864")
 
 
 def _use_wal(connection: Any, busy_s: float) -> None:
-    """Where processes open a new file at once, SQLite lets one make the change and does not have
-    the others wait.
-    """
+    """Switch to WAL, with retries: meanwhile SQLite refuses other processes that switch, too."""
     until = time.monotonic() + busy_s
     while True:
         try:
@@ -125,16 +117,14 @@ def _use_wal(connection: Any, busy_s: float) -> None:
 
 
 def _sqlite_begins(connection: Connection) -> None:
-    # A transaction that reads first and then writes could not wait for another writer: it takes the
-    # lock at once.
+    # A transaction that reads first and then writes cannot wait for another writer (SQLite fails it
+    # at once, for its snapshot is old): it takes the lock at its begin.
     writes = connection.get_execution_options().get(_WRITES, False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
 def _make_file(file: Path) -> None:
-    """The folder, and a new file that only its owner may read; SQLite gives its log the same
-    rights.
-    """
+    """Make the folder, and a file that only its owner may read: SQLite's log gets its rights."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -145,14 +135,12 @@ def _make_file(file: Path) -> None:
             got=f"{file.parent}: {error.strerror}",
             do=faults.DO[reason],
         ) from error
-    with suppress(
-        OSError
-    ):  # it is there, and closing it would release SQLite's locks; of all else SQLite tells
+    # O_EXCL: closing a file that exists would release the locks that SQLite holds on it. Whatever
+    # else fails here, SQLite reports.
+    with suppress(OSError):
         os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE_FILE))
 
 
 def shown(url: str) -> str:
-    """The address without its parameters, one of which may be a password, and without the password
-    before its host.
-    """
+    """Return the address without its password and without its parameters, which may hold one."""
     return without_passwords(url.partition("?")[0] if "://" in url else url)

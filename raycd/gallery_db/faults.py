@@ -1,4 +1,4 @@
-"""What databases say when something is wrong, as GalleryError."""
+"""What goes wrong with databases and their files, as GalleryError."""
 
 from __future__ import annotations
 
@@ -51,15 +51,14 @@ DO: dict[Reason, str] = {
     "full": "make room on the disk",
     "read_only": "give the service the right to write there, or name another database",
     "damaged": "restore a backup, or name another database",
-    "replaced": "put back the file that was there; or stop the service, restore a backup and start it again",
+    "replaced": "put back the file that was there; "
+    "or stop the service, restore a backup and start it again",
 }
 
 
 @contextmanager
-def told(what: str, url: str) -> Iterator[None]:
-    """Turn what SQLAlchemy and the drivers raise into a GalleryError. `url` is shown without its
-    password.
-    """
+def translate_errors(what: str, url: str) -> Iterator[None]:
+    """Turn what SQLAlchemy and the drivers raise into GalleryError, without passwords of `url`."""
     try:
         yield
     except (UnicodeEncodeError, DataError) as error:
@@ -72,26 +71,26 @@ def told(what: str, url: str) -> Iterator[None]:
         reason = _reason(error)
         if reason is None:
             raise
-        got = str(error.orig if isinstance(error, DBAPIError) else error).strip().splitlines()[
-            :1
-        ] or [""]
-        shown = without_passwords(url)
+        said = str(error.orig if isinstance(error, DBAPIError) else error).strip()
         raise GalleryError(
-            f"{what} failed: {shown}", reason, got=without_passwords(got[0]), do=DO[reason]
+            f"{what} failed: {without_passwords(url)}",
+            reason,
+            got=without_passwords(said.partition("\n")[0]),
+            do=DO[reason],
         ) from error
 
 
 def of_file(error: OSError) -> Reason:
-    """What an error of the file system is to whoever writes."""
+    """Return what an error of the file system means to a writer."""
     return _FILES.get(error.errno or 0, "unreachable")
 
 
 def _reason(error: SQLAlchemyError) -> Reason | None:
-    """None: a mistake of ours."""
+    """Return the reason of a failure; None for a mistake of ours."""
     if not isinstance(error, DBAPIError):
         return "unreachable" if "timeout" in type(error).__name__.lower() else None
     code = getattr(error.orig, "sqlite_errorcode", None)
-    if code == sqlite3.SQLITE_IOERR_SHMSIZE:  # the index of the log could not grow
+    if code == sqlite3.SQLITE_IOERR_SHMSIZE:  # the -shm file, the log's index, could not grow
         return "full"
     if code == sqlite3.SQLITE_READONLY_DBMOVED:
         return "replaced"
@@ -100,6 +99,7 @@ def _reason(error: SQLAlchemyError) -> Reason | None:
     state = getattr(error.orig, "sqlstate", None) or ""
     if state in _POSTGRESQL:
         return _POSTGRESQL[state]
-    # Of a server that is gone or not yet there, most errors have no state or one of these classes.
+    # Most errors of a server that is gone or not yet there have no state, or one of these classes:
+    # connection, authorization, unknown database, resources, operator intervention.
     lost = error.connection_invalidated or not state or state[:2] in ("08", "28", "3D", "53", "57")
     return "unreachable" if lost and isinstance(error, OperationalError | InterfaceError) else None

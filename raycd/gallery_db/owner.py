@@ -1,8 +1,11 @@
-"""A SQLite file belongs to one service at a time: all replicas of it, and nobody else's.
+"""The owner of a SQLite file: one service at a time, all of its replicas and nobody else.
 
 `<file>.lock` has two lines: the name of the service, and which file it opened. A replica that
-starts later, maybe in the place of one that has died, must find the same file: what the service has
+starts later, maybe in place of a dead one, must find the same file: what the service has
 acknowledged is there and nowhere else.
+
+`durable.file_lock` does not serve here: the replicas of a service share the lock, and it has to
+outlive a block.
 """
 
 from __future__ import annotations
@@ -16,22 +19,21 @@ from raycd.durable import PRIVATE_FILE
 from raycd.errors import GalleryError
 from raycd.gallery_db.watch import Identity, replaced
 
-_PATIENCE_S = 2.0  # while another process writes its name down
+_PATIENCE_S = 2.0  # while another process writes its name into the file
 
 
 def hold(file: Path, owner: str) -> int:
-    """Hold the file for `owner` until this process ends, however it ends, or closes the descriptor
-    that is returned.
+    """Hold the file for `owner` until this process ends or closes the returned descriptor.
 
-    Whoever finds `<file>.lock` free writes its name there; whoever finds its own name joins in.
+    A process that finds `<file>.lock` free writes its owner there; others of that owner share it.
 
     Raises:
-        GalleryError: It belongs to another one.
+        GalleryError: The file belongs to another owner.
     """
-    place = lock_of(file)
+    lock = lock_of(file)
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(place, os.O_RDWR | os.O_CREAT, PRIVATE_FILE)
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, PRIVATE_FILE)
     except OSError as error:
         raise GalleryError(
             "the gallery's folder cannot be written",
@@ -44,7 +46,8 @@ def hold(file: Path, owner: str) -> int:
         if _take(descriptor, owner):
             return descriptor
         found = _lines(descriptor)[0]
-        # A name is there without its lock for a moment only: while a lock is made a shared one.
+        # The file has our name and yet no lock to share for a moment only, while another process
+        # turns its exclusive lock into a shared one.
         if found != owner and time.monotonic() > until:
             os.close(descriptor)
             raise GalleryError(
@@ -52,18 +55,17 @@ def hold(file: Path, owner: str) -> int:
                 "in_use",
                 got=found or "a service that has just begun",
                 expected="one service for a SQLite file",
-                do="stop the other one, give this one a --gallery of its own, or let both use PostgreSQL",
+                do="stop the other one, give this one a --gallery of its own, "
+                "or let both use PostgreSQL",
             )
         time.sleep(0.02)
 
 
 def check(file: Path, descriptor: int) -> None:
-    """Raises GalleryError (replaced) where this service has opened another file there before, or
-    it has gone.
-    """
+    """Raise GalleryError (replaced) where this service opened another file there before."""
     known = _lines(descriptor)[1]
     try:
-        found = _written(file)
+        found = _identity(file)
     except FileNotFoundError:
         found = "no file"
     if known and found != known:
@@ -71,27 +73,27 @@ def check(file: Path, descriptor: int) -> None:
 
 
 def note(file: Path, descriptor: int) -> None:
-    """Write down which file this service has opened. Whoever joins in writes the same."""
-    os.pwrite(descriptor, f"{_lines(descriptor)[0]}\n{_written(file)}\n".encode(), 0)
+    """Write down which file this service has opened. Every replica writes the same."""
+    os.pwrite(descriptor, f"{_lines(descriptor)[0]}\n{_identity(file)}\n".encode(), 0)
 
 
 def lock_of(file: Path) -> Path:
-    """Where a database's owner is written down."""
+    """Return the file that has the owner of a database."""
     return file.with_name(f"{file.name}.lock")
 
 
-def _written(file: Path) -> str:
+def _identity(file: Path) -> str:
     return "{}:{}".format(*Identity.of(file))
 
 
 def _lines(descriptor: int) -> tuple[str, str]:
-    """The owner's name, and which file it opened; empty: not written yet."""
+    """Return the owner's name, and which file it opened; empty where not written yet."""
     name, _, identity = os.pread(descriptor, 1000, 0).decode(errors="replace").partition("\n")
     return name.strip(), identity.strip()
 
 
 def _take(descriptor: int, owner: str) -> bool:
-    """Write the name down where nobody holds the file; join where the name is there already."""
+    """Write the owner where nobody holds the lock; share the lock where the owner is the same."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

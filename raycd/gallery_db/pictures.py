@@ -1,7 +1,7 @@
-"""The pictures that clients have added: files in a folder, or in a store of fsspec's.
+"""The pictures that clients have uploaded: files in a folder, or in a store of fsspec.
 
-The gallery database keeps their locations, `pictures:<folder>/<name>`, which hold wherever the
-folder lies: a backup may be restored elsewhere.
+The gallery database has their locations, `pictures:<folder>/<name>`, which stay valid where the
+folder is moved, or restored elsewhere from a backup.
 """
 
 from __future__ import annotations
@@ -10,71 +10,73 @@ import os
 import re
 import uuid
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import fsspec
 
 from raycd.data.folder import is_local
-from raycd.durable import PRIVATE_FILE, PRIVATE_FOLDER, sync
+from raycd.durable import PRIVATE_FILE, PRIVATE_FOLDER, replace_file, sync
 from raycd.errors import GalleryError
 from raycd.gallery_db import faults
 
 SCHEME = "pictures:"
-_UNFINISHED = ".unfinished"  # listed like a picture that nothing names, and removed like one
-_NAME = re.compile(rf"[0-9a-f]{{2}}/[0-9a-f]{{32}}(\.[a-z0-9]{{1,8}})?({re.escape(_UNFINISHED)})?")
+# Also the temporary name of `replace_file`: what a killed writer left is listed, as a picture that
+# no image names, and removed like one.
+_NAME = re.compile(
+    r"[0-9a-f]{2}/\.?[0-9a-f]{32}(\.[a-z0-9]{1,8})?((\.[a-z0-9_]{1,16})?\.unfinished)?"
+)
 
 
 class Pictures:
-    """Any thread and any process may use it; every picture has a file of its own.
+    """A store of pictures, a file each; any thread and any process may use it.
 
     Args:
         root: A folder, or an fsspec URI.
     """
 
     def __init__(self, root: str) -> None:
-        self.root = (
-            os.path.abspath(os.path.expanduser(root)) if is_local(root) else root.rstrip("/")
-        )
+        local = is_local(root)
+        self.root = os.path.abspath(os.path.expanduser(root)) if local else root.rstrip("/")
 
     def add(self, data: bytes, extension: str) -> str:
-        """Keep a file; returns its location once it is on the disk. Raises GalleryError where it
-        cannot be kept.
+        """Keep a file; return its location once it is on the disk.
+
+        Raises:
+            GalleryError: It cannot be kept.
         """
         name = uuid.uuid4().hex
-        inside = (
-            f"{name[:2]}/{name}.{extension}"
-            if re.fullmatch("[a-z0-9]{1,8}", extension)
-            else f"{name[:2]}/{name}"
-        )
+        inside = f"{name[:2]}/{name}"
+        if re.fullmatch("[a-z0-9]{1,8}", extension):
+            inside += f".{extension}"
         try:
             if is_local(self.root):
                 _write(Path(self.root) / inside, data)
             else:
                 with fsspec.open(f"{self.root}/{inside}", "wb") as file:
                     file.write(data)
-        except (
-            Exception
-        ) as error:  # whatever a store uses: OSError, ImportError, those of botocore or aiohttp
+        except Exception as error:  # whatever a store raises: OSError, ImportError, botocore's, ...
             raise _failed("a picture cannot be kept", error) from error
         return SCHEME + inside
 
     def locate(self, location: str) -> str:
-        """The path or URI of a location; what is none of ours stays as it is. Raises
-        GalleryError: a forged one.
+        """Return the path or URI of a location; a path or URI itself stays as it is.
+
+        Raises:
+            GalleryError: The location is malformed, maybe forged.
         """
         if not location.startswith(SCHEME):
             return location
         inside = location.removeprefix(SCHEME)
         if not _NAME.fullmatch(inside):
-            raise GalleryError(
-                "the location of a picture is malformed", "damaged", got=repr(location[:100])
-            )
+            what = "the location of a picture is malformed"
+            raise GalleryError(what, "damaged", got=repr(location[:100]))
         return f"{self.root}/{inside}"
 
     def remove(self, location: str) -> None:
-        """Remove a picture of ours, if it is there; others' stay. Raises GalleryError where it
-        cannot be removed.
+        """Remove an uploaded picture, if it is there; other files stay.
+
+        Raises:
+            GalleryError: It cannot be removed.
         """
         if not location.startswith(SCHEME):
             return
@@ -86,11 +88,11 @@ class Pictures:
                 store, inside = fsspec.url_to_fs(path)
                 if store.exists(inside):
                     store.rm_file(inside)
-        except Exception as error:
+        except Exception as error:  # as in `add`
             raise _failed("a picture cannot be removed", error) from error
 
     def __iter__(self) -> Iterator[str]:
-        """The locations of all files that are there, whether anything names them or not."""
+        """Iterate over the locations of all files, whether an image names them or not."""
         if is_local(self.root):
             files = [path.relative_to(self.root).as_posix() for path in Path(self.root).glob("*/*")]
         else:
@@ -100,33 +102,15 @@ class Pictures:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """A file that is on the disk, with its name, or not there at all."""
     if not path.parent.is_dir():
         path.parent.parent.mkdir(PRIVATE_FOLDER, parents=True, exist_ok=True)
         path.parent.mkdir(PRIVATE_FOLDER, exist_ok=True)
-        sync(
-            path.parent.parent
-        )  # the new folder's name, without which the file would be lost with it
-    unfinished = path.with_name(path.name + _UNFINISHED)
-    try:
-        with open(unfinished, "wb", opener=partial(os.open, mode=PRIVATE_FILE)) as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.rename(path)
-        sync(path.parent)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
+        sync(path.parent.parent)  # the new folder's name: without it the file would be lost, too
+    with replace_file(path, mode=PRIVATE_FILE) as fresh:
+        fresh.write_bytes(data)
 
 
 def _failed(what: str, error: Exception) -> GalleryError:
-    reason: GalleryError.Reason = (
-        faults.of_file(error) if isinstance(error, OSError) else "unreachable"
-    )
-    return GalleryError(
-        what,
-        reason,
-        got=f"{type(error).__name__}: {error}",
-        do="check the place of the pictures (pictures)",
-    )
+    reason: faults.Reason = faults.of_file(error) if isinstance(error, OSError) else "unreachable"
+    got = f"{type(error).__name__}: {error}"
+    return GalleryError(what, reason, got=got, do="check the folder of the pictures (pictures)")

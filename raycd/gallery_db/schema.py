@@ -1,4 +1,4 @@
-"""Brings a database to the schema of this version, by alembic's migrations."""
+"""The schema of the gallery database, and its upgrade by alembic's migrations."""
 
 from __future__ import annotations
 
@@ -16,21 +16,17 @@ from raycd.gallery_db.database import writing
 
 VERSION_TABLE = "raycd_schema"
 MIGRATIONS = Path(__file__).parent / "migrations"
-_ONE_AT_A_TIME = threading.Lock()  # alembic keeps the connection in a variable of its module
-_LOCK = 0x72617963  # of PostgreSQL, among its users' locks: "rayc"
+_ONE_AT_A_TIME = threading.Lock()  # alembic keeps its context in a variable of its module
+_LOCK = 0x72617963  # "rayc": an advisory lock of PostgreSQL
 
 
 def upgrade(engine: Engine, migrations: Path = MIGRATIONS) -> None:
-    """All migrations that the database lacks, in one transaction. Processes that start together do
-    it once.
+    """Run all migrations that the database lacks, in one transaction, once among all processes.
 
     Raises:
-        GalleryError: The schema is of a later version, or a migration failed; then nothing has
-            changed.
+        GalleryError: The schema is of a later version, or a migration failed; nothing has changed.
     """
-    config = Config()
-    config.set_main_option("script_location", str(migrations))
-    script = ScriptDirectory.from_config(config)
+    config, script = _scripts(migrations)
     head = script.get_current_head()
     with engine.connect() as connection:
         if _revision(connection) == head:
@@ -41,9 +37,8 @@ def upgrade(engine: Engine, migrations: Path = MIGRATIONS) -> None:
         found = _revision(connection)  # another process may have been faster
         if found == head:
             return
-        if found is not None and found not in {
-            revision.revision for revision in script.walk_revisions()
-        }:
+        known = {revision.revision for revision in script.walk_revisions()}
+        if found is not None and found not in known:
             raise GalleryError(
                 "the gallery's database is of a later version of raycd",
                 "newer",
@@ -55,20 +50,20 @@ def upgrade(engine: Engine, migrations: Path = MIGRATIONS) -> None:
         try:
             with _ONE_AT_A_TIME:
                 command.upgrade(config, "head")
-        except Exception as error:  # a migration is code: anything
+        except Exception as error:  # a migration is code and may raise anything
+            first = str(error).partition("\n")[0]
             raise GalleryError(
-                "the gallery's database could not be brought to this version's schema; it is as it was before",
+                "the gallery's database could not be brought to this version's schema; "
+                "it is as it was before",
                 "unmigrated",
-                got=f"from schema {found} to {head}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}",
+                got=f"from schema {found} to {head}: {type(error).__name__}: {first}",
                 do="keep using the raycd that wrote it, and report this",
             ) from error
 
 
 def check(engine: Engine) -> None:
-    """Raises GalleryError where the schema is not this version's."""
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS))
-    head = ScriptDirectory.from_config(config).get_current_head()
+    """Raise GalleryError where the schema is not this version's."""
+    head = _scripts(MIGRATIONS)[1].get_current_head()
     with engine.connect() as connection:
         found = _revision(connection)
     if found != head:
@@ -77,11 +72,16 @@ def check(engine: Engine) -> None:
             "unmigrated",
             got=f"schema {found}",
             expected=f"schema {head}",
-            do="start the service once: it brings the schema up",
+            do="start the service once: it upgrades the schema",
         )
 
 
+def _scripts(migrations: Path) -> tuple[Config, ScriptDirectory]:
+    config = Config()
+    config.set_main_option("script_location", str(migrations))
+    return config, ScriptDirectory.from_config(config)
+
+
 def _revision(connection: Connection) -> str | None:
-    return MigrationContext.configure(
-        connection, opts={"version_table": VERSION_TABLE}
-    ).get_current_revision()
+    options = {"version_table": VERSION_TABLE}
+    return MigrationContext.configure(connection, opts=options).get_current_revision()

@@ -10,8 +10,6 @@ A FAISS file that was tampered with can corrupt memory.
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +22,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from raycd.durable import sha256
 from raycd.errors import WeightsError
 
 STRUCTURE, NUMBERS = "index.faiss", "index.safetensors"
@@ -77,17 +76,6 @@ def reading(path: Path) -> Iterator[None]:
             expected="what raycd wrote",
             do="build the index again",
         ) from error
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file as hexadecimal digits.
-
-    Raises OSError, also for anything but a regular file: a pipe would never end.
-    """
-    if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _verify(path: Path, expected: str) -> None:

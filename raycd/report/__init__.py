@@ -1,3 +1,1 @@
-"""What a run has to show: `page.Report` -> one HTML file, `table.recall_table` -> the same numbers
-for a terminal.
-"""
+"""The report of a run: an HTML file (`page.Report`), and a table of recall for terminals."""

@@ -2,8 +2,8 @@
 
     html = render(Report(run="demo", metrics=metrics, ...))
 
-The file needs no script, no network and no second file: images and curves stand inside. The same
-data gives the same bytes. Texts of a data set (captions, ids) are escaped.
+The file needs no script, no network and no second file: images and curves are inside. The same data
+gives the same bytes. Texts of a data set (captions, ids) are escaped.
 """
 
 from __future__ import annotations
@@ -21,56 +21,56 @@ from raycd.report import funnel, pictures, plots, table
 from raycd.report.pictures import Picture
 
 SELECTED_BY = {
-    "selection": "the best recall on triplets set aside from train (never trained on)",
+    "selection": "the best recall on triplets held out from train (never trained on)",
     "val": "the best recall on val itself, as published work does: these numbers are optimistic",
     "last": "nothing: the last epoch was taken",
 }
-MEASURED_ON = {"selection": " on the triplets set aside", "val": " on val"}
+MEASURED_ON = {"selection": " on the held-out triplets", "val": " on val"}
 PROTOCOLS = {
     "original": "the gallery is the published split; the reference image stays in it",
-    "original-masked": "the gallery is the published split; a query's own reference image is taken out",
-    "val": "the gallery holds only images that occur in the queries, as references or as targets; a query's own "
-    "reference image is taken out",
+    "original-masked": "the gallery is the published split; "
+    "a query's own reference image is taken out",
+    "val": "the gallery has only images that occur in the queries, as references or as targets; "
+    "a query's own reference image is taken out",
 }
 
 
 @dataclass(frozen=True)
 class Curve:
-    """How one training stage went."""
+    """The epochs of a training stage."""
 
     stage: str  # e.g. "stage1"
     select_on: str  # "selection", "val" or "last"
-    epochs: Sequence[
-        Mapping[str, Any]
-    ]  # {"epoch", "loss", "seconds", "kind": "original"|"pseudo", "recall@10": 0..1}
-    best_epoch: int | None = None  # the checkpoint that was taken
+    epochs: Sequence[Mapping[str, Any]]
+    """{"epoch", "loss", "seconds", "kind": "original" or "pseudo", "recall@10": 0 to 1} each."""
+    best_epoch: int | None = None  # whose checkpoint was taken
 
     @property
     def measured(self) -> bool:
-        """Whether any epoch has a recall."""
+        """Return whether any epoch has a recall."""
         return any(key.startswith("recall@") for epoch in self.epochs for key in epoch)
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """How one quantity of the mined tables is distributed."""
+    """The distribution of a quantity of the mined tables."""
 
     title: str
     values: NDArray[Any]
-    marks: Mapping[str, float] = field(
-        default_factory=dict
-    )  # thresholds by name, e.g. {"eps_low": 0.9}
+    thresholds: Mapping[str, float] = field(default_factory=dict)  # e.g. {"eps_low": 0.9}
 
 
 GROUPS = {
     "good": ("Good", "Kept, and far from every threshold."),
     "borderline": (
         "Borderline",
-        "Kept, and nearest to alpha, eps_low or eps_high. Where these look wrong, make that threshold stricter.",
+        "Kept, and nearest to alpha, eps_low or eps_high. "
+        "Where these look wrong, make that threshold stricter.",
     ),
     "refused": (
         "Just refused",
-        "Similar enough and within s_max, but with a score just below alpha. Where these look right, lower alpha.",
+        "Similar enough and within s_max, but with a score just below alpha. "
+        "Where these look right, lower alpha.",
     ),
 }
 SIDES = {
@@ -82,7 +82,7 @@ SIDES = {
 
 @dataclass(frozen=True)
 class PseudoExample:
-    """One candidate, kept or refused, with the image that stood in it before."""
+    """A candidate, kept or refused, with the image that it replaces."""
 
     text: str
     reference: Picture
@@ -96,20 +96,18 @@ class PseudoExample:
     distance: float  # from it, a cosine
 
     @property
-    def place(self) -> str:
-        """Where it lies, e.g. "score 0.0004 above alpha"."""
+    def margin(self) -> str:
+        """Return how near it is to its threshold, e.g. "score 0.0004 above alpha"."""
         what, where = SIDES[self.near]
         where = "below" if self.group == "refused" else where
-        return (
-            f"{what} {_short(self.distance)} {where} {self.near}"
-            if self.distance
-            else f"{what} exactly {self.near}"
-        )
+        if not self.distance:
+            return f"{what} exactly {self.near}"
+        return f"{what} {_short(self.distance)} {where} {self.near}"
 
 
 @dataclass(frozen=True)
-class Result:
-    """One retrieved image."""
+class ShownResult:
+    """A retrieved image."""
 
     image: Picture
     image_id: str
@@ -118,25 +116,25 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Query:
-    """One line of the contact sheet (paper, Fig. 4)."""
+class ShownQuery:
+    """A query with its results (paper, Fig. 4)."""
 
     reference: Picture
     text: str
-    results: Sequence[Result]  # best first; the first five are shown
+    results: Sequence[ShownResult]  # best first; the first five are shown
     rank: int | None = None  # of the target, from 1
     category: str = ""
     target: Picture = None  # shown apart where it is not among the first five
 
     @property
     def apart(self) -> bool:
-        """Whether the target has to be shown apart."""
+        """Return whether the target has to be shown apart."""
         return self.target is not None and not any(result.is_target for result in self.results[:5])
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much a recall was measured on: queries in all, and the images of each category's gallery."""
+    """What a recall was measured on: the number of queries, and the size of each gallery."""
 
     queries: int
     galleries: Sequence[int]
@@ -149,31 +147,25 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that the page shows. What is empty or None leaves its section out."""
+    """Everything that the page shows. Sections without content are left out."""
 
     run: str
-    metrics: Mapping[
-        str, Any
-    ]  # the content of metrics.json: preset, protocol, seed, variants, counts, seconds
+    metrics: Mapping[str, Any]  # the content of metrics.json
     curves: Sequence[Curve] = ()
-    mining: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # raycd.mine.Counts, or counts nested anyhow; see funnel.rows
-    thresholds: str = ""  # which cosines the thresholds are, where they were given as quantiles
+    mining: Mapping[str, Any] = field(default_factory=dict)  # raycd.mine.Counts
+    thresholds: str = ""  # as cosines, where they were given as quantiles
     histograms: Sequence[Histogram] = ()
     pseudo: Sequence[PseudoExample] = ()
-    queries: Sequence[Query] = ()
+    queries: Sequence[ShownQuery] = ()
     missing: Mapping[str, Any] = field(default_factory=dict)  # ImageReport.to_dict()
     warnings: Sequence[str] = ()
-    sizes: Mapping[str, Sizes] = field(
-        default_factory=dict
-    )  # of the splits that recall is measured on
+    sizes: Mapping[str, Sizes] = field(default_factory=dict)  # by what recall was measured on
     config: str = ""  # YAML
     versions: Mapping[str, str] = field(default_factory=dict)  # {"raycd": "0.1.0", "torch": ...}
 
 
 def render(report: Report) -> str:
-    """The whole page."""
+    """Return the page."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("raycd.report", "templates"),
         autoescape=True,
@@ -194,7 +186,7 @@ def render(report: Report) -> str:
         recall=table.recall_cells(report.metrics),
         gains=table.gains(report.metrics),
         verdicts=table.verdicts(report.metrics),
-        funnel=funnel.rows(report.mining),
+        funnel=funnel.funnel(report.mining),
         mined=funnel.facts(report.mining),
         counts=funnel.leaves(report.metrics.get("counts") or {}),
         seconds=_seconds(report.metrics.get("seconds") or {}),
@@ -208,7 +200,7 @@ def render(report: Report) -> str:
 
 
 def _groups(examples: Sequence[PseudoExample]) -> list[tuple[str, str, list[PseudoExample]]]:
-    """(heading, sentence, examples) of each group that has any."""
+    """Return (heading, sentence, examples) of each group that has any."""
     groups = [
         (*GROUPS[name], [example for example in examples if example.group == name])
         for name in GROUPS
@@ -217,9 +209,9 @@ def _groups(examples: Sequence[PseudoExample]) -> list[tuple[str, str, list[Pseu
 
 
 def _figure(kind: str, item: Curve | Histogram) -> str:
-    """An inline SVG. The template takes it as it is: matplotlib has escaped its texts."""
+    """Return an inline SVG. The template trusts it: matplotlib has escaped its texts."""
     if isinstance(item, Histogram):
-        return plots.histogram(item.title, item.values, item.marks)
+        return plots.histogram(item.title, item.values, item.thresholds)
     if kind == "loss":
         return plots.loss_curve(f"{item.stage}: loss", item.epochs, item.best_epoch)
     title = f"{item.stage}: recall{MEASURED_ON.get(item.select_on, '')}, %"
@@ -227,13 +219,12 @@ def _figure(kind: str, item: Curve | Histogram) -> str:
 
 
 def _short(distance: float) -> str:
-    """A distance with two digits that say something, at most 6 decimals."""
-    return next(
-        (f"{distance:.{n}f}" for n in (3, 4, 5) if distance >= 10 ** (1 - n)), f"{distance:.6f}"
-    )
+    """Return a distance with two significant digits, as 3 to 6 decimals."""
+    decimals = next((n for n in (3, 4, 5) if distance >= 10 ** (1 - n)), 6)
+    return f"{distance:.{decimals}f}"
 
 
 def _seconds(seconds: Mapping[str, float]) -> list[tuple[str, float, float]]:
-    """(stage, seconds, share of the longest), in the order of the pipeline."""
+    """Return (stage, seconds, share of the longest), in the order of the pipeline."""
     longest = max((float(value) for value in seconds.values()), default=0.0) or 1.0
     return [(stage, float(value), float(value) / longest) for stage, value in seconds.items()]

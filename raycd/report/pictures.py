@@ -1,4 +1,4 @@
-"""Images as data URIs, small enough to stand in a page by the hundred."""
+"""Images as data URIs, small enough for hundreds of them in a page."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from io import BytesIO
 
 from PIL import Image
 
-Picture = Image.Image | bytes | None  # decoded, still encoded, or missing
+Picture = Image.Image | None  # None where it is missing or broken
 
 _LONGEST = 224  # pixels; shown at half of that or less, so sharp on dense screens too
 
 
-def data_uri(picture: Picture) -> str:
-    """A thumbnail as data:image/jpeg;base64,...; empty where the image is missing or broken."""
-    image = _decoded(picture)
+def data_uri(image: Picture) -> str:
+    """Return a thumbnail as data:image/jpeg;base64,...; empty for a missing image."""
     if image is None:
         return ""
     if image.mode != "RGB":
@@ -30,20 +29,7 @@ def data_uri(picture: Picture) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(encoded.getvalue()).decode("ascii")
 
 
-def ratio(pictures: Iterable[Picture]) -> float:
-    """Width by height of the frame in which these pictures look best: their median, within reason."""
-    ratios = sorted(
-        image.width / image.height for image in map(_decoded, pictures) if image is not None
-    )
+def ratio(images: Iterable[Picture]) -> float:
+    """Return width by height of a frame for all images: their median, from 0.66 to 1.4."""
+    ratios = sorted(image.width / image.height for image in images if image is not None)
     return min(1.4, max(0.66, ratios[len(ratios) // 2])) if ratios else 1.0
-
-
-def _decoded(picture: Picture) -> Image.Image | None:
-    if not isinstance(picture, bytes):
-        return picture
-    from raycd.data.images import BrokenImage, decode  # brings torch
-
-    try:
-        return decode(picture, max_pixels=100_000_000, min_side=1)
-    except BrokenImage:
-        return None

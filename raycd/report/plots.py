@@ -1,6 +1,6 @@
-"""Curves and histograms as inline SVG that takes its colours from the page, light or dark.
+"""Curves and histograms as inline SVG in the colours of the page, light or dark.
 
-matplotlib draws with stand-in colours, which are then replaced by the page's CSS variables. Nothing
+matplotlib draws in placeholder colours, which are replaced by the page's CSS variables. Nothing
 global changes, and the same data gives the same bytes.
 """
 
@@ -28,7 +28,7 @@ _SIZE = (5.0, 2.6)  # inches; the page scales it
 
 
 def loss_curve(title: str, epochs: Sequence[Mapping[str, Any]], best: int | None = None) -> str:
-    """Loss per epoch; epochs on pseudo triplets are points of their own."""
+    """Draw the loss of each epoch; epochs on pseudo triplets are separate points."""
 
     def draw(axes: Axes) -> None:
         original = _points([e for e in epochs if e.get("kind", "original") != "pseudo"], "loss")
@@ -56,7 +56,7 @@ def loss_curve(title: str, epochs: Sequence[Mapping[str, Any]], best: int | None
 
 
 def recall_curve(title: str, epochs: Sequence[Mapping[str, Any]], best: int | None = None) -> str:
-    """Every "recall@k" of the epochs, in per cent; the epochs that were not measured are skipped."""
+    """Draw every "recall@k" of the epochs, in per cent; epochs without it are skipped."""
     keys = list(
         dict.fromkeys(key for epoch in epochs for key in epoch if key.startswith("recall@"))
     )
@@ -79,19 +79,20 @@ def recall_curve(title: str, epochs: Sequence[Mapping[str, Any]], best: int | No
     return _svg(title, draw)
 
 
-def histogram(title: str, values: NDArray[Any], marks: Mapping[str, float]) -> str:
-    """Distribution of the finite values, with thresholds as named lines."""
+def histogram(title: str, values: NDArray[Any], thresholds: Mapping[str, float]) -> str:
+    """Draw the distribution of the finite values, with thresholds as named lines."""
     finite = np.asarray(values, dtype=float).ravel()
     finite = finite[np.isfinite(finite)]
 
     def draw(axes: Axes) -> None:
         counts, edges = np.histogram(finite, bins=50)
         axes.stairs(counts, edges, fill=True, color=FIRST)
-        for row, (name, at) in enumerate(sorted(marks.items(), key=lambda item: item[1])):
-            axes.axvline(at, color=SECOND, linewidth=1, linestyle=(0, (3, 2)))
+        by_value = sorted(thresholds.items(), key=lambda item: item[1])
+        for row, (name, value) in enumerate(by_value):
+            axes.axvline(value, color=SECOND, linewidth=1, linestyle=(0, (3, 2)))
             axes.annotate(
-                f"{name} {at:g}",
-                (at, 1 - 0.07 * row),
+                f"{name} {value:g}",
+                (value, 1 - 0.07 * row),
                 xytext=(-4, 0),
                 xycoords=axes.get_xaxis_transform(),
                 textcoords="offset points",
@@ -106,8 +107,8 @@ def histogram(title: str, values: NDArray[Any], marks: Mapping[str, float]) -> s
 
 
 def _points(epochs: Sequence[Mapping[str, Any]], key: str) -> tuple[list[int], list[float]]:
-    there = [(int(e["epoch"]), float(e[key])) for e in epochs if e.get(key) is not None]
-    return [x for x, _ in there], [y for _, y in there]
+    points = [(int(e["epoch"]), float(e[key])) for e in epochs if e.get(key) is not None]
+    return [x for x, _ in points], [y for _, y in points]
 
 
 def _marker(x: Sequence[int]) -> str:
@@ -154,9 +155,7 @@ def _svg(title: str, draw: Callable[[Axes], None]) -> str:
 
 
 def _inline(svg: str) -> str:
-    """The element alone: no declaration, no metadata, no ids of groups, the page's colours and
-    font.
-    """
+    """Return the <svg> element without metadata and groups' ids, in the page's colours and font."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)

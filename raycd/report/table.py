@@ -1,4 +1,4 @@
-"""The recall table: which cells, which of them is best, and how it reads on a terminal."""
+"""The table of recall: its cells, the best of them, its text for terminals, and verdicts on it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NONE = "–"
 
 @dataclass(frozen=True)
 class Cell:
-    """One recall: as a percentage with two decimals, and whether no other variant has a higher one."""
+    """A recall in per cent with two decimals, and whether no other variant has a higher one."""
 
     text: str
     best: bool
@@ -21,7 +21,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Recall:
-    """Variants by categories and ranks."""
+    """Recall of variants by categories and ranks."""
 
     categories: list[str]  # "average" last
     ranks: list[str]  # ["R@10", "R@50"]
@@ -29,7 +29,7 @@ class Recall:
 
 
 def recall_cells(metrics: Mapping[str, Any]) -> Recall:
-    """The table of `metrics["variants"]`: variant -> category -> "recall@k" -> fraction."""
+    """Return the table of `metrics["variants"]`: variant -> category -> "recall@k" -> fraction."""
     variants: Mapping[str, Mapping[str, Mapping[str, float | None]]] = metrics.get("variants") or {}
     categories = list(
         dict.fromkeys(c for recalls in variants.values() for c in recalls if c != "average")
@@ -62,9 +62,7 @@ def recall_cells(metrics: Mapping[str, Any]) -> Recall:
 
 
 def gains(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """(from, to, percentage points) between neighbouring variants, by the average recall at the
-    first rank.
-    """
+    """Return (from, to, percentage points) of neighbouring variants' average at the first rank."""
     recall = recall_cells(metrics)
     if "average" not in recall.categories:
         return []
@@ -79,10 +77,9 @@ def gains(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def verdicts(metrics: Mapping[str, Any]) -> list[str]:
-    """Say what is wrong with a result as a whole; nothing where each variant is at least as good as
-    those before it.
+    """Return what is wrong with a result: a variant that is worse than one before it, or chance.
 
-    Compared is the average recall at the first rank. The last variant has failed where images drawn
+    The average recall at the first rank is compared. The last variant has failed where images drawn
     at random from the galleries would be as good.
     """
     variants: Mapping[str, Mapping[str, Mapping[str, float | None]]] = metrics.get("variants") or {}
@@ -99,8 +96,8 @@ def verdicts(metrics: Mapping[str, Any]) -> list[str]:
     chance = _chance(metrics, key)
     if chance is not None and best <= chance < 1:
         said.append(
-            f"{label(last)} has failed: {rank} {percent(best)} is no better than images drawn at random "
-            f"({percent(chance)})"
+            f"{label(last)} has failed: {rank} {percent(best)} is no better than images drawn "
+            f"at random ({percent(chance)})"
         )
     said += [
         f"{label(after)} is worse than {label(before)}: {rank} {percent(found[after])} "
@@ -112,9 +109,7 @@ def verdicts(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def _chance(metrics: Mapping[str, Any], key: str) -> float | None:
-    """The recall of images drawn at random, the mean over the galleries; None where their sizes are
-    not known.
-    """
+    """Return the mean recall of images drawn at random; None for galleries of unknown size."""
     sizes: list[int] = list(((metrics.get("counts") or {}).get("gallery") or {}).values())
     k = key.rpartition("@")[2]
     if not k.isdigit() or not sizes or not all(sizes):
@@ -123,14 +118,14 @@ def _chance(metrics: Mapping[str, Any], key: str) -> float | None:
 
 
 def final_table(metrics: Mapping[str, Any]) -> str:
-    """Return `recall_table` beneath what is wrong with it as a whole."""
+    """Return `recall_table` below its verdicts."""
     return "\n".join(
         [*(f"warning: {verdict}" for verdict in verdicts(metrics)), recall_table(metrics)]
     )
 
 
 def recall_table(metrics: Mapping[str, Any]) -> str:
-    """The table as plain text, recall in per cent; empty where there are no variants.
+    """Return the table as plain text, recall in per cent; empty without variants.
 
                      dress           average
     recall, %         R@10    R@50    R@10    R@50
@@ -158,12 +153,12 @@ def recall_table(metrics: Mapping[str, Any]) -> str:
 
 
 def label(variant: str) -> str:
-    """How a variant is called where people read it."""
+    """Return the name of a variant for readers."""
     return LABELS.get(variant, variant)
 
 
 def percent(fraction: float | None) -> str:
-    """0.41823 -> 41.82; a dash for what was not measured."""
+    """Format a fraction: 0.41823 -> 41.82; a dash for what was not measured."""
     return NONE if fraction is None or fraction != fraction else f"{100 * fraction:.2f}"
 
 

@@ -1,10 +1,11 @@
-"""The Ray cluster that a job works on, and how its work is shared out there."""
+"""The Ray cluster that a job works on, and how many workers of which size it gets there."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 
@@ -18,31 +19,33 @@ def connected() -> Iterator[None]:
     """Be connected to Ray inside of the block.
 
     RAY_ADDRESS (set for submitted jobs) names the cluster; without it a local one is started and
-    ended. A connection that is already there is used and left alone. Raises RunError where there is
-    no connection to be had.
+    ended. An open connection is used and left alone.
+
+    Raises:
+        RunError: A connection cannot be opened.
     """
     if ray.is_initialized():
         yield
         return
-    # Processes ask Ray Train for news every two seconds unless told otherwise: too seldom for
-    # epochs of a second.
+    # Ray Train collects reports of workers every two seconds by default: too seldom for epochs of a
+    # second.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
-    with (
-        local_ray.connected(),
-        cli.sigterm_interrupts(),
-    ):  # ray.init has put a handler of its own in place
+    # sigterm_interrupts again: ray.init has replaced its handler.
+    with local_ray.connected(), cli.sigterm_interrupts():
         yield
 
 
 def uses_gpu(compute: ComputeConfig) -> bool:
-    """Whether workers get GPUs. Raises ConfigError where they are asked for and cannot come.
+    """Return whether workers get GPUs.
 
-    A cluster that a job was submitted to may start GPU nodes when they are asked for; this machine
-    alone cannot.
+    A cluster that a job was submitted to may start GPU nodes on demand; this machine alone cannot.
+
+    Raises:
+        ConfigError: GPUs are asked for on a machine without one.
     """
     if compute.device == "cpu":
         return False
-    gpus = float(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
+    gpus = _resources().get("GPU", 0.0)
     if compute.device == "gpu" and gpus == 0 and not local_ray.address():
         raise ConfigError(
             "compute.device is gpu, but this machine has no GPU",
@@ -53,7 +56,7 @@ def uses_gpu(compute: ComputeConfig) -> bool:
 
 
 def worker_resources(compute: ComputeConfig) -> dict[str, float]:
-    """What Ray reserves for one worker: {"CPU": ..., "GPU": ...}."""
+    """Return what Ray reserves for one worker: {"CPU": ..., "GPU": ...}."""
     resources = {"CPU": compute.cpus_per_worker}
     if uses_gpu(compute):
         resources["GPU"] = compute.gpus_per_worker
@@ -61,31 +64,32 @@ def worker_resources(compute: ComputeConfig) -> dict[str, float]:
 
 
 def fitting(wanted: int, resources: Mapping[str, float]) -> int:
-    """`wanted` workers of `resources` each, or as many as fit: a pool that cannot start would wait
-    for ever.
+    """Return `wanted` workers of `resources` each, or as many as fit: others would be waited for.
 
-    A resource of which the cluster has nothing yet does not count: it comes with the nodes that the
-    work calls for.
+    A resource of which the cluster has nothing yet does not count: its nodes come on demand.
     """
-    have = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    have = _resources()
     fits = [int(have[name] / need) for name, need in resources.items() if have.get(name, 0) > 0]
     return max(1, min([wanted, *fits]))
 
 
 def machines() -> int:
-    """How many machines of the cluster run work."""
-    return max(
-        1, sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes())
-    )  # type: ignore[no-untyped-call]
+    """Return the number of machines of the cluster that run work, at least one."""
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]  # Ray's
+    working = [node for node in nodes if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
+    return max(1, len(working))
 
 
 def cpus() -> int:
-    """The cluster's CPUs, at least one."""
-    return max(1, int(ray.cluster_resources().get("CPU", 1)))  # type: ignore[no-untyped-call]
+    """Return the number of the cluster's CPUs, at least one."""
+    return max(1, int(_resources().get("CPU", 1)))
 
 
 def threads(compute: ComputeConfig, workers: int) -> int:
-    """Threads of torch and FAISS in each of `workers` workers: as set, or an even share of this
-    machine's cores.
-    """
+    """Return the threads of torch and FAISS in each worker: as set, or a share of the cores."""
     return compute.threads or max(1, (os.cpu_count() or 1) // workers)
+
+
+def _resources() -> dict[str, float]:
+    found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray's
+    return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,13 +9,16 @@ import pyarrow as pa
 import ray
 
 from raycd.progress import Bar
+from raycd.runtime import private
 
 
 def mapped(
     stage: str, unit: str, blocks: list[pa.Table], *steps: tuple[Callable[..., Any], dict[str, Any]]
 ) -> Iterator[pa.Table]:
-    """Each block passed through the steps, in any order. A step is a class or function and how Ray
-    Data maps it (`compute=`, `num_cpus=`, ...); it gives as many rows as it takes.
+    """Pass each block through the steps; the blocks come in any order.
+
+    A step is a class or function, and how Ray Data maps it (`compute=`, `num_cpus=`, ...). It
+    returns as many rows as it is given.
     """
     _quiet()
     dataset: ray.data.Dataset = ray.data.from_arrow(blocks)
@@ -29,25 +31,14 @@ def mapped(
 
 
 def blocks_of(table: pa.Table, size: int) -> list[pa.Table]:
-    """The table in slices of `size` rows."""
+    """Return the table in slices of `size` rows."""
     return [table.slice(start, size) for start in range(0, len(table), size)]
 
 
 def _quiet() -> None:
-    """Raycd shows its own progress, and errors of its own.
-
-    Ray Data's wrapper of an error loses it on the way from the worker, and with it the message for
-    users.
-    """
+    """Turn off Ray Data's own progress and errors: raycd has its own."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    # Ray Data's wrapper of a worker's error loses it, and so its message (ray issue 46962).
     context.raise_original_map_exception = True
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    logging.getLogger("ray.data._internal.progress").setLevel(
-        logging.ERROR
-    )  # it warns that bars are off
-    for told_twice in (
-        "exceptions",
-        "_internal.execution.streaming_executor_state",
-    ):  # the error comes here, too
-        logging.getLogger(f"ray.data.{told_twice}").setLevel(logging.CRITICAL)
+    private.quiet_ray_data()

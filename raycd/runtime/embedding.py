@@ -1,8 +1,8 @@
 """Embedding on Ray Data (eq. 8): all images and all texts through a frozen encoder, once.
 
-The encoder travels through the object store. On processors, tasks decode and encode; a worker
-process keeps the encoder (and torch, which takes seconds to import) from one task to the next. With
-GPUs, actors decode on processors and others encode on GPUs.
+The encoder travels through the object store. On CPUs, tasks decode and encode; a worker process
+keeps the encoder (and torch, which takes seconds to import) from one task to the next. With GPUs,
+actors decode on CPUs and others encode on GPUs.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ from raycd.model.embed import Batch, DecodeImages, EmbedImages, EmbedTexts, Enco
 from raycd.model.encoder import Encoder
 from raycd.runtime import cluster, datasets
 
-BLOCK = 1024  # most rows that a task takes at a time; it encodes embed.batch_size of them at once
+BLOCK = 1024  # rows of a task, at most; it encodes embed.batch_size of them at once
 
-_held: dict[
-    str, Encoder
-] = {}  # the encoder that this worker process used last, by the id of its object
+# The encoder that this worker process used last, by the id of its object.
+_cache: dict[str, Encoder] = {}
 
 
 def embed_images(paths: Mapping[str, str | None], encoder: Encoder, config: Config) -> pa.Table:
-    """Image id -> path (None: no file was found) gives rows (key, status, feature) as
-    `raycd.features` keeps them.
+    """Embed images, given as id -> path (None: no file was found).
+
+    Returns:
+        Rows (key, status, feature), as `raycd.features` keeps them.
     """
     table = pa.table(
         {
@@ -38,16 +39,16 @@ def embed_images(paths: Mapping[str, str | None], encoder: Encoder, config: Conf
             "path": pa.array(list(paths.values()), pa.string()),
         }
     )
-    return _embedded("embed images", "images", table, EmbedImages, encoder, config)
+    return _embed_rows("embed images", "images", table, EmbedImages, encoder, config)
 
 
 def embed_texts(texts: Sequence[str], encoder: Encoder, config: Config) -> pa.Table:
-    """Distinct texts give rows (key, status, feature)."""
+    """Embed distinct texts; return rows (key, status, feature)."""
     table = pa.table({"key": pa.array(list(texts), pa.string())})
-    return _embedded("embed texts", "texts", table, EmbedTexts, encoder, config)
+    return _embed_rows("embed texts", "texts", table, EmbedTexts, encoder, config)
 
 
-def _embedded(
+def _embed_rows(
     stage: str,
     unit: str,
     table: pa.Table,
@@ -55,7 +56,7 @@ def _embedded(
     encoder: Encoder,
     config: Config,
 ) -> pa.Table:
-    """The rows in the order of `table`, whatever the order in which the workers finish."""
+    """Return the rows in the order of `table`, whatever the order in which the workers finish."""
     if len(table) == 0:
         return features.to_table([], [], np.zeros((0, encoder.dim), np.float32))
     workers = cluster.fitting(
@@ -63,52 +64,54 @@ def _embedded(
     )
     block = max(config.embed.batch_size, min(BLOCK, len(table) // (4 * workers)))
     blocks = datasets.blocks_of(table, block)
-    held = _Held(ray.put(encoder), config.embed.precision, cluster.threads(config.compute, workers))
+    shared = _SharedEncoder(
+        ray.put(encoder), config.embed.precision, cluster.threads(config.compute, workers)
+    )
     steps: list[tuple[Any, dict[str, Any]]]
     if not cluster.uses_gpu(config.compute):
-        steps = [(_embed, _tasks(step, held, min(workers, len(blocks)), config))]
+        steps = [(_embed, _tasks(step, shared, min(workers, len(blocks)), config))]
     elif step is EmbedImages:
         steps = [
             _decoders(encoder, workers, config),
-            (_EncodeImages, _actors(held, workers, config)),
+            (_EncodeImages, _actors(shared, workers, config)),
         ]
     else:
-        steps = [(_EmbedTexts, _actors(held, workers, config))]
+        steps = [(_EmbedTexts, _actors(shared, workers, config))]
     found = pa.concat_tables(list(datasets.mapped(stage, unit, blocks, *steps)))
-    place = {key: row for row, key in enumerate(found["key"].to_pylist())}
-    return found.take([place[key] for key in table["key"].to_pylist()])
+    rows = {key: row for row, key in enumerate(found["key"].to_pylist())}
+    return found.take([rows[key] for key in table["key"].to_pylist()])
 
 
-class _Held:
-    """An encoder in the object store and how to use it; a worker process fetches it once."""
+class _SharedEncoder:
+    """An encoder in the object store, and how to use it; a worker process fetches it once."""
 
     def __init__(self, encoder: ray.ObjectRef[Any], precision: Precision, threads: int) -> None:
         self._encoder, self._precision, self._threads = encoder, precision, threads
 
     def get(self, device: str) -> Encoder:
-        """The encoder on `device`, ready to encode."""
+        """Return the encoder on `device`, ready to encode."""
         name = f"{self._encoder.hex()} {device}"
-        if name not in _held:
+        if name not in _cache:
             torch.set_num_threads(self._threads)
-            _held.clear()
-            _held[name] = frozen(ray.get(self._encoder), self._precision, device)
-        return _held[name]
+            _cache.clear()
+            _cache[name] = frozen(ray.get(self._encoder), self._precision, device)
+        return _cache[name]
 
 
-def _tasks(step: Any, held: _Held, workers: int, config: Config) -> dict[str, Any]:
-    """How Ray Data runs tasks on processors."""
+def _tasks(step: Any, shared: _SharedEncoder, workers: int, config: Config) -> dict[str, Any]:
+    """Return how Ray Data runs tasks on CPUs."""
     return {
-        "fn_kwargs": {"step": step, "held": held, "config": config},
+        "fn_kwargs": {"step": step, "shared": shared, "config": config},
         "compute": ray.data.TaskPoolStrategy(size=workers),
         "num_cpus": config.compute.cpus_per_worker,
     }
 
 
 def _embed(
-    block: Batch, step: type[EmbedImages] | type[EmbedTexts], held: _Held, config: Config
+    block: Batch, step: type[EmbedImages] | type[EmbedTexts], shared: _SharedEncoder, config: Config
 ) -> pa.Table:
-    """A task: a block in batches of embed.batch_size."""
-    encoder, size = held.get("cpu"), config.embed.batch_size
+    """Embed a block in batches of embed.batch_size, as a task."""
+    encoder, size = shared.get("cpu"), config.embed.batch_size
     embed = EmbedImages(encoder, config.data) if step is EmbedImages else EmbedTexts(encoder)
     firsts = range(0, len(block["key"]), size)
     return pa.concat_tables(
@@ -119,10 +122,10 @@ def _embed(
     )
 
 
-def _actors(held: _Held, workers: int, config: Config) -> dict[str, Any]:
-    """How Ray Data runs actors on GPUs."""
+def _actors(shared: _SharedEncoder, workers: int, config: Config) -> dict[str, Any]:
+    """Return how Ray Data runs actors on GPUs."""
     return {
-        "fn_constructor_args": (held,),
+        "fn_constructor_args": (shared,),
         "batch_size": config.embed.batch_size,
         "compute": ray.data.ActorPoolStrategy(size=workers),
         "num_cpus": config.compute.cpus_per_worker,
@@ -131,9 +134,8 @@ def _actors(held: _Held, workers: int, config: Config) -> dict[str, Any]:
 
 
 def _decoders(encoder: Encoder, workers: int, config: Config) -> tuple[Any, dict[str, Any]]:
-    """Decoding actors, on the CPUs that the encoding actors leave, at least one."""
-    cpus = float(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
-    most = max(1, int(cpus - workers * config.compute.cpus_per_worker))
+    """Return decoding actors, on the CPUs that the encoding actors leave, at least one."""
+    most = max(1, int(cluster.cpus() - workers * config.compute.cpus_per_worker))
     return DecodeImages, {
         "fn_constructor_args": (encoder.preprocess.to_dict(), config.data),
         "batch_size": config.embed.batch_size,
@@ -149,8 +151,8 @@ def _table(batch: Batch) -> pa.Table:
 class _EncodeImages:
     """An actor on a GPU."""
 
-    def __init__(self, held: _Held) -> None:
-        self.step = EncodeImages(held.get("cuda"))
+    def __init__(self, shared: _SharedEncoder) -> None:
+        self.step = EncodeImages(shared.get("cuda"))
 
     def __call__(self, batch: Batch) -> pa.Table:
         return _table(self.step(batch))
@@ -159,8 +161,8 @@ class _EncodeImages:
 class _EmbedTexts:
     """An actor on a GPU."""
 
-    def __init__(self, held: _Held) -> None:
-        self.step = EmbedTexts(held.get("cuda"))
+    def __init__(self, shared: _SharedEncoder) -> None:
+        self.step = EmbedTexts(shared.get("cuda"))
 
     def __call__(self, batch: Batch) -> pa.Table:
         return _table(self.step(batch))

@@ -1,8 +1,8 @@
-"""The Ray under a job or a service: the one that RAY_ADDRESS names, or one of this process's own.
+"""The Ray of a job or a service: the one that RAY_ADDRESS names, or one of this process's own.
 
-A Ray of our own runs whatever code it is sent. So it has a token that nobody else knows, listens on
-loopback only and keeps its files where only this user gets, for Ray itself lets everybody write
-into them. All of it ends with the process.
+A Ray runs whatever code it is sent. So our own one has a token that nobody else knows, listens on
+loopback only and keeps its files in a folder that only this user can enter (Ray itself lets
+everybody write into them). All of it ends with the process.
 """
 
 from __future__ import annotations
@@ -13,39 +13,34 @@ import re
 import secrets
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from raycd import progress
+from raycd.config import openmp
 from raycd.errors import RunError
-from raycd.runtime import watch
+from raycd.runtime import private, watch
 
-LOCAL = ("", "local")  # RAY_ADDRESS
+LOCAL = ("", "local")  # values of RAY_ADDRESS
 PATIENCE = 120.0  # seconds that the second try of a start may take longer
-# Bytes: Ray makes sockets 68 bytes beneath its temporary folder, and a socket's path has at most
-# 107
+# Bytes of the temporary folder's path: Ray adds 68 to it for its sockets, and Linux allows 107.
 ROOM = 39
 
-_WORDS = logging.WARNING  # what Ray may say
+_LOG_LEVEL = logging.WARNING
 
 _UNLESS_SET = {
-    "RAY_USAGE_STATS_ENABLED": "0",  # tell nobody
-    # Ray starts workers at niceness 15, and any other program of the machine takes the CPU from
-    # them; and OpenMP's threads wait for the one that lost its CPU by spinning, which takes it from
-    # that one again.
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray starts workers at niceness 15, to protect its own processes (ray pull request 24928): any
+    # other program of the machine would take the workers' CPUs.
     "RAY_worker_niceness": "0",
-    "OMP_WAIT_POLICY": "PASSIVE",
-    # Ray Data's actor pools make Ray print a line at level ERROR that means nothing here (ray issue
-    # 53727).
+    # Ray Data's actor pools make Ray print a meaningless line at level ERROR (ray issue 53727).
     "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
-_LEVEL_LINE = b"Set ray log level from environment variable"  # said whatever the level is
-_MORE_TIME = {  # what Ray lets us set of its patience
+_LEVEL_LINE = b"Set ray log level from environment variable"  # printed whatever the level is
+_MORE_TIME = {  # the timeouts of a start that Ray lets us set
     "RAY_gcs_server_port_wait_time_s": "120",
     "RAY_raylet_start_wait_time_s": "120",
     "RAY_agent_register_timeout_ms": "120000",
@@ -57,7 +52,7 @@ def address() -> str:
     """Return where RAY_ADDRESS leads, empty for a Ray of our own.
 
     Raises:
-        RunError: It is not an address that a program can join.
+        RunError: A program cannot join a cluster at this address.
     """
     given = os.environ.get("RAY_ADDRESS", "").strip()
     if given in LOCAL:
@@ -77,8 +72,9 @@ def address() -> str:
 
 @contextmanager
 def connected(*, metrics_port: int | None = None) -> Iterator[None]:
-    """Be connected to the Ray of RAY_ADDRESS, or to one of our own, inside of the block, and end
-    where it has died.
+    """Be connected to the Ray of RAY_ADDRESS, or to one of our own, inside of the block.
+
+    The process ends when that Ray dies (see `watch`).
 
     Raises:
         RunError: The named cluster does not answer, or none could be started here.
@@ -87,13 +83,12 @@ def connected(*, metrics_port: int | None = None) -> Iterator[None]:
         if joined := address():
             _join(joined)
         else:
-            folder = stack.enter_context(
-                _private(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
-            )
+            parent = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+            folder = stack.enter_context(_private_folder(parent))
             unfit = {name: long for name, long in _temporary().items() if _is_unfit(long)}
             short = folder
             if unfit or _is_unfit(str(folder)):
-                short = stack.enter_context(_private("/tmp"))
+                short = stack.enter_context(_private_folder("/tmp"))
             watch.leftovers += [folder, short]
             stack.enter_context(_environment(_settings(folder, short, unfit)))
             _start(metrics_port)
@@ -106,12 +101,12 @@ def _join(joined: str) -> None:
     import ray
 
     try:
-        ray.init(address=joined, log_to_driver=False, logging_level=_WORDS)
+        ray.init(address=joined, log_to_driver=False, logging_level=_LOG_LEVEL)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
         raise RunError(
             f"the Ray cluster at {joined} does not answer",
             got=(str(error).strip().splitlines() or [type(error).__name__])[0],
-            do="start it, or mend RAY_ADDRESS, or unset it to work on this machine",
+            do="start it, or fix RAY_ADDRESS, or unset it to work on this machine",
         ) from error
 
 
@@ -122,14 +117,14 @@ def _leave() -> None:
 
 
 def _start(metrics_port: int | None) -> None:
-    """Start a Ray, and once more with more time where the machine is too busy for Ray's patience."""
+    """Start a Ray, and once more with longer timeouts where the machine is too busy."""
     try:
         _init(metrics_port)
     except RunError:
         progress.say(
             "Ray has not started in its time, this machine is busy: once more, with more time"
         )
-        with _environment(_unset(_MORE_TIME)), _patience(PATIENCE):
+        with _environment(_unset(_MORE_TIME)), private.patient_start(PATIENCE):
             _init(metrics_port)
 
 
@@ -144,8 +139,8 @@ def _init(metrics_port: int | None) -> None:
                 "local",
                 include_dashboard=False,
                 log_to_driver=False,
-                logging_level=_WORDS,
-                _metrics_export_port=metrics_port,
+                logging_level=_LOG_LEVEL,
+                **private.metrics_port(metrics_port),
             )
     except BaseException as error:
         _leave()
@@ -158,7 +153,7 @@ def _init(metrics_port: int | None) -> None:
             raise
         if (
             isinstance(error, OSError) and error.errno
-        ):  # no space, no permission: time does not help
+        ):  # no space, no permission: not for want of time
             raise
         raise RunError(
             "Ray did not start on this machine",
@@ -170,9 +165,7 @@ def _init(metrics_port: int | None) -> None:
 
 @contextmanager
 def _stderr_without(text: bytes) -> Iterator[None]:
-    """Hold back what is written to stderr, also by C++, and in the end let through the lines
-    without `text`.
-    """
+    """Hold stderr back, also of C++, inside of the block; then write the lines without `text`."""
     with tempfile.TemporaryFile() as held:
         sys.stderr.flush()
         stderr = os.dup(2)
@@ -188,44 +181,19 @@ def _stderr_without(text: bytes) -> Iterator[None]:
 
 
 @contextmanager
-def _patience(seconds: float) -> Iterator[None]:
-    """Have Ray wait longer for its new node: its 30 s are a number in its code, but it asks through
-    this function.
-    """
-    from ray._private import services
-
-    ask: Callable[..., object] = services.get_node
-
-    def get_node(*arguments: object) -> object:
-        until = time.monotonic() + seconds
-        while True:
-            try:
-                return ask(*arguments)
-            except RuntimeError:
-                if time.monotonic() > until:
-                    raise
-                time.sleep(0.5)
-
-    services.get_node = get_node
+def _private_folder(parent: str) -> Iterator[Path]:
+    """Make a folder in `parent` that only this user can enter. Raises RunError."""
     try:
-        yield
-    finally:
-        services.get_node = ask
-
-
-@contextmanager
-def _private(place: str) -> Iterator[Path]:
-    """Open a folder below `place` that only this user can enter. Raises RunError."""
-    try:
-        os.makedirs(place, exist_ok=True)
+        os.makedirs(parent, exist_ok=True)
         opened = tempfile.TemporaryDirectory(
-            prefix="raycd-", dir=os.path.abspath(place), ignore_cleanup_errors=True
+            prefix="raycd-", dir=os.path.abspath(parent), ignore_cleanup_errors=True
         )
     except OSError as error:
         raise RunError(
             "there is no temporary folder for Ray",
             got=f"{error.filename}: {error.strerror}",
-            expected=f"a folder that can be written; /tmp, too, where its path has more than {ROOM - 15} bytes",
+            expected="a folder that can be written; "
+            f"/tmp, too, where its path has more than {ROOM - 15} bytes",
             do="name one: export TMPDIR=/a/short/path",
         ) from error
     with opened as folder:
@@ -233,7 +201,7 @@ def _private(place: str) -> Iterator[Path]:
 
 
 def _temporary() -> dict[str, str]:
-    """Return what the environment says of temporary folders for programs other than Ray."""
+    """Return the environment's settings of temporary folders for other programs than Ray."""
     return {
         name: os.environ[name]
         for name in ("TMPDIR", "TEMP", "TMP")
@@ -242,43 +210,43 @@ def _temporary() -> dict[str, str]:
 
 
 def _is_unfit(folder: str) -> bool:
-    """Tell whether no sockets can be made beneath a folder, though it may be the one with the room."""
+    """Return whether Ray cannot make its sockets in a folder (which may be the one with space)."""
     return len(os.fsencode(folder)) > ROOM or not os.path.isabs(folder)
 
 
 def _settings(folder: Path, short: Path, unfit: Mapping[str, str]) -> dict[str, str | None]:
-    """Return the environment of a Ray of our own, with its files in `folder`; None: unset.
+    """Return the environment of a Ray of our own with its files in `folder`; None means unset.
 
-    `short` gets links to folders that are `unfit`, and to `folder` if it is another one.
+    Where `short` is another folder, it gets links to `folder` and to the `unfit` ones.
     """
     token = folder / "token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
-    places: dict[str, str | None] = {"RAY_TMPDIR": str(folder)}
-    for name, long in {**unfit, **places}.items() if short != folder else ():
+    folders: dict[str, str | None] = {"RAY_TMPDIR": str(folder)}
+    for name, long in {**unfit, **folders}.items() if short != folder else ():
         link = short / name.lower()
         link.symlink_to(os.path.abspath(str(long)))
-        places[name] = str(link)
+        folders[name] = str(link)
     return {
         **_unset(_UNLESS_SET),
-        **places,
+        **openmp.settings(),
+        **folders,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_AUTH_TOKEN": None,  # would come before the file
-        # This makes the node's address 127.0.0.1, and each of Ray's processes listens on the
-        # address of its node.
+        # Makes 127.0.0.1 the node's address, on which each of Ray's processes then listens.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     }
 
 
 def _unset(settings: Mapping[str, str]) -> dict[str, str | None]:
-    """Return those that the user has not set."""
+    """Return the settings that the user has not made."""
     return {name: value for name, value in settings.items() if name not in os.environ}
 
 
 @contextmanager
 def _environment(settings: Mapping[str, str | None]) -> Iterator[None]:
-    """Change this process's environment, which Ray's processes inherit, inside of the block."""
+    """Change the environment of this process, which Ray's inherit, inside of the block."""
     before = {name: os.environ.get(name) for name in settings}
     _set(settings)
     try:
@@ -293,20 +261,5 @@ def _set(settings: Mapping[str, str | None]) -> None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
-    tempfile.tempdir = None  # it is looked up once
-    _reread()
-
-
-def _reread() -> None:
-    """Have Ray look at the environment again: it does so when it is imported, and others may have
-    done that before.
-    """
-    from ray import _raylet
-    from ray._private import ray_constants
-
-    raylet: Any = _raylet
-    raylet.Config.initialize("")
-    raylet.AuthenticationTokenLoader.instance().reset_cache()
-    ray_constants.ENABLE_RAY_CLUSTER = (
-        os.environ.get(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR) != "0"
-    )
+    tempfile.tempdir = None  # Python's cache of it
+    private.reread_environment()

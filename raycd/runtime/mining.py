@@ -1,10 +1,11 @@
-"""Mining on Ray Data: `raycd.mine`'s neighbours and candidates, with equal results at any number of
-blocks and workers.
+"""Mining on Ray Data: neighbours and candidates of `raycd.mine`, the same with any workers.
 
-Each shard's normalised features go into the object store once; tasks read them there without a
+Each shard's normalised features are put into the object store once. Tasks read them there without a
 copy, and a worker process keeps the shard that it searches from one task to the next. So a worker
-maps two shards at most: the one that it searches and the one that its queries come from, of which
-it reads its queries only.
+maps at most two shards: the one that it searches and the one of its queries, of which it reads only
+the queries.
+
+Shapes: N images, D feature size, P images of a shard, B queries, S keys, C candidates, T triplets.
 """
 
 from __future__ import annotations
@@ -27,14 +28,11 @@ from raycd.runtime import cluster
 from raycd.runtime.datasets import blocks_of, mapped
 
 SCORE_BLOCK = 1 << 15  # candidates measured by one task
-TASKS = (
-    2  # searching tasks of each of several workers at least, so that none waits long for the last
-)
-PAIRS = 3_000_000_000  # most pairs of images that one task compares: some seconds
+TASKS = 2  # for each of several workers, at least: the others wait for the slowest task
+PAIRS = 3_000_000_000  # of images that one task compares, at most: some seconds
 
-_held: dict[
-    str, core.NeighbourSearch
-] = {}  # the shard that this worker process searched last, by the id of its object
+# The shard that this worker process searched last, by the id of its object.
+_cache: dict[str, core.NeighbourSearch] = {}
 
 
 def find_neighbours(
@@ -43,11 +41,9 @@ def find_neighbours(
     mine: MineConfig,
     compute: ComputeConfig,
 ) -> pa.Table:
-    """`raycd.mine.find_neighbours` by tasks that take some batches of query images to one shard at
-    a time.
+    """Run `raycd.mine.find_neighbours` in tasks that search some batches of queries in one shard.
 
-    Where the caller keeps no reference to the features, they are let go as soon as the workers have
-    them.
+    Features that the caller keeps no reference to are freed as soon as the workers have them.
     """
     shards = core.make_shards(pools, features_ND.shape[1], mine)
     stored = []
@@ -84,10 +80,13 @@ def measured_recall(
     *,
     seed: int,
 ) -> tuple[float, int]:
-    """Share of the exact neighbours of `mine.recall_sample` queries that the table has, and how
-    many were compared.
+    """Measure the share of the exact neighbours of `mine.recall_sample` queries in a table.
 
-    `features` gives the features (N, D), which nobody else should hold (see `find_neighbours`).
+    Args:
+        features: Returns the features (N, D), of which there should be no other reference.
+
+    Returns:
+        The recall, and the number of queries that were compared.
     """
     exact = mine.model_copy(update={"index": "flat"})
     sample = core.sample(pools, mine.recall_sample, seed)
@@ -104,7 +103,7 @@ def make_candidates(
     encoder: str,
     compute: ComputeConfig,
 ) -> pa.Table:
-    """`raycd.mine.make_candidates`, measured by at most `compute.mine_workers` tasks at a time."""
+    """Run `raycd.mine.make_candidates`, scored by at most `compute.mine_workers` tasks at once."""
     return core.make_candidates(
         triplets,
         found,
@@ -125,7 +124,7 @@ def matching_scores(
     *,
     compute: ComputeConfig,
 ) -> NDArray[np.float64]:
-    """`raycd.mine.matching_scores` by tasks that take SCORE_BLOCK candidates at a time."""
+    """Run `raycd.mine.matching_scores` in tasks of SCORE_BLOCK candidates."""
     score_C = np.empty(len(reference_C))
     if len(score_C) == 0:
         return score_C
@@ -152,34 +151,28 @@ def matching_scores(
 
 
 def _block(visit: core.Visit, shards: Sequence[core.Shard]) -> pa.Table:
-    """A visit as rows that Ray Data hands to one task."""
+    """Return a visit as rows that Ray Data gives to one task."""
     size = len(visit.rows_B)
-    place_B = shards[visit.home].rows_P.searchsorted(visit.rows_B)
+    row_B = shards[visit.home].rows_P.searchsorted(visit.rows_B)
     columns = {
         "shard": pa.repeat(pa.scalar(visit.shard, pa.int64()), size),
         "home": pa.repeat(pa.scalar(visit.home, pa.int64()), size),
         "query": visit.query_B,
-        "place": pa.array(place_B, pa.int32()),
+        "row": pa.array(row_B, pa.int32()),
     }
     return pa.table(columns)
 
 
 def _runs(ends: NDArray[np.bool_]) -> list[slice]:
-    """Rows that belong together, where `ends` says of each but the last row whether others begin
-    after it.
-    """
+    """Return runs of rows; `ends` tells of each row but the last whether a run ends with it."""
     starts = [0, *(np.flatnonzero(ends) + 1).tolist()]
-    return [
-        slice(start, end) for start, end in zip(starts, [*starts[1:], len(ends) + 1], strict=True)
-    ]
+    return [slice(*run) for run in zip(starts, [*starts[1:], len(ends) + 1], strict=True)]
 
 
 def _task_size(
     pools: Sequence[Pool], shards: Sequence[core.Shard], mine: MineConfig, workers: int
 ) -> int:
-    """Query images of one task. It is large, because Ray Data takes a fifth of a second between two
-    of them.
-    """
+    """Return the query images of one task: many, for Ray Data takes 0.2 s between two tasks."""
     visits = sum(len(pools[shard.pool].queries_Q) for shard in shards if shard.found)
     largest = max((len(shard.rows_P) for shard in shards), default=1)
     share = -(-visits // (TASKS * workers)) if workers > 1 else visits
@@ -187,16 +180,14 @@ def _task_size(
 
 
 def _on_gpu(mine: MineConfig, compute: ComputeConfig) -> bool:
-    """Whether FAISS searches on GPUs: where faiss-gpu is installed and the workers get them."""
+    """Return whether FAISS searches on GPUs: faiss-gpu is installed and the workers get them."""
     return mine.index == "flat" and core.FAISS_GPU and cluster.uses_gpu(compute)
 
 
 def _resources(mine: MineConfig, compute: ComputeConfig) -> dict[str, float]:
-    return (
-        cluster.worker_resources(compute)
-        if _on_gpu(mine, compute)
-        else {"CPU": compute.cpus_per_worker}
-    )
+    if _on_gpu(mine, compute):
+        return cluster.worker_resources(compute)
+    return {"CPU": compute.cpus_per_worker}
 
 
 def _searching(
@@ -207,7 +198,7 @@ def _searching(
     workers: int,
     largest: int,
 ) -> dict[str, Any]:
-    """How Ray Data runs the searching tasks, of blocks of `largest` rows at most."""
+    """Return how Ray Data runs the searching tasks, of blocks of at most `largest` rows."""
     resources = _resources(mine, compute)
     indexes: list[ray.ObjectRef[Any] | None] = [None] * len(stored)
     if mine.index != "flat":
@@ -221,7 +212,7 @@ def _searching(
         "batch_format": "pyarrow",
         "compute": ray.data.TaskPoolStrategy(size=workers),
         "num_cpus": resources["CPU"],
-        # With GPUs Ray Data wants a number of rows, and cuts and joins blocks to it.
+        # With GPUs Ray Data requires a number of rows, and splits and joins blocks to it.
         **({"num_gpus": resources["GPU"], "batch_size": largest} if "GPU" in resources else {}),
         "fn_kwargs": {
             "stored": list(zip(stored, indexes, strict=True)),
@@ -233,7 +224,7 @@ def _searching(
 
 
 def _build(shard: tuple[NDArray[np.float32], Rows], mine: MineConfig) -> NDArray[np.uint8]:
-    """A task: the index of a shard."""
+    """Build the index of a shard, as a task."""
     return approximate.build(shard[0], mine)
 
 
@@ -244,14 +235,14 @@ def _search(
     threads: int,
     gpu: bool,
 ) -> pa.Table:
-    """A task: one visit, or some, or parts of them, in batches."""
-    shard_B, home_B, place_B = (block[name].to_numpy() for name in ("shard", "home", "place"))
+    """Search the visits of a block, or parts of visits, as a task."""
+    shard_B, home_B, row_B = (block[name].to_numpy() for name in ("shard", "home", "row"))
     keys = []
     for own in _runs((np.diff(shard_B) != 0) | (np.diff(home_B) != 0)):
         unit_PD, rows_P = ray.get(stored[home_B[own.start]][0])
         shard, index = stored[shard_B[own.start]]
         searcher = _searcher(shard, index, mine, threads, gpu)
-        keys.append(searcher(rows_P[place_B[own]], unit_PD, place_B[own]))
+        keys.append(searcher(rows_P[row_B[own]], unit_PD, row_B[own]))
     key_BS = np.concatenate(keys)
     columns = [
         block["shard"].combine_chunks(),
@@ -269,20 +260,18 @@ def _searcher(
     gpu: bool,
 ) -> core.NeighbourSearch:
     name = f"{shard.hex()} {mine.model_dump_json()} {threads}"
-    if name not in _held:
-        _held.clear()
+    if name not in _cache:
+        _cache.clear()
         unit_PD, rows_P = ray.get(shard)
         nearest = core.on_gpu(unit_PD) if gpu else None
         if index is not None:
             nearest = approximate.Opened(ray.get(index), mine)
-        _held[name] = core.NeighbourSearch(unit_PD, rows_P, mine, nearest, threads=threads)
-    return _held[name]
+        _cache[name] = core.NeighbourSearch(unit_PD, rows_P, mine, nearest, threads=threads)
+    return _cache[name]
 
 
 def _add(part: pa.Table, lists: core.Lists) -> None:
-    """What a task found: of its visits, which may bring the same query from several shards, one at
-    a time.
-    """
+    """Add what a task found, shard by shard: a query may occur in several of them."""
     shard_B, query_B, flat = (part[name].combine_chunks() for name in ("shard", "query", "keys"))
     key_BS = flat.flatten().to_numpy().reshape(len(part), -1)
     for own in _runs(np.diff(shard_B.to_numpy()) != 0):

@@ -1,15 +1,15 @@
-"""Reaching MLflow: where the record is, whether it answers, and MLflow's errors as `TrackingError`.
+"""The MLflow store: where the record is, whether it answers, its errors as TrackingError.
 
 MLflow takes two seconds to import, so nothing here imports it before a record is wanted.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -19,9 +19,11 @@ from sqlalchemy import URL, make_url
 
 from raycd import progress
 from raycd.config import TrackingConfig
+from raycd.durable import file_lock
 from raycd.errors import ConfigError, RaycdError, TrackingError
 from raycd.redact import without_passwords
-from raycd.run import open_place
+from raycd.run import open_uri
+from raycd.runtime import private
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -36,7 +38,7 @@ _START = (
 )
 
 
-class Store:
+class MlflowStore:
     """An MLflow tracking store and registry that has answered once.
 
     Args:
@@ -44,27 +46,30 @@ class Store:
         runs: Folder or URI that holds the runs.
 
     Raises:
-        ConfigError: No URI is given and `runs` is no local folder.
-        TrackingError: The URI is malformed, does not answer, cannot be written or holds another
-            version's tables.
+        ConfigError: No URI is given and `runs` is not a local folder.
+        TrackingError: The URI is malformed, does not answer, cannot be written, or has the tables
+            of another version of MLflow.
     """
 
     def __init__(self, config: TrackingConfig, runs: str | Path) -> None:
         folder = local_folder(runs)
         if not config.uri and folder is None:
             raise ConfigError(
-                "the MLflow record has no place",
-                got=f"runs {without_passwords(str(runs))}, which is no local folder, and an empty tracking.uri",
+                "it is not known where to keep the MLflow record",
+                got=f"runs {without_passwords(str(runs))}, which is not a local folder, "
+                "and an empty tracking.uri",
                 expected="a tracking URI",
                 do="set --tracking.uri (e.g. http://host:5000), or --tracking.enabled false",
             )
         self.uri = config.uri or database_uri(folder / DATABASE if folder else Path())
-        self._root = f"{(folder / 'mlartifacts').as_uri() if folder else str(runs).rstrip('/') + '/mlartifacts'}"
+        root = folder.as_uri() if folder else str(runs).rstrip("/")
+        self._root = f"{root}/mlartifacts"
         database = self._check()
-        self._quieten()
+        self._quiet()
         with (
-            self.guard("the MLflow record cannot be reached", do=_START, limits=PROBE),
-            _alone(database),
+            self.translate_errors("the MLflow record cannot be reached", do=_START, limits=PROBE),
+            # MLflow fails where two processes make the tables of a new file (mlflow issue 19943).
+            file_lock(database.parent) if database else nullcontext(),
         ):
             from mlflow import MlflowClient
 
@@ -72,34 +77,30 @@ class Store:
             self.client.search_experiments(max_results=1)
 
     def experiment(self, name: str) -> str:
-        """The id of an experiment, created where it is absent. A server chooses the place of
-        artifacts itself.
-        """
-        served = (
-            urlsplit(self.uri).scheme in ("http", "https", "databricks") or self.uri == "databricks"
-        )
-        with self.guard(
+        """Return the id of an experiment, created where it is absent."""
+        schemes = ("http", "https", "databricks")
+        served = urlsplit(self.uri).scheme in schemes or self.uri == "databricks"
+        root = None if served else self._root  # a server decides itself where artifacts go
+        with self.translate_errors(
             f"the MLflow experiment {name} cannot be used",
-            do="choose another --tracking.experiment, or restore it with `mlflow experiments restore`",
+            do="choose another --tracking.experiment, "
+            "or restore it with `mlflow experiments restore`",
         ):
             found = self.client.get_experiment_by_name(name)
             if found is None:
-                made = self.client.create_experiment(
-                    name, artifact_location=None if served else self._root
-                )
+                made = self.client.create_experiment(name, artifact_location=root)
                 found = self.client.get_experiment(made)
             elif found.lifecycle_stage == "deleted":
                 raise ValueError(f"experiment {found.experiment_id} is deleted")
             elif not served and found.artifact_location != self._root:
-                progress.say(
-                    f"note: artifacts of the MLflow experiment {name} go to {found.artifact_location}"
-                )
+                where = found.artifact_location
+                progress.say(f"note: artifacts of the MLflow experiment {name} go to {where}")
         self._check_artifacts(found.artifact_location)
         return str(found.experiment_id)
 
     def check_model(self, name: str) -> None:
-        """Refuse now, not after all training, a name that MLflow takes for no model."""
-        with self.guard(
+        """Refuse a name that MLflow does not accept now, not after the training."""
+        with self.translate_errors(
             f"the MLflow model {name} cannot be used", do="choose another --tracking.model"
         ):
             from mlflow.exceptions import MlflowException
@@ -111,30 +112,30 @@ class Store:
                     raise
 
     def _check_artifacts(self, location: str) -> None:
-        """Refuse now, not after all training, a store of artifacts that this process cannot reach."""
+        """Refuse a store of artifacts that cannot be reached now, not after the training."""
         if urlsplit(location).scheme in ("", "file", "mlflow-artifacts"):
             return
-        with self.guard(
+        with self.translate_errors(
             f"the artifacts of the MLflow record cannot be kept in {without_passwords(location)}",
-            do="check that store's address and credentials, and that its package is installed (boto3 for s3://)",
+            do="check that store's address and credentials, "
+            "and that its package is installed (boto3 for s3://)",
         ):
-            from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+            from mlflow import artifacts
 
-            get_artifact_repository(location).list_artifacts()
+            artifacts.list_artifacts(artifact_uri=location, tracking_uri=self.uri)
 
-    @contextlib.contextmanager
-    def guard(
+    @contextmanager
+    def translate_errors(
         self, what: str, *, do: str = "", limits: Mapping[str, str] = CALLS
     ) -> Iterator[None]:
-        """Turn what MLflow raises into a `TrackingError`, after seconds instead of MLflow's own
-        minutes.
-        """
+        """Turn what MLflow raises into TrackingError, after seconds instead of MLflow's minutes."""
         try:
             with limited(limits):
                 yield
         except RaycdError:
             raise
-        except Exception as error:  # MlflowException, requests, SQLAlchemy, OSError, boto3, ...: whatever a store uses
+        # Whatever a store raises: MlflowException, or an error of requests, SQLAlchemy, boto3, ...
+        except Exception as error:
             first = without_passwords(str(error)).strip().splitlines() or [""]
             raise TrackingError(
                 what,
@@ -144,59 +145,52 @@ class Store:
             ) from error
 
     def _check(self) -> Path | None:
-        """What can be said without MLflow. Returns the folder of an SQLite file, created where it
-        is absent.
-        """
+        """Check what can be checked without MLflow; return the SQLite file, if it is one."""
         try:
             parts = urlsplit(self.uri)
-            whole = parts.scheme not in ("http", "https") or (parts.hostname and parts.port != 0)
-        except ValueError:  # an unclosed [, a port that is no number
-            whole = False
-        if not whole:
+            valid = parts.scheme not in ("http", "https") or (parts.hostname and parts.port != 0)
+        except ValueError:  # an unclosed [, a port that is not a number
+            valid = False
+        if not valid:
             raise self._malformed("a server's address like http://127.0.0.1:5000")
         if parts.scheme.partition("+")[0] != "sqlite":
             return None
         name = self.uri.partition(":///")[2] and make_url(self.uri).database
         if not name:
-            raise self._malformed(
-                "a file like sqlite:///runs/mlflow.db, or sqlite:////absolute/mlflow.db"
-            )
+            expected = "a file like sqlite:///runs/mlflow.db, or sqlite:////absolute/mlflow.db"
+            raise self._malformed(expected)
         file = Path(name)
-        with self.guard(
+        with self.translate_errors(
             f"the MLflow database {file} cannot be written",
             do="choose another --tracking.uri or --runs",
         ):
             file.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.closing(sqlite3.connect(file, timeout=20)) as database:
+            with closing(sqlite3.connect(file, timeout=20)) as database:
                 database.execute("BEGIN IMMEDIATE")
                 database.rollback()
-        return file.parent
+        return file
 
     def _malformed(self, expected: str) -> TrackingError:
         return TrackingError(
             "tracking.uri is malformed",
             got=without_passwords(self.uri),
             expected=expected,
-            do="mend --tracking.uri",
+            do="fix --tracking.uri",
         )
 
     @staticmethod
-    def _quieten() -> None:
-        """No usage statistics, no lines about tables made or runs ended. Has to precede MLflow's
-        import.
-        """
+    def _quiet() -> None:
+        """Turn off usage statistics and logs of made tables and ended runs, before the import."""
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         logging.getLogger("alembic").setLevel(logging.WARNING)
-        # It prints the whole traceback of a database error and then raises it: `guard` says it
-        # once.
-        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+        private.quiet_mlflow()
 
 
 def local_folder(runs: str | Path) -> Path | None:
-    """Return the absolute folder where a run's files go, or None for the URI of another place."""
-    file_system, path = open_place(str(runs))
+    """Return the absolute folder of runs; None for the URI of a store."""
+    file_system, path = open_uri(str(runs))
     return Path(path) if isinstance(file_system, LocalFileSystem) else None
 
 
@@ -205,16 +199,13 @@ def database_uri(file: Path) -> str:
     plain, quoted = f"sqlite:///{file}", URL.create("sqlite", database=str(file)).render_as_string()
     if quoted == plain:
         return plain
-    # Under its short name MLflow makes the folder of the database first, and takes the quoted name
-    # for the folder's.
+    # For sqlite:// MLflow makes the database's folder, by its quoted name (pull request 19205).
     return quoted.replace("sqlite", "sqlite+pysqlite", 1)
 
 
-@contextlib.contextmanager
+@contextmanager
 def limited(limits: Mapping[str, str]) -> Iterator[None]:
-    """Retries and timeouts of MLflow's calls, which it reads from the environment; those that the
-    user has set stay.
-    """
+    """Set retries and timeouts of MLflow's calls, by its environment, but for the user's own."""
     missing = [name for name in limits if name not in os.environ]
     os.environ.update({name: limits[name] for name in missing})
     try:
@@ -222,20 +213,3 @@ def limited(limits: Mapping[str, str]) -> Iterator[None]:
     finally:
         for name in missing:
             os.environ.pop(name, None)
-
-
-@contextlib.contextmanager
-def _alone(folder: Path | None) -> Iterator[None]:
-    """One process at a time: MLflow fails where two of them make the tables of one new SQLite file."""
-    if folder is None:
-        yield
-        return
-    import fcntl
-
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)

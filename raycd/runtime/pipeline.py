@@ -1,8 +1,8 @@
-"""The stages in order, each skipped when its output is already there.
+"""The stages in order, each of which is skipped where its output is up to date.
 
-A stage is done when its folder holds the fingerprint that its settings, its inputs and the data set
-ask for. So a pipeline that is started again continues, and a changed setting, or a file of the data
-set that came, went or changed, redoes the stages that it touches and those after them.
+A stage is done when its folder has the fingerprint that its settings, its inputs and the data set
+give. So a pipeline that is started again continues, and a changed setting, or an added, removed or
+changed file of the data set, redoes the stages that depend on it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from raycd.data.read import attributes_hash, content_hash
 from raycd.data.schema import Dataset
 from raycd.errors import ConfigError
 from raycd.run import Run, Writing, fingerprint
-from raycd.runtime import cluster, local_ray, results, stages, training
+from raycd.runtime import cluster, local_ray, mine_stages, results, stages, training
 from raycd.runtime.stages import Context
 from raycd.runtime.tracking import Tracker
 from raycd.train.fuse import new_head
@@ -29,7 +29,7 @@ from raycd.train.fuse import new_head
 
 @dataclass(frozen=True)
 class Stage:
-    """One step: what it does, whose output it reads, which settings decide its output."""
+    """A step: what it does, whose output it reads, and which settings its output depends on."""
 
     name: str
     work: Callable[[Context, Writing], None]
@@ -37,15 +37,15 @@ class Stage:
     settings: Sequence[str] = ()  # dotted names; a section stands for all of its fields
     reads_data: bool = True
     reads_attributes: bool = False
-    version: int = 1  # raised when the stage would give something else for the same settings
+    version: int = 1  # raised when the same settings give another output than before
 
 
 _DATA_LIMITS = ("data.max_pixels", "data.min_side")
 
 STAGES = (
-    # First: a wrong encoder is refused before anything is drawn or read.
+    # First, so that a wrong encoder is refused before anything is drawn or read.
     Stage("encoder", stages.encoder, settings=["encoder", "pretrain"], reads_data=False),
-    Stage("catalogue", stages.catalogue, settings=["data.synthetic"], reads_data=False, version=3),
+    Stage("catalogue", stages.demo_data, settings=["data.synthetic"], reads_data=False, version=3),
     Stage(
         "zero_shot",
         stages.zero_shot,
@@ -56,12 +56,13 @@ STAGES = (
     Stage("embed", stages.embed, ["stage1"], ["embed.precision", *_DATA_LIMITS]),
     Stage(
         "mine",
-        stages.mine_candidates,
+        mine_stages.mine_candidates,
         ["embed"],
         [
             "mine.neighbours",
             "mine.floor",
             "mine.pool",
+            "mine.worker_mib",  # HNSW and IVF tables depend on the shards that it cuts
             "mine.index",
             "mine.hnsw_m",
             "mine.hnsw_ef",
@@ -73,7 +74,7 @@ STAGES = (
     ),
     Stage(
         "filter",
-        stages.filter_pseudo,
+        mine_stages.filter_pseudo,
         ["mine"],
         ["mine.thresholds", "mine.eps_low", "mine.eps_high", "mine.s_max", "mine.alpha"],
         reads_data=False,
@@ -94,12 +95,31 @@ STAGES = (
         version=4,
     ),
 )
-_NOT_THE_RESULT = {  # settings of a section that change how fast a stage is, not what it gives
+NOT_THE_RESULT = (
+    # What the run is called, and where it and its record are kept.
+    "preset",
+    "name",
+    "runs",
+    "tracking",
+    # They choose the data set, whose content is a part of the fingerprint itself.
+    "data.format",
+    "data.root",
+    "data.categories",
+    "data.triplets",
+    "data.gallery",
+    "data.selection_fraction",
+    # How fast a stage is, and on what.
+    "compute",
+    "pretrain.cache",
     "stage1.loader_workers",
     "stage1.cache_mib",
-    "pretrain.cache",
+    "embed.batch_size",
+    "mine.batch_size",
     "evaluate.batch_size",
-}
+    # Of sweeps, which check their settings themselves (tune/journal.py).
+    "tune",
+)
+"""Settings, or whole sections, that change no stage's output: each other one is in STAGES."""
 _WITHOUT_RAY = {"catalogue", "encoder", "filter", "evaluate", "bundle"}
 
 
@@ -114,9 +134,16 @@ class Outcome:
     """Stages that ran this time."""
 
 
+def within(name: str, settings: Sequence[str]) -> bool:
+    """Tell whether a setting is one of `settings` or lies in a section among them."""
+    return any(name == setting or name.startswith(f"{setting}.") for setting in settings)
+
+
 def run_name(config: Config) -> str:
-    """What the run is called: its folder under `config.runs`. Raises ConfigError where nothing
-    names it.
+    """Return the run's name, that of its folder in `config.runs`.
+
+    Raises:
+        ConfigError: The configuration has neither a name nor a preset.
     """
     name = config.name or config.preset
     if not name:
@@ -127,8 +154,11 @@ def run_name(config: Config) -> str:
 
 
 def run_folder(config: Config) -> Run:
-    """The run that a configuration names. Raises ConfigError without a name, RunError for another
-    run's folder.
+    """Return the run that a configuration names.
+
+    Raises:
+        ConfigError: The configuration has no name.
+        RunError: The folder belongs to another run.
     """
     root = config.data.root
     if root and is_local(root):
@@ -139,30 +169,27 @@ def run_folder(config: Config) -> Run:
 
 
 def recorded(run: Run, stage: str) -> dict[str, Any]:
-    """stage.json of a stage that the pipeline has brought."""
+    """Return stage.json of a stage that has run."""
     found = run.record(stage)
-    assert found is not None, f"{stage} has not been brought"
+    assert found is not None, f"{stage} has not run"
     return found
 
 
 def run(config: Config, *, until: str = STAGES[-1].name) -> Outcome:
-    """Bring the run up to and including stage `until`; after the last one, write metrics.json and
-    report.html.
-    """
+    """Run the stages up to and including `until`; after the last, write metrics and report."""
     run_name(config)
-    local_ray.address()  # a wrong one is told before any work
+    local_ray.address()  # refuses a wrong RAY_ADDRESS before any work
     # Read before the folder is made: a mistyped data.root must not claim the run's name, nor wait
     # for weights.
-    dataset = (
-        None if config.data.format == "synthetic" else stages.dataset(config, config.data.root)
-    )
+    drawn = config.data.format == "synthetic"
+    dataset = None if drawn else stages.dataset(config, config.data.root)
     folder = run_folder(config)
     _warn_of_working_copy(folder)
     with folder.locked(), ExitStack() as stack:
         pipeline = _Pipeline(config, folder, stack, dataset)
         for stage in STAGES:
-            if stage.name != "catalogue" or config.data.format == "synthetic":
-                pipeline.bring(stage)
+            if stage.name != "catalogue" or drawn:
+                pipeline.run(stage)
             if stage.name == "encoder":
                 pipeline.check_head()
             if stage.name == until:
@@ -174,11 +201,11 @@ def run(config: Config, *, until: str = STAGES[-1].name) -> Outcome:
 
 
 def _warn_of_working_copy(folder: Run) -> None:
-    """A job submitted with --working-dir runs in a copy that Ray deletes some time after its end."""
+    """Warn of a job submitted with --working-dir: Ray deletes its copy some time after its end."""
     if folder.is_local and "/runtime_resources/working_dir_files/" in folder.root:
         progress.say(
-            f"warning: {folder.root} lies in this job's copy of the working folder, which Ray deletes: "
-            f"give --runs a folder outside of it, or a URI"
+            f"warning: {folder.root} lies in this job's copy of the working folder, "
+            "which Ray deletes: give --runs a folder outside of it, or a URI"
         )
 
 
@@ -193,11 +220,11 @@ class _Pipeline:
         self._tracker: Tracker | None = None
         self._on_ray = False
 
-    def bring(self, stage: Stage) -> None:
-        """Do a stage, unless it is done."""
-        mark = self._fingerprint(stage)
+    def run(self, stage: Stage) -> None:
+        """Run a stage, unless it is done."""
+        wanted = self._fingerprint(stage)
         record = self.folder.record(stage.name)
-        if record is not None and record["fingerprint"] == mark:
+        if record is not None and record["fingerprint"] == wanted:
             progress.say(f"{stage.name}: done before, in {progress.duration(record['seconds'])}")
             return
         if stage.name not in _WITHOUT_RAY and not self._on_ray:
@@ -211,11 +238,9 @@ class _Pipeline:
         }
         with tracker.stage(stage.name) as tracked:
             self.context.log_epochs = tracked.log_epochs
-            with self.folder.writing(stage.name, mark, **about) as writing:
+            with self.folder.writing(stage.name, wanted, **about) as writing:
                 stage.work(self.context, writing)
-            self.folder.discard(
-                f"{training.STORAGE}/{stage.name}-*"
-            )  # its checkpoints have done their service
+            self.folder.discard(f"{training.STORAGE}/{stage.name}-*")  # checkpoints
             record = recorded(self.folder, stage.name)
             tracked.log_metrics(
                 {name: record[name] for name in ("seconds", "counts", "variants") if name in record}
@@ -224,14 +249,14 @@ class _Pipeline:
         progress.say(f"{stage.name}: done in {progress.duration(record['seconds'])}")
 
     def check_head(self) -> None:
-        """Refuse a fusion head that does not fit the encoder now, not after hours of stage 1."""
+        """Refuse a fusion head that does not fit the encoder before stage 1, not after it."""
         new_head(self.config, self.context.recorded("encoder", "dim"))
 
     def finish(self) -> dict[str, Any]:
-        """metrics.json, report.html and the MLflow record of the whole, where anything has changed."""
+        """Write metrics.json, report.html and the MLflow record, unless they are up to date."""
         metrics = results.metrics(self.context, [stage.name for stage in STAGES])
-        mark = fingerprint(metrics, self.config.model_dump(mode="json"))
-        if self.done or self.folder.read_json(results.MARK) != mark:
+        wanted = fingerprint(metrics, self.config.model_dump(mode="json"))
+        if self.done or self.folder.read_json(results.FINISHED) != wanted:
             tracker = self.tracker()
             self.folder.write_json(results.METRICS, metrics)
             self.folder.write_bytes(results.REPORT, results.report(self.context, metrics).encode())
@@ -239,11 +264,11 @@ class _Pipeline:
             for name in (results.METRICS, results.REPORT):
                 tracker.log_artifact(self.folder.local(name))
             tracker.register(self.folder.local("bundle"), self.context.recorded("bundle", "digest"))
-            self.folder.write_json(results.MARK, mark)
+            self.folder.write_json(results.FINISHED, wanted)
         return metrics
 
     def tracker(self) -> Tracker:
-        """The MLflow record, opened before the first stage that has something to do."""
+        """Return the MLflow record, opened before the first stage that has to run."""
         if self._tracker is None:
             known = self.folder.read_json("mlflow.json") or {}
             self._tracker = Tracker.open(
@@ -261,12 +286,10 @@ class _Pipeline:
         return fingerprint(stage.name, stage.version, self._settings(stage), inputs, *data)
 
     def _settings(self, stage: Stage) -> dict[str, Any]:
-        wanted = tuple(stage.settings)
         return {
             name: value
             for name, value in flatten(self.config).items()
-            if name not in _NOT_THE_RESULT
-            and any(name == setting or name.startswith(f"{setting}.") for setting in wanted)
+            if within(name, stage.settings) and not within(name, NOT_THE_RESULT)
         }
 
     def _dataset_hash(self) -> str:

@@ -1,7 +1,6 @@
-"""Encodes a live gallery with another encoder, on Ray Data, while the service goes on with the old
-one.
+"""Re-encoding of a live gallery by another encoder, on Ray Data, while the service goes on.
 
-What is done is in the database: a job that was killed and is started again does only the rest.
+Results go to the database: a job that was killed and is started again does only the rest.
 """
 
 from __future__ import annotations
@@ -13,16 +12,15 @@ import pyarrow as pa
 
 from raycd import bundle, features
 from raycd.config import Config
+from raycd.gallery.records import Row
 from raycd.gallery_db import GalleryDatabase
-from raycd.gallery_db.place import Place
-from raycd.gallery_db.records import Row
+from raycd.gallery_db.stored import StoredGallery
 from raycd.model.encoder import Encoder
 from raycd.runtime import embedding
 
-BATCHES = 32  # a worker that are encoded before they are stored: what a killed job loses
+BATCHES = 32  # of each worker that are encoded before they are stored: what a killed job loses
 STORED = 1000  # features of one transaction: the service's own writes wait for it
-# Images that came while the others were encoded, and that a replica may as well encode itself
-FEW = 256
+FEW = 256  # images added meanwhile that are left to the replicas, which encode them themselves
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ class Reembedded:
     """Image id -> why it cannot be encoded: an `images.Reason`."""
 
 
-def reembed(place: Place, encoder: Encoder, config: Config) -> Reembedded:
+def reembed(stored: StoredGallery, encoder: Encoder, config: Config) -> Reembedded:
     """Encode every image of the gallery that the encoder has not encoded, also what is written
     meanwhile.
 
@@ -42,35 +40,32 @@ def reembed(place: Place, encoder: Encoder, config: Config) -> Reembedded:
         DataError: A store of pictures cannot be reached.
         GalleryError: The database cannot be read or written.
     """
-    gallery_db, fingerprint, config = place.gallery_db, encoder.fingerprint(), _lenient(config)
+    gallery_db, fingerprint, config = stored.gallery_db, encoder.fingerprint(), _lenient(config)
     limit = BATCHES * config.embed.batch_size * config.compute.embed_workers
     encoded, after, broken = 0, 0, dict[str, str]()
     while rows := gallery_db.unencoded(fingerprint, limit=limit, after=after):
         table = embedding.embed_images(
-            {row.image_id: place.locate(row.path) for row in rows}, encoder, config
+            {row.image_id: stored.locate(row.path) for row in rows}, encoder, config
         )
         encoded += _store(gallery_db, fingerprint, rows, table)
         status = dict(zip(table["key"].to_pylist(), table["status"].to_pylist(), strict=True))
         broken |= {key: state for key, state in status.items() if state != features.READABLE}
         first, after = after == 0, rows[-1].version
-        if (
-            len(rows) < min(FEW, limit) and not first
-        ):  # where the service writes all the time, there is always one more
+        # Where the service writes all the time, there is always one more.
+        if len(rows) < min(FEW, limit) and not first:
             break
-    return Reembedded(encoded, _still(gallery_db, fingerprint, broken))
+    return Reembedded(encoded, _unchanged(gallery_db, fingerprint, broken))
 
 
 def _lenient(config: Config) -> Config:
-    """Takes every picture that the gallery has taken."""
+    """Return settings that accept every picture that the gallery has accepted."""
     return config.model_copy(update={"data": config.data.model_copy(update={"min_side": 1})})
 
 
 def _store(
     gallery_db: GalleryDatabase, fingerprint: str, rows: Sequence[Row], table: pa.Table
 ) -> int:
-    """Keep the features that were found. Returns how many: an image that has changed meanwhile is
-    not counted.
-    """
+    """Store features, but for images that have changed meanwhile; return how many were stored."""
     readable = [
         (row.image_id, row.version, feature_D)
         for row, status, feature_D in zip(
@@ -84,8 +79,10 @@ def _store(
     )
 
 
-def _still(gallery_db: GalleryDatabase, fingerprint: str, broken: dict[str, str]) -> dict[str, str]:
-    """Those that are there as they were: others were removed or replaced while the job ran."""
+def _unchanged(
+    gallery_db: GalleryDatabase, fingerprint: str, broken: dict[str, str]
+) -> dict[str, str]:
+    """Return the broken images that were not removed or replaced while the job ran."""
     found, after = dict[str, str](), 0
     while broken and (rows := gallery_db.unencoded(fingerprint, after=after)):
         found |= {row.image_id: broken[row.image_id] for row in rows if row.image_id in broken}

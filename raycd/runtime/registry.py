@@ -1,21 +1,19 @@
-"""Bundles of MLflow's registry: `models:/<name>/<version>` or `models:/<name>@<alias>` becomes a
-folder.
+"""Bundles of MLflow's registry: models:/<name>/<version> or models:/<name>@<alias> as a folder.
 
-Where the registry is says MLFLOW_TRACKING_URI (or MLFLOW_REGISTRY_URI), as for every program that
-uses MLflow.
+MLFLOW_TRACKING_URI (or MLFLOW_REGISTRY_URI) names the registry, as for every program with MLflow.
 """
 
 from __future__ import annotations
 
-import fcntl
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from raycd.durable import replacing
+from raycd.durable import create_folder_once
 from raycd.errors import TrackingError
 from raycd.redact import without_passwords
 from raycd.runtime.mlflow_store import CALLS, limited
@@ -29,48 +27,43 @@ _MODEL = re.compile(r"models:/(?P<name>[^/@]+)(?:/(?P<version>[0-9]+)|@(?P<alias
 
 
 def fetch(uri: str, cache: str = CACHE) -> Path:
-    """The folder of a registered bundle, downloaded once a version. It is not verified:
-    `bundle.load` does that.
+    """Return the folder of a registered bundle, each version of which is downloaded once.
 
-    Raises TrackingError where the URI is malformed, the registry does not answer or has no such
-    version.
+    It is not verified: `bundle.load` does that.
+
+    Raises:
+        TrackingError: The URI is malformed, or the registry does not answer or has no such version.
     """
-    with _told(uri):
+    with _translate_errors(uri):
         version = _version(uri)
-        known = (
-            f"{version.version}-{version.creation_timestamp}"  # another registry counts from 1, too
-        )
-        folder = Path(cache).expanduser() / quote(version.name, safe="") / known
-        if not folder.exists():
-            with _alone(folder):
-                if (
-                    not folder.exists()
-                ):  # nobody else has put it there meanwhile, who may be using it by now
-                    with replacing(folder) as fresh:
-                        _download(str(version.source), fresh)
+        # With its time: another registry counts its versions from 1, too.
+        name = f"{version.version}-{version.creation_timestamp}"
+        folder = Path(cache).expanduser() / quote(version.name, safe="") / name
+        create_folder_once(folder, partial(_download, str(version.source)))
     return folder
 
 
 def pinned(uri: str) -> str:
-    """The same bundle as `models:/<name>/<version>`, wherever its alias is moved. Raises
-    TrackingError.
+    """Return the same bundle as models:/<name>/<version>, wherever its alias is moved.
+
+    Raises:
+        TrackingError: As `fetch`.
     """
-    with _told(uri):
+    with _translate_errors(uri):
         version = _version(uri)
     return f"models:/{version.name}/{version.version}"
 
 
 @contextmanager
-def _told(uri: str) -> Iterator[None]:
-    """MLflow's calls within limits, and what they raise as TrackingError."""
+def _translate_errors(uri: str) -> Iterator[None]:
+    """Limit MLflow's calls, and turn what they raise into TrackingError."""
     try:
         with limited(CALLS):
             yield
     except TrackingError:
         raise
-    except (
-        Exception
-    ) as error:  # whatever a store uses: MlflowException, requests, SQLAlchemy, OSError, boto3
+    # Whatever a store raises: MlflowException, or an error of requests, SQLAlchemy, boto3, ...
+    except Exception as error:
         import mlflow
 
         raise TrackingError(
@@ -82,9 +75,7 @@ def _told(uri: str) -> Iterator[None]:
 
 
 def _version(uri: str) -> ModelVersion:
-    """What the registry says of it. Raises TrackingError where the URI is malformed, and MLflow's
-    own errors.
-    """
+    """Look up a version. Raises TrackingError for a malformed URI, and MLflow's own errors."""
     import mlflow
 
     match = _MODEL.fullmatch(uri)
@@ -100,18 +91,8 @@ def _version(uri: str) -> ModelVersion:
     return client.get_model_version(match["name"], match["version"])
 
 
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One at a time, of all threads and processes, for what is to lie at `folder`."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_name(f".{folder.name}.lock").open("a") as lock:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def _download(source: str, folder: Path) -> None:
-    """The files of an artifact folder, directly in `folder`."""
+    """Download the files of an artifact folder directly into `folder`."""
     import mlflow
 
     inside = Path(mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=str(folder)))

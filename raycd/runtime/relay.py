@@ -1,4 +1,4 @@
-"""Progress that crosses processes: a training worker advances a bar that the driver draws."""
+"""Progress across processes: a training worker advances a bar that the driver draws."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EVERY = 0.2  # seconds between two messages
 
 @ray.remote(num_cpus=0)
 class Board:
-    """What the worker wrote last."""
+    """The last state that the worker wrote, as an actor."""
 
     def __init__(self) -> None:
         self.state: dict[str, Any] = {}
@@ -32,7 +32,7 @@ class Board:
 
 
 class RelayedBar:
-    """Stands in for `progress.Bar` in a worker: same use, drawn elsewhere."""
+    """A replacement of `progress.Bar` in a worker, drawn by the driver."""
 
     def __init__(self, board: Any, total: int, start: int) -> None:
         self._board, self._total, self._start, self._done = board, total, start, start
@@ -52,7 +52,7 @@ class RelayedBar:
         self._send()
 
     def advance(self, n: int = 1, **shown: float | int | str) -> None:
-        """As `Bar.advance`."""
+        """Count `n` more steps, as `Bar.advance` does."""
         self._done += n
         self._shown |= shown
         if time.monotonic() - self._sent > EVERY:
@@ -72,12 +72,12 @@ class RelayedBar:
 
 @contextmanager
 def drawn(stage: str, unit: str) -> Iterator[Any]:
-    """A board whose progress is drawn as a bar by this process while the block runs."""
-    board = Board.remote()  # type: ignore[attr-defined]
+    """Give a board whose progress this process draws as a bar inside of the block."""
+    board = Board.remote()  # type: ignore[attr-defined]  # ray.remote returns Any
     stop = threading.Event()
     bars: list[Bar] = []
-    artist = threading.Thread(target=_draw, args=(board, stage, unit, stop, bars), daemon=True)
-    artist.start()
+    drawing = threading.Thread(target=_draw, args=(board, stage, unit, stop, bars), daemon=True)
+    drawing.start()
     error: tuple[Any, Any, Any] = (None, None, None)
     try:
         yield board
@@ -86,20 +86,20 @@ def drawn(stage: str, unit: str) -> Iterator[Any]:
         raise
     finally:
         stop.set()
-        artist.join()
+        drawing.join()
         for bar in bars:
             bar.__exit__(*error)
         ray.kill(board)
 
 
 def _draw(board: Any, stage: str, unit: str, stop: threading.Event, bars: list[Bar]) -> None:
-    """Until `stop` is set; `bars` gets the bar as soon as the worker has said how long it is."""
+    """Draw until `stop` is set; `bars` gets the bar once the worker has sent its length."""
     while True:
         last = stop.is_set()
         try:
             state = ray.get(board.read.remote(), timeout=5)
-        except Exception:
-            state = {}  # the cluster is going away or busy: progress is not worth an error
+        except Exception:  # the cluster is ending or busy: progress is not worth an error
+            state = {}
         if state:
             if not bars:
                 bars.append(Bar(stage, total=state["total"], unit=unit, start=state["start"]))

@@ -1,9 +1,12 @@
-"""What a pipeline shows at its end: metrics.json and the report."""
+"""The results of a pipeline: metrics.json and the report.
+
+Shapes: Q queries, D feature size.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -21,20 +24,27 @@ from raycd.evaluate import cached_query, top_images
 from raycd.features import Features
 from raycd.mine import choose_examples, thresholds_line
 from raycd.model import fusion
-from raycd.report.page import Curve, Histogram, PseudoExample, Query, Report, Result, Sizes, render
+from raycd.report.page import (
+    Curve,
+    Histogram,
+    PseudoExample,
+    Report,
+    ShownQuery,
+    ShownResult,
+    Sizes,
+    render,
+)
 from raycd.report.pictures import Picture
 from raycd.runtime.stages import Context
 
-METRICS, REPORT, MARK = "metrics.json", "report.html", "finished.json"
-SHOWN_QUERIES, SHOWN_PSEUDO, SHOWN_RESULTS = (
-    4,
-    9,
-    5,
-)  # queries of a category; examples of a group; results of a query
+METRICS, REPORT, FINISHED = "metrics.json", "report.html", "finished.json"
+SHOWN_QUERIES = 4  # of each category
+SHOWN_PSEUDO = 9  # examples of each group
+SHOWN_RESULTS = 5  # of each query
 
 
 def metrics(context: Context, names: Sequence[str]) -> dict[str, Any]:
-    """The content of metrics.json, from the records of the stages `names`."""
+    """Return the content of metrics.json, from the records of the stages `names`."""
     config = context.config
     records = {name: record for name in names if (record := context.run.record(name)) is not None}
     evaluated = records["evaluate"]
@@ -53,31 +63,24 @@ def metrics(context: Context, names: Sequence[str]) -> dict[str, Any]:
 
 
 def report(context: Context, metrics: dict[str, Any]) -> str:
-    """report.html."""
+    """Return the content of report.html."""
     mine = context.config.mine
-    filtered, overlaps = (
-        context.recorded("filter", "counts"),
-        context.recorded("mine", "counts")["overlaps"],
-    )
+    filtered, mined = context.recorded("filter", "counts"), context.recorded("mine", "counts")
     warnings = [*context.recorded("mine", "warnings"), *context.recorded("filter", "warnings")]
     warnings += [
-        f"{count} train images stand in the val gallery of {category}, too"
-        for category, count in overlaps.items()
+        f"{count} train images are in the val gallery of {category}, too"
+        for category, count in mined["overlaps"].items()
         if count
     ]
+    curves = [_curve(context, stage) for stage in ("stage1", "stage2")]
+    by_quantile = mine.thresholds == "quantile"
     return render(
         Report(
             run=context.config.name or context.config.preset,
             metrics=metrics,
-            curves=[
-                curve
-                for stage in ("stage1", "stage2")
-                if (curve := _curve(context, stage)) is not None
-            ],
-            mining={**filtered, "images_held_out": context.recorded("mine", "counts")["held_out"]},
-            thresholds=thresholds_line(mine, filtered["settings"])
-            if mine.thresholds == "quantile"
-            else "",
+            curves=[curve for curve in curves if curve is not None],
+            mining={**filtered, "images_held_out": mined["held_out"]},
+            thresholds=thresholds_line(mine, filtered["settings"]) if by_quantile else "",
             histograms=_histograms(context),
             pseudo=_pseudo(context),
             queries=list(_queries(context)),
@@ -94,16 +97,16 @@ def report(context: Context, metrics: dict[str, Any]) -> str:
 
 
 def _sizes(context: Context, metrics: dict[str, Any]) -> dict[str, Sizes]:
-    """What the curves' recall was measured on beside val's, where that is something else."""
+    """Return what the curves' recall was measured on, where that is not val."""
     stages = [context.run.record(stage) or {} for stage in ("stage1", "stage2")]
     if not any(record.get("select_on") == SELECTION for record in stages):
         return {}
     data, val = context.dataset, metrics["counts"]
-    set_aside = Counter(
+    held_out = Counter(
         row["category"] for row in data.gallery.to_pylist() if row["split"] == SELECTION
     )
     return {
-        "the triplets set aside": Sizes(len(data.triplets_of(SELECTION)), list(set_aside.values())),
+        "the held-out triplets": Sizes(len(data.triplets_of(SELECTION)), list(held_out.values())),
         "val": Sizes(sum(val["queries"].values()), list(val["gallery"].values())),
     }
 
@@ -120,33 +123,29 @@ def _curve(context: Context, stage: str) -> Curve | None:
 
 
 def _histograms(context: Context) -> list[Histogram]:
-    now = context.recorded("filter", "counts")[
-        "settings"
-    ]  # cosines, also where quantiles were asked for
-    table = pq.read_table(
-        context.run.local("mine") / "candidates.parquet", columns=["similarity", "score"]
-    )
+    # As cosines, also where the thresholds were given as quantiles.
+    limits = context.recorded("filter", "counts")["settings"]
+    file = context.run.local("mine") / "candidates.parquet"
+    table = pq.read_table(file, columns=["similarity", "score"])
     if len(table) == 0:
         return []
-    marks = {"eps_low": now["eps_low"], "eps_high": now["eps_high"]}
-    score = table["score"].drop_null().to_numpy()
+    similarity, score = table["similarity"].to_numpy(), table["score"].drop_null().to_numpy()
+    band = {name: limits[name] for name in ("eps_low", "eps_high")}
     return [
-        Histogram(
-            "Similarity of an image and its substitute", table["similarity"].to_numpy(), marks
-        ),
-        Histogram("Matching score of a candidate", score, {"alpha": now["alpha"]}),
+        Histogram("Similarity of an image and its substitute", similarity, band),
+        Histogram("Matching score of a candidate", score, {"alpha": limits["alpha"]}),
     ]
 
 
 def _pseudo(context: Context) -> list[PseudoExample]:
-    """Good, borderline and just refused ones, drawn by the run's seed."""
+    """Return good, borderline and just refused examples, drawn by the run's seed."""
     config, table = context.config, pq.read_table(context.run.local("mine") / "candidates.parquet")
     rows = choose_examples(table, config.mine, count=SHOWN_PSEUDO, seed=config.seed).to_pylist()
     captions = {
         row["triplet_id"]: row["captions"]
         for row in context.dataset.triplets_of("train").to_pylist()
     }
-    picture = _Pictures(context)
+    picture = _picture_loader(context)
     return [
         PseudoExample(
             text=evaluation_text(captions[row["triplet_id"]]),
@@ -165,13 +164,11 @@ def _pseudo(context: Context) -> list[PseudoExample]:
 
 
 @torch.inference_mode()
-def _queries(context: Context) -> Iterator[Query]:
-    """The contact sheet: some val queries of each category, drawn by the seed, with what the fusion
-    head finds.
-    """
+def _queries(context: Context) -> Iterator[ShownQuery]:
+    """Yield some val queries of each category, drawn by the seed, and what the head finds."""
     images, texts, _ = context.features("embed")
     head, head_config = fusion.load(context.run.local("stage2") / "head")
-    query, picture = cached_query(head, images, texts), _Pictures(context)
+    query, picture = cached_query(head, images, texts), _picture_loader(context)
     ranks = context.recorded("evaluate", "ranks")[head_config.name]
     rng = np.random.default_rng([context.config.seed, 12])
     val = context.dataset.triplets_of("val").to_pylist()
@@ -195,24 +192,21 @@ def _rows(
     images: Features,
     query_QD: torch.Tensor,
     ranks: dict[str, int],
-    picture: _Pictures,
+    picture: Callable[[str], Picture],
     protocol: str,
-) -> Iterator[Query]:
+) -> Iterator[ShownQuery]:
     masked = None
     if protocol in evaluate.MASKED:
-        place = {image_id: row for row, image_id in enumerate(ids)}
-        masked = torch.tensor([place.get(triplet["reference"], -1) for triplet in triplets])
-    scores, places = top_images(
-        query_QD, F.normalize(images.take(ids), dim=-1), SHOWN_RESULTS, masked
-    )
-    for triplet, row_scores, row_places in zip(
-        triplets, scores.tolist(), places.tolist(), strict=True
-    ):
+        row_of = {image_id: row for row, image_id in enumerate(ids)}
+        masked = torch.tensor([row_of.get(triplet["reference"], -1) for triplet in triplets])
+    gallery_GD = F.normalize(images.take(ids), dim=-1)
+    scores_QK, rows_QK = top_images(query_QD, gallery_GD, SHOWN_RESULTS, masked)
+    for triplet, scores, rows in zip(triplets, scores_QK.tolist(), rows_QK.tolist(), strict=True):
         results = [
-            Result(picture(ids[at]), ids[at], score, ids[at] == triplet["target"])
-            for score, at in zip(row_scores, row_places, strict=True)
+            ShownResult(picture(ids[row]), ids[row], score, ids[row] == triplet["target"])
+            for score, row in zip(scores, rows, strict=True)
         ]
-        yield Query(
+        yield ShownQuery(
             reference=picture(triplet["reference"]),
             text=evaluation_text(triplet["captions"]),
             results=results,
@@ -222,18 +216,14 @@ def _rows(
         )
 
 
-class _Pictures:
-    """Image id -> picture, None where it cannot be read."""
+def _picture_loader(context: Context) -> Callable[[str], Picture]:
+    """Return a function of an image id that loads its picture; None where it cannot be read."""
+    paths, data = context.paths(), context.config.data
 
-    def __init__(self, context: Context) -> None:
-        self._paths, self._data = context.paths(), context.config.data
-
-    def __call__(self, image_id: str) -> Picture:
+    def picture(image_id: str) -> Picture:
         try:
-            return load(
-                self._paths[image_id],
-                max_pixels=self._data.max_pixels,
-                min_side=self._data.min_side,
-            )
+            return load(paths[image_id], max_pixels=data.max_pixels, min_side=data.min_side)
         except BrokenImage:
             return None
+
+    return picture

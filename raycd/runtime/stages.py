@@ -1,13 +1,12 @@
-"""What each stage of the pipeline does: reads what earlier stages wrote, writes a folder of its
-own.
+"""The stages of the pipeline: each reads what earlier ones wrote and writes a folder of its own.
 
 encoder     the pre-trained CLIP, saved as raycd keeps encoders
-catalogue   draws the embedded data set                                  (format synthetic only)
+catalogue   draws the demo data                                          (format synthetic only)
 zero_shot   its features of all images, and which images are missing
 stage1      fine-tuned CLIP
 embed       its features of all images and all text variants
-mine        neighbours and candidate pseudo triplets with their scores
-filter      the pseudo triplets that eq. 9 and alpha leave
+mine        neighbours and candidate pseudo triplets with their scores   (mine_stages.py)
+filter      the pseudo triplets that eq. 9 and alpha leave               (mine_stages.py)
 stage2      fusion head
 evaluate    recall of every variant
 bundle      encoder, head, gallery and index for serving
@@ -17,18 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
-from raycd import bundle, features, mine, progress, scratch
+from raycd import bundle, features, progress, scratch
 from raycd.config import Config
 from raycd.data.captions import evaluation_text, example_texts, training_texts
 from raycd.data.demo.garments import CATEGORIES
@@ -44,7 +39,7 @@ from raycd.model import encoder as encoders
 from raycd.model import fusion
 from raycd.progress import Bar
 from raycd.run import Run, Writing, local_copy
-from raycd.runtime import embedding, mining, training
+from raycd.runtime import embedding, training
 from raycd.train import checkpoint
 from raycd.train.finetune import FineTune
 from raycd.train.fuse import Fuse, new_head
@@ -58,7 +53,7 @@ IMAGES, TEXTS = "images.parquet", "texts.parquet"
 
 @dataclass
 class Context:
-    """What stages work with."""
+    """What the stages of a run share."""
 
     config: Config
     run: Run
@@ -67,7 +62,7 @@ class Context:
 
     @property
     def dataset(self) -> Dataset:
-        """Train, selection and val. Read on first use: the catalogue must have been drawn."""
+        """Train, selection and val; read on first use, after the demo data has been drawn."""
         if self._dataset is None:
             data = self.config.data
             root = self.run.path("catalogue") if data.format == "synthetic" else data.root
@@ -75,28 +70,29 @@ class Context:
         return self._dataset
 
     def paths(self) -> dict[str, str | None]:
-        """Path of every image; None where no file was found."""
+        """Return the path of every image; None where no file was found."""
         images = self.dataset.images
         return dict(zip(images["image_id"].to_pylist(), images["path"].to_pylist(), strict=True))
 
     def features(self, stage: str) -> tuple[Features, Features, ImageReport]:
-        """Image features, text features and missing images of `zero_shot` or `embed`."""
+        """Read image features, text features and missing images of `zero_shot` or `embed`."""
         folder = self.run.local(stage)
         images, missing = features.read(folder / IMAGES)
         texts, _ = features.read(folder / TEXTS)
         return images, texts, missing
 
     def recorded(self, stage: str, key: str) -> Any:
-        """An entry of a stage's record."""
+        """Return an entry of a stage's record."""
         record = self.run.record(stage)
         assert record is not None, f"{stage} comes before"
         return record[key]
 
 
 def dataset(config: Config, root: str) -> Dataset:
-    """Train, selection and val of the data set at `root`.
+    """Read train, selection and val of the data set at `root`.
 
-    Raises DataError, also where a split has no triplets, or too few to learn from or to choose by.
+    Raises:
+        DataError: It cannot be read, or a split has too few triplets to learn from or to choose by.
     """
     found = read(config.data, root)
     for split, purpose in (("train", "train on"), ("val", "evaluate on")):
@@ -112,9 +108,7 @@ def dataset(config: Config, root: str) -> Dataset:
 
 
 def _check_targets(dataset: Dataset, config: Config) -> None:
-    """Refuse a train split that teaches nothing, and a selection split without triplets where it is
-    to choose.
-    """
+    """Refuse a train split with one target, and an empty selection split that shall choose."""
     left, held = (
         len(pc.unique(dataset.triplets_of(split)["target"])) for split in ("train", SELECTION)
     )
@@ -123,19 +117,21 @@ def _check_targets(dataset: Dataset, config: Config) -> None:
         return
     raise DataError(
         "the train triplets have too few different targets",
-        got=f"{left + held}, of which data.selection_fraction {config.data.selection_fraction:g} sets {held} aside",
-        expected="at least 2 to train on, because a target is told from the others"
+        got=f"{left + held}, of which data.selection_fraction "
+        f"{config.data.selection_fraction:g} holds out {held}",
+        expected="at least 2 to train on, because a target is distinguished from the others"
         + (", and 1 of a category of several to choose the best epoch by" if chosen_on else ""),
-        do="add triplets of other targets; where nearly all are set aside, lower data.selection_fraction; to set none "
-        "aside, give data.selection_fraction 0 and stage1.select_on and stage2.select_on last",
+        do="add triplets of other targets; where nearly all are held out, lower "
+        "data.selection_fraction; to hold out none, give data.selection_fraction 0 and "
+        "stage1.select_on and stage2.select_on last",
     )
 
 
-def catalogue(context: Context, writing: Writing) -> None:
-    """Draw the embedded catalogue."""
+def demo_data(context: Context, writing: Writing) -> None:
+    """Draw the demo data."""
     config = context.config.data.synthetic
     total = len(CATEGORIES) * (config.train_images + config.val_images)
-    with Bar("draw catalogue", total=total, unit="images") as bar:
+    with Bar("draw demo data", total=total, unit="images") as bar:
         write_demo_data(writing.folder, config, bar.advance)
     writing.record["counts"] = {
         "images": total,
@@ -156,9 +152,7 @@ def encoder(context: Context, writing: Writing) -> None:
 
 
 def zero_shot(context: Context, writing: Writing) -> None:
-    """Embed every image (which shows those that are missing or broken) and the evaluation texts of
-    val.
-    """
+    """Embed every image, which finds missing and broken ones, and the evaluation texts of val."""
     missing = _embed(context, writing, "encoder", _texts(context.dataset, ["val"]))
     writing.record["missing"] = missing.to_dict()
     listed = context.run.path("missing_images.json")
@@ -167,7 +161,7 @@ def zero_shot(context: Context, writing: Writing) -> None:
         reasons = ", ".join(f"{count} {reason}" for reason, count in missing.counts().items())
         progress.say(f"{len(missing)} images are missing or broken: {reasons}; listed in {listed}")
     else:
-        context.run.discard("missing_images.json")  # of a time when some were
+        context.run.discard("missing_images.json")  # of an earlier state of the data set
     missing.check(len(context.dataset.images), context.config.data.max_missing, listed=listed)
 
 
@@ -220,53 +214,6 @@ def embed(context: Context, writing: Writing) -> None:
     _embed(context, writing, "stage1", texts)
 
 
-def mine_candidates(context: Context, writing: Writing) -> None:
-    """Neighbours of the train images, and every candidate pseudo triplet with its matching score
-    (3.2.3).
-    """
-    settings, compute = context.config.mine, context.config.compute
-    ids = _embedded(context)
-    train = _readable(context.dataset.triplets_of("train"), ids)
-    rows = mine.of_triplets(ids, train, context.dataset.triplets)
-    pools = mine.make_pools(settings.pool, context.dataset.gallery, rows)
-    found = mining.find_neighbours(_image_features(context), pools, settings, compute)
-    searched = _searched(context, found, pools)
-    images, texts, _ = context.features(
-        "embed"
-    )  # again: nobody held them while neighbours were searched
-    text_TD = texts.take(
-        evaluation_text(captions) for captions in train["captions"].to_pylist()
-    ).numpy()
-    mark = context.recorded("stage1", "encoder")
-    table = mining.make_candidates(
-        rows, found, images.values.numpy(), text_TD, encoder=mark, compute=compute
-    )
-    pq.write_table(found, writing.folder / "neighbours.parquet")
-    pq.write_table(table, writing.folder / "candidates.parquet")
-    writing.record["counts"] = {
-        "images": len(found),
-        "held_out": len(set(context.dataset.images_of(SELECTION))),
-        "candidates": len(table),
-        "overlaps": _overlaps(context.dataset),
-    }
-    writing.record |= {"index": searched, "warnings": mine.low_recall(searched)}
-
-
-def filter_pseudo(context: Context, writing: Writing) -> None:
-    """Keep the candidates that the thresholds allow."""
-    settings = context.config.mine
-    table = pq.read_table(context.run.local("mine") / "candidates.parquet")
-    now = mine.resolve(table, settings)
-    kept, counts = mine.filter_candidates(table, **now)
-    pq.write_table(kept, writing.folder / "pseudo_triplets.parquet")
-    warnings = mine.warnings(counts)
-    writing.record |= {"counts": counts, "warnings": warnings}
-    if settings.thresholds == "quantile":
-        progress.say(mine.thresholds_line(settings, now))
-    for line in [*mine.summary(counts), *(f"warning: {line}" for line in warnings)]:
-        progress.say(line)
-
-
 def stage2(context: Context, writing: Writing) -> None:
     """Train the fusion head on cached features (3.2.2)."""
     config, settings = context.config, context.config.stage2
@@ -300,7 +247,7 @@ def stage2(context: Context, writing: Writing) -> None:
 
 
 def evaluate_variants(context: Context, writing: Writing) -> None:
-    """Recall on val: the pre-trained sum, the fine-tuned sum, the fusion head."""
+    """Measure recall on val: of the pre-trained sum, the fine-tuned sum and the fusion head."""
     config = context.config
     device = own_device(config)
     head, head_config = fusion.load(context.run.local("stage2") / "head")
@@ -339,7 +286,7 @@ def evaluate_variants(context: Context, writing: Writing) -> None:
 
 
 def own_device(config: Config) -> str:
-    """Where a head runs in this process: its GPU, if it has one and may use it."""
+    """Return where a head runs in this process: on its GPU, if it has one and may use it."""
     return "cuda" if torch.cuda.is_available() and config.compute.device != "cpu" else "cpu"
 
 
@@ -402,7 +349,7 @@ def _embed(context: Context, writing: Writing, source: str, texts: list[str]) ->
 
 
 def _texts(dataset: Dataset, splits: Sequence[str], *, training: bool = False) -> list[str]:
-    """Distinct texts: those that evaluation shows for some splits, and all that train can show."""
+    """Return the distinct evaluation texts of some splits, and all texts that training uses."""
     texts: dict[str, None] = {}
     for row in dataset.triplets.to_pylist():
         if row["split"] in splits:
@@ -414,78 +361,26 @@ def _texts(dataset: Dataset, splits: Sequence[str], *, training: bool = False) -
     return list(texts)
 
 
-def _embedded(context: Context) -> list[str]:
-    """The images that have features, in the order of their features."""
-    table = pq.read_table(context.run.local("embed") / IMAGES, columns=["key", "status"])
-    ids: list[str] = table.filter(pc.equal(table["status"], features.READABLE))["key"].to_pylist()
-    return ids
-
-
-def _image_features(context: Context) -> NDArray[np.float32]:
-    """Fine-tuned features (N, D) of the images that have any, for a caller that lets go of them."""
-    images, _ = features.read(context.run.local("embed") / IMAGES)
-    values: NDArray[np.float32] = images.values.numpy()
-    return values
-
-
-def _readable(triplets: pa.Table, image_ids: Sequence[str]) -> pa.Table:
-    """The triplets both of whose images have features."""
-    known = set(image_ids)
-    readable = [
-        row["reference"] in known and row["target"] in known for row in triplets.to_pylist()
-    ]
-    return triplets.filter(pa.array(readable, pa.bool_()))
-
-
-def _searched(context: Context, found: pa.Table, pools: Sequence[mine.Pool]) -> mine.Searched:
-    """How the neighbours were searched, and with what recall; said where there was more to it than
-    one exact search.
-    """
-    config, settings = context.config, context.config.mine
-    recall, sample = 1.0, 0
-    if settings.index != "flat":
-        read = partial(_image_features, context)
-        recall, sample = mining.measured_recall(
-            found, read, pools, settings, config.compute, seed=config.seed
-        )
-    dim = context.recorded("stage1", "dim")
-    shards = mine.make_shards(pools, dim, settings)
-    searched = mine.searched(shards, dim, settings, recall=recall, sample=sample)
-    if settings.index != "flat" or searched["shards"] > len(pools):
-        progress.say(f"mine: {mine.searched_line(searched)}")
-    for warning in mine.low_recall(searched):
-        progress.say(f"warning: {warning}")
-    return searched
-
-
-def _overlaps(dataset: Dataset) -> dict[str, int]:
-    """How many train images stand in each category's val gallery, too."""
-    rows = dataset.gallery.to_pylist()
-    train = {row["image_id"] for row in rows if row["split"] == "train"}
-    val = {(row["category"], row["image_id"]) for row in rows if row["split"] == "val"}
-    return {name: sum(i in train for c, i in val if c == name) for name in dataset.categories()}
-
-
 def _storage(context: Context, writing: Writing) -> dict[str, str]:
-    """Where Ray Train keeps a stage's checkpoints: apart for each fingerprint."""
+    """Return where Ray Train keeps a stage's checkpoints: apart for each fingerprint."""
     return {
         "storage": context.run.path(training.STORAGE),
-        "name": f"{writing.stage}-{writing.mark[:16]}",
+        "name": f"{writing.stage}-{writing.fingerprint[:16]}",
     }
 
 
 def _make_finetune(inputs: Any, config: Config, device: torch.device) -> Task[Any]:
-    with scratch.folder() as place:
-        loaded = encoders.load_saved(local_copy(inputs["encoder"], place))
+    with scratch.folder() as copies:
+        loaded = encoders.load_saved(local_copy(inputs["encoder"], copies))
     return FineTune(loaded.to(device), inputs["dataset"], inputs["paths"], config)
 
 
 def _make_fuse(inputs: Any, config: Config, device: torch.device) -> Task[Any]:
-    with scratch.folder() as place:
-        folder = local_copy(inputs["features"], place)
+    with scratch.folder() as copies:
+        folder = local_copy(inputs["features"], copies)
         images, _ = features.read(folder / IMAGES)
         texts, _ = features.read(folder / TEXTS)
-    with scratch.folder() as place:
-        pseudo = pq.read_table(local_copy(inputs["pseudo"], place) / "pseudo_triplets.parquet")
+    with scratch.folder() as copies:
+        pseudo = pq.read_table(local_copy(inputs["pseudo"], copies) / "pseudo_triplets.parquet")
     head, _ = new_head(config, inputs["dim"])
     return Fuse(head.to(device), inputs["dataset"], pseudo, images, texts, config)

@@ -1,5 +1,4 @@
-"""The MLflow record of a pipeline: one run a pipeline, a child run a stage, the bundle as a model
-version.
+"""The MLflow record: a run for each pipeline, a child run for each stage, the bundle as a model.
 
     with Tracker.open(config, runs_dir, run_id=earlier) as tracker:
         with tracker.stage("stage1") as stage:
@@ -8,9 +7,9 @@ version.
         tracker.log_artifact("runs/demo/report.html")
         tracker.register("runs/demo/bundle")
 
-A run ends as FINISHED, FAILED (an exception) or KILLED (Ctrl-C). MLflow allows no "@" in a metric's
-name: "recall@10" is "recall_at_10" there. With tracking.enabled false every call does nothing and
-MLflow is not imported.
+A run ends as FINISHED, FAILED (an exception) or KILLED (Ctrl-C). MLflow does not allow "@" in a
+metric's name: "recall@10" is "recall_at_10" there. With tracking.enabled false every call does
+nothing and MLflow is not imported.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from raycd.runtime.mlflow_store import (
     DATABASE,
     PROBE,
     UPLOADS,
-    Store,
+    MlflowStore,
     database_uri,
     local_folder,
 )
@@ -49,10 +48,10 @@ _LONGEST = 6000  # characters of a parameter
 _LONGEST_PART = 100  # characters of a part of a metric's name; MLflow takes 250 of the whole
 
 
-class Run:
-    """One MLflow run that is open. Without a store, every call does nothing."""
+class MlflowRun:
+    """An open MLflow run. Without a store, every call does nothing."""
 
-    def __init__(self, store: Store | None, run_id: str) -> None:
+    def __init__(self, store: MlflowStore | None, run_id: str) -> None:
         self._store = store
         self.run_id = run_id
 
@@ -65,29 +64,20 @@ class Run:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        status = (
-            "FINISHED"
-            if error is None
-            else "KILLED"
-            if isinstance(error, KeyboardInterrupt)
-            else "FAILED"
-        )
+        failed = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
         try:
-            self.close(status)
+            self.close("FINISHED" if error is None else failed)
         except TrackingError as lost:
             if error is None:
                 raise
-            progress.say(
-                f"warning: {lost.what}: its status stays RUNNING"
-            )  # the first error is the one to show
+            # The first error is the one to show.
+            progress.say(f"warning: {lost.what}: its status stays RUNNING")
 
     def close(self, status: str = "FINISHED", *, ended: float | None = None) -> None:
         """End the run as FINISHED, FAILED or KILLED, now or at `ended` (seconds of the epoch)."""
         if self._store is not None:
-            limits = (
-                CALLS if status == "FINISHED" else PROBE
-            )  # nobody waits long for the record of a failure
-            with self._store.guard(
+            limits = CALLS if status == "FINISHED" else PROBE  # a failure shall end soon
+            with self._store.translate_errors(
                 "the end of the MLflow run could not be recorded", limits=limits
             ):
                 self._store.client.set_terminated(
@@ -95,15 +85,11 @@ class Run:
                 )
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int = 0) -> None:
-        """Numbers, nested as they like: {"clip_cd": {"average": {"recall@10": x}}} ->
-        clip_cd/average/recall_at_10.
-        """
+        """Log nested numbers: {"sum": {"hat": {"recall@10": x}}} as sum/hat/recall_at_10."""
         self._log([(name, value, step) for name, value in _numbers(metrics)])
 
     def log_epochs(self, epochs: Iterable[Mapping[str, Any]]) -> None:
-        """Epochs of a training stage, the epoch being the step; those of kind "pseudo" as
-        pseudo/loss and so on.
-        """
+        """Log epochs of a training stage as steps; those of kind "pseudo" as pseudo/loss etc."""
         self._log(
             [
                 (
@@ -117,18 +103,20 @@ class Run:
         )
 
     def log_artifact(self, path: str | Path, folder: str | None = None) -> None:
-        """A file, or a folder with all that is in it, into `folder` of the run's artifacts."""
+        """Copy a file, or a folder with its content, to `folder` of the run's artifacts."""
         if self._store is None:
             return
         path = Path(path)
-        with self._store.guard(f"{path} could not be put into the MLflow record", limits=UPLOADS):
+        with self._store.translate_errors(
+            f"{path} could not be put into the MLflow record", limits=UPLOADS
+        ):
             if path.is_dir():
                 self._store.client.log_artifacts(self.run_id, str(path), folder or path.name)
             else:
                 self._store.client.log_artifact(self.run_id, str(path), folder)
 
     def set_tags(self, tags: Mapping[str, object]) -> None:
-        """Tags; one that is None is left out."""
+        """Set tags, but for those that are None."""
         self._log([], tags={name: str(value) for name, value in tags.items() if value is not None})
 
     def _log(
@@ -136,28 +124,30 @@ class Run:
     ) -> None:
         if self._store is None or not (metrics or tags):
             return
-        with self._store.guard("the MLflow record cannot be written"):
+        with self._store.translate_errors("the MLflow record cannot be written"):
             from mlflow.entities import Metric, RunTag
 
             now = int(time.time() * 1000)
             entities = [Metric(name, value, now, step) for name, value, step in metrics]
-            marks = [RunTag(name, value) for name, value in (tags or {}).items()]
+            run_tags = [RunTag(name, value) for name, value in (tags or {}).items()]
             for start in range(0, max(len(entities), 1), _BATCH):
                 self._store.client.log_batch(
                     self.run_id,
                     metrics=entities[start : start + _BATCH],
-                    tags=[] if start else marks,
+                    tags=[] if start else run_tags,
                 )
 
 
-class Tracker(Run):
-    """The run of a whole pipeline. `run_id` is what a continued pipeline hands to `open`; "" where
-    disabled.
+class Tracker(MlflowRun):
+    """The run of a whole pipeline.
+
+    Attributes:
+        run_id: What a continued pipeline gives to `open`; empty where tracking is disabled.
     """
 
     def __init__(
         self,
-        store: Store | None,
+        store: MlflowStore | None,
         run_id: str,
         experiment: str,
         model: str,
@@ -178,42 +168,37 @@ class Tracker(Run):
         name: str = "",
         more: Mapping[str, str] = MappingProxyType({}),
     ) -> Tracker:
-        """Reach MLflow, and start a run or go on with `run_id`.
+        """Connect to MLflow, and start a run or continue the run `run_id`.
 
-        A run that is gone from the record, or whose parameters are others now, is not gone on with:
-        a new one starts (parameters of an MLflow run cannot change, and `mlflow ui` compares runs
-        by them).
+        A new run starts, too, where that run was deleted or has other parameters: those of an
+        MLflow run cannot change, and `mlflow ui` compares runs by them.
 
         Args:
             config: Its settings are the run's parameters.
-            runs_dir: Folder or URI that holds all runs; mlflow.db and mlartifacts/ stand in it by
-                default.
+            runs_dir: Folder or URI of all runs, which by default has mlflow.db and mlartifacts/.
             run_id: The `run_id` of the pipeline that is continued.
-            name: What the run is called; by default the configuration's name.
+            name: Name of the run; by default the configuration's.
             more: Parameters beside the configuration.
 
         Raises:
             ConfigError: runs_dir is remote and tracking.uri empty.
-            TrackingError: MLflow cannot be reached or written. Nothing of the pipeline has been
-                touched yet.
+            TrackingError: MLflow cannot be reached or written.
         """
         if not config.tracking.enabled:
             return cls(None, "", "", "", {})
-        store = Store(config.tracking, runs_dir)
+        store = MlflowStore(config.tracking, runs_dir)
         experiment = store.experiment(config.tracking.experiment)
         store.check_model(config.tracking.model)
         params = {**_params(config), **more}
-        with store.guard("the MLflow run cannot be started"):
+        with store.translate_errors("the MLflow run cannot be started"):
             if not run_id or not _continues(store, run_id, params):
                 run_id = _start(store, experiment, config, params, before=run_id, name=name)
             else:
                 store.client.update_run(run_id, status="RUNNING")
         return cls(store, run_id, experiment, config.tracking.model, params)
 
-    def stage(self, name: str) -> Run:
-        """A child run. A stage that is done again gets another one: the record keeps what was
-        tried.
-        """
+    def stage(self, name: str) -> MlflowRun:
+        """Start the child run of a stage; one that runs again gets another child run."""
         return self.child(name, self._params, {"raycd.stage": name})
 
     def child(
@@ -223,11 +208,11 @@ class Tracker(Run):
         tags: Mapping[str, str],
         *,
         began: float | None = None,
-    ) -> Run:
-        """A child run with parameters of its own, begun now or at `began` (seconds of the epoch)."""
+    ) -> MlflowRun:
+        """Start a child run with its own parameters, now or at `began` (seconds of the epoch)."""
         if self._store is None:
-            return Run(None, "")
-        with self._store.guard(f"the MLflow run of {name} cannot be started"):
+            return MlflowRun(None, "")
+        with self._store.translate_errors(f"the MLflow run of {name} cannot be started"):
             run = self._store.client.create_run(
                 self._experiment,
                 run_name=name,
@@ -237,39 +222,40 @@ class Tracker(Run):
             _log_params(
                 self._store, run.info.run_id, {key: str(value) for key, value in params.items()}
             )
-        return Run(self._store, run.info.run_id)
+        return MlflowRun(self._store, run.info.run_id)
 
     def drop_unfinished(self) -> None:
-        """Delete the children that still run: their process or the server was killed while they
-        were written.
-        """
+        """Delete children in status RUNNING: their process was killed while they were written."""
         if self._store is None:
             return
         running = f"tags.`mlflow.parentRunId` = '{self.run_id}' and attributes.status = 'RUNNING'"
-        with self._store.guard("unfinished MLflow runs cannot be removed"):
+        with self._store.translate_errors("unfinished MLflow runs cannot be removed"):
             for run in self._store.client.search_runs([self._experiment], running):
                 self._store.client.delete_run(run.info.run_id)
 
     def log_results(self, metrics: Mapping[str, Any]) -> None:
-        """The numbers of metrics.json: clip_cd/average/recall_at_10, counts/queries/dress,
-        seconds/stage1.
-        """
+        """Log metrics.json: clip_cd/average/recall_at_10, counts/queries/dress, seconds/stage1."""
         variants = metrics.get("variants") or {}
         rest = {name: metrics[name] for name in ("counts", "seconds") if metrics.get(name)}
         self.log_metrics({**variants, **rest})
 
     def register(self, bundle: str | Path, fingerprint: str = "") -> str | None:
-        """Put the bundle's folder into the artifacts and make it a version of the registered model.
+        """Copy the bundle's folder to the artifacts, as a version of the registered model.
 
-        The same `fingerprint` (any string that tells two bundles apart) is registered once a run.
-        Returns the version: `mlflow.artifacts.download_artifacts("models:/<model>/<version>")`
-        fetches the bundle where MLFLOW_TRACKING_URI is set (MLflow 3.17 does not heed that
-        function's own `tracking_uri` here).
+        Args:
+            fingerprint: Any string that tells two bundles apart; registered once for each run.
+
+        Returns:
+            The version: `mlflow.artifacts.download_artifacts("models:/<model>/<version>")` fetches
+            the bundle where MLFLOW_TRACKING_URI is set (MLflow 3.17 ignores that function's own
+            `tracking_uri` here).
         """
         if self._store is None:
             return None
         client = self._store.client
-        with self._store.guard(f"the bundle could not be registered as a version of {self._model}"):
+        with self._store.translate_errors(
+            f"the bundle could not be registered as a version of {self._model}"
+        ):
             _create_model(client, self._model)
             versions = [
                 version
@@ -279,7 +265,7 @@ class Tracker(Run):
             for version in versions:
                 if fingerprint and version.tags.get("raycd.bundle") == fingerprint:
                     return str(version.version)
-            # An earlier version points at its own files: they stay as they are.
+            # Files of an earlier version stay as they are.
             folder = "bundle" if not versions else f"bundle-{len(versions) + 1}"
             self.log_artifact(bundle, folder)
             source = f"{client.get_run(self.run_id).info.artifact_uri}/{folder}"
@@ -289,24 +275,27 @@ class Tracker(Run):
 
 
 def how_to_see(config: Config) -> str:
-    """A command or sentence that shows a user the record."""
+    """Return the command that shows a user the record, or that there is none."""
     if not config.tracking.enabled:
         return "no record is kept"
     uri = config.tracking.uri
     if not uri:
         folder = local_folder(config.runs)
         assert folder is not None, "the record of runs on a store has a URI"
-        uri = database_uri(
-            Path(os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else folder)
-            / DATABASE
-        )
+        near = folder.is_relative_to(Path.cwd())
+        uri = database_uri(Path(os.path.relpath(folder) if near else folder) / DATABASE)
     return f"mlflow ui --backend-store-uri {shlex.quote(without_passwords(uri))}"
 
 
 def _start(
-    store: Store, experiment: str, config: Config, params: Mapping[str, str], before: str, name: str
+    store: MlflowStore,
+    experiment: str,
+    config: Config,
+    params: Mapping[str, str],
+    before: str,
+    name: str,
 ) -> str:
-    """A new run with its tags and parameters; `before` is the run that it does not go on with."""
+    """Start a run with its tags and parameters; `before` is the run that it does not continue."""
     tags = {
         "raycd.preset": config.preset,
         "raycd.protocol": config.evaluate.protocol,
@@ -322,8 +311,8 @@ def _start(
     return str(run.info.run_id)
 
 
-def _log_params(store: Store, run_id: str, params: Mapping[str, str]) -> None:
-    """The whole configuration, as many parameters at once as MLflow takes."""
+def _log_params(store: MlflowStore, run_id: str, params: Mapping[str, str]) -> None:
+    """Log parameters, 100 at once, MLflow's limit."""
     from mlflow.entities import Param
 
     items = [Param(name, value) for name, value in params.items()]
@@ -331,8 +320,8 @@ def _log_params(store: Store, run_id: str, params: Mapping[str, str]) -> None:
         store.client.log_batch(run_id, params=items[start : start + 100])
 
 
-def _continues(store: Store, run_id: str, params: Mapping[str, str]) -> bool:
-    """Whether the run is there, with these parameters and no others."""
+def _continues(store: MlflowStore, run_id: str, params: Mapping[str, str]) -> bool:
+    """Return whether the run exists and has exactly these parameters."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -355,7 +344,7 @@ def _params(config: Config) -> dict[str, str]:
 
 
 def _numbers(nested: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:
-    """Names that MLflow takes, and values; what is no number is left out."""
+    """Return names that MLflow accepts, and values; what is not a number is left out."""
     found: list[tuple[str, float]] = []
     for name, value in nested.items():
         if isinstance(value, Mapping):
@@ -366,16 +355,14 @@ def _numbers(nested: Mapping[str, Any], prefix: str = "") -> list[tuple[str, flo
 
 
 def _metric_name(name: str) -> str:
-    """Return a part of a metric's name that MLflow takes: recall@10 -> recall_at_10.
+    """Return a part of a metric's name that MLflow accepts: recall@10 -> recall_at_10.
 
-    A part that cannot stay as it is, "tops & tees" or one that is too long, ends in a piece of its
-    hash, so that no two names become one; so does a name that looks like the result of such a
-    change.
+    A part that has to change, "tops & tees" or one that is too long, ends in a piece of its hash,
+    so that two names never become one; so does a name that looks like the result of a change.
     """
-    changed = (
-        re.sub(r"[^\w.\- ]", "_", name.replace("@", "_at_"))[:_LONGEST_PART].strip(". ") or "_"
-    )
-    if changed == name.replace("@", "_at_") and not re.search(r"_at_|-[0-9a-f]{8}$", name):
+    plain = name.replace("@", "_at_")
+    changed = re.sub(r"[^\w.\- ]", "_", plain)[:_LONGEST_PART].strip(". ") or "_"
+    if changed == plain and not re.search(r"_at_|-[0-9a-f]{8}$", name):
         return changed
     return f"{changed}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
@@ -392,9 +379,7 @@ def _create_model(client: MlflowClient, name: str) -> None:
 
 @cache
 def _commit() -> Mapping[str, str]:
-    """Tags for the commit of this checkout and whether files differ from it; none where raycd runs
-    from no checkout.
-    """
+    """Return tags of this checkout's commit and of changes to it; none outside of a checkout."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return {}
@@ -406,12 +391,10 @@ def _commit() -> Mapping[str, str]:
                 text=True,
                 timeout=10,
                 check=True,
-            ).stdout
+            ).stdout.strip()
             for what in (["rev-parse", "HEAD"], ["status", "--porcelain", "-uno"])
         )
     except (OSError, subprocess.SubprocessError):
         return {}
-    return {
-        "mlflow.source.git.commit": head.strip(),
-        **({"raycd.uncommitted": "true"} if changed.strip() else {}),
-    }
+    tags = {"mlflow.source.git.commit": head}
+    return tags | {"raycd.uncommitted": "true"} if changed else tags

@@ -1,14 +1,13 @@
-"""Ray Train: one driver for a stage, called by a job or by a trial.
+"""Training of a stage on Ray Train, for a job or a trial.
 
-Ray Train keeps a checkpoint per epoch (the best and the last stay) under the run's `.train/`, in a
-folder named after the stage's fingerprint: the same stage started again continues there, another
-setting starts afresh.
+Ray Train keeps a checkpoint of each epoch (the best and the last one stay) in the run's `.train/`,
+in a folder named after the stage's fingerprint: the same stage started again continues there, other
+settings start anew.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,8 @@ from raycd import scratch
 from raycd.config import Config
 from raycd.distributed import rank
 from raycd.errors import TrainingError
-from raycd.run import open_place
-from raycd.runtime import cluster, relay
+from raycd.run import open_uri
+from raycd.runtime import cluster, private, relay
 from raycd.train import checkpoint
 from raycd.train.loop import EpochResult, Loop, Save, Schedule, Task, best_epoch
 
@@ -37,35 +36,14 @@ MakeTask = Callable[[Mapping[str, Any], Config, torch.device], Task[Any]]
 
 @dataclass(frozen=True)
 class Trained:
-    """What a stage's training gave."""
+    """The outcome of a training."""
 
     checkpoint: Path
-    """Folder with the best epoch's checkpoint."""
+    """Folder of the best epoch's checkpoint."""
     history: list[dict[str, Any]]
     """One entry for each epoch."""
     best: int
     """The best epoch."""
-
-
-class _Trainer(ray.train.torch.TorchTrainer):
-    """Leaves Ctrl-C to its caller: Ray Train's own handler ends the process with code 1, whatever
-    stands around it.
-    """
-
-    _controller: Any = None
-
-    def _register_sigint_handler(self, controller: Any) -> None:
-        self._controller = controller
-
-    def fit(self) -> Any:
-        """Train; on Ctrl-C stop the workers first."""
-        try:
-            return super().fit()
-        except KeyboardInterrupt:
-            if self._controller is not None:
-                with suppress(Exception):  # it ends itself, which counts as an error
-                    ray.get(self._controller.abort.remote(), timeout=10)
-            raise
 
 
 def train(
@@ -81,11 +59,12 @@ def train(
     """Train a stage with `compute.train_workers` workers and return its best checkpoint.
 
     Args:
-        stage: What the progress says.
-        make: Called in every worker as make(inputs, config, device); gives the task.
+        stage: What the progress shows.
+        make: Called in every worker as make(inputs, config, device); returns the task.
         inputs: What the workers need, small or by object reference.
-        storage: Folder or URI for checkpoints; all workers reach it.
-        name: Names this training in `storage`; the same name continues.
+        storage: Folder or URI for checkpoints that all workers can reach.
+        name: Name of this training in `storage`; the same name continues.
+
     Raises:
         TrainingError: The loss or the weights are no longer finite.
     """
@@ -94,8 +73,8 @@ def train(
     use_gpu = cluster.uses_gpu(config.compute)
     file_system, path = _storage(storage)
     with relay.drawn(stage, "triplets") as board:
-        trainer = _Trainer(
-            _run,  # type: ignore[arg-type]  # Ray Train hands on what the first worker returns
+        trainer = private.trainer_class()(
+            _run,
             train_loop_config={
                 "make": make,
                 "inputs": dict(inputs),
@@ -121,9 +100,8 @@ def train(
     if isinstance(result.return_value, TrainingError):
         raise result.return_value
     assert result.checkpoint is not None, "every epoch reports one"
-    with (
-        scratch.folder() as folder
-    ):  # the last one stays, too, though it need not be among the best
+    # The last checkpoint stays, too, though it need not be among the best.
+    with scratch.folder() as folder:
         history = checkpoint.read_history(_fetched(result.checkpoint, folder))
     kept = {int(metrics["epoch"]): saved for saved, metrics in result.best_checkpoints or []}
     best = best_epoch([entry for entry in history if entry["epoch"] in kept])
@@ -131,30 +109,28 @@ def train(
 
 
 def _storage(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
-    """Return the file system and the path in it that `uri` names: by fsspec, as for all else of a
-    run.
+    """Return the file system of a URI, and the path in it: fsspec's, as everywhere in a run.
 
-    Arrow's own file systems know fewer stores, and read their addresses and credentials from other
-    variables.
+    Arrow's own file systems support fewer stores, and take their addresses and credentials from
+    other variables.
     """
-    file_system, path = open_place(uri)
+    file_system, path = open_uri(uri)
     if isinstance(file_system, LocalFileSystem):
         return pyarrow.fs.LocalFileSystem(), path
     return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(file_system)), path
 
 
 def _fetched(saved: Checkpoint, folder: Path) -> Path:
-    """Return the local folder of a checkpoint: its own, or `folder`, into which it was copied from
-    a store.
-    """
+    """Return the local folder of a checkpoint: its own, or `folder` with a copy from a store."""
     if isinstance(saved.filesystem, pyarrow.fs.LocalFileSystem):
         return Path(saved.path)
     return Path(saved.to_directory(folder))
 
 
 def _run(spec: dict[str, Any]) -> TrainingError | None:
-    """Run `_worker`, and return the error that all workers raise together: raised, Ray Train would
-    try it again.
+    """Run `_worker`, and return the error that all workers raise together.
+
+    Ray Train would try the training again if it was raised.
     """
     try:
         _worker(spec)
@@ -164,7 +140,7 @@ def _run(spec: dict[str, Any]) -> TrainingError | None:
 
 
 def _worker(spec: dict[str, Any]) -> None:
-    """What every training worker runs."""
+    """Train, in every worker."""
     torch.set_num_threads(spec["threads"])
     device = ray.train.torch.get_device()
     task = spec["make"](spec["inputs"], spec["config"], device)
@@ -180,7 +156,7 @@ def _worker(spec: dict[str, Any]) -> None:
 
 
 def _report(result: EpochResult, save: Save) -> None:
-    """Hand an epoch to Ray Train; the first worker brings the checkpoint."""
+    """Report an epoch to Ray Train, with a checkpoint from the first worker."""
     metrics = {"epoch": result.epoch, "loss": result.loss, "score": result.score}
     if rank() != 0:
         ray.train.report(metrics)

@@ -1,1 +1,1 @@
-"""Answers to queries from a bundle."""
+"""The search: queries, and their answers from a bundle."""

@@ -1,4 +1,4 @@
-"""What is asked and what is answered, as plain values: no model and no index.
+"""Queries and answers as plain values, without a model or an index.
 
 Shapes: S image side, L context length, D feature size, B queries, G images of the gallery.
 """
@@ -19,11 +19,10 @@ from raycd.index.structure import Mask
 
 @dataclass(frozen=True)
 class Query:
-    """What is looked for: `image` (RGB, as `images.decode` gives it) or `image_id` of the gallery,
-    `text`, or both.
-    """
+    """A reference image, given as `image` or as `image_id` of the gallery, a text, or both."""
 
     image: Image.Image | None = None
+    """RGB, as `images.decode` returns it."""
     text: str = ""
     top_k: int = 10
     image_id: str | None = None
@@ -31,9 +30,9 @@ class Query:
     image_weight: float = 1.0
     text_weight: float = 1.0
     offset: int = 0
-    """Results left out at the beginning."""
+    """Number of first results to leave out."""
     allowed: Mask | None = None
-    """(G,): the images that may be found (`View.mask`); None: all."""
+    """(G,): the images that may be found, by `View.mask`; None: all."""
     exclude_reference: bool = False
     """Leave out the image that `image_id` names."""
     exact: bool = False
@@ -41,47 +40,44 @@ class Query:
 
 
 class Words(NamedTuple):
-    """A text as the model takes it: its tokens (L,), or its feature (D,) where it was asked before."""
+    """A text as its tokens (L,), or as its feature (D,) where that is cached."""
 
     text: str
     tokens: torch.Tensor | None
     feature: torch.Tensor | None
     truncated: bool
-    """Whether its end was cut off: it has more tokens than the model reads."""
+    """Whether its end was cut off, because it has more tokens than the model reads."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A query as the model takes it."""
+    """A preprocessed query."""
 
     query: Query
     view: View
-    """The gallery's state that it searches."""
+    """The state of the gallery that it searches."""
     pixels: torch.Tensor | None
-    """(S, S, 3) of an image that was given."""
+    """(S, S, 3), of a given image."""
     position: int | None
-    """In the gallery, of an image that was named."""
+    """In the gallery, of a named image."""
     text: Words | None
     negative: Words | None
 
     @property
     def truncated(self) -> list[str]:
         """The texts whose end was cut off."""
-        return [
-            words.text
-            for words in (self.text, self.negative)
-            if words is not None and words.truncated
-        ]
+        texts = (self.text, self.negative)
+        return [words.text for words in texts if words is not None and words.truncated]
 
 
 class Result(NamedTuple):
-    """An image found. `score` is the cosine of query and image; `category` the first one that the
-    image belongs to.
-    """
+    """A found image."""
 
     image_id: str
     score: float
+    """Cosine with the query."""
     category: str
+    """The first one that the image belongs to; empty where it has none."""
     position: int
     relative_score: float
     """Standard deviations of the score above the mean over the gallery."""
@@ -93,7 +89,7 @@ class Result(NamedTuple):
 
 @dataclass(frozen=True)
 class Answer:
-    """The results of one query, best first, and the work that its batch was."""
+    """The results of a query, best first, and the size and times of its batch."""
 
     results: list[Result]
     batch: int
@@ -102,9 +98,7 @@ class Answer:
 
 
 class Encoded(NamedTuple):
-    """Features of a batch: the query's, and those of its halves; NaN where a query lacks one. All
-    normalised.
-    """
+    """Normalised features of queries and of their halves; NaN where a query lacks a half."""
 
     query_BD: NDArray[np.float32]
     image_BD: NDArray[np.float32]

@@ -1,12 +1,14 @@
-"""Answers queries from a bundle: an image, a text, or both. Arrays in, arrays out; used by the
-service and the report.
+"""The searcher: it answers queries (an image, a text, or both) from a bundle.
 
     searcher = Searcher(bundle.load(Path("runs/demo/bundle")))
     searcher.search([Query(image, "is blue with long sleeves", top_k=5)])
 
-A query's feature is q = unit(head(image, text) + (image_weight - 1) unit(image) + (text_weight - 1)
-unit(text) - NEGATIVE unit(negative text)); where image or text is absent, the other's own unit
-feature stands for the head.
+A query's feature is
+
+    q = unit(head(image, text) + (image_weight - 1) unit(image) + (text_weight - 1) unit(text)
+             - NEGATIVE unit(negative text))
+
+where the unit feature of the image, or of the text, replaces the head if the other one is absent.
 
 Shapes: B queries, S image side, L context length, D feature size, R results.
 """
@@ -30,19 +32,20 @@ from raycd.index.blocks import Moments
 from raycd.search.query import Answer, Encoded, Prepared, Query, Result, Words
 from raycd.search.texts import TextCache
 
-NEGATIVE = 0.5  # how much a negative text counts beside a text
-# Variance of a query's cosines with a gallery up to which float32's rounding makes up much of it
-STILL = 1e-7
+NEGATIVE = 0.5  # weight of a negative text; that of a text is 1
+# Up to this variance of a query's cosines with a gallery, much of it is the rounding of float32.
+MIN_VARIANCE = 1e-7
 
 
 class Searcher:
-    """A bundle that answers. `prepare` may run in any thread; `answer` in one at a time.
+    """A bundle that answers queries. `prepare` may run in any thread, `answer` in one at a time.
 
-    `threads` are those of torch, for the whole process, and of FAISS; 0 leaves both as they are.
+    Args:
+        threads: Threads of torch, for the whole process, and of FAISS; 0 leaves both as they are.
+        text_cache: Texts whose features are kept.
 
     Attributes:
-        view: The gallery's state that queries see, from `prepare` on. It may be replaced at any
-            time.
+        view: The state of the gallery that new queries see; it may be replaced at any time.
     """
 
     def __init__(
@@ -63,16 +66,19 @@ class Searcher:
         self._texts = TextCache(text_cache)
 
     def search(self, queries: Sequence[Query]) -> list[list[Result]]:
-        """The results of each query, best first. Raises DataError as `prepare` does."""
-        return [
-            answer.results for answer in self.answer([self.prepare(query) for query in queries])
-        ]
+        """Return the results of each query, best first. Raises DataError as `prepare` does."""
+        prepared = [self.prepare(query) for query in queries]
+        return [answer.results for answer in self.answer(prepared)]
 
     def prepare(self, query: Query, view: View | None = None) -> Prepared:
-        """Preprocess one query, whose mask, if it has one, is of this view; None: of the newest.
+        """Preprocess a query.
 
-        Raises DataError where it has neither image nor text, names an image that is not in the
-        gallery, or asks for less than one result.
+        Args:
+            view: What it searches, and what its mask belongs to; None: the newest one.
+
+        Raises:
+            DataError: It has neither image nor text, names an image that is not in the gallery, or
+                asks for less than one result.
         """
         text, negative = query.text.strip(), query.negative_text.strip()
         view, position = view or self.view, None
@@ -81,9 +87,8 @@ class Searcher:
             if position is None:
                 raise DataError("the gallery has no such image", got=f"image_id {query.image_id!r}")
         if query.image is None and position is None and not text:
-            raise DataError(
-                "the query has neither an image nor a text", do="give one of them, or both"
-            )
+            what = "the query has neither an image nor a text"
+            raise DataError(what, do="give one of them, or both")
         if query.top_k < 1:
             raise DataError("top_k is too small", got=query.top_k, expected="at least 1")
         return Prepared(
@@ -102,32 +107,28 @@ class Searcher:
         if known is not None:
             return Words(text, None, *known)
         tokens_L = self._encoder.tokenize([text])[0]
-        # A text that leaves room at the end was not cut; only of others it takes a second look to
-        # know.
-        return Words(
-            text, tokens_L, None, bool(tokens_L[-1] != 0) and self._encoder.truncates(text)
-        )
+        # A text with padding at its end was not cut; others are tokenized again, without a limit.
+        truncated = bool(tokens_L[-1] != 0) and self._encoder.truncates(text)
+        return Words(text, tokens_L, None, truncated)
 
     def answer(self, batch: Sequence[Prepared]) -> list[Answer]:
-        """As many results of each prepared query as its top_k, the gallery and the filter allow,
-        best first.
-        """
+        """Answer prepared queries; each gets at most its `top_k` results, best first."""
         if not batch:
             return []
         began = time.perf_counter()
         features = self.encode(batch)
         encoded = time.perf_counter()
-        scores, places = _searched(batch, features.query_BD)
+        found = _search(batch, features.query_BD)
         results = [
-            _results(one, Encoded(*(half[row] for half in features)), score, place)
-            for row, (one, score, place) in enumerate(zip(batch, scores, places, strict=True))
+            _results(prepared, Encoded(*(half[row] for half in features)), *found[row])
+            for row, prepared in enumerate(batch)
         ]
         seconds = encoded - began, time.perf_counter() - encoded
-        return [Answer(found, len(batch), *seconds) for found in results]
+        return [Answer(own, len(batch), *seconds) for own in results]
 
     @torch.inference_mode()
     def encode(self, batch: Sequence[Prepared]) -> Encoded:
-        """Features (B, D) of the queries. Neither encoder runs for what is known already."""
+        """Return features (B, D) of the queries; known images and texts are not encoded again."""
         image_BD = self._images(batch)
         text_BD = self._encoded_texts([one.text for one in batch])
         unit_image_BD, unit_text_BD = F.normalize(image_BD, dim=-1), F.normalize(text_BD, dim=-1)
@@ -138,39 +139,31 @@ class Searcher:
         query_BD = torch.where(has_image[:, None], unit_image_BD, unit_text_BD)
         both = has_image & has_text
         if both.any():
-            device = self._encoder.device
-            query_BD[both] = (
-                self._head(image_BD[both].to(device), text_BD[both].to(device)).float().cpu()
-            )
-        query_BD += (
-            _pull([one.query.image_weight for one in batch], has_image) * unit_image_BD.nan_to_num()
-        )
-        query_BD += (
-            _pull([one.query.text_weight for one in batch], has_text) * unit_text_BD.nan_to_num()
-        )
+            halves = (half_BD[both].to(self._encoder.device) for half_BD in (image_BD, text_BD))
+            query_BD[both] = self._head(*halves).float().cpu()
+        image_weights = [one.query.image_weight for one in batch]
+        text_weights = [one.query.text_weight for one in batch]
+        query_BD += _extra_weights(image_weights, has_image) * unit_image_BD.nan_to_num()
+        query_BD += _extra_weights(text_weights, has_text) * unit_text_BD.nan_to_num()
         if any(one.negative is not None for one in batch):
             negative_BD = F.normalize(self._encoded_texts([one.negative for one in batch]), dim=-1)
             query_BD -= NEGATIVE * negative_BD.nan_to_num()
-        return Encoded(
-            *(half.numpy() for half in (F.normalize(query_BD, dim=-1), unit_image_BD, unit_text_BD))
-        )
+        unit_query_BD = F.normalize(query_BD, dim=-1)
+        return Encoded(unit_query_BD.numpy(), unit_image_BD.numpy(), unit_text_BD.numpy())
 
     def preprocess(self, image: Image.Image) -> torch.Tensor:
-        """The pixels (S, S, 3) that the encoder takes; in any thread."""
+        """Return the pixels (S, S, 3) for the encoder; in any thread."""
         return self._encoder.preprocess(image)
 
     @torch.inference_mode()
     def encode_images(self, pixels: Sequence[torch.Tensor]) -> NDArray[np.float32]:
-        """Un-normalised features (B, D) of preprocessed images, as the gallery keeps them; in one
-        thread at a time.
-        """
-        features: NDArray[np.float32] = (
-            self._encoder.encode_images(torch.stack(list(pixels))).cpu().numpy()
-        )
+        """Return un-normalised features (B, D) of preprocessed images; in one thread at a time."""
+        features_BD = self._encoder.encode_images(torch.stack(list(pixels))).cpu()
+        features: NDArray[np.float32] = features_BD.numpy()
         return features
 
     def _images(self, batch: Sequence[Prepared]) -> torch.Tensor:
-        """Un-normalised image features (B, D); NaN for a query without an image."""
+        """Return un-normalised image features (B, D); NaN for a query without an image."""
         features_BD = torch.full((len(batch), self._encoder.dim), torch.nan)
         given = [row for row, one in enumerate(batch) if one.pixels is not None]
         if given:
@@ -182,8 +175,9 @@ class Searcher:
         return features_BD
 
     def _encoded_texts(self, batch: Sequence[Words | None]) -> torch.Tensor:
-        """Un-normalised text features (B, D); NaN where there is no text. Each distinct new text is
-        encoded once.
+        """Return un-normalised text features (B, D); NaN where there is no text.
+
+        Each distinct new text is encoded once.
         """
         features_BD = torch.full((len(batch), self._encoder.dim), torch.nan)
         new = {
@@ -203,39 +197,38 @@ class Searcher:
         return features_BD
 
 
-def _searched(
+def _search(
     batch: Sequence[Prepared], query_BD: NDArray[np.float32]
-) -> tuple[list[NDArray[np.float32]], list[NDArray[np.int64]]]:
-    """Scores and positions of each query, those that it leaves out at the beginning included."""
-    scores: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(batch)
-    places: list[NDArray[np.int64]] = [np.empty(0, np.int64)] * len(batch)
+) -> dict[int, tuple[NDArray[np.float32], NDArray[np.int64]]]:
+    """Return scores and positions of each query, by its row, from the first result on."""
+    results = {}
     for rows, depth in _alike(batch):
         first = batch[rows[0]]
         found = first.view.search(
             query_BD[rows], depth, exact=first.query.exact, allowed=first.query.allowed
         )
-        for row, score, place in zip(rows, *found, strict=True):
-            scores[row], places[row] = score, place
-    return scores, places
+        for row, scores, positions in zip(rows, *found, strict=True):
+            results[row] = scores, positions
+    return results
 
 
 def _results(
-    one: Prepared, feature: Encoded, scores: NDArray[np.float32], places: NDArray[np.int64]
+    one: Prepared, feature: Encoded, scores: NDArray[np.float32], positions: NDArray[np.int64]
 ) -> list[Result]:
-    """What of the found is asked for, each with its share of image and text."""
+    """Return the wanted results, each with its cosines with image and text alone."""
     query, view = one.query, one.view
-    wanted = places >= 0
+    wanted = positions >= 0
     if query.exclude_reference and one.position is not None:
-        wanted &= places != one.position
+        wanted &= positions != one.position
     chosen = np.flatnonzero(wanted)[query.offset : query.offset + query.top_k]
-    scores, places = scores[chosen], places[chosen]
-    vectors_RD = view.vectors(places)
+    scores, positions = scores[chosen], positions[chosen]
+    vectors_RD = view.vectors(positions)
     relative = _relative(feature.query_BD, scores, view.moments)
     halves = [_cosines(vectors_RD, half) for half in (feature.image_BD, feature.text_BD)]
     return [
-        Result(view.image_id(place), score, view.category(place), place, *rest)
-        for place, score, *rest in zip(
-            places.tolist(), scores.tolist(), relative, *halves, strict=True
+        Result(view.image_id(position), score, view.category(position), position, *rest)
+        for position, score, *rest in zip(
+            positions.tolist(), scores.tolist(), relative, *halves, strict=True
         )
     ]
 
@@ -243,23 +236,24 @@ def _results(
 def _relative(
     query_D: NDArray[np.float32], scores: NDArray[np.float32], moments: Moments
 ) -> list[float]:
-    """z-scores over the whole gallery; 0 where its cosines differ by no more than float32's
-    rounding.
+    """Return z-scores over the whole gallery; 0 where its cosines differ by rounding alone.
+
+    Mean and variance of the cosines follow from those of the features: q.m and q.C.q.
     """
     variance = float(query_D @ moments.covariance_DD @ query_D)
-    if variance <= STILL:
+    if variance <= MIN_VARIANCE:
         return [0.0] * len(scores)
     z_scores: list[float] = ((scores - query_D @ moments.mean_D) / variance**0.5).tolist()
     return z_scores
 
 
-def _pull(weights: Sequence[float], there: torch.Tensor) -> torch.Tensor:
-    """What a weight adds (B, 1): nothing at 1, and nothing where there is nothing to weigh."""
-    return ((torch.tensor(weights) - 1) * there)[:, None]
+def _extra_weights(weights: Sequence[float], has_half: torch.Tensor) -> torch.Tensor:
+    """Return weights (B, 1) on top of the head's: 0 for weight 1, and where there is no half."""
+    return ((torch.tensor(weights) - 1) * has_half)[:, None]
 
 
 def _cosines(vectors_RD: NDArray[np.float32], half_D: NDArray[np.float32]) -> list[float | None]:
-    """With one half of the query; None for each where the query lacks it."""
+    """Return cosines with a half of the query; None for each where the query lacks it."""
     if np.isnan(half_D[0]):
         return [None] * len(vectors_RD)
     cosines: list[float | None] = (vectors_RD @ half_D).tolist()
@@ -267,7 +261,7 @@ def _cosines(vectors_RD: NDArray[np.float32], half_D: NDArray[np.float32]) -> li
 
 
 def _alike(batch: Sequence[Prepared]) -> list[tuple[list[int], int]]:
-    """Queries that can be searched together, as rows and the depth that all of them need."""
+    """Group queries that can be searched together, as rows and the depth that they need."""
     groups: dict[tuple[int, int, bool], list[int]] = {}
     for row, one in enumerate(batch):
         groups.setdefault((id(one.view), id(one.query.allowed), one.query.exact), []).append(row)

@@ -1,4 +1,4 @@
-"""The features of the texts that were asked last: a text that was seen before is not encoded again."""
+"""A cache of text features: a text that was seen before is not encoded again."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from cachetools import LRUCache
 
 
 class TextCache:
-    """Bounded, for any thread.
+    """The features of the last used texts, for any thread.
 
     Args:
-        size: Texts at most; 0 keeps none.
+        size: Number of texts; 0 keeps none.
     """
 
     def __init__(self, size: int) -> None:
@@ -20,12 +20,12 @@ class TextCache:
         self._lock = threading.Lock()
 
     def get(self, text: str) -> tuple[torch.Tensor, bool] | None:
-        """Its feature (D,), and whether its end was cut off, if it is there."""
+        """Return a text's feature (D,), and whether its end was cut off; None if unknown."""
         with self._lock:
             return self._kept.get(text)
 
     def put(self, text: str, feature_D: torch.Tensor, truncated: bool) -> None:
-        """Keep it, and let go of the one that was not asked for longest."""
+        """Keep a text's feature, in place of the least recently used one."""
         with self._lock:
             if self._kept.maxsize:
                 self._kept[text] = feature_D, truncated

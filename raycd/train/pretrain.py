@@ -6,9 +6,6 @@ modification text, like the real one.
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,6 +15,7 @@ from torch.nn import functional as F
 
 from raycd.config import EncoderConfig, PretrainConfig
 from raycd.data.demo.synthetic import pretraining_pairs
+from raycd.durable import create_folder_once
 from raycd.model.encoder import Encoder, create
 from raycd.run import fingerprint
 from raycd.train.batches import Rows
@@ -36,16 +34,7 @@ def cached(config: PretrainConfig, target_pad: float) -> Path:
     settings = config.model_dump(exclude={"cache"})
     prefix = fingerprint("pretrain", VERSION, settings, target_pad)[:16]
     folder = Path(config.cache).expanduser() / f"{DEMO_MODEL}-{prefix}"
-    if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
-        try:
-            pretrain(config, target_pad).save(partial)
-            partial.chmod(0o755)
-            if not folder.is_dir():  # another process may have been faster
-                os.replace(partial, folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    create_folder_once(folder, lambda fresh: pretrain(config, target_pad).save(fresh))
     return folder
 
 

@@ -1,4 +1,5 @@
-// The dialog that adds pictures to the gallery: each with an id of its own, all with one category and attributes.
+// The dialog that adds pictures to the gallery: each with an id of its own, all with one category
+// and attributes.
 
 import { Addition } from "./addition.js";
 import { open } from "./dialogs.js";
@@ -19,7 +20,10 @@ let additions = [];
 let sending = 0;
 let proposing = Promise.resolve(); // one after another: each has to know the ids of the one before
 
-/** Listen. `callbacks`: added(imageIds, whether that was all) after some were; used(imageId) as the reference. */
+/**
+ * Listen. `callbacks`: added(imageIds, whether that was all) after some were; used(imageId) as the
+ * reference.
+ */
 export function startAdding(info, callbacks) {
   limits = info.limits;
   on = callbacks;
@@ -45,13 +49,13 @@ const known = (ids) => whichExist(ids, limits.batch);
 
 function take(files) {
   const ids = proposeIds(files.map((file) => file.name), additions.map((one) => one.id));
-  const fresh = files.map((file, place) => new Addition(file, ids[place], limits,
+  const fresh = files.map((file, index) => new Addition(file, ids[index], limits,
     { left: leaveOut, again: (one) => send([one]), used: use, renamed: showState }));
   additions.push(...fresh);
   byId("additions").append(...fresh.map((one) => one.node));
-  files.forEach((file, place) => {
+  files.forEach((file, index) => {
     const words = refusal(file, limits);
-    if (words) fresh[place].refuse(words);
+    if (words) fresh[index].refuse(words);
   });
   showState();
   if (fresh.length > 0) fresh[0].input.focus();
@@ -62,7 +66,7 @@ function take(files) {
 async function propose(fresh) {
   const used = additions.filter((one) => !fresh.includes(one)).map((one) => one.id);
   const ids = await freeIds(fresh.map((one) => one.file.name), used, known);
-  fresh.forEach((one, place) => one.propose(ids[place]));
+  fresh.forEach((one, index) => one.propose(ids[index]));
   showState();
 }
 

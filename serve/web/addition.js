@@ -51,7 +51,7 @@ export class Addition {
       element("button", { type: "button", onclick: () => this.#replace() }, "Replace it"));
   }
 
-  /** Send it. Never fails: what went wrong is told beside it. */
+  /** Send it. Never fails: what went wrong is shown beside it. */
   async send(labels) {
     this.#say("busy", "Adding…");
     this.input.disabled = this.remove.disabled = true;

@@ -1,4 +1,5 @@
-// The right-hand side: loading, results, their absence, problems, and what the service says of itself.
+// The right-hand side: loading, results, their absence, problems, and what the service says of
+// itself.
 
 import { addPictures } from "./add.js";
 import { byId, count, element } from "./element.js";
@@ -49,7 +50,7 @@ export function showMoreBusy(busy) {
   more.textContent = busy ? "Loading…" : "More results";
 }
 
-/** What went wrong, in place of results. `limits` may be null before the service has told them. */
+/** What went wrong, instead of results. `limits` is null until the service has sent them. */
 export function showFailure(problem, limits, onRetry) {
   clear();
   found.replaceChildren();
@@ -101,7 +102,10 @@ export function showWithout(imageId, words) {
   byId("status").textContent = words;
 }
 
-/** Go where the results begin if that is out of sight: below the form on a narrow screen, or scrolled away. */
+/**
+ * Go where the results begin if that is out of sight: below the form on a narrow screen, or
+ * scrolled away.
+ */
 export function bringIntoView() {
   const { top } = byId("results").getBoundingClientRect();
   if (top < 0 || top > innerHeight / 2) byId("results").scrollIntoView();

@@ -1,4 +1,5 @@
-// The page as a whole: what is asked, which step of the trail is shown, and what each action leads to.
+// The page as a whole: what is asked, which step of the trail is shown, and what each action leads
+// to.
 
 import { startAdding } from "./add.js";
 import * as answer from "./answer.js";
@@ -74,14 +75,17 @@ function listen() {
   window.addEventListener("popstate", open);
 }
 
-/** Show what the address and its history entry say: after a reload, a step back, or from somebody's link. */
+/**
+ * Show what the address and its history entry say: after a reload, a step back, or from somebody's
+ * link.
+ */
 function open() {
   trail = history.state?.trail ?? follow(START, fromLink(location.search), false);
   showStep();
 }
 
-function goTo(place) {
-  trail = { ...trail, at: place };
+function goTo(index) {
+  trail = { ...trail, at: index };
   remember();
   showStep();
 }

@@ -5,7 +5,7 @@ const ends = new WeakMap(); // dialog -> ends its last opening
 /** Show it; resolves to its return value once it is closed, "" where nothing was decided. */
 export function open(dialog) {
   if (!dialog.open) {
-    ends.get(dialog)?.(); // it was closed a moment ago, and the browser has not told yet
+    ends.get(dialog)?.(); // it was closed a moment ago, and the browser has not said so yet
     dialog.returnValue = "";
     dialog.showModal();
   }
@@ -14,7 +14,7 @@ export function open(dialog) {
       dialog.removeEventListener("close", closed);
       resolve(dialog.returnValue);
     };
-    const closed = () => dialog.open || end(); // told late, it is an earlier opening's
+    const closed = () => dialog.open || end(); // where it comes late, it is of an earlier opening
     dialog.addEventListener("close", closed);
     ends.set(dialog, end);
   });

@@ -1,4 +1,5 @@
-// The form: words, filters and options. It is filled from what the service offers, read as a query, and set from one.
+// The form: words, filters and options. It is filled from what the service offers, read as a query,
+// and set from one.
 
 import { byId, element } from "./element.js";
 import { BLANK, grouped, ownOf } from "./query.js";
@@ -84,7 +85,7 @@ export function showWeights() {
   }
 }
 
-/** A number that is not offered, from a link or a small limit, is added in its place. */
+/** A number that is not offered, from a link or a small limit, is added where it belongs. */
 function setCount(number) {
   const options = [...form.top_k.options];
   if (!options.some((option) => Number(option.value) === number)) {

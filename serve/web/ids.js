@@ -15,7 +15,10 @@ function fromName(name) {
 /** A browser takes . and .. in an address for folders, however they are encoded. */
 export const canBeId = (id) => !["", ".", ".."].includes(id);
 
-/** An id for each file name, other than those in `used` and than one another: name, name-2, name-3... */
+/**
+ * An id for each file name, other than those in `used` and than one another: name, name-2,
+ * name-3...
+ */
 export function proposeIds(names, used) {
   const taken = new Set(used);
   return names.map((name) => {

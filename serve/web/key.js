@@ -1,4 +1,5 @@
-// The API key, where the service wants one: asked for when it answers 401, kept until the tab is closed.
+// The API key, where the service wants one: asked for when it answers 401, kept until the tab is
+// closed.
 
 import { open } from "./dialogs.js";
 import { byId } from "./element.js";
@@ -22,7 +23,10 @@ export const hasKey = () => kept() !== null;
 /** The header that a request carries. */
 export const authorization = () => (hasKey() ? { Authorization: `Bearer ${kept()}` } : {});
 
-/** After a request with the header `used` was refused: whether there is another key now, which the user may give. */
+/**
+ * After a request with the header `used` was refused: whether there is another key now, which the
+ * user may give.
+ */
 export async function anotherKey(used) {
   if (used.Authorization !== authorization().Authorization) return true; // given while that request was on its way
   asking ??= ask().finally(() => { asking = null; });

@@ -1,4 +1,5 @@
-// What an image is: fields for its category and attributes, with what the gallery has as suggestions.
+// What an image is: fields for its category and attributes, with what the gallery has as
+// suggestions.
 
 import { byId, element } from "./element.js";
 import { ownOf } from "./query.js";

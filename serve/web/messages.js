@@ -39,25 +39,25 @@ export const tooLarge = (limits) =>
   `A file may have at most ${(limits.body_bytes / 1e6).toLocaleString("en", { maximumFractionDigits: 1 })} MB.`;
 export const list = (words) => new Intl.ListFormat("en", { type: "disjunction" }).format(words);
 
-/** Show in `place` what went wrong, with a way on: `onRetry` where trying again may help. */
-export function showProblem(place, problem, limits, onRetry) {
+/** Show in `target` what went wrong, with a way on: `onRetry` where trying again may help. */
+export function showProblem(target, problem, limits, onRetry) {
   const words = REASONS[problem.reason] ?? STATUS[problem.status]
     ?? (problem.status >= 500 ? STATUS[500] : UNCLEAR);
   const [title, advice] = words(limits, problem);
   const said = problem.detail ? element("details", { open: words === UNCLEAR },
     element("summary", {}, "What the service said"), element("p", {}, problem.detail)) : null;
   const retry = retryButton(problem, onRetry);
-  show(place, "wrong", title, advice, retry, said);
+  show(target, "wrong", title, advice, retry, said);
 }
 
-/** Show in `place` that something is not there, with a button that leads on where there is one. */
-export function showEmpty(place, title, advice, action = null, onAction = null) {
+/** Show in `target` that something is not there, with a button that leads on where there is one. */
+export function showEmpty(target, title, advice, action = null, onAction = null) {
   const button = action ? element("button", { type: "button", onclick: onAction }, action) : null;
-  show(place, "nothing", title, advice, button);
+  show(target, "nothing", title, advice, button);
 }
 
-function show(place, kind, title, advice, ...rest) {
-  place.replaceChildren(
+function show(target, kind, title, advice, ...rest) {
+  target.replaceChildren(
     element("div", { className: `message ${kind}` }, element("h2", {}, title), element("p", {}, advice), ...rest));
 }
 
@@ -70,7 +70,10 @@ export function whyNotChanged(problem, limits) {
   return problem.detail ? `${title}: ${problem.detail}.` : [title, advice].filter(Boolean).join(". ");
 }
 
-/** Counts down what the service asked to wait; until then it cannot be pressed. None where trying again is no use. */
+/**
+ * Counts down what the service asked to wait; until then it cannot be pressed. None where trying
+ * again is no use.
+ */
 export function retryButton(problem, onRetry) {
   if (NO_RETRY.has(problem.status)) return null;
   const button = element("button", { type: "button", onclick: onRetry });

@@ -1,4 +1,5 @@
-// The dialog that shows the gallery page by page. Where the gallery is live, pictures are added and removed here, too.
+// The dialog that shows the gallery page by page. Where the gallery is live, pictures are added and
+// removed here, too.
 
 import { addPictures } from "./add.js";
 import { open } from "./dialogs.js";
@@ -50,7 +51,10 @@ export function offerCategories({ categories }) {
   category.closest("label").hidden = options.length < 2;
 }
 
-/** Show the images that were just added, before all others; `reveal`: even if the gallery is not open. */
+/**
+ * Show the images that were just added, before all others; `reveal`: even if the gallery is not
+ * open.
+ */
 export async function showFresh(imageIds, reveal) {
   if (!dialog.open && !reveal) return;
   fresh = imageIds;
@@ -65,14 +69,14 @@ export async function showFresh(imageIds, reveal) {
 /** The page anew, without an image that has gone; `words` say so. */
 export async function showWithout(imageId, words) {
   if (!dialog.open) return;
-  const place = cells().findIndex((cell) => cell.dataset.image === imageId);
+  const index = cells().findIndex((cell) => cell.dataset.image === imageId);
   say(words);
   await turn(cells().length === 1 ? Math.max(0, offset - size) : offset);
-  focusTile(place);
+  focusTile(index);
 }
 
 const cells = () => [...byId("picker-body").querySelectorAll(".tiles > li")];
-const focusTile = (place) => (cells()[place] ?? cells().at(-1))?.querySelector(".tile").focus();
+const focusTile = (index) => (cells()[index] ?? cells().at(-1))?.querySelector(".tile").focus();
 
 function say(words) {
   byId("picker-news").textContent = words;
@@ -100,8 +104,8 @@ async function showPage(asked) {
       : element("p", {}, "No images here."));
     body.scrollTop = 0;
     const end = asked.offset + items.length;
-    byId("picker-place").textContent = items.length
-      ? `${[asked.offset + 1, end].map((place) => place.toLocaleString("en")).join(" to ")} of ${count(total, "image")}`
+    byId("picker-range").textContent = items.length
+      ? `${[asked.offset + 1, end].map((number) => number.toLocaleString("en")).join(" to ")} of ${count(total, "image")}`
       : "";
     buttons[0].disabled = asked.offset === 0;
     buttons[1].disabled = end >= total;

@@ -1,4 +1,5 @@
-// Pictures of the gallery. <img> and links send no API key: with one, pictures are fetched and shown as blob: URLs.
+// Pictures of the gallery. <img> and links send no API key: with one, pictures are fetched and
+// shown as blob: URLs.
 
 import { element } from "./element.js";
 import { hasKey } from "./key.js";

@@ -1,5 +1,6 @@
-// What is asked. A query is a plain object with the API's names; `image` is null, {id}, {url} or {upload, name}, where
-// `upload` is the key of a file that this page holds in memory. It becomes a request, and a link that reopens it.
+// What is asked. A query is a plain object with the API's names; `image` is null, {id}, {url} or
+// {upload, name}, where `upload` is the key of a file that this page holds in memory. It becomes a
+// request, and a link that reopens it.
 
 export const BLANK = {
   image: null, text: "", negative_text: "", image_weight: 1, text_weight: 1, top_k: 24, category: [], attributes: {},
@@ -12,7 +13,10 @@ const SWITCHES = ["exclude_reference", "exact"];
 export const isEmpty = (query) => query.image === null && query.text === "";
 export const isSame = (one, other) => JSON.stringify(one) === JSON.stringify(other);
 
-/** [[name, value], ...] as {name: [values]}. Names may be constructor or __proto__: nothing is assigned by name. */
+/**
+ * [[name, value], ...] as {name: [values]}. Names may be constructor or __proto__: nothing is
+ * assigned by name.
+ */
 export function grouped(pairs) {
   const groups = new Map();
   for (const [name, value] of pairs) groups.set(name, [...(groups.get(name) ?? []), value]);
@@ -38,7 +42,10 @@ export function request(query, file, offset) {
   return { body: form };
 }
 
-/** The query as the part of a link behind "?"; what is as usual is left out. An upload leaves only its name. */
+/**
+ * The query as the part of a link behind "?"; what is as usual is left out. An upload leaves only
+ * its name.
+ */
 export function toLink(query) {
   const link = new URLSearchParams();
   if (query.image?.id !== undefined) link.set("image_id", query.image.id);

@@ -1,4 +1,5 @@
-// The reference image: dropped, pasted, chosen as a file, given by address, picked elsewhere, or none.
+// The reference image: dropped, pasted, chosen as a file, given by address, picked elsewhere, or
+// none.
 
 import { takeFiles } from "./dropping.js";
 import { byId, element } from "./element.js";
@@ -11,7 +12,9 @@ let limits = null;
 
 export const referenceImage = () => image;
 
-/** Listen; `onChange` is called after the user gave a file or an address, or took the image away. */
+/**
+ * Listen; `onChange` is called after the user gave a file or an address, or took the image away.
+ */
 export function startReference(info, onChange) {
   limits = info.limits;
   const change = (next) => { showReference(next); onChange(); };
@@ -59,7 +62,7 @@ function showPreview(address) {
   showIn(shown, address);
 }
 
-/** Mark the image as the one that the service refused. */
+/** Show the image as the one that the service refused. */
 export const refuseReference = () => byId("reference").classList.add("refused");
 
 function say(words) {

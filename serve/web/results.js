@@ -1,4 +1,5 @@
-// The grid of what was found: picture, relative score, and why. The explanation shows on hover and on focus.
+// The grid of what was found: picture, relative score, and why. The explanation shows on hover and
+// on focus.
 
 import { moveByArrows } from "./arrows.js";
 import { byId, element } from "./element.js";
@@ -7,8 +8,8 @@ import { thumbnailOf } from "./service.js";
 import { categoryOf, nameOf, removeButton } from "./tiles.js";
 
 /**
- * Show the first results of a query in place of what was there. `on` has the callbacks: use(imageId) as the next
- * reference, and remove(imageId) or null where images stay.
+ * Show the first results of a query instead of what was there. `on` has the callbacks:
+ * use(imageId) as the next reference, and remove(imageId) or null where images stay.
  */
 export function showResults(results, on) {
   const grid = element("ul", { className: "grid results" });
@@ -21,17 +22,17 @@ export function showResults(results, on) {
 export function addResults(results, on) {
   const grid = byId("found").querySelector(".results");
   const before = grid.children.length;
-  grid.append(...results.map((result, place) => card(result, before + place + 1, on)));
+  grid.append(...results.map((result, index) => card(result, before + index + 1, on)));
   return grid.children[before]?.querySelector(".use");
 }
 
 /** Take out an image that has gone from the gallery. */
 export function dropResult(imageId) {
   const cells = [...byId("found").querySelectorAll("li[data-image]")];
-  const place = cells.findIndex((cell) => cell.dataset.image === imageId);
-  if (place < 0) return;
-  (cells[place + 1] ?? cells[place - 1])?.querySelector(".use, .tile").focus();
-  cells[place].remove();
+  const index = cells.findIndex((cell) => cell.dataset.image === imageId);
+  if (index < 0) return;
+  (cells[index + 1] ?? cells[index - 1])?.querySelector(".use, .tile").focus();
+  cells[index].remove();
 }
 
 function card(result, rank, on) {
@@ -55,7 +56,9 @@ function card(result, rank, on) {
 
 const cosine = (value) => value.toFixed(2).replace("-0.00", "0.00");
 
-/** How far above the gallery's mean the match is: cosines of photographs are all nearly the same. */
+/**
+ * How far above the gallery's mean the match is: cosines of photographs are all nearly the same.
+ */
 function score({ score: match, relative_score: relative }) {
   const [title, words] = relative === null ? ["Cosine with the query", cosine(match)]
     : ["Standard deviations above the gallery's mean", `${relative < 0 ? "" : "+"}${relative.toFixed(1)} σ`];

@@ -12,7 +12,10 @@ export class Problem extends Error {
   }
 }
 
-/** A source of abort signals: each new one aborts the one before, so an older answer never replaces a newer. */
+/**
+ * A source of abort signals: each new one aborts the one before, so an older answer never replaces
+ * a newer.
+ */
 export function newest() {
   let controller = null;
   return () => {
@@ -43,15 +46,15 @@ export async function whichExist(ids, most) {
     const body = JSON.stringify({ searches: some.map((id) => ({ image_id: id, top_k: 1 })) });
     const { items } = await call(withQuery("v1/search/batch", sinceChanges()),
       { method: "POST", body, headers: { "Content-Type": "application/json" } });
-    items.forEach(({ status, problem }, place) => {
-      if (status === 200) found.add(some[place]);
+    items.forEach(({ status, problem }, index) => {
+      if (status === 200) found.add(some[index]);
       else if (status !== 404) throw new Problem(status, problem);
     });
   }
   return found;
 }
 
-/** Add an image to the gallery, or put it in the place of the one of that id. */
+/** Add an image to the gallery, or replace the one of that id. */
 export async function putImage(imageId, file, { category, attributes }) {
   const body = new FormData();
   body.append("image", file, file.name || "pasted");
@@ -71,7 +74,10 @@ const imageOf = (imageId, size) =>
 export const thumbnailOf = (imageId) => imageOf(imageId, "thumbnail");
 export const originalOf = (imageId) => imageOf(imageId, "original");
 
-/** The picture at an address, as a Blob of an image's type. Never asks for a key: there are many of them at once. */
+/**
+ * The picture at an address, as a Blob of an image's type. Never asks for a key: there are many of
+ * them at once.
+ */
 export async function getPicture(address) {
   const blob = await (await answer(address, {}, false)).blob();
   if (!blob.type.startsWith("image/")) throw new Problem(0, null);
@@ -95,7 +101,10 @@ async function call(address, options) {
   }
 }
 
-/** The response, which is a good one. Where the service wants another key, the user may be asked for it. */
+/**
+ * The response, which is a good one. Where the service wants another key, the user may be asked for
+ * it.
+ */
 async function answer(address, options, mayAsk = true) {
   for (;;) {
     const used = authorization();

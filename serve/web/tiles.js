@@ -7,7 +7,10 @@ import { getGallery, thumbnailOf } from "./service.js";
 
 const TO_BEGIN_WITH = 12;
 
-/** A grid of buttons, one an image. `onChoose` gets the image's id; so does `onRemove`, where images may go. */
+/**
+ * A grid of buttons, one an image. `onChoose` gets the image's id; so does `onRemove`, where images
+ * may go.
+ */
 export function tiles(items, onChoose, onRemove = null, fresh = []) {
   const grid = element("ul", { className: "grid tiles" }, ...items.map((item) => {
     const { image_id: imageId } = item;

@@ -1,4 +1,5 @@
-// The steps of a search: each has another reference, chosen from the results before. `at` is the step that is shown.
+// The steps of a search: each has another reference, chosen from the results before. `at` is the
+// step that is shown.
 
 import { byId, element } from "./element.js";
 import { picture } from "./pictures.js";
@@ -8,7 +9,10 @@ import { previewOf } from "./uploads.js";
 
 export const START = { steps: [], at: -1 };
 
-/** The trail after `query` was asked: a change of the step shown, its next step where refined, else a new trail. */
+/**
+ * The trail after `query` was asked: a change of the step shown, its next step where refined, else
+ * a new trail.
+ */
 export function follow(trail, query, refined) {
   const current = trail.steps[trail.at];
   if (current && isSame(current, query)) return trail;
@@ -17,13 +21,16 @@ export function follow(trail, query, refined) {
   return { steps: [...before, query], at: before.length };
 }
 
-/** Show the trail; `pending` is a reference chosen from the results whose change has not been said yet. */
+/**
+ * Show the trail; `pending` is a reference chosen from the results whose change has not been said
+ * yet.
+ */
 export function showTrail(trail, pending, onGo) {
-  const crumbs = trail.steps.map((query, place) => {
-    const here = place === trail.at && !pending;
-    const crumb = element("button", { type: "button", onclick: () => onGo(place) }, ...inside(query));
+  const crumbs = trail.steps.map((query, index) => {
+    const here = index === trail.at && !pending;
+    const crumb = element("button", { type: "button", onclick: () => onGo(index) }, ...inside(query));
     if (here) crumb.setAttribute("aria-current", "step");
-    return element("li", { className: place > trail.at ? "later" : "" }, crumb);
+    return element("li", { className: index > trail.at ? "later" : "" }, crumb);
   });
   if (pending) {
     const words = element("span", {}, "and now?");

@@ -1,4 +1,5 @@
-// The image files that the user gave, in memory for as long as the page is open. Nothing is sent before a search.
+// The image files that the user gave, in memory for as long as the page is open. Nothing is sent
+// before a search.
 
 import { list, tooLarge } from "./messages.js";
 
@@ -28,5 +29,7 @@ export function keep(file) {
 export const fileOf = (image) => files.get(image?.upload)?.file ?? null;
 export const previewOf = (image) => files.get(image?.upload)?.preview ?? null;
 
-/** Whether the query's image was uploaded in another visit: links and reloads keep its name only. */
+/**
+ * Whether the query's image was uploaded in another visit: links and reloads keep its name only.
+ */
 export const isLost = (image) => image?.upload !== undefined && !files.has(image.upload);

@@ -1,4 +1,5 @@
-// What this page has changed in the gallery. What it reads afterwards is at least as new, whichever replica answers.
+// What this page has changed in the gallery. What it reads afterwards is at least as new, whichever
+// replica answers.
 
 const changed = new Map(); // image id -> version of the gallery since when it is so
 let newest = 0;
@@ -12,5 +13,8 @@ export function noteChange({ image_id: imageId, version }) {
 /** The least version that an answer must have, as part of an address; "" where any will do. */
 export const sinceChanges = () => (newest ? `min_version=${newest}` : "");
 
-/** Likewise for one image. Its address is new with each of its pictures, so the browser shows no older one. */
+/**
+ * Likewise for one image. Its address is new with each of its pictures, so the browser shows no
+ * older one.
+ */
 export const sinceChangeOf = (imageId) => (changed.has(imageId) ? `min_version=${changed.get(imageId)}` : "");

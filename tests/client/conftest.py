@@ -1,4 +1,4 @@
-"""A real HTTP server on loopback that answers what a test says, and clients of it."""
+"""A real HTTP server on loopback with scripted answers, and clients of it."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def waits() -> Waits:
 
 @pytest.fixture
 def connect(service: Service, waits: Waits) -> Iterator[Callable[..., Client]]:
-    """Makes clients of the server, whose waits take no time."""
+    """Return a function that makes clients of the server, whose waits take no time."""
     opened: list[Client] = []
 
     def make(*, count: int = 4, deadline: float = 120.0, **settings: Any) -> Client:

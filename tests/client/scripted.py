@@ -1,6 +1,4 @@
-"""A server's script: what it is to answer, and what it was asked; and the bodies that a service
-answers with.
-"""
+"""The script of a test server: its answers, the requests that it got, and bodies of the service."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ JSON, PROBLEM, LINES = "application/json", "application/problem+json", "applicat
 
 
 class Asked(NamedTuple):
-    """A request as it came."""
+    """A request that arrived."""
 
     method: str
     path: str
@@ -42,7 +40,7 @@ class Reply(NamedTuple):
 
 @dataclass
 class Service:
-    """What the server answers, in turn, and was asked."""
+    """The answers of the server, in turn, and its requests."""
 
     url: str = ""
     replies: list[Reply | Callable[[Asked], Reply]] = field(default_factory=list)
@@ -54,7 +52,7 @@ class Service:
 
 @dataclass
 class Waits:
-    """A clock that only `sleep` moves."""
+    """A clock that only `sleep` advances."""
 
     seconds: list[float] = field(default_factory=list)
 
@@ -88,7 +86,7 @@ def item(image_id: str, **more: Any) -> dict[str, Any]:
 
 
 def found(*image_ids: str, warnings: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The body of a SearchResponse."""
+    """Return the body of a SearchResponse."""
     explanation = {"image": 0.5, "text": None}
     results = [
         item(name, score=0.75, relative_score=2.5, explanation=explanation) for name in image_ids
@@ -104,7 +102,7 @@ def found(*image_ids: str, warnings: tuple[str, ...] = ()) -> dict[str, Any]:
 
 
 def info(**limits: Any) -> dict[str, Any]:
-    """The body of an Info."""
+    """Return the body of an Info."""
     usual = {
         "body_bytes": 20_000_000,
         "image_pixels": 50_000_000,
@@ -132,7 +130,7 @@ def info(**limits: Any) -> dict[str, Any]:
 
 
 def problem(status: int, detail: str, **members: Any) -> dict[str, Any]:
-    """The body of a Problem."""
+    """Return the body of a Problem."""
     return {
         "type": "about:blank",
         "title": "Problem",
@@ -143,31 +141,29 @@ def problem(status: int, detail: str, **members: Any) -> dict[str, Any]:
 
 
 def refusal(status: int, detail: str = "no", *, after: str | None = None, **members: Any) -> Reply:
-    """A problem document as the service answers it."""
+    """Return a problem document, as the service answers."""
     return Reply(
         status, problem(status, detail, **members), PROBLEM, {"Retry-After": after} if after else {}
     )
 
 
 def written(image_id: str, version: int, *, created: bool = True) -> dict[str, Any]:
-    """The body of a Written."""
+    """Return the body of a Written."""
     return {"image_id": image_id, "version": version, "created": created}
 
 
 def done(line: int, version: int = 1) -> dict[str, Any]:
-    """An ImportItem of a line that is in the gallery."""
+    """Return an ImportItem of a line that is in the gallery."""
     return {"line": line, "image_id": "as sent", "status": 201, "version": version}
 
 
 def failed(line: int, status: int, detail: str = "no") -> dict[str, Any]:
-    """An ImportItem of a line that is not."""
+    """Return an ImportItem of a line that failed."""
     return {"line": line, "status": status, "problem": problem(status, detail)}
 
 
-def told(*items: dict[str, Any], cut: bytes | None = None) -> Reply:
-    """The answer to an import, a part for each item; it breaks off after `cut`, where that is
-    given.
-    """
+def settled(*items: dict[str, Any], cut: bytes | None = None) -> Reply:
+    """Return the answer to an import, a part for each item; it breaks off after `cut`."""
 
     def parts() -> Iterator[bytes]:
         for each in items:
@@ -181,5 +177,5 @@ def told(*items: dict[str, Any], cut: bytes | None = None) -> Reply:
 
 
 def takes_all(asked: Asked) -> Reply:
-    """Takes every line of an import."""
-    return told(*(done(line) for line in range(1, len(asked.lines()) + 1)))
+    """Accept every line of an import."""
+    return settled(*(done(line) for line in range(1, len(asked.lines()) + 1)))

@@ -1,4 +1,4 @@
-"""`python -m raycd.client put`, `delete` and `import`; and `--min-version` of what reads."""
+"""`python -m raycd.client put`, `delete` and `import`, and `--min-version` of reading commands."""
 
 import json
 import os
@@ -26,8 +26,8 @@ from tests.client.scripted import (
     info,
     item,
     refusal,
+    settled,
     takes_all,
-    told,
     written,
 )
 from tests.client.test_command import start, wait_until_it_sleeps
@@ -51,7 +51,7 @@ def picture(tmp_path: Path) -> Path:
 
 
 def lines_of(tmp_path: Path, *names: str) -> str:
-    """A file of JSON Lines that all name the picture."""
+    """Return a file of JSON Lines that all name the picture."""
     path = tmp_path / "in.jsonl"
     path.write_text(
         "".join(json.dumps({"image_id": name, "image": "x.jpg"}) + "\n" for name in names)
@@ -63,7 +63,10 @@ def test_put_says_whether_the_image_is_new(
     run: Run, service: Service, picture: Path, capsys: Any
 ) -> None:
     service.answers(Reply(201, written("DV1", 7)), Reply(200, written("DV1", 1008, created=False)))
-    line = f"put DV1 --image {picture} --category dress --category shirt --attribute colour:blue --attribute time:10:30"
+    line = (
+        f"put DV1 --image {picture} --category dress --category shirt "
+        "--attribute colour:blue --attribute time:10:30"
+    )
     assert run(*line.split()) == 0
     assert run("put", "DV1", "--image", str(picture), "--json") == 0
     body = service.asked[0].body
@@ -128,7 +131,7 @@ def test_what_reads_waits_for_a_version(run: Run, service: Service, tmp_path: Pa
 def test_an_import_tells_how_many_images_are_in_the_gallery(
     run: Run, service: Service, tmp_path: Path, picture: Path, capsys: Any
 ) -> None:
-    service.answers(Reply(body=info()), told(done(1, 1008), done(2, 1007)))
+    service.answers(Reply(body=info()), settled(done(1, 1008), done(2, 1007)))
     assert run("import", lines_of(tmp_path, "a", "b")) == 0
     assert capsys.readouterr() == ("2 of 2 images are in the gallery, version 1,008\n", "")
     service.answers(Reply(body=info()), takes_all)
@@ -143,7 +146,7 @@ def test_failures_of_an_import_are_told_and_reported_with_exit_code_2(
     Path(file).write_text(
         Path(file).read_text() + 'no json\n\n{"image_id": "c", "image": "nowhere.jpg"}\n'
     )
-    service.answers(Reply(body=info()), told(done(1, 7), failed(2, 422, "it is \x1b[2J broken")))
+    service.answers(Reply(body=info()), settled(done(1, 7), failed(2, 422, "it is \x1b[2J broken")))
     assert run("import", file, "--report", str(tmp_path / "report.jsonl")) == 2
     out, error = capsys.readouterr()
     assert out == "1 of 4 images are in the gallery, version 7\n"
@@ -239,8 +242,8 @@ def test_parquet_may_have_its_attributes_in_one_column(
     pyarrow.parquet.write_table(pa.table(rows), tmp_path / "g.parquet")
     service.answers(Reply(body=info()), takes_all)
     assert run("import", str(tmp_path / "g.parquet")) == 0
-    told = [(line["image_id"], line["attributes"]) for line in service.asked[1].lines()]
-    assert told == [("1", {"size": "7"}), ("2", {})]
+    sent_lines = [(line["image_id"], line["attributes"]) for line in service.asked[1].lines()]
+    assert sent_lines == [("1", {"size": "7"}), ("2", {})]
 
 
 @pytest.mark.parametrize(
@@ -248,7 +251,7 @@ def test_parquet_may_have_its_attributes_in_one_column(
     [
         ("image_id,image\na,x.jpg\n", "expected: also path"),
         ("image_id,path\na,x.jpg\n,x.jpg\n", "gallery.csv, row 2 is incomplete"),
-        ("image_id,path\na,x.jpg\na,y.jpg\n", "gallery.csv, row 2 tells an image differently"),
+        ("image_id,path\na,x.jpg\na,y.jpg\n", "gallery.csv, row 2 describes an image differently"),
         (
             "image_id,path,attributes\na,x.jpg,blue\n",
             "gallery.csv, row 1, attributes has the wrong shape",
@@ -271,7 +274,7 @@ def test_what_was_imported_before_the_service_went_is_told(
     run: Run, service: Service, tmp_path: Path, picture: Path, capsys: Any
 ) -> None:
     service.answers(
-        Reply(body=info()), told(done(1, 7), cut=b""), refusal(403, "a read key cannot write")
+        Reply(body=info()), settled(done(1, 7), cut=b""), refusal(403, "a read key cannot write")
     )
     report = tmp_path / "report.jsonl"
     assert run("import", lines_of(tmp_path, "a", "b"), "--report", str(report)) == 2
@@ -279,8 +282,8 @@ def test_what_was_imported_before_the_service_went_is_told(
     assert out == ""
     stopped, mistake, *_ = error.splitlines()
     assert (
-        stopped
-        == "stopped: 1 of 1 images are in the gallery, version 7; others may be: import the same again"
+        stopped == "stopped: 1 of 1 images are in the gallery, version 7; "
+        "others may be: import the same again"
     )
     assert mistake.startswith("error: ")
     assert json.loads(report.read_text())["version"] == 7
@@ -304,7 +307,8 @@ def test_ctrl_c_tells_what_was_imported(service: Service, tmp_path: Path, pictur
         leave.set()
     assert process.returncode == 130
     assert error.decode().splitlines() == [
-        "stopped: 1 of 2 images are in the gallery, version 7; others may be: import the same again",
+        "stopped: 1 of 2 images are in the gallery, version 7; "
+        "others may be: import the same again",
         "interrupted",
     ]
     assert [json.loads(line)["status"] for line in report.read_text().splitlines()] == [422, 201]
@@ -313,7 +317,7 @@ def test_ctrl_c_tells_what_was_imported(service: Service, tmp_path: Path, pictur
 def test_a_terminal_shows_progress_and_failures_beside_it(
     service: Service, tmp_path: Path, picture: Path
 ) -> None:
-    service.answers(Reply(body=info()), told(failed(1, 422, "it is broken"), done(2)))
+    service.answers(Reply(body=info()), settled(failed(1, 422, "it is broken"), done(2)))
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 100))
     command = ["import", lines_of(tmp_path, "a", "b"), "--url", service.url]

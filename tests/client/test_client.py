@@ -1,4 +1,4 @@
-"""What the client sends, and what it makes of the answers."""
+"""The client's requests, and what it makes of the answers."""
 
 import asyncio
 import base64
@@ -15,13 +15,13 @@ from raycd.api import SearchRequest
 from raycd.client import Client, ServiceError
 from raycd.client.__main__ import main
 from raycd.errors import ConfigError, DataError
-from serve import search_body
+from serve.api import search_body
 from serve.args import ServeArgs
 from tests.client.scripted import Asked, Reply, Service, found, info, item, problem
 
 
 def as_the_service_reads(asked: Asked) -> tuple[SearchRequest, bytes | None]:
-    """The request through the service's own parser."""
+    """Return the request as the service's own parser reads it."""
 
     async def receive() -> dict[str, Any]:
         return {"type": "http.request", "body": asked.body, "more_body": False}
@@ -275,7 +275,10 @@ def test_a_password_in_the_url_is_never_shown() -> None:
 
 def test_importing_the_client_imports_neither_torch_nor_ray() -> None:
     heavy = "{'torch', 'ray', 'numpy', 'mlflow', 'faiss', 'PIL', 'serve'}"
-    code = f"import sys, raycd.client, raycd.client.__main__; sys.exit(str({heavy} & set(sys.modules) or 0))"
+    code = (
+        "import sys, raycd.client, raycd.client.__main__; "
+        f"sys.exit(str({heavy} & set(sys.modules) or 0))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stderr.strip() in ("", "0")
 
@@ -291,9 +294,9 @@ def test_certificates_that_cannot_be_read_are_told_by_their_variable(
     if content is not None:
         file.write_text(content)
     monkeypatch.setenv("SSL_CERT_FILE", str(file))
-    with pytest.raises(ConfigError) as told:
+    with pytest.raises(ConfigError) as caught:
         Client("https://127.0.0.1:1")
-    assert f"SSL_CERT_FILE={file}" in str(told.value)
+    assert f"SSL_CERT_FILE={file}" in str(caught.value)
     assert main(["info", "--url", "https://127.0.0.1:1"]) == 2
     assert "certificates" in capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""`python -m raycd.client`: what it prints, and how it ends."""
+"""`python -m raycd.client`: its output and its end."""
 
 import json
 import os
@@ -48,8 +48,9 @@ def test_a_search_is_shown_as_a_table(
 def test_every_option_of_a_search_is_its_field(run: Run, service: Service, capsys: Any) -> None:
     service.answers(Reply(body=found("a")))
     line = (
-        "search --image-id DV1 --text x --negative-text y --image-weight 0.5 --text-weight 2 --top-k 3 --offset 6 "
-        "--category dress --category shirt --attribute colour:blue --attribute colour:red --attribute time:10:30 "
+        "search --image-id DV1 --text x --negative-text y --image-weight 0.5 --text-weight 2 "
+        "--top-k 3 --offset 6 --category dress --category shirt "
+        "--attribute colour:blue --attribute colour:red --attribute time:10:30 "
         "--exclude-reference --exact"
     )
     assert run(*line.split()) == 0
@@ -160,8 +161,8 @@ def test_a_bad_line_stops_no_other(run: Run, service: Service, tmp_path: Path, c
     service.answers(Reply(body=info()), Reply(body={"items": items}))
     assert run("batch", str(tmp_path / "in.jsonl")) == 2
     out, error = capsys.readouterr()
-    told = [json.loads(line) for line in out.splitlines()]
-    assert [(each["line"], each["status"]) for each in told] == [
+    printed = [json.loads(line) for line in out.splitlines()]
+    assert [(each["line"], each["status"]) for each in printed] == [
         (1, 200),
         (2, 400),
         (4, 400),
@@ -170,9 +171,9 @@ def test_a_bad_line_stops_no_other(run: Run, service: Service, tmp_path: Path, c
         (7, 400),
         (8, 422),
     ]
-    assert told[0]["response"] == found("a")
-    assert "line 5: cannot read the image" in told[3]["problem"]["detail"]
-    assert "texxt" in told[4]["problem"]["detail"]
+    assert printed[0]["response"] == found("a")
+    assert "line 5: cannot read the image" in printed[3]["problem"]["detail"]
+    assert "texxt" in printed[4]["problem"]["detail"]
     assert error == "6 of 7 searches failed: see their problems\n"
 
 
@@ -191,8 +192,8 @@ def test_a_file_of_any_length_goes_in_batches_that_the_service_takes(
     asked = service.asked[1:]
     assert [[search["text"] for search in each.json()["searches"]] for each in asked] == batches
     assert all(len(each.body) <= 300 for each in asked)
-    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [each["response"]["results"][0]["image_id"] for each in told] == [
+    printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [each["response"]["results"][0]["image_id"] for each in printed] == [
         "a",
         "b",
         "c",
@@ -211,8 +212,8 @@ def test_a_line_larger_than_the_service_takes_fails_alone(
         Reply(body={"items": [{"status": 200, "response": found("b")}]}),
     )
     assert run("batch", str(tmp_path / "in.jsonl")) == 2
-    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [each["status"] for each in told] == [413, 200]
+    printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [each["status"] for each in printed] == [413, 200]
 
 
 @pytest.mark.parametrize(
@@ -287,9 +288,7 @@ def start(*argv: str, **pipes: Any) -> subprocess.Popen[bytes]:
 
 
 def wait_until_it_sleeps(pid: int) -> None:
-    """Until the process waits for an answer. Python sees a signal that comes just before that only
-    after the wait.
-    """
+    """Wait until the process waits: Python sees a signal that comes just before only afterwards."""
     asleep = 0
     while asleep < 5:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]

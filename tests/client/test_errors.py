@@ -1,4 +1,4 @@
-"""What a user reads when the service refuses, is not there, or is something else."""
+"""What a user reads when the service refuses, does not answer, or is something else."""
 
 import pickle
 import socket
@@ -122,13 +122,19 @@ def test_a_service_that_is_silent_is_not_asked_again() -> None:
 
 def test_a_refusal_before_the_body_was_read_is_heard() -> None:
     """As the service refuses large bodies: it answers at their header, and closes."""
-    body = b'{"type":"about:blank","title":"Content Too Large","status":413,"detail":"too large","limit":"max_body_bytes"}'
+    body = (
+        b'{"type":"about:blank","title":"Content Too Large","status":413,'
+        b'"detail":"too large","limit":"max_body_bytes"}'
+    )
 
     def refuse(listener: socket.socket) -> None:
         connection, _ = listener.accept()
         with connection:
             connection.recv(1000)
-            head = f"HTTP/1.1 413 X\r\nContent-Type: {PROBLEM}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+            head = (
+                f"HTTP/1.1 413 X\r\nContent-Type: {PROBLEM}\r\n"
+                f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+            )
             connection.sendall(head.encode() + body)
             connection.shutdown(socket.SHUT_WR)
             while connection.recv(1_000_000):

@@ -1,4 +1,4 @@
-"""Many images into the gallery: what is sent, again or never again, and what is said of each."""
+"""Imports of many images: what is sent, what is sent again, and the result of each."""
 
 import base64
 import json
@@ -11,6 +11,7 @@ import pytest
 
 from raycd.api import ImportItem, ImportLine
 from raycd.client import Client, ServiceError
+from raycd.client.importing import Importable
 from tests.client.scripted import (
     LINES,
     PROBLEM,
@@ -22,8 +23,8 @@ from tests.client.scripted import (
     info,
     problem,
     refusal,
+    settled,
     takes_all,
-    told,
 )
 
 ENCODER = "0123456789ab"
@@ -39,7 +40,7 @@ def brief(items: Iterator[ImportItem]) -> list[tuple[int, int]]:
 
 
 def sent(service: Service) -> list[list[str]]:
-    """The names in each import."""
+    """Return the names in each import."""
     return [[line["image_id"] for line in asked.lines()] for asked in service.asked[1:]]
 
 
@@ -48,7 +49,7 @@ def test_every_form_of_an_item_is_a_line_that_the_service_reads(
 ) -> None:
     (tmp_path / "x.jpg").write_bytes(b"pixels")
     service.answers(Reply(body=info()), takes_all)
-    items = [
+    items: list[Importable] = [
         {
             "image_id": "file",
             "image": "x.jpg",
@@ -189,9 +190,9 @@ def test_items_that_find_the_service_busy_are_sent_again_and_no_others(
 ) -> None:
     service.answers(
         Reply(body=info()),
-        told(failed(1, status), done(2), failed(3, 422), failed(4, status)),
-        told(done(1, 8), failed(2, status)),
-        told(done(1, 9)),
+        settled(failed(1, status), done(2), failed(3, 422), failed(4, status)),
+        settled(done(1, 8), failed(2, status)),
+        settled(done(1, 9)),
     )
     answers = list(client.import_images(images(*"abcd")))
     assert brief(iter(answers)) == [(2, 201), (3, 422), (1, 201), (4, 201)]
@@ -204,7 +205,7 @@ def test_of_two_items_with_one_name_the_later_one_is_the_last_that_is_sent(
     client: Client, service: Service
 ) -> None:
     items = [*images("a", "b"), {"image_id": "a", "image": b"later"}]
-    service.answers(Reply(body=info()), told(failed(1, 503), done(2)), takes_all, takes_all)
+    service.answers(Reply(body=info()), settled(failed(1, 503), done(2)), takes_all, takes_all)
     assert brief(client.import_images(items)) == [(2, 201), (1, 201), (3, 201)]
     assert sent(service) == [["a", "b"], ["a"], ["a"]]
     assert service.asked[-1].lines()[0]["image_base64"] == base64.b64encode(b"later").decode()
@@ -215,7 +216,7 @@ def test_after_the_last_try_a_busy_service_is_the_items_own_problem_and_the_rest
 ) -> None:
     service.answers(
         Reply(body=info()),
-        *(told(failed(1, 503, "the queue is full")) for _ in range(3)),
+        *(settled(failed(1, 503, "the queue is full")) for _ in range(3)),
         takes_all,
     )
     answers = list(connect(count=2).import_images(images("a", "b"), per_request=1))
@@ -228,14 +229,14 @@ def test_after_the_last_try_a_busy_service_is_the_items_own_problem_and_the_rest
 def test_what_a_broken_answer_does_not_tell_is_sent_again_and_nothing_else(
     client: Client, service: Service, waits: Waits, cut: bytes
 ) -> None:
-    service.answers(Reply(body=info()), told(done(1), cut=cut), takes_all)
+    service.answers(Reply(body=info()), settled(done(1), cut=cut), takes_all)
     assert brief(client.import_images(images("a", "b", "c"))) == [(1, 201), (2, 201), (3, 201)]
     assert sent(service) == [["a", "b", "c"], ["b", "c"]]
     assert len(waits.seconds) == 1
 
 
 def test_an_answer_that_ends_early_is_as_a_broken_one(client: Client, service: Service) -> None:
-    service.answers(Reply(body=info()), told(done(1), failed(2, 413)), takes_all)
+    service.answers(Reply(body=info()), settled(done(1), failed(2, 413)), takes_all)
     assert brief(client.import_images(images("a", "b", "c"))) == [(1, 201), (2, 413), (3, 201)]
     assert sent(service) == [["a", "b", "c"], ["c"]]
 
@@ -243,7 +244,7 @@ def test_an_answer_that_ends_early_is_as_a_broken_one(client: Client, service: S
 def test_an_import_through_connections_that_always_break_gets_to_its_end(
     connect: Callable[..., Client], service: Service
 ) -> None:
-    service.answers(Reply(body=info()), *(told(done(1), cut=b"") for _ in range(8)), takes_all)
+    service.answers(Reply(body=info()), *(settled(done(1), cut=b"") for _ in range(8)), takes_all)
     answers = connect(count=1).import_images(images(*"abcdefghi"))
     assert brief(answers) == [(n, 201) for n in range(1, 10)]
 
@@ -251,7 +252,9 @@ def test_an_import_through_connections_that_always_break_gets_to_its_end(
 def test_an_answer_that_never_tells_anything_is_given_up(
     connect: Callable[..., Client], service: Service
 ) -> None:
-    service.answers(Reply(body=info()), told(done(1), cut=b""), *(told(cut=b"") for _ in range(2)))
+    service.answers(
+        Reply(body=info()), settled(done(1), cut=b""), *(settled(cut=b"") for _ in range(2))
+    )
     answers = connect(count=2).import_images(images("a", "b"))
     assert next(answers).line == 1
     with pytest.raises(ServiceError, match="before the last line \\(tried 3 times\\)"):
@@ -312,7 +315,7 @@ def test_an_answer_that_is_none_is_told(client: Client, service: Service, reply:
 
 
 def test_a_line_separator_inside_of_a_text_ends_no_line(client: Client, service: Service) -> None:
-    service.answers(Reply(body=info()), told(failed(1, 422, "no\u2028such\x85thing"), done(2)))
+    service.answers(Reply(body=info()), settled(failed(1, 422, "no\u2028such\x85thing"), done(2)))
     answers = list(client.import_images(images("a", "b")))
     assert answers[0].problem is not None
     assert answers[0].problem.detail == "no\u2028such\x85thing"

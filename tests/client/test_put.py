@@ -1,4 +1,4 @@
-"""One image into the gallery and out of it; and answers of a gallery that is not too old."""
+"""Adding and removing an image, and answers of a gallery that is new enough."""
 
 import asyncio
 import base64
@@ -14,7 +14,7 @@ from starlette.requests import Request
 from raycd.api import GalleryImage
 from raycd.client import Client, ServiceError
 from raycd.errors import DataError
-from serve import bodies
+from serve.api import bodies
 from serve.args import ServeArgs
 from tests.client.scripted import Asked, Reply, Service, Waits, found, info, item, refusal, written
 
@@ -23,7 +23,7 @@ ENCODER = "0123456789ab"
 
 
 def as_the_service_reads(asked: Asked) -> tuple[GalleryImage, bytes | None]:
-    """The image through the service's own parser."""
+    """Return the image as the service's own parser reads it."""
 
     async def receive() -> dict[str, Any]:
         return {"type": "http.request", "body": asked.body, "more_body": False}

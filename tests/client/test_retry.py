@@ -1,4 +1,4 @@
-"""What is sent again, when, and when no more."""
+"""What is sent again, when, and for how long."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -65,7 +65,7 @@ def test_without_a_time_the_waits_double_and_are_not_alike(
     client.search(text="x")
     for wait, longest in zip(waits.seconds, (0.25, 0.5, 1, 2), strict=True):
         assert longest / 2 <= wait <= longest
-    assert len({wait / 2**place for place, wait in enumerate(waits.seconds)}) == 4
+    assert len({wait / 2**number for number, wait in enumerate(waits.seconds)}) == 4
 
 
 def test_after_the_last_try_the_refusal_is_told_with_its_time(

@@ -1,4 +1,4 @@
-"""The command line: layers of settings, and how a job ends."""
+"""The command line: sources of settings, and how a job ends."""
 
 import argparse
 import errno
@@ -112,19 +112,109 @@ def test_a_number_stays_text_where_text_is_meant() -> None:
     assert parse("--name", "2024").config.name == "2024"
 
 
-def test_the_environment_sets_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (
-        "NAME",
-        "name",
-        "SEED",
-        "seed",
-        "STAGE2__EPOCHS",
-        "stage2.epochs",
-        "RAYCD_SEED",
-        "stage2",
-    ):
+def test_variables_without_the_prefix_set_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NAME", "name", "SEED", "seed", "STAGE2__EPOCHS", "stage2.epochs", "stage2"):
         monkeypatch.setenv(name, "7")
     assert parse().config == Config()
+
+
+def test_the_environment_overrides_a_file_and_options_override_both(
+    monkeypatch: pytest.MonkeyPatch, my_yaml: Callable[[str], str]
+) -> None:
+    path = my_yaml("stage2: {epochs: 7, k: 3}\nseed: 2\n")
+    monkeypatch.setenv("RAYCD_STAGE2__EPOCHS", "8")
+    monkeypatch.setenv("RAYCD_STAGE2__K", "4")
+    monkeypatch.setenv("RAYCD_EVALUATE__KS", "1,5")
+    monkeypatch.setenv("RAYCD_DATA__CATEGORIES", '["dress"]')
+    monkeypatch.setenv("RAYCD_STAGE2__PSEUDO", "false")
+    config = parse("--config", path, "--stage2.k", "5").config
+    assert (config.seed, config.stage2.epochs, config.stage2.k) == (2, 8, 5)
+    assert (config.evaluate.ks, config.data.categories) == ([1, 5], ["dress"])
+    assert config.stage2.pseudo is False
+
+
+def test_a_configuration_that_is_handed_on_is_not_read_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = parse("--seed", "3").config
+    monkeypatch.setenv("RAYCD_SEED", "7")
+    monkeypatch.setenv("SEED", "7")
+    assert Config.model_validate(config.model_dump()) == config
+    assert Config() == parse("--seed", "0").config
+
+
+def test_the_environment_may_name_the_preset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAYCD_PRESET", "cirr")
+    monkeypatch.setenv("RAYCD_SEED", "3")
+    config = parse().config
+    assert (config.preset, config.data.format, config.seed) == ("cirr", "cirr", 3)
+    assert parse("--preset", "demo").config.preset == "demo"
+
+
+def test_an_unknown_variable_is_refused_with_the_nearest_names(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RAYCD_STAGE2__EPOCH", "3")
+    assert message() == (
+        "unknown setting\n  got:      RAYCD_STAGE2__EPOCH (environment)\n"
+        "  expected: did you mean RAYCD_STAGE2__EPOCHS or RAYCD_STAGE1__EPOCHS?"
+    )
+
+
+def test_variables_of_the_client_and_the_service_are_not_settings_of_a_job(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("RAYCD_URL", "RAYCD_API_KEY", "RAYCD_HOSTS", "RAYCD_SERVE__TOP_K"):
+        monkeypatch.setenv(name, "7")
+    assert parse().config == Config()
+
+
+def test_an_impossible_value_of_the_environment_names_its_variable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RAYCD_EVALUATE__BATCH_SIZE", "0")
+    assert "got:      0 (RAYCD_EVALUATE__BATCH_SIZE)" in message()
+    monkeypatch.setenv("RAYCD_EVALUATE__KS", "[1,")
+    assert message().startswith("RAYCD_EVALUATE__KS cannot be read")
+
+
+@pytest.mark.parametrize(
+    "uri", ["postgresql://ann:s3cret@db/mlflow", "postgresql://ann@db/mlflow?password=s3cret"]
+)
+def test_a_password_is_refused_as_an_option_and_taken_from_the_environment_or_a_file(
+    uri: str, monkeypatch: pytest.MonkeyPatch, my_yaml: Callable[[str], str]
+) -> None:
+    text = message("--tracking.uri", uri)
+    assert "--tracking.uri with a password" in text
+    assert "set RAYCD_TRACKING__URI in the environment" in text
+    assert "s3cret" not in text
+    assert parse("--config", my_yaml(f"tracking: {{uri: '{uri}'}}")).config.tracking.uri == uri
+    monkeypatch.setenv("RAYCD_TRACKING__URI", uri)
+    assert parse().config.tracking.uri == uri
+
+
+def test_help_tells_where_each_value_comes_from(
+    monkeypatch: pytest.MonkeyPatch,
+    my_yaml: Callable[[str], str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("COLUMNS", "500")
+    monkeypatch.setenv("RAYCD_STAGE2__K", "4")
+    monkeypatch.setenv("RAYCD_TRACKING__URI", "postgresql://ann:s3cret@db/mlflow")
+    path = my_yaml("preset: cirr\nstage2: {epochs: 7}\n")
+    with pytest.raises(SystemExit) as stop:
+        parse("--config", path, "--stage2.lr", "1e-3", "--help")
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    for origin in (
+        "(preset cirr: original-masked)",
+        f"({path}: 7)",
+        "(RAYCD_STAGE2__K: 4)",
+        "(command line: 1e-3)",
+        "(RAYCD_TRACKING__URI: postgresql://ann:***@db/mlflow)",
+        "(default: 1024)",
+    ):
+        assert origin in shown
 
 
 def test_a_job_adds_flags_of_its_own() -> None:
@@ -163,7 +253,8 @@ def test_an_abbreviation_is_not_an_option() -> None:
 
 def test_an_impossible_value_names_option_range_and_origin() -> None:
     assert message("--mine.alpha", "3") == (
-        "mine.alpha: impossible value\n  got:      3 (command line)\n  expected: a number from -1 to 1"
+        "mine.alpha: impossible value\n  got:      3 (command line)\n"
+        "  expected: less than or equal to 1"
     )
 
 
@@ -191,7 +282,8 @@ def test_a_command_line_that_cannot_be_read_is_told_why(argv: list[str], expecte
 
 
 def test_help_lists_every_field_with_sentence_and_default_in_under_two_seconds() -> None:
-    code = "from raycd import cli; cli.run(lambda o: 0, ['--help'], prog='jobs/train.py', description='Train.')"
+    run = "cli.run(lambda o: 0, ['--help'], prog='jobs/train.py', description='Train.')"
+    code = f"from raycd.config import cli; {run}"
     began = time.monotonic()
     shown = subprocess.run(
         [sys.executable, "-c", code],
@@ -217,7 +309,8 @@ def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     "module", ["raycd", "raycd.config.cli", "raycd.config.presets", "raycd.progress"]
 )
 def test_importing_needs_neither_torch_nor_ray(module: str) -> None:
-    code = f"import sys, {module}; print(sorted({{'torch', 'ray', 'mlflow', 'numpy'}} & set(sys.modules)))"
+    heavy = "{'torch', 'ray', 'mlflow', 'numpy'}"
+    code = f"import sys, {module}; print(sorted({heavy} & set(sys.modules)))"
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
         == "[]\n"
@@ -380,3 +473,12 @@ def test_a_signal_ends_a_job_after_its_clean_up(
         out, err = job.communicate(timeout=30)
     assert (job.returncode, out) == (code, "cleaned up\n")
     assert err == f"{word}: run the same command again to continue\n"
+
+
+def test_an_output_that_nobody_reads_ends_a_job_without_a_traceback() -> None:
+    code = "import sys; from raycd.config import cli; sys.exit(cli.guard(lambda: print('x'), []))"
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")

@@ -8,9 +8,9 @@ import pytest
 from raycd import bundle
 from raycd.data.moved import Move
 from raycd.gallery_db import GalleryDatabase
-from raycd.gallery_db.place import Place
+from raycd.gallery_db.stored import StoredGallery
 from serve.args import ServeArgs
-from serve.store import Store
+from serve.live.store import GalleryStore
 
 
 def make(root: Path, *paths: Path | str | None) -> Path:
@@ -102,10 +102,10 @@ def test_the_live_gallery_of_a_moved_run_finds_its_pictures(run: Path, tmp_path:
     new = tmp_path / "new"
     shutil.move(run, new)
     expected = str(new / "catalogue" / "images" / "a.jpg")
-    with Place.existing(str(new / "gallery.sqlite")) as place:
-        [row] = place.rows()
-        assert place.locate(row.path) == expected
-    store = Store.open(ServeArgs(bundle=str(new / "bundle")), "test")
+    with StoredGallery.open(str(new / "gallery.sqlite")) as stored:
+        [row] = stored.rows()
+        assert stored.locate(row.path) == expected
+    store = GalleryStore.open(ServeArgs(bundle=str(new / "bundle")), "test")
     assert store is not None
     with store.gallery_db:
         assert store.locate(row.path) == expected

@@ -31,10 +31,10 @@ def gallery() -> Gallery:
 def test_what_is_known_of_an_image(gallery: Gallery) -> None:
     assert len(gallery) == 4
     assert (gallery.position("c"), gallery.position("nobody")) == (2, None)
-    assert [gallery.image_id(place) for place in range(4)] == ["a", "b", "c", "d"]
-    assert [gallery.category(place) for place in range(4)] == ["dress", "shirt", "dress", ""]
-    assert [gallery.path(place) for place in range(2)] == ["/pictures/a.jpg", None]
-    assert [gallery.attributes(place) for place in (0, 1, 3)] == [
+    assert [gallery.image_id(row) for row in range(4)] == ["a", "b", "c", "d"]
+    assert [gallery.category(row) for row in range(4)] == ["dress", "shirt", "dress", ""]
+    assert [gallery.path(row) for row in range(2)] == ["/pictures/a.jpg", None]
+    assert [gallery.attributes(row) for row in (0, 1, 3)] == [
         {"colour": "red", "sleeves": "long"},
         {},
         {},
@@ -60,7 +60,7 @@ def test_filters(
 ) -> None:
     mask = gallery.mask(categories, attributes)
     assert mask is not None
-    assert [gallery.image_id(place) for place in np.flatnonzero(mask)] == expected.split()
+    assert [gallery.image_id(row) for row in np.flatnonzero(mask).tolist()] == expected.split()
 
 
 def test_no_filter_is_no_mask_and_the_same_filter_is_the_same_mask(gallery: Gallery) -> None:

@@ -1,6 +1,4 @@
-"""A gallery that changes: whatever is put and deleted, a view answers as an index made of the same
-images does.
-"""
+"""A live gallery: after any changes a view answers like an index of the same images."""
 
 from __future__ import annotations
 
@@ -14,10 +12,10 @@ from raycd import bundle
 from raycd.config import IndexConfig
 from raycd.errors import GalleryError
 from raycd.gallery import recent
-from raycd.gallery.live import FEW, Live, contents
+from raycd.gallery.live import REBUILD_FROM, Live, contents
+from raycd.gallery.records import Changes, Row
 from raycd.gallery.static import Gallery
 from raycd.gallery.view import View
-from raycd.gallery_db.records import Changes, Row
 from raycd.index import Index
 
 DIM = 8
@@ -25,7 +23,7 @@ COLOURS = ["red", "green", "blue"]
 
 
 def feature(rng: np.random.Generator) -> NDArray[np.float32]:
-    """Near each other, as a catalogue's are."""
+    """Return features near each other, as those of similar products."""
     near: NDArray[np.float32] = (rng.normal(size=DIM) + 3).astype(np.float32)
     return near
 
@@ -48,7 +46,7 @@ def gone(image_id: str, version: int) -> Row:
 
 
 def started(rows: list[Row], settings: IndexConfig | None = None) -> Live:
-    """A gallery with these images in its index."""
+    """Return a gallery with these images in its index."""
     features_GD = np.array([row.feature for row in rows], np.float32).reshape(len(rows), DIM)
     table = bundle.gallery_table(
         [row.image_id for row in rows],
@@ -63,22 +61,27 @@ def started(rows: list[Row], settings: IndexConfig | None = None) -> Live:
 
 
 def check(view: View, there: dict[str, Row], rng: np.random.Generator) -> None:
-    """The view is these images, in the order of their versions, and nothing else."""
+    """Check that the view has exactly these images, in the order of their versions."""
     rows = sorted(there.values(), key=lambda row: row.version)
     assert len(view) == len(rows)
-    places = np.flatnonzero(view.live)
-    assert [view.image_id(place) for place in places.tolist()] == [row.image_id for row in rows]
-    for place, row in zip(places.tolist(), rows, strict=True):
-        assert view.position(row.image_id) == place
-        assert (view.category(place), view.attributes(place)) == (row.categories[0], row.attributes)
-        assert view.path(place) == row.path
+    positions_G = np.flatnonzero(view.live)
+    assert [view.image_id(position) for position in positions_G.tolist()] == [
+        row.image_id for row in rows
+    ]
+    for position, row in zip(positions_G.tolist(), rows, strict=True):
+        assert view.position(row.image_id) == position
+        assert (view.category(position), view.attributes(position)) == (
+            row.categories[0],
+            row.attributes,
+        )
+        assert view.path(position) == row.path
     assert view.category_counts == Counter(category for row in rows for category in row.categories)
     colours = Counter(row.attributes["colour"] for row in rows)
     assert view.attribute_counts == ({"colour": dict(colours)} if colours else {})
     if not rows:
         return
     features_GD = np.array([row.feature for row in rows])
-    np.testing.assert_allclose(view.features(places), features_GD, rtol=1e-5)
+    np.testing.assert_allclose(view.features(positions_G), features_GD, rtol=1e-5)
     unit_GD = features_GD / np.linalg.norm(features_GD, axis=1, keepdims=True)
     np.testing.assert_allclose(view.moments.mean_D, unit_GD.mean(axis=0), atol=1e-5)
     np.testing.assert_allclose(view.moments.covariance_DD, np.cov(unit_GD.T, bias=True), atol=1e-5)
@@ -90,9 +93,9 @@ def check(view: View, there: dict[str, Row], rng: np.random.Generator) -> None:
         chosen = [
             i for i, row in enumerate(rows) if not wanted or row.attributes["colour"] in wanted
         ]
-        for query_D, score, place in zip(query_BD, scores, positions, strict=True):
+        for query_D, score, position in zip(query_BD, scores, positions, strict=True):
             best = sorted(chosen, key=lambda i: -float(unit_GD[i] @ query_D))[:5]
-            found = [view.image_id(p) for p in place.tolist() if p >= 0]
+            found = [view.image_id(p) for p in position.tolist() if p >= 0]
             assert found == [rows[i].image_id for i in best]
             np.testing.assert_allclose(score[: len(best)], unit_GD[best] @ query_D, atol=1e-5)
 
@@ -144,7 +147,7 @@ def test_a_view_stays_what_it_was() -> None:
 def test_what_has_gone_is_found_by_no_kind_of_index(kind: str) -> None:
     rng = np.random.default_rng(1)
     rows = [image(f"image-{i}", i + 1, rng) for i in range(400)]
-    live = started(rows, IndexConfig(kind=kind, recall=0.99))  # type: ignore[arg-type]
+    live = started(rows, IndexConfig(kind=kind, recall=0.99))
     first = rows[7].feature
     assert first is not None
     query_BD = (first / np.linalg.norm(first))[None]
@@ -177,23 +180,25 @@ def test_features_of_another_size_are_refused_and_change_nothing() -> None:
 def test_many_changes_ask_for_a_new_index() -> None:
     rng = np.random.default_rng(4)
     live = started([image(f"image-{i}", i + 1, rng) for i in range(10)])
-    live.apply(Changes(FEW, [image(f"new-{i}", i, rng) for i in range(FEW)]))
-    assert not live.worn
-    live.apply(Changes(FEW + 1, [image("one more", FEW + 1, rng)]))
-    assert live.worn
+    live.apply(Changes(REBUILD_FROM, [image(f"new-{i}", i, rng) for i in range(REBUILD_FROM)]))
+    assert not live.needs_rebuild
+    live.apply(Changes(REBUILD_FROM + 1, [image("one more", REBUILD_FROM + 1, rng)]))
+    assert live.needs_rebuild
 
 
-@pytest.mark.parametrize(("kind", "worn"), [("ivf", False), ("flat", True)])
-def test_images_that_will_be_in_lists_soon_ask_for_no_new_index(kind: str, worn: bool) -> None:
+@pytest.mark.parametrize(("kind", "needs_rebuild"), [("ivf", False), ("flat", True)])
+def test_images_that_will_be_in_lists_soon_ask_for_no_new_index(
+    kind: str, needs_rebuild: bool
+) -> None:
     rng = np.random.default_rng(5)
-    count = recent.WAITING + 1
+    count = recent.MAX_UNINDEXED + 1
     live = started(
         [image(f"image-{i}", i, rng) for i in range(100)],
         IndexConfig.model_validate({"kind": kind}),
     )
     live = Live(live.view.index, live.view.gallery, 0, flat_up_to=100)
     live.apply(Changes(1, [image(f"new-{i}", 1, rng) for i in range(count)]))
-    assert live.worn is worn
+    assert live.needs_rebuild is needs_rebuild
     live.take_lists(live.recent.put_into_lists())
     assert live.recent.listed == (0 if kind == "flat" else count)
-    assert live.worn is worn
+    assert live.needs_rebuild is needs_rebuild

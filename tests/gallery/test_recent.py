@@ -1,4 +1,4 @@
-"""Images that came after an index was built are found as if they were in it."""
+"""Images that were added after an index was built are found as if they were in it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DIM, LATER = 16, 900
 
 
 def unit(count: int, seed: int) -> NDArray[np.float32]:
-    """Normalised features in 20 groups, whatever the seed."""
+    """Return normalised features in 20 groups, the same for any seed."""
     centres = np.random.default_rng(0).normal(size=(20, DIM))
     vectors = centres[np.arange(count) % 20] + 0.4 * np.random.default_rng([1, seed]).normal(
         size=(count, DIM)
@@ -37,8 +37,8 @@ ALLOWED = {
 
 
 def grown(kind: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Index, Recent]:
-    """An index, and all that came later, a hundred at a time."""
-    monkeypatch.setattr(recent, "WAITING", 150)
+    """Return an index, and all later images, added a hundred at a time."""
+    monkeypatch.setattr(recent, "MAX_UNINDEXED", 150)
     monkeypatch.setattr(ivf, "FEW", 20)
     index = Index.build(
         UNIT_GD,
@@ -48,7 +48,7 @@ def grown(kind: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Index, Recent]:
     known = Recent.none(index)
     for end in range(100, LATER + 1, 100):
         known = known.grown(UNIT_AD[:end])
-        if known.crowded:
+        if known.needs_merge:
             known = known.put_into_lists()
     return index, known
 
@@ -96,7 +96,7 @@ def test_most_of_them_are_in_lists_where_the_index_has_lists(
 
 
 def test_what_it_was_grown_from_stays_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recent, "WAITING", 50)
+    monkeypatch.setattr(recent, "MAX_UNINDEXED", 50)
     index = Index.build(UNIT_GD, IndexConfig(kind="ivf"), threads=1)
     first = Recent.none(index).grown(UNIT_AD[:300]).put_into_lists()
     before = first.search(QUERY_BD, 300, ALLOWED["all"][:300])

@@ -1,6 +1,4 @@
-"""Databases for the tests of the gallery database: each test gets a new one, of SQLite and of
-PostgreSQL.
-"""
+"""Databases for the tests of the gallery database: a new one for each test and kind."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ from raycd.gallery_db import GalleryDatabase
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Where a new, empty database is."""
+    """Return the address of a new, empty database."""
     if request.param == "sqlite":
         return str(tmp_path / "gallery.sqlite")
     created: str = request.getfixturevalue("postgres").create(f"gallery_{uuid.uuid4().hex}")
@@ -24,6 +22,6 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def gallery_db(url: str) -> Iterator[GalleryDatabase]:
-    """It, open."""
+    """Open the database."""
     with GalleryDatabase.open(url) as opened:
         yield opened

@@ -1,6 +1,4 @@
-"""The gallery database on SQLite and on PostgreSQL: what is written is there, in versions, and
-follows for whoever asks.
-"""
+"""The gallery database on SQLite and PostgreSQL: writes, versions, and how replicas follow."""
 
 from __future__ import annotations
 
@@ -12,14 +10,14 @@ import numpy as np
 import pytest
 
 from raycd.errors import GalleryError
+from raycd.gallery.records import Change, Delete, Done, Put, Row, Seed
 from raycd.gallery.static import SCHEMA
 from raycd.gallery_db import GalleryDatabase
-from raycd.gallery_db.records import Change, Delete, Done, Put, Row, Seed
 from tests.gallery_db.values import CLIP, DIM, OTHER, feature, put, table
 
 
 def states(rows: list[Row]) -> dict[str, float | None]:
-    """id -> first number of its feature; None where it is deleted or has none."""
+    """Return id -> first number of its feature; None where it is deleted or has none."""
     return {row.image_id: None if row.feature is None else float(row.feature[0]) for row in rows}
 
 
@@ -171,9 +169,9 @@ def test_features_of_another_size_are_refused_and_nothing_has_changed(
     gallery_db: GalleryDatabase,
 ) -> None:
     gallery_db.write([put("a", 1)], CLIP)
-    with pytest.raises(GalleryError, match="another size") as told:
+    with pytest.raises(GalleryError, match="another size") as caught:
         gallery_db.write([Delete("a"), Put("b", np.ones(DIM + 1, np.float32))], CLIP)
-    assert told.value.reason == "mismatch"
+    assert caught.value.reason == "mismatch"
     assert (gallery_db.version(), states(gallery_db.changes(0, CLIP).rows)) == (1, {"a": 1.0})
 
 

@@ -1,4 +1,4 @@
-"""What can go wrong with a database: one clear message with its reason, and nothing lost."""
+"""Faults of databases: one clear message with its reason, and no loss."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ import pytest
 from sqlalchemy import URL, text
 
 from raycd.errors import GalleryError
+from raycd.gallery.records import Put
 from raycd.gallery_db import GalleryDatabase, database, schema
-from raycd.gallery_db.records import Put
 from tests.gallery_db.values import CLIP, put
 from tests.postgres import Postgres
 
@@ -30,18 +30,19 @@ from raycd.gallery_db import GalleryDatabase
 from tests.gallery_db.values import CLIP, put
 with GalleryDatabase.open(sys.argv[1]) as gallery_db:
     for number in range(1_000_000):
-        print(gallery_db.write([put(f"image-{number}-{part}") for part in range(20)], CLIP)[-1].version, flush=True)
+        changes = [put(f"image-{number}-{part}") for part in range(20)]
+        print(gallery_db.write(changes, CLIP)[-1].version, flush=True)
 """
 
 
 def test_what_was_acknowledged_outlives_a_writer_that_is_killed(url: str) -> None:
     with subprocess.Popen([sys.executable, "-c", WRITER, url], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
-        told = [int(process.stdout.readline()) for _ in range(10)]
+        printed = [int(process.stdout.readline()) for _ in range(10)]
         process.send_signal(signal.SIGKILL)
-        told += [int(line) for line in process.stdout.read().split()]
+        printed += [int(line) for line in process.stdout.read().split()]
     with GalleryDatabase.open(url) as gallery_db:
-        assert gallery_db.version() >= told[-1]
+        assert gallery_db.version() >= printed[-1]
         assert gallery_db.count() == gallery_db.version()
         assert gallery_db.version() % 20 == 0, "all of a write or nothing"
         assert gallery_db.write([put("after")], CLIP)[0].version == gallery_db.version()
@@ -54,20 +55,20 @@ def test_a_server_that_was_killed_is_told_and_the_same_gallery_goes_on_after_it(
         gallery_db.write([put("a")], CLIP)
         postgres.kill()
         for attempt in (gallery_db.version, lambda: gallery_db.write([put("b")], CLIP)):
-            with pytest.raises(GalleryError) as told:
+            with pytest.raises(GalleryError) as caught:
                 attempt()
-            assert told.value.reason == "unreachable"
+            assert caught.value.reason == "unreachable"
         postgres.start()
         assert (gallery_db.version(), gallery_db.count()) == (1, 1)
         assert gallery_db.write([put("b")], CLIP)[0].version == 2
 
 
 def test_a_server_that_is_not_there_is_told_without_its_password() -> None:
-    with pytest.raises(GalleryError) as told:
+    with pytest.raises(GalleryError) as caught:
         GalleryDatabase.open("postgresql://ann:s3cret@127.0.0.1:1/gallery")
-    assert told.value.reason == "unreachable"
-    assert "s3cret" not in str(told.value)
-    assert "ann:***@" in str(told.value)
+    assert caught.value.reason == "unreachable"
+    assert "s3cret" not in str(caught.value)
+    assert "ann:***@" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -83,9 +84,9 @@ def test_a_sqlite_file_that_is_locked_is_told_after_a_while_and_reads_go_on(tmp_
         gallery_db.write([put("a")], CLIP)
         other = sqlite3.connect(tmp_path / "gallery.sqlite", isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
-        with pytest.raises(GalleryError) as told:
+        with pytest.raises(GalleryError) as caught:
             gallery_db.write([put("b")], CLIP)
-        assert told.value.reason == "locked"
+        assert caught.value.reason == "locked"
         assert gallery_db.version() == 1
         other.execute("ROLLBACK")
         other.close()
@@ -96,15 +97,15 @@ def test_a_postgresql_row_that_is_locked_is_told_after_a_while(postgres: Postgre
     url = postgres.create("locked")
     with GalleryDatabase.open(url, busy_s=0.2) as gallery_db, psycopg.connect(url) as other:
         other.execute("SELECT version FROM raycd_gallery FOR UPDATE")
-        with pytest.raises(GalleryError) as told:
+        with pytest.raises(GalleryError) as caught:
             gallery_db.write([put("a")], CLIP)
-        assert told.value.reason == "locked"
+        assert caught.value.reason == "locked"
         other.rollback()
         assert gallery_db.write([put("a")], CLIP)[0].version == 1
 
 
 def fill(gallery_db: GalleryDatabase) -> None:
-    """Write more than any small disk takes."""
+    """Write more than any small disk can hold."""
     for number in range(200):
         gallery_db.write([put(f"{number}-{part}") for part in range(100)], CLIP)
 
@@ -114,9 +115,9 @@ def test_a_full_disk_is_told_and_what_was_there_stays(tmp_path: Path) -> None:
         gallery_db.write([put("a")], CLIP)
         with gallery_db._engine.connect() as connection:  # SQLite's own limit says what a disk says
             connection.execute(text("PRAGMA max_page_count = 1"))
-        with pytest.raises(GalleryError) as told:
+        with pytest.raises(GalleryError) as caught:
             fill(gallery_db)
-        assert told.value.reason == "full"
+        assert caught.value.reason == "full"
         before = gallery_db.version()
         assert gallery_db.count() == before
         with gallery_db._engine.connect() as connection:
@@ -125,49 +126,49 @@ def test_a_full_disk_is_told_and_what_was_there_stays(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_is_really_full_is_told(tmp_path: Path) -> None:
-    place = tmp_path / "small"
-    place.mkdir()
+    small = tmp_path / "small"
+    small.mkdir()
     if (
         os.geteuid() != 0
-        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "none", str(place)]).returncode
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "none", str(small)]).returncode
     ):
         pytest.skip("no small disk can be mounted here")
     try:
-        with GalleryDatabase.open(str(place / "gallery.sqlite")) as gallery_db:
+        with GalleryDatabase.open(str(small / "gallery.sqlite")) as gallery_db:
             gallery_db.write([put("a")], CLIP)
-            filler = place / "filler"
-            filler.write_bytes(bytes(shutil.disk_usage(place).free - 20_000))
-            with pytest.raises(GalleryError) as told:
+            filler = small / "filler"
+            filler.write_bytes(bytes(shutil.disk_usage(small).free - 20_000))
+            with pytest.raises(GalleryError) as caught:
                 fill(gallery_db)
-            assert told.value.reason == "full"
+            assert caught.value.reason == "full"
             before = gallery_db.version()
             filler.unlink()
             assert gallery_db.write([put("b")], CLIP)[0].version == before + 1
             assert gallery_db.count() == before + 1
     finally:
-        subprocess.run(["umount", str(place)], check=True)
+        subprocess.run(["umount", str(small)], check=True)
 
 
 def test_a_folder_that_is_read_only_is_told(tmp_path: Path) -> None:
-    place = tmp_path / "mounted"
-    place.mkdir()
-    with GalleryDatabase.open(str(place / "gallery.sqlite")) as gallery_db:
+    mounted = tmp_path / "mounted"
+    mounted.mkdir()
+    with GalleryDatabase.open(str(mounted / "gallery.sqlite")) as gallery_db:
         gallery_db.write([put("a")], CLIP)
     if (
         os.geteuid() != 0
-        or subprocess.run(["mount", "--bind", "-o", "ro", str(place), str(place)]).returncode
+        or subprocess.run(["mount", "--bind", "-o", "ro", str(mounted), str(mounted)]).returncode
     ):
         pytest.skip("nothing can be mounted here")
     try:
         with (
-            pytest.raises(GalleryError) as told,
-            GalleryDatabase.open(str(place / "gallery.sqlite")) as gallery_db,
+            pytest.raises(GalleryError) as caught,
+            GalleryDatabase.open(str(mounted / "gallery.sqlite")) as gallery_db,
         ):
             gallery_db.write([put("b")], CLIP)
-        assert told.value.reason == "read_only"
+        assert caught.value.reason == "read_only"
     finally:
-        subprocess.run(["umount", str(place)], check=True)
-    with GalleryDatabase.open(str(place / "gallery.sqlite")) as gallery_db:
+        subprocess.run(["umount", str(mounted)], check=True)
+    with GalleryDatabase.open(str(mounted / "gallery.sqlite")) as gallery_db:
         assert gallery_db.count() == 1
 
 
@@ -178,30 +179,31 @@ def test_a_postgresql_that_is_read_only_is_told(postgres: Postgres) -> None:
         connection.execute("ALTER DATABASE standby SET default_transaction_read_only = on")
     with GalleryDatabase.open(url) as gallery_db:
         assert gallery_db.version() == 0
-        with pytest.raises(GalleryError) as told:
+        with pytest.raises(GalleryError) as caught:
             gallery_db.write([put("a")], CLIP)
-    assert told.value.reason == "read_only"
+    assert caught.value.reason == "read_only"
 
 
 def test_a_file_that_is_no_database_is_told_and_stays(tmp_path: Path) -> None:
     file = tmp_path / "gallery.sqlite"
     file.write_bytes(b"a letter to my aunt, " * 100)
-    with pytest.raises(GalleryError) as told:
+    with pytest.raises(GalleryError) as caught:
         GalleryDatabase.open(str(file))
-    assert told.value.reason == "damaged"
+    assert caught.value.reason == "damaged"
     assert file.read_bytes().startswith(b"a letter")
 
 
 def revision(folder: Path, name: str, body: str) -> None:
     (folder / "versions" / f"{name}.py").write_text(
-        f"import sqlalchemy as sa\nfrom alembic import op\nrevision = '{name}'\ndown_revision = '0001'\n"
+        "import sqlalchemy as sa\nfrom alembic import op\n"
+        f"revision = '{name}'\ndown_revision = '0001'\n"
         f"def upgrade():\n    {body}\n"
     )
 
 
 @pytest.fixture
 def migrations(tmp_path: Path) -> Path:
-    """A copy of the migrations, to which a test may add."""
+    """Return a copy of the migrations, to which a test may add."""
     folder = tmp_path / "migrations"
     shutil.copytree(schema.MIGRATIONS, folder, ignore=shutil.ignore_patterns("__pycache__"))
     return folder
@@ -213,20 +215,23 @@ def test_a_schema_of_a_later_version_is_told_and_stays(url: str, migrations: Pat
         revision(migrations, "0002", "op.add_column('raycd_images', sa.Column('later', sa.Text))")
         schema.upgrade(gallery_db._engine, migrations)
     for _ in range(2):
-        with pytest.raises(GalleryError) as told:
+        with pytest.raises(GalleryError) as caught:
             GalleryDatabase.open(url)
-        assert told.value.reason == "newer"
-        assert "0002" in str(told.value)
+        assert caught.value.reason == "newer"
+        assert "0002" in str(caught.value)
 
 
 def test_a_migration_that_breaks_leaves_all_as_it_was(url: str, migrations: Path) -> None:
     with GalleryDatabase.open(url) as gallery_db:
         gallery_db.write([put("a", 3)], CLIP)
-        broken = "op.add_column('raycd_images', sa.Column('later', sa.Text)); op.execute('DELETE FROM raycd_images');"
+        broken = (
+            "op.add_column('raycd_images', sa.Column('later', sa.Text)); "
+            "op.execute('DELETE FROM raycd_images');"
+        )
         revision(migrations, "0002", f"{broken} op.execute('nonsense')")
-        with pytest.raises(GalleryError) as told:
+        with pytest.raises(GalleryError) as caught:
             schema.upgrade(gallery_db._engine, migrations)
-        assert told.value.reason == "unmigrated"
+        assert caught.value.reason == "unmigrated"
         assert gallery_db.count() == 1
     with GalleryDatabase.open(url) as gallery_db:
         assert gallery_db.write([put("b")], CLIP)[0].version == 2
@@ -242,26 +247,26 @@ def test_a_good_migration_keeps_what_is_there(url: str, migrations: Path) -> Non
 
 
 def test_a_database_that_was_not_migrated_is_told_where_it_must_be(url: str) -> None:
-    with pytest.raises(GalleryError) as told:
+    with pytest.raises(GalleryError) as caught:
         GalleryDatabase.open(url, migrate=False)
-    assert told.value.reason == "unmigrated"
+    assert caught.value.reason == "unmigrated"
     GalleryDatabase.open(url).close()
     GalleryDatabase.open(url, migrate=False).close()
 
 
-def opened(url: str, told: Any) -> None:
+def opened(url: str, versions: Any) -> None:
     with GalleryDatabase.open(url) as gallery_db:
-        told.put(gallery_db.write([put(f"of-{os.getpid()}")], CLIP)[0].version)
+        versions.put(gallery_db.write([put(f"of-{os.getpid()}")], CLIP)[0].version)
 
 
 @pytest.mark.slow
 def test_processes_that_open_a_new_database_at_once_migrate_it_once(url: str) -> None:
     context = multiprocessing.get_context("spawn")
-    told = context.Queue()
-    processes = [context.Process(target=opened, args=(url, told)) for _ in range(4)]
+    versions = context.Queue()
+    processes = [context.Process(target=opened, args=(url, versions)) for _ in range(4)]
     for process in processes:
         process.start()
-    assert sorted(told.get(timeout=60) for _ in processes) == [1, 2, 3, 4]
+    assert sorted(versions.get(timeout=60) for _ in processes) == [1, 2, 3, 4]
     for process in processes:
         process.join(60)
         assert process.exitcode == 0

@@ -1,4 +1,4 @@
-"""Opening, and what must never be stored or shown."""
+"""Opening a database, and what must never be stored or shown."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import pytest
 from sqlalchemy import text
 
 from raycd.errors import DataError, GalleryError
-from raycd.gallery_db import GalleryDatabase, place, schema
-from raycd.gallery_db.records import Delete, Put
+from raycd.gallery.records import Delete, Put
+from raycd.gallery_db import GalleryDatabase, schema, stored
 from tests.gallery_db.values import CLIP, DIM, feature, put
 from tests.postgres import Postgres
 
@@ -48,9 +48,9 @@ def test_a_migration_that_fails_by_itself_leaves_all_as_it_was(
     )
     with GalleryDatabase.open(url) as gallery_db:
         gallery_db.write([put("a")], CLIP)
-        with pytest.raises(GalleryError) as told:
+        with pytest.raises(GalleryError) as caught:
             schema.upgrade(gallery_db._engine, migrations)
-        assert told.value.reason == "unmigrated"
+        assert caught.value.reason == "unmigrated"
         assert gallery_db.count() == 1
 
 
@@ -61,9 +61,9 @@ def test_a_feature_that_is_no_vector_is_refused(gallery_db: GalleryDatabase) -> 
         lambda: gallery_db.write([Delete("a"), Put("b", wrong)], CLIP),
         lambda: gallery_db.add_features(CLIP, [("a", 1, wrong)]),
     ):
-        with pytest.raises(GalleryError) as told:
+        with pytest.raises(GalleryError) as caught:
             attempt()
-        assert told.value.reason == "mismatch"
+        assert caught.value.reason == "mismatch"
     assert len(gallery_db.load(CLIP).table) == 1
 
 
@@ -91,19 +91,19 @@ def test_nothing_that_was_written_is_in_a_traceback(postgres: Postgres) -> None:
     url = postgres.create("private")
     with GalleryDatabase.open(url, busy_s=0.2) as gallery_db, psycopg.connect(url) as other:
         other.execute("LOCK TABLE raycd_images IN ACCESS EXCLUSIVE MODE")
-        with pytest.raises(GalleryError) as told:
+        with pytest.raises(GalleryError) as caught:
             gallery_db.write([put(f"private{number}") for number in range(2)], CLIP)
         other.rollback()
-        assert told.value.reason == "locked"
-        assert "private0" not in "".join(traceback.format_exception(told.value))
+        assert caught.value.reason == "locked"
+        assert "private0" not in "".join(traceback.format_exception(caught.value))
 
 
 def test_a_password_among_the_parameters_is_not_shown() -> None:
-    with pytest.raises(GalleryError) as told:
+    with pytest.raises(GalleryError) as caught:
         GalleryDatabase.open(
             "postgresql://ann@127.0.0.1:1/gallery?password=s3cret&connect_timeout=1"
         )
-    assert "s3cret" not in str(told.value)
+    assert "s3cret" not in str(caught.value)
 
 
 def test_postgresql_keeps_what_it_acknowledged_whatever_its_default(postgres: Postgres) -> None:
@@ -149,8 +149,8 @@ def test_a_file_is_locked_and_opened_by_one_name_whichever_way_leads_there(
         str(tmp_path / "folder" / "gallery.sqlite"),
         "~/link.sqlite",
     ):
-        assert place.sqlite_file(url) == file
-        assert place.pictures_root(url) == f"{file}.pictures"
+        assert stored.sqlite_file(url) == file
+        assert stored.pictures_root(url) == f"{file}.pictures"
         with GalleryDatabase.open(url) as gallery_db:
             assert gallery_db._engine.url.database == str(file)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "folder", "link.sqlite"]

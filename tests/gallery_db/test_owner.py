@@ -1,4 +1,4 @@
-"""A SQLite file has one service at a time, however many processes that service has."""
+"""A SQLite file has one service at a time, however many processes the service has."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def test_the_processes_of_one_service_share_a_file_and_another_service_is_told(
     processes = [start(file, "first service") for _ in range(5)]  # at once
     try:
         assert all(is_held(process) for process in processes)
-        with pytest.raises(GalleryError) as told:
+        with pytest.raises(GalleryError) as caught:
             owner.hold(file, "second service")
-        assert told.value.reason == "in_use"
-        assert "first service" in str(told.value)
+        assert caught.value.reason == "in_use"
+        assert "first service" in str(caught.value)
         for process in processes[1:]:
             process.kill()
             process.wait()

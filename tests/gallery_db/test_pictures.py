@@ -1,11 +1,10 @@
-"""Pictures that clients add: kept whole, found again wherever their folder lies, and nobody else's
-files touched.
-"""
+"""Uploaded pictures: stored completely, found after a move, and no other file is touched."""
 
 from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -69,33 +68,45 @@ def test_a_strange_extension_is_left_out(pictures: Pictures) -> None:
     assert images.read_bytes(pictures.locate(location)) == b"data"
 
 
-def test_what_a_killed_writer_left_is_listed_and_can_be_removed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", ["today", "before"])
+def test_what_a_killed_writer_left_is_listed_and_can_be_removed(
+    tmp_path: Path, version: str
+) -> None:
     pictures = Pictures(str(tmp_path))
     path = Path(pictures.locate(pictures.add(b"data", "png")))
-    path.rename(f"{path}.unfinished")
+    if version == "before":
+        path.rename(f"{path}.unfinished")
+    else:
+        code = (
+            "import os, pathlib, sys; from raycd.durable import replace_file\n"
+            "with replace_file(pathlib.Path(sys.argv[1])): os._exit(1)"
+        )
+        path.unlink()
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+        subprocess.run([sys.executable, "-c", code, str(path)], check=False, env=environment)
     [left] = pictures
     pictures.remove(left)
     assert list(pictures) == []
 
 
 def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
-    place = tmp_path / "small"
-    place.mkdir()
+    small = tmp_path / "small"
+    small.mkdir()
     if (
         os.geteuid() != 0
-        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(place)]).returncode
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(small)]).returncode
     ):
         pytest.skip("no small disk can be mounted here")
     try:
-        pictures = Pictures(str(place))
+        pictures = Pictures(str(small))
         kept = pictures.add(b"small", "png")
-        with pytest.raises(GalleryError) as told:
+        with pytest.raises(GalleryError) as caught:
             pictures.add(bytes(2 << 20), "png")
-        assert told.value.reason == "full"
+        assert caught.value.reason == "full"
         assert list(pictures) == [kept]
-        assert not list(place.glob("*/*unfinished"))
+        assert not list(small.glob("*/*unfinished"))
     finally:
-        subprocess.run(["umount", str(place)], check=True)
+        subprocess.run(["umount", str(small)], check=True)
 
 
 def test_an_unknown_store_is_told() -> None:

@@ -1,6 +1,4 @@
-"""A SQLite file that is removed, replaced or truncated while it is open: nothing more is
-acknowledged.
-"""
+"""A SQLite file that is removed, replaced or truncated while open: no write is acknowledged."""
 
 from __future__ import annotations
 
@@ -16,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from raycd.errors import GalleryError
-from raycd.gallery_db import GalleryDatabase, backup, owner, restore
+from raycd.gallery_db import GalleryDatabase, backup, owner
 from raycd.gallery_db.pictures import Pictures
-from raycd.gallery_db.place import Place
+from raycd.gallery_db.stored import StoredGallery
 from tests.gallery_db.values import CLIP, put
 
 
@@ -27,7 +25,7 @@ def beside(file: Path, ending: str) -> Path:
 
 
 def of_before(file: Path) -> Path:
-    """A copy of the gallery as it was before its last images."""
+    """Return a copy of the gallery as it was before its last images."""
     return beside(file, ".before")
 
 
@@ -99,14 +97,12 @@ HARM = [
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    (tmp_path / "place").mkdir()
-    return tmp_path / "place" / "gallery.sqlite"
+    (tmp_path / "gallery").mkdir()
+    return tmp_path / "gallery" / "gallery.sqlite"
 
 
 def filled(file: Path) -> GalleryDatabase:
-    """An open gallery, most of which is in the file and the rest in its log, and a copy of how it
-    was before.
-    """
+    """Return an open gallery, with some images in the log only, and a copy of an earlier state."""
     with GalleryDatabase.open(str(file)) as gallery_db:
         gallery_db.write([put(f"old-{number}") for number in range(200)], CLIP)
     shutil.copyfile(file, of_before(file))
@@ -133,18 +129,18 @@ def test_a_file_that_is_another_one_takes_no_write_and_is_not_read(
             lambda: gallery_db.add_features("f" * 64, [("acknowledged", 201, put("x").feature)]),
             lambda: gallery_db.forget(CLIP),
         ):
-            with pytest.raises(GalleryError) as told:
+            with pytest.raises(GalleryError) as caught:
                 attempt()
-            assert told.value.reason == "replaced"
-            assert "put back the file" in str(told.value)
+            assert caught.value.reason == "replaced"
+            assert "put back the file" in str(caught.value)
 
 
 def test_a_log_that_was_emptied_is_noticed_with_the_next_commit(file: Path) -> None:
     with filled(file) as gallery_db:
         empty_the_log(file)
-        with pytest.raises(GalleryError) as told:
+        with pytest.raises(GalleryError) as caught:
             gallery_db.write([put("lost")], CLIP)
-        assert told.value.reason in ("replaced", "damaged", "unreachable")
+        assert caught.value.reason in ("replaced", "damaged", "unreachable")
 
 
 @pytest.mark.parametrize("harm", HARM[:3])
@@ -157,9 +153,9 @@ def test_a_change_is_not_acknowledged_where_the_file_goes_before_the_commit(
             harm(file)
 
     with filled(file) as gallery_db:
-        with pytest.raises(GalleryError) as told:
+        with pytest.raises(GalleryError) as caught:
             write_and_harm(gallery_db)
-        assert told.value.reason == "replaced"
+        assert caught.value.reason == "replaced"
 
 
 def test_no_new_connection_makes_an_empty_file_where_the_old_one_has_gone(file: Path) -> None:
@@ -213,9 +209,9 @@ def test_a_disk_that_goes_away_takes_no_write(tmp_path: Path) -> None:
         gallery_db = filled(disk / "gallery.sqlite")
     finally:
         subprocess.run(["umount", "--lazy", str(disk)], check=True)
-    with gallery_db, pytest.raises(GalleryError) as told:
+    with gallery_db, pytest.raises(GalleryError) as caught:
         gallery_db.write([put("lost")], CLIP)
-    assert told.value.reason == "replaced"
+    assert caught.value.reason == "replaced"
 
 
 def test_a_replica_that_starts_later_must_find_the_file_of_its_service(file: Path) -> None:
@@ -226,24 +222,24 @@ def test_a_replica_that_starts_later_must_find_the_file_of_its_service(file: Pat
     owner.check(file, owner.hold(file, "shop"))
     os.close(first)
     move_away(file)
-    with pytest.raises(GalleryError) as told:
+    with pytest.raises(GalleryError) as caught:
         owner.check(file, owner.hold(file, "shop"))
-    assert told.value.reason == "replaced"
+    assert caught.value.reason == "replaced"
 
 
 def test_what_was_restored_belongs_to_the_next_service_of_the_same_name(
     file: Path, tmp_path: Path
 ) -> None:
     with filled(file) as gallery_db:
-        backup.save(Place(str(file), gallery_db, None), tmp_path / "monday")
+        backup.save(StoredGallery(str(file), gallery_db, None), tmp_path / "monday")
     held = owner.hold(file, "shop")
     owner.note(file, held)
     for ending in ("", "-wal", "-shm"):
         beside(file, ending).unlink(missing_ok=True)
     with pytest.raises(GalleryError, match="another service has the gallery"):
-        restore.restore(tmp_path / "monday", str(file))
+        backup.restore(tmp_path / "monday", str(file))
     os.close(held)
-    restore.restore(tmp_path / "monday", str(file))
+    backup.restore(tmp_path / "monday", str(file))
     owner.check(file, owner.hold(file, "shop"))
     with GalleryDatabase.open(str(file)) as restored:
         assert restored.count() == 201
@@ -258,19 +254,14 @@ def test_only_its_owner_may_read_a_gallery_and_its_pictures(file: Path, tmp_path
     with GalleryDatabase.open(str(file)) as gallery_db:
         location = pictures.add(b"picture", "png")
         gallery_db.write([put("a", path=location)], CLIP)
-        backup.save(Place(str(file), gallery_db, pictures), tmp_path / "monday")
+        backup.save(StoredGallery(str(file), gallery_db, pictures), tmp_path / "monday")
         os.close(owner.hold(file, "shop"))
         assert {
             ending: rights(beside(file, ending)) for ending in ("", "-wal", "-shm", ".lock")
-        } == {
-            "": 0o600,
-            "-wal": 0o600,
-            "-shm": 0o600,
-            ".lock": 0o600,
-        }
+        } == {"": 0o600, "-wal": 0o600, "-shm": 0o600, ".lock": 0o600}
     kept = Path(pictures.locate(location))
     assert (rights(kept), rights(kept.parent), rights(kept.parent.parent)) == (0o600, 0o700, 0o700)
     new = tmp_path / "new" / "gallery.sqlite"
-    restore.restore(tmp_path / "monday", str(new))
+    backup.restore(tmp_path / "monday", str(new))
     assert rights(tmp_path / "monday") == rights(beside(new, ".pictures")) == 0o700
     assert rights(new) == 0o600

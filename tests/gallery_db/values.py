@@ -7,7 +7,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raycd import bundle
-from raycd.gallery_db.records import Put
+from raycd.gallery.records import Put
 
 DIM = 4
 CLIP, OTHER = "clip" * 16, "other" * 12  # fingerprints
@@ -22,7 +22,7 @@ def put(image_id: str, number: float = 0.0, path: str | None = None) -> Put:
 
 
 def table(size: int) -> pa.Table:
-    """A bundle's gallery of images named own-0, own-1, ..."""
+    """Return a bundle's gallery of images named own-0, own-1, ..."""
     features = np.array([feature(number) for number in range(size)], np.float32).reshape(size, DIM)
     names = [f"own-{number}" for number in range(size)]
     paths = [f"/photos/{name}.jpg" for name in names]

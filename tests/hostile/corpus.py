@@ -1,4 +1,4 @@
-"""Small odd files of pictures, drawn the same every time, each with what must become of it."""
+"""Small odd files of pictures, drawn the same every time, each with its expected outcome."""
 
 from __future__ import annotations
 
@@ -27,14 +27,13 @@ from tests.hostile.odd_tiff import tiffs
 
 
 def corpus() -> list[Odd]:
-    """All files."""
+    """Return all files."""
     odd = [*pngs(), *_jpegs(), *_webps(), *_gifs(), *_bmps(), *tiffs(), *_other()]
     assert len({one.name for one in odd}) == len(odd)
     return odd
 
 
 # JPEG
-# ----------------------------------------------------------------------------------------------------------------
 
 
 def _jpegs() -> list[Odd]:
@@ -105,7 +104,6 @@ def _segments(body: bytes) -> bytes:
 
 
 # WebP, GIF, BMP
-# ------------------------------------------------------------------------------------------------------
 
 
 def _webps() -> list[Odd]:

@@ -23,9 +23,7 @@ BLACK, WHITE, DARK, LIGHT = (0, 0, 0), (255, 255, 255), (51, 51, 51), (204, 204,
 
 @dataclass(frozen=True)
 class Odd:
-    """A file and its outcome: "ok" with the colours at some points, each within `near`, or why it
-    is refused.
-    """
+    """A file and its outcome: "ok" with colours at some points, each within `near`, or a reason."""
 
     name: str
     data: bytes
@@ -35,7 +33,7 @@ class Odd:
     near: int = 0
 
     def wrong(self, image: Image.Image) -> str:
-        """What is wrong with the picture that was read from it; empty where nothing is."""
+        """Return what is wrong with the picture that was read from it; empty where nothing is."""
         if (image.mode, image.size) != ("RGB", self.size):
             return f"{image.mode}, {image.size}"
         for point, colour in self.at.items():
@@ -54,8 +52,14 @@ def halves(
 
 
 def noise() -> Image.Image:
-    """64 x 64 that no format makes small: cut off, a file of it lacks pixels."""
+    """Return 64 x 64 pixels that no format compresses: a truncated file lacks some of them."""
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+
+
+def noise_at(x: int, y: int) -> Colour:
+    """Return the colour of a pixel of `noise`."""
+    red, green, blue = np.asarray(noise())[y, x].tolist()
+    return red, green, blue
 
 
 def saved(image: Image.Image, format: str, **options: Any) -> bytes:

@@ -21,6 +21,7 @@ from tests.hostile.odd import (
     broken,
     halves,
     noise,
+    noise_at,
     ok,
     saved,
 )
@@ -29,7 +30,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def pngs() -> list[Odd]:
-    """All of them."""
+    """Return all of them."""
     return [*_pngs(), *_damaged_pngs()]
 
 
@@ -46,7 +47,7 @@ def _png(
     width: int = SIDE,
     last: bytes = b"",
 ) -> bytes:
-    """A PNG of packed rows; `extra` stands between header and pixels, `last` behind the pixels."""
+    """Return a PNG of packed rows, with `extra` before the pixels and `last` after them."""
     header = struct.pack(">IIBBBBB", width, len(rows), depth, colour, 0, 0, 0)
     pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
     parts = [chunk(b"IHDR", header), *extra, chunk(b"IDAT", pixels), last, chunk(b"IEND", b"")]
@@ -54,7 +55,7 @@ def _png(
 
 
 def _grey_row(depth: int) -> bytes:
-    """Left a fifth of white, right four fifths; DARK and LIGHT where the depth has them."""
+    """Return a row: left a fifth of white, right four fifths, or DARK and LIGHT in few bits."""
     top = 2**depth - 1
     if depth == 16:
         return struct.pack(">16H", *[top // 5] * 8, *[top * 4 // 5] * 8)
@@ -69,7 +70,7 @@ def _rgb_rows() -> list[bytes]:
 
 
 def _with(*extra: bytes, last: bytes = b"") -> bytes:
-    """A good PNG with these chunks in it."""
+    """Return a good PNG with these chunks in it."""
     return _png(_rgb_rows(), 8, 2, *extra, last=last)
 
 
@@ -136,7 +137,7 @@ def _pngs() -> list[Odd]:
         Odd(
             "png-noise",
             saved(noise(), "PNG"),
-            at={(9, 4): noise().getpixel((9, 4))},
+            at={(9, 4): noise_at(9, 4)},
             size=(64, 64),
             near=0,
         ),
@@ -181,7 +182,7 @@ def _indices(depth: int) -> bytes:
 
 
 def _damaged_pngs() -> list[Odd]:
-    """What stands beside the pixels does not matter; the pixels, the header and the palette do."""
+    """Return PNGs damaged in pixels, header or palette, which counts, or elsewhere."""
     large = zlib.compress(bytes(3 << 20), 9)
     good = _with()
     pixels_at = good.index(b"IDAT") + 4

@@ -36,9 +36,7 @@ def tiff(
     sample: int | None = None,
     extra: dict[int, tuple[int, list[int]]] | None = None,
 ) -> bytes:
-    """An uncompressed TIFF of one strip, of any type of levels that numpy has; or of `bits` packed
-    by the caller.
-    """
+    """Return an uncompressed TIFF of one strip, of a type of numpy or of `bits` packed levels."""
     levels_HWC = levels_HWC.astype(levels_HWC.dtype.newbyteorder(order))
     channels = levels_HWC.shape[2] if levels_HWC.ndim == 3 else 1
     kind = {"u": 1, "i": 2, "f": 3}[levels_HWC.dtype.kind]
@@ -74,7 +72,7 @@ def levels(left: float, right: float, dtype: str) -> NDArray[Any]:
 
 
 def tiffs() -> list[Odd]:
-    """All of them."""
+    """Return all of them."""
     grey: dict[str, Any] = {"left": DARK, "right": LIGHT}
     rgb = np.asarray(halves())
     orders: list[tuple[str, Literal["<", ">"]]] = [("ii", "<"), ("mm", ">")]

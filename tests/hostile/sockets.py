@@ -1,4 +1,4 @@
-"""What a tree of processes listens on."""
+"""The sockets on which a tree of processes listens."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def listening(root: int) -> dict[tuple[str, int], str]:
 
 
 def is_loopback(text: str) -> bool:
-    """Tell whether only this machine gets to an address."""
+    """Return whether only this machine can reach an address."""
     address = ip_address(text)
     if isinstance(address, IPv6Address) and address.ipv4_mapped:
         return address.ipv4_mapped.is_loopback

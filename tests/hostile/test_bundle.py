@@ -1,6 +1,4 @@
-"""Bundles made by hand: whatever is in their files, with the hashes that belong to it, is refused
-in words.
-"""
+"""Bundles with forged or damaged files, with matching hashes, are refused in words."""
 
 from __future__ import annotations
 
@@ -18,8 +16,9 @@ from safetensors.numpy import load_file, save_file
 
 from raycd import bundle
 from raycd.bundle import FILES, GALLERY, MANIFEST
+from raycd.durable import sha256
 from raycd.errors import WeightsError
-from raycd.index.files import NUMBERS, STRUCTURE, sha256
+from raycd.index.files import NUMBERS, STRUCTURE
 
 DEEP = "[" * 200_000
 
@@ -54,8 +53,8 @@ def cut(name: str, share: float) -> Callable[[Path], None]:
     return spoil
 
 
-def junk(name: str, content: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / name).write_text(content) and None
+def junk(name: str, content: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_text(content)
 
 
 def null_id(folder: Path) -> None:
@@ -135,10 +134,10 @@ def test_a_damaged_part_with_the_right_hash_is_refused_by_its_name(copy: Path, c
     spoil, named = SPOILT[case]
     spoil(copy)
     sign(copy)
-    with pytest.raises(WeightsError) as told:
+    with pytest.raises(WeightsError) as caught:
         bundle.load(copy)
-    assert named in str(told.value)
-    assert len(str(told.value)) < 1500
+    assert named in str(caught.value)
+    assert len(str(caught.value)) < 1500
 
 
 @pytest.mark.parametrize(
@@ -155,7 +154,7 @@ def test_a_manifest_that_is_no_manifest_is_refused(copy: Path, content: str) -> 
 def test_a_pipe_in_the_place_of_a_file_is_refused_at_once(copy: Path, name: str) -> None:
     (copy / name).unlink()
     os.mkfifo(copy / name)
-    with pytest.raises(WeightsError, match="no regular file"):
+    with pytest.raises(WeightsError, match="not a regular file"):
         bundle.load(copy)
 
 

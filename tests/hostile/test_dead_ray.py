@@ -1,6 +1,4 @@
-"""`kill -9` of the parts of Ray, one by one: the process that works on it ends with one sentence,
-or goes on.
-"""
+"""`kill -9` of each part of Ray: the process ends with one sentence, or goes on."""
 
 from __future__ import annotations
 
@@ -75,7 +73,7 @@ def slow(part: str) -> Any:
 
 @contextmanager
 def ended(process: subprocess.Popen[str]) -> Iterator[None]:
-    """Whatever happens inside, the process and all below it are gone afterwards."""
+    """End the process and all below it, whatever happens inside."""
     try:
         yield
     finally:
@@ -86,11 +84,11 @@ def ended(process: subprocess.Popen[str]) -> Iterator[None]:
 
 
 def family(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    return psutil.Process(process.pid).children(recursive=True)
+    return list(psutil.Process(process.pid).children(recursive=True))
 
 
 def title(process: psutil.Process) -> str:
-    """What it calls itself; nothing where it has ended."""
+    """Return the title of a process; empty where it has ended."""
     try:
         return next(iter(process.cmdline()), "")
     except psutil.Error:
@@ -106,13 +104,13 @@ def kill(part: str, processes: list[psutil.Process]) -> None:
 
 def lives(process: psutil.Process) -> bool:
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.Error:
         return False
 
 
 def assert_ends(process: subprocess.Popen[str], part: str, log: Path) -> None:
-    """Kill a part; within ENDS_S the process says one sentence last and leaves nobody behind."""
+    """Kill a part; check that the process ends with one sentence within ENDS_S, and leaves none."""
     processes = family(process)
     kill(part, processes)
     assert process.wait(ENDS_S) == EXIT_RAY_DIED, log.read_text()
@@ -126,7 +124,7 @@ def assert_ends(process: subprocess.Popen[str], part: str, log: Path) -> None:
 
 @contextmanager
 def job(log: Path) -> Iterator[subprocess.Popen[str]]:
-    """JOB, while its task runs."""
+    """Run JOB until its task runs."""
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     with log.open("w") as errors:
         process = subprocess.Popen(
@@ -192,6 +190,7 @@ def service(bundle: Path, port: int, log: Path, *options: str) -> Iterator[subpr
         yield process
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", [slow(RAYLET), slow(HEAD), AGENT])
 def test_the_service_ends_with_its_ray(
     tiny_bundle: Any, a_port: int, tmp_path: Path, part: str

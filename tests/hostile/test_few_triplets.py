@@ -1,4 +1,4 @@
-"""Data sets of hardly any triplets: trained on, or refused where they are read, in words."""
+"""Data sets of hardly any triplets: trained on, or refused in words when they are read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 from raycd.config import Config, layers
 from raycd.data.schema import Dataset
 from raycd.errors import ConfigError, DataError
-from raycd.runtime import pipeline, stages
+from raycd.runtime import mine_stages, pipeline, stages
 from raycd.train.loop import Loop, Schedule, Silence
 
 LAST: dict[str, Any] = {"stage1": {"select_on": "last"}, "stage2": {"select_on": "last"}}
@@ -21,7 +21,7 @@ Triplet = tuple[str, str, str, str]  # category, split, reference, target
 
 
 def written(root: Path, triplets: list[Triplet], **settings: Any) -> Config:
-    """A manifest data set of these triplets."""
+    """Write a manifest data set of these triplets."""
     triplets = (
         [*triplets, ("hat", "val", "v0", "v1")] if "without_val" not in settings else triplets
     )
@@ -64,10 +64,10 @@ def of_targets(*targets: str, category: str = "hat") -> list[Triplet]:
 @pytest.mark.parametrize(
     ("targets", "share", "got"),
     [
-        ("t" * 9, 0.1, "1, of which data.selection_fraction 0.1 sets 0 aside"),
-        ("t", 0.1, "1, of which data.selection_fraction 0.1 sets 0 aside"),
-        ("tu", 0.1, "2, of which data.selection_fraction 0.1 sets 1 aside"),
-        ("abcdefghij", 0.99, "10, of which data.selection_fraction 0.99 sets 9 aside"),
+        ("t" * 9, 0.1, "1, of which data.selection_fraction 0.1 holds out 0"),
+        ("t", 0.1, "1, of which data.selection_fraction 0.1 holds out 0"),
+        ("tu", 0.1, "2, of which data.selection_fraction 0.1 holds out 1"),
+        ("abcdefghij", 0.99, "10, of which data.selection_fraction 0.99 holds out 9"),
     ],
 )
 def test_too_few_targets_are_refused_where_they_are_read(
@@ -84,10 +84,10 @@ def test_two_targets_are_enough_where_none_is_set_aside(tmp_path: Path) -> None:
     assert len(data.triplets_of("train")) == 2
 
 
-def test_targets_that_cannot_be_set_aside_matter_only_where_they_choose(tmp_path: Path) -> None:
+def test_targets_that_cannot_be_held_out_matter_only_where_they_choose(tmp_path: Path) -> None:
     """Two categories of one target each: both stay in train."""
     triplets = [*of_targets("t", "t"), *of_targets("u", category="shoe")]
-    with pytest.raises(DataError, match="sets 0 aside"):
+    with pytest.raises(DataError, match="holds out 0"):
         read(written(tmp_path, triplets))
     assert len(read(written(tmp_path, triplets, **LAST)).triplets_of("train")) == 3
 
@@ -116,7 +116,7 @@ def test_batches_of_one_triplet_are_refused(stage: str) -> None:
 def test_triplets_none_of_which_can_be_read_end_with_a_message(tmp_path: Path) -> None:
     """As where every train image turned out to be broken, and max_missing allows it."""
     data = read(written(tmp_path, of_targets("a", "b", "c")))
-    assert len(stages._readable(data.triplets_of("train"), [])) == 0
+    assert len(mine_stages._readable(data.triplets_of("train"), [])) == 0
 
     class Nothing:
         name, module = "stage 1", None

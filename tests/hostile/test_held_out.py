@@ -1,6 +1,4 @@
-"""The selection split is held out of mining, and no pseudo triplet is a triplet of the data set
-under another text.
-"""
+"""The selection split is held out of mining, and no pseudo triplet repeats a triplet."""
 
 from __future__ import annotations
 
@@ -22,10 +20,8 @@ N, T, D = 120, 150, 6
 NAMES = ("dress", "shirt")
 
 
-def crowded(seed: int) -> tuple[Dataset, NDArray[np.float32], NDArray[np.float32]]:
-    """Few images in many triplets and all of them alike: nearly every replacement would give an
-    image held out.
-    """
+def near_copies(seed: int) -> tuple[Dataset, NDArray[np.float32], NDArray[np.float32]]:
+    """Return few, similar images in many triplets: most replacements would be held-out images."""
     rng = np.random.default_rng(seed)
     builder, ids = DatasetBuilder(), [f"i{number}" for number in range(N)]
     for name in NAMES:
@@ -67,7 +63,7 @@ def expected(
     image: str,
     settings: MineConfig,
 ) -> list[str]:
-    """The first substitutes of an image, by comparing it with every image that is not held out."""
+    """Return the first substitutes of an image by comparing all images that are not held out."""
     held = set(dataset.images_of(SELECTION))
     ids = [key for key in members if key not in held and key != image]
     unit = image_ND.astype(np.float64)
@@ -83,7 +79,7 @@ def expected(
 @pytest.mark.parametrize("pool", ["all", "category"])
 @pytest.mark.parametrize("seed", range(3))
 def test_nothing_held_out_comes_out_of_mining(seed: int, pool: str, index: str) -> None:
-    dataset, image_ND, text_TD = crowded(seed)
+    dataset, image_ND, text_TD = near_copies(seed)
     settings = settings_of(pool=pool, index=index, hnsw_m=8, ivf_probes=64)
     train, held = dataset.triplets_of("train"), set(dataset.images_of(SELECTION))
     ids = dataset.images["image_id"].to_pylist()
@@ -110,7 +106,7 @@ def test_nothing_held_out_comes_out_of_mining(seed: int, pool: str, index: str) 
 
 
 def test_a_pair_of_val_or_of_triplets_left_out_is_known_as_well() -> None:
-    dataset, image_ND, text_TD = crowded(0)
+    dataset, image_ND, text_TD = near_copies(0)
     rows = mine.of_triplets(dataset.images["image_id"], dataset.triplets_of("train"))
     pools = mine.make_pools("all", dataset.gallery, rows)
     found = mine.find_neighbours(image_ND, pools, settings_of())
@@ -131,9 +127,9 @@ def test_a_pair_of_val_or_of_triplets_left_out_is_known_as_well() -> None:
     assert len(without) == len(pseudo) - pairs(pseudo).count((reference, target))
 
 
-@pytest.mark.parametrize("index", ["flat", "hnsw"])
+@pytest.mark.parametrize("index", ["flat", pytest.param("hnsw", marks=pytest.mark.slow)])
 def test_ray_data_and_many_shards_find_the_same(ray_cluster: None, index: str) -> None:
-    dataset, _, _ = crowded(1)
+    dataset, _, _ = near_copies(1)
     image_ND = (
         np.random.default_rng(0).normal(size=(N, 4000)).astype(np.float32) + 1
     )  # a shard holds 65 of them
@@ -157,7 +153,7 @@ def test_ray_data_and_many_shards_find_the_same(ray_cluster: None, index: str) -
 
 
 def test_without_triplets_there_are_no_pseudo_triplets() -> None:
-    dataset, image_ND, text_TD = crowded(0)
+    dataset, image_ND, text_TD = near_copies(0)
     none = dataset.triplets.slice(0, 0)
     for pool in ("all", "category"):
         rows = mine.of_triplets(dataset.images["image_id"], none, dataset.triplets)

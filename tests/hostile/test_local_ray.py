@@ -1,4 +1,4 @@
-"""A Ray of our own, started by the real code in a process of its own: strangers get nothing of it."""
+"""A Ray of our own, started by the real code in another process: strangers cannot use it."""
 
 from __future__ import annotations
 
@@ -28,11 +28,12 @@ from ray._private.parameter import RayParams
 
 from raycd.runtime import cluster
 
-# Ray's agent has HTTP on port 52365 or, where another Ray of this machine has that, not at all: here on a free one.
+# Ray's agent has HTTP on port 52365 or, where another Ray of this machine has that, not at all:
+# here on a free one.
 RayParams.__init__ = functools.partialmethod(RayParams.__init__, dashboard_agent_listen_port=0)
 
 def where():
-    names = ("OMP_WAIT_POLICY", "RAY_AUTH_TOKEN_PATH", "TMPDIR")
+    names = ("GOMP_SPINCOUNT", "RAY_AUTH_TOKEN_PATH", "TMPDIR")
     with tempfile.NamedTemporaryFile() as file:
         made = os.path.realpath(file.name)
     return {"niceness": os.nice(0), "file": made, **{name: os.environ.get(name) for name in names}}
@@ -46,7 +47,8 @@ with cluster.connected():
     said = {"gcs": node.gcs_address, "session": session, "work": work, "here": where()}
     print(json.dumps(said), flush=True)
     sys.stdin.read()
-print(json.dumps({name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "TMPDIR")}))
+names = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "TMPDIR")
+print(json.dumps({name: os.environ.get(name) for name in names}))
 """
 
 STRANGER = """
@@ -72,27 +74,27 @@ def run(code: str, *arguments: str, environment: dict[str, str]) -> subprocess.P
 
 
 def bare(home: Path) -> dict[str, str]:
-    """This environment without a word to Ray or OpenMP."""
+    """Return this environment without settings of Ray and OpenMP."""
     kept = {
-        name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "OMP_"))
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("RAY_", "OMP_", "GOMP_"))
     }
     return kept | {"HOME": str(home), "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 @pytest.fixture(scope="module")
-def place() -> Iterator[Path]:
+def temporary() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="raycd-", ignore_cleanup_errors=True) as folder:
         yield Path(folder)
 
 
 @pytest.fixture(scope="module")
-def ours(place: Path) -> Iterator[dict[str, Any]]:
-    """What one says that is started where Ray is told to have no token, with a long TMPDIR as batch
-    systems set it.
-    """
-    long = place / ("job-" + "x" * 86)
+def ours(temporary: Path) -> Iterator[dict[str, Any]]:
+    """Return what a Ray prints that starts with RAY_AUTH_MODE=disabled and a long TMPDIR."""
+    long = temporary / ("job-" + "x" * 86)
     long.mkdir()
-    home = place / "home"
+    home = temporary / "home"
     home.mkdir()
     inherited = bare(home) | {"RAY_AUTH_MODE": "disabled", "TMPDIR": str(long)}
     process = run(HOST, environment=inherited)
@@ -154,14 +156,14 @@ def test_a_stranger_cannot_join_and_who_has_the_token_can(ours: dict[str, Any]) 
 
 @pytest.fixture(scope="module")
 def agent(ours: dict[str, Any]) -> int:
-    """The port of its agent, which is up some time after the node."""
+    """Return the port of its agent, which starts some time after the node."""
     until = time.monotonic() + 90
     while time.monotonic() < until:
         for file in Path(ours["session"]).glob("dashboard_agent_listen_port_*"):
             if (text := file.read_text().strip()).isdecimal() and 0 < int(text) < 65536:
                 return int(text)
         time.sleep(0.2)
-    pytest.fail("the agent has not told its port")
+    pytest.fail("the agent has not written its port")
 
 
 def submit(agent: int, entrypoint: str, **headers: str) -> int:
@@ -178,13 +180,13 @@ def submit(agent: int, entrypoint: str, **headers: str) -> int:
 
 
 def test_a_stranger_cannot_submit_a_job_over_http(
-    ours: dict[str, Any], agent: int, place: Path
+    ours: dict[str, Any], agent: int, temporary: Path
 ) -> None:
     for headers in ({}, {"Host": "evil.example"}, {"Authorization": "Bearer " + "0" * 64}):
-        assert submit(agent, f"touch {place}/came", **headers) in (401, 403)
+        assert submit(agent, f"touch {temporary}/came", **headers) in (401, 403)
     token = Path(ours["here"]["RAY_AUTH_TOKEN_PATH"]).read_text()
     assert submit(agent, "true", Authorization=f"Bearer {token}") == 200
-    assert not (place / "came").exists()
+    assert not (temporary / "came").exists()
 
 
 def test_it_listens_on_loopback_alone(ours: dict[str, Any]) -> None:
@@ -195,7 +197,7 @@ def test_it_listens_on_loopback_alone(ours: dict[str, Any]) -> None:
 
 def test_workers_wait_for_no_other_program(ours: dict[str, Any]) -> None:
     assert ours["work"]["niceness"] == 0
-    assert ours["work"]["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert ours["work"]["GOMP_SPINCOUNT"] == "1000"
 
 
 def test_a_temporary_folder_with_a_long_path_is_used_by_a_short_one(ours: dict[str, Any]) -> None:

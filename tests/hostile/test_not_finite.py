@@ -1,6 +1,4 @@
-"""Losses, weights and features that are not finite end what they would spoil, with a message that
-says where.
-"""
+"""Losses, weights and features that are not finite end the work with a message that says where."""
 
 from __future__ import annotations
 
@@ -15,10 +13,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import distributed, multiprocessing, nn
+from torch import distributed, nn
+from torch.multiprocessing.spawn import spawn
 
 from raycd import bundle
 from raycd.config import Config, cli
+from raycd.durable import sha256
 from raycd.errors import TrainingError, WeightsError
 from raycd.model import encoder, fusion
 from raycd.model.embed import EmbedTexts, EncodeImages
@@ -28,9 +28,7 @@ from raycd.train.loop import LOOK_EVERY, Loop, Schedule, Silence
 
 
 def make_toy(inputs: Mapping[str, Any], config: Config, device: torch.device) -> Any:
-    """A linear map of forty rows, whose loss or weights are spoilt in a step. Built here: it
-    travels by value.
-    """
+    """Return a linear map whose loss or weights turn NaN in a step; it is pickled by value."""
 
     class Toy:
         name = "stage 2"
@@ -74,7 +72,7 @@ SCHEDULE = Schedule(epochs=3, batch_size=4, lr=0.001, seed=0)  # 30 steps an epo
 
 
 def trained(**inputs: Any) -> tuple[list[int], str]:
-    """The epochs that were reported, and the message at the end."""
+    """Return the reported epochs, and the message at the end."""
     task = make_toy(inputs, Config(), torch.device("cpu"))
     loop = Loop(task, SCHEDULE, bar=lambda total, start: Silence())
     reported: list[int] = []
@@ -85,16 +83,16 @@ def trained(**inputs: Any) -> tuple[list[int], str]:
 
 
 @pytest.mark.parametrize(
-    ("step", "epochs", "place"),
+    ("step", "epochs", "where"),
     [(1, [], "step 1 of epoch 1"), (4, [], "step 4 of epoch 1"), (60, [0], "step 30 of epoch 2")],
 )
 def test_a_loss_of_nan_ends_the_stage_within_some_steps(
-    step: int, epochs: list[int], place: str
+    step: int, epochs: list[int], where: str
 ) -> None:
     reported, message = trained(step=step)
     assert reported == epochs
     assert message.startswith("stage 2 has diverged")
-    assert f"loss nan in {place}, at a learning rate of 0.001" in message
+    assert f"loss nan in {where}, at a learning rate of 0.001" in message
     assert "lower stage2.lr" in message
 
 
@@ -125,25 +123,22 @@ def test_all_workers_end_where_the_loss_of_one_is_nan(tmp_path: Path) -> None:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
-    multiprocessing.spawn(two, (port, str(tmp_path)), nprocs=2)
+    spawn(two, (port, str(tmp_path)), nprocs=2)  # type: ignore[no-untyped-call]  # torch's
     first, second = ((tmp_path / str(number)).read_text() for number in range(2))
     assert first == second
     assert "loss nan in step 7 of epoch 1" in first
 
 
+@pytest.mark.slow
 def test_ray_train_does_not_try_again_and_tells_the_user(ray_cluster: None, tmp_path: Path) -> None:
     settings = Config.model_validate({"compute": {"train_workers": 1, "threads": 1}})
     with pytest.raises(TrainingError) as caught:
         training.train(
             "toy", make_toy, {"step": 1}, SCHEDULE, settings, storage=str(tmp_path), name="toy"
         )
-    message = cli._users_message(caught.value, tmp_path)
+    message = cli._users_message(caught.value, str(tmp_path))
     assert message is not None
     assert "loss nan in step 1 of epoch 1" in message
-
-
-# ---- what is written and read
-# ---------------------------------------------------------------------------------------
 
 
 def spoil(path: Path) -> None:
@@ -154,11 +149,9 @@ def spoil(path: Path) -> None:
 
 
 def seal(folder: Path) -> None:
-    """Make the hashes of a bundle's manifest those of its files, as somebody with a broken exporter
-    would.
-    """
+    """Make the hashes in a bundle's manifest those of its files, as a broken exporter would."""
     manifest = bundle.read_manifest(folder)
-    files = {name: bundle.sha256(folder / name) for name in manifest.files}
+    files = {name: sha256(folder / name) for name in manifest.files}
     manifest = manifest.model_copy(update={"files": files})
     manifest = manifest.model_copy(update={"digest": manifest.own_digest()})
     (folder / bundle.MANIFEST).write_text(manifest.model_dump_json())
@@ -201,8 +194,11 @@ def test_no_bundle_is_written_with_numbers_that_are_not_finite(
     if part == "gallery":
         features = bundle.gallery_features(gallery).copy()
         features[3, 1] = np.nan
-        columns = (gallery[name].to_pylist() for name in ("image_id", "categories", "path"))
-        gallery = bundle.gallery_table(*columns, features, whole.encoder.fingerprint())  # type: ignore[arg-type]
+        ids, categories, paths = (
+            gallery[name].to_pylist() for name in ("image_id", "categories", "path")
+        )
+        fingerprint = whole.encoder.fingerprint()
+        gallery = bundle.gallery_table(ids, categories, paths, features, fingerprint)
     else:
         module = whole.encoder.clip if part == "encoder" else whole.head
         with torch.no_grad():

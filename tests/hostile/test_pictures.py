@@ -1,6 +1,4 @@
-"""Odd pictures through all that reads pictures without a service: each has its outcome, and no
-other error.
-"""
+"""Odd pictures through all readers without a service: each has its outcome, and no other error."""
 
 from __future__ import annotations
 
@@ -81,8 +79,11 @@ def test_training_reads_what_can_be_read_and_counts_the_rest(
 def test_a_report_shows_what_can_be_read() -> None:
     failed = {}
     for odd in CORPUS:
-        uri = data_uri(odd.data)
-        if odd.outcome in ("ok", "too_small"):  # a report shows small ones, too
+        try:
+            uri = data_uri(images.decode(odd.data, max_pixels=100_000_000, min_side=1))
+        except BrokenImage:
+            uri = data_uri(None)
+        if odd.outcome in ("ok", "too_small"):
             shown = Image.open(BytesIO(base64.b64decode(uri.partition(",")[2])))
             shown.load()
             fits = max(shown.size) <= 224
@@ -172,7 +173,7 @@ def test_a_damaged_file_is_a_picture_or_a_broken_image(
 
 @pytest.fixture
 def odd_paths(tmp_path: Path) -> dict[str, str]:
-    """Paths that a table may name, and that are no readable file."""
+    """Return paths that a table may name and that are not readable files."""
     loop, folder, pipe, plain = (tmp_path / name for name in ("loop", "folder", "pipe", "plain"))
     loop.symlink_to(loop)
     folder.mkdir()

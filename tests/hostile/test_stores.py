@@ -1,9 +1,10 @@
-"""Stores that refuse, are busy, break off or are not there, asked by a real HTTP client."""
+"""Stores that refuse, are busy, break off or do not exist, with a real HTTP client."""
 
 from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -23,9 +24,7 @@ from raycd.runtime import embedding
 
 
 class ImageStore(ThreadingHTTPServer):
-    """Answers every path with an image, unless `script` holds statuses for it: these come first,
-    the last for ever.
-    """
+    """A store with an image at every path, after the statuses that `script` has for it."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -76,9 +75,9 @@ def store() -> Iterator[ImageStore]:
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """What `ask` would have waited, in seconds."""
+    """Return what `ask` would have waited, in seconds."""
     waited: list[float] = []
-    monkeypatch.setattr(stores.time, "sleep", waited.append)
+    monkeypatch.setattr(time, "sleep", waited.append)
     return waited
 
 
@@ -242,6 +241,6 @@ def test_a_store_that_refuses_ends_the_workers_with_one_message(
         embedding.embed_images(paths, new_encoder(), CONFIG)
 
     assert cli.run(main, ["--name", "x"], prog="x", description="") == cli.EXIT_MISTAKE
-    told = capfd.readouterr().err
-    assert f"error: {store.url} refuses to give {store.url}/" in told
-    assert not {"Traceback", "ERROR"} & set(told.replace(":", " ").split())
+    printed = capfd.readouterr().err
+    assert f"error: {store.url} refuses to give {store.url}/" in printed
+    assert not {"Traceback", "ERROR"} & set(printed.replace(":", " ").split())

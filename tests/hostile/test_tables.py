@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from raycd.client import manifest as importable
+from raycd.client import gallery_table
 from raycd.data import cirr, fashioniq, manifest
 from raycd.data.captions import listed
 from raycd.data.schema import Dataset
@@ -53,7 +53,7 @@ def test_a_spreadsheets_empty_columns_are_not_there(tmp_path: Path) -> None:
         "reference,target,caption,,\na,b,x,,\n",
     )
     assert attributes(data) == {"a": {"colour": "blue"}, "b": {"colour": "red"}}
-    assert [image["image_id"] for image in importable.read(tmp_path / "g.csv")] == ["a", "b"]
+    assert [image["image_id"] for image in gallery_table.read(tmp_path / "g.csv")] == ["a", "b"]
 
 
 def test_spaces_around_a_columns_name_do_not_count(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_two_columns_of_one_name_are_refused(
     assert "rename one of them" in str(caught.value)
     if "g.csv" in message:
         with pytest.raises(DataError, match=message):
-            importable.read(tmp_path / "g.csv")
+            gallery_table.read(tmp_path / "g.csv")
 
 
 def test_two_columns_that_nobody_reads_may_have_one_name(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_two_columns_of_one_name_in_parquet_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"g.parquet has 2 columns 'colour'"):
         manifest.read(str(tmp_path), "t.parquet", "g.parquet")
     with pytest.raises(DataError, match=r"g.parquet has 2 columns 'colour'"):
-        importable.read(tmp_path / "g.parquet")
+        gallery_table.read(tmp_path / "g.parquet")
 
 
 @pytest.mark.parametrize(
@@ -117,10 +117,7 @@ def test_two_columns_of_one_name_in_parquet_are_refused(tmp_path: Path) -> None:
         ),
         ('{"image_id": "\\udc00", "path": "a"}', "line 1 is not valid JSON[^£]*half a character"),
         (with_attributes('{"a":' * 10**5 + "1" + "}" * 10**5), "nested too deep"),
-        (
-            with_attributes("[" * 900 + "]" * 900),
-            "attributes has the wrong shape",
-        ),
+        (with_attributes("[" * 900 + "]" * 900), "attributes has the wrong shape"),
         (with_attributes(json.dumps("[" * 10**5)), "nested too deep"),
         (with_attributes(json.dumps('{"x": "\\ud83d"}')), "half a character"),
     ],

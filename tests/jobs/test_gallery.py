@@ -1,4 +1,4 @@
-"""jobs/gallery.py on both databases: what it finds, what it copies, and that it overwrites nothing."""
+"""jobs/gallery.py on both databases: what it finds and copies, and that it overwrites nothing."""
 
 import os
 import shutil
@@ -15,10 +15,10 @@ import pytest
 from sqlalchemy import text
 
 from jobs import gallery
+from raycd.gallery.records import Delete, Put
 from raycd.gallery_db import GalleryDatabase, database
 from raycd.gallery_db.check import SETTLED
 from raycd.gallery_db.pictures import Pictures
-from raycd.gallery_db.records import Delete, Put
 from tests.postgres import Postgres, programs
 
 OURS, OTHER = "a" * 64, "b" * 64  # encoders
@@ -66,7 +66,7 @@ def run(command: str, url: str, pictures: Pictures, *more: object) -> int:
 
 
 def execute(url: str, statement: str) -> None:
-    """What no program of ours does to the database."""
+    """Do to the database what no program of ours does."""
     engine = database.engine(database.address(url), busy_s=1)
     with database.writing(engine).begin() as connection:
         connection.execute(text(statement))
@@ -134,7 +134,7 @@ def test_nothing_is_mended_where_the_pictures_may_be_anothers(
     path = Path(others.locate(others.add(b"theirs", "png")))
     os.utime(path, (0, 0))
     assert run("check", url, others, "--mend") == 2
-    assert "nothing was mended" in capsys.readouterr().err
+    assert "nothing was removed" in capsys.readouterr().err
     assert path.exists()
 
 
@@ -461,10 +461,24 @@ def test_a_database_of_another_program_is_left_as_it_is(
         assert connection.execute("SELECT name FROM sqlite_master").fetchall() == [("theirs",)]
 
 
-def test_a_password_is_never_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    assert (
-        gallery.main(["check", "--gallery", "postgresql://raycd:topsecret@127.0.0.1:1/raycd"]) == 2
-    )
-    said = capsys.readouterr()
-    assert "topsecret" not in said.out + said.err
-    assert said.err.startswith("error: ")
+def test_a_password_is_never_shown(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = "postgresql://raycd:topsecret@127.0.0.1:1/raycd"
+    for options in (["--gallery", url], []):
+        assert gallery.main(["check", *options]) == 2
+        said = capsys.readouterr()
+        assert "topsecret" not in said.out + said.err
+        assert said.err.startswith("error: ")
+        assert ("RAYCD_SERVE__GALLERY" in said.err) == bool(options)
+        monkeypatch.setenv("RAYCD_SERVE__GALLERY", url)
+
+
+def test_the_gallery_may_be_named_by_the_environment_of_the_service(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert gallery.main(["check"]) == 2
+    assert "no gallery is named" in capsys.readouterr().err
+    monkeypatch.setenv("RAYCD_SERVE__GALLERY", str(tmp_path / "no.sqlite"))
+    assert gallery.main(["check"]) == 2
+    assert "there is no gallery" in capsys.readouterr().err

@@ -49,7 +49,7 @@ def free_ports(count: int) -> list[int]:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """A head node of two CPUs with everything of its own: ports, folders, token."""
+    """Start a head node of two CPUs with ports, folders and token of its own."""
     names = ("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port")
     ports = dict(zip(names, free_ports(len(names)), strict=True))
     place = Path(tempfile.mkdtemp(prefix="raycd-"))  # a short path: Ray makes sockets in it
@@ -137,7 +137,7 @@ def tiny_options(tiny_settings: dict[str, Any]) -> list[str]:
 
 
 def ask(cluster: Cluster, method: str, path: str) -> Any:
-    """What Ray's job server answers."""
+    """Return what Ray's job server answers."""
     token = {"Authorization": f"Bearer {cluster.environment['RAY_AUTH_TOKEN']}"}
     request = urllib.request.Request(cluster.address + path, headers=token, method=method)
     with urllib.request.urlopen(request, timeout=30) as answer:
@@ -145,7 +145,7 @@ def ask(cluster: Cluster, method: str, path: str) -> Any:
 
 
 def wait_until(happens: Callable[[], Any], seconds: float) -> Any:
-    """What `happens` gives, once it gives something."""
+    """Return what `happens` gives, once it gives something."""
     until = time.monotonic() + seconds
     while not (found := happens()):
         assert time.monotonic() < until, "it did not happen"
@@ -153,6 +153,7 @@ def wait_until(happens: Callable[[], Any], seconds: float) -> Any:
     return found
 
 
+@pytest.mark.slow
 def test_the_main_job_succeeds_on_a_cluster(
     cluster: Cluster, tiny_settings: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def fashion(tmp_path_factory: pytest.TempPathFactory, tiny_settings: dict[str, Any]) -> Path:
-    """A tiny data set in Fashion-IQ's files."""
+    """Write a tiny data set in Fashion-IQ's files."""
     root = tmp_path_factory.mktemp("fashion")
     write_demo_data(root, SyntheticConfig.model_validate(tiny_settings["data"]["synthetic"]))
     return root
@@ -36,7 +36,7 @@ def fashion(tmp_path_factory: pytest.TempPathFactory, tiny_settings: dict[str, A
 
 @pytest.fixture
 def mine_yaml(tmp_path: Path, tiny_settings: dict[str, Any]) -> Path:
-    """The tiny settings as a user's own file."""
+    """Write the tiny settings as a user's own file."""
     path = tmp_path / "my.yaml"
     path.write_text(yaml.safe_dump(tiny_settings | {"runs": str(tmp_path / "runs")}))
     return path
@@ -44,7 +44,7 @@ def mine_yaml(tmp_path: Path, tiny_settings: dict[str, Any]) -> Path:
 
 @pytest.fixture
 def fails(mine_yaml: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """What `jobs/train.py --config my.yaml ...` says about a mistake."""
+    """Return what `jobs/train.py --config my.yaml ...` says about a mistake."""
 
     def run(*argv: str) -> str:
         code = cli.run(
@@ -58,7 +58,7 @@ def fails(mine_yaml: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., 
 
 
 def only_message(said: str) -> str:
-    """The message at the end of what a job says; progress may stand before it, nothing after it."""
+    """Return the message at the end of what a job says; progress may stand before it."""
     assert "Traceback" not in said
     assert said.count("error: ") == 1
     return said.partition("error: ")[2]

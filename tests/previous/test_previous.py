@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from raycd.gallery_db.records import Delete, Put
 
 from raycd import bundle
 from raycd.gallery_db import GalleryDatabase
-from raycd.gallery_db.records import Delete, Put
 from tests.previous import make
 
 HERE = Path(__file__).parent

@@ -6,8 +6,17 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from raycd.report.funnel import facts, rows
-from raycd.report.page import Curve, Histogram, PseudoExample, Query, Report, Result, Sizes, render
+from raycd.report.funnel import facts, funnel
+from raycd.report.page import (
+    Curve,
+    Histogram,
+    PseudoExample,
+    Report,
+    ShownQuery,
+    ShownResult,
+    Sizes,
+    render,
+)
 from raycd.report.pictures import data_uri
 from raycd.report.table import final_table, gains, recall_cells, recall_table, verdicts
 
@@ -38,7 +47,7 @@ def metrics() -> dict[str, Any]:
 
 
 def garment(seed: int, size: tuple[int, int] = (64, 64)) -> Image.Image:
-    """A coloured shape."""
+    """Draw a coloured shape."""
     color = tuple(int(v) for v in np.random.default_rng(seed).integers(40, 220, 3))
     image = Image.new("RGB", size, "#eeeae4")
     width, height = size
@@ -66,13 +75,21 @@ def sample() -> Report:
         "after_s_max": 9100,
         "after_alpha": 3100,
     }
-    side = {"dress": step, "shirt": step, "toptee": step}
+    groups = [
+        {"side": side, "category": category, **step}
+        for side in ("reference", "target")
+        for category in ("dress", "shirt", "toptee")
+    ]
     images = [garment(i) for i in range(12)]
+
+    def three(first: int) -> tuple[Image.Image, Image.Image, Image.Image]:
+        return images[first], images[first + 1], images[first + 2]
+
     return Report(
         run="demo",
         metrics=metrics(),
         curves=[Curve("stage1", "selection", epochs[:5], 5), Curve("stage2", "val", epochs, 23)],
-        mining={"reference": side, "target": side},
+        mining={name: 6 * count for name, count in step.items()} | {"groups": groups},
         histograms=[
             Histogram(
                 "Similarity of neighbours",
@@ -85,29 +102,32 @@ def sample() -> Report:
         ],
         pseudo=[
             PseudoExample(
-                "has long sleeves", *images[:3], "reference", 0.951, 0.71, "good", "eps_high", 0.044
+                "has long sleeves", *three(0), "reference", 0.951, 0.71, "good", "eps_high", 0.044
             ),
             PseudoExample(
-                HOSTILE, *images[3:6], "target", 0.90042, 0.64, "borderline", "eps_low", 0.00042
+                HOSTILE, *three(3), "target", 0.90042, 0.64, "borderline", "eps_low", 0.00042
             ),
-            PseudoExample("is red", *images[6:9], "target", 0.93, 0.6, "refused", "alpha", 0.0),
+            PseudoExample("is red", *three(6), "target", 0.93, 0.6, "refused", "alpha", 0.0),
             PseudoExample(
-                "is blue", *images[6:9], "target", 0.93, 0.599997, "refused", "alpha", 0.000003
+                "is blue", *three(6), "target", 0.93, 0.599997, "refused", "alpha", 0.000003
             ),
         ],
         queries=[
-            Query(
+            ShownQuery(
                 images[0],
                 "is blue with long sleeves and has a striped pattern",
-                [Result(images[i], f"dress-{i:05}", 0.9 - i / 50, i == 1) for i in range(1, 7)],
+                [
+                    ShownResult(images[i], f"dress-{i:05}", 0.9 - i / 50, i == 1)
+                    for i in range(1, 7)
+                ],
                 rank=1,
                 category="dress",
             ),
-            Query(
+            ShownQuery(
                 images[7],
                 HOSTILE,
                 [
-                    Result(None if i == 3 else images[i], f"B00{i}", 0.7 - i / 50)
+                    ShownResult(None if i == 3 else images[i], f"B00{i}", 0.7 - i / 50)
                     for i in range(1, 6)
                 ],
                 rank=17,
@@ -132,7 +152,7 @@ def page() -> str:
 
 
 class Tags(HTMLParser):
-    """Collects the tags and their attributes; complains of tags that are closed in the wrong order."""
+    """A list of the tags and their attributes; it refuses tags closed in the wrong order."""
 
     VOID = frozenset({"meta", "img", "br", "path", "use", "link"})
 
@@ -172,7 +192,7 @@ def test_the_page_holds_numbers_protocol_and_what_chose_the_checkpoints(page: st
     ):
         assert text in page
     assert "the reference image stays in it" in page
-    assert "set aside from train" in page
+    assert "held out from train" in page
     assert "as published work does" in page
     assert "+10.46" in page
 
@@ -304,29 +324,6 @@ def test_gains_are_points_between_neighbouring_variants() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    "counts",
-    [
-        {
-            "reference": {"candidates": 10, "after_alpha": 4},
-            "target": {"candidates": 30, "after_alpha": 2},
-        },
-        {
-            "candidates": {"reference": 10, "target": 30},
-            "after_alpha": {"reference": 4, "target": 2},
-        },
-    ],
-)
-def test_the_funnel_takes_counts_nested_in_any_order(counts: dict[str, Any]) -> None:
-    funnel = rows(counts)
-    assert funnel.steps == ["candidates", "after alpha"]
-    assert funnel.rows == [
-        ("reference", [(10, 1.0), (4, 0.4)]),
-        ("target", [(30, 1.0), (2, 2 / 30)]),
-        ("total", [(40, 1.0), (6, 0.15)]),
-    ]
-
-
 def test_the_funnel_reads_what_the_miner_counts() -> None:
     counts = {
         "candidates": 40,
@@ -339,24 +336,25 @@ def test_the_funnel_reads_what_the_miner_counts() -> None:
         "best_score": None,
         "settings": {"alpha": 0.6},
     }
-    funnel = rows(counts)
-    assert funnel.steps == ["candidates", "after alpha"]
-    assert [name for name, _ in funnel.rows] == ["reference · dress", "target · dress", "total"]
-    assert funnel.rows[-1] == ("total", [(40, 1.0), (6, 0.15)])
+    found = funnel(counts)
+    assert found.steps == ["candidates", "after alpha"]
+    assert found.rows == [
+        ("reference · dress", [(10, 1.0), (4, 0.4)]),
+        ("target · dress", [(30, 1.0), (2, 2 / 30)]),
+        ("total", [(40, 1.0), (6, 0.15)]),
+    ]
     assert facts(counts) == [("images without substitute", 3)]
     assert "images without substitute 3" in render(Report(run="x", metrics={}, mining=counts))
 
 
-def test_a_funnel_of_unequal_depth_is_not_summed() -> None:
-    assert [
-        name for name, _ in rows({"a": {"candidates": 1}, "b": {"x": {"candidates": 1}}}).rows
-    ] == ["a", "b · x"]
-    assert rows({"candidates": 3}).rows == [("all", [(3, 1.0)])]
-    assert rows({}).rows == []
+def test_a_funnel_of_no_candidates_has_empty_bars_and_one_of_no_counts_no_rows() -> None:
+    found = funnel({"candidates": 0, "after_alpha": 0, "groups": []})
+    assert found.rows == [("total", [(0, 0.0), (0, 0.0)])]
+    assert funnel({}).rows == []
+    assert facts({}) == []
 
 
-def test_a_broken_image_gives_no_data_uri() -> None:
-    assert data_uri(b"nonsense") == ""
+def test_a_missing_image_gives_no_data_uri() -> None:
     assert data_uri(None) == ""
     assert data_uri(Image.new("RGBA", (10, 10))).startswith("data:image/jpeg;base64,")
 
@@ -401,7 +399,7 @@ def test_a_model_that_is_as_it_should_be_has_no_verdict() -> None:
 
 def test_the_sizes_of_the_galleries_stand_beside_the_curves() -> None:
     epochs = [{"epoch": number, "loss": 1.0, "recall@10": 0.2} for number in range(2)]
-    sizes = {"the triplets set aside": Sizes(64, [40, 120]), "val": Sizes(700, [1000])}
+    sizes = {"the held-out triplets": Sizes(64, [40, 120]), "val": Sizes(700, [1000])}
     page = render(
         Report(
             run="x",
@@ -410,9 +408,9 @@ def test_the_sizes_of_the_galleries_stand_beside_the_curves() -> None:
             sizes=sizes,
         )
     )
-    assert "the triplets set aside: 64 queries in galleries of 40 to 120 images" in page
+    assert "the held-out triplets: 64 queries in galleries of 40 to 120 images" in page
     assert "val: 700 queries in galleries of 1,000 images" in page
-    assert "set aside: " not in render(
+    assert "held-out triplets: " not in render(
         Report(run="x", metrics=metrics(), curves=[Curve("stage1", "val", epochs, 1)])
     )
 

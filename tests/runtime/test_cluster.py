@@ -1,6 +1,4 @@
-"""cluster.yaml is valid for the pinned Ray and keeps what it promises: CPU head, GPU workers from
-zero, a token.
-"""
+"""cluster.yaml is valid for the pinned Ray: CPU head, GPU workers from zero, a token."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def cluster() -> dict[str, Any]:
-    """The file as Ray's launcher sees it: with Ray's defaults for AWS filled in."""
+    """Return the file as Ray's launcher sees it, with Ray's defaults for AWS filled in."""
     config: dict[str, Any] = prepare_config(yaml.safe_load((ROOT / "cluster.yaml").read_text()))
     return config
 

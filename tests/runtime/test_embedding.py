@@ -19,7 +19,7 @@ CONFIG = Config.model_validate(
 
 @pytest.fixture
 def paths(tmp_path: Path) -> dict[str, str | None]:
-    """Thirty images; every seventh is broken, and one was never found."""
+    """Return thirty images, of which every seventh is broken and one was never found."""
     rng = np.random.default_rng(0)
     found: dict[str, str | None] = {}
     for n in range(30):

@@ -1,4 +1,4 @@
-"""Where RAY_ADDRESS leads, and a start of Ray that takes too long."""
+"""Values of RAY_ADDRESS, and a start of Ray that takes too long."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from raycd.config import cli, openmp
 from raycd.errors import RunError
-from raycd.runtime import local_ray
+from raycd.runtime import local_ray, private
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,7 +54,6 @@ def test_other_addresses_are_one_message_before_any_work(
     command: str,
 ) -> None:
     from jobs import train
-    from raycd.config import cli
     from serve import app
 
     monkeypatch.setenv("RAY_ADDRESS", given)
@@ -125,6 +126,17 @@ def test_a_start_that_takes_too_long_is_tried_again_and_leaves_no_process(late: 
         assert "  got:      The current node timed out during startup." in done.stderr
 
 
+@pytest.mark.parametrize("decided", ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT"])
+def test_openmp_threads_spin_for_microseconds_unless_the_user_has_decided(
+    monkeypatch: pytest.MonkeyPatch, decided: str
+) -> None:
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    assert openmp.settings() == {"GOMP_SPINCOUNT": "1000"}
+    monkeypatch.setenv(decided, "ACTIVE")
+    assert openmp.settings() == {}
+
+
 def test_ray_may_be_given_longer_for_its_node(monkeypatch: pytest.MonkeyPatch) -> None:
     from ray._private import services
 
@@ -136,13 +148,14 @@ def test_ray_may_be_given_longer_for_its_node(monkeypatch: pytest.MonkeyPatch) -
             raise RuntimeError("no node yet")
         return "node"
 
+    ray_services: Any = services
     monkeypatch.setattr(services, "get_node", registers_late)
-    with local_ray._patience(60):
-        assert services.get_node("gcs") == "node"
-    assert services.get_node is registers_late
+    with private.patient_start(60):
+        assert ray_services.get_node("gcs") == "node"
+    assert ray_services.get_node is registers_late
     asked.clear()
-    with local_ray._patience(0), pytest.raises(RuntimeError, match="no node yet"):
-        services.get_node("gcs")
+    with private.patient_start(0), pytest.raises(RuntimeError, match="no node yet"):
+        ray_services.get_node("gcs")
 
 
 def test_a_temporary_folder_that_cannot_be_made_is_told(

@@ -1,4 +1,4 @@
-"""Mining on Ray Data gives what the core gives, at any number of blocks and workers."""
+"""Mining on Ray Data gives the results of the core, with any number of blocks and workers."""
 
 import weakref
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ from raycd.config import ComputeConfig, Config, MineConfig
 from raycd.data.schema import GALLERY, IMAGE, TRIPLET, Dataset
 from raycd.errors import DataError
 from raycd.run import Run
-from raycd.runtime import mining, stages
+from raycd.runtime import datasets, mine_stages, mining
 from raycd.runtime.stages import IMAGES, TEXTS, Context
 
 N, T, D = 300, 80, 16
@@ -25,7 +25,7 @@ N, T, D = 300, 80, 16
 
 @pytest.fixture(scope="module")
 def features() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Images (N, D) in tight clusters with duplicates, texts (T, D)."""
+    """Return images (N, D) in tight clusters with duplicates, and texts (T, D)."""
     rng = np.random.default_rng(0)
     image_ND = rng.normal(size=(20, D))[rng.integers(0, 20, N)] + 0.05 * rng.integers(0, 3, (N, D))
     return image_ND.astype(np.float32), rng.normal(size=(T, D)).astype(np.float32)
@@ -44,7 +44,7 @@ def triplets() -> mine.TripletRows:
 
 
 def pools_of(kind: str, triplets: mine.TripletRows) -> list[mine.Pool]:
-    """Two galleries that overlap."""
+    """Return two galleries that overlap."""
     names = {"dress": range(0, 200), "shirt": range(100, N)}
     rows = [
         {"category": c, "split": "train", "image_id": f"image-{i}"}
@@ -119,7 +119,7 @@ def test_nothing_to_mine_is_an_empty_table(
 
 @pytest.fixture(scope="module")
 def wide() -> NDArray[np.float32]:
-    """Features (1000, 600) in clusters, with duplicates: 2.3 MiB, several shards of 1 MiB."""
+    """Return features (1000, 600) in clusters, with duplicates: several shards of 1 MiB."""
     rng = np.random.default_rng(2)
     centres = np.zeros((40, 600))
     centres[:, :12] = rng.normal(size=(40, 12))
@@ -129,7 +129,7 @@ def wide() -> NDArray[np.float32]:
 
 
 def halves() -> list[mine.Pool]:
-    """Two pools of three quarters of the images each, with queries in all of their shards."""
+    """Return two pools of three quarters of the images, with queries in all of their shards."""
     parts = [np.arange(750), np.arange(250, 1000)]
     return [
         mine.Pool(f"{n}", rows.astype(np.int32), rows[::3].astype(np.int32))
@@ -149,7 +149,7 @@ def small_shards(**fields: object) -> MineConfig:
         ("flat", 1024, 1, mining.PAIRS),
         ("flat", 7, 2, 5000),  # tasks of a dozen queries: lists come back in any order
         ("hnsw", 64, 2, 20_000),
-        ("ivf", 64, 2, 20_000),
+        pytest.param("ivf", 64, 2, 20_000, marks=pytest.mark.slow),
     ],
 )
 def test_neighbours_in_several_shards_equal_the_core(
@@ -197,7 +197,7 @@ def test_the_features_are_let_go_while_neighbours_are_searched(
         held.append(reference())
         return mapped(*args)  # type: ignore[arg-type]
 
-    mapped = mining.mapped
+    mapped = datasets.mapped
     monkeypatch.setattr(mining, "mapped", watching)
     features = [wide.copy()]
     reference = weakref.ref(features[0])
@@ -244,13 +244,13 @@ def test_a_feature_that_is_not_finite_is_named_by_its_row(
 
 @pytest.fixture
 def context(tmp_path: Path, wide: NDArray[np.float32]) -> Callable[..., Context]:
-    """A run whose images and texts are embedded; `image-5` and those after 900 could not be read."""
+    """Return a run with features; image-5 and those after 900 cannot be read."""
     run = Run(str(tmp_path / "run"), {})
     ids = [f"image-{i}" for i in range(len(wide))]
     status = ["ok" if i != 5 and i <= 900 else "missing" for i in range(len(wide))]
-    with run.writing("stage1", "mark") as writing:
+    with run.writing("stage1", "fingerprint") as writing:
         writing.record |= {"encoder": "abc", "dim": 600}
-    with run.writing("embed", "mark") as writing:
+    with run.writing("embed", "fingerprint") as writing:
         features_io.write(writing.folder / IMAGES, features_io.to_table(ids, status, wide))
         texts = features_io.to_table(["Is red"], ["ok"], np.ones((1, 600), np.float32))
         features_io.write(writing.folder / TEXTS, texts)
@@ -289,9 +289,9 @@ def context(tmp_path: Path, wide: NDArray[np.float32]) -> Callable[..., Context]
 
 
 def mined(context: Context) -> dict[str, Any]:
-    """What the stage records; its tables hold what the core finds."""
-    with context.run.writing("mine", "mark") as writing:
-        stages.mine_candidates(context, writing)
+    """Return what the stage records; check its tables against the core."""
+    with context.run.writing("mine", "fingerprint") as writing:
+        mine_stages.mine_candidates(context, writing)
         images, texts, _ = context.features("embed")
         triplets = context.dataset.triplets_of("train")
         triplets = triplets.filter(

@@ -15,9 +15,9 @@ import pytest
 
 from jobs import index
 from raycd.config import Config, cli
+from raycd.gallery.records import Change, Delete, Put
 from raycd.gallery_db import GalleryDatabase
-from raycd.gallery_db.place import Place
-from raycd.gallery_db.records import Change, Delete, Put
+from raycd.gallery_db.stored import StoredGallery
 from raycd.model import encoder as encoders
 from raycd.model.embed import EmbedImages
 from raycd.model.encoder import Encoder
@@ -33,7 +33,7 @@ PAGE = reembedding.BATCHES  # images that the job stores at once with these
 
 @pytest.fixture(scope="module")
 def encoder(tiny_bundle: Any) -> Encoder:
-    """The one that is to take over."""
+    """Return the new encoder."""
     return encoders.load_saved(tiny_bundle.folder / "encoder")
 
 
@@ -44,7 +44,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def url(request: pytest.FixtureRequest, file: Path) -> str:
-    """Of an empty database: SQLite's, unless the test is given another kind."""
+    """Return the URL of an empty database, of SQLite unless the test is given another kind."""
     if getattr(request, "param", "sqlite") == "sqlite":
         return str(file)
     return str(request.getfixturevalue("postgres").create(f"reembedding_{time.monotonic_ns()}"))
@@ -57,13 +57,13 @@ def gallery_db(url: str) -> Iterator[GalleryDatabase]:
 
 
 @pytest.fixture
-def place(gallery_db: GalleryDatabase, url: str) -> Place:
-    """Its pictures are files of their own."""
-    return Place(url, gallery_db, None)
+def stored(gallery_db: GalleryDatabase, url: str) -> StoredGallery:
+    """Return the gallery; its pictures are files of their own."""
+    return StoredGallery(url, gallery_db, None)
 
 
 def put(image_id: str, path: str | None) -> Put:
-    """An image as the old encoder has measured it."""
+    """Return an image with a feature of the old encoder."""
     return Put(image_id, np.ones(4, np.float32), path=path)
 
 
@@ -73,8 +73,8 @@ def pictures(tiny_bundle: Any, size: int = 12) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Meanwhile(Place):
-    """A gallery that is written to after a page was read, before its features are stored."""
+class Meanwhile(StoredGallery):
+    """A gallery that is written to between reading a page and storing its features."""
 
     happens: Callable[[], object] = lambda: None
 
@@ -94,12 +94,16 @@ def run(*argv: str) -> int:
 
 @pytest.mark.parametrize("url", KINDS, indirect=True)
 def test_every_image_gets_the_feature_of_the_new_encoder_and_keeps_the_old_one(
-    ray_cluster: None, tiny_bundle: Any, encoder: Encoder, gallery_db: GalleryDatabase, place: Place
+    ray_cluster: None,
+    tiny_bundle: Any,
+    encoder: Encoder,
+    gallery_db: GalleryDatabase,
+    stored: StoredGallery,
 ) -> None:
     paths = pictures(tiny_bundle)
     gallery_db.write([put(f"image {n}", path) for n, path in enumerate(paths)], OLD)
     before = gallery_db.version()
-    done = reembedding.reembed(place, encoder, CONFIG)
+    done = reembedding.reembed(stored, encoder, CONFIG)
     assert (done.encoded, done.broken) == (12, {})
     assert gallery_db.version() == before
     assert gallery_db.encoders() == {OLD: 12, encoder.fingerprint(): 12}
@@ -111,11 +115,15 @@ def test_every_image_gets_the_feature_of_the_new_encoder_and_keeps_the_old_one(
 
 
 def test_what_was_encoded_already_is_not_encoded_again(
-    ray_cluster: None, tiny_bundle: Any, encoder: Encoder, gallery_db: GalleryDatabase, place: Place
+    ray_cluster: None,
+    tiny_bundle: Any,
+    encoder: Encoder,
+    gallery_db: GalleryDatabase,
+    stored: StoredGallery,
 ) -> None:
     gallery_db.write([put(f"image {n}", path) for n, path in enumerate(pictures(tiny_bundle))], OLD)
-    assert reembedding.reembed(place, encoder, CONFIG).encoded == 12
-    assert reembedding.reembed(place, encoder, CONFIG).encoded == 0
+    assert reembedding.reembed(stored, encoder, CONFIG).encoded == 12
+    assert reembedding.reembed(stored, encoder, CONFIG).encoded == 0
 
 
 @pytest.mark.parametrize("url", KINDS, indirect=True)
@@ -163,7 +171,7 @@ def test_images_without_a_readable_picture_are_named_with_the_reason(
     tiny_bundle: Any,
     encoder: Encoder,
     gallery_db: GalleryDatabase,
-    place: Place,
+    stored: StoredGallery,
     tmp_path: Path,
 ) -> None:
     damaged = tmp_path / "damaged.png"
@@ -178,19 +186,23 @@ def test_images_without_a_readable_picture_are_named_with_the_reason(
         ],
         OLD,
     )
-    done = reembedding.reembed(place, encoder, CONFIG)
+    done = reembedding.reembed(stored, encoder, CONFIG)
     assert done.encoded == 1
     assert done.broken == {"none": "missing", "gone": "missing", "damaged": "not_an_image"}
 
 
 def test_a_picture_of_few_pixels_that_the_service_has_taken_is_encoded(
-    ray_cluster: None, encoder: Encoder, gallery_db: GalleryDatabase, place: Place, tmp_path: Path
+    ray_cluster: None,
+    encoder: Encoder,
+    gallery_db: GalleryDatabase,
+    stored: StoredGallery,
+    tmp_path: Path,
 ) -> None:
     from PIL import Image
 
     Image.new("RGB", (3, 3), "red").save(tmp_path / "small.png")
     gallery_db.write([put("small", str(tmp_path / "small.png"))], OLD)
-    assert reembedding.reembed(place, encoder, CONFIG).encoded == 1
+    assert reembedding.reembed(stored, encoder, CONFIG).encoded == 1
 
 
 def test_the_job_tells_how_many_and_what_comes_next(

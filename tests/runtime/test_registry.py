@@ -18,7 +18,7 @@ from raycd.runtime.tracking import Tracker
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Any) -> Path:
-    """A folder of runs with one registered bundle, whose alias is champion."""
+    """Return a folder of runs with one registered bundle, whose alias is champion."""
     folder = tmp_path_factory.mktemp("runs")
     with Tracker.open(Config(preset="demo"), folder) as tracker:
         version = tracker.register(tiny_bundle.folder)

@@ -31,9 +31,7 @@ METRICS = {
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of runs whose database is made once: that takes seconds. The space is part of the
-    test.
-    """
+    """Return a folder of runs whose database is made once, for that takes seconds; with a space."""
     return tmp_path_factory.mktemp("runs of a user")
 
 
@@ -146,7 +144,7 @@ ODD_NAMES = [
 def test_no_two_categories_become_one_metric_and_none_is_refused(
     runs: Path, client: MlflowClient
 ) -> None:
-    values = {name: {"recall@10": float(place)} for place, name in enumerate(ODD_NAMES)}
+    values = {name: {"recall@10": float(number)} for number, name in enumerate(ODD_NAMES)}
     values[tracking._metric_name(ODD_NAMES[1])] = {"recall@10": -1.0}  # what another has become
     with Tracker.open(config(), runs) as tracker:
         tracker.log_metrics({"fine_tuned": values})
@@ -255,7 +253,9 @@ def test_an_exception_leaves_both_runs_failed(runs: Path, client: MlflowClient) 
 def test_a_deleted_experiment_is_refused_with_the_remedy(runs: Path, client: MlflowClient) -> None:
     with Tracker.open(config(experiment="old"), runs):
         pass
-    client.delete_experiment(client.get_experiment_by_name("old").experiment_id)
+    old = client.get_experiment_by_name("old")
+    assert old is not None
+    client.delete_experiment(old.experiment_id)
     with pytest.raises(TrackingError, match=r"--tracking\.experiment"):
         Tracker.open(config(experiment="old"), runs)
 
@@ -378,6 +378,7 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("fresh")
 
 
+@pytest.mark.slow
 def test_two_processes_may_make_the_database_at_once_and_say_nothing(fresh: Path) -> None:
     program = f"""
 from raycd.config import Config
@@ -397,6 +398,7 @@ with Tracker.open(Config(), {str(fresh)!r}) as tracker:
     ends = [(*process.communicate(timeout=120), process.returncode) for process in processes]
     assert ends == [("", "", 0), ("", "", 0)]
     experiment = client_of(fresh).get_experiment_by_name("raycd")
+    assert experiment is not None
     assert len(client_of(fresh).search_runs([experiment.experiment_id])) == 2
 
 

@@ -57,7 +57,7 @@ def gallery_features(searcher: Searcher) -> Vector:
 
 
 def check(searcher: Searcher, tiny_bundle: Any, results: list[Result], query_D: Vector) -> None:
-    """All images of the gallery, by their cosine with the query."""
+    """Check all images of the gallery by their cosine with the query."""
     cosines = gallery_features(searcher) @ query_D
     expected = dict(zip(tiny_bundle.image_ids, cosines.tolist(), strict=True))
     assert {result.image_id: result.score for result in results} == pytest.approx(
@@ -264,7 +264,7 @@ def test_long_texts_are_cut_and_marked(searcher: Searcher, tiny_bundle: Any) -> 
     assert len(ask(searcher, image, long)) == 12
     assert searcher.prepare(Query(image, long)).truncated == [
         long
-    ]  # told again when its feature is known
+    ]  # reported again when its feature is known
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from io import BytesIO
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 from PIL import Image
 
 
+class Answer(Protocol):
+    """A response of httpx, or of Starlette's test client, which may bring an httpx of its own."""
+
+    status_code: int
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def headers(self) -> Any: ...
+    def json(self) -> Any: ...
+
+
 def saved(image: Image.Image, kind: str) -> bytes:
-    """Its file in a format of Pillow's."""
+    """Return an image's file in a format of Pillow's."""
     buffer = BytesIO()
     image.save(buffer, kind)
     return buffer.getvalue()
@@ -21,7 +33,7 @@ def png(image: Image.Image) -> bytes:
 
 
 def ask(client: httpx.Client, image: bytes | None = None, **fields: Any) -> httpx.Response:
-    """POST /v1/search as a form."""
+    """Send POST /v1/search as a form."""
     files: dict[str, Any] = {} if image is None else {"image": ("photo.png", image, "image/png")}
     return client.post(
         "/v1/search",
@@ -29,8 +41,8 @@ def ask(client: httpx.Client, image: bytes | None = None, **fields: Any) -> http
     )
 
 
-def problem(response: httpx.Response, status: int) -> dict[str, Any]:
-    """The problem document, which says nothing of the inside."""
+def problem(response: Answer, status: int) -> dict[str, Any]:
+    """Return the problem document, which must say nothing of the inside."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/problem+json"
     body = dict(response.json())
@@ -44,5 +56,5 @@ def problem(response: httpx.Response, status: int) -> dict[str, Any]:
 
 
 def fields(body: dict[str, Any]) -> list[str]:
-    """The fields that a problem names."""
+    """Return the fields that a problem names."""
     return [error["field"] for error in body["errors"]]

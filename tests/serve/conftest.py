@@ -33,9 +33,7 @@ def free_port() -> int:
 
 @pytest.fixture(scope="session")
 def service_args(tiny_bundle: Any) -> ServeArgs:
-    """What the service of these tests is told: small limits, so that tests can go beyond them, and
-    no live gallery.
-    """
+    """Return settings without a live gallery, of limits that tests can exceed."""
     from serve.args import ServeArgs
 
     return ServeArgs(
@@ -55,24 +53,24 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
     all others.
     """
     if RUNNING in item.session.stash and (nextitem is None or FOLDER not in nextitem.path.parents):
-        from ray import serve
+        from ray import serve as ray_serve
 
-        serve.shutdown()
+        ray_serve.shutdown()  # type: ignore[no-untyped-call]  # Ray's
 
 
 @pytest.fixture(scope="session")
 def start_service(ray_cluster: Any, request: pytest.FixtureRequest) -> Callable[..., str]:
-    """Starts another application on the one Ray Serve of these tests; gives its URL."""
-    from ray import serve
+    """Return what starts an application on the one Ray Serve of these tests, and gives its URL."""
+    from ray import serve as ray_serve
 
     from serve.app import build
 
     port = a_free_port()
-    serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
+    ray_serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
 
     def start(args: ServeArgs, name: str) -> str:
         prefix = "/" if name == "raycd" else f"/{name}"
-        serve.run(build(args), name=name, route_prefix=prefix)
+        ray_serve.run(build(args), name=name, route_prefix=prefix)
         return f"http://127.0.0.1:{port}{prefix}".rstrip("/")
 
     request.session.stash[RUNNING] = True
@@ -81,7 +79,7 @@ def start_service(ray_cluster: Any, request: pytest.FixtureRequest) -> Callable[
 
 @pytest.fixture(scope="session")
 def service_url(start_service: Callable[..., str], service_args: ServeArgs) -> str:
-    """A service that answers from the tiny bundle."""
+    """Start a service that answers from the tiny bundle."""
     return start_service(service_args, "raycd")
 
 
@@ -89,7 +87,7 @@ def service_url(start_service: Callable[..., str], service_args: ServeArgs) -> s
 def live_url(
     start_service: Callable[..., str], service_args: ServeArgs, tmp_path_factory: Any
 ) -> str:
-    """A service whose gallery changes: tests add images and remove only their own."""
+    """Start a service whose gallery changes: tests add images and remove only their own."""
     database = tmp_path_factory.mktemp("live") / "gallery.sqlite"
     return start_service(
         service_args.model_copy(update={"gallery": str(database), "max_import": 600}), "live"
@@ -98,7 +96,7 @@ def live_url(
 
 @pytest.fixture(scope="session")
 def client(service_url: str) -> Iterator[httpx.Client]:
-    """HTTP to it."""
+    """Return a client of it."""
     with httpx.Client(base_url=service_url, timeout=60) as client:
         yield client
 
@@ -120,7 +118,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def complaints() -> Iterator[list[str]]:
-    """What the browser complains about. A test that provokes it clears it; nothing may be left."""
+    """Collect what the browser complains about. A test that provokes it clears it."""
     complaints: list[str] = []
     yield complaints
     assert complaints == []
@@ -130,7 +128,7 @@ def complaints() -> Iterator[list[str]]:
 def open_page(
     browser: Browser, service_url: str, complaints: list[str]
 ) -> Iterator[Callable[..., Page]]:
-    """Opens the page of the service (pages.opener)."""
+    """Return what opens the page of the service (pages.opener)."""
     from tests.serve.pages import opener
 
     with opener(browser, service_url, complaints) as open_page:

@@ -23,7 +23,7 @@ DAY = timedelta(days=1)
 
 
 class Authority:
-    """Signs certificates; `trust()` is what a client needs to believe them."""
+    """An authority that signs certificates; `trust()` is what a client needs to believe them."""
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._key = folder, ec.generate_private_key(ec.SECP256R1())
@@ -81,7 +81,7 @@ class Authority:
 
 @dataclass
 class Server:
-    """A server that runs: where, what it was asked, how many connections were made and have ended."""
+    """A server that runs: its port, its requests, and how many connections began and ended."""
 
     port: int = 0
     requests: list[str] = field(default_factory=list)

@@ -21,10 +21,12 @@ NEEDS_CHROMIUM = pytest.mark.skipif(
 PHONE: Any = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
 _GIVE = """([selector, kind, files]) => {
     const data = new DataTransfer();
-    for (const [name, bytes] of files) data.items.add(new File([new Uint8Array(bytes)], name, {type: "image/png"}));
+    for (const [name, bytes] of files)
+        data.items.add(new File([new Uint8Array(bytes)], name, {type: "image/png"}));
     const target = document.querySelector(selector);
-    const given = kind === "drop" ? new DragEvent(kind, {dataTransfer: data, bubbles: true, cancelable: true})
-        : new ClipboardEvent(kind, {clipboardData: data, bubbles: true, cancelable: true});
+    const all = {bubbles: true, cancelable: true};
+    const given = kind === "drop" ? new DragEvent(kind, {dataTransfer: data, ...all})
+        : new ClipboardEvent(kind, {clipboardData: data, ...all});
     target.dispatchEvent(given);
 }"""
 
@@ -74,7 +76,7 @@ def is_ready(page: Page) -> None:
 
 
 def photo() -> bytes:
-    """A PNG that the gallery does not have."""
+    """Return a PNG that the gallery does not have."""
     buffer = BytesIO()
     Image.radial_gradient("L").resize((64, 64)).convert("RGB").save(buffer, "PNG")
     return buffer.getvalue()
@@ -102,5 +104,36 @@ def cards(page: Page) -> Locator:
 
 
 def found(page: Page) -> list[str | None]:
-    """The addresses of the results' pictures, in their order."""
+    """Return the addresses of the results' pictures, in their order."""
     return [picture.get_attribute("href") for picture in page.locator(".card .picture").all()]
+
+
+def row(page: Page, image_id: str) -> Locator:
+    """Return what the dialog says of the picture that is to have this id."""
+    inputs = page.locator(".addition input")
+    index = [field.input_value() for field in inputs.all()].index(image_id)
+    return page.locator(".addition").nth(index)
+
+
+def add(page: Page, *names: str) -> None:
+    """Drop pictures of these names into the gallery and add them."""
+    if page.locator("#picker").is_hidden():
+        page.click("#pick")
+    give(page, "drop", "#picker", {f"{name}.png": photo() for name in names})
+    send(page)
+    expect(page.locator("#add")).to_be_hidden()
+    expect(page.locator("#picker .tile").first).to_be_focused()
+
+
+def send(page: Page) -> None:
+    page.locator("#add-send").click()
+
+
+def tile(page: Page, image_id: str) -> Locator:
+    return page.locator(f'#picker [data-image="{image_id}"]')
+
+
+def is_shown(picture: Locator) -> None:
+    """Wait until its pixels are there."""
+    expect(picture).to_be_visible()
+    expect(picture).not_to_have_js_property("naturalWidth", 0)

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import grpc
+import grpc  # type: ignore[import-untyped]  # it has no stubs
 import httpx
 import psutil
 import pytest
@@ -22,10 +22,11 @@ from pydantic import ValidationError
 from ray.serve.schema import ServeDeploySchema
 
 from raycd.api import BundleInfo
-from raycd.errors import RunError, TrackingError
-from serve import app, running
+from raycd.errors import ConfigError, RunError, TrackingError
+from serve import app
 from serve.args import ServeArgs
-from serve.local import check_room
+from serve.start import running
+from serve.start.local import check_room
 from serve.swap import Wanted
 from tests.hostile.sockets import open_to_others
 from tests.serve.asking import ask, png, problem
@@ -44,17 +45,36 @@ def test_config_yaml_is_valid_and_stays_on_loopback() -> None:
 
 
 def test_a_bundle_of_the_registry_needs_a_gallery_that_is_named() -> None:
-    with pytest.raises(ValidationError, match="set gallery") as told:
+    with pytest.raises(ValidationError, match="set gallery") as caught:
         ServeArgs(bundle="models:/raycd@champion")
-    assert [error["loc"] for error in told.value.errors()] == [("gallery",)]
+    assert [error["loc"] for error in caught.value.errors()] == [("gallery",)]
     for gallery in ("none", "/data/shop.sqlite", "postgresql://raycd@db/raycd"):
         assert ServeArgs(bundle="models:/raycd@champion", gallery=gallery).gallery == gallery
-    with pytest.raises(RunError, match="name a database with --gallery, or none"):
-        app._arguments(
-            app._parser().parse_args(["--bundle", "models:/raycd@champion"]), Path("/fetched")
-        )
-    options = app._parser().parse_args(["--bundle", "models:/raycd@champion", "--gallery", "none"])
-    assert app._arguments(options, Path("/fetched")).bundle == "/fetched"
+    with pytest.raises(ConfigError, match="set gallery"):
+        app._read(["--bundle", "models:/raycd@champion"])
+    options = app._read(["--bundle", "models:/raycd@champion", "--gallery", "none"])
+    assert app._arguments(options.config, Path("/fetched")).bundle == "/fetched"
+
+
+def test_settings_come_from_a_file_the_environment_and_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "service.yaml"
+    file.write_text("top_k: 5\nmax_top_k: 50\nport: 8001\nhosts: [a.example]\n")
+    monkeypatch.setenv("RAYCD_SERVE__MAX_TOP_K", "60")
+    monkeypatch.setenv("RAYCD_SERVE__GALLERY", "postgresql://ann:s3cret@db/raycd")
+    monkeypatch.setenv("RAYCD_SERVE__PORT", "8002")
+    argv = ["--config", str(file), "--port", "8003", "--image-url", "--hosts", "b.example", "c"]
+    read = app._read([*argv, "--formats", "PNG"]).config
+    assert (read.top_k, read.max_top_k, read.port, read.image_url) == (5, 60, 8003, True)
+    assert (read.hosts, read.formats) == (("b.example", "c"), ("PNG",))
+    args = app._arguments(read, Path("/bundle"))
+    assert (args.gallery, args.top_k) == ("postgresql://ann:s3cret@db/raycd", 5)
+    with pytest.raises(ConfigError, match="set RAYCD_SERVE__GALLERY"):
+        app._read(["--gallery", "postgresql://ann:s3cret@db/raycd"])
+    monkeypatch.setenv("RAYCD_SERVE__TOPK", "5")
+    with pytest.raises(ConfigError, match="did you mean RAYCD_SERVE__TOP_K"):
+        app._read([])
 
 
 def test_a_change_that_fails_is_one_message_and_the_service_goes_on(
@@ -107,7 +127,7 @@ def command(*arguments: str) -> subprocess.Popen[str]:
 
 
 def message(*arguments: str) -> str:
-    """What the command says about a mistake."""
+    """Return what the command says about a mistake."""
     process = command(*arguments)
     out, error = process.communicate(timeout=120)
     assert process.returncode == 2, error
@@ -140,8 +160,8 @@ def test_a_spoiled_bundle_and_impossible_options_are_told(
     (tmp_path / "manifest.json").write_text("{}")
     port = str(free_port)
     assert "another format" in message("--bundle", str(tmp_path), "--port", "1" + port[1:])
-    assert "expected a number from 1 to 65535" in message("--port", "70000")
-    assert "--replicas is impossible" in message(
+    assert "less than or equal to 65535" in message("--port", "70000")
+    assert "replicas: impossible value" in message(
         "--bundle", str(tiny_bundle.folder), "--replicas", "0"
     )
 
@@ -155,7 +175,7 @@ def test_more_replicas_than_the_machine_carries_are_refused() -> None:
 
 
 def token_of(pid: int) -> str:
-    """The token of the Ray that a process has started."""
+    """Return the token of the Ray that a process has started."""
     [path] = {
         path
         for child in psutil.Process(pid).children()
@@ -165,7 +185,7 @@ def token_of(pid: int) -> str:
 
 
 def refusal(port: int, token: str) -> grpc.StatusCode:
-    """How a replica's port for other replicas refuses an empty request."""
+    """Return how a replica's port for other replicas refuses an empty request."""
     metadata = [("authorization", f"Bearer {token}")] if token else []
     with (
         grpc.insecure_channel(f"127.0.0.1:{port}") as channel,
@@ -174,11 +194,11 @@ def refusal(port: int, token: str) -> grpc.StatusCode:
         channel.unary_unary("/ray.serve.ASGIService/HandleRequest")(
             b"", timeout=30, metadata=metadata
         )
-    return caught.value.code()  # type: ignore[no-any-return]
+    return caught.value.code()
 
 
 def check_sockets(pid: int, proxy: str) -> None:
-    """What the service leaves open to others is told in docs/serving.md, and runs nobody's code
+    """What the service leaves open to others is named in docs/serving.md, and runs nobody's code
     without the token.
     """
     found = open_to_others(pid)
@@ -206,12 +226,12 @@ def check_sockets(pid: int, proxy: str) -> None:
 def test_the_command_serves_until_it_is_terminated(
     tiny_bundle: Any, free_port: int, proxy: str, host: str
 ) -> None:
-    url, place = (
+    url, site = (
         f"http://{host}:{free_port}",
         ("--host", host.strip("[]"), "--port", str(free_port)),
     )
     process = command(
-        "--bundle", str(tiny_bundle.folder), *place, "--proxy", proxy, "--batch-wait-s", "2"
+        "--bundle", str(tiny_bundle.folder), *site, "--proxy", proxy, "--batch-wait-s", "2"
     )
     assert process.stdout is not None
     try:

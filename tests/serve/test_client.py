@@ -21,8 +21,8 @@ def raycd_client(service_url: str) -> Iterator[Client]:
 
 
 def test_every_method_has_its_answer(raycd_client: Client, tiny_bundle: Any) -> None:
-    told = raycd_client.info()
-    assert (told.index.size, told.limits.batch) == (12, 4)
+    said = raycd_client.info()
+    assert (said.index.size, said.limits.batch) == (12, 4)
     assert raycd_client.ready().status == "ready"
     assert [item.image_id for item in raycd_client.iter_gallery()] == tiny_bundle.image_ids
     assert all(item.category == "dress" for item in raycd_client.gallery(category=["dress"]).items)
@@ -88,7 +88,7 @@ def test_the_command_answers_a_file_longer_than_a_batch(
     lines = [json.dumps({"text": f"is number {number}", "top_k": 1}) for number in range(9)]
     (tmp_path / "in.jsonl").write_text("\n".join([*lines[:5], "no json", *lines[5:]]))
     assert main(["batch", str(tmp_path / "in.jsonl"), "--url", service_url], {}) == 2
-    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [each["status"] for each in told] == [200] * 5 + [400] + [200] * 4
+    said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [each["status"] for each in said] == [200] * 5 + [400] + [200] * 4
     assert main(["search", "--text", "is blue", "--url", service_url], {}) == 0
     assert "1 to 10 of 12 images" in capsys.readouterr().out

@@ -29,7 +29,7 @@ def test_requests_batches_and_the_gallery_are_exported(
     assert client.post("/v1/search", json={"text": "is blue"}).status_code == 200
     assert client.post("/v1/search", json={}).status_code == 422
     assert client.get("/nowhere/in-particular").status_code == 404
-    [node] = ray.nodes()
+    [node] = ray.nodes()  # type: ignore[no-untyped-call]  # Ray's
     url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     until, text = time.monotonic() + 60, ""
     while not all(stands(line, text) for line in EXPECTED):
@@ -40,7 +40,7 @@ def test_requests_batches_and_the_gallery_are_exported(
 
 
 def stands(expected: str, text: str) -> bool:
-    """Whether a line has all parts, in this order."""
+    """Return whether a line has all parts, in this order."""
     first, *parts = expected.split("...")
     lines = [line for line in text.splitlines() if line.startswith(first)]
     return any(all(part in line for part in parts) for line in lines)

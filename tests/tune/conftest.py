@@ -23,7 +23,7 @@ AS_IT_IS = ["mine.eps_low=none", "mine.eps_high=none", "mine.s_max=none"]  # alp
 
 @dataclass(frozen=True)
 class Mined:
-    """A run up to its mined tables. Do not write into it."""
+    """Make a run up to its mined tables. Do not write into it."""
 
     settings: dict[str, Any]
     run: Run
@@ -31,7 +31,7 @@ class Mined:
     inputs: dict[str, str]
 
     def config(self, runs: Path, **tune: Any) -> Config:
-        """The run's settings with heads that train in a moment, and these of `tune`."""
+        """Return the run's settings with heads that train in a moment, and these of `tune`."""
         changes = {
             "runs": str(runs),
             "stage2": {**self.settings["stage2"], **LIGHT},
@@ -55,9 +55,7 @@ def mined(
 
 @pytest.fixture
 def small_space(mined: Mined, tmp_path: Path) -> Callable[..., Space]:
-    """A space of alpha and k, or of what is given beside them, for a sweep in this test's own
-    folder.
-    """
+    """Return a space of alpha and k, or of what is given, for a sweep in this test's own folder."""
 
     def make(*overrides: str, **tune: Any) -> Space:
         return make_space(mined.config(tmp_path, **tune), [*AS_IT_IS, *overrides])

@@ -17,7 +17,7 @@ from tune.journal import Journal, best
 from tune.space import make_space
 
 INPUTS = {"embed": "e1", "mine": "m1"}
-TRIAL: Mapping[str, Any] = {
+TRIAL: dict[str, Any] = {
     "number": 7,
     "proposed": {"mine.alpha": 0.5},
     "settings": {"mine.alpha": 0.5},
@@ -48,7 +48,7 @@ def opened(
     inputs: Mapping[str, str] = INPUTS,
     **changes: Any,
 ) -> Journal:
-    """The journal after it was opened and closed."""
+    """Return the journal after it was opened and closed."""
     here = journal(tmp_path)
     with here.opened(make_space(config(tmp_path, **changes), overrides), inputs, resume=resume):
         return here
@@ -158,7 +158,8 @@ def test_a_range_that_the_size_of_the_features_has_bounded_is_no_mistake(tmp_pat
 
 def test_a_sweep_that_is_not_there_cannot_be_resumed(tmp_path: Path) -> None:
     assert refused(tmp_path, resume=True) == (
-        f"there is no sweep to resume in {tmp_path / 'tiny-sweep'}\n  to do:    start it without --resume"
+        f"there is no sweep to resume in {tmp_path / 'tiny-sweep'}\n"
+        "  to do:    start it without --resume"
     )
 
 
@@ -201,7 +202,8 @@ def test_another_sweep_is_not_resumed_and_what_changed_is_told(
     opened(tmp_path, resume=False).write(TRIAL)
     message = refused(tmp_path, resume=True, **changes)
     assert message == (
-        f"the sweep in {tmp_path / 'tiny-sweep'} was started with other settings\n  got:      {told}\n"
+        f"the sweep in {tmp_path / 'tiny-sweep'} was started with other settings\n"
+        f"  got:      {told}\n"
         "  to do:    go on with the settings it was started with, or start another by --sweep NAME"
     )
     assert journal(tmp_path).trials() == [TRIAL]

@@ -29,7 +29,7 @@ from tune.record import SweepRecord
 from tune.space import Space, make_space
 
 METRIC = "recall@10"
-RESULT = {
+RESULT: dict[str, Any] = {
     "seeds": 2,
     "default_won": False,
     "better": True,
@@ -196,11 +196,11 @@ def test_what_thresholds_could_not_change_gives_no_importances_and_is_told(tmp_p
     files = outcome.files(space, untouched, finalists(untouched, 4), RESULT, METRIC)
     assert list(files) == ["best.yaml", "history.png", "parallel_coordinates.png"]
     journal = Journal(str(tmp_path / "tiny-sweep"), str(tmp_path / "tiny"))
-    told = outcome.told(untouched, finalists(untouched, 4), RESULT, journal)
+    told = outcome.summary(untouched, finalists(untouched, 4), RESULT, journal)
     assert "warning: 5 of 5 measured trials have trained no epoch of pseudo triplets" in told
     touched = [trial(number, "finished", 0.1 * number, 0.1 * number) for number in range(4)]
     assert "importances.png" in outcome.files(space, touched, finalists(touched, 3), RESULT, METRIC)
-    assert "warning" not in outcome.told(touched, finalists(touched, 3), RESULT, journal)
+    assert "warning" not in outcome.summary(touched, finalists(touched, 3), RESULT, journal)
 
 
 def test_a_sweep_without_a_record_keeps_its_trials(tmp_path: Path) -> None:

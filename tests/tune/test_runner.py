@@ -63,6 +63,7 @@ def files(space: Space) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.slow
 def test_every_trial_is_kept_once_with_its_epochs_and_a_later_start_runs_only_the_rest(
     mined: Mined, small_space: Callable[..., Space]
 ) -> None:
@@ -125,6 +126,7 @@ def test_a_trial_is_what_training_with_its_settings_gives(
     )
 
 
+@pytest.mark.slow
 def test_a_failed_trial_is_kept_with_its_error_and_the_others_go_on(
     mined: Mined, small_space: Callable[..., Space]
 ) -> None:
@@ -217,6 +219,7 @@ def by_value(function: Any) -> Any:
     return trial_of_this_test
 
 
+@pytest.mark.slow
 def test_a_trial_that_is_poorer_than_those_that_have_ended_is_stopped(
     mined: Mined, small_space: Callable[..., Space]
 ) -> None:

@@ -10,7 +10,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from raycd.config import Config
-from tune.search import Budget, _Ended, grid, make_budget, make_scheduler, make_search, samples
+from tune.search import Budget, _Ended, grid, make_budget, make_proposer, make_scheduler, samples
 from tune.space import Space, make_space
 
 CONTINUE, STOP = TrialScheduler.CONTINUE, TrialScheduler.STOP
@@ -26,7 +26,7 @@ def space_of(**tune: Any) -> Space:
 def ended(
     number: int, alpha: float, k: int, value: float | None, *epochs: tuple[int, float]
 ) -> dict[str, Any]:
-    """A trial's record; its epochs are (triplets seen, score)."""
+    """Return a trial's record; its epochs are (triplets seen, score)."""
     proposed = {"mine.alpha": alpha, "stage2.k": k}
     entries = [{"seen": seen, "score": score} for seen, score in epochs]
     return {"number": number, "proposed": proposed, "value": value, "epochs": entries}
@@ -41,7 +41,7 @@ def test_a_fresh_sweep_tries_the_default_first_and_then_other_settings_of_the_sp
     kind: str,
 ) -> None:
     space = space_of(search=kind)
-    first, *others = proposals(make_search(space, []), 8)
+    first, *others = proposals(make_proposer(space, []), 8)
     assert first == DEFAULT
     for proposed in others:
         assert proposed != DEFAULT
@@ -51,16 +51,16 @@ def test_a_fresh_sweep_tries_the_default_first_and_then_other_settings_of_the_sp
 def test_a_default_outside_of_the_space_is_not_tried() -> None:
     space = make_space(space_of().config, ["mine.alpha=0.8,0.9"])
     assert all(
-        0.8 <= proposed["mine.alpha"] <= 0.9 for proposed in proposals(make_search(space, []), 5)
+        0.8 <= proposed["mine.alpha"] <= 0.9 for proposed in proposals(make_proposer(space, []), 5)
     )
 
 
 @pytest.mark.parametrize("kind", ["tpe", "random"])
 def test_the_same_seed_proposes_the_same_and_another_seed_others(kind: str) -> None:
-    first, again = (proposals(make_search(space_of(search=kind), []), 4) for _ in range(2))
+    first, again = (proposals(make_proposer(space_of(search=kind), []), 4) for _ in range(2))
     space = space_of(search=kind)
     other = proposals(
-        make_search(Space(space.config.model_copy(update={"seed": 1}), space.ranges), []), 4
+        make_proposer(Space(space.config.model_copy(update={"seed": 1}), space.ranges), []), 4
     )
     assert first == again
     assert first[1:] != other[1:]
@@ -69,23 +69,24 @@ def test_the_same_seed_proposes_the_same_and_another_seed_others(kind: str) -> N
 @pytest.mark.parametrize("kind", ["tpe", "random"])
 def test_a_resumed_sweep_does_not_propose_the_default_again(kind: str) -> None:
     before = [ended(0, 0.6, 5, 0.3, (10, 0.3)), ended(1, 0.5, 2, 0.4, (10, 0.4))]
-    fresh = proposals(make_search(space_of(search=kind), []), 6)
-    resumed = proposals(make_search(space_of(search=kind), before), 5)
+    fresh = proposals(make_proposer(space_of(search=kind), []), 6)
+    resumed = proposals(make_proposer(space_of(search=kind), before), 5)
     assert not any(proposed in [DEFAULT, *fresh] for proposed in resumed)
 
 
 def test_a_sweep_killed_before_its_default_has_ended_tries_the_default_on_resuming() -> None:
-    [proposed] = proposals(make_search(space_of(), [ended(1, 0.5, 2, 0.4, (10, 0.4))]), 1)
+    [proposed] = proposals(make_proposer(space_of(), [ended(1, 0.5, 2, 0.4, (10, 0.4))]), 1)
     assert proposed == DEFAULT
 
 
-def test_a_resumed_searcher_knows_the_trials_that_have_ended_the_failed_ones_too() -> None:
+def test_a_resumed_proposer_knows_the_trials_that_have_ended_the_failed_ones_too() -> None:
     before = [
         ended(0, 0.6, 5, 0.3, (10, 0.3)),
         ended(1, 0.5, 2, None),
         ended(2, 0.45, 1, 0.2, (10, 0.2)),
     ]
-    known = make_search(space_of(), before)._ot_study.get_trials()
+    proposer: Any = make_proposer(space_of(), before)
+    known = proposer._ot_study.get_trials()
     assert [(trial.state, trial.value, trial.params) for trial in known] == [
         (TrialState.COMPLETE, 0.3, DEFAULT),
         (TrialState.FAIL, None, {"mine.alpha": 0.5, "stage2.k": 2}),
@@ -98,13 +99,15 @@ def test_a_resumed_tpe_searches_where_ended_trials_were_good() -> None:
     before += [
         ended(i, 0.4 + 0.01 * i, 1 + i % 6, 0.9 if i < 5 else 0.1, (9, 0.9)) for i in range(1, 30)
     ]
-    found = [proposed["mine.alpha"] for proposed in proposals(make_search(space_of(), before), 20)]
+    found = [
+        proposed["mine.alpha"] for proposed in proposals(make_proposer(space_of(), before), 20)
+    ]
     assert sum(alpha < 0.5 for alpha in found) > 14  # a third, were it ignorant of them
 
 
 def test_a_grid_gives_every_combination_once() -> None:
     space = space_of(search="grid", grid_points=3)
-    asked = proposals(make_search(space, []), samples(space))
+    asked = proposals(make_proposer(space, []), samples(space))
     assert samples(space) == 9
     assert sorted((proposed["mine.alpha"], proposed["stage2.k"]) for proposed in asked) == [
         *((0.4, 1), (0.4, 4), (0.4, 6)),
@@ -126,7 +129,7 @@ def test_a_resumed_grid_skips_what_was_tried() -> None:
         ended(i, point["mine.alpha"], point["stage2.k"], 0.5, (9, 0.5))
         for i, point in enumerate(points[:4])
     ]
-    assert proposals(make_search(space, before), 5) == points[4:]
+    assert proposals(make_proposer(space, before), 5) == points[4:]
 
 
 def test_the_budget_counts_triplets_of_k_epochs_of_originals_and_one_of_pseudo_triplets() -> None:
@@ -169,10 +172,8 @@ BEFORE = [
 
 
 def same_sweep() -> TrialScheduler:
-    """ASHA that has seen the trials of BEFORE itself, as Tune tells them: one epoch of each in
-    turn.
-    """
-    asha = make_scheduler(space_of(reduction=3).config.tune, Budget(10, 90), [])
+    """Return ASHA that has seen the trials of BEFORE as Ray Tune reports them, epoch by epoch."""
+    asha: Any = make_scheduler(space_of(reduction=3).config.tune, Budget(10, 90), [])
     trials = {record["number"]: _Ended(f"live-{record['number']}") for record in BEFORE}
     for trial in trials.values():
         asha.on_trial_add(None, trial)
@@ -200,10 +201,8 @@ def same_sweep() -> TrialScheduler:
 def test_asha_of_a_resumed_sweep_decides_as_if_the_ended_trials_had_run_in_it(
     results: list[tuple[int, float]], decisions: list[str]
 ) -> None:
-    for asha in (
-        same_sweep(),
-        make_scheduler(space_of(reduction=3).config.tune, Budget(10, 90), BEFORE),
-    ):
+    resumed: Any = make_scheduler(space_of(reduction=3).config.tune, Budget(10, 90), BEFORE)
+    for asha in (same_sweep(), resumed):
         new = _Ended("new")
         asha.on_trial_add(None, new)
         assert [
@@ -211,23 +210,23 @@ def test_asha_of_a_resumed_sweep_decides_as_if_the_ended_trials_had_run_in_it(
         ] == decisions
 
 
-def test_asha_of_a_resumed_sweep_has_the_halts_of_the_same_sweep() -> None:
-    resumed = make_scheduler(space_of(reduction=3).config.tune, Budget(10, 90), BEFORE)
-    halts = [
+def test_asha_of_a_resumed_sweep_has_the_rungs_of_the_same_sweep() -> None:
+    resumed: Any = make_scheduler(space_of(reduction=3).config.tune, Budget(10, 90), BEFORE)
+    rungs = [
         [(milestone, sorted(recorded.values())) for milestone, recorded in asha._brackets[0]._rungs]
         for asha in (resumed, same_sweep())
     ]
-    assert halts[0] == halts[1] == [(90, [0.4, 0.5]), (30, [0.4, 0.5]), (10, [0.1, 0.2, 0.3, 0.4])]
+    assert rungs[0] == rungs[1] == [(90, [0.4, 0.5]), (30, [0.4, 0.5]), (10, [0.1, 0.2, 0.3, 0.4])]
 
 
 def test_a_poor_trial_goes_on_where_asha_knows_no_other() -> None:
-    asha = make_scheduler(space_of(reduction=3).config.tune, Budget(10, 90), [])
+    asha: Any = make_scheduler(space_of(reduction=3).config.tune, Budget(10, 90), [])
     asha.on_trial_add(None, _Ended("new"))
     assert asha.on_trial_result(None, _Ended("new"), {"seen": 10, "value": 0.05}) == CONTINUE
 
 
-def test_the_searcher_learns_what_a_trial_gave_and_which_have_failed() -> None:
-    search = make_search(space_of(), [])
+def test_the_proposer_learns_what_a_trial_gave_and_which_have_failed() -> None:
+    search: Any = make_proposer(space_of(), [])
     for name in ("good", "failed", "killed"):
         search.suggest(name)
     search.on_trial_result("failed", {"error": "ConfigError: no", "training_iteration": 1})

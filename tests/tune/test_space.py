@@ -11,7 +11,7 @@ import pytest
 
 from raycd.config import Config
 from raycd.errors import ConfigError
-from tune import figures
+from tune import outcome
 from tune.space import Choice, Range, Space, make_space
 
 CONFIG = Config.model_validate(
@@ -206,7 +206,7 @@ def test_figures_show_every_trial_that_was_measured() -> None:
         for low in (0.86, 0.9, 0.93, 0.98)
     ]
     trials = [{"value": 0.1, "settings": space.settings(proposed)} for proposed in proposals]
-    drawn = figures._study(space, trials).trials
+    drawn = outcome._study(space, trials).trials
     assert [trial.value for trial in drawn] == [0.1] * 4
     assert [trial.params for trial in drawn] == [trial["settings"] for trial in trials]
 
@@ -217,7 +217,7 @@ def test_parallel_coordinates_have_a_title_and_the_scale_of_their_colours() -> N
         {"value": value, "settings": space.settings(space.default())} for value in (0.3, 0.1, 0.2)
     ]
     with plt.rc_context({"backend": "Agg"}):
-        axes = figures._parallel(figures._study(space, trials), "recall@10")
+        axes = outcome._parallel(outcome._study(space, trials), "recall@10")
     scale = axes.figure.axes[1]
     assert axes.get_title()
     assert (scale.get_ylabel(), scale.get_ylim()) == ("recall@10", (0.1, 0.3))

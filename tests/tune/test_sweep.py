@@ -64,7 +64,7 @@ def started(my_yaml: Path, *argv: str) -> subprocess.Popen[str]:
 
 
 def here(my_yaml: Path, *argv: str) -> int:
-    """The job in this process, on the session's cluster."""
+    """Run the job in this process, on the session's cluster."""
     return cli.run(
         sweep.main,
         ["--config", str(my_yaml), *argv],
@@ -261,7 +261,7 @@ def test_a_sweep_killed_in_the_middle_goes_on_with_the_trials_that_are_left(my_y
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 256 MiB."""
+    """Mount a disk of 256 MiB."""
     place = tmp_path / "disk"
     place.mkdir()
     mounted = subprocess.run(

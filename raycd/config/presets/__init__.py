@@ -15,13 +15,13 @@ from raycd.errors import ConfigError
 
 
 def names() -> list[str]:
-    """The presets' names, in alphabetical order."""
+    """Return the presets' names, in alphabetical order."""
     files = resources.files(__name__).iterdir()
     return sorted(Path(file.name).stem for file in files if file.name.endswith(".yaml"))
 
 
 def load(name: str) -> Mapping[str, object]:
-    """The settings of one preset, `preset` among them. Raises ConfigError for a name that is none."""
+    """Return the settings of a preset, `preset` among them. Raises ConfigError for another name."""
     if name not in names():
         raise ConfigError("unknown preset", got=name, expected="one of: " + ", ".join(names()))
     text = resources.files(__name__).joinpath(f"{name}.yaml").read_bytes()

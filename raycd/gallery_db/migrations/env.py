@@ -1,6 +1,4 @@
-"""alembic's environment: `raycd.gallery_db.schema` hands over the connection, in the transaction of
-all migrations.
-"""
+"""alembic's environment; `raycd.gallery_db.schema` gives the connection and the transaction."""
 
 from alembic import context
 

@@ -7,16 +7,16 @@ Shapes: G images, D feature size, K results.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from raycd.api import BatchItem, SearchResponse
-from raycd.client import Client, ServiceError
+from raycd.client import Client, Search, ServiceError
+from raycd.gallery.records import Row
 from raycd.gallery_db import GalleryDatabase
-from raycd.gallery_db.records import Row
 from tests.serve.crash.truth import Image, Known, Ledger
 
 TOLERANCE = 1e-5  # of a cosine, in float32
@@ -26,7 +26,7 @@ Answer = list[tuple[str, float]]
 
 
 def audit(client: Client, gallery_db: GalleryDatabase, ledger: Ledger, fingerprint: str) -> None:
-    """Database and service are both what was acknowledged, and equal. Nobody may write meanwhile."""
+    """Check that database and service both have what was acknowledged. Nobody may write."""
     ledger.check_versions()
     changes = gallery_db.changes(0, fingerprint)
     rows = {row.image_id: row for row in changes.rows}
@@ -42,7 +42,7 @@ def audit(client: Client, gallery_db: GalleryDatabase, ledger: Ledger, fingerpri
 
 
 def _check_row(image_id: str, row: Row | None, known: Known) -> None:
-    """The database has the last acknowledged write, or one that was sent later."""
+    """Check for the last acknowledged write, or one that was sent later, in the database."""
     image = None if row is None or row.deleted else row
     if not known.unsure and known.version is not None:
         assert (0 if row is None else row.version) == known.version, (
@@ -64,7 +64,7 @@ def _is(row: Row | None, image: Image | None) -> bool:
 
 
 def _check_pages(client: Client, there: Mapping[str, Row], version: int) -> None:
-    """The service lists what the database has, once each, whichever replica answers."""
+    """Check that each replica lists what the database has, once each."""
     for _ in range(4):
         items = list(client.iter_gallery(min_version=version))
         assert len(items) == len(there)
@@ -77,7 +77,7 @@ def _check_pages(client: Client, there: Mapping[str, Row], version: int) -> None
 
 
 def _check_found(client: Client, there: Mapping[str, Row], ledger: Ledger, version: int) -> None:
-    """Every image is found first by its own feature, and by its own picture."""
+    """Check that every image is found first by its own feature, and by its own picture."""
     by_id = [(image_id, {"image_id": image_id, "top_k": 3}) for image_id in there]
     written = {image_id: ledger.known[image_id] for image_id in there if image_id in ledger.known}
     by_picture = [
@@ -96,7 +96,7 @@ def _check_found(client: Client, there: Mapping[str, Row], ledger: Ledger, versi
 
 
 def _check_gone(client: Client, gone: set[str], version: int) -> None:
-    """What was deleted cannot be asked for."""
+    """Check that nobody can ask for what was deleted."""
     for (image_id, _), item in _answered(
         client, [(image_id, {"image_id": image_id}) for image_id in gone], version
     ):
@@ -108,7 +108,7 @@ def _check_gone(client: Client, gone: set[str], version: int) -> None:
 
 
 def _check_answers(client: Client, there: Mapping[str, Row], version: int) -> None:
-    """Exact answers are those of the database's features."""
+    """Check that exact answers are those of the database's features."""
     ids = list(there)
     unit_GD = np.array([_unit(row.feature) for row in there.values()])
     asked = [
@@ -119,7 +119,7 @@ def _check_answers(client: Client, there: Mapping[str, Row], version: int) -> No
         assert item.response is not None, item
         scores_G = unit_GD @ unit_GD[ids.index(image_id)]
         best = np.argsort(-scores_G, kind="stable")[:10]
-        same(_answer(item.response), [(ids[place], float(scores_G[place])) for place in best])
+        same(_answer(item.response), [(ids[row], float(scores_G[row])) for row in best])
 
 
 def _unit(feature_D: NDArray[np.float32] | None) -> NDArray[np.float32]:
@@ -147,7 +147,7 @@ def fixed_answers(client: Client, image_ids: Sequence[str], version: int) -> lis
 
 
 def same(answer: Answer, other: Answer) -> None:
-    """Equal scores, and equal ids but for those of the same score."""
+    """Check for equal scores, and equal ids but for those of the same score."""
     assert len(answer) == len(other)
     scores, others = (np.array([score for _, score in each]) for each in (answer, other))
     np.testing.assert_allclose(scores, others, rtol=0, atol=TOLERANCE)
@@ -162,11 +162,13 @@ def same(answer: Answer, other: Answer) -> None:
 def _answered(
     client: Client, asked: Sequence[tuple[str, dict[str, Any]]], version: int
 ) -> Iterator[tuple[tuple[str, dict[str, Any]], BatchItem]]:
-    """Each query with its answer, from that version on."""
+    """Yield each query with its answer, from that version on."""
     most = client.info().limits.batch
     for start in range(0, len(asked), most):
         some = asked[start : start + most]
-        items = client.search_batch([query for _, query in some], min_version=version).items
+        items = client.search_batch(
+            [cast(Search, query) for _, query in some], min_version=version
+        ).items
         yield from zip(some, items, strict=True)
 
 

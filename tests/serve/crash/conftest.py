@@ -13,12 +13,12 @@ from tests.serve.crash.load import Gallery
 
 @pytest.fixture
 def log(tmp_path: Path) -> Path:
-    """Where the service's errors go."""
+    """Return the file of the service's errors."""
     return tmp_path / "service.log"
 
 
 @pytest.fixture(scope="session")
 def gallery(tiny_bundle: Any) -> Gallery:
-    """The tiny bundle's."""
+    """Return the tiny bundle's gallery."""
     encoder = bundle.verify(tiny_bundle.folder).encoder
     return Gallery(encoder.fingerprint, encoder.dim, tiny_bundle.image_ids)

@@ -1,5 +1,5 @@
 """Many clients at once that write, import and search, whatever happens to the service, and know
-what they were told.
+what they were answered.
 
 Each id has one client that writes it, so that what it must be is known at any time. What finds the
 service busy, or gets no answer, is sent again, as `raycd.client` does.
@@ -68,7 +68,7 @@ class Load:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """The clients at work; in the end each brings to its end what it has begun, unless they
+        """The clients at work; in the end each finishes what it has begun, unless they
         have given up.
         """
         self.goes_on, self.gives_up = True, False
@@ -84,17 +84,17 @@ class Load:
             self._done.result()
 
     def give_up(self) -> None:
-        """From here on nothing is sent again, and nothing new is begun."""
+        """Send nothing again from here on, and begin nothing new."""
         self.goes_on, self.gives_up = False, True
 
     def advance(self, writes: int) -> None:
-        """Until that many more writes are acknowledged, and some more searches answered."""
+        """Wait until that many more writes are acknowledged, and some more searches answered."""
         enough = self.written + writes
         self._wait(lambda: self.written >= enough, f"{writes} more writes")
         self.advance_searches(writes // 10)
 
     def advance_searches(self, searches: int) -> None:
-        """Until that many more searches are answered, whatever becomes of the writes."""
+        """Wait until that many more searches are answered, whatever becomes of the writes."""
         enough = self.searched + searches
         self._wait(lambda: self.searched >= enough, f"{searches} more searches")
 
@@ -115,14 +115,14 @@ class Load:
 
 
 class Client:
-    """One of them: asks, waits for the answer, asks again."""
+    """A client that asks, waits for the answer, and asks again."""
 
     def __init__(self, load: Load, name: str, http: httpx.AsyncClient) -> None:
         self.load, self.name, self.http = load, name, http
         self.random = random.Random(name)
 
     async def run(self) -> None:
-        """Turn after turn."""
+        """Take turn after turn."""
         while self.load.goes_on:
             await self.turn()
 
@@ -132,7 +132,7 @@ class Client:
     async def ask(
         self, method: str, path: str, **content: Any
     ) -> tuple[httpx.Response | None, int]:
-        """The answer and the tries that it took; None: given up before there was one."""
+        """Return the answer and its tries; None: given up before there was one."""
         for tries in itertools.count(1):
             try:
                 response = await self.http.request(method, path, **content)
@@ -152,21 +152,21 @@ class Client:
         await asyncio.sleep(self.random.uniform(0.1, 0.5))
 
     def new_image(self) -> Image:
-        """One that nobody has written before."""
+        """Return an image that nobody has written before."""
         return Image(
             f"{self.name}-{next(self.load.tags)}",
             pictured=self.random.random() < self.load.pictures,
         )
 
-    def told(self, versions: list[int]) -> None:
-        """Writes of one request that are acknowledged."""
+    def note_versions(self, versions: list[int]) -> None:
+        """Note the writes of one request that are acknowledged."""
         if versions:
             self.load.ledger.versions[self.name].append(versions)
             self.load.written += len(versions)
 
 
 def is_answer(response: httpx.Response) -> bool:
-    """Whether the service has answered, rather than being busy, or dying with the request."""
+    """Return whether the service has answered, rather than been busy, or died with the request."""
     ours = "json" in response.headers.get("content-type", "")
     return response.status_code != 503 and (response.status_code < 500 or ours)
 
@@ -183,7 +183,7 @@ class Writer(Client):
             await self.read_back(image_id, version)
 
     async def write(self, image_id: str, image: Image | None) -> int | None:
-        """The version that was told."""
+        """Write, and return the version."""
         ledger, gallery = self.load.ledger, self.load.gallery
         before = ledger.known[image_id].possible
         ledger.sent(image_id, image)
@@ -200,11 +200,11 @@ class Writer(Client):
         )
         version = None if response.status_code == 404 else int(response.json()["version"])
         ledger.acknowledged(image_id, image, version)
-        self.told([] if version is None else [version])
+        self.note_versions([] if version is None else [version])
         return version
 
     async def read_back(self, image_id: str, version: int) -> None:
-        """Any replica finds what was written, from that version on."""
+        """Check that any replica finds what was written, from that version on."""
         asked = {"image_id": image_id, "top_k": 1}
         response, _ = await self.ask(
             "POST", "/v1/search", params={"min_version": version}, json=asked
@@ -221,7 +221,7 @@ class Writer(Client):
 
 
 def content(image: Image, gallery: Gallery) -> dict[str, Any]:
-    """A form where there is a picture, else JSON."""
+    """Return a form where there is a picture, else JSON."""
     if not image.pictured:
         return {"json": image.body(gallery.encoder, gallery.dim)}
     labels = {"category": image.category, "attributes": json.dumps(image.attributes)}
@@ -229,7 +229,7 @@ def content(image: Image, gallery: Gallery) -> dict[str, Any]:
 
 
 class Importer(Client):
-    """Imports its images again and again; the lines that were not acknowledged are sent once more."""
+    """Imports its images again and again, and sends unacknowledged lines once more."""
 
     async def turn(self) -> None:
         lines = [
@@ -244,7 +244,7 @@ class Importer(Client):
                 return
 
     async def settle(self, lines: list[tuple[str, Image]]) -> list[tuple[str, Image]]:
-        """Send lines; those that were not acknowledged, in their order."""
+        """Send lines; return those that were not acknowledged, in their order."""
         gallery, left, versions = self.load.gallery, dict(enumerate(lines, 1)), []
         bodies = [
             {"image_id": image_id, **image.body(gallery.encoder, gallery.dim)}
@@ -273,7 +273,7 @@ class Importer(Client):
                     versions.append(item["version"])
         except httpx.TransportError as error:
             await self.again(type(error).__name__)
-        self.told(versions)
+        self.note_versions(versions)
         return list(left.values())
 
 

@@ -25,7 +25,7 @@ PATIENCE_S = (
 
 
 def wait_until(state: Callable[[], object], what: str) -> None:
-    """Until `state` is true."""
+    """Wait until `state` is true."""
     end = time.monotonic() + PATIENCE_S
     while not state():
         assert time.monotonic() < end, f"waited {PATIENCE_S} s for: {what}"
@@ -33,7 +33,7 @@ def wait_until(state: Callable[[], object], what: str) -> None:
 
 
 def command(*arguments: str, log: Path) -> subprocess.Popen[str]:
-    """`serve/app.py`, whose errors go to the end of a file."""
+    """Start `serve/app.py`, whose errors go to the end of a file."""
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     with log.open("a") as errors:
         return subprocess.Popen(
@@ -47,7 +47,7 @@ def command(*arguments: str, log: Path) -> subprocess.Popen[str]:
 
 
 def refusal(*arguments: str, log: Path) -> str:
-    """What the command says where it does not start: one message, and exit code 2."""
+    """Return what the command says where it does not start: one message, and exit code 2."""
     process = command("--port", str(_free_port()), *arguments, log=log)
     out, _ = process.communicate(timeout=PATIENCE_S)
     said = log.read_text()
@@ -92,7 +92,7 @@ class Service:
             self.kill()
 
     def start(self) -> None:
-        """Until both replicas answer."""
+        """Start it, and wait until both replicas answer."""
         process = self._process = command(*self._arguments, log=self._log)
         assert process.stdout is not None
         said = process.stdout.readline()
@@ -102,7 +102,7 @@ class Service:
         wait_until(self.is_whole, "both replicas to answer")
 
     def look_again(self) -> str:
-        """Have it look at its bundle again; what it says of that."""
+        """Have it look at its bundle again; return what it says of that."""
         assert self._process is not None
         assert self._process.stdout is not None
         self._process.send_signal(signal.SIGHUP)
@@ -111,7 +111,7 @@ class Service:
         return said
 
     def is_whole(self) -> bool:
-        """Whether both replicas live and answer."""
+        """Return whether both replicas live and answer."""
         if len(self._replicas()) < 2:  # one that was killed is still counted for a while
             return False
         try:
@@ -121,7 +121,7 @@ class Service:
         return response.status_code == 200 and response.json()["replicas"] == 2
 
     def kill(self) -> None:
-        """`kill -9` of every process of it."""
+        """Kill every process of it with SIGKILL."""
         assert self._process is not None
         for process in _stopped(psutil.Process(self._process.pid)):
             process.kill()
@@ -129,7 +129,7 @@ class Service:
         self._process = None
 
     def kill_replicas(self, most: int = 2) -> None:
-        """`kill -9` of some of them; others will come in their place."""
+        """Kill some of them with SIGKILL; others will replace them."""
         victims = self._replicas()[:most]
         for victim in victims:
             victim.kill()
@@ -142,7 +142,7 @@ class Service:
 
 
 def _title(process: psutil.Process) -> str:
-    """What it calls itself; nothing where it has ended."""
+    """Return what a process calls itself; nothing where it has ended."""
     try:
         return next(iter(process.cmdline()), "")
     except psutil.Error:
@@ -150,7 +150,7 @@ def _title(process: psutil.Process) -> str:
 
 
 def _stopped(process: psutil.Process) -> list[psutil.Process]:
-    """The process and all below it, none of which can start another one any more."""
+    """Stop the process and all below it, so that none of them starts another one."""
     try:
         process.suspend()
         return [process, *(each for child in process.children() for each in _stopped(child))]

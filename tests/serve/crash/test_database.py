@@ -59,31 +59,32 @@ class Writer:
         return response
 
     def check(self, database: str) -> None:
-        """All that was acknowledged is there, nothing else, and the service knows it."""
+        """Check that all that was acknowledged is there, nothing else, and known to the service."""
         with Client(self._url) as client, GalleryDatabase.open(database) as gallery_db:
             audit(client, gallery_db, self.ledger, self.gallery.encoder)
 
     def searches(self) -> bool:
-        """Whether the service goes on to search."""
+        """Return whether the service goes on to search."""
         response = ask(self.http, text="is blue", top_k=1)
         return response.status_code == 200
 
 
 @pytest.fixture(scope="module")
 def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A file system of a few megabytes."""
-    place = tmp_path_factory.mktemp("disk")
+    """Mount a file system of a few megabytes."""
+    folder = tmp_path_factory.mktemp("disk")
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(place)],
+        ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(folder)],
         capture_output=True,
         text=True,
     )
     if mounted.returncode:
         pytest.skip(f"no file system of its own can be mounted here: {mounted.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", "--lazy", str(place)], check=True)
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_refuses_what_it_cannot_keep(
     disk: Path, start_service: Callable[..., str], service_args: ServeArgs, gallery: Gallery
 ) -> None:
@@ -95,7 +96,9 @@ def test_a_full_disk_refuses_what_it_cannot_keep(
     with pytest.raises(OSError, match="No space left"):
         _fill(filler)
     refused = next(
-        told for number in range(1000) if (told := writer.put(f"full-{number}")).status_code != 201
+        answer
+        for number in range(1000)
+        if (answer := writer.put(f"full-{number}")).status_code != 201
     )
     assert "make room" in problem(refused, 507)["detail"]
     assert "make room" in problem(writer.put("picture", pictured=True), 507)["detail"]
@@ -113,6 +116,7 @@ def _fill(filler: Path) -> None:
             file.write(bytes(4096))
 
 
+@pytest.mark.slow
 def test_a_locked_database_refuses_writes_and_is_searched(
     start_service: Callable[..., str], service_args: ServeArgs, gallery: Gallery, tmp_path: Path
 ) -> None:
@@ -137,6 +141,7 @@ def test_a_locked_database_refuses_writes_and_is_searched(
     writer.check(database)
 
 
+@pytest.mark.slow
 def test_a_read_only_database_refuses_writes_and_is_searched(
     start_service: Callable[..., str], service_args: ServeArgs, gallery: Gallery, tmp_path: Path
 ) -> None:
@@ -151,17 +156,19 @@ def test_a_read_only_database_refuses_writes_and_is_searched(
             owner.execute("ALTER SYSTEM SET default_transaction_read_only = on")
             owner.execute("SELECT pg_reload_conf()")
             refused = next(
-                told
+                answer
                 for number in range(1000)
-                if (told := writer.put(f"{number}")).status_code != 201
+                if (answer := writer.put(f"{number}")).status_code != 201
             )
             assert "read-only" in problem(refused, 503)["detail"]
             assert writer.searches()
             owner.execute("SET default_transaction_read_only = off")
             owner.execute("ALTER SYSTEM RESET default_transaction_read_only")
             owner.execute("SELECT pg_reload_conf()")
-        told = next(told for _ in range(1000) if (told := writer.put("after")).status_code != 503)
-        assert told.status_code == 201
+        answer = next(
+            answer for _ in range(1000) if (answer := writer.put("after")).status_code != 503
+        )
+        assert answer.status_code == 201
         writer.check(database)
         server.stop()
 

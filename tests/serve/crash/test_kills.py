@@ -24,14 +24,14 @@ from tests.serve.crash.load import Gallery, Importer, Load, Searcher, Writer
 from tests.serve.crash.process import Service, wait_until
 
 FEW = pytest.param({Writer: 12, Importer: 2, Searcher: 6}, 150, id="20-clients")
-MANY = pytest.param(
-    {Writer: 130, Importer: 10, Searcher: 60}, 1000, id="200-clients", marks=pytest.mark.slow
-)
+MANY_CLIENTS: dict[Any, int] = {Writer: 130, Importer: 10, Searcher: 60}
+MANY_WRITES = 1000
+MANY = pytest.param(MANY_CLIENTS, MANY_WRITES, id="200-clients", marks=pytest.mark.slow)
 
 
 @pytest.fixture
 def server() -> Iterator[Postgres]:
-    """A PostgreSQL that may be killed. Not below pytest's own folders: its user may not go there."""
+    """Start a PostgreSQL that may be killed; its user may not enter pytest's own folders."""
     with tempfile.TemporaryDirectory(prefix="raycd-postgres-") as folder:
         server = Postgres(Path(folder))
         server.start()
@@ -39,6 +39,7 @@ def server() -> Iterator[Postgres]:
         server.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("clients", "writes"), [FEW, MANY])
 def test_sqlite_keeps_what_was_acknowledged_before_kills(
     tiny_bundle: Any,
@@ -104,7 +105,7 @@ def test_postgresql_keeps_what_was_acknowledged_before_kills(
 def test_postgresql_keeps_what_was_acknowledged_before_the_service_and_the_database_are_killed(
     server: Postgres, tiny_bundle: Any, gallery: Gallery, tmp_path: Path, log: Path
 ) -> None:
-    clients, writes = MANY.values
+    clients, writes = MANY_CLIENTS, MANY_WRITES
     url, pictures = server.create("gallery"), str(tmp_path / "pictures")
     arguments = ("--bundle", str(tiny_bundle.folder), "--gallery", url, "--pictures", pictures)
     with (
@@ -116,7 +117,7 @@ def test_postgresql_keeps_what_was_acknowledged_before_the_service_and_the_datab
         with load.running():
             load.advance(writes)
             server.kill()
-            service.kill_replicas(1)  # the one that comes in its place finds no database
+            service.kill_replicas(1)  # the one that replaces it finds no database
             load.advance_searches(20)
             server.start()
             load.advance(writes)
@@ -155,12 +156,11 @@ def test_a_client_does_not_notice_that_replicas_are_killed(
             try:
                 for _ in range(3):
                     enough = done["turns"] + 10
-                    wait_until(
-                        lambda enough=enough: (
-                            done["turns"] >= enough or any(map(Future.done, workers))
-                        ),
-                        "turns",
-                    )
+
+                    def are_done(enough: int = enough) -> bool:
+                        return done["turns"] >= enough or any(map(Future.done, workers))
+
+                    wait_until(are_done, "turns")
                     service.kill_replicas(1)
                     wait_until(service.is_whole, "the new replica")
             finally:
@@ -170,7 +170,7 @@ def test_a_client_does_not_notice_that_replicas_are_killed(
 
 
 def _kill_under(load: Load, service: Service) -> None:
-    """The whole service, with requests under way: it stays unknown what became of those."""
+    """Kill the whole service, with requests under way: it stays unknown what became of those."""
     service.kill()
     load.give_up()
 
@@ -178,7 +178,7 @@ def _kill_under(load: Load, service: Service) -> None:
 def _check_afresh(
     service: Service, client: Client, gallery_db: GalleryDatabase, gallery: Gallery
 ) -> None:
-    """Replicas that load the gallery now answer as those that have followed it."""
+    """Check that replicas that load the gallery now answer as those that have followed it."""
     before = fixed_answers(client, gallery.seeds, gallery_db.version())
     service.kill_replicas()
     wait_until(service.is_whole, "new replicas")

@@ -12,45 +12,51 @@ from typing import Any
 
 import httpx
 import pytest
+import safetensors.torch
 import torch
 from mlflow import MlflowClient
-from ray import serve
+from ray import serve as ray_serve
 
 from raycd import bundle
 from raycd.client import Client
 from raycd.config import Config
+from raycd.durable import sha256
 from raycd.gallery_db import GalleryDatabase
-from raycd.index.files import sha256
 from raycd.runtime.tracking import Tracker
 from raycd.search.query import Query
 from raycd.search.searcher import Searcher
 from serve.args import ServeArgs
-from serve.running import application
+from serve.start.running import application
 from serve.swap import Wanted
 from tests.serve.asking import png
 from tests.serve.crash import load as clients
 from tests.serve.crash.audit import Answer, audit, same
 from tests.serve.crash.load import Gallery, Importer, Load, Writer
 from tests.serve.crash.process import Service, wait_until
+from tests.serve.crash.truth import Image
 
 CATEGORY = "dress"  # of images that nobody writes, so that a search among them has one answer
 
 
 @pytest.fixture(scope="module")
 def other_bundle(tiny_bundle: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same images with another encoder."""
+    """Write the same images with another encoder."""
     loaded = bundle.load(tiny_bundle.folder)
     torch.manual_seed(1)
     with torch.inference_mode():
-        for parameter in loaded.encoder.clip.visual.parameters():
+        visual = loaded.encoder.clip.visual
+        assert isinstance(visual, torch.nn.Module)
+        for parameter in visual.parameters():
             parameter.add_(0.1 * parameter.std(correction=0) * torch.randn_like(parameter))
         pixels = torch.stack([loaded.encoder.preprocess(image) for image in tiny_bundle.images])
         features_GD = loaded.encoder.encode_images(pixels).numpy()
     table = bundle.read_gallery(tiny_bundle.folder)
-    columns = [table[name].to_pylist() for name in ("image_id", "categories", "path")]
+    ids, categories, paths = (
+        table[name].to_pylist() for name in ("image_id", "categories", "path")
+    )
     attributes = [dict(pairs) for pairs in table["attributes"].to_pylist()]
     gallery = bundle.gallery_table(
-        *columns, features_GD, loaded.encoder.fingerprint(), attributes=attributes
+        ids, categories, paths, features_GD, loaded.encoder.fingerprint(), attributes=attributes
     )
     folder = tmp_path_factory.mktemp("other") / "bundle"
     bundle.write(
@@ -60,21 +66,19 @@ def other_bundle(tiny_bundle: Any, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 class Swapped:
-    """A service of two replicas that is told to change its bundle, and what it must answer with
-    each.
-    """
+    """A service of two replicas that changes its bundle, and what it must answer with each."""
 
     def __init__(self, start: Callable[..., str], args: ServeArgs, image: Any) -> None:
         self.args, self.image = args, image
         self.url = start(args, "swap")
         self.expected: dict[str, Answer] = {}
-        """By the begin of an encoder's fingerprint."""
+        """By the prefix of an encoder's fingerprint."""
 
     def change(self, folder: Path) -> None:
         """As `serve deploy` does with another `user_config`; returns when both replicas have
         changed, or refused.
         """
-        serve.run(
+        ray_serve.run(
             application(self.args, Wanted(bundle=str(folder))), name="swap", route_prefix="/swap"
         )
 
@@ -87,7 +91,7 @@ class Swapped:
         self.expected[fingerprint] = [(found.image_id, found.score) for found in results]
         return fingerprint
 
-    def told(self) -> list[tuple[str, str | None]]:
+    def bundles(self) -> list[tuple[str, str | None]]:
         """The digest and the refusal of both replicas, as many answers as it takes to have asked
         both.
         """
@@ -96,18 +100,18 @@ class Swapped:
 
 
 def searcher_of(swapped: Swapped) -> type[clients.Client]:
-    """A client whose every answer must be of one model and of the index of its features."""
+    """Return a client whose every answer must be of one model and the index of its features."""
 
     class Asker(clients.Client):
         fields = {"text": (None, "is blue"), "category": (None, CATEGORY), "top_k": (None, "10")}  # noqa: RUF012
-        files = {"image": ("image.png", png(swapped.image), "image/png"), **fields}  # noqa: RUF012
+        files: Any = {"image": ("image.png", png(swapped.image), "image/png"), **fields}  # noqa: RUF012
 
         async def turn(self) -> None:
             response = await self.http.post("/v1/search", files=self.files)
             assert response.status_code == 200, response.text
-            told = response.json()
-            answer = [(found["image_id"], found["score"]) for found in told["results"]]
-            same(answer, swapped.expected[told["model"]["fingerprint"]])
+            said = response.json()
+            answer = [(found["image_id"], found["score"]) for found in said["results"]]
+            same(answer, swapped.expected[said["model"]["fingerprint"]])
             self.load.searched += 1
 
     return Asker
@@ -137,7 +141,7 @@ def test_no_request_fails_while_bundles_are_changed_and_refused(
         load.advance(40)
         for folder in (other_bundle, tiny_bundle.folder, other_bundle):
             swapped.change(folder)
-            assert set(swapped.told()) == {(digests[folder], None)}
+            assert set(swapped.bundles()) == {(digests[folder], None)}
             load.advance(40)
         for bad in (
             _flipped(other_bundle, tmp_path / "flipped"),
@@ -145,7 +149,7 @@ def test_no_request_fails_while_bundles_are_changed_and_refused(
             _of_no_answer(other_bundle, tmp_path / "nan"),
         ):
             swapped.change(bad)
-            [(digest, refused)] = set(swapped.told())
+            [(digest, refused)] = set(swapped.bundles())
             assert digest == digests[other_bundle]
             assert refused is not None
             assert "damaged" in refused
@@ -182,8 +186,9 @@ def test_replicas_follow_an_alias_and_later_ones_serve_what_the_others_do(
         service.kill_replicas()
         wait_until(service.is_whole, "new replicas")
         for _ in range(8):
-            info = client.info()
-            assert (info.bundle.digest, info.bundle.refused) == (digest, None)
+            serving = client.info().bundle
+            assert serving is not None
+            assert (serving.digest, serving.refused) == (digest, None)
         found = client.search(image_id="new", top_k=2, min_version=first.version).results
         assert {result.image_id for result in found} == {"image-0", "new"}  # the same picture
         champion.be(1)
@@ -208,40 +213,44 @@ class Champion:
         self._client.set_registered_model_alias("raycd", "champion", str(version))
 
 
-def _flipped(folder: Path, place: Path) -> Path:
-    """A copy with one bit changed."""
-    shutil.copytree(folder, place)
-    weights = place / "encoder" / "open_clip_model.safetensors"
+def _flipped(folder: Path, target: Path) -> Path:
+    """Return a copy with one bit changed."""
+    shutil.copytree(folder, target)
+    weights = target / "encoder" / "open_clip_model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    return place
+    return target
 
 
-def _of_another_size(folder: Path, place: Path) -> Path:
-    """A copy whose head, true to its hash, is of another feature size."""
-    shutil.copytree(folder, place)
-    head = place / "head" / "head.json"
+def _of_another_size(folder: Path, target: Path) -> Path:
+    """Return a copy whose head, true to its hash, is of another feature size."""
+    shutil.copytree(folder, target)
+    head = target / "head" / "head.json"
     settings = json.loads(head.read_text())
     head.write_text(json.dumps(settings | {"dim": settings["dim"] + 1}))
-    path = place / "manifest.json"
-    manifest = bundle.Manifest.model_validate_json(path.read_text())
-    manifest = manifest.model_copy(
-        update={"files": manifest.files | {"head/head.json": sha256(head)}}
+    return _sealed(target, head)
+
+
+def _of_no_answer(folder: Path, target: Path) -> Path:
+    """Return a copy whose head, true to its hash, gives no numbers."""
+    shutil.copytree(folder, target)
+    weights = target / "head" / "head.safetensors"
+    tensors = safetensors.torch.load_file(weights)
+    safetensors.torch.save_file(
+        {name: torch.full_like(tensor, torch.nan) for name, tensor in tensors.items()}, weights
     )
+    return _sealed(target, weights)
+
+
+def _sealed(folder: Path, changed: Path) -> Path:
+    """Let the bundle's manifest say what a changed file is now."""
+    path = folder / "manifest.json"
+    manifest = bundle.Manifest.model_validate_json(path.read_text())
+    name = changed.relative_to(folder).as_posix()
+    manifest = manifest.model_copy(update={"files": manifest.files | {name: sha256(changed)}})
     path.write_text(manifest.model_copy(update={"digest": manifest.own_digest()}).model_dump_json())
-    return place
-
-
-def _of_no_answer(folder: Path, place: Path) -> Path:
-    """The same with a head that gives no numbers, true to its hashes."""
-    loaded = bundle.load(folder)
-    with torch.inference_mode():
-        for parameter in loaded.head.parameters():
-            parameter.fill_(torch.nan)
-    gallery = bundle.read_gallery(folder)
-    bundle.write(place, loaded.encoder, loaded.head, loaded.head_config, gallery, loaded.config, {})
-    return place
+    return folder
 
 
 def test_an_encoder_that_cannot_encode_every_image_is_refused(
@@ -254,18 +263,20 @@ def test_an_encoder_that_cannot_encode_every_image_is_refused(
 ) -> None:
     args = service_args.model_copy(update={"gallery": str(tmp_path / "gallery.sqlite")})
     swapped = Swapped(start_service, args, tiny_bundle.images[3])
-    body = clients.Image("feature-alone", pictured=False).body(gallery.encoder, gallery.dim)
+    body = Image("feature-alone", pictured=False).body(gallery.encoder, gallery.dim)
     assert (
         httpx.put(f"{swapped.url}/v1/gallery/feature-alone", json=body, timeout=60).status_code
         == 201
     )
     swapped.change(other_bundle)
-    wait_until(lambda: all(refused for _, refused in swapped.told()), "the refusal")
-    assert all("has not encoded the whole gallery" in str(refused) for _, refused in swapped.told())
+    wait_until(lambda: all(refused for _, refused in swapped.bundles()), "the refusal")
+    assert all(
+        "has not encoded the whole gallery" in str(refused) for _, refused in swapped.bundles()
+    )
     found = httpx.post(
         f"{swapped.url}/v1/search", json={"image_id": "feature-alone", "top_k": 1}, timeout=60
     ).json()
     assert [result["image_id"] for result in found["results"]] == ["feature-alone"]
     assert httpx.delete(f"{swapped.url}/v1/gallery/feature-alone", timeout=60).status_code == 200
     swapped.change(tiny_bundle.folder)
-    assert set(swapped.told()) == {(bundle.verify(tiny_bundle.folder).digest[:12], None)}
+    assert set(swapped.bundles()) == {(bundle.verify(tiny_bundle.folder).digest[:12], None)}

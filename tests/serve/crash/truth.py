@@ -36,18 +36,18 @@ class Image:
         return {"tag": self.tag}
 
     def feature(self, dim: int) -> NDArray[np.float32]:
-        """(D,), not normalised."""
+        """Return the feature (D,), not normalised."""
         return self._random().standard_normal(dim).astype(np.float32)
 
     def picture(self) -> bytes:
-        """A small PNG of sixteen colours."""
+        """Return a small PNG of sixteen colours."""
         colours = self._random().integers(0, 256, (4, 4, 3), dtype=np.uint8)
         buffer = BytesIO()
         Pillow.fromarray(colours).resize((32, 32), Pillow.Resampling.NEAREST).save(buffer, "PNG")
         return buffer.getvalue()
 
     def body(self, encoder: str, dim: int) -> dict[str, Any]:
-        """As a `GalleryImage` of JSON."""
+        """Return it as a `GalleryImage` of JSON."""
         labels = {"category": [self.category], "attributes": self.attributes}
         if self.pictured:
             return {"image_base64": base64.b64encode(self.picture()).decode(), **labels}
@@ -60,7 +60,7 @@ class Image:
 
 @dataclass
 class Known:
-    """What is known of one id, which one client alone writes. None is an image that is not there."""
+    """What is known of one id, which one client alone writes; None: there is no image."""
 
     acknowledged: Image | None = None
     version: int | None = 0
@@ -85,23 +85,26 @@ class Ledger:
         """By client, those of each of its requests, in the order in which they were sent."""
 
     def sent(self, image_id: str, image: Image | None) -> None:
-        """A write is on its way."""
+        """Note that a write is on its way."""
         self.known[image_id].unsure.append(image)
 
     def acknowledged(self, image_id: str, image: Image | None, version: int | None) -> None:
         """A write that was sent is done, and what was sent before it is over; `version` where the
-        service told it.
+        service answered it.
         """
         unsure = self.known[image_id].unsure
-        last = max(place for place, sent in enumerate(unsure) if sent == image)
+        last = max(index for index, sent in enumerate(unsure) if sent == image)
         self.known[image_id] = Known(image, version, unsure[last + 1 :])
 
     def check_versions(self) -> None:
-        """No two writes have one version, and a client's later request has later ones."""
+        """Check that no two writes have one version, and that later requests have later ones."""
         everyones = [
-            version for requests in self.versions.values() for told in requests for version in told
+            version
+            for requests in self.versions.values()
+            for returned in requests
+            for version in returned
         ]
-        assert len(set(everyones)) == len(everyones), "two writes were told the same version"
+        assert len(set(everyones)) == len(everyones), "two writes returned the same version"
         for client, requests in self.versions.items():
             for earlier, later in pairwise(requests):
-                assert max(earlier) < min(later), f"{client} was told {earlier}, then {later}"
+                assert max(earlier) < min(later), f"{client} got {earlier}, then {later}"

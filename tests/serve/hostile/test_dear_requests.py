@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serve.admission import GRACE_S
+from serve.api.intake import GRACE_S
 from serve.args import ServeArgs
 from tests.serve.asking import png, problem
 
@@ -33,7 +33,7 @@ JSON = {"content-type": "application/json"}
 
 @pytest.fixture(scope="module")
 def url(start_service: Callable[..., str], service_args: ServeArgs, tmp_path_factory: Any) -> str:
-    """A service with few places, and a gallery that changes."""
+    """Start a service with few slots, and a gallery that changes."""
     database = str(tmp_path_factory.mktemp("dear") / "gallery.sqlite")
     changes = {
         "gallery": database,
@@ -45,7 +45,7 @@ def url(start_service: Callable[..., str], service_args: ServeArgs, tmp_path_fac
 
 
 def p99(url: str, **params: Any) -> float:
-    """Seconds of an honest client's searches, one after another. Each must be answered."""
+    """Return the seconds of an honest client's searches, each of which must be answered."""
     seconds = []
     with httpx.Client(timeout=60) as client:
         for number in range(SEARCHES):
@@ -63,7 +63,7 @@ def p99(url: str, **params: Any) -> float:
 
 @contextmanager
 def again_and_again(attack: Callable[[], None], clients: int) -> Iterator[None]:
-    """So many clients attack, until the block ends; what one of them raises, this raises."""
+    """Let so many clients attack until the block ends; raise what one of them raises."""
     over, began = threading.Event(), threading.Barrier(clients + 1, timeout=60)
 
     def one() -> None:
@@ -86,7 +86,7 @@ def again_and_again(attack: Callable[[], None], clients: int) -> Iterator[None]:
 
 
 def send_slowly(url: str, method: str, path: str) -> socket.socket:
-    """A request of whose body the first byte has come."""
+    """Send a request of whose body the first byte has come."""
     address = urlsplit(url)
     connection = socket.create_connection((address.hostname or "", address.port or 0), timeout=60)
     connection.sendall(
@@ -97,15 +97,15 @@ def send_slowly(url: str, method: str, path: str) -> socket.socket:
 
 
 def told_to(sender: socket.socket) -> bytes:
-    """What the service says to a sender, as far as the end of the problem document."""
-    told = b""
-    while not told.endswith(b"}") and (more := sender.recv(65536)):
-        told += more
-    return told
+    """Return what the service says to a sender, as far as the end of the problem document."""
+    answer = b""
+    while not answer.endswith(b"}") and (more := sender.recv(65536)):
+        answer += more
+    return answer
 
 
 def raw(url: str, *lines: str, body: bytes = b"") -> bytes:
-    """The answer to a request of these lines; the service closes the connection."""
+    """Return the answer to a request of these lines; the service closes the connection."""
     address = urlsplit(url)
     with socket.create_connection(
         (address.hostname or "", address.port or 0), timeout=60
@@ -118,13 +118,13 @@ def raw(url: str, *lines: str, body: bytes = b"") -> bytes:
 def test_names_without_values_are_filters_and_too_many_of_them_cost_nobody_anything(
     url: str, kind: str
 ) -> None:
-    names = {f"z{number}": [] for number in range(9_000)}
+    names: dict[str, list[str]] = {f"z{number}": [] for number in range(9_000)}
     body = {"text": "is blue", "attributes": names}
     content = json.dumps({"searches": [body]} if kind == "batch" else body)
 
     def attack() -> None:
         if kind == "gallery":
-            pairs = [("attribute", f"z{number}:x") for number in range(101)]
+            pairs = {"attribute": [f"z{number}:x" for number in range(101)]}
             assert (
                 problem(httpx.get(f"{url}/v1/gallery", params=pairs, timeout=60), 422)["limit"]
                 == "max_filters"
@@ -132,8 +132,8 @@ def test_names_without_values_are_filters_and_too_many_of_them_cost_nobody_anyth
             return
         path = "/v1/search/batch" if kind == "batch" else "/v1/search"
         answer = httpx.post(f"{url}{path}", content=content, headers=JSON, timeout=60)
-        told = answer.json()["items"][0]["problem"] if kind == "batch" else problem(answer, 422)
-        assert told["limit"] == "max_filters"
+        refusal = answer.json()["items"][0]["problem"] if kind == "batch" else problem(answer, 422)
+        assert refusal["limit"] == "max_filters"
 
     quiet = p99(url)
     with again_and_again(attack, 2):
@@ -168,13 +168,13 @@ def test_slow_senders_shut_nobody_out_and_are_cut_off(url: str, method: str, pat
     with ExitStack() as stack:
         senders = [
             stack.enter_context(send_slowly(url, method, path)) for _ in range(40)
-        ]  # there are 32 places
+        ]  # there are 32 slots
         time.sleep(GRACE_S + 0.2)
         assert p99(url) <= max(2 * quiet, FLOOR_S)
         answers = [told_to(sender) for sender in senders]
-    cut_off = [told for told in answers if told.startswith(b"HTTP/1.1 408 ")]
-    assert all(b"body_timeout_s" in told for told in cut_off)
-    assert all(told.startswith(b"HTTP/1.1 503 ") for told in answers if told not in cut_off)
+    cut_off = [answer for answer in answers if answer.startswith(b"HTTP/1.1 408 ")]
+    assert all(b"body_timeout_s" in answer for answer in cut_off)
+    assert all(answer.startswith(b"HTTP/1.1 503 ") for answer in answers if answer not in cut_off)
     assert len(cut_off) >= 32
 
 
@@ -227,7 +227,7 @@ def test_all_who_ask_whether_it_is_ready_share_one_canary(url: str) -> None:
     with again_and_again(attack, 8):
         assert p99(url) <= max(2 * quiet, FLOOR_S)
     assert max(ages) > 0.0
-    assert len(set(ages)) > 1  # each is told how old it is then
+    assert len(set(ages)) > 1  # each says how old it is then
 
 
 def test_an_offer_of_http_2_is_answered_as_http_1(url: str) -> None:

@@ -8,7 +8,7 @@ down_revision = None
 
 
 def upgrade() -> None:
-    """Four tables, and the row whose lock writers hold."""
+    """Create four tables, and the row whose lock writers hold."""
     gallery = op.create_table(
         "raycd_gallery",
         sa.Column("id", sa.Integer, primary_key=True),

@@ -1,0 +1,124 @@
+"""The stages mine and filter of the pipeline: candidate pseudo triplets, and those that are kept.
+
+Shapes: N images, D feature size, T triplets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from raycd import features, mine, progress
+from raycd.data.captions import evaluation_text
+from raycd.data.schema import Dataset
+from raycd.data.selection import SELECTION
+from raycd.run import Writing
+from raycd.runtime import mining
+from raycd.runtime.stages import IMAGES, Context
+
+
+def mine_candidates(context: Context, writing: Writing) -> None:
+    """Find neighbours of the train images, and score every candidate pseudo triplet (3.2.3)."""
+    settings, compute = context.config.mine, context.config.compute
+    ids = _image_ids(context)
+    train = _readable(context.dataset.triplets_of("train"), ids)
+    rows = mine.of_triplets(ids, train, context.dataset.triplets)
+    pools = mine.make_pools(settings.pool, context.dataset.gallery, rows)
+    found = mining.find_neighbours(_image_features(context), pools, settings, compute)
+    searched = _describe_search(context, found, pools)
+    # Read again: they were not in memory while the neighbours were searched.
+    images, texts, _ = context.features("embed")
+    captions = train["captions"].to_pylist()
+    table = mining.make_candidates(
+        rows,
+        found,
+        images.values.numpy(),
+        texts.take(map(evaluation_text, captions)).numpy(),
+        encoder=context.recorded("stage1", "encoder"),
+        compute=compute,
+    )
+    pq.write_table(found, writing.folder / "neighbours.parquet")
+    pq.write_table(table, writing.folder / "candidates.parquet")
+    writing.record["counts"] = {
+        "images": len(found),
+        "held_out": len(set(context.dataset.images_of(SELECTION))),
+        "candidates": len(table),
+        "overlaps": _overlaps(context.dataset),
+    }
+    writing.record |= {"index": searched, "warnings": mine.low_recall(searched)}
+
+
+def filter_pseudo(context: Context, writing: Writing) -> None:
+    """Keep the candidates that the thresholds allow."""
+    settings = context.config.mine
+    table = pq.read_table(context.run.local("mine") / "candidates.parquet")
+    thresholds = mine.resolve(table, settings)
+    kept, counts = mine.filter_candidates(table, **thresholds)
+    pq.write_table(kept, writing.folder / "pseudo_triplets.parquet")
+    warnings = mine.warnings(counts)
+    writing.record |= {"counts": counts, "warnings": warnings}
+    if settings.thresholds == "quantile":
+        progress.say(mine.thresholds_line(settings, thresholds))
+    for line in [*mine.summary(counts), *(f"warning: {line}" for line in warnings)]:
+        progress.say(line)
+
+
+def _image_ids(context: Context) -> list[str]:
+    """Return the images that have features, in the order of their features."""
+    table = pq.read_table(context.run.local("embed") / IMAGES, columns=["key", "status"])
+    ids: list[str] = table.filter(pc.equal(table["status"], features.READABLE))["key"].to_pylist()
+    return ids
+
+
+def _image_features(context: Context) -> NDArray[np.float32]:
+    """Read the fine-tuned features (N, D) of the images that have any; the caller frees them."""
+    images, _ = features.read(context.run.local("embed") / IMAGES)
+    values: NDArray[np.float32] = images.values.numpy()
+    return values
+
+
+def _readable(triplets: pa.Table, image_ids: Sequence[str]) -> pa.Table:
+    """Return the triplets both of whose images have features."""
+    known = set(image_ids)
+    readable = [
+        row["reference"] in known and row["target"] in known for row in triplets.to_pylist()
+    ]
+    return triplets.filter(pa.array(readable, pa.bool_()))
+
+
+def _describe_search(
+    context: Context, found: pa.Table, pools: Sequence[mine.Pool]
+) -> mine.Searched:
+    """Return how the neighbours were searched and with what recall; log it unless it was exact."""
+    config, settings = context.config, context.config.mine
+    recall, sample = 1.0, 0
+    if settings.index != "flat":
+        read = partial(_image_features, context)
+        recall, sample = mining.measured_recall(
+            found, read, pools, settings, config.compute, seed=config.seed
+        )
+    dim = context.recorded("stage1", "dim")
+    shards = mine.make_shards(pools, dim, settings)
+    searched = mine.searched(shards, dim, settings, recall=recall, sample=sample)
+    if settings.index != "flat" or searched["shards"] > len(pools):
+        progress.say(f"mine: {mine.searched_line(searched)}")
+    for warning in mine.low_recall(searched):
+        progress.say(f"warning: {warning}")
+    return searched
+
+
+def _overlaps(dataset: Dataset) -> dict[str, int]:
+    """Return how many train images are in each category's val gallery, too."""
+    rows = dataset.gallery.to_pylist()
+    train = {row["image_id"] for row in rows if row["split"] == "train"}
+    val = {(row["category"], row["image_id"]) for row in rows if row["split"] == "val"}
+    return {
+        name: sum(image_id in train for category, image_id in val if category == name)
+        for name in dataset.categories()
+    }

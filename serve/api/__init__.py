@@ -1,0 +1,1 @@
+"""The HTTP interface: routes, what stands before them, and errors as problem documents."""

@@ -1,0 +1,197 @@
+"""GET /v1/info, /v1/gallery and /v1/images: what there is, without a search."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Annotated, Literal
+from urllib.parse import quote
+
+import numpy as np
+from fastapi import APIRouter, Depends, Query, Request, Response
+
+from raycd import __version__
+from raycd.api import GalleryPage, Info, Item, Limits
+from raycd.gallery.view import View
+from raycd.index.structure import Mask
+from serve.api import filters, problems
+from serve.api.wellformed import known_parameters
+from serve.args import ServeArgs
+from serve.replica import Replica
+
+PAGE = 48  # images of a page that names no limit
+VALUES = 50  # of an attribute, the most frequent ones, that /v1/info lists
+VERSION = "Raycd-Gallery-Version"  # header of what has no body of ours
+
+# How long a browser keeps a picture. One that may change is asked for each time.
+_FIXED, _CHANGING = "private, max-age=3600", "private, no-cache"
+
+MinVersion = Annotated[
+    int,
+    Query(ge=0, description="wait until this version of the gallery, which a write has returned"),
+]
+Categories = Annotated[list[str], Query(description="one of these categories; may repeat")]
+Attributes = Annotated[list[str], Query(description="name:value; may repeat")]
+
+
+def router(replica: Replica) -> APIRouter:
+    """Return the routes that show the gallery."""
+    routes = APIRouter(tags=["gallery"], dependencies=[Depends(known_parameters)])
+
+    @routes.get("/v1/info", responses=problems.responses(400, 422))
+    async def info() -> Info:
+        """The model, the index, the limits and what can be filtered by."""
+        return _info(replica)
+
+    @routes.get("/v1/gallery", responses=problems.responses(400, 422, 503))
+    async def page(
+        offset: Annotated[int, Query(ge=0)] = 0,
+        limit: Annotated[int, Query(ge=1)] = PAGE,
+        category: Categories = [],  # noqa: B006  # FastAPI copies it
+        attribute: Attributes = [],  # noqa: B006
+        newest: Annotated[bool, Query(description="the newest images first")] = False,
+        min_version: MinVersion = 0,
+    ) -> GalleryPage:
+        """A page of the gallery, in its order."""
+        _check_limits(replica.args, limit, filters=len(category) + len(attribute))
+        wanted = _attributes(attribute)
+        async with replica.deadline():
+            view = (await replica.wait_for_version(min_version)).view
+
+            def shown() -> GalleryPage:
+                found = _page(view, view.mask(category, wanted), offset, limit, newest)
+                if category or wanted:
+                    found.warnings = filters.warnings(view, category, wanted)
+                return found
+
+            with replica.browsing.slot():
+                return await replica.run_in_thread(shown)
+
+    @routes.get(
+        "/v1/images/{image_id:path}",
+        response_class=Response,
+        responses={
+            200: {"content": {"image/jpeg": {}}},
+            304: {},
+            **problems.responses(400, 404, 422, 503),
+        },
+    )
+    async def image(
+        image_id: str,
+        request: Request,
+        size: Literal["thumbnail", "original"] = "thumbnail",
+        min_version: MinVersion = 0,
+    ) -> Response:
+        """The picture of an image: a small JPEG, or its file."""
+        return await _picture(replica, request, image_id, size, min_version)
+
+    return routes
+
+
+def thumbnail_url(image_id: str) -> str:
+    """Return the URL of an image's thumbnail, relative to the service's."""
+    return f"v1/images/{quote(image_id, safe='')}"
+
+
+def limits(args: ServeArgs) -> Limits:
+    """Return what the service accepts."""
+    return Limits(
+        body_bytes=args.max_body_bytes,
+        image_pixels=args.max_pixels,
+        image_min_side=args.min_side,
+        formats=list(args.formats),
+        text_characters=args.max_text,
+        top_k=args.max_top_k,
+        offset=args.max_offset,
+        batch=args.max_batch,
+        page=args.max_page,
+        import_lines=args.max_import,
+        attributes=args.max_attributes,
+    )
+
+
+def _info(replica: Replica) -> Info:
+    args, engine = replica.args, replica.engine
+    view = engine.view
+    return Info(
+        version=__version__,
+        model=engine.model,
+        index=engine.index_info(view),
+        limits=limits(args),
+        default_top_k=args.top_k,
+        image_url=args.image_url,
+        live=replica.writer is not None,
+        bundle=replica.bundle_info(),
+        categories=view.category_counts,
+        attributes={
+            name: dict(islice(values.items(), VALUES))
+            for name, values in view.attribute_counts.items()
+        },
+        example_texts=engine.example_texts,
+    )
+
+
+def _check_limits(args: ServeArgs, limit: int, *, filters: int) -> None:
+    if limit > args.max_page:
+        raise problems.beyond(
+            "max_page",
+            "too many images",
+            got=limit,
+            most=args.max_page,
+            field="limit",
+            do="page with offset",
+        )
+    if filters > args.max_filters:
+        raise problems.beyond(
+            "max_filters",
+            "too many filters",
+            got=filters,
+            most=args.max_filters,
+            do="ask for fewer",
+        )
+
+
+def _attributes(pairs: list[str]) -> dict[str, list[str]]:
+    """Return name -> values of repeated name:value."""
+    wanted: dict[str, list[str]] = {}
+    for pair in pairs:
+        name, colon, value = pair.partition(":")
+        if not colon or not name:
+            raise problems.wrong_field("attribute", f"got {pair!r}, expected name:value")
+        wanted.setdefault(name, []).append(value)
+    return wanted
+
+
+def _page(view: View, mask: Mask | None, offset: int, limit: int, newest: bool) -> GalleryPage:
+    rows = np.flatnonzero(view.live if mask is None else mask)
+    shown = (rows[::-1] if newest else rows)[offset : offset + limit].tolist()
+    items = [_item(view, row) for row in shown]
+    return GalleryPage(items=items, total=len(rows), offset=offset, version=view.version)
+
+
+def _item(view: View, row: int) -> Item:
+    image_id = view.image_id(row)
+    return Item(
+        image_id=image_id,
+        category=view.category(row),
+        attributes=view.attributes(row),
+        thumbnail=thumbnail_url(image_id),
+    )
+
+
+async def _picture(
+    replica: Replica, request: Request, image_id: str, size: str, min_version: int
+) -> Response:
+    make = replica.pictures.thumbnail if size == "thumbnail" else replica.pictures.original
+    async with replica.deadline():
+        view = (await replica.wait_for_version(min_version)).view
+        with replica.browsing.slot():
+            picture = await replica.run_in_thread(lambda: make(view, image_id))
+    headers = {
+        "ETag": picture.etag,
+        VERSION: str(view.version),
+        "Cache-Control": _FIXED if replica.writer is None else _CHANGING,
+    }
+    known = ",".join(request.headers.getlist("if-none-match")).split(",")
+    if {picture.etag, "*"} & {tag.strip().removeprefix("W/") for tag in known}:
+        return Response(status_code=304, headers=headers)
+    return Response(picture.data, media_type=picture.media_type, headers=headers)

@@ -1,0 +1,65 @@
+"""The guard before all routes: API keys, pages of other origins, and the Host header."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+
+from serve.api import problems
+from serve.api.middleware import Checked
+from serve.args import ServeArgs
+from serve.security.guard import check_host, check_key, needed_scope
+from serve.security.keyring import Keyring
+
+_SCHEME = "api_key"  # its name in OpenAPI
+
+
+def add(app: FastAPI, args: ServeArgs) -> None:
+    """Put before `app` what the settings ask for. Raises ConfigError for a bad file of keys."""
+    if args.api_keys:
+        app.add_middleware(Checked, check=partial(check_key, keyring=Keyring(Path(args.api_keys))))
+        _describe_keys(app)
+    if args.cors_origins:
+        # Outside of the keys: a preflight carries none, and a page may read why it is refused.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=args.cors_origins,
+            allow_methods=("GET", "POST", "PUT", "DELETE"),
+            allow_headers=("authorization", "content-type"),
+            expose_headers=("retry-after", "server-timing", "raycd-gallery-version"),
+        )
+    app.add_middleware(Checked, check=partial(check_host, hosts=frozenset(args.hosts)))
+
+
+def _describe_keys(app: FastAPI) -> None:
+    """Let OpenAPI say which scope each operation needs; then /docs asks for a key."""
+    describe: Callable[[], dict[str, Any]] = app.openapi
+
+    def described() -> dict[str, Any]:
+        schema = describe()
+        schema.setdefault("components", {})["securitySchemes"] = {
+            _SCHEME: {"type": "http", "scheme": "bearer"}
+        }
+        for path, operations in schema["paths"].items():
+            for method, operation in operations.items():
+                need = needed_scope(method.upper(), path)
+                if need is not None:
+                    operation["security"] = [{_SCHEME: [need]}]
+                    statuses = (401,) if need == "read" else (401, 403)
+                    operation["responses"] |= _refusals(*statuses)
+        return schema
+
+    app.openapi = described  # type: ignore[method-assign]  # FastAPI's own way to extend it
+
+
+def _refusals(*statuses: int) -> dict[str, Any]:
+    content = {problems.MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    return {
+        str(status): {"description": problems.DESCRIPTIONS[status], "content": content}
+        for status in statuses
+    }

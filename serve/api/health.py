@@ -1,0 +1,78 @@
+"""GET /healthz and /readyz."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import APIRouter
+
+from raycd.api import Health
+from serve.api import problems
+from serve.errors import format_error
+from serve.replica import CANARY_S, Replica
+
+_log = logging.getLogger("ray.serve")
+
+FRESH_S = 1.0  # seconds for which an answer is shared with others that ask
+
+
+def router(replica: Replica, count_replicas: Callable[[], tuple[int, int]]) -> APIRouter:
+    """Return the routes that say whether the service runs and answers."""
+    routes = APIRouter(tags=["health"])
+    shared = Shared(lambda: _ready(replica, count_replicas))
+
+    @routes.get("/healthz")
+    async def healthz() -> Health:
+        """The process runs."""
+        return Health()
+
+    @routes.get("/readyz", responses=problems.responses(503))
+    async def readyz() -> Health:
+        """A query of our own is encoded and searched here, and every other replica answers its own.
+
+        Whoever asks within a second shares it; `age_s` says how old it is. A SQLite database is
+        still the file that was opened.
+        """
+        running = await shared()
+        return Health(status="ready", replicas=running, age_s=round(shared.age_s, 3))
+
+    return routes
+
+
+async def _ready(replica: Replica, count_replicas: Callable[[], tuple[int, int]]) -> int:
+    """Return how many replicas answer. Raises ProblemError where one does not."""
+    await replica.check_gallery()
+    try:
+        await replica.check_canary()
+        async with asyncio.timeout(CANARY_S):
+            running, wanted = await asyncio.to_thread(count_replicas)
+    except Exception as error:
+        _log.error("the canary query failed: %s", format_error(error))
+        raise problems.busy("a replica does not answer its canary query; see the log") from error
+    if running < wanted:
+        raise problems.busy(f"{running} of {wanted} replicas answer")
+    return running
+
+
+class Shared:
+    """Work that is done once for all that ask at once. Used from one event loop."""
+
+    def __init__(self, work: Callable[[], Coroutine[Any, Any, int]]) -> None:
+        self._work = work
+        self._began = 0.0
+        self._found: asyncio.Future[int] | None = None
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since the last work began."""
+        return time.monotonic() - self._began
+
+    async def __call__(self) -> int:
+        """Return or raise what the work does: that under way or of the last FRESH_S, else anew."""
+        if self._found is None or (self._found.done() and self.age_s > FRESH_S):
+            self._began, self._found = time.monotonic(), asyncio.ensure_future(self._work())
+        return await asyncio.shield(self._found)  # whoever goes away ends it for nobody else

@@ -1,0 +1,147 @@
+"""The body of a search: a SearchRequest within the limits, and the image's bytes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import Request
+
+from raycd.api import SearchRequest
+from serve.api import bodies, problems
+from serve.args import ServeArgs
+
+_FIELDS = 1000  # names of fields that are looked at, known or not
+
+OPENAPI: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            bodies.JSON: {
+                "schema": SearchRequest.model_json_schema(),
+                "examples": {
+                    "gallery": {
+                        "value": {
+                            "image_id": "DV000010",
+                            "text": "is red with long sleeves",
+                            "top_k": 5,
+                        }
+                    },
+                    "text": {"value": {"text": "a blue dress", "category": ["dress"]}},
+                },
+            },
+            bodies.FORM: {
+                "schema": {
+                    "type": "object",
+                    "properties": {
+                        "image": {
+                            "type": "string",
+                            "format": "binary",
+                            "description": "the reference image's file",
+                        },
+                        "text": {
+                            "type": "string",
+                            "description": "what should differ: is blue, with long sleeves",
+                        },
+                        "top_k": {"type": "integer", "minimum": 1},
+                    },
+                    "additionalProperties": {
+                        "type": "string",
+                        "description": "every field of SearchRequest; "
+                        "attributes as JSON, category may repeat",
+                    },
+                }
+            },
+        },
+    }
+}
+
+
+async def read(request: Request, args: ServeArgs) -> tuple[SearchRequest, bytes | None]:
+    """Return the search and the file of its image, where one was sent. Raises ProblemError."""
+    fields, image = await bodies.read(request, args)
+    _check_filters(fields, args.max_filters)
+    return check(bodies.validated(SearchRequest, fields), image, args)
+
+
+def of_json(body: Any, args: ServeArgs) -> tuple[SearchRequest, bytes | None]:
+    """Return the same of one search of a batch. Raises ProblemError."""
+    _check_filters(body, args.max_filters)
+    return check(bodies.validated(SearchRequest, body), None, args)
+
+
+def check(
+    asked: SearchRequest, image: bytes | None, args: ServeArgs
+) -> tuple[SearchRequest, bytes | None]:
+    """Return the search, its image's bytes whichever way they came.
+
+    Raises ProblemError: it is beyond a limit, or asks for nothing.
+    """
+    if image is not None and (asked.image_id or asked.image_base64 or asked.image_url):
+        raise problems.wrong_field("image", "the image is given in two ways: give one of them")
+    given = image is not None or asked.image_id or asked.image_base64 is not None or asked.image_url
+    if not given and not asked.text:
+        raise problems.wrong_field(
+            "text", "the search has neither an image nor a text: give one or both"
+        )
+    _check_weights(asked, given=bool(given))
+    for name in ("text", "negative_text"):
+        length = len(getattr(asked, name))
+        if length > args.max_text:
+            got = f"{length} characters"
+            raise problems.beyond(
+                "max_text",
+                f"{name} is too long",
+                got=got,
+                most=args.max_text,
+                field=name,
+                do="shorten it",
+            )
+    if (asked.top_k or 0) > args.max_top_k:
+        do = "page with offset"
+        raise problems.beyond(
+            "max_top_k",
+            "too many results",
+            got=asked.top_k,
+            most=args.max_top_k,
+            field="top_k",
+            do=do,
+        )
+    if asked.offset > args.max_offset:
+        raise problems.beyond(
+            "max_offset",
+            "offset is too great",
+            got=asked.offset,
+            most=args.max_offset,
+            field="offset",
+            do="filter instead",
+        )
+    if asked.image_url and not args.image_url:
+        raise problems.ProblemError(
+            403, "this service fetches no images by URL (image_url): send the image itself"
+        )
+    if asked.image_base64 is not None:
+        image = bodies.decoded(asked.image_base64, field="image_base64")
+    return asked, image
+
+
+def _check_filters(fields: Any, most: int) -> None:
+    # Before anything is made of them, which takes time for each.
+    asked = fields if isinstance(fields, dict) else {}
+    if len(asked) > _FIELDS:
+        raise problems.invalid([{"loc": (), "msg": f"got {len(asked)} fields, at most {_FIELDS}"}])
+    categories, attributes = asked.get("category"), asked.get("attributes")
+    count = len(categories) if isinstance(categories, list) else 0
+    if isinstance(attributes, dict):  # a name without values is compared, too
+        count += sum(
+            max(1, len(values)) if isinstance(values, list) else 1 for values in attributes.values()
+        )
+    if count > most:
+        raise problems.beyond(
+            "max_filters", "too many filters", got=count, most=most, do="ask for fewer"
+        )
+
+
+def _check_weights(asked: SearchRequest, *, given: bool) -> None:
+    alone = "image_weight" if not asked.text else "text_weight" if not given else ""
+    if alone and getattr(asked, alone) == 0:
+        raise problems.wrong_field(alone, "is 0 and there is nothing else to search by: give more")

@@ -1,0 +1,113 @@
+"""PUT and DELETE /v1/gallery/{image_id}: one image of the live gallery."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Depends, Request, Response
+
+from raycd.api import Written
+from raycd.data import images
+from raycd.gallery.records import Done
+from serve.api import image_body, problems
+from serve.api.image_body import SentImage
+from serve.api.intake import Intake
+from serve.api.problems import ProblemError
+from serve.api.wellformed import known_parameters
+from serve.live.writer import Upload, Writer
+from serve.replica import Replica
+
+MAX_ID = 512  # characters of an image's id
+UNKNOWN = "; whether the change was made is unknown: send it again"
+_ERRORS = problems.responses(400, 403, 404, 408, 409, 413, 415, 422, 503, 507)
+
+
+def router(replica: Replica, intake: Intake) -> APIRouter:
+    """Return the routes that change one image."""
+    routes = APIRouter(tags=["gallery"], dependencies=[Depends(known_parameters)])
+
+    @routes.put(
+        "/v1/gallery/{image_id:path}",
+        response_model=Written,
+        responses={201: {"model": Written}, **_ERRORS},
+        openapi_extra=image_body.OPENAPI,
+    )
+    async def put(image_id: str, request: Request, response: Response) -> Written:
+        """Add an image to the gallery, or replace the one of that id. Answered when it is on the
+        disk.
+        """
+        writer = writable(replica)
+        check_new_id(image_id)
+        replica.writes.check()
+        await intake.read(request, replica.args.max_attributes)
+        with replica.writes.slot():
+            async with replica.deadline(then=UNKNOWN):
+                sent = await image_body.read(request, replica.args, replica.engine)
+                done = await put_one(replica, writer, image_id, sent)
+        response.status_code = 200 if done.existed else 201
+        return Written(image_id=image_id, version=done.version, created=not done.existed)
+
+    @routes.delete("/v1/gallery/{image_id:path}", responses=_ERRORS)
+    async def delete(image_id: str) -> Written:
+        """Remove an image, its picture included. Answered when that is on the disk."""
+        writer = writable(replica)
+        check_id(image_id)
+        with replica.writes.slot():
+            async with replica.deadline(then=UNKNOWN):
+                done = await writer.delete(image_id, replica.engine.searcher)
+        if not done.existed:
+            raise ProblemError(404, f"the gallery has no image {image_id!r}")
+        return Written(image_id=image_id, version=done.version)
+
+    return routes
+
+
+def writable(replica: Replica) -> Writer:
+    """Return what writes. Raises ProblemError where the gallery does not change."""
+    if replica.writer is None:
+        raise ProblemError(
+            403, "this service's gallery does not change: start it with a database (gallery)"
+        )
+    return replica.writer
+
+
+async def put_one(replica: Replica, writer: Writer, image_id: str, sent: SentImage) -> Done:
+    """Decode, encode and commit an image. Raises BrokenImage, ProblemError and GalleryError."""
+    engine, file = replica.engine, sent.file
+    if file is not None and not writer.keeps_pictures:
+        raise ProblemError(
+            403, "this service keeps no pictures: start it with a folder for them (pictures)"
+        )
+
+    def decoded(file: bytes) -> Upload:
+        pixels = engine.searcher.preprocess(replica.decode(file))
+        return Upload(file, images.format_of(file).lower(), pixels)
+
+    upload = (
+        None if file is None else await replica.run_in_thread(lambda: decoded(file), image=file)
+    )
+    return await writer.put(
+        image_id,
+        engine.searcher,
+        categories=sent.asked.category or engine.default_category,
+        attributes=sent.asked.attributes,
+        upload=upload,
+        feature=sent.feature,
+    )
+
+
+def check_id(image_id: str) -> None:
+    """Raise ProblemError for an id that nobody could type or read."""
+    wrong = not image_id.strip() or len(image_id) > MAX_ID or not image_id.isprintable()
+    if wrong or image_id != image_id.strip():
+        expected = f"1 to {MAX_ID} printable characters without spaces around them"
+        raise problems.wrong_field(
+            "image_id", f"got {len(image_id)} characters, expected {expected}"
+        )
+
+
+def check_new_id(image_id: str) -> None:
+    """Raise ProblemError, too, for an id that no URL leads to: clients resolve it as a folder."""
+    check_id(image_id)
+    if image_id in (".", ".."):
+        raise problems.wrong_field(
+            "image_id", f"{image_id} cannot be an id: no address leads to it"
+        )

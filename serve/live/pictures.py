@@ -1,0 +1,113 @@
+"""The pictures of the gallery over HTTP: thumbnails, made when first asked for, and the files."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from io import BytesIO
+from typing import NamedTuple, Self
+
+from cachetools import LRUCache
+from PIL import Image
+
+from raycd.data import images
+from raycd.data.images import BrokenImage
+from raycd.errors import DataError, GalleryError
+from raycd.gallery.view import View
+from serve.args import ServeArgs
+from serve.errors import NoSuchImage, UnreadablePicture
+from serve.live.store import GalleryStore
+
+SIDE = 256  # pixels of a thumbnail's longer side, at most
+
+
+class PictureFile(NamedTuple):
+    """A file as it goes over HTTP."""
+
+    data: bytes
+    media_type: str
+    etag: str
+
+    @classmethod
+    def of(cls, data: bytes, media_type: str) -> Self:
+        """Return the file with its ETag."""
+        return cls(data, media_type, f'"{hashlib.sha256(data).hexdigest()[:32]}"')
+
+
+class GalleryPictures:
+    """The pictures of a gallery's images, for any thread.
+
+    Args:
+        args: The limits, and how many thumbnails are kept.
+        store: Where the pictures are that clients have added; None: the gallery does not change.
+
+    Raises:
+        NoSuchImage: The gallery has no such image.
+        UnreadablePicture: Its file is missing or broken.
+        GalleryError: Where the pictures are kept does not answer, or may not be read.
+    """
+
+    def __init__(self, args: ServeArgs, store: GalleryStore | None) -> None:
+        self._args, self._store = args, store
+        self._thumbnails: LRUCache[str, PictureFile] = LRUCache(args.thumbnail_cache)
+        self._lock = threading.Lock()
+
+    def original(self, view: View, image_id: str) -> PictureFile:
+        """Return the file of an image."""
+        data = self._read(image_id, _path(view, image_id))
+        try:  # nothing but pictures is ever sent
+            return PictureFile.of(data, Image.MIME[images.format_of(data)])
+        except BrokenImage as error:
+            raise UnreadablePicture(image_id, error.reason) from error
+
+    def thumbnail(self, view: View, image_id: str) -> PictureFile:
+        """Return a JPEG of at most SIDE pixels a side."""
+        path = _path(view, image_id)
+        key = path or image_id  # a picture that replaces another has another path
+        with self._lock:
+            known = self._thumbnails.get(key)
+        if known is None:
+            known = self._made(image_id, path)
+            with self._lock:
+                if self._thumbnails.maxsize:
+                    self._thumbnails[key] = known
+        return known
+
+    def _made(self, image_id: str, path: str | None) -> PictureFile:
+        data = self._read(image_id, path)
+        try:
+            image = images.decode(data, max_pixels=self._args.max_pixels, min_side=1)
+        except BrokenImage as error:
+            raise UnreadablePicture(image_id, error.reason) from error
+        buffer = BytesIO()
+        images.fitted(image, SIDE).save(buffer, "JPEG", quality=85)
+        return PictureFile.of(buffer.getvalue(), "image/jpeg")
+
+    def _read(self, image_id: str, path: str | None) -> bytes:
+        path = path if self._store is None else self._store.locate(path)
+        try:
+            if path is None:
+                raise BrokenImage("no file", reason="missing")
+            return images.read_bytes(path, patient=False)
+        except BrokenImage as error:
+            if isinstance(error.__cause__, PermissionError):
+                raise _unreachable(error.__cause__) from error
+            raise UnreadablePicture(image_id, error.reason) from error
+        except DataError as error:
+            raise _unreachable(error.__cause__ or error) from error
+
+
+def _path(view: View, image_id: str) -> str | None:
+    position = view.position(image_id)
+    if position is None:
+        raise NoSuchImage(image_id)
+    return view.path(position)
+
+
+def _unreachable(cause: BaseException) -> GalleryError:
+    return GalleryError(
+        "the gallery's pictures cannot be reached, or may not be read",
+        "unreachable",
+        got=f"{type(cause).__name__}: {cause}",
+        do="check that their folder is there (pictures), and the service's right to read it",
+    )

@@ -1,0 +1,58 @@
+"""The store of the live gallery: its database and its pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+from raycd.data.moved import Move
+from raycd.gallery_db import GalleryDatabase, owner, stored
+from raycd.gallery_db.pictures import Pictures
+from raycd.gallery_db.stored import is_uploaded
+from serve.args import NO_GALLERY, REGISTRY, ServeArgs
+
+FILE = "gallery.sqlite"  # beside the bundle's folder, where no other database is named
+
+
+@dataclass(frozen=True)
+class GalleryStore:
+    """The database of a live gallery, and the pictures that clients have added to it."""
+
+    gallery_db: GalleryDatabase
+    pictures: Pictures | None
+    """None: pictures are not kept."""
+    moved: Move = field(default_factory=Move)
+    """How the run of the bundle, whose pictures the database names, was moved."""
+
+    @classmethod
+    def open(cls, args: ServeArgs, name: str) -> Self | None:
+        """Open the store that the settings name; return None where they name none.
+
+        Args:
+            args: The settings.
+            name: What tells this service from others.
+
+        Raises:
+            GalleryError: The database cannot be opened, another service has it, or this service had
+                another file there.
+        """
+        if args.gallery == NO_GALLERY:
+            return None
+        url = args.gallery or str(Path(args.bundle).parent / FILE)
+        file = stored.sqlite_file(url)
+        held = None if file is None else owner.hold(file, name)  # before anything of it is changed
+        if file is not None and held is not None:
+            owner.check(file, held)
+        gallery_db = GalleryDatabase.open(url)
+        if file is not None and held is not None:
+            owner.note(file, held)
+        root = stored.pictures_root(url, args.pictures)
+        moved = Move() if args.bundle.startswith(REGISTRY) else Move.of(Path(args.bundle))
+        return cls(gallery_db, Pictures(root) if root else None, moved)
+
+    def locate(self, path: str | None) -> str | None:
+        """Return the path or URI of a picture that the gallery database names."""
+        if self.pictures is not None and path is not None and is_uploaded(path):
+            return self.pictures.locate(path)
+        return self.moved.locate(path)

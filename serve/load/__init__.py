@@ -1,0 +1,1 @@
+"""How a replica shares out its time: batches, admission and deadlines."""

@@ -1,0 +1,84 @@
+"""How much a replica takes on at a time, and for how long. More is refused, not kept waiting."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Executor
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar, copy_context
+from typing import TypeVar
+
+from serve.errors import Busy
+
+T = TypeVar("T")
+
+_given_up: ContextVar[threading.Event | None] = ContextVar("given_up", default=None)
+
+
+class Admission:
+    """Requests of one kind at work and waiting in a replica, at most `most`.
+
+    Used from one event loop.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most, self.busy = most, 0
+
+    def check(self) -> None:
+        """Raise Busy where the replica is full."""
+        if self.busy >= self.most:
+            raise Busy(
+                f"the service is busy with {self.busy} searches (max_queue); try again in a moment"
+            )
+
+    @contextmanager
+    def slot(self) -> Iterator[None]:
+        """Hold a slot for one request. Raises Busy where there is none."""
+        self.check()
+        self.busy += 1
+        try:
+            yield
+        finally:
+            self.busy -= 1
+
+
+@asynccontextmanager
+async def deadline(seconds: float, *, then: str = "") -> AsyncIterator[None]:
+    """Raise Busy where the block takes longer than a request may.
+
+    `then` ends the message with what being late means.
+    """
+    try:
+        async with asyncio.timeout(seconds) as limit:
+            yield
+    except TimeoutError:
+        if not limit.expired():  # one of the block's own
+            raise
+        raise Busy(f"the request took longer than {seconds:g} s (timeout_s){then}") from None
+
+
+class GivenUp(Exception):
+    """Nobody waits for this thread's work any more."""
+
+
+async def run_in_thread(threads: Executor, work: Callable[[], T]) -> T:
+    """Return what `work` returns in one of the threads, which ends when nobody waits for it.
+
+    Python cannot stop a thread: `work` calls `check_deadline` between its steps.
+    """
+    event, context = threading.Event(), copy_context()
+    context.run(_given_up.set, event)
+    try:
+        return await asyncio.get_running_loop().run_in_executor(threads, context.run, work)
+    except asyncio.CancelledError:
+        event.set()
+        raise
+
+
+def check_deadline() -> None:
+    """Raise GivenUp where the request that this thread works for has been given up."""
+    event = _given_up.get()
+    if event is not None and event.is_set():
+        raise GivenUp

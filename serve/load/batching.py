@@ -1,0 +1,81 @@
+"""Batches that fill by themselves: what comes while the model is at work is its next batch.
+
+Ray Serve's own `@serve.batch` closes a batch after a set time. With none it hands over one query
+at a time, and any other time is added to every lone client's wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Generic, TypeVar
+
+Asked = TypeVar("Asked")
+Answered = TypeVar("Answered")
+
+
+class Batcher(Generic[Asked, Answered]):
+    """A queue whose items `work` answers in batches, one at a time. Used from one event loop.
+
+    Args:
+        work: Answers a batch, in its order.
+        most: Items of a batch.
+        wait_s: Seconds that the first item of a batch waits for others.
+        thread: An executor of one thread, which others may share; None makes one.
+    """
+
+    def __init__(
+        self,
+        work: Callable[[Sequence[Asked]], Sequence[Answered]],
+        *,
+        most: int,
+        wait_s: float = 0.0,
+        thread: ThreadPoolExecutor | None = None,
+    ) -> None:
+        self._work, self._most, self._wait_s = work, most, wait_s
+        self._thread = thread or ThreadPoolExecutor(1, "batches")
+        self._waiting: deque[tuple[Asked, asyncio.Future[Answered]]] = deque()
+        self._at_once = False  # the next batch waits for nobody
+        self._worker: asyncio.Task[None] | None = None
+
+    async def __call__(self, asked: Asked, *, first: bool = False) -> Answered:
+        """Return the answer, once its batch is done.
+
+        `first` goes before all that wait, and waits for no others. An item that is cancelled while
+        it waits is left out of the batch.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Answered] = loop.create_future()
+        (self._waiting.appendleft if first else self._waiting.append)((asked, future))
+        self._at_once |= first
+        if self._worker is None or self._worker.done():
+            self._worker = loop.create_task(self._run())
+        return await future
+
+    async def _run(self) -> None:
+        while self._waiting:
+            if self._wait_s and len(self._waiting) < self._most and not self._at_once:
+                await asyncio.sleep(self._wait_s)
+            self._at_once = False
+            batch = [self._waiting.popleft() for _ in range(min(self._most, len(self._waiting)))]
+            batch = [(asked, future) for asked, future in batch if not future.done()]
+            if batch:
+                await self._answer(batch)
+
+    async def _answer(self, batch: list[tuple[Asked, asyncio.Future[Answered]]]) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            answers = await loop.run_in_executor(
+                self._thread, self._work, [asked for asked, _ in batch]
+            )
+            together = list(zip(batch, answers, strict=True))
+        except Exception as error:
+            for _, future in batch:
+                if not future.done():
+                    future.set_exception(error)
+            return
+        for (_, future), answer in together:
+            if not future.done():
+                future.set_result(answer)

@@ -1,0 +1,259 @@
+"""A replica: an engine, the thread of its model, threads that decode, and what limits them.
+
+It knows neither Ray nor HTTP: serve/service.py deploys it, serve/api/ asks it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager
+from io import BytesIO
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from PIL import Image
+
+from raycd.api import BundleInfo, SearchRequest
+from raycd.data import images
+from raycd.search.query import Answer, Prepared, Query
+from serve import swap
+from serve.args import ServeArgs
+from serve.engine import Engine
+from serve.errors import NoSuchImage, NoSuchVersion, format_error
+from serve.live.pictures import GalleryPictures
+from serve.live.store import GalleryStore
+from serve.live.writer import Writer
+from serve.load.admission import Admission, check_deadline, deadline, run_in_thread
+from serve.load.batching import Batcher
+
+T = TypeVar("T")
+
+CANARY_S = 10.0  # seconds within which a replica answers its own query
+LARGE = 4_000_000  # pixels of an image that takes long to decode
+
+_log = logging.getLogger("ray.serve")
+
+
+class Observer(Protocol):
+    """What records a replica's work."""
+
+    def batch(self, answer: Answer, waiting: int) -> None:
+        """Record a batch by one of its answers, and the searches that wait meanwhile."""
+
+    def gallery(self, engine: Engine) -> None:
+        """Record the state of the gallery that is searched."""
+
+
+class Replica:
+    """A copy of the service: one engine, which may be replaced while it answers.
+
+    Everything of it but `bundle_info` is used from one event loop. There is no engine until
+    `change_bundle` has loaded one.
+
+    Args:
+        args: The settings.
+        name: What the replicas of this service have in common, and no other service has.
+        observer: What records its work.
+
+    Attributes:
+        refused: Why the bundle that was asked for last is not the engine's; None where it is.
+        writer: What changes the gallery; None where it does not change.
+        searches, writes, imports, browsing: How many of each are at work, each by itself.
+
+    Raises:
+        GalleryError: The gallery's database cannot be opened.
+    """
+
+    def __init__(self, args: ServeArgs, *, name: str, observer: Observer) -> None:
+        self.args, self._observer = args, observer
+        # One core is left to HTTP and decoding: OpenMP's threads wait by spinning, and where they
+        # outnumber the cores a query takes a hundred times as long.
+        self._threads = args.threads or max(1, (len(os.sched_getaffinity(0)) - 1) // args.replicas)
+        self._model = ThreadPoolExecutor(1, "model")
+        self._small = ThreadPoolExecutor(self._threads + 1, "decode")
+        # A file of 50 KB may take a second to decode: such ones delay no others.
+        self._large = ThreadPoolExecutor(self._threads, "large")
+        self._store = GalleryStore.open(args, name)
+        self._engine: Engine | None = None
+        self.refused: str | None = None
+        self.pictures = GalleryPictures(args, self._store)
+        self.searches, self.writes, self.imports = (Admission(args.max_queue) for _ in range(3))
+        self.browsing, self._waiting = (Admission(args.max_queue) for _ in range(2))
+        self._answers = Batcher(
+            self._answer_batch,
+            most=args.max_batch_size,
+            wait_s=args.batch_wait_s,
+            thread=self._model,
+        )
+        self.writer = (
+            None
+            if self._store is None
+            else Writer(self._store, self._model, self._small, args.lag_s)
+        )
+
+    @property
+    def engine(self) -> Engine:
+        """The engine that new requests use."""
+        assert self._engine is not None, "change_bundle comes first"
+        return self._engine
+
+    async def change_bundle(self, wanted: dict[str, Any]) -> None:
+        """Load the bundle that is wanted (swap.Wanted), or change to it, or refuse it and go on.
+
+        A replica that starts when what is wanted is refused loads the bundle of its settings.
+
+        Raises:
+            RaycdError: That one is refused, too, so that there is nothing to go on with.
+        """
+        try:
+            await self._change(swap.Wanted.model_validate(wanted).bundle)
+            self.refused = None
+        except Exception as error:
+            own = swap.Wanted(bundle=self.args.bundle).model_dump()
+            if self._engine is None and wanted == own:
+                raise
+            self.refused = swap.reason(error)
+            _log.error("a bundle was refused, the old one goes on: %s", format_error(error))
+        if self._engine is None:
+            await self._change(self.args.bundle)
+
+    async def _change(self, bundle: str) -> None:
+        # The new bundle is loaded and tried beside the one at work, which goes on until then.
+        folder = await asyncio.to_thread(swap.folder, bundle)
+        if self._engine:
+            digest = await asyncio.to_thread(swap.digest, folder)
+            if digest == self._engine.bundle.manifest.digest:
+                return
+        fresh = await asyncio.to_thread(self._load, folder)
+        try:
+            await self._check_canary(fresh)
+            if self._engine:
+                swap.check(self._engine, fresh)
+        except BaseException:
+            fresh.close()
+            raise
+        old, self._engine = self._engine, fresh
+        if old:
+            old.close()
+        _log.warning("this replica serves bundle %s", fresh.bundle.manifest.digest[:12])
+
+    def _load(self, folder: Path) -> Engine:
+        return Engine(
+            folder, self.args, threads=self._threads, model=self._model, store=self._store
+        )
+
+    def bundle_info(self) -> BundleInfo:
+        """Return which bundle this replica serves, and why it refused another."""
+        manifest = self.engine.bundle.manifest
+        return BundleInfo(
+            digest=manifest.digest[:12], created=manifest.created, refused=self.refused
+        )
+
+    async def check_canary(self) -> None:
+        """Encode and search, before all queries that wait. Raises where this replica cannot."""
+        self._observer.gallery(self.engine)
+        await self._check_canary(self.engine)
+
+    async def _check_canary(self, engine: Engine) -> None:
+        async with asyncio.timeout(CANARY_S):
+            engine.check(await self._answers((engine, engine.canary), first=True))
+
+    async def check_gallery(self) -> None:
+        """Raise GalleryError where the gallery's SQLite file has gone or is another one."""
+        if self._store is not None:
+            async with asyncio.timeout(CANARY_S):
+                await asyncio.to_thread(self._store.gallery_db.check_file)
+
+    def deadline(self, *, then: str = "") -> AbstractAsyncContextManager[None]:
+        """Return the time that a request may take, for `async with`.
+
+        `then` ends the message with what being late means.
+        """
+        return deadline(self.args.timeout_s, then=then)
+
+    async def wait_for_version(self, version: int) -> Engine:
+        """Return the engine, once its view of the gallery has this version.
+
+        Raises:
+            NoSuchVersion: The database does not have it.
+            Busy: Too many wait.
+        """
+        engine = self.engine
+        if engine.follower is None or version <= engine.view.version:
+            return engine
+        with self._waiting.slot():
+            while engine.follower and version > engine.view.version:
+                if not await engine.follower.wait_for_version(version):
+                    raise NoSuchVersion(version, newest=engine.view.version)
+                engine = self.engine  # it may have been replaced meanwhile
+        return engine
+
+    async def prepare(self, engine: Engine, asked: SearchRequest, image: bytes | None) -> Prepared:
+        """Decode and preprocess a query beside the model. Raises BrokenImage and NoSuchImage."""
+
+        def work() -> Prepared:
+            view = engine.view
+            if asked.image_id is not None and view.position(asked.image_id) is None:
+                raise NoSuchImage(asked.image_id)
+            picture = None if image is None else self.decode(image)
+            check_deadline()
+            query = Query(
+                picture,
+                asked.text,
+                asked.top_k or self.args.top_k,
+                image_id=asked.image_id,
+                negative_text=asked.negative_text,
+                image_weight=asked.image_weight,
+                text_weight=asked.text_weight,
+                offset=asked.offset,
+                allowed=view.mask(asked.category, asked.attributes),
+                exclude_reference=asked.exclude_reference,
+                exact=asked.exact,
+            )
+            check_deadline()
+            return engine.searcher.prepare(query, view)
+
+        return await self.run_in_thread(work, image)
+
+    def decode(self, image: bytes) -> Image.Image:
+        """Return an image within the limits. Raises BrokenImage."""
+        args = self.args
+        return images.decode(
+            image, max_pixels=args.max_pixels, min_side=args.min_side, formats=args.formats
+        )
+
+    async def answer(self, engine: Engine, query: Prepared) -> Answer:
+        """Search, together with the queries that come while the model is at work."""
+        return await self._answers((engine, query))
+
+    def _answer_batch(self, batch: Sequence[tuple[Engine, Prepared]]) -> list[Answer]:
+        answers: list[Answer] = []
+        # There are two engines while one replaces the other.
+        for engine, some in groupby(batch, key=lambda one: one[0]):
+            answers += engine.searcher.answer([query for _, query in some])
+        if answers:  # a batch of the canary alone may leave less than nothing waiting
+            self._observer.batch(answers[0], max(0, self.searches.busy - len(batch)))
+        return answers
+
+    async def run_in_thread(self, work: Callable[[], T], image: bytes | None = None) -> T:
+        """Do what takes milliseconds beside the event loop, as long as it is waited for.
+
+        `image` is what it decodes: where that takes longer, no work but its like waits for it.
+        """
+        threads = self._small
+        if image is not None and await run_in_thread(threads, lambda: _is_large(image)):
+            threads = self._large
+        return await run_in_thread(threads, work)
+
+
+def _is_large(data: bytes) -> bool:
+    try:
+        with Image.open(BytesIO(data), formats=images.FORMATS) as image:
+            return image.width * image.height > LARGE
+    except Exception:  # of Pillow's many kinds: decoding says what is wrong
+        return False

@@ -1,0 +1,1 @@
+"""Who may ask, from where, and which addresses the service itself may ask."""

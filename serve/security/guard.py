@@ -1,0 +1,69 @@
+"""Which requests may come in: by the API key that they carry, and by the host that they name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+
+from starlette.datastructures import Headers
+from starlette.types import Scope
+
+from serve.errors import KeyMissing, KeyTooWeak, UnknownHost
+from serve.security.asgi import route_path
+from serve.security.keyring import Keyring
+from serve.security.keyring import Scope as KeyScope
+
+NOT_OURS = (
+    "the service does not answer for this Host header; use a name that it knows, "
+    "or give it this one (hosts)"
+)
+
+# Whatever is not named here needs a key, so that a new route is safe before anybody thinks of it.
+_OPEN = ("", "/", "/healthz", "/readyz", "/docs", "/docs/oauth2-redirect", "/openapi.json")
+_OPEN_FOLDERS = ("/web/", "/static-offline-docs/")
+_ANY_HOST = ("/healthz", "/readyz")  # load balancers ask by an address of their own choice
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\s:/?#@\[\]]+)(:\d*)?")
+
+
+def needed_scope(method: str, path: str) -> KeyScope | None:
+    """Return the scope of the key that a request needs; None where it needs no key."""
+    if method in ("GET", "HEAD"):
+        return None if path in _OPEN or path.startswith(_OPEN_FOLDERS) else "read"
+    searches = path == "/v1/search" or path.startswith("/v1/search/")
+    return "read" if method == "POST" and searches else "write"
+
+
+def check_key(scope: Scope, keyring: Keyring) -> None:
+    """Raise KeyMissing or KeyTooWeak where the request's key does not allow what it asks for."""
+    need = needed_scope(scope["method"], route_path(scope))
+    if need is None:
+        return
+    kind, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
+    if kind.lower() != "bearer" or not given.strip():
+        raise KeyMissing("this service wants an API key", "Bearer")
+    found = keyring.find(given.strip())
+    if found is None:
+        raise KeyMissing("the API key is unknown here, or revoked", 'Bearer error="invalid_token"')
+    if need == "write" and found.scope == "read":
+        raise KeyTooWeak(
+            "the API key has the scope read, this needs write; "
+            "ask whoever runs the service for such a key"
+        )
+
+
+def check_host(scope: Scope, hosts: Collection[str]) -> None:
+    """Raise UnknownHost where the Host header is not one of `hosts`.
+
+    A page of an attacker whose name points to our address (DNS rebinding) is of our origin to a
+    browser, but the browser still sends that name.
+    """
+    if route_path(scope) not in _ANY_HOST and not is_known_host(scope, hosts):
+        raise UnknownHost(NOT_OURS)
+
+
+def is_known_host(scope: Scope, hosts: Collection[str]) -> bool:
+    """Return whether the Host header is one of `hosts`; none or * is any."""
+    if not hosts or "*" in hosts:
+        return True
+    host = _HOST.fullmatch(Headers(scope=scope).get("host", "").lower())
+    return host is not None and host[1] in hosts

@@ -1,0 +1,187 @@
+"""A replica's gallery follows its database, whatever the kind of its index."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from raycd import bundle
+from raycd.config import IndexConfig
+from raycd.errors import GalleryError
+from raycd.gallery import live, recent
+from raycd.gallery.recent import Recent
+from raycd.gallery.records import Delete, Put
+from raycd.gallery_db import GalleryDatabase
+from raycd.search.searcher import Searcher
+from serve.args import ServeArgs
+from serve.live import follower
+from serve.live.follower import Follower
+from serve.live.store import GalleryStore
+
+ADDED = 300
+
+
+def until(state: Callable[[], object]) -> None:
+    end = time.monotonic() + 60
+    while not state():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[GalleryStore]:
+    with GalleryDatabase.open(str(tmp_path / "gallery.sqlite")) as gallery_db:
+        yield GalleryStore(gallery_db, None)
+
+
+@pytest.fixture
+def model() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(1) as thread:
+        yield thread
+
+
+@pytest.fixture
+def follow(
+    tiny_bundle: Any, store: GalleryStore, model: ThreadPoolExecutor
+) -> Iterator[Callable[..., Any]]:
+    """Return what starts a follower of an index of some settings, and gives its searcher."""
+    followers: list[Follower] = []
+
+    def start(**settings: Any) -> Searcher:
+        loaded = bundle.load(tiny_bundle.folder)
+        config = loaded.config.model_copy(update={"index": IndexConfig(**settings)})
+        searcher = Searcher(replace(loaded, config=config))
+        followers.append(Follower(searcher, store, model, ServeArgs(lag_s=0.1)))
+        return searcher
+
+    yield start
+    for each in followers:
+        each.stop()
+
+
+def features(searcher: Searcher, count: int) -> NDArray[np.float32]:
+    return (
+        np.random.default_rng(0).normal(size=(count, searcher.bundle.index.dim)).astype(np.float32)
+    )
+
+
+def put(store: GalleryStore, searcher: Searcher, features_ND: NDArray[np.float32]) -> int:
+    """Put images new-0 ...; return the version after the last."""
+    fingerprint = searcher.bundle.manifest.encoder.fingerprint
+    changes = [
+        Put(f"new-{i}", feature_D, ("dress",), {}, None) for i, feature_D in enumerate(features_ND)
+    ]
+    return store.gallery_db.write(changes, fingerprint)[-1].version
+
+
+def has_version(searcher: Searcher, version: int) -> bool:
+    return searcher.view.version >= version
+
+
+@pytest.mark.parametrize("kind", ["flat", "hnsw", "ivf"])
+def test_many_changes_become_an_index_of_its_kind_that_misses_nothing(
+    follow: Callable[..., Searcher], store: GalleryStore, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(live, "REBUILD_FROM", 100)
+    searcher = follow(kind=kind, flat_up_to=50, sample=50, ivf_lists=2)
+    first = searcher.view.index
+    features_ND = features(searcher, ADDED)
+    version = put(store, searcher, features_ND)
+    gone = [f"new-{i}" for i in range(0, ADDED, 7)]
+    until(lambda: searcher.view.version >= version and searcher.view.index is not first)
+    version = store.gallery_db.write([Delete(image_id) for image_id in gone], "")[
+        -1
+    ].version  # of the new index
+    until(lambda: searcher.view.version >= version)
+    view = searcher.view
+    assert view.index.kind == kind
+    assert len(view) == 12 + ADDED - len(gone)
+    unit_ND = features_ND / np.linalg.norm(features_ND, axis=1, keepdims=True)
+    _, rows = view.search(unit_ND, 1, exact=True)
+    found = [view.image_id(row) for row in rows[:, 0].tolist()]
+    assert [image_id for i, image_id in enumerate(found) if i % 7] == [
+        f"new-{i}" for i in range(ADDED) if i % 7
+    ]
+    assert not set(found) & set(gone)
+    _, near = view.search(unit_ND, 10)
+    assert not {view.image_id(row) for row in near.ravel().tolist() if row >= 0} & set(gone)
+    assert view.index.recall is not None
+    assert view.index.recall >= 0.9
+
+
+def test_what_changes_while_an_index_is_built_is_in_it_when_it_is_taken_over(
+    follow: Callable[..., Searcher], store: GalleryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "REBUILD_FROM", 100)
+    searcher = follow(kind="ivf", sample=50, ivf_lists=2)
+    fingerprint, first, original = (
+        searcher.bundle.manifest.encoder.fingerprint,
+        searcher.view.index,
+        bundle.build_index,
+    )
+    others = [
+        Put(f"other-{i}", one, (), {}, None)
+        for i, one in enumerate(features(searcher, follower.BEHIND + 1))
+    ]
+
+    def built(*given: Any, **settings: Any) -> Any:
+        if searcher.view.index is first:
+            version = store.gallery_db.write([*others, Delete("new-0")], fingerprint)[-1].version
+            until(lambda: searcher.view.version >= version)  # the old one is followed meanwhile
+        return original(*given, **settings)
+
+    monkeypatch.setattr(bundle, "build_index", built)
+    put(store, searcher, features(searcher, ADDED))
+    until(lambda: searcher.view.index is not first)
+    view = searcher.view
+    assert view.version >= 12 + ADDED + len(others) + 1
+    assert len(view) == 12 + ADDED + len(others) - 1
+    assert view.position("new-0") is None
+    assert view.position("other-0") is not None
+
+
+def test_the_database_is_followed_while_what_came_is_put_into_lists(
+    follow: Callable[..., Searcher], store: GalleryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "REBUILD_FROM", 100)
+    searcher = follow(kind="ivf", sample=50, ivf_lists=2)
+    put(store, searcher, features(searcher, ADDED))
+    until(lambda: searcher.view.index.kind == "ivf")
+    monkeypatch.setattr(live, "REBUILD_FROM", 10_000)
+    monkeypatch.setattr(recent, "MAX_UNINDEXED", 100)
+    going_on, original = threading.Event(), Recent.put_into_lists
+
+    def slow(self: Recent) -> Recent:
+        going_on.wait(60)
+        return original(self)
+
+    monkeypatch.setattr(Recent, "put_into_lists", slow)
+    for count in (ADDED, ADDED + 1):  # the second while the first wait for lists
+        until(partial(has_version, searcher, put(store, searcher, features(searcher, count))))
+        assert searcher.view.additions.features.listed == 0
+    going_on.set()
+    until(lambda: searcher.view.additions.features.listed > 0)
+
+
+def test_more_images_than_a_replica_encodes_are_refused_though_the_bundle_has_begun_the_gallery(
+    follow: Callable[..., Searcher], store: GalleryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follow()
+    store.gallery_db.write(
+        [Put(f"other-{i}", np.ones(8, np.float32), (), {}, None) for i in range(3)], "f" * 64
+    )
+    monkeypatch.setattr(follower, "ENCODED", 2)
+    with pytest.raises(GalleryError, match="3 images without features of encoder"):
+        follow()
+    monkeypatch.setattr(follower, "ENCODED", 3)
+    assert len(follow().view) == 12  # without pictures, they cannot be found

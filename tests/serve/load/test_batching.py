@@ -1,0 +1,121 @@
+"""Batches fill by themselves: what comes while the model is at work is its next batch."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+
+import pytest
+
+from serve.load.batching import Batcher
+
+
+class Slow:
+    """Work that goes on when the test says so, and notes its batches."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.go_on = threading.Event()
+
+    def __call__(self, batch: Sequence[int]) -> list[int]:
+        self.batches.append(list(batch))
+        assert self.go_on.wait(10)
+        if -1 in batch:
+            raise ValueError("minus one")
+        return [10 * number for number in batch]
+
+
+async def until(condition: object) -> None:
+    for _ in range(500):
+        if callable(condition) and condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it did not happen")
+
+
+async def at_work(
+    batcher: Batcher[int, int], work: Slow, waiting: range
+) -> list[asyncio.Task[int]]:
+    """Put 0 to work, and let the others wait."""
+    tasks = [asyncio.create_task(batcher(0))]
+    await until(lambda: work.batches)
+    tasks += [asyncio.create_task(batcher(number)) for number in waiting]
+    await asyncio.sleep(0)
+    return tasks
+
+
+def test_what_comes_meanwhile_is_the_next_batch_up_to_its_size() -> None:
+    async def ask() -> list[int]:
+        work = Slow()
+        batcher = Batcher(work, most=3)
+        tasks = await at_work(batcher, work, range(1, 6))
+        work.go_on.set()
+        answers = await asyncio.gather(*tasks)
+        assert work.batches == [[0], [1, 2, 3], [4, 5]]
+        return answers
+
+    assert asyncio.run(ask()) == [0, 10, 20, 30, 40, 50]
+
+
+def test_whoever_has_given_up_is_left_out() -> None:
+    async def ask() -> None:
+        work = Slow()
+        batcher = Batcher(work, most=8)
+        tasks = await at_work(batcher, work, range(1, 4))
+        tasks.pop(2).cancel()
+        await asyncio.sleep(0)
+        work.go_on.set()
+        assert await asyncio.gather(*tasks) == [0, 10, 30]
+        assert work.batches == [[0], [1, 3]]
+
+    asyncio.run(ask())
+
+
+def test_who_is_first_goes_before_all_that_wait() -> None:
+    async def ask() -> None:
+        work = Slow()
+        batcher = Batcher(work, most=2)
+        tasks = await at_work(batcher, work, range(1, 4))
+        tasks.append(asyncio.create_task(batcher(9, first=True)))
+        await asyncio.sleep(0)
+        work.go_on.set()
+        await asyncio.gather(*tasks)
+        assert work.batches == [[0], [9, 1], [2, 3]]
+
+    asyncio.run(ask())
+
+
+def test_an_error_is_that_of_its_batch_alone() -> None:
+    async def ask() -> None:
+        work = Slow()
+        work.go_on.set()
+        batcher = Batcher(work, most=1)
+        with pytest.raises(ValueError, match="minus one"):
+            await batcher(-1)
+        assert await batcher(2) == 20
+
+    asyncio.run(ask())
+
+
+def test_the_first_may_wait_for_others() -> None:
+    async def ask() -> None:
+        work = Slow()
+        work.go_on.set()
+        batcher = Batcher(work, most=8, wait_s=0.1)
+        first = asyncio.create_task(batcher(1))
+        await asyncio.sleep(0.02)
+        await asyncio.gather(first, batcher(2))
+        assert work.batches == [[1, 2]]
+
+    asyncio.run(ask())
+
+
+def test_who_is_first_waits_for_no_others() -> None:
+    async def ask() -> int:
+        work = Slow()
+        work.go_on.set()
+        batcher = Batcher(work, most=3, wait_s=60.0)
+        return await asyncio.wait_for(batcher(1, first=True), timeout=10)
+
+    assert asyncio.run(ask()) == 10
