@@ -1,6 +1,6 @@
 # Everything from a bare checkout: each target first installs what is missing, once.
 #
-#   make demo                      set up, train on the embedded catalogue, evaluate, build the index
+#   make demo                      set up, train on the built-in demo data, evaluate, build the index
 #   make test VENV=/some/where     with the installation kept outside of the tree
 #   make setup PYTHON=/usr/bin/python3.12 EXTRA=gpu
 
@@ -50,7 +50,7 @@ ifneq ($(filter $(CURDIR)/%,$(abspath $(VENV))),)
 endif
 	touch $@
 
-demo: setup  ## Train, evaluate and index CLIP-CD on the embedded catalogue (minutes); a second run continues.
+demo: setup  ## Train, evaluate and index CLIP-CD on the built-in demo data (minutes); a second run continues.
 	$(PY) jobs/train.py --preset demo
 
 serve: setup  ## Answer queries on http://127.0.0.1:8000 from what `make demo` has built.
@@ -71,7 +71,7 @@ lint: setup  ## Check format, lint, types and the directions of imports.
 	$(PY) -m mypy
 	$(VENV)/bin/lint-imports --no-cache
 
-format: setup  ## Format the code and mend what lint can mend.
+format: setup  ## Format the code and fix what lint can fix.
 	$(PY) -m ruff format .
 	$(PY) -m ruff check --fix .
 

@@ -1,4 +1,4 @@
-"""Makes the paper's Table 2: what fine-tuning, pseudo triplets and bilinear pooling bring.
+"""Makes the paper's Table 2: what fine-tuning, pseudo triplets and bilinear pooling add.
 
     python jobs/ablate.py --preset demo
 

@@ -106,9 +106,12 @@ def test_a_message_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_steps_of_several_threads_all_count() -> None:
     bar = progress.Bar("read", total=4000, stream=io.StringIO())
-    threads = [
-        threading.Thread(target=lambda: [bar.advance() for _ in range(1000)]) for _ in range(4)
-    ]
+
+    def work() -> None:
+        for _ in range(1000):
+            bar.advance()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -200,7 +200,7 @@ def _parallel(study: optuna.Study, metric: str) -> Any:
         axes.plot(
             range(len(columns)),
             line,
-            color=shades.to_rgba(value),
+            color=shades.to_rgba(np.asarray(value)),
             linewidth=1 + 1.5 * rank,
             alpha=0.85,
         )

@@ -30,7 +30,7 @@ class Budget:
     """What the best get."""
 
 
-class Proposer(OptunaSearch):  # type: ignore[misc]  # Ray Tune has no types
+class Proposer(OptunaSearch):
     """Optuna, which hears of each trial when it ends.
 
     Ray Tune's own class would take a result of a failed trial, which has no value, and two of one
@@ -107,7 +107,7 @@ def make_budget(config: Config, original: int, pseudo: int) -> Budget:
 def make_scheduler(settings: TuneConfig, budget: Budget, ended: Sequence[Record]) -> TrialScheduler:
     """Return ASHA on the value, its rungs filled with what the ended trials had there."""
     if settings.scheduler == "none" or budget.grace >= budget.total:
-        return FIFOScheduler()
+        return FIFOScheduler()  # type: ignore[no-untyped-call]  # Ray Tune's
     asha = AsyncHyperBandScheduler(
         time_attr=SEEN,
         metric=VALUE,
@@ -116,18 +116,19 @@ def make_scheduler(settings: TuneConfig, budget: Budget, ended: Sequence[Record]
         grace_period=budget.grace,
         reduction_factor=settings.reduction,
     )
+    controller: Any = None  # ASHA does not ask it
     for trial in ended:
         stand_in: Any = _Ended(f"ended-{trial['number']}")
-        asha.on_trial_add(None, stand_in)
+        asha.on_trial_add(controller, stand_in)
         greatest = 0.0
         for epoch in trial["epochs"]:
             greatest = max(greatest, epoch["score"])
-            asha.on_trial_result(None, stand_in, {SEEN: epoch[SEEN], VALUE: greatest})
+            asha.on_trial_result(controller, stand_in, {SEEN: epoch[SEEN], VALUE: greatest})
         if trial["value"] is None:
-            asha.on_trial_remove(None, stand_in)
+            asha.on_trial_remove(controller, stand_in)
         else:  # it also counts at the rungs that its last epoch went beyond
             asha.on_trial_complete(
-                None, stand_in, {SEEN: trial["epochs"][-1][SEEN], VALUE: trial["value"]}
+                controller, stand_in, {SEEN: trial["epochs"][-1][SEEN], VALUE: trial["value"]}
             )
     return asha
 

@@ -15,9 +15,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from raycd import __version__
 from raycd.data import moved
+from raycd.durable import sha256
 from raycd.errors import WeightsError
 from raycd.index import FILES as INDEX_FILES
-from raycd.index.files import sha256
 from raycd.model import encoder as encoders
 from raycd.model.fusion import registry
 

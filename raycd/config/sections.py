@@ -141,8 +141,7 @@ class Stage1Config(Section):
     cache_mib: Count = 2048
     """Memory of a training worker for decoded images, in MiB, which later epochs reuse."""
     select_on: SelectOn = "selection"
-    """What chooses the best epoch: recall on selection or on val (as peers do), or simply the last.
-    """
+    """How the best epoch is chosen: by recall on selection or val (as peers do), or the last."""
 
 
 class EmbedConfig(Section):
@@ -171,8 +170,7 @@ class MineConfig(Section):
     worker_mib: Positive = 4096
     """Memory of a mining worker for the images it searches, in MiB; a larger pool is sharded."""
     index: Literal["flat", "hnsw", "ivf"] = "flat"
-    """How neighbours are searched: flat is exact; hnsw and ivf are for millions, with less recall.
-    """
+    """How neighbours are searched: flat is exact; hnsw and ivf are for millions and miss some."""
     hnsw_m: Annotated[int, Field(ge=2, le=512)] = 32
     """HNSW: links of an image in the graph (M)."""
     hnsw_ef: Positive = 256
@@ -251,8 +249,7 @@ class Stage2Config(Section):
     pseudo: bool = True
     """Use pseudo triplets; false is Table 2's w/o Pseudo Data."""
     select_on: SelectOn = "selection"
-    """What chooses the best epoch: recall on selection or on val (as peers do), or simply the last.
-    """
+    """How the best epoch is chosen: by recall on selection or val (as peers do), or the last."""
 
 
 class TuneConfig(Section):

@@ -110,7 +110,7 @@ def attributes(data: Dataset) -> dict[str, dict[str, str]]:
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
 def test_further_columns_of_the_gallery_are_attributes(tmp_path: Path, suffix: str) -> None:
-    gallery = [
+    gallery: list[dict[str, Any]] = [
         {
             **GALLERY[0],
             "colour": "blue",

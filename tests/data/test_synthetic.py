@@ -164,7 +164,7 @@ def phrases(name: str, value: str) -> tuple[str, ...]:
 
 def test_each_text_names_every_difference_up_to_three() -> None:
     rng = np.random.default_rng(1)
-    seen = Counter()
+    seen: Counter[int] = Counter()
     for _ in range(300):
         reference = random_garment(rng, "shirt")
         target = changed(rng, reference, int(rng.integers(1, 5)))

@@ -171,9 +171,12 @@ def test_centres_are_taken_from_an_index_that_is_alike_and_from_no_other(
 ) -> None:
     placed: list[int] = []
     original = ivf.Ivf.trained
-    monkeypatch.setattr(
-        ivf.Ivf, "trained", lambda *given: placed.append(given[1]) or original(*given)
-    )
+
+    def trained(*given: Any) -> ivf.Ivf:
+        placed.append(given[1])
+        return original(*given)
+
+    monkeypatch.setattr(ivf.Ivf, "trained", trained)
     settings = IndexConfig(kind="ivf", recall=0.98, sample=200)
     first = Index.build(FEATURES_GD, settings)
     more = Index.build(drawn(GALLERY + 500, 5), settings, like=first)

@@ -139,7 +139,7 @@ def test_nothing_is_mended_where_the_pictures_may_be_anothers(
 
 
 @pytest.mark.parametrize(
-    ("statement", "told"),
+    ("statement", "message"),
     [
         ("UPDATE raycd_gallery SET version = 3", "1 images are newer than the gallery's version"),
         (
@@ -159,12 +159,12 @@ def test_rows_that_cannot_be_are_told(
     gallery_db: GalleryDatabase,
     pictures: Pictures,
     statement: str,
-    told: str,
+    message: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     execute(url, statement)
     assert run("check", url, pictures) == 2
-    assert f"wrong:     {told}" in capsys.readouterr().out
+    assert f"wrong:     {message}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("url", ["sqlite"], indirect=True)
@@ -417,7 +417,7 @@ def test_an_encoder_that_another_has_replaced_is_forgotten_by_the_begin_of_its_f
 
 
 @pytest.mark.parametrize(
-    ("encoder", "told"),
+    ("encoder", "message"),
     [("c", "0 encoders begin with 'c'"), ("a", "no other encoder has encoded every image")],
 )
 def test_no_image_is_left_without_a_feature(
@@ -425,13 +425,13 @@ def test_no_image_is_left_without_a_feature(
     gallery_db: GalleryDatabase,
     pictures: Pictures,
     encoder: str,
-    told: str,
+    message: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     row = gallery_db.unencoded(OTHER)[0]
     gallery_db.add_features(OTHER, [(row.image_id, row.version, FEATURE)])
     assert run("forget", url, pictures, "--encoder", encoder, "--yes") == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert gallery_db.encoders() == {OURS: 2, OTHER: 1}
 
 

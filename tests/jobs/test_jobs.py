@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import yaml
 
 from jobs import ablate, embed, evaluate, index, mine, train
@@ -214,14 +215,13 @@ def test_mlflow_out_of_reach(
 def test_a_ray_cluster_out_of_reach(
     fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from raycd.runtime import cluster
 
     def refused(**_: object) -> None:
         raise ConnectionError("no answer")
 
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(cluster.ray, "init", refused)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", refused)
     message = fails("--tracking.enabled", "false")
     assert message.startswith("the Ray cluster at 10.0.0.1:6379 does not answer")
 

@@ -15,7 +15,8 @@ from raycd.bundle import FILES, MANIFEST, Bundle
 from raycd.config import Config, IndexConfig
 from raycd.errors import WeightsError
 from raycd.model import fusion
-from raycd.search.searcher import Query, Searcher
+from raycd.search.query import Query
+from raycd.search.searcher import Searcher
 
 
 @pytest.fixture

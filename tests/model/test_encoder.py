@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -226,7 +227,8 @@ def test_finetune_chooses_which_parameters_train(
 
 def gradients(encoder: Encoder, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
     text = encoder.encode_tokens(encoder.tokenize(TEXTS))
-    (encoder.encode_images(pixels).square().sum() + text.square().sum()).backward()
+    loss = encoder.encode_images(pixels).square().sum() + text.square().sum()
+    loss.backward()  # type: ignore[no-untyped-call]  # torch's own is untyped
     return {name: p.grad for name, p in encoder.clip.named_parameters() if p.grad is not None}
 
 
@@ -267,10 +269,11 @@ def test_gradient_checkpointing_keeps_fewer_activations(
         encoder = new_encoder()
         encoder.trainable("both", grad_checkpointing=checkpointing)
         tokens = encoder.tokenize(TEXTS)
-        what, inputs = (
-            (encoder.encode_images, pixels) if side == "image" else (encoder.encode_tokens, tokens)
-        )
-        kept.append(saved_activations(encoder, lambda what=what, inputs=inputs: what(inputs)))
+        if side == "image":
+            forward = partial(encoder.encode_images, pixels)
+        else:
+            forward = partial(encoder.encode_tokens, tokens)
+        kept.append(saved_activations(encoder, forward))
     assert kept[1] < 0.7 * kept[0]
 
 

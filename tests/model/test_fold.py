@@ -18,6 +18,8 @@ def test_an_encoder_gives_the_same_features_without_its_batch_norms(
     norms = [module for module in encoder.modules() if isinstance(module, nn.BatchNorm2d)]
     assert norms
     for norm in norms:
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
         norm.running_mean.normal_(0, 0.1)
         norm.running_var.uniform_(0.5, 2)
     pixels = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8)

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ HEADS = ["clip_cd", "combiner", "sum"]
 Weights = dict[str, NDArray[np.float32]]
 
 
-def config(name: str, **sizes: float) -> fusion.HeadConfig:
+def config(name: str, **sizes: Any) -> fusion.HeadConfig:
     return fusion.HeadConfig(
         name,
         **{
@@ -67,7 +68,8 @@ def combiner_parts(
     )
     v = fc(given, "concatenation.3", relu(fc(given, "concatenation.0", h)))
     weight = 1 / (1 + np.exp(-fc(given, "weight.3", relu(fc(given, "weight.0", h)))))
-    return v + weight * t + (1 - weight) * x
+    parts = v + weight * t + (1 - weight) * x
+    return parts.astype(np.float32)
 
 
 def bilinear_part(
@@ -108,8 +110,8 @@ def test_clip_cd_adds_bilinear_pooling_to_the_combiner() -> None:
 
 
 def test_clip_cd_without_its_bilinear_part_is_the_combiner() -> None:
-    comprehensive, (image, text) = head("clip_cd"), features()
-    combiner = head("combiner")
+    comprehensive: Any = head("clip_cd")
+    (image, text), combiner = features(), head("combiner")
     combiner.load_state_dict(comprehensive.combiner.state_dict())
     assert not torch.allclose(comprehensive(image, text), combiner(image, text))
     for parameter in comprehensive.bilinear.output[2].parameters():
@@ -167,7 +169,7 @@ def test_a_saved_head_gives_the_same_queries(name: str, tmp_path: Path) -> None:
 
 
 def test_default_sizes_are_four_and_eight_times_the_features() -> None:
-    module = fusion.create(fusion.HeadConfig("combiner", dim=D))
+    module: Any = fusion.create(fusion.HeadConfig("combiner", dim=D))
     assert module.project_text[0].weight.shape == (24, 6)
     assert module.concatenation[0].weight.shape == (48, 48)
     assert module.weight[3].weight.shape == (1, 48)

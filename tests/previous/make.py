@@ -14,6 +14,8 @@ import json
 import sys
 import tarfile
 import tempfile
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +27,22 @@ import raycd
 from raycd.config import Config, EncoderConfig
 from raycd.model import encoder, fusion
 
-try:
-    from raycd import bundle
-    from raycd.gallery.records import Delete, Put
-    from raycd.gallery_db import GalleryDatabase
-    from raycd.search.query import Query
-    from raycd.search.searcher import Searcher
-except ImportError:  # a version without the packages bundle, gallery_db and search
-    from raycd.catalogue import Catalogue as GalleryDatabase
-    from raycd.catalogue.records import Delete, Put
-    from raycd.query import Query
 
-    from raycd.model import bundle
-    from raycd.search import Searcher
+def first_of(*modules: str) -> Any:
+    """Import the first of the modules that the version of raycd has."""
+    for module in modules[:-1]:
+        with suppress(ImportError):
+            return import_module(module)
+    return import_module(modules[-1])
+
+
+# Newest names first. Imported by name, because no type checker sees two versions at once.
+bundle = first_of("raycd.bundle", "raycd.model.bundle")
+gallery_db = first_of("raycd.gallery_db", "raycd.catalogue")
+records = first_of("raycd.gallery.records", "raycd.catalogue.records")
+Query = first_of("raycd.search.query", "raycd.query").Query
+Searcher = first_of("raycd.search.searcher", "raycd.search").Searcher
+GalleryDatabase = getattr(gallery_db, "GalleryDatabase", None) or gallery_db.Catalogue
 
 MODEL: dict[str, Any] = {
     "embed_dim": 16,
@@ -124,9 +129,9 @@ def write_database(file: Path) -> None:
         database.begin(table, FINGERPRINT, "0" * 64)
         database.write(
             [
-                Put("own-1", more[0], ("shirt",), {"colour": "red", "neck": "v"}),
-                Put("new", more[1], ("dress",), {}, "https://example.org/new.jpg"),
-                Delete("own-2"),
+                records.Put("own-1", more[0], ("shirt",), {"colour": "red", "neck": "v"}),
+                records.Put("new", more[1], ("dress",), {}, "https://example.org/new.jpg"),
+                records.Delete("own-2"),
             ],
             FINGERPRINT,
         )

@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from raycd.config import Config
@@ -182,7 +183,8 @@ def test_dropout_is_on_in_training_and_off_in_selection(task: Fuse) -> None:
     list(task.batches(0, rows))
     assert task.module.training
     assert task.select() == task.select()
-    assert not task.module.training
+    module: nn.Module = task.module  # mypy does not know that `select` changes it
+    assert not module.training
     list(task.batches(1, rows))
     assert task.module.training
 

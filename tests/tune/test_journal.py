@@ -185,7 +185,7 @@ def test_what_does_not_change_a_trial_may_change_on_resuming(
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "differences"),
     [
         ({"stage2": {"epochs": 50}}, "stage2.epochs 50 instead of 100"),
         ({"seed": 3}, "seed 3 instead of 0"),
@@ -197,13 +197,13 @@ def test_what_does_not_change_a_trial_may_change_on_resuming(
     ],
 )
 def test_another_sweep_is_not_resumed_and_what_changed_is_told(
-    tmp_path: Path, changes: dict[str, Any], told: str
+    tmp_path: Path, changes: dict[str, Any], differences: str
 ) -> None:
     opened(tmp_path, resume=False).write(TRIAL)
     message = refused(tmp_path, resume=True, **changes)
     assert message == (
         f"the sweep in {tmp_path / 'tiny-sweep'} was started with other settings\n"
-        f"  got:      {told}\n"
+        f"  got:      {differences}\n"
         "  to do:    go on with the settings it was started with, or start another by --sweep NAME"
     )
     assert journal(tmp_path).trials() == [TRIAL]

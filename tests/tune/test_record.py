@@ -196,8 +196,8 @@ def test_what_thresholds_could_not_change_gives_no_importances_and_is_told(tmp_p
     files = outcome.files(space, untouched, finalists(untouched, 4), RESULT, METRIC)
     assert list(files) == ["best.yaml", "history.png", "parallel_coordinates.png"]
     journal = Journal(str(tmp_path / "tiny-sweep"), str(tmp_path / "tiny"))
-    told = outcome.summary(untouched, finalists(untouched, 4), RESULT, journal)
-    assert "warning: 5 of 5 measured trials have trained no epoch of pseudo triplets" in told
+    text = outcome.summary(untouched, finalists(untouched, 4), RESULT, journal)
+    assert "warning: 5 of 5 measured trials have trained no epoch of pseudo triplets" in text
     touched = [trial(number, "finished", 0.1 * number, 0.1 * number) for number in range(4)]
     assert "importances.png" in outcome.files(space, touched, finalists(touched, 3), RESULT, METRIC)
     assert "warning" not in outcome.summary(touched, finalists(touched, 3), RESULT, journal)

@@ -67,12 +67,12 @@ def files(space: Space) -> dict[str, bytes]:
 def test_every_trial_is_kept_once_with_its_epochs_and_a_later_start_runs_only_the_rest(
     mined: Mined, small_space: Callable[..., Space]
 ) -> None:
-    space, told = small_space(samples=3, scheduler="none"), []
-    trials = sweep(mined, space, lambda record: told.append((record["number"], dict(files(space)))))
+    space, seen = small_space(samples=3, scheduler="none"), []
+    trials = sweep(mined, space, lambda record: seen.append((record["number"], dict(files(space)))))
     assert [record["number"] for record in trials] == [0, 1, 2]
-    assert sorted(number for number, _ in told) == [0, 1, 2]
+    assert sorted(number for number, _ in seen) == [0, 1, 2]
     assert all(
-        f"{number:05d}.json" in there for number, there in told
+        f"{number:05d}.json" in there for number, there in seen
     )  # kept before anybody is told
     for record in trials:
         assert list(record) == KEPT
@@ -94,17 +94,17 @@ def test_every_trial_is_kept_once_with_its_epochs_and_a_later_start_runs_only_th
     assert len({str(record["settings"]) for record in trials}) == 3
 
     before, more = files(space), small_space(samples=5, scheduler="none")
-    told.clear()
-    again = sweep(mined, more, lambda record: told.append((record["number"], {})))
+    seen.clear()
+    again = sweep(mined, more, lambda record: seen.append((record["number"], {})))
     assert again[:3] == trials
     assert [record["number"] for record in again] == [0, 1, 2, 3, 4]
-    assert sorted(number for number, _ in told) == [3, 4]
+    assert sorted(number for number, _ in seen) == [3, 4]
     assert {name: data for name, data in files(more).items() if name in before} == before
     assert len({str(record["proposed"]) for record in again}) == 5
 
     after = files(more)
-    assert sweep(mined, more, lambda record: told.append((-1, {}))) == again
-    assert (len(told), files(more)) == (2, after)
+    assert sweep(mined, more, lambda record: seen.append((-1, {}))) == again
+    assert (len(seen), files(more)) == (2, after)
 
 
 def test_a_trial_is_what_training_with_its_settings_gives(
@@ -232,14 +232,14 @@ def test_a_trial_that_is_poorer_than_those_that_have_ended_is_stopped(
             for seen in (whole.grace, whole.total)
         ]
         numbers = {"number": number, "value": 2.0, "started": 0.0, "seconds": 1.0}
-        told = {
+        measured = {
             "proposed": proposed,
             "settings": proposed,
             "status": "finished",
             "epochs": epochs,
             "error": None,
         }
-        kept.write(numbers | told)
+        kept.write(numbers | measured)
     record = sweep(mined, space)[3]
     assert record["status"] == "stopped"
     assert whole.grace <= record["epochs"][-1]["seen"] < whole.total

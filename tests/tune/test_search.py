@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
-from ray.tune.search.optuna import OptunaSearch
 
 from raycd.config import Config
 from tune.search import Budget, _Ended, grid, make_budget, make_proposer, make_scheduler, samples
@@ -32,7 +31,7 @@ def ended(
     return {"number": number, "proposed": proposed, "value": value, "epochs": entries}
 
 
-def proposals(search: OptunaSearch, count: int) -> list[dict[str, Any]]:
+def proposals(search: Any, count: int) -> list[dict[str, Any]]:
     return [dict(search.suggest(f"trial-{i}")) for i in range(count)]
 
 
@@ -171,7 +170,7 @@ BEFORE = [
 ]
 
 
-def same_sweep() -> TrialScheduler:
+def same_sweep() -> Any:
     """Return ASHA that has seen the trials of BEFORE as Ray Tune reports them, epoch by epoch."""
     asha: Any = make_scheduler(space_of(reduction=3).config.tune, Budget(10, 90), [])
     trials = {record["number"]: _Ended(f"live-{record['number']}") for record in BEFORE}

@@ -143,18 +143,18 @@ def test_a_feature_is_added_without_its_picture(
 def test_what_is_wrong_is_told(
     live: httpx.Client, body: dict[str, Any], status: int, wrong: str | None
 ) -> None:
-    told = problem(live.put("/v1/gallery/wrong", json=body), status)
+    refusal = problem(live.put("/v1/gallery/wrong", json=body), status)
     if wrong is not None:
-        assert fields(told) == [wrong]
+        assert fields(refusal) == [wrong]
     assert "wrong" not in ids(live, 0)
 
 
 def test_a_feature_must_be_a_vector_of_this_encoder(live: httpx.Client, encoder: str) -> None:
     for feature in ([1.0], [0.0] * 96, "AAAA", [1e38] * 96):
-        told = problem(
+        refusal = problem(
             live.put("/v1/gallery/wrong", json={"feature": feature, "encoder": encoder}), 422
         )
-        assert fields(told) == ["feature"]
+        assert fields(refusal) == ["feature"]
 
 
 @pytest.mark.parametrize("image_id", ["%20", "a%09b", "x" * 513, "%20a"])
