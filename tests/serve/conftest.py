@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
+import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +79,59 @@ def start_service(ray_cluster: Any, request: pytest.FixtureRequest) -> Callable[
 
     request.session.stash[RUNNING] = True
     return start
+
+
+@contextmanager
+def running_replica(args: ServeArgs, name: str) -> Iterator[str]:
+    """Run a replica behind its HTTP interface in a thread of this process, and yield its URL."""
+    import uvicorn
+
+    from serve.api.middleware import InFlight
+    from serve.api.routes import build_app
+    from serve.metrics import Metrics
+    from serve.replica import Replica
+    from serve.swap import Wanted
+
+    servers: list[uvicorn.Server] = []
+    failed: list[BaseException] = []
+
+    async def serve() -> None:
+        metrics = Metrics()
+        replica = Replica(args, name=name, observer=metrics)
+        await replica.change_bundle(Wanted(bundle=args.bundle).model_dump())
+        app = build_app(replica, metrics, InFlight(), lambda: (1, 1))
+        servers.append(uvicorn.Server(uvicorn.Config(app, port=0, log_level="error")))
+        await servers[0].serve()
+        replica.engine.close()
+
+    def run() -> None:
+        try:
+            asyncio.run(serve())
+        except BaseException as error:
+            failed.append(error)
+            raise
+
+    thread = threading.Thread(target=run, name=name, daemon=True)
+    thread.start()
+    while not (servers and servers[0].started):
+        if failed:
+            raise failed[0]
+        time.sleep(0.02)
+    port = servers[0].servers[0].sockets[0].getsockname()[1]
+    yield f"http://127.0.0.1:{port}"
+    servers[0].should_exit = True
+    thread.join(30)
+
+
+@pytest.fixture(scope="module")
+def start_replica(ray_cluster: Any) -> Iterator[Callable[..., str]]:
+    """Return what starts a replica with other settings for a module, and gives its URL.
+
+    It is what Ray Serve deploys, but in this process: Ray Serve takes ten times as long to start
+    it, and its proxy adds nothing to what these tests are about. (Metrics need a Ray.)
+    """
+    with ExitStack() as stack:
+        yield lambda args, name: stack.enter_context(running_replica(args, name))
 
 
 @pytest.fixture(scope="session")

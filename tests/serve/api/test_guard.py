@@ -365,7 +365,7 @@ def test_what_is_not_a_host_is_refused(host: str) -> None:
 
 @pytest.fixture(scope="module")
 def keyed(
-    start_service: Callable[..., str],
+    start_replica: Callable[..., str],
     service_args: ServeArgs,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[str, Path]:
@@ -375,7 +375,7 @@ def keyed(
     args = service_args.model_copy(
         update={"api_keys": str(file), "cors_origins": (PAGE,), "hosts": ("127.0.0.1",)}
     )
-    return start_service(args, "keyed"), file
+    return start_replica(args, "keyed"), file
 
 
 def within(seconds: float, is_so: Callable[[], bool]) -> bool:
@@ -442,6 +442,7 @@ def test_keys_that_cannot_be_read_are_told_before_ray_starts(
     assert "cors_origins: impossible value" in message(*arguments, "--cors-origins", "*")
 
 
+@pytest.mark.slow
 def test_listening_for_all_without_keys_is_warned_of(
     tmp_path: Path, free_port: int, made: dict[str, str]
 ) -> None:

@@ -12,9 +12,9 @@ from tests.serve.asking import problem
 
 
 @pytest.fixture(scope="module")
-def fetching(start_service: Callable[..., str], service_args: ServeArgs) -> str:
+def fetching(start_replica: Callable[..., str], service_args: ServeArgs) -> str:
     """Start a service that fetches images."""
-    return start_service(
+    return start_replica(
         service_args.model_copy(update={"image_url": True, "fetch_timeout_s": 2.0}), "fetching"
     )
 

@@ -24,14 +24,14 @@ CORPUS = corpus()
 
 @pytest.fixture(scope="module")
 def odd_client(
-    start_service: Callable[..., str], service_args: Any, tmp_path_factory: Any
+    start_replica: Callable[..., str], service_args: Any, tmp_path_factory: Any
 ) -> Iterator[httpx.Client]:
     """Start a live service that takes every format, as it does by default."""
     from serve.args import ServeArgs
 
     database = tmp_path_factory.mktemp("odd") / "gallery.sqlite"
     changes = {"gallery": str(database), "formats": ServeArgs().formats}
-    url = start_service(service_args.model_copy(update=changes), "odd")
+    url = start_replica(service_args.model_copy(update=changes), "odd")
     with httpx.Client(base_url=url, timeout=120) as client:
         yield client
 

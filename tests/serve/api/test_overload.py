@@ -15,7 +15,7 @@ from tests.serve.asking import ask, png, problem
 
 
 @pytest.fixture(scope="module")
-def small(start_service: Callable[..., str], service_args: ServeArgs) -> str:
+def small(start_replica: Callable[..., str], service_args: ServeArgs) -> str:
     """Start a service that takes on two searches at a time."""
     changes = {
         "max_queue": 2,
@@ -24,7 +24,7 @@ def small(start_service: Callable[..., str], service_args: ServeArgs) -> str:
         "batch_wait_s": 1.0,
         "max_batch_size": 8,
     }
-    return start_service(service_args.model_copy(update=changes), "small")
+    return start_replica(service_args.model_copy(update=changes), "small")
 
 
 def test_what_is_too_much_is_refused_at_once_and_the_rest_is_answered(
@@ -59,10 +59,10 @@ def test_searches_of_a_batch_beyond_the_queue_fail_alone(small: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def hasty(start_service: Callable[..., str], service_args: ServeArgs) -> str:
+def hasty(start_replica: Callable[..., str], service_args: ServeArgs) -> str:
     """Start a service whose deadline is shorter than the wait for a batch."""
     changes = {"timeout_s": 0.2, "batch_wait_s": 8.0}
-    return start_service(service_args.model_copy(update=changes), "hasty")
+    return start_replica(service_args.model_copy(update=changes), "hasty")
 
 
 def test_no_header_of_a_client_switches_the_deadline_off(hasty: str) -> None:

@@ -40,9 +40,9 @@ def plain(tiny_bundle: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def own(
-    start_service: Callable[..., str], service_args: ServeArgs, file: Path, plain: Path
+    start_replica: Callable[..., str], service_args: ServeArgs, file: Path, plain: Path
 ) -> Iterator[httpx.Client]:
-    url = start_service(
+    url = start_replica(
         service_args.model_copy(update={"gallery": str(file), "bundle": str(plain)}), "own"
     )
     with httpx.Client(base_url=url, timeout=60) as client:

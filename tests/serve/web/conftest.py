@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def start(
-    start_service: Callable[..., str],
+    start_replica: Callable[..., str],
     service_args: ServeArgs,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[..., str]:
@@ -21,6 +21,6 @@ def start(
 
     def start(name: str, **settings: Any) -> str:
         settings.setdefault("gallery", str(tmp_path_factory.mktemp(name) / "gallery.sqlite"))
-        return start_service(service_args.model_copy(update=settings), name)
+        return start_replica(service_args.model_copy(update=settings), name)
 
     return start
