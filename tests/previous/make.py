@@ -39,7 +39,7 @@ def first_of(*modules: str) -> Any:
 # Newest names first. Imported by name, because no type checker sees two versions at once.
 bundle = first_of("raycd.bundle", "raycd.model.bundle")
 gallery_db = first_of("raycd.gallery_db", "raycd.catalogue")
-records = first_of("raycd.gallery_db.records", "raycd.catalogue.records")
+records = first_of("raycd.gallery.records", "raycd.catalogue.records")
 Query = first_of("raycd.search.query", "raycd.query").Query
 Searcher = first_of("raycd.search.searcher", "raycd.search").Searcher
 GalleryDatabase = getattr(gallery_db, "GalleryDatabase", None) or gallery_db.Catalogue

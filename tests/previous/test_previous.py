@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from raycd.gallery_db.records import Delete, Put
 
 from raycd import bundle
+from raycd.gallery.records import Delete, Put
 from raycd.gallery_db import GalleryDatabase
 from tests.previous import make
 
