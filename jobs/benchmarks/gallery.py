@@ -34,7 +34,7 @@ from raycd.model.encoder import LOCAL_CONFIGS
 IMAGES, OWN = 100_000, 1000  # in the database, and in the bundle, which is another gallery
 CLIENTS = (1, 4)  # that search at a time
 RATE, LINES = 1100, 500  # writes a second that are sent; of them in a request
-NEW = 0.7  # share of the written images that are new; the others take the place of one
+NEW = 0.7  # share of the written images that are new; the others replace one
 DISTINCT = 4000  # features of written images
 LONGER = 4  # times the length of a scenario with writes: a new index is built in that time
 EVERY_S = 0.2  # the lag is asked for
@@ -125,8 +125,8 @@ def _beside_writes(site: Site, number: int, fingerprint: str) -> dict[str, Any]:
     calm = min(float(quiet["p50, ms"]), float(after["p50, ms"]))
     return {
         "writes went on for, s": longer.seconds,
-        "lag told, p50, s": float(np.median(lags)),
-        "lag told, longest, s (at most 1)": max(lags),
+        "lag of answers, p50, s": float(np.median(lags)),
+        "lag of answers, longest, s (at most 1)": max(lags),
         "p50 without writes, ms": calm,
         "p50 with writes, ms": busy["p50, ms"],
         "p99 with writes, ms": busy["p99, ms"],

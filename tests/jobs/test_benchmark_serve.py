@@ -193,7 +193,7 @@ def test_clients_ask_with_pictures_and_new_texts_until_the_time_is_over(
     listener: Listener, requests: Path
 ) -> None:
     site = Site(listener.server_port, requests, 1.0)
-    seen, again = site.send(0.5, clients=3), site.send(0.5, clients=3)
+    seen, again = site.send(1.5, clients=3), site.send(1.5, clients=3)
     samples, texts = [*seen.samples, *again.samples], [asked["text"] for asked in listener.asked]
     assert len(samples) == len(texts) == len(set(texts)) > 10
     assert {text.rpartition(" ")[2] for text in texts} >= {"000000001", "000000002", "001000003"}
@@ -202,7 +202,7 @@ def test_clients_ask_with_pictures_and_new_texts_until_the_time_is_over(
     }
     assert sum(one.status == 503 for one in samples) == sum(text.endswith("3") for text in texts)
     # Timers of wrk have 1 ms; what was to be sent just before the end may be late here.
-    assert all(-0.01 < one.due < 0.7 and one.ms > 0 for one in samples)
+    assert all(-0.01 < one.due < 1.7 and one.ms > 0 for one in samples)
     assert {Image.open(io.BytesIO(asked["image"])).size for asked in listener.asked} == {(64, 64)}
     assert (seen.errors, seen.client_ms > 0) == (0, True)
 
@@ -211,8 +211,8 @@ def test_a_rate_is_kept_and_another_load_can_run_beside_it(
     listener: Listener, requests: Path
 ) -> None:
     site = Site(listener.server_port, requests, 1.0)
-    with site.sending(0.5, rate=100, kind="image_id, new text", patience=1) as first:
-        second = site.send(0.5, clients=1, kind="image_id, new text")
+    with site.sending(0.5, rate=100, kind="image_id, new text", patience=3) as first:
+        second = site.send(1.5, clients=1, kind="image_id, new text")
     assert sorted(one.due for one in first.samples) == pytest.approx([n / 100 for n in range(50)])
     assert second.samples
     assert all(
@@ -221,7 +221,7 @@ def test_a_rate_is_kept_and_another_load_can_run_beside_it(
 
 
 def test_a_client_that_was_refused_pauses(listener: Listener, requests: Path) -> None:
-    seen = Site(listener.server_port, requests, 1.0).send(1.0, clients=1, kind="image_id, new text")
+    seen = Site(listener.server_port, requests, 1.0).send(1.5, clients=1, kind="image_id, new text")
     ordered = sorted(seen.samples)
     gaps = [(one.status, two.due - one.due) for one, two in itertools.pairwise(ordered)]
     assert min(gap for status, gap in gaps if status == 503) >= 0.1
@@ -230,13 +230,13 @@ def test_a_client_that_was_refused_pauses(listener: Listener, requests: Path) ->
 def test_answers_to_many_clients_come_back_whole(listener: Listener, requests: Path) -> None:
     site = Site(listener.server_port, requests, 1.0)
     with site.sending(0.2, rate=500, kind="image_id, known text", patience=5) as first:
-        second = site.send(0.8, clients=8, kind="image_id, known text")
+        second = site.send(1.5, clients=8, kind="image_id, known text")
     assert len(first.samples) + len(second.samples) == len(listener.asked) > 150
 
 
 def test_known_texts_are_few(listener: Listener, requests: Path) -> None:
     site = Site(listener.server_port, requests, 1.0)
-    site.send(0.5, clients=2, kind="image_id, known text")
+    site.send(1.5, clients=2, kind="image_id, known text")
     assert len({asked["text"] for asked in listener.asked}) == 16
 
 
@@ -253,6 +253,7 @@ def test_without_wrk_the_error_says_how_to_get_it(
         Site(free_port(), requests, 1.0).send(0.2, clients=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scenario", ["known", "overload"])
 def test_a_scenario_gives_its_figures(
     scenario: str, listener: Listener, requests: Path, monkeypatch: pytest.MonkeyPatch

@@ -28,7 +28,7 @@ def test_the_naive_trial_trains_as_long_and_as_precisely_as_a_trial(
 
     def trained(config: Config, *, until: str) -> Any:
         seen.append(config)
-        with run.writing(until, "mark") as writing:
+        with run.writing(until, "fingerprint") as writing:
             writing.record["history"] = [{}] * config.stage2.epochs
         return types.SimpleNamespace(run=run, done=[until])
 

@@ -63,7 +63,7 @@ def random(name: str, folder: Path, size: int = GALLERY, *, configs: str = "") -
 def write_requests(folder: Path, ids: Sequence[str], side: int) -> None:
     """Write REQUESTS files of each kind into `folder` (created): POST /v1/search, whole.
 
-    Pictures are JPEG of side x side pixels; load.lua puts a number in the place of each N.
+    Pictures are JPEG of side x side pixels; load.lua replaces each NNNNNNNNN by a number.
     """
     rng = np.random.default_rng(0)
     pictures, drawn = list[bytes](), set[str]()
