@@ -91,7 +91,8 @@ def reembed_gallery(options: cli.Options) -> None:
             )
         print(f"encoder:     {manifest.encoder.name}, {manifest.encoder.fingerprint[:12]}")
         print(
-            f"encoded:     {done.encoded:,} images now, {stored.gallery_db.count():,} in the gallery"
+            f"encoded:     {done.encoded:,} images now, "
+            f"{stored.gallery_db.count():,} in the gallery"
         )
     if done.broken:
         some = ", ".join(

@@ -1,5 +1,4 @@
-"""Stage 1 beside another program that keeps one of the machine's CPUs busy, with and without what
-raycd sets for it.
+"""Stage 1 beside a program that keeps one CPU busy, with and without what raycd sets for that.
 
 Each training is a process of its own, for Ray and OpenMP read these settings once.
 """
@@ -12,64 +11,57 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from raycd import progress
 from raycd.config import Config
+from raycd.runtime import pipeline
 
-SETTINGS = ("RAY_worker_niceness", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
-WITHOUT = {
-    "RAY_worker_niceness": "15",
-    "GOMP_SPINCOUNT": "300000",
-}  # what Ray and OpenMP do where nobody says a word
+# What Ray and OpenMP do where nobody sets it. Their variables are taken from the environment first.
+WITHOUT = {"RAY_worker_niceness": "15", "GOMP_SPINCOUNT": "300000"}
+SETTINGS = (*WITHOUT, "OMP_WAIT_POLICY", "RAY_ADDRESS")
 
 _RUN = """
 import sys
-
 from raycd.config import cli
-
 
 def main(options):
     from raycd.runtime import pipeline
-
     pipeline.run(options.config, until=options.flags.until)
 
-
-sys.exit(cli.run(main, prog="", description="", flags=lambda parser: parser.add_argument("--until")))
+flags = lambda parser: parser.add_argument("--until")
+sys.exit(cli.run(main, prog="", description="", flags=flags))
 """
 
 
 def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
-    """Triplets per second of stage 1's second epoch, quiet and with one CPU busy, and the ratios
-    that are promised.
+    """Return triplets per second of stage 1's second epoch, quiet and with one CPU busy.
 
     A quiet machine's rate may fall by 5% at most by the settings, and 0.55 of it must be left
     beside a busy CPU. Each quiet way is measured twice, the faster counts: anything else that runs
     here makes both slower.
     """
-    with tempfile.TemporaryDirectory(prefix="raycd-") as scratch:
-        place = Path(scratch)
-        config = config.model_copy(
-            update={
-                "name": "run",
-                "runs": str(place / "before"),
-                "stage1": config.stage1.model_copy(update={"epochs": 2}),
-                "tracking": config.tracking.model_copy(update={"enabled": False}),
-            }
-        )
-        _train(config, place, until="zero_shot")
+    with tempfile.TemporaryDirectory(prefix="raycd-") as name:
+        scratch = Path(name)
+        stage1 = config.stage1.model_copy(update={"epochs": 2})
+        tracking = config.tracking.model_copy(update={"enabled": False})
+        changes = {"name": "run", "stage1": stage1, "tracking": tracking}
+        config = config.model_copy(update=changes | {"runs": str(scratch / "before")})
+        _train(config, scratch, until="zero_shot")
         quiet, plain_quiet = 0.0, 0.0
         for _ in range(2):
-            quiet = max(quiet, _rate(config, place, "quiet, as raycd sets it"))
-            plain_quiet = max(
-                plain_quiet, _rate(config, place, "quiet, as Ray and OpenMP are", **WITHOUT)
-            )
-        with _one_cpu_busy():
-            busy = _rate(config, place, "one CPU busy, as raycd sets it")
-            plain_busy = _rate(config, place, "one CPU busy, as Ray and OpenMP are", **WITHOUT)
+            quiet = max(quiet, _rate(config, scratch, "quiet, as raycd sets it"))
+            plain = _rate(config, scratch, "quiet, as Ray and OpenMP are", **WITHOUT)
+            plain_quiet = max(plain_quiet, plain)
+        with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
+            try:
+                busy = _rate(config, scratch, "one CPU busy, as raycd sets it")
+                plain_busy = _rate(
+                    config, scratch, "one CPU busy, as Ray and OpenMP are", **WITHOUT
+                )
+            finally:
+                other.kill()
     return {
         "cores": os.cpu_count(),
         "quiet, triplets/s": quiet,
@@ -82,14 +74,12 @@ def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _rate(config: Config, place: Path, what: str, **environment: str) -> float:
-    """Triplets per second of the second epoch, when the images have been read."""
-    from raycd.runtime import pipeline
-
-    runs = place / "now"
-    shutil.copytree(place / "before", runs)
+def _rate(config: Config, scratch: Path, what: str, **environment: str) -> float:
+    """Return triplets per second of the second epoch, when the images have been read."""
+    runs = scratch / "now"
+    shutil.copytree(scratch / "before", runs)
     config = config.model_copy(update={"runs": str(runs)})
-    _train(config, place, until="stage1", **environment)
+    _train(config, scratch, until="stage1", **environment)
     record = pipeline.recorded(pipeline.run_folder(config), "stage1")
     shutil.rmtree(runs)
     rate = float(record["history"][-1]["rows_per_second"])
@@ -97,22 +87,13 @@ def _rate(config: Config, place: Path, what: str, **environment: str) -> float:
     return rate
 
 
-def _train(config: Config, place: Path, *, until: str, **environment: str) -> None:
-    settings = place / "settings.yaml"
+def _train(config: Config, scratch: Path, *, until: str, **environment: str) -> None:
+    settings = scratch / "settings.yaml"
     settings.write_text(config.model_dump_json(), encoding="utf-8")  # JSON is YAML
     inherited = {
         name: value
         for name, value in os.environ.items()
-        if name not in (*SETTINGS, "RAY_ADDRESS")
-        and not name.startswith("RAYCD_")  # `config` has them
+        if name not in SETTINGS and not name.startswith("RAYCD_")  # `config` has them
     }
     command = [sys.executable, "-c", _RUN, "--config", str(settings), "--until", until]
     subprocess.run(command, env=inherited | environment, check=True, stdout=subprocess.DEVNULL)
-
-
-@contextmanager
-def _one_cpu_busy() -> Iterator[None]:
-    with ExitStack() as stack:
-        other = stack.enter_context(subprocess.Popen([sys.executable, "-c", "while True: pass"]))
-        stack.callback(other.kill)
-        yield

@@ -1,21 +1,18 @@
-"""Embedding: Ray Data with `compute.embed_workers` actors against a plain loop in this process, on
-the same files.
-"""
+"""Embedding: Ray Data's actors against a plain loop in this process, on the same files."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from jobs.benchmarks.measuring import timed
 from raycd.config import Config
 from raycd.data.demo.drawing import draw
 from raycd.data.demo.garments import CATEGORIES, random_garment
@@ -25,32 +22,30 @@ from raycd.model.embed import EmbedImages, frozen
 from raycd.model.encoder import Encoder, create
 from raycd.runtime import cluster, embedding
 
-Result = TypeVar("Result")
-
 WARM_UP = 256  # images that each way embeds before its clock starts
+
+Paths = dict[str, str | None]
 
 
 def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
-    """Images per second of both ways, from paths to features in memory, and their ratio.
+    """Return images per second of both ways, from paths to features in memory, and their ratio.
 
     Both ways are warm: this process and Ray's workers have imported torch and embedded a few
-    images. What a first use costs, when the workers still have to import it, is told apart.
+    images. What a first use costs, when the workers still have to import it, has its own row.
     """
     with tempfile.TemporaryDirectory() as scratch, cluster.connected():
-        paths = (
-            _photos(Path(flags.photos))
-            if flags.photos
-            else _drawn(Path(scratch), flags.images or 20_000, config)
-        )
+        if flags.photos:
+            paths = _photos(Path(flags.photos))
+        else:
+            paths = _drawn(Path(scratch), flags.images or 20_000, config)
         torch.manual_seed(0)
         encoder = create(config.encoder.model_copy(update={"pretrained": ""}))
         first = dict(list(paths.items())[:WARM_UP])
-
-        _, cold = _timed(lambda: embedding.embed_images(first, encoder, config))
-        table, ray_seconds = _timed(lambda: embedding.embed_images(paths, encoder, config))
+        _, cold = timed(lambda: embedding.embed_images(first, encoder, config))
+        table, ray_seconds = timed(lambda: embedding.embed_images(paths, encoder, config))
         torch.set_num_threads(os.cpu_count() or 1)
         _plain_loop(first, encoder, config)
-        plain, plain_seconds = _timed(lambda: _plain_loop(paths, encoder, config))
+        plain, plain_seconds = timed(lambda: _plain_loop(paths, encoder, config))
     found = np.asarray(table["feature"].combine_chunks().flatten()).reshape(len(paths), -1)
     return {
         "images": len(paths),
@@ -65,36 +60,25 @@ def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _timed(work: Callable[[], Result]) -> tuple[Result, float]:
-    began = time.perf_counter()
-    result = work()
-    return result, time.perf_counter() - began
-
-
-def _plain_loop(
-    paths: dict[str, str | None], encoder: Encoder, config: Config
-) -> NDArray[np.float32]:
-    """What one would write without Ray: every core for torch, one batch after the other."""
+def _plain_loop(paths: Paths, encoder: Encoder, config: Config) -> NDArray[np.float32]:
+    """Embed as one would write it without Ray: every core for torch, one batch after the other."""
     step = EmbedImages(frozen(encoder, config.embed.precision, "cpu"), config.data)
     keys, size = list(paths), config.embed.batch_size
     batches = [keys[first : first + size] for first in range(0, len(keys), size)]
-    return np.concatenate(
-        [step({"key": b, "path": [paths[key] for key in b]})["feature"] for b in batches]
-    )
+    done = [step({"key": batch, "path": [paths[key] for key in batch]}) for batch in batches]
+    return np.concatenate([batch["feature"] for batch in done])
 
 
-def _drawn(folder: Path, count: int, config: Config) -> dict[str, str | None]:
-    rng = np.random.default_rng(0)
-    paths: dict[str, str | None] = {}
-    for number in range(count):
-        path = folder / f"{number:06d}.jpg"
+def _drawn(folder: Path, count: int, config: Config) -> Paths:
+    rng, names = np.random.default_rng(0), [f"{number:06d}" for number in range(count)]
+    for number, name in enumerate(names):
         garment = random_garment(rng, CATEGORIES[number % len(CATEGORIES)])
-        draw(rng, garment, config.data.synthetic.size).save(path, quality=92)
-        paths[path.stem] = str(path)
-    return paths
+        picture = draw(rng, garment, config.data.synthetic.size)
+        picture.save(folder / f"{name}.jpg", quality=92)
+    return {name: str(folder / f"{name}.jpg") for name in names}
 
 
-def _photos(folder: Path) -> dict[str, str | None]:
+def _photos(folder: Path) -> Paths:
     endings = {f".{name.lower()}" for name in (*FORMATS, "jpg", "tif")}
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in endings)
     return {str(path.relative_to(folder)): str(path) for path in found}

@@ -1,4 +1,4 @@
-"""A sweep's trials against the naive trial, which embeds, mines and trains anew for every setting."""
+"""A sweep's trials against naive ones, which embed, mine and train anew for every setting."""
 
 from __future__ import annotations
 
@@ -25,13 +25,12 @@ KEPT = ("catalogue", "encoder", "zero_shot", "stage1")  # what a naive trial fin
 
 
 def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
-    """Minutes of `tune.samples` trials, Ray Tune's own cost of each, and trials an hour against the
-    naive trial.
+    """Return minutes of `tune.samples` trials, Ray Tune's own cost of each, and trials an hour.
 
     The naive trial is this pipeline without its tables: embed, mine, filter and train the head,
     with Ray already running. It trains as long as a trial of the default settings that no scheduler
-    ends, and in the same precision. Ray Tune's own cost is the time of its places in which no trial
-    ran, the start of their processes included.
+    ends, and in the same precision. Ray Tune's own cost is the time in which fewer trials ran than
+    may run at once, the start of their processes included.
     """
     with cluster.connected(), tempfile.TemporaryDirectory(prefix="raycd-") as scratch:
         run = pipeline.run(config, until="mine").run
@@ -63,37 +62,30 @@ def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
 
 
 def _sweep(context: stages.Context, scratch: Path) -> tuple[list[Record], float]:
-    config = context.config
-    began = time.perf_counter()
+    config, began = context.config, time.perf_counter()
     space = make_space(config, [], dim=context.recorded("stage1", "dim"))
     tables = Tables.of(context, splits=("train", "selection"))
     journal = Journal(str(scratch / "sweep"), context.run.root)
-    trials = run_trials(
-        tables, space, Metric(), journal, make_budget(config, *tables.counts(config))
-    )
+    budget = make_budget(config, *tables.counts(config))
+    trials = run_trials(tables, space, Metric(), journal, budget)
     return trials, time.perf_counter() - began
 
 
 def _naive(config: Config, run: Run, scratch: Path) -> tuple[dict[str, float], int]:
-    """Seconds of each stage that one naive trial does, as the stages themselves record them, and
-    its epochs.
-    """
+    """Return the seconds of each stage of one naive trial, as recorded, and its epochs."""
     if not run.is_local:
-        raise ConfigError(
-            "the naive trial works on a copy of the run",
-            got=run.root,
-            expected="--runs, a local folder",
-        )
+        what, expected = "the naive trial works on a copy of the run", "--runs, a local folder"
+        raise ConfigError(what, got=run.root, expected=expected)
     name = pipeline.run_name(config)
     for stage in KEPT:
         if run.exists(stage):
             shutil.copytree(run.path(stage), scratch / name / stage)
     shutil.copy(run.path("run.json"), scratch / name)
     tracking = config.tracking.model_copy(update={"enabled": False})
-    stage2 = as_trial(config).stage2.model_copy(
-        update={"epochs": config.tune.epochs or config.stage2.epochs}
-    )
-    naive = config.model_copy(update={"runs": str(scratch), "tracking": tracking, "stage2": stage2})
+    epochs = {"epochs": config.tune.epochs or config.stage2.epochs}
+    stage2 = as_trial(config).stage2.model_copy(update=epochs)
+    changes = {"runs": str(scratch), "tracking": tracking, "stage2": stage2}
+    naive = config.model_copy(update=changes)
     done = pipeline.run(naive, until="stage2")
     seconds = {stage: pipeline.recorded(done.run, stage)["seconds"] for stage in done.done}
     return seconds, len(pipeline.recorded(done.run, "stage2")["history"])

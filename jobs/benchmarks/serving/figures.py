@@ -1,6 +1,4 @@
-"""From samples to figures: rates, quantiles, where the time goes, and when a server is itself
-again.
-"""
+"""From samples to figures: rates, quantiles, the steps of a search, refusals and recovery."""
 
 from __future__ import annotations
 
@@ -9,68 +7,59 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 
-from jobs.benchmarks.serving.plan import OK, REFUSED, Sample
+from jobs.benchmarks.serving.load import OK, REFUSED, Sample, Seen
 
 Figures = dict[str, float | str]
 
 STEPS = ("read", "decode", "wait", "encode", "search")
-PROMPT_MS = 100  # within which an overloaded service must say no
-RUN = 11  # answers whose median tells whether a service has recovered
-TOLERANCE = 1.25  # of the median from before
+PROMPT_MS = 100  # within which an overloaded service must refuse
+RUN, TOLERANCE = 11, 1.25  # recovered: the median of so many answers : the one before the overload
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """The least value that at least `share` of all do not exceed (nearest rank); NaN of none."""
+    """Return the least value that at least `share` of all do not exceed; NaN of none."""
     return sorted(values)[max(0, math.ceil(share * len(values)) - 1)] if values else math.nan
 
 
-def speed(samples: Sequence[Sample], begin: float, end: float) -> Figures:
-    """Rate and latency of what was answered from `begin` to `end`, in seconds of the phase."""
-    inside = [one for one in samples if begin <= one.due + one.ms / 1000 < end]
-    answered = [one.ms for one in inside if one.status == OK]
+def speed(seen: Seen, begin: float, end: float) -> Figures:
+    """Return rate and latency of what was answered from `begin` to `end`, in seconds."""
+    inside = [one for one in seen.samples if begin <= one.due + one.ms / 1000 < end]
+    ms = [one.ms for one in inside if one.status == OK]
     return {
-        "successes/s": len(answered) / (end - begin),
-        "p50, ms": quantile(answered, 0.5),
-        "p99, ms": quantile(answered, 0.99),
-        "failures": len(inside) - len(answered),
+        "successes/s": len(ms) / (end - begin),
+        "p50, ms": quantile(ms, 0.5),
+        "p99, ms": quantile(ms, 0.99),
+        "failures": len(inside) - len(ms) + seen.errors,
     }
 
 
 def timings(header: str) -> dict[str, float]:
-    """Server-Timing: the milliseconds of each step, and how many queries `batch;desc="8"` was."""
-    told = {}
+    """Read Server-Timing: milliseconds of each step, and the size of `batch;desc="8"`."""
+    found = {}
     for entry in header.split(","):
         name, *parameters = (part.strip() for part in entry.split(";"))
         values = dict(parameter.partition("=")[::2] for parameter in parameters)
-        if "dur" in values:
-            told[name] = float(values["dur"])
-        elif name == "batch":
-            told[name] = float(values["desc"].strip('"'))
-    return told
+        if "dur" in values or name == "batch":
+            found[name] = float(values.get("dur") or values["desc"].strip('"'))
+    return found
 
 
 def breakdown(samples: Sequence[Sample]) -> Figures:
-    """Mean milliseconds of each step, what is left for HTTP, proxy and client, and the sizes of
-    batches.
-    """
-    answered = [
-        (one.ms, told) for one in samples if one.status == OK and (told := timings(one.timing))
-    ]
-    if not answered:
+    """Return mean milliseconds of each step, of HTTP, proxy and client; and sizes of batches."""
+    steps = [timings(one.timing) for one in samples if one.status == OK and one.timing]
+    if not steps:
         return {}
-    mean = {step: statistics.fmean(told.get(step, 0.0) for _, told in answered) for step in STEPS}
-    whole = statistics.fmean(ms for ms, _ in answered)
-    total = statistics.fmean(told.get("total", 0.0) for _, told in answered)
+    mean = {step: statistics.fmean(one.get(step, 0.0) for one in steps) for step in STEPS}
+    total = statistics.fmean(one.get("total", 0.0) for one in steps)
+    whole = statistics.fmean(one.ms for one in samples if one.status == OK and one.timing)
     figures: Figures = {f"mean {step}, ms": value for step, value in mean.items()}
     figures["mean rest of the service, ms"] = total - sum(mean.values())
     figures["mean outside of the service, ms"] = whole - total
-    return figures | batches([told["batch"] for _, told in answered if "batch" in told])
+    return figures | batches([one["batch"] for one in steps if "batch" in one])
 
 
 def batches(sizes: Sequence[float]) -> Figures:
-    """From the size of the batch that each query was in: a batch of 8 is told by 8 queries and
-    counts once.
-    """
+    """Summarise the batches that queries were in: one of 8 is in 8 answers and counts once."""
     if not sizes:
         return {}
     return {
@@ -80,27 +69,26 @@ def batches(sizes: Sequence[float]) -> Figures:
     }
 
 
-def refusals(samples: Sequence[Sample]) -> Figures:
-    """What an overloaded service said no to, how soon, and what else went wrong."""
-    refused = [one.ms for one in samples if one.status in REFUSED]
-    answered = [one.ms for one in samples if one.status == OK]
-    others = Counter(one.status for one in samples if one.status not in (OK, *REFUSED))
-    figures: Figures = {"asked": len(samples), "answered": len(answered), "refused": len(refused)}
+def refusals(seen: Seen, asked: int) -> Figures:
+    """Return what an overloaded service refused of so many requests, how soon, and what failed."""
+    refused = [one.ms for one in seen.samples if one.status in REFUSED]
+    answered = [one.ms for one in seen.samples if one.status == OK]
+    others = Counter(str(one.status) for one in seen.samples if one.status not in (OK, *REFUSED))
+    others["connection"], others["unanswered"] = seen.errors, asked - len(seen.samples)
+    figures: Figures = {"asked": asked, "answered": len(answered), "refused": len(refused)}
     if answered:
         figures["answered: p99, ms"] = quantile(answered, 0.99)
     if refused:
+        prompt = 100 * sum(ms < PROMPT_MS for ms in refused) / len(refused)
         figures["refusals: p50, ms"] = quantile(refused, 0.5)
         figures["refusals: p99, ms"] = quantile(refused, 0.99)
-        figures[f"refusals within {PROMPT_MS} ms, %"] = (
-            100 * sum(ms < PROMPT_MS for ms in refused) / len(refused)
-        )
-    failures = ", ".join(f"{count} x {status}" for status, count in sorted(others.items()))
+        figures[f"refusals within {PROMPT_MS} ms, %"] = prompt
+    failures = ", ".join(f"{count} x {what}" for what, count in sorted(others.items()) if count)
     return figures | {"other failures": failures or "none"}
 
 
 def recovery(samples: Sequence[Sample], before_ms: float) -> float:
-    """Seconds until the median of `RUN` answers in a row is within `TOLERANCE` of `before_ms`; inf:
-    it never is.
+    """Return the seconds until answers are as quick as before (RUN, TOLERANCE), or infinity.
 
     A refusal counts as an answer that takes for ever.
     """

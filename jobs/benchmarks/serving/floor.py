@@ -1,7 +1,6 @@
-"""The floor: what one writes without raycd's service. FastAPI, uvicorn, torch and a flat FAISS
-index, one file.
+"""The floor: what one writes without raycd's service, in FastAPI, torch and a flat FAISS index.
 
-    PYTHONPATH=. python -m jobs.benchmarks.serving.floor --bundle runs/demo/bundle --port 8001 --threads 1
+    PYTHONPATH=. python -m jobs.benchmarks.serving.floor --bundle runs/demo/bundle --port 8001
 
 One request at a time: the model runs in the event loop, which answers more requests a second here
 than an endpoint of threads that wait for a lock. The model is raycd's own, loaded once, in
@@ -32,10 +31,10 @@ class Model:
     def __init__(self, folder: Path) -> None:
         loaded = bundle.load(folder)
         self._encoder, self._head = loaded.encoder.eval(), loaded.head.eval()
-        self._image_ids: list[str] = loaded.gallery["image_id"].to_pylist()
-        self._categories = [
+        categories = [
             names[0] if names else "" for names in loaded.gallery["categories"].to_pylist()
         ]
+        self._images = list(zip(loaded.gallery["image_id"].to_pylist(), categories, strict=True))
         features = bundle.gallery_features(bundle.read_gallery(folder))
         self._index = faiss.IndexFlatIP(features.shape[1])
         self._index.add(features / np.linalg.norm(features, axis=1, keepdims=True))
@@ -43,22 +42,16 @@ class Model:
 
     @torch.inference_mode()
     def search(self, image: Image.Image, text: str, top_k: int) -> list[dict[str, Any]]:
-        """The images that look most like `image`, changed as `text` says."""
+        """Return the images that look most like `image`, changed as `text` says."""
         image_feature = self._encoder.encode_images(self._encoder.preprocess(image)[None])
         text_feature = self._encoder.encode_tokens(self._encoder.tokenize([text]))
-        scores, places = self._index.search(self._head(image_feature, text_feature).numpy(), top_k)
-        return [
-            {
-                "image_id": self._image_ids[place],
-                "score": score,
-                "category": self._categories[place],
-            }
-            for place, score in zip(places[0].tolist(), scores[0].tolist(), strict=True)
-        ]
+        scores, rows = self._index.search(self._head(image_feature, text_feature).numpy(), top_k)
+        found = [(*self._images[row], score) for row, score in zip(rows[0], scores[0], strict=True)]
+        return [{"image_id": one, "category": name, "score": float(s)} for one, name, s in found]
 
 
 def build_app(model: Model) -> FastAPI:
-    """The ASGI application."""
+    """Build the ASGI application."""
     app = FastAPI()
 
     @app.post("/v1/search")
@@ -77,8 +70,7 @@ def build_app(model: Model) -> FastAPI:
     return app
 
 
-def main() -> None:
-    """Serve until a signal."""
+if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Answer composed queries, one at a time.")
     parser.add_argument("--bundle", type=Path, required=True, help="Folder of the bundle.")
     parser.add_argument("--port", type=int, required=True, help="Port to listen on.")
@@ -86,14 +78,5 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     faiss.omp_set_num_threads(options.threads)
-    uvicorn.run(
-        build_app(Model(options.bundle)),
-        port=options.port,
-        loop="uvloop",
-        http="httptools",
-        access_log=False,
-    )
-
-
-if __name__ == "__main__":
-    main()
+    app = build_app(Model(options.bundle))
+    uvicorn.run(app, port=options.port, loop="uvloop", http="httptools", access_log=False)

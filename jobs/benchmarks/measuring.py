@@ -1,0 +1,101 @@
+"""What several benchmarks need: a clock, memory of all processes (Linux), features of a gallery."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+
+DIM = 640  # of features where no encoder says it
+CATEGORIES, SORTS = 20, 2000
+COMMON, CATEGORY, SORT, OWN = 0.5, 0.12, 0.18, 0.2  # shares of a feature's squared length
+EVERY_S = 0.05  # the memory is looked at
+
+Result = TypeVar("Result")
+
+
+def timed(work: Callable[[], Result]) -> tuple[Result, float]:
+    """Return what `work` returns and the seconds that it takes."""
+    began = time.perf_counter()
+    result = work()
+    return result, time.perf_counter() - began
+
+
+def peak(work: Callable[[], Result]) -> tuple[Result, float]:
+    """Return what `work` returns and by how many MiB all processes together grow at most."""
+    gc.collect()
+    before, over = memory(), threading.Event()
+    seen = [before]
+
+    def sample() -> None:
+        while not over.wait(EVERY_S):
+            seen.append(memory())
+
+    thread = threading.Thread(target=sample, daemon=True)
+    thread.start()
+    try:
+        return work(), max(*seen, memory()) - before
+    finally:
+        over.set()
+        thread.join()
+
+
+def memory(process: psutil.Process | None = None) -> float:
+    """Return the PSS of a process (None: of this one) and its descendants, in MiB.
+
+    Each page counts once, however many processes share it.
+    """
+    process = process or psutil.Process()
+    total = 0
+    for each in [process, *process.children(recursive=True)]:
+        try:
+            lines = Path(f"/proc/{each.pid}/smaps_rollup").read_text().splitlines()
+        except OSError:  # it has ended
+            continue
+        total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return total / 1024
+
+
+def elsewhere(work: Callable[..., Result], *args: object) -> Result:
+    """Return what `work` returns in a new process."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(work, *args).result()
+
+
+def features(count: int, dim: int = DIM, *, drawn: int = 0) -> NDArray[np.float32]:
+    """Draw features (count, dim) like those of a large gallery; another `drawn` gives other images.
+
+    A common direction, 20 categories, 2,000 sorts in them (sizes by Zipf's law, exponent 0.5), and
+    each image's own part: two images have a cosine of 0.5 on average, of one category 0.62, of one
+    sort 0.8. The variance of each part falls as 1/i over the dimensions i, as in features of
+    trained encoders: about 30 dimensions count.
+    """
+    fixed, rng = np.random.default_rng(0), np.random.default_rng([1, drawn])
+    falling = 1 / np.arange(1, dim + 1) ** 0.5
+    spectrum = (falling / np.linalg.norm(falling)).astype(np.float32)
+
+    def part(rng: np.random.Generator, rows: int, share: float) -> NDArray[np.float32]:
+        noise = rng.standard_normal((rows, dim), dtype=np.float32)
+        scaled: NDArray[np.float32] = noise * (spectrum * np.float32(share**0.5))
+        return scaled
+
+    common = fixed.standard_normal(dim, dtype=np.float32)
+    common *= COMMON**0.5 / np.linalg.norm(common)
+    category = part(fixed, CATEGORIES, CATEGORY)[fixed.integers(CATEGORIES, size=SORTS)]
+    centres = common + category + part(fixed, SORTS, SORT)
+    share = 1 / np.arange(1, SORTS + 1) ** 0.5
+    drawn_ND = np.empty((count, dim), np.float32)
+    for start in range(0, count, 4096):
+        rows = drawn_ND[start : start + 4096]
+        rows[:] = centres[rng.choice(SORTS, len(rows), p=share / share.sum())]
+        rows += part(rng, len(rows), OWN)
+    return drawn_ND
