@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import math
+import shutil
 import threading
 from collections.abc import Iterator
 from email.parser import BytesParser
@@ -29,6 +30,9 @@ from raycd.search.searcher import Searcher
 
 def answered(*ms: float, every: float = 0.1, timing: str = "") -> list[Sample]:
     return [Sample(number * every, one, 200, timing) for number, one in enumerate(ms)]
+
+
+NEEDS_WRK = pytest.mark.skipif(not shutil.which("wrk"), reason="wrk is not installed")
 
 
 def test_quantile_is_the_nearest_rank() -> None:
@@ -189,6 +193,7 @@ def requests(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@NEEDS_WRK
 def test_clients_ask_with_pictures_and_new_texts_until_the_time_is_over(
     listener: Listener, requests: Path
 ) -> None:
@@ -207,6 +212,7 @@ def test_clients_ask_with_pictures_and_new_texts_until_the_time_is_over(
     assert (seen.errors, seen.client_ms > 0) == (0, True)
 
 
+@NEEDS_WRK
 def test_a_rate_is_kept_and_another_load_can_run_beside_it(
     listener: Listener, requests: Path
 ) -> None:
@@ -220,6 +226,7 @@ def test_a_rate_is_kept_and_another_load_can_run_beside_it(
     )
 
 
+@NEEDS_WRK
 def test_a_client_that_was_refused_pauses(listener: Listener, requests: Path) -> None:
     seen = Site(listener.server_port, requests, 1.0).send(1.5, clients=1, kind="image_id, new text")
     ordered = sorted(seen.samples)
@@ -227,6 +234,7 @@ def test_a_client_that_was_refused_pauses(listener: Listener, requests: Path) ->
     assert min(gap for status, gap in gaps if status == 503) >= 0.1
 
 
+@NEEDS_WRK
 def test_answers_to_many_clients_come_back_whole(listener: Listener, requests: Path) -> None:
     site = Site(listener.server_port, requests, 1.0)
     with site.sending(0.2, rate=500, kind="image_id, known text", patience=5) as first:
@@ -234,12 +242,14 @@ def test_answers_to_many_clients_come_back_whole(listener: Listener, requests: P
     assert len(first.samples) + len(second.samples) == len(listener.asked) > 150
 
 
+@NEEDS_WRK
 def test_known_texts_are_few(listener: Listener, requests: Path) -> None:
     site = Site(listener.server_port, requests, 1.0)
     site.send(1.5, clients=2, kind="image_id, known text")
     assert len({asked["text"] for asked in listener.asked}) == 16
 
 
+@NEEDS_WRK
 def test_a_server_that_is_not_there_is_an_error_of_one_message(requests: Path) -> None:
     with pytest.raises(RunError, match=r"wrk could not send\n.*refused"):
         Site(free_port(), requests, 1.0).send(0.2, rate=20)
@@ -253,6 +263,7 @@ def test_without_wrk_the_error_says_how_to_get_it(
         Site(free_port(), requests, 1.0).send(0.2, clients=1)
 
 
+@NEEDS_WRK
 @pytest.mark.slow
 @pytest.mark.parametrize("scenario", ["known", "overload"])
 def test_a_scenario_gives_its_figures(
