@@ -33,6 +33,7 @@ def is_held(process: subprocess.Popen[bytes]) -> bool:
     return process.stdout.readline() == b"held\n"
 
 
+@pytest.mark.slow
 def test_the_processes_of_one_service_share_a_file_and_another_service_is_told(
     tmp_path: Path,
 ) -> None:

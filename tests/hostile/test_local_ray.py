@@ -133,6 +133,7 @@ def test_nobody_else_gets_to_its_sockets_logs_and_code(ours: dict[str, Any]) -> 
     assert private in session.parents  # Ray makes every folder within for everybody to write
 
 
+@pytest.mark.slow
 def test_a_stranger_cannot_join_and_who_has_the_token_can(ours: dict[str, Any]) -> None:
     # Otherwise Ray itself takes 127.0.0.1 for the machine's other address, where nobody listens.
     stranger = bare(ours["home"].parent) | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}

@@ -193,6 +193,7 @@ def requests(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @NEEDS_WRK
 def test_clients_ask_with_pictures_and_new_texts_until_the_time_is_over(
     listener: Listener, requests: Path
@@ -226,6 +227,7 @@ def test_a_rate_is_kept_and_another_load_can_run_beside_it(
     )
 
 
+@pytest.mark.slow
 @NEEDS_WRK
 def test_a_client_that_was_refused_pauses(listener: Listener, requests: Path) -> None:
     seen = Site(listener.server_port, requests, 1.0).send(1.5, clients=1, kind="image_id, new text")
@@ -234,6 +236,7 @@ def test_a_client_that_was_refused_pauses(listener: Listener, requests: Path) ->
     assert min(gap for status, gap in gaps if status == 503) >= 0.1
 
 
+@pytest.mark.slow
 @NEEDS_WRK
 def test_answers_to_many_clients_come_back_whole(listener: Listener, requests: Path) -> None:
     site = Site(listener.server_port, requests, 1.0)
@@ -242,6 +245,7 @@ def test_answers_to_many_clients_come_back_whole(listener: Listener, requests: P
     assert len(first.samples) + len(second.samples) == len(listener.asked) > 150
 
 
+@pytest.mark.slow
 @NEEDS_WRK
 def test_known_texts_are_few(listener: Listener, requests: Path) -> None:
     site = Site(listener.server_port, requests, 1.0)

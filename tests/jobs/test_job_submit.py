@@ -241,6 +241,7 @@ def test_a_run_on_a_store_is_stopped_in_stage_1_and_continued_and_leaves_nothing
     ]
 
 
+@pytest.mark.slow
 def test_a_users_mistake_fails_the_job_with_its_message(cluster: Cluster) -> None:
     code, said = submit(cluster, "jobs/train.py", "--preset", "demo", "--stage2.epoch", "3")
     assert code != 0
@@ -248,6 +249,7 @@ def test_a_users_mistake_fails_the_job_with_its_message(cluster: Cluster) -> Non
     assert "Traceback" not in said
 
 
+@pytest.mark.slow
 def test_without_the_token_a_job_is_refused(cluster: Cluster) -> None:
     with pytest.raises(urllib.error.HTTPError) as caught:
         urllib.request.urlopen(f"{cluster.address}/api/jobs/", timeout=10)

@@ -284,6 +284,7 @@ def long_run(tmp_path_factory: pytest.TempPathFactory, tiny_settings: dict[str, 
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code", "word"),
     [

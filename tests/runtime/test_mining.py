@@ -148,7 +148,7 @@ def small_shards(**fields: object) -> MineConfig:
     [
         ("flat", 1024, 1, mining.PAIRS),
         ("flat", 7, 2, 5000),  # tasks of a dozen queries: lists come back in any order
-        ("hnsw", 64, 2, 20_000),
+        pytest.param("hnsw", 64, 2, 20_000, marks=pytest.mark.slow),
         pytest.param("ivf", 64, 2, 20_000, marks=pytest.mark.slow),
     ],
 )

@@ -272,6 +272,7 @@ def test_a_server_that_does_not_run_is_told_in_seconds(runs: Path) -> None:
     assert not any(name.startswith("MLFLOW_HTTP_REQUEST") for name in os.environ)
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_answer_is_told_in_seconds(runs: Path) -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))

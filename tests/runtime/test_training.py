@@ -87,6 +87,7 @@ def alone(scores: list[float], epochs: int) -> torch.Tensor:
     return weights
 
 
+@pytest.mark.slow
 def test_training_keeps_the_best_epoch_and_is_not_repeated(
     ray_cluster: None, tmp_path: Path
 ) -> None:

@@ -141,14 +141,12 @@ def service_url(start_service: Callable[..., str], service_args: ServeArgs) -> s
 
 
 @pytest.fixture(scope="session")
-def live_url(
-    start_service: Callable[..., str], service_args: ServeArgs, tmp_path_factory: Any
-) -> str:
+def live_url(ray_cluster: Any, service_args: ServeArgs, tmp_path_factory: Any) -> Iterator[str]:
     """Start a service whose gallery changes: tests add images and remove only their own."""
     database = tmp_path_factory.mktemp("live") / "gallery.sqlite"
-    return start_service(
-        service_args.model_copy(update={"gallery": str(database), "max_import": 600}), "live"
-    )
+    args = service_args.model_copy(update={"gallery": str(database), "max_import": 600})
+    with running_replica(args, "live") as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

@@ -45,6 +45,7 @@ def journal(space: Space, mined: Mined) -> Journal:
     return Journal(f"{space.config.runs}/sweep", mined.run.root)
 
 
+@pytest.mark.slow
 def test_finalists_are_the_best_of_different_settings_beside_the_default(
     space: Space, journal: Journal
 ) -> None:
@@ -65,6 +66,7 @@ def test_no_finals_without_a_trial(space: Space, journal: Journal) -> None:
         finalists(space, [of(space, 0, None, 2, 0.3)], journal)
 
 
+@pytest.mark.slow
 def test_the_winner_is_the_best_mean_of_whole_trainings_and_the_default_is_among_them(
     mined: Mined, space: Space, journal: Journal, metric: Metric
 ) -> None:
@@ -88,6 +90,7 @@ def test_the_winner_is_the_best_mean_of_whole_trainings_and_the_default_is_among
         assert all(one["selection"] == pytest.approx(metric.of(one["recalls"])) for one in alone)
 
 
+@pytest.mark.slow
 def test_the_default_wins_where_nothing_else_is_better_and_what_is_kept_is_not_trained_again(
     mined: Mined, space: Space, journal: Journal, metric: Metric
 ) -> None:

@@ -225,6 +225,7 @@ def test_a_mistyped_data_set_makes_no_folder(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_mistake_ends_the_process_with_code_2(my_yaml: Path) -> None:
     job = started(my_yaml, "--space", "mine.alpha=0.9,0.1")
     out, err = job.communicate(timeout=120)

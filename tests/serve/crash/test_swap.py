@@ -253,6 +253,7 @@ def _sealed(folder: Path, changed: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_an_encoder_that_cannot_encode_every_image_is_refused(
     start_service: Callable[..., str],
     service_args: ServeArgs,

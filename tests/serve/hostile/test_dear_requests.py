@@ -114,7 +114,14 @@ def raw(url: str, *lines: str, body: bytes = b"") -> bytes:
         return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
-@pytest.mark.parametrize("kind", ["search", "batch", "gallery"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "search",
+        pytest.param("batch", marks=pytest.mark.slow),
+        pytest.param("gallery", marks=pytest.mark.slow),
+    ],
+)
 def test_names_without_values_are_filters_and_too_many_of_them_cost_nobody_anything(
     url: str, kind: str
 ) -> None:
@@ -161,7 +168,11 @@ def test_a_batch_is_sent_as_json_or_not_at_all(url: str) -> None:
 
 @pytest.mark.parametrize(
     ("method", "path"),
-    [("POST", "/v1/search"), ("POST", "/v1/search/batch"), ("PUT", "/v1/gallery/slow")],
+    [
+        ("POST", "/v1/search"),
+        pytest.param("POST", "/v1/search/batch", marks=pytest.mark.slow),
+        pytest.param("PUT", "/v1/gallery/slow", marks=pytest.mark.slow),
+    ],
 )
 def test_slow_senders_shut_nobody_out_and_are_cut_off(url: str, method: str, path: str) -> None:
     quiet = p99(url)
@@ -195,6 +206,7 @@ def test_slow_imports_do_not_keep_images_out(url: str, tiny_bundle: Any) -> None
     assert httpx.delete(f"{url}/v1/gallery/quick", timeout=60).status_code == 200
 
 
+@pytest.mark.slow
 def test_a_version_that_the_gallery_does_not_have_is_refused_at_once(
     url: str, tiny_bundle: Any
 ) -> None:
@@ -215,6 +227,7 @@ def test_a_version_that_the_gallery_does_not_have_is_refused_at_once(
     assert httpx.delete(f"{url}/v1/gallery/version", timeout=60).status_code == 200
 
 
+@pytest.mark.slow
 def test_all_who_ask_whether_it_is_ready_share_one_canary(url: str) -> None:
     ages = []
 
