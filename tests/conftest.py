@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from tests.postgres import Postgres
 if TYPE_CHECKING:
     from raycd.model.encoder import Encoder
 
+# A shell that starts tests in the background has them ignore Ctrl-C, and so would every program that
+# they start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["RAY_AUTH_MODE"] = os.environ.get(
     "RAY_AUTH_MODE", "disabled"
 )  # before ray is imported anywhere
