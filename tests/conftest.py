@@ -20,8 +20,8 @@ from tests.postgres import Postgres
 if TYPE_CHECKING:
     from raycd.model.encoder import Encoder
 
-# A shell that starts tests in the background has them ignore Ctrl-C, and so would every program that
-# they start and interrupt.
+# A shell that starts tests in the background has them ignore Ctrl-C, and so would every program
+# that they start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["RAY_AUTH_MODE"] = os.environ.get(
     "RAY_AUTH_MODE", "disabled"
