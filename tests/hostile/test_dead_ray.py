@@ -15,8 +15,8 @@ import httpx
 import psutil
 import pytest
 
-from jobs.benchmarks.serving.servers import free_port
 from raycd.config.cli import EXIT_RAY_DIED, EXIT_TERMINATED
+from serve.start.local import free_port
 from tests.serve.crash.process import command, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -191,7 +191,7 @@ def service(bundle: Path, port: int, log: Path, *options: str) -> Iterator[subpr
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", [slow(RAYLET), slow(HEAD), AGENT])
+@pytest.mark.parametrize("part", [RAYLET, HEAD, AGENT])
 def test_the_service_ends_with_its_ray(
     tiny_bundle: Any, a_port: int, tmp_path: Path, part: str
 ) -> None:

@@ -21,11 +21,11 @@ from jobs.benchmarks import serve
 from jobs.benchmarks.serve import CELLS, Cell, compare, select
 from jobs.benchmarks.serving import bundles, figures, floor
 from jobs.benchmarks.serving.load import Sample, Seen, Site
-from jobs.benchmarks.serving.servers import free_port
 from raycd import bundle
 from raycd.errors import ConfigError, RunError
 from raycd.search.query import Query
 from raycd.search.searcher import Searcher
+from serve.start.local import free_port
 
 
 def answered(*ms: float, every: float = 0.1, timing: str = "") -> list[Sample]:

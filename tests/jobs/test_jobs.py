@@ -289,7 +289,7 @@ def long_run(tmp_path_factory: pytest.TempPathFactory, tiny_settings: dict[str, 
     ("number", "code", "word"),
     [
         (signal.SIGINT, 130, "interrupted"),
-        pytest.param(signal.SIGTERM, 143, "terminated", marks=pytest.mark.slow),
+        (signal.SIGTERM, 143, "terminated"),
     ],
 )
 def test_a_signal_in_stage_1_ends_the_job_and_the_next_start_continues(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+
+from serve.start import local
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -24,15 +25,9 @@ FOLDER = Path(__file__).parent
 RUNNING = pytest.StashKey[bool]()
 
 
-def a_free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture
 def free_port() -> int:
-    return a_free_port()
+    return local.free_port()
 
 
 @pytest.fixture(scope="session")
@@ -69,7 +64,7 @@ def start_service(ray_cluster: Any, request: pytest.FixtureRequest) -> Callable[
 
     from serve.app import build
 
-    port = a_free_port()
+    port = local.free_port()
     ray_serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
 
     def start(args: ServeArgs, name: str) -> str:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,8 @@ from typing import Self
 
 import httpx
 import psutil
+
+from serve.start.local import free_port
 
 ROOT = Path(__file__).parents[3]
 PATIENCE_S = (
@@ -48,7 +49,7 @@ def command(*arguments: str, log: Path) -> subprocess.Popen[str]:
 
 def refusal(*arguments: str, log: Path) -> str:
     """Return what the command says where it does not start: one message, and exit code 2."""
-    process = command("--port", str(_free_port()), *arguments, log=log)
+    process = command("--port", str(free_port()), *arguments, log=log)
     out, _ = process.communicate(timeout=PATIENCE_S)
     said = log.read_text()
     assert process.returncode == 2, said
@@ -62,7 +63,7 @@ class Service:
     """A service that can be started again, with the same options, on the same port."""
 
     def __init__(self, *arguments: str, log: Path) -> None:
-        port = str(_free_port())
+        port = str(free_port())
         self.url = f"http://127.0.0.1:{port}"
         self._arguments = (
             "--port",
@@ -156,9 +157,3 @@ def _stopped(process: psutil.Process) -> list[psutil.Process]:
         return [process, *(each for child in process.children() for each in _stopped(child))]
     except psutil.NoSuchProcess:
         return []
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

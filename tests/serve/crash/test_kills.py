@@ -26,7 +26,7 @@ from tests.serve.crash.process import Service, wait_until
 FEW = pytest.param({Writer: 12, Importer: 2, Searcher: 6}, 150, id="20-clients")
 MANY_CLIENTS: dict[Any, int] = {Writer: 130, Importer: 10, Searcher: 60}
 MANY_WRITES = 1000
-MANY = pytest.param(MANY_CLIENTS, MANY_WRITES, id="200-clients", marks=pytest.mark.slow)
+MANY = pytest.param(MANY_CLIENTS, MANY_WRITES, id="200-clients")
 
 
 @pytest.fixture
