@@ -104,7 +104,8 @@ export function showWaiting(image) {
     message,
     "This search needs your image again",
     `It began with an uploaded file, ${image.name}. ` +
-      "A link keeps the words and filters, not the file. Drop, paste or choose it, and the search goes on.",
+      "A link keeps the words and filters, not the file. " +
+      "Drop, paste or choose it, and the search goes on.",
   );
 }
 
