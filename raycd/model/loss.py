@@ -25,7 +25,10 @@ def full_precision(like: torch.Tensor) -> AbstractContextManager[None]:
 
 
 def batch_classification_loss(
-    query_BD: torch.Tensor, target_BD: torch.Tensor, target_B: torch.Tensor, logit_scale: float
+    query_BD: torch.Tensor,
+    target_BD: torch.Tensor,
+    target_B: torch.Tensor,
+    logit_scale: float | torch.Tensor,
 ) -> torch.Tensor:
     """Return the mean cross entropy of this worker's queries over the targets of all workers.
 
@@ -46,7 +49,10 @@ def batch_classification_loss(
 
 
 def _cross_entropy(
-    query_BD: torch.Tensor, target_BD: torch.Tensor, target_B: torch.Tensor, logit_scale: float
+    query_BD: torch.Tensor,
+    target_BD: torch.Tensor,
+    target_B: torch.Tensor,
+    logit_scale: float | torch.Tensor,
 ) -> torch.Tensor:
     count = len(query_BD)
     all_targets = gather(F.normalize(target_BD, dim=-1))

@@ -145,7 +145,7 @@ def _image_tap(encoder: Encoder, need: str) -> tuple[_Listen, _Read]:
 
 def _text_tap(encoder: Encoder) -> tuple[_Listen, _Read]:
     clip = getattr(encoder, "clip", None)
-    text = getattr(clip, "text", clip)
+    text: Any = getattr(clip, "text", clip)
     if not isinstance(getattr(text, "ln_final", None), nn.Module):
         raise _unknown(TOKENS, text)
     if getattr(text, "cls_emb", None) is None:
@@ -210,7 +210,8 @@ def _same(output: torch.Tensor) -> torch.Tensor:
 def _places(token_BNC: torch.Tensor) -> torch.Tensor:
     """Return patch tokens as a map; class and register tokens come before them."""
     side = isqrt(token_BNC.shape[1])
-    return token_BNC[:, -side * side :].transpose(1, 2).unflatten(2, (side, side))
+    place_BPC = token_BNC[:, -side * side :]
+    return place_BPC.transpose(1, 2).reshape(len(token_BNC), -1, side, side)
 
 
 def _normalised_places(norm: nn.Module | None, token_BNC: torch.Tensor) -> torch.Tensor:

@@ -38,7 +38,7 @@ class HeadBatch:
     (B, L, E), and with them token_mask (B, L), true where there is a token.
     """
     target_extra: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    """What it needs of the target image: map, middle."""
+    """What its loss needs of the target image (`Head.needs_of_target`): map, middle."""
 
 
 class Head(nn.Module):
@@ -51,10 +51,12 @@ class Head(nn.Module):
     Attributes:
         needs: Those of `NEEDS` that the head asks for; it finds their shapes in
             `HeadConfig.extra`.
+        needs_of_target: Those of them that its loss asks for of the target image, too.
         reranks: Whether it has `rerank`.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
+    needs_of_target: ClassVar[frozenset[str]] = frozenset()
     reranks: ClassVar[bool] = False
 
     def training_loss(self, batch: HeadBatch, logit_scale: float) -> torch.Tensor:

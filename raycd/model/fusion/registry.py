@@ -65,8 +65,14 @@ class HeadConfig:
 
 HEADS = (  # each is a file in this folder with a function `build`
     "clip_cd",
+    "clvc_net",
     "combiner",
+    "cosmo",
+    "datir",
+    "hffca",
+    "sac",
     "sum",
+    "val",
 )
 
 
