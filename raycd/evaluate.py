@@ -25,6 +25,7 @@ from raycd.data.captions import evaluation_text
 from raycd.data.schema import Dataset
 from raycd.errors import ConfigError, DataError
 from raycd.features import Features
+from raycd.map_cache import NOTHING, Extras
 
 AVERAGE = schema.AVERAGE
 # The rank of a target that cannot be found, greater than every k
@@ -37,17 +38,26 @@ QueryFunction = Callable[[Sequence[Triplet]], torch.Tensor]  # B triplets -> que
 
 
 def cached_query(
-    head: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    head: Callable[..., torch.Tensor],
     images: Features,
     texts: Features,
     device: torch.device | str = "cpu",
+    extras: Extras = NOTHING,
 ) -> QueryFunction:
-    """Return queries from cached features: head(reference's feature, feature of the text)."""
+    """Return queries from cached features: head(reference's feature, feature of the text).
+
+    `extras` are the caches of what the head needs beside them.
+    """
 
     def query(triplets: Sequence[Triplet]) -> torch.Tensor:
-        image_BD = images.take((triplet["reference"] for triplet in triplets), device)
-        text_BD = texts.take((evaluation_text(triplet["captions"]) for triplet in triplets), device)
-        query_BD: torch.Tensor = head(image_BD, text_BD)
+        references = [triplet["reference"] for triplet in triplets]
+        captions = [evaluation_text(triplet["captions"]) for triplet in triplets]
+        query_BD: torch.Tensor = head(
+            images.take(references, device),
+            texts.take(captions, device),
+            **extras.of_images(references, device),
+            **extras.of_texts(captions, device),
+        )
         return query_BD
 
     return query

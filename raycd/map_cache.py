@@ -13,8 +13,8 @@ Shapes: R rows of a shard, B keys of a batch, C channels, H x W places, L tokens
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +95,12 @@ class Writer:
 
 @dataclass(frozen=True)
 class MapCache:
-    """A cache that was written, with all of its shards mapped: its files may be unlinked."""
+    """A cache that was written, with all of its shards mapped: its files may be unlinked.
 
+    Another process that is given it opens the same folder.
+    """
+
+    folder: Path
     name: str
     shape: list[int]
     ragged: bool
@@ -106,6 +110,15 @@ class MapCache:
 
     def __contains__(self, key: str) -> bool:
         return key in self.places
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return read, (self.folder,)  # pickled memory maps are copies of all that they map
+
+    def value(self, key: str) -> Half:
+        """Return a key's value, (*shape), or (l, E) where ragged; of the file itself."""
+        shard, first, rows = self.places[key]
+        found = self.shards[shard][first : first + rows]
+        return found if self.ragged else found[0]
 
     def take(
         self, keys: Iterable[str], device: torch.device | str | None = None
@@ -133,6 +146,61 @@ class MapCache:
         }
 
 
+@dataclass(frozen=True)
+class Extras:
+    """What a head needs beside pooled features, by its needs; nothing for most heads."""
+
+    caches: Mapping[str, MapCache] = field(default_factory=dict)
+
+    def of_images(
+        self,
+        image_ids: Sequence[str],
+        device: torch.device | str | None = None,
+        *,
+        only: Collection[str] | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Return maps (B, C, H, W) by need; `only` of these needs."""
+        return self._of(image_ids, device, [need for need in self._images if _in(need, only)])
+
+    def of_texts(
+        self, texts: Sequence[str], device: torch.device | str | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Return `tokens` (B, L, E) and `token_mask` (B, L), or nothing."""
+        return self._of(texts, device, [need for need in self.caches if need not in self._images])
+
+    def shapes(self) -> dict[str, list[int]]:
+        """Return the shape of each need, without B."""
+        return {need: cache.shape for need, cache in self.caches.items()}
+
+    @property
+    def _images(self) -> list[str]:
+        return [need for need, cache in self.caches.items() if not cache.ragged]
+
+    def _of(
+        self, keys: Sequence[str], device: torch.device | str | None, needs: Iterable[str]
+    ) -> dict[str, torch.Tensor]:
+        found: dict[str, torch.Tensor] = {}
+        for need in needs:
+            found |= self.caches[need].take(keys, device)
+        return found
+
+    def write(self, folder: Path, image_ids: Sequence[str]) -> None:
+        """Write the images' values into a folder for each need, as caches of their own."""
+        for need in self._images:
+            cache = self.caches[need]
+            writer = Writer(folder / need, need, cache.shape)
+            for image_id in image_ids:
+                writer.add(image_id, cache.value(image_id))
+            writer.close()
+
+
+NOTHING = Extras()
+
+
+def _in(need: str, only: Collection[str] | None) -> bool:
+    return only is None or need in only
+
+
 def read(folder: Path) -> MapCache:
     """Open a cache that `Writer` wrote. Raises DataError where it is not whole."""
     try:
@@ -144,7 +212,10 @@ def read(folder: Path) -> MapCache:
             for number in range(1 + max(table["shard"].to_pylist(), default=-1))
         ]
         return MapCache(
-            **about, places=dict(zip(table["key"].to_pylist(), places, strict=True)), shards=shards
+            folder,
+            **about,
+            places=dict(zip(table["key"].to_pylist(), places, strict=True)),
+            shards=shards,
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(

@@ -151,6 +151,10 @@ class EmbedConfig(Section):
     """Images or texts encoded at once."""
     precision: Precision = "fp32"
     """Arithmetic of the encoders."""
+    map_size: Count = 0
+    """Heads that need maps: side that the cached maps are pooled to, where they have more places; 0
+    keeps all.
+    """
 
 
 class MineConfig(Section):

@@ -5,6 +5,7 @@ catalogue   draws the demo data                                          (format
 zero_shot   its features of all images, and which images are missing
 stage1      fine-tuned CLIP
 embed       its features of all images and all text variants
+maps, middle_maps, tokens   what some heads need beside them              (map_stages.py)
 mine        neighbours and candidate pseudo triplets with their scores   (mine_stages.py)
 filter      the pseudo triplets that eq. 9 and alpha leave               (mine_stages.py)
 stage2      fusion head
@@ -14,7 +15,7 @@ bundle      encoder, head, gallery and index for serving
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +24,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import nn
 
-from raycd import bundle, features, progress, scratch
+from raycd import bundle, features, map_cache, progress, scratch
 from raycd.config import Config
 from raycd.data.captions import evaluation_text, example_texts, training_texts
 from raycd.data.demo.garments import CATEGORIES
@@ -35,6 +36,7 @@ from raycd.data.selection import SELECTION, hold_out
 from raycd.errors import DataError
 from raycd.evaluate import cached_query, evaluate
 from raycd.features import Features
+from raycd.map_cache import NOTHING, Extras
 from raycd.model import encoder as encoders
 from raycd.model import fusion
 from raycd.progress import Bar
@@ -49,6 +51,8 @@ from raycd.train.triplets import readable_triplets
 
 ZERO_SHOT, FINE_TUNED = "zero_shot", "fine_tuned"
 IMAGES, TEXTS = "images.parquet", "texts.parquet"
+# The stage that caches each need of a head (map_stages.py)
+CACHES = {"map": "maps", "middle": "middle_maps", "tokens": "tokens"}
 
 
 @dataclass
@@ -81,11 +85,22 @@ class Context:
         texts, _ = features.read(folder / TEXTS)
         return images, texts, missing
 
+    def extras(self, needs: Collection[str]) -> Extras:
+        """Open the caches of what a head needs beside features."""
+        return Extras(
+            {need: map_cache.read(self.run.local(CACHES[need])) for need in sorted(needs)}
+        )
+
     def recorded(self, stage: str, key: str) -> Any:
         """Return an entry of a stage's record."""
         record = self.run.record(stage)
         assert record is not None, f"{stage} comes before"
         return record[key]
+
+
+def needs(config: Config) -> frozenset[str]:
+    """Return what the chosen head needs of the encoder beside pooled features."""
+    return fusion.head_class(config.stage2.head).needs
 
 
 def dataset(config: Config, root: str) -> Dataset:
@@ -210,14 +225,14 @@ def stage1(context: Context, writing: Writing) -> None:
 
 def embed(context: Context, writing: Writing) -> None:
     """Embed all images and all text variants with the fine-tuned encoder (eq. 8)."""
-    texts = _texts(context.dataset, ["val", SELECTION], training=True)
-    _embed(context, writing, "stage1", texts)
+    _embed(context, writing, "stage1", embedded_texts(context.dataset))
 
 
 def stage2(context: Context, writing: Writing) -> None:
     """Train the fusion head on cached features (3.2.2)."""
     config, settings = context.config, context.config.stage2
-    head, head_config = new_head(config, context.recorded("stage1", "dim"))
+    shapes = {need: context.recorded(CACHES[need], "shape") for need in sorted(needs(config))}
+    head, head_config = new_head(config, context.recorded("stage1", "dim"), shapes)
     history: list[dict[str, Any]] = []
     if settings.epochs > 0 and any(True for _ in head.parameters()):
         trained = training.train(
@@ -228,6 +243,7 @@ def stage2(context: Context, writing: Writing) -> None:
                 "pseudo": context.run.path("filter"),
                 "dataset": context.dataset,
                 "dim": head_config.dim,
+                "caches": {need: context.run.path(CACHES[need]) for need in shapes},
             },
             Schedule(
                 settings.epochs, settings.batch_size, settings.lr, config.seed, decay=settings.decay
@@ -260,7 +276,8 @@ def evaluate_variants(context: Context, writing: Writing) -> None:
     recalls, ranks = {}, {}
     for name, stage, fuse in variants:
         images, texts, _ = context.features(stage)
-        query = cached_query(fuse.to(device).eval(), images, texts, device)
+        extras = context.extras(needs(config)) if fuse is head else NOTHING
+        query = cached_query(fuse.to(device).eval(), images, texts, device, extras)
         found = evaluate(
             context.dataset,
             "val",
@@ -324,6 +341,7 @@ def bundle_up(context: Context, writing: Writing) -> None:
         context.config,
         metrics,
         example_texts=texts,
+        extras=context.extras(head.needs),
     )
     writing.record |= {
         "counts": {"gallery": len(ids)},
@@ -346,6 +364,11 @@ def _embed(context: Context, writing: Writing, source: str, texts: list[str]) ->
         "missing": len(missing),
     }
     return missing
+
+
+def embedded_texts(dataset: Dataset) -> list[str]:
+    """Return the distinct texts that stage 2 and the evaluation use."""
+    return _texts(dataset, ["val", SELECTION], training=True)
 
 
 def _texts(dataset: Dataset, splits: Sequence[str], *, training: bool = False) -> list[str]:
@@ -382,5 +405,10 @@ def _make_fuse(inputs: Any, config: Config, device: torch.device) -> Task[Any]:
         texts, _ = features.read(folder / TEXTS)
     with scratch.folder() as copies:
         pseudo = pq.read_table(local_copy(inputs["pseudo"], copies) / "pseudo_triplets.parquet")
-    head, _ = new_head(config, inputs["dim"])
-    return Fuse(head.to(device), inputs["dataset"], pseudo, images, texts, config)
+    caches = {}
+    for need, source in inputs["caches"].items():
+        with scratch.folder() as copies:  # an open cache outlives its files
+            caches[need] = map_cache.read(local_copy(source, copies))
+    extras = Extras(caches)
+    head, _ = new_head(config, inputs["dim"], extras.shapes())
+    return Fuse(head.to(device), inputs["dataset"], pseudo, images, texts, config, extras=extras)
