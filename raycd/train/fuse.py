@@ -142,6 +142,7 @@ class Fuse:
             text_BD=self.texts.values[batch.texts],
             target_BD=self.images.values[batch.target],
             target_B=batch.target,
+            image_B=batch.reference,
         )
 
     def select(self) -> float | None:

@@ -39,6 +39,8 @@ class HeadBatch:
     """
     target_extra: Mapping[str, torch.Tensor] = field(default_factory=dict)
     """What it needs of the target image: map, middle."""
+    image_B: torch.Tensor | None = None
+    """Numbers of the reference images, for losses that look for them; None: all differ."""
 
 
 class Head(nn.Module):
