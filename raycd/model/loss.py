@@ -4,6 +4,7 @@
 | ----------------------- | -------------------------------------------- |
 | j is i's own            | the class to find                            |
 | j is the same image     | left out: another triplet with i's target    |
+| j is right for i, too   | left out: a further target of i              |
 | any other, any worker's | negative                                     |
 
 logit scale = 1 / temperature; the paper's "tau = 100" is a logit scale of 100.
@@ -18,7 +19,11 @@ from raycd.distributed import gather, rank
 
 
 def batch_classification_loss(
-    query_BD: torch.Tensor, target_BD: torch.Tensor, target_B: torch.Tensor, logit_scale: float
+    query_BD: torch.Tensor,
+    target_BD: torch.Tensor,
+    target_B: torch.Tensor,
+    logit_scale: float,
+    right_BT: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return the mean cross entropy of this worker's queries over the targets of all workers.
 
@@ -31,6 +36,8 @@ def batch_classification_loss(
         target_B: A number for each target image (int64): equal numbers are the same image, never
             negatives.
         logit_scale: Factor of the cosines.
+        right_BT: Numbers of all targets that are right for each query, padded with -1: no negatives
+            of it either. None: each has its own target alone.
     """
     count = len(query_BD)
     all_targets = gather(F.normalize(target_BD, dim=-1))
@@ -38,5 +45,7 @@ def batch_classification_loss(
     own = torch.arange(count, device=query_BD.device) + rank() * count
     logits = logit_scale * F.normalize(query_BD, dim=-1) @ all_targets.T
     same = target_B[:, None] == all_numbers[None, :]
+    for right_B in () if right_BT is None else right_BT.unbind(1):
+        same |= right_B[:, None] == all_numbers[None, :]
     same[torch.arange(count, device=same.device), own] = False
     return F.cross_entropy(logits.masked_fill(same, -torch.inf), own)

@@ -60,6 +60,15 @@ def test_a_triplet_of_the_same_target_is_no_negative() -> None:
     assert loss(query, target, [5, 1, 6], 10.0) == pytest.approx(apart / 3, rel=1e-5)
 
 
+def test_a_further_target_of_a_query_is_no_negative_of_it() -> None:
+    # Target 1 is right for query 0, too; for query 1 target 0 stays wrong.
+    query, target = torch.tensor([[0.6, 0.8], [0.8, 0.6]]), torch.tensor([EAST, NORTH])
+    right = torch.tensor([[0, 1], [-1, -1]])
+    found = batch_classification_loss(query, target, torch.tensor([0, 1]), 10.0, right)
+    expected = (0.0 + math.log1p(math.exp(10 * (0.8 - 0.6)))) / 2
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+
+
 def test_a_batch_of_one_target_has_no_loss() -> None:
     assert loss([EAST, NORTH], [EAST, EAST], [3, 3], 100.0) == 0.0
 
@@ -74,6 +83,7 @@ def test_a_single_process_is_the_first_of_one() -> None:
 # -----------------------------------------------------------------------------------------------
 
 NUMBERS = torch.tensor([0, 1, 2, 3, 0, 4, 3, 3])  # targets 0 and 3 stand on both workers
+RIGHT = torch.tensor([[0, 4]] + [[-1, -1]] * 6 + [[3, 1]])  # each with one of the other worker
 
 
 class Towers(nn.Module):
@@ -94,7 +104,7 @@ def rows_of_all() -> torch.Tensor:
 
 def step(towers: Towers, module: nn.Module, own: slice) -> tuple[torch.Tensor, list[torch.Tensor]]:
     query, target = module(rows_of_all()[own])
-    value = batch_classification_loss(query, target, NUMBERS[own], 20.0)
+    value = batch_classification_loss(query, target, NUMBERS[own], 20.0, RIGHT[own])
     value.backward()  # type: ignore[no-untyped-call]  # torch's own is untyped
     return value.detach(), [
         parameter.grad for parameter in towers.parameters() if parameter.grad is not None
