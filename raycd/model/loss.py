@@ -4,6 +4,7 @@
 | ----------------------- | -------------------------------------------- |
 | j is i's own            | the class to find                            |
 | j is the same image     | left out: another triplet with i's target    |
+| j is right for i, too   | left out: a further target of i              |
 | any other, any worker's | negative                                     |
 
 logit scale = 1 / temperature; the paper's "tau = 100" is a logit scale of 100.
@@ -29,6 +30,7 @@ def batch_classification_loss(
     target_BD: torch.Tensor,
     target_B: torch.Tensor,
     logit_scale: float | torch.Tensor,
+    right_BT: torch.Tensor | None = None,
     *,
     margin: float = 0.0,
 ) -> torch.Tensor:
@@ -45,26 +47,25 @@ def batch_classification_loss(
         target_B: A number for each target image (int64): equal numbers are the same image, never
             negatives.
         logit_scale: Factor of the cosines; a tensor where it is learned.
+        right_BT: Numbers of all targets that are right for each query, padded with -1: no negatives
+            of it either. None: each has its own target alone.
         margin: What the logit of the class to find is lowered by (additive margin softmax).
     """
     with full_precision(query_BD):
-        return _cross_entropy(query_BD.float(), target_BD.float(), target_B, logit_scale, margin)
+        all_targets = gather(F.normalize(target_BD.float(), dim=-1))
+        logits = logit_scale * F.normalize(query_BD.float(), dim=-1) @ all_targets.T
+        same = same_images(target_B, gather(target_B)[None, :], right_BT)
+        return margin_softmax_loss(logits, own_rows(len(query_BD), query_BD.device), same, margin)
 
 
-def _cross_entropy(
-    query_BD: torch.Tensor,
-    target_BD: torch.Tensor,
-    target_B: torch.Tensor,
-    logit_scale: float | torch.Tensor,
-    margin: float,
+def same_images(
+    target_B: torch.Tensor, candidate_BN: torch.Tensor, right_BT: torch.Tensor | None = None
 ) -> torch.Tensor:
-    count = len(query_BD)
-    all_targets = gather(F.normalize(target_BD, dim=-1))
-    all_numbers = gather(target_B)
-    own = own_rows(count, query_BD.device)
-    logits = logit_scale * F.normalize(query_BD, dim=-1) @ all_targets.T
-    same = target_B[:, None] == all_numbers[None, :]
-    return margin_softmax_loss(logits, own, same, margin)
+    """Tell which candidates (B or 1, N) are a query's own target or right for it, too (B, N)."""
+    same = target_B[:, None] == candidate_BN
+    for right_B in () if right_BT is None else right_BT.unbind(1):
+        same |= right_B[:, None] == candidate_BN
+    return same
 
 
 def margin_softmax_loss(

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,18 @@ def test_dropout_is_of_training_only(name: str) -> None:
 @pytest.mark.parametrize("name", TRAINED)
 def test_the_loss_of_a_batch_of_one_is_finite(name: str) -> None:
     assert head(name).train().training_loss(batch(1, D), 10.0).isfinite()
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_what_is_right_for_a_triplet_too_is_not_its_negative(name: str) -> None:
+    module, one = head(name), batch(2, D)
+    right = torch.tensor([[0, 1], [1, 0]])
+    both = dataclasses.replace(one, right_BT=right, image_B=torch.zeros(2, dtype=torch.int64))
+    alone = dataclasses.replace(both, right_BT=torch.tensor([[0, -1], [1, -1]]))
+    loss = module.training_loss(both, 10.0).item()
+    assert loss < module.training_loss(alone, 10.0).item()
+    if name != "composeae":  # whose other terms have no negatives
+        assert loss == 0.0
 
 
 @pytest.mark.parametrize("name", TRAINED)

@@ -120,7 +120,7 @@ class ComposeAe(Head):
         scale = self.scale.square()
         with full_precision(image_BD):
             return (
-                batch_classification_loss(composed_BD, target_BD, batch.target_B, scale)
+                batch.classification_loss(composed_BD, scale)
                 + IMAGE_WEIGHT * F.mse_loss(image_again_BD.float(), image_BD)
                 + TEXT_WEIGHT * F.mse_loss(text_again_BD.float(), text_BD)
                 + ROTATION_WEIGHT * batch_classification_loss(back_BD, image_BD, image_B, scale)

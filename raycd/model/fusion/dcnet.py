@@ -26,6 +26,7 @@ read; sizes and first values are those of the authors' code (ozmig77/dcnet).
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -36,7 +37,7 @@ from raycd.distributed import gather, own_rows
 from raycd.model.fusion.head import Head, HeadBatch
 from raycd.model.fusion.registry import HeadConfig
 from raycd.model.fusion.tirg import GatedResidual
-from raycd.model.loss import batch_classification_loss, full_precision, margin_softmax_loss
+from raycd.model.loss import full_precision, margin_softmax_loss, same_images
 
 MARGIN, JOINT_WEIGHT = 0.3, 0.5
 BLOCK = 32  # triplets whose targets are each other's candidates in the correction
@@ -73,17 +74,17 @@ class DcNet(Head):
     def training_loss(self, batch: HeadBatch, logit_scale: float) -> torch.Tensor:
         """Return the losses of composition, correction and both jointly."""
         image_BD, text_BD = self._image(batch.image_BD), self._text(batch.text_BD)
-        scale, numbers_B = self.image_scale.square(), batch.target_B
+        scale = self.image_scale.square()
         query_BD = self._composed(image_BD, text_BD)
-        candidates_BN, outside_BN, own_B = _blocks(numbers_B)
+        candidates_BN, outside_BN, own_B = _blocks(batch)
         candidate_BND = self._image(gather(batch.target_BD)[candidates_BN])
         difference_BND = self._difference(image_BD, candidate_BND)
         own_BD = difference_BND[torch.arange(len(own_B), device=own_B.device), own_B]
         joint_BD = self._composed(image_BD, (own_BD + text_BD) / 2)
-        composition = batch_classification_loss(
-            query_BD, batch.target_BD, numbers_B, scale, margin=MARGIN
+        composition = batch.classification_loss(query_BD, scale, margin=MARGIN)
+        joint = replace(batch, target_BD=query_BD).classification_loss(
+            joint_BD, scale, margin=MARGIN
         )
-        joint = batch_classification_loss(joint_BD, query_BD, numbers_B, scale, margin=MARGIN)
         with full_precision(image_BD):
             score_BN = (difference_BND.float() * text_BD.float().unsqueeze(1)).sum(-1)
             correction = margin_softmax_loss(score_BN, own_B, outside_BN, MARGIN)
@@ -108,19 +109,20 @@ class DcNet(Head):
         return self.text_scale * F.normalize(self.difference(torch.cat(three, dim=-1)), dim=-1)
 
 
-def _blocks(numbers_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _blocks(batch: HeadBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the candidates of this worker's triplets: those of their block of the whole batch.
 
-    They are rows (B, N) of all workers' targets; which are none or the same image as the triplet's
-    own (B, N); and where its own is (B,).
+    They are rows (B, N) of all workers' targets; which of them are none, or right for the
+    triplet (B, N); and where its own is (B,).
     """
-    everyone = gather(numbers_B)
-    rows_B = own_rows(len(numbers_B), numbers_B.device)
+    everyone = gather(batch.target_B)
+    rows_B = own_rows(len(batch.target_B), everyone.device)
     first_B = rows_B // BLOCK * BLOCK
     rows_BN = first_B[:, None] + torch.arange(BLOCK, device=rows_B.device)
     beyond_BN = rows_BN >= len(everyone)
     rows_BN = rows_BN.clamp(max=len(everyone) - 1)
-    return rows_BN, beyond_BN | (everyone[rows_BN] == numbers_B[:, None]), rows_B - first_B
+    same_BN = same_images(batch.target_B, everyone[rows_BN], batch.right_BT)
+    return rows_BN, beyond_BN | same_BN, rows_B - first_B
 
 
 def build(config: HeadConfig) -> DcNet:

@@ -22,7 +22,6 @@ from torch.nn import functional as F
 from raycd.model.fusion.batch_norm import BatchNorm
 from raycd.model.fusion.head import Head, HeadBatch
 from raycd.model.fusion.registry import HeadConfig
-from raycd.model.loss import batch_classification_loss
 
 
 class GatedResidual(nn.Module):
@@ -66,9 +65,7 @@ class Tirg(Head):
     def training_loss(self, batch: HeadBatch, logit_scale: float) -> torch.Tensor:
         """Return the batch-based classification loss at the learned scale."""
         query_BD = self(batch.image_BD, batch.text_BD)
-        return batch_classification_loss(
-            query_BD, batch.target_BD, batch.target_B, self.scale.square()
-        )
+        return batch.classification_loss(query_BD, self.scale.square())
 
 
 def build(config: HeadConfig) -> Tirg:
