@@ -56,10 +56,10 @@ class Tables:
     def only(self, *splits: str) -> Tables:
         """Return the same with no gallery and no triplet of any other split."""
         dataset, allowed = self.dataset, pa.array(splits)
-        narrowed = Dataset(
-            dataset.images,
-            dataset.gallery.filter(pc.is_in(dataset.gallery["split"], allowed)),
-            dataset.triplets.filter(pc.is_in(dataset.triplets["split"], allowed)),
+        narrowed = replace(
+            dataset,
+            gallery=dataset.gallery.filter(pc.is_in(dataset.gallery["split"], allowed)),
+            triplets=dataset.triplets.filter(pc.is_in(dataset.triplets["split"], allowed)),
         )
         return replace(self, dataset=narrowed)
 

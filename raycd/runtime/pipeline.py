@@ -54,7 +54,10 @@ STAGES = (
         "zero_shot",
         stages.zero_shot,
         ["encoder"],
-        ["embed.precision", *_DATA_LIMITS, "data.max_missing"],
+        [
+            *("embed.precision", *_DATA_LIMITS, "data.max_missing"),
+            *("data.captions", "data.empty_captions"),
+        ],
     ),
     Stage("stage1", stages.stage1, ["zero_shot"], ["stage1", "seed", "evaluate.protocol"]),
     Stage("embed", stages.embed, ["stage1"], ["embed.precision", *_DATA_LIMITS]),
@@ -111,7 +114,7 @@ STAGES = (
         "evaluate",
         stages.evaluate_variants,
         ["zero_shot", "stage2"],
-        ["evaluate.protocol", "evaluate.ks"],
+        ["evaluate.protocol", "evaluate.ks", "evaluate.map_ks", "evaluate.captions"],
     ),
     Stage(
         "bundle",

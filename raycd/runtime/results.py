@@ -17,13 +17,14 @@ from torch.nn import functional as F
 
 from raycd import __version__, evaluate
 from raycd.config import to_yaml
-from raycd.data.captions import evaluation_text
 from raycd.data.images import BrokenImage, load
+from raycd.data.schema import targets_of
 from raycd.data.selection import SELECTION
-from raycd.evaluate import cached_query, top_images
+from raycd.evaluate import cached_query, text_of
 from raycd.features import Features
 from raycd.mine import choose_examples, thresholds_line
 from raycd.model import fusion
+from raycd.ranking import top_images
 from raycd.report.page import (
     Curve,
     Histogram,
@@ -128,11 +129,18 @@ def _curve(context: Context, stage: str) -> Curve | None:
     record = context.run.record(stage) or {}
     if not record.get("history"):
         return None
+    measure = _compared_by(record.get("select_by") or ["recall@10"])
     epochs = [
-        {**entry, **({"recall@10": entry["selection"]} if entry["selection"] is not None else {})}
+        {**entry, **({measure: entry["selection"]} if entry["selection"] is not None else {})}
         for entry in record["history"]
     ]
     return Curve(stage, record["select_on"], epochs, record["best_epoch"])
+
+
+def _compared_by(measures: Sequence[str]) -> str:
+    """Return the name of a curve: "recall@10", or "recall@10+50" of a mean."""
+    ranks = [name.removeprefix("recall@").replace("recall_subset@", "s") for name in measures]
+    return f"recall@{'+'.join(ranks)}"
 
 
 def _histograms(context: Context) -> list[Histogram]:
@@ -158,10 +166,10 @@ def _pseudo(context: Context) -> list[PseudoExample]:
         row["triplet_id"]: row["captions"]
         for row in context.dataset.triplets_of("train").to_pylist()
     }
-    picture = _picture_loader(context)
+    picture, written = _picture_loader(context), context.dataset.wording.evaluation
     return [
         PseudoExample(
-            text=evaluation_text(captions[row["triplet_id"]]),
+            text=written(captions[row["triplet_id"]]),
             reference=picture(row["reference"]),
             target=picture(row["target"]),
             replaced=picture(row["replaced"]),
@@ -185,7 +193,7 @@ def _queries(context: Context) -> Iterator[ShownQuery]:
     query, picture = cached_query(head, images, texts, extras=extras), _picture_loader(context)
     ranks = context.recorded("evaluate", "ranks")[head_config.name]
     rng = np.random.default_rng([context.config.seed, 12])
-    val = context.dataset.triplets_of("val").to_pylist()
+    val = context.dataset.queries("val")
     for category in dict.fromkeys(row["category"] for row in val):
         own = [
             row
@@ -217,12 +225,12 @@ def _rows(
     scores_QK, rows_QK = top_images(query_QD, gallery_GD, SHOWN_RESULTS, masked)
     for triplet, scores, rows in zip(triplets, scores_QK.tolist(), rows_QK.tolist(), strict=True):
         results = [
-            ShownResult(picture(ids[row]), ids[row], score, ids[row] == triplet["target"])
+            ShownResult(picture(ids[row]), ids[row], score, ids[row] in targets_of(triplet))
             for score, row in zip(scores, rows, strict=True)
         ]
         yield ShownQuery(
             reference=picture(triplet["reference"]),
-            text=evaluation_text(triplet["captions"]),
+            text=text_of(triplet),
             results=results,
             rank=ranks[triplet["triplet_id"]],
             category=triplet["category"],

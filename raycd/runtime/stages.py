@@ -26,7 +26,7 @@ from torch import nn
 
 from raycd import bundle, features, map_cache, progress, scratch
 from raycd.config import Config
-from raycd.data.captions import evaluation_text, example_texts, training_texts
+from raycd.data.captions import example_texts
 from raycd.data.demo.garments import CATEGORIES
 from raycd.data.demo.synthetic import SPLITS, write_demo_data
 from raycd.data.missing import ImageReport
@@ -217,6 +217,7 @@ def stage1(context: Context, writing: Writing) -> None:
             "history": history,
             "best_epoch": trained.best,
             "select_on": settings.select_on,
+            "select_by": settings.select_by,
         }
     tuned.save(writing.folder / "encoder")
     writing.record |= {"encoder": tuned.fingerprint(), "dim": tuned.dim}
@@ -257,6 +258,7 @@ def stage2(context: Context, writing: Writing) -> None:
             "history": history,
             "best_epoch": trained.best,
             "select_on": settings.select_on,
+            "select_by": settings.select_by,
         }
     fusion.save(head, head_config, writing.folder / "head")
     context.log_epochs(history)
@@ -287,6 +289,8 @@ def evaluate_variants(context: Context, writing: Writing) -> None:
             ks=config.evaluate.ks,
             batch_size=config.evaluate.batch_size,
             device=device,
+            both_orders=config.evaluate.captions == "both_orders",
+            map_ks=config.evaluate.map_ks,
         )
         recalls[name], ranks[name] = found.recalls, found.ranks
     writing.record |= {
@@ -372,15 +376,12 @@ def embedded_texts(dataset: Dataset) -> list[str]:
 
 
 def _texts(dataset: Dataset, splits: Sequence[str], *, training: bool = False) -> list[str]:
-    """Return the distinct evaluation texts of some splits, and all texts that training uses."""
-    texts: dict[str, None] = {}
-    for row in dataset.triplets.to_pylist():
-        if row["split"] in splits:
-            texts[evaluation_text(row["captions"])] = None
-        elif training and row["split"] == "train":
-            texts.update(
-                dict.fromkeys((evaluation_text(row["captions"]), *training_texts(row["captions"])))
-            )
+    """Return the distinct texts of some splits, both orders, and all texts that training uses."""
+    rows = [row for split in splits for row in dataset.queries(split, both_orders=True)]
+    texts = dict.fromkeys(row["text"] for row in rows)
+    if training:
+        for captions in dataset.triplets_of("train")["captions"].to_pylist():
+            texts |= dict.fromkeys(dataset.wording.training(captions))  # evaluation's is the first
     return list(texts)
 
 

@@ -127,7 +127,7 @@ def test_some_triplets_are_learned_by_heart(name: str) -> None:
     torch.manual_seed(0)
     made, given = fusion.create(config(name)).train(), batch(name, rows=10)
     adam = torch.optim.Adam(made.parameters(), lr=1e-2)
-    for _ in range(80):
+    for _ in range(150):
         adam.zero_grad()
         loss = made.training_loss(given, 10.0)
         loss.backward()  # type: ignore[no-untyped-call]  # torch's own is untyped
@@ -157,7 +157,7 @@ def test_a_head_without_the_shapes_of_its_needs_is_refused(name: str) -> None:
 
 def conv(layer: Any, rows: torch.Tensor) -> torch.Tensor:
     """Apply a 1 x 1 convolution to the channels of one place."""
-    out = layer.weight[:, :, 0, 0] @ rows
+    out: torch.Tensor = layer.weight[:, :, 0, 0] @ rows
     return out if layer.bias is None else out + layer.bias
 
 

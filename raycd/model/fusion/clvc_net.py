@@ -30,7 +30,7 @@ from raycd.distributed import gather
 from raycd.model.fusion.head import Head, HeadBatch
 from raycd.model.fusion.places import Gem, masked_softmax, unit_sum
 from raycd.model.fusion.registry import HeadConfig
-from raycd.model.loss import batch_classification_loss, full_precision
+from raycd.model.loss import full_precision
 
 LOCAL_SHARES = (5, 4, 4, 3)  # of 16: the paper's 640, 512, 512 and 384 of 2048 channels
 GLOBAL_SHARES = (6, 4, 4, 2)  # 384, 256, 256 and 128 of 1024
@@ -143,8 +143,7 @@ class ClvcNet(Head):
             perceptual = F.mse_loss(composed.float(), batch.target_extra["map"])
             scales = (self.local_scale, self.global_scale)
             return perceptual + sum(
-                batch_classification_loss(own, batch.target_BD, batch.target_B, scale)
-                + mutual(own, other.detach(), batch.target_BD)
+                batch.classification_loss(own, scale) + mutual(own, other.detach(), batch.target_BD)
                 for own, other, scale in zip(both, reversed(both), scales, strict=True)
             )
 

@@ -27,7 +27,6 @@ from torch.nn import functional as F
 from raycd.model.fusion.head import Head, HeadBatch
 from raycd.model.fusion.places import with_text
 from raycd.model.fusion.registry import HeadConfig
-from raycd.model.loss import batch_classification_loss
 
 SCALE = 4.0  # length of query and target
 EPS = 1e-5
@@ -106,7 +105,7 @@ class Cosmo(Head):
     def training_loss(self, batch: HeadBatch, logit_scale: float) -> torch.Tensor:
         """Return the batch-based classification loss at the method's own scale, 16."""
         query_BD = self(batch.image_BD, batch.text_BD, **batch.extra)
-        return batch_classification_loss(query_BD, batch.target_BD, batch.target_B, SCALE**2)
+        return batch.classification_loss(query_BD, SCALE**2)
 
 
 def build(config: HeadConfig) -> Cosmo:

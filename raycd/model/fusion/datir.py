@@ -102,7 +102,7 @@ class Datir(Head):
         """Return eq. 4 and the two terms of mutual information."""
         fused_BD = self.fused(batch.text_BD, **batch.extra)
         query_BD = self.query(batch.image_BD, batch.text_BD, fused_BD)
-        found = batch_classification_loss(query_BD, batch.target_BD, batch.target_B, logit_scale)
+        found = batch.classification_loss(query_BD, logit_scale)
         pairs = [
             (self.differing(batch.extra["map"], batch.target_extra["map"]), batch.text_BD),
             *(
@@ -116,7 +116,7 @@ class Datir(Head):
         for one_BD, other_BD in pairs:
             with full_precision(one_BD):
                 found = found + WEIGHT * batch_classification_loss(
-                    one_BD, other_BD, batch.target_B, SCALE
+                    one_BD, other_BD, batch.target_B, SCALE, batch.right_BT
                 )
         return found
 

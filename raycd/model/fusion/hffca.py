@@ -28,7 +28,6 @@ from raycd.model.fusion.dropout import Dropout
 from raycd.model.fusion.head import Head, HeadBatch
 from raycd.model.fusion.places import masked_softmax
 from raycd.model.fusion.registry import HeadConfig
-from raycd.model.loss import batch_classification_loss
 
 CONSISTENCY = 0.5
 
@@ -89,7 +88,7 @@ class Hffca(Head):
         given = (batch.extra[name] for name in ("map", "tokens", "token_mask"))
         query_BD, word_BD = self.parts(batch.image_BD, batch.text_BD, *given)
         fused, caption = (
-            batch_classification_loss(one_BD, batch.target_BD, batch.target_B, logit_scale)
+            batch.classification_loss(one_BD, logit_scale)
             for one_BD in (query_BD, self.caption(word_BD))
         )
         return fused + CONSISTENCY * caption

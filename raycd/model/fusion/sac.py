@@ -23,6 +23,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from raycd.model.fusion.batch_norm import BatchNorm
 from raycd.model.fusion.dropout import Dropout
 from raycd.model.fusion.head import Head
 from raycd.model.fusion.places import Gem
@@ -45,7 +46,7 @@ class WhereToSee(nn.Module):
         self.text = nn.Linear(dim, channels, bias=False)
         self.pool = Gem()
         self.project = nn.Linear(channels, dim, bias=False)  # the norm takes a bias away
-        self.norm = nn.BatchNorm1d(dim)
+        self.norm = BatchNorm(dim)
 
     def forward(self, map_BCHW: torch.Tensor, text_BD: torch.Tensor) -> torch.Tensor:
         """Return the level's feature (B, D)."""
@@ -72,7 +73,7 @@ class Sac(Head):
             {level: WhereToSee(config.extra[level][0], dim, config.dropout) for level in LEVELS}
         )
         self.change = nn.LSTM(dim, dim, batch_first=True)
-        self.output = nn.Sequential(nn.BatchNorm1d(dim), nn.Linear(dim, dim))
+        self.output = nn.Sequential(BatchNorm(dim), nn.Linear(dim, dim))
         self.text = nn.Linear(dim, dim, bias=False)
 
     def forward(

@@ -26,12 +26,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from raycd.distributed import gather, rank
+from raycd.distributed import gather, own_rows
 from raycd.model.fusion.dropout import Dropout
 from raycd.model.fusion.head import Head, HeadBatch
 from raycd.model.fusion.places import unit_sum, with_text
 from raycd.model.fusion.registry import HeadConfig
-from raycd.model.loss import full_precision
+from raycd.model.loss import full_precision, same_images
 
 MARGIN = 0.2
 LEVELS = ("middle", "map")
@@ -107,25 +107,31 @@ class Val(Head):
         parts = self.parts(batch.text_BD, **batch.extra)
         with full_precision(batch.text_BD):
             return torch.stack(
-                [hinge(part.float(), batch.target_BD, batch.target_B) for part in parts]
+                [
+                    hinge(part.float(), batch.target_BD, batch.target_B, batch.right_BT)
+                    for part in parts
+                ]
             ).sum()
 
 
-def hinge(query_BD: torch.Tensor, target_BD: torch.Tensor, target_B: torch.Tensor) -> torch.Tensor:
+def hinge(
+    query_BD: torch.Tensor,
+    target_BD: torch.Tensor,
+    target_B: torch.Tensor,
+    right_BT: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Return the mean of the hinges of queries to targets plus that of targets to queries.
 
-    Negatives are of all workers; equal target numbers are none of each other's.
+    Negatives are of all workers. A target that is right for a query is none of it, nor the query of
+    the target (`HeadBatch.target_B` and `right_BT`).
     """
     query, target = F.normalize(query_BD, dim=-1), F.normalize(target_BD, dim=-1)
-    own = torch.arange(len(query), device=query.device) + rank() * len(query)
-    negative = target_B[:, None] != gather(target_B)[None]
-    return sum(
-        (
-            semi_hard(2 - 2 * anchor @ gather(other).T, own, negative)
-            for anchor, other in ((query, target), (target, query))
-        ),
-        start=torch.zeros((), device=query.device),
-    )
+    own, number_N = own_rows(len(query), query.device), gather(target_B)
+    right_NT = None if right_BT is None else gather(right_BT)
+    negative_NN = ~same_images(number_N, number_N[None], right_NT)
+    to_targets = semi_hard(2 - 2 * query @ gather(target).T, own, negative_NN[own])
+    to_queries = semi_hard(2 - 2 * target @ gather(query).T, own, negative_NN[:, own].T)
+    return to_targets + to_queries
 
 
 def semi_hard(
