@@ -24,6 +24,7 @@ from raycd.config import Config
 from raycd.data.schema import Dataset
 from raycd.evaluate import Metric, cached_query, evaluate
 from raycd.features import Features
+from raycd.rerank import cached_rerank
 from raycd.runtime.stages import Context, own_device
 from raycd.train.fuse import Fuse, new_head
 from raycd.train.loop import EpochResult, Loop, Schedule, Silence, best_epoch
@@ -167,6 +168,9 @@ def evaluated(tables: Tables, config: Config, metric: Metric, split: str) -> dic
         ks=sorted({*config.evaluate.ks, metric.k}),
         batch_size=config.evaluate.batch_size,
         device=task.device,
+        rerank=cached_rerank(
+            *(task.head, task.images, task.texts, config.evaluate.rerank_depth, task.device)
+        ),
     )
     number = best_epoch(trained.history)
     return {

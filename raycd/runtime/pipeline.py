@@ -82,12 +82,23 @@ STAGES = (
         ["mine.thresholds", "mine.eps_low", "mine.eps_high", "mine.s_max", "mine.alpha"],
         reads_data=False,
     ),
-    Stage("stage2", stages.stage2, ["embed", "filter"], ["stage2", "seed", "evaluate.protocol"]),
+    Stage(
+        "stage2",
+        stages.stage2,
+        ["embed", "filter"],
+        ["stage2", "seed", "evaluate.protocol", "evaluate.rerank_depth"],
+    ),
     Stage(
         "evaluate",
         stages.evaluate_variants,
         ["zero_shot", "stage2"],
-        ["evaluate.protocol", "evaluate.ks", "evaluate.map_ks", "evaluate.captions"],
+        [
+            "evaluate.protocol",
+            "evaluate.ks",
+            "evaluate.map_ks",
+            "evaluate.captions",
+            "evaluate.rerank_depth",
+        ],
     ),
     Stage(
         "bundle",
