@@ -25,6 +25,7 @@ from raycd.data.schema import Dataset
 from raycd.evaluate import Metric, cached_query, evaluate
 from raycd.features import Features
 from raycd.map_cache import Extras
+from raycd.rerank import cached_rerank
 from raycd.runtime.stages import Context, needs, own_device
 from raycd.train.fuse import Fuse, new_head
 from raycd.train.loop import EpochResult, Loop, Schedule, Silence, best_epoch
@@ -181,6 +182,9 @@ def evaluated(tables: Tables, config: Config, metric: Metric, split: str) -> dic
         ks=sorted({*config.evaluate.ks, metric.k}),
         batch_size=config.evaluate.batch_size,
         device=task.device,
+        rerank=cached_rerank(
+            *(task.head, task.images, task.texts, config.evaluate.rerank_depth, task.device)
+        ),
     )
     number = best_epoch(trained.history)
     return {

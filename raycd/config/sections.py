@@ -321,6 +321,8 @@ class EvaluateConfig(Section):
     """Ranks of mAP@k, for data sets of several right targets (CIRCO: 5, 10, 25, 50)."""
     captions: Literal["joined", "both_orders"] = "joined"
     """joined asks each query once, "C1 and c2"; both_orders a second time, "C2 and c1" (CoSMo)."""
+    rerank_depth: Count = 200
+    """First candidates that a head which re-ranks, such as dcnet, orders anew; 0: none."""
     batch_size: Positive = 1024
     """Queries scored at once."""
 

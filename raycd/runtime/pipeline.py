@@ -107,14 +107,20 @@ STAGES = (
         "stage2",
         stages.stage2,
         ["embed", "filter"],
-        ["stage2", "seed", "evaluate.protocol"],
+        ["stage2", "seed", "evaluate.protocol", "evaluate.rerank_depth"],
         reads_needs=True,
     ),
     Stage(
         "evaluate",
         stages.evaluate_variants,
         ["zero_shot", "stage2"],
-        ["evaluate.protocol", "evaluate.ks", "evaluate.map_ks", "evaluate.captions"],
+        [
+            "evaluate.protocol",
+            "evaluate.ks",
+            "evaluate.map_ks",
+            "evaluate.captions",
+            "evaluate.rerank_depth",
+        ],
     ),
     Stage(
         "bundle",

@@ -40,6 +40,7 @@ from raycd.map_cache import NOTHING, Extras
 from raycd.model import encoder as encoders
 from raycd.model import fusion
 from raycd.progress import Bar
+from raycd.rerank import cached_rerank
 from raycd.run import Run, Writing, local_copy
 from raycd.runtime import embedding, training
 from raycd.train import checkpoint
@@ -291,6 +292,7 @@ def evaluate_variants(context: Context, writing: Writing) -> None:
             device=device,
             both_orders=config.evaluate.captions == "both_orders",
             map_ks=config.evaluate.map_ks,
+            rerank=cached_rerank(fuse, images, texts, config.evaluate.rerank_depth, device),
         )
         recalls[name], ranks[name] = found.recalls, found.ranks
     writing.record |= {

@@ -21,6 +21,7 @@ from raycd.features import Features
 from raycd.map_cache import NOTHING, Extras
 from raycd.model import fusion
 from raycd.model.fusion import Head, HeadBatch
+from raycd.rerank import cached_rerank
 from raycd.train.batches import Rows, epoch_choice
 
 
@@ -91,7 +92,7 @@ class Fuse:
         self._text_T4 = np.array(text_T4, np.int64).reshape(-1, 4)
         self._right_NT = targets.padded(train.to_pylist(), self.images.rows)
         self._ids = train["triplet_id"].combine_chunks()
-        self.original = self._rows(targets.readable(train, self.images))
+        self.original = self._rows(targets.readable(train, self.images.rows))
         self.pseudo = self._rows(pseudo if config.stage2.pseudo else pseudo.slice(0, 0))
 
     def _rows(self, triplets: pa.Table) -> FeatureTriplets:
@@ -192,6 +193,9 @@ class Fuse:
             protocol=self.evaluation.protocol,
             ks=self.metric.ks,
             device=self.device,
+            rerank=cached_rerank(
+                *(self.head, self.images, self.texts, self.evaluation.rerank_depth, self.device)
+            ),
         )
         return self.metric.of(found.recalls)
 

@@ -36,7 +36,8 @@ def sigmoid(x: Array) -> Array:
 
 
 def unit(x: Array) -> Array:
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+    normalised: Array = x / np.linalg.norm(x, axis=-1, keepdims=True)
+    return normalised
 
 
 def batch_norm(given: Weights, name: str, x: Array, *, training: bool) -> Array:
