@@ -192,6 +192,7 @@ def stage1(context: Context, writing: Writing) -> None:
                 config.seed,
                 settings.warmup,
                 settings.decay,
+                settings.drop_last,
             ),
             config,
             **_storage(context, writing),
@@ -232,7 +233,9 @@ def stage2(context: Context, writing: Writing) -> None:
                 "dim": head_config.dim,
             },
             Schedule(
-                settings.epochs, settings.batch_size, settings.lr, config.seed, decay=settings.decay
+                *(settings.epochs, settings.batch_size, settings.lr, config.seed),
+                decay=settings.decay,
+                drop_last=settings.drop_last,
             ),
             config,
             **_storage(context, writing),

@@ -66,10 +66,14 @@ class Head(nn.Module):
         needs: Those of `NEEDS` that the head asks for; it finds their shapes in
             `HeadConfig.extra`.
         reranks: Whether it has `rerank`.
+        trains: Whether it has weights.
+        drops: Whether it has dropout, by `HeadConfig.dropout`: a sweep searches it then.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
     reranks: ClassVar[bool] = False
+    trains: ClassVar[bool] = True
+    drops: ClassVar[bool] = False
 
     def training_loss(self, batch: HeadBatch, logit_scale: float) -> torch.Tensor:
         """Return the loss of a batch: the batch-based classification loss (eq. 4) of its queries.
