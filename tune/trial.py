@@ -121,7 +121,11 @@ def train(
     )
     stage2 = config.stage2
     epochs = stage2.epochs if triplets is None else _epochs(task, triplets)
-    schedule = Schedule(epochs, stage2.batch_size, stage2.lr, config.seed, decay=stage2.decay)
+    schedule = Schedule(
+        *(epochs, stage2.batch_size, stage2.lr, config.seed),
+        decay=stage2.decay,
+        drop_last=stage2.drop_last,
+    )
     loop = Loop(task, schedule, bar=lambda total, start: Silence())
 
     seen = 0

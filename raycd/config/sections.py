@@ -127,6 +127,10 @@ class Stage1Config(Section):
     """Passes over the train triplets."""
     batch_size: Annotated[int, Field(ge=2)] = 64
     """Triplets in a batch, over all workers."""
+    drop_last: bool = False
+    """Leave out the last, smaller batch of an epoch, unless it is the only one (Clip4Cir does)."""
+    mask_equal_targets: bool = True
+    """Triplets of the same target are not each other's negatives; false: they are (Clip4Cir)."""
     lr: Rate = 2e-6
     """Learning rate of AdamW."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 1e-2
@@ -243,6 +247,10 @@ class Stage2Config(Section):
     """Passes, those over pseudo triplets included."""
     batch_size: Annotated[int, Field(ge=2)] = 1024
     """Triplets in a batch, over all workers."""
+    drop_last: bool = False
+    """Leave out the last, smaller batch of an epoch, unless it is the only one (Clip4Cir does)."""
+    mask_equal_targets: bool = True
+    """Triplets of the same target are not each other's negatives; false: they are (Clip4Cir)."""
     lr: Rate = 2e-5
     """Learning rate of Adam."""
     decay: Literal["none", "cosine"] = "none"

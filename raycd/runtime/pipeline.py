@@ -23,7 +23,16 @@ from raycd.errors import ConfigError
 from raycd.model import encoder as encoders
 from raycd.model import maps
 from raycd.run import Run, Writing, fingerprint
-from raycd.runtime import cluster, local_ray, map_stages, mine_stages, results, stages, training
+from raycd.runtime import (
+    bundle_stage,
+    cluster,
+    local_ray,
+    map_stages,
+    mine_stages,
+    results,
+    stages,
+    training,
+)
 from raycd.runtime.stages import Context
 from raycd.runtime.tracking import Tracker
 from raycd.train.fuse import new_head
@@ -124,7 +133,7 @@ STAGES = (
     ),
     Stage(
         "bundle",
-        stages.bundle_up,
+        bundle_stage.bundle_up,
         ["evaluate"],
         ["evaluate", "index"],
         reads_attributes=True,

@@ -10,7 +10,7 @@ mine        neighbours and candidate pseudo triplets with their scores   (mine_s
 filter      the pseudo triplets that eq. 9 and alpha leave               (mine_stages.py)
 stage2      fusion head
 evaluate    recall of every variant
-bundle      encoder, head, gallery and index for serving
+bundle      encoder, head, gallery and index for serving                 (bundle_stage.py)
 """
 
 from __future__ import annotations
@@ -24,9 +24,8 @@ import pyarrow.parquet as pq
 import torch
 from torch import nn
 
-from raycd import bundle, features, map_cache, progress, scratch
+from raycd import features, map_cache, progress, scratch
 from raycd.config import Config
-from raycd.data.captions import example_texts
 from raycd.data.demo.garments import CATEGORIES
 from raycd.data.demo.synthetic import SPLITS, write_demo_data
 from raycd.data.missing import ImageReport
@@ -207,6 +206,7 @@ def stage1(context: Context, writing: Writing) -> None:
                 config.seed,
                 settings.warmup,
                 settings.decay,
+                settings.drop_last,
             ),
             config,
             **_storage(context, writing),
@@ -248,7 +248,9 @@ def stage2(context: Context, writing: Writing) -> None:
                 "caches": {need: context.run.path(CACHES[need]) for need in shapes},
             },
             Schedule(
-                settings.epochs, settings.batch_size, settings.lr, config.seed, decay=settings.decay
+                *(settings.epochs, settings.batch_size, settings.lr, config.seed),
+                decay=settings.decay,
+                drop_last=settings.drop_last,
             ),
             config,
             **_storage(context, writing),
@@ -311,49 +313,6 @@ def evaluate_variants(context: Context, writing: Writing) -> None:
 def own_device(config: Config) -> str:
     """Return where a head runs in this process: on its GPU, if it has one and may use it."""
     return "cuda" if torch.cuda.is_available() and config.compute.device != "cpu" else "cpu"
-
-
-def bundle_up(context: Context, writing: Writing) -> None:
-    """Put encoder, head, gallery and index together for serving. The gallery is val's."""
-    tuned = encoders.load_saved(context.run.local("stage1") / "encoder")
-    head, head_config = fusion.load(context.run.local("stage2") / "head", dim=tuned.dim)
-    images, _, _ = context.features("embed")
-    categories: dict[str, list[str]] = {}
-    for row in context.dataset.gallery.to_pylist():
-        if row["split"] == "val" and row["image_id"] in images:
-            categories.setdefault(row["image_id"], []).append(row["category"])
-    ids = list(categories)
-    known = {row["image_id"]: row for row in context.dataset.images.to_pylist()}
-    gallery = bundle.gallery_table(
-        ids,
-        list(categories.values()),
-        [known[key]["path"] for key in ids],
-        images.take(ids).numpy(),
-        tuned.fingerprint(),
-        attributes=[dict(known[key]["attributes"]) for key in ids],
-        run=context.run.root,
-    )
-    recalls = context.recorded("evaluate", "variants")[head_config.name]["average"]
-    metrics = {"protocol": context.config.evaluate.protocol, **recalls}
-    texts = example_texts(
-        context.dataset.triplets_of("train")["captions"].to_pylist(), context.config.seed
-    )
-    manifest = bundle.write(
-        writing.folder,
-        tuned,
-        head,
-        head_config,
-        gallery,
-        context.config,
-        metrics,
-        example_texts=texts,
-        extras=context.extras(head.needs),
-    )
-    writing.record |= {
-        "counts": {"gallery": len(ids)},
-        "digest": manifest.digest,
-        "index": manifest.index.model_dump(),
-    }
 
 
 def _embed(context: Context, writing: Writing, source: str, texts: list[str]) -> ImageReport:

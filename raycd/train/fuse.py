@@ -16,6 +16,7 @@ from torch import nn
 
 from raycd.config import Config
 from raycd.data import schema, targets
+from raycd.distributed import own_rows
 from raycd.evaluate import Mean, Metric, cached_query, evaluate
 from raycd.features import Features
 from raycd.map_cache import NOTHING, Extras
@@ -153,15 +154,18 @@ class Fuse:
         """Return the features of a batch's triplets.
 
         Triplets of the same target are not each other's negatives, nor are targets that are right
-        for a triplet, too: of a pseudo triplet, those of the original that it was made from.
+        for a triplet, too: of a pseudo triplet, those of the original that it was made from. All
+        are, where `stage2.mask_equal_targets` is false.
         """
+        every = own_rows(len(batch.target), self.device)  # differ on all workers
+        masked = self.config.mask_equal_targets
         return HeadBatch(
             image_BD=self.images.values[batch.reference],
             text_BD=self.texts.values[batch.texts],
             target_BD=self.images.values[batch.target],
-            target_B=batch.target,
-            image_B=batch.reference,
-            right_BT=batch.right,
+            target_B=batch.target if masked else every,
+            image_B=batch.reference if masked else every,
+            right_BT=batch.right if masked else None,
             **(self._extra(batch) if self.extras.caches else {}),
         )
 

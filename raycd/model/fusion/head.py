@@ -67,11 +67,15 @@ class Head(nn.Module):
             `HeadConfig.extra`.
         needs_of_target: Those of them that its loss asks for of the target image, too.
         reranks: Whether it has `rerank`.
+        trains: Whether it has weights.
+        drops: Whether it has dropout, by `HeadConfig.dropout`: a sweep searches it then.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
     needs_of_target: ClassVar[frozenset[str]] = frozenset()
     reranks: ClassVar[bool] = False
+    trains: ClassVar[bool] = True
+    drops: ClassVar[bool] = False
 
     def training_loss(self, batch: HeadBatch, logit_scale: float) -> torch.Tensor:
         """Return the loss of a batch: the batch-based classification loss (eq. 4) of its queries.

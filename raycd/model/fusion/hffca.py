@@ -36,6 +36,7 @@ class Hffca(Head):
     """Interaction of places and words, and the pooling of each guided by the other."""
 
     needs = frozenset({"map", "tokens"})
+    drops = True
 
     def __init__(self, config: HeadConfig) -> None:
         super().__init__()

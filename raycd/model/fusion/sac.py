@@ -65,6 +65,7 @@ class Sac(Head):
     """Where to see and how to change."""
 
     needs = frozenset(LEVELS)
+    drops = True
 
     def __init__(self, config: HeadConfig) -> None:
         super().__init__()

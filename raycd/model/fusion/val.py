@@ -82,6 +82,7 @@ class Val(Head):
     """Composite transformers of the middle and the last map."""
 
     needs = frozenset(LEVELS)
+    drops = True
 
     def __init__(self, config: HeadConfig) -> None:
         super().__init__()
