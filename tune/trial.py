@@ -145,7 +145,8 @@ def _epochs(task: Fuse, triplets: int) -> int:
 def evaluated(tables: Tables, config: Config, metric: Metric, split: str) -> dict[str, Any]:
     """Train, and measure the best epoch's head on `split`.
 
-    Returns {"recalls": category -> recall, "best_epoch", "selection": its value there,
+    Returns {"recalls": category -> recall, "ranks": of the targets in the order of the split's
+    triplets, None where one cannot be found, "best_epoch", "selection": its value there,
     "pseudo_triplets", "seconds"}.
     """
     best: dict[str, torch.Tensor] = {}
@@ -169,8 +170,10 @@ def evaluated(tables: Tables, config: Config, metric: Metric, split: str) -> dic
         device=task.device,
     )
     number = best_epoch(trained.history)
+    order = tables.dataset.triplets_of(split)["triplet_id"].to_pylist()
     return {
         "recalls": found.recalls,
+        "ranks": [found.ranks[triplet] for triplet in order],
         "best_epoch": number,
         "selection": trained.history[number]["score"],
         "pseudo_triplets": trained.pseudo_triplets,
