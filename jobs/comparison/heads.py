@@ -50,7 +50,7 @@ def run(config: Config, flags: argparse.Namespace) -> str:
         tables = next(iter(sources.values()))
         categories = tables.dataset.triplets_of("val")["category"].to_pylist()
         with session.opened(config, pipeline.run_folder(config)) as (work, inputs):
-            wanted, cells = _wanted(config, plan, sources, inputs)
+            wanted, cells = cells_of(config, plan, sources, inputs)
             found = work.train(cells, concurrent=flags.concurrent)
             made = results.tables(
                 wanted,
@@ -84,7 +84,7 @@ class _Row:
     """Original and pseudo triplets."""
 
 
-def _wanted(
+def cells_of(
     config: Config,
     plan: Plan,
     sources: Mapping[frozenset[str], Tables],

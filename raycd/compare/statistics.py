@@ -112,11 +112,11 @@ def difference(
         return Difference(mean, None, None, None)
     groups = _groups(categories)
     parts = _Parts.of(delta_SQ, weight_Q, groups)
+    if max(parts.seeds, parts.queries) <= _ROUNDING**2:
+        return Difference(mean, None, None, None)
     drawn = float(np.var(_bootstrap(delta_SQ, groups, seed, resamples), ddof=1))
     # What is left is never less than what seeds or queries alone make of it.
     error = math.sqrt(max(drawn - 2 * parts.noise, parts.seeds, parts.queries))
-    if error <= _ROUNDING:
-        return Difference(mean, None, None, None)
     degrees = parts.degrees_of_freedom()
     margin = _quantile(degrees) * error
     p = 2 * float(student.sf(abs(mean) / error, degrees))
