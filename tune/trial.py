@@ -24,6 +24,7 @@ from raycd.config import Config
 from raycd.data.schema import Dataset
 from raycd.evaluate import Metric, cached_query, evaluate
 from raycd.features import Features
+from raycd.rerank import cached_rerank
 from raycd.runtime.stages import Context, own_device
 from raycd.train.fuse import Fuse, new_head
 from raycd.train.loop import EpochResult, Loop, Schedule, Silence, best_epoch
@@ -52,10 +53,10 @@ class Tables:
     def only(self, *splits: str) -> Tables:
         """Return the same with no gallery and no triplet of any other split."""
         dataset, allowed = self.dataset, pa.array(splits)
-        narrowed = Dataset(
-            dataset.images,
-            dataset.gallery.filter(pc.is_in(dataset.gallery["split"], allowed)),
-            dataset.triplets.filter(pc.is_in(dataset.triplets["split"], allowed)),
+        narrowed = replace(
+            dataset,
+            gallery=dataset.gallery.filter(pc.is_in(dataset.gallery["split"], allowed)),
+            triplets=dataset.triplets.filter(pc.is_in(dataset.triplets["split"], allowed)),
         )
         return replace(self, dataset=narrowed)
 
@@ -174,6 +175,9 @@ def evaluated(tables: Tables, config: Config, metric: Metric, split: str) -> dic
         ks=sorted({*config.evaluate.ks, metric.k}),
         batch_size=config.evaluate.batch_size,
         device=task.device,
+        rerank=cached_rerank(
+            *(task.head, task.images, task.texts, config.evaluate.rerank_depth, task.device)
+        ),
     )
     number = best_epoch(trained.history) if trained.history else None
     order = tables.dataset.triplets_of(split)["triplet_id"].to_pylist()

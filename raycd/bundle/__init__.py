@@ -55,7 +55,7 @@ from raycd.model import encoder as encoders
 from raycd.model import fusion
 from raycd.model.encoder import Encoder
 from raycd.model.finite import check_weights
-from raycd.model.fusion import HeadConfig
+from raycd.model.fusion import Head, HeadConfig
 
 __all__ = [
     "FILES",
@@ -83,7 +83,7 @@ class Bundle:
 
     folder: Path
     encoder: Encoder
-    head: nn.Module
+    head: Head
     head_config: HeadConfig
     gallery: pa.Table
     index: Index

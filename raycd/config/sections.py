@@ -16,6 +16,7 @@ RunName = Annotated[str, Field(pattern=r"^(\w[\w.-]*)?$")]
 Precision = Literal["fp32", "bf16"]
 SelectOn = Literal["selection", "val", "last"]
 Protocol = Literal["original", "original-masked", "val"]
+Measure = Annotated[str, Field(pattern=r"^(recall@[1-9]\d*|recall_subset@[123])$")]
 
 
 class Section(BaseModel):
@@ -66,6 +67,12 @@ class DataConfig(Section):
     """Images with more pixels than this in their header are refused before they are decoded."""
     min_side: Positive = 8
     """Images with a shorter side than this many pixels count as broken."""
+    captions: Literal["auto", "cleaned", "raw"] = "auto"
+    """cleaned: captions lose .?, and spaces at their ends, and a text begins with a capital letter;
+    raw: as annotated; auto: raw for cirr, circo and genecis, as their peers do, cleaned for others.
+    """
+    empty_captions: Literal["drop", "keep"] = "drop"
+    """What an empty caption beside others becomes: nothing, or (Clip4Cir) " and c2"."""
     selection_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """Share of each category's train targets that the seed holds out, with all of their triplets,
     to choose epochs and settings on. Neither stage trains on them, and mining takes none of their
@@ -142,6 +149,10 @@ class Stage1Config(Section):
     """Memory of a training worker for decoded images, in MiB, which later epochs reuse."""
     select_on: SelectOn = "selection"
     """How the best epoch is chosen: by recall on selection or val (as peers do), or the last."""
+    select_by: Annotated[list[Measure], Field(min_length=1)] = ["recall@10"]
+    """What chooses it there: the mean of these, each an average over the categories (Clip4Cir:
+    recall@10 and recall@50; CIRR: all seven).
+    """
 
 
 class EmbedConfig(Section):
@@ -250,6 +261,8 @@ class Stage2Config(Section):
     """Use pseudo triplets; false is Table 2's w/o Pseudo Data."""
     select_on: SelectOn = "selection"
     """How the best epoch is chosen: by recall on selection or val (as peers do), or the last."""
+    select_by: Annotated[list[Measure], Field(min_length=1)] = ["recall@10"]
+    """What chooses it there, as in stage1."""
 
 
 class TuneConfig(Section):
@@ -300,13 +313,20 @@ class EvaluateConfig(Section):
     """Which gallery is searched and whether the reference stays in it (docs/protocols.md)."""
     ks: Annotated[list[Positive], Field(min_length=1)] = [10, 50]
     """Ranks at which recall is measured."""
+    map_ks: list[Positive] = []
+    """Ranks of mAP@k, for data sets of several right targets (CIRCO: 5, 10, 25, 50)."""
+    captions: Literal["joined", "both_orders"] = "joined"
+    """joined asks each query once, "C1 and c2"; both_orders a second time, "C2 and c1" (CoSMo)."""
+    rerank_depth: Count = 200
+    """First candidates that a head which re-ranks, such as dcnet, orders anew; 0: none."""
     batch_size: Positive = 1024
     """Queries scored at once."""
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        if len(set(self.ks)) < len(self.ks):
-            raise ValueError(f"evaluate.ks names a rank twice: {', '.join(map(str, self.ks))}")
+        for name, ks in (("ks", self.ks), ("map_ks", self.map_ks)):
+            if len(set(ks)) < len(ks):
+                raise ValueError(f"evaluate.{name} names a rank twice: {', '.join(map(str, ks))}")
         return self
 
 

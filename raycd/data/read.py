@@ -5,10 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
+
+import pyarrow as pa
 
 from raycd.config import DataConfig
 from raycd.data import cirr, fashioniq, files, manifest
+from raycd.data.captions import Wording
 from raycd.data.schema import Dataset
+
+RAW = ("cirr",)  # formats whose captions are taken as they are, as Clip4Cir does
 
 
 def read(config: DataConfig, root: str | None = None) -> Dataset:
@@ -16,7 +22,16 @@ def read(config: DataConfig, root: str | None = None) -> Dataset:
 
     Raises DataError as the readers do.
     """
-    root = config.root if root is None else root
+    return replace(_read(config, config.root if root is None else root), wording=wording(config))
+
+
+def wording(config: DataConfig) -> Wording:
+    """Return how the captions of a data set become texts."""
+    raw = config.captions == "raw" or (config.captions == "auto" and config.format in RAW)
+    return Wording(raw=raw, keep_empty=config.empty_captions == "keep")
+
+
+def _read(config: DataConfig, root: str) -> Dataset:
     if config.format == "cirr":
         return cirr.read(root)
     if config.format == "manifest":
@@ -38,9 +53,19 @@ def content_hash(dataset: Dataset, *, drawn: bool = False) -> str:
             dataset.images["image_id"].to_pylist(),
             found,
             dataset.gallery.to_pydict(),
-            dataset.triplets.to_pydict(),
+            _triplets(dataset).to_pydict(),
         ]
     )
+
+
+def _triplets(dataset: Dataset) -> pa.Table:
+    """Return the triplets, without a column that came later and that this data set does not use.
+
+    So the hash of a data set of single targets, and with it every run, stays what it was.
+    """
+    triplets = dataset.triplets
+    column = triplets["further_targets"]
+    return triplets.drop(["further_targets"]) if column.null_count == len(column) else triplets
 
 
 def attributes_hash(dataset: Dataset) -> str:

@@ -50,7 +50,10 @@ STAGES = (
         "zero_shot",
         stages.zero_shot,
         ["encoder"],
-        ["embed.precision", *_DATA_LIMITS, "data.max_missing"],
+        [
+            *("embed.precision", *_DATA_LIMITS, "data.max_missing"),
+            *("data.captions", "data.empty_captions"),
+        ],
     ),
     Stage("stage1", stages.stage1, ["zero_shot"], ["stage1", "seed", "evaluate.protocol"]),
     Stage("embed", stages.embed, ["stage1"], ["embed.precision", *_DATA_LIMITS]),
@@ -79,12 +82,23 @@ STAGES = (
         ["mine.thresholds", "mine.eps_low", "mine.eps_high", "mine.s_max", "mine.alpha"],
         reads_data=False,
     ),
-    Stage("stage2", stages.stage2, ["embed", "filter"], ["stage2", "seed", "evaluate.protocol"]),
+    Stage(
+        "stage2",
+        stages.stage2,
+        ["embed", "filter"],
+        ["stage2", "seed", "evaluate.protocol", "evaluate.rerank_depth"],
+    ),
     Stage(
         "evaluate",
         stages.evaluate_variants,
         ["zero_shot", "stage2"],
-        ["evaluate.protocol", "evaluate.ks"],
+        [
+            "evaluate.protocol",
+            "evaluate.ks",
+            "evaluate.map_ks",
+            "evaluate.captions",
+            "evaluate.rerank_depth",
+        ],
     ),
     Stage(
         "bundle",

@@ -25,7 +25,7 @@ from torch import nn
 
 from raycd import bundle, features, progress, scratch
 from raycd.config import Config
-from raycd.data.captions import evaluation_text, example_texts, training_texts
+from raycd.data.captions import example_texts
 from raycd.data.demo.garments import CATEGORIES
 from raycd.data.demo.synthetic import SPLITS, write_demo_data
 from raycd.data.missing import ImageReport
@@ -38,6 +38,7 @@ from raycd.features import Features
 from raycd.model import encoder as encoders
 from raycd.model import fusion
 from raycd.progress import Bar
+from raycd.rerank import cached_rerank
 from raycd.run import Run, Writing, local_copy
 from raycd.runtime import embedding, training
 from raycd.train import checkpoint
@@ -202,6 +203,7 @@ def stage1(context: Context, writing: Writing) -> None:
             "history": history,
             "best_epoch": trained.best,
             "select_on": settings.select_on,
+            "select_by": settings.select_by,
         }
     tuned.save(writing.folder / "encoder")
     writing.record |= {"encoder": tuned.fingerprint(), "dim": tuned.dim}
@@ -241,6 +243,7 @@ def stage2(context: Context, writing: Writing) -> None:
             "history": history,
             "best_epoch": trained.best,
             "select_on": settings.select_on,
+            "select_by": settings.select_by,
         }
     fusion.save(head, head_config, writing.folder / "head")
     context.log_epochs(history)
@@ -270,6 +273,9 @@ def evaluate_variants(context: Context, writing: Writing) -> None:
             ks=config.evaluate.ks,
             batch_size=config.evaluate.batch_size,
             device=device,
+            both_orders=config.evaluate.captions == "both_orders",
+            map_ks=config.evaluate.map_ks,
+            rerank=cached_rerank(fuse, images, texts, config.evaluate.rerank_depth, device),
         )
         recalls[name], ranks[name] = found.recalls, found.ranks
     writing.record |= {
@@ -349,15 +355,12 @@ def _embed(context: Context, writing: Writing, source: str, texts: list[str]) ->
 
 
 def _texts(dataset: Dataset, splits: Sequence[str], *, training: bool = False) -> list[str]:
-    """Return the distinct evaluation texts of some splits, and all texts that training uses."""
-    texts: dict[str, None] = {}
-    for row in dataset.triplets.to_pylist():
-        if row["split"] in splits:
-            texts[evaluation_text(row["captions"])] = None
-        elif training and row["split"] == "train":
-            texts.update(
-                dict.fromkeys((evaluation_text(row["captions"]), *training_texts(row["captions"])))
-            )
+    """Return the distinct texts of some splits, both orders, and all texts that training uses."""
+    rows = [row for split in splits for row in dataset.queries(split, both_orders=True)]
+    texts = dict.fromkeys(row["text"] for row in rows)
+    if training:
+        for captions in dataset.triplets_of("train")["captions"].to_pylist():
+            texts |= dict.fromkeys(dataset.wording.training(captions))  # evaluation's is the first
     return list(texts)
 
 

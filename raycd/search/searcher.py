@@ -9,6 +9,7 @@ A query's feature is
              - NEGATIVE unit(negative text))
 
 where the unit feature of the image, or of the text, replaces the head if the other one is absent.
+Where the head re-ranks, the first results of a query of image and text are in its order.
 
 Shapes: B queries, S image side, L context length, D feature size, R results.
 """
@@ -29,7 +30,8 @@ from raycd.errors import DataError
 from raycd.gallery.static import Gallery
 from raycd.gallery.view import View
 from raycd.index.blocks import Moments
-from raycd.search.query import Answer, Encoded, Prepared, Query, Result, Words
+from raycd.search.query import Answer, Encoded, Found, Prepared, Query, Result, Words
+from raycd.search.reranking import Reranking
 from raycd.search.texts import TextCache
 
 NEGATIVE = 0.5  # weight of a negative text; that of a text is 1
@@ -46,6 +48,7 @@ class Searcher:
 
     Attributes:
         view: The state of the gallery that new queries see; it may be replaced at any time.
+        reranking: What a head that re-ranks does with the first candidates.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class Searcher:
         self._encoder = bundle.encoder.to(device).eval()
         self._head = bundle.head.to(device).eval()
         self._texts = TextCache(text_cache)
+        self.reranking = Reranking(bundle, self._encoder.device)
 
     def search(self, queries: Sequence[Query]) -> list[list[Result]]:
         """Return the results of each query, best first. Raises DataError as `prepare` does."""
@@ -86,7 +90,8 @@ class Searcher:
             position = view.position(query.image_id)
             if position is None:
                 raise DataError("the gallery has no such image", got=f"image_id {query.image_id!r}")
-        if query.image is None and position is None and not text:
+        has_image = query.image is not None or position is not None
+        if not has_image and not text:
             what = "the query has neither an image nor a text"
             raise DataError(what, do="give one of them, or both")
         if query.top_k < 1:
@@ -98,6 +103,7 @@ class Searcher:
             position=position,
             text=self._words(text),
             negative=self._words(negative),
+            rerank_depth=self.reranking.depth_of(query, whole=has_image and bool(text)),
         )
 
     def _words(self, text: str) -> Words | None:
@@ -119,12 +125,19 @@ class Searcher:
         features = self.encode(batch)
         encoded = time.perf_counter()
         found = _search(batch, features.query_BD)
+        searched = time.perf_counter()
+        found = self.reranking.rerank(batch, features, found)
+        reranked = time.perf_counter()
         results = [
-            _results(prepared, Encoded(*(half[row] for half in features)), *found[row])
+            _results(prepared, Encoded(*(half[row] for half in features)), found[row])
             for row, prepared in enumerate(batch)
         ]
-        seconds = encoded - began, time.perf_counter() - encoded
-        return [Answer(own, len(batch), *seconds) for own in results]
+        rerank_s = reranked - searched
+        seconds = encoded - began, time.perf_counter() - encoded - rerank_s, rerank_s
+        return [
+            Answer(own, len(batch), *seconds, reranked=found[row].reranked is not None)
+            for row, own in enumerate(results)
+        ]
 
     @torch.inference_mode()
     def encode(self, batch: Sequence[Prepared]) -> Encoded:
@@ -149,7 +162,8 @@ class Searcher:
             negative_BD = F.normalize(self._encoded_texts([one.negative for one in batch]), dim=-1)
             query_BD -= NEGATIVE * negative_BD.nan_to_num()
         unit_query_BD = F.normalize(query_BD, dim=-1)
-        return Encoded(unit_query_BD.numpy(), unit_image_BD.numpy(), unit_text_BD.numpy())
+        features = (unit_query_BD, unit_image_BD, unit_text_BD, image_BD, text_BD)
+        return Encoded(*(feature_BD.numpy() for feature_BD in features))
 
     def preprocess(self, image: Image.Image) -> torch.Tensor:
         """Return the pixels (S, S, 3) for the encoder; in any thread."""
@@ -197,9 +211,7 @@ class Searcher:
         return features_BD
 
 
-def _search(
-    batch: Sequence[Prepared], query_BD: NDArray[np.float32]
-) -> dict[int, tuple[NDArray[np.float32], NDArray[np.int64]]]:
+def _search(batch: Sequence[Prepared], query_BD: NDArray[np.float32]) -> dict[int, Found]:
     """Return scores and positions of each query, by its row, from the first result on."""
     results = {}
     for rows, depth in _alike(batch):
@@ -208,27 +220,25 @@ def _search(
             query_BD[rows], depth, exact=first.query.exact, allowed=first.query.allowed
         )
         for row, scores, positions in zip(rows, *found, strict=True):
-            results[row] = scores, positions
+            results[row] = Found(scores, positions)
     return results
 
 
-def _results(
-    one: Prepared, feature: Encoded, scores: NDArray[np.float32], positions: NDArray[np.int64]
-) -> list[Result]:
+def _results(one: Prepared, feature: Encoded, found: Found) -> list[Result]:
     """Return the wanted results, each with its cosines with image and text alone."""
     query, view = one.query, one.view
-    wanted = positions >= 0
-    if query.exclude_reference and one.position is not None:
-        wanted &= positions != one.position
-    chosen = np.flatnonzero(wanted)[query.offset : query.offset + query.top_k]
-    scores, positions = scores[chosen], positions[chosen]
+    page = slice(query.offset, query.offset + query.top_k)
+    chosen = np.flatnonzero(one.wanted(found.positions))[page]
+    scores, positions = found.scores[chosen], found.positions[chosen]
+    reranked = [] if found.reranked is None else found.reranked[page].tolist()
+    reranked += [None] * (len(chosen) - len(reranked))
     vectors_RD = view.vectors(positions)
     relative = _relative(feature.query_BD, scores, view.moments)
     halves = [_cosines(vectors_RD, half) for half in (feature.image_BD, feature.text_BD)]
     return [
         Result(view.image_id(position), score, view.category(position), position, *rest)
         for position, score, *rest in zip(
-            positions.tolist(), scores.tolist(), relative, *halves, strict=True
+            positions.tolist(), scores.tolist(), relative, *halves, reranked, strict=True
         )
     ]
 
@@ -265,8 +275,4 @@ def _alike(batch: Sequence[Prepared]) -> list[tuple[list[int], int]]:
     groups: dict[tuple[int, int, bool], list[int]] = {}
     for row, one in enumerate(batch):
         groups.setdefault((id(one.view), id(one.query.allowed), one.query.exact), []).append(row)
-    return [(rows, max(_depth(batch[row].query) for row in rows)) for rows in groups.values()]
-
-
-def _depth(query: Query) -> int:
-    return query.offset + query.top_k + query.exclude_reference
+    return [(rows, max(batch[row].depth for row in rows)) for rows in groups.values()]

@@ -15,12 +15,12 @@ import torch
 from torch import nn
 
 from raycd.config import Config
-from raycd.data import schema
-from raycd.data.captions import training_texts
-from raycd.evaluate import Metric, cached_query, evaluate
+from raycd.data import schema, targets
+from raycd.evaluate import Mean, Metric, cached_query, evaluate
 from raycd.features import Features
 from raycd.model import fusion
 from raycd.model.fusion import Head, HeadBatch
+from raycd.rerank import cached_rerank
 from raycd.train.batches import Rows, epoch_choice
 
 
@@ -31,6 +31,7 @@ class FeatureTriplets:
     reference: torch.Tensor  # (N,) rows of the image features
     target: torch.Tensor  # (N,)
     texts: torch.Tensor  # (N, 4) rows of the text features
+    right: torch.Tensor | None = None  # (N, T) rows of all right targets, see `targets.padded`
 
 
 class HeadLoss(nn.Module):
@@ -54,7 +55,7 @@ class Fuse:
         pseudo: PSEUDO_TRIPLET table; may be empty.
         images, texts: Features of the frozen encoder, un-normalised. Triplets that need others are
             left out.
-        metric: Chooses the best epoch, on the split `stage2.select_on`.
+        metric: Chooses the best epoch, on the split `stage2.select_on`; None: `stage2.select_by`.
     """
 
     name = "stage 2"
@@ -67,22 +68,24 @@ class Fuse:
         images: Features,
         texts: Features,
         config: Config,
-        metric: Metric = Metric(),  # noqa: B008  (frozen)
+        metric: Metric | None = None,
     ) -> None:
         self.config, self.evaluation, self.seed = config.stage2, config.evaluate, config.seed
-        self.head, self.dataset, self.metric = head, dataset, metric
+        self.head, self.dataset = head, dataset
         self.module = HeadLoss(head, config.stage2.logit_scale)
+        self.metric = metric or Mean(tuple(self.config.select_by))
         self.device = next((p.device for p in head.parameters()), torch.device("cpu"))
         self.images = Features(images.rows, images.values.to(self.device))
         self.texts = Features(texts.rows, texts.values.to(self.device))
         train = dataset.triplets_of("train")
         text_T4 = [
-            [self.texts.rows[text] for text in training_texts(row)]
+            [self.texts.rows[text] for text in dataset.wording.training(row)]
             for row in train["captions"].to_pylist()
         ]
         self._text_T4 = np.array(text_T4, np.int64).reshape(-1, 4)
+        self._right_NT = targets.padded(train.to_pylist(), self.images.rows)
         self._ids = train["triplet_id"].combine_chunks()
-        self.original = self._rows(train)
+        self.original = self._rows(targets.readable(train, self.images.rows))
         self.pseudo = self._rows(pseudo if config.stage2.pseudo else pseudo.slice(0, 0))
 
     def _rows(self, triplets: pa.Table) -> FeatureTriplets:
@@ -94,6 +97,7 @@ class Fuse:
             reference=self._tensor(reference[known]),
             target=self._tensor(target[known]),
             texts=self._tensor(self._text_T4[original]),
+            right=None if self._right_NT is None else self._tensor(self._right_NT[original]),
         )
 
     def _tensor(self, rows: object) -> torch.Tensor:
@@ -123,7 +127,10 @@ class Fuse:
         for own in rows:
             at = self._tensor(own)
             yield FeatureTriplets(
-                triplets.reference[at], triplets.target[at], triplets.texts[at, choice[at]]
+                triplets.reference[at],
+                triplets.target[at],
+                triplets.texts[at, choice[at]],
+                None if triplets.right is None else triplets.right[at],
             )
 
     def loss(self, module: nn.Module, batch: FeatureTriplets) -> torch.Tensor:
@@ -136,12 +143,18 @@ class Fuse:
         return found
 
     def head_batch(self, batch: FeatureTriplets) -> HeadBatch:
-        """Return the features of a batch's triplets."""
+        """Return the features of a batch's triplets.
+
+        Triplets of the same target are not each other's negatives, nor are targets that are right
+        for a triplet, too: of a pseudo triplet, those of the original that it was made from.
+        """
         return HeadBatch(
             image_BD=self.images.values[batch.reference],
             text_BD=self.texts.values[batch.texts],
             target_BD=self.images.values[batch.target],
             target_B=batch.target,
+            image_B=batch.reference,
+            right_BT=batch.right,
         )
 
     def select(self) -> float | None:
@@ -156,8 +169,11 @@ class Fuse:
             self.images,
             query,
             protocol=self.evaluation.protocol,
-            ks=[self.metric.k],
+            ks=self.metric.ks,
             device=self.device,
+            rerank=cached_rerank(
+                *(self.head, self.images, self.texts, self.evaluation.rerank_depth, self.device)
+            ),
         )
         return self.metric.of(found.recalls)
 

@@ -19,7 +19,14 @@ from raycd.train.fuse import Fuse, new_head
 from raycd.train.loop import Loop, Schedule, Silence
 
 D, IMAGES, TRIPLETS = 8, 20, 16
-TRAINED = ["clip_cd", "combiner"]
+TRAINED = ["clip_cd", "combiner", "composeae", "dcnet", "tirg"]
+
+
+class Plain(Fuse):
+    """Stage 2 by gradient descent: Adam makes steps of what is 0 but for rounding."""
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.module.parameters(), lr=1.0)
 
 
 def task(head: str) -> Fuse:
@@ -40,7 +47,7 @@ def task(head: str) -> Fuse:
     config = Config.model_validate(
         {"stage2": {"head": head, "dropout": 0.0, "logit_scale": 10.0, **small}}
     )
-    return Fuse(
+    return Plain(
         new_head(config, D)[0],
         dataset,
         PSEUDO_TRIPLET.empty_table(),
@@ -77,6 +84,7 @@ def two_workers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]
     return [torch.load(folder / f"{number}.pt") for number in range(2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", TRAINED)
 def test_two_workers_train_the_head_that_one_trains(
     two_workers: list[dict[str, Any]], head: str
@@ -93,7 +101,9 @@ def test_two_workers_train_the_head_that_one_trains(
 def test_training_changes_every_weight(head: str) -> None:
     fresh = task(head).head.state_dict()
     trained = train(head)["weights"]
-    assert [name for name, value in fresh.items() if torch.equal(value, trained[name])] == []
+    same = [name for name, value in fresh.items() if torch.equal(value, trained[name])]
+    # A batch norm behind the pooling subtracts what the convolution adds.
+    assert set(same) <= {"conv.0.bias"}
 
 
 def test_heads_with_weights_are_all_tried() -> None:

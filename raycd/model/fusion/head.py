@@ -39,6 +39,20 @@ class HeadBatch:
     """
     target_extra: Mapping[str, torch.Tensor] = field(default_factory=dict)
     """What it needs of the target image: map, middle."""
+    image_B: torch.Tensor | None = None
+    """Numbers of the reference images, for losses that look for them; None: all differ."""
+    right_BT: torch.Tensor | None = None
+    """Numbers of all targets that are right for each triplet, padded with -1: no negatives either.
+    None: each has its own target alone.
+    """
+
+    def classification_loss(
+        self, query_BD: torch.Tensor, logit_scale: float | torch.Tensor, *, margin: float = 0.0
+    ) -> torch.Tensor:
+        """Return the batch-based classification loss (eq. 4) of queries (B, D) for the targets."""
+        return batch_classification_loss(
+            query_BD, self.target_BD, self.target_B, logit_scale, self.right_BT, margin=margin
+        )
 
 
 class Head(nn.Module):
@@ -64,7 +78,7 @@ class Head(nn.Module):
         rounded is taken out of it, as `raycd.model.loss.full_precision` does.
         """
         query_BD = self(batch.image_BD, batch.text_BD, **batch.extra)
-        return batch_classification_loss(query_BD, batch.target_BD, batch.target_B, logit_scale)
+        return batch.classification_loss(query_BD, logit_scale)
 
     def rerank(
         self, image_BD: torch.Tensor, text_BD: torch.Tensor, candidate_BND: torch.Tensor

@@ -66,7 +66,12 @@ class HeadConfig:
 HEADS = (  # each is a file in this folder with a function `build`
     "clip_cd",
     "combiner",
+    "composeae",
+    "dcnet",
+    "image_only",
     "sum",
+    "text_only",
+    "tirg",
 )
 
 
