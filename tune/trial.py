@@ -152,17 +152,17 @@ def evaluated(tables: Tables, config: Config, metric: Metric, split: str) -> dic
 
     def keep(task: Fuse) -> None:
         best.update(
-            {name: value.detach().clone() for name, value in task.module.state_dict().items()}
+            {name: value.detach().clone() for name, value in task.head.state_dict().items()}
         )
 
     trained = train(tables, config, metric, keep=keep)
     task = trained.task
-    task.module.load_state_dict(best)
+    task.head.load_state_dict(best)
     found = evaluate(
         tables.dataset,
         split,
         task.images,
-        cached_query(task.module.eval(), task.images, task.texts, task.device),
+        cached_query(task.head.eval(), task.images, task.texts, task.device),
         protocol=config.evaluate.protocol,
         ks=sorted({*config.evaluate.ks, metric.k}),
         batch_size=config.evaluate.batch_size,

@@ -12,10 +12,17 @@ logit scale = 1 / temperature; the paper's "tau = 100" is a logit scale of 100.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+
 import torch
 from torch.nn import functional as F
 
 from raycd.distributed import gather, rank
+
+
+def full_precision(like: torch.Tensor) -> AbstractContextManager[None]:
+    """Return a context that ends autocast on the device of `like`; its inputs must be fp32."""
+    return torch.autocast(like.device.type, enabled=False)
 
 
 def batch_classification_loss(
@@ -30,6 +37,8 @@ def batch_classification_loss(
     The mean over the workers of this loss, and of its gradient, is that of a single worker with all
     the triplets. Every worker must have the same B.
 
+    It is fp32, also under autocast.
+
     Args:
         query_BD: Query features; normalised here.
         target_BD: Target features of the same triplets, in the same order; normalised here.
@@ -39,6 +48,17 @@ def batch_classification_loss(
         right_BT: Numbers of all targets that are right for each query, padded with -1: no negatives
             of it either. None: each has its own target alone.
     """
+    with full_precision(query_BD):
+        return _cross_entropy(query_BD.float(), target_BD.float(), target_B, logit_scale, right_BT)
+
+
+def _cross_entropy(
+    query_BD: torch.Tensor,
+    target_BD: torch.Tensor,
+    target_B: torch.Tensor,
+    logit_scale: float,
+    right_BT: torch.Tensor | None,
+) -> torch.Tensor:
     count = len(query_BD)
     all_targets = gather(F.normalize(target_BD, dim=-1))
     all_numbers = gather(target_B)

@@ -236,7 +236,7 @@ def stage2(context: Context, writing: Writing) -> None:
             config,
             **_storage(context, writing),
         )
-        checkpoint.load_weights(trained.checkpoint, head)
+        checkpoint.load_weights(trained.checkpoint, nn.ModuleDict({"head": head}))
         history = trained.history
         writing.record |= {
             "history": history,

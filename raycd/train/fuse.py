@@ -5,7 +5,7 @@ k epochs of original triplets are followed by one of pseudo triplets.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,7 @@ from raycd.data import schema, targets
 from raycd.evaluate import Mean, Metric, cached_query, evaluate
 from raycd.features import Features
 from raycd.model import fusion
-from raycd.model.loss import batch_classification_loss
+from raycd.model.fusion import Head, HeadBatch
 from raycd.train.batches import Rows, epoch_choice
 
 
@@ -33,8 +33,20 @@ class FeatureTriplets:
     right: torch.Tensor | None = None  # (N, T) rows of all right targets, see `targets.padded`
 
 
+class HeadLoss(nn.Module):
+    """A head whose forward is its training loss, for DistributedDataParallel to wrap."""
+
+    def __init__(self, head: Head, logit_scale: float) -> None:
+        super().__init__()
+        self.head, self.logit_scale = head, logit_scale
+
+    def forward(self, batch: HeadBatch) -> torch.Tensor:
+        """Return the loss of a batch, a scalar."""
+        return self.head.training_loss(batch, self.logit_scale)
+
+
 class Fuse:
-    """The task of stage 2.
+    """The task of stage 2. Its module holds the head under the name `head`.
 
     Args:
         head: The fusion head, on the device where it trains.
@@ -49,7 +61,7 @@ class Fuse:
 
     def __init__(
         self,
-        head: nn.Module,
+        head: Head,
         dataset: schema.Dataset,
         pseudo: pa.Table,
         images: Features,
@@ -58,8 +70,9 @@ class Fuse:
         metric: Metric | None = None,
     ) -> None:
         self.config, self.evaluation, self.seed = config.stage2, config.evaluate, config.seed
-        self.module, self.dataset = head, dataset
+        self.head, self.dataset = head, dataset
         self.metric = metric or Mean(tuple(self.config.select_by))
+        self.module = HeadLoss(head, config.stage2.logit_scale)
         self.device = next((p.device for p in head.parameters()), torch.device("cpu"))
         self.images = Features(images.rows, images.values.to(self.device))
         self.texts = Features(texts.rows, texts.values.to(self.device))
@@ -120,29 +133,33 @@ class Fuse:
             )
 
     def loss(self, module: nn.Module, batch: FeatureTriplets) -> torch.Tensor:
-        """Return the batch-based classification loss (eq. 4).
-
-        Triplets of the same target are not each other's negatives, nor are targets that are right
-        for a triplet, too: of a pseudo triplet, those of the original that it was made from.
-        """
+        """Return the head's loss: for most, the batch-based classification loss (eq. 4)."""
         bf16 = torch.autocast(
             self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"
         )
         with bf16:
-            query_BD = module(
-                self.images.values[batch.reference], self.texts.values[batch.texts]
-            ).float()
-        target_BD = self.images.values[batch.target]
-        return batch_classification_loss(
-            query_BD, target_BD, batch.target, self.config.logit_scale, batch.right
+            found: torch.Tensor = module(self.head_batch(batch))
+        return found
+
+    def head_batch(self, batch: FeatureTriplets) -> HeadBatch:
+        """Return the features of a batch's triplets.
+
+        Right for a pseudo triplet are all targets of the original that it was made from.
+        """
+        return HeadBatch(
+            image_BD=self.images.values[batch.reference],
+            text_BD=self.texts.values[batch.texts],
+            target_BD=self.images.values[batch.target],
+            target_B=batch.target,
+            right_BT=batch.right,
         )
 
     def select(self) -> float | None:
         """Return the metric on the split that chooses, or None."""
         if self.config.select_on == "last":
             return None
-        self.module.eval()
-        query = cached_query(self.module, self.images, self.texts, self.device)
+        self.head.eval()
+        query = cached_query(self.head, self.images, self.texts, self.device)
         found = evaluate(
             self.dataset,
             self.config.select_on,
@@ -155,8 +172,13 @@ class Fuse:
         return self.metric.of(found.recalls)
 
 
-def new_head(config: Config, dim: int) -> tuple[nn.Module, fusion.HeadConfig]:
-    """Build a head with weights drawn from the seed. Raises ConfigError for impossible sizes."""
+def new_head(
+    config: Config, dim: int, extra: Mapping[str, list[int]] | None = None
+) -> tuple[Head, fusion.HeadConfig]:
+    """Build a head with weights drawn from the seed. Raises ConfigError for impossible sizes.
+
+    `extra` are the shapes of what it needs beside features of size `dim`.
+    """
     torch.manual_seed(config.seed)
-    head_config = fusion.HeadConfig.of(config.stage2, dim)
+    head_config = fusion.HeadConfig.of(config.stage2, dim, extra)
     return fusion.create(head_config), head_config

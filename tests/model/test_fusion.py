@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,25 @@ def test_a_saved_head_gives_the_same_queries(name: str, tmp_path: Path) -> None:
     assert torch.equal(loaded(*features()), module(*features()))
 
 
+def test_a_head_that_was_saved_before_heads_had_further_needs_is_loaded(tmp_path: Path) -> None:
+    fusion.save(head("combiner"), config("combiner"), tmp_path)
+    settings = json.loads((tmp_path / SETTINGS).read_text())
+    assert settings.pop("extra") == {}
+    (tmp_path / SETTINGS).write_text(json.dumps(settings))
+    assert fusion.load(tmp_path)[1] == config("combiner")
+
+
+def test_the_shapes_that_a_head_needs_are_saved_with_it(tmp_path: Path) -> None:
+    shaped = config("combiner", extra={"map": [4, 3, 3]})
+    fusion.save(head("combiner"), shaped, tmp_path)
+    assert fusion.load(tmp_path)[1] == shaped
+
+
+def test_the_class_of_a_head_is_known_before_one_is_built() -> None:
+    for name in fusion.names():
+        assert isinstance(head(name), fusion.head_class(name))
+
+
 def test_default_sizes_are_four_and_eight_times_the_features() -> None:
     module: Any = fusion.create(fusion.HeadConfig("combiner", dim=D))
     assert module.project_text[0].weight.shape == (24, 6)
@@ -223,6 +243,7 @@ def test_a_head_of_another_size_than_the_encoder_is_refused(tmp_path: Path) -> N
         "list",
         "field",
         "no field",
+        "no shapes",
     ],
 )
 def test_a_broken_head_is_a_weights_error(damage: str, tmp_path: Path) -> None:
@@ -242,6 +263,7 @@ def test_a_broken_head_is_a_weights_error(damage: str, tmp_path: Path) -> None:
             "list": "[]",
             "field": '{"name": "sum", "dim": 6, "x": 1}',
             "no field": "{}",
+            "no shapes": '{"name": "sum", "dim": 6, "extra": null}',
         }
         (folder / SETTINGS).write_text(texts[damage])
     with pytest.raises(WeightsError, match="no readable fusion head"):

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from raycd.errors import ConfigError
 from raycd.model.fusion.combiner import Combiner
+from raycd.model.fusion.head import Head
 from raycd.model.fusion.registry import HeadConfig
 
 
@@ -33,7 +34,7 @@ class BilinearPooling(nn.Module):
         return out
 
 
-class ClipCd(nn.Module):
+class ClipCd(Head):
     """The comprehensive fusion module."""
 
     def __init__(self, config: HeadConfig) -> None:

@@ -13,10 +13,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from raycd.model.fusion.dropout import Dropout
+from raycd.model.fusion.head import Head
 from raycd.model.fusion.registry import HeadConfig
 
 
-class Combiner(nn.Module):
+class Combiner(Head):
     """Weighted sum plus concatenation."""
 
     def __init__(self, config: HeadConfig) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
+from typing import get_type_hints
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -16,8 +17,13 @@ from torch import nn
 from raycd.config import Stage2Config
 from raycd.errors import ConfigError, WeightsError
 from raycd.model.finite import check_weights
+from raycd.model.fusion.head import Head
 
 WEIGHTS, SETTINGS = "head.safetensors", "head.json"
+_UNREADABLE = (
+    *(OSError, ValueError, TypeError, AttributeError, RuntimeError, RecursionError),
+    SafetensorError,
+)
 
 
 @dataclass(frozen=True)
@@ -35,10 +41,17 @@ class HeadConfig:
     """Combiner: size of the hidden layers; 0 means 8 D."""
     dropout: float = 0.5
     """Dropout of the hidden layers."""
+    extra: Mapping[str, list[int]] = field(default_factory=dict)
+    """Shapes, without B, of what the head needs beside pooled features (`Head.needs`)."""
 
     @classmethod
-    def of(cls, config: Stage2Config, dim: int) -> HeadConfig:
-        """Return the head that stage 2's settings ask for, over features of size `dim`."""
+    def of(
+        cls, config: Stage2Config, dim: int, extra: Mapping[str, list[int]] | None = None
+    ) -> HeadConfig:
+        """Return the head that stage 2's settings ask for, over features of size `dim`.
+
+        `extra` are the shapes of what it needs beside them.
+        """
         return cls(
             config.head,
             dim,
@@ -46,10 +59,15 @@ class HeadConfig:
             config.projection_dim,
             config.hidden_dim,
             config.dropout,
+            dict(extra or {}),
         )
 
 
-HEADS = ("clip_cd", "combiner", "sum")  # each is a file in this folder with a function `build`
+HEADS = (  # each is a file in this folder with a function `build`
+    "clip_cd",
+    "combiner",
+    "sum",
+)
 
 
 def names() -> list[str]:
@@ -57,21 +75,44 @@ def names() -> list[str]:
     return list(HEADS)
 
 
-def create(config: HeadConfig) -> nn.Module:
+def head_class(name: str) -> type[Head]:
+    """Return the class of a head, which says what it needs, without building one.
+
+    Raises ConfigError for an unknown name.
+    """
+    made: type[Head] = get_type_hints(_build(name))["return"]
+    return made
+
+
+def create(config: HeadConfig) -> Head:
     """Build a head with fresh weights.
 
-    Raises ConfigError for an unknown name or impossible sizes.
+    Raises ConfigError for an unknown name, impossible sizes, or features that it needs and that
+    `config.extra` lacks.
     """
-    if config.name not in HEADS:
-        near = difflib.get_close_matches(config.name, HEADS, n=1)
+    lacking = sorted(head_class(config.name).needs - config.extra.keys())
+    if lacking:
+        raise ConfigError(
+            f"the head {config.name} needs more of the encoder than pooled features",
+            got=f"no shape of: {', '.join(lacking)}",
+            expected="their shapes in HeadConfig.extra",
+            do="train it by the pipeline, which measures them",
+        )
+    return _build(config.name)(config)
+
+
+def _build(name: str) -> Callable[[HeadConfig], Head]:
+    """Return the function that builds a head. Its return annotation is the head's class."""
+    if name not in HEADS:
+        near = difflib.get_close_matches(name, HEADS, n=1)
         raise ConfigError(
             "stage2.head names no fusion head",
-            got=config.name,
+            got=name,
             expected=f"one of {', '.join(HEADS)}",
             do=f"did you mean {near[0]}?" if near else None,
         )
-    build: Callable[[HeadConfig], nn.Module] = import_module(f"{__package__}.{config.name}").build
-    return build(config)
+    build: Callable[[HeadConfig], Head] = import_module(f"{__package__}.{name}").build
+    return build
 
 
 def save(head: nn.Module, config: HeadConfig, folder: Path) -> None:
@@ -84,7 +125,7 @@ def save(head: nn.Module, config: HeadConfig, folder: Path) -> None:
     (folder / SETTINGS).write_text(json.dumps(asdict(config), indent=1), encoding="utf-8")
 
 
-def load(folder: Path, *, dim: int | None = None) -> tuple[nn.Module, HeadConfig]:
+def load(folder: Path, *, dim: int | None = None) -> tuple[Head, HeadConfig]:
     """Load the head that `save` wrote, in eval mode.
 
     Raises WeightsError where it is damaged or not made for features of size `dim`.
@@ -93,7 +134,7 @@ def load(folder: Path, *, dim: int | None = None) -> tuple[nn.Module, HeadConfig
         config = HeadConfig(**json.loads((folder / SETTINGS).read_text(encoding="utf-8")))
         head = create(config)
         head.load_state_dict(load_file(folder / WEIGHTS))
-    except (OSError, ValueError, TypeError, RuntimeError, RecursionError, SafetensorError) as error:
+    except _UNREADABLE as error:
         raise WeightsError(
             f"{folder} holds no readable fusion head",
             got=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",

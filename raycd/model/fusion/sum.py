@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
+from raycd.model.fusion.head import Head
 from raycd.model.fusion.registry import HeadConfig
 
 
-class Sum(nn.Module):
+class Sum(Head):
     """L2(x + t)."""
 
     def forward(self, image_BD: torch.Tensor, text_BD: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,83 @@
+"""`Head`, what every fusion head is, and `HeadBatch`, what its loss sees.
+
+The gallery's side is the same for every head: the frozen encoder's pooled feature, compared by the
+cosine. So one gallery, index and bundle serve all heads, and all are compared under one protocol.
+Where a paper maps the target through layers of its own, the head here does not, and says so.
+
+Shapes: B triplets, D feature size, N candidates; C, H, W of a feature map; L text tokens of size E.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from raycd.model.loss import batch_classification_loss
+
+NEEDS = frozenset({"map", "middle", "tokens"})
+"""What a head may ask of the frozen encoder beside pooled features."""
+
+
+@dataclass(frozen=True)
+class HeadBatch:
+    """A batch of triplets as features of the frozen encoder, un-normalised."""
+
+    image_BD: torch.Tensor
+    """Of the reference images."""
+    text_BD: torch.Tensor
+    target_BD: torch.Tensor
+    """Of the target images."""
+    target_B: torch.Tensor
+    """int64; triplets of equal numbers, on whatever worker, are not each other's negatives."""
+    right_BT: torch.Tensor | None = None
+    """int64, padded with -1: numbers of all right targets of each triplet, where some have several;
+    they are no negatives of it either.
+    """
+    extra: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """What the head needs of reference and text: map (B, C, H, W), middle (B, C2, H2, W2), tokens
+    (B, L, E), and with them token_mask (B, L), true where there is a token.
+    """
+    target_extra: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """What it needs of the target image: map, middle."""
+
+
+class Head(nn.Module):
+    """A fusion head: forward(image_BD, text_BD, **extra) -> normalised queries (B, D).
+
+    `extra` are the tensors of `HeadBatch.extra` that the head needs, by their names; a head of
+    pooled features takes the two arguments alone. Features are un-normalised. Every parameter takes
+    part in every training loss: DistributedDataParallel waits for its gradient.
+
+    Attributes:
+        needs: Those of `NEEDS` that the head asks for; it finds their shapes in
+            `HeadConfig.extra`.
+        reranks: Whether it has `rerank`.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    reranks: ClassVar[bool] = False
+
+    def training_loss(self, batch: HeadBatch, logit_scale: float) -> torch.Tensor:
+        """Return the loss of a batch: the batch-based classification loss (eq. 4) of its queries.
+
+        A head with a loss of its own overrides this. It may run under autocast: what must not be
+        rounded is taken out of it, as `raycd.model.loss.full_precision` does.
+        """
+        query_BD = self(batch.image_BD, batch.text_BD, **batch.extra)
+        return batch_classification_loss(
+            query_BD, batch.target_BD, batch.target_B, logit_scale, batch.right_BT
+        )
+
+    def rerank(
+        self, image_BD: torch.Tensor, text_BD: torch.Tensor, candidate_BND: torch.Tensor
+    ) -> torch.Tensor:
+        """Return scores (B, N) of gallery images for each query, greater is better.
+
+        They are added to the cosines of the first candidates (`raycd.rerank`). Only heads whose
+        `reranks` is true have it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} re-ranks nothing")
