@@ -21,7 +21,15 @@ from raycd.data.read import attributes_hash, content_hash
 from raycd.data.schema import Dataset
 from raycd.errors import ConfigError
 from raycd.run import Run, Writing, fingerprint
-from raycd.runtime import cluster, local_ray, mine_stages, results, stages, training
+from raycd.runtime import (
+    cluster,
+    evaluation,
+    local_ray,
+    mine_stages,
+    results,
+    stages,
+    training,
+)
 from raycd.runtime.stages import Context
 from raycd.runtime.tracking import Tracker
 from raycd.train.fuse import new_head
@@ -85,7 +93,7 @@ STAGES = (
     Stage("stage2", stages.stage2, ["embed", "filter"], ["stage2", "seed", "evaluate.protocol"]),
     Stage(
         "evaluate",
-        stages.evaluate_variants,
+        evaluation.evaluate_variants,
         ["zero_shot", "stage2"],
         ["evaluate.protocol", "evaluate.ks", "evaluate.map_ks", "evaluate.captions"],
     ),

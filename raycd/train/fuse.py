@@ -84,7 +84,7 @@ class Fuse:
         self._text_T4 = np.array(text_T4, np.int64).reshape(-1, 4)
         self._right_NT = targets.padded(train.to_pylist(), self.images.rows)
         self._ids = train["triplet_id"].combine_chunks()
-        self.original = self._rows(targets.readable(train, self.images))
+        self.original = self._rows(targets.readable(train, self.images.rows))
         self.pseudo = self._rows(pseudo if config.stage2.pseudo else pseudo.slice(0, 0))
 
     def _rows(self, triplets: pa.Table) -> FeatureTriplets:
