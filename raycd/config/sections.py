@@ -51,8 +51,8 @@ class SyntheticConfig(Section):
 class DataConfig(Section):
     """Which images and triplets are read, and what may be missing."""
 
-    format: Literal["fashioniq", "cirr", "manifest", "synthetic"] = "fashioniq"
-    """Layout of the files under data.root."""
+    format: Literal["fashioniq", "cirr", "circo", "genecis", "manifest", "synthetic"] = "fashioniq"
+    """Layout of the files under data.root; circo and genecis are for evaluation alone."""
     root: str = ""
     """Folder or URI of the data set; empty for synthetic, which draws its own."""
     categories: Annotated[list[Text], Field(min_length=1)] = ["dress", "shirt", "toptee"]
@@ -60,7 +60,9 @@ class DataConfig(Section):
     triplets: Text = "triplets.parquet"
     """Manifest format: file of the triplets (Parquet, CSV, JSON Lines), relative to data.root."""
     gallery: Text = "gallery.parquet"
-    """Manifest format: file of the galleries (Parquet, CSV, JSON Lines), relative to data.root."""
+    """Manifest format: file of the galleries (Parquet, CSV, JSON Lines), relative to data.root;
+    or a folder or pattern (data/*.parquet) of Parquet files with the pictures inside.
+    """
     max_missing: Fraction = 0.05
     """Largest share of images that may be missing or broken before the run ends with an error."""
     max_pixels: Positive = 50_000_000
