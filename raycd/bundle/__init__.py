@@ -1,7 +1,8 @@
 """A bundle: what training hands to serving, one folder that answers queries by itself.
 
     manifest.json      `Manifest`: settings, metrics and the SHA-256 of every file below
-    encoder/           as `Encoder.save` writes it: weights, model configuration, preprocessing
+    encoder/           as `Encoder.save` writes it: weights, model configuration, preprocessing,
+                       and a Hugging Face tokenizer's files
     head/              as `fusion.save` writes it
     gallery.parquet    image_id, categories, path, attributes, feature; its metadata holds the
                        fingerprint of the features' encoder and the folder of the run, see `moved`
@@ -70,6 +71,7 @@ __all__ = [
     "gallery_features",
     "gallery_table",
     "load",
+    "load_encoder",
     "read_gallery",
     "read_manifest",
     "verify",
@@ -126,7 +128,7 @@ def write(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             preset=config.preset,
             config=config.model_dump(mode="json"),
-            files={name: hashes.get(name) or sha256(fresh / name) for name in FILES},
+            files={name: hashes.get(name) or sha256(fresh / name) for name in _files(fresh)},
             encoder=EncoderInfo(name=config.encoder.name, fingerprint=fingerprint, dim=encoder.dim),
             head=asdict(head_config),
             index=_index_info(index),
@@ -146,7 +148,7 @@ def load(folder: Path, *, threads: int = 0) -> Bundle:
     """
     manifest = read_manifest(folder)
     # The index verifies its own files
-    verify_files(folder, manifest, [name for name in FILES if name not in INDEX_FILES])
+    verify_files(folder, manifest, [name for name in manifest.files if name not in INDEX_FILES])
     try:
         config = Config.model_validate(manifest.config)
     except ValidationError as error:
@@ -156,7 +158,7 @@ def load(folder: Path, *, threads: int = 0) -> Bundle:
             expected=f"settings of raycd {__version__}",
             do=AGAIN,
         ) from error
-    encoder = encoders.load_saved(folder / "encoder")
+    encoder = load_encoder(folder, manifest)
     head, head_config = fusion.load(folder / "head", dim=encoder.dim)
     gallery = _located(read_table(folder / GALLERY, features=False), folder)
     index = Index.load(folder, manifest.files, threads=threads)
@@ -171,6 +173,19 @@ def load(folder: Path, *, threads: int = 0) -> Bundle:
         )
     _check_fit(folder, encoder, fingerprint, head_config, gallery, (index.size, index.dim))
     return Bundle(folder, encoder, head, head_config, gallery, index, config, manifest)
+
+
+def load_encoder(folder: Path, manifest: Manifest) -> Encoder:
+    """Load a verified bundle's encoder, of no other files than were verified."""
+    names = [Path(name).name for name in manifest.files if name.count("/") == 1]
+    return encoders.load_saved(folder / "encoder", names=names)
+
+
+def _files(folder: Path) -> list[str]:
+    """Return FILES and what else the encoder has saved."""
+    saved = sorted((folder / "encoder").rglob("*"))
+    own = [file.relative_to(folder).as_posix() for file in saved if file.is_file()]
+    return [*FILES, *(name for name in own if name not in FILES)]
 
 
 def _check_finite(folder: Path, index: Index) -> None:

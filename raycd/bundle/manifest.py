@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +30,7 @@ FILES = (
     GALLERY,
     *INDEX_FILES,
 )
+_OF_ENCODER = re.compile(r"encoder/(\w[\w.-]*/)?\w[\w.-]*")  # tokenizer, text encoder's settings
 AGAIN = "write the bundle again: start the run that made it once more, or take a whole copy"
 
 
@@ -59,7 +61,10 @@ class IndexInfo(_Part):
 
 
 class Manifest(_Part):
-    """manifest.json. `digest` is the SHA-256 of everything else, as JSON with sorted keys."""
+    """manifest.json. `digest` is the SHA-256 of everything else, as JSON with sorted keys.
+
+    `files` are FILES, and those of the encoder's tokenizer where it has some.
+    """
 
     format: Literal[2] = 2
     raycd: str
@@ -86,7 +91,7 @@ def verify(folder: Path) -> Manifest:
     Raises WeightsError where the bundle is absent, of another format, changed or incomplete.
     """
     manifest = read_manifest(folder)
-    verify_files(folder, manifest, FILES)
+    verify_files(folder, manifest, list(manifest.files))
     return manifest
 
 
@@ -139,7 +144,11 @@ def read_manifest(folder: Path) -> Manifest:
         raise WeightsError(
             f"{path} is damaged", got=first_error(error), expected="what raycd wrote", do=AGAIN
         ) from error
-    if manifest.digest != manifest.own_digest() or set(manifest.files) != set(FILES):
+    more = set(manifest.files) - set(FILES)
+    whole = len(manifest.files) == len(FILES) + len(more)
+    if manifest.digest != manifest.own_digest() or not (
+        whole and all(map(_OF_ENCODER.fullmatch, more))
+    ):
         raise WeightsError(f"{path} was changed after it was written", do=AGAIN)
     return manifest
 
