@@ -71,10 +71,12 @@ def build(model_config: Mapping[str, Any], folder: Path | None = None) -> nn.Mod
     level = root.level
     root.setLevel(logging.ERROR)  # open_clip warns of random weights, which are replaced next
     try:
-        clip: nn.Module = kind(**settings)
+        clip: Any = kind(**settings)
     finally:
         root.setLevel(level)
-    return clip
+    if kind is open_clip.CoCa:  # this one it leaves as the memory was
+        nn.init.zeros_(clip.text_decoder.text_projection)
+    return clip  # type: ignore[no-any-return]  # open_clip's models have no types
 
 
 def fill(clip: nn.Module, weights: Path) -> None:

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import open_clip
 import torch
 from open_clip.modified_resnet import Bottleneck
+from open_clip.timm_model import TimmModel
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -60,8 +61,11 @@ class Encoder(nn.Module):
         self.preprocess = preprocess
         self.model_config = model_config
         self.precision: Precision = "fp32"
-        # Convolutions are several times as fast on CPUs, and faster on GPUs, with channels last
-        self.clip.visual.to(memory_format=torch.channels_last)
+        # Convolutions are several times as fast on CPUs, and faster on GPUs, with channels last;
+        # but the backward pass of timm's FastViT then crashes on CPUs (torch 2.15)
+        self._last = not isinstance(self.clip.visual, TimmModel)
+        if self._last:
+            self.clip.visual.to(memory_format=torch.channels_last)
 
     @property
     def dim(self) -> int:
@@ -77,6 +81,7 @@ class Encoder(nn.Module):
     def encode_images(self, pixels_BHW3: torch.Tensor) -> torch.Tensor:
         """Return features (B, D) float32, not normalised (eq. 8), of uint8 pixels (B, H, W, 3)."""
         pixels = self.preprocess.normalise(pixels_BHW3.to(self.device, non_blocking=True))
+        pixels = pixels if self._last else pixels.contiguous()
         with self._arithmetic():
             features: torch.Tensor = self.clip.encode_image(pixels, normalize=False).float()
         return features
