@@ -40,7 +40,7 @@ PREPROCESS = "preprocess.json"
 LOCAL_DIR, HUB = "local-dir:", "hf-hub:"  # open_clip's own prefixes of a model's name
 
 # Learnt, but no part of a feature: the scale of the logits, and CoCa's writer of captions
-_NOT_OF_FEATURES = ("logit_scale", "logit_bias", "text_decoder.")
+NOT_OF_FEATURES = ("logit_scale", "logit_bias", "text_decoder.")
 
 Finetune = Literal["text", "image", "both", "none"]
 
@@ -63,9 +63,9 @@ class Encoder(nn.Module):
         self.precision: Precision = "fp32"
         # Convolutions are several times as fast on CPUs, and faster on GPUs, with channels last;
         # but the backward pass of timm's FastViT then crashes on CPUs (torch 2.15)
-        self._last = not isinstance(self.clip.visual, TimmModel)
-        if self._last:
-            self.clip.visual.to(memory_format=torch.channels_last)
+        timm = isinstance(self.clip.visual, TimmModel)
+        self.memory_format = torch.contiguous_format if timm else torch.channels_last
+        self.clip.visual.to(memory_format=self.memory_format)
 
     @property
     def dim(self) -> int:
@@ -81,7 +81,7 @@ class Encoder(nn.Module):
     def encode_images(self, pixels_BHW3: torch.Tensor) -> torch.Tensor:
         """Return features (B, D) float32, not normalised (eq. 8), of uint8 pixels (B, H, W, 3)."""
         pixels = self.preprocess.normalise(pixels_BHW3.to(self.device, non_blocking=True))
-        pixels = pixels if self._last else pixels.contiguous()
+        pixels = pixels.contiguous(memory_format=self.memory_format)
         with self._arithmetic():
             features: torch.Tensor = self.clip.encode_image(pixels, normalize=False).float()
         return features
@@ -113,7 +113,7 @@ class Encoder(nn.Module):
         for name, parameter in self.clip.named_parameters():
             image = name.startswith("visual.")
             wanted = finetune == "both" or finetune == ("image" if image else "text")
-            parameter.requires_grad_(wanted and not name.startswith(_NOT_OF_FEATURES))
+            parameter.requires_grad_(wanted and not name.startswith(NOT_OF_FEATURES))
         if grad_checkpointing:
             self.clip.set_grad_checkpointing(True)
             _recompute_blocks(self.clip.visual)

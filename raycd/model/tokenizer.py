@@ -66,7 +66,7 @@ class Tokenizer:
             whole = self._inner.tokenizer(
                 self._inner.clean_fn(text), add_special_tokens=not clips, verbose=False
             )
-            return len(whole.input_ids) + 3 * clips > self.context_length
+            return bool(len(whole.input_ids) + 3 * clips > self.context_length)
 
     def __reduce__(self) -> tuple[object, ...]:
         """Cross process borders as files: some tokenizers look for theirs where they were read."""
