@@ -34,11 +34,10 @@ from raycd.data.schema import Dataset
 from raycd.data.selection import SELECTION, hold_out
 from raycd.errors import DataError
 from raycd.features import Features
-from raycd.map_cache import NOTHING, Extras
+from raycd.map_cache import Extras
 from raycd.model import encoder as encoders
 from raycd.model import fusion
 from raycd.progress import Bar
-from raycd.rerank import cached_rerank
 from raycd.run import Run, Writing, local_copy
 from raycd.runtime import embedding, training
 from raycd.train import checkpoint
@@ -159,7 +158,7 @@ def encoder(context: Context, writing: Writing) -> None:
     """Load the pre-trained CLIP, and save it in the one form that the other stages read."""
     settings = context.config.encoder
     if settings.pretrained == "demo":
-        found = cached(context.config.pretrain, settings.target_pad)
+        found = cached(context.config.pretrain, settings.padding)
         settings = settings.model_copy(update={"name": DEMO_MODEL, "pretrained": str(found)})
     loaded = encoders.load(settings)
     loaded.save(writing.folder / "encoder")
