@@ -27,8 +27,10 @@ from raycd.data.captions import evaluation_text
 from raycd.data.schema import Dataset, targets_of
 from raycd.errors import ConfigError, DataError
 from raycd.features import Features
+from raycd.map_cache import NOTHING, Extras
 from raycd.ranking import NOT_FOUND as NOT_FOUND
 from raycd.ranking import (
+    Rescore,
     mean_average_precision,
     rank_all_targets,
     rank_in_subsets,
@@ -42,20 +44,31 @@ SUBSET_KS = (1, 2, 3)  # CIRR's recall_subset@k
 
 Triplet = Mapping[str, Any]  # one row of schema.TRIPLET, and the "text" that is asked
 QueryFunction = Callable[[Sequence[Triplet]], torch.Tensor]  # B triplets -> query features (B, D)
+# B triplets and the gallery's unit features (G, D) -> what re-ranks them, see raycd.rerank
+RerankFunction = Callable[[Sequence[Triplet], torch.Tensor], Rescore]
 
 
 def cached_query(
-    head: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    head: Callable[..., torch.Tensor],
     images: Features,
     texts: Features,
     device: torch.device | str = "cpu",
+    extras: Extras = NOTHING,
 ) -> QueryFunction:
-    """Return queries from cached features: head(reference's feature, feature of the text)."""
+    """Return queries from cached features: head(reference's feature, feature of the text).
+
+    `extras` are the caches of what the head needs beside them.
+    """
 
     def query(triplets: Sequence[Triplet]) -> torch.Tensor:
-        image_BD = images.take((triplet["reference"] for triplet in triplets), device)
-        text_BD = texts.take(map(text_of, triplets), device)
-        query_BD: torch.Tensor = head(image_BD, text_BD)
+        references = [triplet["reference"] for triplet in triplets]
+        captions = list(map(text_of, triplets))
+        query_BD: torch.Tensor = head(
+            images.take(references, device),
+            texts.take(captions, device),
+            **extras.of_images(references, device),
+            **extras.of_texts(captions, device),
+        )
         return query_BD
 
     return query
@@ -165,6 +178,7 @@ def evaluate(
     both_orders: bool = False,
     map_ks: Sequence[int] = (),
     top: int = 0,
+    rerank: RerankFunction | None = None,
 ) -> Evaluation:
     """Return recall@k of every category that has triplets in `split`, and their mean.
 
@@ -179,6 +193,7 @@ def evaluate(
             the triplet's id and REVERSED.
         map_ks: Ranks of map@k, which counts all targets of a query (CIRCO).
         top: Number of best images to return of each query.
+        rerank: Orders the first candidates of each query anew; subsets are ranked by the cosine.
     """
     by_category: dict[str, list[Triplet]] = {}
     for triplet in dataset.queries(split, both_orders=both_orders):
@@ -196,7 +211,10 @@ def evaluate(
         positions = {image_id: position for position, image_id in enumerate(present)}
         gallery_GD = F.normalize(images.take(present, device).float(), dim=-1)
         ranking = _Ranking(
-            positions, gallery_GD, images, mask=protocol in MASKED, batch_size=batch_size, top=top
+            *(positions, gallery_GD, images, rerank),
+            mask=protocol in MASKED,
+            batch_size=batch_size,
+            top=top,
         )
         ranks_QT, in_subset, best = ranking.run(triplets, query)
         evaluation.top.update(best)
@@ -237,13 +255,14 @@ class _Ranking:
         positions: Mapping[str, int],
         gallery_GD: torch.Tensor,
         images: Features,
+        rerank: RerankFunction | None,
         *,
         mask: bool,
         batch_size: int,
         top: int = 0,
     ) -> None:
         self.positions, self.gallery_GD, self.images = positions, gallery_GD, images
-        self.mask, self.batch_size, self.top = mask, batch_size, top
+        self.mask, self.batch_size, self.top, self.rerank = mask, batch_size, top, rerank
 
     def answerable(self, triplet: Triplet) -> bool:
         """Return whether the reference and a target have features."""
@@ -271,22 +290,31 @@ class _Ranking:
             masked = (
                 self._positions(triplet["reference"] for triplet in batch) if self.mask else None
             )
+            rescore = self.rerank(batch, self.gallery_GD) if self.rerank else None
             ranks[chosen] = rank_all_targets(
-                query_BD, self.gallery_GD, targets, masked, batch_size=self.batch_size
+                *(query_BD, self.gallery_GD, targets, masked),
+                batch_size=self.batch_size,
+                rescore=rescore,
             )
             in_subset[chosen] = rank_in_subsets(
                 query_BD, self.gallery_GD, targets, self._subsets(batch)
             )
             if self.top:
-                best |= self._best(batch, query_BD, masked)
+                best |= self._best(batch, query_BD, masked, rescore)
         return ranks, in_subset, best
 
     def _best(
-        self, batch: Sequence[Triplet], query_BD: torch.Tensor, masked: torch.Tensor | None
+        self,
+        batch: Sequence[Triplet],
+        query_BD: torch.Tensor,
+        masked: torch.Tensor | None,
+        rescore: Rescore | None,
     ) -> dict[str, list[tuple[str, float]]]:
         ids = list(self.positions)
         scores_BK, rows_BK = top_images(
-            query_BD, self.gallery_GD, self.top, masked, batch_size=self.batch_size
+            *(query_BD, self.gallery_GD, self.top, masked),
+            batch_size=self.batch_size,
+            rescore=rescore,
         )
         return {
             triplet["triplet_id"]: [

@@ -9,9 +9,12 @@ candidates of a subset (CIRR, GeneCIS).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
+
+# Rows of the queries and their scores (B, G), -inf where left out -> scores of another order
+Rescore = Callable[[slice, torch.Tensor], torch.Tensor]
 
 # The rank of a target that cannot be found, greater than every k
 NOT_FOUND = torch.iinfo(torch.int64).max
@@ -41,8 +44,12 @@ def rank_all_targets(
     masked: torch.Tensor | None = None,
     *,
     batch_size: int = 1024,
+    rescore: Rescore | None = None,
 ) -> torch.Tensor:
-    """Return the ranks (Q, T) of all targets, best first; see `rank_targets`."""
+    """Return the ranks (Q, T) of all targets, best first; see `rank_targets`.
+
+    `rescore` gives the scores that decide in place of the inner products (raycd.rerank).
+    """
     ranks = torch.empty(targets_QT.shape, dtype=torch.int64)
     for start in range(0, len(query_QD), batch_size):
         batch = slice(start, start + batch_size)
@@ -53,6 +60,8 @@ def rank_all_targets(
             masked_B = masked[batch].to(score_BG.device)
             _leave_out(score_BG, masked_B)
             lost_BT |= target_BT == masked_B[:, None]
+        if rescore is not None:
+            score_BG = rescore(batch, score_BG)
         ranks[batch] = _ranks(score_BG, target_BT, lost_BT).cpu()
     return ranks
 
@@ -108,21 +117,25 @@ def top_images(
     masked: torch.Tensor | None = None,
     *,
     batch_size: int = 1024,
+    rescore: Rescore | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the best images of each query by inner product: scores (Q, k) and positions (Q, k).
 
-    `masked` is that of `rank_targets`. k is cut to the size of the gallery (less one where images
-    are masked).
+    `masked` is that of `rank_targets`, `rescore` that of `rank_all_targets`; it changes the order
+    alone: scores are inner products. k is cut to the size of the gallery (less one where images are
+    masked).
     """
     k = min(k, len(gallery_GD) - (masked is not None))
     scores, positions = [], []
     for start in range(0, len(query_QD), batch_size):
-        score_BG = query_QD[start : start + batch_size] @ gallery_GD.T
+        batch = slice(start, start + batch_size)
+        score_BG = query_QD[batch] @ gallery_GD.T
         if masked is not None:
-            _leave_out(score_BG, masked[start : start + batch_size].to(score_BG.device))
-        best = score_BG.topk(k, dim=1)
-        scores.append(best.values.cpu())
-        positions.append(best.indices.cpu())
+            _leave_out(score_BG, masked[batch].to(score_BG.device))
+        order_BG = score_BG if rescore is None else rescore(batch, score_BG)
+        best_BK = order_BG.topk(k, dim=1).indices
+        scores.append(score_BG.gather(1, best_BK).cpu())
+        positions.append(best_BK.cpu())
     return torch.cat(scores), torch.cat(positions)
 
 

@@ -217,6 +217,38 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> TinyBundle:
 
 
 @pytest.fixture(scope="session")
+def bundle_with_head(
+    tiny_bundle: TinyBundle, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """Return what makes the tiny bundle with another head of random weights, given its name.
+
+    Do not write into it.
+    """
+    import torch
+
+    from raycd import bundle
+    from raycd.model import fusion
+
+    made: dict[str, Path] = {}
+
+    def make(name: str) -> Path:
+        if name not in made:
+            tiny = bundle.load(tiny_bundle.folder)
+            torch.manual_seed(0)
+            settings = fusion.HeadConfig(name, tiny.encoder.dim, bilinear_dim=8)
+            made[name] = tmp_path_factory.mktemp(name) / "bundle"
+            head, gallery = fusion.create(settings).eval(), bundle.read_gallery(tiny.folder)
+            metrics = {"average": {"recall@10": 0.5}}
+            bundle.write(
+                *(made[name], tiny.encoder, head, settings, gallery, tiny.config, metrics),
+                example_texts=tiny.manifest.example_texts,
+            )
+        return made[name]
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
     """Run a PostgreSQL; skip the test where its programs are not installed."""
     with tempfile.TemporaryDirectory(

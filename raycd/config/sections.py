@@ -60,8 +60,8 @@ class DataConfig(Section):
     triplets: Text = "triplets.parquet"
     """Manifest format: file of the triplets (Parquet, CSV, JSON Lines), relative to data.root."""
     gallery: Text = "gallery.parquet"
-    """Manifest format: file of the galleries (Parquet, CSV, JSON Lines), relative to data.root;
-    or a folder or pattern (data/*.parquet) of Parquet files with the pictures inside.
+    """Manifest format: file of the galleries, likewise, or a folder or pattern (data/*.parquet) of
+    Parquet files with the pictures inside.
     """
     max_missing: Fraction = 0.05
     """Largest share of images that may be missing or broken before the run ends with an error."""
@@ -70,9 +70,7 @@ class DataConfig(Section):
     min_side: Positive = 8
     """Images with a shorter side than this many pixels count as broken."""
     captions: Literal["auto", "cleaned", "raw"] = "auto"
-    """cleaned: captions lose .?, and spaces at their ends, and a text begins with a capital letter;
-    raw: as annotated; auto: raw for cirr, circo and genecis, as their peers do, cleaned for others.
-    """
+    """cleaned loses .?, and spaces at the ends; auto is raw for cirr, circo, genecis (as peers do)."""
     empty_captions: Literal["drop", "keep"] = "drop"
     """What an empty caption beside others becomes: nothing, or (Clip4Cir) " and c2"."""
     selection_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
@@ -129,6 +127,10 @@ class Stage1Config(Section):
     """Passes over the train triplets."""
     batch_size: Annotated[int, Field(ge=2)] = 64
     """Triplets in a batch, over all workers."""
+    drop_last: bool = False
+    """Leave out the last, smaller batch of an epoch, unless it is the only one (Clip4Cir does)."""
+    mask_equal_targets: bool = True
+    """Triplets of the same target are not each other's negatives; false: they are (Clip4Cir)."""
     lr: Rate = 2e-6
     """Learning rate of AdamW."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 1e-2
@@ -152,9 +154,7 @@ class Stage1Config(Section):
     select_on: SelectOn = "selection"
     """How the best epoch is chosen: by recall on selection or val (as peers do), or the last."""
     select_by: Annotated[list[Measure], Field(min_length=1)] = ["recall@10"]
-    """What chooses it there: the mean of these, each an average over the categories (Clip4Cir:
-    recall@10 and recall@50; CIRR: all seven).
-    """
+    """What chooses it there: the mean of these (Clip4Cir: recall@10 and 50; CIRR: all seven)."""
 
 
 class EmbedConfig(Section):
@@ -164,6 +164,10 @@ class EmbedConfig(Section):
     """Images or texts encoded at once."""
     precision: Precision = "fp32"
     """Arithmetic of the encoders."""
+    map_size: Count = 0
+    """Heads that need maps: side that the cached maps are pooled to, where they have more places; 0
+    keeps all.
+    """
 
 
 class MineConfig(Section):
@@ -241,6 +245,10 @@ class Stage2Config(Section):
     """Passes, those over pseudo triplets included."""
     batch_size: Annotated[int, Field(ge=2)] = 1024
     """Triplets in a batch, over all workers."""
+    drop_last: bool = False
+    """Leave out the last, smaller batch of an epoch, unless it is the only one (Clip4Cir does)."""
+    mask_equal_targets: bool = True
+    """Triplets of the same target are not each other's negatives; false: they are (Clip4Cir)."""
     lr: Rate = 2e-5
     """Learning rate of Adam."""
     decay: Literal["none", "cosine"] = "none"
@@ -319,6 +327,8 @@ class EvaluateConfig(Section):
     """Ranks of mAP@k, for data sets of several right targets (CIRCO: 5, 10, 25, 50)."""
     captions: Literal["joined", "both_orders"] = "joined"
     """joined asks each query once, "C1 and c2"; both_orders a second time, "C2 and c1" (CoSMo)."""
+    rerank_depth: Count = 200
+    """First candidates that a head which re-ranks, such as dcnet, orders anew; 0: none."""
     batch_size: Positive = 1024
     """Queries scored at once."""
 

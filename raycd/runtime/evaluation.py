@@ -10,21 +10,31 @@ from typing import Any, NamedTuple
 
 from raycd.config import Config, Protocol
 from raycd.data.schema import Dataset
-from raycd.evaluate import AVERAGE, Evaluation, QueryFunction, cached_query, evaluate
+from raycd.evaluate import (
+    AVERAGE,
+    Evaluation,
+    QueryFunction,
+    RerankFunction,
+    cached_query,
+    evaluate,
+)
 from raycd.features import Features
+from raycd.map_cache import NOTHING
 from raycd.model import fusion
+from raycd.rerank import cached_rerank
 from raycd.run import Writing
-from raycd.runtime.stages import FINE_TUNED, ZERO_SHOT, Context, own_device
+from raycd.runtime.stages import FINE_TUNED, ZERO_SHOT, Context, needs, own_device
 
 PROTOCOLS: tuple[Protocol, ...] = ("original", "original-masked", "val")
 
 
 class Variant(NamedTuple):
-    """A way to make queries, and the features of the images that they search."""
+    """A way to make queries, the images that they search, and what re-ranks these."""
 
     name: str
     images: Features
     query: QueryFunction
+    rerank: RerankFunction | None = None
 
 
 class Asked(NamedTuple):
@@ -47,8 +57,11 @@ def variants(context: Context) -> list[Variant]:
         (head_config.name, "embed", head),
     ):
         images, texts, _ = context.features(stage)
-        query = cached_query(fuse.to(device).eval(), images, texts, device)
-        found.append(Variant(name, images, query))
+        extras = context.extras(needs(context.config)) if fuse is head else NOTHING
+        query = cached_query(fuse.to(device).eval(), images, texts, device, extras)
+        depth = context.config.evaluate.rerank_depth
+        rerank = cached_rerank(fuse, images, texts, depth, device)
+        found.append(Variant(name, images, query, rerank))
     return found
 
 
@@ -74,6 +87,7 @@ def ask(
         both_orders=settings.captions == "both_orders",
         map_ks=settings.map_ks,
         top=top,
+        rerank=variant.rerank,
     )
 
 

@@ -20,7 +20,7 @@ from raycd.config import to_yaml
 from raycd.data.images import BrokenImage, load
 from raycd.data.schema import targets_of
 from raycd.data.selection import SELECTION
-from raycd.evaluate import cached_query, text_of
+from raycd.evaluate import RerankFunction, cached_query, text_of
 from raycd.features import Features
 from raycd.mine import choose_examples, thresholds_line
 from raycd.model import fusion
@@ -36,7 +36,8 @@ from raycd.report.page import (
     render,
 )
 from raycd.report.pictures import Picture
-from raycd.runtime.stages import Context
+from raycd.rerank import cached_rerank
+from raycd.runtime.stages import CACHES, Context, needs
 
 METRICS, REPORT, FINISHED = "metrics.json", "report.html", "finished.json"
 SHOWN_QUERIES = 4  # of each category
@@ -88,6 +89,7 @@ def report(context: Context, metrics: dict[str, Any]) -> str:
             missing=context.recorded("zero_shot", "missing"),
             warnings=warnings,
             sizes=_sizes(context, metrics),
+            caches=_caches(context),
             config=to_yaml(context.config),
             versions={
                 "raycd": __version__,
@@ -110,6 +112,18 @@ def _sizes(context: Context, metrics: dict[str, Any]) -> dict[str, Sizes]:
         "the held-out triplets": Sizes(len(data.triplets_of(SELECTION)), list(held_out.values())),
         "val": Sizes(sum(val["queries"].values()), list(val["gallery"].values())),
     }
+
+
+def _caches(context: Context) -> list[str]:
+    """Return what was cached for the head: "map of 256 x 2 x 2 for 5,000 images, 9.8 MiB"."""
+    lines = []
+    for need in sorted(needs(context.config)):
+        counts = dict(context.recorded(CACHES[need], "counts"))
+        size, shape = counts.pop("bytes"), context.recorded(CACHES[need], "shape")
+        for unit, count in counts.items():
+            sides = " x ".join(map(str, shape))
+            lines.append(f"{need} of {sides} for {count:,} {unit}, {size / 2**20:,.1f} MiB")
+    return lines
 
 
 def _curve(context: Context, stage: str) -> Curve | None:
@@ -176,7 +190,10 @@ def _queries(context: Context) -> Iterator[ShownQuery]:
     """Yield some val queries of each category, drawn by the seed, and what the head finds."""
     images, texts, _ = context.features("embed")
     head, head_config = fusion.load(context.run.local("stage2") / "head")
-    query, picture = cached_query(head, images, texts), _picture_loader(context)
+    extras = context.extras(head.needs)
+    query, picture = cached_query(head, images, texts, extras=extras), _picture_loader(context)
+    settings = context.config.evaluate
+    rerank = cached_rerank(head, images, texts, settings.rerank_depth)
     ranks = context.recorded("evaluate", "ranks")[head_config.name]
     rng = np.random.default_rng([context.config.seed, 12])
     val = context.dataset.queries("val")
@@ -190,7 +207,7 @@ def _queries(context: Context) -> Iterator[ShownQuery]:
         if chosen:
             ids = [i for i in context.dataset.gallery_ids(category, "val") if i in images]
             yield from _rows(
-                chosen, ids, images, query(chosen), ranks, picture, context.config.evaluate.protocol
+                chosen, ids, images, query(chosen), rerank, ranks, picture, settings.protocol
             )
 
 
@@ -199,6 +216,7 @@ def _rows(
     ids: Sequence[str],
     images: Features,
     query_QD: torch.Tensor,
+    rerank: RerankFunction | None,
     ranks: dict[str, int],
     picture: Callable[[str], Picture],
     protocol: str,
@@ -208,7 +226,8 @@ def _rows(
         row_of = {image_id: row for row, image_id in enumerate(ids)}
         masked = torch.tensor([row_of.get(triplet["reference"], -1) for triplet in triplets])
     gallery_GD = F.normalize(images.take(ids), dim=-1)
-    scores_QK, rows_QK = top_images(query_QD, gallery_GD, SHOWN_RESULTS, masked)
+    rescore = rerank(triplets, gallery_GD) if rerank else None
+    scores_QK, rows_QK = top_images(query_QD, gallery_GD, SHOWN_RESULTS, masked, rescore=rescore)
     for triplet, scores, rows in zip(triplets, scores_QK.tolist(), rows_QK.tolist(), strict=True):
         results = [
             ShownResult(picture(ids[row]), ids[row], score, ids[row] in targets_of(triplet))

@@ -115,6 +115,15 @@ def check(
             field="offset",
             do="filter instead",
         )
+    if (asked.rerank_depth or 0) > args.max_rerank_depth:
+        raise problems.beyond(
+            "max_rerank_depth",
+            "too many candidates to re-rank",
+            got=asked.rerank_depth,
+            most=args.max_rerank_depth,
+            field="rerank_depth",
+            do="re-rank fewer",
+        )
     if asked.image_url and not args.image_url:
         raise problems.ProblemError(
             403, "this service fetches no images by URL (image_url): send the image itself"
