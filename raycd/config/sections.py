@@ -60,9 +60,7 @@ class DataConfig(Section):
     triplets: Text = "triplets.parquet"
     """Manifest format: file of the triplets (Parquet, CSV, JSON Lines), relative to data.root."""
     gallery: Text = "gallery.parquet"
-    """Manifest format: file of the galleries, likewise, or a folder or pattern (data/*.parquet) of
-    Parquet files with the pictures inside.
-    """
+    """Manifest format: likewise of the galleries, or a pattern of Parquet files with pictures."""
     max_missing: Fraction = 0.05
     """Largest share of images that may be missing or broken before the run ends with an error."""
     max_pixels: Positive = 50_000_000
@@ -70,7 +68,7 @@ class DataConfig(Section):
     min_side: Positive = 8
     """Images with a shorter side than this many pixels count as broken."""
     captions: Literal["auto", "cleaned", "raw"] = "auto"
-    """cleaned loses .?, and spaces at the ends; auto is raw for cirr, circo, genecis (as peers do)."""
+    """cleaned loses .?, and spaces at the ends; auto is raw for cirr, circo and genecis alone."""
     empty_captions: Literal["drop", "keep"] = "drop"
     """What an empty caption beside others becomes: nothing, or (Clip4Cir) " and c2"."""
     selection_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
