@@ -24,8 +24,9 @@ from raycd.config import Config
 from raycd.data.schema import Dataset
 from raycd.evaluate import Metric, cached_query, evaluate
 from raycd.features import Features
+from raycd.map_cache import Extras
 from raycd.rerank import cached_rerank
-from raycd.runtime.stages import Context, own_device
+from raycd.runtime.stages import Context, needs, own_device
 from raycd.train.fuse import Fuse, new_head
 from raycd.train.loop import EpochResult, Loop, Schedule, Silence, best_epoch
 
@@ -38,6 +39,8 @@ class Tables:
     candidates: pa.Table
     images: tuple[list[str], NDArray[np.float32]]  # ids and features (N, D)
     texts: tuple[list[str], NDArray[np.float32]]
+    extras: Extras
+    """Caches of what the head needs beside features; a process opens their files by itself."""
 
     @classmethod
     def of(cls, context: Context, *, splits: tuple[str, ...]) -> Tables:
@@ -48,6 +51,7 @@ class Tables:
             pq.read_table(context.run.local("mine") / "candidates.parquet"),
             (list(images.rows), images.values.numpy()),
             (list(texts.rows), texts.values.numpy()),
+            context.extras(needs(context.config)),
         ).only(*splits)
 
     def only(self, *splits: str) -> Tables:
@@ -103,8 +107,18 @@ def train(
     began = time.monotonic()
     pseudo = filtered(tables.candidates, config)
     images, texts = tables.features()
-    head, _ = new_head(config, images.values.shape[1])
-    task = Fuse(head.to(own_device(config)), tables.dataset, pseudo, images, texts, config, metric)
+    extras = tables.extras
+    head, _ = new_head(config, images.values.shape[1], extras.shapes())
+    task = Fuse(
+        head.to(own_device(config)),
+        tables.dataset,
+        pseudo,
+        images,
+        texts,
+        config,
+        metric,
+        extras,
+    )
     stage2 = config.stage2
     epochs = stage2.epochs if triplets is None else _epochs(task, triplets)
     schedule = Schedule(
@@ -138,6 +152,12 @@ def filtered(candidates: pa.Table, config: Config) -> pa.Table:
     return kept
 
 
+def cut_short(candidates: pa.Table, config: Config) -> int:
+    """Return how many images have fewer than s_max substitutes because of mine.neighbours alone."""
+    _, counts = mine.filter_candidates(candidates, **mine.resolve(candidates, config.mine))
+    return counts["images_cut_short"] if config.stage2.pseudo else 0
+
+
 def _epochs(task: Fuse, triplets: int) -> int:
     """Return the least number of epochs that see so many triplets."""
     seen = epoch = 0
@@ -167,7 +187,7 @@ def evaluated(tables: Tables, config: Config, metric: Metric, split: str) -> dic
         tables.dataset,
         split,
         task.images,
-        cached_query(task.head.eval(), task.images, task.texts, task.device),
+        cached_query(task.head.eval(), task.images, task.texts, task.device, task.extras),
         protocol=config.evaluate.protocol,
         ks=sorted({*config.evaluate.ks, metric.k}),
         batch_size=config.evaluate.batch_size,

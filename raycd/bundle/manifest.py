@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +30,8 @@ FILES = (
     GALLERY,
     *INDEX_FILES,
 )
+MAPS = "maps"
+_MAP_FILE = re.compile(rf"{MAPS}/(map|middle)/(shape\.json|keys\.parquet|\1-\d{{5}}\.npy)")
 AGAIN = "write the bundle again: start the run that made it once more, or take a whole copy"
 
 
@@ -86,8 +89,13 @@ def verify(folder: Path) -> Manifest:
     Raises WeightsError where the bundle is absent, of another format, changed or incomplete.
     """
     manifest = read_manifest(folder)
-    verify_files(folder, manifest, FILES)
+    verify_files(folder, manifest, list(manifest.files))
     return manifest
+
+
+def map_files(folder: Path) -> list[str]:
+    """Return the names of the files of maps in the folder of a bundle, if it has any."""
+    return sorted(path.relative_to(folder).as_posix() for path in (folder / MAPS).glob("*/*"))
 
 
 def verify_files(folder: Path, manifest: Manifest, names: Sequence[str]) -> None:
@@ -139,7 +147,9 @@ def read_manifest(folder: Path) -> Manifest:
         raise WeightsError(
             f"{path} is damaged", got=first_error(error), expected="what raycd wrote", do=AGAIN
         ) from error
-    if manifest.digest != manifest.own_digest() or set(manifest.files) != set(FILES):
+    more = manifest.files.keys() - set(FILES)
+    known = manifest.files.keys() >= set(FILES) and all(map(_MAP_FILE.fullmatch, more))
+    if manifest.digest != manifest.own_digest() or not known:
         raise WeightsError(f"{path} was changed after it was written", do=AGAIN)
     return manifest
 

@@ -51,8 +51,8 @@ class SyntheticConfig(Section):
 class DataConfig(Section):
     """Which images and triplets are read, and what may be missing."""
 
-    format: Literal["fashioniq", "cirr", "manifest", "synthetic"] = "fashioniq"
-    """Layout of the files under data.root."""
+    format: Literal["fashioniq", "cirr", "circo", "genecis", "manifest", "synthetic"] = "fashioniq"
+    """Layout of the files under data.root; circo and genecis are for evaluation alone."""
     root: str = ""
     """Folder or URI of the data set; empty for synthetic, which draws its own."""
     categories: Annotated[list[Text], Field(min_length=1)] = ["dress", "shirt", "toptee"]
@@ -60,7 +60,7 @@ class DataConfig(Section):
     triplets: Text = "triplets.parquet"
     """Manifest format: file of the triplets (Parquet, CSV, JSON Lines), relative to data.root."""
     gallery: Text = "gallery.parquet"
-    """Manifest format: file of the galleries (Parquet, CSV, JSON Lines), relative to data.root."""
+    """Manifest format: likewise of the galleries, or a pattern of Parquet files with pictures."""
     max_missing: Fraction = 0.05
     """Largest share of images that may be missing or broken before the run ends with an error."""
     max_pixels: Positive = 50_000_000
@@ -68,9 +68,7 @@ class DataConfig(Section):
     min_side: Positive = 8
     """Images with a shorter side than this many pixels count as broken."""
     captions: Literal["auto", "cleaned", "raw"] = "auto"
-    """cleaned: captions lose .?, and spaces at their ends, and a text begins with a capital letter;
-    raw: as annotated; auto: raw for cirr, circo and genecis, as their peers do, cleaned for others.
-    """
+    """cleaned loses .?, and spaces at the ends; auto is raw for cirr, circo and genecis alone."""
     empty_captions: Literal["drop", "keep"] = "drop"
     """What an empty caption beside others becomes: nothing, or (Clip4Cir) " and c2"."""
     selection_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
@@ -154,9 +152,7 @@ class Stage1Config(Section):
     select_on: SelectOn = "selection"
     """How the best epoch is chosen: by recall on selection or val (as peers do), or the last."""
     select_by: Annotated[list[Measure], Field(min_length=1)] = ["recall@10"]
-    """What chooses it there: the mean of these, each an average over the categories (Clip4Cir:
-    recall@10 and recall@50; CIRR: all seven).
-    """
+    """What chooses it there: the mean of these (Clip4Cir: recall@10 and 50; CIRR: all seven)."""
 
 
 class EmbedConfig(Section):
@@ -166,6 +162,10 @@ class EmbedConfig(Section):
     """Images or texts encoded at once."""
     precision: Precision = "fp32"
     """Arithmetic of the encoders."""
+    map_size: Count = 0
+    """Heads that need maps: side that the cached maps are pooled to, where they have more places; 0
+    keeps all.
+    """
 
 
 class MineConfig(Section):

@@ -12,11 +12,14 @@ def preset(name: str) -> Config:
     return layers.build([layers.Layer(name, presets.load(name))])
 
 
-def test_the_presets_are_cirr_demo_fashioniq_and_photos() -> None:
-    assert presets.names() == ["cirr", "demo", "fashioniq", "photos"]
+NAMES = ["cirr", "clip4cir", "demo", "fashioniq", "paper", "photos"]
 
 
-@pytest.mark.parametrize("name", ["cirr", "demo", "fashioniq", "photos"])
+def test_the_presets_are_those_of_the_documentation() -> None:
+    assert presets.names() == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_preset_validates_and_names_itself(name: str) -> None:
     assert preset(name).preset == name
 
@@ -43,6 +46,28 @@ def test_fashioniq_holds_the_numbers_of_the_papers_section_4_2() -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["paper", "clip4cir"])
+def test_like_for_like_trains_on_all_of_train_and_chooses_on_val(name: str) -> None:
+    config = preset(name)
+    assert (config.data.selection_fraction, config.data.empty_captions) == (0.0, "keep")
+    for stage, epochs in ((config.stage1, 100), (config.stage2, 300)):
+        assert (stage.epochs, stage.select_on) == (epochs, "val")
+        assert stage.select_by == ["recall@10", "recall@50"]
+    assert (config.evaluate.protocol, config.evaluate.ks) == ("original", [10, 50])
+
+
+def test_the_papers_like_for_like_preset_has_the_numbers_of_fashioniq() -> None:
+    ours, theirs = preset("fashioniq"), preset("paper")
+    assert theirs.mine == ours.mine
+    assert theirs.encoder == ours.encoder
+    same = ("batch_size", "lr", "logit_scale")
+    for stage in ("stage1", "stage2"):
+        for name in same:
+            assert getattr(getattr(theirs, stage), name) == getattr(getattr(ours, stage), name)
+    dim = 640  # of RN50x4: the Combiner's sizes are those that 0 stands for
+    assert (theirs.stage2.projection_dim, theirs.stage2.hidden_dim) == (4 * dim, 8 * dim)
+
+
 def test_fashioniq_is_evaluated_as_in_the_papers_section_4_1() -> None:
     config = preset("fashioniq")
     assert config.data.format == "fashioniq"
@@ -50,7 +75,7 @@ def test_fashioniq_is_evaluated_as_in_the_papers_section_4_1() -> None:
     assert (config.evaluate.protocol, config.evaluate.ks) == ("original", [10, 50])
 
 
-@pytest.mark.parametrize("name", ["cirr", "fashioniq"])
+@pytest.mark.parametrize("name", ["cirr", "clip4cir", "fashioniq", "paper"])
 def test_every_number_says_where_it_comes_from(name: str) -> None:
     text = resources.files(presets).joinpath(f"{name}.yaml").read_text()
     bare = [
@@ -87,9 +112,8 @@ def test_photos_knows_nothing_of_a_data_set_or_an_encoders_cosines() -> None:
 def test_an_unknown_preset_names_those_that_exist() -> None:
     with pytest.raises(ConfigError) as caught:
         presets.load("dmo")
-    assert (
-        str(caught.value)
-        == "unknown preset\n  got:      dmo\n  expected: one of: cirr, demo, fashioniq, photos"
+    assert str(caught.value) == "unknown preset\n  got:      dmo\n  expected: one of: " + ", ".join(
+        NAMES
     )
 
 

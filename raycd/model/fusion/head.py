@@ -38,7 +38,7 @@ class HeadBatch:
     (B, L, E), and with them token_mask (B, L), true where there is a token.
     """
     target_extra: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    """What it needs of the target image: map, middle."""
+    """What its loss needs of the target image (`Head.needs_of_target`): map, middle."""
     image_B: torch.Tensor | None = None
     """Numbers of the reference images, for losses that look for them; None: all differ."""
     right_BT: torch.Tensor | None = None
@@ -65,12 +65,14 @@ class Head(nn.Module):
     Attributes:
         needs: Those of `NEEDS` that the head asks for; it finds their shapes in
             `HeadConfig.extra`.
+        needs_of_target: Those of them that its loss asks for of the target image, too.
         reranks: Whether it has `rerank`.
         trains: Whether it has weights.
         drops: Whether it has dropout, by `HeadConfig.dropout`: a sweep searches it then.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
+    needs_of_target: ClassVar[frozenset[str]] = frozenset()
     reranks: ClassVar[bool] = False
     trains: ClassVar[bool] = True
     drops: ClassVar[bool] = False

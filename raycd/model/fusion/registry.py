@@ -68,13 +68,19 @@ class HeadConfig:
 Build = Callable[[HeadConfig], Head]
 HEADS = (  # each is a file in this folder with a function `build`
     "clip_cd",
+    "clvc_net",
     "combiner",
     "composeae",
+    "cosmo",
+    "datir",
     "dcnet",
+    "hffca",
     "image_only",
+    "sac",
     "sum",
     "text_only",
     "tirg",
+    "val",
 )
 
 
