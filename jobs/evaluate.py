@@ -167,6 +167,7 @@ def submit(config: Config, folder: str | None, out: Path) -> None:
         mask_reference=mask_reference,
         batch_size=config.evaluate.batch_size,
         device=own_device(config),
+        rerank=head.rerank,
     )
     out.mkdir(parents=True, exist_ok=True)
     for name, answer in make(ranked).items():

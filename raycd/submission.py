@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from raycd.data.schema import Dataset
 from raycd.errors import ConfigError, DataError
-from raycd.evaluate import QueryFunction
+from raycd.evaluate import QueryFunction, RerankFunction
 from raycd.features import Features
 from raycd.ranking import top_images
 
@@ -51,6 +51,7 @@ def rank(
     mask_reference: bool,
     batch_size: int = 1024,
     device: torch.device | str = "cpu",
+    rerank: RerankFunction | None = None,
 ) -> Ranked:
     """Rank the gallery for each query of a split; its targets are not looked at.
 
@@ -74,7 +75,9 @@ def rank(
             query_BD = F.normalize(query(batch).to(gallery_GD), dim=-1)
             masked = torch.tensor([places.get(row["reference"], -1) for row in batch])
             _, best_BK = top_images(
-                query_BD, gallery_GD, TOP, masked if mask_reference else None, batch_size=batch_size
+                *(query_BD, gallery_GD, TOP, masked if mask_reference else None),
+                batch_size=batch_size,
+                rescore=rerank(batch, gallery_GD) if rerank else None,
             )
             for row, best_K, query_D in zip(batch, best_BK.tolist(), query_BD, strict=True):
                 ranked.gallery[row["triplet_id"]] = [ids[place] for place in best_K]

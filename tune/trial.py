@@ -156,6 +156,12 @@ def filtered(candidates: pa.Table, config: Config) -> pa.Table:
     return kept
 
 
+def cut_short(candidates: pa.Table, config: Config) -> int:
+    """Return how many images have fewer than s_max substitutes because of mine.neighbours alone."""
+    _, counts = mine.filter_candidates(candidates, **mine.resolve(candidates, config.mine))
+    return counts["images_cut_short"] if config.stage2.pseudo else 0
+
+
 def _epochs(task: Fuse, triplets: int) -> int:
     """Return the least number of epochs that see so many triplets."""
     seen = epoch = 0

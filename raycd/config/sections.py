@@ -60,9 +60,7 @@ class DataConfig(Section):
     triplets: Text = "triplets.parquet"
     """Manifest format: file of the triplets (Parquet, CSV, JSON Lines), relative to data.root."""
     gallery: Text = "gallery.parquet"
-    """Manifest format: file of the galleries (Parquet, CSV, JSON Lines), relative to data.root;
-    or a folder or pattern (data/*.parquet) of Parquet files with the pictures inside.
-    """
+    """Manifest format: likewise of the galleries, or a pattern of Parquet files with pictures."""
     max_missing: Fraction = 0.05
     """Largest share of images that may be missing or broken before the run ends with an error."""
     max_pixels: Positive = 50_000_000
@@ -70,9 +68,7 @@ class DataConfig(Section):
     min_side: Positive = 8
     """Images with a shorter side than this many pixels count as broken."""
     captions: Literal["auto", "cleaned", "raw"] = "auto"
-    """cleaned: captions lose .?, and spaces at their ends, and a text begins with a capital letter;
-    raw: as annotated; auto: raw for cirr, circo and genecis, as their peers do, cleaned for others.
-    """
+    """cleaned loses .?, and spaces at the ends; auto is raw for cirr, circo and genecis alone."""
     empty_captions: Literal["drop", "keep"] = "drop"
     """What an empty caption beside others becomes: nothing, or (Clip4Cir) " and c2"."""
     selection_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
@@ -175,9 +171,7 @@ class Stage1Config(Section):
     select_on: SelectOn = "selection"
     """How the best epoch is chosen: by recall on selection or val (as peers do), or the last."""
     select_by: Annotated[list[Measure], Field(min_length=1)] = ["recall@10"]
-    """What chooses it there: the mean of these, each an average over the categories (Clip4Cir:
-    recall@10 and recall@50; CIRR: all seven).
-    """
+    """What chooses it there: the mean of these (Clip4Cir: recall@10 and 50; CIRR: all seven)."""
 
 
 class EmbedConfig(Section):

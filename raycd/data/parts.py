@@ -80,8 +80,8 @@ def cut(image: Image.Image, box: Box) -> Image.Image:
     as far as the picture goes.
     """
     left, top = max(0.0, box.left - DILATION * box.width), max(0.0, box.top - DILATION * box.height)
-    right = min(image.width, left + (1 + DILATION) * box.width)
-    bottom = min(image.height, top + (1 + DILATION) * box.height)
+    right = max(left, min(image.width, left + (1 + DILATION) * box.width))
+    bottom = max(top, min(image.height, top + (1 + DILATION) * box.height))
     part = image.crop((round(left), round(top), round(right), round(bottom)))
     side = max(part.size)
     square = Image.new("RGB", (side, side))

@@ -9,18 +9,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
-
 from raycd import bundle, features, scratch
 from raycd.config import Config
 from raycd.data.missing import ImageReport
 from raycd.data.read import read
 from raycd.data.schema import Dataset
+from raycd.errors import ConfigError
 from raycd.evaluate import cached_query
 from raycd.features import Features
 from raycd.model import encoder as encoders
 from raycd.model import fusion
 from raycd.model.encoder import Encoder
+from raycd.rerank import cached_rerank
 from raycd.runtime import cluster, embedding
 from raycd.runtime.evaluation import Variant
 from raycd.runtime.stages import FINE_TUNED, IMAGES, TEXTS, Context, own_device
@@ -31,8 +31,17 @@ class Model:
     """An encoder, and the head that belongs to it."""
 
     encoder: Encoder
-    head: nn.Module
+    head: fusion.Head
     name: str  # of the head
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for a head that needs more than pooled features."""
+        if self.head.needs:
+            raise ConfigError(
+                f"the head {self.name} cannot be measured on data that it was not trained with",
+                got=f"a head that needs {', '.join(sorted(self.head.needs))}",
+                expected="one of pooled features, such as combiner or clip_cd",
+            )
 
     @classmethod
     def of_run(cls, context: Context) -> Model:
@@ -67,10 +76,12 @@ def variants(
     )
     device = own_device(config)
     total = fusion.create(fusion.HeadConfig("sum", model.encoder.dim))
-    found = [
-        Variant(name, images, cached_query(fuse.to(device).eval(), images, text_features, device))
-        for name, fuse in ((FINE_TUNED, total), (model.name, model.head))
-    ]
+    found = []
+    for name, fuse in ((FINE_TUNED, total), (model.name, model.head)):
+        query = cached_query(fuse.to(device).eval(), images, text_features, device)
+        depth = config.evaluate.rerank_depth
+        rerank = cached_rerank(fuse, images, text_features, depth, device)
+        found.append(Variant(name, images, query, rerank))
     return found, missing
 
 

@@ -10,11 +10,18 @@ from typing import Any, NamedTuple
 
 from raycd.config import Config, Protocol
 from raycd.data.schema import Dataset
-from raycd.evaluate import AVERAGE, Evaluation, QueryFunction, cached_query, evaluate
+from raycd.evaluate import (
+    AVERAGE,
+    Evaluation,
+    QueryFunction,
+    RerankFunction,
+    cached_query,
+    evaluate,
+)
 from raycd.features import Features
 from raycd.map_cache import NOTHING
 from raycd.model import fusion
-from raycd.rerank import RerankFunction, cached_rerank
+from raycd.rerank import cached_rerank
 from raycd.run import Writing
 from raycd.runtime.stages import FINE_TUNED, ZERO_SHOT, Context, needs, own_device
 
@@ -22,12 +29,12 @@ PROTOCOLS: tuple[Protocol, ...] = ("original", "original-masked", "val")
 
 
 class Variant(NamedTuple):
-    """A way to make queries, and the features of the images that they search."""
+    """A way to make queries, the images that they search, and what re-ranks these."""
 
     name: str
     images: Features
     query: QueryFunction
-    rerank: RerankFunction | None
+    rerank: RerankFunction | None = None
 
 
 class Asked(NamedTuple):

@@ -163,19 +163,6 @@ def test_loss_is_that_of_the_cached_features_and_same_targets_are_no_negatives(t
     torch.testing.assert_close(found, F.cross_entropy(logits, torch.arange(3)))
 
 
-def test_without_masking_same_targets_are_negatives(
-    dataset: Dataset, images: Features, texts: Features
-) -> None:
-    task = fuse(dataset, images, texts, mask_equal_targets=False)
-    batch = everything(task, 2)
-    task.head.eval()
-    query = task.head(task.images.values[batch.reference], task.texts.values[batch.texts])
-    logits = 10 * query @ F.normalize(task.images.values[batch.target], dim=-1).T
-    found = task.loss(task.module, batch)
-    torch.testing.assert_close(found, F.cross_entropy(logits, torch.arange(3)))
-    assert batch.target[0] == batch.target[2]
-
-
 def test_further_targets_of_a_triplet_are_no_negatives_of_it_nor_of_its_pseudo_triplets(
     images: Features, texts: Features
 ) -> None:
@@ -201,6 +188,19 @@ def test_further_targets_of_a_triplet_are_no_negatives_of_it_nor_of_its_pseudo_t
             logits[cell] = -torch.inf
         expected = F.cross_entropy(logits, torch.arange(len(logits)))
         torch.testing.assert_close(task.loss(task.module, batch), expected)
+
+
+def test_without_masking_same_targets_are_negatives(
+    dataset: Dataset, images: Features, texts: Features
+) -> None:
+    task = fuse(dataset, images, texts, mask_equal_targets=False)
+    batch = everything(task, 2)
+    task.head.eval()
+    query = task.head(task.images.values[batch.reference], task.texts.values[batch.texts])
+    logits = 10 * query @ F.normalize(task.images.values[batch.target], dim=-1).T
+    found = task.loss(task.module, batch)
+    torch.testing.assert_close(found, F.cross_entropy(logits, torch.arange(3)))
+    assert batch.target[0] == batch.target[2]
 
 
 def test_training_takes_the_steps_that_the_paper_describes_bit_by_bit(task: Fuse) -> None:
