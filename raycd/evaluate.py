@@ -201,7 +201,7 @@ def evaluate(
     _check(by_category, split)
     evaluation = Evaluation(recalls={})
     for category, triplets in by_category.items():
-        wanted = _gallery_ids(dataset.gallery_ids(category, split), triplets, protocol)
+        wanted = gallery_ids(dataset.gallery_ids(category, split), triplets, protocol)
         present = [image_id for image_id in wanted if image_id in images]
         evaluation.gallery[category] = len(present)
         evaluation.queries[category] = len(triplets)
@@ -343,9 +343,7 @@ class _Ranking:
         return torch.tensor([row + [-1] * (width - len(row)) for row in rows], dtype=torch.int64)
 
 
-def _gallery_ids(
-    annotated: list[str], triplets: Sequence[Triplet], protocol: Protocol
-) -> list[str]:
+def gallery_ids(annotated: list[str], triplets: Sequence[Triplet], protocol: Protocol) -> list[str]:
     """Return the gallery of a protocol, in the order of the annotations."""
     if protocol != "val":
         return annotated

@@ -87,6 +87,8 @@ class Trained:
     task: Fuse
     history: list[dict[str, Any]]
     pseudo_triplets: int
+    seen: int
+    """Triplets, each as often as it was seen."""
     seconds: float
 
 
@@ -99,7 +101,7 @@ def train(
     keep: Callable[[Fuse], None] = lambda task: None,
     triplets: int | None = None,
 ) -> Trained:
-    """Filter and train for `stage2.epochs`, or until `triplets` were seen.
+    """Filter and train for `stage2.epochs`, or until `triplets` were seen; no head without weights.
 
     `report` is called after each epoch with the triplets seen so far, `keep` after each that is the
     best so far on the selection split.
@@ -121,6 +123,8 @@ def train(
     )
     stage2 = config.stage2
     epochs = stage2.epochs if triplets is None else _epochs(task, triplets)
+    if epochs == 0 or not any(True for _ in head.parameters()):
+        return Trained(task, [], len(pseudo), 0, 0.0)
     schedule = Schedule(
         *(epochs, stage2.batch_size, stage2.lr, config.seed),
         decay=stage2.decay,
@@ -138,7 +142,7 @@ def train(
         report(result, seen)
 
     history = loop.run(each)
-    return Trained(task, history, len(pseudo), time.monotonic() - began)
+    return Trained(task, history, len(pseudo), seen, time.monotonic() - began)
 
 
 def set_threads(config: Config) -> None:
@@ -164,8 +168,10 @@ def _epochs(task: Fuse, triplets: int) -> int:
 def evaluated(tables: Tables, config: Config, metric: Metric, split: str) -> dict[str, Any]:
     """Train, and measure the best epoch's head on `split`.
 
-    Returns {"recalls": category -> recall, "best_epoch", "selection": its value there,
-    "pseudo_triplets", "seconds"}.
+    Returns {"recalls": category -> recall, "ranks": of the targets in the order of the split's
+    triplets, None where one cannot be found, "best_epoch", "selection": its value there (both None
+    where nothing trained), "pseudo_triplets", "seen": triplets, each as often as it was seen,
+    "parameters": their number, "seconds"}.
     """
     best: dict[str, torch.Tensor] = {}
 
@@ -176,7 +182,8 @@ def evaluated(tables: Tables, config: Config, metric: Metric, split: str) -> dic
 
     trained = train(tables, config, metric, keep=keep)
     task = trained.task
-    task.head.load_state_dict(best)
+    if trained.history:
+        task.head.load_state_dict(best)
     found = evaluate(
         tables.dataset,
         split,
@@ -190,11 +197,15 @@ def evaluated(tables: Tables, config: Config, metric: Metric, split: str) -> dic
             *(task.head, task.images, task.texts, config.evaluate.rerank_depth, task.device)
         ),
     )
-    number = best_epoch(trained.history)
+    number = best_epoch(trained.history) if trained.history else None
+    order = tables.dataset.triplets_of(split)["triplet_id"].to_pylist()
     return {
         "recalls": found.recalls,
+        "ranks": [found.ranks[triplet] for triplet in order],
         "best_epoch": number,
-        "selection": trained.history[number]["score"],
+        "selection": None if number is None else trained.history[number]["score"],
         "pseudo_triplets": trained.pseudo_triplets,
+        "seen": trained.seen,
+        "parameters": sum(p.numel() for p in task.head.parameters()),
         "seconds": round(trained.seconds, 3),
     }

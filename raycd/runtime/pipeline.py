@@ -26,6 +26,7 @@ from raycd.run import Run, Writing, fingerprint
 from raycd.runtime import (
     bundle_stage,
     cluster,
+    evaluation,
     local_ray,
     map_stages,
     mine_stages,
@@ -121,7 +122,7 @@ STAGES = (
     ),
     Stage(
         "evaluate",
-        stages.evaluate_variants,
+        evaluation.evaluate_variants,
         ["zero_shot", "stage2"],
         [
             "evaluate.protocol",

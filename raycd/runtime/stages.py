@@ -9,7 +9,7 @@ maps, middle_maps, tokens   what some heads need beside them              (map_s
 mine        neighbours and candidate pseudo triplets with their scores   (mine_stages.py)
 filter      the pseudo triplets that eq. 9 and alpha leave               (mine_stages.py)
 stage2      fusion head
-evaluate    recall of every variant
+evaluate    recall of every variant                                      (evaluation.py)
 bundle      encoder, head, gallery and index for serving                 (bundle_stage.py)
 """
 
@@ -33,13 +33,11 @@ from raycd.data.read import read
 from raycd.data.schema import Dataset
 from raycd.data.selection import SELECTION, hold_out
 from raycd.errors import DataError
-from raycd.evaluate import cached_query, evaluate
 from raycd.features import Features
-from raycd.map_cache import NOTHING, Extras
+from raycd.map_cache import Extras
 from raycd.model import encoder as encoders
 from raycd.model import fusion
 from raycd.progress import Bar
-from raycd.rerank import cached_rerank
 from raycd.run import Run, Writing, local_copy
 from raycd.runtime import embedding, training
 from raycd.train import checkpoint
@@ -115,7 +113,8 @@ def dataset(config: Config, root: str) -> Dataset:
             raise DataError(
                 f"the data set has no triplets to {purpose}",
                 got=f"{len(found.triplets)} triplets, none in split {split}",
-                do=f"add triplets of split {split}",
+                do=f"add triplets of split {split}; a data set that is for evaluation alone takes "
+                "a bundle: jobs/evaluate.py --bundle runs/NAME/bundle",
             )
     held_out = hold_out(found, config.data.selection_fraction, config.seed)
     _check_targets(held_out, config)
@@ -159,7 +158,7 @@ def encoder(context: Context, writing: Writing) -> None:
     """Load the pre-trained CLIP, and save it in the one form that the other stages read."""
     settings = context.config.encoder
     if settings.pretrained == "demo":
-        found = cached(context.config.pretrain, settings.target_pad)
+        found = cached(context.config.pretrain, settings.padding)
         settings = settings.model_copy(update={"name": DEMO_MODEL, "pretrained": str(found)})
     loaded = encoders.load(settings)
     loaded.save(writing.folder / "encoder")
@@ -265,49 +264,6 @@ def stage2(context: Context, writing: Writing) -> None:
         }
     fusion.save(head, head_config, writing.folder / "head")
     context.log_epochs(history)
-
-
-def evaluate_variants(context: Context, writing: Writing) -> None:
-    """Measure recall on val: of the pre-trained sum, the fine-tuned sum and the fusion head."""
-    config = context.config
-    device = own_device(config)
-    head, head_config = fusion.load(context.run.local("stage2") / "head")
-    total = fusion.create(fusion.HeadConfig("sum", head_config.dim))
-    variants = [
-        (ZERO_SHOT, "zero_shot", total),
-        (FINE_TUNED, "embed", total),
-        (head_config.name, "embed", head),
-    ]
-    recalls, ranks = {}, {}
-    for name, stage, fuse in variants:
-        images, texts, _ = context.features(stage)
-        extras = context.extras(needs(config)) if fuse is head else NOTHING
-        query = cached_query(fuse.to(device).eval(), images, texts, device, extras)
-        found = evaluate(
-            context.dataset,
-            "val",
-            images,
-            query,
-            protocol=config.evaluate.protocol,
-            ks=config.evaluate.ks,
-            batch_size=config.evaluate.batch_size,
-            device=device,
-            both_orders=config.evaluate.captions == "both_orders",
-            map_ks=config.evaluate.map_ks,
-            rerank=cached_rerank(fuse, images, texts, config.evaluate.rerank_depth, device),
-        )
-        recalls[name], ranks[name] = found.recalls, found.ranks
-    writing.record |= {
-        "variants": recalls,
-        "counts": {
-            "gallery": found.gallery,
-            "queries": found.queries,
-            "missing_queries": {name: len(ids) for name, ids in found.missing_queries.items()},
-            "missing_gallery": {name: len(ids) for name, ids in found.missing_gallery.items()},
-        },
-        "missing": {"queries": found.missing_queries, "gallery": found.missing_gallery},
-        "ranks": ranks,
-    }
 
 
 def own_device(config: Config) -> str:
