@@ -20,6 +20,7 @@ from raycd.model import encoder as encoders
 from raycd.model import fusion
 from raycd.model.encoder import Encoder
 from raycd.model.fusion import Head, HeadConfig
+from raycd.rerank import cached_rerank
 from raycd.runtime import cluster, embedding
 from raycd.runtime.evaluation import Variant
 from raycd.runtime.map_stages import write_cache
@@ -67,17 +68,15 @@ def variants(
     )
     device = own_device(config)
     total = fusion.create(HeadConfig("sum", model.encoder.dim))
-    found = [
-        Variant(
-            name,
-            images,
-            cached_query(fuse.to(device).eval(), images, text_features, device, beside),
-        )
-        for name, fuse, beside in (
-            (FINE_TUNED, total, NOTHING),
-            (model.head_config.name, model.head, extras),
-        )
-    ]
+    found = []
+    for name, fuse, beside in (
+        (FINE_TUNED, total, NOTHING),
+        (model.head_config.name, model.head, extras),
+    ):
+        query = cached_query(fuse.to(device).eval(), images, text_features, device, beside)
+        depth = config.evaluate.rerank_depth
+        rerank = cached_rerank(fuse, images, text_features, depth, device)
+        found.append(Variant(name, images, query, rerank))
     return found, missing
 
 
