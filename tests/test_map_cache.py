@@ -106,12 +106,21 @@ def test_a_value_of_another_shape_is_refused(tmp_path: Path) -> None:
         Writer(tmp_path, "map", SHAPE).add("image", np.zeros((3, 2, 1), np.float16))
 
 
-@pytest.mark.parametrize("damage", ["no folder", "no shard", "cut shard", "no index"])
+DAMAGES = ["no folder", "no shard", "cut shard", "short shard", "other kind", "deep", "no index"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_cache_that_is_not_whole_is_one_clear_error(cache: Path, damage: str) -> None:
     if damage == "no shard":
         (cache / "map-00003.npy").unlink()
     elif damage == "cut shard":
         (cache / "map-00001.npy").write_bytes((cache / "map-00001.npy").read_bytes()[:-8])
+    elif damage == "short shard":
+        np.save(cache / "map-00001.npy", np.zeros((1, *SHAPE), np.float16))
+    elif damage == "other kind":
+        np.save(cache / "map-00001.npy", np.zeros((2, *SHAPE), np.float32))
+    elif damage == "deep":
+        (cache / map_cache.SHAPE).write_text("[" * 100_000)
     elif damage == "no index":
         (cache / map_cache.KEYS).unlink()
     folder = cache.parent / "absent" if damage == "no folder" else cache
