@@ -27,6 +27,7 @@ from raycd.data.captions import evaluation_text
 from raycd.data.schema import Dataset, targets_of
 from raycd.errors import ConfigError, DataError
 from raycd.features import Features
+from raycd.map_cache import NOTHING, Extras
 from raycd.ranking import NOT_FOUND as NOT_FOUND
 from raycd.ranking import (
     Rescore,
@@ -48,17 +49,26 @@ RerankFunction = Callable[[Sequence[Triplet], torch.Tensor], Rescore]
 
 
 def cached_query(
-    head: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    head: Callable[..., torch.Tensor],
     images: Features,
     texts: Features,
     device: torch.device | str = "cpu",
+    extras: Extras = NOTHING,
 ) -> QueryFunction:
-    """Return queries from cached features: head(reference's feature, feature of the text)."""
+    """Return queries from cached features: head(reference's feature, feature of the text).
+
+    `extras` are the caches of what the head needs beside them.
+    """
 
     def query(triplets: Sequence[Triplet]) -> torch.Tensor:
-        image_BD = images.take((triplet["reference"] for triplet in triplets), device)
-        text_BD = texts.take(map(text_of, triplets), device)
-        query_BD: torch.Tensor = head(image_BD, text_BD)
+        references = [triplet["reference"] for triplet in triplets]
+        captions = list(map(text_of, triplets))
+        query_BD: torch.Tensor = head(
+            images.take(references, device),
+            texts.take(captions, device),
+            **extras.of_images(references, device),
+            **extras.of_texts(captions, device),
+        )
         return query_BD
 
     return query
@@ -191,7 +201,7 @@ def evaluate(
     _check(by_category, split)
     evaluation = Evaluation(recalls={})
     for category, triplets in by_category.items():
-        wanted = _gallery_ids(dataset.gallery_ids(category, split), triplets, protocol)
+        wanted = gallery_ids(dataset.gallery_ids(category, split), triplets, protocol)
         present = [image_id for image_id in wanted if image_id in images]
         evaluation.gallery[category] = len(present)
         evaluation.queries[category] = len(triplets)
@@ -333,9 +343,7 @@ class _Ranking:
         return torch.tensor([row + [-1] * (width - len(row)) for row in rows], dtype=torch.int64)
 
 
-def _gallery_ids(
-    annotated: list[str], triplets: Sequence[Triplet], protocol: Protocol
-) -> list[str]:
+def gallery_ids(annotated: list[str], triplets: Sequence[Triplet], protocol: Protocol) -> list[str]:
     """Return the gallery of a protocol, in the order of the annotations."""
     if protocol != "val":
         return annotated

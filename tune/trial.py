@@ -24,8 +24,9 @@ from raycd.config import Config
 from raycd.data.schema import Dataset
 from raycd.evaluate import Metric, cached_query, evaluate
 from raycd.features import Features
+from raycd.map_cache import Extras
 from raycd.rerank import cached_rerank
-from raycd.runtime.stages import Context, own_device
+from raycd.runtime.stages import Context, needs, own_device
 from raycd.train.fuse import Fuse, new_head
 from raycd.train.loop import EpochResult, Loop, Schedule, Silence, best_epoch
 
@@ -38,6 +39,8 @@ class Tables:
     candidates: pa.Table
     images: tuple[list[str], NDArray[np.float32]]  # ids and features (N, D)
     texts: tuple[list[str], NDArray[np.float32]]
+    extras: Extras
+    """Caches of what the head needs beside features; a process opens their files by itself."""
 
     @classmethod
     def of(cls, context: Context, *, splits: tuple[str, ...]) -> Tables:
@@ -48,6 +51,7 @@ class Tables:
             pq.read_table(context.run.local("mine") / "candidates.parquet"),
             (list(images.rows), images.values.numpy()),
             (list(texts.rows), texts.values.numpy()),
+            context.extras(needs(context.config)),
         ).only(*splits)
 
     def only(self, *splits: str) -> Tables:
@@ -105,13 +109,27 @@ def train(
     began = time.monotonic()
     pseudo = filtered(tables.candidates, config)
     images, texts = tables.features()
-    head, _ = new_head(config, images.values.shape[1])
-    task = Fuse(head.to(own_device(config)), tables.dataset, pseudo, images, texts, config, metric)
+    extras = tables.extras
+    head, _ = new_head(config, images.values.shape[1], extras.shapes())
+    task = Fuse(
+        head.to(own_device(config)),
+        tables.dataset,
+        pseudo,
+        images,
+        texts,
+        config,
+        metric,
+        extras,
+    )
     stage2 = config.stage2
     epochs = stage2.epochs if triplets is None else _epochs(task, triplets)
     if epochs == 0 or not any(True for _ in head.parameters()):
         return Trained(task, [], len(pseudo), 0, 0.0)
-    schedule = Schedule(epochs, stage2.batch_size, stage2.lr, config.seed, decay=stage2.decay)
+    schedule = Schedule(
+        *(epochs, stage2.batch_size, stage2.lr, config.seed),
+        decay=stage2.decay,
+        drop_last=stage2.drop_last,
+    )
     loop = Loop(task, schedule, bar=lambda total, start: Silence())
 
     seen = 0
@@ -170,7 +188,7 @@ def evaluated(tables: Tables, config: Config, metric: Metric | None, split: str)
         tables.dataset,
         split,
         task.images,
-        cached_query(task.head.eval(), task.images, task.texts, task.device),
+        cached_query(task.head.eval(), task.images, task.texts, task.device, task.extras),
         protocol=config.evaluate.protocol,
         ks=sorted({*config.evaluate.ks, *([metric.k] if metric else [])}),
         batch_size=config.evaluate.batch_size,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +30,9 @@ FILES = (
     GALLERY,
     *INDEX_FILES,
 )
+MAPS = "maps"
+_MAP_FILE = re.compile(rf"{MAPS}/(map|middle)/(shape\.json|keys\.parquet|\1-\d{{5}}\.npy)")
+_OF_ENCODER = re.compile(r"encoder/(\w[\w.-]*/)?\w[\w.-]*")  # tokenizer, text encoder's settings
 AGAIN = "write the bundle again: start the run that made it once more, or take a whole copy"
 
 
@@ -59,7 +63,10 @@ class IndexInfo(_Part):
 
 
 class Manifest(_Part):
-    """manifest.json. `digest` is the SHA-256 of everything else, as JSON with sorted keys."""
+    """manifest.json. `digest` is the SHA-256 of everything else, as JSON with sorted keys.
+
+    `files` are FILES, and those of the encoder's tokenizer where it has some.
+    """
 
     format: Literal[2] = 2
     raycd: str
@@ -86,8 +93,15 @@ def verify(folder: Path) -> Manifest:
     Raises WeightsError where the bundle is absent, of another format, changed or incomplete.
     """
     manifest = read_manifest(folder)
-    verify_files(folder, manifest, FILES)
+    verify_files(folder, manifest, list(manifest.files))
     return manifest
+
+
+def further_files(folder: Path) -> list[str]:
+    """Return the names of a bundle's files beyond FILES: more of the encoder's, and maps."""
+    files = [path for part in ("encoder", MAPS) for path in (folder / part).rglob("*")]
+    names = [path.relative_to(folder).as_posix() for path in files if path.is_file()]
+    return sorted(set(names) - set(FILES))
 
 
 def verify_files(folder: Path, manifest: Manifest, names: Sequence[str]) -> None:
@@ -139,7 +153,11 @@ def read_manifest(folder: Path) -> Manifest:
         raise WeightsError(
             f"{path} is damaged", got=first_error(error), expected="what raycd wrote", do=AGAIN
         ) from error
-    if manifest.digest != manifest.own_digest() or set(manifest.files) != set(FILES):
+    names = manifest.files.keys()
+    known = names >= set(FILES) and all(
+        _MAP_FILE.fullmatch(name) or _OF_ENCODER.fullmatch(name) for name in names - set(FILES)
+    )
+    if manifest.digest != manifest.own_digest() or not known:
         raise WeightsError(f"{path} was changed after it was written", do=AGAIN)
     return manifest
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -51,8 +51,8 @@ class SyntheticConfig(Section):
 class DataConfig(Section):
     """Which images and triplets are read, and what may be missing."""
 
-    format: Literal["fashioniq", "cirr", "manifest", "synthetic"] = "fashioniq"
-    """Layout of the files under data.root."""
+    format: Literal["fashioniq", "cirr", "circo", "genecis", "manifest", "synthetic"] = "fashioniq"
+    """Layout of the files under data.root; circo and genecis are for evaluation alone."""
     root: str = ""
     """Folder or URI of the data set; empty for synthetic, which draws its own."""
     categories: Annotated[list[Text], Field(min_length=1)] = ["dress", "shirt", "toptee"]
@@ -60,7 +60,9 @@ class DataConfig(Section):
     triplets: Text = "triplets.parquet"
     """Manifest format: file of the triplets (Parquet, CSV, JSON Lines), relative to data.root."""
     gallery: Text = "gallery.parquet"
-    """Manifest format: file of the galleries (Parquet, CSV, JSON Lines), relative to data.root."""
+    """Manifest format: file of the galleries (Parquet, CSV, JSON Lines), relative to data.root;
+    or a folder or pattern (data/*.parquet) of Parquet files with the pictures inside.
+    """
     max_missing: Fraction = 0.05
     """Largest share of images that may be missing or broken before the run ends with an error."""
     max_pixels: Positive = 50_000_000
@@ -92,13 +94,32 @@ class EncoderConfig(Section):
     """The CLIP that encodes images and texts."""
 
     name: Text = "RN50x4-quickgelu"
-    """open_clip model name."""
+    """open_clip model name; local-dir:FOLDER and hf-hub:OWNER/MODEL are taken as open_clip does."""
     pretrained: str = "openai"
-    """open_clip tag, or path to safetensors weights; "demo" takes the CLIP of jobs/pretrain.py."""
+    """open_clip tag, path to safetensors weights, or folder of open_clip's form with weights in it;
+    "demo" takes the CLIP of jobs/pretrain.py.
+    """
     configs: str = ""
     """Folder of further open_clip model configurations (JSON), beside open_clip's own."""
+    preprocess: Literal["auto", "target_pad"] = "auto"
+    """How images become pixels: as open_clip describes it for the model, or Clip4Cir's TargetPad,
+    which is also taken where target_pad alone is set.
+    """
     target_pad: Annotated[float, Field(ge=1.0)] = 1.25
-    """Images whose sides differ by this ratio or more are padded towards it before resizing."""
+    """TargetPad: images whose sides differ by this ratio or more are padded towards it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _padded(cls, values: Any) -> Any:
+        # Settings written before there was a choice always padded.
+        if isinstance(values, dict) and "target_pad" in values and "preprocess" not in values:
+            return {**values, "preprocess": "target_pad"}
+        return values
+
+    @property
+    def padding(self) -> float | None:
+        """Return the ratio of TargetPad; None where it is not used."""
+        return self.target_pad if self.preprocess == "target_pad" else None
 
 
 class PretrainConfig(Section):
@@ -127,6 +148,10 @@ class Stage1Config(Section):
     """Passes over the train triplets."""
     batch_size: Annotated[int, Field(ge=2)] = 64
     """Triplets in a batch, over all workers."""
+    drop_last: bool = False
+    """Leave out the last, smaller batch of an epoch, unless it is the only one (Clip4Cir does)."""
+    mask_equal_targets: bool = True
+    """Triplets of the same target are not each other's negatives; false: they are (Clip4Cir)."""
     lr: Rate = 2e-6
     """Learning rate of AdamW."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 1e-2
@@ -162,6 +187,10 @@ class EmbedConfig(Section):
     """Images or texts encoded at once."""
     precision: Precision = "fp32"
     """Arithmetic of the encoders."""
+    map_size: Count = 0
+    """Heads that need maps: side that the cached maps are pooled to, where they have more places; 0
+    keeps all.
+    """
 
 
 class MineConfig(Section):
@@ -239,6 +268,10 @@ class Stage2Config(Section):
     """Passes, those over pseudo triplets included."""
     batch_size: Annotated[int, Field(ge=2)] = 1024
     """Triplets in a batch, over all workers."""
+    drop_last: bool = False
+    """Leave out the last, smaller batch of an epoch, unless it is the only one (Clip4Cir does)."""
+    mask_equal_targets: bool = True
+    """Triplets of the same target are not each other's negatives; false: they are (Clip4Cir)."""
     lr: Rate = 2e-5
     """Learning rate of Adam."""
     decay: Literal["none", "cosine"] = "none"

@@ -3,7 +3,8 @@
 Each is Parquet (.parquet), CSV (.csv) or JSON Lines (.jsonl, .ndjson).
 
     gallery    image_id    unique name of an image
-               path        URI, absolute path, or path relative to the root
+               path        URI, absolute path, or path relative to the root; where the pictures
+                           are inside Parquet files, there is none (see `parquet_images`)
                category    optional; which gallery the image is in; "all" where absent
                split       optional; "train", "val" or "test"; without it, train and val
                attributes  optional; an object, {"colour": "blue"}: a struct, a map or JSON text
@@ -26,10 +27,14 @@ the gallery of their triplet's category and split. Other columns are ignored. Ro
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from raycd.data import attributes, captions, json_text, rows
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet
+
+from raycd.data import attributes, captions, json_text, parquet_images, rows
 from raycd.data.attributes import Attributes
 from raycd.data.build import DatasetBuilder, TripletRow
 from raycd.data.folder import Folder
@@ -76,10 +81,7 @@ def _read_gallery(folder: Folder, builder: DatasetBuilder, name: str) -> dict[st
     """Add all galleries; return the images by their ids."""
     images: dict[str, _Image] = {}
     galleries: dict[tuple[str, str], dict[str, None]] = {}
-    table, found = rows.read(folder, name, GALLERY_COLUMNS, others=True)
-    _check_columns(name, found, "image_id", "path")
-    for number, row in enumerate(table, 1):
-        where = f"{name}, row {number}"
+    for where, number, row in _gallery_rows(folder, name):
         image_id, path = _text(row, "image_id", where), folder.resolve(_text(row, "path", where))
         image = _Image(number, path, attributes.of_row(row, GALLERY_COLUMNS, where))
         first = images.setdefault(image_id, image)
@@ -91,6 +93,31 @@ def _read_gallery(folder: Folder, builder: DatasetBuilder, name: str) -> dict[st
     for (category, split), image_ids in galleries.items():
         builder.add_gallery(category, split, image_ids, source=name)
     return images
+
+
+def _gallery_rows(folder: Folder, name: str) -> Iterator[tuple[str, int, Row]]:
+    """Yield where each row stands, its number from 1, and its values."""
+    inside = parquet_images.files(folder, name)
+    if name.endswith(".parquet") and inside == [name] and not _has_pictures(folder, name):
+        inside = []
+    if inside:
+        for file, at, values in parquet_images.rows(folder, inside):
+            yield f"{file}, row {at + 1}", at + 1, values
+        return
+    table, found = rows.read(folder, name, GALLERY_COLUMNS, others=True)
+    _check_columns(name, found, "image_id", "path")
+    for number, row in enumerate(table, 1):
+        yield f"{name}, row {number}", number, row
+
+
+def _has_pictures(folder: Folder, name: str) -> bool:
+    """Tell whether a Parquet file has pictures in it, and no column of their paths."""
+    try:
+        with fsspec.open(folder.resolve(name), "rb") as file:
+            schema = pyarrow.parquet.read_schema(file)
+    except (OSError, ValueError, pa.ArrowException):
+        return False  # `rows.read` says what is wrong with it
+    return "path" not in schema.names and parquet_images.image_column(schema) is not None
 
 
 def _differing(where: str, image_id: str, first: _Image, again: _Image) -> DataError:

@@ -10,19 +10,24 @@ from dataclasses import replace
 import pyarrow as pa
 
 from raycd.config import DataConfig
-from raycd.data import cirr, fashioniq, files, manifest
+from raycd.data import circo, cirr, fashioniq, files, genecis, manifest
 from raycd.data.captions import Wording
 from raycd.data.schema import Dataset
 
-RAW = ("cirr",)  # formats whose captions are taken as they are, as Clip4Cir does
+# Formats whose captions are taken as they are: CIRR's by Clip4Cir, the others' by their authors
+RAW = ("cirr", "circo", "genecis")
 
 
-def read(config: DataConfig, root: str | None = None) -> Dataset:
-    """Read train and val of the data set at `root`, or at data.root where it is None.
+def read(
+    config: DataConfig, root: str | None = None, *, splits: Sequence[str] = ("train", "val")
+) -> Dataset:
+    """Read splits of the data set at `root`, or at data.root where it is None.
 
-    Raises DataError as the readers do.
+    Of circo and genecis, which have no train split, those that there are. Raises DataError as the
+    readers do.
     """
-    return replace(_read(config, config.root if root is None else root), wording=wording(config))
+    root = config.root if root is None else root
+    return replace(_read(config, root, splits), wording=wording(config))
 
 
 def wording(config: DataConfig) -> Wording:
@@ -31,12 +36,16 @@ def wording(config: DataConfig) -> Wording:
     return Wording(raw=raw, keep_empty=config.empty_captions == "keep")
 
 
-def _read(config: DataConfig, root: str) -> Dataset:
+def _read(config: DataConfig, root: str, splits: Sequence[str]) -> Dataset:
     if config.format == "cirr":
-        return cirr.read(root)
-    if config.format == "manifest":
+        return cirr.read(root, splits)
+    if config.format == "circo":
+        return circo.read(root, [split for split in splits if split in circo.SPLITS])
+    if config.format == "genecis":
+        return genecis.read(root)
+    if config.format == "manifest":  # its tables say themselves which splits there are
         return manifest.read(root, config.triplets, config.gallery)
-    return fashioniq.read(root, config.categories)
+    return fashioniq.read(root, config.categories, splits)
 
 
 def content_hash(dataset: Dataset, *, drawn: bool = False) -> str:

@@ -64,25 +64,25 @@ def _embed_rows(
     )
     block = max(config.embed.batch_size, min(BLOCK, len(table) // (4 * workers)))
     blocks = datasets.blocks_of(table, block)
-    shared = _SharedEncoder(
+    shared = SharedEncoder(
         ray.put(encoder), config.embed.precision, cluster.threads(config.compute, workers)
     )
     steps: list[tuple[Any, dict[str, Any]]]
     if not cluster.uses_gpu(config.compute):
-        steps = [(_embed, _tasks(step, shared, min(workers, len(blocks)), config))]
+        steps = [(_embed, tasks(step, shared, min(workers, len(blocks)), config))]
     elif step is EmbedImages:
         steps = [
-            _decoders(encoder, workers, config),
-            (_EncodeImages, _actors(shared, workers, config)),
+            decoders(encoder, workers, config),
+            (_EncodeImages, actors(shared, workers, config)),
         ]
     else:
-        steps = [(_EmbedTexts, _actors(shared, workers, config))]
+        steps = [(_EmbedTexts, actors(shared, workers, config))]
     found = pa.concat_tables(list(datasets.mapped(stage, unit, blocks, *steps)))
     rows = {key: row for row, key in enumerate(found["key"].to_pylist())}
     return found.take([rows[key] for key in table["key"].to_pylist()])
 
 
-class _SharedEncoder:
+class SharedEncoder:
     """An encoder in the object store, and how to use it; a worker process fetches it once."""
 
     def __init__(self, encoder: ray.ObjectRef[Any], precision: Precision, threads: int) -> None:
@@ -98,7 +98,7 @@ class _SharedEncoder:
         return _cache[name]
 
 
-def _tasks(step: Any, shared: _SharedEncoder, workers: int, config: Config) -> dict[str, Any]:
+def tasks(step: Any, shared: SharedEncoder, workers: int, config: Config) -> dict[str, Any]:
     """Return how Ray Data runs tasks on CPUs."""
     return {
         "fn_kwargs": {"step": step, "shared": shared, "config": config},
@@ -108,7 +108,7 @@ def _tasks(step: Any, shared: _SharedEncoder, workers: int, config: Config) -> d
 
 
 def _embed(
-    block: Batch, step: type[EmbedImages] | type[EmbedTexts], shared: _SharedEncoder, config: Config
+    block: Batch, step: type[EmbedImages] | type[EmbedTexts], shared: SharedEncoder, config: Config
 ) -> pa.Table:
     """Embed a block in batches of embed.batch_size, as a task."""
     encoder, size = shared.get("cpu"), config.embed.batch_size
@@ -122,7 +122,7 @@ def _embed(
     )
 
 
-def _actors(shared: _SharedEncoder, workers: int, config: Config) -> dict[str, Any]:
+def actors(shared: SharedEncoder, workers: int, config: Config) -> dict[str, Any]:
     """Return how Ray Data runs actors on GPUs."""
     return {
         "fn_constructor_args": (shared,),
@@ -133,7 +133,7 @@ def _actors(shared: _SharedEncoder, workers: int, config: Config) -> dict[str, A
     }
 
 
-def _decoders(encoder: Encoder, workers: int, config: Config) -> tuple[Any, dict[str, Any]]:
+def decoders(encoder: Encoder, workers: int, config: Config) -> tuple[Any, dict[str, Any]]:
     """Return decoding actors, on the CPUs that the encoding actors leave, at least one."""
     most = max(1, int(cluster.cpus() - workers * config.compute.cpus_per_worker))
     return DecodeImages, {
@@ -151,7 +151,7 @@ def _table(batch: Batch) -> pa.Table:
 class _EncodeImages:
     """An actor on a GPU."""
 
-    def __init__(self, shared: _SharedEncoder) -> None:
+    def __init__(self, shared: SharedEncoder) -> None:
         self.step = EncodeImages(shared.get("cuda"))
 
     def __call__(self, batch: Batch) -> pa.Table:
@@ -161,7 +161,7 @@ class _EncodeImages:
 class _EmbedTexts:
     """An actor on a GPU."""
 
-    def __init__(self, shared: _SharedEncoder) -> None:
+    def __init__(self, shared: SharedEncoder) -> None:
         self.step = EmbedTexts(shared.get("cuda"))
 
     def __call__(self, batch: Batch) -> pa.Table:

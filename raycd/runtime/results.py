@@ -37,7 +37,7 @@ from raycd.report.page import (
 )
 from raycd.report.pictures import Picture
 from raycd.rerank import cached_rerank
-from raycd.runtime.stages import Context
+from raycd.runtime.stages import CACHES, Context, needs
 
 METRICS, REPORT, FINISHED = "metrics.json", "report.html", "finished.json"
 SHOWN_QUERIES = 4  # of each category
@@ -89,6 +89,7 @@ def report(context: Context, metrics: dict[str, Any]) -> str:
             missing=context.recorded("zero_shot", "missing"),
             warnings=warnings,
             sizes=_sizes(context, metrics),
+            caches=_caches(context),
             config=to_yaml(context.config),
             versions={
                 "raycd": __version__,
@@ -111,6 +112,18 @@ def _sizes(context: Context, metrics: dict[str, Any]) -> dict[str, Sizes]:
         "the held-out triplets": Sizes(len(data.triplets_of(SELECTION)), list(held_out.values())),
         "val": Sizes(sum(val["queries"].values()), list(val["gallery"].values())),
     }
+
+
+def _caches(context: Context) -> list[str]:
+    """Return what was cached for the head: "map of 256 x 2 x 2 for 5,000 images, 9.8 MiB"."""
+    lines = []
+    for need in sorted(needs(context.config)):
+        counts = dict(context.recorded(CACHES[need], "counts"))
+        size, shape = counts.pop("bytes"), context.recorded(CACHES[need], "shape")
+        for unit, count in counts.items():
+            sides = " x ".join(map(str, shape))
+            lines.append(f"{need} of {sides} for {count:,} {unit}, {size / 2**20:,.1f} MiB")
+    return lines
 
 
 def _curve(context: Context, stage: str) -> Curve | None:
@@ -177,7 +190,8 @@ def _queries(context: Context) -> Iterator[ShownQuery]:
     """Yield some val queries of each category, drawn by the seed, and what the head finds."""
     images, texts, _ = context.features("embed")
     head, head_config = fusion.load(context.run.local("stage2") / "head")
-    query, picture = cached_query(head, images, texts), _picture_loader(context)
+    extras = context.extras(head.needs)
+    query, picture = cached_query(head, images, texts, extras=extras), _picture_loader(context)
     settings = context.config.evaluate
     rerank = cached_rerank(head, images, texts, settings.rerank_depth)
     ranks = context.recorded("evaluate", "ranks")[head_config.name]

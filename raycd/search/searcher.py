@@ -30,6 +30,8 @@ from raycd.errors import DataError
 from raycd.gallery.static import Gallery
 from raycd.gallery.view import View
 from raycd.index.blocks import Moments
+from raycd.model.maps import TOKENS, Extra
+from raycd.search.needs import HeadNeeds
 from raycd.search.query import Answer, Encoded, Found, Prepared, Query, Result, Words
 from raycd.search.reranking import Reranking
 from raycd.search.texts import TextCache
@@ -66,7 +68,9 @@ class Searcher:
         self.view = View.of(bundle.index, Gallery(bundle.gallery))
         self._encoder = bundle.encoder.to(device).eval()
         self._head = bundle.head.to(device).eval()
-        self._texts = TextCache(text_cache)
+        self._needs = HeadNeeds(bundle)
+        # Token states are many times as large as features: a text is encoded again for them
+        self._texts = TextCache(0 if TOKENS in self._needs.names else text_cache)
         self.reranking = Reranking(bundle, self._encoder.device)
 
     def search(self, queries: Sequence[Query]) -> list[list[Result]]:
@@ -81,8 +85,8 @@ class Searcher:
             view: What it searches, and what its mask belongs to; None: the newest one.
 
         Raises:
-            DataError: It has neither image nor text, names an image that is not in the gallery, or
-                asks for less than one result.
+            DataError: It has neither image nor text, names an image that is not in the gallery or
+                that the bundle lacks what the head needs of, or asks for less than one result.
         """
         text, negative = query.text.strip(), query.negative_text.strip()
         view, position = view or self.view, None
@@ -96,6 +100,8 @@ class Searcher:
             raise DataError(what, do="give one of them, or both")
         if query.top_k < 1:
             raise DataError("top_k is too small", got=query.top_k, expected="at least 1")
+        if query.image is None and position is not None and text:
+            self._needs.check(view, position)
         return Prepared(
             query,
             view,
@@ -113,9 +119,7 @@ class Searcher:
         if known is not None:
             return Words(text, None, *known)
         tokens_L = self._encoder.tokenize([text])[0]
-        # A text with padding at its end was not cut; others are tokenized again, without a limit.
-        truncated = bool(tokens_L[-1] != 0) and self._encoder.truncates(text)
-        return Words(text, tokens_L, None, truncated)
+        return Words(text, tokens_L, None, self._encoder.truncates(text))
 
     def answer(self, batch: Sequence[Prepared]) -> list[Answer]:
         """Answer prepared queries; each gets at most its `top_k` results, best first."""
@@ -142,8 +146,8 @@ class Searcher:
     @torch.inference_mode()
     def encode(self, batch: Sequence[Prepared]) -> Encoded:
         """Return features (B, D) of the queries; known images and texts are not encoded again."""
-        image_BD = self._images(batch)
-        text_BD = self._encoded_texts([one.text for one in batch])
+        image_BD, of_image = self._images(batch)
+        text_BD, of_text = self._encoded_texts([one.text for one in batch])
         unit_image_BD, unit_text_BD = F.normalize(image_BD, dim=-1), F.normalize(text_BD, dim=-1)
         has_image = torch.tensor(
             [one.pixels is not None or one.position is not None for one in batch]
@@ -153,14 +157,16 @@ class Searcher:
         both = has_image & has_text
         if both.any():
             halves = (half_BD[both].to(self._encoder.device) for half_BD in (image_BD, text_BD))
-            query_BD[both] = self._head(*halves).float().cpu()
+            rows = both.nonzero()[:, 0].tolist()
+            extra = self._needs.batch([of_image[row] | of_text[row] for row in rows])
+            query_BD[both] = self._head(*halves, **extra).float().cpu()
         image_weights = [one.query.image_weight for one in batch]
         text_weights = [one.query.text_weight for one in batch]
         query_BD += _extra_weights(image_weights, has_image) * unit_image_BD.nan_to_num()
         query_BD += _extra_weights(text_weights, has_text) * unit_text_BD.nan_to_num()
         if any(one.negative is not None for one in batch):
-            negative_BD = F.normalize(self._encoded_texts([one.negative for one in batch]), dim=-1)
-            query_BD -= NEGATIVE * negative_BD.nan_to_num()
+            negative_BD, _ = self._encoded_texts([one.negative for one in batch])
+            query_BD -= NEGATIVE * F.normalize(negative_BD, dim=-1).nan_to_num()
         unit_query_BD = F.normalize(query_BD, dim=-1)
         features = (unit_query_BD, unit_image_BD, unit_text_BD, image_BD, text_BD)
         return Encoded(*(feature_BD.numpy() for feature_BD in features))
@@ -176,39 +182,50 @@ class Searcher:
         features: NDArray[np.float32] = features_BD.numpy()
         return features
 
-    def _images(self, batch: Sequence[Prepared]) -> torch.Tensor:
-        """Return un-normalised image features (B, D); NaN for a query without an image."""
+    def _images(self, batch: Sequence[Prepared]) -> tuple[torch.Tensor, list[Extra]]:
+        """Return un-normalised image features (B, D), NaN for a query without an image, and maps.
+
+        Maps are what the head needs, where there is a text for it, too.
+        """
         features_BD = torch.full((len(batch), self._encoder.dim), torch.nan)
+        extras: list[Extra] = [{} for _ in batch]
         given = [row for row, one in enumerate(batch) if one.pixels is not None]
         if given:
             pixels = torch.stack([pixels for one in batch if (pixels := one.pixels) is not None])
-            features_BD[given] = self._encoder.encode_images(pixels).cpu()
+            features_BD[given], found = self._needs.encode_images(pixels)
+            for row, extra in zip(given, found, strict=True):
+                extras[row] = extra
         for row, one in enumerate(batch):
             if one.pixels is None and one.position is not None:
                 features_BD[row] = torch.from_numpy(one.view.features(np.array([one.position])))[0]
-        return features_BD
+                if one.text is not None:
+                    extras[row] = self._needs.of_image(one.view.image_id(one.position))
+        return features_BD, extras
 
-    def _encoded_texts(self, batch: Sequence[Words | None]) -> torch.Tensor:
-        """Return un-normalised text features (B, D); NaN where there is no text.
+    def _encoded_texts(self, batch: Sequence[Words | None]) -> tuple[torch.Tensor, list[Extra]]:
+        """Return un-normalised text features (B, D), NaN where there is no text, and tokens.
 
-        Each distinct new text is encoded once.
+        Each distinct new text is encoded once. Tokens are what the head needs.
         """
         features_BD = torch.full((len(batch), self._encoder.dim), torch.nan)
         new = {
             words.text: words for words in batch if words is not None and words.tokens is not None
         }
         found: dict[str, torch.Tensor] = {}
+        of_new: dict[str, Extra] = {}
         if new:
             tokens_NL = torch.stack(
                 [tokens for words in new.values() if (tokens := words.tokens) is not None]
             )
-            found = dict(zip(new, self._encoder.encode_tokens(tokens_NL).cpu(), strict=True))
+            text_ND, extras = self._needs.encode_tokens(tokens_NL)
+            found = dict(zip(new, text_ND, strict=True))
+            of_new = dict(zip(new, extras, strict=True))
             for text, feature_D in found.items():
                 self._texts.put(text, feature_D.clone(), new[text].truncated)
         for row, words in enumerate(batch):
             if words is not None:
                 features_BD[row] = found[words.text] if words.feature is None else words.feature
-        return features_BD
+        return features_BD, [{} if words is None else of_new.get(words.text, {}) for words in batch]
 
 
 def _search(batch: Sequence[Prepared], query_BD: NDArray[np.float32]) -> dict[int, Found]:

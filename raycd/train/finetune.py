@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from raycd.config import Config
 from raycd.data import schema
 from raycd.data.pixels import PixelCache
+from raycd.distributed import own_rows
 from raycd.evaluate import Mean, cached_query, evaluate, text_of
 from raycd.features import Features
 from raycd.model.encoder import Encoder
@@ -101,8 +102,11 @@ class FineTune:
         query_BD, target_BD = module(batch.pixels, batch.tokens)
         device = query_BD.device
         right_BT = None if batch.right is None else batch.right.to(device)
+        target_B = batch.targets.to(device)
+        if not self.config.mask_equal_targets:  # as if all differed, on all workers
+            target_B, right_BT = own_rows(len(target_B), device), None
         return batch_classification_loss(
-            query_BD, target_BD, batch.targets.to(device), self.config.logit_scale, right_BT
+            query_BD, target_BD, target_B, self.config.logit_scale, right_BT
         )
 
     def select(self) -> float | None:

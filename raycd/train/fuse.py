@@ -16,8 +16,10 @@ from torch import nn
 
 from raycd.config import Config
 from raycd.data import schema, targets
+from raycd.distributed import own_rows
 from raycd.evaluate import Mean, Metric, cached_query, evaluate
 from raycd.features import Features
+from raycd.map_cache import NOTHING, Extras
 from raycd.model import fusion
 from raycd.model.fusion import Head, HeadBatch
 from raycd.rerank import cached_rerank
@@ -56,6 +58,7 @@ class Fuse:
         images, texts: Features of the frozen encoder, un-normalised. Triplets that need others are
             left out.
         metric: Chooses the best epoch, on the split `stage2.select_on`; None: `stage2.select_by`.
+        extras: Caches of what the head needs beside the features.
     """
 
     name = "stage 2"
@@ -69,6 +72,7 @@ class Fuse:
         texts: Features,
         config: Config,
         metric: Metric | None = None,
+        extras: Extras = NOTHING,
     ) -> None:
         self.config, self.evaluation, self.seed = config.stage2, config.evaluate, config.seed
         self.head, self.dataset = head, dataset
@@ -77,6 +81,10 @@ class Fuse:
         self.device = next((p.device for p in head.parameters()), torch.device("cpu"))
         self.images = Features(images.rows, images.values.to(self.device))
         self.texts = Features(texts.rows, texts.values.to(self.device))
+        self.extras = extras
+        self._image_ids, self._texts = (
+            {row: key for key, row in known.rows.items()} for known in (images, texts)
+        )
         train = dataset.triplets_of("train")
         text_T4 = [
             [self.texts.rows[text] for text in dataset.wording.training(row)]
@@ -146,23 +154,41 @@ class Fuse:
         """Return the features of a batch's triplets.
 
         Triplets of the same target are not each other's negatives, nor are targets that are right
-        for a triplet, too: of a pseudo triplet, those of the original that it was made from.
+        for a triplet, too: of a pseudo triplet, those of the original that it was made from. All
+        are, where `stage2.mask_equal_targets` is false.
         """
+        every = own_rows(len(batch.target), self.device)  # differ on all workers
+        masked = self.config.mask_equal_targets
         return HeadBatch(
             image_BD=self.images.values[batch.reference],
             text_BD=self.texts.values[batch.texts],
             target_BD=self.images.values[batch.target],
-            target_B=batch.target,
-            image_B=batch.reference,
-            right_BT=batch.right,
+            target_B=batch.target if masked else every,
+            image_B=batch.reference if masked else every,
+            right_BT=batch.right if masked else None,
+            **(self._extra(batch) if self.extras.caches else {}),
         )
+
+    def _extra(self, batch: FeatureTriplets) -> dict[str, dict[str, torch.Tensor]]:
+        """Return `extra` and `target_extra` of a `HeadBatch`, read from the caches."""
+        reference, target = (
+            [self._image_ids[row] for row in rows.tolist()]
+            for rows in (batch.reference, batch.target)
+        )
+        texts = [self._texts[row] for row in batch.texts.tolist()]
+        extras, only = self.extras, self.head.needs_of_target
+        of_reference = extras.of_images(reference, self.device)
+        return {
+            "extra": of_reference | extras.of_texts(texts, self.device),
+            "target_extra": extras.of_images(target, self.device, only=only),
+        }
 
     def select(self) -> float | None:
         """Return the metric on the split that chooses, or None."""
         if self.config.select_on == "last":
             return None
         self.head.eval()
-        query = cached_query(self.head, self.images, self.texts, self.device)
+        query = cached_query(self.head, self.images, self.texts, self.device, self.extras)
         found = evaluate(
             self.dataset,
             self.config.select_on,

@@ -163,6 +163,46 @@ def test_loss_is_that_of_the_cached_features_and_same_targets_are_no_negatives(t
     torch.testing.assert_close(found, F.cross_entropy(logits, torch.arange(3)))
 
 
+def test_without_masking_same_targets_are_negatives(
+    dataset: Dataset, images: Features, texts: Features
+) -> None:
+    task = fuse(dataset, images, texts, mask_equal_targets=False)
+    batch = everything(task, 2)
+    task.head.eval()
+    query = task.head(task.images.values[batch.reference], task.texts.values[batch.texts])
+    logits = 10 * query @ F.normalize(task.images.values[batch.target], dim=-1).T
+    found = task.loss(task.module, batch)
+    torch.testing.assert_close(found, F.cross_entropy(logits, torch.arange(3)))
+    assert batch.target[0] == batch.target[2]
+
+
+def test_further_targets_of_a_triplet_are_no_negatives_of_it_nor_of_its_pseudo_triplets(
+    images: Features, texts: Features
+) -> None:
+    builder = DatasetBuilder()
+    builder.add_gallery("dress", "train", IDS, source="x")
+    right = {0: ["i1", "i5", "i9"], 4: ["gone", "i5"]}  # of the others, the next image
+    builder.add_gallery("dress", "train", [*IDS, "gone"], source="x")
+    for n in range(8):
+        first, *further = right.get(n, [IDS[n + 1]])
+        captions = [f"is {n}", "Long."]
+        row = TripletRow(
+            f"train/{n}", "dress", "train", IDS[n], first, captions, further_targets=further
+        )
+        builder.add_triplet(row, where="here")
+    task = fuse(builder.build({}), images, texts, ("train/0", "i0", "i7"), ("train/3", "i3", "i9"))
+    for epoch, masked in ((0, [(0, 4)]), (2, [(0, 1)])):
+        batch = everything(task, epoch)
+        task.module.eval()
+        assert batch.target.tolist() == ([1, 2, 3, 4, 5, 6, 7, 8] if epoch == 0 else [7, 9])
+        query = task.head(task.images.values[batch.reference], task.texts.values[batch.texts])
+        logits = 10 * query @ F.normalize(task.images.values[batch.target], dim=-1).T
+        for cell in masked:
+            logits[cell] = -torch.inf
+        expected = F.cross_entropy(logits, torch.arange(len(logits)))
+        torch.testing.assert_close(task.loss(task.module, batch), expected)
+
+
 def test_training_takes_the_steps_that_the_paper_describes_bit_by_bit(task: Fuse) -> None:
     """Train beside it as eq. 4 and Adam say, with the head called directly."""
     made, _ = new_head(settings(), D)

@@ -1,25 +1,32 @@
 """Stage 2 with two workers takes the steps of one, whatever the head's loss."""
 
+from collections.abc import Collection, Mapping
 from datetime import timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import distributed
 from torch.multiprocessing import spawn  # type: ignore[attr-defined]  # public, not in its __all__
 
+from raycd import map_cache
 from raycd.config import Config
 from raycd.data.build import DatasetBuilder, TripletRow
 from raycd.data.captions import training_texts
 from raycd.data.schema import PSEUDO_TRIPLET
 from raycd.features import Features
+from raycd.map_cache import Extras
 from raycd.model import fusion
 from raycd.train.fuse import Fuse, new_head
 from raycd.train.loop import Loop, Schedule, Silence
 
 D, IMAGES, TRIPLETS = 8, 20, 16
-TRAINED = ["clip_cd", "combiner", "composeae", "dcnet", "tirg"]
+POOLED = ["clip_cd", "combiner", "composeae", "dcnet", "tirg"]
+TRAINED = [*POOLED, "clvc_net", "cosmo", "datir", "hffca", "sac", "val"]
+SHAPES = {"map": [4, 2, 2], "middle": [4, 3, 3], "tokens": [7, 5]}
 
 
 class Plain(Fuse):
@@ -47,14 +54,31 @@ def task(head: str) -> Fuse:
     config = Config.model_validate(
         {"stage2": {"head": head, "dropout": 0.0, "logit_scale": 10.0, **small}}
     )
+    extras = cached(fusion.head_class(head).needs, {"tokens": list(texts)}, ids)
     return Plain(
-        new_head(config, D)[0],
+        new_head(config, D, extras.shapes())[0],
         dataset,
         PSEUDO_TRIPLET.empty_table(),
         Features.of(ids, 3 * torch.randn(IMAGES, D, generator=generator)),
         Features.of(list(texts), torch.randn(len(texts), D, generator=generator)),
         config,
+        extras=extras,
     )
+
+
+def cached(needs: Collection[str], keys: Mapping[str, list[str]], ids: list[str]) -> Extras:
+    """Return caches of random values; an open cache outlives its files."""
+    rng, caches = np.random.default_rng(0), {}
+    with TemporaryDirectory() as folder:
+        for need in sorted(needs):
+            place, ragged = Path(folder) / need, need == "tokens"
+            writer = map_cache.Writer(place, need, SHAPES[need], ragged=ragged)
+            for key in keys.get(need, ids):
+                shape = [3 + len(key) % 4, 5] if ragged else SHAPES[need]
+                writer.add(key, rng.normal(size=shape).astype(np.float16))
+            writer.close()
+            caches[need] = map_cache.read(place)
+    return Extras(caches)
 
 
 def train(head: str) -> dict[str, Any]:
@@ -97,7 +121,9 @@ def test_two_workers_train_the_head_that_one_trains(
             torch.testing.assert_close(found[head]["weights"][name], value, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("head", TRAINED)
+# GeM cuts what is negative and VAL's attention starts at 0: in these tiny heads, steps of plain
+# gradient descent leave some of it so (tests/model/test_map_heads.py has all of their gradients).
+@pytest.mark.parametrize("head", [head for head in TRAINED if head not in ("clvc_net", "val")])
 def test_training_changes_every_weight(head: str) -> None:
     fresh = task(head).head.state_dict()
     trained = train(head)["weights"]
@@ -112,4 +138,4 @@ def test_heads_with_weights_are_all_tried() -> None:
 
 
 def _head(name: str) -> fusion.Head:
-    return fusion.create(fusion.HeadConfig(name, D, 2, 8, 8))
+    return fusion.create(fusion.HeadConfig(name, D, 2, 8, 8, extra=SHAPES))

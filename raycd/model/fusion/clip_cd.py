@@ -7,6 +7,8 @@ f_T) in R^(K^2)                 (eq. 6) f_out = FC ReLU FC f_bil in R^D
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -36,6 +38,8 @@ class BilinearPooling(nn.Module):
 
 class ClipCd(Head):
     """The comprehensive fusion module."""
+
+    drops: ClassVar[bool] = True
 
     def __init__(self, config: HeadConfig) -> None:
         super().__init__()

@@ -8,6 +8,8 @@ query = L2(v + l t + (1 - l) x),  P = 4 D, H = 8 D by default
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -19,6 +21,8 @@ from raycd.model.fusion.registry import HeadConfig
 
 class Combiner(Head):
     """Weighted sum plus concatenation."""
+
+    drops: ClassVar[bool] = True
 
     def __init__(self, config: HeadConfig) -> None:
         super().__init__()

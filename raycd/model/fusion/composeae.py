@@ -23,6 +23,8 @@ ablation instead. It is ComposeAE's composition on CLIP features, not ComposeAE 
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -72,6 +74,8 @@ class ComplexProjection(nn.Module):
 
 class ComposeAe(Head):
     """ComposeAE's composition, with its decoders and the learned scale of its loss."""
+
+    drops: ClassVar[bool] = True
 
     def __init__(self, config: HeadConfig) -> None:
         super().__init__()

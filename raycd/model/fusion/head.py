@@ -33,12 +33,16 @@ class HeadBatch:
     """Of the target images."""
     target_B: torch.Tensor
     """int64; triplets of equal numbers, on whatever worker, are not each other's negatives."""
+    right_BT: torch.Tensor | None = None
+    """int64, padded with -1: numbers of all right targets of each triplet, where some have several;
+    they are no negatives of it either.
+    """
     extra: Mapping[str, torch.Tensor] = field(default_factory=dict)
     """What the head needs of reference and text: map (B, C, H, W), middle (B, C2, H2, W2), tokens
     (B, L, E), and with them token_mask (B, L), true where there is a token.
     """
     target_extra: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    """What it needs of the target image: map, middle."""
+    """What its loss needs of the target image (`Head.needs_of_target`): map, middle."""
     image_B: torch.Tensor | None = None
     """Numbers of the reference images, for losses that look for them; None: all differ."""
     right_BT: torch.Tensor | None = None
@@ -65,11 +69,17 @@ class Head(nn.Module):
     Attributes:
         needs: Those of `NEEDS` that the head asks for; it finds their shapes in
             `HeadConfig.extra`.
+        needs_of_target: Those of them that its loss asks for of the target image, too.
         reranks: Whether it has `rerank`.
+        trains: Whether it has weights.
+        drops: Whether it has dropout, by `HeadConfig.dropout`: a sweep searches it then.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
+    needs_of_target: ClassVar[frozenset[str]] = frozenset()
     reranks: ClassVar[bool] = False
+    trains: ClassVar[bool] = True
+    drops: ClassVar[bool] = False
 
     def training_loss(self, batch: HeadBatch, logit_scale: float) -> torch.Tensor:
         """Return the loss of a batch: the batch-based classification loss (eq. 4) of its queries.

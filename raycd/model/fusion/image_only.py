@@ -5,6 +5,8 @@ A row of every comparison: what it reaches, a data set gives away without its te
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch.nn import functional as F
 
@@ -14,6 +16,8 @@ from raycd.model.fusion.registry import HeadConfig
 
 class ImageOnly(Head):
     """L2(x)."""
+
+    trains: ClassVar[bool] = False
 
     def forward(self, image_BD: torch.Tensor, text_BD: torch.Tensor) -> torch.Tensor:
         """Return the normalised features (B, D) of the images."""

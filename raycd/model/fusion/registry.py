@@ -1,4 +1,4 @@
-"""The names of the fusion heads, and how a head is saved and loaded."""
+"""The names of the fusion heads, ours and other packages', and how a head is saved and loaded."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import get_type_hints
 
@@ -19,6 +20,7 @@ from raycd.errors import ConfigError, WeightsError
 from raycd.model.finite import check_weights
 from raycd.model.fusion.head import Head
 
+GROUP = "raycd.heads"  # of entry points: name = "module:build"
 WEIGHTS, SETTINGS = "head.safetensors", "head.json"
 _UNREADABLE = (
     *(OSError, ValueError, TypeError, AttributeError, RuntimeError, RecursionError),
@@ -63,29 +65,47 @@ class HeadConfig:
         )
 
 
+Build = Callable[[HeadConfig], Head]
 HEADS = (  # each is a file in this folder with a function `build`
     "clip_cd",
+    "clvc_net",
     "combiner",
     "composeae",
+    "cosmo",
+    "datir",
     "dcnet",
+    "hffca",
     "image_only",
+    "sac",
     "sum",
     "text_only",
     "tirg",
+    "val",
 )
 
 
 def names() -> list[str]:
-    """Return the names of the heads."""
-    return list(HEADS)
+    """Return the names of the heads: our own, then those of other packages."""
+    return [*HEADS, *(name for name in sorted(_foreign()) if name not in HEADS)]
 
 
 def head_class(name: str) -> type[Head]:
     """Return the class of a head, which says what it needs, without building one.
 
-    Raises ConfigError for an unknown name.
+    Raises ConfigError for an unknown name, and for a head of another package that cannot be loaded.
     """
-    made: type[Head] = get_type_hints(_build(name))["return"]
+    build = _build(name)
+    try:
+        made = get_type_hints(build).get("return")
+    except (NameError, TypeError) as error:
+        made = error
+    if not (isinstance(made, type) and issubclass(made, Head)):
+        raise ConfigError(
+            f"the head {name} does not say of which class it is",
+            got=f"a function that returns {made!r}",
+            expected="a return annotation that is a subclass of raycd.model.fusion.Head",
+            do="annotate its function: def build(config: HeadConfig) -> MyHead",
+        )
     return made
 
 
@@ -106,18 +126,51 @@ def create(config: HeadConfig) -> Head:
     return _build(config.name)(config)
 
 
-def _build(name: str) -> Callable[[HeadConfig], Head]:
+def _build(name: str) -> Build:
     """Return the function that builds a head. Its return annotation is the head's class."""
-    if name not in HEADS:
-        near = difflib.get_close_matches(name, HEADS, n=1)
+    if name in HEADS:
+        own: Build = import_module(f"{__package__}.{name}").build
+        return own
+    found = _foreign().get(name, [])
+    if not found:
+        known = names()
+        near = difflib.get_close_matches(name, known, n=1)
         raise ConfigError(
             "stage2.head names no fusion head",
             got=name,
-            expected=f"one of {', '.join(HEADS)}",
+            expected=f"one of {', '.join(known)}",
             do=f"did you mean {near[0]}?" if near else None,
         )
-    build: Callable[[HeadConfig], Head] = import_module(f"{__package__}.{name}").build
-    return build
+    if len(found) > 1:
+        raise ConfigError(
+            f"several packages add a head {name}",
+            got=", ".join(_described(point) for point in found),
+            expected="one of them",
+            do="uninstall the others",
+        )
+    try:
+        foreign: Build = found[0].load()
+    except Exception as error:  # of the other package's code
+        raise ConfigError(
+            f"the head {name} cannot be loaded",
+            got=f"{type(error).__name__}: {' '.join(str(error).split())}",
+            expected=f"the function {_described(found[0])}",
+            do="mend or uninstall that package",
+        ) from error
+    return foreign
+
+
+def _foreign() -> dict[str, list[EntryPoint]]:
+    """Return what installed packages add in the entry point group `GROUP`, by name."""
+    found: dict[str, list[EntryPoint]] = {}
+    for point in entry_points(group=GROUP):
+        found.setdefault(point.name, []).append(point)
+    return found
+
+
+def _described(point: EntryPoint) -> str:
+    package = f" of {point.dist.name} {point.dist.version}" if point.dist else ""
+    return f"{point.value}{package}"
 
 
 def save(head: nn.Module, config: HeadConfig, folder: Path) -> None:
@@ -137,6 +190,7 @@ def load(folder: Path, *, dim: int | None = None) -> tuple[Head, HeadConfig]:
     """
     try:
         config = HeadConfig(**json.loads((folder / SETTINGS).read_text(encoding="utf-8")))
+        _check_installed(config.name, folder)
         head = create(config)
         head.load_state_dict(load_file(folder / WEIGHTS))
     except _UNREADABLE as error:
@@ -155,3 +209,14 @@ def load(folder: Path, *, dim: int | None = None) -> tuple[Head, HeadConfig]:
             "or take the encoder that it was trained on",
         )
     return head.eval(), config
+
+
+def _check_installed(name: str, folder: Path) -> None:
+    known = names()
+    if name not in known:
+        raise WeightsError(
+            f"{folder} holds a fusion head that is not installed here",
+            got=name,
+            expected=f"one of {', '.join(known)}",
+            do=f"install the package that adds it (entry point group {GROUP})",
+        )

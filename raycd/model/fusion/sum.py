@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch.nn import functional as F
 
@@ -11,6 +13,8 @@ from raycd.model.fusion.registry import HeadConfig
 
 class Sum(Head):
     """L2(x + t)."""
+
+    trains: ClassVar[bool] = False
 
     def forward(self, image_BD: torch.Tensor, text_BD: torch.Tensor) -> torch.Tensor:
         """Return normalised queries (B, D) of un-normalised features (B, D) each."""
