@@ -95,7 +95,7 @@ class Trained:
 def train(
     tables: Tables,
     config: Config,
-    metric: Metric,
+    metric: Metric | None,
     report: Callable[[EpochResult, int], None] = lambda result, seen: None,
     *,
     keep: Callable[[Fuse], None] = lambda task: None,
@@ -104,7 +104,7 @@ def train(
     """Filter and train for `stage2.epochs`, or until `triplets` were seen; no head without weights.
 
     `report` is called after each epoch with the triplets seen so far, `keep` after each that is the
-    best so far on the selection split.
+    best so far on the selection split by `metric`, or without one by `stage2.select_by`.
     """
     began = time.monotonic()
     pseudo = filtered(tables.candidates, config)
@@ -171,8 +171,8 @@ def _epochs(task: Fuse, triplets: int) -> int:
     return epoch
 
 
-def evaluated(tables: Tables, config: Config, metric: Metric, split: str) -> dict[str, Any]:
-    """Train, and measure the best epoch's head on `split`.
+def evaluated(tables: Tables, config: Config, metric: Metric | None, split: str) -> dict[str, Any]:
+    """Train, and measure the best epoch's head on `split`; no `metric`: `stage2.select_by` chooses.
 
     Returns {"recalls": category -> recall, "ranks": of the targets in the order of the split's
     triplets, None where one cannot be found, "best_epoch", "selection": its value there (both None
@@ -196,7 +196,7 @@ def evaluated(tables: Tables, config: Config, metric: Metric, split: str) -> dic
         task.images,
         cached_query(task.head.eval(), task.images, task.texts, task.device, task.extras),
         protocol=config.evaluate.protocol,
-        ks=sorted({*config.evaluate.ks, metric.k}),
+        ks=sorted({*config.evaluate.ks, *([metric.k] if metric else [])}),
         batch_size=config.evaluate.batch_size,
         device=task.device,
         rerank=cached_rerank(

@@ -21,7 +21,6 @@ import torch
 from jobs.comparison.plan import deciding
 from raycd.config import Config
 from raycd.errors import RunError
-from raycd.evaluate import Metric
 from raycd.model import fusion
 from raycd.progress import Bar
 from raycd.run import Run, fingerprint
@@ -58,8 +57,10 @@ class Cell:
                 "stage2.head": stage2.head,
                 "evaluate.protocol": config.evaluate.protocol,
             }
+        head = fusion.head_class(stage2.head)
         # Maps and tokens, which some heads need, depend on settings of `embed`.
-        more = ["embed"] if fusion.head_class(stage2.head).needs else []
+        more = ["embed"] if head.needs else []
+        more += ["evaluate.rerank_depth"] if head.reranks else []
         return deciding(config, ["stage2", *(["filter"] if stage2.pseudo else [])], more)
 
     def fingerprint(self) -> str:
@@ -225,7 +226,7 @@ def _train(tables: Tables, config: Config) -> Record:
     torch.set_num_threads(config.compute.threads or 1)
     began = time.time()
     try:
-        return {**evaluated(tables, config, Metric(), "val"), "started": began}
+        return {**evaluated(tables, config, None, "val"), "started": began}
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}", "started": began}
 

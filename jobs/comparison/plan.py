@@ -23,7 +23,7 @@ EPOCHS, TRIPLETS = "epochs", "triplets"
 FORMS = {EPOCHS: "at equal epochs", TRIPLETS: "at equal triplets seen"}
 
 _OF_STAGE = {stage.name: tuple(stage.settings) for stage in STAGES}
-_OF_ALL = ("stage2.head", "stage2.epochs", "stage2.pseudo", "stage2.select_on")
+_OF_ALL = tuple(f"stage2.{name}" for name in ("head", "epochs", "pseudo", "select_on", "select_by"))
 
 
 @dataclass(frozen=True)

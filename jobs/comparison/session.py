@@ -12,6 +12,7 @@ from raycd.compare.lines import Table
 from raycd.compare.writing import Grid
 from raycd.config import Config
 from raycd.data.schema import Dataset
+from raycd.errors import ConfigError
 from raycd.evaluate import AVERAGE, Metric
 from raycd.run import Run
 from raycd.runtime import local_ray, pipeline, stages, tracking
@@ -22,11 +23,17 @@ def checked(config: Config) -> Dataset | None:
     """Raise what can be told before anything starts; return the data set, unless it is drawn.
 
     Raises:
-        ConfigError: The run has no name.
+        ConfigError: The run has no name, or each query is to be asked twice.
         DataError: The data set cannot be read: then no folder is made.
         RunError: The run has cells of another encoder, or RAY_ADDRESS is wrong.
     """
     pipeline.run_name(config)
+    if config.evaluate.captions != "joined":
+        raise ConfigError(
+            "a comparison asks each query once",
+            got=f"evaluate.captions {config.evaluate.captions}",
+            do="give --evaluate.captions joined; jobs/evaluate.py asks in both orders",
+        )
     local_ray.address()
     drawn = config.data.format == "synthetic"
     dataset = None if drawn else stages.dataset(config, config.data.root)

@@ -24,6 +24,7 @@ from raycd.data.build import DatasetBuilder, TripletRow
 from raycd.data.captions import evaluation_text, training_texts
 from raycd.errors import RunError
 from raycd.evaluate import Metric
+from raycd.map_cache import NOTHING
 from raycd.run import Run
 from tune.trial import Tables
 
@@ -58,7 +59,7 @@ def tables() -> Tables:
     found = mine.find_neighbours(image_ND, pools, settings)
     text_TD = text_ND[: len(train)]
     candidates = mine.make_candidates(rows, found, image_ND, text_TD, encoder="abc")
-    return Tables(dataset, candidates, (IDS, image_ND), (list(texts), text_ND))
+    return Tables(dataset, candidates, (IDS, image_ND), (list(texts), text_ND), NOTHING)
 
 
 def configured(runs: Path, **stage2: Any) -> Config:
