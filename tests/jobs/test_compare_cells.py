@@ -40,7 +40,7 @@ METRICS = [Metric(), Metric(k=50)]
 @pytest.fixture(scope="module")
 def tables() -> Tables:
     """Return triplets i -> i + 1 of two categories over random features, and mined candidates."""
-    builder, texts = DatasetBuilder(), {}
+    builder, texts = DatasetBuilder(), dict[str, None]()
     for split, (first, count) in SPLITS.items():
         for category in ("dress", "shirt"):
             builder.add_gallery(category, split, IDS[first:], source="x")

@@ -15,7 +15,8 @@ CONFIG = Config.model_validate({"seed": 7, "stage2": {"epochs": 30, "k": 5}})
 
 
 def plan(**changes: Any) -> Any:
-    given = {"heads": "combiner,clip_cd", "settings": [], "variants": "original,pseudo", "seeds": 2}
+    given: dict[str, Any] = {"heads": "combiner,clip_cd", "variants": "original,pseudo"}
+    given |= {"settings": [], "seeds": 2}
     return make_plan(CONFIG, **(given | changes))
 
 
