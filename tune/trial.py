@@ -66,7 +66,7 @@ class Tables:
 
     def counts(self, config: Config) -> tuple[int, int]:
         """Return the numbers of original and, under the configured thresholds, pseudo triplets."""
-        return len(self.dataset.triplets_of("train")), len(filtered(self.candidates, config))
+        return len(self.dataset.triplets_of("train")), len(filtered(self, config))
 
     def features(self) -> tuple[Features, Features]:
         """Return image and text features, as training takes them."""
@@ -107,7 +107,7 @@ def train(
     best so far on the selection split by `metric`, or without one by `stage2.select_by`.
     """
     began = time.monotonic()
-    pseudo = filtered(tables.candidates, config)
+    pseudo = filtered(tables, config)
     images, texts = tables.features()
     extras = tables.extras
     head, _ = new_head(config, images.values.shape[1], extras.shapes())
@@ -150,9 +150,12 @@ def set_threads(config: Config) -> None:
     torch.set_num_threads(config.compute.threads or max(1, int(config.tune.cpus_per_trial)))
 
 
-def filtered(candidates: pa.Table, config: Config) -> pa.Table:
+def filtered(tables: Tables, config: Config) -> pa.Table:
     """Return the pseudo triplets that the configuration's thresholds leave."""
-    kept, _ = mine.filter_candidates(candidates, **mine.resolve(candidates, config.mine))
+    thresholds = mine.resolve(tables.candidates, config.mine)
+    train = tables.dataset.triplets_of("train")
+    candidates = mine.of_rare_texts(tables.candidates, train, config.mine.rare_texts)
+    kept, _ = mine.filter_candidates(candidates, **thresholds)
     return kept
 
 

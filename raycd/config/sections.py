@@ -190,7 +190,7 @@ class EmbedConfig(Section):
 class MineConfig(Section):
     """Similarity-based pseudo triplets (3.2.3, eq. 9).
 
-    thresholds, eps_low, eps_high, s_max and alpha filter, the rest mines.
+    thresholds, eps_low, eps_high, s_max, alpha and rare_texts filter, the rest mines.
     """
 
     neighbours: Positive = 64
@@ -225,6 +225,8 @@ class MineConfig(Section):
     """Most substitutes for one image."""
     alpha: Cosine = 0.6
     """A pseudo triplet is kept if stage 1's matching score of it is greater than this."""
+    rare_texts: Count = 0
+    """Pseudo triplets only of texts that stand in at most so many train triplets; 0: of all."""
 
     @model_validator(mode="after")
     def _possible(self) -> Self:

@@ -15,8 +15,9 @@ CONFIG = Config.model_validate({"seed": 7, "stage2": {"epochs": 30, "k": 5}})
 
 
 def plan(**changes: Any) -> Any:
-    given: dict[str, Any] = {"heads": "combiner,clip_cd", "settings": [], "seeds": 2}
-    return make_plan(CONFIG, **(given | {"variants": "original,pseudo"} | changes))
+    given: dict[str, Any] = {"heads": "combiner,clip_cd", "variants": "original,pseudo"}
+    given |= {"settings": [], "seeds": 2}
+    return make_plan(CONFIG, **(given | changes))
 
 
 def test_all_is_every_head_that_trains_beside_those_without_weights() -> None:
