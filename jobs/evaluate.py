@@ -83,7 +83,7 @@ def measure(config: Config, asked: argparse.Namespace) -> None:
     """Print a table of variants and protocols, and write single queries where asked for."""
     import pyarrow.parquet as pq
 
-    from raycd import per_query
+    from raycd.evaluate import per_query
     from raycd.report.table import final_table
     from raycd.runtime import evaluation
 
@@ -146,7 +146,7 @@ def protocols(name: str | None, config: Config) -> list[Protocol]:
 
 def submit(config: Config, folder: str | None, out: Path) -> None:
     """Write the answers to the test split into `out`."""
-    from raycd import submission
+    from raycd.evaluate import submission
     from raycd.runtime import elsewhere, pipeline
     from raycd.runtime.stages import Context, own_device
 

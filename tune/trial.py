@@ -23,9 +23,9 @@ from raycd import mine
 from raycd.config import Config
 from raycd.data.schema import Dataset
 from raycd.evaluate import Metric, cached_query, evaluate
+from raycd.evaluate.rerank import cached_rerank
 from raycd.features import Features
-from raycd.map_cache import Extras
-from raycd.rerank import cached_rerank
+from raycd.features.map_cache import Extras
 from raycd.runtime.stages import Context, needs, own_device
 from raycd.train.fuse import Fuse, new_head
 from raycd.train.loop import EpochResult, Loop, Schedule, Silence, best_epoch

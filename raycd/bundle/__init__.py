@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from raycd import __version__, map_cache
+from raycd import __version__
 from raycd.bundle import sample
 from raycd.bundle.manifest import (
     AGAIN,
@@ -52,9 +52,10 @@ from raycd.config import Config
 from raycd.data import moved
 from raycd.durable import replace_folder, sha256
 from raycd.errors import DataError, WeightsError
+from raycd.features import map_cache
+from raycd.features.map_cache import NOTHING, Extras
 from raycd.index import FILES as INDEX_FILES
 from raycd.index import Index
-from raycd.map_cache import NOTHING, Extras
 from raycd.model import encoder as encoders
 from raycd.model import fusion
 from raycd.model.encoder import Encoder

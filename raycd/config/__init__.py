@@ -1,24 +1,22 @@
 """The configuration: its sections and tree, the layers it is read from, presets, programs."""
 
-from raycd.config.sections import (
+from raycd.config.operation import (
     ComputeConfig,
-    Count,
+    EvaluateConfig,
+    IndexConfig,
+    TrackingConfig,
+    TuneConfig,
+)
+from raycd.config.section import Count, Positive, Precision, Protocol, Section
+from raycd.config.sections import (
     DataConfig,
     EmbedConfig,
     EncoderConfig,
-    EvaluateConfig,
-    IndexConfig,
     MineConfig,
-    Positive,
-    Precision,
     PretrainConfig,
-    Protocol,
-    Section,
     Stage1Config,
     Stage2Config,
     SyntheticConfig,
-    TrackingConfig,
-    TuneConfig,
 )
 from raycd.config.tree import Config, field_types, flatten, to_yaml
 

@@ -11,23 +11,22 @@ from typing import Self
 import yaml
 from pydantic import model_validator
 
-from raycd.config.sections import (
+from raycd.config.operation import (
     ComputeConfig,
-    Count,
+    EvaluateConfig,
+    IndexConfig,
+    TrackingConfig,
+    TuneConfig,
+)
+from raycd.config.section import Count, RunName, Section, Text
+from raycd.config.sections import (
     DataConfig,
     EmbedConfig,
     EncoderConfig,
-    EvaluateConfig,
-    IndexConfig,
     MineConfig,
     PretrainConfig,
-    RunName,
-    Section,
     Stage1Config,
     Stage2Config,
-    Text,
-    TrackingConfig,
-    TuneConfig,
 )
 
 

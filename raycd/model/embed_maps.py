@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from raycd.config import DataConfig
 from raycd.errors import WeightsError
 from raycd.features import READABLE
-from raycd.map_cache import TOKEN_MASK
+from raycd.features.map_cache import TOKEN_MASK
 from raycd.model import maps
 from raycd.model.embed import Batch, DecodeImages
 from raycd.model.encoder import Encoder

@@ -29,7 +29,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from raycd.errors import WeightsError
-from raycd.map_cache import TOKEN_MASK
+from raycd.features.map_cache import TOKEN_MASK
 from raycd.model.encoder import Encoder
 
 IMAGE_NEEDS = ("map", "middle")

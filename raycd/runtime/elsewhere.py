@@ -8,19 +8,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from raycd import bundle, features, map_cache, scratch
+from raycd import bundle, features, scratch
 from raycd.config import Config
 from raycd.data.missing import ImageReport
 from raycd.data.read import read
 from raycd.data.schema import Dataset
 from raycd.evaluate import cached_query
-from raycd.features import Features
-from raycd.map_cache import NOTHING, Extras
+from raycd.evaluate.rerank import cached_rerank
+from raycd.features import Features, map_cache
+from raycd.features.map_cache import NOTHING, Extras
 from raycd.model import encoder as encoders
 from raycd.model import fusion
 from raycd.model.encoder import Encoder
 from raycd.model.fusion import Head, HeadConfig
-from raycd.rerank import cached_rerank
 from raycd.runtime import cluster, embedding
 from raycd.runtime.evaluation import Variant
 from raycd.runtime.map_stages import write_cache

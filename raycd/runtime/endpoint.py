@@ -16,8 +16,8 @@ from raycd.client import Client
 from raycd.config import Config, Protocol
 from raycd.data.schema import Dataset, targets_of
 from raycd.evaluate import AVERAGE, MASKED, Evaluation, average, gallery_ids
+from raycd.evaluate.ranking import NOT_FOUND, mean_average_precision, recall
 from raycd.progress import Bar
-from raycd.ranking import NOT_FOUND, mean_average_precision, recall
 
 Found = list[tuple[str, float]]  # images and their cosines, best first
 
@@ -98,7 +98,7 @@ class _Category:
 
 
 def _ranks(found: Found, right: set[str], masked: str) -> list[int]:
-    """Return the ranks of the right images that were found, best first; see `raycd.ranking`."""
+    """Return the ranks of the right images that were found, best first, as in evaluation."""
     right = right - {masked}
     wrong = [score for image_id, score in found if image_id not in right]
     own = sorted((score for image_id, score in found if image_id in right), reverse=True)

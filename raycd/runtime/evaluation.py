@@ -18,10 +18,10 @@ from raycd.evaluate import (
     cached_query,
     evaluate,
 )
+from raycd.evaluate.rerank import cached_rerank
 from raycd.features import Features
-from raycd.map_cache import NOTHING
+from raycd.features.map_cache import NOTHING
 from raycd.model import fusion
-from raycd.rerank import cached_rerank
 from raycd.run import Writing
 from raycd.runtime.stages import FINE_TUNED, ZERO_SHOT, Context, needs, own_device
 

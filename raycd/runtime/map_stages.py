@@ -15,10 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from raycd import map_cache
 from raycd.config import Config
 from raycd.errors import DataError
-from raycd.features import READABLE
+from raycd.features import READABLE, map_cache
 from raycd.model import encoder as encoders
 from raycd.model import maps
 from raycd.model.encoder import Encoder

@@ -21,10 +21,11 @@ from raycd.data.images import BrokenImage, load
 from raycd.data.schema import targets_of
 from raycd.data.selection import SELECTION
 from raycd.evaluate import RerankFunction, cached_query, text_of
+from raycd.evaluate.ranking import top_images
+from raycd.evaluate.rerank import cached_rerank
 from raycd.features import Features
 from raycd.mine import choose_examples, thresholds_line
 from raycd.model import fusion
-from raycd.ranking import top_images
 from raycd.report.page import (
     Curve,
     Histogram,
@@ -36,7 +37,6 @@ from raycd.report.page import (
     render,
 )
 from raycd.report.pictures import Picture
-from raycd.rerank import cached_rerank
 from raycd.runtime.stages import CACHES, Context, needs
 
 METRICS, REPORT, FINISHED = "metrics.json", "report.html", "finished.json"

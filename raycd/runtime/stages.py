@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import nn
 
-from raycd import features, map_cache, progress, scratch
+from raycd import features, progress, scratch
 from raycd.config import Config
 from raycd.data.demo.garments import CATEGORIES
 from raycd.data.demo.synthetic import SPLITS, write_demo_data
@@ -33,8 +33,8 @@ from raycd.data.read import read
 from raycd.data.schema import Dataset
 from raycd.data.selection import SELECTION, hold_out
 from raycd.errors import DataError
-from raycd.features import Features
-from raycd.map_cache import Extras
+from raycd.features import Features, map_cache
+from raycd.features.map_cache import Extras
 from raycd.model import encoder as encoders
 from raycd.model import fusion
 from raycd.progress import Bar

@@ -16,9 +16,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from raycd.bundle import Bundle
 from raycd.errors import DataError
+from raycd.features.map_cache import TOKEN_MASK
 from raycd.gallery.static import Gallery
 from raycd.gallery.view import View
-from raycd.map_cache import TOKEN_MASK
 from raycd.model import maps
 from raycd.model.maps import Extra
 

@@ -18,11 +18,11 @@ from raycd.config import Config
 from raycd.data import schema, targets
 from raycd.distributed import own_rows
 from raycd.evaluate import Mean, Metric, cached_query, evaluate
+from raycd.evaluate.rerank import cached_rerank
 from raycd.features import Features
-from raycd.map_cache import NOTHING, Extras
+from raycd.features.map_cache import NOTHING, Extras
 from raycd.model import fusion
 from raycd.model.fusion import Head, HeadBatch
-from raycd.rerank import cached_rerank
 from raycd.train.batches import Rows, epoch_choice
 
 

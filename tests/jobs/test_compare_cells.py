@@ -24,7 +24,7 @@ from raycd.data.build import DatasetBuilder, TripletRow
 from raycd.data.captions import evaluation_text, training_texts
 from raycd.errors import RunError
 from raycd.evaluate import Metric
-from raycd.map_cache import NOTHING
+from raycd.features.map_cache import NOTHING
 from raycd.run import Run
 from tune.trial import Tables
 

@@ -15,7 +15,7 @@ from jobs import evaluate
 from raycd.config import Config, cli
 from raycd.data.schema import REVERSED
 from raycd.evaluate import MASKED
-from raycd.per_query import PER_QUERY
+from raycd.evaluate.per_query import PER_QUERY
 from raycd.runtime import pipeline
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

@@ -12,7 +12,7 @@ from PIL import Image
 
 from raycd.config import DataConfig, EncoderConfig
 from raycd.errors import WeightsError
-from raycd.map_cache import TOKEN_MASK
+from raycd.features.map_cache import TOKEN_MASK
 from raycd.model import encoder as encoders
 from raycd.model import maps
 from raycd.model.embed_maps import EmbedMaps, EmbedTokens

@@ -12,9 +12,9 @@ import torch
 
 from raycd import bundle
 from raycd.errors import DataError, WeightsError
+from raycd.features.map_cache import Extras, MapCache, Writer, read
 from raycd.gallery.static import Gallery
 from raycd.gallery.view import View
-from raycd.map_cache import Extras, MapCache, Writer, read
 from raycd.model import fusion, maps
 from raycd.model.embed_maps import half
 from raycd.search.query import Query, Result

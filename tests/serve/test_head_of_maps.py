@@ -13,9 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from raycd import map_cache
 from raycd.config import Config
 from raycd.evaluate import cached_query
+from raycd.features import map_cache
 from raycd.model import fusion
 from raycd.runtime import elsewhere, pipeline
 from raycd.runtime.stages import Context

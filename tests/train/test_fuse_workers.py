@@ -12,13 +12,12 @@ import torch
 from torch import distributed
 from torch.multiprocessing import spawn  # type: ignore[attr-defined]  # public, not in its __all__
 
-from raycd import map_cache
 from raycd.config import Config
 from raycd.data.build import DatasetBuilder, TripletRow
 from raycd.data.captions import training_texts
 from raycd.data.schema import PSEUDO_TRIPLET
-from raycd.features import Features
-from raycd.map_cache import Extras
+from raycd.features import Features, map_cache
+from raycd.features.map_cache import Extras
 from raycd.model import fusion
 from raycd.train.fuse import Fuse, new_head
 from raycd.train.loop import Loop, Schedule, Silence

@@ -91,7 +91,7 @@ class Head(nn.Module):
     ) -> torch.Tensor:
         """Return scores (B, N) of gallery images for each query, greater is better.
 
-        They are added to the cosines of the first candidates (`raycd.rerank`). Only heads whose
-        `reranks` is true have it.
+        They are added to the cosines of the first candidates (`raycd.evaluate.rerank`). Only heads
+        whose `reranks` is true have it.
         """
         raise NotImplementedError(f"{type(self).__name__} re-ranks nothing")

@@ -7,14 +7,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from raycd import rerank
 from raycd.data.build import DatasetBuilder, TripletRow
 from raycd.data.schema import Dataset
-from raycd.evaluate import Evaluation, cached_query, evaluate
+from raycd.evaluate import Evaluation, cached_query, evaluate, rerank
+from raycd.evaluate.ranking import NOT_FOUND, rank_all_targets, top_images
 from raycd.features import Features
 from raycd.model import fusion
 from raycd.model.fusion import Head
-from raycd.ranking import NOT_FOUND, rank_all_targets, top_images
 
 IDS = list("abcdefgh")
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from raycd import submission
 from raycd.data import circo, cirr
 from raycd.errors import ConfigError, DataError
+from raycd.evaluate import submission
 from raycd.features import Features
 
 

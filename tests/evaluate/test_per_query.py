@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from raycd import per_query
 from raycd.data.build import DatasetBuilder, TripletRow
-from raycd.evaluate import evaluate
+from raycd.evaluate import evaluate, per_query
 from raycd.features import Features
 from raycd.report.table import recall_table
 from raycd.runtime.evaluation import PROTOCOLS, Asked, metrics

@@ -48,7 +48,7 @@ def rank_all_targets(
 ) -> torch.Tensor:
     """Return the ranks (Q, T) of all targets, best first; see `rank_targets`.
 
-    `rescore` gives the scores that decide in place of the inner products (raycd.rerank).
+    `rescore` gives the scores that decide in place of the inner products (raycd.evaluate.rerank).
     """
     ranks = torch.empty(targets_QT.shape, dtype=torch.int64)
     for start in range(0, len(query_QD), batch_size):

@@ -21,8 +21,8 @@ from torch.nn import functional as F
 from raycd.data.schema import Dataset
 from raycd.errors import ConfigError, DataError
 from raycd.evaluate import QueryFunction, RerankFunction
+from raycd.evaluate.ranking import top_images
 from raycd.features import Features
-from raycd.ranking import top_images
 
 TOP, TOP_OF_SUBSET = 50, 3
 

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from raycd import map_cache
 from raycd.errors import DataError
-from raycd.map_cache import TOKEN_MASK, Extras, Writer
+from raycd.features import map_cache
+from raycd.features.map_cache import TOKEN_MASK, Extras, Writer
 
 SHAPE = (3, 2, 2)
 

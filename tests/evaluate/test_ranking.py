@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from raycd.ranking import (
+from raycd.evaluate.ranking import (
     NOT_FOUND,
     average_precision,
     rank_all_targets,

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 import torch
 
 from raycd.evaluate import RerankFunction, Triplet, text_of
+from raycd.evaluate.ranking import Rescore
 from raycd.features import Features
 from raycd.model.fusion import Head
-from raycd.ranking import Rescore
 
 PAIRS = 2**14  # of query and candidate that a head sees at once
 _ABOVE = 2.0  # every cosine is below

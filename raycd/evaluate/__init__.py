@@ -26,10 +26,8 @@ from raycd.data import schema
 from raycd.data.captions import evaluation_text
 from raycd.data.schema import Dataset, targets_of
 from raycd.errors import ConfigError, DataError
-from raycd.features import Features
-from raycd.map_cache import NOTHING, Extras
-from raycd.ranking import NOT_FOUND as NOT_FOUND
-from raycd.ranking import (
+from raycd.evaluate.ranking import NOT_FOUND as NOT_FOUND
+from raycd.evaluate.ranking import (
     Rescore,
     mean_average_precision,
     rank_all_targets,
@@ -37,6 +35,8 @@ from raycd.ranking import (
     recall,
     top_images,
 )
+from raycd.features import Features
+from raycd.features.map_cache import NOTHING, Extras
 
 AVERAGE = schema.AVERAGE
 MASKED: tuple[Protocol, ...] = ("original-masked", "val")  # protocols that remove the reference
@@ -44,7 +44,7 @@ SUBSET_KS = (1, 2, 3)  # CIRR's recall_subset@k
 
 Triplet = Mapping[str, Any]  # one row of schema.TRIPLET, and the "text" that is asked
 QueryFunction = Callable[[Sequence[Triplet]], torch.Tensor]  # B triplets -> query features (B, D)
-# B triplets and the gallery's unit features (G, D) -> what re-ranks them, see raycd.rerank
+# B triplets and the gallery's unit features (G, D) -> what re-ranks them, see raycd.evaluate.rerank
 RerankFunction = Callable[[Sequence[Triplet], torch.Tensor], Rescore]
 
 
@@ -195,19 +195,14 @@ def evaluate(
         top: Number of best images to return of each query.
         rerank: Orders the first candidates of each query anew; subsets are ranked by the cosine.
     """
-    by_category: dict[str, list[Triplet]] = {}
-    for triplet in dataset.queries(split, both_orders=both_orders):
-        by_category.setdefault(triplet["category"], []).append(triplet)
-    _check(by_category, split)
     evaluation = Evaluation(recalls={})
+    by_category = _by_category(dataset.queries(split, both_orders=both_orders), split)
     for category, triplets in by_category.items():
         wanted = gallery_ids(dataset.gallery_ids(category, split), triplets, protocol)
         present = [image_id for image_id in wanted if image_id in images]
         evaluation.gallery[category] = len(present)
         evaluation.queries[category] = len(triplets)
-        evaluation.missing_gallery[category] = [
-            image_id for image_id in wanted if image_id not in images
-        ]
+        evaluation.missing_gallery[category] = [one for one in wanted if one not in images]
         positions = {image_id: position for position, image_id in enumerate(present)}
         gallery_GD = F.normalize(images.take(present, device).float(), dim=-1)
         ranking = _Ranking(
@@ -351,21 +346,22 @@ def gallery_ids(annotated: list[str], triplets: Sequence[Triplet], protocol: Pro
     return [image_id for image_id in annotated if image_id in used]
 
 
-def _check(by_category: Mapping[str, Sequence[Triplet]], split: str) -> None:
-    if not by_category:
+def _by_category(triplets: Iterable[Triplet], split: str) -> dict[str, list[Triplet]]:
+    """Group triplets. Raises DataError where there are none, or their targets are secret."""
+    found: dict[str, list[Triplet]] = {}
+    for triplet in triplets:
+        found.setdefault(triplet["category"], []).append(triplet)
+    if not found:
         raise DataError(
             f"the split {split} has no triplets, so nothing can be evaluated",
             do="evaluate another split",
         )
-    secret = [
-        t["triplet_id"]
-        for triplets in by_category.values()
-        for t in triplets
-        if t["target"] is None
-    ]
+    every = [triplet for of_category in found.values() for triplet in of_category]
+    secret = [triplet["triplet_id"] for triplet in every if triplet["target"] is None]
     if secret:
         raise DataError(
             f"the split {split} keeps its targets secret, so recall cannot be measured",
             got=f"{len(secret)} triplets without a target, such as {secret[0]}",
             do="evaluate another split",
         )
+    return found

@@ -1,0 +1,142 @@
+"""The sections around the method: sweeps, evaluation, index, machines, record."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from raycd.config.section import (
+    Count,
+    Positive,
+    Protocol,
+    Rate,
+    Section,
+    Text,
+)
+
+
+class TuneConfig(Section):
+    """Search of the augmentation by tune/sweep.py."""
+
+    samples: Positive = 32
+    """Trials of a sweep."""
+    search: Literal["tpe", "random", "grid"] = "tpe"
+    """How settings are proposed: Optuna's TPE, at random, or a grid of tune.grid_points values."""
+    grid_points: Annotated[int, Field(ge=2)] = 3
+    """Grid: values of each range."""
+    scheduler: Literal["asha", "none"] = "asha"
+    """What ends poor trials early: ASHA on the metric, or nothing."""
+    metric: Text = "recall@10"
+    """What trials are judged by on the selection split: recall@K (K of evaluate.ks or 10), or
+    CATEGORY/recall@K.
+    """
+    epochs: Count = 0
+    """Length of a trial: the triplets that the default settings see in this many epochs; 0 means
+    stage2.epochs.
+    """
+    grace: Count = 0
+    """ASHA: least length of a trial, likewise; 0 means stage2.k + 1, the default's first epoch of
+    pseudo triplets.
+    """
+    reduction: Annotated[int, Field(ge=2)] = 4
+    """ASHA: one trial in this many continues at each rung."""
+    concurrent: Count = 0
+    """Trials at a time; 0 means as many as the cluster has room for."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the heads of trials; auto is bf16 on GPUs and on CPUs with AMX, else fp32."""
+    cpus_per_trial: Rate = 1.0
+    """CPUs that Ray reserves for a trial, and its threads."""
+    gpus_per_trial: Rate = 0.25
+    """GPUs that Ray reserves for a trial, a fraction included, where the device is a GPU."""
+    finalists: Positive = 3
+    """Best trials that are trained in full, beside the default, before one is named the winner."""
+    final_seeds: Positive = 2
+    """Seeds with which each finalist is trained; the mean on the selection split decides."""
+    seeds: Annotated[int, Field(ge=2)] = 5
+    """Seeds with which the winner and the default are trained and evaluated on val in the end."""
+
+
+class EvaluateConfig(Section):
+    """Recall on the val split."""
+
+    protocol: Protocol = "original"
+    """Which gallery is searched and whether the reference stays in it (docs/protocols.md)."""
+    ks: Annotated[list[Positive], Field(min_length=1)] = [10, 50]
+    """Ranks at which recall is measured."""
+    map_ks: list[Positive] = []
+    """Ranks of mAP@k, for data sets of several right targets (CIRCO: 5, 10, 25, 50)."""
+    captions: Literal["joined", "both_orders"] = "joined"
+    """joined asks each query once, "C1 and c2"; both_orders a second time, "C2 and c1" (CoSMo)."""
+    rerank_depth: Count = 200
+    """First candidates that a head which re-ranks, such as dcnet, orders anew; 0: none."""
+    batch_size: Positive = 1024
+    """Queries scored at once."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        for name, ks in (("ks", self.ks), ("map_ks", self.map_ks)):
+            if len(set(ks)) < len(ks):
+                raise ValueError(f"evaluate.{name} names a rank twice: {', '.join(map(str, ks))}")
+        return self
+
+
+class IndexConfig(Section):
+    """The index of a served gallery. Its recall is measured when it is built (docs/serving.md)."""
+
+    kind: Literal["auto", "flat", "ivf", "hnsw"] = "auto"
+    """flat is exact; ivf and hnsw are for more images; auto is flat up to index.flat_up_to, then
+    ivf.
+    """
+    flat_up_to: Count = 20_000
+    """Auto: most images of a flat index."""
+    recall: Annotated[float, Field(gt=0.0, le=1.0)] = 0.997
+    """IVF, HNSW: share of the true first 10 that a search must find, on a sample of queries."""
+    sample: Positive = 1000
+    """IVF, HNSW: queries of the sample."""
+    ivf_lists: Count = 0
+    """IVF: lists of the gallery (nlist); 0 means 4 times the root of its images."""
+    ivf_train: Annotated[int, Field(ge=39)] = 64
+    """IVF: training images for each list, drawn by the seed; FAISS wants at least 39."""
+    hnsw_m: Annotated[int, Field(ge=2, le=512)] = 32
+    """HNSW: links of an image in the graph (M)."""
+    hnsw_build_ef: Positive = 128
+    """HNSW: candidates for the links of an image (efConstruction); more is better and slower."""
+
+    def kind_for(self, images: int) -> Literal["flat", "ivf", "hnsw"]:
+        """Return the kind that a gallery of so many images gets."""
+        if self.kind == "auto":
+            return "flat" if images <= self.flat_up_to else "ivf"
+        return self.kind
+
+
+class ComputeConfig(Section):
+    """Devices, workers and threads."""
+
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    """auto takes the GPUs that the cluster has."""
+    train_workers: Positive = 1
+    """Ray Train workers of a stage."""
+    embed_workers: Positive = 2
+    """Ray Data actors that encode."""
+    mine_workers: Count = 0
+    """Ray Data tasks that mine at a time; 0: one a machine for neighbours, one a CPU for scores."""
+    cpus_per_worker: Annotated[float, Field(gt=0.0)] = 0.5
+    """CPUs that Ray reserves for a worker; leave some for reading."""
+    gpus_per_worker: Annotated[float, Field(gt=0.0)] = 1.0
+    """GPUs that Ray reserves for a worker, a fraction included, where the device is a GPU."""
+    threads: Count = 0
+    """Threads of torch and FAISS in a worker; 0 shares the machine's cores among the workers."""
+
+
+class TrackingConfig(Section):
+    """The MLflow record."""
+
+    uri: str = ""
+    """MLflow tracking URI; empty means sqlite:///<runs>/mlflow.db."""
+    experiment: Text = "raycd"
+    """MLflow experiment."""
+    model: Text = "raycd"
+    """Registered model that the bundle becomes a version of."""
+    enabled: bool = True
+    """False keeps no record."""
