@@ -1,10 +1,12 @@
+from typing import Any
+
 import numpy as np
 import pytest
 
 from raycd.train.batches import batch_count, epoch_batches, epoch_choice
 
 
-def visited(count: int, batch_size: int, **options: int) -> list[list[int]]:
+def visited(count: int, batch_size: int, **options: Any) -> list[list[int]]:
     return [
         batch.tolist()
         for batch in epoch_batches(count, batch_size, seed=0, **{"epoch": 0, **options})

@@ -31,6 +31,7 @@ from tune.space import Space, make_space
 METRIC = "recall@10"
 RESULT: dict[str, Any] = {
     "seeds": 2,
+    "queries": 60,
     "default_won": False,
     "better": True,
     "metrics": {
@@ -48,7 +49,8 @@ def finalists(trials: list[Record], winner: int) -> list[Finalist]:
 
 
 def space_of(config: Config) -> Space:
-    return make_space(config, ["mine.eps_low=none", "mine.eps_high=none", "mine.s_max=none"])
+    out = ("mine.eps_low", "mine.eps_high", "mine.s_max", "stage2.dropout")
+    return make_space(config, [f"{name}=none" for name in out])
 
 
 def trial(number: int, status: str, *scores: float, error: str | None = None) -> Record:
