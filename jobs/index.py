@@ -76,7 +76,6 @@ def reembed_gallery(options: cli.Options) -> None:
     """Encode the live gallery with the bundle's encoder. Raises DataError where it cannot."""
     from raycd import bundle
     from raycd.gallery_db.stored import StoredGallery
-    from raycd.model import encoder
     from raycd.runtime import cluster, local_ray, reembedding
     from serve import swap
 
@@ -87,7 +86,7 @@ def reembed_gallery(options: cli.Options) -> None:
         manifest = bundle.verify(folder)
         with cluster.connected():
             done = reembedding.reembed(
-                stored, encoder.load_saved(folder / "encoder"), options.config
+                stored, bundle.load_encoder(folder, manifest), options.config
             )
         print(f"encoder:     {manifest.encoder.name}, {manifest.encoder.fingerprint[:12]}")
         print(

@@ -13,7 +13,7 @@ def main(options: cli.Options) -> None:
     from raycd.train.pretrain import cached
 
     config = options.config
-    progress.say(f"pre-trained encoder: {cached(config.pretrain, config.encoder.target_pad)}")
+    progress.say(f"pre-trained encoder: {cached(config.pretrain, config.encoder.padding)}")
 
 
 if __name__ == "__main__":

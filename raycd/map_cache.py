@@ -206,24 +206,37 @@ def read(folder: Path) -> MapCache:
     try:
         about = json.loads((folder / SHAPE).read_text(encoding="utf-8"))
         table = pq.read_table(folder / KEYS)
-        places = zip(*(table[name].to_pylist() for name in ("shard", "first", "rows")), strict=True)
+        places = list(
+            zip(*(table[name].to_pylist() for name in ("shard", "first", "rows")), strict=True)
+        )
         shards: list[Any] = [
             np.load(folder / _shard(about["name"], number), mmap_mode="r")
             for number in range(1 + max(table["shard"].to_pylist(), default=-1))
         ]
-        return MapCache(
+        found = MapCache(
             folder,
             **about,
             places=dict(zip(table["key"].to_pylist(), places, strict=True)),
             shards=shards,
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        _check(found)
+    except (OSError, ValueError, KeyError, TypeError, NotImplementedError, RecursionError) as error:
         raise DataError(
             f"the cached maps in {folder} cannot be read",
             got=f"{type(error).__name__}: {error}",
             expected=f"{SHAPE}, {KEYS} and the shards that it names",
             do="delete the folder, and run the same command again: its stage is done again",
         ) from error
+    return found
+
+
+def _check(found: MapCache) -> None:
+    """Raise ValueError where a shard is of another kind, or ends before a value that it has."""
+    rest = found.shape[1 if found.ragged else 0 :]
+    if any(one.dtype != np.float16 or list(one.shape[1:]) != rest for one in found.shards):
+        raise ValueError(f"a shard of another kind than float16 of {rest}")
+    if any(first + rows > len(found.shards[shard]) for shard, first, rows in found.places.values()):
+        raise ValueError("a shard that ends before its last value")
 
 
 def _shard(name: str, number: int) -> str:

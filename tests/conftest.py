@@ -34,6 +34,13 @@ os.environ.setdefault(
 )  # as raycd.runtime.cluster sets it for its own
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep each folder's tests, which share clusters and services, in one of xdist's processes."""
+    for item in items:
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        item.add_marker(pytest.mark.xdist_group(folder))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     """Use one thread: tensors here are tiny, and more threads only wait for each other."""

@@ -1,3 +1,4 @@
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +7,7 @@ import torch
 
 from raycd import map_cache
 from raycd.errors import DataError
-from raycd.map_cache import TOKEN_MASK, Writer
+from raycd.map_cache import TOKEN_MASK, Extras, Writer
 
 SHAPE = (3, 2, 2)
 
@@ -53,6 +54,30 @@ def test_an_open_cache_outlives_its_files(cache: Path) -> None:
     assert found.take(["image-5"])["map"].shape == (1, *SHAPE)
 
 
+def test_another_process_opens_the_files_instead_of_getting_their_content(cache: Path) -> None:
+    found = map_cache.read(cache)
+    sent = pickle.dumps(found)
+    assert len(sent) < 300
+    received: map_cache.MapCache = pickle.loads(sent)
+    assert torch.equal(received.take(["image-2"])["map"], found.take(["image-2"])["map"])
+
+
+def test_extras_are_told_apart_by_image_and_text(cache: Path, tmp_path: Path) -> None:
+    writer = Writer(tmp_path / "tokens", "tokens", (16, 3), ragged=True)
+    writer.add("is blue", np.ones((4, 3), np.float16))
+    writer.close()
+    extras = Extras({"map": map_cache.read(cache), "tokens": map_cache.read(tmp_path / "tokens")})
+    assert extras.shapes() == {"map": [*SHAPE], "tokens": [16, 3]}
+    assert list(extras.of_images(["image-1"])) == ["map"]
+    assert extras.of_images(["image-1"], only=frozenset()) == {}
+    assert sorted(extras.of_texts(["is blue"])) == ["token_mask", "tokens"]
+    extras.write(tmp_path / "bundle", ["image-4", "image-1"])
+    copy = map_cache.read(tmp_path / "bundle" / "map")
+    assert list(copy.places) == ["image-4", "image-1"]
+    assert torch.equal(copy.take(["image-1"])["map"], extras.of_images(["image-1"])["map"])
+    assert not (tmp_path / "bundle" / "tokens").exists()
+
+
 def test_tokens_are_kept_without_padding_and_padded_to_the_longest_of_a_batch(
     tmp_path: Path,
 ) -> None:
@@ -81,12 +106,21 @@ def test_a_value_of_another_shape_is_refused(tmp_path: Path) -> None:
         Writer(tmp_path, "map", SHAPE).add("image", np.zeros((3, 2, 1), np.float16))
 
 
-@pytest.mark.parametrize("damage", ["no folder", "no shard", "cut shard", "no index"])
+DAMAGES = ["no folder", "no shard", "cut shard", "short shard", "other kind", "deep", "no index"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_cache_that_is_not_whole_is_one_clear_error(cache: Path, damage: str) -> None:
     if damage == "no shard":
         (cache / "map-00003.npy").unlink()
     elif damage == "cut shard":
         (cache / "map-00001.npy").write_bytes((cache / "map-00001.npy").read_bytes()[:-8])
+    elif damage == "short shard":
+        np.save(cache / "map-00001.npy", np.zeros((1, *SHAPE), np.float16))
+    elif damage == "other kind":
+        np.save(cache / "map-00001.npy", np.zeros((2, *SHAPE), np.float32))
+    elif damage == "deep":
+        (cache / map_cache.SHAPE).write_text("[" * 100_000)
     elif damage == "no index":
         (cache / map_cache.KEYS).unlink()
     folder = cache.parent / "absent" if damage == "no folder" else cache

@@ -45,7 +45,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 def picture(path: str) -> NDArray[np.float32]:
     with Image.open(path) as image:
         grid = np.asarray(image.convert("RGB"), np.float32).reshape(4, 8, 4, 8, 3).mean((1, 3))
-    return grid.reshape(-1) / 255 - 0.5
+    features: NDArray[np.float32] = grid.reshape(-1) / 255 - 0.5
+    return features
 
 
 def words(text: str) -> NDArray[np.float32]:

@@ -116,8 +116,8 @@ def _mining(dim: int) -> dict[str, float]:
 
 
 def _batch(encoder: Encoder, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    generator, side = torch.Generator().manual_seed(0), encoder.preprocess.size
-    shape = (2 * count, side, side, 3)
+    generator = torch.Generator().manual_seed(0)
+    shape = (2 * count, *encoder.preprocess.size, 3)
     pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
     return pixels, encoder.tokenize(["Is blue and has long sleeves"] * count), torch.arange(count)
 

@@ -1,7 +1,8 @@
 """A bundle: what training hands to serving, one folder that answers queries by itself.
 
     manifest.json      `Manifest`: settings, metrics and the SHA-256 of every file below
-    encoder/           as `Encoder.save` writes it: weights, model configuration, preprocessing
+    encoder/           as `Encoder.save` writes it: weights, model configuration, preprocessing,
+                       and a Hugging Face tokenizer's files
     head/              as `fusion.save` writes it
     gallery.parquet    image_id, categories, path, attributes, feature; its metadata holds the
                        fingerprint of the features' encoder and the folder of the run, see `moved`
@@ -41,7 +42,7 @@ from raycd.bundle.manifest import (
     IndexInfo,
     Manifest,
     first_error,
-    map_files,
+    further_files,
     read_manifest,
     verify,
     verify_files,
@@ -73,6 +74,7 @@ __all__ = [
     "gallery_features",
     "gallery_table",
     "load",
+    "load_encoder",
     "read_gallery",
     "read_manifest",
     "verify",
@@ -131,7 +133,7 @@ def write(
         pq.write_table(gallery, fresh / GALLERY)
         hashes = index.save(fresh)
         extras.write(fresh / MAPS, gallery["image_id"].to_pylist())
-        names = [*FILES, *map_files(fresh)]
+        names = [*FILES, *further_files(fresh)]
         manifest = Manifest(
             raycd=__version__,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -167,7 +169,7 @@ def load(folder: Path, *, threads: int = 0) -> Bundle:
             expected=f"settings of raycd {__version__}",
             do=AGAIN,
         ) from error
-    encoder = encoders.load_saved(folder / "encoder")
+    encoder = load_encoder(folder, manifest)
     head, head_config = fusion.load(folder / "head", dim=encoder.dim)
     gallery = _located(read_table(folder / GALLERY, features=False), folder)
     index = Index.load(folder, manifest.files, threads=threads)
@@ -196,6 +198,12 @@ def _extras(folder: Path, manifest: Manifest) -> Extras:
             got=" ".join(str(error).split()),
             do=AGAIN,
         ) from error
+
+
+def load_encoder(folder: Path, manifest: Manifest) -> Encoder:
+    """Load a verified bundle's encoder, of no other files than were verified."""
+    names = [name.removeprefix("encoder/") for name in manifest.files]
+    return encoders.load_saved(folder / "encoder", names=names)
 
 
 def _check_finite(folder: Path, index: Index) -> None:

@@ -32,6 +32,7 @@ FILES = (
 )
 MAPS = "maps"
 _MAP_FILE = re.compile(rf"{MAPS}/(map|middle)/(shape\.json|keys\.parquet|\1-\d{{5}}\.npy)")
+_OF_ENCODER = re.compile(r"encoder/(\w[\w.-]*/)?\w[\w.-]*")  # tokenizer, text encoder's settings
 AGAIN = "write the bundle again: start the run that made it once more, or take a whole copy"
 
 
@@ -62,7 +63,10 @@ class IndexInfo(_Part):
 
 
 class Manifest(_Part):
-    """manifest.json. `digest` is the SHA-256 of everything else, as JSON with sorted keys."""
+    """manifest.json. `digest` is the SHA-256 of everything else, as JSON with sorted keys.
+
+    `files` are FILES, and those of the encoder's tokenizer where it has some.
+    """
 
     format: Literal[2] = 2
     raycd: str
@@ -93,9 +97,11 @@ def verify(folder: Path) -> Manifest:
     return manifest
 
 
-def map_files(folder: Path) -> list[str]:
-    """Return the names of the files of maps in the folder of a bundle, if it has any."""
-    return sorted(path.relative_to(folder).as_posix() for path in (folder / MAPS).glob("*/*"))
+def further_files(folder: Path) -> list[str]:
+    """Return the names of a bundle's files beyond FILES: more of the encoder's, and maps."""
+    files = [path for part in ("encoder", MAPS) for path in (folder / part).rglob("*")]
+    names = [path.relative_to(folder).as_posix() for path in files if path.is_file()]
+    return sorted(set(names) - set(FILES))
 
 
 def verify_files(folder: Path, manifest: Manifest, names: Sequence[str]) -> None:
@@ -147,8 +153,10 @@ def read_manifest(folder: Path) -> Manifest:
         raise WeightsError(
             f"{path} is damaged", got=first_error(error), expected="what raycd wrote", do=AGAIN
         ) from error
-    more = manifest.files.keys() - set(FILES)
-    known = manifest.files.keys() >= set(FILES) and all(map(_MAP_FILE.fullmatch, more))
+    names = manifest.files.keys()
+    known = names >= set(FILES) and all(
+        _MAP_FILE.fullmatch(name) or _OF_ENCODER.fullmatch(name) for name in names - set(FILES)
+    )
     if manifest.digest != manifest.own_digest() or not known:
         raise WeightsError(f"{path} was changed after it was written", do=AGAIN)
     return manifest

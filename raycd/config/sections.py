@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -90,13 +90,32 @@ class EncoderConfig(Section):
     """The CLIP that encodes images and texts."""
 
     name: Text = "RN50x4-quickgelu"
-    """open_clip model name."""
+    """open_clip model name; local-dir:FOLDER and hf-hub:OWNER/MODEL are taken as open_clip does."""
     pretrained: str = "openai"
-    """open_clip tag, or path to safetensors weights; "demo" takes the CLIP of jobs/pretrain.py."""
+    """open_clip tag, path to safetensors weights, or folder of open_clip's form with weights in it;
+    "demo" takes the CLIP of jobs/pretrain.py.
+    """
     configs: str = ""
     """Folder of further open_clip model configurations (JSON), beside open_clip's own."""
+    preprocess: Literal["auto", "target_pad"] = "auto"
+    """How images become pixels: as open_clip describes it for the model, or Clip4Cir's TargetPad,
+    which is also taken where target_pad alone is set.
+    """
     target_pad: Annotated[float, Field(ge=1.0)] = 1.25
-    """Images whose sides differ by this ratio or more are padded towards it before resizing."""
+    """TargetPad: images whose sides differ by this ratio or more are padded towards it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _padded(cls, values: Any) -> Any:
+        # Settings written before there was a choice always padded.
+        if isinstance(values, dict) and "target_pad" in values and "preprocess" not in values:
+            return {**values, "preprocess": "target_pad"}
+        return values
+
+    @property
+    def padding(self) -> float | None:
+        """Return the ratio of TargetPad; None where it is not used."""
+        return self.target_pad if self.preprocess == "target_pad" else None
 
 
 class PretrainConfig(Section):
@@ -171,7 +190,7 @@ class EmbedConfig(Section):
 class MineConfig(Section):
     """Similarity-based pseudo triplets (3.2.3, eq. 9).
 
-    thresholds, eps_low, eps_high, s_max and alpha filter, the rest mines.
+    thresholds, eps_low, eps_high, s_max, alpha and rare_texts filter, the rest mines.
     """
 
     neighbours: Positive = 64
@@ -206,6 +225,8 @@ class MineConfig(Section):
     """Most substitutes for one image."""
     alpha: Cosine = 0.6
     """A pseudo triplet is kept if stage 1's matching score of it is greater than this."""
+    rare_texts: Count = 0
+    """Pseudo triplets only of texts that stand in at most so many train triplets; 0: of all."""
 
     @model_validator(mode="after")
     def _possible(self) -> Self:

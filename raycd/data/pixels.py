@@ -5,6 +5,7 @@ There is no augmentation, so later epochs can reuse the pixels of the first.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -15,13 +16,13 @@ from raycd.data.preprocess import Preprocess
 
 
 class PixelCache:
-    """Image ids -> uint8 pixels (B, S, S, 3). `paths` holds readable images only."""
+    """Image ids -> uint8 pixels (B, H, W, 3). `paths` holds readable images only."""
 
     def __init__(
         self, paths: Mapping[str, str], preprocess: Preprocess, config: DataConfig, limit_mib: int
     ) -> None:
         self.paths, self.preprocess, self.config = paths, preprocess, config
-        self._most = limit_mib * 2**20 // (3 * preprocess.size**2)
+        self._most = limit_mib * 2**20 // (3 * math.prod(preprocess.size))
         self._kept: dict[str, torch.Tensor] = {}
 
     def __call__(self, image_ids: Sequence[str]) -> torch.Tensor:
@@ -29,7 +30,7 @@ class PixelCache:
         return torch.stack([self.one(image_id) for image_id in image_ids])
 
     def one(self, image_id: str) -> torch.Tensor:
-        """Return the pixels (S, S, 3) uint8 of one image."""
+        """Return the pixels (H, W, 3) uint8 of one image."""
         kept = self._kept.get(image_id)
         if kept is not None:
             return kept

@@ -25,7 +25,7 @@ Batch = dict[str, NDArray[Any]]
 
 
 class DecodeImages:
-    """Decoding: {key, path} -> {key, status, pixels (B, S, S, 3) uint8}.
+    """Decoding: {key, path} -> {key, status, pixels (B, H, W, 3) uint8}.
 
     The pixels of a broken image are black and its status says why.
     """
@@ -35,9 +35,7 @@ class DecodeImages:
 
     def __call__(self, batch: Mapping[str, Any]) -> Batch:
         status: list[str] = []
-        pixels = np.zeros(
-            (len(batch["key"]), self.preprocess.size, self.preprocess.size, 3), np.uint8
-        )
+        pixels = np.zeros((len(batch["key"]), *self.preprocess.size, 3), np.uint8)
         for row, path in enumerate(batch["path"]):
             try:
                 image = load(path, max_pixels=self.data.max_pixels, min_side=self.data.min_side)

@@ -26,12 +26,18 @@ _Step = Callable[[Encoder], Callable[[Batch], Batch]]
 
 
 def image_maps(
-    paths: Mapping[str, str | None], encoder: Encoder, need: str, row_bytes: int, config: Config
+    paths: Mapping[str, str | None],
+    encoder: Encoder,
+    need: str,
+    size: int,
+    row_bytes: int,
+    config: Config,
 ) -> Iterator[pa.Table]:
     """Yield rows (key, status, value) of images, given as id -> path, in any order.
 
     Args:
-        need: `map` or `middle`; pooled to `embed.map_size`.
+        need: `map` or `middle`.
+        size: The side that larger maps are pooled to; 0 leaves them.
         row_bytes: Size of one value.
     """
     table = pa.table(
@@ -40,7 +46,6 @@ def image_maps(
             "path": pa.array(list(paths.values()), pa.string()),
         }
     )
-    size = config.embed.map_size
     cpu = partial(EmbedMaps, data=config.data, need=need, size=size)
     gpu = partial(EncodeMaps, need=need, size=size)
     return _rows(f"embed {need}", "images", table, (cpu, gpu), encoder, row_bytes, config)

@@ -11,14 +11,17 @@ the bytes.
 from __future__ import annotations
 
 from math import prod
+from pathlib import Path
 
 import numpy as np
 
 from raycd import map_cache
+from raycd.config import Config
 from raycd.errors import DataError
 from raycd.features import READABLE
 from raycd.model import encoder as encoders
 from raycd.model import maps
+from raycd.model.encoder import Encoder
 from raycd.run import Writing
 from raycd.runtime import embed_maps
 from raycd.runtime.stages import Context, embedded_texts
@@ -49,14 +52,35 @@ def _images(context: Context, writing: Writing, need: str) -> None:
 def _write(
     context: Context, writing: Writing, need: str, given: dict[str, str | None] | list[str]
 ) -> None:
-    config = context.config
     encoder = encoders.load_saved(context.run.local("stage1") / "encoder")
-    [shape] = maps.shapes(encoder, [need], config.embed.map_size).values()
+    size = context.config.embed.map_size
+    written = write_cache(writing.folder, need, given, encoder, size, context.config)
+    unit = "images" if isinstance(given, dict) else "texts"
+    writing.record |= {
+        "shape": written.shape,
+        "counts": {unit: len(given), "bytes": written.bytes},
+    }
+
+
+def write_cache(
+    folder: Path,
+    need: str,
+    given: dict[str, str | None] | list[str],
+    encoder: Encoder,
+    size: int,
+    config: Config,
+) -> map_cache.Writer:
+    """Write the cache of one need of images, given as id -> path, or of texts, on Ray.
+
+    Larger maps are pooled to the side `size`; 0 leaves them. Raises DataError for an image that
+    cannot be read.
+    """
+    [shape] = maps.shapes(encoder, [need], size).values()
     row_bytes = 2 * prod(shape)
     ragged = not isinstance(given, dict)
-    writer = map_cache.Writer(writing.folder, need, shape, ragged=ragged)
+    writer = map_cache.Writer(folder, need, shape, ragged=ragged)
     parts = (
-        embed_maps.image_maps(given, encoder, need, row_bytes, config)
+        embed_maps.image_maps(given, encoder, need, size, row_bytes, config)
         if isinstance(given, dict)
         else embed_maps.token_states(given, encoder, row_bytes, config)
     )
@@ -73,5 +97,4 @@ def _write(
                 row["key"], value.reshape(-1, *shape[1:]) if ragged else value.reshape(shape)
             )
     writer.close()
-    unit = "texts" if ragged else "images"
-    writing.record |= {"shape": shape, "counts": {unit: len(given), "bytes": writer.bytes}}
+    return writer

@@ -110,7 +110,14 @@ STAGES = (
         "filter",
         mine_stages.filter_pseudo,
         ["mine"],
-        ["mine.thresholds", "mine.eps_low", "mine.eps_high", "mine.s_max", "mine.alpha"],
+        [
+            "mine.thresholds",
+            "mine.eps_low",
+            "mine.eps_high",
+            "mine.s_max",
+            "mine.alpha",
+            "mine.rare_texts",
+        ],
         reads_data=False,
     ),
     Stage(

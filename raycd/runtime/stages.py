@@ -158,7 +158,7 @@ def encoder(context: Context, writing: Writing) -> None:
     """Load the pre-trained CLIP, and save it in the one form that the other stages read."""
     settings = context.config.encoder
     if settings.pretrained == "demo":
-        found = cached(context.config.pretrain, settings.target_pad)
+        found = cached(context.config.pretrain, settings.padding)
         settings = settings.model_copy(update={"name": DEMO_MODEL, "pretrained": str(found)})
     loaded = encoders.load(settings)
     loaded.save(writing.folder / "encoder")

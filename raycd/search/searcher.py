@@ -119,9 +119,7 @@ class Searcher:
         if known is not None:
             return Words(text, None, *known)
         tokens_L = self._encoder.tokenize([text])[0]
-        # A text with padding at its end was not cut; others are tokenized again, without a limit.
-        truncated = bool(tokens_L[-1] != 0) and self._encoder.truncates(text)
-        return Words(text, tokens_L, None, truncated)
+        return Words(text, tokens_L, None, self._encoder.truncates(text))
 
     def answer(self, batch: Sequence[Prepared]) -> list[Answer]:
         """Answer prepared queries; each gets at most its `top_k` results, best first."""

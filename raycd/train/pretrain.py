@@ -26,10 +26,11 @@ VERSION = 1
 DEMO_MODEL = "raycd-demo"
 
 
-def cached(config: PretrainConfig, target_pad: float) -> Path:
+def cached(config: PretrainConfig, target_pad: float | None) -> Path:
     """Return the folder of the pre-trained encoder (as `Encoder.save` writes it).
 
-    It is trained on first use and kept under `config.cache`.
+    It is trained on first use and kept under `config.cache`. `target_pad` is
+    `EncoderConfig.padding`.
     """
     settings = config.model_dump(exclude={"cache"})
     prefix = fingerprint("pretrain", VERSION, settings, target_pad)[:16]
@@ -38,10 +39,11 @@ def cached(config: PretrainConfig, target_pad: float) -> Path:
     return folder
 
 
-def pretrain(config: PretrainConfig, target_pad: float) -> Encoder:
+def pretrain(config: PretrainConfig, target_pad: float | None) -> Encoder:
     """Draw, train and return the encoder, on a GPU where there is one."""
     torch.manual_seed(config.seed)
-    encoder = create(EncoderConfig(name=DEMO_MODEL, pretrained="", target_pad=target_pad))
+    padding = {} if target_pad is None else {"target_pad": target_pad}
+    encoder = create(EncoderConfig(name=DEMO_MODEL, pretrained="", **padding))
     encoder.to("cuda" if torch.cuda.is_available() else "cpu")
     schedule = Schedule(
         config.epochs, config.batch_size, config.lr, config.seed, warmup=0.1, decay="cosine"
@@ -58,7 +60,7 @@ class PreTrain:
     def __init__(self, encoder: Encoder, config: PretrainConfig) -> None:
         self.encoder, self.config = encoder, config
         self.module: nn.Module = ImagesAndTexts(encoder)
-        pairs = list(pretraining_pairs(config.seed, config.images, encoder.preprocess.size))
+        pairs = list(pretraining_pairs(config.seed, config.images, encoder.preprocess.size[0]))
         self.pixels = torch.stack([encoder.preprocess(image) for image, _ in pairs])
         self.tokens = encoder.tokenize([text for _, text in pairs])
 

@@ -2,6 +2,7 @@
 
 from importlib import resources
 
+import open_clip
 import pytest
 
 from raycd.config import Config, layers, presets
@@ -12,7 +13,16 @@ def preset(name: str) -> Config:
     return layers.build([layers.Layer(name, presets.load(name))])
 
 
-NAMES = ["cirr", "clip4cir", "demo", "fashioniq", "paper", "photos"]
+NAMES = [
+    "cirr",
+    "clip4cir",
+    "demo",
+    "fashioniq",
+    "fashioniq-h14",
+    "fashioniq-siglip2",
+    "paper",
+    "photos",
+]
 
 
 def test_the_presets_are_those_of_the_documentation() -> None:
@@ -107,6 +117,28 @@ def test_photos_knows_nothing_of_a_data_set_or_an_encoders_cosines() -> None:
         "quantile",
         -1,
     )
+
+
+@pytest.mark.parametrize("name", ["cirr", "demo", "fashioniq", "photos"])
+def test_the_presets_that_padded_before_there_was_a_choice_still_do(name: str) -> None:
+    assert preset(name).encoder.padding == 1.25
+
+
+@pytest.mark.parametrize("name", ["fashioniq-h14", "fashioniq-siglip2"])
+def test_a_preset_with_another_encoder_says_that_it_is_ours_and_names_a_tag_that_exists(
+    name: str,
+) -> None:
+    text = resources.files(presets).joinpath(f"{name}.yaml").read_text()
+    assert text.startswith("# Ours: ")
+    config, paper = preset(name), preset("fashioniq")
+    assert open_clip.is_pretrained_cfg(config.encoder.name, config.encoder.pretrained)
+    assert config.evaluate == paper.evaluate
+    assert config.data == paper.data
+    assert (config.stage2, config.stage1.lr) == (paper.stage2, paper.stage1.lr)
+
+
+def test_siglip2_is_preprocessed_as_it_was_trained() -> None:
+    assert preset("fashioniq-siglip2").encoder.padding is None
 
 
 def test_an_unknown_preset_names_those_that_exist() -> None:

@@ -283,7 +283,7 @@ def test_preprocessing_is_that_of_torchvision(size: tuple[int, int], side: int) 
         transforms.Normalize(MEAN, STD),
     ]
     expected = transforms.Compose(steps)(TargetPad(1.25)(image))
-    preprocess = Preprocess(side, 1.25, MEAN, STD)
+    preprocess = Preprocess((side, side), MEAN, STD, target_pad=1.25)
     pixels = preprocess(image)
     assert (pixels.shape, pixels.dtype) == ((side, side, 3), torch.uint8)
     tensor = preprocess.normalise(pixels[None])[0]
@@ -294,11 +294,18 @@ def test_preprocessing_is_that_of_torchvision(size: tuple[int, int], side: int) 
 @pytest.mark.parametrize("target_pad", [1.25, 1e9])
 @pytest.mark.parametrize("size", [(8, 65500), (65500, 8)])
 def test_an_extreme_strip_stays_small(size: tuple[int, int], target_pad: float) -> None:
-    assert Preprocess(32, target_pad, MEAN, STD)(Image.new("RGB", size)).shape == (32, 32, 3)
+    preprocess = Preprocess((32, 32), MEAN, STD, target_pad=target_pad)
+    assert preprocess(Image.new("RGB", size)).shape == (32, 32, 3)
 
 
-def test_preprocessing_survives_json_and_pickle() -> None:
-    preprocess = Preprocess(64, 1.25, MEAN, STD)
+@pytest.mark.parametrize(
+    "preprocess",
+    [
+        Preprocess((64, 64), MEAN, STD, target_pad=1.25),
+        Preprocess((48, 64), MEAN, STD, "bilinear", "longest", 7),
+    ],
+)
+def test_preprocessing_survives_json_and_pickle(preprocess: Preprocess) -> None:
     again = Preprocess.from_dict(json.loads(json.dumps(preprocess.to_dict())))
     assert again == preprocess == pickle.loads(pickle.dumps(preprocess))
     image = noise()
@@ -310,6 +317,6 @@ def test_preprocessing_survives_json_and_pickle() -> None:
 )
 def test_impossible_preprocessing_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(DataError, match="the preprocessing cannot be read"):
-        Preprocess.from_dict(Preprocess(64, 1.25, MEAN, STD).to_dict() | change)
+        Preprocess.from_dict(Preprocess((64, 64), MEAN, STD, target_pad=1.25).to_dict() | change)
     with pytest.raises(DataError, match="the preprocessing cannot be read"):
         Preprocess.from_dict({})

@@ -236,7 +236,7 @@ def test_features_that_are_not_finite_name_the_image_or_the_text(new_encoder: An
     with torch.no_grad():
         for parameter in broken.clip.parameters():
             parameter.mul_(float("inf"))
-    side = broken.preprocess.size
+    side, _ = broken.preprocess.size
     pixels = np.full((2, side, side, 3), 100, np.uint8)
     batch = {"key": ["shoe", "hat"], "status": ["not_an_image", "ok"], "pixels": pixels}
     with pytest.raises(WeightsError, match="not finite") as caught:

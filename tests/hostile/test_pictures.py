@@ -164,7 +164,7 @@ def test_a_damaged_file_is_a_picture_or_a_broken_image(
         if image:
             assert image.mode == "RGB"
             assert images.format_of(data) in images.FORMATS
-            assert Preprocess(32, 1.25, (0.5,) * 3, (0.5,) * 3)(image).shape == (32, 32, 3)
+            assert Preprocess((32, 32), (0.5,) * 3, (0.5,) * 3)(image).shape == (32, 32, 3)
             assert data_uri(images.fitted(image, 256)).startswith("data:image/jpeg")
         else:
             assert reason in images.REASONS

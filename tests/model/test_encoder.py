@@ -1,6 +1,8 @@
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from raycd.config import EncoderConfig
-from raycd.data.preprocess import Preprocess
 from raycd.errors import RaycdError, WeightsError
 from raycd.model import encoder as encoders
 from raycd.model.encoder import CONFIG, PREPROCESS, WEIGHTS, Encoder
@@ -57,12 +58,15 @@ def test_weights_preprocessing_and_architecture_each_change_the_fingerprint(
         other.clip.visual.attnpool.c_proj.bias[0] += 1e-3
     prints.add(other.fingerprint())
     other = new_encoder()
-    other.preprocess = Preprocess(32, 1.5, other.preprocess.mean, other.preprocess.std)
+    other.preprocess = other.preprocess.with_target_pad(1.5)
+    prints.add(other.fingerprint())
+    other = new_encoder()
+    other.preprocess = replace(other.preprocess, resize_mode="squash")
     prints.add(other.fingerprint())
     other = new_encoder()
     other.model_config = {**other.model_config, "quick_gelu": False}
     prints.add(other.fingerprint())
-    assert len(prints) == 4
+    assert len(prints) == 5
 
 
 def test_features_are_float32_rows_of_the_embedding_size_and_not_normalised(
@@ -97,8 +101,8 @@ def test_bare_safetensors_weights_fill_the_named_architecture(
 def test_the_papers_architecture_is_resolved_with_288_pixels_and_640_dimensions() -> None:
     with torch.device("meta"):  # no memory
         encoder = encoders.create(EncoderConfig(name="RN50x4-quickgelu", pretrained=""))
-    assert (encoder.dim, encoder.preprocess.size, encoder.device.type) == (640, 288, "meta")
-    assert encoder.preprocess.target_pad == 1.25
+    assert (encoder.dim, encoder.preprocess.size) == (640, (288, 288))
+    assert encoder.device.type == "meta"
     assert sum(p.numel() for p in encoder.parameters()) == 178_300_601
 
 
@@ -164,9 +168,15 @@ def test_weights_that_cannot_be_read_are_a_weights_error(
             )
 
 
-@pytest.mark.parametrize("name", [CONFIG, PREPROCESS])
 @pytest.mark.parametrize(
-    "content", [None, "{", "[]", "{}", '{"model_cfg": {"embed_dim": 16}}', '{"model_cfg": 5}']
+    ("name", "content"),
+    [
+        (CONFIG, None),
+        *product(
+            [CONFIG, PREPROCESS],
+            ["{", "[]", "{}", '{"model_cfg": {"embed_dim": 16}}', '{"model_cfg": 5}'],
+        ),
+    ],
 )
 def test_a_folder_that_is_no_whole_encoder_is_a_users_error(
     name: str, content: str | None, saved: Path

@@ -10,11 +10,15 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from raycd import map_cache
 from raycd.config import Config
-from raycd.runtime import pipeline
+from raycd.evaluate import cached_query
+from raycd.model import fusion
+from raycd.runtime import elsewhere, pipeline
+from raycd.runtime.stages import Context
 from serve.args import ServeArgs
 from tests.serve.asking import ask, png, problem
 
@@ -99,6 +103,22 @@ def _paths(run: Path) -> list[tuple[str, str]]:
 
     table = pq.read_table(run / "bundle" / "gallery.parquet", columns=["image_id", "path"])
     return list(zip(table["image_id"].to_pylist(), table["path"].to_pylist(), strict=True))
+
+
+@torch.inference_mode()
+def test_the_model_is_the_same_on_data_that_are_embedded_anew(
+    run: Path, settings: dict[str, Any]
+) -> None:
+    config = Config.model_validate(settings)
+    context = Context(config, pipeline.run_folder(config))
+    data = context.dataset
+    found, missing = elsewhere.variants(elsewhere.Model.of_run(context), data, "val", config)
+    assert len(missing) == 0
+    images, texts, _ = context.features("embed")
+    head, _ = fusion.load(run / "stage2" / "head")
+    own = cached_query(head, images, texts, extras=context.extras(head.needs))
+    queries = data.queries("val")
+    torch.testing.assert_close(found[-1].query(queries), own(queries), rtol=1e-3, atol=1e-3)
 
 
 def test_another_head_of_the_same_maps_computes_none_again(

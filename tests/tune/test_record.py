@@ -31,6 +31,7 @@ from tune.space import Space, make_space
 METRIC = "recall@10"
 RESULT: dict[str, Any] = {
     "seeds": 2,
+    "queries": 60,
     "default_won": False,
     "better": True,
     "metrics": {

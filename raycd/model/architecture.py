@@ -1,0 +1,135 @@
+"""The architectures of open_clip: found by name, built, filled with weights, described."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import open_clip
+from open_clip.transform import PreprocessCfg
+from safetensors import SafetensorError
+from torch import nn
+
+from raycd import progress
+from raycd.config import EncoderConfig
+from raycd.data.preprocess import Preprocess
+from raycd.errors import WeightsError
+from raycd.model.finite import check_weights
+
+LOCAL_CONFIGS = Path(__file__).parent / "configs"
+TEXT_TOWER = "text_tower"  # folder of the configuration of a Hugging Face text encoder
+
+
+def model_config(config: EncoderConfig) -> dict[str, Any]:
+    """Return open_clip's model configuration by name; raycd's and the user's folder count too.
+
+    Raises WeightsError where no model has this name.
+    """
+    open_clip.add_model_config(LOCAL_CONFIGS)
+    if config.configs:
+        if not Path(config.configs).expanduser().is_dir():
+            raise WeightsError(
+                "encoder.configs is not a folder",
+                got=config.configs,
+                expected="a folder of JSON files",
+            )
+        open_clip.add_model_config(Path(config.configs).expanduser())
+    found = open_clip.get_model_config(config.name)
+    if found is None:
+        near = difflib.get_close_matches(config.name, open_clip.list_models(), n=3, cutoff=0.3)
+        raise WeightsError(
+            "encoder.name names no model",
+            got=config.name,
+            expected=f"an open_clip model, such as {', '.join(near)}",
+        )
+    return dict(found)
+
+
+def build(model_config: Mapping[str, Any], folder: Path | None = None) -> nn.Module:
+    """Build the architecture with random weights, as open_clip's own factory does.
+
+    `folder` is that of a saved encoder, which may hold the configuration of a Hugging Face text
+    encoder; without it, that configuration is downloaded. Raises what open_clip and torch raise.
+    """
+    settings = json.loads(json.dumps(model_config))  # the models pop from what they are given
+    text = settings["text_cfg"]
+    custom = settings.pop("custom_text", False) or "hf_model_name" in text
+    settings["vision_cfg"]["timm_model_pretrained"] = False
+    if "hf_model_name" in text:
+        text["hf_model_pretrained"] = False
+        if folder is not None and (folder / TEXT_TOWER).is_dir():
+            text["hf_model_name"] = str(folder / TEXT_TOWER)
+    kind = open_clip.CLIP
+    if custom:
+        kind = open_clip.CoCa if "multimodal_cfg" in settings else open_clip.CustomTextCLIP
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)  # open_clip warns of random weights, which are replaced next
+    try:
+        clip: Any = kind(**settings)
+    finally:
+        root.setLevel(level)
+    if kind is open_clip.CoCa:  # this one it leaves as the memory was
+        nn.init.zeros_(clip.text_decoder.text_projection)
+    return clip  # type: ignore[no-any-return]  # open_clip's models have no types
+
+
+def fill(clip: nn.Module, weights: Path) -> None:
+    """Load weights, converted where open_clip knows how. Raises WeightsError."""
+    if weights.suffix != ".safetensors":
+        raise WeightsError(
+            f"{weights} is not a safetensors file",
+            expected="a path that ends in .safetensors; raycd reads no pickle",
+            do="convert it: safetensors.torch.save_file(state_dict, path)",
+        )
+    try:
+        open_clip.load_checkpoint(clip, str(weights))
+    except (OSError, RuntimeError, KeyError, StopIteration, SafetensorError) as error:
+        raise WeightsError(
+            f"the weights {weights} cannot be read or do not fit the model",
+            got=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+            do="check the file, and that encoder.name is the architecture that it was saved from",
+        ) from error
+    check_weights(
+        clip, f"the encoder {weights}", do="take another file, or run the stage again that wrote it"
+    )
+
+
+def preprocess_of(clip: nn.Module, *known: Mapping[str, Any]) -> Preprocess:
+    """Return the preprocessing that open_clip's factory gives a model: later ones of `known` win.
+
+    The size is the image encoder's own.
+    """
+    visual: Any = clip.visual
+    settings = asdict(PreprocessCfg())
+    for described in known:
+        settings = open_clip.transform.merge_preprocess_dict(settings, dict(described))
+    return Preprocess.of_open_clip({**settings, "size": visual.image_size})
+
+
+def described_by_tags(name: str) -> dict[str, Any]:
+    """Return the `preprocess_cfg` of a model's pre-trained tags, {} where it has none.
+
+    For weights of no tag. Where the tags differ, the first one's is taken, and said.
+    """
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    keys = asdict(PreprocessCfg())
+    found = [
+        {
+            key: value
+            for key, value in open_clip.get_pretrained_cfg(name, tag).items()
+            if key in keys
+        }
+        for tag in tags
+    ]
+    if any(one != found[0] for one in found):
+        progress.say(
+            f"warning: pre-trained {name} differ in their preprocessing; that of {tags[0]} is "
+            "taken. For another one, give a folder with open_clip_config.json (docs/encoders.md)"
+        )
+    return found[0] if found else {}

@@ -1,0 +1,161 @@
+"""Tokenizers of open_clip, with one interface: SimpleTokenizer and Hugging Face's.
+
+A Hugging Face tokenizer is a handful of files. They are kept with the encoder, so that a saved one
+needs no network, and belong to its fingerprint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.tokenizer import HFTokenizer
+
+from raycd import scratch
+from raycd.errors import WeightsError
+
+_KEPT_WORDS = 100_000  # whose tokens a SimpleTokenizer remembers
+CONTEXT_LENGTH = 77  # open_clip's, where a model configuration has none
+
+
+class Tokenizer:
+    """Texts -> tokens (B, L) int64, in any thread and, by pickle, in any process.
+
+    Attributes:
+        files: Name -> content of a Hugging Face tokenizer's files; empty for SimpleTokenizer.
+    """
+
+    def __init__(
+        self,
+        inner: Any,
+        files: Mapping[str, bytes] | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.files: dict[str, bytes] = dict(files or {})
+        self._inner, self._settings = inner, settings
+        self._specials = dict(getattr(inner, "cache", {}))
+        # A fast tokenizer holds its truncation: changing it while another thread encodes fails
+        self._lock = Lock()
+
+    @property
+    def context_length(self) -> int:
+        """Return L."""
+        return int(self._inner.context_length)
+
+    def __call__(self, texts: Sequence[str]) -> torch.Tensor:
+        """Return tokens (B, L) int64 of texts; longer texts are cut to the context length."""
+        with self._lock:
+            # The cache of open_clip's SimpleTokenizer grows without bounds
+            if len(getattr(self._inner, "cache", ())) > _KEPT_WORDS:
+                self._inner.cache = dict(self._specials)
+            tokens: torch.Tensor = self._inner(list(texts))
+        return tokens
+
+    def truncates(self, text: str) -> bool:
+        """Return whether a text is cut."""
+        with self._lock:
+            if not self.files:
+                return len(self._inner.encode(text)) + 2 > self.context_length
+            # Mode clips adds three special tokens by itself, around what it cuts
+            clips = self._inner.tokenizer_mode == "clips"
+            whole = self._inner.tokenizer(
+                self._inner.clean_fn(text), add_special_tokens=not clips, verbose=False
+            )
+            return bool(len(whole.input_ids) + 3 * clips > self.context_length)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Cross process borders as files: some tokenizers look for theirs where they were read."""
+        return (
+            (_restored, (self.files, self._settings)) if self.files else (Tokenizer, (self._inner,))
+        )
+
+
+def create(
+    model_config: Mapping[str, Any],
+    *,
+    files: Mapping[str, bytes] | None = None,
+    folder: Path | None = None,
+) -> Tokenizer:
+    """Return the tokenizer of a model configuration of open_clip.
+
+    Args:
+        model_config: open_clip's `model_cfg`.
+        files: Those of `Tokenizer.files`, of a Hugging Face tokenizer.
+        folder: Where these are, among others. Where neither has any, the tokenizer is read from the
+            folder that the configuration names, or downloaded.
+
+    Raises:
+        WeightsError: transformers is not installed, or the tokenizer cannot be read.
+    """
+    text = model_config["text_cfg"]
+    length = text.get("context_length", CONTEXT_LENGTH)
+    settings = dict(text.get("tokenizer_kwargs") or {})
+    name = text.get("hf_tokenizer_name")
+    if not name:
+        return Tokenizer(open_clip.SimpleTokenizer(context_length=length, **settings))
+    if folder is not None and (folder / "tokenizer_config.json").exists():
+        name = str(folder)
+    settings |= {
+        "context_length": length,
+        "tokenizer_mode": text.get("tokenizer_mode"),
+        "trust_remote_code": False,
+    }
+    try:
+        # The files that are kept are also those that are used, now and later
+        return _restored(files or _written(HFTokenizer(name, **settings)), settings)
+    except ImportError as error:
+        raise WeightsError(
+            f"the tokenizer {name} needs packages that are not installed",
+            got=f"{type(error).__name__}: {_first_line(error)}",
+            expected="transformers and sentencepiece",
+            do="pip install 'raycd[hf]'",
+        ) from error
+    except Exception as error:  # the tokenizers' own library raises plain Exceptions
+        raise WeightsError(
+            f"the tokenizer {name} cannot be read",
+            got=f"{type(error).__name__}: {_first_line(error)}",
+            expected="a folder, or a model of the Hugging Face hub that can be reached",
+            do="where there is no network, name a folder with its files: text_cfg, "
+            "hf_tokenizer_name of the model configuration, or an encoder that raycd saved",
+        ) from error
+
+
+def files_of(
+    folder: Path, names: Sequence[str] | None, not_ours: Sequence[str]
+) -> dict[str, bytes]:
+    """Return the tokenizer's files in an encoder's folder: all but `not_ours` and hidden ones.
+
+    `names` are those to take, where not all are trusted.
+    """
+    found = [file for file in sorted(folder.iterdir()) if file.is_file()]
+    return {
+        file.name: file.read_bytes()
+        for file in found
+        if file.name not in not_ours
+        and not file.name.startswith(".")
+        and (names is None or file.name in names)
+    }
+
+
+def _written(tokenizer: Any) -> dict[str, bytes]:
+    with scratch.folder() as folder:
+        tokenizer.save_pretrained(str(folder))
+        return files_of(folder, None, ())
+
+
+def _restored(files: Mapping[str, bytes], settings: Mapping[str, Any]) -> Tokenizer:
+    with scratch.folder() as folder:
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+        return Tokenizer(HFTokenizer(str(folder), **settings), files, settings)
+
+
+def _first_line(error: Exception) -> str:
+    with suppress(IndexError):
+        return str(error).strip().splitlines()[0][:300]
+    return ""
