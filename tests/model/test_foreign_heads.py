@@ -104,7 +104,7 @@ def test_the_documents_example_is_a_head_of_ours_with_a_line_in_heads(
 
 @pytest.mark.usefixtures("gated_sum")
 def test_an_unknown_name_lists_the_heads_of_other_packages_too() -> None:
-    with pytest.raises(ConfigError, match=r"tirg, gated_sum\n.*did you mean gated_sum\?"):
+    with pytest.raises(ConfigError, match=r"tirg, val, gated_sum\n.*did you mean gated_sum\?"):
         new_head(settings("gated_summ"), D)
 
 

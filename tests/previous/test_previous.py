@@ -42,7 +42,8 @@ def test_a_bundle_of_the_previous_version_answers_as_it_did(
     for now, before in zip(found, expected["results"], strict=True):
         assert [row["image_id"] for row in now] == [row["image_id"] for row in before]
         for one, other in zip(now, before, strict=True):
-            assert one == pytest.approx(other, abs=1e-4)
+            known = {name: one[name] for name in other}  # later versions say more
+            assert known == pytest.approx(other, abs=1e-4)
 
 
 def test_a_bundle_of_the_previous_version_keeps_what_is_said_of_its_images(written: Path) -> None:
