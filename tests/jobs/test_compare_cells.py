@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 
 from jobs.comparison import heads, results
 from jobs.comparison.cells import Cells, Record, run_all, tracked
-from jobs.comparison.plan import make_plan
+from jobs.comparison.plan import UNTRAINED, make_plan
 from raycd import mine
 from raycd.compare.lines import Table
 from raycd.config import Config, MineConfig
@@ -118,7 +118,7 @@ def test_a_comparison_stopped_in_the_middle_goes_on_with_the_cells_that_are_left
     found = again.train(ended=ended.append)
     after = again.files()
     assert {name: after[name] for name in kept} == kept
-    # sum once; two heads, two seeds: originals for 2 epochs and longer, pseudo triplets
+    # Two heads, two seeds: originals for 2 epochs and longer, pseudo triplets
     trained = {cell.path for cell in again.todo}
     assert len(after) == len(trained) == len(found)
     assert len([name for name in after if name.startswith("combiner-")]) == 6
@@ -252,7 +252,7 @@ def test_each_cell_is_a_child_run_of_mlflow_once(
     [parent] = [run for run in runs_found if "mlflow.parentRunId" not in run.data.tags]
     children = [run for run in runs_found if run is not parent]
     assert (parent.info.run_name, parent.info.status) == ("tiny-compare", "FINISHED")
-    assert len(children) == len(comparison.files()) == 2  # sum and combiner
+    assert len(children) == len(comparison.files()) == len(UNTRAINED) + 1
     [child] = [run for run in children if run.data.tags["raycd.head"] == "combiner"]
     [record] = [r for r in found.values() if r["head"] == "combiner"]
     assert (
@@ -268,12 +268,16 @@ def test_each_cell_is_a_child_run_of_mlflow_once(
     )
 
 
-def test_a_row_that_trains_nothing_is_one_cell_and_in_every_table(
-    tmp_path: Path, tables: Tables
+def test_rows_that_train_nothing_are_one_cell_each_and_in_every_table(
+    ray_cluster: None, tmp_path: Path, tables: Tables
 ) -> None:
-    comparison = Comparison(tmp_path, tables)
-    [still] = [want for want in comparison.wanted if want.name == "sum"]
-    assert (still.is_trained, len(still.paths)) == (False, 1)
-    assert [cell.path for cell in comparison.todo if not cell.is_trained] == list(
-        still.paths.values()
-    )
+    comparison = Comparison(tmp_path, tables, seeds=1)
+    still = [want for want in comparison.wanted if not want.is_trained]
+    assert [want.name for want in still] == list(UNTRAINED) == ["image_only", "text_only", "sum"]
+    paths = [path for want in still for path in want.paths.values()]
+    assert [cell.path for cell in comparison.todo if not cell.is_trained] == paths
+    made = comparison.tables(comparison.train())
+    for table in made:
+        if not table.key.endswith("-gain"):
+            names = [lines[0].method.name for lines in table.lines]
+            assert names == [*UNTRAINED, "combiner", "clip_cd"]
