@@ -53,6 +53,25 @@ def cached_query(
     return query
 
 
+def composed_query(composed: Features, device: torch.device | str = "cpu") -> QueryFunction:
+    """Return queries that the encoder itself composed, by `query_key`."""
+
+    def query(triplets: Sequence[Triplet]) -> torch.Tensor:
+        return F.normalize(composed.take(map(query_key, triplets), device), dim=-1)
+
+    return query
+
+
+def query_text(triplet: Triplet) -> str:
+    """Return the text that is asked."""
+    return evaluation_text(triplet["captions"])
+
+
+def query_key(triplet: Triplet) -> str:
+    """Return what a composed query is kept by."""
+    return f"{triplet['reference']}\n{query_text(triplet)}"
+
+
 @dataclass(frozen=True)
 class Metric:
     """One number of an evaluation: "recall@10" of the average, "dress/recall@10" of a category."""

@@ -30,7 +30,7 @@ FILES = (
     GALLERY,
     *INDEX_FILES,
 )
-_OF_ENCODER = re.compile(r"encoder/(\w[\w.-]*/)?\w[\w.-]*")  # tokenizer, text encoder's settings
+_OF_ENCODER = re.compile(r"encoder/(\w[\w.-]*/)*\w[\w.-]*")  # tokenizer, a model of its own
 AGAIN = "write the bundle again: start the run that made it once more, or take a whole copy"
 
 

@@ -24,7 +24,7 @@ from raycd.run import Run, Writing, fingerprint
 from raycd.runtime import cluster, local_ray, mine_stages, results, stages, training
 from raycd.runtime.stages import Context
 from raycd.runtime.tracking import Tracker
-from raycd.train.fuse import new_head
+from raycd.train.fuse import check_joint, new_head
 
 
 @dataclass(frozen=True)
@@ -250,6 +250,7 @@ class _Pipeline:
 
     def check_head(self) -> None:
         """Refuse a fusion head that does not fit the encoder before stage 1, not after it."""
+        check_joint(self.config, recorded(self.folder, "encoder").get("composes", False))
         new_head(self.config, self.context.recorded("encoder", "dim"))
 
     def finish(self) -> dict[str, Any]:

@@ -33,10 +33,11 @@ from raycd.data.read import read
 from raycd.data.schema import Dataset
 from raycd.data.selection import SELECTION, hold_out
 from raycd.errors import DataError
-from raycd.evaluate import cached_query, evaluate
+from raycd.evaluate import cached_query, composed_query, evaluate
 from raycd.features import Features
 from raycd.model import encoder as encoders
 from raycd.model import fusion
+from raycd.model.fusion import joint
 from raycd.progress import Bar
 from raycd.run import Run, Writing, local_copy
 from raycd.runtime import embedding, training
@@ -48,7 +49,7 @@ from raycd.train.pretrain import DEMO_MODEL, cached
 from raycd.train.triplets import readable_triplets
 
 ZERO_SHOT, FINE_TUNED = "zero_shot", "fine_tuned"
-IMAGES, TEXTS = "images.parquet", "texts.parquet"
+IMAGES, TEXTS, QUERIES = "images.parquet", "texts.parquet", "queries.parquet"
 
 
 @dataclass
@@ -149,6 +150,7 @@ def encoder(context: Context, writing: Writing) -> None:
     loaded = encoders.load(settings)
     loaded.save(writing.folder / "encoder")
     writing.record |= {"encoder": loaded.fingerprint(), "dim": loaded.dim, "model": settings.name}
+    writing.record["composes"] = loaded.composes
 
 
 def zero_shot(context: Context, writing: Writing) -> None:
@@ -242,6 +244,8 @@ def stage2(context: Context, writing: Writing) -> None:
             "best_epoch": trained.best,
             "select_on": settings.select_on,
         }
+    if head_config.name == joint.NAME:
+        _compose(context, writing)
     fusion.save(head, head_config, writing.folder / "head")
     context.log_epochs(history)
 
@@ -261,6 +265,8 @@ def evaluate_variants(context: Context, writing: Writing) -> None:
     for name, stage, fuse in variants:
         images, texts, _ = context.features(stage)
         query = cached_query(fuse.to(device).eval(), images, texts, device)
+        if name == joint.NAME:
+            query = composed_query(features.read(context.run.local("stage2") / QUERIES)[0], device)
         found = evaluate(
             context.dataset,
             "val",
@@ -330,6 +336,14 @@ def bundle_up(context: Context, writing: Writing) -> None:
         "digest": manifest.digest,
         "index": manifest.index.model_dump(),
     }
+
+
+def _compose(context: Context, writing: Writing) -> None:
+    """Let the encoder itself compose the queries of val."""
+    used = encoders.load_saved(context.run.local("stage1") / "encoder")
+    rows = context.dataset.triplets_of("val").to_pylist()
+    table = embedding.compose_queries(rows, context.paths(), used, context.config)
+    features.write(writing.folder / QUERIES, table)
 
 
 def _embed(context: Context, writing: Writing, source: str, texts: list[str]) -> ImageReport:

@@ -201,7 +201,7 @@ def test_k_does_not_concern_heads_that_have_none() -> None:
 
 def test_an_unknown_head_names_the_nearest_and_all() -> None:
     with pytest.raises(
-        ConfigError, match=r"combinr\n.*clip_cd, combiner, sum(.|\n)*did you mean combiner\?"
+        ConfigError, match=r"combinr\n.*clip_cd, combiner, joint, sum(.|\n)*did you mean combiner\?"
     ):
         fusion.create(config("combinr"))
 

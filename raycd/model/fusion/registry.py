@@ -49,7 +49,12 @@ class HeadConfig:
         )
 
 
-HEADS = ("clip_cd", "combiner", "sum")  # each is a file in this folder with a function `build`
+HEADS = (
+    "clip_cd",
+    "combiner",
+    "joint",
+    "sum",
+)  # each is a file in this folder with a function `build`
 
 
 def names() -> list[str]:
