@@ -1,25 +1,191 @@
 """Measures the recall of pre-trained CLIP, fine-tuned CLIP and fusion head, after earlier stages.
 
-python jobs/evaluate.py --preset demo
-python jobs/evaluate.py --preset demo --evaluate.ks 1,5,10,50    other ranks: nothing is trained
+    python jobs/evaluate.py --preset demo
+    python jobs/evaluate.py --preset demo --evaluate.ks 1,5,10,50    other ranks: nothing is trained
+    python jobs/evaluate.py --preset demo --protocol all             the protocols side by side
+    python jobs/evaluate.py --preset demo --per-query queries.parquet
+
+Through the running service, query by query (the key, if it wants one, in RAYCD_API_KEY):
+
+    python jobs/evaluate.py --preset demo --endpoint http://127.0.0.1:8000
+
+A trained bundle on a data set that it was not trained on, and answers for an evaluation server:
+
+    python jobs/evaluate.py --bundle runs/cirr/bundle --data.format circo --data.root /data/CIRCO
+    python jobs/evaluate.py --preset cirr --data.root /data/cirr --submission answers
 """
 
-import sys
+from __future__ import annotations
 
-from raycd.config import cli
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from raycd.config import Config, Protocol, cli
+from raycd.errors import ConfigError
+
+if TYPE_CHECKING:
+    from raycd.data.schema import Dataset
+    from raycd.runtime.evaluation import Asked
+
+ALL = "all"
+
+
+def flags(parser: argparse.ArgumentParser) -> None:
+    own = parser.add_argument
+    own(
+        "--protocol",
+        metavar="NAME",
+        help="Instead of evaluate.protocol, without another run: one of them, or all.",
+    )
+    own(
+        "--per-query",
+        metavar="FILE",
+        help="Write ranks and the first 50 images of each query to this Parquet file.",
+    )
+    own("--endpoint", metavar="URL", help="Ask this service, query by query.")
+    own(
+        "--bundle",
+        metavar="FOLDER",
+        help="Measure this bundle on the data set of the settings; nothing is trained.",
+    )
+    own(
+        "--submission",
+        metavar="FOLDER",
+        help="Write the answers to the test split (cirr, circo) for its evaluation server.",
+    )
 
 
 def main(options: cli.Options) -> None:
-    from raycd.report.table import final_table
-    from raycd.runtime import pipeline
+    asked, config = options.flags, options.config
+    if asked.endpoint and (asked.bundle or asked.submission):
+        raise ConfigError(
+            "--endpoint asks a service",
+            got="--bundle or --submission beside it",
+            do="leave one of them out",
+        )
+    if asked.submission:
+        submit(config, asked.bundle, Path(asked.submission))
+    elif asked.protocol or asked.per_query or asked.endpoint or asked.bundle:
+        measure(config, asked)
+    else:
+        from raycd.report.table import final_table
+        from raycd.runtime import pipeline
 
-    run = pipeline.run(options.config, until="evaluate").run
-    print(final_table(pipeline.recorded(run, "evaluate")))
+        run = pipeline.run(config, until="evaluate").run
+        print(final_table(pipeline.recorded(run, "evaluate")))
+
+
+def measure(config: Config, asked: argparse.Namespace) -> None:
+    """Print a table of variants and protocols, and write single queries where asked for."""
+    import pyarrow.parquet as pq
+
+    from raycd import per_query
+    from raycd.report.table import final_table
+    from raycd.runtime import evaluation
+
+    chosen = protocols(asked.protocol, config)
+    top = per_query.TOP if asked.per_query else 0
+    dataset, found = answers(config, asked, chosen, top)
+    print(final_table(evaluation.metrics(found)))
+    if asked.per_query:
+        both = config.evaluate.captions == "both_orders"
+        pq.write_table(
+            per_query.table(dataset, "val", found, both_orders=both), Path(asked.per_query)
+        )
+        print(f"\nqueries: {asked.per_query}")
+
+
+def answers(
+    config: Config, asked: argparse.Namespace, chosen: list[Protocol], top: int
+) -> tuple[Dataset, list[Asked]]:
+    """Return the data set, and what each variant found under each protocol."""
+    from raycd.client import Client
+    from raycd.runtime import elsewhere, endpoint, evaluation, pipeline
+    from raycd.runtime.stages import Context
+
+    if asked.endpoint:
+        dataset = Context(config, pipeline.run_folder(config)).dataset
+        key = os.environ.get("RAYCD_API_KEY")  # never an option: others can read those
+        with Client(asked.endpoint, api_key=key) as client:
+            return dataset, [
+                evaluation.Asked(p, client.url, endpoint.ask(client, dataset, config, p, top=top))
+                for p in chosen
+            ]
+    if asked.bundle:
+        dataset = elsewhere.dataset(config, "val")
+        model = elsewhere.Model.of_bundle(asked.bundle)
+        variants, missing = elsewhere.variants(model, dataset, "val", config)
+        missing.check(len(dataset.images), config.data.max_missing)
+    else:
+        context = Context(config, pipeline.run(config, until="evaluate").run)
+        dataset, variants = context.dataset, evaluation.variants(context)
+    return dataset, [
+        evaluation.Asked(p, v.name, evaluation.ask(dataset, v, config, protocol=p, top=top))
+        for p in chosen
+        for v in variants
+    ]
+
+
+def protocols(name: str | None, config: Config) -> list[Protocol]:
+    """Return the protocols that were asked for. Raises ConfigError for an unknown one."""
+    from raycd.runtime.evaluation import PROTOCOLS
+
+    if name is None:
+        return [config.evaluate.protocol]
+    found = [protocol for protocol in PROTOCOLS if name in (ALL, protocol)]
+    if not found:
+        raise ConfigError(
+            "there is no such protocol", got=name, expected=f"{ALL} or {', '.join(PROTOCOLS)}"
+        )
+    return found
+
+
+def submit(config: Config, folder: str | None, out: Path) -> None:
+    """Write the answers to the test split into `out`."""
+    from raycd import submission
+    from raycd.runtime import elsewhere, pipeline
+    from raycd.runtime.stages import Context, own_device
+
+    submission.check_format(config.data.format)
+    make, mask_reference = submission.FORMATS[config.data.format]
+    dataset = elsewhere.dataset(config, "test")  # a mistake ends it before anything is trained
+    if folder is not None:
+        model = elsewhere.Model.of_bundle(folder)
+    else:
+        model = elsewhere.Model.of_run(Context(config, pipeline.run(config, until="stage2").run))
+    (*_, head), missing = elsewhere.variants(model, dataset, "test", config)
+    missing.check(len(dataset.images), config.data.max_missing)
+    ranked = submission.rank(
+        dataset,
+        "test",
+        head.images,
+        head.query,
+        mask_reference=mask_reference,
+        batch_size=config.evaluate.batch_size,
+        device=own_device(config),
+        rerank=head.rerank,
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    for name, answer in make(ranked).items():
+        (out / name).write_text(json.dumps(answer), encoding="utf-8")
+        print(f"{len(ranked.gallery)} queries: {out / name}")
+    if ranked.unasked or ranked.missing:
+        print(
+            f"warning: {len(ranked.missing)} images of the gallery are missing, and "
+            f"{len(ranked.unasked)} queries are answered without their reference"
+        )
 
 
 if __name__ == "__main__":
     sys.exit(
         cli.run(
-            main, prog="jobs/evaluate.py", description="Measure the recall of every variant on val."
+            main,
+            prog="jobs/evaluate.py",
+            description="Measure the recall of every variant on val.",
+            flags=flags,
         )
     )

@@ -68,6 +68,10 @@ class SearchRequest(_RequestPart):
     """Leave the image of the gallery that `image_id` names out of the results."""
     exact: bool = False
     """Compare with every image, whatever the index: slower, and never misses one."""
+    rerank_depth: Annotated[Annotated[int, Field(ge=0)] | None, Number] = None
+    """First candidates that a model which re-ranks puts in its own order; 0: none. The model's
+    default where absent, and at most the service's limit.
+    """
 
     @model_validator(mode="after")
     def _one_image(self) -> Self:
@@ -168,6 +172,8 @@ class SearchResult(Item):
     """Standard deviations of `score` above the mean of the whole gallery: comparable between
     queries. 0 where the gallery has one image, or all are alike.
     """
+    rerank_score: float | None = None
+    """What decided on the order where the image was re-ranked: `score` and the head's own."""
     explanation: Explanation
 
 
@@ -196,6 +202,8 @@ class ModelInfo(_ResponsePart):
     head: str
     protocol: str
     """Evaluation protocol of the metrics."""
+    rerank_depth: int = 0
+    """First candidates that it re-ranks where a search does not say; 0: it re-ranks none."""
     metrics: dict[str, Any]
 
 
@@ -208,9 +216,12 @@ class SearchResponse(_ResponsePart):
     model: ModelInfo
     index: IndexInfo
     warnings: list[str]
-    """What differs from the request, such as a truncated text, and filters that match no image."""
+    """What differs from the request, such as a truncated text, a re-ranking that was left out, and
+    filters that match no image.
+    """
     timings: dict[str, float]
-    """Milliseconds, as in Server-Timing: read, decode (with fetching), wait, encode, search, total.
+    """Milliseconds, as in Server-Timing: read, decode (with fetching), wait, encode, search, rerank
+    where the model does, total.
     """
 
 
@@ -262,6 +273,7 @@ class Limits(_ResponsePart):
     text_characters: int
     top_k: int
     offset: int
+    rerank_depth: int = 0
     batch: int
     page: int
     import_lines: int

@@ -18,6 +18,11 @@ def world_size() -> int:
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
+def own_rows(count: int, device: torch.device) -> torch.Tensor:
+    """Return the numbers (B,) of this worker's B = `count` rows among those that `gather` gives."""
+    return torch.arange(count, device=device) + rank() * count
+
+
 def gather(rows: torch.Tensor) -> torch.Tensor:
     """Return the rows (W * B, ...) of all W workers, in their order.
 

@@ -6,8 +6,10 @@
 | `original-masked` | the same                                            | is removed            |
 | `val`             | only references and targets of the split's triplets | is removed            |
 
+A query of several right targets is answered by any of them: its rank is that of the best one.
+
 Shapes: Q queries, B of them at once, G gallery images, D feature size, S candidates of a subset
-(CIRR).
+(CIRR), T targets of a query.
 """
 
 from __future__ import annotations
@@ -22,32 +24,51 @@ from torch.nn import functional as F
 from raycd.config import Protocol
 from raycd.data import schema
 from raycd.data.captions import evaluation_text
-from raycd.data.schema import Dataset
+from raycd.data.schema import Dataset, targets_of
 from raycd.errors import ConfigError, DataError
 from raycd.features import Features
+from raycd.map_cache import NOTHING, Extras
+from raycd.ranking import NOT_FOUND as NOT_FOUND
+from raycd.ranking import (
+    Rescore,
+    mean_average_precision,
+    rank_all_targets,
+    rank_in_subsets,
+    recall,
+    top_images,
+)
 
 AVERAGE = schema.AVERAGE
-# The rank of a target that cannot be found, greater than every k
-NOT_FOUND = torch.iinfo(torch.int64).max
 MASKED: tuple[Protocol, ...] = ("original-masked", "val")  # protocols that remove the reference
 SUBSET_KS = (1, 2, 3)  # CIRR's recall_subset@k
 
-Triplet = Mapping[str, Any]  # one row of schema.TRIPLET
+Triplet = Mapping[str, Any]  # one row of schema.TRIPLET, and the "text" that is asked
 QueryFunction = Callable[[Sequence[Triplet]], torch.Tensor]  # B triplets -> query features (B, D)
+# B triplets and the gallery's unit features (G, D) -> what re-ranks them, see raycd.rerank
+RerankFunction = Callable[[Sequence[Triplet], torch.Tensor], Rescore]
 
 
 def cached_query(
-    head: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    head: Callable[..., torch.Tensor],
     images: Features,
     texts: Features,
     device: torch.device | str = "cpu",
+    extras: Extras = NOTHING,
 ) -> QueryFunction:
-    """Return queries from cached features: head(reference's feature, feature of the text)."""
+    """Return queries from cached features: head(reference's feature, feature of the text).
+
+    `extras` are the caches of what the head needs beside them.
+    """
 
     def query(triplets: Sequence[Triplet]) -> torch.Tensor:
-        image_BD = images.take((triplet["reference"] for triplet in triplets), device)
-        text_BD = texts.take((evaluation_text(triplet["captions"]) for triplet in triplets), device)
-        query_BD: torch.Tensor = head(image_BD, text_BD)
+        references = [triplet["reference"] for triplet in triplets]
+        captions = list(map(text_of, triplets))
+        query_BD: torch.Tensor = head(
+            images.take(references, device),
+            texts.take(captions, device),
+            **extras.of_images(references, device),
+            **extras.of_texts(captions, device),
+        )
         return query_BD
 
     return query
@@ -62,14 +83,15 @@ def composed_query(composed: Features, device: torch.device | str = "cpu") -> Qu
     return query
 
 
-def query_text(triplet: Triplet) -> str:
-    """Return the text that is asked."""
-    return evaluation_text(triplet["captions"])
+def text_of(triplet: Triplet) -> str:
+    """Return the text of a query: its own, as `Dataset.queries` writes it, or the usual one."""
+    text: str = triplet["text"] if "text" in triplet else evaluation_text(triplet["captions"])
+    return text
 
 
 def query_key(triplet: Triplet) -> str:
     """Return what a composed query is kept by."""
-    return f"{triplet['reference']}\n{query_text(triplet)}"
+    return f"{triplet['reference']}\n{text_of(triplet)}"
 
 
 @dataclass(frozen=True)
@@ -94,6 +116,11 @@ class Metric:
             )
         return cls(category or AVERAGE, known[measure])
 
+    @property
+    def ks(self) -> list[int]:
+        """Return the ranks at which recall has to be measured."""
+        return [self.k]
+
     def __str__(self) -> str:
         measure = f"recall@{self.k}"
         return measure if self.category == AVERAGE else f"{self.category}/{measure}"
@@ -101,6 +128,32 @@ class Metric:
     def of(self, recalls: Mapping[str, Mapping[str, float]]) -> float:
         """Return its value in `recalls`, a fraction."""
         return recalls[self.category][f"recall@{self.k}"]
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The mean of several measures of the average, by which epochs are compared (select_by)."""
+
+    measures: tuple[str, ...] = ("recall@10",)
+
+    @property
+    def ks(self) -> list[int]:
+        """Return the ranks at which recall has to be measured."""
+        ks = [int(name.partition("@")[2]) for name in self.measures if name.startswith("recall@")]
+        return ks or [Metric.k]
+
+    def of(self, recalls: Mapping[str, Mapping[str, float]]) -> float:
+        """Return its value in `recalls`, a fraction. Raises ConfigError for a missing measure."""
+        found = recalls[AVERAGE]
+        missing = [name for name in self.measures if name not in found]
+        if missing:
+            raise ConfigError(
+                "select_by names what this data set does not have",
+                got=", ".join(missing),
+                expected=f"some of: {', '.join(found)}",
+                do="name others; recall_subset needs triplets with subsets, as CIRR's",
+            )
+        return sum(found[name] for name in self.measures) / len(self.measures)
 
 
 @dataclass(frozen=True)
@@ -114,11 +167,15 @@ class Evaluation:
     queries: dict[str, int] = field(default_factory=dict)
     """Number of queries, those that could not be answered included."""
     missing_queries: dict[str, list[str]] = field(default_factory=dict)
-    """Ids of triplets whose reference or target has no feature: counted as not found."""
+    """Ids of triplets whose reference or targets have no feature: counted as not found."""
     missing_gallery: dict[str, list[str]] = field(default_factory=dict)
     """Ids of gallery images that have no feature: not searched."""
     ranks: dict[str, int | None] = field(default_factory=dict)
-    """Triplet id -> rank of its target, from 1; None where it cannot be found."""
+    """Triplet id -> rank of its best target, from 1; None where it cannot be found."""
+    subset_ranks: dict[str, int | None] = field(default_factory=dict)
+    """Likewise in the triplet's subset, of triplets that have one."""
+    top: dict[str, list[tuple[str, float]]] = field(default_factory=dict)
+    """Triplet id -> the best images and their cosines, as many as were asked for."""
 
 
 @torch.inference_mode()
@@ -132,22 +189,33 @@ def evaluate(
     ks: Sequence[int] = (10, 50),
     batch_size: int = 1024,
     device: torch.device | str = "cpu",
+    both_orders: bool = False,
+    map_ks: Sequence[int] = (),
+    top: int = 0,
+    rerank: RerankFunction | None = None,
 ) -> Evaluation:
     """Return recall@k of every category that has triplets in `split`, and their mean.
 
     `images` lacks the images that are missing or broken. A query that needs one of them (its
-    reference or its target) is reported and stays in the denominator as not found; a gallery image
-    without a feature is reported and not searched. So a broken image never improves the recall of
-    its own query. Where triplets have subsets (CIRR), recall_subset@1, 2, 3 ranks among them,
-    without the reference. Raises DataError where nothing can be evaluated.
+    reference, or all of its targets) is reported and stays in the denominator as not found; a
+    gallery image without a feature is reported and not searched. So a broken image never improves
+    the recall of its own query. Where triplets have subsets (CIRR), recall_subset@1, 2, 3 ranks
+    among them, without the reference. Raises DataError where nothing can be evaluated.
+
+    Args:
+        both_orders: Ask each query a second time with its captions in reverse (CoSMo); that one has
+            the triplet's id and REVERSED.
+        map_ks: Ranks of map@k, which counts all targets of a query (CIRCO).
+        top: Number of best images to return of each query.
+        rerank: Orders the first candidates of each query anew; subsets are ranked by the cosine.
     """
     by_category: dict[str, list[Triplet]] = {}
-    for triplet in dataset.triplets_of(split).to_pylist():
+    for triplet in dataset.queries(split, both_orders=both_orders):
         by_category.setdefault(triplet["category"], []).append(triplet)
     _check(by_category, split)
     evaluation = Evaluation(recalls={})
     for category, triplets in by_category.items():
-        wanted = _gallery_ids(dataset.gallery_ids(category, split), triplets, protocol)
+        wanted = gallery_ids(dataset.gallery_ids(category, split), triplets, protocol)
         present = [image_id for image_id in wanted if image_id in images]
         evaluation.gallery[category] = len(present)
         evaluation.queries[category] = len(triplets)
@@ -157,25 +225,30 @@ def evaluate(
         positions = {image_id: position for position, image_id in enumerate(present)}
         gallery_GD = F.normalize(images.take(present, device).float(), dim=-1)
         ranking = _Ranking(
-            positions, gallery_GD, images, mask=protocol in MASKED, batch_size=batch_size
+            *(positions, gallery_GD, images, rerank),
+            mask=protocol in MASKED,
+            batch_size=batch_size,
+            top=top,
         )
-        ranks, in_subset = ranking.run(triplets, query)
-        ids = [triplet["triplet_id"] for triplet in triplets]
+        ranks_QT, in_subset, best = ranking.run(triplets, query)
+        evaluation.top.update(best)
         evaluation.missing_queries[category] = [
             t["triplet_id"] for t in triplets if not ranking.answerable(t)
         ]
-        found = (None if rank == NOT_FOUND else rank for rank in ranks.tolist())
-        evaluation.ranks.update(zip(ids, found, strict=True))
-        evaluation.recalls[category] = recall(ranks, ks)
+        evaluation.ranks.update(_by_id(triplets, ranks_QT[:, 0]))
+        evaluation.recalls[category] = recall(ranks_QT[:, 0], ks)
         if all(triplet["subset"] for triplet in triplets):
+            evaluation.subset_ranks.update(_by_id(triplets, in_subset))
             evaluation.recalls[category] |= recall(in_subset, SUBSET_KS, name="recall_subset")
+        relevant = torch.tensor([len(targets_of(triplet)) for triplet in triplets])
+        evaluation.recalls[category] |= mean_average_precision(ranks_QT, relevant, map_ks)
     evaluation.recalls[AVERAGE] = average(evaluation.recalls.values())
     return evaluation
 
 
-def recall(ranks: torch.Tensor, ks: Sequence[int], *, name: str = "recall") -> dict[str, float]:
-    """Return {"recall@k": share of ranks <= k, from 0 to 1} of ranks (Q,) from 1, Q > 0."""
-    return {f"{name}@{k}": int((ranks <= k).sum()) / len(ranks) for k in ks}
+def _by_id(triplets: Sequence[Triplet], ranks_Q: torch.Tensor) -> dict[str, int | None]:
+    found = (None if rank == NOT_FOUND else rank for rank in ranks_Q.tolist())
+    return dict(zip((triplet["triplet_id"] for triplet in triplets), found, strict=True))
 
 
 def average(recalls: Iterable[Mapping[str, float]]) -> dict[str, float]:
@@ -188,85 +261,6 @@ def average(recalls: Iterable[Mapping[str, float]]) -> dict[str, float]:
     }
 
 
-def rank_targets(
-    query_QD: torch.Tensor,
-    gallery_GD: torch.Tensor,
-    targets: torch.Tensor,
-    masked: torch.Tensor | None = None,
-    *,
-    batch_size: int = 1024,
-) -> torch.Tensor:
-    """Return the ranks (Q,) of the targets by inner product, from 1.
-
-    A rank is 1 + the number of OTHER images whose score is not below the target's. So exact ties
-    count against us, and so does a score that is NaN. `targets` (Q,) are positions in the gallery,
-    -1 where the target is absent: its rank is NOT_FOUND. `masked` (Q,) are positions to leave out,
-    -1 for none; a masked target is not found.
-    """
-    ranks = torch.empty(len(query_QD), dtype=torch.int64)
-    for start in range(0, len(query_QD), batch_size):
-        batch = slice(start, start + batch_size)
-        score_BG = query_QD[batch] @ gallery_GD.T
-        target_B = targets[batch].to(score_BG.device)
-        target_score_B1 = score_BG.gather(1, target_B[:, None].clamp(min=0))
-        lost_B = target_B < 0
-        if masked is not None:
-            masked_B = masked[batch].to(score_BG.device)
-            _leave_out(score_BG, masked_B)
-            lost_B |= target_B == masked_B
-        # Negated "<" rather than ">=", which is false for NaN; the target itself makes the rank 1
-        rank_B = (~(score_BG < target_score_B1)).sum(1)
-        ranks[batch] = torch.where(lost_B, NOT_FOUND, rank_B).cpu()
-    return ranks
-
-
-def rank_in_subsets(
-    query_QD: torch.Tensor, gallery_GD: torch.Tensor, targets: torch.Tensor, subsets: torch.Tensor
-) -> torch.Tensor:
-    """Return the ranks (Q,) of the targets among `subsets` (Q, S), ties as in `rank_targets`.
-
-    Subsets are positions in the gallery padded with -1. A target that is -1 or not in its subset is
-    NOT_FOUND.
-    """
-    subsets, targets = subsets.to(query_QD.device), targets.to(query_QD.device)
-    score_QS = torch.einsum("qd,qsd->qs", query_QD, gallery_GD[subsets.clamp(min=0)])
-    is_target_QS = (subsets == targets[:, None]) & (subsets >= 0)
-    target_Q1 = torch.where(is_target_QS, score_QS, -torch.inf).amax(1, keepdim=True)
-    rank_Q = (~(score_QS < target_Q1) & (subsets >= 0)).sum(1)
-    return torch.where(is_target_QS.any(1), rank_Q, NOT_FOUND).cpu()
-
-
-def top_images(
-    query_QD: torch.Tensor,
-    gallery_GD: torch.Tensor,
-    k: int,
-    masked: torch.Tensor | None = None,
-    *,
-    batch_size: int = 1024,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the best images of each query by inner product: scores (Q, k) and positions (Q, k).
-
-    `masked` is that of `rank_targets`. k is cut to the size of the gallery (less one where images
-    are masked).
-    """
-    k = min(k, len(gallery_GD) - (masked is not None))
-    scores, positions = [], []
-    for start in range(0, len(query_QD), batch_size):
-        score_BG = query_QD[start : start + batch_size] @ gallery_GD.T
-        if masked is not None:
-            _leave_out(score_BG, masked[start : start + batch_size].to(score_BG.device))
-        best = score_BG.topk(k, dim=1)
-        scores.append(best.values.cpu())
-        positions.append(best.indices.cpu())
-    return torch.cat(scores), torch.cat(positions)
-
-
-def _leave_out(score_BG: torch.Tensor, masked_B: torch.Tensor) -> None:
-    """Set the score of each query's masked image (none where -1) to minus infinity, in place."""
-    rows = (masked_B >= 0).nonzero()[:, 0]
-    score_BG[rows, masked_B[rows]] = -torch.inf
-
-
 class _Ranking:
     """The ranking of one category's targets in its gallery."""
 
@@ -275,42 +269,75 @@ class _Ranking:
         positions: Mapping[str, int],
         gallery_GD: torch.Tensor,
         images: Features,
+        rerank: RerankFunction | None,
         *,
         mask: bool,
         batch_size: int,
+        top: int = 0,
     ) -> None:
         self.positions, self.gallery_GD, self.images = positions, gallery_GD, images
-        self.mask, self.batch_size = mask, batch_size
+        self.mask, self.batch_size, self.top, self.rerank = mask, batch_size, top, rerank
 
     def answerable(self, triplet: Triplet) -> bool:
-        """Return whether the reference and the target have features."""
-        return triplet["reference"] in self.images and triplet["target"] in self.positions
+        """Return whether the reference and a target have features."""
+        return triplet["reference"] in self.images and any(
+            target in self.positions for target in targets_of(triplet)
+        )
 
     def run(
         self, triplets: Sequence[Triplet], query: QueryFunction
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return ranks (Q,) in the gallery and in the triplets' subsets.
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, list[tuple[str, float]]]]:
+        """Return ranks (Q, T) in the gallery, (Q,) in the triplets' subsets, and the best images.
 
-        They are NOT_FOUND where a triplet is not answerable.
+        Ranks are NOT_FOUND where a triplet is not answerable; it has no best images then.
         """
-        ranks = torch.full((len(triplets),), NOT_FOUND)
+        width = max(len(targets_of(triplet)) for triplet in triplets)
+        ranks = torch.full((len(triplets), width), NOT_FOUND)
         in_subset = torch.full((len(triplets),), NOT_FOUND)
+        best: dict[str, list[tuple[str, float]]] = {}
         rows = [row for row, triplet in enumerate(triplets) if self.answerable(triplet)]
         for start in range(0, len(rows), self.batch_size):
             chosen = rows[start : start + self.batch_size]
             batch = [triplets[row] for row in chosen]
             query_BD = F.normalize(query(batch).to(self.gallery_GD), dim=-1)
-            targets = self._positions(triplet["target"] for triplet in batch)
+            targets = self._padded([targets_of(triplet) for triplet in batch], width)
             masked = (
                 self._positions(triplet["reference"] for triplet in batch) if self.mask else None
             )
-            ranks[chosen] = rank_targets(
-                query_BD, self.gallery_GD, targets, masked, batch_size=self.batch_size
+            rescore = self.rerank(batch, self.gallery_GD) if self.rerank else None
+            ranks[chosen] = rank_all_targets(
+                *(query_BD, self.gallery_GD, targets, masked),
+                batch_size=self.batch_size,
+                rescore=rescore,
             )
             in_subset[chosen] = rank_in_subsets(
                 query_BD, self.gallery_GD, targets, self._subsets(batch)
             )
-        return ranks, in_subset
+            if self.top:
+                best |= self._best(batch, query_BD, masked, rescore)
+        return ranks, in_subset, best
+
+    def _best(
+        self,
+        batch: Sequence[Triplet],
+        query_BD: torch.Tensor,
+        masked: torch.Tensor | None,
+        rescore: Rescore | None,
+    ) -> dict[str, list[tuple[str, float]]]:
+        ids = list(self.positions)
+        scores_BK, rows_BK = top_images(
+            *(query_BD, self.gallery_GD, self.top, masked),
+            batch_size=self.batch_size,
+            rescore=rescore,
+        )
+        return {
+            triplet["triplet_id"]: [
+                (ids[row], score) for row, score in zip(rows, scores, strict=True)
+            ]
+            for triplet, rows, scores in zip(
+                batch, rows_BK.tolist(), scores_BK.tolist(), strict=True
+            )
+        }
 
     def _positions(self, image_ids: Iterable[str]) -> torch.Tensor:
         return torch.tensor(
@@ -320,24 +347,21 @@ class _Ranking:
     def _subsets(self, batch: Sequence[Triplet]) -> torch.Tensor:
         """Return positions (B, S) of the searched members without the reference, padded with -1."""
         members = [
-            [
-                self.positions[m]
-                for m in triplet["subset"] or ()
-                if m in self.positions and m != triplet["reference"]
-            ]
-            for triplet in batch
+            [m for m in triplet["subset"] or () if m != triplet["reference"]] for triplet in batch
         ]
-        width = max(1, max(map(len, members)))
-        return torch.tensor([row + [-1] * (width - len(row)) for row in members], dtype=torch.int64)
+        return self._padded(members, max(1, max(map(len, members))))
+
+    def _padded(self, image_ids: Sequence[Sequence[str]], width: int) -> torch.Tensor:
+        """Return the positions (B, width) of those that are searched, padded with -1."""
+        rows = [[self.positions[i] for i in own if i in self.positions] for own in image_ids]
+        return torch.tensor([row + [-1] * (width - len(row)) for row in rows], dtype=torch.int64)
 
 
-def _gallery_ids(
-    annotated: list[str], triplets: Sequence[Triplet], protocol: Protocol
-) -> list[str]:
+def gallery_ids(annotated: list[str], triplets: Sequence[Triplet], protocol: Protocol) -> list[str]:
     """Return the gallery of a protocol, in the order of the annotations."""
     if protocol != "val":
         return annotated
-    used = {triplet[side] for triplet in triplets for side in ("reference", "target")}
+    used = {i for triplet in triplets for i in (triplet["reference"], *targets_of(triplet))}
     return [image_id for image_id in annotated if image_id in used]
 
 

@@ -85,6 +85,8 @@ class ServeArgs(Section):
     """Results of one search."""
     max_offset: Count = 1000
     """Results that a search may leave out at the beginning."""
+    max_rerank_depth: Count = 1000
+    """First candidates of a search that a model which re-ranks may put in its own order."""
     max_filters: Positive = 100
     """Categories and attribute values that a search filters by; an attribute without a value
     counts, too.

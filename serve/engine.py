@@ -62,7 +62,7 @@ class Engine:
             self.searcher.picture = lambda path: images.load(
                 store.locate(path), max_pixels=args.max_pixels, min_side=1, patient=False
             )
-        self.model = _model_info(self.bundle)
+        self.model = _model_info(self.bundle, self.searcher.reranking.depth)
         # In a gallery without categories of its own, images that are added get the same one.
         self.default_category = (CATEGORY,) if [*self.view.category_counts] == [CATEGORY] else ()
         self.example_texts: list[str] = self.bundle.manifest.example_texts
@@ -120,7 +120,7 @@ class Engine:
             self.follower.stop()
 
 
-def _model_info(loaded: Bundle) -> ModelInfo:
+def _model_info(loaded: Bundle, rerank_depth: int) -> ModelInfo:
     manifest = loaded.manifest
     return ModelInfo(
         preset=manifest.preset,
@@ -129,4 +129,5 @@ def _model_info(loaded: Bundle) -> ModelInfo:
         head=loaded.head_config.name,
         protocol=loaded.config.evaluate.protocol,
         metrics=manifest.metrics,
+        rerank_depth=rerank_depth,
     )

@@ -29,7 +29,7 @@ from serve.errors import NoSuchImage, NoSuchVersion, UnreadablePicture, format_e
 from serve.live.pictures import GalleryPictures
 from serve.live.store import GalleryStore
 from serve.live.writer import Writer
-from serve.load.admission import Admission, check_deadline, deadline, run_in_thread
+from serve.load.admission import Admission, check_deadline, deadline, ends_at, run_in_thread
 from serve.load.batching import Batcher
 
 T = TypeVar("T")
@@ -218,6 +218,8 @@ class Replica:
                 allowed=view.mask(asked.category, asked.attributes),
                 exclude_reference=asked.exclude_reference,
                 exact=asked.exact,
+                rerank_depth=asked.rerank_depth,
+                deadline=ends_at(),
             )
             check_deadline()
             try:

@@ -34,6 +34,13 @@ os.environ.setdefault(
 )  # as raycd.runtime.cluster sets it for its own
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep each folder's tests, which share clusters and services, in one of xdist's processes."""
+    for item in items:
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        item.add_marker(pytest.mark.xdist_group(folder))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     """Use one thread: tensors here are tiny, and more threads only wait for each other."""
@@ -214,6 +221,38 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> TinyBundle:
     texts = ["is blue", "has long sleeves"]
     bundle.write(folder, clip, head, settings, gallery, config, metrics, example_texts=texts)
     return TinyBundle(folder, image_ids, images)
+
+
+@pytest.fixture(scope="session")
+def bundle_with_head(
+    tiny_bundle: TinyBundle, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """Return what makes the tiny bundle with another head of random weights, given its name.
+
+    Do not write into it.
+    """
+    import torch
+
+    from raycd import bundle
+    from raycd.model import fusion
+
+    made: dict[str, Path] = {}
+
+    def make(name: str) -> Path:
+        if name not in made:
+            tiny = bundle.load(tiny_bundle.folder)
+            torch.manual_seed(0)
+            settings = fusion.HeadConfig(name, tiny.encoder.dim, bilinear_dim=8)
+            made[name] = tmp_path_factory.mktemp(name) / "bundle"
+            head, gallery = fusion.create(settings).eval(), bundle.read_gallery(tiny.folder)
+            metrics = {"average": {"recall@10": 0.5}}
+            bundle.write(
+                *(made[name], tiny.encoder, head, settings, gallery, tiny.config, metrics),
+                example_texts=tiny.manifest.example_texts,
+            )
+        return made[name]
+
+    return make
 
 
 @pytest.fixture(scope="session")

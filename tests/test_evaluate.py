@@ -8,108 +8,19 @@ from torch import nn
 
 from raycd.data.build import DatasetBuilder, TripletRow
 from raycd.data.schema import Dataset
-from raycd.errors import DataError
-from raycd.evaluate import (
-    NOT_FOUND,
-    Evaluation,
-    average,
-    cached_query,
-    evaluate,
-    rank_in_subsets,
-    rank_targets,
-    recall,
-    top_images,
-)
+from raycd.errors import ConfigError, DataError
+from raycd.evaluate import Evaluation, Mean, average, cached_query, evaluate
 from raycd.features import Features
 
 # Four images on the axes of a plane, in steps of 30 degrees; a query at 0 degrees ranks them a, b,
 # c, d.
 A, B, C, D = (1.0, 0.0), (0.8660254, 0.5), (0.5, 0.8660254), (0.0, 1.0)
-GALLERY = torch.tensor([A, B, C, D])
-EAST, NORTH = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
-
-
-def positions(*values: int) -> torch.Tensor:
-    return torch.tensor(values)
-
-
-def test_rank_is_one_plus_the_images_that_score_higher() -> None:
-    queries = torch.stack([EAST, EAST, NORTH, NORTH])
-    assert rank_targets(queries, GALLERY, positions(0, 3, 0, 2)).tolist() == [1, 4, 4, 2]
-
-
-def test_exact_ties_count_against_us_wherever_they_stand() -> None:
-    gallery = torch.tensor([A, A, D, A])
-    assert rank_targets(EAST.expand(3, 2), gallery, positions(0, 1, 3)).tolist() == [3, 3, 3]
-    assert rank_targets(EAST[None], torch.ones(5, 2), positions(2)).tolist() == [5]
-
-
-def test_scores_that_are_not_numbers_count_against_us() -> None:
-    gallery = GALLERY.clone()
-    gallery[1] = torch.nan
-    assert rank_targets(EAST[None], gallery, positions(0)).tolist() == [2]
-    assert rank_targets(EAST[None], gallery, positions(1)).tolist() == [4]
-    assert rank_targets(EAST[None] * torch.nan, GALLERY, positions(0)).tolist() == [4]
-
-
-def test_a_masked_image_is_no_candidate() -> None:
-    queries = EAST.expand(4, 2)
-    masked = positions(0, 3, -1, 2)
-    assert rank_targets(queries, GALLERY, positions(2, 2, 2, 2), masked).tolist() == [
-        2,
-        3,
-        3,
-        NOT_FOUND,
-    ]
-
-
-def test_a_target_outside_the_gallery_is_not_found() -> None:
-    assert rank_targets(EAST[None], GALLERY, positions(-1)).tolist() == [NOT_FOUND]
-
-
-@pytest.mark.parametrize("batch_size", [1, 3, 100])
-def test_the_batch_size_changes_nothing(batch_size: int) -> None:
-    generator = torch.Generator().manual_seed(0)
-    queries, gallery = (torch.randint(-3, 4, (n, 4), generator=generator).float() for n in (10, 20))
-    targets, masked = (torch.randint(0, 20, (10,), generator=generator) for _ in range(2))
-    got = rank_targets(queries, gallery, targets, masked, batch_size=batch_size).tolist()
-    scores = queries @ gallery.T
-    for q in range(10):
-        others = [g for g in range(20) if g not in (int(targets[q]), int(masked[q]))]
-        expected = 1 + sum(bool(scores[q, g] >= scores[q, targets[q]]) for g in others)
-        assert got[q] == (NOT_FOUND if targets[q] == masked[q] else expected)
-
-
-def test_subsets_rank_only_their_members() -> None:
-    subsets = torch.tensor([[1, 3, -1], [3, 2, 1], [1, 3, -1]])
-    assert rank_in_subsets(EAST.expand(3, 2), GALLERY, positions(3, 2, 2), subsets).tolist() == [
-        2,
-        2,
-        NOT_FOUND,
-    ]
-    tied = torch.tensor([A, D, A, A])
-    assert rank_in_subsets(EAST[None], tied, positions(2), torch.tensor([[2, 3, 1]])).tolist() == [
-        2
-    ]
-
-
-def test_recall_is_a_fraction_for_any_k() -> None:
-    ranks = positions(1, 3, 11, NOT_FOUND)
-    assert recall(ranks, (1, 10, 1000)) == {"recall@1": 0.25, "recall@10": 0.5, "recall@1000": 0.75}
 
 
 def test_average_is_not_weighted_by_queries() -> None:
     assert average([{"recall@10": 0.2}, {"recall@10": 0.6}, {"recall@10": 0.7}]) == {
         "recall@10": pytest.approx(0.5)
     }
-
-
-def test_top_images_come_best_first_and_without_the_masked() -> None:
-    scores, found = top_images(torch.stack([EAST, NORTH]), GALLERY, 2)
-    assert found.tolist() == [[0, 1], [3, 2]]
-    assert torch.allclose(scores, torch.tensor([[1.0, 0.8660254], [1.0, 0.8660254]]))
-    _, found = top_images(torch.stack([EAST, NORTH]), GALLERY, 9, positions(0, -1), batch_size=1)
-    assert found.tolist() == [[1, 2, 3], [3, 2, 1]]
 
 
 def dataset(*triplets: tuple[str, str, str], subset: Sequence[str] | None = None) -> Dataset:
@@ -234,3 +145,84 @@ def test_secret_targets_are_refused() -> None:
     )
     with pytest.raises(DataError, match="secret"):
         run(Dataset(data.images, data.gallery, secret))
+
+
+def several(*triplets: tuple[str, list[str]]) -> Dataset:
+    """Return the gallery a b c d e; a triplet is "reference", targets."""
+    builder = DatasetBuilder()
+    builder.add_gallery("all", "val", "abcde", source="here")
+    for index, (reference, targets) in enumerate(triplets):
+        row = TripletRow(
+            f"q/{index}",
+            "all",
+            "val",
+            reference,
+            targets[0],
+            ["is red", "long"],
+            further_targets=targets[1:] or None,
+        )
+        builder.add_triplet(row, where="here")
+    return builder.build({})
+
+
+def test_recall_counts_any_of_several_targets() -> None:
+    # Like b: b, then a, c and e at 30 degrees, then d at 60.
+    found = run(several(("b", ["d", "c"]), ("b", ["d"])))
+    assert found.ranks == {"q/0": 4, "q/1": 5}  # of c: b, and a and e, which tie with it
+    found = run(several(("b", ["d", "b"])), "original-masked")
+    assert found.ranks == {"q/0": 4}  # b is removed, so it is no answer
+
+
+def test_a_query_is_asked_with_the_targets_that_can_be_read() -> None:
+    data = several(("a", ["b", "c"]), ("a", ["b"]), ("b", ["c", "d"]))
+    rows = {image_id: row for image_id, row in IMAGES.rows.items() if image_id != "b"}
+    found = run(data, images=Features(rows, IMAGES.values), map_ks=[5])
+    assert found.ranks == {"q/0": 3, "q/1": None, "q/2": None}
+    assert found.missing_queries == {"all": ["q/1", "q/2"]}
+    # c is third, and half of what is right: the one that cannot be read stays in the denominator
+    assert found.recalls["all"]["map@5"] == pytest.approx(1 / 3 / 2 / 3)
+
+
+def test_the_val_gallery_holds_all_targets() -> None:
+    assert run(several(("d", ["a", "b"])), "val").gallery == {"all": 3}
+
+
+def test_mean_average_precision_of_a_hand_made_table() -> None:
+    data = several(("d", ["b", "c"]), ("a", ["c"]))
+    found = run(data, "original-masked", map_ks=[1, 5])
+    # Like d, without it: c, b, then a and e. Like a, without it: e, b, c, d.
+    assert found.ranks == {"q/0": 1, "q/1": 3}
+    assert found.recalls["average"]["map@1"] == pytest.approx((1 + 0) / 2)
+    assert found.recalls["average"]["map@5"] == pytest.approx((1 + 1 / 3) / 2)
+
+
+def test_the_best_images_are_returned_with_their_cosines() -> None:
+    found = run(dataset(*DRESSES), "original-masked", top=2)
+    assert [image_id for image_id, _ in found.top["dress/0"]] == ["b", "c"]
+    assert [score for _, score in found.top["dress/0"]] == pytest.approx([0.8660254, 0.5])
+
+
+def test_both_orders_ask_each_query_twice() -> None:
+    asked: list[str] = []
+
+    def query(triplets: Sequence[Any]) -> torch.Tensor:
+        asked.extend(triplet["text"] for triplet in triplets)
+        # The reverse looks elsewhere
+        return torch.tensor([C if t["text"].startswith("Long") else A for t in triplets])
+
+    data = dataset(("dress", "a", "a"))
+    found = evaluate(data, "val", IMAGES, query, ks=(1,), both_orders=True)
+    assert asked == ["Is red and Long", "Long and is red"]
+    assert found.ranks == {"dress/0": 1, "dress/0/reversed": 4}
+    assert found.queries == {"dress": 2}
+    assert found.recalls["average"] == {"recall@1": 0.5}
+
+
+def test_epochs_are_compared_by_the_mean_of_what_is_named() -> None:
+    found = run(dataset(("dress", "a", "d"), ("dress", "a", "c"), subset="abcd"))
+    average = found.recalls["average"]
+    both = Mean(("recall@3", "recall_subset@2"))
+    assert both.ks == [3]
+    assert both.of(found.recalls) == (average["recall@3"] + average["recall_subset@2"]) / 2
+    with pytest.raises(ConfigError, match="recall_subset@1"):
+        Mean(("recall_subset@1",)).of(run(dataset(*DRESSES)).recalls)

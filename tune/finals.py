@@ -8,15 +8,14 @@ Every training is a Ray task, kept in the sweep's journal and not done again.
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import ray
-from scipy.stats import t as student
 
+from raycd.compare import Answers
 from raycd.config import Config
 from raycd.errors import RunError
 from raycd.evaluate import Metric
@@ -27,7 +26,6 @@ from tune.space import Space, Values
 from tune.trial import Tables, evaluated, set_threads
 
 DEFAULT, WINNER = "default", "winner"
-_ROUNDING = 1e-9  # below it, differences of recalls are equal
 
 
 class Round(NamedTuple):
@@ -36,10 +34,12 @@ class Round(NamedTuple):
     folder: str
     split: str
     title: str
+    wanted: str
+    """What is read of a training: one that an earlier version kept without it is trained again."""
 
 
-FINALS = Round("finals", "selection", "finals")
-ON_VAL = Round("evaluation", "val", "evaluation on val")
+FINALS = Round("finals", "selection", "finals", "selection")
+ON_VAL = Round("evaluation", "val", "evaluation on val", "ranks")
 
 
 def train_all(
@@ -63,7 +63,7 @@ def train_all(
         for seed in seeds:
             for name, settings in variants.items():
                 known = journal.run.read_json(f"{of.folder}/{name}-{seed}.json")
-                if known is not None and known["settings"] == settings:
+                if known is not None and known["settings"] == settings and of.wanted in known:
                     found[name, seed] = known
                     bar.advance()
                 else:
@@ -156,71 +156,58 @@ def compare(
         del variants[WINNER]
     seeds = range(config.seed, config.seed + config.tune.seeds)
     found = train_all(ON_VAL, variants, seeds, tables, space, metric, journal)
-    rows = {
-        name: [training["recalls"] for training in trainings] for name, trainings in found.items()
+    categories = tables.dataset.triplets_of(ON_VAL.split)["category"].to_pylist()
+    answers = {
+        name: Answers.of([training["ranks"] for training in trainings], categories, seeds)
+        for name, trainings in found.items()
     }
-    return summary(rows[DEFAULT], rows.get(WINNER), [metric, *_others(config, metric)])
+    return summary(answers[DEFAULT], answers.get(WINNER), [metric, *_others(config, metric)])
 
 
-def summary(
-    default: Sequence[Mapping[str, Any]],
-    winner: Sequence[Mapping[str, Any]] | None,
-    metrics: Sequence[Metric],
-) -> dict[str, Any]:
-    """Return means of both and their paired differences, seed by seed; the first metric decides.
+def summary(default: Answers, winner: Answers | None, metrics: Sequence[Metric]) -> dict[str, Any]:
+    """Return means of both and their paired differences; the first metric decides.
 
     Args:
-        default, winner: Recalls (category -> "recall@k" -> fraction) of each seed. No winner: the
-            default itself.
+        default, winner: Ranks of val's targets, of the same seeds. No winner: the default itself.
     Returns:
-        {"seeds", "default_won", "better": whether the interval lies above 0, "metrics": name ->
-        {"default", "winner", "difference", "low", "high"}}, fractions; low and high are the ends of
-        the 95% interval of the mean difference (Student's t), None where the differences do not
-        spread.
+        {"seeds", "queries": their numbers, "default_won", "better": whether the interval lies above
+        0, "metrics": name -> {"default", "winner", "difference", "low", "high", "p"}}, fractions;
+        low and high are the ends of the 95% interval of the mean difference over seeds and queries
+        (`raycd.compare.difference`), None, as p is, where both give the same answers.
     """
     rows: dict[str, dict[str, Any]] = {}
     for metric in metrics:
-        both = [[metric.of(recalls) for recalls in side] for side in (default, winner or default)]
-        difference, margin = paired([b - a for a, b in zip(*both, strict=True)])
+        found = (winner or default).minus(default, metric)
+        assert found is not None  # the seeds are the same
         rows[str(metric)] = {
-            DEFAULT: statistics.fmean(both[0]),
-            WINNER: statistics.fmean(both[1]),
-            "difference": difference,
-            "low": None if margin is None else difference - margin,
-            "high": None if margin is None else difference + margin,
+            DEFAULT: default.spread(metric).mean,
+            WINNER: (winner or default).spread(metric).mean,
+            "difference": found.mean,
+            "low": found.low,
+            "high": found.high,
+            "p": found.p,
         }
     low = rows[str(metrics[0])]["low"]
     better = low is not None and low > 0
-    return {"seeds": len(default), "default_won": winner is None, "better": better, "metrics": rows}
-
-
-def paired(differences: Sequence[float]) -> tuple[float, float | None]:
-    """Return the mean of paired differences and half the width of its 95% interval.
-
-    The interval is Student's t's of n - 1 degrees of freedom. The width is None where all are
-    equal: so few seeds have not shown how far they spread.
-    """
-    count, mean = len(differences), statistics.fmean(differences)
-    spread = statistics.stdev(differences) / math.sqrt(count)
-    return mean, float(student.ppf(0.975, count - 1)) * spread if spread > _ROUNDING else None
+    seeds, queries = default.ranks_SQ.shape
+    counts = {"seeds": seeds, "queries": queries}
+    return {**counts, "default_won": winner is None, "better": better, "metrics": rows}
 
 
 def verdict(result: Mapping[str, Any]) -> str:
     """Return the verdict in one sentence."""
     name, row = next(iter(result["metrics"].items()))
     numbers = f"{100 * row['difference']:+.2f} points of {name} on val"
-    seeds = result["seeds"]
     if row["low"] is None:
-        numbers += f" with each of {seeds} seeds, too few for an interval: give more --tune.seeds"
+        numbers += ", with the same answers to every query"
     else:
-        numbers += f"{interval(row)}, 95% interval over {seeds} seeds"
+        numbers += f"{interval(row)}, 95% interval over {result['seeds']} seeds"
+        numbers += f" and {result['queries']:,} queries"
     if result["better"]:
         return f"the winner is better than the default: {numbers}"
     if result["default_won"]:
         value = f"{100 * row['default']:.2f}% {name} on val"
         return f"no trial was better than the default settings: {value}"
-    if row["low"] is None and row["difference"] > 0:
-        return f"the winner may be better than the default: {numbers}"
     return f"the winner is no better than the default: {numbers}"
 
 

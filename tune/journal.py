@@ -18,6 +18,7 @@ from raycd.run import Run
 from tune.space import Space
 
 SWEEP, RESULT = "sweep.json", "result.json"
+CUT_SHORT = "images_cut_short"  # of a trial; see raycd.mine.counts
 _BY_DIM = "stage2.bilinear_dim"  # its default range depends on the size of the features
 ENDED = ("finished", "stopped", "failed")  # of itself, by the scheduler, with an error
 

@@ -19,7 +19,7 @@ from optuna.trial import TrialState, create_trial
 
 from raycd.config import to_yaml
 from tune.finals import Finalist, interval, verdict
-from tune.journal import RESULT, Journal, Record, ranked, used_pseudo
+from tune.journal import CUT_SHORT, RESULT, Journal, Record, ranked, used_pseudo
 from tune.space import Space
 
 BEST = "best.yaml"
@@ -70,6 +70,7 @@ def summary(
         "",
         ", ".join(f"{number} {status}" for status, number in count.items() if number),
         *_untouched(trials),
+        *_cut_short(trials),
         "finals, trained whole, on selection: "
         + ", ".join(f"{f.name} {100 * f.value:.2f}%" for f in finalists),
         verdict(result),
@@ -97,6 +98,18 @@ def _untouched(trials: Sequence[Record]) -> list[str]:
         "triplets, so their thresholds changed nothing and the importances leave them out; "
         "more --tune.epochs and --tune.grace than stage2.k, or --space with a smaller stage2.k, "
         "let them"
+    ]
+
+
+def _cut_short(trials: Sequence[Record]) -> list[str]:
+    """Return a warning where eq. 9 would have found more substitutes than the tables have."""
+    counts = [trial[CUT_SHORT] for trial in ranked(trials) if trial.get(CUT_SHORT)]
+    if not counts:
+        return []
+    return [
+        f"warning: in {len(counts)} measured trials up to {max(counts):,} images have fewer than "
+        "mine.s_max substitutes only because mine.neighbours are too few: more of them (mines "
+        "again) would give those trials other pseudo triplets"
     ]
 
 

@@ -1,8 +1,4 @@
-"""The MLflow record of a sweep: a run for the sweep, a child run for each trial that has ended.
-
-The journal is the truth. What MLflow does not take, because its server has gone away, stays there
-and is handed in at the end, or when the same command is started again.
-"""
+"""The MLflow record of a sweep: a run for the sweep, a child run for each trial that has ended."""
 
 from __future__ import annotations
 
@@ -15,6 +11,7 @@ from typing import Any
 
 from raycd import progress
 from raycd.errors import TrackingError
+from raycd.runtime.child_runs import ChildRuns
 from raycd.runtime.mlflow_store import PROBE, limited
 from raycd.runtime.tracking import Tracker
 from tune.journal import Journal, Record, best
@@ -22,7 +19,7 @@ from tune.journal import Journal, Record, best
 STATUS = {"finished": "FINISHED", "stopped": "FINISHED", "failed": "FAILED"}
 
 
-class SweepRecord:
+class SweepRecord(ChildRuns):
     """Hands trials in as they end.
 
     Args:
@@ -32,38 +29,8 @@ class SweepRecord:
     """
 
     def __init__(self, tracker: Tracker, journal: Journal, metric: str) -> None:
-        self._tracker, self._journal, self._metric = tracker, journal, metric
-        self._away = False
-
-    def add(self, trial: Record) -> None:
-        """Hand in one trial, unless the server has gone away."""
-        if self._away or self._has(trial):
-            return
-        try:
-            with limited(PROBE):  # the trials wait meanwhile
-                trial["mlflow"] = {"parent": self._tracker.run_id, "run": self._hand_in(trial)}
-        except TrackingError as error:
-            self._away = True
-            progress.say(
-                f"warning: {error}\nwarning: the trials go on and are kept in "
-                f"{self._journal.run.path('trials')}; MLflow gets them at the end"
-            )
-        else:
-            self._journal.write(trial)
-
-    def catch_up(self, trials: Sequence[Record]) -> None:
-        """Hand in what MLflow lacks, and say how many it still lacks then."""
-        self._away = False
-        if not all(map(self._has, trials)):
-            self._drop_unfinished()
-        for trial in trials:
-            self.add(trial)
-        missing = sum(not self._has(trial) for trial in trials)
-        if missing:
-            progress.say(
-                f"warning: MLflow lacks {missing} of {len(trials)} trials; they are in "
-                f"{self._journal.run.path('trials')}: start the same command again to hand them in"
-            )
+        super().__init__(tracker, "trials", journal.run.path("trials"))
+        self._journal, self._metric = journal, metric
 
     def finish(
         self, trials: Sequence[Record], result: Mapping[str, Any], files: Mapping[str, bytes]
@@ -85,18 +52,8 @@ class SweepRecord:
                 f"warning: best.yaml and the figures are in {self._journal.run.root}"
             )
 
-    def _drop_unfinished(self) -> None:
-        """Drop what was half handed in when MLflow or this process went away: it comes anew."""
-        try:
-            with limited(PROBE):
-                self._tracker.drop_unfinished()
-        except TrackingError as error:
-            self._away = True
-            progress.say(f"warning: {error}")
-
-    def _has(self, trial: Record) -> bool:
-        """Tell whether this record has the trial, not one that tracking.uri named before."""
-        return (trial.get("mlflow") or {}).get("parent") == self._tracker.run_id
+    def _keep(self, trial: Record) -> None:
+        self._journal.write(trial)
 
     def _hand_in(self, trial: Record) -> str:
         """Return the id of a new child run that has ended."""

@@ -22,9 +22,9 @@ from raycd.progress import Bar
 from raycd.runtime import cluster
 from raycd.train.loop import EpochResult
 from tune import search
-from tune.journal import Journal, Record, best
+from tune.journal import CUT_SHORT, Journal, Record, best
 from tune.space import Space
-from tune.trial import Tables, set_threads, train
+from tune.trial import Tables, cut_short, set_threads, train
 
 RETRIES = 2  # times that a trial starts anew when its process was killed
 KEPT = ("epoch", "kind", "loss", "lr", "selection", "score", "seconds")  # of an epoch's result
@@ -129,6 +129,7 @@ def _trial(
     """Train in a trial's process. An error is its result: it does not end the sweep."""
     set_threads(space.config)
     greatest, began = 0.0, time.monotonic()
+    short: dict[str, int] = {}
 
     def report(result: EpochResult, seen: int) -> None:
         nonlocal greatest
@@ -141,17 +142,14 @@ def _trial(
                 search.VALUE: greatest,
                 "entry": {search.SEEN: seen, **{key: entry[key] for key in KEPT}},
                 "trial_seconds": seconds,
+                **short,
             }
         )
 
     try:
-        train(
-            tables,
-            as_trial(space.configured(space.settings(proposed))),
-            metric,
-            report,
-            triplets=triplets,
-        )
+        config = as_trial(space.configured(space.settings(proposed)))
+        short[CUT_SHORT] = cut_short(tables.candidates, config)
+        train(tables, config, metric, report, triplets=triplets)
     except Exception as error:
         ray.tune.report(
             {"error": f"{type(error).__name__}: {error}", "trial_seconds": time.monotonic() - began}
@@ -241,6 +239,7 @@ class _Keeper(Callback):
         elif "entry" in result:
             record["epochs"].append(result["entry"])
             record["value"] = result[search.VALUE]
+            record[CUT_SHORT] = result[CUT_SHORT]
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Keep a trial that has trained all epochs, was stopped, or has reported an error."""

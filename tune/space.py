@@ -30,8 +30,9 @@ from raycd.errors import ConfigError
 Values = Mapping[str, Any]  # dotted name -> value
 
 EPS_LOW, EPS_HIGH = "mine.eps_low", "mine.eps_high"
+DROPOUT = "stage2.dropout"
 GAP = 0.001  # least distance of eps_low and eps_high
-WIDEST_S_MAX, WIDEST_K, WIDEST_PROJECTION = 8, 6, 128
+WIDEST_S_MAX, WIDEST_K, WIDEST_PROJECTION, WIDEST_DROPOUT = 8, 6, 128, 0.7
 # Sections whose settings a trial can change: no image is read and no encoder run.
 SEARCHED = ("mine", "stage2")
 
@@ -215,7 +216,11 @@ def make_space(config: Config, overrides: Sequence[str], *, dim: int | None = No
 
 
 def _default(config: Config) -> dict[str, Range | Choice]:
+    """Return the augmentation, and the dropout of a head that has one."""
+    from raycd.model import fusion  # takes seconds
+
     mine = config.mine
+    drops = fusion.head_class(config.stage2.head).drops
     least, floor = (0.0, 0.0) if mine.thresholds == "quantile" else (-1.0, mine.floor)
     middle = round((1 + floor) / 2, 6)
     return {
@@ -226,6 +231,7 @@ def _default(config: Config) -> dict[str, Range | Choice]:
             max(least, round(mine.alpha - 0.2, 6)), min(1.0, round(mine.alpha + 0.1, 6))
         ),
         "stage2.k": Range(1, WIDEST_K, whole=True),
+        **({DROPOUT: Range(0.0, WIDEST_DROPOUT)} if drops else {}),
     }
 
 
@@ -235,7 +241,7 @@ def _optional(config: Config, dim: int | None) -> dict[str, Range | Choice]:
     return {
         "stage2.bilinear_dim": Range(min(8, widest), widest, whole=True, log=True),
         "stage2.lr": Range(lr / 5, lr * 5, log=True),
-        "stage2.dropout": Range(0.0, 0.7),
+        DROPOUT: Range(0.0, WIDEST_DROPOUT),
     }
 
 

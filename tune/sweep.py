@@ -115,6 +115,7 @@ def _sweep(context: Context, space: Space, metric: Metric, journal: Journal) -> 
 def _checked(options: cli.Options) -> Config:
     """Return the configuration, with --samples. Raises ConfigError where it leaves no search."""
     from raycd.errors import ConfigError
+    from raycd.model import fusion
 
     tree = options.config.model_dump()
     if options.flags.samples is not None:
@@ -127,7 +128,8 @@ def _checked(options: cli.Options) -> Config:
                 got=f"{stage}.select_on {chosen}",
                 do=f"give --{stage}.select_on selection",
             )
-    if not config.stage2.pseudo or config.stage2.epochs == 0 or config.stage2.head == "sum":
+    trains = fusion.head_class(config.stage2.head).trains
+    if not config.stage2.pseudo or config.stage2.epochs == 0 or not trains:
         raise ConfigError(
             "a sweep of this configuration would search nothing",
             got=f"stage2.pseudo {config.stage2.pseudo}, .epochs {config.stage2.epochs}, "

@@ -24,7 +24,9 @@ from raycd.config import Config
 from raycd.data.schema import Dataset
 from raycd.evaluate import Metric, cached_query, evaluate
 from raycd.features import Features
-from raycd.runtime.stages import Context, own_device
+from raycd.map_cache import Extras
+from raycd.rerank import cached_rerank
+from raycd.runtime.stages import Context, needs, own_device
 from raycd.train.fuse import Fuse, new_head
 from raycd.train.loop import EpochResult, Loop, Schedule, Silence, best_epoch
 
@@ -37,6 +39,8 @@ class Tables:
     candidates: pa.Table
     images: tuple[list[str], NDArray[np.float32]]  # ids and features (N, D)
     texts: tuple[list[str], NDArray[np.float32]]
+    extras: Extras
+    """Caches of what the head needs beside features; a process opens their files by itself."""
 
     @classmethod
     def of(cls, context: Context, *, splits: tuple[str, ...]) -> Tables:
@@ -47,21 +51,22 @@ class Tables:
             pq.read_table(context.run.local("mine") / "candidates.parquet"),
             (list(images.rows), images.values.numpy()),
             (list(texts.rows), texts.values.numpy()),
+            context.extras(needs(context.config)),
         ).only(*splits)
 
     def only(self, *splits: str) -> Tables:
         """Return the same with no gallery and no triplet of any other split."""
         dataset, allowed = self.dataset, pa.array(splits)
-        narrowed = Dataset(
-            dataset.images,
-            dataset.gallery.filter(pc.is_in(dataset.gallery["split"], allowed)),
-            dataset.triplets.filter(pc.is_in(dataset.triplets["split"], allowed)),
+        narrowed = replace(
+            dataset,
+            gallery=dataset.gallery.filter(pc.is_in(dataset.gallery["split"], allowed)),
+            triplets=dataset.triplets.filter(pc.is_in(dataset.triplets["split"], allowed)),
         )
         return replace(self, dataset=narrowed)
 
     def counts(self, config: Config) -> tuple[int, int]:
         """Return the numbers of original and, under the configured thresholds, pseudo triplets."""
-        return len(self.dataset.triplets_of("train")), len(filtered(self.candidates, config))
+        return len(self.dataset.triplets_of("train")), len(filtered(self, config))
 
     def features(self) -> tuple[Features, Features]:
         """Return image and text features, as training takes them."""
@@ -82,31 +87,49 @@ class Trained:
     task: Fuse
     history: list[dict[str, Any]]
     pseudo_triplets: int
+    seen: int
+    """Triplets, each as often as it was seen."""
     seconds: float
 
 
 def train(
     tables: Tables,
     config: Config,
-    metric: Metric,
+    metric: Metric | None,
     report: Callable[[EpochResult, int], None] = lambda result, seen: None,
     *,
     keep: Callable[[Fuse], None] = lambda task: None,
     triplets: int | None = None,
 ) -> Trained:
-    """Filter and train for `stage2.epochs`, or until `triplets` were seen.
+    """Filter and train for `stage2.epochs`, or until `triplets` were seen; no head without weights.
 
     `report` is called after each epoch with the triplets seen so far, `keep` after each that is the
-    best so far on the selection split.
+    best so far on the selection split by `metric`, or without one by `stage2.select_by`.
     """
     began = time.monotonic()
-    pseudo = filtered(tables.candidates, config)
+    pseudo = filtered(tables, config)
     images, texts = tables.features()
-    head, _ = new_head(config, images.values.shape[1])
-    task = Fuse(head.to(own_device(config)), tables.dataset, pseudo, images, texts, config, metric)
+    extras = tables.extras
+    head, _ = new_head(config, images.values.shape[1], extras.shapes())
+    task = Fuse(
+        head.to(own_device(config)),
+        tables.dataset,
+        pseudo,
+        images,
+        texts,
+        config,
+        metric,
+        extras,
+    )
     stage2 = config.stage2
     epochs = stage2.epochs if triplets is None else _epochs(task, triplets)
-    schedule = Schedule(epochs, stage2.batch_size, stage2.lr, config.seed, decay=stage2.decay)
+    if epochs == 0 or not any(True for _ in head.parameters()):
+        return Trained(task, [], len(pseudo), 0, 0.0)
+    schedule = Schedule(
+        *(epochs, stage2.batch_size, stage2.lr, config.seed),
+        decay=stage2.decay,
+        drop_last=stage2.drop_last,
+    )
     loop = Loop(task, schedule, bar=lambda total, start: Silence())
 
     seen = 0
@@ -119,7 +142,7 @@ def train(
         report(result, seen)
 
     history = loop.run(each)
-    return Trained(task, history, len(pseudo), time.monotonic() - began)
+    return Trained(task, history, len(pseudo), seen, time.monotonic() - began)
 
 
 def set_threads(config: Config) -> None:
@@ -127,10 +150,19 @@ def set_threads(config: Config) -> None:
     torch.set_num_threads(config.compute.threads or max(1, int(config.tune.cpus_per_trial)))
 
 
-def filtered(candidates: pa.Table, config: Config) -> pa.Table:
+def filtered(tables: Tables, config: Config) -> pa.Table:
     """Return the pseudo triplets that the configuration's thresholds leave."""
-    kept, _ = mine.filter_candidates(candidates, **mine.resolve(candidates, config.mine))
+    thresholds = mine.resolve(tables.candidates, config.mine)
+    train = tables.dataset.triplets_of("train")
+    candidates = mine.of_rare_texts(tables.candidates, train, config.mine.rare_texts)
+    kept, _ = mine.filter_candidates(candidates, **thresholds)
     return kept
+
+
+def cut_short(candidates: pa.Table, config: Config) -> int:
+    """Return how many images have fewer than s_max substitutes because of mine.neighbours alone."""
+    _, counts = mine.filter_candidates(candidates, **mine.resolve(candidates, config.mine))
+    return counts["images_cut_short"] if config.stage2.pseudo else 0
 
 
 def _epochs(task: Fuse, triplets: int) -> int:
@@ -142,37 +174,47 @@ def _epochs(task: Fuse, triplets: int) -> int:
     return epoch
 
 
-def evaluated(tables: Tables, config: Config, metric: Metric, split: str) -> dict[str, Any]:
-    """Train, and measure the best epoch's head on `split`.
+def evaluated(tables: Tables, config: Config, metric: Metric | None, split: str) -> dict[str, Any]:
+    """Train, and measure the best epoch's head on `split`; no `metric`: `stage2.select_by` chooses.
 
-    Returns {"recalls": category -> recall, "best_epoch", "selection": its value there,
-    "pseudo_triplets", "seconds"}.
+    Returns {"recalls": category -> recall, "ranks": of the targets in the order of the split's
+    triplets, None where one cannot be found, "best_epoch", "selection": its value there (both None
+    where nothing trained), "pseudo_triplets", "seen": triplets, each as often as it was seen,
+    "parameters": their number, "seconds"}.
     """
     best: dict[str, torch.Tensor] = {}
 
     def keep(task: Fuse) -> None:
         best.update(
-            {name: value.detach().clone() for name, value in task.module.state_dict().items()}
+            {name: value.detach().clone() for name, value in task.head.state_dict().items()}
         )
 
     trained = train(tables, config, metric, keep=keep)
     task = trained.task
-    task.module.load_state_dict(best)
+    if trained.history:
+        task.head.load_state_dict(best)
     found = evaluate(
         tables.dataset,
         split,
         task.images,
-        cached_query(task.module.eval(), task.images, task.texts, task.device),
+        cached_query(task.head.eval(), task.images, task.texts, task.device, task.extras),
         protocol=config.evaluate.protocol,
-        ks=sorted({*config.evaluate.ks, metric.k}),
+        ks=sorted({*config.evaluate.ks, *([metric.k] if metric else [])}),
         batch_size=config.evaluate.batch_size,
         device=task.device,
+        rerank=cached_rerank(
+            *(task.head, task.images, task.texts, config.evaluate.rerank_depth, task.device)
+        ),
     )
-    number = best_epoch(trained.history)
+    number = best_epoch(trained.history) if trained.history else None
+    order = tables.dataset.triplets_of(split)["triplet_id"].to_pylist()
     return {
         "recalls": found.recalls,
+        "ranks": [found.ranks[triplet] for triplet in order],
         "best_epoch": number,
-        "selection": trained.history[number]["score"],
+        "selection": None if number is None else trained.history[number]["score"],
         "pseudo_triplets": trained.pseudo_triplets,
+        "seen": trained.seen,
+        "parameters": sum(p.numel() for p in task.head.parameters()),
         "seconds": round(trained.seconds, 3),
     }

@@ -8,6 +8,7 @@
                        fingerprint of the features' encoder and the folder of the run, see `moved`
     index.faiss        the structure of an `Index` over the features, in the same order
     index.safetensors  its numbers
+    maps/              only where the head needs maps: for each need the `map_cache` of the gallery
 
 `write` replaces the folder at once when it is whole. `load` verifies every hash before anything is
 read.
@@ -27,9 +28,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import ValidationError
-from torch import nn
 
-from raycd import __version__
+from raycd import __version__, map_cache
 from raycd.bundle import sample
 from raycd.bundle.manifest import (
     AGAIN,
@@ -37,10 +37,12 @@ from raycd.bundle.manifest import (
     FORMAT,
     GALLERY,
     MANIFEST,
+    MAPS,
     EncoderInfo,
     IndexInfo,
     Manifest,
     first_error,
+    further_files,
     read_manifest,
     verify,
     verify_files,
@@ -49,14 +51,15 @@ from raycd.bundle.table import ENCODER, gallery_features, gallery_table, read_ga
 from raycd.config import Config
 from raycd.data import moved
 from raycd.durable import replace_folder, sha256
-from raycd.errors import WeightsError
+from raycd.errors import DataError, WeightsError
 from raycd.index import FILES as INDEX_FILES
 from raycd.index import Index
+from raycd.map_cache import NOTHING, Extras
 from raycd.model import encoder as encoders
 from raycd.model import fusion
 from raycd.model.encoder import Encoder
 from raycd.model.finite import check_weights
-from raycd.model.fusion import HeadConfig
+from raycd.model.fusion import Head, HeadConfig
 
 __all__ = [
     "FILES",
@@ -85,30 +88,36 @@ class Bundle:
 
     folder: Path
     encoder: Encoder
-    head: nn.Module
+    head: Head
     head_config: HeadConfig
     gallery: pa.Table
     index: Index
     config: Config
     manifest: Manifest
+    extras: Extras = NOTHING
+    """Of the gallery's images, what the head needs beside features."""
 
 
 def write(
     folder: Path,
     encoder: Encoder,
-    head: nn.Module,
+    head: Head,
     head_config: HeadConfig,
     gallery: pa.Table,
     config: Config,
     metrics: Mapping[str, Any],
     *,
     example_texts: Sequence[str] = (),
+    extras: Extras = NOTHING,
 ) -> Manifest:
     """Write a bundle, index included, and replace an older one when it is whole.
 
     `gallery` is a `gallery_table`; `metrics` are JSON values that the service reports;
     `example_texts` are suggestions for users, on which the recall of an approximate index is
-    measured too. Raises WeightsError where the parts do not fit together; then nothing has changed.
+    measured too; `extras` has what the head needs of the gallery's images, without which a query
+    can name none of them.
+
+    Raises WeightsError where the parts do not fit together; then nothing has changed.
     """
     fingerprint = encoder.fingerprint()
     features_GD = gallery_features(gallery)
@@ -123,12 +132,14 @@ def write(
         fusion.save(head, head_config, fresh / "head")
         pq.write_table(gallery, fresh / GALLERY)
         hashes = index.save(fresh)
+        extras.write(fresh / MAPS, gallery["image_id"].to_pylist())
+        names = [*FILES, *further_files(fresh)]
         manifest = Manifest(
             raycd=__version__,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             preset=config.preset,
             config=config.model_dump(mode="json"),
-            files={name: hashes.get(name) or sha256(fresh / name) for name in _files(fresh)},
+            files={name: hashes.get(name) or sha256(fresh / name) for name in names},
             encoder=EncoderInfo(name=config.encoder.name, fingerprint=fingerprint, dim=encoder.dim),
             head=asdict(head_config),
             index=_index_info(index),
@@ -172,20 +183,27 @@ def load(folder: Path, *, threads: int = 0) -> Bundle:
             do=AGAIN,
         )
     _check_fit(folder, encoder, fingerprint, head_config, gallery, (index.size, index.dim))
-    return Bundle(folder, encoder, head, head_config, gallery, index, config, manifest)
+    extras = _extras(folder, manifest)
+    return Bundle(folder, encoder, head, head_config, gallery, index, config, manifest, extras)
+
+
+def _extras(folder: Path, manifest: Manifest) -> Extras:
+    """Open the maps of a bundle, verified before. Raises WeightsError where they cannot be read."""
+    needs = sorted({name.split("/")[1] for name in manifest.files if name.startswith(f"{MAPS}/")})
+    try:
+        return Extras({need: map_cache.read(folder / MAPS / need) for need in needs})
+    except DataError as error:
+        raise WeightsError(
+            f"the maps of the bundle {folder} are damaged",
+            got=" ".join(str(error).split()),
+            do=AGAIN,
+        ) from error
 
 
 def load_encoder(folder: Path, manifest: Manifest) -> Encoder:
     """Load a verified bundle's encoder, of no other files than were verified."""
-    names = [Path(name).name for name in manifest.files if name.count("/") == 1]
+    names = [name.removeprefix("encoder/") for name in manifest.files]
     return encoders.load_saved(folder / "encoder", names=names)
-
-
-def _files(folder: Path) -> list[str]:
-    """Return FILES and what else the encoder has saved."""
-    saved = sorted((folder / "encoder").rglob("*"))
-    own = [file.relative_to(folder).as_posix() for file in saved if file.is_file()]
-    return [*FILES, *(name for name in own if name not in FILES)]
 
 
 def _check_finite(folder: Path, index: Index) -> None:
@@ -244,7 +262,7 @@ def _check_fit(
 
 def build_index(
     encoder: Encoder,
-    head: nn.Module,
+    head: Head,
     features_GD: NDArray[np.float32],
     config: Config,
     example_texts: Sequence[str],

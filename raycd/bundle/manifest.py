@@ -30,6 +30,8 @@ FILES = (
     GALLERY,
     *INDEX_FILES,
 )
+MAPS = "maps"
+_MAP_FILE = re.compile(rf"{MAPS}/(map|middle)/(shape\.json|keys\.parquet|\1-\d{{5}}\.npy)")
 _OF_ENCODER = re.compile(r"encoder/(\w[\w.-]*/)*\w[\w.-]*")  # tokenizer, a model of its own
 AGAIN = "write the bundle again: start the run that made it once more, or take a whole copy"
 
@@ -95,6 +97,13 @@ def verify(folder: Path) -> Manifest:
     return manifest
 
 
+def further_files(folder: Path) -> list[str]:
+    """Return the names of a bundle's files beyond FILES: more of the encoder's, and maps."""
+    files = [path for part in ("encoder", MAPS) for path in (folder / part).rglob("*")]
+    names = [path.relative_to(folder).as_posix() for path in files if path.is_file()]
+    return sorted(set(names) - set(FILES))
+
+
 def verify_files(folder: Path, manifest: Manifest, names: Sequence[str]) -> None:
     """Raise WeightsError unless the named files have the hashes of the manifest."""
     for name in names:
@@ -144,11 +153,11 @@ def read_manifest(folder: Path) -> Manifest:
         raise WeightsError(
             f"{path} is damaged", got=first_error(error), expected="what raycd wrote", do=AGAIN
         ) from error
-    more = set(manifest.files) - set(FILES)
-    whole = len(manifest.files) == len(FILES) + len(more)
-    if manifest.digest != manifest.own_digest() or not (
-        whole and all(map(_OF_ENCODER.fullmatch, more))
-    ):
+    names = manifest.files.keys()
+    known = names >= set(FILES) and all(
+        _MAP_FILE.fullmatch(name) or _OF_ENCODER.fullmatch(name) for name in names - set(FILES)
+    )
+    if manifest.digest != manifest.own_digest() or not known:
         raise WeightsError(f"{path} was changed after it was written", do=AGAIN)
     return manifest
 

@@ -147,6 +147,12 @@ def _search(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--exact", action="store_true", help="Compare with every image, whatever the index."
     )
+    parser.add_argument(
+        "--rerank-depth",
+        type=int,
+        metavar="N",
+        help="First candidates that a model which re-ranks puts in its own order; 0: none.",
+    )
 
 
 def _gallery(parser: argparse.ArgumentParser) -> None:

@@ -31,6 +31,7 @@ class Search(TypedDict, total=False):
     attributes: dict[str, list[str]]
     exclude_reference: bool
     exact: bool
+    rerank_depth: int | None
 
 
 def read(search: Search) -> tuple[SearchRequest, bytes | None]:

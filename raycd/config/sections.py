@@ -16,6 +16,7 @@ RunName = Annotated[str, Field(pattern=r"^(\w[\w.-]*)?$")]
 Precision = Literal["fp32", "bf16"]
 SelectOn = Literal["selection", "val", "last"]
 Protocol = Literal["original", "original-masked", "val"]
+Measure = Annotated[str, Field(pattern=r"^(recall@[1-9]\d*|recall_subset@[123])$")]
 
 
 class Section(BaseModel):
@@ -50,8 +51,8 @@ class SyntheticConfig(Section):
 class DataConfig(Section):
     """Which images and triplets are read, and what may be missing."""
 
-    format: Literal["fashioniq", "cirr", "manifest", "synthetic"] = "fashioniq"
-    """Layout of the files under data.root."""
+    format: Literal["fashioniq", "cirr", "circo", "genecis", "manifest", "synthetic"] = "fashioniq"
+    """Layout of the files under data.root; circo and genecis are for evaluation alone."""
     root: str = ""
     """Folder or URI of the data set; empty for synthetic, which draws its own."""
     categories: Annotated[list[Text], Field(min_length=1)] = ["dress", "shirt", "toptee"]
@@ -59,13 +60,17 @@ class DataConfig(Section):
     triplets: Text = "triplets.parquet"
     """Manifest format: file of the triplets (Parquet, CSV, JSON Lines), relative to data.root."""
     gallery: Text = "gallery.parquet"
-    """Manifest format: file of the galleries (Parquet, CSV, JSON Lines), relative to data.root."""
+    """Manifest format: likewise of the galleries, or a pattern of Parquet files with pictures."""
     max_missing: Fraction = 0.05
     """Largest share of images that may be missing or broken before the run ends with an error."""
     max_pixels: Positive = 50_000_000
     """Images with more pixels than this in their header are refused before they are decoded."""
     min_side: Positive = 8
     """Images with a shorter side than this many pixels count as broken."""
+    captions: Literal["auto", "cleaned", "raw"] = "auto"
+    """cleaned loses .?, and spaces at the ends; auto is raw for cirr, circo and genecis alone."""
+    empty_captions: Literal["drop", "keep"] = "drop"
+    """What an empty caption beside others becomes: nothing, or (Clip4Cir) " and c2"."""
     selection_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """Share of each category's train targets that the seed holds out, with all of their triplets,
     to choose epochs and settings on. Neither stage trains on them, and mining takes none of their
@@ -141,6 +146,10 @@ class Stage1Config(Section):
     """Passes over the train triplets."""
     batch_size: Annotated[int, Field(ge=2)] = 64
     """Triplets in a batch, over all workers."""
+    drop_last: bool = False
+    """Leave out the last, smaller batch of an epoch, unless it is the only one (Clip4Cir does)."""
+    mask_equal_targets: bool = True
+    """Triplets of the same target are not each other's negatives; false: they are (Clip4Cir)."""
     lr: Rate = 2e-6
     """Learning rate of AdamW."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 1e-2
@@ -163,6 +172,8 @@ class Stage1Config(Section):
     """Memory of a training worker for decoded images, in MiB, which later epochs reuse."""
     select_on: SelectOn = "selection"
     """How the best epoch is chosen: by recall on selection or val (as peers do), or the last."""
+    select_by: Annotated[list[Measure], Field(min_length=1)] = ["recall@10"]
+    """What chooses it there: the mean of these (Clip4Cir: recall@10 and 50; CIRR: all seven)."""
 
 
 class EmbedConfig(Section):
@@ -172,12 +183,16 @@ class EmbedConfig(Section):
     """Images or texts encoded at once."""
     precision: Precision = "fp32"
     """Arithmetic of the encoders."""
+    map_size: Count = 0
+    """Heads that need maps: side that the cached maps are pooled to, where they have more places; 0
+    keeps all.
+    """
 
 
 class MineConfig(Section):
     """Similarity-based pseudo triplets (3.2.3, eq. 9).
 
-    thresholds, eps_low, eps_high, s_max and alpha filter, the rest mines.
+    thresholds, eps_low, eps_high, s_max, alpha and rare_texts filter, the rest mines.
     """
 
     neighbours: Positive = 64
@@ -212,6 +227,8 @@ class MineConfig(Section):
     """Most substitutes for one image."""
     alpha: Cosine = 0.6
     """A pseudo triplet is kept if stage 1's matching score of it is greater than this."""
+    rare_texts: Count = 0
+    """Pseudo triplets only of texts that stand in at most so many train triplets; 0: of all."""
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -249,6 +266,10 @@ class Stage2Config(Section):
     """Passes, those over pseudo triplets included."""
     batch_size: Annotated[int, Field(ge=2)] = 1024
     """Triplets in a batch, over all workers."""
+    drop_last: bool = False
+    """Leave out the last, smaller batch of an epoch, unless it is the only one (Clip4Cir does)."""
+    mask_equal_targets: bool = True
+    """Triplets of the same target are not each other's negatives; false: they are (Clip4Cir)."""
     lr: Rate = 2e-5
     """Learning rate of Adam."""
     decay: Literal["none", "cosine"] = "none"
@@ -271,6 +292,8 @@ class Stage2Config(Section):
     """Use pseudo triplets; false is Table 2's w/o Pseudo Data."""
     select_on: SelectOn = "selection"
     """How the best epoch is chosen: by recall on selection or val (as peers do), or the last."""
+    select_by: Annotated[list[Measure], Field(min_length=1)] = ["recall@10"]
+    """What chooses it there, as in stage1."""
 
 
 class TuneConfig(Section):
@@ -321,13 +344,20 @@ class EvaluateConfig(Section):
     """Which gallery is searched and whether the reference stays in it (docs/protocols.md)."""
     ks: Annotated[list[Positive], Field(min_length=1)] = [10, 50]
     """Ranks at which recall is measured."""
+    map_ks: list[Positive] = []
+    """Ranks of mAP@k, for data sets of several right targets (CIRCO: 5, 10, 25, 50)."""
+    captions: Literal["joined", "both_orders"] = "joined"
+    """joined asks each query once, "C1 and c2"; both_orders a second time, "C2 and c1" (CoSMo)."""
+    rerank_depth: Count = 200
+    """First candidates that a head which re-ranks, such as dcnet, orders anew; 0: none."""
     batch_size: Positive = 1024
     """Queries scored at once."""
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        if len(set(self.ks)) < len(self.ks):
-            raise ValueError(f"evaluate.ks names a rank twice: {', '.join(map(str, self.ks))}")
+        for name, ks in (("ks", self.ks), ("map_ks", self.map_ks)):
+            if len(set(ks)) < len(ks):
+                raise ValueError(f"evaluate.{name} names a rank twice: {', '.join(map(str, ks))}")
         return self
 
 

@@ -24,6 +24,7 @@ class TripletRow(NamedTuple):
     target: str | None
     captions: list[str]
     subset: list[str] | None = None
+    further_targets: list[str] | None = None
 
 
 class DatasetBuilder:
@@ -79,7 +80,8 @@ class DatasetBuilder:
                 do=self._remedy,
             )
         gallery = self._galleries[key]
-        for image_id in (row.reference, row.target, *(row.subset or ())):
+        named = (row.reference, row.target, *(row.subset or ()), *(row.further_targets or ()))
+        for image_id in named:
             if image_id is not None and image_id not in gallery:
                 raise DataError(
                     f"{where} names an image outside its split",

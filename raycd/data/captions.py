@@ -1,8 +1,9 @@
 """How the captions of a triplet become one text: four ways in training, one in evaluation.
 
-A caption loses the characters `.?, ` at both ends; empty ones are left out; a text begins with a
-capital letter. (After Clip4Cir; its `capitalize()` also lowers the other letters, which CLIP's
-tokenizer does anyway.)
+A caption loses the characters `.?, ` at both ends; a text begins with a capital letter. (After
+Clip4Cir; its `capitalize()` also lowers the other letters, which CLIP's tokenizer does anyway.)
+Empty captions are left out. `Wording` says otherwise: raw texts, as Clip4Cir takes CIRR's, and
+empty captions that leave their " and ", as it asks Fashion-IQ's.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import ast
 import io
 import tokenize
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -19,19 +21,52 @@ from raycd.data import json_text
 _BLANK = (tokenize.NL, tokenize.NEWLINE, tokenize.ENDMARKER)
 
 
+@dataclass(frozen=True)
+class Wording:
+    """How captions become texts."""
+
+    raw: bool = False
+    """As annotated: nothing is stripped, no letter becomes a capital."""
+    keep_empty: bool = False
+    """An empty caption is joined like the others: " and c2"."""
+
+    def evaluation(self, captions: Sequence[str]) -> str:
+        """Return all captions in the annotated order, "C1 and c2"; "" where all are empty."""
+        return self._join(self._clean(captions))
+
+    def training(self, captions: Sequence[str]) -> tuple[str, str, str, str]:
+        """Return the four texts of which training draws one: "C1 and c2", "C2 and c1", "C1", "C2".
+
+        One caption gives four equal texts; more than two give all in order, all reversed, the first
+        and the last. Where all are empty, so are the texts.
+        """
+        clean = self._clean(captions)
+        return (
+            self._join(clean),
+            self._join(clean[::-1]),
+            self._join(clean[:1]),
+            self._join(clean[-1:]),
+        )
+
+    def _clean(self, captions: Sequence[str]) -> list[str]:
+        clean = captions if self.raw else [caption.strip(".?, ") for caption in captions]
+        if self.keep_empty and any(clean):
+            return list(clean)
+        return [caption for caption in clean if caption]
+
+    def _join(self, clean: Sequence[str]) -> str:
+        text = " and ".join(clean)
+        return text if self.raw else text[:1].upper() + text[1:]
+
+
 def evaluation_text(captions: Sequence[str]) -> str:
-    """Return all captions in the annotated order, "C1 and c2"; "" where all are empty."""
-    return _join(_clean(captions))
+    """Return the text of the usual wording in evaluation."""
+    return Wording().evaluation(captions)
 
 
 def training_texts(captions: Sequence[str]) -> tuple[str, str, str, str]:
-    """Return the four texts of which training draws one: "C1 and c2", "C2 and c1", "C1", "C2".
-
-    One caption gives four equal texts; more than two give all in order, all reversed, the first and
-    the last. Where all are empty, so are the texts.
-    """
-    clean = _clean(captions)
-    return _join(clean), _join(clean[::-1]), _join(clean[:1]), _join(clean[-1:])
+    """Return the texts of the usual wording in training."""
+    return Wording().training(captions)
 
 
 def listed(text: str) -> list[str] | None:
@@ -81,12 +116,3 @@ def example_texts(
     texts = dict.fromkeys(training_texts(captions)[2] for captions in annotated)
     short = [text for text in texts if 0 < len(text) <= longest]
     return [short[i] for i in np.random.default_rng([seed, 13]).permutation(len(short))[:count]]
-
-
-def _clean(captions: Sequence[str]) -> list[str]:
-    return [clean for clean in (caption.strip(".?, ") for caption in captions) if clean]
-
-
-def _join(clean: Sequence[str]) -> str:
-    text = " and ".join(clean)
-    return text[:1].upper() + text[1:]

@@ -16,12 +16,18 @@ from typing import Any
 
 import fsspec
 
-from raycd.data import stores
+from raycd.data import parts, stores
 from raycd.data.folder import is_local
 
 ASKED = 32  # requests to stores at the same time
 FEW = 8  # images of a folder that are asked for one by one: it may hold millions of other files
-_NAMES = ("ETag", "etag", "md5Hash", "CRC")  # what stores call the hash of a file's content
+_NAMES = (
+    "ETag",
+    "etag",
+    "md5Hash",
+    "CRC",
+    "blob_id",
+)  # what stores call the hash of a file's content
 _TIMES = ("LastModified", "last_modified", "updated", "mtime", "modified", "created")
 
 State = list[int | str]
@@ -33,14 +39,16 @@ def states(paths: Iterable[str | None], *, times: bool = True) -> list[State | N
 
     Raises DataError where a store refuses or does not answer (see `stores.ask`).
     """
-    every = list(paths)
+    every = [path if path is None else parts.file_of(path) for path in paths]
     far = _in_stores(
         dict.fromkeys(path for path in every if path is not None and not is_local(path)), times
     )
-    return [
-        None if path is None else far[path] if path in far else _local(path, times)
-        for path in every
-    ]
+    near = {
+        path: _local(path, times)
+        for path in dict.fromkeys(every)
+        if path is not None and path not in far
+    }
+    return [None if path is None else far[path] if path in far else near[path] for path in every]
 
 
 def _local(path: str, times: bool) -> State | None:

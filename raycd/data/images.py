@@ -19,7 +19,7 @@ from typing import BinaryIO, Literal, TypeVar, get_args
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from raycd.data import containers, levels, stores
+from raycd.data import containers, levels, parquet_images, parts, stores
 from raycd.data.folder import is_local
 from raycd.errors import DataError
 
@@ -85,26 +85,45 @@ def load(
 ) -> Image.Image:
     """Return `decode` of `read_bytes`; a null path counts as missing.
 
-    Raises BrokenImage, whose message names the path.
+    A path may name a part of a picture (`raycd.data.parts`). Raises BrokenImage, whose message
+    names the path.
     """
     if path is None:
         raise BrokenImage("no file was found for this image", reason="missing")
     try:
-        return decode(read_bytes(path, patient=patient), max_pixels=max_pixels, min_side=min_side)
+        whole, box = parts.split_box(path)
+        image = decode(read_bytes(whole, patient=patient), max_pixels=max_pixels, min_side=min_side)
+        return image if box is None else _part(image, box)
     except BrokenImage as error:
         if _shown(path) in str(error):
             raise
         raise BrokenImage(f"{_shown(path)}: {error}", reason=error.reason) from error
 
 
+def _part(image: Image.Image, box: parts.Box) -> Image.Image:
+    part = parts.cut(image, box)
+    if min(part.size) < 1:
+        raise BrokenImage(
+            "the part lies outside of the image",
+            reason="too_small",
+            got=str(box),
+            expected=f"a box in {image.width} x {image.height} pixels",
+        )
+    return part
+
+
 def read_bytes(path: str, *, patient: bool = True) -> bytes:
-    """Return the bytes of a local file or any fsspec URI.
+    """Return the bytes of a local file or any fsspec URI, or of a picture in a Parquet file.
 
     Raises BrokenImage (missing) where there is no file, or no permission to read a local one. A
     store that refuses, is busy or unreachable says nothing about the image and raises a plain
     DataError, after several tries where `patient`.
     """
     try:
+        path, _ = parts.split_box(path)
+        row = parts.split_row(path)
+        if row is not None:
+            return parquet_images.read(row, patient=patient)
         if not is_local(path):
             return stores.read(path, patient=patient)
         with _open_local(path) as file:

@@ -3,12 +3,15 @@
 Each is Parquet (.parquet), CSV (.csv) or JSON Lines (.jsonl, .ndjson).
 
     gallery    image_id    unique name of an image
-               path        URI, absolute path, or path relative to the root
+               path        URI, absolute path, or path relative to the root; where the pictures
+                           are inside Parquet files, there is none (see `parquet_images`)
                category    optional; which gallery the image is in; "all" where absent
                split       optional; "train", "val" or "test"; without it, train and val
                attributes  optional; an object, {"colour": "blue"}: a struct, a map or JSON text
     triplets   reference   image_id
                target      image_id; may be null in split test only
+               targets     instead of target or beside it: image_ids that are all right, the first
+                           of which is trained on; a list, or one string as for captions
                captions    a list of texts (also written as text, in JSON or as pandas does), or one
                            string with "|" between them; or `caption`, one text
                triplet_id  optional; "<category>/<split>/<row>" where absent
@@ -24,10 +27,14 @@ the gallery of their triplet's category and split. Other columns are ignored. Ro
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
-from typing import NamedTuple
+from collections.abc import Container, Iterator, Sequence
+from typing import Any, NamedTuple
 
-from raycd.data import attributes, captions, json_text, rows
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet
+
+from raycd.data import attributes, captions, json_text, parquet_images, rows
 from raycd.data.attributes import Attributes
 from raycd.data.build import DatasetBuilder, TripletRow
 from raycd.data.folder import Folder
@@ -43,7 +50,10 @@ _CATEGORY_REMEDY = (
     "or name it something else, such as type"
 )
 GALLERY_COLUMNS = ("image_id", "path", "category", "split", attributes.COLUMN)
-TRIPLET_COLUMNS = ("reference", "target", "captions", "caption", "triplet_id", "category", "split")
+TRIPLET_COLUMNS = (
+    *("reference", "target", "targets", "captions", "caption"),
+    *("triplet_id", "category", "split"),
+)
 
 
 def read(root: str, triplets: str, gallery: str) -> Dataset:
@@ -71,10 +81,7 @@ def _read_gallery(folder: Folder, builder: DatasetBuilder, name: str) -> dict[st
     """Add all galleries; return the images by their ids."""
     images: dict[str, _Image] = {}
     galleries: dict[tuple[str, str], dict[str, None]] = {}
-    table, found = rows.read(folder, name, GALLERY_COLUMNS, others=True)
-    _check_columns(name, found, "image_id", "path")
-    for number, row in enumerate(table, 1):
-        where = f"{name}, row {number}"
+    for where, number, row in _gallery_rows(folder, name):
         image_id, path = _text(row, "image_id", where), folder.resolve(_text(row, "path", where))
         image = _Image(number, path, attributes.of_row(row, GALLERY_COLUMNS, where))
         first = images.setdefault(image_id, image)
@@ -86,6 +93,31 @@ def _read_gallery(folder: Folder, builder: DatasetBuilder, name: str) -> dict[st
     for (category, split), image_ids in galleries.items():
         builder.add_gallery(category, split, image_ids, source=name)
     return images
+
+
+def _gallery_rows(folder: Folder, name: str) -> Iterator[tuple[str, int, Row]]:
+    """Yield where each row stands, its number from 1, and its values."""
+    inside = parquet_images.files(folder, name)
+    if name.endswith(".parquet") and inside == [name] and not _has_pictures(folder, name):
+        inside = []
+    if inside:
+        for file, at, values in parquet_images.rows(folder, inside):
+            yield f"{file}, row {at + 1}", at + 1, values
+        return
+    table, found = rows.read(folder, name, GALLERY_COLUMNS, others=True)
+    _check_columns(name, found, "image_id", "path")
+    for number, row in enumerate(table, 1):
+        yield f"{name}, row {number}", number, row
+
+
+def _has_pictures(folder: Folder, name: str) -> bool:
+    """Tell whether a Parquet file has pictures in it, and no column of their paths."""
+    try:
+        with fsspec.open(folder.resolve(name), "rb") as file:
+            schema = pyarrow.parquet.read_schema(file)
+    except (OSError, ValueError, pa.ArrowException):
+        return False  # `rows.read` says what is wrong with it
+    return "path" not in schema.names and parquet_images.image_column(schema) is not None
 
 
 def _differing(where: str, image_id: str, first: _Image, again: _Image) -> DataError:
@@ -111,16 +143,19 @@ def _read_triplets(
 ) -> None:
     table, found = rows.read(folder, name, TRIPLET_COLUMNS)
     _check_columns(
-        name, found, "reference", "target", "caption" if "caption" in found else "captions"
+        name,
+        found,
+        "reference",
+        "targets" if "targets" in found else "target",
+        "caption" if "caption" in found else "captions",
     )
     for number, row in enumerate(table, 1):
         where = f"{name}, row {number}"
         category, split = _text(row, "category", where, CATEGORY), _split(row, where)
-        reference, target = _text(row, "reference", where), row["target"]
-        if split != "test" or target not in (None, ""):
-            target = _text(row, "target", where)
-        for image_id in (reference, target):
-            if image_id and image_id not in images:
+        reference = _text(row, "reference", where)
+        target, *further = _targets(row, split, where)
+        for image_id in (reference, target, *further):
+            if image_id is not None and image_id not in images:
                 raise DataError(
                     f"{where} names an unknown image",
                     got=image_id,
@@ -129,8 +164,51 @@ def _read_triplets(
         triplet_id = _text(row, "triplet_id", where, f"{category}/{split}/{number - 1}")
         texts = _captions(row, where)
         builder.add_triplet(
-            TripletRow(triplet_id, category, split, reference, target or None, texts), where=where
+            TripletRow(
+                triplet_id,
+                category,
+                split,
+                reference,
+                target,
+                texts,
+                further_targets=[image_id for image_id in further if image_id is not None] or None,
+            ),
+            where=where,
         )
+
+
+def _targets(row: Row, split: str, where: str) -> list[str | None]:
+    """Return all right targets, each once; [None] where they are secret."""
+    target, several = row.get("target"), row.get("targets")
+    if several in (None, "", []) and (split != "test" or target not in (None, "")):
+        return [_text(row, "target" if "target" in row else "targets", where)]
+    if several in (None, "", []):
+        return [None]
+    values = _listed(several)
+    ids = [
+        str(value)
+        for value in (values if isinstance(values, list) else ())
+        if isinstance(value, str | int) and not isinstance(value, bool) and value != ""
+    ]
+    if not ids or len(ids) < len(values):
+        raise DataError(
+            f"{where} has no usable targets",
+            got=json_text.shown(several),
+            expected='image ids: a list, ["a", "b"], or texts with | between them',
+        )
+    first = [] if target in (None, "") else [_text(row, "target", where)]
+    return list(dict.fromkeys([*first, *ids]))
+
+
+def _listed(value: object) -> Any:
+    """Return the texts of a list that is written as text, or of texts with | between them."""
+    if not isinstance(value, str):
+        return [value] if isinstance(value, int) else value
+    try:
+        listed = captions.listed(value)
+    except ValueError:
+        return None
+    return listed or [text.strip() for text in value.split("|")]
 
 
 def _captions(row: Row, where: str) -> list[str]:

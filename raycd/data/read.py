@@ -5,23 +5,47 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
+
+import pyarrow as pa
 
 from raycd.config import DataConfig
-from raycd.data import cirr, fashioniq, files, manifest
+from raycd.data import circo, cirr, fashioniq, files, genecis, manifest
+from raycd.data.captions import Wording
 from raycd.data.schema import Dataset
 
+# Formats whose captions are taken as they are: CIRR's by Clip4Cir, the others' by their authors
+RAW = ("cirr", "circo", "genecis")
 
-def read(config: DataConfig, root: str | None = None) -> Dataset:
-    """Read train and val of the data set at `root`, or at data.root where it is None.
 
-    Raises DataError as the readers do.
+def read(
+    config: DataConfig, root: str | None = None, *, splits: Sequence[str] = ("train", "val")
+) -> Dataset:
+    """Read splits of the data set at `root`, or at data.root where it is None.
+
+    Of circo and genecis, which have no train split, those that there are. Raises DataError as the
+    readers do.
     """
     root = config.root if root is None else root
+    return replace(_read(config, root, splits), wording=wording(config))
+
+
+def wording(config: DataConfig) -> Wording:
+    """Return how the captions of a data set become texts."""
+    raw = config.captions == "raw" or (config.captions == "auto" and config.format in RAW)
+    return Wording(raw=raw, keep_empty=config.empty_captions == "keep")
+
+
+def _read(config: DataConfig, root: str, splits: Sequence[str]) -> Dataset:
     if config.format == "cirr":
-        return cirr.read(root)
-    if config.format == "manifest":
+        return cirr.read(root, splits)
+    if config.format == "circo":
+        return circo.read(root, [split for split in splits if split in circo.SPLITS])
+    if config.format == "genecis":
+        return genecis.read(root)
+    if config.format == "manifest":  # its tables say themselves which splits there are
         return manifest.read(root, config.triplets, config.gallery)
-    return fashioniq.read(root, config.categories)
+    return fashioniq.read(root, config.categories, splits)
 
 
 def content_hash(dataset: Dataset, *, drawn: bool = False) -> str:
@@ -38,9 +62,19 @@ def content_hash(dataset: Dataset, *, drawn: bool = False) -> str:
             dataset.images["image_id"].to_pylist(),
             found,
             dataset.gallery.to_pydict(),
-            dataset.triplets.to_pydict(),
+            _triplets(dataset).to_pydict(),
         ]
     )
+
+
+def _triplets(dataset: Dataset) -> pa.Table:
+    """Return the triplets, without a column that came later and that this data set does not use.
+
+    So the hash of a data set of single targets, and with it every run, stays what it was.
+    """
+    triplets = dataset.triplets
+    column = triplets["further_targets"]
+    return triplets.drop(["further_targets"]) if column.null_count == len(column) else triplets
 
 
 def attributes_hash(dataset: Dataset) -> str:

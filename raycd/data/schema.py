@@ -2,16 +2,21 @@
 
 A `Dataset` is three Arrow tables. `images` has one row for each distinct image, `gallery` says
 which images are candidates of which category and split (an image may be in several), `triplets` are
-the queries with, where it is known, their target. Pseudo triplets are mined later and have a table
-of their own.
+the queries with, where it is known, their target or targets. Pseudo triplets are mined later and
+have a table of their own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
+from raycd.data.captions import Wording
+
+REVERSED = "/reversed"  # after the id of a triplet that is asked with its captions in reverse
 AVERAGE = "average"  # the mean over all categories in metrics; a category cannot have this name
 
 IMAGE = pa.schema(
@@ -44,6 +49,8 @@ TRIPLET = pa.schema(
         # As annotated, empty strings included
         pa.field("captions", pa.list_(pa.string()), nullable=False),
         pa.field("subset", pa.list_(pa.string())),  # CIRR's group, image_ids; null elsewhere
+        # image_ids that are as right as `target` (CIRCO's other ground truths); null: none
+        pa.field("further_targets", pa.list_(pa.string())),
     ]
 )
 
@@ -70,6 +77,12 @@ PSEUDO_TRIPLET = pa.schema(
 )
 
 
+def targets_of(triplet: Mapping[str, Any]) -> list[str]:
+    """Return all right answers of a row of TRIPLET, `target` first; none where they are secret."""
+    target = triplet["target"]
+    return [] if target is None else [target, *(triplet.get("further_targets") or ())]
+
+
 @dataclass(frozen=True)
 class Dataset:
     """Images, galleries and triplets of one data set, as the readers return them."""
@@ -77,6 +90,8 @@ class Dataset:
     images: pa.Table  # IMAGE
     gallery: pa.Table  # GALLERY
     triplets: pa.Table  # TRIPLET
+    wording: Wording = Wording()  # noqa: RUF009  (frozen)
+    """How the captions of its triplets become texts."""
 
     def categories(self) -> list[str]:
         """Return the categories in the order in which the galleries name them."""
@@ -97,6 +112,23 @@ class Dataset:
         return self.triplets.filter(
             pa.array([s == split for s in self.triplets["split"].to_pylist()], pa.bool_())
         )
+
+    def queries(self, split: str, *, both_orders: bool = False) -> list[dict[str, Any]]:
+        """Return the triplets of a split as rows, each with its "text".
+
+        With `both_orders` all follow a second time, captions reversed, as id + REVERSED.
+        """
+        rows: list[dict[str, Any]] = self.triplets_of(split).to_pylist()
+        if both_orders:
+            rows += [
+                {
+                    **row,
+                    "triplet_id": row["triplet_id"] + REVERSED,
+                    "captions": row["captions"][::-1],
+                }
+                for row in rows
+            ]
+        return [{**row, "text": self.wording.evaluation(row["captions"])} for row in rows]
 
     def images_of(self, split: str) -> list[str]:
         """Return the image ids of a split's galleries, in order, with those of several repeated."""

@@ -32,6 +32,7 @@ from raycd.mine.neighbours import (
     sample,
 )
 from raycd.mine.pools import Pool, TripletRows, make_pools, of_triplets
+from raycd.mine.rare import of_rare_texts
 from raycd.mine.search import FAISS_GPU, NeighbourSearch, on_gpu
 from raycd.mine.shards import (
     Searched,
@@ -71,6 +72,7 @@ __all__ = [
     "make_shards",
     "matching_scores",
     "normalise",
+    "of_rare_texts",
     "of_triplets",
     "on_gpu",
     "recall",

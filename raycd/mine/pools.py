@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from raycd.data.schema import targets_of
 from raycd.data.selection import SELECTION
 from raycd.errors import DataError
 
@@ -30,7 +31,7 @@ class TripletRows:
     reference_T: Rows
     target_T: Rows
     others_K: Pairs = field(default_factory=lambda: np.empty(0, np.int64))
-    """Pairs of further triplets of the data set."""
+    """Pairs of further targets, and of further triplets of the data set."""
 
     @property
     def pairs(self) -> Pairs:
@@ -84,7 +85,7 @@ def of_triplets(
         categories=_whole(triplets["category"]),
         reference_T=_rows(ids, triplets["reference"]),
         target_T=_rows(ids, triplets["target"]),
-        others_K=np.empty(0, np.int64) if others is None else _pairs(ids, others),
+        others_K=np.concatenate([_pairs(ids, t) for t in (triplets, others) if t is not None]),
     )
 
 
@@ -129,9 +130,13 @@ def _whole(column: pa.ChunkedArray) -> pa.Array:
 
 
 def _pairs(ids: pa.Array, triplets: pa.Table) -> Pairs:
-    """Return the pairs of triplets whose two images have features."""
+    """Return the pairs of a reference and each of its targets, as far as both have features."""
+    pairs = [
+        (row["reference"], target) for row in triplets.to_pylist() for target in targets_of(row)
+    ]
+    references, targets = zip(*pairs, strict=True) if pairs else ((), ())
     reference, target = (
-        pc.index_in(triplets[side], value_set=ids) for side in ("reference", "target")
+        pc.index_in(pa.array(side, pa.string()), value_set=ids) for side in (references, targets)
     )
     both = pc.and_(reference.is_valid(), target.is_valid())
     return pairs_of(*(column.filter(both).to_numpy() for column in (reference, target)))

@@ -160,6 +160,7 @@ class Report:
     missing: Mapping[str, Any] = field(default_factory=dict)  # ImageReport.to_dict()
     warnings: Sequence[str] = ()
     sizes: Mapping[str, Sizes] = field(default_factory=dict)  # by what recall was measured on
+    caches: Sequence[str] = ()  # what the head needs beside features: how many, and the bytes
     config: str = ""  # YAML
     versions: Mapping[str, str] = field(default_factory=dict)  # {"raycd": "0.1.0", "torch": ...}
 

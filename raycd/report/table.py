@@ -58,7 +58,14 @@ def recall_cells(metrics: Mapping[str, Any]) -> Recall:
         )
         for name, row in texts.items()
     ]
-    return Recall(categories, [key.replace("recall@", "R@") for key in keys], rows)
+    return Recall(categories, [_short(key) for key in keys], rows)
+
+
+def _short(measure: str) -> str:
+    """Return the name of a measure for a column: R@10, Rs@1 inside a subset, mAP@5."""
+    for long, short in (("recall@", "R@"), ("recall_subset@", "Rs@"), ("map@", "mAP@")):
+        measure = measure.replace(long, short)
+    return measure
 
 
 def gains(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:

@@ -17,7 +17,7 @@ import torch
 
 from raycd import features
 from raycd.config import Config, Precision
-from raycd.evaluate import Triplet, query_key, query_text
+from raycd.evaluate import Triplet, query_key, text_of
 from raycd.model.embed import (
     Batch,
     ComposeQueries,
@@ -72,7 +72,7 @@ def compose_queries(
         {
             "key": pa.array(list(queries), pa.string()),
             "path": pa.array(references, pa.string()),
-            "text": pa.array(map(query_text, queries.values()), pa.string()),
+            "text": pa.array(map(text_of, queries.values()), pa.string()),
         }
     )
     return _embed_rows("compose queries", "queries", table, ComposeQueries, encoder, config)
@@ -94,29 +94,29 @@ def _embed_rows(
     )
     block = max(config.embed.batch_size, min(BLOCK, len(table) // (4 * workers)))
     blocks = datasets.blocks_of(table, block)
-    shared = _SharedEncoder(
+    shared = SharedEncoder(
         ray.put(encoder), config.embed.precision, cluster.threads(config.compute, workers)
     )
     steps: list[tuple[Any, dict[str, Any]]]
     if not cluster.uses_gpu(config.compute):
-        steps = [(_embed, _tasks(step, shared, min(workers, len(blocks)), config))]
+        steps = [(_embed, tasks(step, shared, min(workers, len(blocks)), config))]
     elif step is EmbedImages:
         steps = [
-            _decoders(encoder, workers, config),
-            (_EncodeImages, _actors(shared, workers, config)),
+            decoders(encoder, workers, config),
+            (_EncodeImages, actors(shared, workers, config)),
         ]
     elif step is ComposeQueries:
-        options = _actors(shared, workers, config)
+        options = actors(shared, workers, config)
         options["fn_constructor_args"] = (shared, config)
         steps = [(_ComposeQueries, options)]
     else:
-        steps = [(_EmbedTexts, _actors(shared, workers, config))]
+        steps = [(_EmbedTexts, actors(shared, workers, config))]
     found = pa.concat_tables(list(datasets.mapped(stage, unit, blocks, *steps)))
     rows = {key: row for row, key in enumerate(found["key"].to_pylist())}
     return found.take([rows[key] for key in table["key"].to_pylist()])
 
 
-class _SharedEncoder:
+class SharedEncoder:
     """An encoder in the object store, and how to use it; a worker process fetches it once."""
 
     def __init__(self, encoder: ray.ObjectRef[Any], precision: Precision, threads: int) -> None:
@@ -132,7 +132,7 @@ class _SharedEncoder:
         return _cache[name]
 
 
-def _tasks(step: Any, shared: _SharedEncoder, workers: int, config: Config) -> dict[str, Any]:
+def tasks(step: Any, shared: SharedEncoder, workers: int, config: Config) -> dict[str, Any]:
     """Return how Ray Data runs tasks on CPUs."""
     return {
         "fn_kwargs": {"step": step, "shared": shared, "config": config},
@@ -141,7 +141,7 @@ def _tasks(step: Any, shared: _SharedEncoder, workers: int, config: Config) -> d
     }
 
 
-def _embed(block: Batch, step: Step, shared: _SharedEncoder, config: Config) -> pa.Table:
+def _embed(block: Batch, step: Step, shared: SharedEncoder, config: Config) -> pa.Table:
     """Embed a block in batches of embed.batch_size, as a task."""
     encoder, size = shared.get("cpu"), config.embed.batch_size
     embed: EmbedTexts | EmbedImages | ComposeQueries = EmbedTexts(encoder)
@@ -157,7 +157,7 @@ def _embed(block: Batch, step: Step, shared: _SharedEncoder, config: Config) -> 
     )
 
 
-def _actors(shared: _SharedEncoder, workers: int, config: Config) -> dict[str, Any]:
+def actors(shared: SharedEncoder, workers: int, config: Config) -> dict[str, Any]:
     """Return how Ray Data runs actors on GPUs."""
     return {
         "fn_constructor_args": (shared,),
@@ -168,7 +168,7 @@ def _actors(shared: _SharedEncoder, workers: int, config: Config) -> dict[str, A
     }
 
 
-def _decoders(encoder: Encoder, workers: int, config: Config) -> tuple[Any, dict[str, Any]]:
+def decoders(encoder: Encoder, workers: int, config: Config) -> tuple[Any, dict[str, Any]]:
     """Return decoding actors, on the CPUs that the encoding actors leave, at least one."""
     most = max(1, int(cluster.cpus() - workers * config.compute.cpus_per_worker))
     return DecodeImages, {
@@ -186,7 +186,7 @@ def _table(batch: Batch) -> pa.Table:
 class _EncodeImages:
     """An actor on a GPU."""
 
-    def __init__(self, shared: _SharedEncoder) -> None:
+    def __init__(self, shared: SharedEncoder) -> None:
         self.step = EncodeImages(shared.get("cuda"))
 
     def __call__(self, batch: Batch) -> pa.Table:
@@ -196,7 +196,7 @@ class _EncodeImages:
 class _ComposeQueries:
     """An actor on a GPU, which also decodes: the model takes far longer."""
 
-    def __init__(self, shared: _SharedEncoder, config: Config) -> None:
+    def __init__(self, shared: SharedEncoder, config: Config) -> None:
         self.step = ComposeQueries(shared.get("cuda"), config.data)
 
     def __call__(self, batch: Batch) -> pa.Table:
@@ -206,7 +206,7 @@ class _ComposeQueries:
 class _EmbedTexts:
     """An actor on a GPU."""
 
-    def __init__(self, shared: _SharedEncoder) -> None:
+    def __init__(self, shared: SharedEncoder) -> None:
         self.step = EmbedTexts(shared.get("cuda"))
 
     def __call__(self, batch: Batch) -> pa.Table:

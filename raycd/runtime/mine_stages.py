@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raycd import features, mine, progress
-from raycd.data.captions import evaluation_text
+from raycd.data import targets
 from raycd.data.schema import Dataset
 from raycd.data.selection import SELECTION
 from raycd.run import Writing
@@ -27,19 +27,19 @@ def mine_candidates(context: Context, writing: Writing) -> None:
     """Find neighbours of the train images, and score every candidate pseudo triplet (3.2.3)."""
     settings, compute = context.config.mine, context.config.compute
     ids = _image_ids(context)
-    train = _readable(context.dataset.triplets_of("train"), ids)
+    train = targets.readable(context.dataset.triplets_of("train"), set(ids))
     rows = mine.of_triplets(ids, train, context.dataset.triplets)
     pools = mine.make_pools(settings.pool, context.dataset.gallery, rows)
     found = mining.find_neighbours(_image_features(context), pools, settings, compute)
     searched = _describe_search(context, found, pools)
     # Read again: they were not in memory while the neighbours were searched.
     images, texts, _ = context.features("embed")
-    captions = train["captions"].to_pylist()
+    asked = map(context.dataset.wording.evaluation, train["captions"].to_pylist())
     table = mining.make_candidates(
         rows,
         found,
         images.values.numpy(),
-        texts.take(map(evaluation_text, captions)).numpy(),
+        texts.take(asked).numpy(),
         encoder=context.recorded("stage1", "encoder"),
         compute=compute,
     )
@@ -59,6 +59,8 @@ def filter_pseudo(context: Context, writing: Writing) -> None:
     settings = context.config.mine
     table = pq.read_table(context.run.local("mine") / "candidates.parquet")
     thresholds = mine.resolve(table, settings)
+    train = context.dataset.triplets_of("train")
+    table = mine.of_rare_texts(table, train, settings.rare_texts)
     kept, counts = mine.filter_candidates(table, **thresholds)
     pq.write_table(kept, writing.folder / "pseudo_triplets.parquet")
     warnings = mine.warnings(counts)
@@ -81,15 +83,6 @@ def _image_features(context: Context) -> NDArray[np.float32]:
     images, _ = features.read(context.run.local("embed") / IMAGES)
     values: NDArray[np.float32] = images.values.numpy()
     return values
-
-
-def _readable(triplets: pa.Table, image_ids: Sequence[str]) -> pa.Table:
-    """Return the triplets both of whose images have features."""
-    known = set(image_ids)
-    readable = [
-        row["reference"] in known and row["target"] in known for row in triplets.to_pylist()
-    ]
-    return triplets.filter(pa.array(readable, pa.bool_()))
 
 
 def _describe_search(

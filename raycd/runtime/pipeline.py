@@ -20,8 +20,20 @@ from raycd.data.folder import is_local
 from raycd.data.read import attributes_hash, content_hash
 from raycd.data.schema import Dataset
 from raycd.errors import ConfigError
+from raycd.model import encoder as encoders
+from raycd.model import maps
 from raycd.run import Run, Writing, fingerprint
-from raycd.runtime import cluster, local_ray, mine_stages, results, stages, training
+from raycd.runtime import (
+    bundle_stage,
+    cluster,
+    evaluation,
+    local_ray,
+    map_stages,
+    mine_stages,
+    results,
+    stages,
+    training,
+)
 from raycd.runtime.stages import Context
 from raycd.runtime.tracking import Tracker
 from raycd.train.fuse import check_joint, new_head
@@ -37,6 +49,8 @@ class Stage:
     settings: Sequence[str] = ()  # dotted names; a section stands for all of its fields
     reads_data: bool = True
     reads_attributes: bool = False
+    need: str = ""  # it is done only where the head needs this of the encoder
+    reads_needs: bool = False  # the stages of the head's needs are inputs, too
     version: int = 1  # raised when the same settings give another output than before
 
 
@@ -50,10 +64,30 @@ STAGES = (
         "zero_shot",
         stages.zero_shot,
         ["encoder"],
-        ["embed.precision", *_DATA_LIMITS, "data.max_missing"],
+        [
+            *("embed.precision", *_DATA_LIMITS, "data.max_missing"),
+            *("data.captions", "data.empty_captions"),
+        ],
     ),
     Stage("stage1", stages.stage1, ["zero_shot"], ["stage1", "seed", "evaluate.protocol"]),
     Stage("embed", stages.embed, ["stage1"], ["embed.precision", *_DATA_LIMITS]),
+    *(
+        Stage(
+            stages.CACHES[need],
+            work,
+            ["embed"],
+            ["embed.precision", "embed.map_size", *_DATA_LIMITS],
+            need=need,
+        )
+        for need, work in (("map", map_stages.cache_map), ("middle", map_stages.cache_middle))
+    ),
+    Stage(
+        stages.CACHES["tokens"],
+        map_stages.cache_tokens,
+        ["embed"],
+        ["embed.precision"],
+        need="tokens",
+    ),
     Stage(
         "mine",
         mine_stages.mine_candidates,
@@ -76,19 +110,38 @@ STAGES = (
         "filter",
         mine_stages.filter_pseudo,
         ["mine"],
-        ["mine.thresholds", "mine.eps_low", "mine.eps_high", "mine.s_max", "mine.alpha"],
+        [
+            "mine.thresholds",
+            "mine.eps_low",
+            "mine.eps_high",
+            "mine.s_max",
+            "mine.alpha",
+            "mine.rare_texts",
+        ],
         reads_data=False,
     ),
-    Stage("stage2", stages.stage2, ["embed", "filter"], ["stage2", "seed", "evaluate.protocol"]),
+    Stage(
+        "stage2",
+        stages.stage2,
+        ["embed", "filter"],
+        ["stage2", "seed", "evaluate.protocol", "evaluate.rerank_depth"],
+        reads_needs=True,
+    ),
     Stage(
         "evaluate",
-        stages.evaluate_variants,
+        evaluation.evaluate_variants,
         ["zero_shot", "stage2"],
-        ["evaluate.protocol", "evaluate.ks"],
+        [
+            "evaluate.protocol",
+            "evaluate.ks",
+            "evaluate.map_ks",
+            "evaluate.captions",
+            "evaluate.rerank_depth",
+        ],
     ),
     Stage(
         "bundle",
-        stages.bundle_up,
+        bundle_stage.bundle_up,
         ["evaluate"],
         ["evaluate", "index"],
         reads_attributes=True,
@@ -187,9 +240,8 @@ def run(config: Config, *, until: str = STAGES[-1].name) -> Outcome:
     _warn_of_working_copy(folder)
     with folder.locked(), ExitStack() as stack:
         pipeline = _Pipeline(config, folder, stack, dataset)
-        for stage in STAGES:
-            if stage.name != "catalogue" or drawn:
-                pipeline.run(stage)
+        for stage in pipeline.stages():
+            pipeline.run(stage)
             if stage.name == "encoder":
                 pipeline.check_head()
             if stage.name == until:
@@ -232,7 +284,7 @@ class _Pipeline:
             self._on_ray = True
         tracker = self.tracker()
         about = {
-            "inputs": list(stage.inputs),
+            "inputs": self._inputs(stage),
             "config": self.config.model_dump(mode="json"),
             "raycd": __version__,
         }
@@ -248,14 +300,37 @@ class _Pipeline:
         self.done.append(stage.name)
         progress.say(f"{stage.name}: done in {progress.duration(record['seconds'])}")
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the chosen head needs of the encoder beside pooled features."""
+        return stages.needs(self.config)
+
     def check_head(self) -> None:
         """Refuse a fusion head that does not fit the encoder before stage 1, not after it."""
         check_joint(self.config, recorded(self.folder, "encoder").get("composes", False))
-        new_head(self.config, self.context.recorded("encoder", "dim"))
+        shapes: dict[str, list[int]] = {}
+        if self.needs:
+            encoder = encoders.load_saved(self.folder.local("encoder") / "encoder")
+            shapes = maps.shapes(encoder, self.needs, self.config.embed.map_size)
+        new_head(self.config, self.context.recorded("encoder", "dim"), shapes)
+
+    def stages(self) -> list[Stage]:
+        """Return the stages of this run: those that the head does not need are left out."""
+        drawn = self.config.data.format == "synthetic"
+        return [
+            stage
+            for stage in STAGES
+            if stage.need in ("", *self.needs) and (stage.name != "catalogue" or drawn)
+        ]
+
+    def _inputs(self, stage: Stage) -> list[str]:
+        """Return the stages whose output a stage reads."""
+        needed = [own.name for own in STAGES if own.need in self.needs] if stage.reads_needs else []
+        return [*stage.inputs, *needed]
 
     def finish(self) -> dict[str, Any]:
         """Write metrics.json, report.html and the MLflow record, unless they are up to date."""
-        metrics = results.metrics(self.context, [stage.name for stage in STAGES])
+        metrics = results.metrics(self.context, [stage.name for stage in self.stages()])
         wanted = fingerprint(metrics, self.config.model_dump(mode="json"))
         if self.done or self.folder.read_json(results.FINISHED) != wanted:
             tracker = self.tracker()
@@ -280,7 +355,7 @@ class _Pipeline:
         return self._tracker
 
     def _fingerprint(self, stage: Stage) -> str:
-        inputs = [recorded(self.folder, name)["fingerprint"] for name in stage.inputs]
+        inputs = [recorded(self.folder, name)["fingerprint"] for name in self._inputs(stage)]
         data = [self._dataset_hash() if stage.reads_data else None]
         if stage.reads_attributes:
             data.append(attributes_hash(self.context.dataset))

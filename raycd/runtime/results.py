@@ -17,13 +17,14 @@ from torch.nn import functional as F
 
 from raycd import __version__, evaluate
 from raycd.config import to_yaml
-from raycd.data.captions import evaluation_text
 from raycd.data.images import BrokenImage, load
+from raycd.data.schema import targets_of
 from raycd.data.selection import SELECTION
-from raycd.evaluate import cached_query, top_images
+from raycd.evaluate import RerankFunction, cached_query, text_of
 from raycd.features import Features
 from raycd.mine import choose_examples, thresholds_line
 from raycd.model import fusion
+from raycd.ranking import top_images
 from raycd.report.page import (
     Curve,
     Histogram,
@@ -35,7 +36,8 @@ from raycd.report.page import (
     render,
 )
 from raycd.report.pictures import Picture
-from raycd.runtime.stages import Context
+from raycd.rerank import cached_rerank
+from raycd.runtime.stages import CACHES, Context, needs
 
 METRICS, REPORT, FINISHED = "metrics.json", "report.html", "finished.json"
 SHOWN_QUERIES = 4  # of each category
@@ -87,6 +89,7 @@ def report(context: Context, metrics: dict[str, Any]) -> str:
             missing=context.recorded("zero_shot", "missing"),
             warnings=warnings,
             sizes=_sizes(context, metrics),
+            caches=_caches(context),
             config=to_yaml(context.config),
             versions={
                 "raycd": __version__,
@@ -111,15 +114,34 @@ def _sizes(context: Context, metrics: dict[str, Any]) -> dict[str, Sizes]:
     }
 
 
+def _caches(context: Context) -> list[str]:
+    """Return what was cached for the head: "map of 256 x 2 x 2 for 5,000 images, 9.8 MiB"."""
+    lines = []
+    for need in sorted(needs(context.config)):
+        counts = dict(context.recorded(CACHES[need], "counts"))
+        size, shape = counts.pop("bytes"), context.recorded(CACHES[need], "shape")
+        for unit, count in counts.items():
+            sides = " x ".join(map(str, shape))
+            lines.append(f"{need} of {sides} for {count:,} {unit}, {size / 2**20:,.1f} MiB")
+    return lines
+
+
 def _curve(context: Context, stage: str) -> Curve | None:
     record = context.run.record(stage) or {}
     if not record.get("history"):
         return None
+    measure = _compared_by(record.get("select_by") or ["recall@10"])
     epochs = [
-        {**entry, **({"recall@10": entry["selection"]} if entry["selection"] is not None else {})}
+        {**entry, **({measure: entry["selection"]} if entry["selection"] is not None else {})}
         for entry in record["history"]
     ]
     return Curve(stage, record["select_on"], epochs, record["best_epoch"])
+
+
+def _compared_by(measures: Sequence[str]) -> str:
+    """Return the name of a curve: "recall@10", or "recall@10+50" of a mean."""
+    ranks = [name.removeprefix("recall@").replace("recall_subset@", "s") for name in measures]
+    return f"recall@{'+'.join(ranks)}"
 
 
 def _histograms(context: Context) -> list[Histogram]:
@@ -145,10 +167,10 @@ def _pseudo(context: Context) -> list[PseudoExample]:
         row["triplet_id"]: row["captions"]
         for row in context.dataset.triplets_of("train").to_pylist()
     }
-    picture = _picture_loader(context)
+    picture, written = _picture_loader(context), context.dataset.wording.evaluation
     return [
         PseudoExample(
-            text=evaluation_text(captions[row["triplet_id"]]),
+            text=written(captions[row["triplet_id"]]),
             reference=picture(row["reference"]),
             target=picture(row["target"]),
             replaced=picture(row["replaced"]),
@@ -168,10 +190,13 @@ def _queries(context: Context) -> Iterator[ShownQuery]:
     """Yield some val queries of each category, drawn by the seed, and what the head finds."""
     images, texts, _ = context.features("embed")
     head, head_config = fusion.load(context.run.local("stage2") / "head")
-    query, picture = cached_query(head, images, texts), _picture_loader(context)
+    extras = context.extras(head.needs)
+    query, picture = cached_query(head, images, texts, extras=extras), _picture_loader(context)
+    settings = context.config.evaluate
+    rerank = cached_rerank(head, images, texts, settings.rerank_depth)
     ranks = context.recorded("evaluate", "ranks")[head_config.name]
     rng = np.random.default_rng([context.config.seed, 12])
-    val = context.dataset.triplets_of("val").to_pylist()
+    val = context.dataset.queries("val")
     for category in dict.fromkeys(row["category"] for row in val):
         own = [
             row
@@ -182,7 +207,7 @@ def _queries(context: Context) -> Iterator[ShownQuery]:
         if chosen:
             ids = [i for i in context.dataset.gallery_ids(category, "val") if i in images]
             yield from _rows(
-                chosen, ids, images, query(chosen), ranks, picture, context.config.evaluate.protocol
+                chosen, ids, images, query(chosen), rerank, ranks, picture, settings.protocol
             )
 
 
@@ -191,6 +216,7 @@ def _rows(
     ids: Sequence[str],
     images: Features,
     query_QD: torch.Tensor,
+    rerank: RerankFunction | None,
     ranks: dict[str, int],
     picture: Callable[[str], Picture],
     protocol: str,
@@ -200,15 +226,16 @@ def _rows(
         row_of = {image_id: row for row, image_id in enumerate(ids)}
         masked = torch.tensor([row_of.get(triplet["reference"], -1) for triplet in triplets])
     gallery_GD = F.normalize(images.take(ids), dim=-1)
-    scores_QK, rows_QK = top_images(query_QD, gallery_GD, SHOWN_RESULTS, masked)
+    rescore = rerank(triplets, gallery_GD) if rerank else None
+    scores_QK, rows_QK = top_images(query_QD, gallery_GD, SHOWN_RESULTS, masked, rescore=rescore)
     for triplet, scores, rows in zip(triplets, scores_QK.tolist(), rows_QK.tolist(), strict=True):
         results = [
-            ShownResult(picture(ids[row]), ids[row], score, ids[row] == triplet["target"])
+            ShownResult(picture(ids[row]), ids[row], score, ids[row] in targets_of(triplet))
             for score, row in zip(scores, rows, strict=True)
         ]
         yield ShownQuery(
             reference=picture(triplet["reference"]),
-            text=evaluation_text(triplet["captions"]),
+            text=text_of(triplet),
             results=results,
             rank=ranks[triplet["triplet_id"]],
             category=triplet["category"],

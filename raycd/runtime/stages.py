@@ -5,16 +5,17 @@ catalogue   draws the demo data                                          (format
 zero_shot   its features of all images, and which images are missing
 stage1      fine-tuned CLIP
 embed       its features of all images and all text variants
+maps, middle_maps, tokens   what some heads need beside them              (map_stages.py)
 mine        neighbours and candidate pseudo triplets with their scores   (mine_stages.py)
 filter      the pseudo triplets that eq. 9 and alpha leave               (mine_stages.py)
 stage2      fusion head
-evaluate    recall of every variant
-bundle      encoder, head, gallery and index for serving
+evaluate    recall of every variant                                      (evaluation.py)
+bundle      encoder, head, gallery and index for serving                 (bundle_stage.py)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,9 +24,8 @@ import pyarrow.parquet as pq
 import torch
 from torch import nn
 
-from raycd import bundle, features, progress, scratch
+from raycd import features, map_cache, progress, scratch
 from raycd.config import Config
-from raycd.data.captions import evaluation_text, example_texts, training_texts
 from raycd.data.demo.garments import CATEGORIES
 from raycd.data.demo.synthetic import SPLITS, write_demo_data
 from raycd.data.missing import ImageReport
@@ -33,8 +33,8 @@ from raycd.data.read import read
 from raycd.data.schema import Dataset
 from raycd.data.selection import SELECTION, hold_out
 from raycd.errors import DataError
-from raycd.evaluate import cached_query, composed_query, evaluate
 from raycd.features import Features
+from raycd.map_cache import Extras
 from raycd.model import encoder as encoders
 from raycd.model import fusion
 from raycd.model.fusion import joint
@@ -50,6 +50,8 @@ from raycd.train.triplets import readable_triplets
 
 ZERO_SHOT, FINE_TUNED = "zero_shot", "fine_tuned"
 IMAGES, TEXTS, QUERIES = "images.parquet", "texts.parquet", "queries.parquet"
+# The stage that caches each need of a head (map_stages.py)
+CACHES = {"map": "maps", "middle": "middle_maps", "tokens": "tokens"}
 
 
 @dataclass
@@ -82,11 +84,22 @@ class Context:
         texts, _ = features.read(folder / TEXTS)
         return images, texts, missing
 
+    def extras(self, needs: Collection[str]) -> Extras:
+        """Open the caches of what a head needs beside features."""
+        return Extras(
+            {need: map_cache.read(self.run.local(CACHES[need])) for need in sorted(needs)}
+        )
+
     def recorded(self, stage: str, key: str) -> Any:
         """Return an entry of a stage's record."""
         record = self.run.record(stage)
         assert record is not None, f"{stage} comes before"
         return record[key]
+
+
+def needs(config: Config) -> frozenset[str]:
+    """Return what the chosen head needs of the encoder beside pooled features."""
+    return fusion.head_class(config.stage2.head).needs
 
 
 def dataset(config: Config, root: str) -> Dataset:
@@ -101,7 +114,8 @@ def dataset(config: Config, root: str) -> Dataset:
             raise DataError(
                 f"the data set has no triplets to {purpose}",
                 got=f"{len(found.triplets)} triplets, none in split {split}",
-                do=f"add triplets of split {split}",
+                do=f"add triplets of split {split}; a data set that is for evaluation alone takes "
+                "a bundle: jobs/evaluate.py --bundle runs/NAME/bundle",
             )
     held_out = hold_out(found, config.data.selection_fraction, config.seed)
     _check_targets(held_out, config)
@@ -193,6 +207,7 @@ def stage1(context: Context, writing: Writing) -> None:
                 config.seed,
                 settings.warmup,
                 settings.decay,
+                settings.drop_last,
             ),
             config,
             **_storage(context, writing),
@@ -204,6 +219,7 @@ def stage1(context: Context, writing: Writing) -> None:
             "history": history,
             "best_epoch": trained.best,
             "select_on": settings.select_on,
+            "select_by": settings.select_by,
         }
     tuned.save(writing.folder / "encoder")
     writing.record |= {"encoder": tuned.fingerprint(), "dim": tuned.dim}
@@ -212,14 +228,14 @@ def stage1(context: Context, writing: Writing) -> None:
 
 def embed(context: Context, writing: Writing) -> None:
     """Embed all images and all text variants with the fine-tuned encoder (eq. 8)."""
-    texts = _texts(context.dataset, ["val", SELECTION], training=True)
-    _embed(context, writing, "stage1", texts)
+    _embed(context, writing, "stage1", embedded_texts(context.dataset))
 
 
 def stage2(context: Context, writing: Writing) -> None:
     """Train the fusion head on cached features (3.2.2)."""
     config, settings = context.config, context.config.stage2
-    head, head_config = new_head(config, context.recorded("stage1", "dim"))
+    shapes = {need: context.recorded(CACHES[need], "shape") for need in sorted(needs(config))}
+    head, head_config = new_head(config, context.recorded("stage1", "dim"), shapes)
     history: list[dict[str, Any]] = []
     if settings.epochs > 0 and any(True for _ in head.parameters()):
         trained = training.train(
@@ -230,19 +246,23 @@ def stage2(context: Context, writing: Writing) -> None:
                 "pseudo": context.run.path("filter"),
                 "dataset": context.dataset,
                 "dim": head_config.dim,
+                "caches": {need: context.run.path(CACHES[need]) for need in shapes},
             },
             Schedule(
-                settings.epochs, settings.batch_size, settings.lr, config.seed, decay=settings.decay
+                *(settings.epochs, settings.batch_size, settings.lr, config.seed),
+                decay=settings.decay,
+                drop_last=settings.drop_last,
             ),
             config,
             **_storage(context, writing),
         )
-        checkpoint.load_weights(trained.checkpoint, head)
+        checkpoint.load_weights(trained.checkpoint, nn.ModuleDict({"head": head}))
         history = trained.history
         writing.record |= {
             "history": history,
             "best_epoch": trained.best,
             "select_on": settings.select_on,
+            "select_by": settings.select_by,
         }
     if head_config.name == joint.NAME:
         _compose(context, writing)
@@ -250,98 +270,15 @@ def stage2(context: Context, writing: Writing) -> None:
     context.log_epochs(history)
 
 
-def evaluate_variants(context: Context, writing: Writing) -> None:
-    """Measure recall on val: of the pre-trained sum, the fine-tuned sum and the fusion head."""
-    config = context.config
-    device = own_device(config)
-    head, head_config = fusion.load(context.run.local("stage2") / "head")
-    total = fusion.create(fusion.HeadConfig("sum", head_config.dim))
-    variants = [
-        (ZERO_SHOT, "zero_shot", total),
-        (FINE_TUNED, "embed", total),
-        (head_config.name, "embed", head),
-    ]
-    recalls, ranks = {}, {}
-    for name, stage, fuse in variants:
-        images, texts, _ = context.features(stage)
-        query = cached_query(fuse.to(device).eval(), images, texts, device)
-        if name == joint.NAME:
-            query = composed_query(features.read(context.run.local("stage2") / QUERIES)[0], device)
-        found = evaluate(
-            context.dataset,
-            "val",
-            images,
-            query,
-            protocol=config.evaluate.protocol,
-            ks=config.evaluate.ks,
-            batch_size=config.evaluate.batch_size,
-            device=device,
-        )
-        recalls[name], ranks[name] = found.recalls, found.ranks
-    writing.record |= {
-        "variants": recalls,
-        "counts": {
-            "gallery": found.gallery,
-            "queries": found.queries,
-            "missing_queries": {name: len(ids) for name, ids in found.missing_queries.items()},
-            "missing_gallery": {name: len(ids) for name, ids in found.missing_gallery.items()},
-        },
-        "missing": {"queries": found.missing_queries, "gallery": found.missing_gallery},
-        "ranks": ranks,
-    }
-
-
 def own_device(config: Config) -> str:
     """Return where a head runs in this process: on its GPU, if it has one and may use it."""
     return "cuda" if torch.cuda.is_available() and config.compute.device != "cpu" else "cpu"
 
 
-def bundle_up(context: Context, writing: Writing) -> None:
-    """Put encoder, head, gallery and index together for serving. The gallery is val's."""
-    tuned = encoders.load_saved(context.run.local("stage1") / "encoder")
-    head, head_config = fusion.load(context.run.local("stage2") / "head", dim=tuned.dim)
-    images, _, _ = context.features("embed")
-    categories: dict[str, list[str]] = {}
-    for row in context.dataset.gallery.to_pylist():
-        if row["split"] == "val" and row["image_id"] in images:
-            categories.setdefault(row["image_id"], []).append(row["category"])
-    ids = list(categories)
-    known = {row["image_id"]: row for row in context.dataset.images.to_pylist()}
-    gallery = bundle.gallery_table(
-        ids,
-        list(categories.values()),
-        [known[key]["path"] for key in ids],
-        images.take(ids).numpy(),
-        tuned.fingerprint(),
-        attributes=[dict(known[key]["attributes"]) for key in ids],
-        run=context.run.root,
-    )
-    recalls = context.recorded("evaluate", "variants")[head_config.name]["average"]
-    metrics = {"protocol": context.config.evaluate.protocol, **recalls}
-    texts = example_texts(
-        context.dataset.triplets_of("train")["captions"].to_pylist(), context.config.seed
-    )
-    manifest = bundle.write(
-        writing.folder,
-        tuned,
-        head,
-        head_config,
-        gallery,
-        context.config,
-        metrics,
-        example_texts=texts,
-    )
-    writing.record |= {
-        "counts": {"gallery": len(ids)},
-        "digest": manifest.digest,
-        "index": manifest.index.model_dump(),
-    }
-
-
 def _compose(context: Context, writing: Writing) -> None:
     """Let the encoder itself compose the queries of val."""
     used = encoders.load_saved(context.run.local("stage1") / "encoder")
-    rows = context.dataset.triplets_of("val").to_pylist()
+    rows = context.dataset.queries("val", both_orders=True)
     table = embedding.compose_queries(rows, context.paths(), used, context.config)
     features.write(writing.folder / QUERIES, table)
 
@@ -362,16 +299,18 @@ def _embed(context: Context, writing: Writing, source: str, texts: list[str]) ->
     return missing
 
 
+def embedded_texts(dataset: Dataset) -> list[str]:
+    """Return the distinct texts that stage 2 and the evaluation use."""
+    return _texts(dataset, ["val", SELECTION], training=True)
+
+
 def _texts(dataset: Dataset, splits: Sequence[str], *, training: bool = False) -> list[str]:
-    """Return the distinct evaluation texts of some splits, and all texts that training uses."""
-    texts: dict[str, None] = {}
-    for row in dataset.triplets.to_pylist():
-        if row["split"] in splits:
-            texts[evaluation_text(row["captions"])] = None
-        elif training and row["split"] == "train":
-            texts.update(
-                dict.fromkeys((evaluation_text(row["captions"]), *training_texts(row["captions"])))
-            )
+    """Return the distinct texts of some splits, both orders, and all texts that training uses."""
+    rows = [row for split in splits for row in dataset.queries(split, both_orders=True)]
+    texts = dict.fromkeys(row["text"] for row in rows)
+    if training:
+        for captions in dataset.triplets_of("train")["captions"].to_pylist():
+            texts |= dict.fromkeys(dataset.wording.training(captions))  # evaluation's is the first
     return list(texts)
 
 
@@ -396,5 +335,10 @@ def _make_fuse(inputs: Any, config: Config, device: torch.device) -> Task[Any]:
         texts, _ = features.read(folder / TEXTS)
     with scratch.folder() as copies:
         pseudo = pq.read_table(local_copy(inputs["pseudo"], copies) / "pseudo_triplets.parquet")
-    head, _ = new_head(config, inputs["dim"])
-    return Fuse(head.to(device), inputs["dataset"], pseudo, images, texts, config)
+    caches = {}
+    for need, source in inputs["caches"].items():
+        with scratch.folder() as copies:  # an open cache outlives its files
+            caches[need] = map_cache.read(local_copy(source, copies))
+    extras = Extras(caches)
+    head, _ = new_head(config, inputs["dim"], extras.shapes())
+    return Fuse(head.to(device), inputs["dataset"], pseudo, images, texts, config, extras=extras)

@@ -37,6 +37,10 @@ class Query:
     """Leave out the image that `image_id` names."""
     exact: bool = False
     """Compare with every image, whatever the index."""
+    rerank_depth: int | None = None
+    """First candidates that a head which re-ranks orders anew; None: as many as the bundle says."""
+    deadline: float | None = None
+    """Time of `time.monotonic` up to which somebody waits: re-ranking is left out to keep it."""
 
 
 class Words(NamedTuple):
@@ -62,12 +66,26 @@ class Prepared:
     """In the gallery, of a named image."""
     text: Words | None
     negative: Words | None
+    rerank_depth: int = 0
+    """First candidates that are re-ranked."""
 
     @property
     def truncated(self) -> list[str]:
         """The texts whose end was cut off."""
         texts = (self.text, self.negative)
         return [words.text for words in texts if words is not None and words.truncated]
+
+    @property
+    def depth(self) -> int:
+        """The number of candidates that have to be found."""
+        query = self.query
+        return max(query.offset + query.top_k, self.rerank_depth) + query.exclude_reference
+
+    def wanted(self, positions: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Tell which of the found positions are results: images, without the reference."""
+        reference = self.position if self.query.exclude_reference else None
+        found = positions >= 0
+        return found if reference is None else found & (positions != reference)
 
 
 class Result(NamedTuple):
@@ -85,6 +103,8 @@ class Result(NamedTuple):
     """Cosine with the reference image alone."""
     text_score: float | None
     """Cosine with the text alone."""
+    rerank_score: float | None = None
+    """What decided where the image was re-ranked: score + the head's own."""
 
 
 @dataclass(frozen=True)
@@ -95,11 +115,27 @@ class Answer:
     batch: int
     encode_s: float
     search_s: float
+    rerank_s: float = 0.0
+    reranked: bool = False
 
 
 class Encoded(NamedTuple):
-    """Normalised features of queries and of their halves; NaN where a query lacks a half."""
+    """Features of queries and of their halves; NaN where a query lacks a half."""
 
     query_BD: NDArray[np.float32]
+    """L2-normalised, as the next two."""
     image_BD: NDArray[np.float32]
     text_BD: NDArray[np.float32]
+    raw_image_BD: NDArray[np.float32]
+    """As the encoder gives them, as the next."""
+    raw_text_BD: NDArray[np.float32]
+
+
+class Found(NamedTuple):
+    """Images that were found for a query, best first."""
+
+    scores: NDArray[np.float32]
+    positions: NDArray[np.int64]
+    """In the view; -1 where there are none left."""
+    reranked: NDArray[np.float32] | None = None
+    """What decided on the first of them, where they were re-ranked."""

@@ -9,6 +9,7 @@ A query's feature is
              - NEGATIVE unit(negative text))
 
 where the unit feature of the image, or of the text, replaces the head if the other one is absent.
+Where the head re-ranks, the first results of a query of image and text are in its order.
 
 Shapes: B queries, S image side, L context length, D feature size, R results.
 """
@@ -31,7 +32,10 @@ from raycd.gallery.static import Gallery
 from raycd.gallery.view import View
 from raycd.index.blocks import Moments
 from raycd.model.fusion import joint
-from raycd.search.query import Answer, Encoded, Prepared, Query, Result, Words
+from raycd.model.maps import TOKENS, Extra
+from raycd.search.needs import HeadNeeds
+from raycd.search.query import Answer, Encoded, Found, Prepared, Query, Result, Words
+from raycd.search.reranking import Reranking
 from raycd.search.texts import TextCache
 
 NEGATIVE = 0.5  # weight of a negative text; that of a text is 1
@@ -49,6 +53,7 @@ class Searcher:
     Attributes:
         view: The state of the gallery that new queries see; it may be replaced at any time.
         picture: Reads a picture of the gallery, by its path, for the head joint alone.
+        reranking: What a head that re-ranks does with the first candidates.
     """
 
     def __init__(
@@ -66,9 +71,12 @@ class Searcher:
         self.view = View.of(bundle.index, Gallery(bundle.gallery))
         self._encoder = bundle.encoder.to(device).eval()
         self._head = bundle.head.to(device).eval()
-        self._texts = TextCache(text_cache)
         self._joint = bundle.head_config.name == joint.NAME and bundle.encoder.composes
         self.picture: Callable[[str | None], Image.Image] = load
+        self._needs = HeadNeeds(bundle)
+        # Token states are many times as large as features: a text is encoded again for them
+        self._texts = TextCache(0 if TOKENS in self._needs.names else text_cache)
+        self.reranking = Reranking(bundle, self._encoder.device)
 
     def search(self, queries: Sequence[Query]) -> list[list[Result]]:
         """Return the results of each query, best first. Raises DataError as `prepare` does."""
@@ -82,8 +90,8 @@ class Searcher:
             view: What it searches, and what its mask belongs to; None: the newest one.
 
         Raises:
-            DataError: It has neither image nor text, names an image that is not in the gallery, or
-                asks for less than one result.
+            DataError: It has neither image nor text, names an image that is not in the gallery or
+                that the bundle lacks what the head needs of, or asks for less than one result.
         """
         text, negative = query.text.strip(), query.negative_text.strip()
         view, position = view or self.view, None
@@ -91,11 +99,14 @@ class Searcher:
             position = view.position(query.image_id)
             if position is None:
                 raise DataError("the gallery has no such image", got=f"image_id {query.image_id!r}")
-        if query.image is None and position is None and not text:
+        has_image = query.image is not None or position is not None
+        if not has_image and not text:
             what = "the query has neither an image nor a text"
             raise DataError(what, do="give one of them, or both")
         if query.top_k < 1:
             raise DataError("top_k is too small", got=query.top_k, expected="at least 1")
+        if query.image is None and position is not None and text:
+            self._needs.check(view, position)
         return Prepared(
             query,
             view,
@@ -103,6 +114,7 @@ class Searcher:
             position=position,
             text=self._words(text),
             negative=self._words(negative),
+            rerank_depth=self.reranking.depth_of(query, whole=has_image and bool(text)),
         )
 
     def _pixels(self, query: Query, view: View, position: int | None) -> torch.Tensor | None:
@@ -130,18 +142,25 @@ class Searcher:
         features = self.encode(batch)
         encoded = time.perf_counter()
         found = _search(batch, features.query_BD)
+        searched = time.perf_counter()
+        found = self.reranking.rerank(batch, features, found)
+        reranked = time.perf_counter()
         results = [
-            _results(prepared, Encoded(*(half[row] for half in features)), *found[row])
+            _results(prepared, Encoded(*(half[row] for half in features)), found[row])
             for row, prepared in enumerate(batch)
         ]
-        seconds = encoded - began, time.perf_counter() - encoded
-        return [Answer(own, len(batch), *seconds) for own in results]
+        rerank_s = reranked - searched
+        seconds = encoded - began, time.perf_counter() - encoded - rerank_s, rerank_s
+        return [
+            Answer(own, len(batch), *seconds, reranked=found[row].reranked is not None)
+            for row, own in enumerate(results)
+        ]
 
     @torch.inference_mode()
     def encode(self, batch: Sequence[Prepared]) -> Encoded:
         """Return features (B, D) of the queries; known images and texts are not encoded again."""
-        image_BD = self._images(batch)
-        text_BD = self._encoded_texts([one.text for one in batch])
+        image_BD, of_image = self._images(batch)
+        text_BD, of_text = self._encoded_texts([one.text for one in batch])
         unit_image_BD, unit_text_BD = F.normalize(image_BD, dim=-1), F.normalize(text_BD, dim=-1)
         has_image = torch.tensor(
             [one.pixels is not None or one.position is not None for one in batch]
@@ -150,16 +169,19 @@ class Searcher:
         query_BD = torch.where(has_image[:, None], unit_image_BD, unit_text_BD)
         both = has_image & has_text
         if both.any():
-            query_BD[both] = self._fused(batch, both, image_BD, text_BD)
+            rows = both.nonzero()[:, 0].tolist()
+            extra = self._needs.batch([of_image[row] | of_text[row] for row in rows])
+            query_BD[both] = self._fused(batch, both, image_BD, text_BD, extra)
         image_weights = [one.query.image_weight for one in batch]
         text_weights = [one.query.text_weight for one in batch]
         query_BD += _extra_weights(image_weights, has_image) * unit_image_BD.nan_to_num()
         query_BD += _extra_weights(text_weights, has_text) * unit_text_BD.nan_to_num()
         if any(one.negative is not None for one in batch):
-            negative_BD = F.normalize(self._encoded_texts([one.negative for one in batch]), dim=-1)
-            query_BD -= NEGATIVE * negative_BD.nan_to_num()
+            negative_BD, _ = self._encoded_texts([one.negative for one in batch])
+            query_BD -= NEGATIVE * F.normalize(negative_BD, dim=-1).nan_to_num()
         unit_query_BD = F.normalize(query_BD, dim=-1)
-        return Encoded(unit_query_BD.numpy(), unit_image_BD.numpy(), unit_text_BD.numpy())
+        features = (unit_query_BD, unit_image_BD, unit_text_BD, image_BD, text_BD)
+        return Encoded(*(feature_BD.numpy() for feature_BD in features))
 
     def _fused(
         self,
@@ -167,11 +189,12 @@ class Searcher:
         both_B: torch.Tensor,
         image_BD: torch.Tensor,
         text_BD: torch.Tensor,
+        extra: Extra,
     ) -> torch.Tensor:
         """Return normalised queries of the rows that have image and text."""
         if not self._joint:
             halves = (half_BD[both_B].to(self._encoder.device) for half_BD in (image_BD, text_BD))
-            fused_BD: torch.Tensor = self._head(*halves).float().cpu()
+            fused_BD: torch.Tensor = self._head(*halves, **extra).float().cpu()
             return fused_BD
         pairs = [
             (one.pixels, one.text.text)
@@ -193,44 +216,53 @@ class Searcher:
         features: NDArray[np.float32] = features_BD.numpy()
         return features
 
-    def _images(self, batch: Sequence[Prepared]) -> torch.Tensor:
-        """Return un-normalised image features (B, D); NaN for a query without an image."""
+    def _images(self, batch: Sequence[Prepared]) -> tuple[torch.Tensor, list[Extra]]:
+        """Return un-normalised image features (B, D), NaN for a query without an image, and maps.
+
+        Maps are what the head needs, where there is a text for it, too.
+        """
         features_BD = torch.full((len(batch), self._encoder.dim), torch.nan)
+        extras: list[Extra] = [{} for _ in batch]
         given = [row for row, one in enumerate(batch) if one.pixels is not None]
         if given:
             pixels = torch.stack([pixels for one in batch if (pixels := one.pixels) is not None])
-            features_BD[given] = self._encoder.encode_images(pixels).cpu()
+            features_BD[given], found = self._needs.encode_images(pixels)
+            for row, extra in zip(given, found, strict=True):
+                extras[row] = extra
         for row, one in enumerate(batch):
             if one.pixels is None and one.position is not None:
                 features_BD[row] = torch.from_numpy(one.view.features(np.array([one.position])))[0]
-        return features_BD
+                if one.text is not None:
+                    extras[row] = self._needs.of_image(one.view.image_id(one.position))
+        return features_BD, extras
 
-    def _encoded_texts(self, batch: Sequence[Words | None]) -> torch.Tensor:
-        """Return un-normalised text features (B, D); NaN where there is no text.
+    def _encoded_texts(self, batch: Sequence[Words | None]) -> tuple[torch.Tensor, list[Extra]]:
+        """Return un-normalised text features (B, D), NaN where there is no text, and tokens.
 
-        Each distinct new text is encoded once.
+        Each distinct new text is encoded once. Tokens are what the head needs.
         """
         features_BD = torch.full((len(batch), self._encoder.dim), torch.nan)
         new = {
             words.text: words for words in batch if words is not None and words.tokens is not None
         }
         found: dict[str, torch.Tensor] = {}
+        of_new: dict[str, Extra] = {}
         if new:
             tokens_NL = torch.stack(
                 [tokens for words in new.values() if (tokens := words.tokens) is not None]
             )
-            found = dict(zip(new, self._encoder.encode_tokens(tokens_NL).cpu(), strict=True))
+            text_ND, extras = self._needs.encode_tokens(tokens_NL)
+            found = dict(zip(new, text_ND, strict=True))
+            of_new = dict(zip(new, extras, strict=True))
             for text, feature_D in found.items():
                 self._texts.put(text, feature_D.clone(), new[text].truncated)
         for row, words in enumerate(batch):
             if words is not None:
                 features_BD[row] = found[words.text] if words.feature is None else words.feature
-        return features_BD
+        return features_BD, [{} if words is None else of_new.get(words.text, {}) for words in batch]
 
 
-def _search(
-    batch: Sequence[Prepared], query_BD: NDArray[np.float32]
-) -> dict[int, tuple[NDArray[np.float32], NDArray[np.int64]]]:
+def _search(batch: Sequence[Prepared], query_BD: NDArray[np.float32]) -> dict[int, Found]:
     """Return scores and positions of each query, by its row, from the first result on."""
     results = {}
     for rows, depth in _alike(batch):
@@ -239,27 +271,25 @@ def _search(
             query_BD[rows], depth, exact=first.query.exact, allowed=first.query.allowed
         )
         for row, scores, positions in zip(rows, *found, strict=True):
-            results[row] = scores, positions
+            results[row] = Found(scores, positions)
     return results
 
 
-def _results(
-    one: Prepared, feature: Encoded, scores: NDArray[np.float32], positions: NDArray[np.int64]
-) -> list[Result]:
+def _results(one: Prepared, feature: Encoded, found: Found) -> list[Result]:
     """Return the wanted results, each with its cosines with image and text alone."""
     query, view = one.query, one.view
-    wanted = positions >= 0
-    if query.exclude_reference and one.position is not None:
-        wanted &= positions != one.position
-    chosen = np.flatnonzero(wanted)[query.offset : query.offset + query.top_k]
-    scores, positions = scores[chosen], positions[chosen]
+    page = slice(query.offset, query.offset + query.top_k)
+    chosen = np.flatnonzero(one.wanted(found.positions))[page]
+    scores, positions = found.scores[chosen], found.positions[chosen]
+    reranked = [] if found.reranked is None else found.reranked[page].tolist()
+    reranked += [None] * (len(chosen) - len(reranked))
     vectors_RD = view.vectors(positions)
     relative = _relative(feature.query_BD, scores, view.moments)
     halves = [_cosines(vectors_RD, half) for half in (feature.image_BD, feature.text_BD)]
     return [
         Result(view.image_id(position), score, view.category(position), position, *rest)
         for position, score, *rest in zip(
-            positions.tolist(), scores.tolist(), relative, *halves, strict=True
+            positions.tolist(), scores.tolist(), relative, *halves, reranked, strict=True
         )
     ]
 
@@ -296,8 +326,4 @@ def _alike(batch: Sequence[Prepared]) -> list[tuple[list[int], int]]:
     groups: dict[tuple[int, int, bool], list[int]] = {}
     for row, one in enumerate(batch):
         groups.setdefault((id(one.view), id(one.query.allowed), one.query.exact), []).append(row)
-    return [(rows, max(_depth(batch[row].query) for row in rows)) for rows in groups.values()]
-
-
-def _depth(query: Query) -> int:
-    return query.offset + query.top_k + query.exclude_reference
+    return [(rows, max(batch[row].depth for row in rows)) for rows in groups.values()]

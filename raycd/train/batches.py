@@ -9,27 +9,38 @@ Rows = NDArray[np.int64]
 
 
 def epoch_batches(
-    count: int, batch_size: int, *, seed: int, epoch: int, rank: int = 0, world: int = 1
+    count: int,
+    batch_size: int,
+    *,
+    seed: int,
+    epoch: int,
+    rank: int = 0,
+    world: int = 1,
+    drop_last: bool = False,
 ) -> list[Rows]:
     """Return this worker's share of each batch of one epoch.
 
     The shares of a batch of all workers together are the batch of a single worker. The last,
     smaller batch is kept if it gives every worker at least two rows; up to `world` - 1 of its rows
-    are dropped so that shares are equal.
+    are dropped so that shares are equal. `drop_last` drops it, unless it is the only one.
     """
     order = np.random.default_rng([seed, epoch, 1]).permutation(count)
     batches = []
     for first in range(0, count, batch_size):
         batch = order[first : first + batch_size]
+        if drop_last and first > 0 and len(batch) < batch_size:
+            break
         share = len(batch) // world
         if share >= 2 or (count < 2 * world and share >= 1):
             batches.append(batch[rank * share : (rank + 1) * share])
     return batches
 
 
-def batch_count(count: int, batch_size: int, world: int = 1) -> int:
+def batch_count(count: int, batch_size: int, world: int = 1, *, drop_last: bool = False) -> int:
     """Return the number of batches that `epoch_batches` returns, without drawing them."""
     whole, rest = divmod(count, batch_size)
+    if drop_last and whole:
+        return whole
     return whole + (rest // world >= 2 or (count < 2 * world and rest // world >= 1))
 
 

@@ -11,17 +11,15 @@ from torch.utils.data import DataLoader
 
 from raycd.config import Config
 from raycd.data import schema
-from raycd.data.captions import evaluation_text
 from raycd.data.pixels import PixelCache
-from raycd.evaluate import AVERAGE, cached_query, evaluate
+from raycd.distributed import own_rows
+from raycd.evaluate import Mean, cached_query, evaluate, text_of
 from raycd.features import Features
 from raycd.model.encoder import Encoder
 from raycd.model.fusion.sum import Sum
 from raycd.model.loss import batch_classification_loss
 from raycd.train.batches import Rows, epoch_choice
 from raycd.train.triplets import EpochBatches, TripletBatch, TripletReader, readable_triplets
-
-SELECT_AT = 10  # epochs are compared by recall@10
 
 
 class SumOfFeatures(nn.Module):
@@ -62,7 +60,7 @@ class FineTune:
         self.module: nn.Module = SumOfFeatures(encoder)
         self.pixels = PixelCache(paths, encoder.preprocess, config.data, config.stage1.cache_mib)
         self.triplets, self.left_out = readable_triplets(dataset, paths)
-        self.reader = TripletReader(self.triplets, self.pixels, encoder.tokenizer)
+        self.reader = TripletReader(self.triplets, self.pixels, encoder.tokenizer, dataset.wording)
 
     def optimizer(self) -> torch.optim.Optimizer:
         """Return AdamW over the parameters that train."""
@@ -102,21 +100,27 @@ class FineTune:
     def loss(self, module: nn.Module, batch: TripletBatch) -> torch.Tensor:
         """Return the batch-based classification loss (eq. 4)."""
         query_BD, target_BD = module(batch.pixels, batch.tokens)
+        device = query_BD.device
+        right_BT = None if batch.right is None else batch.right.to(device)
+        target_B = batch.targets.to(device)
+        if not self.config.mask_equal_targets:  # as if all differed, on all workers
+            target_B, right_BT = own_rows(len(target_B), device), None
         return batch_classification_loss(
-            query_BD, target_BD, batch.targets.to(query_BD.device), self.config.logit_scale
+            query_BD, target_BD, target_B, self.config.logit_scale, right_BT
         )
 
     def select(self) -> float | None:
-        """Return the mean recall@10 of L2(x + t) on the split that chooses, or None."""
+        """Return `stage1.select_by` of L2(x + t) on the split that chooses, or None."""
         if self.config.select_on == "last":
             return None
         split = self.config.select_on
-        triplets = self.dataset.triplets_of(split).to_pylist()
+        triplets = self.dataset.queries(split)
         wanted = {
             row["image_id"] for row in self.dataset.gallery.to_pylist() if row["split"] == split
         }
         images = [image_id for image_id in self.pixels.paths if image_id in wanted]
-        texts = list(dict.fromkeys(evaluation_text(row["captions"]) for row in triplets))
+        texts = list(dict.fromkeys(map(text_of, triplets)))
+        measures = Mean(tuple(self.config.select_by))
         with torch.inference_mode():
             image_GD = torch.cat(
                 [self.encoder.encode_images(self.pixels(ids)) for ids in _chunks(images)]
@@ -135,10 +139,10 @@ class FineTune:
             features,
             query,
             protocol=self.evaluation.protocol,
-            ks=[SELECT_AT],
+            ks=measures.ks,
             device=self.encoder.device,
         )
-        return found.recalls[AVERAGE][f"recall@{SELECT_AT}"]
+        return measures.of(found.recalls)
 
 
 def _chunks(items: Sequence[str], size: int = 256) -> Iterator[Sequence[str]]:

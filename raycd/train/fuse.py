@@ -5,7 +5,7 @@ k epochs of original triplets are followed by one of pseudo triplets.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,14 +15,16 @@ import torch
 from torch import nn
 
 from raycd.config import Config
-from raycd.data import schema
-from raycd.data.captions import training_texts
+from raycd.data import schema, targets
+from raycd.distributed import own_rows
 from raycd.errors import ConfigError
-from raycd.evaluate import Metric, cached_query, evaluate
+from raycd.evaluate import Mean, Metric, cached_query, evaluate
 from raycd.features import Features
+from raycd.map_cache import NOTHING, Extras
 from raycd.model import fusion
+from raycd.model.fusion import Head, HeadBatch
 from raycd.model.fusion.joint import NAME
-from raycd.model.loss import batch_classification_loss
+from raycd.rerank import cached_rerank
 from raycd.train.batches import Rows, epoch_choice
 
 
@@ -33,10 +35,23 @@ class FeatureTriplets:
     reference: torch.Tensor  # (N,) rows of the image features
     target: torch.Tensor  # (N,)
     texts: torch.Tensor  # (N, 4) rows of the text features
+    right: torch.Tensor | None = None  # (N, T) rows of all right targets, see `targets.padded`
+
+
+class HeadLoss(nn.Module):
+    """A head whose forward is its training loss, for DistributedDataParallel to wrap."""
+
+    def __init__(self, head: Head, logit_scale: float) -> None:
+        super().__init__()
+        self.head, self.logit_scale = head, logit_scale
+
+    def forward(self, batch: HeadBatch) -> torch.Tensor:
+        """Return the loss of a batch, a scalar."""
+        return self.head.training_loss(batch, self.logit_scale)
 
 
 class Fuse:
-    """The task of stage 2.
+    """The task of stage 2. Its module holds the head under the name `head`.
 
     Args:
         head: The fusion head, on the device where it trains.
@@ -44,34 +59,43 @@ class Fuse:
         pseudo: PSEUDO_TRIPLET table; may be empty.
         images, texts: Features of the frozen encoder, un-normalised. Triplets that need others are
             left out.
-        metric: Chooses the best epoch, on the split `stage2.select_on`.
+        metric: Chooses the best epoch, on the split `stage2.select_on`; None: `stage2.select_by`.
+        extras: Caches of what the head needs beside the features.
     """
 
     name = "stage 2"
 
     def __init__(
         self,
-        head: nn.Module,
+        head: Head,
         dataset: schema.Dataset,
         pseudo: pa.Table,
         images: Features,
         texts: Features,
         config: Config,
-        metric: Metric = Metric(),  # noqa: B008  (frozen)
+        metric: Metric | None = None,
+        extras: Extras = NOTHING,
     ) -> None:
         self.config, self.evaluation, self.seed = config.stage2, config.evaluate, config.seed
-        self.module, self.dataset, self.metric = head, dataset, metric
+        self.head, self.dataset = head, dataset
+        self.module = HeadLoss(head, config.stage2.logit_scale)
+        self.metric = metric or Mean(tuple(self.config.select_by))
         self.device = next((p.device for p in head.parameters()), torch.device("cpu"))
         self.images = Features(images.rows, images.values.to(self.device))
         self.texts = Features(texts.rows, texts.values.to(self.device))
+        self.extras = extras
+        self._image_ids, self._texts = (
+            {row: key for key, row in known.rows.items()} for known in (images, texts)
+        )
         train = dataset.triplets_of("train")
         text_T4 = [
-            [self.texts.rows[text] for text in training_texts(row)]
+            [self.texts.rows[text] for text in dataset.wording.training(row)]
             for row in train["captions"].to_pylist()
         ]
         self._text_T4 = np.array(text_T4, np.int64).reshape(-1, 4)
+        self._right_NT = targets.padded(train.to_pylist(), self.images.rows)
         self._ids = train["triplet_id"].combine_chunks()
-        self.original = self._rows(train)
+        self.original = self._rows(targets.readable(train, self.images.rows))
         self.pseudo = self._rows(pseudo if config.stage2.pseudo else pseudo.slice(0, 0))
 
     def _rows(self, triplets: pa.Table) -> FeatureTriplets:
@@ -83,6 +107,7 @@ class Fuse:
             reference=self._tensor(reference[known]),
             target=self._tensor(target[known]),
             texts=self._tensor(self._text_T4[original]),
+            right=None if self._right_NT is None else self._tensor(self._right_NT[original]),
         )
 
     def _tensor(self, rows: object) -> torch.Tensor:
@@ -112,38 +137,71 @@ class Fuse:
         for own in rows:
             at = self._tensor(own)
             yield FeatureTriplets(
-                triplets.reference[at], triplets.target[at], triplets.texts[at, choice[at]]
+                triplets.reference[at],
+                triplets.target[at],
+                triplets.texts[at, choice[at]],
+                None if triplets.right is None else triplets.right[at],
             )
 
     def loss(self, module: nn.Module, batch: FeatureTriplets) -> torch.Tensor:
-        """Return the batch-based classification loss (eq. 4).
-
-        Triplets of the same target are not each other's negatives.
-        """
+        """Return the head's loss: for most, the batch-based classification loss (eq. 4)."""
         bf16 = torch.autocast(
             self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"
         )
         with bf16:
-            query_BD = module(
-                self.images.values[batch.reference], self.texts.values[batch.texts]
-            ).float()
-        target_BD = self.images.values[batch.target]
-        return batch_classification_loss(query_BD, target_BD, batch.target, self.config.logit_scale)
+            found: torch.Tensor = module(self.head_batch(batch))
+        return found
+
+    def head_batch(self, batch: FeatureTriplets) -> HeadBatch:
+        """Return the features of a batch's triplets.
+
+        Triplets of the same target are not each other's negatives, nor are targets that are right
+        for a triplet, too: of a pseudo triplet, those of the original that it was made from. All
+        are, where `stage2.mask_equal_targets` is false.
+        """
+        every = own_rows(len(batch.target), self.device)  # differ on all workers
+        masked = self.config.mask_equal_targets
+        return HeadBatch(
+            image_BD=self.images.values[batch.reference],
+            text_BD=self.texts.values[batch.texts],
+            target_BD=self.images.values[batch.target],
+            target_B=batch.target if masked else every,
+            image_B=batch.reference if masked else every,
+            right_BT=batch.right if masked else None,
+            **(self._extra(batch) if self.extras.caches else {}),
+        )
+
+    def _extra(self, batch: FeatureTriplets) -> dict[str, dict[str, torch.Tensor]]:
+        """Return `extra` and `target_extra` of a `HeadBatch`, read from the caches."""
+        reference, target = (
+            [self._image_ids[row] for row in rows.tolist()]
+            for rows in (batch.reference, batch.target)
+        )
+        texts = [self._texts[row] for row in batch.texts.tolist()]
+        extras, only = self.extras, self.head.needs_of_target
+        of_reference = extras.of_images(reference, self.device)
+        return {
+            "extra": of_reference | extras.of_texts(texts, self.device),
+            "target_extra": extras.of_images(target, self.device, only=only),
+        }
 
     def select(self) -> float | None:
         """Return the metric on the split that chooses, or None."""
         if self.config.select_on == "last":
             return None
-        self.module.eval()
-        query = cached_query(self.module, self.images, self.texts, self.device)
+        self.head.eval()
+        query = cached_query(self.head, self.images, self.texts, self.device, self.extras)
         found = evaluate(
             self.dataset,
             self.config.select_on,
             self.images,
             query,
             protocol=self.evaluation.protocol,
-            ks=[self.metric.k],
+            ks=self.metric.ks,
             device=self.device,
+            rerank=cached_rerank(
+                *(self.head, self.images, self.texts, self.evaluation.rerank_depth, self.device)
+            ),
         )
         return self.metric.of(found.recalls)
 
@@ -169,8 +227,13 @@ def check_joint(config: Config, composes: bool) -> None:
         )
 
 
-def new_head(config: Config, dim: int) -> tuple[nn.Module, fusion.HeadConfig]:
-    """Build a head with weights drawn from the seed. Raises ConfigError for impossible sizes."""
+def new_head(
+    config: Config, dim: int, extra: Mapping[str, list[int]] | None = None
+) -> tuple[Head, fusion.HeadConfig]:
+    """Build a head with weights drawn from the seed. Raises ConfigError for impossible sizes.
+
+    `extra` are the shapes of what it needs beside features of size `dim`.
+    """
     torch.manual_seed(config.seed)
-    head_config = fusion.HeadConfig.of(config.stage2, dim)
+    head_config = fusion.HeadConfig.of(config.stage2, dim, extra)
     return fusion.create(head_config), head_config

@@ -89,6 +89,8 @@ class Schedule:
     seed: int
     warmup: float = 0.0
     decay: Literal["none", "cosine"] = "none"
+    drop_last: bool = False
+    """Leave out the last, smaller batch of an epoch."""
 
     def lr_at(self, step: int, steps: int) -> float:
         """Return the learning rate of step `step` of `steps`, from 0."""
@@ -152,7 +154,9 @@ class Loop(Generic[Batch]):
         if restore is not None:
             self.history = checkpoint.restore(restore, task.module, self.optimizer)
         self._batches = [
-            batch_count(task.count(e), schedule.batch_size, world_size())
+            batch_count(
+                task.count(e), schedule.batch_size, world_size(), drop_last=schedule.drop_last
+            )
             for e in range(schedule.epochs)
         ]
         self._check_batches()
@@ -191,6 +195,7 @@ class Loop(Generic[Batch]):
             epoch=epoch,
             rank=rank(),
             world=world_size(),
+            drop_last=schedule.drop_last,
         )
         lr, losses, looked = schedule.lr, [], 0
         for batch, own in zip(self.task.batches(epoch, rows), rows, strict=True):

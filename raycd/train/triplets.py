@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from raycd.data import schema
-from raycd.data.captions import training_texts
+from raycd.data import schema, targets
+from raycd.data.captions import Wording
 from raycd.data.pixels import PixelCache
 from raycd.train.batches import Rows
 
@@ -18,9 +18,12 @@ from raycd.train.batches import Rows
 def readable_triplets(
     dataset: schema.Dataset, paths: Mapping[str, str]
 ) -> tuple[list[dict[str, Any]], int]:
-    """Return the train triplets whose images are both in `paths`, and the number left out."""
-    rows = dataset.triplets_of("train").to_pylist()
-    usable = [row for row in rows if row["reference"] in paths and row["target"] in paths]
+    """Return the train triplets whose reference and a target are in `paths`, and how many are not.
+
+    Targets that are not in `paths` are left out of the triplets.
+    """
+    rows = dataset.triplets_of("train")
+    usable = targets.readable(rows, paths).to_pylist()
     return usable, len(rows) - len(usable)
 
 
@@ -31,11 +34,15 @@ class TripletBatch:
     pixels: torch.Tensor  # (2 B, S, S, 3) uint8: references, then targets
     tokens: torch.Tensor  # (B, L)
     targets: torch.Tensor  # (B,) a number for each target image
+    right: torch.Tensor | None = None  # (B, T) those of all targets, see `padded`
 
     def pin_memory(self) -> TripletBatch:
         """Pin the tensors; called by DataLoader where a GPU is used."""
         return TripletBatch(
-            self.pixels.pin_memory(), self.tokens.pin_memory(), self.targets.pin_memory()
+            self.pixels.pin_memory(),
+            self.tokens.pin_memory(),
+            self.targets.pin_memory(),
+            None if self.right is None else self.right.pin_memory(),
         )
 
 
@@ -46,12 +53,18 @@ class TripletReader:
     """
 
     def __init__(
-        self, triplets: Sequence[Mapping[str, Any]], pixels: PixelCache, tokenizer: Any
+        self,
+        triplets: Sequence[Mapping[str, Any]],
+        pixels: PixelCache,
+        tokenizer: Any,
+        wording: Wording = Wording(),  # noqa: B008  (frozen)
     ) -> None:
         self.triplets, self.pixels, self.tokenizer = triplets, pixels, tokenizer
-        self._texts = [training_texts(triplet["captions"]) for triplet in triplets]
+        self._texts = [wording.training(triplet["captions"]) for triplet in triplets]
         numbers = {image_id: number for number, image_id in enumerate(pixels.paths)}
         self._targets = torch.tensor([numbers[triplet["target"]] for triplet in triplets])
+        right = targets.padded(triplets, numbers)
+        self._right = None if right is None else torch.from_numpy(right)
 
     def batch(self, rows: Rows, choice: Rows) -> TripletBatch:
         """Return images and one text of each triplet; `choice` has every triplet's text number."""
@@ -60,9 +73,9 @@ class TripletReader:
             triplet["target"] for triplet in triplets
         ]
         texts = [self._texts[row][choice[row]] for row in rows]
-        return TripletBatch(
-            self.pixels(ids), self.tokenizer(texts), self._targets[torch.from_numpy(rows)]
-        )
+        at = torch.from_numpy(rows)
+        right = None if self._right is None else self._right[at]
+        return TripletBatch(self.pixels(ids), self.tokenizer(texts), self._targets[at], right)
 
 
 class EpochBatches(Dataset[TripletBatch]):

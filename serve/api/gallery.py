@@ -102,6 +102,7 @@ def limits(args: ServeArgs) -> Limits:
         text_characters=args.max_text,
         top_k=args.max_top_k,
         offset=args.max_offset,
+        rerank_depth=args.max_rerank_depth,
         batch=args.max_batch,
         page=args.max_page,
         import_lines=args.max_import,

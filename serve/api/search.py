@@ -134,9 +134,12 @@ async def _search(
     decode_ms = _since(began)
     began = time.perf_counter()
     answer = await replica.answer(engine, query)
-    encode_ms, search_ms = 1000 * answer.encode_s, 1000 * answer.search_s
-    wait_ms = max(0.0, _since(began) - encode_ms - search_ms)
-    timings = {"decode": decode_ms, "wait": wait_ms, "encode": encode_ms, "search": search_ms}
+    steps = {"encode": 1000 * answer.encode_s, "search": 1000 * answer.search_s}
+    rerank_ms = 1000 * answer.rerank_s
+    wait_ms = max(0.0, _since(began) - sum(steps.values()) - rerank_ms)
+    timings = {"decode": decode_ms, "wait": wait_ms, **steps}
+    if query.rerank_depth:
+        timings["rerank"] = rerank_ms
     found = _response(engine, query, answer, timings)
     if asked.category or asked.attributes:
         found.warnings += await replica.run_in_thread(
@@ -149,10 +152,11 @@ def _response(
     engine: Engine, query: Prepared, answer: Answer, timings: dict[str, float]
 ) -> SearchResponse:
     view = query.view
-    cut = [
+    warnings = [
         f"the end of the text was cut off, the model reads less: {text[:40]}..."
         for text in query.truncated
     ]
+    warnings += _not_reranked(engine, query, answer)
     return SearchResponse(
         results=[
             # What we made ourselves needs no check, and there are many of them.
@@ -163,6 +167,7 @@ def _response(
                 thumbnail=thumbnail_url(found.image_id),
                 score=found.score,
                 relative_score=found.relative_score,
+                rerank_score=found.rerank_score,
                 explanation=Explanation.model_construct(
                     image=found.image_score, text=found.text_score
                 ),
@@ -172,9 +177,20 @@ def _response(
         total=_total(query),
         model=engine.model,
         index=engine.index_info(view),
-        warnings=cut,
+        warnings=warnings,
         timings=timings,
     )
+
+
+def _not_reranked(engine: Engine, query: Prepared, answer: Answer) -> list[str]:
+    """Say why an answer is not re-ranked that should have been."""
+    if query.rerank_depth and not answer.reranked:
+        return ["the results are not re-ranked: the answer would have come too late (timeout_s)"]
+    if query.query.rerank_depth and not query.rerank_depth:
+        if not engine.bundle.head.reranks:
+            return [f"rerank_depth changes nothing: the head {engine.model.head} re-ranks nothing"]
+        return ["rerank_depth changes nothing: only searches of image and text are re-ranked"]
+    return []
 
 
 def _total(query: Prepared) -> int:

@@ -96,25 +96,7 @@ def check(
                 field=name,
                 do="shorten it",
             )
-    if (asked.top_k or 0) > args.max_top_k:
-        do = "page with offset"
-        raise problems.beyond(
-            "max_top_k",
-            "too many results",
-            got=asked.top_k,
-            most=args.max_top_k,
-            field="top_k",
-            do=do,
-        )
-    if asked.offset > args.max_offset:
-        raise problems.beyond(
-            "max_offset",
-            "offset is too great",
-            got=asked.offset,
-            most=args.max_offset,
-            field="offset",
-            do="filter instead",
-        )
+    _check_numbers(asked, args)
     if asked.image_url and not args.image_url:
         raise problems.ProblemError(
             403, "this service fetches no images by URL (image_url): send the image itself"
@@ -122,6 +104,19 @@ def check(
     if asked.image_base64 is not None:
         image = bodies.decoded(asked.image_base64, field="image_base64")
     return asked, image
+
+
+def _check_numbers(asked: SearchRequest, args: ServeArgs) -> None:
+    for field, what, do in (
+        ("top_k", "too many results", "page with offset"),
+        ("offset", "offset is too great", "filter instead"),
+        ("rerank_depth", "too many candidates to re-rank", "re-rank fewer"),
+    ):
+        limit, got = f"max_{field}", getattr(asked, field) or 0
+        if got > getattr(args, limit):
+            raise problems.beyond(
+                limit, what, got=got, most=getattr(args, limit), field=field, do=do
+            )
 
 
 def _check_filters(fields: Any, most: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager, contextmanager
@@ -14,6 +15,7 @@ from serve.errors import Busy
 
 T = TypeVar("T")
 
+_ends_at: ContextVar[float | None] = ContextVar("ends_at", default=None)
 _given_up: ContextVar[threading.Event | None] = ContextVar("given_up", default=None)
 
 
@@ -50,6 +52,7 @@ async def deadline(seconds: float, *, then: str = "") -> AsyncIterator[None]:
 
     `then` ends the message with what being late means.
     """
+    token = _ends_at.set(time.monotonic() + seconds)
     try:
         async with asyncio.timeout(seconds) as limit:
             yield
@@ -57,6 +60,13 @@ async def deadline(seconds: float, *, then: str = "") -> AsyncIterator[None]:
         if not limit.expired():  # one of the block's own
             raise
         raise Busy(f"the request took longer than {seconds:g} s (timeout_s){then}") from None
+    finally:
+        _ends_at.reset(token)
+
+
+def ends_at() -> float | None:
+    """Return the time of `time.monotonic` when the request is given up; None: never."""
+    return _ends_at.get()
 
 
 class GivenUp(Exception):

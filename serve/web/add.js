@@ -30,8 +30,14 @@ export function startAdding(info, callbacks) {
   startLabels();
   const input = byId("add-file");
   input.accept = limits.formats.map((format) => `image/${format.toLowerCase()}`).join();
-  input.addEventListener("change", () => { take([...input.files]); input.value = ""; });
-  byId("add-form").addEventListener("submit", (event) => { event.preventDefault(); send(waiting()); });
+  input.addEventListener("change", () => {
+    take([...input.files]);
+    input.value = "";
+  });
+  byId("add-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    send(waiting());
+  });
   takeFiles(byId("add-zone"), take, () => dialog.open);
 }
 
@@ -48,9 +54,19 @@ const waiting = () => additions.filter((one) => !one.added && !one.refused);
 const known = (ids) => whichExist(ids, limits.batch);
 
 function take(files) {
-  const ids = proposeIds(files.map((file) => file.name), additions.map((one) => one.id));
-  const fresh = files.map((file, index) => new Addition(file, ids[index], limits,
-    { left: leaveOut, again: (one) => send([one]), used: use, renamed: showState }));
+  const ids = proposeIds(
+    files.map((file) => file.name),
+    additions.map((one) => one.id),
+  );
+  const fresh = files.map(
+    (file, index) =>
+      new Addition(file, ids[index], limits, {
+        left: leaveOut,
+        again: (one) => send([one]),
+        used: use,
+        renamed: showState,
+      }),
+  );
   additions.push(...fresh);
   byId("additions").append(...fresh.map((one) => one.node));
   files.forEach((file, index) => {
@@ -65,7 +81,11 @@ function take(files) {
 /** Ids for them that the gallery does not have. */
 async function propose(fresh) {
   const used = additions.filter((one) => !fresh.includes(one)).map((one) => one.id);
-  const ids = await freeIds(fresh.map((one) => one.file.name), used, known);
+  const ids = await freeIds(
+    fresh.map((one) => one.file.name),
+    used,
+    known,
+  );
   fresh.forEach((one, index) => one.propose(ids[index]));
   showState();
 }
@@ -98,7 +118,10 @@ async function send(some) {
     const there = await known(some.filter((one) => !one.replaces).map((one) => one.id));
     const asked = some.filter((one) => there.has(one.id) && !one.replaces);
     asked.forEach((one) => one.askToReplace());
-    await sendAll(some.filter((one) => !asked.includes(one)), labels);
+    await sendAll(
+      some.filter((one) => !asked.includes(one)),
+      labels,
+    );
   } catch (problem) {
     some.forEach((one) => one.fail(problem));
   }
@@ -111,7 +134,8 @@ async function sendAll(some, labels) {
   const lane = async () => {
     while (queue.length > 0 && dialog.open) {
       const one = queue.shift();
-      if (additions.includes(one)) await one.send(labels).then(showState); // else it was left out meanwhile
+      // Else it was left out meanwhile
+      if (additions.includes(one)) await one.send(labels).then(showState);
     }
   };
   await Promise.all(Array.from({ length: TOGETHER }, lane));
@@ -124,7 +148,11 @@ function finish(some) {
   const next = some.find((one) => !one.added) ?? waiting()[0];
   if (all) dialog.close();
   else (next?.input ?? some.at(-1).line.querySelector("button"))?.focus();
-  if (some.some((one) => one.added)) on.added(added.map((one) => one.id), all);
+  if (some.some((one) => one.added))
+    on.added(
+      added.map((one) => one.id),
+      all,
+    );
 }
 
 /** The button says what it will do, the status what has been done. */
@@ -134,6 +162,7 @@ function showState() {
   const added = additions.filter((one) => one.added).length;
   button.textContent = sending ? "Adding…" : left ? `Add ${count(left, "picture")}` : "Add";
   button.disabled = sending > 0 || left === 0;
-  byId("add-state").textContent = added || sending ? `${added} of ${count(additions.length, "picture")} added` : "";
+  byId("add-state").textContent =
+    added || sending ? `${added} of ${count(additions.length, "picture")} added` : "";
   byId("add-labels").hidden = additions.length === 0;
 }

@@ -13,19 +13,40 @@ export class Addition {
   constructor(file, imageId, limits, on) {
     Object.assign(this, { file, limits, on, added: false, replaces: false, renamed: false });
     this.name = file.name || "pasted image";
-    this.line = element("p", { className: "line", id: `addition-${number += 1}` });
-    this.input = element("input", { type: "text", required: true, maxLength: 512, value: imageId, autocomplete: "off",
-      "aria-label": `Id of ${this.name}`, "aria-describedby": this.line.id });
+    this.line = element("p", { className: "line", id: `addition-${(number += 1)}` });
+    this.input = element("input", {
+      type: "text",
+      required: true,
+      maxLength: 512,
+      value: imageId,
+      autocomplete: "off",
+      "aria-label": `Id of ${this.name}`,
+      "aria-describedby": this.line.id,
+    });
     this.input.addEventListener("input", () => {
       this.renamed = true;
       this.replaces = false;
       this.#say("");
       on.renamed();
     });
-    this.remove = element("button", { type: "button", className: "remove", "aria-label": `Leave ${this.name} out`,
-      onclick: () => on.left(this) }, "×");
-    this.node = element("li", { className: "addition" }, element("div", { className: "thumb" }, filePicture(file)),
-      this.input, this.remove, this.line);
+    this.remove = element(
+      "button",
+      {
+        type: "button",
+        className: "remove",
+        "aria-label": `Leave ${this.name} out`,
+        onclick: () => on.left(this),
+      },
+      "×",
+    );
+    this.node = element(
+      "li",
+      { className: "addition" },
+      element("div", { className: "thumb" }, filePicture(file)),
+      this.input,
+      this.remove,
+      this.line,
+    );
   }
 
   get id() {
@@ -40,15 +61,27 @@ export class Addition {
   /** Whether the id is possible, beside those of the others. */
   check(others) {
     const twice = others.some((other) => other !== this && other.id === this.id);
-    this.input.setCustomValidity(!canBeId(this.id) ? "This cannot be an id."
-      : twice ? "Another of these pictures has this id." : "");
+    this.input.setCustomValidity(
+      !canBeId(this.id)
+        ? "This cannot be an id."
+        : twice
+          ? "Another of these pictures has this id."
+          : "",
+    );
   }
 
   /** The id is another image's, which is shown: the user says whether that one is to go. */
   askToReplace() {
-    this.#say("asks", element("span", { className: "thumb" }, picture(thumbnailOf(this.id), "The one that is there")),
+    this.#say(
+      "asks",
+      element(
+        "span",
+        { className: "thumb" },
+        picture(thumbnailOf(this.id), "The one that is there"),
+      ),
       "The gallery has an image of this id. Give another id, or",
-      element("button", { type: "button", onclick: () => this.#replace() }, "Replace it"));
+      element("button", { type: "button", onclick: () => this.#replace() }, "Replace it"),
+    );
   }
 
   /** Send it. Never fails: what went wrong is shown beside it. */
@@ -59,8 +92,15 @@ export class Addition {
       const { created } = await putImage(this.id, this.file, labels);
       this.added = true;
       this.remove.hidden = true;
-      this.#say("done", created ? "Added." : "Replaced.",
-        element("button", { type: "button", onclick: () => this.on.used(this.id) }, "Use as reference"));
+      this.#say(
+        "done",
+        created ? "Added." : "Replaced.",
+        element(
+          "button",
+          { type: "button", onclick: () => this.on.used(this.id) },
+          "Use as reference",
+        ),
+      );
     } catch (problem) {
       this.input.disabled = this.remove.disabled = false;
       this.fail(problem);

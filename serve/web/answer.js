@@ -34,7 +34,13 @@ export function show(answer, info, query, { onClear, ...on }) {
   const filtered = query.category.length > 0 || Object.keys(query.attributes).length > 0;
   if (info.index.size === 0) showNoGallery(info);
   else if (filtered) {
-    showEmpty(message, "No image passes these filters", "Loosen them to see results.", "Clear the filters", onClear);
+    showEmpty(
+      message,
+      "No image passes these filters",
+      "Loosen them to see results.",
+      "Clear the filters",
+      onClear,
+    );
   } else showEmpty(message, "Nothing was found", "The gallery holds no other image.");
 }
 
@@ -68,14 +74,25 @@ export async function showStart(info, signal, onPick) {
   }
   const grid = element("div", {}, skeleton(12));
   found.replaceChildren(
-    element("div", { className: "welcome" }, element("h2", {}, "Find the image that you mean"),
-      element("p", {}, "Give an image, say what should differ from it, and look through what comes close. "
-        + "Take any result as the next reference, and go on from there.")),
-    element("h3", {}, "Begin with one of these"), grid);
+    element(
+      "div",
+      { className: "welcome" },
+      element("h2", {}, "Find the image that you mean"),
+      element(
+        "p",
+        {},
+        "Give an image, say what should differ from it, and look through what comes close. " +
+          "Take any result as the next reference, and go on from there.",
+      ),
+    ),
+    element("h3", {}, "Begin with one of these"),
+    grid,
+  );
   try {
     grid.replaceChildren(tiles(await someImages(info, signal), onPick));
   } catch (problem) {
-    if (problem.name !== "AbortError") showProblem(grid, problem, info.limits, () => showStart(info, signal, onPick));
+    if (problem.name !== "AbortError")
+      showProblem(grid, problem, info.limits, () => showStart(info, signal, onPick));
   }
 }
 
@@ -83,13 +100,21 @@ export async function showStart(info, signal, onPick) {
 export function showWaiting(image) {
   clear();
   found.replaceChildren();
-  showEmpty(message, "This search needs your image again",
-    `It began with an uploaded file, ${image.name}. A link keeps the words and filters, not the file. `
-    + "Drop, paste or choose it, and the search goes on.");
+  showEmpty(
+    message,
+    "This search needs your image again",
+    `It began with an uploaded file, ${image.name}. ` +
+      "A link keeps the words and filters, not the file. " +
+      "Drop, paste or choose it, and the search goes on.",
+  );
 }
 
 export function showUnasked() {
-  showEmpty(message, "Nothing to search with yet", "Give a reference image, or describe what you look for.");
+  showEmpty(
+    message,
+    "Nothing to search with yet",
+    "Give a reference image, or describe what you look for.",
+  );
 }
 
 export function showRefining() {
@@ -116,17 +141,20 @@ export async function copyLink(query) {
   try {
     await navigator.clipboard.writeText(location.href);
     byId("status").textContent = uploaded
-      ? "Link copied. It keeps the words and filters; your image is not in it and has to be given again."
+      ? "Link copied. It keeps the words and filters; " +
+        "your image is not in it and has to be given again."
       : "Link copied.";
-  } catch { // refused, or not there because the page came by plain http
+  } catch {
+    // refused, or not there because the page came by plain http
     byId("status").textContent = "Copy the address of this page: it is the link.";
   }
 }
 
 /** Index and model, in the footer. */
 export function showAbout({ index, model }) {
-  byId("about").textContent = `${count(index.size, "image")}, ${index.kind} index, recall ${index.recall.toFixed(3)}, `
-    + `${model.encoder} with ${model.head}`;
+  byId("about").textContent =
+    `${count(index.size, "image")}, ${index.kind} index, recall ${index.recall.toFixed(3)}, ` +
+    `${model.encoder} with ${model.head}`;
 }
 
 function showProgress({ results, total, timings }, info) {
@@ -134,12 +162,14 @@ function showProgress({ results, total, timings }, info) {
   byId("status").textContent = end ? `${end.toLocaleString("en")} of ${count(total, "image")}` : "";
   more.hidden = results.length === 0 || end >= total || end > info.limits.offset;
   byId("timings").textContent = Object.entries(timings)
-    .map(([step, milliseconds]) => `${step} ${milliseconds.toFixed(milliseconds < 10 ? 1 : 0)} ms`).join(", ");
+    .map(([step, milliseconds]) => `${step} ${milliseconds.toFixed(milliseconds < 10 ? 1 : 0)} ms`)
+    .join(", ");
 }
 
 function showNoGallery({ live }) {
   const title = "The gallery is empty";
-  if (live) showEmpty(message, title, "Add pictures to it.", "Add to the gallery", () => addPictures());
+  if (live)
+    showEmpty(message, title, "Add pictures to it.", "Add to the gallery", () => addPictures());
   else showEmpty(message, title, "Build a bundle from images, and start the service with it.");
 }
 

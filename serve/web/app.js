@@ -5,7 +5,15 @@ import { startAdding } from "./add.js";
 import * as answer from "./answer.js";
 import { startDialogs } from "./dialogs.js";
 import { byId } from "./element.js";
-import { clearFilters, fillForm, readForm, refreshFilters, resetOptions, setForm, showWeights } from "./form.js";
+import {
+  clearFilters,
+  fillForm,
+  readForm,
+  refreshFilters,
+  resetOptions,
+  setForm,
+  showWeights,
+} from "./form.js";
 import { startKey } from "./key.js";
 import { suggestLabels } from "./labels.js";
 import * as picker from "./picker.js";
@@ -21,7 +29,8 @@ const nextSignal = newest();
 let info = null;
 let trail = START;
 let asked = null; // the query whose results are shown or on their way
-let refining = false; // the reference was taken from the results; what should differ from it is not said yet
+// The reference was taken from the results; what should differ from it is not said yet
+let refining = false;
 let waiting = false; // for an image that was uploaded in another visit
 
 startDialogs();
@@ -37,8 +46,14 @@ async function start() {
     return;
   }
   startNames(info);
-  fillForm(info, (text) => { byId("text").value = text; submit(); });
-  startReference(info, () => { setReference(referenceImage(), false); if (waiting && referenceImage()) submit(); });
+  fillForm(info, (text) => {
+    byId("text").value = text;
+    submit();
+  });
+  startReference(info, () => {
+    setReference(referenceImage(), false);
+    if (waiting && referenceImage()) submit();
+  });
   picker.startPicker(info, { picked: pick, remove });
   if (info.live) startChanging();
   listen();
@@ -52,16 +67,23 @@ function startChanging() {
   startRemoving(info, isReference);
   startAdding(info, {
     added: (imageIds, all) => picker.showFresh(imageIds, all).then(refresh),
-    used: (imageId) => { byId("picker").close(); pick(imageId); },
+    used: (imageId) => {
+      byId("picker").close();
+      pick(imageId);
+    },
   });
 }
 
 function listen() {
   const form = byId("query");
-  form.addEventListener("submit", (event) => { event.preventDefault(); submit(); });
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    submit();
+  });
   form.addEventListener("input", showWeights);
   form.addEventListener("change", (event) => {
-    const settles = event.target.closest("#filters, #options"); // words and images wait for the button
+    // Words and images wait for the button
+    const settles = event.target.closest("#filters, #options");
     if (settles && asked && !refining && isSame(asked.image, referenceImage())) submit();
   });
   byId("text").addEventListener("keydown", (event) => {
@@ -69,7 +91,10 @@ function listen() {
     event.preventDefault();
     submit();
   });
-  byId("reset").addEventListener("click", () => { resetOptions(); if (asked && !refining) submit(); });
+  byId("reset").addEventListener("click", () => {
+    resetOptions();
+    if (asked && !refining) submit();
+  });
   byId("more").addEventListener("click", (event) => askMore(event.detail === 0));
   byId("link").addEventListener("click", () => answer.copyLink(asked));
   window.addEventListener("popstate", open);
@@ -122,7 +147,11 @@ function submit() {
 function remember() {
   const link = toLink(trail.steps[trail.at]);
   const known = history.state?.trail && isSame(history.state.trail, trail);
-  history[known ? "replaceState" : "pushState"]({ trail }, "", link ? `?${link}` : location.pathname);
+  history[known ? "replaceState" : "pushState"](
+    { trail },
+    "",
+    link ? `?${link}` : location.pathname,
+  );
 }
 
 async function ask(query) {
@@ -131,7 +160,13 @@ async function ask(query) {
   answer.showBusy("Searching…");
   try {
     const found = await search(query, fileOf(query.image), 0, nextSignal());
-    answer.show(found, info, query, { ...onResults(), onClear: () => { clearFilters(); submit(); } });
+    answer.show(found, info, query, {
+      ...onResults(),
+      onClear: () => {
+        clearFilters();
+        submit();
+      },
+    });
   } catch (problem) {
     if (problem.name === "AbortError") return;
     if (problem.reason || [404, 413, 415].includes(problem.status)) refuseReference();
@@ -157,9 +192,10 @@ const isReference = (imageId) => referenceImage()?.id === imageId;
 
 /** Remove an image from the gallery, once the user has said so again. */
 async function remove(imageId) {
-  if (!await askToRemove(imageId)) return;
+  if (!(await askToRemove(imageId))) return;
   const wasReference = isReference(imageId);
-  const words = `Removed ${imageId}.${wasReference ? " It was the reference image: choose another." : ""}`;
+  const more = wasReference ? " It was the reference image: choose another." : "";
+  const words = `Removed ${imageId}.${more}`;
   if (wasReference) setReference(null, false);
   answer.showWithout(imageId, words);
   await picker.showWithout(imageId, words);

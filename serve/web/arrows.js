@@ -8,8 +8,12 @@ export function moveByArrows(grid, selector) {
     if (here < 0 || event.altKey || event.ctrlKey || event.metaKey) return;
     const columns = getComputedStyle(grid).gridTemplateColumns.split(" ").length;
     const there = {
-      ArrowRight: here + 1, ArrowLeft: here - 1, ArrowDown: here + columns, ArrowUp: here - columns,
-      Home: 0, End: cells.length - 1,
+      ArrowRight: here + 1,
+      ArrowLeft: here - 1,
+      ArrowDown: here + columns,
+      ArrowUp: here - columns,
+      Home: 0,
+      End: cells.length - 1,
     }[event.key];
     if (there === undefined) return;
     event.preventDefault();

@@ -14,4 +14,5 @@ export function element(tag, properties = {}, ...children) {
 }
 
 /** "3,000 images" */
-export const count = (number, noun) => `${number.toLocaleString("en")} ${noun}${number === 1 ? "" : "s"}`;
+export const count = (number, noun) =>
+  `${number.toLocaleString("en")} ${noun}${number === 1 ? "" : "s"}`;

@@ -6,7 +6,14 @@ import { BLANK, grouped, ownOf } from "./query.js";
 import { referenceImage, showReference } from "./reference.js";
 
 const COUNTS = [6, 12, 24, 48, 96, 192];
-const OPTIONS = ["negative_text", "image_weight", "text_weight", "top_k", "exclude_reference", "exact"];
+const OPTIONS = [
+  "negative_text",
+  "image_weight",
+  "text_weight",
+  "top_k",
+  "exclude_reference",
+  "exact",
+];
 const FEW = 12; // more values than this are folded away
 
 const form = byId("query");
@@ -15,10 +22,21 @@ let most = 0; // results at a time
 /** Offer what the service has: examples, categories, attributes, numbers of results. */
 export function fillForm(info, onExample) {
   form.text.placeholder = info.example_texts[0] ?? "";
-  byId("examples").replaceChildren(...info.example_texts.slice(0, 6).map((text) =>
-    element("button", { type: "button", className: "chip", onclick: () => onExample(text) }, text)));
+  byId("examples").replaceChildren(
+    ...info.example_texts
+      .slice(0, 6)
+      .map((text) =>
+        element(
+          "button",
+          { type: "button", className: "chip", onclick: () => onExample(text) },
+          text,
+        ),
+      ),
+  );
   most = info.limits.top_k;
-  form.top_k.replaceChildren(...COUNTS.filter((number) => number <= most).map((number) => new Option(number)));
+  form.top_k.replaceChildren(
+    ...COUNTS.filter((number) => number <= most).map((number) => new Option(number)),
+  );
   offerFilters(info);
 }
 
@@ -31,15 +49,21 @@ export function refreshFilters(info) {
 
 function checkFilters({ category, attributes }) {
   for (const box of byId("filters").querySelectorAll("input")) {
-    const wanted = box.name === "category" ? category : ownOf(attributes, box.dataset.attribute, []);
+    const wanted =
+      box.name === "category" ? category : ownOf(attributes, box.dataset.attribute, []);
     box.checked = wanted.includes(box.value);
     if (box.checked && box.closest("details")) box.closest("details").open = true;
   }
 }
 
 function offerFilters(info) {
-  const facets = Object.entries(info.attributes).map(([name, values]) => choices(name, "attribute", values, name));
-  const categories = Object.keys(info.categories).length > 1 ? [choices("Only in", "category", info.categories)] : [];
+  const facets = Object.entries(info.attributes).map(([name, values]) =>
+    choices(name, "attribute", values, name),
+  );
+  const categories =
+    Object.keys(info.categories).length > 1
+      ? [choices("Only in", "category", info.categories)]
+      : [];
   byId("filters").replaceChildren(...categories, ...facets);
 }
 
@@ -48,7 +72,8 @@ export function readForm() {
   const query = { ...BLANK, image: referenceImage() };
   query.text = form.text.value.trim();
   query.negative_text = form.negative_text.value.trim();
-  for (const name of ["image_weight", "text_weight", "top_k"]) query[name] = Number(form[name].value);
+  for (const name of ["image_weight", "text_weight", "top_k"])
+    query[name] = Number(form[name].value);
   for (const name of ["exclude_reference", "exact"]) query[name] = form[name].checked;
   const checked = [...byId("filters").querySelectorAll("input:checked")];
   query.category = checked.filter((box) => box.name === "category").map((box) => box.value);
@@ -60,7 +85,8 @@ export function readForm() {
 /** Make the form say `query`. A value that the form does not offer, from a link, is taken up. */
 export function setForm(query) {
   showReference(query.image);
-  for (const name of ["text", "negative_text", "image_weight", "text_weight"]) form[name].value = query[name];
+  for (const name of ["text", "negative_text", "image_weight", "text_weight"])
+    form[name].value = query[name];
   setCount(Math.min(query.top_k, most));
   for (const name of ["exclude_reference", "exact"]) form[name].checked = query[name];
   checkFilters(query);
@@ -89,7 +115,10 @@ export function showWeights() {
 function setCount(number) {
   const options = [...form.top_k.options];
   if (!options.some((option) => Number(option.value) === number)) {
-    form.top_k.add(new Option(number), options.find((option) => Number(option.value) > number) ?? null);
+    form.top_k.add(
+      new Option(number),
+      options.find((option) => Number(option.value) > number) ?? null,
+    );
   }
   form.top_k.value = number;
 }
@@ -102,8 +131,17 @@ function choices(title, name, values, attribute = "") {
     return element("label", { className: "chip" }, box, element("span", {}, value), tally);
   });
   if (boxes.length <= FEW && !attribute) {
-    return element("fieldset", {}, element("legend", {}, title), element("div", { className: "chips" }, ...boxes));
+    return element(
+      "fieldset",
+      {},
+      element("legend", {}, title),
+      element("div", { className: "chips" }, ...boxes),
+    );
   }
-  const group = element("div", { className: "chips", role: "group", "aria-label": title }, ...boxes);
+  const group = element(
+    "div",
+    { className: "chips", role: "group", "aria-label": title },
+    ...boxes,
+  );
   return element("details", { className: "fold" }, element("summary", {}, title), group);
 }

@@ -36,7 +36,8 @@ export async function freeIds(names, used, whichExist) {
   let ids = proposeIds(names, taken);
   for (let round = 0; round < ROUNDS; round += 1) {
     const there = await whichExist(ids.filter((id) => !taken.has(id))).catch((problem) => {
-      if (problem instanceof Problem) return new Set(); // it is asked again before anything is replaced
+      // It is asked again before anything is replaced
+      if (problem instanceof Problem) return new Set();
       throw problem;
     });
     if (there.size === 0) break;

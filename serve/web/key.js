@@ -13,7 +13,8 @@ let asking = null; // the question that is open
 function kept() {
   try {
     return sessionStorage.getItem(NAME);
-  } catch { // the browser may forbid it; then there is no key, and most services want none
+  } catch {
+    // the browser may forbid it; then there is no key, and most services want none
     return null;
   }
 }
@@ -28,8 +29,11 @@ export const authorization = () => (hasKey() ? { Authorization: `Bearer ${kept()
  * user may give.
  */
 export async function anotherKey(used) {
-  if (used.Authorization !== authorization().Authorization) return true; // given while that request was on its way
-  asking ??= ask().finally(() => { asking = null; });
+  // Given while that request was on its way
+  if (used.Authorization !== authorization().Authorization) return true;
+  asking ??= ask().finally(() => {
+    asking = null;
+  });
   return asking;
 }
 
@@ -47,9 +51,11 @@ export function startKey() {
 }
 
 async function ask() {
-  byId("key-why").textContent = hasKey() ? "The service does not know that key, or it has been revoked." : "";
+  byId("key-why").textContent = hasKey()
+    ? "The service does not know that key, or it has been revoked."
+    : "";
   input.value = "";
-  const given = await open(dialog) === "given";
+  const given = (await open(dialog)) === "given";
   input.value = "";
   byId("key-forget").hidden = !hasKey();
   return given;

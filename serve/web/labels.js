@@ -40,15 +40,30 @@ const pairs = () => [...rows.children].map((one) => [...one.querySelectorAll("in
 function row() {
   const name = field("Attribute", "known-attributes", "colour");
   const value = field("Value", "known-values", "blue");
-  value.addEventListener("focus", () => fill("known-values", Object.keys(ownOf(known, name.value.trim(), {}))));
-  const remove = element("button", { type: "button", className: "remove", "aria-label": "Remove this attribute" }, "×");
+  value.addEventListener("focus", () =>
+    fill("known-values", Object.keys(ownOf(known, name.value.trim(), {}))),
+  );
+  const remove = element(
+    "button",
+    { type: "button", className: "remove", "aria-label": "Remove this attribute" },
+    "×",
+  );
   const one = element("li", {}, name, value, remove);
-  remove.addEventListener("click", () => { one.remove(); changed(); more.focus(); });
+  remove.addEventListener("click", () => {
+    one.remove();
+    changed();
+    more.focus();
+  });
   return one;
 }
 
 function field(label, list, placeholder) {
-  const input = element("input", { type: "text", maxLength: 512, autocomplete: "off", placeholder });
+  const input = element("input", {
+    type: "text",
+    maxLength: 512,
+    autocomplete: "off",
+    placeholder,
+  });
   input.setAttribute("aria-label", label);
   input.setAttribute("list", list);
   return input;
@@ -57,7 +72,8 @@ function field(label, list, placeholder) {
 function changed() {
   const names = new Set();
   for (const [name, value] of pairs()) {
-    for (const input of [name, value]) input.setCustomValidity(input.value.trim() ? "" : INCOMPLETE);
+    for (const input of [name, value])
+      input.setCustomValidity(input.value.trim() ? "" : INCOMPLETE);
     if (names.has(name.value.trim())) name.setCustomValidity("This attribute is there already.");
     names.add(name.value.trim());
   }

@@ -36,7 +36,8 @@ export function startPicker(info, callbacks) {
   for (const choice of [category, newestFirst]) choice.addEventListener("change", () => turn(0));
   byId("picker-previous").addEventListener("click", () => turn(offset - size));
   byId("picker-next").addEventListener("click", () => turn(offset + size));
-  dialog.addEventListener("click", (event) => event.target === dialog && dialog.close()); // beside it
+  // Beside it
+  dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
   if (!live) return;
   byId("picker-add").addEventListener("click", () => addPictures());
   takeFiles(dialog, addPictures, () => dialog.open);
@@ -45,7 +46,9 @@ export function startPicker(info, callbacks) {
 /** The categories that there are now; the chosen one stays. */
 export function offerCategories({ categories }) {
   const chosen = category.value;
-  const options = Object.entries(categories).map(([name, number]) => new Option(`${name} (${number})`, name));
+  const options = Object.entries(categories).map(
+    ([name, number]) => new Option(`${name} (${number})`, name),
+  );
   category.replaceChildren(category.options[0], ...options);
   category.value = Object.hasOwn(categories, chosen) ? chosen : "";
   category.closest("label").hidden = options.length < 2;
@@ -61,7 +64,9 @@ export async function showFresh(imageIds, reveal) {
   newestFirst.checked = true;
   category.value = "";
   if (!dialog.open) open(dialog);
-  say(imageIds.length === 1 ? `Added ${imageIds[0]}.` : `Added ${count(imageIds.length, "image")}.`);
+  say(
+    imageIds.length === 1 ? `Added ${imageIds[0]}.` : `Added ${count(imageIds.length, "image")}.`,
+  );
   await turn(0);
   focusTile(0);
 }
@@ -97,16 +102,20 @@ async function showPage(asked) {
   const buttons = [byId("picker-previous"), byId("picker-next")];
   if (cells().length === 0) body.replaceChildren(skeleton(12));
   body.setAttribute("aria-busy", "true");
-  buttons.forEach((button) => { button.disabled = true; });
+  buttons.forEach((button) => {
+    button.disabled = true;
+  });
   try {
     const { items, total } = await getGallery(asked, nextSignal());
-    body.replaceChildren(items.length ? tiles(items, pick, live ? on.remove : null, fresh)
-      : element("p", {}, "No images here."));
+    body.replaceChildren(
+      items.length
+        ? tiles(items, pick, live ? on.remove : null, fresh)
+        : element("p", {}, "No images here."),
+    );
     body.scrollTop = 0;
     const end = asked.offset + items.length;
-    byId("picker-range").textContent = items.length
-      ? `${[asked.offset + 1, end].map((number) => number.toLocaleString("en")).join(" to ")} of ${count(total, "image")}`
-      : "";
+    const range = [asked.offset + 1, end].map((number) => number.toLocaleString("en")).join(" to ");
+    byId("picker-range").textContent = items.length ? `${range} of ${count(total, "image")}` : "";
     buttons[0].disabled = asked.offset === 0;
     buttons[1].disabled = end >= total;
   } catch (error) {

@@ -10,7 +10,9 @@ const wanted = new WeakMap(); // img -> the address that it is to show
 /** A picture that says so when its file is gone, rather than showing the browser's broken image. */
 export function picture(address, alt) {
   const image = element("img", { alt, loading: hasKey() ? "eager" : "lazy", decoding: "async" });
-  image.addEventListener("error", () => image.replaceWith(element("span", { className: "gone" }, "no picture")));
+  image.addEventListener("error", () =>
+    image.replaceWith(element("span", { className: "gone" }, "no picture")),
+  );
   showIn(image, address);
   return image;
 }
@@ -33,7 +35,9 @@ export async function showIn(image, address) {
 /** A picture of the user's own file. */
 export function filePicture(file) {
   const image = element("img", { alt: "" });
-  image.addEventListener("error", () => image.replaceWith(element("span", { className: "gone" }, "no preview")));
+  image.addEventListener("error", () =>
+    image.replaceWith(element("span", { className: "gone" }, "no preview")),
+  );
   showBlob(image, file);
   return image;
 }
@@ -41,7 +45,11 @@ export function filePicture(file) {
 /** A link that opens the full picture of an image in a new tab. */
 export function originalLink(imageId, properties, ...children) {
   const href = originalOf(imageId);
-  const link = element("a", { ...properties, href, target: "_blank", rel: "noopener" }, ...children);
+  const link = element(
+    "a",
+    { ...properties, href, target: "_blank", rel: "noopener" },
+    ...children,
+  );
   link.addEventListener("click", (event) => {
     if (!hasKey()) return;
     event.preventDefault();
@@ -53,7 +61,8 @@ export function originalLink(imageId, properties, ...children) {
 /** The image keeps what it has loaded, so the address may go at once. */
 function showBlob(image, blob) {
   const address = URL.createObjectURL(blob);
-  for (const end of ["load", "error"]) image.addEventListener(end, () => URL.revokeObjectURL(address), { once: true });
+  for (const end of ["load", "error"])
+    image.addEventListener(end, () => URL.revokeObjectURL(address), { once: true });
   image.src = address;
 }
 

@@ -3,8 +3,16 @@
 // request, and a link that reopens it.
 
 export const BLANK = {
-  image: null, text: "", negative_text: "", image_weight: 1, text_weight: 1, top_k: 24, category: [], attributes: {},
-  exclude_reference: true, exact: false,
+  image: null,
+  text: "",
+  negative_text: "",
+  image_weight: 1,
+  text_weight: 1,
+  top_k: 24,
+  category: [],
+  attributes: {},
+  exclude_reference: true,
+  exact: false,
 };
 const WORDS = ["text", "negative_text"];
 const NUMBERS = { image_weight: [0, 10], text_weight: [0, 10], top_k: [1, Infinity] };
@@ -24,7 +32,8 @@ export function grouped(pairs) {
 }
 
 /** What an object has of its own under a name; `otherwise` where it has nothing. */
-export const ownOf = (object, name, otherwise) => (Object.hasOwn(object, name) ? object[name] : otherwise);
+export const ownOf = (object, name, otherwise) =>
+  Object.hasOwn(object, name) ? object[name] : otherwise;
 
 /** Body and headers of the request: JSON, or a form where a file goes with it. */
 export function request(query, file, offset) {
@@ -32,7 +41,8 @@ export function request(query, file, offset) {
   fields.offset = offset;
   if (image?.id !== undefined) Object.assign(fields, { image_id: image.id, exclude_reference });
   if (image?.url !== undefined) fields.image_url = image.url;
-  if (!file) return { body: JSON.stringify(fields), headers: { "Content-Type": "application/json" } };
+  if (!file)
+    return { body: JSON.stringify(fields), headers: { "Content-Type": "application/json" } };
   const form = new FormData();
   form.append("image", file, file.name || "pasted");
   for (const [name, value] of Object.entries(fields)) {
@@ -74,7 +84,12 @@ export function fromLink(search) {
     if (value >= low && value <= high) query[name] = value;
   }
   for (const name of SWITCHES) if (link.has(name)) query[name] = link.get(name) === "true";
-  const pairs = link.getAll("attribute").map((pair) => [pair.indexOf(":"), pair]).filter(([colon]) => colon > 0);
-  query.attributes = grouped(pairs.map(([colon, pair]) => [pair.slice(0, colon), pair.slice(colon + 1)]));
+  const pairs = link
+    .getAll("attribute")
+    .map((pair) => [pair.indexOf(":"), pair])
+    .filter(([colon]) => colon > 0);
+  query.attributes = grouped(
+    pairs.map(([colon, pair]) => [pair.slice(0, colon), pair.slice(colon + 1)]),
+  );
   return query;
 }

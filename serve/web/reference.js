@@ -17,7 +17,10 @@ export const referenceImage = () => image;
  */
 export function startReference(info, onChange) {
   limits = info.limits;
-  const change = (next) => { showReference(next); onChange(); };
+  const change = (next) => {
+    showReference(next);
+    onChange();
+  };
   const take = (files) => {
     const file = [...files].find((one) => one.type.startsWith("image/")) ?? files[0];
     const problem = file ? refusal(file, limits) : "That was not an image file.";
@@ -27,11 +30,21 @@ export function startReference(info, onChange) {
 
   const input = byId("file");
   input.accept = limits.formats.map((format) => `image/${format.toLowerCase()}`).join();
-  input.addEventListener("change", () => { take(input.files); input.value = ""; });
-  byId("reference").querySelector(".remove").addEventListener("click", () => { change(null); input.focus(); });
+  input.addEventListener("change", () => {
+    take(input.files);
+    input.value = "";
+  });
+  byId("reference")
+    .querySelector(".remove")
+    .addEventListener("click", () => {
+      change(null);
+      input.focus();
+    });
   takeFiles(byId("reference"), take);
 
-  byId("preview").addEventListener("error", (event) => { event.target.hidden = true; }); // damaged, or TIFF
+  byId("preview").addEventListener("error", (event) => {
+    event.target.hidden = true;
+  }); // damaged, or TIFF
   byId("address").closest(".address").hidden = !info.image_url;
   byId("address").addEventListener("change", (event) => {
     if (event.target.validity.valid && event.target.value) change({ url: event.target.value });
@@ -47,7 +60,9 @@ export function showReference(next) {
   const figure = zone.querySelector("figure");
   figure.hidden = image === null || lost;
   zone.querySelector(".empty").hidden = !figure.hidden;
-  zone.querySelector(".empty p").textContent = lost ? `Give ${image.name} again` : "Drop or paste an image here";
+  zone.querySelector(".empty p").textContent = lost
+    ? `Give ${image.name} again`
+    : "Drop or paste an image here";
   zone.classList.toggle("wanted", lost);
   zone.classList.remove("refused");
   figure.querySelector("figcaption").textContent = image?.id ?? image?.name ?? image?.url ?? "";

@@ -27,7 +27,7 @@ export async function askToRemove(id) {
   byId("remove-id").textContent = id;
   byId("remove-reference").hidden = !isReference(id);
   say("");
-  return await open(dialog) === "removed";
+  return (await open(dialog)) === "removed";
 }
 
 async function remove() {
@@ -38,7 +38,8 @@ async function remove() {
     await deleteImage(id);
     dialog.close("removed");
   } catch (problem) {
-    if (problem.status === 404) dialog.close("removed"); // by somebody else, meanwhile
+    if (problem.status === 404)
+      dialog.close("removed"); // by somebody else, meanwhile
     else say(whyNotChanged(problem, limits));
   } finally {
     button.disabled = false;

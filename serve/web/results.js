@@ -39,17 +39,36 @@ function card(result, rank, on) {
   const { image_id: imageId, attributes } = result;
   const name = nameOf(result);
   const why = explanation(result, `why-${rank}`);
-  const link = originalLink(imageId, { className: "picture", "aria-label": `${name}, the full picture in a new tab` },
-    picture(thumbnailOf(imageId), ""));
-  const words = [categoryOf(result), ...Object.values(attributes)].filter(Boolean).join(", ") || imageId;
-  const use = element("button", { type: "button", className: "use", onclick: () => on.use(imageId),
-    "aria-label": `Use as reference: ${name}, result ${rank}`, "aria-describedby": why.id }, "Use as reference");
-  const cell = element("li", { className: "card" },
+  const link = originalLink(
+    imageId,
+    { className: "picture", "aria-label": `${name}, the full picture in a new tab` },
+    picture(thumbnailOf(imageId), ""),
+  );
+  const words =
+    [categoryOf(result), ...Object.values(attributes)].filter(Boolean).join(", ") || imageId;
+  const use = element(
+    "button",
+    {
+      type: "button",
+      className: "use",
+      onclick: () => on.use(imageId),
+      "aria-label": `Use as reference: ${name}, result ${rank}`,
+      "aria-describedby": why.id,
+    },
+    "Use as reference",
+  );
+  const cell = element(
+    "li",
+    { className: "card" },
     element("div", { className: "frame" }, link, why),
-    element("p", { className: "facts" },
+    element(
+      "p",
+      { className: "facts" },
       element("span", { className: "what", title: name }, words),
-      score(result)),
-    element("div", { className: "acts" }, use, on.remove && removeButton(result, on.remove)));
+      score(result),
+    ),
+    element("div", { className: "acts" }, use, on.remove && removeButton(result, on.remove)),
+  );
   cell.dataset.image = imageId;
   return cell;
 }
@@ -60,15 +79,25 @@ const cosine = (value) => value.toFixed(2).replace("-0.00", "0.00");
  * How far above the gallery's mean the match is: cosines of photographs are all nearly the same.
  */
 function score({ score: match, relative_score: relative }) {
-  const [title, words] = relative === null ? ["Cosine with the query", cosine(match)]
-    : ["Standard deviations above the gallery's mean", `${relative < 0 ? "" : "+"}${relative.toFixed(1)} σ`];
+  const [title, words] =
+    relative === null
+      ? ["Cosine with the query", cosine(match)]
+      : [
+          "Standard deviations above the gallery's mean",
+          `${relative < 0 ? "" : "+"}${relative.toFixed(1)} σ`,
+        ];
   return element("span", { className: "score", title }, words);
 }
 
 /** How near the query it is, and how near each half of the query alone. */
 function explanation({ score: match, explanation: halves }, id) {
-  const rows = [["match", match], ["image alone", halves.image], ["text alone", halves.text]]
-    .filter(([, value]) => value !== null).flatMap(([name, value]) => {
+  const rows = [
+    ["match", match],
+    ["image alone", halves.image],
+    ["text alone", halves.text],
+  ]
+    .filter(([, value]) => value !== null)
+    .flatMap(([name, value]) => {
       const bar = element("span", { className: "share", "aria-hidden": "true" });
       bar.style.setProperty("--share", Math.max(0, Math.min(1, value)));
       return [element("dt", {}, name), element("dd", {}, bar, cosine(value))];

@@ -8,7 +8,12 @@ import { noteChange, sinceChangeOf, sinceChanges } from "./versions.js";
 export class Problem extends Error {
   constructor(status, document, retryAfter = 0) {
     super(document?.detail ?? `status ${status}`);
-    Object.assign(this, { status, detail: document?.detail ?? "", reason: document?.reason, retryAfter });
+    Object.assign(this, {
+      status,
+      detail: document?.detail ?? "",
+      reason: document?.reason,
+      retryAfter,
+    });
   }
 }
 
@@ -36,7 +41,11 @@ export function getGallery({ offset, limit, category, newest: newestFirst }, sig
 
 /** `file` is the uploaded image where the query has one. */
 export const search = (query, file, offset, signal) =>
-  call(withQuery("v1/search", sinceChanges()), { method: "POST", ...request(query, file, offset), signal });
+  call(withQuery("v1/search", sinceChanges()), {
+    method: "POST",
+    ...request(query, file, offset),
+    signal,
+  });
 
 /** Those of the ids that are in the gallery. Asks for `most` at a time. */
 export async function whichExist(ids, most) {
@@ -44,8 +53,11 @@ export async function whichExist(ids, most) {
   for (let begin = 0; begin < ids.length; begin += most) {
     const some = ids.slice(begin, begin + most);
     const body = JSON.stringify({ searches: some.map((id) => ({ image_id: id, top_k: 1 })) });
-    const { items } = await call(withQuery("v1/search/batch", sinceChanges()),
-      { method: "POST", body, headers: { "Content-Type": "application/json" } });
+    const { items } = await call(withQuery("v1/search/batch", sinceChanges()), {
+      method: "POST",
+      body,
+      headers: { "Content-Type": "application/json" },
+    });
     items.forEach(({ status, problem }, index) => {
       if (status === 200) found.add(some[index]);
       else if (status !== 404) throw new Problem(status, problem);
@@ -112,7 +124,7 @@ async function answer(address, options, mayAsk = true) {
     if (response.ok) return response;
     const problem = await problemOf(response);
     options.signal?.throwIfAborted();
-    if (problem.status !== 401 || !mayAsk || !await anotherKey(used)) throw problem;
+    if (problem.status !== 401 || !mayAsk || !(await anotherKey(used))) throw problem;
   }
 }
 

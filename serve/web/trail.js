@@ -16,8 +16,11 @@ export const START = { steps: [], at: -1 };
 export function follow(trail, query, refined) {
   const current = trail.steps[trail.at];
   if (current && isSame(current, query)) return trail;
-  const before = refined ? trail.steps.slice(0, trail.at + 1)
-    : current && isSame(current.image, query.image) ? trail.steps.slice(0, trail.at) : [];
+  const before = refined
+    ? trail.steps.slice(0, trail.at + 1)
+    : current && isSame(current.image, query.image)
+      ? trail.steps.slice(0, trail.at)
+      : [];
   return { steps: [...before, query], at: before.length };
 }
 
@@ -28,14 +31,22 @@ export function follow(trail, query, refined) {
 export function showTrail(trail, pending, onGo) {
   const crumbs = trail.steps.map((query, index) => {
     const here = index === trail.at && !pending;
-    const crumb = element("button", { type: "button", onclick: () => onGo(index) }, ...inside(query));
+    const crumb = element(
+      "button",
+      { type: "button", onclick: () => onGo(index) },
+      ...inside(query),
+    );
     if (here) crumb.setAttribute("aria-current", "step");
     return element("li", { className: index > trail.at ? "later" : "" }, crumb);
   });
   if (pending) {
     const words = element("span", {}, "and now?");
     const thumb = thumbOf(pending);
-    crumbs.splice(trail.at + 1, Infinity, element("li", {}, element("span", { className: "pending" }, thumb, words)));
+    crumbs.splice(
+      trail.at + 1,
+      Infinity,
+      element("li", {}, element("span", { className: "pending" }, thumb, words)),
+    );
   }
   byId("trail").replaceChildren(element("ol", {}, ...crumbs));
   byId("trail").hidden = crumbs.length < 2;

@@ -11,7 +11,8 @@ const files = new Map(); // key -> {file, preview}
 /** Why the service would refuse the file, or "" where that is for it to say. */
 export function refusal(file, limits) {
   if (file.size === 0) return "This file is empty. Choose another image.";
-  if (file.size + ROOM_BYTES > limits.body_bytes) return `This image is too large. ${tooLarge(limits)}`;
+  if (file.size + ROOM_BYTES > limits.body_bytes)
+    return `This image is too large. ${tooLarge(limits)}`;
   const format = TYPES[file.type] ?? file.type.replace("image/", "").toUpperCase();
   if (file.type && !limits.formats.includes(format)) {
     return `This is not an image that the service reads. It takes ${list(limits.formats)}.`;

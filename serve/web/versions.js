@@ -17,4 +17,5 @@ export const sinceChanges = () => (newest ? `min_version=${newest}` : "");
  * Likewise for one image. Its address is new with each of its pictures, so the browser shows no
  * older one.
  */
-export const sinceChangeOf = (imageId) => (changed.has(imageId) ? `min_version=${changed.get(imageId)}` : "");
+export const sinceChangeOf = (imageId) =>
+  changed.has(imageId) ? `min_version=${changed.get(imageId)}` : "";

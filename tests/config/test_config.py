@@ -234,7 +234,7 @@ def test_a_dotted_name_in_yaml_is_told_to_be_nested() -> None:
 def test_a_section_that_is_no_mapping_lists_its_fields() -> None:
     assert message({"evaluate": 3}) == (
         "evaluate is a section\n  got:      3 (layer 0)\n"
-        "  expected: a mapping of: protocol, ks, batch_size"
+        "  expected: a mapping of: protocol, ks, map_ks, captions, rerank_depth, batch_size"
     )
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from raycd.data.captions import evaluation_text, example_texts, training_texts
+from raycd.data.captions import Wording, evaluation_text, example_texts, training_texts
 
 
 @pytest.mark.parametrize(
@@ -67,3 +67,18 @@ def test_the_seed_draws_the_example_texts() -> None:
 def test_few_captions_give_few_example_texts() -> None:
     assert example_texts([["is red", "x"], ["is red", "y"], ["", ""]], 0) == ["Is red"]
     assert example_texts([], 0) == []
+
+
+def test_a_kept_empty_caption_leaves_its_and_as_clip4cir_asks_it() -> None:
+    kept = Wording(keep_empty=True)
+    assert kept.evaluation(["", "is red."]) == " and is red"
+    assert kept.evaluation(["is red", ". "]) == "Is red and "
+    assert kept.training(["", "is red"]) == (" and is red", "Is red and ", "", "Is red")
+    assert kept.evaluation(["", ". "]) == ""
+    assert Wording().evaluation(["", "is red."]) == "Is red"
+
+
+def test_raw_captions_are_texts_as_annotated() -> None:
+    raw = Wording(raw=True)
+    assert raw.evaluation(["Make it blue.  "]) == "Make it blue.  "
+    assert raw.training(["make it blue."]) == ("make it blue.",) * 4

@@ -47,6 +47,7 @@ def test_triplets_carry_their_subset_and_pair_id(root: Path) -> None:
         "target": "b",
         "captions": ["show two dogs"],
         "subset": ["a", "b", "c", "d", "e", "f"],
+        "further_targets": None,
     }
     assert data.categories() == ["cirr"]
     assert data.gallery_ids("cirr", "val") == ["a", "b", "c", "d", "e", "f", "g"]

@@ -85,6 +85,7 @@ def test_tables_follow_the_schema_and_the_order_of_the_annotations(root: Path) -
         "target": "S",
         "captions": ["is red", ""],
         "subset": None,
+        "further_targets": None,
     }
 
 

@@ -56,6 +56,7 @@ def test_every_format_gives_the_same_tables(tmp_path: Path, suffix: str) -> None
             "target": "002",
             "captions": ["is, in short, red"],
             "subset": None,
+            "further_targets": None,
         }
     ]
 
@@ -312,3 +313,56 @@ def test_a_malformed_file_is_named(tmp_path: Path, name: str, content: str, mess
 def test_an_absent_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"g\.csv cannot be read"):
         manifest.read(str(tmp_path), "t.csv", "g.csv")
+
+
+SEVERAL = [{"image_id": name, "path": f"{name}.jpg"} for name in ("a", "b", "c", "d")]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+@pytest.mark.parametrize("with_target", [False, True])
+def test_a_triplet_may_have_several_targets(tmp_path: Path, suffix: str, with_target: bool) -> None:
+    targets: Any = ["b", "c", "d"] if suffix != ".csv" else "b|c|d"
+    row = {"reference": "a", "targets": targets, "caption": "is red", "split": "val"}
+    data = read(tmp_path, SEVERAL, [row | ({"target": "c"} if with_target else {})], suffix)
+    [found] = data.triplets.to_pylist()
+    # A target of its own comes first, and each is named once
+    assert (found["target"], found["further_targets"]) == (
+        ("c", ["b", "d"]) if with_target else ("b", ["c", "d"])
+    )
+
+
+def test_targets_in_one_field_are_a_list_or_texts_with_bars(tmp_path: Path) -> None:
+    rows = [
+        {"reference": "a", "targets": text, "caption": "is red"}
+        for text in ("b|c", '["b", "c"]', "['b', 'c']", "b")
+    ]
+    found = read(tmp_path, SEVERAL, rows, ".csv").triplets
+    assert found["target"].to_pylist() == ["b"] * 4
+    assert found["further_targets"].to_pylist() == [["c"], ["c"], ["c"], None]
+
+
+def test_a_row_without_targets_takes_its_target(tmp_path: Path) -> None:
+    rows = [
+        {"reference": "a", "target": "b", "targets": None, "caption": "is red", "split": "val"},
+        {"reference": "a", "target": None, "targets": None, "caption": "is red", "split": "test"},
+    ]
+    gallery = [{**row, "split": split} for row in SEVERAL for split in ("val", "test")]
+    found = read(tmp_path, gallery, rows).triplets
+    assert found["target"].to_pylist() == ["b", None]
+    assert found["further_targets"].to_pylist() == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("row", "parts"),
+    [
+        ({"targets": ["b", None]}, ["row 1 has no usable targets", "image ids"]),
+        ({"targets": {"b": 1}}, ["row 1 has no usable targets"]),
+        ({"targets": ["b", "z"]}, ["row 1 names an unknown image", "z"]),
+        ({"targets": []}, ["row 1 has no usable targets", "fill targets"]),
+    ],
+)
+def test_wrong_targets_are_named(tmp_path: Path, row: dict[str, Any], parts: list[str]) -> None:
+    with pytest.raises(DataError) as caught:
+        read(tmp_path, SEVERAL, [{"reference": "a", "caption": "is red", **row}])
+    for part in parts:
+        assert part in str(caught.value)

@@ -1,3 +1,5 @@
+import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -7,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from raycd.config import DataConfig, SyntheticConfig
+from raycd.data import files
 from raycd.data.demo.synthetic import write_demo_data
-from raycd.data.read import attributes_hash, content_hash, read
+from raycd.data.read import attributes_hash, content_hash, read, wording
 from raycd.data.schema import Dataset
 
 
@@ -97,3 +100,38 @@ def test_only_the_sizes_of_drawn_images_count(tmp_path: Path) -> None:
     assert content_hash(data, drawn=True) == before
     lose(tmp_path / "images")
     assert content_hash(data, drawn=True) != before
+
+
+def test_the_hash_of_a_data_set_of_single_targets_is_that_of_earlier_versions(
+    tmp_path: Path,
+) -> None:
+    data = own(tmp_path / "a")
+    before = dataclasses.replace(data, triplets=data.triplets.drop(["further_targets"]))
+    parts = [
+        data.images["image_id"].to_pylist(),
+        files.states(data.images["path"].to_pylist()),
+        data.gallery.to_pydict(),
+        before.triplets.to_pydict(),
+    ]
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(json.dumps(part).encode())
+    assert content_hash(data) == digest.hexdigest()
+    (tmp_path / "a/triplets.csv").write_text("reference,targets,caption\n1,2|3,is red\n")
+    assert content_hash(again(tmp_path / "a")) != content_hash(data)
+
+
+@pytest.mark.parametrize(
+    ("format", "captions", "raw"),
+    [
+        ("fashioniq", "auto", False),
+        ("manifest", "auto", False),
+        ("cirr", "auto", True),
+        ("cirr", "cleaned", False),
+        ("manifest", "raw", True),
+    ],
+)
+def test_captions_are_raw_by_format_or_as_set(format: str, captions: str, raw: bool) -> None:
+    config = DataConfig.model_validate({"format": format, "captions": captions})
+    text = wording(config).evaluation(["is red., ", "Long"])
+    assert text == ("is red.,  and Long" if raw else "Is red and Long")

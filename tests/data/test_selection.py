@@ -1,7 +1,7 @@
 import pytest
 
 from raycd.data.build import DatasetBuilder, TripletRow
-from raycd.data.schema import GALLERY, TRIPLET, Dataset
+from raycd.data.schema import GALLERY, TRIPLET, Dataset, targets_of
 from raycd.data.selection import SELECTION, hold_out
 
 
@@ -112,3 +112,31 @@ def test_the_seed_decides(dataset: Dataset) -> None:
     ]
     assert chosen[0] == chosen[1]
     assert len(set(chosen)) > 1
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_all_targets_of_a_triplet_are_on_the_same_side(seed: int) -> None:
+    builder = DatasetBuilder()
+    ids = [f"i{number}" for number in range(13)]
+    builder.add_gallery("all", "train", ids, source="x")
+    for number in range(12):  # 0, 1, 2 are right together, then 3, 4, 5, and so on
+        first = number - number % 3
+        targets = [ids[first + (number + turn) % 3] for turn in range(2)]
+        row = TripletRow(
+            f"q/{number}",
+            "all",
+            "train",
+            "i12",
+            targets[0],
+            ["is red"],
+            further_targets=targets[1:],
+        )
+        builder.add_triplet(row, where="here")
+    held_out = hold_out(builder.build({}), 0.25, seed=seed)
+    right = {
+        split: {t for row in held_out.triplets_of(split).to_pylist() for t in targets_of(row)}
+        for split in (SELECTION, "train")
+    }
+    assert len(right[SELECTION]) == 3
+    assert not right[SELECTION] & right["train"]
+    assert set(held_out.gallery_ids("all", SELECTION)) == right[SELECTION] | {"i12"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from ipaddress import IPv6Address, ip_address
 
 import psutil
@@ -14,9 +15,10 @@ def listening(root: int) -> dict[tuple[str, int], str]:
     found = {}
     tree = [psutil.Process(root)]
     for process in tree + tree[0].children(recursive=True):
-        for socket in process.net_connections("tcp"):
-            if socket.status == psutil.CONN_LISTEN:
-                found[socket.laddr.ip, socket.laddr.port] = process.name()
+        with suppress(psutil.NoSuchProcess):  # one that has ended meanwhile
+            for socket in process.net_connections("tcp"):
+                if socket.status == psutil.CONN_LISTEN:
+                    found[socket.laddr.ip, socket.laddr.port] = process.name()
     return found
 
 

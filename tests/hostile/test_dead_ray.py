@@ -87,18 +87,16 @@ def family(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return list(psutil.Process(process.pid).children(recursive=True))
 
 
-def title(process: psutil.Process) -> str:
-    """Return the title of a process; empty where it has ended."""
+def is_part(process: psutil.Process, part: str) -> bool:
+    """Return whether a process is that part of Ray; one that has ended meanwhile is none."""
     try:
-        return next(iter(process.cmdline()), "")
+        return part in process.name() or "".join(process.cmdline()[:1]).startswith(f"ray::{part}")
     except psutil.Error:
-        return ""
+        return False
 
 
 def kill(part: str, processes: list[psutil.Process]) -> None:
-    [victim] = [
-        each for each in processes if part in each.name() or title(each).startswith(f"ray::{part}")
-    ]
+    [victim] = [each for each in processes if is_part(each, part)]
     victim.kill()
 
 
@@ -138,7 +136,7 @@ def job(log: Path) -> Iterator[subprocess.Popen[str]]:
         assert process.stdout is not None
         assert process.stdout.readline() == "connected\n", log.read_text()
         wait_until(
-            lambda: any("ray::sleep" in title(each) for each in family(process)),
+            lambda: any(is_part(each, "sleep") for each in family(process)),
             "the task to start",
         )
         yield process

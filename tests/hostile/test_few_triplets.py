@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from raycd.config import Config, layers
+from raycd.data import targets
 from raycd.data.schema import Dataset
 from raycd.errors import ConfigError, DataError
-from raycd.runtime import mine_stages, pipeline, stages
+from raycd.runtime import pipeline, stages
 from raycd.train.loop import Loop, Schedule, Silence
 
 LAST: dict[str, Any] = {"stage1": {"select_on": "last"}, "stage2": {"select_on": "last"}}
@@ -116,7 +117,7 @@ def test_batches_of_one_triplet_are_refused(stage: str) -> None:
 def test_triplets_none_of_which_can_be_read_end_with_a_message(tmp_path: Path) -> None:
     """As where every train image turned out to be broken, and max_missing allows it."""
     data = read(written(tmp_path, of_targets("a", "b", "c")))
-    assert len(mine_stages._readable(data.triplets_of("train"), [])) == 0
+    assert len(targets.readable(data.triplets_of("train"), [])) == 0
 
     class Nothing:
         name, module = "stage 1", None

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from raycd import mine
 from raycd.config import ComputeConfig, MineConfig
 from raycd.data.build import DatasetBuilder, TripletRow
-from raycd.data.schema import Dataset
+from raycd.data.schema import TRIPLET, Dataset
 from raycd.data.selection import SELECTION, hold_out
 from raycd.runtime import mining
 
@@ -125,6 +125,28 @@ def test_a_pair_of_val_or_of_triplets_left_out_is_known_as_well() -> None:
     without, _ = mine.filter_candidates(table, eps_low=0.5, eps_high=1.0, s_max=8, alpha=-1.0)
     assert (reference, target) not in pairs(without)
     assert len(without) == len(pseudo) - pairs(pseudo).count((reference, target))
+
+
+def test_a_pair_of_a_further_target_is_known_as_well() -> None:
+    dataset, image_ND, text_TD = near_copies(0)
+    ids, train = dataset.images["image_id"], dataset.triplets_of("train")
+
+    def mined(triplets: pa.Table) -> list[tuple[str, str]]:
+        rows = mine.of_triplets(ids, triplets)
+        pools = mine.make_pools("all", dataset.gallery, rows)
+        found = mine.find_neighbours(image_ND, pools, settings_of())
+        table = mine.make_candidates(rows, found, image_ND, text_TD, encoder="abc")
+        pseudo, _ = mine.filter_candidates(table, eps_low=0.5, eps_high=1.0, s_max=8, alpha=-1.0)
+        return pairs(pseudo)
+
+    before = mined(train)
+    rows = train.to_pylist()
+    target = next(target for reference, target in before if reference == rows[0]["reference"])
+    rows[0]["further_targets"] = [target]
+    pair = (rows[0]["reference"], target)
+    after = mined(pa.Table.from_pylist(rows, schema=TRIPLET))
+    assert pair not in after
+    assert after == [other for other in before if other != pair]
 
 
 @pytest.mark.parametrize("index", ["flat", pytest.param("hnsw", marks=pytest.mark.slow)])

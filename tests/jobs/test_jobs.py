@@ -257,7 +257,7 @@ def test_a_runs_folder_without_permission(fails: Callable[..., str], tmp_path: P
 
 
 @pytest.mark.parametrize(
-    "name", ["train", "embed", "mine", "evaluate", "index", "ablate", "pretrain"]
+    "name", ["train", "embed", "mine", "evaluate", "index", "compare", "ablate", "pretrain"]
 )
 def test_a_mistake_is_one_message_and_code_2_for_every_job(name: str) -> None:
     job = command(f"jobs/{name}.py", "--preset", "demo", "--mine.alpha", "2")

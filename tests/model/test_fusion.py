@@ -1,10 +1,11 @@
+import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import nn
 
@@ -12,10 +13,13 @@ from raycd.config import Stage2Config
 from raycd.errors import ConfigError, WeightsError
 from raycd.model import fusion
 from raycd.model.fusion.registry import SETTINGS, WEIGHTS
+from tests.model.batches import batch
+from tests.model.formulas import Array, Weights, fc, part, relu, weights
 
 D, K, P, H = 6, 3, 5, 7
-HEADS = ["clip_cd", "combiner", "sum"]
-Weights = dict[str, NDArray[np.float32]]
+HEADS = [name for name in fusion.names() if not fusion.head_class(name).needs]
+TRAINED = ["clip_cd", "combiner", "composeae", "dcnet", "tirg"]
+DROPOUT = ["clip_cd", "combiner", "composeae"]
 
 
 def config(name: str, **sizes: Any) -> fusion.HeadConfig:
@@ -32,7 +36,7 @@ def config(name: str, **sizes: Any) -> fusion.HeadConfig:
     )
 
 
-def head(name: str) -> nn.Module:
+def head(name: str) -> fusion.Head:
     torch.manual_seed(0)
     return fusion.create(config(name)).eval()
 
@@ -43,25 +47,11 @@ def features(rows: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
     return image, text
 
 
-def weights(module: nn.Module) -> Weights:
-    return {name: value.numpy() for name, value in module.state_dict().items()}
-
-
 # ---- the formulas, in numpy
 # ----------------------------------------------------------------------------------------
 
 
-def fc(given: Weights, name: str, x: NDArray[np.float32]) -> NDArray[np.float32]:
-    return x @ given[f"{name}.weight"].T + given[f"{name}.bias"]
-
-
-def relu(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.maximum(x, 0)
-
-
-def combiner_parts(
-    given: Weights, x: NDArray[np.float32], t: NDArray[np.float32]
-) -> NDArray[np.float32]:
+def combiner_parts(given: Weights, x: Array, t: Array) -> Array:
     """Return v + l t + (1 - l) x of Clip4Cir, without dropout."""
     h = np.concatenate(
         [relu(fc(given, "project_text.0", t)), relu(fc(given, "project_image.0", x))], axis=1
@@ -69,28 +59,18 @@ def combiner_parts(
     v = fc(given, "concatenation.3", relu(fc(given, "concatenation.0", h)))
     weight = 1 / (1 + np.exp(-fc(given, "weight.3", relu(fc(given, "weight.0", h)))))
     parts = v + weight * t + (1 - weight) * x
-    return parts.astype(np.float32)
+    return parts
 
 
-def bilinear_part(
-    given: Weights, x: NDArray[np.float32], t: NDArray[np.float32]
-) -> NDArray[np.float32]:
+def bilinear_part(given: Weights, x: Array, t: Array) -> Array:
     """Return f_out of eqs 5 to 7."""
     f_image, f_text = relu(fc(given, "project_image.0", x)), relu(fc(given, "project_text.0", t))
     f_bil = np.stack([np.outer(i, j).reshape(-1) for i, j in zip(f_image, f_text, strict=True)])
     return fc(given, "output.2", relu(fc(given, "output.0", f_bil)))
 
 
-def part(given: Weights, prefix: str) -> Weights:
-    return {
-        name.removeprefix(f"{prefix}."): value
-        for name, value in given.items()
-        if name.startswith(prefix)
-    }
-
-
-def normalised(x: NDArray[np.float32]) -> torch.Tensor:
-    return torch.from_numpy(x / np.linalg.norm(x, axis=1, keepdims=True))
+def normalised(x: Array) -> torch.Tensor:
+    return torch.from_numpy(x / np.linalg.norm(x, axis=1, keepdims=True)).float()
 
 
 def test_combiner_is_clip4cirs_formula() -> None:
@@ -119,6 +99,12 @@ def test_clip_cd_without_its_bilinear_part_is_the_combiner() -> None:
     torch.testing.assert_close(comprehensive(image, text), combiner(image, text))
 
 
+def test_the_image_alone_and_the_text_alone_are_their_normalised_features() -> None:
+    image, text = torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 4.0]])
+    torch.testing.assert_close(head("image_only")(image, text), torch.tensor([[0.6, 0.8]]))
+    torch.testing.assert_close(head("text_only")(image, text), torch.tensor([[0.0, 1.0]]))
+
+
 def test_sum_is_the_normalised_sum_and_has_no_parameters() -> None:
     module = head("sum")
     assert list(module.parameters()) == []
@@ -129,8 +115,8 @@ def test_sum_is_the_normalised_sum_and_has_no_parameters() -> None:
 # ---- every head
 
 
-def test_the_registry_names_every_head() -> None:
-    assert set(HEADS) <= set(fusion.names())
+def test_heads_that_train_are_those_with_weights() -> None:
+    assert [name for name in HEADS if list(head(name).parameters())] == TRAINED
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -141,21 +127,56 @@ def test_a_query_is_normalised_and_of_the_features_size(name: str, rows: int) ->
     torch.testing.assert_close(query.norm(dim=-1), torch.ones(rows))
 
 
-@pytest.mark.parametrize("name", ["clip_cd", "combiner"])
+@pytest.mark.parametrize("name", TRAINED)
 def test_every_parameter_gets_a_gradient(name: str) -> None:
-    module = head(name)
-    module(*features())[:, 0].sum().backward()
+    module = head(name).train()
+    module.training_loss(batch(5, D), 10.0).backward()  # type: ignore[no-untyped-call]  # torch's
     assert all(
         parameter.grad is not None and parameter.grad.any() for parameter in module.parameters()
     )
 
 
-@pytest.mark.parametrize("name", ["clip_cd", "combiner"])
+@pytest.mark.parametrize("name", DROPOUT)
 def test_dropout_is_of_training_only(name: str) -> None:
     module, given = head(name), features()
     assert torch.equal(module(*given), module(*given))
     module.train()
     assert not torch.equal(module(*given), module(*given))
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_the_loss_of_a_batch_of_one_is_finite(name: str) -> None:
+    assert head(name).train().training_loss(batch(1, D), 10.0).isfinite()
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_what_is_right_for_a_triplet_too_is_not_its_negative(name: str) -> None:
+    module, one = head(name), batch(2, D)
+    right = torch.tensor([[0, 1], [1, 0]])
+    both = dataclasses.replace(one, right_BT=right, image_B=torch.zeros(2, dtype=torch.int64))
+    alone = dataclasses.replace(both, right_BT=torch.tensor([[0, -1], [1, -1]]))
+    loss = module.training_loss(both, 10.0).item()
+    assert loss < module.training_loss(alone, 10.0).item()
+    if name != "composeae":  # whose other terms have no negatives
+        assert loss == 0.0
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_under_bf16_the_loss_is_nearly_the_same_and_stays_fp32(name: str) -> None:
+    module = head(name)
+    whole = module.training_loss(batch(8, D), 10.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = module.training_loss(batch(8, D), 10.0)
+    assert half.dtype == torch.float32
+    assert half.item() != whole.item()
+    assert half.item() == pytest.approx(whole.item(), rel=0.1)
+
+
+@pytest.mark.parametrize("name", [name for name in HEADS if name != "dcnet"])
+def test_a_head_that_re_ranks_nothing_says_so(name: str) -> None:
+    assert not head(name).reranks
+    with pytest.raises(NotImplementedError, match="re-ranks nothing"):
+        head(name).rerank(*features(), torch.zeros(5, 2, D))
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -166,6 +187,25 @@ def test_a_saved_head_gives_the_same_queries(name: str, tmp_path: Path) -> None:
     assert settings == config(name)
     assert not loaded.training
     assert torch.equal(loaded(*features()), module(*features()))
+
+
+def test_a_head_that_was_saved_before_heads_had_further_needs_is_loaded(tmp_path: Path) -> None:
+    fusion.save(head("combiner"), config("combiner"), tmp_path)
+    settings = json.loads((tmp_path / SETTINGS).read_text())
+    assert settings.pop("extra") == {}
+    (tmp_path / SETTINGS).write_text(json.dumps(settings))
+    assert fusion.load(tmp_path)[1] == config("combiner")
+
+
+def test_the_shapes_that_a_head_needs_are_saved_with_it(tmp_path: Path) -> None:
+    shaped = config("combiner", extra={"map": [4, 3, 3]})
+    fusion.save(head("combiner"), shaped, tmp_path)
+    assert fusion.load(tmp_path)[1] == shaped
+
+
+def test_the_class_of_a_head_is_known_before_one_is_built() -> None:
+    for name in HEADS:
+        assert isinstance(head(name), fusion.head_class(name))
 
 
 def test_default_sizes_are_four_and_eight_times_the_features() -> None:
@@ -201,7 +241,7 @@ def test_k_does_not_concern_heads_that_have_none() -> None:
 
 def test_an_unknown_head_names_the_nearest_and_all() -> None:
     with pytest.raises(
-        ConfigError, match=r"combinr\n.*clip_cd, combiner, joint, sum(.|\n)*did you mean combiner\?"
+        ConfigError, match=rf"combinr\n.*{', '.join(fusion.names())}\n.*did you mean combiner\?"
     ):
         fusion.create(config("combinr"))
 
@@ -223,6 +263,7 @@ def test_a_head_of_another_size_than_the_encoder_is_refused(tmp_path: Path) -> N
         "list",
         "field",
         "no field",
+        "no shapes",
     ],
 )
 def test_a_broken_head_is_a_weights_error(damage: str, tmp_path: Path) -> None:
@@ -242,6 +283,7 @@ def test_a_broken_head_is_a_weights_error(damage: str, tmp_path: Path) -> None:
             "list": "[]",
             "field": '{"name": "sum", "dim": 6, "x": 1}',
             "no field": "{}",
+            "no shapes": '{"name": "sum", "dim": 6, "extra": null}',
         }
         (folder / SETTINGS).write_text(texts[damage])
     with pytest.raises(WeightsError, match="no readable fusion head"):

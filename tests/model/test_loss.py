@@ -11,6 +11,7 @@ from torch.multiprocessing import spawn  # type: ignore[attr-defined]  # public,
 from torch.nn.parallel import DistributedDataParallel
 
 from raycd.distributed import gather, rank, world_size
+from raycd.model.fusion.batch_norm import BatchNorm
 from raycd.model.loss import batch_classification_loss
 
 EAST, NORTH = [1.0, 0.0], [0.0, 1.0]
@@ -60,6 +61,15 @@ def test_a_triplet_of_the_same_target_is_no_negative() -> None:
     assert loss(query, target, [5, 1, 6], 10.0) == pytest.approx(apart / 3, rel=1e-5)
 
 
+def test_a_further_target_of_a_query_is_no_negative_of_it() -> None:
+    # Target 1 is right for query 0, too; for query 1 target 0 stays wrong.
+    query, target = torch.tensor([[0.6, 0.8], [0.8, 0.6]]), torch.tensor([EAST, NORTH])
+    right = torch.tensor([[0, 1], [-1, -1]])
+    found = batch_classification_loss(query, target, torch.tensor([0, 1]), 10.0, right)
+    expected = (0.0 + math.log1p(math.exp(10 * (0.8 - 0.6)))) / 2
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+
+
 def test_a_batch_of_one_target_has_no_loss() -> None:
     assert loss([EAST, NORTH], [EAST, EAST], [3, 3], 100.0) == 0.0
 
@@ -74,15 +84,19 @@ def test_a_single_process_is_the_first_of_one() -> None:
 # -----------------------------------------------------------------------------------------------
 
 NUMBERS = torch.tensor([0, 1, 2, 3, 0, 4, 3, 3])  # targets 0 and 3 stand on both workers
+RIGHT = torch.tensor([[0, 4]] + [[-1, -1]] * 6 + [[3, 1]])  # each with one of the other worker
 
 
 class Towers(nn.Module):
-    """A query tower and a target tower that both train."""
+    """A query tower with a batch norm and a target tower; both train."""
 
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.query, self.target = nn.Linear(6, 4), nn.Linear(6, 4)
+        self.query = nn.Sequential(
+            nn.Linear(6, 5, bias=False), BatchNorm(5), nn.ReLU(), nn.Linear(5, 4)
+        )
+        self.target = nn.Linear(6, 4)
 
     def forward(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return self.query(rows), self.target(rows.flip(-1))
@@ -94,7 +108,7 @@ def rows_of_all() -> torch.Tensor:
 
 def step(towers: Towers, module: nn.Module, own: slice) -> tuple[torch.Tensor, list[torch.Tensor]]:
     query, target = module(rows_of_all()[own])
-    value = batch_classification_loss(query, target, NUMBERS[own], 20.0)
+    value = batch_classification_loss(query, target, NUMBERS[own], 20.0, RIGHT[own])
     value.backward()  # type: ignore[no-untyped-call]  # torch's own is untyped
     return value.detach(), [
         parameter.grad for parameter in towers.parameters() if parameter.grad is not None
@@ -142,12 +156,12 @@ def test_two_workers_of_half_a_batch_have_the_loss_and_gradient_of_one(
 ) -> None:
     towers = Towers()
     value, gradients = step(towers, towers, slice(0, 8))
-    assert len(gradients) == 4
+    assert len(gradients) == 7
     for found in two_workers:
         their_value, their_gradients = found[way]
         torch.testing.assert_close(their_value, value)
         for theirs, ours in zip(their_gradients, gradients, strict=True):
-            torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-5)
 
 
 def test_rows_are_gathered_in_the_order_of_the_workers(

@@ -1,10 +1,12 @@
+from typing import Any
+
 import numpy as np
 import pytest
 
 from raycd.train.batches import batch_count, epoch_batches, epoch_choice
 
 
-def visited(count: int, batch_size: int, **options: int) -> list[list[int]]:
+def visited(count: int, batch_size: int, **options: Any) -> list[list[int]]:
     return [
         batch.tolist()
         for batch in epoch_batches(count, batch_size, seed=0, **{"epoch": 0, **options})
@@ -60,3 +62,21 @@ def test_a_choice_is_drawn_evenly_anew_in_each_epoch() -> None:
     assert 0.2 < (choices[0] == choices[1]).mean() < 0.3
     assert (epoch_choice(4000, 4, seed=0, epoch=1) == choices[1]).all()
     assert 0.2 < (epoch_choice(4000, 4, seed=1, epoch=1) == choices[1]).mean() < 0.3
+
+
+def test_the_last_small_batch_is_dropped_where_that_is_asked_for() -> None:
+    assert [len(batch) for batch in epoch_batches(11, 4, seed=0, epoch=0)] == [4, 4, 3]
+    dropped = epoch_batches(11, 4, seed=0, epoch=0, drop_last=True)
+    assert [len(batch) for batch in dropped] == [4, 4]
+    assert [len(batch) for batch in epoch_batches(8, 4, seed=0, epoch=0, drop_last=True)] == [4, 4]
+
+
+def test_an_only_batch_is_never_dropped() -> None:
+    assert [len(batch) for batch in epoch_batches(3, 4, seed=0, epoch=0, drop_last=True)] == [3]
+
+
+def test_batches_are_counted_as_they_are_drawn_where_the_last_is_dropped() -> None:
+    for world in (1, 2):
+        for count in range(20):
+            drawn = epoch_batches(count, 4, seed=0, epoch=0, world=world, drop_last=True)
+            assert batch_count(count, 4, world, drop_last=True) == len(drawn), count

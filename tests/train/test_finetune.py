@@ -1,17 +1,23 @@
+import dataclasses
 import pickle
 from collections.abc import Callable, Iterator
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
+from torch.nn import functional as F
 
 from raycd.config import Config
 from raycd.data.captions import training_texts
 from raycd.data.demo.synthetic import write_demo_data
 from raycd.data.read import read
-from raycd.data.schema import Dataset
+from raycd.data.schema import TRIPLET, Dataset
 from raycd.data.selection import hold_out
+from raycd.evaluate import cached_query, evaluate
+from raycd.features import Features
 from raycd.model.encoder import Encoder
+from raycd.model.fusion.sum import Sum
 from raycd.train.batches import epoch_batches
 from raycd.train.finetune import FineTune, SumOfFeatures
 from raycd.train.loop import Loop, Schedule, Silence
@@ -223,3 +229,37 @@ def test_pretraining_logits_are_cosines_times_the_learnt_scale(new_encoder: Make
         torch.testing.assert_close(
             ImagesAndTexts(encoder)(pixels, tokens), expected, rtol=1e-4, atol=1e-4
         )
+
+
+def test_further_targets_are_no_negatives_and_missing_ones_are_replaced(
+    new_encoder: MakeEncoder, dataset: Dataset, paths: dict[str, str]
+) -> None:
+    rows = dataset.triplets_of("train").to_pylist()[:3]
+    first, second, third = (row["target"] for row in rows)
+    assert len({first, second, third}) == 3
+    rows[0]["further_targets"] = [second]
+    rows[2] |= {"target": "gone", "further_targets": [third]}
+    data = dataclasses.replace(dataset, triplets=pa.Table.from_pylist(rows, schema=TRIPLET))
+    task = FineTune(new_encoder(), data, paths, settings())
+    assert (task.count(0), task.left_out) == (3, 0)
+    (batch,) = task.batches(0, [np.arange(3)])
+    query, target = task.module(batch.pixels, batch.tokens)
+    logits = 20 * query @ F.normalize(target, dim=-1).T
+    logits[0, 1] = -torch.inf
+    expected = F.cross_entropy(logits, torch.arange(3))
+    torch.testing.assert_close(task.loss(task.module, batch), expected)
+
+
+@pytest.mark.parametrize("select_by", [["recall@10"], ["recall@1", "recall@20"]])
+def test_epochs_are_chosen_by_the_mean_of_select_by(
+    new_encoder: MakeEncoder, dataset: Dataset, paths: dict[str, str], select_by: list[str]
+) -> None:
+    task = FineTune(new_encoder(), dataset, paths, settings(select_on="val", select_by=select_by))
+    ids = list(paths)
+    with torch.inference_mode():
+        images = Features.of(ids, task.encoder.encode_images(task.pixels(ids)))
+        asked = list({row["text"]: None for row in dataset.queries("val")})
+        texts = Features.of(asked, task.encoder.encode_tokens(task.encoder.tokenize(asked)))
+    query = cached_query(Sum(), images, texts)
+    found = evaluate(dataset, "val", images, query, ks=[1, 10, 20]).recalls["average"]
+    assert task.select() == pytest.approx(sum(found[k] for k in select_by) / len(select_by))

@@ -4,7 +4,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from raycd.config import Config
@@ -13,6 +12,8 @@ from raycd.data.schema import PSEUDO_TRIPLET, Dataset
 from raycd.errors import ConfigError
 from raycd.evaluate import Metric
 from raycd.features import Features
+from raycd.model.fusion import Head
+from raycd.model.loss import batch_classification_loss
 from raycd.train.batches import epoch_batches
 from raycd.train.fuse import FeatureTriplets, Fuse, new_head
 from raycd.train.loop import Loop, Schedule, Silence
@@ -156,10 +157,71 @@ def test_loss_is_that_of_the_cached_features_and_same_targets_are_no_negatives(t
     batch = everything(task, 2)
     task.module.eval()
     found = task.loss(task.module, batch)
-    query = task.module(task.images.values[batch.reference], task.texts.values[batch.texts])
+    query = task.head(task.images.values[batch.reference], task.texts.values[batch.texts])
     logits = 10 * query @ F.normalize(task.images.values[batch.target], dim=-1).T
     logits[0, 2] = logits[2, 0] = -torch.inf  # both are looking for i9
     torch.testing.assert_close(found, F.cross_entropy(logits, torch.arange(3)))
+
+
+def test_further_targets_of_a_triplet_are_no_negatives_of_it_nor_of_its_pseudo_triplets(
+    images: Features, texts: Features
+) -> None:
+    builder = DatasetBuilder()
+    builder.add_gallery("dress", "train", IDS, source="x")
+    right = {0: ["i1", "i5", "i9"], 4: ["gone", "i5"]}  # of the others, the next image
+    builder.add_gallery("dress", "train", [*IDS, "gone"], source="x")
+    for n in range(8):
+        first, *further = right.get(n, [IDS[n + 1]])
+        captions = [f"is {n}", "Long."]
+        row = TripletRow(
+            f"train/{n}", "dress", "train", IDS[n], first, captions, further_targets=further
+        )
+        builder.add_triplet(row, where="here")
+    task = fuse(builder.build({}), images, texts, ("train/0", "i0", "i7"), ("train/3", "i3", "i9"))
+    for epoch, masked in ((0, [(0, 4)]), (2, [(0, 1)])):
+        batch = everything(task, epoch)
+        task.module.eval()
+        assert batch.target.tolist() == ([1, 2, 3, 4, 5, 6, 7, 8] if epoch == 0 else [7, 9])
+        query = task.head(task.images.values[batch.reference], task.texts.values[batch.texts])
+        logits = 10 * query @ F.normalize(task.images.values[batch.target], dim=-1).T
+        for cell in masked:
+            logits[cell] = -torch.inf
+        expected = F.cross_entropy(logits, torch.arange(len(logits)))
+        torch.testing.assert_close(task.loss(task.module, batch), expected)
+
+
+def test_without_masking_same_targets_are_negatives(
+    dataset: Dataset, images: Features, texts: Features
+) -> None:
+    task = fuse(dataset, images, texts, mask_equal_targets=False)
+    batch = everything(task, 2)
+    task.head.eval()
+    query = task.head(task.images.values[batch.reference], task.texts.values[batch.texts])
+    logits = 10 * query @ F.normalize(task.images.values[batch.target], dim=-1).T
+    found = task.loss(task.module, batch)
+    torch.testing.assert_close(found, F.cross_entropy(logits, torch.arange(3)))
+    assert batch.target[0] == batch.target[2]
+
+
+def test_training_takes_the_steps_that_the_paper_describes_bit_by_bit(task: Fuse) -> None:
+    """Train beside it as eq. 4 and Adam say, with the head called directly."""
+    made, _ = new_head(settings(), D)
+    adam = torch.optim.Adam(made.parameters(), lr=1e-2, fused=True)
+    for epoch in range(3):
+        torch.manual_seed(hash((0, epoch, 0)) & 0x7FFFFFFF)
+        rows = epoch_batches(task.count(epoch), 4, seed=0, epoch=epoch)
+        for batch in task.batches(epoch, rows):
+            query = made(task.images.values[batch.reference], task.texts.values[batch.texts])
+            target = task.images.values[batch.target]
+            loss = batch_classification_loss(query, target, batch.target, 10.0)
+            adam.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]  # torch's own is untyped
+            adam.step()
+    Loop(task, Schedule(3, 4, 1e-2, seed=0), bar=lambda total, start: Silence()).run(
+        lambda result, save: None
+    )
+    for name, value in task.head.state_dict().items():
+        assert torch.equal(made.state_dict()[name], value)
 
 
 def test_features_stay_as_they_are_while_the_head_learns(task: Fuse, images: Features) -> None:
@@ -181,12 +243,12 @@ def test_features_stay_as_they_are_while_the_head_learns(task: Fuse, images: Fea
 def test_dropout_is_on_in_training_and_off_in_selection(task: Fuse) -> None:
     rows = epoch_batches(8, 8, seed=0, epoch=0)
     list(task.batches(0, rows))
-    assert task.module.training
+    assert task.head.training
     assert task.select() == task.select()
-    module: nn.Module = task.module  # mypy does not know that `select` changes it
-    assert not module.training
+    head: Head = task.head  # mypy does not know that `select` changes it
+    assert not head.training
     list(task.batches(1, rows))
-    assert task.module.training
+    assert task.head.training
 
 
 def test_selection_is_recall_at_10_of_the_split_or_nothing(
@@ -200,7 +262,7 @@ def test_selection_is_recall_at_10_of_the_split_or_nothing(
 def test_a_perfect_head_is_selected_with_recall_1(
     dataset: Dataset, images: Features, texts: Features
 ) -> None:
-    class Next(torch.nn.Module):
+    class Next(Head):
         def forward(self, image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
             at = (image[:, None] == images.values[None]).all(dim=-1).int().argmax(dim=1)
             return images.values[at + 1]

@@ -192,7 +192,7 @@ def test_what_does_not_change_a_trial_may_change_on_resuming(
         ({"tune": {"metric": "recall@50"}}, "tune.metric 'recall@50' instead of 'recall@10'"),
         ({"overrides": ("mine.alpha=0.5,0.8",)}, "mine.alpha '0.5 to 0.8' instead of '0.4 to 0.7'"),
         ({"overrides": ("stage2.k=none",)}, "stage2.k None instead of '1 to 6'"),
-        ({"overrides": ("stage2.dropout",)}, "stage2.dropout '0 to 0.7' instead of None"),
+        ({"overrides": ("stage2.dropout=none",)}, "stage2.dropout None instead of '0 to 0.7'"),
         ({"inputs": {"embed": "e1", "mine": "m2"}}, "mine 'm2' instead of 'm1'"),
     ],
 )

@@ -31,6 +31,7 @@ from tune.space import Space, make_space
 METRIC = "recall@10"
 RESULT: dict[str, Any] = {
     "seeds": 2,
+    "queries": 60,
     "default_won": False,
     "better": True,
     "metrics": {
@@ -48,7 +49,8 @@ def finalists(trials: list[Record], winner: int) -> list[Finalist]:
 
 
 def space_of(config: Config) -> Space:
-    return make_space(config, ["mine.eps_low=none", "mine.eps_high=none", "mine.s_max=none"])
+    out = ("mine.eps_low", "mine.eps_high", "mine.s_max", "stage2.dropout")
+    return make_space(config, [f"{name}=none" for name in out])
 
 
 def trial(number: int, status: str, *scores: float, error: str | None = None) -> Record:
@@ -201,6 +203,16 @@ def test_what_thresholds_could_not_change_gives_no_importances_and_is_told(tmp_p
     touched = [trial(number, "finished", 0.1 * number, 0.1 * number) for number in range(4)]
     assert "importances.png" in outcome.files(space, touched, finalists(touched, 3), RESULT, METRIC)
     assert "warning" not in outcome.summary(touched, finalists(touched, 3), RESULT, journal)
+
+
+def test_trials_that_the_tables_cut_short_are_told(tmp_path: Path) -> None:
+    journal = Journal(str(tmp_path / "tiny-sweep"), str(tmp_path / "tiny"))
+    trials = [trial(number, "finished", 0.1 * number, 0.1 * number) for number in range(4)]
+    whole = [one | {"images_cut_short": 0} for one in trials]
+    assert "warning" not in outcome.summary(whole, finalists(whole, 3), RESULT, journal)
+    cut = [one | {"images_cut_short": 700 * one["number"]} for one in trials]
+    text = outcome.summary(cut, finalists(cut, 3), RESULT, journal)
+    assert "warning: in 3 measured trials up to 2,100 images have fewer than mine.s_max" in text
 
 
 def test_a_sweep_without_a_record_keeps_its_trials(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ KEPT = [
     "started",
     "seconds",
     "error",
+    "images_cut_short",
 ]
 EPOCH = ["seen", "epoch", "kind", "loss", "lr", "selection", "score", "seconds"]
 Mined = Any
@@ -124,6 +125,8 @@ def test_a_trial_is_what_training_with_its_settings_gives(
     assert [entry["loss"] for entry in record["epochs"]] == pytest.approx(
         [entry["loss"] for entry in alone.history], rel=1e-4
     )
+    short = trial.cut_short(mined.tables.candidates, space.configured(record["settings"]))
+    assert record["images_cut_short"] == short
 
 
 @pytest.mark.slow

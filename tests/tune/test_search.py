@@ -19,7 +19,8 @@ DEFAULT = {"mine.alpha": 0.6, "stage2.k": 5}
 def space_of(**tune: Any) -> Space:
     """alpha from 0.4 to 0.7 and k from 1 to 6."""
     config = Config.model_validate({"mine": {"alpha": 0.6}, "stage2": {"k": 5}, "tune": tune})
-    return make_space(config, ["mine.eps_low=none", "mine.eps_high=none", "mine.s_max=none"])
+    out = ("mine.eps_low", "mine.eps_high", "mine.s_max", "stage2.dropout")
+    return make_space(config, [f"{name}=none" for name in out])
 
 
 def ended(

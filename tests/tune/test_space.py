@@ -33,14 +33,22 @@ def refused(*overrides: str, config: Config = CONFIG, dim: int | None = None) ->
     return str(caught.value)
 
 
-def test_the_default_space_is_the_augmentation_alone() -> None:
-    assert make_space(CONFIG, []).ranges == {
-        "mine.eps_low": Range(0.8, 0.9),
-        "mine.eps_high": Range(0.9, 1.0),
-        "mine.s_max": Range(1, 8, whole=True),
-        "mine.alpha": Range(0.4, 0.7),
-        "stage2.k": Range(1, 6, whole=True),
-    }
+AUGMENTATION = {
+    "mine.eps_low": Range(0.8, 0.9),
+    "mine.eps_high": Range(0.9, 1.0),
+    "mine.s_max": Range(1, 8, whole=True),
+    "mine.alpha": Range(0.4, 0.7),
+    "stage2.k": Range(1, 6, whole=True),
+}
+
+
+def test_the_default_space_is_the_augmentation_and_the_dropout_of_a_head_that_has_one() -> None:
+    with_dropout = {**AUGMENTATION, "stage2.dropout": Range(0.0, 0.7)}
+    for head in ("clip_cd", "combiner", "composeae"):
+        assert make_space(changed(stage2={"head": head}), []).ranges == with_dropout
+    for head in ("tirg", "dcnet"):
+        assert make_space(changed(stage2={"head": head}), []).ranges == AUGMENTATION
+    assert make_space(changed(stage2={"head": "tirg"}), ["stage2.dropout"]).ranges == with_dropout
 
 
 def test_the_default_space_heeds_what_was_mined() -> None:
@@ -80,7 +88,8 @@ def test_the_learning_rate_is_searched_around_the_configured_one() -> None:
 
 
 def test_none_takes_a_setting_out_and_it_stays_as_configured() -> None:
-    space = make_space(CONFIG, ["mine.eps_low=none", "mine.s_max=none", "stage2.k=none"])
+    out = ("mine.eps_low", "mine.s_max", "stage2.k", "stage2.dropout")
+    space = make_space(CONFIG, [f"{name}=none" for name in out])
     assert list(space.ranges) == ["mine.eps_high", "mine.alpha"]
     configured = space.configured(space.settings({"mine.eps_high": 0.97, "mine.alpha": 0.5}))
     assert (configured.mine.eps_low, configured.mine.eps_high, configured.mine.alpha) == (
@@ -110,6 +119,7 @@ def test_a_person_reads_the_ranges() -> None:
         "mine.eps_high": "0.9 to 1",
         "mine.alpha": "0.4 to 0.7",
         "stage2.k": "1 to 6",
+        "stage2.dropout": "0 to 0.7",
         "stage2.lr": "1e-05 to 0.001, logarithmic",
         "stage2.decay": "none | cosine",
     }
@@ -122,6 +132,7 @@ def test_the_default_is_what_is_configured() -> None:
         "mine.s_max": 4,
         "mine.alpha": 0.6,
         "stage2.k": 5,
+        "stage2.dropout": 0.5,
         "stage2.lr": 2e-5,
     }
 
@@ -403,7 +414,7 @@ def test_no_eps_low_below_any_eps_high() -> None:
 
 
 def test_all_ranges_removed() -> None:
-    names = ("mine.eps_low", "mine.eps_high", "mine.s_max", "mine.alpha", "stage2.k")
+    names = make_space(CONFIG, []).ranges
     assert refused(*(f"{name}=none" for name in names)) == (
         "the space is empty\n  got:      every range taken out\n  expected: at least one\n"
         "  to do:    leave at least one setting in it"

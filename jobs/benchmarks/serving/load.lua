@@ -31,7 +31,9 @@ function request()
     local text = file:read("*a")
     file:close()
     local from, to = text:find("NNNNNNNNN", 1, true)
-    if from then text = text:sub(1, from - 1) .. ("%09d"):format(first + number) .. text:sub(to + 1) end
+    if from then
+      text = text:sub(1, from - 1) .. ("%09d"):format(first + number) .. text:sub(to + 1)
+    end
     if rate + 0 == 0 then due = now() end
     return text
 end

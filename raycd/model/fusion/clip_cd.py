@@ -7,12 +7,15 @@ f_T) in R^(K^2)                 (eq. 6) f_out = FC ReLU FC f_bil in R^D
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from raycd.errors import ConfigError
 from raycd.model.fusion.combiner import Combiner
+from raycd.model.fusion.head import Head
 from raycd.model.fusion.registry import HeadConfig
 
 
@@ -33,8 +36,10 @@ class BilinearPooling(nn.Module):
         return out
 
 
-class ClipCd(nn.Module):
+class ClipCd(Head):
     """The comprehensive fusion module."""
+
+    drops: ClassVar[bool] = True
 
     def __init__(self, config: HeadConfig) -> None:
         super().__init__()

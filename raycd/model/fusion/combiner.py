@@ -8,16 +8,21 @@ query = L2(v + l t + (1 - l) x),  P = 4 D, H = 8 D by default
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from raycd.model.fusion.dropout import Dropout
+from raycd.model.fusion.head import Head
 from raycd.model.fusion.registry import HeadConfig
 
 
-class Combiner(nn.Module):
+class Combiner(Head):
     """Weighted sum plus concatenation."""
+
+    drops: ClassVar[bool] = True
 
     def __init__(self, config: HeadConfig) -> None:
         super().__init__()

@@ -1,13 +1,15 @@
-"""The names of the fusion heads, and how a head is saved and loaded."""
+"""The names of the fusion heads, ours and other packages', and how a head is saved and loaded."""
 
 from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from typing import get_type_hints
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -16,8 +18,14 @@ from torch import nn
 from raycd.config import Stage2Config
 from raycd.errors import ConfigError, WeightsError
 from raycd.model.finite import check_weights
+from raycd.model.fusion.head import Head
 
+GROUP = "raycd.heads"  # of entry points: name = "module:build"
 WEIGHTS, SETTINGS = "head.safetensors", "head.json"
+_UNREADABLE = (
+    *(OSError, ValueError, TypeError, AttributeError, RuntimeError, RecursionError),
+    SafetensorError,
+)
 
 
 @dataclass(frozen=True)
@@ -35,10 +43,17 @@ class HeadConfig:
     """Combiner: size of the hidden layers; 0 means 8 D."""
     dropout: float = 0.5
     """Dropout of the hidden layers."""
+    extra: Mapping[str, list[int]] = field(default_factory=dict)
+    """Shapes, without B, of what the head needs beside pooled features (`Head.needs`)."""
 
     @classmethod
-    def of(cls, config: Stage2Config, dim: int) -> HeadConfig:
-        """Return the head that stage 2's settings ask for, over features of size `dim`."""
+    def of(
+        cls, config: Stage2Config, dim: int, extra: Mapping[str, list[int]] | None = None
+    ) -> HeadConfig:
+        """Return the head that stage 2's settings ask for, over features of size `dim`.
+
+        `extra` are the shapes of what it needs beside them.
+        """
         return cls(
             config.head,
             dim,
@@ -46,37 +61,117 @@ class HeadConfig:
             config.projection_dim,
             config.hidden_dim,
             config.dropout,
+            dict(extra or {}),
         )
 
 
-HEADS = (
+Build = Callable[[HeadConfig], Head]
+HEADS = (  # each is a file in this folder with a function `build`
     "clip_cd",
+    "clvc_net",
     "combiner",
+    "composeae",
+    "cosmo",
+    "datir",
+    "dcnet",
+    "hffca",
+    "image_only",
     "joint",
+    "sac",
     "sum",
-)  # each is a file in this folder with a function `build`
+    "text_only",
+    "tirg",
+    "val",
+)
 
 
 def names() -> list[str]:
-    """Return the names of the heads."""
-    return list(HEADS)
+    """Return the names of the heads: our own, then those of other packages."""
+    return [*HEADS, *(name for name in sorted(_foreign()) if name not in HEADS)]
 
 
-def create(config: HeadConfig) -> nn.Module:
+def head_class(name: str) -> type[Head]:
+    """Return the class of a head, which says what it needs, without building one.
+
+    Raises ConfigError for an unknown name, and for a head of another package that cannot be loaded.
+    """
+    build = _build(name)
+    try:
+        made = get_type_hints(build).get("return")
+    except (NameError, TypeError) as error:
+        made = error
+    if not (isinstance(made, type) and issubclass(made, Head)):
+        raise ConfigError(
+            f"the head {name} does not say of which class it is",
+            got=f"a function that returns {made!r}",
+            expected="a return annotation that is a subclass of raycd.model.fusion.Head",
+            do="annotate its function: def build(config: HeadConfig) -> MyHead",
+        )
+    return made
+
+
+def create(config: HeadConfig) -> Head:
     """Build a head with fresh weights.
 
-    Raises ConfigError for an unknown name or impossible sizes.
+    Raises ConfigError for an unknown name, impossible sizes, or features that it needs and that
+    `config.extra` lacks.
     """
-    if config.name not in HEADS:
-        near = difflib.get_close_matches(config.name, HEADS, n=1)
+    lacking = sorted(head_class(config.name).needs - config.extra.keys())
+    if lacking:
+        raise ConfigError(
+            f"the head {config.name} needs more of the encoder than pooled features",
+            got=f"no shape of: {', '.join(lacking)}",
+            expected="their shapes in HeadConfig.extra",
+            do="train it by the pipeline, which measures them",
+        )
+    return _build(config.name)(config)
+
+
+def _build(name: str) -> Build:
+    """Return the function that builds a head. Its return annotation is the head's class."""
+    if name in HEADS:
+        own: Build = import_module(f"{__package__}.{name}").build
+        return own
+    found = _foreign().get(name, [])
+    if not found:
+        known = names()
+        near = difflib.get_close_matches(name, known, n=1)
         raise ConfigError(
             "stage2.head names no fusion head",
-            got=config.name,
-            expected=f"one of {', '.join(HEADS)}",
+            got=name,
+            expected=f"one of {', '.join(known)}",
             do=f"did you mean {near[0]}?" if near else None,
         )
-    build: Callable[[HeadConfig], nn.Module] = import_module(f"{__package__}.{config.name}").build
-    return build(config)
+    if len(found) > 1:
+        raise ConfigError(
+            f"several packages add a head {name}",
+            got=", ".join(_described(point) for point in found),
+            expected="one of them",
+            do="uninstall the others",
+        )
+    try:
+        foreign: Build = found[0].load()
+    except Exception as error:  # of the other package's code
+        raise ConfigError(
+            f"the head {name} cannot be loaded",
+            got=f"{type(error).__name__}: {' '.join(str(error).split())}",
+            expected=f"the function {_described(found[0])}",
+            do="mend or uninstall that package",
+        ) from error
+    return foreign
+
+
+def _foreign() -> dict[str, list[EntryPoint]]:
+    """Return what installed packages add in the entry point group `GROUP`, by name."""
+    found: dict[str, list[EntryPoint]] = {}
+    for point in entry_points(group=GROUP):
+        found.setdefault(point.name, []).append(point)
+    return found
+
+
+def _described(point: EntryPoint) -> str:
+    package = f" of {point.dist.name} {point.dist.version}" if point.dist else ""
+    return f"{point.value}{package}"
 
 
 def save(head: nn.Module, config: HeadConfig, folder: Path) -> None:
@@ -89,16 +184,17 @@ def save(head: nn.Module, config: HeadConfig, folder: Path) -> None:
     (folder / SETTINGS).write_text(json.dumps(asdict(config), indent=1), encoding="utf-8")
 
 
-def load(folder: Path, *, dim: int | None = None) -> tuple[nn.Module, HeadConfig]:
+def load(folder: Path, *, dim: int | None = None) -> tuple[Head, HeadConfig]:
     """Load the head that `save` wrote, in eval mode.
 
     Raises WeightsError where it is damaged or not made for features of size `dim`.
     """
     try:
         config = HeadConfig(**json.loads((folder / SETTINGS).read_text(encoding="utf-8")))
+        _check_installed(config.name, folder)
         head = create(config)
         head.load_state_dict(load_file(folder / WEIGHTS))
-    except (OSError, ValueError, TypeError, RuntimeError, RecursionError, SafetensorError) as error:
+    except _UNREADABLE as error:
         raise WeightsError(
             f"{folder} holds no readable fusion head",
             got=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
@@ -114,3 +210,14 @@ def load(folder: Path, *, dim: int | None = None) -> tuple[nn.Module, HeadConfig
             "or take the encoder that it was trained on",
         )
     return head.eval(), config
+
+
+def _check_installed(name: str, folder: Path) -> None:
+    known = names()
+    if name not in known:
+        raise WeightsError(
+            f"{folder} holds a fusion head that is not installed here",
+            got=name,
+            expected=f"one of {', '.join(known)}",
+            do=f"install the package that adds it (entry point group {GROUP})",
+        )

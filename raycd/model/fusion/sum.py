@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
-from torch import nn
 from torch.nn import functional as F
 
+from raycd.model.fusion.head import Head
 from raycd.model.fusion.registry import HeadConfig
 
 
-class Sum(nn.Module):
+class Sum(Head):
     """L2(x + t)."""
+
+    trains: ClassVar[bool] = False
 
     def forward(self, image_BD: torch.Tensor, text_BD: torch.Tensor) -> torch.Tensor:
         """Return normalised queries (B, D) of un-normalised features (B, D) each."""

@@ -1,0 +1,140 @@
+"""The paper's Table 2: what fine-tuning, pseudo triplets and bilinear pooling add, with seeds.
+
+Three runs stand beside the run itself: <name>-text, <name>-image and <name>-both, named after what
+stage 1 fine-tunes. Each trains its encoder once, with the run's own seed. The heads of stage 2 are
+cells of <name>-both, trained with as many seeds as asked for on the same features and pseudo
+triplets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from jobs.comparison import results, session
+from jobs.comparison.cells import Cell
+from jobs.comparison.plan import EPOCHS, ORIGINAL, PSEUDO, Entry
+from jobs.comparison.results import Wanted
+from raycd.compare import Answers, published
+from raycd.compare.lines import Method, Table, against
+from raycd.compare.writing import Grid
+from raycd.config import Config
+from raycd.errors import ConfigError
+from raycd.evaluate import AVERAGE, Metric, cached_query, evaluate
+from raycd.model import fusion
+from raycd.runtime import cluster, pipeline
+from raycd.runtime.stages import Context, own_device
+from tune.trial import Tables
+
+NAME, FULL = "ablation", "CLIP-CD"
+STAGE2: Mapping[str, tuple[str, str]] = {
+    "w/o Pseudo Data": ("clip_cd", ORIGINAL),
+    "w/o Bilinear": ("combiner", PSEUDO),
+    FULL: ("clip_cd", PSEUDO),
+}
+
+
+def run(config: Config, *, seeds: int, concurrent: int = 0) -> tuple[str, Table]:
+    """Train what is missing and write the tables; return them for a person, and their numbers."""
+    if seeds < 1:
+        raise ConfigError("--seeds: impossible value", got=seeds, expected="1 or more")
+    both = _named(config, "both")
+    session.checked(both)
+    with cluster.connected():
+        tuned = {what: _context(_named(config, what), "embed") for what in ("text", "image")}
+        context = _context(both, "mine")
+        tables = Tables.of(context, splits=("train", "selection", "val"))
+        categories = tables.dataset.triplets_of("val")["category"].to_pylist()
+        with session.opened(both, context.run) as (work, inputs):
+            rows, cells = _stage2(both, range(config.seed, config.seed + seeds), tables, inputs)
+            found = work.train(cells, concurrent=concurrent)
+            methods = [
+                _sum("w/o FT", context, "zero_shot"),
+                _sum("w/ FT-Text", tuned["text"], "embed"),
+                _sum("w/ FT-Image", tuned["image"], "embed"),
+                _sum("w/ FT-Both", context, "embed"),
+            ]
+            trained = (results.method(row, found, categories) for row in rows)
+            methods += [method for method in trained if method is not None]
+            full = next((method for method in methods if method.name == FULL), None)
+            lines = against(
+                methods,
+                {method.name: full for method in methods if full is not None},
+                session.metrics_of(both, categories),
+            )
+            notes = session.described(both, seeds, categories, FULL)
+            notes += ["The rows of stage 1 are sums of features: nothing of them varies by seed."]
+            table = Table(
+                NAME,
+                "Ablation (the paper's Table 2)",
+                session.metrics_of(both, categories),
+                lines,
+                [*notes, *results.failures(rows, found)],
+            )
+            beside = [_published(table)] if session.is_fashioniq(both) else []
+            return work.finish(NAME, [table], beside), table
+
+
+def _named(config: Config, finetune: str) -> Config:
+    """Return the configuration of the run that fine-tunes this."""
+    values = config.model_dump()
+    values["name"] = f"{pipeline.run_name(config)}-{finetune}"
+    values["stage1"]["finetune"] = finetune
+    values["stage2"]["head"] = "sum"  # it asks nothing of the encoder
+    return Config.model_validate(values)
+
+
+def _context(config: Config, until: str) -> Context:
+    return Context(config, pipeline.run(config, until=until).run)
+
+
+def _stage2(
+    config: Config, seeds: Sequence[int], tables: Tables, inputs: Mapping[str, str]
+) -> tuple[list[Wanted], list[Cell]]:
+    """Return the rows of stage 2 and their cells, seed by seed."""
+    rows = []
+    cells = []
+    for name, (head, variant) in STAGE2.items():
+        own = Entry(name, head, {}).config(config, variant)
+        paths = {}
+        for seed in seeds:
+            seeded = own.model_copy(update={"seed": seed})
+            cells.append(Cell(f"{name} seed {seed}", tables, seeded, inputs))
+            paths[seed] = cells[-1].path
+        rows.append(Wanted(name, EPOCHS, variant, paths, own.stage2.epochs))
+    return rows, sorted(cells, key=lambda cell: cell.config.seed)
+
+
+def _sum(name: str, context: Context, stage: str) -> Method:
+    """Return the answers of the sum of the features that a stage of a run has written."""
+    config = context.config
+    images, texts, _ = context.features(stage)
+    total = fusion.create(fusion.HeadConfig("sum", images.values.shape[1])).eval()
+    device = own_device(config)
+    found = evaluate(
+        context.dataset,
+        "val",
+        images,
+        cached_query(total, images, texts, device),
+        protocol=config.evaluate.protocol,
+        batch_size=config.evaluate.batch_size,
+        device=device,
+    )
+    triplets = context.dataset.triplets_of("val")
+    ranks = [found.ranks[triplet] for triplet in triplets["triplet_id"].to_pylist()]
+    return Method(name, Answers.of([ranks], triplets["category"].to_pylist(), None))
+
+
+def _published(table: Table) -> Grid:
+    """Return the paper's Table 2 beside ours."""
+    ours = {lines[0].method.name: lines[0].method for lines in table.lines}
+    rows = []
+    for name, figures in published.table2().items():
+        means = [
+            f"{100 * ours[name].answers.spread(Metric(AVERAGE, k)).mean:.2f}"
+            if name in ours
+            else "–"
+            for k in published.KS
+        ]
+        rows.append([name, *(f"{figure:.2f}" for figure in figures), *means])
+    heads = [f"R@{k} {whose}" for whose in ("(published)", "(ours)") for k in published.KS]
+    return Grid("The paper's Table 2 as it is printed, and ours", ["method", *heads], rows)

@@ -1,0 +1,138 @@
+"""The comparison of heads (the paper's Table 1): one encoder, all heads, two forms."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from jobs.comparison import results, session
+from jobs.comparison.cells import Cell
+from jobs.comparison.plan import (
+    EPOCHS,
+    FORMS,
+    PSEUDO,
+    TRIPLETS,
+    VARIANTS,
+    Entry,
+    Plan,
+    epochs_to_see,
+    make_plan,
+    seen,
+)
+from jobs.comparison.results import Wanted
+from raycd.compare import published
+from raycd.compare.lines import Method, Table
+from raycd.compare.writing import Grid
+from raycd.config import Config
+from raycd.data.schema import Dataset
+from raycd.model import fusion
+from raycd.runtime import cluster, pipeline
+from raycd.runtime.stages import Context
+from tune.trial import Tables
+
+NAME = "comparison"
+
+
+def run(config: Config, flags: argparse.Namespace) -> str:
+    """Train the cells that are missing and write the tables; return them for a person."""
+    plan = make_plan(
+        config,
+        heads=flags.heads,
+        settings=flags.set,
+        variants=flags.variants,
+        seeds=flags.seeds,
+        baseline=flags.baseline,
+    )
+    dataset = session.checked(config)
+    with cluster.connected():
+        sources = _sources(config, plan, dataset)
+        tables = next(iter(sources.values()))
+        categories = tables.dataset.triplets_of("val")["category"].to_pylist()
+        with session.opened(config, pipeline.run_folder(config)) as (work, inputs):
+            wanted, cells = cells_of(config, plan, sources, inputs)
+            found = work.train(cells, concurrent=flags.concurrent)
+            made = results.tables(
+                wanted,
+                found,
+                categories,
+                session.metrics_of(config, categories),
+                plan.baseline,
+                session.described(config, len(plan.seeds), categories, plan.baseline),
+            )
+            beside = _published(config, made) if session.is_fashioniq(config) else []
+            return work.finish(NAME, made, beside)
+
+
+def _sources(config: Config, plan: Plan, dataset: Dataset | None) -> dict[frozenset[str], Tables]:
+    """Run the stages that cells read, and return the tables by what heads need of the encoder."""
+    heads = {fusion.head_class(e.head).needs: e.head for e in (*plan.entries, *plan.untrained)}
+    found = {}
+    for needs, head in heads.items():
+        own = Entry(head, head, {}).config(config, PSEUDO)
+        context = Context(own, pipeline.run(own, until="mine").run, _dataset=dataset)
+        found[needs] = Tables.of(context, splits=("train", "selection", "val"))
+    return found
+
+
+@dataclass(frozen=True)
+class _Row:
+    entry: Entry
+    variant: str
+    config: Config
+    counts: tuple[int, int]
+    """Original and pseudo triplets."""
+
+
+def cells_of(
+    config: Config,
+    plan: Plan,
+    sources: Mapping[frozenset[str], Tables],
+    inputs: Mapping[str, str],
+) -> tuple[list[Wanted], list[Cell]]:
+    """Return the rows of all tables, and their cells, seed by seed: what is there of a comparison
+    that was stopped is complete for its first seeds.
+    """
+    wanted, cells = [], []
+
+    def cell(own: Config, name: str, trained: bool) -> str:
+        tables = sources[fusion.head_class(own.stage2.head).needs]
+        cells.append(Cell(name, tables, own, inputs, trained))
+        return cells[-1].path
+
+    for entry in plan.untrained:
+        own = entry.config(config, plan.variants[0])
+        wanted.append(Wanted(entry.name, "", "", {config.seed: cell(own, entry.name, False)}))
+    rows = [_row(config, entry, v, sources) for v in plan.variants for entry in plan.entries]
+    most = max((seen(r.config, r.config.stage2.epochs, *r.counts) for r in rows), default=0)
+    for form in FORMS:
+        for row in rows:
+            epochs = row.config.stage2.epochs
+            if form == TRIPLETS:
+                epochs = epochs_to_see(row.config, most, *row.counts)
+            stage2 = row.config.stage2.model_copy(update={"epochs": epochs})
+            paths = {
+                seed: cell(
+                    row.config.model_copy(update={"stage2": stage2, "seed": seed}),
+                    f"{row.entry.name} {row.variant} {epochs} epochs seed {seed}",
+                    True,
+                )
+                for seed in plan.seeds
+            }
+            wanted.append(Wanted(row.entry.name, form, row.variant, paths, epochs))
+    return wanted, sorted(cells, key=lambda one: one.config.seed)
+
+
+def _row(
+    config: Config, entry: Entry, variant: str, sources: Mapping[frozenset[str], Tables]
+) -> _Row:
+    own = entry.config(config, variant)
+    original, pseudo = sources[fusion.head_class(entry.head).needs].counts(own)
+    return _Row(entry, variant, own, (original, pseudo if own.stage2.pseudo else 0))
+
+
+def _published(config: Config, made: Sequence[Table]) -> list[Grid]:
+    """Return the paper's Table 1 beside ours at equal epochs, with pseudo triplets if there are."""
+    of_form = [table for table in made if table.key in (f"{EPOCHS}-{v}" for v in VARIANTS)]
+    ours: list[Method] = [lines[0].method for lines in of_form[-1].lines]
+    return [published.beside(ours, config.evaluate.protocol)]

@@ -1,0 +1,206 @@
+"""What a comparison trains: rows of heads with settings of their own, with and without pseudo
+triplets, over seeds, at equal epochs and at equal triplets seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from raycd.config import Config, field_types, flatten, layers
+from raycd.errors import ConfigError
+from raycd.model import fusion
+from raycd.runtime.pipeline import NOT_THE_RESULT, STAGES, within
+
+UNTRAINED = ("image_only", "text_only", "sum")
+"""Heads without weights: rows of every table, where there is such a head."""
+ORIGINAL, PSEUDO = "original", "pseudo"
+VARIANTS = (ORIGINAL, PSEUDO)
+EPOCHS, TRIPLETS = "epochs", "triplets"
+FORMS = {EPOCHS: "at equal epochs", TRIPLETS: "at equal triplets seen"}
+
+_OF_STAGE = {stage.name: tuple(stage.settings) for stage in STAGES}
+_OF_ALL = tuple(f"stage2.{name}" for name in ("head", "epochs", "pseudo", "select_on", "select_by"))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row: a head, and what is set for it alone."""
+
+    name: str
+    head: str
+    settings: Mapping[str, Any]
+
+    def config(self, config: Config, variant: str) -> Config:
+        """Return `config` with this head and its settings, with or without pseudo triplets."""
+        tree = config.model_dump()
+        for name, value in self.settings.items():
+            section, _, field = name.partition(".")
+            tree[section][field] = value
+        tree["stage2"] |= {"head": self.head, "pseudo": variant == PSEUDO}
+        return layers.build([layers.Layer(f"--set {self.name}", tree)])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the options ask for."""
+
+    entries: Sequence[Entry]
+    """Rows that train, in their order in the tables."""
+    untrained: Sequence[Entry]
+    variants: Sequence[str]
+    seeds: Sequence[int]
+    baseline: str
+    """The name of a row."""
+
+
+def make_plan(
+    config: Config,
+    *,
+    heads: str,
+    settings: Sequence[str],
+    variants: str,
+    seeds: int,
+    baseline: str = "",
+) -> Plan:
+    """Return the plan of the options.
+
+    Raises ConfigError for a head, variant, setting or baseline that there is not, and for settings
+    that are impossible.
+    """
+    if seeds < 1:
+        raise ConfigError("--seeds: impossible value", got=seeds, expected="1 or more")
+    chosen = [_variant(word) for word in _words(variants, "--variants")]
+    still = [Entry(name, name, {}) for name in UNTRAINED if name in fusion.names()]
+    named = _named(heads)
+    own = _settings(settings, named)
+    entries = [
+        Entry(name, head, own.get(name, {}))
+        for name, head in named.items()
+        if name not in UNTRAINED
+    ]
+    if not entries:
+        raise ConfigError(
+            "--heads names no head that trains",
+            got=heads,
+            expected=f"{', '.join(UNTRAINED)} are in every table anyway: name others beside them",
+        )
+    for entry in entries:
+        entry.config(config, PSEUDO)  # refuses impossible values
+    names = [entry.name for entry in (*still, *entries)]
+    baseline = baseline or ("combiner" if "combiner" in names else names[0])
+    if baseline not in names:
+        raise ConfigError(
+            "--baseline names no row of this comparison",
+            got=baseline,
+            expected=f"one of {', '.join(names)}",
+        )
+    return Plan(entries, still, chosen, range(config.seed, config.seed + seeds), baseline)
+
+
+def _named(heads: str) -> dict[str, str]:
+    """Return row -> head of "all", or of NAME or ROW=HEAD, separated by commas."""
+    if heads == "all":
+        return {name: name for name in fusion.names()}
+    found: dict[str, str] = {}
+    for word in _words(heads, "--heads"):
+        row, _, head = word.partition("=")
+        head = head or row
+        if head not in fusion.names():
+            near = layers.nearest(head, fusion.names())
+            raise ConfigError(
+                "--heads names no fusion head",
+                got=head,
+                expected=f"all, or some of {', '.join(fusion.names())}",
+                do=f"did you mean {near[0]}?" if near else None,
+            )
+        if row in found or (head != row and row in fusion.names()):
+            raise ConfigError(
+                "two rows have one name",
+                got=word,
+                expected="a name for each row that is not that of another head",
+                do="name the second row of a head: --heads combiner,bare=combiner",
+            )
+        found[row] = head
+    return found
+
+
+def _variant(word: str) -> str:
+    if word not in VARIANTS:
+        raise ConfigError(
+            "--variants: there is no such variant",
+            got=word,
+            expected="original (without pseudo triplets), pseudo (with them), or both: "
+            "original,pseudo",
+        )
+    return word
+
+
+def _settings(texts: Sequence[str], rows: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Return row -> dotted name -> value of texts ROW.SECTION.FIELD=VALUE."""
+    found: dict[str, dict[str, Any]] = {}
+    for text in texts:
+        place, equals, value = text.partition("=")
+        row, _, name = place.partition(".")
+        if not equals or row not in rows:
+            raise ConfigError(
+                "--set names no row of this comparison" if equals else "--set cannot be read",
+                got=text,
+                expected="ROW.SETTING=VALUE, such as combiner.stage2.dropout=0; rows: "
+                + ", ".join(rows),
+            )
+        _check(name)
+        try:
+            found.setdefault(row, {})[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError("--set cannot be read", got=text, expected="one value") from error
+    return found
+
+
+def _check(name: str) -> None:
+    """Raise ConfigError unless a row can have a setting of its own of this name."""
+    if name not in field_types():
+        raise layers.unknown(name, "--set")
+    allowed = ("stage2", *_OF_STAGE["filter"])
+    if not within(name, allowed) or name in _OF_ALL:
+        raise ConfigError(
+            "a row cannot have this setting of its own",
+            got=name,
+            expected="a setting of stage2 that makes another head or training, or a threshold of "
+            "the pseudo triplets: all rows share encoder, features, epochs and selection",
+            do=f"give --{name} for all rows" if name != "stage2.head" else "give --heads ROW=HEAD",
+        )
+
+
+def _words(text: str, option: str) -> list[str]:
+    words = [word.strip() for word in text.split(",")]
+    if not all(words):
+        raise ConfigError(f"{option} cannot be read", got=text, expected="names between commas")
+    return list(dict.fromkeys(words))
+
+
+def deciding(config: Config, stages: Sequence[str], more: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the settings that decide what these stages give, by dotted name."""
+    names = [*more, *(name for stage in stages for name in _OF_STAGE[stage])]
+    return {
+        name: value
+        for name, value in flatten(config).items()
+        if within(name, names) and not within(name, NOT_THE_RESULT)
+    }
+
+
+def seen(config: Config, epochs: int, original: int, pseudo: int) -> int:
+    """Return the triplets that so many epochs see: k of originals before each of pseudo ones."""
+    of_pseudo = epochs // (config.stage2.k + 1) if pseudo else 0
+    return (epochs - of_pseudo) * original + of_pseudo * pseudo
+
+
+def epochs_to_see(config: Config, triplets: int, original: int, pseudo: int) -> int:
+    """Return the least number of epochs that see so many triplets."""
+    epochs = 0
+    while seen(config, epochs, original, pseudo) < triplets:
+        epochs += 1
+    return epochs

@@ -1,0 +1,176 @@
+"""Pictures inside Parquet files, as the datasets library writes them: nothing is unpacked.
+
+A column of images is a struct {bytes, path} or plain bytes. A picture is read by its row
+(`raycd.data.parts`), together with the others of its row group, which stay in memory while
+neighbours are likely to follow. So reading in the order of the rows is cheap.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import posixpath
+import re
+import threading
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from raycd.data import parts, stores
+from raycd.data.folder import Folder, is_local
+from raycd.errors import DataError
+
+KEPT_BYTES = 256 * 2**20  # of row groups, in each process; the one that was read last always stays
+_SPLIT = re.compile(r"(train|validation|valid|val|dev|test)(?:[-_.]|$)")
+_NAMES = {"validation": "val", "valid": "val", "dev": "val"}
+
+
+class _Cache:
+    """Row groups of this process, least recently used first."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._files: OrderedDict[tuple[Any, ...], tuple[pq.ParquetFile, list[int]]] = OrderedDict()
+        self._groups: OrderedDict[tuple[Any, ...], pa.Array] = OrderedDict()
+
+    def picture(self, row: parts.Row) -> bytes:
+        """Return the bytes of a picture. Raises FileNotFoundError where the row has none."""
+        with self._lock:
+            key = _identity(row.file)
+            if key not in self._files:
+                self._files[key] = _opened(row.file)
+                while len(self._files) > 16:
+                    self._files.popitem(last=False)
+            file, starts = self._files[key]
+            if row.row >= starts[-1]:
+                raise FileNotFoundError(f"{row.file} has {starts[-1]} rows, not row {row.row}")
+            group = bisect_right(starts, row.row) - 1
+            found = self._groups.pop((key, row.column, group), None)
+            if found is None:
+                found = _read_group(file, row.column, group)
+            self._groups[key, row.column, group] = found
+            while len(self._groups) > 1 and self._size() > KEPT_BYTES:
+                self._groups.popitem(last=False)
+            picture = found[row.row - starts[group]].as_py()
+        if picture is None:
+            raise FileNotFoundError(f"row {row.row} of {row.file} has no bytes of a picture")
+        return bytes(picture)
+
+    def _size(self) -> int:
+        return sum(array.nbytes for array in self._groups.values())
+
+
+_cache = _Cache()
+
+
+def read(row: parts.Row, *, patient: bool = True) -> bytes:
+    """Return the bytes of a picture.
+
+    Raises FileNotFoundError where file or picture are absent, DataError as `stores.ask` does or
+    where the file is no Parquet file.
+    """
+    try:
+        if is_local(row.file):
+            return _cache.picture(row)
+        return stores.ask(row.file, lambda: _cache.picture(row), patient=patient)
+    except (pa.ArrowException, KeyError) as error:
+        raise DataError(
+            f"{row.file} cannot be read as parquet", got=error, do="write the file again"
+        ) from error
+
+
+def _identity(file: str) -> tuple[Any, ...]:
+    if not is_local(file):
+        return (file,)
+    state = os.stat(file)
+    return (file, state.st_size, state.st_mtime_ns)
+
+
+def _opened(file: str) -> tuple[pq.ParquetFile, list[int]]:
+    """Return an open file, and the first row of each row group, and the number of rows."""
+    source: Any = file
+    if not is_local(file):
+        store, path = fsspec.url_to_fs(file)
+        source = store.open(path, "rb")
+    opened = pq.ParquetFile(source)
+    starts = [0]
+    for group in range(opened.num_row_groups):
+        starts.append(starts[-1] + opened.metadata.row_group(group).num_rows)
+    return opened, starts
+
+
+def _read_group(file: pq.ParquetFile, column: str, group: int) -> pa.Array:
+    inside = pa.types.is_struct(file.schema_arrow.field(column).type)
+    name = f"{column}.bytes" if inside else column
+    array = file.read_row_group(group, columns=[name]).column(column).combine_chunks()
+    return pc.struct_field(array, "bytes") if inside else array
+
+
+def image_column(schema: pa.Schema) -> str | None:
+    """Return the column of images, `image` if there are several; None where there is none."""
+    found = [field.name for field in schema if _is_image(field.type)]
+    return "image" if "image" in found else found[0] if found else None
+
+
+def _is_image(kind: pa.DataType) -> bool:
+    if not pa.types.is_struct(kind):
+        return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    names = {kind.field(index).name for index in range(kind.num_fields)}
+    return {"bytes", "path"} <= names
+
+
+def files(folder: Folder, pattern: str) -> list[str]:
+    """Return the sorted Parquet files that a name, a folder or a pattern (data/train-*) means."""
+    parent, name = posixpath.split(pattern.rstrip("/"))
+    if any(sign in name for sign in "*?["):
+        found = [each for each in folder.names(parent) if fnmatch.fnmatchcase(each, name)]
+        return [posixpath.join(parent, each) for each in found if each.endswith(".parquet")]
+    inside = [] if name.endswith(".parquet") else folder.names(pattern)
+    return [posixpath.join(pattern, each) for each in inside if each.endswith(".parquet")] or (
+        [pattern] if name.endswith(".parquet") else []
+    )
+
+
+def rows(folder: Folder, names: list[str]) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    """Yield (file, row, its values) of files with a column of images, without the pictures.
+
+    Each has a `path` of its picture, an `image_id`, the picture's own name where no column gives
+    one, and a `split` where the file's name says it (train-00000-of-00002.parquet). Raises
+    DataError where a file has no column of images.
+    """
+    for name in names:
+        resolved = folder.resolve(name)
+        try:
+            file, _ = (
+                _opened(resolved)
+                if is_local(resolved)
+                else stores.ask(resolved, lambda path=resolved: _opened(path))  # type: ignore[misc]
+            )
+            column = image_column(file.schema_arrow)
+            if column is None:
+                raise DataError(
+                    f"{name} has neither a column path nor a column of images",
+                    got=", ".join(file.schema_arrow.names),
+                    expected="image: a struct of bytes and path, as the datasets library writes it",
+                )
+            others = [f.name for f in file.schema_arrow if not _is_image(f.type)]
+            inside = pa.types.is_struct(file.schema_arrow.field(column).type)
+            table = file.read(columns=[*others, *([f"{column}.path"] if inside else [])])
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(
+                f"{name} cannot be read as parquet", got=error, do="write the file again"
+            ) from error
+        match = _SPLIT.match(posixpath.basename(name))
+        split = _NAMES.get(match[1], match[1]) if match else None
+        for number, values in enumerate(table.to_pylist()):
+            picture = (values.pop(column, None) or {}).get("path") if inside else None
+            values.setdefault("image_id", picture or f"{posixpath.basename(name)}:{number}")
+            if split is not None:
+                values.setdefault("split", split)
+            yield name, number, values | {"path": parts.in_row(resolved, column, number)}

@@ -1,0 +1,243 @@
+"""Maps and token states by key, in float16, on disk: written once, read by rows as memory maps.
+
+    shape.json       name and shape of a row: "map", [2560, 9, 9], or "tokens", [77, 640], ragged
+    keys.parquet     key, and where its value is: shard, first row, number of rows
+    map-00000.npy    a shard: float16 (R, 2560, 9, 9); ragged: (R, 640)
+
+A ragged cache keeps of a text as many rows as it has tokens. Nothing is held in memory but the
+index of keys; the system keeps the pages that were read last.
+
+Shapes: R rows of a shard, B keys of a batch, C channels, H x W places, L tokens, E their size.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+
+from raycd.errors import DataError
+
+SHAPE, KEYS = "shape.json", "keys.parquet"
+TOKEN_MASK = "token_mask"
+SHARD_BYTES = 256 * 2**20
+
+Half = NDArray[np.float16]
+
+
+class Writer:
+    """A cache that is being written into `folder` (created): `add` values, then `close`.
+
+    Args:
+        name: What is kept; shards are named after it.
+        shape: That of a value, such as (C, H, W); of tokens (L, E), L the most that a text has.
+        ragged: Values are (l, E), with l <= L of their own.
+
+    Attributes:
+        bytes: Of all values so far.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        shape: Sequence[int],
+        *,
+        ragged: bool = False,
+        shard_bytes: int = SHARD_BYTES,
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.name, self.shape, self.ragged = folder, name, list(shape), ragged
+        self.bytes = 0
+        self._shard_bytes = shard_bytes
+        self._waiting: list[Half] = []
+        self._waiting_bytes = self._waiting_rows = self._shards = 0
+        self._index: list[tuple[str, int, int, int]] = []
+
+    def add(self, key: str, value: Half) -> None:
+        """Add a value; it is written when a shard is full."""
+        rows = value if self.ragged else value[None]
+        if list(rows.shape[1:]) != self.shape[1 if self.ragged else 0 :]:
+            raise ValueError(f"{key}: a value of shape {value.shape} instead of {self.shape}")
+        if self._waiting_bytes >= self._shard_bytes:
+            self._write()
+        self._index.append((key, self._shards, self._waiting_rows, len(rows)))
+        self._waiting.append(rows)
+        self._waiting_rows += len(rows)
+        self._waiting_bytes += rows.nbytes
+        self.bytes += rows.nbytes
+
+    def _write(self) -> None:
+        np.save(self.folder / _shard(self.name, self._shards), np.concatenate(self._waiting))
+        self._shards, self._waiting = self._shards + 1, []
+        self._waiting_bytes = self._waiting_rows = 0
+
+    def close(self) -> None:
+        """Write what waits, and the index of keys."""
+        if self._waiting:
+            self._write()
+        about = {"name": self.name, "shape": self.shape, "ragged": self.ragged}
+        (self.folder / SHAPE).write_text(json.dumps(about), encoding="utf-8")
+        columns = zip(*self._index, strict=True) if self._index else ([], [], [], [])
+        names = ("key", "shard", "first", "rows")
+        types = (pa.string(), pa.int32(), pa.int64(), pa.int32())
+        arrays = [pa.array(column, kind) for column, kind in zip(columns, types, strict=True)]
+        pq.write_table(pa.table(arrays, names=names), self.folder / KEYS)
+
+
+@dataclass(frozen=True)
+class MapCache:
+    """A cache that was written, with all of its shards mapped: its files may be unlinked.
+
+    Another process that is given it opens the same folder.
+    """
+
+    folder: Path
+    name: str
+    shape: list[int]
+    ragged: bool
+    places: Mapping[str, tuple[int, int, int]]
+    """Of each key: shard, first row, number of rows."""
+    shards: Sequence[Half]
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.places
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return read, (self.folder,)  # pickled memory maps are copies of all that they map
+
+    def value(self, key: str) -> Half:
+        """Return a key's value, (*shape), or (l, E) where ragged; of the file itself."""
+        shard, first, rows = self.places[key]
+        found = self.shards[shard][first : first + rows]
+        return found if self.ragged else found[0]
+
+    def take(
+        self, keys: Iterable[str], device: torch.device | str | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Return {name: values (B, *shape) float32} on `device`.
+
+        Ragged values are padded with zeros to the longest of them, l, and there is {TOKEN_MASK:
+        (B, l)}, True where there is a token.
+        """
+        places = [self.places[key] for key in keys]
+        longest = max((rows for _, _, rows in places), default=0)
+        shape = (longest, *self.shape[1:]) if self.ragged else (1, *self.shape)
+        values = np.zeros((len(places), *shape), np.float16)
+        # In the order of the files: neighbours are read together
+        for at in sorted(range(len(places)), key=places.__getitem__):
+            shard, first, rows = places[at]
+            values[at, :rows] = self.shards[shard][first : first + rows]
+        if not self.ragged:
+            return {self.name: torch.from_numpy(values[:, 0]).to(device).float()}
+        counts = torch.tensor([rows for _, _, rows in places])
+        mask = torch.arange(longest) < counts[:, None]
+        return {
+            self.name: torch.from_numpy(values).to(device).float(),
+            TOKEN_MASK: mask.to(device),
+        }
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What a head needs beside pooled features, by its needs; nothing for most heads."""
+
+    caches: Mapping[str, MapCache] = field(default_factory=dict)
+
+    def of_images(
+        self,
+        image_ids: Sequence[str],
+        device: torch.device | str | None = None,
+        *,
+        only: Collection[str] | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Return maps (B, C, H, W) by need; `only` of these needs."""
+        return self._of(image_ids, device, [need for need in self._images if _in(need, only)])
+
+    def of_texts(
+        self, texts: Sequence[str], device: torch.device | str | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Return `tokens` (B, L, E) and `token_mask` (B, L), or nothing."""
+        return self._of(texts, device, [need for need in self.caches if need not in self._images])
+
+    def shapes(self) -> dict[str, list[int]]:
+        """Return the shape of each need, without B."""
+        return {need: cache.shape for need, cache in self.caches.items()}
+
+    @property
+    def _images(self) -> list[str]:
+        return [need for need, cache in self.caches.items() if not cache.ragged]
+
+    def _of(
+        self, keys: Sequence[str], device: torch.device | str | None, needs: Iterable[str]
+    ) -> dict[str, torch.Tensor]:
+        found: dict[str, torch.Tensor] = {}
+        for need in needs:
+            found |= self.caches[need].take(keys, device)
+        return found
+
+    def write(self, folder: Path, image_ids: Sequence[str]) -> None:
+        """Write the images' values into a folder for each need, as caches of their own."""
+        for need in self._images:
+            cache = self.caches[need]
+            writer = Writer(folder / need, need, cache.shape)
+            for image_id in image_ids:
+                writer.add(image_id, cache.value(image_id))
+            writer.close()
+
+
+NOTHING = Extras()
+
+
+def _in(need: str, only: Collection[str] | None) -> bool:
+    return only is None or need in only
+
+
+def read(folder: Path) -> MapCache:
+    """Open a cache that `Writer` wrote. Raises DataError where it is not whole."""
+    try:
+        about = json.loads((folder / SHAPE).read_text(encoding="utf-8"))
+        table = pq.read_table(folder / KEYS)
+        places = list(
+            zip(*(table[name].to_pylist() for name in ("shard", "first", "rows")), strict=True)
+        )
+        shards: list[Any] = [
+            np.load(folder / _shard(about["name"], number), mmap_mode="r")
+            for number in range(1 + max(table["shard"].to_pylist(), default=-1))
+        ]
+        found = MapCache(
+            folder,
+            **about,
+            places=dict(zip(table["key"].to_pylist(), places, strict=True)),
+            shards=shards,
+        )
+        _check(found)
+    except (OSError, ValueError, KeyError, TypeError, NotImplementedError, RecursionError) as error:
+        raise DataError(
+            f"the cached maps in {folder} cannot be read",
+            got=f"{type(error).__name__}: {error}",
+            expected=f"{SHAPE}, {KEYS} and the shards that it names",
+            do="delete the folder, and run the same command again: its stage is done again",
+        ) from error
+    return found
+
+
+def _check(found: MapCache) -> None:
+    """Raise ValueError where a shard is of another kind, or ends before a value that it has."""
+    rest = found.shape[1 if found.ragged else 0 :]
+    if any(one.dtype != np.float16 or list(one.shape[1:]) != rest for one in found.shards):
+        raise ValueError(f"a shard of another kind than float16 of {rest}")
+    if any(first + rows > len(found.shards[shard]) for shard, first, rows in found.places.values()):
+        raise ValueError("a shard that ends before its last value")
+
+
+def _shard(name: str, number: int) -> str:
+    return f"{name}-{number:05d}.npy"

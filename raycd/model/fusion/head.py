@@ -1,0 +1,97 @@
+"""`Head`, what every fusion head is, and `HeadBatch`, what its loss sees.
+
+The gallery's side is the same for every head: the frozen encoder's pooled feature, compared by the
+cosine. So one gallery, index and bundle serve all heads, and all are compared under one protocol.
+Where a paper maps the target through layers of its own, the head here does not, and says so.
+
+Shapes: B triplets, D feature size, N candidates; C, H, W of a feature map; L text tokens of size E.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from raycd.model.loss import batch_classification_loss
+
+NEEDS = frozenset({"map", "middle", "tokens"})
+"""What a head may ask of the frozen encoder beside pooled features."""
+
+
+@dataclass(frozen=True)
+class HeadBatch:
+    """A batch of triplets as features of the frozen encoder, un-normalised."""
+
+    image_BD: torch.Tensor
+    """Of the reference images."""
+    text_BD: torch.Tensor
+    target_BD: torch.Tensor
+    """Of the target images."""
+    target_B: torch.Tensor
+    """int64; triplets of equal numbers, on whatever worker, are not each other's negatives."""
+    extra: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """What the head needs of reference and text: map (B, C, H, W), middle (B, C2, H2, W2), tokens
+    (B, L, E), and with them token_mask (B, L), true where there is a token.
+    """
+    target_extra: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """What its loss needs of the target image (`Head.needs_of_target`): map, middle."""
+    image_B: torch.Tensor | None = None
+    """Numbers of the reference images, for losses that look for them; None: all differ."""
+    right_BT: torch.Tensor | None = None
+    """Numbers of all targets that are right for each triplet, padded with -1: no negatives either.
+    None: each has its own target alone.
+    """
+
+    def classification_loss(
+        self, query_BD: torch.Tensor, logit_scale: float | torch.Tensor, *, margin: float = 0.0
+    ) -> torch.Tensor:
+        """Return the batch-based classification loss (eq. 4) of queries (B, D) for the targets."""
+        return batch_classification_loss(
+            query_BD, self.target_BD, self.target_B, logit_scale, self.right_BT, margin=margin
+        )
+
+
+class Head(nn.Module):
+    """A fusion head: forward(image_BD, text_BD, **extra) -> normalised queries (B, D).
+
+    `extra` are the tensors of `HeadBatch.extra` that the head needs, by their names; a head of
+    pooled features takes the two arguments alone. Features are un-normalised. Every parameter takes
+    part in every training loss: DistributedDataParallel waits for its gradient.
+
+    Attributes:
+        needs: Those of `NEEDS` that the head asks for; it finds their shapes in
+            `HeadConfig.extra`.
+        needs_of_target: Those of them that its loss asks for of the target image, too.
+        reranks: Whether it has `rerank`.
+        trains: Whether it has weights.
+        drops: Whether it has dropout, by `HeadConfig.dropout`: a sweep searches it then.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    needs_of_target: ClassVar[frozenset[str]] = frozenset()
+    reranks: ClassVar[bool] = False
+    trains: ClassVar[bool] = True
+    drops: ClassVar[bool] = False
+
+    def training_loss(self, batch: HeadBatch, logit_scale: float) -> torch.Tensor:
+        """Return the loss of a batch: the batch-based classification loss (eq. 4) of its queries.
+
+        A head with a loss of its own overrides this. It may run under autocast: what must not be
+        rounded is taken out of it, as `raycd.model.loss.full_precision` does.
+        """
+        query_BD = self(batch.image_BD, batch.text_BD, **batch.extra)
+        return batch.classification_loss(query_BD, logit_scale)
+
+    def rerank(
+        self, image_BD: torch.Tensor, text_BD: torch.Tensor, candidate_BND: torch.Tensor
+    ) -> torch.Tensor:
+        """Return scores (B, N) of gallery images for each query, greater is better.
+
+        They are added to the cosines of the first candidates (`raycd.rerank`). Only heads whose
+        `reranks` is true have it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} re-ranks nothing")

@@ -1,0 +1,102 @@
+"""A trained model on data that it was not trained with: a test split, or another data set.
+
+Nothing is kept: the images and texts of the split are embedded each time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from raycd import bundle, features, map_cache, scratch
+from raycd.config import Config
+from raycd.data.missing import ImageReport
+from raycd.data.read import read
+from raycd.data.schema import Dataset
+from raycd.evaluate import cached_query
+from raycd.features import Features
+from raycd.map_cache import NOTHING, Extras
+from raycd.model import encoder as encoders
+from raycd.model import fusion
+from raycd.model.encoder import Encoder
+from raycd.model.fusion import Head, HeadConfig
+from raycd.rerank import cached_rerank
+from raycd.runtime import cluster, embedding
+from raycd.runtime.evaluation import Variant
+from raycd.runtime.map_stages import write_cache
+from raycd.runtime.stages import FINE_TUNED, IMAGES, TEXTS, Context, own_device
+
+
+@dataclass(frozen=True)
+class Model:
+    """An encoder, and the head that belongs to it."""
+
+    encoder: Encoder
+    head: Head
+    head_config: HeadConfig
+
+    @classmethod
+    def of_run(cls, context: Context) -> Model:
+        """Return the model of a run that has trained its head."""
+        encoder = encoders.load_saved(context.run.local("stage1") / "encoder")
+        head, config = fusion.load(context.run.local("stage2") / "head", dim=encoder.dim)
+        return cls(encoder, head, config)
+
+    @classmethod
+    def of_bundle(cls, folder: str) -> Model:
+        """Return the model of a bundle. Raises WeightsError where it is damaged."""
+        loaded = bundle.load(Path(folder))
+        return cls(loaded.encoder, loaded.head, loaded.head_config)
+
+
+def dataset(config: Config, split: str) -> Dataset:
+    """Read one split of the data set of a configuration. Raises DataError as the readers do."""
+    return read(config.data, splits=(split,))
+
+
+def variants(
+    model: Model, data: Dataset, split: str, config: Config
+) -> tuple[list[Variant], ImageReport]:
+    """Embed a split on Ray; return the fine-tuned sum and the head, and the missing images."""
+    paths = dict(
+        zip(data.images["image_id"].to_pylist(), data.images["path"].to_pylist(), strict=True)
+    )
+    wanted = dict.fromkeys(data.images_of(split))
+    texts = dict.fromkeys(row["text"] for row in data.queries(split, both_orders=True))
+    images, missing, text_features, extras = _embedded(
+        model, {image_id: paths[image_id] for image_id in wanted}, list(texts), config
+    )
+    device = own_device(config)
+    total = fusion.create(HeadConfig("sum", model.encoder.dim))
+    found = []
+    for name, fuse, beside in (
+        (FINE_TUNED, total, NOTHING),
+        (model.head_config.name, model.head, extras),
+    ):
+        query = cached_query(fuse.to(device).eval(), images, text_features, device, beside)
+        depth = config.evaluate.rerank_depth
+        rerank = cached_rerank(fuse, images, text_features, depth, device)
+        found.append(Variant(name, images, query, rerank))
+    return found, missing
+
+
+def _embedded(
+    model: Model, paths: dict[str, str | None], texts: list[str], config: Config
+) -> tuple[Features, ImageReport, Features, Extras]:
+    encoder, caches = model.encoder, {}
+    with scratch.folder() as folder, cluster.connected():
+        features.write(folder / IMAGES, embedding.embed_images(paths, encoder, config))
+        features.write(folder / TEXTS, embedding.embed_texts(texts, encoder, config))
+        images, missing = features.read(folder / IMAGES)
+        text_features, _ = features.read(folder / TEXTS)
+        readable = {key: path for key, path in paths.items() if key in images}
+        for need in sorted(model.head.needs):
+            given, size = (texts, 0) if need == "tokens" else (readable, _side(model, need))
+            write_cache(folder / need, need, given, encoder, size, config)
+            caches[need] = map_cache.read(folder / need)  # outlives its files
+    return images, missing, text_features, Extras(caches)
+
+
+def _side(model: Model, need: str) -> int:
+    """Return the side of the maps that the head was trained on."""
+    return model.head_config.extra[need][-1]

@@ -1,0 +1,128 @@
+"""Evaluation through a running service, query by query: what its users get.
+
+Each query of val is a search by the reference's name and the text, in its category. Results that
+the protocol does not search, such as images that were added live, are passed over, so more are
+asked for until enough remain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from raycd.client import Client
+from raycd.config import Config, Protocol
+from raycd.data.schema import Dataset, targets_of
+from raycd.evaluate import AVERAGE, MASKED, Evaluation, average, gallery_ids
+from raycd.progress import Bar
+from raycd.ranking import NOT_FOUND, mean_average_precision, recall
+
+Found = list[tuple[str, float]]  # images and their cosines, best first
+
+
+def ask(
+    client: Client, dataset: Dataset, config: Config, protocol: Protocol, *, top: int = 0
+) -> Evaluation:
+    """Ask a service all queries of val; return what `evaluate` returns, without subsets.
+
+    A rank is known as far as results were asked for: to the greatest of `evaluate.ks`,
+    `evaluate.map_ks` and `top`. A query whose reference, or all of whose targets, the service does
+    not have is not found. Raises ServiceError where the service refuses or does not answer.
+    """
+    settings = config.evaluate
+    depth = max(*settings.ks, *settings.map_ks, top)
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for row in dataset.queries("val", both_orders=settings.captions == "both_orders"):
+        rows.setdefault(row["category"], []).append(row)
+    evaluation, limits = Evaluation(recalls={}), client.info().limits
+    with Bar("ask the service", total=sum(map(len, rows.values())), unit="queries") as bar:
+        for category, queries in rows.items():
+            wanted = gallery_ids(dataset.gallery_ids(category, "val"), queries, protocol)
+            there = {item.image_id for item in client.iter_gallery(category=[category])}
+            searched = there.intersection(wanted)
+            service = _Category(client, category, searched, depth, limits.top_k, protocol in MASKED)
+            ranks = []
+            for query in queries:
+                right = set(targets_of(query)) & searched
+                asked = query["reference"] in there and bool(right)
+                best = service.search(query) if asked else []
+                if not asked:
+                    evaluation.missing_queries.setdefault(category, []).append(query["triplet_id"])
+                evaluation.top[query["triplet_id"]] = best[:top]
+                ranks.append(_ranks(best, right, query["reference"] if protocol in MASKED else ""))
+                bar.advance()
+            evaluation.gallery[category], evaluation.queries[category] = len(searched), len(queries)
+            evaluation.missing_gallery[category] = [i for i in wanted if i not in there]
+            _measure(evaluation, category, queries, ranks, config)
+    evaluation.recalls[AVERAGE] = average(evaluation.recalls.values())
+    return evaluation
+
+
+class _Category:
+    """The searches of one category."""
+
+    def __init__(
+        self,
+        client: Client,
+        category: str,
+        searched: set[str],
+        depth: int,
+        page: int,
+        exclude_reference: bool,
+    ) -> None:
+        self.client, self.category, self.searched = client, category, searched
+        self.depth, self.page, self.exclude_reference = depth, page, exclude_reference
+
+    def search(self, query: dict[str, Any]) -> Found:
+        """Return the best `depth` images of those that the protocol searches."""
+        found: Found = []
+        offset, size = 0, min(self.page, self.depth)
+        while len(found) < self.depth:
+            response = self.client.search(
+                image_id=query["reference"],
+                text=query["text"],
+                category=[self.category],
+                exclude_reference=self.exclude_reference,
+                top_k=size,
+                offset=offset,
+            )
+            found += [
+                (r.image_id, r.score) for r in response.results if r.image_id in self.searched
+            ]
+            offset += size
+            if len(response.results) < size:
+                break
+        return found[: self.depth]
+
+
+def _ranks(found: Found, right: set[str], masked: str) -> list[int]:
+    """Return the ranks of the right images that were found, best first; see `raycd.ranking`."""
+    right = right - {masked}
+    wrong = [score for image_id, score in found if image_id not in right]
+    own = sorted((score for image_id, score in found if image_id in right), reverse=True)
+    return [place + sum(other >= score for other in wrong) for place, score in enumerate(own, 1)]
+
+
+def _measure(
+    evaluation: Evaluation,
+    category: str,
+    queries: Sequence[dict[str, Any]],
+    ranks: Sequence[Sequence[int]],
+    config: Config,
+) -> None:
+    """Add the category's ranks and recall."""
+    width = max(1, *(len(targets_of(query)) for query in queries))
+    padded = [[*own, *[NOT_FOUND] * (width - len(own))] for own in ranks]
+    ranks_QT = torch.tensor(padded, dtype=torch.int64)
+    evaluation.missing_queries.setdefault(category, [])
+    evaluation.ranks.update(
+        (query["triplet_id"], own[0] if own else None)
+        for query, own in zip(queries, ranks, strict=True)
+    )
+    relevant = torch.tensor([len(targets_of(query)) for query in queries])
+    evaluation.recalls[category] = recall(ranks_QT[:, 0], config.evaluate.ks)
+    evaluation.recalls[category] |= mean_average_precision(
+        ranks_QT, relevant, config.evaluate.map_ks
+    )

@@ -1,0 +1,129 @@
+"""The stage evaluate, and what jobs/evaluate.py asks beyond it: single queries, other protocols.
+
+A **variant** is a way to make queries: the pre-trained or the fine-tuned sum, or the fusion head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from raycd import features
+from raycd.config import Config, Protocol
+from raycd.data.schema import Dataset
+from raycd.evaluate import (
+    AVERAGE,
+    Evaluation,
+    QueryFunction,
+    RerankFunction,
+    cached_query,
+    composed_query,
+    evaluate,
+)
+from raycd.features import Features
+from raycd.map_cache import NOTHING
+from raycd.model import fusion
+from raycd.model.fusion import joint
+from raycd.rerank import cached_rerank
+from raycd.run import Writing
+from raycd.runtime.stages import FINE_TUNED, QUERIES, ZERO_SHOT, Context, needs, own_device
+
+PROTOCOLS: tuple[Protocol, ...] = ("original", "original-masked", "val")
+
+
+class Variant(NamedTuple):
+    """A way to make queries, the images that they search, and what re-ranks these."""
+
+    name: str
+    images: Features
+    query: QueryFunction
+    rerank: RerankFunction | None = None
+
+
+class Asked(NamedTuple):
+    """All queries of val, asked of a variant under a protocol."""
+
+    protocol: Protocol
+    variant: str
+    found: Evaluation
+
+
+def variants(context: Context) -> list[Variant]:
+    """Return the pre-trained sum, the fine-tuned sum and the fusion head of a run."""
+    device = own_device(context.config)
+    head, head_config = fusion.load(context.run.local("stage2") / "head")
+    total = fusion.create(fusion.HeadConfig("sum", head_config.dim))
+    found = []
+    for name, stage, fuse in (
+        (ZERO_SHOT, "zero_shot", total),
+        (FINE_TUNED, "embed", total),
+        (head_config.name, "embed", head),
+    ):
+        images, texts, _ = context.features(stage)
+        extras = context.extras(needs(context.config)) if fuse is head else NOTHING
+        query = cached_query(fuse.to(device).eval(), images, texts, device, extras)
+        if name == joint.NAME:
+            composed, _ = features.read(context.run.local("stage2") / QUERIES)
+            query = composed_query(composed, device)
+        depth = context.config.evaluate.rerank_depth
+        rerank = cached_rerank(fuse, images, texts, depth, device)
+        found.append(Variant(name, images, query, rerank))
+    return found
+
+
+def ask(
+    dataset: Dataset,
+    variant: Variant,
+    config: Config,
+    *,
+    protocol: Protocol | None = None,
+    top: int = 0,
+) -> Evaluation:
+    """Measure a variant on val, as `config.evaluate` says, or under another protocol."""
+    settings = config.evaluate
+    return evaluate(
+        dataset,
+        "val",
+        variant.images,
+        variant.query,
+        protocol=protocol or settings.protocol,
+        ks=settings.ks,
+        batch_size=settings.batch_size,
+        device=own_device(config),
+        both_orders=settings.captions == "both_orders",
+        map_ks=settings.map_ks,
+        top=top,
+        rerank=variant.rerank,
+    )
+
+
+def evaluate_variants(context: Context, writing: Writing) -> None:
+    """Measure recall on val: of the pre-trained sum, the fine-tuned sum and the fusion head."""
+    recalls, ranks = {}, {}
+    for variant in variants(context):
+        found = ask(context.dataset, variant, context.config)
+        recalls[variant.name], ranks[variant.name] = found.recalls, found.ranks
+    writing.record |= {
+        "variants": recalls,
+        "counts": {
+            "gallery": found.gallery,
+            "queries": found.queries,
+            "missing_queries": {name: len(ids) for name, ids in found.missing_queries.items()},
+            "missing_gallery": {name: len(ids) for name, ids in found.missing_gallery.items()},
+        },
+        "missing": {"queries": found.missing_queries, "gallery": found.missing_gallery},
+        "ranks": ranks,
+    }
+
+
+def metrics(asked: Sequence[Asked]) -> dict[str, Any]:
+    """Return what `report.table` shows: of several protocols, the averages side by side."""
+    variants: dict[str, dict[str, Any]] = {}
+    several = len({one.protocol for one in asked}) > 1
+    for protocol, variant, found in asked:
+        if several:
+            variants.setdefault(variant, {})[protocol] = found.recalls[AVERAGE]
+        else:
+            variants[variant] = found.recalls
+    # Verdicts compare with galleries of chance, which is another one under each protocol
+    return {"variants": variants, **({} if several else {"counts": {"gallery": found.gallery}})}

@@ -1,0 +1,101 @@
+"""What a bundle's head needs of a query beside pooled features; of most heads nothing.
+
+A given image's maps come from the encoder, a named one's from the bundle. An image that was added
+or replaced while the service runs has none there.
+
+Shapes: B images, N texts, S image side, L context length, D feature size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from raycd.bundle import Bundle
+from raycd.errors import DataError
+from raycd.gallery.static import Gallery
+from raycd.gallery.view import View
+from raycd.map_cache import TOKEN_MASK
+from raycd.model import maps
+from raycd.model.maps import Extra
+
+
+class HeadNeeds:
+    """The needs of a bundle's head. One thread at a time may encode."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.names = bundle.head.needs
+        self._encoder, self._head, self._shapes = (
+            bundle.encoder,
+            bundle.head_config.name,
+            bundle.head_config.extra,
+        )
+        self._extras = bundle.extras
+        self._own = View.of(bundle.index, Gallery(bundle.gallery))
+
+    def encode_images(self, pixels_BSS3: torch.Tensor) -> tuple[torch.Tensor, list[Extra]]:
+        """Return un-normalised features (B, D), and each image's maps as the head was trained."""
+        image_BD, found = maps.encode_images(self._encoder, pixels_BSS3, self.names)
+        found = {
+            need: maps.pooled(value, self._shapes[need][-1]).half().float().cpu()
+            for need, value in found.items()
+        }
+        rows = range(len(image_BD))
+        return image_BD.cpu(), [{need: found[need][row] for need in found} for row in rows]
+
+    def encode_tokens(self, tokens_NL: torch.Tensor) -> tuple[torch.Tensor, list[Extra]]:
+        """Return un-normalised features (N, D), and each text's states of its real tokens."""
+        if maps.TOKENS not in self.names:
+            return self._encoder.encode_tokens(tokens_NL).cpu(), [{}] * len(tokens_NL)
+        text_ND, found = maps.encode_tokens(self._encoder, tokens_NL)
+        states, counts = found[maps.TOKENS].half().float().cpu(), found[TOKEN_MASK].sum(1).tolist()
+        rows = [{maps.TOKENS: state[:count]} for state, count in zip(states, counts, strict=True)]
+        return text_ND.cpu(), rows
+
+    def check(self, view: View, position: int) -> None:
+        """Raise DataError unless the bundle has what the head needs of this gallery image."""
+        image_id = view.image_id(position)
+        own = self._own.position(image_id)
+        wanted = [need for need in maps.IMAGE_NEEDS if need in self.names]
+        if not wanted:
+            return
+        known = all(
+            need in self._extras.caches and image_id in self._extras.caches[need] for need in wanted
+        )
+        # An image of the same id that was replaced has other features, and would have other maps
+        if known and own is not None and _same(view, position, self._own, own):
+            return
+        raise DataError(
+            f"the head {self._head} needs more of a reference image than its feature, and the "
+            "bundle does not have that of this one",
+            got=f"image_id {image_id!r}",
+            expected="an image that the bundle was written with, and that was not replaced since",
+            do="send the image itself",
+        )
+
+    def of_image(self, image_id: str) -> Extra:
+        """Return the maps of a gallery image that `check` has accepted."""
+        return {need: value[0] for need, value in self._extras.of_images([image_id]).items()}
+
+    def batch(self, rows: Sequence[Extra]) -> Extra:
+        """Return the head's keyword arguments for several queries, on the encoder's device."""
+        found: Extra = {}
+        for need in rows[0] if rows else ():
+            values = [row[need] for row in rows]
+            if need == maps.TOKENS:
+                counts = torch.tensor([len(value) for value in values])
+                mask = torch.arange(int(counts.max())) < counts[:, None]
+                found[TOKEN_MASK] = mask.to(self._encoder.device)
+            stacked = pad_sequence(values, batch_first=True)
+            found[need] = stacked.to(self._encoder.device)
+        return found
+
+
+def _same(one: View, position: int, other: View, other_position: int) -> bool:
+    feature_1D, other_1D = (
+        view.features(np.array([at])) for view, at in ((one, position), (other, other_position))
+    )
+    return np.allclose(feature_1D, other_1D, rtol=1e-3, atol=1e-4)

@@ -1,0 +1,146 @@
+"""Answers to test splits whose targets are secret, as the evaluation servers read them.
+
+CIRR takes two files: of each query the best 50 images of the gallery, and the best 3 of its group;
+neither has the reference. CIRCO takes one, of the best 50 images.
+
+A server refuses a file that lacks a query. So one that cannot be asked, because its reference is
+missing, is answered by the first images of the gallery, and counted.
+
+Shapes: B queries, G gallery images, D feature size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from raycd.data.schema import Dataset
+from raycd.errors import ConfigError, DataError
+from raycd.evaluate import QueryFunction, RerankFunction
+from raycd.features import Features
+from raycd.ranking import top_images
+
+TOP, TOP_OF_SUBSET = 50, 3
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """The answers to all queries of a split, by triplet id."""
+
+    gallery: dict[str, list[str]] = field(default_factory=dict)
+    """The best TOP images."""
+    subsets: dict[str, list[str]] = field(default_factory=dict)
+    """The members of the triplet's subset without the reference, best first."""
+    unasked: list[str] = field(default_factory=list)
+    """Triplets whose reference has no feature."""
+    missing: list[str] = field(default_factory=list)
+    """Gallery images that have no feature: they can be in no answer."""
+
+
+@torch.inference_mode()
+def rank(
+    dataset: Dataset,
+    split: str,
+    images: Features,
+    query: QueryFunction,
+    *,
+    mask_reference: bool,
+    batch_size: int = 1024,
+    device: torch.device | str = "cpu",
+    rerank: RerankFunction | None = None,
+) -> Ranked:
+    """Rank the gallery for each query of a split; its targets are not looked at.
+
+    Raises DataError where the split has no queries.
+    """
+    by_category: dict[str, list[dict[str, Any]]] = {}
+    for row in dataset.queries(split):
+        by_category.setdefault(row["category"], []).append(row)
+    if not by_category:
+        raise DataError(f"the split {split} has no queries", do="submit another split")
+    ranked = Ranked()
+    for category, rows in by_category.items():
+        annotated = dataset.gallery_ids(category, split)
+        ids = [image_id for image_id in annotated if image_id in images]
+        ranked.missing.extend(image_id for image_id in annotated if image_id not in images)
+        gallery_GD = F.normalize(images.take(ids, device).float(), dim=-1)
+        places = {image_id: place for place, image_id in enumerate(ids)}
+        asked = [row for row in rows if row["reference"] in images]
+        for start in range(0, len(asked), batch_size):
+            batch = asked[start : start + batch_size]
+            query_BD = F.normalize(query(batch).to(gallery_GD), dim=-1)
+            masked = torch.tensor([places.get(row["reference"], -1) for row in batch])
+            _, best_BK = top_images(
+                *(query_BD, gallery_GD, TOP, masked if mask_reference else None),
+                batch_size=batch_size,
+                rescore=rerank(batch, gallery_GD) if rerank else None,
+            )
+            for row, best_K, query_D in zip(batch, best_BK.tolist(), query_BD, strict=True):
+                ranked.gallery[row["triplet_id"]] = [ids[place] for place in best_K]
+                ranked.subsets[row["triplet_id"]] = _ordered(row, places, gallery_GD, query_D)
+        for row in rows:
+            if row["reference"] not in images:
+                others = [i for i in annotated if not mask_reference or i != row["reference"]]
+                ranked.unasked.append(row["triplet_id"])
+                ranked.gallery[row["triplet_id"]] = others[:TOP]
+                ranked.subsets[row["triplet_id"]] = _members(row)
+    return ranked
+
+
+def cirr(ranked: Ranked) -> dict[str, dict[str, Any]]:
+    """Return CIRR's two files (release rc2) by name; triplet ids end with the pair's id."""
+    pair = {triplet_id: triplet_id.rpartition("/")[2] for triplet_id in ranked.gallery}
+    return {
+        "recall_submission.json": {"version": "rc2", "metric": "recall"}
+        | {pair[key]: best for key, best in ranked.gallery.items()},
+        "recall_subset_submission.json": {"version": "rc2", "metric": "recall_subset"}
+        | {pair[key]: best[:TOP_OF_SUBSET] for key, best in ranked.subsets.items()},
+    }
+
+
+def circo(ranked: Ranked) -> dict[str, dict[str, Any]]:
+    """Return CIRCO's file by name: query id -> COCO's numbers of the best images."""
+    answers = {
+        key.rpartition("/")[2]: [int(image_id) for image_id in best]
+        for key, best in ranked.gallery.items()
+    }
+    return {"circo_submission.json": answers}
+
+
+FORMATS: Mapping[str, tuple[Callable[[Ranked], dict[str, dict[str, Any]]], bool]] = {
+    "cirr": (cirr, True),
+    "circo": (circo, False),
+}
+"""data.format -> what makes the files, and whether the reference is left out."""
+
+
+def check_format(name: str) -> None:
+    """Raise ConfigError for a data set that has no evaluation server."""
+    if name not in FORMATS:
+        raise ConfigError(
+            "there is no evaluation server for this data set",
+            got=f"data.format {name}",
+            expected=f"one of: {', '.join(FORMATS)}",
+        )
+
+
+def _members(row: Mapping[str, Any]) -> list[str]:
+    return [member for member in row["subset"] or () if member != row["reference"]]
+
+
+def _ordered(
+    row: Mapping[str, Any],
+    places: Mapping[str, int],
+    gallery_GD: torch.Tensor,
+    query_D: torch.Tensor,
+) -> list[str]:
+    """Return the members of a row's subset by their cosines, those without a feature last."""
+    members = _members(row)
+    known: Sequence[str] = [member for member in members if member in places]
+    scores = (gallery_GD[[places[member] for member in known]] @ query_D).tolist()
+    score = dict(zip(known, scores, strict=True))
+    return sorted(members, key=lambda member: -score.get(member, -torch.inf))

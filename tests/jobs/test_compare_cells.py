@@ -1,0 +1,279 @@
+"""The cells of a comparison on real Ray, over features drawn here: what is trained once, what
+again, and that the tables say what the cells say.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+
+from jobs.comparison import heads, results
+from jobs.comparison.cells import Cells, Record, run_all, tracked
+from jobs.comparison.plan import make_plan
+from raycd import mine
+from raycd.compare.lines import Table
+from raycd.config import Config, MineConfig
+from raycd.data.build import DatasetBuilder, TripletRow
+from raycd.data.captions import evaluation_text, training_texts
+from raycd.errors import RunError
+from raycd.evaluate import Metric
+from raycd.map_cache import NOTHING
+from raycd.run import Run
+from tune.trial import Tables
+
+D, IMAGES = 8, 40
+IDS = [f"i{n}" for n in range(IMAGES)]
+INPUTS = {name: f"{name} as it was" for name in ("encoder", "zero_shot", "stage1", "embed", "mine")}
+# Splits: their first image and number of triplets. Images of selection are no substitutes.
+SPLITS = {"train": (0, 24), "selection": (32, 6), "val": (0, 30)}
+ORIGINALS = 24
+METRICS = [Metric(), Metric(k=50)]
+
+
+@pytest.fixture(scope="module")
+def tables() -> Tables:
+    """Return triplets i -> i + 1 of two categories over random features, and mined candidates."""
+    builder, texts = DatasetBuilder(), dict[str, None]()
+    for split, (first, count) in SPLITS.items():
+        for category in ("dress", "shirt"):
+            builder.add_gallery(category, split, IDS[first:], source="x")
+        for n in range(first, first + count):
+            category, captions = ("dress", "shirt")[n % 2], [f"is {n}", "long"]
+            row = TripletRow(f"{split}/{n}", category, split, IDS[n], IDS[n + 1], captions)
+            builder.add_triplet(row, where="here")
+            texts |= dict.fromkeys((evaluation_text(captions), *training_texts(captions)))
+    dataset, rng = builder.build({}), np.random.default_rng(0)
+    image_ND = rng.normal(size=(IMAGES, D)).astype(np.float32)
+    text_ND = rng.normal(size=(len(texts), D)).astype(np.float32)
+    settings = MineConfig(neighbours=4, floor=-1.0, s_max=2)
+    train = dataset.triplets_of("train")
+    rows = mine.of_triplets(IDS, train)
+    pools = mine.make_pools("all", dataset.gallery, rows)
+    found = mine.find_neighbours(image_ND, pools, settings)
+    text_TD = text_ND[: len(train)]
+    candidates = mine.make_candidates(rows, found, image_ND, text_TD, encoder="abc")
+    return Tables(dataset, candidates, (IDS, image_ND), (list(texts), text_ND), NOTHING)
+
+
+def configured(runs: Path, **stage2: Any) -> Config:
+    small = {"bilinear_dim": 2, "projection_dim": 8, "hidden_dim": 8, "batch_size": 8, "lr": 1e-2}
+    return Config.model_validate(
+        {
+            "name": "tiny",
+            "runs": str(runs),
+            "mine": {"eps_low": 0.0, "floor": -1.0, "eps_high": 1.0, "s_max": 2, "alpha": -1.0},
+            "stage2": {"epochs": 2, "k": 1, "logit_scale": 10.0, **small, **stage2},
+        }
+    )
+
+
+class Comparison:
+    """A comparison of drawn features, without the stages before them."""
+
+    def __init__(self, runs: Path, tables: Tables, **options: Any) -> None:
+        self.config = configured(runs)
+        given = {"heads": "combiner,clip_cd", "settings": [], "variants": "original,pseudo"}
+        self.plan = make_plan(self.config, **(given | {"seeds": 2} | options))
+        sources = {frozenset[str](): tables}
+        self.wanted, self.todo = heads.cells_of(self.config, self.plan, sources, INPUTS)
+        self.run = Run(str(runs / "tiny"), {"format": "drawn"})
+        self.cells = Cells(self.run)
+        self.categories = tables.dataset.triplets_of("val")["category"].to_pylist()
+
+    def train(self, **how: Any) -> dict[str, Record]:
+        return run_all(self.todo, self.cells, **how)
+
+    def tables(self, found: Mapping[str, Record]) -> list[Table]:
+        return results.tables(self.wanted, found, self.categories, METRICS, self.plan.baseline)
+
+    def files(self) -> dict[str, bytes]:
+        folder = Path(self.run.root) / "compare" / "cells"
+        return {path.name: path.read_bytes() for path in folder.glob("*.json")}
+
+
+def test_a_comparison_stopped_in_the_middle_goes_on_with_the_cells_that_are_left(
+    ray_cluster: None, tmp_path: Path, tables: Tables
+) -> None:
+    first = Comparison(tmp_path, tables)
+    ended: list[Record] = []
+
+    def stop(record: Record) -> None:
+        ended.append(record)
+        if len(ended) == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        first.train(ended=stop, concurrent=1)
+    kept = first.files()
+    assert len(kept) == 4
+
+    again, ended = Comparison(tmp_path, tables), []
+    found = again.train(ended=ended.append)
+    after = again.files()
+    assert {name: after[name] for name in kept} == kept
+    # sum once; two heads, two seeds: originals for 2 epochs and longer, pseudo triplets
+    trained = {cell.path for cell in again.todo}
+    assert len(after) == len(trained) == len(found)
+    assert len([name for name in after if name.startswith("combiner-")]) == 6
+    assert len(ended) == len(after) - 4
+    assert Comparison(tmp_path, tables).train() == found
+
+
+def test_the_tables_say_what_the_cells_say(
+    ray_cluster: None, tmp_path: Path, tables: Tables
+) -> None:
+    comparison = Comparison(tmp_path, tables)
+    found = comparison.train()
+    made = comparison.tables(found)
+    assert [table.key for table in made] == [
+        *("epochs-original", "epochs-pseudo", "triplets-original"),
+        *("epochs-gain", "triplets-gain"),
+    ]
+    assert made[1].title.startswith("At equal epochs, which are equal triplets seen, with pseudo")
+    results.write(comparison.run, "comparison", made)
+    text = (Path(comparison.run.root) / "compare" / "comparison.csv").read_text()
+    rows = list(csv.DictReader(text.splitlines()))
+    for want in comparison.wanted:
+        key = f"{want.form or 'epochs'}-{want.variant or 'original'}"
+        own = [r for r in rows if r["method"] == want.name and r["table"] == key]
+        if key == "triplets-pseudo":
+            assert own == []  # the same trainings as at equal epochs
+            continue
+        records = [found[path] for path in want.paths.values()]
+        for row in own:
+            values = [record["recalls"]["average"][row["metric"]] for record in records]
+            assert float(row["mean"]) == pytest.approx(np.mean(values))
+            if want.is_trained:
+                assert float(row["sd"]) == pytest.approx(np.std(values, ddof=1), abs=1e-9)
+                assert int(row["triplets_seen"]) == records[0]["seen"]
+                assert int(row["parameters"]) == records[0]["parameters"] > 0
+    originals = [w for w in comparison.wanted if w.variant == "original" and w.name == "combiner"]
+    seen = {want.form: found[want.paths[0]]["seen"] for want in originals}
+    [pseudo] = {
+        found[want.paths[0]]["seen"]
+        for want in comparison.wanted
+        if want.variant == "pseudo" and want.name == "combiner"
+    }
+    assert seen["epochs"] == 2 * ORIGINALS < pseudo
+    assert pseudo <= seen["triplets"] < pseudo + ORIGINALS
+
+
+def test_a_setting_of_one_row_trains_that_row_anew_and_rows_of_equal_settings_share_cells(
+    ray_cluster: None, tmp_path: Path, tables: Tables
+) -> None:
+    small = {"heads": "combiner", "variants": "original", "seeds": 1}
+    Comparison(tmp_path, tables, **small).train()
+    before = Comparison(tmp_path, tables, **small).files()
+    twice = Comparison(tmp_path, tables, **small | {"heads": "combiner,same=combiner"})
+    twice.train()
+    assert twice.files() == before
+    other = Comparison(tmp_path, tables, **small | {"settings": ["combiner.stage2.dropout=0"]})
+    other.train()
+    assert set(before) < set(other.files())
+
+
+def test_a_threshold_does_not_touch_cells_without_pseudo_triplets(
+    tmp_path: Path, tables: Tables
+) -> None:
+    def paths(variant: str, *settings: str) -> set[str]:
+        options = {"heads": "combiner", "variants": variant, "settings": settings}
+        return {cell.path for cell in Comparison(tmp_path, tables, **options).todo}
+
+    assert paths("original", "combiner.mine.alpha=0.9") == paths("original")
+    assert paths("pseudo", "combiner.mine.alpha=0.9") != paths("pseudo")
+
+
+def test_a_head_that_fails_is_told_below_the_tables_and_tried_again(
+    ray_cluster: None, tmp_path: Path, tables: Tables
+) -> None:
+    settings = [f"clip_cd.stage2.bilinear_dim={D}"]  # as large as the features: impossible
+    comparison = Comparison(tmp_path, tables, variants="original", seeds=1, settings=settings)
+    ended: list[Record] = []
+    found = comparison.train(ended=ended.append)
+    assert {record["head"] for record in ended} >= {"combiner"}
+    assert all(record["head"] != "clip_cd" for record in ended)
+    [table, *_] = comparison.tables(found)
+    assert "clip_cd" not in {lines[0].method.name for lines in table.lines}
+    assert table.notes[0].startswith(
+        "Failed and left out: clip_cd, seed 0: ConfigError: stage2.bilinear_dim (K) must be less"
+    )
+    again = comparison.train(ended=ended.append)
+    assert {record["head"] for record in again.values() if "error" in record} == {"clip_cd"}
+
+
+def test_where_every_training_fails_the_error_is_told(
+    ray_cluster: None, tmp_path: Path, tables: Tables
+) -> None:
+    settings = [f"clip_cd.stage2.bilinear_dim={D}"]
+    comparison = Comparison(tmp_path, tables, heads="clip_cd", seeds=1, settings=settings)
+    found = comparison.train()
+    with pytest.raises(RunError, match="every training of the comparison has failed"):
+        comparison.tables(found)
+
+
+def test_a_run_whose_encoder_changed_is_refused_until_its_cells_are_gone(tmp_path: Path) -> None:
+    config = configured(tmp_path)
+    run = Run(str(tmp_path / "tiny"), {"format": "drawn"})
+    Cells(run).claim(config, INPUTS)
+    changed = config.model_copy(update={"stage1": config.stage1.model_copy(update={"epochs": 1})})
+    Cells(run).check(changed)  # there is no cell yet
+    run.write_json("compare/cells/combiner-original-0-0123.json", {})
+    Cells(run).check(config)
+    with pytest.raises(RunError) as caught:
+        Cells(run).check(changed)
+    assert str(caught.value).splitlines()[1] == "  got:      stage1.epochs 1 instead of 20"
+    with pytest.raises(RunError, match="got:      another output of embed"):
+        Cells(run).claim(config, INPUTS | {"embed": "other"})
+    heads_alone = configured(tmp_path, epochs=9, head="combiner")
+    Cells(run).check(heads_alone)
+
+
+def test_each_cell_is_a_child_run_of_mlflow_once(
+    ray_cluster: None, tmp_path: Path, tables: Tables
+) -> None:
+    options = {"heads": "combiner", "variants": "original", "seeds": 1}
+    for _ in range(2):
+        comparison = Comparison(tmp_path, tables, **options)
+        with tracked(comparison.config, comparison.cells) as (tracker, runs):
+            found = comparison.train(ended=runs.add)
+            runs.catch_up(list(found.values()))
+            made = comparison.tables(found)
+            results.write(comparison.run, "comparison", made)
+            results.log(tracker, comparison.run, "comparison", made)
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    runs_found = client.search_runs(["1"])
+    [parent] = [run for run in runs_found if "mlflow.parentRunId" not in run.data.tags]
+    children = [run for run in runs_found if run is not parent]
+    assert (parent.info.run_name, parent.info.status) == ("tiny-compare", "FINISHED")
+    assert len(children) == len(comparison.files()) == 2  # sum and combiner
+    [child] = [run for run in children if run.data.tags["raycd.head"] == "combiner"]
+    [record] = [r for r in found.values() if r["head"] == "combiner"]
+    assert (
+        child.data.metrics["val/average/recall_at_10"] == record["recalls"]["average"]["recall@10"]
+    )
+    assert child.data.params["stage2.head"] == "combiner"
+    mean = parent.data.metrics["epochs-original/combiner/recall_at_10/mean"]
+    assert mean == pytest.approx(record["recalls"]["average"]["recall@10"])
+    names = {item.path for item in client.list_artifacts(parent.info.run_id)}
+    assert names == {"comparison.md", "comparison.csv", "comparison.tex"}
+    assert json.loads(next(iter(comparison.files().values())))["mlflow"]["parent"] == (
+        parent.info.run_id
+    )
+
+
+def test_a_row_that_trains_nothing_is_one_cell_and_in_every_table(
+    tmp_path: Path, tables: Tables
+) -> None:
+    comparison = Comparison(tmp_path, tables)
+    [still] = [want for want in comparison.wanted if want.name == "sum"]
+    assert (still.is_trained, len(still.paths)) == (False, 1)
+    assert [cell.path for cell in comparison.todo if not cell.is_trained] == list(
+        still.paths.values()
+    )

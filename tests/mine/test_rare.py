@@ -1,0 +1,54 @@
+"""Candidates of rare texts, by hand."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pytest
+
+from raycd.data.schema import TRIPLET
+from raycd.mine import CANDIDATES, of_rare_texts
+
+CAPTIONS = {
+    "a": ["is blue", "Long sleeves"],
+    "b": ["Is  blue", "long sleeves "],  # the same but for case and spaces
+    "c": ["is blue", "long sleeves"],
+    "d": ["is red", "long sleeves"],
+    "e": ["is red", "long sleeves"],
+    "f": ["has a bow", ""],
+}
+
+
+def triplets() -> pa.Table:
+    rows = [
+        {
+            "triplet_id": name,
+            "category": "dress",
+            "split": "train",
+            "reference": "i0",
+            "target": "i1",
+            "captions": captions,
+        }
+        for name, captions in CAPTIONS.items()
+    ]
+    return pa.Table.from_pylist(rows, schema=TRIPLET)
+
+
+def candidates() -> pa.Table:
+    """Return two candidates of each triplet, the second of which was not scored."""
+    rows = [
+        dict.fromkeys(("pool", "side", "replaced", "substitute", "reference", "target"), "x")
+        | {"triplet_id": name, "category": "dress", "similarity": 0.9, "rank": rank}
+        | {"truncated": False, "score": None if rank else 0.8}
+        for name in CAPTIONS
+        for rank in range(2)
+    ]
+    return pa.Table.from_pylist(rows, schema=CANDIDATES.with_metadata({b"how": b"mined"}))
+
+
+@pytest.mark.parametrize(
+    ("at_most", "kept"), [(0, "abcdef"), (1, "f"), (2, "def"), (3, "abcdef"), (99, "abcdef")]
+)
+def test_candidates_are_kept_whose_text_stands_in_few_triplets(at_most: int, kept: str) -> None:
+    found = of_rare_texts(candidates(), triplets(), at_most)
+    assert found["triplet_id"].to_pylist() == [name for name in kept for _ in range(2)]
+    assert found.schema.equals(candidates().schema, check_metadata=True)

@@ -1,0 +1,120 @@
+"""Evaluation through the running service gives the numbers of evaluation offline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from raycd import bundle
+from raycd.client import Client
+from raycd.config import Config
+from raycd.data.build import DatasetBuilder, TripletRow
+from raycd.data.schema import Dataset
+from raycd.evaluate import cached_query, evaluate
+from raycd.features import Features
+from raycd.runtime import endpoint
+
+# Reference, targets and captions, by category: even images are shirts, odd ones dresses
+TRIPLETS = (
+    ("shirt", "image-0", ["image-4"], ["is blue", "no belt."]),
+    ("shirt", "image-2", ["image-10", "image-6"], ["has long sleeves", "is red"]),
+    ("shirt", "image-4", ["image-4"], ["is the same", "again"]),  # removed where masked
+    ("shirt", "image-6", ["gone"], ["is gone", "away"]),
+    ("dress", "image-1", ["image-3"], ["is blue", "no belt."]),
+    ("dress", "image-5", ["image-11", "gone", "image-7"], ["is shorter", "is white"]),
+    ("dress", "lost", ["image-3"], ["is found", "again"]),
+)
+
+
+@pytest.fixture(scope="module")
+def dataset(tiny_bundle: Any) -> Dataset:
+    """Triplets over the bundle's images, with two that the service does not have; it has three
+    that the data set does not name.
+    """
+    builder = DatasetBuilder()
+    known = [image_id for image_id in tiny_bundle.image_ids if image_id not in ("image-8",)]
+    for category, own in (("shirt", known[::2]), ("dress", known[1::2])):
+        members = [i for i in known if (int(i[6:]) % 2 == 0) == (category == "shirt")]
+        builder.add_gallery(category, "val", [*members, "gone", "lost"], source=str(own))
+    for number, (category, reference, targets, captions) in enumerate(TRIPLETS):
+        row = TripletRow(
+            f"{category}/{number}",
+            category,
+            "val",
+            reference,
+            targets[0],
+            captions,
+            further_targets=targets[1:] or None,
+        )
+        builder.add_triplet(row, where="here")
+    return builder.build({})
+
+
+@pytest.fixture(scope="module")
+def features(tiny_bundle: Any, dataset: Dataset) -> tuple[Features, Features, Any]:
+    """Features of the bundle's images and of the texts, and its head."""
+    loaded = bundle.load(tiny_bundle.folder)
+    table = bundle.read_gallery(tiny_bundle.folder)
+    vectors = torch.from_numpy(bundle.gallery_features(table).copy())
+    texts = [row["text"] for row in dataset.queries("val", both_orders=True)]
+    with torch.inference_mode():
+        encoded = loaded.encoder.encode_tokens(loaded.encoder.tokenize(texts))
+    distinct = {text: row for row, text in enumerate(texts)}
+    return (
+        Features.of(table["image_id"].to_pylist(), vectors),
+        Features.of(list(distinct), encoded[list(distinct.values())]),
+        loaded.head.eval(),
+    )
+
+
+@pytest.fixture(scope="module")
+def client(service_url: str) -> Iterator[Client]:
+    with Client(service_url, timeout=60) as client:
+        yield client
+
+
+@pytest.mark.parametrize("captions", ["joined", "both_orders"])
+@pytest.mark.parametrize("protocol", ["original", "original-masked", "val"])
+def test_recalls_through_the_service_are_those_offline(
+    client: Client, dataset: Dataset, features: Any, protocol: Any, captions: str
+) -> None:
+    ks = {"ks": [1, 2, 3], "map_ks": [1, 5], "captions": captions}
+    config = Config.model_validate({"evaluate": ks})
+    images, texts, head = features
+    offline = evaluate(
+        dataset,
+        "val",
+        images,
+        cached_query(head, images, texts),
+        protocol=protocol,
+        ks=(1, 2, 3),
+        map_ks=(1, 5),
+        both_orders=captions == "both_orders",
+        top=50,
+    )
+    online = endpoint.ask(client, dataset, config, protocol, top=50)
+    assert online.recalls == offline.recalls
+    assert online.ranks == offline.ranks
+    assert (online.queries, online.gallery) == (offline.queries, offline.gallery)
+    assert online.missing_queries == offline.missing_queries
+    assert online.missing_gallery == offline.missing_gallery
+    assert 0 < offline.recalls["average"]["recall@3"] < 1
+    for triplet_id, best in offline.top.items():
+        found = online.top[triplet_id]
+        assert [image_id for image_id, _ in found] == [image_id for image_id, _ in best]
+        assert [s for _, s in found] == pytest.approx([s for _, s in best], abs=1e-5)
+
+
+def test_results_beyond_a_page_are_asked_for(
+    client: Client, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service that gives two results at a time gives the same in the end."""
+    config = Config.model_validate({"evaluate": {"ks": [1, 4]}})
+    whole = endpoint.ask(client, dataset, config, "val", top=5)
+    info = client.info()
+    limits = info.limits.model_copy(update={"top_k": 2})
+    monkeypatch.setattr(client, "info", lambda: info.model_copy(update={"limits": limits}))
+    assert endpoint.ask(client, dataset, config, "val", top=5) == whole
