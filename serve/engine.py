@@ -12,6 +12,7 @@ from PIL import Image
 from raycd import bundle
 from raycd.api import IndexInfo, ModelInfo
 from raycd.bundle import Bundle
+from raycd.data import images
 from raycd.data.manifest import CATEGORY
 from raycd.errors import WeightsError
 from raycd.gallery.view import View
@@ -57,6 +58,10 @@ class Engine:
         self.searcher = Searcher(
             self.bundle, threads=threads, device=device, text_cache=args.text_cache
         )
+        if store is not None:
+            self.searcher.picture = lambda path: images.load(
+                store.locate(path), max_pixels=args.max_pixels, min_side=1, patient=False
+            )
         self.model = _model_info(self.bundle, self.searcher.reranking.depth)
         # In a gallery without categories of its own, images that are added get the same one.
         self.default_category = (CATEGORY,) if [*self.view.category_counts] == [CATEGORY] else ()

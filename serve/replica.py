@@ -20,11 +20,12 @@ from PIL import Image
 
 from raycd.api import BundleInfo, SearchRequest
 from raycd.data import images
+from raycd.data.images import BrokenImage
 from raycd.search.query import Answer, Prepared, Query
 from serve import swap
 from serve.args import ServeArgs
 from serve.engine import Engine
-from serve.errors import NoSuchImage, NoSuchVersion, format_error
+from serve.errors import NoSuchImage, NoSuchVersion, UnreadablePicture, format_error
 from serve.live.pictures import GalleryPictures
 from serve.live.store import GalleryStore
 from serve.live.writer import Writer
@@ -194,7 +195,10 @@ class Replica:
         return engine
 
     async def prepare(self, engine: Engine, asked: SearchRequest, image: bytes | None) -> Prepared:
-        """Decode and preprocess a query beside the model. Raises BrokenImage and NoSuchImage."""
+        """Decode and preprocess a query beside the model.
+
+        Raises BrokenImage, NoSuchImage and UnreadablePicture.
+        """
 
         def work() -> Prepared:
             view = engine.view
@@ -218,7 +222,10 @@ class Replica:
                 deadline=ends_at(),
             )
             check_deadline()
-            return engine.searcher.prepare(query, view)
+            try:
+                return engine.searcher.prepare(query, view)
+            except BrokenImage as error:  # of the gallery: the head joint looks at its pictures
+                raise UnreadablePicture(str(asked.image_id), error.reason) from error
 
         return await self.run_in_thread(work, image)
 

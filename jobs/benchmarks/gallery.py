@@ -29,7 +29,7 @@ from raycd import bundle
 from raycd.config import Config
 from raycd.errors import RunError
 from raycd.gallery_db import GalleryDatabase
-from raycd.model.encoder import LOCAL_CONFIGS
+from raycd.model.architecture import LOCAL_CONFIGS
 
 IMAGES, OWN = 100_000, 1000  # in the database, and in the bundle, which is another gallery
 CLIENTS = (1, 4)  # that search at a time

@@ -32,7 +32,7 @@ FILES = (
 )
 MAPS = "maps"
 _MAP_FILE = re.compile(rf"{MAPS}/(map|middle)/(shape\.json|keys\.parquet|\1-\d{{5}}\.npy)")
-_OF_ENCODER = re.compile(r"encoder/(\w[\w.-]*/)?\w[\w.-]*")  # tokenizer, text encoder's settings
+_OF_ENCODER = re.compile(r"encoder/(\w[\w.-]*/)*\w[\w.-]*")  # tokenizer, a model of its own
 AGAIN = "write the bundle again: start the run that made it once more, or take a whole copy"
 
 

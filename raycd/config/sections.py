@@ -79,7 +79,9 @@ class EncoderConfig(Section):
     """The CLIP that encodes images and texts."""
 
     name: Text = "RN50x4-quickgelu"
-    """open_clip model name; local-dir:FOLDER and hf-hub:OWNER/MODEL are taken as open_clip does."""
+    """open_clip model name, where local-dir:FOLDER and hf-hub:OWNER/MODEL are read as open_clip
+    does, or the name of an entry point in raycd.encoders.
+    """
     pretrained: str = "openai"
     """open_clip tag, path to safetensors weights, or folder of open_clip's form with weights in it;
     "demo" takes the CLIP of jobs/pretrain.py.

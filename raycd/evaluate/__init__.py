@@ -74,10 +74,24 @@ def cached_query(
     return query
 
 
+def composed_query(composed: Features, device: torch.device | str = "cpu") -> QueryFunction:
+    """Return queries that the encoder itself composed, by `query_key`."""
+
+    def query(triplets: Sequence[Triplet]) -> torch.Tensor:
+        return F.normalize(composed.take(map(query_key, triplets), device), dim=-1)
+
+    return query
+
+
 def text_of(triplet: Triplet) -> str:
     """Return the text of a query: its own, as `Dataset.queries` writes it, or the usual one."""
     text: str = triplet["text"] if "text" in triplet else evaluation_text(triplet["captions"])
     return text
+
+
+def query_key(triplet: Triplet) -> str:
+    """Return what a composed query is kept by."""
+    return f"{triplet['reference']}\n{text_of(triplet)}"
 
 
 @dataclass(frozen=True)

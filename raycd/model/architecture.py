@@ -13,12 +13,14 @@ from typing import Any
 import open_clip
 from open_clip.transform import PreprocessCfg
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 
 from raycd import progress
 from raycd.config import EncoderConfig
 from raycd.data.preprocess import Preprocess
 from raycd.errors import WeightsError
+from raycd.model import plugins
 from raycd.model.finite import check_weights
 
 LOCAL_CONFIGS = Path(__file__).parent / "configs"
@@ -41,7 +43,8 @@ def model_config(config: EncoderConfig) -> dict[str, Any]:
         open_clip.add_model_config(Path(config.configs).expanduser())
     found = open_clip.get_model_config(config.name)
     if found is None:
-        near = difflib.get_close_matches(config.name, open_clip.list_models(), n=3, cutoff=0.3)
+        known = [*open_clip.list_models(), *plugins.names()]
+        near = difflib.get_close_matches(config.name, known, n=3, cutoff=0.3)
         raise WeightsError(
             "encoder.name names no model",
             got=config.name,
@@ -88,7 +91,10 @@ def fill(clip: nn.Module, weights: Path) -> None:
             do="convert it: safetensors.torch.save_file(state_dict, path)",
         )
     try:
-        open_clip.load_checkpoint(clip, str(weights))
+        if isinstance(clip, open_clip.CLIP | open_clip.CustomTextCLIP | open_clip.CoCa):
+            open_clip.load_checkpoint(clip, str(weights))
+        else:
+            clip.load_state_dict(load_file(weights))
     except (OSError, RuntimeError, KeyError, StopIteration, SafetensorError) as error:
         raise WeightsError(
             f"the weights {weights} cannot be read or do not fit the model",

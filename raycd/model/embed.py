@@ -81,6 +81,26 @@ class EmbedImages:
         return self.encode(self.decode(batch))
 
 
+class ComposeQueries:
+    """Decoding and composing: {key, path, text} -> {key, status, feature (B, D) float32}."""
+
+    def __init__(self, encoder: Encoder, data: DataConfig) -> None:
+        self.encoder, self.decode = encoder, DecodeImages(encoder.preprocess.to_dict(), data)
+
+    def __call__(self, batch: Mapping[str, Any]) -> Batch:
+        decoded = self.decode(batch)
+        readable = decoded["status"] == READABLE
+        features = np.zeros((len(readable), self.encoder.dim), np.float32)
+        if readable.any():
+            pixels = torch.from_numpy(decoded["pixels"][readable])
+            texts = [str(text) for text in np.asarray(batch["text"], object)[readable]]
+            with torch.inference_mode():
+                composed = self.encoder.compose(pixels, self.encoder.tokenize(texts))
+            features[readable] = composed.cpu().numpy()
+        _check_finite(features, "query", batch["key"])
+        return {"key": decoded["key"], "status": decoded["status"], "feature": features}
+
+
 class EmbedTexts:
     """Encoding of texts: {key: texts} -> {key, status, feature (B, D) float32}."""
 
@@ -102,11 +122,12 @@ class EmbedTexts:
 def _check_finite(
     features_BD: NDArray[np.float32], kind: str, keys: Sequence[str] | NDArray[Any]
 ) -> None:
+    plural = "queries" if kind == "query" else f"{kind}s"
     broken = np.flatnonzero(~np.isfinite(features_BD).all(axis=1))
     if len(broken):
         raise WeightsError(
             f"the encoder gives features that are not finite, for {len(broken)} of {len(keys)} "
-            f"{kind}s of a batch",
+            f"{plural} of a batch",
             got=f"{kind} {str(keys[broken[0]])[:200]!r}",
             expected="finite numbers",
             do="take another encoder, or embed.precision fp32; "

@@ -29,11 +29,9 @@ from torch.utils.checkpoint import checkpoint
 from raycd.config import EncoderConfig, Precision
 from raycd.data.preprocess import Preprocess
 from raycd.errors import RaycdError, WeightsError
-from raycd.model import architecture, tokenizer
-from raycd.model.architecture import LOCAL_CONFIGS, TEXT_TOWER
-from raycd.model.tokenizer import Tokenizer
-
-__all__ = ["CONFIG", "LOCAL_CONFIGS", "PREPROCESS", "WEIGHTS", "Encoder", "create", "load"]
+from raycd.model import architecture, plugins, tokenizer
+from raycd.model.architecture import TEXT_TOWER
+from raycd.model.plugins import Words
 
 WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
 PREPROCESS = "preprocess.json"
@@ -51,7 +49,7 @@ class Encoder(nn.Module):
     def __init__(
         self,
         clip: nn.Module,
-        tokenizer: Tokenizer,
+        tokenizer: Words,
         preprocess: Preprocess,
         model_config: dict[str, Any],
     ) -> None:
@@ -94,6 +92,18 @@ class Encoder(nn.Module):
             ).float()
         return features
 
+    @property
+    def composes(self) -> bool:
+        """Return whether the encoder has `compose`: it needs no fusion head."""
+        return hasattr(self.clip, "compose")
+
+    def compose(self, pixels_BHW3: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Return features (B, D) float32 of pixels (B, H, W, 3) and tokens (B, L) together."""
+        pixels = self.preprocess.normalise(pixels_BHW3.to(self.device, non_blocking=True))
+        with self._arithmetic():
+            features: torch.Tensor = self.clip.compose(pixels, tokens).float()
+        return features
+
     def tokenize(self, texts: Sequence[str]) -> torch.Tensor:
         """Return tokens (B, L) int64 of texts; longer texts are cut to the context length."""
         return self.tokenizer(texts)
@@ -131,7 +141,9 @@ class Encoder(nn.Module):
         _write_json(folder / PREPROCESS, self.preprocess.to_dict())
         for name, content in self.tokenizer.files.items():
             (folder / name).write_bytes(content)
-        if "hf_model_name" in self.model_config["text_cfg"]:
+        if hasattr(self.clip, "save_files"):
+            self.clip.save_files(folder)
+        if "hf_model_name" in self.model_config.get("text_cfg", {}):
             self.clip.text.config.save_pretrained(folder / TEXT_TOWER)
 
     def fingerprint(self) -> str:
@@ -167,9 +179,11 @@ def load(config: EncoderConfig) -> Encoder:
 
     `config.pretrained` is a folder in open_clip's form, a path to safetensors weights or a tag of
     open_clip (downloaded). Where the name itself is a folder (local-dir:) or a model of the Hugging
-    Face hub (hf-hub:), it is ignored. Raises WeightsError where the weights cannot be read or do
-    not fit the architecture.
+    Face hub (hf-hub:), it is ignored; an encoder of another package (plugins.py) reads it as it
+    likes. Raises WeightsError where the weights cannot be read or do not fit the architecture.
     """
+    if config.name in plugins.names():
+        return _of(plugins.load(config))
     if config.name.startswith(LOCAL_DIR):
         return load_saved(Path(config.name.removeprefix(LOCAL_DIR)).expanduser(), config)
     if config.name.startswith(HUB):
@@ -228,13 +242,15 @@ def load_saved(
     try:
         described = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         model_config = described["model_cfg"]
-        preprocess = None
+        preprocess, files = None, dict[str, bytes]()
         # Earlier versions left open_clip's description empty
         if described.get("preprocess_cfg") == {} or (folder / PREPROCESS).exists():
             preprocess = Preprocess.from_dict(
                 json.loads((folder / PREPROCESS).read_text(encoding="utf-8"))
             )
-        clip = architecture.build(model_config, folder)
+            files = tokenizer.files_of(folder, names, (WEIGHTS, CONFIG, PREPROCESS))
+        parts = plugins.build(model_config, files, folder) if plugins.KIND in model_config else None
+        clip = parts.clip if parts else architecture.build(model_config, folder)
         known = dict(described.get("preprocess_cfg") or {})
     except (
         *(OSError, ValueError, KeyError, TypeError, AttributeError),
@@ -246,11 +262,16 @@ def load_saved(
             expected=f"{CONFIG} and {WEIGHTS}, in open_clip's form",
         ) from error
     architecture.fill(clip, _weights_in(folder))
+    if parts is not None:
+        return _of(parts)
     if preprocess is None:
         return _encoder(clip, model_config, config or EncoderConfig(), known, folder)
-    files = tokenizer.files_of(folder, names, (WEIGHTS, CONFIG, PREPROCESS))
     words = tokenizer.create(model_config, files=files)
     return Encoder(clip, words, preprocess, model_config).eval()
+
+
+def _of(parts: plugins.Parts) -> Encoder:
+    return Encoder(parts.clip, parts.tokenizer, parts.preprocess, parts.model_config).eval()
 
 
 def _encoder(

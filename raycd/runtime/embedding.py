@@ -17,10 +17,20 @@ import torch
 
 from raycd import features
 from raycd.config import Config, Precision
-from raycd.model.embed import Batch, DecodeImages, EmbedImages, EmbedTexts, EncodeImages, frozen
+from raycd.evaluate import Triplet, query_key, text_of
+from raycd.model.embed import (
+    Batch,
+    ComposeQueries,
+    DecodeImages,
+    EmbedImages,
+    EmbedTexts,
+    EncodeImages,
+    frozen,
+)
 from raycd.model.encoder import Encoder
 from raycd.runtime import cluster, datasets
 
+Step = type[EmbedImages] | type[EmbedTexts] | type[ComposeQueries]
 BLOCK = 1024  # rows of a task, at most; it encodes embed.batch_size of them at once
 
 # The encoder that this worker process used last, by the id of its object.
@@ -48,11 +58,31 @@ def embed_texts(texts: Sequence[str], encoder: Encoder, config: Config) -> pa.Ta
     return _embed_rows("embed texts", "texts", table, EmbedTexts, encoder, config)
 
 
+def compose_queries(
+    triplets: Sequence[Triplet], paths: Mapping[str, str | None], encoder: Encoder, config: Config
+) -> pa.Table:
+    """Compose the queries of triplets, whose references have these paths.
+
+    Returns:
+        Rows (key, status, feature) as above, by `query_key`.
+    """
+    queries = {query_key(triplet): triplet for triplet in triplets}
+    references = [paths[triplet["reference"]] for triplet in queries.values()]
+    table = pa.table(
+        {
+            "key": pa.array(list(queries), pa.string()),
+            "path": pa.array(references, pa.string()),
+            "text": pa.array(map(text_of, queries.values()), pa.string()),
+        }
+    )
+    return _embed_rows("compose queries", "queries", table, ComposeQueries, encoder, config)
+
+
 def _embed_rows(
     stage: str,
     unit: str,
     table: pa.Table,
-    step: type[EmbedImages] | type[EmbedTexts],
+    step: Step,
     encoder: Encoder,
     config: Config,
 ) -> pa.Table:
@@ -75,6 +105,10 @@ def _embed_rows(
             decoders(encoder, workers, config),
             (_EncodeImages, actors(shared, workers, config)),
         ]
+    elif step is ComposeQueries:
+        options = actors(shared, workers, config)
+        options["fn_constructor_args"] = (shared, config)
+        steps = [(_ComposeQueries, options)]
     else:
         steps = [(_EmbedTexts, actors(shared, workers, config))]
     found = pa.concat_tables(list(datasets.mapped(stage, unit, blocks, *steps)))
@@ -107,12 +141,13 @@ def tasks(step: Any, shared: SharedEncoder, workers: int, config: Config) -> dic
     }
 
 
-def _embed(
-    block: Batch, step: type[EmbedImages] | type[EmbedTexts], shared: SharedEncoder, config: Config
-) -> pa.Table:
+def _embed(block: Batch, step: Step, shared: SharedEncoder, config: Config) -> pa.Table:
     """Embed a block in batches of embed.batch_size, as a task."""
     encoder, size = shared.get("cpu"), config.embed.batch_size
-    embed = EmbedImages(encoder, config.data) if step is EmbedImages else EmbedTexts(encoder)
+    embed: EmbedTexts | EmbedImages | ComposeQueries = EmbedTexts(encoder)
+    if step is not EmbedTexts:
+        with_images = ComposeQueries if step is ComposeQueries else EmbedImages
+        embed = with_images(encoder, config.data)
     firsts = range(0, len(block["key"]), size)
     return pa.concat_tables(
         [
@@ -153,6 +188,16 @@ class _EncodeImages:
 
     def __init__(self, shared: SharedEncoder) -> None:
         self.step = EncodeImages(shared.get("cuda"))
+
+    def __call__(self, batch: Batch) -> pa.Table:
+        return _table(self.step(batch))
+
+
+class _ComposeQueries:
+    """An actor on a GPU, which also decodes: the model takes far longer."""
+
+    def __init__(self, shared: SharedEncoder, config: Config) -> None:
+        self.step = ComposeQueries(shared.get("cuda"), config.data)
 
     def __call__(self, batch: Batch) -> pa.Table:
         return _table(self.step(batch))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from raycd import features
 from raycd.config import Config, Protocol
 from raycd.data.schema import Dataset
 from raycd.evaluate import (
@@ -16,14 +17,16 @@ from raycd.evaluate import (
     QueryFunction,
     RerankFunction,
     cached_query,
+    composed_query,
     evaluate,
 )
 from raycd.evaluate.rerank import cached_rerank
 from raycd.features import Features
 from raycd.features.map_cache import NOTHING
 from raycd.model import fusion
+from raycd.model.fusion import joint
 from raycd.run import Writing
-from raycd.runtime.stages import FINE_TUNED, ZERO_SHOT, Context, needs, own_device
+from raycd.runtime.stages import FINE_TUNED, QUERIES, ZERO_SHOT, Context, needs, own_device
 
 PROTOCOLS: tuple[Protocol, ...] = ("original", "original-masked", "val")
 
@@ -59,6 +62,9 @@ def variants(context: Context) -> list[Variant]:
         images, texts, _ = context.features(stage)
         extras = context.extras(needs(context.config)) if fuse is head else NOTHING
         query = cached_query(fuse.to(device).eval(), images, texts, device, extras)
+        if name == joint.NAME:
+            composed, _ = features.read(context.run.local("stage2") / QUERIES)
+            query = composed_query(composed, device)
         depth = context.config.evaluate.rerank_depth
         rerank = cached_rerank(fuse, images, texts, depth, device)
         found.append(Variant(name, images, query, rerank))

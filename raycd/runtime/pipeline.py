@@ -36,7 +36,7 @@ from raycd.runtime import (
 )
 from raycd.runtime.stages import Context
 from raycd.runtime.tracking import Tracker
-from raycd.train.fuse import new_head
+from raycd.train.fuse import check_joint, new_head
 
 
 @dataclass(frozen=True)
@@ -307,6 +307,7 @@ class _Pipeline:
 
     def check_head(self) -> None:
         """Refuse a fusion head that does not fit the encoder before stage 1, not after it."""
+        check_joint(self.config, recorded(self.folder, "encoder").get("composes", False))
         shapes: dict[str, list[int]] = {}
         if self.needs:
             encoder = encoders.load_saved(self.folder.local("encoder") / "encoder")

@@ -37,6 +37,7 @@ from raycd.features import Features, map_cache
 from raycd.features.map_cache import Extras
 from raycd.model import encoder as encoders
 from raycd.model import fusion
+from raycd.model.fusion import joint
 from raycd.progress import Bar
 from raycd.run import Run, Writing, local_copy
 from raycd.runtime import embedding, training
@@ -48,7 +49,7 @@ from raycd.train.pretrain import DEMO_MODEL, cached
 from raycd.train.triplets import readable_triplets
 
 ZERO_SHOT, FINE_TUNED = "zero_shot", "fine_tuned"
-IMAGES, TEXTS = "images.parquet", "texts.parquet"
+IMAGES, TEXTS, QUERIES = "images.parquet", "texts.parquet", "queries.parquet"
 # The stage that caches each need of a head (map_stages.py)
 CACHES = {"map": "maps", "middle": "middle_maps", "tokens": "tokens"}
 
@@ -163,6 +164,7 @@ def encoder(context: Context, writing: Writing) -> None:
     loaded = encoders.load(settings)
     loaded.save(writing.folder / "encoder")
     writing.record |= {"encoder": loaded.fingerprint(), "dim": loaded.dim, "model": settings.name}
+    writing.record["composes"] = loaded.composes
 
 
 def zero_shot(context: Context, writing: Writing) -> None:
@@ -262,6 +264,8 @@ def stage2(context: Context, writing: Writing) -> None:
             "select_on": settings.select_on,
             "select_by": settings.select_by,
         }
+    if head_config.name == joint.NAME:
+        _compose(context, writing)
     fusion.save(head, head_config, writing.folder / "head")
     context.log_epochs(history)
 
@@ -269,6 +273,14 @@ def stage2(context: Context, writing: Writing) -> None:
 def own_device(config: Config) -> str:
     """Return where a head runs in this process: on its GPU, if it has one and may use it."""
     return "cuda" if torch.cuda.is_available() and config.compute.device != "cpu" else "cpu"
+
+
+def _compose(context: Context, writing: Writing) -> None:
+    """Let the encoder itself compose the queries of val."""
+    used = encoders.load_saved(context.run.local("stage1") / "encoder")
+    rows = context.dataset.queries("val", both_orders=True)
+    table = embedding.compose_queries(rows, context.paths(), used, context.config)
+    features.write(writing.folder / QUERIES, table)
 
 
 def _embed(context: Context, writing: Writing, source: str, texts: list[str]) -> ImageReport:

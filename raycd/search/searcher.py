@@ -17,7 +17,7 @@ Shapes: B queries, S image side, L context length, D feature size, R results.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -26,10 +26,12 @@ from PIL import Image
 from torch.nn import functional as F
 
 from raycd.bundle import Bundle
+from raycd.data.images import load
 from raycd.errors import DataError
 from raycd.gallery.static import Gallery
 from raycd.gallery.view import View
 from raycd.index.blocks import Moments
+from raycd.model.fusion import joint
 from raycd.model.maps import TOKENS, Extra
 from raycd.search.needs import HeadNeeds
 from raycd.search.query import Answer, Encoded, Found, Prepared, Query, Result, Words
@@ -50,6 +52,7 @@ class Searcher:
 
     Attributes:
         view: The state of the gallery that new queries see; it may be replaced at any time.
+        picture: Reads a picture of the gallery, by its path, for the head joint alone.
         reranking: What a head that re-ranks does with the first candidates.
     """
 
@@ -68,6 +71,8 @@ class Searcher:
         self.view = View.of(bundle.index, Gallery(bundle.gallery))
         self._encoder = bundle.encoder.to(device).eval()
         self._head = bundle.head.to(device).eval()
+        self._joint = bundle.head_config.name == joint.NAME and bundle.encoder.composes
+        self.picture: Callable[[str | None], Image.Image] = load
         self._needs = HeadNeeds(bundle)
         # Token states are many times as large as features: a text is encoded again for them
         self._texts = TextCache(0 if TOKENS in self._needs.names else text_cache)
@@ -105,12 +110,20 @@ class Searcher:
         return Prepared(
             query,
             view,
-            pixels=None if query.image is None else self._encoder.preprocess(query.image),
+            pixels=self._pixels(query, view, position if text else None),
             position=position,
             text=self._words(text),
             negative=self._words(negative),
             rerank_depth=self.reranking.depth_of(query, whole=has_image and bool(text)),
         )
+
+    def _pixels(self, query: Query, view: View, position: int | None) -> torch.Tensor | None:
+        """Return the pixels of a picture, also of the gallery's where the head needs them."""
+        if query.image is not None:
+            return self._encoder.preprocess(query.image)
+        if position is None or not self._joint:
+            return None
+        return self._encoder.preprocess(self.picture(view.path(position)))
 
     def _words(self, text: str) -> Words | None:
         if not text:
@@ -156,10 +169,9 @@ class Searcher:
         query_BD = torch.where(has_image[:, None], unit_image_BD, unit_text_BD)
         both = has_image & has_text
         if both.any():
-            halves = (half_BD[both].to(self._encoder.device) for half_BD in (image_BD, text_BD))
             rows = both.nonzero()[:, 0].tolist()
             extra = self._needs.batch([of_image[row] | of_text[row] for row in rows])
-            query_BD[both] = self._head(*halves, **extra).float().cpu()
+            query_BD[both] = self._fused(batch, both, image_BD, text_BD, extra)
         image_weights = [one.query.image_weight for one in batch]
         text_weights = [one.query.text_weight for one in batch]
         query_BD += _extra_weights(image_weights, has_image) * unit_image_BD.nan_to_num()
@@ -170,6 +182,28 @@ class Searcher:
         unit_query_BD = F.normalize(query_BD, dim=-1)
         features = (unit_query_BD, unit_image_BD, unit_text_BD, image_BD, text_BD)
         return Encoded(*(feature_BD.numpy() for feature_BD in features))
+
+    def _fused(
+        self,
+        batch: Sequence[Prepared],
+        both_B: torch.Tensor,
+        image_BD: torch.Tensor,
+        text_BD: torch.Tensor,
+        extra: Extra,
+    ) -> torch.Tensor:
+        """Return normalised queries of the rows that have image and text."""
+        if not self._joint:
+            halves = (half_BD[both_B].to(self._encoder.device) for half_BD in (image_BD, text_BD))
+            fused_BD: torch.Tensor = self._head(*halves, **extra).float().cpu()
+            return fused_BD
+        pairs = [
+            (one.pixels, one.text.text)
+            for one in batch
+            if one.pixels is not None and one.text is not None
+        ]
+        pixels = torch.stack([pixels for pixels, _ in pairs])
+        tokens = self._encoder.tokenize([text for _, text in pairs])
+        return F.normalize(self._encoder.compose(pixels, tokens).cpu(), dim=-1)
 
     def preprocess(self, image: Image.Image) -> torch.Tensor:
         """Return the pixels (S, S, 3) for the encoder; in any thread."""

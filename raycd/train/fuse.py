@@ -17,12 +17,14 @@ from torch import nn
 from raycd.config import Config
 from raycd.data import schema, targets
 from raycd.distributed import own_rows
+from raycd.errors import ConfigError
 from raycd.evaluate import Mean, Metric, cached_query, evaluate
 from raycd.evaluate.rerank import cached_rerank
 from raycd.features import Features
 from raycd.features.map_cache import NOTHING, Extras
 from raycd.model import fusion
 from raycd.model.fusion import Head, HeadBatch
+from raycd.model.fusion.joint import NAME
 from raycd.train.batches import Rows, epoch_choice
 
 
@@ -202,6 +204,27 @@ class Fuse:
             ),
         )
         return self.metric.of(found.recalls)
+
+
+def check_joint(config: Config, composes: bool) -> None:
+    """Raise ConfigError where an encoder is asked for what it cannot do.
+
+    `composes` is `Encoder.composes`; such an encoder is not trained, and no other has the head
+    joint.
+    """
+    if composes and config.stage1.finetune != "none":
+        raise ConfigError(
+            "an encoder that composes image and text by itself is not fine-tuned",
+            got=f"stage1.finetune {config.stage1.finetune}",
+            do="set stage1.finetune none",
+        )
+    if config.stage2.head == NAME and not composes:
+        raise ConfigError(
+            "stage2.head joint is for encoders that compose image and text by themselves",
+            got=f"encoder.name {config.encoder.name}",
+            expected="encoder.name sentence_transformers",
+            do="set another head, or another encoder",
+        )
 
 
 def new_head(

@@ -91,7 +91,8 @@ def test_a_folder_that_open_clip_saved_is_loaded_with_its_preprocessing(
 ) -> None:
     encoder = member(name)
     clip = encoder.clip.to(memory_format=torch.contiguous_format)
-    words = encoder.tokenizer._inner
+    tokens: Any = encoder.tokenizer
+    words = tokens._inner
     described = encoder.preprocess.open_clip()
     open_clip.set_model_preprocess_cfg(clip, described)
     if name not in HUGGING_FACE:  # open_clip saves no SimpleTokenizer

@@ -76,6 +76,7 @@ HEADS = (  # each is a file in this folder with a function `build`
     "dcnet",
     "hffca",
     "image_only",
+    "joint",
     "sac",
     "sum",
     "text_only",
