@@ -98,8 +98,7 @@ def shapes(encoder: Encoder, needs: Collection[str], size: int = 0) -> dict[str,
     """
     found: Extra = {}
     if image_needs := [need for need in IMAGE_NEEDS if need in needs]:
-        side = encoder.preprocess.size
-        grey = torch.full((1, side, side, 3), 128, dtype=torch.uint8)
+        grey = torch.full((1, *encoder.preprocess.size, 3), 128, dtype=torch.uint8)
         found |= encode_images(encoder, grey, image_needs, size)[1]
     if TOKENS in needs:
         found |= encode_tokens(encoder, encoder.tokenize(["is blue"]))[1]

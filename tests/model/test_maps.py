@@ -60,10 +60,8 @@ def encoder(tmp_path: Path, request: pytest.FixtureRequest) -> Encoder:
 
 
 def pixels(encoder: Encoder, count: int = 2) -> torch.Tensor:
-    side = encoder.preprocess.size
-    return torch.from_numpy(
-        np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
-    )
+    shape = (count, *encoder.preprocess.size, 3)
+    return torch.from_numpy(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
 
 
 forms = pytest.mark.parametrize("encoder", SHAPES, indirect=True)

@@ -33,10 +33,6 @@ class HeadBatch:
     """Of the target images."""
     target_B: torch.Tensor
     """int64; triplets of equal numbers, on whatever worker, are not each other's negatives."""
-    right_BT: torch.Tensor | None = None
-    """int64, padded with -1: numbers of all right targets of each triplet, where some have several;
-    they are no negatives of it either.
-    """
     extra: Mapping[str, torch.Tensor] = field(default_factory=dict)
     """What the head needs of reference and text: map (B, C, H, W), middle (B, C2, H2, W2), tokens
     (B, L, E), and with them token_mask (B, L), true where there is a token.
