@@ -60,10 +60,11 @@ serve: setup  ## Answer queries on http://127.0.0.1:8000 from what `make demo` h
 test test-all: export RAY_AUTH_MODE = disabled
 
 test: lint  ## Lint, then run the tests.
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist loadgroup
 
 test-all: lint  ## The same with the slow tests.
-	$(PY) -m pytest -m ''
+	$(PY) -m pytest -n 2 --dist loadgroup
+	$(PY) -m pytest -m slow
 
 lint: setup  ## Check format, lint, types and the directions of imports.
 	$(PY) -m ruff format --check .
