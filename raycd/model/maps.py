@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from math import isqrt
+from math import gcd, isqrt
 from typing import Any
 
 import torch
@@ -69,7 +69,7 @@ def encode_tokens(encoder: Encoder, tokens_BL: torch.Tensor) -> tuple[torch.Tens
     with _heard({TOKENS: _text_tap(encoder)}) as found:
         features_BD = encoder.encode_tokens(tokens_BL)
     state_BLE = found[TOKENS].float()
-    mask_BL = token_mask(tokens_BL, _padding(encoder)).to(state_BLE.device)
+    mask_BL = token_mask(tokens_BL, encoder.tokenizer.padding).to(state_BLE.device)
     return features_BD, {TOKENS: state_BLE, TOKEN_MASK: mask_BL}
 
 
@@ -122,23 +122,25 @@ def _keep(found: Extra, need: str, read: _Read, output: Any) -> None:
 def _image_tap(encoder: Encoder, need: str) -> tuple[_Listen, _Read]:
     visual = getattr(getattr(encoder, "clip", None), "visual", None)
     last = need == "map"
+    places = partial(_places, encoder.preprocess.size)
     if isinstance(visual, ModifiedResNet):
         return _output_of(visual.layer4 if last else visual.layer3), _same
     if isinstance(visual, VisionTransformer):
         blocks = visual.transformer.resblocks
         if not last:
-            return _output_of(blocks[_two_thirds(blocks)]), _places
+            return _output_of(blocks[_two_thirds(blocks)]), places
         # Some models pool first and normalise the pooled feature: their ln_post fits no patch
         fits = not visual.final_ln_after_pool and visual.attn_pool is None
-        return _output_of(blocks[-1]), partial(_normalised_places, visual.ln_post if fits else None)
+        norm = visual.ln_post if fits else _same
+        return _output_of(blocks[-1]), lambda token_BNC: places(norm(token_BNC))
     if isinstance(visual, TimmModel):
         trunk = visual.trunk
         if last:
-            return partial(_forward_features, trunk), partial(_of_timm, trunk)
+            return partial(_forward_features, trunk), partial(_of_timm, trunk, places)
         if isinstance(blocks := getattr(trunk, "blocks", None), nn.Sequential | nn.ModuleList):
-            return _output_of(blocks[_two_thirds(blocks)]), partial(_of_timm, trunk)
+            return _output_of(blocks[_two_thirds(blocks)]), partial(_of_timm, trunk, places)
         if isinstance(stages := getattr(trunk, "stages", None), nn.Sequential | nn.ModuleList):
-            return _output_of(stages[-2]), partial(_of_timm, trunk)
+            return _output_of(stages[-2]), partial(_of_timm, trunk, places)
     raise _unknown(need, visual)
 
 
@@ -151,12 +153,6 @@ def _text_tap(encoder: Encoder) -> tuple[_Listen, _Read]:
         return _output_of(text.ln_final), _same
     # CoCa's form normalises its last token alone, which belongs to no word
     return _output_of(text.transformer), lambda state_BLE: text.ln_final(state_BLE[:, :-1])
-
-
-def _padding(encoder: Encoder) -> int:
-    """Return the number of the padding token: that of a Hugging Face tokenizer, 0 for CLIP's."""
-    found = getattr(getattr(encoder.tokenizer, "tokenizer", None), "pad_token_id", None)
-    return 0 if found is None else int(found)
 
 
 def _unknown(need: str, tower: object) -> WeightsError:
@@ -206,19 +202,20 @@ def _same(output: torch.Tensor) -> torch.Tensor:
     return output
 
 
-def _places(token_BNC: torch.Tensor) -> torch.Tensor:
-    """Return patch tokens as a map; class and register tokens come before them."""
-    side = isqrt(token_BNC.shape[1])
-    place_BPC = token_BNC[:, -side * side :]
-    return place_BPC.transpose(1, 2).reshape(len(token_BNC), -1, side, side)
+def _places(pixels: tuple[int, int], token_BNC: torch.Tensor) -> torch.Tensor:
+    """Return patch tokens as a map of the shape of an image of so many pixels (height, width).
+
+    Class and register tokens come before them.
+    """
+    tall, wide = (side // gcd(*pixels) for side in pixels)
+    unit = isqrt(token_BNC.shape[1] // (tall * wide))
+    height, width = unit * tall, unit * wide
+    place_BPC = token_BNC[:, -height * width :]
+    return place_BPC.transpose(1, 2).reshape(len(token_BNC), -1, height, width)
 
 
-def _normalised_places(norm: nn.Module | None, token_BNC: torch.Tensor) -> torch.Tensor:
-    return _places(token_BNC if norm is None else norm(token_BNC))
-
-
-def _of_timm(trunk: Any, output: torch.Tensor) -> torch.Tensor:
+def _of_timm(trunk: Any, places: _Read, output: torch.Tensor) -> torch.Tensor:
     if output.ndim == 3:
-        return _places(output)
+        return places(output)
     channels_last = getattr(trunk, "output_fmt", "NCHW") == "NHWC"
     return output.permute(0, 3, 1, 2) if channels_last else output

@@ -47,6 +47,12 @@ class Tokenizer:
         """Return L."""
         return int(self._inner.context_length)
 
+    @property
+    def padding(self) -> int:
+        """Return the token that fills a text up to L."""
+        found = getattr(getattr(self._inner, "tokenizer", None), "pad_token_id", None)
+        return 0 if found is None else int(found)
+
     def __call__(self, texts: Sequence[str]) -> torch.Tensor:
         """Return tokens (B, L) int64 of texts; longer texts are cut to the context length."""
         with self._lock:

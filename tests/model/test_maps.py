@@ -17,6 +17,7 @@ from raycd.model import encoder as encoders
 from raycd.model import maps
 from raycd.model.embed_maps import EmbedMaps, EmbedTokens
 from raycd.model.encoder import Encoder
+from tests.families import families, new, write_tokenizer
 
 MakeEncoder = Callable[[], Encoder]
 
@@ -24,6 +25,7 @@ TEXT = {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "lay
 VISION: dict[str, dict[str, Any]] = {
     "resnet": {"layers": [1, 1, 1, 1], "width": 8, "head_width": 16, "patch_size": None},
     "vit": {"layers": 3, "width": 24, "head_width": 12, "patch_size": 16},
+    "vit-wide": {"layers": 3, "width": 24, "head_width": 12, "patch_size": 16},
     "vit-avg": {
         **{"layers": 3, "width": 24, "head_width": 12, "patch_size": 16},
         **{"pool_type": "avg", "final_ln_after_pool": True},
@@ -33,10 +35,11 @@ VISION: dict[str, dict[str, Any]] = {
         **{"timm_model_name": "convnext_atto", "timm_pool": "avg", "timm_proj": "linear"},
     },
 }
-# form: (side of images, map, middle)
+# form: (side of images, or both, map, middle)
 SHAPES = {
     "resnet": (64, [256, 2, 2], [128, 4, 4]),
     "vit": (64, [24, 4, 4], [24, 4, 4]),
+    "vit-wide": ((64, 96), [24, 4, 6], [24, 4, 6]),
     "vit-avg": (64, [24, 4, 4], [24, 4, 4]),
     "timm-vit": (224, [192, 14, 14], [192, 14, 14]),
     "timm-convnext": (64, [320, 2, 2], [160, 4, 4]),
@@ -142,6 +145,20 @@ def test_larger_maps_are_pooled_to_the_size_asked_for(size: int) -> None:
     torch.testing.assert_close(found.mean() if size == 1 else found.max(), found.max())
     if size == 1:
         assert found.item() == 7.5
+
+
+def test_the_mask_of_a_hugging_face_tokenizer_hides_its_own_padding(tmp_path: Path) -> None:
+    tokenizer, configs = tmp_path / "tokenizer", tmp_path / "configs"
+    write_tokenizer(tokenizer)
+    configs.mkdir()
+    family = families(tokenizer)["SigLIP2"]
+    family.model["text_cfg"]["tokenizer_kwargs"] = {"pad_token": "<eos>"}  # as SigLIP's own
+    encoder = new(family, configs)
+    tokens = encoder.tokenize(["is blue", "is blue and has long sleeves"])
+    padding = int(tokens[0, -1])
+    assert padding == encoder.tokenizer.padding != 0
+    _, extra = maps.encode_tokens(encoder, tokens)
+    assert extra["token_mask"].sum(1).tolist() == [(row != padding).sum() for row in tokens]
 
 
 def test_a_mask_ends_with_the_last_real_token_and_never_hides_all() -> None:
