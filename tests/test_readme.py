@@ -11,6 +11,7 @@ DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
 TREE = (ROOT / "README.md").read_text(encoding="utf-8").split("## The tree")[1].split("```")[1]
 INSIDE = {  # folders that belong to their room
     "jobs/benchmarks",
+    "jobs/comparison",
     "raycd/config/presets",
     "raycd/model/configs",
     "raycd/model/fusion",

@@ -35,6 +35,8 @@ MOST_BYTES = 2048  # of a text
 class Utf8:
     """Texts -> their UTF-8 bytes (B, MOST_BYTES) int64, padded with zeros."""
 
+    padding = 0
+
     def __init__(self, tokenizer: Any, most: int | None) -> None:
         self.files: dict[str, bytes] = {}
         self._tokenizer, self._most = tokenizer, most

@@ -34,6 +34,11 @@ class Words(Protocol):
     files: dict[str, bytes]
     """Name -> content of the files that it is made of; they are saved, and given to `build`."""
 
+    @property
+    def padding(self) -> int:
+        """Return the token that fills a text up to L."""
+        ...
+
     def __call__(self, texts: Sequence[str]) -> torch.Tensor:
         """Return tokens (B, L) int64; longer texts are cut."""
         ...

@@ -68,6 +68,7 @@ MODEL = {
     "encoder": "raycd-demo",
     "fingerprint": "0123456789ab",
     "head": "clip_cd",
+    "rerank_depth": 0,
     "protocol": "original",
     "metrics": {},
 }
@@ -88,9 +89,8 @@ def item(image_id: str, **more: Any) -> dict[str, Any]:
 def found(*image_ids: str, warnings: tuple[str, ...] = ()) -> dict[str, Any]:
     """Return the body of a SearchResponse."""
     explanation = {"image": 0.5, "text": None}
-    results = [
-        item(name, score=0.75, relative_score=2.5, explanation=explanation) for name in image_ids
-    ]
+    scores = {"score": 0.75, "relative_score": 2.5, "rerank_score": None}
+    results = [item(name, **scores, explanation=explanation) for name in image_ids]
     return {
         "results": results,
         "total": 3,

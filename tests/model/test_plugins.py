@@ -25,6 +25,7 @@ from raycd.model.plugins import Parts
 
 class Words:
     files = {"words.txt": b"four"}
+    padding = 0
 
     def __call__(self, texts):
         rows = [[len(word) for word in text.split()][:4] for text in texts]
