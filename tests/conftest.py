@@ -34,6 +34,7 @@ os.environ.setdefault(
 )  # as raycd.runtime.cluster sets it for its own
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep each folder's tests, which share clusters and services, in one of xdist's processes."""
     for item in items:

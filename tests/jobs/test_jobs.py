@@ -311,6 +311,7 @@ def test_a_signal_in_stage_1_ends_the_job_and_the_next_start_continues(
     assert not list(run.glob(".*.writing"))
 
 
+@pytest.mark.slow
 def test_the_jobs_one_after_another_finish_the_interrupted_run(
     long_run: Path, ray_cluster: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
