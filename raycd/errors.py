@@ -109,3 +109,11 @@ class GalleryError(RaycdError):
 
 def _restored_gallery(message: str, reason: GalleryError.Reason) -> GalleryError:
     return GalleryError(message, reason)
+
+
+def brief(error: BaseException, most: int = 300) -> str:
+    """Return the kind and the message of another library's error, as one line of an error of ours.
+
+    The message is cut to `most` characters.
+    """
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:most]}"

@@ -81,7 +81,7 @@ class Tables:
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedHead:
     """What a training gave."""
 
     task: Fuse
@@ -100,7 +100,7 @@ def train(
     *,
     keep: Callable[[Fuse], None] = lambda task: None,
     triplets: int | None = None,
-) -> Trained:
+) -> TrainedHead:
     """Filter and train for `stage2.epochs`, or until `triplets` were seen; no head without weights.
 
     `report` is called after each epoch with the triplets seen so far, `keep` after each that is the
@@ -124,7 +124,7 @@ def train(
     stage2 = config.stage2
     epochs = stage2.epochs if triplets is None else _epochs(task, triplets)
     if epochs == 0 or not any(True for _ in head.parameters()):
-        return Trained(task, [], len(pseudo), 0, 0.0)
+        return TrainedHead(task, [], len(pseudo), 0, 0.0)
     schedule = Schedule(
         *(epochs, stage2.batch_size, stage2.lr, config.seed),
         decay=stage2.decay,
@@ -142,7 +142,7 @@ def train(
         report(result, seen)
 
     history = loop.run(each)
-    return Trained(task, history, len(pseudo), seen, time.monotonic() - began)
+    return TrainedHead(task, history, len(pseudo), seen, time.monotonic() - began)
 
 
 def set_threads(config: Config) -> None:

@@ -59,8 +59,8 @@ from raycd.index import Index
 from raycd.model import encoder as encoders
 from raycd.model import fusion
 from raycd.model.encoder import Encoder
-from raycd.model.finite import check_weights
 from raycd.model.fusion import Head, HeadConfig
+from raycd.model.weights import check_weights
 
 __all__ = [
     "FILES",

@@ -23,7 +23,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from raycd.durable import sha256
-from raycd.errors import WeightsError
+from raycd.errors import WeightsError, brief
 
 STRUCTURE, NUMBERS = "index.faiss", "index.safetensors"
 FILES = (STRUCTURE, NUMBERS)
@@ -72,7 +72,7 @@ def reading(path: Path) -> Iterator[None]:
     except Exception as error:
         raise WeightsError(
             f"the index {path} cannot be read",
-            got=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+            got=brief(error),
             expected="what raycd wrote",
             do="build the index again",
         ) from error

@@ -19,9 +19,9 @@ from torch import nn
 from raycd import progress
 from raycd.config import EncoderConfig
 from raycd.data.preprocess import Preprocess
-from raycd.errors import WeightsError
+from raycd.errors import WeightsError, brief
 from raycd.model import plugins
-from raycd.model.finite import check_weights
+from raycd.model.weights import check_weights
 
 LOCAL_CONFIGS = Path(__file__).parent / "configs"
 TEXT_TOWER = "text_tower"  # folder of the configuration of a Hugging Face text encoder
@@ -98,7 +98,7 @@ def fill(clip: nn.Module, weights: Path) -> None:
     except (OSError, RuntimeError, KeyError, StopIteration, SafetensorError) as error:
         raise WeightsError(
             f"the weights {weights} cannot be read or do not fit the model",
-            got=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+            got=brief(error),
             do="check the file, and that encoder.name is the architecture that it was saved from",
         ) from error
     check_weights(

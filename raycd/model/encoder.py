@@ -21,17 +21,17 @@ import open_clip
 import torch
 from open_clip.modified_resnet import Bottleneck
 from open_clip.timm_model import TimmModel
-from safetensors.torch import save_file
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.checkpoint import checkpoint
 
 from raycd.config import EncoderConfig, Precision
 from raycd.data.preprocess import Preprocess
-from raycd.errors import RaycdError, WeightsError
+from raycd.errors import RaycdError, WeightsError, brief
 from raycd.model import architecture, plugins, tokenizer
 from raycd.model.architecture import TEXT_TOWER
 from raycd.model.plugins import Words
+from raycd.model.weights import save_weights
 
 WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
 PREPROCESS = "preprocess.json"
@@ -131,11 +131,7 @@ class Encoder(nn.Module):
     def save(self, folder: Path) -> None:
         """Write what `load_saved` reads into `folder` (created)."""
         folder.mkdir(parents=True, exist_ok=True)
-        weights = {
-            name: value.detach().cpu().contiguous()
-            for name, value in self.clip.state_dict().items()
-        }
-        save_file(weights, folder / WEIGHTS)
+        save_weights(self.clip, folder / WEIGHTS)
         described = {"model_cfg": self.model_config, "preprocess_cfg": self.preprocess.open_clip()}
         _write_json(folder / CONFIG, described)
         _write_json(folder / PREPROCESS, self.preprocess.to_dict())
@@ -217,7 +213,7 @@ def _pretrained(config: EncoderConfig) -> Encoder:
         tags = open_clip.list_pretrained_tags_by_model(config.name)
         raise WeightsError(
             f"the weights {config.pretrained!r} of {config.name} cannot be loaded",
-            got=" ".join(str(error).split())[:300] or type(error).__name__,
+            got=brief(error),
             expected=f"a tag of this model ({', '.join(tags) or 'it has none'}) "
             "or a path to safetensors weights",
             do="set encoder.pretrained; where there is no network, to a file",

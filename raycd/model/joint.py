@@ -24,7 +24,7 @@ from torch import nn
 from raycd.config import EncoderConfig
 from raycd.data.preprocess import Preprocess
 from raycd.durable import sha256
-from raycd.errors import WeightsError
+from raycd.errors import WeightsError, brief
 from raycd.model.plugins import Parts
 
 MODEL = "model"  # the model's own folder, in that of a saved encoder
@@ -147,7 +147,7 @@ def _parts(folder: Path, model_config: Mapping[str, Any]) -> Parts:
     except Exception as error:  # whatever the model's own code raises
         raise WeightsError(
             f"{folder} holds no model of sentence-transformers that can be loaded",
-            got=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+            got=brief(error),
             expected="a folder with modules.json, whose code is in sentence-transformers itself",
         ) from error
     if not model.supports(("image", "text")):
@@ -178,7 +178,7 @@ def _downloaded(name: str) -> str:
     except Exception as error:  # the hub's clients raise anything
         raise WeightsError(
             f"the model {name!r} of sentence-transformers cannot be read",
-            got=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+            got=brief(error),
             expected="a folder, or a model of the Hugging Face hub",
             do="set encoder.pretrained; where there is no network, to a folder",
         ) from error

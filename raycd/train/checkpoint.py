@@ -12,7 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from raycd.errors import WeightsError
+from raycd.errors import WeightsError, brief
+from raycd.model.weights import save_weights
 
 WEIGHTS, OPTIMIZER, HISTORY = "weights.safetensors", "optimizer.safetensors", "history.json"
 
@@ -25,10 +26,7 @@ def save(
 ) -> None:
     """Write a checkpoint into `folder` (created); `history` has an entry a finished epoch."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()},
-        folder / WEIGHTS,
-    )
+    save_weights(module, folder / WEIGHTS)
     state = {
         f"{number}.{name}": torch.as_tensor(value).detach().cpu().contiguous()
         for number, values in optimizer.state_dict()["state"].items()
@@ -80,7 +78,7 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
 def _broken(folder: Path, error: Exception) -> WeightsError:
     return WeightsError(
         f"the checkpoint {folder} cannot be read",
-        got=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+        got=brief(error),
         expected=f"{WEIGHTS}, {OPTIMIZER} and {HISTORY} of the same model",
         do="delete this stage's folder; the stage starts again from the one before it",
     )

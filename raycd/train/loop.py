@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from raycd.distributed import rank, world_size
 from raycd.errors import ConfigError, DataError, TrainingError
-from raycd.model import finite
+from raycd.model import weights
 from raycd.progress import Bar
 from raycd.train import checkpoint
 from raycd.train.batches import Rows, batch_count, epoch_batches
@@ -245,7 +245,7 @@ class Loop(Generic[Batch]):
 
     def _check_weights(self, epoch: int, lr: float) -> None:
         """Raise TrainingError where a weight is not finite on any worker."""
-        names = finite.broken(self.task.module.state_dict())
+        names = weights.broken(self.task.module.state_dict())
         device = next(self.task.module.parameters()).device
         if float(_mean_over_workers(torch.tensor(float(len(names)), device=device))) > 0:
             raise self._not_finite(f"weights that are not finite after epoch {epoch + 1}", lr)

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import get_type_hints
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from raycd.config import Stage2Config
-from raycd.errors import ConfigError, WeightsError
-from raycd.model.finite import check_weights
+from raycd.errors import ConfigError, WeightsError, brief
 from raycd.model.fusion.head import Head
+from raycd.model.weights import check_weights, save_weights
 
 GROUP = "raycd.heads"  # of entry points: name = "module:build"
 WEIGHTS, SETTINGS = "head.safetensors", "head.json"
@@ -154,7 +154,7 @@ def _build(name: str) -> Build:
     except Exception as error:  # of the other package's code
         raise ConfigError(
             f"the head {name} cannot be loaded",
-            got=f"{type(error).__name__}: {' '.join(str(error).split())}",
+            got=brief(error),
             expected=f"the function {_described(found[0])}",
             do="mend or uninstall that package",
         ) from error
@@ -177,10 +177,7 @@ def _described(point: EntryPoint) -> str:
 def save(head: nn.Module, config: HeadConfig, folder: Path) -> None:
     """Write weights and settings into `folder` (created)."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {name: value.detach().cpu().contiguous() for name, value in head.state_dict().items()},
-        folder / WEIGHTS,
-    )
+    save_weights(head, folder / WEIGHTS)
     (folder / SETTINGS).write_text(json.dumps(asdict(config), indent=1), encoding="utf-8")
 
 
@@ -197,7 +194,7 @@ def load(folder: Path, *, dim: int | None = None) -> tuple[Head, HeadConfig]:
     except _UNREADABLE as error:
         raise WeightsError(
             f"{folder} holds no readable fusion head",
-            got=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+            got=brief(error),
             expected=f"{SETTINGS} and {WEIGHTS}, as stage 2 writes them",
             do="run stage 2 again",
         ) from error

@@ -1,13 +1,21 @@
-"""Tests for finite weights: no training may end without them, no file may contain others."""
+"""Weights of modules: how they are saved, and that all are finite, in training and in files."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from raycd.errors import WeightsError
+
+
+def save_weights(module: nn.Module, path: Path) -> None:
+    """Write all weights of a module as safetensors."""
+    weights = module.state_dict().items()
+    save_file({name: value.detach().cpu().contiguous() for name, value in weights}, path)
 
 
 def broken(tensors: Mapping[str, torch.Tensor]) -> list[str]:
