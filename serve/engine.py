@@ -62,7 +62,9 @@ class Engine:
             self.searcher.picture = lambda path: images.load(
                 store.locate(path), max_pixels=args.max_pixels, min_side=1, patient=False
             )
-        self.model = _model_info(self.bundle, self.searcher.reranking.depth)
+        reranking = self.searcher.reranking
+        reranking.depth = min(reranking.depth, args.max_rerank_depth)
+        self.model = _model_info(self.bundle, reranking.depth)
         # In a gallery without categories of its own, images that are added get the same one.
         self.default_category = (CATEGORY,) if [*self.view.category_counts] == [CATEGORY] else ()
         self.example_texts: list[str] = self.bundle.manifest.example_texts

@@ -60,8 +60,10 @@ class Cell:
         head = fusion.head_class(stage2.head)
         # Maps and tokens, which some heads need, depend on settings of `embed`.
         more = ["embed"] if head.needs else []
-        more += ["evaluate.rerank_depth"] if head.reranks else []
-        return deciding(config, ["stage2", *(["filter"] if stage2.pseudo else [])], more)
+        found = deciding(config, ["stage2", *(["filter"] if stage2.pseudo else [])], more)
+        if not head.reranks:
+            del found["evaluate.rerank_depth"]
+        return found
 
     def fingerprint(self) -> str:
         """Return the hash of all that its result depends on."""

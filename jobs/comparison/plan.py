@@ -13,6 +13,7 @@ import yaml
 from raycd.config import Config, field_types, flatten, layers
 from raycd.errors import ConfigError
 from raycd.model import fusion
+from raycd.model.fusion import joint
 from raycd.runtime.pipeline import NOT_THE_RESULT, STAGES, within
 
 UNTRAINED = ("image_only", "text_only", "sum")
@@ -103,21 +104,22 @@ def make_plan(
 
 def _named(heads: str) -> dict[str, str]:
     """Return row -> head of "all", or of NAME or ROW=HEAD, separated by commas."""
-    if heads == "all":
-        return {name: name for name in fusion.names()}
+    known = [name for name in fusion.names() if name != joint.NAME]  # it trains nothing, and asks
+    if heads == "all":  # of the encoder what features do not hold
+        return {name: name for name in known}
     found: dict[str, str] = {}
     for word in _words(heads, "--heads"):
         row, _, head = word.partition("=")
         head = head or row
-        if head not in fusion.names():
-            near = layers.nearest(head, fusion.names())
+        if head not in known:
+            near = layers.nearest(head, known)
             raise ConfigError(
                 "--heads names no fusion head",
                 got=head,
-                expected=f"all, or some of {', '.join(fusion.names())}",
+                expected=f"all, or some of {', '.join(known)}",
                 do=f"did you mean {near[0]}?" if near else None,
             )
-        if row in found or (head != row and row in fusion.names()):
+        if row in found or (head != row and row in known):
             raise ConfigError(
                 "two rows have one name",
                 got=word,

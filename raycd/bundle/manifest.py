@@ -32,7 +32,8 @@ FILES = (
 )
 MAPS = "maps"
 _MAP_FILE = re.compile(rf"{MAPS}/(map|middle)/(shape\.json|keys\.parquet|\1-\d{{5}}\.npy)")
-_OF_ENCODER = re.compile(r"encoder/(\w[\w.-]*/)*\w[\w.-]*")  # tokenizer, a model of its own
+# A tokenizer's or a model's own: whatever their names, but none hidden and none outside
+_OF_ENCODER = re.compile(r"encoder/((?!\.)[^/\\\0]+/)*(?!\.)[^/\\\0]+")
 AGAIN = "write the bundle again: start the run that made it once more, or take a whole copy"
 
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 from raycd.config import DataConfig
 from raycd.data import circo, cirr, fashioniq, files, genecis, manifest
 from raycd.data.captions import Wording
+from raycd.data.parts import file_of
 from raycd.data.schema import Dataset
 
 # Formats whose captions are taken as they are: CIRR's by Clip4Cir, the others' by their authors
@@ -56,13 +57,17 @@ def content_hash(dataset: Dataset, *, drawn: bool = False) -> str:
     be copied in any way. Attributes have a hash of their own: a change of them repeats no training,
     embedding or evaluation. Raises DataError where a store does not answer.
     """
-    found = files.states(dataset.images["path"].to_pylist(), times=not drawn)
+    paths = dataset.images["path"].to_pylist()
+    found = files.states(paths, times=not drawn)
+    # Which part of a file an image is; nothing where each is a file of its own, as it always was
+    inside = [path.removeprefix(file_of(path)) if path else "" for path in paths]
     return _hash(
         [
             dataset.images["image_id"].to_pylist(),
             found,
             dataset.gallery.to_pydict(),
             _triplets(dataset).to_pydict(),
+            *([inside] if any(inside) else []),
         ]
     )
 

@@ -72,9 +72,16 @@ def _held(rows: Sequence[Mapping[str, Any]], fraction: float, seed: int) -> set[
 
 def _groups(triplets: Iterable[Sequence[str]]) -> dict[str, str]:
     """Return target -> the first, by name, of all that share triplets with it, directly or not."""
-    members: dict[str, set[str]] = {}
+    parent: dict[str, str] = {}
+
+    def first(target: str) -> str:
+        while parent.setdefault(target, target) != target:
+            parent[target] = parent[parent[target]]
+            target = parent[target]
+        return target
+
     for targets in triplets:
-        joined = set(targets).union(*(members.get(target, ()) for target in targets))
-        for target in joined:
-            members[target] = joined
-    return {target: min(joined) for target, joined in members.items()}
+        firsts = [first(target) for target in targets]
+        for one in firsts:
+            parent[one] = min(firsts)
+    return {target: first(target) for target in list(parent)}

@@ -7,24 +7,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from raycd import bundle, features, scratch
 from raycd.config import Config
 from raycd.data.missing import ImageReport
 from raycd.data.read import read
 from raycd.data.schema import Dataset
-from raycd.evaluate import cached_query
+from raycd.evaluate import cached_query, composed_query
 from raycd.evaluate.rerank import cached_rerank
 from raycd.features import Features, map_cache
 from raycd.features.map_cache import NOTHING, Extras
 from raycd.model import encoder as encoders
 from raycd.model import fusion
 from raycd.model.encoder import Encoder
-from raycd.model.fusion import Head, HeadConfig
+from raycd.model.fusion import Head, HeadConfig, joint
 from raycd.runtime import cluster, embedding
 from raycd.runtime.evaluation import Variant
 from raycd.runtime.map_stages import write_cache
-from raycd.runtime.stages import FINE_TUNED, IMAGES, TEXTS, Context, own_device
+from raycd.runtime.stages import FINE_TUNED, IMAGES, QUERIES, TEXTS, Context, own_device
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,9 @@ def variants(
         (model.head_config.name, model.head, extras),
     ):
         query = cached_query(fuse.to(device).eval(), images, text_features, device, beside)
+        if fuse is model.head and model.head_config.name == joint.NAME:
+            rows = data.queries(split, both_orders=True)
+            query = composed_query(_composed(model, rows, paths, config), device)
         depth = config.evaluate.rerank_depth
         rerank = cached_rerank(fuse, images, text_features, depth, device)
         found.append(Variant(name, images, query, rerank))
@@ -97,6 +101,15 @@ def _embedded(
     return images, missing, text_features, Extras(caches)
 
 
+def _composed(
+    model: Model, rows: list[dict[str, Any]], paths: dict[str, str | None], config: Config
+) -> Features:
+    with scratch.folder() as folder, cluster.connected():
+        table = embedding.compose_queries(rows, paths, model.encoder, config)
+        features.write(folder / QUERIES, table)
+        return features.read(folder / QUERIES)[0]
+
+
 def _side(model: Model, need: str) -> int:
-    """Return the side of the maps that the head was trained on."""
-    return model.head_config.extra[need][-1]
+    """Return the longer side of the maps that the head was trained on; none is pooled below it."""
+    return max(model.head_config.extra[need][1:])

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from raycd.api import SearchResult
 from raycd.client import Client
 from raycd.config import Config, Protocol
 from raycd.data.schema import Dataset, targets_of
@@ -19,7 +20,8 @@ from raycd.evaluate import AVERAGE, MASKED, Evaluation, average, gallery_ids
 from raycd.evaluate.ranking import NOT_FOUND, mean_average_precision, recall
 from raycd.progress import Bar
 
-Found = list[tuple[str, float]]  # images and their cosines, best first
+Decided = tuple[bool, float]  # whether an image was re-ranked, and the score by which it stands
+Found = list[tuple[str, Decided]]  # images, best first: what was re-ranked stands above the others
 
 
 def ask(
@@ -50,7 +52,7 @@ def ask(
                 best = service.search(query) if asked else []
                 if not asked:
                     evaluation.missing_queries.setdefault(category, []).append(query["triplet_id"])
-                evaluation.top[query["triplet_id"]] = best[:top]
+                evaluation.top[query["triplet_id"]] = [(one, by[1]) for one, by in best[:top]]
                 ranks.append(_ranks(best, right, query["reference"] if protocol in MASKED else ""))
                 bar.advance()
             evaluation.gallery[category], evaluation.queries[category] = len(searched), len(queries)
@@ -89,7 +91,9 @@ class _Category:
                 offset=offset,
             )
             found += [
-                (r.image_id, r.score) for r in response.results if r.image_id in self.searched
+                (one.image_id, _decided(one))
+                for one in response.results
+                if one.image_id in self.searched
             ]
             offset += size
             if len(response.results) < size:
@@ -97,12 +101,17 @@ class _Category:
         return found[: self.depth]
 
 
+def _decided(one: SearchResult) -> Decided:
+    reranked = one.rerank_score is not None
+    return reranked, one.score if one.rerank_score is None else one.rerank_score
+
+
 def _ranks(found: Found, right: set[str], masked: str) -> list[int]:
     """Return the ranks of the right images that were found, best first, as in evaluation."""
     right = right - {masked}
-    wrong = [score for image_id, score in found if image_id not in right]
-    own = sorted((score for image_id, score in found if image_id in right), reverse=True)
-    return [place + sum(other >= score for other in wrong) for place, score in enumerate(own, 1)]
+    wrong = [by for image_id, by in found if image_id not in right]
+    own = sorted((by for image_id, by in found if image_id in right), reverse=True)
+    return [place + sum(other >= by for other in wrong) for place, by in enumerate(own, 1)]
 
 
 def _measure(

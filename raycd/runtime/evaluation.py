@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from raycd import features
 from raycd.config import Config, Protocol
 from raycd.data.schema import Dataset
 from raycd.evaluate import (
@@ -26,7 +25,7 @@ from raycd.features.map_cache import NOTHING
 from raycd.model import fusion
 from raycd.model.fusion import joint
 from raycd.run import Writing
-from raycd.runtime.stages import FINE_TUNED, QUERIES, ZERO_SHOT, Context, needs, own_device
+from raycd.runtime.stages import FINE_TUNED, ZERO_SHOT, Context, needs, own_device
 
 PROTOCOLS: tuple[Protocol, ...] = ("original", "original-masked", "val")
 
@@ -63,8 +62,7 @@ def variants(context: Context) -> list[Variant]:
         extras = context.extras(needs(context.config)) if fuse is head else NOTHING
         query = cached_query(fuse.to(device).eval(), images, texts, device, extras)
         if name == joint.NAME:
-            composed, _ = features.read(context.run.local("stage2") / QUERIES)
-            query = composed_query(composed, device)
+            query = composed_query(context.composed(), device)
         depth = context.config.evaluate.rerank_depth
         rerank = cached_rerank(fuse, images, texts, depth, device)
         found.append(Variant(name, images, query, rerank))

@@ -21,7 +21,7 @@ from raycd.data.read import attributes_hash, content_hash
 from raycd.data.schema import Dataset
 from raycd.errors import ConfigError
 from raycd.model import encoder as encoders
-from raycd.model import maps
+from raycd.model import fusion, maps
 from raycd.run import Run, Writing, fingerprint
 from raycd.runtime import (
     bundle_stage,
@@ -362,10 +362,13 @@ class _Pipeline:
         return fingerprint(stage.name, stage.version, self._settings(stage), inputs, *data)
 
     def _settings(self, stage: Stage) -> dict[str, Any]:
+        idle = list(NOT_THE_RESULT)
+        if not fusion.head_class(self.config.stage2.head).reranks and stage.name != "bundle":
+            idle.append("evaluate.rerank_depth")
         return {
             name: value
             for name, value in flatten(self.config).items()
-            if within(name, stage.settings) and not within(name, NOT_THE_RESULT)
+            if within(name, stage.settings) and not within(name, idle)
         }
 
     def _dataset_hash(self) -> str:

@@ -20,12 +20,13 @@ from raycd.config import to_yaml
 from raycd.data.images import BrokenImage, load
 from raycd.data.schema import targets_of
 from raycd.data.selection import SELECTION
-from raycd.evaluate import RerankFunction, cached_query, text_of
+from raycd.evaluate import RerankFunction, cached_query, composed_query, text_of
 from raycd.evaluate.ranking import top_images
 from raycd.evaluate.rerank import cached_rerank
 from raycd.features import Features
 from raycd.mine import choose_examples, thresholds_line
 from raycd.model import fusion
+from raycd.model.fusion import joint
 from raycd.report.page import (
     Curve,
     Histogram,
@@ -192,6 +193,8 @@ def _queries(context: Context) -> Iterator[ShownQuery]:
     head, head_config = fusion.load(context.run.local("stage2") / "head")
     extras = context.extras(head.needs)
     query, picture = cached_query(head, images, texts, extras=extras), _picture_loader(context)
+    if head_config.name == joint.NAME:
+        query = composed_query(context.composed())
     settings = context.config.evaluate
     rerank = cached_rerank(head, images, texts, settings.rerank_depth)
     ranks = context.recorded("evaluate", "ranks")[head_config.name]

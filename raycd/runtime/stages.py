@@ -90,6 +90,10 @@ class Context:
             {need: map_cache.read(self.run.local(CACHES[need])) for need in sorted(needs)}
         )
 
+    def composed(self) -> Features:
+        """Read the queries of val that the encoder itself composed, for the head joint."""
+        return features.read(self.run.local("stage2") / QUERIES)[0]
+
     def recorded(self, stage: str, key: str) -> Any:
         """Return an entry of a stage's record."""
         record = self.run.record(stage)

@@ -20,6 +20,7 @@ from raycd.features.map_cache import TOKEN_MASK
 from raycd.gallery.static import Gallery
 from raycd.gallery.view import View
 from raycd.model import maps
+from raycd.model.embed_maps import HALF_MAX
 from raycd.model.maps import Extra
 
 
@@ -40,7 +41,7 @@ class HeadNeeds:
         """Return un-normalised features (B, D), and each image's maps as the head was trained."""
         image_BD, found = maps.encode_images(self._encoder, pixels_BSS3, self.names)
         found = {
-            need: maps.pooled(value, self._shapes[need][-1]).half().float().cpu()
+            need: _kept(maps.pooled(value, max(self._shapes[need][1:])))
             for need, value in found.items()
         }
         rows = range(len(image_BD))
@@ -51,7 +52,7 @@ class HeadNeeds:
         if maps.TOKENS not in self.names:
             return self._encoder.encode_tokens(tokens_NL).cpu(), [{}] * len(tokens_NL)
         text_ND, found = maps.encode_tokens(self._encoder, tokens_NL)
-        states, counts = found[maps.TOKENS].half().float().cpu(), found[TOKEN_MASK].sum(1).tolist()
+        states, counts = _kept(found[maps.TOKENS]), found[TOKEN_MASK].sum(1).tolist()
         rows = [{maps.TOKENS: state[:count]} for state, count in zip(states, counts, strict=True)]
         return text_ND.cpu(), rows
 
@@ -99,3 +100,8 @@ def _same(one: View, position: int, other: View, other_position: int) -> bool:
         view.features(np.array([at])) for view, at in ((one, position), (other, other_position))
     )
     return np.allclose(feature_1D, other_1D, rtol=1e-3, atol=1e-4)
+
+
+def _kept(value: torch.Tensor) -> torch.Tensor:
+    """Return what a cache would keep of it: numbers of float16, cut at its limits."""
+    return value.clamp(-HALF_MAX, HALF_MAX).half().float().cpu()

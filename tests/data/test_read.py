@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from raycd.config import DataConfig, SyntheticConfig
@@ -83,6 +84,22 @@ def test_a_changed_file_changes_the_hash_of_the_content(
     after = content_hash(again(tmp_path))
     assert after != before
     assert content_hash(again(tmp_path)) == after
+
+
+def test_another_part_of_the_same_file_changes_the_hash_of_the_content(tmp_path: Path) -> None:
+    data = own(tmp_path)
+    paths = data.images["path"].to_pylist()
+
+    def at(box: str) -> str:
+        ends = pa.array([paths[0] + box, *paths[1:]])
+        column = data.images.schema.get_field_index("path")
+        return content_hash(
+            dataclasses.replace(data, images=data.images.set_column(column, "path", ends))
+        )
+
+    first, second = at("#dilated=10,20,30,40"), at("#dilated=10,20,30,41")
+    assert len({content_hash(data), first, second}) == 3
+    assert at("") == content_hash(data)
 
 
 def test_a_moved_data_set_has_the_same_content(tmp_path: Path) -> None:

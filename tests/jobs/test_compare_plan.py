@@ -22,7 +22,7 @@ def plan(**changes: Any) -> Any:
 
 def test_all_is_every_head_that_trains_beside_those_without_weights() -> None:
     found = plan(heads="all")
-    assert {entry.head for entry in found.entries} == set(fusion.names()) - set(UNTRAINED)
+    assert {entry.head for entry in found.entries} == set(fusion.names()) - {*UNTRAINED, "joint"}
     assert "sum" in {entry.head for entry in found.untrained}
     assert list(found.seeds) == [7, 8]
     assert found.baseline == "combiner"
@@ -48,6 +48,7 @@ def test_a_head_can_have_several_rows_and_each_its_own_settings() -> None:
         ({"heads": "combine"}, "--heads names no fusion head\n  got:      combine\n"),
         ({"heads": "combiner,x=nothing"}, "--heads names no fusion head\n  got:      nothing\n"),
         ({"heads": "combiner,combiner=clip_cd"}, "two rows have one name"),
+        ({"heads": "combiner,joint"}, "--heads names no fusion head\n  got:      joint\n"),
         ({"heads": "sum=clip_cd"}, "two rows have one name"),
         ({"heads": "sum"}, "--heads names no head that trains"),
         ({"heads": "combiner,"}, "--heads cannot be read"),
