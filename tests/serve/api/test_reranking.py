@@ -74,7 +74,7 @@ def test_its_time_is_in_the_answer_and_in_server_timing(reranking: httpx.Client)
 
 def test_info_says_how_deep_and_what_the_limit_is(reranking: httpx.Client) -> None:
     info = reranking.get("/v1/info").json()
-    assert (info["model"]["head"], info["model"]["rerank_depth"]) == ("dcnet", 200)
+    assert (info["model"]["head"], info["model"]["rerank_depth"]) == ("dcnet", 50)
     assert info["limits"]["rerank_depth"] == 50
     body = problem(reranking.post("/v1/search", json={**ASKED, "rerank_depth": 51}), 422)
     assert (body["limit"], fields(body)) == ("max_rerank_depth", ["rerank_depth"])
