@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from raycd.config import MineConfig
 from raycd.data.schema import PSEUDO_TRIPLET
 from raycd.mine.filter import filter_candidates
+from raycd.mine.rare import of_rare_texts
 from raycd.mine.search import DECIMALS
 from raycd.mine.thresholds import resolve
 
@@ -36,7 +37,9 @@ EXAMPLE = pa.schema(
 Rows = NDArray[np.int64]
 
 
-def choose_examples(candidates: pa.Table, mine: MineConfig, *, count: int, seed: int) -> pa.Table:
+def choose_examples(
+    candidates: pa.Table, triplets: pa.Table, mine: MineConfig, *, count: int, seed: int
+) -> pa.Table:
     """Return table EXAMPLE: at most `count` rows of each group, by group.
 
     No group has a triplet or a pair of images twice.
@@ -49,13 +52,18 @@ def choose_examples(candidates: pa.Table, mine: MineConfig, *, count: int, seed:
 
     Args:
         candidates: Table CANDIDATES.
-        mine: The thresholds.
+        triplets: Table TRIPLET that the candidates were made from.
+        mine: The thresholds, and how rare a text has to be.
         seed: Draws the good ones, and decides between equal distances.
     """
     now = resolve(candidates, mine)
     eps_low, eps_high, alpha = now["eps_low"], now["eps_high"], now["alpha"]
     within, _ = filter_candidates(
-        candidates, eps_low=eps_low, eps_high=eps_high, s_max=now["s_max"], alpha=-math.inf
+        of_rare_texts(candidates, triplets, mine.rare_texts),
+        eps_low=eps_low,
+        eps_high=eps_high,
+        s_max=now["s_max"],
+        alpha=-math.inf,
     )
     similarity_C, score_C = within["similarity"].to_numpy(), within["score"].to_numpy()
     away_C3 = np.stack(

@@ -163,11 +163,11 @@ def _histograms(context: Context) -> list[Histogram]:
 def _pseudo(context: Context) -> list[PseudoExample]:
     """Return good, borderline and just refused examples, drawn by the run's seed."""
     config, table = context.config, pq.read_table(context.run.local("mine") / "candidates.parquet")
-    rows = choose_examples(table, config.mine, count=SHOWN_PSEUDO, seed=config.seed).to_pylist()
-    captions = {
-        row["triplet_id"]: row["captions"]
-        for row in context.dataset.triplets_of("train").to_pylist()
-    }
+    train = context.dataset.triplets_of("train")
+    rows = choose_examples(
+        table, train, config.mine, count=SHOWN_PSEUDO, seed=config.seed
+    ).to_pylist()
+    captions = {row["triplet_id"]: row["captions"] for row in train.to_pylist()}
     picture, written = _picture_loader(context), context.dataset.wording.evaluation
     return [
         PseudoExample(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pyarrow as pa
 import pytest
 
+from raycd.config import MineConfig
 from raycd.data.schema import TRIPLET
-from raycd.mine import CANDIDATES, of_rare_texts
+from raycd.mine import CANDIDATES, choose_examples, of_rare_texts
 
 CAPTIONS = {
     "a": ["is blue", "Long sleeves"],
@@ -36,8 +39,14 @@ def triplets() -> pa.Table:
 def candidates() -> pa.Table:
     """Return two candidates of each triplet, the second of which was not scored."""
     rows = [
-        dict.fromkeys(("pool", "side", "replaced", "substitute", "reference", "target"), "x")
-        | {"triplet_id": name, "category": "dress", "similarity": 0.9, "rank": rank}
+        dict.fromkeys(("pool", "replaced", "substitute", "reference", "target"), name)
+        | {
+            "side": "target",
+            "triplet_id": name,
+            "category": "dress",
+            "similarity": 0.9,
+            "rank": rank,
+        }
         | {"truncated": False, "score": None if rank else 0.8}
         for name in CAPTIONS
         for rank in range(2)
@@ -52,3 +61,12 @@ def test_candidates_are_kept_whose_text_stands_in_few_triplets(at_most: int, kep
     found = of_rare_texts(candidates(), triplets(), at_most)
     assert found["triplet_id"].to_pylist() == [name for name in kept for _ in range(2)]
     assert found.schema.equals(candidates().schema, check_metadata=True)
+
+
+def test_examples_are_of_rare_texts_alone() -> None:
+    settings = MineConfig(eps_low=0.85, eps_high=0.95, alpha=0.5, rare_texts=2)
+    mined = {"neighbours": 4, "floor": 0.8, "encoder": "abc", "images": 2}
+    table = candidates().replace_schema_metadata({"raycd.mine": json.dumps(mined)})
+    found = choose_examples(table, triplets(), settings, count=9, seed=0)
+    assert {*found["triplet_id"].to_pylist()} <= {*"def"}
+    assert len(found) > 0

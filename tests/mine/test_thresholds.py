@@ -104,7 +104,9 @@ def test_an_empty_table_has_thresholds_too() -> None:
 def test_examples_lie_about_the_thresholds_that_were_measured() -> None:
     settings = quantiles()
     candidates = table(0.2, settings)
-    chosen = mine.choose_examples(candidates, settings, count=5, seed=0).to_pylist()
+    chosen = mine.choose_examples(
+        candidates, TRIPLET.empty_table(), settings, count=5, seed=0
+    ).to_pylist()
     alpha = mine.resolve(candidates, settings)["alpha"]
     assert {row["group"] for row in chosen} == {"good", "borderline", "refused"}
     assert all((row["score"] > alpha) == (row["group"] != "refused") for row in chosen)
