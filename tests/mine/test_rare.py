@@ -40,14 +40,8 @@ def candidates() -> pa.Table:
     """Return two candidates of each triplet, the second of which was not scored."""
     rows = [
         dict.fromkeys(("pool", "replaced", "substitute", "reference", "target"), name)
-        | {
-            "side": "target",
-            "triplet_id": name,
-            "category": "dress",
-            "similarity": 0.9,
-            "rank": rank,
-        }
-        | {"truncated": False, "score": None if rank else 0.8}
+        | {"side": "target", "triplet_id": name, "category": "dress", "similarity": 0.9}
+        | {"rank": rank, "truncated": False, "score": None if rank else 0.8}
         for name in CAPTIONS
         for rank in range(2)
     ]
