@@ -18,7 +18,9 @@ from tune.space import Space, make_space
 from tune.trial import Tables
 
 LIGHT: Mapping[str, Any] = {"epochs": 4, "k": 1, "batch_size": 32, "bilinear_dim": 8}
-AS_IT_IS = ["mine.eps_low=none", "mine.eps_high=none", "mine.s_max=none"]  # alpha and k stay
+# alpha and k stay
+OUT = ("mine.eps_low", "mine.eps_high", "mine.s_max", "stage2.dropout")
+AS_IT_IS = [f"{name}=none" for name in OUT]
 
 
 @dataclass(frozen=True)
