@@ -11,7 +11,7 @@ def settings() -> dict[str, str]:
     GNU's OpenMP spins for milliseconds by default: where another program has the CPU of one thread,
     the others spin for it instead of leaving their CPUs to it. 1000 turns are about 50 us: longer
     than the threads of one parallel region differ, shorter than a time slice. Against the default
-    that costs nothing on a quiet machine, and keeps more than half of the speed beside a busy CPU.
+    that cost 0 to 14% on a quiet machine, and kept more than half of the speed beside a busy CPU.
     (OMP_WAIT_POLICY=PASSIVE, which never spins, costs a quarter on a quiet machine.) A user who has
     set either variable has decided.
     """
