@@ -14,18 +14,16 @@ from raycd.config import Config
 from raycd.data.missing import ImageReport
 from raycd.data.read import read
 from raycd.data.schema import Dataset
-from raycd.evaluate import cached_query, composed_query
-from raycd.evaluate.rerank import cached_rerank
 from raycd.features import Features, map_cache
-from raycd.features.map_cache import NOTHING, Extras
+from raycd.features.map_cache import Extras
 from raycd.model import encoder as encoders
 from raycd.model import fusion
 from raycd.model.encoder import Encoder
 from raycd.model.fusion import Head, HeadConfig, joint
 from raycd.runtime import cluster, embedding
-from raycd.runtime.evaluation import Variant
+from raycd.runtime.evaluation import Variant, variant
 from raycd.runtime.map_stages import write_cache
-from raycd.runtime.stages import FINE_TUNED, IMAGES, QUERIES, TEXTS, Context, own_device
+from raycd.runtime.stages import FINE_TUNED, IMAGES, QUERIES, TEXTS, Context
 
 
 @dataclass(frozen=True)
@@ -67,21 +65,18 @@ def variants(
     images, missing, text_features, extras = _embedded(
         model, {image_id: paths[image_id] for image_id in wanted}, list(texts), config
     )
-    device = own_device(config)
     total = fusion.create(HeadConfig("sum", model.encoder.dim))
-    found = []
-    for name, fuse, beside in (
-        (FINE_TUNED, total, NOTHING),
-        (model.head_config.name, model.head, extras),
-    ):
-        query = cached_query(fuse.to(device).eval(), images, text_features, device, beside)
-        if fuse is model.head and model.head_config.name == joint.NAME:
-            rows = data.queries(split, both_orders=True)
-            query = composed_query(_composed(model, rows, paths, config), device)
-        depth = config.evaluate.rerank_depth
-        rerank = cached_rerank(fuse, images, text_features, depth, device)
-        found.append(Variant(name, images, query, rerank))
-    return found, missing
+    composed = None
+    if model.head_config.name == joint.NAME:
+        composed = _composed(model, data.queries(split, both_orders=True), paths, config)
+    return [
+        variant(FINE_TUNED, total, images, text_features, config),
+        variant(
+            *(model.head_config.name, model.head, images, text_features, config),
+            extras=extras,
+            composed=composed,
+        ),
+    ], missing
 
 
 def _embedded(

@@ -21,7 +21,7 @@ from raycd.evaluate import (
 )
 from raycd.evaluate.rerank import cached_rerank
 from raycd.features import Features
-from raycd.features.map_cache import NOTHING
+from raycd.features.map_cache import NOTHING, Extras
 from raycd.model import fusion
 from raycd.model.fusion import joint
 from raycd.run import Writing
@@ -49,24 +49,35 @@ class Asked(NamedTuple):
 
 def variants(context: Context) -> list[Variant]:
     """Return the pre-trained sum, the fine-tuned sum and the fusion head of a run."""
-    device = own_device(context.config)
+    config = context.config
     head, head_config = fusion.load(context.run.local("stage2") / "head")
     total = fusion.create(fusion.HeadConfig("sum", head_config.dim))
-    found = []
-    for name, stage, fuse in (
-        (ZERO_SHOT, "zero_shot", total),
-        (FINE_TUNED, "embed", total),
-        (head_config.name, "embed", head),
-    ):
-        images, texts, _ = context.features(stage)
-        extras = context.extras(needs(context.config)) if fuse is head else NOTHING
-        query = cached_query(fuse.to(device).eval(), images, texts, device, extras)
-        if name == joint.NAME:
-            query = composed_query(context.composed(), device)
-        depth = context.config.evaluate.rerank_depth
-        rerank = cached_rerank(fuse, images, texts, depth, device)
-        found.append(Variant(name, images, query, rerank))
-    return found
+    first, tuned = (context.features(stage)[:2] for stage in ("zero_shot", "embed"))
+    extras = context.extras(needs(config))
+    composed = context.composed() if head_config.name == joint.NAME else None
+    return [
+        variant(ZERO_SHOT, total, *first, config),
+        variant(FINE_TUNED, total, *tuned, config),
+        variant(head_config.name, head, *tuned, config, extras, composed),
+    ]
+
+
+def variant(
+    name: str,
+    head: fusion.Head,
+    images: Features,
+    texts: Features,
+    config: Config,
+    extras: Extras = NOTHING,
+    composed: Features | None = None,
+) -> Variant:
+    """Return the variant of a head; `composed` are queries that the encoder itself made (joint)."""
+    device = own_device(config)
+    query = cached_query(head.to(device).eval(), images, texts, device, extras)
+    if composed is not None:
+        query = composed_query(composed, device)
+    rerank = cached_rerank(head, images, texts, config.evaluate.rerank_depth, device)
+    return Variant(name, images, query, rerank)
 
 
 def ask(
