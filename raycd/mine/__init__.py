@@ -2,11 +2,11 @@
 
 features -> neighbours -> candidates with scores -> pseudo triplets
 
-rows = of_triplets(image_ids, triplets)           # ids -> rows of the feature matrix pools =
-make_pools(mine.pool, gallery, rows)      # where substitutes may come from found =
-find_neighbours(image_ND, pools, mine)    # eq. 8, and eq. 9 at its loosest table =
-make_candidates(rows, found, image_ND, text_TD, encoder=fingerprint) pseudo, counts =
-filter_candidates(table, **resolve(table, mine))      # milliseconds
+    rows = of_triplets(image_ids, triplets)              # ids -> rows of the feature matrix
+    pools = make_pools(mine.pool, gallery, rows)         # where substitutes may come from
+    found = find_neighbours(image_ND, pools, mine)       # eq. 8, and eq. 9 at its loosest
+    table = make_candidates(rows, found, image_ND, text_TD, encoder=fingerprint)
+    pseudo, counts = filter_candidates(table, **resolve(table, mine))  # milliseconds
 
 `make_candidates` makes every replacement with its matching score. Only the last line depends on the
 thresholds, so trying others needs no feature. Arrays in, tables out: no Ray, no files.
