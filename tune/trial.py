@@ -26,6 +26,7 @@ from raycd.evaluate import Metric, cached_query, evaluate
 from raycd.evaluate.rerank import cached_rerank
 from raycd.features import Features
 from raycd.features.map_cache import Extras
+from raycd.model import threads
 from raycd.runtime.stages import Context, needs, own_device
 from raycd.train.fuse import Fuse, new_head
 from raycd.train.loop import EpochResult, Loop, Schedule, Silence, best_epoch
@@ -147,7 +148,7 @@ def train(
 
 def set_threads(config: Config) -> None:
     """Give torch as many threads as CPUs are reserved for a trial, or as set."""
-    torch.set_num_threads(config.compute.threads or max(1, int(config.tune.cpus_per_trial)))
+    threads.use(config.compute.threads or max(1, int(config.tune.cpus_per_trial)))
 
 
 def filtered(tables: Tables, config: Config) -> pa.Table:

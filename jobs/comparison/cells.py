@@ -16,12 +16,11 @@ from functools import cached_property
 from typing import Any
 
 import ray
-import torch
 
 from jobs.comparison.plan import deciding
 from raycd.config import Config
 from raycd.errors import RunError
-from raycd.model import fusion
+from raycd.model import fusion, threads
 from raycd.progress import Bar
 from raycd.run import Run, fingerprint
 from raycd.runtime import cluster, pipeline
@@ -219,13 +218,13 @@ def _fitting(todo: Sequence[Cell]) -> int:
     if not todo:
         return 1
     compute = todo[0].config.compute
-    need, threads = cluster.worker_resources(compute), compute.threads or 1
-    return min(cluster.fitting(10_000, need), max(1, (cluster.cpus() - 1) // threads))
+    need, each = cluster.worker_resources(compute), compute.threads or 1
+    return min(cluster.fitting(10_000, need), max(1, (cluster.cpus() - 1) // each))
 
 
 def _train(tables: Tables, config: Config) -> Record:
     """Train and evaluate in a process of its own."""
-    torch.set_num_threads(config.compute.threads or 1)
+    threads.use(config.compute.threads or 1)
     began = time.time()
     try:
         return {**evaluated(tables, config, None, "val"), "started": began}

@@ -26,7 +26,6 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from raycd.config import openmp
 from raycd.config.settings import Options as Options
 from raycd.config.settings import parse as parse
 from raycd.errors import RaycdError
@@ -86,7 +85,6 @@ def guard(
     `--debug` in `argv` shows its traceback, too. `again` is the advice after an interruption,
     `runs` the folder that `main` writes to where an error of the disk names none.
     """
-    os.environ.update(openmp.settings())  # before torch is imported
     try:
         with sigterm_interrupts():
             code = main() or 0

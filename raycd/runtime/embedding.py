@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
-import torch
 
 from raycd import features
 from raycd.config import Config, Precision
 from raycd.evaluate import Triplet, query_key, text_of
+from raycd.model import threads
 from raycd.model.embed import (
     Batch,
     ComposeQueries,
@@ -126,7 +126,7 @@ class SharedEncoder:
         """Return the encoder on `device`, ready to encode."""
         name = f"{self._encoder.hex()} {device}"
         if name not in _cache:
-            torch.set_num_threads(self._threads)
+            threads.use(self._threads)
             _cache.clear()
             _cache[name] = frozen(ray.get(self._encoder), self._precision, device)
         return _cache[name]

@@ -20,7 +20,6 @@ from pathlib import Path
 import psutil
 
 from raycd import progress
-from raycd.config import openmp
 from raycd.errors import RunError
 from raycd.runtime import private, watch
 
@@ -229,7 +228,6 @@ def _settings(folder: Path, short: Path, unfit: Mapping[str, str]) -> dict[str, 
         folders[name] = str(link)
     return {
         **_unset(_UNLESS_SET),
-        **openmp.settings(),
         **folders,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),

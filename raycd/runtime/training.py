@@ -24,6 +24,7 @@ from raycd import scratch
 from raycd.config import Config
 from raycd.distributed import rank
 from raycd.errors import TrainingError
+from raycd.model import threads
 from raycd.run import open_uri
 from raycd.runtime import cluster, private, relay
 from raycd.train import checkpoint
@@ -141,7 +142,7 @@ def _run(spec: dict[str, Any]) -> TrainingError | None:
 
 def _worker(spec: dict[str, Any]) -> None:
     """Train, in every worker."""
-    torch.set_num_threads(spec["threads"])
+    threads.use(spec["threads"])
     device = ray.train.torch.get_device()
     task = spec["make"](spec["inputs"], spec["config"], device)
     before = ray.train.get_checkpoint()

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from raycd.config import EncoderConfig, PretrainConfig
 from raycd.data.demo.synthetic import pretraining_pairs
 from raycd.durable import create_folder_once
+from raycd.model import threads
 from raycd.model.encoder import Encoder, create
 from raycd.run import fingerprint
 from raycd.train.batches import Rows
@@ -42,6 +43,7 @@ def cached(config: PretrainConfig, target_pad: float | None) -> Path:
 def pretrain(config: PretrainConfig, target_pad: float | None) -> Encoder:
     """Draw, train and return the encoder, on a GPU where there is one."""
     torch.manual_seed(config.seed)
+    threads.use(torch.get_num_threads())
     padding = {} if target_pad is None else {"target_pad": target_pad}
     encoder = create(EncoderConfig(name=DEMO_MODEL, pretrained="", **padding))
     encoder.to("cuda" if torch.cuda.is_available() else "cpu")

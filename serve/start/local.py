@@ -40,6 +40,9 @@ def cluster(
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # tell nobody
     # One event loop a replica: fewer hops between threads.
     os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
+    # OpenMP's threads spin for 50 us when they wait, not for milliseconds that HTTP needs.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     # A proxy that has died is replaced after three failed checks: 30 s at Ray Serve's own pace.
     os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", "2")
     # Only this user gets into it; below /tmp, for HAProxy makes a socket in it, whose path must be

@@ -33,7 +33,7 @@ from raycd.runtime import cluster
 RayParams.__init__ = functools.partialmethod(RayParams.__init__, dashboard_agent_listen_port=0)
 
 def where():
-    names = ("GOMP_SPINCOUNT", "RAY_AUTH_TOKEN_PATH", "TMPDIR")
+    names = ("RAY_AUTH_TOKEN_PATH", "TMPDIR")
     with tempfile.NamedTemporaryFile() as file:
         made = os.path.realpath(file.name)
     return {"niceness": os.nice(0), "file": made, **{name: os.environ.get(name) for name in names}}
@@ -198,7 +198,6 @@ def test_it_listens_on_loopback_alone(ours: dict[str, Any]) -> None:
 
 def test_workers_wait_for_no_other_program(ours: dict[str, Any]) -> None:
     assert ours["work"]["niceness"] == 0
-    assert ours["work"]["GOMP_SPINCOUNT"] == "1000"
 
 
 def test_a_temporary_folder_with_a_long_path_is_used_by_a_short_one(ours: dict[str, Any]) -> None:

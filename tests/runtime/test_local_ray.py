@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from raycd.config import cli, openmp
+from raycd.config import cli
 from raycd.errors import RunError
 from raycd.runtime import local_ray, private
 
@@ -124,17 +124,6 @@ def test_a_start_that_takes_too_long_is_tried_again_and_leaves_no_process(late: 
         assert done.stdout == "True True\n"
         assert "raycd.errors.RunError: Ray did not start on this machine" in done.stderr
         assert "  got:      The current node timed out during startup." in done.stderr
-
-
-@pytest.mark.parametrize("decided", ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT"])
-def test_openmp_threads_spin_for_microseconds_unless_the_user_has_decided(
-    monkeypatch: pytest.MonkeyPatch, decided: str
-) -> None:
-    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
-        monkeypatch.delenv(name, raising=False)
-    assert openmp.settings() == {"GOMP_SPINCOUNT": "1000"}
-    monkeypatch.setenv(decided, "ACTIVE")
-    assert openmp.settings() == {}
 
 
 def test_ray_may_be_given_longer_for_its_node(monkeypatch: pytest.MonkeyPatch) -> None:

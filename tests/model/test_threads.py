@@ -1,0 +1,99 @@
+import os
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+import torch
+
+from raycd.model import threads
+
+# CPU seconds of threads that wait between short operations
+WAITING = """
+import time
+import torch
+from raycd.model import threads
+
+def waited(rounds=40):
+    began = time.process_time()
+    for _ in range(rounds):
+        torch.ones(1 << 16).add_(1)
+        time.sleep(0.02)
+    return time.process_time() - began
+
+torch.set_num_threads(2)
+teams = threads.SleepingTeams()
+waited(1)
+alone = waited()
+teams.keep(threads.wanted(2, 2, threads.Usage().cpus))
+time.sleep(0.1)
+beside_others = waited()
+teams.keep(0)
+time.sleep(0.1)
+print(alone, beside_others, waited())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="GNU's OpenMP is that of torch on Linux")
+def test_threads_wait_shortly_while_teams_sleep_and_as_before_when_they_have_gone() -> None:
+    bare = {n: v for n, v in os.environ.items() if not n.startswith(("OMP_", "GOMP_"))}
+    found = subprocess.run(
+        [sys.executable, "-c", WAITING], env=bare, check=True, capture_output=True, text=True
+    )
+    alone, beside_others, again = map(float, found.stdout.split())
+    assert beside_others < alone / 2
+    assert beside_others < again / 2
+
+
+@pytest.mark.parametrize(
+    ("others", "count", "cpus", "teams"),
+    [(0, 2, 2, 0), (0.2, 2, 2, 0), (1, 2, 2, 2), (1, 2, 4, 0), (3, 2, 4, 3), (16, 4, 16, 5)],
+)
+def test_teams_are_wanted_where_others_have_the_cpus_of_our_threads(
+    others: float, count: int, cpus: int, teams: int
+) -> None:
+    assert threads.wanted(others, count, cpus) == teams
+    if teams:
+        assert (teams + 1) * count > cpus
+
+
+def test_a_busy_program_is_another_and_our_own_work_is_not() -> None:
+    usage, own = threads.Usage(), psutil.Process()
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
+        time.sleep(1)
+        used = usage.of_others()
+        other.kill()
+    assert used > threads.LACKING
+
+    square, before, began = torch.ones(500, 500), own.cpu_times(), time.monotonic()
+    usage.of_others()
+    while time.monotonic() < began + 1:
+        square @ square
+    after = own.cpu_times()
+    ours = after.user + after.system - before.user - before.system
+    assert usage.of_others() < usage.cpus - ours / (time.monotonic() - began) + 0.2
+
+
+@pytest.mark.parametrize(
+    ("count", "environment", "watched"),
+    [
+        (2, {}, True),
+        (1, {}, False),
+        (2, {"OMP_WAIT_POLICY": "ACTIVE"}, False),
+        (2, {"GOMP_SPINCOUNT": "1000"}, False),
+    ],
+)
+def test_waits_are_watched_where_threads_wait_and_nobody_has_decided(
+    monkeypatch: pytest.MonkeyPatch, count: int, environment: dict[str, str], watched: bool
+) -> None:
+    for name in threads.DECIDED:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(threads, "_watch", None)
+    before = torch.get_num_threads()
+    threads.use(count)
+    assert torch.get_num_threads() == count
+    assert (threads._watch is not None) == watched
+    torch.set_num_threads(before)
