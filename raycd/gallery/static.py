@@ -27,6 +27,7 @@ SCHEMA = pa.schema(
 )
 """What is known of each image, beside its feature."""
 
+_PART = 1 << 14  # ids that are Python's strings at a time
 KEPT_MASKS = 64  # of the last used filters; each has a byte for each image
 
 
@@ -40,8 +41,7 @@ class Gallery:
     def __init__(self, table: pa.Table) -> None:
         table = table.drop_columns(["feature"]) if "feature" in table.column_names else table
         self.table = table.combine_chunks()
-        self._image_ids: list[str] = self.table["image_id"].to_pylist()
-        self._positions = {image_id: row for row, image_id in enumerate(self._image_ids)}
+        self._positions = _Positions(self.table["image_id"])
         self._categories = _Lists(self.table["categories"].combine_chunks())
         self._attributes = _Lists(self.table["attributes"].combine_chunks())
         self._mask = lru_cache(KEPT_MASKS)(self._make_mask)
@@ -51,11 +51,12 @@ class Gallery:
 
     def position(self, image_id: str) -> int | None:
         """Return the position of an image; None where it is not in the gallery."""
-        return self._positions.get(image_id)
+        return self._positions.find(image_id)
 
     def image_id(self, position: int) -> str:
         """Return the image at a position."""
-        return self._image_ids[position]
+        image_id: str = self.table["image_id"][position].as_py()
+        return image_id
 
     def path(self, position: int) -> str | None:
         """Return path or URI of the image's file, if it has one; no answer may contain it."""
@@ -114,6 +115,28 @@ class Gallery:
         return dict(sorted(counts.items()))
 
 
+class _Positions:
+    """The position of each id, in 12 bytes an image: a dictionary of strings would take 190."""
+
+    def __init__(self, image_ids: pa.ChunkedArray) -> None:
+        self._image_ids = image_ids
+        parts = (image_ids.slice(at, _PART).to_pylist() for at in range(0, len(image_ids), _PART))
+        hashes = (hash(image_id) for part in parts for image_id in part)
+        hash_G = np.fromiter(hashes, np.int64, len(image_ids))
+        self._order_G = np.argsort(hash_G, kind="stable").astype(np.int32)
+        self._hash_G = hash_G[self._order_G]
+
+    def find(self, image_id: str) -> int | None:
+        """Return the position of an id; None where it is none of them."""
+        first, end = np.searchsorted(self._hash_G, hash(image_id)), len(self._hash_G)
+        while first < end and self._hash_G[first] == hash(image_id):
+            position = int(self._order_G[first])
+            if self._image_ids[position].as_py() == image_id:
+                return position
+            first += 1
+        return None
+
+
 class _Lists:
     """A column of lists (or maps, as lists of pairs) with few distinct entries, each kept once.
 
@@ -139,7 +162,7 @@ class _Lists:
         else:
             encoded = entries.dictionary_encode()
             self.codes, self.values = encoded.indices.to_numpy(), encoded.dictionary.to_pylist()
-        self.rows = pc.list_parent_indices(lists).to_numpy()
+        self.rows = pc.list_parent_indices(lists).to_numpy().astype(np.int32)
         self._ends = np.cumsum(np.bincount(self.rows, minlength=len(lists)))
 
     def __getitem__(self, row: int) -> list[Any]:
