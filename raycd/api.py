@@ -181,7 +181,7 @@ class IndexInfo(_ResponsePart):
     """The searched index."""
 
     kind: str
-    """flat, ivf or hnsw."""
+    """flat, half, ivf, hnsw, sq8 or rabitq."""
     size: int
     """Number of images."""
     version: int

@@ -1,6 +1,7 @@
 """The search effort of an approximate index: the least that finds the true first 10 often enough.
 
-It is nprobe (IVF) or efSearch (HNSW), measured on a sample. Shapes: Q queries of one sort, K their
+It is nprobe (IVF) or efSearch (HNSW), measured on a sample; with RaBitQ also how many candidates
+are compared again. Shapes: Q queries of one sort, K their
 true neighbours, G images, D feature size.
 """
 
@@ -14,8 +15,8 @@ from numpy.typing import NDArray
 
 from raycd.index.hnsw import Hnsw
 from raycd.index.ivf import Ivf
+from raycd.index.rabitq import MOST, Rabitq
 
-FIRST = 10  # results whose recall is measured
 # Cosines of one image differ by about 2e-7 between batches; those within this count as equal
 ROUNDING = 1e-6
 _LEAST_EF = 16  # efSearch that is tried first
@@ -52,15 +53,26 @@ def choose(structure: Ivf | Hnsw, sorts: Mapping[str, Sort], wanted: float) -> f
         # A neighbour is found if its list is visited: the quantile of the ranks of these lists is
         # the nprobe that is needed, and no search has to be tried
         ranks = [structure.ranks(sort.query_QD, sort.position_QK) for sort in sorts.values()]
+        # Half of what may be missed is left to the codes, where they are as coarse as RaBitQ's
+        visited = (1 + wanted) / 2 if isinstance(structure, Rabitq) else wanted
         structure.effort = max(
-            int(np.quantile(rank_QK, wanted, method="inverted_cdf")) for rank_QK in ranks
+            int(np.quantile(rank_QK, visited, method="inverted_cdf")) for rank_QK in ranks
         )
-        return _least(structure, sorts)
+        return _compared_enough(structure, sorts, wanted)
     structure.effort = _LEAST_EF
     while (
         found := _least(structure, sorts)
     ) < wanted and structure.effort < structure.index.ntotal:
         structure.effort *= 2
+    return found
+
+
+def _compared_enough(structure: Ivf, sorts: Mapping[str, Sort], wanted: float) -> float:
+    found = _least(structure, sorts)
+    if isinstance(structure, Rabitq):
+        while found < wanted and structure.again < MOST:
+            structure.again *= 2
+            found = _least(structure, sorts)
     return found
 
 

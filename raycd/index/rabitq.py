@@ -1,0 +1,103 @@
+"""RaBitQ: IVF whose lists hold a bit or a few a number.
+
+An image's difference from its centre is turned at random, as all are, and of each number a few bits
+are kept, with what makes the estimate of a cosine unbiased (Gao and Long, RaBitQ, SIGMOD 2024; with
+more than a bit: Gao et al., SIGMOD 2025). The estimates decide only which candidates are compared
+again by numbers of float16 in a mapped file: how many is measured (`effort.choose`).
+
+Shapes: L lists, G images, D feature size, B queries.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from raycd.config import IndexConfig
+from raycd.index import approximate
+from raycd.index.ivf import AGAIN
+from raycd.index.sq8 import Sq8
+from raycd.index.structure import FIRST
+
+MOST = 128  # times FIRST images that are compared again
+# Bits of a number of the query; FAISS's own 4 save little here and lose more
+QUERY_BITS = 8
+_SEED = 17  # seed of the rotation
+
+_faiss: Any = faiss  # its types lack what is used here
+
+
+class Rabitq(Sq8):
+    """FAISS's IndexRefine of float16 over a rotation and IndexIVFRaBitQ."""
+
+    @staticmethod
+    def _inverted(base: Any) -> Any:
+        return _faiss.downcast_index(base.index)
+
+    @staticmethod
+    def bytes_of(dim: int, bits: int = 1) -> int:
+        """Return the memory of an image: number, list and code."""
+        return 8 + 4 + int(_faiss.RaBitQuantizer(dim, faiss.METRIC_INNER_PRODUCT, bits).code_size)
+
+    @property
+    def again(self) -> int:
+        """Return how many times FIRST images are compared again at least."""
+        return int(self.index.k_factor)
+
+    @again.setter
+    def again(self, factor: int) -> None:
+        self.index.k_factor = factor  # FAISS writes it into the file
+
+    @classmethod
+    def trained(cls, sample_ND: NDArray[np.float32], lists: int, settings: IndexConfig) -> Self:
+        """Return empty lists whose centres the sample places."""
+        dim = sample_ND.shape[1]
+        turn = _faiss.RandomRotationMatrix(dim, dim)
+        turn.init(_SEED)
+        index = cls._bare(faiss.IndexFlatIP(dim), lists, settings.rabitq_bits)
+        approximate.train(index, turn.apply(sample_ND), most=settings.ivf_train)
+        return cls._empty(_faiss.IndexPreTransform(turn, index))
+
+    def like(self) -> Self:
+        """Return empty lists with the same centres."""
+        own = self._lists
+        index = self._bare(faiss.clone_index(own.quantizer), own.nlist, own.rabitq.nb_bits)
+        index.is_trained = True
+        turn = _faiss.RandomRotationMatrix(own.d, own.d)
+        faiss.copy_array_to_vector(faiss.vector_to_array(self._turn.A), turn.A)
+        turn.is_trained = True
+        other = self._empty(_faiss.IndexPreTransform(turn, index))
+        other.effort, other.again = self.effort, self.again
+        return other
+
+    @staticmethod
+    def _bare(centres: Any, lists: int, bits: int) -> Any:
+        index = _faiss.IndexIVFRaBitQ(
+            centres, centres.d, lists, faiss.METRIC_INNER_PRODUCT, True, bits
+        )
+        return index
+
+    @property
+    def _turn(self) -> Any:
+        base = _faiss.downcast_index(self.index.base_index)
+        return _faiss.downcast_VectorTransform(base.chain.at(0))
+
+    def _visiting(self, lists: int) -> Any:
+        params = _faiss.IVFRaBitQSearchParameters()
+        params.nprobe, params.qb = lists, QUERY_BITS
+        return params
+
+    def _wrapped(self, params: Any) -> Any:
+        return _faiss.SearchParametersPreTransform(index_params=params)
+
+    def _again(self, k: int) -> float:
+        return max(AGAIN, self.again * FIRST / k)
+
+    def ranks(
+        self, query_BD: NDArray[np.float32], positions_BK: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Return the nprobe (B, K) with which a query first visits the list of each image."""
+        return super().ranks(self._turn.apply(query_BD), positions_BK)
