@@ -7,14 +7,18 @@ Shapes: G images.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
+from raycd.filters import Condition
+from raycd.gallery import conditions
+from raycd.gallery.conditions import Conditions, Wanted
 from raycd.index.structure import Mask
 
 SCHEMA = pa.schema(
@@ -71,30 +75,46 @@ class Gallery:
         """Return the attributes of the image."""
         return dict(self._attributes[position])
 
-    def mask(
-        self, categories: Sequence[str] = (), attributes: Mapping[str, Sequence[str]] | None = None
-    ) -> Mask | None:
-        """Return a mask (G,) of images in one of the categories, with one value of each attribute.
+    def mask(self, categories: Sequence[str] = (), attributes: Wanted | None = None) -> Mask | None:
+        """Return a mask (G,) of images in one of the categories, with the wanted attributes.
 
         None stands for all images.
         """
-        wanted = {name: tuple(sorted(set(values))) for name, values in (attributes or {}).items()}
-        if not categories and not wanted:
+        if not categories and not attributes:
             return None
-        return self._mask(tuple(sorted(set(categories))), tuple(sorted(wanted.items())))
+        return self._mask(tuple(sorted(set(categories))), conditions.of(attributes or {}))
 
-    def _make_mask(
-        self, categories: tuple[str, ...], attributes: tuple[tuple[str, tuple[str, ...]], ...]
-    ) -> Mask:
+    def _make_mask(self, categories: tuple[str, ...], wanted: Conditions) -> Mask:
         mask = np.ones(len(self), np.bool_)
         if categories:
             mask &= self._having(self._categories, categories.__contains__)
-        for name, values in attributes:
+        for name, condition in wanted:
             if not mask.any():
                 break
-            mask &= self._having(self._attributes, {(name, value) for value in values}.__contains__)
+            mask &= self._fitting(name, condition)
         mask.flags.writeable = False  # it is cached
         return mask
+
+    def _fitting(self, name: str, condition: Condition) -> Mask:
+        """Return a mask (G,) of the images whose value of an attribute is right."""
+        mask = np.full(len(self), condition.holds_without)
+        known = self._values.get(name)
+        if known is not None:
+            right = np.zeros(len(self._attributes.values), np.bool_)
+            right[known.code_N] = conditions.among(condition, known.values, known.number_N)
+            of_it = np.zeros(len(self._attributes.values), np.bool_)
+            of_it[known.code_N] = True
+            entries = of_it[self._attributes.codes]
+            mask[self._attributes.rows[entries]] = right[self._attributes.codes[entries]]
+        return mask
+
+    @cached_property
+    def _values(self) -> dict[str, _Values]:
+        """The values of each attribute."""
+        codes: dict[str, list[int]] = {}
+        for code, (name, _) in enumerate(self._attributes.values):
+            codes.setdefault(name, []).append(code)
+        return {name: _Values.of(own, self._attributes.values) for name, own in codes.items()}
 
     def _having(self, lists: _Lists, wanted: Callable[[Any], bool]) -> Mask:
         """Return a mask (G,) of the images one of whose entries is wanted."""
@@ -113,6 +133,22 @@ class Gallery:
         for (name, value), count in self._attributes.counts(among):
             counts.setdefault(name, {})[value] = count
         return dict(sorted(counts.items()))
+
+
+class _Values(NamedTuple):
+    """The values of an attribute."""
+
+    code_N: NDArray[np.int64]
+    """Where they are among those of all attributes."""
+    values: list[str]
+    number_N: NDArray[np.float64]
+    """The numbers that they are; NaN where they are none."""
+
+    @classmethod
+    def of(cls, codes: list[int], pairs: list[tuple[str, str]]) -> Self:
+        values = [pairs[code][1] for code in codes]
+        numbers = np.fromiter(map(conditions.number, values), np.float64, len(values))
+        return cls(np.array(codes), values, numbers)
 
 
 class _Positions:

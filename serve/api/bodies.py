@@ -18,6 +18,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from raycd.api import SearchRequest
+from raycd.filters import CONDITION, Condition
 from serve.api import problems
 from serve.args import ServeArgs
 
@@ -182,12 +183,14 @@ def refused(model: type[BaseModel], error: ValidationError) -> problems.ProblemE
     """Return the problem of wrong fields; of an unknown one it says which was meant."""
     details = error.errors(include_url=False, include_context=False, include_input=False)
 
-    def unknown(name: object) -> str:
-        return f"there is no such field{problems.nearest(str(name), model.model_fields)}"
+    def unknown(loc: tuple[object, ...]) -> str:
+        known = [field.alias or name for name, field in Condition.model_fields.items()]
+        near = problems.nearest(str(loc[-1]), known if CONDITION in loc else model.model_fields)
+        return f"there is no such field{near}"
 
     return problems.invalid(
         [
-            {**detail, "msg": unknown(detail["loc"][-1])}
+            {**detail, "msg": unknown(detail["loc"])}
             if detail["type"] == "extra_forbidden"
             else detail
             for detail in details[: problems.MAX_ERRORS]
