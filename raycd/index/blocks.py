@@ -54,8 +54,10 @@ def unit(
     features_GD: Features, lengths_G: NDArray[np.float32], rows: slice | NDArray[np.int64]
 ) -> NDArray[np.float32]:
     """Return the L2-normalised features (N, D) of some images."""
-    found: NDArray[np.float32] = np.asarray(features_GD[rows], np.float32) / lengths_G[rows, None]
-    return found
+    found_ND: NDArray[np.float32] = np.asarray(features_GD[rows], np.float32)
+    # Rows by number are a copy already, and may be many
+    own = not isinstance(rows, slice) and found_ND.flags.writeable
+    return np.divide(found_ND, lengths_G[rows, None], out=found_ND if own else None)
 
 
 def lengths(features_GD: Features) -> NDArray[np.float32]:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raycd.index.hnsw import Hnsw
-from raycd.index.ivf import Ivf
+from raycd.index.ivf import AGAIN, Ivf
 from raycd.index.rabitq import MOST, Rabitq
 
 # Cosines of one image differ by about 2e-7 between batches; those within this count as equal
@@ -68,11 +68,11 @@ def choose(structure: Ivf | Hnsw, sorts: Mapping[str, Sort], wanted: float) -> f
 
 
 def _compared_enough(structure: Ivf, sorts: Mapping[str, Sort], wanted: float) -> float:
-    found = _least(structure, sorts)
-    if isinstance(structure, Rabitq):
-        while found < wanted and structure.again < MOST:
-            structure.again *= 2
-            found = _least(structure, sorts)
+    if not isinstance(structure, Rabitq):
+        return _least(structure, sorts)
+    structure.again = AGAIN
+    while (found := _least(structure, sorts)) < wanted and structure.again < MOST:
+        structure.again *= 2
     return found
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raycd.config import IndexConfig
-from raycd.index import approximate
+from raycd.index import approximate, blocks
 from raycd.index.ivf import AGAIN
 from raycd.index.sq8 import Sq8
 from raycd.index.structure import FIRST
@@ -53,12 +53,15 @@ class Rabitq(Sq8):
 
     @classmethod
     def trained(cls, sample_ND: NDArray[np.float32], lists: int, settings: IndexConfig) -> Self:
-        """Return empty lists whose centres the sample places."""
+        """Return empty lists whose centres the sample places; it is turned where it is."""
         dim = sample_ND.shape[1]
         turn = _faiss.RandomRotationMatrix(dim, dim)
         turn.init(_SEED)
         index = cls._bare(faiss.IndexFlatIP(dim), lists, settings.rabitq_bits)
-        approximate.train(index, turn.apply(sample_ND), most=settings.ivf_train)
+        for start in range(0, len(sample_ND), blocks.SIZE):
+            some = slice(start, start + blocks.SIZE)
+            sample_ND[some] = turn.apply(sample_ND[some])
+        approximate.train(index, sample_ND, most=settings.ivf_train)
         return cls._empty(_faiss.IndexPreTransform(turn, index))
 
     def like(self) -> Self:
