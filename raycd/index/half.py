@@ -11,6 +11,7 @@ Shapes: G images, N of them in a block or at some positions, D feature size, B q
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from typing import Any, Self
@@ -19,6 +20,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from raycd.errors import WeightsError
 from raycd.index import approximate, blocks
 from raycd.index.structure import Found, Mask
 
@@ -109,11 +111,24 @@ def room(shape: tuple[int, int], kind: type[np.float16 | np.float32]) -> NDArray
     """Return an array in a temporary file of its own, which is gone with the array.
 
     It is in the folder that TMPDIR names. Where that is in memory (tmpfs), so is the array.
+
+    Raises WeightsError where there is no room for it.
     """
     if 0 in shape:
         return np.empty(shape, kind)
-    with tempfile.TemporaryFile(prefix="raycd-") as file:
-        return np.memmap(file, kind, "w+", shape=shape)
+    size = shape[0] * shape[1] * np.dtype(kind).itemsize
+    try:
+        with tempfile.TemporaryFile(prefix="raycd-") as file:
+            # Now: a write into a mapped file for which the disk has no room ends the process
+            os.posix_fallocate(file.fileno(), 0, size)
+            return np.memmap(file, kind, "r+", shape=shape)
+    except OSError as error:
+        raise WeightsError(
+            "there is no room for the features of an index in the folder of temporary files",
+            got=f"{tempfile.gettempdir()}: {error.strerror}",
+            expected=f"{size / 2**20:,.0f} MiB",
+            do="make room there, or name another folder by TMPDIR",
+        ) from error
 
 
 def copied(units: Iterable[NDArray[np.float32]], rows_GD: Rows) -> Iterator[NDArray[np.float32]]:

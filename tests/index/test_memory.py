@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import tracemalloc
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from raycd.config import IndexConfig
-from raycd.errors import ConfigError
+from raycd.errors import ConfigError, WeightsError
 from raycd.index import Index
 from raycd.index.choice import KINDS, MAPPED, check, kind_for, resident_mib
 from raycd.index.half import room
@@ -128,3 +130,14 @@ def test_an_index_of_an_index_of_float16_has_the_same_features(kind: str) -> Non
     for _ in range(3):
         again = Index.build(again.features(every), settings, like=again)
     np.testing.assert_allclose(again.features(every), first.features(every), rtol=1e-6)
+
+
+def test_a_disk_without_room_is_told_before_anything_is_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*given: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(WeightsError, match="No space left on device"):
+        Index.build(drawn(100), IndexConfig(kind="half"))
