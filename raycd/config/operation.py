@@ -101,8 +101,6 @@ class IndexConfig(Section):
     """IVF, SQ8, RaBitQ: lists of the gallery (nlist); 0 means 4 times the root of its images."""
     ivf_train: Annotated[int, Field(ge=39)] = 64
     """The same: training images for each list, drawn by the seed; FAISS wants at least 39."""
-    rabitq_bits: Annotated[int, Field(ge=1, le=8)] = 1
-    """RaBitQ: bits of a number in the lists."""
     hnsw_m: Annotated[int, Field(ge=2, le=512)] = 32
     """HNSW: links of an image in the graph (M)."""
     hnsw_build_ef: Positive = 128

@@ -55,7 +55,7 @@ def resident_mib(kind: Kind, settings: IndexConfig, images: int, dim: int) -> fl
         "hnsw": 4 * dim + 4 * 2 * settings.hnsw_m + 12,
         "ivf": Ivf.bytes_of(dim),
         "sq8": Sq8.bytes_of(dim),
-        "rabitq": Rabitq.bytes_of(dim, settings.rabitq_bits),
+        "rabitq": Rabitq.bytes_of(dim),
     }[kind]
     lists = approximate.lists(images, settings.ivf_lists) if kind in _LISTS else 0
     length = 4
