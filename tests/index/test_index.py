@@ -36,6 +36,7 @@ def drawn(count: int, seed: int) -> Vectors:
 FEATURES_GD = drawn(GALLERY, 0)
 QUERY_BD = unit(drawn(100, 1))
 COSINE_BG = QUERY_BD @ unit(FEATURES_GD).T
+HALF_BG = QUERY_BD @ unit(FEATURES_GD).astype(np.float16).astype(np.float32).T
 MASKS = {
     "none at all": np.zeros(GALLERY, np.bool_),
     "three images": np.isin(np.arange(GALLERY), [7, 8, 1999]),
@@ -56,9 +57,17 @@ def index(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Index:
     return Index.load(folder, built.save(folder), threads=1)
 
 
-def nearest(k: int, allowed: NDArray[np.bool_] | None = None) -> tuple[Vectors, NDArray[np.int64]]:
+def cosines(index: Index) -> Vectors:
+    """Return the cosines of the numbers that an index of this kind stores."""
+    return HALF_BG if index.kind in MAPPED else COSINE_BG
+
+
+def nearest(
+    cosine_BG: Vectors, k: int, allowed: NDArray[np.bool_] | None = None
+) -> tuple[Vectors, NDArray[np.int64]]:
     """Search by brute force: scores and positions, -inf and -1 where no more are allowed."""
-    cosine_BG = COSINE_BG if allowed is None else np.where(allowed, COSINE_BG, -np.inf)
+    if allowed is not None:
+        cosine_BG = np.where(allowed, cosine_BG, -np.inf)
     positions = np.argsort(-cosine_BG, axis=1)[:, :k]
     scores = np.take_along_axis(cosine_BG, positions, axis=1)
     return scores, np.where(np.isinf(scores), -1, positions)
@@ -104,16 +113,18 @@ def test_every_kind_states_what_it_is(index: Index) -> None:
 
 def test_exact_search_equals_brute_force_in_every_kind(index: Index) -> None:
     scores, positions = index.search(QUERY_BD, 10, exact=True)
-    expected, truth = nearest(10)
-    assert scores == pytest.approx(expected, abs=rounding(index))
-    assert recall(positions, truth) >= (0.995 if index.kind in MAPPED else 1.0)
+    expected, truth = nearest(cosines(index), 10)
+    assert scores == pytest.approx(expected, abs=1e-6)
+    assert recall(positions, truth) == 1.0
+    true_BK = np.take_along_axis(COSINE_BG, positions, axis=1)
+    assert scores == pytest.approx(true_BK, abs=rounding(index))
 
 
 def test_search_has_the_recall_that_was_asked_for(index: Index) -> None:
     scores, positions = index.search(QUERY_BD, 10)
-    assert recall(positions, nearest(10)[1]) >= (1.0 if index.kind == "flat" else 0.96)
-    true_BK = np.take_along_axis(COSINE_BG, positions, axis=1)
-    assert scores == pytest.approx(true_BK, abs=rounding(index))
+    cosine_BG = cosines(index)
+    assert recall(positions, nearest(cosine_BG, 10)[1]) >= (1.0 if index.kind in EXACT else 0.96)
+    assert scores == pytest.approx(np.take_along_axis(cosine_BG, positions, axis=1), abs=1e-6)
 
 
 def test_an_approximate_search_visits_a_part_of_the_gallery(index: Index) -> None:
@@ -127,15 +138,14 @@ def test_only_allowed_images_are_found_and_those_that_should_be(
 ) -> None:
     monkeypatch.setattr(ivf, "FEW", 50)
     scores, positions = index.search(QUERY_BD, 10, exact=exact, allowed=MASKS[name])
-    expected, truth = nearest(10, MASKS[name])
+    expected, truth = nearest(cosines(index), 10, MASKS[name])
     there = positions >= 0
     assert MASKS[name][positions[there]].all()
     assert np.array_equal(there, truth >= 0)
     assert np.array_equal(np.isinf(scores), ~there)
     compared = exact or index.kind in EXACT or MASKS[name].sum() < 200
-    rounded = index.kind in MAPPED
-    assert recall(positions, truth) >= (0.96 if not compared else 0.995 if rounded else 1.0)
-    assert scores[:, 0] == pytest.approx(expected[:, 0], abs=rounding(index))
+    assert recall(positions, truth) >= (1.0 if compared else 0.96)
+    assert scores[:, 0] == pytest.approx(expected[:, 0], abs=1e-6)
 
 
 def test_k_is_cut_to_the_gallery_and_all_of_it_is_found(index: Index) -> None:
