@@ -35,7 +35,11 @@ _faiss: Any = faiss  # its types lack what is used here
 
 
 class Rabitq(Sq8):
-    """FAISS's IndexRefine of float16 over a rotation and IndexIVFRaBitQ."""
+    """FAISS's IndexRefine of float16 over a rotation and IndexIVFRaBitQ.
+
+    The same features, seed and threads give the same structure; with other threads the rotation
+    differs in its last bits.
+    """
 
     @staticmethod
     def _inverted(base: Any) -> Any:
