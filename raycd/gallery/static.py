@@ -45,7 +45,8 @@ class Gallery:
     def __init__(self, table: pa.Table) -> None:
         table = table.drop_columns(["feature"]) if "feature" in table.column_names else table
         self.table = table.combine_chunks()
-        self._positions = _Positions(self.table["image_id"])
+        self._image_ids = self.table["image_id"].combine_chunks()
+        self._positions = _Positions(self._image_ids)
         self._categories = _Lists(self.table["categories"].combine_chunks())
         self._attributes = _Lists(self.table["attributes"].combine_chunks())
         self._mask = lru_cache(KEPT_MASKS)(self._make_mask)
@@ -59,7 +60,7 @@ class Gallery:
 
     def image_id(self, position: int) -> str:
         """Return the image at a position."""
-        image_id: str = self.table["image_id"][position].as_py()
+        image_id: str = self._image_ids[position].as_py()
         return image_id
 
     def path(self, position: int) -> str | None:
@@ -154,7 +155,7 @@ class _Values(NamedTuple):
 class _Positions:
     """The position of each id, in 12 bytes an image: a dictionary of strings would take 190."""
 
-    def __init__(self, image_ids: pa.ChunkedArray) -> None:
+    def __init__(self, image_ids: pa.Array) -> None:
         self._image_ids = image_ids
         parts = (image_ids.slice(at, _PART).to_pylist() for at in range(0, len(image_ids), _PART))
         hashes = (hash(image_id) for part in parts for image_id in part)
