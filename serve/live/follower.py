@@ -22,6 +22,7 @@ from raycd.gallery.live import Live, contents
 from raycd.gallery.recent import Recent
 from raycd.gallery.records import Changes, Row
 from raycd.gallery.static import Gallery
+from raycd.gallery_db.tables import Room
 from raycd.index import Index
 from raycd.index.blocks import Features
 from raycd.index.choice import MAPPED, kind_for, resident_mib
@@ -118,12 +119,13 @@ class Follower:
         if seed is not None and seed.digest == digest:
             return self._new(loaded.index, self._searcher.view.gallery, seed.version)
         # Where the memory has a bound, its features are in files
-        kind, made = ("half", room) if self._in_files else ("flat", np.empty)
+        made: Room = room if self._in_files else np.empty
         found = gallery_db.load(self._fingerprint, room=made)
         self._check_few(found.unencoded)
         # Where there are no features, their size is unknown.
         features_GD = found.features_GD.reshape(-1, loaded.index.dim)
-        index = Index.build(features_GD, self._settings.model_copy(update={"kind": kind}))
+        exact = {"kind": "half" if self._in_files else "flat"}
+        index = Index.build(features_GD, self._settings.model_copy(update=exact))
         live = self._new(index, Gallery(found.table), found.version)
         live.apply(Changes(found.version, self._encoded(found.unencoded)))
         return live
