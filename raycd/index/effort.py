@@ -13,9 +13,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from raycd.index.hnsw import Hnsw
 from raycd.index.ivf import AGAIN, Ivf
 from raycd.index.rabitq import MOST, Rabitq
+from raycd.index.structure import Structure
 
 # Cosines of one image differ by about 2e-7 between batches; those within this count as equal
 ROUNDING = 1e-6
@@ -47,7 +47,7 @@ def recall(found_QK: NDArray[np.float32], true_QK: NDArray[np.float32]) -> float
     return float((found_QK >= true_QK.min(axis=1, keepdims=True) - ROUNDING).mean())
 
 
-def choose(structure: Ivf | Hnsw, sorts: Mapping[str, Sort], wanted: float) -> float:
+def choose(structure: Structure, sorts: Mapping[str, Sort], wanted: float) -> float:
     """Set `structure.effort` so that each sort has the wanted recall; return the least recall."""
     if isinstance(structure, Ivf):
         # A neighbour is found if its list is visited: the quantile of the ranks of these lists is
@@ -76,10 +76,10 @@ def _compared_enough(structure: Ivf, sorts: Mapping[str, Sort], wanted: float) -
     return found
 
 
-def _least(structure: Ivf | Hnsw, sorts: Mapping[str, Sort]) -> float:
+def _least(structure: Structure, sorts: Mapping[str, Sort]) -> float:
     return min(_recall(structure, sort) for sort in sorts.values())
 
 
-def _recall(structure: Ivf | Hnsw, sort: Sort) -> float:
+def _recall(structure: Structure, sort: Sort) -> float:
     found_QK, _ = structure.search(sort.query_QD, sort.score_QK.shape[1])
     return recall(found_QK, sort.score_QK)
