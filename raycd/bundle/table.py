@@ -58,7 +58,7 @@ class TableFeatures:
         if isinstance(rows, slice):
             start, stop, _ = rows.indices(self.shape[0])
             return _numbers(self._column.slice(start, stop - start))
-        return _numbers(self._column.take(pa.array(rows)))
+        return _numbers(self._column.take(pa.array(rows))).copy()  # Arrow's memory is read-only
 
 
 def gallery_features(gallery: pa.Table) -> NDArray[np.float32]:

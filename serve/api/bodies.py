@@ -171,6 +171,27 @@ def _attributes(text: str) -> Any:
         raise problems.wrong_field("attributes", f"is not JSON: {error}") from error
 
 
+def schema(model: type[BaseModel]) -> dict[str, Any]:
+    """Return the JSON schema of a model with its parts in it, for the service's description.
+
+    A reference to a part would be looked for in the whole description.
+    """
+    whole = model.model_json_schema(ref_template="{model}")
+    parts = whole.pop("$defs", {})
+
+    def put_in(node: Any) -> Any:
+        if isinstance(node, list):
+            return [put_in(child) for child in node]
+        if not isinstance(node, dict):
+            return node
+        if (name := node.get("$ref")) is not None:
+            return put_in(parts[name])
+        return {key: put_in(child) for key, child in node.items()}
+
+    found: dict[str, Any] = put_in(whole)
+    return found
+
+
 def validated(model: type[Model], body: Any) -> Model:
     """Return the body as a request. Raises ProblemError with the fields that are wrong."""
     try:

@@ -17,7 +17,7 @@ OPENAPI: dict[str, Any] = {
         "required": True,
         "content": {
             bodies.JSON: {
-                "schema": SearchRequest.model_json_schema(),
+                "schema": bodies.schema(SearchRequest),
                 "examples": {
                     "gallery": {
                         "value": {
