@@ -4,26 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Self
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-
-def _number(value: object) -> object:
-    if isinstance(value, bool):  # which is an int in Python
-        raise ValueError(f"got {str(value).lower()}, expected a number")
-    return value
-
-
-Number = BeforeValidator(_number)
+from raycd.filters import Filter, Name, Number
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True)]
-Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=512)]
 Weight = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False), Number]
 
 
@@ -62,8 +47,10 @@ class SearchRequest(_RequestPart):
     """Number of first results to leave out: the next page."""
     category: list[Name] = []
     """Only images of one of these categories; none: of all."""
-    attributes: dict[Name, list[Name]] = {}
-    """Only images with one of these values of each attribute: {"colour": ["blue", "navy"]}."""
+    attributes: dict[Name, Filter] = {}
+    """Only images with one of these values of each attribute, or one that fits a condition:
+    {"colour": ["blue", "navy"], "price": {"gte": 10, "lt": 50}, "brand": {"not": ["none"]}}.
+    """
     exclude_reference: bool = False
     """Leave the image of the gallery that `image_id` names out of the results."""
     exact: bool = False
@@ -181,7 +168,7 @@ class IndexInfo(_ResponsePart):
     """The searched index."""
 
     kind: str
-    """flat, ivf or hnsw."""
+    """flat, half, ivf, hnsw, sq8 or rabitq."""
     size: int
     """Number of images."""
     version: int

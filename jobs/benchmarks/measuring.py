@@ -30,26 +30,29 @@ def timed(work: Callable[[], Result]) -> tuple[Result, float]:
     return result, time.perf_counter() - began
 
 
-def peak(work: Callable[[], Result]) -> tuple[Result, float]:
-    """Return what `work` returns and by how many MiB all processes together grow at most."""
+def peak(work: Callable[[], Result], *, counted: str = "Pss") -> tuple[Result, float]:
+    """Return what `work` returns and by how many MiB all processes together grow at most.
+
+    `counted` is Pss, or Pss_Anon: without the pages of mapped files.
+    """
     gc.collect()
-    before, over = memory(), threading.Event()
+    before, over = memory(counted=counted), threading.Event()
     seen = [before]
 
     def sample() -> None:
         while not over.wait(EVERY_S):
-            seen.append(memory())
+            seen.append(memory(counted=counted))
 
     thread = threading.Thread(target=sample, daemon=True)
     thread.start()
     try:
-        return work(), max(*seen, memory()) - before
+        return work(), max(*seen, memory(counted=counted)) - before
     finally:
         over.set()
         thread.join()
 
 
-def memory(process: psutil.Process | None = None) -> float:
+def memory(process: psutil.Process | None = None, *, counted: str = "Pss") -> float:
     """Return the PSS of a process (None: of this one) and its descendants, in MiB.
 
     Each page counts once, however many processes share it.
@@ -61,7 +64,7 @@ def memory(process: psutil.Process | None = None) -> float:
             lines = Path(f"/proc/{each.pid}/smaps_rollup").read_text().splitlines()
         except OSError:  # it has ended
             continue
-        total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+        total += sum(int(line.split()[1]) for line in lines if line.startswith(f"{counted}:"))
     return total / 1024
 
 
@@ -71,8 +74,16 @@ def elsewhere(work: Callable[..., Result], *args: object) -> Result:
         return pool.submit(work, *args).result()
 
 
-def features(count: int, dim: int = DIM, *, drawn: int = 0) -> NDArray[np.float32]:
+def features(
+    count: int,
+    dim: int = DIM,
+    *,
+    drawn: int = 0,
+    room: Callable[[tuple[int, int], type[np.float32]], NDArray[np.float32]] = np.empty,
+) -> NDArray[np.float32]:
     """Draw features (count, dim) like those of a large gallery; another `drawn` gives other images.
+
+    They are put into an array that `room` makes.
 
     A common direction, 20 categories, 2,000 sorts in them (sizes by Zipf's law, exponent 0.5), and
     each image's own part: two images have a cosine of 0.5 on average, of one category 0.62, of one
@@ -93,7 +104,7 @@ def features(count: int, dim: int = DIM, *, drawn: int = 0) -> NDArray[np.float3
     category = part(fixed, CATEGORIES, CATEGORY)[fixed.integers(CATEGORIES, size=SORTS)]
     centres = common + category + part(fixed, SORTS, SORT)
     share = 1 / np.arange(1, SORTS + 1) ** 0.5
-    drawn_ND = np.empty((count, dim), np.float32)
+    drawn_ND = room((count, dim), np.float32)
     for start in range(0, count, 4096):
         rows = drawn_ND[start : start + 4096]
         rows[:] = centres[rng.choice(SORTS, len(rows), p=share / share.sum())]

@@ -26,7 +26,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from raycd import __version__
@@ -47,7 +46,15 @@ from raycd.bundle.manifest import (
     verify,
     verify_files,
 )
-from raycd.bundle.table import ENCODER, gallery_features, gallery_table, read_gallery, read_table
+from raycd.bundle.table import (
+    ENCODER,
+    TableFeatures,
+    gallery_features,
+    gallery_parts,
+    gallery_table,
+    read_gallery,
+    read_table,
+)
 from raycd.config import Config
 from raycd.data import moved
 from raycd.durable import replace_folder, sha256
@@ -56,6 +63,8 @@ from raycd.features import map_cache
 from raycd.features.map_cache import NOTHING, Extras
 from raycd.index import FILES as INDEX_FILES
 from raycd.index import Index
+from raycd.index.blocks import Features
+from raycd.index.choice import check, kind_for
 from raycd.model import encoder as encoders
 from raycd.model import fusion
 from raycd.model.encoder import Encoder
@@ -73,6 +82,7 @@ __all__ = [
     "Manifest",
     "build_index",
     "gallery_features",
+    "gallery_parts",
     "gallery_table",
     "load",
     "load_encoder",
@@ -118,11 +128,13 @@ def write(
     measured too; `extras` has what the head needs of the gallery's images, without which a query
     can name none of them.
 
-    Raises WeightsError where the parts do not fit together; then nothing has changed.
+    Raises WeightsError where the parts do not fit together, ConfigError where the index does not
+    fit into `index.memory_mib`; then nothing has changed.
     """
     fingerprint = encoder.fingerprint()
-    features_GD = gallery_features(gallery)
+    features_GD = TableFeatures(gallery)
     _check_fit(folder, encoder, fingerprint, head_config, gallery, features_GD.shape)
+    check(config.index, *features_GD.shape)
     check_weights(encoder.clip, "the encoder", do="fine-tune it again")
     check_weights(head, "the fusion head", do="train it again")
     index = build_index(
@@ -264,7 +276,7 @@ def _check_fit(
 def build_index(
     encoder: Encoder,
     head: Head,
-    features_GD: NDArray[np.float32],
+    features_GD: Features,
     config: Config,
     example_texts: Sequence[str],
     *,
@@ -277,7 +289,7 @@ def build_index(
     `like` are those of `Index.build`.
     """
     queries = None
-    if example_texts and config.index.kind_for(len(features_GD)) != "flat":
+    if example_texts and kind_for(config.index, *features_GD.shape) not in ("flat", "half"):
         queries = sample.queries(encoder, head, features_GD, example_texts, config)
     return Index.build(
         features_GD, config.index, queries=queries, threads=threads, seed=config.seed, like=like

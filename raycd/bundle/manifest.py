@@ -19,6 +19,7 @@ from raycd.data import moved
 from raycd.durable import sha256
 from raycd.errors import WeightsError
 from raycd.index import FILES as INDEX_FILES
+from raycd.index.choice import Kind
 from raycd.model import encoder as encoders
 from raycd.model.fusion import registry
 
@@ -52,11 +53,12 @@ class EncoderInfo(_Part):
 class IndexInfo(_Part):
     """The index: its kind, images, feature size D, measured recall@10, and search effort.
 
-    `effort` is nprobe, the lists that a search visits (ivf), or efSearch, the candidates that it
-    keeps (hnsw); 0 for flat. The settings asked for are in the manifest's `config`.
+    `effort` is nprobe, the lists that a search visits (ivf, sq8, rabitq), or efSearch, the
+    candidates that it keeps (hnsw); 0 for flat and half. The settings asked for are
+    in the manifest's `config`.
     """
 
-    kind: Literal["flat", "ivf", "hnsw"]
+    kind: Kind
     size: int
     dim: int
     recall: float

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from raycd.config import Config
+from raycd.index.blocks import Features
 from raycd.model.encoder import Encoder
 from raycd.model.fusion import Head
 
@@ -21,7 +22,7 @@ from raycd.model.fusion import Head
 def queries(
     encoder: Encoder,
     head: Head,
-    features_GD: NDArray[np.float32],
+    features_GD: Features,
     texts: Sequence[str],
     config: Config,
 ) -> dict[str, NDArray[np.float32]]:
@@ -31,7 +32,7 @@ def queries(
     needs more than pooled features, the sum of both stands in.
     """
     rng = np.random.default_rng([config.seed, 12])
-    rows = rng.permutation(len(features_GD))[: config.index.sample]
+    rows = rng.permutation(features_GD.shape[0])[: config.index.sample]
     image_QD = torch.from_numpy(features_GD[rows]).to(encoder.device)
     text_TD = encoder.encode_tokens(encoder.tokenize(texts[: config.index.sample]))
     text_QD = text_TD[rng.integers(len(text_TD), size=len(rows))]

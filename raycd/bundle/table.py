@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -46,11 +47,28 @@ def gallery_table(
     return table.replace_schema_metadata({ENCODER: fingerprint.encode(), moved.RUN: run.encode()})
 
 
+class TableFeatures:
+    """The features (G, D) of a gallery table, in parts and without a copy of all."""
+
+    def __init__(self, gallery: pa.Table) -> None:
+        self._column = gallery[_FEATURE]
+        self.shape = len(self._column), int(self._column.type.list_size)
+
+    def __getitem__(self, rows: slice | NDArray[np.int64]) -> NDArray[np.float32]:
+        if isinstance(rows, slice):
+            start, stop, _ = rows.indices(self.shape[0])
+            return _numbers(self._column.slice(start, stop - start))
+        return _numbers(self._column.take(pa.array(rows))).copy()  # Arrow's memory is read-only
+
+
 def gallery_features(gallery: pa.Table) -> NDArray[np.float32]:
     """Return the features (G, D) of a gallery table."""
-    column = gallery[_FEATURE].combine_chunks()
-    flat: NDArray[np.float32] = column.flatten().to_numpy(zero_copy_only=False)
-    return flat.reshape(len(column), -1)
+    return _numbers(gallery[_FEATURE])
+
+
+def _numbers(column: pa.ChunkedArray) -> NDArray[np.float32]:
+    flat: NDArray[np.float32] = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return flat.reshape(len(column), column.type.list_size)
 
 
 def read_gallery(folder: Path) -> pa.Table:
@@ -59,20 +77,42 @@ def read_gallery(folder: Path) -> pa.Table:
     Raises WeightsError where it is damaged.
     """
     table = read_table(folder / GALLERY)
-    feature = table.schema.field(_FEATURE).type if _FEATURE in table.column_names else pa.null()
-    if not pa.types.is_fixed_size_list(feature) or feature.value_type != pa.float32():
-        raise _damaged(
-            folder / GALLERY, f"features of type {feature}", "lists of float32, all of one size"
-        )
-    column = table[_FEATURE]
-    if column.null_count or not np.isfinite(gallery_features(table)).all():
-        raise _damaged(folder / GALLERY, "a feature that is absent or not finite", "finite numbers")
+    _check_type(folder / GALLERY, table.schema)
+    for batch in table.to_batches():
+        _check_finite(folder / GALLERY, batch)
     return table
+
+
+def gallery_parts(folder: Path, rows: int = 5000) -> Iterator[pa.RecordBatch]:
+    """Yield that table in parts of so many rows: their features never lie in memory as a whole.
+
+    Raises WeightsError where it is damaged, when it comes to that.
+    """
+    path = folder / GALLERY
+    read_table(path, features=False)
+    with _reading(path), pq.ParquetFile(path, memory_map=True) as file:
+        _check_type(path, file.schema_arrow)
+        for batch in file.iter_batches(rows):
+            _check_finite(path, batch)
+            yield batch
+
+
+def _check_type(path: Path, schema: pa.Schema) -> None:
+    kind = schema.field(_FEATURE).type if _FEATURE in schema.names else pa.null()
+    if not pa.types.is_fixed_size_list(kind) or kind.value_type != pa.float32():
+        raise _damaged(path, f"features of type {kind}", "lists of float32, all of one size")
+
+
+def _check_finite(path: Path, batch: pa.RecordBatch) -> None:
+    column = batch[_FEATURE]
+    numbers = column.flatten().to_numpy(zero_copy_only=False)
+    if column.null_count or not np.isfinite(numbers).all():
+        raise _damaged(path, "a feature that is absent or not finite", "finite numbers")
 
 
 def read_table(path: Path, *, features: bool = True) -> pa.Table:
     """Return the gallery's rows, checked. Raises WeightsError."""
-    try:
+    with _reading(path):
         columns = [name for name in pq.read_schema(path).names if features or name != _FEATURE]
         table = pq.read_table(path, columns=columns)
         rows = table.select(SCHEMA.names).cast(SCHEMA)
@@ -84,11 +124,18 @@ def read_table(path: Path, *, features: bool = True) -> pa.Table:
                 "image ids or categories that are null, or ids that repeat",
                 "one row an image",
             )
+    return table
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn what Arrow raises while it reads a table into a WeightsError."""
+    try:
+        yield
     except (OSError, ValueError, KeyError, TypeError, NotImplementedError) as error:  # Arrow's too
         raise _damaged(
             path, f"{type(error).__name__}: {error}", f"Parquet of {', '.join(SCHEMA.names)}"
         ) from error
-    return table
 
 
 def _damaged(path: Path, got: str, expected: str) -> WeightsError:

@@ -22,8 +22,9 @@ from raycd.config import cli
 def _search(client: Client, options: argparse.Namespace) -> int:
     given = {name: value for name, value in vars(options).items() if name in Search.__annotations__}
     asked = cast(Search, given)
-    if "attributes" in asked:
-        asked["attributes"] = parser.attributes(options.attributes)
+    wanted = parser.filters(getattr(options, "attributes", []), getattr(options, "where", []))
+    if wanted:
+        asked["attributes"] = wanted
     found = client.search(min_version=getattr(options, "min_version", None), **asked)
     _warn(found.warnings)
     return _print(found, table.results(found, offset=asked.get("offset", 0)), options)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import re
+from typing import Any
 
 from raycd.client.transport import TIMEOUT_S, URL
 from raycd.errors import DataError
@@ -88,6 +90,34 @@ def attributes(pairs: list[str]) -> dict[str, list[str]]:
     return wanted
 
 
+def condition(text: str) -> tuple[str, str, str]:
+    """Split a condition: "price >= 10" -> ("price", "gte", "10")."""
+    found = re.fullmatch(r"([^<>!=]+)(<=|>=|!=|<|>)(.+)", text, re.DOTALL)
+    if found is None or not all(part.strip() for part in found.groups()):
+        raise argparse.ArgumentTypeError(
+            f"got {text!r}, expected a name, one of < <= > >= !=, and a value, such as 'price>=10'"
+        )
+    name, sign, value = (part.strip() for part in found.groups())
+    return name, {"<": "lt", "<=": "lte", ">": "gt", ">=": "gte", "!=": "not"}[sign], value
+
+
+def filters(
+    pairs: list[str], conditions: list[tuple[str, str, str]]
+) -> dict[str, list[str] | dict[str, Any]]:
+    """Return what a search wants of attributes, of options --attribute and --where."""
+    wanted: dict[str, list[str] | dict[str, Any]] = {**attributes(pairs)}
+    for name, word, value in conditions:
+        known = wanted.get(name, {})
+        parts = wanted[name] = known if isinstance(known, dict) else {"in": known}
+        if word == "not":
+            parts.setdefault(word, []).append(value)
+        elif word in parts:
+            raise DataError("a bound is given twice", got=f"{name} {word} {value}")
+        else:
+            parts[word] = value
+    return wanted
+
+
 def labels(pairs: list[str]) -> dict[str, str]:
     """Return an image's attributes: ["colour:blue"] -> {"colour": "blue"}.
 
@@ -141,6 +171,13 @@ def _search(parser: argparse.ArgumentParser) -> None:
         "--offset", type=int, metavar="N", help="Results left out at the beginning."
     )
     _filters(parser)
+    parser.add_argument(
+        "--where",
+        action="append",
+        type=condition,
+        metavar="CONDITION",
+        help="Only images whose attribute fits: 'price>=10', 'price<50', 'brand!=none'.",
+    )
     parser.add_argument(
         "--exclude-reference", action="store_true", help="Leave the image of --image-id out."
     )

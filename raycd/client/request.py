@@ -28,7 +28,7 @@ class Search(TypedDict, total=False):
     top_k: int | None
     offset: int
     category: list[str]
-    attributes: dict[str, list[str]]
+    attributes: dict[str, list[str] | dict[str, Any]]
     exclude_reference: bool
     exact: bool
     rerank_depth: int | None
@@ -62,7 +62,7 @@ def as_json(search: Search) -> SearchRequest:
 
 def body(request: BaseModel) -> dict[str, Any]:
     """Return the fields that were set: the service has its own defaults for the others."""
-    return request.model_dump(mode="json", exclude_unset=True)
+    return request.model_dump(mode="json", exclude_unset=True, by_alias=True)
 
 
 def content(body: dict[str, Any], image: bytes | None) -> dict[str, Any]:

@@ -84,30 +84,27 @@ class EvaluateConfig(Section):
 class IndexConfig(Section):
     """The index of a served gallery. Its recall is measured when it is built (docs/serving.md)."""
 
-    kind: Literal["auto", "flat", "ivf", "hnsw"] = "auto"
-    """flat is exact; ivf and hnsw are for more images; auto is flat up to index.flat_up_to, then
-    ivf.
+    kind: Literal["auto", "flat", "half", "ivf", "hnsw", "sq8", "rabitq"] = "auto"
+    """flat is exact; half is flat in half of the bytes, on the disk; ivf and hnsw are for more
+    images, sq8 and rabitq for more than memory holds; auto is flat up to index.flat_up_to, then
+    ivf, and half, sq8 or rabitq where index.memory_mib asks for them.
     """
+    memory_mib: Count = 0
+    """Memory of the index in a replica, in MiB, without what is read from the disk; 0: no bound."""
     flat_up_to: Count = 20_000
     """Auto: most images of a flat index."""
     recall: Annotated[float, Field(gt=0.0, le=1.0)] = 0.997
-    """IVF, HNSW: share of the true first 10 that a search must find, on a sample of queries."""
+    """Share of the true first 10 that a search must find, on a sample; flat and half find all."""
     sample: Positive = 1000
-    """IVF, HNSW: queries of the sample."""
+    """Queries of that sample."""
     ivf_lists: Count = 0
-    """IVF: lists of the gallery (nlist); 0 means 4 times the root of its images."""
+    """IVF, SQ8, RaBitQ: lists of the gallery (nlist); 0 means 4 times the root of its images."""
     ivf_train: Annotated[int, Field(ge=39)] = 64
-    """IVF: training images for each list, drawn by the seed; FAISS wants at least 39."""
+    """The same: training images for each list, drawn by the seed; FAISS wants at least 39."""
     hnsw_m: Annotated[int, Field(ge=2, le=512)] = 32
     """HNSW: links of an image in the graph (M)."""
     hnsw_build_ef: Positive = 128
     """HNSW: candidates for the links of an image (efConstruction); more is better and slower."""
-
-    def kind_for(self, images: int) -> Literal["flat", "ivf", "hnsw"]:
-        """Return the kind that a gallery of so many images gets."""
-        if self.kind == "auto":
-            return "flat" if images <= self.flat_up_to else "ivf"
-        return self.kind
 
 
 class ComputeConfig(Section):

@@ -27,6 +27,8 @@ from raycd.index import Index
 
 # A rebuild pays from this many additions, or removed images, or this share of the index.
 REBUILD_FROM, REBUILD_SHARE = 4096, 0.25
+# Where the memory of the index has a bound, additions take at most this share of it more
+ADDED_SHARE = 0.25
 _BLOCK = 4096  # images
 _CAPACITY = 1 << 16  # images at first: memory that is not written to yet costs nothing
 
@@ -34,13 +36,25 @@ _CAPACITY = 1 << 16  # images at first: memory that is not written to yet costs 
 class Live:
     """A gallery that follows changes. One thread applies them; any thread reads `view`.
 
+    Args:
+        flat_up_to: Most images that a search compares one by one.
+        memory_mib: Of the index, in MiB, as `index.memory_mib`; 0: no bound.
+
     Attributes:
         view: The newest state; it never changes itself.
         without: Ids of images that the view lacks, because they have no feature of its encoder.
     """
 
-    def __init__(self, index: Index, gallery: Gallery, version: int, *, flat_up_to: int) -> None:
-        self._flat_up_to = flat_up_to
+    def __init__(
+        self,
+        index: Index,
+        gallery: Gallery,
+        version: int,
+        *,
+        flat_up_to: int,
+        memory_mib: int = 0,
+    ) -> None:
+        self._flat_up_to, self._memory_mib = flat_up_to, memory_mib
         self._features = _Rows(index.dim)
         self.without: set[str] = set()
         self.view = View(
@@ -62,6 +76,9 @@ class Live:
         """Return whether so much has changed that a new index pays."""
         removed = self.view.size - len(self.view)
         many = max(REBUILD_FROM, int(REBUILD_SHARE * len(self.view.gallery)))
+        if self._memory_mib:
+            room = ADDED_SHARE * self._memory_mib * 2**20 / (4 * self.view.index.dim)
+            many = min(many, max(REBUILD_FROM, int(room)))
         # Those that need a merge will be in lists soon, and not be compared one by one.
         compared = 0 if self.recent.needs_merge else self.recent.unindexed
         return len(self.recent) > many or removed > many or compared > self._flat_up_to
@@ -85,7 +102,8 @@ class Live:
             positions[row.image_id] = position
         self._note_without(changes)
         rows, known = old.additions.rows, old.additions.features
-        rows += new  # the list is shared: older views do not look beyond their own size
+        # The list is shared: older views do not look beyond their own size
+        rows += [dataclasses.replace(row, feature=None) for row in new]
         count = old.size - len(old.gallery) + len(new)
         self.view = dataclasses.replace(
             old,
@@ -159,7 +177,25 @@ class _Rows:
         return self._lengths_C[:count]
 
 
-def contents(view: View) -> tuple[pa.Table, NDArray[np.float32]]:
+class Kept:
+    """The features (G, D) of a view's live images, in parts: a `blocks.Features`."""
+
+    def __init__(self, view: View) -> None:
+        self._view, self._position_G = view, np.flatnonzero(view.live)
+        self.shape = len(self._position_G), view.index.dim
+
+    def __getitem__(self, rows: slice | NDArray[np.int64]) -> NDArray[np.float32]:
+        position_N = self._position_G[rows]
+        found_ND = np.empty((len(position_N), self.shape[1]), np.float32)
+        # In blocks: numpy holds Python's lock while it gathers rows, and the service answers
+        # meanwhile.
+        for start in range(0, len(position_N), _BLOCK):
+            some = slice(start, start + _BLOCK)
+            found_ND[some] = self._view.features(position_N[some])
+        return found_ND
+
+
+def contents(view: View) -> tuple[pa.Table, Kept]:
     """Return what a new index is made of: a table of `static.SCHEMA`, and its features (G, D)."""
     positions = np.flatnonzero(view.live)
     base = len(view.gallery)
@@ -171,8 +207,4 @@ def contents(view: View) -> tuple[pa.Table, NDArray[np.float32]]:
         "attributes": [list(row.attributes.items()) for row in added],
     }
     kept = view.gallery.table.filter(pa.array(view.live[:base])).select(SCHEMA.names).cast(SCHEMA)
-    features_GD = np.empty((len(positions), view.index.dim), np.float32)
-    # In blocks: numpy holds Python's lock while it gathers rows, and the service answers meanwhile.
-    for start in range(0, len(positions), _BLOCK):
-        features_GD[start : start + _BLOCK] = view.features(positions[start : start + _BLOCK])
-    return pa.concat_tables([kept, pa.table(columns, schema=SCHEMA)]), features_GD
+    return pa.concat_tables([kept, pa.table(columns, schema=SCHEMA)]), Kept(view)

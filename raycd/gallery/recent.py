@@ -53,7 +53,7 @@ class Recent:
     @property
     def needs_merge(self) -> bool:
         """Return whether so many images are unindexed that a merge pays."""
-        return self._index.kind == "ivf" and self.unindexed > max(
+        return self._index.has_lists and self.unindexed > max(
             MAX_UNINDEXED, int(MERGE_SHARE * self.listed)
         )
 

@@ -7,14 +7,18 @@ Shapes: G images.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
+from raycd.filters import Condition
+from raycd.gallery import conditions
+from raycd.gallery.conditions import Conditions, Wanted
 from raycd.index.structure import Mask
 
 SCHEMA = pa.schema(
@@ -27,6 +31,7 @@ SCHEMA = pa.schema(
 )
 """What is known of each image, beside its feature."""
 
+_PART = 1 << 14  # ids that are Python's strings at a time
 KEPT_MASKS = 64  # of the last used filters; each has a byte for each image
 
 
@@ -40,8 +45,8 @@ class Gallery:
     def __init__(self, table: pa.Table) -> None:
         table = table.drop_columns(["feature"]) if "feature" in table.column_names else table
         self.table = table.combine_chunks()
-        self._image_ids: list[str] = self.table["image_id"].to_pylist()
-        self._positions = {image_id: row for row, image_id in enumerate(self._image_ids)}
+        self._image_ids = self.table["image_id"].combine_chunks()
+        self._positions = _Positions(self._image_ids)
         self._categories = _Lists(self.table["categories"].combine_chunks())
         self._attributes = _Lists(self.table["attributes"].combine_chunks())
         self._mask = lru_cache(KEPT_MASKS)(self._make_mask)
@@ -51,11 +56,12 @@ class Gallery:
 
     def position(self, image_id: str) -> int | None:
         """Return the position of an image; None where it is not in the gallery."""
-        return self._positions.get(image_id)
+        return self._positions.find(image_id)
 
     def image_id(self, position: int) -> str:
         """Return the image at a position."""
-        return self._image_ids[position]
+        image_id: str = self._image_ids[position].as_py()
+        return image_id
 
     def path(self, position: int) -> str | None:
         """Return path or URI of the image's file, if it has one; no answer may contain it."""
@@ -70,30 +76,46 @@ class Gallery:
         """Return the attributes of the image."""
         return dict(self._attributes[position])
 
-    def mask(
-        self, categories: Sequence[str] = (), attributes: Mapping[str, Sequence[str]] | None = None
-    ) -> Mask | None:
-        """Return a mask (G,) of images in one of the categories, with one value of each attribute.
+    def mask(self, categories: Sequence[str] = (), attributes: Wanted | None = None) -> Mask | None:
+        """Return a mask (G,) of images in one of the categories, with the wanted attributes.
 
         None stands for all images.
         """
-        wanted = {name: tuple(sorted(set(values))) for name, values in (attributes or {}).items()}
-        if not categories and not wanted:
+        if not categories and not attributes:
             return None
-        return self._mask(tuple(sorted(set(categories))), tuple(sorted(wanted.items())))
+        return self._mask(tuple(sorted(set(categories))), conditions.of(attributes or {}))
 
-    def _make_mask(
-        self, categories: tuple[str, ...], attributes: tuple[tuple[str, tuple[str, ...]], ...]
-    ) -> Mask:
+    def _make_mask(self, categories: tuple[str, ...], wanted: Conditions) -> Mask:
         mask = np.ones(len(self), np.bool_)
         if categories:
             mask &= self._having(self._categories, categories.__contains__)
-        for name, values in attributes:
+        for name, condition in wanted:
             if not mask.any():
                 break
-            mask &= self._having(self._attributes, {(name, value) for value in values}.__contains__)
+            mask &= self._fitting(name, condition)
         mask.flags.writeable = False  # it is cached
         return mask
+
+    def _fitting(self, name: str, condition: Condition) -> Mask:
+        """Return a mask (G,) of the images whose value of an attribute is right."""
+        mask = np.full(len(self), condition.holds_without)
+        known = self._values.get(name)
+        if known is not None:
+            right = np.zeros(len(self._attributes.values), np.bool_)
+            right[known.code_N] = conditions.among(condition, known.values, known.number_N)
+            of_it = np.zeros(len(self._attributes.values), np.bool_)
+            of_it[known.code_N] = True
+            entries = of_it[self._attributes.codes]
+            mask[self._attributes.rows[entries]] = right[self._attributes.codes[entries]]
+        return mask
+
+    @cached_property
+    def _values(self) -> dict[str, _Values]:
+        """The values of each attribute."""
+        codes: dict[str, list[int]] = {}
+        for code, (name, _) in enumerate(self._attributes.values):
+            codes.setdefault(name, []).append(code)
+        return {name: _Values.of(own, self._attributes.values) for name, own in codes.items()}
 
     def _having(self, lists: _Lists, wanted: Callable[[Any], bool]) -> Mask:
         """Return a mask (G,) of the images one of whose entries is wanted."""
@@ -112,6 +134,44 @@ class Gallery:
         for (name, value), count in self._attributes.counts(among):
             counts.setdefault(name, {})[value] = count
         return dict(sorted(counts.items()))
+
+
+class _Values(NamedTuple):
+    """The values of an attribute."""
+
+    code_N: NDArray[np.int64]
+    """Where they are among those of all attributes."""
+    values: list[str]
+    number_N: NDArray[np.float64]
+    """The numbers that they are; NaN where they are none."""
+
+    @classmethod
+    def of(cls, codes: list[int], pairs: list[tuple[str, str]]) -> Self:
+        values = [pairs[code][1] for code in codes]
+        numbers = np.fromiter(map(conditions.number, values), np.float64, len(values))
+        return cls(np.array(codes), values, numbers)
+
+
+class _Positions:
+    """The position of each id, in 12 bytes an image: a dictionary of strings would take 190."""
+
+    def __init__(self, image_ids: pa.Array) -> None:
+        self._image_ids = image_ids
+        parts = (image_ids.slice(at, _PART).to_pylist() for at in range(0, len(image_ids), _PART))
+        hashes = (hash(image_id) for part in parts for image_id in part)
+        hash_G = np.fromiter(hashes, np.int64, len(image_ids))
+        self._order_G = np.argsort(hash_G, kind="stable").astype(np.int32)
+        self._hash_G = hash_G[self._order_G]
+
+    def find(self, image_id: str) -> int | None:
+        """Return the position of an id; None where it is none of them."""
+        first, end = np.searchsorted(self._hash_G, hash(image_id)), len(self._hash_G)
+        while first < end and self._hash_G[first] == hash(image_id):
+            position = int(self._order_G[first])
+            if self._image_ids[position].as_py() == image_id:
+                return position
+            first += 1
+        return None
 
 
 class _Lists:
@@ -139,7 +199,7 @@ class _Lists:
         else:
             encoded = entries.dictionary_encode()
             self.codes, self.values = encoded.indices.to_numpy(), encoded.dictionary.to_pylist()
-        self.rows = pc.list_parent_indices(lists).to_numpy()
+        self.rows = pc.list_parent_indices(lists).to_numpy().astype(np.int32)
         self._ends = np.cumsum(np.bincount(self.rows, minlength=len(lists)))
 
     def __getitem__(self, row: int) -> list[Any]:

@@ -17,6 +17,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from raycd.gallery import conditions
+from raycd.gallery.conditions import Conditions, Wanted
 from raycd.gallery.recent import Recent
 from raycd.gallery.records import Row
 from raycd.gallery.static import KEPT_MASKS, Gallery
@@ -151,35 +153,30 @@ class View:
         rows = np.flatnonzero(self.live[len(self.gallery) :])
         return (self.additions.rows[row] for row in rows.tolist())
 
-    def mask(
-        self, categories: Sequence[str] = (), attributes: Mapping[str, Sequence[str]] | None = None
-    ) -> Mask | None:
-        """Return a mask (G,) of images in one of the categories, with one value of each attribute.
+    def mask(self, categories: Sequence[str] = (), attributes: Wanted | None = None) -> Mask | None:
+        """Return a mask (G,) of images in one of the categories, with the wanted attributes.
 
         None stands for all images. The same filter gives the same array.
         """
-        wanted = {name: tuple(sorted(set(values))) for name, values in (attributes or {}).items()}
-        if not categories and not wanted:
+        if not categories and not attributes:
             return None
-        return self._mask(tuple(sorted(set(categories))), tuple(sorted(wanted.items())))
+        return self._mask(tuple(sorted(set(categories))), conditions.of(attributes or {}))
 
     @cached_property
     def _mask(self) -> Callable[..., Mask]:
         return lru_cache(KEPT_MASKS)(self._make_mask)
 
-    def _make_mask(
-        self, categories: tuple[str, ...], attributes: tuple[tuple[str, tuple[str, ...]], ...]
-    ) -> Mask:
+    def _make_mask(self, categories: tuple[str, ...], wanted: Conditions) -> Mask:
         found = self.live.copy()
         base = len(self.gallery)
-        indexed = self.gallery.mask(categories, dict(attributes))
+        indexed = self.gallery.mask(categories, dict(wanted))
         assert indexed is not None, "a filter"
         found[:base] &= indexed
         for number in np.flatnonzero(found[base:]).tolist():
             row = self.additions.rows[number]
             in_category = not categories or not set(categories).isdisjoint(row.categories)
             found[base + number] = in_category and all(
-                row.attributes.get(name) in values for name, values in attributes
+                conditions.holds(condition, row.attributes.get(name)) for name, condition in wanted
             )
         found.flags.writeable = False  # it is cached
         return found

@@ -12,7 +12,7 @@ Shapes: D feature size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -127,29 +127,35 @@ class GalleryDatabase:
         with self._reading() as connection:
             return _seed(connection)
 
-    def begin(self, table: pa.Table, fingerprint: str, digest: str) -> Seed | None:
+    def begin(
+        self, table: pa.Table | Iterable[pa.RecordBatch], fingerprint: str, digest: str
+    ) -> Seed | None:
         """Copy a bundle's gallery, unless the database has ever had a change; return `seed()`.
 
         It is one transaction, and processes that do it at once do it once.
 
         Args:
-            table: A `bundle.gallery_table`, with features.
+            table: A `bundle.gallery_table` with features, or the parts of one.
             fingerprint: The encoder of its features.
             digest: SHA-256 of its file.
         """
         with self._transaction("copying the bundle's gallery") as connection:
             if _locked_version(connection) == 0 and _seed(connection) is None:
+                if isinstance(table, pa.Table):
+                    table = table.to_batches(max_chunksize=_CHUNK)
                 version = self._copy(connection, table, fingerprint)
                 values = {"version": version, "seed_digest": digest, "seed_version": version}
                 connection.execute(update(gallery).where(gallery.c.id == STATE).values(values))
             return _seed(connection)
 
-    def _copy(self, connection: Connection, table: pa.Table, fingerprint: str) -> int:
+    def _copy(
+        self, connection: Connection, parts: Iterable[pa.RecordBatch], fingerprint: str
+    ) -> int:
         """Insert all images of an Arrow table; return the version of the last one."""
         version = 0
-        if len(table):
-            self._check_dim(connection, fingerprint, table["feature"].type.list_size)
-        for batch in table.to_batches(max_chunksize=_CHUNK):
+        for batch in parts:
+            if not version:
+                self._check_dim(connection, fingerprint, batch["feature"].type.list_size)
             known = batch.select(SCHEMA.names).to_pylist()
             flat = batch["feature"].flatten().to_numpy(zero_copy_only=False)
             new = [
@@ -238,15 +244,15 @@ class GalleryDatabase:
             rows = [tables.read_row(found) for found in connection.execute(wanted)]
         return Changes(max([version, since, *(row.version for row in rows)]), rows)
 
-    def load(self, fingerprint: str) -> Contents:
-        """Return all images, with their features of this encoder."""
+    def load(self, fingerprint: str, *, room: tables.Room = np.empty) -> Contents:
+        """Return all images, with their features of this encoder in an array that `room` makes."""
         with self._reading() as connection:
             version, size = _version(connection), _count(connection)
             dim = _known_dim(connection, fingerprint) or 0
             wanted = _rows(fingerprint).where(~images.c.deleted).order_by(images.c.version)
             found = connection.execution_options(yield_per=_FETCHED).execute(wanted)
             table, features_GD, unencoded, newest = tables.read_contents(
-                found.partitions(), size, dim
+                found.partitions(), size, dim, room
             )
         return Contents(max(version, newest), table, features_GD, unencoded)
 

@@ -8,7 +8,7 @@ Shapes: G images, D feature size.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -159,16 +159,23 @@ def read_row(found: Any) -> Row:
     )
 
 
+Room = Callable[[tuple[int, int], type[np.float32]], NDArray[np.float32]]
+"""What makes an array of a shape and a type: `numpy.empty`, or one in a file."""
+
+
 def read_contents(
-    parts: Iterable[Sequence[Any]], size: int, dim: int
+    parts: Iterable[Sequence[Any]],
+    size: int,
+    dim: int,
+    room: Room = np.empty,
 ) -> tuple[pa.Table, NDArray[np.float32], list[Row], int]:
-    """Read many selected images, of which `size` are expected.
+    """Read many selected images, of which `size` are expected, their features into `room`.
 
     Returns:
         A table of `gallery.static.SCHEMA`, its features (G, D), the images without a feature, and
         the newest version.
     """
-    features_GD = np.empty((size, dim), np.float32)
+    features_GD = room((size, dim), np.float32)
     batches: list[pa.RecordBatch] = []
     unencoded: list[Row] = []
     filled, newest = 0, 0
@@ -177,8 +184,9 @@ def read_contents(
         whole = [found for found in part if found.feature is not None]
         unencoded += [read_row(found) for found in part if found.feature is None]
         if filled + len(whole) > len(features_GD):  # images were added since they were counted
-            more = np.empty((max(len(whole), len(features_GD) // 8), dim), np.float32)
-            features_GD = np.concatenate([features_GD, more])
+            wider_GD = room((filled + max(len(whole), len(features_GD) // 8), dim), np.float32)
+            wider_GD[:filled] = features_GD[:filled]
+            features_GD = wider_GD
         joined = np.frombuffer(b"".join([found.feature for found in whole]), FLOAT)
         features_GD[filled : filled + len(whole)] = joined.reshape(len(whole), dim)
         filled += len(whole)

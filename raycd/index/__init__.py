@@ -4,14 +4,16 @@
     scores, positions = index.search(queries, 10)
 
 A position is that of a feature the index was built from. An index does not change once it is built.
+flat, ivf and hnsw hold float32; half, sq8 and rabitq compare by numbers of float16, which are in a
+mapped file.
 Shapes: G gallery images, B queries, N images at some positions, D feature size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Self
 
 import faiss
 import numpy as np
@@ -19,29 +21,34 @@ from numpy.typing import NDArray
 
 from raycd.config import IndexConfig
 from raycd.index import approximate, blocks, effort, files
-from raycd.index.blocks import Moments
+from raycd.index.blocks import Features, Moments
+from raycd.index.choice import Kind, kind_for
 from raycd.index.files import Facts
 from raycd.index.flat import Flat
+from raycd.index.half import Half
 from raycd.index.hnsw import Hnsw
 from raycd.index.ivf import Ivf
-from raycd.index.structure import Found, Mask, Structure, found_in
+from raycd.index.rabitq import Rabitq
+from raycd.index.sq8 import Sq8
+from raycd.index.structure import FIRST, Found, Mask, Structure, found_in
 
 FILES = files.FILES
-Kind = Literal["flat", "ivf", "hnsw"]
 # Another index's centres are taken where the numbers of lists differ by at most this factor. Lists
 # grow with the root of the images: 1.4 is the root of 2, an index of half or twice as many images.
 ALIKE = 1.4
 WORSE = 0.001  # recall that another index's centres may cost
-_KINDS: dict[Kind, type[Flat] | type[Ivf] | type[Hnsw]] = {"flat": Flat, "ivf": Ivf, "hnsw": Hnsw}
+_LISTS: dict[Kind, type[Ivf]] = {"ivf": Ivf, "sq8": Sq8, "rabitq": Rabitq}
+_EXACT: dict[Kind, type[Flat] | type[Half]] = {"flat": Flat, "half": Half}
+_KINDS: dict[Kind, Callable[[Any], Structure]] = {**_EXACT, **_LISTS, "hnsw": Hnsw}
 
 
 class Index:
-    """Gallery features in a flat, IVF or HNSW structure, with its measured recall.
+    """Gallery features in one of the structures, with its measured recall.
 
     Attributes:
-        kind: flat, ivf or hnsw.
+        kind: flat, half, ivf, hnsw, sq8 or rabitq.
         recall: Share of the true first 10 that a search finds, measured when it was built; 1 for
-            flat.
+            flat and half.
         threads: FAISS's threads in a search; 0 leaves them unchanged. They are set in each search,
             because OpenMP keeps the number for each calling thread.
     """
@@ -55,14 +62,14 @@ class Index:
         *,
         threads: int = 0,
     ) -> None:
-        self.kind: Kind = next(name for name, kind in _KINDS.items() if isinstance(structure, kind))
+        self.kind: Kind = next(name for name, kind in _KINDS.items() if type(structure) is kind)
         self.recall, self.threads = recall, threads
         self._structure, self._lengths_G, self._moments = structure, lengths_G, moments
 
     @classmethod
     def build(
         cls,
-        features_GD: NDArray[np.float32],
+        features_GD: Features,
         settings: IndexConfig,
         *,
         queries: Mapping[str, NDArray[np.float32]] | None = None,
@@ -70,7 +77,11 @@ class Index:
         seed: int = 0,
         like: Self | None = None,
     ) -> Self:
-        """Index features (G, D) of any length.
+        """Index features (G, D) of any length, which are read in blocks, several times.
+
+        Beside the index itself that takes the memory of the images that place the centres:
+        `ivf_train` a list. What half, sq8 and rabitq map is written into a temporary file, until
+        what `save` wrote is loaded.
 
         Args:
             queries: Real queries (Q, D), L2-normalised, by their sort. Each sort must reach
@@ -83,15 +94,14 @@ class Index:
         """
         if threads:
             faiss.omp_set_num_threads(threads)
-        features_GD = np.asarray(features_GD, np.float32)
         lengths_G = blocks.lengths(features_GD)
         moments = blocks.moments(features_GD, lengths_G)
         structure = _structure(
             features_GD, lengths_G, settings, seed, None if like is None else like._structure
         )
         recall = 1.0
-        if not isinstance(structure, Flat):
-            sorts = _sorts(features_GD, lengths_G, queries, settings, seed)
+        if not isinstance(structure, Flat | Half):
+            sorts = _sorts(features_GD, lengths_G, queries, settings, seed, structure)
             recall = effort.choose(structure, sorts, settings.recall)
             if like is not None and recall < min(settings.recall, like.recall) - WORSE:
                 return cls.build(features_GD, settings, queries=queries, threads=threads, seed=seed)
@@ -109,7 +119,7 @@ class Index:
 
     @property
     def effort(self) -> int:
-        """Return the search effort: nprobe for IVF, efSearch for HNSW, 0 for flat."""
+        """Return the search effort: nprobe of lists, efSearch of HNSW, 0 of flat and half."""
         return self._structure.effort
 
     def search(
@@ -137,8 +147,13 @@ class Index:
         return found_in(self._structure, query_BD, k, exact=exact, allowed=allowed)
 
     def empty_lists(self) -> Ivf | None:
-        """Return empty lists with this index's centres, for later images; None unless it is IVF."""
+        """Return empty lists with this index's centres, for later images; None without lists."""
         return self._structure.like() if isinstance(self._structure, Ivf) else None
+
+    @property
+    def has_lists(self) -> bool:
+        """Return whether it is one of those with lists: ivf, sq8, rabitq."""
+        return isinstance(self._structure, Ivf)
 
     def vectors(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return L2-normalised features (N, D) of the images at positions (N,)."""
@@ -147,7 +162,8 @@ class Index:
     def features(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return features (N, D) of the images at positions (N,), at their original length.
 
-        They are exact to float32's rounding.
+        They are exact to float32's rounding where the kind is flat, ivf or hnsw, to float16's in
+        half, sq8 and rabitq: each number to 2^-10 of itself.
         """
         return self.vectors(positions) * self.lengths(positions)[:, None]
 
@@ -189,42 +205,50 @@ class Index:
 
 
 def _structure(
-    features_GD: NDArray[np.float32],
+    features_GD: Features,
     lengths_G: NDArray[np.float32],
     settings: IndexConfig,
     seed: int,
     like: Structure | None,
-) -> Flat | Ivf | Hnsw:
+) -> Structure:
     """Build the structure that the settings ask for, or that so many images need."""
     size, dim = features_GD.shape
-    kind = settings.kind_for(size)
-    unit = (unit_ND for _, unit_ND in blocks.unit_blocks(features_GD, lengths_G))
+    kind = kind_for(settings, size, dim)
+    units = (unit_ND for _, unit_ND in blocks.unit_blocks(features_GD, lengths_G))
     if kind == "flat":
-        return Flat.build(unit, dim)
+        return Flat.build(units, dim)
+    if kind == "half":
+        return Half.build(units, size, dim)
     if kind == "hnsw":
-        return Hnsw.build(unit, dim, settings)
+        return Hnsw.build(units, dim, settings)
     lists = approximate.lists(size, settings.ivf_lists)
-    if isinstance(like, Ivf) and 1 / ALIKE <= lists / like.lists <= ALIKE:
-        return like.like().grown(unit)
+    if (
+        isinstance(like, Ivf)
+        and type(like) is _LISTS[kind]
+        and 1 / ALIKE <= lists / like.lists <= ALIKE
+    ):
+        return like.like().filled(units, size)
     # ivf_train images a list: k-means over the whole gallery would take most of the build
     rows = np.sort(np.random.default_rng([seed, 9]).permutation(size)[: lists * settings.ivf_train])
-    return Ivf.trained(features_GD[rows] / lengths_G[rows, None], lists, settings).grown(unit)
+    sample_ND = blocks.unit(features_GD, lengths_G, rows)
+    return _LISTS[kind].trained(sample_ND, lists, settings).filled(units, size)
 
 
 def _sorts(
-    features_GD: NDArray[np.float32],
+    features_GD: Features,
     lengths_G: NDArray[np.float32],
     queries: Mapping[str, NDArray[np.float32]] | None,
     settings: IndexConfig,
     seed: int,
+    structure: Structure,
 ) -> dict[str, effort.Sort]:
     """Return the queries on which recall is measured, with their true first results."""
     if queries is None:
-        rows = np.random.default_rng([seed, 10]).permutation(len(features_GD))[: settings.sample]
-        unit_QD = features_GD[rows] / lengths_G[rows, None]
+        rows = np.random.default_rng([seed, 10]).permutation(len(lengths_G))[: settings.sample]
+        unit_QD = blocks.unit(features_GD, lengths_G, rows)
         queries = {"image": unit_QD, "between": effort.between(unit_QD, seed=seed)}
-    k = min(effort.FIRST, len(features_GD))
+    k = min(FIRST, len(lengths_G))
     return {
-        sort: effort.Sort(query_QD, *blocks.nearest(query_QD, features_GD, lengths_G, k))
+        sort: effort.Sort(query_QD, *structure.exact(query_QD, k))
         for sort, query_QD in queries.items()
     }

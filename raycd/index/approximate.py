@@ -94,9 +94,14 @@ def ivf(
         )
     else:
         index = faiss.IndexIVFFlat(centres, dim, lists, faiss.METRIC_INNER_PRODUCT)
-    index.cp.seed, index.cp.max_points_per_centroid = 1234 + seed, most
-    index.train(unit_PD)
+    train(index, unit_PD, seed=seed, most=most)
     return index
+
+
+def train(lists: Any, unit_PD: NDArray[np.float32], *, seed: int = 0, most: int = 256) -> None:
+    """Place the centres of FAISS's IVF lists, as `ivf` says."""
+    lists.cp.seed, lists.cp.max_points_per_centroid = 1234 + seed, most
+    lists.train(unit_PD)
 
 
 def selector(mask: NDArray[np.bool_]) -> Any:

@@ -2,7 +2,7 @@
 
 The lists hold one byte a number instead of four, so a search reads a quarter of the memory. The
 first of what it finds is compared again by the features themselves, which are stored beside the
-lists.
+lists: as they are here, in half of the bytes and a mapped file where lists are `sq8` or `rabitq`.
 
 Shapes: L lists, G images, N of them in a block, D feature size, B queries.
 """
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from raycd.config import IndexConfig
 from raycd.index import approximate
 from raycd.index.flat import Flat
+from raycd.index.half import Half
 from raycd.index.structure import NEARLY_ALL, Found, Mask
 
 # FAISS's k_factor: 4 k images are compared again by their features. One byte a number shifts the
@@ -37,8 +38,8 @@ class Ivf:
     def __init__(self, index: Any) -> None:
         self.index = index
         self.effort = 1
-        self._lists = _faiss.downcast_index(index.base_index)
-        self._flat = Flat(faiss.downcast_index(index.refine_index))
+        self._lists = self._inverted(_faiss.downcast_index(index.base_index))
+        self._whole = self._stored(_faiss.downcast_index(index.refine_index))
         self._list_G = np.empty(index.ntotal, np.int32)  # the list that each image is in
         for number in range(self.lists):
             length = self._lists.invlists.list_size(number)
@@ -46,6 +47,21 @@ class Ivf:
                 self._list_G[_faiss.rev_swig_ptr(self._lists.invlists.get_ids(number), length)] = (
                     number
                 )
+
+    @staticmethod
+    def _inverted(base: Any) -> Any:
+        """Return the lists of FAISS's index that finds the first."""
+        return base
+
+    @staticmethod
+    def _stored(features: Any) -> Flat | Half:
+        """Return FAISS's index that compares them again, as a structure."""
+        return Flat(features)
+
+    @staticmethod
+    def bytes_of(dim: int) -> int:
+        """Return the memory of an image: number, list, code and feature."""
+        return 8 + 4 + dim + 4 * dim
 
     @classmethod
     def trained(cls, sample_ND: NDArray[np.float32], lists: int, settings: IndexConfig) -> Self:
@@ -70,6 +86,10 @@ class Ivf:
     def _empty(cls, lists: Any) -> Self:
         return cls(_faiss.IndexRefine(lists, faiss.IndexFlatIP(lists.d)))
 
+    def filled(self, blocks: Iterable[NDArray[np.float32]], size: int) -> Self:
+        """Return a copy of empty lists with the images in the blocks (N, D), `size` in all."""
+        return self.grown(blocks)
+
     def grown(self, blocks: Iterable[NDArray[np.float32]]) -> Self:
         """Return a copy that also has the images in the blocks (N, D), at the next positions."""
         index = faiss.clone_index(self.index)
@@ -91,7 +111,7 @@ class Ivf:
         Where the mask leaves out more than a tenth of all, only lists that hold any of it are
         visited, until FAR times as many are compared.
         """
-        params = _faiss.SearchParametersIVF(nprobe=self.effort)
+        params = self._visiting(self.effort)
         if allowed_G is not None:
             count, size = int(np.count_nonzero(allowed_G)), len(allowed_G)
             if count <= FEW:
@@ -111,17 +131,31 @@ class Ivf:
                 )
         # FAISS gives each thread whole queries (0), or some lists of every query (1).
         self._lists.parallel_mode = int(len(query_BD) < faiss.omp_get_max_threads())
-        again = _faiss.IndexRefineSearchParameters(k_factor=AGAIN, base_index_params=params)
+        again = _faiss.IndexRefineSearchParameters(
+            k_factor=self._again(k), base_index_params=self._wrapped(params)
+        )
         found: Found = self.index.search(query_BD, k, params=again)
         return found
 
+    def _visiting(self, lists: int) -> Any:
+        """Return FAISS's parameters of a search that visits so many lists."""
+        return _faiss.SearchParametersIVF(nprobe=lists)
+
+    def _wrapped(self, params: Any) -> Any:
+        """Return the parameters of the lists as those of what they are in."""
+        return params
+
+    def _again(self, k: int) -> float:
+        """Return how many times k images are compared again."""
+        return AGAIN
+
     def exact(self, query_BD: NDArray[np.float32], k: int, allowed_G: Mask | None = None) -> Found:
         """Search as `Structure.exact` describes."""
-        return self._flat.exact(query_BD, k, allowed_G)
+        return self._whole.exact(query_BD, k, allowed_G)
 
     def vectors(self, positions_N: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return features as `Structure.vectors` describes."""
-        return self._flat.vectors(positions_N)
+        return self._whole.vectors(positions_N)
 
     def ranks(
         self, query_BD: NDArray[np.float32], positions_BK: NDArray[np.int64]

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 # A mask of at least this share of the images leaves out only a few, scattered ones: deleted images
 NEARLY_ALL = 0.9
 
+FIRST = 10  # results whose recall is measured
+
 Mask = NDArray[np.bool_]
 Found = tuple[NDArray[np.float32], NDArray[np.int64]]
 
@@ -33,7 +35,10 @@ class Structure(Protocol):
         """
 
     def exact(self, query_BD: NDArray[np.float32], k: int, allowed_G: Mask | None = None) -> Found:
-        """Return the same after a comparison with every image of the mask."""
+        """Return the same after a comparison with every image of the mask.
+
+        By what is stored: half, sq8 and rabitq store numbers of float16.
+        """
 
     def vectors(self, positions_N: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return normalised features (N, D)."""

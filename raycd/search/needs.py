@@ -17,7 +17,6 @@ from torch.nn.utils.rnn import pad_sequence
 from raycd.bundle import Bundle
 from raycd.errors import DataError
 from raycd.features.map_cache import TOKEN_MASK
-from raycd.gallery.static import Gallery
 from raycd.gallery.view import View
 from raycd.model import maps
 from raycd.model.embed_maps import HALF_MAX
@@ -25,9 +24,14 @@ from raycd.model.maps import Extra
 
 
 class HeadNeeds:
-    """The needs of a bundle's head. One thread at a time may encode."""
+    """The needs of a bundle's head. One thread at a time may encode.
 
-    def __init__(self, bundle: Bundle) -> None:
+    Args:
+        bundle: It.
+        own: The bundle's own gallery.
+    """
+
+    def __init__(self, bundle: Bundle, own: View) -> None:
         self.names = bundle.head.needs
         self._encoder, self._head, self._shapes = (
             bundle.encoder,
@@ -35,7 +39,8 @@ class HeadNeeds:
             bundle.head_config.extra,
         )
         self._extras = bundle.extras
-        self._own = View.of(bundle.index, Gallery(bundle.gallery))
+        self._wanted = [need for need in maps.IMAGE_NEEDS if need in self.names]
+        self._own = own if self._wanted else None  # it is large
 
     def encode_images(self, pixels_BSS3: torch.Tensor) -> tuple[torch.Tensor, list[Extra]]:
         """Return un-normalised features (B, D), and each image's maps as the head was trained."""
@@ -58,13 +63,13 @@ class HeadNeeds:
 
     def check(self, view: View, position: int) -> None:
         """Raise DataError unless the bundle has what the head needs of this gallery image."""
+        if self._own is None:
+            return
         image_id = view.image_id(position)
         own = self._own.position(image_id)
-        wanted = [need for need in maps.IMAGE_NEEDS if need in self.names]
-        if not wanted:
-            return
         known = all(
-            need in self._extras.caches and image_id in self._extras.caches[need] for need in wanted
+            need in self._extras.caches and image_id in self._extras.caches[need]
+            for need in self._wanted
         )
         # An image of the same id that was replaced has other features, and would have other maps
         if known and own is not None and _same(view, position, self._own, own):

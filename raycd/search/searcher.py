@@ -73,7 +73,7 @@ class Searcher:
         self._head = bundle.head.to(device).eval()
         self._joint = bundle.head_config.name == joint.NAME and bundle.encoder.composes
         self.picture: Callable[[str | None], Image.Image] = load
-        self._needs = HeadNeeds(bundle)
+        self._needs = HeadNeeds(bundle, self.view)
         # Token states are many times as large as features: a text is encoded again for them
         self._texts = TextCache(0 if TOKENS in self._needs.names else text_cache)
         self.reranking = Reranking(bundle, self._encoder.device)

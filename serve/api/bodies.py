@@ -18,6 +18,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from raycd.api import SearchRequest
+from raycd.filters import CONDITION, Condition
 from serve.api import problems
 from serve.args import ServeArgs
 
@@ -170,6 +171,27 @@ def _attributes(text: str) -> Any:
         raise problems.wrong_field("attributes", f"is not JSON: {error}") from error
 
 
+def schema(model: type[BaseModel]) -> dict[str, Any]:
+    """Return the JSON schema of a model with its parts in it, for the service's description.
+
+    A reference to a part would be looked for in the whole description.
+    """
+    whole = model.model_json_schema(ref_template="{model}")
+    parts = whole.pop("$defs", {})
+
+    def put_in(node: Any) -> Any:
+        if isinstance(node, list):
+            return [put_in(child) for child in node]
+        if not isinstance(node, dict):
+            return node
+        if (name := node.get("$ref")) is not None:
+            return put_in(parts[name])
+        return {key: put_in(child) for key, child in node.items()}
+
+    found: dict[str, Any] = put_in(whole)
+    return found
+
+
 def validated(model: type[Model], body: Any) -> Model:
     """Return the body as a request. Raises ProblemError with the fields that are wrong."""
     try:
@@ -182,12 +204,14 @@ def refused(model: type[BaseModel], error: ValidationError) -> problems.ProblemE
     """Return the problem of wrong fields; of an unknown one it says which was meant."""
     details = error.errors(include_url=False, include_context=False, include_input=False)
 
-    def unknown(name: object) -> str:
-        return f"there is no such field{problems.nearest(str(name), model.model_fields)}"
+    def unknown(loc: tuple[object, ...]) -> str:
+        known = [field.alias or name for name, field in Condition.model_fields.items()]
+        near = problems.nearest(str(loc[-1]), known if CONDITION in loc else model.model_fields)
+        return f"there is no such field{near}"
 
     return problems.invalid(
         [
-            {**detail, "msg": unknown(detail["loc"][-1])}
+            {**detail, "msg": unknown(detail["loc"])}
             if detail["type"] == "extra_forbidden"
             else detail
             for detail in details[: problems.MAX_ERRORS]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import islice
 
+from raycd.gallery import conditions
+from raycd.gallery.conditions import Wanted
 from raycd.gallery.view import View
 from serve.api import problems
 
@@ -12,33 +14,34 @@ SHOWN = 5  # of one answer
 CANDIDATES = 1000  # the most frequent names, among which the nearest is looked for
 
 
-def warnings(
-    view: View, category: Sequence[str], attributes: Mapping[str, Sequence[str]]
-) -> list[str]:
+def warnings(view: View, category: Sequence[str], attributes: Wanted) -> list[str]:
     """Return a sentence for each unknown category, attribute and value, with the nearest known."""
     unknown: list[tuple[str, str, Mapping[str, object]]] = [
         (f"no image is in the category {_short(one)}", one, view.category_counts)
         for one in category
         if one not in view.category_counts
     ]
+    numberless: list[str] = []
     known = view.attribute_counts if attributes else {}
-    for name, values in attributes.items():
+    for name, condition in conditions.of(attributes):
         if name not in known:
             unknown.append((f"no image has an attribute {_short(name)}", name, known))
         else:
             had = known[name]
             unknown += [
                 (f"no image has {_short(one)} as {name}", one, had)
-                for one in values
+                for one in (*(condition.in_ or ()), *condition.not_)
                 if one not in had
             ]
+            if condition.has_range and not any(map(conditions.is_number, had)):
+                numberless.append(f"no image has a number as {name}")
     sentences = [
         what + problems.nearest(name, islice(candidates, CANDIDATES))
         for what, name, candidates in unknown[:SHOWN]
     ]
     if len(unknown) > SHOWN:
         sentences.append(f"{len(unknown) - SHOWN} more filters are unknown")
-    return sentences
+    return sentences + numberless[:SHOWN]
 
 
 def _short(name: str) -> str:

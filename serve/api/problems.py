@@ -18,6 +18,7 @@ from starlette.routing import Match, Mount
 from raycd.api import FieldError, Problem
 from raycd.data.images import BrokenImage
 from raycd.errors import DataError, GalleryError, RaycdError
+from raycd.filters import CONDITION, VALUES
 from serve.errors import (
     Busy,
     KeyMissing,
@@ -35,7 +36,8 @@ MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 1
 MAX_ERRORS = 20  # wrong fields of one request that are named, at most
 _LONG = 100  # characters of what a client has named
-_SOURCES = ("body", "query", "path", "header")  # as FastAPI begins the path of a field
+# As FastAPI begins the path of a field, and as pydantic tells the two forms of a filter apart
+_SOURCES = ("body", "query", "path", "header", VALUES, CONDITION)
 
 _log = logging.getLogger("ray.serve")
 

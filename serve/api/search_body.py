@@ -17,7 +17,7 @@ OPENAPI: dict[str, Any] = {
         "required": True,
         "content": {
             bodies.JSON: {
-                "schema": SearchRequest.model_json_schema(),
+                "schema": bodies.schema(SearchRequest),
                 "examples": {
                     "gallery": {
                         "value": {
@@ -126,14 +126,18 @@ def _check_filters(fields: Any, most: int) -> None:
         raise problems.invalid([{"loc": (), "msg": f"got {len(asked)} fields, at most {_FIELDS}"}])
     categories, attributes = asked.get("category"), asked.get("attributes")
     count = len(categories) if isinstance(categories, list) else 0
-    if isinstance(attributes, dict):  # a name without values is compared, too
-        count += sum(
-            max(1, len(values)) if isinstance(values, list) else 1 for values in attributes.values()
-        )
+    if isinstance(attributes, dict):
+        count += sum(map(_compared, attributes.values()))
     if count > most:
         raise problems.beyond(
             "max_filters", "too many filters", got=count, most=most, do="ask for fewer"
         )
+
+
+def _compared(wanted: Any) -> int:
+    """Return with how much an attribute is compared; without values it is compared, too."""
+    parts = wanted.values() if isinstance(wanted, dict) else [wanted]
+    return max(1, sum(len(part) if isinstance(part, list) else 1 for part in parts))
 
 
 def _check_weights(asked: SearchRequest, *, given: bool) -> None:

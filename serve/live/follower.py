@@ -22,7 +22,11 @@ from raycd.gallery.live import Live, contents
 from raycd.gallery.recent import Recent
 from raycd.gallery.records import Changes, Row
 from raycd.gallery.static import Gallery
+from raycd.gallery_db.tables import Room
 from raycd.index import Index
+from raycd.index.blocks import Features
+from raycd.index.choice import MAPPED, kind_for, resident_mib
+from raycd.index.half import room
 from raycd.search.searcher import Searcher
 from serve.args import ServeArgs
 from serve.errors import format_error
@@ -105,23 +109,31 @@ class Follower:
         return True
 
     def _loaded(self) -> Live:
-        # The bundle's gallery and its index, where the database began with that; else a flat index
-        # of the database's own, until a better one is built.
+        # The bundle's gallery and its index, where the database began with that; else an exact
+        # index of the database's own, until a better one is built.
         loaded, gallery_db = self._searcher.bundle, self._store.gallery_db
         digest = loaded.manifest.files[bundle.GALLERY]
         seed = gallery_db.seed() or gallery_db.begin(
-            bundle.read_gallery(loaded.folder), self._fingerprint, digest
+            bundle.gallery_parts(loaded.folder), self._fingerprint, digest
         )
         if seed is not None and seed.digest == digest:
             return self._new(loaded.index, self._searcher.view.gallery, seed.version)
-        found = gallery_db.load(self._fingerprint)
+        # Where the memory has a bound, its features are in files
+        made: Room = room if self._in_files else np.empty
+        found = gallery_db.load(self._fingerprint, room=made)
         self._check_few(found.unencoded)
         # Where there are no features, their size is unknown.
         features_GD = found.features_GD.reshape(-1, loaded.index.dim)
-        index = Index.build(features_GD, self._settings.model_copy(update={"kind": "flat"}))
+        exact = {"kind": "half" if self._in_files else "flat"}
+        index = Index.build(features_GD, self._settings.model_copy(update=exact))
         live = self._new(index, Gallery(found.table), found.version)
         live.apply(Changes(found.version, self._encoded(found.unencoded)))
         return live
+
+    @property
+    def _in_files(self) -> bool:
+        # Whether features are never in memory as a whole.
+        return bool(self._settings.memory_mib) or self._settings.kind in MAPPED
 
     def _check_few(self, rows: Sequence[Row]) -> None:
         missing = sum(row.feature is None and not row.deleted for row in rows)
@@ -137,7 +149,13 @@ class Follower:
 
     def _new(self, index: Index, gallery: Gallery, version: int) -> Live:
         index.threads = self._searcher.bundle.index.threads
-        return Live(index, gallery, version, flat_up_to=self._settings.flat_up_to)
+        return Live(
+            index,
+            gallery,
+            version,
+            flat_up_to=self._settings.flat_up_to,
+            memory_mib=self._settings.memory_mib,
+        )
 
     def _run(self) -> None:
         while not self._stopped.is_set():
@@ -191,10 +209,10 @@ class Follower:
             self._listing = self._lister.submit(self._live.recent.put_into_lists)
 
     def _provisional(self) -> bool:
-        # Whether the index is flat only because a better one would take too long at the start.
+        # Whether the index is exact only because a better one would take too long at the start.
         view = self._live.view
         return (
-            view.index.kind != self._settings.kind_for(len(view))
+            view.index.kind != kind_for(self._settings, len(view), view.index.dim)
             and len(view.gallery) > self._settings.flat_up_to
         )
 
@@ -202,12 +220,15 @@ class Follower:
         # A new index of all that is there, then what has changed meanwhile.
         try:
             view = self._live.view
-            table, features_GD = contents(view)
+            table, kept = contents(view)
             gallery = Gallery(table)
+            # As a whole where there is memory for it: gathering holds Python's lock, see below
+            features_GD = kept if self._in_files else kept[:]
             # Searches go first, but only here: what comes before and after holds Python's lock,
             # for which a thread of low priority would make them wait.
             with ThreadPoolExecutor(1, "index", initializer=_yield_to_others) as thread:
                 index = thread.submit(self._indexed, features_GD, view.index).result()
+            self._warn_of_memory(index)
             built = self._new(index, gallery, view.version)
             built.without = set(self._live.without)
             for _ in range(ROUNDS):
@@ -226,7 +247,18 @@ class Follower:
         finally:
             self._builder = None
 
-    def _indexed(self, features_GD: NDArray[np.float32], like: Index) -> Index:
+    def _warn_of_memory(self, index: Index) -> None:
+        needed = resident_mib(index.kind, self._settings, index.size, index.dim)
+        if self._settings.memory_mib and needed > self._settings.memory_mib:
+            _log.warning(
+                "the index of %d images takes %.0f MiB as %s, index.memory_mib is %d",
+                index.size,
+                needed,
+                index.kind,
+                self._settings.memory_mib,
+            )
+
+    def _indexed(self, features_GD: Features, like: Index) -> Index:
         loaded = self._searcher.bundle
         return bundle.build_index(
             loaded.encoder,

@@ -70,6 +70,38 @@ def test_every_option_of_a_search_is_its_field(run: Run, service: Service, capsy
     assert "   7  a " in capsys.readouterr().out
 
 
+def test_conditions_of_attributes_are_sent_as_such(run: Run, service: Service) -> None:
+    service.answers(Reply(body=found("a")))
+    where = ["price >= 10", "price<50.5", "brand!=none", "brand!=x=y", "colour!=red"]
+    options = [part for one in where for part in ("--where", one)]
+    assert run("search", "--text", "x", "--attribute", "colour:blue", *options) == 0
+    assert service.asked[0].json()["attributes"] == {
+        "price": {"gte": 10.0, "lt": 50.5},
+        "brand": {"not": ["none", "x=y"]},
+        "colour": {"in": ["blue"], "not": ["red"]},
+    }
+
+
+@pytest.mark.parametrize("where", ["price", "price >", "> 3", "price:3"])
+def test_a_condition_of_no_sign_is_refused(run: Run, where: str, capsys: Any) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        run("search", "--text", "x", "--where", where)
+    assert "expected a name, one of < <= > >= !=" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [(["price > much"], "valid number"), (["price > 3", "price > 4"], "given twice")],
+)
+def test_a_condition_that_cannot_be_is_refused(
+    run: Run, service: Service, capsys: Any, where: list[str], said: str
+) -> None:
+    options = [part for one in where for part in ("--where", one)]
+    assert run("search", "--text", "x", *options) == 2
+    assert said in capsys.readouterr().err
+    assert service.asked == []
+
+
 def test_json_is_the_services_answer(
     run: Run, service: Service, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from raycd.gallery import static
 from raycd.gallery.static import Gallery
 
 
@@ -39,6 +40,15 @@ def test_what_is_known_of_an_image(gallery: Gallery) -> None:
         {},
         {},
     ]
+
+
+def test_ids_of_one_hash_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(static, "hash", lambda text: len(text), raising=False)
+    ids = ["a", "bb", "c", "dd", "e"]
+    columns: dict[str, Any] = {"image_id": ids, "categories": [[]] * 5, "path": [None] * 5}
+    gallery = Gallery(pa.table(columns | {"attributes": [[]] * 5}, static.SCHEMA))
+    assert [gallery.position(one) for one in ids] == [0, 1, 2, 3, 4]
+    assert [gallery.position(one) for one in ("f", "ff", "fff")] == [None] * 3
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 from raycd import bundle
 from raycd.config import IndexConfig
 from raycd.errors import GalleryError
+from raycd.gallery import live as live_module
 from raycd.gallery import recent
 from raycd.gallery.live import REBUILD_FROM, Live, contents
 from raycd.gallery.records import Changes, Row
 from raycd.gallery.static import Gallery
 from raycd.gallery.view import View
 from raycd.index import Index
+from raycd.index.choice import KINDS, Kind
 
 DIM = 8
 COLOURS = ["red", "green", "blue"]
@@ -143,8 +145,8 @@ def test_a_view_stays_what_it_was() -> None:
     assert old.position("new") is None
 
 
-@pytest.mark.parametrize("kind", ["flat", "ivf", "hnsw"])
-def test_what_has_gone_is_found_by_no_kind_of_index(kind: str) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_has_gone_is_found_by_no_kind_of_index(kind: Kind) -> None:
     rng = np.random.default_rng(1)
     rows = [image(f"image-{i}", i + 1, rng) for i in range(400)]
     live = started(rows, IndexConfig(kind=kind, recall=0.99))
@@ -184,6 +186,42 @@ def test_many_changes_ask_for_a_new_index() -> None:
     assert not live.needs_rebuild
     live.apply(Changes(REBUILD_FROM + 1, [image("one more", REBUILD_FROM + 1, rng)]))
     assert live.needs_rebuild
+
+
+def test_a_bound_of_the_memory_asks_for_a_new_index_sooner(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(live_module, "REBUILD_SHARE", 2000)
+    rng = np.random.default_rng(4)
+    known = started([image(f"image-{i}", i, rng) for i in range(8)]).view
+    quarter = 2**18 // (4 * DIM)  # images whose features are a quarter of a MiB
+    new = Changes(9, [image(f"new-{i}", 9, rng) for i in range(quarter + 1)])
+    for memory_mib, needs_rebuild in ((0, False), (1, True), (2, False)):
+        live = Live(known.index, known.gallery, 8, flat_up_to=10**6, memory_mib=memory_mib)
+        live.apply(new)
+        assert live.needs_rebuild is needs_rebuild
+
+
+def test_additions_keep_their_features_once() -> None:
+    rng = np.random.default_rng(4)
+    live = started([image("a", 1, rng)])
+    live.apply(Changes(2, [image("b", 2, rng)]))
+    assert [row.feature for row in live.view.additions.rows] == [None]
+    assert live.recent.unit_AD.shape == (1, DIM)
+
+
+def test_the_contents_of_a_view_are_read_in_any_parts() -> None:
+    rng = np.random.default_rng(6)
+    rows = [image(f"image-{i}", i + 1, rng) for i in range(20)]
+    live = started(rows[:15])
+    live.apply(Changes(21, [*rows[15:], gone("image-3", 21)]))
+    table, kept = contents(live.view)
+    expected = np.array([row.feature for row in rows if row.image_id != "image-3"])
+    assert kept.shape == expected.shape
+    np.testing.assert_allclose(kept[:], expected, rtol=1e-5)
+    np.testing.assert_allclose(kept[12:16], expected[12:16], rtol=1e-5)
+    np.testing.assert_allclose(kept[np.array([18, 0, 2])], expected[[18, 0, 2]], rtol=1e-5)
+    assert table["image_id"].to_pylist() == [r.image_id for r in rows if r.image_id != "image-3"]
 
 
 @pytest.mark.parametrize(("kind", "needs_rebuild"), [("ivf", False), ("flat", True)])

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from raycd.errors import GalleryError
 from raycd.gallery.records import Change, Delete, Done, Put, Row, Seed
@@ -110,6 +111,23 @@ def test_it_begins_with_a_bundles_gallery_once(gallery_db: GalleryDatabase) -> N
     }
     assert found.features_GD[:, 0].tolist() == list(range(12))
     assert gallery_db.write([put("new")], CLIP) == [Done(13, False, None)]
+
+
+def test_it_begins_with_the_parts_of_a_gallery_as_with_the_whole(
+    gallery_db: GalleryDatabase,
+) -> None:
+    assert gallery_db.begin(iter(table(12).to_batches(max_chunksize=5)), CLIP, "digest") == Seed(
+        "digest", 12
+    )
+    made: list[tuple[int, int]] = []
+
+    def room(shape: tuple[int, int], kind: type[np.float32]) -> NDArray[np.float32]:
+        made.append(shape)
+        return np.empty(shape, kind)
+
+    found = gallery_db.load(CLIP, room=room)
+    assert found.features_GD[:, 0].tolist() == list(range(12))
+    assert made == [found.features_GD.shape]
 
 
 def test_an_empty_gallery_is_a_beginning_and_a_gallery_database_that_was_written_to_has_none(

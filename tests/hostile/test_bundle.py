@@ -190,3 +190,5 @@ def test_a_gallery_that_a_database_would_begin_with_is_looked_at_first(
     spoil(copy)
     with pytest.raises(WeightsError, match=GALLERY):
         bundle.read_gallery(copy)
+    with pytest.raises(WeightsError, match=GALLERY):
+        list(bundle.gallery_parts(copy))

@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 from raycd import bundle
 from raycd.bundle import FILES, MANIFEST, Bundle
+from raycd.bundle.table import TableFeatures
 from raycd.config import Config, IndexConfig
-from raycd.errors import WeightsError
+from raycd.errors import ConfigError, WeightsError
 from raycd.model import fusion
 from raycd.search.query import Query
 from raycd.search.searcher import Searcher
@@ -133,6 +135,56 @@ def test_an_approximate_index_is_measured_on_queries_of_example_texts(
         again.manifest.index.recall,
     )
     assert again.manifest.example_texts == ["is blue", "has long sleeves"]
+
+
+def test_features_of_a_table_are_read_in_any_parts_whatever_its_chunks(loaded: Bundle) -> None:
+    features = np.arange(30, dtype=np.float32).reshape(10, 3)
+    ids = [str(number) for number in range(10)]
+    table = bundle.gallery_table(ids, [[]] * 10, [None] * 10, features, "f")
+    chunked = pa.concat_tables([table.slice(0, 4), table.slice(4)])
+    read = TableFeatures(chunked)
+    assert read.shape == (10, 3)
+    for rows in (slice(0, 3), slice(2, 7), slice(8, 20), np.array([9, 0, 5])):
+        np.testing.assert_array_equal(read[rows], features[rows])
+
+
+@pytest.mark.parametrize("kind", ["half", "sq8", "rabitq"])
+def test_a_bundle_of_a_mapped_index_is_loaded_and_searched(
+    loaded: Bundle, tmp_path: Path, kind: Any
+) -> None:
+    config = loaded.config.model_copy(update={"index": IndexConfig(kind=kind, recall=0.9)})
+    write(tmp_path / "bundle", loaded, config=config, texts=["is blue", "has long sleeves"])
+    again = bundle.load(tmp_path / "bundle")
+    assert again.manifest.index.kind == again.index.kind == kind
+    every = np.arange(again.index.size)
+    _, positions = again.index.search(loaded.index.vectors(every), 1, exact=True)
+    assert positions[:, 0].tolist() == every.tolist()
+    np.testing.assert_allclose(
+        again.index.features(every), loaded.index.features(every), rtol=2**-10, atol=1e-6
+    )
+
+
+def test_a_gallery_that_does_not_fit_into_the_memory_is_refused_and_nothing_is_written(
+    loaded: Bundle, tmp_path: Path
+) -> None:
+    settings = IndexConfig(kind="flat", memory_mib=1)
+    count = 2**20 // (4 * loaded.index.dim) + 1
+    features = np.ones((count, loaded.index.dim), np.float32)
+    table = bundle.gallery_table(
+        [str(number) for number in range(count)],
+        [[]] * count,
+        [None] * count,
+        features,
+        loaded.manifest.encoder.fingerprint,
+    )
+    with pytest.raises(ConfigError, match=r"index\.memory_mib as flat(?s:.*)at least 2 MiB"):
+        write(
+            tmp_path / "bundle",
+            loaded,
+            gallery=table,
+            config=loaded.config.model_copy(update={"index": settings}),
+        )
+    assert not (tmp_path / "bundle").exists()
 
 
 @pytest.mark.parametrize("name", [*FILES, MANIFEST])

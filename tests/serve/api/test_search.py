@@ -109,6 +109,13 @@ def test_filters_paging_and_the_reference_left_out(client: httpx.Client) -> None
     assert found(ask(client, **asked, attributes=json.dumps({"pattern": ["striped"]}))) == found(
         striped
     )
+    plain = {"pattern": {"not": ["striped"]}}
+    others = client.post("/v1/search", json={**asked, "attributes": plain})
+    assert found(others) == [image_id for image_id in whole if int(image_id[6:]) % 3]
+    assert others.json()["total"] == 8
+    assert found(ask(client, **asked, attributes=json.dumps(plain))) == found(others)
+    both = {"pattern": {"in": ["striped", "x"], "not": ["x"]}}
+    assert found(client.post("/v1/search", json={**asked, "attributes": both})) == found(striped)
     assert found(client.post("/v1/search", json={**asked, "top_k": 4, "offset": 4})) == whole[4:8]
     assert found(client.post("/v1/search", json={**asked, "exact": True})) == whole
     without = client.post("/v1/search", json={**asked, "exclude_reference": True})

@@ -370,6 +370,8 @@ def test_pictures_are_not_for_pages_of_other_origins(client: httpx.Client) -> No
             ["no image has 'stripy' as pattern; did you mean striped?"],
         ),
         ({"attributes": {"pattern": ["striped"]}}, []),
+        ({"attributes": {"pattern": {"not": ["plain"]}}}, ["no image has 'plain' as pattern"]),
+        ({"attributes": {"pattern": {"gte": 3}}}, ["no image has a number as pattern"]),
         ({"category": [f"{n}{'x' * 400}" for n in range(9)]}, None),
     ],
 )
@@ -382,6 +384,8 @@ def test_a_filter_that_no_image_has_is_warned_of(
         assert answer["warnings"][-1] == "4 more filters are unknown"
     else:
         assert answer["warnings"] == said
+    if any(isinstance(wanted, dict) for wanted in asked.get("attributes", {}).values()):
+        return  # a page of the gallery has no conditions
     pairs = [
         f"{name}:{value}"
         for name, values in asked.get("attributes", {}).items()

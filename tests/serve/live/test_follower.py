@@ -20,7 +20,7 @@ from raycd.config import IndexConfig
 from raycd.errors import GalleryError
 from raycd.gallery import live, recent
 from raycd.gallery.recent import Recent
-from raycd.gallery.records import Delete, Put
+from raycd.gallery.records import Delete, Put, Seed
 from raycd.gallery_db import GalleryDatabase
 from raycd.search.searcher import Searcher
 from serve.args import ServeArgs
@@ -88,7 +88,7 @@ def has_version(searcher: Searcher, version: int) -> bool:
     return searcher.view.version >= version
 
 
-@pytest.mark.parametrize("kind", ["flat", "hnsw", "ivf"])
+@pytest.mark.parametrize("kind", ["flat", "hnsw", "ivf", "half", "rabitq"])
 def test_many_changes_become_an_index_of_its_kind_that_misses_nothing(
     follow: Callable[..., Searcher], store: GalleryStore, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
@@ -117,6 +117,25 @@ def test_many_changes_become_an_index_of_its_kind_that_misses_nothing(
     assert not {view.image_id(row) for row in near.ravel().tolist() if row >= 0} & set(gone)
     assert view.index.recall is not None
     assert view.index.recall >= 0.9
+
+
+def test_a_gallery_of_a_databases_own_is_in_files_where_the_memory_has_a_bound(
+    follow: Callable[..., Searcher], store: GalleryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Follower, "_provisional", lambda self: False)
+    first = follow()
+    features_ND = features(first, 300)
+    version = put(store, first, features_ND)
+    until(lambda: has_version(first, version))
+    monkeypatch.setattr(store.gallery_db, "seed", lambda: Seed("another bundle", 0))
+    plain, bound = follow().view, follow(memory_mib=1, flat_up_to=50).view
+    assert (plain.index.kind, bound.index.kind) == ("flat", "half")
+    assert (len(plain), plain.version) == (len(bound), bound.version) == (312, version)
+    unit_ND = features_ND / np.linalg.norm(features_ND, axis=1, keepdims=True)
+    scores, positions = bound.search(unit_ND, 1)
+    true_scores, true_positions = plain.search(unit_ND, 1)
+    np.testing.assert_allclose(scores, true_scores, atol=5e-4)
+    np.testing.assert_array_equal(positions, true_positions)
 
 
 def test_what_changes_while_an_index_is_built_is_in_it_when_it_is_taken_over(

@@ -1,0 +1,67 @@
+"""The kind of an index: the best that so many images need, and whose memory is there.
+
+As autofaiss chooses: https://github.com/criteo/autofaiss. What counts is what every search reads or
+the process owns: codes, numbers, lists, centres, lengths. The rows of float16 that half, sq8 and
+rabitq compare candidates with are in a mapped file, whose pages the system drops where memory is
+short.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from raycd.config import IndexConfig
+from raycd.errors import ConfigError
+from raycd.index import approximate
+from raycd.index.ivf import Ivf
+from raycd.index.rabitq import Rabitq
+from raycd.index.sq8 import Sq8
+
+Kind = Literal["flat", "half", "ivf", "hnsw", "sq8", "rabitq"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+MAPPED: tuple[Kind, ...] = ("half", "sq8", "rabitq")  # those that compare by a file's rows
+# From the best; each needs less memory than the one before
+_EXACT: tuple[Kind, ...] = ("flat", "half")
+_LISTS: tuple[Kind, ...] = ("ivf", "sq8", "rabitq")
+
+
+def kind_for(settings: IndexConfig, images: int, dim: int) -> Kind:
+    """Return the kind that a gallery of so many images gets; the smallest where none fits."""
+    if settings.kind != "auto":
+        return settings.kind
+    kinds = _EXACT if images <= settings.flat_up_to else _LISTS
+    return next((kind for kind in kinds if _fits(kind, settings, images, dim)), kinds[-1])
+
+
+def check(settings: IndexConfig, images: int, dim: int) -> None:
+    """Raise ConfigError where the index would need more memory than `index.memory_mib`."""
+    kind = kind_for(settings, images, dim)
+    if not _fits(kind, settings, images, dim):
+        raise ConfigError(
+            f"the gallery's index does not fit into index.memory_mib as {kind}",
+            got=f"{settings.memory_mib} MiB, {images:,} images of {dim} numbers",
+            expected=f"at least {-int(-resident_mib(kind, settings, images, dim) // 1)} MiB",
+            do="raise index.memory_mib"
+            + ("" if kind in ("half", "rabitq") else ", or set index.kind to auto"),
+        )
+
+
+def resident_mib(kind: Kind, settings: IndexConfig, images: int, dim: int) -> float:
+    """Return the memory of an index, in MiB."""
+    each = {
+        "flat": 4 * dim,
+        "half": 0,
+        # M links on each level and twice that on the ground; a 1/M of the images is on the next
+        "hnsw": 4 * dim + 4 * 2 * settings.hnsw_m + 12,
+        "ivf": Ivf.bytes_of(dim),
+        "sq8": Sq8.bytes_of(dim),
+        "rabitq": Rabitq.bytes_of(dim),
+    }[kind]
+    lists = approximate.lists(images, settings.ivf_lists) if kind in _LISTS else 0
+    length = 4
+    return (images * (each + length) + lists * 4 * dim) / 2**20
+
+
+def _fits(kind: Kind, settings: IndexConfig, images: int, dim: int) -> bool:
+    needed = resident_mib(kind, settings, images, dim)
+    return not settings.memory_mib or needed <= settings.memory_mib
