@@ -64,6 +64,8 @@ class SearchRequest(_RequestPart):
     """Only images of one of these categories; none: of all."""
     attributes: dict[Name, list[Name]] = {}
     """Only images with one of these values of each attribute: {"colour": ["blue", "navy"]}."""
+    among: list[Name] = []
+    """Only these images of the gallery; none: all of them."""
     exclude_reference: bool = False
     """Leave the image of the gallery that `image_id` names out of the results."""
     exact: bool = False

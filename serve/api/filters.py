@@ -13,10 +13,21 @@ CANDIDATES = 1000  # the most frequent names, among which the nearest is looked 
 
 
 def warnings(
-    view: View, category: Sequence[str], attributes: Mapping[str, Sequence[str]]
+    view: View,
+    category: Sequence[str],
+    attributes: Mapping[str, Sequence[str]],
+    among: Sequence[str] = (),
 ) -> list[str]:
-    """Return a sentence for each unknown category, attribute and value, with the nearest known."""
+    """Return a sentence for each unknown category, attribute, value and image.
+
+    Of the first three with the nearest that is known.
+    """
     unknown: list[tuple[str, str, Mapping[str, object]]] = [
+        (f"the gallery has no image {_short(one)}", one, {})
+        for one in among
+        if view.position(one) is None
+    ]
+    unknown += [
         (f"no image is in the category {_short(one)}", one, view.category_counts)
         for one in category
         if one not in view.category_counts
