@@ -9,7 +9,7 @@ its own alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Unpack
+from typing import Any
 
 import torch
 
@@ -87,31 +87,27 @@ class _Category:
 
     def search(self, query: dict[str, Any]) -> Found:
         """Return the best `depth` images of those that the protocol searches."""
-        return self._found(query, self.depth, exclude_reference=self.exclude_reference)
+        return self._found(query, self.depth, {"exclude_reference": self.exclude_reference})
 
     def search_subset(self, query: dict[str, Any]) -> Found:
         """Return the images of the query's subset that the protocol searches, best first."""
         among = [i for i in query["subset"] if i in self.searched and i != query["reference"]]
-        return self._found(query, len(among), among=among) if among else []
+        return self._found(query, len(among), {"among": among}) if among else []
 
-    def _found(self, query: dict[str, Any], depth: int, **more: Unpack[Search]) -> Found:
+    def _found(self, query: dict[str, Any], depth: int, search: Search) -> Found:
+        search["image_id"], search["text"] = query["reference"], query["text"]
+        search["category"] = [self.category]
+        search["top_k"] = size = min(self.page, depth)
+        search["offset"] = 0
         found: Found = []
-        offset, size = 0, min(self.page, depth)
         while len(found) < depth:
-            response = self.client.search(
-                image_id=query["reference"],
-                text=query["text"],
-                category=[self.category],
-                top_k=size,
-                offset=offset,
-                **more,
-            )
+            response = self.client.search(**search)
             found += [
                 (one.image_id, _decided(one))
                 for one in response.results
                 if one.image_id in self.searched
             ]
-            offset += size
+            search["offset"] += size
             if len(response.results) < size:
                 break
         return found[:depth]

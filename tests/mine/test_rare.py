@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -66,7 +67,7 @@ def test_candidates_are_kept_whose_text_stands_in_few_triplets(at_most: int, kep
 
 
 def test_the_counts_of_rare_texts_are_those_of_what_is_left() -> None:
-    thresholds = {"eps_low": 0.85, "eps_high": 0.95, "s_max": 4, "alpha": 0.5}
+    thresholds: dict[str, Any] = {"eps_low": 0.85, "eps_high": 0.95, "s_max": 4, "alpha": 0.5}
     _, counts = filter_candidates(of_rare_texts(candidates(), triplets(), 2), **thresholds)
     assert (counts["known_pairs"], counts["degenerate"], counts["images"]) == (0, 3, 2)
     _, counts = filter_candidates(of_rare_texts(candidates(), triplets(), 3), **thresholds)
