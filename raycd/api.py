@@ -51,6 +51,8 @@ class SearchRequest(_RequestPart):
     """Only images with one of these values of each attribute, or one that fits a condition:
     {"colour": ["blue", "navy"], "price": {"gte": 10, "lt": 50}, "brand": {"not": ["none"]}}.
     """
+    among: list[Name] = []
+    """Only these images of the gallery; none: all of them."""
     exclude_reference: bool = False
     """Leave the image of the gallery that `image_id` names out of the results."""
     exact: bool = False

@@ -88,8 +88,8 @@ class ServeArgs(Section):
     max_rerank_depth: Count = 1000
     """First candidates of a search that a model which re-ranks may put in its own order."""
     max_filters: Positive = 100
-    """Categories and attribute values that a search filters by; an attribute without a value
-    counts, too.
+    """Categories, attribute values and images that a search filters by; an attribute without a
+    value counts, too.
     """
     max_batch: Positive = 32
     """Searches of one /v1/search/batch."""

@@ -206,6 +206,9 @@ class Replica:
                 raise NoSuchImage(asked.image_id)
             picture = None if image is None else self.decode(image)
             check_deadline()
+            allowed = view.mask(asked.category, asked.attributes)
+            if asked.among:
+                allowed = view.only(asked.among, allowed)
             query = Query(
                 picture,
                 asked.text,
@@ -215,7 +218,7 @@ class Replica:
                 image_weight=asked.image_weight,
                 text_weight=asked.text_weight,
                 offset=asked.offset,
-                allowed=view.mask(asked.category, asked.attributes),
+                allowed=allowed,
                 exclude_reference=asked.exclude_reference,
                 exact=asked.exact,
                 rerank_depth=asked.rerank_depth,

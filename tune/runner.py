@@ -148,7 +148,7 @@ def _trial(
 
     try:
         config = as_trial(space.configured(space.settings(proposed)))
-        short[CUT_SHORT] = cut_short(tables.candidates, config)
+        short[CUT_SHORT] = cut_short(tables, config)
         train(tables, config, metric, report, triplets=triplets)
     except Exception as error:
         ray.tune.report(

@@ -71,6 +71,9 @@ def main(options: cli.Options) -> None:
     journal = Journal(posixpath.join(config.runs, flags.sweep or f"{name}-sweep"), run.root)
     journal.check(space, resume=flags.resume)
     with cluster.connected():
+        pipeline.run(config, until="encoder")
+        head = pipeline.fresh_head(config, run)  # whatever its class says of its weights
+        _check_trains(config, has_weights=any(True for _ in head.parameters()))
         pipeline.run(config, until="mine")
         context = stages.Context(config, run, _dataset=dataset)
         space = make_space(config, flags.space, dim=context.recorded("stage1", "dim"))
@@ -128,8 +131,15 @@ def _checked(options: cli.Options) -> Config:
                 got=f"{stage}.select_on {chosen}",
                 do=f"give --{stage}.select_on selection",
             )
-    trains = fusion.head_class(config.stage2.head).trains
-    if not config.stage2.pseudo or config.stage2.epochs == 0 or not trains:
+    _check_trains(config, has_weights=fusion.head_class(config.stage2.head).trains)
+    return config
+
+
+def _check_trains(config: Config, *, has_weights: bool) -> None:
+    """Raise ConfigError where trials would train nothing, or not with pseudo triplets."""
+    from raycd.errors import ConfigError
+
+    if not config.stage2.pseudo or config.stage2.epochs == 0 or not has_weights:
         raise ConfigError(
             "a sweep of this configuration would search nothing",
             got=f"stage2.pseudo {config.stage2.pseudo}, .epochs {config.stage2.epochs}, "
@@ -137,7 +147,6 @@ def _checked(options: cli.Options) -> Config:
             expected="a head that trains with pseudo triplets",
             do="fix --stage2.pseudo, --stage2.epochs or --stage2.head",
         )
-    return config
 
 
 def _check_reach(space: Space) -> None:

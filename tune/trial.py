@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,10 +24,11 @@ from raycd.config import Config
 from raycd.data.schema import Dataset
 from raycd.evaluate import Metric, cached_query, evaluate
 from raycd.evaluate.rerank import cached_rerank
-from raycd.features import Features
+from raycd.features import Features, map_cache
 from raycd.features.map_cache import Extras
-from raycd.model import threads
-from raycd.runtime.stages import Context, needs, own_device
+from raycd.model import fusion, threads
+from raycd.run import local_copy
+from raycd.runtime.stages import Context, own_device
 from raycd.train.fuse import Fuse, new_head
 from raycd.train.loop import EpochResult, Loop, Schedule, Silence, best_epoch
 
@@ -40,19 +41,29 @@ class Tables:
     candidates: pa.Table
     images: tuple[list[str], NDArray[np.float32]]  # ids and features (N, D)
     texts: tuple[list[str], NDArray[np.float32]]
-    extras: Extras
-    """Caches of what the head needs beside features; a process opens their files by itself."""
+    caches: Mapping[str, str]
+    """Paths or URIs of what some heads need beside features, by need: no array, and no file of this
+    machine where the run is in a store.
+    """
 
     @classmethod
-    def of(cls, context: Context, *, splits: tuple[str, ...]) -> Tables:
-        """Read what the stages `embed` and `mine` have written, and `splits` of the data set."""
+    def of(
+        cls, context: Context, *, splits: tuple[str, ...], heads: Collection[str] = ()
+    ) -> Tables:
+        """Read what the stages `embed` and `mine` have written, and `splits` of the data set.
+
+        Args:
+            heads: Whose needs have been cached; none: those of the run's head.
+        """
         images, texts, _ = context.features("embed")
+        names = heads or [context.config.stage2.head]
+        needs = {need for name in names for need in fusion.head_class(name).needs}
         return cls(
             context.dataset,
             pq.read_table(context.run.local("mine") / "candidates.parquet"),
             (list(images.rows), images.values.numpy()),
             (list(texts.rows), texts.values.numpy()),
-            context.extras(needs(context.config)),
+            context.caches(needs),
         ).only(*splits)
 
     def only(self, *splits: str) -> Tables:
@@ -67,7 +78,12 @@ class Tables:
 
     def counts(self, config: Config) -> tuple[int, int]:
         """Return the numbers of original and, under the configured thresholds, pseudo triplets."""
-        return len(self.dataset.triplets_of("train")), len(filtered(self, config))
+        return len(self.dataset.triplets_of("train")), len(filtered(self, config)[0])
+
+    def extras(self, head: str) -> Extras:
+        """Open the caches of what a head needs; of a store, copies that this process makes once."""
+        needs = sorted(fusion.head_class(head).needs & self.caches.keys())
+        return Extras({need: map_cache.read(local_copy(self.caches[need])) for need in needs})
 
     def features(self) -> tuple[Features, Features]:
         """Return image and text features, as training takes them."""
@@ -108,9 +124,9 @@ def train(
     best so far on the selection split by `metric`, or without one by `stage2.select_by`.
     """
     began = time.monotonic()
-    pseudo = filtered(tables, config)
+    pseudo, _ = filtered(tables, config)
     images, texts = tables.features()
-    extras = tables.extras
+    extras = tables.extras(config.stage2.head)
     head, _ = new_head(config, images.values.shape[1], extras.shapes())
     task = Fuse(
         head.to(own_device(config)),
@@ -151,18 +167,17 @@ def set_threads(config: Config) -> None:
     threads.use(config.compute.threads or max(1, int(config.tune.cpus_per_trial)))
 
 
-def filtered(tables: Tables, config: Config) -> pa.Table:
-    """Return the pseudo triplets that the configuration's thresholds leave."""
+def filtered(tables: Tables, config: Config) -> tuple[pa.Table, mine.Counts]:
+    """Return the pseudo triplets that the configuration leaves, and the counts of the filters."""
     thresholds = mine.resolve(tables.candidates, config.mine)
     train = tables.dataset.triplets_of("train")
     candidates = mine.of_rare_texts(tables.candidates, train, config.mine.rare_texts)
-    kept, _ = mine.filter_candidates(candidates, **thresholds)
-    return kept
+    return mine.filter_candidates(candidates, **thresholds)
 
 
-def cut_short(candidates: pa.Table, config: Config) -> int:
+def cut_short(tables: Tables, config: Config) -> int:
     """Return how many images have fewer than s_max substitutes because of mine.neighbours alone."""
-    _, counts = mine.filter_candidates(candidates, **mine.resolve(candidates, config.mine))
+    _, counts = filtered(tables, config)
     return counts["images_cut_short"] if config.stage2.pseudo else 0
 
 

@@ -51,15 +51,14 @@ class Cell:
     def settings(self) -> dict[str, Any]:
         """Return the settings that it depends on, by dotted name."""
         config, stage2 = self.config, self.config.stage2
-        if not self.is_trained:
-            return {
-                "stage2.head": stage2.head,
-                "evaluate.protocol": config.evaluate.protocol,
-            }
         head = fusion.head_class(stage2.head)
         # Maps and tokens, which some heads need, depend on settings of `embed`.
         more = ["embed"] if head.needs else []
-        found = deciding(config, ["stage2", *(["filter"] if stage2.pseudo else [])], more)
+        if self.is_trained:
+            found = deciding(config, ["stage2", *(["filter"] if stage2.pseudo else [])], more)
+        else:
+            more += ["stage2.head", "evaluate.protocol", "evaluate.rerank_depth"]
+            found = deciding(config, [], more)
         if not head.reranks:
             del found["evaluate.rerank_depth"]
         return found
@@ -189,7 +188,8 @@ def run_all(
     distinct = {cell.path: cell for cell in wanted}
     found = {path: known for path, cell in distinct.items() if (known := cells.read(cell))}
     todo = [cell for path, cell in distinct.items() if path not in found]
-    shared = {id(cell.tables): ray.put(cell.tables) for cell in todo}
+    tables = {id(cell.tables): cell.tables for cell in todo}
+    shared = {number: ray.put(one) for number, one in tables.items()}
     limit = concurrent or _fitting(todo)
     running: dict[Any, Cell] = {}
     with Bar("cells", total=len(distinct), unit="trainings", start=len(found)) as bar:

@@ -32,6 +32,7 @@ from raycd.runtime.stages import Context
 from tune.trial import Tables
 
 NAME = "comparison"
+_SUM = Entry("sum", "sum", {})  # it fits every encoder
 
 
 def run(config: Config, flags: argparse.Namespace) -> str:
@@ -46,11 +47,11 @@ def run(config: Config, flags: argparse.Namespace) -> str:
     )
     dataset = session.checked(config)
     with cluster.connected():
-        sources = _sources(config, plan, dataset)
-        tables = next(iter(sources.values()))
+        plan = fitted(config, plan)
+        tables = _tables(config, plan, dataset)
         categories = tables.dataset.triplets_of("val")["category"].to_pylist()
         with session.opened(config, pipeline.run_folder(config)) as (work, inputs):
-            wanted, cells = cells_of(config, plan, sources, inputs)
+            wanted, cells = cells_of(config, plan, tables, inputs)
             found = work.train(cells, concurrent=flags.concurrent)
             made = results.tables(
                 wanted,
@@ -58,21 +59,37 @@ def run(config: Config, flags: argparse.Namespace) -> str:
                 categories,
                 session.metrics_of(config, categories),
                 plan.baseline,
-                session.described(config, len(plan.seeds), categories, plan.baseline),
+                [
+                    *session.described(config, len(plan.seeds), categories, plan.baseline),
+                    *plan.left_out,
+                ],
             )
             beside = _published(config, made) if session.is_fashioniq(config) else []
             return work.finish(NAME, made, beside)
 
 
-def _sources(config: Config, plan: Plan, dataset: Dataset | None) -> dict[frozenset[str], Tables]:
-    """Run the stages that cells read, and return the tables by what heads need of the encoder."""
-    heads = {fusion.head_class(e.head).needs: e.head for e in (*plan.entries, *plan.untrained)}
-    found = {}
-    for needs, head in heads.items():
-        own = Entry(head, head, {}).config(config, PSEUDO)
-        context = Context(own, pipeline.run(own, until="mine").run, _dataset=dataset)
-        found[needs] = Tables.of(context, splits=("train", "selection", "val"))
-    return found
+def fitted(config: Config, plan: Plan) -> Plan:
+    """Run the stage `encoder`, and return the plan of the rows that have what they need of it.
+
+    Raises what `Plan.fitted` does, before anything is trained.
+    """
+    run = pipeline.run(_SUM.config(config, PSEUDO), until="encoder").run
+    return plan.fitted(lambda entry: pipeline.fresh_head(entry.config(config, PSEUDO), run))
+
+
+def _tables(config: Config, plan: Plan, dataset: Dataset | None) -> Tables:
+    """Run the stages that cells read, once for each need of a head, and return their tables."""
+    rows = {frozenset[str](): _SUM}
+    for entry in (*plan.untrained, *plan.entries):
+        rows.setdefault(fusion.head_class(entry.head).needs, entry)
+    for entry in rows.values():
+        own = entry.config(config, PSEUDO)
+        run = pipeline.run(own, until="mine").run
+    return Tables.of(
+        Context(own, run, _dataset=dataset),
+        splits=("train", "selection", "val"),
+        heads=[entry.head for entry in rows.values()],
+    )
 
 
 @dataclass(frozen=True)
@@ -87,7 +104,7 @@ class _Row:
 def cells_of(
     config: Config,
     plan: Plan,
-    sources: Mapping[frozenset[str], Tables],
+    tables: Tables,
     inputs: Mapping[str, str],
 ) -> tuple[list[Wanted], list[Cell]]:
     """Return the rows of all tables, and their cells, seed by seed: what is there of a comparison
@@ -96,14 +113,13 @@ def cells_of(
     wanted, cells = [], []
 
     def cell(own: Config, name: str, trained: bool) -> str:
-        tables = sources[fusion.head_class(own.stage2.head).needs]
         cells.append(Cell(name, tables, own, inputs, trained))
         return cells[-1].path
 
     for entry in plan.untrained:
         own = entry.config(config, plan.variants[0])
         wanted.append(Wanted(entry.name, "", "", {config.seed: cell(own, entry.name, False)}))
-    rows = [_row(config, entry, v, sources) for v in plan.variants for entry in plan.entries]
+    rows = [_row(config, entry, v, tables) for v in plan.variants for entry in plan.entries]
     most = max((seen(r.config, r.config.stage2.epochs, *r.counts) for r in rows), default=0)
     for form in FORMS:
         for row in rows:
@@ -123,11 +139,9 @@ def cells_of(
     return wanted, sorted(cells, key=lambda one: one.config.seed)
 
 
-def _row(
-    config: Config, entry: Entry, variant: str, sources: Mapping[frozenset[str], Tables]
-) -> _Row:
+def _row(config: Config, entry: Entry, variant: str, tables: Tables) -> _Row:
     own = entry.config(config, variant)
-    original, pseudo = sources[fusion.head_class(entry.head).needs].counts(own)
+    original, pseudo = tables.counts(own)
     return _Row(entry, variant, own, (original, pseudo if own.stage2.pseudo else 0))
 
 

@@ -4,20 +4,20 @@ triplets, over seeds, at equal epochs and at equal triplets seen.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import yaml
 
 from raycd.config import Config, field_types, flatten, layers
-from raycd.errors import ConfigError
+from raycd.errors import ConfigError, WeightsError
 from raycd.model import fusion
-from raycd.model.fusion import joint
+from raycd.model.fusion import Head, joint
 from raycd.runtime.pipeline import NOT_THE_RESULT, STAGES, within
 
-UNTRAINED = ("image_only", "text_only", "sum")
-"""Heads without weights: rows of every table, where there is such a head."""
+ALWAYS = ("image_only", "text_only", "sum")
+"""Heads without weights that are rows of every table."""
 ORIGINAL, PSEUDO = "original", "pseudo"
 VARIANTS = (ORIGINAL, PSEUDO)
 EPOCHS, TRIPLETS = "epochs", "triplets"
@@ -52,10 +52,47 @@ class Plan:
     entries: Sequence[Entry]
     """Rows that train, in their order in the tables."""
     untrained: Sequence[Entry]
+    """Rows of heads without weights."""
     variants: Sequence[str]
     seeds: Sequence[int]
     baseline: str
     """The name of a row."""
+    named: frozenset[str]
+    """Rows that were asked for by name."""
+    left_out: Sequence[str] = ()
+    """Sentences about rows that this encoder has nothing for."""
+
+    def fitted(self, build: Callable[[Entry], Head]) -> Plan:
+        """Return the plan of the rows whose head fits, divided by whether it has weights.
+
+        Args:
+            build: Builds a row's head, or raises why it does not fit.
+
+        Raises:
+            RaycdError: A row that was asked for by name, or the baseline, does not fit.
+            ConfigError: No row trains.
+        """
+        trained, still = [], list(self.untrained)
+        lacking: dict[str, list[str]] = {}  # reason -> rows
+        for entry in self.entries:
+            try:
+                head = build(entry)
+            except (ConfigError, WeightsError) as error:
+                if entry.name in self.named:
+                    raise
+                what, *more = (" ".join(line.split()) for line in str(error).splitlines())
+                lacking.setdefault(f"{what} ({'; '.join(more[:1])})", []).append(entry.name)
+                continue
+            has_weights = any(True for _ in head.parameters())
+            (trained if has_weights else still).append(entry)
+        if not trained:
+            raise ConfigError(
+                "--heads names no head that trains",
+                got=", ".join(entry.name for entry in still),
+                expected="beside those without weights one that has some",
+            )
+        left_out = [f"Left out: {', '.join(rows)}: {why}" for why, rows in lacking.items()]
+        return replace(self, entries=trained, untrained=still, left_out=left_out)
 
 
 def make_plan(
@@ -75,19 +112,17 @@ def make_plan(
     if seeds < 1:
         raise ConfigError("--seeds: impossible value", got=seeds, expected="1 or more")
     chosen = [_variant(word) for word in _words(variants, "--variants")]
-    still = [Entry(name, name, {}) for name in UNTRAINED if name in fusion.names()]
+    still = [Entry(name, name, {}) for name in ALWAYS]
     named = _named(heads)
     own = _settings(settings, named)
     entries = [
-        Entry(name, head, own.get(name, {}))
-        for name, head in named.items()
-        if name not in UNTRAINED
+        Entry(name, head, own.get(name, {})) for name, head in named.items() if name not in ALWAYS
     ]
     if not entries:
         raise ConfigError(
             "--heads names no head that trains",
             got=heads,
-            expected=f"{', '.join(UNTRAINED)} are in every table anyway: name others beside them",
+            expected=f"{', '.join(ALWAYS)} are in every table anyway: name others beside them",
         )
     for entry in entries:
         entry.config(config, PSEUDO)  # refuses impossible values
@@ -99,7 +134,14 @@ def make_plan(
             got=baseline,
             expected=f"one of {', '.join(names)}",
         )
-    return Plan(entries, still, chosen, range(config.seed, config.seed + seeds), baseline)
+    return Plan(
+        entries,
+        still,
+        chosen,
+        range(config.seed, config.seed + seeds),
+        baseline,
+        frozenset({baseline, *own, *([] if heads == "all" else named)}),
+    )
 
 
 def _named(heads: str) -> dict[str, str]:

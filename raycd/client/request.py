@@ -29,6 +29,7 @@ class Search(TypedDict, total=False):
     offset: int
     category: list[str]
     attributes: dict[str, list[str] | dict[str, Any]]
+    among: list[str]
     exclude_reference: bool
     exact: bool
     rerank_depth: int | None

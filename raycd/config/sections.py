@@ -87,7 +87,9 @@ class EncoderConfig(Section):
     "demo" takes the CLIP of jobs/pretrain.py.
     """
     configs: str = ""
-    """Folder of further open_clip model configurations (JSON), beside open_clip's own."""
+    """Folder of further open_clip model configurations (JSON), beside open_clip's own; an error for
+    encoders of other packages.
+    """
     preprocess: Literal["auto", "target_pad"] = "auto"
     """How images become pixels: as open_clip describes it for the model, or Clip4Cir's TargetPad,
     which is also taken where target_pad alone is set.

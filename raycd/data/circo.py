@@ -19,8 +19,7 @@ from typing import Any
 from raycd.data import json_text
 from raycd.data.build import DatasetBuilder, TripletRow
 from raycd.data.folder import Folder
-from raycd.data.schema import Dataset
-from raycd.errors import DataError
+from raycd.data.schema import Dataset, check_splits
 
 CATEGORY = "circo"
 SPLITS = ("val", "test")
@@ -34,13 +33,7 @@ def read(root: str, splits: Sequence[str] = ("val",)) -> Dataset:
     Raises DataError where a file is absent or malformed, a split is unknown, or a query names an
     image outside the gallery. An image without a file gets a null path.
     """
-    unknown = [split for split in splits if split not in SPLITS]
-    if unknown or not splits:
-        raise DataError(
-            "CIRCO has no such split",
-            got=unknown or "no split",
-            expected=f"some of {', '.join(SPLITS)}",
-        )
+    check_splits("CIRCO", splits, SPLITS)
     folder, builder = Folder(root), DatasetBuilder()
     files = _gallery(folder)
     for split in dict.fromkeys(splits):

@@ -20,7 +20,7 @@ from typing import Any
 from raycd.data import attributes, json_text
 from raycd.data.build import DatasetBuilder, TripletRow
 from raycd.data.folder import Folder
-from raycd.data.schema import Dataset
+from raycd.data.schema import Dataset, check_splits
 from raycd.errors import DataError
 
 CATEGORY = "cirr"
@@ -43,13 +43,7 @@ def read(root: str, splits: Sequence[str] = ("train", "val")) -> Dataset:
 
 
 def _check_present(folder: Folder, splits: Sequence[str]) -> None:
-    unknown = [split for split in splits if split not in PUBLISHED]
-    if unknown or not splits:
-        raise DataError(
-            "CIRR has no such split",
-            got=unknown or "no split",
-            expected=f"some of {', '.join(PUBLISHED)}",
-        )
+    check_splits("CIRR", splits, PUBLISHED)
     found = [f"{sub}/{name}" for sub in ("captions", "image_splits") for name in folder.names(sub)]
     missing = [name for split in splits for name in _files(split) if name not in found]
     if missing:

@@ -8,13 +8,14 @@ have a table of their own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
 from raycd.data.captions import Wording
+from raycd.errors import DataError
 
 REVERSED = "/reversed"  # after the id of a triplet that is asked with its captions in reverse
 AVERAGE = "average"  # the mean over all categories in metrics; a category cannot have this name
@@ -81,6 +82,17 @@ def targets_of(triplet: Mapping[str, Any]) -> list[str]:
     """Return all right answers of a row of TRIPLET, `target` first; none where they are secret."""
     target = triplet["target"]
     return [] if target is None else [target, *(triplet.get("further_targets") or ())]
+
+
+def check_splits(data: str, splits: Sequence[str], known: Collection[str]) -> None:
+    """Raise DataError unless `splits` of the data set called `data` are some of the `known`."""
+    unknown = [split for split in splits if split not in known]
+    if unknown or not splits:
+        raise DataError(
+            f"{data} has no such split",
+            got=", ".join(unknown) or "no split",
+            expected=f"some of {', '.join(known)}",
+        )
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,6 @@ from torch.nn import functional as F
 
 from raycd.config import Protocol
 from raycd.data import schema
-from raycd.data.captions import evaluation_text
 from raycd.data.schema import Dataset, targets_of
 from raycd.errors import ConfigError, DataError
 from raycd.evaluate.ranking import NOT_FOUND as NOT_FOUND
@@ -84,8 +83,8 @@ def composed_query(composed: Features, device: torch.device | str = "cpu") -> Qu
 
 
 def text_of(triplet: Triplet) -> str:
-    """Return the text of a query: its own, as `Dataset.queries` writes it, or the usual one."""
-    text: str = triplet["text"] if "text" in triplet else evaluation_text(triplet["captions"])
+    """Return the text of a query, a row of `Dataset.queries`, which knows the data's wording."""
+    text: str = triplet["text"]
     return text
 
 
@@ -200,14 +199,14 @@ def evaluate(
     reference, or all of its targets) is reported and stays in the denominator as not found; a
     gallery image without a feature is reported and not searched. So a broken image never improves
     the recall of its own query. Where triplets have subsets (CIRR), recall_subset@1, 2, 3 ranks
-    among them, without the reference. Raises DataError where nothing can be evaluated.
+    among them alone, without the reference. Raises DataError where nothing can be evaluated.
 
     Args:
         both_orders: Ask each query a second time with its captions in reverse (CoSMo); that one has
             the triplet's id and REVERSED.
         map_ks: Ranks of map@k, which counts all targets of a query (CIRCO).
         top: Number of best images to return of each query.
-        rerank: Orders the first candidates of each query anew; subsets are ranked by the cosine.
+        rerank: Orders the first candidates of each query anew, and likewise those of its subset.
     """
     evaluation = Evaluation(recalls={})
     by_category = _by_category(dataset.queries(split, both_orders=both_orders), split)
@@ -306,7 +305,7 @@ class _Ranking:
                 rescore=rescore,
             )
             in_subset[chosen] = rank_in_subsets(
-                query_BD, self.gallery_GD, targets, self._subsets(batch)
+                query_BD, self.gallery_GD, targets, self._subsets(batch), rescore
             )
             if self.top:
                 best |= self._best(batch, query_BD, masked, rescore)

@@ -67,20 +67,44 @@ def rank_all_targets(
 
 
 def rank_in_subsets(
-    query_QD: torch.Tensor, gallery_GD: torch.Tensor, targets: torch.Tensor, subsets: torch.Tensor
+    query_QD: torch.Tensor,
+    gallery_GD: torch.Tensor,
+    targets: torch.Tensor,
+    subsets: torch.Tensor,
+    rescore: Rescore | None = None,
 ) -> torch.Tensor:
     """Return the rank (Q,) of the best target among `subsets` (Q, S).
 
     Subsets are positions in the gallery padded with -1. A target that is -1 or not in its subset is
-    NOT_FOUND.
+    NOT_FOUND. `rescore` is that of `subset_scores`.
     """
     subsets, targets = subsets.to(query_QD.device), targets.to(query_QD.device)
     target_QT = targets if targets.dim() == 2 else targets[:, None]
-    score_QS = torch.einsum("qd,qsd->qs", query_QD, gallery_GD[subsets.clamp(min=0)])
+    score_QS = subset_scores(query_QD, gallery_GD, subsets, rescore)
     is_target_QS = (subsets[:, :, None] == target_QT[:, None]).any(-1) & (subsets >= 0)
     target_Q1 = torch.where(is_target_QS, score_QS, -torch.inf).amax(1, keepdim=True)
     wrong_QS = ~(score_QS < target_Q1) & (subsets >= 0) & ~is_target_QS
     return torch.where(is_target_QS.any(1), 1 + wrong_QS.sum(1), NOT_FOUND).cpu()
+
+
+def subset_scores(
+    query_QD: torch.Tensor,
+    gallery_GD: torch.Tensor,
+    subset_QS: torch.Tensor,
+    rescore: Rescore | None = None,
+) -> torch.Tensor:
+    """Return the scores (Q, S) that order positions of the gallery, -inf where there is none (-1).
+
+    `rescore` orders them as if there was no other image: a subset is a gallery of its own.
+    """
+    place_QS, there_QS = subset_QS.clamp(min=0), subset_QS >= 0
+    score_QS = torch.einsum("qd,qsd->qs", query_QD, gallery_GD[place_QS])
+    if rescore is not None and there_QS.any():
+        alone_QG = torch.full((len(query_QD), len(gallery_GD)), -torch.inf, device=query_QD.device)
+        rows, columns = there_QS.nonzero(as_tuple=True)
+        alone_QG[rows, place_QS[rows, columns]] = score_QS[rows, columns]
+        score_QS = rescore(slice(0, len(query_QD)), alone_QG).gather(1, place_QS)
+    return score_QS.masked_fill(~there_QS, -torch.inf)
 
 
 def average_precision(ranks_QT: torch.Tensor, relevant_Q: torch.Tensor, k: int) -> torch.Tensor:

@@ -55,7 +55,8 @@ def _lifted(
 
     Images that were left out (minus infinity) stay so.
     """
-    first = score_BG.topk(min(depth, score_BG.shape[1]), dim=1)
+    most = max(1, int((score_BG != -torch.inf).sum(1).max()))  # others were left out
+    first = score_BG.topk(min(depth, most), dim=1)
     step = max(1, PAIRS // max(1, first.indices.shape[1]))
     added = [
         head.rerank(image_BD[rows], text_BD[rows], gallery_GD[first.indices[rows]]).float()

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from raycd.data.schema import Dataset
 from raycd.errors import ConfigError, DataError
 from raycd.evaluate import QueryFunction, RerankFunction
-from raycd.evaluate.ranking import top_images
+from raycd.evaluate.ranking import subset_scores, top_images
 from raycd.features import Features
 
 TOP, TOP_OF_SUBSET = 50, 3
@@ -74,14 +74,17 @@ def rank(
             batch = asked[start : start + batch_size]
             query_BD = F.normalize(query(batch).to(gallery_GD), dim=-1)
             masked = torch.tensor([places.get(row["reference"], -1) for row in batch])
+            rescore = rerank(batch, gallery_GD) if rerank else None
             _, best_BK = top_images(
                 *(query_BD, gallery_GD, TOP, masked if mask_reference else None),
                 batch_size=batch_size,
-                rescore=rerank(batch, gallery_GD) if rerank else None,
+                rescore=rescore,
             )
-            for row, best_K, query_D in zip(batch, best_BK.tolist(), query_BD, strict=True):
+            subset_BS = _subsets(batch, places)
+            score_BS = subset_scores(query_BD, gallery_GD, subset_BS.to(query_BD.device), rescore)
+            for row, best_K, scores in zip(batch, best_BK.tolist(), score_BS.tolist(), strict=True):
                 ranked.gallery[row["triplet_id"]] = [ids[place] for place in best_K]
-                ranked.subsets[row["triplet_id"]] = _ordered(row, places, gallery_GD, query_D)
+                ranked.subsets[row["triplet_id"]] = _ordered(_members(row), scores)
         for row in rows:
             if row["reference"] not in images:
                 others = [i for i in annotated if not mask_reference or i != row["reference"]]
@@ -132,15 +135,14 @@ def _members(row: Mapping[str, Any]) -> list[str]:
     return [member for member in row["subset"] or () if member != row["reference"]]
 
 
-def _ordered(
-    row: Mapping[str, Any],
-    places: Mapping[str, int],
-    gallery_GD: torch.Tensor,
-    query_D: torch.Tensor,
-) -> list[str]:
-    """Return the members of a row's subset by their cosines, those without a feature last."""
-    members = _members(row)
-    known: Sequence[str] = [member for member in members if member in places]
-    scores = (gallery_GD[[places[member] for member in known]] @ query_D).tolist()
-    score = dict(zip(known, scores, strict=True))
-    return sorted(members, key=lambda member: -score.get(member, -torch.inf))
+def _subsets(batch: Sequence[Mapping[str, Any]], places: Mapping[str, int]) -> torch.Tensor:
+    """Return the places (B, S) of the members of the rows' subsets, -1 without a feature."""
+    rows = [[places.get(member, -1) for member in _members(row)] for row in batch]
+    width = max(map(len, rows))
+    return torch.tensor([row + [-1] * (width - len(row)) for row in rows], dtype=torch.int64)
+
+
+def _ordered(members: Sequence[str], scores: Sequence[float]) -> list[str]:
+    """Return the members, best first; scores may go on beyond them."""
+    order = sorted(range(len(members)), key=lambda place: -scores[place])
+    return [members[place] for place in order]

@@ -16,7 +16,7 @@ import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -97,10 +97,9 @@ class Writer:
 class MapCache:
     """A cache that was written, with all of its shards mapped: its files may be unlinked.
 
-    Another process that is given it opens the same folder.
+    It stays in its process: another one is sent the cache's path or URI, and opens it there.
     """
 
-    folder: Path
     name: str
     shape: list[int]
     ragged: bool
@@ -111,8 +110,10 @@ class MapCache:
     def __contains__(self, key: str) -> bool:
         return key in self.places
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return read, (self.folder,)  # pickled memory maps are copies of all that they map
+    def __reduce__(self) -> NoReturn:
+        # Pickled memory maps are copies of all that they map, and a folder of this machine is
+        # nowhere else
+        raise TypeError("a cache is not sent to another process: send its path or URI")
 
     def value(self, key: str) -> Half:
         """Return a key's value, (*shape), or (l, E) where ragged; of the file itself."""
@@ -214,7 +215,6 @@ def read(folder: Path) -> MapCache:
             for number in range(1 + max(table["shard"].to_pylist(), default=-1))
         ]
         found = MapCache(
-            folder,
             **about,
             places=dict(zip(table["key"].to_pylist(), places, strict=True)),
             shards=shards,

@@ -162,6 +162,13 @@ class View:
             return None
         return self._mask(tuple(sorted(set(categories))), conditions.of(attributes or {}))
 
+    def only(self, image_ids: Iterable[str], allowed: Mask | None = None) -> Mask:
+        """Return a mask (G,) of those of these images that there are, and that `allowed` has."""
+        found = np.zeros(self.size, np.bool_)
+        positions = [at for one in image_ids if (at := self.position(one)) is not None]
+        found[positions] = True if allowed is None else allowed[positions]
+        return found
+
     @cached_property
     def _mask(self) -> Callable[..., Mask]:
         return lru_cache(KEPT_MASKS)(self._make_mask)

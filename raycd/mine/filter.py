@@ -35,7 +35,7 @@ def filter_candidates(
     Raises:
         ConfigError: eps_low is below the floor of the table, or above eps_high.
     """
-    meta = _meta(candidates)
+    meta = meta_of(candidates)
     _check(eps_low, eps_high, s_max, meta)
     similarity, rank = candidates["similarity"].to_numpy(), candidates["rank"].to_numpy()
     score, useful = candidates["score"].to_numpy(), candidates["score"].is_valid().to_numpy()
@@ -98,7 +98,7 @@ def _check(eps_low: float, eps_high: float, s_max: int, meta: dict[str, Any]) ->
         )
 
 
-def _meta(candidates: pa.Table) -> dict[str, Any]:
+def meta_of(candidates: pa.Table) -> dict[str, Any]:
     """Return the candidates' metadata: encoder, neighbours (S), floor, images, known pairs."""
     try:
         meta: dict[str, Any] = json.loads(candidates.schema.metadata[META])

@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -25,6 +26,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.checkpoint import checkpoint
 
+from raycd import progress
 from raycd.config import EncoderConfig, Precision
 from raycd.data.preprocess import Preprocess
 from raycd.errors import RaycdError, WeightsError, brief
@@ -181,7 +183,7 @@ def load(config: EncoderConfig) -> Encoder:
     if config.name in plugins.names():
         return _of(plugins.load(config))
     if config.name.startswith(LOCAL_DIR):
-        return load_saved(Path(config.name.removeprefix(LOCAL_DIR)).expanduser(), config)
+        return _in_folder(Path(config.name.removeprefix(LOCAL_DIR)).expanduser(), config)
     if config.name.startswith(HUB):
         return _pretrained(config.model_copy(update={"pretrained": ""}))
     if not config.pretrained:
@@ -191,13 +193,24 @@ def load(config: EncoderConfig) -> Encoder:
         )
     source = Path(config.pretrained).expanduser()
     if source.is_dir():
-        return load_saved(source, config)
+        return _in_folder(source, config)
     if source.suffix == ".safetensors" or source.is_file():
         model_config = architecture.model_config(config)
         clip = architecture.build(model_config)
         architecture.fill(clip, source)
         return _encoder(clip, model_config, config, architecture.described_by_tags(config.name))
     return _pretrained(config)
+
+
+def _in_folder(folder: Path, config: EncoderConfig) -> Encoder:
+    """Load a folder, and say where its preprocessing is not the one that was asked for."""
+    loaded = load_saved(folder, config)
+    if config.padding is not None and loaded.preprocess.target_pad != config.padding:
+        progress.say(
+            f"warning: the encoder in {folder} keeps the preprocessing that it was saved with: "
+            f"encoder.preprocess target_pad by {config.padding:g} changes nothing"
+        )
+    return loaded
 
 
 def _pretrained(config: EncoderConfig) -> Encoder:
@@ -259,7 +272,7 @@ def load_saved(
         ) from error
     architecture.fill(clip, _weights_in(folder))
     if parts is not None:
-        return _of(parts)
+        return _of(parts if preprocess is None else replace(parts, preprocess=preprocess))
     if preprocess is None:
         return _encoder(clip, model_config, config or EncoderConfig(), known, folder)
     words = tokenizer.create(model_config, files=files)

@@ -24,7 +24,7 @@ from torch import nn
 from raycd.config import EncoderConfig
 from raycd.data.preprocess import Preprocess
 from raycd.durable import sha256
-from raycd.errors import WeightsError, brief
+from raycd.errors import ConfigError, WeightsError, brief
 from raycd.model.plugins import Parts
 
 MODEL = "model"  # the model's own folder, in that of a saved encoder
@@ -114,7 +114,17 @@ class Composer(nn.Module):
 
 
 def load(config: EncoderConfig) -> Parts:
-    """Load the model from the folder, or the model of the hub, that `config.pretrained` names."""
+    """Load the model from the folder, or the model of the hub, that `config.pretrained` names.
+
+    Raises ConfigError where TargetPad is asked for, WeightsError where there is no such model.
+    """
+    if config.padding is not None:
+        raise ConfigError(
+            "an encoder that composes by itself is given whole pictures, without TargetPad",
+            got=f"encoder.preprocess target_pad, encoder.target_pad {config.padding:g}",
+            expected="encoder.preprocess auto",
+            do="set encoder.preprocess auto; presets may have set the other",
+        )
     folder = Path(config.pretrained).expanduser()
     if not folder.is_dir():
         folder = Path(_downloaded(config.pretrained))

@@ -15,7 +15,7 @@ transformer, D feature size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from math import gcd, isqrt
@@ -28,12 +28,13 @@ from open_clip.transformer import VisionTransformer
 from torch import nn
 from torch.nn import functional as F
 
-from raycd.errors import WeightsError
+from raycd.errors import WeightsError, brief
 from raycd.features.map_cache import TOKEN_MASK
 from raycd.model.encoder import Encoder
 
 IMAGE_NEEDS = ("map", "middle")
 TOKENS = "tokens"
+NEEDS = (*IMAGE_NEEDS, TOKENS)
 
 Extra = dict[str, torch.Tensor]
 _Read = Callable[[Any], torch.Tensor]  # a module's output -> (B, C, H, W) or (B, L, E)
@@ -117,6 +118,33 @@ def _heard(taps: dict[str, tuple[_Listen, _Read]]) -> Iterator[Extra]:
 
 def _keep(found: Extra, need: str, read: _Read, output: Any) -> None:
     found[need] = read(output)
+
+
+def given(encoder: Encoder) -> dict[str, Any]:
+    """Return as JSON values the shape of each need that an encoder gives, and why others are not.
+
+    {"shapes": need -> shape without B, of maps that are not pooled, "lacks": need -> reason}.
+    """
+    found: dict[str, list[int]] = {}
+    lacks: dict[str, str] = {}
+    for need in NEEDS:
+        try:
+            found |= shapes(encoder, [need])
+        except Exception as error:  # a tower of another form may raise anything when it is read
+            lacks[need] = str(error) if isinstance(error, WeightsError) else brief(error)
+    return {"shapes": found, "lacks": lacks}
+
+
+def shapes_of(known: Mapping[str, Any], needs: Collection[str], size: int = 0) -> dict[str, Any]:
+    """Return what `shapes` does, of what `given` has returned. Raises WeightsError as it does."""
+    for need in sorted(needs):
+        if need in known["lacks"]:
+            raise WeightsError(known["lacks"][need])
+    found = {need: list(known["shapes"][need]) for need in sorted(needs)}
+    for need in found.keys() & {*IMAGE_NEEDS}:
+        if size and size < max(found[need][1:]):
+            found[need][1:] = [size, size]
+    return found
 
 
 def _image_tap(encoder: Encoder, need: str) -> tuple[_Listen, _Read]:

@@ -21,7 +21,7 @@ from torch import nn
 
 from raycd.config import EncoderConfig
 from raycd.data.preprocess import Preprocess
-from raycd.errors import WeightsError
+from raycd.errors import ConfigError, WeightsError
 
 GROUP = "raycd.encoders"
 BUILT_IN = {"sentence_transformers": "raycd.model.joint"}
@@ -82,9 +82,9 @@ class Plugin(Protocol):
     def build(
         self, model_config: Mapping[str, Any], files: Mapping[str, bytes], folder: Path
     ) -> Parts:
-        """Return the encoder that was saved into `folder`, with any weights.
+        """Return the encoder that was saved into `folder`, with any weights and preprocessing.
 
-        The saved ones are loaded next.
+        The saved ones take their place next.
         """
         ...
 
@@ -95,11 +95,25 @@ def names() -> list[str]:
 
 
 def load(config: EncoderConfig) -> Parts:
-    """Return the encoder that an entry point is named as. Raises WeightsError."""
+    """Return the encoder that an entry point is named as.
+
+    Where TargetPad is asked for, and the encoder's preprocessing is without it, that of
+    `Preprocess.with_target_pad` takes its place. Raises WeightsError, and ConfigError for a setting
+    that the encoder cannot follow.
+    """
+    if config.configs:
+        raise ConfigError(
+            f"encoder.configs describes architectures of open_clip, and {config.name} is none",
+            got=config.configs,
+            expected="no encoder.configs",
+            do="leave it out, or take a model of open_clip",
+        )
     parts = _plugin(config.name).load(config)
-    return Parts(
-        parts.clip, parts.tokenizer, parts.preprocess, {**parts.model_config, KIND: config.name}
-    )
+    preprocess = parts.preprocess
+    if config.padding is not None and preprocess.target_pad != config.padding:
+        preprocess = preprocess.with_target_pad(config.padding)
+    about = {**parts.model_config, KIND: config.name}
+    return Parts(parts.clip, parts.tokenizer, preprocess, about)
 
 
 def build(model_config: dict[str, Any], files: Mapping[str, bytes], folder: Path) -> Parts:

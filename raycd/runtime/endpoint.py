@@ -2,7 +2,8 @@
 
 Each query of val is a search by the reference's name and the text, in its category. Results that
 the protocol does not search, such as images that were added live, are passed over, so more are
-asked for until enough remain.
+asked for until enough remain. Where triplets have subsets, each query is asked a second time among
+its own alone.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import torch
 
 from raycd.api import SearchResult
 from raycd.client import Client
+from raycd.client.request import Search
 from raycd.config import Config, Protocol
 from raycd.data.schema import Dataset, targets_of
-from raycd.evaluate import AVERAGE, MASKED, Evaluation, average, gallery_ids
+from raycd.evaluate import AVERAGE, MASKED, SUBSET_KS, Evaluation, average, gallery_ids
 from raycd.evaluate.ranking import NOT_FOUND, mean_average_precision, recall
 from raycd.progress import Bar
 
@@ -27,7 +29,7 @@ Found = list[tuple[str, Decided]]  # images, best first: what was re-ranked stan
 def ask(
     client: Client, dataset: Dataset, config: Config, protocol: Protocol, *, top: int = 0
 ) -> Evaluation:
-    """Ask a service all queries of val; return what `evaluate` returns, without subsets.
+    """Ask a service all queries of val; return what `evaluate` returns.
 
     A rank is known as far as results were asked for: to the greatest of `evaluate.ks`,
     `evaluate.map_ks` and `top`. A query whose reference, or all of whose targets, the service does
@@ -45,11 +47,15 @@ def ask(
             there = {item.image_id for item in client.iter_gallery(category=[category])}
             searched = there.intersection(wanted)
             service = _Category(client, category, searched, depth, limits.top_k, protocol in MASKED)
-            ranks = []
+            ranks, in_subset = [], []
+            has_subsets = all(query["subset"] for query in queries)
             for query in queries:
                 right = set(targets_of(query)) & searched
                 asked = query["reference"] in there and bool(right)
                 best = service.search(query) if asked else []
+                if has_subsets:
+                    own = service.search_subset(query) if asked else []
+                    in_subset.append(next(iter(_ranks(own, right, "")), NOT_FOUND))
                 if not asked:
                     evaluation.missing_queries.setdefault(category, []).append(query["triplet_id"])
                 evaluation.top[query["triplet_id"]] = [(one, by[1]) for one, by in best[:top]]
@@ -58,6 +64,8 @@ def ask(
             evaluation.gallery[category], evaluation.queries[category] = len(searched), len(queries)
             evaluation.missing_gallery[category] = [i for i in wanted if i not in there]
             _measure(evaluation, category, queries, ranks, config)
+            if has_subsets:
+                _measure_subsets(evaluation, category, queries, in_subset)
     evaluation.recalls[AVERAGE] = average(evaluation.recalls.values())
     return evaluation
 
@@ -79,26 +87,30 @@ class _Category:
 
     def search(self, query: dict[str, Any]) -> Found:
         """Return the best `depth` images of those that the protocol searches."""
+        return self._found(query, self.depth, {"exclude_reference": self.exclude_reference})
+
+    def search_subset(self, query: dict[str, Any]) -> Found:
+        """Return the images of the query's subset that the protocol searches, best first."""
+        among = [i for i in query["subset"] if i in self.searched and i != query["reference"]]
+        return self._found(query, len(among), {"among": among}) if among else []
+
+    def _found(self, query: dict[str, Any], depth: int, search: Search) -> Found:
+        search["image_id"], search["text"] = query["reference"], query["text"]
+        search["category"] = [self.category]
+        search["top_k"] = size = min(self.page, depth)
+        search["offset"] = 0
         found: Found = []
-        offset, size = 0, min(self.page, self.depth)
-        while len(found) < self.depth:
-            response = self.client.search(
-                image_id=query["reference"],
-                text=query["text"],
-                category=[self.category],
-                exclude_reference=self.exclude_reference,
-                top_k=size,
-                offset=offset,
-            )
+        while len(found) < depth:
+            response = self.client.search(**search)
             found += [
                 (one.image_id, _decided(one))
                 for one in response.results
                 if one.image_id in self.searched
             ]
-            offset += size
+            search["offset"] += size
             if len(response.results) < size:
                 break
-        return found[: self.depth]
+        return found[:depth]
 
 
 def _decided(one: SearchResult) -> Decided:
@@ -135,3 +147,15 @@ def _measure(
     evaluation.recalls[category] |= mean_average_precision(
         ranks_QT, relevant, config.evaluate.map_ks
     )
+
+
+def _measure_subsets(
+    evaluation: Evaluation, category: str, queries: Sequence[dict[str, Any]], ranks: Sequence[int]
+) -> None:
+    """Add the category's ranks and recall in subsets."""
+    evaluation.subset_ranks.update(
+        (query["triplet_id"], None if rank == NOT_FOUND else rank)
+        for query, rank in zip(queries, ranks, strict=True)
+    )
+    in_subset = torch.tensor(ranks, dtype=torch.int64)
+    evaluation.recalls[category] |= recall(in_subset, SUBSET_KS, name="recall_subset")

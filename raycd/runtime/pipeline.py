@@ -31,6 +31,7 @@ from raycd.runtime import (
     map_stages,
     mine_stages,
     results,
+    since,
     stages,
     training,
 )
@@ -228,6 +229,23 @@ def recorded(run: Run, stage: str) -> dict[str, Any]:
     return found
 
 
+def fresh_head(config: Config, run: Run) -> fusion.Head:
+    """Build the fusion head of a configuration, untrained, for the encoder of a run.
+
+    The stage `encoder` has run. Raises ConfigError and WeightsError where it does not fit.
+    """
+    known = recorded(run, "encoder")
+    check_joint(config, known.get("composes", False))
+    shapes: dict[str, list[int]] = {}
+    if needed := stages.needs(config):
+        given = known.get("gives")
+        if given is None:  # an earlier version saved the encoder
+            given = maps.given(encoders.load_saved(run.local("encoder") / "encoder"))
+        shapes = maps.shapes_of(given, needed, config.embed.map_size)
+    head, _ = new_head(config, known["dim"], shapes)
+    return head
+
+
 def run(config: Config, *, until: str = STAGES[-1].name) -> Outcome:
     """Run the stages up to and including `until`; after the last, write metrics and report."""
     run_name(config)
@@ -307,12 +325,7 @@ class _Pipeline:
 
     def check_head(self) -> None:
         """Refuse a fusion head that does not fit the encoder before stage 1, not after it."""
-        check_joint(self.config, recorded(self.folder, "encoder").get("composes", False))
-        shapes: dict[str, list[int]] = {}
-        if self.needs:
-            encoder = encoders.load_saved(self.folder.local("encoder") / "encoder")
-            shapes = maps.shapes(encoder, self.needs, self.config.embed.map_size)
-        new_head(self.config, self.context.recorded("encoder", "dim"), shapes)
+        fresh_head(self.config, self.folder)
 
     def stages(self) -> list[Stage]:
         """Return the stages of this run: those that the head does not need are left out."""
@@ -359,6 +372,8 @@ class _Pipeline:
         data = [self._dataset_hash() if stage.reads_data else None]
         if stage.reads_attributes:
             data.append(attributes_hash(self.context.dataset))
+        if stage.reads_data:
+            data += since.changes(stage.name, self.config, self.context.dataset)
         return fingerprint(stage.name, stage.version, self._settings(stage), inputs, *data)
 
     def _settings(self, stage: Stage) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from raycd.errors import DataError
 from raycd.features import Features, map_cache
 from raycd.features.map_cache import Extras
 from raycd.model import encoder as encoders
-from raycd.model import fusion
+from raycd.model import fusion, maps
 from raycd.model.fusion import joint
 from raycd.progress import Bar
 from raycd.run import Run, Writing, local_copy
@@ -89,6 +89,10 @@ class Context:
         return Extras(
             {need: map_cache.read(self.run.local(CACHES[need])) for need in sorted(needs)}
         )
+
+    def caches(self, needs: Collection[str]) -> dict[str, str]:
+        """Return where these caches are, for other processes: paths or URIs by need."""
+        return {need: self.run.path(CACHES[need]) for need in sorted(needs)}
 
     def composed(self) -> Features:
         """Read the queries of val that the encoder itself composed, for the head joint."""
@@ -169,6 +173,7 @@ def encoder(context: Context, writing: Writing) -> None:
     loaded.save(writing.folder / "encoder")
     writing.record |= {"encoder": loaded.fingerprint(), "dim": loaded.dim, "model": settings.name}
     writing.record["composes"] = loaded.composes
+    writing.record["gives"] = maps.given(loaded)
 
 
 def zero_shot(context: Context, writing: Writing) -> None:
@@ -250,7 +255,7 @@ def stage2(context: Context, writing: Writing) -> None:
                 "pseudo": context.run.path("filter"),
                 "dataset": context.dataset,
                 "dim": head_config.dim,
-                "caches": {need: context.run.path(CACHES[need]) for need in shapes},
+                "caches": context.caches(shapes),
             },
             Schedule(
                 *(settings.epochs, settings.batch_size, settings.lr, config.seed),

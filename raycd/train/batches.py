@@ -47,3 +47,22 @@ def batch_count(count: int, batch_size: int, world: int = 1, *, drop_last: bool 
 def epoch_choice(count: int, options: int, *, seed: int, epoch: int) -> Rows:
     """Draw one of `options` for each of `count` rows: which text a triplet shows in this epoch."""
     return np.random.default_rng([seed, epoch, 2]).integers(0, options, count)
+
+
+def epoch_targets(target_N: Rows, right_NT: Rows, *, seed: int, epoch: int) -> Rows:
+    """Draw one of the right targets of each triplet: which one it shows in this epoch.
+
+    CoVR's public code (Ventura et al., AAAI 2024) draws one of the triplets of a group likewise.
+    Over the epochs the loss is then the mean over a triplet's targets, outside of the logarithm, as
+    in supervised contrastive learning (Khosla et al., NeurIPS 2020, eq. 2).
+
+    Args:
+        target_N: Numbers of the first targets, which stay where `right_NT` has none.
+        right_NT: Those of all targets of a triplet of several, see `data.targets.padded`.
+    """
+    counts_N = (right_NT >= 0).sum(1)
+    places_NT = np.argsort(right_NT < 0, axis=1, kind="stable")  # first those that there are
+    draws_N = np.random.default_rng([seed, epoch, 3]).integers(0, np.maximum(counts_N, 1))
+    rows_N = np.arange(len(target_N))
+    drawn_N: Rows = np.where(counts_N > 0, right_NT[rows_N, places_NT[rows_N, draws_N]], target_N)
+    return drawn_N

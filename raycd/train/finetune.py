@@ -84,7 +84,8 @@ class FineTune:
     def batches(self, epoch: int, rows: Sequence[Rows]) -> Iterator[TripletBatch]:
         """Yield batches decoded in this process, or in `loader_workers` others."""
         choice = epoch_choice(len(self.triplets), 4, seed=self.seed, epoch=epoch)
-        batches = EpochBatches(self.reader, rows, choice)
+        target = self.reader.targets(seed=self.seed, epoch=epoch)
+        batches = EpochBatches(self.reader, rows, choice, target)
         workers = self.config.loader_workers
         return iter(
             DataLoader(

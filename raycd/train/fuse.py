@@ -25,7 +25,7 @@ from raycd.features.map_cache import NOTHING, Extras
 from raycd.model import fusion
 from raycd.model.fusion import Head, HeadBatch
 from raycd.model.fusion.joint import NAME
-from raycd.train.batches import Rows, epoch_choice
+from raycd.train.batches import Rows, epoch_choice, epoch_targets
 
 
 @dataclass(frozen=True)
@@ -134,14 +134,25 @@ class Fuse:
         triplets = self._triplets(epoch)
         self.module.train()
         choice = self._tensor(epoch_choice(len(triplets.target), 4, seed=self.seed, epoch=epoch))
+        target = self._targets(triplets, epoch)
         for own in rows:
             at = self._tensor(own)
             yield FeatureTriplets(
                 triplets.reference[at],
-                triplets.target[at],
+                target[at],
                 triplets.texts[at, choice[at]],
                 None if triplets.right is None else triplets.right[at],
             )
+
+    def _targets(self, triplets: FeatureTriplets, epoch: int) -> torch.Tensor:
+        """Return the rows (N,) of the targets in an epoch: of several right ones any.
+
+        A pseudo triplet's target is the one that its score is of.
+        """
+        if triplets.right is None or triplets is self.pseudo:
+            return triplets.target
+        first, right = (rows.cpu().numpy() for rows in (triplets.target, triplets.right))
+        return self._tensor(epoch_targets(first, right, seed=self.seed, epoch=epoch))
 
     def loss(self, module: nn.Module, batch: FeatureTriplets) -> torch.Tensor:
         """Return the head's loss: for most, the batch-based classification loss (eq. 4)."""

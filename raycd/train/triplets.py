@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from raycd.data import schema, targets
 from raycd.data.captions import Wording
 from raycd.data.pixels import PixelCache
-from raycd.train.batches import Rows
+from raycd.train.batches import Rows, epoch_targets
 
 
 def readable_triplets(
@@ -60,29 +61,38 @@ class TripletReader:
         wording: Wording = Wording(),  # noqa: B008  (frozen)
     ) -> None:
         self.triplets, self.pixels, self.tokenizer = triplets, pixels, tokenizer
+        self._image_ids = list(pixels.paths)
         self._texts = [wording.training(triplet["captions"]) for triplet in triplets]
-        numbers = {image_id: number for number, image_id in enumerate(pixels.paths)}
-        self._targets = torch.tensor([numbers[triplet["target"]] for triplet in triplets])
-        right = targets.padded(triplets, numbers)
-        self._right = None if right is None else torch.from_numpy(right)
+        numbers = {image_id: number for number, image_id in enumerate(self._image_ids)}
+        self._first = np.array([numbers[triplet["target"]] for triplet in triplets], np.int64)
+        self._right = targets.padded(triplets, numbers)
 
-    def batch(self, rows: Rows, choice: Rows) -> TripletBatch:
-        """Return images and one text of each triplet; `choice` has every triplet's text number."""
-        triplets = [self.triplets[row] for row in rows]
-        ids = [triplet["reference"] for triplet in triplets] + [
-            triplet["target"] for triplet in triplets
-        ]
+    def targets(self, *, seed: int, epoch: int) -> Rows:
+        """Return the number of each triplet's target in an epoch: of several right ones any."""
+        if self._right is None:
+            return self._first
+        return epoch_targets(self._first, self._right, seed=seed, epoch=epoch)
+
+    def batch(self, rows: Rows, choice: Rows, target: Rows) -> TripletBatch:
+        """Return images and one text of each triplet of `rows`.
+
+        `choice` has the number of every triplet's text, `target` that of its target.
+        """
+        ids = [self.triplets[row]["reference"] for row in rows]
+        ids += [self._image_ids[number] for number in target[rows]]
         texts = [self._texts[row][choice[row]] for row in rows]
-        at = torch.from_numpy(rows)
-        right = None if self._right is None else self._right[at]
-        return TripletBatch(self.pixels(ids), self.tokenizer(texts), self._targets[at], right)
+        right = None if self._right is None else torch.from_numpy(self._right[rows])
+        shown = torch.from_numpy(target[rows])
+        return TripletBatch(self.pixels(ids), self.tokenizer(texts), shown, right)
 
 
 class EpochBatches(Dataset[TripletBatch]):
     """The batches of one epoch, by number."""
 
-    def __init__(self, reader: TripletReader, rows: Sequence[Rows], choice: Rows) -> None:
-        self.reader, self.rows, self.choice = reader, rows, choice
+    def __init__(
+        self, reader: TripletReader, rows: Sequence[Rows], choice: Rows, target: Rows
+    ) -> None:
+        self.reader, self.rows, self.choice, self.target = reader, rows, choice, target
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -90,4 +100,4 @@ class EpochBatches(Dataset[TripletBatch]):
     def __getitem__(self, number: int) -> TripletBatch:
         if number >= len(self.rows):
             raise IndexError(number)
-        return self.reader.batch(self.rows[number], self.choice)
+        return self.reader.batch(self.rows[number], self.choice, self.target)

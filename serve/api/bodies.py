@@ -33,7 +33,9 @@ _NO_FILE = (
     "is not a file: send it as one, with a filename (filename* alone is not read), "
     "or send its base64 as image_base64"
 )
-# Fields of a form beside `category`, which repeats. The form of an image has fewer.
+# Fields of a form that repeat
+REPEATED = ("category", "among")
+# Fields of a form beside those. The form of an image has fewer.
 _OTHERS = len(SearchRequest.model_fields)
 
 
@@ -155,7 +157,7 @@ async def _of_form(pairs: Pairs) -> tuple[dict[str, Any], bytes | None]:
                 image = await value.read()
         elif isinstance(value, UploadFile):
             raise problems.wrong_field(name, "only image is a file")
-        elif name == "category":
+        elif name in REPEATED:
             fields.setdefault(name, []).append(value)
         elif name in fields:
             raise problems.wrong_field(name, "is given more than once: give it once")

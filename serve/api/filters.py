@@ -14,9 +14,19 @@ SHOWN = 5  # of one answer
 CANDIDATES = 1000  # the most frequent names, among which the nearest is looked for
 
 
-def warnings(view: View, category: Sequence[str], attributes: Wanted) -> list[str]:
-    """Return a sentence for each unknown category, attribute and value, with the nearest known."""
+def warnings(
+    view: View, category: Sequence[str], attributes: Wanted, among: Sequence[str] = ()
+) -> list[str]:
+    """Return a sentence for each unknown category, attribute, value and image.
+
+    Of the first three with the nearest that is known.
+    """
     unknown: list[tuple[str, str, Mapping[str, object]]] = [
+        (f"the gallery has no image {_short(one)}", one, {})
+        for one in among
+        if view.position(one) is None
+    ]
+    unknown += [
         (f"no image is in the category {_short(one)}", one, view.category_counts)
         for one in category
         if one not in view.category_counts

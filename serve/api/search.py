@@ -141,9 +141,9 @@ async def _search(
     if query.rerank_depth:
         timings["rerank"] = rerank_ms
     found = _response(engine, query, answer, timings)
-    if asked.category or asked.attributes:
+    if asked.category or asked.attributes or asked.among:
         found.warnings += await replica.run_in_thread(
-            lambda: filters.warnings(query.view, asked.category, asked.attributes)
+            lambda: filters.warnings(query.view, asked.category, asked.attributes, asked.among)
         )
     return found, answer.batch
 

@@ -47,7 +47,7 @@ OPENAPI: dict[str, Any] = {
                     "additionalProperties": {
                         "type": "string",
                         "description": "every field of SearchRequest; "
-                        "attributes as JSON, category may repeat",
+                        "attributes as JSON, category and among may repeat",
                     },
                 }
             },
@@ -124,8 +124,8 @@ def _check_filters(fields: Any, most: int) -> None:
     asked = fields if isinstance(fields, dict) else {}
     if len(asked) > _FIELDS:
         raise problems.invalid([{"loc": (), "msg": f"got {len(asked)} fields, at most {_FIELDS}"}])
-    categories, attributes = asked.get("category"), asked.get("attributes")
-    count = len(categories) if isinstance(categories, list) else 0
+    names, attributes = [asked.get(name) for name in bodies.REPEATED], asked.get("attributes")
+    count = sum(len(one) for one in names if isinstance(one, list))
     if isinstance(attributes, dict):
         count += sum(map(_compared, attributes.values()))
     if count > most:

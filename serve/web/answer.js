@@ -159,12 +159,17 @@ export function showAbout({ index, model }) {
 
 function showProgress({ results, total, timings }, info) {
   const end = shown();
-  byId("status").textContent = end ? `${end.toLocaleString("en")} of ${count(total, "image")}` : "";
+  const where = end ? `${end.toLocaleString("en")} of ${count(total, "image")}` : "";
+  // Where it should have been re-ranked and was not, a warning says why
+  const reranked = results.some((result) => typeof result.rerank_score === "number");
+  byId("status").textContent = reranked ? `${where}, re-ranked in ${spoken(timings.rerank)}` : where;
   more.hidden = results.length === 0 || end >= total || end > info.limits.offset;
   byId("timings").textContent = Object.entries(timings)
-    .map(([step, milliseconds]) => `${step} ${milliseconds.toFixed(milliseconds < 10 ? 1 : 0)} ms`)
+    .map(([step, milliseconds]) => `${step} ${spoken(milliseconds)}`)
     .join(", ");
 }
+
+const spoken = (milliseconds) => `${milliseconds.toFixed(milliseconds < 10 ? 1 : 0)} ms`;
 
 function showNoGallery({ live }) {
   const title = "The gallery is empty";

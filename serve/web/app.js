@@ -17,7 +17,7 @@ import {
 import { startKey } from "./key.js";
 import { suggestLabels } from "./labels.js";
 import * as picker from "./picker.js";
-import { fromLink, isEmpty, isSame, toLink } from "./query.js";
+import { BLANK, fromLink, isEmpty, isSame, toLink } from "./query.js";
 import { referenceImage, refuseReference, showReference, startReference } from "./reference.js";
 import { askToRemove, startRemoving } from "./remove.js";
 import { getInfo, newest, search } from "./service.js";
@@ -105,7 +105,11 @@ function listen() {
  * link.
  */
 function open() {
-  trail = history.state?.trail ?? follow(START, fromLink(location.search), false);
+  const kept = history.state?.trail;
+  trail = kept
+    ? // of an earlier version of the page, it lacks what came since
+      { ...kept, steps: kept.steps.map((step) => ({ ...BLANK, ...step })) }
+    : follow(START, fromLink(location.search), false);
   showStep();
 }
 

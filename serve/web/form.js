@@ -6,6 +6,7 @@ import { BLANK, grouped, ownOf } from "./query.js";
 import { referenceImage, showReference } from "./reference.js";
 
 const COUNTS = [6, 12, 24, 48, 96, 192];
+const DEPTHS = [0, 20, 50, 100, 200, 500, 1000];
 const OPTIONS = [
   "negative_text",
   "image_weight",
@@ -13,11 +14,13 @@ const OPTIONS = [
   "top_k",
   "exclude_reference",
   "exact",
+  "rerank_depth",
 ];
 const FEW = 12; // more values than this are folded away
 
 const form = byId("query");
 let most = 0; // results at a time
+let deepest = 0; // candidates that may be re-ranked
 
 /** Offer what the service has: examples, categories, attributes, numbers of results. */
 export function fillForm(info, onExample) {
@@ -37,7 +40,21 @@ export function fillForm(info, onExample) {
   form.top_k.replaceChildren(
     ...COUNTS.filter((number) => number <= most).map((number) => new Option(number)),
   );
+  offerDepths(info);
   offerFilters(info);
+}
+
+/** How many candidates are re-ranked, where the model re-ranks; an empty value is its own number. */
+function offerDepths({ model, limits }) {
+  const usual = model.rerank_depth ?? 0;
+  deepest = limits.rerank_depth ?? 0;
+  const offered = DEPTHS.filter((depth) => depth <= deepest && depth !== usual);
+  form.rerank_depth.replaceChildren(
+    ...[...offered, usual]
+      .sort((one, other) => one - other)
+      .map((depth) => new Option(depth || "none", depth === usual ? "" : depth)),
+  );
+  for (const part of [form.rerank_depth, ...form.rerank_depth.labels]) part.hidden = usual === 0;
 }
 
 /** What the gallery can be filtered by now; what is checked stays so. */
@@ -75,6 +92,8 @@ export function readForm() {
   for (const name of ["image_weight", "text_weight", "top_k"])
     query[name] = Number(form[name].value);
   for (const name of ["exclude_reference", "exact"]) query[name] = form[name].checked;
+  const depth = form.rerank_depth.value;
+  query.rerank_depth = depth === "" ? null : Number(depth);
   const checked = [...byId("filters").querySelectorAll("input:checked")];
   query.category = checked.filter((box) => box.name === "category").map((box) => box.value);
   const others = checked.filter((box) => box.name !== "category");
@@ -87,7 +106,10 @@ export function setForm(query) {
   showReference(query.image);
   for (const name of ["text", "negative_text", "image_weight", "text_weight"])
     form[name].value = query[name];
-  setCount(Math.min(query.top_k, most));
+  setCount(form.top_k, Math.min(query.top_k, most));
+  const depth = query.rerank_depth;
+  if (depth === null || form.rerank_depth.hidden) form.rerank_depth.value = "";
+  else setCount(form.rerank_depth, Math.min(depth, deepest));
   for (const name of ["exclude_reference", "exact"]) form[name].checked = query[name];
   checkFilters(query);
   if (OPTIONS.some((name) => query[name] !== BLANK[name])) byId("options").open = true;
@@ -112,16 +134,15 @@ export function showWeights() {
 }
 
 /** A number that is not offered, from a link or a small limit, is added where it belongs. */
-function setCount(number) {
-  const options = [...form.top_k.options];
-  if (!options.some((option) => Number(option.value) === number)) {
-    form.top_k.add(
-      new Option(number),
-      options.find((option) => Number(option.value) > number) ?? null,
-    );
+function setCount(select, number) {
+  const options = [...select.options];
+  if (!options.some((option) => countOf(option) === number)) {
+    select.add(new Option(number), options.find((option) => countOf(option) > number) ?? null);
   }
-  form.top_k.value = number;
+  select.selectedIndex = [...select.options].findIndex((option) => countOf(option) === number);
 }
+
+const countOf = (option) => Number(option.value || option.text);
 
 function choices(title, name, values, attribute = "") {
   const boxes = Object.entries(values).map(([value, number]) => {

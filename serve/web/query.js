@@ -13,9 +13,12 @@ export const BLANK = {
   attributes: {},
   exclude_reference: true,
   exact: false,
+  rerank_depth: null, // as many as the model usually re-ranks
 };
 const WORDS = ["text", "negative_text"];
-const NUMBERS = { image_weight: [0, 10], text_weight: [0, 10], top_k: [1, Infinity] };
+const WEIGHTS = { image_weight: [0, 10], text_weight: [0, 10] };
+const COUNTS = { top_k: [1, Infinity], rerank_depth: [0, Infinity] };
+const NUMBERS = { ...WEIGHTS, ...COUNTS };
 const SWITCHES = ["exclude_reference", "exact"];
 
 export const isEmpty = (query) => query.image === null && query.text === "";
@@ -37,8 +40,9 @@ export const ownOf = (object, name, otherwise) =>
 
 /** Body and headers of the request: JSON, or a form where a file goes with it. */
 export function request(query, file, offset) {
-  const { image, exclude_reference, ...fields } = query;
+  const { image, exclude_reference, rerank_depth, ...fields } = query;
   fields.offset = offset;
+  if (rerank_depth !== null) fields.rerank_depth = rerank_depth;
   if (image?.id !== undefined) Object.assign(fields, { image_id: image.id, exclude_reference });
   if (image?.url !== undefined) fields.image_url = image.url;
   if (!file)
@@ -80,7 +84,8 @@ export function fromLink(search) {
   else if (link.has("upload")) query.image = { upload: null, name: link.get("upload") };
   for (const name of WORDS) query[name] = link.get(name) ?? "";
   for (const [name, [low, high]] of Object.entries(NUMBERS)) {
-    const value = parseFloat(link.get(name));
+    const number = parseFloat(link.get(name));
+    const value = name in COUNTS ? Math.floor(number) : number;
     if (value >= low && value <= high) query[name] = value;
   }
   for (const name of SWITCHES) if (link.has(name)) query[name] = link.get(name) === "true";

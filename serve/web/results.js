@@ -89,9 +89,10 @@ function score({ score: match, relative_score: relative }) {
   return element("span", { className: "score", title }, words);
 }
 
-/** How near the query it is, and how near each half of the query alone. */
-function explanation({ score: match, explanation: halves }, id) {
+/** How near the query it is, and each half of it alone; where it was re-ranked, what decided. */
+function explanation({ score: match, rerank_score: reranked, explanation: halves }, id) {
   const rows = [
+    ["re-ranked", reranked ?? null],
     ["match", match],
     ["image alone", halves.image],
     ["text alone", halves.text],

@@ -129,7 +129,7 @@ def test_cached_queries_join_reference_and_evaluation_text() -> None:
             return image + 10 * text
 
     texts = Features.of(["Is red and Long"], torch.tensor([[1.0, 2.0]]))
-    triplets = dataset(("dress", "a", "b")).triplets.to_pylist()
+    triplets = dataset(("dress", "a", "b")).queries("val")
     assert cached_query(Head(), IMAGES, texts)(triplets).tolist() == [[11.0, 20.0]]
 
 

@@ -48,12 +48,12 @@ TEXTS = Features.of(["Is red", "Is blue"], torch.eye(2))
 BACKWARDS = [0.0, 1, 2, 3, 4, 5, 6, 7]
 
 
-def dataset(*pairs: str) -> Dataset:
+def dataset(*pairs: str, subset: list[str] | None = None) -> Dataset:
     """Return a gallery of all images, and a triplet for each pair "reference target"."""
     builder = DatasetBuilder()
     builder.add_gallery("dress", "val", IDS, source="dress.json")
     for number, pair in enumerate(pairs):
-        row = TripletRow(f"t{number}", "dress", "val", pair[0], pair[1], ["is red"])
+        row = TripletRow(f"t{number}", "dress", "val", pair[0], pair[1], ["is red"], subset)
         builder.add_triplet(row, where="here")
     return builder.build({})
 
@@ -93,6 +93,17 @@ def test_the_best_images_come_in_the_new_order_with_their_cosines() -> None:
     cosines = [0.9396926, 0.9848078, 1.0, 0.8660254]
     assert [image_id for image_id, _ in found.top["t0"]] == list("cbad")
     assert [score for _, score in found.top["t0"]] == pytest.approx(cosines, abs=1e-6)
+
+
+def test_a_subset_is_re_ranked_as_a_gallery_of_its_own() -> None:
+    # By the cosine with a: b, c, g, h; of the whole gallery only the first two would be re-ranked
+    data = dataset("ab", "ac", "ag", "ah", subset=list("abcgh"))
+    found = ranked(Reverse(BACKWARDS), data, 2)
+    assert list(found.subset_ranks.values()) == [2, 1, 3, 4]
+    assert list(ranked(Reverse(BACKWARDS), data, 3).subset_ranks.values()) == [3, 2, 1, 4]
+    assert list(ranked(Reverse(BACKWARDS), data, 200).subset_ranks.values()) == [4, 3, 2, 1]
+    assert list(ranked(Reverse(BACKWARDS), data, 0).subset_ranks.values()) == [1, 2, 3, 4]
+    assert found.recalls["dress"]["recall_subset@1"] == 1 / 4
 
 
 def test_ties_count_against_us_and_a_masked_target_is_not_found() -> None:

@@ -73,6 +73,20 @@ def test_cirrs_files_are_what_its_server_reads(cirr_root: Path) -> None:
     assert (len(ranked.missing), ranked.unasked) == (24, [])
 
 
+def test_a_head_that_re_ranks_orders_subsets_too(cirr_root: Path) -> None:
+    data = cirr.read(str(cirr_root), ["test"])
+    images = around(data.gallery_ids("cirr", "test")[:36])
+
+    def farthest(triplets: Sequence[Any], gallery_GD: torch.Tensor) -> Any:
+        return lambda rows, score_BG: torch.where(score_BG == -torch.inf, score_BG, -score_BG)
+
+    ranked = submission.rank(
+        data, "test", images, towards(images), mask_reference=True, rerank=farthest
+    )
+    _, subset = submission.cirr(ranked).values()
+    assert subset["12064"] == ["test1-35", "test1-34", "test1-33"]
+
+
 def test_at_most_fifty_images_are_named(cirr_root: Path) -> None:
     data = cirr.read(str(cirr_root), ["test"])
     images = around(data.gallery_ids("cirr", "test"))

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-import os
+import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,8 +15,9 @@ import yaml
 
 from jobs import compare
 from raycd.config import cli
+from tests.processes import started
 
-ROOT = Path(__file__).parents[2]
+PROGRAM = "jobs/compare.py"
 HEADS = ("--heads", "combiner,clip_cd", "--seeds", "2")
 
 
@@ -89,19 +88,6 @@ def test_an_encoder_of_other_settings_is_refused_before_it_is_trained(
     ]
 
 
-def started(my_yaml: Path, *argv: str) -> subprocess.Popen[str]:
-    inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    return subprocess.Popen(
-        [sys.executable, "jobs/compare.py", "--config", str(my_yaml), *argv],
-        cwd=ROOT,
-        env=inherited | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
 @pytest.mark.slow
 def test_a_comparison_killed_in_the_middle_goes_on_and_makes_the_tables_of_its_cells(
     my_yaml: Path,
@@ -113,7 +99,7 @@ def test_a_comparison_killed_in_the_middle_goes_on_and_makes_the_tables_of_its_c
 
     # A hundred epochs, so that the kill comes while cells are left.
     long = (*HEADS, "--stage2.epochs", "100", "--concurrent", "1")
-    job = started(my_yaml, *long)
+    job = started(PROGRAM, my_yaml, *long)
     until = time.monotonic() + 400
     try:
         while sum(b'"mlflow"' in data for data in files().values()) < 6:
@@ -124,7 +110,7 @@ def test_a_comparison_killed_in_the_middle_goes_on_and_makes_the_tables_of_its_c
         job.send_signal(signal.SIGKILL)
         job.communicate(timeout=60)
     before = {name: data for name, data in files().items() if b'"mlflow"' in data}
-    job = started(my_yaml, *long)
+    job = started(PROGRAM, my_yaml, *long)
     out, err = job.communicate(timeout=400)
     assert job.returncode == 0, err
     after = files()
@@ -150,3 +136,22 @@ def test_a_comparison_killed_in_the_middle_goes_on_and_makes_the_tables_of_its_c
     ]
     assert float(row["mean"]) == pytest.approx(sum(own) / 2)
     assert len(own) == 2
+
+
+@pytest.mark.slow
+def test_heads_of_maps_are_compared_and_searched_with_a_run_on_a_store(
+    my_yaml: Path, s3: dict[str, str], tmp_path: Path
+) -> None:
+    store = ("--runs", "s3://raycd/compared", "--tracking.uri", f"sqlite:///{tmp_path}/mlflow.db")
+    heads = ("--heads", "combiner,hffca", "--seeds", "1", "--variants", "original")
+    small = ("--stage2.epochs", "2", "--tune.seeds", "2", "--tune.finalists", "1")
+    job = started(PROGRAM, my_yaml, *heads, *small, *store, environment=s3)
+    out, err = job.communicate(timeout=500)
+    assert job.returncode == 0, err
+    assert "Failed and left out" not in out
+    assert "| hffca | " in out
+    sweep = ("--stage2.head", "hffca", "--samples", "2", "--stage2.k", "1")
+    job = started("tune/sweep.py", my_yaml, *sweep, *small, *store, environment=s3)
+    out, err = job.communicate(timeout=500)
+    assert job.returncode == 0, err
+    assert len(re.findall(r"^ +[01]  +\d+\.\d\d  +\d+ ", out, re.MULTILINE)) == 2, out

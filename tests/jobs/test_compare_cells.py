@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 from mlflow import MlflowClient
 
 from jobs.comparison import heads, results
 from jobs.comparison.cells import Cells, Record, run_all, tracked
-from jobs.comparison.plan import UNTRAINED, make_plan
+from jobs.comparison.plan import ALWAYS, make_plan
 from raycd import mine
 from raycd.compare.lines import Table
 from raycd.config import Config, MineConfig
@@ -24,7 +25,6 @@ from raycd.data.build import DatasetBuilder, TripletRow
 from raycd.data.captions import evaluation_text, training_texts
 from raycd.errors import RunError
 from raycd.evaluate import Metric
-from raycd.features.map_cache import NOTHING
 from raycd.run import Run
 from tune.trial import Tables
 
@@ -59,7 +59,7 @@ def tables() -> Tables:
     found = mine.find_neighbours(image_ND, pools, settings)
     text_TD = text_ND[: len(train)]
     candidates = mine.make_candidates(rows, found, image_ND, text_TD, encoder="abc")
-    return Tables(dataset, candidates, (IDS, image_ND), (list(texts), text_ND), NOTHING)
+    return Tables(dataset, candidates, (IDS, image_ND), (list(texts), text_ND), {})
 
 
 def configured(runs: Path, **stage2: Any) -> Config:
@@ -81,8 +81,7 @@ class Comparison:
         self.config = configured(runs)
         given = {"heads": "combiner,clip_cd", "settings": [], "variants": "original,pseudo"}
         self.plan = make_plan(self.config, **(given | {"seeds": 2} | options))
-        sources = {frozenset[str](): tables}
-        self.wanted, self.todo = heads.cells_of(self.config, self.plan, sources, INPUTS)
+        self.wanted, self.todo = heads.cells_of(self.config, self.plan, tables, INPUTS)
         self.run = Run(str(runs / "tiny"), {"format": "drawn"})
         self.cells = Cells(self.run)
         self.categories = tables.dataset.triplets_of("val")["category"].to_pylist()
@@ -208,6 +207,24 @@ def test_a_head_that_fails_is_told_below_the_tables_and_tried_again(
     assert {record["head"] for record in again.values() if "error" in record} == {"clip_cd"}
 
 
+def test_features_are_put_into_the_object_store_once_whatever_the_heads_need(
+    ray_cluster: None, tmp_path: Path, tables: Tables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, puts = ray.put, []
+
+    def counted(value: Any) -> Any:
+        puts.append(type(value))
+        return put(value)
+
+    monkeypatch.setattr(ray, "put", counted)
+    options = {"heads": "combiner,cosmo,hffca", "variants": "original", "seeds": 1}
+    found = Comparison(tmp_path, tables, **options).train()
+    assert puts == [Tables]
+    failed = {record["head"]: record["error"] for record in found.values() if "error" in record}
+    assert failed.keys() == {"cosmo", "hffca"}  # these tables have no maps
+    assert "the head cosmo needs more of the encoder than pooled features" in failed["cosmo"]
+
+
 def test_where_every_training_fails_the_error_is_told(
     ray_cluster: None, tmp_path: Path, tables: Tables
 ) -> None:
@@ -252,7 +269,7 @@ def test_each_cell_is_a_child_run_of_mlflow_once(
     [parent] = [run for run in runs_found if "mlflow.parentRunId" not in run.data.tags]
     children = [run for run in runs_found if run is not parent]
     assert (parent.info.run_name, parent.info.status) == ("tiny-compare", "FINISHED")
-    assert len(children) == len(comparison.files()) == len(UNTRAINED) + 1
+    assert len(children) == len(comparison.files()) == len(ALWAYS) + 1
     [child] = [run for run in children if run.data.tags["raycd.head"] == "combiner"]
     [record] = [r for r in found.values() if r["head"] == "combiner"]
     assert (
@@ -273,11 +290,11 @@ def test_rows_that_train_nothing_are_one_cell_each_and_in_every_table(
 ) -> None:
     comparison = Comparison(tmp_path, tables, seeds=1)
     still = [want for want in comparison.wanted if not want.is_trained]
-    assert [want.name for want in still] == list(UNTRAINED) == ["image_only", "text_only", "sum"]
+    assert [want.name for want in still] == list(ALWAYS) == ["image_only", "text_only", "sum"]
     paths = [path for want in still for path in want.paths.values()]
     assert [cell.path for cell in comparison.todo if not cell.is_trained] == paths
     made = comparison.tables(comparison.train())
     for table in made:
         if not table.key.endswith("-gain"):
             names = [lines[0].method.name for lines in table.lines]
-            assert names == [*UNTRAINED, "combiner", "clip_cd"]
+            assert names == [*ALWAYS, "combiner", "clip_cd"]

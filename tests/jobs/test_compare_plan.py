@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from jobs.comparison.plan import UNTRAINED, deciding, epochs_to_see, make_plan, seen
+from jobs.comparison.plan import ALWAYS, deciding, epochs_to_see, make_plan, seen
 from raycd.config import Config
 from raycd.errors import ConfigError
 from raycd.model import fusion
@@ -22,7 +22,7 @@ def plan(**changes: Any) -> Any:
 
 def test_all_is_every_head_that_trains_beside_those_without_weights() -> None:
     found = plan(heads="all")
-    assert {entry.head for entry in found.entries} == set(fusion.names()) - {*UNTRAINED, "joint"}
+    assert {entry.head for entry in found.entries} == set(fusion.names()) - {*ALWAYS, "joint"}
     assert "sum" in {entry.head for entry in found.untrained}
     assert list(found.seeds) == [7, 8]
     assert found.baseline == "combiner"

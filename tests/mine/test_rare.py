@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pyarrow as pa
 import pytest
 
 from raycd.config import MineConfig
 from raycd.data.schema import TRIPLET
-from raycd.mine import CANDIDATES, choose_examples, of_rare_texts
+from raycd.mine import CANDIDATES, choose_examples, filter_candidates, of_rare_texts
+from raycd.mine.neighbours import META
 
 CAPTIONS = {
     "a": ["is blue", "Long sleeves"],
@@ -19,6 +21,7 @@ CAPTIONS = {
     "e": ["is red", "long sleeves"],
     "f": ["has a bow", ""],
 }
+MINED = {"neighbours": 4, "floor": 0.8, "encoder": "abc", "images": 2, "known_pairs": 3}
 
 
 def triplets() -> pa.Table:
@@ -37,15 +40,18 @@ def triplets() -> pa.Table:
 
 
 def candidates() -> pa.Table:
-    """Return two candidates of each triplet, the second of which was not scored."""
+    """Return two candidates of each triplet, the second of which was not scored: of a, b and c
+    because it is the triplet of others, of the rest because it asks for no change.
+    """
     rows = [
-        dict.fromkeys(("pool", "replaced", "substitute", "reference", "target"), name)
+        dict.fromkeys(("replaced", "substitute", "reference", "target"), name)
         | {"side": "target", "triplet_id": name, "category": "dress", "similarity": 0.9}
-        | {"rank": rank, "truncated": False, "score": None if rank else 0.8}
+        | {"rank": rank, "truncated": False, "score": None if rank else 0.8, "pool": ""}
+        | ({"reference": "i0"} if name in "abc" else {})
         for name in CAPTIONS
         for rank in range(2)
     ]
-    return pa.Table.from_pylist(rows, schema=CANDIDATES.with_metadata({b"how": b"mined"}))
+    return pa.Table.from_pylist(rows, schema=CANDIDATES.with_metadata({META: json.dumps(MINED)}))
 
 
 @pytest.mark.parametrize(
@@ -54,13 +60,22 @@ def candidates() -> pa.Table:
 def test_candidates_are_kept_whose_text_stands_in_few_triplets(at_most: int, kept: str) -> None:
     found = of_rare_texts(candidates(), triplets(), at_most)
     assert found["triplet_id"].to_pylist() == [name for name in kept for _ in range(2)]
-    assert found.schema.equals(candidates().schema, check_metadata=True)
+    assert found.schema.equals(candidates().schema)
+    meta = json.loads(found.schema.metadata[META])
+    known = len(set(kept) & set("abc"))
+    assert meta == MINED | {"known_pairs": known if at_most else 3, "images": 2}
+
+
+def test_the_counts_of_rare_texts_are_those_of_what_is_left() -> None:
+    thresholds: dict[str, Any] = {"eps_low": 0.85, "eps_high": 0.95, "s_max": 4, "alpha": 0.5}
+    _, counts = filter_candidates(of_rare_texts(candidates(), triplets(), 2), **thresholds)
+    assert (counts["known_pairs"], counts["degenerate"], counts["images"]) == (0, 3, 2)
+    _, counts = filter_candidates(of_rare_texts(candidates(), triplets(), 3), **thresholds)
+    assert (counts["known_pairs"], counts["degenerate"], counts["images"]) == (3, 3, 2)
 
 
 def test_examples_are_of_rare_texts_alone() -> None:
     settings = MineConfig(eps_low=0.85, eps_high=0.95, alpha=0.5, rare_texts=2)
-    mined = {"neighbours": 4, "floor": 0.8, "encoder": "abc", "images": 2}
-    table = candidates().replace_schema_metadata({"raycd.mine": json.dumps(mined)})
-    found = choose_examples(table, triplets(), settings, count=9, seed=0)
+    found = choose_examples(candidates(), triplets(), settings, count=9, seed=0)
     assert {*found["triplet_id"].to_pylist()} <= {*"def"}
     assert len(found) > 0

@@ -199,6 +199,19 @@ def test_target_pad_is_a_choice_beside_the_encoders_own(
     assert encoders.load(chosen).preprocess.target_pad == 1.5
 
 
+def test_padding_that_a_saved_folder_does_not_have_is_said_to_change_nothing(
+    member: Callable[[str], Encoder], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoder = member("CLIP ViT")
+    encoder.save(tmp_path)
+    for asked in ({"pretrained": str(tmp_path)}, {"name": f"local-dir:{tmp_path}"}):
+        padded = EncoderConfig.model_validate(asked | {"target_pad": 1.25})
+        assert encoders.load(padded).preprocess == encoder.preprocess
+        assert "target_pad by 1.25 changes nothing" in capsys.readouterr().err
+        encoders.load(padded.model_copy(update={"preprocess": "auto"}))
+        assert capsys.readouterr().err == ""
+
+
 def test_settings_from_before_there_was_a_choice_still_pad() -> None:
     assert EncoderConfig(target_pad=1.5).padding == 1.5
     assert EncoderConfig().padding is None

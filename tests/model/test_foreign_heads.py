@@ -19,6 +19,7 @@ from raycd.model import fusion
 from raycd.search.query import Query
 from raycd.search.searcher import Searcher
 from raycd.train.fuse import new_head
+from tests import packages
 from tests.model.batches import batch
 
 DOCS = Path(__file__).parents[2] / "docs" / "heads.md"
@@ -41,13 +42,8 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
     before = set(sys.modules)
 
     def install(name: str, code: str, lines: str) -> None:
-        site = tmp_path / f"site-{name}"
-        info = site / f"{name}-1.2.dist-info"
-        info.mkdir(parents=True)
-        (site / f"{name}.py").write_text(code)
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.2\n")
-        (info / "entry_points.txt").write_text(f"[raycd.heads]\n{lines}\n")
-        monkeypatch.syspath_prepend(str(site))
+        points = f"[raycd.heads]\n{lines}\n"
+        packages.install(monkeypatch, tmp_path / f"site-{name}", name, code, points)
 
     yield install
     for name in set(sys.modules) - before:

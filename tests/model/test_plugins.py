@@ -9,71 +9,18 @@ import torch
 from PIL import Image
 
 from raycd.config import EncoderConfig
-from raycd.errors import WeightsError
+from raycd.errors import ConfigError, WeightsError
 from raycd.model import encoder as encoders
 from raycd.model.encoder import load_saved
-
-TOY = '''
-"""An encoder that knows the mean colour of a picture, and the lengths of words."""
-
-import torch
-from torch import nn
-
-from raycd.data.preprocess import Preprocess
-from raycd.model.plugins import Parts
-
-
-class Words:
-    files = {"words.txt": b"four"}
-    padding = 0
-
-    def __call__(self, texts):
-        rows = [[len(word) for word in text.split()][:4] for text in texts]
-        return torch.tensor([row + [0] * (4 - len(row)) for row in rows])
-
-    def truncates(self, text):
-        return len(text.split()) > 4
-
-
-class Toy(nn.Module):
-    def __init__(self, dim):
-        super().__init__()
-        self.visual, self.text = nn.Linear(3, dim), nn.Linear(4, dim)
-
-    def encode_image(self, images, normalize=False):
-        return self.visual(images.mean(dim=(2, 3)))
-
-    def encode_text(self, tokens, normalize=False):
-        return self.text(tokens.float())
-
-    def set_grad_checkpointing(self, enable=True):
-        pass
-
-
-def load(config):
-    torch.manual_seed(int(config.pretrained or 0))
-    return build({"embed_dim": 6}, Words.files)
-
-
-def build(model_config, files, folder=None):
-    assert files == Words.files
-    preprocess = Preprocess((4, 6), (0.5,) * 3, (0.5,) * 3, resize_mode="squash")
-    return Parts(Toy(model_config["embed_dim"]), Words(), preprocess, dict(model_config))
-'''
+from tests.packages import TOY, install
 
 
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Install the toy package as pip would have it: a module, and its metadata beside it."""
-    site = tmp_path / "site"
-    metadata = site / "toy_encoder-0.1.dist-info"
-    metadata.mkdir(parents=True)
-    (site / "toy_encoder.py").write_text(TOY)
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-encoder\nVersion: 0.1\n")
+    """Install the toy package."""
     points = "[raycd.encoders]\ntoy = toy_encoder\nbroken = toy_encoder_that_is_not_there\n"
-    (metadata / "entry_points.txt").write_text(points)
-    monkeypatch.syspath_prepend(str(site))
-    return site
+    install(monkeypatch, tmp_path / "site", "toy_encoder", TOY, points)
+    return tmp_path / "site"
 
 
 def test_an_installed_package_adds_an_encoder_that_trains_is_saved_and_loaded(
@@ -102,6 +49,37 @@ def test_an_installed_package_adds_an_encoder_that_trains_is_saved_and_loaded(
             again.encode_tokens(again.tokenize(texts)),
             encoder.encode_tokens(encoder.tokenize(texts)),
         )
+
+
+def test_target_pad_is_followed_and_kept_in_the_saved_folder(
+    installed: Path, tmp_path: Path
+) -> None:
+    own, padded = (
+        encoders.load(EncoderConfig.model_validate({"name": "toy", "pretrained": "3 8"} | settings))
+        for settings in ({}, {"preprocess": "target_pad", "target_pad": 1.5})
+    )
+    assert padded.preprocess == own.preprocess.with_target_pad(1.5)
+    tall = Image.new("RGB", (20, 60), "red")
+    assert not torch.equal(padded.preprocess(tall), own.preprocess(tall))
+    assert padded.fingerprint() != own.fingerprint()
+    padded.save(tmp_path / "saved")
+    again = load_saved(tmp_path / "saved")
+    assert again.preprocess == padded.preprocess
+    assert again.fingerprint() == padded.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"preprocess": "target_pad"}, r"for square images\n.*4 x 6 pixels\n.*preprocess auto"),
+        ({"configs": "my/configs"}, r"of open_clip, and toy is none\n.*my/configs(.|\n)*leave it"),
+    ],
+)
+def test_a_setting_that_it_cannot_follow_is_an_error(
+    settings: dict[str, str], message: str, installed: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        encoders.load(EncoderConfig.model_validate({"name": "toy", "pretrained": "3"} | settings))
 
 
 def test_a_saved_encoder_whose_package_is_gone_says_so(

@@ -196,7 +196,7 @@ def test_the_whole_pipeline_runs_without_any_training(
     assert outcome.metrics is not None
     context = stages.Context(Config.model_validate(settings), outcome.run)
     queries, _ = features.read(outcome.run.local("stage2") / stages.QUERIES)
-    rows = context.dataset.triplets_of("val").to_pylist()
+    rows = context.dataset.queries("val")
     assert all(query_key(row) in queries for row in rows)
     text = query_key(rows[0]).partition("\n")[2]
     path = context.paths()[rows[0]["reference"]]
@@ -226,6 +226,12 @@ def test_an_encoder_is_not_asked_for_what_it_cannot_do(
     with pytest.raises(ConfigError, match=message):
         check_joint(Config.model_validate(changes), composes)
     check_joint(Config.model_validate({"stage1": {"finetune": "none"}}), True)
+
+
+def test_target_pad_is_refused_before_the_model_is_looked_for() -> None:
+    asked = {"name": "sentence_transformers", "pretrained": "nowhere", "target_pad": 1.5}
+    with pytest.raises(ConfigError, match=r"whole pictures(.|\n)*1.5(.|\n)*preprocess auto"):
+        encoders.load(EncoderConfig.model_validate(asked))
 
 
 def test_a_model_that_only_knows_texts_is_refused(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from raycd.config import Config
 from raycd.data.build import DatasetBuilder, TripletRow
 from raycd.data.schema import Dataset
 from raycd.evaluate import cached_query, evaluate
+from raycd.evaluate.rerank import cached_rerank
 from raycd.features import Features
 from raycd.runtime import endpoint
 
@@ -27,12 +29,13 @@ TRIPLETS = (
     ("dress", "image-5", ["image-11", "gone", "image-7"], ["is shorter", "is white"]),
     ("dress", "lost", ["image-3"], ["is found", "again"]),
 )
+SUBSET = ("image-4", "image-0", "image-6", "image-10")
 
 
 @pytest.fixture(scope="module")
 def dataset(tiny_bundle: Any) -> Dataset:
     """Triplets over the bundle's images, with two that the service does not have; it has three
-    that the data set does not name.
+    that the data set does not name. Those of shirts have subsets.
     """
     builder = DatasetBuilder()
     known = [image_id for image_id in tiny_bundle.image_ids if image_id not in ("image-8",)]
@@ -47,6 +50,7 @@ def dataset(tiny_bundle: Any) -> Dataset:
             reference,
             targets[0],
             captions,
+            subset=[*SUBSET, "gone"] if category == "shirt" else None,
             further_targets=targets[1:] or None,
         )
         builder.add_triplet(row, where="here")
@@ -55,9 +59,13 @@ def dataset(tiny_bundle: Any) -> Dataset:
 
 @pytest.fixture(scope="module")
 def features(tiny_bundle: Any, dataset: Dataset) -> tuple[Features, Features, Any]:
-    """Features of the bundle's images and of the texts, and its head."""
-    loaded = bundle.load(tiny_bundle.folder)
-    table = bundle.read_gallery(tiny_bundle.folder)
+    return features_of(tiny_bundle.folder, dataset)
+
+
+def features_of(folder: Path, dataset: Dataset) -> tuple[Features, Features, Any]:
+    """Return features of a bundle's images and of the texts, and its head."""
+    loaded = bundle.load(folder)
+    table = bundle.read_gallery(folder)
     vectors = torch.from_numpy(bundle.gallery_features(table).copy())
     texts = [row["text"] for row in dataset.queries("val", both_orders=True)]
     with torch.inference_mode():
@@ -98,6 +106,7 @@ def test_recalls_through_the_service_are_those_offline(
     online = endpoint.ask(client, dataset, config, protocol, top=50)
     assert online.recalls == offline.recalls
     assert online.ranks == offline.ranks
+    assert online.subset_ranks == offline.subset_ranks
     assert (online.queries, online.gallery) == (offline.queries, offline.gallery)
     assert online.missing_queries == offline.missing_queries
     assert online.missing_gallery == offline.missing_gallery
@@ -106,6 +115,32 @@ def test_recalls_through_the_service_are_those_offline(
         found = online.top[triplet_id]
         assert [image_id for image_id, _ in found] == [image_id for image_id, _ in best]
         assert [s for _, s in found] == pytest.approx([s for _, s in best], abs=1e-5)
+
+
+def test_a_head_that_re_ranks_gives_the_same_ranks_in_subsets_and_galleries(
+    start_replica: Callable[..., str],
+    service_args: Any,
+    bundle_with_head: Callable[[str], Path],
+    dataset: Dataset,
+) -> None:
+    folder = bundle_with_head("dcnet")
+    images, texts, head = features_of(folder, dataset)
+    query = cached_query(head, images, texts)
+    config = Config.model_validate({"evaluate": {"ks": [1, 2, 3]}})
+    reranked, by_cosine = (
+        evaluate(dataset, "val", images, query, ks=(1, 2, 3), rerank=rerank)
+        for rerank in (cached_rerank(head, images, texts, 200), None)
+    )
+    args = service_args.model_copy(update={"bundle": str(folder)})
+    with Client(start_replica(args, "subsets"), timeout=60) as client:
+        online = endpoint.ask(client, dataset, config, "original")
+    assert online.subset_ranks == reranked.subset_ranks != by_cosine.subset_ranks
+    assert online.ranks == {
+        name: rank if rank is not None and rank <= 3 else online.ranks[name]
+        for name, rank in reranked.ranks.items()
+    }
+    assert online.recalls == reranked.recalls
+    assert "recall_subset@1" in online.recalls["shirt"].keys() - online.recalls["dress"].keys()
 
 
 def test_results_beyond_a_page_are_asked_for(

@@ -3,7 +3,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raycd.train.batches import batch_count, epoch_batches, epoch_choice
+from raycd.train.batches import batch_count, epoch_batches, epoch_choice, epoch_targets
 
 
 def visited(count: int, batch_size: int, **options: Any) -> list[list[int]]:
@@ -62,6 +62,22 @@ def test_a_choice_is_drawn_evenly_anew_in_each_epoch() -> None:
     assert 0.2 < (choices[0] == choices[1]).mean() < 0.3
     assert (epoch_choice(4000, 4, seed=0, epoch=1) == choices[1]).all()
     assert 0.2 < (epoch_choice(4000, 4, seed=1, epoch=1) == choices[1]).mean() < 0.3
+
+
+def test_one_of_the_right_targets_is_drawn_evenly_and_the_only_one_always() -> None:
+    first = np.arange(3000)
+    right = np.full((3000, 4), -1)
+    right[::3] = [7, -1, 8, 9]  # the second has no image
+    right[1::3, 2] = 5
+    drawn = [epoch_targets(first, right, seed=0, epoch=epoch) for epoch in range(2)]
+    for targets in drawn:
+        assert (np.bincount(targets[::3], minlength=10)[[7, 8, 9]] > 270).all()
+        assert set(targets[::3]) == {7, 8, 9}
+        assert set(targets[1::3]) == {5}
+        assert (targets[2::3] == first[2::3]).all()
+    assert 0.25 < (drawn[0][::3] == drawn[1][::3]).mean() < 0.42
+    assert (epoch_targets(first, right, seed=0, epoch=1) == drawn[1]).all()
+    assert (epoch_targets(first, right, seed=1, epoch=1) != drawn[1]).any()
 
 
 def test_the_last_small_batch_is_dropped_where_that_is_asked_for() -> None:

@@ -128,9 +128,34 @@ def test_triplets_of_missing_images_are_left_out_and_counted(
     ]
 
 
+def test_each_epoch_shows_one_of_the_right_targets_and_masks_them_all(
+    new_encoder: MakeEncoder, dataset: Dataset, paths: dict[str, str]
+) -> None:
+    rows = dataset.triplets.to_pylist()
+    own = next(row for row in rows if row["split"] == "train")
+    gallery = dataset.gallery_ids(own["category"], "train")
+    others = [i for i in gallery if i not in (own["reference"], own["target"])][:2]
+    own["further_targets"] = [*others, "gone"]
+    table = pa.Table.from_pylist(rows, schema=TRIPLET)
+    several = dataclasses.replace(dataset, triplets=table)
+    task = FineTune(new_encoder(), several, paths, settings())
+    ids = list(task.pixels.paths)
+    assert task.triplets[0]["triplet_id"] == own["triplet_id"]
+    shown = set()
+    for epoch in range(20):
+        (batch,) = task.batches(epoch, [np.array([0, 1])])
+        target = ids[batch.targets[0]]
+        assert torch.equal(batch.pixels[2], task.pixels.one(target))
+        assert ids[batch.targets[1]] == task.triplets[1]["target"]
+        assert batch.right is not None
+        assert {ids[n] for n in batch.right[0] if n >= 0} == {own["target"], *others}
+        shown.add(target)
+    assert shown == {own["target"], *others}
+
+
 def test_what_travels_to_a_decoding_process_gives_the_same_batches(task: FineTune) -> None:
     rows, choice = [np.array([1, 4])], np.zeros(task.count(0), np.int64)
-    work = EpochBatches(task.reader, rows, choice)
+    work = EpochBatches(task.reader, rows, choice, task.reader.targets(seed=0, epoch=0))
     one, two = work[0], pickle.loads(pickle.dumps(work))[0]
     assert torch.equal(one.pixels, two.pixels)
     assert torch.equal(one.tokens, two.tokens)
@@ -242,12 +267,19 @@ def test_further_targets_are_no_negatives_and_missing_ones_are_replaced(
     data = dataclasses.replace(dataset, triplets=pa.Table.from_pylist(rows, schema=TRIPLET))
     task = FineTune(new_encoder(), data, paths, settings())
     assert (task.count(0), task.left_out) == (3, 0)
-    (batch,) = task.batches(0, [np.arange(3)])
-    query, target = task.module(batch.pixels, batch.tokens)
-    logits = 20 * query @ F.normalize(target, dim=-1).T
-    logits[0, 1] = -torch.inf
-    expected = F.cross_entropy(logits, torch.arange(3))
-    torch.testing.assert_close(task.loss(task.module, batch), expected)
+    drawn = set()
+    for epoch in range(6):
+        (batch,) = task.batches(epoch, [np.arange(3)])
+        query, target = task.module(batch.pixels, batch.tokens)
+        logits = 20 * query @ F.normalize(target, dim=-1).T
+        logits[0, 1] = -torch.inf
+        is_second = bool(batch.targets[0] == batch.targets[1])
+        if is_second:
+            logits[1, 0] = -torch.inf
+        drawn.add(is_second)
+        expected = F.cross_entropy(logits, torch.arange(3))
+        torch.testing.assert_close(task.loss(task.module, batch), expected)
+    assert drawn == {False, True}
 
 
 @pytest.mark.parametrize("select_by", [["recall@10"], ["recall@1", "recall@20"]])

@@ -163,31 +163,51 @@ def test_loss_is_that_of_the_cached_features_and_same_targets_are_no_negatives(t
     torch.testing.assert_close(found, F.cross_entropy(logits, torch.arange(3)))
 
 
-def test_further_targets_of_a_triplet_are_no_negatives_of_it_nor_of_its_pseudo_triplets(
-    images: Features, texts: Features
-) -> None:
+RIGHT = {0: ["i1", "i5", "i9"], 4: ["gone", "i5"]}  # of the other triplets, the next image
+
+
+@pytest.fixture
+def several(images: Features, texts: Features) -> Fuse:
+    """Return the task of eight triplets, of which the first has three right targets."""
     builder = DatasetBuilder()
-    builder.add_gallery("dress", "train", IDS, source="x")
-    right = {0: ["i1", "i5", "i9"], 4: ["gone", "i5"]}  # of the others, the next image
     builder.add_gallery("dress", "train", [*IDS, "gone"], source="x")
     for n in range(8):
-        first, *further = right.get(n, [IDS[n + 1]])
+        first, *further = RIGHT.get(n, [IDS[n + 1]])
         captions = [f"is {n}", "Long."]
         row = TripletRow(
             f"train/{n}", "dress", "train", IDS[n], first, captions, further_targets=further
         )
         builder.add_triplet(row, where="here")
-    task = fuse(builder.build({}), images, texts, ("train/0", "i0", "i7"), ("train/3", "i3", "i9"))
-    for epoch, masked in ((0, [(0, 4)]), (2, [(0, 1)])):
-        batch = everything(task, epoch)
-        task.module.eval()
-        assert batch.target.tolist() == ([1, 2, 3, 4, 5, 6, 7, 8] if epoch == 0 else [7, 9])
-        query = task.head(task.images.values[batch.reference], task.texts.values[batch.texts])
-        logits = 10 * query @ F.normalize(task.images.values[batch.target], dim=-1).T
-        for cell in masked:
-            logits[cell] = -torch.inf
+    return fuse(builder.build({}), images, texts, ("train/0", "i0", "i7"), ("train/3", "i3", "i9"))
+
+
+def test_each_epoch_draws_one_of_the_right_targets_and_the_same_again(several: Fuse) -> None:
+    drawn = [everything(several, epoch).target.tolist() for epoch in range(30) if epoch % 3 != 2]
+    assert {targets[0] for targets in drawn} == {1, 5, 9}
+    assert {tuple(targets[1:]) for targets in drawn} == {(2, 3, 4, 5, 6, 7, 8)}
+    assert drawn[1] == everything(several, 1).target.tolist()
+    # The score of a pseudo triplet is of one target
+    assert everything(several, 2).target.tolist() == [7, 9]
+
+
+def test_right_targets_of_a_triplet_are_no_negatives_of_it_nor_of_its_pseudo_triplets(
+    several: Fuse,
+) -> None:
+    for epoch in range(12):
+        batch = everything(several, epoch)
+        several.module.eval()
+        head, images = several.head, several.images.values
+        query = head(images[batch.reference], several.texts.values[batch.texts])
+        logits = 10 * query @ F.normalize(images[batch.target], dim=-1).T
+        targets = batch.target.tolist()
+        for row, own in enumerate(targets):
+            right = {own, *({1, 5, 9} if row == 0 else ())}
+            for column, other in enumerate(targets):
+                if column != row and other in right:
+                    logits[row, column] = -torch.inf
+        assert logits.isinf().any()
         expected = F.cross_entropy(logits, torch.arange(len(logits)))
-        torch.testing.assert_close(task.loss(task.module, batch), expected)
+        torch.testing.assert_close(several.loss(several.module, batch), expected)
 
 
 def test_without_masking_same_targets_are_negatives(

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from raycd.config import Config
+from raycd.config import Config, MineConfig
 from raycd.evaluate import Metric
 from raycd.run import Run
 from raycd.runtime.stages import Context
@@ -125,8 +125,26 @@ def test_a_trial_is_what_training_with_its_settings_gives(
     assert [entry["loss"] for entry in record["epochs"]] == pytest.approx(
         [entry["loss"] for entry in alone.history], rel=1e-4
     )
-    short = trial.cut_short(mined.tables.candidates, space.configured(record["settings"]))
+    short = trial.cut_short(mined.tables, space.configured(record["settings"]))
     assert record["images_cut_short"] == short
+
+
+def test_images_cut_short_are_those_of_rare_texts_where_only_these_are_trained_on(
+    mined: Mined, small_space: Callable[..., Space]
+) -> None:
+    config = small_space().config
+    # More substitutes than neighbours are kept: every image is cut short
+    settings = {"neighbours": 16, "s_max": 16, "floor": 0.3, "eps_low": 0.4, "eps_high": 0.99}
+    counts = [
+        trial.cut_short(
+            mined.tables,
+            config.model_copy(
+                update={"mine": MineConfig.model_validate(settings | {"rare_texts": rare})}
+            ),
+        )
+        for rare in (0, 1)
+    ]
+    assert 0 < counts[1] < counts[0]
 
 
 @pytest.mark.slow

@@ -5,12 +5,10 @@ end.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,11 +20,13 @@ from mlflow import MlflowClient
 
 from raycd.config import cli
 from raycd.runtime import pipeline
+from tests.packages import HALVES, install
+from tests.processes import started
 from tune import sweep
 from tune.journal import Journal
 from tune.space import make_space
 
-ROOT = Path(__file__).parents[2]
+PROGRAM = "tune/sweep.py"
 Mined = Any
 
 
@@ -48,19 +48,6 @@ def prepared(mined: Mined, folder: Path) -> Path:
         yaml.safe_dump({name: tree[name] for name in (*mined.settings, "runs", "tune")})
     )
     return path
-
-
-def started(my_yaml: Path, *argv: str) -> subprocess.Popen[str]:
-    inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    return subprocess.Popen(
-        [sys.executable, "tune/sweep.py", "--config", str(my_yaml), *argv],
-        cwd=ROOT,
-        env=inherited | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
 
 
 def here(my_yaml: Path, *argv: str) -> int:
@@ -214,6 +201,24 @@ def test_a_mistake_is_told_before_anything_is_drawn_or_embedded(
     assert said.startswith(f"error: {message}")
 
 
+def test_a_head_without_weights_is_refused_whatever_it_says_of_itself(
+    mined: Mined,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    install(
+        *(monkeypatch, tmp_path / "site", "halves", HALVES),
+        "[raycd.heads]\nhalves = halves:build\n",
+    )
+    path = tmp_path / "my.yaml"
+    path.write_text(yaml.safe_dump(mined.config(tmp_path / "runs").model_dump(mode="json")))
+    assert here(path, "--stage2.head", "halves") == 2
+    said = capsys.readouterr().err
+    assert "a sweep of this configuration would search nothing\n" in said
+    assert not (tmp_path / "runs" / "tiny" / "stage1").exists()
+
+
 def test_a_mistyped_data_set_makes_no_folder(
     mined: Mined, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -227,7 +232,7 @@ def test_a_mistyped_data_set_makes_no_folder(
 
 @pytest.mark.slow
 def test_a_mistake_ends_the_process_with_code_2(my_yaml: Path) -> None:
-    job = started(my_yaml, "--space", "mine.alpha=0.9,0.1")
+    job = started(PROGRAM, my_yaml, "--space", "mine.alpha=0.9,0.1")
     out, err = job.communicate(timeout=120)
     assert (job.returncode, out) == (2, "")
     assert err.startswith("error: the range of mine.alpha is empty\n")
@@ -235,7 +240,7 @@ def test_a_mistake_ends_the_process_with_code_2(my_yaml: Path) -> None:
 
 @pytest.mark.slow
 def test_a_sweep_killed_in_the_middle_goes_on_with_the_trials_that_are_left(my_yaml: Path) -> None:
-    job = started(my_yaml, "--samples", "6")
+    job = started(PROGRAM, my_yaml, "--samples", "6")
     try:
         wait_for(lambda: any(b'"mlflow"' in data for data in trials(my_yaml).values()), job)
     finally:
@@ -243,7 +248,7 @@ def test_a_sweep_killed_in_the_middle_goes_on_with_the_trials_that_are_left(my_y
         job.communicate(timeout=60)
     before = {name: data for name, data in trials(my_yaml).items() if b'"mlflow"' in data}
     assert 1 <= len(before) < 6
-    job = started(my_yaml, "--samples", "6")
+    job = started(PROGRAM, my_yaml, "--samples", "6")
     out, err = job.communicate(timeout=400)
     assert job.returncode == 0, err
     after = trials(my_yaml)
@@ -282,7 +287,7 @@ def test_a_full_disk_is_told_and_the_sweep_goes_on_after_space_is_made(
     mined: Mined, small_disk: Path
 ) -> None:
     my_yaml = prepared(mined, small_disk)
-    job = started(my_yaml, "--samples", "5", "--tracking.enabled", "false")
+    job = started(PROGRAM, my_yaml, "--samples", "5", "--tracking.enabled", "false")
     try:
         wait_for(lambda: trials(my_yaml), job)
         with (small_disk / "filler").open("wb", buffering=0) as filler:
@@ -302,7 +307,7 @@ def test_a_full_disk_is_told_and_the_sweep_goes_on_after_space_is_made(
     assert f"error: no space left on the disk of {small_disk}" in err
     assert trials(my_yaml) == before
     (small_disk / "filler").unlink()
-    job = started(my_yaml, "--samples", "5", "--tracking.enabled", "false")
+    job = started(PROGRAM, my_yaml, "--samples", "5", "--tracking.enabled", "false")
     out, err = job.communicate(timeout=400)
     assert job.returncode == 0, err
     after = trials(my_yaml)

@@ -129,6 +129,24 @@ def test_filters_paging_and_the_reference_left_out(client: httpx.Client) -> None
     assert (nothing["results"], nothing["total"]) == ([], 0)
 
 
+def test_only_the_images_that_are_named_are_searched(client: httpx.Client) -> None:
+    asked: dict[str, Any] = {"image_id": "image-4", "text": "is blue", "top_k": 12}
+    whole = found(client.post("/v1/search", json=asked))
+    names = ["image-9", "image-4", "image-1", "image-6", "nobody"]
+    some = client.post("/v1/search", json={**asked, "among": names})
+    assert found(some) == [image_id for image_id in whole if image_id in names]
+    assert some.json()["total"] == 4
+    assert some.json()["warnings"] == ["the gallery has no image 'nobody'"]
+    both = client.post("/v1/search", json={**asked, "among": names, "category": ["dress"]})
+    assert set(found(both)) == {"image-1", "image-9"}
+    form = [(None, name) for name in ("image-1", "image-6")]
+    files: Any = [("image_id", (None, "image-4")), *(("among", name) for name in form)]
+    assert set(found(client.post("/v1/search", files=files))) == {"image-1", "image-6"}
+    assert found(client.post("/v1/search", json={**asked, "among": ["nobody"]})) == []
+    many = client.post("/v1/search", json={**asked, "among": [f"i{n}" for n in range(101)]})
+    assert problem(many, 422)["limit"] == "max_filters"
+
+
 def test_a_text_that_is_cut_is_told(client: httpx.Client) -> None:
     warnings = client.post("/v1/search", json={"text": "is blue " * 60}).json()["warnings"]
     assert len(warnings) == 1
