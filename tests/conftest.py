@@ -35,7 +35,7 @@ os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 # Ray ends workers that were idle for a second while others work: here the next test needs one, and
 # torch would be imported again.
 os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
-os.environ.setdefault("RAY_metrics_report_interval_ms", "1000")  # ten seconds by default
+os.environ.setdefault("RAY_metrics_report_interval_ms", "3000")  # ten seconds by default
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
