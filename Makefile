@@ -66,6 +66,9 @@ test-all: lint  ## The same with the slow tests.
 	$(PY) -m pytest -n 2 --dist loadgroup
 	$(PY) -m pytest -m slow
 
+# mypy reads torch's and numpy's types once for all clones that share the installation, not once for each clone; its
+# files are for one Python and one set of options, and it looks at what each was made of.
+lint: export MYPY_CACHE_DIR = $(VENV)/.mypy_cache
 lint: setup  ## Check format, lint, types and the directions of imports.
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 from raycd.config import cli
 from raycd.config.settings import Options, parse_service
 from raycd.errors import RaycdError, RunError, WeightsError
-from serve.args import NO_GALLERY, REGISTRY, LocalArgs, ServeArgs
+from serve.args import NO_GALLERY, REGISTRY, LocalArgs, ServeArgs, Wanted
 from serve.security import keyring
 from serve.start import local, running
 
@@ -93,8 +93,6 @@ def _until_stopped(
     args: ServeArgs, bundle: str, asked: threading.Event, *, debug: bool = False
 ) -> None:
     """Change to what `bundle` has become at each request; where that fails, go on as before."""
-    from serve.swap import Wanted
-
     good = Wanted(bundle=args.bundle)
     for number in count(1):
         while not asked.wait(3600):

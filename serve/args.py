@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from raycd.config import Count, Positive, Section
 
@@ -173,3 +173,16 @@ class LocalArgs(ServeArgs):
     """
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0
     """Port of the metrics for Prometheus; 0 takes a free one."""
+
+
+class Wanted(BaseModel):
+    """The bundle that a service shall serve: `user_config` of the deployment."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    bundle: str = Field(min_length=1)
+    """A folder that every node sees, or models:/<name>/<version> or models:/<name>@<alias> of
+    MLflow's registry.
+    """
+    again: int = 0
+    """Another number has the service look again at the same folder, or under the same alias."""

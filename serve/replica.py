@@ -23,7 +23,7 @@ from raycd.data import images
 from raycd.data.images import BrokenImage
 from raycd.search.query import Answer, Prepared, Query
 from serve import swap
-from serve.args import ServeArgs
+from serve.args import ServeArgs, Wanted
 from serve.engine import Engine
 from serve.errors import NoSuchImage, NoSuchVersion, UnreadablePicture, format_error
 from serve.live.pictures import GalleryPictures
@@ -104,7 +104,7 @@ class Replica:
         return self._engine
 
     async def change_bundle(self, wanted: dict[str, Any]) -> None:
-        """Load the bundle that is wanted (swap.Wanted), or change to it, or refuse it and go on.
+        """Load the bundle that is wanted (args.Wanted), or change to it, or refuse it and go on.
 
         A replica that starts when what is wanted is refused loads the bundle of its settings.
 
@@ -112,10 +112,10 @@ class Replica:
             RaycdError: That one is refused, too, so that there is nothing to go on with.
         """
         try:
-            await self._change(swap.Wanted.model_validate(wanted).bundle)
+            await self._change(Wanted.model_validate(wanted).bundle)
             self.refused = None
         except Exception as error:
-            own = swap.Wanted(bundle=self.args.bundle).model_dump()
+            own = Wanted(bundle=self.args.bundle).model_dump()
             if self._engine is None and wanted == own:
                 raise
             self.refused = swap.reason(error)

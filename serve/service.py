@@ -7,17 +7,21 @@ from fastapi import FastAPI
 from ray import serve as ray_serve
 
 from raycd.api import BundleInfo
-from serve.api.middleware import InFlight
-from serve.api.routes import build_app
 from serve.args import ServeArgs
-from serve.metrics import Metrics
-from serve.replica import Replica
 
 
 class SearchService:
-    """A replica as Ray Serve deploys it."""
+    """A replica as Ray Serve deploys it.
+
+    What it is made of needs torch, for seconds: it is imported in the replica, not by those who
+    deploy it.
+    """
 
     def __init__(self, args: ServeArgs) -> None:
+        from serve.api.middleware import InFlight
+        from serve.metrics import Metrics
+        from serve.replica import Replica
+
         self._metrics, self._in_flight = Metrics(), InFlight()
         self._replica = Replica(args, name=_service_name(), observer=self._metrics)
 
@@ -27,6 +31,8 @@ class SearchService:
         The documented hook of `serve.ingress()`. A builder function, its other way, gets no
         replica to build on.
         """
+        from serve.api.routes import build_app
+
         return build_app(self._replica, self._metrics, self._in_flight, self._count_replicas)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:

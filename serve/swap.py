@@ -4,25 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from raycd import bundle
 from raycd.errors import GalleryError, RaycdError, WeightsError
 from serve.args import REGISTRY
 from serve.engine import Engine
-
-
-class Wanted(BaseModel):
-    """The bundle that a service shall serve: `user_config` of the deployment."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    bundle: str = Field(min_length=1)
-    """A folder that every node sees, or models:/<name>/<version> or models:/<name>@<alias> of
-    MLflow's registry.
-    """
-    again: int = 0
-    """Another number has the service look again at the same folder, or under the same alias."""
 
 
 def folder(wanted: str) -> Path:

@@ -29,9 +29,13 @@ os.environ["RAY_AUTH_MODE"] = os.environ.get(
 os.environ.setdefault(
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "serve.security.front:middlewares"
 )  # as serve/start/local.py does
-os.environ.setdefault(
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1"
-)  # as raycd.runtime.cluster sets it for its own
+# As raycd.runtime sets them for a Ray of its own.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
+os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+# Ray ends workers that were idle for a second while others work: here the next test needs one, and
+# torch would be imported again.
+os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
+os.environ.setdefault("RAY_metrics_report_interval_ms", "3000")  # ten seconds by default
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the marks

@@ -10,8 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import open_clip
-from open_clip.transform import PreprocessCfg
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
@@ -32,6 +30,8 @@ def model_config(config: EncoderConfig) -> dict[str, Any]:
 
     Raises WeightsError where no model has this name.
     """
+    import open_clip
+
     open_clip.add_model_config(LOCAL_CONFIGS)
     if config.configs:
         if not Path(config.configs).expanduser().is_dir():
@@ -59,6 +59,8 @@ def build(model_config: Mapping[str, Any], folder: Path | None = None) -> nn.Mod
     `folder` is that of a saved encoder, which may hold the configuration of a Hugging Face text
     encoder; without it, that configuration is downloaded. Raises what open_clip and torch raise.
     """
+    import open_clip
+
     settings = json.loads(json.dumps(model_config))  # the models pop from what they are given
     text = settings["text_cfg"]
     custom = settings.pop("custom_text", False) or "hf_model_name" in text
@@ -84,6 +86,8 @@ def build(model_config: Mapping[str, Any], folder: Path | None = None) -> nn.Mod
 
 def fill(clip: nn.Module, weights: Path) -> None:
     """Load weights, converted where open_clip knows how. Raises WeightsError."""
+    import open_clip
+
     if weights.suffix != ".safetensors":
         raise WeightsError(
             f"{weights} is not a safetensors file",
@@ -111,10 +115,12 @@ def preprocess_of(clip: nn.Module, *known: Mapping[str, Any]) -> Preprocess:
 
     The size is the image encoder's own.
     """
+    from open_clip.transform import PreprocessCfg, merge_preprocess_dict
+
     visual: Any = clip.visual
     settings = asdict(PreprocessCfg())
     for described in known:
-        settings = open_clip.transform.merge_preprocess_dict(settings, dict(described))
+        settings = merge_preprocess_dict(settings, dict(described))
     return Preprocess.of_open_clip({**settings, "size": visual.image_size})
 
 
@@ -123,6 +129,9 @@ def described_by_tags(name: str) -> dict[str, Any]:
 
     For weights of no tag. Where the tags differ, the first one's is taken, and said.
     """
+    import open_clip
+    from open_clip.transform import PreprocessCfg
+
     tags = open_clip.list_pretrained_tags_by_model(name)
     keys = asdict(PreprocessCfg())
     found = [

@@ -3,6 +3,9 @@
 Features are NOT normalised: the paper sums them first (eq. 3). A saved encoder is a folder in
 open_clip's own form (`local-dir:`), tokenizer included, plus raycd's preprocessing.
 
+open_clip is imported where a model is made or looked into, here and in its neighbours: it brings
+timm, torchvision and transformers, which take seconds, and processes that train heads need none.
+
 Shapes: B batch, D feature size, H and W height and width of the pixels, L context length.
 """
 
@@ -18,10 +21,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-import open_clip
 import torch
-from open_clip.modified_resnet import Bottleneck
-from open_clip.timm_model import TimmModel
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.checkpoint import checkpoint
@@ -55,6 +55,8 @@ class Encoder(nn.Module):
         preprocess: Preprocess,
         model_config: dict[str, Any],
     ) -> None:
+        from open_clip.timm_model import TimmModel
+
         super().__init__()
         self.clip: Any = clip  # open_clip's models have no types
         self.tokenizer = tokenizer
@@ -215,6 +217,8 @@ def _in_folder(folder: Path, config: EncoderConfig) -> Encoder:
 
 def _pretrained(config: EncoderConfig) -> Encoder:
     """Load a tag's weights, or a model of the hub, by open_clip's own factory."""
+    import open_clip
+
     try:
         model_config = architecture.model_config(config)
         clip = open_clip.create_model(
@@ -335,6 +339,8 @@ def _recompute_blocks(visual: nn.Module) -> None:
     open_clip offers gradient checkpointing for transformers only. Batch norms must be in eval mode,
     or they would count each batch twice. Other image encoders stay as they are.
     """
+    from open_clip.modified_resnet import Bottleneck
+
     for block in visual.modules():
         if isinstance(block, Bottleneck):
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)

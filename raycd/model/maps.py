@@ -22,9 +22,6 @@ from math import gcd, isqrt
 from typing import Any
 
 import torch
-from open_clip.modified_resnet import ModifiedResNet
-from open_clip.timm_model import TimmModel
-from open_clip.transformer import VisionTransformer
 from torch import nn
 from torch.nn import functional as F
 
@@ -148,6 +145,10 @@ def shapes_of(known: Mapping[str, Any], needs: Collection[str], size: int = 0) -
 
 
 def _image_tap(encoder: Encoder, need: str) -> tuple[_Listen, _Read]:
+    from open_clip.modified_resnet import ModifiedResNet
+    from open_clip.timm_model import TimmModel
+    from open_clip.transformer import VisionTransformer
+
     visual = getattr(getattr(encoder, "clip", None), "visual", None)
     last = need == "map"
     places = partial(_places, encoder.preprocess.size)

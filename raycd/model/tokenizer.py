@@ -12,9 +12,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-import open_clip
 import torch
-from open_clip.tokenizer import HFTokenizer
 
 from raycd import scratch
 from raycd.errors import WeightsError
@@ -98,12 +96,14 @@ def create(
     Raises:
         WeightsError: transformers is not installed, or the tokenizer cannot be read.
     """
+    from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
+
     text = model_config["text_cfg"]
     length = text.get("context_length", CONTEXT_LENGTH)
     settings = dict(text.get("tokenizer_kwargs") or {})
     name = text.get("hf_tokenizer_name")
     if not name:
-        return Tokenizer(open_clip.SimpleTokenizer(context_length=length, **settings))
+        return Tokenizer(SimpleTokenizer(context_length=length, **settings))
     if folder is not None and (folder / "tokenizer_config.json").exists():
         name = str(folder)
     settings |= {
@@ -155,6 +155,8 @@ def _written(tokenizer: Any) -> dict[str, bytes]:
 
 
 def _restored(files: Mapping[str, bytes], settings: Mapping[str, Any]) -> Tokenizer:
+    from open_clip.tokenizer import HFTokenizer
+
     with scratch.folder() as folder:
         for name, content in files.items():
             (folder / name).write_bytes(content)

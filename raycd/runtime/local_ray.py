@@ -37,6 +37,9 @@ _UNLESS_SET = {
     "RAY_worker_niceness": "0",
     # Ray Data's actor pools make Ray print a meaningless line at level ERROR (ray issue 53727).
     "RAY_BACKEND_LOG_LEVEL": "fatal",
+    # Ray Train watches for machines that a cloud takes back, by a process of a second's start: this
+    # one machine holds the watcher, too.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
 _LEVEL_LINE = b"Set ray log level from environment variable"  # printed whatever the level is
 _MORE_TIME = {  # the timeouts of a start that Ray lets us set

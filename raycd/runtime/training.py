@@ -74,16 +74,19 @@ def train(
     use_gpu = cluster.uses_gpu(config.compute)
     file_system, path = _storage(storage)
     with relay.drawn(stage, "triplets") as board:
+        spec = {
+            "make": make,
+            "inputs": dict(inputs),
+            "schedule": schedule,
+            "config": config,
+            "threads": cluster.threads(config.compute, workers),
+            "board": board,
+        }
         trainer = private.trainer_class()(
             _run,
-            train_loop_config={
-                "make": make,
-                "inputs": dict(inputs),
-                "schedule": schedule,
-                "config": config,
-                "threads": cluster.threads(config.compute, workers),
-                "board": board,
-            },
+            # By reference: Ray Train's controller reads its arguments, too, and would import all
+            # that a worker imports, for seconds.
+            train_loop_config={"spec": ray.put(spec)},
             scaling_config=ScalingConfig(
                 num_workers=workers, use_gpu=use_gpu, resources_per_worker=resources
             ),
@@ -128,13 +131,13 @@ def _fetched(saved: Checkpoint, folder: Path) -> Path:
     return Path(saved.to_directory(folder))
 
 
-def _run(spec: dict[str, Any]) -> TrainingError | None:
+def _run(given: dict[str, Any]) -> TrainingError | None:
     """Run `_worker`, and return the error that all workers raise together.
 
     Ray Train would try the training again if it was raised.
     """
     try:
-        _worker(spec)
+        _worker(ray.get(given["spec"]))
     except TrainingError as error:
         return error
     return None

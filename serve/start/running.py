@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from raycd.config import cli
 from raycd.errors import RunError
-from serve.args import ServeArgs
+from serve.args import ServeArgs, Wanted
 from serve.start import local
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
 
     from raycd.api import BundleInfo
-    from serve.swap import Wanted
 
 NAME = "raycd"  # of the Serve application
 _OURS = re.compile(r"raycd\.errors\.\w+: (.+(?:\n  .+)*)")  # as a traceback ends with it
@@ -37,7 +36,6 @@ def application(args: ServeArgs, wanted: Wanted | None = None) -> Application:
     """
     from serve.service import search
     from serve.start import private
-    from serve.swap import Wanted
 
     deployment = private.with_version(
         search,

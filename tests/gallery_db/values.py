@@ -6,7 +6,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raycd import bundle
 from raycd.gallery.records import Put
 
 DIM = 4
@@ -23,6 +22,8 @@ def put(image_id: str, number: float = 0.0, path: str | None = None) -> Put:
 
 def table(size: int) -> pa.Table:
     """Return a bundle's gallery of images named own-0, own-1, ..."""
+    from raycd import bundle  # torch: processes that write to databases need none
+
     features = np.array([feature(number) for number in range(size)], np.float32).reshape(size, DIM)
     names = [f"own-{number}" for number in range(size)]
     paths = [f"/photos/{name}.jpg" for name in names]

@@ -42,12 +42,12 @@ import socket, subprocess, sys, time
 from pathlib import Path
 from raycd.runtime import watch
 
-watch.PORT_S = 0.5
+watch.PORT_S, watch.EVERY_S, watch.SIGNAL_S = 0.5, 0.1, 0.1
 watch.leftovers.append(Path(sys.argv[1]))
 server = socket.create_server(("127.0.0.1", 0))
 print(subprocess.Popen(["sleep", "600"]).pid)
 with watch.port_answers(*server.getsockname()):
-    time.sleep(3)
+    time.sleep(1.5)
     print("answers", flush=True)
     server.close()
     time.sleep(600)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import shutil
-import socket
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import distributed, nn
-from torch.multiprocessing.spawn import spawn
 
 from raycd import bundle
 from raycd.config import Config, cli
@@ -25,6 +22,7 @@ from raycd.model.embed import EmbedTexts, EncodeImages
 from raycd.model.fusion import HeadConfig
 from raycd.runtime import training
 from raycd.train.loop import LOOK_EVERY, Loop, Schedule, Silence
+from tests.two_workers import run_two
 
 
 def make_toy(inputs: Mapping[str, Any], config: Config, device: torch.device) -> Any:
@@ -102,28 +100,16 @@ def test_weights_that_are_not_finite_end_the_stage_before_their_epoch_is_kept() 
     assert "weights that are not finite after epoch 2" in message
 
 
-def two(number: int, port: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group(
-        "gloo",
-        init_method=f"tcp://127.0.0.1:{port}",
-        rank=number,
-        world_size=2,
-        timeout=timedelta(seconds=60),
-    )
+def two(number: int, folder: str) -> None:
     loop = Loop(make_toy({"step": 7, "worker": 1}, Config(), torch.device("cpu")), SCHEDULE)
     try:
         loop.run(lambda result, save: None)
     except TrainingError as error:
         Path(folder, str(number)).write_text(str(error))
-    distributed.destroy_process_group()
 
 
 def test_all_workers_end_where_the_loss_of_one_is_nan(tmp_path: Path) -> None:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    spawn(two, (port, str(tmp_path)), nprocs=2)  # type: ignore[no-untyped-call]  # torch's
+    run_two(two, str(tmp_path))
     first, second = ((tmp_path / str(number)).read_text() for number in range(2))
     assert first == second
     assert "loss nan in step 7 of epoch 1" in first

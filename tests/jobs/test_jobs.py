@@ -266,6 +266,7 @@ def test_a_mistake_is_one_message_and_code_2_for_every_job(name: str) -> None:
     assert only_message(err).startswith("mine.alpha: impossible value")
 
 
+@pytest.mark.slow  # in this process: test_an_absent_data_folder
 def test_an_absent_data_folder_is_told_by_the_program_itself(tmp_path: Path) -> None:
     job = command(
         "jobs/train.py", "--preset", "fashioniq", "--data.root", "/no/such", "--runs", str(tmp_path)

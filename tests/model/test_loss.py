@@ -1,18 +1,16 @@
 import math
-import socket
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import distributed, nn
-from torch.multiprocessing import spawn  # type: ignore[attr-defined]  # public, not in its __all__
 from torch.nn.parallel import DistributedDataParallel
 
 from raycd.distributed import gather, rank, world_size
 from raycd.model.fusion.batch_norm import BatchNorm
 from raycd.model.loss import batch_classification_loss
+from tests.two_workers import run_two
 
 EAST, NORTH = [1.0, 0.0], [0.0, 1.0]
 
@@ -115,14 +113,8 @@ def step(towers: Towers, module: nn.Module, own: slice) -> tuple[torch.Tensor, l
     ]
 
 
-def worker(number: int, workers: int, port: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    address = f"tcp://127.0.0.1:{port}"
-    distributed.init_process_group(
-        "gloo", init_method=address, rank=number, world_size=workers, timeout=timedelta(seconds=60)
-    )
-    share = 8 // workers
-    own = slice(number * share, (number + 1) * share)
+def worker(number: int, folder: str) -> None:
+    own = slice(number * 4, (number + 1) * 4)
     found: dict[str, object] = {"gathered": gather(torch.arange(2.0) + 10 * number)}
     for name, wrap in (("ddp", DistributedDataParallel), ("plain", lambda module: module)):
         towers = Towers()
@@ -130,23 +122,16 @@ def worker(number: int, workers: int, port: int, folder: str) -> None:
         if name == "plain":
             for gradient in gradients:
                 distributed.all_reduce(gradient)
-                gradient /= workers
+                gradient /= 2
         distributed.all_reduce(value)
-        found[name] = (value / workers, gradients)
+        found[name] = (value / 2, gradients)
     torch.save(found, Path(folder) / f"{number}.pt")
-    distributed.destroy_process_group()
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
 def two_workers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, object]]:
     folder = tmp_path_factory.mktemp("workers")
-    spawn(worker, (2, free_port(), str(folder)), nprocs=2)  # type: ignore[no-untyped-call]  # torch's
+    run_two(worker, str(folder))
     return [torch.load(folder / f"{number}.pt") for number in range(2)]
 
 

@@ -16,7 +16,7 @@ import pytest
 from serve.start import local
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, BrowserContext, Page
 
     from serve.args import ServeArgs
 
@@ -83,9 +83,9 @@ def running_replica(args: ServeArgs, name: str) -> Iterator[str]:
 
     from serve.api.middleware import InFlight
     from serve.api.routes import build_app
+    from serve.args import Wanted
     from serve.metrics import Metrics
     from serve.replica import Replica
-    from serve.swap import Wanted
 
     servers: list[uvicorn.Server] = []
     failed: list[BaseException] = []
@@ -166,6 +166,14 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
+@pytest.fixture(scope="module")
+def context(browser: Browser) -> BrowserContext:
+    """The context of all pages without options of their own: a test has tabs of its own in it."""
+    from tests.serve.pages import new_context
+
+    return new_context(browser)
+
+
 @pytest.fixture
 def complaints() -> Iterator[list[str]]:
     """Collect what the browser complains about. A test that provokes it clears it."""
@@ -176,12 +184,12 @@ def complaints() -> Iterator[list[str]]:
 
 @pytest.fixture
 def open_page(
-    browser: Browser, service_url: str, complaints: list[str]
+    context: BrowserContext, service_url: str, complaints: list[str]
 ) -> Iterator[Callable[..., Page]]:
     """Return what opens the page of the service (pages.opener)."""
     from tests.serve.pages import opener
 
-    with opener(browser, service_url, complaints) as open_page:
+    with opener(context, service_url, complaints) as open_page:
         yield open_page
 
 

@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Locator, Page, expect
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
+# The shell is the same browser without its own windows, which cost more than the page.
+NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
 NEEDS_CHROMIUM = pytest.mark.skipif(
-    CHROMIUM is None, reason="no Chromium here (Debian, Ubuntu: apt-get install chromium)"
+    CHROMIUM is None,
+    reason="no Chromium here (Debian: apt-get install chromium-headless-shell)",
 )
 PHONE: Any = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
 _GIVE = """([selector, kind, files]) => {
@@ -31,24 +32,43 @@ _GIVE = """([selector, kind, files]) => {
 }"""
 
 
+# Playwright's own waits look every half a second after the first quarter of one.
+_UNTIL = """selector => new Promise((seen, failed) => {
+    const end = performance.now() + 10000;
+    const look = () => {
+        if (document.querySelector(selector)) seen();
+        else if (performance.now() > end) failed(new Error(`no ${selector} within 10 s`));
+        else setTimeout(look, 10);
+    };
+    look();
+})"""
+
+
+def new_context(browser: Browser, **options: Any) -> BrowserContext:
+    """Make a context, whose pages share a cache."""
+    context = browser.new_context(reduced_motion="reduce", **options)
+    context.set_default_timeout(10_000)
+    return context
+
+
 @contextmanager
 def opener(
-    browser: Browser, service_url: str, complaints: list[str]
+    context: BrowserContext, service_url: str, complaints: list[str]
 ) -> Iterator[Callable[..., Page]]:
-    """Opens the page in a context of its own, with what follows its address, and waits until it is
-    ready.
+    """Opens the page in a tab of its own, with what follows its address, and waits until it is
+    ready. With options, the tab is in a context of its own, too.
 
     `complaints` takes what the browser complains about. Nothing but the service may be asked for
     anything.
     """
-    contexts = []
+    own: list[BrowserContext] = []
     addresses: list[str] = []
 
     def open_page(link: str = "", ready: bool = True, **options: Any) -> Page:
-        context = browser.new_context(reduced_motion="reduce", **options)
-        contexts.append(context)
-        context.set_default_timeout(10_000)
-        page = context.new_page()
+        if options:
+            assert context.browser is not None
+            own.append(new_context(context.browser, **options))
+        page = (own[-1] if options else context).new_page()
         page.on("request", lambda request: addresses.append(request.url))
         page.on(
             "console",
@@ -63,16 +83,19 @@ def opener(
         return page
 
     yield open_page
-    for context in contexts:
-        context.close()
+    for one in own:
+        one.close()
+    context.set_offline(False)
+    for page in context.pages:
+        page.close()
     assert [
         address for address in addresses if not address.startswith((f"{service_url}/", "blob:"))
     ] == []
 
 
 def is_ready(page: Page) -> None:
-    expect(page.locator("#query")).not_to_have_attribute("inert", "")
-    expect(page.locator("#results")).not_to_have_attribute("aria-busy", "true")
+    page.evaluate(_UNTIL, "#query:not([inert])")
+    page.evaluate(_UNTIL, "#results:not([aria-busy='true'])")
 
 
 def photo() -> bytes:
@@ -95,7 +118,7 @@ def ask(page: Page, text: str) -> None:
 
 
 def answered(page: Page) -> None:
-    expect(page.locator("#results")).not_to_have_attribute("aria-busy", "true")
+    page.evaluate(_UNTIL, "#results:not([aria-busy='true']) .card")
     expect(cards(page).first).to_be_visible()
 
 

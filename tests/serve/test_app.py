@@ -24,10 +24,9 @@ from ray.serve.schema import ServeDeploySchema
 from raycd.api import BundleInfo
 from raycd.errors import ConfigError, RunError, TrackingError
 from serve import app
-from serve.args import ServeArgs
+from serve.args import ServeArgs, Wanted
 from serve.start import running
 from serve.start.local import check_room
-from serve.swap import Wanted
 from tests.hostile.sockets import open_to_others
 from tests.serve.asking import ask, png, problem
 

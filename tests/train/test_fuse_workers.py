@@ -1,7 +1,6 @@
 """Stage 2 with two workers takes the steps of one, whatever the head's loss."""
 
 from collections.abc import Collection, Mapping
-from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -9,8 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import distributed
-from torch.multiprocessing import spawn  # type: ignore[attr-defined]  # public, not in its __all__
 
 from raycd.config import Config
 from raycd.data.build import DatasetBuilder, TripletRow
@@ -21,6 +18,7 @@ from raycd.features.map_cache import Extras
 from raycd.model import fusion
 from raycd.train.fuse import Fuse, new_head
 from raycd.train.loop import Loop, Schedule, Silence
+from tests.two_workers import run_two
 
 D, IMAGES, TRIPLETS = 8, 20, 16
 POOLED = ["clip_cd", "combiner", "composeae", "dcnet", "tirg"]
@@ -88,22 +86,13 @@ def train(head: str) -> dict[str, Any]:
 
 
 def worker(number: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/store",
-        rank=number,
-        world_size=2,
-        timeout=timedelta(seconds=60),
-    )
     torch.save({name: train(name) for name in TRAINED}, Path(folder) / f"{number}.pt")
-    distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def two_workers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("workers")
-    spawn(worker, (str(folder),), nprocs=2)  # type: ignore[no-untyped-call]  # torch's
+    run_two(worker, str(folder))
     return [torch.load(folder / f"{number}.pt") for number in range(2)]
 
 

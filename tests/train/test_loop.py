@@ -1,7 +1,5 @@
 import math
-import socket
 from collections.abc import Iterator, Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from torch import distributed, nn
-from torch.multiprocessing import spawn  # type: ignore[attr-defined]  # public, not in its __all__
+from torch import nn
 
 from raycd.errors import ConfigError
 from raycd.model.loss import batch_classification_loss
 from raycd.train.loop import EpochResult, Loop, Save, Schedule, best_epoch
+from tests.two_workers import run_two
 
 Rows = NDArray[np.int64]
 
@@ -200,12 +198,7 @@ def test_without_selection_the_last_epoch_is_the_best() -> None:
 # -----------------------------------------------------------------------------------------------
 
 
-def worker(number: int, port: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    address = f"tcp://127.0.0.1:{port}"
-    distributed.init_process_group(
-        "gloo", init_method=address, rank=number, world_size=2, timeout=timedelta(seconds=60)
-    )
+def worker(number: int, folder: str) -> None:
     toy = Toy(dropout=0.0)
     loop = Loop(toy, SCHEDULE, bar=Silence)
     history = loop.run(nothing)
@@ -217,16 +210,12 @@ def worker(number: int, port: int, folder: str) -> None:
         message = str(error)
     (Path(folder) / f"{number}.txt").write_text(message)
     assert [entry["epoch"] for entry in history] == [0, 1, 2, 3, 4]
-    distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def two_workers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("workers")
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    spawn(worker, (port, str(folder)), nprocs=2)  # type: ignore[no-untyped-call]  # torch's
+    run_two(worker, str(folder))
     return folder
 
 

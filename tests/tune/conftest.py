@@ -25,7 +25,7 @@ AS_IT_IS = [f"{name}=none" for name in OUT]
 
 @dataclass(frozen=True)
 class Mined:
-    """Make a run up to its mined tables. Do not write into it."""
+    """A run up to its mined tables, its CLIP as it was. Do not write into it."""
 
     settings: dict[str, Any]
     run: Run
@@ -47,12 +47,12 @@ def mined(
     tmp_path_factory: pytest.TempPathFactory, tiny_settings: dict[str, Any], ray_cluster: None
 ) -> Mined:
     runs = tmp_path_factory.mktemp("mined")
-    settings = tiny_settings | {"runs": str(runs), "tracking": {"enabled": False}}
-    config = Config.model_validate(settings)
+    settings = tiny_settings | {"stage1": {"finetune": "none"}}
+    config = Config.model_validate(settings | {"runs": str(runs), "tracking": {"enabled": False}})
     run = pipeline.run(config, until="mine").run
     context = Context(config, run)
     inputs = {stage: context.recorded(stage, "fingerprint") for stage in ("embed", "mine")}
-    return Mined(tiny_settings, run, Tables.of(context, splits=("train", "selection")), inputs)
+    return Mined(settings, run, Tables.of(context, splits=("train", "selection")), inputs)
 
 
 @pytest.fixture

@@ -25,9 +25,8 @@ from raycd.gallery_db import GalleryDatabase
 from raycd.runtime.tracking import Tracker
 from raycd.search.query import Query
 from raycd.search.searcher import Searcher
-from serve.args import ServeArgs
+from serve.args import ServeArgs, Wanted
 from serve.start.running import application
-from serve.swap import Wanted
 from tests.serve.asking import png
 from tests.serve.crash import load as clients
 from tests.serve.crash.audit import Answer, audit, same

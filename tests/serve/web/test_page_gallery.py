@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Locator, Page, Route, expect
+from playwright.sync_api import BrowserContext, Locator, Page, Route, expect
 
 from tests.serve.pages import (
     NEEDS_CHROMIUM,
@@ -243,9 +243,9 @@ def test_phone_never_scrolls_sideways(open_page: Callable[..., Page], scheme: st
 
 
 def test_gallery_that_does_not_change_has_no_buttons_for_it(
-    browser: Browser, start: Callable[..., str], complaints: list[str]
+    context: BrowserContext, start: Callable[..., str], complaints: list[str]
 ) -> None:
-    with opener(browser, start("page-still", gallery="none"), complaints) as open_page:
+    with opener(context, start("page-still", gallery="none"), complaints) as open_page:
         page = open_page()
         page.click("#pick")
         expect(page.locator("#picker .tile").first).to_be_visible()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import BrowserContext, Page, expect
 
 from tests.serve.pages import (
     NEEDS_CHROMIUM,
@@ -43,9 +43,9 @@ def keyed_url(start: Callable[..., str], keys: dict[str, str]) -> str:
 
 
 @pytest.fixture
-def keyed_page(browser: Browser, keyed_url: str, complaints: list[str]) -> Iterator[Page]:
+def keyed_page(context: BrowserContext, keyed_url: str, complaints: list[str]) -> Iterator[Page]:
     """Open its page, which asks for the key."""
-    with opener(browser, keyed_url, complaints) as open_page:
+    with opener(context, keyed_url, complaints) as open_page:
         page = open_page(ready=False)
         expect(page.locator("#key")).to_be_visible()
         complaints.clear()  # the browser's own line about status 401

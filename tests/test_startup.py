@@ -1,0 +1,34 @@
+"""What a process imports before it has anything to do: torch and open_clip take seconds each."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+CODE = """
+import json, sys
+
+import serve.app, serve.service, raycd.gallery_db
+
+serves = sorted(sys.modules)
+
+import tune.trial, jobs.comparison.cells, raycd.runtime.training, raycd.runtime.stages
+
+print(json.dumps([serves, sorted(sys.modules)]))
+"""
+
+
+def test_who_starts_a_service_needs_no_torch_and_who_trains_a_head_no_open_clip() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", CODE],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    serves, trains = (set(modules) for modules in json.loads(done.stdout))
+    assert serves & {"torch", "open_clip", "mlflow"} == set()
+    assert trains & {"open_clip", "timm", "torchvision", "transformers"} == set()
+    assert "torch" in trains  # the names are those of modules
