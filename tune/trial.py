@@ -37,20 +37,20 @@ class Tables:
 
     dataset: Dataset
     candidates: pa.Table
-    images: tuple[list[str], NDArray[np.float32]]  # ids and features (N, D)
-    texts: tuple[list[str], NDArray[np.float32]]
+    images: tuple[pa.StringArray, NDArray[np.float32]]  # ids and features (N, D)
+    texts: tuple[pa.StringArray, NDArray[np.float32]]
     extras: Extras
     """Caches of what the head needs beside features; a process opens their files by itself."""
 
     @classmethod
     def of(cls, context: Context, *, splits: tuple[str, ...]) -> Tables:
         """Read what the stages `embed` and `mine` have written, and `splits` of the data set."""
-        images, texts, _ = context.features("embed")
+        images, texts = context.features("embed")
         return cls(
             context.dataset,
             pq.read_table(context.run.local("mine") / "candidates.parquet"),
-            (list(images.rows), images.values.numpy()),
-            (list(texts.rows), texts.values.numpy()),
+            (images.keys, images.values.numpy()),
+            (texts.keys, texts.values.numpy()),
             context.extras(needs(context.config)),
         ).only(*splits)
 
