@@ -137,4 +137,4 @@ def stand_in() -> Encoder:
     """Return the encoder, always the same."""
     torch.manual_seed(0)
     preprocess = Preprocess((SIDE, SIDE), (0.5,) * 3, (0.5,) * 3, resize_mode="squash")
-    return Encoder(Linear(), Letters(), preprocess, {"embed_dim": DIM}).eval()  # type: ignore[arg-type]
+    return Encoder(Linear(), Letters(), preprocess, {"embed_dim": DIM}).eval()

@@ -14,6 +14,7 @@ from __future__ import annotations
 import fnmatch
 import posixpath
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -111,7 +112,7 @@ def _below(source: str) -> Iterator[tuple[str, Iterable[tuple[str, str]]]]:
     while waiting:
         folder = waiting.pop()
         place = posixpath.join(top, folder) if folder else top
-        listed = _asked(source, lambda place=place: file_system.ls(place, detail=True))
+        listed = _asked(source, partial(file_system.ls, place, detail=True))
         inside = sorted(
             (posixpath.join(folder, posixpath.basename(each["name"].rstrip("/"))), each["type"])
             for each in listed
@@ -141,7 +142,7 @@ def _names(folder: str) -> list[str]:
     """Return the sorted names in a folder; none where it is absent or a file."""
     file_system, path = open_uri(folder)
     try:
-        found = _asked(folder, lambda: file_system.ls(path, detail=False))
+        found = _asked(folder, partial(file_system.ls, path, detail=False))
     except (FileNotFoundError, NotADirectoryError):
         return []
     return sorted(posixpath.basename(str(each).rstrip("/")) for each in found)

@@ -37,11 +37,11 @@ class DecodeImages:
     def __call__(self, batch: Mapping[str, Any]) -> Batch:
         status: list[str] = []
         pixels = np.zeros((len(batch["key"]), *self.preprocess.size, 3), np.uint8)
-        limits = {"max_pixels": self.data.max_pixels, "min_side": self.data.min_side}
-        given, read = (batch["data"], decode) if "data" in batch else (batch["path"], load)
+        most, least = self.data.max_pixels, self.data.min_side
+        read, given = (decode, batch["data"]) if "data" in batch else (load, batch["path"])
         for row, one in enumerate(given):
             try:
-                image = read(one, **limits)
+                image = read(one, max_pixels=most, min_side=least)
                 pixels[row] = self.preprocess(image).numpy()
                 status.append(READABLE)
             except BrokenImage as error:

@@ -151,7 +151,7 @@ def _stored(
     _ = features.starts  # counted once, here: they travel with it
     load = ray.remote(num_cpus=compute.cpus_per_worker, num_returns=2)(_load)
     given = ray.put(features)
-    loaded = [load.remote(given, shard.rows_P) for shard in shards]
+    loaded: list[Any] = [load.remote(given, shard.rows_P) for shard in shards]
     ray.get([done for _, done in loaded])  # raises what a task has raised
     return [unit for unit, _ in loaded]
 

@@ -176,8 +176,8 @@ def written_as(kind: str, pictures: Path, root: Path) -> tuple[str, list[str], l
         return str(root / "shard-*.tar"), stems, files
     if kind == "parquet pictures":
         for number, some in enumerate((files[:12], files[12:])):
-            rows = [{"image": {"bytes": f.read_bytes(), "path": f.stem}} for f in some]
-            pq.write_table(pa.Table.from_pylist(rows), root / f"train-{number}.parquet")
+            images = [{"bytes": file.read_bytes(), "path": file.stem} for file in some]
+            pq.write_table(pa.table({"image": images}), root / f"train-{number}.parquet")
         return str(root / "train-*.parquet"), stems, files
     # Two rows of one image: it is in two categories
     rows = [{"image_id": file.stem, "path": str(file), "category": "a"} for file in files]
