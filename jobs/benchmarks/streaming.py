@@ -24,6 +24,7 @@ from torch import nn
 
 from jobs.benchmarks.measuring import elsewhere, timed
 from raycd import mine as core
+from raycd import progress
 from raycd.config import Config, MineConfig
 from raycd.data.preprocess import Preprocess
 from raycd.features.stored import Stored
@@ -46,6 +47,8 @@ def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
             elsewhere(_draw, folder / "pictures", size)
             for name, work in (("embed", _embed), ("mine", _mine)):
                 mebibytes, seconds = elsewhere(work, folder, size, config)
+                peak = f"driver's peak {mebibytes:.1f} MiB"
+                progress.say(f"{name} {size:,}: {peak}, {progress.duration(seconds)}")
                 rows[f"{name} {size:,}: driver's peak, MiB"] = mebibytes
                 rows[f"{name} {size:,}: s"] = seconds
                 peaks[name].append(mebibytes)
