@@ -7,6 +7,7 @@ python jobs/benchmark.py sweep --preset demo         # a sweep's trials against 
 python jobs/benchmark.py serve --preset demo         # against FastAPI + torch + FAISS, 12 minutes
 python jobs/benchmark.py gallery                     # 100,000 x 640 from SQLite, beside writes
 python jobs/benchmark.py scale                       # the index of 10,000 to 1,000,000 x 640
+python jobs/benchmark.py streaming                   # the driver's memory at 20,000 and 1,000,000
 python jobs/benchmark.py contention --preset demo    # stage 1 beside a busy CPU, 15 minutes
 python jobs/benchmark.py gpu                         # RN50x4 on a GPU, without Ray (docs/gpu.md)
 
@@ -23,9 +24,9 @@ import fsspec
 
 from raycd.config import cli
 
-WHAT = ("embed", "mine", "sweep", "serve", "gallery", "scale", "contention", "gpu")
+WHAT = ("embed", "mine", "sweep", "serve", "gallery", "scale", "streaming", "contention", "gpu")
 SERVICE = "--replicas 2 --threads 1 --cpus 0.5"  # for two cores
-IMAGES = "Images (embed: 20,000; mine: 46,609; gallery: 100,000; scale: 1,000,000)."
+IMAGES = "Images (embed: 20,000; mine: 46,609; gallery: 100,000; scale, streaming: 1,000,000)."
 CELLS = "Cells to measure, such as 'demo/*,*/haproxy/32' (serve: all)."
 OPTIONS = "Options of serve/app.py, such as '--threads 2' (serve, gallery; %(default)s)."
 PHOTOS = "Folder of photographs to embed instead of drawn images (embed)."

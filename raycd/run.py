@@ -2,7 +2,9 @@
 
 A stage writes under a temporary name; when it is complete, `stage.json` (fingerprint, inputs,
 configuration, counts, seconds) is added and the folder is renamed. A stage whose `stage.json` has
-the fingerprint of its settings and inputs is done, and does not run again.
+the fingerprint of its settings and inputs is done, and does not run again. What workers write (the
+shards of features) has a place of its own, named after the fingerprint: there a stage that was
+killed finds what it had, and at the end that becomes a part of it.
 """
 
 from __future__ import annotations
@@ -11,8 +13,9 @@ import hashlib
 import json
 import os
 import posixpath
+import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +32,7 @@ from raycd.redact import without_passwords
 
 RECORD = "stage.json"
 IDENTITY = "run.json"
+UNFINISHED = ".unfinished"  # folder of what the workers of unfinished stages have written
 
 
 def fingerprint(*parts: object) -> str:
@@ -38,11 +42,15 @@ def fingerprint(*parts: object) -> str:
 
 @dataclass
 class Writing:
-    """A stage that is being written: files go to `folder` (local), `record` into stage.json."""
+    """A stage that is being written: files go to `folder` (local), `record` into stage.json.
+
+    Workers write to `shared`, a folder or URI that all of them reach.
+    """
 
     stage: str
     fingerprint: str
     folder: Path
+    shared: str
     record: dict[str, Any] = field(default_factory=dict)
 
 
@@ -169,39 +177,57 @@ class Run:
 
     @contextmanager
     def writing(self, stage: str, fingerprint: str, **about: Any) -> Iterator[Writing]:
-        """Write a stage. It replaces an older one at the end; after an error nothing remains of it.
+        """Write a stage. It replaces an older one at the end; after an error nothing remains of it
+        but what is in `Writing.shared`, where the same stage, started again, finds it.
 
         Args:
             about: What stage.json contains beside what the block adds to `record`.
         """
         began = time.monotonic()
-        with self._fresh(stage) as folder:
-            writing = Writing(stage, fingerprint, folder)
+        shared = posixpath.join(UNFINISHED, f"{stage}-{fingerprint[:16]}")
+        with self._fresh(stage, shared) as folder:
+            writing = Writing(stage, fingerprint, folder, self.path(shared))
             yield writing
             seconds = round(time.monotonic() - began, 3)
             record = {"stage": stage, "fingerprint": fingerprint, "seconds": seconds}
             record_json = json.dumps(record | about | writing.record, indent=1, default=str)
             (folder / RECORD).write_text(record_json, encoding="utf-8")
+        self.discard(f"{UNFINISHED}/{stage}-*")
 
     @contextmanager
-    def _fresh(self, stage: str) -> Iterator[Path]:
-        """Give an empty local folder, which becomes the stage's unless the block raises."""
+    def _fresh(self, stage: str, shared: str) -> Iterator[Path]:
+        """Give an empty local folder, which becomes the stage's unless the block raises.
+
+        What lies in `shared` becomes a part of the stage, too, and stays there until the stage is
+        whole: a process that is killed on the way loses nothing.
+        """
         if self.is_local:
             with replace_folder(Path(self._path) / stage) as folder:
                 yield folder
+                written = Path(self._path) / shared
+                if written.exists():
+                    ignored = shutil.ignore_patterns(".*")  # of workers that were killed
+                    shutil.copytree(
+                        written, folder, copy_function=_link, ignore=ignored, dirs_exist_ok=True
+                    )
             return
         with scratch.folder() as folder:
             yield folder
             with self._translate_errors():
-                self._upload(stage, folder)
+                self._upload(stage, folder, shared)
 
-    def _upload(self, stage: str, folder: Path) -> None:
-        final = posixpath.join(self._path, stage)
+    def _upload(self, stage: str, folder: Path, shared: str) -> None:
+        final, written = (posixpath.join(self._path, name) for name in (stage, shared))
         record = (folder / RECORD).read_bytes()
         (folder / RECORD).unlink()
         if self._fs.exists(final):
             self._fs.rm(final, recursive=True)
         self._fs.put(f"{folder}/", f"{final}/", recursive=True)
+        for path in self._fs.find(written):
+            name = str(path)[len(written) :].lstrip("/")
+            if not posixpath.basename(name).startswith("."):
+                self._fs.makedirs(posixpath.dirname(posixpath.join(final, name)), exist_ok=True)
+                self._fs.copy(path, posixpath.join(final, name))
         self._fs.pipe_file(f"{final}/{RECORD}", record)  # last: a stage without it is incomplete
         _forget(self.path(stage))
 
@@ -243,15 +269,31 @@ class Run:
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write a file atomically: readers see the old one or the new one."""
+        self.write_chunks(name, [data])
+
+    def write_chunks(self, name: str, chunks: Iterable[bytes]) -> None:
+        """Write a file of many parts as `write_bytes` does."""
         path = posixpath.join(self._path, name)
         if self.is_local:
             os.makedirs(posixpath.dirname(path), exist_ok=True)
-            with replace_file(Path(path)) as fresh:
-                fresh.write_bytes(data)
-        else:
+            with replace_file(Path(path)) as fresh, fresh.open("wb") as file:
+                file.writelines(chunks)
+            return
+        with scratch.folder() as folder:
+            whole = folder / "whole"
+            with whole.open("wb") as file:
+                file.writelines(chunks)
             with self._translate_errors():
-                self._fs.pipe_file(path, data)
-            _forget(self.path(name))
+                self._fs.put_file(str(whole), path)
+        _forget(self.path(name))
+
+
+def _link(source: str, target: str) -> None:
+    """Give a file a second name, or, where the file system has none, copy it."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def _differing(identity: Mapping[str, Any], other: Mapping[str, Any]) -> str:

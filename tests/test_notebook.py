@@ -15,6 +15,7 @@ from raycd.data import images
 from raycd.data.captions import evaluation_text
 from raycd.data.demo.synthetic import write_demo_data
 from raycd.data.read import read
+from raycd.features import shards
 from raycd.model.embed import EmbedImages, EmbedTexts
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "notebook.md"
@@ -45,7 +46,7 @@ def demo(tiny_bundle: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     }
     for name, table in tables.items():
         rows = features.to_table(list(table["key"]), list(table["status"]), table["feature"])
-        features.write(run / "embed" / f"{name}.parquet", rows)
+        shards.write_whole(str(run / "embed" / name), rows)
     tiny_bundle.images[0].save("photo.jpg")
 
 

@@ -1,5 +1,6 @@
 import json
 import os
+import posixpath
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from s3fs import S3FileSystem
 
 from raycd.errors import RunError
-from raycd.run import Run, fingerprint, local_copy
+from raycd.run import UNFINISHED, Run, fingerprint, local_copy, open_uri
 
 IDENTITY = {"format": "fashioniq", "root": "/data/fashion-iq"}
 
@@ -85,6 +86,35 @@ def test_an_error_leaves_the_old_stage_and_nothing_half_written(
     assert not run.exists("new")
     if run.is_local:
         assert sorted(os.listdir(root)) == ["mine", "run.json"]
+
+
+def test_what_workers_write_outlives_an_error_and_becomes_a_part_of_the_stage(root: str) -> None:
+    run = Run(root, IDENTITY)
+    write(run, "embed", "first")
+
+    def embed(wanted: str, *, fails: bool) -> list[str]:
+        with run.writing("embed", wanted) as writing:
+            file_system, path = open_uri(f"{writing.shared}/images")
+            file_system.makedirs(path, exist_ok=True)
+            found = sorted(posixpath.basename(name) for name in file_system.find(path))
+            file_system.pipe_file(f"{path}/part-{len(found)}", b"shard")
+            file_system.pipe_file(f"{path}/.part-9.unfinished", b"of a killed worker")
+            (writing.folder / "rest").write_text("rest")
+            if fails:
+                raise KeyboardInterrupt
+        return found
+
+    with pytest.raises(KeyboardInterrupt):
+        embed("one", fails=True)
+    assert (run.local("embed") / "inner" / "file.txt").read_text() == "first"
+    assert embed("other", fails=False) == []
+    with pytest.raises(KeyboardInterrupt):
+        embed("one", fails=True)
+    assert embed("one", fails=False) == [".part-9.unfinished", "part-0"]
+    files = [path for path in run.local("embed").rglob("*") if path.is_file()]
+    names = sorted(str(path.relative_to(run.local("embed"))) for path in files)
+    assert names == ["images/part-0", "images/part-2", "rest", "stage.json"]
+    assert run.names(UNFINISHED) == []
 
 
 def test_the_same_identity_opens_a_run_again(root: str) -> None:

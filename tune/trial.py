@@ -39,8 +39,8 @@ class Tables:
 
     dataset: Dataset
     candidates: pa.Table
-    images: tuple[list[str], NDArray[np.float32]]  # ids and features (N, D)
-    texts: tuple[list[str], NDArray[np.float32]]
+    images: tuple[pa.StringArray, NDArray[np.float32]]  # ids and features (N, D)
+    texts: tuple[pa.StringArray, NDArray[np.float32]]
     caches: Mapping[str, str]
     """Paths or URIs of what some heads need beside features, by need: no array, and no file of this
     machine where the run is in a store.
@@ -55,14 +55,14 @@ class Tables:
         Args:
             heads: Whose needs have been cached; none: those of the run's head.
         """
-        images, texts, _ = context.features("embed")
+        images, texts = context.features("embed")
         names = heads or [context.config.stage2.head]
         needs = {need for name in names for need in fusion.head_class(name).needs}
         return cls(
             context.dataset,
             pq.read_table(context.run.local("mine") / "candidates.parquet"),
-            (list(images.rows), images.values.numpy()),
-            (list(texts.rows), texts.values.numpy()),
+            (images.keys, images.values.numpy()),
+            (texts.keys, texts.values.numpy()),
             context.caches(needs),
         ).only(*splits)
 

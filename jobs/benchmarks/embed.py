@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
@@ -17,10 +18,11 @@ from raycd.config import Config
 from raycd.data.demo.drawing import draw
 from raycd.data.demo.garments import CATEGORIES, random_garment
 from raycd.data.images import FORMATS
-from raycd.features import READABLE
+from raycd.features import readable, vectors
+from raycd.features.stored import Stored
 from raycd.model.embed import EmbedImages, frozen
 from raycd.model.encoder import Encoder, create
-from raycd.runtime import cluster, embedding
+from raycd.runtime import cluster, embed_shards
 
 WARM_UP = 256  # images that each way embeds before its clock starts
 
@@ -28,10 +30,11 @@ Paths = dict[str, str | None]
 
 
 def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
-    """Return images per second of both ways, from paths to features in memory, and their ratio.
+    """Return images per second of both ways, from paths to features, and their ratio.
 
-    Both ways are warm: this process and Ray's workers have imported torch and embedded a few
-    images. What a first use costs, when the workers still have to import it, has its own row.
+    Ray Data's way has them in shards on the disk in the end, as a run has. Both ways are warm: this
+    process and Ray's workers have imported torch and embedded a few images. What a first use costs,
+    when the workers still have to import it, has its own row.
     """
     with tempfile.TemporaryDirectory() as scratch, cluster.connected():
         if flags.photos:
@@ -41,15 +44,22 @@ def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
         torch.manual_seed(0)
         encoder = create(config.encoder.model_copy(update={"pretrained": ""}))
         first = dict(list(paths.items())[:WARM_UP])
-        _, cold = timed(lambda: embedding.embed_images(first, encoder, config))
-        table, ray_seconds = timed(lambda: embedding.embed_images(paths, encoder, config))
+
+        def ray(name: str, paths: Paths) -> Stored:
+            table = pa.table({"key": list(paths), "path": list(paths.values())})
+            place = str(Path(scratch, name))
+            return embed_shards.embed_table(place, "images", table, encoder, config)
+
+        _, cold = timed(lambda: ray("first", first))
+        stored, ray_seconds = timed(lambda: ray("all", paths))
         torch.set_num_threads(os.cpu_count() or 1)
         _plain_loop(first, encoder, config)
         plain, plain_seconds = timed(lambda: _plain_loop(paths, encoder, config))
-    found = np.asarray(table["feature"].combine_chunks().flatten()).reshape(len(paths), -1)
+        table = pa.concat_tables(stored.blocks())
+    found = vectors(table)
     return {
         "images": len(paths),
-        "readable": sum(status == READABLE for status in table["status"].to_pylist()),
+        "readable": len(readable(table)),
         "encoder": config.encoder.name,
         "cores": os.cpu_count(),
         "largest difference of a feature": float(np.abs(found - plain).max()),

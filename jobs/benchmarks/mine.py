@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import faiss
@@ -14,6 +16,8 @@ from numpy.typing import NDArray
 from jobs.benchmarks.measuring import DIM, features, peak, timed
 from raycd import mine as core
 from raycd.config import Config, MineConfig
+from raycd.features import READABLE, shards, to_table
+from raycd.features.stored import Stored
 from raycd.mine.pools import Rows
 from raycd.runtime import cluster, mining
 
@@ -25,36 +29,40 @@ WARM_UP = 8192  # images that are mined before a clock starts
 def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
     """Return seconds of both ways from features to neighbours, memory, and candidates scored.
 
-    Both are warm: Ray's worker processes are there and have imported what they need. What a first
-    use costs has its own row. Every list is full (no floor): the most work `raycd.mine` can have.
+    Ray Data's way reads the features in shards, as a run has them. Both are warm: Ray's worker
+    processes are there and have imported what they need. What a first use costs has its own row.
+    Every list is full (no floor): the most work `raycd.mine` can have.
     """
     count = flags.images or 46_609
     settings = MineConfig(neighbours=NEIGHBOURS, floor=-1, batch_size=config.mine.batch_size)
 
-    def ray(feature_ND: NDArray[np.float32], config: Config = config) -> Any:
-        everything = np.arange(len(feature_ND), dtype=np.int32)
+    def ray(stored: Stored, config: Config = config) -> Any:
+        everything = np.arange(stored.starts[-1], dtype=np.int32)
         pools = [core.Pool("", everything, everything)]
-        return mining.find_neighbours(feature_ND, pools, settings, config.compute)
+        return mining.find_neighbours(stored, pools, settings, config.compute)
 
     rows: dict[str, Any] = {"images": count, "dim": DIM, "neighbours": NEIGHBOURS}
     rows["cores"] = os.cpu_count()
-    with cluster.connected():
-        rows["first use: 8,192 images by Ray Data, s"] = timed(lambda: ray(features(WARM_UP)))[1]
+    with tempfile.TemporaryDirectory() as scratch, cluster.connected():
+        first = _in_shards(Path(scratch, "first"), features(WARM_UP))
+        rows["first use: 8,192 images by Ray Data, s"] = timed(lambda: ray(first))[1]
         # Every worker process must import what it needs: whichever is asked later has it.
         workers = {"mine_workers": cluster.cpus(), "threads": 1}
         all_at_once = config.model_copy(
             update={"compute": config.compute.model_copy(update=workers)}
         )
         for _ in range(2):
-            ray(features(cluster.cpus() * WARM_UP), all_at_once)
-        _, mebibytes = peak(lambda: ray(features(count)))
+            more = features(cluster.cpus() * WARM_UP)
+            ray(_in_shards(Path(scratch, "more"), more), all_at_once)
+        stored = _in_shards(Path(scratch, "all"), features(count))
+        _, mebibytes = peak(lambda: ray(stored))
         rows["memory at most, MiB"] = mebibytes
         rows["memory : feature matrix"] = mebibytes * 2**20 / (4 * DIM * count)
         feature_ND = features(count)
         flat, ray_data = [], []
         for _ in range(ROUNDS):
             flat.append(_flat(feature_ND, feature_ND)[1])
-            table, seconds = timed(lambda: ray(feature_ND))
+            table, seconds = timed(lambda: ray(stored))
             ray_data.append(seconds)
         nearest, _ = _flat(feature_ND[:1000], feature_ND)
         rows["largest share of neighbours that the ways do not share"] = 1 - _shared(table, nearest)
@@ -63,7 +71,7 @@ def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
         rows["ratio"] = rows["IndexFlatIP.search, s"] / rows["Ray Data, s"]
         pairs = [f"{one:.2f} : {other:.2f}" for one, other in zip(flat, ray_data, strict=True)]
         rows["rounds, IndexFlatIP.search : Ray Data, s"] = ", ".join(pairs)
-        return rows | _scores(feature_ND, flags.candidates, config)
+        return rows | _scores(stored, count, flags.candidates, config)
 
 
 def _flat(
@@ -88,13 +96,25 @@ def _shared(table: Any, nearest: NDArray[np.int64]) -> float:
     return min(shares)
 
 
-def _scores(feature_ND: NDArray[np.float32], count: int, config: Config) -> dict[str, float]:
+def _in_shards(folder: Path, feature_ND: NDArray[np.float32]) -> Stored:
+    """Write features as `embed` does: a thousand in a shard."""
+    keys, uri = [f"{row:08d}" for row in range(len(feature_ND))], str(folder)
+    table = to_table(keys, [READABLE] * len(keys), feature_ND)
+    plan = shards.Plan.of_rows(len(keys), 64, 1, {})
+    shards.begin(uri, plan)
+    for number in range(plan.shards):
+        size = plan.shard_rows or 0
+        shards.write(uri, number, table.slice(number * size, size))
+    return Stored.open(folder)
+
+
+def _scores(stored: Stored, images: int, count: int, config: Config) -> dict[str, float]:
     """Score random candidates among as many triplets as Fashion-IQ has."""
     rng, texts = np.random.default_rng(1), features(TEXTS, drawn=1)
 
     def drawn(high: int) -> Rows:
         return rng.integers(0, high, count).astype(np.int32)
 
-    rows = drawn(len(feature_ND)), drawn(len(feature_ND)), drawn(TEXTS)
-    scored = timed(lambda: mining.matching_scores(feature_ND, texts, *rows, compute=config.compute))
+    rows = drawn(images), drawn(images), drawn(TEXTS)
+    scored = timed(lambda: mining.matching_scores(stored, texts, *rows, compute=config.compute))
     return {"candidates": count, "matching scores by Ray Data, s": scored[1]}

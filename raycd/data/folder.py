@@ -21,6 +21,11 @@ def is_local(path: str) -> bool:
     return "://" not in path
 
 
+def absolute(path: str) -> str:
+    """Return a local path as an absolute one, `~` opened; a URI stays as it is."""
+    return os.path.abspath(os.path.expanduser(path)) if is_local(path) else path
+
+
 class Folder:
     """The folder `root`.
 

@@ -30,10 +30,6 @@ from __future__ import annotations
 from collections.abc import Container, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import fsspec
-import pyarrow as pa
-import pyarrow.parquet
-
 from raycd.data import attributes, captions, json_text, parquet_images, rows
 from raycd.data.attributes import Attributes
 from raycd.data.build import DatasetBuilder, TripletRow
@@ -98,7 +94,11 @@ def _read_gallery(folder: Folder, builder: DatasetBuilder, name: str) -> dict[st
 def _gallery_rows(folder: Folder, name: str) -> Iterator[tuple[str, int, Row]]:
     """Yield where each row stands, its number from 1, and its values."""
     inside = parquet_images.files(folder, name)
-    if name.endswith(".parquet") and inside == [name] and not _has_pictures(folder, name):
+    if (
+        name.endswith(".parquet")
+        and inside == [name]
+        and not parquet_images.has_pictures(folder, name)
+    ):
         inside = []
     if inside:
         for file, at, values in parquet_images.rows(folder, inside):
@@ -108,16 +108,6 @@ def _gallery_rows(folder: Folder, name: str) -> Iterator[tuple[str, int, Row]]:
     _check_columns(name, found, "image_id", "path")
     for number, row in enumerate(table, 1):
         yield f"{name}, row {number}", number, row
-
-
-def _has_pictures(folder: Folder, name: str) -> bool:
-    """Tell whether a Parquet file has pictures in it, and no column of their paths."""
-    try:
-        with fsspec.open(folder.resolve(name), "rb") as file:
-            schema = pyarrow.parquet.read_schema(file)
-    except (OSError, ValueError, pa.ArrowException):
-        return False  # `rows.read` says what is wrong with it
-    return "path" not in schema.names and parquet_images.image_column(schema) is not None
 
 
 def _differing(where: str, image_id: str, first: _Image, again: _Image) -> DataError:

@@ -10,13 +10,21 @@ from raycd.errors import DataError
 
 
 class ImageReport:
-    """Image ids with the reason why each cannot be read (`images.BrokenImage.reason`)."""
+    """Image ids with the reason why each cannot be read (`images.BrokenImage.reason`).
 
-    def __init__(self, reasons: Mapping[str, str] | None = None) -> None:
+    Args:
+        reasons: Image id -> reason.
+        more: Reason -> number of further images, which are listed elsewhere.
+    """
+
+    def __init__(
+        self, reasons: Mapping[str, str] | None = None, more: Mapping[str, int] | None = None
+    ) -> None:
         self.reasons: dict[str, str] = dict(reasons or {})
+        self.more = Counter(more or {})
 
     def __len__(self) -> int:
-        return len(self.reasons)
+        return len(self.reasons) + self.more.total()
 
     def add(self, image_id: str, reason: str) -> None:
         """Record one image; recording it again changes nothing."""
@@ -24,9 +32,8 @@ class ImageReport:
 
     def counts(self) -> dict[str, int]:
         """Return the number of images for each reason, the most frequent reason first."""
-        return dict(
-            sorted(Counter(self.reasons.values()).items(), key=lambda item: (-item[1], item[0]))
-        )
+        found = Counter(self.reasons.values()) + self.more
+        return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
 
     def check(self, total: int, max_missing: float, *, listed: str = "") -> None:
         """Raise DataError where more than the share `max_missing` of `total` images cannot be read.
@@ -49,7 +56,10 @@ class ImageReport:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return {"missing": total, "by_reason": {reason: count}, "images": {image_id: reason}}."""
+        """Return {"missing": total, "by_reason": {reason: count}, "images": {image_id: reason}}.
+
+        "images" lacks those that are listed elsewhere.
+        """
         return {
             "missing": len(self),
             "by_reason": self.counts(),

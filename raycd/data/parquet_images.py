@@ -125,6 +125,16 @@ def _is_image(kind: pa.DataType) -> bool:
     return {"bytes", "path"} <= names
 
 
+def has_pictures(folder: Folder, name: str) -> bool:
+    """Tell whether a Parquet file has pictures in it, and no column of their paths."""
+    try:
+        with fsspec.open(folder.resolve(name), "rb") as file:
+            schema = pq.read_schema(file)
+    except (OSError, ValueError, pa.ArrowException):
+        return False  # `rows.read` says what is wrong with it
+    return "path" not in schema.names and image_column(schema) is not None
+
+
 def files(folder: Folder, pattern: str) -> list[str]:
     """Return the sorted Parquet files that a name, a folder or a pattern (data/train-*) means."""
     parent, name = posixpath.split(pattern.rstrip("/"))

@@ -6,11 +6,14 @@ Every failure to parse a table becomes a DataError that names the file, and the 
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO
+from itertools import islice
 from typing import Any
 
+import fsspec
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
@@ -53,6 +56,87 @@ def read(
     return rows, [column for column in names if column]
 
 
+def blocks(
+    folder: Folder, name: str, columns: Sequence[str], size: int
+) -> Iterator[tuple[int, pa.Table]]:
+    """Yield some columns of a table as texts, `size` rows at a time, with the first row's number.
+
+    Rows count from 1. The table is never in memory as a whole. Raises DataError where it cannot be
+    read, lacks a column, or a value is null, empty, or neither a text nor a whole number.
+    """
+    first = 1
+    for block in _streamed(folder, name, columns, size):
+        names = [column.strip() for column in block.schema.names]
+        _refuse_twice([column for column in names if column in columns], names, name)
+        if missing := [column for column in columns if column not in names]:
+            raise DataError(
+                f"{name} lacks a column",
+                got=", ".join(filter(None, names)) or "no columns",
+                expected=f"also {', '.join(missing)}",
+                do="see docs/data.md, own data",
+            )
+        found = {column: block[names.index(column)] for column in columns}
+        yield first, pa.table({key: _texts(one, key, name, first) for key, one in found.items()})
+        first += len(block)
+
+
+def _streamed(folder: Folder, name: str, columns: Sequence[str], size: int) -> Iterator[pa.Table]:
+    extension, place = posixpath.splitext(name)[1].lower(), folder.resolve(name)
+    try:
+        with fsspec.open(place, "rb") as file:
+            if extension == ".parquet":
+                table = pyarrow.parquet.ParquetFile(file)
+                wanted = [one for one in table.schema_arrow.names if one.strip() in columns]
+                for batch in table.iter_batches(size, columns=wanted or None):
+                    yield pa.Table.from_batches([batch])
+            elif extension == ".csv":
+                with fsspec.open(place, "rb") as head, _csv(head) as header:
+                    names = header.schema.names
+                with _csv(file, names) as reader:
+                    for batch in reader:
+                        yield pa.Table.from_batches([batch])
+            else:
+                first = 1
+                while lines := list(islice(file, size)):
+                    rows, found = _json_lines(b"".join(lines), name, first)
+                    if rows:
+                        wanted = [one for one in found if one in columns]
+                        yield pa.table({one: [row[one] for row in rows] for one in wanted})
+                    first += len(lines)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(
+            f"{place} cannot be read as {extension[1:]}", got=error, do="write the file again"
+        ) from error
+
+
+def _csv(file: Any, texts: Sequence[str] = ()) -> pyarrow.csv.CSVStreamingReader:
+    return pyarrow.csv.open_csv(
+        file,
+        parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+        convert_options=pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(texts, pa.string())),
+    )
+
+
+def _texts(column: pa.ChunkedArray, name: str, table: str, first: int) -> pa.ChunkedArray:
+    """Return a column as texts. Raises DataError for a null, an empty text or a fraction."""
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        return _texts(column.cast(kind.value_type), name, table, first)
+    plain = pa.types.is_integer(kind) or pa.types.is_large_string(kind) or pa.types.is_string(kind)
+    texts = column.cast(pa.string()) if plain else pa.nulls(len(column), pa.string())
+    good = pc.fill_null(pc.not_equal(texts, ""), False)
+    if pc.all(good, min_count=0).as_py():
+        return texts
+    bad = pc.index(good, False).as_py()
+    value = column[bad].as_py()
+    raise DataError(
+        f"{table}, row {first + bad} has no usable {name}",
+        got="null" if value is None else json_text.shown(value),
+        expected="a text or a whole number",
+        do=f"fill {name} in, or leave the row out",
+    )
+
+
 def _refuse_twice(read: Sequence[str], names: Sequence[str], table: str) -> None:
     twice = [column for column in dict.fromkeys(read) if read.count(column) > 1]
     if twice:
@@ -93,10 +177,10 @@ def _arrow(data: bytes, name: str, extension: str) -> pa.Table:
         ) from error
 
 
-def _json_lines(data: bytes, name: str) -> tuple[list[Row], list[str]]:
+def _json_lines(data: bytes, name: str, first: int = 1) -> tuple[list[Row], list[str]]:
     """Return rows and the names of all their columns; a column that a row lacks is null there."""
     rows: list[dict[str, Any]] = []
-    for number, line in enumerate(data.splitlines(), 1):
+    for number, line in enumerate(data.splitlines(), first):
         if not line.strip():
             continue
         try:

@@ -26,6 +26,12 @@ def readable(triplets: pa.Table, images: Container[str]) -> pa.Table:
     return pa.Table.from_pylist(kept, schema=TRIPLET)
 
 
+def images_of(triplets: pa.Table) -> list[str]:
+    """Return the references and all targets of triplets (schema TRIPLET), repeated ones too."""
+    rows = triplets.to_pylist()
+    return [image_id for row in rows for image_id in (row["reference"], *targets_of(row))]
+
+
 def padded(
     triplets: Sequence[Mapping[str, Any]], numbers: Mapping[str, int]
 ) -> NDArray[np.int64] | None:

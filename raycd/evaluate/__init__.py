@@ -14,7 +14,7 @@ Shapes: Q queries, B of them at once, G gallery images, D feature size, S candid
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -212,14 +212,14 @@ def evaluate(
     by_category = _by_category(dataset.queries(split, both_orders=both_orders), split)
     for category, triplets in by_category.items():
         wanted = gallery_ids(dataset.gallery_ids(category, split), triplets, protocol)
-        present = [image_id for image_id in wanted if image_id in images]
+        present = list(images.among(wanted))
         evaluation.gallery[category] = len(present)
         evaluation.queries[category] = len(triplets)
-        evaluation.missing_gallery[category] = [one for one in wanted if one not in images]
         positions = {image_id: position for position, image_id in enumerate(present)}
+        evaluation.missing_gallery[category] = [one for one in wanted if one not in positions]
         gallery_GD = F.normalize(images.take(present, device).float(), dim=-1)
         ranking = _Ranking(
-            *(positions, gallery_GD, images, rerank),
+            *(positions, gallery_GD, images.among(t["reference"] for t in triplets), rerank),
             mask=protocol in MASKED,
             batch_size=batch_size,
             top=top,
@@ -262,19 +262,19 @@ class _Ranking:
         self,
         positions: Mapping[str, int],
         gallery_GD: torch.Tensor,
-        images: Features,
+        references: Container[str],  # that have features
         rerank: RerankFunction | None,
         *,
         mask: bool,
         batch_size: int,
         top: int = 0,
     ) -> None:
-        self.positions, self.gallery_GD, self.images = positions, gallery_GD, images
+        self.positions, self.gallery_GD, self.references = positions, gallery_GD, references
         self.mask, self.batch_size, self.top, self.rerank = mask, batch_size, top, rerank
 
     def answerable(self, triplet: Triplet) -> bool:
         """Return whether the reference and a target have features."""
-        return triplet["reference"] in self.images and any(
+        return triplet["reference"] in self.references and any(
             target in self.positions for target in targets_of(triplet)
         )
 

@@ -65,11 +65,12 @@ def rank(
     ranked = Ranked()
     for category, rows in by_category.items():
         annotated = dataset.gallery_ids(category, split)
-        ids = [image_id for image_id in annotated if image_id in images]
-        ranked.missing.extend(image_id for image_id in annotated if image_id not in images)
+        known = images.among([*annotated, *(row["reference"] for row in rows)])
+        ids = [image_id for image_id in annotated if image_id in known]
+        ranked.missing.extend(image_id for image_id in annotated if image_id not in known)
         gallery_GD = F.normalize(images.take(ids, device).float(), dim=-1)
         places = {image_id: place for place, image_id in enumerate(ids)}
-        asked = [row for row in rows if row["reference"] in images]
+        asked = [row for row in rows if row["reference"] in known]
         for start in range(0, len(asked), batch_size):
             batch = asked[start : start + batch_size]
             query_BD = F.normalize(query(batch).to(gallery_GD), dim=-1)
@@ -86,7 +87,7 @@ def rank(
                 ranked.gallery[row["triplet_id"]] = [ids[place] for place in best_K]
                 ranked.subsets[row["triplet_id"]] = _ordered(_members(row), scores)
         for row in rows:
-            if row["reference"] not in images:
+            if row["reference"] not in known:
                 others = [i for i in annotated if not mask_reference or i != row["reference"]]
                 ranked.unasked.append(row["triplet_id"])
                 ranked.gallery[row["triplet_id"]] = others[:TOP]

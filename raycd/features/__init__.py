@@ -1,56 +1,74 @@
-"""Features by key (image id or text), and their Parquet tables of key, status and vector."""
+"""Features by key (image id or text), and their tables of key, status and vector.
+
+How they lie on disk: `shards` (writing) and `stored` (reading).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
-
-from raycd.data.missing import ImageReport
 
 READABLE = "ok"  # the status of a row that has a feature; other rows have an images.Reason
 
 
 @dataclass(frozen=True)
 class Features:
-    """Features by key: image ids or texts. `values` (N, D) are not normalised."""
+    """Features by key: image ids or texts. `values` (N, D) are not normalised.
 
-    rows: Mapping[str, int]
+    Keys are looked up by Arrow, many at a time: there is no Python object for each of them.
+    """
+
+    keys: pa.StringArray
     values: torch.Tensor
 
     @classmethod
-    def of(cls, keys: Sequence[str], values: torch.Tensor) -> Features:
+    def of(cls, keys: Sequence[str] | pa.Array, values: torch.Tensor) -> Self:
         """Return the features in which `values[i]` belongs to `keys[i]`."""
         assert len(keys) == len(values)
-        return cls({key: row for row, key in enumerate(keys)}, values)
+        own = keys if isinstance(keys, pa.Array) else pa.array(list(keys), pa.string())
+        return cls(own, values)
 
-    def __contains__(self, key: str) -> bool:
-        return key in self.rows
+    @classmethod
+    def of_table(cls, table: pa.Table) -> Self:
+        """Return the features of the readable rows of a `to_table`."""
+        own = readable(table)
+        return cls.of(own["key"].combine_chunks(), torch.from_numpy(vectors(own).copy()))
 
-    def find(self, keys: pa.ChunkedArray) -> NDArray[np.int64]:
+    def find(self, keys: pa.Array | pa.ChunkedArray) -> NDArray[np.int64]:
         """Return the row of each key, -1 where it has none."""
-        found = pc.index_in(keys, value_set=pa.array(self.rows.keys(), pa.string()))
-        rows: NDArray[np.int64] = np.fromiter([*self.rows.values(), -1], np.int64)[
-            found.fill_null(-1).to_numpy()
-        ]
+        found = pc.index_in(keys, value_set=self.keys).fill_null(-1)
+        rows: NDArray[np.int64] = found.to_numpy(zero_copy_only=False).astype(np.int64)
         return rows
 
+    def among(self, keys: Iterable[str]) -> dict[str, int]:
+        """Return the row of each of these keys that has a feature, in their order."""
+        asked = list(dict.fromkeys(keys))
+        rows = self.find(pa.array(asked, pa.string())).tolist()
+        return {key: row for key, row in zip(asked, rows, strict=True) if row >= 0}
+
     def take(self, keys: Iterable[str], device: torch.device | str | None = None) -> torch.Tensor:
-        """Return features (len(keys), D), on `device`."""
-        rows = torch.tensor(
-            [self.rows[key] for key in keys], dtype=torch.int64, device=self.values.device
-        )
-        return self.values[rows].to(device)
+        """Return features (len(keys), D), on `device`. Raises KeyError where a key has none."""
+        asked = pa.array(list(keys), pa.string())
+        rows = self.find(asked)
+        if len(lost := np.flatnonzero(rows < 0)):
+            raise KeyError(asked[int(lost[0])].as_py())
+        return self.values[torch.from_numpy(rows).to(self.values.device)].to(device)
+
+    def to(self, device: torch.device | str) -> Features:
+        """Return the same on `device`."""
+        return Features(self.keys, self.values.to(device))
 
 
-def to_table(keys: list[str], status: list[str], features_ND: NDArray[np.float32]) -> pa.Table:
+def to_table(
+    keys: Sequence[str], status: Sequence[str], features_ND: NDArray[np.float32]
+) -> pa.Table:
     """Return rows (key, status, feature: fixed_size_list<float32>[D])."""
     flat = pa.array(np.ascontiguousarray(features_ND, dtype=np.float32).reshape(-1), pa.float32())
     feature = pa.FixedSizeListArray.from_arrays(flat, features_ND.shape[1])
@@ -63,27 +81,14 @@ def to_table(keys: list[str], status: list[str], features_ND: NDArray[np.float32
     )
 
 
-def write(path: Path, table: pa.Table) -> None:
-    """Write one Parquet file, uncompressed: features hardly compress."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, path, compression="none", use_dictionary=False)
+def readable(table: pa.Table) -> pa.Table:
+    """Return the rows that have a feature; the table itself where all have one."""
+    mask = pc.equal(table["status"], READABLE)
+    return table if pc.all(mask).as_py() is not False else table.filter(mask)
 
 
-def read(path: Path, order: list[str] | None = None) -> tuple[Features, ImageReport]:
-    """Return features of the readable rows, and a report of the others.
-
-    The rows are in the order of the file, or of `order` as far as they are there.
-    """
-    table = pq.read_table(path)
-    keys, status = table["key"].to_pylist(), table["status"].to_pylist()
+def vectors(table: pa.Table) -> NDArray[np.float32]:
+    """Return the features (N, D) of a table; nothing is copied where it is one block."""
     column = table["feature"].combine_chunks()
-    vectors = np.asarray(column.flatten()).reshape(len(keys), column.type.list_size)
-    rows = {
-        key: row
-        for row, (key, state) in enumerate(zip(keys, status, strict=True))
-        if state == READABLE
-    }
-    broken = {key: state for key, state in zip(keys, status, strict=True) if state != READABLE}
-    chosen = [key for key in (order if order is not None else rows) if key in rows]
-    values = torch.from_numpy(np.ascontiguousarray(vectors[[rows[key] for key in chosen]]))
-    return Features.of(chosen, values), ImageReport(broken)
+    flat: NDArray[np.float32] = column.flatten().to_numpy(zero_copy_only=False)
+    return flat.reshape(len(column), column.type.list_size)

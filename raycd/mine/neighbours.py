@@ -81,10 +81,13 @@ def _by_setting(unit_PD: NDArray[np.float32], mine: MineConfig) -> Nearest | Non
     )
 
 
-def normalise(features_ND: NDArray[np.float32], rows: Rows | None = None) -> NDArray[np.float32]:
+def normalise(
+    features_ND: NDArray[np.float32], rows: Rows | None = None, *, numbers: Rows | None = None
+) -> NDArray[np.float32]:
     """Return features of the rows (None: all) at length 1; zeros stay zero, similar to none.
 
     The norm is computed in float64, so that the rounding of its sum does not show in float32.
+    Raises DataError where one is not finite; `numbers` are the rows' own where they are a part.
     """
     own = features_ND if rows is None else features_ND[_span(rows)]
     unit = np.empty(own.shape, np.float32)
@@ -94,7 +97,8 @@ def normalise(features_ND: NDArray[np.float32], rows: Rows | None = None) -> NDA
         norm = np.sqrt(np.einsum("nd,nd->n", block, block))
         if not np.isfinite(norm).all():
             row = start + int(np.flatnonzero(~np.isfinite(norm))[0])
-            row = row if rows is None else int(rows[row])
+            named = rows if numbers is None else numbers
+            row = row if named is None else int(named[row])
             raise DataError(
                 f"the features of row {row} are not finite",
                 do="embed again; the encoder may be broken",

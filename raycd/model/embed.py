@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from raycd.config import DataConfig, Precision
-from raycd.data.images import BrokenImage, load
+from raycd.data.images import BrokenImage, decode, load
 from raycd.data.preprocess import Preprocess
 from raycd.errors import WeightsError
 from raycd.features import READABLE
@@ -25,9 +25,10 @@ Batch = dict[str, NDArray[Any]]
 
 
 class DecodeImages:
-    """Decoding: {key, path} -> {key, status, pixels (B, H, W, 3) uint8}.
+    """Decoding: {key, path} or {key, data} -> {key, status, pixels (B, H, W, 3) uint8}.
 
-    The pixels of a broken image are black and its status says why.
+    `data` are the bytes of picture files. The pixels of a broken image are black and its status
+    says why.
     """
 
     def __init__(self, preprocess: Mapping[str, Any], data: DataConfig) -> None:
@@ -36,9 +37,11 @@ class DecodeImages:
     def __call__(self, batch: Mapping[str, Any]) -> Batch:
         status: list[str] = []
         pixels = np.zeros((len(batch["key"]), *self.preprocess.size, 3), np.uint8)
-        for row, path in enumerate(batch["path"]):
+        most, least = self.data.max_pixels, self.data.min_side
+        read, given = (decode, batch["data"]) if "data" in batch else (load, batch["path"])
+        for row, one in enumerate(given):
             try:
-                image = load(path, max_pixels=self.data.max_pixels, min_side=self.data.min_side)
+                image = read(one, max_pixels=most, min_side=least)
                 pixels[row] = self.preprocess(image).numpy()
                 status.append(READABLE)
             except BrokenImage as error:
@@ -71,7 +74,7 @@ class EncodeImages:
 
 
 class EmbedImages:
-    """Decoding and encoding in one step: {key, path} -> {key, status, feature}."""
+    """Decoding and encoding in one step: {key, path or data} -> {key, status, feature}."""
 
     def __init__(self, encoder: Encoder, data: DataConfig) -> None:
         self.decode = DecodeImages(encoder.preprocess.to_dict(), data)

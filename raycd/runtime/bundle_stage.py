@@ -7,25 +7,25 @@ from raycd.data.captions import example_texts
 from raycd.model import encoder as encoders
 from raycd.model import fusion
 from raycd.run import Writing
-from raycd.runtime.stages import Context
+from raycd.runtime.stages import IMAGES, Context
 
 
 def bundle_up(context: Context, writing: Writing) -> None:
     """Put encoder, head, gallery and index together for serving. The gallery is val's."""
     tuned = encoders.load_saved(context.run.local("stage1") / "encoder")
     head, head_config = fusion.load(context.run.local("stage2") / "head", dim=tuned.dim)
-    images, _, _ = context.features("embed")
     categories: dict[str, list[str]] = {}
     for row in context.dataset.gallery.to_pylist():
-        if row["split"] == "val" and row["image_id"] in images:
+        if row["split"] == "val":
             categories.setdefault(row["image_id"], []).append(row["category"])
-    ids = list(categories)
+    images = context.stored("embed", IMAGES).features(list(categories))
+    ids: list[str] = images.keys.to_pylist()
     known = {row["image_id"]: row for row in context.dataset.images.to_pylist()}
     gallery = bundle.gallery_table(
         ids,
-        list(categories.values()),
+        [categories[key] for key in ids],
         [known[key]["path"] for key in ids],
-        images.take(ids).numpy(),
+        images.values.numpy(),
         tuned.fingerprint(),
         attributes=[dict(known[key]["attributes"]) for key in ids],
         run=context.run.root,

@@ -20,14 +20,21 @@ def mapped(
     A step is a class or function, and how Ray Data maps it (`compute=`, `num_cpus=`, ...). It
     returns as many rows as it is given.
     """
+    with Bar(stage, total=sum(len(block) for block in blocks), unit=unit) as bar:
+        for part in results(blocks, *steps):
+            bar.advance(len(part))
+            yield part
+
+
+def results(
+    blocks: list[pa.Table], *steps: tuple[Callable[..., Any], dict[str, Any]]
+) -> Iterator[pa.Table]:
+    """Pass each block through the steps as `mapped` does, which may return any number of rows."""
     _quiet()
     dataset: ray.data.Dataset = ray.data.from_arrow(blocks)
     for what, how in steps:
         dataset = dataset.map_batches(what, **{"batch_size": None, **how})
-    with Bar(stage, total=sum(len(block) for block in blocks), unit=unit) as bar:
-        for part in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-            bar.advance(len(part))
-            yield part
+    yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")
 
 
 def blocks_of(table: pa.Table, size: int) -> list[pa.Table]:

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raycd import bundle, features, scratch
+import pyarrow as pa
+
+from raycd import bundle, scratch
 from raycd.config import Config
 from raycd.data.missing import ImageReport
 from raycd.data.read import read
 from raycd.data.schema import Dataset
-from raycd.features import Features, map_cache
+from raycd.features import READABLE, Features, map_cache
 from raycd.features.map_cache import Extras
 from raycd.model import encoder as encoders
 from raycd.model import fusion
@@ -23,7 +25,7 @@ from raycd.model.fusion import Head, HeadConfig, joint
 from raycd.runtime import cluster, embedding
 from raycd.runtime.evaluation import Variant, variant
 from raycd.runtime.map_stages import write_cache
-from raycd.runtime.stages import FINE_TUNED, IMAGES, QUERIES, TEXTS, Context
+from raycd.runtime.stages import FINE_TUNED, Context
 
 
 @dataclass(frozen=True)
@@ -84,11 +86,10 @@ def _embedded(
 ) -> tuple[Features, ImageReport, Features, Extras]:
     encoder, caches = model.encoder, {}
     with scratch.folder() as folder, cluster.connected():
-        features.write(folder / IMAGES, embedding.embed_images(paths, encoder, config))
-        features.write(folder / TEXTS, embedding.embed_texts(texts, encoder, config))
-        images, missing = features.read(folder / IMAGES)
-        text_features, _ = features.read(folder / TEXTS)
-        readable = {key: path for key, path in paths.items() if key in images}
+        table = embedding.embed_images(paths, encoder, config)
+        images, missing = Features.of_table(table), _report(table)
+        text_features = Features.of_table(embedding.embed_texts(texts, encoder, config))
+        readable = {key: path for key, path in paths.items() if key not in missing.reasons}
         for need in sorted(model.head.needs):
             given, size = (texts, 0) if need == "tokens" else (readable, _side(model, need))
             write_cache(folder / need, need, given, encoder, size, config)
@@ -99,10 +100,14 @@ def _embedded(
 def _composed(
     model: Model, rows: list[dict[str, Any]], paths: dict[str, str | None], config: Config
 ) -> Features:
-    with scratch.folder() as folder, cluster.connected():
-        table = embedding.compose_queries(rows, paths, model.encoder, config)
-        features.write(folder / QUERIES, table)
-        return features.read(folder / QUERIES)[0]
+    with cluster.connected():
+        return Features.of_table(embedding.compose_queries(rows, paths, model.encoder, config))
+
+
+def _report(table: pa.Table) -> ImageReport:
+    """Return which images of a table have no feature, and why."""
+    status = zip(table["key"].to_pylist(), table["status"].to_pylist(), strict=True)
+    return ImageReport({key: why for key, why in status if why != READABLE})
 
 
 def _side(model: Model, need: str) -> int:

@@ -1,8 +1,9 @@
-"""Embedding on Ray Data (eq. 8): all images and all texts through a frozen encoder, once.
+"""Embedding on Ray Data (eq. 8) into a table in memory: a page of a gallery, a split, queries.
 
-The encoder travels through the object store. On CPUs, tasks decode and encode; a worker process
-keeps the encoder (and torch, which takes seconds to import) from one task to the next. With GPUs,
-actors decode on CPUs and others encode on GPUs.
+What a run or a user keeps is written in shards instead (`embed_shards`). The encoder travels
+through the object store. On CPUs, tasks decode and encode; a worker process keeps the encoder (and
+torch, which takes seconds to import) from one task to the next. With GPUs, actors decode on CPUs
+and others encode on GPUs.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import ray
 from raycd import features
 from raycd.config import Config, Precision
 from raycd.evaluate import Triplet, query_key, text_of
+from raycd.features import shards
 from raycd.model import threads
 from raycd.model.embed import (
     Batch,
@@ -31,7 +33,7 @@ from raycd.model.encoder import Encoder
 from raycd.runtime import cluster, datasets
 
 Step = type[EmbedImages] | type[EmbedTexts] | type[ComposeQueries]
-BLOCK = 1024  # rows of a task, at most; it encodes embed.batch_size of them at once
+BLOCK = shards.BLOCK  # rows of a task, at most; it encodes embed.batch_size of them at once
 
 # The encoder that this worker process used last, by the id of its object.
 _cache: dict[str, Encoder] = {}
@@ -151,7 +153,7 @@ def _embed(block: Batch, step: Step, shared: SharedEncoder, config: Config) -> p
     firsts = range(0, len(block["key"]), size)
     return pa.concat_tables(
         [
-            _table(embed({name: column[first : first + size] for name, column in block.items()}))
+            as_table(embed({name: column[first : first + size] for name, column in block.items()}))
             for first in firsts
         ]
     )
@@ -179,7 +181,8 @@ def decoders(encoder: Encoder, workers: int, config: Config) -> tuple[Any, dict[
     }
 
 
-def _table(batch: Batch) -> pa.Table:
+def as_table(batch: Batch) -> pa.Table:
+    """Return an encoded batch as rows (key, status, feature)."""
     return features.to_table(list(batch["key"]), list(batch["status"]), batch["feature"])
 
 
@@ -190,7 +193,7 @@ class _EncodeImages:
         self.step = EncodeImages(shared.get("cuda"))
 
     def __call__(self, batch: Batch) -> pa.Table:
-        return _table(self.step(batch))
+        return as_table(self.step(batch))
 
 
 class _ComposeQueries:
@@ -200,7 +203,7 @@ class _ComposeQueries:
         self.step = ComposeQueries(shared.get("cuda"), config.data)
 
     def __call__(self, batch: Batch) -> pa.Table:
-        return _table(self.step(batch))
+        return as_table(self.step(batch))
 
 
 class _EmbedTexts:
@@ -210,4 +213,4 @@ class _EmbedTexts:
         self.step = EmbedTexts(shared.get("cuda"))
 
     def __call__(self, batch: Batch) -> pa.Table:
-        return _table(self.step(batch))
+        return as_table(self.step(batch))

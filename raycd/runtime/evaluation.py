@@ -52,7 +52,7 @@ def variants(context: Context) -> list[Variant]:
     config = context.config
     head, head_config = fusion.load(context.run.local("stage2") / "head")
     total = fusion.create(fusion.HeadConfig("sum", head_config.dim))
-    first, tuned = (context.features(stage)[:2] for stage in ("zero_shot", "embed"))
+    first, tuned = (context.features(stage) for stage in ("zero_shot", "embed"))
     extras = context.extras(needs(config))
     composed = context.composed() if head_config.name == joint.NAME else None
     return [

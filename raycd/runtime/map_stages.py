@@ -23,7 +23,7 @@ from raycd.model import maps
 from raycd.model.encoder import Encoder
 from raycd.run import Writing
 from raycd.runtime import embed_maps
-from raycd.runtime.stages import Context, embedded_texts
+from raycd.runtime.stages import IMAGES, Context, embedded_texts
 
 
 def cache_map(context: Context, writing: Writing) -> None:
@@ -43,8 +43,8 @@ def cache_tokens(context: Context, writing: Writing) -> None:
 
 
 def _images(context: Context, writing: Writing, need: str) -> None:
-    _, _, missing = context.features("embed")
-    paths = {key: path for key, path in context.paths().items() if key not in missing.reasons}
+    missing = dict(context.stored("embed", IMAGES).unreadable())
+    paths = {key: path for key, path in context.paths().items() if key not in missing}
     _write(context, writing, need, paths)
 
 

@@ -1,44 +1,38 @@
-"""The stages mine and filter of the pipeline: candidate pseudo triplets, and those that are kept.
-
-Shapes: N images, D feature size, T triplets.
-"""
+"""The stages mine and filter of the pipeline: candidate pseudo triplets, and which are kept."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
-from raycd import features, mine, progress
+from raycd import mine, progress
 from raycd.data import targets
 from raycd.data.schema import Dataset
 from raycd.data.selection import SELECTION
+from raycd.features.stored import Stored
 from raycd.run import Writing
 from raycd.runtime import mining
-from raycd.runtime.stages import IMAGES, Context
+from raycd.runtime.stages import IMAGES, TEXTS, Context
 
 
 def mine_candidates(context: Context, writing: Writing) -> None:
     """Find neighbours of the train images, and score every candidate pseudo triplet (3.2.3)."""
     settings, compute = context.config.mine, context.config.compute
-    ids = _image_ids(context)
-    train = targets.readable(context.dataset.triplets_of("train"), set(ids))
+    images, texts = context.stored("embed", IMAGES), context.stored("embed", TEXTS).features()
+    ids, train = images.keys(), context.dataset.triplets_of("train")
+    train = targets.readable(train, _known(ids, train))
     rows = mine.of_triplets(ids, train, context.dataset.triplets)
     pools = mine.make_pools(settings.pool, context.dataset.gallery, rows)
-    found = mining.find_neighbours(_image_features(context), pools, settings, compute)
-    searched = _describe_search(context, found, pools)
-    # Read again: they were not in memory while the neighbours were searched.
-    images, texts, _ = context.features("embed")
+    found = mining.find_neighbours(images, pools, settings, compute)
+    searched = _describe_search(context, images, found, pools)
     asked = map(context.dataset.wording.evaluation, train["captions"].to_pylist())
     table = mining.make_candidates(
         rows,
         found,
-        images.values.numpy(),
+        images,
         texts.take(asked).numpy(),
         encoder=context.recorded("stage1", "encoder"),
         compute=compute,
@@ -71,34 +65,24 @@ def filter_pseudo(context: Context, writing: Writing) -> None:
         progress.say(line)
 
 
-def _image_ids(context: Context) -> list[str]:
-    """Return the images that have features, in the order of their features."""
-    table = pq.read_table(context.run.local("embed") / IMAGES, columns=["key", "status"])
-    ids: list[str] = table.filter(pc.equal(table["status"], features.READABLE))["key"].to_pylist()
-    return ids
-
-
-def _image_features(context: Context) -> NDArray[np.float32]:
-    """Read the fine-tuned features (N, D) of the images that have any; the caller frees them."""
-    images, _ = features.read(context.run.local("embed") / IMAGES)
-    values: NDArray[np.float32] = images.values.numpy()
-    return values
+def _known(ids: pa.StringArray, triplets: pa.Table) -> set[str]:
+    """Return the images of triplets that are among `ids`."""
+    named = pa.array(targets.images_of(triplets), pa.string())
+    return set(named.filter(pc.is_in(named, value_set=ids)).to_pylist())
 
 
 def _describe_search(
-    context: Context, found: pa.Table, pools: Sequence[mine.Pool]
+    context: Context, images: Stored, found: pa.Table, pools: Sequence[mine.Pool]
 ) -> mine.Searched:
     """Return how the neighbours were searched and with what recall; log it unless it was exact."""
     config, settings = context.config, context.config.mine
     recall, sample = 1.0, 0
     if settings.index != "flat":
-        read = partial(_image_features, context)
         recall, sample = mining.measured_recall(
-            found, read, pools, settings, config.compute, seed=config.seed
+            found, images, pools, settings, config.compute, seed=config.seed
         )
-    dim = context.recorded("stage1", "dim")
-    shards = mine.make_shards(pools, dim, settings)
-    searched = mine.searched(shards, dim, settings, recall=recall, sample=sample)
+    shards = mine.make_shards(pools, images.dim, settings)
+    searched = mine.searched(shards, images.dim, settings, recall=recall, sample=sample)
     if settings.index != "flat" or searched["shards"] > len(pools):
         progress.say(f"mine: {mine.searched_line(searched)}")
     for warning in mine.low_recall(searched):

@@ -1,7 +1,8 @@
 """Mining on Ray Data: neighbours and candidates of `raycd.mine`, the same with any workers.
 
-Each shard's normalised features are put into the object store once. Tasks read them there without a
-copy, and a worker process keeps the shard that it searches from one task to the next. So a worker
+Each shard's normalised features are put into the object store once, by a task that reads them from
+the files of `raycd.features`: they are never in this process. Tasks read them there without a copy,
+and a worker process keeps the shard that it searches from one task to the next. So a worker
 maps at most two shards: the one that it searches and the one of its queries, of which it reads only
 the queries.
 
@@ -10,8 +11,7 @@ Shapes: N images, D feature size, P images of a shard, B queries, S keys, C cand
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,12 +22,14 @@ from numpy.typing import NDArray
 from raycd import mine as core
 from raycd import progress
 from raycd.config import ComputeConfig, MineConfig
+from raycd.features.stored import Stored
 from raycd.index import approximate
 from raycd.mine.pools import Pool, Rows, TripletRows
 from raycd.runtime import cluster
 from raycd.runtime.datasets import blocks_of, mapped
 
 SCORE_BLOCK = 1 << 15  # candidates measured by one task
+LOADED = 1 << 15  # features normalised at once
 TASKS = 2  # for each of several workers, at least: the others wait for the slowest task
 PAIRS = 3_000_000_000  # of images that one task compares, at most: some seconds
 
@@ -36,23 +38,18 @@ _cache: dict[str, core.NeighbourSearch] = {}
 
 
 def find_neighbours(
-    features_ND: NDArray[np.float32],
+    features: Stored,
     pools: Sequence[Pool],
     mine: MineConfig,
     compute: ComputeConfig,
 ) -> pa.Table:
     """Run `raycd.mine.find_neighbours` in tasks that search some batches of queries in one shard.
 
-    Features that the caller keeps no reference to are freed as soon as the workers have them.
+    Raises:
+        DataError: A feature is not finite.
     """
-    shards = core.make_shards(pools, features_ND.shape[1], mine)
-    stored = []
-    for shard in shards:
-        unit_PD = core.normalise(features_ND, shard.rows_P)
-        if shard is shards[-1]:
-            del features_ND  # before there is a third copy
-        stored.append(ray.put((unit_PD, shard.rows_P)))
-        del unit_PD
+    shards = core.make_shards(pools, features.dim, mine)
+    stored = _stored(features, shards, compute)
     lists = core.Lists(pools, mine)
     workers = cluster.fitting(compute.mine_workers or cluster.machines(), _resources(mine, compute))
     blocks = [
@@ -73,7 +70,7 @@ def find_neighbours(
 
 def measured_recall(
     found: pa.Table,
-    features: Callable[[], NDArray[np.float32]],
+    features: Stored,
     pools: Sequence[Pool],
     mine: MineConfig,
     compute: ComputeConfig,
@@ -82,40 +79,35 @@ def measured_recall(
 ) -> tuple[float, int]:
     """Measure the share of the exact neighbours of `mine.recall_sample` queries in a table.
 
-    Args:
-        features: Returns the features (N, D), of which there should be no other reference.
-
     Returns:
         The recall, and the number of queries that were compared.
     """
     exact = mine.model_copy(update={"index": "flat"})
     sample = core.sample(pools, mine.recall_sample, seed)
     count = sum(len(pool.queries_Q) for pool in sample)
-    return core.recall(found, find_neighbours(features(), sample, exact, compute)), count
+    return core.recall(found, find_neighbours(features, sample, exact, compute)), count
 
 
 def make_candidates(
     triplets: TripletRows,
     found: pa.Table,
-    image_ND: NDArray[np.float32],
+    images: Stored,
     text_TD: NDArray[np.float32],
     *,
     encoder: str,
     compute: ComputeConfig,
 ) -> pa.Table:
     """Run `raycd.mine.make_candidates`, scored by at most `compute.mine_workers` tasks at once."""
-    return core.make_candidates(
-        triplets,
-        found,
-        image_ND,
-        text_TD,
-        encoder=encoder,
-        score=partial(matching_scores, compute=compute),
-    )
+
+    def score(_: object, text_TD: NDArray[np.float32], *rows_C: Rows) -> NDArray[np.float64]:
+        return matching_scores(images, text_TD, *rows_C, compute=compute)
+
+    nothing_0D = np.empty((0, text_TD.shape[1]), np.float32)  # the workers have the features
+    return core.make_candidates(triplets, found, nothing_0D, text_TD, encoder=encoder, score=score)
 
 
 def matching_scores(
-    image_ND: NDArray[np.float32],
+    images: Stored,
     text_TD: NDArray[np.float32],
     reference_C: Rows,
     target_C: Rows,
@@ -137,17 +129,46 @@ def matching_scores(
         }
     )
     blocks = blocks_of(rows, SCORE_BLOCK)
+    whole = ray.remote(num_cpus=compute.cpus_per_worker)(_all)
+    image_ND = whole.remote(images)
     resources = {"CPU": compute.cpus_per_worker}
     workers = cluster.fitting(compute.mine_workers or cluster.cpus(), resources)
     measure = {
         "batch_format": "pyarrow",
         "compute": ray.data.TaskPoolStrategy(size=min(workers, len(blocks))),
         "num_cpus": compute.cpus_per_worker,
-        "fn_kwargs": {"images": ray.put(image_ND), "texts": ray.put(text_TD)},
+        "fn_kwargs": {"images": image_ND, "texts": ray.put(text_TD)},
     }
     for part in mapped("matching scores", "candidates", blocks, (_score, measure)):
         score_C[part["candidate"].to_numpy()] = part["score"].to_numpy()
     return score_C
+
+
+def _stored(
+    features: Stored, shards: Sequence[core.Shard], compute: ComputeConfig
+) -> list[ray.ObjectRef[Any]]:
+    """Put each shard's normalised features and its rows into the object store."""
+    _ = features.starts  # counted once, here: they travel with it
+    load = ray.remote(num_cpus=compute.cpus_per_worker, num_returns=2)(_load)
+    given = ray.put(features)
+    loaded: list[Any] = [load.remote(given, shard.rows_P) for shard in shards]
+    ray.get([done for _, done in loaded])  # raises what a task has raised
+    return [unit for unit, _ in loaded]
+
+
+def _load(features: Stored, rows_P: Rows) -> tuple[tuple[NDArray[np.float32], Rows], bool]:
+    """Read the features of a shard and normalise them, as a task."""
+    image_PD = features.rows(rows_P)
+    for start in range(0, len(rows_P), LOADED):  # in place: there is no third copy
+        own = slice(start, start + LOADED)
+        image_PD[own] = core.normalise(image_PD[own], numbers=rows_P[own])
+    return (image_PD, rows_P), True
+
+
+def _all(images: Stored) -> NDArray[np.float32]:
+    """Read all features, as a task."""
+    found: NDArray[np.float32] = images.features().values.numpy()
+    return found
 
 
 def _block(visit: core.Visit, shards: Sequence[core.Shard]) -> pa.Table:

@@ -189,7 +189,7 @@ def _pseudo(context: Context) -> list[PseudoExample]:
 @torch.inference_mode()
 def _queries(context: Context) -> Iterator[ShownQuery]:
     """Yield some val queries of each category, drawn by the seed, and what the head finds."""
-    images, texts, _ = context.features("embed")
+    images, texts = context.features("embed")
     head, head_config = fusion.load(context.run.local("stage2") / "head")
     extras = context.extras(head.needs)
     query, picture = cached_query(head, images, texts, extras=extras), _picture_loader(context)
@@ -208,7 +208,7 @@ def _queries(context: Context) -> Iterator[ShownQuery]:
         ]
         chosen = [own[i] for i in sorted(rng.permutation(len(own))[:SHOWN_QUERIES])]
         if chosen:
-            ids = [i for i in context.dataset.gallery_ids(category, "val") if i in images]
+            ids = list(images.among(context.dataset.gallery_ids(category, "val")))
             yield from _rows(
                 chosen, ids, images, query(chosen), rerank, ranks, picture, settings.protocol
             )

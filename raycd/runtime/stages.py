@@ -15,32 +15,35 @@ bundle      encoder, head, gallery and index for serving                 (bundle
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from torch import nn
 
-from raycd import features, progress, scratch
+from raycd import progress, scratch
 from raycd.config import Config
 from raycd.data.demo.garments import CATEGORIES
 from raycd.data.demo.synthetic import SPLITS, write_demo_data
-from raycd.data.missing import ImageReport
 from raycd.data.read import read
 from raycd.data.schema import Dataset
 from raycd.data.selection import SELECTION, hold_out
 from raycd.errors import DataError
-from raycd.features import Features, map_cache
+from raycd.features import Features, map_cache, shards
 from raycd.features.map_cache import Extras
+from raycd.features.stored import Stored
 from raycd.model import encoder as encoders
 from raycd.model import fusion, maps
+from raycd.model.encoder import Encoder
 from raycd.model.fusion import joint
 from raycd.progress import Bar
 from raycd.run import Run, Writing, local_copy
-from raycd.runtime import embedding, training
+from raycd.runtime import embed_shards, embedding, training
 from raycd.train import checkpoint
 from raycd.train.finetune import FineTune
 from raycd.train.fuse import Fuse, new_head
@@ -49,7 +52,8 @@ from raycd.train.pretrain import DEMO_MODEL, cached
 from raycd.train.triplets import readable_triplets
 
 ZERO_SHOT, FINE_TUNED = "zero_shot", "fine_tuned"
-IMAGES, TEXTS, QUERIES = "images.parquet", "texts.parquet", "queries.parquet"
+IMAGES, TEXTS, QUERIES = "images", "texts", "queries"  # folders of shards in a stage's
+LISTED = "missing_images.json"
 # The stage that caches each need of a head (map_stages.py)
 CACHES = {"map": "maps", "middle": "middle_maps", "tokens": "tokens"}
 
@@ -77,12 +81,13 @@ class Context:
         images = self.dataset.images
         return dict(zip(images["image_id"].to_pylist(), images["path"].to_pylist(), strict=True))
 
-    def features(self, stage: str) -> tuple[Features, Features, ImageReport]:
-        """Read image features, text features and missing images of `zero_shot` or `embed`."""
-        folder = self.run.local(stage)
-        images, missing = features.read(folder / IMAGES)
-        texts, _ = features.read(folder / TEXTS)
-        return images, texts, missing
+    def stored(self, stage: str, what: str) -> Stored:
+        """Open the features of `zero_shot`, `embed` or `stage2`: IMAGES, TEXTS or QUERIES."""
+        return Stored.open(self.run.path(stage, what))
+
+    def features(self, stage: str) -> tuple[Features, Features]:
+        """Read image and text features of `zero_shot` or `embed`."""
+        return self.stored(stage, IMAGES).features(), self.stored(stage, TEXTS).features()
 
     def extras(self, needs: Collection[str]) -> Extras:
         """Open the caches of what a head needs beside features."""
@@ -96,7 +101,7 @@ class Context:
 
     def composed(self) -> Features:
         """Read the queries of val that the encoder itself composed, for the head joint."""
-        return features.read(self.run.local("stage2") / QUERIES)[0]
+        return self.stored("stage2", QUERIES).features()
 
     def recorded(self, stage: str, key: str) -> Any:
         """Return an entry of a stage's record."""
@@ -163,30 +168,36 @@ def demo_data(context: Context, writing: Writing) -> None:
     }
 
 
+def load_encoder(config: Config) -> tuple[Encoder, str]:
+    """Load the pre-trained encoder of the settings; return it and its model's name."""
+    settings = config.encoder
+    if settings.pretrained == "demo":
+        found = cached(config.pretrain, settings.padding)
+        settings = settings.model_copy(update={"name": DEMO_MODEL, "pretrained": str(found)})
+    return encoders.load(settings), settings.name
+
+
 def encoder(context: Context, writing: Writing) -> None:
     """Load the pre-trained CLIP, and save it in the one form that the other stages read."""
-    settings = context.config.encoder
-    if settings.pretrained == "demo":
-        found = cached(context.config.pretrain, settings.padding)
-        settings = settings.model_copy(update={"name": DEMO_MODEL, "pretrained": str(found)})
-    loaded = encoders.load(settings)
+    loaded, name = load_encoder(context.config)
     loaded.save(writing.folder / "encoder")
-    writing.record |= {"encoder": loaded.fingerprint(), "dim": loaded.dim, "model": settings.name}
+    writing.record |= {"encoder": loaded.fingerprint(), "dim": loaded.dim, "model": name}
     writing.record["composes"] = loaded.composes
     writing.record["gives"] = maps.given(loaded)
 
 
 def zero_shot(context: Context, writing: Writing) -> None:
     """Embed every image, which finds missing and broken ones, and the evaluation texts of val."""
-    missing = _embed(context, writing, "encoder", _texts(context.dataset, ["val"]))
+    images = _embed(context, writing, "encoder", _texts(context.dataset, ["val"]))
+    missing = images.report()
     writing.record["missing"] = missing.to_dict()
-    listed = context.run.path("missing_images.json")
+    listed = context.run.path(LISTED)
     if len(missing):
-        context.run.write_json("missing_images.json", missing.to_dict())
+        context.run.write_chunks(LISTED, images.listing(missing))
         reasons = ", ".join(f"{count} {reason}" for reason, count in missing.counts().items())
         progress.say(f"{len(missing)} images are missing or broken: {reasons}; listed in {listed}")
     else:
-        context.run.discard("missing_images.json")  # of an earlier state of the data set
+        context.run.discard(LISTED)  # of an earlier state of the data set
     missing.check(len(context.dataset.images), context.config.data.max_missing, listed=listed)
 
 
@@ -196,7 +207,7 @@ def stage1(context: Context, writing: Writing) -> None:
     tuned = encoders.load_saved(context.run.local("encoder") / "encoder")
     history: list[dict[str, Any]] = []
     if config.stage1.finetune != "none" and config.stage1.epochs > 0:
-        missing = context.recorded("zero_shot", "missing")["images"]
+        missing = dict(context.stored("zero_shot", IMAGES).unreadable())
         paths = {
             key: path
             for key, path in context.paths().items()
@@ -289,23 +300,33 @@ def _compose(context: Context, writing: Writing) -> None:
     used = encoders.load_saved(context.run.local("stage1") / "encoder")
     rows = context.dataset.queries("val", both_orders=True)
     table = embedding.compose_queries(rows, context.paths(), used, context.config)
-    features.write(writing.folder / QUERIES, table)
+    shards.write_whole(str(writing.folder / QUERIES), table)
 
 
-def _embed(context: Context, writing: Writing, source: str, texts: list[str]) -> ImageReport:
-    """Embed all images and `texts` with the encoder that the stage `source` wrote."""
+def _embed(context: Context, writing: Writing, source: str, texts: list[str]) -> Stored:
+    """Embed all images and `texts` with the encoder that the stage `source` wrote.
+
+    Returns the features of the images.
+    """
     used = encoders.load_saved(context.run.local(source) / "encoder")
-    features.write(
-        writing.folder / IMAGES, embedding.embed_images(context.paths(), used, context.config)
+    given = {
+        "images": context.dataset.images.select(["image_id", "path"]).rename_columns(
+            ["key", "path"]
+        ),
+        "texts": pa.table({"key": pa.array(texts, pa.string())}),
+    }
+    images, _ = (
+        embed_shards.embed_table(
+            posixpath.join(writing.shared, unit), unit, table, used, context.config
+        )
+        for unit, table in given.items()
     )
-    features.write(writing.folder / TEXTS, embedding.embed_texts(texts, used, context.config))
-    _, missing = features.read(writing.folder / IMAGES)
     writing.record["counts"] = {
         "images": len(context.dataset.images),
         "texts": len(texts),
-        "missing": len(missing),
+        "missing": len(images.report()),
     }
-    return missing
+    return images
 
 
 def embedded_texts(dataset: Dataset) -> list[str]:
@@ -338,10 +359,9 @@ def _make_finetune(inputs: Any, config: Config, device: torch.device) -> Task[An
 
 
 def _make_fuse(inputs: Any, config: Config, device: torch.device) -> Task[Any]:
-    with scratch.folder() as copies:
-        folder = local_copy(inputs["features"], copies)
-        images, _ = features.read(folder / IMAGES)
-        texts, _ = features.read(folder / TEXTS)
+    images, texts = (
+        Stored.open(posixpath.join(inputs["features"], what)).features() for what in (IMAGES, TEXTS)
+    )
     with scratch.folder() as copies:
         pseudo = pq.read_table(local_copy(inputs["pseudo"], copies) / "pseudo_triplets.parquet")
     caches = {}

@@ -81,21 +81,18 @@ class Fuse:
         self.module = HeadLoss(head, config.stage2.logit_scale)
         self.metric = metric or Mean(tuple(self.config.select_by))
         self.device = next((p.device for p in head.parameters()), torch.device("cpu"))
-        self.images = Features(images.rows, images.values.to(self.device))
-        self.texts = Features(texts.rows, texts.values.to(self.device))
+        self.images, self.texts = images.to(self.device), texts.to(self.device)
         self.extras = extras
-        self._image_ids, self._texts = (
-            {row: key for key, row in known.rows.items()} for known in (images, texts)
-        )
         train = dataset.triplets_of("train")
-        text_T4 = [
-            [self.texts.rows[text] for text in dataset.wording.training(row)]
-            for row in train["captions"].to_pylist()
-        ]
-        self._text_T4 = np.array(text_T4, np.int64).reshape(-1, 4)
-        self._right_NT = targets.padded(train.to_pylist(), self.images.rows)
+        text_T4 = [dataset.wording.training(row) for row in train["captions"].to_pylist()]
+        rows = texts.among(text for texts_4 in text_T4 for text in texts_4)
+        self._text_T4 = np.array(
+            [[rows[text] for text in texts_4] for texts_4 in text_T4], np.int64
+        ).reshape(-1, 4)
+        known = images.among(targets.images_of(train))
+        self._right_NT = targets.padded(train.to_pylist(), known)
         self._ids = train["triplet_id"].combine_chunks()
-        self.original = self._rows(targets.readable(train, self.images.rows))
+        self.original = self._rows(targets.readable(train, known))
         self.pseudo = self._rows(pseudo if config.stage2.pseudo else pseudo.slice(0, 0))
 
     def _rows(self, triplets: pa.Table) -> FeatureTriplets:
@@ -184,11 +181,14 @@ class Fuse:
 
     def _extra(self, batch: FeatureTriplets) -> dict[str, dict[str, torch.Tensor]]:
         """Return `extra` and `target_extra` of a `HeadBatch`, read from the caches."""
-        reference, target = (
-            [self._image_ids[row] for row in rows.tolist()]
-            for rows in (batch.reference, batch.target)
+        reference, target, texts = (
+            known.keys.take(pa.array(rows.cpu().numpy())).to_pylist()
+            for known, rows in (
+                (self.images, batch.reference),
+                (self.images, batch.target),
+                (self.texts, batch.texts),
+            )
         )
-        texts = [self._texts[row] for row in batch.texts.tolist()]
         extras, only = self.extras, self.head.needs_of_target
         of_reference = extras.of_images(reference, self.device)
         return {

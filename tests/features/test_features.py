@@ -1,67 +1,209 @@
+"""Features in memory, in shards and in the files of an earlier raycd."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from raycd import features
-from raycd.features import READABLE
+from raycd.errors import DataError
+from raycd.features import READABLE, Features, shards
+from raycd.features.rows import GROUP, TableRows, TarRows, write_table
+from raycd.features.shards import Plan
+from raycd.features.stored import Stored
 
-VECTORS = np.array([[1, 2, 3], [0, 0, 0], [4.5, 5, 6], [7, 8, -9]], np.float32)
-KEYS, STATUS = ["b", "broken", "a", "Is red and long"], [READABLE, "truncated", READABLE, READABLE]
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    features.write(tmp_path / "inner" / "images.parquet", features.to_table(KEYS, STATUS, VECTORS))
-    return tmp_path / "inner" / "images.parquet"
-
-
-def test_features_come_back_in_the_order_of_the_file_without_the_broken(path: Path) -> None:
-    found, report = features.read(path)
-    assert list(found.rows) == ["b", "a", "Is red and long"]
-    assert found.values.tolist() == [[1, 2, 3], [4.5, 5, 6], [7, 8, -9]]
-    assert report.reasons == {"broken": "truncated"}
+VECTORS = np.array([[1, 2, 3], [0, 0, 0], [4.5, 5, 6], [7, 8, -9], [2, 2, 2]], np.float32)
+KEYS, STATUS = (
+    ["b", "broken", "a", "Is red and long", "c"],
+    [READABLE, "truncated", READABLE, READABLE, READABLE],
+)
+TABLE = features.to_table(KEYS, STATUS, VECTORS)
 
 
-def test_another_order_may_be_asked_for_and_lacks_what_is_not_there(path: Path) -> None:
-    found, report = features.read(path, ["a", "absent", "broken", "b"])
-    assert found.take(["b", "a"]).tolist() == [[1, 2, 3], [4.5, 5, 6]]
-    assert list(found.rows) == ["a", "b"]
-    assert report.reasons == {"broken": "truncated"}
+@pytest.fixture(params=["shards", "file", "memory", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Return features in shards of two rows, written in any order, or in one file."""
+    if request.param == "file":
+        pq.write_table(TABLE, tmp_path / "images.parquet")
+        return str(tmp_path / "images")
+    root = {"shards": str(tmp_path), "memory": f"memory://{tmp_path.name}"}
+    if request.param == "s3":
+        request.getfixturevalue("s3")
+        root["s3"] = f"s3://raycd/{tmp_path.name}"
+    place = f"{root[request.param]}/images"
+    shards.begin(place, Plan(3, 5, 2))
+    for number in (2, 0, 1):
+        shards.write(place, number, TABLE.slice(2 * number, 2))
+    return place
 
 
-def test_the_vectors_type_carries_their_size(path: Path) -> None:
-    schema = pq.read_schema(path)
-    assert schema.names == ["key", "status", "feature"]
-    assert schema.field("feature").type == pa.list_(pa.float32(), 3)
+def test_features_come_back_in_the_order_of_the_table_without_the_broken(place: str) -> None:
+    found = Stored.open(place).features()
+    assert found.keys.to_pylist() == ["b", "a", "Is red and long", "c"]
+    assert found.values.tolist() == [[1, 2, 3], [4.5, 5, 6], [7, 8, -9], [2, 2, 2]]
+    assert Stored.open(place).keys().equals(found.keys)
 
 
-def test_a_table_of_many_blocks_is_read_whole(tmp_path: Path) -> None:
-    parts = [
-        features.to_table([f"{i}"], [READABLE], np.full((1, 2), i, np.float64)) for i in range(5)
-    ]
-    features.write(tmp_path / "x.parquet", pa.concat_tables(parts).slice(1))
-    assert features.read(tmp_path / "x.parquet")[0].values.tolist() == [
-        [1, 1],
-        [2, 2],
-        [3, 3],
-        [4, 4],
-    ]
+def test_another_order_may_be_asked_for_and_lacks_what_is_not_there(place: str) -> None:
+    found = Stored.open(place).features(["c", "absent", "broken", "a"])
+    assert found.keys.to_pylist() == ["c", "a"]
+    assert found.values.tolist() == [[2, 2, 2], [4.5, 5, 6]]
+
+
+def test_rows_are_those_of_the_readable(place: str) -> None:
+    stored = Stored.open(place)
+    assert (stored.dim, stored.starts[-1]) == (3, 4)
+    assert stored.rows(np.array([1, 3])).tolist() == [[4.5, 5, 6], [2, 2, 2]]
+    assert stored.rows(np.array([], np.int32)).shape == (0, 3)
+
+
+def test_what_is_broken_is_counted_and_listed(place: str) -> None:
+    stored = Stored.open(place)
+    report = stored.report()
+    assert (report.counts(), report.reasons) == ({"truncated": 1}, {"broken": "truncated"})
+    assert json.loads(b"".join(stored.listing(report))) == report.to_dict()
+
+
+def test_a_report_names_some_and_the_list_names_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys, status = [f'"{n}"' for n in range(7)], ["missing"] * 4 + ["empty"] * 2 + [READABLE]
+    shards.write_whole(str(tmp_path), features.to_table(keys, status, np.zeros((7, 2), np.float32)))
+    monkeypatch.setattr("raycd.features.stored.LISTED", 3)
+    stored = Stored.open(tmp_path)
+    report = stored.report()
+    assert len(report) == 6
+    assert report.counts() == {"missing": 4, "empty": 2}
+    assert list(report.reasons) == keys[:3]
+    listed = json.loads(b"".join(stored.listing(report)))
+    assert listed["missing"] == 6
+    assert listed["images"] == dict(zip(keys[:6], status, strict=False))
+
+
+def test_the_vectors_type_carries_their_size(place: str) -> None:
+    [block, *_] = Stored.open(place).blocks()
+    assert block.schema.names == ["key", "status", "feature"]
+    assert block.schema.field("feature").type == pa.list_(pa.float32(), 3)
 
 
 def test_no_rows_are_no_features(tmp_path: Path) -> None:
-    features.write(tmp_path / "x.parquet", features.to_table([], [], np.zeros((0, 3), np.float32)))
-    found, report = features.read(tmp_path / "x.parquet")
-    assert found.values.shape == (0, 3)
-    assert len(report) == 0
+    shards.write_whole(str(tmp_path), TABLE.slice(0, 0))
+    stored = Stored.open(tmp_path)
+    assert stored.features().values.shape == (0, 3)
+    assert len(stored.report()) == 0
+    assert json.loads(b"".join(stored.listing(stored.report())))["images"] == {}
 
 
 def test_nothing_readable_is_no_features(tmp_path: Path) -> None:
-    features.write(
-        tmp_path / "x.parquet", features.to_table(["a"], ["missing"], np.zeros((1, 3), np.float32))
-    )
-    found, report = features.read(tmp_path / "x.parquet")
-    assert found.values.shape == (0, 3)
-    assert report.counts() == {"missing": 1}
+    shards.write_whole(str(tmp_path), TABLE.slice(1, 1))
+    assert Stored.open(tmp_path).features().values.shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda place: (place / shards.name(1)).unlink(), r"1 of 2 shards.*are not there"),
+        (
+            lambda place: (place / shards.name(1)).write_bytes(b"PAR1"),
+            r"part-00001.*cannot be read",
+        ),
+        (lambda place: (place / shards.PLAN).write_text("{"), r"shards\.json cannot be read"),
+        (lambda place: [file.unlink() for file in place.iterdir()], "there are no features"),
+    ],
+)
+def test_damaged_shards_are_named(tmp_path: Path, break_it: object, message: str) -> None:
+    shards.begin(str(tmp_path), Plan(2, 5, 3))
+    for number in range(2):
+        shards.write(str(tmp_path), number, TABLE.slice(3 * number, 3))
+    assert callable(break_it)
+    break_it(tmp_path)
+    with pytest.raises(DataError, match=message):
+        Stored.open(tmp_path).features()
+
+
+def test_a_shard_that_fails_half_way_is_absent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        with pytest.raises(OSError, match="No space"):
+            shards.write(str(tmp_path), 3, TABLE)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / ".part-00003.parquet.x.unfinished").write_bytes(b"of a killed worker")
+    assert shards.parts(str(tmp_path)) == {}
+    shards.write(str(tmp_path), 3, TABLE)
+    assert list(shards.parts(str(tmp_path))) == [3]
+
+
+@pytest.mark.parametrize(
+    ("rows", "least", "parts", "expected"),
+    [
+        (0, 64, 8, (1, 64)),
+        (100, 64, 8, (2, 64)),
+        (46_609, 64, 8, (46, 1024)),
+        (3000, 64, 8, (8, 375)),
+        (100_000_000, 64, 8, (10_000, 10_000)),
+    ],
+)
+def test_shards_are_neither_many_nor_large(
+    rows: int, least: int, parts: int, expected: tuple[int, int]
+) -> None:
+    plan = Plan.of_rows(rows, least, parts, {})
+    assert (plan.shards, plan.shard_rows) == expected
+
+
+@pytest.mark.parametrize("size", [1, 1000, GROUP, GROUP + 1, 3 * GROUP])
+def test_every_row_of_a_table_is_in_one_shard(tmp_path: Path, size: int) -> None:
+    table = pa.table({"key": [str(n) for n in range(2 * GROUP + 9)]})
+    blocks = [table.slice(start, 5000) for start in range(0, len(table), 5000)]
+    assert write_table(str(tmp_path), blocks, table.schema) == len(table)
+    rows, count = TableRows(str(tmp_path), size), -(-len(table) // size)
+    asked = [0, count // 2, count - 1] if count > 100 else range(count)
+    for shard in asked:
+        batches = list(rows.batches(shard, 700))
+        assert all(len(batch["key"]) <= 700 for batch in batches)
+        expected = table["key"].slice(shard * size, size).to_pylist()
+        assert [key for batch in batches for key in batch["key"]] == expected
+
+
+def test_keys_are_found_many_at_a_time() -> None:
+    found = Features.of(["b", "a"], torch.tensor([[1.0], [2.0]]))
+    assert found.find(pa.array(["a", None, "x", "b"])).tolist() == [1, -1, -1, 0]
+    assert found.among(["x", "b", "a", "b"]) == {"b": 0, "a": 1}
+    assert found.take(["a", "a", "b"]).tolist() == [[2], [2], [1]]
+    with pytest.raises(KeyError, match="x"):
+        found.take(["a", "x"])
+    assert Features.of_table(TABLE).keys.to_pylist() == ["b", "a", "Is red and long", "c"]
+
+
+def test_the_pictures_of_a_tar_file_come_by_sample_and_a_cut_off_one_is_refused(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "shard.tar"
+    with tarfile.open(file, "w") as archive:
+        for name in ("a/1.jpg", "a/1.seg.png", "a/1.txt", "a/2.txt", "a/2.PNG", "3.json"):
+            member = tarfile.TarInfo(name)
+            member.size = 700
+            archive.addfile(member, io.BytesIO(name[-1:].encode() * 700))
+    [batch] = TarRows([str(file)]).batches(0, 9)
+    assert list(zip(batch["key"], batch["data"], strict=True)) == [
+        ("a/1", b"g" * 700),
+        ("a/2", b"G" * 700),
+    ]
+    whole = file.read_bytes()
+    for size in (0, 600, 1700, 2100, 6000):
+        file.write_bytes(whole[:size])
+        with pytest.raises(DataError, match=r"cannot be read as \.tar"):
+            list(TarRows([str(file)]).batches(0, 9))

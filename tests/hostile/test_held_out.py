@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,9 @@ from raycd.config import ComputeConfig, MineConfig
 from raycd.data.build import DatasetBuilder, TripletRow
 from raycd.data.schema import TRIPLET, Dataset
 from raycd.data.selection import SELECTION, hold_out
+from raycd.features import READABLE, to_table
+from raycd.features.shards import write_whole
+from raycd.features.stored import Stored
 from raycd.runtime import mining
 
 N, T, D = 120, 150, 6
@@ -150,7 +154,9 @@ def test_a_pair_of_a_further_target_is_known_as_well() -> None:
 
 
 @pytest.mark.parametrize("index", ["flat", pytest.param("hnsw", marks=pytest.mark.slow)])
-def test_ray_data_and_many_shards_find_the_same(ray_cluster: None, index: str) -> None:
+def test_ray_data_and_many_shards_find_the_same(
+    ray_cluster: None, index: str, tmp_path: Path
+) -> None:
     dataset, _, _ = near_copies(1)
     image_ND = (
         np.random.default_rng(0).normal(size=(N, 4000)).astype(np.float32) + 1
@@ -166,11 +172,11 @@ def test_ray_data_and_many_shards_find_the_same(ray_cluster: None, index: str) -
         mine.searched(shards, 4000, settings)["shards"] == sum(shard.found for shard in shards) > 2
     )
     one = mine.find_neighbours(image_ND, pools, settings)
-    assert mining.find_neighbours(image_ND, pools, settings, ComputeConfig(mine_workers=2)).equals(
-        one
-    )
-    held = set(dataset.images_of(SELECTION))
     ids = dataset.images["image_id"].to_pylist()
+    write_whole(str(tmp_path), to_table(ids, [READABLE] * len(ids), image_ND))
+    stored, compute = Stored.open(tmp_path), ComputeConfig(mine_workers=2)
+    assert mining.find_neighbours(stored, pools, settings, compute).equals(one)
+    held = set(dataset.images_of(SELECTION))
     assert not {ids[row] for own in one["neighbours"].to_pylist() for row in own} & held
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import ray
 from mlflow import MlflowClient
@@ -59,7 +60,9 @@ def tables() -> Tables:
     found = mine.find_neighbours(image_ND, pools, settings)
     text_TD = text_ND[: len(train)]
     candidates = mine.make_candidates(rows, found, image_ND, text_TD, encoder="abc")
-    return Tables(dataset, candidates, (IDS, image_ND), (list(texts), text_ND), {})
+    return Tables(
+        dataset, candidates, (pa.array(IDS), image_ND), (pa.array(list(texts)), text_ND), {}
+    )
 
 
 def configured(runs: Path, **stage2: Any) -> Config:

@@ -1,7 +1,6 @@
 """Mining on Ray Data gives the results of the core, with any number of blocks and workers."""
 
-import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,14 @@ from raycd import mine
 from raycd.config import ComputeConfig, Config, MineConfig
 from raycd.data.schema import GALLERY, IMAGE, TRIPLET, Dataset
 from raycd.errors import DataError
+from raycd.features import shards
+from raycd.features.stored import Stored
 from raycd.run import Run
-from raycd.runtime import datasets, mine_stages, mining
+from raycd.runtime import mine_stages, mining
 from raycd.runtime.stages import IMAGES, TEXTS, Context
 
 N, T, D = 300, 80, 16
+InFiles = Callable[[NDArray[np.float32]], Stored]
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +31,27 @@ def features() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     rng = np.random.default_rng(0)
     image_ND = rng.normal(size=(20, D))[rng.integers(0, 20, N)] + 0.05 * rng.integers(0, 3, (N, D))
     return image_ND.astype(np.float32), rng.normal(size=(T, D)).astype(np.float32)
+
+
+@pytest.fixture
+def in_files(tmp_path: Path) -> InFiles:
+    """Return what writes features in seven shards, a row without one before every tenth."""
+
+    def write(image_ND: NDArray[np.float32]) -> Stored:
+        keys = [str(row) for row in range(len(image_ND))]
+        for row in range(0, len(keys) + len(keys) // 10, 11):
+            keys.insert(row, f"lost-{row}")
+        status = ["missing" if key.startswith("lost") else "ok" for key in keys]
+        values = np.zeros((len(keys), image_ND.shape[1]), np.float32)
+        values[[one == "ok" for one in status]] = image_ND
+        table, place = features_io.to_table(keys, status, values), str(tmp_path / "in_files")
+        size = -(-len(keys) // 7)
+        shards.begin(place, shards.Plan(7, len(keys), size))
+        for number in range(7):
+            shards.write(place, number, table.slice(number * size, size))
+        return Stored.open(place)
+
+    return write
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +83,7 @@ def pools_of(kind: str, triplets: mine.TripletRows) -> list[mine.Pool]:
 )
 def test_neighbours_equal_the_core(
     ray_cluster: None,
+    in_files: InFiles,
     features: tuple[NDArray[np.float32], NDArray[np.float32]],
     triplets: mine.TripletRows,
     pool: str,
@@ -73,7 +97,7 @@ def test_neighbours_equal_the_core(
     )
     pools = pools_of(pool, triplets)
     compute = ComputeConfig(mine_workers=workers, cpus_per_worker=cpus)
-    found = mining.find_neighbours(features[0], pools, settings, compute)
+    found = mining.find_neighbours(in_files(features[0]), pools, settings, compute)
     expected = mine.find_neighbours(features[0], pools, settings)
     assert found.equals(expected, check_metadata=True)
     assert found["truncated"].to_pylist().count(True) > 0
@@ -82,6 +106,7 @@ def test_neighbours_equal_the_core(
 @pytest.mark.parametrize(("block", "workers"), [(1 << 15, 1), (100, 2)])
 def test_candidates_equal_the_core(
     ray_cluster: None,
+    in_files: InFiles,
     features: tuple[NDArray[np.float32], NDArray[np.float32]],
     triplets: mine.TripletRows,
     block: int,
@@ -93,7 +118,9 @@ def test_candidates_equal_the_core(
         features[0], pools_of("category", triplets), MineConfig(neighbours=8, floor=0.5)
     )
     table = mining.make_candidates(
-        triplets, found, *features, encoder="abc", compute=ComputeConfig(mine_workers=workers)
+        *(triplets, found, in_files(features[0]), features[1]),
+        encoder="abc",
+        compute=ComputeConfig(mine_workers=workers),
     )
     expected = mine.make_candidates(triplets, found, *features, encoder="abc")
     assert len(expected) > 500
@@ -101,17 +128,19 @@ def test_candidates_equal_the_core(
 
 
 def test_nothing_to_mine_is_an_empty_table(
-    ray_cluster: None, features: tuple[NDArray[np.float32], ...]
+    ray_cluster: None, features: tuple[NDArray[np.float32], ...], in_files: InFiles
 ) -> None:
     rows = np.zeros(0, np.int32)
     nothing = mine.TripletRows(
         pa.array(["image-0"]), pa.array([], pa.string()), pa.array([], pa.string()), rows, rows
     )
     found = mining.find_neighbours(
-        features[0], [mine.Pool("", rows, rows)], MineConfig(), ComputeConfig()
+        in_files(features[0]), [mine.Pool("", rows, rows)], MineConfig(), ComputeConfig()
     )
     table = mining.make_candidates(
-        nothing, found, features[0], features[1][:0], encoder="abc", compute=ComputeConfig()
+        *(nothing, found, in_files(features[0]), features[1][:0]),
+        encoder="abc",
+        compute=ComputeConfig(),
     )
     pseudo, counts = mine.filter_candidates(table, eps_low=0.9, eps_high=0.995, s_max=4, alpha=0.6)
     assert (len(found), len(table), len(pseudo), counts["candidates"]) == (0, 0, 0, 0)
@@ -154,6 +183,7 @@ def small_shards(**fields: object) -> MineConfig:
 )
 def test_neighbours_in_several_shards_equal_the_core(
     ray_cluster: None,
+    in_files: InFiles,
     wide: NDArray[np.float32],
     index: str,
     batch_size: int,
@@ -165,7 +195,7 @@ def test_neighbours_in_several_shards_equal_the_core(
     settings = small_shards(index=index, batch_size=batch_size, hnsw_m=4, hnsw_ef=8, ivf_probes=2)
     assert len(mine.make_shards(halves(), 600, settings)) >= 4
     compute = ComputeConfig(mine_workers=workers, cpus_per_worker=0.5)
-    found = mining.find_neighbours(wide, halves(), settings, compute)
+    found = mining.find_neighbours(in_files(wide), halves(), settings, compute)
     assert found.equals(mine.find_neighbours(wide, halves(), settings), check_metadata=True)
     if index == "flat":
         whole = mine.find_neighbours(wide, halves(), small_shards(worker_mib=64))
@@ -174,7 +204,11 @@ def test_neighbours_in_several_shards_equal_the_core(
 
 @pytest.mark.parametrize("rows", [37, 10_000])
 def test_blocks_may_be_cut_and_joined(
-    ray_cluster: None, wide: NDArray[np.float32], rows: int, monkeypatch: pytest.MonkeyPatch
+    ray_cluster: None,
+    wide: NDArray[np.float32],
+    in_files: InFiles,
+    rows: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As Ray Data does it where tasks have a GPU."""
     monkeypatch.setattr(mining, "PAIRS", 20_000)
@@ -183,31 +217,45 @@ def test_blocks_may_be_cut_and_joined(
         mining, "_searching", lambda *given: {**searching(*given), "batch_size": rows}
     )
     found = mining.find_neighbours(
-        wide, halves(), small_shards(batch_size=7), ComputeConfig(cpus_per_worker=0.5)
+        in_files(wide), halves(), small_shards(batch_size=7), ComputeConfig(cpus_per_worker=0.5)
     )
     assert found.equals(mine.find_neighbours(wide, halves(), small_shards()), check_metadata=True)
 
 
-def test_the_features_are_let_go_while_neighbours_are_searched(
-    ray_cluster: None, wide: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch
+def test_features_in_files_are_read_by_the_workers_alone(
+    ray_cluster: None,
+    wide: NDArray[np.float32],
+    in_files: InFiles,
+    triplets: mine.TripletRows,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    held = []
+    stored = in_files(wide)
+    expected = mine.find_neighbours(wide, halves(), small_shards())
+    text_TD = np.ones((T, 600), np.float32)
+    replaced = mine.make_candidates(
+        triplets, expected_of(triplets, wide), wide, text_TD, encoder=""
+    )
+    _ = stored.starts, stored.dim
+    monkeypatch.setattr(pq, "ParquetFile", None)  # of this process, not of the workers
+    with pytest.raises(TypeError):
+        stored.features()
+    compute = ComputeConfig(mine_workers=2, cpus_per_worker=0.5)
+    assert mining.find_neighbours(stored, halves(), small_shards(), compute).equals(
+        expected, check_metadata=True
+    )
+    found = mining.make_candidates(
+        triplets, expected_of(triplets, wide), stored, text_TD, encoder="", compute=compute
+    )
+    assert found.equals(replaced, check_metadata=True)
 
-    def watching(*args: object) -> Iterator[pa.Table]:
-        held.append(reference())
-        return mapped(*args)  # type: ignore[arg-type]
 
-    mapped = datasets.mapped
-    monkeypatch.setattr(mining, "mapped", watching)
-    features = [wide.copy()]
-    reference = weakref.ref(features[0])
-    mining.find_neighbours(features.pop(), halves(), small_shards(), ComputeConfig(mine_workers=1))
-    assert held == [None]
+def expected_of(triplets: mine.TripletRows, image_ND: NDArray[np.float32]) -> pa.Table:
+    return mine.find_neighbours(image_ND, pools_of("all", triplets), small_shards())
 
 
 @pytest.mark.parametrize(("sample", "expected"), [(100, 100), (10_000, 500)])
 def test_measured_recall_is_that_of_the_sample(
-    ray_cluster: None, wide: NDArray[np.float32], sample: int, expected: int
+    ray_cluster: None, wide: NDArray[np.float32], in_files: InFiles, sample: int, expected: int
 ) -> None:
     settings = small_shards(
         index="ivf", worker_mib=3, ivf_lists=8, ivf_probes=1, recall_sample=sample
@@ -215,7 +263,7 @@ def test_measured_recall_is_that_of_the_sample(
     compute = ComputeConfig(mine_workers=1)
     found = mine.find_neighbours(wide, halves(), settings)
     recall, queries = mining.measured_recall(
-        found, lambda: wide, halves(), settings, compute, seed=3
+        found, in_files(wide), halves(), settings, compute, seed=3
     )
     assert queries == expected
     exact = {
@@ -231,12 +279,14 @@ def test_measured_recall_is_that_of_the_sample(
 
 
 def test_a_feature_that_is_not_finite_is_named_by_its_row(
-    ray_cluster: None, wide: NDArray[np.float32]
+    ray_cluster: None, wide: NDArray[np.float32], in_files: InFiles
 ) -> None:
     broken = wide.copy()
     broken[999, 0] = np.nan
     with pytest.raises(DataError, match="the features of row 999 are not finite"):
-        mining.find_neighbours(broken, halves(), small_shards(), ComputeConfig(mine_workers=1))
+        mining.find_neighbours(
+            in_files(broken), halves(), small_shards(), ComputeConfig(mine_workers=1)
+        )
 
 
 # The stage
@@ -251,9 +301,9 @@ def context(tmp_path: Path, wide: NDArray[np.float32]) -> Callable[..., Context]
     with run.writing("stage1", "fingerprint") as writing:
         writing.record |= {"encoder": "abc", "dim": 600}
     with run.writing("embed", "fingerprint") as writing:
-        features_io.write(writing.folder / IMAGES, features_io.to_table(ids, status, wide))
+        shards.write_whole(str(writing.folder / IMAGES), features_io.to_table(ids, status, wide))
         texts = features_io.to_table(["Is red"], ["ok"], np.ones((1, 600), np.float32))
-        features_io.write(writing.folder / TEXTS, texts)
+        shards.write_whole(str(writing.folder / TEXTS), texts)
     rows = [("train", f"image-{i}", f"image-{i + 1}") for i in range(900)] + [
         ("val", "image-0", "image-1")
     ]
@@ -292,12 +342,13 @@ def mined(context: Context) -> dict[str, Any]:
     """Return what the stage records; check its tables against the core."""
     with context.run.writing("mine", "fingerprint") as writing:
         mine_stages.mine_candidates(context, writing)
-        images, texts, _ = context.features("embed")
+        images, texts = context.features("embed")
         triplets = context.dataset.triplets_of("train")
+        there = set(images.keys.to_pylist())
         triplets = triplets.filter(
-            [row["reference"] in images and row["target"] in images for row in rows(triplets)]
+            [row["reference"] in there and row["target"] in there for row in rows(triplets)]
         )
-        known = mine.of_triplets(list(images.rows), triplets)
+        known = mine.of_triplets(images.keys, triplets)
         pools = mine.make_pools("all", context.dataset.gallery, known)
         values = images.values.numpy()
         found = mine.find_neighbours(values, pools, context.config.mine)

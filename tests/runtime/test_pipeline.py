@@ -2,12 +2,14 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
@@ -17,6 +19,7 @@ from raycd.config import Config, flatten
 from raycd.data.demo.drawing import draw
 from raycd.data.demo.garments import random_garment
 from raycd.errors import ConfigError
+from raycd.features.stored import Stored
 from raycd.runtime import cluster, pipeline, stages
 from raycd.runtime.tracking import Tracker
 from raycd.search.query import Query
@@ -280,6 +283,45 @@ def test_a_stage_that_fails_is_a_failed_run_and_can_be_continued(
         "evaluate",
         "bundle",
     ]
+
+
+def test_a_stage_that_fails_after_its_shards_are_written_encodes_none_again(
+    copied: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = pq.read_table(copied.folder / "embed" / "images" / "part-00000.parquet")
+    shutil.rmtree(copied.folder / "embed")
+    with monkeypatch.context() as patch:
+        patch.setattr(Stored, "report", lambda stored: stored.broken)  # it is no attribute
+        with pytest.raises(AttributeError):
+            pipeline.run(copied.config(**UNTRACKED), until="embed")
+    written = {
+        str(path): path.stat().st_ino
+        for path in (copied.folder / ".unfinished").rglob("part-*.parquet")
+    }
+    assert len(written) >= 2
+    assert pipeline.run(copied.config(**UNTRACKED), until="embed").done == ["embed"]
+    kept = (copied.folder / "embed").rglob("part-*.parquet")
+    assert {path.stat().st_ino for path in kept} == set(written.values())  # the same files
+    assert not list((copied.folder / ".unfinished").iterdir())
+    after = pq.read_table(copied.folder / "embed" / "images" / "part-00000.parquet")
+    assert after["key"].equals(before["key"])
+
+
+def test_features_of_an_earlier_raycd_are_read_as_they_are(copied: Finished) -> None:
+    for stage in ("zero_shot", "embed"):
+        for unit in ("images", "texts"):
+            folder = copied.folder / stage / unit
+            table = pa.concat_tables(Stored.open(folder).blocks())
+            pq.write_table(table, copied.folder / stage / f"{unit}.parquet")
+            shutil.rmtree(folder)
+    variants = copied.metrics()["variants"]
+    changed = copied.config(evaluate={"ks": [10, 50, 60]}, mine={"alpha": 0.001}, **UNTRACKED)
+    outcome = pipeline.run(changed)
+    assert outcome.done == ["filter", "stage2", "evaluate", "bundle"]
+    assert outcome.metrics is not None
+    for name in ("zero_shot", "fine_tuned"):
+        found = outcome.metrics["variants"][name]["average"]["recall@10"]
+        assert found == variants[name]["average"]["recall@10"]
 
 
 def test_a_head_that_does_not_fit_is_refused_before_stage_1(copied: Finished) -> None:

@@ -114,7 +114,7 @@ def test_the_model_is_the_same_on_data_that_are_embedded_anew(
     data = context.dataset
     found, missing = elsewhere.variants(elsewhere.Model.of_run(context), data, "val", config)
     assert len(missing) == 0
-    images, texts, _ = context.features("embed")
+    images, texts = context.features("embed")
     head, _ = fusion.load(run / "stage2" / "head")
     own = cached_query(head, images, texts, extras=context.extras(head.needs))
     queries = data.queries("val")

@@ -130,14 +130,14 @@ def test_pseudo_triplets_speak_with_the_texts_of_their_source(task: Fuse) -> Non
     batch = everything(task, 2)
     assert batch.reference.tolist() == [0, 10, 3]
     assert batch.target.tolist() == [9, 4, 9]
-    keys = list(task.texts.rows)
+    keys = task.texts.keys.to_pylist()
     sources = [keys[row] for row in batch.texts]
     for text, number in zip(sources, (0, 3, 3), strict=True):
         assert text in (f"Is {number} and Long", f"Long and is {number}", f"Is {number}", "Long")
 
 
 def test_all_four_joins_are_shown(task: Fuse) -> None:
-    keys = list(task.texts.rows)
+    keys = task.texts.keys.to_pylist()
     shown = {keys[everything(task, epoch).texts[0]] for epoch in range(40) if epoch % 3 != 2}
     assert shown == {"Is 0 and Long", "Long and is 0", "Is 0", "Long"}
 
@@ -145,11 +145,10 @@ def test_all_four_joins_are_shown(task: Fuse) -> None:
 def test_triplets_without_features_are_left_out(
     dataset: Dataset, images: Features, texts: Features
 ) -> None:
-    known = Features(
-        {key: row for key, row in images.rows.items() if key not in ("i4", "i9")}, images.values
-    )
-    task = fuse(dataset, known, texts)
-    assert task.original.reference.tolist() == [0, 1, 2, 5, 6, 7]
+    left = [key for key in IDS if key not in ("i4", "i9")]
+    task = fuse(dataset, Features.of(left, images.take(left)), texts)
+    kept = [left[row] for row in task.original.reference.tolist()]
+    assert kept == ["i0", "i1", "i2", "i5", "i6", "i7"]
     assert task.count(2) == 6  # no pseudo triplet is left
 
 

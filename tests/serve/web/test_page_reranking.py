@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Page, Request, expect
+from playwright.sync_api import BrowserContext, Page, Request, expect
 
 from tests.serve.pages import NEEDS_CHROMIUM, answered, ask, found, is_ready, opener
 
@@ -28,10 +28,10 @@ def reranking_url(
 
 @pytest.fixture
 def reranking_page(
-    browser: Browser, reranking_url: str, complaints: list[str]
+    context: BrowserContext, reranking_url: str, complaints: list[str]
 ) -> Iterator[Callable[..., Page]]:
     """Return what opens the page of that service."""
-    with opener(browser, reranking_url, complaints) as open_page:
+    with opener(context, reranking_url, complaints) as open_page:
         yield open_page
 
 

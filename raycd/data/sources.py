@@ -1,0 +1,152 @@
+"""Pictures to embed that are no data set of triplets: what a name on the command line means.
+
+    gallery.csv, gallery.jsonl, gallery.parquet  a gallery table: image_id, path
+    train-*.parquet, or a folder of them         pictures inside Parquet files (`parquet_images`)
+    shard-*.tar, or a folder of them             WebDataset's shards
+    a folder or prefix                           every picture below it, called by its path there
+
+All of them a path or any URI of fsspec. Tables are read in blocks; an image that has several rows,
+one for each of its categories, is one image.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import posixpath
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+
+from raycd.data import parquet_images, rows, stores
+from raycd.data.folder import Folder, is_local
+from raycd.data.images import FORMATS
+from raycd.errors import DataError
+from raycd.run import open_uri
+
+SCHEMA = pa.schema(
+    [pa.field("key", pa.string(), nullable=False), pa.field("path", pa.string(), nullable=False)]
+)
+TABLES = (".csv", ".jsonl", ".ndjson", ".parquet")
+BLOCK = 8192  # pictures
+_ENDINGS = frozenset((*(f".{name.lower()}" for name in FORMATS), ".jpg", ".tif"))
+
+
+def is_image(name: str) -> bool:
+    """Tell by its ending whether a file is a picture of a format that is read."""
+    return PurePosixPath(name).suffix.lower() in _ENDINGS
+
+
+def tar_files(source: str) -> list[str]:
+    """Return the .tar files that a source means, sorted; none where it means something else."""
+    if source.endswith(".tar") and not _is_pattern(source):
+        return [source]
+    parent, name = posixpath.split(source.rstrip("/"))
+    names = _names(parent if _is_pattern(source) else source)
+    return [
+        posixpath.join(parent if _is_pattern(source) else source, each)
+        for each in names
+        if each.endswith(".tar") and (not _is_pattern(source) or fnmatch.fnmatchcase(each, name))
+    ]
+
+
+def blocks(source: str, root: str = "") -> Iterator[pa.Table]:
+    """Yield the pictures of a source, tables of SCHEMA, each key once.
+
+    Args:
+        root: Where relative paths of a table start; empty: in its own folder.
+
+    Raises:
+        DataError: There are none, or a table is malformed or names an image with two paths.
+    """
+    seen: dict[str, int] = {}  # key -> hash of its path
+    for where, pictures in _pictures(source, root):
+        kept: dict[str, str] = {}
+        for key, path in pictures:
+            if key not in seen:
+                seen[key], kept[key] = hash(path), path
+            elif seen[key] != hash(path):
+                raise DataError(
+                    f"{where} gives an image another path",
+                    got=f"{key}: {path}",
+                    expected="one path of each image_id",
+                    do="give each image an image_id of its own",
+                )
+        yield pa.table([list(kept), list(kept.values())], schema=SCHEMA)
+    if not seen:
+        raise DataError(
+            f"there are no pictures in {source}",
+            expected=f"a table ({', '.join(TABLES)}), Parquet files with pictures, .tar files, or "
+            "a folder of pictures",
+            do="check the name",
+        )
+
+
+def _pictures(source: str, root: str) -> Iterator[tuple[str, Iterable[tuple[str, str]]]]:
+    """Yield where some pictures are named, and their ids and paths."""
+    parent, name = posixpath.split(source.rstrip("/"))
+    folder = _folder(parent or ".")
+    is_table = posixpath.splitext(name)[1].lower() in TABLES and not _is_pattern(source)
+    if is_table and not (name.endswith(".parquet") and parquet_images.has_pictures(folder, name)):
+        base = _folder(root) if root else folder
+        for first, block in rows.blocks(folder, name, ("image_id", "path"), BLOCK):
+            ids, paths = (block[column].to_pylist() for column in ("image_id", "path"))
+            yield (
+                f"{name}, rows {first} to {first + len(block) - 1},",
+                zip(ids, map(base.resolve, paths), strict=True),
+            )
+    elif files := parquet_images.files(folder, name):
+        for file in files:
+            found = parquet_images.rows(folder, [file])
+            yield file, ((str(row["image_id"]), row["path"]) for _, _, row in found)
+    else:
+        yield from _below(source)
+
+
+def _below(source: str) -> Iterator[tuple[str, Iterable[tuple[str, str]]]]:
+    """Yield the pictures of a folder, subfolder by subfolder, with paths below it as ids."""
+    base, waiting = _folder(source), [""]
+    file_system, top = open_uri(source)
+    while waiting:
+        folder = waiting.pop()
+        place = posixpath.join(top, folder) if folder else top
+        listed = _asked(source, partial(file_system.ls, place, detail=True))
+        inside = sorted(
+            (posixpath.join(folder, posixpath.basename(each["name"].rstrip("/"))), each["type"])
+            for each in listed
+            if each["name"].rstrip("/") != place.rstrip("/")  # S3 may list a folder in itself
+        )
+        waiting += [name for name, kind in reversed(inside) if kind == "directory"]
+        keys = [name for name, kind in inside if kind == "file" and is_image(name)]
+        yield folder, zip(keys, map(base.resolve, keys), strict=True)
+
+
+def _folder(path: str) -> Folder:
+    try:
+        return Folder(path)
+    except DataError as error:
+        raise DataError(
+            f"the pictures' folder {path} cannot be opened",
+            got=str(error).splitlines()[0],
+            do="check the name and the store's credentials",
+        ) from error
+
+
+def _is_pattern(source: str) -> bool:
+    return any(sign in posixpath.basename(source) for sign in "*?[")
+
+
+def _names(folder: str) -> list[str]:
+    """Return the sorted names in a folder; none where it is absent or a file."""
+    file_system, path = open_uri(folder)
+    try:
+        found = _asked(folder, partial(file_system.ls, path, detail=False))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(posixpath.basename(str(each).rstrip("/")) for each in found)
+
+
+def _asked(uri: str, question: Callable[[], list[Any]]) -> list[Any]:
+    return question() if is_local(uri) else stores.ask(uri, question)

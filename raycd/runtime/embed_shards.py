@@ -1,0 +1,218 @@
+"""Embedding on Ray Data into shards (`raycd.features.shards`), which the workers write themselves.
+
+The driver knows which shards there are to do, and gets the number of their rows: no feature, no
+picture and, of `embed_source`, no path passes through it. A shard that is there is not done again.
+Its rows and their order are those of the table, whatever the workers do and in whatever order.
+
+On CPUs a task decodes and encodes a shard. With GPUs an actor encodes it, while tasks on the
+cluster's CPUs decode some batches ahead.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from raycd import features
+from raycd.config import Config, DataConfig
+from raycd.data import sources
+from raycd.data.folder import absolute
+from raycd.errors import ConfigError
+from raycd.features import shards
+from raycd.features.rows import Batch, Rows, TableRows, TarRows, write_table
+from raycd.features.shards import Plan
+from raycd.features.stored import Stored
+from raycd.model.embed import DecodeImages, EmbedTexts, EncodeImages
+from raycd.model.encoder import Encoder
+from raycd.progress import Bar
+from raycd.runtime import cluster, datasets
+from raycd.runtime.embedding import SharedEncoder, as_table
+
+TASKS = 2000  # of Ray Data, at most: it keeps something of each
+
+
+def embed_table(uri: str, unit: str, table: pa.Table, encoder: Encoder, config: Config) -> Stored:
+    """Embed a table into the folder or URI `uri`, where the same embedding goes on.
+
+    Args:
+        unit: images, of a table (key, path; null: no file was found), or texts, of a table (key).
+    """
+    plan = shards.read_plan(uri)
+    if plan is None:
+        write_table(uri, [table], table.schema)
+        plan = _plan(len(table), {}, config)
+        shards.begin(uri, plan)
+    return _embed(uri, unit, plan, _table_rows(uri, plan), encoder, config)
+
+
+def embed_source(uri: str, source: str, encoder: Encoder, config: Config) -> Stored:
+    """Embed the pictures of a source (`raycd.data.sources`) into the folder or URI `uri`.
+
+    What the source names is listed once, by a task; a folder that is complete stays as it is.
+
+    Raises:
+        ConfigError: The folder has the features of another source or encoder.
+        DataError: There are no pictures, or a table is malformed.
+    """
+    tars, root = sources.tar_files(source), config.data.root and absolute(config.data.root)
+    of: dict[str, Any] = {
+        "source": source,
+        "root": root,
+        "encoder": encoder.fingerprint(),
+        "precision": config.embed.precision,
+        "max_pixels": config.data.max_pixels,
+        "min_side": config.data.min_side,
+        "tars": tars,
+    }
+    plan = shards.read_plan(uri)
+    if plan is not None and plan.of != of:
+        raise ConfigError(
+            f"the folder {uri} has the features of something else",
+            got=_differing(plan.of, of),
+            expected=_differing(of, plan.of),
+            do="give another --out, or delete that folder",
+        )
+    if plan is None:
+        if tars:
+            plan = Plan(len(tars), of=of)
+        else:
+            listed = ray.remote(num_cpus=config.compute.cpus_per_worker)(_list)
+            plan = _plan(ray.get(listed.remote(uri, source, root)), of, config)
+        shards.begin(uri, plan)
+    rows: Rows = TarRows(tars) if tars else _table_rows(uri, plan)
+    return _embed(uri, "images", plan, rows, encoder, config)
+
+
+def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    found = (f"{key} = {value}" for key, value in one.items() if value != other.get(key))
+    return ", ".join(found)[:500]
+
+
+def _list(uri: str, source: str, root: str) -> int:
+    """Write the table of a source's pictures, as a task; return their number."""
+    return write_table(uri, sources.blocks(source, root), sources.SCHEMA)
+
+
+def _plan(rows: int, of: Mapping[str, Any], config: Config) -> Plan:
+    workers = _workers(config)
+    return Plan.of_rows(rows, config.embed.batch_size, 4 * workers, of)
+
+
+def _table_rows(uri: str, plan: Plan) -> TableRows:
+    assert plan.shard_rows is not None, "it is the plan of a table"
+    return TableRows(uri, plan.shard_rows)
+
+
+def _workers(config: Config) -> int:
+    return cluster.fitting(config.compute.embed_workers, cluster.worker_resources(config.compute))
+
+
+def _embed(uri: str, unit: str, plan: Plan, rows: Rows, encoder: Encoder, config: Config) -> Stored:
+    """Do the shards that are not there, and open all of them."""
+    there = shards.parts(uri)
+    todo = [number for number in range(plan.shards) if number not in there]
+    if todo:
+        workers, on_gpu = _workers(config), cluster.uses_gpu(config.compute)
+        shared = SharedEncoder(
+            ray.put(encoder), config.embed.precision, cluster.threads(config.compute, workers)
+        )
+        ahead = 0
+        if on_gpu and unit == "images":
+            free = cluster.cpus() - workers * config.compute.cpus_per_worker
+            ahead = max(2, int(free / workers))
+        work = Shard(uri, unit, rows, shared, config.data, config.embed.batch_size, ahead)
+        size = -(-len(todo) // TASKS)
+        blocks = datasets.blocks_of(pa.table({"shard": todo}), size)
+        step: tuple[Callable[..., Any], dict[str, Any]] = (
+            _write,
+            {
+                "fn_kwargs": {"work": work},
+                "compute": ray.data.TaskPoolStrategy(size=min(workers, len(blocks))),
+                "num_cpus": config.compute.cpus_per_worker,
+            },
+        )
+        if on_gpu:
+            step = (
+                _Writer,
+                {
+                    "fn_constructor_args": (work,),
+                    "batch_size": size,
+                    "compute": ray.data.ActorPoolStrategy(size=min(workers, len(blocks))),
+                    "num_cpus": config.compute.cpus_per_worker,
+                    "num_gpus": config.compute.gpus_per_worker,
+                },
+            )
+        total = None
+        if plan.rows is not None and plan.shard_rows is not None:
+            total = sum(min(plan.shard_rows, plan.rows - n * plan.shard_rows) for n in todo)
+        with Bar(f"embed {unit}", total=total, unit=unit) as bar:
+            for written in datasets.results(blocks, step):
+                bar.advance(sum(written["rows"].to_pylist()))
+    return Stored.open(uri)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The work on a shard: read its rows, encode them in batches, write them."""
+
+    uri: str
+    unit: str
+    rows: Rows
+    encoder: SharedEncoder
+    data: DataConfig
+    batch_size: int
+    ahead: int
+    """Batches that tasks decode before they are needed; 0: they are decoded here."""
+
+    def __call__(self, number: int, device: str) -> int:
+        """Write a shard; return the number of its rows."""
+        encoder = self.encoder.get(device)
+        batches = self.rows.batches(number, self.batch_size)
+        if self.unit == "texts":
+            encoded = map(EmbedTexts(encoder), batches)
+        else:
+            decode = DecodeImages(encoder.preprocess.to_dict(), self.data)
+            encoded = map(EncodeImages(encoder), self._decoded(decode, batches))
+        empty = features.to_table([], [], np.zeros((0, encoder.dim), np.float32))
+        table = pa.concat_tables([empty, *map(as_table, encoded)])
+        shards.write(self.uri, number, table)
+        return len(table)
+
+    def _decoded(self, decode: DecodeImages, batches: Iterator[Batch]) -> Iterator[Batch]:
+        if self.ahead == 0:
+            yield from map(decode, batches)
+            return
+        remote, waiting = ray.remote(num_cpus=1)(_decode), deque[Any]()
+        shared = ray.put(decode)
+        for batch in batches:
+            waiting.append(remote.remote(shared, batch))
+            if len(waiting) > self.ahead:
+                yield ray.get(waiting.popleft())
+        while waiting:
+            yield ray.get(waiting.popleft())
+
+
+def _decode(decode: DecodeImages, batch: Batch) -> Batch:
+    return decode(batch)
+
+
+def _write(block: Batch, work: Shard, device: str = "cpu") -> pa.Table:
+    """Write the shards that a block names, as a task."""
+    numbers = [int(number) for number in block["shard"]]
+    return pa.table({"rows": pa.array([work(number, device) for number in numbers], pa.int64())})
+
+
+class _Writer:
+    """An actor on a GPU."""
+
+    def __init__(self, work: Shard) -> None:
+        self.work = work
+
+    def __call__(self, block: Batch) -> pa.Table:
+        return _write(block, self.work, "cuda")
