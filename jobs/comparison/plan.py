@@ -72,7 +72,8 @@ class Plan:
             RaycdError: A row that was asked for by name, or the baseline, does not fit.
             ConfigError: No row trains.
         """
-        trained, still = [], list(self.untrained)
+        trained: list[Entry] = []
+        still = list(self.untrained)
         lacking: dict[str, list[str]] = {}  # reason -> rows
         for entry in self.entries:
             try:
