@@ -154,7 +154,7 @@ def filtered(tables: Tables, config: Config) -> pa.Table:
     """Return the pseudo triplets that the configuration's thresholds leave."""
     thresholds = mine.resolve(tables.candidates, config.mine)
     train = tables.dataset.triplets_of("train")
-    candidates = mine.of_rare_texts(tables.candidates, train, config.mine.rare_texts)
+    candidates = mine.eligible(tables.candidates, train, config.mine)
     kept, _ = mine.filter_candidates(candidates, **thresholds)
     return kept
 

@@ -1,4 +1,4 @@
-"""Candidates of rare texts, by hand."""
+"""Candidates of one side and of rare texts, by hand."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from raycd.config import MineConfig
 from raycd.data.schema import TRIPLET
-from raycd.mine import CANDIDATES, choose_examples, of_rare_texts
+from raycd.mine import CANDIDATES, choose_examples, eligible
 
 CAPTIONS = {
     "a": ["is blue", "Long sleeves"],
@@ -36,11 +36,11 @@ def triplets() -> pa.Table:
     return pa.Table.from_pylist(rows, schema=TRIPLET)
 
 
-def candidates() -> pa.Table:
+def candidates(side: str = "target") -> pa.Table:
     """Return two candidates of each triplet, the second of which was not scored."""
     rows = [
         dict.fromkeys(("pool", "replaced", "substitute", "reference", "target"), name)
-        | {"side": "target", "triplet_id": name, "category": "dress", "similarity": 0.9}
+        | {"side": side, "triplet_id": name, "category": "dress", "similarity": 0.9}
         | {"rank": rank, "truncated": False, "score": None if rank else 0.8}
         for name in CAPTIONS
         for rank in range(2)
@@ -52,9 +52,22 @@ def candidates() -> pa.Table:
     ("at_most", "kept"), [(0, "abcdef"), (1, "f"), (2, "def"), (3, "abcdef"), (99, "abcdef")]
 )
 def test_candidates_are_kept_whose_text_stands_in_few_triplets(at_most: int, kept: str) -> None:
-    found = of_rare_texts(candidates(), triplets(), at_most)
+    found = eligible(candidates(), triplets(), MineConfig(rare_texts=at_most))
     assert found["triplet_id"].to_pylist() == [name for name in kept for _ in range(2)]
     assert found.schema.equals(candidates().schema, check_metadata=True)
+
+
+@pytest.mark.parametrize(
+    ("replace", "kept"),
+    [("both", ["target", "reference"]), ("reference", ["reference"]), ("target", ["target"])],
+)
+def test_candidates_are_kept_whose_image_of_the_chosen_side_is_replaced(
+    replace: str, kept: list[str]
+) -> None:
+    table = pa.concat_tables([candidates("target"), candidates("reference")])
+    found = eligible(table, triplets(), MineConfig.model_validate({"replace": replace}))
+    assert found["side"].to_pylist() == [side for side in kept for _ in range(12)]
+    assert found.schema.equals(table.schema, check_metadata=True)
 
 
 def test_examples_are_of_rare_texts_alone() -> None:
