@@ -270,7 +270,9 @@ class Stage2Config(Section):
     logit_scale: Rate = 100.0
     """Factor of the cosines before the softmax."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
-    """Dropout inside the head."""
+    """Dropout inside the head, but not in CLIP-CD's bilinear branch."""
+    bilinear_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """CLIP-CD: dropout inside the bilinear branch, which has none in the paper."""
     bilinear_dim: Positive = 64
     """K of eqs 5 to 7: size of the projections of the outer product; less than feature size D."""
     projection_dim: Count = 0
