@@ -171,7 +171,7 @@ def filtered(tables: Tables, config: Config) -> tuple[pa.Table, mine.Counts]:
     """Return the pseudo triplets that the configuration leaves, and the counts of the filters."""
     thresholds = mine.resolve(tables.candidates, config.mine)
     train = tables.dataset.triplets_of("train")
-    candidates = mine.of_rare_texts(tables.candidates, train, config.mine.rare_texts)
+    candidates = mine.eligible(tables.candidates, train, config.mine)
     return mine.filter_candidates(candidates, **thresholds)
 
 

@@ -183,7 +183,7 @@ class EmbedConfig(Section):
 class MineConfig(Section):
     """Similarity-based pseudo triplets (3.2.3, eq. 9).
 
-    thresholds, eps_low, eps_high, s_max, alpha and rare_texts filter, the rest mines.
+    thresholds, eps_low, eps_high, s_max, alpha, replace and rare_texts filter, the rest mines.
     """
 
     neighbours: Positive = 64
@@ -218,6 +218,8 @@ class MineConfig(Section):
     """Most substitutes for one image."""
     alpha: Cosine = 0.6
     """A pseudo triplet is kept if stage 1's matching score of it is greater than this."""
+    replace: Literal["both", "reference", "target"] = "both"
+    """Whose substitutes make pseudo triplets: both sides (the paper), or those of one alone."""
     rare_texts: Count = 0
     """Pseudo triplets only of texts that stand in at most so many train triplets; 0: of all."""
 
@@ -261,6 +263,8 @@ class Stage2Config(Section):
     """Leave out the last, smaller batch of an epoch, unless it is the only one (Clip4Cir does)."""
     mask_equal_targets: bool = True
     """Triplets of the same target are not each other's negatives; false: they are (Clip4Cir)."""
+    soft_targets: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of the probability that a batch's targets get by their likeness to the right one."""
     lr: Rate = 2e-5
     """Learning rate of Adam."""
     decay: Literal["none", "cosine"] = "none"
@@ -268,7 +272,9 @@ class Stage2Config(Section):
     logit_scale: Rate = 100.0
     """Factor of the cosines before the softmax."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
-    """Dropout inside the head."""
+    """Dropout inside the head, but not in CLIP-CD's bilinear branch."""
+    bilinear_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """CLIP-CD: dropout inside the bilinear branch, which has none in the paper."""
     bilinear_dim: Positive = 64
     """K of eqs 5 to 7: size of the projections of the outer product; less than feature size D."""
     projection_dim: Count = 0
@@ -279,6 +285,8 @@ class Stage2Config(Section):
     """Arithmetic of the head in training: bf16 is autocast, weights and loss stay fp32."""
     k: Positive = 5
     """Epochs over original triplets before each epoch over pseudo triplets."""
+    pseudo_weight: Literal["one", "score"] = "one"
+    """What a pseudo triplet counts in the loss: score is the share of them that match no better."""
     pseudo: bool = True
     """Use pseudo triplets; false is Table 2's w/o Pseudo Data."""
     select_on: SelectOn = "selection"

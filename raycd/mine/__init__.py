@@ -20,6 +20,7 @@ something else is said.
 
 from raycd.mine.candidates import CANDIDATES, Score, make_candidates, matching_scores
 from raycd.mine.counts import Counts, summary, warnings
+from raycd.mine.eligible import eligible
 from raycd.mine.examples import choose_examples
 from raycd.mine.filter import filter_candidates
 from raycd.mine.neighbours import (
@@ -32,7 +33,6 @@ from raycd.mine.neighbours import (
     sample,
 )
 from raycd.mine.pools import Pool, TripletRows, make_pools, of_triplets
-from raycd.mine.rare import of_rare_texts
 from raycd.mine.search import FAISS_GPU, NeighbourSearch, on_gpu
 from raycd.mine.shards import (
     Searched,
@@ -64,6 +64,7 @@ __all__ = [
     "TripletRows",
     "Visit",
     "choose_examples",
+    "eligible",
     "filter_candidates",
     "find_neighbours",
     "low_recall",
@@ -72,7 +73,6 @@ __all__ = [
     "make_shards",
     "matching_scores",
     "normalise",
-    "of_rare_texts",
     "of_triplets",
     "on_gpu",
     "recall",

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from raycd.config import MineConfig
 from raycd.data.schema import PSEUDO_TRIPLET
+from raycd.mine.eligible import eligible
 from raycd.mine.filter import filter_candidates
-from raycd.mine.rare import of_rare_texts
 from raycd.mine.search import DECIMALS
 from raycd.mine.thresholds import resolve
 
@@ -53,13 +53,13 @@ def choose_examples(
     Args:
         candidates: Table CANDIDATES.
         triplets: Table TRIPLET that the candidates were made from.
-        mine: The thresholds, and how rare a text has to be.
+        mine: The thresholds, and which candidates are eligible.
         seed: Draws the good ones, and decides between equal distances.
     """
     now = resolve(candidates, mine)
     eps_low, eps_high, alpha = now["eps_low"], now["eps_high"], now["alpha"]
     within, _ = filter_candidates(
-        of_rare_texts(candidates, triplets, mine.rare_texts),
+        eligible(candidates, triplets, mine),
         eps_low=eps_low,
         eps_high=eps_high,
         s_max=now["s_max"],

@@ -5,7 +5,7 @@
 | j is i's own            | the class to find                            |
 | j is the same image     | left out: another triplet with i's target    |
 | j is right for i, too   | left out: a further target of i              |
-| any other, any worker's | negative                                     |
+| any other, any worker's | negative; with soft targets as far as unlike |
 
 logit scale = 1 / temperature; the paper's "tau = 100" is a logit scale of 100.
 """
@@ -33,6 +33,8 @@ def batch_classification_loss(
     right_BT: torch.Tensor | None = None,
     *,
     margin: float = 0.0,
+    weight_B: torch.Tensor | None = None,
+    soft: float = 0.0,
 ) -> torch.Tensor:
     """Return the mean cross entropy of this worker's queries over the targets of all workers.
 
@@ -50,12 +52,17 @@ def batch_classification_loss(
         right_BT: Numbers of all targets that are right for each query, padded with -1: no negatives
             of it either. None: each has its own target alone.
         margin: What the logit of the class to find is lowered by (additive margin softmax).
+        weight_B: Factor of each triplet's loss, whose sum is divided by B in any case; None: 1.
+        soft: Share of the probability to learn that goes to targets by their likeness to a
+            triplet's own, see `soft_targets`; the rest is the own target's.
     """
     with full_precision(query_BD):
         all_targets = gather(F.normalize(target_BD.float(), dim=-1))
         logits = logit_scale * F.normalize(query_BD.float(), dim=-1) @ all_targets.T
         same = same_images(target_B, gather(target_B)[None, :], right_BT)
-        return margin_softmax_loss(logits, own_rows(len(query_BD), query_BD.device), same, margin)
+        own_B = own_rows(len(query_BD), query_BD.device)
+        share = soft_targets(all_targets, own_B, same, logit_scale, soft) if soft else None
+        return margin_softmax_loss(logits, own_B, same, margin, weight_B, share)
 
 
 def same_images(
@@ -69,16 +76,56 @@ def same_images(
 
 
 def margin_softmax_loss(
-    logits_BN: torch.Tensor, own_B: torch.Tensor, same_BN: torch.Tensor, margin: float = 0.0
+    logits_BN: torch.Tensor,
+    own_B: torch.Tensor,
+    same_BN: torch.Tensor,
+    margin: float = 0.0,
+    weight_B: torch.Tensor | None = None,
+    share_BN: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return the mean cross entropy of finding candidate own_B among N.
+    """Return the mean cross entropy of finding candidate own_B among N, each times its weight.
 
     Its logit is lowered by `margin` first (additive margin softmax). The candidates that `same_BN`
-    marks are left out, but its own.
+    marks are left out, but its own. `share_BN` are the probabilities to learn, where they are not
+    all the own candidate's.
     """
-    rows = torch.arange(len(own_B), device=own_B.device)
-    others_BN = same_BN.clone()
-    others_BN[rows, own_B] = False
     if margin:
         logits_BN = logits_BN - margin * F.one_hot(own_B, logits_BN.shape[1])
-    return F.cross_entropy(logits_BN.masked_fill(others_BN, -torch.inf), own_B)
+    left_out_BN = _but_own(same_BN, own_B)
+    logits_BN = logits_BN.masked_fill(left_out_BN, -torch.inf)
+    if share_BN is not None:
+        found_BN = logits_BN.log_softmax(1).masked_fill(left_out_BN, 0.0)
+        loss_B = -(share_BN * found_BN).sum(1)
+    elif weight_B is not None:
+        loss_B = F.cross_entropy(logits_BN, own_B, reduction="none")
+    else:
+        return F.cross_entropy(logits_BN, own_B)
+    return (loss_B if weight_B is None else weight_B * loss_B).mean()
+
+
+@torch.no_grad()
+def soft_targets(
+    target_ND: torch.Tensor,
+    own_B: torch.Tensor,
+    same_BN: torch.Tensor,
+    logit_scale: float | torch.Tensor,
+    soft: float,
+) -> torch.Tensor:
+    """Return the probabilities (B, N) that queries shall learn of the candidates.
+
+    The own one has 1 - soft, and of the rest as much as the softmax of its scaled cosines with all
+    candidates gives it, as each of the others has. Those that `same_BN` marks have none.
+
+    Args:
+        target_ND: Features of the candidates, normalised.
+    """
+    alike_BN = logit_scale * target_ND[own_B] @ target_ND.T
+    share_BN = soft * alike_BN.masked_fill(_but_own(same_BN, own_B), -torch.inf).softmax(1)
+    share_BN[torch.arange(len(own_B), device=own_B.device), own_B] += 1 - soft
+    return share_BN
+
+
+def _but_own(same_BN: torch.Tensor, own_B: torch.Tensor) -> torch.Tensor:
+    others_BN = same_BN.clone()
+    others_BN[torch.arange(len(own_B), device=own_B.device), own_B] = False
+    return others_BN

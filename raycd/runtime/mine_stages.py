@@ -54,7 +54,7 @@ def filter_pseudo(context: Context, writing: Writing) -> None:
     table = pq.read_table(context.run.local("mine") / "candidates.parquet")
     thresholds = mine.resolve(table, settings)
     train = context.dataset.triplets_of("train")
-    table = mine.of_rare_texts(table, train, settings.rare_texts)
+    table = mine.eligible(table, train, settings)
     kept, counts = mine.filter_candidates(table, **thresholds)
     pq.write_table(kept, writing.folder / "pseudo_triplets.parquet")
     warnings = mine.warnings(counts)

@@ -117,6 +117,7 @@ STAGES = (
             "mine.eps_high",
             "mine.s_max",
             "mine.alpha",
+            "mine.replace",
             "mine.rare_texts",
         ],
         reads_data=False,

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from raycd.config import Config
@@ -36,6 +37,7 @@ class FeatureTriplets:
     target: torch.Tensor  # (N,)
     texts: torch.Tensor  # (N, 4) rows of the text features
     right: torch.Tensor | None = None  # (N, T) rows of all right targets, see `targets.padded`
+    weight: torch.Tensor | None = None  # (N,) what each counts in the loss; None: 1
 
 
 class HeadLoss(nn.Module):
@@ -105,7 +107,15 @@ class Fuse:
             target=self._tensor(target[known]),
             texts=self._tensor(self._text_T4[original]),
             right=None if self._right_NT is None else self._tensor(self._right_NT[original]),
+            weight=self._weight(triplets, known),
         )
+
+    def _weight(self, triplets: pa.Table, known: NDArray[np.int64]) -> torch.Tensor | None:
+        """Return the weights of pseudo triplets by their scores; None where each counts 1."""
+        if self.config.pseudo_weight != "score" or "score" not in triplets.column_names:
+            return None
+        share_N = share_below(triplets["score"].to_numpy())[known]
+        return torch.from_numpy(share_N.astype(np.float32)).to(self.device)
 
     def _tensor(self, rows: object) -> torch.Tensor:
         return torch.from_numpy(np.asarray(rows, dtype=np.int64)).to(self.device)
@@ -139,6 +149,7 @@ class Fuse:
                 target[at],
                 triplets.texts[at, choice[at]],
                 None if triplets.right is None else triplets.right[at],
+                None if triplets.weight is None else triplets.weight[at],
             )
 
     def _targets(self, triplets: FeatureTriplets, epoch: int) -> torch.Tensor:
@@ -176,6 +187,8 @@ class Fuse:
             target_B=batch.target if masked else every,
             image_B=batch.reference if masked else every,
             right_BT=batch.right if masked else None,
+            weight_B=batch.weight,
+            soft=self.config.soft_targets,
             **(self._extra(batch) if self.extras.caches else {}),
         )
 
@@ -215,6 +228,16 @@ class Fuse:
             ),
         )
         return self.metric.of(found.recalls)
+
+
+def share_below(score_N: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return what share (N,) of the scores is at or below each: from above 0 to 1.
+
+    So a weight means the same whatever an encoder's cosines are.
+    """
+    below = np.searchsorted(np.sort(score_N), score_N, side="right")
+    share: NDArray[np.float64] = below / max(len(score_N), 1)
+    return share
 
 
 def check_joint(config: Config, composes: bool) -> None:

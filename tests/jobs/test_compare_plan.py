@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from jobs.comparison.plan import ALWAYS, deciding, epochs_to_see, make_plan, seen
-from raycd.config import Config
+from raycd.config import Config, flatten
 from raycd.errors import ConfigError
 from raycd.model import fusion
 
@@ -40,6 +40,17 @@ def test_a_head_can_have_several_rows_and_each_its_own_settings() -> None:
     assert (combiner.mine.alpha, bare.mine.alpha) == (0.6, 0.7)
     assert (combiner.stage2.lr, bare.stage2.lr) == (1e-4, 2e-5)
     assert not found.entries[0].config(CONFIG, "original").stage2.pseudo
+
+
+def test_a_row_can_have_its_own_pseudo_triplets_and_loss() -> None:
+    own = {"mine.replace": "reference", "mine.rare_texts": 2, "stage2.pseudo_weight": "score"}
+    own |= {"stage2.soft_targets": 0.2, "stage2.bilinear_dropout": 0.3}
+    settings = [f"clip_cd.{name}={value}" for name, value in own.items()]
+    combiner, clip_cd = (
+        flatten(entry.config(CONFIG, "pseudo")) for entry in plan(settings=settings).entries
+    )
+    assert {name: clip_cd[name] for name in own} == own
+    assert all(combiner[name] != value for name, value in own.items())
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,25 @@ def test_clip_cd_adds_bilinear_pooling_to_the_combiner() -> None:
     )
 
 
+def test_the_bilinear_branch_drops_features_of_its_own_while_training_and_only_then() -> None:
+    bare, dropping = (
+        fusion.create(config("clip_cd", dropout=0.0, bilinear_dropout=p)) for p in (0.0, 0.5)
+    )
+    dropping.load_state_dict(bare.state_dict())
+    image, text = features(200)
+    expected = bare.train()(image, text)
+    torch.testing.assert_close(bare(image, text), expected, rtol=0, atol=0)
+    torch.testing.assert_close(dropping.eval()(image, text), expected, rtol=0, atol=0)
+    branch: Any = dropping.train()
+    plain: Any = bare
+    outer = torch.ones(200, K, 1) * torch.ones(200, 1, K)
+    dropped = branch.bilinear.drop(outer.flatten(1))
+    assert {*dropped.unique().tolist()} == {0.0, 2.0}
+    assert not torch.equal(branch.bilinear(image, text), plain.bilinear(image, text))
+    combiner = plain.combiner.parts(image, text)
+    torch.testing.assert_close(branch.combiner.parts(image, text), combiner, rtol=0, atol=0)
+
+
 def test_clip_cd_without_its_bilinear_part_is_the_combiner() -> None:
     comprehensive: Any = head("clip_cd")
     (image, text), combiner = features(), head("combiner")
@@ -218,9 +237,15 @@ def test_default_sizes_are_four_and_eight_times_the_features() -> None:
 
 def test_the_settings_of_stage_2_shape_the_head() -> None:
     settings = Stage2Config(
-        head="combiner", bilinear_dim=7, projection_dim=8, hidden_dim=9, dropout=0.25
+        head="combiner",
+        bilinear_dim=7,
+        projection_dim=8,
+        hidden_dim=9,
+        dropout=0.25,
+        bilinear_dropout=0.1,
     )
-    assert fusion.HeadConfig.of(settings, 640) == fusion.HeadConfig("combiner", 640, 7, 8, 9, 0.25)
+    expected = fusion.HeadConfig("combiner", 640, 7, 8, 9, 0.25, 0.1)
+    assert fusion.HeadConfig.of(settings, 640) == expected
 
 
 # ---- mistakes

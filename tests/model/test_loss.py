@@ -68,6 +68,32 @@ def test_a_further_target_of_a_query_is_no_negative_of_it() -> None:
     assert float(found) == pytest.approx(expected, rel=1e-5)
 
 
+def test_a_weighted_loss_is_the_sum_of_weighted_losses_over_their_number() -> None:
+    query, target = torch.tensor([[0.6, 0.8], NORTH]), torch.tensor([EAST, NORTH])
+    weights = torch.tensor([0.5, 0.25])
+    found = batch_classification_loss(query, target, torch.arange(2), 10.0, weight_B=weights)
+    expected = (0.5 * math.log1p(math.exp(2)) + 0.25 * math.log1p(math.exp(-10))) / 2
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+
+
+def test_soft_targets_share_a_part_of_the_probability_by_likeness() -> None:
+    # Of target 0 at scale 2: cosines 1, 0.6, and 1 of the third, which is the same image.
+    query = torch.tensor([[0.0, 1.0], [1.0, 0.0], [1.0, 0.0]])
+    target = torch.tensor([[1.0, 0.0], [0.6, 0.8], [1.0, 0.0]])
+    numbers = torch.tensor([4, 5, 4])
+    found = batch_classification_loss(query, target, numbers, 2.0, soft=0.3)
+    alike = math.exp(1.2) / (math.exp(2.0) + math.exp(1.2))
+    of_0 = (1 - 0.3 * alike) * (math.log(1 + math.exp(1.6)) - 0.0)  # logits 0 and 1.6
+    of_0 += 0.3 * alike * (math.log(1 + math.exp(1.6)) - 1.6)
+    of_2 = (1 - 0.3 * alike) * math.log(1 + math.exp(1.2 - 2.0))  # logits 2 and 1.2
+    of_2 += 0.3 * alike * (math.log(1 + math.exp(1.2 - 2.0)) + 0.8)
+    every = 2 * math.exp(2.0) + math.exp(1.2)  # of query 1, to whom 0 and 2 are two candidates
+    alike_1 = math.exp(2.0) / (math.exp(2.0) + 2 * math.exp(1.2))  # its own, cosine 1
+    own_1 = 0.7 + 0.3 * alike_1
+    of_1 = own_1 * (math.log(every) - 1.2) + (1 - own_1) * (math.log(every) - 2.0)
+    assert float(found) == pytest.approx((of_0 + of_1 + of_2) / 3, rel=1e-5)
+
+
 def test_a_batch_of_one_target_has_no_loss() -> None:
     assert loss([EAST, NORTH], [EAST, EAST], [3, 3], 100.0) == 0.0
 
@@ -82,6 +108,7 @@ def test_a_single_process_is_the_first_of_one() -> None:
 # -----------------------------------------------------------------------------------------------
 
 NUMBERS = torch.tensor([0, 1, 2, 3, 0, 4, 3, 3])  # targets 0 and 3 stand on both workers
+WEIGHTS = torch.linspace(0.1, 1.0, 8)
 RIGHT = torch.tensor([[0, 4]] + [[-1, -1]] * 6 + [[3, 1]])  # each with one of the other worker
 
 
@@ -106,7 +133,9 @@ def rows_of_all() -> torch.Tensor:
 
 def step(towers: Towers, module: nn.Module, own: slice) -> tuple[torch.Tensor, list[torch.Tensor]]:
     query, target = module(rows_of_all()[own])
-    value = batch_classification_loss(query, target, NUMBERS[own], 20.0, RIGHT[own])
+    value = batch_classification_loss(
+        query, target, NUMBERS[own], 20.0, RIGHT[own], weight_B=WEIGHTS[own], soft=0.2
+    )
     value.backward()  # type: ignore[no-untyped-call]  # torch's own is untyped
     return value.detach(), [
         parameter.grad for parameter in towers.parameters() if parameter.grad is not None

@@ -15,7 +15,7 @@ from raycd.features import Features
 from raycd.model.fusion import Head
 from raycd.model.loss import batch_classification_loss
 from raycd.train.batches import epoch_batches
-from raycd.train.fuse import FeatureTriplets, Fuse, new_head
+from raycd.train.fuse import FeatureTriplets, Fuse, new_head, share_below
 from raycd.train.loop import Loop, Schedule, Silence
 
 D, IMAGES = 8, 12
@@ -207,6 +207,28 @@ def test_right_targets_of_a_triplet_are_no_negatives_of_it_nor_of_its_pseudo_tri
         assert logits.isinf().any()
         expected = F.cross_entropy(logits, torch.arange(len(logits)))
         torch.testing.assert_close(several.loss(several.module, batch), expected)
+
+
+def test_scores_weigh_pseudo_triplets_by_the_share_of_those_that_match_no_better() -> None:
+    shares = share_below(np.array([0.3, 0.9, 0.5, 0.3]))
+    assert shares.tolist() == [0.5, 1.0, 0.75, 0.5]
+
+
+def test_a_pseudo_triplet_counts_as_its_score_says_and_an_original_counts_1(
+    dataset: Dataset, images: Features, texts: Features
+) -> None:
+    table = pseudo(*PSEUDO).set_column(8, PSEUDO_TRIPLET.field("score"), pa.array([0.9, 0.7, 0.8]))
+    config = settings(pseudo_weight="score")
+    task = Fuse(new_head(config, D)[0], dataset, table, images, texts, config)
+    batch = everything(task, 2)
+    task.module.eval()
+    query = task.head(task.images.values[batch.reference], task.texts.values[batch.texts])
+    logits = 10 * query @ F.normalize(task.images.values[batch.target], dim=-1).T
+    logits[0, 2] = logits[2, 0] = -torch.inf  # both are looking for i9
+    each = F.cross_entropy(logits, torch.arange(3), reduction="none")
+    expected = (1.0 * each[0] + each[1] / 3 + each[2] * 2 / 3) / 3
+    torch.testing.assert_close(task.loss(task.module, batch), expected)
+    assert everything(task, 0).weight is None
 
 
 def test_without_masking_same_targets_are_negatives(

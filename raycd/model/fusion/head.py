@@ -45,13 +45,20 @@ class HeadBatch:
     """Numbers of all targets that are right for each triplet, padded with -1: no negatives either.
     None: each has its own target alone.
     """
+    weight_B: torch.Tensor | None = None
+    """What each triplet counts in the classification loss; None: 1."""
+    soft: float = 0.0
+    """Share of the probability that targets have in it by their likeness to a triplet's own."""
 
     def classification_loss(
         self, query_BD: torch.Tensor, logit_scale: float | torch.Tensor, *, margin: float = 0.0
     ) -> torch.Tensor:
         """Return the batch-based classification loss (eq. 4) of queries (B, D) for the targets."""
         return batch_classification_loss(
-            query_BD, self.target_BD, self.target_B, logit_scale, self.right_BT, margin=margin
+            *(query_BD, self.target_BD, self.target_B, logit_scale, self.right_BT),
+            margin=margin,
+            weight_B=self.weight_B,
+            soft=self.soft,
         )
 
 

@@ -43,6 +43,8 @@ class HeadConfig:
     """Combiner: size of the hidden layers; 0 means 8 D."""
     dropout: float = 0.5
     """Dropout of the hidden layers."""
+    bilinear_dropout: float = 0.0
+    """Dropout of the bilinear branch."""
     extra: Mapping[str, list[int]] = field(default_factory=dict)
     """Shapes, without B, of what the head needs beside pooled features (`Head.needs`)."""
 
@@ -61,6 +63,7 @@ class HeadConfig:
             config.projection_dim,
             config.hidden_dim,
             config.dropout,
+            config.bilinear_dropout,
             dict(extra or {}),
         )
 

@@ -1,4 +1,4 @@
-"""Candidates of rare texts, by hand."""
+"""Candidates of one side and of rare texts, by hand."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from raycd.config import MineConfig
 from raycd.data.schema import TRIPLET
-from raycd.mine import CANDIDATES, choose_examples, filter_candidates, of_rare_texts
+from raycd.mine import CANDIDATES, choose_examples, eligible, filter_candidates
 from raycd.mine.neighbours import META
 
 CAPTIONS = {
@@ -39,13 +39,13 @@ def triplets() -> pa.Table:
     return pa.Table.from_pylist(rows, schema=TRIPLET)
 
 
-def candidates() -> pa.Table:
+def candidates(side: str = "target") -> pa.Table:
     """Return two candidates of each triplet, the second of which was not scored: of a, b and c
     because it is the triplet of others, of the rest because it asks for no change.
     """
     rows = [
         dict.fromkeys(("replaced", "substitute", "reference", "target"), name)
-        | {"side": "target", "triplet_id": name, "category": "dress", "similarity": 0.9}
+        | {"side": side, "triplet_id": name, "category": "dress", "similarity": 0.9}
         | {"rank": rank, "truncated": False, "score": None if rank else 0.8, "pool": ""}
         | ({"reference": "i0"} if name in "abc" else {})
         for name in CAPTIONS
@@ -58,7 +58,7 @@ def candidates() -> pa.Table:
     ("at_most", "kept"), [(0, "abcdef"), (1, "f"), (2, "def"), (3, "abcdef"), (99, "abcdef")]
 )
 def test_candidates_are_kept_whose_text_stands_in_few_triplets(at_most: int, kept: str) -> None:
-    found = of_rare_texts(candidates(), triplets(), at_most)
+    found = eligible(candidates(), triplets(), MineConfig(rare_texts=at_most))
     assert found["triplet_id"].to_pylist() == [name for name in kept for _ in range(2)]
     assert found.schema.equals(candidates().schema)
     meta = json.loads(found.schema.metadata[META])
@@ -68,10 +68,32 @@ def test_candidates_are_kept_whose_text_stands_in_few_triplets(at_most: int, kep
 
 def test_the_counts_of_rare_texts_are_those_of_what_is_left() -> None:
     thresholds: dict[str, Any] = {"eps_low": 0.85, "eps_high": 0.95, "s_max": 4, "alpha": 0.5}
-    _, counts = filter_candidates(of_rare_texts(candidates(), triplets(), 2), **thresholds)
+    _, counts = filter_candidates(
+        eligible(candidates(), triplets(), MineConfig(rare_texts=2)), **thresholds
+    )
     assert (counts["known_pairs"], counts["degenerate"], counts["images"]) == (0, 3, 2)
-    _, counts = filter_candidates(of_rare_texts(candidates(), triplets(), 3), **thresholds)
+    _, counts = filter_candidates(
+        eligible(candidates(), triplets(), MineConfig(rare_texts=3)), **thresholds
+    )
     assert (counts["known_pairs"], counts["degenerate"], counts["images"]) == (3, 3, 2)
+
+
+@pytest.mark.parametrize(
+    ("replace", "kept"),
+    [("both", ["target", "reference"]), ("reference", ["reference"]), ("target", ["target"])],
+)
+def test_candidates_are_kept_whose_image_of_the_chosen_side_is_replaced(
+    replace: str, kept: list[str]
+) -> None:
+    table = pa.concat_tables([candidates("target"), candidates("reference")])
+    found = eligible(table, triplets(), MineConfig.model_validate({"replace": replace}))
+    assert found["side"].to_pylist() == [side for side in kept for _ in range(12)]
+    assert found.schema.equals(table.schema)
+    meta = json.loads(found.schema.metadata[META])
+    if replace == "both":
+        assert meta == MINED
+    else:  # one image and the known pairs of this side
+        assert (meta["images"], meta["known_pairs"]) == (1, 3)
 
 
 def test_examples_are_of_rare_texts_alone() -> None:
