@@ -40,13 +40,18 @@ TASKS = 2000  # of Ray Data, at most: it keeps something of each
 def embed_table(uri: str, unit: str, table: pa.Table, encoder: Encoder, config: Config) -> Stored:
     """Embed a table into the folder or URI `uri`, where the same embedding goes on.
 
+    What another encoder has left there is done again: a stage that is trained twice has the same
+    fingerprint, but not always the same weights.
+
     Args:
         unit: images, of a table (key, path; null: no file was found), or texts, of a table (key).
     """
+    of = {"encoder": encoder.fingerprint(), "precision": config.embed.precision}
     plan = shards.read_plan(uri)
-    if plan is None:
-        write_table(uri, [table], table.schema)
-        plan = _plan(len(table), {}, config)
+    # Always: where a run was moved, the same images have other paths
+    write_table(uri, [table], table.schema)
+    if plan is None or (plan.of, plan.rows) != (of, len(table)):
+        plan = _plan(len(table), of, config)
         shards.begin(uri, plan)
     return _embed(uri, unit, plan, _table_rows(uri, plan), encoder, config)
 
@@ -113,6 +118,15 @@ def _workers(config: Config) -> int:
     return cluster.fitting(config.compute.embed_workers, cluster.worker_resources(config.compute))
 
 
+def _ahead(workers: int, config: Config) -> int:
+    """Return the batches that tasks decode ahead for each worker on a GPU.
+
+    None without a free CPU: an actor keeps its own while it waits, and the tasks would never start.
+    """
+    free = cluster.cpus() - workers * config.compute.cpus_per_worker
+    return max(2, int(free / workers)) if free >= 1 else 0
+
+
 def _embed(uri: str, unit: str, plan: Plan, rows: Rows, encoder: Encoder, config: Config) -> Stored:
     """Do the shards that are not there, and open all of them."""
     there = shards.parts(uri)
@@ -122,10 +136,7 @@ def _embed(uri: str, unit: str, plan: Plan, rows: Rows, encoder: Encoder, config
         shared = SharedEncoder(
             ray.put(encoder), config.embed.precision, cluster.threads(config.compute, workers)
         )
-        ahead = 0
-        if on_gpu and unit == "images":
-            free = cluster.cpus() - workers * config.compute.cpus_per_worker
-            ahead = max(2, int(free / workers))
+        ahead = _ahead(workers, config) if on_gpu and unit == "images" else 0
         work = Shard(uri, unit, rows, shared, config.data, config.embed.batch_size, ahead)
         size = -(-len(todo) // TASKS)
         blocks = datasets.blocks_of(pa.table({"shard": todo}), size)
