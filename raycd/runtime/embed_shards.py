@@ -12,7 +12,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,8 @@ import ray
 from raycd import features
 from raycd.config import Config, DataConfig
 from raycd.data import sources
-from raycd.data.folder import absolute
+from raycd.data.folder import absolute, is_local
+from raycd.durable import file_lock
 from raycd.errors import ConfigError
 from raycd.features import shards
 from raycd.features.rows import Batch, Rows, TableRows, TarRows, write_table
@@ -62,9 +65,35 @@ def embed_source(uri: str, source: str, encoder: Encoder, config: Config) -> Sto
     What the source names is listed once, by a task; a folder that is complete stays as it is.
 
     Raises:
-        ConfigError: The folder has the features of another source or encoder.
+        ConfigError: The folder has the features of another source or encoder, or, where it is
+            local, another job works on it.
         DataError: There are no pictures, or a table is malformed.
     """
+    with _alone(uri):
+        return _embed_source(uri, source, encoder, config)
+
+
+@contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    """Lock a local folder inside of the block: two plans in one folder would mix their shards."""
+    if not is_local(uri):
+        yield
+        return
+    lock = Path(uri, ".lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(file_lock(lock, wait=False))
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"the folder {uri} is in use",
+                got=f"process {lock.read_text(encoding='utf-8').strip()} embeds into it",
+                do="wait for it, or give another --out",
+            ) from error
+        yield
+
+
+def _embed_source(uri: str, source: str, encoder: Encoder, config: Config) -> Stored:
     tars, root = sources.tar_files(source), config.data.root and absolute(config.data.root)
     of: dict[str, Any] = {
         "source": source,

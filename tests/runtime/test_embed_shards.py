@@ -22,6 +22,7 @@ from PIL import Image
 from raycd import features
 from raycd.config import Config
 from raycd.data import sources
+from raycd.durable import file_lock
 from raycd.errors import ConfigError
 from raycd.features import shards
 from raycd.features.rows import TableRows, write_table
@@ -273,6 +274,16 @@ def test_a_folder_of_other_features_is_refused_and_kept(
     with pytest.raises(ConfigError, match=r"something else\n.*source = .*/0\n.*source = .*/1"):
         embed_shards.embed_source(out, f"{pictures}/1", new_encoder(), CONFIG)
     assert whole(out).equals(before)
+
+
+def test_a_folder_that_another_job_writes_is_refused(
+    new_encoder: MakeEncoder, pictures: Path, tmp_path: Path
+) -> None:
+    with (
+        file_lock(tmp_path / ".lock"),
+        pytest.raises(ConfigError, match=rf"is in use\n.*process {os.getpid()} embeds into it"),
+    ):
+        embed_shards.embed_source(str(tmp_path), str(pictures), new_encoder(), CONFIG)
 
 
 def test_a_worker_reads_from_a_store_and_writes_to_it(

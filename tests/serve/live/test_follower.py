@@ -145,10 +145,13 @@ def test_one_image_more_than_fits_does_not_rebuild_the_index(
     searcher = follow(kind="ivf", flat_up_to=5, sample=50, ivf_lists=2)
     until(lambda: searcher.view.index.kind == "ivf")
     monkeypatch.setattr(follower, "kind_for", lambda *given: "sq8")
-    built, original = [], bundle.build_index
-    monkeypatch.setattr(
-        bundle, "build_index", lambda *given, **more: built.append(1) or original(*given, **more)
-    )
+    built, original = list[Any](), bundle.build_index
+
+    def build(*given: Any, **more: Any) -> Any:
+        built.append(given)
+        return original(*given, **more)
+
+    monkeypatch.setattr(bundle, "build_index", build)
     for _ in range(2):
         version = put(store, searcher, features(searcher, 1))
         until(partial(has_version, searcher, version))
