@@ -9,6 +9,7 @@ killed finds what it had, and at the end that becomes a part of it.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -223,18 +224,20 @@ class Run:
         if self._fs.exists(final):
             self._fs.rm(final, recursive=True)
         self._fs.put(f"{folder}/", f"{final}/", recursive=True)
-        for path in self._fs.find(written):
-            name = str(path)[len(written) :].lstrip("/")
-            if not posixpath.basename(name).startswith("."):
-                self._fs.makedirs(posixpath.dirname(posixpath.join(final, name)), exist_ok=True)
-                self._fs.copy(path, posixpath.join(final, name))
+        found = [str(path) for path in self._fs.find(written)]
+        found = [path for path in found if not posixpath.basename(path).startswith(".")]
+        copies = [posixpath.join(final, path[len(written) :].lstrip("/")) for path in found]
+        for parent in {posixpath.dirname(copy) for copy in copies}:
+            self._fs.makedirs(parent, exist_ok=True)
+        if found:
+            self._fs.copy(found, copies)  # many at once, where the store can
         self._fs.pipe_file(f"{final}/{RECORD}", record)  # last: a stage without it is incomplete
         _forget(self.path(stage))
 
     def discard(self, pattern: str) -> None:
         """Remove what the glob pattern matches in the run's folder."""
         with self._translate_errors():
-            for found in self._fs.glob(posixpath.join(self._path, pattern)):
+            for found in self._fs.glob(posixpath.join(glob.escape(self._path), pattern)):
                 self._fs.rm(found, recursive=True)
 
     def names(self, folder: str) -> list[str]:

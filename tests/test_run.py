@@ -117,6 +117,14 @@ def test_what_workers_write_outlives_an_error_and_becomes_a_part_of_the_stage(ro
     assert run.names(UNFINISHED) == []
 
 
+def test_what_is_discarded_is_found_whatever_the_folder_is_called(tmp_path: Path) -> None:
+    run = Run(str(tmp_path / "shop [1]*"), IDENTITY)
+    run.write_bytes(f"{UNFINISHED}/embed-1/images/part-0", b"shard")
+    run.write_bytes(f"{UNFINISHED}/mine-1/part-0", b"shard")
+    run.discard(f"{UNFINISHED}/embed-*")
+    assert run.names(UNFINISHED) == ["mine-1"]
+
+
 def test_the_same_identity_opens_a_run_again(root: str) -> None:
     write(Run(root, IDENTITY), "mine", "first")
     assert Run(root, dict(IDENTITY)).record("mine") is not None

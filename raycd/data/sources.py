@@ -109,17 +109,23 @@ def _below(source: str) -> Iterator[tuple[str, Iterable[tuple[str, str]]]]:
     """Yield the pictures of a folder, subfolder by subfolder, with paths below it as ids."""
     base, waiting = _folder(source), [""]
     file_system, top = open_uri(source)
+
+    def kind(found: dict[str, Any]) -> str:
+        # A link to a folder is not followed: it may lead back
+        is_file = found.get("islink") and not file_system.isdir(found["name"])
+        return "file" if is_file else str(found["type"])
+
     while waiting:
         folder = waiting.pop()
         place = posixpath.join(top, folder) if folder else top
         listed = _asked(source, partial(file_system.ls, place, detail=True))
         inside = sorted(
-            (posixpath.join(folder, posixpath.basename(each["name"].rstrip("/"))), each["type"])
+            (posixpath.join(folder, posixpath.basename(each["name"].rstrip("/"))), kind(each))
             for each in listed
             if each["name"].rstrip("/") != place.rstrip("/")  # S3 may list a folder in itself
         )
-        waiting += [name for name, kind in reversed(inside) if kind == "directory"]
-        keys = [name for name, kind in inside if kind == "file" and is_image(name)]
+        waiting += [name for name, what in reversed(inside) if what == "directory"]
+        keys = [name for name, what in inside if what == "file" and is_image(name)]
         yield folder, zip(keys, map(base.resolve, keys), strict=True)
 
 

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import os
 import posixpath
+import socket
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any, Protocol
 
@@ -44,18 +46,30 @@ class TableRows:
     shard_rows: int
 
     def batches(self, shard: int, size: int) -> Iterator[Batch]:
-        """Read the row groups that a shard's rows are in."""
-        first = shard * self.shard_rows
+        """Read the row groups that a shard's rows are in.
+
+        Raises DataError where the table is not there: its folder is on another machine.
+        """
         place = posixpath.join(self.uri, shards.ROWS)
+        try:
+            own = shards.ask(place, partial(self._read, place, shard * self.shard_rows))
+        except FileNotFoundError as error:
+            raise DataError(
+                f"a worker does not find {place}",
+                got=f"no such file on {socket.gethostname()}",
+                do="give --runs or --out a URI, or a folder that all machines of the cluster share",
+            ) from error
+        for start in range(0, len(own), size):
+            yield own.slice(start, size).to_pydict()
+
+    def _read(self, place: str, first: int) -> pa.Table:
         with fsspec.open(place, "rb") as opened, pq.ParquetFile(opened) as file:
             groups = range(first // GROUP, -(-(first + self.shard_rows) // GROUP))
             groups = groups[: max(0, file.num_row_groups - groups.start)]
             table = (
                 file.read_row_groups(list(groups)) if groups else file.schema_arrow.empty_table()
             )
-        own = table.slice(first % GROUP, self.shard_rows)
-        for start in range(0, len(own), size):
-            yield own.slice(start, size).to_pydict()
+        return table.slice(first % GROUP, self.shard_rows)
 
 
 def write_table(uri: str, blocks: Iterable[pa.Table], schema: pa.Schema) -> int:

@@ -20,6 +20,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeVar
@@ -70,7 +71,7 @@ def read_plan(uri: str) -> Plan | None:
     file_system, path = open_uri(posixpath.join(uri, PLAN))
     try:
         data = ask(uri, lambda: file_system.cat_file(path))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     try:
         return Plan(**json.loads(data))
@@ -83,7 +84,10 @@ def read_plan(uri: str) -> Plan | None:
 
 
 def begin(uri: str, plan: Plan) -> None:
-    """Write the plan: from now on shards are written."""
+    """Write the plan: from now on shards are written, those of another plan are gone."""
+    for part in parts(uri).values():
+        file_system, path = open_uri(part)
+        ask(part, partial(file_system.rm_file, path))
     write_file(posixpath.join(uri, PLAN), json.dumps(asdict(plan), indent=1).encode())
 
 

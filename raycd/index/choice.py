@@ -21,7 +21,7 @@ Kind = Literal["flat", "half", "ivf", "hnsw", "sq8", "rabitq"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 MAPPED: tuple[Kind, ...] = ("half", "sq8", "rabitq")  # those that compare by a file's rows
 # From the best; each needs less memory than the one before
-_EXACT: tuple[Kind, ...] = ("flat", "half")
+EXACT: tuple[Kind, ...] = ("flat", "half")
 _LISTS: tuple[Kind, ...] = ("ivf", "sq8", "rabitq")
 
 
@@ -29,7 +29,7 @@ def kind_for(settings: IndexConfig, images: int, dim: int) -> Kind:
     """Return the kind that a gallery of so many images gets; the smallest where none fits."""
     if settings.kind != "auto":
         return settings.kind
-    kinds = _EXACT if images <= settings.flat_up_to else _LISTS
+    kinds = EXACT if images <= settings.flat_up_to else _LISTS
     return next((kind for kind in kinds if _fits(kind, settings, images, dim)), kinds[-1])
 
 

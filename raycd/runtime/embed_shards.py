@@ -12,7 +12,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,8 @@ import ray
 from raycd import features
 from raycd.config import Config, DataConfig
 from raycd.data import sources
-from raycd.data.folder import absolute
+from raycd.data.folder import absolute, is_local
+from raycd.durable import file_lock
 from raycd.errors import ConfigError
 from raycd.features import shards
 from raycd.features.rows import Batch, Rows, TableRows, TarRows, write_table
@@ -40,13 +43,18 @@ TASKS = 2000  # of Ray Data, at most: it keeps something of each
 def embed_table(uri: str, unit: str, table: pa.Table, encoder: Encoder, config: Config) -> Stored:
     """Embed a table into the folder or URI `uri`, where the same embedding goes on.
 
+    What another encoder has left there is done again: a stage that is trained twice has the same
+    fingerprint, but not always the same weights.
+
     Args:
         unit: images, of a table (key, path; null: no file was found), or texts, of a table (key).
     """
+    of = {"encoder": encoder.fingerprint(), "precision": config.embed.precision}
     plan = shards.read_plan(uri)
-    if plan is None:
-        write_table(uri, [table], table.schema)
-        plan = _plan(len(table), {}, config)
+    # Always: where a run was moved, the same images have other paths
+    write_table(uri, [table], table.schema)
+    if plan is None or (plan.of, plan.rows) != (of, len(table)):
+        plan = _plan(len(table), of, config)
         shards.begin(uri, plan)
     return _embed(uri, unit, plan, _table_rows(uri, plan), encoder, config)
 
@@ -57,9 +65,35 @@ def embed_source(uri: str, source: str, encoder: Encoder, config: Config) -> Sto
     What the source names is listed once, by a task; a folder that is complete stays as it is.
 
     Raises:
-        ConfigError: The folder has the features of another source or encoder.
+        ConfigError: The folder has the features of another source or encoder, or, where it is
+            local, another job works on it.
         DataError: There are no pictures, or a table is malformed.
     """
+    with _alone(uri):
+        return _embed_source(uri, source, encoder, config)
+
+
+@contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    """Lock a local folder inside of the block: two plans in one folder would mix their shards."""
+    if not is_local(uri):
+        yield
+        return
+    lock = Path(uri, ".lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(file_lock(lock, wait=False))
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"the folder {uri} is in use",
+                got=f"process {lock.read_text(encoding='utf-8').strip()} embeds into it",
+                do="wait for it, or give another --out",
+            ) from error
+        yield
+
+
+def _embed_source(uri: str, source: str, encoder: Encoder, config: Config) -> Stored:
     tars, root = sources.tar_files(source), config.data.root and absolute(config.data.root)
     of: dict[str, Any] = {
         "source": source,
@@ -113,6 +147,15 @@ def _workers(config: Config) -> int:
     return cluster.fitting(config.compute.embed_workers, cluster.worker_resources(config.compute))
 
 
+def _ahead(workers: int, config: Config) -> int:
+    """Return the batches that tasks decode ahead for each worker on a GPU.
+
+    None without a free CPU: an actor keeps its own while it waits, and the tasks would never start.
+    """
+    free = cluster.cpus() - workers * config.compute.cpus_per_worker
+    return max(2, int(free / workers)) if free >= 1 else 0
+
+
 def _embed(uri: str, unit: str, plan: Plan, rows: Rows, encoder: Encoder, config: Config) -> Stored:
     """Do the shards that are not there, and open all of them."""
     there = shards.parts(uri)
@@ -122,10 +165,7 @@ def _embed(uri: str, unit: str, plan: Plan, rows: Rows, encoder: Encoder, config
         shared = SharedEncoder(
             ray.put(encoder), config.embed.precision, cluster.threads(config.compute, workers)
         )
-        ahead = 0
-        if on_gpu and unit == "images":
-            free = cluster.cpus() - workers * config.compute.cpus_per_worker
-            ahead = max(2, int(free / workers))
+        ahead = _ahead(workers, config) if on_gpu and unit == "images" else 0
         work = Shard(uri, unit, rows, shared, config.data, config.embed.batch_size, ahead)
         size = -(-len(todo) // TASKS)
         blocks = datasets.blocks_of(pa.table({"shard": todo}), size)

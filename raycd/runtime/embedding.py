@@ -171,13 +171,16 @@ def actors(shared: SharedEncoder, workers: int, config: Config) -> dict[str, Any
 
 
 def decoders(encoder: Encoder, workers: int, config: Config) -> tuple[Any, dict[str, Any]]:
-    """Return decoding actors, on the CPUs that the encoding actors leave, at least one."""
-    most = max(1, int(cluster.cpus() - workers * config.compute.cpus_per_worker))
+    """Return decoding actors, on the CPUs that the encoding actors leave, at least one.
+
+    Where they leave none, it shares theirs: it would wait for one of its own for ever.
+    """
+    free = cluster.cpus() - workers * config.compute.cpus_per_worker
     return DecodeImages, {
         "fn_constructor_args": (encoder.preprocess.to_dict(), config.data),
         "batch_size": config.embed.batch_size,
-        "compute": ray.data.ActorPoolStrategy(min_size=1, max_size=most),
-        "num_cpus": 1,
+        "compute": ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, int(free))),
+        "num_cpus": 1 if free >= 1 else 0,
     }
 
 

@@ -25,7 +25,7 @@ from raycd.gallery.static import Gallery
 from raycd.gallery_db.tables import Room
 from raycd.index import Index
 from raycd.index.blocks import Features
-from raycd.index.choice import MAPPED, kind_for, resident_mib
+from raycd.index.choice import EXACT, MAPPED, kind_for, resident_mib
 from raycd.index.half import room
 from raycd.search.searcher import Searcher
 from serve.args import ServeArgs
@@ -212,7 +212,8 @@ class Follower:
         # Whether the index is exact only because a better one would take too long at the start.
         view = self._live.view
         return (
-            view.index.kind != kind_for(self._settings, len(view), view.index.dim)
+            view.index.kind in EXACT
+            and view.index.kind != kind_for(self._settings, len(view), view.index.dim)
             and len(view.gallery) > self._settings.flat_up_to
         )
 

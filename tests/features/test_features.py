@@ -53,6 +53,18 @@ def test_features_come_back_in_the_order_of_the_table_without_the_broken(place: 
     assert Stored.open(place).keys().equals(found.keys)
 
 
+def test_a_file_is_opened_by_its_own_name(tmp_path: Path) -> None:
+    pq.write_table(TABLE, tmp_path / "images.parquet")
+    assert Stored.open(tmp_path / "images.parquet").keys().to_pylist()[:2] == ["b", "a"]
+
+
+def test_a_new_plan_leaves_no_shard_of_another(place: str) -> None:
+    shards.begin(place, Plan(4, 5, 1))
+    assert shards.parts(place) == {}
+    with pytest.raises(DataError, match="4 of 4 shards"):
+        Stored.open(place)
+
+
 def test_another_order_may_be_asked_for_and_lacks_what_is_not_there(place: str) -> None:
     found = Stored.open(place).features(["c", "absent", "broken", "a"])
     assert found.keys.to_pylist() == ["c", "a"]
@@ -207,3 +219,8 @@ def test_the_pictures_of_a_tar_file_come_by_sample_and_a_cut_off_one_is_refused(
         file.write_bytes(whole[:size])
         with pytest.raises(DataError, match=r"cannot be read as \.tar"):
             list(TarRows([str(file)]).batches(0, 9))
+
+
+def test_a_worker_that_does_not_reach_the_folder_says_on_which_machine(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"(?s)rows.parquet.*no such file on .*all machines"):
+        list(TableRows(str(tmp_path), 4).batches(0, 2))

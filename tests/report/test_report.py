@@ -1,3 +1,4 @@
+import dataclasses
 import re
 from html.parser import HTMLParser
 from typing import Any
@@ -352,6 +353,15 @@ def test_a_funnel_of_no_candidates_has_empty_bars_and_one_of_no_counts_no_rows()
     assert found.rows == [("total", [(0, 0.0), (0, 0.0)])]
     assert funnel({}).rows == []
     assert facts({}) == []
+
+
+def test_of_many_missing_images_the_rest_is_counted_though_the_record_lists_fewer() -> None:
+    """A stage's record has the first thousand alone."""
+    listed = {f"image-{number}": "missing" for number in range(1000)}
+    many = {"missing": 5000, "by_reason": {"missing": 5000}, "images": listed}
+    page = render(dataclasses.replace(sample(), missing=many))
+    assert page.count("<code>image-") == 500
+    assert "and 4500 more: missing_images.json" in page
 
 
 def test_a_missing_image_gives_no_data_uri() -> None:

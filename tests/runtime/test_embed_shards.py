@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,11 +16,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
+import torch
 from PIL import Image
 
 from raycd import features
 from raycd.config import Config
 from raycd.data import sources
+from raycd.durable import file_lock
 from raycd.errors import ConfigError
 from raycd.features import shards
 from raycd.features.rows import TableRows, write_table
@@ -27,9 +30,9 @@ from raycd.features.shards import Plan
 from raycd.features.stored import Stored
 from raycd.model.embed import EmbedImages, EmbedTexts
 from raycd.model.encoder import Encoder
-from raycd.runtime import datasets, embed_shards
+from raycd.runtime import cluster, datasets, embed_shards
 from raycd.runtime.embed_shards import Shard
-from raycd.runtime.embedding import SharedEncoder
+from raycd.runtime.embedding import SharedEncoder, decoders
 
 MakeEncoder = Callable[[], Encoder]
 CONFIG = Config.model_validate(
@@ -141,6 +144,50 @@ def encoded_rows(work: Callable[[], object]) -> int:
     return counted[0]
 
 
+def test_what_another_encoder_left_is_done_again(
+    ray_cluster: None, new_encoder: MakeEncoder, table: pa.Table, tmp_path: Path
+) -> None:
+    """A stage before was trained anew, with other weights under the same fingerprint."""
+    uri, other = str(tmp_path), new_encoder()
+    with torch.no_grad():
+        for weights in other.clip.parameters():
+            weights *= 1.5
+    embed_shards.embed_table(uri, "images", table, other, CONFIG)
+    os.unlink(shards.parts(uri)[3])
+    stored = embed_shards.embed_table(uri, "images", table, new_encoder(), CONFIG)
+    found, paths = pa.concat_tables(stored.blocks()), table["path"].to_pylist()
+    assert same(found, expected_of(table["key"].to_pylist(), paths, new_encoder()))
+
+
+def test_images_that_were_moved_are_found_where_they_are_now(
+    ray_cluster: None, new_encoder: MakeEncoder, pictures: Path, table: pa.Table, tmp_path: Path
+) -> None:
+    """A run may be moved between two tries, and the pictures that it has drawn with it."""
+    uri, encoder = str(tmp_path / "features"), new_encoder()
+    before = embed_shards.embed_table(uri, "images", table, encoder, CONFIG)
+    expected = pa.concat_tables(before.blocks())
+    os.unlink(shards.parts(uri)[3])
+    shutil.copytree(pictures, tmp_path / "moved")
+    old, new = str(pictures), str(tmp_path / "moved")
+    paths = [path and path.replace(old, new) for path in table["path"].to_pylist()]
+    # Nothing is where it was
+    write_table(uri, [table.set_column(1, "path", pa.nulls(len(table), pa.string()))], table.schema)
+    moved = table.set_column(1, "path", pa.array(paths, pa.string()))
+    stored = embed_shards.embed_table(uri, "images", moved, encoder, CONFIG)
+    assert same(pa.concat_tables(stored.blocks()), expected)
+
+
+def test_decoding_beside_gpus_does_not_wait_for_a_cpu_where_none_is_free(
+    new_encoder: MakeEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "cpus", lambda: 4)
+    whole = CONFIG.compute.model_copy(update={"cpus_per_worker": 1.0})
+    config, encoder = CONFIG.model_copy(update={"compute": whole}), new_encoder()
+    reserved = [decoders(encoder, workers, config)[1]["num_cpus"] for workers in (1, 2, 4)]
+    assert reserved == [1, 1, 0]
+    assert [embed_shards._ahead(workers, config) for workers in (1, 2, 4)] == [3, 2, 0]
+
+
 def test_batches_that_others_decode_ahead_come_in_their_order(
     ray_cluster: None, new_encoder: MakeEncoder, table: pa.Table, tmp_path: Path
 ) -> None:
@@ -208,6 +255,16 @@ def test_a_source_of_any_kind_is_embedded_and_goes_on(
     assert whole(out).equals(found)
 
 
+def test_links_to_pictures_are_pictures_and_links_to_folders_are_left(
+    pictures: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "a.png").symlink_to(pictures / "1" / "01.png")
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "back").symlink_to(tmp_path)
+    keys = [key for block in sources.blocks(str(tmp_path)) for key in block["key"].to_pylist()]
+    assert keys == ["a.png", "gone.png"]
+
+
 def test_a_folder_of_other_features_is_refused_and_kept(
     ray_cluster: None, new_encoder: MakeEncoder, pictures: Path, tmp_path: Path
 ) -> None:
@@ -217,6 +274,16 @@ def test_a_folder_of_other_features_is_refused_and_kept(
     with pytest.raises(ConfigError, match=r"something else\n.*source = .*/0\n.*source = .*/1"):
         embed_shards.embed_source(out, f"{pictures}/1", new_encoder(), CONFIG)
     assert whole(out).equals(before)
+
+
+def test_a_folder_that_another_job_writes_is_refused(
+    new_encoder: MakeEncoder, pictures: Path, tmp_path: Path
+) -> None:
+    with (
+        file_lock(tmp_path / ".lock"),
+        pytest.raises(ConfigError, match=rf"is in use\n.*process {os.getpid()} embeds into it"),
+    ):
+        embed_shards.embed_source(str(tmp_path), str(pictures), new_encoder(), CONFIG)
 
 
 def test_a_worker_reads_from_a_store_and_writes_to_it(

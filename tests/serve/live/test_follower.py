@@ -138,6 +138,26 @@ def test_a_gallery_of_a_databases_own_is_in_files_where_the_memory_has_a_bound(
     np.testing.assert_array_equal(positions, true_positions)
 
 
+def test_one_image_more_than_fits_does_not_rebuild_the_index(
+    follow: Callable[..., Searcher], store: GalleryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else images that come and go at the bound would have it rebuilt all the time."""
+    searcher = follow(kind="ivf", flat_up_to=5, sample=50, ivf_lists=2)
+    until(lambda: searcher.view.index.kind == "ivf")
+    monkeypatch.setattr(follower, "kind_for", lambda *given: "sq8")
+    built, original = list[Any](), bundle.build_index
+
+    def build(*given: Any, **more: Any) -> Any:
+        built.append(given)
+        return original(*given, **more)
+
+    monkeypatch.setattr(bundle, "build_index", build)
+    for _ in range(2):
+        version = put(store, searcher, features(searcher, 1))
+        until(partial(has_version, searcher, version))
+    assert (searcher.view.index.kind, built) == ("ivf", [])
+
+
 def test_what_changes_while_an_index_is_built_is_in_it_when_it_is_taken_over(
     follow: Callable[..., Searcher], store: GalleryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
