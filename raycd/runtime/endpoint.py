@@ -116,7 +116,7 @@ class _Category:
         while len(found) < depth:
             response = self.client.search(**search)
             if query["text"].strip() and response.model.rerank_depth and search["offset"] == 0:
-                self.late += all(one.rerank_score is None for one in response.results[:1])
+                self.late += any(one.rerank_score is None for one in response.results[:1])
             found += [
                 (one.image_id, _decided(one))
                 for one in response.results
