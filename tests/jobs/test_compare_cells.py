@@ -24,7 +24,7 @@ from raycd import mine
 from raycd.compare.lines import Table
 from raycd.config import Config, MineConfig
 from raycd.data.build import DatasetBuilder, TripletRow
-from raycd.data.captions import evaluation_text, training_texts
+from raycd.data.captions import Wording, training_texts
 from raycd.data.schema import Dataset
 from raycd.errors import RunError
 from raycd.evaluate import Metric
@@ -51,7 +51,7 @@ def tables() -> Tables:
             category, captions = ("dress", "shirt")[n % 2], [f"is {n}", "long"]
             row = TripletRow(f"{split}/{n}", category, split, IDS[n], IDS[n + 1], captions)
             builder.add_triplet(row, where="here")
-            texts |= dict.fromkeys((evaluation_text(captions), *training_texts(captions)))
+            texts |= dict.fromkeys((Wording().evaluation(captions), *training_texts(captions)))
     dataset, rng = builder.build({}), np.random.default_rng(0)
     image_ND = rng.normal(size=(IMAGES, D)).astype(np.float32)
     text_ND = rng.normal(size=(len(texts), D)).astype(np.float32)
