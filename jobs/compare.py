@@ -16,6 +16,7 @@ import argparse
 import sys
 
 from raycd.config import cli
+from raycd.errors import ConfigError
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -70,10 +71,26 @@ def main(options: cli.Options) -> None:
 
     flags = options.flags
     if flags.table == 2:
+        _check_ablation(flags)
         shown, _ = ablation.run(options.config, seeds=flags.seeds, concurrent=flags.concurrent)
     else:
         shown = heads.run(options.config, flags)
     print(shown)
+
+
+def _check_ablation(asked: argparse.Namespace) -> None:
+    """Raise ConfigError where an option would change nothing of the ablation."""
+    parser = argparse.ArgumentParser()
+    flags(parser)
+    usual, names = parser.parse_args([]), ("heads", "variants", "set", "baseline")
+    given = [name for name in names if getattr(asked, name) != getattr(usual, name)]
+    if given:
+        raise ConfigError(
+            "--table 2 is the paper's ablation: its rows are given",
+            got=", ".join(f"--{name}" for name in given),
+            expected="--seeds and --concurrent alone beside it",
+            do="leave them out, or compare heads without --table 2",
+        )
 
 
 if __name__ == "__main__":

@@ -67,6 +67,13 @@ def main(options: cli.Options) -> None:
             got="--bundle or --submission beside it",
             do="leave one of them out",
         )
+    if asked.submission and (asked.protocol or asked.per_query):
+        raise ConfigError(
+            "--submission answers the test split, whose right answers only its server knows",
+            got="--protocol or --per-query beside it",
+            expected="--bundle alone beside it",
+            do="leave one of them out: --protocol and --per-query measure val",
+        )
     if asked.submission:
         submit(config, asked.bundle, Path(asked.submission))
     elif asked.protocol or asked.per_query or asked.endpoint or asked.bundle:

@@ -73,10 +73,6 @@ class Condition(BaseModel):
         """Return whether it holds for an image without the attribute."""
         return self.in_ is None and not self.has_range
 
-    def __len__(self) -> int:
-        """Return with how much a value is compared."""
-        return max(1, len(self.in_ or ()) + len(self.not_) + 2 * self.has_range)
-
 
 def _form(value: object) -> str:
     return CONDITION if isinstance(value, Mapping | Condition) else VALUES

@@ -12,7 +12,7 @@ import pytest
 from raycd import bundle, features
 from raycd.config import DataConfig, SyntheticConfig
 from raycd.data import images
-from raycd.data.captions import evaluation_text
+from raycd.data.captions import Wording
 from raycd.data.demo.synthetic import write_demo_data
 from raycd.data.read import read
 from raycd.features import shards
@@ -35,7 +35,9 @@ def demo(tiny_bundle: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         read(DataConfig(), str(run / "catalogue")),
         bundle.load(run / "bundle").encoder,
     )
-    texts = [evaluation_text(row["captions"]) for row in dataset.triplets_of("val").to_pylist()]
+    texts = [
+        Wording().evaluation(row["captions"]) for row in dataset.triplets_of("val").to_pylist()
+    ]
     columns = {
         name: dataset.images[column].to_pylist()
         for name, column in (("key", "image_id"), ("path", "path"))

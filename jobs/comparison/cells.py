@@ -23,7 +23,7 @@ from raycd.errors import RunError
 from raycd.model import fusion, threads
 from raycd.progress import Bar
 from raycd.run import Run, fingerprint
-from raycd.runtime import cluster, pipeline
+from raycd.runtime import cluster, pipeline, since
 from raycd.runtime.child_runs import ChildRuns
 from raycd.runtime.tracking import Tracker
 from tune.trial import Tables, evaluated
@@ -67,7 +67,9 @@ class Cell:
         """Return the hash of all that its result depends on."""
         reads = {"embed", "mine"} if self.config.stage2.pseudo and self.is_trained else {"embed"}
         inputs = {name: value for name, value in self.inputs.items() if name in reads}
-        return fingerprint("cell", VERSION, self.settings(), inputs)
+        dataset, stages = self.tables.dataset, ("stage2", "evaluate")
+        changed = [now for stage in stages for now in since.changes(stage, self.config, dataset)]
+        return fingerprint("cell", VERSION, self.settings(), inputs, *changed)
 
     @cached_property
     def path(self) -> str:

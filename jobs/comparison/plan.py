@@ -82,7 +82,8 @@ class Plan:
                 if entry.name in self.named:
                     raise
                 what, *more = (" ".join(line.split()) for line in str(error).splitlines())
-                lacking.setdefault(f"{what} ({'; '.join(more[:1])})", []).append(entry.name)
+                why = f"{what} ({more[0]})" if more else what
+                lacking.setdefault(why, []).append(entry.name)
                 continue
             has_weights = any(True for _ in head.parameters())
             (trained if has_weights else still).append(entry)

@@ -59,11 +59,6 @@ class Wording:
         return text if self.raw else text[:1].upper() + text[1:]
 
 
-def evaluation_text(captions: Sequence[str]) -> str:
-    """Return the text of the usual wording in evaluation."""
-    return Wording().evaluation(captions)
-
-
 def training_texts(captions: Sequence[str]) -> tuple[str, str, str, str]:
     """Return the texts of the usual wording in training."""
     return Wording().training(captions)

@@ -5,8 +5,10 @@ Values are texts; a range compares those that are numbers, in decimal notation.
 
 from __future__ import annotations
 
+import operator
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +16,14 @@ from numpy.typing import NDArray
 from raycd.filters import Condition
 from raycd.index.structure import Mask
 
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+# Of each text it reads a digit once: clients write the values, and there may be many
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_COMPARED: dict[str, Callable[[Any, float], Any]] = {
+    "gt": operator.gt,
+    "gte": operator.ge,
+    "lt": operator.lt,
+    "lte": operator.le,
+}
 
 Wanted = Mapping[str, Sequence[str] | Condition]
 Conditions = tuple[tuple[str, Condition], ...]
@@ -48,7 +57,18 @@ def holds(condition: Condition, value: str | None) -> bool:
     """Tell whether an image with this value is found; None: it has no such attribute."""
     if value is None:
         return condition.holds_without
-    return bool(among(condition, [value], np.array([number(value)]))[0])
+    if value in condition.not_ or (condition.in_ is not None and value not in condition.in_):
+        return False
+    # Without an array: it is asked for each image that was added
+    return not condition.has_range or bool(_in_range(condition, number(value), True))
+
+
+def _in_range(condition: Condition, numbers: Any, right: Any) -> Any:
+    """Return which of `right` are in the range, too; a comparison with NaN is false."""
+    for name, compared in _COMPARED.items():
+        if (bound := getattr(condition, name)) is not None:
+            right = right & compared(numbers, bound)
+    return right
 
 
 def among(condition: Condition, values: Sequence[str], number_N: NDArray[np.float64]) -> Mask:
@@ -60,13 +80,5 @@ def among(condition: Condition, values: Sequence[str], number_N: NDArray[np.floa
     if condition.not_:
         refused = frozenset(condition.not_)
         right &= np.fromiter((value not in refused for value in values), np.bool_, len(values))
-    # A comparison with NaN is false
-    if condition.gt is not None:
-        right &= number_N > condition.gt
-    if condition.gte is not None:
-        right &= number_N >= condition.gte
-    if condition.lt is not None:
-        right &= number_N < condition.lt
-    if condition.lte is not None:
-        right &= number_N <= condition.lte
-    return right
+    found: Mask = _in_range(condition, number_N, right)
+    return found

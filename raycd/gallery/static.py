@@ -117,6 +117,12 @@ class Gallery:
             codes.setdefault(name, []).append(code)
         return {name: _Values.of(own, self._attributes.values) for name, own in codes.items()}
 
+    @cached_property
+    def numeric(self) -> frozenset[str]:
+        """The attributes of which an image has a number."""
+        known = self._values.items()
+        return frozenset(name for name, own in known if not np.isnan(own.number_N).all())
+
     def _having(self, lists: _Lists, wanted: Callable[[Any], bool]) -> Mask:
         """Return a mask (G,) of the images one of whose entries is wanted."""
         mask = np.zeros(len(self), np.bool_)

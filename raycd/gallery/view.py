@@ -207,6 +207,16 @@ class View:
                 counts.setdefault(name, Counter())[value] += 1
         return {name: _most_first(values) for name, values in sorted(counts.items())}
 
+    @cached_property
+    def numeric(self) -> frozenset[str]:
+        """The attributes of which an image has a number, or had one when the index was built."""
+        return self.gallery.numeric | {
+            name
+            for row in self._live_additions()
+            for name, value in row.attributes.items()
+            if conditions.is_number(value)
+        }
+
     def search(
         self,
         query_BD: NDArray[np.float32],

@@ -205,8 +205,13 @@ def load(config: EncoderConfig) -> Encoder:
 
 
 def _in_folder(folder: Path, config: EncoderConfig) -> Encoder:
-    """Load a folder, and say where its preprocessing is not the one that was asked for."""
+    """Load a folder, and say which settings it does not follow."""
     loaded = load_saved(folder, config)
+    if config.configs:
+        progress.say(
+            f"warning: the encoder in {folder} has a configuration of its own: "
+            "encoder.configs changes nothing"
+        )
     if config.padding is not None and loaded.preprocess.target_pad != config.padding:
         progress.say(
             f"warning: the encoder in {folder} keeps the preprocessing that it was saved with: "

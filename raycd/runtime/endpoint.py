@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from raycd import progress
 from raycd.api import SearchResult
 from raycd.client import Client
 from raycd.client.request import Search
@@ -33,14 +34,15 @@ def ask(
 
     A rank is known as far as results were asked for: to the greatest of `evaluate.ks`,
     `evaluate.map_ks` and `top`. A query whose reference, or all of whose targets, the service does
-    not have is not found. Raises ServiceError where the service refuses or does not answer.
+    not have is not found. Where answers come without the re-ranking of the service's model, a
+    warning says so. Raises ServiceError where the service refuses or does not answer.
     """
     settings = config.evaluate
     depth = max(*settings.ks, *settings.map_ks, top)
     rows: dict[str, list[dict[str, Any]]] = {}
     for row in dataset.queries("val", both_orders=settings.captions == "both_orders"):
         rows.setdefault(row["category"], []).append(row)
-    evaluation, limits = Evaluation(recalls={}), client.info().limits
+    evaluation, limits, late = Evaluation(recalls={}), client.info().limits, 0
     with Bar("ask the service", total=sum(map(len, rows.values())), unit="queries") as bar:
         for category, queries in rows.items():
             wanted = gallery_ids(dataset.gallery_ids(category, "val"), queries, protocol)
@@ -66,12 +68,22 @@ def ask(
             _measure(evaluation, category, queries, ranks, config)
             if has_subsets:
                 _measure_subsets(evaluation, category, queries, in_subset)
+            late += service.late
+    if late:
+        progress.say(
+            f"warning: the service gave {late:,} answers without re-ranking, for it had no time "
+            "left (timeout_s): their ranks are by the cosine alone"
+        )
     evaluation.recalls[AVERAGE] = average(evaluation.recalls.values())
     return evaluation
 
 
 class _Category:
-    """The searches of one category."""
+    """The searches of one category.
+
+    Attributes:
+        late: Answers without the re-ranking that the service's model does.
+    """
 
     def __init__(
         self,
@@ -84,6 +96,7 @@ class _Category:
     ) -> None:
         self.client, self.category, self.searched = client, category, searched
         self.depth, self.page, self.exclude_reference = depth, page, exclude_reference
+        self.late = 0
 
     def search(self, query: dict[str, Any]) -> Found:
         """Return the best `depth` images of those that the protocol searches."""
@@ -102,6 +115,8 @@ class _Category:
         found: Found = []
         while len(found) < depth:
             response = self.client.search(**search)
+            if query["text"].strip() and response.model.rerank_depth and search["offset"] == 0:
+                self.late += any(one.rerank_score is None for one in response.results[:1])
             found += [
                 (one.image_id, _decided(one))
                 for one in response.results

@@ -43,7 +43,7 @@ def warnings(
                 for one in (*(condition.in_ or ()), *condition.not_)
                 if one not in had
             ]
-            if condition.has_range and not any(map(conditions.is_number, had)):
+            if condition.has_range and name not in view.numeric:
                 numberless.append(f"no image has a number as {name}")
     sentences = [
         what + problems.nearest(name, islice(candidates, CANDIDATES))

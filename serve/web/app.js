@@ -13,6 +13,7 @@ import {
   resetOptions,
   setForm,
   showWeights,
+  within,
 } from "./form.js";
 import { startKey } from "./key.js";
 import { suggestLabels } from "./labels.js";
@@ -129,7 +130,7 @@ function showStep() {
   showSteps();
   if (waiting) answer.showWaiting(query.image);
   else if (isEmpty(query)) answer.showStart(info, signal, pick);
-  else ask(query);
+  else ask(within(query));
 }
 
 /** Ask what the form says. */

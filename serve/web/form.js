@@ -101,15 +101,25 @@ export function readForm() {
   return query;
 }
 
+/** A query, of a link or an earlier version of the service, within the limits of this one. */
+export function within(query) {
+  const depth = form.rerank_depth.hidden ? null : query.rerank_depth;
+  return {
+    ...query,
+    top_k: Math.min(query.top_k, most),
+    rerank_depth: depth === null ? null : Math.min(depth, deepest),
+  };
+}
+
 /** Make the form say `query`. A value that the form does not offer, from a link, is taken up. */
 export function setForm(query) {
   showReference(query.image);
   for (const name of ["text", "negative_text", "image_weight", "text_weight"])
     form[name].value = query[name];
-  setCount(form.top_k, Math.min(query.top_k, most));
-  const depth = query.rerank_depth;
-  if (depth === null || form.rerank_depth.hidden) form.rerank_depth.value = "";
-  else setCount(form.rerank_depth, Math.min(depth, deepest));
+  const { top_k, rerank_depth } = within(query);
+  setCount(form.top_k, top_k);
+  if (rerank_depth === null) form.rerank_depth.value = "";
+  else setCount(form.rerank_depth, rerank_depth);
   for (const name of ["exclude_reference", "exact"]) form[name].checked = query[name];
   checkFilters(query);
   if (OPTIONS.some((name) => query[name] !== BLANK[name])) byId("options").open = true;

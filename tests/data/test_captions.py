@@ -1,6 +1,6 @@
 import pytest
 
-from raycd.data.captions import Wording, evaluation_text, example_texts, training_texts
+from raycd.data.captions import Wording, example_texts, training_texts
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ from raycd.data.captions import Wording, evaluation_text, example_texts, trainin
 def test_evaluation_joins_the_captions_in_their_annotated_order(
     captions: list[str], text: str
 ) -> None:
-    assert evaluation_text(captions) == text
+    assert Wording().evaluation(captions) == text
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_training_has_four_texts(captions: list[str], texts: tuple[str, ...]) ->
 
 def test_the_first_training_text_is_the_evaluation_text() -> None:
     captions = ["is longer?", "and lighter"]
-    assert training_texts(captions)[0] == evaluation_text(captions)
+    assert training_texts(captions)[0] == Wording().evaluation(captions)
 
 
 ANNOTATED = [[f"is number {i}.", "is drawn"] for i in range(40)] + [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import time
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from raycd import bundle
 from raycd.api import SearchRequest
 from raycd.config import IndexConfig
 from raycd.filters import Condition
-from raycd.gallery.conditions import number
+from raycd.gallery.conditions import is_number, number
 from raycd.gallery.live import Live
 from raycd.gallery.records import Changes, Row
 from raycd.gallery.static import Gallery
@@ -120,6 +121,26 @@ def test_numbers_are_those_of_decimal_notation(text: str, expected: float) -> No
 @pytest.mark.parametrize("text", ["", "nan", "inf", "-inf", "1_0", " 1", "0x1", "1,5", "٣", "."])
 def test_other_values_are_no_numbers(text: str) -> None:
     assert np.isnan(number(text))
+
+
+def test_a_long_value_that_is_almost_a_number_is_read_once() -> None:
+    began = time.thread_time()
+    assert not any(map(is_number, ["1" * 10_000 + "x", "0." + "1" * 10_000 + "e"]))
+    assert time.thread_time() - began < 0.5
+
+
+def test_the_attributes_that_have_numbers_are_known_of_indexed_and_of_added_images() -> None:
+    indexed = [{"price": "cheap", "size": "38"}, {"price": "dear"}]
+    features_GD = np.ones((2, 2), np.float32)
+    table = bundle.gallery_table(
+        ["image-0", "image-1"], [[]] * 2, [None] * 2, features_GD, "encoder", attributes=indexed
+    )
+    live = Live(Index.build(features_GD, IndexConfig()), Gallery(table), 1, flat_up_to=100)
+    assert live.view.numeric == {"size"}
+    live.apply(Changes(2, [row(2, {"price": "12", "colour": "red"})]))
+    assert live.view.numeric == {"size", "price"}
+    live.apply(Changes(3, [row(2, {}, deleted=True)]))
+    assert live.view.numeric == {"size"}
 
 
 def test_a_condition_is_sent_as_it_is_written() -> None:

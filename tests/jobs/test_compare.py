@@ -50,6 +50,10 @@ def here(my_yaml: Path, *argv: str) -> int:
         (["--set", "tirg.stage2"], "--set cannot be read\n"),
         (["--seeds", "0"], "--seeds: impossible value\n"),
         (["--table", "2", "--seeds", "0"], "--seeds: impossible value\n"),
+        (
+            ["--table", "2", "--heads", "tirg", "--set", "tirg.stage2.lr=1"],
+            "got:      --heads, --set",
+        ),
         (["--table", "3"], "argument --table: invalid choice: 3"),
         (["--evaluate.captions", "both_orders"], "a comparison asks each query once\n"),
         (["--data.format", "fashioniq", "--data.root", "absent"], "data.root"),

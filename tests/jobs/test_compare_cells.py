@@ -7,6 +7,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from raycd import mine
 from raycd.compare.lines import Table
 from raycd.config import Config, MineConfig
 from raycd.data.build import DatasetBuilder, TripletRow
-from raycd.data.captions import evaluation_text, training_texts
+from raycd.data.captions import Wording, training_texts
+from raycd.data.schema import Dataset
 from raycd.errors import RunError
 from raycd.evaluate import Metric
 from raycd.run import Run
@@ -49,7 +51,7 @@ def tables() -> Tables:
             category, captions = ("dress", "shirt")[n % 2], [f"is {n}", "long"]
             row = TripletRow(f"{split}/{n}", category, split, IDS[n], IDS[n + 1], captions)
             builder.add_triplet(row, where="here")
-            texts |= dict.fromkeys((evaluation_text(captions), *training_texts(captions)))
+            texts |= dict.fromkeys((Wording().evaluation(captions), *training_texts(captions)))
     dataset, rng = builder.build({}), np.random.default_rng(0)
     image_ND = rng.normal(size=(IMAGES, D)).astype(np.float32)
     text_ND = rng.normal(size=(len(texts), D)).astype(np.float32)
@@ -190,6 +192,25 @@ def test_a_threshold_does_not_touch_cells_without_pseudo_triplets(
 
     assert paths("original", "combiner.mine.alpha=0.9") == paths("original")
     assert paths("pseudo", "combiner.mine.alpha=0.9") != paths("pseudo")
+
+
+def test_a_cell_whose_result_another_version_gave_is_trained_anew(
+    tmp_path: Path, tables: Tables
+) -> None:
+    """Subsets are re-ranked since: it changes heads that re-rank, of data that has subsets."""
+
+    def paths(dataset: Dataset, head: str) -> set[str]:
+        options = {"heads": head, "variants": "original", "seeds": 1}
+        own = replace(tables, dataset=dataset)
+        return {cell.path for cell in Comparison(tmp_path, own, **options).todo}
+
+    plain, place = tables.dataset, tables.dataset.triplets.column_names.index("subset")
+    subsets = pa.array([IDS[:3]] * len(plain.triplets), plain.triplets.schema.field(place).type)
+    cirr = replace(plain, triplets=plain.triplets.set_column(place, "subset", subsets))
+    assert paths(cirr, "combiner") == paths(plain, "combiner")
+    changed = paths(cirr, "dcnet") ^ paths(plain, "dcnet")
+    assert len(changed) == 2
+    assert all("/dcnet-" in path for path in changed)
 
 
 def test_a_head_that_fails_is_told_below_the_tables_and_tried_again(

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from jobs.comparison import heads
-from jobs.comparison.plan import ALWAYS, Plan, make_plan
+from jobs.comparison.plan import ALWAYS, Entry, Plan, make_plan
 from raycd.config import Config
 from raycd.errors import ConfigError, RaycdError, WeightsError
 from raycd.model import encoder as encoders
 from raycd.model import fusion, maps
+from raycd.model.fusion import Head
 from raycd.runtime import pipeline
 from tests.packages import HALVES, TOY, install
 
@@ -54,6 +55,16 @@ def test_all_heads_are_those_that_the_encoder_has_something_for(config: Config) 
         "head needs (map) (got: a tower of the kind Linear)"
     ]
     assert found.baseline == "combiner"
+
+
+def test_a_reason_of_one_line_is_told_as_it_is(config: Config) -> None:
+    def build(entry: Entry) -> Head:
+        if entry.head in OF_MAPS:
+            raise WeightsError("it has no maps")
+        return fusion.create(fusion.HeadConfig("combiner", 4))
+
+    [left_out] = plan(config, "all").fitted(build).left_out
+    assert left_out == f"Left out: {', '.join(sorted(OF_MAPS))}: it has no maps"
 
 
 @pytest.mark.parametrize(

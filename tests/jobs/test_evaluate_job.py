@@ -149,6 +149,7 @@ def test_a_service_that_is_not_there_is_one_message(
         (["--protocol", "orignal"], "all or original"),
         (["--endpoint", "http://127.0.0.1:9", "--bundle", "x"], "leave one of them out"),
         (["--submission", "x"], "no evaluation server"),
+        (["--submission", "x", "--per-query", "y.parquet"], "--protocol or --per-query beside it"),
     ],
 )
 def test_mistakes_are_one_message(

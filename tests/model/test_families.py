@@ -199,7 +199,7 @@ def test_target_pad_is_a_choice_beside_the_encoders_own(
     assert encoders.load(chosen).preprocess.target_pad == 1.5
 
 
-def test_padding_that_a_saved_folder_does_not_have_is_said_to_change_nothing(
+def test_settings_that_a_saved_folder_does_not_follow_are_said_to_change_nothing(
     member: Callable[[str], Encoder], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     encoder = member("CLIP ViT")
@@ -210,6 +210,8 @@ def test_padding_that_a_saved_folder_does_not_have_is_said_to_change_nothing(
         assert "target_pad by 1.25 changes nothing" in capsys.readouterr().err
         encoders.load(padded.model_copy(update={"preprocess": "auto"}))
         assert capsys.readouterr().err == ""
+        encoders.load(EncoderConfig.model_validate(asked | {"configs": str(tmp_path)}))
+        assert "encoder.configs changes nothing" in capsys.readouterr().err
 
 
 def test_settings_from_before_there_was_a_choice_still_pad() -> None:

@@ -18,6 +18,7 @@ from raycd.evaluate import cached_query, evaluate
 from raycd.evaluate.rerank import cached_rerank
 from raycd.features import Features
 from raycd.runtime import endpoint
+from raycd.search import reranking
 
 # Reference, targets and captions, by category: even images are shirts, odd ones dresses
 TRIPLETS = (
@@ -141,6 +142,25 @@ def test_a_head_that_re_ranks_gives_the_same_ranks_in_subsets_and_galleries(
     }
     assert online.recalls == reranked.recalls
     assert "recall_subset@1" in online.recalls["shirt"].keys() - online.recalls["dress"].keys()
+
+
+def test_answers_that_came_without_re_ranking_are_told(
+    start_replica: Callable[..., str],
+    service_args: Any,
+    bundle_with_head: Callable[[str], Path],
+    dataset: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    args = service_args.model_copy(update={"bundle": str(bundle_with_head("dcnet"))})
+    config = Config.model_validate({"evaluate": {"ks": [1]}})
+    with Client(start_replica(args, "late"), timeout=60) as client:
+        endpoint.ask(client, dataset, config, "original")
+        assert "re-ranking" not in capsys.readouterr().err
+        monkeypatch.setattr(reranking, "_SPARE", 1e9)  # as if it took a second for each image
+        endpoint.ask(client, dataset, config, "original")
+    # Five queries can be asked; the three of shirts among their subsets, too
+    assert "warning: the service gave 8 answers without re-ranking" in capsys.readouterr().err
 
 
 def test_results_beyond_a_page_are_asked_for(

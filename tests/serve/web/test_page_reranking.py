@@ -87,6 +87,10 @@ def test_a_number_of_a_link_is_taken_up_and_one_that_makes_no_sense_is_not(
     page = reranking_page(f"{REFERENCE}&rerank_depth=-1")
     answered(page)
     expect(page.locator("#rerank_depth option:checked")).to_have_text("150")
+    page = reranking_page(f"{REFERENCE}&rerank_depth=5000&top_k=5000")
+    answered(page)  # within the limits of this service
+    assert found(page) == asked(reranking_url)
+    expect(page.locator("#rerank_depth option:checked")).to_have_text("150")
 
 
 def test_an_answer_without_re_ranking_says_so(
@@ -119,3 +123,6 @@ def test_a_model_that_re_ranks_nothing_has_no_such_option(page: Page) -> None:
     is_ready(page)
     [search] = [request for request in sent if request.url.endswith("/v1/search")]
     assert "rerank_depth" not in (search.post_data or "")
+    page.goto(f"{page.url}&rerank_depth=50")
+    answered(page)
+    expect(page.locator("#warnings li")).to_have_count(0)
