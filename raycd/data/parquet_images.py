@@ -38,6 +38,7 @@ class _Cache:
         self._lock = threading.Lock()
         self._files: OrderedDict[tuple[Any, ...], tuple[pq.ParquetFile, list[int]]] = OrderedDict()
         self._groups: OrderedDict[tuple[Any, ...], pa.Array] = OrderedDict()
+        self._bytes = 0  # of these groups: there may be thousands, too many to ask for each picture
 
     def picture(self, row: parts.Row) -> bytes:
         """Return the bytes of a picture. Raises FileNotFoundError where the row has none."""
@@ -54,16 +55,14 @@ class _Cache:
             found = self._groups.pop((key, row.column, group), None)
             if found is None:
                 found = _read_group(file, row.column, group)
+                self._bytes += found.nbytes
             self._groups[key, row.column, group] = found
-            while len(self._groups) > 1 and self._size() > KEPT_BYTES:
-                self._groups.popitem(last=False)
+            while len(self._groups) > 1 and self._bytes > KEPT_BYTES:
+                self._bytes -= self._groups.popitem(last=False)[1].nbytes
             picture = found[row.row - starts[group]].as_py()
         if picture is None:
             raise FileNotFoundError(f"row {row.row} of {row.file} has no bytes of a picture")
         return bytes(picture)
-
-    def _size(self) -> int:
-        return sum(array.nbytes for array in self._groups.values())
 
 
 _cache = _Cache()
