@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from filelock import lock_descriptor
@@ -83,6 +83,20 @@ def create_folder_once(folder: Path, fill: Callable[[Path], object]) -> None:
         if not folder.exists():
             with replace_folder(folder) as fresh:
                 fill(fresh)
+
+
+@contextmanager
+def held_alone(lock: Path, refused: Callable[[str], Exception]) -> Iterator[None]:
+    """Hold a lock file inside of the block, or raise what `refused` makes of its holder's number.
+
+    The folder of the file is there.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(file_lock(lock, wait=False))
+        except BlockingIOError as error:
+            raise refused(lock.read_text(encoding="utf-8").strip()) from error
+        yield
 
 
 @contextmanager

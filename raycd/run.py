@@ -17,7 +17,7 @@ import posixpath
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from raycd import scratch
-from raycd.durable import file_lock, replace_file, replace_folder
+from raycd.durable import held_alone, replace_file, replace_folder
 from raycd.errors import RaycdError, RunError
 from raycd.redact import without_passwords
 
@@ -145,16 +145,15 @@ class Run:
         if not self.is_local:
             yield
             return
-        lock = Path(self._path, ".lock")
-        with ExitStack() as stack:
-            try:
-                stack.enter_context(file_lock(lock, wait=False))
-            except BlockingIOError as error:
-                raise RunError(
-                    f"the run {self.root} is in use",
-                    got=f"process {lock.read_text(encoding='utf-8').strip()} works on it",
-                    do="wait for it, or choose another --name",
-                ) from error
+
+        def refused(holder: str) -> RunError:
+            return RunError(
+                f"the run {self.root} is in use",
+                got=f"process {holder} works on it",
+                do="wait for it, or choose another --name",
+            )
+
+        with held_alone(Path(self._path, ".lock"), refused):
             yield
 
     def path(self, *parts: str) -> str:

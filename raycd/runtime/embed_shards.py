@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from raycd import features
 from raycd.config import Config, DataConfig
 from raycd.data import sources
 from raycd.data.folder import absolute, is_local
-from raycd.durable import file_lock
+from raycd.durable import held_alone
 from raycd.errors import ConfigError
 from raycd.features import shards
 from raycd.features.rows import Batch, Rows, TableRows, TarRows, write_table
@@ -81,15 +81,15 @@ def _alone(uri: str) -> Iterator[None]:
         return
     lock = Path(uri, ".lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(file_lock(lock, wait=False))
-        except BlockingIOError as error:
-            raise ConfigError(
-                f"the folder {uri} is in use",
-                got=f"process {lock.read_text(encoding='utf-8').strip()} embeds into it",
-                do="wait for it, or give another --out",
-            ) from error
+
+    def refused(holder: str) -> ConfigError:
+        return ConfigError(
+            f"the folder {uri} is in use",
+            got=f"process {holder} embeds into it",
+            do="wait for it, or give another --out",
+        )
+
+    with held_alone(lock, refused):
         yield
 
 
