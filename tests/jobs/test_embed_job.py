@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -21,8 +20,8 @@ from jobs import embed
 from raycd.config import cli
 from raycd.features import shards
 from raycd.features.stored import Stored
+from tests.processes import start
 
-ROOT = Path(__file__).parents[2]
 SMALL = ["--embed.batch_size", "16", "--compute.embed_workers", "2", "--compute.threads", "1"]
 
 
@@ -159,15 +158,5 @@ def test_a_job_that_is_killed_goes_on_and_encodes_no_shard_twice(
 
 
 def started(source: str, out: str, tiny_bundle: Any) -> subprocess.Popen[str]:
-    inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     bundle = str(tiny_bundle.folder)
-    given = ["--images", source, "--bundle", bundle, "--out", out, *SMALL]
-    return subprocess.Popen(
-        [sys.executable, "jobs/embed.py", *given],
-        cwd=ROOT,
-        env=inherited | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    return start("jobs/embed.py", "--images", source, "--bundle", bundle, "--out", out, *SMALL)

@@ -1,7 +1,6 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -22,8 +21,8 @@ from raycd.model import encoder as encoders
 from raycd.model.embed import EmbedImages
 from raycd.model.encoder import Encoder
 from raycd.runtime import reembedding
+from tests.processes import start
 
-ROOT = Path(__file__).parents[2]
 KINDS = ["sqlite", "postgresql"]
 OLD = "0" * 64  # another encoder
 CONFIG = Config.model_validate({"compute": {"embed_workers": 2, "threads": 1}})
@@ -277,24 +276,8 @@ def test_a_job_that_was_killed_does_the_rest_when_it_is_started_again(
 
 
 def started(file: Path, tiny_bundle: Any) -> subprocess.Popen[str]:
-    inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    return subprocess.Popen(
-        [
-            sys.executable,
-            "jobs/index.py",
-            "--gallery",
-            str(file),
-            "--bundle",
-            str(tiny_bundle.folder),
-            *SMALL,
-        ],
-        cwd=ROOT,
-        env=inherited | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    bundle = str(tiny_bundle.folder)
+    return start("jobs/index.py", "--gallery", str(file), "--bundle", bundle, *SMALL)
 
 
 def wait_for(there: Callable[[], object], job: subprocess.Popen[str]) -> None:
