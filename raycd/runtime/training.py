@@ -72,7 +72,6 @@ def train(
     resources = cluster.worker_resources(config.compute)
     workers = cluster.fitting(config.compute.train_workers, resources)
     use_gpu = cluster.uses_gpu(config.compute)
-    file_system, path = _storage(storage)
     with relay.drawn(stage, "triplets") as board:
         spec = {
             "make": make,
@@ -90,15 +89,7 @@ def train(
             scaling_config=ScalingConfig(
                 num_workers=workers, use_gpu=use_gpu, resources_per_worker=resources
             ),
-            run_config=RunConfig(
-                name=name,
-                storage_path=path,
-                storage_filesystem=file_system,
-                failure_config=FailureConfig(max_failures=1),
-                checkpoint_config=CheckpointConfig(
-                    num_to_keep=2, checkpoint_score_attribute="score", checkpoint_score_order="max"
-                ),
-            ),
+            run_config=_run_config(storage, name),
         )
         result = trainer.fit()
     if isinstance(result.return_value, TrainingError):
@@ -110,6 +101,19 @@ def train(
     kept = {int(metrics["epoch"]): saved for saved, metrics in result.best_checkpoints or []}
     best = best_epoch([entry for entry in history if entry["epoch"] in kept])
     return Trained(_fetched(kept[best], scratch.new_folder()), history, best)
+
+
+def _run_config(storage: str, name: str) -> RunConfig:
+    file_system, path = _storage(storage)
+    return RunConfig(
+        name=name,
+        storage_path=path,
+        storage_filesystem=file_system,
+        failure_config=FailureConfig(max_failures=1),
+        checkpoint_config=CheckpointConfig(
+            num_to_keep=2, checkpoint_score_attribute="score", checkpoint_score_order="max"
+        ),
+    )
 
 
 def _storage(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
