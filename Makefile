@@ -42,7 +42,7 @@ $(STAMP):
 	rm -f $(VENV)/.raycd-*
 	awk '/^# \[/ { wanted = $$2 == "[all]" || $$2 == "[$(EXTRA)]" } wanted' requirements.lock > $(VENV)/requirements.txt
 	$(PY) -m pip uninstall --yes faiss-cpu faiss-gpu >/dev/null 2>&1
-	$(PY) -m pip install --disable-pip-version-check --require-hashes -r $(VENV)/requirements.txt
+	$(PY) -m pip install --disable-pip-version-check --require-hashes --no-deps -r $(VENV)/requirements.txt
 ifneq ($(filter $(CURDIR)/%,$(abspath $(VENV))),)
 	@# A VENV inside the tree belongs to it and moves with it: `$(VENV)/bin/python jobs/train.py` finds raycd as well.
 	$(PY) -c 'import os, sys, sysconfig; site = sysconfig.get_path("purelib"); \
