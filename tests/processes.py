@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,5 +35,16 @@ def start(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        start_new_session=True,
+        start_new_session=True,  # a signal goes to the job alone, not to Ray beneath it
     )
+
+
+def wait_for(there: Callable[[], object], job: subprocess.Popen[str], most_s: float = 240) -> None:
+    """Wait until something is there; where the job ends before, fail with what it says."""
+    until = time.monotonic() + most_s
+    while not there():
+        if job.poll() is not None or time.monotonic() > until:
+            with suppress(ProcessLookupError):
+                os.killpg(job.pid, signal.SIGKILL)
+            pytest.fail(job.communicate()[1])
+        time.sleep(0.02)

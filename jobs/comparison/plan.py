@@ -70,7 +70,7 @@ class Plan:
 
         Raises:
             RaycdError: A row that was asked for by name, or the baseline, does not fit.
-            ConfigError: No row trains.
+            ConfigError: No row trains, or one that does not was given settings.
         """
         trained: list[Entry] = []
         still = list(self.untrained)
@@ -86,6 +86,8 @@ class Plan:
                 lacking.setdefault(why, []).append(entry.name)
                 continue
             has_weights = any(True for _ in head.parameters())
+            if entry.settings and not has_weights:
+                raise _nothing_to_set(entry.name)
             (trained if has_weights else still).append(entry)
         if not trained:
             raise ConfigError(
@@ -117,6 +119,9 @@ def make_plan(
     still = [Entry(name, name, {}) for name in ALWAYS]
     named = _named(heads)
     own = _settings(settings, named)
+    for name in own:
+        if name in ALWAYS:
+            raise _nothing_to_set(name)
     entries = [
         Entry(name, head, own.get(name, {})) for name, head in named.items() if name not in ALWAYS
     ]
@@ -143,6 +148,15 @@ def make_plan(
         range(config.seed, config.seed + seeds),
         baseline,
         frozenset({baseline, *own, *([] if heads == "all" else named)}),
+    )
+
+
+def _nothing_to_set(row: str) -> ConfigError:
+    return ConfigError(
+        "--set names a row that trains nothing",
+        got=row,
+        expected="a row whose head has weights: a setting changes nothing of another",
+        do="leave it out",
     )
 
 

@@ -50,11 +50,6 @@ class Difference:
     p: float | None
     """Two-sided probability of so large a difference between equals, not corrected."""
 
-    @property
-    def is_above_zero(self) -> bool:
-        """Tell whether the whole interval lies above zero."""
-        return self.low is not None and self.low > 0
-
 
 def over_seeds(values: Sequence[float]) -> Spread:
     """Return mean, standard deviation and 95% interval of one number a seed."""

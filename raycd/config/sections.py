@@ -84,7 +84,7 @@ class EncoderConfig(Section):
     """
     pretrained: str = "openai"
     """open_clip tag, path to safetensors weights, or folder of open_clip's form with weights in it;
-    "demo" takes the CLIP of jobs/pretrain.py.
+    "demo" takes the CLIP of jobs/pretrain.py, whatever `name` says.
     """
     configs: str = ""
     """Folder of further open_clip model configurations (JSON), beside open_clip's own; an error for

@@ -99,6 +99,8 @@ def test_a_head_without_weights_is_a_row_that_does_not_train_whatever_it_says(
     assert [entry.name for entry in found.untrained] == [*ALWAYS, "halves"]
     with pytest.raises(ConfigError, match=r"no head that trains\n.*halves"):
         heads.fitted(config, plan(config, "halves"))
+    with pytest.raises(ConfigError, match="--set names a row that trains nothing"):
+        heads.fitted(config, plan(config, "combiner,halves", settings=["halves.stage2.dropout=0"]))
 
 
 def test_what_an_encoder_gives_is_in_the_record_of_its_stage_and_asked_once(

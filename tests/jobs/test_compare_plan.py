@@ -66,6 +66,10 @@ def test_a_row_can_have_its_own_pseudo_triplets_and_loss() -> None:
         ({"variants": "pseudo,with"}, "--variants: there is no such variant\n  got:      with\n"),
         ({"seeds": 0}, "--seeds: impossible value"),
         ({"baseline": "tirgs"}, "--baseline names no row of this comparison\n  got:      tirgs"),
+        (
+            {"heads": "combiner,sum", "settings": ["sum.stage2.lr=1"]},
+            "--set names a row that trains nothing\n  got:      sum\n",
+        ),
         ({"settings": ["combiner"]}, "--set cannot be read"),
         ({"settings": ["tirgs.stage2.lr=1"]}, "--set names no row of this comparison"),
         ({"settings": ["combiner.stage2.drop=0"]}, "unknown setting\n  got:      stage2.drop"),

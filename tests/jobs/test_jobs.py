@@ -8,9 +8,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,8 +20,7 @@ import yaml
 from jobs import ablate, embed, evaluate, index, mine, train
 from raycd.config import SyntheticConfig, cli
 from raycd.data.demo.synthetic import write_demo_data
-
-ROOT = Path(__file__).parents[2]
+from tests.processes import start, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -63,19 +59,6 @@ def only_message(said: str) -> str:
     assert "Traceback" not in said
     assert said.count("error: ") == 1
     return said.partition("error: ")[2]
-
-
-def command(*argv: str, **environment: str) -> subprocess.Popen[str]:
-    inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    return subprocess.Popen(
-        [sys.executable, *argv],
-        cwd=ROOT,
-        env=inherited | {"PYTHONPATH": str(ROOT)} | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,  # a signal goes to the job alone, not to Ray's processes beneath it
-    )
 
 
 def unused_port() -> int:
@@ -260,7 +243,7 @@ def test_a_runs_folder_without_permission(fails: Callable[..., str], tmp_path: P
     "name", ["train", "embed", "mine", "evaluate", "index", "compare", "ablate", "pretrain"]
 )
 def test_a_mistake_is_one_message_and_code_2_for_every_job(name: str) -> None:
-    job = command(f"jobs/{name}.py", "--preset", "demo", "--mine.alpha", "2")
+    job = start(f"jobs/{name}.py", "--preset", "demo", "--mine.alpha", "2")
     out, err = job.communicate(timeout=60)
     assert (job.returncode, out) == (2, "")
     assert only_message(err).startswith("mine.alpha: impossible value")
@@ -268,7 +251,7 @@ def test_a_mistake_is_one_message_and_code_2_for_every_job(name: str) -> None:
 
 @pytest.mark.slow  # in this process: test_an_absent_data_folder
 def test_an_absent_data_folder_is_told_by_the_program_itself(tmp_path: Path) -> None:
-    job = command(
+    job = start(
         "jobs/train.py", "--preset", "fashioniq", "--data.root", "/no/such", "--runs", str(tmp_path)
     )
     out, err = job.communicate(timeout=120)
@@ -298,7 +281,7 @@ def test_a_signal_in_stage_1_ends_the_job_and_the_next_start_continues(
 ) -> None:
     run = long_run / "runs" / "tiny"
     before = epochs(run)
-    job = command("jobs/train.py", "--config", str(long_run / "my.yaml"), "--stage1.epochs", "500")
+    job = start("jobs/train.py", "--config", str(long_run / "my.yaml"), "--stage1.epochs", "500")
     try:
         wait_for(lambda: epochs(run) > before, job)
         job.send_signal(number)
@@ -376,12 +359,3 @@ def epochs(run: Path) -> int:
         with contextlib.suppress(ValueError, OSError):  # being written or deleted
             counts.append(len(json.loads(file.read_text())))
     return max(counts)
-
-
-def wait_for(there: Callable[[], object], job: subprocess.Popen[str]) -> None:
-    until = time.monotonic() + 120
-    while not there():
-        if job.poll() is not None or time.monotonic() > until:
-            job.kill()
-            pytest.fail(job.communicate()[1])
-        time.sleep(0.2)

@@ -3,7 +3,6 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -21,7 +20,7 @@ from raycd.model import encoder as encoders
 from raycd.model.embed import EmbedImages
 from raycd.model.encoder import Encoder
 from raycd.runtime import reembedding
-from tests.processes import start
+from tests.processes import start, wait_for
 
 KINDS = ["sqlite", "postgresql"]
 OLD = "0" * 64  # another encoder
@@ -278,13 +277,3 @@ def test_a_job_that_was_killed_does_the_rest_when_it_is_started_again(
 def started(file: Path, tiny_bundle: Any) -> subprocess.Popen[str]:
     bundle = str(tiny_bundle.folder)
     return start("jobs/index.py", "--gallery", str(file), "--bundle", bundle, *SMALL)
-
-
-def wait_for(there: Callable[[], object], job: subprocess.Popen[str]) -> None:
-    until = time.monotonic() + 180
-    while not there():
-        if job.poll() is not None or time.monotonic() > until:
-            with suppress(ProcessLookupError):
-                os.killpg(job.pid, signal.SIGKILL)
-            pytest.fail(job.communicate()[1])
-        time.sleep(0.02)

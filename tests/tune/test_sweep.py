@@ -9,8 +9,7 @@ import re
 import shutil
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from mlflow import MlflowClient
 from raycd.config import cli
 from raycd.runtime import pipeline
 from tests.packages import HALVES, install
-from tests.processes import started
+from tests.processes import started, wait_for
 from tune import sweep
 from tune.journal import Journal
 from tune.space import make_space
@@ -66,15 +65,6 @@ def trials(my_yaml: Path) -> dict[str, bytes]:
         path.name: path.read_bytes()
         for path in (my_yaml.parent / "tiny-sweep" / "trials").glob("*.json")
     }
-
-
-def wait_for(there: Callable[[], object], job: subprocess.Popen[str]) -> None:
-    until = time.monotonic() + 240
-    while not there():
-        if job.poll() is not None or time.monotonic() > until:
-            job.kill()
-            pytest.fail(job.communicate()[1])
-        time.sleep(0.05)
 
 
 def test_a_sweep_prints_the_trials_and_the_verdict_and_leaves_what_train_reads(
