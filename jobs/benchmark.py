@@ -8,6 +8,7 @@ python jobs/benchmark.py serve --preset demo         # against FastAPI + torch +
 python jobs/benchmark.py gallery                     # 100,000 x 640 from SQLite, beside writes
 python jobs/benchmark.py scale                       # the index of 10,000 to 1,000,000 x 640
 python jobs/benchmark.py streaming                   # the driver's memory at 20,000 and 1,000,000
+python jobs/benchmark.py stages --preset demo        # seconds and memory of each stage of a run
 python jobs/benchmark.py contention --preset demo    # stage 1 beside a busy CPU, 15 minutes
 python jobs/benchmark.py gpu                         # RN50x4 on a GPU, without Ray (docs/gpu.md)
 
@@ -24,7 +25,10 @@ import fsspec
 
 from raycd.config import cli
 
-WHAT = ("embed", "mine", "sweep", "serve", "gallery", "scale", "streaming", "contention", "gpu")
+WHAT = (
+    *("embed", "mine", "sweep", "serve", "gallery"),
+    *("scale", "streaming", "stages", "contention", "gpu"),
+)
 SERVICE = "--replicas 2 --threads 1 --cpus 0.5"  # for two cores
 IMAGES = "Images (embed: 20,000; mine: 46,609; gallery: 100,000; scale, streaming: 1,000,000)."
 CELLS = "Cells to measure, such as 'demo/*,*/haproxy/32' (serve: all)."

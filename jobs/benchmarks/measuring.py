@@ -30,23 +30,31 @@ def timed(work: Callable[[], Result]) -> tuple[Result, float]:
     return result, time.perf_counter() - began
 
 
-def peak(work: Callable[[], Result], *, counted: str = "Pss") -> tuple[Result, float]:
+def peak(
+    work: Callable[[], Result],
+    *,
+    counted: str = "Pss",
+    every_s: float = EVERY_S,
+    whole: bool = False,
+) -> tuple[Result, float]:
     """Return what `work` returns and by how many MiB all processes together grow at most.
 
-    `counted` is Pss, or Pss_Anon: without the pages of mapped files.
+    `counted` is Pss, or Pss_Anon: without the pages of mapped files. With `whole` it is all that
+    they have at most.
     """
     gc.collect()
     before, over = memory(counted=counted), threading.Event()
     seen = [before]
 
     def sample() -> None:
-        while not over.wait(EVERY_S):
+        while not over.wait(every_s):
             seen.append(memory(counted=counted))
 
     thread = threading.Thread(target=sample, daemon=True)
     thread.start()
     try:
-        return work(), max(*seen, memory(counted=counted)) - before
+        result = work()
+        return result, max(*seen, memory(counted=counted)) - (0 if whole else before)
     finally:
         over.set()
         thread.join()
@@ -66,6 +74,17 @@ def memory(process: psutil.Process | None = None, *, counted: str = "Pss") -> fl
             continue
         total += sum(int(line.split()[1]) for line in lines if line.startswith(f"{counted}:"))
     return total / 1024
+
+
+def own_peak() -> float:
+    """Return the most that was resident of this process, in MiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
+
+
+def reset_own_peak() -> None:
+    """Let `own_peak` begin anew."""
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def elsewhere(work: Callable[..., Result], *args: object) -> Result:

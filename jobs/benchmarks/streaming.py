@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from jobs.benchmarks.measuring import elsewhere, timed
+from jobs.benchmarks.measuring import elsewhere, own_peak, timed
 from raycd import mine as core
 from raycd import progress
 from raycd.config import Config, MineConfig
@@ -83,7 +83,7 @@ def _embed(folder: Path, size: int, config: Config) -> tuple[float, float]:
             )
         )
         assert stored.starts[-1] == size, "every picture has a feature"
-        return _peak(), seconds
+        return own_peak(), seconds
 
 
 def _mine(folder: Path, size: int, config: Config) -> tuple[float, float]:
@@ -102,13 +102,7 @@ def _mine(folder: Path, size: int, config: Config) -> tuple[float, float]:
 
         found, seconds = timed(work)
         assert len(found) > TRIPLETS, "every image of a triplet has its neighbours"
-        return _peak(), seconds
-
-
-def _peak() -> float:
-    """Return the most that was resident of this process, in MiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
+        return own_peak(), seconds
 
 
 class Letters:

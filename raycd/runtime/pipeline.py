@@ -230,6 +230,16 @@ def recorded(run: Run, stage: str) -> dict[str, Any]:
     return found
 
 
+def stages_of(config: Config) -> list[Stage]:
+    """Return the stages of a run, without those that its head does not need."""
+    drawn, needed = config.data.format == "synthetic", stages.needs(config)
+    return [
+        stage
+        for stage in STAGES
+        if stage.need in ("", *needed) and (stage.name != "catalogue" or drawn)
+    ]
+
+
 def fresh_head(config: Config, run: Run) -> fusion.Head:
     """Build the fusion head of a configuration, untrained, for the encoder of a run.
 
@@ -259,7 +269,7 @@ def run(config: Config, *, until: str = STAGES[-1].name) -> Outcome:
     _warn_of_working_copy(folder)
     with folder.locked(), ExitStack() as stack:
         pipeline = _Pipeline(config, folder, stack, dataset)
-        for stage in pipeline.stages():
+        for stage in stages_of(config):
             pipeline.run(stage)
             if stage.name == "encoder":
                 pipeline.check_head()
@@ -328,15 +338,6 @@ class _Pipeline:
         """Refuse a fusion head that does not fit the encoder before stage 1, not after it."""
         fresh_head(self.config, self.folder)
 
-    def stages(self) -> list[Stage]:
-        """Return the stages of this run: those that the head does not need are left out."""
-        drawn = self.config.data.format == "synthetic"
-        return [
-            stage
-            for stage in STAGES
-            if stage.need in ("", *self.needs) and (stage.name != "catalogue" or drawn)
-        ]
-
     def _inputs(self, stage: Stage) -> list[str]:
         """Return the stages whose output a stage reads."""
         needed = [own.name for own in STAGES if own.need in self.needs] if stage.reads_needs else []
@@ -344,7 +345,7 @@ class _Pipeline:
 
     def finish(self) -> dict[str, Any]:
         """Write metrics.json, report.html and the MLflow record, unless they are up to date."""
-        metrics = results.metrics(self.context, [stage.name for stage in self.stages()])
+        metrics = results.metrics(self.context, [stage.name for stage in stages_of(self.config)])
         wanted = fingerprint(metrics, self.config.model_dump(mode="json"))
         if self.done or self.folder.read_json(results.FINISHED) != wanted:
             tracker = self.tracker()
