@@ -175,7 +175,7 @@ NOT_THE_RESULT = (
     "tune",
 )
 """Settings, or whole sections, that change no stage's output: each other one is in STAGES."""
-_WITHOUT_RAY = {"catalogue", "encoder", "filter", "evaluate", "bundle"}
+_WITHOUT_RAY = {"catalogue", "encoder"}
 
 
 @dataclass(frozen=True)
@@ -289,7 +289,6 @@ class _Pipeline:
         self.done: list[str] = []
         self._data_hash: str | None = None
         self._tracker: Tracker | None = None
-        self._on_ray = False
 
     def run(self, stage: Stage) -> None:
         """Run a stage, unless it is done."""
@@ -298,9 +297,8 @@ class _Pipeline:
         if record is not None and record["fingerprint"] == wanted:
             progress.say(f"{stage.name}: done before, in {progress.duration(record['seconds'])}")
             return
-        if stage.name not in _WITHOUT_RAY and not self._on_ray:
+        if stage.name not in _WITHOUT_RAY:
             self._stack.enter_context(cluster.connected())
-            self._on_ray = True
         tracker = self.tracker()
         about = {
             "inputs": self._inputs(stage),
@@ -347,6 +345,7 @@ class _Pipeline:
         metrics = results.metrics(self.context, [stage.name for stage in self.stages()])
         wanted = fingerprint(metrics, self.config.model_dump(mode="json"))
         if self.done or self.folder.read_json(results.FINISHED) != wanted:
+            self._stack.enter_context(cluster.connected())
             tracker = self.tracker()
             self.folder.write_json(results.METRICS, metrics)
             self.folder.write_bytes(results.REPORT, results.report(self.context, metrics).encode())
