@@ -156,6 +156,10 @@ class Run:
         with held_alone(Path(self._path, ".lock"), refused):
             yield
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what another process reads the run by; who holds it stays here."""
+        return {name: vars(self)[name] for name in ("_fs", "_path", "is_local", "root")}
+
     def path(self, *parts: str) -> str:
         """Return the path or URI of something in this run."""
         return posixpath.join(self.root, *parts)
