@@ -111,7 +111,7 @@ def answers(
 ) -> tuple[Dataset, list[Asked]]:
     """Return the data set, and what each variant found under each protocol."""
     from raycd.client import Client
-    from raycd.runtime import elsewhere, endpoint, evaluation, pipeline
+    from raycd.runtime import cluster, elsewhere, endpoint, evaluation, pipeline
     from raycd.runtime.stages import Context
 
     if asked.endpoint:
@@ -122,14 +122,15 @@ def answers(
                 evaluation.Asked(p, client.url, endpoint.ask(client, dataset, config, p, top=top))
                 for p in chosen
             ]
-    if asked.bundle:
-        dataset = elsewhere.dataset(config, "val")
-        model = elsewhere.Model.of_bundle(asked.bundle)
-        variants, missing = elsewhere.variants(model, dataset, "val", config)
-        missing.check(len(dataset.images), config.data.max_missing)
-    else:
+    if not asked.bundle:
         context = Context(config, pipeline.run(config, until="evaluate").run)
-        dataset, variants = context.dataset, evaluation.variants(context)
+        dataset = context.dataset
+        with cluster.connected():
+            return dataset, evaluation.ask_run(context, chosen, top)
+    dataset = elsewhere.dataset(config, "val")
+    model = elsewhere.Model.of_bundle(asked.bundle)
+    variants, missing = elsewhere.variants(model, dataset, "val", config)
+    missing.check(len(dataset.images), config.data.max_missing)
     return dataset, [
         evaluation.Asked(p, v.name, evaluation.ask(dataset, v, config, protocol=p, top=top))
         for p in chosen

@@ -156,6 +156,10 @@ class Run:
         with held_alone(Path(self._path, ".lock"), refused):
             yield
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what another process reads the run by; who holds it stays here."""
+        return {name: vars(self)[name] for name in ("_fs", "_path", "is_local", "root")}
+
     def path(self, *parts: str) -> str:
         """Return the path or URI of something in this run."""
         return posixpath.join(self.root, *parts)
@@ -192,7 +196,7 @@ class Run:
             record = {"stage": stage, "fingerprint": fingerprint, "seconds": seconds}
             record_json = json.dumps(record | about | writing.record, indent=1, default=str)
             (folder / RECORD).write_text(record_json, encoding="utf-8")
-        self.discard(f"{UNFINISHED}/{stage}-*")
+        self.discard_unfinished(stage)
 
     @contextmanager
     def _fresh(self, stage: str, shared: str) -> Iterator[Path]:
@@ -238,6 +242,11 @@ class Run:
         with self._translate_errors():
             for found in self._fs.glob(posixpath.join(glob.escape(self._path), pattern)):
                 self._fs.rm(found, recursive=True)
+
+    def discard_unfinished(self, stage: str) -> None:
+        """Remove what workers have written for a stage that is whole."""
+        for hidden in ("", "."):  # what was being written when a worker was killed
+            self.discard(f"{UNFINISHED}/{hidden}{stage}-*")
 
     def names(self, folder: str) -> list[str]:
         """Return the sorted names in a folder of the run; none where it is absent."""
@@ -336,6 +345,16 @@ def local_copy(uri: str, into: Path | None = None) -> Path:
     if uri not in _copies:
         _copies[uri] = _copied(file_system, path, scratch.new_folder())
     return _copies[uri]
+
+
+@contextmanager
+def forgetting_copies() -> Iterator[None]:
+    """Remove, at the end of the block, the copies that `local_copy` has made in it, and before."""
+    try:
+        yield
+    finally:
+        while _copies:
+            shutil.rmtree(_copies.popitem()[1], ignore_errors=True)
 
 
 def _copied(file_system: AbstractFileSystem, path: str, into: Path) -> Path:

@@ -1,5 +1,6 @@
 import json
 import os
+import pickle
 import posixpath
 import subprocess
 import sys
@@ -256,6 +257,15 @@ def test_a_remote_run_is_not_locked(tmp_path: Path) -> None:
     run = Run(f"memory://{tmp_path.name}/locks", IDENTITY)
     with run.locked(), run.locked():
         write(run, "mine", "first")
+
+
+def test_a_run_that_is_held_is_read_by_other_processes_which_do_not_hold_it(root: str) -> None:
+    run = Run(root, IDENTITY)
+    write(run, "mine", "first")
+    with run.locked():
+        sent = pickle.loads(pickle.dumps(run))
+    assert (sent.record("mine"), sent.path("mine")) == (run.record("mine"), run.path("mine"))
+    assert vars(sent).keys() == {"_fs", "_path", "is_local", "root"}
 
 
 def test_fingerprints_tell_values_apart_and_not_their_order() -> None:

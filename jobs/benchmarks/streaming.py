@@ -1,4 +1,4 @@
-"""The driver's memory while tables of 20,000 and 1,000,000 cheap rows are embedded and mined.
+"""The driver's memory while 20,000 and 1,000,000 cheap rows are embedded, mined and indexed.
 
 Everything is real but the pictures (8 x 8 pixels, a thousand of them again and again, in Parquet
 files) and the encoder (a linear map). Each step runs in a process of its own, the driver, on a Ray
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import ray
 import torch
 from PIL import Image
 from torch import nn
@@ -27,9 +28,11 @@ from raycd import mine as core
 from raycd import progress
 from raycd.config import Config, MineConfig
 from raycd.data.preprocess import Preprocess
+from raycd.features import shards
 from raycd.features.stored import Stored
+from raycd.model import fusion
 from raycd.model.encoder import Encoder
-from raycd.runtime import cluster, embed_shards, mining
+from raycd.runtime import bundle_stage, cluster, embed_shards, mining
 
 SMALL, LARGE = 20_000, 1_000_000
 DIM, SIDE, TRIPLETS = 16, 8, 2000
@@ -37,15 +40,18 @@ DISTINCT, FILE, GROUP = 1000, 50_000, 1000  # pictures; rows of a file and of it
 
 
 def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
-    """Return the driver's peak and the time of both steps for both sizes, and the peaks' ratio."""
+    """Return the driver's peak and the time of each step for both sizes, and the peaks' ratio."""
     sizes = (SMALL, flags.images or LARGE)
     rows: dict[str, Any] = {"dim": DIM, "triplets": TRIPLETS, "cores": os.cpu_count()}
-    peaks: dict[str, list[float]] = {"embed": [], "mine": []}
+    steps = {"embed": _embed, "mine": _mine, "index": _index}
+    asked = ["embed", *flags.only.split(",")] if flags.only else steps  # all read what embed writes
+    chosen = {name: work for name, work in steps.items() if name in asked}
+    peaks: dict[str, list[float]] = {name: [] for name in chosen}
     with tempfile.TemporaryDirectory() as temporary:
         for size in sizes:
             folder = Path(temporary, f"{size}")
             elsewhere(_draw, folder / "pictures", size)
-            for name, work in (("embed", _embed), ("mine", _mine)):
+            for name, work in chosen.items():
                 mebibytes, seconds = elsewhere(work, folder, size, config)
                 peak = f"driver's peak {mebibytes:.1f} MiB"
                 progress.say(f"{name} {size:,}: {peak}, {progress.duration(seconds)}")
@@ -103,6 +109,31 @@ def _mine(folder: Path, size: int, config: Config) -> tuple[float, float]:
         found, seconds = timed(work)
         assert len(found) > TRIPLETS, "every image of a triplet has its neighbours"
         return own_peak(), seconds
+
+
+def _index(folder: Path, size: int, config: Config) -> tuple[float, float]:
+    """Write the bundle of all images."""
+    with cluster.connected():
+        build = ray.remote(num_cpus=config.compute.cpus_per_worker)(_build)
+        indexed, seconds = timed(lambda: ray.get(build.remote(folder, config)))
+        assert indexed == size, "every image is in the index"
+        return own_peak(), seconds
+
+
+def _build(folder: Path, config: Config) -> int:
+    """Do what the task of the stage bundle does, of the table that the features are of."""
+    ids = pq.read_table(folder / "features" / shards.ROWS, columns=["key"])["key"].to_pylist()
+    count, encoder = len(ids), stand_in()
+    head = fusion.HeadConfig("sum", DIM)
+    manifest = bundle_stage.write(
+        str(folder / "bundle"),
+        bundle_stage.Model(encoder, fusion.create(head), head),
+        Stored.open(folder / "features"),
+        bundle_stage.Rows(ids, [[]] * count, [None] * count, [{}] * count),
+        config,
+        {},
+    )
+    return manifest.index.size
 
 
 class Letters:

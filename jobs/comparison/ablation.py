@@ -107,7 +107,7 @@ def _stage2(
 def _sum(name: str, context: Context, stage: str) -> Method:
     """Return the answers of the sum of the features that a stage of a run has written."""
     config = context.config
-    images, texts = context.features(stage)
+    images, texts = context.val_features(stage)
     total = fusion.create(fusion.HeadConfig("sum", images.values.shape[1])).eval()
     device = own_device(config)
     found = evaluate(

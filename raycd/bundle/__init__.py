@@ -120,13 +120,14 @@ def write(
     *,
     example_texts: Sequence[str] = (),
     extras: Extras = NOTHING,
+    threads: int = 0,
 ) -> Manifest:
     """Write a bundle, index included, and replace an older one when it is whole.
 
     `gallery` is a `gallery_table`; `metrics` are JSON values that the service reports;
     `example_texts` are suggestions for users, on which the recall of an approximate index is
     measured too; `extras` has what the head needs of the gallery's images, without which a query
-    can name none of them.
+    can name none of them; `threads` build the index, 0: as many as `compute.threads` says.
 
     Raises WeightsError where the parts do not fit together, ConfigError where the index does not
     fit into `index.memory_mib`; then nothing has changed.
@@ -137,9 +138,8 @@ def write(
     check(config.index, *features_GD.shape)
     check_weights(encoder.clip, "the encoder", do="fine-tune it again")
     check_weights(head, "the fusion head", do="train it again")
-    index = build_index(
-        encoder, head, features_GD, config, example_texts, threads=config.compute.threads
-    )
+    threads = threads or config.compute.threads
+    index = build_index(encoder, head, features_GD, config, example_texts, threads=threads)
     with replace_folder(folder) as fresh:
         encoder.save(fresh / "encoder")
         fusion.save(head, head_config, fresh / "head")

@@ -1,8 +1,13 @@
 """Maps and token states by key, in float16, on disk: written once, read by rows as memory maps.
 
-    shape.json       name and shape of a row: "map", [2560, 9, 9], or "tokens", [77, 640], ragged
-    keys.parquet     key, and where its value is: shard, first row, number of rows
-    map-00000.npy    a shard: float16 (R, 2560, 9, 9); ragged: (R, 640)
+    shape.json           name and shape of a value: "map", [2560, 9, 9], or "tokens", [77, 640]
+    map-00000.npy        a shard: float16 (R, 2560, 9, 9); ragged: (R, 640)
+    part-00000.parquet   what is in it: key, first row, number of rows
+    shards.json          how the table rows.parquet is cut into them, as `shards` says
+
+Workers write the shards, each its part last: a shard without it is not there. The cache of a
+bundle, or of an earlier raycd, has one file keys.parquet (key, shard, first row, number of rows)
+in place of parts and plan.
 
 A ragged cache keeps of a text as many rows as it has tokens. Nothing is held in memory but the
 index of keys; the system keeps the pages that were read last.
@@ -13,28 +18,82 @@ Shapes: R rows of a shard, B keys of a batch, C channels, H x W places, L tokens
 from __future__ import annotations
 
 import json
+import posixpath
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from io import BytesIO
+from math import prod
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
 from raycd.errors import DataError
+from raycd.features import shards
+from raycd.features.shards import Plan
+from raycd.features.stored import Stored
+from raycd.run import open_uri
 
 SHAPE, KEYS = "shape.json", "keys.parquet"
+INDEX = {"key": pa.string(), "shard": pa.int32(), "first": pa.int64(), "rows": pa.int32()}
 TOKEN_MASK = "token_mask"
 SHARD_BYTES = 256 * 2**20
 
 Half = NDArray[np.float16]
 
 
+class Form(NamedTuple):
+    """What a cache keeps: its name, the shape of a value, whether values have rows of their own."""
+
+    name: str
+    shape: list[int]
+    ragged: bool
+
+    def json(self) -> str:
+        """Return the content of SHAPE."""
+        return json.dumps(self._asdict())
+
+
+def begin(uri: str, plan: Plan, form: Form) -> None:
+    """Write form and plan into a folder or URI: from now on shards are written, others are gone."""
+    file_system, path = open_uri(uri)
+    for shard in shards.ask(uri, lambda: file_system.glob(posixpath.join(path, "*.npy"))):
+        shards.ask(uri, partial(file_system.rm_file, shard))
+    shards.write_file(posixpath.join(uri, SHAPE), form.json().encode())
+    shards.begin(uri, plan)
+
+
+def write_shard(
+    uri: str, number: int, form: Form, keys: Sequence[str], values: Sequence[Half]
+) -> None:
+    """Write the values of some keys as a shard, and then that it is there."""
+    rows = [value if form.ragged else value[None] for value in values]
+    counts = np.array([len(own) for own in rows], np.int32)
+    if rows:
+        buffer = BytesIO()
+        np.save(buffer, np.concatenate(rows))
+        shards.write_file(posixpath.join(uri, _shard(form.name, number)), buffer.getbuffer())
+    first = np.cumsum(counts) - counts
+    columns = {"key": keys, "first": first, "rows": counts}
+    table = pa.table({name: pa.array(own, INDEX[name]) for name, own in columns.items()})
+    shards.write(uri, number, table)
+
+
+def stored_bytes(uri: str, form: Form) -> int:
+    """Return the bytes of all values in a folder or URI."""
+    whole = Stored(tuple(shards.parts(uri).values()))
+    rows = sum(pc.sum(block["rows"]).as_py() or 0 for block in whole.blocks(["rows"]))
+    return rows * 2 * prod(form.shape[1:] if form.ragged else form.shape)
+
+
 class Writer:
-    """A cache that is being written into `folder` (created): `add` values, then `close`.
+    """A cache with KEYS that is being written into `folder` (created): `add` values, then `close`.
 
     Args:
         name: What is kept; shards are named after it.
@@ -84,13 +143,11 @@ class Writer:
         """Write what waits, and the index of keys."""
         if self._waiting:
             self._write()
-        about = {"name": self.name, "shape": self.shape, "ragged": self.ragged}
-        (self.folder / SHAPE).write_text(json.dumps(about), encoding="utf-8")
+        form = Form(self.name, self.shape, self.ragged)
+        (self.folder / SHAPE).write_text(form.json(), encoding="utf-8")
         columns = zip(*self._index, strict=True) if self._index else ([], [], [], [])
-        names = ("key", "shard", "first", "rows")
-        types = (pa.string(), pa.int32(), pa.int64(), pa.int32())
-        arrays = [pa.array(column, kind) for column, kind in zip(columns, types, strict=True)]
-        pq.write_table(pa.table(arrays, names=names), self.folder / KEYS)
+        arrays = map(pa.array, columns, INDEX.values())
+        pq.write_table(pa.table(list(arrays), names=list(INDEX)), self.folder / KEYS)
 
 
 @dataclass(frozen=True)
@@ -203,10 +260,10 @@ def _in(need: str, only: Collection[str] | None) -> bool:
 
 
 def read(folder: Path) -> MapCache:
-    """Open a cache that `Writer` wrote. Raises DataError where it is not whole."""
+    """Open a cache of a local folder. Raises DataError where it is not whole."""
     try:
         about = json.loads((folder / SHAPE).read_text(encoding="utf-8"))
-        table = pq.read_table(folder / KEYS)
+        table = _index(folder)
         places = list(
             zip(*(table[name].to_pylist() for name in ("shard", "first", "rows")), strict=True)
         )
@@ -224,10 +281,24 @@ def read(folder: Path) -> MapCache:
         raise DataError(
             f"the cached maps in {folder} cannot be read",
             got=f"{type(error).__name__}: {error}",
-            expected=f"{SHAPE}, {KEYS} and the shards that it names",
+            expected=f"{SHAPE}, an index of keys, and the shards that it names",
             do="delete the folder, and run the same command again: its stage is done again",
         ) from error
     return found
+
+
+def _index(folder: Path) -> pa.Table:
+    """Return key, shard, first and rows of all values."""
+    plan = shards.read_plan(str(folder))
+    if plan is None:
+        return pq.read_table(folder / KEYS)
+    return pa.concat_tables(
+        [
+            part.append_column("shard", pa.repeat(pa.scalar(number, INDEX["shard"]), len(part)))
+            for number in range(plan.shards)
+            for part in [pq.read_table(folder / shards.name(number))]
+        ]
+    )
 
 
 def _check(found: MapCache) -> None:

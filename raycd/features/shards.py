@@ -55,9 +55,15 @@ class Plan:
     """What the features depend on beside the table."""
 
     @classmethod
-    def of_rows(cls, rows: int, least: int, parts: int, of: Mapping[str, Any]) -> Plan:
-        """Return a plan with a shard of `least` rows or more for each of `parts`, or more."""
+    def of_rows(
+        cls, rows: int, least: int, parts: int, of: Mapping[str, Any], *, most: int | None = None
+    ) -> Plan:
+        """Return a plan with a shard of `least` rows or more for each of `parts`, or more.
+
+        No shard has more than `most` rows.
+        """
         size = max(least, min(BLOCK, rows // parts), -(-rows // MOST))
+        size = min(size, most or size)
         return cls(max(1, -(-rows // size)), rows, size, of)
 
 

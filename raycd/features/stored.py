@@ -35,6 +35,7 @@ LISTED = 1000  # images without a feature that a report names; the others are co
 _THREADS = 16  # shards whose small columns are read at once
 
 Answer = TypeVar("Answer")
+Room = Callable[[tuple[int, int], type[np.float32]], NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -100,21 +101,30 @@ class Stored:
             self.parts[0], lambda file: int(file.schema_arrow.field("feature").type.list_size)
         )
 
-    def rows(self, rows_P: NDArray[np.integer]) -> NDArray[np.float32]:
-        """Return the features (P, D) of these rows, ascending, of N; other shards are not read."""
-        found = np.empty((len(rows_P), self.dim), np.float32)
+    def rows(self, rows_P: NDArray[np.integer], *, room: Room = np.empty) -> NDArray[np.float32]:
+        """Return the features (P, D) of these rows of N; shards without any are not read.
+
+        They are copied, shard by shard, into an array that `room` makes.
+        """
+        found = room((len(rows_P), self.dim), np.float32)
+        order_P = np.argsort(rows_P, kind="stable")
+        ascending_P = rows_P[order_P]
         for part, (first, end) in zip(
             self.parts, zip(self.starts, self.starts[1:], strict=False), strict=True
         ):
-            own = slice(*np.searchsorted(rows_P, [first, end]))
+            own = slice(*np.searchsorted(ascending_P, [first, end]))
             if own.start < own.stop:
-                found[own] = vectors(readable(_read(part)))[rows_P[own] - first]
+                rows = ascending_P[own] - first
+                found[order_P[own]] = vectors(readable(_read(part)))[rows]
         return found
 
-    def features(self, order: Sequence[str] | None = None) -> Features:
-        """Return the features in one array, or those in `order`, as far as they are there."""
+    def features(self, order: Sequence[str] | None = None, *, room: Room = np.empty) -> Features:
+        """Return the features in one array, or those in `order`, as far as they are there.
+
+        `room` makes the array of those in `order`.
+        """
         if order is not None:
-            return self._ordered(pa.array(order, pa.string()))
+            return self._ordered(pa.array(order, pa.string()), room)
         total = sum(self._each(lambda part: _opened(part, lambda file: file.metadata.num_rows)))
         values = np.empty((total, self.dim), np.float32)  # more than N: what is not used costs none
         keys, end = list[pa.Array](), 0
@@ -126,17 +136,10 @@ class Stored:
         whole = pa.chunked_array(keys, pa.string()).combine_chunks()
         return Features.of(whole, torch.from_numpy(values[:end]))
 
-    def _ordered(self, order: pa.Array) -> Features:
-        values, there = np.empty((len(order), self.dim), np.float32), np.zeros(len(order), np.bool_)
-        for block in self.blocks():
-            own = readable(block)
-            at = pc.index_in(own["key"], value_set=order)
-            rows = at.drop_null().to_numpy()
-            values[rows] = vectors(own)[at.is_valid().to_numpy()]
-            there[rows] = True
-        if there.all():
-            return Features.of(order, torch.from_numpy(values))
-        return Features.of(order.filter(pa.array(there)), torch.from_numpy(values[there]))
+    def _ordered(self, order: pa.Array, room: Room) -> Features:
+        row = pc.index_in(order, value_set=self.keys())
+        values = self.rows(row.drop_null().to_numpy(), room=room)
+        return Features.of(order.filter(row.is_valid()), torch.from_numpy(values))
 
     def unreadable(self) -> Iterator[tuple[str, str]]:
         """Yield (key, status) of the rows without a feature."""

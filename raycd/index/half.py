@@ -124,7 +124,7 @@ def room(shape: tuple[int, int], kind: type[np.float16 | np.float32]) -> NDArray
             return np.memmap(file, kind, "r+", shape=shape)
     except OSError as error:
         raise WeightsError(
-            "there is no room for the features of an index in the folder of temporary files",
+            "there is no room for features in the folder of temporary files",
             got=f"{tempfile.gettempdir()}: {error.strerror}",
             expected=f"{size / 2**20:,.0f} MiB",
             do="make room there, or name another folder by TMPDIR",

@@ -13,12 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raycd.config import DataConfig
 from raycd.errors import WeightsError
 from raycd.features import READABLE
 from raycd.features.map_cache import TOKEN_MASK
 from raycd.model import maps
-from raycd.model.embed import Batch, DecodeImages
+from raycd.model.embed import Batch
 from raycd.model.encoder import Encoder
 
 HALF_MAX = float(np.finfo(np.float16).max)
@@ -46,17 +45,6 @@ class EncodeMaps:
             for row, value in rows:
                 values[row] = value.tobytes()
         return {"key": batch["key"], "status": batch["status"], "value": values}
-
-
-class EmbedMaps:
-    """Decoding and encoding in one step: {key, path} -> {key, status, value}."""
-
-    def __init__(self, encoder: Encoder, data: DataConfig, need: str, size: int) -> None:
-        self.decode = DecodeImages(encoder.preprocess.to_dict(), data)
-        self.encode = EncodeMaps(encoder, need, size)
-
-    def __call__(self, batch: Mapping[str, Any]) -> Batch:
-        return self.encode(self.decode(batch))
 
 
 class EmbedTokens:

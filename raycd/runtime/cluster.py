@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 
+from raycd import progress
 from raycd.config import ComputeConfig, cli
 from raycd.errors import ConfigError
 from raycd.runtime import local_ray
@@ -33,6 +34,15 @@ def connected() -> Iterator[None]:
     # sigterm_interrupts again: ray.init has replaced its handler.
     with local_ray.connected(), cli.sigterm_interrupts():
         yield
+
+
+def warn_of_working_copy(folder: str) -> None:
+    """Warn of a job submitted with --working-dir: Ray deletes its copy some time after its end."""
+    if "/runtime_resources/working_dir_files/" in folder:
+        progress.say(
+            f"warning: {folder} lies in this job's copy of the working folder, "
+            "which Ray deletes: give --runs a folder outside of it, or a URI"
+        )
 
 
 def uses_gpu(compute: ComputeConfig) -> bool:

@@ -5,6 +5,10 @@ Nothing is kept: the images and texts of the split are embedded each time.
 
 from __future__ import annotations
 
+import posixpath
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +17,7 @@ import pyarrow as pa
 
 from raycd import bundle, scratch
 from raycd.config import Config
+from raycd.data.folder import absolute
 from raycd.data.missing import ImageReport
 from raycd.data.read import read
 from raycd.data.schema import Dataset
@@ -22,9 +27,9 @@ from raycd.model import encoder as encoders
 from raycd.model import fusion
 from raycd.model.encoder import Encoder
 from raycd.model.fusion import Head, HeadConfig, joint
-from raycd.runtime import cluster, embedding
+from raycd.run import local_copy, open_uri
+from raycd.runtime import cluster, embed_maps, embedding
 from raycd.runtime.evaluation import Variant, variant
-from raycd.runtime.map_stages import write_cache
 from raycd.runtime.stages import FINE_TUNED, Context
 
 
@@ -85,16 +90,37 @@ def _embedded(
     model: Model, paths: dict[str, str | None], texts: list[str], config: Config
 ) -> tuple[Features, ImageReport, Features, Extras]:
     encoder, caches = model.encoder, {}
-    with scratch.folder() as folder, cluster.connected():
+    with cluster.connected(), _shared_folder(config) as folder:
         table = embedding.embed_images(paths, encoder, config)
         images, missing = Features.of_table(table), _report(table)
         text_features = Features.of_table(embedding.embed_texts(texts, encoder, config))
+        all_texts = pa.table({"key": pa.array(texts, pa.string())})
         readable = {key: path for key, path in paths.items() if key not in missing.reasons}
+        columns = {"key": list(readable), "path": list(readable.values())}
+        there = pa.table({name: pa.array(own, pa.string()) for name, own in columns.items()})
         for need in sorted(model.head.needs):
-            given, size = (texts, 0) if need == "tokens" else (readable, _side(model, need))
-            write_cache(folder / need, need, given, encoder, size, config)
-            caches[need] = map_cache.read(folder / need)  # outlives its files
+            given, size = (all_texts, 0) if need == "tokens" else (there, _side(model, need))
+            place = posixpath.join(folder, need)
+            embed_maps.write_cache(place, need, given, encoder, size, config)
+            with scratch.folder() as copies:
+                caches[need] = map_cache.read(local_copy(place, copies))  # outlives its files
     return images, missing, text_features, Extras(caches)
+
+
+@contextmanager
+def _shared_folder(config: Config) -> Iterator[str]:
+    """Give a folder or URI that all machines reach, gone at the end of the block."""
+    if cluster.machines() == 1:
+        with scratch.folder() as folder:
+            yield str(folder)
+        return
+    uri = absolute(posixpath.join(config.runs, f".maps-{uuid.uuid4().hex}"))
+    try:
+        yield uri
+    finally:
+        file_system, path = open_uri(uri)
+        with suppress(FileNotFoundError):
+            file_system.rm(path, recursive=True)
 
 
 def _composed(

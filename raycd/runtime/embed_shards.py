@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from raycd.features import shards
 from raycd.features.rows import Batch, Rows, TableRows, TarRows, write_table
 from raycd.features.shards import Plan
 from raycd.features.stored import Stored
-from raycd.model.embed import DecodeImages, EmbedTexts, EncodeImages
+from raycd.model.embed import ComposeQueries, DecodeImages, EmbedTexts, EncodeImages
 from raycd.model.encoder import Encoder
 from raycd.progress import Bar
 from raycd.runtime import cluster, datasets
@@ -47,16 +48,36 @@ def embed_table(uri: str, unit: str, table: pa.Table, encoder: Encoder, config: 
     fingerprint, but not always the same weights.
 
     Args:
-        unit: images, of a table (key, path; null: no file was found), or texts, of a table (key).
+        unit: images, of a table (key, path; null: no file was found), texts, of a table (key), or
+            queries that the encoder composes by itself, of a table (key, path, text).
     """
     of = {"encoder": encoder.fingerprint(), "precision": config.embed.precision}
+    rows, plan = planned(uri, table, of, config)
+    return _embed(uri, unit, plan, rows, encoder, config)
+
+
+def planned(
+    uri: str,
+    table: pa.Table,
+    of: Mapping[str, Any],
+    config: Config,
+    *,
+    most: int | None = None,
+    begin: Callable[[str, Plan], None] = shards.begin,
+) -> tuple[TableRows, Plan]:
+    """Write a table and how it is cut, unless its shards are `of` the same already.
+
+    Args:
+        most: Rows of a shard.
+        begin: Writes the plan.
+    """
     plan = shards.read_plan(uri)
     # Always: where a run was moved, the same images have other paths
     write_table(uri, [table], table.schema)
     if plan is None or (plan.of, plan.rows) != (of, len(table)):
-        plan = _plan(len(table), of, config)
-        shards.begin(uri, plan)
-    return _embed(uri, unit, plan, _table_rows(uri, plan), encoder, config)
+        plan = _plan(len(table), of, config, most)
+        begin(uri, plan)
+    return _table_rows(uri, plan), plan
 
 
 def embed_source(uri: str, source: str, encoder: Encoder, config: Config) -> Stored:
@@ -133,9 +154,8 @@ def _list(uri: str, source: str, root: str) -> int:
     return write_table(uri, sources.blocks(source, root), sources.SCHEMA)
 
 
-def _plan(rows: int, of: Mapping[str, Any], config: Config) -> Plan:
-    workers = _workers(config)
-    return Plan.of_rows(rows, config.embed.batch_size, 4 * workers, of)
+def _plan(rows: int, of: Mapping[str, Any], config: Config, most: int | None = None) -> Plan:
+    return Plan.of_rows(rows, config.embed.batch_size, 4 * _workers(config), of, most=most)
 
 
 def _table_rows(uri: str, plan: Plan) -> TableRows:
@@ -158,43 +178,62 @@ def _ahead(workers: int, config: Config) -> int:
 
 def _embed(uri: str, unit: str, plan: Plan, rows: Rows, encoder: Encoder, config: Config) -> Stored:
     """Do the shards that are not there, and open all of them."""
+    complete(f"embed {unit}", partial(Shard, uri, unit, rows), uri, unit, plan, encoder, config)
+    return Stored.open(uri)
+
+
+def complete(
+    stage: str,
+    shard: Callable[..., Shard],
+    uri: str,
+    unit: str,
+    plan: Plan,
+    encoder: Encoder,
+    config: Config,
+) -> None:
+    """Do the shards that are not there.
+
+    Args:
+        stage: What the progress shows.
+        shard: Makes the work on one of them of the last four arguments of a `Shard`.
+    """
     there = shards.parts(uri)
     todo = [number for number in range(plan.shards) if number not in there]
-    if todo:
-        workers, on_gpu = _workers(config), cluster.uses_gpu(config.compute)
-        shared = SharedEncoder(
-            ray.put(encoder), config.embed.precision, cluster.threads(config.compute, workers)
-        )
-        ahead = _ahead(workers, config) if on_gpu and unit == "images" else 0
-        work = Shard(uri, unit, rows, shared, config.data, config.embed.batch_size, ahead)
-        size = -(-len(todo) // TASKS)
-        blocks = datasets.blocks_of(pa.table({"shard": todo}), size)
-        step: tuple[Callable[..., Any], dict[str, Any]] = (
-            _write,
+    if not todo:
+        return
+    workers, on_gpu = _workers(config), cluster.uses_gpu(config.compute)
+    shared = SharedEncoder(
+        ray.put(encoder), config.embed.precision, cluster.threads(config.compute, workers)
+    )
+    ahead = _ahead(workers, config) if on_gpu and unit == "images" else 0
+    work = shard(shared, config.data, config.embed.batch_size, ahead)
+    size = -(-len(todo) // TASKS)
+    blocks = datasets.blocks_of(pa.table({"shard": todo}), size)
+    step: tuple[Callable[..., Any], dict[str, Any]] = (
+        _write,
+        {
+            "fn_kwargs": {"work": work},
+            "compute": ray.data.TaskPoolStrategy(size=min(workers, len(blocks))),
+            "num_cpus": config.compute.cpus_per_worker,
+        },
+    )
+    if on_gpu:
+        step = (
+            _Writer,
             {
-                "fn_kwargs": {"work": work},
-                "compute": ray.data.TaskPoolStrategy(size=min(workers, len(blocks))),
+                "fn_constructor_args": (work,),
+                "batch_size": size,
+                "compute": ray.data.ActorPoolStrategy(size=min(workers, len(blocks))),
                 "num_cpus": config.compute.cpus_per_worker,
+                "num_gpus": config.compute.gpus_per_worker,
             },
         )
-        if on_gpu:
-            step = (
-                _Writer,
-                {
-                    "fn_constructor_args": (work,),
-                    "batch_size": size,
-                    "compute": ray.data.ActorPoolStrategy(size=min(workers, len(blocks))),
-                    "num_cpus": config.compute.cpus_per_worker,
-                    "num_gpus": config.compute.gpus_per_worker,
-                },
-            )
-        total = None
-        if plan.rows is not None and plan.shard_rows is not None:
-            total = sum(min(plan.shard_rows, plan.rows - n * plan.shard_rows) for n in todo)
-        with Bar(f"embed {unit}", total=total, unit=unit) as bar:
-            for written in datasets.results(blocks, step):
-                bar.advance(sum(written["rows"].to_pylist()))
-    return Stored.open(uri)
+    total = None
+    if plan.rows is not None and plan.shard_rows is not None:
+        total = sum(min(plan.shard_rows, plan.rows - n * plan.shard_rows) for n in todo)
+    with Bar(stage, total=total, unit=unit) as bar:
+        for written in datasets.results(blocks, step):
+            bar.advance(sum(written["rows"].to_pylist()))
 
 
 @dataclass(frozen=True)
@@ -214,11 +253,18 @@ class Shard:
         """Write a shard; return the number of its rows."""
         encoder = self.encoder.get(device)
         batches = self.rows.batches(number, self.batch_size)
-        if self.unit == "texts":
-            encoded = map(EmbedTexts(encoder), batches)
-        else:
-            decode = DecodeImages(encoder.preprocess.to_dict(), self.data)
-            encoded = map(EncodeImages(encoder), self._decoded(decode, batches))
+        if self.unit == "images":
+            batches = self._decoded(DecodeImages(encoder.preprocess.to_dict(), self.data), batches)
+        return self.write(number, map(self.encoding(encoder), batches), encoder)
+
+    def encoding(self, encoder: Encoder) -> Callable[[Batch], Batch]:
+        """Return what encodes a batch; images are decoded before."""
+        if self.unit == "images":
+            return EncodeImages(encoder)
+        return EmbedTexts(encoder) if self.unit == "texts" else ComposeQueries(encoder, self.data)
+
+    def write(self, number: int, encoded: Iterator[Batch], encoder: Encoder) -> int:
+        """Write the batches of a shard; return the number of its rows."""
         empty = features.to_table([], [], np.zeros((0, encoder.dim), np.float32))
         table = pa.concat_tables([empty, *map(as_table, encoded)])
         shards.write(self.uri, number, table)

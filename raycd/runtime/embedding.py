@@ -68,16 +68,21 @@ def compose_queries(
     Returns:
         Rows (key, status, feature) as above, by `query_key`.
     """
+    table = query_table(triplets, paths)
+    return _embed_rows("compose queries", "queries", table, ComposeQueries, encoder, config)
+
+
+def query_table(triplets: Sequence[Triplet], paths: Mapping[str, str | None]) -> pa.Table:
+    """Return the distinct queries of triplets as rows (key, path, text), by `query_key`."""
     queries = {query_key(triplet): triplet for triplet in triplets}
     references = [paths[triplet["reference"]] for triplet in queries.values()]
-    table = pa.table(
+    return pa.table(
         {
             "key": pa.array(list(queries), pa.string()),
             "path": pa.array(references, pa.string()),
             "text": pa.array(map(text_of, queries.values()), pa.string()),
         }
     )
-    return _embed_rows("compose queries", "queries", table, ComposeQueries, encoder, config)
 
 
 def _embed_rows(

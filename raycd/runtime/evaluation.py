@@ -1,6 +1,7 @@
 """The stage evaluate, and what jobs/evaluate.py asks beyond it: single queries, other protocols.
 
 A **variant** is a way to make queries: the pre-trained or the fine-tuned sum, or the fusion head.
+The queries of a run are asked by a task, which reads the features of val alone.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from raycd.features.map_cache import NOTHING, Extras
 from raycd.model import fusion
 from raycd.model.fusion import joint
 from raycd.run import Writing
+from raycd.runtime import tasks
 from raycd.runtime.stages import FINE_TUNED, ZERO_SHOT, Context, needs, own_device
 
 PROTOCOLS: tuple[Protocol, ...] = ("original", "original-masked", "val")
@@ -52,7 +54,7 @@ def variants(context: Context) -> list[Variant]:
     config = context.config
     head, head_config = fusion.load(context.run.local("stage2") / "head")
     total = fusion.create(fusion.HeadConfig("sum", head_config.dim))
-    first, tuned = (context.features(stage) for stage in ("zero_shot", "embed"))
+    first, tuned = (context.val_features(stage) for stage in ("zero_shot", "embed"))
     extras = context.extras(needs(config))
     composed = context.composed() if head_config.name == joint.NAME else None
     return [
@@ -106,12 +108,28 @@ def ask(
     )
 
 
+def ask_run(context: Context, protocols: Sequence[Protocol], top: int = 0) -> list[Asked]:
+    """Measure each variant of a run under each protocol, in a task of the connected cluster.
+
+    `top` is the number of best images to return of each query.
+    """
+    return tasks.run(_ask_run, context, protocols, top, gpu=True)
+
+
+def _ask_run(context: Context, protocols: Sequence[Protocol], top: int) -> list[Asked]:
+    found = variants(context)
+    return [
+        Asked(p, v.name, ask(context.dataset, v, context.config, protocol=p, top=top))
+        for p in protocols
+        for v in found
+    ]
+
+
 def evaluate_variants(context: Context, writing: Writing) -> None:
     """Measure recall on val: of the pre-trained sum, the fine-tuned sum and the fusion head."""
     recalls, ranks = {}, {}
-    for variant in variants(context):
-        found = ask(context.dataset, variant, context.config)
-        recalls[variant.name], ranks[variant.name] = found.recalls, found.ranks
+    for _, name, found in ask_run(context, [context.config.evaluate.protocol]):
+        recalls[name], ranks[name] = found.recalls, found.ranks
     writing.record |= {
         "variants": recalls,
         "counts": {

@@ -10,20 +10,14 @@ the bytes.
 
 from __future__ import annotations
 
-from math import prod
-from pathlib import Path
+import pyarrow as pa
+import pyarrow.compute as pc
 
-import numpy as np
-
-from raycd.config import Config
-from raycd.errors import DataError
-from raycd.features import READABLE, map_cache
+from raycd.features import map_cache
 from raycd.model import encoder as encoders
-from raycd.model import maps
-from raycd.model.encoder import Encoder
 from raycd.run import Writing
 from raycd.runtime import embed_maps
-from raycd.runtime.stages import IMAGES, Context, embedded_texts
+from raycd.runtime.stages import IMAGES, Context, embedded_texts, image_table
 
 
 def cache_map(context: Context, writing: Writing) -> None:
@@ -38,62 +32,23 @@ def cache_middle(context: Context, writing: Writing) -> None:
 
 def cache_tokens(context: Context, writing: Writing) -> None:
     """Cache the token states of all texts that stage 2 and the evaluation use."""
-    texts = embedded_texts(context.dataset)
-    _write(context, writing, "tokens", texts)
+    texts = pa.array(embedded_texts(context.dataset), pa.string())
+    _write(context, writing, "tokens", pa.table({"key": texts}))
 
 
 def _images(context: Context, writing: Writing, need: str) -> None:
-    missing = dict(context.stored("embed", IMAGES).unreadable())
-    paths = {key: path for key, path in context.paths().items() if key not in missing}
-    _write(context, writing, need, paths)
+    missing = [key for key, _ in context.stored("embed", IMAGES).unreadable()]
+    table = image_table(context.dataset)
+    lost = pc.is_in(table["key"], value_set=pa.array(missing, pa.string()))
+    _write(context, writing, need, table.filter(pc.invert(lost)))
 
 
-def _write(
-    context: Context, writing: Writing, need: str, given: dict[str, str | None] | list[str]
-) -> None:
+def _write(context: Context, writing: Writing, need: str, table: pa.Table) -> None:
     encoder = encoders.load_saved(context.run.local("stage1") / "encoder")
     size = context.config.embed.map_size
-    written = write_cache(writing.folder, need, given, encoder, size, context.config)
-    unit = "images" if isinstance(given, dict) else "texts"
+    form = embed_maps.write_cache(writing.shared, need, table, encoder, size, context.config)
+    unit = "texts" if form.ragged else "images"
     writing.record |= {
-        "shape": written.shape,
-        "counts": {unit: len(given), "bytes": written.bytes},
+        "shape": form.shape,
+        "counts": {unit: len(table), "bytes": map_cache.stored_bytes(writing.shared, form)},
     }
-
-
-def write_cache(
-    folder: Path,
-    need: str,
-    given: dict[str, str | None] | list[str],
-    encoder: Encoder,
-    size: int,
-    config: Config,
-) -> map_cache.Writer:
-    """Write the cache of one need of images, given as id -> path, or of texts, on Ray.
-
-    Larger maps are pooled to the side `size`; 0 leaves them. Raises DataError for an image that
-    cannot be read.
-    """
-    [shape] = maps.shapes(encoder, [need], size).values()
-    row_bytes = 2 * prod(shape)
-    ragged = not isinstance(given, dict)
-    writer = map_cache.Writer(folder, need, shape, ragged=ragged)
-    parts = (
-        embed_maps.image_maps(given, encoder, need, size, row_bytes, config)
-        if isinstance(given, dict)
-        else embed_maps.token_states(given, encoder, row_bytes, config)
-    )
-    for part in parts:
-        for row in part.to_pylist():
-            if row["status"] != READABLE:
-                raise DataError(
-                    "an image that was embedded cannot be read any more",
-                    got=f"{row['key']}: {row['status']}",
-                    do="put it back, and run the same command again",
-                )
-            value = np.frombuffer(row["value"], np.float16)
-            writer.add(
-                row["key"], value.reshape(-1, *shape[1:]) if ragged else value.reshape(shape)
-            )
-    writer.close()
-    return writer

@@ -14,7 +14,7 @@ from raycd.data.schema import Dataset
 from raycd.data.selection import SELECTION
 from raycd.features.stored import Stored
 from raycd.run import Writing
-from raycd.runtime import mining
+from raycd.runtime import mining, tasks
 from raycd.runtime.stages import IMAGES, TEXTS, Context
 
 
@@ -51,18 +51,26 @@ def mine_candidates(context: Context, writing: Writing) -> None:
 def filter_pseudo(context: Context, writing: Writing) -> None:
     """Keep the candidates that the thresholds allow."""
     settings = context.config.mine
+    counts = tasks.run(_filter, context, writing.shared)
+    warnings = mine.warnings(counts)
+    writing.record |= {"counts": counts, "warnings": warnings}
+    if settings.thresholds == "quantile":
+        progress.say(mine.thresholds_line(settings, counts["settings"]))
+    for line in [*mine.summary(counts), *(f"warning: {line}" for line in warnings)]:
+        progress.say(line)
+
+
+def _filter(context: Context, place: str) -> mine.Counts:
+    """Write the candidates that are kept into a folder or URI, as a task."""
+    settings = context.config.mine
     table = pq.read_table(context.run.local("mine") / "candidates.parquet")
     thresholds = mine.resolve(table, settings)
     train = context.dataset.triplets_of("train")
     table = mine.eligible(table, train, settings)
     kept, counts = mine.filter_candidates(table, **thresholds)
-    pq.write_table(kept, writing.folder / "pseudo_triplets.parquet")
-    warnings = mine.warnings(counts)
-    writing.record |= {"counts": counts, "warnings": warnings}
-    if settings.thresholds == "quantile":
-        progress.say(mine.thresholds_line(settings, thresholds))
-    for line in [*mine.summary(counts), *(f"warning: {line}" for line in warnings)]:
-        progress.say(line)
+    with tasks.written_to(place) as folder:
+        pq.write_table(kept, folder / "pseudo_triplets.parquet")
+    return counts
 
 
 def _known(ids: pa.StringArray, triplets: pa.Table) -> set[str]:

@@ -2,14 +2,16 @@
 
 A stage is done when its folder has the fingerprint that its settings, its inputs and the data set
 give. So a pipeline that is started again continues, and a changed setting, or an added, removed or
-changed file of the data set, redoes the stages that depend on it.
+changed file of the data set, redoes the stages that depend on it. A stage that is trained a second
+time has the same fingerprint, but not always the same weights: where these are others than a later
+stage was made with, that is done again, too.
 """
 
 from __future__ import annotations
 
 import os.path
 import posixpath
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +24,7 @@ from raycd.data.schema import Dataset
 from raycd.errors import ConfigError
 from raycd.model import encoder as encoders
 from raycd.model import fusion, maps
-from raycd.run import Run, Writing, fingerprint
+from raycd.run import UNFINISHED, Run, Writing, fingerprint
 from raycd.runtime import (
     bundle_stage,
     cluster,
@@ -34,6 +36,7 @@ from raycd.runtime import (
     since,
     stages,
     training,
+    weights,
 )
 from raycd.runtime.stages import Context
 from raycd.runtime.tracking import Tracker
@@ -175,7 +178,7 @@ NOT_THE_RESULT = (
     "tune",
 )
 """Settings, or whole sections, that change no stage's output: each other one is in STAGES."""
-_WITHOUT_RAY = {"catalogue", "encoder", "filter", "evaluate", "bundle"}
+_WITHOUT_RAY = {"catalogue", "encoder"}
 
 
 @dataclass(frozen=True)
@@ -266,7 +269,8 @@ def run(config: Config, *, until: str = STAGES[-1].name) -> Outcome:
     drawn = config.data.format == "synthetic"
     dataset = None if drawn else stages.dataset(config, config.data.root)
     folder = run_folder(config)
-    _warn_of_working_copy(folder)
+    if folder.is_local:
+        cluster.warn_of_working_copy(folder.root)
     with folder.locked(), ExitStack() as stack:
         pipeline = _Pipeline(config, folder, stack, dataset)
         for stage in stages_of(config):
@@ -281,15 +285,6 @@ def run(config: Config, *, until: str = STAGES[-1].name) -> Outcome:
         return Outcome(folder, metrics, pipeline.done)
 
 
-def _warn_of_working_copy(folder: Run) -> None:
-    """Warn of a job submitted with --working-dir: Ray deletes its copy some time after its end."""
-    if folder.is_local and "/runtime_resources/working_dir_files/" in folder.root:
-        progress.say(
-            f"warning: {folder.root} lies in this job's copy of the working folder, "
-            "which Ray deletes: give --runs a folder outside of it, or a URI"
-        )
-
-
 class _Pipeline:
     def __init__(
         self, config: Config, folder: Run, stack: ExitStack, dataset: Dataset | None
@@ -299,21 +294,25 @@ class _Pipeline:
         self.done: list[str] = []
         self._data_hash: str | None = None
         self._tracker: Tracker | None = None
-        self._on_ray = False
+        # Of stages that are whole, too: a job was killed before it could remove it
+        self._left = folder.names(UNFINISHED)
 
     def run(self, stage: Stage) -> None:
         """Run a stage, unless it is done."""
-        wanted = self._fingerprint(stage)
+        inputs = {name: recorded(self.folder, name) for name in self._inputs(stage)}
+        wanted, made_with = self._fingerprint(stage, inputs), weights.of_inputs(inputs)
         record = self.folder.record(stage.name)
-        if record is not None and record["fingerprint"] == wanted:
+        if record is not None and weights.is_current(record, wanted, made_with):
             progress.say(f"{stage.name}: done before, in {progress.duration(record['seconds'])}")
+            if any(name.startswith(f"{stage.name}-") for name in self._left):
+                self.folder.discard_unfinished(stage.name)
             return
-        if stage.name not in _WITHOUT_RAY and not self._on_ray:
+        if stage.name not in _WITHOUT_RAY:
             self._stack.enter_context(cluster.connected())
-            self._on_ray = True
         tracker = self.tracker()
         about = {
-            "inputs": self._inputs(stage),
+            "inputs": list(inputs),
+            weights.ENTRY: made_with,
             "config": self.config.model_dump(mode="json"),
             "raycd": __version__,
         }
@@ -348,6 +347,7 @@ class _Pipeline:
         metrics = results.metrics(self.context, [stage.name for stage in stages_of(self.config)])
         wanted = fingerprint(metrics, self.config.model_dump(mode="json"))
         if self.done or self.folder.read_json(results.FINISHED) != wanted:
+            self._stack.enter_context(cluster.connected())
             tracker = self.tracker()
             self.folder.write_json(results.METRICS, metrics)
             self.folder.write_bytes(results.REPORT, results.report(self.context, metrics).encode())
@@ -369,14 +369,14 @@ class _Pipeline:
             self.folder.write_json("mlflow.json", {"run_id": self._tracker.run_id})
         return self._tracker
 
-    def _fingerprint(self, stage: Stage) -> str:
-        inputs = [recorded(self.folder, name)["fingerprint"] for name in self._inputs(stage)]
+    def _fingerprint(self, stage: Stage, inputs: Mapping[str, dict[str, Any]]) -> str:
+        before = [record["fingerprint"] for record in inputs.values()]
         data = [self._dataset_hash() if stage.reads_data else None]
         if stage.reads_attributes:
             data.append(attributes_hash(self.context.dataset))
         if stage.reads_data:
             data += since.changes(stage.name, self.config, self.context.dataset)
-        return fingerprint(stage.name, stage.version, self._settings(stage), inputs, *data)
+        return fingerprint(stage.name, stage.version, self._settings(stage), before, *data)
 
     def _settings(self, stage: Stage) -> dict[str, Any]:
         idle = list(NOT_THE_RESULT)

@@ -38,6 +38,7 @@ from raycd.report.page import (
     render,
 )
 from raycd.report.pictures import Picture
+from raycd.runtime import tasks
 from raycd.runtime.stages import CACHES, Context, needs
 
 METRICS, REPORT, FINISHED = "metrics.json", "report.html", "finished.json"
@@ -66,7 +67,11 @@ def metrics(context: Context, names: Sequence[str]) -> dict[str, Any]:
 
 
 def report(context: Context, metrics: dict[str, Any]) -> str:
-    """Return the content of report.html."""
+    """Return the content of report.html, made by a task of the connected cluster."""
+    return tasks.run(_report, context, metrics)
+
+
+def _report(context: Context, metrics: dict[str, Any]) -> str:
     mine = context.config.mine
     filtered, mined = context.recorded("filter", "counts"), context.recorded("mine", "counts")
     warnings = [*context.recorded("mine", "warnings"), *context.recorded("filter", "warnings")]
@@ -189,7 +194,7 @@ def _pseudo(context: Context) -> list[PseudoExample]:
 @torch.inference_mode()
 def _queries(context: Context) -> Iterator[ShownQuery]:
     """Yield some val queries of each category, drawn by the seed, and what the head finds."""
-    images, texts = context.features("embed")
+    images, texts = context.val_features("embed")
     head, head_config = fusion.load(context.run.local("stage2") / "head")
     extras = context.extras(head.needs)
     query, picture = cached_query(head, images, texts, extras=extras), _picture_loader(context)

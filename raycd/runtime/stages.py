@@ -33,16 +33,19 @@ from raycd.data.demo.synthetic import SPLITS, write_demo_data
 from raycd.data.read import read
 from raycd.data.schema import Dataset
 from raycd.data.selection import SELECTION, hold_out
+from raycd.durable import sha256
 from raycd.errors import DataError
-from raycd.features import Features, map_cache, shards
+from raycd.features import Features, map_cache
 from raycd.features.map_cache import Extras
 from raycd.features.stored import Stored
+from raycd.index.half import room
 from raycd.model import encoder as encoders
 from raycd.model import fusion, maps
 from raycd.model.encoder import Encoder
 from raycd.model.fusion import joint
+from raycd.model.fusion.registry import WEIGHTS
 from raycd.progress import Bar
-from raycd.run import Run, Writing, local_copy
+from raycd.run import Run, Writing, fingerprint, local_copy
 from raycd.runtime import embed_shards, embedding, training
 from raycd.train import checkpoint
 from raycd.train.finetune import FineTune
@@ -88,6 +91,22 @@ class Context:
     def features(self, stage: str) -> tuple[Features, Features]:
         """Read image and text features of `zero_shot` or `embed`."""
         return self.stored(stage, IMAGES).features(), self.stored(stage, TEXTS).features()
+
+    def val_features(self, stage: str) -> tuple[Features, Features]:
+        """Read the features that val's queries need, of `zero_shot` or `embed`, into mapped files.
+
+        They are those of its galleries' images, of its references and of its texts.
+        """
+        queries = self.dataset.queries("val", both_orders=True)
+        wanted = {
+            IMAGES: [*self.dataset.images_of("val"), *(row["reference"] for row in queries)],
+            TEXTS: [row["text"] for row in queries],
+        }
+        images, texts = (
+            self.stored(stage, what).features(list(dict.fromkeys(keys)), room=room)
+            for what, keys in wanted.items()
+        )
+        return images, texts
 
     def extras(self, needs: Collection[str]) -> Extras:
         """Open the caches of what a head needs beside features."""
@@ -274,7 +293,7 @@ def stage2(context: Context, writing: Writing) -> None:
                 drop_last=settings.drop_last,
             ),
             config,
-            **_storage(context, writing),
+            **_storage(context, writing, context.recorded("stage1", "encoder")),
         )
         checkpoint.load_weights(trained.checkpoint, nn.ModuleDict({"head": head}))
         history = trained.history
@@ -287,6 +306,7 @@ def stage2(context: Context, writing: Writing) -> None:
     if head_config.name == joint.NAME:
         _compose(context, writing)
     fusion.save(head, head_config, writing.folder / "head")
+    writing.record["head"] = sha256(writing.folder / "head" / WEIGHTS)
     context.log_epochs(history)
 
 
@@ -299,8 +319,9 @@ def _compose(context: Context, writing: Writing) -> None:
     """Let the encoder itself compose the queries of val."""
     used = encoders.load_saved(context.run.local("stage1") / "encoder")
     rows = context.dataset.queries("val", both_orders=True)
-    table = embedding.compose_queries(rows, context.paths(), used, context.config)
-    shards.write_whole(str(writing.folder / QUERIES), table)
+    table = embedding.query_table(rows, context.paths())
+    place = posixpath.join(writing.shared, QUERIES)
+    embed_shards.embed_table(place, "queries", table, used, context.config)
 
 
 def _embed(context: Context, writing: Writing, source: str, texts: list[str]) -> Stored:
@@ -310,9 +331,7 @@ def _embed(context: Context, writing: Writing, source: str, texts: list[str]) ->
     """
     used = encoders.load_saved(context.run.local(source) / "encoder")
     given = {
-        "images": context.dataset.images.select(["image_id", "path"]).rename_columns(
-            ["key", "path"]
-        ),
+        "images": image_table(context.dataset),
         "texts": pa.table({"key": pa.array(texts, pa.string())}),
     }
     images, _ = (
@@ -327,6 +346,11 @@ def _embed(context: Context, writing: Writing, source: str, texts: list[str]) ->
         "missing": len(images.report()),
     }
     return images
+
+
+def image_table(dataset: Dataset) -> pa.Table:
+    """Return all images as rows (key, path)."""
+    return dataset.images.select(["image_id", "path"]).rename_columns(["key", "path"])
 
 
 def embedded_texts(dataset: Dataset) -> list[str]:
@@ -344,11 +368,12 @@ def _texts(dataset: Dataset, splits: Sequence[str], *, training: bool = False) -
     return list(texts)
 
 
-def _storage(context: Context, writing: Writing) -> dict[str, str]:
-    """Return where Ray Train keeps a stage's checkpoints: apart for each fingerprint."""
+def _storage(context: Context, writing: Writing, *of: str) -> dict[str, str]:
+    """Return where Ray Train keeps a stage's checkpoints: apart for each fingerprint, and `of`."""
+    mark = fingerprint(writing.fingerprint, *of) if of else writing.fingerprint
     return {
         "storage": context.run.path(training.STORAGE),
-        "name": f"{writing.stage}-{writing.fingerprint[:16]}",
+        "name": f"{writing.stage}-{mark[:16]}",
     }
 
 

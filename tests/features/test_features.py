@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from raycd import features
 from raycd.errors import DataError
@@ -76,6 +77,29 @@ def test_rows_are_those_of_the_readable(place: str) -> None:
     assert (stored.dim, stored.starts[-1]) == (3, 4)
     assert stored.rows(np.array([1, 3])).tolist() == [[4.5, 5, 6], [2, 2, 2]]
     assert stored.rows(np.array([], np.int32)).shape == (0, 3)
+
+
+def test_rows_of_any_order_are_copied_into_the_room_that_is_given(place: str) -> None:
+    made = []
+
+    def room(shape: tuple[int, int], kind: type[np.float32]) -> NDArray[np.float32]:
+        made.append(np.full(shape, np.nan, kind))
+        return made[0]
+
+    found = Stored.open(place).rows(np.array([3, 0, 2, 0]), room=room)
+    assert found.tolist() == [[2, 2, 2], [1, 2, 3], [7, 8, -9], [1, 2, 3]]
+    assert found is made[0]
+
+
+def test_shards_without_a_wanted_row_are_not_read(tmp_path: Path) -> None:
+    shards.begin(str(tmp_path), Plan(2, 4, 2))
+    for number in range(2):
+        shards.write(str(tmp_path), number, TABLE.slice(2 * number, 2))
+    stored = Stored.open(tmp_path)
+    keys, _, _ = stored.keys(), stored.starts, stored.dim
+    (tmp_path / shards.name(0)).unlink()
+    assert stored.rows(np.array([1, 2])).tolist() == [[4.5, 5, 6], [7, 8, -9]]
+    assert keys.to_pylist() == ["b", "a", "Is red and long"]
 
 
 def test_what_is_broken_is_counted_and_listed(place: str) -> None:

@@ -15,7 +15,8 @@ from raycd.errors import WeightsError
 from raycd.features.map_cache import TOKEN_MASK
 from raycd.model import encoder as encoders
 from raycd.model import maps
-from raycd.model.embed_maps import EmbedMaps, EmbedTokens
+from raycd.model.embed import Batch, DecodeImages
+from raycd.model.embed_maps import EmbedTokens, EncodeMaps
 from raycd.model.encoder import Encoder
 from tests.families import families, new, write_tokenizer
 
@@ -183,6 +184,12 @@ def test_a_tower_that_is_not_known_is_refused_with_what_is(new_encoder: MakeEnco
 # ---- the steps of the cache
 
 
+def embedded(encoder: Encoder, need: str, size: int, batch: dict[str, list[str]]) -> Batch:
+    """Decode and encode a batch of images."""
+    decode = DecodeImages(encoder.preprocess.to_dict(), DataConfig())
+    return EncodeMaps(encoder, need, size)(decode(batch))
+
+
 def test_values_of_images_are_float16_and_broken_images_have_none(
     new_encoder: MakeEncoder, tmp_path: Path
 ) -> None:
@@ -191,7 +198,7 @@ def test_values_of_images_are_float16_and_broken_images_have_none(
     image.save(tmp_path / "whole.png")
     (tmp_path / "broken.png").write_bytes(b"no image")
     paths = [str(tmp_path / "broken.png"), str(tmp_path / "whole.png")]
-    found = EmbedMaps(encoder, DataConfig(), "middle", 1)({"key": ["b", "w"], "path": paths})
+    found = embedded(encoder, "middle", 1, {"key": ["b", "w"], "path": paths})
     assert list(found["status"]) == ["not_an_image", "ok"]
     assert found["value"][0] is None
     with torch.inference_mode():
@@ -214,6 +221,5 @@ def test_a_map_that_is_not_finite_is_refused(new_encoder: MakeEncoder, tmp_path:
     encoder = new_encoder()
     Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
     torch.nn.init.constant_(encoder.clip.visual.layer4[0].bn3.bias, torch.nan)
-    embed = EmbedMaps(encoder, DataConfig(), "map", 0)
     with pytest.raises(WeightsError, match="a map that is not finite"):
-        embed({"key": ["a"], "path": [str(tmp_path / "a.png")]})
+        embedded(encoder, "map", 0, {"key": ["a"], "path": [str(tmp_path / "a.png")]})

@@ -1,0 +1,90 @@
+"""What a run that is started again does, where weights are others or a job was killed late."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from raycd.model import encoder as encoders
+from raycd.runtime import pipeline, weights
+from raycd.runtime.stages import Context
+from tests.runtime.finished import UNTRACKED, Finished
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+@pytest.fixture
+def other_weights(copied: Finished, monkeypatch: pytest.MonkeyPatch) -> Finished:
+    """Return a run without stage 1, whose training gives other weights than before."""
+
+    def train(context: Context, writing: Any) -> None:
+        tuned = encoders.load_saved(context.run.local("encoder") / "encoder")
+        with torch.no_grad():
+            tuned.clip.text_projection *= 1.01
+        tuned.save(writing.folder / "encoder")
+        writing.record |= {"encoder": tuned.fingerprint(), "dim": tuned.dim}
+
+    changed = [replace(s, work=train) if s.name == "stage1" else s for s in pipeline.STAGES]
+    monkeypatch.setattr(pipeline, "STAGES", tuple(changed))
+    shutil.rmtree(copied.folder / "stage1")
+    return copied
+
+
+def test_stages_after_stage_1_are_done_again_where_its_weights_are_others(
+    other_weights: Finished,
+) -> None:
+    config = other_weights.config(**UNTRACKED)
+    assert pipeline.run(config, until="filter").done == ["stage1", "embed", "mine", "filter"]
+    assert pipeline.run(config, until="filter").done == []
+    made_with = json.loads((other_weights.folder / "filter" / "stage.json").read_text())["weights"]
+    tuned = json.loads((other_weights.folder / "stage1" / "stage.json").read_text())["encoder"]
+    assert made_with["stage1"] == tuned
+
+
+def test_stages_of_an_earlier_raycd_are_read_as_they_are(other_weights: Finished) -> None:
+    for file in other_weights.folder.glob("*/stage.json"):
+        record = json.loads(file.read_text())
+        del record["weights"]
+        file.write_text(json.dumps(record))
+    assert pipeline.run(other_weights.config(**UNTRACKED), until="filter").done == ["stage1"]
+
+
+def test_a_stage_is_compared_by_the_weights_of_all_stages_before_it() -> None:
+    encoder = {"encoder": "A", "fingerprint": "f"}
+    stage1 = {"encoder": "B", "weights": weights.of_inputs({"encoder": encoder})}
+    embed = {"counts": {}, "weights": weights.of_inputs({"stage1": stage1})}
+    stage2 = {"head": "C", "weights": weights.of_inputs({"embed": embed, "filter": embed})}
+    found = weights.of_inputs({"stage2": stage2})
+    assert found == {"encoder": "A", "stage1": "B", "stage2": "C"}
+    record = {"fingerprint": "f", "weights": found}
+    assert weights.is_current(record, "f", found)
+    assert not weights.is_current(record, "g", found)
+    assert not weights.is_current(record, "f", found | {"stage2": "D"})
+    assert weights.is_current({"fingerprint": "f"}, "f", found)
+    assert weights.is_current(record | {"weights": {"stage1": "B"}}, "f", found)
+
+
+def left_by_a_kill(folder: Path, stage: str) -> None:
+    shards = folder / ".unfinished" / f"{stage}-0123456789abcdef" / "images"
+    shards.mkdir(parents=True)
+    (shards / "part-00000.parquet").write_bytes(b"shard")
+    (folder / ".unfinished" / f".{stage}-0123456789abcdef.1.writing").mkdir()
+
+
+def test_what_a_job_left_that_was_killed_at_the_end_of_a_stage_is_removed_at_the_next_start(
+    copied: Finished,
+) -> None:
+    left_by_a_kill(copied.folder, "zero_shot")
+    left_by_a_kill(copied.folder, "embed")
+    config = copied.config(**UNTRACKED)
+    assert pipeline.run(config, until="stage1").done == []
+    left = [path.name for path in (copied.folder / ".unfinished").iterdir()]
+    assert {name.strip(".").partition("-")[0] for name in left} == {"embed"}
+    assert pipeline.run(config).done == []
+    assert not list((copied.folder / ".unfinished").iterdir())
