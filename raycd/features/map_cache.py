@@ -17,6 +17,7 @@ Shapes: R rows of a shard, B keys of a batch, C channels, H x W places, L tokens
 
 from __future__ import annotations
 
+import glob
 import json
 import posixpath
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -63,8 +64,10 @@ class Form(NamedTuple):
 def begin(uri: str, plan: Plan, form: Form) -> None:
     """Write form and plan into a folder or URI: from now on shards are written, others are gone."""
     file_system, path = open_uri(uri)
-    for shard in shards.ask(uri, lambda: file_system.glob(posixpath.join(path, "*.npy"))):
-        shards.ask(uri, partial(file_system.rm_file, shard))
+    for pattern in ("part-*.parquet", "*.npy"):  # no part is there without its values
+        find = partial(file_system.glob, posixpath.join(glob.escape(path), pattern))
+        for found in shards.ask(uri, find):
+            shards.ask(uri, partial(file_system.rm_file, found))
     shards.write_file(posixpath.join(uri, SHAPE), form.json().encode())
     shards.begin(uri, plan)
 

@@ -109,14 +109,13 @@ def write(
     found = images.features(rows.ids, room=room)
     known = set(found.keys.to_pylist())
     kept = [row for row, key in enumerate(rows.ids) if key in known]
-    ids, categories, paths, attributes = ([column[row] for row in kept] for column in rows)
     gallery = bundle.gallery_table(
-        ids,
-        categories,
-        paths,
+        [rows.ids[row] for row in kept],
+        [rows.categories[row] for row in kept],
+        [rows.paths[row] for row in kept],
         found.values.numpy(),
         model.encoder.fingerprint(),
-        attributes=attributes,
+        attributes=[rows.attributes[row] for row in kept],
         run=run,
     )
     with tasks.written_to(place) as folder:

@@ -16,6 +16,7 @@ from raycd.features import READABLE, map_cache
 from raycd.features.map_cache import Form
 from raycd.features.rows import Batch
 from raycd.model import maps
+from raycd.model.embed import Batch as Encoded
 from raycd.model.embed_maps import EmbedTokens, EncodeMaps
 from raycd.model.encoder import Encoder
 from raycd.runtime import embed_shards
@@ -59,13 +60,13 @@ class MapShard(Shard):
     form: Form
     size: int
 
-    def encoding(self, encoder: Encoder) -> Callable[[Batch], Batch]:
+    def encoding(self, encoder: Encoder) -> Callable[[Batch], Encoded]:
         """Return what encodes a batch; images are decoded before."""
         if self.form.ragged:
             return EmbedTokens(encoder)
         return EncodeMaps(encoder, self.form.name, self.size)
 
-    def write(self, number: int, encoded: Iterator[Batch], encoder: Encoder) -> int:
+    def write(self, number: int, encoded: Iterator[Encoded], encoder: Encoder) -> int:
         """Write the batches of a shard; return the number of its rows."""
         rows = [row for batch in encoded for row in zip(*map(batch.get, _COLUMNS), strict=True)]
         for key, status, _ in rows:

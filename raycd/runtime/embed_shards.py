@@ -32,6 +32,7 @@ from raycd.features import shards
 from raycd.features.rows import Batch, Rows, TableRows, TarRows, write_table
 from raycd.features.shards import Plan
 from raycd.features.stored import Stored
+from raycd.model.embed import Batch as Encoded
 from raycd.model.embed import ComposeQueries, DecodeImages, EmbedTexts, EncodeImages
 from raycd.model.encoder import Encoder
 from raycd.progress import Bar
@@ -257,13 +258,13 @@ class Shard:
             batches = self._decoded(DecodeImages(encoder.preprocess.to_dict(), self.data), batches)
         return self.write(number, map(self.encoding(encoder), batches), encoder)
 
-    def encoding(self, encoder: Encoder) -> Callable[[Batch], Batch]:
+    def encoding(self, encoder: Encoder) -> Callable[[Batch], Encoded]:
         """Return what encodes a batch; images are decoded before."""
         if self.unit == "images":
             return EncodeImages(encoder)
         return EmbedTexts(encoder) if self.unit == "texts" else ComposeQueries(encoder, self.data)
 
-    def write(self, number: int, encoded: Iterator[Batch], encoder: Encoder) -> int:
+    def write(self, number: int, encoded: Iterator[Encoded], encoder: Encoder) -> int:
         """Write the batches of a shard; return the number of its rows."""
         empty = features.to_table([], [], np.zeros((0, encoder.dim), np.float32))
         table = pa.concat_tables([empty, *map(as_table, encoded)])

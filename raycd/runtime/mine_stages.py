@@ -55,7 +55,7 @@ def filter_pseudo(context: Context, writing: Writing) -> None:
     warnings = mine.warnings(counts)
     writing.record |= {"counts": counts, "warnings": warnings}
     if settings.thresholds == "quantile":
-        progress.say(mine.thresholds_line(settings, counts["settings"]))
+        progress.say(mine.thresholds_line(settings, writing.record["counts"]["settings"]))
     for line in [*mine.summary(counts), *(f"warning: {line}" for line in warnings)]:
         progress.say(line)
 

@@ -46,7 +46,7 @@ def run(
     """
     compute = context.config.compute
     resources = cluster.worker_resources(compute) if gpu else {"CPU": compute.cpus_per_worker}
-    remote = ray.remote(num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0))(_work)
+    remote: Any = ray.remote(num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0))(_work)
     own = ray.put(replace(context, log_epochs=Context.log_epochs))  # its own is MLflow's
     found: Answer = ray.get(remote.remote(work, own, cluster.threads(compute, 1), given))
     return found
