@@ -44,7 +44,8 @@ class Rows(NamedTuple):
 
 def bundle_up(context: Context, writing: Writing) -> None:
     """Put encoder, head, gallery and index together for serving. The gallery is val's."""
-    manifest = tasks.run(_bundle, context, writing.shared)
+    tuned = encoders.load_saved(context.run.local("stage1") / "encoder")
+    manifest = tasks.run(_bundle, context, writing.shared, tuned)
     writing.record |= {
         "counts": {"gallery": manifest.index.size},
         "digest": manifest.digest,
@@ -52,10 +53,9 @@ def bundle_up(context: Context, writing: Writing) -> None:
     }
 
 
-def _bundle(context: Context, place: str) -> Manifest:
+def _bundle(context: Context, place: str, tuned: Encoder) -> Manifest:
     """Write the bundle into a folder or URI, as a task."""
     config = context.config
-    tuned = encoders.load_saved(context.run.local("stage1") / "encoder")
     head, head_config = fusion.load(context.run.local("stage2") / "head", dim=tuned.dim)
     recalls = context.recorded("evaluate", "variants")[head_config.name]["average"]
     return write(
