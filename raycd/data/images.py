@@ -19,7 +19,8 @@ from typing import BinaryIO, Literal, TypeVar, get_args
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from raycd.data import containers, levels, parquet_images, parts, stores
+from raycd import stores
+from raycd.data import containers, levels, parquet_images, parts
 from raycd.data.folder import is_local
 from raycd.errors import DataError
 

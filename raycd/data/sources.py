@@ -20,7 +20,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from raycd.data import parquet_images, rows, stores
+from raycd import stores
+from raycd.data import parquet_images, rows
 from raycd.data.folder import Folder, is_local
 from raycd.data.images import FORMATS
 from raycd.errors import DataError
@@ -135,7 +136,7 @@ def _folder(path: str) -> Folder:
     except DataError as error:
         raise DataError(
             f"the pictures' folder {path} cannot be opened",
-            got=str(error).splitlines()[0],
+            got="; ".join(line.strip() for line in str(error).splitlines()[:2]),
             do="check the name and the store's credentials",
         ) from error
 

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,8 +22,7 @@ import ray
 from raycd import features
 from raycd.config import Config, DataConfig
 from raycd.data import sources
-from raycd.data.folder import absolute, is_local
-from raycd.durable import held_alone
+from raycd.data.folder import absolute
 from raycd.errors import ConfigError
 from raycd.features import shards
 from raycd.features.rows import Batch, Rows, TableRows, TarRows, write_table
@@ -34,6 +31,8 @@ from raycd.features.stored import Stored
 from raycd.model.embed import DecodeImages, EmbedTexts, EncodeImages
 from raycd.model.encoder import Encoder
 from raycd.progress import Bar
+from raycd.redact import logins, without_passwords
+from raycd.run import alone
 from raycd.runtime import cluster, datasets
 from raycd.runtime.embedding import SharedEncoder, as_table
 
@@ -51,12 +50,13 @@ def embed_table(uri: str, unit: str, table: pa.Table, encoder: Encoder, config: 
     """
     of = {"encoder": encoder.fingerprint(), "precision": config.embed.precision}
     plan = shards.read_plan(uri)
+    hidden = logins(config.data.root) if unit == "images" else {}
     # Always: where a run was moved, the same images have other paths
-    write_table(uri, [table], table.schema)
+    write_table(uri, [table], table.schema, hidden)
     if plan is None or (plan.of, plan.rows) != (of, len(table)):
         plan = _plan(len(table), of, config)
         shards.begin(uri, plan)
-    return _embed(uri, unit, plan, _table_rows(uri, plan), encoder, config)
+    return _embed(uri, unit, plan, _table_rows(uri, plan, hidden), encoder, config)
 
 
 def embed_source(uri: str, source: str, encoder: Encoder, config: Config) -> Stored:
@@ -65,44 +65,33 @@ def embed_source(uri: str, source: str, encoder: Encoder, config: Config) -> Sto
     What the source names is listed once, by a task; a folder that is complete stays as it is.
 
     Raises:
-        ConfigError: The folder has the features of another source or encoder, or, where it is
-            local, another job works on it.
+        ConfigError: The folder has the features of another source or encoder, or another job works
+            on it.
         DataError: There are no pictures, or a table is malformed.
     """
-    with _alone(uri):
-        return _embed_source(uri, source, encoder, config)
-
-
-@contextmanager
-def _alone(uri: str) -> Iterator[None]:
-    """Lock a local folder inside of the block: two plans in one folder would mix their shards."""
-    if not is_local(uri):
-        yield
-        return
-    lock = Path(uri, ".lock")
-    lock.parent.mkdir(parents=True, exist_ok=True)
 
     def refused(holder: str) -> ConfigError:
         return ConfigError(
             f"the folder {uri} is in use",
-            got=f"process {holder} embeds into it",
+            got=f"{holder} embeds into it",
             do="wait for it, or give another --out",
         )
 
-    with held_alone(lock, refused):
-        yield
+    with alone(uri, refused):  # two plans in one folder would mix their shards
+        return _embed_source(uri, source, encoder, config)
 
 
 def _embed_source(uri: str, source: str, encoder: Encoder, config: Config) -> Stored:
     tars, root = sources.tar_files(source), config.data.root and absolute(config.data.root)
+    hidden = logins(source, root)
     of: dict[str, Any] = {
-        "source": source,
-        "root": root,
+        "source": without_passwords(source),
+        "root": without_passwords(root),
         "encoder": encoder.fingerprint(),
         "precision": config.embed.precision,
         "max_pixels": config.data.max_pixels,
         "min_side": config.data.min_side,
-        "tars": tars,
+        "tars": [without_passwords(tar) for tar in tars],
     }
     plan = shards.read_plan(uri)
     if plan is not None and plan.of != of:
@@ -119,7 +108,7 @@ def _embed_source(uri: str, source: str, encoder: Encoder, config: Config) -> St
             listed = ray.remote(num_cpus=config.compute.cpus_per_worker)(_list)
             plan = _plan(ray.get(listed.remote(uri, source, root)), of, config)
         shards.begin(uri, plan)
-    rows: Rows = TarRows(tars) if tars else _table_rows(uri, plan)
+    rows: Rows = TarRows(tars) if tars else _table_rows(uri, plan, hidden)
     return _embed(uri, "images", plan, rows, encoder, config)
 
 
@@ -130,7 +119,8 @@ def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
 
 def _list(uri: str, source: str, root: str) -> int:
     """Write the table of a source's pictures, as a task; return their number."""
-    return write_table(uri, sources.blocks(source, root), sources.SCHEMA)
+    found = sources.blocks(source, root)
+    return write_table(uri, found, sources.SCHEMA, logins(source, root))
 
 
 def _plan(rows: int, of: Mapping[str, Any], config: Config) -> Plan:
@@ -138,9 +128,9 @@ def _plan(rows: int, of: Mapping[str, Any], config: Config) -> Plan:
     return Plan.of_rows(rows, config.embed.batch_size, 4 * workers, of)
 
 
-def _table_rows(uri: str, plan: Plan) -> TableRows:
+def _table_rows(uri: str, plan: Plan, hidden: Mapping[str, str]) -> TableRows:
     assert plan.shard_rows is not None, "it is the plan of a table"
-    return TableRows(uri, plan.shard_rows)
+    return TableRows(uri, plan.shard_rows, hidden)
 
 
 def _workers(config: Config) -> int:

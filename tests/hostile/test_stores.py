@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from raycd import stores
 from raycd.config import Config, cli
-from raycd.data import files, stores
+from raycd.data import files
 from raycd.data.images import BrokenImage, load, read_bytes
 from raycd.errors import DataError
 from raycd.model.encoder import Encoder
