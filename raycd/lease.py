@@ -80,18 +80,18 @@ class Lease:
                 "(If-None-Match): of two jobs that start at once, one ends later than it should"
             )
 
-    def renew(self) -> None:
+    def renew(self, *, patient: bool = False) -> None:
         """Write the next beat, unless another process has taken the lease.
 
         Raises RunError where one has, RaycdError where the store fails.
         """
         with self._renewing:
-            number, found = self._last()
+            number, found = self._last(patient=patient)
             if number != self._number or found.get("token") != self._token:
                 self.taken_by = found.get("holder") or "another process, which has ended,"
                 raise self.lost()
             self._beat += 1
-            self._write(self._number, self._me)
+            self._write(self._number, self._me, patient=patient)
             self._renewed = time.monotonic()
 
     def check(self) -> None:
@@ -99,7 +99,7 @@ class Lease:
         if self.taken_by:
             raise self.lost()
         if time.monotonic() > self._renewed + EXPIRES / 2:
-            self.renew()
+            self.renew(patient=True)
 
     def lost(self) -> RunError:
         """Return the error of a holder that another process has followed."""
@@ -113,12 +113,12 @@ class Lease:
     def release(self) -> None:
         """Leave the lease to the next one, as far as the store answers: it expires anyway."""
         with self._renewing, suppress(RaycdError):
-            number, found = self._last()
+            number, found = self._last(patient=False)
             if number == self._number and found.get("token") == self._token:
-                self._write(self._number, "")
+                self._write(self._number, "", patient=False)
 
-    def _last(self) -> Found:
-        return stores.ask(self._uri, self._read_last, doing="reading", patient=False)
+    def _last(self, *, patient: bool = True) -> Found:
+        return stores.ask(self._uri, self._read_last, patient=patient)
 
     def _read_last(self) -> Found:
         while True:
@@ -173,12 +173,14 @@ class Lease:
                 raise
         return True
 
-    def _write(self, number: int, holder: str, mode: str = "overwrite") -> None:
+    def _write(
+        self, number: int, holder: str, mode: str = "overwrite", *, patient: bool = True
+    ) -> None:
         content = {"token": self._token, "holder": holder, "beat": self._beat}
         put = partial(
             self._store.pipe_file, self._path(number), json.dumps(content).encode(), mode=mode
         )
-        stores.ask(self._uri, put, doing="writing", patient=False)
+        stores.ask(self._uri, put, doing="writing", patient=patient)
 
     def _path(self, number: int) -> str:
         return posixpath.join(self._folder, f"{number:08d}.json")

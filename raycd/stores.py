@@ -6,9 +6,10 @@ that is an error that names the store: only what a store says is absent counts a
 
 from __future__ import annotations
 
+import errno
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from functools import partial
@@ -18,7 +19,7 @@ from urllib.parse import urlsplit
 import fsspec
 from fsspec import AbstractFileSystem
 
-from raycd.errors import DataError, RaycdError
+from raycd.errors import DataError, RaycdError, brief
 from raycd.redact import without_passwords
 
 WAITS = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before each further try, unless Retry-After says more
@@ -27,6 +28,7 @@ PATIENCE = 120.0  # seconds after which there is no further try: a client's own 
 
 Doing = Literal["reading", "writing"]
 
+_LIBRARIES = ("aiobotocore", "aiohttp", "botocore", "fsspec", "gcsfs", "adlfs", "s3fs")
 _ABSENT = (404, 410)
 _TAKEN = (409, 412)  # to a conditional put: another one was first, or is at it
 _REFUSED = (401, 403, 407)
@@ -121,6 +123,20 @@ def ask(
             wait = max(waits[made], _retry_after(error)) + random.uniform(0, waits[made] / 4)
             time.sleep(min(wait, LONGEST_WAIT))
     raise AssertionError("the last try returns or raises")
+
+
+def told(uri: str, errors: Iterable[BaseException], kind: type[RaycdError]) -> RaycdError | None:
+    """Return the first of these errors that a store has raised as one of ours; None: none has.
+
+    For libraries that ask a store by themselves, such as Ray Train.
+    """
+    for error in errors:
+        cause = _cause(error) if isinstance(error, Exception) else error
+        library = type(cause).__module__.partition(".")[0]
+        local = getattr(cause, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        if library in _LIBRARIES or (isinstance(cause, OSError) and not local):
+            return kind(**_failed(uri, cause, _status(cause), "writing", tries=1))
+    return None
 
 
 def cannot(error: RaycdError) -> bool:
@@ -218,7 +234,8 @@ def _failed(
 ) -> dict[str, str]:
     """Return the parts of the message of an error of ours."""
     store, shown = store_of(uri), without_passwords(uri)
-    got = without_passwords(f"{type(error).__name__}: {error}")
+    said = error.__cause__ if _status(error.__cause__ or error) is not None else None
+    got = without_passwords(brief(said or error))
     if _no_bucket(error):
         return {
             "what": f"there is no bucket {store}",

@@ -20,6 +20,7 @@ from raycd import stores
 from raycd.data import json_text
 from raycd.data.folder import Folder
 from raycd.errors import DataError
+from raycd.redact import without_passwords
 
 Row = Mapping[str, Any]
 
@@ -105,7 +106,9 @@ def _streamed(folder: Folder, name: str, columns: Sequence[str], size: int) -> I
                     first += len(lines)
     except (pa.ArrowException, OSError) as error:
         raise DataError(
-            f"{place} cannot be read as {extension[1:]}", got=error, do="write the file again"
+            f"{without_passwords(place)} cannot be read as {extension[1:]}",
+            got=error,
+            do="write the file again",
         ) from error
 
 

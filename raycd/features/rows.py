@@ -25,6 +25,7 @@ from raycd import scratch, stores
 from raycd.data.sources import is_image
 from raycd.errors import DataError
 from raycd.features import shards
+from raycd.redact import without_passwords
 
 END = 1024  # zeros at the end of a .tar file
 GROUP = 8192  # rows of a row group: the least that is read
@@ -144,7 +145,7 @@ class TarRows:
                             before = key
         except (tarfile.TarError, EOFError, FileNotFoundError) as error:
             raise DataError(
-                f"{uri} cannot be read as .tar",
+                f"{without_passwords(uri)} cannot be read as .tar",
                 got=f"{type(error).__name__}: {error}",
                 do="write the file again; the same command then goes on",
             ) from error
