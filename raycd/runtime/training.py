@@ -151,7 +151,8 @@ def _fetched(saved: Checkpoint, folder: Path) -> Path:
     """Return the local folder of a checkpoint: its own, or `folder` with a copy from a store."""
     if isinstance(saved.filesystem, pyarrow.fs.LocalFileSystem):
         return Path(saved.path)
-    uri = saved.filesystem.handler.fs.unstrip_protocol(saved.path)
+    store: Any = saved.filesystem  # of `_storage`
+    uri = store.handler.fs.unstrip_protocol(saved.path)
     return Path(stores.ask(uri, partial(saved.to_directory, folder), kind=RunError))
 
 
