@@ -8,12 +8,22 @@ _FOLDERS = re.compile(
     r"(?:(?<![\w/.:~])|(?<=sqlite:///))~?(?:/[^\s/'\":;,()]+)*/(?=[^\s/'\":;,()])"
 )
 _PASSWORD = re.compile(r"(://[^\s/:@]*:)[^\s/]*@")
+_LOGIN = re.compile(r"://[^\s/:@]*:[^\s/]*@[^\s/]*")
 _PARAMETER = re.compile(r"://\S*[?&](?:ssl)?password=", re.IGNORECASE)
 
 
 def without_passwords(text: str) -> str:
     """Replace passwords: postgresql://ann:secret@host/db -> postgresql://ann:***@host/db."""
     return _PASSWORD.sub(r"\1***@", text)
+
+
+def logins(*uris: str) -> dict[str, str]:
+    """Return the logins with a password in URIs, without it -> whole, to put it back later.
+
+    {"://ann:***@host": "://ann:secret@host"}
+    """
+    found = (match[0] for uri in uris for match in _LOGIN.finditer(uri))
+    return {without_passwords(login): login for login in found}
 
 
 def has_password(text: str) -> bool:

@@ -16,24 +16,29 @@ import os
 import posixpath
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from raycd import scratch
+from raycd import lease, progress, scratch, stores
 from raycd.durable import held_alone, replace_file, replace_folder
-from raycd.errors import RaycdError, RunError
+from raycd.errors import RunError
+from raycd.lease import Lease
 from raycd.redact import without_passwords
+from raycd.stores import Doing
 
 RECORD = "stage.json"
 IDENTITY = "run.json"
 UNFINISHED = ".unfinished"  # folder of what the workers of unfinished stages have written
+
+Answer = TypeVar("Answer")
 
 
 def fingerprint(*parts: object) -> str:
@@ -76,25 +81,20 @@ class Run:
             ) from error
         self.is_local = isinstance(self._fs, LocalFileSystem)
         self.root = self._path if self.is_local else root.rstrip("/")
-        with self._translate_errors():
-            self._claim(dict(identity))
+        self._lease: Lease | None = None
+        self._claim(dict(identity))
 
-    @contextmanager
-    def _translate_errors(self) -> Iterator[None]:
-        """Turn what a store raises, of whatever library, into RunError; local errors stay."""
-        try:
-            yield
-        except (RaycdError, FileNotFoundError, NotADirectoryError):
-            raise
-        except Exception as error:
-            if self.is_local:
-                raise
-            raise RunError(
-                f"the store of the run {without_passwords(self.root)} refuses or does not answer",
-                got=without_passwords(f"{type(error).__name__}: {error}"),
-                do="check --runs, the store's address and credentials, "
-                "then run the same command again: it goes on",
-            ) from error
+    def _ask(self, question: Callable[[], Answer], doing: Doing = "reading") -> Answer:
+        """Ask a store with patience; its errors, of whatever library, are RunErrors."""
+        if self.is_local:
+            return question()
+        return stores.ask(self.root, question, doing=doing, kind=RunError)
+
+    def _write(self, question: Callable[[], Answer]) -> Answer:
+        """Ask a store to change the run, while it is this process's."""
+        if self._lease is not None:
+            self._lease.check()
+        return self._ask(question, "writing")
 
     def _claim(self, identity: dict[str, Any]) -> None:
         if self.is_local and os.path.lexists(self._path) and not os.path.isdir(self._path):
@@ -127,7 +127,7 @@ class Run:
 
     def _make(self) -> None:
         try:
-            self._fs.makedirs(self._path, exist_ok=True)
+            self._write(partial(stores.make_folder, self._fs, self._path))
         except (NotADirectoryError, FileExistsError, FileNotFoundError) as error:
             raise RunError(
                 f"the run folder {self.root} cannot be made",
@@ -137,28 +137,29 @@ class Run:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Lock the run, if it is local, inside of the block.
+        """Lock the run inside of the block.
 
         Raises:
-            RunError: Another process has locked it.
+            RunError: Another process has locked it, or takes it from this one, which has shown no
+                sign of life (`raycd.lease`, on a store).
         """
-        if not self.is_local:
-            yield
-            return
 
         def refused(holder: str) -> RunError:
             return RunError(
                 f"the run {self.root} is in use",
-                got=f"process {holder} works on it",
+                got=f"{holder} works on it",
                 do="wait for it, or choose another --name",
             )
 
-        with held_alone(Path(self._path, ".lock"), refused):
-            yield
+        with alone(self.root, refused) as self._lease:
+            try:
+                yield
+            finally:
+                self._lease = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what another process reads the run by; who holds it stays here."""
-        return {name: vars(self)[name] for name in ("_fs", "_path", "is_local", "root")}
+        return vars(self) | {"_lease": None}
 
     def path(self, *parts: str) -> str:
         """Return the path or URI of something in this run."""
@@ -166,8 +167,7 @@ class Run:
 
     def exists(self, name: str) -> bool:
         """Return whether a file or folder exists."""
-        with self._translate_errors():
-            return bool(self._fs.exists(posixpath.join(self._path, name)))
+        return bool(self._ask(partial(self._fs.exists, posixpath.join(self._path, name))))
 
     def record(self, stage: str) -> dict[str, Any] | None:
         """Return stage.json of a stage that is complete, else None."""
@@ -176,8 +176,7 @@ class Run:
 
     def local(self, name: str) -> Path:
         """Return a stage's folder or a file as a local one; of a remote run, a `local_copy`."""
-        with self._translate_errors():
-            return local_copy(self.path(name))
+        return local_copy(self.path(name))
 
     @contextmanager
     def writing(self, stage: str, fingerprint: str, **about: Any) -> Iterator[Writing]:
@@ -217,31 +216,40 @@ class Run:
             return
         with scratch.folder() as folder:
             yield folder
-            with self._translate_errors():
-                self._upload(stage, folder, shared)
+            self._upload(stage, folder, shared)
 
     def _upload(self, stage: str, folder: Path, shared: str) -> None:
         final, written = (posixpath.join(self._path, name) for name in (stage, shared))
         record = (folder / RECORD).read_bytes()
         (folder / RECORD).unlink()
-        if self._fs.exists(final):
-            self._fs.rm(final, recursive=True)
-        self._fs.put(f"{folder}/", f"{final}/", recursive=True)
-        found = [str(path) for path in self._fs.find(written)]
-        found = [path for path in found if not posixpath.basename(path).startswith(".")]
-        copies = [posixpath.join(final, path[len(written) :].lstrip("/")) for path in found]
-        for parent in {posixpath.dirname(copy) for copy in copies}:
-            self._fs.makedirs(parent, exist_ok=True)
-        if found:
-            self._fs.copy(found, copies)  # many at once, where the store can
-        self._fs.pipe_file(f"{final}/{RECORD}", record)  # last: a stage without it is incomplete
+
+        def replace() -> None:
+            if self._fs.exists(f"{final}/{RECORD}"):
+                self._fs.rm_file(f"{final}/{RECORD}")  # first: without it nothing counts
+            if self._fs.exists(final):
+                self._fs.rm(final, recursive=True)
+            self._fs.put(f"{folder}/", f"{final}/", recursive=True)
+            found = [str(path) for path in self._fs.find(written)]
+            found = [path for path in found if not posixpath.basename(path).startswith(".")]
+            copies = [posixpath.join(final, path[len(written) :].lstrip("/")) for path in found]
+            for parent in {posixpath.dirname(copy) for copy in copies}:
+                stores.make_folder(self._fs, parent)
+            if found:
+                self._fs.copy(found, copies)  # many at once, where the store can
+
+        self._write(replace)
+        # Last: a stage without it is incomplete
+        self._write(partial(self._fs.pipe_file, f"{final}/{RECORD}", record))
         _forget(self.path(stage))
 
     def discard(self, pattern: str) -> None:
         """Remove what the glob pattern matches in the run's folder."""
-        with self._translate_errors():
+
+        def remove() -> None:
             for found in self._fs.glob(posixpath.join(glob.escape(self._path), pattern)):
                 self._fs.rm(found, recursive=True)
+
+        self._write(remove)
 
     def discard_unfinished(self, stage: str) -> None:
         """Remove what workers have written for a stage that is whole."""
@@ -250,9 +258,9 @@ class Run:
 
     def names(self, folder: str) -> list[str]:
         """Return the sorted names in a folder of the run; none where it is absent."""
+        place = posixpath.join(self._path, folder)
         try:
-            with self._translate_errors():
-                found = self._fs.ls(posixpath.join(self._path, folder), detail=False, refresh=True)
+            found = self._ask(partial(self._fs.ls, place, detail=False, refresh=True))
         except (FileNotFoundError, NotADirectoryError):
             return []
         names = (posixpath.basename(str(path).rstrip("/")) for path in found)
@@ -261,8 +269,7 @@ class Run:
     def read_json(self, name: str) -> Any:
         """Read a JSON file of the run; None where it is absent. Raises RunError if malformed."""
         try:
-            with self._translate_errors():
-                data = self._fs.cat_file(posixpath.join(self._path, name))
+            data = self._ask(partial(self._fs.cat_file, posixpath.join(self._path, name)))
         except (FileNotFoundError, NotADirectoryError):
             return None
         try:
@@ -294,8 +301,7 @@ class Run:
             whole = folder / "whole"
             with whole.open("wb") as file:
                 file.writelines(chunks)
-            with self._translate_errors():
-                self._fs.put_file(str(whole), path)
+            self._write(partial(self._fs.put_file, str(whole), path))
         _forget(self.path(name))
 
 
@@ -323,6 +329,22 @@ def _forget(uri: str) -> None:
         del _copies[known]
 
 
+@contextmanager
+def alone(uri: str, refused: Callable[[str], Exception]) -> Iterator[Lease | None]:
+    """Hold a folder or URI inside of the block; give its lease where it is on a store.
+
+    Raises what `refused` makes of another holder; on a store, RunError as `raycd.lease` does.
+    """
+    file_system, path = open_uri(uri)
+    if isinstance(file_system, LocalFileSystem):
+        os.makedirs(path, exist_ok=True)
+        with held_alone(Path(path, ".lock"), lambda number: refused(f"process {number}")):
+            yield None
+        return
+    with lease.held(file_system, path, without_passwords(uri), refused, progress.say) as held:
+        yield held
+
+
 def open_uri(uri: str) -> tuple[AbstractFileSystem, str]:
     """Return fsspec's file system of a path or URI, and the path in it."""
     # Without its cache of listings, which would hide what other processes write.
@@ -340,11 +362,13 @@ def local_copy(uri: str, into: Path | None = None) -> Path:
     file_system, path = open_uri(uri)
     if isinstance(file_system, LocalFileSystem):
         return Path(path)
-    if into is not None:
-        return _copied(file_system, path, into)
-    if uri not in _copies:
-        _copies[uri] = _copied(file_system, path, scratch.new_folder())
-    return _copies[uri]
+    if into is None and uri in _copies:
+        return _copies[uri]
+    copy = partial(_copied, file_system, path, into or scratch.new_folder())
+    copied = stores.ask(uri, copy, kind=RunError)
+    if into is None:
+        _copies[uri] = copied
+    return copied
 
 
 @contextmanager

@@ -42,7 +42,8 @@ def _locked_folder() -> tuple[Path, int]:
     """
     _remove_abandoned()
     while True:
-        made = Path(tempfile.mkdtemp(prefix=PREFIX))
+        # Without links: that of a Ray of ours (`local_ray`) is gone before this process
+        made = Path(tempfile.mkdtemp(prefix=PREFIX)).resolve()
         # Another process may take the folder for an abandoned one before it has its lock.
         with suppress(FileNotFoundError):
             lock = os.open(made, os.O_RDONLY)

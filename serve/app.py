@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 from raycd.config import cli
 from raycd.config.settings import Options, parse_service
 from raycd.errors import RaycdError, RunError, WeightsError
-from serve.args import NO_GALLERY, REGISTRY, LocalArgs, ServeArgs, Wanted
+from serve.args import NO_GALLERY, REGISTRY, LocalArgs, ServeArgs, Wanted, is_fetched
 from serve.security import keyring
 from serve.start import local, running
 
@@ -114,9 +114,11 @@ def _until_stopped(
 
 
 def _pinned(bundle: str) -> str:
-    """Return the version that an alias of the registry names now, to go back to; "" of a folder."""
+    """Return the version that an alias of the registry names now, to go back to; a URI; "" of a
+    folder.
+    """
     if not bundle.startswith(REGISTRY):
-        return ""
+        return bundle if is_fetched(bundle) else ""
     from raycd.runtime import registry
 
     return registry.pinned(bundle)
@@ -134,11 +136,11 @@ def _not_changed(error: Exception) -> RunError:
 
 
 def _folder(wanted: str) -> Path:
-    """Return the bundle's folder. Raises WeightsError and TrackingError."""
-    if wanted.startswith(REGISTRY):
-        from raycd.runtime import registry
+    """Return the bundle's folder. Raises as `swap.folder`."""
+    if is_fetched(wanted):
+        from serve import swap
 
-        return registry.fetch(wanted)
+        return swap.folder(wanted)
     folder = Path(wanted).expanduser().absolute()
     if not (folder / "manifest.json").is_file():
         raise WeightsError(

@@ -14,12 +14,18 @@ Format = Literal["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
+def is_fetched(bundle: str) -> bool:
+    """Return whether a bundle is no folder: it is copied from MLflow's registry or a store."""
+    return bundle.startswith(REGISTRY) or "://" in bundle
+
+
 class ServeArgs(Section):
     """Arguments of `serve.app:build`. Every limit answers with a problem document that names it."""
 
     bundle: Annotated[str, Field(min_length=1)] = "runs/demo/bundle"
     """Folder of the bundle, seen from every node that runs a replica; best absolute. Or a bundle of
-    MLflow's registry: models:/name/version or models:/name@alias.
+    MLflow's registry, models:/name/version or models:/name@alias, or on a store, s3://...: every
+    node fetches it.
     """
     replicas: Positive = 1
     """Copies of the model."""
@@ -120,9 +126,10 @@ class ServeArgs(Section):
     @field_validator("gallery")
     @classmethod
     def _has_a_database(cls, gallery: str, info: ValidationInfo) -> str:
-        if not gallery and info.data.get("bundle", "").startswith(REGISTRY):
+        if not gallery and is_fetched(info.data.get("bundle", "")):
             raise ValueError(
-                f"a bundle of the registry ({REGISTRY}...) has no folder for a gallery beside it: "
+                f"a bundle of the registry ({REGISTRY}...) or a store has no folder for a gallery "
+                "beside it: "
                 "got no gallery, expected a SQLite file, a postgresql:// URL or none; set gallery"
             )
         return gallery

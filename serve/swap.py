@@ -7,22 +7,26 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from raycd import bundle
+from raycd.bundle import cache
 from raycd.errors import GalleryError, RaycdError, WeightsError
-from serve.args import REGISTRY
+from serve.args import REGISTRY, is_fetched
 from serve.engine import Engine
 
 
 def folder(wanted: str) -> Path:
-    """Return the folder of a bundle, fetched from the registry where it is one of that.
+    """Return the folder of a bundle, fetched where it is one of the registry or on a store.
 
     Raises:
-        WeightsError: The bundle is damaged.
+        WeightsError: The bundle is damaged, or the store has none there.
         TrackingError: The registry does not answer, or has no such bundle.
+        DataError: The store refuses or does not answer.
     """
     if wanted.startswith(REGISTRY):
         from raycd.runtime import registry
 
         return registry.fetch(wanted)
+    if is_fetched(wanted):
+        return cache.fetch(wanted)
     return Path(wanted)
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from raycd.redact import without_passwords, without_paths
+from raycd.redact import logins, without_passwords, without_paths
 
 
 @pytest.mark.parametrize(
@@ -16,6 +16,11 @@ from raycd.redact import without_passwords, without_paths
 )
 def test_only_the_password_goes(text: str, shown: str) -> None:
     assert without_passwords(text) == shown
+
+
+def test_passwords_are_put_back_where_they_were() -> None:
+    found = logins("zip://a::https://ann:p@ss@host:1/b.zip", "http://host/a:b@c", "")
+    assert found == {"://ann:***@host:1": "://ann:p@ss@host:1"}
 
 
 @pytest.mark.parametrize(

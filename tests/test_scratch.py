@@ -70,3 +70,20 @@ def test_what_a_killed_process_has_left_is_removed_by_the_next(temporary: Path) 
     assert len(list(temporary.glob("*/copy"))) == 2
     with scratch.folder() as folder:
         assert list(temporary.iterdir()) == [folder]
+
+
+BY_LINK = """
+import os
+from raycd import scratch
+(scratch.new_folder() / "copy").touch()
+os.unlink(os.environ["TMPDIR"])
+"""
+
+
+def test_a_folder_made_by_a_link_goes_though_the_link_has_gone_before(tmp_path: Path) -> None:
+    real, link = tmp_path / "real", tmp_path / "link"
+    real.mkdir()
+    link.symlink_to(real)
+    environment = {"TMPDIR": str(link), "PYTHONPATH": str(Path(__file__).parents[1])}
+    subprocess.run([sys.executable, "-c", BY_LINK], env=os.environ | environment, check=True)
+    assert list(real.iterdir()) == []

@@ -153,7 +153,7 @@ def _nobody_reads() -> bool:
 
 def _users_message(error: Exception, runs: str) -> str | None:
     """Return the message of a mistake of the user's, also one of a Ray worker; else None."""
-    for cause in _causes(error):
+    for cause in causes(error):
         if isinstance(cause, RaycdError):
             return str(cause)
         if _is_disk_full(cause):
@@ -169,7 +169,7 @@ def _users_message(error: Exception, runs: str) -> str | None:
     return None
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
+def causes(error: BaseException) -> Iterator[BaseException]:
     """Yield the error and what lies beneath it; Ray's wrappers are opened, not yielded.
 
     A wrapper (RayTaskError, WorkerGroupError, ControllerError) also subclasses its cause, and its
@@ -182,7 +182,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         yield error
         inner = [error.__cause__] if error.__cause__ is not None else []
     for cause in inner:
-        yield from _causes(cause)
+        yield from causes(cause)
 
 
 def _is_disk_full(error: BaseException) -> bool:

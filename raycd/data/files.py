@@ -16,7 +16,8 @@ from typing import Any
 
 import fsspec
 
-from raycd.data import parts, stores
+from raycd import stores
+from raycd.data import parts
 from raycd.data.folder import is_local
 
 ASKED = 32  # requests to stores at the same time

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import os.path
 import posixpath
+from functools import partial
 from typing import Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from raycd.data import json_text, stores
+from raycd import stores
+from raycd.data import json_text
 from raycd.errors import DataError
+from raycd.redact import without_passwords
 
 
 def is_local(path: str) -> bool:
@@ -41,21 +44,22 @@ class Folder:
             )
         try:
             self._fs, self._path = fsspec.core.url_to_fs(root)
-            # A process may read a data set twice, and its files may have changed in between
-            self._fs.invalidate_cache()
-            there = self._fs.isdir(self._path)
         except (ImportError, ValueError, OSError) as error:
             raise DataError(
-                f"the data folder {root} cannot be opened",
+                f"the data folder {without_passwords(root)} cannot be opened",
                 got=f"{type(error).__name__}: {error}",
                 do="check data.root, and install the fsspec package of its protocol "
                 "(s3fs, gcsfs, adlfs, ...)",
             ) from error
+        # A process may read a data set twice, and its files may have changed in between
+        self._fs.invalidate_cache()
+        there = partial(self._fs.isdir, self._path)
+        is_there = there() if isinstance(self._fs, LocalFileSystem) else stores.ask(root, there)
         self.root = self._path if isinstance(self._fs, LocalFileSystem) else root
-        if not there:
+        if not is_there:
             raise DataError(
-                f"the data folder {root} is absent",
-                got=f"nothing at {self.root}",
+                f"the data folder {without_passwords(root)} is absent",
+                got=f"nothing at {without_passwords(self.root)}",
                 expected="a folder or a URI of one",
                 do="set data.root to where the data set was unpacked",
             )

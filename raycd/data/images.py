@@ -19,9 +19,11 @@ from typing import BinaryIO, Literal, TypeVar, get_args
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from raycd.data import containers, levels, parquet_images, parts, stores
+from raycd import stores
+from raycd.data import containers, levels, parquet_images, parts
 from raycd.data.folder import is_local
 from raycd.errors import DataError
+from raycd.redact import without_passwords
 
 T = TypeVar("T")
 Reason = Literal["missing", "empty", "not_an_image", "truncated", "too_small", "too_large"]
@@ -145,7 +147,7 @@ def read_bytes(path: str, *, patient: bool = True) -> bytes:
 
 def _shown(path: str) -> str:
     # A path may hold what no terminal or file should: NUL, line breaks, surrogates
-    return repr(path)[1:-1]
+    return repr(without_passwords(path))[1:-1]
 
 
 def _open_local(path: str) -> BinaryIO:

@@ -22,7 +22,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from raycd.data import parts, stores
+from raycd import stores
+from raycd.data import parts
 from raycd.data.folder import Folder, is_local
 from raycd.errors import DataError
 
@@ -127,7 +128,7 @@ def _is_image(kind: pa.DataType) -> bool:
 def has_pictures(folder: Folder, name: str) -> bool:
     """Tell whether a Parquet file has pictures in it, and no column of their paths."""
     try:
-        with fsspec.open(folder.resolve(name), "rb") as file:
+        with stores.opened(folder.resolve(name)) as file:
             schema = pq.read_schema(file)
     except (OSError, ValueError, pa.ArrowException):
         return False  # `rows.read` says what is wrong with it
@@ -156,21 +157,18 @@ def rows(folder: Folder, names: list[str]) -> Iterator[tuple[str, int, dict[str,
     for name in names:
         resolved = folder.resolve(name)
         try:
-            file, _ = (
-                _opened(resolved)
-                if is_local(resolved)
-                else stores.ask(resolved, lambda path=resolved: _opened(path))  # type: ignore[misc]
-            )
-            column = image_column(file.schema_arrow)
-            if column is None:
-                raise DataError(
-                    f"{name} has neither a column path nor a column of images",
-                    got=", ".join(file.schema_arrow.names),
-                    expected="image: a struct of bytes and path, as the datasets library writes it",
-                )
-            others = [f.name for f in file.schema_arrow if not _is_image(f.type)]
-            inside = pa.types.is_struct(file.schema_arrow.field(column).type)
-            table = file.read(columns=[*others, *([f"{column}.path"] if inside else [])])
+            with stores.opened(resolved) as opened:
+                file = pq.ParquetFile(opened)
+                column = image_column(file.schema_arrow)
+                if column is None:
+                    raise DataError(
+                        f"{name} has neither a column path nor a column of images",
+                        got=", ".join(file.schema_arrow.names),
+                        expected="image: a struct of bytes and path, as datasets writes it",
+                    )
+                others = [f.name for f in file.schema_arrow if not _is_image(f.type)]
+                inside = pa.types.is_struct(file.schema_arrow.field(column).type)
+                table = file.read(columns=[*others, *([f"{column}.path"] if inside else [])])
         except (OSError, pa.ArrowException) as error:
             raise DataError(
                 f"{name} cannot be read as parquet", got=error, do="write the file again"

@@ -11,15 +11,16 @@ from io import BytesIO
 from itertools import islice
 from typing import Any
 
-import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
+from raycd import stores
 from raycd.data import json_text
 from raycd.data.folder import Folder
 from raycd.errors import DataError
+from raycd.redact import without_passwords
 
 Row = Mapping[str, Any]
 
@@ -83,14 +84,14 @@ def blocks(
 def _streamed(folder: Folder, name: str, columns: Sequence[str], size: int) -> Iterator[pa.Table]:
     extension, place = posixpath.splitext(name)[1].lower(), folder.resolve(name)
     try:
-        with fsspec.open(place, "rb") as file:
+        with stores.opened(place) as file:
             if extension == ".parquet":
                 table = pyarrow.parquet.ParquetFile(file)
                 wanted = [one for one in table.schema_arrow.names if one.strip() in columns]
                 for batch in table.iter_batches(size, columns=wanted or None):
                     yield pa.Table.from_batches([batch])
             elif extension == ".csv":
-                with fsspec.open(place, "rb") as head, _csv(head) as header:
+                with stores.opened(place) as head, _csv(head) as header:
                     names = header.schema.names
                 with _csv(file, names) as reader:
                     for batch in reader:
@@ -105,7 +106,9 @@ def _streamed(folder: Folder, name: str, columns: Sequence[str], size: int) -> I
                     first += len(lines)
     except (pa.ArrowException, OSError) as error:
         raise DataError(
-            f"{place} cannot be read as {extension[1:]}", got=error, do="write the file again"
+            f"{without_passwords(place)} cannot be read as {extension[1:]}",
+            got=error,
+            do="write the file again",
         ) from error
 
 

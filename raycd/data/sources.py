@@ -20,10 +20,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from raycd.data import parquet_images, rows, stores
+from raycd import stores
+from raycd.data import parquet_images, rows
 from raycd.data.folder import Folder, is_local
 from raycd.data.images import FORMATS
 from raycd.errors import DataError
+from raycd.redact import without_passwords
 from raycd.run import open_uri
 
 SCHEMA = pa.schema(
@@ -70,14 +72,14 @@ def blocks(source: str, root: str = "") -> Iterator[pa.Table]:
             elif seen[key] != hash(path):
                 raise DataError(
                     f"{where} gives an image another path",
-                    got=f"{key}: {path}",
+                    got=f"{key}: {without_passwords(path)}",
                     expected="one path of each image_id",
                     do="give each image an image_id of its own",
                 )
         yield pa.table([list(kept), list(kept.values())], schema=SCHEMA)
     if not seen:
         raise DataError(
-            f"there are no pictures in {source}",
+            f"there are no pictures in {without_passwords(source)}",
             expected=f"a table ({', '.join(TABLES)}), Parquet files with pictures, .tar files, or "
             "a folder of pictures",
             do="check the name",
@@ -134,8 +136,8 @@ def _folder(path: str) -> Folder:
         return Folder(path)
     except DataError as error:
         raise DataError(
-            f"the pictures' folder {path} cannot be opened",
-            got=str(error).splitlines()[0],
+            f"the pictures' folder {without_passwords(path)} cannot be opened",
+            got="; ".join(line.strip() for line in str(error).splitlines()[:2]),
             do="check the name and the store's credentials",
         ) from error
 

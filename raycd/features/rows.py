@@ -10,19 +10,22 @@ import posixpath
 import socket
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import fsspec
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from raycd import scratch
+from raycd import scratch, stores
 from raycd.data.sources import is_image
 from raycd.errors import DataError
 from raycd.features import shards
+from raycd.redact import without_passwords
 
 END = 1024  # zeros at the end of a .tar file
 GROUP = 8192  # rows of a row group: the least that is read
@@ -44,6 +47,8 @@ class TableRows:
 
     uri: str
     shard_rows: int
+    logins: Mapping[str, str] = field(default_factory=dict)
+    """What `write_table` has hidden in its paths, and what was there (`redact.logins`)."""
 
     def batches(self, shard: int, size: int) -> Iterator[Batch]:
         """Read the row groups that a shard's rows are in.
@@ -69,17 +74,33 @@ class TableRows:
             table = (
                 file.read_row_groups(list(groups)) if groups else file.schema_arrow.empty_table()
             )
-        return table.slice(first % GROUP, self.shard_rows)
+        return _replaced(table.slice(first % GROUP, self.shard_rows), self.logins.items())
 
 
-def write_table(uri: str, blocks: Iterable[pa.Table], schema: pa.Schema) -> int:
-    """Write the table of a folder, in row groups of GROUP rows; return the number of all rows."""
+def _replaced(table: pa.Table, pairs: Iterable[tuple[str, str]]) -> pa.Table:
+    for old, new in pairs:
+        paths = pc.replace_substring(table["path"], old, new)
+        table = table.set_column(table.schema.get_field_index("path"), "path", paths)
+    return table
+
+
+def write_table(
+    uri: str,
+    blocks: Iterable[pa.Table],
+    schema: pa.Schema,
+    logins: Mapping[str, str] = MappingProxyType({}),
+) -> int:
+    """Write the table of a folder, in row groups of GROUP rows; return the number of all rows.
+
+    The passwords of `logins` do not get into it.
+    """
+    hidden = [(whole, without) for without, whole in logins.items()]
     total, waiting = 0, schema.empty_table()
     with scratch.folder() as folder:
         with pq.ParquetWriter(folder / shards.ROWS, schema) as writer:
             for block in blocks:
                 total += len(block)
-                waiting = pa.concat_tables([waiting, block])
+                waiting = pa.concat_tables([waiting, _replaced(block, hidden).cast(schema)])
                 whole = len(waiting) - len(waiting) % GROUP
                 if whole:
                     writer.write_table(waiting.slice(0, whole), row_group_size=GROUP)
@@ -111,7 +132,7 @@ class TarRows:
     def _pictures(self, uri: str) -> Iterator[tuple[str, bytes]]:
         before = None
         try:
-            with fsspec.open(uri, "rb") as opened:
+            with stores.opened(uri) as opened:
                 _check_end(opened)
                 with tarfile.open(fileobj=opened, mode="r|") as archive:
                     for member in archive:
@@ -124,7 +145,7 @@ class TarRows:
                             before = key
         except (tarfile.TarError, EOFError, FileNotFoundError) as error:
             raise DataError(
-                f"{uri} cannot be read as .tar",
+                f"{without_passwords(uri)} cannot be read as .tar",
                 got=f"{type(error).__name__}: {error}",
                 do="write the file again; the same command then goes on",
             ) from error

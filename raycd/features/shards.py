@@ -29,11 +29,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
-from raycd.data import stores
+from raycd import stores
 from raycd.data.folder import is_local
 from raycd.durable import replace_file
 from raycd.errors import DataError
 from raycd.run import open_uri
+from raycd.stores import Doing
 
 PLAN, ROWS = "shards.json", "rows.parquet"
 BLOCK = 1024  # rows of a shard, at most, unless that makes more than MOST shards
@@ -93,7 +94,7 @@ def begin(uri: str, plan: Plan) -> None:
     """Write the plan: from now on shards are written, those of another plan are gone."""
     for part in parts(uri).values():
         file_system, path = open_uri(part)
-        ask(part, partial(file_system.rm_file, path))
+        ask(part, partial(file_system.rm_file, path), "writing")
     write_file(posixpath.join(uri, PLAN), json.dumps(asdict(plan), indent=1).encode())
 
 
@@ -134,19 +135,22 @@ def write_file(uri: str, content: bytes | memoryview | Path) -> None:
                 fresh.write_bytes(content)
         return
     folder, last = posixpath.split(path)
-    hidden = posixpath.join(folder, f".{last}.{uuid.uuid4().hex}")
+    # A bucket gives a name when all is there
+    whole = stores.is_bucket(file_system)
+    first = path if whole else posixpath.join(folder, f".{last}.{uuid.uuid4().hex}")
 
     def put() -> None:
-        file_system.makedirs(folder, exist_ok=True)
+        stores.make_folder(file_system, folder)
         if isinstance(content, Path):
-            file_system.put_file(str(content), hidden)
+            file_system.put_file(str(content), first)
         else:
-            file_system.pipe_file(hidden, bytes(content))
-        file_system.mv(hidden, path)
+            file_system.pipe_file(first, bytes(content))
+        if not whole:
+            file_system.mv(first, path)
 
-    ask(uri, put)
+    ask(uri, put, "writing")
 
 
-def ask(uri: str, question: Callable[[], Answer]) -> Answer:
+def ask(uri: str, question: Callable[[], Answer], doing: Doing = "reading") -> Answer:
     """Ask a store with patience (`stores.ask`), the local disk once."""
-    return question() if is_local(uri) else stores.ask(uri, question)
+    return question() if is_local(uri) else stores.ask(uri, question, doing=doing)

@@ -16,8 +16,9 @@ from typing import Any
 import pyarrow as pa
 
 from raycd import bundle, scratch
+from raycd.bundle import cache
 from raycd.config import Config
-from raycd.data.folder import absolute
+from raycd.data.folder import absolute, is_local
 from raycd.data.missing import ImageReport
 from raycd.data.read import read
 from raycd.data.schema import Dataset
@@ -49,9 +50,12 @@ class Model:
         return cls(encoder, head, config)
 
     @classmethod
-    def of_bundle(cls, folder: str) -> Model:
-        """Return the model of a bundle. Raises WeightsError where it is damaged."""
-        loaded = bundle.load(Path(folder))
+    def of_bundle(cls, place: str) -> Model:
+        """Return the model of a bundle, a folder or on a store.
+
+        Raises WeightsError where it is damaged, DataError where the store does not answer.
+        """
+        loaded = bundle.load(Path(place) if is_local(place) else cache.fetch(place))
         return cls(loaded.encoder, loaded.head, loaded.head_config)
 
 

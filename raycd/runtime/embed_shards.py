@@ -12,10 +12,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,8 +23,7 @@ import ray
 from raycd import features
 from raycd.config import Config, DataConfig
 from raycd.data import sources
-from raycd.data.folder import absolute, is_local
-from raycd.durable import held_alone
+from raycd.data.folder import absolute
 from raycd.errors import ConfigError
 from raycd.features import shards
 from raycd.features.rows import Batch, Rows, TableRows, TarRows, write_table
@@ -36,6 +33,8 @@ from raycd.model.embed import Batch as Encoded
 from raycd.model.embed import ComposeQueries, DecodeImages, EmbedTexts, EncodeImages
 from raycd.model.encoder import Encoder
 from raycd.progress import Bar
+from raycd.redact import logins, without_passwords
+from raycd.run import alone
 from raycd.runtime import cluster, datasets
 from raycd.runtime.embedding import SharedEncoder, as_table
 
@@ -73,12 +72,13 @@ def planned(
         begin: Writes the plan.
     """
     plan = shards.read_plan(uri)
+    hidden = logins(config.data.root) if "path" in table.column_names else {}
     # Always: where a run was moved, the same images have other paths
-    write_table(uri, [table], table.schema)
+    write_table(uri, [table], table.schema, hidden)
     if plan is None or (plan.of, plan.rows) != (of, len(table)):
         plan = _plan(len(table), of, config, most)
         begin(uri, plan)
-    return _table_rows(uri, plan), plan
+    return _table_rows(uri, plan, hidden), plan
 
 
 def embed_source(uri: str, source: str, encoder: Encoder, config: Config) -> Stored:
@@ -87,44 +87,33 @@ def embed_source(uri: str, source: str, encoder: Encoder, config: Config) -> Sto
     What the source names is listed once, by a task; a folder that is complete stays as it is.
 
     Raises:
-        ConfigError: The folder has the features of another source or encoder, or, where it is
-            local, another job works on it.
+        ConfigError: The folder has the features of another source or encoder, or another job works
+            on it.
         DataError: There are no pictures, or a table is malformed.
     """
-    with _alone(uri):
-        return _embed_source(uri, source, encoder, config)
-
-
-@contextmanager
-def _alone(uri: str) -> Iterator[None]:
-    """Lock a local folder inside of the block: two plans in one folder would mix their shards."""
-    if not is_local(uri):
-        yield
-        return
-    lock = Path(uri, ".lock")
-    lock.parent.mkdir(parents=True, exist_ok=True)
 
     def refused(holder: str) -> ConfigError:
         return ConfigError(
             f"the folder {uri} is in use",
-            got=f"process {holder} embeds into it",
+            got=f"{holder} embeds into it",
             do="wait for it, or give another --out",
         )
 
-    with held_alone(lock, refused):
-        yield
+    with alone(uri, refused):  # two plans in one folder would mix their shards
+        return _embed_source(uri, source, encoder, config)
 
 
 def _embed_source(uri: str, source: str, encoder: Encoder, config: Config) -> Stored:
     tars, root = sources.tar_files(source), config.data.root and absolute(config.data.root)
+    hidden = logins(source, root)
     of: dict[str, Any] = {
-        "source": source,
-        "root": root,
+        "source": without_passwords(source),
+        "root": without_passwords(root),
         "encoder": encoder.fingerprint(),
         "precision": config.embed.precision,
         "max_pixels": config.data.max_pixels,
         "min_side": config.data.min_side,
-        "tars": tars,
+        "tars": [without_passwords(tar) for tar in tars],
     }
     plan = shards.read_plan(uri)
     if plan is not None and plan.of != of:
@@ -141,7 +130,7 @@ def _embed_source(uri: str, source: str, encoder: Encoder, config: Config) -> St
             listed = ray.remote(num_cpus=config.compute.cpus_per_worker)(_list)
             plan = _plan(ray.get(listed.remote(uri, source, root)), of, config)
         shards.begin(uri, plan)
-    rows: Rows = TarRows(tars) if tars else _table_rows(uri, plan)
+    rows: Rows = TarRows(tars) if tars else _table_rows(uri, plan, hidden)
     return _embed(uri, "images", plan, rows, encoder, config)
 
 
@@ -152,16 +141,17 @@ def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
 
 def _list(uri: str, source: str, root: str) -> int:
     """Write the table of a source's pictures, as a task; return their number."""
-    return write_table(uri, sources.blocks(source, root), sources.SCHEMA)
+    found = sources.blocks(source, root)
+    return write_table(uri, found, sources.SCHEMA, logins(source, root))
 
 
 def _plan(rows: int, of: Mapping[str, Any], config: Config, most: int | None = None) -> Plan:
     return Plan.of_rows(rows, config.embed.batch_size, 4 * _workers(config), of, most=most)
 
 
-def _table_rows(uri: str, plan: Plan) -> TableRows:
+def _table_rows(uri: str, plan: Plan, hidden: Mapping[str, str]) -> TableRows:
     assert plan.shard_rows is not None, "it is the plan of a table"
-    return TableRows(uri, plan.shard_rows)
+    return TableRows(uri, plan.shard_rows, hidden)
 
 
 def _workers(config: Config) -> int:

@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from raycd.durable import create_folder_once
+from raycd.bundle.cache import CACHE, keep
 from raycd.errors import TrackingError
 from raycd.redact import without_passwords
 from raycd.runtime.mlflow_store import CALLS, limited
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
-
-CACHE = "~/.cache/raycd/bundles"
 
 _MODEL = re.compile(r"models:/(?P<name>[^/@]+)(?:/(?P<version>[0-9]+)|@(?P<alias>[^/@]+))")
 
@@ -38,9 +36,8 @@ def fetch(uri: str, cache: str = CACHE) -> Path:
         version = _version(uri)
         # With its time: another registry counts its versions from 1, too.
         name = f"{version.version}-{version.creation_timestamp}"
-        folder = Path(cache).expanduser() / quote(version.name, safe="") / name
-        create_folder_once(folder, partial(_download, str(version.source)))
-    return folder
+        place = f"{quote(version.name, safe='')}/{name}"
+        return keep(place, partial(_download, str(version.source)), cache)
 
 
 def pinned(uri: str) -> str:

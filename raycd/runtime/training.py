@@ -7,8 +7,10 @@ settings start anew.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,11 @@ import torch
 from fsspec.implementations.local import LocalFileSystem
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 
-from raycd import scratch
-from raycd.config import Config
+from raycd import scratch, stores
+from raycd.config import Config, cli
+from raycd.data.folder import is_local
 from raycd.distributed import rank
-from raycd.errors import TrainingError
+from raycd.errors import RaycdError, RunError, TrainingError
 from raycd.model import threads
 from raycd.run import open_uri
 from raycd.runtime import cluster, private, relay
@@ -91,7 +94,8 @@ def train(
             ),
             run_config=_run_config(storage, name),
         )
-        result = trainer.fit()
+        with _of_store(storage):
+            result = trainer.fit()
     if isinstance(result.return_value, TrainingError):
         raise result.return_value
     assert result.checkpoint is not None, "every epoch reports one"
@@ -101,6 +105,21 @@ def train(
     kept = {int(metrics["epoch"]): saved for saved, metrics in result.best_checkpoints or []}
     best = best_epoch([entry for entry in history if entry["epoch"] in kept])
     return Trained(_fetched(kept[best], scratch.new_folder()), history, best)
+
+
+@contextmanager
+def _of_store(storage: str) -> Iterator[None]:
+    """Raise what a store has raised, in the workers or Ray Train's controller, as RunError."""
+    try:
+        yield
+    except Exception as error:
+        causes = list(cli.causes(error))
+        if is_local(storage) or any(isinstance(cause, RaycdError) for cause in causes):
+            raise
+        found = stores.told(storage, causes, RunError)
+        if found is None:
+            raise
+        raise found from error
 
 
 def _run_config(storage: str, name: str) -> RunConfig:
@@ -132,7 +151,9 @@ def _fetched(saved: Checkpoint, folder: Path) -> Path:
     """Return the local folder of a checkpoint: its own, or `folder` with a copy from a store."""
     if isinstance(saved.filesystem, pyarrow.fs.LocalFileSystem):
         return Path(saved.path)
-    return Path(saved.to_directory(folder))
+    store: Any = saved.filesystem  # of `_storage`
+    uri = store.handler.fs.unstrip_protocol(saved.path)
+    return Path(stores.ask(uri, partial(saved.to_directory, folder), kind=RunError))
 
 
 def _run(given: dict[str, Any]) -> TrainingError | None:

@@ -10,7 +10,7 @@ from raycd.data.moved import Move
 from raycd.gallery_db import GalleryDatabase, owner, stored
 from raycd.gallery_db.pictures import Pictures
 from raycd.gallery_db.stored import is_uploaded
-from serve.args import NO_GALLERY, REGISTRY, ServeArgs
+from serve.args import NO_GALLERY, ServeArgs, is_fetched
 
 FILE = "gallery.sqlite"  # beside the bundle's folder, where no other database is named
 
@@ -48,7 +48,7 @@ class GalleryStore:
         if file is not None and held is not None:
             owner.note(file, held)
         root = stored.pictures_root(url, args.pictures)
-        moved = Move() if args.bundle.startswith(REGISTRY) else Move.of(Path(args.bundle))
+        moved = Move() if is_fetched(args.bundle) else Move.of(Path(args.bundle))
         return cls(gallery_db, Pictures(root) if root else None, moved)
 
     def locate(self, path: str | None) -> str | None:

@@ -5,22 +5,26 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from functools import partial
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from raycd import stores
 from raycd.config import Config, cli
-from raycd.data import files, stores
+from raycd.data import files
 from raycd.data.images import BrokenImage, load, read_bytes
 from raycd.errors import DataError
 from raycd.model.encoder import Encoder
-from raycd.runtime import embedding
+from raycd.runtime import embed_shards, embedding
 
 
 class ImageStore(ThreadingHTTPServer):
@@ -244,3 +248,43 @@ def test_a_store_that_refuses_ends_the_workers_with_one_message(
     printed = capfd.readouterr().err
     assert f"error: {store.url} refuses to give {store.url}/" in printed
     assert not {"Traceback", "ERROR"} & set(printed.replace(":", " ").split())
+
+
+class _Guarded(SimpleHTTPRequestHandler):
+    """The files of a folder, for who gives the password."""
+
+    def do_GET(self) -> None:
+        asked = self.headers.get("Authorization", "")
+        if asked == f"Basic {b64encode(b'ann:s3cret').decode()}":
+            super().do_GET()
+        else:
+            self.send_error(401)
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_a_password_in_a_uri_is_used_and_neither_kept_nor_shown(
+    ray_cluster: None, new_encoder: Callable[[], Encoder], store: ImageStore, tmp_path: Path
+) -> None:
+    pictures, out = tmp_path / "pictures", tmp_path / "out"
+    pictures.mkdir()
+    for n in range(5):
+        (pictures / f"{n}.png").write_bytes(store.data.getvalue())
+    with ThreadingHTTPServer(
+        ("127.0.0.1", 0), partial(_Guarded, directory=str(tmp_path))
+    ) as guarded:
+        threading.Thread(target=guarded.serve_forever, args=(0.02,), daemon=True).start()
+        uri = f"http://ann:s3cret@127.0.0.1:{guarded.server_port}/pictures"
+        stored = embed_shards.embed_source(str(out), uri, new_encoder(), CONFIG)
+        assert stored.report().counts() == {}
+        assert stored.keys().to_pylist() == [f"{n}.png" for n in range(5)]
+        kept = b"".join(path.read_bytes() for path in out.rglob("*") if path.is_file())
+        assert b"http://ann:***@127.0.0.1" in kept
+        assert b"s3cret" not in kept
+        with pytest.raises(DataError, match=r"ann:\*\*\*@") as caught:
+            embed_shards.embed_source(f"{out}2", f"{uri}/nothing", new_encoder(), CONFIG)
+        guarded.shutdown()
+    assert "s3cret" not in str(caught.value)

@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Iterable
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from jobs import embed
 from raycd.config import cli
 from raycd.features import shards
 from raycd.features.stored import Stored
+from raycd.run import open_uri
 from tests.processes import start
 
 SMALL = ["--embed.batch_size", "16", "--compute.embed_workers", "2", "--compute.threads", "1"]
@@ -123,11 +126,18 @@ def test_a_source_that_is_not_there_is_told(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("place", ["disk", "bucket"])
 def test_a_job_that_is_killed_goes_on_and_encodes_no_shard_twice(
-    tiny_bundle: Any, tmp_path: Path
+    place: str, tiny_bundle: Any, s3: dict[str, str], tmp_path: Path
 ) -> None:
-    source = str(pictures(tmp_path / "pictures", 1500))
-    out, whole = str(tmp_path / "out"), str(tmp_path / "whole")
+    source, out = str(pictures(tmp_path / "pictures", 1500)), str(tmp_path / "out")
+    whole = str(tmp_path / "whole")
+    job = started(source, whole, tiny_bundle)
+    if place == "bucket":
+        out = f"s3://raycd/{tmp_path.name}/out"
+        open_uri(out)[0].put(f"{source}/", f"raycd/{tmp_path.name}/pictures/", recursive=True)
+        source = f"s3://raycd/{tmp_path.name}/pictures"
+    assert job.communicate(timeout=300)[0]
     killed = started(source, out, tiny_bundle)
     until = time.monotonic() + 180
     while len(shards.parts(out)) < 2:
@@ -142,19 +152,23 @@ def test_a_job_that_is_killed_goes_on_and_encodes_no_shard_twice(
     there, plan = shards.parts(out), shards.read_plan(out)
     assert plan is not None
     assert 2 <= len(there) < plan.shards
-    before = {part: os.stat(part).st_mtime_ns for part in there.values()}
+    before = written(there.values())
     job = started(source, out, tiny_bundle)
     said, err = job.communicate(timeout=300)
     assert job.returncode == 0, err
     assert "images:   1,500 embedded, 0 missing or broken" in said
-    assert {part: os.stat(part).st_mtime_ns for part in before} == before
+    assert written(there.values()) == before
+    assert ("is held" in err) == (place == "bucket")
     rest = 1500 - len(there) * (plan.shard_rows or 0)
     assert f"embed images: {rest}/{rest} images" in err
-    job = started(source, whole, tiny_bundle)
-    assert job.communicate(timeout=300)[0]
     found, expected = (pa.concat_tables(Stored.open(uri).blocks()) for uri in (out, whole))
     assert found.select(["key", "status"]).equals(expected.select(["key", "status"]))
     assert found.equals(expected)
+
+
+def written(uris: Iterable[str]) -> list[datetime]:
+    """Return when each file was written last."""
+    return [store.modified(path) for store, path in map(open_uri, uris)]
 
 
 def started(source: str, out: str, tiny_bundle: Any) -> subprocess.Popen[str]:

@@ -19,7 +19,7 @@ import ray
 import torch
 from PIL import Image
 
-from raycd import features
+from raycd import features, lease
 from raycd.config import Config
 from raycd.data import sources
 from raycd.durable import file_lock
@@ -30,6 +30,7 @@ from raycd.features.shards import Plan
 from raycd.features.stored import Stored
 from raycd.model.embed import EmbedImages, EmbedTexts
 from raycd.model.encoder import Encoder
+from raycd.run import alone
 from raycd.runtime import cluster, datasets, embed_shards
 from raycd.runtime.embed_shards import Shard
 from raycd.runtime.embedding import SharedEncoder, decoders
@@ -284,6 +285,18 @@ def test_a_folder_that_another_job_writes_is_refused(
         pytest.raises(ConfigError, match=rf"is in use\n.*process {os.getpid()} embeds into it"),
     ):
         embed_shards.embed_source(str(tmp_path), str(pictures), new_encoder(), CONFIG)
+
+
+def test_a_folder_on_a_store_that_another_job_writes_is_refused(
+    new_encoder: MakeEncoder, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "RENEWED", 0.1)
+    out = f"memory://{tmp_path.name}"
+    with (
+        alone(out, ConfigError),
+        pytest.raises(ConfigError, match=rf"is in use\n.*process {os.getpid()} on .* embeds into"),
+    ):
+        embed_shards.embed_source(out, str(pictures), new_encoder(), CONFIG)
 
 
 def test_a_worker_reads_from_a_store_and_writes_to_it(

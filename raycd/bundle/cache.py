@@ -1,0 +1,93 @@
+"""Bundles that were fetched, from a store or a registry: copies on this machine, with a bound.
+
+The copies that were used last stay, KEPT of them, and those that a process uses. A process that has
+ended, however it ended, uses none.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+from raycd import bundle, stores
+from raycd.bundle.manifest import MANIFEST
+from raycd.durable import create_folder_once
+from raycd.errors import WeightsError
+from raycd.redact import without_passwords
+from raycd.run import local_copy
+
+CACHE = "~/.cache/raycd/bundles"
+KEPT = 4
+
+_used: dict[Path, int] = {}
+"""Folder -> open descriptor with a shared lock, of this process until it ends."""
+
+
+def fetch(uri: str, cache: str = CACHE) -> Path:
+    """Return a local copy of a bundle on a store; each bundle is copied once.
+
+    Raises:
+        WeightsError: There is none, or it is damaged.
+        DataError: The store refuses or does not answer.
+    """
+    uri = uri.rstrip("/")
+    try:
+        manifest = stores.read(f"{uri}/{MANIFEST}")
+    except FileNotFoundError as error:
+        raise WeightsError(
+            f"there is no bundle at {without_passwords(uri)}",
+            expected=f"a folder with a {MANIFEST}, as training writes it to <runs>/<name>/bundle",
+            do="check the URI, or train first",
+        ) from error
+    name = hashlib.sha256(manifest).hexdigest()[:32]  # it has the hashes of all other files
+    return keep(f"stores/{name}", partial(_copy, uri, manifest), cache)
+
+
+def _copy(uri: str, manifest: bytes, folder: Path) -> None:
+    local_copy(uri, folder)
+    if (folder / MANIFEST).read_bytes() != manifest:
+        raise WeightsError(
+            f"the bundle {without_passwords(uri)} was replaced while it was copied",
+            do="run the same command again",
+        )
+    bundle.verify(folder)
+
+
+def keep(name: str, fill: Callable[[Path], object], cache: str = CACHE) -> Path:
+    """Return the folder `name` (two levels) of the cache, made by `fill(new folder)` where absent.
+
+    It stays while this process lives. Others go that nobody uses, but for KEPT.
+    """
+    root = Path(cache).expanduser()
+    folder = root / name
+    while folder not in _used:
+        create_folder_once(folder, fill)
+        with suppress(FileNotFoundError):  # another process took it for one that nobody uses
+            descriptor = os.open(folder, os.O_RDONLY)
+            with suppress(OSError):  # a file system without locks, where nothing is removed either
+                fcntl.flock(descriptor, fcntl.LOCK_SH)
+            if folder.exists() and os.path.samestat(os.fstat(descriptor), folder.stat()):
+                _used[folder] = descriptor
+            else:
+                os.close(descriptor)
+    os.utime(folder)
+    _remove_unused(root)
+    return folder
+
+
+def _remove_unused(root: Path) -> None:
+    found = [path for path in root.glob("*/*") if path.is_dir() and not path.name.startswith(".")]
+    for folder in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)[KEPT:]:
+        with suppress(OSError):  # used by another process, or gone by now
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder)
+            finally:
+                os.close(descriptor)

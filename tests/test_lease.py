@@ -1,0 +1,238 @@
+"""The lease of a run on a store: one process has it, whatever becomes of the process."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from fsspec import AbstractFileSystem
+from s3fs import S3FileSystem
+
+from raycd import lease
+from raycd.errors import RaycdError, RunError
+from raycd.lease import Lease
+from raycd.run import Run, alone, open_uri
+
+IDENTITY = {"format": "x"}
+RENEWED, EXPIRES = 0.2, 1.5
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "RENEWED", RENEWED)
+    monkeypatch.setattr(lease, "EXPIRES", EXPIRES)
+
+
+@pytest.fixture(params=["memory", "s3"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "s3":
+        request.getfixturevalue("s3")
+        return f"s3://raycd/{tmp_path.name}"
+    return f"memory://{tmp_path.name}"
+
+
+def objects(root: str) -> list[str]:
+    store, path = open_uri(root)
+    return sorted(name.rpartition("/")[2] for name in store.find(f"{path}/{lease.FOLDER}"))
+
+
+def test_a_run_on_a_store_is_refused_to_a_second_job_with_its_holder_and_is_free_afterwards(
+    root: str,
+) -> None:
+    run = Run(root, IDENTITY)
+    with run.locked():
+        with (
+            pytest.raises(
+                RunError,
+                match=rf"is in use\n.*process {os.getpid()} on \S+, since 20.* UTC, works on it",
+            ),
+            Run(root, IDENTITY).locked(),
+        ):
+            pass
+        run.write_bytes("report.html", b"mine")
+    began = time.monotonic()
+    with Run(root, IDENTITY).locked():
+        assert time.monotonic() - began < EXPIRES / 2, "what was released is not waited for"
+    assert objects(root) == ["00000002.json"]
+
+
+def test_of_many_jobs_that_start_at_once_one_gets_the_run(root: str) -> None:
+    inside, most = [0], [0]
+
+    def hold(_: int) -> bool:
+        with suppress(RunError), alone(root, RunError):
+            inside[0] += 1
+            most[0] = max(most[0], inside[0])
+            time.sleep(3 * RENEWED)
+            inside[0] -= 1
+            return True
+        return False
+
+    with ThreadPoolExecutor(8) as threads:
+        held = list(threads.map(hold, range(8)))
+    assert most == [1]
+    assert sum(held) >= 1
+
+
+HOLD = """
+import sys
+from raycd import lease
+from raycd.run import Run
+lease.RENEWED, lease.EXPIRES = 0.2, 1.5
+run = Run(sys.argv[1], {"format": "x"})
+try:
+    with run.locked():
+        print("held", flush=True)
+        sys.stdin.read()
+except Exception as error:
+    print(type(error).__name__, str(error).replace(chr(10), " "), flush=True)
+"""
+
+
+@pytest.fixture
+def holder(s3: dict[str, str], tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    root = f"s3://raycd/{tmp_path.name}"
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, root],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield root, process
+        process.kill()
+
+
+def test_the_lease_of_a_process_that_was_killed_is_taken_once_it_has_expired(
+    holder: tuple[str, subprocess.Popen[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, process = holder
+    with pytest.raises(RunError, match=f"process {process.pid} on"), Run(root, IDENTITY).locked():
+        pass
+    process.kill()
+    process.wait()
+    began = time.monotonic()
+    with Run(root, IDENTITY).locked():
+        assert EXPIRES <= time.monotonic() - began < 4 * EXPIRES
+    assert f"is held: process {process.pid} on" in capsys.readouterr().err
+
+
+def test_a_process_that_was_asleep_while_another_took_its_run_is_interrupted(
+    holder: tuple[str, subprocess.Popen[str]],
+) -> None:
+    root, process = holder
+    process.send_signal(signal.SIGSTOP)
+    with Run(root, IDENTITY).locked():
+        process.send_signal(signal.SIGCONT)
+        assert process.stdout is not None
+        said = process.stdout.readline()
+        assert said.startswith("RunError")
+        assert f"process {os.getpid()} on" in said
+        assert "has taken it" in said
+    assert objects(root) == ["00000002.json"]
+
+
+def test_who_has_lost_a_run_is_interrupted_and_writes_nothing_into_it(root: str) -> None:
+    run, others = Run(root, IDENTITY), Lease(*open_uri(root), root)
+
+    def work() -> None:
+        with run.locked():
+            assert others._created(2)
+            time.sleep(5 * RENEWED)
+            run.write_bytes("report.html", b"late")
+
+    with pytest.raises(RunError, match="has taken it"):
+        work()
+    others.release()
+
+    def work_in_a_thread() -> None:
+        """Work where no interrupt arrives: the write is refused."""
+        with run.locked():
+            assert others._created(4)
+            time.sleep(3 * RENEWED)
+            run.write_bytes("report.html", b"late")
+
+    with ThreadPoolExecutor(1) as threads, pytest.raises(RunError, match="has taken it"):
+        threads.submit(work_in_a_thread).result()
+    assert not run.exists("report.html")
+    assert objects(root) == ["00000004.json"]
+
+
+def without(monkeypatch: pytest.MonkeyPatch, store: AbstractFileSystem, answer: str) -> None:
+    """Have a store that ignores conditions, or does not know them."""
+    put: Callable[..., object] = store.pipe_file
+
+    def pipe_file(path: str, data: bytes, mode: str = "overwrite") -> object:
+        if mode == "create" and answer == "refuses":
+            raise NotImplementedError("If-None-Match")
+        return put(path, data)
+
+    monkeypatch.setattr(store, "pipe_file", pipe_file)
+
+
+@pytest.mark.parametrize("answer", ["ignores", "refuses"])
+def test_a_store_without_conditional_puts_is_told_and_one_of_two_jobs_still_ends(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    answer: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root = f"memory://{tmp_path.name}"
+    store, path = open_uri(root)
+    without(monkeypatch, store, answer)
+    first, second = Lease(store, path, root), Lease(store, path, root)
+    told: list[str] = []
+    first.take(RunError, told.append)
+    assert ["ignores conditional writes" in each for each in told] == [True]
+    second._created(1)
+    second.check()
+    with pytest.raises(RunError, match="has taken it"):
+        first.renew()
+
+
+def test_a_store_that_does_not_answer_for_a_while_takes_the_lease_from_nobody(
+    s3: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run = Run(f"s3://raycd/{tmp_path.name}", IDENTITY)
+    with run.locked():
+        put, failing = S3FileSystem.pipe_file, [True]
+
+        def pipe_file(*given: object, **more: object) -> object:
+            if failing[0]:
+                raise TimeoutError
+            return put(*given, **more)
+
+        monkeypatch.setattr(S3FileSystem, "pipe_file", pipe_file)
+        time.sleep(1.5 * EXPIRES)
+        failing[0] = False
+        run.write_json("metrics.json", 1)
+    assert run.read_json("metrics.json") == 1
+
+
+def test_a_lease_that_cannot_be_read_is_no_reason_to_wait_for_ever(root: str) -> None:
+    store, path = open_uri(root)
+    store.makedirs(f"{path}/{lease.FOLDER}", exist_ok=True)
+    store.pipe_file(f"{path}/{lease.FOLDER}/00000007.json", b"{")
+    with alone(root, RunError):
+        assert objects(root) == ["00000008.json"]
+    content = json.loads(store.cat_file(f"{path}/{lease.FOLDER}/00000008.json"))
+    assert content["holder"] == ""
+
+
+def test_a_lease_in_a_bucket_that_is_not_there_is_an_error(s3: dict[str, str]) -> None:
+    with (
+        pytest.raises(RaycdError, match="there is no bucket s3://no-such"),
+        alone("s3://no-such/run", RunError),
+    ):
+        pass
