@@ -27,7 +27,7 @@ from raycd.config import cli
 WHAT = ("embed", "mine", "sweep", "serve", "gallery", "scale", "streaming", "contention", "gpu")
 SERVICE = "--replicas 2 --threads 1 --cpus 0.5"  # for two cores
 IMAGES = "Images (embed: 20,000; mine: 46,609; gallery: 100,000; scale, streaming: 1,000,000)."
-CELLS = "Cells to measure, such as 'demo/*,*/haproxy/32' (serve: all)."
+CELLS = "Cells to measure, such as 'demo/*,*/haproxy/32' (serve); import or beside (gallery). (all)"
 OPTIONS = "Options of serve/app.py, such as '--threads 2' (serve, gallery; %(default)s)."
 PHOTOS = "Folder of photographs to embed instead of drawn images (embed)."
 SECONDS = "Length of a scenario (serve, gallery; %(default)s)."

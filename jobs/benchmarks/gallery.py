@@ -66,6 +66,8 @@ def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
         imported = partial(_import, table, database)
         rows["imported into a new database, images/s (at least 20,000)"] = size / imported("--new")
         rows["imported again, unchanged, images/s"] = size / imported()
+        if flags.only == "import":
+            return rows
         seconds, mebibytes = elsewhere(_load, folder, database)
         rows["loaded into a ready replica, s (at most 10)"] = seconds
         rows["memory that this takes, MiB"] = mebibytes
@@ -74,7 +76,7 @@ def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
         with servers.service(folder, "haproxy", options, scratch) as port:
             rows["index built beside the searches, s"] = timed(lambda: _indexed(port))[1]
             site = Site(port, scratch / "requests", flags.seconds)
-            for number in CLIENTS:
+            for number in CLIENTS if flags.only != "beside" else ():
                 found = _beside_writes(site, number, bundle.verify(folder).encoder.fingerprint)
                 rows |= {f"{number} clients: {figure}": value for figure, value in found.items()}
             pq.write_table(_table(folder, BESIDE, drawn=3), table)
