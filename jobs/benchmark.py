@@ -32,8 +32,8 @@ WHAT = (
 SERVICE = "--replicas 2 --threads 1 --cpus 0.5"  # for two cores
 IMAGES = "Images (embed: 20,000; mine: 46,609; gallery: 100,000; scale, streaming: 1,000,000)."
 CELLS = (
-    "Cells to measure, such as 'demo/*,*/haproxy/32' (serve), or steps, such as mine,index "
-    "(streaming). (all)"
+    "Cells to measure, such as 'demo/*,*/haproxy/32' (serve); import or beside (gallery); steps, "
+    "such as mine,index (streaming). (all)"
 )
 OPTIONS = "Options of serve/app.py, such as '--threads 2' (serve, gallery; %(default)s)."
 PHOTOS = "Folder of photographs to embed instead of drawn images (embed)."

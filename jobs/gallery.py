@@ -1,8 +1,9 @@
-"""Check, back up and restore a live gallery, and forget encoders that are no longer used.
+"""Check, back up and restore a live gallery, import into it, and forget encoders of the past.
 
     python jobs/gallery.py check --gallery runs/demo/gallery.sqlite
     python jobs/gallery.py backup --gallery runs/demo/gallery.sqlite --to /backups/monday
     python jobs/gallery.py restore --from /backups/monday --gallery runs/demo/gallery.sqlite
+    python jobs/gallery.py import --gallery runs/demo/gallery.sqlite --from features
     python jobs/gallery.py forget --gallery runs/demo/gallery.sqlite --encoder 4228daf4878e --yes
 
 All but restore may run while the service does. Without --gallery and --pictures these are those of
@@ -18,7 +19,9 @@ from pathlib import Path
 from raycd.config import cli, settings
 from raycd.errors import ConfigError
 from raycd.gallery_db import backup, check
+from raycd.gallery_db.bulk import Rows, Tally
 from raycd.gallery_db.stored import StoredGallery
+from raycd.progress import Bar
 
 SHOWN = 5  # names of one kind
 
@@ -27,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Do what the command line says, and return the exit code."""
     argv = sys.argv[1:] if argv is None else argv
     options = _parser().parse_args(argv)
-    return cli.guard(lambda: _run(options), argv)
+    again = cli.AGAIN if options.run is _import else ""
+    return cli.guard(lambda: _run(options), argv, again=again)
 
 
 def _run(options: argparse.Namespace) -> int | None:
@@ -50,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
         ("check", _check, "Check that database and pictures are whole; exit code 2 if not."),
         ("backup", _backup, "Copy database and pictures while the service runs."),
         ("restore", _restore, "Make a database and its pictures from a backup."),
+        ("import", _import, "Have the images and features of Parquet files in the gallery."),
         ("forget", _forget, "Remove the features of an encoder that is no longer used."),
     ):
         command = commands.add_parser(name, help=text, description=text)
@@ -84,6 +89,8 @@ def _parser() -> argparse.ArgumentParser:
                 metavar="FOLDER",
                 help="A backup.",
             )
+        elif name == "import":
+            _import_options(command)
         elif name == "forget":
             command.add_argument(
                 "--encoder", required=True, metavar="FINGERPRINT", help="Or how it begins."
@@ -92,6 +99,31 @@ def _parser() -> argparse.ArgumentParser:
                 "--yes", action="store_true", help="Do it; without, only say what would go."
             )
     return parser
+
+
+def _import_options(command: argparse.ArgumentParser) -> None:
+    own = command.add_argument
+    own(
+        "--from",
+        dest="source",
+        required=True,
+        metavar="SOURCE",
+        help="A folder that jobs/embed.py has written, a Parquet file, or a folder of such.",
+    )
+    own(
+        "--encoder",
+        default="",
+        metavar="FINGERPRINT",
+        help="Of the features, where SOURCE does not name it, or the gallery does not know it.",
+    )
+    own(
+        "--category",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="Of images that have none in SOURCE; may repeat.",
+    )
+    own("--new", action="store_true", help="Make the gallery where there is none.")
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -133,6 +165,34 @@ def _restore(options: argparse.Namespace) -> None:
     print(f"database:  {saved.images:,} images at version {saved.version:,}")
     print(f"pictures:  {saved.pictures:,} copied")
     print(f"next:      start the service with --gallery {options.gallery}")
+
+
+def _import(options: argparse.Namespace) -> None:
+    from raycd.gallery_db import batches, sources  # they import torch
+
+    source = sources.source(options.source)
+    with StoredGallery.open(options.gallery, options.pictures, create=options.new) as stored:
+        gallery_db = stored.gallery_db
+        encoder = stored.encoder_of(source.encoder, options.encoder)
+        with Bar("check", total=source.images, unit="images") as bar:
+            image_ids = []
+            for batch in batches.ahead(batches.batches(source)):
+                image_ids.append(batch["image_id"])
+                bar.advance(len(batch))
+            batches.check_once(image_ids)
+        tally = Tally()
+        with Bar("import", total=source.images, unit="images") as bar:
+            for rows in batches.ahead(map(Rows.of, batches.batches(source, options.category))):
+                tally = tally.plus(gallery_db.import_rows(rows, encoder))
+                bar.advance(len(rows.image_ids))
+        print(f"added:     {tally.added:,} images")
+        print(f"replaced:  {tally.replaced:,}")
+        print(f"unchanged: {tally.unchanged:,} that were in the gallery already")
+        if source.left_out:
+            counts = (f"{count:,} {reason}" for reason, count in source.left_out.items())
+            print(f"left out:  without a feature: {', '.join(counts)}")
+        print(f"encoder:   {encoder[:12]}, features of {source.dim} numbers")
+        print(f"gallery:   {gallery_db.count():,} images at version {gallery_db.version():,}")
 
 
 def _forget(options: argparse.Namespace) -> None:

@@ -76,6 +76,15 @@ class SearchRequest(_RequestPart):
         return self
 
 
+class GalleryFilters(_RequestPart):
+    """What a page of the gallery shows; in its address, `attributes` is JSON."""
+
+    category: list[Name] = []
+    """Only images of one of these categories; none: of all."""
+    attributes: dict[Name, Filter] = {}
+    """As of a search."""
+
+
 class BatchRequest(_RequestPart):
     """Several searches, each of which succeeds or fails by itself."""
 
@@ -263,6 +272,8 @@ class Limits(_ResponsePart):
     top_k: int
     offset: int
     rerank_depth: int = 0
+    filters: int = 0
+    """Categories, values and images that a search may name; 0: an older service does not say."""
     batch: int
     page: int
     import_lines: int

@@ -74,13 +74,22 @@ class Condition(BaseModel):
         return self.in_ is None and not self.has_range
 
 
+def _as_sent(value: object) -> object:
+    if isinstance(value, Mapping):
+        for name in _OWN & value.keys():  # Python's own names are no part of the interface
+            raise ValueError(f"there is no such field as {name}; did you mean {name[:-1]}?")
+    return value
+
+
 def _form(value: object) -> str:
     return CONDITION if isinstance(value, Mapping | Condition) else VALUES
 
 
+_OWN = {"in_", "not_"}
 # How errors name the two forms of a filter
 VALUES, CONDITION = "(values)", "(condition)"
 Filter = Annotated[
-    Annotated[list[Name], Tag(VALUES)] | Annotated[Condition, Tag(CONDITION)],
+    Annotated[list[Name], Tag(VALUES)]
+    | Annotated[Condition, BeforeValidator(_as_sent), Tag(CONDITION)],
     Discriminator(_form),
 ]

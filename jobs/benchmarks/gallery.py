@@ -1,4 +1,7 @@
-"""The live gallery: a replica that loads it, its memory, and what writes cost the searches."""
+"""The live gallery: an import, a replica that loads it, its memory, and what writes cost searches.
+
+Images are imported twice: into a database of their own, and beside searches.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,10 @@ import shlex
 import tempfile
 import time
 import urllib.request
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from http.client import HTTPConnection
 from pathlib import Path
 from threading import Event
@@ -20,7 +25,10 @@ from typing import Any
 
 import numpy as np
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 
+from jobs import gallery
 from jobs.benchmarks.measuring import DIM, elsewhere, features, memory, timed
 from jobs.benchmarks.serve import clients
 from jobs.benchmarks.serving import bundles, servers
@@ -28,7 +36,6 @@ from jobs.benchmarks.serving.load import Site
 from raycd import bundle
 from raycd.config import Config
 from raycd.errors import RunError
-from raycd.gallery_db import GalleryDatabase
 from raycd.model.architecture import LOCAL_CONFIGS
 
 IMAGES, OWN = 100_000, 1000  # in the database, and in the bundle, which is another gallery
@@ -38,6 +45,7 @@ NEW = 0.7  # share of the written images that are new; the others replace one
 DISTINCT = 4000  # features of written images
 LONGER = 4  # times the length of a scenario with writes: a new index is built in that time
 EVERY_S = 0.2  # the lag is asked for
+BESIDE = 200_000  # images that are imported beside searches
 INDEXED_S = 300  # within which a replica has built its index
 
 
@@ -53,7 +61,13 @@ def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
         config_640 = scratch / "configs" / "raycd-640.json"
         config_640.write_text(json.dumps(demo | {"embed_dim": DIM}), encoding="utf-8")
         bundles.random("raycd-640", folder, OWN, configs=str(scratch / "configs"))
-        rows["written into the database, s"] = _fill(database, folder, size)
+        table = scratch / "table.parquet"
+        pq.write_table(_table(folder, size), table)
+        imported = partial(_import, table, database)
+        rows["imported into a new database, images/s (at least 20,000)"] = size / imported("--new")
+        rows["imported again, unchanged, images/s"] = size / imported()
+        if flags.only == "import":
+            return rows
         seconds, mebibytes = elsewhere(_load, folder, database)
         rows["loaded into a ready replica, s (at most 10)"] = seconds
         rows["memory that this takes, MiB"] = mebibytes
@@ -62,9 +76,11 @@ def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
         with servers.service(folder, "haproxy", options, scratch) as port:
             rows["index built beside the searches, s"] = timed(lambda: _indexed(port))[1]
             site = Site(port, scratch / "requests", flags.seconds)
-            for number in CLIENTS:
+            for number in CLIENTS if flags.only != "beside" else ():
                 found = _beside_writes(site, number, bundle.verify(folder).encoder.fingerprint)
                 rows |= {f"{number} clients: {figure}": value for figure, value in found.items()}
+            pq.write_table(_table(folder, BESIDE, drawn=3), table)
+            rows |= _beside_import(site, partial(_import, table, database))
             here = psutil.Process().children(recursive=True)
             replicas = [one for one in here if "ServeReplica" in " ".join(one.cmdline())]
             for number, replica in enumerate(replicas, start=1):
@@ -72,16 +88,21 @@ def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
     return rows
 
 
-def _fill(database: Path, folder: Path, size: int) -> float:
+def _table(folder: Path, size: int, *, drawn: int = 0) -> pa.Table:
     fingerprint, ids = bundle.verify(folder).encoder.fingerprint, bundles.image_ids(size)
-    columns = (ids, [["dress"]] * size, [None] * size, features(size), fingerprint)
-    table = bundle.gallery_table(*columns, attributes=[{"colour": "blue"}] * size)
+    ids = [f"{drawn}-{one}" for one in ids] if drawn else ids
+    vectors_GD = features(size, drawn=drawn)
+    columns = (ids, [["dress"]] * size, [None] * size, vectors_GD, fingerprint)
+    return bundle.gallery_table(*columns, attributes=[{"colour": "blue"}] * size)
 
-    def fill() -> None:
-        with GalleryDatabase.open(str(database)) as opened:
-            opened.begin(table, fingerprint, "not the bundle's gallery")
 
-    return timed(fill)[1]
+def _import(table: Path, database: Path, *more: str) -> float:
+    """Return the seconds of an import, checks included, without those of starting Python."""
+    command = ["import", "--gallery", str(database), "--from", str(table), *more]
+    code, seconds = timed(lambda: gallery.main(command))
+    if code:
+        raise RunError("the import failed", got=f"exit code {code}")
+    return seconds
 
 
 def _load(folder: Path, database: Path) -> tuple[float, float]:
@@ -137,6 +158,40 @@ def _beside_writes(site: Site, number: int, fingerprint: str) -> dict[str, Any]:
         "writes acknowledged/s (at least 1000)": rate,
         "writes that failed": failed,
     }
+
+
+def _beside_import(site: Site, imported: Callable[[], float]) -> dict[str, Any]:
+    """Search while BESIDE images are imported, until all replicas have them."""
+    over, url = Event(), f"http://127.0.0.1:{site.port}/v1/info"
+    wanted = _json(url)["index"]["size"] + BESIDE
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(_waits, site.port, over)
+        try:
+            seconds, began = imported(), time.perf_counter()
+            while (index := _json(url)["index"])["size"] < wanted:
+                if time.perf_counter() - began > INDEXED_S:
+                    raise RunError("the service does not follow the import", got=index)
+                time.sleep(0.1)
+            behind = time.perf_counter() - began
+        finally:
+            over.set()
+    waits = asking.result()
+    return {
+        f"beside searches: {BESIDE:,} imported, images/s": BESIDE / seconds,
+        "beside searches: all of them found after the import, s": behind,
+        "beside searches: p50, ms": 1000 * float(np.median(waits)),
+        "beside searches: longest, ms": 1000 * max(waits),
+        "beside searches: answers": len(waits),
+    }
+
+
+def _waits(port: int, over: Event) -> list[float]:
+    """Return the seconds that searches take, one after the other; one that fails is an error."""
+    body = json.dumps({"image_id": bundles.image_ids(1)[0], "text": "is blue"}).encode()
+    found = list[float]()
+    while not over.is_set():
+        found.append(timed(lambda: _json(f"http://127.0.0.1:{port}/v1/search", body))[1])
+    return found
 
 
 def _write(port: int, fingerprint: str, over: Event) -> tuple[float, int]:

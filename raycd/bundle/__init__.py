@@ -47,7 +47,6 @@ from raycd.bundle.manifest import (
     verify_files,
 )
 from raycd.bundle.table import (
-    ENCODER,
     TableFeatures,
     gallery_features,
     gallery_parts,
@@ -61,6 +60,7 @@ from raycd.durable import replace_folder, sha256
 from raycd.errors import DataError, WeightsError
 from raycd.features import map_cache
 from raycd.features.map_cache import NOTHING, Extras
+from raycd.gallery.static import ENCODER
 from raycd.index import FILES as INDEX_FILES
 from raycd.index import Index
 from raycd.index.blocks import Features
@@ -289,7 +289,8 @@ def build_index(
     `like` are those of `Index.build`.
     """
     queries = None
-    if example_texts and kind_for(config.index, *features_GD.shape) not in ("flat", "half"):
+    size, dim = features_GD.shape
+    if example_texts and kind_for(config.index, size, dim) not in ("flat", "half"):
         queries = sample.queries(encoder, head, features_GD, example_texts, config)
     return Index.build(
         features_GD, config.index, queries=queries, threads=threads, seed=config.seed, like=like

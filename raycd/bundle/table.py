@@ -15,10 +15,8 @@ from numpy.typing import NDArray
 from raycd.bundle.manifest import AGAIN, GALLERY
 from raycd.data import moved
 from raycd.errors import WeightsError
-from raycd.gallery.static import SCHEMA
+from raycd.gallery.static import ENCODER, SCHEMA
 
-# Key of the table's metadata: fingerprint of the encoder that measured the features
-ENCODER = b"encoder"
 _FEATURE = "feature"
 
 
@@ -51,23 +49,31 @@ class TableFeatures:
     """The features (G, D) of a gallery table, in parts and without a copy of all."""
 
     def __init__(self, gallery: pa.Table) -> None:
-        self._column = gallery[_FEATURE]
-        self.shape = len(self._column), int(self._column.type.list_size)
+        column = gallery[_FEATURE]
+        self.shape = len(column), int(column.type.list_size)
+        self._chunks = [_numbers(chunk) for chunk in column.chunks]
+        self._starts = np.cumsum([0, *map(len, self._chunks)])
 
     def __getitem__(self, rows: slice | NDArray[np.int64]) -> NDArray[np.float32]:
         if isinstance(rows, slice):
-            start, stop, _ = rows.indices(self.shape[0])
-            return _numbers(self._column.slice(start, stop - start))
-        return _numbers(self._column.take(pa.array(rows))).copy()  # Arrow's memory is read-only
+            if len(self._chunks) == 1:
+                return self._chunks[0][rows]
+            rows = np.arange(self.shape[0])[rows]
+        found_ND = np.empty((len(rows), self.shape[1]), np.float32)
+        chunk_N = np.searchsorted(self._starts, rows, side="right") - 1
+        for number in np.unique(chunk_N).tolist():  # Arrow would join all chunks at each call
+            own_N = chunk_N == number
+            found_ND[own_N] = self._chunks[number][rows[own_N] - self._starts[number]]
+        return found_ND
 
 
 def gallery_features(gallery: pa.Table) -> NDArray[np.float32]:
     """Return the features (G, D) of a gallery table."""
-    return _numbers(gallery[_FEATURE])
+    return _numbers(gallery[_FEATURE].combine_chunks())
 
 
-def _numbers(column: pa.ChunkedArray) -> NDArray[np.float32]:
-    flat: NDArray[np.float32] = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+def _numbers(column: pa.Array) -> NDArray[np.float32]:
+    flat: NDArray[np.float32] = column.flatten().to_numpy(zero_copy_only=False)
     return flat.reshape(len(column), column.type.list_size)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from types import TracebackType
@@ -26,6 +27,7 @@ from raycd.client.importing import Importable
 from raycd.client.request import Search
 from raycd.client.retry import Attempts, Retries
 from raycd.client.transport import TIMEOUT_S, URL, Transport
+from raycd.filters import Condition
 
 
 class Client:
@@ -127,19 +129,35 @@ class Client:
         offset: int = 0,
         limit: int | None = None,
         category: list[str] | None = None,
-        attributes: dict[str, list[str]] | None = None,
+        attributes: Mapping[str, list[str] | Condition | dict[str, Any]] | None = None,
         min_version: int | None = None,
     ) -> GalleryPage:
-        """Return a page of the gallery, of the service's usual length unless `limit` is given."""
+        """Return a page of the gallery, of the service's usual length unless `limit` is given.
+
+        `attributes` are filtered by as in a search.
+        """
+        wanted = dict(attributes or {})
+        # An older service knows values alone
         pairs = [
-            f"{name}:{value}" for name, values in (attributes or {}).items() for value in values
+            f"{name}:{value}"
+            for name, values in wanted.items()
+            if isinstance(values, list)
+            for value in values
         ]
+        conditions = {
+            name: one.model_dump(exclude_unset=True, by_alias=True)
+            if isinstance(one, Condition)
+            else one
+            for name, one in wanted.items()
+            if not (isinstance(one, list) and one)
+        }
         params = _params(
             min_version,
             offset=offset,
             limit=limit,
             category=category or None,
             attribute=pairs or None,
+            attributes=json.dumps(conditions) if conditions else None,
         )
         return self._service.ask(GalleryPage, "GET", "/v1/gallery", params=params)
 
@@ -147,7 +165,7 @@ class Client:
         self,
         *,
         category: list[str] | None = None,
-        attributes: dict[str, list[str]] | None = None,
+        attributes: Mapping[str, list[str] | Condition | dict[str, Any]] | None = None,
         min_version: int | None = None,
     ) -> Iterator[Item]:
         """Iterate over all images of the gallery, page by page.

@@ -54,7 +54,9 @@ def _gallery(client: Client, options: argparse.Namespace) -> int:
         offset=getattr(options, "offset", 0),
         limit=getattr(options, "limit", None),
         category=getattr(options, "category", None),
-        attributes=parser.attributes(getattr(options, "attributes", [])),
+        attributes=parser.filters(
+            getattr(options, "attributes", []), getattr(options, "where", [])
+        ),
         min_version=getattr(options, "min_version", None),
     )
     _warn(page.warnings)

@@ -172,13 +172,6 @@ def _search(parser: argparse.ArgumentParser) -> None:
     )
     _filters(parser)
     parser.add_argument(
-        "--where",
-        action="append",
-        type=condition,
-        metavar="CONDITION",
-        help="Only images whose attribute fits: 'price>=10', 'price<50', 'brand!=none'.",
-    )
-    parser.add_argument(
         "--exclude-reference", action="store_true", help="Leave the image of --image-id out."
     )
     parser.add_argument(
@@ -239,6 +232,13 @@ def _filters(parser: argparse.ArgumentParser) -> None:
         dest="attributes",
         metavar="NAME:VALUE",
         help="Only images with it, or with one of its values if given again.",
+    )
+    parser.add_argument(
+        "--where",
+        action="append",
+        type=condition,
+        metavar="CONDITION",
+        help="Only images whose attribute fits: 'price>=10', 'price<50', 'brand!=none'.",
     )
     _min_version(parser)
 

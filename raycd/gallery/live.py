@@ -42,6 +42,8 @@ class Live:
 
     Attributes:
         view: The newest state; it never changes itself.
+        seen: Version up to which changes were applied. The view's is behind it while an image that
+            changed up to there has changed again, in what is still to be applied.
         without: Ids of images that the view lacks, because they have no feature of its encoder.
     """
 
@@ -57,6 +59,7 @@ class Live:
         self._flat_up_to, self._memory_mib = flat_up_to, memory_mib
         self._features = _Rows(index.dim)
         self.without: set[str] = set()
+        self.seen = version
         self.view = View(
             index,
             gallery,
@@ -84,7 +87,7 @@ class Live:
         return len(self.recent) > many or removed > many or compared > self._flat_up_to
 
     def apply(self, changes: Changes) -> None:
-        """Update the view to the version of the changes.
+        """Update the view by changes that follow `seen`, to their version where nothing is missing.
 
         Raises:
             GalleryError: A feature has another size than the index.
@@ -101,13 +104,16 @@ class Live:
         for position, row in enumerate(new, start=old.size):
             positions[row.image_id] = position
         self._note_without(changes)
+        # As many last changes as versions: none of these images has changed again later
+        whole = old.version == self.seen and len(changes.rows) == changes.version - self.seen
+        self.seen = changes.version
         rows, known = old.additions.rows, old.additions.features
         # The list is shared: older views do not look beyond their own size
         rows += [dataclasses.replace(row, feature=None) for row in new]
         count = old.size - len(old.gallery) + len(new)
         self.view = dataclasses.replace(
             old,
-            version=changes.version,
+            version=old.version if changes.more and not whole else changes.version,
             live=live,
             additions=Additions(
                 rows,

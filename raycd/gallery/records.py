@@ -12,6 +12,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+MAX_ID = 512  # characters of an image's id
+
+
+def is_usable_id(image_id: str) -> bool:
+    """Return whether somebody can type and read an id, and a URL leads to it."""
+    typed = 0 < len(image_id) <= MAX_ID and image_id.isprintable() and image_id == image_id.strip()
+    return typed and image_id not in (".", "..")
+
 
 @dataclass(frozen=True, slots=True)
 class Put:
@@ -64,10 +72,16 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """All changes since a version, in their order, and the version that they lead to."""
+    """All changes since a version, in their order, and the version that they lead to.
+
+    Or the first of them: the last states of the images whose last change is up to `version`.
+    """
 
     version: int
     rows: list[Row]
+    more: bool = False
+    """Whether there may be later ones. Then an image may be absent here that had a change up to
+    `version`, and another one after it."""
 
 
 @dataclass(frozen=True, slots=True)

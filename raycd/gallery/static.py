@@ -8,12 +8,14 @@ Shapes: G images.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
+from threading import Lock
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from cachetools import LRUCache, cached
 from numpy.typing import NDArray
 
 from raycd.filters import Condition
@@ -30,9 +32,20 @@ SCHEMA = pa.schema(
     ]
 )
 """What is known of each image, beside its feature."""
+# Key of a gallery table's metadata: fingerprint of the encoder that measured its features
+ENCODER = b"encoder"
 
 _PART = 1 << 14  # ids that are Python's strings at a time
-KEPT_MASKS = 64  # of the last used filters; each has a byte for each image
+KEPT_MIB = 16  # masks of the last used filters; each has a byte for each image
+
+MaskOf = Callable[[tuple[str, ...], Conditions], Mask]
+
+
+def kept(make: MaskOf) -> MaskOf:
+    """Return the same with the masks of the last used filters kept, up to KEPT_MIB."""
+    masks: LRUCache[Any, Mask] = LRUCache(KEPT_MIB * 2**20, getsizeof=lambda mask: mask.nbytes)
+    found: MaskOf = cached(masks, lock=Lock())(make)
+    return found
 
 
 class Gallery:
@@ -49,7 +62,7 @@ class Gallery:
         self._positions = _Positions(self._image_ids)
         self._categories = _Lists(self.table["categories"].combine_chunks())
         self._attributes = _Lists(self.table["attributes"].combine_chunks())
-        self._mask = lru_cache(KEPT_MASKS)(self._make_mask)
+        self._mask = kept(self._make_mask)
 
     def __len__(self) -> int:
         return int(self.table.num_rows)

@@ -9,9 +9,9 @@ Shapes: G positions (index and additions), A additions, B queries, D feature siz
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Self
 
 import numpy as np
@@ -21,7 +21,7 @@ from raycd.gallery import conditions
 from raycd.gallery.conditions import Conditions, Wanted
 from raycd.gallery.recent import Recent
 from raycd.gallery.records import Row
-from raycd.gallery.static import KEPT_MASKS, Gallery
+from raycd.gallery.static import Gallery, MaskOf, kept
 from raycd.index import Index
 from raycd.index.blocks import Moments
 from raycd.index.structure import Found, Mask, best
@@ -170,8 +170,8 @@ class View:
         return found
 
     @cached_property
-    def _mask(self) -> Callable[..., Mask]:
-        return lru_cache(KEPT_MASKS)(self._make_mask)
+    def _mask(self) -> MaskOf:
+        return kept(self._make_mask)
 
     def _make_mask(self, categories: tuple[str, ...], wanted: Conditions) -> Mask:
         found = self.live.copy()

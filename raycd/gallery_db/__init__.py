@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -26,16 +26,13 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from raycd.errors import GalleryError
 from raycd.gallery.records import Change, Changes, Contents, Done, Put, Row, Seed
-from raycd.gallery.static import SCHEMA
 from raycd.gallery_db import database, faults, schema, tables
+from raycd.gallery_db.bulk import Rows, Tally
 from raycd.gallery_db.tables import STATE, Plan, encoders, features, gallery, images
 from raycd.gallery_db.watch import Watch
 
 BUSY_S = 10.0  # how long a write waits for another one
-_CHUNK = 5000  # ids or rows of one statement
 _FETCHED = 2000  # rows at a time
-
-Item = TypeVar("Item")
 
 
 class GalleryDatabase:
@@ -57,11 +54,14 @@ class GalleryDatabase:
         self._insert: Any = (postgresql if engine.dialect.name == "postgresql" else sqlite).insert
 
     @classmethod
-    def open(cls, url: str, *, migrate: bool = True, busy_s: float = BUSY_S) -> Self:
+    def open(
+        cls, url: str, *, migrate: bool = True, create: bool = False, busy_s: float = BUSY_S
+    ) -> Self:
         """Open the database at a SQLite file or a postgresql:// URL, created where it is absent.
 
         Args:
             migrate: Upgrade an older schema; False: raise GalleryError for one.
+            create: Where `migrate` is False: yet make the tables where there are none.
             busy_s: Seconds that a write waits for another one.
         """
         address = database.address(url)
@@ -71,7 +71,8 @@ class GalleryDatabase:
             is_sqlite = engine.dialect.name == "sqlite"
             watch = Watch(engine, Path(address.database or "")) if is_sqlite else None
             try:
-                (schema.upgrade if migrate else schema.check)(engine)
+                unmigrated = schema.create if create else schema.check
+                (schema.upgrade if migrate else unmigrated)(engine)
             except BaseException:
                 _close(engine, watch)
                 raise
@@ -142,7 +143,7 @@ class GalleryDatabase:
         with self._transaction("copying the bundle's gallery") as connection:
             if _locked_version(connection) == 0 and _seed(connection) is None:
                 if isinstance(table, pa.Table):
-                    table = table.to_batches(max_chunksize=_CHUNK)
+                    table = table.to_batches(max_chunksize=tables.CHUNK)
                 version = self._copy(connection, table, fingerprint)
                 values = {"version": version, "seed_digest": digest, "seed_version": version}
                 connection.execute(update(gallery).where(gallery.c.id == STATE).values(values))
@@ -156,24 +157,7 @@ class GalleryDatabase:
         for batch in parts:
             if not version:
                 self._check_dim(connection, fingerprint, batch["feature"].type.list_size)
-            known = batch.select(SCHEMA.names).to_pylist()
-            flat = batch["feature"].flatten().to_numpy(zero_copy_only=False)
-            new = [
-                tables.image_row(
-                    row["image_id"],
-                    number,
-                    row["categories"] or (),
-                    row["attributes"] or {},
-                    row["path"],
-                )
-                for number, row in enumerate(known, start=version + 1)
-            ]
-            connection.execute(images.insert(), new)
-            measured = [
-                tables.feature_row(fingerprint, row["image_id"], feature_D)
-                for row, feature_D in zip(known, flat.reshape(len(batch), -1), strict=True)
-            ]
-            connection.execute(features.insert(), measured)
+            Rows.of(batch).insert(connection, range(len(batch)), version, fingerprint)
             version += len(batch)
         return version
 
@@ -200,10 +184,27 @@ class GalleryDatabase:
             connection.execute(update(gallery).where(gallery.c.id == STATE).values(values))
         return plan.done
 
+    def import_rows(self, rows: Rows, fingerprint: str) -> Tally:
+        """Have images as they are in a batch, each id once, all or none of them, in their order.
+
+        Those that are in the gallery so already are left alone, and get no version.
+
+        Args:
+            fingerprint: The encoder of the features.
+        """
+        with self._transaction("importing into the gallery") as connection:
+            version = _locked_version(connection)
+            self._check_dim(connection, fingerprint, rows.dim)
+            tally = rows.write(connection, version, fingerprint)
+            if tally.changed:
+                values = {"version": version + tally.changed}
+                connection.execute(update(gallery).where(gallery.c.id == STATE).values(values))
+        return tally
+
     def _known(self, connection: Connection, image_ids: set[str]) -> dict[str, str | None]:
         """Return the existing images of these ids, with the paths of their pictures."""
         found: dict[str, str | None] = {}
-        for some in _chunks(sorted(image_ids)):
+        for some in tables.chunks(sorted(image_ids)):
             wanted = select(images.c.image_id, images.c.path).where(
                 images.c.image_id.in_(some), ~images.c.deleted
             )
@@ -211,7 +212,7 @@ class GalleryDatabase:
         return found
 
     def _store(self, connection: Connection, plan: Plan, fingerprint: str) -> None:
-        for some in _chunks(sorted(plan.replaced)):
+        for some in tables.chunks(sorted(plan.replaced)):
             connection.execute(delete(features).where(features.c.image_id.in_(some)))
         rows = [tables.tombstone(*deleted) for deleted in plan.deleted.items()]
         rows += [
@@ -231,17 +232,20 @@ class GalleryDatabase:
         if given:
             connection.execute(features.insert(), given)
 
-    def changes(self, since: int, fingerprint: str) -> Changes:
-        """Return the last state of every image that changed after a version.
+    def changes(self, since: int, fingerprint: str, *, limit: int | None = None) -> Changes:
+        """Return the last state of every image that changed after a version, or of the first ones.
 
         Args:
             fingerprint: The encoder whose features are wanted.
+            limit: Most images.
         """
         with self._reading() as connection:
             # Read before the rows, which then contain all changes up to it, and maybe newer ones.
             version = _version(connection)
             wanted = _rows(fingerprint).where(images.c.version > since).order_by(images.c.version)
-            rows = [tables.read_row(found) for found in connection.execute(wanted)]
+            rows = [tables.read_row(found) for found in connection.execute(wanted.limit(limit))]
+        if limit is not None and len(rows) == limit:
+            return Changes(rows[-1].version, rows, more=True)
         return Changes(max([version, since, *(row.version for row in rows)]), rows)
 
     def load(self, fingerprint: str, *, room: tables.Room = np.empty) -> Contents:
@@ -284,7 +288,7 @@ class GalleryDatabase:
             for dim in {_dim(feature_D) for _, _, feature_D in given}:
                 self._check_dim(connection, fingerprint, dim)
             wanting: set[tuple[str, int]] = set()
-            for some in _chunks([image_id for image_id, _, _ in given]):
+            for some in tables.chunks([image_id for image_id, _, _ in given]):
                 wanted = _rows(fingerprint).where(images.c.image_id.in_(some), ~images.c.deleted)
                 wanting.update(
                     (found.image_id, found.version)
@@ -371,7 +375,3 @@ def _dim(feature_D: NDArray[np.float32]) -> int:
         got, expected = f"shape {feature_D.shape}", "shape (D,)"
         raise GalleryError("a feature is not a vector", "mismatch", got=got, expected=expected)
     return len(feature_D)
-
-
-def _chunks(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
-    return (items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK))

@@ -61,6 +61,13 @@ def upgrade(engine: Engine, migrations: Path = MIGRATIONS) -> None:
             ) from error
 
 
+def create(engine: Engine) -> None:
+    """Run all migrations where there are no tables of ours yet; else `check`."""
+    with engine.connect() as connection:
+        is_new = _revision(connection) is None
+    (upgrade if is_new else check)(engine)
+
+
 def check(engine: Engine) -> None:
     """Raise GalleryError where the schema is not this version's."""
     head = _scripts(MIGRATIONS)[1].get_current_head()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from raycd.gallery.records import Row
 from raycd.gallery_db import GalleryDatabase, database
 from raycd.gallery_db.pictures import SCHEME, Pictures
 
+_FINGERPRINT = re.compile("[0-9a-f]{64}")
 _NO_ENCODER = ""  # a fingerprint that no encoder has: no image has a feature of it
 
 
@@ -30,17 +32,18 @@ class StoredGallery:
 
     @classmethod
     @contextmanager
-    def open(cls, url: str, root: str = "") -> Iterator[Self]:
+    def open(cls, url: str, root: str = "", *, create: bool = False) -> Iterator[Self]:
         """Open the gallery inside of the block.
 
         Args:
             root: Folder or URI of the pictures; empty: beside the SQLite file, as for the service.
+            create: Make an empty one where there is none.
 
         Raises:
             GalleryError: There is no gallery, it cannot be opened, or it has another schema.
         """
         file = sqlite_file(url)
-        if file is not None and not file.is_file():
+        if file is not None and not file.is_file() and not create:
             raise GalleryError(
                 f"there is no gallery at {file}",
                 "unreachable",
@@ -50,7 +53,7 @@ class StoredGallery:
         root = pictures_root(url, root)
         # By default the service puts a SQLite file beside the folder of its bundle.
         moved = Move() if file is None else Move.of(file.parent / "bundle")
-        with GalleryDatabase.open(url, migrate=False) as gallery_db:
+        with GalleryDatabase.open(url, migrate=False, create=create) as gallery_db:
             yield cls(url, gallery_db, Pictures(root) if root else None, moved=moved)
 
     @property
@@ -101,6 +104,45 @@ class StoredGallery:
                 do="first run jobs/index.py with the --bundle that stays",
             )
         return matching[0], encoders[matching[0]]
+
+    def encoder_of(self, named: str, asked: str) -> str:
+        """Return the fingerprint of the encoder whose features are to be imported.
+
+        Args:
+            named: The one that they name; empty where they name none.
+            asked: The one that the user names, or how it begins; empty where none.
+
+        Raises:
+            ConfigError: It is not certain, or the features are of another one than the user's.
+            GalleryError: The gallery has features, and none of that encoder, which nobody named.
+        """
+        known = self.gallery_db.encoders()
+        if not asked:
+            if not named:
+                raise ConfigError(
+                    "it is not known which encoder the features are of: the files do not name it",
+                    do="give --encoder, its fingerprint: manifest.json of a bundle has it",
+                )
+            if known and named not in known:
+                raise GalleryError(
+                    "the features are of an encoder that the gallery does not know",
+                    "mismatch",
+                    got=named[:12],
+                    expected=" or ".join(fingerprint[:12] for fingerprint in known),
+                    do="embed with the encoder of the service's bundle; where a bundle with this "
+                    f"encoder is to be served next, give --encoder {named[:12]}",
+                )
+            return named
+        matching = {one for one in (named, *known) if one and one.startswith(asked)}
+        if not matching and _FINGERPRINT.fullmatch(asked):
+            matching = {asked}
+        if len(matching) != 1 or (named and named not in matching):
+            raise ConfigError(
+                "--encoder is not the encoder of the features",
+                got=asked[:64],
+                expected=named or "64 hexadecimal digits, or how one begins that the gallery knows",
+            )
+        return matching.pop()
 
 
 def is_uploaded(path: str | None) -> bool:

@@ -8,10 +8,10 @@ Shapes: G images, D feature size.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +32,9 @@ from raycd.gallery.records import Change, Done, Put, Row
 from raycd.gallery.static import SCHEMA
 
 FLOAT = np.dtype("<f4")  # of stored features, on every machine
+CHUNK = 5000  # ids or rows of one statement
+
+Item = TypeVar("Item")
 
 metadata = MetaData()
 
@@ -125,10 +128,15 @@ def image_row(
         "image_id": image_id,
         "version": version,
         "deleted": False,
-        "categories": json.dumps(list(categories), ensure_ascii=False),
-        "attributes": json.dumps(dict(attributes), ensure_ascii=False),
+        "categories": as_json(list(categories)),
+        "attributes": as_json(dict(attributes)),
         "path": path,
     }
+
+
+def as_json(value: object) -> str:
+    """Return a value as the tables have it: an import compares these texts."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def tombstone(image_id: str, version: int) -> dict[str, Any]:
@@ -157,6 +165,11 @@ def read_row(found: Any) -> Row:
         found.path,
         None if feature is None else np.frombuffer(feature, FLOAT).astype(np.float32),
     )
+
+
+def chunks(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
+    """Yield so many ids or rows as one statement takes."""
+    return (items[start : start + CHUNK] for start in range(0, len(items), CHUNK))
 
 
 Room = Callable[[tuple[int, int], type[np.float32]], NDArray[np.float32]]

@@ -96,9 +96,7 @@ class Index:
             faiss.omp_set_num_threads(threads)
         lengths_G = blocks.lengths(features_GD)
         moments = blocks.moments(features_GD, lengths_G)
-        structure = _structure(
-            features_GD, lengths_G, settings, seed, None if like is None else like._structure
-        )
+        structure = _structure(features_GD, lengths_G, settings, seed, like)
         recall = 1.0
         if not isinstance(structure, Flat | Half):
             sorts = _sorts(features_GD, lengths_G, queries, settings, seed, structure)
@@ -209,11 +207,11 @@ def _structure(
     lengths_G: NDArray[np.float32],
     settings: IndexConfig,
     seed: int,
-    like: Structure | None,
+    like: Index | None,
 ) -> Structure:
     """Build the structure that the settings ask for, or that so many images need."""
     size, dim = features_GD.shape
-    kind = kind_for(settings, size, dim)
+    kind = kind_for(settings, size, dim, None if like is None else like.kind)
     units = (unit_ND for _, unit_ND in blocks.unit_blocks(features_GD, lengths_G))
     if kind == "flat":
         return Flat.build(units, dim)
@@ -222,12 +220,13 @@ def _structure(
     if kind == "hnsw":
         return Hnsw.build(units, dim, settings)
     lists = approximate.lists(size, settings.ivf_lists)
+    known = None if like is None else like._structure
     if (
-        isinstance(like, Ivf)
-        and type(like) is _LISTS[kind]
-        and 1 / ALIKE <= lists / like.lists <= ALIKE
+        isinstance(known, Ivf)
+        and type(known) is _LISTS[kind]
+        and 1 / ALIKE <= lists / known.lists <= ALIKE
     ):
-        return like.like().filled(units, size)
+        return known.like().filled(units, size)
     # ivf_train images a list: k-means over the whole gallery would take most of the build
     rows = np.sort(np.random.default_rng([seed, 9]).permutation(size)[: lists * settings.ivf_train])
     sample_ND = blocks.unit(features_GD, lengths_G, rows)

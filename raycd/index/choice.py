@@ -22,15 +22,23 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 MAPPED: tuple[Kind, ...] = ("half", "sq8", "rabitq")  # those that compare by a file's rows
 # From the best; each needs less memory than the one before
 EXACT: tuple[Kind, ...] = ("flat", "half")
+ROOM = 1.1
 _LISTS: tuple[Kind, ...] = ("ivf", "sq8", "rabitq")
 
 
-def kind_for(settings: IndexConfig, images: int, dim: int) -> Kind:
-    """Return the kind that a gallery of so many images gets; the smallest where none fits."""
+def kind_for(settings: IndexConfig, images: int, dim: int, now: Kind | None = None) -> Kind:
+    """Return the kind that a gallery of so many images gets; the smallest where none fits.
+
+    Args:
+        now: The kind that it has. A better one must fit with ROOM times the images: a gallery that
+            changes around the bound would be of another kind each time, and its centres trained.
+    """
     if settings.kind != "auto":
         return settings.kind
     kinds = EXACT if images <= settings.flat_up_to else _LISTS
-    return next((kind for kind in kinds if _fits(kind, settings, images, dim)), kinds[-1])
+    better = kinds[: kinds.index(now)] if now in kinds else ()
+    sizes = {kind: int(images * (ROOM if kind in better else 1)) for kind in kinds}
+    return next((kind for kind in kinds if _fits(kind, settings, sizes[kind], dim)), kinds[-1])
 
 
 def check(settings: IndexConfig, images: int, dim: int) -> None:

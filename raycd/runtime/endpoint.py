@@ -19,6 +19,7 @@ from raycd.client import Client
 from raycd.client.request import Search
 from raycd.config import Config, Protocol
 from raycd.data.schema import Dataset, targets_of
+from raycd.errors import ConfigError
 from raycd.evaluate import AVERAGE, MASKED, SUBSET_KS, Evaluation, average, gallery_ids
 from raycd.evaluate.ranking import NOT_FOUND, mean_average_precision, recall
 from raycd.progress import Bar
@@ -43,6 +44,7 @@ def ask(
     for row in dataset.queries("val", both_orders=settings.captions == "both_orders"):
         rows.setdefault(row["category"], []).append(row)
     evaluation, limits, late = Evaluation(recalls={}), client.info().limits, 0
+    _check_subsets([row for queries in rows.values() for row in queries], limits.filters)
     with Bar("ask the service", total=sum(map(len, rows.values())), unit="queries") as bar:
         for category, queries in rows.items():
             wanted = gallery_ids(dataset.gallery_ids(category, "val"), queries, protocol)
@@ -76,6 +78,20 @@ def ask(
         )
     evaluation.recalls[AVERAGE] = average(evaluation.recalls.values())
     return evaluation
+
+
+def _check_subsets(queries: Sequence[dict[str, Any]], most: int) -> None:
+    """Raise ConfigError where a subset has more images than a search may name; 0: unknown."""
+    sizes = (len({*query["subset"]} - {query["reference"]}) for query in queries if query["subset"])
+    largest = max(sizes, default=0)
+    needed = largest + 1  # and the category
+    if most and needed > most:
+        raise ConfigError(
+            "the queries' subsets are larger than the service lets a search name",
+            got=f"{largest} images and a category",
+            expected=f"at most {most} (max_filters)",
+            do=f"start the service with --max-filters {needed}",
+        )
 
 
 class _Category:

@@ -162,11 +162,12 @@ async def _of_form(pairs: Pairs) -> tuple[dict[str, Any], bytes | None]:
         elif name in fields:
             raise problems.wrong_field(name, "is given more than once: give it once")
         else:
-            fields[name] = _attributes(value) if name == "attributes" else value
+            fields[name] = attributes(value) if name == "attributes" else value
     return fields, image
 
 
-def _attributes(text: str) -> Any:
+def attributes(text: str) -> Any:
+    """Return the attributes of a form or an address, which are JSON. Raises ProblemError."""
     try:
         return from_json(text) if text.strip() else {}
     except ValueError as error:

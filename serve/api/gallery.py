@@ -10,10 +10,11 @@ import numpy as np
 from fastapi import APIRouter, Depends, Query, Request, Response
 
 from raycd import __version__
-from raycd.api import GalleryPage, Info, Item, Limits
+from raycd.api import GalleryFilters, GalleryPage, Info, Item, Limits
 from raycd.gallery.view import View
 from raycd.index.structure import Mask
-from serve.api import filters, problems
+from serve.api import bodies, filters, problems
+from serve.api.search_body import check_filters
 from serve.api.wellformed import known_parameters
 from serve.args import ServeArgs
 from serve.replica import Replica
@@ -30,7 +31,10 @@ MinVersion = Annotated[
     Query(ge=0, description="wait until this version of the gallery, which a write has returned"),
 ]
 Categories = Annotated[list[str], Query(description="one of these categories; may repeat")]
-Attributes = Annotated[list[str], Query(description="name:value; may repeat")]
+Attribute = Annotated[list[str], Query(description="name:value; may repeat")]
+Attributes = Annotated[
+    str, Query(description='as those of a search, in JSON: {"price": {"gte": 10, "lt": 50}}')
+]
 
 
 def router(replica: Replica) -> APIRouter:
@@ -47,20 +51,22 @@ def router(replica: Replica) -> APIRouter:
         offset: Annotated[int, Query(ge=0)] = 0,
         limit: Annotated[int, Query(ge=1)] = PAGE,
         category: Categories = [],  # noqa: B006  # FastAPI copies it
-        attribute: Attributes = [],  # noqa: B006
+        attribute: Attribute = [],  # noqa: B006
+        attributes: Attributes = "",
         newest: Annotated[bool, Query(description="the newest images first")] = False,
         min_version: MinVersion = 0,
     ) -> GalleryPage:
         """A page of the gallery, in its order."""
-        _check_limits(replica.args, limit, filters=len(category) + len(attribute))
-        wanted = _attributes(attribute)
+        _check_limit(replica.args, limit)
+        wanted = _filters(replica.args, category, attribute, attributes)
         async with replica.deadline():
             view = (await replica.wait_for_version(min_version)).view
 
             def shown() -> GalleryPage:
-                found = _page(view, view.mask(category, wanted), offset, limit, newest)
-                if category or wanted:
-                    found.warnings = filters.warnings(view, category, wanted)
+                mask = view.mask(wanted.category, wanted.attributes)
+                found = _page(view, mask, offset, limit, newest)
+                if mask is not None:
+                    found.warnings = filters.warnings(view, wanted.category, wanted.attributes)
                 return found
 
             with replica.browsing.slot():
@@ -103,6 +109,7 @@ def limits(args: ServeArgs) -> Limits:
         top_k=args.max_top_k,
         offset=args.max_offset,
         rerank_depth=args.max_rerank_depth,
+        filters=args.max_filters,
         batch=args.max_batch,
         page=args.max_page,
         import_lines=args.max_import,
@@ -131,7 +138,7 @@ def _info(replica: Replica) -> Info:
     )
 
 
-def _check_limits(args: ServeArgs, limit: int, *, filters: int) -> None:
+def _check_limit(args: ServeArgs, limit: int) -> None:
     if limit > args.max_page:
         raise problems.beyond(
             "max_page",
@@ -141,25 +148,26 @@ def _check_limits(args: ServeArgs, limit: int, *, filters: int) -> None:
             field="limit",
             do="page with offset",
         )
-    if filters > args.max_filters:
-        raise problems.beyond(
-            "max_filters",
-            "too many filters",
-            got=filters,
-            most=args.max_filters,
-            do="ask for fewer",
-        )
 
 
-def _attributes(pairs: list[str]) -> dict[str, list[str]]:
-    """Return name -> values of repeated name:value."""
-    wanted: dict[str, list[str]] = {}
+def _filters(
+    args: ServeArgs, category: list[str], pairs: list[str], conditions: str
+) -> GalleryFilters:
+    """Return what a page shows, of name:value pairs and JSON. Raises ProblemError."""
+    asked = bodies.attributes(conditions)
+    if not isinstance(asked, dict):
+        raise problems.wrong_field("attributes", "is not an object of names and filters")
+    values: dict[str, list[str]] = {}
     for pair in pairs:
         name, colon, value = pair.partition(":")
         if not colon or not name:
             raise problems.wrong_field("attribute", f"got {pair!r}, expected name:value")
-        wanted.setdefault(name, []).append(value)
-    return wanted
+        values.setdefault(name, []).append(value)
+    if twice := sorted(values.keys() & asked.keys()):
+        raise problems.wrong_field("attributes", f"{twice[0]} is in attribute, too: give it once")
+    fields = {"category": category, "attributes": values | asked}
+    check_filters(fields, args.max_filters)
+    return bodies.validated(GalleryFilters, fields)
 
 
 def _page(view: View, mask: Mask | None, offset: int, limit: int, newest: bool) -> GalleryPage:

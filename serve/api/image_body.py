@@ -100,10 +100,12 @@ def _feature(asked: GalleryImage, engine: Engine) -> NDArray[np.float32]:
         feature_D = np.frombuffer(data[: len(data) // 4 * 4], "<f4").astype(np.float32)
     else:
         got, right = f"{len(asked.feature or ()):,} numbers", len(asked.feature or ()) == dim
-        feature_D = np.array(asked.feature, np.float64).astype(np.float32)
+        with np.errstate(over="ignore"):  # checked below
+            feature_D = np.array(asked.feature, np.float64).astype(np.float32)
     if not right:
         raise problems.wrong_field("feature", f"got {got}, expected the {dim} of this encoder")
-    length = float(np.linalg.norm(feature_D))
+    with np.errstate(over="ignore", invalid="ignore"):
+        length = float(np.linalg.norm(feature_D))
     if not np.isfinite(length) or length == 0:
         got = (
             "only zeros"

@@ -59,13 +59,13 @@ OPENAPI: dict[str, Any] = {
 async def read(request: Request, args: ServeArgs) -> tuple[SearchRequest, bytes | None]:
     """Return the search and the file of its image, where one was sent. Raises ProblemError."""
     fields, image = await bodies.read(request, args)
-    _check_filters(fields, args.max_filters)
+    check_filters(fields, args.max_filters)
     return check(bodies.validated(SearchRequest, fields), image, args)
 
 
 def of_json(body: Any, args: ServeArgs) -> tuple[SearchRequest, bytes | None]:
     """Return the same of one search of a batch. Raises ProblemError."""
-    _check_filters(body, args.max_filters)
+    check_filters(body, args.max_filters)
     return check(bodies.validated(SearchRequest, body), None, args)
 
 
@@ -119,8 +119,8 @@ def _check_numbers(asked: SearchRequest, args: ServeArgs) -> None:
             )
 
 
-def _check_filters(fields: Any, most: int) -> None:
-    # Before anything is made of them, which takes time for each.
+def check_filters(fields: Any, most: int) -> None:
+    """Raise ProblemError for too many, before anything is made of them: each takes time."""
     asked = fields if isinstance(fields, dict) else {}
     if len(asked) > _FIELDS:
         raise problems.invalid([{"loc": (), "msg": f"got {len(asked)} fields, at most {_FIELDS}"}])

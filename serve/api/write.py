@@ -6,7 +6,7 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from raycd.api import Written
 from raycd.data import images
-from raycd.gallery.records import Done
+from raycd.gallery.records import MAX_ID, Done, is_usable_id
 from serve.api import image_body, problems
 from serve.api.image_body import SentImage
 from serve.api.intake import Intake
@@ -15,7 +15,6 @@ from serve.api.wellformed import known_parameters
 from serve.live.writer import Upload, Writer
 from serve.replica import Replica
 
-MAX_ID = 512  # characters of an image's id
 UNKNOWN = "; whether the change was made is unknown: send it again"
 _ERRORS = problems.responses(400, 403, 404, 408, 409, 413, 415, 422, 503, 507)
 
@@ -96,8 +95,7 @@ async def put_one(replica: Replica, writer: Writer, image_id: str, sent: SentIma
 
 def check_id(image_id: str) -> None:
     """Raise ProblemError for an id that nobody could type or read."""
-    wrong = not image_id.strip() or len(image_id) > MAX_ID or not image_id.isprintable()
-    if wrong or image_id != image_id.strip():
+    if not is_usable_id(image_id) and image_id not in (".", ".."):
         expected = f"1 to {MAX_ID} printable characters without spaces around them"
         raise problems.wrong_field(
             "image_id", f"got {len(image_id)} characters, expected {expected}"
@@ -107,7 +105,7 @@ def check_id(image_id: str) -> None:
 def check_new_id(image_id: str) -> None:
     """Raise ProblemError, too, for an id that no URL leads to: clients resolve it as a folder."""
     check_id(image_id)
-    if image_id in (".", ".."):
+    if not is_usable_id(image_id):
         raise problems.wrong_field(
             "image_id", f"{image_id} cannot be an id: no address leads to it"
         )

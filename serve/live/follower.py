@@ -36,7 +36,8 @@ ASKED = 4  # times in `lag_s` that the database is asked for changes
 ENCODED = 1000  # images that a replica encodes itself before it answers; more are a job's work
 NICE = 10  # niceness of the thread that builds an index: a tenth of a core that others want
 BEHIND = 500  # changes that a new index may lack when it is taken over
-ROUNDS = 8  # times that changes are fetched until a new index lacks no more than BEHIND
+TAKEN = 2000  # changes that are fetched at once: searches go on between them
+ROUNDS = 500  # times that changes are fetched until a new index lacks no more than BEHIND
 TOGETHER = 32  # images that are encoded at once, between queries
 
 _log = logging.getLogger("ray.serve")
@@ -70,7 +71,10 @@ class Follower:
         self._lister = ThreadPoolExecutor(1, "lists")
         self._listing: Future[Recent] | None = None
         self._live = self._loaded()
-        self._follow(first=True)
+        gallery_db, seen = store.gallery_db, self._live.seen
+        self._check_few(gallery_db.unencoded(self._fingerprint, limit=ENCODED + 1, after=seen))
+        while self._follow():
+            pass
         threading.Thread(target=self._run, name="follower", daemon=True).start()
 
     @property
@@ -159,10 +163,9 @@ class Follower:
 
     def _run(self) -> None:
         while not self._stopped.is_set():
-            self._wake.wait(self._args.lag_s / ASKED)
-            self._wake.clear()
+            began = time.monotonic()
             try:
-                self._follow()
+                more = self._follow()
                 self._failed = False
             except Exception as error:
                 if not self._failed:  # once, not every quarter of a second
@@ -170,7 +173,12 @@ class Follower:
                         "the gallery is not followed, its last known state is searched: %s",
                         format_error(error),
                     )
-                self._failed = True
+                self._failed, more = True, False
+            if more:  # half of the time is the searches': Python's lock was held
+                self._stopped.wait(time.monotonic() - began)
+            else:
+                self._wake.wait(self._args.lag_s / ASKED)
+                self._wake.clear()
         self._lister.shutdown(wait=False)
         self._wake_waiting()
 
@@ -179,17 +187,17 @@ class Follower:
             (loop, news), self._news = self._news, None
             loop.call_soon_threadsafe(news.set)
 
-    def _follow(self, *, first: bool = False) -> None:
+    def _follow(self) -> bool:
+        """Take the next changes over; return whether there may be more."""
         if self._built is not None:
             self._live, self._built = self._built, None
-        began = time.monotonic()
-        gallery_db, seen = self._store.gallery_db, self._live.view.version
-        if gallery_db.version() > seen:
-            changes = gallery_db.changes(seen, self._fingerprint)
-            if first:
-                self._check_few(changes.rows)
-            self._live.apply(replace(changes, rows=self._encoded(changes.rows)))
-        self._searcher.view, self._heard = self._live.view, began
+        began, more = time.monotonic(), False
+        if self._store.gallery_db.version() > self._live.seen:
+            more = self._take(self._live).more
+        if self._live.view.version >= self._searcher.view.version:  # a new index may be behind
+            self._searcher.view = self._live.view
+        if not more:
+            self._heard = began
         self._wake_waiting()
         self._start_lists()
         if (
@@ -199,6 +207,12 @@ class Follower:
         ):
             self._builder = threading.Thread(target=self._rebuild, name="index", daemon=True)
             self._builder.start()
+        return more
+
+    def _take(self, live: Live) -> Changes:
+        changes = self._store.gallery_db.changes(live.seen, self._fingerprint, limit=TAKEN)
+        live.apply(replace(changes, rows=self._encoded(changes.rows)))
+        return changes
 
     def _start_lists(self) -> None:
         # What came lately is put into lists by another thread, so that nothing waits for it.
@@ -233,11 +247,10 @@ class Follower:
             built = self._new(index, gallery, view.version)
             built.without = set(self._live.without)
             for _ in range(ROUNDS):
-                changes = self._store.gallery_db.changes(built.view.version, self._fingerprint)
-                built.apply(replace(changes, rows=self._encoded(changes.rows)))
+                changes = self._take(built)
                 if built.recent.needs_merge:
                     built.take_lists(built.recent.put_into_lists())
-                if len(changes.rows) < BEHIND:
+                if not changes.more and len(changes.rows) < BEHIND:
                     break
             self._built = built
         except Exception as error:

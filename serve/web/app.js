@@ -5,8 +5,8 @@ import { startAdding } from "./add.js";
 import * as answer from "./answer.js";
 import { startDialogs } from "./dialogs.js";
 import { byId } from "./element.js";
+import { clearFilters } from "./filters.js";
 import {
-  clearFilters,
   fillForm,
   readForm,
   refreshFilters,

@@ -2,7 +2,8 @@
 // and set from one.
 
 import { byId, element } from "./element.js";
-import { BLANK, grouped, ownOf } from "./query.js";
+import { offerFilters, readFilters, setFilters } from "./filters.js";
+import { BLANK } from "./query.js";
 import { referenceImage, showReference } from "./reference.js";
 
 const COUNTS = [6, 12, 24, 48, 96, 192];
@@ -16,7 +17,6 @@ const OPTIONS = [
   "exact",
   "rerank_depth",
 ];
-const FEW = 12; // more values than this are folded away
 
 const form = byId("query");
 let most = 0; // results at a time
@@ -61,32 +61,12 @@ function offerDepths({ model, limits }) {
 export function refreshFilters(info) {
   const query = readForm();
   offerFilters(info);
-  checkFilters(query);
-}
-
-function checkFilters({ category, attributes }) {
-  for (const box of byId("filters").querySelectorAll("input")) {
-    const wanted =
-      box.name === "category" ? category : ownOf(attributes, box.dataset.attribute, []);
-    box.checked = wanted.includes(box.value);
-    if (box.checked && box.closest("details")) box.closest("details").open = true;
-  }
-}
-
-function offerFilters(info) {
-  const facets = Object.entries(info.attributes).map(([name, values]) =>
-    choices(name, "attribute", values, name),
-  );
-  const categories =
-    Object.keys(info.categories).length > 1
-      ? [choices("Only in", "category", info.categories)]
-      : [];
-  byId("filters").replaceChildren(...categories, ...facets);
+  setFilters(query);
 }
 
 /** The query that the form says, with the reference image. */
 export function readForm() {
-  const query = { ...BLANK, image: referenceImage() };
+  const query = { ...BLANK, image: referenceImage(), ...readFilters() };
   query.text = form.text.value.trim();
   query.negative_text = form.negative_text.value.trim();
   for (const name of ["image_weight", "text_weight", "top_k"])
@@ -94,10 +74,6 @@ export function readForm() {
   for (const name of ["exclude_reference", "exact"]) query[name] = form[name].checked;
   const depth = form.rerank_depth.value;
   query.rerank_depth = depth === "" ? null : Number(depth);
-  const checked = [...byId("filters").querySelectorAll("input:checked")];
-  query.category = checked.filter((box) => box.name === "category").map((box) => box.value);
-  const others = checked.filter((box) => box.name !== "category");
-  query.attributes = grouped(others.map((box) => [box.dataset.attribute, box.value]));
   return query;
 }
 
@@ -121,7 +97,7 @@ export function setForm(query) {
   if (rerank_depth === null) form.rerank_depth.value = "";
   else setCount(form.rerank_depth, rerank_depth);
   for (const name of ["exclude_reference", "exact"]) form[name].checked = query[name];
-  checkFilters(query);
+  setFilters(query);
   if (OPTIONS.some((name) => query[name] !== BLANK[name])) byId("options").open = true;
   showWeights();
 }
@@ -129,11 +105,6 @@ export function setForm(query) {
 /** Options as they were at first; the words and filters stay. */
 export function resetOptions() {
   setForm({ ...readForm(), ...Object.fromEntries(OPTIONS.map((name) => [name, BLANK[name]])) });
-}
-
-/** Forget the filters. */
-export function clearFilters() {
-  for (const box of byId("filters").querySelectorAll("input")) box.checked = false;
 }
 
 /** The numbers beside the sliders. */
@@ -153,26 +124,3 @@ function setCount(select, number) {
 }
 
 const countOf = (option) => Number(option.value || option.text);
-
-function choices(title, name, values, attribute = "") {
-  const boxes = Object.entries(values).map(([value, number]) => {
-    const box = element("input", { type: "checkbox", name, value, className: "unseen" });
-    box.dataset.attribute = attribute;
-    const tally = element("small", {}, number.toLocaleString("en"));
-    return element("label", { className: "chip" }, box, element("span", {}, value), tally);
-  });
-  if (boxes.length <= FEW && !attribute) {
-    return element(
-      "fieldset",
-      {},
-      element("legend", {}, title),
-      element("div", { className: "chips" }, ...boxes),
-    );
-  }
-  const group = element(
-    "div",
-    { className: "chips", role: "group", "aria-label": title },
-    ...boxes,
-  );
-  return element("details", { className: "fold" }, element("summary", {}, title), group);
-}

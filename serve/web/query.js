@@ -19,6 +19,8 @@ const WORDS = ["text", "negative_text"];
 const WEIGHTS = { image_weight: [0, 10], text_weight: [0, 10] };
 const COUNTS = { top_k: [1, Infinity], rerank_depth: [0, Infinity] };
 const NUMBERS = { ...WEIGHTS, ...COUNTS };
+const LISTS = ["in", "not"]; // of a condition
+const BOUNDS = ["gte", "lte"];
 const SWITCHES = ["exclude_reference", "exact"];
 
 export const isEmpty = (query) => query.image === null && query.text === "";
@@ -69,9 +71,12 @@ export function toLink(query) {
     if (query[name] !== BLANK[name]) link.set(name, query[name]);
   }
   query.category.forEach((category) => link.append("category", category));
-  for (const [name, values] of Object.entries(query.attributes)) {
+  const filters = Object.entries(query.attributes);
+  for (const [name, values] of filters.filter(([, one]) => Array.isArray(one))) {
     values.forEach((value) => link.append("attribute", `${name}:${value}`));
   }
+  const conditions = filters.filter(([, one]) => !Array.isArray(one));
+  if (conditions.length) link.set("attributes", JSON.stringify(Object.fromEntries(conditions)));
   return link.toString();
 }
 
@@ -93,8 +98,28 @@ export function fromLink(search) {
     .getAll("attribute")
     .map((pair) => [pair.indexOf(":"), pair])
     .filter(([colon]) => colon > 0);
-  query.attributes = grouped(
+  const values = grouped(
     pairs.map(([colon, pair]) => [pair.slice(0, colon), pair.slice(colon + 1)]),
   );
+  query.attributes = { ...values, ...conditionsOf(link.get("attributes")) };
   return query;
+}
+
+/** The conditions of a link, those that the form can say. */
+function conditionsOf(text) {
+  let given = null;
+  try {
+    given = JSON.parse(text);
+  } catch {
+    // Somebody has cut the link off
+  }
+  const isList = (one) =>
+    Array.isArray(one) && one.length > 0 && one.every((value) => typeof value === "string");
+  const conditions = Object.entries(given ?? {}).map(([name, condition]) => {
+    const parts = Object.entries(condition ?? {}).filter(([word, part]) =>
+      LISTS.includes(word) ? isList(part) : BOUNDS.includes(word) && Number.isFinite(part),
+    );
+    return [name, Object.fromEntries(parts)];
+  });
+  return Object.fromEntries(conditions.filter(([, parts]) => Object.keys(parts).length > 0));
 }

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from raycd.client.__main__ import main
@@ -80,6 +81,15 @@ def test_conditions_of_attributes_are_sent_as_such(run: Run, service: Service) -
         "brand": {"not": ["none", "x=y"]},
         "colour": {"in": ["blue"], "not": ["red"]},
     }
+
+
+def test_a_page_of_the_gallery_is_filtered_as_a_search(run: Run, service: Service) -> None:
+    service.answers(Reply(body={"items": [], "total": 0, "offset": 0}))
+    options = ["--attribute", "neck:v", "--where", "price>=10", "--where", "brand!=none"]
+    assert run("gallery", *options) == 0
+    asked = httpx.URL(service.asked[0].path).params
+    assert asked["attribute"] == "neck:v"
+    assert json.loads(asked["attributes"]) == {"price": {"gte": "10"}, "brand": {"not": ["none"]}}
 
 
 @pytest.mark.parametrize("where", ["price", "price >", "> 3", "price:3"])

@@ -15,6 +15,7 @@ from raycd import bundle
 from raycd.api import SearchRequest
 from raycd.config import IndexConfig
 from raycd.filters import Condition
+from raycd.gallery import static
 from raycd.gallery.conditions import is_number, number
 from raycd.gallery.live import Live
 from raycd.gallery.records import Changes, Row
@@ -141,6 +142,21 @@ def test_the_attributes_that_have_numbers_are_known_of_indexed_and_of_added_imag
     assert live.view.numeric == {"size", "price"}
     live.apply(Changes(3, [row(2, {}, deleted=True)]))
     assert live.view.numeric == {"size"}
+
+
+def test_the_masks_that_are_kept_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(static, "KEPT_MIB", 20 / 2**20)  # two masks of 8 images
+    features_GD = np.ones((8, 2), np.float32)
+    table = bundle.gallery_table(
+        [str(i) for i in range(8)], [[str(i)] for i in range(8)], [None] * 8, features_GD, "encoder"
+    )
+    gallery = Gallery(table)
+    first, second, third = (gallery.mask([name]) for name in "012")
+    assert gallery.mask(["1"]) is second
+    assert gallery.mask(["2"]) is third
+    again = gallery.mask(["0"])
+    assert again is not first
+    np.testing.assert_array_equal(again, first)
 
 
 def test_a_condition_is_sent_as_it_is_written() -> None:

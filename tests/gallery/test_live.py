@@ -240,3 +240,17 @@ def test_images_that_will_be_in_lists_soon_ask_for_no_new_index(
     live.take_lists(live.recent.put_into_lists())
     assert live.recent.listed == (0 if kind == "flat" else count)
     assert live.needs_rebuild is needs_rebuild
+
+
+def test_a_view_has_no_version_before_it_has_all_that_was_put_up_to_it() -> None:
+    rng = np.random.default_rng(0)
+    live = started([image("first", 1, rng)])
+    live.apply(Changes(3, [image("a", 2, rng), image("b", 3, rng)], more=True))
+    assert (live.view.version, live.seen) == (3, 3)
+    # What was put at 4 was put again at 7: until then it is absent
+    live.apply(Changes(6, [image("c", 5, rng), image("d", 6, rng)], more=True))
+    assert (live.view.version, live.seen, len(live.view)) == (3, 6, 5)
+    live.apply(Changes(8, [image("e", 7, rng), image("f", 8, rng)], more=True))
+    assert (live.view.version, live.seen) == (3, 8)
+    live.apply(Changes(8, []))
+    assert (live.view.version, len(live.view)) == (8, 7)

@@ -48,6 +48,15 @@ def test_the_best_kind_is_chosen_whose_memory_is_there(
     assert kind_for(IndexConfig(memory_mib=memory_mib), images, 640) == kind
 
 
+def test_a_gallery_around_the_bound_keeps_its_kind() -> None:
+    needed = resident_mib("ivf", IndexConfig(), 100_000, 640)
+    settings = IndexConfig(memory_mib=int(needed) + 1)
+    kinds = [(now, kind_for(settings, 100_000, 640, now)) for now in (None, "ivf", "sq8", "flat")]
+    assert kinds == [(None, "ivf"), ("ivf", "ivf"), ("sq8", "sq8"), ("flat", "ivf")]
+    assert kind_for(settings, 101_000, 640, "ivf") == "sq8"
+    assert kind_for(settings, 90_000, 640, "sq8") == "ivf"
+
+
 def test_a_kind_that_is_asked_for_is_taken_whatever_the_bound() -> None:
     assert kind_for(IndexConfig(kind="hnsw", memory_mib=1), 100, 640) == "hnsw"
 

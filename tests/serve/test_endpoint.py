@@ -14,6 +14,7 @@ from raycd.client import Client
 from raycd.config import Config
 from raycd.data.build import DatasetBuilder, TripletRow
 from raycd.data.schema import Dataset
+from raycd.errors import ConfigError
 from raycd.evaluate import cached_query, evaluate
 from raycd.evaluate.rerank import cached_rerank
 from raycd.features import Features
@@ -31,6 +32,14 @@ TRIPLETS = (
     ("dress", "lost", ["image-3"], ["is found", "again"]),
 )
 SUBSET = ("image-4", "image-0", "image-6", "image-10")
+
+
+def test_subsets_that_are_larger_than_a_search_may_name_are_refused_before_any_is_asked() -> None:
+    query = {"reference": "a", "subset": ["a", *"bcdefg"]}
+    endpoint._check_subsets([query, query | {"subset": None}], 7)
+    endpoint._check_subsets([query], 0)
+    with pytest.raises(ConfigError, match="start the service with --max-filters 7"):
+        endpoint._check_subsets([query], 6)
 
 
 @pytest.fixture(scope="module")

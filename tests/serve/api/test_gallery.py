@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+from collections.abc import Callable
 from io import BytesIO
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from PIL import Image
 
+from raycd import bundle
 from raycd.api import GalleryPage, Info
+from raycd.client import Client
+from raycd.gallery.records import Put
+from raycd.gallery_db import GalleryDatabase
 from tests.serve.asking import fields, problem
 
 
@@ -41,6 +49,93 @@ def test_the_gallery_by_category_and_attribute(client: httpx.Client) -> None:
     ]
     assert problem(client.get("/v1/gallery", params={"limit": 51}), 422)["limit"] == "max_page"
     assert fields(problem(client.get("/v1/gallery", params={"offset": -1}), 422)) == ["offset"]
+
+
+COLOURS, PRICES = ("red", "blue", None), ("5", "10", "99.5", "cheap", None)
+WORDS: dict[str, list[Any]] = {
+    "in": [["red"], ["red", "5"], []],
+    "not": [["blue"], ["cheap", "10"]],
+    "gt": [5, 10],
+    "gte": [10, -3.5],
+    "lt": [10, 99.5],
+    "lte": [5, 1e3],
+}
+
+
+@pytest.fixture(scope="module")
+def labelled(
+    start_replica: Callable[..., str],
+    service_args: Any,
+    tiny_bundle: Any,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[str, dict[str, dict[str, str]]]:
+    """Return the URL of a service, and its images with their attributes."""
+    url = str(tmp_path_factory.mktemp("labelled") / "gallery.sqlite")
+    images = {
+        f"{colour}-{price}": {
+            name: value for name, value in (("colour", colour), ("price", price)) if value
+        }
+        for colour, price in itertools.product(COLOURS, PRICES)
+    }
+    encoder = bundle.read_manifest(tiny_bundle.folder).encoder
+    feature_D = np.ones(encoder.dim, np.float32)
+    with GalleryDatabase.open(url) as gallery_db:
+        puts = [Put(name, feature_D, (), attributes) for name, attributes in images.items()]
+        gallery_db.write(puts, encoder.fingerprint)
+    args = service_args.model_copy(update={"gallery": url})
+    return start_replica(args, "labelled"), images
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_any_condition_shows_what_numpy_finds_and_what_a_search_finds(
+    labelled: tuple[str, dict[str, dict[str, str]]], seed: int
+) -> None:
+    url, images = labelled
+    rng = np.random.default_rng(seed)
+    wanted: dict[str, Any] = {}
+    for name in rng.permutation(["colour", "price"])[: rng.integers(1, 3)].tolist():
+        words = rng.permutation(list(WORDS))[: rng.integers(1, 4)].tolist()
+        wanted[name] = {word: WORDS[word][rng.integers(len(WORDS[word]))] for word in words}
+    right = np.ones(len(images), np.bool_)
+    for name, condition in wanted.items():
+        values = np.array([attributes.get(name, "") for attributes in images.values()])
+        numbers = np.array([float(v) if v[:1].isdigit() else np.nan for v in values])
+        for word, than in condition.items():
+            if word in ("in", "not"):
+                right &= np.isin(values, np.array(than, values.dtype)) == (word == "in")
+            else:
+                compare = getattr(np, {"gt": "greater", "gte": "greater_equal"}.get(word, "less"))
+                compare = np.less_equal if word == "lte" else compare
+                right &= compare(numbers, than)
+    expected = [name for name, is_right in zip(images, right.tolist(), strict=True) if is_right]
+    with Client(url) as client:
+        assert [item.image_id for item in client.iter_gallery(attributes=wanted)] == expected
+        found = client.search(text="is blue", attributes=wanted, top_k=50)
+        assert {result.image_id for result in found.results} == set(expected)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "wrong"),
+    [
+        ({"attributes": "{"}, ["attributes"]),
+        ({"attributes": "[]"}, ["attributes"]),
+        ({"attributes": '{"price": {"above": 3}}'}, ["attributes.price.above"]),
+        ({"attributes": '{"price": {"not_": ["a"]}}'}, ["attributes.price"]),
+        ({"attributes": '{"price": {"in_": ["a"]}}'}, ["attributes.price"]),
+        ({"attributes": '{"price": {}}'}, ["attributes.price"]),
+        ({"attributes": '{"a": {"gt": 1}}', "attribute": "a:1"}, ["attributes"]),
+    ],
+)
+def test_a_page_of_wrong_conditions_says_what_is_wrong(
+    client: httpx.Client, parameters: dict[str, str], wrong: list[str]
+) -> None:
+    assert fields(problem(client.get("/v1/gallery", params=parameters), 422)) == wrong
+
+
+def test_conditions_of_a_page_count_as_those_of_a_search(client: httpx.Client) -> None:
+    many = json.dumps({"price": {"not": [str(number) for number in range(101)]}})
+    refused = problem(client.get("/v1/gallery", params={"attributes": many}), 422)
+    assert refused["limit"] == "max_filters"
 
 
 def test_pictures_small_and_whole_with_a_name_of_their_content(

@@ -224,3 +224,24 @@ def test_more_images_than_a_replica_encodes_are_refused_though_the_bundle_has_be
         follow()
     monkeypatch.setattr(follower, "ENCODED", 3)
     assert len(follow().view) == 12  # without pictures, they cannot be found
+
+
+def test_many_changes_at_once_are_taken_over_in_parts_and_versions_only_grow(
+    follow: Callable[..., Searcher], store: GalleryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follower, "TAKEN", 20)
+    monkeypatch.setattr(live, "REBUILD_FROM", 100)  # a new index is behind when it is taken over
+    seen, original = list[int](), Follower._wake_waiting
+
+    def noted(self: Follower) -> None:
+        seen.append(self._searcher.view.version)
+        original(self)
+
+    monkeypatch.setattr(Follower, "_wake_waiting", noted)
+    searcher = follow(kind="ivf", sample=50, ivf_lists=2)
+    first = searcher.view.index
+    version = put(store, searcher, features(searcher, ADDED))
+    until(lambda: has_version(searcher, version) and searcher.view.index is not first)
+    assert len(searcher.view) == 12 + ADDED
+    assert seen == sorted(seen)
+    assert len({one for one in seen if 12 < one < version}) > 5

@@ -1,0 +1,107 @@
+"""Filters on the page beyond one value: several, all but these, and ranges of numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from playwright.sync_api import BrowserContext, Page, expect
+
+from raycd import bundle
+from raycd.gallery.records import Put
+from raycd.gallery_db import GalleryDatabase
+from tests.serve.pages import NEEDS_CHROMIUM, ask, opener
+
+pytestmark = NEEDS_CHROMIUM
+
+
+@pytest.fixture(scope="module")
+def priced_url(
+    start: Callable[..., str], tiny_bundle: Any, tmp_path_factory: pytest.TempPathFactory
+) -> str:
+    """Start a service of nine images of three colours, at 10 to 90."""
+    url = str(tmp_path_factory.mktemp("priced") / "gallery.sqlite")
+    encoder = bundle.read_manifest(tiny_bundle.folder).encoder
+    feature_D = np.ones(encoder.dim, np.float32)
+    path = str(tiny_bundle.folder.parent / "image-0.png")
+    puts = [
+        Put(f"image-{n}", feature_D, ("dress",), {"colour": colour, "price": str(10 * n)}, path)
+        for n, colour in enumerate(["red", "green", "blue"] * 3, start=1)
+    ]
+    with GalleryDatabase.open(url) as gallery_db:
+        gallery_db.write(puts, encoder.fingerprint)
+    return start("page-filters", gallery=url)
+
+
+@pytest.fixture
+def open_priced(
+    context: BrowserContext, priced_url: str, complaints: list[str]
+) -> Iterator[Callable[..., Page]]:
+    with opener(context, priced_url, complaints) as open_page:
+        yield open_page
+
+
+def is_found(page: Page, number: int) -> None:
+    expect(page.locator("#status")).to_contain_text(f"of {number} image")
+
+
+def test_a_range_of_numbers_is_typed_and_kept_in_the_link(
+    open_priced: Callable[..., Page],
+) -> None:
+    page = open_priced()
+    ask(page, "is blue")
+    page.locator("#filters summary", has_text="price").press("Enter")
+    page.keyboard.press("Tab")
+    expect(page.get_by_label("price from")).to_be_focused()
+    expect(page.get_by_label("price from")).to_have_attribute("placeholder", "10")
+    page.keyboard.type("30")
+    page.keyboard.press("Tab")
+    is_found(page, 7)
+    page.keyboard.type("50.5")
+    page.keyboard.press("Enter")
+    is_found(page, 3)
+    again = open_priced(page.url[page.url.index("?") :])
+    is_found(again, 3)
+    expect(again.get_by_label("price to")).to_have_value("50.5")
+    again.get_by_label("price from").fill("")
+    again.get_by_label("price from").press("Enter")
+    is_found(again, 5)
+
+
+def test_all_but_some_values_are_found_and_back_and_clearing_bring_the_others(
+    open_priced: Callable[..., Page],
+) -> None:
+    page = open_priced()
+    ask(page, "is blue")
+    page.locator("#filters summary", has_text="colour").click()
+    colours = page.get_by_role("group", name="colour")
+    for name in ("red", "blue"):
+        colours.get_by_text(name).click()
+    is_found(page, 6)
+    page.locator('#filters [data-attribute="colour"]').get_by_label("All but these").press("Space")
+    is_found(page, 3)
+    expect(colours.get_by_role("checkbox", name="red")).to_be_checked()
+    page.go_back()
+    is_found(page, 6)
+    page.locator("#filters summary", has_text="price").click()
+    page.get_by_label("price from").fill("1000")
+    page.get_by_label("price from").press("Enter")
+    page.get_by_role("button", name="Clear the filters").click()
+    is_found(page, 9)
+    expect(page.get_by_label("price from")).to_have_value("")
+
+
+@pytest.mark.parametrize(
+    "attributes", ["{", "[1]", '{"price":{"gte":"x"},"colour":{"in":[]}}', '{"price":null}']
+)
+def test_a_link_of_conditions_that_make_no_sense_opens_without_them(
+    open_priced: Callable[..., Page], attributes: str
+) -> None:
+    is_found(open_priced(f"?text=is+blue&attributes={attributes}"), 9)
+
+
+def test_a_link_may_filter_by_what_no_image_has(open_priced: Callable[..., Page]) -> None:
+    page = open_priced('?text=is+blue&attributes={"__proto__":{"gte":1}}')
+    expect(page.get_by_text("No image passes these filters")).to_be_visible()
