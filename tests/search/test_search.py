@@ -98,7 +98,7 @@ def test_an_image_of_the_gallery_is_as_if_it_were_sent(
     named = ask(searcher, image_id="image-5", text="is blue")
     assert [result.image_id for result in named] == [result.image_id for result in sent]
     for left, right in zip(sent, named, strict=True):
-        assert [left.score, *left[5:]] == pytest.approx([right.score, *right[5:]], abs=1e-5)
+        assert [left.score, *left[6:]] == pytest.approx([right.score, *right[6:]], abs=1e-5)
         assert left.relative_score == pytest.approx(right.relative_score, abs=0.02)
 
 

@@ -24,7 +24,7 @@ from raycd.gallery.records import Delete, Put, Seed
 from raycd.gallery_db import GalleryDatabase
 from raycd.search.searcher import Searcher
 from serve.args import ServeArgs
-from serve.live import follower
+from serve.live import follower, unencoded
 from serve.live.follower import Follower
 from serve.live.store import GalleryStore
 
@@ -219,8 +219,8 @@ def test_more_images_than_a_replica_encodes_are_refused_though_the_bundle_has_be
     store.gallery_db.write(
         [Put(f"other-{i}", np.ones(8, np.float32), (), {}, None) for i in range(3)], "f" * 64
     )
-    monkeypatch.setattr(follower, "ENCODED", 2)
+    monkeypatch.setattr(unencoded, "ENCODED", 2)
     with pytest.raises(GalleryError, match="3 images without features of encoder"):
         follow()
-    monkeypatch.setattr(follower, "ENCODED", 3)
+    monkeypatch.setattr(unencoded, "ENCODED", 3)
     assert len(follow().view) == 12  # without pictures, they cannot be found
