@@ -74,9 +74,10 @@ class Engine:
         self._prepared = self.searcher.prepare(grey)  # before any text is cached
         self._check_canary()
         self.follower: Follower | EngineFollower | None = None
-        if store is not None:
-            follow = EngineFollower if self._has_engine else Follower
-            self.follower = follow(self.searcher, store, model, args)
+        if store is not None and self._has_engine:
+            self.follower = EngineFollower(self.searcher, store, model, args)
+        elif store is not None:
+            self.follower = Follower(self.searcher, store, model, args)
 
     def _check_canary(self) -> None:
         # Of the bundle's own gallery, which may be empty: it comes before the live one is loaded.

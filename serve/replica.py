@@ -139,7 +139,7 @@ class Replica:
             if self._engine:
                 swap.check(self._engine, fresh)
                 if isinstance(fresh.follower, EngineFollower):
-                    await asyncio.to_thread(fresh.follower.wait_until_whole)
+                    await asyncio.to_thread(fresh.follower.wait_until_current)
         except BaseException:
             fresh.close()
             raise

@@ -231,7 +231,7 @@ class Collection:
 
     def _failure(self, error: Exception) -> GalleryError | None:
         """Return what an error of a call means; None for a mistake of ours."""
-        import grpc
+        import grpc  # type: ignore[import-untyped]  # it has no stubs
         from pymilvus.exceptions import MilvusException
 
         if isinstance(error, MilvusException) and error.code in _MISSING:

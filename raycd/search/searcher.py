@@ -247,6 +247,7 @@ class Searcher:
                 extras[row] = extra
         for row, one in enumerate(batch):
             if one.pixels is None and one.reference is not None:
+                assert one.reference.feature_D is not None, "it was found with its feature"
                 features_BD[row] = torch.from_numpy(one.reference.feature_D)
                 if one.text is not None:
                     extras[row] = self._needs.of_image(one.reference.image_id)

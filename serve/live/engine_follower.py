@@ -107,14 +107,16 @@ class EngineFollower(Following):
         """Raise GalleryError unless the collection is whole and the engine answers."""
         self._view.check()
 
-    def wait_until_whole(self) -> None:
-        """Wait until the collection has the whole gallery, or this is stopped.
+    def wait_until_current(self) -> None:
+        """Wait until the collection has what is in the database now, or this is stopped.
 
         Raises:
             GalleryError: The engine has not answered for PATIENCE_S.
         """
-        answered = time.monotonic()
-        while not (self._stopped.is_set() or self._view.marker.whole):
+        answered, newest = time.monotonic(), self._gallery_db.version()
+        while not (
+            self._stopped.is_set() or (self._view.marker.whole and self._view.version >= newest)
+        ):
             self._stopped.wait(self._lag_s / ASKED)
             if self._collection.failed is None:
                 answered = time.monotonic()

@@ -57,7 +57,7 @@ class Swapped:
     def expect(self, folder: Path) -> str:
         """Learn what a bundle answers; returns the fingerprint that its answers bear."""
         searcher = Searcher(bundle.load(folder))
-        query = Query(self.image, "is blue", top_k=10, allowed=searcher.view.mask([CATEGORY]))
+        query = Query(self.image, "is blue", top_k=10, allowed=searcher.view.allowed([CATEGORY]))
         [results] = searcher.search([query])
         fingerprint = searcher.bundle.manifest.encoder.fingerprint[:12]
         self.expected[fingerprint] = [(found.image_id, found.score) for found in results]
