@@ -52,7 +52,7 @@ class Lease:
             )
             known = connection.execute(select(leases).where(ours).with_for_update()).one()
             now = _now(connection)
-            taken = known.holder == self.holder or known.until <= now
+            taken = bool(known.holder == self.holder or known.until <= now)
             if taken:
                 held = {"holder": self.holder, "until": now + self.seconds}
                 connection.execute(update(leases).where(ours).values(**held))

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, cast, column, exists, func, select, true
+from sqlalchemy import ColumnElement, Text, cast, column, exists, func, select, true
 from sqlalchemy.dialects.postgresql import JSONB
 
 from raycd.gallery.state import Image, Page
@@ -54,7 +54,7 @@ def category_counts(gallery_db: GalleryDatabase) -> dict[str, int]:
     count = func.count().label("count")
     with gallery_db.reading() as connection:
         entry = _entries(images.c.categories, connection.dialect.name == "postgresql")
-        value = column("value")
+        value = column("value", Text)
         wanted = (
             select(value, count).select_from(images.join(entry, true())).where(~images.c.deleted)
         )
@@ -71,7 +71,7 @@ def attribute_counts(gallery_db: GalleryDatabase) -> dict[str, dict[str, int]]:
     count = func.count().label("count")
     with gallery_db.reading() as connection:
         pair = _pairs(images.c.attributes, connection.dialect.name == "postgresql")
-        name, value = column("key"), column("value")
+        name, value = column("key", Text), column("value", Text)
         wanted = (
             select(name, value, count)
             .select_from(images.join(pair, true()))
@@ -79,11 +79,11 @@ def attribute_counts(gallery_db: GalleryDatabase) -> dict[str, dict[str, int]]:
         )
         wanted = wanted.group_by(name, value).order_by(count.desc(), name, value)
         streamed = connection.execution_options(yield_per=VALUES).execute(wanted)
-        for found in streamed:
-            if found.key in counts or len(counts) < VALUES:
-                values = counts.setdefault(found.key, {})
+        for its_name, its_value, size in streamed:
+            if its_name in counts or len(counts) < VALUES:
+                values = counts.setdefault(its_name, {})
                 if len(values) < VALUES:
-                    values[found.value] = int(found.count)
+                    values[its_value] = int(size)
     return dict(sorted(counts.items()))
 
 

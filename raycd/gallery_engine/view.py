@@ -191,7 +191,11 @@ class EngineView:
         return self._has(expressions.number_tag(name))
 
     def _has(self, tag: str) -> bool:
-        return bool(self._query(expressions.having(tag), ["key"], limit=1))
+        # No name is called unknown because nobody can be asked: pages come without the engine
+        try:
+            return bool(self._query(expressions.having(tag), ["key"], limit=1))
+        except GalleryError:
+            return True
 
     @property
     def moments(self) -> Moments:

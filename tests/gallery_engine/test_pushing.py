@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import time
@@ -16,12 +17,14 @@ from pymilvus.client.ts_utils import update_collection_ts
 
 from raycd.errors import ConfigError, GalleryError
 from raycd.gallery.records import Delete, Put
+from raycd.gallery.state import Page
 from raycd.gallery_db import GalleryDatabase
 from raycd.gallery_db.leases import Lease
 from raycd.gallery_engine import expressions, pushing
 from raycd.gallery_engine.address import TOKEN, Address
-from raycd.gallery_engine.collection import Collection, Marker
+from raycd.gallery_engine.collection import TIMEOUT_S, Collection, Marker
 from raycd.gallery_engine.pushing import Push
+from raycd.gallery_engine.view import EngineView, Facts
 from tests.milvus import Milvus
 
 DIM = 4
@@ -213,6 +216,27 @@ def test_a_pusher_that_is_killed_loses_nothing(
     assert contents(collection) == {f"image-{i}": i for i in range(400) if i % 7}
 
 
+def test_an_engine_that_is_not_there_is_told_and_nothing_waits_for_it() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"milvus://127.0.0.1:{free.getsockname()[1]}"
+    collection = Collection(Address.parse(url), "raycd_nowhere", DIM)
+    none = Facts.none(DIM)
+    view = EngineView(collection, Marker(1, 1), 1, none, lambda *_, **__: Page([], 0))
+    began = time.monotonic()
+    with pytest.raises(GalleryError, match="does not answer") as caught:
+        collection.marker()
+    assert caught.value.reason == "engine"
+    assert time.monotonic() - began < 2 * TIMEOUT_S
+    began = time.monotonic()
+    for ask in (lambda: view.find("a"), lambda: view.nearest(np.eye(1, DIM, dtype=np.float32), 1)):
+        with pytest.raises(GalleryError, match="does not answer"):
+            ask()
+    assert time.monotonic() - began < 0.5
+    assert view.has_category("a"), "nobody knows that it is unknown"
+    assert (len(view), view.page([], {}, offset=0, limit=1, newest=True)) == (1, ([], 0))
+
+
 @pytest.mark.slow
 def test_an_engine_that_is_away_is_told_and_comes_back(
     tmp_path: Path, gallery_db: GalleryDatabase
@@ -231,12 +255,16 @@ def test_an_engine_that_is_away_is_told_and_comes_back(
         assert time.monotonic() - began < 10
         assert collection.failed is not None
         milvus.start()
-        end = time.monotonic() + 60
-        while collection.failed is not None:
-            assert time.monotonic() < end
-            with suppress(GalleryError):  # a connection takes a moment
-                finish(push)
+        _finish_patiently(push, collection)
         assert contents(collection) == {"image-1": 1, "image-2": 2}
+
+
+def _finish_patiently(push: Push, collection: Collection) -> None:
+    end = time.monotonic() + 60
+    while collection.failed is not None:
+        assert time.monotonic() < end
+        with suppress(GalleryError):  # a connection takes a moment
+            finish(push)
 
 
 def test_a_file_of_milvus_lite_is_opened_in_the_process(
