@@ -179,15 +179,17 @@ class IndexInfo(_ResponsePart):
     """The searched index."""
 
     kind: str
-    """flat, half, ivf, hnsw, sq8 or rabitq."""
+    """flat, half, ivf, hnsw, sq8 or rabitq; milvus: a search engine has the gallery."""
     size: int
     """Number of images."""
     version: int
     """Version of the searched gallery, which grows with each change."""
     lag_s: float = 0.0
     """Seconds since the gallery's database last answered: later changes may be missing."""
-    recall: float
-    """Share of the exact first 10 that it finds, measured on a sample when it was built."""
+    recall: float | None = None
+    """Share of the exact first 10 that it finds, measured on a sample when it was built; null: a
+    search engine does not tell.
+    """
 
 
 class ModelInfo(_ResponsePart):

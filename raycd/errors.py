@@ -76,6 +76,8 @@ class GalleryError(RaycdError):
     `reason` tells programs which. unreachable and locked may be temporary; full, read_only,
     damaged, replaced (the file is not the one that was opened), newer (its schema is of a later
     raycd), unmigrated and in_use need a person; mismatch is features of another encoder or size.
+    Of a search engine that has the gallery: engine (it does not answer) and filling (it does not
+    have the whole gallery yet).
     """
 
     Reason = Literal[
@@ -89,6 +91,8 @@ class GalleryError(RaycdError):
         "unmigrated",
         "in_use",
         "mismatch",
+        "engine",
+        "filling",
     ]
 
     def __init__(

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 from raycd.config import cli
 from raycd.config.settings import Options, parse_service
 from raycd.errors import RaycdError, RunError, WeightsError
+from raycd.gallery_engine.address import Address
 from serve.args import NO_GALLERY, REGISTRY, LocalArgs, ServeArgs, Wanted, is_fetched
 from serve.security import keyring
 from serve.start import local, running
@@ -62,6 +63,8 @@ def _serve(options: Options[LocalArgs]) -> None:
     folder = _folder(wanted.bundle)
     local.check_free(wanted.host, wanted.port)
     args = _arguments(wanted, folder)
+    if args.gallery_engine:
+        Address.parse(args.gallery_engine).check_installed()
     if args.api_keys:
         keyring.read(Path(args.api_keys))
     elif not _is_loopback(wanted.host):

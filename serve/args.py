@@ -42,6 +42,10 @@ class ServeArgs(Section):
     """Database of the live gallery: a SQLite file or a postgresql:// URL. Empty: gallery.sqlite
     beside the bundle's folder. none: the bundle's own gallery, which does not change.
     """
+    gallery_engine: str = ""
+    """Search engine that has the gallery's images, in place of an index in each replica:
+    milvus://<host>:19530. It is kept at the state of the gallery's database.
+    """
     pictures: str = ""
     """Folder or fsspec URI of the pictures that clients add; empty: beside the SQLite file."""
     lag_s: Seconds = 1.0
@@ -133,6 +137,21 @@ class ServeArgs(Section):
                 "got no gallery, expected a SQLite file, a postgresql:// URL or none; set gallery"
             )
         return gallery
+
+    @field_validator("gallery_engine")
+    @classmethod
+    def _engine_has_a_database(cls, engine: str, info: ValidationInfo) -> str:
+        if engine and info.data.get("gallery") == NO_GALLERY:
+            raise ValueError(
+                "a search engine is filled from the gallery's database: got gallery none, expected "
+                "a SQLite file or a postgresql:// URL"
+            )
+        if engine.endswith(".db") and info.data.get("replicas", 1) > 1:
+            raise ValueError(
+                "a file of Milvus Lite belongs to one process: got several replicas, expected 1, "
+                "or the address of a server"
+            )
+        return engine
 
     @field_validator("cors_origins")
     @classmethod

@@ -15,11 +15,12 @@ from raycd.bundle import Bundle
 from raycd.data import images
 from raycd.data.manifest import CATEGORY
 from raycd.errors import WeightsError
-from raycd.gallery.view import View
+from raycd.gallery.state import State
 from raycd.model.encoder import fold_batch_norms
 from raycd.search.query import Answer, Prepared, Query
 from raycd.search.searcher import Searcher
 from serve.args import ServeArgs
+from serve.live.engine_follower import EngineFollower
 from serve.live.follower import Follower
 from serve.live.store import GalleryStore
 
@@ -51,7 +52,8 @@ class Engine:
         model: ThreadPoolExecutor,
         store: GalleryStore | None,
     ) -> None:
-        self.bundle = bundle.load(folder, threads=threads)
+        self._has_engine = bool(args.gallery_engine)
+        self.bundle = bundle.load(folder, threads=threads, gallery=not self._has_engine)
         self.fingerprint = self.bundle.manifest.encoder.fingerprint
         fold_batch_norms(self.bundle.encoder.clip)
         device = "cuda" if args.gpus else "cpu"
@@ -66,12 +68,16 @@ class Engine:
         reranking.depth = min(reranking.depth, args.max_rerank_depth)
         self.model = _model_info(self.bundle, reranking.depth)
         # In a gallery without categories of its own, images that are added get the same one.
-        self.default_category = (CATEGORY,) if [*self.view.category_counts] == [CATEGORY] else ()
+        self.default_category = (CATEGORY,) if bundle.categories(folder) == {CATEGORY} else ()
         self.example_texts: list[str] = self.bundle.manifest.example_texts
         grey = Query(Image.new("RGB", (64, 64), "grey"), "is blue", top_k=1)
         self._prepared = self.searcher.prepare(grey)  # before any text is cached
         self._check_canary()
-        self.follower = None if store is None else Follower(self.searcher, store, model, args)
+        self.follower: Follower | EngineFollower | None = None
+        if store is not None and self._has_engine:
+            self.follower = EngineFollower(self.searcher, store, model, args)
+        elif store is not None:
+            self.follower = Follower(self.searcher, store, model, args)
 
     def _check_canary(self) -> None:
         # Of the bundle's own gallery, which may be empty: it comes before the live one is loaded.
@@ -91,28 +97,37 @@ class Engine:
         """A query that runs both encoders and searches the gallery's newest state."""
         return replace(self._prepared, view=self.view)
 
+    @property
+    def inner_canary(self) -> Prepared:
+        """A query that asks nothing outside of this process: no search engine."""
+        return self._prepared if self._has_engine else self.canary
+
+    def asks_outside(self, query: Prepared) -> bool:
+        """Return whether a query is answered by a search engine."""
+        return self._has_engine and query.view is not self.searcher.own
+
     def check(self, answer: Answer) -> None:
         """Raise WeightsError where an answer to the canary is not one."""
         scores = [result.score for result in answer.results]
         if not np.isfinite(scores).all():
             raise WeightsError(_NO_ANSWER, got=f"scores {scores}", expected="finite scores")
-        if not scores and len(self.view):
+        if not scores and len(self.view) and not self._has_engine:
             raise WeightsError(
                 _NO_ANSWER, got="no result", expected=f"one of {len(self.view)} images"
             )
 
     @property
-    def view(self) -> View:
+    def view(self) -> State:
         """The gallery's newest state."""
         return self.searcher.view
 
-    def index_info(self, view: View) -> IndexInfo:
+    def index_info(self, view: State) -> IndexInfo:
         """Return what every answer says about the index that it searched."""
         return IndexInfo.model_construct(
-            kind=view.index.kind,
+            kind=view.kind,
             size=len(view),
             version=view.version,
-            recall=view.index.recall,
+            recall=view.recall,
             lag_s=round(self.follower.lag_s, 3) if self.follower else 0.0,
         )
 

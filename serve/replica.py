@@ -21,11 +21,14 @@ from PIL import Image
 from raycd.api import BundleInfo, SearchRequest
 from raycd.data import images
 from raycd.data.images import BrokenImage
+from raycd.errors import GalleryError
 from raycd.search.query import Answer, Prepared, Query
+from raycd.search.searcher import NoReference
 from serve import swap
 from serve.args import ServeArgs, Wanted
 from serve.engine import Engine
 from serve.errors import NoSuchImage, NoSuchVersion, UnreadablePicture, format_error
+from serve.live.engine_follower import EngineFollower
 from serve.live.pictures import GalleryPictures
 from serve.live.store import GalleryStore
 from serve.live.writer import Writer
@@ -135,6 +138,8 @@ class Replica:
             await self._check_canary(fresh)
             if self._engine:
                 swap.check(self._engine, fresh)
+                if isinstance(fresh.follower, EngineFollower):
+                    await asyncio.to_thread(fresh.follower.wait_until_current)
         except BaseException:
             fresh.close()
             raise
@@ -156,19 +161,30 @@ class Replica:
         )
 
     async def check_canary(self) -> None:
-        """Encode and search, before all queries that wait. Raises where this replica cannot."""
+        """Encode and search, before all queries that wait. Raises where this replica cannot.
+
+        A search engine that has the gallery is no part of it: `check_gallery` asks that.
+        """
         self._observer.gallery(self.engine)
         await self._check_canary(self.engine)
 
     async def _check_canary(self, engine: Engine) -> None:
         async with asyncio.timeout(CANARY_S):
-            engine.check(await self._answers((engine, engine.canary), first=True))
+            engine.check(await self._answered(engine, engine.inner_canary, first=True))
 
     async def check_gallery(self) -> None:
-        """Raise GalleryError where the gallery's SQLite file has gone or is another one."""
+        """Raise GalleryError where the gallery's SQLite file has gone or is another one.
+
+        Or where the search engine that has the gallery does not answer, or is being filled.
+        """
+        engine = self.engine
         if self._store is not None:
             async with asyncio.timeout(CANARY_S):
                 await asyncio.to_thread(self._store.gallery_db.check_file)
+        if isinstance(engine.follower, EngineFollower):
+            engine.follower.check()
+            async with asyncio.timeout(CANARY_S):
+                await self._answered(engine, engine.canary, first=True)
 
     def deadline(self, *, then: str = "") -> AbstractAsyncContextManager[None]:
         """Return the time that a request may take, for `async with`.
@@ -183,10 +199,14 @@ class Replica:
         Raises:
             NoSuchVersion: The database does not have it.
             Busy: Too many wait.
+            GalleryError: The search engine that has the gallery does not answer, or is being
+                filled.
         """
         engine = self.engine
         if engine.follower is None or version <= engine.view.version:
             return engine
+        if isinstance(engine.follower, EngineFollower):
+            engine.follower.check()
         with self._waiting.slot():
             while engine.follower and version > engine.view.version:
                 if not await engine.follower.wait_for_version(version):
@@ -202,13 +222,9 @@ class Replica:
 
         def work() -> Prepared:
             view = engine.view
-            if asked.image_id is not None and view.position(asked.image_id) is None:
-                raise NoSuchImage(asked.image_id)
             picture = None if image is None else self.decode(image)
             check_deadline()
-            allowed = view.mask(asked.category, asked.attributes)
-            if asked.among:
-                allowed = view.only(asked.among, allowed)
+            allowed = view.allowed(asked.category, asked.attributes, asked.among)
             query = Query(
                 picture,
                 asked.text,
@@ -227,6 +243,8 @@ class Replica:
             check_deadline()
             try:
                 return engine.searcher.prepare(query, view)
+            except NoReference as error:
+                raise NoSuchImage(str(asked.image_id)) from error
             except BrokenImage as error:  # of the gallery: the head joint looks at its pictures
                 raise UnreadablePicture(str(asked.image_id), error.reason) from error
 
@@ -241,16 +259,33 @@ class Replica:
 
     async def answer(self, engine: Engine, query: Prepared) -> Answer:
         """Search, together with the queries that come while the model is at work."""
-        return await self._answers((engine, query))
+        return await self._answered(engine, query)
 
-    def _answer_batch(self, batch: Sequence[tuple[Engine, Prepared]]) -> list[Answer]:
+    async def _answered(self, engine: Engine, query: Prepared, *, first: bool = False) -> Answer:
+        outcome = await self._answers((engine, query), first=first)
+        if isinstance(outcome, GalleryError):
+            raise outcome
+        return outcome
+
+    def _answer_batch(
+        self, batch: Sequence[tuple[Engine, Prepared]]
+    ) -> list[Answer | GalleryError]:
+        outcomes: list[Answer | GalleryError] = []
         answers: list[Answer] = []
-        # There are two engines while one replaces the other.
-        for engine, some in groupby(batch, key=lambda one: one[0]):
-            answers += engine.searcher.answer([query for _, query in some])
+        # There are two engines while one replaces the other. Where a search engine does not answer,
+        # the canary that needs none does.
+        for (engine, _), some in groupby(
+            batch, key=lambda one: (one[0], one[0].asks_outside(one[1]))
+        ):
+            queries = [query for _, query in some]
+            try:
+                answers += engine.searcher.answer(queries)
+                outcomes += answers[-len(queries) :]
+            except GalleryError as error:
+                outcomes += [error] * len(queries)
         if answers:  # a batch of the canary alone may leave less than nothing waiting
             self._observer.batch(answers[0], max(0, self.searches.busy - len(batch)))
-        return answers
+        return outcomes
 
     async def run_in_thread(self, work: Callable[[], T], image: bytes | None = None) -> T:
         """Do what takes milliseconds beside the event loop, as long as it is waited for.

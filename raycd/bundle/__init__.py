@@ -48,13 +48,14 @@ from raycd.bundle.manifest import (
 )
 from raycd.bundle.table import (
     TableFeatures,
+    categories,
     gallery_features,
     gallery_parts,
     gallery_table,
     read_gallery,
     read_table,
 )
-from raycd.config import Config
+from raycd.config import Config, IndexConfig
 from raycd.data import moved
 from raycd.durable import replace_folder, sha256
 from raycd.errors import DataError, WeightsError
@@ -81,6 +82,7 @@ __all__ = [
     "IndexInfo",
     "Manifest",
     "build_index",
+    "categories",
     "gallery_features",
     "gallery_parts",
     "gallery_table",
@@ -165,14 +167,17 @@ def write(
     return manifest
 
 
-def load(folder: Path, *, threads: int = 0) -> Bundle:
+def load(folder: Path, *, threads: int = 0, gallery: bool = True) -> Bundle:
     """Load a bundle that `verify` accepts; `threads` are those of the index.
+
+    Without its `gallery`, table and index are empty, and what the files have is not read.
 
     Raises WeightsError where its parts do not fit together.
     """
     manifest = read_manifest(folder)
     # The index verifies its own files
-    verify_files(folder, manifest, [name for name in manifest.files if name not in INDEX_FILES])
+    later = INDEX_FILES if gallery else (*INDEX_FILES, GALLERY)
+    verify_files(folder, manifest, [name for name in manifest.files if name not in later])
     try:
         config = Config.model_validate(manifest.config)
     except ValidationError as error:
@@ -184,10 +189,15 @@ def load(folder: Path, *, threads: int = 0) -> Bundle:
         ) from error
     encoder = load_encoder(folder, manifest)
     head, head_config = fusion.load(folder / "head", dim=encoder.dim)
-    gallery = _located(read_table(folder / GALLERY, features=False), folder)
-    index = Index.load(folder, manifest.files, threads=threads)
-    _check_finite(folder, index)
     fingerprint = encoder.fingerprint()
+    if gallery:
+        table = _located(read_table(folder / GALLERY, features=False), folder)
+        index = Index.load(folder, manifest.files, threads=threads)
+        _check_finite(folder, index)
+    else:
+        none_GD = np.empty((0, encoder.dim), np.float32)
+        table = gallery_table([], [], [], none_GD, fingerprint)
+        index = Index.build(none_GD, IndexConfig(kind="flat"))
     if fingerprint != manifest.encoder.fingerprint:
         raise WeightsError(
             f"the bundle {folder} names another encoder than it holds",
@@ -195,9 +205,9 @@ def load(folder: Path, *, threads: int = 0) -> Bundle:
             expected=manifest.encoder.fingerprint,
             do=AGAIN,
         )
-    _check_fit(folder, encoder, fingerprint, head_config, gallery, (index.size, index.dim))
+    _check_fit(folder, encoder, fingerprint, head_config, table, (index.size, index.dim))
     extras = _extras(folder, manifest)
-    return Bundle(folder, encoder, head, head_config, gallery, index, config, manifest, extras)
+    return Bundle(folder, encoder, head, head_config, table, index, config, manifest, extras)
 
 
 def _extras(folder: Path, manifest: Manifest) -> Extras:

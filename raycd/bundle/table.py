@@ -89,6 +89,13 @@ def read_gallery(folder: Path) -> pa.Table:
     return table
 
 
+def categories(folder: Path) -> set[str]:
+    """Return the categories of a bundle's images. Raises WeightsError where it is damaged."""
+    with _reading(folder / GALLERY):
+        lists = pq.read_table(folder / GALLERY, columns=["categories"])["categories"]
+        return set(pc.unique(pc.list_flatten(lists)).to_pylist())
+
+
 def gallery_parts(folder: Path, rows: int = 5000) -> Iterator[pa.RecordBatch]:
     """Yield that table in parts of so many rows: their features never lie in memory as a whole.
 

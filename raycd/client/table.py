@@ -46,11 +46,11 @@ def deleted(change: Written) -> str:
 def info(service: Info) -> str:
     """Describe the service in a few lines."""
     model, index, limits = service.model, service.index, service.limits
+    recall = "" if index.recall is None else f", recall {index.recall:.3f}"
     lines = {
         "service": f"raycd {service.version}",
         "model": f"{model.encoder} ({model.fingerprint}), head {model.head}, preset {model.preset}",
-        "index": f"{index.kind}, {index.size:,} images, version {index.version}, "
-        f"recall {index.recall:.3f}",
+        "index": f"{index.kind}, {index.size:,} images, version {index.version}{recall}",
         "limits": f"top_k {limits.top_k}, batch {limits.batch}, "
         f"{limits.text_characters:,} characters, {limits.body_bytes:,} bytes, "
         f"images {' '.join(limits.formats)}",

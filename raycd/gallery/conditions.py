@@ -18,7 +18,7 @@ from raycd.index.structure import Mask
 
 # Of each text it reads a digit once: clients write the values, and there may be many
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
-_COMPARED: dict[str, Callable[[Any, float], Any]] = {
+COMPARED: dict[str, Callable[[Any, float], Any]] = {
     "gt": operator.gt,
     "gte": operator.ge,
     "lt": operator.lt,
@@ -65,7 +65,7 @@ def holds(condition: Condition, value: str | None) -> bool:
 
 def _in_range(condition: Condition, numbers: Any, right: Any) -> Any:
     """Return which of `right` are in the range, too; a comparison with NaN is false."""
-    for name, compared in _COMPARED.items():
+    for name, compared in COMPARED.items():
         if (bound := getattr(condition, name)) is not None:
             right = right & compared(numbers, bound)
     return right

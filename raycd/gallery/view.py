@@ -21,6 +21,7 @@ from raycd.gallery import conditions
 from raycd.gallery.conditions import Conditions, Wanted
 from raycd.gallery.recent import Recent
 from raycd.gallery.records import Row
+from raycd.gallery.state import Image, Nearest, Page
 from raycd.gallery.static import Gallery, MaskOf, kept
 from raycd.index import Index
 from raycd.index.blocks import Moments
@@ -110,6 +111,21 @@ class View:
         """The number of positions, G."""
         return len(self.live)
 
+    @property
+    def kind(self) -> str:
+        """The kind of the index."""
+        return self.index.kind
+
+    @property
+    def has_exact(self) -> bool:
+        """Every kind of index has exact searches."""
+        return True
+
+    @property
+    def recall(self) -> float:
+        """The measured recall of the index."""
+        return self.index.recall
+
     @cached_property
     def _index_live(self) -> Mask | None:
         """The live positions of the index, as a mask; None: all of them."""
@@ -122,6 +138,26 @@ class View:
         if position is None:
             position = self.gallery.position(image_id)
         return position if position is not None and self.live[position] else None
+
+    def find(self, image_id: str) -> Image | None:
+        """Return an image with its feature; None where it is not in the gallery."""
+        position = self.position(image_id)
+        if position is None:
+            return None
+        return self._image(position, self.features(np.array([position]))[0])
+
+    def _image(self, position: int, feature_D: NDArray[np.float32] | None = None) -> Image:
+        return Image(
+            self.image_id(position),
+            self.category(position),
+            self.attributes(position),
+            self.path(position),
+            feature_D,
+        )
+
+    def missing(self, image_ids: Sequence[str]) -> list[str]:
+        """Return those of these images that are not in the gallery."""
+        return [one for one in image_ids if self.position(one) is None]
 
     def image_id(self, position: int) -> str:
         """Return the image at a position."""
@@ -152,6 +188,37 @@ class View:
     def _live_additions(self) -> Iterable[Row]:
         rows = np.flatnonzero(self.live[len(self.gallery) :])
         return (self.additions.rows[row] for row in rows.tolist())
+
+    def allowed(
+        self,
+        categories: Sequence[str] = (),
+        attributes: Wanted | None = None,
+        among: Sequence[str] = (),
+    ) -> Mask | None:
+        """Return a mask (G,) of what a search may find, as `State.allowed`."""
+        mask = self.mask(categories, attributes)
+        return self.only(among, mask) if among else mask
+
+    def count(self, allowed: Mask | None = None, *, without: str | None = None) -> int:
+        """Count the images of a mask, without one of them."""
+        count = len(self) if allowed is None else int(allowed.sum())
+        position = None if without is None else self.position(without)
+        return count - (position is not None and (allowed is None or bool(allowed[position])))
+
+    def page(
+        self,
+        categories: Sequence[str],
+        attributes: Wanted,
+        *,
+        offset: int,
+        limit: int,
+        newest: bool,
+    ) -> Page:
+        """Return images by their versions, the newest first or last, without features."""
+        mask = self.mask(categories, attributes)
+        positions = np.flatnonzero(self.live if mask is None else mask)
+        shown = (positions[::-1] if newest else positions)[offset : offset + limit]
+        return Page([self._image(position) for position in shown.tolist()], len(positions))
 
     def mask(self, categories: Sequence[str] = (), attributes: Wanted | None = None) -> Mask | None:
         """Return a mask (G,) of images in one of the categories, with the wanted attributes.
@@ -207,6 +274,19 @@ class View:
                 counts.setdefault(name, Counter())[value] += 1
         return {name: _most_first(values) for name, values in sorted(counts.items())}
 
+    def has_category(self, name: str) -> bool:
+        """Return whether an image is in a category."""
+        return name in self.category_counts
+
+    def has_attribute(self, name: str, value: str | None = None) -> bool:
+        """Return whether an image has an attribute, or this value of it."""
+        known = self.attribute_counts.get(name)
+        return known is not None and (value is None or value in known)
+
+    def has_number(self, name: str) -> bool:
+        """Return whether an image has a number as an attribute, or had one when it was indexed."""
+        return name in self.numeric
+
     @cached_property
     def numeric(self) -> frozenset[str]:
         """The attributes of which an image has a number, or had one when the index was built."""
@@ -248,6 +328,17 @@ class View:
         if not found:
             return np.empty((len(query_BD), 0), np.float32), np.empty((len(query_BD), 0), np.int64)
         return found[0] if len(found) == 1 else best(found, k)
+
+    def nearest(
+        self,
+        query_BD: NDArray[np.float32],
+        k: int,
+        *,
+        exact: bool = False,
+        allowed: Mask | None = None,
+    ) -> Nearest:
+        """Search as `search` does; the positions are those of the view."""
+        return Nearest(*self.search(query_BD, k, exact=exact, allowed=allowed), self)
 
     def vectors(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return L2-normalised features (N, D) of the images at positions (N,)."""

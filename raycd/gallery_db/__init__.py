@@ -45,13 +45,14 @@ class GalleryDatabase:
 
     Attributes:
         url: Its address, without a password.
+        insert: Makes statements of its dialect, which know conflicts.
     """
 
     def __init__(self, engine: Engine, url: str, watch: Watch | None) -> None:
         self.url = url
         self._watch = watch  # of a SQLite file
         self._engine, self._writing = engine, database.writing(engine)
-        self._insert: Any = (postgresql if engine.dialect.name == "postgresql" else sqlite).insert
+        self.insert: Any = (postgresql if engine.dialect.name == "postgresql" else sqlite).insert
 
     @classmethod
     def open(
@@ -99,7 +100,7 @@ class GalleryDatabase:
             self.version()
 
     @contextmanager
-    def _transaction(self, what: str) -> Iterator[Connection]:
+    def transaction(self, what: str) -> Iterator[Connection]:
         """Open a transaction that writes; after the block all of it is on the disk.
 
         And it is in the file that others would open: a removed SQLite file raises no error itself.
@@ -111,7 +112,8 @@ class GalleryDatabase:
                 self._watch.check(connection)
 
     @contextmanager
-    def _reading(self) -> Iterator[Connection]:
+    def reading(self) -> Iterator[Connection]:
+        """Open a transaction that reads."""
         with (
             faults.translate_errors("reading the gallery", self.url),
             self._engine.connect() as connection,
@@ -120,12 +122,12 @@ class GalleryDatabase:
 
     def version(self) -> int:
         """Return the version of the last change; 0 before the first one."""
-        with self._reading() as connection:
+        with self.reading() as connection:
             return _version(connection)
 
     def seed(self) -> Seed | None:
         """Return the bundle's gallery that the database was filled with at first, if it was."""
-        with self._reading() as connection:
+        with self.reading() as connection:
             return _seed(connection)
 
     def begin(
@@ -140,7 +142,7 @@ class GalleryDatabase:
             fingerprint: The encoder of its features.
             digest: SHA-256 of its file.
         """
-        with self._transaction("copying the bundle's gallery") as connection:
+        with self.transaction("copying the bundle's gallery") as connection:
             if _locked_version(connection) == 0 and _seed(connection) is None:
                 if isinstance(table, pa.Table):
                     table = table.to_batches(max_chunksize=tables.CHUNK)
@@ -172,7 +174,7 @@ class GalleryDatabase:
         """
         if not changes:
             return []
-        with self._transaction("writing to the gallery") as connection:
+        with self.transaction("writing to the gallery") as connection:
             dims = {_dim(change.feature) for change in changes if isinstance(change, Put)}
             version = _locked_version(connection)
             for dim in dims:
@@ -220,7 +222,7 @@ class GalleryDatabase:
             for put, version in plan.put
         ]
         if rows:
-            insert = self._insert(images)
+            insert = self.insert(images)
             new = {
                 column.name: insert.excluded[column.name]
                 for column in images.c
@@ -232,6 +234,11 @@ class GalleryDatabase:
         if given:
             connection.execute(features.insert(), given)
 
+    def uid(self) -> str:
+        """Return a name that no other gallery database has."""
+        with self.reading() as connection:
+            return str(connection.execute(select(gallery.c.uid)).scalar_one())
+
     def changes(self, since: int, fingerprint: str, *, limit: int | None = None) -> Changes:
         """Return the last state of every image that changed after a version, or of the first ones.
 
@@ -239,7 +246,7 @@ class GalleryDatabase:
             fingerprint: The encoder whose features are wanted.
             limit: Most images.
         """
-        with self._reading() as connection:
+        with self.reading() as connection:
             # Read before the rows, which then contain all changes up to it, and maybe newer ones.
             version = _version(connection)
             wanted = _rows(fingerprint).where(images.c.version > since).order_by(images.c.version)
@@ -250,7 +257,7 @@ class GalleryDatabase:
 
     def load(self, fingerprint: str, *, room: tables.Room = np.empty) -> Contents:
         """Return all images, with their features of this encoder in an array that `room` makes."""
-        with self._reading() as connection:
+        with self.reading() as connection:
             version, size = _version(connection), _count(connection)
             dim = _known_dim(connection, fingerprint) or 0
             wanted = _rows(fingerprint).where(~images.c.deleted).order_by(images.c.version)
@@ -265,7 +272,7 @@ class GalleryDatabase:
         missing = features.c.feature.is_(None)
         wanted = _rows(fingerprint).where(~images.c.deleted, missing, images.c.version > after)
         wanted = wanted.order_by(images.c.version).limit(limit)
-        with self._reading() as connection:
+        with self.reading() as connection:
             return [tables.read_row(found) for found in connection.execute(wanted)]
 
     def add_features(
@@ -283,7 +290,7 @@ class GalleryDatabase:
         """
         if not given:
             return 0
-        with self._transaction("writing to the gallery") as connection:
+        with self.transaction("writing to the gallery") as connection:
             _locked_version(connection)
             for dim in {_dim(feature_D) for _, _, feature_D in given}:
                 self._check_dim(connection, fingerprint, dim)
@@ -307,12 +314,12 @@ class GalleryDatabase:
     def encoders(self) -> dict[str, int]:
         """Return the number of images with a feature of each encoder, by its fingerprint."""
         wanted = select(features.c.fingerprint, func.count()).group_by(features.c.fingerprint)
-        with self._reading() as connection:
+        with self.reading() as connection:
             return {fingerprint: int(size) for fingerprint, size in connection.execute(wanted)}
 
     def forget(self, fingerprint: str) -> int:
         """Remove all features of an encoder; return how many there were."""
-        with self._transaction("writing to the gallery") as connection:
+        with self.transaction("writing to the gallery") as connection:
             _locked_version(connection)
             gone = connection.execute(delete(features).where(features.c.fingerprint == fingerprint))
             connection.execute(delete(encoders).where(encoders.c.fingerprint == fingerprint))
@@ -320,7 +327,7 @@ class GalleryDatabase:
 
     def count(self) -> int:
         """Return the number of images."""
-        with self._reading() as connection:
+        with self.reading() as connection:
             return _count(connection)
 
     def _check_dim(self, connection: Connection, fingerprint: str, dim: int) -> None:

@@ -20,6 +20,7 @@ from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
+from uuid import uuid4
 
 import fsspec
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -171,6 +172,15 @@ def _restore(saved: Backup, folder: Path, file: Path, pictures: Pictures) -> Non
         store.put_file(str(folder / name), inside)
     with replace_file(file, mode=PRIVATE_FILE) as fresh:
         shutil.copyfile(folder / DATABASE, fresh)
+        _rename(fresh)
+
+
+def _rename(database: Path) -> None:
+    """Give a copy a name of its own: a search engine's collection belongs to one database."""
+    with closing(sqlite3.connect(database)) as connection, connection:
+        columns = {row[1] for row in connection.execute("PRAGMA table_info(raycd_gallery)")}
+        if "uid" in columns:  # not of an older schema
+            connection.execute("UPDATE raycd_gallery SET uid = ?", (uuid4().hex,))
 
 
 def _refuse_to_overwrite(file: Path, pictures: Pictures) -> None:

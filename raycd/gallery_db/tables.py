@@ -20,6 +20,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Float,
     Integer,
     LargeBinary,
     MetaData,
@@ -48,6 +49,15 @@ gallery = Table(
     Column("version", BigInteger, nullable=False),
     Column("seed_digest", String(64)),  # see `records.Seed`
     Column("seed_version", BigInteger),
+    Column("uid", String(32)),  # a random name, which a restored copy does not keep
+)
+
+leases = Table(
+    "raycd_leases",
+    metadata,
+    Column("name", String(255), primary_key=True),
+    Column("holder", Text, nullable=False),
+    Column("until", Float, nullable=False),  # seconds, by the database's clock
 )
 
 encoders = Table(

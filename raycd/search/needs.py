@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from raycd.bundle import Bundle
 from raycd.errors import DataError
 from raycd.features.map_cache import TOKEN_MASK
+from raycd.gallery.state import Image
 from raycd.gallery.view import View
 from raycd.model import maps
 from raycd.model.embed_maps import HALF_MAX
@@ -61,18 +62,18 @@ class HeadNeeds:
         rows = [{maps.TOKENS: state[:count]} for state, count in zip(states, counts, strict=True)]
         return text_ND.cpu(), rows
 
-    def check(self, view: View, position: int) -> None:
+    def check(self, image: Image) -> None:
         """Raise DataError unless the bundle has what the head needs of this gallery image."""
         if self._own is None:
             return
-        image_id = view.image_id(position)
+        image_id = image.image_id
         own = self._own.position(image_id)
         known = all(
             need in self._extras.caches and image_id in self._extras.caches[need]
             for need in self._wanted
         )
         # An image of the same id that was replaced has other features, and would have other maps
-        if known and own is not None and _same(view, position, self._own, own):
+        if known and own is not None and _same(image, self._own, own):
             return
         raise DataError(
             f"the head {self._head} needs more of a reference image than its feature, and the "
@@ -100,11 +101,9 @@ class HeadNeeds:
         return found
 
 
-def _same(one: View, position: int, other: View, other_position: int) -> bool:
-    feature_1D, other_1D = (
-        view.features(np.array([at])) for view, at in ((one, position), (other, other_position))
-    )
-    return np.allclose(feature_1D, other_1D, rtol=1e-3, atol=1e-4)
+def _same(image: Image, own: View, position: int) -> bool:
+    own_D = own.features(np.array([position]))[0]
+    return image.feature_D is not None and np.allclose(image.feature_D, own_D, rtol=1e-3, atol=1e-4)
 
 
 def _kept(value: torch.Tensor) -> torch.Tensor:

@@ -1,27 +1,27 @@
 """Queries and answers as plain values, without a model or an index.
 
-Shapes: S image side, L context length, D feature size, B queries, G images of the gallery.
+Shapes: S image side, L context length, D feature size, B queries.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image as Picture
 
-from raycd.gallery.view import View
-from raycd.index.structure import Mask
+from raycd.gallery.state import Allowed, Image, Images, State
 
 
 @dataclass(frozen=True)
 class Query:
     """A reference image, given as `image` or as `image_id` of the gallery, a text, or both."""
 
-    image: Image.Image | None = None
+    image: Picture.Image | None = None
     """RGB, as `images.decode` returns it."""
     text: str = ""
     top_k: int = 10
@@ -31,8 +31,8 @@ class Query:
     text_weight: float = 1.0
     offset: int = 0
     """Number of first results to leave out."""
-    allowed: Mask | None = None
-    """(G,): the images that may be found, by `View.mask`; None: all."""
+    allowed: Allowed = None
+    """The images that may be found, by `State.allowed`; None: all."""
     exclude_reference: bool = False
     """Leave out the image that `image_id` names."""
     exact: bool = False
@@ -58,12 +58,12 @@ class Prepared:
     """A preprocessed query."""
 
     query: Query
-    view: View
+    view: State
     """The state of the gallery that it searches."""
     pixels: torch.Tensor | None
     """(S, S, 3), of a given image."""
-    position: int | None
-    """In the gallery, of a named image."""
+    reference: Image | None
+    """The named image of the gallery, with its feature."""
     text: Words | None
     negative: Words | None
     rerank_depth: int = 0
@@ -81,11 +81,13 @@ class Prepared:
         query = self.query
         return max(query.offset + query.top_k, self.rerank_depth) + query.exclude_reference
 
-    def wanted(self, positions: NDArray[np.int64]) -> NDArray[np.bool_]:
+    def wanted(self, found: Found) -> NDArray[np.bool_]:
         """Tell which of the found positions are results: images, without the reference."""
-        reference = self.position if self.query.exclude_reference else None
-        found = positions >= 0
-        return found if reference is None else found & (positions != reference)
+        there = found.positions >= 0
+        if self.reference is None or not self.query.exclude_reference:
+            return there
+        position = found.images.position(self.reference.image_id)
+        return there if position is None else there & (found.positions != position)
 
 
 class Result(NamedTuple):
@@ -96,7 +98,9 @@ class Result(NamedTuple):
     """Cosine with the query."""
     category: str
     """The first one that the image belongs to; empty where it has none."""
+    attributes: Mapping[str, str]
     position: int
+    """Among the images of its search."""
     relative_score: float
     """Standard deviations of the score above the mean over the gallery."""
     image_score: float | None
@@ -136,6 +140,7 @@ class Found(NamedTuple):
 
     scores: NDArray[np.float32]
     positions: NDArray[np.int64]
-    """In the view; -1 where there are none left."""
+    """Among `images`; -1 where there are none left."""
+    images: Images
     reranked: NDArray[np.float32] | None = None
     """What decided on the first of them, where they were re-ranked."""

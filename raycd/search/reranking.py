@@ -60,13 +60,13 @@ class Reranking:
     def _reranked(
         self, one: Prepared, image_D: NDArray[np.float32], text_D: NDArray[np.float32], found: Found
     ) -> Found:
-        wanted = one.wanted(found.positions)
+        wanted = one.wanted(found)
         scores, positions = found.scores[wanted], found.positions[wanted]
         first = positions[: one.rerank_depth]
         if not len(first):
-            return Found(scores, positions, scores)
+            return Found(scores, positions, found.images, scores)
         began = time.monotonic()
-        vectors_ND = torch.from_numpy(one.view.vectors(first)).to(self._device)
+        vectors_ND = torch.from_numpy(found.images.vectors(first)).to(self._device)
         image_1D, text_1D = (
             torch.from_numpy(half)[None].to(self._device) for half in (image_D, text_D)
         )
@@ -75,4 +75,4 @@ class Reranking:
         reranked_N = scores[: len(first)] + added_N
         order = np.argsort(-reranked_N, kind="stable")
         scores[: len(first)], positions[: len(first)] = scores[order], first[order]
-        return Found(scores, positions, reranked_N[order])
+        return Found(scores, positions, found.images, reranked_N[order])

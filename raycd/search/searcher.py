@@ -28,6 +28,8 @@ from torch.nn import functional as F
 from raycd.bundle import Bundle
 from raycd.data.images import load
 from raycd.errors import DataError
+from raycd.gallery.state import Image as Known
+from raycd.gallery.state import State
 from raycd.gallery.static import Gallery
 from raycd.gallery.view import View
 from raycd.index.blocks import Moments
@@ -43,6 +45,10 @@ NEGATIVE = 0.5  # weight of a negative text; that of a text is 1
 MIN_VARIANCE = 1e-7
 
 
+class NoReference(DataError):
+    """A query names an image that the gallery does not have."""
+
+
 class Searcher:
     """A bundle that answers queries. `prepare` may run in any thread, `answer` in one at a time.
 
@@ -52,6 +58,7 @@ class Searcher:
 
     Attributes:
         view: The state of the gallery that new queries see; it may be replaced at any time.
+        own: The bundle's own gallery.
         picture: Reads a picture of the gallery, by its path, for the head joint alone.
         reranking: What a head that re-ranks does with the first candidates.
     """
@@ -68,12 +75,13 @@ class Searcher:
             torch.set_num_threads(threads)
         bundle.index.threads = threads
         self.bundle = bundle
-        self.view = View.of(bundle.index, Gallery(bundle.gallery))
+        self.own = View.of(bundle.index, Gallery(bundle.gallery))
+        self.view: State = self.own
         self._encoder = bundle.encoder.to(device).eval()
         self._head = bundle.head.to(device).eval()
         self._joint = bundle.head_config.name == joint.NAME and bundle.encoder.composes
         self.picture: Callable[[str | None], Image.Image] = load
-        self._needs = HeadNeeds(bundle, self.view)
+        self._needs = HeadNeeds(bundle, self.own)
         # Token states are many times as large as features: a text is encoded again for them
         self._texts = TextCache(0 if TOKENS in self._needs.names else text_cache)
         self.reranking = Reranking(bundle, self._encoder.device)
@@ -83,47 +91,55 @@ class Searcher:
         prepared = [self.prepare(query) for query in queries]
         return [answer.results for answer in self.answer(prepared)]
 
-    def prepare(self, query: Query, view: View | None = None) -> Prepared:
+    def prepare(self, query: Query, view: State | None = None) -> Prepared:
         """Preprocess a query.
 
         Args:
-            view: What it searches, and what its mask belongs to; None: the newest one.
+            view: What it searches, and what made its `allowed`; None: the newest one.
 
         Raises:
-            DataError: It has neither image nor text, names an image that is not in the gallery or
-                that the bundle lacks what the head needs of, or asks for less than one result.
+            NoReference: It names an image that is not in the gallery.
+            DataError: It has neither image nor text, names an image that the bundle lacks what the
+                head needs of, or asks for less than one result.
+            GalleryError: The search engine that has the gallery does not answer.
         """
         text, negative = query.text.strip(), query.negative_text.strip()
-        view, position = view or self.view, None
+        view, reference = self.view if view is None else view, None
         if query.image_id is not None:
-            position = view.position(query.image_id)
-            if position is None:
-                raise DataError("the gallery has no such image", got=f"image_id {query.image_id!r}")
-        has_image = query.image is not None or position is not None
+            reference = view.find(query.image_id)
+            if reference is None:
+                got = f"image_id {query.image_id!r}"
+                raise NoReference("the gallery has no such image", got=got)
+        has_image = query.image is not None or reference is not None
         if not has_image and not text:
             what = "the query has neither an image nor a text"
             raise DataError(what, do="give one of them, or both")
         if query.top_k < 1:
             raise DataError("top_k is too small", got=query.top_k, expected="at least 1")
-        if query.image is None and position is not None and text:
-            self._needs.check(view, position)
+        if query.exact and not view.has_exact:
+            raise DataError(
+                f"exact: {view.kind} has the gallery, and its own index decides what is compared",
+                do="leave exact out",
+            )
+        if query.image is None and reference is not None and text:
+            self._needs.check(reference)
         return Prepared(
             query,
             view,
-            pixels=self._pixels(query, view, position if text else None),
-            position=position,
+            pixels=self._pixels(query, reference if text else None),
+            reference=reference,
             text=self._words(text),
             negative=self._words(negative),
             rerank_depth=self.reranking.depth_of(query, whole=has_image and bool(text)),
         )
 
-    def _pixels(self, query: Query, view: View, position: int | None) -> torch.Tensor | None:
+    def _pixels(self, query: Query, reference: Known | None) -> torch.Tensor | None:
         """Return the pixels of a picture, also of the gallery's where the head needs them."""
         if query.image is not None:
             return self._encoder.preprocess(query.image)
-        if position is None or not self._joint:
+        if reference is None or not self._joint:
             return None
-        return self._encoder.preprocess(self.picture(view.path(position)))
+        return self._encoder.preprocess(self.picture(reference.path))
 
     def _words(self, text: str) -> Words | None:
         if not text:
@@ -163,7 +179,7 @@ class Searcher:
         text_BD, of_text = self._encoded_texts([one.text for one in batch])
         unit_image_BD, unit_text_BD = F.normalize(image_BD, dim=-1), F.normalize(text_BD, dim=-1)
         has_image = torch.tensor(
-            [one.pixels is not None or one.position is not None for one in batch]
+            [one.pixels is not None or one.reference is not None for one in batch]
         )
         has_text = torch.tensor([one.text is not None for one in batch])
         query_BD = torch.where(has_image[:, None], unit_image_BD, unit_text_BD)
@@ -230,10 +246,11 @@ class Searcher:
             for row, extra in zip(given, found, strict=True):
                 extras[row] = extra
         for row, one in enumerate(batch):
-            if one.pixels is None and one.position is not None:
-                features_BD[row] = torch.from_numpy(one.view.features(np.array([one.position])))[0]
+            if one.pixels is None and one.reference is not None:
+                assert one.reference.feature_D is not None, "it was found with its feature"
+                features_BD[row] = torch.from_numpy(one.reference.feature_D)
                 if one.text is not None:
-                    extras[row] = self._needs.of_image(one.view.image_id(one.position))
+                    extras[row] = self._needs.of_image(one.reference.image_id)
         return features_BD, extras
 
     def _encoded_texts(self, batch: Sequence[Words | None]) -> tuple[torch.Tensor, list[Extra]]:
@@ -267,27 +284,34 @@ def _search(batch: Sequence[Prepared], query_BD: NDArray[np.float32]) -> dict[in
     results = {}
     for rows, depth in _alike(batch):
         first = batch[rows[0]]
-        found = first.view.search(
+        scores, positions, images = first.view.nearest(
             query_BD[rows], depth, exact=first.query.exact, allowed=first.query.allowed
         )
-        for row, scores, positions in zip(rows, *found, strict=True):
-            results[row] = Found(scores, positions)
+        for at, row in enumerate(rows):
+            results[row] = Found(scores[at], positions[at], images)
     return results
 
 
 def _results(one: Prepared, feature: Encoded, found: Found) -> list[Result]:
     """Return the wanted results, each with its cosines with image and text alone."""
-    query, view = one.query, one.view
+    query, images = one.query, found.images
     page = slice(query.offset, query.offset + query.top_k)
-    chosen = np.flatnonzero(one.wanted(found.positions))[page]
+    chosen = np.flatnonzero(one.wanted(found))[page]
     scores, positions = found.scores[chosen], found.positions[chosen]
     reranked = [] if found.reranked is None else found.reranked[page].tolist()
     reranked += [None] * (len(chosen) - len(reranked))
-    vectors_RD = view.vectors(positions)
-    relative = _relative(feature.query_BD, scores, view.moments)
+    vectors_RD = images.vectors(positions)
+    relative = _relative(feature.query_BD, scores, one.view.moments)
     halves = [_cosines(vectors_RD, half) for half in (feature.image_BD, feature.text_BD)]
     return [
-        Result(view.image_id(position), score, view.category(position), position, *rest)
+        Result(
+            images.image_id(position),
+            score,
+            images.category(position),
+            images.attributes(position),
+            position,
+            *rest,
+        )
         for position, score, *rest in zip(
             positions.tolist(), scores.tolist(), relative, *halves, reranked, strict=True
         )

@@ -7,7 +7,7 @@ from itertools import islice
 
 from raycd.gallery import conditions
 from raycd.gallery.conditions import Wanted
-from raycd.gallery.view import View
+from raycd.gallery.state import State
 from serve.api import problems
 
 SHOWN = 5  # of one answer
@@ -15,35 +15,32 @@ CANDIDATES = 1000  # the most frequent names, among which the nearest is looked 
 
 
 def warnings(
-    view: View, category: Sequence[str], attributes: Wanted, among: Sequence[str] = ()
+    view: State, category: Sequence[str], attributes: Wanted, among: Sequence[str] = ()
 ) -> list[str]:
     """Return a sentence for each unknown category, attribute, value and image.
 
     Of the first three with the nearest that is known.
     """
     unknown: list[tuple[str, str, Mapping[str, object]]] = [
-        (f"the gallery has no image {_short(one)}", one, {})
-        for one in among
-        if view.position(one) is None
+        (f"the gallery has no image {_short(one)}", one, {}) for one in view.missing(among)
     ]
     unknown += [
         (f"no image is in the category {_short(one)}", one, view.category_counts)
         for one in category
-        if one not in view.category_counts
+        if not view.has_category(one)
     ]
     numberless: list[str] = []
     known = view.attribute_counts if attributes else {}
     for name, condition in conditions.of(attributes):
-        if name not in known:
+        if not view.has_attribute(name):
             unknown.append((f"no image has an attribute {_short(name)}", name, known))
         else:
-            had = known[name]
             unknown += [
-                (f"no image has {_short(one)} as {name}", one, had)
+                (f"no image has {_short(one)} as {name}", one, known.get(name, {}))
                 for one in (*(condition.in_ or ()), *condition.not_)
-                if one not in had
+                if not view.has_attribute(name, one)
             ]
-            if condition.has_range and name not in view.numeric:
+            if condition.has_range and not view.has_number(name):
                 numberless.append(f"no image has a number as {name}")
     sentences = [
         what + problems.nearest(name, islice(candidates, CANDIDATES))

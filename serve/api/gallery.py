@@ -6,13 +6,11 @@ from itertools import islice
 from typing import Annotated, Literal
 from urllib.parse import quote
 
-import numpy as np
 from fastapi import APIRouter, Depends, Query, Request, Response
 
 from raycd import __version__
 from raycd.api import GalleryFilters, GalleryPage, Info, Item, Limits
-from raycd.gallery.view import View
-from raycd.index.structure import Mask
+from raycd.gallery.state import Image, State
 from serve.api import bodies, filters, problems
 from serve.api.search_body import check_filters
 from serve.api.wellformed import known_parameters
@@ -63,9 +61,8 @@ def router(replica: Replica) -> APIRouter:
             view = (await replica.wait_for_version(min_version)).view
 
             def shown() -> GalleryPage:
-                mask = view.mask(wanted.category, wanted.attributes)
-                found = _page(view, mask, offset, limit, newest)
-                if mask is not None:
+                found = _page(view, wanted, offset=offset, limit=limit, newest=newest)
+                if wanted.category or wanted.attributes:
                     found.warnings = filters.warnings(view, wanted.category, wanted.attributes)
                 return found
 
@@ -129,7 +126,7 @@ def _info(replica: Replica) -> Info:
         image_url=args.image_url,
         live=replica.writer is not None,
         bundle=replica.bundle_info(),
-        categories=view.category_counts,
+        categories=dict(view.category_counts),
         attributes={
             name: dict(islice(values.items(), VALUES))
             for name, values in view.attribute_counts.items()
@@ -170,20 +167,22 @@ def _filters(
     return bodies.validated(GalleryFilters, fields)
 
 
-def _page(view: View, mask: Mask | None, offset: int, limit: int, newest: bool) -> GalleryPage:
-    rows = np.flatnonzero(view.live if mask is None else mask)
-    shown = (rows[::-1] if newest else rows)[offset : offset + limit].tolist()
-    items = [_item(view, row) for row in shown]
-    return GalleryPage(items=items, total=len(rows), offset=offset, version=view.version)
+def _page(
+    view: State, wanted: GalleryFilters, *, offset: int, limit: int, newest: bool
+) -> GalleryPage:
+    shown, total = view.page(
+        wanted.category, wanted.attributes, offset=offset, limit=limit, newest=newest
+    )
+    items = [_item(image) for image in shown]
+    return GalleryPage(items=items, total=total, offset=offset, version=view.version)
 
 
-def _item(view: View, row: int) -> Item:
-    image_id = view.image_id(row)
+def _item(image: Image) -> Item:
     return Item(
-        image_id=image_id,
-        category=view.category(row),
-        attributes=view.attributes(row),
-        thumbnail=thumbnail_url(image_id),
+        image_id=image.image_id,
+        category=image.category,
+        attributes=dict(image.attributes),
+        thumbnail=thumbnail_url(image.image_id),
     )
 
 

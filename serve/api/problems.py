@@ -134,7 +134,7 @@ def of(error: Exception) -> ProblemError | None:
                 422, f"image_url: {_plain(error)}", reason=error.reason, limit=limit
             )
         case GalleryError():
-            return _of_gallery(error.reason)
+            return _of_gallery(error)
         case DataError():
             return ProblemError(422, _plain(error))
         case RequestValidationError() | ValidationError():
@@ -169,8 +169,16 @@ def of_request(error: RequestError) -> ProblemError:
             raise AssertionError(f"{type(error).__name__} has no problem document")
 
 
-def _of_gallery(reason: GalleryError.Reason) -> ProblemError:
+def _of_gallery(error: GalleryError) -> ProblemError:
+    reason = error.reason
     match reason:
+        case "engine":
+            return busy(
+                "the gallery's search engine does not answer, so nothing can be searched; changes "
+                "of the gallery are still taken; try again"
+            )
+        case "filling":
+            return busy(f"{_plain(error)}; try again")
         case "unreachable":
             return busy(
                 "the gallery's database, or its folder of pictures, does not answer: "

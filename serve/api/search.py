@@ -140,7 +140,7 @@ async def _search(
     timings = {"decode": decode_ms, "wait": wait_ms, **steps}
     if query.rerank_depth:
         timings["rerank"] = rerank_ms
-    found = _response(engine, query, answer, timings)
+    found = _response(engine, query, answer, timings, await _total(replica, query))
     if asked.category or asked.attributes or asked.among:
         found.warnings += await replica.run_in_thread(
             lambda: filters.warnings(query.view, asked.category, asked.attributes, asked.among)
@@ -149,9 +149,8 @@ async def _search(
 
 
 def _response(
-    engine: Engine, query: Prepared, answer: Answer, timings: dict[str, float]
+    engine: Engine, query: Prepared, answer: Answer, timings: dict[str, float], total: int
 ) -> SearchResponse:
-    view = query.view
     warnings = [
         f"the end of the text was cut off, the model reads less: {text[:40]}..."
         for text in query.truncated
@@ -163,7 +162,7 @@ def _response(
             SearchResult.model_construct(
                 image_id=found.image_id,
                 category=found.category,
-                attributes=view.attributes(found.position),
+                attributes=found.attributes,
                 thumbnail=thumbnail_url(found.image_id),
                 score=found.score,
                 relative_score=found.relative_score,
@@ -174,9 +173,9 @@ def _response(
             )
             for found in answer.results
         ],
-        total=_total(query),
+        total=total,
         model=engine.model,
-        index=engine.index_info(view),
+        index=engine.index_info(query.view),
         warnings=warnings,
         timings=timings,
     )
@@ -193,14 +192,13 @@ def _not_reranked(engine: Engine, query: Prepared, answer: Answer) -> list[str]:
     return []
 
 
-def _total(query: Prepared) -> int:
+async def _total(replica: Replica, query: Prepared) -> int:
     """Return how many images the search chose among."""
     asked, view = query.query, query.view
-    count = len(view) if asked.allowed is None else int(asked.allowed.sum())
-    reference = query.position if asked.exclude_reference else None
-    return count - (
-        reference is not None and (asked.allowed is None or bool(asked.allowed[reference]))
-    )
+    without = query.reference.image_id if query.reference and asked.exclude_reference else None
+    if asked.allowed is None and without is None:
+        return len(view)
+    return await replica.run_in_thread(lambda: view.count(asked.allowed, without=without))
 
 
 def _json(body: SearchResponse | BatchResponse, headers: dict[str, str] | None = None) -> Response:

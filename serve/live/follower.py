@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import threading
 import time
-from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
 from raycd import bundle
-from raycd.data import images
-from raycd.errors import DataError, GalleryError
 from raycd.gallery.live import Live, contents
 from raycd.gallery.recent import Recent
-from raycd.gallery.records import Changes, Row
+from raycd.gallery.records import Changes
 from raycd.gallery.static import Gallery
 from raycd.gallery_db.tables import Room
 from raycd.index import Index
@@ -30,20 +24,19 @@ from raycd.index.half import room
 from raycd.search.searcher import Searcher
 from serve.args import ServeArgs
 from serve.errors import format_error
+from serve.live.following import Following
 from serve.live.store import GalleryStore
+from serve.live.unencoded import ENCODED, Unencoded
 
-ASKED = 4  # times in `lag_s` that the database is asked for changes
-ENCODED = 1000  # images that a replica encodes itself before it answers; more are a job's work
 NICE = 10  # niceness of the thread that builds an index: a tenth of a core that others want
 BEHIND = 500  # changes that a new index may lack when it is taken over
 TAKEN = 2000  # changes that are fetched at once: searches go on between them
 ROUNDS = 500  # times that changes are fetched until a new index lacks no more than BEHIND
-TOGETHER = 32  # images that are encoded at once, between queries
 
 _log = logging.getLogger("ray.serve")
 
 
-class Follower:
+class Follower(Following):
     """A gallery that was loaded, and is followed in a thread of its own until `stop`.
 
     Args:
@@ -60,57 +53,27 @@ class Follower:
     def __init__(
         self, searcher: Searcher, store: GalleryStore, model: ThreadPoolExecutor, args: ServeArgs
     ) -> None:
-        self._searcher, self._store, self._model, self._args = searcher, store, model, args
+        super().__init__(searcher, args.lag_s)
+        self._store = store
         self._fingerprint = searcher.bundle.manifest.encoder.fingerprint
         self._settings = searcher.bundle.config.index
-        self._heard, self._failed = time.monotonic(), False
-        self._stopped, self._wake = threading.Event(), threading.Event()
-        self._news: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
+        self._unencoded = Unencoded(searcher, store, model, args)
         self._builder: threading.Thread | None = None
         self._built: Live | None = None
-        self._lister = ThreadPoolExecutor(1, "lists")
         self._listing: Future[Recent] | None = None
         self._live = self._loaded()
         gallery_db, seen = store.gallery_db, self._live.seen
-        self._check_few(gallery_db.unencoded(self._fingerprint, limit=ENCODED + 1, after=seen))
+        self._unencoded.check_few(
+            gallery_db.unencoded(self._fingerprint, limit=ENCODED + 1, after=seen)
+        )
         while self._follow():
             pass
-        threading.Thread(target=self._run, name="follower", daemon=True).start()
-
-    @property
-    def lag_s(self) -> float:
-        """Seconds since the view had all that was in the database."""
-        return time.monotonic() - self._heard
+        self._start()
 
     @property
     def without(self) -> int:
         """Images that cannot be found: they have no feature, and their pictures cannot be read."""
         return len(self._live.without)
-
-    def stop(self) -> None:
-        """Stop following, and wake whoever waits for a version."""
-        self._stopped.set()
-        self._wake.set()
-
-    async def wait_for_version(self, version: int) -> bool:
-        """Wait until the view has this version, or is followed no more.
-
-        Returns whether it has; False where the database itself does not.
-        """
-        loop, asked = asyncio.get_running_loop(), time.monotonic()
-        self._wake.set()  # once: the version is in the database already
-        while not self._stopped.is_set():
-            since = self._heard  # what was in the database then is in the view that is read next
-            if self._searcher.view.version >= version:
-                break
-            if since >= asked:
-                return False
-            news = self._news  # the other thread may take it away at any time
-            if news is None:
-                news = self._news = (loop, asyncio.Event())
-            if self._heard == since and not self._stopped.is_set():
-                await news[1].wait()
-        return True
 
     def _loaded(self) -> Live:
         # The bundle's gallery and its index, where the database began with that; else an exact
@@ -121,35 +84,23 @@ class Follower:
             bundle.gallery_parts(loaded.folder), self._fingerprint, digest
         )
         if seed is not None and seed.digest == digest:
-            return self._new(loaded.index, self._searcher.view.gallery, seed.version)
+            return self._new(loaded.index, self._searcher.own.gallery, seed.version)
         # Where the memory has a bound, its features are in files
         made: Room = room if self._in_files else np.empty
         found = gallery_db.load(self._fingerprint, room=made)
-        self._check_few(found.unencoded)
+        self._unencoded.check_few(found.unencoded)
         # Where there are no features, their size is unknown.
         features_GD = found.features_GD.reshape(-1, loaded.index.dim)
         exact = {"kind": "half" if self._in_files else "flat"}
         index = Index.build(features_GD, self._settings.model_copy(update=exact))
         live = self._new(index, Gallery(found.table), found.version)
-        live.apply(Changes(found.version, self._encoded(found.unencoded)))
+        live.apply(Changes(found.version, self._unencoded.encoded(found.unencoded)))
         return live
 
     @property
     def _in_files(self) -> bool:
         # Whether features are never in memory as a whole.
         return bool(self._settings.memory_mib) or self._settings.kind in MAPPED
-
-    def _check_few(self, rows: Sequence[Row]) -> None:
-        missing = sum(row.feature is None and not row.deleted for row in rows)
-        if missing > ENCODED:
-            raise GalleryError(
-                "the gallery's images are not encoded by this bundle's encoder",
-                "mismatch",
-                got=f"{missing} images without features of encoder {self._fingerprint[:12]}",
-                expected=f"at most {ENCODED}, which the service encodes itself",
-                do="run jobs/index.py with this --bundle and --gallery first; "
-                "the running service goes on meanwhile",
-            )
 
     def _new(self, index: Index, gallery: Gallery, version: int) -> Live:
         index.threads = self._searcher.bundle.index.threads
@@ -161,34 +112,7 @@ class Follower:
             memory_mib=self._settings.memory_mib,
         )
 
-    def _run(self) -> None:
-        while not self._stopped.is_set():
-            began = time.monotonic()
-            try:
-                more = self._follow()
-                self._failed = False
-            except Exception as error:
-                if not self._failed:  # once, not every quarter of a second
-                    _log.error(
-                        "the gallery is not followed, its last known state is searched: %s",
-                        format_error(error),
-                    )
-                self._failed, more = True, False
-            if more:  # half of the time is the searches': Python's lock was held
-                self._stopped.wait(time.monotonic() - began)
-            else:
-                self._wake.wait(self._args.lag_s / ASKED)
-                self._wake.clear()
-        self._lister.shutdown(wait=False)
-        self._wake_waiting()
-
-    def _wake_waiting(self) -> None:
-        if self._news is not None:
-            (loop, news), self._news = self._news, None
-            loop.call_soon_threadsafe(news.set)
-
     def _follow(self) -> bool:
-        """Take the next changes over; return whether there may be more."""
         if self._built is not None:
             self._live, self._built = self._built, None
         began, more = time.monotonic(), False
@@ -196,9 +120,10 @@ class Follower:
             more = self._take(self._live).more
         if self._live.view.version >= self._searcher.view.version:  # a new index may be behind
             self._searcher.view = self._live.view
-        if not more:
-            self._heard = began
-        self._wake_waiting()
+        if more:
+            self._wake_waiting()
+        else:
+            self._is_followed(began)
         self._start_lists()
         if (
             self._builder is None
@@ -211,7 +136,7 @@ class Follower:
 
     def _take(self, live: Live) -> Changes:
         changes = self._store.gallery_db.changes(live.seen, self._fingerprint, limit=TAKEN)
-        live.apply(replace(changes, rows=self._encoded(changes.rows)))
+        live.apply(replace(changes, rows=self._unencoded.encoded(changes.rows)))
         return changes
 
     def _start_lists(self) -> None:
@@ -220,7 +145,7 @@ class Follower:
             listing, self._listing = self._listing, None
             self._live.take_lists(listing.result())
         if self._listing is None and self._live.recent.needs_merge:
-            self._listing = self._lister.submit(self._live.recent.put_into_lists)
+            self._listing = self._beside.submit(self._live.recent.put_into_lists)
 
     def _provisional(self) -> bool:
         # Whether the index is exact only because a better one would take too long at the start.
@@ -283,37 +208,6 @@ class Follower:
             threads=1,
             like=like,
         )
-
-    def _encoded(self, rows: Sequence[Row]) -> list[Row]:
-        # Rows without a feature of this encoder get one, which is stored, if their pictures can be
-        # read.
-        missing = [row for row in rows if row.feature is None and not row.deleted]
-        features: dict[str, NDArray[np.float32]] = {}
-        for start in range(0, len(missing), TOGETHER):
-            readable = [
-                (row, pixels)
-                for row in missing[start : start + TOGETHER]
-                if (pixels := self._pixels(row)) is not None
-            ]
-            if readable:
-                features_ND = self._model.submit(
-                    self._searcher.encode_images, [pixels for _, pixels in readable]
-                ).result()
-                found = [
-                    (row.image_id, row.version, feature_D)
-                    for (row, _), feature_D in zip(readable, features_ND, strict=True)
-                ]
-                self._store.gallery_db.add_features(self._fingerprint, found)
-                features |= {image_id: feature_D for image_id, _, feature_D in found}
-        return [replace(row, feature=features.get(row.image_id, row.feature)) for row in rows]
-
-    def _pixels(self, row: Row) -> torch.Tensor | None:
-        try:
-            path = self._store.locate(row.path)
-            image = images.load(path, max_pixels=self._args.max_pixels, min_side=1, patient=False)
-        except DataError:
-            return None
-        return self._searcher.preprocess(image)
 
 
 def _yield_to_others() -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from raycd.data import images
 from raycd.data.images import BrokenImage
 from raycd.errors import DataError, GalleryError
-from raycd.gallery.view import View
+from raycd.gallery.state import State
 from serve.args import ServeArgs
 from serve.errors import NoSuchImage, UnreadablePicture
 from serve.live.store import GalleryStore
@@ -52,7 +52,7 @@ class GalleryPictures:
         self._thumbnails: LRUCache[str, PictureFile] = LRUCache(args.thumbnail_cache)
         self._lock = threading.Lock()
 
-    def original(self, view: View, image_id: str) -> PictureFile:
+    def original(self, view: State, image_id: str) -> PictureFile:
         """Return the file of an image."""
         data = self._read(image_id, _path(view, image_id))
         try:  # nothing but pictures is ever sent
@@ -60,7 +60,7 @@ class GalleryPictures:
         except BrokenImage as error:
             raise UnreadablePicture(image_id, error.reason) from error
 
-    def thumbnail(self, view: View, image_id: str) -> PictureFile:
+    def thumbnail(self, view: State, image_id: str) -> PictureFile:
         """Return a JPEG of at most SIDE pixels a side."""
         path = _path(view, image_id)
         key = path or image_id  # a picture that replaces another has another path
@@ -97,11 +97,11 @@ class GalleryPictures:
             raise _unreachable(error.__cause__ or error) from error
 
 
-def _path(view: View, image_id: str) -> str | None:
-    position = view.position(image_id)
-    if position is None:
+def _path(view: State, image_id: str) -> str | None:
+    found = view.find(image_id)
+    if found is None:
         raise NoSuchImage(image_id)
-    return view.path(position)
+    return found.path
 
 
 def _unreachable(cause: BaseException) -> GalleryError:

@@ -152,8 +152,10 @@ export async function copyLink(query) {
 
 /** Index and model, in the footer. */
 export function showAbout({ index, model }) {
+  // A search engine does not tell its recall
+  const recall = index.recall == null ? "" : `, recall ${index.recall.toFixed(3)}`;
   byId("about").textContent =
-    `${count(index.size, "image")}, ${index.kind} index, recall ${index.recall.toFixed(3)}, ` +
+    `${count(index.size, "image")}, ${index.kind} index${recall}, ` +
     `${model.encoder} with ${model.head}`;
 }
 

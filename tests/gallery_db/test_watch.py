@@ -148,7 +148,7 @@ def test_a_change_is_not_acknowledged_where_the_file_goes_before_the_commit(
     file: Path, harm: Callable[[Path], None]
 ) -> None:
     def write_and_harm(gallery_db: GalleryDatabase) -> None:
-        with gallery_db._transaction("writing") as connection:
+        with gallery_db.transaction("writing") as connection:
             connection.exec_driver_sql("UPDATE raycd_gallery SET version = version + 1")
             harm(file)
 

@@ -33,7 +33,7 @@ def test_dcnet_trains_on_two_workers_and_is_bundled_and_re_ranks(
     tracked = loaded.head.state_dict()["compose.gate.0.num_batches_tracked"]
     assert tracked > 0
     searcher = Searcher(loaded, threads=1)
-    image_id = searcher.view.image_id(0)
+    image_id = searcher.own.image_id(0)
     [results] = searcher.search([Query(image_id=image_id, text="is red", top_k=3)])
     assert all(result.rerank_score is not None for result in results)
     assert pipeline.run(config).done == []

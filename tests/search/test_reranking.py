@@ -40,7 +40,7 @@ def ids(results: list[Result]) -> list[str]:
 
 def corrections(searcher: Searcher, results: list[Result]) -> list[float]:
     """Return the head's score of each result, of the raw features of image and text."""
-    encoder, view = searcher.bundle.encoder, searcher.view
+    encoder, view = searcher.bundle.encoder, searcher.own
     with torch.inference_mode():
         image_1D = torch.from_numpy(view.features(np.array([4])))
         text_1D = encoder.encode_tokens(encoder.tokenize(["is blue"]))
@@ -79,10 +79,10 @@ def test_pages_filters_and_the_reference_left_out_go_with_it(searcher: Searcher)
     two = ids(ask(searcher, rerank_depth=0, exclude_reference=True))[:2]
     found = ask(searcher, rerank_depth=2, exclude_reference=True)
     assert sorted(ids(found)[:2]) == sorted(two)
-    dresses = searcher.view.mask(["dress"])
+    dresses = searcher.view.allowed(["dress"])
     expected = [image_id for image_id in whole if int(image_id[6:]) % 2]
     assert ids(ask(searcher, allowed=dresses)) == expected
-    assert ask(searcher, allowed=searcher.view.mask(["hat"])) == []
+    assert ask(searcher, allowed=searcher.view.allowed(["hat"])) == []
 
 
 def test_a_search_without_image_or_text_is_not_re_ranked(searcher: Searcher) -> None:

@@ -98,7 +98,7 @@ def test_an_image_of_the_gallery_is_as_if_it_were_sent(
     named = ask(searcher, image_id="image-5", text="is blue")
     assert [result.image_id for result in named] == [result.image_id for result in sent]
     for left, right in zip(sent, named, strict=True):
-        assert [left.score, *left[5:]] == pytest.approx([right.score, *right[5:]], abs=1e-5)
+        assert [left.score, *left[6:]] == pytest.approx([right.score, *right[6:]], abs=1e-5)
         assert left.relative_score == pytest.approx(right.relative_score, abs=0.02)
 
 
@@ -169,7 +169,7 @@ def test_a_filter_an_offset_and_the_reference_left_out(
     searcher: Searcher, tiny_bundle: Any
 ) -> None:
     whole = [result.image_id for result in ask(searcher, image_id="image-4", text="is blue")]
-    allowed = searcher.view.mask(["dress"])
+    allowed = searcher.view.allowed(["dress"])
     assert [
         result.image_id
         for result in ask(searcher, image_id="image-4", text="is blue", allowed=allowed)
@@ -181,7 +181,7 @@ def test_a_filter_an_offset_and_the_reference_left_out(
     found = ask(searcher, image_id="image-4", text="is blue", top_k=5, exclude_reference=True)
     assert [result.image_id for result in found] == without[:5]
     assert ask(searcher, text="is blue", offset=12) == []
-    assert ask(searcher, text="is blue", allowed=searcher.view.mask(["hat"])) == []
+    assert ask(searcher, text="is blue", allowed=searcher.view.allowed(["hat"])) == []
 
 
 def test_a_result_names_the_first_category_of_its_image(
@@ -198,7 +198,7 @@ def test_a_batch_answers_as_single_queries_do(searcher: Searcher, tiny_bundle: A
     queries = [
         Query(tiny_bundle.images[0], "is blue", top_k=1),
         Query(text="has long sleeves", top_k=2, exact=True),
-        Query(image_id="image-7", top_k=3, allowed=searcher.view.mask(["dress"])),
+        Query(image_id="image-7", top_k=3, allowed=searcher.view.allowed(["dress"])),
         Query(tiny_bundle.images[2], "is red", top_k=4, negative_text="is blue", offset=2),
         Query(image_id="image-7", text="is blue", top_k=5, exclude_reference=True),
     ]

@@ -76,6 +76,37 @@ def start_service(ray_cluster: Any, request: pytest.FixtureRequest) -> Callable[
     return start
 
 
+@pytest.fixture(scope="session")
+def other_bundle(tiny_bundle: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write the same images with another encoder."""
+    import torch
+
+    from raycd import bundle
+
+    loaded = bundle.load(tiny_bundle.folder)
+    torch.manual_seed(1)
+    with torch.inference_mode():
+        visual = loaded.encoder.clip.visual
+        assert isinstance(visual, torch.nn.Module)
+        for parameter in visual.parameters():
+            parameter.add_(0.1 * parameter.std(correction=0) * torch.randn_like(parameter))
+        pixels = torch.stack([loaded.encoder.preprocess(image) for image in tiny_bundle.images])
+        features_GD = loaded.encoder.encode_images(pixels).numpy()
+    table = bundle.read_gallery(tiny_bundle.folder)
+    ids, categories, paths = (
+        table[name].to_pylist() for name in ("image_id", "categories", "path")
+    )
+    attributes = [dict(pairs) for pairs in table["attributes"].to_pylist()]
+    gallery = bundle.gallery_table(
+        ids, categories, paths, features_GD, loaded.encoder.fingerprint(), attributes=attributes
+    )
+    folder = tmp_path_factory.mktemp("other") / "bundle"
+    bundle.write(
+        folder, loaded.encoder, loaded.head, loaded.head_config, gallery, loaded.config, {}
+    )
+    return folder
+
+
 @contextmanager
 def running_replica(args: ServeArgs, name: str) -> Iterator[str]:
     """Run a replica behind its HTTP interface in a thread of this process, and yield its URL."""

@@ -55,6 +55,26 @@ def test_a_bundle_of_the_registry_needs_a_gallery_that_is_named() -> None:
     assert app._arguments(options.config, Path("/fetched")).bundle == "/fetched"
 
 
+def test_a_search_engine_needs_a_database_and_its_address_is_checked_at_the_start(
+    tiny_bundle: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for wrong, gallery, replicas in (
+        ("filled from the gallery's database", "none", 1),
+        ("belongs to one process", "", 2),
+    ):
+        with pytest.raises(ValidationError, match=wrong):
+            ServeArgs(gallery=gallery, gallery_engine="milvus:///data/x.db", replicas=replicas)
+    bundle = ("--bundle", str(tiny_bundle.folder))
+    assert app.main([*bundle, "--gallery-engine", "http://host:19530"]) == 2
+    said = capsys.readouterr().err
+    assert "the address of the search engine is malformed" in said
+    assert "milvus://<host>:19530" in said
+    assert app.main([*bundle, "--gallery-engine", "milvus://u:s3cret@host"]) == 2
+    said = capsys.readouterr().err
+    assert "RAYCD_SERVE__GALLERY_ENGINE" in said
+    assert "s3cret" not in said
+
+
 def test_settings_come_from_a_file_the_environment_and_options(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

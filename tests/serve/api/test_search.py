@@ -39,7 +39,7 @@ def test_an_answer_has_results_scores_model_index_and_timings(
     [expected] = searcher.search([Query(decoded, "is blue with long sleeves", top_k=4)])
     for got, result in zip(answer.results, expected, strict=True):
         assert (got.image_id, got.category) == (result.image_id, result.category)
-        assert got.attributes == searcher.view.attributes(result.position)
+        assert got.attributes == searcher.own.attributes(result.position)
         assert got.score == pytest.approx(result.score, abs=1e-5)
         assert got.relative_score == pytest.approx(result.relative_score, abs=1e-3)
         assert got.explanation.image == pytest.approx(result.image_score, abs=1e-5)

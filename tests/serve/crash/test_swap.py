@@ -37,33 +37,6 @@ from tests.serve.crash.truth import Image
 CATEGORY = "dress"  # of images that nobody writes, so that a search among them has one answer
 
 
-@pytest.fixture(scope="module")
-def other_bundle(tiny_bundle: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write the same images with another encoder."""
-    loaded = bundle.load(tiny_bundle.folder)
-    torch.manual_seed(1)
-    with torch.inference_mode():
-        visual = loaded.encoder.clip.visual
-        assert isinstance(visual, torch.nn.Module)
-        for parameter in visual.parameters():
-            parameter.add_(0.1 * parameter.std(correction=0) * torch.randn_like(parameter))
-        pixels = torch.stack([loaded.encoder.preprocess(image) for image in tiny_bundle.images])
-        features_GD = loaded.encoder.encode_images(pixels).numpy()
-    table = bundle.read_gallery(tiny_bundle.folder)
-    ids, categories, paths = (
-        table[name].to_pylist() for name in ("image_id", "categories", "path")
-    )
-    attributes = [dict(pairs) for pairs in table["attributes"].to_pylist()]
-    gallery = bundle.gallery_table(
-        ids, categories, paths, features_GD, loaded.encoder.fingerprint(), attributes=attributes
-    )
-    folder = tmp_path_factory.mktemp("other") / "bundle"
-    bundle.write(
-        folder, loaded.encoder, loaded.head, loaded.head_config, gallery, loaded.config, {}
-    )
-    return folder
-
-
 class Swapped:
     """A service of two replicas that changes its bundle, and what it must answer with each."""
 
@@ -84,7 +57,7 @@ class Swapped:
     def expect(self, folder: Path) -> str:
         """Learn what a bundle answers; returns the fingerprint that its answers bear."""
         searcher = Searcher(bundle.load(folder))
-        query = Query(self.image, "is blue", top_k=10, allowed=searcher.view.mask([CATEGORY]))
+        query = Query(self.image, "is blue", top_k=10, allowed=searcher.view.allowed([CATEGORY]))
         [results] = searcher.search([query])
         fingerprint = searcher.bundle.manifest.encoder.fingerprint[:12]
         self.expected[fingerprint] = [(found.image_id, found.score) for found in results]

@@ -21,10 +21,11 @@ from raycd.errors import GalleryError
 from raycd.gallery import live, recent
 from raycd.gallery.recent import Recent
 from raycd.gallery.records import Delete, Put, Seed
+from raycd.gallery.view import View
 from raycd.gallery_db import GalleryDatabase
 from raycd.search.searcher import Searcher
 from serve.args import ServeArgs
-from serve.live import follower
+from serve.live import follower, unencoded
 from serve.live.follower import Follower
 from serve.live.store import GalleryStore
 
@@ -84,6 +85,11 @@ def put(store: GalleryStore, searcher: Searcher, features_ND: NDArray[np.float32
     return store.gallery_db.write(changes, fingerprint)[-1].version
 
 
+def faiss(searcher: Searcher) -> View:
+    assert isinstance(searcher.view, View)
+    return searcher.view
+
+
 def has_version(searcher: Searcher, version: int) -> bool:
     return searcher.view.version >= version
 
@@ -94,16 +100,16 @@ def test_many_changes_become_an_index_of_its_kind_that_misses_nothing(
 ) -> None:
     monkeypatch.setattr(live, "REBUILD_FROM", 100)
     searcher = follow(kind=kind, flat_up_to=50, sample=50, ivf_lists=2)
-    first = searcher.view.index
+    first = faiss(searcher).index
     features_ND = features(searcher, ADDED)
     version = put(store, searcher, features_ND)
     gone = [f"new-{i}" for i in range(0, ADDED, 7)]
-    until(lambda: searcher.view.version >= version and searcher.view.index is not first)
+    until(lambda: searcher.view.version >= version and faiss(searcher).index is not first)
     version = store.gallery_db.write([Delete(image_id) for image_id in gone], "")[
         -1
     ].version  # of the new index
     until(lambda: searcher.view.version >= version)
-    view = searcher.view
+    view = faiss(searcher)
     assert view.index.kind == kind
     assert len(view) == 12 + ADDED - len(gone)
     unit_ND = features_ND / np.linalg.norm(features_ND, axis=1, keepdims=True)
@@ -143,7 +149,7 @@ def test_one_image_more_than_fits_does_not_rebuild_the_index(
 ) -> None:
     """Else images that come and go at the bound would have it rebuilt all the time."""
     searcher = follow(kind="ivf", flat_up_to=5, sample=50, ivf_lists=2)
-    until(lambda: searcher.view.index.kind == "ivf")
+    until(lambda: faiss(searcher).index.kind == "ivf")
     monkeypatch.setattr(follower, "kind_for", lambda *given: "sq8")
     built, original = list[Any](), bundle.build_index
 
@@ -155,7 +161,7 @@ def test_one_image_more_than_fits_does_not_rebuild_the_index(
     for _ in range(2):
         version = put(store, searcher, features(searcher, 1))
         until(partial(has_version, searcher, version))
-    assert (searcher.view.index.kind, built) == ("ivf", [])
+    assert (faiss(searcher).index.kind, built) == ("ivf", [])
 
 
 def test_what_changes_while_an_index_is_built_is_in_it_when_it_is_taken_over(
@@ -165,7 +171,7 @@ def test_what_changes_while_an_index_is_built_is_in_it_when_it_is_taken_over(
     searcher = follow(kind="ivf", sample=50, ivf_lists=2)
     fingerprint, first, original = (
         searcher.bundle.manifest.encoder.fingerprint,
-        searcher.view.index,
+        faiss(searcher).index,
         bundle.build_index,
     )
     others = [
@@ -174,15 +180,15 @@ def test_what_changes_while_an_index_is_built_is_in_it_when_it_is_taken_over(
     ]
 
     def built(*given: Any, **settings: Any) -> Any:
-        if searcher.view.index is first:
+        if faiss(searcher).index is first:
             version = store.gallery_db.write([*others, Delete("new-0")], fingerprint)[-1].version
             until(lambda: searcher.view.version >= version)  # the old one is followed meanwhile
         return original(*given, **settings)
 
     monkeypatch.setattr(bundle, "build_index", built)
     put(store, searcher, features(searcher, ADDED))
-    until(lambda: searcher.view.index is not first)
-    view = searcher.view
+    until(lambda: faiss(searcher).index is not first)
+    view = faiss(searcher)
     assert view.version >= 12 + ADDED + len(others) + 1
     assert len(view) == 12 + ADDED + len(others) - 1
     assert view.position("new-0") is None
@@ -195,7 +201,7 @@ def test_the_database_is_followed_while_what_came_is_put_into_lists(
     monkeypatch.setattr(live, "REBUILD_FROM", 100)
     searcher = follow(kind="ivf", sample=50, ivf_lists=2)
     put(store, searcher, features(searcher, ADDED))
-    until(lambda: searcher.view.index.kind == "ivf")
+    until(lambda: faiss(searcher).index.kind == "ivf")
     monkeypatch.setattr(live, "REBUILD_FROM", 10_000)
     monkeypatch.setattr(recent, "MAX_UNINDEXED", 100)
     going_on, original = threading.Event(), Recent.put_into_lists
@@ -207,9 +213,9 @@ def test_the_database_is_followed_while_what_came_is_put_into_lists(
     monkeypatch.setattr(Recent, "put_into_lists", slow)
     for count in (ADDED, ADDED + 1):  # the second while the first wait for lists
         until(partial(has_version, searcher, put(store, searcher, features(searcher, count))))
-        assert searcher.view.additions.features.listed == 0
+        assert faiss(searcher).additions.features.listed == 0
     going_on.set()
-    until(lambda: searcher.view.additions.features.listed > 0)
+    until(lambda: faiss(searcher).additions.features.listed > 0)
 
 
 def test_more_images_than_a_replica_encodes_are_refused_though_the_bundle_has_begun_the_gallery(
@@ -219,10 +225,10 @@ def test_more_images_than_a_replica_encodes_are_refused_though_the_bundle_has_be
     store.gallery_db.write(
         [Put(f"other-{i}", np.ones(8, np.float32), (), {}, None) for i in range(3)], "f" * 64
     )
-    monkeypatch.setattr(follower, "ENCODED", 2)
+    monkeypatch.setattr(unencoded, "ENCODED", 2)
     with pytest.raises(GalleryError, match="3 images without features of encoder"):
         follow()
-    monkeypatch.setattr(follower, "ENCODED", 3)
+    monkeypatch.setattr(unencoded, "ENCODED", 3)
     assert len(follow().view) == 12  # without pictures, they cannot be found
 
 

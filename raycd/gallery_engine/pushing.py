@@ -1,0 +1,123 @@
+"""The push of a gallery database's changes to a collection, in the order of their versions.
+
+Whoever pushes holds a lease. It may die at any point: the marker says what is surely there, and
+what is pushed again replaces itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from raycd.errors import GalleryError
+from raycd.gallery.records import Row
+from raycd.gallery_db import GalleryDatabase
+from raycd.gallery_db.leases import Lease
+from raycd.gallery_engine.collection import TIMEOUT_S, Collection, Marker
+from raycd.gallery_engine.expressions import ALL
+
+LEASE_S = 15.0  # that a lease lasts; its holder takes it again at each third
+TOGETHER = 1000  # images of a call
+
+
+def name(gallery_db: GalleryDatabase, fingerprint: str) -> str:
+    """Return the name of the collection of a database for an encoder."""
+    return f"raycd_{gallery_db.uid()}_{fingerprint[:16]}"
+
+
+class Push:
+    """The push of one process, in one thread.
+
+    Args:
+        gallery_db: The record of truth.
+        fingerprint: The encoder whose features are pushed.
+        collection: Where to.
+        encoded: Returns rows with the features that they lack, where it can make them.
+        lease: Of the collection.
+    """
+
+    def __init__(
+        self,
+        gallery_db: GalleryDatabase,
+        fingerprint: str,
+        collection: Collection,
+        encoded: Callable[[Sequence[Row]], list[Row]],
+        lease: Lease,
+    ) -> None:
+        self._gallery_db, self._fingerprint, self._collection = gallery_db, fingerprint, collection
+        self._encoded, self._lease = encoded, lease
+        self._marker: Marker | None = None  # as it was written or read last, by us
+        self._pushed = 0  # version up to which nothing is left to do
+
+    def advance(self) -> bool:
+        """Bring the next changes to the collection; return whether there may be more.
+
+        Nothing is done where another process has the lease.
+
+        Raises:
+            GalleryError: Engine or database does not answer; what was not pushed is later.
+        """
+        if not self._held():
+            return False
+        newest = self._gallery_db.version()
+        if self._marker is None:
+            self._marker = self._begin(newest)
+        elif self._pushed >= newest:
+            # Somebody may have removed the collection, or put the database back to a backup
+            if self._collection.marker() != self._marker or self._marker.version > newest:
+                self._marker = None
+            return self._marker is None
+        changes = self._gallery_db.changes(self._pushed, self._fingerprint, limit=TOGETHER)
+        rows = self._encoded(changes.rows)
+        self._check_lease()
+        self._collection.put([row for row in rows if row.feature is not None])
+        self._check_lease()
+        self._collection.delete([row.image_id for row in rows if row.feature is None])
+        self._check_lease()
+        self._pushed = changes.version
+        version = max(self._marker.version, changes.version)
+        self._marker = self._collection.mark(version, self._marker.until)
+        return self._pushed < newest
+
+    @property
+    def holds(self) -> bool:
+        """Whether this process has the lease."""
+        return self._lease.left_s > 0
+
+    def _held(self) -> bool:
+        """Hold the lease; return whether it is ours."""
+        left_s = self._lease.left_s
+        if left_s > LEASE_S * 2 / 3:
+            return True
+        held = self._lease.hold()
+        if not held or left_s == 0:  # another one may have pushed meanwhile
+            self._marker = None
+        return held
+
+    def _begin(self, newest: int) -> Marker:
+        """Return where the collection stands; make it where it is absent."""
+        found, self._pushed = self._collection.marker(), 0
+        if found is not None and found.version > newest:
+            # The database was put back to a backup: what the others were nobody knows
+            self._check_lease()
+            self._collection.drop()
+            found = None
+        if found is None:
+            self._check_lease()
+            self._collection.make()
+            return self._collection.mark(0, newest)
+        # A whole collection with more or fewer images than have features gets all of them again:
+        # some were encoded after their version, or somebody has removed some.
+        there = self._gallery_db.encoders().get(self._fingerprint, 0)
+        if found.version < newest or self._collection.count(ALL, written=found.written) == there:
+            self._pushed = found.version
+        return found
+
+    def _check_lease(self) -> None:
+        # What is sent now is written before another process may push a newer state of an image.
+        if self._lease.left_s < TIMEOUT_S:
+            self._marker = None
+            raise GalleryError("the lease of the collection was lost: it took too long", "locked")
+
+    def close(self) -> None:
+        """Give the lease back."""
+        self._lease.release()
