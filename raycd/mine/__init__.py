@@ -15,8 +15,9 @@ cluster, with equal results.
 
 What each guarantee costs:
 
-exact, ties to the lower row   similarities in float64 and deeper searches (half of search.py): one
-                               of ten seconds; where nearly all images tie, much more
+exact, ties to the lower row   similarities in float64 and deeper searches (half of search.py): 6%
+                               of the time for 64 neighbours of 46,609 x 640; where nearly all
+                               images tie, much more
 near FAISS's speed with it     product, heap and measuring in threads (the other half of search.py)
 memory within worker_mib       shards whose lists are merged (half of neighbours.py): copies of the
                                queries' features, 8 (S + 1) bytes a query where they are merged

@@ -87,14 +87,14 @@ def make_candidates(
 ) -> pa.Table:
     """Return table CANDIDATES: by triplet, then side, then rank.
 
+    Its metadata holds the encoder, S, the floor, the number of replaceable images, and how many
+    candidates have the pair of a triplet of the data set.
+
     Args:
         triplets: The original triplets, T rows.
         neighbours: Table NEIGHBOURS for their images.
         score: Measures replacements, e.g. `partial(matching_scores, image_ND, text_TD)`.
         encoder: Fingerprint of the encoder that made the features.
-    Returns:
-        The table. Its metadata holds the encoder, S, the floor, the number of replaceable images,
-        and how many candidates have the pair of a triplet of the data set.
     Raises:
         DataError: The neighbours lack images of the triplets.
     """
@@ -104,7 +104,8 @@ def make_candidates(
     image_U = np.where(side_U == 0, triplets.reference_T[triplet_U], triplets.target_T[triplet_U])
     category = triplets.categories.dictionary_encode()
     category_U = category.indices.to_numpy()[triplet_U]
-    names, pool_U = neighbours["pool"].unique(), np.zeros_like(triplet_U)
+    names, ids = neighbours["pool"].unique(), triplets.image_ids
+    pool_U = np.zeros_like(triplet_U)
     if names.to_pylist() != [""]:
         pool_U = rows_of(category.dictionary, names)[category_U]
     asked_U = pairs_of(pool_U, image_U)
@@ -122,7 +123,6 @@ def make_candidates(
     triplet_C, side_C, replaced_C = (of_use[use_C] for of_use in (triplet_U, side_U, image_U))
     reference_C = np.where(side_C == 0, substitute_C, triplets.reference_T[triplet_C])
     target_C = np.where(side_C == 1, substitute_C, triplets.target_T[triplet_C])
-
     different_C = reference_C != target_C
     known_C = different_C & np.isin(pairs_of(reference_C, target_C), triplets.pairs_K)
     useful_C = different_C & ~known_C
@@ -133,10 +133,7 @@ def make_candidates(
         _names(category_U[use_C], category.dictionary),
         _names(pool_U[use_C], names),
         _names(side_C, pa.array(SIDES)),
-        *(
-            _names(rows, triplets.image_ids)
-            for rows in (replaced_C, substitute_C, reference_C, target_C)
-        ),
+        *(_names(rows, ids) for rows in (replaced_C, substitute_C, reference_C, target_C)),
         pc.list_flatten(found["similarities"]),
         pa.array(rank_C, pa.int32()),
         found["truncated"].take(pa.array(use_C)),

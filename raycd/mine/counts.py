@@ -41,10 +41,10 @@ def summary(counts: Counts) -> list[str]:
     rows: list[tuple[str, Left]] = [
         (f"{group['category']} {group['side']}", group) for group in counts["groups"]
     ]
-    cells = [("", "candidates", "similar", "s_max", "alpha")]
+    cells: list[tuple[str, ...]] = [("", "candidates", "similar", "s_max", "alpha")]
     for name, left in (*rows, ("all", counts)):
-        steps = "candidates", "after_similarity", "after_s_max", "after_alpha"
-        cells.append((name, *(f"{left[step]:,}" for step in steps)))
+        similar, few, kept = left["after_similarity"], left["after_s_max"], left["after_alpha"]
+        cells.append((name, *(f"{n:,}" for n in (left["candidates"], similar, few, kept))))
     lines = [f"{name:30}" + "".join(f"{cell:>13}" for cell in row) for name, *row in cells]
     without, images = counts["images_without_substitute"], counts["images"]
     return [*lines, f"{without:,} of {images:,} images have no substitute"]

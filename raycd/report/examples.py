@@ -53,8 +53,13 @@ def choose_examples(
     """
     now = resolve(candidates, mine)
     eps_low, eps_high, alpha = now["eps_low"], now["eps_high"], now["alpha"]
-    eligible_ones = eligible(candidates, triplets, mine)
-    within, _ = filter_candidates(eligible_ones, **{**now, "alpha": -math.inf})
+    within, _ = filter_candidates(
+        eligible(candidates, triplets, mine),
+        eps_low=eps_low,
+        eps_high=eps_high,
+        s_max=now["s_max"],
+        alpha=-math.inf,
+    )
     similarity_C, score_C = within["similarity"].to_numpy(), within["score"].to_numpy()
     away_C3 = np.stack(
         [np.abs(score_C - alpha), similarity_C - eps_low, eps_high - similarity_C], 1

@@ -51,8 +51,8 @@ def find_neighbours(
         resources = cluster.worker_resources(compute)
     workers = cluster.fitting(compute.mine_workers or cluster.machines(), resources)
     threads = cluster.threads(compute, -(-workers // cluster.machines()))
-    load = ray.remote(num_cpus=compute.cpus_per_worker)(_load)
-    search = ray.remote(num_cpus=resources["CPU"], num_gpus=resources.get("GPU"))(_search)
+    load: Any = ray.remote(num_cpus=compute.cpus_per_worker)(_load)
+    search: Any = ray.remote(num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0))(_search)
     if mine.index != "flat":
         progress.say(f"building {mine.index} of {len(shards)} shards")
     loaded = [load.remote(stored, shard.rows_P, mine) for shard in shards]
@@ -101,8 +101,8 @@ def matching_scores(
     The features of all images are in the object store: any task may need any of them.
     """
     score_C = np.empty(len(rows_C[0]))
-    whole = ray.remote(num_cpus=compute.cpus_per_worker)(_all)
-    measure = ray.remote(num_cpus=compute.cpus_per_worker)(core.matching_scores)
+    whole: Any = ray.remote(num_cpus=compute.cpus_per_worker)(_all)
+    measure: Any = ray.remote(num_cpus=compute.cpus_per_worker)(core.matching_scores)
     workers = cluster.fitting(
         compute.mine_workers or cluster.cpus(), {"CPU": compute.cpus_per_worker}
     )
