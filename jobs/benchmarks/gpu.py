@@ -17,6 +17,7 @@ from jobs.benchmarks.measuring import features, timed
 from raycd import mine
 from raycd.config import Config, MineConfig
 from raycd.errors import ConfigError
+from raycd.mine.search import FAISS_GPU, on_gpu
 from raycd.model.encoder import Encoder, create
 from raycd.model.loss import batch_classification_loss
 from raycd.train.finetune import SumOfFeatures
@@ -105,9 +106,9 @@ def _mining(dim: int) -> dict[str, float]:
     expected, seconds = timed(lambda: mine.find_neighbours(feature_ND, pools, settings))
     name = f"mining, {TRAIN_IMAGES} x {dim}, top {NEIGHBOURS}"
     rows = {f"{name}: images/s": TRAIN_IMAGES / seconds}
-    if mine.FAISS_GPU:
+    if FAISS_GPU:
         found, seconds = timed(
-            lambda: mine.find_neighbours(feature_ND, pools, settings, nearest=mine.on_gpu)
+            lambda: mine.find_neighbours(feature_ND, pools, settings, nearest=on_gpu)
         )
         rows[f"{name}, faiss-gpu: images/s"] = TRAIN_IMAGES / seconds
         rows["recall of faiss-gpu against the CPU"] = mine.recall(found, expected)

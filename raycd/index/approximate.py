@@ -6,6 +6,7 @@ thread and from one seed: the same vectors give the same structure.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -38,6 +39,22 @@ def build(
         index.add(unit_PD)
     serialised: NDArray[np.uint8] = faiss.serialize_index(index)
     return serialised
+
+
+def entry_bytes(dim: int, settings: MineConfig) -> int:
+    """Return the memory of one vector in the structure `settings.index`, in bytes.
+
+    It is a copy of the vector and:
+
+    - HNSW: 2 M links of 4 bytes on the ground level. A vector is on level l or above with
+      probability M^-l, so the levels above add M / (M - 1) links on average; a tenth of M is
+      added as a margin. 12 bytes are the level and the offset of the links.
+    - IVF: its number (8 bytes) and its share of a centre (4 D / PER_LIST bytes).
+    """
+    if settings.index == "hnsw":
+        links = settings.hnsw_m * (2.1 + 1 / (settings.hnsw_m - 1))
+        return 4 * dim + 12 + math.ceil(4 * links)
+    return 4 * dim + 8 + math.ceil(4 * dim / PER_LIST)
 
 
 @contextmanager

@@ -5,65 +5,47 @@ features -> neighbours -> candidates with scores -> pseudo triplets
     rows = of_triplets(image_ids, triplets)              # ids -> rows of the feature matrix
     pools = make_pools(mine.pool, gallery, rows)         # where substitutes may come from
     found = find_neighbours(image_ND, pools, mine)       # eq. 8, and eq. 9 at its loosest
-    table = make_candidates(rows, found, image_ND, text_TD, encoder=fingerprint)
+    score = partial(matching_scores, image_ND, text_TD)  # of eq. 3's query with the target
+    table = make_candidates(rows, found, score, encoder=fingerprint)
     pseudo, counts = filter_candidates(table, **resolve(table, mine))  # milliseconds
 
-`make_candidates` makes every replacement with its matching score. Only the last line depends on the
-thresholds, so trying others needs no feature. Arrays in, tables out: no Ray, no files.
-`raycd.runtime.mining` finds the neighbours and makes the candidates on a cluster, with equal
-results.
+Only the last line depends on the thresholds, so trying others needs no feature. Arrays in, tables
+out: no Ray, no files. `raycd.runtime.mining` finds the neighbours and makes the candidates on a
+cluster, with equal results.
+
+What each guarantee costs:
+
+exact, ties to the lower row   similarities in float64 and deeper searches (half of search.py): 6%
+                               of the time for 64 neighbours of 46,609 x 640; where nearly all
+                               images tie, much more
+near FAISS's speed with it     product, heap and measuring in threads (the other half of search.py)
+memory within worker_mib       shards whose lists are merged (half of neighbours.py): copies of the
+                               queries' features, 8 (S + 1) bytes a query where they are merged
+HNSW, IVF, measured recall     searched.py; exact search of recall_sample queries
+several pools, held out images pools.py; each pool is searched by itself
+no known pair, funnel          candidates.py, filter.py, counts.py: milliseconds
+any number of workers          runtime/mining.py: the features once in Ray's object store
 
 Letters: N images with features, T triplets, Q query images, P images of a pool, D feature size, S
-neighbours kept, C candidates, B rows of a batch. A "row" is a row of the feature matrix unless
-something else is said.
+neighbours kept, C candidates, U uses of an image by a triplet, B rows of a batch. A "row" is a row
+of the feature matrix unless something else is said.
 """
 
-from raycd.mine.candidates import CANDIDATES, Score, make_candidates, matching_scores
+from raycd.mine.candidates import CANDIDATES, make_candidates, matching_scores
 from raycd.mine.counts import Counts, summary, warnings
-from raycd.mine.eligible import eligible
-from raycd.mine.examples import choose_examples
-from raycd.mine.filter import filter_candidates
-from raycd.mine.neighbours import (
-    LARGEST,
-    NEIGHBOURS,
-    Lists,
-    find_neighbours,
-    normalise,
-    recall,
-    sample,
-)
+from raycd.mine.filter import Thresholds, eligible, filter_candidates, resolve, thresholds_line
+from raycd.mine.neighbours import NEIGHBOURS, find_neighbours, make_shards
 from raycd.mine.pools import Pool, TripletRows, make_pools, of_triplets
-from raycd.mine.search import FAISS_GPU, NeighbourSearch, on_gpu
-from raycd.mine.shards import (
-    Searched,
-    Shard,
-    Visit,
-    low_recall,
-    make_shards,
-    row_bytes,
-    searched,
-    searched_line,
-    visits,
-)
-from raycd.mine.thresholds import Thresholds, resolve
-from raycd.mine.thresholds import line as thresholds_line
+from raycd.mine.searched import Searched, low_recall, recall, sample, searched, searched_line
 
 __all__ = [
     "CANDIDATES",
-    "FAISS_GPU",
-    "LARGEST",
     "NEIGHBOURS",
     "Counts",
-    "Lists",
-    "NeighbourSearch",
     "Pool",
-    "Score",
     "Searched",
-    "Shard",
     "Thresholds",
     "TripletRows",
-    "Visit",
-    "choose_examples",
     "eligible",
     "filter_candidates",
     "find_neighbours",
@@ -72,17 +54,13 @@ __all__ = [
     "make_pools",
     "make_shards",
     "matching_scores",
-    "normalise",
     "of_triplets",
-    "on_gpu",
     "recall",
     "resolve",
-    "row_bytes",
     "sample",
     "searched",
     "searched_line",
     "summary",
     "thresholds_line",
-    "visits",
     "warnings",
 ]

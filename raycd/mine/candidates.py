@@ -10,16 +10,16 @@ among the s_max substitutes of an image.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raycd.errors import DataError
 from raycd.mine.neighbours import META
-from raycd.mine.pools import Rows, TripletRows, pairs_of
+from raycd.mine.pools import Rows, TripletRows, pairs_of, rows_of
 from raycd.mine.search import DECIMALS
 
 SIDES = ("reference", "target")
@@ -50,18 +50,8 @@ CANDIDATES = pa.schema(
 )
 
 
-class Score(Protocol):
-    """What measures candidates: `matching_scores`, or its form on Ray Data."""
-
-    def __call__(
-        self,
-        image_ND: NDArray[np.float32],
-        text_TD: NDArray[np.float32],
-        reference_C: Rows,
-        target_C: Rows,
-        triplet_C: Rows,
-        /,
-    ) -> NDArray[np.float64]: ...
+Score = Callable[[Rows, Rows, Rows], NDArray[np.float64]]
+"""References, targets and triplets (C,) by row -> matching scores (C,)."""
 
 
 def matching_scores(
@@ -93,139 +83,67 @@ def matching_scores(
 
 
 def make_candidates(
-    triplets: TripletRows,
-    neighbours: pa.Table,
-    image_ND: NDArray[np.float32],
-    text_TD: NDArray[np.float32],
-    *,
-    encoder: str,
-    score: Score = matching_scores,
+    triplets: TripletRows, neighbours: pa.Table, score: Score, *, encoder: str
 ) -> pa.Table:
     """Return table CANDIDATES: by triplet, then side, then rank.
+
+    Its metadata holds the encoder, S, the floor, the number of replaceable images, and how many
+    candidates have the pair of a triplet of the data set.
 
     Args:
         triplets: The original triplets, T rows.
         neighbours: Table NEIGHBOURS for their images.
-        image_ND, text_TD: Features of the images and of each triplet's text, not normalised.
-        encoder: Fingerprint of the encoder that made both.
-        score: Measures the pairs.
-    Returns:
-        The table. Its metadata holds the encoder, S, the floor, the number of replaceable images,
-        and how many candidates have the pair of a triplet of the data set.
+        score: Measures replacements, e.g. `partial(matching_scores, image_ND, text_TD)`.
+        encoder: Fingerprint of the encoder that made the features.
+    Raises:
+        DataError: The neighbours lack images of the triplets.
     """
-    pairs = _replace(triplets, neighbours)
-    different = pairs.reference_C != pairs.target_C
-    known = different & np.isin(pairs_of(pairs.reference_C, pairs.target_C), triplets.pairs)
-    useful = different & ~known
-    chosen = (pairs.reference_C[useful], pairs.target_C[useful], pairs.triplet_C[useful])
-    score_C = np.zeros(len(useful))
-    score_C[useful] = score(image_ND, text_TD, *chosen)
-
-    image_ids, names = triplets.image_ids, pa.array(pairs.pool_names, pa.string())
+    # U uses of an image: both sides of the triplets whose target is known
+    triplet_U = np.repeat(np.flatnonzero(triplets.known_T).astype(np.int32), 2)
+    side_U = np.arange(len(triplet_U), dtype=np.int32) % 2
+    image_U = np.where(side_U == 0, triplets.reference_T[triplet_U], triplets.target_T[triplet_U])
     category = triplets.categories.dictionary_encode()
-    category_T = category.indices.to_numpy()
-    codes = {
-        "triplet_id": (pairs.triplet_C, triplets.triplet_ids),
-        "category": (category_T[pairs.triplet_C], category.dictionary),
-        "pool": (pairs.pool_C, names),
-        "side": (pairs.side_C, pa.array(SIDES, pa.string())),
-        "replaced": (pairs.replaced_C, image_ids),
-        "substitute": (pairs.substitute_C, image_ids),
-        "reference": (pairs.reference_C, image_ids),
-        "target": (pairs.target_C, image_ids),
-    }
-    columns = {
-        name: pa.DictionaryArray.from_arrays(pa.array(code, pa.int32()), words)
-        for name, (code, words) in codes.items()
-    }
-    columns["similarity"] = pa.array(pairs.similarity_C)
-    columns["rank"] = pa.array(pairs.rank_C, pa.int32())
-    columns["truncated"] = pa.array(pairs.truncated_C)
-    columns["score"] = pa.array(score_C, mask=~useful)
-    meta = json.loads(neighbours.schema.metadata[META])
-    meta |= {"encoder": encoder, "images": pairs.images, "known_pairs": int(known.sum())}
-    return pa.Table.from_pydict(columns, schema=CANDIDATES).replace_schema_metadata(
-        {META: json.dumps(meta)}
-    )
-
-
-@dataclass(frozen=True)
-class _Pairs:
-    """C replacements as indices into triplets, pool names or features."""
-
-    pool_names: list[str]
-    images: int  # distinct (pool, image) that the triplets name
-    triplet_C: Rows
-    side_C: Rows
-    pool_C: Rows
-    replaced_C: Rows
-    substitute_C: Rows
-    reference_C: Rows
-    target_C: Rows
-    similarity_C: NDArray[np.float64]
-    rank_C: Rows
-    truncated_C: NDArray[np.bool_]
-
-
-def _replace(triplets: TripletRows, neighbours: pa.Table) -> _Pairs:
-    """Join both sides of the known triplets (U uses of an image) with the neighbours (Q rows)."""
-    known = np.flatnonzero(triplets.known_T).astype(np.int32)
-    triplet_U = np.repeat(known, 2)
-    side_U = np.tile(np.array([0, 1], np.int32), len(known))
-    image_U = np.stack([triplets.reference_T[known], triplets.target_T[known]], axis=1).ravel()
-
-    found = neighbours.combine_chunks()
-    pool_Q = found["pool"].to_pylist()
-    names = list(dict.fromkeys(pool_Q))
-    code = {name: number for number, name in enumerate(names)}
-    if names == [""]:
-        pool_U = np.zeros(len(image_U), np.int64)
-    else:
-        pool_T = np.array(
-            [code.get(category, -1) for category in triplets.categories.to_pylist()], np.int64
-        )
-        pool_U = pool_T[triplet_U]
-    # Pool and image packed into one int64, so that both are looked up by one sorted search
-    use_U = _indices(
-        np.array([code[name] for name in pool_Q], np.int64) << 32 | found["image"].to_numpy(),
-        pool_U << 32 | image_U,
-    )
-
-    lists = found["neighbours"].combine_chunks()
-    offsets = lists.offsets.to_numpy()
-    count_U = np.diff(offsets)[use_U]
-    rank_C = np.arange(count_U.sum()) - np.repeat(np.cumsum(count_U) - count_U, count_U)
-    entry_C = rank_C + np.repeat(offsets[use_U], count_U)
-
-    def spread(of_use: NDArray[np.signedinteger]) -> Rows:
-        return np.repeat(of_use, count_U).astype(np.int32, copy=False)
-
-    triplet_C, side_C = spread(triplet_U), spread(side_U)
-    substitute_C = lists.values.to_numpy()[entry_C]
-    return _Pairs(
-        pool_names=names,
-        images=len(np.unique(use_U)),
-        triplet_C=triplet_C,
-        side_C=side_C,
-        pool_C=spread(pool_U),
-        replaced_C=spread(image_U),
-        substitute_C=substitute_C,
-        reference_C=np.where(side_C == 0, substitute_C, triplets.reference_T[triplet_C]),
-        target_C=np.where(side_C == 1, substitute_C, triplets.target_T[triplet_C]),
-        similarity_C=found["similarities"].combine_chunks().values.to_numpy()[entry_C],
-        rank_C=rank_C.astype(np.int32),
-        truncated_C=np.repeat(found["truncated"].to_numpy()[use_U], count_U),
-    )
-
-
-def _indices(keys_Q: NDArray[np.int64], wanted_U: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the index of each wanted key among the keys. Raises DataError where one is absent."""
-    order = np.argsort(keys_Q)
-    rank = np.searchsorted(keys_Q, wanted_U, sorter=order)
-    if len(wanted_U) and (rank.max() >= len(keys_Q) or (keys_Q[order[rank]] != wanted_U).any()):
+    category_U = category.indices.to_numpy()[triplet_U]
+    names, ids = neighbours["pool"].unique(), triplets.image_ids
+    pool_U = np.zeros_like(triplet_U)
+    if names.to_pylist() != [""]:
+        pool_U = rows_of(category.dictionary, names)[category_U]
+    asked_U = pairs_of(pool_U, image_U)
+    given_Q = pairs_of(rows_of(neighbours["pool"], names), neighbours["image"].to_numpy())
+    row_U = pc.index_in(pa.array(asked_U), value_set=pa.array(given_Q))
+    if row_U.null_count:
         raise DataError(
             "the neighbours lack images of the triplets",
             do="search the neighbours of these triplets' images again",
         )
-    found: NDArray[np.int64] = order[rank] if len(wanted_U) else rank
-    return found
+    found = neighbours.take(row_U).combine_chunks()
+    use_C = pc.list_parent_indices(found["neighbours"]).to_numpy()
+    substitute_C = pc.list_flatten(found["neighbours"]).to_numpy()
+    rank_C = np.arange(len(use_C)) - np.searchsorted(use_C, use_C)
+    triplet_C, side_C, replaced_C = (of_use[use_C] for of_use in (triplet_U, side_U, image_U))
+    reference_C = np.where(side_C == 0, substitute_C, triplets.reference_T[triplet_C])
+    target_C = np.where(side_C == 1, substitute_C, triplets.target_T[triplet_C])
+    different_C = reference_C != target_C
+    known_C = different_C & np.isin(pairs_of(reference_C, target_C), triplets.pairs_K)
+    useful_C = different_C & ~known_C
+    score_C = np.zeros(len(useful_C))
+    score_C[useful_C] = score(reference_C[useful_C], target_C[useful_C], triplet_C[useful_C])
+    columns = [
+        _names(triplet_C, triplets.triplet_ids),
+        _names(category_U[use_C], category.dictionary),
+        _names(pool_U[use_C], names),
+        _names(side_C, pa.array(SIDES)),
+        *(_names(rows, ids) for rows in (replaced_C, substitute_C, reference_C, target_C)),
+        pc.list_flatten(found["similarities"]),
+        pa.array(rank_C, pa.int32()),
+        found["truncated"].take(pa.array(use_C)),
+        pa.array(score_C, mask=~useful_C),
+    ]
+    meta = json.loads(neighbours.schema.metadata[META])
+    meta |= {"encoder": encoder, "images": len(pc.unique(row_U)), "known_pairs": int(known_C.sum())}
+    schema = CANDIDATES.with_metadata({META: json.dumps(meta)})
+    return pa.Table.from_arrays(columns, schema=schema).combine_chunks()
+
+
+def _names(rows_C: Rows, words: pa.Array) -> pa.Array:
+    return pa.DictionaryArray.from_arrays(pa.array(rows_C, pa.int32()), words)

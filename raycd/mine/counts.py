@@ -27,20 +27,13 @@ class Counts(Left):
     """The counts of a filter, for its report."""
 
     groups: list[Group]
-    degenerate: int
-    """Replacements that make reference and target the same image; counted nowhere else."""
-    known_pairs: int
-    """Replacements that give the pair of a triplet of the data set; counted nowhere else."""
-    images: int
-    """Images that the triplets name (once for each pool)."""
-    images_without_substitute: int
-    """Images whose substitute set (eq. 9) is empty."""
-    images_cut_short: int
-    """Images with fewer than s_max substitutes because only S neighbours were kept."""
-    best_score: float | None
-    """Greatest score among the candidates within thresholds and s_max."""
-    settings: dict[str, float | int]
-    """eps_low, eps_high, s_max, alpha; neighbours (S) and floor of the tables."""
+    degenerate: int  # make reference and target the same image; counted nowhere else
+    known_pairs: int  # give the pair of a triplet of the data set; counted nowhere else
+    images: int  # that the triplets name (once for each pool)
+    images_without_substitute: int  # whose substitute set (eq. 9) is empty
+    images_cut_short: int  # have fewer than s_max because only S neighbours were kept
+    best_score: float | None  # among the candidates within thresholds and s_max
+    settings: dict[str, float | int]  # the thresholds; neighbours (S) and floor of the tables
 
 
 def summary(counts: Counts) -> list[str]:
@@ -48,19 +41,13 @@ def summary(counts: Counts) -> list[str]:
     rows: list[tuple[str, Left]] = [
         (f"{group['category']} {group['side']}", group) for group in counts["groups"]
     ]
-    lines = [_line("", "candidates", "similar", "s_max", "alpha")]
+    cells: list[tuple[str, ...]] = [("", "candidates", "similar", "s_max", "alpha")]
     for name, left in (*rows, ("all", counts)):
-        numbers = (
-            left["candidates"],
-            left["after_similarity"],
-            left["after_s_max"],
-            left["after_alpha"],
-        )
-        lines.append(_line(name, *(f"{number:,}" for number in numbers)))
-    lines.append(
-        f"{counts['images_without_substitute']:,} of {counts['images']:,} images have no substitute"
-    )
-    return lines
+        similar, few, kept = left["after_similarity"], left["after_s_max"], left["after_alpha"]
+        cells.append((name, *(f"{n:,}" for n in (left["candidates"], similar, few, kept))))
+    lines = [f"{name:30}" + "".join(f"{cell:>13}" for cell in row) for name, *row in cells]
+    without, images = counts["images_without_substitute"], counts["images"]
+    return [*lines, f"{without:,} of {images:,} images have no substitute"]
 
 
 def warnings(counts: Counts) -> list[str]:
@@ -101,7 +88,3 @@ def warnings(counts: Counts) -> list[str]:
             "many above mine.eps_high: raise mine.neighbours and mine again"
         )
     return found
-
-
-def _line(name: str, *cells: str) -> str:
-    return f"{name:30}" + "".join(f"{cell:>13}" for cell in cells)

@@ -1,24 +1,109 @@
-"""The constraints of eq. 9 and alpha as filters on the candidates: no features, no encoder.
+"""The funnel: filters on the candidates, with no features and no encoder.
+
+Some candidates may not become pseudo triplets at all (`eligible`: ours, not the paper's, off by
+default): a text describes what the target has and the reference lacks, so it seldom fits another
+target, while most other references leave it true; and pseudo triplets add most where the data set
+says something seldom. The rest meets the thresholds (`filter_candidates`: eq. 9 and alpha), as
+configured, or as quantiles of a data set's own similarities (`resolve`): a cosine means something
+else with every encoder, "the nearer half of the neighbours" does not.
 
 A million rows take well under a tenth of a second, so a sweep can try thresholds by the thousand.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
-from typing import Any
+from collections import Counter
+from typing import Any, TypedDict, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from raycd.config import MineConfig
 from raycd.data.schema import PSEUDO_TRIPLET
 from raycd.errors import ConfigError, DataError
 from raycd.mine.candidates import SIDES
 from raycd.mine.counts import Counts, Group, Left
 from raycd.mine.neighbours import META
+from raycd.mine.search import DECIMALS
 
 Mask = NDArray[np.bool_]
+
+
+def eligible(candidates: pa.Table, triplets: pa.Table, mine: MineConfig) -> pa.Table:
+    """Return the candidates of the side `mine.replace` and of texts as rare as `mine.rare_texts`.
+
+    Texts are the captions of a triplet together, without regard to case and spaces.
+
+    Args:
+        candidates: Table CANDIDATES; its metadata counts what is left.
+        triplets: Table TRIPLET that the candidates were made from.
+    Raises:
+        DataError: The metadata is lost.
+    """
+    if mine.replace == "both" and not mine.rare_texts:
+        return candidates
+    sides = SIDES if mine.replace == "both" else (mine.replace,)
+    if mine.rare_texts:
+        texts = [
+            " ".join(" ".join(row).lower().split()) for row in triplets["captions"].to_pylist()
+        ]
+        counts = Counter(texts)
+        rare = [counts[text] <= mine.rare_texts for text in texts]
+        triplets = triplets.filter(pa.array(rare, pa.bool_()))
+    names, chosen = triplets["triplet_id"].combine_chunks(), pa.array(sides)
+    left = candidates.filter(
+        pc.and_(
+            pc.is_in(_text(candidates["side"]), value_set=chosen),
+            pc.is_in(_text(candidates["triplet_id"]), value_set=names),
+        )
+    )
+    by_category = any(left["pool"].unique().to_pylist())
+    images = {
+        (row["category"] if by_category else "", row[side])
+        for row in triplets.to_pylist()
+        if row["target"] is not None
+        for side in sides
+    }
+    different = pc.not_equal(*(_text(left[side]) for side in SIDES))
+    known = pc.sum(pc.and_(left["score"].is_null(), different)).as_py() or 0
+    meta = meta_of(candidates) | {"images": len(images), "known_pairs": known}
+    return left.replace_schema_metadata({META: json.dumps(meta)})
+
+
+class Thresholds(TypedDict):
+    """What `filter_candidates` filters by; all but s_max are cosines."""
+
+    eps_low: float
+    eps_high: float
+    s_max: int
+    alpha: float
+
+
+def resolve(candidates: pa.Table, mine: MineConfig) -> Thresholds:
+    """Return the thresholds of `mine`, measured on table CANDIDATES where they are quantiles.
+
+    A quantile is a value that the table holds: at least that share of the candidates is at or below
+    it. eps_low and eps_high are quantiles of the similarities, alpha is one of the scores. For an
+    empty table all are the floor.
+    """
+    eps_low, eps_high, alpha = mine.eps_low, mine.eps_high, mine.alpha
+    if mine.thresholds == "quantile":
+        eps_low, eps_high = (_at(candidates["similarity"], q, mine) for q in (eps_low, eps_high))
+        alpha = _at(candidates["score"].drop_null(), alpha, mine)
+    return {"eps_low": eps_low, "eps_high": eps_high, "s_max": mine.s_max, "alpha": alpha}
+
+
+def thresholds_line(mine: MineConfig, found: Thresholds) -> str:
+    """Return a line that says which cosines the quantiles are."""
+    return (
+        f"thresholds as quantiles: mine.eps_low {mine.eps_low:g} is similarity "
+        f"{found['eps_low']:g}, mine.eps_high {mine.eps_high:g} is {found['eps_high']:g}, "
+        f"mine.alpha {mine.alpha:g} is score {found['alpha']:g}"
+    )
 
 
 def filter_candidates(
@@ -37,49 +122,49 @@ def filter_candidates(
     """
     meta = meta_of(candidates)
     _check(eps_low, eps_high, s_max, meta)
-    similarity, rank = candidates["similarity"].to_numpy(), candidates["rank"].to_numpy()
-    score, useful = candidates["score"].to_numpy(), candidates["score"].is_valid().to_numpy()
-    image, images = _images(candidates)
+    similarity, rank, score = (
+        candidates[name].to_numpy() for name in ("similarity", "rank", "score")
+    )
+    useful = candidates["score"].is_valid().to_numpy()
+    (pool, _), (replaced, ids) = _codes(candidates["pool"]), _codes(candidates["replaced"])
+    image = pool.astype(np.int64) * len(ids) + replaced
 
     # Neighbours are ranked by falling similarity, so those above eps_high come first: one more than
     # the greatest rank among them.
-    too_near = np.zeros(images, np.int64)
     above = similarity > eps_high
+    too_near = np.zeros(image.max(initial=-1) + 1, np.int64)
     np.maximum.at(too_near, image[above], rank[above] + 1)
     nth = rank - too_near[image]  # among the substitutes within the thresholds, from 0
     similar = (similarity >= eps_low) & ~above
     substitute = similar & (nth < s_max)
-    with np.errstate(invalid="ignore"):
-        kept = substitute & useful & (score > alpha)
-
+    within = substitute & useful
     last = candidates["truncated"].to_numpy() & (rank == meta["neighbours"] - 1)
     cut = last & (similarity >= eps_low) & (nth + 1 < s_max)
-    within = score[substitute & useful]
+    with np.errstate(invalid="ignore"):
+        kept = within & (score > alpha)
     masks = {
         "candidates": useful,
         "after_similarity": similar & useful,
-        "after_s_max": substitute & useful,
+        "after_s_max": within,
         "after_alpha": kept,
     }
+    settings = {"eps_low": eps_low, "eps_high": eps_high, "s_max": s_max, "alpha": alpha}
+    known = meta.get("known_pairs", 0)
     counts: Counts = {
-        **_left({name: int(mask.sum()) for name, mask in masks.items()}),
+        **cast("Left", {step: int(mask.sum()) for step, mask in masks.items()}),
         "groups": _groups(candidates, masks),
-        "degenerate": int(len(useful) - useful.sum()) - meta.get("known_pairs", 0),
-        "known_pairs": meta.get("known_pairs", 0),
+        "degenerate": int(len(useful) - useful.sum()) - known,
+        "known_pairs": known,
         "images": meta["images"],
-        "images_without_substitute": meta["images"] - _distinct(image[substitute], images),
-        "images_cut_short": _distinct(image[cut], images),
-        "best_score": float(within.max()) if len(within) else None,
-        "settings": {
-            "eps_low": eps_low,
-            "eps_high": eps_high,
-            "s_max": s_max,
-            "alpha": alpha,
-            "neighbours": meta["neighbours"],
-            "floor": meta["floor"],
-        },
+        "images_without_substitute": meta["images"] - _distinct(image[substitute]),
+        "images_cut_short": _distinct(image[cut]),
+        "best_score": float(score[within].max()) if within.any() else None,
+        "settings": settings | {name: meta[name] for name in ("neighbours", "floor")},
     }
-    return _pseudo(candidates, kept, meta["encoder"]), counts
+    rows = candidates.filter(pa.array(kept))
+    rows = rows.append_column("encoder", pa.array([meta["encoder"]] * len(rows), pa.string()))
+    rows = rows.select(PSEUDO_TRIPLET.names).cast(PSEUDO_TRIPLET).replace_schema_metadata(None)
+    return rows, counts
 
 
 def _check(eps_low: float, eps_high: float, s_max: int, meta: dict[str, Any]) -> None:
@@ -111,59 +196,38 @@ def meta_of(candidates: pa.Table) -> dict[str, Any]:
     return meta
 
 
-def _images(candidates: pa.Table) -> tuple[NDArray[np.int64], int]:
-    """Return a number for the replaced image (and pool) of each row, and the count of numbers."""
-    (pool, names), (replaced, ids) = _codes(candidates["pool"]), _codes(candidates["replaced"])
-    return pool.astype(np.int64) * len(ids) + replaced, len(names) * len(ids)
-
-
 def _codes(column: pa.ChunkedArray) -> tuple[NDArray[np.int32], pa.Array]:
     """Return codes and words of a column of names, however a file or a library encoded it."""
     if not pa.types.is_dictionary(column.type):
         column = column.dictionary_encode()
     array = column.unify_dictionaries().combine_chunks()
-    array = array.chunk(0) if isinstance(array, pa.ChunkedArray) else array
     return array.indices.to_numpy(), array.dictionary
 
 
-def _distinct(number: NDArray[np.int64], limit: int) -> int:
-    seen = np.zeros(limit, np.bool_)
-    seen[number] = True
-    return int(seen.sum())
+def _distinct(number: NDArray[np.int64]) -> int:
+    return int(np.count_nonzero(np.bincount(number)))
 
 
 def _groups(candidates: pa.Table, masks: dict[str, Mask]) -> list[Group]:
     """Return the counts by category, then side."""
-    (category, categories), (side, sides) = (
-        _codes(candidates["category"]),
-        _codes(candidates["side"]),
-    )
-    cell = category * len(sides) + side
-    table = {
-        name: np.bincount(cell[mask], minlength=len(categories) * len(sides))
-        for name, mask in masks.items()
-    }
-    number_of = {word: code for code, word in enumerate(sides.to_pylist())}
-    groups: list[Group] = []
-    for code, name in sorted(enumerate(categories.to_pylist()), key=lambda item: str(item[1])):
-        for word in SIDES:
-            if word in number_of:
-                at = code * len(sides) + number_of[word]
-                left = _left({step: int(number[at]) for step, number in table.items()})
-                groups.append({**left, "category": name, "side": word})
-    return groups
+    category, categories = _codes(candidates["category"])
+    side, sides = _codes(candidates["side"])
+    cell, cells = category * len(sides) + side, len(categories) * len(sides)
+    left = {step: np.bincount(cell[mask], minlength=cells) for step, mask in masks.items()}
+    names = itertools.product(categories.to_pylist(), sides.to_pylist())
+    groups = [
+        cast("Group", {step: int(number[at]) for step, number in left.items()})
+        | {"category": name, "side": word}
+        for at, (name, word) in enumerate(names)
+    ]
+    return sorted(groups, key=lambda group: (group["category"], SIDES.index(group["side"])))
 
 
-def _left(number: dict[str, int]) -> Left:
-    return {
-        "candidates": number["candidates"],
-        "after_similarity": number["after_similarity"],
-        "after_s_max": number["after_s_max"],
-        "after_alpha": number["after_alpha"],
-    }
+def _text(names: pa.ChunkedArray) -> pa.ChunkedArray:
+    return names.cast(pa.string())
 
 
-def _pseudo(candidates: pa.Table, kept: Mask, encoder: str) -> pa.Table:
-    rows = candidates.filter(pa.array(kept))
-    rows = rows.append_column("encoder", pa.repeat(pa.scalar(encoder, pa.string()), len(rows)))
-    return rows.select(PSEUDO_TRIPLET.names).cast(PSEUDO_TRIPLET).replace_schema_metadata(None)
+def _at(column: pa.ChunkedArray, share: float, mine: MineConfig) -> float:
+    if len(column) == 0:
+        return mine.floor
+    return round(float(np.quantile(column.to_numpy(), share, method="inverted_cdf")), DECIMALS)

@@ -1,16 +1,18 @@
 """Neighbours: for each query image the S most similar images of its pool.
 
-These are eqs 8 and 9 at their loosest. The search is exact unless `mine.index` says otherwise, and
-then the same for any number of batches, shards and workers, in any order.
+These are eqs 8 and 9 at their loosest. A pool is cut into shards that one worker can hold; a shard
+is the pool with a part of its images. Every query visits every shard of its pool, and the lists are
+merged: the same table for any number of batches, shards and workers, in any order, where the search
+is exact.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 
-import faiss
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -19,13 +21,12 @@ from raycd.config import MineConfig
 from raycd.errors import DataError
 from raycd.index import approximate
 from raycd.mine.pools import Pool, Rows
-from raycd.mine.search import NOTHING, Keys, Nearest, NeighbourSearch, decode, merged
-from raycd.mine.shards import make_shards, visits
+from raycd.mine.search import NOTHING, Keys, Nearest, NeighbourSearch, decode, flat, merged
 from raycd.progress import Bar
 
-LARGEST = 32  # batches that a search gets at once, for all of its threads
-_BLOCK = 512  # rows normalised at once: they stay in a core's cache
 META = b"raycd.mine"  # key of the tables' metadata: JSON
+LARGEST = 8192  # queries of a visit: their features are copied
+_BLOCK = 512  # rows normalised at once: they stay in a core's cache
 
 NEIGHBOURS = pa.schema(
     [
@@ -39,6 +40,36 @@ NEIGHBOURS = pa.schema(
         pa.field("truncated", pa.bool_(), nullable=False),
     ]
 )
+
+
+def make_shards(pools: Sequence[Pool], dim: int, mine: MineConfig) -> list[Pool]:
+    """Cut the images of each pool into equal parts that need at most `mine.worker_mib` each."""
+    most = max(1, (mine.worker_mib << 20) // row_bytes(dim, mine))
+    shards: list[Pool] = []
+    for pool in pools:
+        count = len(pool.rows_P)
+        size = -(-count // -(-count // most)) if count else 1
+        parts = (pool.rows_P[start : start + size] for start in range(0, count, size))
+        shards += [replace(pool, rows_P=part) for part in parts]
+    return shards
+
+
+def row_bytes(dim: int, mine: MineConfig) -> int:
+    """Return the greatest memory of one image in a worker, in bytes.
+
+    Where HNSW or IVF is built, FAISS holds three entries of its structure while that is serialised:
+    its own, the stream's and the array's. Its IVF lists grow by doubling, which may take a fourth.
+    A search holds one.
+    """
+    copies = {"flat": 0, "hnsw": 3, "ivf": 4}[mine.index]
+    return 4 * dim + copies * approximate.entry_bytes(dim, mine)
+
+
+def visits(shard: Pool, mine: MineConfig, most: int = LARGEST) -> Iterator[Pool]:
+    """Yield the shard with a part of its queries: a batch, or at most `most` at a time."""
+    size = max(mine.batch_size, min(most, LARGEST))
+    for start in range(0, len(shard.queries_Q), size):
+        yield replace(shard, queries_Q=shard.queries_Q[start : start + size])
 
 
 def find_neighbours(
@@ -59,132 +90,71 @@ def find_neighbours(
     Returns:
         Table NEIGHBOURS, one row per pool and query image, in their order.
     """
-    lists, held, search = Lists(pools, mine), -1, None
     shards = make_shards(pools, features_ND.shape[1], mine)
-    todo = list(visits(pools, shards, LARGEST * mine.batch_size))
-    with Bar("neighbours", total=sum(len(visit.rows_B) for visit in todo), unit="images") as bar:
-        for visit in todo:
-            rows_P = shards[visit.shard].rows_P
-            if search is None or held != visit.shard:
-                unit_PD = normalise(features_ND, rows_P)
-                by = nearest(unit_PD) if nearest else _by_setting(unit_PD, mine)
-                held, search = visit.shard, NeighbourSearch(unit_PD, rows_P, mine, by)
-            queries_BD = normalise(features_ND, visit.rows_B)
-            lists.add(visit.query_B, search(visit.rows_B, queries_BD, np.arange(len(queries_BD))))
-            bar.advance(len(visit.rows_B))
-    return lists.table()
+
+    def found() -> Iterator[tuple[Pool, Keys]]:
+        for shard in shards:
+            unit_PD = normalise(features_ND[shard.rows_P], shard.rows_P)
+            by = (nearest or partial(_by_setting, mine=mine))(unit_PD)
+            search = NeighbourSearch(unit_PD, shard.rows_P, mine, by)
+            for visit in visits(shard, mine):
+                rows_B = visit.queries_Q
+                yield visit, search(rows_B, normalise(features_ND[rows_B], rows_B))
+
+    return merge(found(), pools, mine, total=sum(len(shard.queries_Q) for shard in shards))
 
 
-def _by_setting(unit_PD: NDArray[np.float32], mine: MineConfig) -> Nearest | None:
-    return (
-        None if mine.index == "flat" else approximate.Opened(approximate.build(unit_PD, mine), mine)
-    )
+def _by_setting(unit_PD: NDArray[np.float32], mine: MineConfig) -> Nearest:
+    if mine.index == "flat":
+        return flat(unit_PD)
+    return approximate.Opened(approximate.build(unit_PD, mine), mine)
 
 
-def normalise(
-    features_ND: NDArray[np.float32], rows: Rows | None = None, *, numbers: Rows | None = None
-) -> NDArray[np.float32]:
-    """Return features of the rows (None: all) at length 1; zeros stay zero, similar to none.
+def merge(
+    found: Iterable[tuple[Pool, Keys]], pools: Sequence[Pool], mine: MineConfig, *, total: int
+) -> pa.Table:
+    """Return table NEIGHBOURS from what all visits, of `total` queries, found in any order.
 
-    The norm is computed in float64, so that the rounding of its sum does not show in float32.
-    Raises DataError where one is not finite; `numbers` are the rows' own where they are a part.
+    Its metadata holds S and the floor.
     """
-    own = features_ND if rows is None else features_ND[_span(rows)]
-    unit = np.empty(own.shape, np.float32)
-
-    def scale(start: int) -> None:
-        block = own[start : start + _BLOCK].astype(np.float64)
-        norm = np.sqrt(np.einsum("nd,nd->n", block, block))
-        if not np.isfinite(norm).all():
-            row = start + int(np.flatnonzero(~np.isfinite(norm))[0])
-            named = rows if numbers is None else numbers
-            row = row if named is None else int(named[row])
-            raise DataError(
-                f"the features of row {row} are not finite",
-                do="embed again; the encoder may be broken",
-            )
-        block /= np.where(norm > 0, norm, 1)[:, None]
-        unit[start : start + _BLOCK] = block
-
-    with ThreadPoolExecutor(faiss.omp_get_max_threads()) as threads:
-        list(threads.map(scale, range(0, len(own), _BLOCK)))
-    return unit
-
-
-def _span(rows: Rows) -> Rows | slice:
-    """Return consecutive rows as a slice, which copies nothing."""
-    follow = len(rows) > 0 and int(rows[-1]) - int(rows[0]) + 1 == len(rows)
-    return slice(int(rows[0]), int(rows[-1]) + 1) if follow else rows
-
-
-class Lists:
-    """The neighbours of all queries while shards are searched, in any order."""
-
-    def __init__(self, pools: Sequence[Pool], mine: MineConfig) -> None:
-        self._pools, self._mine = pools, mine
-        self._key_QS = np.full(
-            (sum(len(pool.queries_Q) for pool in pools), mine.neighbours + 1), NOTHING
-        )
-
-    def add(self, query_B: NDArray[np.int64], key_BS: Keys) -> None:
-        """Merge sorted keys (B, S + 1) that one shard gave for the queries `query_B`, each once."""
-        for start in range(0, len(key_BS), _BLOCK):
-            own = query_B[start : start + _BLOCK]
-            self._key_QS[own] = merged(self._key_QS[own], key_BS[start : start + _BLOCK])
-
-    def table(self) -> pa.Table:
-        """Return table NEIGHBOURS by pool, then image. Its metadata holds S and the floor."""
-        size, starts = (
-            self._mine.neighbours,
-            np.cumsum([0, *(len(pool.queries_Q) for pool in self._pools)]),
-        )
-        parts = [
-            _table(pool, self._key_QS[start : start + len(pool.queries_Q)], size)
-            for pool, start in zip(self._pools, starts, strict=False)
-        ]
-        meta = {"neighbours": size, "floor": self._mine.floor}
-        table = pa.concat_tables([NEIGHBOURS.empty_table(), *parts]).combine_chunks()
-        return table.replace_schema_metadata({META: json.dumps(meta)})
-
-
-def recall(found: pa.Table, exact: pa.Table) -> float:
-    """Return the share of the neighbours in `exact` that `found` has; 1 where there are none."""
-    lists = {
-        (row["pool"], row["image"]): row["neighbours"] for row in found.select(_LISTS).to_pylist()
-    }
-    hits = wanted = 0
-    for row in exact.select(_LISTS).to_pylist():
-        hits += len(set(row["neighbours"]) & set(lists[row["pool"], row["image"]]))
-        wanted += len(row["neighbours"])
-    return hits / wanted if wanted else 1.0
-
-
-def sample(pools: Sequence[Pool], count: int, seed: int) -> list[Pool]:
-    """Return the same pools with about `count` queries in all, drawn by the seed."""
-    total = sum(len(pool.queries_Q) for pool in pools)
-    rng = np.random.default_rng([seed, 8])
-    chosen = np.zeros(total, np.bool_)
-    chosen[rng.permutation(total)[:count]] = True
-    drawn, first = [], 0
-    for pool in pools:
-        own = chosen[first : first + len(pool.queries_Q)]
-        drawn.append(Pool(pool.name, pool.rows_P, pool.queries_Q[own]))
-        first += len(own)
-    return drawn
-
-
-_LISTS = ["pool", "image", "neighbours"]
-
-
-def _table(pool: Pool, key_QS: Keys, size: int) -> pa.Table:
-    there = key_QS[:, :size] != NOTHING
-    row, similarity = decode(key_QS[:, :size][there])
-    offsets = pa.array(np.concatenate([[0], np.cumsum(there.sum(axis=1))]), pa.int32())
+    row_Q = np.concatenate([np.empty(0, np.int32), *(pool.queries_Q for pool in pools)])
+    size, key_QS = mine.neighbours, np.full((len(row_Q), mine.neighbours + 1), NOTHING)
+    parts = np.split(key_QS, np.cumsum([len(pool.queries_Q) for pool in pools]))
+    key_of = {pool.name: (pool.queries_Q, part) for pool, part in zip(pools, parts, strict=False)}
+    with Bar("neighbours", total=total, unit="images") as bar:
+        for visit, key_BS in found:
+            queries_Q, own_QS = key_of[visit.name]
+            first = np.searchsorted(queries_Q, visit.queries_Q[0])
+            own_BS = own_QS[first : first + len(key_BS)]
+            own_BS[:] = merged(own_BS, key_BS)
+            bar.advance(len(key_BS))
+    there_QS = key_QS[:, :size] != NOTHING
+    rows, similarities = decode(key_QS[:, :size][there_QS])
+    offsets = pa.array(np.concatenate([[0], np.cumsum(there_QS.sum(axis=1))]), pa.int32())
     columns = [
-        pa.repeat(pa.scalar(pool.name, pa.string()), len(key_QS)),
-        pa.array(pool.queries_Q, pa.int32()),
-        pa.ListArray.from_arrays(offsets, pa.array(row, pa.int32())),
-        pa.ListArray.from_arrays(offsets, pa.array(similarity, pa.float64())),
+        pa.array([pool.name for pool in pools for _ in pool.queries_Q], pa.string()),
+        pa.array(row_Q, pa.int32()),
+        pa.ListArray.from_arrays(offsets, pa.array(rows, pa.int32())),
+        pa.ListArray.from_arrays(offsets, pa.array(similarities, pa.float64())),
         pa.array(key_QS[:, size] != NOTHING),
     ]
-    return pa.Table.from_arrays(columns, schema=NEIGHBOURS)
+    meta = {META: json.dumps({"neighbours": size, "floor": mine.floor})}
+    return pa.Table.from_arrays(columns, schema=NEIGHBOURS).replace_schema_metadata(meta)
+
+
+def normalise(features_PD: NDArray[np.float32], rows_P: Rows) -> NDArray[np.float32]:
+    """Bring features to length 1 in place, and return them; zeros stay zero, similar to none.
+
+    The norm is computed in float64, so that the rounding of its sum does not show in float32.
+    Raises DataError, with the row of the feature matrix, where one is not finite.
+    """
+    for start in range(0, len(features_PD), _BLOCK):
+        block = features_PD[start : start + _BLOCK].astype(np.float64)
+        norm = np.sqrt(np.einsum("nd,nd->n", block, block))
+        if not np.isfinite(norm).all():
+            raise DataError(
+                f"the features of row {rows_P[start + np.isfinite(norm).argmin()]} are not finite",
+                do="embed again; the encoder may be broken",
+            )
+        features_PD[start : start + _BLOCK] = block / np.where(norm > 0, norm, 1)[:, None]
+    return features_PD

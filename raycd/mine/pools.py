@@ -30,15 +30,8 @@ class TripletRows:
     categories: pa.StringArray  # (T,)
     reference_T: Rows
     target_T: Rows
-    others_K: Pairs = field(default_factory=lambda: np.empty(0, np.int64))
-    """Pairs of further targets, and of further triplets of the data set."""
-
-    @property
-    def pairs(self) -> Pairs:
-        """Return the pairs of the data set's triplets, none of which a replacement may repeat."""
-        return np.concatenate(
-            [pairs_of(self.reference_T, self.target_T)[self.known_T], self.others_K]
-        )
+    pairs_K: Pairs = field(default_factory=lambda: np.empty(0, np.int64))
+    """Pairs of the data set's triplets, none of which a replacement may repeat."""
 
     @property
     def known_T(self) -> NDArray[np.bool_]:
@@ -79,14 +72,33 @@ def of_triplets(
     ids = pa.array(image_ids, pa.string())
     if len(pc.unique(ids)) != len(ids):
         raise DataError("an image id occurs twice among the features", do="embed each image once")
+    sides = [triplets[side] for side in ("reference", "target")]
+    named = pa.chunked_array([chunk for side in sides for chunk in side.chunks], pa.string())
+    names = pc.unique(named.drop_null().filter(rows_of(named.drop_null(), ids) < 0))
+    if len(names):
+        raise DataError(
+            f"{len(names)} images of the triplets have no features",
+            got=", ".join(names[:3].to_pylist()) + (", ..." if len(names) > 3 else ""),
+            expected="every image of a triplet among the features",
+            do="leave out triplets of missing images before mining, or embed again",
+        )
+    data = [row for table in (triplets, others) if table is not None for row in table.to_pylist()]
+    pairs = [(row["reference"], target) for row in data for target in targets_of(row)]
+    one_K, other_K = (rows_of(pa.array([p[n] for p in pairs], pa.string()), ids) for n in (0, 1))
     return TripletRows(
         image_ids=ids,
-        triplet_ids=_whole(triplets["triplet_id"]),
-        categories=_whole(triplets["category"]),
-        reference_T=_rows(ids, triplets["reference"]),
-        target_T=_rows(ids, triplets["target"]),
-        others_K=np.concatenate([_pairs(ids, t) for t in (triplets, others) if t is not None]),
+        triplet_ids=triplets["triplet_id"].combine_chunks(),
+        categories=triplets["category"].combine_chunks(),
+        reference_T=rows_of(sides[0], ids),
+        target_T=rows_of(sides[1], ids),
+        pairs_K=pairs_of(one_K, other_K)[(one_K >= 0) & (other_K >= 0)],
     )
+
+
+def rows_of(names: pa.Array | pa.ChunkedArray, ids: pa.Array) -> Rows:
+    """Return the row of each image id; -1 where it has no features."""
+    found = pc.index_in(names, value_set=ids).fill_null(-1)
+    return np.asarray(found.to_numpy(), dtype=np.int32)
 
 
 def make_pools(
@@ -99,59 +111,20 @@ def make_pools(
     on that split would otherwise have been trained on. An image of several galleries is in several
     pools.
     """
-    held = gallery.filter(pc.equal(gallery["split"], SELECTION))["image_id"]
-    held_H = pc.index_in(held, value_set=triplets.image_ids).drop_null().to_numpy()
-    gallery = gallery.filter(pc.equal(gallery["split"], split))
-    row_G = (
-        pc.index_in(gallery["image_id"], value_set=triplets.image_ids)
-        .fill_null(-1)
-        .to_numpy()
-        .astype(np.int32)
+    held, gallery = (gallery.filter(pc.equal(gallery["split"], s)) for s in (SELECTION, split))
+    held_H, row_G = (rows_of(g["image_id"], triplets.image_ids) for g in (held, gallery))
+    category_G, category_T = (
+        np.asarray(names.to_pylist(), dtype=object)
+        for names in (gallery["category"], triplets.categories)
     )
-    category_G = np.asarray(gallery["category"].to_pylist(), dtype=object)
-    category_T = np.asarray(triplets.categories.to_pylist(), dtype=object)
     known_T = triplets.known_T
 
     def pool(name: str, here_G: NDArray[np.bool_], here_T: NDArray[np.bool_]) -> Pool:
-        queries_Q = np.unique(
-            np.concatenate([triplets.reference_T[here_T], triplets.target_T[here_T]])
-        )
-        members = np.setdiff1d(np.union1d(row_G[here_G & (row_G >= 0)], queries_Q), held_H)
-        return Pool(name, members.astype(np.int32), queries_Q.astype(np.int32))
+        queries_Q = np.union1d(triplets.reference_T[here_T], triplets.target_T[here_T])
+        members = np.setdiff1d(np.union1d(row_G[here_G], queries_Q), np.append(held_H, -1))
+        return Pool(name, members.astype(np.int32), queries_Q)
 
     if kind == "all":
         return [pool("", np.ones(len(row_G), np.bool_), known_T)]
     names = list(dict.fromkeys(category_T[known_T]))
     return [pool(name, category_G == name, known_T & (category_T == name)) for name in names]
-
-
-def _whole(column: pa.ChunkedArray) -> pa.Array:
-    return pa.array(column.to_pylist(), pa.string())
-
-
-def _pairs(ids: pa.Array, triplets: pa.Table) -> Pairs:
-    """Return the pairs of a reference and each of its targets, as far as both have features."""
-    pairs = [
-        (row["reference"], target) for row in triplets.to_pylist() for target in targets_of(row)
-    ]
-    references, targets = zip(*pairs, strict=True) if pairs else ((), ())
-    reference, target = (
-        pc.index_in(pa.array(side, pa.string()), value_set=ids) for side in (references, targets)
-    )
-    both = pc.and_(reference.is_valid(), target.is_valid())
-    return pairs_of(*(column.filter(both).to_numpy() for column in (reference, target)))
-
-
-def _rows(ids: pa.Array, column: pa.ChunkedArray) -> Rows:
-    """Return the row of each image id; -1 where the column is null."""
-    rows = pc.index_in(column, value_set=ids)
-    lost = pc.and_(pc.is_null(rows), pc.is_valid(column))
-    if pc.any(lost).as_py():
-        names = pc.unique(column.filter(lost)).to_pylist()
-        raise DataError(
-            f"{len(names)} images of the triplets have no features",
-            got=", ".join(names[:3]) + (", ..." if len(names) > 3 else ""),
-            expected="every image of a triplet among the features",
-            do="leave out triplets of missing images before mining, or embed again",
-        )
-    return np.asarray(rows.fill_null(-1).to_numpy(), dtype=np.int32)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -12,7 +12,6 @@ from raycd import mine, progress
 from raycd.data import targets
 from raycd.data.schema import Dataset
 from raycd.data.selection import SELECTION
-from raycd.features.stored import Stored
 from raycd.run import Writing
 from raycd.runtime import mining, tasks
 from raycd.runtime.stages import IMAGES, TEXTS, Context
@@ -27,16 +26,16 @@ def mine_candidates(context: Context, writing: Writing) -> None:
     rows = mine.of_triplets(ids, train, context.dataset.triplets)
     pools = mine.make_pools(settings.pool, context.dataset.gallery, rows)
     found = mining.find_neighbours(images, pools, settings, compute)
-    searched = _describe_search(context, images, found, pools)
+    seed = context.config.seed
+    searched = mining.searched(found, images, pools, settings, compute, seed=seed)
+    if settings.index != "flat" or searched["shards"] > len(pools):
+        progress.say(f"mine: {mine.searched_line(searched)}")
+    for warning in mine.low_recall(searched):
+        progress.say(f"warning: {warning}")
     asked = map(context.dataset.wording.evaluation, train["captions"].to_pylist())
-    table = mining.make_candidates(
-        rows,
-        found,
-        images,
-        texts.take(asked).numpy(),
-        encoder=context.recorded("stage1", "encoder"),
-        compute=compute,
-    )
+    score = partial(mining.matching_scores, images, texts.take(asked).numpy(), compute=compute)
+    encoder = context.recorded("stage1", "encoder")
+    table = mine.make_candidates(rows, found, score, encoder=encoder)
     pq.write_table(found, writing.folder / "neighbours.parquet")
     pq.write_table(table, writing.folder / "candidates.parquet")
     writing.record["counts"] = {
@@ -77,25 +76,6 @@ def _known(ids: pa.StringArray, triplets: pa.Table) -> set[str]:
     """Return the images of triplets that are among `ids`."""
     named = pa.array(targets.images_of(triplets), pa.string())
     return set(named.filter(pc.is_in(named, value_set=ids)).to_pylist())
-
-
-def _describe_search(
-    context: Context, images: Stored, found: pa.Table, pools: Sequence[mine.Pool]
-) -> mine.Searched:
-    """Return how the neighbours were searched and with what recall; log it unless it was exact."""
-    config, settings = context.config, context.config.mine
-    recall, sample = 1.0, 0
-    if settings.index != "flat":
-        recall, sample = mining.measured_recall(
-            found, images, pools, settings, config.compute, seed=config.seed
-        )
-    shards = mine.make_shards(pools, images.dim, settings)
-    searched = mine.searched(shards, images.dim, settings, recall=recall, sample=sample)
-    if settings.index != "flat" or searched["shards"] > len(pools):
-        progress.say(f"mine: {mine.searched_line(searched)}")
-    for warning in mine.low_recall(searched):
-        progress.say(f"warning: {warning}")
-    return searched
 
 
 def _overlaps(dataset: Dataset) -> dict[str, int]:

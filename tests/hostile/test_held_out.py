@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,9 @@ def test_nothing_held_out_comes_out_of_mining(seed: int, pool: str, index: str) 
         assert names == [expected(dataset, image_ND, ids, query, settings) for query in queries]
     assert not {name for own in names for name in own} & held
 
-    table = mine.make_candidates(rows, found, image_ND, text_TD[: len(train)], encoder="abc")
+    table = mine.make_candidates(
+        rows, found, partial(mine.matching_scores, image_ND, text_TD[: len(train)]), encoder="abc"
+    )
     pseudo, counts = mine.filter_candidates(table, eps_low=0.5, eps_high=1.0, s_max=8, alpha=-1.0)
     assert len(pseudo) > 100
     assert not set(pairs(pseudo)) & set(pairs(dataset.triplets))
@@ -114,7 +117,9 @@ def test_a_pair_of_val_or_of_triplets_left_out_is_known_as_well() -> None:
     rows = mine.of_triplets(dataset.images["image_id"], dataset.triplets_of("train"))
     pools = mine.make_pools("all", dataset.gallery, rows)
     found = mine.find_neighbours(image_ND, pools, settings_of())
-    table = mine.make_candidates(rows, found, image_ND, text_TD, encoder="abc")
+    table = mine.make_candidates(
+        rows, found, partial(mine.matching_scores, image_ND, text_TD), encoder="abc"
+    )
     pseudo, _ = mine.filter_candidates(table, eps_low=0.5, eps_high=1.0, s_max=8, alpha=-1.0)
     reference, target = pairs(pseudo)[0]
     builder = DatasetBuilder()
@@ -125,7 +130,9 @@ def test_a_pair_of_val_or_of_triplets_left_out_is_known_as_well() -> None:
     )
     val = builder.build({}).triplets
     rows = mine.of_triplets(dataset.images["image_id"], dataset.triplets_of("train"), val)
-    table = mine.make_candidates(rows, found, image_ND, text_TD, encoder="abc")
+    table = mine.make_candidates(
+        rows, found, partial(mine.matching_scores, image_ND, text_TD), encoder="abc"
+    )
     without, _ = mine.filter_candidates(table, eps_low=0.5, eps_high=1.0, s_max=8, alpha=-1.0)
     assert (reference, target) not in pairs(without)
     assert len(without) == len(pseudo) - pairs(pseudo).count((reference, target))
@@ -139,7 +146,9 @@ def test_a_pair_of_a_further_target_is_known_as_well() -> None:
         rows = mine.of_triplets(ids, triplets)
         pools = mine.make_pools("all", dataset.gallery, rows)
         found = mine.find_neighbours(image_ND, pools, settings_of())
-        table = mine.make_candidates(rows, found, image_ND, text_TD, encoder="abc")
+        table = mine.make_candidates(
+            rows, found, partial(mine.matching_scores, image_ND, text_TD), encoder="abc"
+        )
         pseudo, _ = mine.filter_candidates(table, eps_low=0.5, eps_high=1.0, s_max=8, alpha=-1.0)
         return pairs(pseudo)
 
@@ -154,9 +163,7 @@ def test_a_pair_of_a_further_target_is_known_as_well() -> None:
 
 
 @pytest.mark.parametrize("index", ["flat", pytest.param("hnsw", marks=pytest.mark.slow)])
-def test_ray_data_and_many_shards_find_the_same(
-    ray_cluster: None, index: str, tmp_path: Path
-) -> None:
+def test_ray_and_many_shards_find_the_same(ray_cluster: None, index: str, tmp_path: Path) -> None:
     dataset, _, _ = near_copies(1)
     image_ND = (
         np.random.default_rng(0).normal(size=(N, 4000)).astype(np.float32) + 1
@@ -167,10 +174,8 @@ def test_ray_data_and_many_shards_find_the_same(
     pools = mine.make_pools("category", dataset.gallery, rows)
     settings = settings_of(pool="category", index=index, hnsw_m=8, worker_mib=1, batch_size=7)
     shards = mine.make_shards(pools, image_ND.shape[1], settings)
-    assert {shard.found for shard in shards} == {True, False}
-    assert (
-        mine.searched(shards, 4000, settings)["shards"] == sum(shard.found for shard in shards) > 2
-    )
+    assert mine.searched(shards, 4000, settings)["shards"] == len(shards) > len(pools)
+    assert any(len(np.setdiff1d(pool.queries_Q, pool.rows_P)) for pool in pools)
     one = mine.find_neighbours(image_ND, pools, settings)
     ids = dataset.images["image_id"].to_pylist()
     write_whole(str(tmp_path), to_table(ids, [READABLE] * len(ids), image_ND))
@@ -188,7 +193,9 @@ def test_without_triplets_there_are_no_pseudo_triplets() -> None:
         found = mine.find_neighbours(
             image_ND, mine.make_pools(pool, dataset.gallery, rows), settings_of(pool=pool)
         )
-        table = mine.make_candidates(rows, found, image_ND, text_TD[:0], encoder="abc")
+        table = mine.make_candidates(
+            rows, found, partial(mine.matching_scores, image_ND, text_TD[:0]), encoder="abc"
+        )
         pseudo, counts = mine.filter_candidates(
             table, eps_low=0.5, eps_high=1.0, s_max=8, alpha=-1.0
         )

@@ -8,6 +8,7 @@ import csv
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,9 @@ def tables() -> Tables:
     pools = mine.make_pools("all", dataset.gallery, rows)
     found = mine.find_neighbours(image_ND, pools, settings)
     text_TD = text_ND[: len(train)]
-    candidates = mine.make_candidates(rows, found, image_ND, text_TD, encoder="abc")
+    candidates = mine.make_candidates(
+        rows, found, partial(mine.matching_scores, image_ND, text_TD), encoder="abc"
+    )
     return Tables(
         dataset, candidates, (pa.array(IDS), image_ND), (pa.array(list(texts)), text_ND), {}
     )

@@ -102,7 +102,9 @@ def test_a_sample_has_the_queries_that_the_seed_draws() -> None:
 def record_of(*, shards: int = 3, recall: float = 0.987, **fields: Any) -> mine.Searched:
     settings = MineConfig.model_validate({"index": "hnsw", **fields})
     rows = np.arange(1000, dtype=np.int32)
-    return mine.searched([mine.Shard(0, rows)] * shards, 256, settings, recall=recall, sample=1000)
+    return mine.searched(
+        [mine.Pool("", rows, rows)] * shards, 256, settings, recall=recall, sample=1000
+    )
 
 
 def test_the_record_says_kind_shards_memory_and_recall() -> None:

@@ -10,8 +10,9 @@ import pytest
 
 from raycd.config import MineConfig
 from raycd.data.schema import TRIPLET
-from raycd.mine import CANDIDATES, choose_examples, eligible, filter_candidates
+from raycd.mine import CANDIDATES, eligible, filter_candidates
 from raycd.mine.neighbours import META
+from raycd.report.examples import choose_examples
 
 CAPTIONS = {
     "a": ["is blue", "Long sleeves"],

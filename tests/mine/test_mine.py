@@ -1,6 +1,7 @@
 """Mining equals a brute-force reading of eq. 9 in plain loops, ties and duplicates included."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from raycd import mine
 from raycd.config import MineConfig
 from raycd.data.schema import GALLERY, PSEUDO_TRIPLET, TRIPLET
 from raycd.errors import ConfigError, DataError
+from raycd.mine.neighbours import normalise
 
 CATEGORIES = ("dress", "shirt", "toptee")
 
@@ -60,7 +62,9 @@ class Case(NamedTuple):
         found = mine.find_neighbours(
             self.image_ND, mine.make_pools(settings.pool, self.gallery(), rows), settings
         )
-        return mine.make_candidates(rows, found, self.image_ND, self.text_TD, encoder="abc")
+        return mine.make_candidates(
+            rows, found, partial(mine.matching_scores, self.image_ND, self.text_TD), encoder="abc"
+        )
 
     def pseudo(self, settings: MineConfig) -> tuple[pa.Table, mine.Counts]:
         return mine.filter_candidates(self.candidates(settings), **thresholds(settings))
@@ -242,7 +246,7 @@ def test_the_metadata_of_the_neighbours_say_how_far_they_reach() -> None:
 
 def test_features_that_are_not_finite_are_an_error() -> None:
     with pytest.raises(DataError, match="row 1 are not finite"):
-        mine.normalise(np.array([[1, 0], [np.nan, 0]], np.float32))
+        normalise(np.array([[1, 0], [np.nan, 0]], np.float32), np.arange(2, dtype=np.int32))
 
 
 def test_a_triplet_whose_image_has_no_features_is_an_error() -> None:

@@ -14,7 +14,8 @@ from raycd import mine
 from raycd.config import MineConfig
 from raycd.errors import DataError
 from raycd.index import approximate
-from raycd.mine.search import NEAR, Nearest
+from raycd.mine.neighbours import merge, normalise, row_bytes, visits
+from raycd.mine.search import FAISS_GPU, NEAR, Nearest, NeighbourSearch, flat, on_gpu
 
 N, D = 2000, 400  # 3.05 MiB
 S = 5
@@ -76,7 +77,7 @@ def oracle(features_ND: NDArray[np.float32], pool: mine.Pool, floor: float) -> l
 @pytest.mark.parametrize("kind", ["smooth", "ties"])
 def test_neighbours_in_several_shards_equal_the_oracle(kind: str, batch_size: int) -> None:
     features_ND, settings = features_of(kind), settings_of(batch_size=batch_size)
-    assert [shard.pool for shard in mine.make_shards(pools(), D, settings)] == [0, 0, 0, 1, 1]
+    assert [shard.name[-1] for shard in mine.make_shards(pools(), D, settings)] == [*"00011"]
     found = mine.find_neighbours(features_ND, pools(), settings)
     assert found.to_pylist() == [row for pool in pools() for row in oracle(features_ND, pool, 0.3)]
     assert set(found["truncated"].to_pylist()) >= {True}
@@ -93,19 +94,18 @@ def test_the_size_of_the_shards_changes_nothing() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_lists_may_come_in_any_order(seed: int) -> None:
-    features_ND, settings = features_of("ties"), settings_of()
+    features_ND, settings = features_of("ties"), settings_of(batch_size=23)
     shards = mine.make_shards(pools(), D, settings)
-    todo = list(mine.visits(pools(), shards, 23))
-    lists = mine.Lists(pools(), settings)
-    for at in np.random.default_rng(seed).permutation(len(todo)):
-        visit = todo[at]
-        rows_P = shards[visit.shard].rows_P
-        searcher = mine.NeighbourSearch(mine.normalise(features_ND, rows_P), rows_P, settings)
-        queries_BD = mine.normalise(features_ND, visit.rows_B)
-        lists.add(visit.query_B, searcher(visit.rows_B, queries_BD, np.arange(len(queries_BD))))
-    assert lists.table().equals(
-        mine.find_neighbours(features_ND, pools(), settings), check_metadata=True
-    )
+    found = []
+    for shard in shards:
+        unit_PD = normalise(features_ND[shard.rows_P], shard.rows_P)
+        search = NeighbourSearch(unit_PD, shard.rows_P, settings, flat(unit_PD))
+        for visit in visits(shard, settings, 23):
+            rows_B = visit.queries_Q
+            found.append((visit, search(rows_B, normalise(features_ND[rows_B], rows_B))))
+    order = np.random.default_rng(seed).permutation(len(found))
+    table = merge([found[at] for at in order], pools(), settings, total=0)
+    assert table.equals(mine.find_neighbours(features_ND, pools(), settings), check_metadata=True)
 
 
 def inaccurate(unit_PD: NDArray[np.float32]) -> Nearest:
@@ -130,11 +130,11 @@ def test_scores_that_are_a_little_off_change_nothing(kind: str) -> None:
     assert found.equals(expected, check_metadata=True)
 
 
-@pytest.mark.skipif(not mine.FAISS_GPU, reason="faiss-gpu is not installed")
+@pytest.mark.skipif(not FAISS_GPU, reason="faiss-gpu is not installed")
 @pytest.mark.parametrize("kind", ["smooth", "ties", "few"])
 def test_a_gpu_finds_what_the_processor_finds(kind: str) -> None:
     expected = mine.find_neighbours(features_of(kind), pools(), settings_of())
-    found = mine.find_neighbours(features_of(kind), pools(), settings_of(), nearest=mine.on_gpu)
+    found = mine.find_neighbours(features_of(kind), pools(), settings_of(), nearest=on_gpu)
     assert found.equals(expected, check_metadata=True)
 
 
@@ -155,16 +155,16 @@ def test_a_shard_with_its_index_needs_no_more_memory_than_a_worker_may_have(
 ) -> None:
     features_ND = features_of("smooth")
     shards = mine.make_shards(pools(), D, settings)
-    for number, pool in enumerate(pools()):
-        parts = [shard.rows_P for shard in shards if shard.pool == number]
+    for pool in pools():
+        parts = [shard.rows_P for shard in shards if shard.name == pool.name]
         assert np.array_equal(np.concatenate(parts), pool.rows_P)
         assert len(parts) > 1
     for shard in shards[:2]:
-        unit_PD = mine.normalise(features_ND, shard.rows_P)
+        unit_PD = normalise(features_ND[shard.rows_P], shard.rows_P)
         copies = {"flat": 0, "hnsw": 3, "ivf": 4}[settings.index]  # at once, while it is built
         index = copies * approximate.build(unit_PD, settings).nbytes if copies else 0
         assert unit_PD.nbytes + index <= settings.worker_mib << 20
-        stated = len(shard.rows_P) * mine.row_bytes(D, settings)
+        stated = len(shard.rows_P) * row_bytes(D, settings)
         assert (
             0.95 * stated < unit_PD.nbytes + index <= stated + 4096
         )  # a kilobyte of names and numbers each
@@ -200,7 +200,7 @@ def test_the_peak_of_building_an_index_is_counted(fields: dict[str, Any]) -> Non
     count, dim, settings = 15_000, 512, MineConfig.model_validate(fields)
     argv = [sys.executable, "-c", PEAK, str(count), str(dim), settings.model_dump_json()]
     measured = int(subprocess.run(argv, check=True, capture_output=True, text=True).stdout)
-    stated = count * mine.row_bytes(dim, settings)
+    stated = count * row_bytes(dim, settings)
     assert 0.75 * stated < measured < stated + (4 << 20)
 
 

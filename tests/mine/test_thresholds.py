@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from raycd import mine
 from raycd.config import MineConfig
 from raycd.data.schema import GALLERY, TRIPLET
+from raycd.report.examples import choose_examples
 
 N, T, D = 60, 40, 8
 
@@ -37,7 +39,9 @@ def table(spread: float, settings: MineConfig) -> pa.Table:
     rows = mine.of_triplets(ids, pa.Table.from_pylist(triplets, schema=TRIPLET))
     pools = mine.make_pools("all", pa.Table.from_pylist(gallery, schema=GALLERY), rows)
     found = mine.find_neighbours(image_ND, pools, settings)
-    return mine.make_candidates(rows, found, image_ND, text_TD, encoder="abc")
+    return mine.make_candidates(
+        rows, found, partial(mine.matching_scores, image_ND, text_TD), encoder="abc"
+    )
 
 
 def quantiles(**fields: Any) -> MineConfig:
@@ -104,7 +108,7 @@ def test_an_empty_table_has_thresholds_too() -> None:
 def test_examples_lie_about_the_thresholds_that_were_measured() -> None:
     settings = quantiles()
     candidates = table(0.2, settings)
-    chosen = mine.choose_examples(
+    chosen = choose_examples(
         candidates, TRIPLET.empty_table(), settings, count=5, seed=0
     ).to_pylist()
     alpha = mine.resolve(candidates, settings)["alpha"]

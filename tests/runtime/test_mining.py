@@ -1,6 +1,7 @@
-"""Mining on Ray Data gives the results of the core, with any number of blocks and workers."""
+"""Mining in tasks of Ray gives the results of the core, with any number of blocks and workers."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from raycd.data.schema import GALLERY, IMAGE, TRIPLET, Dataset
 from raycd.errors import DataError
 from raycd.features import shards
 from raycd.features.stored import Stored
+from raycd.mine import neighbours
 from raycd.run import Run
 from raycd.runtime import mine_stages, mining
 from raycd.runtime.stages import IMAGES, TEXTS, Context
@@ -117,12 +119,14 @@ def test_candidates_equal_the_core(
     found = mine.find_neighbours(
         features[0], pools_of("category", triplets), MineConfig(neighbours=8, floor=0.5)
     )
-    table = mining.make_candidates(
-        *(triplets, found, in_files(features[0]), features[1]),
-        encoder="abc",
+    score = partial(
+        mining.matching_scores,
+        *(in_files(features[0]), features[1]),
         compute=ComputeConfig(mine_workers=workers),
     )
-    expected = mine.make_candidates(triplets, found, *features, encoder="abc")
+    table = mine.make_candidates(triplets, found, score, encoder="abc")
+    by_core = partial(mine.matching_scores, *features)
+    expected = mine.make_candidates(triplets, found, by_core, encoder="abc")
     assert len(expected) > 500
     assert table.equals(expected, check_metadata=True)
 
@@ -137,11 +141,10 @@ def test_nothing_to_mine_is_an_empty_table(
     found = mining.find_neighbours(
         in_files(features[0]), [mine.Pool("", rows, rows)], MineConfig(), ComputeConfig()
     )
-    table = mining.make_candidates(
-        *(nothing, found, in_files(features[0]), features[1][:0]),
-        encoder="abc",
-        compute=ComputeConfig(),
+    score = partial(
+        mining.matching_scores, in_files(features[0]), features[1][:0], compute=ComputeConfig()
     )
+    table = mine.make_candidates(nothing, found, score, encoder="abc")
     pseudo, counts = mine.filter_candidates(table, eps_low=0.9, eps_high=0.995, s_max=4, alpha=0.6)
     assert (len(found), len(table), len(pseudo), counts["candidates"]) == (0, 0, 0, 0)
 
@@ -173,12 +176,12 @@ def small_shards(**fields: object) -> MineConfig:
 
 
 @pytest.mark.parametrize(
-    ("index", "batch_size", "workers", "pairs"),
+    ("index", "batch_size", "workers", "queries"),
     [
-        ("flat", 1024, 1, mining.PAIRS),
-        ("flat", 7, 2, 5000),  # tasks of a dozen queries: lists come back in any order
-        pytest.param("hnsw", 64, 2, 20_000, marks=pytest.mark.slow),
-        pytest.param("ivf", 64, 2, 20_000, marks=pytest.mark.slow),
+        ("flat", 1024, 1, neighbours.LARGEST),
+        ("flat", 7, 2, 12),  # tasks of a dozen queries: lists come back in any order
+        pytest.param("hnsw", 64, 2, 64, marks=pytest.mark.slow),
+        pytest.param("ivf", 64, 2, 64, marks=pytest.mark.slow),
     ],
 )
 def test_neighbours_in_several_shards_equal_the_core(
@@ -188,10 +191,10 @@ def test_neighbours_in_several_shards_equal_the_core(
     index: str,
     batch_size: int,
     workers: int,
-    pairs: int,
+    queries: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(mining, "PAIRS", pairs)
+    monkeypatch.setattr(neighbours, "LARGEST", queries)
     settings = small_shards(index=index, batch_size=batch_size, hnsw_m=4, hnsw_ef=8, ivf_probes=2)
     assert len(mine.make_shards(halves(), 600, settings)) >= 4
     compute = ComputeConfig(mine_workers=workers, cpus_per_worker=0.5)
@@ -200,26 +203,6 @@ def test_neighbours_in_several_shards_equal_the_core(
     if index == "flat":
         whole = mine.find_neighbours(wide, halves(), small_shards(worker_mib=64))
         assert found.equals(whole, check_metadata=True)
-
-
-@pytest.mark.parametrize("rows", [37, 10_000])
-def test_blocks_may_be_cut_and_joined(
-    ray_cluster: None,
-    wide: NDArray[np.float32],
-    in_files: InFiles,
-    rows: int,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """As Ray Data does it where tasks have a GPU."""
-    monkeypatch.setattr(mining, "PAIRS", 20_000)
-    searching = mining._searching
-    monkeypatch.setattr(
-        mining, "_searching", lambda *given: {**searching(*given), "batch_size": rows}
-    )
-    found = mining.find_neighbours(
-        in_files(wide), halves(), small_shards(batch_size=7), ComputeConfig(cpus_per_worker=0.5)
-    )
-    assert found.equals(mine.find_neighbours(wide, halves(), small_shards()), check_metadata=True)
 
 
 def test_features_in_files_are_read_by_the_workers_alone(
@@ -232,9 +215,8 @@ def test_features_in_files_are_read_by_the_workers_alone(
     stored = in_files(wide)
     expected = mine.find_neighbours(wide, halves(), small_shards())
     text_TD = np.ones((T, 600), np.float32)
-    replaced = mine.make_candidates(
-        triplets, expected_of(triplets, wide), wide, text_TD, encoder=""
-    )
+    found, by_core = expected_of(triplets, wide), partial(mine.matching_scores, wide, text_TD)
+    replaced = mine.make_candidates(triplets, found, by_core, encoder="")
     _ = stored.starts, stored.dim
     monkeypatch.setattr(pq, "ParquetFile", None)  # of this process, not of the workers
     with pytest.raises(TypeError):
@@ -243,10 +225,9 @@ def test_features_in_files_are_read_by_the_workers_alone(
     assert mining.find_neighbours(stored, halves(), small_shards(), compute).equals(
         expected, check_metadata=True
     )
-    found = mining.make_candidates(
-        triplets, expected_of(triplets, wide), stored, text_TD, encoder="", compute=compute
-    )
-    assert found.equals(replaced, check_metadata=True)
+    score = partial(mining.matching_scores, stored, text_TD, compute=compute)
+    table = mine.make_candidates(triplets, found, score, encoder="")
+    assert table.equals(replaced, check_metadata=True)
 
 
 def expected_of(triplets: mine.TripletRows, image_ND: NDArray[np.float32]) -> pa.Table:
@@ -262,10 +243,8 @@ def test_measured_recall_is_that_of_the_sample(
     )
     compute = ComputeConfig(mine_workers=1)
     found = mine.find_neighbours(wide, halves(), settings)
-    recall, queries = mining.measured_recall(
-        found, in_files(wide), halves(), settings, compute, seed=3
-    )
-    assert queries == expected
+    record = mining.searched(found, in_files(wide), halves(), settings, compute, seed=3)
+    assert record["sample"] == expected
     exact = {
         (row["pool"], row["image"]): row["neighbours"]
         for row in mine.find_neighbours(
@@ -274,8 +253,8 @@ def test_measured_recall_is_that_of_the_sample(
     }
     lists = {(row["pool"], row["image"]): row["neighbours"] for row in found.to_pylist()}
     hits = sum(len(set(lists[query]) & set(neighbours)) for query, neighbours in exact.items())
-    assert recall == pytest.approx(hits / sum(map(len, exact.values())), abs=1e-12)
-    assert 0.1 < recall < 1
+    assert record["recall"] == round(hits / sum(map(len, exact.values())), 4)
+    assert 0.1 < record["recall"] < 1
 
 
 def test_a_feature_that_is_not_finite_is_named_by_its_row(
@@ -353,7 +332,9 @@ def mined(context: Context) -> dict[str, Any]:
         values = images.values.numpy()
         found = mine.find_neighbours(values, pools, context.config.mine)
         text_TD = texts.values.numpy().repeat(len(triplets), axis=0)
-        table = mine.make_candidates(known, found, values, text_TD, encoder="abc")
+        table = mine.make_candidates(
+            known, found, partial(mine.matching_scores, values, text_TD), encoder="abc"
+        )
         assert len(triplets) == 898
         assert pq.read_table(writing.folder / "neighbours.parquet").equals(found)
         assert pq.read_table(writing.folder / "candidates.parquet").to_pylist() == table.to_pylist()

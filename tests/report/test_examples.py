@@ -7,11 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from raycd import mine
 from raycd.config import MineConfig
 from raycd.data.schema import TRIPLET
 from raycd.mine.candidates import CANDIDATES
-from raycd.mine.examples import EXAMPLE
+from raycd.report.examples import EXAMPLE, choose_examples
 
 SETTINGS = MineConfig(eps_low=0.9, eps_high=0.99, alpha=0.6, s_max=2, neighbours=4)
 NONE = TRIPLET.empty_table()  # what the triplets say counts only where rare_texts is set
@@ -57,7 +56,7 @@ def chosen(
     candidates: pa.Table, *, count: int = 8, seed: int = 0
 ) -> dict[str, list[tuple[str, str, float]]]:
     """Return group -> (triplet, nearest threshold, distance)."""
-    found = mine.choose_examples(candidates, NONE, SETTINGS, count=count, seed=seed)
+    found = choose_examples(candidates, NONE, SETTINGS, count=count, seed=seed)
     assert found.schema == EXAMPLE
     groups: dict[str, list[tuple[str, str, float]]] = {"good": [], "borderline": [], "refused": []}
     for row in found.to_pylist():
@@ -106,7 +105,7 @@ def test_the_thresholds_take_turns() -> None:
 
 def test_a_group_holds_at_most_count_and_each_triplet_and_pair_of_images_once() -> None:
     rows = [Row(f"t{i // 2}", 0.945, 0.61 + 0.001 * i, f"s{i}", rank=i % 2) for i in range(40)]
-    found = mine.choose_examples(table(*rows), NONE, SETTINGS, count=5, seed=0).to_pylist()
+    found = choose_examples(table(*rows), NONE, SETTINGS, count=5, seed=0).to_pylist()
     for group in ("good", "borderline"):
         own = [row["triplet_id"] for row in found if row["group"] == group]
         assert len(own) == len(set(own)) == 5

@@ -7,19 +7,16 @@ are.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from itertools import chain, zip_longest
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from raycd.config import MineConfig
 from raycd.data.schema import PSEUDO_TRIPLET
-from raycd.mine.eligible import eligible
-from raycd.mine.filter import filter_candidates
+from raycd.mine.filter import eligible, filter_candidates, resolve
 from raycd.mine.search import DECIMALS
-from raycd.mine.thresholds import resolve
 
 GROUPS = ("good", "borderline", "refused")
 THRESHOLDS = ("alpha", "eps_low", "eps_high")
@@ -33,8 +30,6 @@ EXAMPLE = pa.schema(
         pa.field("distance", pa.float64(), nullable=False),
     ]
 )
-
-Rows = NDArray[np.int64]
 
 
 def choose_examples(
@@ -74,45 +69,29 @@ def choose_examples(
     distance_C = np.round(away_C3[np.arange(len(within)), near_C], DECIMALS)
 
     drawn = np.random.default_rng([seed, 11]).permutation(len(within))
-    kept, refused = drawn[kept_C[drawn]], drawn[~kept_C[drawn]]
-    good = _first(_far(kept, distance_C), within, count)
-    borderline = _first(_in_turn(kept, near_C, distance_C), within, count)
-    just = _first(_nearest(refused, distance_C), within, count)
+    by_distance = drawn[np.argsort(distance_C[drawn], kind="stable")]
+    kept, refused = by_distance[kept_C[by_distance]], by_distance[~kept_C[by_distance]]
+    far, middle = (np.quantile(distance_C[kept], q) if len(kept) else 0 for q in (0.75, 0.5))
+    drawn_far = drawn[kept_C[drawn] & (distance_C[drawn] >= far)]
+    half = kept[distance_C[kept] < middle]
+    # In turn, or the threshold near which most of the rows are would take all examples
+    turns = zip_longest(*(half[near_C[half] == index] for index in range(len(THRESHOLDS))))
+    in_turn = (row for row in chain.from_iterable(turns) if row is not None)
+    good, borderline, just = (_first(r, within, count) for r in (drawn_far, in_turn, refused))
     good.sort(key=lambda row: -distance_C[row])
     borderline.sort(key=lambda row: (near_C[row], distance_C[row]))
 
     rows = np.array([*good, *borderline, *just], np.int64)
     groups = np.repeat(GROUPS, [len(good), len(borderline), len(just)])
-    chosen = within.take(rows)
-    columns = {name: chosen[name] for name in PSEUDO_TRIPLET.names}
-    columns["group"] = pa.array(groups.tolist(), pa.string())
-    columns["near"] = pa.array([THRESHOLDS[near] for near in near_C[rows]], pa.string())
-    columns["distance"] = pa.array(distance_C[rows], pa.float64())
-    return pa.table(columns, schema=EXAMPLE)
-
-
-def _far(kept: Rows, distance_C: NDArray[np.float64]) -> Rows:
-    """Return the quarter of the kept rows that is farthest from its nearest threshold, in order."""
-    if not len(kept):
-        return kept
-    return kept[distance_C[kept] >= np.quantile(distance_C[kept], 0.75)]
-
-
-def _in_turn(kept: Rows, near_C: Rows, distance_C: NDArray[np.float64]) -> Iterator[int]:
-    """Yield the nearer half: the nearest to each threshold, then the second nearest, and so on.
-
-    Otherwise the threshold near which most of the rows are would take all examples.
-    """
-    if not len(kept):
-        return
-    half = kept[distance_C[kept] < np.median(distance_C[kept])]
-    sides = [_nearest(half[near_C[half] == index], distance_C) for index in range(len(THRESHOLDS))]
-    yield from (row for row in chain.from_iterable(zip_longest(*sides)) if row is not None)
-
-
-def _nearest(rows: Rows, distance_C: NDArray[np.float64]) -> Rows:
-    """Return rows by distance; equal distances keep their order."""
-    return rows[np.argsort(distance_C[rows], kind="stable")]
+    return pa.Table.from_arrays(
+        [
+            *within.take(rows).columns,
+            pa.array(groups.tolist(), pa.string()),
+            pa.array([THRESHOLDS[near] for near in near_C[rows]], pa.string()),
+            pa.array(distance_C[rows], pa.float64()),
+        ],
+        schema=EXAMPLE,
+    )
 
 
 def _first(rows: Iterable[int], within: pa.Table, count: int) -> list[int]:
