@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from s3fs import S3FileSystem
 
 from raycd import bundle
 from raycd.bundle import cache
 from raycd.errors import WeightsError
+from serve import swap
+from serve.args import ServeArgs
 
 ROOT = Path(__file__).parents[2]
 
@@ -81,3 +84,15 @@ def test_the_bundles_used_last_stay_and_those_that_a_process_uses(tmp_path: Path
     cache.keep("stores/new", lambda folder: None, str(tmp_path))
     left = sorted(path.name for path in (tmp_path / "stores").iterdir())
     assert left == [*map(str, used[-cache.KEPT + 1 :]), "new"]
+
+
+def test_the_service_takes_a_bundle_on_a_store_with_a_gallery_that_is_named(
+    uri: str, tiny_bundle: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(ValidationError, match="or a store has no folder for a gallery"):
+        ServeArgs(bundle=uri)
+    args = ServeArgs(bundle=uri, gallery="none")
+    folder = swap.folder(args.bundle)
+    assert folder.is_relative_to(tmp_path / ".cache" / "raycd" / "bundles")
+    assert swap.digest(folder) == bundle.verify(tiny_bundle.folder).digest

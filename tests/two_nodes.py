@@ -1,0 +1,87 @@
+"""A Ray cluster of two nodes on this machine, each with a folder of its own for temporary files."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from serve.start.local import free_port
+
+RAY = str(Path(sys.executable).parent / "ray")
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """What a driver needs to use them, and where its processes write, in folders apart."""
+
+    environment: dict[str, str]
+    place: Path
+
+
+@contextmanager
+def two_nodes(environment: Mapping[str, str]) -> Iterator[Nodes]:
+    """Run two nodes of one CPU each, with these variables."""
+    port = free_port()
+    place = Path(tempfile.mkdtemp(prefix="raycd-"))  # a short path: Ray makes sockets in it
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    shared = inherited | {
+        "PATH": f"{Path(RAY).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "PYTHONUNBUFFERED": "1",
+        "RAY_TMPDIR": str(place),
+        **environment,
+    }
+    try:
+        with ExitStack() as stack:
+            log = stack.enter_context(open(place / "ray.log", "w"))
+            for number in range(2):
+                home = place / f"node-{number}"
+                home.mkdir()
+                role = [f"--address=127.0.0.1:{port}"]
+                if number == 0:
+                    role = ["--head", f"--port={port}", "--include-dashboard=false"]
+                    role += [f"--ray-client-server-port={free_port()}"]
+                role += [f"--dashboard-agent-listen-port={free_port()}"]
+                options = ["--block", "--num-cpus=1", "--node-ip-address=127.0.0.1"]
+                options += ["--min-worker-port=0", "--max-worker-port=0"]
+                node = subprocess.Popen(
+                    [RAY, "start", *role, *options],
+                    env=shared | {"HOME": str(home), "TMPDIR": str(home)},
+                    stdout=log,
+                    stderr=log,
+                    cwd=home,
+                )
+                stack.callback(_end, node)
+                _wait(place / "ray.log", number + 1, node)
+            home = place / "driver"
+            home.mkdir()
+            driver = {"RAY_ADDRESS": f"127.0.0.1:{port}", "HOME": str(home), "TMPDIR": str(home)}
+            yield Nodes(shared | driver, place)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _wait(log: Path, started: int, node: subprocess.Popen[bytes]) -> None:
+    until = time.monotonic() + 120
+    while log.read_text().count("Ray runtime started.") < started:
+        assert node.poll() is None, log.read_text()
+        assert time.monotonic() < until, log.read_text()
+        time.sleep(0.3)
+
+
+def _end(node: subprocess.Popen[bytes]) -> None:
+    node.send_signal(signal.SIGTERM)
+    node.wait(60)
