@@ -17,7 +17,8 @@ from sqlalchemy import Connection, Table, delete
 from raycd.gallery_db import tables
 from raycd.gallery_db.tables import FLOAT, features, images
 
-_CACHE_MIB = 64  # of SQLite: the pages of ids that are changed all over an index
+# Of SQLite. Ids change pages all over an index: 32 MiB of the log are copied back at a time
+_PRAGMAS = ("cache_size = -65536", "wal_autocheckpoint = 4096")
 
 
 class Tally(NamedTuple):
@@ -85,7 +86,8 @@ class Rows:
         An image that lacks nothing but the feature keeps those of other encoders.
         """
         if connection.dialect.name == "sqlite":
-            connection.exec_driver_sql(f"PRAGMA cache_size = {-1024 * _CACHE_MIB}")
+            for pragma in _PRAGMAS:
+                connection.exec_driver_sql(f"PRAGMA {pragma}")
         there = self._there(connection, fingerprint)
         changed, known, stale, replaced = list[int](), list[str](), list[str](), 0
         for number, image_id in enumerate(self.image_ids):
