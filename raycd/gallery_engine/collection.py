@@ -36,7 +36,7 @@ MARKER = "marker"  # its key, which no hash is
 MOST = 16_384  # results of a search or a query: Milvus' own limit
 MAX_TAGS = 4096  # of an image: Milvus' limit of an array
 MAX_SHOWN = 60_000  # bytes of what an answer shows of an image: Milvus' limit of JSON is 65,536
-TIMEOUT_S, LOAD_S = 5.0, 60.0  # of a call, and of loading a collection
+TIMEOUT_S, WRITE_S, LOAD_S = 5.0, 10.0, 60.0  # of a call that reads, writes, loads a collection
 _MISSING = (100, 4)  # codes: there is no such collection
 _NOT_LOADED = 101  # Milvus Lite forgets at its end which were loaded
 _SHOWN = ["key", "image_id", "version", "feature", "length", "shown"]
@@ -129,12 +129,12 @@ class Collection:
     def put(self, rows: Sequence[Row]) -> None:
         """Add images with features, or put them in place of those of the same ids."""
         if rows:
-            self._called("upsert", data=[_entity(row) for row in rows])
+            self._called("upsert", timeout=WRITE_S, data=[_entity(row) for row in rows])
 
     def delete(self, image_ids: Sequence[str]) -> None:
         """Remove images, if they are there."""
         if image_ids:
-            self._called("delete", filter=expressions.keys(image_ids))
+            self._called("delete", timeout=WRITE_S, filter=expressions.keys(image_ids))
 
     def mark(self, version: int, until: int) -> Marker:
         """Write the marker, and return it. All changes up to that version are there before."""
@@ -149,7 +149,7 @@ class Collection:
             "numbers": {},
             "shown": asdict(marker),
         }
-        self._called("upsert", data=[entity])
+        self._called("upsert", timeout=WRITE_S, data=[entity])
         return marker
 
     def _written(self) -> int:
@@ -199,9 +199,9 @@ class Collection:
         entities = [[dict(hit["entity"]) for hit in hits] for hits in found]
         return [[one for one in some if one["key"] != MARKER] for some in entities]
 
-    def _called(self, method: str, **arguments: Any) -> Any:
+    def _called(self, method: str, *, timeout: float = TIMEOUT_S, **arguments: Any) -> Any:
         return self._client_call(
-            lambda client: getattr(client, method)(self.name, timeout=TIMEOUT_S, **arguments)
+            lambda client: getattr(client, method)(self.name, timeout=timeout, **arguments)
         )
 
     def _client_call(self, call: Callable[[Any], T]) -> T:

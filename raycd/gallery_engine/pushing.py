@@ -12,11 +12,11 @@ from raycd.errors import GalleryError
 from raycd.gallery.records import Row
 from raycd.gallery_db import GalleryDatabase
 from raycd.gallery_db.leases import Lease
-from raycd.gallery_engine.collection import TIMEOUT_S, Collection, Marker
+from raycd.gallery_engine.collection import WRITE_S, Collection, Marker
 from raycd.gallery_engine.expressions import ALL
 
-LEASE_S = 15.0  # that a lease lasts; its holder takes it again at each third
-TOGETHER = 1000  # images of a call
+LEASE_S = 30.0  # that a lease lasts; its holder takes it again at each third
+TOGETHER, FEWEST = 1000, 10  # images of a call: half as many after one that failed
 
 
 def name(gallery_db: GalleryDatabase, fingerprint: str) -> str:
@@ -46,6 +46,7 @@ class Push:
         self._gallery_db, self._fingerprint, self._collection = gallery_db, fingerprint, collection
         self._encoded, self._lease = encoded, lease
         self._marker: Marker | None = None  # as it was written or read last, by us
+        self._together = TOGETHER
         self._pushed = 0  # version up to which nothing is left to do
 
     def advance(self) -> bool:
@@ -58,6 +59,16 @@ class Push:
         """
         if not self._held():
             return False
+        try:
+            more = self._advance()
+        except BaseException:
+            self._marker = None  # the next one looks where the collection stands
+            self._together = max(FEWEST, self._together // 2)
+            raise
+        self._together = min(TOGETHER, 2 * self._together)
+        return more
+
+    def _advance(self) -> bool:
         newest = self._gallery_db.version()
         if self._marker is None:
             self._marker = self._begin(newest)
@@ -66,7 +77,7 @@ class Push:
             if self._collection.marker() != self._marker or self._marker.version > newest:
                 self._marker = None
             return self._marker is None
-        changes = self._gallery_db.changes(self._pushed, self._fingerprint, limit=TOGETHER)
+        changes = self._gallery_db.changes(self._pushed, self._fingerprint, limit=self._together)
         rows = self._encoded(changes.rows)
         self._check_lease()
         self._collection.put([row for row in rows if row.feature is not None])
@@ -114,8 +125,7 @@ class Push:
 
     def _check_lease(self) -> None:
         # What is sent now is written before another process may push a newer state of an image.
-        if self._lease.left_s < TIMEOUT_S:
-            self._marker = None
+        if self._lease.left_s < WRITE_S:
             raise GalleryError("the lease of the collection was lost: it took too long", "locked")
 
     def close(self) -> None:

@@ -5,7 +5,6 @@ Shapes: S image side, L context length, D feature size, B queries.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -98,7 +97,7 @@ class Result(NamedTuple):
     """Cosine with the query."""
     category: str
     """The first one that the image belongs to; empty where it has none."""
-    attributes: Mapping[str, str]
+    attributes: dict[str, str]
     position: int
     """Among the images of its search."""
     relative_score: float

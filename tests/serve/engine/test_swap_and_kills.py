@@ -123,11 +123,13 @@ def test_what_was_acknowledged_is_found_after_kills_of_replicas_and_service(
             put(f"after-{number}")
         assert len(acknowledged) >= 10
         newest = max(acknowledged.values())
-        found = httpx.post(
-            f"{service.url}/v1/search?min_version={newest}",
-            json={"text": "is blue", "among": list(acknowledged), "top_k": 50},
-            timeout=60,
-        )
-        assert found.status_code == 200, found.text
+
+        def searched() -> httpx.Response:
+            body = {"text": "is blue", "among": list(acknowledged), "top_k": 50}
+            url = f"{service.url}/v1/search?min_version={newest}"
+            return httpx.post(url, json=body, timeout=60)
+
+        wait_until(lambda: searched().status_code == 200, "another one to push")
+        found = searched()
         assert {one["image_id"] for one in found.json()["results"]} == set(acknowledged)
         assert found.json()["index"]["kind"] == "milvus"

@@ -134,7 +134,7 @@ def test_a_gallery_of_a_databases_own_is_in_files_where_the_memory_has_a_bound(
     version = put(store, first, features_ND)
     until(lambda: has_version(first, version))
     monkeypatch.setattr(store.gallery_db, "seed", lambda: Seed("another bundle", 0))
-    plain, bound = follow().view, follow(memory_mib=1, flat_up_to=50).view
+    plain, bound = faiss(follow()), faiss(follow(memory_mib=1, flat_up_to=50))
     assert (plain.index.kind, bound.index.kind) == ("flat", "half")
     assert (len(plain), plain.version) == (len(bound), bound.version) == (312, version)
     unit_ND = features_ND / np.linalg.norm(features_ND, axis=1, keepdims=True)
