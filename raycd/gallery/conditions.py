@@ -18,7 +18,7 @@ from raycd.index.structure import Mask
 
 # Of each text it reads a digit once: clients write the values, and there may be many
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
-COMPARED: dict[str, Callable[[Any, float], Any]] = {
+COMPARED: dict[str, Callable[[Any, Any], Any]] = {
     "gt": operator.gt,
     "gte": operator.ge,
     "lt": operator.lt,

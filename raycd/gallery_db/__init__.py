@@ -194,7 +194,7 @@ class GalleryDatabase:
         Args:
             fingerprint: The encoder of the features.
         """
-        with self._transaction("importing into the gallery") as connection:
+        with self.transaction("importing into the gallery") as connection:
             version = _locked_version(connection)
             self._check_dim(connection, fingerprint, rows.dim)
             tally = rows.write(connection, version, fingerprint)

@@ -30,7 +30,7 @@ from raycd.gallery.state import Image, Page
 from raycd.gallery_db import GalleryDatabase
 from raycd.gallery_db.tables import images
 
-# As `conditions` has it; PostgreSQL has no larger numbers, and its \\d are others' digits, too
+# As `conditions` has it; PostgreSQL has no larger numbers, and its \d are others' digits, too
 _NUMBER = r"^[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?\Z"
 VALUES = 1000  # of an attribute, the most frequent ones, and as many attributes and categories
 
@@ -61,8 +61,8 @@ def page(
         for name, condition in conditions.of(attributes):
             pair = _pairs(images.c.attributes, postgresql)
             its = exists().select_from(pair).where(column("key") == name)
-            found = its.where(_holds(condition))
-            right.append(found | ~its if condition.holds_without else found)
+            right_one = its.where(_holds(condition))
+            right.append(right_one | ~its if condition.holds_without else right_one)
         order = images.c.version.desc() if newest else images.c.version
         wanted = select(images).where(*right).order_by(order).offset(offset).limit(limit)
         found = connection.execute(wanted).all()

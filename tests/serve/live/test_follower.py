@@ -245,9 +245,9 @@ def test_many_changes_at_once_are_taken_over_in_parts_and_versions_only_grow(
 
     monkeypatch.setattr(Follower, "_wake_waiting", noted)
     searcher = follow(kind="ivf", sample=50, ivf_lists=2)
-    first = searcher.view.index
+    first = faiss(searcher).index
     version = put(store, searcher, features(searcher, ADDED))
-    until(lambda: has_version(searcher, version) and searcher.view.index is not first)
+    until(lambda: has_version(searcher, version) and faiss(searcher).index is not first)
     assert len(searcher.view) == 12 + ADDED
     assert seen == sorted(seen)
     assert len({one for one in seen if 12 < one < version}) > 5
