@@ -124,9 +124,8 @@ def merge(
     with Bar("neighbours", total=total, unit="images") as bar:
         for visit, key_BS in found:
             queries_Q, own_QS = key_of[visit.name]
-            first = np.searchsorted(queries_Q, visit.queries_Q[0])
-            own_BS = own_QS[first : first + len(key_BS)]
-            own_BS[:] = merged(own_BS, key_BS)
+            own = np.searchsorted(queries_Q, visit.queries_Q)
+            own_QS[own] = merged(own_QS[own], key_BS)
             bar.advance(len(key_BS))
     there_QS = key_QS[:, :size] != NOTHING
     rows, similarities = decode(key_QS[:, :size][there_QS])

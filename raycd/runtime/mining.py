@@ -1,4 +1,4 @@
-"""Mining in tasks of Ray: neighbours and candidates of `raycd.mine`, the same with any workers.
+"""Mining on Ray Data: neighbours and candidates of `raycd.mine`, the same with any workers.
 
 Each shard's normalised features, and the structure that searches them, are put into the object
 store once, by a task that reads them from the files of `raycd.features`: they are never in this
@@ -10,11 +10,12 @@ Shapes: N images, D feature size, B queries, S keys, C candidates, T triplets.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
-from typing import Any, TypeVar
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 from numpy.typing import NDArray
 
@@ -25,13 +26,13 @@ from raycd.features.stored import Stored
 from raycd.index import approximate
 from raycd.mine.neighbours import merge, normalise, visits
 from raycd.mine.pools import Pool, Rows
-from raycd.mine.search import FAISS_GPU, NeighbourSearch, flat, on_gpu
-from raycd.runtime import cluster
+from raycd.mine.search import FAISS_GPU, Keys, NeighbourSearch, flat, on_gpu
+from raycd.runtime import cluster, datasets
 
 SCORE_BLOCK = 1 << 15  # candidates measured by one task
 TASKS = 2  # for each worker, at least: the others wait for the slowest task
 
-What = TypeVar("What")
+_ROWS = ("reference", "target", "triplet")  # of a candidate
 # A shard: normalised features, rows, and HNSW or IVF where `mine.index` names one
 Loaded = tuple[NDArray[np.float32], Rows, NDArray[np.uint8] | None]
 
@@ -46,26 +47,45 @@ def find_neighbours(
     """
     shards = core.make_shards(pools, features.dim, mine)
     _ = features.starts  # counted once, here: they travel with it
-    stored, resources = ray.put(features), {"CPU": compute.cpus_per_worker}
+    resources = {"CPU": compute.cpus_per_worker}
     if mine.index == "flat" and FAISS_GPU:
         resources = cluster.worker_resources(compute)
     workers = cluster.fitting(compute.mine_workers or cluster.machines(), resources)
-    threads = cluster.threads(compute, -(-workers // cluster.machines()))
-    load: Any = ray.remote(num_cpus=compute.cpus_per_worker)(_load)
-    search: Any = ray.remote(num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0))(_search)
+    total = sum(len(shard.queries_Q) for shard in shards)
+    most = -(-total // (TASKS * workers))
+    blocks = [
+        pa.table({"shard": np.full(len(visit.queries_Q), number), "query": visit.queries_Q})
+        for number, shard in enumerate(shards)
+        for visit in visits(shard, mine, most)
+    ]
     if mine.index != "flat":
         progress.say(f"building {mine.index} of {len(shards)} shards")
-    loaded = [load.remote(stored, shard.rows_P, mine) for shard in shards]
-    total = sum(len(shard.queries_Q) for shard in shards)
-    given = (mine, threads, "GPU" in resources)
+    stored = ray.put(features)
+    search: dict[str, Any] = {
+        "batch_format": "pyarrow",
+        "compute": ray.data.TaskPoolStrategy(size=min(workers, len(blocks)) or 1),
+        "num_cpus": resources["CPU"],
+        # With GPUs Ray Data requires a number of rows, and splits and joins blocks to it
+        **({"num_gpus": resources["GPU"], "batch_size": most} if "GPU" in resources else {}),
+        "fn_kwargs": {
+            "shards": _loaded(stored, shards, mine, compute),
+            "features": stored,
+            "mine": mine,
+            "threads": cluster.threads(compute, -(-workers // cluster.machines())),
+            "gpu": "GPU" in resources,
+        },
+    }
 
-    def tasks() -> Iterator[tuple[Any, Pool]]:
-        for shard in shards:
-            images = loaded.pop(0)  # out of the store after the last visit
-            for visit in visits(shard, mine, -(-total // (TASKS * workers))):
-                yield search.remote(images, stored, visit.queries_Q, *given), visit
+    def found() -> Iterator[tuple[Pool, Keys]]:
+        for part in datasets.results(blocks, (_search, search)) if blocks else ():
+            for number, own in _by_shard(part):
+                keys = own["keys"].combine_chunks()
+                yield (
+                    replace(shards[number], queries_Q=own["query"].to_numpy()),
+                    keys.flatten().to_numpy().reshape(len(own), -1),
+                )
 
-    return merge(_done(tasks(), workers), pools, mine, total=total)
+    return merge(found(), pools, mine, total=total)
 
 
 def searched(
@@ -101,41 +121,39 @@ def matching_scores(
     The features of all images are in the object store: any task may need any of them.
     """
     score_C = np.empty(len(rows_C[0]))
+    if not len(score_C):
+        return score_C
+    columns = {"candidate": np.arange(len(score_C)), **dict(zip(_ROWS, rows_C, strict=True))}
+    blocks = datasets.blocks_of(pa.table(columns), SCORE_BLOCK)
+    resources = {"CPU": compute.cpus_per_worker}
+    workers = cluster.fitting(compute.mine_workers or cluster.cpus(), resources)
     whole: Any = ray.remote(num_cpus=compute.cpus_per_worker)(_all)
-    measure: Any = ray.remote(num_cpus=compute.cpus_per_worker)(core.matching_scores)
-    workers = cluster.fitting(
-        compute.mine_workers or cluster.cpus(), {"CPU": compute.cpus_per_worker}
-    )
-
-    def tasks() -> Iterator[tuple[Any, slice]]:
-        starts = range(0, len(score_C), SCORE_BLOCK)
-        if starts:
-            image_ND, texts = whole.remote(images), ray.put(text_TD)
-        for start in starts:
-            own = slice(start, start + SCORE_BLOCK)
-            yield measure.remote(image_ND, texts, *(rows[own] for rows in rows_C)), own
-
-    with progress.Bar("matching scores", total=len(score_C), unit="candidates") as bar:
-        for own, score in _done(tasks(), workers):
-            score_C[own] = score
-            bar.advance(len(score))
+    measure = {
+        "batch_format": "pyarrow",
+        "compute": ray.data.TaskPoolStrategy(size=min(workers, len(blocks))),
+        "num_cpus": compute.cpus_per_worker,
+        "fn_kwargs": {"images": whole.remote(images), "texts": ray.put(text_TD)},
+    }
+    for part in datasets.mapped("matching scores", "candidates", blocks, (_score, measure)):
+        score_C[part["candidate"].to_numpy()] = part["score"].to_numpy()
     return score_C
 
 
-def _done(tasks: Iterator[tuple[Any, What]], most: int) -> Iterator[tuple[What, Any]]:
-    """Yield what each task is for and its result, in any order; at most `most` run at once."""
-    running = dict(islice(tasks, most))
-    while running:
-        [done], _ = ray.wait(list(running))
-        what = running.pop(done)
-        running.update(islice(tasks, 1))
-        yield what, ray.get(done)
+def _loaded(
+    features: Any, shards: Sequence[Pool], mine: MineConfig, compute: ComputeConfig
+) -> list[Any]:
+    """Have every shard put into the object store; return references to them."""
+    load: Any = ray.remote(num_cpus=compute.cpus_per_worker, num_returns=2)(_load)
+    loaded = [load.remote(features, shard.rows_P, mine) for shard in shards]
+    ray.get([done for _, done in loaded])  # raises what a task has raised
+    return [shard for shard, _ in loaded]
 
 
-def _load(features: Stored, rows_P: Rows, mine: MineConfig) -> Loaded:
+def _load(features: Stored, rows_P: Rows, mine: MineConfig) -> tuple[Loaded, bool]:
     """Read the features of a shard, normalise them, and build what `mine.index` names: a task."""
     unit_PD = normalise(features.rows(rows_P), rows_P)
-    return unit_PD, rows_P, None if mine.index == "flat" else approximate.build(unit_PD, mine)
+    index = None if mine.index == "flat" else approximate.build(unit_PD, mine)
+    return (unit_PD, rows_P, index), True
 
 
 def _all(images: Stored) -> NDArray[np.float32]:
@@ -144,14 +162,33 @@ def _all(images: Stored) -> NDArray[np.float32]:
     return found
 
 
+def _by_shard(block: pa.Table) -> Iterator[tuple[int, pa.Table]]:
+    """Yield the rows of each shard: Ray Data may cut blocks and join them."""
+    for number in pc.unique(block["shard"]).to_pylist():
+        yield number, block.filter(pc.equal(block["shard"], number)).combine_chunks()
+
+
 def _search(
-    shard: Loaded, features: Stored, rows_B: Rows, mine: MineConfig, threads: int, gpu: bool
-) -> NDArray[np.int64]:
-    """Return the keys (B, S + 1) that one shard gives for these queries, as a task."""
-    unit_PD, rows_P, index = shard
-    if index is None:
-        nearest = on_gpu(unit_PD) if gpu else flat(unit_PD)
-    else:
-        nearest = approximate.Opened(index, mine)
-    search = NeighbourSearch(unit_PD, rows_P, mine, nearest, threads)
-    return search(rows_B, normalise(features.rows(rows_B), rows_B))
+    block: pa.Table, shards: Sequence[Any], features: Any, mine: MineConfig, threads: int, gpu: bool
+) -> pa.Table:
+    """Add the keys (B, S + 1) that their shard gives for the queries of a block, as a task."""
+    found, stored = [], ray.get(features)
+    for number, own in _by_shard(block):
+        unit_PD, rows_P, index = ray.get(shards[number])
+        if index is None:
+            nearest = on_gpu(unit_PD) if gpu else flat(unit_PD)
+        else:
+            nearest = approximate.Opened(index, mine)
+        rows_B = own["query"].to_numpy()
+        search = NeighbourSearch(unit_PD, rows_P, mine, nearest, threads)
+        key_BS = search(rows_B, normalise(stored.rows(rows_B), rows_B))
+        keys = pa.FixedSizeListArray.from_arrays(pa.array(key_BS.ravel()), key_BS.shape[1])
+        found.append(own.append_column("keys", keys))
+    return pa.concat_tables(found)
+
+
+def _score(block: pa.Table, images: Any, texts: Any) -> pa.Table:
+    """Measure the candidates of a block, as a task."""
+    rows_C = (block[name].to_numpy() for name in _ROWS)
+    score_C = core.matching_scores(ray.get(images), ray.get(texts), *rows_C)
+    return pa.table({"candidate": block["candidate"], "score": pa.array(score_C)})
