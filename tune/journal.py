@@ -15,6 +15,7 @@ from typing import Any
 from raycd.config import Config, flatten
 from raycd.errors import RunError
 from raycd.run import Run
+from raycd.runtime import weights
 from tune.space import Space
 
 SWEEP, RESULT = "sweep.json", "result.json"
@@ -61,21 +62,38 @@ class Journal:
             self._check_same(known, {"settings": _fixed(space.config), "space": ranges})
 
     @contextmanager
-    def opened(self, space: Space, inputs: Mapping[str, str], *, resume: bool) -> Iterator[None]:
-        """Hold the folder for this process. `inputs` are the fingerprints of what trials read.
+    def opened(
+        self,
+        space: Space,
+        inputs: Mapping[str, str],
+        made_with: Mapping[str, str],
+        *,
+        resume: bool,
+    ) -> Iterator[None]:
+        """Hold the folder for this process.
 
         A sweep with trials is gone on with, and has to be there where `resume` says so.
 
+        Args:
+            inputs: Fingerprints of what trials read.
+            made_with: Hashes of the weights that it was made with (`runtime.weights`).
+
         Raises:
-            RunError: The sweep was started with other settings, or there is none to resume, or
-                another process works on it.
+            RunError: The sweep was started with other settings or weights, or there is none to
+                resume, or another process works on it.
         """
         asked = {"settings": _fixed(space.config), "space": space.to_dict(), "inputs": dict(inputs)}
         with self.run.locked():
             known = self._known(resume=resume)
             self._check_same(known, asked)
             if known is None:
-                self.run.write_json(SWEEP, asked)
+                self.run.write_json(SWEEP, asked | {weights.ENTRY: dict(made_with)})
+            elif others := weights.changed(known.get(weights.ENTRY, {}), made_with):
+                raise RunError(
+                    f"the sweep in {self.run.root} was started with other weights",
+                    got=f"weights of {', '.join(others)} that are others now",
+                    do="start another by --sweep NAME",
+                )
             yield
 
     def _known(self, *, resume: bool) -> dict[str, Any] | None:

@@ -53,7 +53,7 @@ def main(options: cli.Options) -> None:
     """Run the stages that trials read, the trials, and the comparison of the winner with val."""
     from raycd.data.demo.garments import CATEGORIES
     from raycd.evaluate import Metric
-    from raycd.runtime import cluster, local_ray, pipeline, stages, tracking
+    from raycd.runtime import cluster, local_ray, pipeline, stages, tracking, weights
     from tune.journal import Journal
     from tune.space import make_space
 
@@ -78,7 +78,8 @@ def main(options: cli.Options) -> None:
         context = stages.Context(config, run, _dataset=dataset)
         space = make_space(config, flags.space, dim=context.recorded("stage1", "dim"))
         inputs = {stage: context.recorded(stage, "fingerprint") for stage in ("embed", "mine")}
-        with journal.opened(space, inputs, resume=flags.resume):
+        made_with = weights.of_inputs({"stage1": pipeline.recorded(run, "stage1")})
+        with journal.opened(space, inputs, made_with, resume=flags.resume):
             _sweep(context, space, metric, journal)
     print(f"MLflow:  {tracking.how_to_see(config)}")
 

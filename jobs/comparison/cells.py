@@ -23,7 +23,7 @@ from raycd.errors import RunError
 from raycd.model import fusion, threads
 from raycd.progress import Bar
 from raycd.run import Run, fingerprint
-from raycd.runtime import cluster, pipeline, since
+from raycd.runtime import cluster, pipeline, since, weights
 from raycd.runtime.child_runs import ChildRuns
 from raycd.runtime.tracking import Tracker
 from tune.trial import Tables, evaluated
@@ -108,16 +108,24 @@ class Cells:
         if changes:
             raise self._changed("; ".join(changes[:5]))
 
-    def claim(self, config: Config, inputs: Mapping[str, str]) -> None:
-        """Note whose features the cells read. Raises RunError where those have changed since."""
+    def claim(
+        self, config: Config, inputs: Mapping[str, str], made_with: Mapping[str, str]
+    ) -> None:
+        """Note whose features the cells read. Raises RunError where those have changed since.
+
+        Args:
+            inputs: Fingerprints of the stages that cells read.
+            made_with: Hashes of the weights that those were made with (`runtime.weights`).
+        """
         known = self.run.read_json(IDENTITY)
         if known is not None and self.run.names(f"{FOLDER}/cells"):
             changed = [name for name, value in inputs.items() if known["inputs"].get(name) != value]
+            changed += weights.changed(known.get(weights.ENTRY, {}), made_with)
             if changed:
                 raise self._changed(f"another output of {', '.join(changed)}")
         else:
             about = {"settings": deciding(config, SHARED), "inputs": dict(inputs)}
-            self.run.write_json(IDENTITY, about)
+            self.run.write_json(IDENTITY, about | {weights.ENTRY: dict(made_with)})
 
     def _changed(self, got: str) -> RunError:
         return RunError(

@@ -15,7 +15,7 @@ from raycd.data.schema import Dataset
 from raycd.errors import ConfigError
 from raycd.evaluate import AVERAGE, Metric
 from raycd.run import Run
-from raycd.runtime import local_ray, pipeline, stages, tracking
+from raycd.runtime import local_ray, pipeline, stages, tracking, weights
 from raycd.runtime.tracking import Tracker
 
 
@@ -71,10 +71,11 @@ def opened(config: Config, run: Run) -> Iterator[tuple[Session, dict[str, str]]]
 
     Raises RunError where the run has cells of other features, or another process works on it.
     """
-    inputs = {stage: pipeline.recorded(run, stage)["fingerprint"] for stage in SHARED}
+    records = {stage: pipeline.recorded(run, stage) for stage in SHARED}
+    inputs = {stage: record["fingerprint"] for stage, record in records.items()}
     cells = Cells(run)
     with run.locked():
-        cells.claim(config, inputs)
+        cells.claim(config, inputs, weights.of_inputs(records))
         with tracked(config, cells) as (tracker, runs):
             yield Session(config, run, tracker, cells, runs), inputs
 

@@ -67,7 +67,7 @@ def begin(uri: str, plan: Plan, form: Form) -> None:
     for pattern in ("part-*.parquet", "*.npy"):  # no part is there without its values
         find = partial(file_system.glob, posixpath.join(glob.escape(path), pattern))
         for found in shards.ask(uri, find):
-            shards.ask(uri, partial(file_system.rm_file, found))
+            shards.ask(uri, partial(file_system.rm_file, found), "writing")
     shards.write_file(posixpath.join(uri, SHAPE), form.json().encode())
     shards.begin(uri, plan)
 

@@ -85,9 +85,7 @@ def fitting(wanted: int, resources: Mapping[str, float]) -> int:
 
 def machines() -> int:
     """Return the number of machines of the cluster that run work, at least one."""
-    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]  # Ray's
-    working = [node for node in nodes if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
-    return max(1, len(working))
+    return max(1, len(_working()))
 
 
 def cpus() -> int:
@@ -95,9 +93,21 @@ def cpus() -> int:
     return max(1, int(_resources().get("CPU", 1)))
 
 
+def memory() -> int:
+    """Return the bytes that the machine with most of them has for work, beside its object store."""
+    return max((int(resources.get("memory", 0)) for resources in _working()), default=0)
+
+
 def threads(compute: ComputeConfig, workers: int) -> int:
     """Return the threads of torch and FAISS in each worker: as set, or a share of the cores."""
     return compute.threads or max(1, (os.cpu_count() or 1) // workers)
+
+
+def _working() -> list[dict[str, float]]:
+    """Return the resources of each machine that runs work."""
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]  # Ray's
+    alive = [node["Resources"] for node in nodes if node["Alive"]]
+    return [resources for resources in alive if resources.get("CPU", 0) > 0]
 
 
 def _resources() -> dict[str, float]:

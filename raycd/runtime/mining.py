@@ -24,7 +24,7 @@ from raycd import progress
 from raycd.config import ComputeConfig, MineConfig
 from raycd.features.stored import Stored
 from raycd.index import approximate
-from raycd.mine.neighbours import merge, normalise, visits
+from raycd.mine.neighbours import merge, normalise, row_bytes, visits
 from raycd.mine.pools import Pool, Rows
 from raycd.mine.search import FAISS_GPU, Keys, NeighbourSearch, flat, on_gpu
 from raycd.runtime import cluster, datasets
@@ -45,7 +45,7 @@ def find_neighbours(
     Raises:
         DataError: A feature is not finite.
     """
-    shards = core.make_shards(pools, features.dim, mine)
+    shards = core.make_shards([p for p in pools if len(p.queries_Q)], features.dim, mine)
     _ = features.starts  # counted once, here: they travel with it
     resources = {"CPU": compute.cpus_per_worker}
     if mine.index == "flat" and FAISS_GPU:
@@ -58,6 +58,7 @@ def find_neighbours(
         for number, shard in enumerate(shards)
         for visit in visits(shard, mine, most)
     ]
+    longest = max(map(len, blocks), default=1)
     if mine.index != "flat":
         progress.say(f"building {mine.index} of {len(shards)} shards")
     stored = ray.put(features)
@@ -66,9 +67,9 @@ def find_neighbours(
         "compute": ray.data.TaskPoolStrategy(size=min(workers, len(blocks)) or 1),
         "num_cpus": resources["CPU"],
         # With GPUs Ray Data requires a number of rows, and splits and joins blocks to it
-        **({"num_gpus": resources["GPU"], "batch_size": most} if "GPU" in resources else {}),
+        **({"num_gpus": resources["GPU"], "batch_size": longest} if "GPU" in resources else {}),
         "fn_kwargs": {
-            "shards": _loaded(stored, shards, mine, compute),
+            "shards": _loaded(stored, shards, features.dim, mine, compute),
             "features": stored,
             "mine": mine,
             "threads": cluster.threads(compute, -(-workers // cluster.machines())),
@@ -140,11 +141,20 @@ def matching_scores(
 
 
 def _loaded(
-    features: Any, shards: Sequence[Pool], mine: MineConfig, compute: ComputeConfig
+    features: Any, shards: Sequence[Pool], dim: int, mine: MineConfig, compute: ComputeConfig
 ) -> list[Any]:
-    """Have every shard put into the object store; return references to them."""
+    """Have every shard put into the object store; return references to them.
+
+    As many are loaded at a time as a machine has memory for beside the store.
+    """
     load: Any = ray.remote(num_cpus=compute.cpus_per_worker, num_returns=2)(_load)
-    loaded = [load.remote(features, shard.rows_P, mine) for shard in shards]
+    most, each = cluster.memory(), row_bytes(dim, mine)
+    loaded = [
+        load.options(memory=min(most, len(shard.rows_P) * each)).remote(
+            features, shard.rows_P, mine
+        )
+        for shard in shards
+    ]
     ray.get([done for _, done in loaded])  # raises what a task has raised
     return [shard for shard, _ in loaded]
 

@@ -25,12 +25,16 @@ def of_inputs(records: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     return found
 
 
+def changed(known: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Return the stages whose weights have another hash now; those not `known` are not compared."""
+    return [stage for stage, own in now.items() if known.get(stage, own) != own]
+
+
 def is_current(record: Mapping[str, Any], fingerprint: str, weights: Mapping[str, str]) -> bool:
     """Tell whether a stage has this fingerprint, and was made with these weights.
 
     Those that its record does not name, as that of an earlier raycd, are not compared.
     """
-    known = record.get(ENTRY, {})
-    return bool(record["fingerprint"] == fingerprint) and all(
-        known.get(stage, own) == own for stage, own in weights.items()
+    return bool(record["fingerprint"] == fingerprint) and not changed(
+        record.get(ENTRY, {}), weights
     )

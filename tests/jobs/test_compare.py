@@ -79,7 +79,7 @@ def test_an_encoder_of_other_settings_is_refused_before_it_is_trained(
     from raycd.runtime import pipeline
 
     inputs = {"embed": "as it was", "mine": "as it was"}
-    Cells(pipeline.run_folder(options.config)).claim(options.config, inputs)
+    Cells(pipeline.run_folder(options.config)).claim(options.config, inputs, {})
     cells.mkdir()
     (cells / "combiner-original-0-0123.json").write_text("{}")
     assert here(my_yaml, *HEADS, "--stage1.epochs", "9") == 2

@@ -19,7 +19,7 @@ import ray
 from mlflow import MlflowClient
 
 from jobs.comparison import heads, results
-from jobs.comparison.cells import Cells, Record, run_all, tracked
+from jobs.comparison.cells import IDENTITY, Cells, Record, run_all, tracked
 from jobs.comparison.plan import ALWAYS, make_plan
 from raycd import mine
 from raycd.compare.lines import Table
@@ -265,7 +265,7 @@ def test_where_every_training_fails_the_error_is_told(
 def test_a_run_whose_encoder_changed_is_refused_until_its_cells_are_gone(tmp_path: Path) -> None:
     config = configured(tmp_path)
     run = Run(str(tmp_path / "tiny"), {"format": "drawn"})
-    Cells(run).claim(config, INPUTS)
+    Cells(run).claim(config, INPUTS, {"stage1": "A"})
     changed = config.model_copy(update={"stage1": config.stage1.model_copy(update={"epochs": 1})})
     Cells(run).check(changed)  # there is no cell yet
     run.write_json("compare/cells/combiner-original-0-0123.json", {})
@@ -273,10 +273,15 @@ def test_a_run_whose_encoder_changed_is_refused_until_its_cells_are_gone(tmp_pat
     with pytest.raises(RunError) as caught:
         Cells(run).check(changed)
     assert str(caught.value).splitlines()[1] == "  got:      stage1.epochs 1 instead of 20"
-    with pytest.raises(RunError, match="got:      another output of embed"):
-        Cells(run).claim(config, INPUTS | {"embed": "other"})
     heads_alone = configured(tmp_path, epochs=9, head="combiner")
     Cells(run).check(heads_alone)
+    with pytest.raises(RunError, match="got:      another output of embed"):
+        Cells(run).claim(config, INPUTS | {"embed": "other"}, {"stage1": "A"})
+    with pytest.raises(RunError, match="got:      another output of stage1"):
+        Cells(run).claim(config, INPUTS, {"stage1": "B"})  # trained a second time
+    Cells(run).claim(config, INPUTS, {"stage1": "A"})
+    run.write_json(IDENTITY, {"settings": {}, "inputs": INPUTS})  # of an earlier raycd
+    Cells(run).claim(config, INPUTS, {"stage1": "B"})
 
 
 def test_each_cell_is_a_child_run_of_mlflow_once(

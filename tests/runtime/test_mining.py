@@ -1,5 +1,6 @@
 """Mining in tasks of Ray gives the results of the core, with any number of blocks and workers."""
 
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -266,6 +267,54 @@ def test_a_feature_that_is_not_finite_is_named_by_its_row(
         mining.find_neighbours(
             in_files(broken), halves(), small_shards(), ComputeConfig(mine_workers=1)
         )
+
+
+def test_a_held_out_query_that_is_not_finite_is_named_by_its_row(
+    ray_cluster: None, wide: NDArray[np.float32], in_files: InFiles
+) -> None:
+    broken = wide.copy()
+    broken[999, 0] = np.inf
+    pool = mine.Pool("", np.arange(900, dtype=np.int32), np.array([5, 999], np.int32))
+    with pytest.raises(DataError, match="the features of row 999 are not finite"):
+        mining.find_neighbours(in_files(broken), [pool], small_shards(), ComputeConfig())
+
+
+def test_no_more_shards_are_loaded_at_a_time_than_there_is_memory_for(
+    ray_cluster: None,
+    wide: NDArray[np.float32],
+    in_files: InFiles,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    load = mining._load
+
+    def noted(*given: Any) -> Any:
+        began = time.time()
+        time.sleep(0.2)
+        loaded = load(*given)
+        (tmp_path / f"{began}").write_text(str(time.time()))
+        return loaded
+
+    monkeypatch.setattr(mining, "_load", noted)
+    monkeypatch.setattr(mining, "row_bytes", lambda *_: 1 << 40)  # a shard takes all that there is
+    mining.find_neighbours(in_files(wide), halves(), small_shards(), ComputeConfig())
+    began, ended = zip(
+        *sorted((float(file.name), float(file.read_text())) for file in tmp_path.glob("*.*")),
+        strict=True,
+    )
+    assert len(began) >= 4
+    assert all(end <= start for end, start in zip(ended, began[1:], strict=False))
+
+
+def test_a_pool_without_queries_is_not_loaded(
+    ray_cluster: None, wide: NDArray[np.float32], in_files: InFiles
+) -> None:
+    broken = wide.copy()
+    broken[999, 0] = np.nan
+    one, other = halves()
+    idle = mine.Pool(other.name, other.rows_P, other.queries_Q[:0])
+    found = mining.find_neighbours(in_files(broken), [one, idle], small_shards(), ComputeConfig())
+    assert found.equals(mine.find_neighbours(wide, [one], small_shards()), check_metadata=True)
 
 
 # The stage

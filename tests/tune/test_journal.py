@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -46,11 +47,13 @@ def opened(
     resume: bool,
     overrides: tuple[str, ...] = (),
     inputs: Mapping[str, str] = INPUTS,
+    made_with: Mapping[str, str] = MappingProxyType({}),
     **changes: Any,
 ) -> Journal:
     """Return the journal after it was opened and closed."""
     here = journal(tmp_path)
-    with here.opened(make_space(config(tmp_path, **changes), overrides), inputs, resume=resume):
+    space = make_space(config(tmp_path, **changes), overrides)
+    with here.opened(space, inputs, made_with, resume=resume):
         return here
 
 
@@ -149,7 +152,7 @@ def test_a_mistake_is_found_before_there_are_features(tmp_path: Path) -> None:
 
 def test_a_range_that_the_size_of_the_features_has_bounded_is_no_mistake(tmp_path: Path) -> None:
     here, asked = journal(tmp_path), ["stage2.bilinear_dim"]
-    with here.opened(make_space(config(tmp_path), asked, dim=80), INPUTS, resume=False):
+    with here.opened(make_space(config(tmp_path), asked, dim=80), INPUTS, {}, resume=False):
         here.write(TRIAL)
     here.check(make_space(config(tmp_path), asked), resume=True)
     with pytest.raises(RunError, match="other settings"):
@@ -209,6 +212,21 @@ def test_another_sweep_is_not_resumed_and_what_changed_is_told(
     assert journal(tmp_path).trials() == [TRIAL]
 
 
+def test_a_sweep_over_an_encoder_that_was_trained_anew_does_not_go_on(tmp_path: Path) -> None:
+    opened(tmp_path, resume=False, made_with={"encoder": "A", "stage1": "B"}).write(TRIAL)
+    opened(tmp_path, resume=True, made_with={"encoder": "A", "stage1": "B"})
+    message = refused(tmp_path, resume=False, made_with={"encoder": "A", "stage1": "C"})
+    assert message.endswith(
+        "was started with other weights\n"
+        "  got:      weights of stage1 that are others now\n"
+        "  to do:    start another by --sweep NAME"
+    )
+    asked = json.loads((tmp_path / "tiny-sweep" / "sweep.json").read_text())
+    del asked["weights"]  # of an earlier raycd
+    (tmp_path / "tiny-sweep" / "sweep.json").write_text(json.dumps(asked))
+    opened(tmp_path, resume=True, made_with={"encoder": "A", "stage1": "C"})
+
+
 def test_many_changes_are_cut(tmp_path: Path) -> None:
     opened(tmp_path, resume=False)
     stage2 = {
@@ -226,7 +244,7 @@ def test_many_changes_are_cut(tmp_path: Path) -> None:
 
 def test_two_processes_do_not_work_on_one_sweep(tmp_path: Path) -> None:
     first, space = journal(tmp_path), make_space(config(tmp_path), [])
-    with first.opened(space, INPUTS, resume=False):
+    with first.opened(space, INPUTS, {}, resume=False):
         assert f"process {os.getpid()} works on it" in refused(tmp_path, resume=True)
 
 

@@ -179,7 +179,7 @@ def test_a_mistake_is_told_before_anything_is_drawn_or_embedded(
     )
     config = cli.parse(["--config", str(path)], prog="", description="").config
     old = Journal(str(tmp_path / "old"), pipeline.run_folder(config).root)
-    with old.opened(make_space(config, ["stage2.k=none"]), {}, resume=False):
+    with old.opened(make_space(config, ["stage2.k=none"]), {}, {}, resume=False):
         old.write({"number": 0, "status": "failed", "value": None})
 
     def never(*_: object, **__: object) -> None:
