@@ -9,12 +9,20 @@ _FOLDERS = re.compile(
 )
 _PASSWORD = re.compile(r"(://[^\s/:@]*:)[^\s/]*@")
 _LOGIN = re.compile(r"://[^\s/:@]*:[^\s/]*@[^\s/]*")
+_SIGNATURE = re.compile(
+    r"([?&](?:x-(?:amz|goog)-(?:signature|credential|security-token)|signature|sig|awsaccesskeyid"
+    r"|googleaccessid|(?:ssl)?password)=)[^&\s'\"#]+",
+    re.IGNORECASE,
+)
 _PARAMETER = re.compile(r"://\S*[?&](?:ssl)?password=", re.IGNORECASE)
 
 
 def without_passwords(text: str) -> str:
-    """Replace passwords: postgresql://ann:secret@host/db -> postgresql://ann:***@host/db."""
-    return _PASSWORD.sub(r"\1***@", text)
+    """Replace passwords, those in parameters and signatures of signed URLs included.
+
+    postgresql://ann:secret@host/db -> postgresql://ann:***@host/db
+    """
+    return _SIGNATURE.sub(r"\1***", _PASSWORD.sub(r"\1***@", text))
 
 
 def logins(*uris: str) -> dict[str, str]:

@@ -378,7 +378,8 @@ def forgetting_copies() -> Iterator[None]:
         yield
     finally:
         while _copies:
-            shutil.rmtree(_copies.popitem()[1], ignore_errors=True)
+            copied = _copies.popitem()[1]
+            shutil.rmtree(copied if copied.is_dir() else copied.parent, ignore_errors=True)
 
 
 def _copied(file_system: AbstractFileSystem, path: str, into: Path) -> Path:

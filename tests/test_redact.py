@@ -10,6 +10,12 @@ from raycd.redact import logins, without_passwords, without_paths
         ("postgresql+psycopg://ann:p@ss@host:5432/db", "postgresql+psycopg://ann:***@host:5432/db"),
         ("uri: http://:token@host\nnext: a@b", "uri: http://:***@host\nnext: a@b"),
         ("http://host:5000/path", "http://host:5000/path"),
+        (
+            "'https://b.s3/a.png?X-Amz-Credential=A%2F&X-Amz-Expires=9&X-Amz-Signature=0f': 403",
+            "'https://b.s3/a.png?X-Amz-Credential=***&X-Amz-Expires=9&X-Amz-Signature=***': 403",
+        ),
+        ("https://c.net/a?sv=2024&sig=a%3D b", "https://c.net/a?sv=2024&sig=*** b"),
+        ("postgresql://host/db?user=a&password=b", "postgresql://host/db?user=a&password=***"),
         ("s3://bucket/a:b/c@d", "s3://bucket/a:b/c@d"),
         ("sqlite:////home/ann/mlflow.db", "sqlite:////home/ann/mlflow.db"),
     ],
