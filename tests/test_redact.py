@@ -1,6 +1,6 @@
 import pytest
 
-from raycd.redact import logins, without_passwords, without_paths
+from raycd.redact import json_without_passwords, logins, without_passwords, without_paths
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,15 @@ from raycd.redact import logins, without_passwords, without_paths
 )
 def test_only_the_password_goes(text: str, shown: str) -> None:
     assert without_passwords(text) == shown
+
+
+def test_passwords_in_settings_go_and_all_else_stays() -> None:
+    given = {"data": {"root": "https://ann:p@host", "n": 1}, "from": ("a", None, "s3://k:s@b/c")}
+    shown = {
+        "data": {"root": "https://ann:***@host", "n": 1},
+        "from": ["a", None, "s3://k:***@b/c"],
+    }
+    assert json_without_passwords(given) == shown
 
 
 def test_passwords_are_put_back_where_they_were() -> None:
