@@ -142,7 +142,8 @@ def test_the_demo_in_a_bucket_is_killed_in_stage_1_and_continued_and_leaves_noth
     left = [path.relative_to(place) for path in place.rglob("*") if path.is_file()]
     ray = re.compile(r"(raycd-(?!scratch)\w+/|ray/|ray\.log)")  # what a killed one has logged, too
     fonts = ".cache/matplotlib/"
-    assert [str(path) for path in left if not ray.match(str(path)) and fonts not in str(path)] == []
+    files = [str(path) for path in left if not ray.match(str(path)) and fonts not in str(path)]
+    assert files == [], "\n".join(files)
 
 
 @pytest.mark.slow
