@@ -49,7 +49,7 @@ class Lease:
         self._number, self._beat, self._token = 0, 0, uuid.uuid4().hex
         since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
         self._me = f"process {os.getpid()} on {socket.gethostname()}, since {since},"
-        self._renewed, self._renewing = 0.0, threading.Lock()
+        self._renewed, self._renewing, self._released = 0.0, threading.Lock(), False
         self.taken_by = ""
         """Who has taken it from this process."""
 
@@ -60,9 +60,10 @@ class Lease:
         """
         watched, until = None, 0.0
         while True:
+            asked = time.monotonic()  # before: this process may be asleep after the answer
             number, found = self._last()
             if not found.get("holder"):  # nobody's, or released
-                watched, until = found, time.monotonic()
+                watched, until = found, asked
             elif watched is None:
                 watched, until = found, time.monotonic() + EXPIRES
                 tell(
@@ -71,7 +72,7 @@ class Lease:
                 )
             elif found != watched:
                 raise refused(found["holder"])
-            if time.monotonic() >= until and self._created(number + 1):
+            if asked >= until and self._created(number + 1):
                 break
             time.sleep(RENEWED / 5)
         if self._overwrites():
@@ -86,19 +87,22 @@ class Lease:
         Raises RunError where one has, RaycdError where the store fails.
         """
         with self._renewing:
+            if self._released:
+                return
+            asked = _now()  # before: the answer may be older than the lease
             number, found = self._last(patient=patient)
             if number != self._number or found.get("token") != self._token:
                 self.taken_by = found.get("holder") or "another process, which has ended,"
                 raise self.lost()
             self._beat += 1
             self._write(self._number, self._me, patient=patient)
-            self._renewed = time.monotonic()
+            self._renewed = asked
 
     def check(self) -> None:
         """Raise RunError where the lease is lost; ask the store where that may be so."""
         if self.taken_by:
             raise self.lost()
-        if time.monotonic() > self._renewed + EXPIRES / 2:
+        if _now() > self._renewed + EXPIRES / 2:
             self.renew(patient=True)
 
     def lost(self) -> RunError:
@@ -112,7 +116,8 @@ class Lease:
 
     def release(self) -> None:
         """Leave the lease to the next one, as far as the store answers: it expires anyway."""
-        with self._renewing, suppress(RaycdError):
+        with self._renewing, suppress(RaycdError, OSError):
+            self._released = True
             number, found = self._last(patient=False)
             if number == self._number and found.get("token") == self._token:
                 self._write(self._number, "", patient=False)
@@ -145,6 +150,7 @@ class Lease:
 
     def _created(self, number: int) -> bool:
         """Create the object of a number; return False where another process has."""
+        asked = _now()
         try:
             self._write(number, self._me, mode="create")
         except FileExistsError:
@@ -155,8 +161,8 @@ class Lease:
             if not stores.cannot(error):
                 raise
             self._write(number, self._me)
-        self._number, self._renewed = number, time.monotonic()
-        with suppress(RaycdError, FileNotFoundError):
+        self._number, self._renewed = number, asked
+        with suppress(RaycdError, OSError):  # the next one tries it again
             for old in self._numbers():
                 if old < number:
                     self._store.rm_file(self._path(old))
@@ -199,17 +205,22 @@ def held(
     Where another process takes it, the main thread is interrupted, and the block ends with
     `Lease.lost`. Raises as `Lease.take`.
     """
-    lease, over = Lease(store, path, uri), threading.Event()
+    lease, user = Lease(store, path, uri), threading.current_thread()
     lease.take(refused, tell)
+    over, ending = threading.Event(), threading.Lock()
     holder = threading.Thread(
-        target=_renew, args=(lease, over, threading.current_thread()), name="lease", daemon=True
+        target=_renew, args=(lease, over, ending, user), name="lease", daemon=True
     )
     holder.start()
     try:
-        yield lease
-    except KeyboardInterrupt as interrupt:
-        if lease.taken_by:
-            raise lease.lost() from interrupt
+        try:
+            yield lease
+        finally:
+            with ending:  # from here on nobody is interrupted
+                over.set()
+    except (Exception, KeyboardInterrupt) as error:
+        if lease.taken_by:  # whatever the interrupt was made into on its way
+            raise lease.lost() from error
         raise
     finally:
         over.set()
@@ -217,13 +228,20 @@ def held(
         lease.release()
 
 
-def _renew(lease: Lease, over: threading.Event, user: threading.Thread) -> None:
+def _renew(
+    lease: Lease, over: threading.Event, ending: threading.Lock, user: threading.Thread
+) -> None:
     """Renew a lease until it is over or lost; a store that does not answer is asked again."""
     while not over.wait(RENEWED):
-        try:
+        with suppress(RaycdError, OSError):  # of the store; or it is lost
             lease.renew()
-        except RaycdError:
-            if lease.taken_by:
+        if lease.taken_by:
+            with ending:
                 if user is threading.main_thread() and not over.is_set():
                     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-                return
+            return
+
+
+def _now() -> float:
+    """Return seconds of a clock that goes on while the machine is suspended, where it has one."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))

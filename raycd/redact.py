@@ -3,18 +3,37 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 _FOLDERS = re.compile(
     r"(?:(?<![\w/.:~])|(?<=sqlite:///))~?(?:/[^\s/'\":;,()]+)*/(?=[^\s/'\":;,()])"
 )
 _PASSWORD = re.compile(r"(://[^\s/:@]*:)[^\s/]*@")
 _LOGIN = re.compile(r"://[^\s/:@]*:[^\s/]*@[^\s/]*")
+_SIGNATURE = re.compile(
+    r"([?&](?:x-(?:amz|goog)-(?:signature|credential|security-token)|signature|sig|awsaccesskeyid"
+    r"|googleaccessid|(?:ssl)?password)=)[^&\s'\"#]+",
+    re.IGNORECASE,
+)
 _PARAMETER = re.compile(r"://\S*[?&](?:ssl)?password=", re.IGNORECASE)
 
 
 def without_passwords(text: str) -> str:
-    """Replace passwords: postgresql://ann:secret@host/db -> postgresql://ann:***@host/db."""
-    return _PASSWORD.sub(r"\1***@", text)
+    """Replace passwords, those in parameters and signatures of signed URLs included.
+
+    postgresql://ann:secret@host/db -> postgresql://ann:***@host/db
+    """
+    return _SIGNATURE.sub(r"\1***", _PASSWORD.sub(r"\1***@", text))
+
+
+def json_without_passwords(value: Any) -> Any:
+    """Replace the passwords in the texts of a JSON value: settings that are written down."""
+    if isinstance(value, Mapping):
+        return {key: json_without_passwords(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_without_passwords(each) for each in value]
+    return without_passwords(value) if isinstance(value, str) else value
 
 
 def logins(*uris: str) -> dict[str, str]:

@@ -31,7 +31,7 @@ from raycd import lease, progress, scratch, stores
 from raycd.durable import held_alone, replace_file, replace_folder
 from raycd.errors import RunError
 from raycd.lease import Lease
-from raycd.redact import without_passwords
+from raycd.redact import json_without_passwords, without_passwords
 from raycd.stores import Doing
 
 RECORD = "stage.json"
@@ -75,14 +75,14 @@ class Run:
             self._fs, self._path = open_uri(root)
         except (ImportError, ValueError, OSError) as error:
             raise RunError(
-                f"the run folder {root} cannot be opened",
+                f"the run folder {without_passwords(root)} cannot be opened",
                 got=f"{type(error).__name__}: {error}",
                 do="check --runs, and install the fsspec package of its protocol (such as s3fs)",
             ) from error
         self.is_local = isinstance(self._fs, LocalFileSystem)
         self.root = self._path if self.is_local else root.rstrip("/")
         self._lease: Lease | None = None
-        self._claim(dict(identity))
+        self._claim(json_without_passwords(identity))
 
     def _ask(self, question: Callable[[], Answer], doing: Doing = "reading") -> Answer:
         """Ask a store with patience; its errors, of whatever library, are RunErrors."""
@@ -99,7 +99,7 @@ class Run:
     def _claim(self, identity: dict[str, Any]) -> None:
         if self.is_local and os.path.lexists(self._path) and not os.path.isdir(self._path):
             raise RunError(f"{self.root} is not a folder", do="choose another --name or --runs")
-        known = self.read_json(IDENTITY)
+        known = json_without_passwords(self.read_json(IDENTITY))
         if known is None:
             self._make()
             if self.is_local and any(not name.startswith(".") for name in os.listdir(self._path)):
@@ -378,7 +378,8 @@ def forgetting_copies() -> Iterator[None]:
         yield
     finally:
         while _copies:
-            shutil.rmtree(_copies.popitem()[1], ignore_errors=True)
+            copied = _copies.popitem()[1]
+            shutil.rmtree(copied if copied.is_dir() else copied.parent, ignore_errors=True)
 
 
 def _copied(file_system: AbstractFileSystem, path: str, into: Path) -> Path:

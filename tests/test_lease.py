@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -167,6 +168,107 @@ def test_who_has_lost_a_run_is_interrupted_and_writes_nothing_into_it(root: str)
         threads.submit(work_in_a_thread).result()
     assert not run.exists("report.html")
     assert objects(root) == ["00000004.json"]
+
+
+def test_a_renewal_that_ends_after_the_lease_has_expired_counts_from_its_beginning(
+    root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = Lease(*open_uri(root), root), Lease(*open_uri(root), root)
+    first.take(RunError, print)
+    look = first._last
+
+    def and_sleep(**how: bool) -> lease.Found:
+        found = look(**how)
+        time.sleep(EXPIRES)
+        assert second._created(2)
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(first, "_last", and_sleep)
+        first.renew()
+    with pytest.raises(RunError, match="has taken it"):
+        first.check()
+
+
+def test_a_watcher_that_was_asleep_looks_again_before_it_takes_a_lease(
+    root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = Lease(*open_uri(root), root), Lease(*open_uri(root), root)
+    first.take(RunError, print)
+    look, looked = second._last, [0]
+
+    def and_sleep(**how: bool) -> lease.Found:
+        found = look(**how)
+        looked[0] += 1
+        if looked[0] == 2:
+            time.sleep(1.2 * EXPIRES)
+            first.renew()
+        return found
+
+    monkeypatch.setattr(second, "_last", and_sleep)
+    with pytest.raises(RunError, match=f"process {os.getpid()} on"):
+        second.take(RunError, print)
+    first.check()
+
+
+def test_a_store_that_answers_nonsense_does_not_end_the_renewals(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    root = f"memory://{tmp_path.name}"
+    store, _ = open_uri(root)
+    put, wrong = store.pipe_file, [True]
+
+    def pipe_file(*given: object, **more: object) -> object:
+        if wrong[0]:
+            raise FileExistsError
+        return put(*given, **more)
+
+    with alone(root, RunError) as held:
+        assert held is not None
+        monkeypatch.setattr(store, "pipe_file", pipe_file)
+        time.sleep(2 * RENEWED)
+        wrong[0], before = False, held._beat
+        time.sleep(4 * RENEWED)
+        assert held._last()[1]["beat"] > before
+
+
+def test_an_interrupt_comes_inside_of_the_block_or_not_at_all(
+    root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others, interrupting, kill = (
+        Lease(*open_uri(root), root),
+        threading.Event(),
+        signal.pthread_kill,
+    )
+
+    def late(thread: int, number: int) -> None:
+        interrupting.set()
+        time.sleep(2 * RENEWED)
+        kill(thread, number)
+
+    monkeypatch.setattr(signal, "pthread_kill", late)
+
+    def end_while_interrupted() -> None:
+        with alone(root, RunError):
+            assert others._created(2)
+            assert interrupting.wait(10 * RENEWED)
+        time.sleep(3 * RENEWED)
+
+    with pytest.raises(RunError, match="has taken it"):
+        end_while_interrupted()
+
+
+def test_what_an_interrupt_became_on_its_way_is_told_as_the_loss_of_the_lease(root: str) -> None:
+    def work() -> None:
+        with alone(root, RunError):
+            assert Lease(*open_uri(root), root)._created(2)
+            try:
+                time.sleep(10 * RENEWED)
+            except KeyboardInterrupt:
+                raise ValueError("aborted") from None
+
+    with pytest.raises(RunError, match="has taken it"):
+        work()
 
 
 def without(monkeypatch: pytest.MonkeyPatch, store: AbstractFileSystem, answer: str) -> None:

@@ -1,6 +1,6 @@
 import pytest
 
-from raycd.redact import logins, without_passwords, without_paths
+from raycd.redact import json_without_passwords, logins, without_passwords, without_paths
 
 
 @pytest.mark.parametrize(
@@ -10,12 +10,27 @@ from raycd.redact import logins, without_passwords, without_paths
         ("postgresql+psycopg://ann:p@ss@host:5432/db", "postgresql+psycopg://ann:***@host:5432/db"),
         ("uri: http://:token@host\nnext: a@b", "uri: http://:***@host\nnext: a@b"),
         ("http://host:5000/path", "http://host:5000/path"),
+        (
+            "'https://b.s3/a.png?X-Amz-Credential=A%2F&X-Amz-Expires=9&X-Amz-Signature=0f': 403",
+            "'https://b.s3/a.png?X-Amz-Credential=***&X-Amz-Expires=9&X-Amz-Signature=***': 403",
+        ),
+        ("https://c.net/a?sv=2024&sig=a%3D b", "https://c.net/a?sv=2024&sig=*** b"),
+        ("postgresql://host/db?user=a&password=b", "postgresql://host/db?user=a&password=***"),
         ("s3://bucket/a:b/c@d", "s3://bucket/a:b/c@d"),
         ("sqlite:////home/ann/mlflow.db", "sqlite:////home/ann/mlflow.db"),
     ],
 )
 def test_only_the_password_goes(text: str, shown: str) -> None:
     assert without_passwords(text) == shown
+
+
+def test_passwords_in_settings_go_and_all_else_stays() -> None:
+    given = {"data": {"root": "https://ann:p@host", "n": 1}, "from": ("a", None, "s3://k:s@b/c")}
+    shown = {
+        "data": {"root": "https://ann:***@host", "n": 1},
+        "from": ["a", None, "s3://k:***@b/c"],
+    }
+    assert json_without_passwords(given) == shown
 
 
 def test_passwords_are_put_back_where_they_were() -> None:

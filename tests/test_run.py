@@ -132,6 +132,16 @@ def test_the_same_identity_opens_a_run_again(root: str) -> None:
     assert Run(root, dict(IDENTITY)).record("mine") is not None
 
 
+def test_a_run_does_not_keep_the_password_of_its_data_and_goes_on_with_another(root: str) -> None:
+    for password in ("secret", "secret", "new"):
+        run = Run(root, {"root": f"https://ann:{password}@host/data"})
+        assert run.read_json("run.json") == {"root": "https://ann:***@host/data"}
+    run.write_json("run.json", {"root": "https://ann:secret@host/data"})  # of an earlier raycd
+    Run(root, {"root": "https://ann:new@host/data"})
+    with pytest.raises(RunError, match=r"belongs to another run\n.*https://bob:\*\*\*@host"):
+        Run(root, {"root": "https://bob:secret@host/data"})
+
+
 def test_another_identity_is_refused_with_the_difference(root: str) -> None:
     Run(root, IDENTITY)
     with pytest.raises(

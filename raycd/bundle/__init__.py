@@ -71,6 +71,7 @@ from raycd.model import fusion
 from raycd.model.encoder import Encoder
 from raycd.model.fusion import Head, HeadConfig
 from raycd.model.weights import check_weights
+from raycd.redact import json_without_passwords
 
 __all__ = [
     "FILES",
@@ -153,7 +154,7 @@ def write(
             raycd=__version__,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             preset=config.preset,
-            config=config.model_dump(mode="json"),
+            config=json_without_passwords(config.model_dump(mode="json")),
             files={name: hashes.get(name) or sha256(fresh / name) for name in names},
             encoder=EncoderInfo(name=config.encoder.name, fingerprint=fingerprint, dim=encoder.dim),
             head=asdict(head_config),

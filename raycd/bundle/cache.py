@@ -66,8 +66,15 @@ def keep(name: str, fill: Callable[[Path], object], cache: str = CACHE) -> Path:
     """
     root = Path(cache).expanduser()
     folder = root / name
+
+    def made(fresh: Path) -> None:
+        for left in folder.parent.glob(".*.writing"):  # of killed processes: this one has the lock
+            if left != fresh:
+                shutil.rmtree(left, ignore_errors=True)
+        fill(fresh)
+
     while folder not in _used:
-        create_folder_once(folder, fill)
+        create_folder_once(folder, made)
         with suppress(FileNotFoundError):  # another process took it for one that nobody uses
             descriptor = os.open(folder, os.O_RDONLY)
             with suppress(OSError):  # a file system without locks, where nothing is removed either

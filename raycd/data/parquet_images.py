@@ -26,6 +26,7 @@ from raycd import stores
 from raycd.data import parts
 from raycd.data.folder import Folder, is_local
 from raycd.errors import DataError
+from raycd.redact import without_passwords
 
 KEPT_BYTES = 256 * 2**20  # of row groups, in each process; the one that was read last always stays
 _SPLIT = re.compile(r"(train|validation|valid|val|dev|test)(?:[-_.]|$)")
@@ -75,14 +76,18 @@ def read(row: parts.Row, *, patient: bool = True) -> bytes:
     Raises FileNotFoundError where file or picture are absent, DataError as `stores.ask` does or
     where the file is no Parquet file.
     """
-    try:
-        if is_local(row.file):
+
+    def picture() -> bytes:
+        try:
             return _cache.picture(row)
-        return stores.ask(row.file, lambda: _cache.picture(row), patient=patient)
-    except (pa.ArrowException, KeyError) as error:
-        raise DataError(
-            f"{row.file} cannot be read as parquet", got=error, do="write the file again"
-        ) from error
+        except (pa.ArrowException, KeyError) as error:  # of what is in it: no store is to blame
+            raise DataError(
+                f"{without_passwords(row.file)} cannot be read as parquet",
+                got=error,
+                do="write the file again",
+            ) from error
+
+    return picture() if is_local(row.file) else stores.ask(row.file, picture, patient=patient)
 
 
 def _identity(file: str) -> tuple[Any, ...]:

@@ -29,6 +29,7 @@ from raycd.data.folder import is_local
 from raycd.data.missing import ImageReport
 from raycd.errors import DataError
 from raycd.features import READABLE, Features, readable, shards, vectors
+from raycd.redact import without_passwords
 from raycd.run import open_uri
 
 LISTED = 1000  # images without a feature that a report names; the others are counted
@@ -177,19 +178,25 @@ def _read(part: str, columns: Sequence[str] | None = None) -> pa.Table:
 def _opened(part: str, use: Callable[[pq.ParquetFile], Answer]) -> Answer:
     """Return what `use` makes of a shard. Raises DataError where it cannot be read."""
 
+    def unreadable(error: Exception) -> DataError:
+        return DataError(
+            f"the features {without_passwords(part)} cannot be read",
+            got=without_passwords(str(error)),
+            do="delete that file, and run the command that wrote it again: it writes it anew",
+        )
+
     def whole() -> Answer:
-        if is_local(part):
-            with pq.ParquetFile(part, memory_map=True) as near:
-                return use(near)
-        file_system, path = open_uri(part)
-        with file_system.open(path, "rb") as far:
-            return use(pq.ParquetFile(far))
+        try:
+            if is_local(part):
+                with pq.ParquetFile(part, memory_map=True) as near:
+                    return use(near)
+            file_system, path = open_uri(part)
+            with file_system.open(path, "rb") as far:
+                return use(pq.ParquetFile(far))
+        except pa.ArrowException as error:  # of what is in it: no store is to blame
+            raise unreadable(error) from error
 
     try:
         return shards.ask(part, whole)
-    except (FileNotFoundError, pa.ArrowException) as error:
-        raise DataError(
-            f"the features {part} cannot be read",
-            got=error,
-            do="delete that file, and run the command that wrote it again: it writes it anew",
-        ) from error
+    except FileNotFoundError as error:
+        raise unreadable(error) from error

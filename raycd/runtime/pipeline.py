@@ -24,6 +24,7 @@ from raycd.data.schema import Dataset
 from raycd.errors import ConfigError
 from raycd.model import encoder as encoders
 from raycd.model import fusion, maps
+from raycd.redact import json_without_passwords
 from raycd.run import UNFINISHED, Run, Writing, fingerprint
 from raycd.runtime import (
     bundle_stage,
@@ -313,7 +314,7 @@ class _Pipeline:
         about = {
             "inputs": list(inputs),
             weights.ENTRY: made_with,
-            "config": self.config.model_dump(mode="json"),
+            "config": json_without_passwords(self.config.model_dump(mode="json")),
             "raycd": __version__,
         }
         with tracker.stage(stage.name) as tracked:

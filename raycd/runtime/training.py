@@ -153,7 +153,10 @@ def _fetched(saved: Checkpoint, folder: Path) -> Path:
         return Path(saved.path)
     store: Any = saved.filesystem  # of `_storage`
     uri = store.handler.fs.unstrip_protocol(saved.path)
-    return Path(stores.ask(uri, partial(saved.to_directory, folder), kind=RunError))
+    # Not `to_directory`, which leaves two files for locks in the temporary folder, each time
+    get = partial(store.handler.fs.get, f"{saved.path}/", f"{folder}/", recursive=True)
+    stores.ask(uri, get, kind=RunError)
+    return folder
 
 
 def _run(given: dict[str, Any]) -> TrainingError | None:

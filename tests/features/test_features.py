@@ -166,6 +166,14 @@ def test_damaged_shards_are_named(tmp_path: Path, break_it: object, message: str
         Stored.open(tmp_path).features()
 
 
+def test_a_damaged_shard_on_a_store_is_named_and_not_the_store(tmp_path: Path) -> None:
+    place = f"memory://{tmp_path.name}"
+    shards.write_whole(place, TABLE)
+    shards.write_file(f"{place}/{shards.name(0)}", b"no Parquet file")
+    with pytest.raises(DataError, match=r"part-00000.*cannot be read\n(?s:.*)it writes it anew"):
+        Stored.open(place).features()
+
+
 def test_a_shard_that_fails_half_way_is_absent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

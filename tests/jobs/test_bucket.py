@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +54,29 @@ def kill(job: subprocess.Popen[str]) -> str:
     return "".join(job.communicate())
 
 
+Train = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def train() -> Iterator[Train]:
+    """Return what starts jobs/train.py; none outlives a test that fails."""
+    jobs: list[subprocess.Popen[str]] = []
+
+    def one(*argv: str, environment: dict[str, str]) -> subprocess.Popen[str]:
+        jobs.append(start("jobs/train.py", *argv, environment=environment))
+        return jobs[-1]
+
+    yield one
+    for job in jobs:
+        if job.poll() is None:
+            kill(job)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("where", ["one process", "two nodes"])
 def test_the_demo_in_a_bucket_is_killed_in_stage_1_and_continued_and_leaves_nothing_on_the_disk(
     where: str,
+    train: Train,
     request: pytest.FixtureRequest,
     data: str,
     s3: dict[str, str],
@@ -80,7 +99,7 @@ def test_the_demo_in_a_bucket_is_killed_in_stage_1_and_continued_and_leaves_noth
     )
     store = S3FileSystem(use_listings_cache=False)
 
-    first = start("jobs/train.py", *job, environment=environment)
+    first = train(*job, environment=environment)
     # Ray Train knows of a checkpoint by the time that it writes the next one.
     pattern = f"{runs}/tiny/.train/stage1-*/*/history.json"
 
@@ -94,10 +113,10 @@ def test_the_demo_in_a_bucket_is_killed_in_stage_1_and_continued_and_leaves_noth
     assert "stage 1" in killed
 
     began = time.monotonic()
-    second = start("jobs/train.py", *job, environment=environment)
+    second = train(*job, environment=environment)
     wait_until(lambda: store.glob(f"{runs}/tiny/.lease/00000002.json"), 180)
     assert time.monotonic() - began > 20, "it did not wait for the lease to expire"
-    third = start("jobs/train.py", *job, environment=environment)
+    third = train(*job, environment=environment)
     _, err = third.communicate(timeout=200)
     assert third.returncode == 2, err
     assert "is in use" in err
@@ -123,12 +142,13 @@ def test_the_demo_in_a_bucket_is_killed_in_stage_1_and_continued_and_leaves_noth
     left = [path.relative_to(place) for path in place.rglob("*") if path.is_file()]
     ray = re.compile(r"(raycd-(?!scratch)\w+/|ray/|ray\.log)")  # what a killed one has logged, too
     fonts = ".cache/matplotlib/"
-    assert [str(path) for path in left if not ray.match(str(path)) and fonts not in str(path)] == []
+    files = [str(path) for path in left if not ray.match(str(path)) and fonts not in str(path)]
+    assert files == [], "\n".join(files)
 
 
 @pytest.mark.slow
 def test_a_job_whose_bucket_goes_in_stage_1_ends_with_one_message_and_goes_on_where_it_was(
-    data: str, s3: dict[str, str], tiny_settings: dict[str, Any], tmp_path: Path
+    data: str, train: Train, s3: dict[str, str], tiny_settings: dict[str, Any], tmp_path: Path
 ) -> None:
     runs, store = f"raycd/{tmp_path.name}/runs", S3FileSystem(use_listings_cache=False)
     job = options(
@@ -141,7 +161,7 @@ def test_a_job_whose_bucket_goes_in_stage_1_ends_with_one_message_and_goes_on_wh
     with faulty_store(s3["AWS_ENDPOINT_URL"]) as proxy:
         through = {**s3, "AWS_ENDPOINT_URL": proxy.url, "AWS_MAX_ATTEMPTS": "1"}
         proxy.faults = [Fault("503 SlowDown", path=part, times=3) for part in ("data/", "runs/")]
-        first = start("jobs/train.py", *job, environment=through)
+        first = train(*job, environment=through)
         pattern = f"{runs}/tiny/.train/stage1-*/*/history.json"
 
         def checkpoints() -> list[str]:
@@ -158,7 +178,7 @@ def test_a_job_whose_bucket_goes_in_stage_1_ends_with_one_message_and_goes_on_wh
         assert "run the same command again" in message
         assert "Traceback" not in err
         proxy.faults = []
-        second = start("jobs/train.py", *job, environment=through)
+        second = train(*job, environment=through)
         _, err = second.communicate(timeout=500)
         assert second.returncode == 0, err
     assert "zero_shot: done before" in err

@@ -282,3 +282,10 @@ def test_heads_without_weights_fit_too(loaded: Bundle, tmp_path: Path) -> None:
     settings = fusion.HeadConfig("sum", loaded.encoder.dim)
     write(tmp_path / "bundle", loaded, head=fusion.create(settings), head_config=settings)
     assert isinstance(bundle.load(tmp_path / "bundle").head, torch.nn.Module)
+
+
+def test_a_password_in_the_settings_is_not_in_the_manifest(loaded: Bundle, tmp_path: Path) -> None:
+    root = {"data": {"format": "cirr", "root": "https://ann:secret@host/cirr"}}
+    write(tmp_path / "bundle", loaded, config=Config.model_validate(root))
+    assert "secret" not in (tmp_path / "bundle" / MANIFEST).read_text()
+    assert bundle.load(tmp_path / "bundle").config.data.root == "https://ann:***@host/cirr"

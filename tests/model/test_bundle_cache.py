@@ -86,6 +86,16 @@ def test_the_bundles_used_last_stay_and_those_that_a_process_uses(tmp_path: Path
     assert left == [*map(str, used[-cache.KEPT + 1 :]), "new"]
 
 
+def test_what_a_process_had_fetched_when_it_was_killed_goes_with_the_next_fetch(
+    tmp_path: Path,
+) -> None:
+    left = tmp_path / "stores" / ".half.4711.writing"
+    left.mkdir(parents=True)
+    (left / "encoder.safetensors").write_text("half")
+    cache.keep("stores/new", lambda folder: None, str(tmp_path))
+    assert [path.name for path in (tmp_path / "stores").iterdir()] == ["new"]
+
+
 def test_the_service_takes_a_bundle_on_a_store_with_a_gallery_that_is_named(
     uri: str, tiny_bundle: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
