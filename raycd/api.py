@@ -185,7 +185,7 @@ class IndexInfo(_ResponsePart):
     version: int
     """Version of the searched gallery, which grows with each change."""
     lag_s: float = 0.0
-    """Seconds since the gallery's database last answered: later changes may be missing."""
+    """Seconds since the replica had all that was in the database: later changes may be missing."""
     recall: float | None = None
     """Share of the exact first 10 that it finds, measured on a sample when it was built; null: a
     search engine does not tell.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, delete, extract, func, select, update
+from sqlalchemy import ColumnElement, Connection, Double, cast, delete, extract, func
 
 from raycd.gallery_db import GalleryDatabase
 from raycd.gallery_db.tables import leases
@@ -45,17 +45,16 @@ class Lease:
         """
         began = time.monotonic()
         with self.gallery_db.transaction("taking a lease") as connection:
-            ours = leases.c.name == self.name
-            free = {"name": self.name, "holder": "", "until": 0.0}
-            connection.execute(
-                self.gallery_db.insert(leases).values(**free).on_conflict_do_nothing()
-            )
-            known = connection.execute(select(leases).where(ours).with_for_update()).one()
             now = _now(connection)
-            taken = bool(known.holder == self.holder or known.until <= now)
-            if taken:
-                held = {"holder": self.holder, "until": now + self.seconds}
-                connection.execute(update(leases).where(ours).values(**held))
+            insert = self.gallery_db.insert(leases).values(
+                name=self.name, holder=self.holder, until=now + self.seconds
+            )
+            take = insert.on_conflict_do_update(
+                index_elements=["name"],
+                set_={"holder": insert.excluded.holder, "until": insert.excluded.until},
+                where=(leases.c.holder == self.holder) | (leases.c.until <= now),
+            )
+            taken = connection.execute(take.returning(leases.c.name)).one_or_none() is not None
         self._until = began + self.seconds if taken else 0.0
         return taken
 
@@ -67,10 +66,8 @@ class Lease:
             connection.execute(delete(leases).where(ours))
 
 
-def _now(connection: Connection) -> float:
+def _now(connection: Connection) -> ColumnElement[float]:
     """Return the database's clock in seconds: processes on several nodes have several clocks."""
     if connection.dialect.name == "postgresql":
-        epoch = extract("epoch", func.clock_timestamp())
-        return float(connection.execute(select(epoch)).scalar_one())
-    days = connection.execute(select(func.julianday("now"))).scalar_one()
-    return float(days) * 86_400.0
+        return cast(extract("epoch", func.clock_timestamp()), Double)
+    return cast(func.julianday("now"), Double) * 86_400.0

@@ -8,7 +8,6 @@ from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
-    Double,
     Numeric,
     Text,
     and_,
@@ -32,6 +31,7 @@ from raycd.gallery_db.tables import images
 
 # As `conditions` has it; PostgreSQL has no larger numbers, and its \d are others' digits, too
 _NUMBER = r"^[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?\Z"
+_NUL = r"(?<!\\)((\\\\)*)\\u0000"  # in JSON, where the backslash is not itself escaped
 VALUES = 1000  # of an attribute, the most frequent ones, and as many attributes and categories
 
 
@@ -116,26 +116,32 @@ def _holds(condition: Condition) -> ColumnElement[bool]:
         right.append(value.in_(condition.in_))
     if condition.not_:
         right.append(value.not_in(condition.not_))
-    # A cast fails for what is no number, so that must not be cast: `and` has no order in SQL
+    # A cast fails for what is no number, so that must not be cast: `and` has no order in SQL. And
+    # both are numeric: PostgreSQL refuses to make a float of 1e400
     number = case((value.regexp_match(_NUMBER), cast(value, Numeric)))
     for name, compared in conditions.COMPARED.items():
         if (bound := getattr(condition, name)) is not None:
-            right.append(compared(number, literal(bound, Double)))
+            right.append(compared(number, cast(literal(repr(bound)), Numeric)))
     return and_(*right)
 
 
 def _entries(lists: Any, postgresql: bool) -> Any:
     """Return the entries of a column of JSON lists, as a table of `value`."""
     if postgresql:
-        return func.jsonb_array_elements_text(cast(lists, JSONB)).table_valued("value")
+        return func.jsonb_array_elements_text(_jsonb(lists)).table_valued("value")
     return func.json_each(lists).table_valued("value")
 
 
 def _pairs(objects: Any, postgresql: bool) -> Any:
     """Return the pairs of a column of JSON objects, as a table of `key` and `value`."""
     if postgresql:
-        return func.jsonb_each_text(cast(objects, JSONB)).table_valued("key", "value")
+        return func.jsonb_each_text(_jsonb(objects)).table_valued("key", "value")
     return func.json_each(objects).table_valued("key", "value")
+
+
+def _jsonb(text: Any) -> Any:
+    # PostgreSQL has no NUL in a text: one in a single image would fail every page and count
+    return cast(func.regexp_replace(text, _NUL, r"\1\\ufffd", "g"), JSONB)
 
 
 def _image(row: Any) -> Image:

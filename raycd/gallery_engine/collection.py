@@ -18,8 +18,10 @@ from __future__ import annotations
 
 import json
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any, TypeVar
 
 import numpy as np
@@ -35,7 +37,8 @@ T = TypeVar("T")
 MARKER = "marker"  # its key, which no hash is
 MOST = 16_384  # results of a search or a query: Milvus' own limit
 MAX_TAGS = 4096  # of an image: Milvus' limit of an array
-MAX_SHOWN = 60_000  # bytes of what an answer shows of an image: Milvus' limit of JSON is 65,536
+MAX_NUMBERS = 1000  # of an image: of 55 bytes each, and Milvus' limit of JSON is 65,536
+MAX_SHOWN = 60_000  # bytes of what an answer shows of an image, for the same reason
 TIMEOUT_S, WRITE_S, LOAD_S = 5.0, 10.0, 60.0  # of a call that reads, writes, loads a collection
 _MISSING = (100, 4)  # codes: there is no such collection
 _NOT_LOADED = 101  # Milvus Lite forgets at its end which were loaded
@@ -83,7 +86,8 @@ class Collection:
     def marker(self) -> Marker | None:
         """Return the marker; None where the collection has none, or is not there."""
         try:
-            found = self._called("query", filter=f'key == "{MARKER}"', output_fields=["shown"])
+            # As it is now: of several nodes, one may show an older marker after a newer one
+            found = self.query(f'key == "{MARKER}"', ["shown"], written=0)
         except GalleryError as error:
             if error.reason != "filling":
                 raise
@@ -227,6 +231,9 @@ class Collection:
         with self._connecting:
             if self._client is None:
                 self._client = self.address.connected(TIMEOUT_S)
+                # pymilvus keeps a connection that is not closed. Searches of a bundle that was
+                # replaced may still use this one: it ends with the last of them
+                weakref.finalize(self, self._client.close).atexit = False
             return self._client
 
     def _failure(self, error: Exception) -> GalleryError | None:
@@ -244,11 +251,6 @@ class Collection:
                 do="see that it runs and that address, database and token are right",
             )
         return None
-
-    def close(self) -> None:
-        """Close the connection."""
-        if self._client is not None:
-            self._client.close()
 
 
 def _consistency(written: int) -> dict[str, Any]:
@@ -276,7 +278,7 @@ def _entity(row: Row) -> dict[str, Any]:
         "feature": row.feature / np.float32(max(length, 1e-12)),
         "length": length,
         "tags": expressions.tags(row.categories, row.attributes)[:MAX_TAGS],
-        "numbers": expressions.numbers(row.attributes),
+        "numbers": dict(islice(expressions.numbers(row.attributes).items(), MAX_NUMBERS)),
         "shown": shown,
     }
 

@@ -48,6 +48,7 @@ class Push:
         self._marker: Marker | None = None  # as it was written or read last, by us
         self._together = TOGETHER
         self._pushed = 0  # version up to which nothing is left to do
+        self._compared = False  # whether the images were counted since the lease was taken
 
     def advance(self) -> bool:
         """Bring the next changes to the collection; return whether there may be more.
@@ -72,11 +73,12 @@ class Push:
         newest = self._gallery_db.version()
         if self._marker is None:
             self._marker = self._begin(newest)
-        elif self._pushed >= newest:
-            # Somebody may have removed the collection, or put the database back to a backup
-            if self._collection.marker() != self._marker or self._marker.version > newest:
-                self._marker = None
-            return self._marker is None
+        elif self._pushed >= newest and self._is_another(self._marker, newest):
+            self._marker = None
+            return True
+        if self._pushed >= newest:
+            self._compare(self._marker, newest)
+            return self._pushed < newest
         changes = self._gallery_db.changes(self._pushed, self._fingerprint, limit=self._together)
         rows = self._encoded(changes.rows)
         self._check_lease()
@@ -87,7 +89,11 @@ class Push:
         self._pushed = changes.version
         version = max(self._marker.version, changes.version)
         self._marker = self._collection.mark(version, self._marker.until)
-        return self._pushed < newest
+        return self._pushed < newest or not self._compared
+
+    def _is_another(self, known: Marker, newest: int) -> bool:
+        # Somebody may have removed the collection, or put the database back to a backup
+        return self._collection.marker() != known or known.version > newest
 
     @property
     def holds(self) -> bool:
@@ -106,7 +112,7 @@ class Push:
 
     def _begin(self, newest: int) -> Marker:
         """Return where the collection stands; make it where it is absent."""
-        found, self._pushed = self._collection.marker(), 0
+        found, self._pushed, self._compared = self._collection.marker(), 0, False
         if found is not None and found.version > newest:
             # The database was put back to a backup: what the others were nobody knows
             self._check_lease()
@@ -115,17 +121,31 @@ class Push:
         if found is None:
             self._check_lease()
             self._collection.make()
+            self._check_lease()
             return self._collection.mark(0, newest)
-        # A whole collection with more or fewer images than have features gets all of them again:
-        # some were encoded after their version, or somebody has removed some.
-        there = self._gallery_db.encoders().get(self._fingerprint, 0)
-        if found.version < newest or self._collection.count(ALL, written=found.written) == there:
-            self._pushed = found.version
+        self._pushed = found.version
         return found
+
+    def _compare(self, marker: Marker, newest: int) -> None:
+        """Have all images pushed again where there are more or fewer than have features.
+
+        Some were encoded after their version, or somebody has removed some.
+        """
+        if self._compared:
+            return
+        self._compared = True
+        there = self._gallery_db.encoders().get(self._fingerprint, 0)
+        counted = self._collection.count(ALL, written=marker.written)
+        # Each change since then explains one
+        if abs(counted - there) > self._gallery_db.version() - newest:
+            self._pushed = 0
 
     def _check_lease(self) -> None:
         # What is sent now is written before another process may push a newer state of an image.
-        if self._lease.left_s < WRITE_S:
+        # A call may take WRITE_S twice: pymilvus makes it again until its time is over.
+        if 0 < self._lease.left_s < 2 * WRITE_S:
+            self._lease.hold()
+        if self._lease.left_s < 2 * WRITE_S:
             raise GalleryError("the lease of the collection was lost: it took too long", "locked")
 
     def close(self) -> None:

@@ -183,8 +183,10 @@ class EngineView:
 
     def has_attribute(self, name: str, value: str | None = None) -> bool:
         """Return whether an image has an attribute, or this value of it."""
-        known = self.attribute_counts.get(name, {})
-        return value in known or self._has(expressions.attribute_tag(name, value))
+        known = self.attribute_counts.get(name)
+        if known is not None and (value is None or value in known):
+            return True
+        return self._has(expressions.attribute_tag(name, value))
 
     def has_number(self, name: str) -> bool:
         """Return whether an image has a number as an attribute."""

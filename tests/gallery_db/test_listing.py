@@ -44,7 +44,23 @@ def test_pages_are_filtered_and_in_the_order_of_the_versions(listed: GalleryData
         assert found == ([], 0)
 
 
-VALUES = ["1", "-1.5", "+.5e1", "10.", "1e300", "1x", "", "one", "\u0664", "1\n", "nan", None]
+VALUES = [
+    "1",
+    "-1.5",
+    "+.5e1",
+    "10.",
+    "1e300",
+    "1e400",
+    "-1e400",
+    "1e-400",
+    "1x",
+    "",
+    "one",
+    "\u0664",
+    "1\n",
+    "nan",
+    None,
+]
 CONDITIONS = [
     {"in_": ("1", "one")},
     {"in_": ()},
@@ -52,6 +68,7 @@ CONDITIONS = [
     {"not_": ("1",), "in_": ("1", "10.")},
     {"gt": 1},
     {"gte": 1, "lt": 10},
+    {"lte": -1.5},
     {"lte": 5.0, "not_": ("1",)},
     {"gt": 1e299},
 ]
@@ -87,6 +104,19 @@ def test_counts_are_of_what_is_there_the_largest_first(
     monkeypatch.setattr(listing, "VALUES", 1)
     assert listing.category_counts(listed) == {"dress": 2}
     assert listing.attribute_counts(listed) == {ODD: {"1": 2}}
+
+
+def test_a_text_with_the_character_nul_hides_no_other_image(gallery_db: GalleryDatabase) -> None:
+    texts = ("\0", "a\0\0b", "\\\0", "\\u0000", "plain")
+    gallery_db.write(
+        [Put(str(i), feature(i), (text,), {text: text}) for i, text in enumerate(texts)], CLIP
+    )
+    for text in ("\\u0000", "plain"):
+        found = listing.page(gallery_db, [text], {text: [text]}, offset=0, limit=9, newest=False)
+        assert found.total == 1
+        assert listing.category_counts(gallery_db)[text] == 1
+        assert listing.attribute_counts(gallery_db)[text] == {text: 1}
+    assert len(listing.category_counts(gallery_db)) == len(texts)
 
 
 def test_each_database_has_a_name_of_its_own(gallery_db: GalleryDatabase, tmp_path: object) -> None:

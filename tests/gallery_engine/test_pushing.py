@@ -2,62 +2,25 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
 import pytest
-from milvus_lite.server_manager import server_manager_instance
-from numpy.typing import NDArray
-from pymilvus.client.ts_utils import update_collection_ts
 
-from raycd.errors import ConfigError, GalleryError
-from raycd.gallery.records import Delete, Put
-from raycd.gallery.state import Page
+from raycd.errors import GalleryError
+from raycd.gallery.records import Delete, Row
 from raycd.gallery_db import GalleryDatabase
 from raycd.gallery_db.leases import Lease
 from raycd.gallery_engine import expressions, pushing
-from raycd.gallery_engine.address import TOKEN, Address
-from raycd.gallery_engine.collection import TIMEOUT_S, Collection, Marker
+from raycd.gallery_engine.address import Address
+from raycd.gallery_engine.collection import WRITE_S, Collection, Marker
 from raycd.gallery_engine.pushing import Push
-from raycd.gallery_engine.view import EngineView, Facts
+from tests.gallery_engine.pushes import CLIP, DIM, OTHER, contents, feature, finish, pushed, put
 from tests.milvus import Milvus
-
-DIM = 4
-CLIP, OTHER = "clip" * 16, "other" * 12
-
-
-def feature(number: float) -> NDArray[np.float32]:
-    return np.array([number, 1, 2, 3], np.float32)
-
-
-def put(gallery_db: GalleryDatabase, *numbers: int, value: float = 0.0) -> int:
-    changes = [Put(f"image-{i}", feature(i + value), ("dress",)) for i in numbers]
-    return gallery_db.write(changes, CLIP)[-1].version
-
-
-def pushed(
-    milvus: Milvus, gallery_db: GalleryDatabase, holder: str = "me", fingerprint: str = CLIP
-) -> tuple[Push, Collection]:
-    name = pushing.name(gallery_db, fingerprint)
-    collection = Collection(Address.parse(milvus.url), name, DIM)
-    lease = Lease(gallery_db, name, holder, pushing.LEASE_S)
-    return Push(gallery_db, fingerprint, collection, list, lease), collection
-
-
-def finish(push: Push) -> None:
-    while push.advance():
-        pass
-
-
-def contents(collection: Collection) -> dict[str, float]:
-    """Return the first number of each image's feature."""
-    found = collection.query(expressions.ALL, ["image_id", "feature", "length"], written=0)
-    return {one["image_id"]: round(one["feature"][0] * one["length"], 3) for one in found}
 
 
 def test_changes_come_in_parts_and_the_marker_says_how_far(
@@ -135,6 +98,45 @@ def test_a_collection_that_lost_images_gets_them_again_and_stays_whole(
     assert collection.marker() == Marker(5, 5)
 
 
+def test_a_collection_that_lost_images_and_is_behind_gets_them_again(
+    milvus: Milvus, gallery_db: GalleryDatabase
+) -> None:
+    put(gallery_db, *range(5))
+    push, collection = pushed(milvus, gallery_db)
+    finish(push)
+    push.close()
+    collection.delete(["image-2"])
+    put(gallery_db, 5)
+    again, _ = pushed(milvus, gallery_db, "again")
+    finish(again)
+    assert contents(collection) == {f"image-{i}": i for i in range(6)}
+
+
+def test_images_that_come_while_they_are_counted_have_no_others_pushed_again(
+    milvus: Milvus, gallery_db: GalleryDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(gallery_db, 1)
+    push, _ = pushed(milvus, gallery_db)
+    finish(push)
+    push.close()
+    original, sent = GalleryDatabase.encoders, list[str]()
+
+    def late(self: GalleryDatabase) -> dict[str, int]:
+        monkeypatch.setattr(GalleryDatabase, "encoders", original)
+        put(gallery_db, 2)
+        return original(self)
+
+    def noted(self: Collection, rows: Sequence[Row]) -> None:
+        sent.extend(row.image_id for row in rows)
+
+    monkeypatch.setattr(GalleryDatabase, "encoders", late)
+    monkeypatch.setattr(Collection, "put", noted)
+    again, _ = pushed(milvus, gallery_db, "again")
+    again.advance()
+    again.advance()
+    assert sent == ["image-2"]
+
+
 def test_a_database_that_is_older_than_the_collection_counts(
     milvus: Milvus, gallery_db: GalleryDatabase
 ) -> None:
@@ -174,6 +176,41 @@ def test_nothing_is_sent_when_the_lease_may_be_over(
     monkeypatch.undo()
     finish(push)
     assert contents(collection) == {"image-1": 1, "image-2": 2}
+
+
+def test_a_lease_that_could_end_while_something_is_sent_is_taken_for_longer_before(
+    milvus: Milvus, gallery_db: GalleryDatabase
+) -> None:
+    name = pushing.name(gallery_db, CLIP)
+    collection = Collection(Address.parse(milvus.url), name, DIM)
+    lease = Lease(gallery_db, name, "me", pushing.LEASE_S)
+
+    def slow(rows: Sequence[Row]) -> list[Row]:
+        lease._until = time.monotonic() + 1.5 * WRITE_S  # as if pictures had been encoded
+        return list(rows)
+
+    put(gallery_db, 1)
+    finish(Push(gallery_db, CLIP, collection, slow, lease))
+    assert lease.left_s > 2 * WRITE_S
+    assert contents(collection) == {"image-1": 1}
+
+
+def test_a_collection_that_took_too_long_to_make_is_not_marked(
+    milvus: Milvus, gallery_db: GalleryDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a pusher that was asleep would say that what another one has filled is empty."""
+    put(gallery_db, 1)
+    push, collection = pushed(milvus, gallery_db)
+    original = Collection.make
+
+    def slow(self: Collection) -> None:
+        original(self)
+        push._lease._until = 0.0
+
+    monkeypatch.setattr(Collection, "make", slow)
+    with pytest.raises(GalleryError, match="lease"):
+        push.advance()
+    assert collection.marker() is None
 
 
 PUSH = """
@@ -221,27 +258,6 @@ def test_a_pusher_that_is_killed_loses_nothing(
     assert contents(collection) == {f"image-{i}": i for i in range(400) if i % 7}
 
 
-def test_an_engine_that_is_not_there_is_told_and_nothing_waits_for_it() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        url = f"milvus://127.0.0.1:{free.getsockname()[1]}"
-    collection = Collection(Address.parse(url), "raycd_nowhere", DIM)
-    none = Facts.none(DIM)
-    view = EngineView(collection, Marker(1, 1), 1, none, lambda *_, **__: Page([], 0))
-    began = time.monotonic()
-    with pytest.raises(GalleryError, match="does not answer") as caught:
-        collection.marker()
-    assert caught.value.reason == "engine"
-    assert time.monotonic() - began < 2 * TIMEOUT_S
-    began = time.monotonic()
-    for ask in (lambda: view.find("a"), lambda: view.nearest(np.eye(1, DIM, dtype=np.float32), 1)):
-        with pytest.raises(GalleryError, match="does not answer"):
-            ask()
-    assert time.monotonic() - began < 0.5
-    assert view.has_category("a"), "nobody knows that it is unknown"
-    assert (len(view), view.page([], {}, offset=0, limit=1, newest=True)) == (1, ([], 0))
-
-
 @pytest.mark.slow
 def test_an_engine_that_is_away_is_told_and_comes_back(
     tmp_path: Path, gallery_db: GalleryDatabase
@@ -270,69 +286,3 @@ def _finish_patiently(push: Push, collection: Collection) -> None:
         assert time.monotonic() < end
         with suppress(GalleryError):  # a connection takes a moment
             finish(push)
-
-
-def test_a_file_of_milvus_lite_is_opened_in_the_process(
-    tmp_path: Path, gallery_db: GalleryDatabase
-) -> None:
-    put(gallery_db, 1, 2)
-    file = tmp_path / "lite.db"
-    collection = Collection(Address.parse(f"milvus://{file}"), "raycd_lite", DIM)
-    lease = Lease(gallery_db, "raycd_lite", "me", pushing.LEASE_S)
-    finish(Push(gallery_db, CLIP, collection, list, lease))
-    assert contents(collection) == {"image-1": 1, "image-2": 2}
-    collection.close()
-    server_manager_instance.release_server(str(file))
-
-
-def test_a_search_waits_for_what_was_written_before_its_marker(
-    milvus: Milvus, gallery_db: GalleryDatabase
-) -> None:
-    put(gallery_db, 1)
-    push, collection = pushed(milvus, gallery_db)
-    finish(push)
-    # As servers tell it that are more than one process
-    update_collection_ts(collection.name, 7, collection.address.endpoint)
-    put(gallery_db, 2)
-    finish(push)
-    marker = collection.marker()
-    assert marker == Marker(2, 1, written=7)
-    assert collection.count(expressions.ALL, written=7) == 2
-
-
-@pytest.mark.parametrize(
-    ("url", "expected"),
-    [
-        ("milvus://host", Address("http://host:19530", "host:19530")),
-        ("milvus://host:1/shop", Address("http://host:1", "host:1", "shop")),
-        ("milvus://[::1]:1", Address("http://[::1]:1", "[::1]:1")),
-        ("milvus+tls://host", Address("https://host:19530", "host:19530")),
-        ("milvus://u:p%40@host", Address("http://host:19530", "host:19530", "", "u:p@")),
-        ("milvus:///data/x.db", Address("/data/x.db", "/data/x.db")),
-    ],
-)
-def test_an_address_says_host_database_and_token(url: str, expected: Address) -> None:
-    assert Address.parse(url, {}) == expected
-    assert "p@" not in repr(expected)
-
-
-def test_the_token_comes_from_the_environment() -> None:
-    assert Address.parse("milvus://host", {TOKEN: "a key"}).token == "a key"
-
-
-@pytest.mark.parametrize(
-    "url", ["http://host", "milvus://host:x", "milvus:///x", "milvus://u:secret@h?token=secret"]
-)
-def test_an_address_that_is_malformed_is_told_without_its_password(url: str) -> None:
-    with pytest.raises(ConfigError, match="malformed") as caught:
-        Address.parse(url, {})
-    assert "secret" not in str(caught.value)
-
-
-def test_a_client_that_is_not_installed_is_named_with_what_installs_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match="pymilvus") as caught:
-        Address.parse("milvus://host", {}).check_installed()
-    assert "raycd[milvus]" in str(caught.value)
