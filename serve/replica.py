@@ -137,9 +137,9 @@ class Replica:
         try:
             await self._check_canary(fresh)
             if self._engine:
-                swap.check(self._engine, fresh)
-                if isinstance(fresh.follower, EngineFollower):
+                if isinstance(fresh.follower, EngineFollower):  # it encodes what is left, too
                     await asyncio.to_thread(fresh.follower.wait_until_current)
+                swap.check(self._engine, fresh)
         except BaseException:
             fresh.close()
             raise

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import torch
 
 from raycd import bundle
 from raycd.api import SearchRequest
 from raycd.data.images import load
-from raycd.gallery.records import Delete
+from raycd.gallery.records import Delete, Put
 from raycd.gallery_db import GalleryDatabase
 from raycd.search.query import Answer
 from serve.args import ServeArgs, Wanted
@@ -62,6 +63,7 @@ def test_another_encoder_has_its_own_collection_before_it_answers(
     tiny_bundle: Any, other_bundle: Path, service_args: ServeArgs, milvus: Milvus, tmp_path: Path
 ) -> None:
     database = str(tmp_path / "gallery.sqlite")
+    picture = str(tiny_bundle.folder.parent / "image-0.png")
     changed = {"gallery": database, "gallery_engine": milvus.url, "lag_s": 0.2}
     replica = Replica(service_args.model_copy(update=changed), name="swap", observer=Watched())
 
@@ -80,16 +82,19 @@ def test_another_encoder_has_its_own_collection_before_it_answers(
         await asyncio.to_thread(follower.wait_until_current)
         old = await first()
         await asyncio.to_thread(encode, other_bundle, database)
+        late = Put("late", np.ones(64, np.float32), path=picture)  # after the job
+        with GalleryDatabase.open(database) as gallery_db:
+            gallery_db.write([late], old[1])
         await replica.change_bundle(Wanted(bundle=str(other_bundle)).model_dump())
         assert replica.refused is None
         new = await first()  # at once: its collection was made before
         assert (old[0], new[0]) == ("image-7", "image-7")
-        assert (old[2], new[2]) == (12, 12)
+        assert (old[2], new[2]) == (12, 13)
         assert old[1] != new[1]
         with GalleryDatabase.open(database) as gallery_db:
             gallery_db.write([Delete("image-0")], new[1])
         await replica.change_bundle(Wanted(bundle=str(tiny_bundle.folder)).model_dump())
-        assert await first() == (*old[:2], 11)  # also what has changed meanwhile
+        assert await first() == (*old[:2], 12)  # also what has changed meanwhile
         replica.engine.close()
 
     asyncio.run(run())
