@@ -11,15 +11,16 @@ Shapes: D feature size.
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from raycd import stores
 from raycd.data.folder import Folder, absolute, is_local
 from raycd.errors import DataError, brief
 from raycd.features import readable, shards
@@ -27,13 +28,12 @@ from raycd.features.rows import TableRows
 from raycd.features.shards import Plan
 from raycd.features.stored import Stored
 from raycd.gallery.static import ENCODER, SCHEMA
+from raycd.redact import without_passwords
 from raycd.run import open_uri
 
 FEATURE = "feature"
 COLUMNS = (*SCHEMA.names, FEATURE)
 BLOCK = 5000  # rows that are read at a time
-
-Answer = TypeVar("Answer")
 
 
 class Source(Protocol):
@@ -70,7 +70,10 @@ def source(uri: str) -> Source:
     plan = shards.read_plan(uri)
     found: Source = _Tables.open(uri) if plan is None else _Shards.open(uri, plan)
     if not found.images:
-        raise DataError(f"there are no images with features in {uri}", got=dict(found.left_out))
+        raise DataError(
+            f"there are no images with features in {without_passwords(uri)}",
+            got=dict(found.left_out),
+        )
     return found
 
 
@@ -128,12 +131,11 @@ class _Tables:
     @classmethod
     def open(cls, uri: str) -> _Tables:
         files = _files(uri)
-        looks = [_opened(file, partial(_look, file)) for file in files]
-        encoders, dims, counts = map(list, zip(*looks, strict=True))
+        encoders, dims, counts = map(list, zip(*map(_look, files), strict=True))
         for what, found in (("of one encoder", encoders), ("of one size", dims)):
             if len(set(found)) > 1:
                 raise DataError(
-                    f"the features of {uri} are not {what}",
+                    f"the features of {without_passwords(uri)} are not {what}",
                     got=", ".join(str(one)[:12] or "none" for one in dict.fromkeys(found)),
                     do="import the files one by one, or take away what does not belong there",
                 )
@@ -148,7 +150,7 @@ class _Tables:
                     there = name in block.schema.names
                     columns[name] = block[name] if there else pa.nulls(size)
                 columns["path"] = _resolved(folder, columns["path"].cast(pa.string()))
-                yield file, pa.table(columns)
+                yield without_passwords(file), pa.table(columns)
 
 
 def _resolved(folder: Folder, paths: pa.Array) -> pa.Array:
@@ -170,16 +172,27 @@ def _files(uri: str) -> list[str]:
     found = shards.ask(uri, listed)
     if not found:
         raise DataError(
-            f"there is nothing to import at {uri}",
+            f"there is nothing to import at {without_passwords(uri)}",
             expected="a folder of jobs/embed.py, a Parquet file, or a folder of Parquet files",
             do="check --from",
         )
     return found
 
 
-def _look(file: str, opened: pq.ParquetFile) -> tuple[str, int, int]:
+def _look(file: str) -> tuple[str, int, int]:
     """Return encoder, feature size and number of rows. Raises DataError for wrong columns."""
-    schema = opened.schema_arrow
+    with _opened(file) as opened:
+        _check_columns(file, opened.schema_arrow)
+        kind = opened.schema_arrow.field(FEATURE).type
+        dim = kind.list_size if pa.types.is_fixed_size_list(kind) else 0
+        if not dim:
+            first = next(opened.iter_batches(1, columns=[FEATURE]), None)
+            dim = len(first[FEATURE][0].as_py() or ()) if first is not None and len(first) else 0
+        encoder = (opened.schema_arrow.metadata or {}).get(ENCODER, b"").decode(errors="replace")
+        return encoder, dim, opened.metadata.num_rows
+
+
+def _check_columns(file: str, schema: pa.Schema) -> None:
     unknown = [name for name in schema.names if name not in COLUMNS]
     missing = [name for name in ("image_id", FEATURE) if name not in schema.names]
     wrong = [
@@ -192,19 +205,12 @@ def _look(file: str, opened: pq.ParquetFile) -> tuple[str, int, int]:
         got = [f"{name}, which is unknown" for name in unknown] + wrong
         got += [f"no {name}" for name in missing]
         raise DataError(
-            f"the columns of {file} are not those of an import",
+            f"the columns of {without_passwords(file)} are not those of an import",
             got="; ".join(got[:5]),
             expected="image_id (texts), feature (lists of numbers), and maybe path (texts), "
             "categories (lists of texts), attributes (a map or a struct of texts)",
             do="write a table of these columns; other values become attributes",
         )
-    kind = schema.field(FEATURE).type
-    dim = kind.list_size if pa.types.is_fixed_size_list(kind) else 0
-    if not dim:
-        first = next(opened.iter_batches(1, columns=[FEATURE]), None)
-        dim = len(first[FEATURE][0].as_py() or ()) if first is not None and len(first) else 0
-    encoder = (schema.metadata or {}).get(ENCODER, b"").decode(errors="replace")
-    return encoder, dim, opened.metadata.num_rows
 
 
 def _fits(name: str, kind: pa.DataType) -> bool:
@@ -228,32 +234,23 @@ def _is_text(kind: pa.DataType) -> bool:
 
 def _read(file: str) -> Iterator[pa.RecordBatch]:
     """Yield a file's rows. Raises DataError where it breaks off."""
-    file_system, path = open_uri(file)
-    opened = None if is_local(file) else file_system.open(path, "rb")
+    with _opened(file) as table:
+        yield from table.iter_batches(BLOCK)
+
+
+@contextmanager
+def _opened(file: str) -> Iterator[pq.ParquetFile]:
+    """Open a file, and raise DataError where it cannot be read. A store is asked with patience."""
     try:
-        with pq.ParquetFile(opened or path, memory_map=opened is None) as table:
-            yield from table.iter_batches(BLOCK)
+        if is_local(file):
+            with pq.ParquetFile(file, memory_map=True) as table:
+                yield table
+        else:
+            with stores.opened(file) as opened, pq.ParquetFile(opened) as table:
+                yield table
     except (OSError, pa.ArrowException) as error:
-        raise _unreadable(file, error) from error
-    finally:
-        if opened is not None:
-            opened.close()
-
-
-def _opened(file: str, look: Callable[[pq.ParquetFile], Answer]) -> Answer:
-    file_system, path = open_uri(file)
-
-    def whole() -> Answer:
-        with file_system.open(path, "rb") as opened, pq.ParquetFile(opened) as table:
-            return look(table)
-
-    try:
-        return shards.ask(file, whole)
-    except (OSError, pa.ArrowException) as error:
-        raise _unreadable(file, error) from error
-
-
-def _unreadable(file: str, error: Exception) -> DataError:
-    return DataError(
-        f"{file} cannot be read as Parquet", got=brief(error), do="write the file again"
-    )
+        raise DataError(
+            f"{without_passwords(file)} cannot be read as Parquet",
+            got=brief(error),
+            do="write the file again",
+        ) from error

@@ -11,10 +11,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from jobs import gallery
 from raycd import bundle
@@ -300,6 +302,37 @@ def test_what_cannot_be_read_is_named(
         path.write_bytes(path.read_bytes()[:-20] if what == "cut off" else b"not Parquet at all")
     assert run(path) == 2
     assert str(path) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+def test_a_password_of_a_store_is_in_no_message(
+    gallery_db: GalleryDatabase, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = "memory://ann:secret@shop/none.parquet"
+    assert gallery.main(["import", "--gallery", gallery_db.url, "--from", source]) == 2
+    said = capsys.readouterr().err
+    assert "there is nothing to import at memory://ann:***@shop/none.parquet" in said
+    assert "secret" not in said
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+def test_a_store_that_is_busy_in_the_middle_of_a_table_is_asked_again(
+    gallery_db: GalleryDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with fsspec.open("memory://busy/table.parquet", "wb") as file:
+        pq.write_table(images(range(50)), file)
+    busy, original = iter([False, True]), MemoryFileSystem.open
+
+    def opened(self: MemoryFileSystem, path: str, *given: Any, **options: Any) -> Any:
+        if path.endswith(".parquet") and next(busy, False):
+            raise TimeoutError("busy")
+        return original(self, path, *given, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "open", opened)
+    monkeypatch.setattr("raycd.stores.WAITS", (0.01,))
+    command = ["import", "--gallery", gallery_db.url, "--encoder", OURS]
+    assert gallery.main([*command, "--from", "memory://busy/table.parquet"]) == 0
+    assert gallery_db.count() == 50
 
 
 def test_changes_in_parts_are_all_changes(gallery_db: GalleryDatabase) -> None:
