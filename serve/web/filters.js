@@ -40,7 +40,7 @@ export function setFilters({ category, attributes }) {
     const wanted = ownOf(attributes, one.dataset.attribute, []);
     const parts = Array.isArray(wanted) ? { in: wanted } : wanted;
     check(boxes("attribute", one), parts.in ?? parts.not ?? []);
-    for (const box of boxes("not", one)) box.checked = parts.not !== undefined;
+    for (const box of boxes("not", one)) box.checked = !parts.in && parts.not !== undefined;
     for (const input of bounds(one)) input.value = parts[input.name] ?? "";
     if (conditionOf(one) !== null) one.open = true;
   }

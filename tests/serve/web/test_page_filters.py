@@ -105,3 +105,14 @@ def test_a_link_of_conditions_that_make_no_sense_opens_without_them(
 def test_a_link_may_filter_by_what_no_image_has(open_priced: Callable[..., Page]) -> None:
     page = open_priced('?text=is+blue&attributes={"__proto__":{"gte":1}}')
     expect(page.get_by_text("No image passes these filters")).to_be_visible()
+
+
+def test_a_link_of_values_and_all_but_others_shows_the_values(
+    open_priced: Callable[..., Page],
+) -> None:
+    asked = '{"colour":{"in":["red","green"],"not":["blue"]}}'
+    page = open_priced(f"?text=is+blue&attributes={asked}")
+    is_found(page, 6)
+    colour = page.locator('#filters [data-attribute="colour"]')
+    expect(colour.get_by_role("checkbox", name="red")).to_be_checked()
+    expect(colour.get_by_label("All but these")).not_to_be_checked()
