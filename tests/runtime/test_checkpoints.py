@@ -16,8 +16,8 @@ def test_a_checkpoint_is_fetched_from_a_store_and_nothing_else_is_left_on_the_di
 ) -> None:
     uri, temporary, folder = f"s3://raycd/{tmp_path.name}", tmp_path / "t", tmp_path / "fetched"
     monkeypatch.setenv("RAY_TMPDIR", str(temporary))
-    for path in (temporary, folder):
-        path.mkdir()
+    temporary.mkdir()
+    folder.mkdir()
     store, path = open_uri(uri)
     for name in ("history.json", "encoder/weights.bin"):
         store.pipe_file(f"{path}/{name}", name.encode())
