@@ -73,6 +73,7 @@ def train() -> Iterator[Train]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)  # three jobs, and two nodes that start and end
 @pytest.mark.parametrize("where", ["one process", "two nodes"])
 def test_the_demo_in_a_bucket_is_killed_in_stage_1_and_continued_and_leaves_nothing_on_the_disk(
     where: str,
