@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from PIL import Image
-from xdist.scheduler import LoadScopeScheduling
 
 from tests.postgres import Postgres
 
@@ -39,20 +38,12 @@ os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
 os.environ.setdefault("RAY_metrics_report_interval_ms", "3000")  # ten seconds by default
 
 
-class ByFolder(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
-    """Each folder's tests, which share clusters and services, stay in one of xdist's processes.
-
-    Not by xdist's groups: with pytest 9.2 its `loadgroup` does nothing, and says nothing.
-    """
-
-    def _split_scope(self, nodeid: str) -> str:
-        return nodeid.partition("::")[0].rpartition("/")[0]
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist's own
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFolder:
-    """Have xdist deal out folders."""
-    return ByFolder(config, log)
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep each folder's tests, which share clusters and services, in one of xdist's processes."""
+    for item in items:
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        item.add_marker(pytest.mark.xdist_group(folder))
 
 
 @pytest.fixture(scope="session", autouse=True)
