@@ -10,15 +10,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from serve.start.local import free_port
+
 
 class Milvus:
     """A server of Milvus Lite in a folder, on the same port whenever it is started."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        with socket.socket() as found:
-            found.bind(("127.0.0.1", 0))
-            self._port = int(found.getsockname()[1])
+        self._port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
 
     @property

@@ -108,14 +108,7 @@ def make_candidates(
     pool_U = np.zeros_like(triplet_U)
     if names.to_pylist() != [""]:
         pool_U = rows_of(category.dictionary, names)[category_U]
-    asked_U = pairs_of(pool_U, image_U)
-    given_Q = pairs_of(rows_of(neighbours["pool"], names), neighbours["image"].to_numpy())
-    row_U = pc.index_in(pa.array(asked_U), value_set=pa.array(given_Q))
-    if row_U.null_count:
-        raise DataError(
-            "the neighbours lack images of the triplets",
-            do="search the neighbours of these triplets' images again",
-        )
+    row_U = _asked(neighbours, names, pool_U, image_U)
     found = neighbours.take(row_U).combine_chunks()
     use_C = pc.list_parent_indices(found["neighbours"]).to_numpy()
     substitute_C = pc.list_flatten(found["neighbours"]).to_numpy()
@@ -143,6 +136,18 @@ def make_candidates(
     meta |= {"encoder": encoder, "images": len(pc.unique(row_U)), "known_pairs": int(known_C.sum())}
     schema = CANDIDATES.with_metadata({META: json.dumps(meta)})
     return pa.Table.from_arrays(columns, schema=schema).combine_chunks()
+
+
+def _asked(neighbours: pa.Table, names: pa.Array, pool_U: Rows, image_U: Rows) -> pa.Array:
+    """Return the rows (U,) of table NEIGHBOURS for images in pools, numbered as in `names`."""
+    given_Q = pairs_of(rows_of(neighbours["pool"], names), neighbours["image"].to_numpy())
+    row_U = pc.index_in(pa.array(pairs_of(pool_U, image_U)), value_set=pa.array(given_Q))
+    if row_U.null_count:
+        raise DataError(
+            "the neighbours lack images of the triplets",
+            do="search the neighbours of these triplets' images again",
+        )
+    return row_U
 
 
 def _names(rows_C: Rows, words: pa.Array) -> pa.Array:

@@ -7,7 +7,6 @@ import errno
 import json
 import os
 import signal
-import socket
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,7 @@ import yaml
 from jobs import ablate, embed, evaluate, index, mine, train
 from raycd.config import SyntheticConfig, cli
 from raycd.data.demo.synthetic import write_demo_data
+from serve.start.local import free_port
 from tests.processes import start, wait_for
 
 
@@ -59,12 +59,6 @@ def only_message(said: str) -> str:
     assert "Traceback" not in said
     assert said.count("error: ") == 1
     return said.partition("error: ")[2]
-
-
-def unused_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def read_records(run: Path) -> Mapping[str, str]:
@@ -189,7 +183,7 @@ def test_a_run_without_a_name(fails: Callable[..., str]) -> None:
 def test_mlflow_out_of_reach(
     fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    address = f"http://127.0.0.1:{unused_port()}"
+    address = f"http://127.0.0.1:{free_port()}"
     message = fails("--tracking.uri", address)
     assert address in message
     assert not list((tmp_path / "runs" / "tiny").glob("*/stage.json"))

@@ -18,6 +18,7 @@ from raycd.config import Config, flatten
 from raycd.errors import ConfigError, TrackingError
 from raycd.runtime import tracking
 from raycd.runtime.tracking import Tracker
+from serve.start.local import free_port
 
 METRICS = {
     "preset": "demo",
@@ -56,12 +57,6 @@ def client_of(runs: Path) -> MlflowClient:
 
 def config(**tracking: object) -> Config:
     return Config.model_validate({"preset": "demo", "tracking": tracking})
-
-
-def unused_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def test_a_pipeline_is_a_run_with_its_settings_and_a_stage_is_its_child(
@@ -263,7 +258,7 @@ def test_a_deleted_experiment_is_refused_with_the_remedy(runs: Path, client: Mlf
 def test_a_server_that_does_not_run_is_told_in_seconds(runs: Path) -> None:
     before = time.monotonic()
     with pytest.raises(TrackingError) as caught:
-        Tracker.open(config(uri=f"http://ann:secret@127.0.0.1:{unused_port()}"), runs)
+        Tracker.open(config(uri=f"http://ann:secret@127.0.0.1:{free_port()}"), runs)
     assert time.monotonic() - before < 10
     message = str(caught.value)
     assert "cannot be reached" in message
