@@ -9,14 +9,14 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from raycd.bundle.cache import CACHE, keep
 from raycd.errors import TrackingError
 from raycd.redact import without_passwords
-from raycd.runtime.mlflow_store import CALLS, limited
+from raycd.runtime.mlflow_store import BUNDLE, CALLS, limited
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -89,9 +89,12 @@ def _version(uri: str) -> ModelVersion:
 
 
 def _download(source: str, folder: Path) -> None:
-    """Download the files of an artifact folder directly into `folder`."""
+    """Download the bundle of a version, whose model lies at `source`, directly into `folder`."""
     import mlflow
 
+    files = mlflow.artifacts.list_artifacts(artifact_uri=source)
+    if any(PurePosixPath(file.path).name == "MLmodel" for file in files):
+        source = f"{source.rstrip('/')}/{BUNDLE}"  # else of an earlier raycd: the bundle alone
     inside = Path(mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=str(folder)))
     if inside != folder:
         for path in inside.iterdir():

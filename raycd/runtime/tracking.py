@@ -26,7 +26,7 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from raycd import __version__, progress
+from raycd import __version__, progress, scratch
 from raycd.config import Config, flatten
 from raycd.errors import TrackingError
 from raycd.redact import without_passwords
@@ -242,16 +242,20 @@ class Tracker(MlflowRun):
     def register(self, bundle: str | Path, fingerprint: str = "") -> str | None:
         """Copy the bundle's folder to the artifacts, as a version of the registered model.
 
+        MLflow itself loads it, too: see `raycd.runtime.mlflow_model`.
+
         Args:
             fingerprint: Any string that tells two bundles apart; registered once for each run.
 
         Returns:
             The version: `mlflow.artifacts.download_artifacts("models:/<model>/<version>")` fetches
-            the bundle where MLFLOW_TRACKING_URI is set (MLflow 3.17 ignores that function's own
-            `tracking_uri` here).
+            the model, with the bundle in data/bundle, where MLFLOW_TRACKING_URI is set (MLflow 3.17
+            ignores that function's own `tracking_uri` here).
         """
         if self._store is None:
             return None
+        from raycd.runtime import mlflow_model
+
         client = self._store.client
         with self._store.translate_errors(
             f"the bundle could not be registered as a version of {self._model}"
@@ -267,7 +271,10 @@ class Tracker(MlflowRun):
                     return str(version.version)
             # Files of an earlier version stay as they are.
             folder = "bundle" if not versions else f"bundle-{len(versions) + 1}"
-            self.log_artifact(bundle, folder)
+            with scratch.folder() as made:
+                mlflow_model.write(made / "model")
+                self.log_artifact(made / "model", folder)
+            self.log_artifact(bundle, f"{folder}/{mlflow_model.BUNDLE}")
             source = f"{client.get_run(self.run_id).info.artifact_uri}/{folder}"
             tags = {"raycd.bundle": fingerprint} if fingerprint else None
             made = client.create_model_version(self._model, source, run_id=self.run_id, tags=tags)
