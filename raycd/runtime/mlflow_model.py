@@ -41,11 +41,12 @@ def write(folder: Path) -> None:
     from mlflow.models import ModelSignature
     from mlflow.types.schema import AnyType, Array, ColSpec, DataType, Object, Property, Schema
 
-    asked = [
-        ColSpec(AnyType(), "image", required=False),
+    anything = AnyType()  # type: ignore[no-untyped-call]  # MLflow's
+    asked: list[Any] = [
+        ColSpec(anything, "image", required=False),
         ColSpec(DataType.string, "image_id", required=False),
         ColSpec(DataType.string, "text", required=False),
-        ColSpec(AnyType(), "top_k", required=False),  # a long may not be absent in a single row
+        ColSpec(anything, "top_k", required=False),  # a long may not be absent in a single row
     ]
     found = Object([Property("image_id", DataType.string), Property("score", DataType.double)])
     with scratch.folder() as empty:

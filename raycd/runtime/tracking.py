@@ -31,6 +31,7 @@ from raycd.config import Config, flatten
 from raycd.errors import TrackingError
 from raycd.redact import without_passwords
 from raycd.runtime.mlflow_store import (
+    BUNDLE,
     CALLS,
     DATABASE,
     PROBE,
@@ -274,11 +275,13 @@ class Tracker(MlflowRun):
             with scratch.folder() as made:
                 mlflow_model.write(made / "model")
                 self.log_artifact(made / "model", folder)
-            self.log_artifact(bundle, f"{folder}/{mlflow_model.BUNDLE}")
+            self.log_artifact(bundle, f"{folder}/{BUNDLE}")
             source = f"{client.get_run(self.run_id).info.artifact_uri}/{folder}"
             tags = {"raycd.bundle": fingerprint} if fingerprint else None
-            made = client.create_model_version(self._model, source, run_id=self.run_id, tags=tags)
-            return str(made.version)
+            version = client.create_model_version(
+                self._model, source, run_id=self.run_id, tags=tags
+            )
+            return str(version.version)
 
 
 def how_to_see(config: Config) -> str:
