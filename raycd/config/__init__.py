@@ -7,7 +7,7 @@ from raycd.config.operation import (
     TrackingConfig,
     TuneConfig,
 )
-from raycd.config.section import Count, Positive, Precision, Protocol, Section
+from raycd.config.section import Compile, Count, Positive, Precision, Protocol, Section
 from raycd.config.sections import (
     DataConfig,
     EmbedConfig,
@@ -21,6 +21,7 @@ from raycd.config.sections import (
 from raycd.config.tree import Config, field_types, flatten, to_yaml
 
 __all__ = [
+    "Compile",
     "ComputeConfig",
     "Config",
     "Count",
