@@ -7,9 +7,9 @@
 VENV ?= .venv
 PY := $(VENV)/bin/python
 
-# The first Python here that runs (a version manager's stand-in may not), is 3.11 or 3.12 and can make a venv.
-USABLE := -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 13))'
-PYTHON ?= $(shell for python in python3.12 python3.11 python3; do \
+# The first Python here that runs (a version manager's stand-in may not), is 3.11 to 3.14 and can make a venv.
+USABLE := -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 15))'
+PYTHON ?= $(shell for python in python3.12 python3.11 python3.13 python3.14 python3; do \
 	$$python $(USABLE) 2>/dev/null && command -v $$python && break; done)
 
 # FAISS for the GPU where there is one that answers. faiss-cpu and faiss-gpu exclude each other.
@@ -33,7 +33,7 @@ setup: $(STAMP)  ## Install the pinned packages into .venv (VENV=), 2.6 GB to do
 
 $(STAMP):
 	@test -n "$(PYTHON)" && $(PYTHON) $(USABLE) || { \
-		echo "raycd needs Python 3.11 or 3.12 with its venv module; got: '$(PYTHON)'." >&2; \
+		echo "raycd needs Python 3.11 to 3.14 with its venv module; got: '$(PYTHON)'." >&2; \
 		echo "Install it (Debian, Ubuntu: apt-get install python3 python3-venv)" >&2; \
 		echo "or name one: make setup PYTHON=/path/to/python3.12" >&2; \
 		exit 1; }

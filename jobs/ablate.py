@@ -12,6 +12,7 @@ import argparse
 import json
 import posixpath
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import fsspec
@@ -52,12 +53,16 @@ def main(options: cli.Options) -> None:
     print(f"\ntable: {path}")
 
 
-if __name__ == "__main__":
-    sys.exit(
-        cli.run(
-            main,
-            prog="jobs/ablate.py",
-            description="The paper's Table 2: what each part brings.",
-            flags=flags,
-        )
+def program(argv: Sequence[str] | None = None, prog: str = "jobs/ablate.py") -> int:
+    """Do what the command line says, and return the exit code."""
+    return cli.run(
+        main,
+        argv,
+        prog=prog,
+        description="The paper's Table 2: what each part brings.",
+        flags=flags,
     )
+
+
+if __name__ == "__main__":
+    sys.exit(program())

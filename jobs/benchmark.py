@@ -21,10 +21,12 @@ import importlib
 import json
 import posixpath
 import sys
+from collections.abc import Sequence
 
 import fsspec
 
 from raycd.config import cli
+from raycd.errors import ConfigError
 
 WHAT = (
     *("embed", "mine", "train", "sweep", "serve", "gallery"),
@@ -42,7 +44,7 @@ SECONDS = "Length of a scenario (serve, gallery; %(default)s)."
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=WHAT, help="What to measure.")
+    parser.add_argument("what", nargs="?", choices=WHAT, help="What to measure.")
     parser.add_argument("--images", type=int, default=0, help=IMAGES)
     candidates = "Candidates to score (mine)."
     parser.add_argument("--candidates", type=int, default=1_000_000, help=candidates)
@@ -54,6 +56,8 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 def main(options: cli.Options) -> None:
     what = options.flags.what
+    if what is None:
+        raise ConfigError("nothing to measure is named", expected=f"one of {', '.join(WHAT)}")
     rows = importlib.import_module(f"jobs.benchmarks.{what}").measure(options.config, options.flags)
     width = max(map(len, rows))
     for name, value in rows.items():
@@ -64,7 +68,17 @@ def main(options: cli.Options) -> None:
     print(f"written to {path}")
 
 
+def program(argv: Sequence[str] | None = None, prog: str = "jobs/benchmark.py") -> int:
+    """Do what the command line says, and return the exit code."""
+    return cli.run(
+        main,
+        argv,
+        prog=prog,
+        description="Measure raycd against a plain loop.",
+        flags=flags,
+        again=cli.ANEW,
+    )
+
+
 if __name__ == "__main__":
-    description = "Measure raycd against a plain loop."
-    program = {"prog": "jobs/benchmark.py", "description": description}
-    sys.exit(cli.run(main, **program, flags=flags, again=cli.ANEW))
+    sys.exit(program())

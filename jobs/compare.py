@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 from raycd.config import cli
 from raycd.errors import ConfigError
@@ -93,12 +94,16 @@ def _check_ablation(asked: argparse.Namespace) -> None:
         )
 
 
-if __name__ == "__main__":
-    sys.exit(
-        cli.run(
-            main,
-            prog="jobs/compare.py",
-            description="Compare fusion heads over one encoder, with seeds and intervals.",
-            flags=flags,
-        )
+def program(argv: Sequence[str] | None = None, prog: str = "jobs/compare.py") -> int:
+    """Do what the command line says, and return the exit code."""
+    return cli.run(
+        main,
+        argv,
+        prog=prog,
+        description="Compare fusion heads over one encoder, with seeds and intervals.",
+        flags=flags,
     )
+
+
+if __name__ == "__main__":
+    sys.exit(program())

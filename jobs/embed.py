@@ -17,6 +17,7 @@ Killed at any moment, the same command continues. What images may be: docs/data.
 import argparse
 import posixpath
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from raycd.config import cli
@@ -103,12 +104,12 @@ def _encoder(options: cli.Options) -> "Encoder":
     return bundle.load_encoder(folder, bundle.verify(folder))
 
 
-if __name__ == "__main__":
-    sys.exit(
-        cli.run(
-            main,
-            prog="jobs/embed.py",
-            description="Embed images and texts with a frozen CLIP.",
-            flags=flags,
-        )
+def program(argv: Sequence[str] | None = None, prog: str = "jobs/embed.py") -> int:
+    """Do what the command line says, and return the exit code."""
+    return cli.run(
+        main, argv, prog=prog, description="Embed images and texts with a frozen CLIP.", flags=flags
     )
+
+
+if __name__ == "__main__":
+    sys.exit(program())

@@ -21,6 +21,7 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -188,12 +189,16 @@ def submit(config: Config, folder: str | None, out: Path) -> None:
         )
 
 
-if __name__ == "__main__":
-    sys.exit(
-        cli.run(
-            main,
-            prog="jobs/evaluate.py",
-            description="Measure the recall of every variant on val.",
-            flags=flags,
-        )
+def program(argv: Sequence[str] | None = None, prog: str = "jobs/evaluate.py") -> int:
+    """Do what the command line says, and return the exit code."""
+    return cli.run(
+        main,
+        argv,
+        prog=prog,
+        description="Measure the recall of every variant on val.",
+        flags=flags,
     )
+
+
+if __name__ == "__main__":
+    sys.exit(program())

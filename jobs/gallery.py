@@ -8,7 +8,7 @@
 
 All but restore may run while the service does. Without --gallery and --pictures these are those of
 the service: RAYCD_SERVE__GALLERY and RAYCD_SERVE__PICTURES, where a URL may hold its password.
-Exit codes: raycd/config/cli.py; 2 is also that something is wrong with the gallery.
+Exit codes: raycd/program.py; 2 is also that something is wrong with the gallery.
 """
 
 import argparse
@@ -26,10 +26,10 @@ from raycd.progress import Bar
 SHOWN = 5  # names of one kind
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "jobs/gallery.py") -> int:
     """Do what the command line says, and return the exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    options = _parser().parse_args(argv)
+    options = _parser(prog).parse_args(argv)
     again = cli.AGAIN if options.run is _import else ""
     return cli.guard(lambda: _run(options), argv, again=again)
 
@@ -45,10 +45,8 @@ def _run(options: argparse.Namespace) -> int | None:
     return code
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="jobs/gallery.py", description="Look after a live gallery."
-    )
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, description="Look after a live gallery.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, run, text in (
         ("check", _check, "Check that database and pictures are whole; exit code 2 if not."),

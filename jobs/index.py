@@ -12,6 +12,7 @@ Killed at any moment, the same command continues. Exit code 2: some images canno
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 from raycd.config import cli, settings
 from raycd.errors import ConfigError, DataError
@@ -115,12 +116,16 @@ def reembed_gallery(options: cli.Options) -> None:
     )
 
 
-if __name__ == "__main__":
-    sys.exit(
-        cli.run(
-            main,
-            prog="jobs/index.py",
-            description="Index the gallery and write the bundle for serving.",
-            flags=flags,
-        )
+def program(argv: Sequence[str] | None = None, prog: str = "jobs/index.py") -> int:
+    """Do what the command line says, and return the exit code."""
+    return cli.run(
+        main,
+        argv,
+        prog=prog,
+        description="Index the gallery and write the bundle for serving.",
+        flags=flags,
     )
+
+
+if __name__ == "__main__":
+    sys.exit(program())

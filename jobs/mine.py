@@ -5,6 +5,7 @@ python jobs/mine.py --preset demo --mine.alpha 0.7    other thresholds: the tabl
 """
 
 import sys
+from collections.abc import Sequence
 
 from raycd.config import cli
 
@@ -30,7 +31,10 @@ def main(options: cli.Options) -> None:
     print(f"pseudo triplets: {outcome.run.path('filter', 'pseudo_triplets.parquet')}")
 
 
+def program(argv: Sequence[str] | None = None, prog: str = "jobs/mine.py") -> int:
+    """Do what the command line says, and return the exit code."""
+    return cli.run(main, argv, prog=prog, description="Mine pseudo triplets and filter them.")
+
+
 if __name__ == "__main__":
-    sys.exit(
-        cli.run(main, prog="jobs/mine.py", description="Mine pseudo triplets and filter them.")
-    )
+    sys.exit(program())

@@ -4,6 +4,7 @@ python jobs/pretrain.py --preset demo
 """
 
 import sys
+from collections.abc import Sequence
 
 from raycd import progress
 from raycd.config import cli
@@ -16,12 +17,16 @@ def main(options: cli.Options) -> None:
     progress.say(f"pre-trained encoder: {cached(config.pretrain, config.encoder.padding)}")
 
 
-if __name__ == "__main__":
-    sys.exit(
-        cli.run(
-            main,
-            prog="jobs/pretrain.py",
-            description="Pre-train the demo's small CLIP on generic captions.",
-            again=cli.ANEW,
-        )
+def program(argv: Sequence[str] | None = None, prog: str = "jobs/pretrain.py") -> int:
+    """Do what the command line says, and return the exit code."""
+    return cli.run(
+        main,
+        argv,
+        prog=prog,
+        description="Pre-train the demo's small CLIP on generic captions.",
+        again=cli.ANEW,
     )
+
+
+if __name__ == "__main__":
+    sys.exit(program())

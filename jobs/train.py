@@ -5,6 +5,7 @@ python jobs/train.py --preset fashioniq --data.root /data/fashion-iq
 """
 
 import sys
+from collections.abc import Sequence
 
 from raycd.config import cli
 
@@ -22,9 +23,12 @@ def main(options: cli.Options) -> None:
     print(f"MLflow:  {tracking.how_to_see(options.config)}")
 
 
-if __name__ == "__main__":
-    sys.exit(
-        cli.run(
-            main, prog="jobs/train.py", description="Train, mine, fuse, evaluate and index CLIP-CD."
-        )
+def program(argv: Sequence[str] | None = None, prog: str = "jobs/train.py") -> int:
+    """Do what the command line says, and return the exit code."""
+    return cli.run(
+        main, argv, prog=prog, description="Train, mine, fuse, evaluate and index CLIP-CD."
     )
+
+
+if __name__ == "__main__":
+    sys.exit(program())

@@ -5,4 +5,8 @@ search -> runtime. Only runtime/ (and jobs/, serve/, tune/ outside of this packa
 mlflow. Importing raycd imports neither torch nor ray.
 """
 
+from raycd import extras
+
 __version__ = "0.1.0"
+
+extras.tell_of_rooms()

@@ -14,13 +14,16 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self, TextIO
 
-from tqdm import tqdm
+try:
+    from tqdm import tqdm
+except ModuleNotFoundError:  # only the client is installed, whose imports are its long work
+    tqdm = None  # type: ignore[assignment, misc]
 
 
 def say(text: str, *, stream: TextIO | None = None) -> None:
     """Print one line of status on stderr without breaking an open bar."""
     stream = stream or sys.stderr
-    if stream.isatty():
+    if _has_bars(stream):
         tqdm.write(text, file=stream)
     else:
         print(text, file=stream, flush=True)
@@ -66,7 +69,7 @@ class Bar:
                 dynamic_ncols=True,
                 leave=True,
             )
-            if self._stream.isatty()
+            if _has_bars(self._stream)
             else None
         )
 
@@ -126,6 +129,10 @@ class Bar:
         if self.total is None or rate == 0 or self.done >= self.total:
             return ""
         return f"{duration((self.total - self.done) / rate)} left"
+
+
+def _has_bars(stream: TextIO) -> bool:
+    return tqdm is not None and stream.isatty()
 
 
 def duration(seconds: float) -> str:

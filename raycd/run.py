@@ -27,7 +27,7 @@ import fsspec
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from raycd import lease, progress, scratch, stores
+from raycd import extras, lease, progress, scratch, stores
 from raycd.durable import held_alone, replace_file, replace_folder
 from raycd.errors import RunError
 from raycd.lease import Lease
@@ -77,7 +77,8 @@ class Run:
             raise RunError(
                 f"the run folder {without_passwords(root)} cannot be opened",
                 got=f"{type(error).__name__}: {error}",
-                do="check --runs, and install the fsspec package of its protocol (such as s3fs)",
+                do="check --runs, and install the fsspec package of its protocol "
+                f"(for s3: {extras.install('s3fs')})",
             ) from error
         self.is_local = isinstance(self._fs, LocalFileSystem)
         self.root = self._path if self.is_local else root.rstrip("/")

@@ -6,7 +6,7 @@
     serve deploy serve/config.yaml                         on a running cluster, through `build`
 
 All but the last start a small Ray of their own, or join the one that RAY_ADDRESS names. Exit codes:
-raycd/config/cli.py; 75 is that Ray has died (start it again).
+raycd/program.py; 75 is that Ray has died (start it again).
 """
 
 import os
@@ -44,15 +44,15 @@ def build(args: ServeArgs) -> "Application":
     return running.application(args)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "serve/app.py") -> int:
     """Serve until a signal, and return the exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    return cli.guard(lambda: _serve(_read(argv)), argv)
+    return cli.guard(lambda: _serve(_read(argv, prog)), argv)
 
 
-def _read(argv: Sequence[str]) -> Options[LocalArgs]:
+def _read(argv: Sequence[str], prog: str = "serve/app.py") -> Options[LocalArgs]:
     return parse_service(
-        LocalArgs, argv, prog="serve/app.py", description="Answer composed queries over HTTP."
+        LocalArgs, argv, prog=prog, description="Answer composed queries over HTTP."
     )
 
 

@@ -4,7 +4,7 @@
     python serve/keys.py list --file keys.json
     python serve/keys.py remove --file keys.json --name alice
 
-Exit codes: raycd/config/cli.py.
+Exit codes: raycd/program.py.
 """
 
 import argparse
@@ -29,10 +29,10 @@ PREFIX = "raycd_"  # tells people, and programs that look for leaked secrets, wh
 RANDOM_BYTES = 32
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "serve/keys.py") -> int:
     """Change or show a file of keys, and return the exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    options = _parser().parse_args(argv)
+    options = _parser(prog).parse_args(argv)
     return cli.guard(lambda: options.run(options), argv)
 
 
@@ -114,9 +114,9 @@ def _keep_owner(fresh: Path, file: Path) -> None:
             os.chown(fresh, old.st_uid, old.st_gid)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="serve/keys.py", description="Make, list and revoke API keys of a service."
+        prog=prog, description="Make, list and revoke API keys of a service."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, run, text in (

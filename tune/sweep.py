@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import posixpath
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from raycd.config import cli, layers
@@ -167,12 +168,12 @@ def _check_reach(space: Space) -> None:
         )
 
 
-if __name__ == "__main__":
-    sys.exit(
-        cli.run(
-            main,
-            prog="tune/sweep.py",
-            description="Search the augmentation of CLIP-CD.",
-            flags=flags,
-        )
+def program(argv: Sequence[str] | None = None, prog: str = "tune/sweep.py") -> int:
+    """Do what the command line says, and return the exit code."""
+    return cli.run(
+        main, argv, prog=prog, description="Search the augmentation of CLIP-CD.", flags=flags
     )
+
+
+if __name__ == "__main__":
+    sys.exit(program())

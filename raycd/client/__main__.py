@@ -5,7 +5,7 @@
     python -m raycd.client put DV1 --image x.jpg --category dress --attribute colour:blue
     python -m raycd.client import gallery.csv
 
-Exit codes: raycd/config/cli.py; 2 is also a service that refuses.
+Exit codes: raycd/program.py; 2 is also a service that refuses.
 """
 
 from __future__ import annotations
@@ -15,19 +15,23 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
+from raycd import program
 from raycd.client import parser
 from raycd.client.client import Client
 from raycd.client.commands import COMMANDS
 from raycd.client.transport import TIMEOUT_S, URL
-from raycd.config import cli
 from raycd.errors import RaycdError
 
 
-def main(argv: Sequence[str] | None = None, environment: Mapping[str, str] = os.environ) -> int:
+def main(
+    argv: Sequence[str] | None = None,
+    environment: Mapping[str, str] = os.environ,
+    prog: str = "python -m raycd.client",
+) -> int:
     """Do what the command line says, and return the exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    options = parser.build().parse_args(argv)
-    return cli.guard(lambda: _run(options, environment), argv)
+    options = parser.build(prog).parse_args(argv)
+    return program.guard(lambda: _run(options, environment), argv)
 
 
 def _run(options: argparse.Namespace, environment: Mapping[str, str]) -> int:

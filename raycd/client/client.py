@@ -1,33 +1,56 @@
-"""The client: a method for each path of the service."""
+"""The blocking client: the methods of AsyncClient over a wire that needs no event loop."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Iterator
+from functools import update_wrapper
 from os import PathLike
 from types import TracebackType
-from typing import Any, Literal, Self, Unpack
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
-from raycd.api import (
-    BatchItem,
-    BatchResponse,
-    GalleryPage,
-    Health,
-    ImportItem,
-    Info,
-    Item,
-    SearchRequest,
-    SearchResponse,
-    Written,
-)
-from raycd.client import errors, gallery, importing, request, retry
-from raycd.client.errors import ServiceError
-from raycd.client.gallery import Feature
+from raycd.api import ImportItem
+from raycd.client import importing
+from raycd.client.asynchronous import AsyncClient
 from raycd.client.importing import Importable
-from raycd.client.request import Search
-from raycd.client.retry import Attempts, Retries
-from raycd.client.transport import TIMEOUT_S, URL, Transport
-from raycd.filters import Condition
+from raycd.client.retry import Retries
+from raycd.client.transport import TIMEOUT_S, URL
+from raycd.client.wire import BlockingWire, now
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+
+def _blocking(
+    method: Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[Client, P], T]:
+    """Return a method of AsyncClient as one that blocks."""
+
+    def made(self: Client, /, *args: P.args, **named: P.kwargs) -> T:
+        return now(method(self._coroutines, *args, **named))
+
+    update_wrapper(made, method)
+    return made
+
+
+def _iterator(
+    method: Callable[Concatenate[AsyncClient, P], AsyncGenerator[T, None]],
+) -> Callable[Concatenate[Client, P], Generator[T]]:
+    """Return an asynchronous generator of AsyncClient as a plain one."""
+
+    async def following(items: AsyncGenerator[T, None]) -> T:
+        return await anext(items)
+
+    def made(self: Client, /, *args: P.args, **named: P.kwargs) -> Generator[T]:
+        items = method(self._coroutines, *args, **named)
+        while True:
+            try:
+                item = now(following(items))
+            except StopAsyncIteration:
+                return
+            yield item
+
+    update_wrapper(made, method)
+    return made
 
 
 class Client:
@@ -46,18 +69,11 @@ class Client:
         timeout: float = TIMEOUT_S,
         retries: int | Retries = 4,
     ) -> None:
-        """Open connections.
-
-        Args:
-            timeout: Seconds of one try.
-            retries: How often a busy service is asked again.
-
-        Raises:
-            ConfigError: The url or key is impossible, or a proxy of the environment is.
-        """
-        patience = Retries(retries) if isinstance(retries, int) else retries
-        self._service = Transport(url, api_key=api_key, timeout=timeout, retries=patience)
-        self.url = self._service.url
+        """Open connections; arguments and errors are those of AsyncClient."""
+        self._coroutines = AsyncClient(
+            url, api_key=api_key, timeout=timeout, retries=retries, _wire=BlockingWire
+        )
+        self.url = self._coroutines.url
         """The url of the service, without a password."""
 
     def __enter__(self) -> Self:
@@ -74,189 +90,16 @@ class Client:
     def __repr__(self) -> str:
         return f"Client({self.url!r})"
 
-    def close(self) -> None:
-        """Close the connections."""
-        self._service.close()
-
-    def search(self, *, min_version: int | None = None, **search: Unpack[Search]) -> SearchResponse:
-        """Find images: search(image="photo.jpg", text="is blue", top_k=5).
-
-        Args:
-            search: The fields of raycd.api.SearchRequest, and `image`, a file or its bytes.
-
-        Raises:
-            DataError: The search is impossible, or its image cannot be read.
-        """
-        asked, image = request.read(search)
-        content = request.content(request.body(asked), image)
-        return self._service.ask(
-            SearchResponse, "POST", "/v1/search", params=_params(min_version), **content
-        )
-
-    def search_batch(
-        self, searches: Iterable[Search | SearchRequest], *, min_version: int | None = None
-    ) -> BatchResponse:
-        """Send several searches, at most info().limits.batch, in one request.
-
-        Each succeeds or fails by itself. Those that find the service too busy are sent again.
-
-        Raises:
-            DataError: As `search`, before any is sent.
-        """
-        asked = [
-            each if isinstance(each, SearchRequest) else request.as_json(each) for each in searches
-        ]
-        if not asked:
-            return BatchResponse(items=[])
-        attempts = self._service.attempts()
-        items = self._batch(asked, attempts, min_version)
-        while (
-            busy := [i for i, item in enumerate(items) if item.status in retry.BUSY]
-        ) and attempts.again():
-            try:
-                answered = self._batch([asked[i] for i in busy], attempts, min_version)
-            except ServiceError as error:
-                if error.status not in retry.BUSY:
-                    raise
-                break  # keep the answers of the others
-            for i, item in zip(busy, answered, strict=True):
-                items[i] = item
-        return BatchResponse(items=items)
-
-    def gallery(
-        self,
-        *,
-        offset: int = 0,
-        limit: int | None = None,
-        category: list[str] | None = None,
-        attributes: Mapping[str, list[str] | Condition | dict[str, Any]] | None = None,
-        min_version: int | None = None,
-    ) -> GalleryPage:
-        """Return a page of the gallery, of the service's usual length unless `limit` is given.
-
-        `attributes` are filtered by as in a search.
-        """
-        wanted = dict(attributes or {})
-        # An older service knows values alone
-        pairs = [
-            f"{name}:{value}"
-            for name, values in wanted.items()
-            if isinstance(values, list)
-            for value in values
-        ]
-        conditions = {
-            name: one.model_dump(exclude_unset=True, by_alias=True)
-            if isinstance(one, Condition)
-            else one
-            for name, one in wanted.items()
-            if not (isinstance(one, list) and one)
-        }
-        params = _params(
-            min_version,
-            offset=offset,
-            limit=limit,
-            category=category or None,
-            attribute=pairs or None,
-            attributes=json.dumps(conditions) if conditions else None,
-        )
-        return self._service.ask(GalleryPage, "GET", "/v1/gallery", params=params)
-
-    def iter_gallery(
-        self,
-        *,
-        category: list[str] | None = None,
-        attributes: Mapping[str, list[str] | Condition | dict[str, Any]] | None = None,
-        min_version: int | None = None,
-    ) -> Iterator[Item]:
-        """Iterate over all images of the gallery, page by page.
-
-        Images that are added or removed meanwhile may be missed, and others come twice.
-        """
-        limit, offset = self.info().limits.page, 0
-        while True:
-            page = self.gallery(
-                offset=offset,
-                limit=limit,
-                category=category,
-                attributes=attributes,
-                min_version=min_version,
-            )
-            yield from page.items
-            offset += len(page.items)
-            if not page.items or offset >= page.total:
-                return
-
-    def image(
-        self,
-        image_id: str,
-        *,
-        size: Literal["thumbnail", "original"] = "thumbnail",
-        min_version: int | None = None,
-    ) -> bytes:
-        """Return the picture of an image of the gallery: a small JPEG, or its original file.
-
-        Raises:
-            DataError: The id is impossible.
-        """
-        params = _params(min_version, size=size)
-        return self._service.send("GET", gallery.path(image_id, "images"), params=params).content
-
-    def put(
-        self,
-        image_id: str,
-        image: str | PathLike[str] | bytes | None = None,
-        *,
-        category: Sequence[str] = (),
-        attributes: Mapping[str, str] | None = None,
-        feature: Feature | None = None,
-        encoder: str | None = None,
-    ) -> Written:
-        """Add an image to the gallery, or replace the one of that id with all that it had.
-
-        It is on the service's disk when this returns.
-
-        Args:
-            image: A file or its bytes; None: there is no picture to show.
-            feature: (D,), if it is known, so that the service need not encode the image.
-            encoder: Fingerprint of the encoder of `feature`, as in info().model.fingerprint.
-
-        Raises:
-            DataError: The image is impossible, or its file cannot be read.
-        """
-        given = {
-            "image": image,
-            "category": category,
-            "attributes": attributes,
-            "feature": feature,
-            "encoder": encoder,
-        }
-        fields = {name: value for name, value in given.items() if value is not None}
-        line, picture = gallery.read({"image_id": image_id, **fields})
-        body = request.body(line)
-        return self._service.ask(
-            Written, "PUT", gallery.path(body.pop("image_id")), **request.content(body, picture)
-        )
-
-    def delete(self, image_id: str, *, missing_ok: bool = False) -> Written | None:
-        """Remove an image from the gallery, with its picture.
-
-        A missing image raises ServiceError of status 404, unless `missing_ok`, or this is not the
-        first try: then an earlier one, whose answer was lost, may have removed it.
-
-        Returns:
-            The change; None where there was no such image.
-        """
-        attempts = self._service.attempts()
-        try:
-            return self._service.ask(Written, "DELETE", gallery.path(image_id), attempts=attempts)
-        except ServiceError as error:
-            if (
-                error.status == 404
-                and error.problem is not None
-                and (missing_ok or attempts.made > 1)
-            ):
-                return None
-            raise
+    close = _blocking(AsyncClient.close)
+    search = _blocking(AsyncClient.search)
+    search_batch = _blocking(AsyncClient.search_batch)
+    gallery = _blocking(AsyncClient.gallery)
+    iter_gallery = _iterator(AsyncClient.iter_gallery)
+    image = _blocking(AsyncClient.image)
+    put = _blocking(AsyncClient.put)
+    delete = _blocking(AsyncClient.delete)
+    info = _blocking(AsyncClient.info)
+    ready = _blocking(AsyncClient.ready)
 
     def import_images(
         self,
@@ -283,31 +126,5 @@ class Client:
             number of the item in `items`, from 1.
         """
         return importing.import_images(
-            self._service, items, self.info().limits, root=root, per_request=per_request
+            self._coroutines._service, items, self.info().limits, root=root, per_request=per_request
         )
-
-    def info(self) -> Info:
-        """Return the model, the index, the limits, and what can be filtered by."""
-        return self._service.ask(Info, "GET", "/v1/info")
-
-    def ready(self) -> Health:
-        """Ask once whether the service answers searches; status 503 says that it does not yet."""
-        return self._service.ask(Health, "GET", "/readyz", attempts=Attempts(Retries(count=0)))
-
-    def _batch(
-        self, asked: list[SearchRequest], attempts: Attempts, min_version: int | None
-    ) -> list[BatchItem]:
-        body = {"searches": [request.body(each) for each in asked]}
-        response = self._service.send(
-            "POST", "/v1/search/batch", attempts=attempts, params=_params(min_version), json=body
-        )
-        items = self._service.read(response, BatchResponse).items
-        if len(items) != len(asked):
-            raise errors.unreadable(response, self.url)
-        return items
-
-
-def _params(min_version: int | None, **others: Any) -> dict[str, Any]:
-    """Return the query parameters that are not None."""
-    params = others | {"min_version": min_version}
-    return {name: value for name, value in params.items() if value is not None}

@@ -1,4 +1,4 @@
-"""The commands of `python -m raycd.client`; each function returns the exit code."""
+"""The commands of `raycd client`; each function returns the exit code."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import cast
 
 from pydantic import BaseModel
 
+from raycd import program
 from raycd.client import lines, parser, table
 from raycd.client.client import Client
 from raycd.client.errors import ServiceError, printable
 from raycd.client.import_command import import_images
 from raycd.client.request import Search
-from raycd.config import cli
 
 
 def _search(client: Client, options: argparse.Namespace) -> int:
@@ -46,7 +46,7 @@ def _batch(client: Client, options: argparse.Namespace) -> int:
             failed += item.problem is not None
     if failed:
         print(f"{failed} of {total} searches failed: see their problems", file=sys.stderr)
-    return cli.EXIT_MISTAKE if failed else 0
+    return program.EXIT_MISTAKE if failed else 0
 
 
 def _gallery(client: Client, options: argparse.Namespace) -> int:
@@ -91,7 +91,7 @@ def _delete(client: Client, options: argparse.Namespace) -> int:
             if error.status != 404:
                 raise
             print(f"error: {error}", file=sys.stderr)
-            code = cli.EXIT_MISTAKE
+            code = program.EXIT_MISTAKE
             continue
         if written is None:
             print(f"the gallery has no image {image_id!r}", file=sys.stderr)

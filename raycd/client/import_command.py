@@ -1,4 +1,4 @@
-"""The command `python -m raycd.client import`: it imports a file and reports failures at once."""
+"""The command `raycd client import`: it imports a file and reports failures at once."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raycd import progress
+from raycd import program, progress
 from raycd.api import ImportItem
 from raycd.client.client import Client
 from raycd.client.errors import printable
-from raycd.config import cli
 
 TABLES = (".csv", ".parquet")
 
@@ -65,7 +64,7 @@ def import_images(client: Client, options: argparse.Namespace) -> int:
             raise
     counts = {"images": tally.settled, "imported": tally.done, "version": tally.version or None}
     print(json.dumps(counts) if hasattr(options, "json") else tally)
-    return 0 if tally.done == tally.settled else cli.EXIT_MISTAKE
+    return 0 if tally.done == tally.settled else program.EXIT_MISTAKE
 
 
 def _source(file: str, stack: ExitStack) -> tuple[Iterable[bytes | Mapping[str, Any]], Path]:

@@ -19,6 +19,7 @@ from raycd.client import errors, gallery, groups, retry
 from raycd.client.errors import ServiceError
 from raycd.client.retry import Attempts
 from raycd.client.transport import Transport
+from raycd.client.wire import now
 from raycd.errors import DataError
 
 Importable = ImportLine | Mapping[str, Any] | bytes | str
@@ -143,7 +144,7 @@ def _settle(service: Transport, lines: list[ParsedItem]) -> Generator[ImportItem
         if len(left) < len(lines):
             attempts = service.attempts()
         lines = list(left.values())
-        if lines and not attempts.again():
+        if lines and not now(service.again(attempts)):
             yield from busy.values()
             if len(busy) < len(lines):
                 raise errors.cut_off(failure, service.url, tries=attempts.made)
@@ -161,8 +162,10 @@ def _answer(
     """
     content, headers = b"".join(line.body for line in lines), {"Content-Type": LINES}
     try:
-        response = service.send(
-            "POST", PATH, attempts=attempts, stream=True, content=content, headers=headers
+        response = now(
+            service.send(
+                "POST", PATH, attempts=attempts, stream=True, content=content, headers=headers
+            )
         )
     except ServiceError as error:
         if error.status != 413 or len(lines) > 1:

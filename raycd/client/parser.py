@@ -1,4 +1,4 @@
-"""The options of `python -m raycd.client`."""
+"""The options of `raycd client`."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ data.root where the table is that of a training.
 An import that was stopped may be run again as it is."""
 
 
-def build() -> argparse.ArgumentParser:
+def build(prog: str) -> argparse.ArgumentParser:
     """Return the parser; `command` of its result is the subcommand."""
     everywhere = _everywhere()
     parser = argparse.ArgumentParser(
-        prog="python -m raycd.client",
+        prog=prog,
         description="Ask a raycd service.",
         epilog="The environment variable RAYCD_API_KEY has the API key, if the service needs one.",
         parents=[everywhere],
@@ -35,7 +35,7 @@ def build() -> argparse.ArgumentParser:
             name,
             help=text,
             description=text,
-            epilog=f"example:\n  python -m raycd.client {example}" if example else None,
+            epilog=f"example:\n  {prog} {example}" if example else None,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             parents=[everywhere],
         )

@@ -44,8 +44,8 @@ class Attempts:
         """Seconds until the deadline, at least 1 ms: a timeout cannot be 0."""
         return max(0.001, self._end - self._retries.clock())
 
-    def again(self, after: float | None = None) -> bool:
-        """Wait for the next try and return True, or return False to give up.
+    def next_wait(self, after: float | None = None) -> float | None:
+        """Return the seconds to wait before the next try, or None to give up.
 
         The wait doubles from try to try. A part of it is random, so that clients that were refused
         together do not come back together.
@@ -54,12 +54,11 @@ class Attempts:
             after: Seconds that the service asks to wait; the random part comes on top.
         """
         backoff = min(_LONGEST_S, _FIRST_S * 2 ** (self.made - 1)) * random.uniform(0.5, 1)
-        wait = (after or 0.0) + backoff
+        wait: float = (after or 0.0) + backoff
         if self.made > self._retries.count or wait >= self.remaining:
-            return False
-        self._retries.sleep(wait)
+            return None
         self.made += 1
-        return True
+        return wait
 
 
 def retry_after(response: httpx.Response) -> float | None:

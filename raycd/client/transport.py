@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from raycd.client import errors, retry
 from raycd.client.retry import Attempts, Retries
+from raycd.client.wire import AsyncWire, BlockingWire
 from raycd.errors import ConfigError
 from raycd.redact import without_passwords
 
@@ -22,9 +23,21 @@ Answer = TypeVar("Answer", bound=BaseModel)
 
 
 class Transport:
-    """The connections to one service; threads may share it."""
+    """The connections to one service, over which requests are sent with retries.
 
-    def __init__(self, url: str, *, api_key: str | None, timeout: float, retries: Retries) -> None:
+    Written once, with `await`: over a BlockingWire nothing is ever awaited, and `wire.now` returns
+    the result. Threads may share it then.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        wire: type[BlockingWire] | type[AsyncWire],
+        *,
+        api_key: str | None,
+        timeout: float,
+        retries: Retries,
+    ) -> None:
         """Open connections; `timeout` is in seconds, of one try.
 
         Raises:
@@ -36,19 +49,28 @@ class Transport:
         self._timeout, self._retries = timeout, retries
         headers = _headers(api_key)
         try:
-            self._http = _connections(address, headers)
+            self._wire = wire(retries, **_connections(address, headers))
         except OSError as error:  # httpx reads the certificates that the environment names
             raise _uncertified(error) from error
+        except (ImportError, ValueError, httpx.InvalidURL) as error:  # httpx's, for odd proxies
+            raise _odd_proxies(error) from error
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Close the connections."""
-        self._http.close()
+        await self._wire.close()
 
     def attempts(self) -> Attempts:
         """Return the tries of a request that begins now."""
         return Attempts(self._retries)
 
-    def send(
+    async def again(self, attempts: Attempts, after: float | None = None) -> bool:
+        """Wait for the next try and return True, or return False to give up."""
+        wait = attempts.next_wait(after)
+        if wait is not None:
+            await self._wire.sleep(wait)
+        return wait is not None
+
+    async def send(
         self,
         method: str,
         path: str,
@@ -66,23 +88,21 @@ class Transport:
         while True:
             try:
                 timeout = min(self._timeout, attempts.remaining)
-                request = self._http.build_request(method, path, timeout=timeout, **content)
-                response = self._http.send(request, stream=stream)
-                if not response.is_success:
-                    response.read()  # a refusal is short, and its body is needed
+                request = self._wire.request(method, path, timeout=timeout, **content)
+                response = await self._wire.send(request, stream=stream)
             except httpx.RequestError as failure:
-                if retry.is_passing(failure) and attempts.again():
+                if retry.is_passing(failure) and await self.again(attempts):
                     continue
                 raise errors.unreachable(failure, self.url, tries=attempts.made) from failure
             if response.is_success:
                 return response
             after = retry.retry_after(response)
-            if not (retry.may_succeed(response) and attempts.again(after)):
+            if not (retry.may_succeed(response) and await self.again(attempts, after)):
                 raise errors.refused(response, self.url, tries=attempts.made, retry_after=after)
 
-    def ask(self, kind: type[Answer], method: str, path: str, **content: Any) -> Answer:
+    async def ask(self, kind: type[Answer], method: str, path: str, **content: Any) -> Answer:
         """Send a request, and read the answer as a model."""
-        return self.read(self.send(method, path, **content), kind)
+        return self.read(await self.send(method, path, **content), kind)
 
     def read(self, response: httpx.Response, kind: type[Answer]) -> Answer:
         """Read the body of a response as a model. Raises ServiceError where it is another one."""
@@ -121,22 +141,24 @@ def _uncertified(error: OSError) -> ConfigError:
     )
 
 
-def _connections(address: httpx.URL, headers: dict[str, str]) -> httpx.Client:
-    """Return httpx's client, with the environment's proxies for services on other machines."""
+def _connections(address: httpx.URL, headers: dict[str, str]) -> dict[str, Any]:
+    """Return httpx's settings: the environment's proxies are for services on other machines."""
+    settings: dict[str, Any] = {"base_url": address, "headers": headers}
     if _is_loopback(address.host):  # a proxy cannot reach the services of this machine
         trusted = httpx.create_ssl_context() if address.scheme == "https" else True
-        return httpx.Client(base_url=address, headers=headers, trust_env=False, verify=trusted)
-    try:
-        return httpx.Client(base_url=address, headers=headers)
-    except (ImportError, ValueError, httpx.InvalidURL) as error:  # httpx's, for odd proxies
-        named = [name for name in os.environ if name.lower() in _PROXIES]
-        raise ConfigError(
-            "the proxies that the environment names cannot be used",
-            got=f"{', '.join(named)}: {without_passwords(str(error))}",
-            expected="an http:// or https:// proxy; "
-            "in NO_PROXY names and single addresses, no ranges and no brackets",
-            do=f"fix the variable, or leave it out: env -u {' -u '.join(named)} ...",
-        ) from error
+        settings |= {"trust_env": False, "verify": trusted}
+    return settings
+
+
+def _odd_proxies(error: Exception) -> ConfigError:
+    named = [name for name in os.environ if name.lower() in _PROXIES]
+    return ConfigError(
+        "the proxies that the environment names cannot be used",
+        got=f"{', '.join(named)}: {without_passwords(str(error))}",
+        expected="an http:// or https:// proxy; "
+        "in NO_PROXY names and single addresses, no ranges and no brackets",
+        do=f"fix the variable, or leave it out: env -u {' -u '.join(named)} ...",
+    )
 
 
 def _is_loopback(host: str) -> bool:

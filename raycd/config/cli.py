@@ -1,50 +1,29 @@
-"""How every program of raycd starts and ends: one guard for its errors, signals and exit code.
+"""How every program with settings starts; raycd/program.py is how it ends.
 
-    if __name__ == "__main__":
-        sys.exit(cli.run(main, prog="jobs/train.py", description="..."))
-
-Exit codes: 0 done, 2 a mistake that the user can fix, 75 the Ray of this program has died
-(raycd/runtime/watch.py), 130 Ctrl-C, 141 nobody reads the output, 143 terminated, 1 a bug of ours
-(with traceback).
+if __name__ == "__main__":
+    sys.exit(cli.run(main, prog="jobs/train.py", description="..."))
 """
 
 from __future__ import annotations
 
 import argparse
-import errno
-import os
-import select
-import shutil
-import signal
 import sys
-import tempfile
-import threading
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from types import FrameType
-from typing import NoReturn
+from collections.abc import Callable, Sequence
 
 from raycd.config.settings import Options as Options
 from raycd.config.settings import parse as parse
-from raycd.errors import RaycdError
-
-EXIT_MISTAKE = 2
-EXIT_RAY_DIED = 75  # EX_TEMPFAIL of sysexits.h: the same may succeed when it is tried again
-EXIT_INTERRUPTED = 130
-EXIT_PIPE = 141
-EXIT_TERMINATED = 143
-
-AGAIN = "run the same command again to continue"
-ANEW = "run the same command again to start over"
-
-terminated = threading.Event()
-"""Set once SIGTERM has come."""
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM: whatever cleans up after Ctrl-C cleans up after it too."""
+from raycd.program import AGAIN as AGAIN
+from raycd.program import ANEW as ANEW
+from raycd.program import EXIT_INTERRUPTED as EXIT_INTERRUPTED
+from raycd.program import EXIT_MISTAKE as EXIT_MISTAKE
+from raycd.program import EXIT_PIPE as EXIT_PIPE
+from raycd.program import EXIT_RAY_DIED as EXIT_RAY_DIED
+from raycd.program import EXIT_TERMINATED as EXIT_TERMINATED
+from raycd.program import Terminated as Terminated
+from raycd.program import causes as causes
+from raycd.program import guard as guard
+from raycd.program import sigterm_interrupts as sigterm_interrupts
+from raycd.program import terminated as terminated
 
 
 def run(
@@ -71,134 +50,3 @@ def run(
         return main(options)
 
     return guard(job, argv, again=again, runs=lambda: runs)
-
-
-def guard(
-    main: Callable[[], int | None],
-    argv: Sequence[str],
-    *,
-    again: str = "",
-    runs: Callable[[], str] = str,
-) -> int:
-    """Call `main` and return the exit code: an error of the user's is one message on stderr.
-
-    `--debug` in `argv` shows its traceback, too. `again` is the advice after an interruption,
-    `runs` the folder that `main` writes to where an error of the disk names none.
-    """
-    try:
-        with sigterm_interrupts():
-            code = main() or 0
-            sys.stdout.flush()
-            return code
-    except KeyboardInterrupt as interrupt:
-        return _interrupted(isinstance(interrupt, Terminated), again)
-    except SystemExit as stop:
-        if stop.code == signal.SIGTERM:  # a handler of Ray's exits with the signal's number
-            return _interrupted(True, again)
-        raise
-    except Exception as error:
-        if isinstance(error, BrokenPipeError) and _nobody_reads():
-            return EXIT_PIPE
-        message = _users_message(error, runs())
-        if message is None:
-            raise
-        if "--debug" in argv:
-            traceback.print_exc()
-        print(f"error: {message}", file=sys.stderr)
-        return EXIT_MISTAKE
-
-
-@contextmanager
-def sigterm_interrupts() -> Iterator[None]:
-    """Raise Terminated at SIGTERM while open.
-
-    Open it again after ray.init, whose own handler ends the process with exit code 1.
-    """
-    if threading.current_thread() is not threading.main_thread():  # where Python allows no handlers
-        yield
-        return
-
-    terminated.clear()
-
-    def terminate(signum: int, frame: FrameType | None) -> NoReturn:
-        terminated.set()
-        raise Terminated
-
-    before = signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    except KeyboardInterrupt as interrupt:
-        if terminated.is_set() and not isinstance(interrupt, Terminated):
-            raise Terminated from interrupt  # ray.get makes a plain KeyboardInterrupt of it
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _interrupted(by_sigterm: bool, again: str) -> int:
-    word = "terminated" if by_sigterm else "interrupted"
-    print(f"{word}: {again}" if again else word, file=sys.stderr)
-    return EXIT_TERMINATED if by_sigterm else EXIT_INTERRUPTED
-
-
-def _nobody_reads() -> bool:
-    """Tell whether standard output is the broken pipe, and let it swallow the flush at exit."""
-    poll = select.poll()
-    poll.register(sys.stdout.fileno(), select.POLLOUT)
-    broken = any(event & select.POLLERR for _, event in poll.poll(0))
-    if broken:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return broken
-
-
-def _users_message(error: Exception, runs: str) -> str | None:
-    """Return the message of a mistake of the user's, also one of a Ray worker; else None."""
-    for cause in causes(error):
-        if isinstance(cause, RaycdError):
-            return str(cause)
-        if _is_disk_full(cause):
-            return str(_disk_full(getattr(cause, "filename", None), runs))
-        if isinstance(cause, OSError) and cause.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            return str(
-                RaycdError(
-                    f"no permission: {cause.filename or runs}",
-                    got=cause.strerror,
-                    do="make it accessible to this user, or name another path (--runs, ...)",
-                )
-            )
-    return None
-
-
-def causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield the error and what lies beneath it; Ray's wrappers are opened, not yielded.
-
-    A wrapper (RayTaskError, WorkerGroupError, ControllerError) also subclasses its cause, and its
-    text is a remote traceback.
-    """
-    wrapped = [getattr(error, "cause", None), getattr(error, "controller_failure", None)]
-    wrapped += list(getattr(error, "worker_failures", {}).values())
-    inner = [cause for cause in wrapped if isinstance(cause, BaseException) and cause is not error]
-    if not inner:
-        yield error
-        inner = [error.__cause__] if error.__cause__ is not None else []
-    for cause in inner:
-        yield from causes(cause)
-
-
-def _is_disk_full(error: BaseException) -> bool:
-    """Tell by number where there is one; Arrow, safetensors and SQLite only say so."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    text = str(error)
-    return "No space left on device" in text or "database or disk is full" in text
-
-
-def _disk_full(filename: str | None, runs: str) -> RaycdError:
-    # What goes to a store is written on this machine first.
-    path = Path(filename or (tempfile.gettempdir() if "://" in runs else runs))
-    existing = next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
-    return RaycdError(
-        f"no space left on the disk of {path}",
-        got=f"{shutil.disk_usage(existing).free:,} bytes free",
-        do=f"free some space, then {AGAIN}",
-    )

@@ -13,7 +13,7 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from raycd import stores
+from raycd import extras, stores
 from raycd.data import json_text
 from raycd.errors import DataError
 from raycd.redact import without_passwords
@@ -49,7 +49,7 @@ class Folder:
                 f"the data folder {without_passwords(root)} cannot be opened",
                 got=f"{type(error).__name__}: {error}",
                 do="check data.root, and install the fsspec package of its protocol "
-                "(s3fs, gcsfs, adlfs, ...)",
+                f"(gcsfs, adlfs, ...; for s3: {extras.install('s3fs')})",
             ) from error
         # A process may read a data set twice, and its files may have changed in between
         self._fs.invalidate_cache()

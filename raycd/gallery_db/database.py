@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError
 
+from raycd import extras
 from raycd.durable import PRIVATE_FILE
 from raycd.errors import GalleryError
 from raycd.gallery_db import faults
@@ -47,6 +48,7 @@ def address(url: str) -> URL:
         what = "the gallery's address is malformed"
         raise GalleryError(what, got=shown(url), expected=expected) from error
     if parsed.get_backend_name() == "postgresql":
+        extras.require("psycopg", "a gallery in PostgreSQL")
         return parsed.set(drivername="postgresql+psycopg")
     if parsed.get_backend_name() != "sqlite" or parsed.database in (None, "", ":memory:"):
         raise GalleryError("the gallery cannot be kept there", got=shown(url), expected=expected)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import unquote, urlsplit
 
+from raycd import extras
 from raycd.errors import ConfigError
 from raycd.redact import without_passwords
 
@@ -63,12 +63,8 @@ class Address:
     def check_installed(self) -> None:
         """Raise ConfigError unless the client of the engine is installed."""
         packages = ["pymilvus"] if self.uri != self.endpoint else ["pymilvus", "milvus_lite"]
-        if missing := [one for one in packages if importlib.util.find_spec(one) is None]:
-            raise ConfigError(
-                f"the gallery's search engine needs the package {missing[0].replace('_', '-')}",
-                got="it is not installed",
-                do="pip install 'raycd[milvus]'; for a file, milvus-lite, too",
-            )
+        for package in packages:
+            extras.require(package, "the gallery's search engine")
 
     def connected(self, timeout_s: float) -> Any:
         """Return a pymilvus.MilvusClient. What it raises is pymilvus' own."""

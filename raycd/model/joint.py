@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from raycd import extras
 from raycd.config import EncoderConfig
 from raycd.data.preprocess import Preprocess
 from raycd.durable import sha256
@@ -152,7 +153,7 @@ def _parts(folder: Path, model_config: Mapping[str, Any]) -> Parts:
         raise WeightsError(
             "encoders of sentence-transformers need packages that are not installed",
             got=f"{type(error).__name__}: {error}",
-            do="pip install 'raycd[joint]'",
+            do=extras.install("sentence_transformers"),
         ) from error
     except Exception as error:  # whatever the model's own code raises
         raise WeightsError(

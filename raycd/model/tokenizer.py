@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from raycd import scratch
+from raycd import extras, scratch
 from raycd.errors import WeightsError
 
 _KEPT_WORDS = 100_000  # whose tokens a SimpleTokenizer remembers
@@ -119,7 +119,7 @@ def create(
             f"the tokenizer {name} needs packages that are not installed",
             got=f"{type(error).__name__}: {_first_line(error)}",
             expected="transformers and sentencepiece",
-            do="pip install 'raycd[hf]'",
+            do=extras.install("transformers"),
         ) from error
     except Exception as error:  # the tokenizers' own library raises plain Exceptions
         raise WeightsError(

@@ -40,7 +40,7 @@ def test_an_address_that_is_malformed_is_told_without_its_password(url: str) -> 
 def test_a_client_that_is_not_installed_is_named_with_what_installs_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("raycd.extras.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="pymilvus") as caught:
         Address.parse("milvus://host", {}).check_installed()
     assert "raycd[milvus]" in str(caught.value)

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import distributed, nn
 
-from raycd import bundle
-from raycd.config import Config, cli
+from raycd import bundle, program
+from raycd.config import Config
 from raycd.durable import sha256
 from raycd.errors import TrainingError, WeightsError
 from raycd.model import encoder, fusion
@@ -122,7 +122,7 @@ def test_ray_train_does_not_try_again_and_tells_the_user(ray_cluster: None, tmp_
         training.train(
             "toy", make_toy, {"step": 1}, SCHEDULE, settings, storage=str(tmp_path), name="toy"
         )
-    message = cli._users_message(caught.value, str(tmp_path))
+    message = program._users_message(caught.value, str(tmp_path))
     assert message is not None
     assert "loss nan in step 1 of epoch 1" in message
 

@@ -12,7 +12,8 @@ from ray.train import Checkpoint
 from safetensors.torch import load_file
 from torch import nn
 
-from raycd.config import Config, cli
+from raycd import program
+from raycd.config import Config
 from raycd.errors import DataError
 from raycd.model.loss import batch_classification_loss
 from raycd.runtime import training
@@ -131,7 +132,7 @@ def test_a_workers_error_reaches_the_user_in_words(ray_cluster: None, tmp_path: 
         training.train(
             "toy", make_nothing, {}, SCHEDULE, settings(), storage=str(tmp_path), name="toy"
         )
-    message = cli._users_message(caught.value, str(tmp_path))
+    message = program._users_message(caught.value, str(tmp_path))
     assert message == "the rows are gone\n  got:      nothing\n  to do:    look for them"
 
 

@@ -1,0 +1,69 @@
+"""The two wires under the client: one blocks its thread, the other waits in an event loop.
+
+The client is written once, as coroutines. Over a BlockingWire these never wait for anything, so
+`now` runs them to their end without an event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import httpx
+
+from raycd.client.retry import Retries
+
+T = TypeVar("T")
+
+
+class BlockingWire:
+    """httpx's blocking client."""
+
+    def __init__(self, retries: Retries, **settings: Any) -> None:
+        self._http, self._pause = httpx.Client(**settings), retries.sleep
+        self.request = self._http.build_request
+
+    async def send(self, request: httpx.Request, *, stream: bool) -> httpx.Response:
+        """Return the response; without success it is read whole, as its body is needed."""
+        response = self._http.send(request, stream=stream)
+        if not response.is_success:
+            response.read()
+        return response
+
+    async def sleep(self, seconds: float) -> None:
+        self._pause(seconds)
+
+    async def close(self) -> None:
+        self._http.close()
+
+
+class AsyncWire:
+    """httpx's client for an event loop."""
+
+    def __init__(self, retries: Retries, **settings: Any) -> None:
+        self._http = httpx.AsyncClient(**settings)
+        self.request = self._http.build_request
+
+    async def send(self, request: httpx.Request, *, stream: bool) -> httpx.Response:
+        """Return the response; without success it is read whole, as its body is needed."""
+        response = await self._http.send(request, stream=stream)
+        if not response.is_success:
+            await response.aread()
+        return response
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+
+def now(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Return the result of a coroutine over a BlockingWire."""
+    try:
+        coroutine.send(None)
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+    raise AssertionError("a coroutine over a blocking wire has waited")

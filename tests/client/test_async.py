@@ -1,0 +1,150 @@
+"""The client in an event loop: the same requests, answers and patience as the blocking one."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable
+from typing import TypeVar, assert_type
+
+import pytest
+
+from raycd.api import Info, SearchResponse, Written
+from raycd.client import AsyncClient, Client, Retries, ServiceError
+from raycd.client.client import Client as Blocking
+from tests.client.scripted import (
+    Asked,
+    Reply,
+    Service,
+    found,
+    info,
+    item,
+    refusal,
+    written,
+)
+
+T = TypeVar("T")
+QUICK = Retries(count=4, deadline=120, clock=lambda: 0.0)
+
+
+def ask(service: Service, what: Callable[[AsyncClient], Awaitable[T]]) -> T:
+    """Return what a client of the service gives, in an event loop of its own."""
+
+    async def asked() -> T:
+        async with AsyncClient(service.url, retries=QUICK) as client:
+            return await what(client)
+
+    return asyncio.run(asked())
+
+
+@pytest.fixture
+def no_waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Have waits take no time; give their seconds."""
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    monkeypatch.setattr("raycd.client.wire.asyncio.sleep", sleep)
+    return waits
+
+
+def test_a_search_sends_what_the_blocking_client_sends(service: Service) -> None:
+    service.answers(Reply(body=found("a")), Reply(body=found("a")))
+    answer = ask(service, lambda client: client.search(image=b"pixels", text="is blue", top_k=3))
+    with Client(service.url) as blocking:
+        assert blocking.search(image=b"pixels", text="is blue", top_k=3) == answer
+    first, second = service.asked
+    boundaries = [one.headers["content-type"].partition("boundary=")[2] for one in (first, second)]
+    bodies = [
+        one.body.replace(boundary.encode(), b"")
+        for one, boundary in zip((first, second), boundaries, strict=True)
+    ]
+    assert first.path == second.path
+    assert bodies[0] == bodies[1]
+
+
+def test_searches_that_are_awaited_together_are_under_way_together(service: Service) -> None:
+    together = threading.Barrier(3, timeout=10)
+
+    def when_all_are_there(asked: Asked) -> Reply:
+        together.wait()
+        return Reply(body=found("a"))
+
+    service.answers(*[when_all_are_there] * 3)
+
+    async def three(client: AsyncClient) -> list[SearchResponse]:
+        return await asyncio.gather(*(client.search(text=text) for text in ("a", "b", "c")))
+
+    assert len(ask(service, three)) == 3
+
+
+def test_a_busy_service_is_asked_again_after_the_time_that_it_names(
+    service: Service, no_waits: list[float]
+) -> None:
+    service.answers(refusal(503, after="7"), Reply(body=found("a")))
+    ask(service, lambda client: client.search(text="x"))
+    [wait] = no_waits
+    assert 7 < wait < 8
+
+
+def test_a_broken_connection_is_tried_again_and_a_refusal_is_an_error(
+    service: Service, no_waits: list[float]
+) -> None:
+    service.answers(Reply(0), refusal(422, "no such field"))
+    with pytest.raises(ServiceError, match="no such field") as caught:
+        ask(service, lambda client: client.search(text="x"))
+    assert (caught.value.status, len(no_waits)) == (422, 1)
+
+
+def test_the_busy_searches_of_a_batch_are_sent_again(
+    service: Service, no_waits: list[float]
+) -> None:
+    busy, answer = {"status": 503}, {"status": 200, "response": found("a")}
+    service.answers(Reply(body={"items": [answer, busy]}), Reply(body={"items": [answer]}))
+    made = ask(service, lambda client: client.search_batch([{"text": "a"}, {"text": "b"}]))
+    assert [each.status for each in made.items] == [200, 200]
+    assert service.asked[1].json() == {"searches": [{"text": "b"}]}
+
+
+def test_the_gallery_is_iterated_page_by_page(service: Service) -> None:
+    page = {"offset": 0, "total": 3, "index": found()["index"], "warnings": []}
+    service.answers(
+        Reply(body=info(page=2)),
+        Reply(body={**page, "items": [item("a"), item("b")]}),
+        Reply(body={**page, "offset": 2, "items": [item("c")]}),
+    )
+
+    async def ids(client: AsyncClient) -> list[str]:
+        return [image.image_id async for image in client.iter_gallery()]
+
+    assert ask(service, ids) == ["a", "b", "c"]
+
+
+def test_changes_are_awaited(service: Service) -> None:
+    service.answers(Reply(201, written("a", 4)), refusal(404))
+
+    async def change(client: AsyncClient) -> Written | None:
+        made = await client.put("a", b"pixels", category=["dress"])
+        assert made.version == 4
+        return await client.delete("a", missing_ok=True)
+
+    assert ask(service, change) is None
+
+
+def test_the_blocking_client_has_the_types_and_words_of_the_other(service: Service) -> None:
+    service.answers(Reply(body=info()), Reply(body=found()))
+    with Blocking(service.url) as client:
+        assert_type(client.info(), Info)  # mypy checks it
+        assert_type(client.search(text="x"), SearchResponse)
+    assert Blocking.search.__doc__ == AsyncClient.search.__doc__
+
+
+def test_the_blocking_client_may_be_used_where_an_event_loop_runs(service: Service) -> None:
+    service.answers(Reply(body=found("a")))
+
+    async def notebook() -> SearchResponse:
+        with Client(service.url) as client:
+            return client.search(text="x")
+
+    assert asyncio.run(notebook()).results[0].image_id == "a"
