@@ -4,6 +4,7 @@ from raycd.config.operation import (
     ComputeConfig,
     EvaluateConfig,
     IndexConfig,
+    RegistryConfig,
     TrackingConfig,
     TuneConfig,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "Precision",
     "PretrainConfig",
     "Protocol",
+    "RegistryConfig",
     "Section",
     "Stage1Config",
     "Stage2Config",

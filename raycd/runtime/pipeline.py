@@ -161,6 +161,7 @@ NOT_THE_RESULT = (
     "name",
     "runs",
     "tracking",
+    "registry",
     # They choose the data set, whose content is a part of the fingerprint itself.
     "data.format",
     "data.root",
@@ -271,6 +272,8 @@ def run(config: Config, *, until: str = STAGES[-1].name) -> Outcome:
     # for weights.
     drawn = config.data.format == "synthetic"
     dataset = None if drawn else stages.dataset(config, config.data.root)
+    if config.registry.alias:
+        evaluation.named_metric(config.registry.metric, config, dataset)
     folder = run_folder(config)
     if folder.is_local:
         cluster.warn_of_working_copy(folder.root)
@@ -355,7 +358,15 @@ class _Pipeline:
             tracker.log_results(metrics)
             for name in (results.METRICS, results.REPORT):
                 tracker.log_artifact(self.folder.local(name))
-            tracker.register(self.folder.local("bundle"), self.context.recorded("bundle", "digest"))
+            digest = self.context.recorded("bundle", "digest")
+            answers = results.answers(self.context)
+            version = tracker.register(self.folder.local("bundle"), digest, answers)
+            wanted_alias = self.config.registry
+            if version and wanted_alias.alias:
+                metric = evaluation.named_metric(
+                    wanted_alias.metric, self.config, self.context.dataset
+                )
+                progress.say(tracker.give_alias(version, answers, wanted_alias, metric))
             self.folder.write_json(results.FINISHED, wanted)
         return metrics
 

@@ -26,9 +26,13 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from raycd import __version__, progress, scratch
-from raycd.config import Config, flatten
+from raycd.config import Config, RegistryConfig, flatten
 from raycd.errors import TrackingError
+from raycd.evaluate import Metric
 from raycd.redact import without_passwords
 from raycd.runtime.mlflow_store import (
     BUNDLE,
@@ -240,13 +244,16 @@ class Tracker(MlflowRun):
         rest = {name: metrics[name] for name in ("counts", "seconds") if metrics.get(name)}
         self.log_metrics({**variants, **rest})
 
-    def register(self, bundle: str | Path, fingerprint: str = "") -> str | None:
+    def register(
+        self, bundle: str | Path, fingerprint: str = "", answers: pa.Table | None = None
+    ) -> str | None:
         """Copy the bundle's folder to the artifacts, as a version of the registered model.
 
         MLflow itself loads it, too: see `raycd.runtime.mlflow_model`.
 
         Args:
             fingerprint: Any string that tells two bundles apart; registered once for each run.
+            answers: What later versions are compared with (`raycd.compare.champion`).
 
         Returns:
             The version: `mlflow.artifacts.download_artifacts("models:/<model>/<version>")` fetches
@@ -255,7 +262,7 @@ class Tracker(MlflowRun):
         """
         if self._store is None:
             return None
-        from raycd.runtime import mlflow_model
+        from raycd.runtime import mlflow_model, registry
 
         client = self._store.client
         with self._store.translate_errors(
@@ -274,6 +281,8 @@ class Tracker(MlflowRun):
             folder = "bundle" if not versions else f"bundle-{len(versions) + 1}"
             with scratch.folder() as made:
                 mlflow_model.write(made / "model")
+                if answers is not None:
+                    pq.write_table(answers, made / "model" / registry.ANSWERS)
                 self.log_artifact(made / "model", folder)
             self.log_artifact(bundle, f"{folder}/{BUNDLE}")
             source = f"{client.get_run(self.run_id).info.artifact_uri}/{folder}"
@@ -282,6 +291,22 @@ class Tracker(MlflowRun):
                 self._model, source, run_id=self.run_id, tags=tags
             )
             return str(version.version)
+
+    def give_alias(
+        self, version: str, answers: pa.Table, settings: RegistryConfig, metric: Metric
+    ) -> str:
+        """Give a registered version an alias if it is better than the champion; say what was done.
+
+        Args:
+            answers: Its own.
+        """
+        if self._store is None:
+            return ""
+        from raycd.runtime import registry
+
+        with self._store.translate_errors(f"the alias {settings.alias} could not be set"):
+            client = self._store.client
+            return registry.give_alias(client, self._model, version, answers, settings, metric)
 
 
 def how_to_see(config: Config) -> str:
