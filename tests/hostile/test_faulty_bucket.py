@@ -15,7 +15,7 @@ import ray
 from PIL import Image
 from s3fs import S3FileSystem
 
-from raycd import lease, stores
+from raycd import stores
 from raycd.config import Config
 from raycd.data import sources
 from raycd.data.folder import Folder
@@ -29,6 +29,7 @@ from raycd.model.encoder import Encoder
 from raycd.run import Run, alone
 from raycd.runtime.embed_shards import Shard
 from raycd.runtime.embedding import SharedEncoder
+from raycd.stores import lease
 from tests.faulty_store import Fault, FaultyStore, faulty_store
 from tests.one_shard import write_whole
 
