@@ -29,6 +29,7 @@ from raycd.features.map_cache import Extras
 from raycd.model import fusion, threads
 from raycd.run import local_copy
 from raycd.runtime.stages import Context, own_device
+from raycd.train import hard_negatives
 from raycd.train.fuse import Fuse, new_head
 from raycd.train.loop import EpochResult, Loop, Schedule, Silence, best_epoch
 
@@ -45,6 +46,8 @@ class Tables:
     """Paths or URIs of what some heads need beside features, by need: no array, and no file of this
     machine where the run is in a store.
     """
+    mined: str = ""
+    """Path or URI of the stage `mine`, for hard negatives."""
 
     @classmethod
     def of(
@@ -64,6 +67,7 @@ class Tables:
             (images.keys, images.values.numpy()),
             (texts.keys, texts.values.numpy()),
             context.caches(needs),
+            context.run.path("mine"),
         ).only(*splits)
 
     def only(self, *splits: str) -> Tables:
@@ -137,6 +141,7 @@ def train(
         config,
         metric,
         extras,
+        hard_negatives.mined(config.stage2, tables.mined),
     )
     stage2 = config.stage2
     epochs = stage2.epochs if triplets is None else _epochs(task, triplets)
@@ -146,6 +151,8 @@ def train(
         *(epochs, stage2.batch_size, stage2.lr, config.seed),
         decay=stage2.decay,
         drop_last=stage2.drop_last,
+        clip_norm=stage2.clip_norm,
+        explosion=stage2.explosion,
     )
     loop = Loop(task, schedule, bar=lambda total, start: Silence())
 

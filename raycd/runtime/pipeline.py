@@ -172,6 +172,10 @@ NOT_THE_RESULT = (
     "pretrain.cache",
     "stage1.loader_workers",
     "stage1.cache_mib",
+    "stage1.chunk",
+    # Training that they stop has no result.
+    "stage1.explosion",
+    "stage2.explosion",
     "embed.batch_size",
     "mine.batch_size",
     "evaluate.batch_size",
