@@ -77,6 +77,12 @@ class Config(Section):
                     f"{stage}.select_on is selection, but data.selection_fraction is 0: "
                     f"set aside a share of train (e.g. 0.1), or choose select_on val or last"
                 )
+        if self.stage2.hard_negatives > self.mine.neighbours:
+            raise ValueError(
+                f"stage2.hard_negatives {self.stage2.hard_negatives} is greater than "
+                f"mine.neighbours {self.mine.neighbours}: give hard_negatives at most "
+                f"{self.mine.neighbours}, or keep more neighbours (mines again)"
+            )
         return self
 
 

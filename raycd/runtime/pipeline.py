@@ -175,6 +175,10 @@ NOT_THE_RESULT = (
     *("stage1.compile", "embed.compile", "stage2.compile"),
     "stage1.loader_workers",
     "stage1.cache_mib",
+    "stage1.chunk",
+    # Training that they stop has no result.
+    "stage1.explosion",
+    "stage2.explosion",
     "embed.batch_size",
     "mine.batch_size",
     "evaluate.batch_size",

@@ -47,7 +47,7 @@ from raycd.model.fusion.registry import WEIGHTS
 from raycd.progress import Bar
 from raycd.run import Run, Writing, fingerprint, local_copy
 from raycd.runtime import embed_shards, embedding, training
-from raycd.train import checkpoint
+from raycd.train import checkpoint, hard_negatives
 from raycd.train.finetune import FineTune
 from raycd.train.fuse import Fuse, new_head
 from raycd.train.loop import Schedule, Task
@@ -242,13 +242,9 @@ def stage1(context: Context, writing: Writing) -> None:
             _make_finetune,
             {"encoder": source, "dataset": context.dataset, "paths": paths},
             Schedule(
-                settings.epochs,
-                settings.batch_size,
-                settings.lr,
-                config.seed,
-                settings.warmup,
-                settings.decay,
-                settings.drop_last,
+                *(settings.epochs, settings.batch_size, settings.lr, config.seed),
+                *(settings.warmup, settings.decay, settings.drop_last),
+                *(settings.clip_norm, settings.explosion),
             ),
             config,
             **_storage(context, writing),
@@ -285,14 +281,15 @@ def stage2(context: Context, writing: Writing) -> None:
             {
                 "features": context.run.path("embed"),
                 "pseudo": context.run.path("filter"),
+                "mined": context.run.path("mine"),
                 "dataset": context.dataset,
                 "dim": head_config.dim,
                 "caches": context.caches(shapes),
             },
             Schedule(
                 *(settings.epochs, settings.batch_size, settings.lr, config.seed),
-                decay=settings.decay,
-                drop_last=settings.drop_last,
+                *(0.0, settings.decay, settings.drop_last),
+                *(settings.clip_norm, settings.explosion),
             ),
             config,
             **_storage(context, writing, context.recorded("stage1", "encoder")),
@@ -397,4 +394,8 @@ def _make_fuse(inputs: Any, config: Config, device: torch.device) -> Task[Any]:
             caches[need] = map_cache.read(local_copy(source, copies))
     extras = Extras(caches)
     head, _ = new_head(config, inputs["dim"], extras.shapes())
-    return Fuse(head.to(device), inputs["dataset"], pseudo, images, texts, config, extras=extras)
+    return Fuse(
+        *(head.to(device), inputs["dataset"], pseudo, images, texts, config),
+        extras=extras,
+        neighbours=hard_negatives.mined(config.stage2, inputs["mined"]),
+    )

@@ -22,6 +22,7 @@ from raycd.model.fusion.sum import Sum
 from raycd.model.loss import batch_classification_loss
 from raycd.train.batches import Rows
 from raycd.train.feed import on_device
+from raycd.train.grad_cache import encode_in_chunks
 from raycd.train.triplets import (
     Loader,
     TripletBatch,
@@ -32,11 +33,14 @@ from raycd.train.triplets import (
 
 
 class SumOfFeatures(nn.Module):
-    """Encoder -> (query, target): L2(x_r + t_m) and x_t (eqs 2, 3)."""
+    """Encoder -> (query, target): L2(x_r + t_m) and x_t (eqs 2, 3).
 
-    def __init__(self, encoder: Encoder) -> None:
+    `chunk` is the number of triplets that are encoded at a time (`grad_cache`); 0: all.
+    """
+
+    def __init__(self, encoder: Encoder, chunk: int = 0) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.encoder, self.chunk = encoder, chunk
 
     def forward(
         self, pixels: torch.Tensor, tokens: torch.Tensor
@@ -45,8 +49,15 @@ class SumOfFeatures(nn.Module):
 
         Pixels are (2 B, S, S, 3), references before targets, tokens (B, L).
         """
-        reference_BD, target_BD = self.encoder.encode_images(pixels).chunk(2)
-        return F.normalize(reference_BD + self.encoder.encode_tokens(tokens), dim=-1), target_BD
+        encoder, device = self.encoder, self.encoder.device
+        image_RD = encode_in_chunks(
+            encoder.encode_images, pixels.to(device, non_blocking=True), 2 * self.chunk
+        )
+        text_BD = encode_in_chunks(
+            encoder.encode_tokens, tokens.to(device, non_blocking=True), self.chunk
+        )
+        reference_BD, target_BD = image_RD.chunk(2)
+        return F.normalize(reference_BD + text_BD, dim=-1), target_BD
 
 
 class FineTune:
@@ -66,7 +77,7 @@ class FineTune:
         encoder.trainable(
             config.stage1.finetune, grad_checkpointing=config.stage1.grad_checkpointing
         )
-        self.module: nn.Module = SumOfFeatures(encoder)
+        self.module: nn.Module = SumOfFeatures(encoder, config.stage1.chunk)
         self.compilation = Compilation(
             partial(encode_compiled, encoder), config.stage1.compile, encoder.device
         )

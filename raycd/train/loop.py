@@ -19,14 +19,16 @@ from typing import Any, Generic, Literal, Protocol, Self, TypeVar, runtime_check
 import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from raycd.distributed import rank, world_size
+from raycd.distributed import batch_of, rank, world_size
 from raycd.errors import ConfigError, DataError, TrainingError
 from raycd.model import weights
 from raycd.model.compiling import Compilation
 from raycd.progress import Bar
 from raycd.train import checkpoint
-from raycd.train.batches import Rows, batch_count, epoch_batches
+from raycd.train.batches import Rows, batch_sizes, epoch_batches
+from raycd.train.explosion import WINDOW, Explosion
 from raycd.train.feed import Feed
 
 Batch = TypeVar("Batch")
@@ -100,6 +102,10 @@ class Schedule:
     decay: Literal["none", "cosine"] = "none"
     drop_last: bool = False
     """Leave out the last, smaller batch of an epoch."""
+    clip_norm: float = 0.0
+    """Gradients of a greater norm are scaled down to it; 0: none."""
+    explosion: float = 0.0
+    """Factor of `explosion.Explosion`; 0: no loss is too great."""
 
     def lr_at(self, step: int, steps: int) -> float:
         """Return the learning rate of step `step` of `steps`, from 0."""
@@ -115,7 +121,8 @@ class Schedule:
 class EpochResult:
     """What one epoch did.
 
-    `score` orders epochs: the selection metric, or the epoch's number where there is none.
+    `loss`, and the norm of the gradient before it is clipped, are means over its steps. `score`
+    orders epochs: the selection metric, or the epoch's number where there is none.
     """
 
     epoch: int
@@ -126,7 +133,9 @@ class EpochResult:
     rows_per_second: float
     selection: float | None
     score: float
-    waited: float = 0.0
+    gradient_norm: float
+    gradient_norm_max: float
+    waited: float
     """Share of the seconds for which the device waited for data."""
 
     def to_dict(self) -> dict[str, Any]:
@@ -164,14 +173,10 @@ class Loop(Generic[Batch]):
         self.history: list[dict[str, Any]] = []
         if restore is not None:
             self.history = checkpoint.restore(restore, task.module, self.optimizer)
-        self._batches = [
-            batch_count(
-                task.count(e), schedule.batch_size, world_size(), drop_last=schedule.drop_last
-            )
-            for e in range(schedule.epochs)
-        ]
+        self._batches = [len(self._sizes(e)) for e in range(schedule.epochs)]
         self._check_batches()
         self._looked = 0.0  # when losses were read last
+        self._explosion = Explosion(schedule.explosion, schedule.batch_size, self.history)
         self._step = sum(self._batches[: len(self.history)])
 
     def run(self, report: Callable[[EpochResult, Save], None]) -> list[dict[str, Any]]:
@@ -196,6 +201,16 @@ class Loop(Generic[Batch]):
         """Write a checkpoint into `folder`."""
         checkpoint.save(folder, self.task.module, self.optimizer, self.history)
 
+    def _sizes(self, epoch: int) -> list[int]:
+        """Return the rows of each batch of an epoch, those of all workers."""
+        schedule = self.schedule
+        return batch_sizes(
+            self.task.count(epoch),
+            schedule.batch_size,
+            world_size(),
+            drop_last=schedule.drop_last,
+        )
+
     def _epoch(self, epoch: int, module: nn.Module, bar: Progress) -> EpochResult:
         began, schedule = time.monotonic(), self.schedule
         # Seeds dropout, the same after a restart
@@ -209,25 +224,32 @@ class Loop(Generic[Batch]):
             world=world_size(),
             drop_last=schedule.drop_last,
         )
-        lr, losses, looked = schedule.lr, [], 0
+        sizes = self._sizes(epoch)
+        lr, losses, norms = schedule.lr, [], []
+        seen: list[float] = []  # those of the losses that were looked at
         feed = Feed(self.task.batches(epoch, rows), next(self.task.module.parameters()).device)
-        for batch, own in zip(feed, rows, strict=True):
+        for batch, size in zip(feed, sizes, strict=True):
             lr = schedule.lr_at(self._step, sum(self._batches))
-            losses.append(self._update(module, batch, lr))
+            own_loss, norm = self._update(module, batch, size, lr)
+            losses.append(own_loss)
+            norms.append(norm)
             self._step += 1
             shown: dict[str, float] = {}
             if len(losses) % LOOK_EVERY == 1 or len(losses) == len(rows):
-                shown["loss"], looked = self._look(losses[looked:], epoch, looked), len(losses)
+                shown["loss"] = self._look(losses, epoch, seen)
                 self._consider_compiling(len(losses))
-            bar.advance(len(own) * world_size(), epoch=epoch + 1, **shown)
+            bar.advance(size, epoch=epoch + 1, **shown)
         self._check_weights(epoch, lr)
         loss = float(_mean_over_workers(torch.stack(losses).mean()))
         seconds = time.monotonic() - began
         selection = self.task.select() if rank() == 0 else None
         score = float(epoch) if selection is None else selection
-        rate = sum(len(own) for own in rows) * world_size() / max(seconds, 1e-9)
+        rate = sum(sizes) / max(seconds, 1e-9)
+        norm = torch.stack(norms)
         return EpochResult(
             *(epoch, self.task.kind(epoch), loss, lr, seconds, rate, selection, score),
+            gradient_norm=float(norm.mean()),
+            gradient_norm_max=float(norm.max()),
             waited=feed.waited() / max(seconds, 1e-9),
         )
 
@@ -244,13 +266,13 @@ class Loop(Generic[Batch]):
                     "or lower compute.train_workers",
                 )
 
-    def _look(self, losses: Sequence[torch.Tensor], epoch: int, first: int) -> float:
-        """Return the last of the losses, averaged over the workers.
+    def _look(self, losses: Sequence[torch.Tensor], epoch: int, seen: list[float]) -> float:
+        """Return the last of an epoch's losses, averaged over the workers; add new ones to `seen`.
 
-        `first` is the number of steps of the epoch before them. Raises TrainingError where one is
-        not finite.
+        Raises TrainingError where one is not finite, or they explode.
         """
-        values: list[float] = _mean_over_workers(torch.stack(list(losses))).tolist()
+        first = len(seen)
+        values: list[float] = _mean_over_workers(torch.stack(list(losses[first:]))).tolist()
         for number, value in enumerate(values):
             if not math.isfinite(value):
                 step = self._step - len(values) + number
@@ -258,6 +280,8 @@ class Loop(Generic[Batch]):
                 raise self._not_finite(
                     f"loss {value} in step {first + number + 1} of epoch {epoch + 1}", lr
                 )
+        seen += values
+        self._check_explosion(epoch, seen)
         return values[-1]
 
     def _consider_compiling(self, done: int) -> None:
@@ -274,6 +298,22 @@ class Loop(Generic[Batch]):
             left = sum(self._batches) - self._step
             self.task.compilation.consider(float(_mean_over_workers(seconds)), left)
 
+    def _check_explosion(self, epoch: int, losses: Sequence[float]) -> None:
+        """Raise TrainingError where the losses of an epoch have exploded."""
+        kind, ended = self.task.kind(epoch), len(losses) == self._batches[epoch]
+        found = self._explosion.find(kind, losses, ended=ended)
+        if found is not None:
+            lr = self.schedule.lr_at(self._step - 1, sum(self._batches))
+            raise self._diverged(
+                f"a median loss of {found:.4g} in the last {min(WINDOW, len(losses))} steps up to "
+                f"step {len(losses)} of epoch {epoch + 1}",
+                lr,
+                expected=f"at most {self._explosion.limit(kind):.4g}, {self._setting}.explosion "
+                f"{self.schedule.explosion:g} times what such a loss begins with",
+                do=f"lower {self._setting}.lr, or set {self._setting}.clip_norm 1; "
+                f"{self._setting}.explosion 0 lets it go on",
+            )
+
     def _check_weights(self, epoch: int, lr: float) -> None:
         """Raise TrainingError where a weight is not finite on any worker."""
         names = weights.broken(self.task.module.state_dict())
@@ -282,23 +322,45 @@ class Loop(Generic[Batch]):
             raise self._not_finite(f"weights that are not finite after epoch {epoch + 1}", lr)
 
     def _not_finite(self, got: str, lr: float) -> TrainingError:
-        # "stage 1" is configured by stage1, "pre-train" by pretrain
-        setting = self.task.name.replace(" ", "").replace("-", "")
+        return self._diverged(
+            got,
+            lr,
+            expected="a finite loss and finite weights",
+            do=f"lower {self._setting}.lr, or set {self._setting}.precision fp32 where it is bf16",
+        )
+
+    def _diverged(self, got: str, lr: float, *, expected: str, do: str) -> TrainingError:
         return TrainingError(
             f"{self.task.name} has diverged",
             got=f"{got}, at a learning rate of {lr:g}",
-            expected="a finite loss and finite weights",
-            do=f"lower {setting}.lr, or set {setting}.precision fp32 where it is bf16",
+            expected=expected,
+            do=do,
         )
 
-    def _update(self, module: nn.Module, batch: Batch, lr: float) -> torch.Tensor:
+    @property
+    def _setting(self) -> str:
+        # "stage 1" is configured by stage1, "pre-train" by pretrain
+        return self.task.name.replace(" ", "").replace("-", "")
+
+    def _update(
+        self, module: nn.Module, batch: Batch, size: int, lr: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Take a step on a batch of `size` rows on all workers.
+
+        Returns the loss, and the norm of the gradient before it is clipped.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        loss = self.task.loss(module, batch)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch's own is untyped
+        with batch_of(size) as share:
+            loss = self.task.loss(module, batch) * share
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]  # torch's own is untyped
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self.schedule.clip_norm:
+            clip_grads_with_norm_(parameters, self.schedule.clip_norm, norm)
         self.optimizer.step()
-        return loss.detach()
+        return loss.detach(), norm
 
 
 def best_epoch(history: Sequence[dict[str, Any]]) -> int:
