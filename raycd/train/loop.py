@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -24,8 +24,9 @@ from raycd.distributed import rank, world_size
 from raycd.errors import ConfigError, DataError, TrainingError
 from raycd.model import weights
 from raycd.progress import Bar
-from raycd.train import checkpoint
 from raycd.train.batches import Rows, batch_count, epoch_batches
+from raycd.train.checkpoint import State
+from raycd.train.place import Place
 
 Batch = TypeVar("Batch")
 Save = Callable[[Path], None]
@@ -77,6 +78,19 @@ class Progress(Protocol):
 
     def advance(self, n: int = 1, **shown: float | int | str) -> None:
         """Count `n` more rows as done."""
+
+
+class Watch(Protocol):
+    """What follows a training from outside while an epoch is under way."""
+
+    def measured(self, step: int, values: Mapping[str, float]) -> None:
+        """Take what was measured in a step, counted from 1 over all epochs: of the first worker."""
+
+    def wants(self) -> bool:
+        """Return whether a checkpoint shall be kept now, the same on all workers that ask."""
+
+    def keep(self, state: State) -> None:
+        """Keep a checkpoint inside of an epoch, on every worker."""
 
 
 @dataclass(frozen=True)
@@ -131,12 +145,14 @@ class Loop(Generic[Batch]):
         task: Task[Batch],
         schedule: Schedule,
         *,
-        restore: Path | None = None,
+        restore: Path | State | None = None,
         bar: Callable[[int, int], Progress] | None = None,
+        watch: Watch | None = None,
     ) -> None:
         """Prepare the training, from the checkpoint `restore` if there is one.
 
-        `bar(total, start)` makes the progress bar, which the first worker advances.
+        `bar(total, start)` makes the progress bar, which the first worker advances. Raises
+        WeightsError where the checkpoint is damaged.
         """
         self.task, self.schedule = task, schedule
         if schedule.batch_size < 2 * world_size():
@@ -151,8 +167,10 @@ class Loop(Generic[Batch]):
         )
         self.optimizer = task.optimizer()
         self.history: list[dict[str, Any]] = []
+        self._watch = watch
+        self._place: Place | None = None
         if restore is not None:
-            self.history = checkpoint.restore(restore, task.module, self.optimizer)
+            self._restore(State.read(restore) if isinstance(restore, Path) else restore)
         self._batches = [
             batch_count(
                 task.count(e), schedule.batch_size, world_size(), drop_last=schedule.drop_last
@@ -161,6 +179,7 @@ class Loop(Generic[Batch]):
         ]
         self._check_batches()
         self._step = sum(self._batches[: len(self.history)])
+        self._step += self._place.batches if self._place is not None else 0
 
     def run(self, report: Callable[[EpochResult, Save], None]) -> list[dict[str, Any]]:
         """Train the remaining epochs and return the history of all epochs.
@@ -173,6 +192,7 @@ class Loop(Generic[Batch]):
         wrapped = DistributedDataParallel(module) if world_size() > 1 else module
         rows = [self.task.count(e) for e in range(self.schedule.epochs)]
         done = sum(rows[: len(self.history)])
+        done += self._place.batches * self.schedule.batch_size if self._place is not None else 0
         with self._bar(sum(rows), done) if rank() == 0 else Silence() as bar:
             for epoch in range(len(self.history), self.schedule.epochs):
                 result = self._epoch(epoch, wrapped, bar)
@@ -180,9 +200,17 @@ class Loop(Generic[Batch]):
                 report(result, self.save)
         return self.history
 
+    def state(self, place: Place | None = None) -> State:
+        """Copy what the training goes on from, now: at the end of an epoch, or at a place in it."""
+        return State.of(self.task.module, self.optimizer, self.history, place)
+
     def save(self, folder: Path) -> None:
         """Write a checkpoint into `folder`."""
-        checkpoint.save(folder, self.task.module, self.optimizer, self.history)
+        self.state().write(folder)
+
+    def _restore(self, state: State) -> None:
+        state.fill(self.task.module, self.optimizer)
+        self.history, self._place = [dict(entry) for entry in state.history], state.place
 
     def _epoch(self, epoch: int, module: nn.Module, bar: Progress) -> EpochResult:
         began, schedule = time.monotonic(), self.schedule
@@ -197,8 +225,14 @@ class Loop(Generic[Batch]):
             world=world_size(),
             drop_last=schedule.drop_last,
         )
-        lr, losses, looked = schedule.lr, [], 0
-        for batch, own in zip(self.task.batches(epoch, rows), rows, strict=True):
+        losses, place = self._begin_at_place()
+        looked, left = len(losses), rows[len(losses) :]
+        began -= place.seconds if place is not None else 0.0
+        lr = schedule.lr_at(max(self._step - 1, 0), sum(self._batches))
+        for batch, own in zip(self.task.batches(epoch, left), left, strict=True):
+            if place is not None:  # after the loader, which may have drawn numbers as it began
+                place.restore_random(next(self.task.module.parameters()).device)
+                place = None
             lr = schedule.lr_at(self._step, sum(self._batches))
             losses.append(self._update(module, batch, lr))
             self._step += 1
@@ -206,6 +240,8 @@ class Loop(Generic[Batch]):
             if len(losses) % LOOK_EVERY == 1 or len(losses) == len(rows):
                 shown["loss"], looked = self._look(losses[looked:], epoch, looked), len(losses)
             bar.advance(len(own) * world_size(), epoch=epoch + 1, **shown)
+            if self._watch is not None and len(losses) < len(rows):
+                self._tell(self._watch, losses, time.monotonic() - began, lr, shown)
         self._check_weights(epoch, lr)
         loss = float(_mean_over_workers(torch.stack(losses).mean()))
         seconds = time.monotonic() - began
@@ -213,6 +249,34 @@ class Loop(Generic[Batch]):
         score = float(epoch) if selection is None else selection
         rate = sum(len(own) for own in rows) * world_size() / max(seconds, 1e-9)
         return EpochResult(epoch, self.task.kind(epoch), loss, lr, seconds, rate, selection, score)
+
+    def _begin_at_place(self) -> tuple[list[torch.Tensor], Place | None]:
+        """Return the losses of the batches of an epoch that a checkpoint has done, and its place.
+
+        Both are empty where the epoch begins at its beginning.
+        """
+        place, self._place = self._place, None
+        if place is None:
+            return [], None
+        return place.losses(next(self.task.module.parameters()).device), place
+
+    def _tell(
+        self,
+        watch: Watch,
+        losses: Sequence[torch.Tensor],
+        seconds: float,
+        lr: float,
+        shown: Mapping[str, float],
+    ) -> None:
+        """Tell the watch what was measured, and keep a checkpoint where it wants one.
+
+        Several workers ask only where they look at their losses, for they have to agree.
+        """
+        if shown and rank() == 0:
+            watch.measured(self._step, {**shown, "lr": lr})
+        if (shown or world_size() == 1) and watch.wants():
+            self._check_weights(len(self.history), lr)
+            watch.keep(self.state(Place.gathered(losses, seconds)))
 
     def _check_batches(self) -> None:
         """Raise DataError for an epoch in which a worker would have nothing to do."""
@@ -270,7 +334,7 @@ class Loop(Generic[Batch]):
         return loss.detach()
 
 
-def best_epoch(history: Sequence[dict[str, Any]]) -> int:
+def best_epoch(history: Sequence[Mapping[str, Any]]) -> int:
     """Return the number of the epoch with the greatest score; the earlier of two equal ones."""
     return int(max(history, key=lambda entry: (entry["score"], -entry["epoch"]))["epoch"])
 
