@@ -5,6 +5,7 @@ from raycd.config.operation import (
     EvaluateConfig,
     IndexConfig,
     TrackingConfig,
+    TrainConfig,
     TuneConfig,
 )
 from raycd.config.section import Count, Positive, Precision, Protocol, Section
@@ -39,6 +40,7 @@ __all__ = [
     "Stage2Config",
     "SyntheticConfig",
     "TrackingConfig",
+    "TrainConfig",
     "TuneConfig",
     "field_types",
     "flatten",

@@ -169,6 +169,7 @@ NOT_THE_RESULT = (
     "data.selection_fraction",
     # How fast a stage is, and on what.
     "compute",
+    "train",
     "pretrain.cache",
     "stage1.loader_workers",
     "stage1.cache_mib",
@@ -317,8 +318,8 @@ class _Pipeline:
             "config": json_without_passwords(self.config.model_dump(mode="json")),
             "raycd": __version__,
         }
-        with tracker.stage(stage.name) as tracked:
-            self.context.log_epochs = tracked.log_epochs
+        with tracker.stage(stage.name, fingerprint(wanted, made_with)) as tracked:
+            self.context.tracked = tracked
             with self.folder.writing(stage.name, wanted, **about) as writing:
                 stage.work(self.context, writing)
             self.folder.discard(f"{training.STORAGE}/{stage.name}-*")  # checkpoints

@@ -25,6 +25,7 @@ from raycd.features import shards
 from raycd.model import threads
 from raycd.run import IDENTITY, forgetting_copies
 from raycd.runtime import cluster
+from raycd.runtime.mlflow_run import MlflowRun
 from raycd.runtime.stages import Context
 
 Given = TypeVarTuple("Given")
@@ -47,7 +48,7 @@ def run(
     compute = context.config.compute
     resources = cluster.worker_resources(compute) if gpu else {"CPU": compute.cpus_per_worker}
     remote: Any = ray.remote(num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0))(_work)
-    own = ray.put(replace(context, log_epochs=Context.log_epochs))  # its own is MLflow's
+    own = ray.put(replace(context, tracked=MlflowRun(None, "")))  # its own has a connection
     found: Answer = ray.get(remote.remote(work, own, cluster.threads(compute, 1), given))
     return found
 
