@@ -122,6 +122,12 @@ class Checkpoints:
         best = best_epoch([entry for entry in history if entry["epoch"] in kept])
         return history, best, local_copy(self._uri(kept[best]), scratch.new_folder())
 
+    def remove_halves(self) -> None:
+        """Remove what a process has left that was killed while it wrote a checkpoint."""
+        for name in self._listed():
+            if self._is_local and name.endswith(_HALVES):
+                self._remove(name)
+
     def forget_rays(self) -> None:
         """Remove Ray Train's list of the checkpoints of an earlier version.
 
@@ -146,7 +152,7 @@ class Checkpoints:
         self._ask(partial(self._fs.pipe_file, path, data), "writing")
 
     def _prune(self, own: State) -> None:
-        """Remove all but the newest ones and the best epoch's, and what was never finished.
+        """Remove all but the newest ones and the best epoch's.
 
         Those that are further than `own` stay: they were damaged, or could not be read for a while.
         """
@@ -154,9 +160,9 @@ class Checkpoints:
         keep = set(names[:KEPT])
         if own.history:
             keep.add(f"epoch-{best_epoch(own.history) + 1:04d}")
-        halves = [name for name in self._listed() if name.endswith(_HALVES)]
-        for name in [*halves, *(name for name in names if name not in keep)]:
-            self._remove(name)
+        for name in names:
+            if name not in keep:
+                self._remove(name)
 
     def _remove(self, name: str) -> None:
         if self._is_local:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -68,21 +68,19 @@ class Keeper:
 
     def restored(self) -> State | None:
         """Return the checkpoint to go on from, the same on all workers, and tell where that is."""
-        found: list[Any] = [None, ""]
+        state, names = None, [""]
         if rank() == 0:
-            state, name, wrong = self._checkpoints.newest()
-            for damage in wrong:
+            self._checkpoints.remove_halves()
+            state, names[0], damaged = self._checkpoints.newest()
+            for damage in damaged:
                 self.tell("warning", text=f"a checkpoint is damaged and not used: {damage}")
-            self.tell("began", place=told(name), workers=world_size())
-            found = [state, name]
+            self.tell("began", place=told(names[0]), workers=world_size())
         self.tell("worker", rank=rank(), where=socket.gethostname(), process=os.getpid())
         if world_size() > 1:
-            names = [found[1]]
             distributed.broadcast_object_list(names)
             if rank() != 0 and names[0]:
-                return self._checkpoints.read(names[0])
-        state_found: State | None = found[0]
-        return state_found
+                state = self._checkpoints.read(names[0])
+        return state
 
     def tell(self, kind: str, **what: Any) -> None:
         """Tell the driver, without waiting for it."""
@@ -101,12 +99,12 @@ class Keeper:
             return True
         return bool(wanted & _DUE)
 
-    def keep(self, state: State) -> None:
+    def keep(self, state: Callable[[], State]) -> None:
         """Write a checkpoint inside of an epoch in the background."""
         self._kept = time.monotonic()
         if rank() == 0:
             self._settle()
-            self._write(state, is_epoch=False)
+            self._write(state(), is_epoch=False)
 
     def ended(self, loop: Loop[Any], result: EpochResult) -> None:
         """Tell of an epoch, and write its checkpoint in the background. Raises Stopped."""
@@ -124,7 +122,7 @@ class Keeper:
             raise Stopped(error)
 
     def _own_wish(self) -> int:
-        if self._writing is not None and self._writing.done() and self._settle() is not None:
+        if (self._writing is None or self._writing.done()) and self._settle() is not None:
             return _FAILED
         now, wish = time.monotonic(), _NOTHING
         if self._seconds and self._writing is None and now - self._kept >= self._seconds:
@@ -154,10 +152,8 @@ class Keeper:
         return bool(going)
 
     def _write(self, state: State, *, is_epoch: bool) -> None:
-        self._writing, self._is_epoch = (
-            self._writer.submit(self._checkpoints.write, state),
-            is_epoch,
-        )
+        self._is_epoch = is_epoch
+        self._writing = self._writer.submit(self._checkpoints.write, state)
 
     def _settle(self) -> RaycdError | None:
         """Wait for what is being written; return what ends the training, once and for all."""
@@ -178,7 +174,7 @@ class Keeper:
         return RunError(
             "a checkpoint could not be written",
             got=brief(error),
-            expected=f"room in {self._checkpoints.uri}",
+            expected=f"a folder with room that can be written: {self._checkpoints.uri}",
             do="make room there, then run the same command again: it goes on from the checkpoint "
             "before",
         )

@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Literal, Protocol, Self, TypeVar
@@ -89,8 +90,8 @@ class Watch(Protocol):
     def wants(self) -> bool:
         """Return whether a checkpoint shall be kept now, the same on all workers that ask."""
 
-    def keep(self, state: State) -> None:
-        """Keep a checkpoint inside of an epoch, on every worker."""
+    def keep(self, state: Callable[[], State]) -> None:
+        """Keep the checkpoint that `state()` copies, inside of an epoch, on every worker."""
 
 
 @dataclass(frozen=True)
@@ -228,6 +229,7 @@ class Loop(Generic[Batch]):
         losses, place = self._begin_at_place()
         looked, left = len(losses), rows[len(losses) :]
         began -= place.seconds if place is not None else 0.0
+        # Of fewer workers there may have been one batch more, and nothing is left
         lr = schedule.lr_at(max(self._step - 1, 0), sum(self._batches))
         for batch, own in zip(self.task.batches(epoch, left), left, strict=True):
             if place is not None:  # after the loader, which may have drawn numbers as it began
@@ -276,7 +278,7 @@ class Loop(Generic[Batch]):
             watch.measured(self._step, {**shown, "lr": lr})
         if (shown or world_size() == 1) and watch.wants():
             self._check_weights(len(self.history), lr)
-            watch.keep(self.state(Place.gathered(losses, seconds)))
+            watch.keep(partial(self.state, Place.gathered(losses, seconds)))
 
     def _check_batches(self) -> None:
         """Raise DataError for an epoch in which a worker would have nothing to do."""

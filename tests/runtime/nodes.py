@@ -19,6 +19,8 @@ from typing import Any
 import psutil
 from ray.cluster_utils import Cluster
 
+from raycd.runtime.checkpoints import Checkpoints
+from raycd.runtime.failures import FILE
 from tests.processes import ROOT
 
 QUICKLY = {  # what Ray waits for, shorter
@@ -169,3 +171,8 @@ class Training:
         """Wait for a checkpoint inside of an epoch, from 1, and return it."""
         pattern = f"toy/epoch-{epoch - 1:04d}-step-*"
         return Path(self.wait_for(lambda: sorted(self.store.glob(pattern)))[-1])
+
+    def went_on_with(self, workers: int) -> bool:
+        """Tell whether it has gone on with so many workers."""
+        failures = Checkpoints(str(self.store / "toy")).read_json(FILE) or []
+        return workers in [failure.get("workers") for failure in failures]

@@ -128,15 +128,14 @@ def test_those_of_ray_train_which_an_earlier_version_kept_are_gone_on_from(tmp_p
     assert checkpoints.finished()[1] == 0, "the best epoch is one that the earlier version kept"
 
 
-def test_what_a_killed_process_left_half_written_goes_with_the_next_checkpoint(
-    tmp_path: Path,
-) -> None:
+def test_what_a_killed_process_left_half_written_is_no_checkpoint_and_goes(tmp_path: Path) -> None:
     half = tmp_path / ".epoch-0001.123.writing"
     half.mkdir()
     (half / WEIGHTS).write_bytes(b"half")
     checkpoints = Checkpoints(str(tmp_path))
     assert checkpoints.names() == []
     checkpoints.write(state([0.5]))
+    checkpoints.remove_halves()
     assert [path.name for path in tmp_path.iterdir()] == ["epoch-0001"]
 
 

@@ -128,7 +128,7 @@ def test_a_step_waits_for_the_copy_of_a_checkpoint_and_not_for_its_writing(
     loop = Loop(toy, SCHEDULE, bar=lambda total, start: Silence())
     began = time.monotonic()
     assert keep.wants()
-    keep.keep(loop.state())
+    keep.keep(loop.state)
     assert not keep.wants(), "one is being written"
     assert time.monotonic() - began < 0.4
     keep.close()

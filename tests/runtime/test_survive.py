@@ -212,18 +212,12 @@ def test_an_elastic_training_goes_on_when_a_node_leaves_and_grows_when_one_joins
     job.checkpoint_inside_of(1)
     assert sorted(job.workers()) == [0, 1]
     nodes.kill(nodes.of(job.workers()[1]))
-    alone = job.wait_for(lambda: len(alive(job)) == 1 and alive(job))
-    job.wait_for(lambda: alive(job) - alone)
+    job.wait_for(lambda: job.went_on_with(1))
     nodes.add()
-    job.wait_for(lambda: len(alive(job)) == 2 and not alive(job) & alone)
+    job.wait_for(lambda: job.went_on_with(2))
     code, said = job.ended()
     assert code == 0, said
     found = job.result()
     check(found, exactly=False, dropout=0.0)
-    assert {1, 2} <= {failure["workers"] for failure in found["failures"]}
-
-
-def alive(job: Training) -> set[int]:
-    """Return the processes of workers that have trained and live."""
-    processes = {int(path.name.split("-")[2]) for path in job.folder.glob("steps-*")}
-    return {process for process in processes if os.path.exists(f"/proc/{process}")}
+    assert [failure["workers"] for failure in found["failures"]] == [1, 2]
+    assert found["failures"][1]["what"] == "the workers were 1, now 2"

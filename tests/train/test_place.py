@@ -59,8 +59,8 @@ class Stopping:
         self._left -= 1
         return self._left == 0
 
-    def keep(self, state: State) -> None:
-        state.write(self._folder)
+    def keep(self, state: Callable[[], State]) -> None:
+        state().write(self._folder)
         raise Stop
 
 
