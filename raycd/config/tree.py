@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Self
 
 import yaml
@@ -17,6 +18,7 @@ from raycd.config.operation import (
     IndexConfig,
     RegistryConfig,
     TrackingConfig,
+    TrainConfig,
     TuneConfig,
 )
 from raycd.config.section import Count, RunName, Section, Text
@@ -56,6 +58,8 @@ class Config(Section):
     """Similarity-based pseudo triplets."""
     stage2: Stage2Config = Stage2Config()
     """Training of the fusion head on cached features."""
+    train: TrainConfig = TrainConfig()
+    """How the trainings of both stages survive what machines do."""
     tune: TuneConfig = TuneConfig()
     """Search of the augmentation."""
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -105,6 +109,8 @@ def flatten(config: Section) -> dict[str, str | int | float | bool]:
             flat.update({f"{name}.{inner}": leaf for inner, leaf in flatten(value).items()})
         elif isinstance(value, list | tuple):
             flat[name] = ",".join(str(item) for item in value)
+        elif isinstance(value, dict):
+            flat[name] = json.dumps(value)
         else:
             flat[name] = value
     return flat

@@ -171,6 +171,7 @@ NOT_THE_RESULT = (
     "data.selection_fraction",
     # How fast a stage is, and on what.
     "compute",
+    "train",
     "pretrain.cache",
     *("stage1.compile", "embed.compile", "stage2.compile"),
     "stage1.loader_workers",
@@ -329,8 +330,8 @@ class _Pipeline:
             "raycd": __version__,
             **precision.entry(self._settings(stage, used)),
         }
-        with tracker.stage(stage.name) as tracked:
-            self.context.log_epochs = tracked.log_epochs
+        with tracker.stage(stage.name, fingerprint(wanted, made_with)) as tracked:
+            self.context.tracked = tracked
             with self.folder.writing(stage.name, wanted, **about) as writing:
                 stage.work(self.context, writing)
             self.folder.discard(f"{training.STORAGE}/{stage.name}-*")  # checkpoints
@@ -356,21 +357,7 @@ class _Pipeline:
         wanted = fingerprint(metrics, self.config.model_dump(mode="json"))
         if self.done or self.folder.read_json(results.FINISHED) != wanted:
             self._stack.enter_context(cluster.connected())
-            tracker = self.tracker()
-            self.folder.write_json(results.METRICS, metrics)
-            self.folder.write_bytes(results.REPORT, results.report(self.context, metrics).encode())
-            tracker.log_results(metrics)
-            for name in (results.METRICS, results.REPORT):
-                tracker.log_artifact(self.folder.local(name))
-            digest = self.context.recorded("bundle", "digest")
-            answers = results.answers(self.context)
-            version = tracker.register(self.folder.local("bundle"), digest, answers)
-            wanted_alias = self.config.registry
-            if version and wanted_alias.alias:
-                metric = evaluation.named_metric(
-                    wanted_alias.metric, self.config, self.context.dataset
-                )
-                progress.say(tracker.give_alias(version, answers, wanted_alias, metric))
+            results.hand_in(self.context, metrics, self.tracker())
             self.folder.write_json(results.FINISHED, wanted)
         return metrics
 

@@ -16,7 +16,7 @@ bundle      encoder, head, gallery and index for serving                 (bundle
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,7 +27,7 @@ import torch
 from torch import nn
 
 from raycd import progress, scratch
-from raycd.config import Config
+from raycd.config import Config, Stage1Config, Stage2Config
 from raycd.data.demo.garments import CATEGORIES
 from raycd.data.demo.synthetic import SPLITS, write_demo_data
 from raycd.data.read import read
@@ -47,6 +47,7 @@ from raycd.model.fusion.registry import WEIGHTS
 from raycd.progress import Bar
 from raycd.run import Run, Writing, fingerprint, local_copy
 from raycd.runtime import embed_shards, embedding, training
+from raycd.runtime.mlflow_run import MlflowRun
 from raycd.train import checkpoint, hard_negatives
 from raycd.train.finetune import FineTune
 from raycd.train.fuse import Fuse, new_head
@@ -67,7 +68,8 @@ class Context:
 
     config: Config
     run: Run
-    log_epochs: Callable[[Sequence[dict[str, Any]]], None] = lambda history: None
+    tracked: MlflowRun = field(default_factory=lambda: MlflowRun(None, ""))
+    """The MLflow run of the stage that runs."""
     _dataset: Dataset | None = field(default=None, repr=False)
 
     @property
@@ -226,7 +228,6 @@ def stage1(context: Context, writing: Writing) -> None:
     """Fine-tune CLIP (3.2.1)."""
     config, source = context.config, context.run.path("encoder", "encoder")
     tuned = encoders.load_saved(context.run.local("encoder") / "encoder")
-    history: list[dict[str, Any]] = []
     if config.stage1.finetune != "none" and config.stage1.epochs > 0:
         missing = dict(context.stored("zero_shot", IMAGES).unreadable())
         paths = {
@@ -247,20 +248,14 @@ def stage1(context: Context, writing: Writing) -> None:
                 *(settings.clip_norm, settings.explosion),
             ),
             config,
+            tracked=context.tracked,
             **_storage(context, writing),
         )
         tuned_weights = nn.ModuleDict({"encoder": tuned})
         checkpoint.load_weights(trained.checkpoint, tuned_weights)
-        history = trained.history
-        writing.record |= {
-            "history": history,
-            "best_epoch": trained.best,
-            "select_on": settings.select_on,
-            "select_by": settings.select_by,
-        }
+        writing.record |= _record(trained, settings)
     tuned.save(writing.folder / "encoder")
     writing.record |= {"encoder": tuned.fingerprint(), "dim": tuned.dim}
-    context.log_epochs(history)
 
 
 def embed(context: Context, writing: Writing) -> None:
@@ -273,7 +268,6 @@ def stage2(context: Context, writing: Writing) -> None:
     config, settings = context.config, context.config.stage2
     shapes = {need: context.recorded(CACHES[need], "shape") for need in sorted(needs(config))}
     head, head_config = new_head(config, context.recorded("stage1", "dim"), shapes)
-    history: list[dict[str, Any]] = []
     if settings.epochs > 0 and any(True for _ in head.parameters()):
         trained = training.train(
             "stage 2",
@@ -292,21 +286,15 @@ def stage2(context: Context, writing: Writing) -> None:
                 *(settings.clip_norm, settings.explosion),
             ),
             config,
+            tracked=context.tracked,
             **_storage(context, writing, context.recorded("stage1", "encoder")),
         )
         checkpoint.load_weights(trained.checkpoint, nn.ModuleDict({"head": head}))
-        history = trained.history
-        writing.record |= {
-            "history": history,
-            "best_epoch": trained.best,
-            "select_on": settings.select_on,
-            "select_by": settings.select_by,
-        }
+        writing.record |= _record(trained, settings)
     if head_config.name == joint.NAME:
         _compose(context, writing)
     fusion.save(head, head_config, writing.folder / "head")
     writing.record["head"] = sha256(writing.folder / "head" / WEIGHTS)
-    context.log_epochs(history)
 
 
 def own_device(config: Config) -> str:
@@ -365,6 +353,17 @@ def _texts(dataset: Dataset, splits: Sequence[str], *, training: bool = False) -
         for captions in dataset.triplets_of("train")["captions"].to_pylist():
             texts |= dict.fromkeys(dataset.wording.training(captions))  # evaluation's is the first
     return list(texts)
+
+
+def _record(trained: training.Trained, settings: Stage1Config | Stage2Config) -> dict[str, Any]:
+    """Return what stage.json has of a training."""
+    return {
+        "history": trained.history,
+        "best_epoch": trained.best,
+        "failures": trained.failures,
+        "select_on": settings.select_on,
+        "select_by": settings.select_by,
+    }
 
 
 def _storage(context: Context, writing: Writing, *of: str) -> dict[str, str]:

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Generic, Literal, Protocol, Self, TypeVar, runtime_checkable
+from typing import Any, Generic, Literal
 
 import torch
 from torch import distributed, nn
@@ -24,70 +24,19 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from raycd.distributed import batch_of, rank, world_size
 from raycd.errors import ConfigError, DataError, TrainingError
 from raycd.model import weights
-from raycd.model.compiling import Compilation
 from raycd.progress import Bar
-from raycd.train import checkpoint
-from raycd.train.batches import Rows, batch_sizes, epoch_batches
+from raycd.train.batches import batch_sizes, epoch_batches
+from raycd.train.checkpoint import State
 from raycd.train.explosion import WINDOW, Explosion
 from raycd.train.feed import Feed
+from raycd.train.place import Place
+from raycd.train.task import Batch, Compiles, Progress, Watch
+from raycd.train.task import Silence as Silence
+from raycd.train.task import Task as Task
 
-Batch = TypeVar("Batch")
 Save = Callable[[Path], None]
 
 LOOK_EVERY = 10  # steps between two reads of the losses: each read waits for the device
-
-
-class Task(Protocol[Batch]):
-    """What a stage feeds the loop."""
-
-    @property
-    def name(self) -> str:
-        """Return the name on the progress line, e.g. "stage 1"."""
-
-    @property
-    def module(self) -> nn.Module:
-        """Return what trains; with several workers, DistributedDataParallel calls its forward."""
-
-    def optimizer(self) -> torch.optim.Optimizer:
-        """Return a fresh optimizer over the parameters that train."""
-
-    def count(self, epoch: int) -> int:
-        """Return the number of rows that this epoch visits."""
-
-    def kind(self, epoch: int) -> str:
-        """Return the kind of this epoch's rows: "original" or "pseudo"."""
-
-    def batches(self, epoch: int, rows: Sequence[Rows]) -> Iterator[Batch]:
-        """Yield the data of each batch, given the rows of this worker."""
-
-    def loss(self, module: nn.Module, batch: Batch) -> torch.Tensor:
-        """Return the loss of one batch, a scalar; `module` is `self.module`, wrapped or not."""
-
-    def select(self) -> float | None:
-        """Return the recall that chooses the best epoch, now; None: the last epoch is the best."""
-
-
-@runtime_checkable
-class Compiles(Protocol):
-    """A task that can be compiled."""
-
-    compilation: Compilation
-
-
-class Progress(Protocol):
-    """A progress bar, such as `raycd.progress.Bar`."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
-
-    def advance(self, n: int = 1, **shown: float | int | str) -> None:
-        """Count `n` more rows as done."""
 
 
 @dataclass(frozen=True)
@@ -151,12 +100,14 @@ class Loop(Generic[Batch]):
         task: Task[Batch],
         schedule: Schedule,
         *,
-        restore: Path | None = None,
+        restore: Path | State | None = None,
         bar: Callable[[int, int], Progress] | None = None,
+        watch: Watch | None = None,
     ) -> None:
         """Prepare the training, from the checkpoint `restore` if there is one.
 
-        `bar(total, start)` makes the progress bar, which the first worker advances.
+        `bar(total, start)` makes the progress bar, which the first worker advances. Raises
+        WeightsError where the checkpoint is damaged.
         """
         self.task, self.schedule = task, schedule
         if schedule.batch_size < 2 * world_size():
@@ -171,13 +122,16 @@ class Loop(Generic[Batch]):
         )
         self.optimizer = task.optimizer()
         self.history: list[dict[str, Any]] = []
+        self._watch = watch
+        self._place: Place | None = None
         if restore is not None:
-            self.history = checkpoint.restore(restore, task.module, self.optimizer)
+            self._restore(State.read(restore) if isinstance(restore, Path) else restore)
         self._batches = [len(self._sizes(e)) for e in range(schedule.epochs)]
         self._check_batches()
         self._looked = 0.0  # when losses were read last
         self._explosion = Explosion(schedule.explosion, schedule.batch_size, self.history)
         self._step = sum(self._batches[: len(self.history)])
+        self._step += self._place.batches if self._place is not None else 0
 
     def run(self, report: Callable[[EpochResult, Save], None]) -> list[dict[str, Any]]:
         """Train the remaining epochs and return the history of all epochs.
@@ -190,6 +144,7 @@ class Loop(Generic[Batch]):
         wrapped = DistributedDataParallel(module) if world_size() > 1 else module
         rows = [self.task.count(e) for e in range(self.schedule.epochs)]
         done = sum(rows[: len(self.history)])
+        done += self._place.batches * self.schedule.batch_size if self._place is not None else 0
         with self._bar(sum(rows), done) if rank() == 0 else Silence() as bar:
             for epoch in range(len(self.history), self.schedule.epochs):
                 result = self._epoch(epoch, wrapped, bar)
@@ -197,9 +152,17 @@ class Loop(Generic[Batch]):
                 report(result, self.save)
         return self.history
 
+    def state(self, place: Place | None = None) -> State:
+        """Copy what the training goes on from, now: at the end of an epoch, or at a place in it."""
+        return State.of(self.task.module, self.optimizer, self.history, place)
+
     def save(self, folder: Path) -> None:
         """Write a checkpoint into `folder`."""
-        checkpoint.save(folder, self.task.module, self.optimizer, self.history)
+        self.state().write(folder)
+
+    def _restore(self, state: State) -> None:
+        state.fill(self.task.module, self.optimizer)
+        self.history, self._place = [dict(entry) for entry in state.history], state.place
 
     def _sizes(self, epoch: int) -> list[int]:
         """Return the rows of each batch of an epoch, those of all workers."""
@@ -225,33 +188,70 @@ class Loop(Generic[Batch]):
             drop_last=schedule.drop_last,
         )
         sizes = self._sizes(epoch)
-        lr, losses, norms = schedule.lr, [], []
+        measured, place = self._begin_at_place()
         seen: list[float] = []  # those of the losses that were looked at
-        feed = Feed(self.task.batches(epoch, rows), next(self.task.module.parameters()).device)
-        for batch, size in zip(feed, sizes, strict=True):
+        device = next(self.task.module.parameters()).device
+        feed = Feed(self.task.batches(epoch, rows[len(measured) :]), device)
+        earlier = place.seconds if place is not None else 0.0
+        # Of fewer workers there may have been one batch more, and nothing is left
+        lr = schedule.lr_at(max(self._step - 1, 0), sum(self._batches))
+        for batch, size in zip(feed, sizes[len(measured) :], strict=True):
+            if place is not None:  # after the loader, which may have drawn numbers as it began
+                place.restore_random(device)
+                place = None
             lr = schedule.lr_at(self._step, sum(self._batches))
-            own_loss, norm = self._update(module, batch, size, lr)
-            losses.append(own_loss)
-            norms.append(norm)
+            measured.append(self._update(module, batch, size, lr))
             self._step += 1
             shown: dict[str, float] = {}
-            if len(losses) % LOOK_EVERY == 1 or len(losses) == len(rows):
-                shown["loss"] = self._look(losses, epoch, seen)
-                self._consider_compiling(len(losses))
+            if len(measured) % LOOK_EVERY == 1 or len(measured) == len(sizes):
+                shown["loss"] = self._look(measured, epoch, seen)
+                self._consider_compiling(len(measured))
             bar.advance(size, epoch=epoch + 1, **shown)
+            if self._watch is not None and len(measured) < len(sizes):
+                passed = earlier + time.monotonic() - began
+                self._tell(self._watch, measured, passed, lr, shown)
         self._check_weights(epoch, lr)
-        loss = float(_mean_over_workers(torch.stack(losses).mean()))
-        seconds = time.monotonic() - began
+        loss_B, norm_B = torch.stack(measured).unbind(1)
+        loss = float(_mean_over_workers(loss_B.mean()))
+        own_seconds = time.monotonic() - began
+        seconds = earlier + own_seconds
         selection = self.task.select() if rank() == 0 else None
         score = float(epoch) if selection is None else selection
         rate = sum(sizes) / max(seconds, 1e-9)
-        norm = torch.stack(norms)
         return EpochResult(
             *(epoch, self.task.kind(epoch), loss, lr, seconds, rate, selection, score),
-            gradient_norm=float(norm.mean()),
-            gradient_norm_max=float(norm.max()),
-            waited=feed.waited() / max(seconds, 1e-9),
+            gradient_norm=float(norm_B.mean()),
+            gradient_norm_max=float(norm_B.max()),
+            waited=feed.waited() / max(own_seconds, 1e-9),
         )
+
+    def _begin_at_place(self) -> tuple[list[torch.Tensor], Place | None]:
+        """Return what `_update` gave for the batches that a checkpoint has done, and its place.
+
+        Both are empty where the epoch begins at its beginning.
+        """
+        place, self._place = self._place, None
+        if place is None:
+            return [], None
+        return place.measured(next(self.task.module.parameters()).device), place
+
+    def _tell(
+        self,
+        watch: Watch,
+        measured: Sequence[torch.Tensor],
+        seconds: float,
+        lr: float,
+        shown: Mapping[str, float],
+    ) -> None:
+        """Tell the watch what was measured, and keep a checkpoint where it wants one.
+
+        Several workers ask only where they look at their losses, for they have to agree.
+        """
+        if shown and rank() == 0:
+            watch.measured(self._step, {**shown, "lr": lr})
+        if (shown or world_size() == 1) and watch.wants():
+            self._check_weights(len(self.history), lr)
+            watch.keep(partial(self.state, Place.gathered(measured, seconds)))
 
     def _check_batches(self) -> None:
         """Raise DataError for an epoch in which a worker would have nothing to do."""
@@ -266,13 +266,14 @@ class Loop(Generic[Batch]):
                     "or lower compute.train_workers",
                 )
 
-    def _look(self, losses: Sequence[torch.Tensor], epoch: int, seen: list[float]) -> float:
+    def _look(self, measured: Sequence[torch.Tensor], epoch: int, seen: list[float]) -> float:
         """Return the last of an epoch's losses, averaged over the workers; add new ones to `seen`.
 
         Raises TrainingError where one is not finite, or they explode.
         """
         first = len(seen)
-        values: list[float] = _mean_over_workers(torch.stack(list(losses[first:]))).tolist()
+        loss_B = torch.stack(list(measured[first:]))[:, 0]
+        values: list[float] = _mean_over_workers(loss_B.contiguous()).tolist()
         for number, value in enumerate(values):
             if not math.isfinite(value):
                 step = self._step - len(values) + number
@@ -342,12 +343,10 @@ class Loop(Generic[Batch]):
         # "stage 1" is configured by stage1, "pre-train" by pretrain
         return self.task.name.replace(" ", "").replace("-", "")
 
-    def _update(
-        self, module: nn.Module, batch: Batch, size: int, lr: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _update(self, module: nn.Module, batch: Batch, size: int, lr: float) -> torch.Tensor:
         """Take a step on a batch of `size` rows on all workers.
 
-        Returns the loss, and the norm of the gradient before it is clipped.
+        Returns the loss, and the norm of the gradient before it is clipped, (2,).
         """
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -360,25 +359,12 @@ class Loop(Generic[Batch]):
         if self.schedule.clip_norm:
             clip_grads_with_norm_(parameters, self.schedule.clip_norm, norm)
         self.optimizer.step()
-        return loss.detach(), norm
+        return torch.stack([loss.detach().to(norm.dtype), norm])
 
 
-def best_epoch(history: Sequence[dict[str, Any]]) -> int:
+def best_epoch(history: Sequence[Mapping[str, Any]]) -> int:
     """Return the number of the epoch with the greatest score; the earlier of two equal ones."""
     return int(max(history, key=lambda entry: (entry["score"], -entry["epoch"]))["epoch"])
-
-
-class Silence:
-    """Progress that is not shown: that of every worker but the first."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        return None
-
-    def advance(self, n: int = 1, **shown: float | int | str) -> None:
-        return None
 
 
 def _mean_over_workers(value: torch.Tensor) -> torch.Tensor:
