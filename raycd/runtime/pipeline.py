@@ -312,7 +312,8 @@ class _Pipeline:
         """Run a stage, unless it is done."""
         inputs = {name: recorded(self.folder, name) for name in self._inputs(stage)}
         made_with, record = weights.of_inputs(inputs), self.folder.record(stage.name)
-        marks = [self._fingerprint(stage, inputs, own) for own in precision.possible(self.config)]
+        ways = precision.ways(self.config, lambda own: self._settings(stage, own))
+        marks = [self._fingerprint(stage, inputs, way) for way in ways]
         if record and any(weights.is_current(record, mark, made_with) for mark in marks):
             progress.say(f"{stage.name}: done before, in {progress.duration(record['seconds'])}")
             if any(name.startswith(f"{stage.name}-") for name in self._left):
@@ -320,15 +321,15 @@ class _Pipeline:
             return
         if stage.name not in _WITHOUT_RAY:
             self._stack.enter_context(cluster.connected())
-        used = self.config if len(set(marks)) == 1 else precision.settled(self.config)
-        wanted = self._fingerprint(stage, inputs, used)
+        used = ways[0] if len(ways) == 1 else self._settings(stage, precision.settled(self.config))
+        wanted = marks[ways.index(used)]
         tracker = self.tracker()
         about = {
             "inputs": list(inputs),
             weights.ENTRY: made_with,
             "config": json_without_passwords(self.config.model_dump(mode="json")),
             "raycd": __version__,
-            **precision.entry(self._settings(stage, used)),
+            **precision.entry(used),
         }
         with tracker.stage(stage.name, fingerprint(wanted, made_with)) as tracked:
             self.context.tracked = tracked
@@ -372,14 +373,16 @@ class _Pipeline:
             self.folder.write_json("mlflow.json", {"run_id": self._tracker.run_id})
         return self._tracker
 
-    def _fingerprint(self, stage: Stage, inputs: Mapping[str, Any], config: Config) -> str:
+    def _fingerprint(
+        self, stage: Stage, inputs: Mapping[str, Any], settings: Mapping[str, Any]
+    ) -> str:
         before = [record["fingerprint"] for record in inputs.values()]
         data = [self._dataset_hash() if stage.reads_data else None]
         if stage.reads_attributes:
             data.append(attributes_hash(self.context.dataset))
         if stage.reads_data:
             data += since.changes(stage.name, self.config, self.context.dataset)
-        return fingerprint(stage.name, stage.version, self._settings(stage, config), before, *data)
+        return fingerprint(stage.name, stage.version, settings, before, *data)
 
     def _settings(self, stage: Stage, config: Config) -> dict[str, Any]:
         idle = [*NOT_THE_RESULT, *([] if config.encoder.reduced else ["encoder.reduced"])]

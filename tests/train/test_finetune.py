@@ -24,7 +24,7 @@ from raycd.train.finetune import FineTune, SumOfFeatures
 from raycd.train.loop import Loop, Schedule, Silence
 from raycd.train.pretrain import ImagesAndTexts
 from raycd.train.triplets import TripletBatch, loader_workers
-from tests.train.waiting import asked_by_each_step
+from tests.train.waiting import DEVICES, asked_by_each_step
 
 MakeEncoder = Callable[[], Encoder]
 
@@ -194,7 +194,15 @@ def test_processes_decode_beside_a_gpu_as_many_as_there_are_cpus(
     assert loader_workers("auto", gpu) == 1
 
 
-def test_steps_ask_the_device_for_nothing(task: FineTune, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("device", DEVICES)
+def test_steps_ask_the_device_for_nothing(
+    new_encoder: MakeEncoder,
+    dataset: Dataset,
+    paths: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+) -> None:
+    task = FineTune(new_encoder().to(device), dataset, paths, settings(loader_workers=0))
     read = list(task.batches(0, epoch_batches(task.count(0), 8, seed=0, epoch=0)))
     monkeypatch.setattr(task, "batches", lambda epoch, rows: iter(read))
     asked = asked_by_each_step(task, 8)

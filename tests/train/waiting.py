@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
@@ -21,6 +22,12 @@ ASKS = {
     "__int__",
     "__index__",
 }
+
+NO_GPU = not torch.cuda.is_available()
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(NO_GPU, reason="there is no GPU here")),
+]
 
 
 class Asked(TorchFunctionMode):
