@@ -83,4 +83,4 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
         total = grads[0].contiguous()
         distributed.all_reduce(total)
-        return total.split(ctx.counts)[rank()], None
+        return torch.split(total, ctx.counts)[rank()], None

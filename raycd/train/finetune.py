@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,9 +16,11 @@ from raycd.data.pixels import PixelCache
 from raycd.distributed import own_rows
 from raycd.evaluate import Mean, cached_query, evaluate, text_of
 from raycd.features import Features
+from raycd.model import lora
 from raycd.model.encoder import Encoder
 from raycd.model.fusion.sum import Sum
 from raycd.model.loss import batch_classification_loss
+from raycd.progress import say
 from raycd.train.batches import Rows, epoch_choice
 from raycd.train.grad_cache import encode_in_chunks
 from raycd.train.triplets import EpochBatches, TripletBatch, TripletReader, readable_triplets
@@ -51,6 +54,29 @@ class SumOfFeatures(nn.Module):
         return F.normalize(reference_BD + text_BD, dim=-1), target_BD
 
 
+def prepare(encoder: Encoder, config: Config) -> Any:
+    """Choose what of the encoder trains; return the adapters for `lora.merge`, if it has some.
+
+    Raises ConfigError where there is nothing that can be adapted.
+    """
+    stage1 = config.stage1
+    whole = "none" if stage1.finetune == "lora" else stage1.finetune
+    encoder.trainable(whole, grad_checkpointing=stage1.grad_checkpointing)
+    if stage1.finetune != "lora":
+        return None
+    return lora.adapt(encoder, rank=stage1.lora_rank, alpha=stage1.lora_alpha, seed=config.seed)
+
+
+def parameters(encoder: Encoder) -> dict[str, int]:
+    """Return how many parameters train, and how many stay; say so."""
+    trained, frozen = (
+        sum(p.numel() for p in encoder.parameters() if p.requires_grad == trains)
+        for trains in (True, False)
+    )
+    say(f"stage 1: {trained:,} parameters train, {frozen:,} stay")
+    return {"trained": trained, "frozen": frozen}
+
+
 class FineTune:
     """The task of stage 1.
 
@@ -65,9 +91,7 @@ class FineTune:
         self.config, self.dataset, self.encoder = config.stage1, dataset, encoder
         self.evaluation, self.seed = config.evaluate, config.seed
         encoder.precision = config.stage1.precision
-        encoder.trainable(
-            config.stage1.finetune, grad_checkpointing=config.stage1.grad_checkpointing
-        )
+        prepare(encoder, config)
         self.module: nn.Module = SumOfFeatures(encoder, config.stage1.chunk)
         self.pixels = PixelCache(paths, encoder.preprocess, config.data, config.stage1.cache_mib)
         self.triplets, self.left_out = readable_triplets(dataset, paths)

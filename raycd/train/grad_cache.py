@@ -29,5 +29,5 @@ def encode_in_chunks(
     """
     if not size:
         return encode(inputs)
-    parts = [checkpoint(encode, part, use_reentrant=False) for part in inputs.split(size)]
+    parts = [checkpoint(encode, part, use_reentrant=False) for part in torch.split(inputs, size)]
     return torch.cat(parts)

@@ -217,8 +217,8 @@ class Loop(Generic[Batch]):
         seen: list[float] = []  # those of the losses that were looked at
         for batch, size in zip(self.task.batches(epoch, rows), sizes, strict=True):
             lr = schedule.lr_at(self._step, sum(self._batches))
-            loss, norm = self._update(module, batch, size, lr)
-            losses.append(loss)
+            own, norm = self._update(module, batch, size, lr)
+            losses.append(own)
             norms.append(norm)
             self._step += 1
             shown: dict[str, float] = {}

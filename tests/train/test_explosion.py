@@ -71,7 +71,7 @@ class Rising:
 
     def __init__(self, begin: int = 10**9) -> None:
         self.module: nn.Module = nn.Linear(1, 1, bias=False)
-        nn.init.constant_(self.module.weight, 3.0)  # type: ignore[arg-type]
+        nn.init.constant_(self.module.weight, 3.0)
         self.begin, self.epoch, self.factor = begin, 0, 1.0
 
     def optimizer(self) -> torch.optim.Optimizer:
