@@ -138,8 +138,14 @@ class PretrainConfig(Section):
 class Stage1Config(Section):
     """Fine-tuning of CLIP on triplets (paper 3.2.1, eqs 2 to 4)."""
 
-    finetune: Literal["text", "image", "both", "none"] = "both"
-    """Which encoders train; none keeps the pre-trained CLIP (Table 2, w/o FT)."""
+    finetune: Literal["text", "image", "both", "lora", "none"] = "both"
+    """Which encoders train; none keeps the pre-trained CLIP (Table 2, w/o FT), lora trains low-rank
+    adapters of both, which are merged into them at the end.
+    """
+    lora_rank: Positive = 8
+    """LoRA: rank of what is added to a layer's weight."""
+    lora_alpha: Positive = 16
+    """LoRA: factor of what is added, divided by the rank."""
     epochs: Count = 20
     """Passes over the train triplets."""
     batch_size: Annotated[int, Field(ge=2)] = 64

@@ -177,8 +177,7 @@ NOT_THE_RESULT = (
     "stage1.loader_workers",
     "stage1.cache_mib",
     "stage1.chunk",
-    # Training that they stop has no result.
-    "stage1.explosion",
+    "stage1.explosion",  # what it stops has no result
     "stage2.explosion",
     "embed.batch_size",
     "mine.batch_size",

@@ -40,7 +40,7 @@ from raycd.features.map_cache import Extras
 from raycd.features.stored import Stored
 from raycd.index.half import room
 from raycd.model import encoder as encoders
-from raycd.model import fusion, maps
+from raycd.model import fusion, lora, maps
 from raycd.model.encoder import Encoder
 from raycd.model.fusion import joint
 from raycd.model.fusion.registry import WEIGHTS
@@ -49,7 +49,7 @@ from raycd.run import Run, Writing, fingerprint, local_copy
 from raycd.runtime import embed_shards, embedding, training
 from raycd.runtime.mlflow_run import MlflowRun
 from raycd.train import checkpoint, hard_negatives
-from raycd.train.finetune import FineTune
+from raycd.train.finetune import FineTune, parameters, prepare
 from raycd.train.fuse import Fuse, new_head
 from raycd.train.loop import Schedule, Task
 from raycd.train.pretrain import DEMO_MODEL, cached
@@ -237,7 +237,8 @@ def stage1(context: Context, writing: Writing) -> None:
         }
         usable, left_out = readable_triplets(context.dataset, paths)
         writing.record["counts"] = {"triplets": len(usable), "left_out": left_out}
-        settings = config.stage1
+        settings, adapters = config.stage1, prepare(tuned, config)
+        writing.record["parameters"] = parameters(tuned)
         trained = training.train(
             "stage 1",
             _make_finetune,
@@ -251,8 +252,8 @@ def stage1(context: Context, writing: Writing) -> None:
             tracked=context.tracked,
             **_storage(context, writing),
         )
-        tuned_weights = nn.ModuleDict({"encoder": tuned})
-        checkpoint.load_weights(trained.checkpoint, tuned_weights)
+        checkpoint.load_weights(trained.checkpoint, nn.ModuleDict({"encoder": tuned}))
+        lora.merge(adapters)
         writing.record |= _record(trained, settings)
     tuned.save(writing.folder / "encoder")
     writing.record |= {"encoder": tuned.fingerprint(), "dim": tuned.dim}

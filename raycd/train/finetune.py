@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,11 +16,12 @@ from raycd.data.pixels import PixelCache
 from raycd.distributed import own_rows
 from raycd.evaluate import Mean, cached_query, evaluate, text_of
 from raycd.features import Features
-from raycd.model import precision
+from raycd.model import lora, precision
 from raycd.model.compiling import Compilation, encode_compiled
 from raycd.model.encoder import Encoder
 from raycd.model.fusion.sum import Sum
 from raycd.model.loss import batch_classification_loss
+from raycd.progress import say
 from raycd.train.batches import Rows
 from raycd.train.feed import on_device
 from raycd.train.grad_cache import encode_in_chunks
@@ -60,6 +62,29 @@ class SumOfFeatures(nn.Module):
         return F.normalize(reference_BD + text_BD, dim=-1), target_BD
 
 
+def prepare(encoder: Encoder, config: Config) -> Any:
+    """Choose what of the encoder trains; return the adapters for `lora.merge`, if it has some.
+
+    Raises ConfigError where there is nothing that can be adapted.
+    """
+    stage1 = config.stage1
+    whole = "none" if stage1.finetune == "lora" else stage1.finetune
+    encoder.trainable(whole, grad_checkpointing=stage1.grad_checkpointing)
+    if stage1.finetune != "lora":
+        return None
+    return lora.adapt(encoder, rank=stage1.lora_rank, alpha=stage1.lora_alpha, seed=config.seed)
+
+
+def parameters(encoder: Encoder) -> dict[str, int]:
+    """Return how many parameters train, and how many stay; say so."""
+    trained, frozen = (
+        sum(p.numel() for p in encoder.parameters() if p.requires_grad == trains)
+        for trains in (True, False)
+    )
+    say(f"stage 1: {trained:,} parameters train, {frozen:,} stay")
+    return {"trained": trained, "frozen": frozen}
+
+
 class FineTune:
     """The task of stage 1.
 
@@ -74,9 +99,7 @@ class FineTune:
         self.config, self.dataset, self.encoder = config.stage1, dataset, encoder
         self.evaluation, self.seed = config.evaluate, config.seed
         encoder.precision = precision.of(config.stage1.precision, encoder.device)
-        encoder.trainable(
-            config.stage1.finetune, grad_checkpointing=config.stage1.grad_checkpointing
-        )
+        prepare(encoder, config)
         self.module: nn.Module = SumOfFeatures(encoder, config.stage1.chunk)
         self.compilation = Compilation(
             partial(encode_compiled, encoder), config.stage1.compile, encoder.device

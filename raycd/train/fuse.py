@@ -24,7 +24,7 @@ from raycd.evaluate import Mean, Metric, cached_query, evaluate
 from raycd.evaluate.rerank import cached_rerank
 from raycd.features import Features
 from raycd.features.map_cache import NOTHING, Extras
-from raycd.model import fusion, precision
+from raycd.model import fusion, lora, precision
 from raycd.model.compiling import Compilation, once
 from raycd.model.fusion import Head, HeadBatch
 from raycd.model.fusion.joint import NAME
@@ -293,8 +293,10 @@ def check_joint(config: Config, composes: bool) -> None:
     """Raise ConfigError where an encoder is asked for what it cannot do.
 
     `composes` is `Encoder.composes`; such an encoder is not trained, and no other has the head
-    joint.
+    joint. LoRA needs its package.
     """
+    if config.stage1.finetune == "lora":
+        lora.check_installed()
     if composes and config.stage1.finetune != "none":
         raise ConfigError(
             "an encoder that composes image and text by itself is not fine-tuned",

@@ -82,5 +82,6 @@ class HardNegatives:
 def _number_within(offset_Q: NDArray[np.int32]) -> NDArray[np.int64]:
     """Return the place (K,) of each value in its list, of lists by their offsets (Q + 1,)."""
     start_Q = (offset_Q - offset_Q[0]).astype(np.int64)
-    within_K: NDArray[np.int64] = np.arange(start_Q[-1]) - np.repeat(start_Q[:-1], np.diff(start_Q))
-    return within_K
+    place_K: NDArray[np.int64] = np.arange(start_Q[-1])
+    place_K -= np.repeat(start_Q[:-1], np.diff(start_Q))
+    return place_K

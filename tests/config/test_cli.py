@@ -284,7 +284,7 @@ def test_help_lists_every_field_with_sentence_and_default_in_under_two_seconds()
     assert shown.returncode == 0
     assert "--mine.eps_low float" in shown.stdout
     assert "Lower similarity threshold of a substitute (inclusive). (default: 0.9)" in shown.stdout
-    assert "--stage1.finetune {text,image,both,none}" in shown.stdout
+    assert "--stage1.finetune {text,image,both,lora,none}" in shown.stdout
 
 
 def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ STAGE1: dict[str, dict[str, Any]] = {
     "frozen texts": {"finetune": "image"},
     "checkpointing": {"grad_checkpointing": True},
     "chunks": {"chunk": 2},
+    "adapters": {"finetune": "lora", "chunk": 3, "grad_checkpointing": True},
     "chunks, frozen, checkpointing": {"chunk": 3, "finetune": "image", "grad_checkpointing": True},
 }
 QUICK = {"both", "frozen images", "chunks, frozen, checkpointing"}
@@ -198,5 +198,5 @@ def test_workers_have_losses_gradients_and_weights_of_one(
                         value,
                         rtol=near,
                         atol=near * size,
-                        msg=partial("{}: {}".format, f"{name} {part} {key} {number}"),
+                        msg=f"{name}: {part} of {key}, worker {number}",
                     )
