@@ -19,7 +19,6 @@ from raycd.data.schema import GALLERY, IMAGE, TRIPLET, Dataset
 from raycd.errors import DataError
 from raycd.features import shards
 from raycd.features.stored import Stored
-from raycd.mine import neighbours
 from raycd.run import Run
 from raycd.runtime import mine_stages, mining
 from raycd.runtime.stages import IMAGES, TEXTS, Context
@@ -179,7 +178,7 @@ def small_shards(**fields: object) -> MineConfig:
 @pytest.mark.parametrize(
     ("index", "batch_size", "workers", "queries"),
     [
-        ("flat", 1024, 1, neighbours.LARGEST),
+        ("flat", 1024, 1, 4096),
         ("flat", 7, 2, 12),  # tasks of a dozen queries: lists come back in any order
         pytest.param("hnsw", 64, 2, 64, marks=pytest.mark.slow),
         pytest.param("ivf", 64, 2, 64, marks=pytest.mark.slow),
@@ -195,7 +194,7 @@ def test_neighbours_in_several_shards_equal_the_core(
     queries: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(neighbours, "LARGEST", queries)
+    monkeypatch.setattr(mining, "QUERIES", {"cpu": queries})
     settings = small_shards(index=index, batch_size=batch_size, hnsw_m=4, hnsw_ef=8, ivf_probes=2)
     assert len(mine.make_shards(halves(), 600, settings)) >= 4
     compute = ComputeConfig(mine_workers=workers, cpus_per_worker=0.5)
