@@ -87,7 +87,7 @@ def _batches(
     try:
         # torch releases Python's lock. MKL keeps one number of threads for the whole process.
         with (
-            flat.tf32(),
+            flat.arithmetic(),
             ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool,
         ):
             return torch.cat(list(pool.map(search, *parts))).cpu().numpy()
@@ -134,13 +134,14 @@ class _Search:
     def _products(self, query_BD: Tensor, position_BC: Tensor, count_B: Tensor) -> Tensor:
         """Return the float64 products (B, C) of queries with the first `count_B` images of each."""
         product_BC = query_BD.new_zeros(position_BC.shape, dtype=torch.float64)
-        step, dim = _MEASURED[self.device], query_BD.shape[1]
-        for start in range(0, len(query_BD), step):
+        wide_BD1, dim = query_BD.double()[:, :, None], query_BD.shape[1]
+        step, counts = _MEASURED[self.device], count_B.tolist()
+        for start in range(0, len(counts), step):
             own = slice(start, start + step)
-            most = int(count_B[own].max())
+            most = max(counts[own])
             near = self.unit_PD.index_select(0, position_BC[own, :most].reshape(-1))
-            near_BCD = near.double().view(len(count_B[own]), most, dim)
-            product_BC[own, :most] = (near_BCD @ query_BD[own, :, None].double())[..., 0]
+            near_BCD = near.double().view(len(counts[own]), most, dim)
+            product_BC[own, :most] = torch.bmm(near_BCD, wide_BD1[own])[..., 0]
         return product_BC
 
     def _with_all(self, rows_B: Tensor, query_BD: Tensor) -> Tensor:

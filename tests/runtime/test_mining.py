@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 from numpy.typing import NDArray
 
 from raycd import features as features_io
@@ -303,6 +304,23 @@ def test_no_more_shards_are_loaded_at_a_time_than_there_is_memory_for(
     )
     assert len(began) >= 4
     assert all(end <= start for end, start in zip(ended, began[1:], strict=False))
+
+
+def test_as_many_tasks_are_submitted_as_work_and_a_failure_cancels_them(
+    ray_cluster: None, tmp_path: Path
+) -> None:
+    def work(number: int) -> None:
+        (tmp_path / f"began-{number}").touch()
+        if number == 1:
+            raise DataError("it failed")
+        time.sleep(1.5)
+        (tmp_path / f"ended-{number}").touch()
+
+    task: Any = ray.remote(num_cpus=0.1)(work)
+    with pytest.raises(DataError, match="it failed"):
+        list(mining._each(task, [(number,) for number in range(6)], 2))
+    time.sleep(2)
+    assert {file.name for file in tmp_path.iterdir()} <= {"began-0", "began-1"}
 
 
 def test_a_pool_without_queries_is_not_loaded(
