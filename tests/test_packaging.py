@@ -9,6 +9,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from tests.packages import closure
+
 ROOT = Path(__file__).parents[1]
 LOCK = (ROOT / "requirements.lock").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -50,8 +52,8 @@ def version_on(python: str, requirement: Requirement, section: str) -> Version:
     return Version(specifier.version)
 
 
-def test_lock_has_the_three_sections_once_and_in_order() -> None:
-    assert re.findall(r"^# \[(.+)\]$", LOCK, flags=re.MULTILINE) == ["all", "cpu", "gpu"]
+def test_lock_has_the_four_sections_once_and_in_order() -> None:
+    assert re.findall(r"^# \[(.+)\]$", LOCK, flags=re.MULTILINE) == ["all", "dev", "cpu", "gpu"]
 
 
 def test_lock_names_no_address() -> None:
@@ -59,7 +61,7 @@ def test_lock_names_no_address() -> None:
     assert not re.search(r"^\s*--(?!hash=sha256:)", LOCK, flags=re.MULTILINE)
 
 
-@pytest.mark.parametrize("section", ["all", "cpu", "gpu"])
+@pytest.mark.parametrize("section", ["all", "dev", "cpu", "gpu"])
 def test_every_pin_has_a_hash(section: str) -> None:
     for name, entries in pins(section).items():
         for _, hashes in entries:
@@ -68,14 +70,17 @@ def test_every_pin_has_a_hash(section: str) -> None:
 
 
 @pytest.mark.parametrize("python", PYTHONS)
-@pytest.mark.parametrize("extra", ["base", "system", "cpu", "gpu", "dev"])
+@pytest.mark.parametrize(
+    "extra", ["base", "system", "hf", "joint", "milvus", "postgres", "s3", "cpu", "gpu", "dev"]
+)
 def test_every_dependency_is_pinned_within_its_range(extra: str, python: str) -> None:
     extras = PROJECT["optional-dependencies"]
     names = PROJECT["dependencies"] if extra == "base" else extras[extra]
-    section = extra if extra in ("cpu", "gpu") else "all"
     for requirement in map(Requirement, names):
         if requirement.name == "raycd":
             continue  # an extra of its own
+        elsewhere = extra if extra in ("cpu", "gpu", "dev") else "all"
+        section = "all" if canonicalize_name(requirement.name) in pins("all") else elsewhere
         version = version_on(python, requirement, section)
         assert version in requirement.specifier, (
             f"{requirement.name} {version} is outside {requirement.specifier}"
@@ -94,6 +99,16 @@ def test_the_two_builds_of_faiss_never_meet() -> None:
     assert not {"faiss-cpu", "faiss-gpu"} & pins("all").keys()
 
 
-@pytest.mark.parametrize("extra", ["cpu", "gpu"])
+@pytest.mark.parametrize("extra", ["dev", "cpu", "gpu"])
 def test_an_extra_pins_nothing_that_all_pins_already(extra: str) -> None:
     assert not pins("all").keys() & pins(extra).keys()
+
+
+def test_an_image_needs_nothing_that_only_the_tests_have() -> None:
+    extras = PROJECT["optional-dependencies"]
+    names = ("system", "hf", "joint", "milvus", "postgres", "s3")
+    asked = [line for name in names for line in extras[name] if not line.startswith("raycd")]
+    needed = closure(PROJECT["dependencies"] + asked)
+    installed_otherwise = {"faiss-cpu"}  # by the extra
+    assert needed - pins("all").keys() <= installed_otherwise
+    assert "moto" not in pins("all")
