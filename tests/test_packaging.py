@@ -9,11 +9,13 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from raycd import extras
 from tests.packages import closure
 
 ROOT = Path(__file__).parents[1]
 LOCK = (ROOT / "requirements.lock").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
 
 
@@ -74,8 +76,7 @@ def test_every_pin_has_a_hash(section: str) -> None:
     "extra", ["base", "system", "hf", "joint", "milvus", "postgres", "s3", "cpu", "gpu", "dev"]
 )
 def test_every_dependency_is_pinned_within_its_range(extra: str, python: str) -> None:
-    extras = PROJECT["optional-dependencies"]
-    names = PROJECT["dependencies"] if extra == "base" else extras[extra]
+    names = PROJECT["dependencies"] if extra == "base" else EXTRAS[extra]
     for requirement in map(Requirement, names):
         if requirement.name == "raycd":
             continue  # an extra of its own
@@ -105,10 +106,23 @@ def test_an_extra_pins_nothing_that_all_pins_already(extra: str) -> None:
 
 
 def test_an_image_needs_nothing_that_only_the_tests_have() -> None:
-    extras = PROJECT["optional-dependencies"]
     names = ("system", "hf", "joint", "milvus", "postgres", "s3")
-    asked = [line for name in names for line in extras[name] if not line.startswith("raycd")]
+    asked = [line for name in names for line in EXTRAS[name] if not line.startswith("raycd")]
     needed = closure(PROJECT["dependencies"] + asked)
     installed_otherwise = {"faiss-cpu"}  # by the extra
     assert needed - pins("all").keys() <= installed_otherwise
     assert "moto" not in pins("all")
+
+
+def test_what_is_missing_is_told_with_the_extra_that_brings_it() -> None:
+    told = {package: extra for package, extra in extras.OF.items() if extra}
+    brought = {
+        Requirement(line).name.replace("-", "_"): extra
+        for extra in set(told.values())
+        for line in EXTRAS[extra]
+        if not line.startswith("raycd")
+    }
+    assert told == brought
+    assert extras.install("sentence_transformers") == "pip install 'raycd[joint]'"
+    assert extras.install("milvus_lite") == "pip install milvus-lite"
+    assert {"cpu", "gpu"} <= EXTRAS.keys()  # of everything else

@@ -186,6 +186,7 @@ def test_compose_waits_for_what_is_there_and_publishes_the_service_alone() -> No
                 assert "test" in services[other]["healthcheck"], other
 
 
+@pytest.mark.slow
 def test_the_bucket_is_made_once_and_again(s3: dict[str, str]) -> None:
     [python, *rest] = COMPOSE["services"]["bucket"]["command"]
     assert python == "python"
