@@ -60,10 +60,10 @@ serve: setup  ## Answer queries on http://127.0.0.1:8000 from what `make demo` h
 test test-all: export RAY_AUTH_MODE = disabled
 
 test: lint  ## Lint, then run the tests.
-	$(PY) -m pytest -n 2 --dist loadgroup
+	$(PY) -m pytest -n 2 --dist loadscope
 
 test-all: lint  ## The same with the slow tests.
-	$(PY) -m pytest -n 2 --dist loadgroup
+	$(PY) -m pytest -n 2 --dist loadscope
 	$(PY) -m pytest -m slow
 
 # mypy reads torch's and numpy's types once for all clones that share the installation, not once for each clone; its

@@ -3,6 +3,7 @@
 python jobs/benchmark.py embed                       # Ray Data against a plain loop, 20,000 images
 python jobs/benchmark.py embed --photos ../photos    # the same on a folder of real photographs
 python jobs/benchmark.py mine                        # Ray Data against FAISS alone, 46,609 x 640
+python jobs/benchmark.py train --preset demo         # both stages against bare loops of PyTorch
 python jobs/benchmark.py sweep --preset demo         # a sweep's trials against naive ones
 python jobs/benchmark.py serve --preset demo         # against FastAPI + torch + FAISS, 12 minutes
 python jobs/benchmark.py gallery                     # 100,000 x 640 from SQLite, beside writes
@@ -28,7 +29,7 @@ from raycd.config import cli
 from raycd.errors import ConfigError
 
 WHAT = (
-    *("embed", "mine", "sweep", "serve", "gallery"),
+    *("embed", "mine", "train", "sweep", "serve", "gallery"),
     *("scale", "streaming", "stages", "contention", "gpu"),
 )
 SERVICE = "--replicas 2 --threads 1 --cpus 0.5"  # for two cores

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+import socket
+from typing import Any, TypeVar
 
 import torch
 from torch import distributed
+
+T = TypeVar("T")
 
 
 def rank() -> int:
@@ -21,6 +24,15 @@ def world_size() -> int:
 def own_rows(count: int, device: torch.device) -> torch.Tensor:
     """Return the numbers (B,) of this worker's B = `count` rows among those that `gather` gives."""
     return torch.arange(count, device=device) + rank() * count
+
+
+def first_of_machine(value: T) -> T:
+    """Return the value that the first worker on this machine has; every worker must call it."""
+    if world_size() == 1:
+        return value
+    own, found = socket.gethostname(), [("", value)] * world_size()
+    distributed.all_gather_object(found, (own, value))
+    return next(theirs for machine, theirs in found if machine == own)
 
 
 def gather(rows: torch.Tensor) -> torch.Tensor:

@@ -21,6 +21,7 @@ WHOLE = "cpu"
 OF = {
     "boto3": "s3",
     "milvus_lite": "",  # in none: it asks for faiss-cpu, which [gpu] excludes
+    "peft": "lora",
     "psycopg": "postgres",
     "pymilvus": "milvus",
     "s3fs": "s3",

@@ -27,12 +27,12 @@ import fsspec
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from raycd import extras, lease, progress, scratch, stores
+from raycd import extras, progress, scratch, stores
 from raycd.durable import held_alone, replace_file, replace_folder
 from raycd.errors import RunError
-from raycd.lease import Lease
 from raycd.redact import json_without_passwords, without_passwords
-from raycd.stores import Doing
+from raycd.stores import Doing, lease
+from raycd.stores.lease import Lease
 
 RECORD = "stage.json"
 IDENTITY = "run.json"
@@ -142,7 +142,7 @@ class Run:
 
         Raises:
             RunError: Another process has locked it, or takes it from this one, which has shown no
-                sign of life (`raycd.lease`, on a store).
+                sign of life (`raycd.stores.lease`, on a store).
         """
 
         def refused(holder: str) -> RunError:
@@ -334,7 +334,7 @@ def _forget(uri: str) -> None:
 def alone(uri: str, refused: Callable[[str], Exception]) -> Iterator[Lease | None]:
     """Hold a folder or URI inside of the block; give its lease where it is on a store.
 
-    Raises what `refused` makes of another holder; on a store, RunError as `raycd.lease` does.
+    Raises what `refused` makes of another holder; on a store, what `raycd.stores.lease` does.
     """
     file_system, path = open_uri(uri)
     if isinstance(file_system, LocalFileSystem):

@@ -62,7 +62,11 @@ class Engine:
         )
         if store is not None:
             self.searcher.picture = lambda path: images.load(
-                store.locate(path), max_pixels=args.max_pixels, min_side=1, patient=False
+                store.locate(path),
+                max_pixels=args.max_pixels,
+                min_side=1,
+                patient=False,
+                enough=self.searcher.enough,
             )
         reranking = self.searcher.reranking
         reranking.depth = min(reranking.depth, args.max_rerank_depth)

@@ -222,7 +222,7 @@ class Replica:
 
         def work() -> Prepared:
             view = engine.view
-            picture = None if image is None else self.decode(image)
+            picture = None if image is None else self.decode(image, engine)
             check_deadline()
             allowed = view.allowed(asked.category, asked.attributes, asked.among)
             query = Query(
@@ -250,11 +250,15 @@ class Replica:
 
         return await self.run_in_thread(work, image)
 
-    def decode(self, image: bytes) -> Image.Image:
-        """Return an image within the limits. Raises BrokenImage."""
+    def decode(self, image: bytes, engine: Engine) -> Image.Image:
+        """Return an image within the limits, for an engine. Raises BrokenImage."""
         args = self.args
         return images.decode(
-            image, max_pixels=args.max_pixels, min_side=args.min_side, formats=args.formats
+            image,
+            max_pixels=args.max_pixels,
+            min_side=args.min_side,
+            formats=args.formats,
+            enough=engine.searcher.enough,
         )
 
     async def answer(self, engine: Engine, query: Prepared) -> Answer:

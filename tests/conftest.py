@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from PIL import Image
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.postgres import Postgres
 
@@ -38,12 +39,22 @@ os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
 os.environ.setdefault("RAY_metrics_report_interval_ms", "3000")  # ten seconds by default
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep each folder's tests, which share clusters and services, in one of xdist's processes."""
-    for item in items:
-        folder = item.path.relative_to(Path(__file__).parent).parts[0]
-        item.add_marker(pytest.mark.xdist_group(folder))
+class ByFolder(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
+    """Each room's tests, which share clusters and services, stay in one of xdist's processes.
+
+    A room is a folder of tests/ with all below it: what ends its shared service does so after its
+    last test. Not by xdist's groups: with pytest 9.2 its `loadgroup` does nothing, and says
+    nothing.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "/".join(nodeid.partition("::")[0].split("/")[:2])
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist's own
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFolder:
+    """Have xdist deal out rooms."""
+    return ByFolder(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)

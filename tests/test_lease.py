@@ -18,10 +18,10 @@ import pytest
 from fsspec import AbstractFileSystem
 from s3fs import S3FileSystem
 
-from raycd import lease
 from raycd.errors import RaycdError, RunError
-from raycd.lease import Lease
 from raycd.run import Run, alone, open_uri
+from raycd.stores import lease
+from raycd.stores.lease import Lease
 
 IDENTITY = {"format": "x"}
 RENEWED, EXPIRES = 0.2, 1.5
@@ -86,7 +86,7 @@ def test_of_many_jobs_that_start_at_once_one_gets_the_run(root: str) -> None:
 
 HOLD = """
 import sys
-from raycd import lease
+from raycd.stores import lease
 from raycd.run import Run
 lease.RENEWED, lease.EXPIRES = 0.2, 1.5
 run = Run(sys.argv[1], {"format": "x"})

@@ -15,8 +15,8 @@ from raycd.data import images
 from raycd.data.captions import Wording
 from raycd.data.demo.synthetic import write_demo_data
 from raycd.data.read import read
-from raycd.features import shards
 from raycd.model.embed import EmbedImages, EmbedTexts
+from tests.one_shard import write_whole
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "notebook.md"
 
@@ -48,7 +48,7 @@ def demo(tiny_bundle: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     }
     for name, table in tables.items():
         rows = features.to_table(list(table["key"]), list(table["status"]), table["feature"])
-        shards.write_whole(str(run / "embed" / name), rows)
+        write_whole(str(run / "embed" / name), rows)
     tiny_bundle.images[0].save("photo.jpg")
 
 

@@ -73,7 +73,7 @@ def test_every_pin_has_a_hash(section: str) -> None:
 
 @pytest.mark.parametrize("python", PYTHONS)
 @pytest.mark.parametrize(
-    "extra", ["base", "system", "hf", "joint", "milvus", "postgres", "s3", "cpu", "gpu", "dev"]
+    "extra", ["base", "system", "hf", "joint", "lora", "milvus", "postgres", "s3", "cpu", "gpu", "dev"]
 )
 def test_every_dependency_is_pinned_within_its_range(extra: str, python: str) -> None:
     names = PROJECT["dependencies"] if extra == "base" else EXTRAS[extra]
@@ -106,7 +106,7 @@ def test_an_extra_pins_nothing_that_all_pins_already(extra: str) -> None:
 
 
 def test_an_image_needs_nothing_that_only_the_tests_have() -> None:
-    names = ("system", "hf", "joint", "milvus", "postgres", "s3")
+    names = ("system", "hf", "joint", "lora", "milvus", "postgres", "s3")
     asked = [line for name in names for line in EXTRAS[name] if not line.startswith("raycd")]
     needed = closure(PROJECT["dependencies"] + asked)
     installed_otherwise = {"faiss-cpu"}  # by the extra

@@ -14,6 +14,7 @@ from typing import Any
 
 from raycd.config import Config, flatten
 from raycd.errors import RunError
+from raycd.model.precision import in_place_of_auto
 from raycd.run import Run
 from raycd.runtime import weights
 from tune.space import Space
@@ -153,4 +154,5 @@ def best(trials: Sequence[Record]) -> Record | None:
 
 def _fixed(config: Config) -> dict[str, Any]:
     """Return the settings that decide what a trial gives."""
+    config = in_place_of_auto(config, "fp32")  # as sweeps were started before there was auto
     return {name: value for name, value in flatten(config).items() if not name.startswith(_FREE)}

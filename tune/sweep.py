@@ -52,9 +52,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 def main(options: cli.Options) -> None:
     """Run the stages that trials read, the trials, and the comparison of the winner with val."""
-    from raycd.data.demo.garments import CATEGORIES
-    from raycd.evaluate import Metric
-    from raycd.runtime import cluster, local_ray, pipeline, stages, tracking, weights
+    from raycd.runtime import cluster, evaluation, local_ray, pipeline, stages, tracking, weights
     from tune.journal import Journal
     from tune.space import make_space
 
@@ -66,8 +64,7 @@ def main(options: cli.Options) -> None:
     dataset = (
         None if config.data.format == "synthetic" else stages.dataset(config, config.data.root)
     )
-    categories = CATEGORIES if dataset is None else dataset.categories()
-    metric = Metric.parse(config.tune.metric, categories, config.evaluate.ks)
+    metric = evaluation.named_metric(config.tune.metric, config, dataset)
     run = pipeline.run_folder(config)
     journal = Journal(posixpath.join(config.runs, flags.sweep or f"{name}-sweep"), run.root)
     journal.check(space, resume=flags.resume)

@@ -1,7 +1,7 @@
 """One trial: filter the mined tables, train a head on cached features; no encoder runs.
 
 What trials share (`Tables`) lies in the object store, where worker processes read it without a
-copy.
+copy; the features never pass through the process that starts them.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ import time
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import ray
 import torch
 from numpy.typing import NDArray
 
@@ -28,9 +29,17 @@ from raycd.features import Features, map_cache
 from raycd.features.map_cache import Extras
 from raycd.model import fusion, threads
 from raycd.run import local_copy
+from raycd.runtime import tasks
 from raycd.runtime.stages import Context, own_device
 from raycd.train.fuse import Fuse, new_head
 from raycd.train.loop import EpochResult, Loop, Schedule, Silence, best_epoch
+
+
+class Vectors(NamedTuple):
+    """Image and text features as processes share them: keys, and their vectors (N, D)."""
+
+    images: tuple[pa.StringArray, NDArray[np.float32]]
+    texts: tuple[pa.StringArray, NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -39,8 +48,7 @@ class Tables:
 
     dataset: Dataset
     candidates: pa.Table
-    images: tuple[pa.StringArray, NDArray[np.float32]]  # ids and features (N, D)
-    texts: tuple[pa.StringArray, NDArray[np.float32]]
+    vectors: ray.ObjectRef[Vectors]
     caches: Mapping[str, str]
     """Paths or URIs of what some heads need beside features, by need: no array, and no file of this
     machine where the run is in a store.
@@ -52,17 +60,18 @@ class Tables:
     ) -> Tables:
         """Read what the stages `embed` and `mine` have written, and `splits` of the data set.
 
+        A task of the connected cluster reads the features.
+
         Args:
             heads: Whose needs have been cached; none: those of the run's head.
         """
-        images, texts = context.features("embed")
+        _, vectors = tasks.keep(_read, context)
         names = heads or [context.config.stage2.head]
         needs = {need for name in names for need in fusion.head_class(name).needs}
         return cls(
             context.dataset,
             pq.read_table(context.run.local("mine") / "candidates.parquet"),
-            (images.keys, images.values.numpy()),
-            (texts.keys, texts.values.numpy()),
+            vectors,
             context.caches(needs),
         ).only(*splits)
 
@@ -87,14 +96,18 @@ class Tables:
 
     def features(self) -> tuple[Features, Features]:
         """Return image and text features, as training takes them."""
+        images, texts = ray.get(self.vectors)
         with warnings.catch_warnings():
             warnings.filterwarnings(
                 "ignore", "The given NumPy array is not writable"
             )  # nobody writes to them
-            image_ND, text_ND = (
-                torch.from_numpy(values) for _, values in (self.images, self.texts)
-            )
-        return Features.of(self.images[0], image_ND), Features.of(self.texts[0], text_ND)
+            image_ND, text_ND = (torch.from_numpy(values) for _, values in (images, texts))
+        return Features.of(images[0], image_ND), Features.of(texts[0], text_ND)
+
+
+def _read(context: Context) -> tuple[None, Vectors]:
+    images, texts = ((found.keys, found.values.numpy()) for found in context.features("embed"))
+    return None, Vectors(images, texts)
 
 
 @dataclass(frozen=True)

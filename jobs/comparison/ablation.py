@@ -19,10 +19,10 @@ from raycd.compare.lines import Method, Table, against
 from raycd.compare.writing import Grid
 from raycd.config import Config
 from raycd.errors import ConfigError
-from raycd.evaluate import AVERAGE, Metric, cached_query, evaluate
+from raycd.evaluate import AVERAGE, Metric
 from raycd.model import fusion
-from raycd.runtime import cluster, pipeline
-from raycd.runtime.stages import Context, own_device
+from raycd.runtime import cluster, evaluation, pipeline, tasks
+from raycd.runtime.stages import Context
 from tune.trial import Tables
 
 NAME, FULL = "ablation", "CLIP-CD"
@@ -106,22 +106,18 @@ def _stage2(
 
 def _sum(name: str, context: Context, stage: str) -> Method:
     """Return the answers of the sum of the features that a stage of a run has written."""
-    config = context.config
+    ranks = tasks.run(_ranks, context, stage)
+    categories = context.dataset.triplets_of("val")["category"].to_pylist()
+    return Method(name, Answers.of([ranks], categories, None))
+
+
+def _ranks(context: Context, stage: str) -> list[int | None]:
     images, texts = context.val_features(stage)
-    total = fusion.create(fusion.HeadConfig("sum", images.values.shape[1])).eval()
-    device = own_device(config)
-    found = evaluate(
-        context.dataset,
-        "val",
-        images,
-        cached_query(total, images, texts, device),
-        protocol=config.evaluate.protocol,
-        batch_size=config.evaluate.batch_size,
-        device=device,
-    )
+    total = fusion.create(fusion.HeadConfig("sum", images.values.shape[1]))
+    asked = evaluation.variant(stage, total, images, texts, context.config)
+    found = evaluation.ask(context.dataset, asked, context.config)
     triplets = context.dataset.triplets_of("val")
-    ranks = [found.ranks[triplet] for triplet in triplets["triplet_id"].to_pylist()]
-    return Method(name, Answers.of([ranks], triplets["category"].to_pylist(), None))
+    return [found.ranks[triplet] for triplet in triplets["triplet_id"].to_pylist()]
 
 
 def _published(table: Table) -> Grid:

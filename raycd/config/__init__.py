@@ -4,10 +4,11 @@ from raycd.config.operation import (
     ComputeConfig,
     EvaluateConfig,
     IndexConfig,
+    RegistryConfig,
     TrackingConfig,
     TuneConfig,
 )
-from raycd.config.section import Count, Positive, Precision, Protocol, Section
+from raycd.config.section import Compile, Count, Positive, Precision, Protocol, Section
 from raycd.config.sections import (
     DataConfig,
     EmbedConfig,
@@ -21,6 +22,7 @@ from raycd.config.sections import (
 from raycd.config.tree import Config, field_types, flatten, to_yaml
 
 __all__ = [
+    "Compile",
     "ComputeConfig",
     "Config",
     "Count",
@@ -34,6 +36,7 @@ __all__ = [
     "Precision",
     "PretrainConfig",
     "Protocol",
+    "RegistryConfig",
     "Section",
     "Stage1Config",
     "Stage2Config",

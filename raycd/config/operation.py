@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -137,3 +138,24 @@ class TrackingConfig(Section):
     """Registered model that the bundle becomes a version of."""
     enabled: bool = True
     """False keeps no record."""
+
+
+class RegistryConfig(Section):
+    """Aliases of the registered model, which a better version takes."""
+
+    alias: Annotated[str, Field(pattern=r"^([A-Za-z_][\w.-]*)?$")] = ""
+    """Alias that the new version gets where it is better than the champion; empty sets none."""
+    champion: Text = "champion"
+    """Alias of the version in use, with which it is compared."""
+    metric: Text = "recall@10"
+    """What they are compared by, as tune.metric, on val: its difference's 95% interval over queries
+    has to lie above zero.
+    """
+
+    @model_validator(mode="after")
+    def _free(self) -> Self:
+        if self.alias == "latest" or re.fullmatch(r"[vV]\d+", self.alias):
+            raise ValueError(
+                f"registry.alias is {self.alias}, which MLflow keeps for versions: give another"
+            )
+        return self

@@ -7,8 +7,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from raycd.config.section import (
+    Compile,
     Cosine,
     Count,
+    CountOrAuto,
     Fraction,
     Measure,
     Positive,
@@ -97,6 +99,11 @@ class EncoderConfig(Section):
     target_pad: Annotated[float, Field(ge=1.0)] = 1.25
     """TargetPad: images whose sides differ by this ratio or more are padded towards it."""
 
+    reduced: bool = False
+    """Decode JPEGs of four times the encoder's side or more at a half, a quarter or an eighth of
+    their scale: faster, and features differ a little (docs/encoders.md).
+    """
+
     @model_validator(mode="before")
     @classmethod
     def _padded(cls, values: Any) -> Any:
@@ -153,14 +160,24 @@ class Stage1Config(Section):
     """How the learning rate falls after the warm-up."""
     logit_scale: Rate = 100.0
     """Factor of the cosines before the softmax; the paper's tau = 100."""
-    precision: Precision = "fp32"
-    """Arithmetic of the encoders: bf16 is autocast, weights stay fp32."""
+    precision: Precision = "auto"
+    """Arithmetic of the encoders: bf16 is autocast, weights stay fp32; auto is bf16 on GPUs that
+    have it, fp32 elsewhere.
+    """
+    compile: Compile = "auto"
+    """Compile the encoders (torch.compile); auto does on GPUs, where the rest of the stage takes so
+    long that it repays a minute.
+    """
     grad_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
-    loader_workers: Count = 0
-    """Processes that decode images beside each training worker; 0 decodes in the worker."""
-    cache_mib: Count = 2048
-    """Memory of a training worker for decoded images, in MiB, which later epochs reuse."""
+    loader_workers: CountOrAuto = "auto"
+    """Processes that decode images beside each training worker; 0 decodes in the worker; auto is
+    its share of the machine's CPUs beside a GPU, else 0.
+    """
+    cache_mib: CountOrAuto = "auto"
+    """Memory of a machine's training workers together for decoded images, in MiB, which later
+    epochs reuse; auto is half of what is available.
+    """
     select_on: SelectOn = "selection"
     """How the best epoch is chosen: by recall on selection or val (as peers do), or the last."""
     select_by: Annotated[list[Measure], Field(min_length=1)] = ["recall@10"]
@@ -172,8 +189,10 @@ class EmbedConfig(Section):
 
     batch_size: Positive = 64
     """Images or texts encoded at once."""
-    precision: Precision = "fp32"
-    """Arithmetic of the encoders."""
+    precision: Precision = "auto"
+    """Arithmetic of the encoders, whose weights are held in it; auto as in stage1."""
+    compile: Compile = "auto"
+    """Compile the encoders; auto does on GPUs, from 600,000 images or texts a worker on."""
     map_size: Count = 0
     """Heads that need maps: side that the cached maps are pooled to, where they have more places; 0
     keeps all.
@@ -281,8 +300,12 @@ class Stage2Config(Section):
     """Combiner: size of each modality's projection; 0 means 4 D."""
     hidden_dim: Count = 0
     """Combiner: size of the hidden layers; 0 means 8 D."""
-    precision: Precision = "fp32"
-    """Arithmetic of the head in training: bf16 is autocast, weights and loss stay fp32."""
+    precision: Precision = "auto"
+    """Arithmetic of the head in training: bf16 is autocast, weights and loss stay fp32; auto as in
+    stage1.
+    """
+    compile: Compile = "auto"
+    """Compile the head and its loss, as stage1.compile."""
     k: Positive = 5
     """Epochs over original triplets before each epoch over pseudo triplets."""
     pseudo_weight: Literal["one", "score"] = "one"

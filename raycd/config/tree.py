@@ -15,6 +15,7 @@ from raycd.config.operation import (
     ComputeConfig,
     EvaluateConfig,
     IndexConfig,
+    RegistryConfig,
     TrackingConfig,
     TuneConfig,
 )
@@ -65,6 +66,8 @@ class Config(Section):
     """Where the work runs."""
     tracking: TrackingConfig = TrackingConfig()
     """The MLflow record."""
+    registry: RegistryConfig = RegistryConfig()
+    """Aliases of the registered model, which a better version takes."""
 
     @model_validator(mode="after")
     def _possible(self) -> Self:

@@ -84,17 +84,23 @@ def load(
     max_pixels: int = MAX_PIXELS,
     min_side: int = MIN_SIDE,
     patient: bool = True,
+    enough: int = 0,
 ) -> Image.Image:
     """Return `decode` of `read_bytes`; a null path counts as missing.
 
-    A path may name a part of a picture (`raycd.data.parts`). Raises BrokenImage, whose message
-    names the path.
+    A path may name a part of a picture (`raycd.data.parts`), which is decoded at its own scale.
+    Raises BrokenImage, whose message names the path.
     """
     if path is None:
         raise BrokenImage("no file was found for this image", reason="missing")
     try:
         whole, box = parts.split_box(path)
-        image = decode(read_bytes(whole, patient=patient), max_pixels=max_pixels, min_side=min_side)
+        image = decode(
+            read_bytes(whole, patient=patient),
+            max_pixels=max_pixels,
+            min_side=min_side,
+            enough=enough if box is None else 0,
+        )
         return image if box is None else _part(image, box)
     except BrokenImage as error:
         if _shown(path) in str(error):
@@ -175,8 +181,13 @@ def decode(
     max_pixels: int = MAX_PIXELS,
     min_side: int = MIN_SIDE,
     formats: Sequence[str] = FORMATS,
+    enough: int = 0,
 ) -> Image.Image:
     """Decode the first frame upright as RGB, transparency over white.
+
+    Where both sides of a JPEG are at least twice `enough`, it is decoded at a half, a quarter or an
+    eighth of its scale, as long as they stay so long; 0: always at its own. Limits are those of the
+    whole picture.
 
     Raises BrokenImage: empty; not_an_image (none of `formats`, a part of FORMATS); too_large (more
     than `max_pixels`, or than Pillow's own limit of about 179 million); too_small (a side under
@@ -189,6 +200,8 @@ def decode(
         image = _opened(data, formats)
         _check_size(image.size, max_pixels, min_side)
         _check_cost(data, image)
+        if enough:
+            image.draft(None, (enough, enough))  # nothing but JPEG knows it
         image.load()
         return _upright(image)
 

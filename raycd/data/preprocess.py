@@ -81,6 +81,13 @@ class Preprocess:
     fill_color: int = 0
     target_pad: float | None = None
     """Ratio of TargetPad."""
+    reduced: bool = False
+    """Whether JPEGs may be decoded at a reduced scale, of at least twice the pixels' sides."""
+
+    @property
+    def enough(self) -> int:
+        """Return the `enough` of `images.decode`."""
+        return 2 * max(self.size) if self.reduced else 0
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
         """Return uint8 pixels (H, W, 3). Raises nothing on what `decode` returns."""
@@ -89,9 +96,7 @@ class Preprocess:
 
     def normalise(self, pixels_BHW3: torch.Tensor) -> torch.Tensor:
         """Return float32 (B, 3, H, W), channels last in memory, of uint8 pixels (B, H, W, 3)."""
-        mean, std = (
-            torch.tensor(values, device=pixels_BHW3.device) for values in (self.mean, self.std)
-        )
+        mean, std = (_constant(values, pixels_BHW3.device) for values in (self.mean, self.std))
         return pixels_BHW3.float().div_(255).sub_(mean).div_(std).permute(0, 3, 1, 2)
 
     def with_target_pad(self, ratio: float) -> Self:
@@ -181,18 +186,20 @@ class Preprocess:
     def to_dict(self) -> dict[str, Any]:
         """Return what a bundle keeps, as JSON values."""
         rest = {"mean": list(self.mean), "std": list(self.std)}
+        reduced = {"reduced": True} if self.reduced else {}
         if self.target_pad is not None:
-            return {"size": self.size[0], "target_pad": self.target_pad, **rest}
-        return {key: value for key, value in self.open_clip().items() if key != "mode"}
+            return {"size": self.size[0], "target_pad": self.target_pad, **rest, **reduced}
+        return {key: value for key, value in self.open_clip().items() if key != "mode"} | reduced
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Return the inverse of `to_dict`. Raises DataError where a value is absent or invalid."""
         if "target_pad" not in values:
-            return cls.of_open_clip(values)
+            return replace(cls.of_open_clip(values), reduced=values.get("reduced") is True)
         try:
             size, ratio = _two(values["size"]), float(values["target_pad"])
             found = cls(size, _three(values["mean"]), _three(values["std"]), target_pad=ratio)
+            found = replace(found, reduced=values.get("reduced") is True)
         except (KeyError, TypeError, ValueError):
             raise _unreadable(values) from None
         return found._possible(values)
@@ -209,6 +216,14 @@ class Preprocess:
         if not possible:
             raise _unreadable(values)
         return self
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch's
+@lru_cache(maxsize=8)
+def _constant(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """Return numbers on a device: copying them for each batch would wait for the device."""
+    with torch.inference_mode(False):  # whoever asks first may not train
+        return torch.tensor(values, device=device)
 
 
 @lru_cache(maxsize=8)

@@ -117,12 +117,6 @@ def write(uri: str, number: int, table: pa.Table) -> None:
     write_file(posixpath.join(uri, name(number)), buffer.getbuffer())
 
 
-def write_whole(uri: str, table: pa.Table) -> None:
-    """Write a table that is in memory as a folder of one shard."""
-    begin(uri, Plan(1, len(table), max(1, len(table))))
-    write(uri, 0, table)
-
-
 def write_file(uri: str, content: bytes | memoryview | Path) -> None:
     """Write a file, or copy a local one: whole or not at all, under a temporary name first."""
     file_system, path = open_uri(uri)

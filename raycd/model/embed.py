@@ -7,7 +7,7 @@ one after the other.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,8 @@ from raycd.data.images import BrokenImage, decode, load
 from raycd.data.preprocess import Preprocess
 from raycd.errors import WeightsError
 from raycd.features import READABLE
+from raycd.model import precision
+from raycd.model.casting import hold_in_bf16
 from raycd.model.encoder import Encoder
 
 Batch = dict[str, NDArray[Any]]
@@ -41,7 +43,7 @@ class DecodeImages:
         read, given = (decode, batch["data"]) if "data" in batch else (load, batch["path"])
         for row, one in enumerate(given):
             try:
-                image = read(one, max_pixels=most, min_side=least)
+                image = read(one, max_pixels=most, min_side=least, enough=self.preprocess.enough)
                 pixels[row] = self.preprocess(image).numpy()
                 status.append(READABLE)
             except BrokenImage as error:
@@ -63,14 +65,27 @@ class EncodeImages:
         self.encoder = encoder
 
     def __call__(self, batch: Mapping[str, Any]) -> Batch:
+        return self.begin(batch)()
+
+    def begin(self, batch: Mapping[str, Any]) -> Callable[[], Batch]:
+        """Begin to encode a batch, and return what waits for the features and returns them."""
         readable = np.asarray(batch["status"]) == READABLE
         features = np.zeros((len(readable), self.encoder.dim), np.float32)
+        encoded = _nothing
         if readable.any():
             pixels = torch.from_numpy(np.ascontiguousarray(np.asarray(batch["pixels"])[readable]))
+            if self.encoder.device.type == "cuda":
+                pixels = pixels.pin_memory()  # else the copy waits for the batch before
             with torch.inference_mode():
-                features[readable] = self.encoder.encode_images(pixels).cpu().numpy()
-        _check_finite(features, "image", batch["key"])
-        return {"key": batch["key"], "status": batch["status"], "feature": features}
+                encoded = _copied(self.encoder.encode_images(pixels))
+
+        def end() -> Batch:
+            if readable.any():
+                features[readable] = encoded()
+            _check_finite(features, "image", batch["key"])
+            return {"key": batch["key"], "status": batch["status"], "feature": features}
+
+        return end
 
 
 class EmbedImages:
@@ -111,15 +126,64 @@ class EmbedTexts:
         self.encoder = encoder
 
     def __call__(self, batch: Mapping[str, Any]) -> Batch:
+        return self.begin(batch)()
+
+    def begin(self, batch: Mapping[str, Any]) -> Callable[[], Batch]:
+        """Begin to encode a batch, and return what waits for the features and returns them."""
         texts = [str(text) for text in batch["key"]]
         with torch.inference_mode():
-            features = self.encoder.encode_tokens(self.encoder.tokenize(texts)).cpu().numpy()
-        _check_finite(features, "text", texts)
-        return {
-            "key": np.array(texts, object),
-            "status": np.array([READABLE] * len(texts), object),
-            "feature": features,
-        }
+            encoded = _copied(self.encoder.encode_tokens(self.encoder.tokenize(texts)))
+
+        def end() -> Batch:
+            features = encoded()
+            _check_finite(features, "text", texts)
+            return {
+                "key": np.array(texts, object),
+                "status": np.array([READABLE] * len(texts), object),
+                "feature": features,
+            }
+
+        return end
+
+
+def overlapped(
+    step: Callable[[Mapping[str, Any]], Batch], batches: Iterable[Mapping[str, Any]]
+) -> Iterator[Batch]:
+    """Yield what a step makes of batches, each begun before the one before is waited for.
+
+    So a GPU has work while features are copied back and the next batch is read.
+    """
+    if not isinstance(step, EncodeImages | EmbedTexts):
+        yield from map(step, batches)
+        return
+    before: Callable[[], Batch] | None = None
+    for batch in batches:
+        after = step.begin(batch)
+        if before is not None:
+            yield before()
+        before = after
+    if before is not None:
+        yield before()
+
+
+def _copied(features_BD: torch.Tensor) -> Callable[[], NDArray[np.float32]]:
+    """Begin to copy features from their device, and return what waits for them."""
+    if features_BD.device.type != "cuda":
+        return features_BD.numpy
+    copy = features_BD.to("cpu", non_blocking=True)  # pinned, by torch
+    done = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's
+    done.record()
+
+    def wait() -> NDArray[np.float32]:
+        done.synchronize()
+        found: NDArray[np.float32] = copy.numpy()
+        return found
+
+    return wait
+
+
+def _nothing() -> NDArray[np.float32]:
+    return np.zeros((0, 0), np.float32)
 
 
 def _check_finite(
@@ -138,9 +202,11 @@ def _check_finite(
         )
 
 
-def frozen(encoder: Encoder, precision: Precision, device: str) -> Encoder:
+def frozen(encoder: Encoder, wanted: Precision, device: str) -> Encoder:
     """Return the encoder on `device`, ready to encode and nothing else."""
     encoder.to(device)
-    encoder.precision = precision
+    encoder.precision = precision.of(wanted, torch.device(device))
     encoder.trainable("none")
+    if encoder.precision == "bf16":
+        hold_in_bf16(encoder)
     return encoder

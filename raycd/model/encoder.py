@@ -27,12 +27,13 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.checkpoint import checkpoint
 
 from raycd import progress
-from raycd.config import EncoderConfig, Precision
+from raycd.config import EncoderConfig
 from raycd.data.preprocess import Preprocess
 from raycd.errors import RaycdError, WeightsError, brief
 from raycd.model import architecture, plugins, tokenizer
 from raycd.model.architecture import TEXT_TOWER
 from raycd.model.plugins import Words
+from raycd.model.precision import Arithmetic
 from raycd.model.weights import save_weights
 
 WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
@@ -62,7 +63,8 @@ class Encoder(nn.Module):
         self.tokenizer = tokenizer
         self.preprocess = preprocess
         self.model_config = model_config
-        self.precision: Precision = "fp32"
+        self.precision: Arithmetic = "fp32"
+        self.images_in = torch.float32  # casting.py: bf16 where images need no autocast
         # Convolutions are several times as fast on CPUs, and faster on GPUs, with channels last;
         # but the backward pass of timm's FastViT then crashes on CPUs (torch 2.15)
         timm = isinstance(self.clip.visual, TimmModel)
@@ -83,8 +85,8 @@ class Encoder(nn.Module):
     def encode_images(self, pixels_BHW3: torch.Tensor) -> torch.Tensor:
         """Return features (B, D) float32, not normalised (eq. 8), of uint8 pixels (B, H, W, 3)."""
         pixels = self.preprocess.normalise(pixels_BHW3.to(self.device, non_blocking=True))
-        pixels = pixels.contiguous(memory_format=self.memory_format)
-        with self._arithmetic():
+        pixels = pixels.to(self.images_in).contiguous(memory_format=self.memory_format)
+        with self._arithmetic(self.images_in):
             features: torch.Tensor = self.clip.encode_image(pixels, normalize=False).float()
         return features
 
@@ -116,8 +118,8 @@ class Encoder(nn.Module):
         """Return whether `tokenize` cuts this text."""
         return self.tokenizer.truncates(text)
 
-    def _arithmetic(self) -> AbstractContextManager[Any]:
-        if self.precision == "fp32":
+    def _arithmetic(self, given: torch.dtype = torch.float32) -> AbstractContextManager[Any]:
+        if self.precision == "fp32" or given == torch.bfloat16:
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
 

@@ -19,7 +19,7 @@ from raycd.model import maps
 from raycd.model.embed import Batch as Encoded
 from raycd.model.embed_maps import EmbedTokens, EncodeMaps
 from raycd.model.encoder import Encoder
-from raycd.runtime import embed_shards
+from raycd.runtime import embed_shards, precision
 from raycd.runtime.embed_shards import Shard
 
 SHARD_BYTES = 64 * 2**20  # a worker holds a shard, and that twice while it writes it
@@ -36,6 +36,7 @@ def write_cache(
     Args:
         table: Images (key, path), of `map` or `middle`, or distinct texts (key), of `tokens`.
     """
+    config = precision.settled(config)
     [shape] = maps.shapes(encoder, [need], size).values()
     unit = "images" if "path" in table.column_names else "texts"
     form = Form(need, shape, unit == "texts")

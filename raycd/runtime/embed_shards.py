@@ -29,13 +29,14 @@ from raycd.features import shards
 from raycd.features.rows import Batch, Rows, TableRows, TarRows, write_table
 from raycd.features.shards import Plan
 from raycd.features.stored import Stored
+from raycd.model.compiling import IMAGES, encode_compiled
 from raycd.model.embed import Batch as Encoded
-from raycd.model.embed import ComposeQueries, DecodeImages, EmbedTexts, EncodeImages
+from raycd.model.embed import ComposeQueries, DecodeImages, EmbedTexts, EncodeImages, overlapped
 from raycd.model.encoder import Encoder
 from raycd.progress import Bar
 from raycd.redact import logins, without_passwords
 from raycd.run import alone
-from raycd.runtime import cluster, datasets
+from raycd.runtime import cluster, datasets, precision
 from raycd.runtime.embedding import SharedEncoder, as_table
 
 TASKS = 2000  # of Ray Data, at most: it keeps something of each
@@ -51,6 +52,7 @@ def embed_table(uri: str, unit: str, table: pa.Table, encoder: Encoder, config: 
         unit: images, of a table (key, path; null: no file was found), texts, of a table (key), or
             queries that the encoder composes by itself, of a table (key, path, text).
     """
+    config = precision.settled(config)
     of = {"encoder": encoder.fingerprint(), "precision": config.embed.precision}
     rows, plan = planned(uri, table, of, config)
     return _embed(uri, unit, plan, rows, encoder, config)
@@ -104,6 +106,7 @@ def embed_source(uri: str, source: str, encoder: Encoder, config: Config) -> Sto
 
 
 def _embed_source(uri: str, source: str, encoder: Encoder, config: Config) -> Stored:
+    config = precision.settled(config)
     tars, root = sources.tar_files(source), config.data.root and absolute(config.data.root)
     hidden = logins(source, root)
     of: dict[str, Any] = {
@@ -186,7 +189,7 @@ def complete(
 
     Args:
         stage: What the progress shows.
-        shard: Makes the work on one of them of the last four arguments of a `Shard`.
+        shard: Makes the work on one of them of the last five arguments of a `Shard`.
     """
     there = shards.parts(uri)
     todo = [number for number in range(plan.shards) if number not in there]
@@ -197,7 +200,10 @@ def complete(
         ray.put(encoder), config.embed.precision, cluster.threads(config.compute, workers)
     )
     ahead = _ahead(workers, config) if on_gpu and unit == "images" else 0
-    work = shard(shared, config.data, config.embed.batch_size, ahead)
+    compiled = config.embed.compile
+    if compiled == "auto":
+        compiled = on_gpu and (plan.rows or 0) >= IMAGES * workers
+    work = shard(shared, config.data, config.embed.batch_size, ahead, compiled)
     size = -(-len(todo) // TASKS)
     blocks = datasets.blocks_of(pa.table({"shard": todo}), size)
     step: tuple[Callable[..., Any], dict[str, Any]] = (
@@ -239,6 +245,7 @@ class Shard:
     batch_size: int
     ahead: int
     """Batches that tasks decode before they are needed; 0: they are decoded here."""
+    compiled: bool = False
 
     def __call__(self, number: int, device: str) -> int:
         """Write a shard; return the number of its rows."""
@@ -246,10 +253,12 @@ class Shard:
         batches = self.rows.batches(number, self.batch_size)
         if self.unit == "images":
             batches = self._decoded(DecodeImages(encoder.preprocess.to_dict(), self.data), batches)
-        return self.write(number, map(self.encoding(encoder), batches), encoder)
+        return self.write(number, overlapped(self.encoding(encoder), batches), encoder)
 
     def encoding(self, encoder: Encoder) -> Callable[[Batch], Encoded]:
         """Return what encodes a batch; images are decoded before."""
+        if self.compiled and self.unit != "queries":
+            encode_compiled(encoder, must=True)
         if self.unit == "images":
             return EncodeImages(encoder)
         return EmbedTexts(encoder) if self.unit == "texts" else ComposeQueries(encoder, self.data)

@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from raycd.config import Config, Protocol
+from raycd.data.demo.garments import CATEGORIES
 from raycd.data.schema import Dataset
 from raycd.evaluate import (
     AVERAGE,
     Evaluation,
+    Metric,
     QueryFunction,
     RerankFunction,
     cached_query,
@@ -106,6 +108,15 @@ def ask(
         top=top,
         rerank=variant.rerank,
     )
+
+
+def named_metric(name: str, config: Config, dataset: Dataset | None) -> Metric:
+    """Return a metric of val; `dataset` is None where the demo data is still to be drawn.
+
+    Raises ConfigError where there is none of that name.
+    """
+    categories = CATEGORIES if dataset is None else dataset.categories()
+    return Metric.parse(name, categories, config.evaluate.ks)
 
 
 def ask_run(context: Context, protocols: Sequence[Protocol], top: int = 0) -> list[Asked]:

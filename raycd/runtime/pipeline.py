@@ -33,6 +33,7 @@ from raycd.runtime import (
     local_ray,
     map_stages,
     mine_stages,
+    precision,
     results,
     since,
     stages,
@@ -160,6 +161,7 @@ NOT_THE_RESULT = (
     "name",
     "runs",
     "tracking",
+    "registry",
     # They choose the data set, whose content is a part of the fingerprint itself.
     "data.format",
     "data.root",
@@ -170,6 +172,7 @@ NOT_THE_RESULT = (
     # How fast a stage is, and on what.
     "compute",
     "pretrain.cache",
+    *("stage1.compile", "embed.compile", "stage2.compile"),
     "stage1.loader_workers",
     "stage1.cache_mib",
     "embed.batch_size",
@@ -269,6 +272,8 @@ def run(config: Config, *, until: str = STAGES[-1].name) -> Outcome:
     # for weights.
     drawn = config.data.format == "synthetic"
     dataset = None if drawn else stages.dataset(config, config.data.root)
+    if config.registry.alias:
+        evaluation.named_metric(config.registry.metric, config, dataset)
     folder = run_folder(config)
     if folder.is_local:
         cluster.warn_of_working_copy(folder.root)
@@ -301,21 +306,24 @@ class _Pipeline:
     def run(self, stage: Stage) -> None:
         """Run a stage, unless it is done."""
         inputs = {name: recorded(self.folder, name) for name in self._inputs(stage)}
-        wanted, made_with = self._fingerprint(stage, inputs), weights.of_inputs(inputs)
-        record = self.folder.record(stage.name)
-        if record is not None and weights.is_current(record, wanted, made_with):
+        made_with, record = weights.of_inputs(inputs), self.folder.record(stage.name)
+        marks = [self._fingerprint(stage, inputs, own) for own in precision.possible(self.config)]
+        if record and any(weights.is_current(record, mark, made_with) for mark in marks):
             progress.say(f"{stage.name}: done before, in {progress.duration(record['seconds'])}")
             if any(name.startswith(f"{stage.name}-") for name in self._left):
                 self.folder.discard_unfinished(stage.name)
             return
         if stage.name not in _WITHOUT_RAY:
             self._stack.enter_context(cluster.connected())
+        used = self.config if len(set(marks)) == 1 else precision.settled(self.config)
+        wanted = self._fingerprint(stage, inputs, used)
         tracker = self.tracker()
         about = {
             "inputs": list(inputs),
             weights.ENTRY: made_with,
             "config": json_without_passwords(self.config.model_dump(mode="json")),
             "raycd": __version__,
+            **precision.entry(self._settings(stage, used)),
         }
         with tracker.stage(stage.name) as tracked:
             self.context.log_epochs = tracked.log_epochs
@@ -329,19 +337,14 @@ class _Pipeline:
         self.done.append(stage.name)
         progress.say(f"{stage.name}: done in {progress.duration(record['seconds'])}")
 
-    @property
-    def needs(self) -> frozenset[str]:
-        """What the chosen head needs of the encoder beside pooled features."""
-        return stages.needs(self.config)
-
     def check_head(self) -> None:
         """Refuse a fusion head that does not fit the encoder before stage 1, not after it."""
         fresh_head(self.config, self.folder)
 
     def _inputs(self, stage: Stage) -> list[str]:
         """Return the stages whose output a stage reads."""
-        needed = [own.name for own in STAGES if own.need in self.needs] if stage.reads_needs else []
-        return [*stage.inputs, *needed]
+        needs = stages.needs(self.config) if stage.reads_needs else ()
+        return [*stage.inputs, *(own.name for own in STAGES if own.need in needs)]
 
     def finish(self) -> dict[str, Any]:
         """Write metrics.json, report.html and the MLflow record, unless they are up to date."""
@@ -355,7 +358,15 @@ class _Pipeline:
             tracker.log_results(metrics)
             for name in (results.METRICS, results.REPORT):
                 tracker.log_artifact(self.folder.local(name))
-            tracker.register(self.folder.local("bundle"), self.context.recorded("bundle", "digest"))
+            digest = self.context.recorded("bundle", "digest")
+            answers = results.answers(self.context)
+            version = tracker.register(self.folder.local("bundle"), digest, answers)
+            wanted_alias = self.config.registry
+            if version and wanted_alias.alias:
+                metric = evaluation.named_metric(
+                    wanted_alias.metric, self.config, self.context.dataset
+                )
+                progress.say(tracker.give_alias(version, answers, wanted_alias, metric))
             self.folder.write_json(results.FINISHED, wanted)
         return metrics
 
@@ -370,22 +381,22 @@ class _Pipeline:
             self.folder.write_json("mlflow.json", {"run_id": self._tracker.run_id})
         return self._tracker
 
-    def _fingerprint(self, stage: Stage, inputs: Mapping[str, dict[str, Any]]) -> str:
+    def _fingerprint(self, stage: Stage, inputs: Mapping[str, Any], config: Config) -> str:
         before = [record["fingerprint"] for record in inputs.values()]
         data = [self._dataset_hash() if stage.reads_data else None]
         if stage.reads_attributes:
             data.append(attributes_hash(self.context.dataset))
         if stage.reads_data:
             data += since.changes(stage.name, self.config, self.context.dataset)
-        return fingerprint(stage.name, stage.version, self._settings(stage), before, *data)
+        return fingerprint(stage.name, stage.version, self._settings(stage, config), before, *data)
 
-    def _settings(self, stage: Stage) -> dict[str, Any]:
-        idle = list(NOT_THE_RESULT)
+    def _settings(self, stage: Stage, config: Config) -> dict[str, Any]:
+        idle = [*NOT_THE_RESULT, *([] if config.encoder.reduced else ["encoder.reduced"])]
         if not fusion.head_class(self.config.stage2.head).reranks and stage.name != "bundle":
             idle.append("evaluate.rerank_depth")
         return {
             name: value
-            for name, value in flatten(self.config).items()
+            for name, value in flatten(config).items()
             if within(name, stage.settings) and not within(name, idle)
         }
 

@@ -9,18 +9,28 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raycd import scratch
 from raycd.bundle.cache import CACHE, keep
+from raycd.compare.champion import Verdict, judge
+from raycd.config import RegistryConfig
 from raycd.errors import TrackingError
+from raycd.evaluate import Metric
 from raycd.redact import without_passwords
-from raycd.runtime.mlflow_store import CALLS, limited
+from raycd.runtime.mlflow_store import BUNDLE, CALLS, limited
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
+ANSWERS = "answers.parquet"
+"""The file of a registered model with what `raycd.compare.champion` compares."""
 _MODEL = re.compile(r"models:/(?P<name>[^/@]+)(?:/(?P<version>[0-9]+)|@(?P<alias>[^/@]+))")
 
 
@@ -49,6 +59,64 @@ def pinned(uri: str) -> str:
     with _translate_errors(uri):
         version = _version(uri)
     return f"models:/{version.name}/{version.version}"
+
+
+def give_alias(
+    client: MlflowClient,
+    model: str,
+    version: str,
+    answers: pa.Table,
+    settings: RegistryConfig,
+    metric: Metric,
+) -> str:
+    """Give a version the alias `settings.alias` if it is better than the champion.
+
+    Where no version is the champion yet, there is nothing to be better than. Returns what was done
+    and why, for a person. Raises MLflow's own errors.
+    """
+    champion = _champion(client, model, settings.champion)
+    if champion is None:
+        verdict = Verdict(True, f"no version is {settings.champion} yet")
+    elif str(champion.version) == version:
+        return f"alias {settings.alias}: version {version} of {model} is the {settings.champion}"
+    else:
+        verdict = _verdict(client, champion, answers, metric)
+    against = "" if champion is None else f" against version {champion.version}"
+    if not verdict.is_better:
+        return f"alias {settings.alias} is not given to version {version} of {model}: " + (
+            f"{verdict.reason}{against}"
+        )
+    client.set_registered_model_alias(model, settings.alias, version)
+    return (
+        f"alias {settings.alias} is given to version {version} of {model}: {verdict.reason}"
+        f"{against}"
+    )
+
+
+def _champion(client: MlflowClient, model: str, alias: str) -> ModelVersion | None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_model_version_by_alias(model, alias)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
+
+
+def _verdict(
+    client: MlflowClient, champion: ModelVersion, answers: pa.Table, metric: Metric
+) -> Verdict:
+    from mlflow.exceptions import MlflowException
+
+    path = f"{PurePosixPath(str(champion.source)).name}/{ANSWERS}"
+    with scratch.folder() as folder:
+        try:
+            file = client.download_artifacts(str(champion.run_id), path, str(folder))
+        except (MlflowException, OSError):
+            return Verdict(False, "the champion has no answers to compare with (an earlier raycd)")
+        theirs = pq.read_table(file)
+    return judge(answers, theirs, metric)
 
 
 @contextmanager
@@ -89,9 +157,12 @@ def _version(uri: str) -> ModelVersion:
 
 
 def _download(source: str, folder: Path) -> None:
-    """Download the files of an artifact folder directly into `folder`."""
+    """Download the bundle of a version, whose model lies at `source`, directly into `folder`."""
     import mlflow
 
+    files = mlflow.artifacts.list_artifacts(artifact_uri=source)
+    if any(PurePosixPath(file.path).name == "MLmodel" for file in files):
+        source = f"{source.rstrip('/')}/{BUNDLE}"  # else of an earlier raycd: the bundle alone
     inside = Path(mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=str(folder)))
     if inside != folder:
         for path in inside.iterdir():

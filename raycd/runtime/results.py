@@ -11,11 +11,13 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch.nn import functional as F
 
 from raycd import __version__, evaluate
+from raycd.compare.champion import answers_table
 from raycd.config import to_yaml
 from raycd.data.images import BrokenImage, load
 from raycd.data.schema import targets_of
@@ -65,6 +67,18 @@ def metrics(context: Context, names: Sequence[str]) -> dict[str, Any]:
         },
         "seconds": {name: record["seconds"] for name, record in records.items()},
     }
+
+
+def answers(context: Context) -> pa.Table:
+    """Return the ranks that the fusion head gave the targets of val (`champion.answers_table`)."""
+    evaluated = context.run.record("evaluate")
+    assert evaluated is not None, "it comes before"
+    return answers_table(
+        context.dataset.triplets_of("val"),
+        evaluated["ranks"][context.config.stage2.head],
+        protocol=context.config.evaluate.protocol,
+        gallery=evaluated["counts"]["gallery"],
+    )
 
 
 def report(context: Context, metrics: dict[str, Any]) -> str:

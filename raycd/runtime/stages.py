@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -193,7 +193,9 @@ def load_encoder(config: Config) -> tuple[Encoder, str]:
     if settings.pretrained == "demo":
         found = cached(config.pretrain, settings.padding)
         settings = settings.model_copy(update={"name": DEMO_MODEL, "pretrained": str(found)})
-    return encoders.load(settings), settings.name
+    loaded = encoders.load(settings)
+    loaded.preprocess = replace(loaded.preprocess, reduced=settings.reduced)
+    return loaded, settings.name
 
 
 def encoder(context: Context, writing: Writing) -> None:

@@ -44,12 +44,31 @@ def run(
     Args:
         gpu: It is given a GPU where workers get them.
     """
+    found: Answer = ray.get(_begin(work, context, given, gpu=gpu))
+    return found
+
+
+def keep(
+    work: Callable[[Context, *Given], tuple[Any, Any]], context: Context, *given: *Given
+) -> tuple[Any, Any]:
+    """Return the first of the two values of `work(context, *given)`, and a reference to the second.
+
+    The second stays in Ray's object store, for other workers. Raises what `run` raises.
+    """
+    first, second = _begin(work, context, given, num_returns=2)
+    return ray.get(first), second
+
+
+def _begin(
+    work: Callable[..., Any], context: Context, given: Any, *, gpu: bool = False, **options: Any
+) -> Any:
     compute = context.config.compute
     resources = cluster.worker_resources(compute) if gpu else {"CPU": compute.cpus_per_worker}
-    remote: Any = ray.remote(num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0))(_work)
+    remote: Any = ray.remote(
+        num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0), **options
+    )(_work)
     own = ray.put(replace(context, log_epochs=Context.log_epochs))  # its own is MLflow's
-    found: Answer = ray.get(remote.remote(work, own, cluster.threads(compute, 1), given))
-    return found
+    return remote.remote(work, own, cluster.threads(compute, 1), given)
 
 
 def _work(work: Callable[..., Answer], context: Context, count: int, given: Any) -> Answer:

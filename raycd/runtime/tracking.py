@@ -26,11 +26,16 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from raycd import __version__, progress
-from raycd.config import Config, flatten
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raycd import __version__, progress, scratch
+from raycd.config import Config, RegistryConfig, flatten
 from raycd.errors import TrackingError
+from raycd.evaluate import Metric
 from raycd.redact import without_passwords
 from raycd.runtime.mlflow_store import (
+    BUNDLE,
     CALLS,
     DATABASE,
     PROBE,
@@ -239,19 +244,26 @@ class Tracker(MlflowRun):
         rest = {name: metrics[name] for name in ("counts", "seconds") if metrics.get(name)}
         self.log_metrics({**variants, **rest})
 
-    def register(self, bundle: str | Path, fingerprint: str = "") -> str | None:
+    def register(
+        self, bundle: str | Path, fingerprint: str = "", answers: pa.Table | None = None
+    ) -> str | None:
         """Copy the bundle's folder to the artifacts, as a version of the registered model.
+
+        MLflow itself loads it, too: see `raycd.runtime.mlflow_model`.
 
         Args:
             fingerprint: Any string that tells two bundles apart; registered once for each run.
+            answers: What later versions are compared with (`raycd.compare.champion`).
 
         Returns:
             The version: `mlflow.artifacts.download_artifacts("models:/<model>/<version>")` fetches
-            the bundle where MLFLOW_TRACKING_URI is set (MLflow 3.17 ignores that function's own
-            `tracking_uri` here).
+            the model, with the bundle in data/bundle, where MLFLOW_TRACKING_URI is set (MLflow 3.17
+            ignores that function's own `tracking_uri` here).
         """
         if self._store is None:
             return None
+        from raycd.runtime import mlflow_model, registry
+
         client = self._store.client
         with self._store.translate_errors(
             f"the bundle could not be registered as a version of {self._model}"
@@ -267,11 +279,34 @@ class Tracker(MlflowRun):
                     return str(version.version)
             # Files of an earlier version stay as they are.
             folder = "bundle" if not versions else f"bundle-{len(versions) + 1}"
-            self.log_artifact(bundle, folder)
+            with scratch.folder() as made:
+                mlflow_model.write(made / "model")
+                if answers is not None:
+                    pq.write_table(answers, made / "model" / registry.ANSWERS)
+                self.log_artifact(made / "model", folder)
+            self.log_artifact(bundle, f"{folder}/{BUNDLE}")
             source = f"{client.get_run(self.run_id).info.artifact_uri}/{folder}"
             tags = {"raycd.bundle": fingerprint} if fingerprint else None
-            made = client.create_model_version(self._model, source, run_id=self.run_id, tags=tags)
-            return str(made.version)
+            version = client.create_model_version(
+                self._model, source, run_id=self.run_id, tags=tags
+            )
+            return str(version.version)
+
+    def give_alias(
+        self, version: str, answers: pa.Table, settings: RegistryConfig, metric: Metric
+    ) -> str:
+        """Give a registered version an alias if it is better than the champion; say what was done.
+
+        Args:
+            answers: Its own.
+        """
+        if self._store is None:
+            return ""
+        from raycd.runtime import registry
+
+        with self._store.translate_errors(f"the alias {settings.alias} could not be set"):
+            client = self._store.client
+            return registry.give_alias(client, self._model, version, answers, settings, metric)
 
 
 def how_to_see(config: Config) -> str:

@@ -29,7 +29,7 @@ from raycd.distributed import rank
 from raycd.errors import RaycdError, RunError, TrainingError
 from raycd.model import threads
 from raycd.run import open_uri
-from raycd.runtime import cluster, private, relay
+from raycd.runtime import cluster, precision, private, relay
 from raycd.train import checkpoint
 from raycd.train.loop import EpochResult, Loop, Save, Schedule, Task, best_epoch
 
@@ -72,6 +72,7 @@ def train(
     Raises:
         TrainingError: The loss or the weights are no longer finite.
     """
+    config = precision.settled(config)
     resources = cluster.worker_resources(config.compute)
     workers = cluster.fitting(config.compute.train_workers, resources)
     use_gpu = cluster.uses_gpu(config.compute)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -80,7 +81,7 @@ class Searcher:
         self._encoder = bundle.encoder.to(device).eval()
         self._head = bundle.head.to(device).eval()
         self._joint = bundle.head_config.name == joint.NAME and bundle.encoder.composes
-        self.picture: Callable[[str | None], Image.Image] = load
+        self.picture: Callable[[str | None], Image.Image] = partial(load, enough=self.enough)
         self._needs = HeadNeeds(bundle, self.own)
         # Token states are many times as large as features: a text is encoded again for them
         self._texts = TextCache(0 if TOKENS in self._needs.names else text_cache)
@@ -220,6 +221,11 @@ class Searcher:
         pixels = torch.stack([pixels for pixels, _ in pairs])
         tokens = self._encoder.tokenize([text for _, text in pairs])
         return F.normalize(self._encoder.compose(pixels, tokens).cpu(), dim=-1)
+
+    @property
+    def enough(self) -> int:
+        """Return the sides of pictures that suffice, see `images.decode`; 0: nothing is said."""
+        return self._encoder.preprocess.enough
 
     def preprocess(self, image: Image.Image) -> torch.Tensor:
         """Return the pixels (S, S, 3) for the encoder; in any thread."""

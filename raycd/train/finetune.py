@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 
 from raycd.config import Config
 from raycd.data import schema
@@ -15,11 +15,20 @@ from raycd.data.pixels import PixelCache
 from raycd.distributed import own_rows
 from raycd.evaluate import Mean, cached_query, evaluate, text_of
 from raycd.features import Features
+from raycd.model import precision
+from raycd.model.compiling import Compilation, encode_compiled
 from raycd.model.encoder import Encoder
 from raycd.model.fusion.sum import Sum
 from raycd.model.loss import batch_classification_loss
-from raycd.train.batches import Rows, epoch_choice
-from raycd.train.triplets import EpochBatches, TripletBatch, TripletReader, readable_triplets
+from raycd.train.batches import Rows
+from raycd.train.feed import on_device
+from raycd.train.triplets import (
+    Loader,
+    TripletBatch,
+    TripletReader,
+    loader_workers,
+    readable_triplets,
+)
 
 
 class SumOfFeatures(nn.Module):
@@ -53,14 +62,23 @@ class FineTune:
     ) -> None:
         self.config, self.dataset, self.encoder = config.stage1, dataset, encoder
         self.evaluation, self.seed = config.evaluate, config.seed
-        encoder.precision = config.stage1.precision
+        encoder.precision = precision.of(config.stage1.precision, encoder.device)
         encoder.trainable(
             config.stage1.finetune, grad_checkpointing=config.stage1.grad_checkpointing
         )
         self.module: nn.Module = SumOfFeatures(encoder)
-        self.pixels = PixelCache(paths, encoder.preprocess, config.data, config.stage1.cache_mib)
+        self.compilation = Compilation(
+            partial(encode_compiled, encoder), config.stage1.compile, encoder.device
+        )
         self.triplets, self.left_out = readable_triplets(dataset, paths)
+        shown = (row[side] for row in self.triplets for side in ("reference", "target"))
+        self.pixels = PixelCache(
+            *(paths, encoder.preprocess, config.data, config.stage1.cache_mib), first=shown
+        )
+        self.pixels.share()
         self.reader = TripletReader(self.triplets, self.pixels, encoder.tokenizer, dataset.wording)
+        workers = loader_workers(config.stage1.loader_workers, encoder.device)
+        self._loader = Loader(self.reader, workers, pin=encoder.device.type == "cuda")
 
     def optimizer(self) -> torch.optim.Optimizer:
         """Return AdamW over the parameters that train."""
@@ -82,21 +100,9 @@ class FineTune:
         return "original"
 
     def batches(self, epoch: int, rows: Sequence[Rows]) -> Iterator[TripletBatch]:
-        """Yield batches decoded in this process, or in `loader_workers` others."""
-        choice = epoch_choice(len(self.triplets), 4, seed=self.seed, epoch=epoch)
-        target = self.reader.targets(seed=self.seed, epoch=epoch)
-        batches = EpochBatches(self.reader, rows, choice, target)
-        workers = self.config.loader_workers
-        return iter(
-            DataLoader(
-                batches,
-                batch_size=None,
-                num_workers=workers,
-                # fork hangs once torch has used threads
-                multiprocessing_context="spawn" if workers else None,
-                pin_memory=self.encoder.device.type == "cuda",
-            )
-        )
+        """Yield batches on the encoder's device, decoded here or in `loader_workers` processes."""
+        work = self.reader.work(rows, seed=self.seed, epoch=epoch)
+        return on_device(self._loader.batches(work), self.encoder.device)
 
     def loss(self, module: nn.Module, batch: TripletBatch) -> torch.Tensor:
         """Return the batch-based classification loss (eq. 4)."""

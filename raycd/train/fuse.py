@@ -6,7 +6,8 @@ k epochs of original triplets are followed by one of pseudo triplets.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +24,8 @@ from raycd.evaluate import Mean, Metric, cached_query, evaluate
 from raycd.evaluate.rerank import cached_rerank
 from raycd.features import Features
 from raycd.features.map_cache import NOTHING, Extras
-from raycd.model import fusion
+from raycd.model import fusion, precision
+from raycd.model.compiling import Compilation, once
 from raycd.model.fusion import Head, HeadBatch
 from raycd.model.fusion.joint import NAME
 from raycd.train.batches import Rows, epoch_choice, epoch_targets
@@ -38,6 +40,13 @@ class FeatureTriplets:
     texts: torch.Tensor  # (N, 4) rows of the text features
     right: torch.Tensor | None = None  # (N, T) rows of all right targets, see `targets.padded`
     weight: torch.Tensor | None = None  # (N,) what each counts in the loss; None: 1
+    on_cpu: torch.Tensor | None = None  # (N, 3) reference, target and text, where caches are read
+
+    def part(self, rows: slice) -> FeatureTriplets:
+        """Return some of them."""
+        given = (getattr(self, field.name) for field in fields(self))
+        own: list[Any] = [None if values is None else values[rows] for values in given]
+        return FeatureTriplets(*own)
 
 
 class HeadLoss(nn.Module):
@@ -83,6 +92,8 @@ class Fuse:
         self.module = HeadLoss(head, config.stage2.logit_scale)
         self.metric = metric or Mean(tuple(self.config.select_by))
         self.device = next((p.device for p in head.parameters()), torch.device("cpu"))
+        self.compilation = Compilation(self._compile, self.config.compile, self.device)
+        self.arithmetic = precision.of(self.config.precision, self.device)
         self.images, self.texts = images.to(self.device), texts.to(self.device)
         self.extras = extras
         train = dataset.triplets_of("train")
@@ -120,6 +131,9 @@ class Fuse:
     def _tensor(self, rows: object) -> torch.Tensor:
         return torch.from_numpy(np.asarray(rows, dtype=np.int64)).to(self.device)
 
+    def _compile(self, must: bool) -> None:
+        self.module.forward = once(self.module.forward, must)  # type: ignore[method-assign]
+
     def optimizer(self) -> torch.optim.Optimizer:
         """Return Adam, as in the paper; fused, with the same updates in a fifth of the time."""
         return torch.optim.Adam(self.module.parameters(), lr=self.config.lr, fused=True)
@@ -140,17 +154,22 @@ class Fuse:
         """Yield rows of features with one text for each triplet: `texts` is (B,) here."""
         triplets = self._triplets(epoch)
         self.module.train()
+        # The epoch at once: copying the rows of each batch would wait for the device each time
         choice = self._tensor(epoch_choice(len(triplets.target), 4, seed=self.seed, epoch=epoch))
-        target = self._targets(triplets, epoch)
+        target, at = self._targets(triplets, epoch), self._tensor(np.concatenate(rows))
+        whole = FeatureTriplets(
+            triplets.reference[at],
+            target[at],
+            triplets.texts[at, choice[at]],
+            None if triplets.right is None else triplets.right[at],
+            None if triplets.weight is None else triplets.weight[at],
+        )
+        if self.extras.caches:
+            shown = (whole.reference, whole.target, whole.texts)
+            whole = replace(whole, on_cpu=torch.stack(shown, 1).cpu())
+        first = 0
         for own in rows:
-            at = self._tensor(own)
-            yield FeatureTriplets(
-                triplets.reference[at],
-                target[at],
-                triplets.texts[at, choice[at]],
-                None if triplets.right is None else triplets.right[at],
-                None if triplets.weight is None else triplets.weight[at],
-            )
+            yield whole.part(slice(first, first := first + len(own)))
 
     def _targets(self, triplets: FeatureTriplets, epoch: int) -> torch.Tensor:
         """Return the rows (N,) of the targets in an epoch: of several right ones any.
@@ -164,9 +183,7 @@ class Fuse:
 
     def loss(self, module: nn.Module, batch: FeatureTriplets) -> torch.Tensor:
         """Return the head's loss: for most, the batch-based classification loss (eq. 4)."""
-        bf16 = torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"
-        )
+        bf16 = torch.autocast(self.device.type, torch.bfloat16, enabled=self.arithmetic == "bf16")
         with bf16:
             found: torch.Tensor = module(self.head_batch(batch))
         return found
@@ -194,13 +211,11 @@ class Fuse:
 
     def _extra(self, batch: FeatureTriplets) -> dict[str, dict[str, torch.Tensor]]:
         """Return `extra` and `target_extra` of a `HeadBatch`, read from the caches."""
+        assert batch.on_cpu is not None, "`batches` has them where there are caches"
+        known = (self.images, self.images, self.texts)
         reference, target, texts = (
-            known.keys.take(pa.array(rows.cpu().numpy())).to_pylist()
-            for known, rows in (
-                (self.images, batch.reference),
-                (self.images, batch.target),
-                (self.texts, batch.texts),
-            )
+            own.keys.take(pa.array(rows.numpy())).to_pylist()
+            for own, rows in zip(known, batch.on_cpu.T, strict=True)
         )
         extras, only = self.extras, self.head.needs_of_target
         of_reference = extras.of_images(reference, self.device)

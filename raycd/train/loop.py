@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, Literal, Protocol, Self, TypeVar
+from typing import Any, Generic, Literal, Protocol, Self, TypeVar, runtime_checkable
 
 import torch
 from torch import distributed, nn
@@ -23,9 +23,11 @@ from torch.nn.parallel import DistributedDataParallel
 from raycd.distributed import rank, world_size
 from raycd.errors import ConfigError, DataError, TrainingError
 from raycd.model import weights
+from raycd.model.compiling import Compilation
 from raycd.progress import Bar
 from raycd.train import checkpoint
 from raycd.train.batches import Rows, batch_count, epoch_batches
+from raycd.train.feed import Feed
 
 Batch = TypeVar("Batch")
 Save = Callable[[Path], None]
@@ -61,6 +63,13 @@ class Task(Protocol[Batch]):
 
     def select(self) -> float | None:
         """Return the recall that chooses the best epoch, now; None: the last epoch is the best."""
+
+
+@runtime_checkable
+class Compiles(Protocol):
+    """A task that can be compiled."""
+
+    compilation: Compilation
 
 
 class Progress(Protocol):
@@ -117,6 +126,8 @@ class EpochResult:
     rows_per_second: float
     selection: float | None
     score: float
+    waited: float = 0.0
+    """Share of the seconds for which the device waited for data."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""
@@ -160,6 +171,7 @@ class Loop(Generic[Batch]):
             for e in range(schedule.epochs)
         ]
         self._check_batches()
+        self._looked = 0.0  # when losses were read last
         self._step = sum(self._batches[: len(self.history)])
 
     def run(self, report: Callable[[EpochResult, Save], None]) -> list[dict[str, Any]]:
@@ -198,13 +210,15 @@ class Loop(Generic[Batch]):
             drop_last=schedule.drop_last,
         )
         lr, losses, looked = schedule.lr, [], 0
-        for batch, own in zip(self.task.batches(epoch, rows), rows, strict=True):
+        feed = Feed(self.task.batches(epoch, rows), next(self.task.module.parameters()).device)
+        for batch, own in zip(feed, rows, strict=True):
             lr = schedule.lr_at(self._step, sum(self._batches))
             losses.append(self._update(module, batch, lr))
             self._step += 1
             shown: dict[str, float] = {}
             if len(losses) % LOOK_EVERY == 1 or len(losses) == len(rows):
                 shown["loss"], looked = self._look(losses[looked:], epoch, looked), len(losses)
+                self._consider_compiling(len(losses))
             bar.advance(len(own) * world_size(), epoch=epoch + 1, **shown)
         self._check_weights(epoch, lr)
         loss = float(_mean_over_workers(torch.stack(losses).mean()))
@@ -212,7 +226,10 @@ class Loop(Generic[Batch]):
         selection = self.task.select() if rank() == 0 else None
         score = float(epoch) if selection is None else selection
         rate = sum(len(own) for own in rows) * world_size() / max(seconds, 1e-9)
-        return EpochResult(epoch, self.task.kind(epoch), loss, lr, seconds, rate, selection, score)
+        return EpochResult(
+            *(epoch, self.task.kind(epoch), loss, lr, seconds, rate, selection, score),
+            waited=feed.waited() / max(seconds, 1e-9),
+        )
 
     def _check_batches(self) -> None:
         """Raise DataError for an epoch in which a worker would have nothing to do."""
@@ -242,6 +259,20 @@ class Loop(Generic[Batch]):
                     f"loss {value} in step {first + number + 1} of epoch {epoch + 1}", lr
                 )
         return values[-1]
+
+    def _consider_compiling(self, done: int) -> None:
+        """Decide by the time of the ten steps since the last look, `done` in this epoch.
+
+        The first ten steps of all are warm-up. Each look waits for the device.
+        """
+        now, before = time.monotonic(), self._looked
+        self._looked = now
+        measured = done > 1 and done % LOOK_EVERY == 1 and self._step > 2 * LOOK_EVERY
+        if measured and isinstance(self.task, Compiles) and self.task.compilation.undecided:
+            device = next(self.task.module.parameters()).device
+            seconds = torch.tensor((now - before) / LOOK_EVERY, device=device)
+            left = sum(self._batches) - self._step
+            self.task.compilation.consider(float(_mean_over_workers(seconds)), left)
 
     def _check_weights(self, epoch: int, lr: float) -> None:
         """Raise TrainingError where a weight is not finite on any worker."""

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from raycd.data import schema, targets
 from raycd.data.captions import Wording
 from raycd.data.pixels import PixelCache
-from raycd.train.batches import Rows, epoch_targets
+from raycd.train.batches import Rows, epoch_choice, epoch_targets
+
+MOST_WORKERS = 16  # a process more takes half a gigabyte
 
 
 def readable_triplets(
@@ -39,15 +42,32 @@ class TripletBatch:
 
     def pin_memory(self) -> TripletBatch:
         """Pin the tensors; called by DataLoader where a GPU is used."""
-        return TripletBatch(
-            self.pixels.pin_memory(),
-            self.tokens.pin_memory(),
-            self.targets.pin_memory(),
-            None if self.right is None else self.right.pin_memory(),
-        )
+        return self._each(torch.Tensor.pin_memory)
+
+    def to(self, device: torch.device) -> TripletBatch:
+        """Return it on a device, copied from pinned memory without waiting."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """Keep the memory of its tensors until `stream` has used them."""
+        for tensor in (self.pixels, self.tokens, self.targets, self.right):
+            if tensor is not None:
+                tensor.record_stream(stream)
+
+    def _each(self, act: Callable[[torch.Tensor], torch.Tensor]) -> TripletBatch:
+        right = None if self.right is None else act(self.right)
+        return TripletBatch(act(self.pixels), act(self.tokens), act(self.targets), right)
 
 
-class TripletReader:
+class Work(NamedTuple):
+    """A batch to read: numbers of B triplets, of the text of each, of its target image."""
+
+    rows: Rows
+    texts: Rows
+    targets: Rows
+
+
+class TripletReader(Dataset[TripletBatch]):
     """Reader of batches of `triplets` (rows of schema TRIPLET).
 
     It holds no encoder, so sending it to a process is cheap.
@@ -73,31 +93,54 @@ class TripletReader:
             return self._first
         return epoch_targets(self._first, self._right, seed=seed, epoch=epoch)
 
-    def batch(self, rows: Rows, choice: Rows, target: Rows) -> TripletBatch:
-        """Return images and one text of each triplet of `rows`.
+    def work(self, rows: Sequence[Rows], *, seed: int, epoch: int) -> list[Work]:
+        """Return the work on each batch of an epoch, given its rows: what each triplet shows."""
+        choice = epoch_choice(len(self.triplets), 4, seed=seed, epoch=epoch)
+        target = self.targets(seed=seed, epoch=epoch)
+        return [Work(own, choice[own], target[own]) for own in rows]
 
-        `choice` has the number of every triplet's text, `target` that of its target.
-        """
-        ids = [self.triplets[row]["reference"] for row in rows]
-        ids += [self._image_ids[number] for number in target[rows]]
-        texts = [self._texts[row][choice[row]] for row in rows]
-        right = None if self._right is None else torch.from_numpy(self._right[rows])
-        shown = torch.from_numpy(target[rows])
+    def __getitem__(self, work: Work) -> TripletBatch:
+        """Return images and one text of each triplet of a batch."""
+        ids = [self.triplets[row]["reference"] for row in work.rows]
+        ids += [self._image_ids[number] for number in work.targets]
+        pairs = zip(work.rows, work.texts, strict=True)
+        texts = [self._texts[row][text] for row, text in pairs]
+        right = None if self._right is None else torch.from_numpy(self._right[work.rows])
+        shown = torch.from_numpy(work.targets)
         return TripletBatch(self.pixels(ids), self.tokenizer(texts), shown, right)
 
 
-class EpochBatches(Dataset[TripletBatch]):
-    """The batches of one epoch, by number."""
+class Loader:
+    """A `TripletReader` in this process or others, which stay from one epoch to the next."""
 
-    def __init__(
-        self, reader: TripletReader, rows: Sequence[Rows], choice: Rows, target: Rows
-    ) -> None:
-        self.reader, self.rows, self.choice, self.target = reader, rows, choice, target
+    def __init__(self, reader: TripletReader, workers: int, *, pin: bool) -> None:
+        self._work: list[Work] = []
+        self._loader = DataLoader(
+            reader,
+            batch_size=None,
+            sampler=self._work,
+            num_workers=workers,
+            # fork hangs once torch has used threads
+            multiprocessing_context="spawn" if workers else None,
+            persistent_workers=workers > 0,
+            pin_memory=pin,
+        )
 
-    def __len__(self) -> int:
-        return len(self.rows)
+    def batches(self, work: Sequence[Work]) -> Iterator[TripletBatch]:
+        """Yield the batches of an epoch."""
+        self._work[:] = work
+        yield from self._loader
 
-    def __getitem__(self, number: int) -> TripletBatch:
-        if number >= len(self.rows):
-            raise IndexError(number)
-        return self.reader.batch(self.rows[number], self.choice, self.target)
+
+def loader_workers(wanted: int | Literal["auto"], device: torch.device) -> int:
+    """Return the processes that decode for a training worker.
+
+    By auto they are the CPUs that this process may use, shared by the workers of its machine, but
+    one that the worker needs itself. On a CPU they would take what training needs: none.
+    """
+    if wanted != "auto":
+        return wanted
+    if device.type != "cuda":
+        return 0
+    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(max(own // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1, 1), MOST_WORKERS)

@@ -77,7 +77,7 @@ async def put_one(replica: Replica, writer: Writer, image_id: str, sent: SentIma
         )
 
     def decoded(file: bytes) -> Upload:
-        pixels = engine.searcher.preprocess(replica.decode(file))
+        pixels = engine.searcher.preprocess(replica.decode(file, engine))
         return Upload(file, images.format_of(file).lower(), pixels)
 
     upload = (

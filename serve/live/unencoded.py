@@ -78,7 +78,13 @@ class Unencoded:
     def _pixels(self, row: Row) -> torch.Tensor | None:
         try:
             path = self._store.locate(row.path)
-            image = images.load(path, max_pixels=self._args.max_pixels, min_side=1, patient=False)
+            image = images.load(
+                path,
+                max_pixels=self._args.max_pixels,
+                min_side=1,
+                patient=False,
+                enough=self._searcher.enough,
+            )
         except DataError:
             return None
         return self._searcher.preprocess(image)

@@ -21,6 +21,7 @@ from raycd.features import READABLE, Features, shards
 from raycd.features.rows import GROUP, TableRows, TarRows, write_table
 from raycd.features.shards import Plan
 from raycd.features.stored import Stored
+from tests.one_shard import write_whole
 
 VECTORS = np.array([[1, 2, 3], [0, 0, 0], [4.5, 5, 6], [7, 8, -9], [2, 2, 2]], np.float32)
 KEYS, STATUS = (
@@ -113,7 +114,7 @@ def test_a_report_names_some_and_the_list_names_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys, status = [f'"{n}"' for n in range(7)], ["missing"] * 4 + ["empty"] * 2 + [READABLE]
-    shards.write_whole(str(tmp_path), features.to_table(keys, status, np.zeros((7, 2), np.float32)))
+    write_whole(str(tmp_path), features.to_table(keys, status, np.zeros((7, 2), np.float32)))
     monkeypatch.setattr("raycd.features.stored.LISTED", 3)
     stored = Stored.open(tmp_path)
     report = stored.report()
@@ -132,7 +133,7 @@ def test_the_vectors_type_carries_their_size(place: str) -> None:
 
 
 def test_no_rows_are_no_features(tmp_path: Path) -> None:
-    shards.write_whole(str(tmp_path), TABLE.slice(0, 0))
+    write_whole(str(tmp_path), TABLE.slice(0, 0))
     stored = Stored.open(tmp_path)
     assert stored.features().values.shape == (0, 3)
     assert len(stored.report()) == 0
@@ -140,7 +141,7 @@ def test_no_rows_are_no_features(tmp_path: Path) -> None:
 
 
 def test_nothing_readable_is_no_features(tmp_path: Path) -> None:
-    shards.write_whole(str(tmp_path), TABLE.slice(1, 1))
+    write_whole(str(tmp_path), TABLE.slice(1, 1))
     assert Stored.open(tmp_path).features().values.shape == (0, 3)
 
 
@@ -168,7 +169,7 @@ def test_damaged_shards_are_named(tmp_path: Path, break_it: object, message: str
 
 def test_a_damaged_shard_on_a_store_is_named_and_not_the_store(tmp_path: Path) -> None:
     place = f"memory://{tmp_path.name}"
-    shards.write_whole(place, TABLE)
+    write_whole(place, TABLE)
     shards.write_file(f"{place}/{shards.name(0)}", b"no Parquet file")
     with pytest.raises(DataError, match=r"part-00000.*cannot be read\n(?s:.*)it writes it anew"):
         Stored.open(place).features()

@@ -15,7 +15,7 @@ import ray
 from PIL import Image
 from s3fs import S3FileSystem
 
-from raycd import lease, stores
+from raycd import stores
 from raycd.config import Config
 from raycd.data import sources
 from raycd.data.folder import Folder
@@ -29,7 +29,9 @@ from raycd.model.encoder import Encoder
 from raycd.run import Run, alone
 from raycd.runtime.embed_shards import Shard
 from raycd.runtime.embedding import SharedEncoder
+from raycd.stores import lease
 from tests.faulty_store import Fault, FaultyStore, faulty_store
+from tests.one_shard import write_whole
 
 CONFIG = Config.model_validate({"embed": {"batch_size": 4}, "compute": {"threads": 1}})
 IDENTITY = {"format": "x"}
@@ -125,7 +127,7 @@ def test_a_run_is_written_through_a_burst_of_failures(
     bucket.faults += [Fault(kind, WRITES, f"/metrics{n}", 2) for n in range(2)]
     with run.locked(), run.writing("mine", "abc") as writing:
         (writing.folder / "a").write_text("a")
-        shards.write_whole(f"{writing.shared}/images", pa.table({"key": ["x"]}))
+        write_whole(f"{writing.shared}/images", pa.table({"key": ["x"]}))
     run.write_json("metrics0", 1)
     run.write_bytes("metrics1", b"2")
     assert (run.local("mine") / "a").read_text() == "a"
@@ -143,7 +145,7 @@ def test_a_bucket_that_goes_while_a_stage_is_written_loses_nothing_that_workers_
     def write(wanted: str) -> None:
         with run.writing("mine", wanted) as writing:
             if not shards.parts(f"{writing.shared}/images"):
-                shards.write_whole(f"{writing.shared}/images", pa.table({"key": [wanted]}))
+                write_whole(f"{writing.shared}/images", pa.table({"key": [wanted]}))
             (writing.folder / "a").write_text(wanted)
 
     write("old")

@@ -17,9 +17,9 @@ from raycd.data.build import DatasetBuilder, TripletRow
 from raycd.data.schema import TRIPLET, Dataset
 from raycd.data.selection import SELECTION, hold_out
 from raycd.features import READABLE, to_table
-from raycd.features.shards import write_whole
 from raycd.features.stored import Stored
 from raycd.runtime import mining
+from tests.one_shard import write_whole
 
 N, T, D = 120, 150, 6
 NAMES = ("dress", "shirt")

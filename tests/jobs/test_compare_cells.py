@@ -30,7 +30,7 @@ from raycd.data.schema import Dataset
 from raycd.errors import RunError
 from raycd.evaluate import Metric
 from raycd.run import Run
-from tune.trial import Tables
+from tune.trial import Tables, Vectors
 
 D, IMAGES = 8, 40
 IDS = [f"i{n}" for n in range(IMAGES)]
@@ -42,7 +42,7 @@ METRICS = [Metric(), Metric(k=50)]
 
 
 @pytest.fixture(scope="module")
-def tables() -> Tables:
+def tables(ray_cluster: None) -> Tables:
     """Return triplets i -> i + 1 of two categories over random features, and mined candidates."""
     builder, texts = DatasetBuilder(), dict[str, None]()
     for split, (first, count) in SPLITS.items():
@@ -65,9 +65,8 @@ def tables() -> Tables:
     candidates = mine.make_candidates(
         rows, found, partial(mine.matching_scores, image_ND, text_TD), encoder="abc"
     )
-    return Tables(
-        dataset, candidates, (pa.array(IDS), image_ND), (pa.array(list(texts)), text_ND), {}
-    )
+    vectors = Vectors((pa.array(IDS), image_ND), (pa.array(list(texts)), text_ND))
+    return Tables(dataset, candidates, ray.put(vectors), {})
 
 
 def configured(runs: Path, **stage2: Any) -> Config:

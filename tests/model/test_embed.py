@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +7,14 @@ import torch
 from PIL import Image
 
 from raycd.config import DataConfig
-from raycd.model.embed import DecodeImages, EmbedImages, EmbedTexts, EncodeImages, frozen
+from raycd.model.embed import (
+    DecodeImages,
+    EmbedImages,
+    EmbedTexts,
+    EncodeImages,
+    frozen,
+    overlapped,
+)
 from raycd.model.encoder import Encoder
 
 MakeEncoder = Callable[[], Encoder]
@@ -102,9 +109,29 @@ def test_texts_are_encoded_in_their_order(new_encoder: MakeEncoder) -> None:
     np.testing.assert_array_equal(found["feature"], expected)
 
 
+def test_a_batch_is_begun_before_the_features_of_the_one_before_are_waited_for(
+    new_encoder: MakeEncoder, images: dict[str, str | None]
+) -> None:
+    encoder, seen = new_encoder(), list[str]()
+    decode = DecodeImages(encoder.preprocess.to_dict(), DataConfig())
+    batches = [decode({"key": [name], "path": [images[name]]}) for name in ("wide", "tall", "cut")]
+
+    def read() -> Iterator[dict[str, object]]:
+        for batch in batches:
+            seen.append(f"reads {batch['key'][0]}")
+            yield dict(batch)
+
+    step = EncodeImages(encoder)
+    for found, batch in zip(overlapped(step, read()), batches, strict=True):
+        seen.append(f"has {found['key'][0]}")
+        np.testing.assert_array_equal(found["feature"], step(batch)["feature"])
+    assert seen == [
+        *("reads wide", "reads tall", "has wide", "reads cut", "has tall", "has cut"),
+    ]
+
+
 def test_a_frozen_encoder_is_the_same_without_gradients(new_encoder: MakeEncoder) -> None:
-    encoder = frozen(new_encoder(), "bf16", "cpu")
+    encoder = frozen(new_encoder(), "fp32", "cpu")
     assert encoder.fingerprint() == new_encoder().fingerprint()
-    assert encoder.precision == "bf16"
     assert not any(parameter.requires_grad for parameter in encoder.parameters())
     assert not encoder.training

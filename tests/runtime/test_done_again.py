@@ -88,3 +88,23 @@ def test_what_a_job_left_that_was_killed_at_the_end_of_a_stage_is_removed_at_the
     assert {name.strip(".").partition("-")[0] for name in left} == {"embed"}
     assert pipeline.run(config).done == []
     assert not list((copied.folder / ".unfinished").iterdir())
+
+
+def test_what_was_computed_in_fp32_or_bf16_is_what_auto_asks_for_and_is_recorded(
+    copied: Finished,
+) -> None:
+    def done(precision: str) -> list[str]:
+        settings = {name: {"precision": precision} for name in ("stage1", "embed", "stage2")}
+        return pipeline.run(copied.config(**UNTRACKED, **settings), until="zero_shot").done
+
+    def recorded() -> str:
+        record = json.loads((copied.folder / "zero_shot" / "stage.json").read_text())
+        return str(record["precision"])
+
+    assert done("auto") == []
+    assert done("fp32") == []  # on a CPU it is what auto was
+    assert recorded() == "fp32"
+    assert done("bf16") == ["zero_shot"]
+    assert recorded() == "bf16"
+    assert done("auto") == []
+    assert done("fp32") == ["zero_shot"]

@@ -19,7 +19,7 @@ import ray
 import torch
 from PIL import Image
 
-from raycd import features, lease
+from raycd import features
 from raycd.config import Config
 from raycd.data import sources
 from raycd.durable import file_lock
@@ -34,6 +34,7 @@ from raycd.run import alone
 from raycd.runtime import cluster, datasets, embed_shards
 from raycd.runtime.embed_shards import Shard
 from raycd.runtime.embedding import SharedEncoder, decoders
+from raycd.stores import lease
 
 MakeEncoder = Callable[[], Encoder]
 CONFIG = Config.model_validate(

@@ -23,6 +23,7 @@ from raycd.mine import neighbours
 from raycd.run import Run
 from raycd.runtime import mine_stages, mining
 from raycd.runtime.stages import IMAGES, TEXTS, Context
+from tests.one_shard import write_whole
 
 N, T, D = 300, 80, 16
 InFiles = Callable[[NDArray[np.float32]], Stored]
@@ -329,9 +330,9 @@ def context(tmp_path: Path, wide: NDArray[np.float32]) -> Callable[..., Context]
     with run.writing("stage1", "fingerprint") as writing:
         writing.record |= {"encoder": "abc", "dim": 600}
     with run.writing("embed", "fingerprint") as writing:
-        shards.write_whole(str(writing.folder / IMAGES), features_io.to_table(ids, status, wide))
+        write_whole(str(writing.folder / IMAGES), features_io.to_table(ids, status, wide))
         texts = features_io.to_table(["Is red"], ["ok"], np.ones((1, 600), np.float32))
-        shards.write_whole(str(writing.folder / TEXTS), texts)
+        write_whole(str(writing.folder / TEXTS), texts)
     rows = [("train", f"image-{i}", f"image-{i + 1}") for i in range(900)] + [
         ("val", "image-0", "image-1")
     ]

@@ -307,7 +307,21 @@ def test_a_stage_that_fails_after_its_shards_are_written_encodes_none_again(
     assert after["key"].equals(before["key"])
 
 
-def test_features_of_an_earlier_raycd_are_read_as_they_are(copied: Finished) -> None:
+@pytest.mark.parametrize(
+    ("changes", "done"),
+    [
+        ({}, ["evaluate", "bundle"]),
+        pytest.param(
+            {"mine": {"alpha": 0.001}},
+            ["filter", "stage2", "evaluate", "bundle"],
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=["measured", "trained on"],
+)
+def test_features_of_an_earlier_raycd_are_read_as_they_are(
+    copied: Finished, changes: dict[str, Any], done: list[str]
+) -> None:
     for stage in ("zero_shot", "embed"):
         for unit in ("images", "texts"):
             folder = copied.folder / stage / unit
@@ -315,9 +329,9 @@ def test_features_of_an_earlier_raycd_are_read_as_they_are(copied: Finished) -> 
             pq.write_table(table, copied.folder / stage / f"{unit}.parquet")
             shutil.rmtree(folder)
     variants = copied.metrics()["variants"]
-    changed = copied.config(evaluate={"ks": [10, 50, 60]}, mine={"alpha": 0.001}, **UNTRACKED)
+    changed = copied.config(evaluate={"ks": [10, 50, 60]}, **changes, **UNTRACKED)
     outcome = pipeline.run(changed)
-    assert outcome.done == ["filter", "stage2", "evaluate", "bundle"]
+    assert outcome.done == done
     assert outcome.metrics is not None
     for name in ("zero_shot", "fine_tuned"):
         found = outcome.metrics["variants"][name]["average"]["recall@10"]

@@ -6,12 +6,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from mlflow import MlflowClient
 
 from raycd import bundle
-from raycd.config import Config
+from raycd.compare.champion import answers_table
+from raycd.config import Config, RegistryConfig
 from raycd.errors import TrackingError
+from raycd.evaluate import Metric
 from raycd.runtime import registry
 from raycd.runtime.tracking import Tracker
 
@@ -88,3 +91,48 @@ def test_what_is_not_registered_is_told(uri: str, tmp_path: Path) -> None:
 def test_a_malformed_address_is_told(uri: str, tmp_path: Path) -> None:
     with pytest.raises(TrackingError, match="malformed"):
         registry.fetch(uri, str(tmp_path))
+
+
+def answers(hits: list[bool]) -> pa.Table:
+    """Return answers of one category that have a target at rank 1, or none."""
+    ids = [f"t{number}" for number in range(len(hits))]
+    triplets = pa.table({"triplet_id": ids, "category": ["dress"] * len(ids)})
+    ranks = {name: 1 if hit else None for name, hit in zip(ids, hits, strict=True)}
+    return answers_table(triplets, ranks, protocol="original", gallery={"dress": 9})
+
+
+def test_an_alias_goes_to_the_version_that_beats_the_champion(
+    tmp_path: Path, tiny_bundle: Any
+) -> None:
+    settings = RegistryConfig(alias="champion")
+    config = Config.model_validate({"preset": "demo", "tracking": {"model": "promoted"}})
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+    def version_of(alias: str) -> int:
+        return int(client.get_model_version_by_alias("promoted", alias).version)
+
+    def ask(hits: list[bool], **more: str) -> str:
+        given = settings.model_copy(update=more)
+        with Tracker.open(config, tmp_path) as tracker:
+            version = tracker.register(tiny_bundle.folder, "", answers(hits))
+            assert version is not None
+            told = tracker.give_alias(version, answers(hits), given, Metric())
+            again = tracker.give_alias(version, answers(hits), given, Metric())
+        assert again == told or "is the champion" in again
+        return told
+
+    half = [number % 2 == 0 for number in range(200)]
+    assert "is given to version 1 of promoted: no version is champion yet" in ask(half)
+    told = ask([False] * 200)
+    assert "is not given to version 2 of promoted: recall@10 -50.00 points" in told
+    assert told.endswith("against version 1")
+    assert version_of("champion") == 1
+    more = [hit or number % 3 == 0 for number, hit in enumerate(half)]
+    assert "alias challenger is given to version 3" in ask(more, alias="challenger")
+    assert version_of("challenger") == 3
+    assert version_of("champion") == 1
+    with Tracker.open(config, tmp_path) as tracker:
+        version = tracker.register(tiny_bundle.folder, "")  # as an earlier raycd did
+    client.set_registered_model_alias("promoted", "champion", str(version))
+    assert "no answers to compare with" in ask(more)

@@ -203,6 +203,7 @@ def test_the_bundle_is_a_model_version_that_can_be_fetched(
         got = Path(
             download_artifacts(f"models:/fetched/{version}", dst_path=str(tmp_path / version))
         )
+        got /= "data/bundle"
         assert (got / "manifest.json").read_text() == manifest
         assert (got / "encoder" / "weights.safetensors").read_bytes() == b"weights"
     assert client.get_model_version("fetched", "1").run_id == tracker.run_id

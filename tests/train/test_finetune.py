@@ -3,6 +3,7 @@ import pickle
 from collections.abc import Callable, Iterator
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pytest
 import torch
@@ -22,7 +23,8 @@ from raycd.train.batches import epoch_batches
 from raycd.train.finetune import FineTune, SumOfFeatures
 from raycd.train.loop import Loop, Schedule, Silence
 from raycd.train.pretrain import ImagesAndTexts
-from raycd.train.triplets import EpochBatches, TripletBatch
+from raycd.train.triplets import TripletBatch, loader_workers
+from tests.train.waiting import asked_by_each_step
 
 MakeEncoder = Callable[[], Encoder]
 
@@ -154,22 +156,62 @@ def test_each_epoch_shows_one_of_the_right_targets_and_masks_them_all(
 
 
 def test_what_travels_to_a_decoding_process_gives_the_same_batches(task: FineTune) -> None:
-    rows, choice = [np.array([1, 4])], np.zeros(task.count(0), np.int64)
-    work = EpochBatches(task.reader, rows, choice, task.reader.targets(seed=0, epoch=0))
-    one, two = work[0], pickle.loads(pickle.dumps(work))[0]
+    [work] = task.reader.work([np.array([1, 4])], seed=0, epoch=0)
+    one, two = task.reader[work], pickle.loads(pickle.dumps(task.reader))[work]
     assert torch.equal(one.pixels, two.pixels)
     assert torch.equal(one.tokens, two.tokens)
 
 
 @pytest.mark.slow
-def test_decoding_in_another_process_gives_the_same_batches(
+def test_processes_that_decode_give_the_same_batches_and_stay_for_the_next_epoch(
     new_encoder: MakeEncoder, dataset: Dataset, paths: dict[str, str], task: FineTune
 ) -> None:
-    other = FineTune(new_encoder(), dataset, paths, settings(loader_workers=1))
-    for one, two in zip(batches(task, 0), batches(other, 0), strict=True):
-        assert torch.equal(one.pixels, two.pixels)
-        assert torch.equal(one.tokens, two.tokens)
-        assert torch.equal(one.targets, two.targets)
+    other = FineTune(new_encoder(), dataset, paths, settings(loader_workers=2))
+    own = psutil.Process()
+    processes = []
+    for epoch in range(2):
+        for one, two in zip(batches(task, epoch), batches(other, epoch), strict=True):
+            assert torch.equal(one.pixels, two.pixels)
+            assert torch.equal(one.tokens, two.tokens)
+            assert torch.equal(one.targets, two.targets)
+        processes.append({child.pid for child in own.children()})
+    assert processes[0] == processes[1]
+    # They have filled the memory of this process, too: nothing is decoded again
+    other.pixels.paths = {}
+    assert len(other.pixels([row["target"] for row in other.triplets])) == other.count(0)
+
+
+def test_processes_decode_beside_a_gpu_as_many_as_there_are_cpus(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(16)))
+    assert [loader_workers(wanted, cpu) for wanted in ("auto", 3)] == [0, 3]
+    assert [loader_workers(wanted, gpu) for wanted in ("auto", 0)] == [15, 0]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert loader_workers("auto", gpu) == 3
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
+    assert loader_workers("auto", gpu) == 1
+
+
+def test_steps_ask_the_device_for_nothing(task: FineTune, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = list(task.batches(0, epoch_batches(task.count(0), 8, seed=0, epoch=0)))
+    monkeypatch.setattr(task, "batches", lambda epoch, rows: iter(read))
+    asked = asked_by_each_step(task, 8)
+    assert len(asked) >= 4
+    assert not any(asked)
+
+
+def test_in_bf16_training_takes_nearly_the_same_way(
+    new_encoder: MakeEncoder, dataset: Dataset, paths: dict[str, str]
+) -> None:
+    losses = []
+    for precision in ("fp32", "bf16"):
+        config = settings(precision=precision, select_on="last")
+        history = train(FineTune(new_encoder(), dataset, paths, config), epochs=3)
+        losses.append([entry["loss"] for entry in history])
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
 
 
 def test_training_lowers_the_loss_and_keeps_batch_norm_statistics(task: FineTune) -> None:

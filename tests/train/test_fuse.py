@@ -17,6 +17,7 @@ from raycd.model.loss import batch_classification_loss
 from raycd.train.batches import epoch_batches
 from raycd.train.fuse import FeatureTriplets, Fuse, new_head, share_below
 from raycd.train.loop import Loop, Schedule, Silence
+from tests.train.waiting import asked_by_each_step
 
 D, IMAGES = 8, 12
 IDS = [f"i{n}" for n in range(IMAGES)]
@@ -100,6 +101,10 @@ def fuse(
 def everything(task: Fuse, epoch: int) -> FeatureTriplets:
     (batch,) = task.batches(epoch, [np.arange(task.count(epoch))])
     return batch
+
+
+def test_steps_ask_the_device_for_nothing(task: Fuse) -> None:
+    assert asked_by_each_step(task, 2) == [0, 0]
 
 
 def test_k_epochs_of_originals_come_before_one_of_pseudo_triplets(task: Fuse) -> None:

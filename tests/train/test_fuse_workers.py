@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from raycd.config import Config
 from raycd.data.build import DatasetBuilder, TripletRow
@@ -15,7 +16,7 @@ from raycd.data.captions import training_texts
 from raycd.data.schema import PSEUDO_TRIPLET
 from raycd.features import Features, map_cache
 from raycd.features.map_cache import Extras
-from raycd.model import fusion
+from raycd.model import compiling, fusion
 from raycd.train.fuse import Fuse, new_head
 from raycd.train.loop import Loop, Schedule, Silence
 from tests.two_workers import run_two
@@ -33,7 +34,7 @@ class Plain(Fuse):
         return torch.optim.SGD(self.module.parameters(), lr=1.0)
 
 
-def task(head: str) -> Fuse:
+def task(head: str, compile: bool = False) -> Fuse:
     """Return a task whose batches of eight are whole, and where some triplets share a target."""
     ids, builder = [f"i{n}" for n in range(IMAGES)], DatasetBuilder()
     builder.add_gallery("dress", "train", ids, source="x")
@@ -49,7 +50,7 @@ def task(head: str) -> Fuse:
     generator = torch.Generator().manual_seed(0)
     small = {"bilinear_dim": 2, "projection_dim": 8, "hidden_dim": 8, "select_on": "last"}
     config = Config.model_validate(
-        {"stage2": {"head": head, "dropout": 0.0, "logit_scale": 10.0, **small}}
+        {"stage2": {"head": head, "dropout": 0.0, "logit_scale": 10.0, "compile": compile, **small}}
     )
     extras = cached(fusion.head_class(head).needs, {"tokens": list(texts)}, ids)
     return Plain(
@@ -78,15 +79,18 @@ def cached(needs: Collection[str], keys: Mapping[str, list[str]], ids: list[str]
     return Extras(caches)
 
 
-def train(head: str) -> dict[str, Any]:
-    made = task(head)
-    loop = Loop(made, Schedule(3, 8, 1e-3, seed=0), bar=lambda total, start: Silence())
+def train(head: str, compile: bool = False, batch_size: int = 8) -> dict[str, Any]:
+    made, schedule = task(head, compile), Schedule(3, batch_size, 1e-3, seed=0)
+    loop = Loop(made, schedule, bar=lambda total, start: Silence())
     history = loop.run(lambda result, save: None)
     return {"losses": [entry["loss"] for entry in history], "weights": made.head.state_dict()}
 
 
 def worker(number: int, folder: str) -> None:
-    torch.save({name: train(name) for name in TRAINED}, Path(folder) / f"{number}.pt")
+    found = {name: train(name) for name in TRAINED}
+    compiling.BACKEND = "aot_eager"  # this process is the test's own
+    found["compiled"] = train("clip_cd", compile=True)
+    torch.save(found, Path(folder) / f"{number}.pt")
 
 
 @pytest.fixture(scope="module")
@@ -96,17 +100,30 @@ def two_workers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]
     return [torch.load(folder / f"{number}.pt") for number in range(2)]
 
 
+def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert found["losses"] == pytest.approx(expected["losses"], rel=1e-4)
+    assert found["weights"].keys() == expected["weights"].keys()
+    for name, value in expected["weights"].items():
+        torch.testing.assert_close(found["weights"][name], value, rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("head", TRAINED)
+@pytest.mark.parametrize("head", [*TRAINED, "compiled"])
 def test_two_workers_train_the_head_that_one_trains(
     two_workers: list[dict[str, Any]], head: str
 ) -> None:
-    alone = train(head)
+    alone = train("clip_cd" if head == "compiled" else head)
     for found in two_workers:
-        assert found[head]["losses"] == pytest.approx(alone["losses"], rel=1e-4)
-        assert found[head]["weights"].keys() == alone["weights"].keys()
-        for name, value in alone["weights"].items():
-            torch.testing.assert_close(found[head]["weights"][name], value, rtol=1e-3, atol=1e-5)
+        assert_same(found[head], alone)
+
+
+def test_a_stage_is_compiled_once_and_trains_the_same_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.compiler.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    monkeypatch.setattr(compiling, "BACKEND", counter)
+    compiled = train("clip_cd", compile=True, batch_size=6)  # the last batch of an epoch has four
+    assert counter.frame_count == 1
+    assert_same(compiled, train("clip_cd", batch_size=6))
 
 
 # GeM cuts what is negative and VAL's attention starts at 0: in these tiny heads, steps of plain

@@ -76,7 +76,7 @@ class Toy:
 
 
 SCHEDULE = Schedule(epochs=5, batch_size=8, lr=0.01, seed=3, warmup=0.25, decay="cosine")
-TIMES = ("seconds", "rows_per_second")
+TIMES = ("seconds", "rows_per_second", "waited")
 
 
 def nothing(result: EpochResult, save: Save) -> None:

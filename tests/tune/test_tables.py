@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+import torch
 
 from raycd import run
 from raycd.errors import ConfigError
 from raycd.features.map_cache import Writer
+from raycd.features.stored import Stored
+from raycd.runtime.stages import Context
 from tests.tune.conftest import Mined
 from tune.trial import Tables, train
 
@@ -34,6 +37,22 @@ def opened(tables: Tables) -> dict[str, Any]:
         value = extras.of_images(["image-3"])["map"].mean().item()
     copies = [uri for uri in run._copies if uri in tables.caches.values()]
     return {"shapes": extras.shapes(), "value": value, "copies": len(copies)}
+
+
+def test_features_do_not_pass_through_the_process_that_starts_trials(
+    mined: Mined, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = Context(mined.config(Path(mined.run.root).parent), mined.run)
+    images, texts = context.features("embed")
+
+    def refuse(*args: Any, **options: Any) -> None:
+        raise AssertionError("read in the starting process")
+
+    monkeypatch.setattr(Stored, "features", refuse)
+    of_images, of_texts = Tables.of(context, splits=("train",)).features()
+    assert of_images.keys == images.keys
+    assert torch.equal(of_images.values, images.values)
+    assert torch.equal(of_texts.values, texts.values)
 
 
 @pytest.mark.parametrize("where", ["store", "disk"])

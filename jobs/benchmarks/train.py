@@ -1,0 +1,153 @@
+"""Both stages on Ray Train against bare loops of PyTorch, and stage 2 against a peer's way.
+
+The loops do the same work on the same batches, without Ray, progress, checks, history, checkpoints.
+The peer's way is to decode and encode the images of each batch anew (as Clip4Cir trains its
+Combiner): stage 2 reads features that were made once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import torch
+
+from jobs.benchmarks.measuring import elsewhere
+from raycd import progress
+from raycd.config import Config
+from raycd.data.pixels import PixelCache
+from raycd.model import encoder as encoders
+from raycd.model.fusion import HeadBatch
+from raycd.runtime import cluster, pipeline, stages
+from raycd.runtime.stages import Context
+from raycd.train.batches import epoch_batches
+from raycd.train.finetune import FineTune
+from raycd.train.fuse import Fuse
+from raycd.train.loop import Task
+from raycd.train.triplets import TripletReader
+
+EPOCHS = {"stage1": 3, "stage2": 12}  # the first warms up
+PEER_BATCHES = 3
+MakeTask = Callable[[Context], Task[Any]]
+
+
+def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
+    """Return triplets a second of each way, from the second epoch on, and their ratios."""
+    rows: dict[str, Any] = {"cores": os.cpu_count(), "encoder": config.encoder.name}
+    with tempfile.TemporaryDirectory(prefix="raycd-") as name, cluster.connected():
+        config = _short(config, Path(name, "one"))
+        for stage, make in (("stage1", _finetune), ("stage2", _fuse)):
+            rate = {"1 worker": _on_ray(config, stage, 1)}
+            bare = elsewhere(_bare, config, stage, make)
+            rate["2 workers"] = _on_ray(config, stage, 2)
+            bare = max(bare, elsewhere(_bare, config, stage, make))  # of an idle machine
+            rows[f"{stage}: bare loop, triplets/s"] = bare
+            for workers, found in rate.items():
+                rows[f"{stage}: Ray Train, {workers}, triplets/s"] = found
+                rows[f"{stage}: {workers} / bare (at least 0.95)"] = found / bare
+            progress.say(f"{stage}: {rate}, bare {bare:.1f} triplets/s")
+            last = rate["1 worker"]
+        peer = elsewhere(_peer, config)
+    name = "stage2: images encoded anew in each batch, triplets/s"
+    return rows | {name: peer, "stage2: features / images (at least 50)": last / peer}
+
+
+def _short(config: Config, runs: Path) -> Config:
+    changes: dict[str, Any] = {
+        stage: getattr(config, stage).model_copy(update={"epochs": epochs, "select_on": "last"})
+        for stage, epochs in EPOCHS.items()
+    }
+    tracking = config.tracking.model_copy(update={"enabled": False})
+    return config.model_copy(
+        update=changes | {"name": "run", "runs": str(runs), "tracking": tracking}
+    )
+
+
+def _on_ray(config: Config, stage: str, workers: int) -> float:
+    """Train a stage as a run does; one worker leaves it there for what follows."""
+    compute = config.compute.model_copy(update={"train_workers": workers})
+    used = config.model_copy(update={"compute": compute})
+    if workers > 1:
+        runs = f"{config.runs}-{workers}"
+        shutil.copytree(config.runs, runs)
+        shutil.rmtree(Path(runs, "run", stage))
+        used = used.model_copy(update={"runs": runs})
+    record = pipeline.recorded(pipeline.run(used, until=stage).run, stage)
+    if workers > 1:
+        shutil.rmtree(used.runs)
+    later = record["history"][1:]
+    seconds = sum(entry["seconds"] for entry in later)
+    return float(sum(e["rows_per_second"] * e["seconds"] for e in later) / seconds)
+
+
+def _bare(config: Config, stage: str, make: MakeTask) -> float:
+    """Train as one would write it without Ray."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    settings = getattr(config, stage)
+    task = make(_context(config))
+    optimizer, rows, began = task.optimizer(), 0, 0.0
+    for epoch in range(EPOCHS[stage]):
+        if epoch == 1:
+            rows, began = 0, time.perf_counter()
+        own = epoch_batches(task.count(epoch), settings.batch_size, seed=config.seed, epoch=epoch)
+        for batch in task.batches(epoch, own):
+            loss = task.loss(task.module, batch)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]  # torch's
+            optimizer.step()
+        rows += sum(map(len, own))
+    return rows / (time.perf_counter() - began)
+
+
+def _peer(config: Config) -> float:
+    """Train the head on features that are made of files in each batch."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    context = _context(config)
+    tuned, fuse = _finetune(context, "stage1"), _fuse(context)
+    pixels = PixelCache(tuned.pixels.paths, tuned.encoder.preprocess, config.data, 0)
+    reader = TripletReader(tuned.triplets, pixels, tuned.encoder.tokenizer)
+    tuned.encoder.trainable("none")
+    own = epoch_batches(tuned.count(0), config.stage2.batch_size, seed=config.seed, epoch=0)
+    optimizer, rows, began = fuse.optimizer(), 0, time.perf_counter()
+    for work in islice(reader.work(own, seed=config.seed, epoch=0), PEER_BATCHES):
+        batch = reader[work]
+        with torch.inference_mode():
+            image_BD, target_BD = tuned.encoder.encode_images(batch.pixels).chunk(2)
+            text_BD = tuned.encoder.encode_tokens(batch.tokens)
+        # Copies: what was made in inference mode cannot be trained on
+        given = HeadBatch(image_BD.clone(), text_BD.clone(), target_BD.clone(), batch.targets)
+        optimizer.zero_grad(set_to_none=True)
+        fuse.module(given).backward()
+        optimizer.step()
+        rows += len(work.rows)
+    return rows / (time.perf_counter() - began)
+
+
+def _context(config: Config) -> Context:
+    return Context(config, pipeline.run_folder(config))
+
+
+def _finetune(context: Context, source: str = "encoder") -> FineTune:
+    missing = dict(context.stored("zero_shot", stages.IMAGES).unreadable())
+    paths = {key: path for key, path in _paths(context) if key not in missing}
+    encoder = encoders.load_saved(context.run.local(source) / "encoder")
+    return FineTune(encoder, context.dataset, paths, context.config)
+
+
+def _paths(context: Context) -> Iterator[tuple[str, str]]:
+    return ((key, path) for key, path in context.paths().items() if path is not None)
+
+
+def _fuse(context: Context) -> Fuse:
+    images, texts = context.features("embed")
+    head = pipeline.fresh_head(context.config, context.run)
+    pseudo = context.run.local("filter") / "pseudo_triplets.parquet"
+    return Fuse(head, context.dataset, pq.read_table(pseudo), images, texts, context.config)

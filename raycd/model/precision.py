@@ -1,0 +1,36 @@
+"""The arithmetic that a setting `precision` stands for, on the device that computes.
+
+auto is bf16 on GPUs that multiply it, and fp32 elsewhere: on most CPUs bf16 is the slower one.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+
+from raycd.config import Config, Precision
+
+Arithmetic = Literal["fp32", "bf16"]
+ARITHMETICS: tuple[Arithmetic, ...] = get_args(Arithmetic)
+SECTIONS = ("stage1", "embed", "stage2")  # those with a precision
+
+
+def of(precision: Precision, device: torch.device) -> Arithmetic:
+    """Return the arithmetic of a setting on `device`."""
+    if precision != "auto":
+        return precision
+    # Emulated bf16 is slower than fp32
+    on_gpu = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if on_gpu else "fp32"
+
+
+def in_place_of_auto(config: Config, arithmetic: Arithmetic) -> Config:
+    """Return the configuration with `arithmetic` wherever it says auto."""
+    sections = {name: getattr(config, name) for name in SECTIONS}
+    changed = {
+        name: section.model_copy(update={"precision": arithmetic})
+        for name, section in sections.items()
+        if section.precision == "auto"
+    }
+    return config.model_copy(update=changed) if changed else config

@@ -1,0 +1,56 @@
+"""What `precision: auto` means on the connected cluster, asked before workers start.
+
+A result depends on it, so it is settled before settings become fingerprints and names of folders,
+and all workers of a stage compute alike. A card itself is asked: the driver need not have one.
+What was computed in either arithmetic is what auto asks for: neither makes a stage run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import ray
+import torch
+
+from raycd.config import Config
+from raycd.model import precision
+from raycd.model.precision import Arithmetic
+from raycd.runtime import cluster
+
+
+def settled(config: Config) -> Config:
+    """Return the configuration with fp32 or bf16 wherever it says auto.
+
+    It must be called while connected. Of cards that differ, one is asked.
+    """
+    if precision.in_place_of_auto(config, "fp32") is config:
+        return config
+    if not cluster.uses_gpu(config.compute):
+        return precision.in_place_of_auto(config, "fp32")
+    job = ray.get_runtime_context().get_job_id()
+    return precision.in_place_of_auto(config, _of_a_card(job, config.compute.gpus_per_worker))
+
+
+def possible(config: Config) -> list[Config]:
+    """Return what `settled` may return: one or two configurations; nothing is asked."""
+    one, other = (precision.in_place_of_auto(config, kind) for kind in precision.ARITHMETICS)
+    return [one] if one is config else [one, other]
+
+
+def entry(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a stage's record says of its precision, of the settings that it depends on."""
+    found = {value for name, value in settings.items() if name.endswith(".precision")}
+    return {"precision": found.pop()} if found else {}
+
+
+@lru_cache(maxsize=8)
+def _of_a_card(job: str, gpus: float) -> Arithmetic:
+    remote: Any = ray.remote(num_cpus=0, num_gpus=gpus)(_own)
+    found: Arithmetic = ray.get(remote.remote())
+    return found
+
+
+def _own() -> Arithmetic:
+    return precision.of("auto", torch.device("cuda"))

@@ -1,0 +1,100 @@
+"""What torch.compile changes: nothing but the time, and once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.testing import CompileCounter
+
+from raycd.errors import ConfigError
+from raycd.model import compiling
+from raycd.model.compiling import Compilation, encode_compiled, once, repays
+from raycd.model.encoder import Encoder
+from raycd.train.finetune import SumOfFeatures
+
+MakeEncoder = Callable[[], Encoder]
+
+
+@pytest.fixture
+def counter(monkeypatch: pytest.MonkeyPatch) -> CompileCounter:
+    """Return a backend that runs what it is given as it is, and counts."""
+    torch.compiler.reset()
+    found = CompileCounter()
+    monkeypatch.setattr(compiling, "BACKEND", found)
+    return found
+
+
+def broken(*args: object) -> None:
+    raise RuntimeError("no compiler")
+
+
+def test_only_the_largest_batches_run_compiled_and_it_is_compiled_once(
+    counter: CompileCounter,
+) -> None:
+    layer = nn.Linear(3, 2)
+    function = once(layer.forward, must=True)
+    for rows in (8, 8, 5, 8, 1):
+        given = torch.randn(rows, 3)
+        assert torch.equal(function(given), layer(given))
+    assert counter.frame_count == 1
+
+
+def test_gradients_of_a_compiled_encoder_are_its_own_and_its_names_too(
+    new_encoder: MakeEncoder, counter: CompileCounter
+) -> None:
+    encoder, names = new_encoder(), list(new_encoder().state_dict())
+    encoder.trainable("both", grad_checkpointing=True)
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (6, 32, 32, 3), dtype=torch.uint8, generator=generator)
+    tokens = encoder.tokenize(["is red", "is blue", "has sleeves"])
+
+    def gradients() -> list[torch.Tensor]:
+        encoder.zero_grad()
+        query, target = SumOfFeatures(encoder)(pixels, tokens)
+        (query * target).sum().backward()
+        return [p.grad.clone() for p in encoder.parameters() if p.grad is not None]
+
+    exact = gradients()
+    encode_compiled(encoder, must=True)
+    assert vars(encode_compiled(encoder, must=True))["encode_images"] is encoder.encode_images
+    for one, other in zip(gradients(), exact, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    assert counter.frame_count > 0
+    assert list(encoder.state_dict()) == names
+    again = counter.frame_count
+    gradients()
+    assert counter.frame_count == again
+
+
+def test_where_it_cannot_be_compiled_it_runs_as_it_is_or_says_why(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.compiler.reset()
+    monkeypatch.setattr(compiling, "BACKEND", broken)
+    layer, given = nn.Linear(3, 2), torch.ones(4, 3)
+    function = once(layer.forward, must=False)
+    for _ in range(2):
+        assert torch.equal(function(given), layer(given))
+    assert capsys.readouterr().err.count("it runs uncompiled") == 1
+    with pytest.raises(ConfigError, match=r"cannot be compiled here(.|\n)*no compiler"):
+        once(nn.Linear(3, 2).forward, must=True)(given)
+
+
+def test_auto_compiles_a_training_on_a_gpu_that_is_long_enough_and_nothing_on_a_cpu() -> None:
+    asked: list[bool] = []
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert not Compilation(asked.append, "auto", cpu).undecided
+    assert not Compilation(asked.append, False, gpu).undecided
+    assert asked == []
+    assert not Compilation(asked.append, True, cpu).undecided
+    assert asked == [True]
+    for left, wanted in ((1000, [True]), (5000, [True, False])):
+        decision = Compilation(asked.append, "auto", gpu)
+        undecided = [decision.undecided]
+        decision.consider(0.17, left)  # RN50x4 with 64 triplets, without
+        assert [*undecided, decision.undecided] == [True, False]
+        assert asked == wanted
+    assert [repays(seconds) for seconds in (300, 400)] == [False, True]
