@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 LOCK = (ROOT / "requirements.lock").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
+IMAGE = ("system", "hf", "joint", "lora", "milvus", "postgres", "s3")  # extras of [all]
 PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
 
 
@@ -72,9 +73,7 @@ def test_every_pin_has_a_hash(section: str) -> None:
 
 
 @pytest.mark.parametrize("python", PYTHONS)
-@pytest.mark.parametrize(
-    "extra", ["base", "system", "hf", "joint", "lora", "milvus", "postgres", "s3", "cpu", "gpu", "dev"]
-)
+@pytest.mark.parametrize("extra", ["base", *IMAGE, "cpu", "gpu", "dev"])
 def test_every_dependency_is_pinned_within_its_range(extra: str, python: str) -> None:
     names = PROJECT["dependencies"] if extra == "base" else EXTRAS[extra]
     for requirement in map(Requirement, names):
@@ -106,8 +105,7 @@ def test_an_extra_pins_nothing_that_all_pins_already(extra: str) -> None:
 
 
 def test_an_image_needs_nothing_that_only_the_tests_have() -> None:
-    names = ("system", "hf", "joint", "lora", "milvus", "postgres", "s3")
-    asked = [line for name in names for line in EXTRAS[name] if not line.startswith("raycd")]
+    asked = [line for name in IMAGE for line in EXTRAS[name] if not line.startswith("raycd")]
     needed = closure(PROJECT["dependencies"] + asked)
     installed_otherwise = {"faiss-cpu"}  # by the extra
     assert needed - pins("all").keys() <= installed_otherwise

@@ -13,16 +13,23 @@ import pytest
 import yaml
 from s3fs import S3FileSystem
 
+from tests.jobs.test_job_submit import wait_until
 from tests.package.test_kubernetes import of_kind
 from tests.processes import ROOT
 from tests.runtime.finished import merged
 from tests.two_nodes import two_nodes
 
-WAITS_S = 20  # until the worker is there: a job that is there before waits, and does not fail
+WAITS_S = 15  # for the first worker, once a job wants it: it does not fail meanwhile
+BEFORE_RAY = "catalogue"  # the last stage that the driver does by itself
 QUICK = {  # two short trials
     "stage2": {"epochs": 4},
-    "tune": {"samples": 2, "seeds": 2, "finalists": 1, "final_seeds": 1, "concurrent": 1},
+    "tune": {"seeds": 2, "finalists": 1, "final_seeds": 1, "concurrent": 1},
 }
+
+
+def is_there(bucket: S3FileSystem, path: str) -> bool:
+    bucket.invalidate_cache()
+    return bool(bucket.exists(path))
 
 
 @pytest.mark.slow
@@ -54,8 +61,11 @@ def test_the_jobs_run_where_the_first_worker_comes_after_them(
             )
 
         job = run("raycd-train", "--config", str(tiny))
+        drawn = f"raycd/runs/demo/{BEFORE_RAY}/stage.json"
+        wait_until(lambda: job.poll() is not None or is_there(bucket, drawn), 240)
         time.sleep(WAITS_S)
         assert job.poll() is None, job.communicate()[0]
+        assert not is_there(bucket, "raycd/runs/demo/zero_shot/stage.json")
         nodes.join()
         said = job.communicate(timeout=600)[0]
         assert job.returncode == 0, said
@@ -63,8 +73,9 @@ def test_the_jobs_run_where_the_first_worker_comes_after_them(
 
         for picture in bucket.ls("raycd/runs/demo/catalogue/images")[:20]:
             bucket.copy(picture, f"raycd/photos/{picture.rpartition('/')[2]}")
-        for name in ("raycd-embed", "raycd-sweep"):
-            job = run(name, *(["--config", str(tiny)] if name == "raycd-sweep" else []))
+        trials = ["--config", str(tiny), "--samples", "2"]  # the later one counts
+        for name, more in (("raycd-embed", []), ("raycd-sweep", trials)):
+            job = run(name, *more)
             said = job.communicate(timeout=600)[0]
             assert job.returncode == 0, said
     assert [one for one in bucket.find("raycd/features") if one.endswith(".parquet")]
