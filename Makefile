@@ -40,7 +40,7 @@ $(STAMP):
 	@echo "Installing the pinned packages ($(EXTRA)) into $(VENV): 2.6 GB to download, 7 GB on disk (gpu: 8.5)."
 	$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	rm -f $(VENV)/.raycd-*
-	awk '/^# \[/ { wanted = $$2 == "[all]" || $$2 == "[$(EXTRA)]" } wanted' requirements.lock > $(VENV)/requirements.txt
+	awk '/^# \[/ { wanted = $$2 ~ /^\[(all|dev|$(EXTRA))\]$$/ } wanted' requirements.lock > $(VENV)/requirements.txt
 	$(PY) -m pip uninstall --yes faiss-cpu faiss-gpu >/dev/null 2>&1
 	$(PY) -m pip install --disable-pip-version-check --require-hashes --no-deps -r $(VENV)/requirements.txt
 ifneq ($(filter $(CURDIR)/%,$(abspath $(VENV))),)

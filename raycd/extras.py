@@ -20,7 +20,8 @@ WHOLE = "cpu"
 """The extra that installs all of raycd but what is in OF."""
 OF = {
     "boto3": "s3",
-    "milvus_lite": "milvus",
+    "milvus_lite": "",  # in none: it asks for faiss-cpu, which [gpu] excludes
+    "peft": "lora",
     "psycopg": "postgres",
     "pymilvus": "milvus",
     "s3fs": "s3",
@@ -38,6 +39,8 @@ CLIENT = {"api", "client", "errors", "extras", "filters", "program", "progress",
 def install(package: str) -> str:
     """Return the command that installs what `package`, a name as it is imported, belongs to."""
     extra = OF.get(package, WHOLE)
+    if not extra:
+        return f"pip install {package.replace('_', '-')}"
     gpu = ", or 'raycd[gpu]' where FAISS shall use a GPU" if extra == WHOLE else ""
     return f"pip install 'raycd[{extra}]'{gpu}"
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 TOY = '''
 """An encoder that knows the mean colour of a picture, and the lengths of words."""
@@ -85,3 +88,20 @@ def install(monkeypatch: pytest.MonkeyPatch, site: Path, name: str, code: str, p
     (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.2\n")
     (metadata / "entry_points.txt").write_text(points)
     monkeypatch.syspath_prepend(str(site))
+
+
+def closure(requirements: list[str]) -> set[str]:
+    """Return the names of all installed packages that these requirements draw along."""
+    found: set[tuple[str, frozenset[str]]] = set()
+    waiting = [Requirement(line) for line in requirements]
+    while waiting:
+        one = waiting.pop()
+        key = (canonicalize_name(one.name), frozenset(one.extras))
+        if key in found:
+            continue
+        found.add(key)
+        extras = [{"extra": extra} for extra in ("", *one.extras)]
+        for need in map(Requirement, distribution(one.name).requires or []):
+            if need.marker is None or any(map(need.marker.evaluate, extras)):
+                waiting.append(need)
+    return {name for name, _ in found}

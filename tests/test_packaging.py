@@ -9,9 +9,14 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from raycd import extras
+from tests.packages import closure
+
 ROOT = Path(__file__).parents[1]
 LOCK = (ROOT / "requirements.lock").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
+IMAGE = ("system", "hf", "joint", "lora", "milvus", "postgres", "s3")  # extras of [all]
 PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
 
 
@@ -50,8 +55,8 @@ def version_on(python: str, requirement: Requirement, section: str) -> Version:
     return Version(specifier.version)
 
 
-def test_lock_has_the_three_sections_once_and_in_order() -> None:
-    assert re.findall(r"^# \[(.+)\]$", LOCK, flags=re.MULTILINE) == ["all", "cpu", "gpu"]
+def test_lock_has_the_four_sections_once_and_in_order() -> None:
+    assert re.findall(r"^# \[(.+)\]$", LOCK, flags=re.MULTILINE) == ["all", "dev", "cpu", "gpu"]
 
 
 def test_lock_names_no_address() -> None:
@@ -59,7 +64,7 @@ def test_lock_names_no_address() -> None:
     assert not re.search(r"^\s*--(?!hash=sha256:)", LOCK, flags=re.MULTILINE)
 
 
-@pytest.mark.parametrize("section", ["all", "cpu", "gpu"])
+@pytest.mark.parametrize("section", ["all", "dev", "cpu", "gpu"])
 def test_every_pin_has_a_hash(section: str) -> None:
     for name, entries in pins(section).items():
         for _, hashes in entries:
@@ -68,14 +73,14 @@ def test_every_pin_has_a_hash(section: str) -> None:
 
 
 @pytest.mark.parametrize("python", PYTHONS)
-@pytest.mark.parametrize("extra", ["base", "system", "cpu", "gpu", "dev"])
+@pytest.mark.parametrize("extra", ["base", *IMAGE, "cpu", "gpu", "dev"])
 def test_every_dependency_is_pinned_within_its_range(extra: str, python: str) -> None:
-    extras = PROJECT["optional-dependencies"]
-    names = PROJECT["dependencies"] if extra == "base" else extras[extra]
-    section = extra if extra in ("cpu", "gpu") else "all"
+    names = PROJECT["dependencies"] if extra == "base" else EXTRAS[extra]
     for requirement in map(Requirement, names):
         if requirement.name == "raycd":
             continue  # an extra of its own
+        elsewhere = extra if extra in ("cpu", "gpu", "dev") else "all"
+        section = "all" if canonicalize_name(requirement.name) in pins("all") else elsewhere
         version = version_on(python, requirement, section)
         assert version in requirement.specifier, (
             f"{requirement.name} {version} is outside {requirement.specifier}"
@@ -94,6 +99,28 @@ def test_the_two_builds_of_faiss_never_meet() -> None:
     assert not {"faiss-cpu", "faiss-gpu"} & pins("all").keys()
 
 
-@pytest.mark.parametrize("extra", ["cpu", "gpu"])
+@pytest.mark.parametrize("extra", ["dev", "cpu", "gpu"])
 def test_an_extra_pins_nothing_that_all_pins_already(extra: str) -> None:
     assert not pins("all").keys() & pins(extra).keys()
+
+
+def test_an_image_needs_nothing_that_only_the_tests_have() -> None:
+    asked = [line for name in IMAGE for line in EXTRAS[name] if not line.startswith("raycd")]
+    needed = closure(PROJECT["dependencies"] + asked)
+    installed_otherwise = {"faiss-cpu"}  # by the extra
+    assert needed - pins("all").keys() <= installed_otherwise
+    assert "moto" not in pins("all")
+
+
+def test_what_is_missing_is_told_with_the_extra_that_brings_it() -> None:
+    told = {package: extra for package, extra in extras.OF.items() if extra}
+    brought = {
+        Requirement(line).name.replace("-", "_"): extra
+        for extra in set(told.values())
+        for line in EXTRAS[extra]
+        if not line.startswith("raycd")
+    }
+    assert told == brought
+    assert extras.install("sentence_transformers") == "pip install 'raycd[joint]'"
+    assert extras.install("milvus_lite") == "pip install milvus-lite"
+    assert {"cpu", "gpu"} <= EXTRAS.keys()  # of everything else

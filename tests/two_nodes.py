@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +26,15 @@ class Nodes:
 
     environment: dict[str, str]
     place: Path
+    join: Callable[[], None]
+    """Start the second node, where it is not there from the beginning."""
 
 
 @contextmanager
-def two_nodes(environment: Mapping[str, str]) -> Iterator[Nodes]:
-    """Run two nodes of one CPU each, with these variables."""
+def two_nodes(
+    environment: Mapping[str, str], cpus: tuple[int, int] = (1, 1), *, late: bool = False
+) -> Iterator[Nodes]:
+    """Run two nodes of so many CPUs, with these variables; the second one `late`: by `join`."""
     port = free_port()
     place = Path(tempfile.mkdtemp(prefix="raycd-"))  # a short path: Ray makes sockets in it
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
@@ -47,7 +51,8 @@ def two_nodes(environment: Mapping[str, str]) -> Iterator[Nodes]:
     try:
         with ExitStack() as stack:
             log = stack.enter_context(open(place / "ray.log", "w"))
-            for number in range(2):
+
+            def start_node(number: int) -> None:
                 home = place / f"node-{number}"
                 home.mkdir()
                 role = [f"--address=127.0.0.1:{port}"]
@@ -55,7 +60,7 @@ def two_nodes(environment: Mapping[str, str]) -> Iterator[Nodes]:
                     role = ["--head", f"--port={port}", "--include-dashboard=false"]
                     role += [f"--ray-client-server-port={free_port()}"]
                 role += [f"--dashboard-agent-listen-port={free_port()}"]
-                options = ["--block", "--num-cpus=1", "--node-ip-address=127.0.0.1"]
+                options = ["--block", f"--num-cpus={cpus[number]}", "--node-ip-address=127.0.0.1"]
                 options += ["--min-worker-port=0", "--max-worker-port=0"]
                 node = subprocess.Popen(
                     [RAY, "start", *role, *options],
@@ -66,10 +71,14 @@ def two_nodes(environment: Mapping[str, str]) -> Iterator[Nodes]:
                 )
                 stack.callback(_end, node)
                 _wait(place / "ray.log", number + 1, node)
+
+            start_node(0)
+            if not late:
+                start_node(1)
             home = place / "driver"
             home.mkdir()
             driver = {"RAY_ADDRESS": f"127.0.0.1:{port}", "HOME": str(home), "TMPDIR": str(home)}
-            yield Nodes(shared | driver, place)
+            yield Nodes(shared | driver, place, lambda: start_node(1))
     finally:
         shutil.rmtree(place, ignore_errors=True)
 

@@ -14,9 +14,7 @@ from raycd.config.settings import Options as Options
 from raycd.config.settings import parse as parse
 from raycd.program import AGAIN as AGAIN
 from raycd.program import ANEW as ANEW
-from raycd.program import EXIT_INTERRUPTED as EXIT_INTERRUPTED
 from raycd.program import EXIT_MISTAKE as EXIT_MISTAKE
-from raycd.program import EXIT_PIPE as EXIT_PIPE
 from raycd.program import EXIT_RAY_DIED as EXIT_RAY_DIED
 from raycd.program import EXIT_TERMINATED as EXIT_TERMINATED
 from raycd.program import Terminated as Terminated

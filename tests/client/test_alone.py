@@ -13,21 +13,10 @@ import pytest
 from packaging.requirements import Requirement
 
 from tests.client.scripted import Reply, Service, found, info, takes_all
+from tests.packages import closure
 
 ROOT = Path(__file__).parents[2]
 BASE = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-
-
-def closure(requirements: list[str]) -> set[str]:
-    """Return the names of what these requirements draw along, without extras."""
-    found: set[str] = set()
-    waiting = [Requirement(line) for line in requirements]
-    while waiting:
-        one = waiting.pop()
-        if (one.marker is None or one.marker.evaluate({"extra": ""})) and one.name not in found:
-            found.add(one.name)
-            waiting += map(Requirement, distribution(one.name).requires or [])
-    return found
 
 
 @pytest.fixture(scope="module")

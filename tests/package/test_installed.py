@@ -31,7 +31,8 @@ def test_the_installed_command_trains_serves_and_answers(
     assert "fine-tuned CLIP" in done.stdout
     bundle, port = tmp_path / "runs" / "tiny" / "bundle", free_port()
     url = f"http://127.0.0.1:{port}"
-    options = ("--bundle", str(bundle), "--gallery", "none", "--port", str(port))
+    gallery = tmp_path / "gallery.sqlite"  # its schema comes from the wheel's migrations
+    options = ("--bundle", str(bundle), "--gallery", str(gallery), "--port", str(port))
     with subprocess.Popen(
         [str(installed.folder / "bin" / "raycd"), "serve", *options],
         cwd=installed.folder,
@@ -45,6 +46,7 @@ def test_the_installed_command_trains_serves_and_answers(
             wait_until_ready(url, service)
             page = httpx.get(f"{url}/")
             assert (page.status_code, "<html" in page.text) == (200, True)
+            assert httpx.get(f"{url}/-/healthz").is_success  # what k8s/ asks of a worker
             query = ("search", "--text", "is blue", "--json")
             answer = installed.run("raycd", "client", "--url", url, *query)
             assert answer.returncode == 0, answer.stderr
