@@ -160,13 +160,7 @@ def train(
     epochs = stage2.epochs if triplets is None else _epochs(task, triplets)
     if epochs == 0 or not any(True for _ in head.parameters()):
         return TrainedHead(task, [], len(pseudo), 0, 0.0)
-    schedule = Schedule(
-        *(epochs, stage2.batch_size, stage2.lr, config.seed),
-        decay=stage2.decay,
-        drop_last=stage2.drop_last,
-        clip_norm=stage2.clip_norm,
-        explosion=stage2.explosion,
-    )
+    schedule = replace(Schedule.of(stage2, config.seed), epochs=epochs)
     loop = Loop(task, schedule, bar=lambda total, start: Silence())
 
     seen = 0

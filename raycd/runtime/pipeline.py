@@ -1,10 +1,9 @@
 """The stages in order, each of which is skipped where its output is up to date.
 
 A stage is done when its folder has the fingerprint that its settings, its inputs and the data set
-give. So a pipeline that is started again continues, and a changed setting, or an added, removed or
-changed file of the data set, redoes the stages that depend on it. A stage that is trained a second
-time has the same fingerprint, but not always the same weights: where these are others than a later
-stage was made with, that is done again, too.
+give. So a pipeline that is started again continues, and a changed setting or file of the data set
+redoes the stages that depend on it. A stage that is trained a second time has the same fingerprint,
+but not always the same weights: where a later stage was made with others, that is done again, too.
 """
 
 from __future__ import annotations
