@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import nn
 
+from raycd.config import Config
 from raycd.errors import ConfigError
 from raycd.model import lora
 from raycd.model.encoder import Encoder, load_saved
+from raycd.train.fuse import check_joint
 from tests import families
 
 TEXTS = ["is red", "has long sleeves"]
@@ -122,5 +124,8 @@ def test_without_peft_the_message_says_how_to_get_it(
     new_encoder: Callable[[], Encoder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
+    config = Config.model_validate({"stage1": {"finetune": "lora"}})
     with pytest.raises(ConfigError, match=r"pip install 'raycd\[lora\]'"):
         lora.adapt(new_encoder(), rank=2, alpha=2, seed=0)
+    with pytest.raises(ConfigError, match=r"stage1\.finetune lora needs"):
+        check_joint(config, composes=False)  # before any stage trains
