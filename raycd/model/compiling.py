@@ -68,20 +68,27 @@ def encode_compiled(encoder: Encoder, must: bool) -> Encoder:
 def once(function: Callable[P, R], must: bool) -> Callable[P, R]:
     """Return the function compiled for the largest batches that it is given, as it is for others.
 
+    A function that trains runs as it is in inference mode, too, where epochs are judged.
+
     Args:
         must: Raise ConfigError where it cannot be compiled; else it is said, and it runs as it is.
     """
     compiled: Callable[P, R] | None = torch.compile(function, dynamic=False, backend=BACKEND)
     most, size = 0, tuple[tuple[int, ...], ...]()
+    answers: bool | None = None  # in inference mode, as its first call
 
     @wraps(function)
     def called(*args: P.args, **kwargs: P.kwargs) -> R:
-        nonlocal compiled, most, size
+        nonlocal compiled, most, size, answers
+        answering = torch.is_inference_mode_enabled()
+        answers = answering if answers is None else answers
+        if compiled is None or answering != answers:
+            return function(*args, **kwargs)
         own = _sizes((args, kwargs))
         rows = max((shape[0] for shape in own if shape), default=0)
         if rows > most:
             most, size = rows, own
-        if compiled is None or own != size:
+        if own != size:
             return function(*args, **kwargs)
         try:
             return compiled(*args, **kwargs)

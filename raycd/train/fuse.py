@@ -31,6 +31,8 @@ from raycd.model.fusion.joint import NAME
 from raycd.train.batches import Rows, epoch_choice, epoch_targets
 from raycd.train.hard_negatives import NONE, HardNegatives
 
+NO_ROWS: Rows = np.zeros(0, np.int64)
+
 
 @dataclass(frozen=True)
 class FeatureTriplets:
@@ -174,7 +176,7 @@ class Fuse:
         self.module.train()
         # The epoch at once: copying the rows of each batch would wait for the device each time
         choice = self._tensor(epoch_choice(len(triplets.target), 4, seed=self.seed, epoch=epoch))
-        target, at = self._targets(triplets, epoch), self._tensor(np.concatenate(rows))
+        target, at = self._targets(triplets, epoch), self._tensor(np.concatenate([NO_ROWS, *rows]))
         whole = FeatureTriplets(
             triplets.reference[at],
             target[at],

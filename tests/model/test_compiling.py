@@ -42,6 +42,30 @@ def test_only_the_largest_batches_run_compiled_and_it_is_compiled_once(
     assert counter.frame_count == 1
 
 
+def test_judging_an_epoch_does_not_take_training_out_of_what_is_compiled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.compiler.reset()
+    ran: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., object]:
+        def run(*given: torch.Tensor) -> object:
+            ran.append(len(given))
+            return graph.forward(*given)
+
+        return run
+
+    monkeypatch.setattr(compiling, "BACKEND", backend)
+    layer = nn.Linear(3, 2)
+    function = once(layer.forward, must=True)
+    function(torch.ones(8, 3))
+    with torch.inference_mode():
+        function(torch.ones(20, 3))
+    assert len(ran) == 1
+    function(torch.ones(8, 3))
+    assert len(ran) == 2
+
+
 def test_gradients_of_a_compiled_encoder_are_its_own_and_its_names_too(
     new_encoder: MakeEncoder, counter: CompileCounter
 ) -> None:

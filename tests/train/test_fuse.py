@@ -98,6 +98,10 @@ def fuse(
     return Fuse(new_head(config, D)[0], dataset, pseudo(*(rows or PSEUDO)), images, texts, config)
 
 
+def test_an_epoch_of_no_batches_has_none(task: Fuse) -> None:
+    assert list(task.batches(0, [])) == []
+
+
 def everything(task: Fuse, epoch: int) -> FeatureTriplets:
     (batch,) = task.batches(epoch, [np.arange(task.count(epoch))])
     return batch
