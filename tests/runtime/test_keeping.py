@@ -51,7 +51,7 @@ def train(
 
 
 def in_a_process(work: Callable[..., None], *given: object) -> None:
-    set_forkserver_preload(["raycd.train.fuse"])
+    set_forkserver_preload(["raycd.runtime.keeping"])  # takes seconds, once for both
     start_processes(work, given, nprocs=1, start_method="forkserver")  # type: ignore[no-untyped-call]
 
 
