@@ -109,7 +109,7 @@ def described(entry: Mapping[str, Any]) -> str:
     """Return an entry as one line."""
     who = "" if entry["worker"] is None else f"worker {entry['worker']} ({entry['where']}): "
     place = entry.get("continued_from")
-    then = "" if place is None else f"; went on from {place} with {entry['workers']} workers"
+    then = "" if place is None else f"; went on from {place}, workers: {entry['workers']}"
     return f"{entry['when']} {who}{entry['what']}{then}"
 
 

@@ -50,23 +50,50 @@ def train(
     return toy, loop
 
 
-def in_a_process(work: Callable[..., None], *given: object) -> None:
-    set_forkserver_preload(["raycd.train.fuse"])
-    start_processes(work, given, nprocs=1, start_method="forkserver")  # type: ignore[no-untyped-call]
+def without_room(folder: str) -> None:
+    """Train where no file may be longer than 100 bytes once the first epoch is over."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    events: list[dict[str, Any]] = []
+
+    def tell(event: dict[str, Any]) -> None:
+        events.append(event)
+        if event["kind"] == "epoch":
+            while not Path(folder, "small", "epoch-0001").exists():
+                time.sleep(0.01)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
+
+    error = ""
+    try:
+        train(Path(folder, "small"), {"pace": 0.005}, tell)
+    except Stopped as stopped:
+        error = str(stopped.error)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    warnings = [event["text"] for event in events if event["kind"] == "warning"]
+    Path(folder, "said.json").write_text(json.dumps([warnings, error]))
 
 
-def killed(number: int, folder: str) -> None:
+def work(number: int, folder: str) -> None:
+    """Train without room, then with room until a kill."""
     torch.set_num_threads(1)
-    train(Path(folder, "store"), {"pace": 0.005, "dies_at": [1, 30, f"{folder}/died"]})
+    without_room(folder)
+    train(Path(folder, "store"), {"pace": 0.03, "dies_at": [1, 39, f"{folder}/died"]})
+
+
+@pytest.fixture(scope="module")
+def left(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder that both trainings have left: a process of its own takes seconds."""
+    folder = tmp_path_factory.mktemp("left")
+    set_forkserver_preload(["raycd.runtime.keeping"])
+    with pytest.raises(ProcessExitedException, match="SIGKILL"):
+        start_processes(work, (str(folder),), nprocs=1, start_method="forkserver")  # type: ignore[no-untyped-call]
+    return folder
 
 
 def test_a_training_that_is_killed_inside_of_an_epoch_goes_on_there_and_ends_bit_by_bit_the_same(
-    tmp_path: Path,
+    left: Path,
 ) -> None:
-    with pytest.raises(ProcessExitedException, match="SIGKILL"):
-        in_a_process(killed, str(tmp_path))
     events: list[dict[str, Any]] = []
-    toy, loop = train(tmp_path / "store", {}, events.append)
+    toy, loop = train(left / "store", {}, events.append)
     assert events[0]["kind"] == "began"
     assert events[0]["place"].startswith("epoch 2, step ")
     weights, history = undisturbed(epochs=3)
@@ -75,43 +102,20 @@ def test_a_training_that_is_killed_inside_of_an_epoch_goes_on_there_and_ends_bit
         assert torch.equal(value, weights[name]), name
 
 
-def without_room(number: int, folder: str) -> None:
-    """Train where no file may be longer than 100 bytes once the first epoch is over."""
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    events: list[dict[str, Any]] = []
-
-    def tell(event: dict[str, Any]) -> None:
-        events.append(event)
-        if event["kind"] == "epoch":
-            time.sleep(0.3)  # until the first epoch's is written
-            resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
-
-    error = ""
-    try:
-        train(Path(folder, "store"), {"pace": 0.005}, tell)
-    except Stopped as stopped:
-        error = str(stopped.error)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    warnings = [event["text"] for event in events if event["kind"] == "warning"]
-    Path(folder, "said.json").write_text(json.dumps([warnings, error]))
-
-
 def test_a_checkpoint_without_room_is_told_and_one_at_the_end_of_an_epoch_ends_the_training(
-    tmp_path: Path,
+    left: Path,
 ) -> None:
-    in_a_process(without_room, str(tmp_path))
-    warnings, error = json.loads((tmp_path / "said.json").read_text())
+    warnings, error = json.loads((left / "said.json").read_text())
     assert len(warnings) >= 1
     assert warnings[0].startswith("a checkpoint could not be written (")
     assert warnings[0].endswith("training goes on")
     assert "a checkpoint could not be written" in error
     assert "File too large" in error
     assert "make room there, then run the same command again" in error
-    newest, _, damaged = Checkpoints(str(tmp_path / "store")).newest()
+    newest, _, damaged = Checkpoints(str(left / "small")).newest()
     assert newest is not None
     assert damaged == []
-    assert [path.name for path in (tmp_path / "store").iterdir() if path.name[0] == "."] == []
+    assert [path.name for path in (left / "small").iterdir() if path.name[0] == "."] == []
 
 
 def test_a_step_waits_for_the_copy_of_a_checkpoint_and_not_for_its_writing(

@@ -135,5 +135,5 @@ def test_failures_are_told_and_kept_with_where_it_went_on(
     assert said.count("warning: toy: worker 1 (host-b, process 7) has failed: it died\n") == 1
     assert "toy: goes on from epoch 3, step 40, workers: 1\n" in said
     tags = client.get_run(run.run_id).data.tags
-    assert tags["raycd.failure.1"].endswith("it died; went on from epoch 3, step 40 with 1 workers")
+    assert tags["raycd.failure.1"].endswith("it died; went on from epoch 3, step 40, workers: 1")
     assert "raycd.failure.2" in tags
