@@ -159,7 +159,7 @@ class ComputeConfig(Section):
     embed_workers: Positive = 2
     """Ray Data actors that encode."""
     mine_workers: Count = 0
-    """Ray Data tasks that mine at a time; 0: one a machine for neighbours, one a CPU for scores."""
+    """Tasks that mine at a time; 0: one a machine for neighbours, one a CPU for scores."""
     cpus_per_worker: Annotated[float, Field(gt=0.0)] = 0.5
     """CPUs that Ray reserves for a worker; leave some for reading."""
     gpus_per_worker: Annotated[float, Field(gt=0.0)] = 1.0

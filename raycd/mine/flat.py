@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ from torch.nn import functional
 TILE = {"cpu": 1024, "cuda": 8192}  # images scored at once
 FIRST = 1024  # of the first tile: it gives the first limit
 ROUNDED = 1e-6  # similarities are rounded to 6 decimals: two may be equal that differ by less
+
+_ONEDNN: Any = torch.backends.mkldnn  # its types lack what is used here
 
 
 def margin(dim: int, device: str) -> float:
@@ -43,7 +46,7 @@ def margin(dim: int, device: str) -> float:
 @contextmanager
 def arithmetic() -> Iterator[None]:
     """Let products of float32 matrices be those of `margin`, whatever the process had chosen."""
-    chosen = [(torch.backends.cuda.matmul, "tf32"), (torch.backends.mkldnn.matmul, "ieee")]
+    chosen = [(torch.backends.cuda.matmul, "tf32"), (_ONEDNN.matmul, "ieee")]
     before = [setting.fp32_precision for setting, _ in chosen]
     try:
         for setting, precision in chosen:
@@ -61,9 +64,9 @@ def product(query_BD: Tensor, tile_TD: Tensor) -> Tensor:
     AMD's processors.
     """
     onednn = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-    if query_BD.device.type == "cpu" and torch.backends.mkldnn.is_available() and onednn:
-        scores_BT: Tensor = onednn(query_BD, tile_TD, None, "none", [], "")
-        return scores_BT
+    if query_BD.device.type == "cpu" and onednn and _ONEDNN.is_available():
+        score_BT: Tensor = onednn(query_BD, tile_TD, None, "none", [], "")
+        return score_BT
     return query_BD @ tile_TD.T
 
 

@@ -58,17 +58,13 @@ def find_neighbours(
     size = max(1, min(most, -(-total // (TASKS * workers))))
     stored = ray.put(features)
     loaded = _loaded(stored, shards, features.dim, mine, compute)
-    given = [
-        (
-            pool.queries_Q[start : start + size],
-            stored,
-            [one for one, shard in zip(loaded, shards, strict=True) if shard.name == pool.name],
-        )
+    find: Any = ray.remote(num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0))(_find)
+    calls = [
+        (pool.queries_Q[start : start + size], stored, own, mine, threads, device)
         for pool in asked
+        for own in [[one for one, of in zip(loaded, shards, strict=True) if of.name == pool.name]]
         for start in range(0, len(pool.queries_Q), size)
     ]
-    find: Any = ray.remote(num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0))(_find)
-    calls = [(*each, mine, threads, device) for each in given]
     found = [np.empty((0, 0), np.int64)] * len(calls)
     with Bar("neighbours", total=total, unit="images") as bar:
         for number, key_BS in _each(find, calls, workers):

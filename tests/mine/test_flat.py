@@ -37,10 +37,11 @@ def features_of(kind: str) -> NDArray[np.float32]:
     return smooth
 
 
-def mined(kind: str, floor: float) -> pa.Table:
+def mined(kind: str, floor: float, device: str = "cpu") -> pa.Table:
     every = np.arange(1500, dtype=np.int32)
+    pools = [mine.Pool("", every, every[::3])]
     settings = MineConfig(neighbours=20, floor=floor, eps_low=0.5, s_max=1)
-    return mine.find_neighbours(features_of(kind), [mine.Pool("", every, every[::3])], settings)
+    return mine.find_neighbours(features_of(kind), pools, settings, device=device)
 
 
 def digest(found: pa.Table) -> str:
@@ -67,6 +68,13 @@ RECORDED = {
 @pytest.mark.parametrize(("kind", "floor"), RECORDED)
 def test_the_tables_are_those_that_were_recorded(kind: str, floor: float) -> None:
     assert digest(mined(kind, floor)) == RECORDED[kind, floor]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+@pytest.mark.parametrize("kind", ["smooth", "ties", "near-ties", "halves", "equal"])
+def test_a_gpu_gives_the_same_table(kind: str) -> None:
+    for floor in (-1, 0.5):
+        assert mined(kind, floor, "cuda").equals(mined(kind, floor), check_metadata=True)
 
 
 def test_equal_images_beyond_the_room_of_a_query_are_all_compared() -> None:
