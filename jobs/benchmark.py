@@ -2,7 +2,7 @@
 
 python jobs/benchmark.py embed                       # Ray Data against a plain loop, 20,000 images
 python jobs/benchmark.py embed --photos ../photos    # the same on a folder of real photographs
-python jobs/benchmark.py mine                        # Ray Data against FAISS alone, 46,609 x 640
+python jobs/benchmark.py mine                        # Ray's tasks against FAISS alone, 46,609 x 640
 python jobs/benchmark.py train --preset demo         # both stages against bare loops of PyTorch
 python jobs/benchmark.py sweep --preset demo         # a sweep's trials against naive ones
 python jobs/benchmark.py serve --preset demo         # against FastAPI + torch + FAISS, 12 minutes

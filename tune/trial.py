@@ -31,6 +31,7 @@ from raycd.model import fusion, threads
 from raycd.run import local_copy
 from raycd.runtime import tasks
 from raycd.runtime.stages import Context, own_device
+from raycd.train import hard_negatives
 from raycd.train.fuse import Fuse, new_head
 from raycd.train.loop import EpochResult, Loop, Schedule, Silence, best_epoch
 
@@ -53,6 +54,8 @@ class Tables:
     """Paths or URIs of what some heads need beside features, by need: no array, and no file of this
     machine where the run is in a store.
     """
+    mined: str = ""
+    """Path or URI of the stage `mine`, for hard negatives."""
 
     @classmethod
     def of(
@@ -73,6 +76,7 @@ class Tables:
             pq.read_table(context.run.local("mine") / "candidates.parquet"),
             vectors,
             context.caches(needs),
+            context.run.path("mine"),
         ).only(*splits)
 
     def only(self, *splits: str) -> Tables:
@@ -150,16 +154,13 @@ def train(
         config,
         metric,
         extras,
+        hard_negatives.mined(config.stage2, tables.mined),
     )
     stage2 = config.stage2
     epochs = stage2.epochs if triplets is None else _epochs(task, triplets)
     if epochs == 0 or not any(True for _ in head.parameters()):
         return TrainedHead(task, [], len(pseudo), 0, 0.0)
-    schedule = Schedule(
-        *(epochs, stage2.batch_size, stage2.lr, config.seed),
-        decay=stage2.decay,
-        drop_last=stage2.drop_last,
-    )
+    schedule = replace(Schedule.of(stage2, config.seed), epochs=epochs)
     loop = Loop(task, schedule, bar=lambda total, start: Silence())
 
     seen = 0

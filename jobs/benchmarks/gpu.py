@@ -1,13 +1,15 @@
 """The core without Ray on one GPU: RN50x4 with random weights, at the paper's batch sizes.
 
 Features, loss and mined neighbours must agree with the CPU before anything is timed. It needs
-raycd's core only (torch, open_clip, numpy, pyarrow, faiss), so it runs without Ray.
+raycd's core only (torch, open_clip, numpy, pyarrow), so it runs without Ray.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,10 @@ from jobs.benchmarks.measuring import features, timed
 from raycd import mine
 from raycd.config import Config, MineConfig
 from raycd.errors import ConfigError
-from raycd.mine.search import FAISS_GPU, on_gpu
+from raycd.mine.neighbours import normalise
+from raycd.mine.search import Shard, search
+from raycd.model.compiling import encode_compiled
+from raycd.model.embed import frozen
 from raycd.model.encoder import Encoder, create
 from raycd.model.loss import batch_classification_loss
 from raycd.train.finetune import SumOfFeatures
@@ -35,8 +40,9 @@ def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
     rows |= _agreement(encoder)
     rows |= _embedding(encoder, config.embed.batch_size)
     rows |= _mining(encoder.dim)
-    for checkpointing in (False, True):
-        rows |= _training(encoder, config, checkpointing)
+    rows |= _training(encoder, config)
+    rows |= _training(encoder, config, checkpointing=True)
+    rows |= _training(encoder, config, compiled=True)
     return rows
 
 
@@ -60,11 +66,15 @@ def _agreement(encoder: Encoder) -> dict[str, float]:
     return rows
 
 
-def _training(encoder: Encoder, config: Config, checkpointing: bool) -> dict[str, float]:
+def _training(
+    encoder: Encoder, config: Config, *, checkpointing: bool = False, compiled: bool = False
+) -> dict[str, float]:
     """Time stage 1's step at the paper's batch of 64, bf16, on noise."""
-    stage1 = config.stage1
+    stage1, encoder = config.stage1, deepcopy(encoder)
     encoder.to("cuda").precision = "bf16"
     encoder.trainable("both", grad_checkpointing=checkpointing)
+    if compiled:
+        encode_compiled(encoder, must=True)
     module = SumOfFeatures(encoder)
     trained = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=2e-6, fused=True)
@@ -79,41 +89,53 @@ def _training(encoder: Encoder, config: Config, checkpointing: bool) -> dict[str
 
     torch.cuda.reset_peak_memory_stats()
     rate = stage1.batch_size / _seconds(step)
-    ending = ", checkpointing" if checkpointing else ""
+    ending = ", checkpointing" if checkpointing else ", compiled" if compiled else ""
     name = f"stage 1, batch {stage1.batch_size}, bf16{ending}"
     peak = torch.cuda.max_memory_allocated() / 2**30
     return {f"{name}: triplets/s": rate, f"{name}: peak GiB": peak}
 
 
 def _embedding(encoder: Encoder, batch_size: int) -> dict[str, float]:
+    """Time encoding under autocast, with weights held in bf16, and compiled as well."""
+    pixels, tokens, _ = _batch(encoder, batch_size)
     encoder.trainable("none")
     encoder.to("cuda").precision = "bf16"
-    pixels, tokens, _ = _batch(encoder, batch_size)
-    with torch.inference_mode():
-        images = 2 * batch_size / _seconds(lambda: encoder.encode_images(pixels))
-        texts = batch_size / _seconds(lambda: encoder.encode_tokens(tokens))
-    return {
-        f"embedding, batch {2 * batch_size}, bf16: images/s": images,
-        f"embedding, batch {batch_size}, bf16: texts/s": texts,
-    }
+    held = frozen(deepcopy(encoder), "bf16", "cuda")
+    rows = {}
+    for way in ("autocast", "weights in bf16", "compiled"):
+        if way == "compiled":
+            encode_compiled(held, must=True)
+        used = encoder if way == "autocast" else held
+        with torch.inference_mode():
+            images = 2 * batch_size / _seconds(partial(used.encode_images, pixels))
+            texts = batch_size / _seconds(partial(used.encode_tokens, tokens))
+        rows[f"embedding, batch {2 * batch_size}, bf16, {way}: images/s"] = images
+        rows[f"embedding, batch {batch_size}, bf16, {way}: texts/s"] = texts
+    return rows
 
 
 def _mining(dim: int) -> dict[str, float]:
-    """Find the neighbours of all train images by the CPU, then by faiss-gpu if it is installed."""
+    """Find the neighbours of all train images on the CPUs, then on the GPU, which is warm."""
     feature_ND, everything = features(TRAIN_IMAGES, dim), np.arange(TRAIN_IMAGES, dtype=np.int32)
     settings = MineConfig(neighbours=NEIGHBOURS, batch_size=4096)
     pools = [mine.Pool("", everything, everything)]
-    expected, seconds = timed(lambda: mine.find_neighbours(feature_ND, pools, settings))
+
+    def found(device: str) -> Callable[[], Any]:
+        return lambda: mine.find_neighbours(feature_ND, pools, settings, device=device)
+
+    expected, on_cpus = timed(found("cpu"))
+    found("cuda")()
+    table, seconds = timed(found("cuda"))
+    unit_ND = normalise(feature_ND, everything)
+    shard = [Shard(unit_ND, everything)]
+    _, alone = timed(lambda: search(everything, unit_ND, shard, settings, device="cuda"))
     name = f"mining, {TRAIN_IMAGES} x {dim}, top {NEIGHBOURS}"
-    rows = {f"{name}: images/s": TRAIN_IMAGES / seconds}
-    if FAISS_GPU:
-        found, seconds = timed(
-            lambda: mine.find_neighbours(feature_ND, pools, settings, nearest=on_gpu)
-        )
-        rows[f"{name}, faiss-gpu: images/s"] = TRAIN_IMAGES / seconds
-        rows["recall of faiss-gpu against the CPU"] = mine.recall(found, expected)
-        rows["tables that are not equal"] = float(not found.equals(expected))
-    return rows
+    return {
+        f"{name}, CPUs: images/s": TRAIN_IMAGES / on_cpus,
+        f"{name}, GPU: images/s": TRAIN_IMAGES / seconds,
+        f"{name}, GPU, features normalised: images/s": TRAIN_IMAGES / alone,
+        "tables that are not equal": float(not table.equals(expected)),
+    }
 
 
 def _batch(encoder: Encoder, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -6,11 +6,14 @@ import argparse
 import os
 import statistics
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import faiss
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from jobs.benchmarks.measuring import DIM, features, peak, timed
@@ -18,8 +21,10 @@ from raycd import mine as core
 from raycd.config import Config, MineConfig
 from raycd.features import READABLE, shards, to_table
 from raycd.features.stored import Stored
+from raycd.mine import flat
 from raycd.mine.neighbours import normalise
 from raycd.mine.pools import Rows
+from raycd.mine.search import Shard, search
 from raycd.runtime import cluster, mining
 
 NEIGHBOURS, TEXTS = 64, 18_000  # of each image; triplets of Fashion-IQ
@@ -60,19 +65,49 @@ def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
         rows["memory at most, MiB"] = mebibytes
         rows["memory : feature matrix"] = mebibytes * 2**20 / (4 * DIM * count)
         feature_ND = features(count)
-        flat, ray_data = [], []
+        alone, by_ray = [], []
         for _ in range(ROUNDS):
-            flat.append(_flat(feature_ND, feature_ND)[1])
+            alone.append(_flat(feature_ND, feature_ND)[1])
             table, seconds = timed(lambda: ray(stored))
-            ray_data.append(seconds)
+            by_ray.append(seconds)
         nearest, _ = _flat(feature_ND[:1000], feature_ND)
         rows["largest share of neighbours that the ways do not share"] = 1 - _shared(table, nearest)
-        rows["IndexFlatIP.search, s"] = statistics.median(flat)
-        rows["Ray, s"] = statistics.median(ray_data)
+        rows["IndexFlatIP.search, s"] = statistics.median(alone)
+        rows["Ray, s"] = statistics.median(by_ray)
         rows["ratio"] = rows["IndexFlatIP.search, s"] / rows["Ray, s"]
-        pairs = [f"{one:.2f} : {other:.2f}" for one, other in zip(flat, ray_data, strict=True)]
+        pairs = [f"{one:.2f} : {other:.2f}" for one, other in zip(alone, by_ray, strict=True)]
         rows["rounds, IndexFlatIP.search : Ray, s"] = ", ".join(pairs)
+        rows |= _steps(feature_ND, settings)
         return rows | _scores(stored, count, flags.candidates, config)
+
+
+def _steps(feature_ND: NDArray[np.float32], settings: MineConfig) -> dict[str, float]:
+    """Return the CPU seconds of one thread for one batch, step by step, the best of some rounds."""
+    every, size = np.arange(len(feature_ND), dtype=np.int32), settings.batch_size
+    unit_ND, count = _normalised(feature_ND), settings.neighbours + 2
+    unit, shard = torch.from_numpy(unit_ND), [Shard(unit_ND, every)]
+    index = faiss.IndexFlatIP(DIM)
+    index.add(unit_ND)
+    ways: dict[str, Callable[[], object]] = {
+        "IndexFlatIP.search": lambda: index.search(unit_ND[:size], NEIGHBOURS + 1),
+        "product": lambda: [None for _ in flat.scores(unit[:size], unit)],
+        "product, selection": lambda: flat.nearest(unit[:size], unit, count, settings.floor),
+        "product, selection, similarities": lambda: search(
+            every[:size], unit_ND[:size], shard, settings, threads=1
+        ),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    faiss.omp_set_num_threads(1)
+    for _ in range(ROUNDS):
+        for name, way in ways.items():
+            began = time.process_time()
+            with torch.inference_mode():
+                way()
+            seconds[name].append(time.process_time() - began)
+    torch.set_num_threads(before)
+    return {f"one thread, {size:,} queries, s: {name}": min(all_) for name, all_ in seconds.items()}
 
 
 def _flat(

@@ -65,7 +65,9 @@ class Cell:
 
     def fingerprint(self) -> str:
         """Return the hash of all that its result depends on."""
-        reads = {"embed", "mine"} if self.config.stage2.pseudo and self.is_trained else {"embed"}
+        stage2 = self.config.stage2
+        mined = self.is_trained and (stage2.pseudo or stage2.hard_negatives > 0)
+        reads = {"embed", "mine"} if mined else {"embed"}
         inputs = {name: value for name, value in self.inputs.items() if name in reads}
         dataset, stages = self.tables.dataset, ("stage2", "evaluate")
         changed = [now for stage in stages for now in since.changes(stage, self.config, dataset)]

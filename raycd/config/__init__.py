@@ -6,6 +6,7 @@ from raycd.config.operation import (
     IndexConfig,
     RegistryConfig,
     TrackingConfig,
+    TrainConfig,
     TuneConfig,
 )
 from raycd.config.section import Compile, Count, Positive, Precision, Protocol, Section
@@ -42,6 +43,7 @@ __all__ = [
     "Stage2Config",
     "SyntheticConfig",
     "TrackingConfig",
+    "TrainConfig",
     "TuneConfig",
     "field_types",
     "flatten",

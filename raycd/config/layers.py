@@ -213,7 +213,10 @@ def _nested(given: Mapping[str, Given]) -> dict[str, Any]:
 
 def _explained(details: ErrorDetails, given: Mapping[str, Given]) -> ConfigError:
     """Return one of pydantic's errors as ours."""
-    name = ".".join(part for part in details["loc"] if isinstance(part, str))
+    parts = [part for part in details["loc"] if isinstance(part, str)]
+    names = [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
+    # Of a value that may have several forms, pydantic names the form and its parts, too
+    name = next((name for name in names if name in given), ".".join(parts))
     if details["type"] == "value_error":  # of our own validators, which speak to the user
         message = str(details["ctx"]["error"])
         if not name or name not in given:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
+from typing_extensions import TypedDict
 
 from raycd.config.section import (
     Count,
@@ -58,6 +59,17 @@ class TuneConfig(Section):
     """Seeds with which the winner and the default are trained and evaluated on val in the end."""
 
 
+class TrainConfig(Section):
+    """How the trainings of both stages survive what machines do."""
+
+    checkpoint_minutes: Annotated[float, Field(ge=0.0)] = 10.0
+    """Minutes between two checkpoints inside of an epoch; 0: only at the ends of epochs."""
+    max_failures: Count = 1
+    """Failures of workers after which a stage goes on by itself; a machine that is taken back with
+    notice does not count.
+    """
+
+
 class EvaluateConfig(Section):
     """Recall on the val split."""
 
@@ -108,13 +120,42 @@ class IndexConfig(Section):
     """HNSW: candidates for the links of an image (efConstruction); more is better and slower."""
 
 
+class Elastic(TypedDict):
+    """Least and most workers of a training, whose number changes with the cluster."""
+
+    min: Positive
+    max: Positive
+
+
+def _kind_of_workers(value: object) -> str:
+    return "elastic" if isinstance(value, dict) else "fixed"
+
+
+def _ordered(value: Elastic) -> Elastic:
+    if value["min"] > value["max"]:
+        raise ValueError(
+            f"compute.train_workers has a min of {value['min']} and a max of {value['max']}: "
+            f"give a min of at most {value['max']}"
+        )
+    return value
+
+
+Workers = Annotated[
+    Annotated[Positive, Tag("fixed")]
+    | Annotated[Elastic, AfterValidator(_ordered), Tag("elastic")],
+    Discriminator(_kind_of_workers),
+]
+
+
 class ComputeConfig(Section):
     """Devices, workers and threads."""
 
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """auto takes the GPUs that the cluster has."""
-    train_workers: Positive = 1
-    """Ray Train workers of a stage."""
+    train_workers: Workers = 1
+    """Ray Train workers of a stage, or {"min": 1, "max": 4}: as many as the cluster has room for at
+    the time.
+    """
     embed_workers: Positive = 2
     """Ray Data actors that encode."""
     mine_workers: Count = 0
@@ -138,6 +179,8 @@ class TrackingConfig(Section):
     """Registered model that the bundle becomes a version of."""
     enabled: bool = True
     """False keeps no record."""
+    every_steps: Count = 50
+    """Steps of a training between two of its losses in the record; 0: only each epoch's."""
 
 
 class RegistryConfig(Section):

@@ -138,8 +138,14 @@ class PretrainConfig(Section):
 class Stage1Config(Section):
     """Fine-tuning of CLIP on triplets (paper 3.2.1, eqs 2 to 4)."""
 
-    finetune: Literal["text", "image", "both", "none"] = "both"
-    """Which encoders train; none keeps the pre-trained CLIP (Table 2, w/o FT)."""
+    finetune: Literal["text", "image", "both", "lora", "none"] = "both"
+    """Which encoders train; none keeps the pre-trained CLIP (Table 2, w/o FT), lora trains low-rank
+    adapters of both, which are merged into them at the end.
+    """
+    lora_rank: Positive = 8
+    """LoRA: rank of what is added to a layer's weight."""
+    lora_alpha: Positive = 16
+    """LoRA: factor of what is added, divided by the rank."""
     epochs: Count = 20
     """Passes over the train triplets."""
     batch_size: Annotated[int, Field(ge=2)] = 64
@@ -158,6 +164,12 @@ class Stage1Config(Section):
     """Share of all steps over which the learning rate rises from zero."""
     decay: Literal["none", "cosine"] = "none"
     """How the learning rate falls after the warm-up."""
+    clip_norm: Annotated[float, Field(ge=0.0)] = 0.0
+    """Gradients of a greater norm are scaled down to it; 0: none."""
+    explosion: Annotated[float, Field(ge=0.0)] = 10.0
+    """Stop where the median loss of 10 steps is more than so many times what it began with, and
+    what guessing would give; 0: never.
+    """
     logit_scale: Rate = 100.0
     """Factor of the cosines before the softmax; the paper's tau = 100."""
     precision: Precision = "auto"
@@ -170,6 +182,10 @@ class Stage1Config(Section):
     """
     grad_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
+    chunk: Count = 0
+    """Triplets that a worker encodes at a time, by cached gradients (GradCache): large batches in
+    the memory of small ones, for one more forward pass; 0: the whole batch.
+    """
     loader_workers: CountOrAuto = "auto"
     """Processes that decode images beside each training worker; 0 decodes in the worker; auto is
     its share of the machine's CPUs beside a GPU, else 0.
@@ -284,10 +300,16 @@ class Stage2Config(Section):
     """Triplets of the same target are not each other's negatives; false: they are (Clip4Cir)."""
     soft_targets: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Share of the probability that a batch's targets get by their likeness to the right one."""
+    hard_negatives: Count = 0
+    """Further negatives of a triplet: the images most like its target, as mining found them."""
     lr: Rate = 2e-5
     """Learning rate of Adam."""
     decay: Literal["none", "cosine"] = "none"
     """How the learning rate falls."""
+    clip_norm: Annotated[float, Field(ge=0.0)] = 0.0
+    """Gradients of a greater norm are scaled down to it; 0: none."""
+    explosion: Annotated[float, Field(ge=0.0)] = 10.0
+    """When a loss that explodes stops the stage, as in stage1."""
     logit_scale: Rate = 100.0
     """Factor of the cosines before the softmax."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Self
 
 import yaml
@@ -17,6 +18,7 @@ from raycd.config.operation import (
     IndexConfig,
     RegistryConfig,
     TrackingConfig,
+    TrainConfig,
     TuneConfig,
 )
 from raycd.config.section import Count, RunName, Section, Text
@@ -56,6 +58,8 @@ class Config(Section):
     """Similarity-based pseudo triplets."""
     stage2: Stage2Config = Stage2Config()
     """Training of the fusion head on cached features."""
+    train: TrainConfig = TrainConfig()
+    """How the trainings of both stages survive what machines do."""
     tune: TuneConfig = TuneConfig()
     """Search of the augmentation."""
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -77,6 +81,12 @@ class Config(Section):
                     f"{stage}.select_on is selection, but data.selection_fraction is 0: "
                     f"set aside a share of train (e.g. 0.1), or choose select_on val or last"
                 )
+        if self.stage2.hard_negatives > self.mine.neighbours:
+            raise ValueError(
+                f"stage2.hard_negatives {self.stage2.hard_negatives} is greater than "
+                f"mine.neighbours {self.mine.neighbours}: give hard_negatives at most "
+                f"{self.mine.neighbours}, or keep more neighbours (mines again)"
+            )
         return self
 
 
@@ -99,6 +109,8 @@ def flatten(config: Section) -> dict[str, str | int | float | bool]:
             flat.update({f"{name}.{inner}": leaf for inner, leaf in flatten(value).items()})
         elif isinstance(value, list | tuple):
             flat[name] = ",".join(str(item) for item in value)
+        elif isinstance(value, dict):
+            flat[name] = json.dumps(value)
         else:
             flat[name] = value
     return flat

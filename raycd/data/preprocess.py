@@ -219,9 +219,13 @@ class Preprocess:
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch's
-@lru_cache(maxsize=8)
 def _constant(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
     """Return numbers on a device: copying them for each batch would wait for the device."""
+    return _copy(values, device)
+
+
+@lru_cache(maxsize=8)
+def _copy(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
     with torch.inference_mode(False):  # whoever asks first may not train
         return torch.tensor(values, device=device)
 

@@ -8,6 +8,7 @@ taken row by row, as they are put.
 from __future__ import annotations
 
 import os
+import weakref
 import zlib
 from math import prod
 from typing import Any
@@ -28,8 +29,9 @@ class SharedPixels:
     def __init__(self, count: int, shape: tuple[int, int, int]) -> None:
         self.count, self.shape = count, shape
         if hasattr(os, "memfd_create"):
-            self._file = os.memfd_create("raycd-pixels")
-            self.place = f"/proc/{os.getpid()}/fd/{self._file}"
+            file = os.memfd_create("raycd-pixels")
+            weakref.finalize(self, os.close, file)
+            self.place = f"/proc/{os.getpid()}/fd/{file}"
         else:
             self.place = str(scratch.new_folder() / "pixels")
         self._open("w+")

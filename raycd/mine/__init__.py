@@ -15,16 +15,16 @@ cluster, with equal results.
 
 What each guarantee costs:
 
-exact, ties to the lower row   similarities in float64 and deeper searches (half of search.py): 6%
-                               of the time for 64 neighbours of 46,609 x 640; where nearly all
-                               images tie, much more
-near FAISS's speed with it     product, heap and measuring in threads (the other half of search.py)
-memory within worker_mib       shards whose lists are merged (half of neighbours.py): copies of the
-                               queries' features, 8 (S + 1) bytes a query where they are merged
-HNSW, IVF, measured recall     searched.py; exact search of recall_sample queries
-several pools, held out images pools.py; each pool is searched by itself
-no known pair, funnel          candidates.py, filter.py, counts.py: milliseconds
-any number of workers          runtime/mining.py: the features once in Ray's object store
+every image that counts is kept  flat.py: limits that leave room for rounding; a comparison a score
+exact, ties to the lower row     search.py: the float64 product of what is kept, hardly more images
+                                 than are wanted; of a query that ties with very many, of all
+the same on every device         two lines of search.py: sums near the middle of two decimals twice
+memory within worker_mib         shards whose lists are merged (neighbours.py); copies of the
+                                 queries' features
+HNSW, IVF, measured recall       searched.py; exact search of recall_sample queries
+several pools, held out images   pools.py; each pool is searched by itself
+no known pair, funnel            candidates.py, filter.py, counts.py: milliseconds
+any number of workers            runtime/mining.py: the features once in Ray's object store
 
 Letters: N images with features, T triplets, Q query images, P images of a pool, D feature size, S
 neighbours kept, C candidates, U uses of an image by a triplet, B rows of a batch. A "row" is a row

@@ -1,17 +1,15 @@
 """Neighbours: for each query image the S most similar images of its pool.
 
-These are eqs 8 and 9 at their loosest. A pool is cut into shards that one worker can hold; a shard
-is the pool with a part of its images. Every query visits every shard of its pool, and the lists are
-merged: the same table for any number of batches, shards and workers, in any order, where the search
-is exact.
+These are eqs 8 and 9 at their loosest. A pool is cut into shards that one worker can hold; every
+query is compared with every shard of its pool, and the lists are merged. Where the search is exact,
+the table is the same for any shards, batches and devices.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -19,13 +17,10 @@ from numpy.typing import NDArray
 
 from raycd.config import MineConfig
 from raycd.errors import DataError
-from raycd.index import approximate
 from raycd.mine.pools import Pool, Rows
-from raycd.mine.search import NOTHING, Keys, Nearest, NeighbourSearch, decode, flat, merged
-from raycd.progress import Bar
+from raycd.mine.search import NOTHING, Keys, Shard, decode, search
 
 META = b"raycd.mine"  # key of the tables' metadata: JSON
-LARGEST = 8192  # queries of a visit: their features are copied
 _BLOCK = 512  # rows normalised at once: they stay in a core's cache
 
 NEIGHBOURS = pa.schema(
@@ -61,15 +56,21 @@ def row_bytes(dim: int, mine: MineConfig) -> int:
     its own, the stream's and the array's. Its IVF lists grow by doubling, which may take a fourth.
     A search holds one.
     """
-    copies = {"flat": 0, "hnsw": 3, "ivf": 4}[mine.index]
-    return 4 * dim + copies * approximate.entry_bytes(dim, mine)
+    if mine.index == "flat":
+        return 4 * dim
+    from raycd.index import approximate  # FAISS: the flat search needs none
+
+    return 4 * dim + {"hnsw": 3, "ivf": 4}[mine.index] * approximate.entry_bytes(dim, mine)
 
 
-def visits(shard: Pool, mine: MineConfig, most: int = LARGEST) -> Iterator[Pool]:
-    """Yield the shard with a part of its queries: a batch, or at most `most` at a time."""
-    size = max(mine.batch_size, min(most, LARGEST))
-    for start in range(0, len(shard.queries_Q), size):
-        yield replace(shard, queries_Q=shard.queries_Q[start : start + size])
+def make_ready(features_PD: NDArray[np.float32], rows_P: Rows, mine: MineConfig) -> Shard:
+    """Normalise a shard's features in place, and build what `mine.index` names."""
+    unit_PD = normalise(features_PD, rows_P)
+    if mine.index == "flat":
+        return Shard(unit_PD, rows_P)
+    from raycd.index import approximate
+
+    return Shard(unit_PD, rows_P, approximate.build(unit_PD, mine))
 
 
 def find_neighbours(
@@ -77,7 +78,7 @@ def find_neighbours(
     pools: Sequence[Pool],
     mine: MineConfig,
     *,
-    nearest: Callable[[NDArray[np.float32]], Nearest] | None = None,
+    device: str = "cpu",
 ) -> pa.Table:
     """Return the first `mine.neighbours` images at or above `mine.floor` for each query image.
 
@@ -85,54 +86,33 @@ def find_neighbours(
         features_ND: Image features, normalised or not.
         pools: Where to search, and for which images. An image is not a neighbour of itself; its
             duplicates are.
-        nearest: Returns the search of a shard's normalised features (P, D); None: the search that
-            `mine.index` names, on CPUs.
+        device: Of torch: where flat is searched; HNSW and IVF need "cpu".
     Returns:
         Table NEIGHBOURS, one row per pool and query image, in their order.
     """
-    shards = make_shards(pools, features_ND.shape[1], mine)
-
-    def found() -> Iterator[tuple[Pool, Keys]]:
-        for shard in shards:
-            unit_PD = normalise(features_ND[shard.rows_P], shard.rows_P)
-            by = (nearest or partial(_by_setting, mine=mine))(unit_PD)
-            search = NeighbourSearch(unit_PD, shard.rows_P, mine, by)
-            for visit in visits(shard, mine):
-                rows_B = visit.queries_Q
-                yield visit, search(rows_B, normalise(features_ND[rows_B], rows_B))
-
-    return merge(found(), pools, mine, total=sum(len(shard.queries_Q) for shard in shards))
+    found = []
+    for pool in pools:
+        shards = make_shards([pool] if len(pool.queries_Q) else [], features_ND.shape[1], mine)
+        ready = (make_ready(features_ND[each.rows_P], each.rows_P, mine) for each in shards)
+        unit_QD = normalise(features_ND[pool.queries_Q], pool.queries_Q)
+        found.append(search(pool.queries_Q, unit_QD, ready, mine, device=device))
+    return to_table(pools, found, mine)
 
 
-def _by_setting(unit_PD: NDArray[np.float32], mine: MineConfig) -> Nearest:
-    if mine.index == "flat":
-        return flat(unit_PD)
-    return approximate.Opened(approximate.build(unit_PD, mine), mine)
-
-
-def merge(
-    found: Iterable[tuple[Pool, Keys]], pools: Sequence[Pool], mine: MineConfig, *, total: int
-) -> pa.Table:
-    """Return table NEIGHBOURS from what all visits, of `total` queries, found in any order.
+def to_table(pools: Sequence[Pool], found: Sequence[Keys], mine: MineConfig) -> pa.Table:
+    """Return table NEIGHBOURS of the keys of all pools' queries, in their order.
 
     Its metadata holds S and the floor.
     """
-    row_Q = np.concatenate([np.empty(0, np.int32), *(pool.queries_Q for pool in pools)])
-    size, key_QS = mine.neighbours, np.full((len(row_Q), mine.neighbours + 1), NOTHING)
-    parts = np.split(key_QS, np.cumsum([len(pool.queries_Q) for pool in pools]))
-    key_of = {pool.name: (pool.queries_Q, part) for pool, part in zip(pools, parts, strict=False)}
-    with Bar("neighbours", total=total, unit="images") as bar:
-        for visit, key_BS in found:
-            queries_Q, own_QS = key_of[visit.name]
-            own = np.searchsorted(queries_Q, visit.queries_Q)
-            own_QS[own] = merged(own_QS[own], key_BS)
-            bar.advance(len(key_BS))
+    size = mine.neighbours
+    key_QS = np.concatenate([np.empty((0, size + 1), np.int64), *found])
     there_QS = key_QS[:, :size] != NOTHING
     rows, similarities = decode(key_QS[:, :size][there_QS])
     offsets = pa.array(np.concatenate([[0], np.cumsum(there_QS.sum(axis=1))]), pa.int32())
+    queries = [np.empty(0, np.int32), *(pool.queries_Q for pool in pools)]
     columns = [
         pa.array([pool.name for pool in pools for _ in pool.queries_Q], pa.string()),
-        pa.array(row_Q, pa.int32()),
+        pa.array(np.concatenate(queries), pa.int32()),
         pa.ListArray.from_arrays(offsets, pa.array(rows, pa.int32())),
         pa.ListArray.from_arrays(offsets, pa.array(similarities, pa.float64())),
         pa.array(key_QS[:, size] != NOTHING),

@@ -1,9 +1,10 @@
-"""Search of one shard: scores in float32 say which pairs to measure, float64 says how similar.
+"""Search of one shard: what an index or the flat search proposes is measured exactly.
 
-Similarity means one thing here: the float64 dot product of the float32 normalised features, rounded
-to 6 decimals. Scores in float32 differ by about 2e-7 with the size of the batch, because BLAS sums
-in another order; so a query is searched deeper where they leave open which images are the first S.
-Ties go to the lower row. HNSW and IVF are searched once: what they miss is missed.
+Similarity means one thing here: the float64 product of the float32 normalised features, rounded to
+6 decimals; ties go to the lower row. The products of float32 numbers are exact in float64. Their
+sum is wrong by D 2^-53 at most, and differs with its order, so with the device: where a similarity
+is so near to the middle of two decimals, it is summed up in two parts, the first of which is exact.
+So it is the same everywhere. HNSW and IVF are searched once: what they miss is missed.
 
 A list of neighbours is an array of keys, similarity and row packed into one int64 that sorts by
 similarity descending, then by row; lists merge by sorting. Unused entries at the end are NOTHING.
@@ -11,45 +12,38 @@ similarity descending, then by row; lists merge by sorting. Unused entries at th
 
 from __future__ import annotations
 
-import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
-import faiss
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from raycd.config import MineConfig
+from raycd.mine import flat
 from raycd.mine.pools import Rows
 
 Keys = NDArray[np.int64]
-Found = tuple[NDArray[np.float32], NDArray[np.int64]]
-Nearest = Callable[[NDArray[np.float32], int], Found]
-"""Queries (B, D), depth K -> scores (B, K), descending, and positions (B, K) in the shard; position
--1 where there is none.
-"""
 
 DECIMALS = 6
 UNIT = 10**DECIMALS
 NOTHING = np.iinfo(np.int64).max
-# Scores are nearer than this to the similarities. The rounding errors of a float32 dot product of
-# two unit vectors add up to D * 2^-24 at worst (3.8e-5 for D = 640); BLAS sums in blocks and stays
-# at about 2e-7, so this leaves a factor of fifty.
-NEAR = 1e-5
-FAISS_GPU = hasattr(faiss, "StandardGpuResources")  # whether faiss-gpu is installed
-_SPARE = 8  # searched beyond S: the image itself, one to know whether there are more, near-ties
-_TILE = 1024  # images compared at once
-_PAIRS = 1 << 20  # most pairs of one search, some 40 bytes each
+_SPARE = 8  # searched in HNSW and IVF beyond S: the image itself, one more, near-ties
+_GPU_BATCH = 4096  # queries of a batch there, at least
+_MEASURED = {"cpu": 1, "cuda": 256}  # queries measured at once: on CPUs their images stay in cache
+_PAIRS = 4096  # summed up in two parts at once
 
 
-def encode(micro: NDArray[np.int64], row: Rows) -> Keys:
-    """Return the keys of similarities in millionths and rows."""
-    keys: Keys = (UNIT - micro) << 32 | row
-    return keys
+@dataclass(frozen=True)
+class Shard:
+    """A part of a pool's images, ready to be searched."""
+
+    unit_PD: NDArray[np.float32]  # their normalised features; may be read-only
+    rows_P: Rows  # their rows of the feature matrix, ascending
+    index: NDArray[np.uint8] | None = None  # HNSW or IVF, serialised
 
 
 def decode(key: Keys) -> tuple[Rows, NDArray[np.float64]]:
@@ -57,143 +51,149 @@ def decode(key: Keys) -> tuple[Rows, NDArray[np.float64]]:
     return (key & 0xFFFFFFFF).astype(np.int32), (UNIT - (key >> 32)) / UNIT
 
 
-def merged(one_BK: Keys, other_BK: Keys) -> Keys:
-    """Return the first K keys of two sorted lists (B, K); the order of merging does not matter."""
-    return np.sort(np.concatenate([one_BK, other_BK], axis=1), axis=1)[:, : one_BK.shape[1]]
+def search(
+    rows_Q: Rows,
+    unit_QD: NDArray[np.float32],
+    shards: Iterable[Shard],
+    mine: MineConfig,
+    *,
+    threads: int = 0,
+    device: str = "cpu",
+) -> Keys:
+    """Return sorted keys (Q, S + 1): the first S images at or above the floor, and one more.
+
+    An image (`rows_Q`, with its normalised features) is not a neighbour of itself; its duplicates
+    are. On CPUs batches are searched in parallel, one thread each (0: as many as torch uses).
+    """
+    key_QS = np.full((len(rows_Q), mine.neighbours + 1), NOTHING)
+    for shard in shards:
+        found_QS = _batches(_Search(shard, mine, device), rows_Q, unit_QD, threads)
+        both = np.concatenate([key_QS, found_QS], axis=1)
+        both.sort(axis=1)
+        key_QS = both[:, : mine.neighbours + 1].copy()
+    return key_QS
 
 
-@dataclass(frozen=True)
-class NeighbourSearch:
-    """Search among the images of one shard."""
+def _batches(
+    search: _Search, rows_Q: Rows, unit_QD: NDArray[np.float32], threads: int
+) -> NDArray[np.int64]:
+    query_QD, before = _tensor(unit_QD).to(search.device), torch.get_num_threads()
+    rows = torch.from_numpy(rows_Q.astype(np.int64)).to(search.device)
+    on_cpu = search.device == "cpu"
+    count, size = (threads or before) if on_cpu else 1, search.mine.batch_size
+    rounds = -(-len(rows_Q) // (max(size, 1 if on_cpu else _GPU_BATCH) * count))
+    number = min(len(rows_Q), rounds * count)  # as many for each thread
+    parts = rows.tensor_split(number), query_QD.tensor_split(number)
+    try:
+        # torch releases Python's lock. MKL keeps one number of threads for the whole process.
+        with (
+            flat.arithmetic(),
+            ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+        ):
+            return torch.cat(list(pool.map(search, *parts))).cpu().numpy()
+    finally:
+        torch.set_num_threads(before)
 
-    unit_PD: NDArray[np.float32]  # their normalised features; may be read-only
-    rows_P: Rows  # their rows of the feature matrix, ascending
-    mine: MineConfig
-    nearest: Nearest  # by float32 scores; exact where `mine.index` is flat
-    threads: int = 0  # batches searched in parallel, one thread each; 0: FAISS's number
-    # Of numpy's threads all but one would only wait
-    _measuring: threading.Lock = field(default_factory=threading.Lock)
 
-    def __call__(self, rows_Q: Rows, unit_QD: NDArray[np.float32]) -> Keys:
-        """Return sorted keys (Q, S + 1): the first S images at or above the floor, and one more.
+class _Search:
+    """Search of a batch of queries among the images of a shard."""
 
-        An image (`rows_Q`, with its normalised features) is not a neighbour of itself; its
-        duplicates are.
-        """
-        depth, count = self.mine.neighbours + _SPARE, self.threads or faiss.omp_get_max_threads()
-        size = max(1, min(self.mine.batch_size, _PAIRS // depth))
-        rounds = -(-len(rows_Q) // (size * count))  # as many batches for each thread
-        parts = np.array_split(np.arange(len(rows_Q)), min(len(rows_Q), rounds * count))
-        before = torch.get_num_threads()
-        # Matrix products and heaps release Python's lock: one thread measures, the others search.
-        with ThreadPoolExecutor(count, initializer=_one_thread) as threads:
-            found = threads.map(lambda own: self._search(rows_Q[own], unit_QD[own], depth), parts)
-            key_QS = np.concatenate(list(found))
-        torch.set_num_threads(before)  # MKL keeps one number for the whole process
-        return key_QS
+    def __init__(self, shard: Shard, mine: MineConfig, device: str) -> None:
+        self.mine, self.device = mine, device
+        self.unit_PD = _tensor(shard.unit_PD).to(device)
+        self.rows_P = torch.from_numpy(shard.rows_P.astype(np.int64)).to(device)
+        self.index = None
+        if shard.index is not None:
+            from raycd.index import approximate  # FAISS: the flat search needs none
 
-    def _search(self, rows_B: Rows, query_BD: NDArray[np.float32], depth: int) -> Keys:
-        """Return keys (B, S + 1) from the `depth` best scores, or from more where they must be.
+            self.index = approximate.Opened(shard.index, mine)
+            self.one_thread = approximate.one_thread
 
-        Twice the depth for half of the queries at once: the memory stays the same.
-        """
-        key_BS, open_B = self._measured(rows_B, query_BD, min(depth, len(self.rows_P)))
-        for half in np.array_split(np.flatnonzero(open_B), 2):
-            if len(half):
-                key_BS[half] = self._search(rows_B[half], query_BD[half], 2 * depth)
+    @torch.inference_mode()
+    def __call__(self, rows_B: Tensor, query_BD: Tensor) -> Tensor:
+        """Return keys (B, S + 1), sorted."""
+        size = self.mine.neighbours + 1
+        if self.index is None:
+            # One more, for one of them is the image itself
+            position_BC, count_B, crowded_B = flat.nearest(
+                query_BD, self.unit_PD, size + 1, self.mine.floor
+            )
+        else:
+            with self.one_thread():
+                _, found = self.index(query_BD.numpy(), min(size - 1 + _SPARE, len(self.rows_P)))
+            position_BC, count_B = torch.from_numpy(found), torch.from_numpy((found >= 0).sum(1))
+            position_BC, crowded_B = position_BC.clamp(min=0), count_B < 0
+        product_BC = self._products(query_BD, position_BC, count_B)
+        key_BC = self._keys(rows_B, query_BD, position_BC, product_BC)
+        there_BC = torch.arange(key_BC.shape[1], device=key_BC.device) < count_B[:, None]
+        key_BS = _first(torch.where(there_BC, key_BC, NOTHING), size)
+        if crowded_B.any():
+            key_BS[crowded_B] = self._with_all(rows_B[crowded_B], query_BD[crowded_B])
         return key_BS
 
-    def _measured(
-        self, rows_B: Rows, query_BD: NDArray[np.float32], depth: int
-    ) -> tuple[Keys, NDArray[np.bool_]]:
-        """Return keys (B, S + 1), and whether others (B,) than the `depth` best may be first."""
-        size, floor = self.mine.neighbours, self.mine.floor
-        score_BK, position_BK = self.nearest(query_BD, depth)
-        wanted_BK = (score_BK >= floor - NEAR) & (position_BK >= 0)
-        with self._measuring:
-            micro_BK = similarities(query_BD, self.unit_PD, position_BK, wanted_BK.sum(axis=1))
-        row_BK = self.rows_P[position_BK]
-        wanted_BK &= (row_BK != rows_B[:, None]) & (micro_BK / UNIT >= floor)
-        key_BK = np.full((len(rows_B), max(depth, size + 1)), NOTHING)
-        key_BK[:, :depth] = np.where(wanted_BK, encode(micro_BK, row_BK), NOTHING)
-        key_BS = np.sort(key_BK, axis=1)[:, : size + 1].copy()
-        if self.mine.index != "flat" or depth == len(self.rows_P):
-            return key_BS, np.zeros(len(rows_B), np.bool_)
-        last_B, (_, of_last_B) = score_BK[:, -1], decode(key_BS[:, -2])
-        full_B = (key_BS[:, -1] != NOTHING) & (last_B < of_last_B - NEAR)
-        return key_BS, ~(full_B | (last_B < floor - NEAR))
+    def _products(self, query_BD: Tensor, position_BC: Tensor, count_B: Tensor) -> Tensor:
+        """Return the float64 products (B, C) of queries with the first `count_B` images of each."""
+        product_BC = query_BD.new_zeros(position_BC.shape, dtype=torch.float64)
+        wide_BD1, dim = query_BD.double()[:, :, None], query_BD.shape[1]
+        step, counts = _MEASURED[self.device], count_B.tolist()
+        for start in range(0, len(counts), step):
+            own = slice(start, start + step)
+            most = max(counts[own])
+            near = self.unit_PD.index_select(0, position_BC[own, :most].reshape(-1))
+            near_BCD = near.double().view(len(counts[own]), most, dim)
+            product_BC[own, :most] = torch.bmm(near_BCD, wide_BD1[own])[..., 0]
+        return product_BC
+
+    def _with_all(self, rows_B: Tensor, query_BD: Tensor) -> Tensor:
+        """Return keys (B, S + 1), sorted, of queries that are compared with all images exactly."""
+        size, step = self.mine.neighbours + 1, flat.TILE[self.device]
+        key_BS = rows_B.new_full((len(rows_B), size), NOTHING)
+        for start in range(0, len(self.rows_P), step):
+            product_BC = query_BD.double() @ self.unit_PD[start : start + step].double().T
+            position_C = torch.arange(start, start + product_BC.shape[1], device=rows_B.device)
+            key_BC = self._keys(rows_B, query_BD, position_C.expand(product_BC.shape), product_BC)
+            key_BS = _first(torch.cat([key_BS, key_BC], 1), size)
+        return key_BS
+
+    def _keys(
+        self, rows_B: Tensor, query_BD: Tensor, position_BC: Tensor, product_BC: Tensor
+    ) -> Tensor:
+        """Return keys (B, C) of images with these float64 products."""
+        scaled_BC = product_BC * UNIT
+        micro_BC = scaled_BC.round()
+        # Two sums and their products with UNIT differ by less
+        wrong = 2 * (query_BD.shape[1] + 1) * 2.0**-53 * UNIT
+        middle_BC = (scaled_BC - scaled_BC.floor() - 0.5).abs() <= wrong
+        for pair in middle_BC.nonzero().split(_PAIRS) if middle_BC.any() else ():
+            row, column = pair.T
+            one, other = query_BD[row], self.unit_PD[position_BC[row, column].long()]
+            micro_BC[row, column] = (_in_two_parts(one, other) * UNIT).round()
+        row_BC = self.rows_P[position_BC.long()]
+        wanted_BC = (row_BC != rows_B[:, None]) & (micro_BC / UNIT >= self.mine.floor)
+        return torch.where(wanted_BC, (UNIT - micro_BC.long()) << 32 | row_BC, NOTHING)
 
 
-def similarities(
-    query_BD: NDArray[np.float32],
-    unit_PD: NDArray[np.float32],
-    position_BK: NDArray[np.int64],
-    counts_B: NDArray[np.int64],
-) -> NDArray[np.int64]:
-    """Return similarities (B, K) in millionths of normalised queries and rows of `unit_PD`.
+def _in_two_parts(one_KD: Tensor, other_KD: Tensor) -> Tensor:
+    """Return products (K,) in float64 that do not depend on the order of the sum.
 
-    Only the first `counts_B` of each query's `position_BK` are measured; the others are 0.
+    Multiples of 2^-40 add up without rounding. The sum of what they leave, below 2^-41 each, is
+    wrong by less than 1e-22.
     """
-    micro_BK = np.zeros(position_BK.shape, np.int64)
-    # One query at a time: the features of its neighbours stay in a core's cache
-    for row, count in enumerate(counts_B):
-        near_KD = unit_PD[position_BK[row, :count]].astype(np.float64)
-        micro_BK[row, :count] = np.rint(np.vecdot(near_KD, query_BD[row].astype(np.float64)) * UNIT)
-    return micro_BK
+    product_KD = one_KD.double() * other_KD.double()
+    coarse_KD = (product_KD * 2.0**40).round() * 2.0**-40
+    return coarse_KD.sum(1) + (product_KD - coarse_KD).sum(1)
 
 
-def flat(unit_PD: NDArray[np.float32]) -> Nearest:
-    """Compare queries with every image: torch multiplies, FAISS's heaps keep the best.
-
-    `faiss.knn` does the same with its own BLAS, a tenth slower on two Intel cores.
-    """
-    unit = _tensor(unit_PD)
-
-    def nearest(query_BD: NDArray[np.float32], depth: int) -> Found:
-        score_BK = np.empty((len(query_BD), depth), np.float32)
-        position_BK = np.empty((len(query_BD), depth), np.int64)
-        heap = faiss.float_minheap_array_t()
-        heap.nh, heap.k = position_BK.shape
-        heap.val, heap.ids = faiss.swig_ptr(score_BK), faiss.swig_ptr(position_BK)
-        heap.heapify()
-        query, product = _tensor(query_BD), torch.empty(len(query_BD) * _TILE)
-        for start in range(0, len(unit), _TILE):
-            tile = unit[start : start + _TILE]
-            score = product[: len(query) * len(tile)].view(len(query), len(tile))
-            torch.mm(query, tile.T, out=score)
-            # FAISS's stubs have the C++ signature with another number of arguments
-            heap.addn(len(tile), faiss.swig_ptr(score.numpy()), start, 0, len(query))  # type: ignore[call-arg]
-        heap.reorder()
-        return score_BK, position_BK
-
-    return nearest
+def _first(key_BC: Tensor, size: int) -> Tensor:
+    """Return the first keys (B, size), sorted, NOTHING where there are fewer."""
+    if key_BC.shape[1] < size:
+        rest_BC = key_BC.new_full((len(key_BC), size - key_BC.shape[1]), NOTHING)
+        key_BC = torch.cat([key_BC, rest_BC], 1)
+    return key_BC.sort(1).values[:, :size]
 
 
-def on_gpu(unit_PD: NDArray[np.float32]) -> Nearest:
-    """Compare queries with every image on the GPU that holds the shard (faiss-gpu)."""
-    gpu: Any = faiss
-    index = gpu.GpuIndexFlatIP(gpu.StandardGpuResources(), unit_PD.shape[1])
-    index.add(unit_PD)
-    by_cpu, deepest = flat(unit_PD), 1024  # FAISS's limit on a GPU is 2048
-    alone = threading.Lock()  # FAISS's GPU resources serve one thread at a time
-
-    def nearest(query_BD: NDArray[np.float32], depth: int) -> Found:
-        if depth > deepest:
-            return by_cpu(query_BD, depth)
-        with alone:
-            found: Found = index.search(query_BD, depth)
-        return found
-
-    return nearest
-
-
-def _tensor(array: NDArray[np.float32]) -> torch.Tensor:
+def _tensor(array: NDArray[np.float32]) -> Tensor:
     """Return a tensor over the same memory, which may be read-only: it is never written."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         return torch.from_numpy(array)
-
-
-def _one_thread() -> None:
-    faiss.omp_set_num_threads(1)
-    torch.set_num_threads(1)

@@ -38,7 +38,7 @@ def hold_in_bf16(encoder: Encoder) -> None:
                 module.register_forward_hook(_down)
             elif not isinstance(module, _BatchNorm):  # which takes bf16 with weights in fp32
                 _cast(module)
-        encoder.images_in = torch.bfloat16
+        encoder.images_in_bf16 = True
 
 
 def _cast(module: nn.Module) -> None:

@@ -26,7 +26,7 @@ R = TypeVar("R")
 BACKEND = "inductor"
 SECONDS = 60.0  # of one compilation: 46 to 65 for RN50x4 on an H200 (docs/gpu.md)
 GAIN = 1.2  # how many times as fast a step is afterwards, at least: 1.2 to 2.2 there
-IMAGES = 600_000  # of an encoding worker, whose compiled ResNet saves a tenth of a millisecond each
+IMAGES = 600_000  # of an encoding worker: a compiled ResNet saves a tenth of a millisecond each
 
 
 class Compilation:

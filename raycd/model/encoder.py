@@ -64,7 +64,7 @@ class Encoder(nn.Module):
         self.preprocess = preprocess
         self.model_config = model_config
         self.precision: Arithmetic = "fp32"
-        self.images_in = torch.float32  # casting.py: bf16 where images need no autocast
+        self.images_in_bf16 = False  # casting.py: where images need no autocast
         # Convolutions are several times as fast on CPUs, and faster on GPUs, with channels last;
         # but the backward pass of timm's FastViT then crashes on CPUs (torch 2.15)
         timm = isinstance(self.clip.visual, TimmModel)
@@ -85,8 +85,10 @@ class Encoder(nn.Module):
     def encode_images(self, pixels_BHW3: torch.Tensor) -> torch.Tensor:
         """Return features (B, D) float32, not normalised (eq. 8), of uint8 pixels (B, H, W, 3)."""
         pixels = self.preprocess.normalise(pixels_BHW3.to(self.device, non_blocking=True))
-        pixels = pixels.to(self.images_in).contiguous(memory_format=self.memory_format)
-        with self._arithmetic(self.images_in):
+        if self.images_in_bf16:
+            pixels = pixels.bfloat16()
+        pixels = pixels.contiguous(memory_format=self.memory_format)
+        with nullcontext() if self.images_in_bf16 else self._arithmetic():
             features: torch.Tensor = self.clip.encode_image(pixels, normalize=False).float()
         return features
 
@@ -118,8 +120,8 @@ class Encoder(nn.Module):
         """Return whether `tokenize` cuts this text."""
         return self.tokenizer.truncates(text)
 
-    def _arithmetic(self, given: torch.dtype = torch.float32) -> AbstractContextManager[Any]:
-        if self.precision == "fp32" or given == torch.bfloat16:
+    def _arithmetic(self) -> AbstractContextManager[Any]:
+        if self.precision == "fp32":
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
 

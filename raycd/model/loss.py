@@ -6,6 +6,7 @@
 | j is the same image     | left out: another triplet with i's target    |
 | j is right for i, too   | left out: a further target of i              |
 | any other, any worker's | negative; with soft targets as far as unlike |
+| i's hard negatives       | negatives of i alone                         |
 
 logit scale = 1 / temperature; the paper's "tau = 100" is a logit scale of 100.
 """
@@ -35,6 +36,8 @@ def batch_classification_loss(
     margin: float = 0.0,
     weight_B: torch.Tensor | None = None,
     soft: float = 0.0,
+    hard_BnD: torch.Tensor | None = None,
+    hard_Bn: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return the mean cross entropy of this worker's queries over the targets of all workers.
 
@@ -55,13 +58,21 @@ def batch_classification_loss(
         weight_B: Factor of each triplet's loss, whose sum is divided by B in any case; None: 1.
         soft: Share of the probability to learn that goes to targets by their likeness to a
             triplet's own, see `soft_targets`; the rest is the own target's.
+        hard_BnD: Features of further negatives of each triplet alone; normalised here.
+        hard_Bn: Whether each of them is there.
     """
     with full_precision(query_BD):
         all_targets = gather(F.normalize(target_BD.float(), dim=-1))
-        logits = logit_scale * F.normalize(query_BD.float(), dim=-1) @ all_targets.T
+        query_BD = F.normalize(query_BD.float(), dim=-1)
+        logits = logit_scale * query_BD @ all_targets.T
         same = same_images(target_B, gather(target_B)[None, :], right_BT)
         own_B = own_rows(len(query_BD), query_BD.device)
         share = soft_targets(all_targets, own_B, same, logit_scale, soft) if soft else None
+        if hard_BnD is not None and hard_Bn is not None:
+            hard = F.normalize(hard_BnD.float(), dim=-1) @ query_BD[:, :, None]
+            logits = torch.cat([logits, logit_scale * hard[:, :, 0]], dim=1)
+            same = torch.cat([same, ~hard_Bn], dim=1)
+            share = None if share is None else F.pad(share, (0, hard_Bn.shape[1]))
         return margin_softmax_loss(logits, own_B, same, margin, weight_B, share)
 
 

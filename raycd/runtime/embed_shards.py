@@ -21,7 +21,7 @@ import pyarrow as pa
 import ray
 
 from raycd import features
-from raycd.config import Config, DataConfig
+from raycd.config import Compile, Config, DataConfig
 from raycd.data import sources
 from raycd.data.folder import absolute
 from raycd.errors import ConfigError
@@ -201,8 +201,8 @@ def complete(
     )
     ahead = _ahead(workers, config) if on_gpu and unit == "images" else 0
     compiled = config.embed.compile
-    if compiled == "auto":
-        compiled = on_gpu and (plan.rows or 0) >= IMAGES * workers
+    if compiled == "auto" and not (on_gpu and (plan.rows or 0) >= IMAGES * workers):
+        compiled = False
     work = shard(shared, config.data, config.embed.batch_size, ahead, compiled)
     size = -(-len(todo) // TASKS)
     blocks = datasets.blocks_of(pa.table({"shard": todo}), size)
@@ -245,7 +245,8 @@ class Shard:
     batch_size: int
     ahead: int
     """Batches that tasks decode before they are needed; 0: they are decoded here."""
-    compiled: bool = False
+    compiled: Compile = False
+    """Encode compiled; by auto only where that is possible."""
 
     def __call__(self, number: int, device: str) -> int:
         """Write a shard; return the number of its rows."""
@@ -258,7 +259,7 @@ class Shard:
     def encoding(self, encoder: Encoder) -> Callable[[Batch], Encoded]:
         """Return what encodes a batch; images are decoded before."""
         if self.compiled and self.unit != "queries":
-            encode_compiled(encoder, must=True)
+            encode_compiled(encoder, must=self.compiled is True)
         if self.unit == "images":
             return EncodeImages(encoder)
         return EmbedTexts(encoder) if self.unit == "texts" else ComposeQueries(encoder, self.data)

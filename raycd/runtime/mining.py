@@ -1,8 +1,9 @@
-"""Mining on Ray Data: neighbours and candidates of `raycd.mine`, the same with any workers.
+"""Mining in tasks of Ray: neighbours and candidates of `raycd.mine`, the same with any workers.
 
 Each shard's normalised features, and the structure that searches them, are put into the object
 store once, by a task that reads them from the files of `raycd.features`: they are never in this
-process. Tasks search them there without a copy, and read the features of their own queries.
+process. A task reads the features of its queries once, and searches one shard of their pool after
+the other there, without a copy. As many tasks are submitted as work at once.
 
 Shapes: N images, D feature size, B queries, S keys, C candidates, T triplets.
 """
@@ -10,12 +11,11 @@ Shapes: N images, D feature size, B queries, S keys, C candidates, T triplets.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 from numpy.typing import NDArray
 
@@ -23,70 +23,58 @@ from raycd import mine as core
 from raycd import progress
 from raycd.config import ComputeConfig, MineConfig
 from raycd.features.stored import Stored
-from raycd.index import approximate
-from raycd.mine.neighbours import merge, normalise, row_bytes, visits
+from raycd.mine.neighbours import make_ready, normalise, row_bytes, to_table
 from raycd.mine.pools import Pool, Rows
-from raycd.mine.search import FAISS_GPU, Keys, NeighbourSearch, flat, on_gpu
-from raycd.runtime import cluster, datasets
+from raycd.mine.search import Keys, Shard, search
+from raycd.progress import Bar
+from raycd.runtime import cluster
 
 SCORE_BLOCK = 1 << 15  # candidates measured by one task
 TASKS = 2  # for each worker, at least: the others wait for the slowest task
-
-_ROWS = ("reference", "target", "triplet")  # of a candidate
-# A shard: normalised features, rows, and HNSW or IVF where `mine.index` names one
-Loaded = tuple[NDArray[np.float32], Rows, NDArray[np.uint8] | None]
+# Most queries of a task, whose features it holds: on a GPU many, for it gets the shard anew
+QUERIES = {"cpu": 4096, "cuda": 1 << 18}
 
 
 def find_neighbours(
     features: Stored, pools: Sequence[Pool], mine: MineConfig, compute: ComputeConfig
 ) -> pa.Table:
-    """Run `raycd.mine.find_neighbours` in tasks that search some queries in one shard.
+    """Run `raycd.mine.find_neighbours` in tasks that search for some queries of one pool.
 
     Raises:
         DataError: A feature is not finite.
     """
-    shards = core.make_shards([p for p in pools if len(p.queries_Q)], features.dim, mine)
+    asked = [pool for pool in pools if len(pool.queries_Q)]
+    shards = core.make_shards(asked, features.dim, mine)
     _ = features.starts  # counted once, here: they travel with it
     resources = {"CPU": compute.cpus_per_worker}
-    if mine.index == "flat" and FAISS_GPU:
+    if mine.index == "flat":
         resources = cluster.worker_resources(compute)
-    workers = cluster.fitting(compute.mine_workers or cluster.machines(), resources)
-    total = sum(len(shard.queries_Q) for shard in shards)
-    most = -(-total // (TASKS * workers))
-    blocks = [
-        pa.table({"shard": np.full(len(visit.queries_Q), number), "query": visit.queries_Q})
-        for number, shard in enumerate(shards)
-        for visit in visits(shard, mine, most)
-    ]
-    longest = max(map(len, blocks), default=1)
-    if mine.index != "flat":
+    else:
         progress.say(f"building {mine.index} of {len(shards)} shards")
+    workers = cluster.fitting(compute.mine_workers or cluster.machines(), resources)
+    threads = cluster.threads(compute, -(-workers // cluster.machines()))
+    device, total = "cuda" if "GPU" in resources else "cpu", sum(len(p.queries_Q) for p in asked)
+    most = max(QUERIES[device], threads * mine.batch_size)
+    size = max(1, min(most, -(-total // (TASKS * workers))))
     stored = ray.put(features)
-    search: dict[str, Any] = {
-        "batch_format": "pyarrow",
-        "compute": ray.data.TaskPoolStrategy(size=min(workers, len(blocks)) or 1),
-        "num_cpus": resources["CPU"],
-        # With GPUs Ray Data requires a number of rows, and splits and joins blocks to it
-        **({"num_gpus": resources["GPU"], "batch_size": longest} if "GPU" in resources else {}),
-        "fn_kwargs": {
-            "shards": _loaded(stored, shards, features.dim, mine, compute),
-            "features": stored,
-            "mine": mine,
-            "threads": cluster.threads(compute, -(-workers // cluster.machines())),
-            "gpu": "GPU" in resources,
-        },
-    }
-
-    def found() -> Iterator[tuple[Pool, Keys]]:
-        for part in datasets.results(blocks, (_search, search)) if blocks else ():
-            for number, own in _by_shard(part):
-                keys = own["keys"].combine_chunks()
-                yield (
-                    replace(shards[number], queries_Q=own["query"].to_numpy()),
-                    keys.flatten().to_numpy().reshape(len(own), -1),
-                )
-
-    return merge(found(), pools, mine, total=total)
+    loaded = _loaded(stored, shards, features.dim, mine, compute)
+    given = [
+        (
+            pool.queries_Q[start : start + size],
+            stored,
+            [one for one, shard in zip(loaded, shards, strict=True) if shard.name == pool.name],
+        )
+        for pool in asked
+        for start in range(0, len(pool.queries_Q), size)
+    ]
+    find: Any = ray.remote(num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0))(_find)
+    calls = [(*each, mine, threads, device) for each in given]
+    found = [np.empty((0, 0), np.int64)] * len(calls)
+    with Bar("neighbours", total=total, unit="images") as bar:
+        for number, key_BS in _each(find, calls, workers):
+            found[number] = key_BS
+            bar.advance(len(key_BS))
+    return to_table(pools, found, mine)
 
 
 def searched(
@@ -112,32 +100,46 @@ def searched(
 
 
 def matching_scores(
-    images: Stored,
-    text_TD: NDArray[np.float32],
-    *rows_C: Rows,
-    compute: ComputeConfig,
+    images: Stored, text_TD: NDArray[np.float32], *rows_C: Rows, compute: ComputeConfig
 ) -> NDArray[np.float64]:
     """Run `raycd.mine.matching_scores` in tasks of SCORE_BLOCK candidates.
 
     The features of all images are in the object store: any task may need any of them.
     """
-    score_C = np.empty(len(rows_C[0]))
-    if not len(score_C):
+    count, resources = len(rows_C[0]), {"CPU": compute.cpus_per_worker}
+    score_C = np.empty(count)
+    if not count:
         return score_C
-    columns = {"candidate": np.arange(len(score_C)), **dict(zip(_ROWS, rows_C, strict=True))}
-    blocks = datasets.blocks_of(pa.table(columns), SCORE_BLOCK)
-    resources = {"CPU": compute.cpus_per_worker}
-    workers = cluster.fitting(compute.mine_workers or cluster.cpus(), resources)
     whole: Any = ray.remote(num_cpus=compute.cpus_per_worker)(_all)
-    measure = {
-        "batch_format": "pyarrow",
-        "compute": ray.data.TaskPoolStrategy(size=min(workers, len(blocks))),
-        "num_cpus": compute.cpus_per_worker,
-        "fn_kwargs": {"images": whole.remote(images), "texts": ray.put(text_TD)},
-    }
-    for part in datasets.mapped("matching scores", "candidates", blocks, (_score, measure)):
-        score_C[part["candidate"].to_numpy()] = part["score"].to_numpy()
+    measure: Any = ray.remote(num_cpus=compute.cpus_per_worker)(core.matching_scores)
+    stored, texts = whole.remote(images), ray.put(text_TD)
+    parts = [slice(start, start + SCORE_BLOCK) for start in range(0, count, SCORE_BLOCK)]
+    calls = [(stored, texts, *(row_C[own] for row_C in rows_C)) for own in parts]
+    workers = cluster.fitting(compute.mine_workers or cluster.cpus(), resources)
+    with Bar("matching scores", total=count, unit="candidates") as bar:
+        for number, own_C in _each(measure, calls, workers):
+            score_C[parts[number]] = own_C
+            bar.advance(len(own_C))
     return score_C
+
+
+def _each(task: Any, calls: Sequence[tuple[Any, ...]], most: int) -> Iterator[tuple[int, Any]]:
+    """Call a task with each of the arguments, `most` at a time; yield (number, result) of each.
+
+    Where one fails, or this process goes on without the others, they are cancelled.
+    """
+    running, left = dict[Any, int](), enumerate(calls)
+    try:
+        while True:
+            for number, given in islice(left, most - len(running)):
+                running[task.remote(*given)] = number
+            if not running:
+                return
+            [done], _ = ray.wait(list(running))
+            yield running.pop(done), ray.get(done)
+    finally:
+        for other in running:
+            ray.cancel(other)
 
 
 def _loaded(
@@ -159,46 +161,20 @@ def _loaded(
     return [shard for shard, _ in loaded]
 
 
-def _load(features: Stored, rows_P: Rows, mine: MineConfig) -> tuple[Loaded, bool]:
-    """Read the features of a shard, normalise them, and build what `mine.index` names: a task."""
-    unit_PD = normalise(features.rows(rows_P), rows_P)
-    index = None if mine.index == "flat" else approximate.build(unit_PD, mine)
-    return (unit_PD, rows_P, index), True
+def _load(features: Stored, rows_P: Rows, mine: MineConfig) -> tuple[Shard, bool]:
+    """Read the features of a shard, and make it ready: a task."""
+    return make_ready(features.rows(rows_P), rows_P, mine), True
+
+
+def _find(
+    rows_B: Rows, features: Stored, shards: list[Any], mine: MineConfig, threads: int, device: str
+) -> Keys:
+    """Return the keys (B, S + 1) of queries in the shards of their pool: a task."""
+    unit_BD = normalise(features.rows(rows_B), rows_B)
+    return search(rows_B, unit_BD, map(ray.get, shards), mine, threads=threads, device=device)
 
 
 def _all(images: Stored) -> NDArray[np.float32]:
-    """Read all features, as a task."""
+    """Read all features: a task."""
     found: NDArray[np.float32] = images.features().values.numpy()
     return found
-
-
-def _by_shard(block: pa.Table) -> Iterator[tuple[int, pa.Table]]:
-    """Yield the rows of each shard: Ray Data may cut blocks and join them."""
-    for number in pc.unique(block["shard"]).to_pylist():
-        yield number, block.filter(pc.equal(block["shard"], number)).combine_chunks()
-
-
-def _search(
-    block: pa.Table, shards: Sequence[Any], features: Any, mine: MineConfig, threads: int, gpu: bool
-) -> pa.Table:
-    """Add the keys (B, S + 1) that their shard gives for the queries of a block, as a task."""
-    found, stored = [], ray.get(features)
-    for number, own in _by_shard(block):
-        unit_PD, rows_P, index = ray.get(shards[number])
-        if index is None:
-            nearest = on_gpu(unit_PD) if gpu else flat(unit_PD)
-        else:
-            nearest = approximate.Opened(index, mine)
-        rows_B = own["query"].to_numpy()
-        search = NeighbourSearch(unit_PD, rows_P, mine, nearest, threads)
-        key_BS = search(rows_B, normalise(stored.rows(rows_B), rows_B))
-        keys = pa.FixedSizeListArray.from_arrays(pa.array(key_BS.ravel()), key_BS.shape[1])
-        found.append(own.append_column("keys", keys))
-    return pa.concat_tables(found)
-
-
-def _score(block: pa.Table, images: Any, texts: Any) -> pa.Table:
-    """Measure the candidates of a block, as a task."""
-    rows_C = (block[name].to_numpy() for name in _ROWS)
-    score_C = core.matching_scores(ray.get(images), ray.get(texts), *rows_C)
-    return pa.table({"candidate": block["candidate"], "score": pa.array(score_C)})

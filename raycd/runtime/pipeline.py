@@ -1,10 +1,9 @@
 """The stages in order, each of which is skipped where its output is up to date.
 
 A stage is done when its folder has the fingerprint that its settings, its inputs and the data set
-give. So a pipeline that is started again continues, and a changed setting, or an added, removed or
-changed file of the data set, redoes the stages that depend on it. A stage that is trained a second
-time has the same fingerprint, but not always the same weights: where these are others than a later
-stage was made with, that is done again, too.
+give. So a pipeline that is started again continues, and a changed setting or file of the data set
+redoes the stages that depend on it. A stage that is trained a second time has the same fingerprint,
+but not always the same weights: where a later stage was made with others, that is done again, too.
 """
 
 from __future__ import annotations
@@ -171,10 +170,14 @@ NOT_THE_RESULT = (
     "data.selection_fraction",
     # How fast a stage is, and on what.
     "compute",
+    "train",
     "pretrain.cache",
     *("stage1.compile", "embed.compile", "stage2.compile"),
     "stage1.loader_workers",
     "stage1.cache_mib",
+    "stage1.chunk",
+    "stage1.explosion",  # what it stops has no result
+    "stage2.explosion",
     "embed.batch_size",
     "mine.batch_size",
     "evaluate.batch_size",
@@ -307,7 +310,8 @@ class _Pipeline:
         """Run a stage, unless it is done."""
         inputs = {name: recorded(self.folder, name) for name in self._inputs(stage)}
         made_with, record = weights.of_inputs(inputs), self.folder.record(stage.name)
-        marks = [self._fingerprint(stage, inputs, own) for own in precision.possible(self.config)]
+        ways = precision.ways(self.config, lambda own: self._settings(stage, own))
+        marks = [self._fingerprint(stage, inputs, way) for way in ways]
         if record and any(weights.is_current(record, mark, made_with) for mark in marks):
             progress.say(f"{stage.name}: done before, in {progress.duration(record['seconds'])}")
             if any(name.startswith(f"{stage.name}-") for name in self._left):
@@ -315,18 +319,18 @@ class _Pipeline:
             return
         if stage.name not in _WITHOUT_RAY:
             self._stack.enter_context(cluster.connected())
-        used = self.config if len(set(marks)) == 1 else precision.settled(self.config)
-        wanted = self._fingerprint(stage, inputs, used)
+        used = ways[0] if len(ways) == 1 else self._settings(stage, precision.settled(self.config))
+        wanted = marks[ways.index(used)]
         tracker = self.tracker()
         about = {
             "inputs": list(inputs),
             weights.ENTRY: made_with,
             "config": json_without_passwords(self.config.model_dump(mode="json")),
             "raycd": __version__,
-            **precision.entry(self._settings(stage, used)),
+            **precision.entry(used),
         }
-        with tracker.stage(stage.name) as tracked:
-            self.context.log_epochs = tracked.log_epochs
+        with tracker.stage(stage.name, fingerprint(wanted, made_with)) as tracked:
+            self.context.tracked = tracked
             with self.folder.writing(stage.name, wanted, **about) as writing:
                 stage.work(self.context, writing)
             self.folder.discard(f"{training.STORAGE}/{stage.name}-*")  # checkpoints
@@ -352,21 +356,7 @@ class _Pipeline:
         wanted = fingerprint(metrics, self.config.model_dump(mode="json"))
         if self.done or self.folder.read_json(results.FINISHED) != wanted:
             self._stack.enter_context(cluster.connected())
-            tracker = self.tracker()
-            self.folder.write_json(results.METRICS, metrics)
-            self.folder.write_bytes(results.REPORT, results.report(self.context, metrics).encode())
-            tracker.log_results(metrics)
-            for name in (results.METRICS, results.REPORT):
-                tracker.log_artifact(self.folder.local(name))
-            digest = self.context.recorded("bundle", "digest")
-            answers = results.answers(self.context)
-            version = tracker.register(self.folder.local("bundle"), digest, answers)
-            wanted_alias = self.config.registry
-            if version and wanted_alias.alias:
-                metric = evaluation.named_metric(
-                    wanted_alias.metric, self.config, self.context.dataset
-                )
-                progress.say(tracker.give_alias(version, answers, wanted_alias, metric))
+            results.hand_in(self.context, metrics, self.tracker())
             self.folder.write_json(results.FINISHED, wanted)
         return metrics
 
@@ -381,14 +371,16 @@ class _Pipeline:
             self.folder.write_json("mlflow.json", {"run_id": self._tracker.run_id})
         return self._tracker
 
-    def _fingerprint(self, stage: Stage, inputs: Mapping[str, Any], config: Config) -> str:
+    def _fingerprint(
+        self, stage: Stage, inputs: Mapping[str, Any], settings: Mapping[str, Any]
+    ) -> str:
         before = [record["fingerprint"] for record in inputs.values()]
         data = [self._dataset_hash() if stage.reads_data else None]
         if stage.reads_attributes:
             data.append(attributes_hash(self.context.dataset))
         if stage.reads_data:
             data += since.changes(stage.name, self.config, self.context.dataset)
-        return fingerprint(stage.name, stage.version, self._settings(stage, config), before, *data)
+        return fingerprint(stage.name, stage.version, settings, before, *data)
 
     def _settings(self, stage: Stage, config: Config) -> dict[str, Any]:
         idle = [*NOT_THE_RESULT, *([] if config.encoder.reduced else ["encoder.reduced"])]

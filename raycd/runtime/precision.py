@@ -7,9 +7,9 @@ What was computed in either arithmetic is what auto asks for: neither makes a st
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 import torch
@@ -18,6 +18,8 @@ from raycd.config import Config
 from raycd.model import precision
 from raycd.model.precision import Arithmetic
 from raycd.runtime import cluster
+
+T = TypeVar("T")
 
 
 def settled(config: Config) -> Config:
@@ -33,10 +35,14 @@ def settled(config: Config) -> Config:
     return precision.in_place_of_auto(config, _of_a_card(job, config.compute.gpus_per_worker))
 
 
-def possible(config: Config) -> list[Config]:
-    """Return what `settled` may return: one or two configurations; nothing is asked."""
-    one, other = (precision.in_place_of_auto(config, kind) for kind in precision.ARITHMETICS)
-    return [one] if one is config else [one, other]
+def ways(config: Config, of: Callable[[Config], T]) -> list[T]:
+    """Return what `of` makes of each configuration that `settled` may return, once if it is equal.
+
+    Nothing is asked.
+    """
+    kinds = (precision.in_place_of_auto(config, kind) for kind in precision.ARITHMETICS)
+    one, other = map(of, kinds)
+    return [one] if one == other else [one, other]
 
 
 def entry(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -94,6 +94,16 @@ def trainer_class() -> type[Any]:
     return Trainer
 
 
+def cause_of_death(error: BaseException) -> BaseException:
+    """Return what Ray Core said of a worker of Ray Train that has died, else the error itself.
+
+    `UserCallback.after_exception` gets an internal error, whose message is "A worker health check
+    failed." Superfluous where that message says why.
+    """
+    found = getattr(error, "health_check_failure", None)
+    return found if isinstance(found, BaseException) else error
+
+
 def quiet_ray_data() -> None:
     """Silence Ray Data where it repeats an error that is raised as well, and its progress."""
     loggers: Mapping[str, int] = {

@@ -1,16 +1,20 @@
-"""Progress across processes: a training worker advances a bar that the driver draws."""
+"""Progress across processes: a training worker advances a bar that the driver draws.
+
+Beside the bar's state there are events, each of which the driver gets once.
+"""
 
 from __future__ import annotations
 
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raycd.progress import Bar
 
@@ -19,16 +23,27 @@ EVERY = 0.2  # seconds between two messages
 
 @ray.remote(num_cpus=0)
 class Board:
-    """The last state that the worker wrote, as an actor."""
+    """The last state that the worker wrote, and what was noted since, as an actor."""
 
     def __init__(self) -> None:
         self.state: dict[str, Any] = {}
+        self._events: list[dict[str, Any]] = []
+        self._taken = 0
 
     def write(self, state: dict[str, Any]) -> None:
         self.state = state
 
     def read(self) -> dict[str, Any]:
         return self.state
+
+    def note(self, event: dict[str, Any]) -> None:
+        self._events.append(event)
+
+    def events(self, taken: int) -> list[dict[str, Any]]:
+        """Return what was noted after the first `taken` events, and forget those."""
+        del self._events[: taken - self._taken]
+        self._taken = taken
+        return self._events
 
 
 class RelayedBar:
@@ -73,7 +88,9 @@ class RelayedBar:
 @contextmanager
 def drawn(stage: str, unit: str) -> Iterator[Any]:
     """Give a board whose progress this process draws as a bar inside of the block."""
-    board = Board.remote()  # type: ignore[attr-defined]  # ray.remote returns Any
+    # On this machine, which does not go while this process lives
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board = Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]  # Any
     stop = threading.Event()
     bars: list[Bar] = []
     drawing = threading.Thread(target=_draw, args=(board, stage, unit, stop, bars), daemon=True)
@@ -90,6 +107,39 @@ def drawn(stage: str, unit: str) -> Iterator[Any]:
         for bar in bars:
             bar.__exit__(*error)
         ray.kill(board)
+
+
+@contextmanager
+def followed(board: Any, take: Callable[[list[dict[str, Any]]], None]) -> Iterator[None]:
+    """Give the events of a board to `take`, in a thread, inside of the block.
+
+    `take` is also called with none, now and then, and a last time at the end.
+    """
+    stop = threading.Event()
+    following = threading.Thread(target=_follow, args=(board, take, stop), daemon=True)
+    following.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        following.join()
+
+
+def _follow(
+    board: Any, take: Callable[[list[dict[str, Any]]], None], stop: threading.Event
+) -> None:
+    taken = 0
+    while True:
+        last = stop.is_set()
+        try:
+            events = ray.get(board.events.remote(taken), timeout=5)
+        except Exception:  # as in `_draw`
+            events = []
+        taken += len(events)
+        take(events)
+        if last:
+            return
+        stop.wait(2 * EVERY)
 
 
 def _draw(board: Any, stage: str, unit: str, stop: threading.Event, bars: list[Bar]) -> None:

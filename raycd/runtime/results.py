@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import torch
 from torch.nn import functional as F
 
-from raycd import __version__, evaluate
+from raycd import __version__, evaluate, progress
 from raycd.compare.champion import answers_table
 from raycd.config import to_yaml
 from raycd.data.images import BrokenImage, load
@@ -42,7 +42,9 @@ from raycd.report.page import (
 )
 from raycd.report.pictures import Picture
 from raycd.runtime import tasks
+from raycd.runtime.evaluation import named_metric
 from raycd.runtime.stages import CACHES, Context, needs
+from raycd.runtime.tracking import Tracker
 
 METRICS, REPORT, FINISHED = "metrics.json", "report.html", "finished.json"
 SHOWN_QUERIES = 4  # of each category
@@ -67,6 +69,21 @@ def metrics(context: Context, names: Sequence[str]) -> dict[str, Any]:
         },
         "seconds": {name: record["seconds"] for name, record in records.items()},
     }
+
+
+def hand_in(context: Context, metrics: dict[str, Any], tracker: Tracker) -> None:
+    """Write metrics.json and report.html, log them, and register the bundle, maybe by an alias."""
+    run, settings = context.run, context.config.registry
+    run.write_json(METRICS, metrics)
+    run.write_bytes(REPORT, report(context, metrics).encode())
+    tracker.log_results(metrics)
+    for name in (METRICS, REPORT):
+        tracker.log_artifact(run.local(name))
+    given = answers(context)
+    version = tracker.register(run.local("bundle"), context.recorded("bundle", "digest"), given)
+    if version and settings.alias:
+        metric = named_metric(settings.metric, context.config, context.dataset)
+        progress.say(tracker.give_alias(version, given, settings, metric))
 
 
 def answers(context: Context) -> pa.Table:

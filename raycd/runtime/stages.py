@@ -16,7 +16,7 @@ bundle      encoder, head, gallery and index for serving                 (bundle
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,7 +27,7 @@ import torch
 from torch import nn
 
 from raycd import progress, scratch
-from raycd.config import Config
+from raycd.config import Config, Stage1Config, Stage2Config
 from raycd.data.demo.garments import CATEGORIES
 from raycd.data.demo.synthetic import SPLITS, write_demo_data
 from raycd.data.read import read
@@ -40,15 +40,16 @@ from raycd.features.map_cache import Extras
 from raycd.features.stored import Stored
 from raycd.index.half import room
 from raycd.model import encoder as encoders
-from raycd.model import fusion, maps
+from raycd.model import fusion, lora, maps
 from raycd.model.encoder import Encoder
 from raycd.model.fusion import joint
 from raycd.model.fusion.registry import WEIGHTS
 from raycd.progress import Bar
 from raycd.run import Run, Writing, fingerprint, local_copy
 from raycd.runtime import embed_shards, embedding, training
-from raycd.train import checkpoint
-from raycd.train.finetune import FineTune
+from raycd.runtime.mlflow_run import MlflowRun
+from raycd.train import checkpoint, hard_negatives
+from raycd.train.finetune import FineTune, parameters, prepare
 from raycd.train.fuse import Fuse, new_head
 from raycd.train.loop import Schedule, Task
 from raycd.train.pretrain import DEMO_MODEL, cached
@@ -67,7 +68,8 @@ class Context:
 
     config: Config
     run: Run
-    log_epochs: Callable[[Sequence[dict[str, Any]]], None] = lambda history: None
+    tracked: MlflowRun = field(default_factory=lambda: MlflowRun(None, ""))
+    """The MLflow run of the stage that runs."""
     _dataset: Dataset | None = field(default=None, repr=False)
 
     @property
@@ -226,7 +228,6 @@ def stage1(context: Context, writing: Writing) -> None:
     """Fine-tune CLIP (3.2.1)."""
     config, source = context.config, context.run.path("encoder", "encoder")
     tuned = encoders.load_saved(context.run.local("encoder") / "encoder")
-    history: list[dict[str, Any]] = []
     if config.stage1.finetune != "none" and config.stage1.epochs > 0:
         missing = dict(context.stored("zero_shot", IMAGES).unreadable())
         paths = {
@@ -236,35 +237,22 @@ def stage1(context: Context, writing: Writing) -> None:
         }
         usable, left_out = readable_triplets(context.dataset, paths)
         writing.record["counts"] = {"triplets": len(usable), "left_out": left_out}
-        settings = config.stage1
+        settings, adapters = config.stage1, prepare(tuned, config)
+        writing.record["parameters"] = parameters(tuned)
         trained = training.train(
             "stage 1",
             _make_finetune,
             {"encoder": source, "dataset": context.dataset, "paths": paths},
-            Schedule(
-                settings.epochs,
-                settings.batch_size,
-                settings.lr,
-                config.seed,
-                settings.warmup,
-                settings.decay,
-                settings.drop_last,
-            ),
+            Schedule.of(settings, config.seed),
             config,
+            tracked=context.tracked,
             **_storage(context, writing),
         )
-        tuned_weights = nn.ModuleDict({"encoder": tuned})
-        checkpoint.load_weights(trained.checkpoint, tuned_weights)
-        history = trained.history
-        writing.record |= {
-            "history": history,
-            "best_epoch": trained.best,
-            "select_on": settings.select_on,
-            "select_by": settings.select_by,
-        }
+        checkpoint.load_weights(trained.checkpoint, nn.ModuleDict({"encoder": tuned}))
+        lora.merge(adapters)
+        writing.record |= _record(trained, settings)
     tuned.save(writing.folder / "encoder")
     writing.record |= {"encoder": tuned.fingerprint(), "dim": tuned.dim}
-    context.log_epochs(history)
 
 
 def embed(context: Context, writing: Writing) -> None:
@@ -277,7 +265,6 @@ def stage2(context: Context, writing: Writing) -> None:
     config, settings = context.config, context.config.stage2
     shapes = {need: context.recorded(CACHES[need], "shape") for need in sorted(needs(config))}
     head, head_config = new_head(config, context.recorded("stage1", "dim"), shapes)
-    history: list[dict[str, Any]] = []
     if settings.epochs > 0 and any(True for _ in head.parameters()):
         trained = training.train(
             "stage 2",
@@ -285,31 +272,22 @@ def stage2(context: Context, writing: Writing) -> None:
             {
                 "features": context.run.path("embed"),
                 "pseudo": context.run.path("filter"),
+                "mined": context.run.path("mine"),
                 "dataset": context.dataset,
                 "dim": head_config.dim,
                 "caches": context.caches(shapes),
             },
-            Schedule(
-                *(settings.epochs, settings.batch_size, settings.lr, config.seed),
-                decay=settings.decay,
-                drop_last=settings.drop_last,
-            ),
+            Schedule.of(settings, config.seed),
             config,
+            tracked=context.tracked,
             **_storage(context, writing, context.recorded("stage1", "encoder")),
         )
         checkpoint.load_weights(trained.checkpoint, nn.ModuleDict({"head": head}))
-        history = trained.history
-        writing.record |= {
-            "history": history,
-            "best_epoch": trained.best,
-            "select_on": settings.select_on,
-            "select_by": settings.select_by,
-        }
+        writing.record |= _record(trained, settings)
     if head_config.name == joint.NAME:
         _compose(context, writing)
     fusion.save(head, head_config, writing.folder / "head")
     writing.record["head"] = sha256(writing.folder / "head" / WEIGHTS)
-    context.log_epochs(history)
 
 
 def own_device(config: Config) -> str:
@@ -370,6 +348,17 @@ def _texts(dataset: Dataset, splits: Sequence[str], *, training: bool = False) -
     return list(texts)
 
 
+def _record(trained: training.Trained, settings: Stage1Config | Stage2Config) -> dict[str, Any]:
+    """Return what stage.json has of a training."""
+    return {
+        "history": trained.history,
+        "best_epoch": trained.best,
+        "failures": trained.failures,
+        "select_on": settings.select_on,
+        "select_by": settings.select_by,
+    }
+
+
 def _storage(context: Context, writing: Writing, *of: str) -> dict[str, str]:
     """Return where Ray Train keeps a stage's checkpoints: apart for each fingerprint, and `of`."""
     mark = fingerprint(writing.fingerprint, *of) if of else writing.fingerprint
@@ -397,4 +386,8 @@ def _make_fuse(inputs: Any, config: Config, device: torch.device) -> Task[Any]:
             caches[need] = map_cache.read(local_copy(source, copies))
     extras = Extras(caches)
     head, _ = new_head(config, inputs["dim"], extras.shapes())
-    return Fuse(head.to(device), inputs["dataset"], pseudo, images, texts, config, extras=extras)
+    return Fuse(
+        *(head.to(device), inputs["dataset"], pseudo, images, texts, config),
+        extras=extras,
+        neighbours=hard_negatives.mined(config.stage2, inputs["mined"]),
+    )

@@ -25,6 +25,7 @@ from raycd.features import shards
 from raycd.model import threads
 from raycd.run import IDENTITY, forgetting_copies
 from raycd.runtime import cluster
+from raycd.runtime.mlflow_run import MlflowRun
 from raycd.runtime.stages import Context
 
 Given = TypeVarTuple("Given")
@@ -67,7 +68,7 @@ def _begin(
     remote: Any = ray.remote(
         num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0), **options
     )(_work)
-    own = ray.put(replace(context, log_epochs=Context.log_epochs))  # its own is MLflow's
+    own = ray.put(replace(context, tracked=MlflowRun(None, "")))  # its own has a connection
     return remote.remote(work, own, cluster.threads(compute, 1), given)
 
 

@@ -14,32 +14,26 @@ nothing and MLflow is not imported.
 
 from __future__ import annotations
 
-import hashlib
 import os
-import re
 import shlex
 import subprocess
-import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raycd import __version__, progress, scratch
+from raycd import __version__, scratch
 from raycd.config import Config, RegistryConfig, flatten
-from raycd.errors import TrackingError
 from raycd.evaluate import Metric
 from raycd.redact import without_passwords
+from raycd.runtime.mlflow_run import MlflowRun, milliseconds
 from raycd.runtime.mlflow_store import (
     BUNDLE,
-    CALLS,
     DATABASE,
-    PROBE,
-    UPLOADS,
     MlflowStore,
     database_uri,
     local_folder,
@@ -48,99 +42,7 @@ from raycd.runtime.mlflow_store import (
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-_BATCH = 1000  # metrics of one request, MLflow's limit; of parameters and tags it takes 100
 _LONGEST = 6000  # characters of a parameter
-_LONGEST_PART = 100  # characters of a part of a metric's name; MLflow takes 250 of the whole
-
-
-class MlflowRun:
-    """An open MLflow run. Without a store, every call does nothing."""
-
-    def __init__(self, store: MlflowStore | None, run_id: str) -> None:
-        self._store = store
-        self.run_id = run_id
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        failed = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
-        try:
-            self.close("FINISHED" if error is None else failed)
-        except TrackingError as lost:
-            if error is None:
-                raise
-            # The first error is the one to show.
-            progress.say(f"warning: {lost.what}: its status stays RUNNING")
-
-    def close(self, status: str = "FINISHED", *, ended: float | None = None) -> None:
-        """End the run as FINISHED, FAILED or KILLED, now or at `ended` (seconds of the epoch)."""
-        if self._store is not None:
-            limits = CALLS if status == "FINISHED" else PROBE  # a failure shall end soon
-            with self._store.translate_errors(
-                "the end of the MLflow run could not be recorded", limits=limits
-            ):
-                self._store.client.set_terminated(
-                    self.run_id, status, end_time=_milliseconds(ended)
-                )
-
-    def log_metrics(self, metrics: Mapping[str, Any], step: int = 0) -> None:
-        """Log nested numbers: {"sum": {"hat": {"recall@10": x}}} as sum/hat/recall_at_10."""
-        self._log([(name, value, step) for name, value in _numbers(metrics)])
-
-    def log_epochs(self, epochs: Iterable[Mapping[str, Any]]) -> None:
-        """Log epochs of a training stage as steps; those of kind "pseudo" as pseudo/loss etc."""
-        self._log(
-            [
-                (
-                    f"pseudo/{name}" if epoch.get("kind") == "pseudo" else name,
-                    value,
-                    int(epoch["epoch"]),
-                )
-                for epoch in epochs
-                for name, value in _numbers({key: epoch[key] for key in epoch if key != "epoch"})
-            ]
-        )
-
-    def log_artifact(self, path: str | Path, folder: str | None = None) -> None:
-        """Copy a file, or a folder with its content, to `folder` of the run's artifacts."""
-        if self._store is None:
-            return
-        path = Path(path)
-        with self._store.translate_errors(
-            f"{path} could not be put into the MLflow record", limits=UPLOADS
-        ):
-            if path.is_dir():
-                self._store.client.log_artifacts(self.run_id, str(path), folder or path.name)
-            else:
-                self._store.client.log_artifact(self.run_id, str(path), folder)
-
-    def set_tags(self, tags: Mapping[str, object]) -> None:
-        """Set tags, but for those that are None."""
-        self._log([], tags={name: str(value) for name, value in tags.items() if value is not None})
-
-    def _log(
-        self, metrics: Sequence[tuple[str, float, int]], tags: Mapping[str, str] | None = None
-    ) -> None:
-        if self._store is None or not (metrics or tags):
-            return
-        with self._store.translate_errors("the MLflow record cannot be written"):
-            from mlflow.entities import Metric, RunTag
-
-            now = int(time.time() * 1000)
-            entities = [Metric(name, value, now, step) for name, value, step in metrics]
-            run_tags = [RunTag(name, value) for name, value in (tags or {}).items()]
-            for start in range(0, max(len(entities), 1), _BATCH):
-                self._store.client.log_batch(
-                    self.run_id,
-                    metrics=entities[start : start + _BATCH],
-                    tags=[] if start else run_tags,
-                )
 
 
 class Tracker(MlflowRun):
@@ -202,9 +104,22 @@ class Tracker(MlflowRun):
                 store.client.update_run(run_id, status="RUNNING")
         return cls(store, run_id, experiment, config.tracking.model, params)
 
-    def stage(self, name: str) -> MlflowRun:
-        """Start the child run of a stage; one that runs again gets another child run."""
-        return self.child(name, self._params, {"raycd.stage": name})
+    def stage(self, name: str, fingerprint: str = "") -> MlflowRun:
+        """Start the child run of a stage, or continue that of the same stage that did not end.
+
+        A stage that is done again, with another `fingerprint` or after it was finished, gets
+        another child run.
+        """
+        tags = {"raycd.stage": name, "raycd.fingerprint": fingerprint}
+        if fingerprint and self._store is not None:
+            with self._store.translate_errors(f"the MLflow run of {name} cannot be continued"):
+                of = {"mlflow.parentRunId": self.run_id, **tags}
+                wanted = " and ".join(f"tags.`{tag}` = '{value}'" for tag, value in of.items())
+                for run in self._store.client.search_runs([self._experiment], wanted):
+                    if run.info.status != "FINISHED":
+                        self._store.client.update_run(run.info.run_id, status="RUNNING")
+                        return MlflowRun(self._store, run.info.run_id, continued=True)
+        return self.child(name, self._params, tags)
 
     def child(
         self,
@@ -221,7 +136,7 @@ class Tracker(MlflowRun):
             run = self._store.client.create_run(
                 self._experiment,
                 run_name=name,
-                start_time=_milliseconds(began),
+                start_time=milliseconds(began),
                 tags={"mlflow.parentRunId": self.run_id, "raycd.version": __version__, **tags},
             )
             _log_params(
@@ -368,38 +283,10 @@ def _continues(store: MlflowStore, run_id: str, params: Mapping[str, str]) -> bo
     return run.info.lifecycle_stage == "active" and dict(run.data.params) == dict(params)
 
 
-def _milliseconds(seconds: float | None) -> int | None:
-    return None if seconds is None else int(seconds * 1000)
-
-
 def _params(config: Config) -> dict[str, str]:
     return {
         name: without_passwords(str(value))[:_LONGEST] for name, value in flatten(config).items()
     }
-
-
-def _numbers(nested: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:
-    """Return names that MLflow accepts, and values; what is not a number is left out."""
-    found: list[tuple[str, float]] = []
-    for name, value in nested.items():
-        if isinstance(value, Mapping):
-            found += _numbers(value, f"{prefix}{_metric_name(name)}/")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            found.append((f"{prefix}{_metric_name(name)}", float(value)))
-    return found
-
-
-def _metric_name(name: str) -> str:
-    """Return a part of a metric's name that MLflow accepts: recall@10 -> recall_at_10.
-
-    A part that has to change, "tops & tees" or one that is too long, ends in a piece of its hash,
-    so that two names never become one; so does a name that looks like the result of a change.
-    """
-    plain = name.replace("@", "_at_")
-    changed = re.sub(r"[^\w.\- ]", "_", plain)[:_LONGEST_PART].strip(". ") or "_"
-    if changed == plain and not re.search(r"_at_|-[0-9a-f]{8}$", name):
-        return changed
-    return f"{changed}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _create_model(client: MlflowClient, name: str) -> None:

@@ -1,16 +1,18 @@
 """Training of a stage on Ray Train, for a job or a trial.
 
-Ray Train keeps a checkpoint of each epoch (the best and the last one stay) in the run's `.train/`,
-in a folder named after the stage's fingerprint: the same stage started again continues there, other
-settings start anew.
+Its checkpoints (`checkpoints.py`) are in the run's `.train/`, in a folder named after the stage's
+fingerprint: the same stage started again goes on there, other settings start anew. Ray Train starts
+the workers, and starts them again where one has failed or, with an elastic number of them, where
+the cluster has changed.
 """
 
 from __future__ import annotations
 
+import os
+import posixpath
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +22,24 @@ import ray.train
 import ray.train.torch
 import torch
 from fsspec.implementations.local import LocalFileSystem
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 
-from raycd import scratch, stores
+from raycd import stores
 from raycd.config import Config, cli
 from raycd.data.folder import is_local
-from raycd.distributed import rank
 from raycd.errors import RaycdError, RunError, TrainingError
 from raycd.model import threads
 from raycd.run import open_uri
 from raycd.runtime import cluster, precision, private, relay
-from raycd.train import checkpoint
-from raycd.train.loop import EpochResult, Loop, Save, Schedule, Task, best_epoch
+from raycd.runtime.checkpoints import Checkpoints
+from raycd.runtime.failures import Failures, Teller
+from raycd.runtime.keeping import Keeper, Stopped
+from raycd.runtime.live import Live
+from raycd.runtime.mlflow_run import MlflowRun
+from raycd.train.loop import Loop, Schedule, Task
 
 STORAGE = ".train"  # folder of checkpoints in a run's folder
+RESIZE_EVERY = 60.0  # seconds between two looks for machines that have joined
 
 MakeTask = Callable[[Mapping[str, Any], Config, torch.device], Task[Any]]
 
@@ -48,6 +54,8 @@ class Trained:
     """One entry for each epoch."""
     best: int
     """The best epoch."""
+    failures: list[dict[str, Any]]
+    """What went wrong, and where it went on (`Failures`)."""
 
 
 def train(
@@ -59,6 +67,7 @@ def train(
     *,
     storage: str,
     name: str,
+    tracked: MlflowRun | None = None,
 ) -> Trained:
     """Train a stage with `compute.train_workers` workers and return its best checkpoint.
 
@@ -68,44 +77,62 @@ def train(
         inputs: What the workers need, small or by object reference.
         storage: Folder or URI for checkpoints that all workers can reach.
         name: Name of this training in `storage`; the same name continues.
+        tracked: The stage's MLflow run, which gets epochs and losses meanwhile.
 
     Raises:
         TrainingError: The loss or the weights are no longer finite.
+        RunError: A checkpoint cannot be written.
+        TrackingError: Epochs cannot be logged; the same training goes on there.
     """
     config = precision.settled(config)
-    resources = cluster.worker_resources(config.compute)
-    workers = cluster.fitting(config.compute.train_workers, resources)
-    use_gpu = cluster.uses_gpu(config.compute)
-    with relay.drawn(stage, "triplets") as board:
+    checkpoints = Checkpoints(posixpath.join(storage, name))
+    with _of_store(storage), relay.drawn(stage, "triplets") as board:
+        checkpoints.forget_rays()
+        failures = Failures(stage, checkpoints)
         spec = {
             "make": make,
             "inputs": dict(inputs),
             "schedule": schedule,
             "config": config,
-            "threads": cluster.threads(config.compute, workers),
             "board": board,
+            "checkpoints": checkpoints.uri,
+            "notices": os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1") != "0",
         }
         trainer = private.trainer_class()(
             _run,
             # By reference: Ray Train's controller reads its arguments, too, and would import all
             # that a worker imports, for seconds.
             train_loop_config={"spec": ray.put(spec)},
-            scaling_config=ScalingConfig(
-                num_workers=workers, use_gpu=use_gpu, resources_per_worker=resources
-            ),
-            run_config=_run_config(storage, name),
+            scaling_config=_scaling(config, schedule),
+            run_config=_run_config(storage, name, config, Teller(board)),
         )
-        with _of_store(storage):
+        record = tracked or MlflowRun(None, "")
+        with relay.followed(board, Live(stage, record, failures).take):
             result = trainer.fit()
-    if isinstance(result.return_value, TrainingError):
-        raise result.return_value
-    assert result.checkpoint is not None, "every epoch reports one"
-    # The last checkpoint stays, too, though it need not be among the best.
-    with scratch.folder() as folder:
-        history = checkpoint.read_history(_fetched(result.checkpoint, folder))
-    kept = {int(metrics["epoch"]): saved for saved, metrics in result.best_checkpoints or []}
-    best = best_epoch([entry for entry in history if entry["epoch"] in kept])
-    return Trained(_fetched(kept[best], scratch.new_folder()), history, best)
+        if isinstance(result.return_value, RaycdError):
+            raise result.return_value
+        history, best, folder = checkpoints.finished()
+    record.log_epochs(history)
+    return Trained(folder, history, best, failures.entries)
+
+
+def _scaling(config: Config, schedule: Schedule) -> Any:
+    """Return how many workers there are: of a fixed number no more than there is room for now."""
+    wanted, resources = config.compute.train_workers, cluster.worker_resources(config.compute)
+    number: int | tuple[int, int]
+    if isinstance(wanted, int):
+        number = cluster.fitting(wanted, resources)
+    else:
+        most = max(1, min(wanted["max"], schedule.batch_size // 2))  # two triplets a worker
+        number = (min(wanted["min"], most), most)
+    # Its types are those of the first version of Ray Train
+    made: Any = ScalingConfig
+    return made(
+        num_workers=number,
+        use_gpu=cluster.uses_gpu(config.compute),
+        resources_per_worker=resources,
+        elastic_resize_monitor_interval_s=RESIZE_EVERY,
+    )
 
 
 @contextmanager
@@ -123,16 +150,15 @@ def _of_store(storage: str) -> Iterator[None]:
         raise found from error
 
 
-def _run_config(storage: str, name: str) -> RunConfig:
+def _run_config(storage: str, name: str, config: Config, teller: Teller) -> Any:
     file_system, path = _storage(storage)
-    return RunConfig(
+    made: Any = RunConfig  # as above
+    return made(
         name=name,
         storage_path=path,
         storage_filesystem=file_system,
-        failure_config=FailureConfig(max_failures=1),
-        checkpoint_config=CheckpointConfig(
-            num_to_keep=2, checkpoint_score_attribute="score", checkpoint_score_order="max"
-        ),
+        failure_config=FailureConfig(max_failures=config.train.max_failures),
+        callbacks=[teller],
     )
 
 
@@ -148,20 +174,8 @@ def _storage(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
     return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(file_system)), path
 
 
-def _fetched(saved: Checkpoint, folder: Path) -> Path:
-    """Return the local folder of a checkpoint: its own, or `folder` with a copy from a store."""
-    if isinstance(saved.filesystem, pyarrow.fs.LocalFileSystem):
-        return Path(saved.path)
-    store: Any = saved.filesystem  # of `_storage`
-    uri = store.handler.fs.unstrip_protocol(saved.path)
-    # Not `to_directory`, which leaves two files for locks in the temporary folder, each time
-    get = partial(store.handler.fs.get, f"{saved.path}/", f"{folder}/", recursive=True)
-    stores.ask(uri, get, kind=RunError)
-    return folder
-
-
-def _run(given: dict[str, Any]) -> TrainingError | None:
-    """Run `_worker`, and return the error that all workers raise together.
+def _run(given: dict[str, Any]) -> RaycdError | None:
+    """Run `_worker`, and return the error with which all workers end together.
 
     Ray Train would try the training again if it was raised.
     """
@@ -169,31 +183,31 @@ def _run(given: dict[str, Any]) -> TrainingError | None:
         _worker(ray.get(given["spec"]))
     except TrainingError as error:
         return error
+    except Stopped as stopped:
+        return stopped.error
     return None
 
 
 def _worker(spec: dict[str, Any]) -> None:
     """Train, in every worker."""
-    threads.use(spec["threads"])
+    config: Config = spec["config"]
+    local = ray.train.get_context().get_local_world_size()
+    threads.use(cluster.threads(config.compute, local))
     device = ray.train.torch.get_device()
-    task = spec["make"](spec["inputs"], spec["config"], device)
-    before = ray.train.get_checkpoint()
+    task = spec["make"](spec["inputs"], config, device)
+    keeper = Keeper(
+        Checkpoints(spec["checkpoints"]),
+        spec["board"],
+        minutes=config.train.checkpoint_minutes,
+        every_steps=config.tracking.every_steps,
+        notices=spec["notices"],
+        device=device,
+    )
 
     def bar(total: int, start: int) -> relay.RelayedBar:
         return relay.RelayedBar(spec["board"], total, start)
 
-    with scratch.folder() as folder:
-        restore = _fetched(before, folder) if before is not None else None
-        loop = Loop(task, spec["schedule"], restore=restore, bar=bar)
-    loop.run(_report)
-
-
-def _report(result: EpochResult, save: Save) -> None:
-    """Report an epoch to Ray Train, with a checkpoint from the first worker."""
-    metrics = {"epoch": result.epoch, "loss": result.loss, "score": result.score}
-    if rank() != 0:
-        ray.train.report(metrics)
-        return
-    with scratch.folder() as folder:
-        save(folder)
-        ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
+    restore = keeper.restored()
+    loop = Loop(task, spec["schedule"], restore=restore, bar=bar, watch=keeper)
+    loop.run(lambda result, save: keeper.ended(loop, result))
+    keeper.close()

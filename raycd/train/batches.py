@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from raycd.distributed import shares
+
 Rows = NDArray[np.int64]
 
 
@@ -20,28 +22,33 @@ def epoch_batches(
 ) -> list[Rows]:
     """Return this worker's share of each batch of one epoch.
 
-    The shares of a batch of all workers together are the batch of a single worker. The last,
-    smaller batch is kept if it gives every worker at least two rows; up to `world` - 1 of its rows
-    are dropped so that shares are equal. `drop_last` drops it, unless it is the only one.
+    The shares of a batch of all workers together are the batch of a single worker; where they
+    cannot be equal, the first have a row more (`distributed.shares`). `batch_sizes` says which
+    batches there are.
     """
     order = np.random.default_rng([seed, epoch, 1]).permutation(count)
+    sizes = batch_sizes(count, batch_size, world, drop_last=drop_last)
     batches = []
-    for first in range(0, count, batch_size):
-        batch = order[first : first + batch_size]
-        if drop_last and first > 0 and len(batch) < batch_size:
-            break
-        share = len(batch) // world
-        if share >= 2 or (count < 2 * world and share >= 1):
-            batches.append(batch[rank * share : (rank + 1) * share])
+    for number, size in enumerate(sizes):
+        own = shares(size, world)
+        first = number * batch_size + sum(own[:rank])
+        batches.append(order[first : first + own[rank]])
     return batches
 
 
-def batch_count(count: int, batch_size: int, world: int = 1, *, drop_last: bool = False) -> int:
-    """Return the number of batches that `epoch_batches` returns, without drawing them."""
+def batch_sizes(
+    count: int, batch_size: int, world: int = 1, *, drop_last: bool = False
+) -> list[int]:
+    """Return the rows of each batch of an epoch, those of all workers.
+
+    The last, smaller batch is kept if it gives every worker a row, and, unless it is the only one,
+    has two: one row has no negative. `drop_last` drops it, unless it is the only one.
+    """
     whole, rest = divmod(count, batch_size)
-    if drop_last and whole:
-        return whole
-    return whole + (rest // world >= 2 or (count < 2 * world and rest // world >= 1))
+    sizes = [batch_size] * whole
+    if rest >= world and (not whole or (rest >= 2 and not drop_last)):
+        sizes.append(rest)
+    return sizes
 
 
 def epoch_choice(count: int, options: int, *, seed: int, epoch: int) -> Rows:

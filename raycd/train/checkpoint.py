@@ -1,9 +1,14 @@
-"""A training checkpoint without pickle: weights and optimizer as safetensors, history as JSON."""
+"""A training checkpoint without pickle: weights and optimizer as safetensors, history as JSON.
+
+One inside of an epoch has its `Place`, too. A `State` is all of it in the memory of this process,
+so that another thread can write it while the training goes on.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,50 +18,87 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from raycd.errors import WeightsError, brief
-from raycd.model.weights import save_weights
+from raycd.train.place import Place
 
 WEIGHTS, OPTIMIZER, HISTORY = "weights.safetensors", "optimizer.safetensors", "history.json"
+PLACE = "place.safetensors"
 
 
-def save(
-    folder: Path,
-    module: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    history: Sequence[Mapping[str, Any]],
-) -> None:
-    """Write a checkpoint into `folder` (created); `history` has an entry a finished epoch."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_weights(module, folder / WEIGHTS)
-    state = {
-        f"{number}.{name}": torch.as_tensor(value).detach().cpu().contiguous()
-        for number, values in optimizer.state_dict()["state"].items()
-        for name, value in values.items()
-    }
-    save_file(state, folder / OPTIMIZER)
-    (folder / HISTORY).write_text(json.dumps(list(history)), encoding="utf-8")
+@dataclass(frozen=True)
+class State:
+    """What a training goes on from."""
 
+    weights: Mapping[str, torch.Tensor]
+    optimizer: Mapping[str, torch.Tensor]
+    """"<number of the parameter>.<name>" -> value."""
+    history: Sequence[Mapping[str, Any]]
+    """An entry for each finished epoch."""
+    place: Place | None = None
+    """Where it is inside of the epoch after those; None: at its beginning."""
+    source: Path = Path()
+    """The folder that it was read from."""
 
-def restore(
-    folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer
-) -> list[dict[str, Any]]:
-    """Fill module and optimizer from a checkpoint and return its history.
+    @classmethod
+    def of(
+        cls,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        history: Sequence[Mapping[str, Any]],
+        place: Place | None = None,
+    ) -> State:
+        """Copy the state of a training, from a GPU into pinned memory."""
+        values = {
+            f"{number}.{name}": torch.as_tensor(value)
+            for number, values in optimizer.state_dict()["state"].items()
+            for name, value in values.items()
+        }
+        state = cls(_copies(module.state_dict()), _copies(values), list(history), place)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # copies into pinned memory are not waited for
+        return state
 
-    Raises WeightsError where it is damaged.
-    """
-    load_weights(folder, module)
-    try:
-        flat = load_file(folder / OPTIMIZER)
-        history = read_history(folder)
-        state: dict[int, dict[str, torch.Tensor]] = {}
-        for key, value in flat.items():
-            number, name = key.split(".", 1)
-            state.setdefault(int(number), {})[name] = value
-        optimizer.load_state_dict(
-            {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
-        )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise _broken(folder, error) from error
-    return history
+    def write(self, folder: Path) -> None:
+        """Write a checkpoint into `folder` (created); the history last."""
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(dict(self.weights), folder / WEIGHTS)
+        save_file(dict(self.optimizer), folder / OPTIMIZER)
+        if self.place is not None:
+            self.place.write(folder / PLACE)
+        (folder / HISTORY).write_text(json.dumps(list(self.history)), encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> State:
+        """Read a checkpoint. Raises WeightsError where it is damaged."""
+        try:
+            place = folder / PLACE
+            return cls(
+                load_file(folder / WEIGHTS),
+                load_file(folder / OPTIMIZER),
+                read_history(folder),
+                Place.read(place) if place.exists() else None,
+                folder,
+            )
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            raise _broken(folder, error) from error
+
+    def fill(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Fill module and optimizer. Raises WeightsError where they are others."""
+        try:
+            module.load_state_dict(self.weights)
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            state: dict[int, dict[str, torch.Tensor]] = {}
+            for key, value in self.optimizer.items():
+                number, name = key.split(".", 1)
+                like = parameters[int(number)]
+                if value.shape == like.shape:
+                    # Fused optimizers take a moment for laid out as its parameter (channels last)
+                    value = torch.empty_like(like, dtype=value.dtype).copy_(value)
+                state.setdefault(int(number), {})[name] = value
+            optimizer.load_state_dict(
+                {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+            )
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise _broken(self.source, error) from error
 
 
 def load_weights(folder: Path, module: nn.Module) -> None:
@@ -73,6 +115,13 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
     if not isinstance(history, list):
         raise ValueError(f"{HISTORY} is not a list")
     return history
+
+
+def _copies(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {
+        name: value.detach().to("cpu", copy=True, non_blocking=True).contiguous()
+        for name, value in tensors.items()
+    }
 
 
 def _broken(folder: Path, error: Exception) -> WeightsError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,13 +16,15 @@ from raycd.data.pixels import PixelCache
 from raycd.distributed import own_rows
 from raycd.evaluate import Mean, cached_query, evaluate, text_of
 from raycd.features import Features
-from raycd.model import precision
+from raycd.model import lora, precision
 from raycd.model.compiling import Compilation, encode_compiled
 from raycd.model.encoder import Encoder
 from raycd.model.fusion.sum import Sum
 from raycd.model.loss import batch_classification_loss
+from raycd.progress import say
 from raycd.train.batches import Rows
 from raycd.train.feed import on_device
+from raycd.train.grad_cache import encode_in_chunks
 from raycd.train.triplets import (
     Loader,
     TripletBatch,
@@ -32,11 +35,14 @@ from raycd.train.triplets import (
 
 
 class SumOfFeatures(nn.Module):
-    """Encoder -> (query, target): L2(x_r + t_m) and x_t (eqs 2, 3)."""
+    """Encoder -> (query, target): L2(x_r + t_m) and x_t (eqs 2, 3).
 
-    def __init__(self, encoder: Encoder) -> None:
+    `chunk` is the number of triplets that are encoded at a time (`grad_cache`); 0: all.
+    """
+
+    def __init__(self, encoder: Encoder, chunk: int = 0) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.encoder, self.chunk = encoder, chunk
 
     def forward(
         self, pixels: torch.Tensor, tokens: torch.Tensor
@@ -45,8 +51,38 @@ class SumOfFeatures(nn.Module):
 
         Pixels are (2 B, S, S, 3), references before targets, tokens (B, L).
         """
-        reference_BD, target_BD = self.encoder.encode_images(pixels).chunk(2)
-        return F.normalize(reference_BD + self.encoder.encode_tokens(tokens), dim=-1), target_BD
+        encoder, device = self.encoder, self.encoder.device
+        image_RD = encode_in_chunks(
+            encoder.encode_images, pixels.to(device, non_blocking=True), 2 * self.chunk
+        )
+        text_BD = encode_in_chunks(
+            encoder.encode_tokens, tokens.to(device, non_blocking=True), self.chunk
+        )
+        reference_BD, target_BD = image_RD.chunk(2)
+        return F.normalize(reference_BD + text_BD, dim=-1), target_BD
+
+
+def prepare(encoder: Encoder, config: Config) -> Any:
+    """Choose what of the encoder trains; return the adapters for `lora.merge`, if it has some.
+
+    Raises ConfigError where there is nothing that can be adapted.
+    """
+    stage1 = config.stage1
+    whole = "none" if stage1.finetune == "lora" else stage1.finetune
+    encoder.trainable(whole, grad_checkpointing=stage1.grad_checkpointing)
+    if stage1.finetune != "lora":
+        return None
+    return lora.adapt(encoder, rank=stage1.lora_rank, alpha=stage1.lora_alpha, seed=config.seed)
+
+
+def parameters(encoder: Encoder) -> dict[str, int]:
+    """Return how many parameters train, and how many stay; say so."""
+    trained, frozen = (
+        sum(p.numel() for p in encoder.parameters() if p.requires_grad == trains)
+        for trains in (True, False)
+    )
+    say(f"stage 1: {trained:,} parameters train, {frozen:,} stay")
+    return {"trained": trained, "frozen": frozen}
 
 
 class FineTune:
@@ -63,10 +99,8 @@ class FineTune:
         self.config, self.dataset, self.encoder = config.stage1, dataset, encoder
         self.evaluation, self.seed = config.evaluate, config.seed
         encoder.precision = precision.of(config.stage1.precision, encoder.device)
-        encoder.trainable(
-            config.stage1.finetune, grad_checkpointing=config.stage1.grad_checkpointing
-        )
-        self.module: nn.Module = SumOfFeatures(encoder)
+        prepare(encoder, config)
+        self.module: nn.Module = SumOfFeatures(encoder, config.stage1.chunk)
         self.compilation = Compilation(
             partial(encode_compiled, encoder), config.stage1.compile, encoder.device
         )

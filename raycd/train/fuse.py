@@ -24,11 +24,12 @@ from raycd.evaluate import Mean, Metric, cached_query, evaluate
 from raycd.evaluate.rerank import cached_rerank
 from raycd.features import Features
 from raycd.features.map_cache import NOTHING, Extras
-from raycd.model import fusion, precision
+from raycd.model import fusion, lora, precision
 from raycd.model.compiling import Compilation, once
 from raycd.model.fusion import Head, HeadBatch
 from raycd.model.fusion.joint import NAME
 from raycd.train.batches import Rows, epoch_choice, epoch_targets
+from raycd.train.hard_negatives import NONE, HardNegatives
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,9 @@ class FeatureTriplets:
     right: torch.Tensor | None = None  # (N, T) rows of all right targets, see `targets.padded`
     weight: torch.Tensor | None = None  # (N,) what each counts in the loss; None: 1
     on_cpu: torch.Tensor | None = None  # (N, 3) reference, target and text, where caches are read
+    origin: torch.Tensor | None = None  # (N,) rows of the originals' targets, -1 where unknown
+    pool: torch.Tensor | None = None  # (N,) where hard negatives are from
+    hard: torch.Tensor | None = None  # (B, n) rows of a batch's hard negatives, NONE where none is
 
     def part(self, rows: slice) -> FeatureTriplets:
         """Return some of them."""
@@ -72,6 +76,8 @@ class Fuse:
             left out.
         metric: Chooses the best epoch, on the split `stage2.select_on`; None: `stage2.select_by`.
         extras: Caches of what the head needs beside the features.
+        neighbours: Table raycd.mine.NEIGHBOURS of these images, where `stage2.hard_negatives` asks
+            for them.
     """
 
     name = "stage 2"
@@ -86,6 +92,7 @@ class Fuse:
         config: Config,
         metric: Metric | None = None,
         extras: Extras = NOTHING,
+        neighbours: pa.Table | None = None,
     ) -> None:
         self.config, self.evaluation, self.seed = config.stage2, config.evaluate, config.seed
         self.head, self.dataset = head, dataset
@@ -96,6 +103,12 @@ class Fuse:
         self.arithmetic = precision.of(self.config.precision, self.device)
         self.images, self.texts = images.to(self.device), texts.to(self.device)
         self.extras = extras
+        self._hard = None
+        if self.config.hard_negatives:
+            assert neighbours is not None, "the mined table comes with the setting"
+            self._hard = HardNegatives(
+                neighbours, self.config.hard_negatives, len(images.values), self.device
+            )
         train = dataset.triplets_of("train")
         text_T4 = [dataset.wording.training(row) for row in train["captions"].to_pylist()]
         rows = texts.among(text for texts_4 in text_T4 for text in texts_4)
@@ -105,6 +118,7 @@ class Fuse:
         known = images.among(targets.images_of(train))
         self._right_NT = targets.padded(train.to_pylist(), known)
         self._ids = train["triplet_id"].combine_chunks()
+        self._origin_N = images.find(train["target"])
         self.original = self._rows(targets.readable(train, known))
         self.pseudo = self._rows(pseudo if config.stage2.pseudo else pseudo.slice(0, 0))
 
@@ -119,6 +133,10 @@ class Fuse:
             texts=self._tensor(self._text_T4[original]),
             right=None if self._right_NT is None else self._tensor(self._right_NT[original]),
             weight=self._weight(triplets, known),
+            origin=self._tensor(self._origin_N[original]),
+            pool=None
+            if self._hard is None
+            else self._hard.pools(triplets["category"])[known].to(self.device),
         )
 
     def _weight(self, triplets: pa.Table, known: NDArray[np.int64]) -> torch.Tensor | None:
@@ -163,6 +181,7 @@ class Fuse:
             triplets.texts[at, choice[at]],
             None if triplets.right is None else triplets.right[at],
             None if triplets.weight is None else triplets.weight[at],
+            hard=self._hard_negatives(triplets, at, target[at]),
         )
         if self.extras.caches:
             shown = (whole.reference, whole.target, whole.texts)
@@ -170,6 +189,19 @@ class Fuse:
         first = 0
         for own in rows:
             yield whole.part(slice(first, first := first + len(own)))
+
+    def _hard_negatives(
+        self, triplets: FeatureTriplets, at: torch.Tensor, target_B: torch.Tensor
+    ) -> torch.Tensor | None:
+        """Return the rows (B, n) of those triplets' hard negatives, which are right for none.
+
+        For a pseudo triplet the target of its original is right, too.
+        """
+        if self._hard is None or triplets.pool is None or triplets.origin is None:
+            return None
+        right = [target_B[:, None], triplets.origin[at][:, None]]
+        right += [] if triplets.right is None else [triplets.right[at]]
+        return self._hard.of(triplets.pool[at], target_B, torch.cat(right, dim=1))
 
     def _targets(self, triplets: FeatureTriplets, epoch: int) -> torch.Tensor:
         """Return the rows (N,) of the targets in an epoch: of several right ones any.
@@ -206,6 +238,8 @@ class Fuse:
             right_BT=batch.right if masked else None,
             weight_B=batch.weight,
             soft=self.config.soft_targets,
+            hard_BnD=None if batch.hard is None else self.images.values[batch.hard.clamp(min=0)],
+            hard_Bn=None if batch.hard is None else batch.hard != NONE,
             **(self._extra(batch) if self.extras.caches else {}),
         )
 
@@ -259,8 +293,10 @@ def check_joint(config: Config, composes: bool) -> None:
     """Raise ConfigError where an encoder is asked for what it cannot do.
 
     `composes` is `Encoder.composes`; such an encoder is not trained, and no other has the head
-    joint.
+    joint. LoRA needs its package.
     """
+    if config.stage1.finetune == "lora":
+        lora.check_installed()
     if composes and config.stage1.finetune != "none":
         raise ConfigError(
             "an encoder that composes image and text by itself is not fine-tuned",
@@ -276,6 +312,18 @@ def check_joint(config: Config, composes: bool) -> None:
         )
 
 
+def _check_hard_negatives(name: str) -> None:
+    """Raise ConfigError where a head that trains has no loss for hard negatives."""
+    head = fusion.head_class(name)
+    if head.trains and not head.takes_hard_negatives():
+        raise ConfigError(
+            f"the loss of the head {name} takes no hard negatives",
+            got="stage2.hard_negatives above 0",
+            expected="a head whose loss is the batch-based classification loss (eq. 4)",
+            do="set stage2.hard_negatives 0, or another head, such as clip_cd",
+        )
+
+
 def new_head(
     config: Config, dim: int, extra: Mapping[str, list[int]] | None = None
 ) -> tuple[Head, fusion.HeadConfig]:
@@ -283,6 +331,8 @@ def new_head(
 
     `extra` are the shapes of what it needs beside features of size `dim`.
     """
+    if config.stage2.hard_negatives:
+        _check_hard_negatives(config.stage2.head)
     torch.manual_seed(config.seed)
     head_config = fusion.HeadConfig.of(config.stage2, dim, extra)
     return fusion.create(head_config), head_config

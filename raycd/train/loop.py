@@ -10,82 +10,34 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Generic, Literal, Protocol, Self, TypeVar, runtime_checkable
+from typing import Any, Generic, Literal
 
 import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from raycd.distributed import rank, world_size
+from raycd.config import Stage1Config, Stage2Config
+from raycd.distributed import batch_of, rank, world_size
 from raycd.errors import ConfigError, DataError, TrainingError
 from raycd.model import weights
-from raycd.model.compiling import Compilation
 from raycd.progress import Bar
-from raycd.train import checkpoint
-from raycd.train.batches import Rows, batch_count, epoch_batches
+from raycd.train.batches import batch_sizes, epoch_batches
+from raycd.train.checkpoint import State
+from raycd.train.explosion import WINDOW, Explosion
 from raycd.train.feed import Feed
+from raycd.train.place import Place
+from raycd.train.task import Batch, Compiles, Progress, Watch
+from raycd.train.task import Silence as Silence
+from raycd.train.task import Task as Task
 
-Batch = TypeVar("Batch")
 Save = Callable[[Path], None]
 
 LOOK_EVERY = 10  # steps between two reads of the losses: each read waits for the device
-
-
-class Task(Protocol[Batch]):
-    """What a stage feeds the loop."""
-
-    @property
-    def name(self) -> str:
-        """Return the name on the progress line, e.g. "stage 1"."""
-
-    @property
-    def module(self) -> nn.Module:
-        """Return what trains; with several workers, DistributedDataParallel calls its forward."""
-
-    def optimizer(self) -> torch.optim.Optimizer:
-        """Return a fresh optimizer over the parameters that train."""
-
-    def count(self, epoch: int) -> int:
-        """Return the number of rows that this epoch visits."""
-
-    def kind(self, epoch: int) -> str:
-        """Return the kind of this epoch's rows: "original" or "pseudo"."""
-
-    def batches(self, epoch: int, rows: Sequence[Rows]) -> Iterator[Batch]:
-        """Yield the data of each batch, given the rows of this worker."""
-
-    def loss(self, module: nn.Module, batch: Batch) -> torch.Tensor:
-        """Return the loss of one batch, a scalar; `module` is `self.module`, wrapped or not."""
-
-    def select(self) -> float | None:
-        """Return the recall that chooses the best epoch, now; None: the last epoch is the best."""
-
-
-@runtime_checkable
-class Compiles(Protocol):
-    """A task that can be compiled."""
-
-    compilation: Compilation
-
-
-class Progress(Protocol):
-    """A progress bar, such as `raycd.progress.Bar`."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
-
-    def advance(self, n: int = 1, **shown: float | int | str) -> None:
-        """Count `n` more rows as done."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +52,19 @@ class Schedule:
     decay: Literal["none", "cosine"] = "none"
     drop_last: bool = False
     """Leave out the last, smaller batch of an epoch."""
+    clip_norm: float = 0.0
+    """Gradients of a greater norm are scaled down to it; 0: none."""
+    explosion: float = 0.0
+    """Factor of `explosion.Explosion`; 0: no loss is too great."""
+
+    @classmethod
+    def of(cls, settings: Stage1Config | Stage2Config, seed: int) -> Schedule:
+        """Return the schedule of a stage's settings; stage 2 has no warm-up."""
+        return cls(
+            *(settings.epochs, settings.batch_size, settings.lr, seed),
+            settings.warmup if isinstance(settings, Stage1Config) else 0.0,
+            *(settings.decay, settings.drop_last, settings.clip_norm, settings.explosion),
+        )
 
     def lr_at(self, step: int, steps: int) -> float:
         """Return the learning rate of step `step` of `steps`, from 0."""
@@ -115,7 +80,8 @@ class Schedule:
 class EpochResult:
     """What one epoch did.
 
-    `score` orders epochs: the selection metric, or the epoch's number where there is none.
+    `loss`, and the norm of the gradient before it is clipped, are means over its steps. `score`
+    orders epochs: the selection metric, or the epoch's number where there is none.
     """
 
     epoch: int
@@ -126,7 +92,9 @@ class EpochResult:
     rows_per_second: float
     selection: float | None
     score: float
-    waited: float = 0.0
+    gradient_norm: float
+    gradient_norm_max: float
+    waited: float
     """Share of the seconds for which the device waited for data."""
 
     def to_dict(self) -> dict[str, Any]:
@@ -142,12 +110,14 @@ class Loop(Generic[Batch]):
         task: Task[Batch],
         schedule: Schedule,
         *,
-        restore: Path | None = None,
+        restore: Path | State | None = None,
         bar: Callable[[int, int], Progress] | None = None,
+        watch: Watch | None = None,
     ) -> None:
         """Prepare the training, from the checkpoint `restore` if there is one.
 
-        `bar(total, start)` makes the progress bar, which the first worker advances.
+        `bar(total, start)` makes the progress bar, which the first worker advances. Raises
+        WeightsError where the checkpoint is damaged.
         """
         self.task, self.schedule = task, schedule
         if schedule.batch_size < 2 * world_size():
@@ -162,17 +132,16 @@ class Loop(Generic[Batch]):
         )
         self.optimizer = task.optimizer()
         self.history: list[dict[str, Any]] = []
+        self._watch = watch
+        self._place: Place | None = None
         if restore is not None:
-            self.history = checkpoint.restore(restore, task.module, self.optimizer)
-        self._batches = [
-            batch_count(
-                task.count(e), schedule.batch_size, world_size(), drop_last=schedule.drop_last
-            )
-            for e in range(schedule.epochs)
-        ]
+            self._restore(State.read(restore) if isinstance(restore, Path) else restore)
+        self._batches = [len(self._sizes(e)) for e in range(schedule.epochs)]
         self._check_batches()
         self._looked = 0.0  # when losses were read last
+        self._explosion = Explosion(schedule.explosion, schedule.batch_size, self.history)
         self._step = sum(self._batches[: len(self.history)])
+        self._step += self._place.batches if self._place is not None else 0
 
     def run(self, report: Callable[[EpochResult, Save], None]) -> list[dict[str, Any]]:
         """Train the remaining epochs and return the history of all epochs.
@@ -185,6 +154,7 @@ class Loop(Generic[Batch]):
         wrapped = DistributedDataParallel(module) if world_size() > 1 else module
         rows = [self.task.count(e) for e in range(self.schedule.epochs)]
         done = sum(rows[: len(self.history)])
+        done += self._place.batches * self.schedule.batch_size if self._place is not None else 0
         with self._bar(sum(rows), done) if rank() == 0 else Silence() as bar:
             for epoch in range(len(self.history), self.schedule.epochs):
                 result = self._epoch(epoch, wrapped, bar)
@@ -192,9 +162,27 @@ class Loop(Generic[Batch]):
                 report(result, self.save)
         return self.history
 
+    def state(self, place: Place | None = None) -> State:
+        """Copy what the training goes on from, now: at the end of an epoch, or at a place in it."""
+        return State.of(self.task.module, self.optimizer, self.history, place)
+
     def save(self, folder: Path) -> None:
         """Write a checkpoint into `folder`."""
-        checkpoint.save(folder, self.task.module, self.optimizer, self.history)
+        self.state().write(folder)
+
+    def _restore(self, state: State) -> None:
+        state.fill(self.task.module, self.optimizer)
+        self.history, self._place = [dict(entry) for entry in state.history], state.place
+
+    def _sizes(self, epoch: int) -> list[int]:
+        """Return the rows of each batch of an epoch, those of all workers."""
+        schedule = self.schedule
+        return batch_sizes(
+            self.task.count(epoch),
+            schedule.batch_size,
+            world_size(),
+            drop_last=schedule.drop_last,
+        )
 
     def _epoch(self, epoch: int, module: nn.Module, bar: Progress) -> EpochResult:
         began, schedule = time.monotonic(), self.schedule
@@ -209,27 +197,71 @@ class Loop(Generic[Batch]):
             world=world_size(),
             drop_last=schedule.drop_last,
         )
-        lr, losses, looked = schedule.lr, [], 0
-        feed = Feed(self.task.batches(epoch, rows), next(self.task.module.parameters()).device)
-        for batch, own in zip(feed, rows, strict=True):
+        sizes = self._sizes(epoch)
+        measured, place = self._begin_at_place()
+        seen: list[float] = []  # those of the losses that were looked at
+        device = next(self.task.module.parameters()).device
+        feed = Feed(self.task.batches(epoch, rows[len(measured) :]), device)
+        earlier = place.seconds if place is not None else 0.0
+        # Of fewer workers there may have been one batch more, and nothing is left
+        lr = schedule.lr_at(max(self._step - 1, 0), sum(self._batches))
+        for batch, size in zip(feed, sizes[len(measured) :], strict=True):
+            if place is not None:  # after the loader, which may have drawn numbers as it began
+                place.restore_random(device)
+                place = None
             lr = schedule.lr_at(self._step, sum(self._batches))
-            losses.append(self._update(module, batch, lr))
+            measured.append(self._update(module, batch, size, lr))
             self._step += 1
             shown: dict[str, float] = {}
-            if len(losses) % LOOK_EVERY == 1 or len(losses) == len(rows):
-                shown["loss"], looked = self._look(losses[looked:], epoch, looked), len(losses)
-                self._consider_compiling(len(losses))
-            bar.advance(len(own) * world_size(), epoch=epoch + 1, **shown)
+            if len(measured) % LOOK_EVERY == 1 or len(measured) == len(sizes):
+                shown["loss"] = self._look(measured, epoch, seen)
+                self._consider_compiling(len(measured))
+            bar.advance(size, epoch=epoch + 1, **shown)
+            if self._watch is not None and len(measured) < len(sizes):
+                passed = earlier + time.monotonic() - began
+                self._tell(self._watch, measured, passed, lr, shown)
         self._check_weights(epoch, lr)
-        loss = float(_mean_over_workers(torch.stack(losses).mean()))
-        seconds = time.monotonic() - began
+        loss_B, norm_B = torch.stack(measured).unbind(1)
+        loss = float(_mean_over_workers(loss_B.mean()))
+        own_seconds = time.monotonic() - began
+        seconds = earlier + own_seconds
         selection = self.task.select() if rank() == 0 else None
         score = float(epoch) if selection is None else selection
-        rate = sum(len(own) for own in rows) * world_size() / max(seconds, 1e-9)
+        rate = sum(sizes) / max(seconds, 1e-9)
         return EpochResult(
             *(epoch, self.task.kind(epoch), loss, lr, seconds, rate, selection, score),
-            waited=feed.waited() / max(seconds, 1e-9),
+            gradient_norm=float(norm_B.mean()),
+            gradient_norm_max=float(norm_B.max()),
+            waited=feed.waited() / max(own_seconds, 1e-9),
         )
+
+    def _begin_at_place(self) -> tuple[list[torch.Tensor], Place | None]:
+        """Return what `_update` gave for the batches that a checkpoint has done, and its place.
+
+        Both are empty where the epoch begins at its beginning.
+        """
+        place, self._place = self._place, None
+        if place is None:
+            return [], None
+        return place.measured(next(self.task.module.parameters()).device), place
+
+    def _tell(
+        self,
+        watch: Watch,
+        measured: Sequence[torch.Tensor],
+        seconds: float,
+        lr: float,
+        shown: Mapping[str, float],
+    ) -> None:
+        """Tell the watch what was measured, and keep a checkpoint where it wants one.
+
+        Several workers ask only where they look at their losses, for they have to agree.
+        """
+        if shown and rank() == 0:
+            watch.measured(self._step, {**shown, "lr": lr})
+        if (shown or world_size() == 1) and watch.wants():
+            self._check_weights(len(self.history), lr)
+            watch.keep(partial(self.state, Place.gathered(measured, seconds)))
 
     def _check_batches(self) -> None:
         """Raise DataError for an epoch in which a worker would have nothing to do."""
@@ -244,13 +276,14 @@ class Loop(Generic[Batch]):
                     "or lower compute.train_workers",
                 )
 
-    def _look(self, losses: Sequence[torch.Tensor], epoch: int, first: int) -> float:
-        """Return the last of the losses, averaged over the workers.
+    def _look(self, measured: Sequence[torch.Tensor], epoch: int, seen: list[float]) -> float:
+        """Return the last of an epoch's losses, averaged over the workers; add new ones to `seen`.
 
-        `first` is the number of steps of the epoch before them. Raises TrainingError where one is
-        not finite.
+        Raises TrainingError where one is not finite, or they explode.
         """
-        values: list[float] = _mean_over_workers(torch.stack(list(losses))).tolist()
+        first = len(seen)
+        loss_B = torch.stack(list(measured[first:]))[:, 0]
+        values: list[float] = _mean_over_workers(loss_B.contiguous()).tolist()
         for number, value in enumerate(values):
             if not math.isfinite(value):
                 step = self._step - len(values) + number
@@ -258,6 +291,8 @@ class Loop(Generic[Batch]):
                 raise self._not_finite(
                     f"loss {value} in step {first + number + 1} of epoch {epoch + 1}", lr
                 )
+        seen += values
+        self._check_explosion(epoch, seen)
         return values[-1]
 
     def _consider_compiling(self, done: int) -> None:
@@ -274,6 +309,22 @@ class Loop(Generic[Batch]):
             left = sum(self._batches) - self._step
             self.task.compilation.consider(float(_mean_over_workers(seconds)), left)
 
+    def _check_explosion(self, epoch: int, losses: Sequence[float]) -> None:
+        """Raise TrainingError where the losses of an epoch have exploded."""
+        kind, ended = self.task.kind(epoch), len(losses) == self._batches[epoch]
+        found = self._explosion.find(kind, losses, ended=ended)
+        if found is not None:
+            lr = self.schedule.lr_at(self._step - 1, sum(self._batches))
+            raise self._diverged(
+                f"a median loss of {found:.4g} in the last {min(WINDOW, len(losses))} steps up to "
+                f"step {len(losses)} of epoch {epoch + 1}",
+                lr,
+                expected=f"at most {self._explosion.limit(kind):.4g}, {self._setting}.explosion "
+                f"{self.schedule.explosion:g} times what such a loss begins with",
+                do=f"lower {self._setting}.lr, or set {self._setting}.clip_norm 1; "
+                f"{self._setting}.explosion 0 lets it go on",
+            )
+
     def _check_weights(self, epoch: int, lr: float) -> None:
         """Raise TrainingError where a weight is not finite on any worker."""
         names = weights.broken(self.task.module.state_dict())
@@ -282,41 +333,48 @@ class Loop(Generic[Batch]):
             raise self._not_finite(f"weights that are not finite after epoch {epoch + 1}", lr)
 
     def _not_finite(self, got: str, lr: float) -> TrainingError:
-        # "stage 1" is configured by stage1, "pre-train" by pretrain
-        setting = self.task.name.replace(" ", "").replace("-", "")
+        return self._diverged(
+            got,
+            lr,
+            expected="a finite loss and finite weights",
+            do=f"lower {self._setting}.lr, or set {self._setting}.precision fp32 where it is bf16",
+        )
+
+    def _diverged(self, got: str, lr: float, *, expected: str, do: str) -> TrainingError:
         return TrainingError(
             f"{self.task.name} has diverged",
             got=f"{got}, at a learning rate of {lr:g}",
-            expected="a finite loss and finite weights",
-            do=f"lower {setting}.lr, or set {setting}.precision fp32 where it is bf16",
+            expected=expected,
+            do=do,
         )
 
-    def _update(self, module: nn.Module, batch: Batch, lr: float) -> torch.Tensor:
+    @property
+    def _setting(self) -> str:
+        # "stage 1" is configured by stage1, "pre-train" by pretrain
+        return self.task.name.replace(" ", "").replace("-", "")
+
+    def _update(self, module: nn.Module, batch: Batch, size: int, lr: float) -> torch.Tensor:
+        """Take a step on a batch of `size` rows on all workers.
+
+        Returns the loss, and the norm of the gradient before it is clipped, (2,).
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        loss = self.task.loss(module, batch)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch's own is untyped
+        with batch_of(size) as share:
+            loss = self.task.loss(module, batch) * share
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]  # torch's own is untyped
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self.schedule.clip_norm:
+            clip_grads_with_norm_(parameters, self.schedule.clip_norm, norm)
         self.optimizer.step()
-        return loss.detach()
+        return torch.stack([loss.detach().to(norm.dtype), norm])
 
 
-def best_epoch(history: Sequence[dict[str, Any]]) -> int:
+def best_epoch(history: Sequence[Mapping[str, Any]]) -> int:
     """Return the number of the epoch with the greatest score; the earlier of two equal ones."""
     return int(max(history, key=lambda entry: (entry["score"], -entry["epoch"]))["epoch"])
-
-
-class Silence:
-    """Progress that is not shown: that of every worker but the first."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        return None
-
-    def advance(self, n: int = 1, **shown: float | int | str) -> None:
-        return None
 
 
 def _mean_over_workers(value: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from raycd.config import Config, cli
+from raycd.config import Config, cli, flatten
 from raycd.errors import ConfigError
 
 
@@ -284,7 +284,7 @@ def test_help_lists_every_field_with_sentence_and_default_in_under_two_seconds()
     assert shown.returncode == 0
     assert "--mine.eps_low float" in shown.stdout
     assert "Lower similarity threshold of a substitute (inclusive). (default: 0.9)" in shown.stdout
-    assert "--stage1.finetune {text,image,both,none}" in shown.stdout
+    assert "--stage1.finetune {text,image,both,lora,none}" in shown.stdout
 
 
 def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -304,3 +304,36 @@ def test_importing_needs_neither_torch_nor_ray(module: str) -> None:
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
         == "[]\n"
     )
+
+
+def test_workers_of_a_training_are_a_number_or_a_least_and_a_most(
+    my_yaml: Callable[[str], str],
+) -> None:
+    both = {"min": 1, "max": 4}
+    assert parse("--compute.train_workers", "3").config.compute.train_workers == 3
+    option = ("--compute.train_workers", '{"min": 1, "max": 4}')
+    file = ("--config", my_yaml("compute: {train_workers: {min: 1, max: 4}}"))
+    for given in (option, file):
+        config = parse(*given).config
+        assert config.compute.train_workers == both
+        again = flatten(config)["compute.train_workers"]
+        assert parse("--compute.train_workers", str(again)).config == config.model_copy(
+            update={"preset": ""}
+        )
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ('{"min": 5, "max": 4}', "a min of 5 and a max of 4: give a min of at most 4"),
+        ('{"min": 0, "max": 4}', "greater than or equal to 1"),
+        ('{"max": 4}', "Field required"),
+        ("0", "greater than or equal to 1"),
+        ("many", "a valid integer"),
+    ],
+)
+def test_other_workers_are_refused_in_words(given: str, expected: str) -> None:
+    said = message("--compute.train_workers", given)
+    assert said.startswith("compute.train_workers: impossible value\n")
+    assert expected in said
+    assert said.count("\n") == 2

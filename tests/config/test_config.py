@@ -130,7 +130,8 @@ def test_flatten_gives_scalars_by_dotted_names() -> None:
         ),
         (
             {"stage1": {"finetune": "txt"}},
-            "stage1.finetune: impossible value|'txt' (layer 0)|'text', 'image', 'both' or 'none'",
+            "stage1.finetune: impossible value|'txt' (layer 0)|"
+            "'text', 'image', 'both', 'lora' or 'none'",
         ),
         (
             {"stage2": {"pseudo": "maybe"}},

@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from raycd.config import DataConfig
 from raycd.data import parts
 from raycd.data.images import BrokenImage, decode, load
+from raycd.data.pixels import PixelCache
 from raycd.data.preprocess import Preprocess
+from raycd.model.embed import DecodeImages
 
 
 def noisy_jpeg(width: int, height: int, **saving: Any) -> bytes:
@@ -53,6 +56,20 @@ def test_pixels_of_a_reduced_scale_are_nearly_those_of_the_whole(tmp_path: Path)
     assert difference.max() < 16
     box = parts.dilated(parts.Box(100, 100, 60, 60))  # in pixels of the whole
     assert load(f"{path}{box}", enough=112).size == load(f"{path}{box}").size
+
+
+def test_training_embedding_and_service_read_the_same_pixels(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(noisy_jpeg(640, 480))
+    whole = Preprocess((56, 56), (0.0,) * 3, (1.0,) * 3, target_pad=1.25)
+    reduced = replace(whole, reduced=True)
+    trained_on = PixelCache({"a": str(path)}, reduced, DataConfig(), "auto").one("a").numpy()
+    embed = DecodeImages(reduced.to_dict(), DataConfig())
+    [embedded] = embed({"key": ["a"], "path": [str(path)]})["pixels"]
+    served = reduced(decode(path.read_bytes(), enough=reduced.enough)).numpy()
+    assert np.array_equal(trained_on, embedded)
+    assert np.array_equal(embedded, served)
+    assert not np.array_equal(served, whole(load(str(path))).numpy())
 
 
 def test_a_jpeg_that_is_cut_off_is_refused_at_every_scale() -> None:

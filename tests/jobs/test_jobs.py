@@ -349,7 +349,7 @@ def test_the_ablation_has_the_rows_of_table_2(
 def epochs(run: Path) -> int:
     """Epochs that the newest whole checkpoint of stage 1 has behind it."""
     counts = [0]
-    for file in (run / ".train").glob("*/checkpoint_*/history.json"):
+    for file in (run / ".train").glob("*/epoch-*/history.json"):
         with contextlib.suppress(ValueError, OSError):  # being written or deleted
             counts.append(len(json.loads(file.read_text())))
     return max(counts)

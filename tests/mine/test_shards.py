@@ -14,8 +14,8 @@ from raycd import mine
 from raycd.config import MineConfig
 from raycd.errors import DataError
 from raycd.index import approximate
-from raycd.mine.neighbours import merge, normalise, row_bytes, visits
-from raycd.mine.search import FAISS_GPU, NEAR, Nearest, NeighbourSearch, flat, on_gpu
+from raycd.mine.neighbours import make_ready, normalise, row_bytes, to_table
+from raycd.mine.search import search
 
 N, D = 2000, 400  # 3.05 MiB
 S = 5
@@ -93,49 +93,17 @@ def test_the_size_of_the_shards_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_lists_may_come_in_any_order(seed: int) -> None:
+def test_shards_may_be_searched_in_any_order(seed: int) -> None:
     features_ND, settings = features_of("ties"), settings_of(batch_size=23)
-    shards = mine.make_shards(pools(), D, settings)
-    found = []
-    for shard in shards:
-        unit_PD = normalise(features_ND[shard.rows_P], shard.rows_P)
-        search = NeighbourSearch(unit_PD, shard.rows_P, settings, flat(unit_PD))
-        for visit in visits(shard, settings, 23):
-            rows_B = visit.queries_Q
-            found.append((visit, search(rows_B, normalise(features_ND[rows_B], rows_B))))
-    order = np.random.default_rng(seed).permutation(len(found))
-    table = merge([found[at] for at in order], pools(), settings, total=0)
-    assert table.equals(mine.find_neighbours(features_ND, pools(), settings), check_metadata=True)
-
-
-def inaccurate(unit_PD: NDArray[np.float32]) -> Nearest:
-    """Compare with every image, as on a GPU: scores a little off, and of equal ones any."""
-    rng = np.random.default_rng(0)
-
-    def nearest(
-        query_BD: NDArray[np.float32], depth: int
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        score_BP = query_BD @ unit_PD.T
-        score_BP += rng.uniform(-NEAR / 2, NEAR / 2, score_BP.shape).astype(np.float32)
-        place_BK = np.argsort(-score_BP, axis=1)[:, :depth]
-        return np.take_along_axis(score_BP, place_BK, axis=1), place_BK
-
-    return nearest
-
-
-@pytest.mark.parametrize("kind", ["smooth", "ties", "few"])
-def test_scores_that_are_a_little_off_change_nothing(kind: str) -> None:
-    expected = mine.find_neighbours(features_of(kind), pools(), settings_of())
-    found = mine.find_neighbours(features_of(kind), pools(), settings_of(), nearest=inaccurate)
-    assert found.equals(expected, check_metadata=True)
-
-
-@pytest.mark.skipif(not FAISS_GPU, reason="faiss-gpu is not installed")
-@pytest.mark.parametrize("kind", ["smooth", "ties", "few"])
-def test_a_gpu_finds_what_the_processor_finds(kind: str) -> None:
-    expected = mine.find_neighbours(features_of(kind), pools(), settings_of())
-    found = mine.find_neighbours(features_of(kind), pools(), settings_of(), nearest=on_gpu)
-    assert found.equals(expected, check_metadata=True)
+    order, found = np.random.default_rng(seed), []
+    for pool in pools():
+        shards = mine.make_shards([pool], D, settings)
+        ready = [make_ready(features_ND[each.rows_P], each.rows_P, settings) for each in shards]
+        mixed = [ready[at] for at in order.permutation(len(ready))]
+        unit_QD = normalise(features_ND[pool.queries_Q], pool.queries_Q)
+        found.append(search(pool.queries_Q, unit_QD, mixed, settings))
+    expected = mine.find_neighbours(features_ND, pools(), settings)
+    assert to_table(pools(), found, settings).equals(expected, check_metadata=True)
 
 
 @pytest.mark.parametrize(

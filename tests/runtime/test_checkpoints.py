@@ -1,29 +1,147 @@
-"""Checkpoints of Ray Train on a store."""
+"""Checkpoints of a training, in a folder and in a bucket: what is kept and gone on from."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from ray.train import Checkpoint
+import torch
+from s3fs import S3FileSystem
+from torch import nn
 
-from raycd.run import open_uri
-from raycd.runtime import training
+from raycd.runtime.checkpoints import FILE_OF_RAY, Checkpoints, told
+from raycd.train.checkpoint import HISTORY, OPTIMIZER, PLACE, WEIGHTS, State
+from raycd.train.place import Place
+
+Make = Callable[[], Checkpoints]
 
 
-def test_a_checkpoint_is_fetched_from_a_store_and_nothing_else_is_left_on_the_disk(
+@pytest.fixture(params=["folder", "bucket"])
+def checkpoints(request: pytest.FixtureRequest, tmp_path: Path) -> Checkpoints:
+    if request.param == "folder":
+        return Checkpoints(str(tmp_path / "a store?" / "stage"))
+    request.getfixturevalue("s3")
+    return Checkpoints(f"s3://raycd/{tmp_path.name}/a store/stage")
+
+
+def state(scores: list[float], batches: int = 0, weight: float = 0.0) -> State:
+    """Return a state after epochs of these scores and some batches."""
+    module = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(module.weight, weight)
+    history = [{"epoch": epoch, "score": score} for epoch, score in enumerate(scores)]
+    place = Place.gathered([torch.zeros(())] * batches, 1.5) if batches else None
+    return State.of(module, torch.optim.Adam(module.parameters()), history, place)
+
+
+def test_the_two_newest_and_the_best_epochs_are_kept_and_those_inside_of_epochs_confuse_nothing(
+    checkpoints: Checkpoints,
+) -> None:
+    checkpoints.write(state([], 40))
+    scores = []
+    for score in (0.1, 0.9, 0.3):
+        scores.append(score)
+        checkpoints.write(state(scores, weight=score))
+        for step in (40, 120):
+            checkpoints.write(state(scores, step))
+    assert checkpoints.names() == [
+        "epoch-0003-step-000120",
+        "epoch-0003-step-000040",
+        "epoch-0002",
+    ]
+    newest, name, damaged = checkpoints.newest()
+    assert (name, told(name), damaged) == ("epoch-0003-step-000120", "epoch 4, step 120", [])
+    assert newest is not None
+    assert newest.place is not None
+    assert (newest.place.batches, newest.place.seconds) == (120, 1.5)
+    scores.append(0.0)
+    checkpoints.write(state(scores))
+    history, best, folder = checkpoints.finished()
+    assert [entry["score"] for entry in history] == scores
+    assert best == 1
+    assert {file.name for file in folder.iterdir()} == {WEIGHTS, OPTIMIZER, HISTORY}
+    assert State.read(folder).weights["weight"].item() == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize("cut", [WEIGHTS, OPTIMIZER, PLACE, HISTORY])
+def test_one_that_was_cut_short_is_told_and_the_one_before_is_gone_on_from(
+    cut: str, tmp_path: Path
+) -> None:
+    checkpoints = Checkpoints(str(tmp_path))
+    checkpoints.write(state([0.5]))
+    file = tmp_path / checkpoints.write(state([0.5], 30)) / cut
+    file.write_bytes(file.read_bytes()[:-7])
+    newest, name, damaged = checkpoints.newest()
+    assert newest is not None
+    assert name == "epoch-0001"
+    assert len(damaged) == 1
+    assert damaged[0].startswith("epoch-0001-step-000030 (")
+    file.unlink()
+    assert checkpoints.newest()[1] == "epoch-0001"
+    checkpoints.write(state([0.5], 30))
+    assert checkpoints.newest()[1:] == ("epoch-0001-step-000030", [])
+
+
+def test_where_none_can_be_read_the_training_begins_anew(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(str(tmp_path / "absent"))
+    assert checkpoints.newest() == (None, "", [])
+    file = tmp_path / "absent" / checkpoints.write(state([0.5])) / WEIGHTS
+    file.write_bytes(b"")
+    newest, name, damaged = checkpoints.newest()
+    assert (newest, told(name), len(damaged)) == (None, "the beginning", 1)
+
+
+def test_in_a_bucket_one_counts_only_with_its_history_which_comes_last_and_goes_first(
     s3: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    uri, temporary, folder = f"s3://raycd/{tmp_path.name}", tmp_path / "t", tmp_path / "fetched"
-    monkeypatch.setenv("RAY_TMPDIR", str(temporary))
+    checkpoints, temporary = Checkpoints(f"s3://raycd/{tmp_path.name}/stage"), tmp_path / "t"
     temporary.mkdir()
-    folder.mkdir()
-    store, path = open_uri(uri)
-    for name in ("history.json", "encoder/weights.bin"):
-        store.pipe_file(f"{path}/{name}", name.encode())
-    file_system, place = training._storage(uri)
-    assert training._fetched(Checkpoint(place, file_system), folder) == folder
-    found = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
-    assert found == {"history.json", "encoder/weights.bin"}
-    assert (folder / "encoder" / "weights.bin").read_bytes() == b"encoder/weights.bin"
-    assert list(temporary.iterdir()) == []
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    store, order = S3FileSystem(use_listings_cache=False), []
+    put = checkpoints._fs.put_file
+
+    def noted(source: str, target: str) -> None:
+        order.append(target.rpartition("/")[2])
+        put(source, target)
+
+    monkeypatch.setattr(checkpoints._fs, "put_file", noted)
+    name = checkpoints.write(state([0.5]))
+    assert order[-1] == HISTORY
+    assert checkpoints.names() == [name]
+    store.rm_file(f"raycd/{tmp_path.name}/stage/{name}/{HISTORY}")
+    assert checkpoints.names() == []
+    assert list(temporary.iterdir()) == [], "a copy stays on the disk"
+
+
+def test_those_of_ray_train_which_an_earlier_version_kept_are_gone_on_from(tmp_path: Path) -> None:
+    for number, scores in enumerate(([0.9], [0.9, 0.2])):
+        state(scores).write(tmp_path / f"checkpoint_2026-01-01_00-00-0{number}.123456")
+    (tmp_path / FILE_OF_RAY).write_text("{}")
+    checkpoints = Checkpoints(str(tmp_path))
+    checkpoints.forget_rays()
+    assert not (tmp_path / FILE_OF_RAY).exists()
+    newest, _, _ = checkpoints.newest()
+    assert newest is not None
+    assert len(newest.history) == 2
+    checkpoints.write(state([0.9, 0.2, 0.1]))
+    assert checkpoints.finished()[1] == 0, "the best epoch is one that the earlier version kept"
+
+
+def test_what_a_killed_process_left_half_written_is_no_checkpoint_and_goes(tmp_path: Path) -> None:
+    half = tmp_path / ".epoch-0001.123.writing"
+    half.mkdir()
+    (half / WEIGHTS).write_bytes(b"half")
+    checkpoints = Checkpoints(str(tmp_path))
+    assert checkpoints.names() == []
+    checkpoints.write(state([0.5]))
+    checkpoints.remove_halves()
+    assert [path.name for path in tmp_path.iterdir()] == ["epoch-0001"]
+
+
+def test_what_is_beside_them_is_read_back_or_absent(checkpoints: Checkpoints) -> None:
+    assert checkpoints.read_json("failures.json") is None
+    checkpoints.write_json("failures.json", [{"what": "x"}])
+    assert checkpoints.read_json("failures.json") == [{"what": "x"}]
+    assert checkpoints.names() == []
+    assert json.dumps(checkpoints.read_json("failures.json")) == '[{"what": "x"}]'

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+from raycd.config import Config
 from raycd.model import encoder as encoders
-from raycd.runtime import pipeline, weights
+from raycd.runtime import cluster, pipeline, precision, weights
 from raycd.runtime.stages import Context
 from tests.runtime.finished import UNTRACKED, Finished
 
@@ -108,3 +109,14 @@ def test_what_was_computed_in_fp32_or_bf16_is_what_auto_asks_for_and_is_recorded
     assert recorded() == "bf16"
     assert done("auto") == []
     assert done("fp32") == ["zero_shot"]
+
+
+def test_where_workers_get_gpus_a_card_says_what_auto_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def precisions(**sections: object) -> list[str]:
+        config = precision.settled(Config.model_validate(sections))
+        return [config.stage1.precision, config.embed.precision, config.stage2.precision]
+
+    assert precisions() == ["fp32", "fp32", "fp32"]
+    monkeypatch.setattr(cluster, "uses_gpu", lambda compute: True)
+    monkeypatch.setattr(precision, "_of_a_card", lambda job, gpus: "bf16")
+    assert precisions(embed={"precision": "fp32"}) == ["bf16", "fp32", "bf16"]

@@ -18,6 +18,7 @@ import pytest
 import ray
 import torch
 from PIL import Image
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from raycd import features
 from raycd.config import Config
@@ -28,6 +29,7 @@ from raycd.features import shards
 from raycd.features.rows import TableRows, write_table
 from raycd.features.shards import Plan
 from raycd.features.stored import Stored
+from raycd.model import compiling
 from raycd.model.embed import EmbedImages, EmbedTexts
 from raycd.model.encoder import Encoder
 from raycd.run import alone
@@ -203,6 +205,28 @@ def test_batches_that_others_decode_ahead_come_in_their_order(
         paths = table["path"].to_pylist()
         assert same(found, expected_of(table["key"].to_pylist(), paths, new_encoder()))
         os.unlink(shards.parts(str(tmp_path))[0])
+
+
+def test_shards_of_a_compiled_encoder_are_the_same_and_it_is_compiled_for_whole_batches_alone(
+    ray_cluster: None,
+    new_encoder: MakeEncoder,
+    table: pa.Table,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    counter = CompileCounterWithBackend("eager")
+    monkeypatch.setattr(compiling, "BACKEND", counter)
+    torch.compiler.reset()
+    write_table(str(tmp_path), [table], table.schema)
+    rows, compiled = TableRows(str(tmp_path), len(table)), []
+    shared = SharedEncoder(ray.put(new_encoder()), "fp32", 1)
+    for _ in range(2):
+        Shard(str(tmp_path), "images", rows, shared, CONFIG.data, 4, 0, True)(0, "cpu")
+        found, paths = whole(str(tmp_path)), table["path"].to_pylist()
+        assert same(found, expected_of(table["key"].to_pylist(), paths, new_encoder()))
+        os.unlink(shards.parts(str(tmp_path))[0])
+        compiled.append(counter.frame_count)
+    assert compiled[0] == compiled[1] > 0
 
 
 # Sources

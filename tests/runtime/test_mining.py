@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 from numpy.typing import NDArray
 
 from raycd import features as features_io
@@ -19,7 +20,6 @@ from raycd.data.schema import GALLERY, IMAGE, TRIPLET, Dataset
 from raycd.errors import DataError
 from raycd.features import shards
 from raycd.features.stored import Stored
-from raycd.mine import neighbours
 from raycd.run import Run
 from raycd.runtime import mine_stages, mining
 from raycd.runtime.stages import IMAGES, TEXTS, Context
@@ -180,7 +180,7 @@ def small_shards(**fields: object) -> MineConfig:
 @pytest.mark.parametrize(
     ("index", "batch_size", "workers", "queries"),
     [
-        ("flat", 1024, 1, neighbours.LARGEST),
+        ("flat", 1024, 1, 4096),
         ("flat", 7, 2, 12),  # tasks of a dozen queries: lists come back in any order
         pytest.param("hnsw", 64, 2, 64, marks=pytest.mark.slow),
         pytest.param("ivf", 64, 2, 64, marks=pytest.mark.slow),
@@ -196,7 +196,7 @@ def test_neighbours_in_several_shards_equal_the_core(
     queries: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(neighbours, "LARGEST", queries)
+    monkeypatch.setattr(mining, "QUERIES", {"cpu": queries})
     settings = small_shards(index=index, batch_size=batch_size, hnsw_m=4, hnsw_ef=8, ivf_probes=2)
     assert len(mine.make_shards(halves(), 600, settings)) >= 4
     compute = ComputeConfig(mine_workers=workers, cpus_per_worker=0.5)
@@ -305,6 +305,23 @@ def test_no_more_shards_are_loaded_at_a_time_than_there_is_memory_for(
     )
     assert len(began) >= 4
     assert all(end <= start for end, start in zip(ended, began[1:], strict=False))
+
+
+def test_as_many_tasks_are_submitted_as_work_and_a_failure_cancels_them(
+    ray_cluster: None, tmp_path: Path
+) -> None:
+    def work(number: int) -> None:
+        (tmp_path / f"began-{number}").touch()
+        if number == 1:
+            raise DataError("it failed")
+        time.sleep(1.5)
+        (tmp_path / f"ended-{number}").touch()
+
+    task: Any = ray.remote(num_cpus=0.1)(work)
+    with pytest.raises(DataError, match="it failed"):
+        list(mining._each(task, [(number,) for number in range(6)], 2))
+    time.sleep(2)
+    assert {file.name for file in tmp_path.iterdir()} <= {"began-0", "began-1"}
 
 
 def test_a_pool_without_queries_is_not_loaded(

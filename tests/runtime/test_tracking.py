@@ -16,7 +16,7 @@ from s3fs import S3FileSystem
 from raycd import progress
 from raycd.config import Config, flatten
 from raycd.errors import ConfigError, TrackingError
-from raycd.runtime import tracking
+from raycd.runtime import mlflow_run, tracking
 from raycd.runtime.tracking import Tracker
 from serve.start.local import free_port
 
@@ -140,14 +140,16 @@ def test_no_two_categories_become_one_metric_and_none_is_refused(
     runs: Path, client: MlflowClient
 ) -> None:
     values = {name: {"recall@10": float(number)} for number, name in enumerate(ODD_NAMES)}
-    values[tracking._metric_name(ODD_NAMES[1])] = {"recall@10": -1.0}  # what another has become
+    values[mlflow_run._metric_name(ODD_NAMES[1])] = {"recall@10": -1.0}  # what another has become
     with Tracker.open(config(), runs) as tracker:
         tracker.log_metrics({"fine_tuned": values})
     found = client.get_run(tracker.run_id).data.metrics
     assert sorted(found.values()) == [-1.0, *map(float, range(len(ODD_NAMES)))]
     assert found["fine_tuned/dress/recall_at_10"] == 0
     assert found["fine_tuned/é/recall_at_10"] == ODD_NAMES.index("é")
-    assert re.fullmatch("women_s tops _ more _2_-[0-9a-f]{8}", tracking._metric_name(ODD_NAMES[1]))
+    assert re.fullmatch(
+        "women_s tops _ more _2_-[0-9a-f]{8}", mlflow_run._metric_name(ODD_NAMES[1])
+    )
 
 
 @pytest.mark.parametrize("name", ["100%25 a%20b", "what?", "no#1", "ü &=+", "x%3Fy;$(z)"])

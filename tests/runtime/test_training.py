@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from ray.train import Checkpoint
 from safetensors.torch import load_file
 from torch import nn
 
@@ -109,21 +108,6 @@ def test_training_keeps_the_best_epoch_and_is_not_repeated(
         weights, expected = load_file(found.checkpoint / WEIGHTS), alone(scores, epochs=2)
         torch.testing.assert_close(weights["weight"], expected)
     assert (tmp_path / "trained.txt").read_text() == "0 1 2 3 "
-
-
-def test_a_checkpoint_is_read_where_it_lies_or_copied_from_its_store(
-    s3: dict[str, str], tmp_path: Path
-) -> None:
-    for number, root in enumerate((f"{tmp_path}/a store?", "s3://raycd/a store?")):
-        file_system, path = training._storage(root)
-        file_system.create_dir(path)
-        with file_system.open_output_stream(f"{path}/{WEIGHTS}") as stream:
-            stream.write(b"weights")
-        copy = tmp_path / f"copy-{number}"
-        copy.mkdir()
-        folder = training._fetched(Checkpoint(path, file_system), copy)
-        assert folder == (Path(root) if number == 0 else copy)
-        assert (folder / WEIGHTS).read_bytes() == b"weights"
 
 
 @pytest.mark.slow

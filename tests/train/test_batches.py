@@ -1,9 +1,10 @@
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import pytest
 
-from raycd.train.batches import batch_count, epoch_batches, epoch_choice, epoch_targets
+from raycd.train.batches import batch_sizes, epoch_batches, epoch_choice, epoch_targets
 
 
 def visited(count: int, batch_size: int, **options: Any) -> list[list[int]]:
@@ -39,11 +40,21 @@ def test_the_shares_of_all_workers_are_the_batch_of_one() -> None:
     assert [one + other for one, other in zip(first, second, strict=True)] == visited(20, 8)
 
 
-def test_workers_get_equal_shares_and_leave_the_rest_of_the_last_batch() -> None:
+def test_where_shares_cannot_be_equal_the_first_workers_have_a_row_more() -> None:
     shares = [visited(15, 8, rank=rank, world=2) for rank in range(2)]
-    assert [[len(batch) for batch in share] for share in shares] == [[4, 3], [4, 3]]
-    shares = [visited(11, 8, rank=rank, world=2) for rank in range(2)]
-    assert [[len(batch) for batch in share] for share in shares] == [[4], [4]]
+    assert [[len(batch) for batch in share] for share in shares] == [[4, 4], [4, 3]]
+    shares = [visited(10, 5, rank=rank, world=2) for rank in range(2)]
+    assert [[len(batch) for batch in share] for share in shares] == [[3, 3], [2, 2]]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+@pytest.mark.parametrize("count", [4, 10, 15, 17, 19])
+def test_any_number_of_workers_visits_the_rows_of_one(count: int, world: int) -> None:
+    shares = [visited(count, 8, rank=rank, world=world) for rank in range(world)]
+    together = [list(chain(*parts)) for parts in zip(*shares, strict=True)]
+    expected = [batch for batch in visited(count, 8) if len(batch) >= world]
+    assert together == expected
+    assert [len(batch) for batch in expected] == batch_sizes(count, 8, world)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
@@ -51,7 +62,7 @@ def test_workers_get_equal_shares_and_leave_the_rest_of_the_last_batch() -> None
 def test_batches_are_counted_without_drawing_them(world: int, batch_size: int) -> None:
     counts = range(30)
     drawn = [len(visited(count, batch_size, world=world)) for count in counts]
-    assert [batch_count(count, batch_size, world) for count in counts] == drawn
+    assert [len(batch_sizes(count, batch_size, world)) for count in counts] == drawn
 
 
 def test_a_choice_is_drawn_evenly_anew_in_each_epoch() -> None:
@@ -95,4 +106,4 @@ def test_batches_are_counted_as_they_are_drawn_where_the_last_is_dropped() -> No
     for world in (1, 2):
         for count in range(20):
             drawn = epoch_batches(count, 4, seed=0, epoch=0, world=world, drop_last=True)
-            assert batch_count(count, 4, world, drop_last=True) == len(drawn), count
+            assert len(batch_sizes(count, 4, world, drop_last=True)) == len(drawn), count

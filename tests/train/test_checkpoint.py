@@ -8,7 +8,8 @@ from torch import nn
 
 from raycd.errors import WeightsError
 from raycd.train import checkpoint
-from raycd.train.checkpoint import HISTORY, OPTIMIZER, WEIGHTS
+from raycd.train.checkpoint import HISTORY, OPTIMIZER, PLACE, WEIGHTS, State
+from raycd.train.place import Place
 
 MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
 OPTIMIZERS: dict[str, MakeOptimizer] = {
@@ -36,10 +37,11 @@ def test_training_goes_on_from_a_checkpoint_bit_by_bit(kind: str, tmp_path: Path
     optimizer = OPTIMIZERS[kind](module)
     for seed in range(3):
         step(module, optimizer, seed)
-    checkpoint.save(tmp_path, module, optimizer, ENTRIES)
+    State.of(module, optimizer, ENTRIES).write(tmp_path)
     other = network(seed=1)
     restored = OPTIMIZERS[kind](other)
-    assert checkpoint.restore(tmp_path, other, restored) == ENTRIES
+    assert State.read(tmp_path).history == ENTRIES
+    State.read(tmp_path).fill(other, restored)
     for number, values in optimizer.state_dict()["state"].items():
         for name, value in values.items():
             assert torch.equal(restored.state_dict()["state"][number][name], value)
@@ -50,21 +52,45 @@ def test_training_goes_on_from_a_checkpoint_bit_by_bit(kind: str, tmp_path: Path
         assert torch.equal(other.state_dict()[name], value), name
 
 
+def test_moments_are_laid_out_as_their_parameters_for_fused_optimizers_mix_them_up_otherwise(
+    tmp_path: Path,
+) -> None:
+    def convolution() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Conv2d(3, 4, 2).to(memory_format=torch.channels_last)
+
+    def train(module: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
+        pixels = torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(1))
+        for _ in range(steps):
+            optimizer.zero_grad()
+            module(pixels).square().sum().backward()
+            optimizer.step()
+
+    module, other = convolution(), convolution()
+    optimizer, restored = (OPTIMIZERS["fused adamw"](one) for one in (module, other))
+    train(module, optimizer, 3)
+    State.of(module, optimizer, []).write(tmp_path)
+    State.read(tmp_path).fill(other, restored)
+    train(module, optimizer, 3)
+    train(other, restored, 3)
+    assert torch.equal(module.state_dict()["weight"], other.state_dict()["weight"])
+
+
 def test_parameters_that_do_not_train_have_no_state(tmp_path: Path) -> None:
     module = network()
     next(module.children()).requires_grad_(False)
     optimizer = torch.optim.Adam([p for p in module.parameters() if p.requires_grad])
     step(module, optimizer, 0)
-    checkpoint.save(tmp_path, module, optimizer, [])
+    State.of(module, optimizer, []).write(tmp_path)
     assert len(load_file(tmp_path / OPTIMIZER)) == 4 * 3
-    assert checkpoint.restore(tmp_path, module, optimizer) == []
+    State.read(tmp_path).fill(module, optimizer)
 
 
 def test_the_learning_rate_is_not_the_checkpoints_affair(tmp_path: Path) -> None:
     module = network()
-    checkpoint.save(tmp_path, module, torch.optim.Adam(module.parameters(), lr=0.5), [])
+    State.of(module, torch.optim.Adam(module.parameters(), lr=0.5), []).write(tmp_path)
     optimizer = torch.optim.Adam(module.parameters(), lr=0.25)
-    checkpoint.restore(tmp_path, module, optimizer)
+    State.read(tmp_path).fill(module, optimizer)
     assert optimizer.param_groups[0]["lr"] == 0.25
 
 
@@ -81,6 +107,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "malformed history": lambda folder: truncate(folder / HISTORY),
     "weights of another model": lambda folder: save_file({"x": torch.zeros(1)}, folder / WEIGHTS),
     "strange optimizer": lambda folder: save_file({"x": torch.zeros(1)}, folder / OPTIMIZER),
+    "truncated place": lambda folder: truncate(folder / PLACE),
     "history of no epochs": lambda folder: (folder / HISTORY).write_text("{}"),
 }
 
@@ -90,17 +117,17 @@ def test_a_broken_checkpoint_is_a_weights_error(damage: str, tmp_path: Path) -> 
     module = network()
     optimizer = OPTIMIZERS["adam"](module)
     step(module, optimizer, 0)
-    checkpoint.save(tmp_path, module, optimizer, ENTRIES)
+    State.of(module, optimizer, ENTRIES, Place.gathered([torch.ones(())], 1.0)).write(tmp_path)
     DAMAGES[damage](tmp_path)
     with pytest.raises(
         WeightsError, match=r"the checkpoint .* cannot be read(.|\n)*delete this stage's folder"
     ):
-        checkpoint.restore(tmp_path, module, optimizer)
+        State.read(tmp_path).fill(module, optimizer)
 
 
 def test_only_the_weights_may_be_asked_for(tmp_path: Path) -> None:
     module, other = network(), network(seed=1)
-    checkpoint.save(tmp_path, module, OPTIMIZERS["adam"](module), ENTRIES)
+    State.of(module, OPTIMIZERS["adam"](module), ENTRIES).write(tmp_path)
     (tmp_path / OPTIMIZER).unlink()
     checkpoint.load_weights(tmp_path, other)
     assert torch.equal(other.state_dict()["0.weight"], module.state_dict()["0.weight"])

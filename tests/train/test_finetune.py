@@ -1,12 +1,14 @@
 import dataclasses
 import pickle
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import psutil
 import pyarrow as pa
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from raycd.config import Config
@@ -17,14 +19,16 @@ from raycd.data.schema import TRIPLET, Dataset
 from raycd.data.selection import hold_out
 from raycd.evaluate import cached_query, evaluate
 from raycd.features import Features
+from raycd.model import lora
 from raycd.model.encoder import Encoder
 from raycd.model.fusion.sum import Sum
+from raycd.train import checkpoint
 from raycd.train.batches import epoch_batches
-from raycd.train.finetune import FineTune, SumOfFeatures
+from raycd.train.finetune import FineTune, SumOfFeatures, parameters, prepare
 from raycd.train.loop import Loop, Schedule, Silence
 from raycd.train.pretrain import ImagesAndTexts
 from raycd.train.triplets import TripletBatch, loader_workers
-from tests.train.waiting import asked_by_each_step
+from tests.train.waiting import DEVICES, asked_by_each_step
 
 MakeEncoder = Callable[[], Encoder]
 
@@ -194,7 +198,15 @@ def test_processes_decode_beside_a_gpu_as_many_as_there_are_cpus(
     assert loader_workers("auto", gpu) == 1
 
 
-def test_steps_ask_the_device_for_nothing(task: FineTune, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("device", DEVICES)
+def test_steps_ask_the_device_for_nothing(
+    new_encoder: MakeEncoder,
+    dataset: Dataset,
+    paths: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+) -> None:
+    task = FineTune(new_encoder().to(device), dataset, paths, settings(loader_workers=0))
     read = list(task.batches(0, epoch_batches(task.count(0), 8, seed=0, epoch=0)))
     monkeypatch.setattr(task, "batches", lambda epoch, rows: iter(read))
     asked = asked_by_each_step(task, 8)
@@ -228,6 +240,47 @@ def test_training_lowers_the_loss_and_keeps_batch_norm_statistics(task: FineTune
     for name, value in task.encoder.clip.named_buffers():
         assert torch.equal(value, before[name]), name
     assert not task.encoder.training
+
+
+@pytest.mark.parametrize("chunk", [0, 5])
+def test_adapters_go_on_from_a_checkpoint_and_are_merged_into_what_was_evaluated(
+    new_encoder: MakeEncoder, dataset: Dataset, paths: dict[str, str], tmp_path: Path, chunk: int
+) -> None:
+    config = settings(finetune="lora", lora_rank=2, chunk=chunk)
+    whole, stopped, again = (FineTune(new_encoder(), dataset, paths, config) for _ in range(3))
+    schedules = [Schedule(epochs, 16, 1e-2, seed=0) for epochs in (2, 1, 2)]
+    expected = Loop(whole, schedules[0], bar=silent).run(nothing)
+    first = Loop(stopped, schedules[1], bar=silent)
+    first.run(nothing)
+    first.save(tmp_path / "1")
+    last = Loop(again, schedules[2], restore=tmp_path / "1", bar=silent)
+    assert last.run(nothing)[1]["loss"] == pytest.approx(expected[1]["loss"], rel=1e-6)
+    assert expected[1]["selection"] == last.history[1]["selection"]
+    last.save(tmp_path / "2")
+
+    plain = new_encoder()
+    before, names = plain.fingerprint(), set(plain.clip.state_dict())
+    adapters = prepare(plain, config)
+    counts = parameters(plain)
+    assert counts["trained"] < 0.1 * counts["frozen"]
+    checkpoint.load_weights(tmp_path / "2", nn.ModuleDict({"encoder": plain}))
+    lora.merge(adapters)
+    pixels = whole.pixels(list(paths)[:4])
+    with torch.inference_mode():
+        adapted = again.encoder.encode_images(pixels)
+        torch.testing.assert_close(plain.encode_images(pixels), adapted, rtol=1e-5, atol=1e-5)
+        moved = new_encoder().encode_images(pixels) - adapted
+    assert moved.abs().max() > 1e-3
+    assert set(plain.clip.state_dict()) == names
+    assert plain.fingerprint() != before
+
+
+def silent(total: int, start: int) -> Silence:
+    return Silence()
+
+
+def nothing(result: object, save: object) -> None:
+    return None
 
 
 @pytest.mark.parametrize(("finetune", "frozen"), [("text", True), ("image", False)])

@@ -17,7 +17,7 @@ from raycd.model.loss import batch_classification_loss
 from raycd.train.batches import epoch_batches
 from raycd.train.fuse import FeatureTriplets, Fuse, new_head, share_below
 from raycd.train.loop import Loop, Schedule, Silence
-from tests.train.waiting import asked_by_each_step
+from tests.train.waiting import DEVICES, asked_by_each_step
 
 D, IMAGES = 8, 12
 IDS = [f"i{n}" for n in range(IMAGES)]
@@ -103,7 +103,13 @@ def everything(task: Fuse, epoch: int) -> FeatureTriplets:
     return batch
 
 
-def test_steps_ask_the_device_for_nothing(task: Fuse) -> None:
+@pytest.mark.parametrize("device", DEVICES)
+def test_steps_ask_the_device_for_nothing(
+    dataset: Dataset, images: Features, texts: Features, device: str
+) -> None:
+    config = settings()
+    head = new_head(config, D)[0].to(device)
+    task = Fuse(head, dataset, pseudo(*PSEUDO), images, texts, config)
     assert asked_by_each_step(task, 2) == [0, 0]
 
 

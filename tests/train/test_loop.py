@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from raycd.distributed import first_of_machine
 from raycd.errors import ConfigError
 from raycd.model.loss import batch_classification_loss
 from raycd.train.loop import EpochResult, Loop, Save, Schedule, best_epoch
@@ -210,6 +211,7 @@ def worker(number: int, folder: str) -> None:
         message = str(error)
     (Path(folder) / f"{number}.txt").write_text(message)
     assert [entry["epoch"] for entry in history] == [0, 1, 2, 3, 4]
+    assert first_of_machine(number) == 0  # both are on this one
 
 
 @pytest.fixture(scope="module")

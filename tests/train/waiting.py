@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from raycd.train.batches import batch_count
+from raycd.train.batches import batch_sizes
 from raycd.train.loop import LOOK_EVERY, Loop, Schedule, Silence, Task
 
 ASKS = {
@@ -21,6 +22,12 @@ ASKS = {
     "__int__",
     "__index__",
 }
+
+NO_GPU = not torch.cuda.is_available()
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(NO_GPU, reason="there is no GPU here")),
+]
 
 
 class Asked(TorchFunctionMode):
@@ -59,7 +66,7 @@ class Noting(Silence):
 
 def asked_by_each_step(task: Task[Any], batch_size: int) -> list[int]:
     """Train an epoch, and return the questions of each step that does not look at the losses."""
-    steps = batch_count(task.count(0), batch_size)
+    steps = len(batch_sizes(task.count(0), batch_size))
     with Asked() as asked:
         bar = Noting(asked, steps)
         schedule = Schedule(1, batch_size, 1e-3, seed=0)

@@ -80,6 +80,7 @@ class ClvcNet(Head):
 
     needs = frozenset({"map", "tokens"})
     needs_of_target = frozenset({"map"})
+    classifies = True
 
     def __init__(self, config: HeadConfig) -> None:
         super().__init__()

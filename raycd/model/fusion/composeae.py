@@ -76,6 +76,7 @@ class ComposeAe(Head):
     """ComposeAE's composition, with its decoders and the learned scale of its loss."""
 
     drops: ClassVar[bool] = True
+    classifies: ClassVar[bool] = True
 
     def __init__(self, config: HeadConfig) -> None:
         super().__init__()

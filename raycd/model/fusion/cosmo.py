@@ -77,6 +77,7 @@ class Cosmo(Head):
     """Content and style modulation of the last map."""
 
     needs = frozenset({"map"})
+    classifies = True
 
     def __init__(self, config: HeadConfig) -> None:
         super().__init__()

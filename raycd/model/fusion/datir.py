@@ -51,6 +51,7 @@ class Datir(Head):
     needs = frozenset(LEVELS)
     needs_of_target = frozenset(LEVELS)
     drops = True
+    classifies = True
 
     def __init__(self, config: HeadConfig) -> None:
         super().__init__()

@@ -49,6 +49,10 @@ class HeadBatch:
     """What each triplet counts in the classification loss; None: 1."""
     soft: float = 0.0
     """Share of the probability that targets have in it by their likeness to a triplet's own."""
+    hard_BnD: torch.Tensor | None = None
+    """Of each triplet's hard negatives in it; None: they have none."""
+    hard_Bn: torch.Tensor | None = None
+    """Whether each of them is there."""
 
     def classification_loss(
         self, query_BD: torch.Tensor, logit_scale: float | torch.Tensor, *, margin: float = 0.0
@@ -59,6 +63,8 @@ class HeadBatch:
             margin=margin,
             weight_B=self.weight_B,
             soft=self.soft,
+            hard_BnD=self.hard_BnD,
+            hard_Bn=self.hard_Bn,
         )
 
 
@@ -76,6 +82,8 @@ class Head(nn.Module):
         reranks: Whether it has `rerank`.
         trains: Whether it has weights.
         drops: Whether it has dropout, by `HeadConfig.dropout`: a sweep searches it then.
+        classifies: Whether a `training_loss` of its own takes hard negatives, as
+            `HeadBatch.classification_loss` does.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -83,6 +91,7 @@ class Head(nn.Module):
     reranks: ClassVar[bool] = False
     trains: ClassVar[bool] = True
     drops: ClassVar[bool] = False
+    classifies: ClassVar[bool] = False
 
     def training_loss(self, batch: HeadBatch, logit_scale: float) -> torch.Tensor:
         """Return the loss of a batch: the batch-based classification loss (eq. 4) of its queries.
@@ -92,6 +101,11 @@ class Head(nn.Module):
         """
         query_BD = self(batch.image_BD, batch.text_BD, **batch.extra)
         return batch.classification_loss(query_BD, logit_scale)
+
+    @classmethod
+    def takes_hard_negatives(cls) -> bool:
+        """Return whether its loss is, or has, eq. 4 for its queries."""
+        return cls.classifies or cls.training_loss is Head.training_loss
 
     def rerank(
         self, image_BD: torch.Tensor, text_BD: torch.Tensor, candidate_BND: torch.Tensor

@@ -37,6 +37,7 @@ class Hffca(Head):
 
     needs = frozenset({"map", "tokens"})
     drops = True
+    classifies = True
 
     def __init__(self, config: HeadConfig) -> None:
         super().__init__()

@@ -53,6 +53,8 @@ class GatedResidual(nn.Module):
 class Tirg(Head):
     """TIRG's composition, with the learned scale of its loss."""
 
+    classifies = True
+
     def __init__(self, config: HeadConfig) -> None:
         super().__init__()
         self.compose = GatedResidual(config.dim, 2 * config.dim)

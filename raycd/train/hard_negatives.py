@@ -1,0 +1,87 @@
+"""Hard negatives: the images most similar to a triplet's target, from the table that mining left.
+
+Hard negatives beside those of the batch are the custom of text retrieval (DPR, Karpukhin et al.,
+EMNLP 2020). A triplet has those of its own target alone.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+
+from raycd.config import Stage2Config
+from raycd.run import local_copy
+
+NONE = -1
+_EQUAL = 1 - 5e-7  # similarities are rounded to 6 decimals: the same picture under another id
+
+
+def mined(config: Stage2Config, folder: str) -> pa.Table | None:
+    """Read the neighbours from what the stage `mine` wrote, where hard negatives are asked for.
+
+    `folder` is a path, or a URI of which this process keeps a copy.
+    """
+    if not config.hard_negatives:
+        return None
+    return pq.read_table(local_copy(folder) / "neighbours.parquet")
+
+
+class HardNegatives:
+    """The nearest images of each image that was mined for.
+
+    Args:
+        table: Table raycd.mine.NEIGHBOURS, whose rows are those of the image features.
+        count: How many a triplet has, n.
+        images: N, the number of image features.
+        device: Where the triplets are.
+    """
+
+    def __init__(self, table: pa.Table, count: int, images: int, device: torch.device) -> None:
+        pools = table["pool"].combine_chunks().dictionary_encode()
+        self._pools = pools.dictionary
+        lists = table["neighbours"].combine_chunks()
+        place_K = _number_within(lists.offsets.to_numpy())
+        owner_K = lists.value_parent_indices().to_numpy()
+        other_K = lists.flatten().to_numpy()
+        unlike_K = table["similarities"].combine_chunks().flatten().to_numpy() < _EQUAL
+        # The equal ones come first: the others move up by their number
+        equal_Q = np.bincount(owner_K[~unlike_K], minlength=len(table))
+        place_K = place_K - equal_Q[owner_K]
+        used_K = unlike_K & (place_K < count)
+        found_PNn = np.full((max(len(self._pools), 1), images, count), NONE, np.int64)
+        pool_K, image_K = (
+            codes.to_numpy()[owner_K][used_K]
+            for codes in (pools.indices, table["image"].combine_chunks())
+        )
+        found_PNn[pool_K, image_K, place_K[used_K]] = other_K[used_K]
+        self._found_PNn = torch.from_numpy(found_PNn).to(device)
+
+    def pools(self, categories: pa.ChunkedArray) -> torch.Tensor:
+        """Return the numbers (T,) of the pools of triplets by category, or of the only one."""
+        if self._pools.to_pylist() == [""]:
+            return torch.zeros(len(categories), dtype=torch.int64)
+        number = pc.index_in(categories.cast(pa.string()), value_set=self._pools)
+        return torch.from_numpy(number.fill_null(0).to_numpy().astype(np.int64))
+
+    def of(
+        self, pool_B: torch.Tensor, target_B: torch.Tensor, right_BT: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the rows (B, n) of the targets' nearest images, but for those that are right.
+
+        NONE stands for those, and where fewer were mined.
+        """
+        found_Bn = self._found_PNn[pool_B, target_B]
+        is_right_Bn = (found_Bn[:, :, None] == right_BT[:, None]).any(-1)
+        return found_Bn.masked_fill(is_right_Bn, NONE)
+
+
+def _number_within(offset_Q: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Return the place (K,) of each value in its list, of lists by their offsets (Q + 1,)."""
+    start_Q = (offset_Q - offset_Q[0]).astype(np.int64)
+    place_K: NDArray[np.int64] = np.arange(start_Q[-1])
+    place_K -= np.repeat(start_Q[:-1], np.diff(start_Q))
+    return place_K

@@ -1,0 +1,135 @@
+"""Checkpoints in the background, of processes that are killed or find the disk full."""
+
+from __future__ import annotations
+
+import json
+import resource
+import signal
+import time
+from collections.abc import Callable
+from multiprocessing import set_forkserver_preload
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch.multiprocessing.spawn import ProcessExitedException, start_processes
+
+from raycd.runtime.checkpoints import Checkpoints
+from raycd.runtime.keeping import Keeper, Stopped
+from raycd.train.checkpoint import State
+from raycd.train.loop import Loop, Silence
+from tests.runtime.surviving import SCHEDULE, Toy, undisturbed
+
+
+def keeper(folder: Path, tell: Callable[[dict[str, Any]], None], minutes: float) -> Keeper:
+    """Return a keeper whose events go to a function of this process instead of an actor."""
+    board = SimpleNamespace(note=SimpleNamespace(remote=tell))
+    return Keeper(
+        Checkpoints(str(folder)),
+        board,
+        minutes=minutes,
+        every_steps=0,
+        notices=False,
+        device=torch.device("cpu"),
+    )
+
+
+def train(
+    folder: Path,
+    inputs: dict[str, Any],
+    tell: Callable[[dict[str, Any]], None] = lambda event: None,
+) -> tuple[Toy, Loop[Any]]:
+    """Train as a worker of Ray Train does, with a checkpoint every 30 ms."""
+    toy, keep = Toy(inputs), keeper(folder, tell, minutes=0.0005)
+    restored = keep.restored()
+    loop = Loop(toy, SCHEDULE, restore=restored, bar=lambda total, start: Silence(), watch=keep)
+    loop.run(lambda result, save: keep.ended(loop, result))
+    keep.close()
+    return toy, loop
+
+
+def in_a_process(work: Callable[..., None], *given: object) -> None:
+    set_forkserver_preload(["raycd.train.fuse"])
+    start_processes(work, given, nprocs=1, start_method="forkserver")  # type: ignore[no-untyped-call]
+
+
+def killed(number: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    train(Path(folder, "store"), {"pace": 0.005, "dies_at": [1, 30, f"{folder}/died"]})
+
+
+def test_a_training_that_is_killed_inside_of_an_epoch_goes_on_there_and_ends_bit_by_bit_the_same(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(ProcessExitedException, match="SIGKILL"):
+        in_a_process(killed, str(tmp_path))
+    events: list[dict[str, Any]] = []
+    toy, loop = train(tmp_path / "store", {}, events.append)
+    assert events[0]["kind"] == "began"
+    assert events[0]["place"].startswith("epoch 2, step ")
+    weights, history = undisturbed(epochs=3)
+    assert [entry["loss"] for entry in loop.history] == [entry["loss"] for entry in history]
+    for name, value in toy.module.state_dict().items():
+        assert torch.equal(value, weights[name]), name
+
+
+def without_room(number: int, folder: str) -> None:
+    """Train where no file may be longer than 100 bytes once the first epoch is over."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    events: list[dict[str, Any]] = []
+
+    def tell(event: dict[str, Any]) -> None:
+        events.append(event)
+        if event["kind"] == "epoch":
+            time.sleep(0.3)  # until the first epoch's is written
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
+
+    error = ""
+    try:
+        train(Path(folder, "store"), {"pace": 0.005}, tell)
+    except Stopped as stopped:
+        error = str(stopped.error)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    warnings = [event["text"] for event in events if event["kind"] == "warning"]
+    Path(folder, "said.json").write_text(json.dumps([warnings, error]))
+
+
+def test_a_checkpoint_without_room_is_told_and_one_at_the_end_of_an_epoch_ends_the_training(
+    tmp_path: Path,
+) -> None:
+    in_a_process(without_room, str(tmp_path))
+    warnings, error = json.loads((tmp_path / "said.json").read_text())
+    assert len(warnings) >= 1
+    assert warnings[0].startswith("a checkpoint could not be written (")
+    assert warnings[0].endswith("training goes on")
+    assert "a checkpoint could not be written" in error
+    assert "File too large" in error
+    assert "make room there, then run the same command again" in error
+    newest, _, damaged = Checkpoints(str(tmp_path / "store")).newest()
+    assert newest is not None
+    assert damaged == []
+    assert [path.name for path in (tmp_path / "store").iterdir() if path.name[0] == "."] == []
+
+
+def test_a_step_waits_for_the_copy_of_a_checkpoint_and_not_for_its_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = State.write
+
+    def slowly(self: State, folder: Path) -> None:
+        time.sleep(0.5)
+        write(self, folder)
+
+    monkeypatch.setattr(State, "write", slowly)
+    keep, toy = keeper(tmp_path, lambda event: None, minutes=1e-9), Toy({})
+    loop = Loop(toy, SCHEDULE, bar=lambda total, start: Silence())
+    began = time.monotonic()
+    assert keep.wants()
+    keep.keep(loop.state)
+    assert not keep.wants(), "one is being written"
+    assert time.monotonic() - began < 0.4
+    keep.close()
+    assert Checkpoints(str(tmp_path)).names() == ["epoch-0000"]

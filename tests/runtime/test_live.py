@@ -1,0 +1,139 @@
+"""The MLflow record of a training while it runs, and of one that is run again."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from raycd.config import Config
+from raycd.runtime import live
+from raycd.runtime.checkpoints import Checkpoints
+from raycd.runtime.failures import Failures
+from raycd.runtime.live import Live
+from raycd.runtime.tracking import Tracker
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of runs whose database is made once, for that takes seconds."""
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture
+def client(runs: Path) -> MlflowClient:
+    return MlflowClient(tracking_uri=f"sqlite:///{runs}/mlflow.db")
+
+
+@pytest.fixture
+def tracker(runs: Path) -> Iterator[Tracker]:
+    with Tracker.open(Config(preset="demo"), runs) as found:
+        yield found
+
+
+def epoch(number: int, kind: str = "original") -> dict[str, Any]:
+    entry = {"epoch": number, "kind": kind, "loss": 1 / (number + 1)}
+    return {"kind": "epoch", "when": 0.0, "entry": entry}
+
+
+def step(number: int) -> dict[str, Any]:
+    return {"kind": "measured", "when": 0.0, "step": number, "values": {"loss": 0.5, "lr": 0.1}}
+
+
+def steps_of(client: MlflowClient, run_id: str, name: str) -> list[int]:
+    return [metric.step for metric in client.get_metric_history(run_id, name)]
+
+
+def test_a_running_stage_is_seen_and_one_that_goes_on_has_each_epoch_and_step_once(
+    tracker: Tracker, client: MlflowClient, tmp_path: Path
+) -> None:
+    failures = Failures("toy", Checkpoints(str(tmp_path)))
+    first = tracker.stage("toy", "mark")
+    Live("toy", first, failures).take([step(10), epoch(0), step(60), epoch(1, "pseudo"), step(110)])
+    assert client.get_run(first.run_id).info.status == "RUNNING"
+    assert steps_of(client, first.run_id, "loss") == [0]
+    second = tracker.stage("toy", "mark")  # the first one's process was killed
+    assert second.run_id == first.run_id
+    again = [step(80), epoch(1, "pseudo"), step(110), step(160), epoch(2)]
+    Live("toy", second, failures).take(again)
+    with second:
+        second.log_epochs([event["entry"] for event in (epoch(0), epoch(1, "pseudo"), epoch(2))])
+    assert steps_of(client, first.run_id, "loss") == [0, 2]
+    assert steps_of(client, first.run_id, "pseudo/loss") == [1]
+    assert steps_of(client, first.run_id, "step/loss") == [10, 60, 110, 160]
+    assert client.get_run(first.run_id).info.status == "FINISHED"
+    assert tracker.stage("toy", "mark").run_id != first.run_id, "it is done again"
+    assert tracker.stage("toy", "another").run_id != tracker.stage("toy", "mark").run_id
+
+
+def test_a_record_that_is_away_does_not_stop_a_training_and_gets_what_it_misses(
+    tracker: Tracker,
+    client: MlflowClient,
+    runs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(live, "AGAIN_AFTER", 0.0)
+
+    def rename(one: str, other: str) -> None:
+        with closing(sqlite3.connect(runs / "mlflow.db")) as database:
+            database.execute(f"ALTER TABLE {one} RENAME TO {other}")
+
+    with tracker.stage("toy", "away") as run:
+        followed = Live("toy", run, Failures("toy", Checkpoints(str(tmp_path))))
+        followed.take([epoch(0)])
+        rename("metrics", "gone")
+        followed.take([epoch(1), step(10)])
+        followed.take([step(60)])
+        rename("gone", "metrics")
+        followed.take([])
+    said = capsys.readouterr().err
+    assert said.count("the training goes on, and what is missing follows") == 1
+    assert steps_of(client, run.run_id, "loss") == [0, 1]
+    assert steps_of(client, run.run_id, "step/loss") == [10, 60]
+
+
+def test_failures_are_told_and_kept_with_where_it_went_on(
+    tracker: Tracker, client: MlflowClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def began(place: str, workers: int) -> dict[str, Any]:
+        return {"kind": "began", "when": 3.0, "place": place, "workers": workers}
+
+    checkpoints = Checkpoints(str(tmp_path))
+    failed = {"kind": "failed", "when": 2.0, "errors": {1: "it died"}}
+    with tracker.stage("toy", "failing") as run:
+        followed = Live("toy", run, Failures("toy", checkpoints))
+        where = {"kind": "worker", "when": 1.0, "rank": 1, "where": "host-b", "process": 7}
+        followed.take([began("the beginning", 2), where, failed, failed])
+        followed.take([began("epoch 3, step 40", 1), began("epoch 4", 2)])
+    found = Failures("toy", checkpoints).entries
+    assert found == [
+        {
+            "when": "1970-01-01T00:00:02+00:00",
+            "what": "it died",
+            "worker": 1,
+            "where": "host-b, process 7",
+            "continued_from": "epoch 3, step 40",
+            "workers": 1,
+        },
+        {
+            "when": "1970-01-01T00:00:03+00:00",
+            "what": "the workers were 1, now 2",
+            "worker": None,
+            "where": None,
+            "continued_from": "epoch 4",
+            "workers": 2,
+        },
+    ]
+    said = capsys.readouterr().err
+    assert said.count("warning: toy: worker 1 (host-b, process 7) has failed: it died\n") == 1
+    assert "toy: goes on from epoch 3, step 40, workers: 1\n" in said
+    tags = client.get_run(run.run_id).data.tags
+    assert tags["raycd.failure.1"].endswith("it died; went on from epoch 3, step 40 with 1 workers")
+    assert "raycd.failure.2" in tags

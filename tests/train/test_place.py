@@ -1,0 +1,197 @@
+"""Trainings that are stopped inside of an epoch and go on from a checkpoint there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+from torch.nn import functional as F
+
+from raycd.config import Config
+from raycd.data.demo.synthetic import write_demo_data
+from raycd.data.read import read
+from raycd.data.schema import PSEUDO_TRIPLET, Dataset
+from raycd.data.selection import hold_out
+from raycd.features import Features
+from raycd.model.encoder import Encoder
+from raycd.train import loop
+from raycd.train.checkpoint import State
+from raycd.train.finetune import FineTune, SumOfFeatures
+from raycd.train.fuse import Fuse, new_head
+from raycd.train.loop import Loop, Schedule, Silence, Task
+from raycd.train.place import Place
+from tests.train.test_loop import SCHEDULE, Stop, Toy, nothing, untimed
+from tests.two_workers import run_two
+
+SMALL = Config.model_validate(
+    {
+        "data": {
+            "format": "synthetic",
+            "selection_fraction": 0.2,
+            "synthetic": {
+                "train_images": 25,
+                "val_images": 30,
+                "train_triplets": 24,
+                "val_triplets": 5,
+                "size": 32,
+            },
+        },
+        "stage1": {"logit_scale": 20.0},
+        "stage2": {"bilinear_dim": 2, "projection_dim": 8, "hidden_dim": 8, "k": 1},
+    }
+)
+
+
+class Stopping:
+    """A watch that keeps a checkpoint after a number of steps, and stops the training there."""
+
+    def __init__(self, step: int, folder: Path) -> None:
+        self._left, self._folder = step, folder
+
+    def measured(self, step: int, values: Mapping[str, float]) -> None:
+        return None
+
+    def wants(self) -> bool:
+        self._left -= 1
+        return self._left == 0
+
+    def keep(self, state: Callable[[], State]) -> None:
+        state().write(self._folder)
+        raise Stop
+
+
+def silent(total: int, start: int) -> Silence:
+    return Silence()
+
+
+def check_that_it_goes_on(make: Callable[[], Task[Any]], schedule: Schedule, folder: Path) -> int:
+    """Stop a training after each of its steps that do not end an epoch; return their number."""
+    whole, stops = make(), 0
+    expected = Loop(whole, schedule, bar=silent).run(nothing)
+    while True:
+        stopped, restored, at = make(), make(), folder / str(stops)
+        try:
+            Loop(stopped, schedule, bar=silent, watch=Stopping(stops + 1, at)).run(nothing)
+        except Stop:
+            stops += 1
+        else:
+            return stops
+        torch.randn(5)  # another process would have drawn other numbers by now
+        found = Loop(restored, schedule, restore=at, bar=silent).run(nothing)
+        assert untimed(found) == untimed(expected)
+        for name, value in whole.module.state_dict().items():
+            assert torch.equal(restored.module.state_dict()[name], value), f"{name}, stop {stops}"
+
+
+def test_a_training_stopped_after_any_step_ends_as_an_undisturbed_one_bit_by_bit(
+    tmp_path: Path,
+) -> None:
+    assert check_that_it_goes_on(Toy, SCHEDULE, tmp_path) == 4 * 2
+
+
+def test_without_the_random_states_it_would_end_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Place, "restore_random", lambda self, device: None)
+    with pytest.raises(AssertionError):
+        check_that_it_goes_on(Toy, SCHEDULE, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    root = tmp_path_factory.mktemp("data")
+    write_demo_data(root, SMALL.data.synthetic)
+    return hold_out(read(SMALL.data, str(root)), 0.2, seed=0)
+
+
+def test_stage_1_stopped_inside_of_an_epoch_ends_bit_by_bit_the_same(
+    new_encoder: Callable[[], Encoder], dataset: Dataset, tmp_path: Path
+) -> None:
+    paths = {row["image_id"]: row["path"] for row in dataset.images.to_pylist()}
+
+    class Dropping(SumOfFeatures):
+        def forward(
+            self, pixels: torch.Tensor, tokens: torch.Tensor
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            query_BD, target_BD = super().forward(pixels, tokens)
+            return F.normalize(F.dropout(query_BD, 0.3), dim=-1), target_BD
+
+    def make() -> FineTune:
+        task = FineTune(new_encoder(), dataset, paths, SMALL)
+        task.module = Dropping(task.encoder)
+        return task
+
+    assert check_that_it_goes_on(make, Schedule(2, 24, 1e-3, seed=0), tmp_path) == 2 * 2
+
+
+def test_stage_2_stopped_inside_of_an_epoch_ends_bit_by_bit_the_same(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    ids = dataset.images["image_id"].to_pylist()
+    rows = dataset.triplets_of("train")["captions"].to_pylist()
+    texts = list(dict.fromkeys(text for row in rows for text in dataset.wording.training(row)))
+    texts += [row["text"] for row in dataset.queries("selection")]
+    texts = list(dict.fromkeys(texts))
+    generator = torch.Generator().manual_seed(0)
+    images, words = (
+        Features.of(keys, torch.randn(len(keys), 8, generator=generator)) for keys in (ids, texts)
+    )
+
+    made = [
+        {
+            "triplet_id": row["triplet_id"],
+            "category": "dress",
+            "reference": row["target"],
+            "target": row["reference"],
+            "side": "both",
+            "replaced": row["target"],
+            "similarity": 0.9,
+            "rank": 0,
+            "score": 0.8,
+            "encoder": "abc",
+        }
+        for row in dataset.triplets_of("train").to_pylist()
+    ]
+    pseudo = pa.Table.from_pylist(made, schema=PSEUDO_TRIPLET)
+
+    def make() -> Fuse:
+        head, _ = new_head(SMALL, 8)
+        return Fuse(head, dataset, pseudo, images, words, SMALL)
+
+    assert SMALL.stage2.head == "clip_cd"  # which has dropout
+    assert check_that_it_goes_on(make, Schedule(3, 24, 1e-2, seed=0), tmp_path) > 2
+
+
+def workers(number: int, folder: str) -> None:
+    """Train in two processes, stop after the second step of an epoch, and go on."""
+    loop.LOOK_EVERY = 2
+    for dropout in (0.5, 0.0):
+        whole, stopped, restored = (Toy(dropout) for _ in range(3))
+        expected = Loop(whole, SCHEDULE, bar=silent).run(nothing)
+        place = Path(folder, f"{number}-{dropout}")
+        try:
+            Loop(stopped, SCHEDULE, bar=silent, watch=Stopping(2, place)).run(nothing)
+        except Stop:
+            torch.randn(5 + number)
+        found = Loop(restored, SCHEDULE, restore=place, bar=silent).run(nothing)
+        assert untimed(found) == untimed(expected)
+        for name, value in whole.module.state_dict().items():
+            assert torch.equal(restored.module.state_dict()[name], value), name
+
+
+def test_two_workers_go_on_bit_by_bit_and_one_alone_within_a_tolerance(tmp_path: Path) -> None:
+    run_two(workers, str(tmp_path))
+    state = State.read(tmp_path / "0-0.0")
+    assert state.place is not None
+    assert state.place.measured_WB2.shape == (2, state.place.batches, 2)
+    alone, whole = Toy(0.0), Toy(0.0)
+    found = Loop(alone, SCHEDULE, restore=state, bar=silent).run(nothing)
+    expected = Loop(whole, SCHEDULE, bar=silent).run(nothing)
+    losses, wanted = ([entry["loss"] for entry in history] for history in (found, expected))
+    assert losses == pytest.approx(wanted, rel=1e-4)
+    for name, value in whole.module.state_dict().items():
+        torch.testing.assert_close(alone.module.state_dict()[name], value, rtol=1e-4, atol=1e-5)

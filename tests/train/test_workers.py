@@ -1,0 +1,202 @@
+"""Any number of workers takes the steps of one, on batches that they cannot share evenly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from PIL import Image
+
+from raycd import mine
+from raycd.config import Config, EncoderConfig, MineConfig
+from raycd.data.build import DatasetBuilder, TripletRow
+from raycd.data.captions import training_texts
+from raycd.data.schema import PSEUDO_TRIPLET, Dataset
+from raycd.features import Features
+from raycd.model import encoder as encoders
+from raycd.train.finetune import FineTune
+from raycd.train.fuse import Fuse, new_head
+from raycd.train.loop import Loop, Schedule, Silence, Task
+from tests.two_workers import run_workers
+
+D, IMAGES, TRIPLETS, BATCH = 8, 16, 21, 8  # batches of 8, 8 and 5
+STAGE1: dict[str, dict[str, Any]] = {
+    "both": {},
+    "frozen images": {"finetune": "text", "mask_equal_targets": False},
+    "frozen texts": {"finetune": "image"},
+    "checkpointing": {"grad_checkpointing": True},
+    "chunks": {"chunk": 2},
+    "adapters": {"finetune": "lora", "chunk": 3, "grad_checkpointing": True},
+    "chunks, frozen, checkpointing": {"chunk": 3, "finetune": "image", "grad_checkpointing": True},
+}
+QUICK = {"both", "frozen images", "chunks, frozen, checkpointing"}
+STAGE2: dict[str, dict[str, Any]] = {
+    "clip_cd": {"pseudo_weight": "score"},
+    "combiner": {"soft_targets": 0.2, "clip_norm": 0.05, "hard_negatives": 3},
+    "tirg": {},  # has batch norms
+    "dcnet": {},  # compares blocks of a batch
+}
+
+
+class Plain:
+    """Gradient descent: Adam makes steps of what is 0 but for rounding."""
+
+    def optimizer(self: Any) -> torch.optim.Optimizer:
+        trained = [p for p in self.module.parameters() if p.requires_grad]
+        return torch.optim.SGD(trained, lr=1.0)
+
+
+class PlainFineTune(Plain, FineTune): ...
+
+
+class PlainFuse(Plain, Fuse): ...
+
+
+def dataset() -> Dataset:
+    """Return triplets of which two or three each look for the same target."""
+    ids, builder = [f"i{n}" for n in range(IMAGES)], DatasetBuilder()
+    builder.add_gallery("dress", "train", ids, source="x")
+    for n in range(TRIPLETS):
+        own = TripletRow(
+            *(f"t{n}", "dress", "train", ids[n % IMAGES], ids[(n * 5 + 1) % 9]),
+            [f"is {n}", "long"],
+        )
+        builder.add_triplet(own, where="here")
+    return builder.build({})
+
+
+def pseudo(rows: Dataset) -> pa.Table:
+    """Return thirteen pseudo triplets, of which some share a target with each other."""
+    source = rows.triplets.to_pylist()[:13]
+    made = [
+        {"triplet_id": row["triplet_id"], "category": "dress", "reference": row["reference"]}
+        | {"target": f"i{9 + n % 4}", "side": "target", "replaced": row["target"]}
+        | {"similarity": 0.9, "rank": 0, "score": 0.5 + n / 30, "encoder": "abc"}
+        for n, row in enumerate(source)
+    ]
+    return pa.Table.from_pylist(made, schema=PSEUDO_TRIPLET)
+
+
+def finetune(settings: Mapping[str, Any], folder: Path, configs: str) -> FineTune:
+    torch.manual_seed(0)
+    encoder = encoders.create(EncoderConfig(name="raycd-tiny", pretrained="", configs=configs))
+    encoder.train()
+    pixels = torch.randint(0, 256, (16, 32, 32, 3), dtype=torch.uint8)
+    with torch.no_grad():  # untrained statistics would tell no image from another
+        for _ in range(4):
+            encoder.encode_images(pixels)
+    stage1 = {"select_on": "last", "logit_scale": 5.0, **settings}
+    paths = {f"i{n}": str(folder / f"i{n}.png") for n in range(IMAGES)}
+    return PlainFineTune(encoder, dataset(), paths, Config.model_validate({"stage1": stage1}))
+
+
+def fuse(head: str, settings: Mapping[str, Any]) -> Fuse:
+    data, generator = dataset(), torch.Generator().manual_seed(0)
+    texts = {text: None for row in data.triplets["captions"].to_pylist() for text in _four(row)}
+    small = {"bilinear_dim": 2, "projection_dim": 8, "hidden_dim": 8, "select_on": "last", "k": 1}
+    stage2 = {"head": head, "dropout": 0.0, "logit_scale": 5.0, **small, **settings}
+    config = Config.model_validate({"stage2": stage2})
+    ids, image_ND = [f"i{n}" for n in range(IMAGES)], torch.randn(IMAGES, D, generator=generator)
+    return PlainFuse(
+        *(new_head(config, D)[0], data, pseudo(data)),
+        Features.of(ids, image_ND),
+        Features.of(list(texts), torch.randn(len(texts), D, generator=generator)),
+        config,
+        neighbours=mined(data, ids, image_ND) if config.stage2.hard_negatives else None,
+    )
+
+
+def mined(data: Dataset, ids: list[str], image_ND: torch.Tensor) -> pa.Table:
+    pools = mine.make_pools("all", data.gallery, mine.of_triplets(ids, data.triplets))
+    loose = MineConfig(floor=-1.0, eps_low=-1.0, neighbours=6)
+    return mine.find_neighbours(image_ND.numpy(), pools, loose)
+
+
+def _four(captions: list[str]) -> list[str]:
+    return list(training_texts(captions))
+
+
+def trained(task: Task[Any], epochs: int, clip_norm: float = 0.0) -> dict[str, Any]:
+    """Return what the steps of some epochs leave: losses, the last gradient, the weights."""
+    schedule = Schedule(epochs, BATCH, 0.05, seed=0, clip_norm=clip_norm)
+    loop = Loop(task, schedule, bar=lambda total, start: Silence())
+    history = loop.run(lambda result, save: None)
+    names = ("loss", "gradient_norm", "gradient_norm_max")
+    grads = {name: p.grad for name, p in task.module.named_parameters() if p.grad is not None}
+    return {
+        "history": [[entry[name] for name in names] for entry in history],
+        "gradients": grads,
+        "weights": task.module.state_dict(),
+    }
+
+
+def all_of_them(folder: Path, configs: str, names: set[str]) -> dict[str, Any]:
+    made = {}
+    for name, settings in ((n, STAGE1[n]) for n in STAGE1 if n in names):
+        made[f"stage 1, {name}"] = trained(finetune(settings, folder, configs), 1)
+    for head, settings in STAGE2.items():  # an epoch of originals, and one of pseudo triplets
+        own = fuse(head, settings)
+        made[f"stage 2, {head}"] = trained(own, 2, own.config.clip_norm)
+    with in_double():
+        made["double, stage 1"] = trained(finetune({"chunk": 2}, folder, configs), 1)
+        made["double, stage 2"] = trained(fuse("tirg", {}), 2)
+    return made
+
+
+@contextmanager
+def in_double() -> Iterator[None]:
+    """Compute all in double precision: what differs by rounding alone is then all but equal."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(torch.Tensor, "float", torch.Tensor.double)
+        torch.set_default_dtype(torch.double)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(torch.float)
+
+
+def work(number: int, folder: str, configs: str, names: set[str]) -> None:
+    torch.save(all_of_them(Path(folder), configs, names), Path(folder) / f"{number}.pt")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made, rng = tmp_path_factory.mktemp("workers"), np.random.default_rng(0)
+    for n in range(IMAGES):
+        pixels = rng.integers(0, 256, (40, 40, 3), np.uint8)
+        Image.fromarray(pixels).save(made / f"i{n}.png")
+    return made
+
+
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_workers_have_losses_gradients_and_weights_of_one(
+    folder: Path, tiny_configs: str, world: int
+) -> None:
+    names = QUICK if world == 2 else set(STAGE1)
+    alone = all_of_them(folder, tiny_configs, names)
+    run_workers(world, work, str(folder), tiny_configs, names)
+    for number in range(world):
+        found = torch.load(folder / f"{number}.pt")
+        assert found.keys() == alone.keys()
+        for name, own in alone.items():
+            near = 1e-11 if name.startswith("double") else 1e-5
+            for entry, expected in zip(found[name]["history"], own["history"], strict=True):
+                assert entry == pytest.approx(expected, rel=near, abs=2 * near), name
+            for part in ("gradients", "weights"):
+                assert found[name][part].keys() == own[part].keys()
+                # Of a sum of this size, what is left by rounding
+                size = max(1.0, own["history"][-1][1]) if part == "gradients" else 1.0
+                for key, value in own[part].items():
+                    torch.testing.assert_close(
+                        found[name][part][key],
+                        value,
+                        rtol=near,
+                        atol=near * size,
+                        msg=f"{name}: {part} of {key}, worker {number}",
+                    )
