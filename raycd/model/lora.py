@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from raycd import extras
 from raycd.errors import ConfigError
 from raycd.model.encoder import NOT_OF_FEATURES, Encoder
 
@@ -24,7 +25,7 @@ def check_installed() -> None:
         raise ConfigError(
             "stage1.finetune lora needs a package that is not installed",
             got="no package peft",
-            do="pip install 'raycd[lora]'",
+            do=extras.install("peft"),
         )
 
 

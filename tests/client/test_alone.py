@@ -34,13 +34,18 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def python(site: Path, *argv: str, given: str = "") -> subprocess.CompletedProcess[str]:
-    """Run this Python with nothing but its own library and the folder `site`."""
-    start = f"import sys, runpy; sys.path[:] = [p for p in sys.path if 'site-packages' not in p]; \
-sys.path.insert(0, {str(site)!r}); sys.argv = ['raycd', *sys.argv[2:]]; "
-    code, rest = argv[0], argv[1:]
+START = """
+import sys
+
+folder, sys.argv = sys.argv[1], ["raycd", *sys.argv[2:]]
+sys.path[:] = [folder, *(path for path in sys.path if not path.endswith("site-packages"))]
+"""
+
+
+def python(site: Path, code: str, *argv: str, given: str = "") -> subprocess.CompletedProcess[str]:
+    """Run code in this Python with nothing but its own library and the folder `site`."""
     return subprocess.run(
-        [sys.executable, "-I", "-S", "-c", start + code, "-", *rest],
+        [sys.executable, "-I", "-S", "-c", START + code, str(site), *argv],
         input=given,
         capture_output=True,
         text=True,
