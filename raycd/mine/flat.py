@@ -99,8 +99,7 @@ class Kept:
 
     If `count` images have a score of t or above, their similarities are t - margin or above; so an
     image of a score below t - 2 margin is not among the first `count`, nor does it tie with the
-    last of them, unless rounding to 6 decimals made it: another 1e-6. What is kept of a query is at
-    slots 0, 1, ... of column B, so memory that is not needed is not touched.
+    last of them, unless rounding to 6 decimals made it: another 1e-6.
 
     Args:
         least: The limit of all queries, at first.
@@ -116,9 +115,9 @@ class Kept:
         self._crowded_B = torch.zeros(queries, dtype=torch.bool, device=device)
         self._count_B = torch.zeros(queries, dtype=torch.int64, device=device)
         self._bound_B = torch.arange(queries + 1, device=device)
-        slots = (2 * self.room + max(FIRST, TILE[device.type])) * queries
-        self._score = torch.empty(slots, device=device)
-        self._position = torch.empty(slots, dtype=torch.int32, device=device)
+        slots = 2 * self.room + max(FIRST, TILE[device.type])
+        self._score_BW = torch.empty((queries, slots), device=device)
+        self._position_BW = torch.empty((queries, slots), dtype=torch.int32, device=device)
         self._since = 0
 
     def add(self, score_BT: Tensor, first: int) -> None:
@@ -137,11 +136,10 @@ class Kept:
     def all(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return what `nearest` returns."""
         self._narrow()
-        queries = len(self._count_B)
         width = int(self._count_B.max())
-        position_BC = self._position[: width * queries].view(width, queries).T
-        there_BC = torch.arange(width, device=position_BC.device) < self._count_B[:, None]
-        return torch.where(there_BC, position_BC.contiguous(), 0), self._count_B, self._crowded_B
+        there_BC = torch.arange(width, device=self._count_B.device) < self._count_B[:, None]
+        position_BC = torch.where(there_BC, self._position_BW[:, :width], 0)
+        return position_BC, self._count_B, self._crowded_B
 
     def _raise(self, score_BT: Tensor) -> None:
         """Raise the limits to what the best scores of a tile, or of all that is kept, allow."""
@@ -151,18 +149,16 @@ class Kept:
 
     def _narrow(self) -> None:
         """Raise the limits, and drop what no longer reaches them."""
-        queries, self._since = len(self._count_B), 0
-        width = int(self._count_B.max())
-        there_WB = torch.arange(width, device=self._score.device)[:, None] < self._count_B
-        found_WB = self._score[: width * queries].view(width, queries)
-        score_BW = torch.where(there_WB, found_WB, -torch.inf).T.contiguous()
+        self._since, width = 0, int(self._count_B.max())
+        there_BW = torch.arange(width, device=self._count_B.device) < self._count_B[:, None]
+        score_BW = torch.where(there_BW, self._score_BW[:, :width], -torch.inf)
         self._raise(score_BW)
         kept_BW = score_BW >= self._least_B[:, None]
         crowded_B = kept_BW.sum(1) > self.room
         self._crowded_B |= crowded_B
         self._least_B[crowded_B] = torch.inf
         row_E, slot_E = (kept_BW & ~crowded_B[:, None]).nonzero(as_tuple=True)
-        position_E = self._position[slot_E * queries + row_E]
+        position_E = self._position_BW[row_E, slot_E]
         self._count_B.zero_()
         self._put(row_E, position_E, score_BW[row_E, slot_E])
 
@@ -171,9 +167,9 @@ class Kept:
         begin_B = torch.searchsorted(row_E, self._bound_B)
         slot_E = torch.arange(len(row_E), device=row_E.device)
         slot_E += (self._count_B - begin_B[:-1])[row_E]
-        at_E = slot_E * len(self._count_B) + row_E
-        self._score[at_E] = score_E
-        self._position[at_E] = position_E.int()
+        at_E = row_E * self._score_BW.shape[1] + slot_E
+        self._score_BW.view(-1)[at_E] = score_E
+        self._position_BW.view(-1)[at_E] = position_E.int()
         self._count_B += begin_B.diff()
 
 
