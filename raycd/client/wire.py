@@ -6,7 +6,7 @@ The client is written once, as coroutines. Over a BlockingWire these never wait 
 
 from __future__ import annotations
 
-import asyncio
+from asyncio import sleep
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -53,7 +53,7 @@ class AsyncWire:
         return response
 
     async def sleep(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
+        await sleep(seconds)
 
     async def close(self) -> None:
         await self._http.aclose()

@@ -45,7 +45,7 @@ def no_waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     async def sleep(seconds: float) -> None:
         waits.append(seconds)
 
-    monkeypatch.setattr("raycd.client.wire.asyncio.sleep", sleep)
+    monkeypatch.setattr("raycd.client.wire.sleep", sleep)
     return waits
 
 

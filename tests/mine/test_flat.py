@@ -148,6 +148,7 @@ def test_a_similarity_in_the_middle_of_two_decimals_does_not_depend_on_the_order
 def test_a_flat_search_needs_no_faiss() -> None:
     script = """
 import sys
+import raycd  # which looks what is installed
 sys.modules["faiss"] = None  # importing it fails
 import numpy as np
 from raycd import mine
