@@ -186,6 +186,7 @@ NOT_THE_RESULT = (
 )
 """Settings, or whole sections, that change no stage's output: each other one is in STAGES."""
 _WITHOUT_RAY = {"catalogue", "encoder"}
+_MEASURED = ("seconds", "counts", "variants")  # of a stage's record, for MLflow
 
 
 @dataclass(frozen=True)
@@ -322,6 +323,8 @@ class _Pipeline:
         used = ways[0] if len(ways) == 1 else self._settings(stage, precision.settled(self.config))
         wanted = marks[ways.index(used)]
         tracker = self.tracker()
+        if stage.reads_data:
+            tracker.log_dataset(self.context.dataset, self._dataset_hash(), self.config)
         about = {
             "inputs": list(inputs),
             weights.ENTRY: made_with,
@@ -335,9 +338,7 @@ class _Pipeline:
                 stage.work(self.context, writing)
             self.folder.discard(f"{training.STORAGE}/{stage.name}-*")  # checkpoints
             record = recorded(self.folder, stage.name)
-            tracked.log_metrics(
-                {name: record[name] for name in ("seconds", "counts", "variants") if name in record}
-            )
+            tracked.log_metrics({n: record[n] for n in _MEASURED if n in record})
         self.done.append(stage.name)
         progress.say(f"{stage.name}: done in {progress.duration(record['seconds'])}")
 
@@ -394,7 +395,6 @@ class _Pipeline:
 
     def _dataset_hash(self) -> str:
         if self._data_hash is None:
-            self._data_hash = content_hash(
-                self.context.dataset, drawn=self.config.data.format == "synthetic"
-            )
+            drawn = self.config.data.format == "synthetic"
+            self._data_hash = content_hash(self.context.dataset, drawn=drawn)
         return self._data_hash

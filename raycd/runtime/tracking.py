@@ -14,6 +14,7 @@ nothing and MLflow is not imported.
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import subprocess
@@ -28,6 +29,8 @@ import pyarrow.parquet as pq
 
 from raycd import __version__, scratch
 from raycd.config import Config, RegistryConfig, flatten
+from raycd.data.folder import is_local
+from raycd.data.schema import Dataset
 from raycd.evaluate import Metric
 from raycd.redact import without_passwords
 from raycd.runtime.mlflow_run import MlflowRun, milliseconds
@@ -64,6 +67,7 @@ class Tracker(MlflowRun):
         self._params = params
         self._experiment = experiment
         self._model = model
+        self._logged = ""  # digest of the data set
 
     @classmethod
     def open(
@@ -103,6 +107,30 @@ class Tracker(MlflowRun):
             else:
                 store.client.update_run(run_id, status="RUNNING")
         return cls(store, run_id, experiment, config.tracking.model, params)
+
+    def log_dataset(self, dataset: Dataset, digest: str, config: Config) -> None:
+        """Log the data set of the run, once: its name, digest, source and counts.
+
+        Args:
+            digest: Hash of its content.
+        """
+        if self._store is None or digest == self._logged:
+            return
+        from mlflow.entities import Dataset as Logged
+        from mlflow.entities import DatasetInput, InputTag
+
+        root = without_passwords(config.data.root)
+        splits = dataset.triplets["split"].value_counts().to_pylist()
+        counts = {"images": len(dataset.images), "gallery": len(dataset.gallery)}
+        counts |= {f"triplets {entry['values']}": entry["counts"] for entry in splits}
+        logged = Logged(
+            *(config.data.format, digest[:36], "local" if is_local(root) else "uri"),
+            *(json.dumps({"uri": root}), None, json.dumps(counts)),
+        )
+        with self._store.translate_errors("the data set cannot be logged"):
+            tags = [InputTag("mlflow.data.context", "training")]
+            self._store.client.log_inputs(self.run_id, [DatasetInput(logged, tags)])
+        self._logged = digest
 
     def stage(self, name: str, fingerprint: str = "") -> MlflowRun:
         """Start the child run of a stage, or continue that of the same stage that did not end.

@@ -125,6 +125,12 @@ def test_mlflow_has_a_run_for_the_pipeline_and_one_for_each_stage(finished: Fini
         parent.data.metrics["clip_cd/average/recall_at_10"]
         == (finished.metrics()["variants"]["clip_cd"]["average"]["recall@10"])
     )
+    assert parent.inputs is not None
+    [logged] = parent.inputs.dataset_inputs
+    assert (logged.dataset.name, len(logged.dataset.digest)) == ("fashioniq", 36)
+    assert json.loads(logged.dataset.source) == {"uri": finished.settings["data"]["root"]}
+    counts = json.loads(logged.dataset.profile or "")
+    assert (counts["images"], counts["triplets val"]) == (180, 60)
     children = {
         run.info.run_name: run
         for run in mlflow.search_runs(["1"], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
