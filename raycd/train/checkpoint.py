@@ -130,5 +130,5 @@ def _broken(folder: Path, error: Exception) -> WeightsError:
         f"the checkpoint {folder} cannot be read",
         got=brief(error),
         expected=f"{WEIGHTS}, {OPTIMIZER} and {HISTORY} of the same model",
-        do="delete this stage's folder; the stage starts again from the one before it",
+        do="delete it, then run the same command again: it goes on from another, if there is one",
     )

@@ -129,7 +129,7 @@ def test_a_broken_checkpoint_is_a_weights_error(damage: str, tmp_path: Path) -> 
     State.of(module, optimizer, ENTRIES, Place.gathered([torch.ones(())], 1.0)).write(tmp_path)
     DAMAGES[damage](tmp_path)
     with pytest.raises(
-        WeightsError, match=r"the checkpoint .* cannot be read(.|\n)*delete this stage's folder"
+        WeightsError, match=r"the checkpoint .* cannot be read(.|\n)*delete it, then run"
     ):
         State.read(tmp_path).fill(module, optimizer)
 
