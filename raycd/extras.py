@@ -60,17 +60,17 @@ def error(failure: ModuleNotFoundError) -> ConfigError | None:
 
 
 def tell_of_rooms() -> None:
-    """Have imports of raycd's rooms say what to install, where only the client is installed."""
-    missing = next((package for package in NEEDED if not _is_installed(package)), None)
-    if missing and not any(isinstance(finder, _Rooms) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Rooms(missing))
+    """Have imports of raycd's rooms say what to install, where only the client is installed.
+
+    That is where torch is not: some rooms need no Ray (MLflow's model) or no FAISS (flat mining).
+    """
+    is_told = any(isinstance(finder, _Rooms) for finder in sys.meta_path)
+    if not _is_installed("torch") and not is_told:
+        sys.meta_path.insert(0, _Rooms())
 
 
 class _Rooms(MetaPathFinder):
     """A finder that finds nothing, and refuses the rooms that the client does not need."""
-
-    def __init__(self, missing: str) -> None:
-        self._missing = missing
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -78,9 +78,8 @@ class _Rooms(MetaPathFinder):
         package, _, room = name.partition(".")
         if package == "raycd" and "." not in room and room not in CLIENT | {""}:
             raise ModuleNotFoundError(
-                f"{name} needs {self._missing}, and only raycd's client is installed: "
-                f"{install(self._missing)}",
-                name=self._missing,
+                f"{name} needs torch, and only raycd's client is installed: {install('torch')}",
+                name="torch",
             )
         return None
 

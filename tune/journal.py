@@ -27,7 +27,9 @@ ENDED = ("finished", "stopped", "failed")  # of itself, by the scheduler, with a
 # Prefixes of settings that may change between starts: they do not decide what a trial gives.
 _FREE = (
     "tracking.",
+    "registry.",
     "compute.",
+    "train.",
     "tune.samples",
     "tune.concurrent",
     "tune.final",

@@ -186,9 +186,9 @@ class TrackingConfig(Section):
 class RegistryConfig(Section):
     """Aliases of the registered model, which a better version takes."""
 
-    alias: Annotated[str, Field(pattern=r"^([A-Za-z_][\w.-]*)?$")] = ""
+    alias: Annotated[str, Field(pattern=r"^([A-Za-z_][A-Za-z0-9_-]*)?$")] = ""
     """Alias that the new version gets where it is better than the champion; empty sets none."""
-    champion: Text = "champion"
+    champion: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_-]*$")] = "champion"
     """Alias of the version in use, with which it is compared."""
     metric: Text = "recall@10"
     """What they are compared by, as tune.metric, on val: its difference's 95% interval over queries
@@ -197,8 +197,9 @@ class RegistryConfig(Section):
 
     @model_validator(mode="after")
     def _free(self) -> Self:
-        if self.alias == "latest" or re.fullmatch(r"[vV]\d+", self.alias):
-            raise ValueError(
-                f"registry.alias is {self.alias}, which MLflow keeps for versions: give another"
-            )
+        for name, alias in (("alias", self.alias), ("champion", self.champion)):
+            if re.fullmatch(r"latest|v\d+", alias, re.IGNORECASE):
+                raise ValueError(
+                    f"registry.{name} is {alias}, which MLflow keeps for versions: give another"
+                )
         return self

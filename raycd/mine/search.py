@@ -33,7 +33,8 @@ UNIT = 10**DECIMALS
 NOTHING = np.iinfo(np.int64).max
 _SPARE = 8  # searched in HNSW and IVF beyond S: the image itself, one more, near-ties
 _GPU_BATCH = 8192  # queries of a batch there, at least: some 1.5 GB beside the shard
-_MEASURED = {"cpu": 1, "cuda": 256}  # queries measured at once: on CPUs their images stay in cache
+# Images measured at once: on CPUs those of one query, which stay in cache
+_MEASURED = {"cpu": 1, "cuda": 1 << 16}
 _PAIRS = 4096  # summed up in two parts at once
 
 
@@ -135,7 +136,8 @@ class _Search:
         """Return the float64 products (B, C) of queries with the first `count_B` images of each."""
         product_BC = query_BD.new_zeros(position_BC.shape, dtype=torch.float64)
         wide_BD1, dim = query_BD.double()[:, :, None], query_BD.shape[1]
-        step, counts = _MEASURED[self.device], count_B.tolist()
+        counts = count_B.tolist()
+        step = max(1, _MEASURED[self.device] // max(1, *counts))
         for start in range(0, len(counts), step):
             own = slice(start, start + step)
             most = max(counts[own])

@@ -46,6 +46,11 @@ class Live:
         if time.monotonic() >= self._not_before:
             self._write()
 
+    def finish(self) -> None:
+        """Write what is missing, a last time."""
+        if self._not_before:
+            self._write()
+
     def _write(self) -> None:
         try:
             self._run.log_training(self._epochs, self._steps)
@@ -56,6 +61,7 @@ class Live:
                     {f"raycd.failure.{number}": described(entry) for number, entry in entries}
                 )
                 self._has_failed = False
+            self._not_before = 0.0
         except TrackingError as error:
             if not self._not_before:
                 progress.say(

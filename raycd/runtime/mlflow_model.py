@@ -28,8 +28,8 @@ from raycd.search.searcher import Searcher
 
 TOP_K = 10
 REQUIREMENTS = (
-    *("cachetools", "faiss-cpu", "faiss-gpu", "fsspec", "httpx", "mlflow", "numpy"),
-    *("open_clip_torch", "pandas", "pillow", "pyarrow", "pydantic", "pydantic-settings"),
+    *("cachetools", "faiss-cpu", "faiss-gpu", "filelock", "fsspec", "mlflow", "numpy"),
+    *("open_clip_torch", "pandas", "pillow", "psutil", "pyarrow", "pydantic", "pydantic-settings"),
     *("PyYAML", "safetensors", "torch", "torchvision", "transformers", "sentencepiece"),
 )
 """What answering needs; those that are installed here are pinned."""
@@ -132,16 +132,22 @@ def _whole(top_k: Any) -> int:
 
 
 def _is_absent(value: Any) -> bool:
-    return value is None or value in ("", b"") or value != value  # pandas has NaN for what is null
+    if isinstance(value, (str, bytes)):
+        return not value
+    import pandas as pd
+
+    return bool(pd.api.types.is_scalar(value) and pd.isna(value))  # None, NaN or NA
 
 
-def read(image: str | bytes) -> Image.Image:
+def read(image: object) -> Image.Image:
     """Return an image that is given as bytes, as a path or URL, or as a file in base64.
 
     Raises DataError where it is none of these, or cannot be decoded.
     """
     if isinstance(image, bytes):
         return images.decode(image)
+    if not isinstance(image, str):
+        raise _no_image(type(image).__name__)
     head, is_data, encoded = image.partition(";base64,")
     if is_data and head.startswith("data:"):
         return images.decode(_decoded(encoded))
@@ -152,10 +158,15 @@ def read(image: str | bytes) -> Image.Image:
 
 def _decoded(text: str) -> bytes:
     try:
-        return base64.b64decode(text, validate=True)
+        # Without the line breaks that MIME and the command base64 make
+        return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise DataError(
-            "the image is neither a file here nor base64",
-            got=repr(text[:60]),
-            expected="bytes, a path, a URL, or an image file in base64",
-        ) from error
+        raise _no_image(repr(text[:60])) from error
+
+
+def _no_image(got: str) -> DataError:
+    return DataError(
+        "the image is neither a file here nor base64",
+        got=got,
+        expected="bytes, a path, a URL, or an image file in base64",
+    )

@@ -107,16 +107,27 @@ def _champion(client: MlflowClient, model: str, alias: str) -> ModelVersion | No
 def _verdict(
     client: MlflowClient, champion: ModelVersion, answers: pa.Table, metric: Metric
 ) -> Verdict:
+    name = PurePosixPath(str(champion.source)).name
+    path = f"{name}/{ANSWERS}"
+    # Listed first: a store that does not answer is told from one without the file
+    if path not in _files(client, champion, name):
+        return Verdict(False, "the champion has no answers to compare with (an earlier raycd)")
+    with scratch.folder() as folder:
+        theirs = pq.read_table(client.download_artifacts(str(champion.run_id), path, str(folder)))
+    return judge(answers, theirs, metric)
+
+
+def _files(client: MlflowClient, version: ModelVersion, folder: str) -> list[str]:
+    """Return what is in a folder of the run of a version; nothing where the run is gone."""
     from mlflow.exceptions import MlflowException
 
-    path = f"{PurePosixPath(str(champion.source)).name}/{ANSWERS}"
-    with scratch.folder() as folder:
-        try:
-            file = client.download_artifacts(str(champion.run_id), path, str(folder))
-        except (MlflowException, OSError):
-            return Verdict(False, "the champion has no answers to compare with (an earlier raycd)")
-        theirs = pq.read_table(file)
-    return judge(answers, theirs, metric)
+    try:
+        run_id = str(version.run_id or "")
+        return [str(file.path) for file in client.list_artifacts(run_id, folder)] if run_id else []
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return []
 
 
 @contextmanager

@@ -107,8 +107,10 @@ def train(
             run_config=_run_config(storage, name, config, Teller(board)),
         )
         record = tracked or MlflowRun(None, "")
-        with relay.followed(board, Live(stage, record, failures).take):
+        live = Live(stage, record, failures)
+        with relay.followed(board, live.take):
             result = trainer.fit()
+        live.finish()
         if isinstance(result.return_value, RaycdError):
             raise result.return_value
         history, best, folder = checkpoints.finished()

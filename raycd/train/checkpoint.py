@@ -118,8 +118,9 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
 
 
 def _copies(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    # Laid out before it is copied: the copy itself may not be there yet
     return {
-        name: value.detach().to("cpu", copy=True, non_blocking=True).contiguous()
+        name: value.detach().contiguous().to("cpu", copy=True, non_blocking=True)
         for name, value in tensors.items()
     }
 
@@ -129,5 +130,5 @@ def _broken(folder: Path, error: Exception) -> WeightsError:
         f"the checkpoint {folder} cannot be read",
         got=brief(error),
         expected=f"{WEIGHTS}, {OPTIMIZER} and {HISTORY} of the same model",
-        do="delete this stage's folder; the stage starts again from the one before it",
+        do="delete it, then run the same command again: it goes on from another, if there is one",
     )

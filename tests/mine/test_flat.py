@@ -15,6 +15,7 @@ from torch import Tensor
 from raycd import mine
 from raycd.config import MineConfig
 from raycd.mine import flat
+from raycd.mine import search as searching
 from raycd.mine.search import Shard, decode, search
 
 
@@ -107,6 +108,21 @@ def test_products_as_tf32_may_round_them_change_nothing(
     monkeypatch.setattr(flat, "margin", lambda *_: on_gpu)
     assert mined(kind, -1).equals(expected, check_metadata=True)
     assert 1e-4 < max(worst) < on_gpu
+
+
+def test_so_many_images_are_measured_at_once_whatever_is_kept_of_a_query(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    expected, most, multiply = mined("smooth", -1), [], torch.bmm
+
+    def noted(one: Tensor, other: Tensor) -> Tensor:
+        most.append(one.shape[0] * one.shape[1])
+        return multiply(one, other)
+
+    monkeypatch.setattr(torch, "bmm", noted)
+    monkeypatch.setattr(searching, "_MEASURED", {"cpu": 1000})
+    assert mined("smooth", -1).equals(expected, check_metadata=True)
+    assert 500 < max(most) <= 1000
 
 
 def test_a_process_that_chose_rougher_products_gets_the_same_table() -> None:

@@ -99,6 +99,26 @@ def test_a_record_that_is_away_does_not_stop_a_training_and_gets_what_it_misses(
     assert steps_of(client, run.run_id, "step/loss") == [10, 60]
 
 
+def test_a_record_that_comes_back_shortly_before_the_end_gets_what_it_misses(
+    tracker: Tracker, client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object, **__: object) -> None:
+        raise ConnectionError("no route to the record")
+
+    failed = {"kind": "failed", "when": 2.0, "errors": {0: "it died"}}
+    with tracker.stage("toy", "back") as run:
+        followed = Live("toy", run, Failures("toy", Checkpoints(str(tmp_path))))
+        with monkeypatch.context() as patch:
+            patch.setattr(MlflowClient, "log_batch", away)
+            followed.take([epoch(0), step(10), failed])
+        followed.take([step(60)])  # too soon to be tried again
+        assert steps_of(client, run.run_id, "step/loss") == []
+        followed.finish()
+    assert steps_of(client, run.run_id, "loss") == [0]
+    assert steps_of(client, run.run_id, "step/loss") == [10, 60]
+    assert "raycd.failure.1" in client.get_run(run.run_id).data.tags
+
+
 def test_failures_are_told_and_kept_with_where_it_went_on(
     tracker: Tracker, client: MlflowClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -60,7 +60,7 @@ def expected(tiny_bundle: Any) -> list[dict[str, Any]]:
     return [{"image_id": result.image_id, "score": result.score} for result in found]
 
 
-@pytest.mark.parametrize("given", ["path", "URL", "base64", "data", "bytes", "image_id"])
+@pytest.mark.parametrize("given", ["path", "URL", "base64", "lines", "data", "bytes", "image_id"])
 def test_an_image_is_given_in_any_way(
     model: Any, tiny_bundle: Any, expected: list[dict[str, Any]], given: str
 ) -> None:
@@ -74,6 +74,7 @@ def test_an_image_is_given_in_any_way(
         "path": {"image": str(path)},
         "URL": {"image": f"http://127.0.0.1:{server.server_port}/{path.name}"},
         "base64": {"image": encoded},
+        "lines": {"image": base64.encodebytes(content).decode()},  # as MIME has it
         "data": {"image": f"data:image/png;base64,{encoded}"},
         "bytes": {"image": content},
         "image_id": {"image_id": "image-0"},
@@ -100,6 +101,8 @@ def test_rows_may_lack_what_others_have(model: Any) -> None:
     [
         ({"image": "no such file.png"}, "neither a file here nor base64"),
         ({"image": base64.b64encode(b"no image").decode()}, "not an image"),
+        ({"image": 7}, "neither a file here nor base64"),
+        ({"image": [[1, 2], [3, 4]]}, "neither a file here nor base64"),
         ({"image_id": "image-99"}, "no such image"),
         ({"text": " "}, "neither an image nor a text"),
         ({"text": "is blue", "top_k": 0}, "too small"),
@@ -134,39 +137,81 @@ def test_a_version_that_is_a_bundle_alone_as_before_is_fetched_as_it_is(
     assert bundle.verify(folder) == bundle.verify(tiny_bundle.folder)
 
 
-ALONE = """
-import json, sys
+PINNED = """
+# A process in which nothing is installed but raycd's checkout, if it is on the path, and what the
+# requirements of a model install.
+import json, re, sys
 from importlib import metadata
-import mlflow
-found = mlflow.pyfunc.load_model(sys.argv[1]).predict(
-    {"image": [sys.argv[2]], "text": ["is blue"], "top_k": [4]})
-import raycd
+from importlib.machinery import PathFinder
+
+def plain(name):
+    return re.sub("[-_.]+", "-", name).lower()
+
+installed, todo = {"raycd"}, json.loads(sys.argv[1])
+while todo:
+    name = plain(todo.pop())
+    if name not in installed:
+        installed.add(name)
+        try:
+            asked = metadata.requires(name) or []
+        except metadata.PackageNotFoundError:
+            continue
+        todo += [re.match("[A-Za-z0-9_.-]+", one)[0] for one in asked if "extra ==" not in one]
 owners = metadata.packages_distributions()
-used = sorted({name for top in {m.partition(".")[0] for m in sys.modules}
-               for name in owners.get(top, [])})
-print(json.dumps({"raycd": raycd.__file__, "found": found["results"][0], "used": used}))
+
+class Installed(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        of = {plain(owner) for owner in owners.get(name.partition(".")[0], [])}
+        return super().find_spec(name, path, target) if not of or of & installed else None
+
+sys.meta_path = [Installed if one is PathFinder else one for one in sys.meta_path]
+"""
+
+
+def run_pinned(script: str, *arguments: str, cwd: Path, path: str = "") -> str:
+    """Return what a script prints where only REQUIREMENTS are installed."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    names = json.dumps(mlflow_model.REQUIREMENTS)
+    done = subprocess.run(
+        [sys.executable, "-c", PINNED + script, names, *arguments],
+        cwd=cwd,
+        env=environment | ({"PYTHONPATH": path} if path else {}),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1]
+
+
+def test_the_requirements_are_all_that_the_source_of_a_model_imports(tmp_path: Path) -> None:
+    script = """
+import raycd.runtime.mlflow_model
+from importlib.util import find_spec
+print([name for name in ("ray", "torch", "fastapi_offline") if find_spec(name)])
+"""
+    checkout = str(Path(mlflow_model.__file__).parents[2])
+    assert run_pinned(script, cwd=tmp_path, path=checkout) == "['torch']"
+
+
+ALONE = """
+import mlflow
+found = mlflow.pyfunc.load_model(sys.argv[2]).predict(
+    {"image": [sys.argv[3]], "text": ["is blue"], "top_k": [4]})
+import raycd
+print(json.dumps({"raycd": raycd.__file__, "found": found["results"][0]}))
 """
 
 
 @pytest.mark.slow
-def test_another_process_loads_it_without_an_installed_raycd(
+def test_another_process_loads_it_with_its_requirements_and_no_installed_raycd(
     uri: str, tiny_bundle: Any, expected: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     image = tiny_bundle.folder.parent / "image-0.png"
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    done = subprocess.run(
-        [sys.executable, "-c", ALONE, MODEL, str(image)],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=300,
-    )
-    said = json.loads(done.stdout.splitlines()[-1])
+    said = json.loads(run_pinned(ALONE, MODEL, str(image), cwd=tmp_path))
     assert "/code/raycd/" in said["raycd"]
     assert [one["image_id"] for one in said["found"]] == [one["image_id"] for one in expected]
-    assert not {"ray", "optuna", "fastapi-offline"} & set(said["used"])
 
 
 @pytest.mark.slow

@@ -9,6 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from pydantic import ValidationError
 
 from raycd import bundle
 from raycd.compare.champion import answers_table
@@ -136,3 +138,36 @@ def test_an_alias_goes_to_the_version_that_beats_the_champion(
         version = tracker.register(tiny_bundle.folder, "")  # as an earlier raycd did
     client.set_registered_model_alias("promoted", "champion", str(version))
     assert "no answers to compare with" in ask(more)
+
+
+@pytest.mark.parametrize("alias", ["prod.eu", "latest", "Latest", "v2", "V2", "a b"])
+def test_an_alias_that_mlflow_would_refuse_is_refused_before_any_work(
+    alias: str, runs: Path
+) -> None:
+    """As `alias` it would end a whole training, as `champion` nothing would ever be compared."""
+    for setting in ("alias", "champion"):
+        with pytest.raises(ValidationError):
+            RegistryConfig.model_validate({setting: alias})
+    client = MlflowClient(registry_uri=f"sqlite:///{runs / 'mlflow.db'}")
+    with pytest.raises(MlflowException):
+        client.set_registered_model_alias("raycd", alias, "1")
+
+
+@pytest.mark.parametrize("call", ["list_artifacts", "download_artifacts"])
+def test_a_champion_whose_answers_cannot_be_fetched_now_is_an_error_and_no_verdict(
+    call: str, tmp_path: Path, tiny_bundle: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, own = RegistryConfig(alias="champion"), answers([True, False])
+
+    def away(*_: object) -> None:
+        raise ConnectionError("no route to the store")
+
+    with Tracker.open(Config(preset="demo"), tmp_path) as tracker:
+        first = tracker.register(tiny_bundle.folder, "one", own)
+        second = tracker.register(tiny_bundle.folder, "other", own)
+        assert first is not None
+        assert second is not None
+        tracker.give_alias(first, own, settings, Metric())
+        monkeypatch.setattr(MlflowClient, call, away)
+        with pytest.raises(TrackingError, match="the alias champion could not be set"):
+            tracker.give_alias(second, own, settings, Metric())

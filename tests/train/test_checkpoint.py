@@ -76,6 +76,15 @@ def test_moments_are_laid_out_as_their_parameters_for_fused_optimizers_mix_them_
     assert torch.equal(module.state_dict()["weight"], other.state_dict()["weight"])
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+def test_weights_that_lie_otherwise_on_a_gpu_are_copied_whole() -> None:
+    """Copies are not waited for one by one: what was laid out anew before its copy is there."""
+    with torch.device("cuda"):
+        module = nn.Conv2d(512, 4096, 5).to(memory_format=torch.channels_last)
+    state = State.of(module, torch.optim.SGD(module.parameters(), lr=0.1), [])
+    assert torch.equal(state.weights["weight"], module.weight.cpu())
+
+
 def test_parameters_that_do_not_train_have_no_state(tmp_path: Path) -> None:
     module = network()
     next(module.children()).requires_grad_(False)
@@ -120,7 +129,7 @@ def test_a_broken_checkpoint_is_a_weights_error(damage: str, tmp_path: Path) -> 
     State.of(module, optimizer, ENTRIES, Place.gathered([torch.ones(())], 1.0)).write(tmp_path)
     DAMAGES[damage](tmp_path)
     with pytest.raises(
-        WeightsError, match=r"the checkpoint .* cannot be read(.|\n)*delete this stage's folder"
+        WeightsError, match=r"the checkpoint .* cannot be read(.|\n)*delete it, then run"
     ):
         State.read(tmp_path).fill(module, optimizer)
 

@@ -63,6 +63,17 @@ def refused(tmp_path: Path, **changes: Any) -> str:
     return str(caught.value)
 
 
+def test_what_decides_no_trial_may_change(tmp_path: Path) -> None:
+    opened(tmp_path, resume=False).write(TRIAL)
+    opened(
+        tmp_path,
+        resume=True,
+        train={"checkpoint_minutes": 1.0, "max_failures": 3},
+        registry={"alias": "champion"},
+        tracking={"every_steps": 5},
+    )
+
+
 def test_trials_come_back_by_number(tmp_path: Path) -> None:
     here = journal(tmp_path)
     for number in (11, 7, 100):
