@@ -118,8 +118,9 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
 
 
 def _copies(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    # Laid out before they are copied: a copy from a GPU must not be read until it is there
     return {
-        name: value.detach().to("cpu", copy=True, non_blocking=True).contiguous()
+        name: value.detach().contiguous().to("cpu", copy=True, non_blocking=True)
         for name, value in tensors.items()
     }
 
