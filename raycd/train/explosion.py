@@ -42,8 +42,7 @@ class Explosion:
         """
         if len(losses) < WINDOW and not ended:
             return None
+        # Of a restart inside of an epoch the first look is at all steps that it has had
+        self._began.setdefault(kind, statistics.median(losses[:WINDOW]))
         median = statistics.median(losses[-WINDOW:])
-        if median > self.limit(kind):
-            return median
-        self._began.setdefault(kind, median)
-        return None
+        return median if median > self.limit(kind) else None
