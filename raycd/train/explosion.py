@@ -22,7 +22,10 @@ class Explosion:
     def __init__(
         self, factor: float, batch_size: int, history: Iterable[Mapping[str, Any]] = ()
     ) -> None:
-        """Begin, or go on after the epochs of `history`. A `factor` of 0 finds no explosion."""
+        """Begin, or go on after the epochs of `history`, whose first has only its mean loss.
+
+        A `factor` of 0 finds no explosion.
+        """
         self.factor = factor
         self._least = max(math.log(batch_size), 1.0)
         self._began: dict[str, float] = {}
