@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from raycd.data.pixels import PixelCache
 from raycd.train.batches import Rows, epoch_choice, epoch_targets
 
 MOST_WORKERS = 16  # a process more takes half a gigabyte
+CGROUP = "/sys/fs/cgroup/cpu.max"  # of this process, in its container
 
 
 def readable_triplets(
@@ -142,5 +144,15 @@ def loader_workers(wanted: int | Literal["auto"], device: torch.device) -> int:
         return wanted
     if device.type != "cuda":
         return 0
+    own = usable_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return min(max(own - 1, 1), MOST_WORKERS)
+
+
+def usable_cpus() -> int:
+    """Return the CPUs that this process, or its container, may use."""
     own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(max(own // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1, 1), MOST_WORKERS)
+    try:
+        share, of = map(int, Path(CGROUP).read_text().split())  # microseconds
+    except (OSError, ValueError):  # another system, or no limit
+        return own
+    return min(own, max(share // of, 1))
