@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from raycd.data import schema, targets
 from raycd.data.captions import Wording
 from raycd.data.pixels import PixelCache
+from raycd.errors import RaycdError
 from raycd.train.batches import Rows, epoch_choice, epoch_targets
 
 MOST_WORKERS = 16  # a process more takes half a gigabyte
@@ -112,13 +113,26 @@ class TripletReader(Dataset[TripletBatch]):
         return TripletBatch(self.pixels(ids), self.tokenizer(texts), shown, right)
 
 
+class _Told(Dataset[TripletBatch | RaycdError]):
+    """A reader that returns its errors: of those raised, DataLoader keeps the traceback alone."""
+
+    def __init__(self, reader: TripletReader) -> None:
+        self.reader = reader
+
+    def __getitem__(self, work: Work) -> TripletBatch | RaycdError:
+        try:
+            return self.reader[work]
+        except RaycdError as error:
+            return error
+
+
 class Loader:
     """A `TripletReader` in this process or others, which stay from one epoch to the next."""
 
     def __init__(self, reader: TripletReader, workers: int, *, pin: bool) -> None:
         self._work: list[Work] = []
         self._loader = DataLoader(
-            reader,
+            _Told(reader),
             batch_size=None,
             sampler=self._work,
             num_workers=workers,
@@ -129,9 +143,12 @@ class Loader:
         )
 
     def batches(self, work: Sequence[Work]) -> Iterator[TripletBatch]:
-        """Yield the batches of an epoch."""
+        """Yield the batches of an epoch. Raises BrokenImage where one cannot be read any more."""
         self._work[:] = work
-        yield from self._loader
+        for batch in self._loader:
+            if isinstance(batch, RaycdError):
+                raise batch
+            yield batch
 
 
 def loader_workers(wanted: int | Literal["auto"], device: torch.device) -> int:
