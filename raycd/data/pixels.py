@@ -82,6 +82,8 @@ def available() -> int:
     found = int(psutil.virtual_memory().available)
     try:
         limit, used = (int(Path(f"{CGROUP}{name}").read_text()) for name in ("max", "current"))
-    except (OSError, ValueError):  # another system, or no limit
+        lines = Path(f"{CGROUP}stat").read_text().splitlines()
+        used -= int(dict(line.split() for line in lines)["inactive_file"])  # given back when needed
+    except (OSError, ValueError, KeyError):  # another system, or no limit
         return found
     return max(min(found, limit - used), 0)

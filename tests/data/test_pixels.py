@@ -89,13 +89,14 @@ def test_a_worker_moves_to_the_rows_of_another_where_it_can_reach_them() -> None
     assert rows.get(1) is not None
 
 
-@pytest.mark.parametrize(("limit", "expected"), [("1000", 400), ("500", 0), ("max", None)])
-def test_a_containers_limit_counts(
+@pytest.mark.parametrize(("limit", "expected"), [("1000", 500), ("400", 0), ("max", None)])
+def test_a_containers_limit_counts_but_for_files_that_the_kernel_keeps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, expected: int | None
 ) -> None:
     monkeypatch.setattr(pixels, "CGROUP", f"{tmp_path}/memory.")
     (tmp_path / "memory.max").write_text(f"{limit}\n")
     (tmp_path / "memory.current").write_text("600\n")
+    (tmp_path / "memory.stat").write_text("anon 400\ninactive_file 100\n")  # read, and kept
     if expected is None:
         assert available() > 1000
     else:
