@@ -44,10 +44,11 @@ def adapt(encoder: Encoder, *, rank: int, alpha: int, seed: int) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         adapters = peft.LoraModel(encoder.clip, config, "default")
+    uncompiled: Any = torch.compiler.disable
     for module in encoder.clip.modules():
         # It changes its weights in place, which torch.compile cannot follow
         if isinstance(module, MultiheadAttention):
-            module.forward = torch.compiler.disable(module.forward)
+            module.forward = uncompiled(module.forward)  # type: ignore[method-assign]
     return adapters
 
 
