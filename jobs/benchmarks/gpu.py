@@ -70,7 +70,7 @@ def _training(
     encoder: Encoder, config: Config, *, checkpointing: bool = False, compiled: bool = False
 ) -> dict[str, float]:
     """Time stage 1's step at the paper's batch of 64, bf16, on noise."""
-    stage1, encoder = config.stage1, deepcopy(encoder)
+    stage1, encoder = config.stage1, deepcopy(encoder.cpu())  # alone on the GPU
     encoder.to("cuda").precision = "bf16"
     encoder.trainable("both", grad_checkpointing=checkpointing)
     if compiled:

@@ -51,9 +51,9 @@ class PixelCache:
 
     def share(self) -> None:
         """Use the memory of the first training worker on this machine; all workers must call it."""
-        place = first_of_machine(self.kept.place)
-        if place != self.kept.place:
-            self.kept.move(place)
+        place, name = first_of_machine((self.kept.place, self.kept.name))
+        if name != self.kept.name:
+            self.kept.move(place, name)
 
     def __call__(self, image_ids: Sequence[str]) -> torch.Tensor:
         """Return the pixels of the images. Raises BrokenImage where one cannot be read any more."""
@@ -82,6 +82,8 @@ def available() -> int:
     found = int(psutil.virtual_memory().available)
     try:
         limit, used = (int(Path(f"{CGROUP}{name}").read_text()) for name in ("max", "current"))
-    except (OSError, ValueError):  # another system, or no limit
+        lines = Path(f"{CGROUP}stat").read_text().splitlines()
+        used -= int(dict(line.split() for line in lines)["inactive_file"])  # given back when needed
+    except (OSError, ValueError, KeyError):  # another system, or no limit
         return found
     return max(min(found, limit - used), 0)

@@ -12,6 +12,7 @@ import weakref
 import zlib
 from math import prod
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -27,13 +28,13 @@ class SharedPixels:
     """
 
     def __init__(self, count: int, shape: tuple[int, int, int]) -> None:
-        self.count, self.shape = count, shape
+        self.count, self.shape, self.name = count, shape, f"raycd-pixels-{uuid4().hex}"
         if hasattr(os, "memfd_create"):
-            file = os.memfd_create("raycd-pixels")
+            file = os.memfd_create(self.name)
             weakref.finalize(self, os.close, file)
             self.place = f"/proc/{os.getpid()}/fd/{file}"
         else:
-            self.place = str(scratch.new_folder() / "pixels")
+            self.place = str(scratch.new_folder() / self.name)
         self._open("w+")
 
     def _open(self, mode: Any) -> None:
@@ -42,16 +43,22 @@ class SharedPixels:
         kind = np.dtype([("sum", np.uint32), ("pixels", np.uint8, (prod(self.shape),))])
         self._rows: NDArray[Any] = np.memmap(self.place, kind, mode, shape=(max(self.count, 1),))
 
-    def move(self, place: str) -> None:
-        """Use the rows of another process, where its `place` can be reached from this one."""
-        before, self.place = self.place, place
+    def move(self, place: str, name: str) -> None:
+        """Use the rows `name` of another process, where its `place` can be reached from this one.
+
+        In another container it cannot, or another file is there.
+        """
+        before = self.place, self.name
         try:
-            self._open("r+")
-        except OSError:  # it is in another container
-            self.place = before
+            if name in (os.readlink(place) if os.path.islink(place) else place):
+                self.place, self.name = place, name
+                self._open("r+")
+        except OSError:
+            self.place, self.name = before
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"count": self.count, "shape": self.shape, "place": self.place}
+        names = ("count", "shape", "place", "name")
+        return {name: getattr(self, name) for name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)

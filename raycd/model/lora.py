@@ -37,12 +37,19 @@ def adapt(encoder: Encoder, *, rank: int, alpha: int, seed: int) -> Any:
     """
     check_installed()
     import peft
+    from peft.tuners.lora.layer import MultiheadAttention
 
     names = [*adaptable(encoder, "image"), *adaptable(encoder, "text")]
     config = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=names)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return peft.LoraModel(encoder.clip, config, "default")
+        adapters = peft.LoraModel(encoder.clip, config, "default")
+    uncompiled: Any = torch.compiler.disable
+    for module in encoder.clip.modules():
+        # It changes its weights in place, which torch.compile cannot follow
+        if isinstance(module, MultiheadAttention):
+            module.forward = uncompiled(module.forward)  # type: ignore[method-assign]
+    return adapters
 
 
 def merge(adapters: Any) -> None:

@@ -42,7 +42,7 @@ def batch_classification_loss(
     """Return the mean cross entropy of this worker's queries over the targets of all workers.
 
     The mean over the workers of this loss, and of its gradient, is that of a single worker with all
-    the triplets. Every worker must have the same B.
+    the triplets; where their B differ, each times its share (`distributed.batch_of`).
 
     It is computed in fp32, also under autocast.
 

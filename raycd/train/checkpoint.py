@@ -118,7 +118,7 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
 
 
 def _copies(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    # Laid out before it is copied: the copy itself may not be there yet
+    # Laid out before they are copied: a copy from a GPU must not be read until it is there
     return {
         name: value.detach().contiguous().to("cpu", copy=True, non_blocking=True)
         for name, value in tensors.items()

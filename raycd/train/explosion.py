@@ -22,7 +22,10 @@ class Explosion:
     def __init__(
         self, factor: float, batch_size: int, history: Iterable[Mapping[str, Any]] = ()
     ) -> None:
-        """Begin, or go on after the epochs of `history`. A `factor` of 0 finds no explosion."""
+        """Begin, or go on after the epochs of `history`, whose first has only its mean loss.
+
+        A `factor` of 0 finds no explosion.
+        """
         self.factor = factor
         self._least = max(math.log(batch_size), 1.0)
         self._began: dict[str, float] = {}
@@ -42,8 +45,7 @@ class Explosion:
         """
         if len(losses) < WINDOW and not ended:
             return None
+        # Of a restart inside of an epoch the first look is at all steps that it has had
+        self._began.setdefault(kind, statistics.median(losses[:WINDOW]))
         median = statistics.median(losses[-WINDOW:])
-        if median > self.limit(kind):
-            return median
-        self._began.setdefault(kind, median)
-        return None
+        return median if median > self.limit(kind) else None

@@ -142,6 +142,7 @@ class Loop(Generic[Batch]):
         self._explosion = Explosion(schedule.explosion, schedule.batch_size, self.history)
         self._step = sum(self._batches[: len(self.history)])
         self._step += self._place.batches if self._place is not None else 0
+        self._warm = self._step + LOOK_EVERY  # steps of this process until it is
 
     def run(self, report: Callable[[EpochResult, Save], None]) -> list[dict[str, Any]]:
         """Train the remaining epochs and return the history of all epochs.
@@ -298,11 +299,11 @@ class Loop(Generic[Batch]):
     def _consider_compiling(self, done: int) -> None:
         """Decide by the time of the ten steps since the last look, `done` in this epoch.
 
-        The first ten steps of all are warm-up. Each look waits for the device.
+        The first ten steps, of all or after a restart, are warm-up. Each look waits for the device.
         """
         now, before = time.monotonic(), self._looked
         self._looked = now
-        measured = done > 1 and done % LOOK_EVERY == 1 and self._step > 2 * LOOK_EVERY
+        measured = done > 1 and done % LOOK_EVERY == 1 and self._step > self._warm + LOOK_EVERY
         if measured and isinstance(self.task, Compiles) and self.task.compilation.undecided:
             device = next(self.task.module.parameters()).device
             seconds = torch.tensor((now - before) / LOOK_EVERY, device=device)

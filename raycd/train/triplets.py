@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -14,9 +15,11 @@ from torch.utils.data import DataLoader, Dataset
 from raycd.data import schema, targets
 from raycd.data.captions import Wording
 from raycd.data.pixels import PixelCache
+from raycd.errors import RaycdError
 from raycd.train.batches import Rows, epoch_choice, epoch_targets
 
 MOST_WORKERS = 16  # a process more takes half a gigabyte
+CGROUP = "/sys/fs/cgroup/cpu.max"  # of this process, in its container
 
 
 def readable_triplets(
@@ -110,13 +113,26 @@ class TripletReader(Dataset[TripletBatch]):
         return TripletBatch(self.pixels(ids), self.tokenizer(texts), shown, right)
 
 
+class _Told(Dataset[TripletBatch | RaycdError]):
+    """A reader that returns its errors: of those raised, DataLoader keeps the traceback alone."""
+
+    def __init__(self, reader: TripletReader) -> None:
+        self.reader = reader
+
+    def __getitem__(self, work: Work) -> TripletBatch | RaycdError:
+        try:
+            return self.reader[work]
+        except RaycdError as error:
+            return error
+
+
 class Loader:
     """A `TripletReader` in this process or others, which stay from one epoch to the next."""
 
     def __init__(self, reader: TripletReader, workers: int, *, pin: bool) -> None:
         self._work: list[Work] = []
         self._loader = DataLoader(
-            reader,
+            _Told(reader),
             batch_size=None,
             sampler=self._work,
             num_workers=workers,
@@ -127,9 +143,12 @@ class Loader:
         )
 
     def batches(self, work: Sequence[Work]) -> Iterator[TripletBatch]:
-        """Yield the batches of an epoch."""
+        """Yield the batches of an epoch. Raises BrokenImage where one cannot be read any more."""
         self._work[:] = work
-        yield from self._loader
+        for batch in self._loader:
+            if isinstance(batch, RaycdError):
+                raise batch
+            yield batch
 
 
 def loader_workers(wanted: int | Literal["auto"], device: torch.device) -> int:
@@ -142,5 +161,15 @@ def loader_workers(wanted: int | Literal["auto"], device: torch.device) -> int:
         return wanted
     if device.type != "cuda":
         return 0
+    own = usable_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return min(max(own - 1, 1), MOST_WORKERS)
+
+
+def usable_cpus() -> int:
+    """Return the CPUs that this process, or its container, may use."""
     own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(max(own // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1, 1), MOST_WORKERS)
+    try:
+        share, of = map(int, Path(CGROUP).read_text().split())  # microseconds
+    except (OSError, ValueError):  # another system, or no limit
+        return own
+    return min(own, max(share // of, 1))

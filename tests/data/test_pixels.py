@@ -76,26 +76,39 @@ def test_a_row_that_is_not_whole_is_none() -> None:
     assert rows.get(1) is None
 
 
+def test_a_file_that_happens_to_be_in_that_place_of_another_container_is_left_alone(
+    tmp_path: Path,
+) -> None:
+    own, strange = SharedPixels(2, SHAPE), tmp_path / "log"
+    strange.write_text("a line\n")
+    with strange.open("r+") as file:
+        own.move(f"/proc/self/fd/{file.fileno()}", "raycd-pixels-of-another")
+    own.put(1, torch.full(SHAPE, 7, dtype=torch.uint8))
+    assert strange.read_text() == "a line\n"
+    assert own.get(1) is not None
+
+
 def test_a_worker_moves_to_the_rows_of_another_where_it_can_reach_them() -> None:
     rows, other = SharedPixels(2, SHAPE), SharedPixels(3, SHAPE)
     rows.put(1, torch.full(SHAPE, 7, dtype=torch.uint8))
     before = other.place
-    other.move("/proc/1/fd/of-nobody")
+    other.move("/proc/1/fd/of-nobody", rows.name)
     assert other.place == before
     assert other.get(1) is None
-    other.move(rows.place)
+    other.move(rows.place, rows.name)
     assert other.get(1) is not None
     other.put(2, torch.full(SHAPE, 8, dtype=torch.uint8))  # it has more of them
     assert rows.get(1) is not None
 
 
-@pytest.mark.parametrize(("limit", "expected"), [("1000", 400), ("500", 0), ("max", None)])
-def test_a_containers_limit_counts(
+@pytest.mark.parametrize(("limit", "expected"), [("1000", 500), ("400", 0), ("max", None)])
+def test_a_containers_limit_counts_but_for_files_that_the_kernel_keeps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, expected: int | None
 ) -> None:
     monkeypatch.setattr(pixels, "CGROUP", f"{tmp_path}/memory.")
     (tmp_path / "memory.max").write_text(f"{limit}\n")
     (tmp_path / "memory.current").write_text("600\n")
+    (tmp_path / "memory.stat").write_text("anon 400\ninactive_file 100\n")  # read, and kept
     if expected is None:
         assert available() > 1000
     else:

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import nn
-from torch._dynamo.testing import CompileCounter
+from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 
 from raycd.errors import ConfigError
-from raycd.model import compiling
+from raycd.model import compiling, lora
 from raycd.model.compiling import Compilation, encode_compiled, once, repays
 from raycd.model.encoder import Encoder
 from raycd.train.finetune import SumOfFeatures
@@ -91,6 +91,33 @@ def test_gradients_of_a_compiled_encoder_are_its_own_and_its_names_too(
     again = counter.frame_count
     gradients()
     assert counter.frame_count == again
+
+
+@pytest.mark.parametrize("chunk", [0, 2])
+def test_adapted_encoders_are_compiled_too_and_what_is_frozen_stays_as_it_is(
+    new_encoder: MakeEncoder, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    torch.compiler.reset()
+    ran = CompileCounterWithBackend("aot_eager")
+    monkeypatch.setattr(compiling, "BACKEND", ran)
+    pixels = torch.randint(0, 256, (6, 32, 32, 3), dtype=torch.uint8)
+    found = []
+    for compiles in (False, True):
+        encoder = new_encoder()
+        encoder.trainable("none")
+        lora.adapt(encoder, rank=2, alpha=4, seed=0)
+        if compiles:
+            encode_compiled(encoder, must=True)
+        for _ in range(2):
+            encoder.zero_grad()
+            tokens = encoder.tokenize(["is red", "is blue", "has sleeves"])
+            query, target = SumOfFeatures(encoder, chunk)(pixels, tokens)
+            (query * target).sum().backward()
+        named = list(encoder.clip.named_parameters())
+        found.append([(name, p.grad, p.detach()) for name, p in named])
+    assert ran.frame_count > 0
+    for (name, *one), (_, *other) in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6, msg=name)
 
 
 def test_where_it_cannot_be_compiled_it_runs_as_it_is_or_says_why(

@@ -1,4 +1,4 @@
-"""Stage 1 on Ray Train with adapters, chunks and two workers leaves an encoder like any other."""
+"""Stage 1 on Ray Train with adapters, chunks, two workers that each have a process that decodes."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ def test_adapters_trained_in_chunks_by_two_workers_are_merged_into_the_encoder_o
     tiny_settings: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stage1 = {"finetune": "lora", "lora_rank": 2, "chunk": 7, "lr": 1e-2, "clip_norm": 1.0}
+    stage1 |= {"loader_workers": 1}
     settings = {
         **tiny_settings,
         "runs": str(tmp_path),

@@ -1,10 +1,12 @@
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from raycd.errors import WeightsError
 from raycd.train import checkpoint
@@ -76,13 +78,33 @@ def test_moments_are_laid_out_as_their_parameters_for_fused_optimizers_mix_them_
     assert torch.equal(module.state_dict()["weight"], other.state_dict()["weight"])
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
-def test_weights_that_lie_otherwise_on_a_gpu_are_copied_whole() -> None:
-    """Copies are not waited for one by one: what was laid out anew before its copy is there."""
-    with torch.device("cuda"):
-        module = nn.Conv2d(512, 4096, 5).to(memory_format=torch.channels_last)
-    state = State.of(module, torch.optim.SGD(module.parameters(), lr=0.1), [])
-    assert torch.equal(state.weights["weight"], module.weight.cpu())
+class Copies(TorchFunctionMode):
+    """What is copied to CPUs inside of the block, and what is done with the copies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[torch.Tensor] = []
+        self.used: list[str] = []
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if any(given is copy for given in args for copy in self.made):
+            self.used.append(func.__name__)
+        found = func(*args, **(kwargs or {}))
+        if func is torch.Tensor.to:
+            self.made.append(found)
+        return found
+
+
+def test_copies_from_a_gpu_are_in_order_without_being_read_before_they_are_there() -> None:
+    module = nn.Conv2d(3, 4, 2).to(memory_format=torch.channels_last)
+    with Copies() as copies:
+        state = State.of(module, OPTIMIZERS["fused adamw"](module), [])
+    assert len(copies.made) == 2
+    assert copies.used == []
+    assert state.weights["weight"].is_contiguous()
+    assert torch.equal(state.weights["weight"], module.weight)
 
 
 def test_parameters_that_do_not_train_have_no_state(tmp_path: Path) -> None:

@@ -43,6 +43,13 @@ def test_what_is_no_explosion(losses: list[float], why: str) -> None:
         assert found(rule, losses[:end]) is None, why
 
 
+def test_a_restart_inside_of_an_epoch_takes_what_that_began_with_for_the_beginning() -> None:
+    rule = Explosion(10, batch_size=64)
+    assert found(rule, [190.0] * WINDOW + [0.5] * 500) is None
+    assert rule.limit("original") == 1900.0
+    assert found(Explosion(10, batch_size=64), [5.0] * WINDOW + [51.0] * WINDOW) == 51.0
+
+
 def test_pseudo_triplets_have_a_history_of_their_own() -> None:
     rule = Explosion(10, batch_size=64)
     found(rule, [2.0] * WINDOW)

@@ -22,7 +22,7 @@ from raycd.features import Features
 from raycd.model import lora
 from raycd.model.encoder import Encoder
 from raycd.model.fusion.sum import Sum
-from raycd.train import checkpoint
+from raycd.train import checkpoint, triplets
 from raycd.train.batches import epoch_batches
 from raycd.train.finetune import FineTune, SumOfFeatures, parameters, prepare
 from raycd.train.loop import Loop, Schedule, Silence
@@ -186,12 +186,17 @@ def test_processes_that_decode_give_the_same_batches_and_stay_for_the_next_epoch
 
 
 def test_processes_decode_beside_a_gpu_as_many_as_there_are_cpus(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    cpu, gpu, limit = torch.device("cpu"), torch.device("cuda"), tmp_path / "cpu.max"
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(16)))
+    monkeypatch.setattr(triplets, "CGROUP", str(limit))
     assert [loader_workers(wanted, cpu) for wanted in ("auto", 3)] == [0, 3]
     assert [loader_workers(wanted, gpu) for wanted in ("auto", 0)] == [15, 0]
+    for text, wanted in (("max 100000", 15), ("450000 100000", 3), ("50000 100000", 1)):
+        limit.write_text(f"{text}\n")  # of a container
+        assert loader_workers("auto", gpu) == wanted
+    limit.unlink()
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert loader_workers("auto", gpu) == 3
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")

@@ -17,6 +17,7 @@ from raycd.data.read import read
 from raycd.data.schema import PSEUDO_TRIPLET, Dataset
 from raycd.data.selection import hold_out
 from raycd.features import Features
+from raycd.model.compiling import Compilation
 from raycd.model.encoder import Encoder
 from raycd.train import loop
 from raycd.train.checkpoint import State
@@ -164,6 +165,36 @@ def test_stage_2_stopped_inside_of_an_epoch_ends_bit_by_bit_the_same(
 
     assert SMALL.stage2.head == "clip_cd"  # which has dropout
     assert check_that_it_goes_on(make, Schedule(3, 24, 1e-2, seed=0), tmp_path) > 2
+
+
+class Waits(Toy):
+    """One that may be compiled, and notes what is known where that is decided."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.known: list[tuple[float, int]] = []
+        self.compilation = Compilation(lambda must: None, "auto", torch.device("cuda"))
+        consider = self.compilation.consider
+
+        def noted(seconds: float, left: int) -> None:
+            self.known.append((seconds, left))
+            consider(seconds, left)
+
+        self.compilation.consider = noted  # type: ignore[method-assign]
+
+
+def test_a_restart_decides_by_steps_of_its_own_whether_the_rest_is_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "LOOK_EVERY", 2)
+    schedule, whole, again = Schedule(1, 2, 1e-3, seed=0), Waits(), Waits()
+    Loop(whole, schedule, bar=silent).run(nothing)
+    with pytest.raises(Stop):
+        Loop(Waits(), schedule, bar=silent, watch=Stopping(4, tmp_path)).run(nothing)
+    Loop(again, schedule, restore=tmp_path, bar=silent).run(nothing)
+    assert [left for _, left in whole.known] == [10 - 5]
+    assert [left for _, left in again.known] == [10 - (4 + 5)]
+    assert 0 < again.known[0][0] < 1
 
 
 def workers(number: int, folder: str) -> None:

@@ -16,7 +16,7 @@ class BatchNorm(nn.BatchNorm1d):
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Normalise rows (B, D). All workers call it together in training, with the same B."""
+        """Normalise rows (B, D). All workers call it together in training."""
         input = input.float()  # autocast would not
         if not self.training:
             return super().forward(input)
