@@ -148,6 +148,10 @@ def test_ray_serve_and_the_service_take_the_configuration(overlay: str) -> None:
     assert args.replicas == workers["replicas"]
     assert args.cpus <= float(container["resources"]["limits"]["cpu"])
     assert container["readinessProbe"]["httpGet"]["port"] == config.http_options.port
+    [head] = cluster(service)["headGroupSpec"]["template"]["spec"]["containers"]
+    for one in (head, container):  # without the head's, KubeRay makes no Service for Ray Serve
+        ports = {port["name"]: port["containerPort"] for port in one["ports"]}
+        assert ports["serve"] == config.http_options.port
     assert args.api_keys.startswith(container["volumeMounts"][0]["mountPath"])
     assert "postgresql://" in args.gallery
     assert "password" not in args.gallery
