@@ -218,6 +218,16 @@ def test_selectors_choose_the_pods_that_they_mean(overlay: str) -> None:
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_drain_takes_one_worker_of_the_service_and_leaves_the_others(overlay: str) -> None:
+    [budget] = of_kind(overlay, "PodDisruptionBudget")
+    [service] = of_kind(overlay, "RayService")
+    [workers] = cluster(service)["workerGroupSpecs"]
+    del budget["spec"]["selector"]
+    # A RayCluster has no scale subresource, so that Kubernetes takes nothing but this number.
+    assert budget["spec"] == {"minAvailable": workers["replicas"] - 1}
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
 def test_no_pod_is_root_and_ray_asks_for_its_token(overlay: str) -> None:
     for kind in KUBERAY:
         for one in of_kind(overlay, kind):
