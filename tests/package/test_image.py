@@ -118,6 +118,11 @@ def test_the_images_run_as_nobody_in_particular_and_hold_no_secret() -> None:
         assert name.startswith("--from") or f"!{name}" in allowed, name
 
 
+def test_the_image_for_gpus_has_the_compiler_that_triton_calls() -> None:
+    [installs] = [text for stage, word, text in instructions() if (stage, word) == ("cuda", "RUN")]
+    assert "gcc libc6-dev" in installs
+
+
 def test_its_check_asks_whether_the_service_is_ready() -> None:
     [check] = [text for _, word, text in instructions() if word == "HEALTHCHECK"]
     assert "raycd client ready" in check
