@@ -191,6 +191,11 @@ def test_compose_waits_for_what_is_there_and_publishes_the_service_alone() -> No
                 assert "test" in services[other]["healthcheck"], other
 
 
+def test_postgresql_is_healthy_only_once_it_answers_the_other_containers() -> None:
+    check = COMPOSE["services"]["postgres"]["healthcheck"]["test"]
+    assert check[check.index("--host") + 1] == "127.0.0.1"
+
+
 @pytest.mark.slow
 def test_the_bucket_is_made_once_and_again(s3: dict[str, str]) -> None:
     [python, *rest] = COMPOSE["services"]["bucket"]["command"]
