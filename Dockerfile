@@ -67,6 +67,11 @@ RUN /opt/raycd/bin/python -m pip install --no-cache-dir --no-index --no-deps /tm
 FROM runtime AS cuda
 ENV NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
+# Triton, by which torch.compile makes code for GPUs, calls a C compiler (docs/gpu.md, Compiling).
+# hadolint ignore=DL3008
+RUN apt-get update -qq && \
+    apt-get install -y -qq --no-install-recommends gcc libc6-dev && \
+    rm -rf /var/lib/apt/lists/*
 COPY --from=packages-cuda /opt/raycd /opt/raycd
 USER 1000
 

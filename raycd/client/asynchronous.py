@@ -30,7 +30,7 @@ from raycd.filters import Condition
 
 
 class AsyncClient:
-    """A client of one service, in an event loop; close it, or use it in an `async with`.
+    """A client of one service, in one event loop; close it, or use it in an `async with`.
 
     Every method raises ServiceError where the service refuses or does not answer. With
     `min_version`, such as that of a `Written`, the service first waits until the gallery that it

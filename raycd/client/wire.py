@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import httpx
 
 from raycd.client.retry import Retries
+from raycd.errors import ConfigError
 
 T = TypeVar("T")
 
@@ -39,14 +40,16 @@ class BlockingWire:
 
 
 class AsyncWire:
-    """httpx's client for an event loop."""
+    """httpx's client for an event loop: the first one that it is used in."""
 
     def __init__(self, retries: Retries, **settings: Any) -> None:
         self._http = httpx.AsyncClient(**settings)
+        self._loop: asyncio.AbstractEventLoop | None = None
         self.request = self._http.build_request
 
     async def send(self, request: httpx.Request, *, stream: bool) -> httpx.Response:
         """Return the response; without success it is read whole, as its body is needed."""
+        self._check_loop()
         response = await self._http.send(request, stream=stream)
         if not response.is_success:
             await response.aread()
@@ -56,7 +59,22 @@ class AsyncWire:
         await sleep(seconds)
 
     async def close(self) -> None:
+        self._check_loop()
         await self._http.aclose()
+
+    def _check_loop(self) -> None:
+        """Raise ConfigError in another event loop: connections belong to that of their first use.
+
+        httpx would fail now and then, when it takes a connection that it has kept.
+        """
+        running = asyncio.get_running_loop()
+        self._loop = self._loop or running
+        if running is not self._loop:
+            raise ConfigError(
+                "an AsyncClient is used in a second event loop",
+                got="connections that belong to the first one",
+                do="make a client in each asyncio.run, or use Client, which needs no event loop",
+            )
 
 
 def now(coroutine: Coroutine[Any, Any, T]) -> T:

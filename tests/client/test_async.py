@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable
-from typing import TypeVar, assert_type
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar, assert_type
 
 import pytest
 
 from raycd.api import Info, SearchResponse, Written
 from raycd.client import AsyncClient, Client, Retries, ServiceError
 from raycd.client.client import Client as Blocking
+from raycd.errors import ConfigError
 from tests.client.scripted import (
     Asked,
     Reply,
@@ -119,6 +121,50 @@ def test_the_gallery_is_iterated_page_by_page(service: Service) -> None:
         return [image.image_id async for image in client.iter_gallery()]
 
     assert ask(service, ids) == ["a", "b", "c"]
+
+
+def test_a_second_event_loop_is_refused_with_what_to_do(service: Service) -> None:
+    service.answers(*[Reply(body=info())] * 2)
+    client = AsyncClient(service.url)
+
+    async def asked_and_kept() -> Info:
+        return await client.info()
+
+    async def asked_and_closed() -> Info:
+        async with client:
+            return await client.info()
+
+    with asyncio.Runner() as first:
+        first.run(asked_and_kept())
+        for again in (asked_and_kept, client.close):
+            with pytest.raises(ConfigError, match="second event loop"):
+                in_a_thread(again)
+        first.run(asked_and_closed())
+
+
+def in_a_thread(what: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Return what a coroutine gives in an event loop of another thread."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(lambda: asyncio.run(what())).result()
+
+
+def test_a_request_that_is_cancelled_leaves_the_client_usable(service: Service) -> None:
+    released = threading.Event()
+
+    def late(asked: Asked) -> Reply:
+        released.wait(10)
+        return Reply(body=found("late"))
+
+    service.answers(late, Reply(body=found("a")))
+
+    async def cancelled(client: AsyncClient) -> SearchResponse:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await client.search(text="late")
+        released.set()
+        return await client.search(text="x")
+
+    assert ask(service, cancelled).results[0].image_id == "a"
 
 
 def test_changes_are_awaited(service: Service) -> None:

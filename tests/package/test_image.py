@@ -118,6 +118,11 @@ def test_the_images_run_as_nobody_in_particular_and_hold_no_secret() -> None:
         assert name.startswith("--from") or f"!{name}" in allowed, name
 
 
+def test_the_image_for_gpus_has_the_compiler_that_triton_calls() -> None:
+    [installs] = [text for stage, word, text in instructions() if (stage, word) == ("cuda", "RUN")]
+    assert "gcc libc6-dev" in installs
+
+
 def test_its_check_asks_whether_the_service_is_ready() -> None:
     [check] = [text for _, word, text in instructions() if word == "HEALTHCHECK"]
     assert "raycd client ready" in check
@@ -184,6 +189,11 @@ def test_compose_waits_for_what_is_there_and_publishes_the_service_alone() -> No
         for other, how in conditions.items():
             if how["condition"] == "service_healthy":
                 assert "test" in services[other]["healthcheck"], other
+
+
+def test_postgresql_is_healthy_only_once_it_answers_the_other_containers() -> None:
+    check = COMPOSE["services"]["postgres"]["healthcheck"]["test"]
+    assert check[check.index("--host") + 1] == "127.0.0.1"
 
 
 @pytest.mark.slow

@@ -148,6 +148,10 @@ def test_ray_serve_and_the_service_take_the_configuration(overlay: str) -> None:
     assert args.replicas == workers["replicas"]
     assert args.cpus <= float(container["resources"]["limits"]["cpu"])
     assert container["readinessProbe"]["httpGet"]["port"] == config.http_options.port
+    [head] = cluster(service)["headGroupSpec"]["template"]["spec"]["containers"]
+    for one in (head, container):  # without the head's, KubeRay makes no Service for Ray Serve
+        ports = {port["name"]: port["containerPort"] for port in one["ports"]}
+        assert ports["serve"] == config.http_options.port
     assert args.api_keys.startswith(container["volumeMounts"][0]["mountPath"])
     assert "postgresql://" in args.gallery
     assert "password" not in args.gallery
@@ -211,6 +215,16 @@ def test_selectors_choose_the_pods_that_they_mean(overlay: str) -> None:
         assert monitor["spec"]["selector"]["matchLabels"].items() <= labels[name].items()
         ports = [each["name"] for each in template["spec"]["containers"][0]["ports"]]
         assert monitor["spec"]["podMetricsEndpoints"][0]["port"] in ports
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_drain_takes_one_worker_of_the_service_and_leaves_the_others(overlay: str) -> None:
+    [budget] = of_kind(overlay, "PodDisruptionBudget")
+    [service] = of_kind(overlay, "RayService")
+    [workers] = cluster(service)["workerGroupSpecs"]
+    del budget["spec"]["selector"]
+    # A RayCluster has no scale subresource, so that Kubernetes takes nothing but this number.
+    assert budget["spec"] == {"minAvailable": workers["replicas"] - 1}
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
