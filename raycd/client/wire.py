@@ -6,6 +6,7 @@ The client is written once, as coroutines. Over a BlockingWire these never wait 
 
 from __future__ import annotations
 
+import asyncio
 from asyncio import sleep
 from collections.abc import Coroutine
 from typing import Any, TypeVar
