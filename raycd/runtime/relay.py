@@ -125,35 +125,41 @@ def followed(board: Any, take: Callable[[list[dict[str, Any]]], None]) -> Iterat
         following.join()
 
 
+def _poll(ask: Callable[[], Any], take: Callable[[Any], None], stop: threading.Event) -> None:
+    """Give what a board answers to `take` until `stop` is set, and once after; None: no answer."""
+    while True:
+        last = stop.is_set()
+        try:
+            answer = ray.get(ask(), timeout=5)
+        except Exception:  # the cluster is ending or busy: progress is not worth an error
+            answer = None
+        take(answer)
+        if last:
+            return
+        stop.wait(2 * EVERY)
+
+
 def _follow(
     board: Any, take: Callable[[list[dict[str, Any]]], None], stop: threading.Event
 ) -> None:
     taken = 0
-    while True:
-        last = stop.is_set()
-        try:
-            events = ray.get(board.events.remote(taken), timeout=5)
-        except Exception:  # as in `_draw`
-            events = []
-        taken += len(events)
-        take(events)
-        if last:
-            return
-        stop.wait(2 * EVERY)
+
+    def pass_on(events: list[dict[str, Any]] | None) -> None:
+        nonlocal taken
+        taken += len(events or [])
+        take(events or [])
+
+    _poll(lambda: board.events.remote(taken), pass_on, stop)
 
 
 def _draw(board: Any, stage: str, unit: str, stop: threading.Event, bars: list[Bar]) -> None:
     """Draw until `stop` is set; `bars` gets the bar once the worker has sent its length."""
-    while True:
-        last = stop.is_set()
-        try:
-            state = ray.get(board.read.remote(), timeout=5)
-        except Exception:  # the cluster is ending or busy: progress is not worth an error
-            state = {}
-        if state:
-            if not bars:
-                bars.append(Bar(stage, total=state["total"], unit=unit, start=state["start"]))
-            bars[0].advance(state["done"] - bars[0].done, **state["shown"])
-        if last:
+
+    def show(state: dict[str, Any] | None) -> None:
+        if not state:
             return
-        stop.wait(2 * EVERY)
+        if not bars:
+            bars.append(Bar(stage, total=state["total"], unit=unit, start=state["start"]))
+        bars[0].advance(state["done"] - bars[0].done, **state["shown"])
+
+    _poll(board.read.remote, show, stop)
