@@ -26,7 +26,6 @@ from raycd.runtime.mlflow_store import BUNDLE
 from raycd.search.query import Query
 from raycd.search.searcher import Searcher
 
-TOP_K = 10
 REQUIREMENTS = (
     *("cachetools", "faiss-cpu", "faiss-gpu", "filelock", "fsspec", "mlflow", "numpy"),
     *("open_clip_torch", "pandas", "pillow", "psutil", "pyarrow", "pydantic", "pydantic-settings"),
@@ -120,7 +119,7 @@ def _query(row: Mapping[str, Any]) -> Query:
         image=None if image is None else read(image),
         image_id=given.get("image_id"),
         text=given.get("text", ""),
-        top_k=_whole(given.get("top_k", TOP_K)),
+        top_k=_whole(given.get("top_k", Query.top_k)),
     )
 
 

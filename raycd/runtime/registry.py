@@ -81,15 +81,13 @@ def give_alias(
         return f"alias {settings.alias}: version {version} of {model} is the {settings.champion}"
     else:
         verdict = _verdict(client, champion, answers, metric)
+    if verdict.is_better:
+        client.set_registered_model_alias(model, settings.alias, version)
+    done = "is" if verdict.is_better else "is not"
     against = "" if champion is None else f" against version {champion.version}"
-    if not verdict.is_better:
-        return f"alias {settings.alias} is not given to version {version} of {model}: " + (
-            f"{verdict.reason}{against}"
-        )
-    client.set_registered_model_alias(model, settings.alias, version)
     return (
-        f"alias {settings.alias} is given to version {version} of {model}: {verdict.reason}"
-        f"{against}"
+        f"alias {settings.alias} {done} given to version {version} of {model}: "
+        f"{verdict.reason}{against}"
     )
 
 

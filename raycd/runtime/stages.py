@@ -51,8 +51,9 @@ from raycd.runtime.mlflow_run import MlflowRun
 from raycd.train import checkpoint, hard_negatives
 from raycd.train.finetune import FineTune, parameters, prepare
 from raycd.train.fuse import Fuse, new_head
-from raycd.train.loop import Schedule, Task
+from raycd.train.loop import Schedule
 from raycd.train.pretrain import DEMO_MODEL, cached
+from raycd.train.task import Task
 from raycd.train.triplets import readable_triplets
 
 ZERO_SHOT, FINE_TUNED = "zero_shot", "fine_tuned"

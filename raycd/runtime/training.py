@@ -36,7 +36,8 @@ from raycd.runtime.failures import Failures, Teller
 from raycd.runtime.keeping import Keeper, Stopped
 from raycd.runtime.live import Live
 from raycd.runtime.mlflow_run import MlflowRun
-from raycd.train.loop import Loop, Schedule, Task
+from raycd.train.loop import Loop, Schedule
+from raycd.train.task import Task
 
 STORAGE = ".train"  # folder of checkpoints in a run's folder
 RESIZE_EVERY = 60.0  # seconds between two looks for machines that have joined
