@@ -33,7 +33,8 @@ from raycd.runtime import tasks
 from raycd.runtime.stages import Context, own_device
 from raycd.train import hard_negatives
 from raycd.train.fuse import Fuse, new_head
-from raycd.train.loop import EpochResult, Loop, Schedule, Silence, best_epoch
+from raycd.train.loop import EpochResult, Loop, Schedule, best_epoch
+from raycd.train.task import Silence
 
 
 class Vectors(NamedTuple):

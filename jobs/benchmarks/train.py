@@ -31,7 +31,7 @@ from raycd.runtime.stages import Context
 from raycd.train.batches import epoch_batches
 from raycd.train.finetune import FineTune
 from raycd.train.fuse import Fuse
-from raycd.train.loop import Task
+from raycd.train.task import Task
 from raycd.train.triplets import TripletReader
 
 EPOCHS = {"stage1": 3, "stage2": 12}  # the first warms up

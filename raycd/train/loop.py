@@ -31,9 +31,7 @@ from raycd.train.checkpoint import State
 from raycd.train.explosion import WINDOW, Explosion
 from raycd.train.feed import Feed
 from raycd.train.place import Place
-from raycd.train.task import Batch, Compiles, Progress, Watch
-from raycd.train.task import Silence as Silence
-from raycd.train.task import Task as Task
+from raycd.train.task import Batch, Compiles, Progress, Silence, Task, Watch
 
 Save = Callable[[Path], None]
 
@@ -201,14 +199,13 @@ class Loop(Generic[Batch]):
         sizes = self._sizes(epoch)
         measured, place = self._begin_at_place()
         seen: list[float] = []  # those of the losses that were looked at
-        device = next(self.task.module.parameters()).device
-        feed = Feed(self.task.batches(epoch, rows[len(measured) :]), device)
+        feed = Feed(self.task.batches(epoch, rows[len(measured) :]), self._device)
         earlier = place.seconds if place is not None else 0.0
         # Of fewer workers there may have been one batch more, and nothing is left
         lr = schedule.lr_at(max(self._step - 1, 0), sum(self._batches))
         for batch, size in zip(feed, sizes[len(measured) :], strict=True):
             if place is not None:  # after the loader, which may have drawn numbers as it began
-                place.restore_random(device)
+                place.restore_random(self._device)
                 place = None
             lr = schedule.lr_at(self._step, sum(self._batches))
             measured.append(self._update(module, batch, size, lr))
@@ -244,7 +241,7 @@ class Loop(Generic[Batch]):
         place, self._place = self._place, None
         if place is None:
             return [], None
-        return place.measured(next(self.task.module.parameters()).device), place
+        return place.measured(self._device), place
 
     def _tell(
         self,
@@ -263,6 +260,11 @@ class Loop(Generic[Batch]):
         if (shown or world_size() == 1) and watch.wants():
             self._check_weights(len(self.history), lr)
             watch.keep(partial(self.state, Place.gathered(measured, seconds)))
+
+    @property
+    def _device(self) -> torch.device:
+        """Where the task's module is."""
+        return next(self.task.module.parameters()).device
 
     def _check_batches(self) -> None:
         """Raise DataError for an epoch in which a worker would have nothing to do."""
@@ -305,8 +307,7 @@ class Loop(Generic[Batch]):
         self._looked = now
         measured = done > 1 and done % LOOK_EVERY == 1 and self._step > self._warm + LOOK_EVERY
         if measured and isinstance(self.task, Compiles) and self.task.compilation.undecided:
-            device = next(self.task.module.parameters()).device
-            seconds = torch.tensor((now - before) / LOOK_EVERY, device=device)
+            seconds = torch.tensor((now - before) / LOOK_EVERY, device=self._device)
             left = sum(self._batches) - self._step
             self.task.compilation.consider(float(_mean_over_workers(seconds)), left)
 
@@ -329,8 +330,7 @@ class Loop(Generic[Batch]):
     def _check_weights(self, epoch: int, lr: float) -> None:
         """Raise TrainingError where a weight is not finite on any worker."""
         names = weights.broken(self.task.module.state_dict())
-        device = next(self.task.module.parameters()).device
-        if float(_mean_over_workers(torch.tensor(float(len(names)), device=device))) > 0:
+        if float(_mean_over_workers(torch.tensor(float(len(names)), device=self._device))) > 0:
             raise self._not_finite(f"weights that are not finite after epoch {epoch + 1}", lr)
 
     def _not_finite(self, got: str, lr: float) -> TrainingError:

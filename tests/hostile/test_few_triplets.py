@@ -15,7 +15,8 @@ from raycd.data import targets
 from raycd.data.schema import Dataset
 from raycd.errors import ConfigError, DataError
 from raycd.runtime import pipeline, stages
-from raycd.train.loop import Loop, Schedule, Silence
+from raycd.train.loop import Loop, Schedule
+from raycd.train.task import Silence
 
 LAST: dict[str, Any] = {"stage1": {"select_on": "last"}, "stage2": {"select_on": "last"}}
 Triplet = tuple[str, str, str, str]  # category, split, reference, target

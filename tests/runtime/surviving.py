@@ -20,7 +20,8 @@ from torch import nn
 from raycd.config import Config, cli
 from raycd.distributed import rank
 from raycd.model.loss import batch_classification_loss
-from raycd.train.loop import Loop, Schedule, Silence
+from raycd.train.loop import Loop, Schedule
+from raycd.train.task import Silence
 
 SCHEDULE = Schedule(epochs=3, batch_size=8, lr=0.02, seed=0, decay="cosine")
 STEPS = 40  # of an epoch

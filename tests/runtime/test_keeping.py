@@ -19,7 +19,8 @@ from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 from raycd.runtime.checkpoints import Checkpoints
 from raycd.runtime.keeping import Keeper, Stopped
 from raycd.train.checkpoint import State
-from raycd.train.loop import Loop, Silence
+from raycd.train.loop import Loop
+from raycd.train.task import Silence
 from tests.runtime.surviving import SCHEDULE, Toy, undisturbed
 
 

@@ -12,7 +12,8 @@ from torch import nn
 from raycd.config import Config
 from raycd.errors import TrainingError
 from raycd.train.explosion import WINDOW, Explosion
-from raycd.train.loop import Loop, Schedule, Silence
+from raycd.train.loop import Loop, Schedule
+from raycd.train.task import Silence
 
 
 def found(rule: Explosion, losses: Sequence[float], kind: str = "original") -> float | None:

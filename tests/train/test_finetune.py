@@ -25,28 +25,32 @@ from raycd.model.fusion.sum import Sum
 from raycd.train import checkpoint, triplets
 from raycd.train.batches import epoch_batches
 from raycd.train.finetune import FineTune, SumOfFeatures, parameters, prepare
-from raycd.train.loop import Loop, Schedule, Silence
+from raycd.train.loop import Loop, Schedule
 from raycd.train.pretrain import ImagesAndTexts
+from raycd.train.task import Silence
 from raycd.train.triplets import TripletBatch, loader_workers
 from tests.train.waiting import DEVICES, asked_by_each_step
 
 MakeEncoder = Callable[[], Encoder]
 
 
+SMALL_DATA = {
+    "format": "synthetic",
+    "selection_fraction": 0.2,
+    "synthetic": {
+        "train_images": 25,
+        "val_images": 30,
+        "train_triplets": 24,
+        "val_triplets": 5,
+        "size": 32,
+    },
+}
+
+
 def settings(**stage1: object) -> Config:
     return Config.model_validate(
         {
-            "data": {
-                "format": "synthetic",
-                "selection_fraction": 0.2,
-                "synthetic": {
-                    "train_images": 25,
-                    "val_images": 30,
-                    "train_triplets": 24,
-                    "val_triplets": 5,
-                    "size": 32,
-                },
-            },
+            "data": SMALL_DATA,
             "stage1": {"batch_size": 16, "lr": 1e-3, "logit_scale": 20.0, **stage1},
         }
     )

@@ -16,7 +16,8 @@ from raycd.model.fusion import Head
 from raycd.model.loss import batch_classification_loss
 from raycd.train.batches import epoch_batches
 from raycd.train.fuse import FeatureTriplets, Fuse, new_head, share_below
-from raycd.train.loop import Loop, Schedule, Silence
+from raycd.train.loop import Loop, Schedule
+from raycd.train.task import Silence
 from tests.train.waiting import DEVICES, asked_by_each_step
 
 D, IMAGES = 8, 12

@@ -18,7 +18,8 @@ from raycd.features import Features, map_cache
 from raycd.features.map_cache import Extras
 from raycd.model import compiling, fusion
 from raycd.train.fuse import Fuse, new_head
-from raycd.train.loop import Loop, Schedule, Silence
+from raycd.train.loop import Loop, Schedule
+from raycd.train.task import Silence
 from tests.two_workers import run_two
 
 D, IMAGES, TRIPLETS = 8, 20, 16

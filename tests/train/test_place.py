@@ -23,24 +23,16 @@ from raycd.train import loop
 from raycd.train.checkpoint import State
 from raycd.train.finetune import FineTune, SumOfFeatures
 from raycd.train.fuse import Fuse, new_head
-from raycd.train.loop import Loop, Schedule, Silence, Task
+from raycd.train.loop import Loop, Schedule
 from raycd.train.place import Place
+from raycd.train.task import Silence, Task
+from tests.train.test_finetune import SMALL_DATA
 from tests.train.test_loop import SCHEDULE, Stop, Toy, nothing, untimed
 from tests.two_workers import run_two
 
 SMALL = Config.model_validate(
     {
-        "data": {
-            "format": "synthetic",
-            "selection_fraction": 0.2,
-            "synthetic": {
-                "train_images": 25,
-                "val_images": 30,
-                "train_triplets": 24,
-                "val_triplets": 5,
-                "size": 32,
-            },
-        },
+        "data": SMALL_DATA,
         "stage1": {"logit_scale": 20.0},
         "stage2": {"bilinear_dim": 2, "projection_dim": 8, "hidden_dim": 8, "k": 1},
     }

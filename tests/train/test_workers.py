@@ -22,7 +22,8 @@ from raycd.features import Features
 from raycd.model import encoder as encoders
 from raycd.train.finetune import FineTune
 from raycd.train.fuse import Fuse, new_head
-from raycd.train.loop import Loop, Schedule, Silence, Task
+from raycd.train.loop import Loop, Schedule
+from raycd.train.task import Silence, Task
 from tests.two_workers import run_workers
 
 D, IMAGES, TRIPLETS, BATCH = 8, 16, 21, 8  # batches of 8, 8 and 5

@@ -9,7 +9,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from raycd.train.batches import batch_sizes
-from raycd.train.loop import LOOK_EVERY, Loop, Schedule, Silence, Task
+from raycd.train.loop import LOOK_EVERY, Loop, Schedule
+from raycd.train.task import Silence, Task
 
 ASKS = {
     "item",
