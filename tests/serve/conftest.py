@@ -47,6 +47,7 @@ def service_args(tiny_bundle: Any) -> ServeArgs:
     )
 
 
+@pytest.hookimpl(trylast=True)  # after pytest's own: the last test's page still asks the service
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     """Ray Serve goes with the last test of this folder: its processes would crowd the cluster of
     all others.
