@@ -51,7 +51,7 @@ class ByFolder(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
         return "/".join(nodeid.partition("::")[0].split("/")[:2])
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist's own
+@pytest.hookimpl(tryfirst=True, optionalhook=True)  # before xdist's own, where xdist is on
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFolder:
     """Have xdist deal out rooms."""
     return ByFolder(config, log)
