@@ -35,7 +35,8 @@ Answer = TypeVar("Answer")
 KEPT = 2  # the newest ones, beside that of the best epoch
 _OURS = re.compile(r"epoch-\d{4,}(-step-\d{6,})?")
 FILE_OF_RAY = "checkpoint_manager_snapshot.json"
-_HALVES = (".writing", ".replaced")  # what a process leaves that is killed in `replace_folder`
+# What a process leaves that is killed in `replace_folder`: .NAME.PROCESS and one of these
+_WRITING, _REPLACED = ".writing", ".replaced"
 _RAYS = re.compile(r"checkpoint_.+")  # of an earlier version, one an epoch
 
 
@@ -90,7 +91,7 @@ class Checkpoints:
         return None, "", damaged
 
     def write(self, state: State) -> str:
-        """Write a checkpoint, remove those that it makes superfluous, and return its name."""
+        """Write a checkpoint, and return its name."""
         name = name_of(state)
         if self._is_local:
             with replace_folder(Path(self._path, name)) as folder:
@@ -98,12 +99,25 @@ class Checkpoints:
         else:
             with scratch.folder() as folder:
                 state.write(folder)
-                self._remove(name)  # of an earlier attempt
+                if name in self._listed():  # of an earlier attempt
+                    self._remove(name)
                 self._ask(
                     partial(self._upload, folder, posixpath.join(self._path, name)), "writing"
                 )
-        self._prune(state)
         return name
+
+    def prune(self, own: State) -> None:
+        """Remove all but the newest ones and the best epoch's, once `own` is written.
+
+        Those that are further than `own` stay: they were damaged, or could not be read for a while.
+        """
+        names = [name for name in self.names() if _OURS.fullmatch(name) and name <= name_of(own)]
+        keep = set(names[:KEPT])
+        if own.history:
+            keep.add(f"epoch-{best_epoch(own.history) + 1:04d}")
+        for name in names:
+            if name not in keep:
+                self._remove(name)
 
     def finished(self) -> tuple[list[dict[str, Any]], int, Path]:
         """Return the history of a training that is over, its best epoch, and that one's folder.
@@ -123,9 +137,16 @@ class Checkpoints:
         return history, best, local_copy(self._uri(kept[best]), scratch.new_folder())
 
     def remove_halves(self) -> None:
-        """Remove what a process has left that was killed while it wrote a checkpoint."""
+        """Remove what a process has left that was killed while it wrote a checkpoint.
+
+        One that it had put aside for another of the same name comes back where that one is absent.
+        """
+        if not self._is_local:
+            return
         for name in self._listed():
-            if self._is_local and name.endswith(_HALVES):
+            if name.endswith(_REPLACED) and not Path(self._path, name.split(".")[1]).exists():
+                Path(self._path, name).rename(Path(self._path, name.split(".")[1]))
+            elif name.endswith((_WRITING, _REPLACED)):
                 self._remove(name)
 
     def forget_rays(self) -> None:
@@ -150,19 +171,6 @@ class Checkpoints:
         stores.make_folder(self._fs, self._path)
         data, path = json.dumps(value, indent=1).encode(), posixpath.join(self._path, name)
         self._ask(partial(self._fs.pipe_file, path, data), "writing")
-
-    def _prune(self, own: State) -> None:
-        """Remove all but the newest ones and the best epoch's.
-
-        Those that are further than `own` stay: they were damaged, or could not be read for a while.
-        """
-        names = [name for name in self.names() if _OURS.fullmatch(name) and name <= name_of(own)]
-        keep = set(names[:KEPT])
-        if own.history:
-            keep.add(f"epoch-{best_epoch(own.history) + 1:04d}")
-        for name in names:
-            if name not in keep:
-                self._remove(name)
 
     def _remove(self, name: str) -> None:
         if self._is_local:

@@ -62,7 +62,7 @@ class Keeper:
         self._next_step = 0
         self._going: set[str] = set()  # machines whose notice has had its checkpoint
         self._writer = ThreadPoolExecutor(1, "checkpoint")
-        self._writing: Future[str] | None = None
+        self._writing: Future[None] | None = None
         self._is_epoch = False  # what is being written: an epoch's end
         self._error: RaycdError | None = None
 
@@ -153,7 +153,15 @@ class Keeper:
 
     def _write(self, state: State, *, is_epoch: bool) -> None:
         self._is_epoch = is_epoch
-        self._writing = self._writer.submit(self._checkpoints.write, state)
+        self._writing = self._writer.submit(self._write_now, state)
+
+    def _write_now(self, state: State) -> None:
+        self._checkpoints.write(state)
+        try:
+            self._checkpoints.prune(state)
+        except RunError as error:  # a bucket where nothing may be removed
+            text = f"an older checkpoint could not be removed ({brief(error)}); training goes on"
+            self.tell("warning", text=text)
 
     def _settle(self) -> RaycdError | None:
         """Wait for what is being written; return what ends the training, once and for all."""

@@ -35,16 +35,23 @@ def state(scores: list[float], batches: int = 0, weight: float = 0.0) -> State:
     return State.of(module, torch.optim.Adam(module.parameters()), history, place)
 
 
+def keep(checkpoints: Checkpoints, state: State) -> str:
+    """Write a checkpoint as a training does."""
+    name = checkpoints.write(state)
+    checkpoints.prune(state)
+    return name
+
+
 def test_the_two_newest_and_the_best_epochs_are_kept_and_those_inside_of_epochs_confuse_nothing(
     checkpoints: Checkpoints,
 ) -> None:
-    checkpoints.write(state([], 40))
+    keep(checkpoints, state([], 40))
     scores = []
     for score in (0.1, 0.9, 0.3):
         scores.append(score)
-        checkpoints.write(state(scores, weight=score))
+        keep(checkpoints, state(scores, weight=score))
         for step in (40, 120):
-            checkpoints.write(state(scores, step))
+            keep(checkpoints, state(scores, step))
     assert checkpoints.names() == [
         "epoch-0003-step-000120",
         "epoch-0003-step-000040",
@@ -56,7 +63,7 @@ def test_the_two_newest_and_the_best_epochs_are_kept_and_those_inside_of_epochs_
     assert newest.place is not None
     assert (newest.place.batches, newest.place.seconds) == (120, 1.5)
     scores.append(0.0)
-    checkpoints.write(state(scores))
+    keep(checkpoints, state(scores))
     history, best, folder = checkpoints.finished()
     assert [entry["score"] for entry in history] == scores
     assert best == 1
@@ -135,6 +142,21 @@ def test_what_a_killed_process_left_half_written_is_no_checkpoint_and_goes(tmp_p
     checkpoints = Checkpoints(str(tmp_path))
     assert checkpoints.names() == []
     checkpoints.write(state([0.5]))
+    checkpoints.remove_halves()
+    assert [path.name for path in tmp_path.iterdir()] == ["epoch-0001"]
+
+
+def test_one_that_was_put_aside_for_another_when_the_process_was_killed_comes_back(
+    tmp_path: Path,
+) -> None:
+    checkpoints = Checkpoints(str(tmp_path))
+    aside = ".epoch-0001.123.replaced"
+    (tmp_path / checkpoints.write(state([0.5], weight=2.0))).rename(tmp_path / aside)
+    (tmp_path / ".epoch-0001.123.writing").mkdir()
+    checkpoints.remove_halves()
+    assert [path.name for path in tmp_path.iterdir()] == ["epoch-0001"]
+    assert checkpoints.read("epoch-0001").weights["weight"].item() == 2.0
+    (tmp_path / aside).mkdir()  # the kill came after the other had its name
     checkpoints.remove_halves()
     assert [path.name for path in tmp_path.iterdir()] == ["epoch-0001"]
 

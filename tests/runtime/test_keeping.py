@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import resource
 import signal
 import time
@@ -14,17 +15,20 @@ from typing import Any
 
 import pytest
 import torch
+from s3fs import S3FileSystem
 from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 
+from raycd import stores
 from raycd.runtime.checkpoints import Checkpoints
 from raycd.runtime.keeping import Keeper, Stopped
 from raycd.train.checkpoint import State
 from raycd.train.loop import Loop
 from raycd.train.task import Silence
+from tests.faulty_store import Fault, faulty_store
 from tests.runtime.surviving import SCHEDULE, Toy, undisturbed
 
 
-def keeper(folder: Path, tell: Callable[[dict[str, Any]], None], minutes: float) -> Keeper:
+def keeper(folder: Path | str, tell: Callable[[dict[str, Any]], None], minutes: float) -> Keeper:
     """Return a keeper whose events go to a function of this process instead of an actor."""
     board = SimpleNamespace(note=SimpleNamespace(remote=tell))
     return Keeper(
@@ -38,7 +42,7 @@ def keeper(folder: Path, tell: Callable[[dict[str, Any]], None], minutes: float)
 
 
 def train(
-    folder: Path,
+    folder: Path | str,
     inputs: dict[str, Any],
     tell: Callable[[dict[str, Any]], None] = lambda event: None,
 ) -> tuple[Toy, Loop[Any]]:
@@ -138,3 +142,23 @@ def test_a_step_waits_for_the_copy_of_a_checkpoint_and_not_for_its_writing(
     assert time.monotonic() - began < 0.4
     keep.close()
     assert Checkpoints(str(tmp_path)).names() == ["epoch-0000"]
+
+
+def test_a_training_goes_on_in_a_bucket_where_nothing_may_be_removed(
+    s3: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stores, "WAITS", (0.01,))
+    events: list[dict[str, Any]] = []
+    with faulty_store(s3["AWS_ENDPOINT_URL"]) as proxy:
+        proxy.faults = [
+            Fault("403 AccessDenied", ("DELETE",), times=math.inf),
+            Fault("403 AccessDenied", ("POST",), "delete", times=math.inf),
+        ]
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        S3FileSystem.clear_instance_cache()
+        uri = f"s3://raycd/{tmp_path.name}/stage"
+        train(uri, {}, events.append)
+        warnings = [event["text"] for event in events if event["kind"] == "warning"]
+        assert warnings
+        assert all(text.startswith("an older checkpoint could not be removed") for text in warnings)
+        assert len(Checkpoints(uri).finished()[0]) == SCHEDULE.epochs
