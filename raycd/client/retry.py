@@ -27,7 +27,8 @@ class Retries:
     """How often a request is sent again."""
     deadline: float = 120.0
     """Seconds of a request with all its tries: a wait that would end later does not begin."""
-    sleep: Callable[[float], object] = field(default=time.sleep, repr=False)
+    sleep: Callable[[float], object] | None = field(default=None, repr=False)
+    """What waits instead of time.sleep or asyncio.sleep; AsyncClient awaits what it returns."""
     clock: Callable[[], float] = field(default=time.monotonic, repr=False)
 
 

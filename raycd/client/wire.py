@@ -7,8 +7,9 @@ The client is written once, as coroutines. Over a BlockingWire these never wait 
 from __future__ import annotations
 
 import asyncio
-from asyncio import sleep
+import time
 from collections.abc import Coroutine
+from inspect import isawaitable
 from typing import Any, TypeVar
 
 import httpx
@@ -23,7 +24,7 @@ class BlockingWire:
     """httpx's blocking client."""
 
     def __init__(self, retries: Retries, **settings: Any) -> None:
-        self._http, self._pause = httpx.Client(**settings), retries.sleep
+        self._http, self._pause = httpx.Client(**settings), retries.sleep or time.sleep
         self.request = self._http.build_request
 
     async def send(self, request: httpx.Request, *, stream: bool) -> httpx.Response:
@@ -45,6 +46,7 @@ class AsyncWire:
 
     def __init__(self, retries: Retries, **settings: Any) -> None:
         self._http = httpx.AsyncClient(**settings)
+        self._pause = retries.sleep or asyncio.sleep
         self._loop: asyncio.AbstractEventLoop | None = None
         self.request = self._http.build_request
 
@@ -57,7 +59,9 @@ class AsyncWire:
         return response
 
     async def sleep(self, seconds: float) -> None:
-        await sleep(seconds)
+        waiting = self._pause(seconds)
+        if isawaitable(waiting):
+            await waiting
 
     async def close(self) -> None:
         self._check_loop()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import threading
+from pathlib import Path
 
 import psutil
 import torch
@@ -20,9 +21,20 @@ import torch
 DECIDED = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}
 LOOK_EVERY = 1.0  # seconds
 LACKING = 0.5  # CPUs that the threads must lack for shorter waits: these cost a quarter if none
+CGROUP = "/sys/fs/cgroup/cpu.max"  # of this process, in its container
 _SHARED_OUT = 1 << 18  # elements that torch divides among all threads
 
 _watch: threading.Thread | None = None
+
+
+def usable_cpus() -> int:
+    """Return the CPUs that this process, or its container, may use."""
+    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        share, of = map(int, Path(CGROUP).read_text().split())  # microseconds
+    except (OSError, ValueError):  # another system, or no limit
+        return own
+    return min(own, max(share // of, 1))
 
 
 def use(count: int) -> None:

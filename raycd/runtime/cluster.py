@@ -12,6 +12,7 @@ import ray
 from raycd import progress
 from raycd.config import ComputeConfig, cli
 from raycd.errors import ConfigError
+from raycd.model.threads import usable_cpus
 from raycd.runtime import local_ray
 
 
@@ -100,7 +101,7 @@ def memory() -> int:
 
 def threads(compute: ComputeConfig, workers: int) -> int:
     """Return the threads of torch and FAISS in each worker: as set, or a share of the cores."""
-    return compute.threads or max(1, (os.cpu_count() or 1) // workers)
+    return compute.threads or max(1, usable_cpus() // workers)
 
 
 def _working() -> list[dict[str, float]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -16,10 +15,10 @@ from raycd.data import schema, targets
 from raycd.data.captions import Wording
 from raycd.data.pixels import PixelCache
 from raycd.errors import RaycdError
+from raycd.model.threads import usable_cpus
 from raycd.train.batches import Rows, epoch_choice, epoch_targets
 
 MOST_WORKERS = 16  # a process more takes half a gigabyte
-CGROUP = "/sys/fs/cgroup/cpu.max"  # of this process, in its container
 
 
 def readable_triplets(
@@ -163,13 +162,3 @@ def loader_workers(wanted: int | Literal["auto"], device: torch.device) -> int:
         return 0
     own = usable_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return min(max(own - 1, 1), MOST_WORKERS)
-
-
-def usable_cpus() -> int:
-    """Return the CPUs that this process, or its container, may use."""
-    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        share, of = map(int, Path(CGROUP).read_text().split())  # microseconds
-    except (OSError, ValueError):  # another system, or no limit
-        return own
-    return min(own, max(share // of, 1))

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, TypeVar, assert_type
 
 import pytest
@@ -47,7 +48,7 @@ def no_waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     async def sleep(seconds: float) -> None:
         waits.append(seconds)
 
-    monkeypatch.setattr("raycd.client.wire.sleep", sleep)
+    monkeypatch.setitem(globals(), "QUICK", replace(QUICK, sleep=sleep))
     return waits
 
 

@@ -2,12 +2,15 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 import torch
 
+from raycd.config import ComputeConfig
 from raycd.model import threads
+from raycd.runtime import cluster
 
 # CPU seconds of threads that wait between short operations
 WAITING = """
@@ -97,3 +100,14 @@ def test_waits_are_watched_where_threads_wait_and_nobody_has_decided(
     assert torch.get_num_threads() == count
     assert (threads._watch is not None) == watched
     torch.set_num_threads(before)
+
+
+def test_a_container_gives_its_share_of_the_cpus_to_torch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(16)))
+    monkeypatch.setattr(threads, "CGROUP", str(tmp_path / "cpu.max"))
+    assert cluster.threads(ComputeConfig(), workers=2) == 8
+    (tmp_path / "cpu.max").write_text("400000 100000\n")
+    assert [cluster.threads(ComputeConfig(), workers) for workers in (1, 2, 8)] == [4, 2, 1]
+    assert cluster.threads(ComputeConfig(threads=3), workers=1) == 3

@@ -19,10 +19,10 @@ from raycd.data.schema import TRIPLET, Dataset
 from raycd.data.selection import hold_out
 from raycd.evaluate import cached_query, evaluate
 from raycd.features import Features
-from raycd.model import lora
+from raycd.model import lora, threads
 from raycd.model.encoder import Encoder
 from raycd.model.fusion.sum import Sum
-from raycd.train import checkpoint, triplets
+from raycd.train import checkpoint
 from raycd.train.batches import epoch_batches
 from raycd.train.finetune import FineTune, SumOfFeatures, parameters, prepare
 from raycd.train.loop import Loop, Schedule
@@ -194,7 +194,7 @@ def test_processes_decode_beside_a_gpu_as_many_as_there_are_cpus(
 ) -> None:
     cpu, gpu, limit = torch.device("cpu"), torch.device("cuda"), tmp_path / "cpu.max"
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(16)))
-    monkeypatch.setattr(triplets, "CGROUP", str(limit))
+    monkeypatch.setattr(threads, "CGROUP", str(limit))
     assert [loader_workers(wanted, cpu) for wanted in ("auto", 3)] == [0, 3]
     assert [loader_workers(wanted, gpu) for wanted in ("auto", 0)] == [15, 0]
     for text, wanted in (("max 100000", 15), ("450000 100000", 3), ("50000 100000", 1)):
