@@ -10,6 +10,7 @@ RaycdError             ends a job with one message and exit code 2
 └── GalleryError       the gallery database is unreachable, unreadable or does not fit
 """
 
+from pathlib import Path
 from typing import Literal
 
 
@@ -113,6 +114,16 @@ class GalleryError(RaycdError):
 
 def _restored_gallery(message: str, reason: GalleryError.Reason) -> GalleryError:
     return GalleryError(message, reason)
+
+
+def program(name: str) -> str:
+    """Return how one of our programs, "jobs/train.py", is called here: an installed package has the
+    command `raycd` only.
+    """
+    script = Path(__file__).parents[1] / name
+    if (script.parents[1] / "pyproject.toml").is_file():
+        return f"python {name}"
+    return f"raycd {'serve' if name == 'serve/app.py' else script.stem}"
 
 
 def brief(error: BaseException, most: int = 300) -> str:

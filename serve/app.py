@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 from raycd.config import cli
 from raycd.config.settings import Options, parse_service
 from raycd.errors import RaycdError, RunError, WeightsError
+from raycd.errors import program as called
 from raycd.gallery_engine.address import Address
 from serve.args import NO_GALLERY, REGISTRY, LocalArgs, ServeArgs, Wanted, is_fetched
 from serve.security import keyring
@@ -35,7 +36,7 @@ if TYPE_CHECKING:  # Ray and torch take seconds to import: a mistake ends it bef
 
 UNGUARDED = """warning: the service listens on {host} without API keys: whoever reaches it may \
 change the gallery
-  to do:    python serve/keys.py add --file keys.json --name NAME --scope write, and give \
+  to do:    {keys} add --file keys.json --name NAME --scope write, and give \
 --api-keys keys.json"""
 
 
@@ -68,7 +69,7 @@ def _serve(options: Options[LocalArgs]) -> None:
     if args.api_keys:
         keyring.read(Path(args.api_keys))
     elif not _is_loopback(wanted.host):
-        print(UNGUARDED.format(host=wanted.host), file=sys.stderr)
+        print(UNGUARDED.format(host=wanted.host, keys=called("serve/keys.py")), file=sys.stderr)
     from raycd import bundle
     from raycd.runtime import watch
 
@@ -149,7 +150,8 @@ def _folder(wanted: str) -> Path:
         raise WeightsError(
             f"there is no bundle at {wanted}",
             expected="a folder with a manifest.json, as training writes it to runs/<name>/bundle",
-            do="run make demo first, or name another folder with --bundle",
+            do=f"run {called('jobs/train.py')} --preset demo first, or name another folder with "
+            "--bundle",
         )
     return folder
 

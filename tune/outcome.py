@@ -18,6 +18,7 @@ from matplotlib.colors import Normalize
 from optuna.trial import TrialState, create_trial
 
 from raycd.config import to_yaml
+from raycd.errors import program
 from tune.finals import Finalist, interval, verdict
 from tune.journal import CUT_SHORT, RESULT, Journal, Record, ranked, used_pseudo
 from tune.space import Space
@@ -81,7 +82,7 @@ def summary(
         ),
         "",
         f"best:    {journal.run.path(BEST)} "
-        f"({finalists[0].name}; python jobs/train.py --config {BEST})",
+        f"({finalists[0].name}; {program('jobs/train.py')} --config {BEST})",
         f"sweep:   {journal.run.root}",
     ]
     return "\n".join(lines)

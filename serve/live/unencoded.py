@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from raycd.data import images
-from raycd.errors import DataError, GalleryError
+from raycd.errors import DataError, GalleryError, program
 from raycd.gallery.records import Row
 from raycd.search.searcher import Searcher
 from serve.args import ServeArgs
@@ -46,7 +46,7 @@ class Unencoded:
                 "mismatch",
                 got=f"{missing} images without features of encoder {self._fingerprint[:12]}",
                 expected=f"at most {ENCODED}, which the service encodes itself",
-                do="run jobs/index.py with this --bundle and --gallery first; "
+                do=f"run {program('jobs/index.py')} with this --bundle and --gallery first; "
                 "the running service goes on meanwhile",
             )
 

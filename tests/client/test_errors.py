@@ -104,7 +104,7 @@ def test_where_nothing_listens_the_url_and_the_remedy_are_told() -> None:
     assert error.status is None
     assert str(error).splitlines()[0] == f"no service answers at {url}"
     assert "Connection refused" in str(error)
-    assert "make serve" in str(error)
+    assert "python serve/app.py --bundle" in str(error)
 
 
 def test_a_service_that_is_silent_is_not_asked_again() -> None:

@@ -159,7 +159,7 @@ def test_an_absent_bundle_is_told_at_once(tmp_path: Path) -> None:
     began = time.monotonic()
     error = message("--bundle", str(tmp_path / "nothing"))
     assert "no bundle" in error
-    assert "run make demo first" in error
+    assert "run python jobs/train.py --preset demo first" in error
     assert time.monotonic() - began < 20
 
 
