@@ -4,16 +4,22 @@ python jobs/train.py --preset demo
 python jobs/train.py --preset fashioniq --data.root /data/fashion-iq
 """
 
+import math
 import sys
 from collections.abc import Sequence
 
+from raycd import progress
 from raycd.config import cli
 
 
 def main(options: cli.Options) -> None:
     from raycd.report.table import final_table
     from raycd.runtime import pipeline, tracking
+    from raycd.train import forecast
 
+    if forecast.knows(options.config) and not pipeline.run_folder(options.config).record("encoder"):
+        minutes = math.ceil(forecast.demo_seconds() / 60)
+        progress.say(f"the demo takes about {minutes} min on this machine")
     outcome = pipeline.run(options.config)
     assert outcome.metrics is not None
     print(final_table(outcome.metrics))

@@ -114,5 +114,7 @@ def test_messages_name_the_command_and_not_scripts_that_are_not_there(
     done = installed.run("raycd", "serve", "--bundle", absent)
     assert done.returncode == 2
     assert "run raycd train --preset demo first" in done.stderr
-    done = installed.run("raycd", "client", "--url", "http://127.0.0.1:9", "--retries", "0", "ready")
+    done = installed.run(
+        "raycd", "client", "--url", "http://127.0.0.1:9", "--retries", "0", "ready"
+    )
     assert "start the service (raycd serve --bundle ...)" in done.stderr
