@@ -224,7 +224,7 @@ def test_a_run_on_a_store_is_stopped_in_stage_1_and_continued_and_leaves_nothing
     assert len(trained) == epochs
     assert trained[: len(kept)] == kept, "it began again"
     assert store.exists("raycd/runs/tiny/report.html")
-    assert store.glob("raycd/runs/mlartifacts/*/artifacts/bundle/manifest.json")
+    assert store.glob("raycd/runs/mlartifacts/*/artifacts/bundle/data/bundle/manifest.json")
     assert not store.exists("raycd/runs/tiny/.train/stage1*")
     local_copy("s3://raycd/runs/tiny/bundle", tmp_path / "bundle")
     assert bundle.load(tmp_path / "bundle").gallery["path"][0].as_py().startswith("s3://raycd/")
