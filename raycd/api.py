@@ -210,6 +210,8 @@ class ModelInfo(_ResponsePart):
 class SearchResponse(_ResponsePart):
     """Results, best first."""
 
+    query_id: str = ""
+    """A random name of this answer, also in the header Raycd-Query-Id; empty: an older service."""
     results: list[SearchResult]
     total: int
     """Number of images that pass the filters."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from typing import Any
+from uuid import uuid4
 
 from fastapi import APIRouter, Depends, Request, Response
 
@@ -26,6 +27,8 @@ from serve.engine import Engine
 from serve.metrics import Metrics
 from serve.replica import Replica
 from serve.security.fetch import fetch
+
+QUERY_ID = "Raycd-Query-Id"
 
 _ERRORS = problems.responses(400, 403, 404, 408, 413, 415, 422, 503)
 
@@ -56,7 +59,8 @@ def router(replica: Replica, intake: Intake, metrics: Metrics) -> APIRouter:
                 found, batch = await _search(replica, engine, asked, image)
         found.timings = _rounded({"read": read_ms, **found.timings, "total": _since(began)})
         metrics.search(found.timings, replica.searches.busy)
-        return _json(found, {"Server-Timing": _server_timing(found.timings, batch)})
+        headers = {"Server-Timing": _server_timing(found.timings, batch), QUERY_ID: found.query_id}
+        return _json(found, headers)
 
     @routes.post(
         "/v1/search/batch",
@@ -157,6 +161,7 @@ def _response(
     ]
     warnings += _not_reranked(engine, query, answer)
     return SearchResponse(
+        query_id=uuid4().hex,
         results=[
             # What we made ourselves needs no check, and there are many of them.
             SearchResult.model_construct(
