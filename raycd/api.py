@@ -297,6 +297,8 @@ class Info(_ResponsePart):
     """Whether the reference may be given by URL."""
     live: bool = False
     """Whether images may be added to the gallery and removed."""
+    events: bool = False
+    """Whether it takes events on what it found."""
     bundle: BundleInfo | None = None
     """The bundle that this replica serves, and why it refused another one."""
     categories: dict[str, int]
