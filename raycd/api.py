@@ -210,6 +210,8 @@ class ModelInfo(_ResponsePart):
 class SearchResponse(_ResponsePart):
     """Results, best first."""
 
+    query_id: str = ""
+    """A random name of this answer, also in the header Raycd-Query-Id; empty: an older service."""
     results: list[SearchResult]
     total: int
     """Number of images that pass the filters."""
@@ -295,6 +297,8 @@ class Info(_ResponsePart):
     """Whether the reference may be given by URL."""
     live: bool = False
     """Whether images may be added to the gallery and removed."""
+    events: bool = False
+    """Whether it takes events on what it found."""
     bundle: BundleInfo | None = None
     """The bundle that this replica serves, and why it refused another one."""
     categories: dict[str, int]

@@ -116,6 +116,25 @@ class ServeArgs(Section):
     fetch_timeout_s: Seconds = 5.0
     """Seconds that fetching an image may take."""
 
+    events: bool = False
+    """Keep searches, what they showed, and the events that clients send of it, in the gallery's
+    database, for jobs/feedback.py.
+    """
+    events_texts: Literal["text", "hash"] = "text"
+    """What is kept of a search's text: itself, or its SHA-256 alone."""
+    events_days: Annotated[float, Field(ge=0)] = 90.0
+    """Days after which searches and events are removed; 0: never."""
+    events_queue: Positive = 10_000
+    """Searches and events that wait to be written; what comes beyond that is lost (a search) or
+    refused (503).
+    """
+    max_events: Positive = 1000
+    """Events of one /v1/events."""
+    explore: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the searches of which two of the first ten results change places by the toss of a
+    coin, which measures what a position does to clicks.
+    """
+
     api_keys: str = ""
     """File of API keys (serve/keys.py), seen from every node that runs a replica; without it nobody
     needs a key.
@@ -152,6 +171,23 @@ class ServeArgs(Section):
                 "or the address of a server"
             )
         return engine
+
+    @field_validator("events")
+    @classmethod
+    def _events_have_a_database(cls, events: bool, info: ValidationInfo) -> bool:
+        if events and info.data.get("gallery") == NO_GALLERY:
+            raise ValueError(
+                "events are kept in the gallery's database: got gallery none, expected a SQLite "
+                "file or a postgresql:// URL"
+            )
+        return events
+
+    @field_validator("explore")
+    @classmethod
+    def _explores_for_events(cls, explore: float, info: ValidationInfo) -> float:
+        if explore and not info.data.get("events"):
+            raise ValueError("what results are swapped for is recorded with events: set events")
+        return explore
 
     @field_validator("cors_origins")
     @classmethod

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ray.serve.metrics import Gauge, Histogram
+from ray.serve.metrics import Counter, Gauge, Histogram
 
 from raycd.search.query import Answer
 from serve.engine import Engine
@@ -44,6 +44,10 @@ class Metrics:
         self._lag = Gauge(
             "raycd_gallery_lag_seconds", "Seconds since a replica has heard of its database."
         )
+        self._written = Counter(
+            "raycd_feedback_written", "Searches and events that were written for feedback."
+        )
+        self._lost = Counter("raycd_feedback_lost", "Searches and events that were not.")
 
     def request(self, path: str, status: int, seconds: float) -> None:
         """Record a request that was answered."""
@@ -61,6 +65,13 @@ class Metrics:
         """Record a batch by one of its answers, and the searches that wait meanwhile."""
         self._batch.observe(answer.batch)
         self._busy.set(waiting)
+
+    def feedback(self, written: int, lost: int) -> None:
+        """Record how many searches and events were written, and lost, since the last time."""
+        if written:
+            self._written.inc(written)
+        if lost:
+            self._lost.inc(lost)
 
     def gallery(self, engine: Engine) -> None:
         """Record the state of the gallery that is searched."""

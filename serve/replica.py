@@ -30,6 +30,7 @@ from serve.engine import Engine
 from serve.errors import NoSuchImage, NoSuchVersion, UnreadablePicture, format_error
 from serve.live.engine_follower import EngineFollower
 from serve.live.pictures import GalleryPictures
+from serve.live.recorder import Recorder
 from serve.live.store import GalleryStore
 from serve.live.writer import Writer
 from serve.load.admission import Admission, check_deadline, deadline, ends_at, run_in_thread
@@ -52,6 +53,9 @@ class Observer(Protocol):
     def gallery(self, engine: Engine) -> None:
         """Record the state of the gallery that is searched."""
 
+    def feedback(self, written: int, lost: int) -> None:
+        """Record how many searches and events were written, and lost, since the last time."""
+
 
 class Replica:
     """A copy of the service: one engine, which may be replaced while it answers.
@@ -67,6 +71,7 @@ class Replica:
     Attributes:
         refused: Why the bundle that was asked for last is not the engine's; None where it is.
         writer: What changes the gallery; None where it does not change.
+        recorder: What keeps searches and events; None where they are not kept.
         searches, writes, imports, browsing: How many of each are at work, each by itself.
 
     Raises:
@@ -98,6 +103,11 @@ class Replica:
             None
             if self._store is None
             else Writer(self._store, self._model, self._small, args.lag_s)
+        )
+        self.recorder = (
+            Recorder(self._store.gallery_db, args, observer)
+            if args.events and self._store is not None
+            else None
         )
 
     @property
@@ -290,6 +300,11 @@ class Replica:
         if answers:  # a batch of the canary alone may leave less than nothing waiting
             self._observer.batch(answers[0], max(0, self.searches.busy - len(batch)))
         return outcomes
+
+    def close(self) -> None:
+        """Write the feedback that waits."""
+        if self.recorder is not None:
+            self.recorder.stop()
 
     async def run_in_thread(self, work: Callable[[], T], image: bytes | None = None) -> T:
         """Do what takes milliseconds beside the event loop, as long as it is waited for.

@@ -1,5 +1,6 @@
 """The Ray Serve deployment: a replica behind its HTTP interface."""
 
+import asyncio
 from typing import Any
 
 import ray
@@ -52,7 +53,9 @@ class SearchService:
 
     async def close(self) -> bool:
         """Refuse new requests and finish those under way. Returns whether there were any."""
-        return await self._in_flight.drain(self._replica.args.timeout_s)
+        some = await self._in_flight.drain(self._replica.args.timeout_s)
+        await asyncio.to_thread(self._replica.close)
+        return some
 
     def _count_replicas(self) -> tuple[int, int]:
         """Return how many replicas of this deployment answer, and how many there should be."""

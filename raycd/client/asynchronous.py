@@ -27,6 +27,7 @@ from raycd.client.retry import Attempts, Retries
 from raycd.client.transport import TIMEOUT_S, URL, Transport
 from raycd.client.wire import AsyncWire, BlockingWire
 from raycd.filters import Condition
+from raycd.ubi import EventsRequest, EventsTaken, UserEvent
 
 
 class AsyncClient:
@@ -263,6 +264,15 @@ class AsyncClient:
             ):
                 return None
             raise
+
+    async def send_events(self, events: Iterable[UserEvent]) -> int:
+        """Tell the service what people did with results: UserEvent.of(query_id, "click", image_id).
+
+        Returns how many it took, which is all. One that is sent twice counts once.
+        """
+        body = EventsRequest(events=list(events)).model_dump(mode="json", exclude_none=True)
+        taken = await self._service.ask(EventsTaken, "POST", "/v1/events", json=body)
+        return taken.taken
 
     async def info(self) -> Info:
         """Return the model, the index, the limits, and what can be filtered by."""

@@ -98,6 +98,7 @@ class Client:
     image = _blocking(AsyncClient.image)
     put = _blocking(AsyncClient.put)
     delete = _blocking(AsyncClient.delete)
+    send_events = _blocking(AsyncClient.send_events)
     info = _blocking(AsyncClient.info)
     ready = _blocking(AsyncClient.ready)
 

@@ -25,6 +25,8 @@ class TripletRow(NamedTuple):
     captions: list[str]
     subset: list[str] | None = None
     further_targets: list[str] | None = None
+    weight: float | None = None
+    negatives: list[str] | None = None
 
 
 class DatasetBuilder:
@@ -80,8 +82,9 @@ class DatasetBuilder:
                 do=self._remedy,
             )
         gallery = self._galleries[key]
-        named = (row.reference, row.target, *(row.subset or ()), *(row.further_targets or ()))
-        for image_id in named:
+        lists = (row.subset, row.further_targets, row.negatives)
+        others = [image_id for own in lists for image_id in own or ()]
+        for image_id in (row.reference, row.target, *others):
             if image_id is not None and image_id not in gallery:
                 raise DataError(
                     f"{where} names an image outside its split",

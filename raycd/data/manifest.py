@@ -17,6 +17,9 @@ Each is Parquet (.parquet), CSV (.csv) or JSON Lines (.jsonl, .ndjson).
                triplet_id  optional; "<category>/<split>/<row>" where absent
                category    optional; the gallery that is searched; "all" where absent
                split       optional; "train" where absent
+               weight      optional; what a train triplet counts in the loss of stage 2, above 0
+               negatives   optional; image_ids that are known to be wrong, a list or one string as
+                           for targets: hard negatives of this triplet in stage 2
 
 An image may have several rows, one for each gallery that it is in, all with the same path; a row
 that occurs twice counts once. Where a gallery has no column `attributes`, its further columns of
@@ -27,6 +30,7 @@ the gallery of their triplet's category and split. Other columns are ignored. Ro
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -48,7 +52,7 @@ _CATEGORY_REMEDY = (
 GALLERY_COLUMNS = ("image_id", "path", "category", "split", attributes.COLUMN)
 TRIPLET_COLUMNS = (
     *("reference", "target", "targets", "captions", "caption"),
-    *("triplet_id", "category", "split"),
+    *("triplet_id", "category", "split", "weight", "negatives"),
 )
 
 
@@ -144,7 +148,8 @@ def _read_triplets(
         category, split = _text(row, "category", where, CATEGORY), _split(row, where)
         reference = _text(row, "reference", where)
         target, *further = _targets(row, split, where)
-        for image_id in (reference, target, *further):
+        negatives = _negatives(row, where)
+        for image_id in (reference, target, *further, *negatives):
             if image_id is not None and image_id not in images:
                 raise DataError(
                     f"{where} names an unknown image",
@@ -162,6 +167,8 @@ def _read_triplets(
                 target,
                 texts,
                 further_targets=[image_id for image_id in further if image_id is not None] or None,
+                weight=_weight(row, where),
+                negatives=negatives or None,
             ),
             where=where,
         )
@@ -174,6 +181,16 @@ def _targets(row: Row, split: str, where: str) -> list[str | None]:
         return [_text(row, "target" if "target" in row else "targets", where)]
     if several in (None, "", []):
         return [None]
+    first = [] if target in (None, "") else [_text(row, "target", where)]
+    return list(dict.fromkeys([*first, *_ids(several, "targets", where)]))
+
+
+def _negatives(row: Row, where: str) -> list[str]:
+    several = row.get("negatives")
+    return [] if several in (None, "", []) else _ids(several, "negatives", where)
+
+
+def _ids(several: object, column: str, where: str) -> list[str]:
     values = _listed(several)
     ids = [
         str(value)
@@ -182,12 +199,28 @@ def _targets(row: Row, split: str, where: str) -> list[str | None]:
     ]
     if not ids or len(ids) < len(values):
         raise DataError(
-            f"{where} has no usable targets",
+            f"{where} has no usable {column}",
             got=json_text.shown(several),
             expected='image ids: a list, ["a", "b"], or texts with | between them',
         )
-    first = [] if target in (None, "") else [_text(row, "target", where)]
-    return list(dict.fromkeys([*first, *ids]))
+    return ids
+
+
+def _weight(row: Row, where: str) -> float | None:
+    value = row.get("weight")
+    if value in (None, ""):
+        return None
+    try:
+        weight = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        weight = math.nan
+    if not 0 < weight < math.inf:
+        raise DataError(
+            f"{where} has no usable weight",
+            got=json_text.shown(value),
+            expected="a number above 0; nothing counts 1",
+        )
+    return weight
 
 
 def _listed(value: object) -> Any:

@@ -73,13 +73,13 @@ def content_hash(dataset: Dataset, *, drawn: bool = False) -> str:
 
 
 def _triplets(dataset: Dataset) -> pa.Table:
-    """Return the triplets, without a column that came later and that this data set does not use.
+    """Return the triplets, without the columns that came later and that this data set does not use.
 
     So the hash of a data set of single targets, and with it every run, stays what it was.
     """
     triplets = dataset.triplets
-    column = triplets["further_targets"]
-    return triplets.drop(["further_targets"]) if column.null_count == len(column) else triplets
+    later = ("further_targets", "weight", "negatives")
+    return triplets.drop([one for one in later if triplets[one].null_count == len(triplets)])
 
 
 def attributes_hash(dataset: Dataset) -> str:

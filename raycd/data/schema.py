@@ -52,6 +52,10 @@ TRIPLET = pa.schema(
         pa.field("subset", pa.list_(pa.string())),  # CIRR's group, image_ids; null elsewhere
         # image_ids that are as right as `target` (CIRCO's other ground truths); null: none
         pa.field("further_targets", pa.list_(pa.string())),
+        # What it counts in the loss of stage 2; null: 1
+        pa.field("weight", pa.float64()),
+        # image_ids that are known to be wrong, its own hard negatives in stage 2; null: none
+        pa.field("negatives", pa.list_(pa.string())),
     ]
 )
 

@@ -87,6 +87,30 @@ features = Table(
     Column("feature", LargeBinary, nullable=False),  # FLOAT, (D,)
 )
 
+searches = Table(
+    "raycd_searches",
+    metadata,
+    Column("query_id", String(32), primary_key=True),
+    Column("at", Float, nullable=False, index=True),  # seconds since 1970
+    Column("reference", Text),  # image_id of the gallery; null: a picture was sent, or none
+    Column("text", Text),
+    Column("text_hash", String(64)),  # SHA-256
+    Column("bundle", String(12), nullable=False),
+    Column("first", Integer, nullable=False),  # results that were left out before
+    Column("results", Text, nullable=False),  # JSON: a list of [image_id, relative score]
+    Column("explored", Text),  # JSON: the positions that a coin swapped or left; null: none
+)
+
+events = Table(
+    "raycd_events",
+    metadata,
+    Column("event_id", String(64), primary_key=True),
+    Column("query_id", String(32), nullable=False),
+    Column("at", Float, nullable=False, index=True),
+    Column("action", String(16), nullable=False),
+    Column("image_id", Text, nullable=False),
+)
+
 
 @dataclass(frozen=True)
 class Plan:

@@ -28,6 +28,7 @@ from raycd.model import fusion, lora, precision
 from raycd.model.compiling import Compilation, once
 from raycd.model.fusion import Head, HeadBatch
 from raycd.model.fusion.joint import NAME
+from raycd.train import hard_negatives
 from raycd.train.batches import Rows, epoch_choice, epoch_targets
 from raycd.train.hard_negatives import NONE, HardNegatives
 
@@ -46,6 +47,7 @@ class FeatureTriplets:
     on_cpu: torch.Tensor | None = None  # (N, 3) reference, target and text, where caches are read
     origin: torch.Tensor | None = None  # (N,) rows of the originals' targets, -1 where unknown
     pool: torch.Tensor | None = None  # (N,) where hard negatives are from
+    negatives: torch.Tensor | None = None  # (N, m) rows of their own, NONE where there are fewer
     hard: torch.Tensor | None = None  # (B, n) rows of a batch's hard negatives, NONE where none is
 
     def part(self, rows: slice) -> FeatureTriplets:
@@ -117,8 +119,12 @@ class Fuse:
         self._text_T4 = np.array(
             [[rows[text] for text in texts_4] for texts_4 in text_T4], np.int64
         ).reshape(-1, 4)
-        known = images.among(targets.images_of(train))
+        known = images.among([*targets.images_of(train), *hard_negatives.named(train)])
         self._right_NT = targets.padded(train.to_pylist(), known)
+        self._negative_Nm = hard_negatives.own(train, known)
+        check_hard_negatives(config, train)
+        self._weight_N = train["weight"].fill_null(1.0).to_numpy()
+        self._is_weighted = train["weight"].null_count < len(train)
         self._ids = train["triplet_id"].combine_chunks()
         self._origin_N = images.find(train["target"])
         self.original = self._rows(targets.readable(train, known))
@@ -134,19 +140,30 @@ class Fuse:
             target=self._tensor(target[known]),
             texts=self._tensor(self._text_T4[original]),
             right=None if self._right_NT is None else self._tensor(self._right_NT[original]),
-            weight=self._weight(triplets, known),
+            weight=self._weight(triplets, known, original),
             origin=self._tensor(self._origin_N[original]),
             pool=None
             if self._hard is None
             else self._hard.pools(triplets["category"])[known].to(self.device),
+            negatives=None
+            if self._negative_Nm is None
+            else self._tensor(self._negative_Nm[original]),
         )
 
-    def _weight(self, triplets: pa.Table, known: NDArray[np.int64]) -> torch.Tensor | None:
-        """Return the weights of pseudo triplets by their scores; None where each counts 1."""
-        if self.config.pseudo_weight != "score" or "score" not in triplets.column_names:
+    def _weight(
+        self, triplets: pa.Table, known: NDArray[np.int64], original: NDArray[np.int64]
+    ) -> torch.Tensor | None:
+        """Return the weights of originals, those of pseudo triplets times what their scores say.
+
+        None where each counts 1.
+        """
+        by_score = self.config.pseudo_weight == "score" and "score" in triplets.column_names
+        if not self._is_weighted and not by_score:
             return None
-        share_N = share_below(triplets["score"].to_numpy())[known]
-        return torch.from_numpy(share_N.astype(np.float32)).to(self.device)
+        weight_N = self._weight_N[original]
+        if by_score:
+            weight_N = weight_N * share_below(triplets["score"].to_numpy())[known]
+        return torch.from_numpy(weight_N.astype(np.float32)).to(self.device)
 
     def _tensor(self, rows: object) -> torch.Tensor:
         return torch.from_numpy(np.asarray(rows, dtype=np.int64)).to(self.device)
@@ -197,13 +214,17 @@ class Fuse:
     ) -> torch.Tensor | None:
         """Return the rows (B, n) of those triplets' hard negatives, which are right for none.
 
-        For a pseudo triplet the target of its original is right, too.
+        For a pseudo triplet the target of its original is right, too. Those of the triplet's own
+        come before those that were mined, which may be the same images.
         """
-        if self._hard is None or triplets.pool is None or triplets.origin is None:
-            return None
+        own = [] if triplets.negatives is None else [triplets.negatives[at]]
+        assert triplets.origin is not None, "`_rows` gives it"
         right = [target_B[:, None], triplets.origin[at][:, None]]
         right += [] if triplets.right is None else [triplets.right[at]]
-        return self._hard.of(triplets.pool[at], target_B, torch.cat(right, dim=1))
+        right_BT = torch.cat(right, dim=1)
+        if self._hard is not None and triplets.pool is not None:
+            own.append(self._hard.mined(triplets.pool[at], target_B))
+        return hard_negatives.but(torch.cat(own, dim=1), right_BT) if own else None
 
     def _targets(self, triplets: FeatureTriplets, epoch: int) -> torch.Tensor:
         """Return the rows (N,) of the targets in an epoch: of several right ones any.
@@ -314,15 +335,22 @@ def check_joint(config: Config, composes: bool) -> None:
         )
 
 
-def _check_hard_negatives(name: str) -> None:
-    """Raise ConfigError where a head that trains has no loss for hard negatives."""
-    head = fusion.head_class(name)
-    if head.trains and not head.takes_hard_negatives():
+def check_hard_negatives(config: Config, train: pa.Table | None = None) -> None:
+    """Raise ConfigError where a head that trains has no loss for hard negatives, which there are.
+
+    `train` are the triplets (schema TRIPLET), which may name negatives of their own.
+    """
+    head = fusion.head_class(config.stage2.head)
+    if not head.trains or head.takes_hard_negatives():
+        return
+    named = train is not None and bool(hard_negatives.named(train))
+    if config.stage2.hard_negatives or named:
         raise ConfigError(
-            f"the loss of the head {name} takes no hard negatives",
-            got="stage2.hard_negatives above 0",
+            f"the loss of the head {config.stage2.head} takes no hard negatives",
+            got="triplets that name negatives" if named else "stage2.hard_negatives above 0",
             expected="a head whose loss is the batch-based classification loss (eq. 4)",
-            do="set stage2.hard_negatives 0, or another head, such as clip_cd",
+            do=f"{'leave out their column' if named else 'set stage2.hard_negatives 0'}, "
+            "or another head, such as clip_cd",
         )
 
 
@@ -333,8 +361,7 @@ def new_head(
 
     `extra` are the shapes of what it needs beside features of size `dim`.
     """
-    if config.stage2.hard_negatives:
-        _check_hard_negatives(config.stage2.head)
+    check_hard_negatives(config)
     torch.manual_seed(config.seed)
     head_config = fusion.HeadConfig.of(config.stage2, dim, extra)
     return fusion.create(head_config), head_config

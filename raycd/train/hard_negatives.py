@@ -1,10 +1,12 @@
 """Hard negatives: the images most similar to a triplet's target, from the table that mining left.
 
 Hard negatives beside those of the batch are the custom of text retrieval (DPR, Karpukhin et al.,
-EMNLP 2020). A triplet has those of its own target alone.
+EMNLP 2020). A triplet has those of its own target alone, and those that it names itself.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -67,16 +69,35 @@ class HardNegatives:
         number = pc.index_in(categories.cast(pa.string()), value_set=self._pools)
         return torch.from_numpy(number.fill_null(0).to_numpy().astype(np.int64))
 
-    def of(
-        self, pool_B: torch.Tensor, target_B: torch.Tensor, right_BT: torch.Tensor
-    ) -> torch.Tensor:
-        """Return the rows (B, n) of the targets' nearest images, but for those that are right.
+    def mined(self, pool_B: torch.Tensor, target_B: torch.Tensor) -> torch.Tensor:
+        """Return the rows (B, n) of the targets' nearest images, NONE where fewer were mined."""
+        found_Bn: torch.Tensor = self._found_PNn[pool_B, target_B]
+        return found_Bn
 
-        NONE stands for those, and where fewer were mined.
-        """
-        found_Bn = self._found_PNn[pool_B, target_B]
-        is_right_Bn = (found_Bn[:, :, None] == right_BT[:, None]).any(-1)
-        return found_Bn.masked_fill(is_right_Bn, NONE)
+
+def but(found_Bn: torch.Tensor, right_BT: torch.Tensor) -> torch.Tensor:
+    """Return rows of images with NONE in the place of those that are right."""
+    is_right_Bn = (found_Bn[:, :, None] == right_BT[:, None]).any(-1)
+    return found_Bn.masked_fill(is_right_Bn, NONE)
+
+
+def named(triplets: pa.Table) -> list[str]:
+    """Return the images that triplets (schema TRIPLET) name as negatives, repeated ones too."""
+    return [name for names in triplets["negatives"].to_pylist() for name in names or ()]
+
+
+def own(triplets: pa.Table, rows: Mapping[str, int]) -> NDArray[np.int64] | None:
+    """Return the rows (N, m) of the negatives that triplets name themselves; None: none does.
+
+    NONE stands for those without a row, and where there are fewer.
+    """
+    named = [names or [] for names in triplets["negatives"].to_pylist()]
+    if (most := max(map(len, named), default=0)) == 0:
+        return None
+    found_Nm = np.full((len(named), most), NONE, np.int64)
+    for own_m, names in zip(found_Nm, named, strict=True):
+        own_m[: len(names)] = [rows.get(name, NONE) for name in names]
+    return found_Nm
 
 
 def _number_within(offset_Q: NDArray[np.int32]) -> NDArray[np.int64]:

@@ -125,6 +125,7 @@ def _info(replica: Replica) -> Info:
         default_top_k=args.top_k,
         image_url=args.image_url,
         live=replica.writer is not None,
+        events=replica.recorder is not None,
         bundle=replica.bundle_info(),
         categories=dict(view.category_counts),
         attributes={

@@ -31,7 +31,12 @@ def add(app: FastAPI, args: ServeArgs) -> None:
             allow_origins=args.cors_origins,
             allow_methods=("GET", "POST", "PUT", "DELETE"),
             allow_headers=("authorization", "content-type"),
-            expose_headers=("retry-after", "server-timing", "raycd-gallery-version"),
+            expose_headers=(
+                "retry-after",
+                "server-timing",
+                "raycd-gallery-version",
+                "raycd-query-id",
+            ),
         )
     app.add_middleware(Checked, check=partial(check_host, hosts=frozenset(args.hosts)))
 

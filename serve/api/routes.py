@@ -8,7 +8,18 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
 from raycd import __version__
-from serve.api import gallery, guard, health, imports, page, problems, search, wellformed, write
+from serve.api import (
+    events,
+    gallery,
+    guard,
+    health,
+    imports,
+    page,
+    problems,
+    search,
+    wellformed,
+    write,
+)
 from serve.api.intake import Intake
 from serve.api.middleware import BodyLimit, Checked, Failures, HeadAsGet, InFlight, Requests
 from serve.metrics import Metrics
@@ -45,6 +56,7 @@ def build_app(
     app.include_router(gallery.router(replica))
     app.include_router(imports.router(replica))
     app.include_router(write.router(replica, intake))
+    app.include_router(events.router(replica, intake))
     app.include_router(health.router(replica, count_replicas))
     page.add(app)
     # The last one that is added is the first that a request passes.

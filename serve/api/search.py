@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from typing import Any
+from uuid import uuid4
 
 from fastapi import APIRouter, Depends, Request, Response
+from pydantic import BaseModel
 
 from raycd.api import (
     BatchItem,
@@ -26,6 +29,8 @@ from serve.engine import Engine
 from serve.metrics import Metrics
 from serve.replica import Replica
 from serve.security.fetch import fetch
+
+QUERY_ID = "Raycd-Query-Id"
 
 _ERRORS = problems.responses(400, 403, 404, 408, 413, 415, 422, 503)
 
@@ -56,18 +61,19 @@ def router(replica: Replica, intake: Intake, metrics: Metrics) -> APIRouter:
                 found, batch = await _search(replica, engine, asked, image)
         found.timings = _rounded({"read": read_ms, **found.timings, "total": _since(began)})
         metrics.search(found.timings, replica.searches.busy)
-        return _json(found, {"Server-Timing": _server_timing(found.timings, batch)})
+        headers = {"Server-Timing": _server_timing(found.timings, batch), QUERY_ID: found.query_id}
+        return _json(found, headers)
 
     @routes.post(
         "/v1/search/batch",
         response_model=BatchResponse,
         responses=_ERRORS,
-        openapi_extra=_body_of(BatchRequest),
+        openapi_extra=body_of(BatchRequest),
     )
     async def search_batch(request: Request, min_version: MinVersion = 0) -> Response:
         """Several searches at once; each succeeds or fails by itself."""
         async with replica.deadline():
-            _check_json(request)
+            check_json(request)
             engine = await replica.wait_for_version(min_version)
             replica.searches.check()
             await intake.read(request, replica.args.max_batch * replica.args.max_filters)
@@ -79,16 +85,18 @@ def router(replica: Replica, intake: Intake, metrics: Metrics) -> APIRouter:
     return routes
 
 
-def _body_of(model: type[BatchRequest]) -> dict[str, Any]:
+def body_of(model: type[BaseModel]) -> dict[str, Any]:
+    """Return what OpenAPI says of a body of JSON."""
     return {
         "requestBody": {
             "required": True,
-            "content": {bodies.JSON: {"schema": model.model_json_schema()}},
+            "content": {bodies.JSON: {"schema": bodies.schema(model)}},
         }
     }
 
 
-def _check_json(request: Request) -> None:
+def check_json(request: Request) -> None:
+    """Raise ProblemError where the body is not JSON by its content type."""
     # Any other content type may be sent blind by pages of other origins.
     kind = bodies.content_type(request)
     if not bodies.is_json(kind):
@@ -140,7 +148,13 @@ async def _search(
     timings = {"decode": decode_ms, "wait": wait_ms, **steps}
     if query.rerank_depth:
         timings["rerank"] = rerank_ms
+    explored = None
+    if (recorder := replica.recorder) is not None:
+        results, explored = recorder.shown(answer.results, asked.offset)
+        answer = replace(answer, results=results)
     found = _response(engine, query, answer, timings, await _total(replica, query))
+    if recorder is not None:
+        recorder.record(asked, found, engine.bundle.manifest.digest, explored)
     if asked.category or asked.attributes or asked.among:
         found.warnings += await replica.run_in_thread(
             lambda: filters.warnings(query.view, asked.category, asked.attributes, asked.among)
@@ -157,6 +171,7 @@ def _response(
     ]
     warnings += _not_reranked(engine, query, answer)
     return SearchResponse(
+        query_id=uuid4().hex,
         results=[
             # What we made ourselves needs no check, and there are many of them.
             SearchResult.model_construct(

@@ -29,7 +29,7 @@ def needed_scope(method: str, path: str) -> KeyScope | None:
     """Return the scope of the key that a request needs; None where it needs no key."""
     if method in ("GET", "HEAD"):
         return None if path in _OPEN or path.startswith(_OPEN_FOLDERS) else "read"
-    searches = path == "/v1/search" or path.startswith("/v1/search/")
+    searches = path in ("/v1/search", "/v1/events") or path.startswith("/v1/search/")
     return "read" if method == "POST" and searches else "write"
 
 

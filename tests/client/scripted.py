@@ -98,6 +98,7 @@ def found(*image_ids: str, warnings: tuple[str, ...] = ()) -> dict[str, Any]:
         "index": INDEX,
         "warnings": list(warnings),
         "timings": {"total": 1.5},
+        "query_id": "5f" * 16,
     }
 
 

@@ -8,6 +8,7 @@ import pyarrow.parquet
 import pytest
 
 from raycd.data import manifest
+from raycd.data.read import content_hash
 from raycd.data.schema import Dataset
 from raycd.errors import DataError
 
@@ -57,8 +58,45 @@ def test_every_format_gives_the_same_tables(tmp_path: Path, suffix: str) -> None
             "captions": ["is, in short, red"],
             "subset": None,
             "further_targets": None,
+            "weight": None,
+            "negatives": None,
         }
     ]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_a_triplet_may_have_a_weight_and_negatives(tmp_path: Path, suffix: str) -> None:
+    negatives = "a|c" if suffix == ".csv" else ["a", "c"]
+    gallery = [{"image_id": name, "path": f"/{name}.jpg"} for name in "abc"]
+    common = {"reference": "a", "target": "b", "caption": "x"}
+    own = {"weight": 2.5, "negatives": negatives}
+    rows = [common | own, common | {"weight": None, "negatives": "" if suffix == ".csv" else None}]
+    found = read(tmp_path, gallery, rows, suffix).triplets.to_pylist()
+    assert [(row["weight"], row["negatives"]) for row in found] == [
+        (2.5, ["a", "c"]),
+        (None, None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [*(("weight", value) for value in (0, -1.0, "much", True)), ("negatives", [1.5])],
+)
+def test_a_wrong_weight_or_negative_is_named(tmp_path: Path, column: str, value: Any) -> None:
+    rows = [TRIPLETS[0] | {column: value}]
+    with pytest.raises(DataError, match=f"row 1 has no usable {column}"):
+        read(tmp_path, GALLERY, rows)
+    with pytest.raises(DataError, match="names an unknown image"):
+        read(tmp_path, GALLERY, [TRIPLETS[0] | {"negatives": ["003"]}])
+
+
+def test_a_weight_and_negatives_change_the_hash_of_the_content(tmp_path: Path) -> None:
+    gallery = [GALLERY[0], GALLERY[1] | {"path": "img/2.jpg"}]
+    hashes = {
+        content_hash(read(tmp_path, gallery, [TRIPLETS[0] | own]))
+        for own in ({}, {"weight": 2.0}, {"weight": 3.0}, {"negatives": ["001"]})
+    }
+    assert len(hashes) == 4
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])

@@ -196,7 +196,7 @@ def test_a_file_that_is_no_database_is_told_and_stays(tmp_path: Path) -> None:
 def revision(folder: Path, name: str, body: str) -> None:
     (folder / "versions" / f"{name}.py").write_text(
         "import sqlalchemy as sa\nfrom alembic import op\n"
-        f"revision = '{name}'\ndown_revision = '0002'\n"
+        f"revision = '{name}'\ndown_revision = '0003'\n"
         f"def upgrade():\n    {body}\n"
     )
 
@@ -212,7 +212,7 @@ def migrations(tmp_path: Path) -> Path:
 def test_a_schema_of_a_later_version_is_told_and_stays(url: str, migrations: Path) -> None:
     with GalleryDatabase.open(url) as gallery_db:
         gallery_db.write([put("a")], CLIP)
-        revision(migrations, "0003", "op.add_column('raycd_images', sa.Column('later', sa.Text))")
+        revision(migrations, "0004", "op.add_column('raycd_images', sa.Column('later', sa.Text))")
         schema.upgrade(gallery_db._engine, migrations)
     for _ in range(2):
         with pytest.raises(GalleryError) as caught:
@@ -228,7 +228,7 @@ def test_a_migration_that_breaks_leaves_all_as_it_was(url: str, migrations: Path
             "op.add_column('raycd_images', sa.Column('later', sa.Text)); "
             "op.execute('DELETE FROM raycd_images');"
         )
-        revision(migrations, "0003", f"{broken} op.execute('nonsense')")
+        revision(migrations, "0004", f"{broken} op.execute('nonsense')")
         with pytest.raises(GalleryError) as caught:
             schema.upgrade(gallery_db._engine, migrations)
         assert caught.value.reason == "unmigrated"
@@ -240,7 +240,7 @@ def test_a_migration_that_breaks_leaves_all_as_it_was(url: str, migrations: Path
 def test_a_good_migration_keeps_what_is_there(url: str, migrations: Path) -> None:
     with GalleryDatabase.open(url) as gallery_db:
         gallery_db.write([put("a", 3)], CLIP)
-        revision(migrations, "0003", "op.add_column('raycd_images', sa.Column('later', sa.Text))")
+        revision(migrations, "0004", "op.add_column('raycd_images', sa.Column('later', sa.Text))")
         schema.upgrade(gallery_db._engine, migrations)
         schema.upgrade(gallery_db._engine, migrations)
         assert gallery_db.count() == 1

@@ -42,8 +42,8 @@ def test_a_migration_that_fails_by_itself_leaves_all_as_it_was(
 ) -> None:
     migrations = tmp_path / "migrations"
     shutil.copytree(schema.MIGRATIONS, migrations, ignore=shutil.ignore_patterns("__pycache__"))
-    head = "from alembic import op\nrevision = '0003'\ndown_revision = '0002'\n"
-    (migrations / "versions" / "0003.py").write_text(
+    head = "from alembic import op\nrevision = '0004'\ndown_revision = '0003'\n"
+    (migrations / "versions" / "0004.py").write_text(
         f"{head}def upgrade():\n    op.execute('DELETE FROM raycd_images')\n    {error}\n"
     )
     with GalleryDatabase.open(url) as gallery_db:

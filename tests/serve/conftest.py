@@ -130,6 +130,7 @@ def running_replica(args: ServeArgs, name: str) -> Iterator[str]:
         servers.append(uvicorn.Server(uvicorn.Config(app, port=0, log_level="error")))
         await servers[0].serve()
         replica.engine.close()
+        replica.close()
 
     def run() -> None:
         try:

@@ -1,5 +1,6 @@
 """Hard negatives of stage 2: which they are, what they add to the loss, which heads take them."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,8 @@ from raycd.features import Features
 from raycd.mine import NEIGHBOURS
 from raycd.model import fusion
 from raycd.model.fusion import Head
-from raycd.train.fuse import FeatureTriplets, Fuse, new_head
-from raycd.train.hard_negatives import HardNegatives
+from raycd.train.fuse import FeatureTriplets, Fuse, check_hard_negatives, new_head
+from raycd.train.hard_negatives import HardNegatives, but
 
 CPU = torch.device("cpu")
 IDS = [f"i{n}" for n in range(8)]
@@ -40,7 +41,7 @@ ALL = table(
 def of(neighbours: pa.Table, count: int, targets: list[int], right: list[list[int]]) -> Any:
     hard = HardNegatives(neighbours, count, len(IDS), CPU)
     pool = hard.pools(pa.chunked_array([["dress"] * len(targets)]))
-    return hard.of(pool, torch.tensor(targets), torch.tensor(right)).tolist()
+    return but(hard.mined(pool, torch.tensor(targets)), torch.tensor(right)).tolist()
 
 
 def test_a_triplet_has_the_nearest_images_of_its_target_but_for_equal_and_right_ones() -> None:
@@ -54,7 +55,7 @@ def test_where_pools_are_categories_a_triplet_has_neighbours_of_its_own() -> Non
     hard = HardNegatives(neighbours, 1, len(IDS), CPU)
     pool = hard.pools(pa.chunked_array([["shirt", "dress"], ["shirt"]]))
     target = torch.tensor([1, 1, 2])
-    assert hard.of(pool, target, target[:, None]).tolist() == [[3], [2], [-1]]
+    assert but(hard.mined(pool, target), target[:, None]).tolist() == [[3], [2], [-1]]
 
 
 def test_without_a_single_mined_image_there_are_none() -> None:
@@ -154,6 +155,55 @@ def test_soft_targets_give_hard_negatives_no_share(dataset: Dataset) -> None:
     logs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     expected = -(share * logs).sum(1).mean()
     assert float(made.loss(made.module, batch)) == pytest.approx(expected, rel=1e-6)
+
+
+def with_own(dataset: Dataset, **columns: list[Any]) -> Dataset:
+    """Return the data set with other columns of its triplets."""
+    rows = [
+        row | {name: values[n] for name, values in columns.items()}
+        for n, row in enumerate(dataset.triplets.to_pylist())
+    ]
+    return replace(dataset, triplets=pa.Table.from_pylist(rows, schema=dataset.triplets.schema))
+
+
+def test_negatives_that_a_triplet_names_come_before_mined_ones_and_into_the_loss(
+    dataset: Dataset,
+) -> None:
+    own = with_own(dataset, negatives=[["i3", "i1", "gone"], None])
+    batch = whole(task(own), 0)
+    assert batch.hard is not None
+    assert batch.hard.tolist() == [[3, -1, -1, 4, 2], [-1, -1, -1, 1, 3]]  # i1 is right
+    made = task(own, hard_negatives=0)
+    first = [2 * cos(10), 2 * cos(40), 2 * cos(30)]
+    second = [2 * cos(10), 2 * cos(40)]
+    each = [np.log(np.exp(logits).sum()) - logits[0] for logits in (first, second)]
+    assert float(made.loss(made.module, whole(made, 0))) == pytest.approx(np.mean(each), rel=1e-6)
+
+
+def test_a_triplet_counts_its_weight_in_the_loss_and_so_do_pseudo_triplets_of_it(
+    dataset: Dataset,
+) -> None:
+    plain, own = (
+        task(data, hard_negatives=0) for data in (dataset, with_own(dataset, weight=[3.0, None]))
+    )
+    first, second = (2 * cos(10), 2 * cos(40))
+    each = [np.log(np.exp(logits).sum()) - logits[0] for logits in [(first, second)] * 2]
+    losses = [float(made.loss(made.module, whole(made, 0))) for made in (plain, own)]
+    assert losses == pytest.approx([np.mean(each), (3 * each[0] + each[1]) / 2], rel=1e-6)
+    weights = [whole(made, 1).weight for made in (own, task(dataset))]
+    assert weights[0] is not None
+    assert (weights[0].tolist(), weights[1]) == ([3.0], None)
+    by_score = whole(task(with_own(dataset, weight=[3.0, None]), pseudo_weight="score"), 1)
+    assert by_score.weight is not None
+    assert by_score.weight.tolist() == [3.0]  # the only score is at or below itself
+
+
+def test_a_head_without_such_a_loss_refuses_triplets_that_name_negatives(dataset: Dataset) -> None:
+    config = Config.model_validate({"stage2": {"head": "dcnet"}})
+    check_hard_negatives(config, dataset.triplets)
+    named = with_own(dataset, negatives=[["i3"], None]).triplets
+    with pytest.raises(ConfigError, match="triplets that name negatives"):
+        check_hard_negatives(config, named)
 
 
 @pytest.mark.parametrize("name", fusion.names())

@@ -6,6 +6,7 @@ import base64
 import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from uuid import UUID
 
 import httpx
 import pytest
@@ -66,6 +67,18 @@ def test_an_answer_has_results_scores_model_index_and_timings(
     header = response.headers["server-timing"]
     assert [part.partition(";")[0] for part in header.split(", ")] == [*steps, "batch"]
     assert 'batch;desc="1"' in header
+
+
+def test_every_answer_has_a_query_id_of_its_own_also_in_its_header(client: httpx.Client) -> None:
+    body = {"text": "is blue", "top_k": 1}
+    single = [client.post("/v1/search", json=body) for _ in range(2)]
+    assert [one.headers["raycd-query-id"] for one in single] == [
+        one.json()["query_id"] for one in single
+    ]
+    batch = client.post("/v1/search/batch", json={"searches": [body, body]}).json()["items"]
+    ids = [one.json()["query_id"] for one in single]
+    ids += [item["response"]["query_id"] for item in batch]
+    assert len({UUID(query_id) for query_id in ids}) == 4
 
 
 def test_every_way_to_give_an_image_finds_the_same(client: httpx.Client, tiny_bundle: Any) -> None:

@@ -1,0 +1,63 @@
+"""POST /v1/events: what people did with the results of searches."""
+
+from __future__ import annotations
+
+import time
+
+from fastapi import APIRouter, Depends, Request
+
+from raycd.feedback.records import Event
+from raycd.ubi import EventsRequest, EventsTaken
+from serve.api import bodies, problems
+from serve.api.intake import Intake
+from serve.api.search import body_of, check_json
+from serve.api.wellformed import known_parameters
+from serve.replica import Replica
+
+_FIELDS = 10  # of an event, with those that are not read
+
+
+def router(replica: Replica, intake: Intake) -> APIRouter:
+    """Return the route that takes events."""
+    routes = APIRouter(tags=["feedback"], dependencies=[Depends(known_parameters)])
+
+    @routes.post(
+        "/v1/events",
+        status_code=202,
+        responses=problems.responses(400, 403, 408, 413, 415, 422, 503),
+        openapi_extra=body_of(EventsRequest),
+    )
+    async def events(request: Request) -> EventsTaken:
+        """Take events in the form of User Behavior Insights. They are written soon after the
+        answer; one that was sent before counts once.
+        """
+        if replica.recorder is None:
+            raise problems.ProblemError(
+                403, "this service keeps no events: start it with a database and --events"
+            )
+        check_json(request)
+        most = replica.args.max_events
+        await intake.read(request, _FIELDS * most)
+        asked = bodies.validated(EventsRequest, await bodies.parsed(request)).events
+        if len(asked) > most:
+            raise problems.beyond(
+                "max_events",
+                "too many events",
+                got=len(asked),
+                most=most,
+                field="events",
+                do="send fewer",
+            )
+        now = time.time()
+        taken = [
+            Event(
+                *(one.key, one.query_id, now, one.action_name),
+                one.event_attributes.object.object_id,
+            )
+            for one in asked
+        ]
+        if not replica.recorder.put(taken):
+            raise problems.busy("too many events wait to be written (events_queue)")
+        return EventsTaken(taken=len(taken))
+
+    return routes
