@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
@@ -24,8 +24,8 @@ class _ResponsePart(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True)
 
 
-class SearchRequest(_RequestPart):
-    """An image, a text, or both. The image is given in one way; in a form, as the file `image`."""
+class _ImagePart(_RequestPart):
+    """An image, in at most one way."""
 
     image_id: Name | None = None
     """The reference is this image of the gallery: no image is uploaded and none is encoded."""
@@ -33,6 +33,46 @@ class SearchRequest(_RequestPart):
     """The reference image's file in base64."""
     image_url: Annotated[Text, Field(min_length=1, max_length=4096)] | None = None
     """The reference image is fetched from here, where the service allows it (https only)."""
+
+    ways: ClassVar[tuple[str, ...]] = ("image_id", "image_base64", "image_url")
+
+    @property
+    def given(self) -> list[str]:
+        """The ways in which the image is given."""
+        return [name for name in self.ways if getattr(self, name)]
+
+    @model_validator(mode="after")
+    def _one_image(self) -> Self:
+        given = self.given
+        if len(given) > 1:
+            raise ValueError(
+                f"the image is given in {len(given)} ways ({', '.join(given)}): give one of them"
+            )
+        return self
+
+
+class WeightedImage(_ImagePart):
+    """One of several images of a query."""
+
+    weight: Annotated[float, Field(ge=-10, le=10, allow_inf_nan=False), Number] = 1.0
+    """Its share of the reference, beside the other weights above 0; below 0 it pushes the results
+    away, -0.5 as much as a negative text.
+    """
+
+    @model_validator(mode="after")
+    def _some_image(self) -> Self:
+        if not self.given:
+            raise ValueError("has no image: give image_id, image_base64 or image_url")
+        return self
+
+
+class QueryRequest(_ImagePart):
+    """An image, a text, or both. The image is given in one way; in a form, as the file `image`."""
+
+    ways = (*_ImagePart.ways, "images")
+
+    images: list[WeightedImage] = []
+    """Several images in place of one, each with a weight; in a form as JSON."""
     text: Text = ""
     """What should differ: is blue, with long sleeves. Without an image, what is looked for."""
     negative_text: Text = ""
@@ -41,6 +81,11 @@ class SearchRequest(_RequestPart):
     """1 is the model's own balance; more draws the results towards the image, 0 takes it out."""
     text_weight: Weight = 1.0
     """Likewise for the text."""
+
+
+class SearchRequest(QueryRequest):
+    """An image, a text, or both, and what is searched for them."""
+
     top_k: Annotated[Annotated[int, Field(ge=1)] | None, Number] = None
     """Number of results; the service's default where absent, and at most its limit."""
     offset: Annotated[int, Field(ge=0), Number] = 0
@@ -54,7 +99,7 @@ class SearchRequest(_RequestPart):
     among: list[Name] = []
     """Only these images of the gallery; none: all of them."""
     exclude_reference: bool = False
-    """Leave the image of the gallery that `image_id` names out of the results."""
+    """Leave the images of the gallery that the query names out of the results."""
     exact: bool = False
     """Compare with every image, whatever the index: slower, and never misses one."""
     rerank_depth: Annotated[Annotated[int, Field(ge=0)] | None, Number] = None
@@ -62,18 +107,12 @@ class SearchRequest(_RequestPart):
     default where absent, and at most the service's limit.
     """
 
-    @model_validator(mode="after")
-    def _one_image(self) -> Self:
-        given = [
-            name
-            for name in ("image_id", "image_base64", "image_url")
-            if getattr(self, name) is not None
-        ]
-        if len(given) > 1:
-            raise ValueError(
-                f"the image is given in {len(given)} ways ({', '.join(given)}): give one of them"
-            )
-        return self
+
+class EmbedBatchRequest(_RequestPart):
+    """Several queries to embed, each of which succeeds or fails by itself."""
+
+    queries: Annotated[list[Any], Field(min_length=1)]
+    """Bodies of /v1/embed; a malformed one fails alone."""
 
 
 class GalleryFilters(_RequestPart):
@@ -240,6 +279,42 @@ class BatchResponse(_ResponsePart):
     items: list[BatchItem]
 
 
+class Embedding(_ResponsePart):
+    """The vectors of a query."""
+
+    query: list[float]
+    """What a search compares with the gallery's images; its length is 1."""
+    image: list[float] | None
+    """The encoder's feature of the image, not normalised, as the `feature` of an image for the
+    gallery; of several images their weighted mean, and null where there is none.
+    """
+    text: list[float] | None
+    """The encoder's feature of the text, not normalised; null where there is none."""
+    encoder: str
+    """Fingerprint of the encoder."""
+    head: str
+    """What has fused image and text."""
+    warnings: list[str]
+    """As of a search."""
+    timings: dict[str, float]
+    """Milliseconds, as of a search."""
+
+
+class EmbedItem(_ResponsePart):
+    """The result of one query of a batch: an embedding or a problem."""
+
+    status: int
+    """The status that the query alone would have had."""
+    embedding: Embedding | None = None
+    problem: Problem | None = None
+
+
+class EmbedBatchResponse(_ResponsePart):
+    """The results in the order of the queries."""
+
+    items: list[EmbedItem]
+
+
 class GalleryPage(_ResponsePart):
     """A page of the gallery, in its order."""
 
@@ -271,6 +346,8 @@ class Limits(_ResponsePart):
     image_min_side: int
     formats: list[str]
     text_characters: int
+    images: int = 1
+    """Of a search."""
     top_k: int
     offset: int
     rerank_depth: int = 0
@@ -341,5 +418,5 @@ class Problem(_ResponsePart):
     """The wrong fields."""
 
 
-for _model in (BatchItem, ImportItem):
+for _model in (BatchItem, EmbedItem, ImportItem):
     _model.model_rebuild()

@@ -91,6 +91,8 @@ class ServeArgs(Section):
     """Characters of a text."""
     top_k: Positive = 10
     """Results of a search that names no top_k."""
+    max_images: Positive = 8
+    """Images of one search. Each counts as a search among those of max_queue."""
     max_top_k: Positive = 200
     """Results of one search."""
     max_offset: Count = 1000

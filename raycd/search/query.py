@@ -5,6 +5,7 @@ Shapes: S image side, L context length, D feature size, B queries.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,6 +15,18 @@ from numpy.typing import NDArray
 from PIL import Image as Picture
 
 from raycd.gallery.state import Allowed, Image, Images, State
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One of a query's images, given in one of two ways."""
+
+    image: Picture.Image | torch.Tensor | None = None
+    """RGB, as `images.decode` returns it, or what `Searcher.preprocess` has made of it."""
+    image_id: str | None = None
+    """Of the gallery."""
+    weight: float = 1.0
+    """Its share of the reference; below 0 it pushes the results away."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +46,22 @@ class Query:
     allowed: Allowed = None
     """The images that may be found, by `State.allowed`; None: all."""
     exclude_reference: bool = False
-    """Leave out the image that `image_id` names."""
+    """Leave out the images of the gallery that it names."""
     exact: bool = False
     """Compare with every image, whatever the index."""
     rerank_depth: int | None = None
     """First candidates that a head which re-ranks orders anew; None: as many as the bundle says."""
     deadline: float | None = None
     """Time of `time.monotonic` up to which somebody waits: re-ranking is left out to keep it."""
+    images: Sequence[Reference] = ()
+    """Several images, in place of `image` and `image_id`."""
+
+    @property
+    def references(self) -> Sequence[Reference]:
+        """All images, however they were given."""
+        if self.image is None and self.image_id is None:
+            return self.images
+        return (Reference(self.image, self.image_id if self.image is None else None), *self.images)
 
 
 class Words(NamedTuple):
@@ -52,6 +74,16 @@ class Words(NamedTuple):
     """Whether its end was cut off, because it has more tokens than the model reads."""
 
 
+class Pictured(NamedTuple):
+    """A preprocessed image of a query."""
+
+    weight: float
+    pixels: torch.Tensor | None
+    """(S, S, 3), of a given image."""
+    known: Image | None
+    """The named image of the gallery, with its feature."""
+
+
 @dataclass(frozen=True)
 class Prepared:
     """A preprocessed query."""
@@ -59,10 +91,7 @@ class Prepared:
     query: Query
     view: State
     """The state of the gallery that it searches."""
-    pixels: torch.Tensor | None
-    """(S, S, 3), of a given image."""
-    reference: Image | None
-    """The named image of the gallery, with its feature."""
+    pictures: Sequence[Pictured]
     text: Words | None
     negative: Words | None
     rerank_depth: int = 0
@@ -78,15 +107,23 @@ class Prepared:
     def depth(self) -> int:
         """The number of candidates that have to be found."""
         query = self.query
-        return max(query.offset + query.top_k, self.rerank_depth) + query.exclude_reference
+        return max(query.offset + query.top_k, self.rerank_depth) + len(self.left_out)
+
+    @property
+    def left_out(self) -> set[str]:
+        """The images of the gallery that are no results because the query names them."""
+        if not self.query.exclude_reference:
+            return set()
+        return {one.known.image_id for one in self.pictures if one.known is not None}
 
     def wanted(self, found: Found) -> NDArray[np.bool_]:
-        """Tell which of the found positions are results: images, without the reference."""
+        """Tell which of the found positions are results: images, without those left out."""
         there = found.positions >= 0
-        if self.reference is None or not self.query.exclude_reference:
-            return there
-        position = found.images.position(self.reference.image_id)
-        return there if position is None else there & (found.positions != position)
+        for image_id in self.left_out:
+            position = found.images.position(image_id)
+            if position is not None:
+                there = there & (found.positions != position)
+        return there
 
 
 class Result(NamedTuple):
@@ -132,6 +169,10 @@ class Encoded(NamedTuple):
     raw_image_BD: NDArray[np.float32]
     """As the encoder gives them, as the next."""
     raw_text_BD: NDArray[np.float32]
+
+    def row(self, row: int) -> Encoded:
+        """Return those of one query, (D,)."""
+        return Encoded(*(feature_BD[row] for feature_BD in self))
 
 
 class Found(NamedTuple):

@@ -8,7 +8,18 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
 from raycd import __version__
-from serve.api import gallery, guard, health, imports, page, problems, search, wellformed, write
+from serve.api import (
+    embed,
+    gallery,
+    guard,
+    health,
+    imports,
+    page,
+    problems,
+    search,
+    wellformed,
+    write,
+)
 from serve.api.intake import Intake
 from serve.api.middleware import BodyLimit, Checked, Failures, HeadAsGet, InFlight, Requests
 from serve.metrics import Metrics
@@ -42,6 +53,7 @@ def build_app(
     intake = Intake(2 * args.max_queue, args.body_timeout_s)
     problems.add_handlers(app)
     app.include_router(search.router(replica, intake, metrics))
+    app.include_router(embed.router(replica, intake))
     app.include_router(gallery.router(replica))
     app.include_router(imports.router(replica))
     app.include_router(write.router(replica, intake))

@@ -17,7 +17,7 @@ from raycd.gallery.static import Gallery
 from raycd.gallery.view import View
 from raycd.model import fusion, maps
 from raycd.model.embed_maps import half
-from raycd.search.query import Query, Result
+from raycd.search.query import Query, Reference, Result
 from raycd.search.searcher import Searcher
 
 SIZE = 1  # the side that maps are pooled to
@@ -112,6 +112,11 @@ def test_a_batch_of_all_sorts_is_answered_as_each_alone(known: Served, searcher:
         Query(image_id="image-4"),
         Query(known.images[7]),
         Query(known.images[1], "is red"),
+        Query(
+            text="is red",
+            images=[Reference(known.images[2]), Reference(image_id="image-9", weight=2.0)],
+        ),
+        Query(text="is red", images=[Reference(image_id="image-9", weight=-1.0)]),
     ]
     together = searcher.search(queries)
     for query, found in zip(queries, together, strict=True):
