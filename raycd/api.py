@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
@@ -83,6 +83,17 @@ class QueryRequest(_ImagePart):
     """Likewise for the text."""
 
 
+class Boost(_RequestPart):
+    """The attribute whose numbers move results up or down."""
+
+    attribute: Name
+    """One whose values are numbers."""
+    weight: Annotated[float, Field(ge=-10, le=10, allow_inf_nan=False), Number]
+    """What the greatest number adds to a score, and the least does not; below 0 small numbers are
+    better.
+    """
+
+
 class SearchRequest(QueryRequest):
     """An image, a text, or both, and what is searched for them."""
 
@@ -105,6 +116,16 @@ class SearchRequest(QueryRequest):
     rerank_depth: Annotated[Annotated[int, Field(ge=0)] | None, Number] = None
     """First candidates that a model which re-ranks puts in its own order; 0: none. The model's
     default where absent, and at most the service's limit.
+    """
+    boost: Boost | None = None
+    """The first candidates come by score + weight x percentile of their numbers among them."""
+    near_duplicates: Literal["show", "hide"] = "show"
+    """hide: of images that are almost the same, only the best one."""
+    group_by: Name | None = None
+    """One result for each value of this attribute; images without it stay as they are."""
+    diversity: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), Number] = 0.0
+    """0: the best first. Above, results are unlike those before them, too (maximal marginal
+    relevance, with lambda = 1 - diversity).
     """
 
 
@@ -211,6 +232,8 @@ class SearchResult(Item):
     """
     rerank_score: float | None = None
     """What decided on the order where the image was re-ranked: `score` and the head's own."""
+    boosted_score: float | None = None
+    """What decided on the order where the search has a boost."""
     explanation: Explanation
 
 

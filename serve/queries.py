@@ -11,7 +11,7 @@ from PIL import Image
 from raycd.api import QueryRequest, SearchRequest
 from raycd.data import images
 from raycd.data.images import BrokenImage
-from raycd.search.query import Prepared, Query, Reference
+from raycd.search.query import Arrangement, Boost, Prepared, Query, Reference
 from raycd.search.searcher import BrokenReference, NoReference
 from serve.args import ServeArgs
 from serve.engine import Engine
@@ -54,6 +54,7 @@ def prepare(
             exclude_reference=asked.exclude_reference,
             exact=asked.exact,
             rerank_depth=asked.rerank_depth,
+            arrangement=_arrangement(asked, args),
         )
     check_deadline()
     try:
@@ -62,6 +63,19 @@ def prepare(
         raise NoSuchImage(error.image_id) from error
     except BrokenReference as error:  # of the gallery: the head joint looks at its pictures
         raise UnreadablePicture(error.image_id, error.reason) from error
+
+
+def _arrangement(asked: SearchRequest, args: ServeArgs) -> Arrangement | None:
+    hides = asked.near_duplicates == "hide"
+    if not (asked.boost or hides or asked.group_by or asked.diversity):
+        return None
+    return Arrangement(
+        args.candidates,
+        boost=asked.boost and Boost(asked.boost.attribute, asked.boost.weight),
+        alike=args.near_duplicate if hides else None,
+        group_by=asked.group_by,
+        diversity=asked.diversity,
+    )
 
 
 def _reference(engine: Engine, args: ServeArgs, sent: Sequence[SentImage], at: int) -> Reference:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar
+from typing import Any, Literal, TypedDict, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -50,6 +50,10 @@ class Search(Asked, total=False):
     exclude_reference: bool
     exact: bool
     rerank_depth: int | None
+    boost: Mapping[str, Any] | None
+    near_duplicates: Literal["show", "hide"]
+    group_by: str | None
+    diversity: float
 
 
 Model = TypeVar("Model", bound=QueryRequest)
@@ -103,7 +107,7 @@ def content(body: dict[str, Any], image: bytes | None) -> dict[str, Any]:
     if image is None:
         return {"json": body}
     fields = {name: value for name, value in body.items() if value is not None}
-    for name in ("attributes", "images"):
+    for name in ("attributes", "images", "boost"):
         if name in fields:
             fields[name] = json.dumps(fields[name])
     return {"data": fields, "files": {"image": ("image", image)}}

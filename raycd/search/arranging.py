@@ -6,7 +6,6 @@ Shapes: N candidates, best first, D feature size.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,7 +85,7 @@ def percentiles(texts: Sequence[str]) -> Floats:
 
 
 def distinct(unit_ND: NDArray[np.float32], alike: float) -> Order:
-    """Return which candidates have no better one, itself distinct, of a cosine of `alike` or more."""
+    """Return which candidates have no better one, itself kept, of a cosine of `alike` or more."""
     cosine_NN = unit_ND @ unit_ND.T
     hidden_N = np.zeros(len(unit_ND), np.bool_)
     for at in range(len(unit_ND)):
@@ -107,9 +106,7 @@ def firsts(groups: Sequence[str | None]) -> Order:
     return np.array(kept, np.int64)
 
 
-def diverse(
-    value_N: Floats, unit_ND: NDArray[np.float32], diversity: float, count: int
-) -> Order:
+def diverse(value_N: Floats, unit_ND: NDArray[np.float32], diversity: float, count: int) -> Order:
     """Return the first `count` candidates by maximal marginal relevance.
 
     The next one has the greatest lambda value - (1 - lambda) cosine with the nearest of those

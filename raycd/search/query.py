@@ -29,6 +29,28 @@ class Reference:
     """Its share of the reference; below 0 it pushes the results away."""
 
 
+class Boost(NamedTuple):
+    """The attribute whose numbers move candidates: by `weight` from the least to the greatest."""
+
+    attribute: str
+    weight: float
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """What is done to the first candidates of a search."""
+
+    depth: int
+    """How many they are."""
+    boost: Boost | None = None
+    alike: float | None = None
+    """Hide those whose cosine with a better one is at least this."""
+    group_by: str | None = None
+    """Show the first image of each value of this attribute."""
+    diversity: float = 0.0
+    """0: by value alone; 1: each as unlike those before it as can be."""
+
+
 @dataclass(frozen=True)
 class Query:
     """A reference image, given as `image` or as `image_id` of the gallery, a text, or both."""
@@ -53,6 +75,7 @@ class Query:
     """First candidates that a head which re-ranks orders anew; None: as many as the bundle says."""
     deadline: float | None = None
     """Time of `time.monotonic` up to which somebody waits: re-ranking is left out to keep it."""
+    arrangement: Arrangement | None = None
     images: Sequence[Reference] = ()
     """Several images, in place of `image` and `image_id`."""
 
@@ -107,7 +130,10 @@ class Prepared:
     def depth(self) -> int:
         """The number of candidates that have to be found."""
         query = self.query
-        return max(query.offset + query.top_k, self.rerank_depth) + len(self.left_out)
+        shown = query.offset + query.top_k
+        if query.arrangement is not None:
+            shown = query.arrangement.depth
+        return max(shown, self.rerank_depth) + len(self.left_out)
 
     @property
     def left_out(self) -> set[str]:
@@ -145,6 +171,8 @@ class Result(NamedTuple):
     """Cosine with the text alone."""
     rerank_score: float | None = None
     """What decided where the image was re-ranked: score + the head's own."""
+    boosted_score: float | None = None
+    """What decided where there is a boost."""
 
 
 @dataclass(frozen=True)
@@ -183,4 +211,6 @@ class Found(NamedTuple):
     """Among `images`; -1 where there are none left."""
     images: Images
     reranked: NDArray[np.float32] | None = None
-    """What decided on the first of them, where they were re-ranked."""
+    """What decided on the first of them, where they were re-ranked; NaN for the others."""
+    boosted: NDArray[np.float64] | None = None
+    """What decided where there is a boost."""

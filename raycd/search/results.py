@@ -6,6 +6,7 @@ Shapes: B queries, D feature size, R results.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,11 +37,10 @@ def of(one: Prepared, feature: Encoded, found: Found) -> list[Result]:
     page = slice(query.offset, query.offset + query.top_k)
     chosen = np.flatnonzero(one.wanted(found))[page]
     scores, positions = found.scores[chosen], found.positions[chosen]
-    reranked = [] if found.reranked is None else found.reranked[page].tolist()
-    reranked += [None] * (len(chosen) - len(reranked))
     vectors_RD = images.vectors(positions)
     relative = _relative(feature.query_BD, scores, one.view.moments)
     halves = [_cosines(vectors_RD, half) for half in (feature.image_BD, feature.text_BD)]
+    decided = [_told(values, chosen) for values in (found.reranked, found.boosted)]
     return [
         Result(
             images.image_id(position),
@@ -51,9 +51,18 @@ def of(one: Prepared, feature: Encoded, found: Found) -> list[Result]:
             *rest,
         )
         for position, score, *rest in zip(
-            positions.tolist(), scores.tolist(), relative, *halves, reranked, strict=True
+            positions.tolist(), scores.tolist(), relative, *halves, *decided, strict=True
         )
     ]
+
+
+def _told(
+    values: NDArray[np.floating[Any]] | None, chosen: NDArray[np.int64]
+) -> list[float | None]:
+    """Return what decided on the chosen ones; None where it was their score alone."""
+    if values is None:
+        return [None] * len(chosen)
+    return [None if value != value else value for value in values[chosen].tolist()]
 
 
 def _relative(

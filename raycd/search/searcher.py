@@ -38,6 +38,7 @@ from raycd.gallery.view import View
 from raycd.model.fusion import joint
 from raycd.model.maps import TOKENS, Extra
 from raycd.search import results
+from raycd.search.arranging import arrange
 from raycd.search.needs import HeadNeeds
 from raycd.search.query import (
     Answer,
@@ -191,7 +192,7 @@ class Searcher:
         found = self.reranking.rerank(batch, features, found)
         reranked = time.perf_counter()
         answers = [
-            results.of(prepared, features.row(row), found[row])
+            results.of(prepared, features.row(row), arrange(prepared, found[row]))
             for row, prepared in enumerate(batch)
         ]
         rerank_s = reranked - searched

@@ -34,7 +34,7 @@ _NO_FILE = (
     "or send its base64 as image_base64"
 )
 # Fields of a form that repeat, and those that are JSON
-REPEATED, AS_JSON = ("category", "among"), ("attributes", "images")
+REPEATED, AS_JSON = ("category", "among"), ("attributes", "images", "boost")
 # Fields of a form beside those. The form of an image has fewer.
 _OTHERS = len(SearchRequest.model_fields)
 

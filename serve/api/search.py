@@ -118,6 +118,10 @@ async def _search(
         found.warnings += await replica.run_in_thread(
             lambda: filters.warnings(query.view, asked.category, asked.attributes, asked.among)
         )
+    if query.query.arrangement is not None:
+        found.warnings += await replica.run_in_thread(
+            lambda: filters.arranged(query, len(found.results), found.total)
+        )
     return found, answer.batch
 
 
@@ -136,6 +140,7 @@ def _response(
                 score=found.score,
                 relative_score=found.relative_score,
                 rerank_score=found.rerank_score,
+                boosted_score=found.boosted_score,
                 explanation=Explanation.model_construct(
                     image=found.image_score, text=found.text_score
                 ),
