@@ -101,8 +101,10 @@ class ServeArgs(Section):
     """First candidates of a search that a model which re-ranks may put in its own order."""
     candidates: Positive = 500
     """First candidates of a search that boosts, hides near-duplicates, groups or diversifies."""
-    near_duplicate: Annotated[float, Field(gt=0, le=1)] = 0.98
-    """Cosine from which two images are near-duplicates."""
+    near_duplicate: Annotated[float, Field(gt=0, le=1)] = 0.995
+    """Cosine from which two images are near-duplicates; what fits depends on the encoder
+    (docs/serving.md).
+    """
     max_filters: Positive = 100
     """Categories, attribute values and images that a search filters by; an attribute without a
     value counts, too.

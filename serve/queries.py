@@ -11,7 +11,8 @@ from PIL import Image
 from raycd.api import QueryRequest, SearchRequest
 from raycd.data import images
 from raycd.data.images import BrokenImage
-from raycd.search.query import Arrangement, Boost, Prepared, Query, Reference
+from raycd.search import history
+from raycd.search.query import Arrangement, Boost, History, Prepared, Query, Reference
 from raycd.search.searcher import BrokenReference, NoReference
 from serve.args import ServeArgs
 from serve.engine import Engine
@@ -44,6 +45,7 @@ def prepare(
         image_weight=asked.image_weight,
         text_weight=asked.text_weight,
         deadline=ends_at(),
+        history=_history(engine, args, asked),
     )
     if isinstance(asked, SearchRequest):
         query = replace(
@@ -63,6 +65,13 @@ def prepare(
         raise NoSuchImage(error.image_id) from error
     except BrokenReference as error:  # of the gallery: the head joint looks at its pictures
         raise UnreadablePicture(error.image_id, error.reason) from error
+
+
+def _history(engine: Engine, args: ServeArgs, asked: QueryRequest) -> History | None:
+    if asked.reference is None:
+        return None
+    dim = engine.bundle.encoder.dim
+    return history.unpack(asked.reference, engine.fingerprint, dim, args.max_text)
 
 
 def _arrangement(asked: SearchRequest, args: ServeArgs) -> Arrangement | None:

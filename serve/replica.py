@@ -267,12 +267,12 @@ class Replica:
         for (engine, _), some in groupby(
             batch, key=lambda one: (one[0], one[0].asks_outside(one[1]))
         ):
-            queries = [query for _, query in some]
+            prepared = [query for _, query in some]
             try:
-                answers += engine.searcher.answer(queries)
-                outcomes += answers[-len(queries) :]
+                answers += engine.searcher.answer(prepared)
+                outcomes += answers[-len(prepared) :]
             except GalleryError as error:
-                outcomes += [error] * len(queries)
+                outcomes += [error] * len(prepared)
         if answers:  # a batch of the canary alone may leave less than nothing waiting
             self._observer.batch(answers[0], max(0, self.searches.busy - len(batch)))
         return outcomes

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypedDict, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from raycd.api import QueryRequest
+from raycd.api import QueryRequest, SearchResponse
 from raycd.errors import DataError
 
 
@@ -26,13 +26,17 @@ class Weighted(TypedDict, total=False):
 
 
 class Asked(TypedDict, total=False):
-    """The fields of raycd.api.QueryRequest, and `image`, a file or its bytes."""
+    """The fields of raycd.api.QueryRequest, and `image`, a file or its bytes.
+
+    `reference` may be an earlier answer as a whole.
+    """
 
     image: str | PathLike[str] | bytes | None
     image_id: str | None
     image_base64: str | None
     image_url: str | None
     images: Sequence[Weighted]
+    reference: str | SearchResponse | None
     text: str
     negative_text: str
     image_weight: float
@@ -50,6 +54,7 @@ class Search(Asked, total=False):
     exclude_reference: bool
     exact: bool
     rerank_depth: int | None
+    session: bool
     boost: Mapping[str, Any] | None
     near_duplicates: Literal["show", "hide"]
     group_by: str | None
@@ -63,6 +68,10 @@ def read(model: type[Model], search: Asked) -> tuple[Model, bytes | None]:
     """Check a query; return it, and the bytes of its `image`. Raises DataError."""
     fields: dict[str, Any] = dict(search)
     image = fields.pop("image", None)
+    if isinstance(earlier := fields.get("reference"), SearchResponse):
+        if not earlier.history:
+            raise DataError("the earlier answer has no history", do="search it with session=True")
+        fields["reference"] = earlier.history
     if isinstance(fields.get("images"), Sequence):
         fields["images"] = [_weighted(one) for one in fields["images"]]
     try:

@@ -27,22 +27,21 @@ def arrange(one: Prepared, found: Found) -> Found:
     if wanted is None:
         return found
     order: Order = np.flatnonzero(one.wanted(found))[: wanted.depth]
+    positions = found.positions[order]
     value_N = _values(found, order)
-    attributes = [found.images.attributes(at) for at in found.positions[order].tolist()]
     boosted_N = np.full(len(found.scores), np.nan)
     if wanted.boost is not None:
-        texts = [own.get(wanted.boost.attribute, "") for own in attributes]
-        value_N = value_N + wanted.boost.weight * percentiles(texts)
+        texts = _attribute(found, positions, wanted.boost.attribute)
+        value_N = value_N + wanted.boost.weight * percentiles([text or "" for text in texts])
         boosted_N[order] = value_N
     kept: Order = np.argsort(-value_N, kind="stable")
-    unit_ND = found.images.vectors(found.positions[order])
     if wanted.alike is not None:
-        kept = kept[distinct(unit_ND[kept], wanted.alike)]
+        kept = kept[distinct(found.images.vectors(positions[kept]), wanted.alike)]
     if wanted.group_by is not None:
-        kept = kept[firsts([attributes[at].get(wanted.group_by) for at in kept.tolist()])]
+        kept = kept[firsts(_attribute(found, positions[kept], wanted.group_by))]
     if wanted.diversity:
-        count = one.query.offset + one.query.top_k
-        kept = kept[diverse(value_N[kept], unit_ND[kept], wanted.diversity, count)]
+        unit_ND, count = found.images.vectors(positions[kept]), one.query.offset + one.query.top_k
+        kept = kept[diverse(value_N[kept], unit_ND, wanted.diversity, count)]
     order = order[kept]
     return Found(
         found.scores[order],
@@ -51,6 +50,10 @@ def arrange(one: Prepared, found: Found) -> Found:
         None if found.reranked is None else found.reranked[order],
         boosted_N[order] if wanted.boost is not None else None,
     )
+
+
+def _attribute(found: Found, positions: Order, name: str) -> list[str | None]:
+    return [found.images.attributes(at).get(name) for at in positions.tolist()]
 
 
 def _values(found: Found, order: Order) -> Floats:

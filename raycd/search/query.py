@@ -29,6 +29,19 @@ class Reference:
     """Its share of the reference; below 0 it pushes the results away."""
 
 
+class History(NamedTuple):
+    """The searches before one."""
+
+    image_D: NDArray[np.float32] | None
+    """The un-normalised feature of the first image; None: there was none."""
+    texts: tuple[str, ...]
+    """What should differ, the latest last."""
+
+    def joined(self, text: str) -> str:
+        """Return all texts as one, the latest first: what a model does not read is the oldest."""
+        return " and ".join(one for one in (text, *reversed(self.texts)) if one)
+
+
 class Boost(NamedTuple):
     """The attribute whose numbers move candidates: by `weight` from the least to the greatest."""
 
@@ -76,6 +89,8 @@ class Query:
     deadline: float | None = None
     """Time of `time.monotonic` up to which somebody waits: re-ranking is left out to keep it."""
     arrangement: Arrangement | None = None
+    history: History | None = None
+    """The searches that this one goes on from."""
     images: Sequence[Reference] = ()
     """Several images, in place of `image` and `image_id`."""
 
@@ -103,8 +118,10 @@ class Pictured(NamedTuple):
     weight: float
     pixels: torch.Tensor | None
     """(S, S, 3), of a given image."""
-    known: Image | None
-    """The named image of the gallery, with its feature."""
+    known: Image | None = None
+    """The named image of the gallery."""
+    feature_D: NDArray[np.float32] | None = None
+    """Where there are no pixels: its feature, un-normalised."""
 
 
 @dataclass(frozen=True)
@@ -119,11 +136,13 @@ class Prepared:
     negative: Words | None
     rerank_depth: int = 0
     """First candidates that are re-ranked."""
+    whole: Prepared | None = None
+    """The query of the whole history, where this one has an image of its own."""
 
     @property
     def truncated(self) -> list[str]:
         """The texts whose end was cut off."""
-        texts = (self.text, self.negative)
+        texts = (self.text, self.negative, self.whole and self.whole.text)
         return [words.text for words in texts if words is not None and words.truncated]
 
     @property
@@ -185,6 +204,8 @@ class Answer:
     search_s: float
     rerank_s: float = 0.0
     reranked: bool = False
+    image_D: NDArray[np.float32] | None = None
+    """The un-normalised feature of the query's image; NaN where it has none."""
 
 
 class Encoded(NamedTuple):

@@ -11,8 +11,11 @@ A query's feature is
 where the unit feature of the image, or of the text, replaces the head if the other one is absent.
 Of several images of weights w > 0, head(image, text) is the mean of the heads of each and
 unit(image) that of the images, both weighted by w; each image of a weight w < 0 adds
-w unit(image). Where the head re-ranks, the first results of a query of one image and a text are in
-its order.
+w unit(image). Where the head re-ranks, the first results of a query of one image
+and a text are in its order.
+
+A query that goes on from earlier ones is that of their first image and of all texts, its own among
+them, joined; where it has an image of its own, the sum of that and of its own is normalised.
 
 Shapes: B queries, N images of all of them, S image side, L context length, D feature size.
 """
@@ -130,7 +133,8 @@ class Searcher:
         text, negative = query.text.strip(), query.negative_text.strip()
         view = self.view if view is None else view
         shown = sum(one.weight > 0 for one in query.references)
-        if not shown and not text:
+        first, whole = self._history(query, text)
+        if not shown and not first and not whole:
             what = "the query has neither an image nor a text"
             raise DataError(what, do="give one of them, or both")
         if query.top_k < 1:
@@ -140,32 +144,51 @@ class Searcher:
                 f"exact: {view.kind} has the gallery, and its own index decides what is compared",
                 do="leave exact out",
             )
+        pictures = [
+            self._pictured(one, view, composed=bool(text) and one.weight > 0)
+            for one in query.references
+        ]
+        both = query.history is not None and shown > 0 and bool(first or whole)
+        if query.history is not None and not shown:  # it is the query
+            shown, text, pictures = len(first), whole, [*first, *pictures]
         return Prepared(
             query,
             view,
-            pictures=[
-                self._pictured(one, view, composed=bool(text) and one.weight > 0)
-                for one in query.references
-            ],
+            pictures=pictures,
             text=self._words(text),
             negative=self._words(negative),
             rerank_depth=self.reranking.depth_of(query, whole=shown == 1 and bool(text)),
+            whole=Prepared(Query(), view, first, self._words(whole), None) if both else None,
         )
+
+    def _history(self, query: Query, text: str) -> tuple[list[Pictured], str]:
+        """Return the first image of a query's history, and all texts as one with the new one."""
+        if query.history is None:
+            return [], text
+        image_D, whole = query.history.image_D, query.history.joined(text)
+        if image_D is None:
+            return [], whole
+        if whole and (self._joint or self._needs.names):
+            raise DataError(
+                f"the head {self.bundle.head_config.name} needs more of a reference than its "
+                "feature, which is all that a history has",
+                do="leave the reference out",
+            )
+        return [Pictured(1.0, None, feature_D=image_D)], whole
 
     def _pictured(self, one: Reference, view: State, *, composed: bool) -> Pictured:
         """Return an image with what the head needs of it, where it is `composed` with a text."""
         if isinstance(one.image, torch.Tensor):
-            return Pictured(one.weight, one.image, None)
+            return Pictured(one.weight, one.image)
         if one.image is not None:
-            return Pictured(one.weight, self.preprocess(one.image), None)
+            return Pictured(one.weight, self.preprocess(one.image))
         known = None if one.image_id is None else view.find(one.image_id)
         if known is None:
             raise NoReference(str(one.image_id))
-        if not composed:
-            return Pictured(one.weight, None, known)
-        self._needs.check(known)
-        if not self._joint:
-            return Pictured(one.weight, None, known)
+        if composed:
+            self._needs.check(known)
+        if not (composed and self._joint):
+            return Pictured(one.weight, None, known, known.feature_D)
         try:
             return Pictured(one.weight, self.preprocess(self.picture(known.path)), known)
         except BrokenImage as error:
@@ -198,7 +221,13 @@ class Searcher:
         rerank_s = reranked - searched
         seconds = encoded - began, time.perf_counter() - encoded - rerank_s, rerank_s
         return [
-            Answer(own, len(batch), *seconds, reranked=found[row].reranked is not None)
+            Answer(
+                own,
+                len(batch),
+                *seconds,
+                reranked=found[row].reranked is not None,
+                image_D=features.raw_image_BD[row],
+            )
             for row, own in enumerate(answers)
         ]
 
@@ -229,6 +258,9 @@ class Searcher:
         if any(one.negative is not None for one in batch):
             negative_BD, _ = self._encoded_texts([one.negative for one in batch])
             query_BD -= NEGATIVE * F.normalize(negative_BD, dim=-1).nan_to_num()
+        whole = {row: one.whole for row, one in enumerate(batch) if one.whole is not None}
+        if whole:
+            query_BD[list(whole)] += torch.from_numpy(self.encode(list(whole.values())).query_BD)
         unit_query_BD = F.normalize(query_BD, dim=-1)
         features = (unit_query_BD, unit_image_BD, unit_text_BD, image_BD, text_BD)
         return Encoded(*(feature_BD.numpy() for feature_BD in features))
@@ -283,11 +315,12 @@ class Searcher:
             for at, extra in zip(given, found, strict=True):
                 extras[at] = extra
         for at, (one, row) in enumerate(zip(shown.pictures, shown.row_N.tolist(), strict=True)):
-            if at not in given and one.known is not None:
-                assert one.known.feature_D is not None, "it was found with its feature"
-                features_ND[at] = torch.from_numpy(one.known.feature_D)
-                if batch[row].text is not None and one.weight > 0:
-                    extras[at] = self._needs.of_image(one.known.image_id)
+            if at in given:
+                continue
+            assert one.feature_D is not None, "an image without pixels has its feature"
+            features_ND[at] = torch.from_numpy(one.feature_D)
+            if one.known is not None and batch[row].text is not None and one.weight > 0:
+                extras[at] = self._needs.of_image(one.known.image_id)
         return features_ND, extras
 
     def _encoded_texts(self, batch: Sequence[Words | None]) -> tuple[torch.Tensor, list[Extra]]:

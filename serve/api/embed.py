@@ -18,7 +18,7 @@ from serve.engine import Engine
 from serve.queries import SentImage
 from serve.replica import Replica
 
-_ERRORS = problems.responses(400, 403, 404, 408, 413, 415, 422, 503)
+_ERRORS = problems.responses(400, 403, 404, 408, 409, 413, 415, 422, 503)
 
 
 def router(replica: Replica, intake: Intake) -> APIRouter:

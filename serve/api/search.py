@@ -17,6 +17,7 @@ from raycd.api import (
     SearchResponse,
     SearchResult,
 )
+from raycd.search import history
 from raycd.search.query import Answer, Prepared
 from serve.api import batches, filters, problems, search_body
 from serve.api.gallery import MinVersion, thumbnail_url
@@ -27,7 +28,7 @@ from serve.metrics import Metrics
 from serve.queries import SentImage
 from serve.replica import Replica
 
-_ERRORS = problems.responses(400, 403, 404, 408, 413, 415, 422, 503)
+_ERRORS = problems.responses(400, 403, 404, 408, 409, 413, 415, 422, 503)
 
 
 def router(replica: Replica, intake: Intake, metrics: Metrics) -> APIRouter:
@@ -70,7 +71,7 @@ def router(replica: Replica, intake: Intake, metrics: Metrics) -> APIRouter:
     async def search_batch(request: Request, min_version: MinVersion = 0) -> Response:
         """Several searches at once; each succeeds or fails by itself."""
         async with replica.deadline():
-            batches.checkbatches.answer(request)
+            batches.check_json(request)
             engine = await replica.wait_for_version(min_version)
             replica.searches.check()
             await intake.read(request, replica.args.max_batch * replica.args.max_filters)
@@ -87,7 +88,7 @@ async def _item(replica: Replica, metrics: Metrics, engine: Engine, body: Any) -
     try:
         with replica.searches.slot():
             async with replica.deadline():
-                asked, sent = search_body.ofbatches.answer(SearchRequest, body, replica.args)
+                asked, sent = search_body.of_json(SearchRequest, body, replica.args)
                 with replica.further_images(sent):
                     found, _ = await _search(replica, engine, asked, sent)
     except Exception as error:
@@ -114,6 +115,8 @@ async def _search(
     if query.rerank_depth:
         timings["rerank"] = rerank_ms
     found = _response(engine, query, answer, timings, await _total(replica, query))
+    if (asked.session or asked.reference) and answer.image_D is not None:
+        found.history = history.pack(history.after(query, answer.image_D), engine.fingerprint)
     if asked.category or asked.attributes or asked.among:
         found.warnings += await replica.run_in_thread(
             lambda: filters.warnings(query.view, asked.category, asked.attributes, asked.among)

@@ -6,7 +6,8 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 
-from raycd.api import QueryRequest, SearchRequest, WeightedImage
+from raycd.api import QueryRequest, SearchRequest
+from raycd.requests import ImagePart
 from serve.api import bodies, problems
 from serve.args import ServeArgs
 from serve.queries import SentImage
@@ -18,7 +19,7 @@ _FIELDS = 1000  # names of fields that are looked at, known or not
 
 def _openapi(model: type[QueryRequest], examples: dict[str, Any]) -> dict[str, Any]:
     """Return what OpenAPI says of a query's body: JSON, or a form with the file `image`."""
-    form = {
+    form: dict[str, dict[str, Any]] = {
         "image": {
             "type": "string",
             "format": "binary",
@@ -125,26 +126,31 @@ def _sent(asked: QueryRequest, image: bytes | None, args: ServeArgs) -> list[Sen
             field="images",
             do="give fewer",
         )
-    single = (
-        [WeightedImage(**asked.model_dump(include=set(WeightedImage.ways)))]
-        if (asked.given and not asked.images)
-        else []
+    given: list[tuple[str, ImagePart, float]] = [
+        (f"images.{at}.", one, one.weight) for at, one in enumerate(asked.images)
+    ]
+    if asked.given and not given:
+        given = [("", asked, 1.0)]
+    return [_sent_image(one, weight, where, args) for where, one, weight in given]
+
+
+def _sent_image(one: ImagePart, weight: float, where: str, args: ServeArgs) -> SentImage:
+    if one.image_url and not args.image_url:
+        raise problems.ProblemError(
+            403, "this service fetches no images by URL (image_url): send the image itself"
+        )
+    field, file = f"{where}image_base64", one.image_base64
+    return SentImage(
+        one.image_id,
+        one.image_url,
+        None if file is None else bodies.decoded(file, field=field),
+        weight,
     )
-    sent = []
-    for at, one in enumerate([*single, *asked.images]):
-        if one.image_url and not args.image_url:
-            raise problems.ProblemError(
-                403, "this service fetches no images by URL (image_url): send the image itself"
-            )
-        field = "image_base64" if single else f"images.{at}.image_base64"
-        file = None if one.image_base64 is None else bodies.decoded(one.image_base64, field=field)
-        sent.append(SentImage(one.image_id, one.image_url, file, one.weight))
-    return sent
 
 
 def _check_whole(asked: QueryRequest, sent: list[SentImage]) -> None:
     """Raise ProblemError where there is nothing to search by."""
-    shown = any(one.weight > 0 for one in sent)
+    shown = asked.reference is not None or any(one.weight > 0 for one in sent)
     if not shown and not asked.text:
         raise problems.wrong_field(
             "text",
