@@ -11,6 +11,7 @@ python jobs/benchmark.py scale                       # the index of 10,000 to 1,
 python jobs/benchmark.py streaming                   # the driver's memory at 20,000 and 1,000,000
 python jobs/benchmark.py stages --preset demo        # seconds and memory of each stage of a run
 python jobs/benchmark.py contention --preset demo    # stage 1 beside a busy CPU, 15 minutes
+python jobs/benchmark.py dialogues --preset demo     # sessions of edits, from the demo's bundle
 python jobs/benchmark.py gpu                         # RN50x4 on a GPU, without Ray (docs/gpu.md)
 
 Prints a table and writes it to <runs>/benchmark-<what>.json.
@@ -30,10 +31,13 @@ from raycd.errors import ConfigError
 
 WHAT = (
     *("embed", "mine", "train", "sweep", "serve", "gallery"),
-    *("scale", "streaming", "stages", "contention", "gpu"),
+    *("scale", "streaming", "stages", "contention", "dialogues", "gpu"),
 )
 SERVICE = "--replicas 2 --threads 1 --cpus 0.5"  # for two cores
-IMAGES = "Images (embed: 20,000; mine: 46,609; gallery: 100,000; scale, streaming: 1,000,000)."
+IMAGES = (
+    "Images (embed: 20,000; mine: 46,609; gallery: 100,000; scale, streaming: 1,000,000), or "
+    "dialogues (1,000)."
+)
 CELLS = (
     "Cells to measure, such as 'demo/*,*/haproxy/32' (serve); import or beside (gallery); steps, "
     "such as mine,index (streaming). (all)"

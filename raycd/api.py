@@ -1,124 +1,26 @@
-"""The types of requests and answers over HTTP, for service and client (version 1, under /v1)."""
+"""The types of answers over HTTP (version 1, under /v1); those of requests are its, too."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict
 
-from raycd.filters import Filter, Name, Number
-
-Text = Annotated[str, StringConstraints(strip_whitespace=True)]
-Weight = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False), Number]
-
-
-class _RequestPart(BaseModel):
-    """A request or a part of one: an unknown field is refused, not ignored."""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+from raycd.requests import BatchRequest as BatchRequest
+from raycd.requests import Boost as Boost
+from raycd.requests import EmbedBatchRequest as EmbedBatchRequest
+from raycd.requests import GalleryFilters as GalleryFilters
+from raycd.requests import GalleryImage as GalleryImage
+from raycd.requests import ImportLine as ImportLine
+from raycd.requests import QueryRequest as QueryRequest
+from raycd.requests import SearchRequest as SearchRequest
+from raycd.requests import WeightedImage as WeightedImage
 
 
 class _ResponsePart(BaseModel):
     """An answer or a part of one: a client ignores the fields of a later version."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
-
-
-class SearchRequest(_RequestPart):
-    """An image, a text, or both. The image is given in one way; in a form, as the file `image`."""
-
-    image_id: Name | None = None
-    """The reference is this image of the gallery: no image is uploaded and none is encoded."""
-    image_base64: Annotated[str, Field(min_length=1)] | None = None
-    """The reference image's file in base64."""
-    image_url: Annotated[Text, Field(min_length=1, max_length=4096)] | None = None
-    """The reference image is fetched from here, where the service allows it (https only)."""
-    text: Text = ""
-    """What should differ: is blue, with long sleeves. Without an image, what is looked for."""
-    negative_text: Text = ""
-    """What the results should not look like."""
-    image_weight: Weight = 1.0
-    """1 is the model's own balance; more draws the results towards the image, 0 takes it out."""
-    text_weight: Weight = 1.0
-    """Likewise for the text."""
-    top_k: Annotated[Annotated[int, Field(ge=1)] | None, Number] = None
-    """Number of results; the service's default where absent, and at most its limit."""
-    offset: Annotated[int, Field(ge=0), Number] = 0
-    """Number of first results to leave out: the next page."""
-    category: list[Name] = []
-    """Only images of one of these categories; none: of all."""
-    attributes: dict[Name, Filter] = {}
-    """Only images with one of these values of each attribute, or one that fits a condition:
-    {"colour": ["blue", "navy"], "price": {"gte": 10, "lt": 50}, "brand": {"not": ["none"]}}.
-    """
-    among: list[Name] = []
-    """Only these images of the gallery; none: all of them."""
-    exclude_reference: bool = False
-    """Leave the image of the gallery that `image_id` names out of the results."""
-    exact: bool = False
-    """Compare with every image, whatever the index: slower, and never misses one."""
-    rerank_depth: Annotated[Annotated[int, Field(ge=0)] | None, Number] = None
-    """First candidates that a model which re-ranks puts in its own order; 0: none. The model's
-    default where absent, and at most the service's limit.
-    """
-
-    @model_validator(mode="after")
-    def _one_image(self) -> Self:
-        given = [
-            name
-            for name in ("image_id", "image_base64", "image_url")
-            if getattr(self, name) is not None
-        ]
-        if len(given) > 1:
-            raise ValueError(
-                f"the image is given in {len(given)} ways ({', '.join(given)}): give one of them"
-            )
-        return self
-
-
-class GalleryFilters(_RequestPart):
-    """What a page of the gallery shows; in its address, `attributes` is JSON."""
-
-    category: list[Name] = []
-    """Only images of one of these categories; none: of all."""
-    attributes: dict[Name, Filter] = {}
-    """As of a search."""
-
-
-class BatchRequest(_RequestPart):
-    """Several searches, each of which succeeds or fails by itself."""
-
-    searches: Annotated[list[Any], Field(min_length=1)]
-    """Bodies of /v1/search; a malformed one fails alone."""
-
-
-class GalleryImage(_RequestPart):
-    """An image for the gallery: a picture, a feature, or both. In a form it is the file `image`."""
-
-    image_base64: Annotated[str, Field(min_length=1)] | None = None
-    """The picture's file in base64."""
-    feature: list[Annotated[float, Field(allow_inf_nan=False, strict=True)]] | str | None = None
-    """Its feature, if known, as `Encoder.encode_images` returns it, not normalised: numbers, or
-    base64 of little-endian float32. Without it the service encodes the picture.
-    """
-    encoder: Annotated[str, Field(min_length=12, max_length=64)] | None = None
-    """Fingerprint of the feature's encoder, as in /v1/info; a feature needs it."""
-    category: list[Name] = []
-    """The categories that the image belongs to."""
-    attributes: dict[Name, Name] = {}
-    """{"colour": "blue"}."""
-
-    @model_validator(mode="after")
-    def _whole(self) -> Self:
-        if self.feature is not None and self.encoder is None:
-            raise ValueError("a feature needs `encoder`, the fingerprint of its encoder")
-        return self
-
-
-class ImportLine(GalleryImage):
-    """One line of /v1/gallery:import."""
-
-    image_id: Name
 
 
 class Written(_ResponsePart):
@@ -172,6 +74,8 @@ class SearchResult(Item):
     """
     rerank_score: float | None = None
     """What decided on the order where the image was re-ranked: `score` and the head's own."""
+    boosted_score: float | None = None
+    """What decided on the order where the search has a boost."""
     explanation: Explanation
 
 
@@ -217,6 +121,10 @@ class SearchResponse(_ResponsePart):
     """Number of images that pass the filters."""
     model: ModelInfo
     index: IndexInfo
+    history: str = ""
+    """This query and those before it, for the `reference` of a later search, where it was asked
+    for.
+    """
     warnings: list[str]
     """What differs from the request, such as a truncated text, a re-ranking that was left out, and
     filters that match no image.
@@ -240,6 +148,42 @@ class BatchResponse(_ResponsePart):
     """The results in the order of the searches."""
 
     items: list[BatchItem]
+
+
+class Embedding(_ResponsePart):
+    """The vectors of a query."""
+
+    query: list[float]
+    """What a search compares with the gallery's images; its length is 1."""
+    image: list[float] | None
+    """The encoder's feature of the image, not normalised, as the `feature` of an image for the
+    gallery; of several images their weighted mean, and null where there is none.
+    """
+    text: list[float] | None
+    """The encoder's feature of the text, not normalised; null where there is none."""
+    encoder: str
+    """Fingerprint of the encoder."""
+    head: str
+    """What has fused image and text."""
+    warnings: list[str]
+    """As of a search."""
+    timings: dict[str, float]
+    """Milliseconds, as of a search."""
+
+
+class EmbedItem(_ResponsePart):
+    """The result of one query of a batch: an embedding or a problem."""
+
+    status: int
+    """The status that the query alone would have had."""
+    embedding: Embedding | None = None
+    problem: Problem | None = None
+
+
+class EmbedBatchResponse(_ResponsePart):
+    """The results in the order of the queries."""
+
+    items: list[EmbedItem]
 
 
 class GalleryPage(_ResponsePart):
@@ -273,6 +217,8 @@ class Limits(_ResponsePart):
     image_min_side: int
     formats: list[str]
     text_characters: int
+    images: int = 1
+    """Of a search."""
     top_k: int
     offset: int
     rerank_depth: int = 0
@@ -345,5 +291,5 @@ class Problem(_ResponsePart):
     """The wrong fields."""
 
 
-for _model in (BatchItem, ImportItem):
+for _model in (BatchItem, EmbedItem, ImportItem):
     _model.model_rebuild()

@@ -32,7 +32,9 @@ OF = {
 """Packages that stand in an extra of their own."""
 NEEDED = ("torch", "ray", "faiss")
 """Packages by which an installation of the whole is known."""
-CLIENT = {"api", "client", "errors", "extras", "filters", "program", "progress", "redact"}
+CLIENT = {
+    *("api", "client", "errors", "extras", "filters", "program", "progress", "redact", "requests")
+}
 """Modules of raycd that the base dependencies are enough for."""
 
 

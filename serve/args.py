@@ -91,12 +91,20 @@ class ServeArgs(Section):
     """Characters of a text."""
     top_k: Positive = 10
     """Results of a search that names no top_k."""
+    max_images: Positive = 8
+    """Images of one search. Each counts as a search among those of max_queue."""
     max_top_k: Positive = 200
     """Results of one search."""
     max_offset: Count = 1000
     """Results that a search may leave out at the beginning."""
     max_rerank_depth: Count = 1000
     """First candidates of a search that a model which re-ranks may put in its own order."""
+    candidates: Positive = 500
+    """First candidates of a search that boosts, hides near-duplicates, groups or diversifies."""
+    near_duplicate: Annotated[float, Field(gt=0, le=1)] = 0.995
+    """Cosine from which two images are near-duplicates; what fits depends on the encoder
+    (docs/serving.md).
+    """
     max_filters: Positive = 100
     """Categories, attribute values and images that a search filters by; an attribute without a
     value counts, too.

@@ -10,7 +10,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from io import BytesIO
 from itertools import groupby
 from pathlib import Path
@@ -18,23 +18,22 @@ from typing import Any, Protocol, TypeVar
 
 from PIL import Image
 
-from raycd.api import BundleInfo, SearchRequest
+from raycd.api import BundleInfo, QueryRequest
 from raycd.data import images
-from raycd.data.images import BrokenImage
 from raycd.errors import GalleryError
-from raycd.search.query import Answer, Prepared, Query
-from raycd.search.searcher import NoReference
-from serve import swap
+from raycd.search.query import Answer, Encoded, Prepared
+from serve import queries, swap
 from serve.args import ServeArgs, Wanted
 from serve.engine import Engine
-from serve.errors import NoSuchImage, NoSuchVersion, UnreadablePicture, format_error
+from serve.errors import NoSuchVersion, format_error
 from serve.live.engine_follower import EngineFollower
 from serve.live.pictures import GalleryPictures
 from serve.live.recorder import Recorder
 from serve.live.store import GalleryStore
 from serve.live.writer import Writer
-from serve.load.admission import Admission, check_deadline, deadline, ends_at, run_in_thread
+from serve.load.admission import Admission, deadline, run_in_thread
 from serve.load.batching import Batcher
+from serve.queries import SentImage
 
 T = TypeVar("T")
 
@@ -93,12 +92,14 @@ class Replica:
         self.pictures = GalleryPictures(args, self._store)
         self.searches, self.writes, self.imports = (Admission(args.max_queue) for _ in range(3))
         self.browsing, self._waiting = (Admission(args.max_queue) for _ in range(2))
-        self._answers = Batcher(
-            self._answer_batch,
-            most=args.max_batch_size,
-            wait_s=args.batch_wait_s,
-            thread=self._model,
-        )
+        together: dict[str, Any] = {
+            "most": args.max_batch_size,
+            "size": lambda one: max(1, len(one[1].pictures)),
+            "wait_s": args.batch_wait_s,
+            "thread": self._model,
+        }
+        self._answers = Batcher(self._answer_batch, **together)
+        self._encodings = Batcher(self._encode_batch, **together)
         self.writer = (
             None
             if self._store is None
@@ -224,56 +225,41 @@ class Replica:
                 engine = self.engine  # it may have been replaced meanwhile
         return engine
 
-    async def prepare(self, engine: Engine, asked: SearchRequest, image: bytes | None) -> Prepared:
-        """Decode and preprocess a query beside the model.
-
-        Raises BrokenImage, NoSuchImage and UnreadablePicture.
-        """
-
-        def work() -> Prepared:
-            view = engine.view
-            picture = None if image is None else self.decode(image, engine)
-            check_deadline()
-            allowed = view.allowed(asked.category, asked.attributes, asked.among)
-            query = Query(
-                picture,
-                asked.text,
-                asked.top_k or self.args.top_k,
-                image_id=asked.image_id,
-                negative_text=asked.negative_text,
-                image_weight=asked.image_weight,
-                text_weight=asked.text_weight,
-                offset=asked.offset,
-                allowed=allowed,
-                exclude_reference=asked.exclude_reference,
-                exact=asked.exact,
-                rerank_depth=asked.rerank_depth,
-                deadline=ends_at(),
-            )
-            check_deadline()
-            try:
-                return engine.searcher.prepare(query, view)
-            except NoReference as error:
-                raise NoSuchImage(str(asked.image_id)) from error
-            except BrokenImage as error:  # of the gallery: the head joint looks at its pictures
-                raise UnreadablePicture(str(asked.image_id), error.reason) from error
-
-        return await self.run_in_thread(work, image)
+    async def prepare(
+        self, engine: Engine, asked: QueryRequest, sent: Sequence[SentImage]
+    ) -> Prepared:
+        """Decode and preprocess a query beside the model. Raises as `queries.prepare`."""
+        files = [one.file for one in sent if one.file is not None]
+        return await self.run_in_thread(
+            lambda: queries.prepare(engine, self.args, asked, sent), files
+        )
 
     def decode(self, image: bytes, engine: Engine) -> Image.Image:
         """Return an image within the limits, for an engine. Raises BrokenImage."""
-        args = self.args
-        return images.decode(
-            image,
-            max_pixels=args.max_pixels,
-            min_side=args.min_side,
-            formats=args.formats,
-            enough=engine.searcher.enough,
-        )
+        return queries.decode(image, self.args, engine)
+
+    def further_images(self, sent: Sequence[SentImage]) -> AbstractContextManager[None]:
+        """Hold a search's slot for each image but the first: each is decoded and encoded.
+
+        Raises Busy where there are none. A search of more images than slots gets all of them.
+        """
+        return self.searches.slot(max(0, min(len(sent), self.searches.most) - 1))
 
     async def answer(self, engine: Engine, query: Prepared) -> Answer:
         """Search, together with the queries that come while the model is at work."""
         return await self._answered(engine, query)
+
+    async def encode(self, engine: Engine, query: Prepared) -> Encoded:
+        """Return the features of a query, encoded with those that come meanwhile."""
+        return await self._encodings((engine, query))
+
+    def _encode_batch(self, batch: Sequence[tuple[Engine, Prepared]]) -> list[Encoded]:
+        found: list[Encoded] = []
+        for engine, some in groupby(batch, key=lambda one: one[0]):
+            prepared = [query for _, query in some]
+            features = engine.searcher.encode(prepared)
+            found += [features.row(row) for row in range(len(prepared))]
+        return found
 
     async def _answered(self, engine: Engine, query: Prepared, *, first: bool = False) -> Answer:
         outcome = await self._answers((engine, query), first=first)
@@ -291,12 +277,12 @@ class Replica:
         for (engine, _), some in groupby(
             batch, key=lambda one: (one[0], one[0].asks_outside(one[1]))
         ):
-            queries = [query for _, query in some]
+            prepared = [query for _, query in some]
             try:
-                answers += engine.searcher.answer(queries)
-                outcomes += answers[-len(queries) :]
+                answers += engine.searcher.answer(prepared)
+                outcomes += answers[-len(prepared) :]
             except GalleryError as error:
-                outcomes += [error] * len(queries)
+                outcomes += [error] * len(prepared)
         if answers:  # a batch of the canary alone may leave less than nothing waiting
             self._observer.batch(answers[0], max(0, self.searches.busy - len(batch)))
         return outcomes
@@ -306,13 +292,13 @@ class Replica:
         if self.recorder is not None:
             self.recorder.stop()
 
-    async def run_in_thread(self, work: Callable[[], T], image: bytes | None = None) -> T:
+    async def run_in_thread(self, work: Callable[[], T], files: Sequence[bytes] = ()) -> T:
         """Do what takes milliseconds beside the event loop, as long as it is waited for.
 
-        `image` is what it decodes: where that takes longer, no work but its like waits for it.
+        `files` are what it decodes: where that takes longer, no work but its like waits for it.
         """
         threads = self._small
-        if image is not None and await run_in_thread(threads, lambda: _is_large(image)):
+        if files and await run_in_thread(threads, lambda: any(map(_is_large, files))):
             threads = self._large
         return await run_in_thread(threads, work)
 

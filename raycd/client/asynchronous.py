@@ -11,10 +11,13 @@ from typing import Any, Literal, Self, Unpack
 from raycd.api import (
     BatchItem,
     BatchResponse,
+    EmbedBatchResponse,
+    Embedding,
     GalleryPage,
     Health,
     Info,
     Item,
+    QueryRequest,
     SearchRequest,
     SearchResponse,
     Written,
@@ -22,7 +25,7 @@ from raycd.api import (
 from raycd.client import errors, gallery, request, retry
 from raycd.client.errors import ServiceError
 from raycd.client.gallery import Feature
-from raycd.client.request import Search
+from raycd.client.request import Asked, Search
 from raycd.client.retry import Attempts, Retries
 from raycd.client.transport import TIMEOUT_S, URL, Transport
 from raycd.client.wire import AsyncWire, BlockingWire
@@ -90,7 +93,7 @@ class AsyncClient:
         Raises:
             DataError: The search is impossible, or its image cannot be read.
         """
-        asked, image = request.read(search)
+        asked, image = request.read(SearchRequest, search)
         content = request.content(request.body(asked), image)
         return await self._service.ask(
             SearchResponse, "POST", "/v1/search", params=_params(min_version), **content
@@ -107,7 +110,8 @@ class AsyncClient:
             DataError: As `search`, before any is sent.
         """
         asked = [
-            each if isinstance(each, SearchRequest) else request.as_json(each) for each in searches
+            each if isinstance(each, SearchRequest) else request.as_json(SearchRequest, each)
+            for each in searches
         ]
         if not asked:
             return BatchResponse(items=[])
@@ -125,6 +129,34 @@ class AsyncClient:
             for i, item in zip(busy, answered, strict=True):
                 items[i] = item
         return BatchResponse(items=items)
+
+    async def embed(self, **query: Unpack[Asked]) -> Embedding:
+        """Return the vectors of a query: embed(image="photo.jpg", text="is blue").
+
+        Args:
+            query: The fields of raycd.api.QueryRequest, and `image`, a file or its bytes.
+
+        Raises:
+            DataError: As `search`.
+        """
+        asked, image = request.read(QueryRequest, query)
+        content = request.content(request.body(asked), image)
+        return await self._service.ask(Embedding, "POST", "/v1/embed", **content)
+
+    async def embed_batch(self, queries: Iterable[Asked]) -> EmbedBatchResponse:
+        """Send several queries to `embed`, at most info().limits.batch, in one request.
+
+        Each succeeds or fails by itself.
+
+        Raises:
+            DataError: As `search`, before any is sent.
+        """
+        asked = [request.body(request.as_json(QueryRequest, query)) for query in queries]
+        if not asked:
+            return EmbedBatchResponse(items=[])
+        return await self._service.ask(
+            EmbedBatchResponse, "POST", "/v1/embed/batch", json={"queries": asked}
+        )
 
     async def gallery(
         self,

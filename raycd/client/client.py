@@ -93,6 +93,8 @@ class Client:
     close = _blocking(AsyncClient.close)
     search = _blocking(AsyncClient.search)
     search_batch = _blocking(AsyncClient.search_batch)
+    embed = _blocking(AsyncClient.embed)
+    embed_batch = _blocking(AsyncClient.embed_batch)
     gallery = _blocking(AsyncClient.gallery)
     iter_gallery = _iterator(AsyncClient.iter_gallery)
     image = _blocking(AsyncClient.image)

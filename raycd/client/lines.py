@@ -47,7 +47,7 @@ def _read(number: int, line: bytes) -> ParsedSearch:
         fields = json.loads(line)
         if not isinstance(fields, dict):
             raise DataError(f"got {type(fields).__name__}, expected a JSON object")
-        search = request.as_json(cast(Search, fields))
+        search = request.as_json(SearchRequest, cast(Search, fields))
     except (ValueError, RecursionError) as error:
         return ParsedSearch(number, refusal=_refusal(f"line {number} is not JSON: {error}"))
     except DataError as error:

@@ -183,6 +183,19 @@ def _search(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="First candidates that a model which re-ranks puts in its own order; 0: none.",
     )
+    parser.add_argument(
+        "--boost",
+        type=_boost,
+        metavar="NAME:WEIGHT",
+        help="Move results by the numbers of an attribute: price:-0.1.",
+    )
+    parser.add_argument(
+        "--near-duplicates", choices=("show", "hide"), help="hide: of almost the same, the best."
+    )
+    parser.add_argument("--group-by", metavar="NAME", help="One result for each of its values.")
+    parser.add_argument(
+        "--diversity", type=float, metavar="D", help="0 to 1; above 0 results are unlike others."
+    )
 
 
 def _gallery(parser: argparse.ArgumentParser) -> None:
@@ -253,6 +266,16 @@ def _pair(text: str) -> str:
     if not text.partition(":")[0] or ":" not in text:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected name:value, such as colour:blue")
     return text
+
+
+def _boost(text: str) -> dict[str, Any]:
+    name, _, weight = text.rpartition(":")
+    try:
+        return {"attribute": name, "weight": float(weight)}
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"got {text!r}, expected name:weight, such as price:-0.1"
+        ) from None
 
 
 def _seconds(text: str) -> float:

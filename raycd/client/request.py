@@ -4,27 +4,48 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from raycd.api import SearchRequest
+from raycd.api import QueryRequest, SearchResponse
 from raycd.errors import DataError
 
 
-class Search(TypedDict, total=False):
-    """The fields of raycd.api.SearchRequest, and `image`, a file or its bytes."""
+class Weighted(TypedDict, total=False):
+    """The fields of raycd.api.WeightedImage, and `image`, a file or its bytes."""
 
     image: str | PathLike[str] | bytes | None
     image_id: str | None
     image_base64: str | None
     image_url: str | None
+    weight: float
+
+
+class Asked(TypedDict, total=False):
+    """The fields of raycd.api.QueryRequest, and `image`, a file or its bytes.
+
+    `reference` may be an earlier answer as a whole.
+    """
+
+    image: str | PathLike[str] | bytes | None
+    image_id: str | None
+    image_base64: str | None
+    image_url: str | None
+    images: Sequence[Weighted]
+    reference: str | SearchResponse | None
     text: str
     negative_text: str
     image_weight: float
     text_weight: float
+
+
+class Search(Asked, total=False):
+    """The fields of raycd.api.SearchRequest, and `image`, a file or its bytes."""
+
     top_k: int | None
     offset: int
     category: list[str]
@@ -33,29 +54,53 @@ class Search(TypedDict, total=False):
     exclude_reference: bool
     exact: bool
     rerank_depth: int | None
+    session: bool
+    boost: Mapping[str, Any] | None
+    near_duplicates: Literal["show", "hide"]
+    group_by: str | None
+    diversity: float
 
 
-def read(search: Search) -> tuple[SearchRequest, bytes | None]:
-    """Check a search; return it, and the bytes of its `image`. Raises DataError."""
+Model = TypeVar("Model", bound=QueryRequest)
+
+
+def read(model: type[Model], search: Asked) -> tuple[Model, bytes | None]:
+    """Check a query; return it, and the bytes of its `image`. Raises DataError."""
     fields: dict[str, Any] = dict(search)
     image = fields.pop("image", None)
+    if isinstance(earlier := fields.get("reference"), SearchResponse):
+        if not earlier.history:
+            raise DataError("the earlier answer has no history", do="search it with session=True")
+        fields["reference"] = earlier.history
+    if isinstance(fields.get("images"), Sequence):
+        fields["images"] = [_weighted(one) for one in fields["images"]]
     try:
-        request = SearchRequest.model_validate(fields)
+        request = model.model_validate(fields)
     except ValidationError as error:
-        what, do = "the search is impossible", "see raycd.api.SearchRequest"
+        what, do = "the search is impossible", f"see raycd.api.{model.__name__}"
         raise DataError(what, got=wrong(error), do=do) from error
     if image is None:
         return request, None
-    for name in ("image_id", "image_base64", "image_url"):
-        if getattr(request, name) is not None:
-            got = f"image and {name}"
-            raise DataError("the search is impossible", got=got, expected="one of them")
+    for name in request.given:
+        got = f"image and {name}"
+        raise DataError("the search is impossible", got=got, expected="one of them")
     return request, file(image)
 
 
-def as_json(search: Search) -> SearchRequest:
-    """Return the search with its image in base64, as a batch needs it. Raises DataError."""
-    request, image = read(search)
+def _weighted(one: Any) -> Any:
+    """Return one of several images with its file in base64. Raises DataError."""
+    if not isinstance(one, Mapping) or one.get("image") is None:
+        return one
+    others = {name: value for name, value in one.items() if name != "image"}
+    if others.get("image_base64") is not None:
+        got = "image and image_base64"
+        raise DataError("the search is impossible", got=got, expected="one of them")
+    return {**others, "image_base64": base64.b64encode(file(one["image"])).decode()}
+
+
+def as_json(model: type[Model], search: Asked) -> Model:
+    """Return the query with its image in base64, as a batch needs it. Raises DataError."""
+    request, image = read(model, search)
     if image is not None:
         request.image_base64 = base64.b64encode(image).decode()
     return request
@@ -71,8 +116,9 @@ def content(body: dict[str, Any], image: bytes | None) -> dict[str, Any]:
     if image is None:
         return {"json": body}
     fields = {name: value for name, value in body.items() if value is not None}
-    if "attributes" in fields:
-        fields["attributes"] = json.dumps(fields["attributes"])
+    for name in ("attributes", "images", "boost"):
+        if name in fields:
+            fields[name] = json.dumps(fields[name])
     return {"data": fields, "files": {"image": ("image", image)}}
 
 

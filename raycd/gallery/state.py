@@ -9,6 +9,7 @@ Shapes: B queries, k results, N images at some positions, D feature size.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -110,8 +111,8 @@ class State(Protocol):
         Images in one of the categories, with the wanted attributes, that are among these ids.
         """
 
-    def count(self, allowed: Allowed = None, *, without: str | None = None) -> int:
-        """Count the images that a search may find, without one of them."""
+    def count(self, allowed: Allowed = None, *, without: AbstractSet[str] = frozenset()) -> int:
+        """Count the images that a search may find, without some of them."""
 
     def nearest(
         self, query_BD: NDArray[np.float32], k: int, *, exact: bool = False, allowed: Allowed = None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
@@ -199,11 +200,11 @@ class View:
         mask = self.mask(categories, attributes)
         return self.only(among, mask) if among else mask
 
-    def count(self, allowed: Mask | None = None, *, without: str | None = None) -> int:
-        """Count the images of a mask, without one of them."""
+    def count(self, allowed: Mask | None = None, *, without: AbstractSet[str] = frozenset()) -> int:
+        """Count the images of a mask, without some of them."""
         count = len(self) if allowed is None else int(allowed.sum())
-        position = None if without is None else self.position(without)
-        return count - (position is not None and (allowed is None or bool(allowed[position])))
+        positions = {self.position(image_id) for image_id in without} - {None}
+        return count - sum(allowed is None or bool(allowed[one]) for one in positions)
 
     def page(
         self,

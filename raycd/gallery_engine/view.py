@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any, Self
@@ -91,15 +92,15 @@ class EngineView:
         wanted = conditions.of(attributes or {})
         return expressions.expression(sorted(set(categories)), wanted, among) or _NONE
 
-    def count(self, allowed: str | None = None, *, without: str | None = None) -> int:
-        """Count the images that a search may find, without one of them."""
+    def count(self, allowed: str | None = None, *, without: AbstractSet[str] = frozenset()) -> int:
+        """Count the images that a search may find, without some of them."""
         if allowed == _NONE:
             return 0
-        if allowed is None and without is None:
+        if allowed is None and not without:
             return self.size
         expression = expressions.ALL if allowed is None else allowed
-        if without is not None:
-            expression = f"{expression} and not ({expressions.keys([without])})"
+        if without:
+            expression = f"{expression} and not ({expressions.keys(sorted(without))})"
         return self._count(expression)
 
     @cached_property

@@ -5,6 +5,7 @@ Shapes: S image side, L context length, D feature size, B queries.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,6 +15,53 @@ from numpy.typing import NDArray
 from PIL import Image as Picture
 
 from raycd.gallery.state import Allowed, Image, Images, State
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One of a query's images, given in one of two ways."""
+
+    image: Picture.Image | torch.Tensor | None = None
+    """RGB, as `images.decode` returns it, or what `Searcher.preprocess` has made of it."""
+    image_id: str | None = None
+    """Of the gallery."""
+    weight: float = 1.0
+    """Its share of the reference; below 0 it pushes the results away."""
+
+
+class History(NamedTuple):
+    """The searches before one."""
+
+    image_D: NDArray[np.float32] | None
+    """The un-normalised feature of the first image; None: there was none."""
+    texts: tuple[str, ...]
+    """What should differ, the latest last."""
+
+    def joined(self, text: str) -> str:
+        """Return all texts as one, the latest first: what a model does not read is the oldest."""
+        return " and ".join(one for one in (text, *reversed(self.texts)) if one)
+
+
+class Boost(NamedTuple):
+    """The attribute whose numbers move candidates: by `weight` from the least to the greatest."""
+
+    attribute: str
+    weight: float
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """What is done to the first candidates of a search."""
+
+    depth: int
+    """How many they are."""
+    boost: Boost | None = None
+    alike: float | None = None
+    """Hide those whose cosine with a better one is at least this."""
+    group_by: str | None = None
+    """Show the first image of each value of this attribute."""
+    diversity: float = 0.0
+    """0: by value alone; 1: each as unlike those before it as can be."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +81,25 @@ class Query:
     allowed: Allowed = None
     """The images that may be found, by `State.allowed`; None: all."""
     exclude_reference: bool = False
-    """Leave out the image that `image_id` names."""
+    """Leave out the images of the gallery that it names."""
     exact: bool = False
     """Compare with every image, whatever the index."""
     rerank_depth: int | None = None
     """First candidates that a head which re-ranks orders anew; None: as many as the bundle says."""
     deadline: float | None = None
     """Time of `time.monotonic` up to which somebody waits: re-ranking is left out to keep it."""
+    arrangement: Arrangement | None = None
+    history: History | None = None
+    """The searches that this one goes on from."""
+    images: Sequence[Reference] = ()
+    """Several images, in place of `image` and `image_id`."""
+
+    @property
+    def references(self) -> Sequence[Reference]:
+        """All images, however they were given."""
+        if self.image is None and self.image_id is None:
+            return self.images
+        return (Reference(self.image, self.image_id if self.image is None else None), *self.images)
 
 
 class Words(NamedTuple):
@@ -52,6 +112,18 @@ class Words(NamedTuple):
     """Whether its end was cut off, because it has more tokens than the model reads."""
 
 
+class Pictured(NamedTuple):
+    """A preprocessed image of a query."""
+
+    weight: float
+    pixels: torch.Tensor | None
+    """(S, S, 3), of a given image."""
+    known: Image | None = None
+    """The named image of the gallery."""
+    feature_D: NDArray[np.float32] | None = None
+    """Where there are no pixels: its feature, un-normalised."""
+
+
 @dataclass(frozen=True)
 class Prepared:
     """A preprocessed query."""
@@ -59,34 +131,44 @@ class Prepared:
     query: Query
     view: State
     """The state of the gallery that it searches."""
-    pixels: torch.Tensor | None
-    """(S, S, 3), of a given image."""
-    reference: Image | None
-    """The named image of the gallery, with its feature."""
+    pictures: Sequence[Pictured]
     text: Words | None
     negative: Words | None
     rerank_depth: int = 0
     """First candidates that are re-ranked."""
+    whole: Prepared | None = None
+    """The query of the whole history, where this one has an image of its own."""
 
     @property
     def truncated(self) -> list[str]:
         """The texts whose end was cut off."""
-        texts = (self.text, self.negative)
+        texts = (self.text, self.negative, self.whole and self.whole.text)
         return [words.text for words in texts if words is not None and words.truncated]
 
     @property
     def depth(self) -> int:
         """The number of candidates that have to be found."""
         query = self.query
-        return max(query.offset + query.top_k, self.rerank_depth) + query.exclude_reference
+        shown = query.offset + query.top_k
+        if query.arrangement is not None:
+            shown = query.arrangement.depth
+        return max(shown, self.rerank_depth) + len(self.left_out)
+
+    @property
+    def left_out(self) -> set[str]:
+        """The images of the gallery that are no results because the query names them."""
+        if not self.query.exclude_reference:
+            return set()
+        return {one.known.image_id for one in self.pictures if one.known is not None}
 
     def wanted(self, found: Found) -> NDArray[np.bool_]:
-        """Tell which of the found positions are results: images, without the reference."""
+        """Tell which of the found positions are results: images, without those left out."""
         there = found.positions >= 0
-        if self.reference is None or not self.query.exclude_reference:
-            return there
-        position = found.images.position(self.reference.image_id)
-        return there if position is None else there & (found.positions != position)
+        for image_id in self.left_out:
+            position = found.images.position(image_id)
+            if position is not None:
+                there = there & (found.positions != position)
+        return there
 
 
 class Result(NamedTuple):
@@ -108,6 +190,8 @@ class Result(NamedTuple):
     """Cosine with the text alone."""
     rerank_score: float | None = None
     """What decided where the image was re-ranked: score + the head's own."""
+    boosted_score: float | None = None
+    """What decided where there is a boost."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +204,8 @@ class Answer:
     search_s: float
     rerank_s: float = 0.0
     reranked: bool = False
+    image_D: NDArray[np.float32] | None = None
+    """The un-normalised feature of the query's image; NaN where it has none."""
 
 
 class Encoded(NamedTuple):
@@ -133,6 +219,10 @@ class Encoded(NamedTuple):
     """As the encoder gives them, as the next."""
     raw_text_BD: NDArray[np.float32]
 
+    def row(self, row: int) -> Encoded:
+        """Return those of one query, (D,)."""
+        return Encoded(*(feature_BD[row] for feature_BD in self))
+
 
 class Found(NamedTuple):
     """Images that were found for a query, best first."""
@@ -142,4 +232,6 @@ class Found(NamedTuple):
     """Among `images`; -1 where there are none left."""
     images: Images
     reranked: NDArray[np.float32] | None = None
-    """What decided on the first of them, where they were re-ranked."""
+    """What decided on the first of them, where they were re-ranked; NaN for the others."""
+    boosted: NDArray[np.float64] | None = None
+    """What decided where there is a boost."""

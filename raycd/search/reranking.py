@@ -75,4 +75,5 @@ class Reranking:
         reranked_N = scores[: len(first)] + added_N
         order = np.argsort(-reranked_N, kind="stable")
         scores[: len(first)], positions[: len(first)] = scores[order], first[order]
-        return Found(scores, positions, found.images, reranked_N[order])
+        below = np.full(len(scores) - len(first), np.nan, np.float32)
+        return Found(scores, positions, found.images, np.append(reranked_N[order], below))

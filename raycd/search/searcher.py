@@ -9,9 +9,15 @@ A query's feature is
              - NEGATIVE unit(negative text))
 
 where the unit feature of the image, or of the text, replaces the head if the other one is absent.
-Where the head re-ranks, the first results of a query of image and text are in its order.
+Of several images of weights w > 0, head(image, text) is the mean of the heads of each and
+unit(image) that of the images, both weighted by w; each image of a weight w < 0 adds
+w unit(image). Where the head re-ranks, the first results of a query of one image
+and a text are in its order.
 
-Shapes: B queries, S image side, L context length, D feature size, R results.
+A query that goes on from earlier ones is that of their first image and of all texts, its own among
+them, joined; where it has an image of its own, the sum of that and of its own is normalised.
+
+Shapes: B queries, N images of all of them, S image side, L context length, D feature size.
 """
 
 from __future__ import annotations
@@ -27,27 +33,47 @@ from PIL import Image
 from torch.nn import functional as F
 
 from raycd.bundle import Bundle
-from raycd.data.images import load
+from raycd.data.images import BrokenImage, load
 from raycd.errors import DataError
-from raycd.gallery.state import Image as Known
 from raycd.gallery.state import State
 from raycd.gallery.static import Gallery
 from raycd.gallery.view import View
-from raycd.index.blocks import Moments
 from raycd.model.fusion import joint
 from raycd.model.maps import TOKENS, Extra
+from raycd.search import results
+from raycd.search.arranging import arrange
 from raycd.search.needs import HeadNeeds
-from raycd.search.query import Answer, Encoded, Found, Prepared, Query, Result, Words
+from raycd.search.query import (
+    Answer,
+    Encoded,
+    Pictured,
+    Prepared,
+    Query,
+    Reference,
+    Result,
+    Words,
+)
 from raycd.search.reranking import Reranking
+from raycd.search.shown import Shown
 from raycd.search.texts import TextCache
 
 NEGATIVE = 0.5  # weight of a negative text; that of a text is 1
-# Up to this variance of a query's cosines with a gallery, much of it is the rounding of float32.
-MIN_VARIANCE = 1e-7
 
 
 class NoReference(DataError):
-    """A query names an image that the gallery does not have."""
+    """A query names an image that the gallery does not have, `image_id`."""
+
+    def __init__(self, image_id: str) -> None:
+        super().__init__("the gallery has no such image", got=f"image_id {image_id!r}")
+        self.image_id = image_id
+
+
+class BrokenReference(DataError):
+    """The picture of an image of the gallery, `image_id`, cannot be read; `reason` as of images."""
+
+    def __init__(self, image_id: str, error: BrokenImage) -> None:
+        super().__init__(f"the picture of {image_id!r} cannot be read", got=error)
+        self.image_id, self.reason = image_id, error.reason
 
 
 class Searcher:
@@ -105,14 +131,10 @@ class Searcher:
             GalleryError: The search engine that has the gallery does not answer.
         """
         text, negative = query.text.strip(), query.negative_text.strip()
-        view, reference = self.view if view is None else view, None
-        if query.image_id is not None:
-            reference = view.find(query.image_id)
-            if reference is None:
-                got = f"image_id {query.image_id!r}"
-                raise NoReference("the gallery has no such image", got=got)
-        has_image = query.image is not None or reference is not None
-        if not has_image and not text:
+        view = self.view if view is None else view
+        shown = sum(one.weight > 0 for one in query.references)
+        first, whole = self._history(query, text)
+        if not shown and not first and not whole:
             what = "the query has neither an image nor a text"
             raise DataError(what, do="give one of them, or both")
         if query.top_k < 1:
@@ -122,25 +144,55 @@ class Searcher:
                 f"exact: {view.kind} has the gallery, and its own index decides what is compared",
                 do="leave exact out",
             )
-        if query.image is None and reference is not None and text:
-            self._needs.check(reference)
+        pictures = [
+            self._pictured(one, view, composed=bool(text) and one.weight > 0)
+            for one in query.references
+        ]
+        both = query.history is not None and shown > 0 and bool(first or whole)
+        if query.history is not None and not shown:  # it is the query
+            shown, text, pictures = len(first), whole, [*first, *pictures]
         return Prepared(
             query,
             view,
-            pixels=self._pixels(query, reference if text else None),
-            reference=reference,
+            pictures=pictures,
             text=self._words(text),
             negative=self._words(negative),
-            rerank_depth=self.reranking.depth_of(query, whole=has_image and bool(text)),
+            rerank_depth=self.reranking.depth_of(query, whole=shown == 1 and bool(text)),
+            whole=Prepared(Query(), view, first, self._words(whole), None) if both else None,
         )
 
-    def _pixels(self, query: Query, reference: Known | None) -> torch.Tensor | None:
-        """Return the pixels of a picture, also of the gallery's where the head needs them."""
-        if query.image is not None:
-            return self._encoder.preprocess(query.image)
-        if reference is None or not self._joint:
-            return None
-        return self._encoder.preprocess(self.picture(reference.path))
+    def _history(self, query: Query, text: str) -> tuple[list[Pictured], str]:
+        """Return the first image of a query's history, and all texts as one with the new one."""
+        if query.history is None:
+            return [], text
+        image_D, whole = query.history.image_D, query.history.joined(text)
+        if image_D is None:
+            return [], whole
+        if whole and (self._joint or self._needs.names):
+            raise DataError(
+                f"the head {self.bundle.head_config.name} needs more of a reference than its "
+                "feature, which is all that a history has",
+                do="leave the reference out",
+            )
+        return [Pictured(1.0, None, feature_D=image_D)], whole
+
+    def _pictured(self, one: Reference, view: State, *, composed: bool) -> Pictured:
+        """Return an image with what the head needs of it, where it is `composed` with a text."""
+        if isinstance(one.image, torch.Tensor):
+            return Pictured(one.weight, one.image)
+        if one.image is not None:
+            return Pictured(one.weight, self.preprocess(one.image))
+        known = None if one.image_id is None else view.find(one.image_id)
+        if known is None:
+            raise NoReference(str(one.image_id))
+        if composed:
+            self._needs.check(known)
+        if not (composed and self._joint):
+            return Pictured(one.weight, None, known, known.feature_D)
+        try:
+            return Pictured(one.weight, self.preprocess(self.picture(known.path)), known)
+        except BrokenImage as error:
+            raise BrokenReference(known.image_id, error) from error
 
     def _words(self, text: str) -> Words | None:
         if not text:
@@ -158,37 +210,47 @@ class Searcher:
         began = time.perf_counter()
         features = self.encode(batch)
         encoded = time.perf_counter()
-        found = _search(batch, features.query_BD)
+        found = results.search(batch, features.query_BD)
         searched = time.perf_counter()
         found = self.reranking.rerank(batch, features, found)
         reranked = time.perf_counter()
-        results = [
-            _results(prepared, Encoded(*(half[row] for half in features)), found[row])
+        answers = [
+            results.of(prepared, features.row(row), arrange(prepared, found[row]))
             for row, prepared in enumerate(batch)
         ]
         rerank_s = reranked - searched
         seconds = encoded - began, time.perf_counter() - encoded - rerank_s, rerank_s
         return [
-            Answer(own, len(batch), *seconds, reranked=found[row].reranked is not None)
-            for row, own in enumerate(results)
+            Answer(
+                own,
+                len(batch),
+                *seconds,
+                reranked=found[row].reranked is not None,
+                image_D=features.raw_image_BD[row],
+            )
+            for row, own in enumerate(answers)
         ]
 
     @torch.inference_mode()
     def encode(self, batch: Sequence[Prepared]) -> Encoded:
         """Return features (B, D) of the queries; known images and texts are not encoded again."""
-        image_BD, of_image = self._images(batch)
         text_BD, of_text = self._encoded_texts([one.text for one in batch])
-        unit_image_BD, unit_text_BD = F.normalize(image_BD, dim=-1), F.normalize(text_BD, dim=-1)
-        has_image = torch.tensor(
-            [one.pixels is not None or one.reference is not None for one in batch]
-        )
+        unit_text_BD = F.normalize(text_BD, dim=-1)
         has_text = torch.tensor([one.text is not None for one in batch])
-        query_BD = torch.where(has_image[:, None], unit_image_BD, unit_text_BD)
-        both = has_image & has_text
-        if both.any():
-            rows = both.nonzero()[:, 0].tolist()
-            extra = self._needs.batch([of_image[row] | of_text[row] for row in rows])
-            query_BD[both] = self._fused(batch, both, image_BD, text_BD, extra)
+        shown = Shown.of(batch)
+        image_ND, of_image = self._images(batch, shown)
+        unit_image_ND = F.normalize(image_ND, dim=-1)
+        base_ND = unit_image_ND.clone()
+        both_N = (shown.share_N > 0) & has_text[shown.row_N]
+        if both_N.any():
+            pairs = [(at, int(shown.row_N[at])) for at in both_N.nonzero()[:, 0].tolist()]
+            extra = self._needs.batch([of_image[at] | of_text[row] for at, row in pairs])
+            halves = image_ND[both_N], text_BD[shown.row_N[both_N]]
+            base_ND[both_N] = self._fused(batch, shown, pairs, halves, extra)
+        image_BD, has_image = shown.mean(image_ND), shown.has_image
+        unit_image_BD = F.normalize(shown.mean(unit_image_ND), dim=-1)
+        query_BD = torch.where(has_image[:, None], shown.mean(base_ND), unit_text_BD)
+        query_BD += shown.pushed(unit_image_ND)
         image_weights = [one.query.image_weight for one in batch]
         text_weights = [one.query.text_weight for one in batch]
         query_BD += _extra_weights(image_weights, has_image) * unit_image_BD.nan_to_num()
@@ -196,6 +258,9 @@ class Searcher:
         if any(one.negative is not None for one in batch):
             negative_BD, _ = self._encoded_texts([one.negative for one in batch])
             query_BD -= NEGATIVE * F.normalize(negative_BD, dim=-1).nan_to_num()
+        whole = {row: one.whole for row, one in enumerate(batch) if one.whole is not None}
+        if whole:
+            query_BD[list(whole)] += torch.from_numpy(self.encode(list(whole.values())).query_BD)
         unit_query_BD = F.normalize(query_BD, dim=-1)
         features = (unit_query_BD, unit_image_BD, unit_text_BD, image_BD, text_BD)
         return Encoded(*(feature_BD.numpy() for feature_BD in features))
@@ -203,24 +268,22 @@ class Searcher:
     def _fused(
         self,
         batch: Sequence[Prepared],
-        both_B: torch.Tensor,
-        image_BD: torch.Tensor,
-        text_BD: torch.Tensor,
+        shown: Shown,
+        pairs: Sequence[tuple[int, int]],
+        halves: Sequence[torch.Tensor],
         extra: Extra,
     ) -> torch.Tensor:
-        """Return normalised queries of the rows that have image and text."""
+        """Return normalised queries of images and texts, by their numbers N and rows B."""
         if not self._joint:
-            halves = (half_BD[both_B].to(self._encoder.device) for half_BD in (image_BD, text_BD))
-            fused_BD: torch.Tensor = self._head(*halves, **extra).float().cpu()
-            return fused_BD
-        pairs = [
-            (one.pixels, one.text.text)
-            for one in batch
-            if one.pixels is not None and one.text is not None
-        ]
-        pixels = torch.stack([pixels for pixels, _ in pairs])
-        tokens = self._encoder.tokenize([text for _, text in pairs])
-        return F.normalize(self._encoder.compose(pixels, tokens).cpu(), dim=-1)
+            on_device = (half_ND.to(self._encoder.device) for half_ND in halves)
+            fused_ND: torch.Tensor = self._head(*on_device, **extra).float().cpu()
+            return fused_ND
+        pictures = [shown.pictures[at].pixels for at, _ in pairs]
+        pixels = torch.stack([one for one in pictures if one is not None])
+        texts = [words.text for _, row in pairs if (words := batch[row].text) is not None]
+        return F.normalize(
+            self._encoder.compose(pixels, self._encoder.tokenize(texts)).cpu(), dim=-1
+        )
 
     @property
     def enough(self) -> int:
@@ -238,26 +301,27 @@ class Searcher:
         features: NDArray[np.float32] = features_BD.numpy()
         return features
 
-    def _images(self, batch: Sequence[Prepared]) -> tuple[torch.Tensor, list[Extra]]:
-        """Return un-normalised image features (B, D), NaN for a query without an image, and maps.
+    def _images(self, batch: Sequence[Prepared], shown: Shown) -> tuple[torch.Tensor, list[Extra]]:
+        """Return un-normalised image features (N, D), and maps.
 
         Maps are what the head needs, where there is a text for it, too.
         """
-        features_BD = torch.full((len(batch), self._encoder.dim), torch.nan)
-        extras: list[Extra] = [{} for _ in batch]
-        given = [row for row, one in enumerate(batch) if one.pixels is not None]
+        features_ND = torch.empty((len(shown.pictures), self._encoder.dim))
+        extras: list[Extra] = [{} for _ in shown.pictures]
+        given = {at: one.pixels for at, one in enumerate(shown.pictures) if one.pixels is not None}
         if given:
-            pixels = torch.stack([pixels for one in batch if (pixels := one.pixels) is not None])
-            features_BD[given], found = self._needs.encode_images(pixels)
-            for row, extra in zip(given, found, strict=True):
-                extras[row] = extra
-        for row, one in enumerate(batch):
-            if one.pixels is None and one.reference is not None:
-                assert one.reference.feature_D is not None, "it was found with its feature"
-                features_BD[row] = torch.from_numpy(one.reference.feature_D)
-                if one.text is not None:
-                    extras[row] = self._needs.of_image(one.reference.image_id)
-        return features_BD, extras
+            pixels = torch.stack(list(given.values()))
+            features_ND[list(given)], found = self._needs.encode_images(pixels)
+            for at, extra in zip(given, found, strict=True):
+                extras[at] = extra
+        for at, (one, row) in enumerate(zip(shown.pictures, shown.row_N.tolist(), strict=True)):
+            if at in given:
+                continue
+            assert one.feature_D is not None, "an image without pixels has its feature"
+            features_ND[at] = torch.from_numpy(one.feature_D)
+            if one.known is not None and batch[row].text is not None and one.weight > 0:
+                extras[at] = self._needs.of_image(one.known.image_id)
+        return features_ND, extras
 
     def _encoded_texts(self, batch: Sequence[Words | None]) -> tuple[torch.Tensor, list[Extra]]:
         """Return un-normalised text features (B, D), NaN where there is no text, and tokens.
@@ -285,75 +349,6 @@ class Searcher:
         return features_BD, [{} if words is None else of_new.get(words.text, {}) for words in batch]
 
 
-def _search(batch: Sequence[Prepared], query_BD: NDArray[np.float32]) -> dict[int, Found]:
-    """Return scores and positions of each query, by its row, from the first result on."""
-    results = {}
-    for rows, depth in _alike(batch):
-        first = batch[rows[0]]
-        scores, positions, images = first.view.nearest(
-            query_BD[rows], depth, exact=first.query.exact, allowed=first.query.allowed
-        )
-        for at, row in enumerate(rows):
-            results[row] = Found(scores[at], positions[at], images)
-    return results
-
-
-def _results(one: Prepared, feature: Encoded, found: Found) -> list[Result]:
-    """Return the wanted results, each with its cosines with image and text alone."""
-    query, images = one.query, found.images
-    page = slice(query.offset, query.offset + query.top_k)
-    chosen = np.flatnonzero(one.wanted(found))[page]
-    scores, positions = found.scores[chosen], found.positions[chosen]
-    reranked = [] if found.reranked is None else found.reranked[page].tolist()
-    reranked += [None] * (len(chosen) - len(reranked))
-    vectors_RD = images.vectors(positions)
-    relative = _relative(feature.query_BD, scores, one.view.moments)
-    halves = [_cosines(vectors_RD, half) for half in (feature.image_BD, feature.text_BD)]
-    return [
-        Result(
-            images.image_id(position),
-            score,
-            images.category(position),
-            images.attributes(position),
-            position,
-            *rest,
-        )
-        for position, score, *rest in zip(
-            positions.tolist(), scores.tolist(), relative, *halves, reranked, strict=True
-        )
-    ]
-
-
-def _relative(
-    query_D: NDArray[np.float32], scores: NDArray[np.float32], moments: Moments
-) -> list[float]:
-    """Return z-scores over the whole gallery; 0 where its cosines differ by rounding alone.
-
-    Mean and variance of the cosines follow from those of the features: q.m and q.C.q.
-    """
-    variance = float(query_D @ moments.covariance_DD @ query_D)
-    if variance <= MIN_VARIANCE:
-        return [0.0] * len(scores)
-    z_scores: list[float] = ((scores - query_D @ moments.mean_D) / variance**0.5).tolist()
-    return z_scores
-
-
 def _extra_weights(weights: Sequence[float], has_half: torch.Tensor) -> torch.Tensor:
     """Return weights (B, 1) on top of the head's: 0 for weight 1, and where there is no half."""
     return ((torch.tensor(weights) - 1) * has_half)[:, None]
-
-
-def _cosines(vectors_RD: NDArray[np.float32], half_D: NDArray[np.float32]) -> list[float | None]:
-    """Return cosines with a half of the query; None for each where the query lacks it."""
-    if np.isnan(half_D[0]):
-        return [None] * len(vectors_RD)
-    cosines: list[float | None] = (vectors_RD @ half_D).tolist()
-    return cosines
-
-
-def _alike(batch: Sequence[Prepared]) -> list[tuple[list[int], int]]:
-    """Group queries that can be searched together, as rows and the depth that they need."""
-    groups: dict[tuple[int, int, bool], list[int]] = {}
-    for row, one in enumerate(batch):
-        groups.setdefault((id(one.view), id(one.query.allowed), one.query.exact), []).append(row)
-    return [(rows, max(batch[row].depth for row in rows)) for rows in groups.values()]

@@ -33,8 +33,8 @@ _NO_FILE = (
     "is not a file: send it as one, with a filename (filename* alone is not read), "
     "or send its base64 as image_base64"
 )
-# Fields of a form that repeat
-REPEATED = ("category", "among")
+# Fields of a form that repeat, and those that are JSON
+REPEATED, AS_JSON = ("category", "among"), ("attributes", "images", "boost")
 # Fields of a form beside those. The form of an image has fewer.
 _OTHERS = len(SearchRequest.model_fields)
 
@@ -162,16 +162,16 @@ async def _of_form(pairs: Pairs) -> tuple[dict[str, Any], bytes | None]:
         elif name in fields:
             raise problems.wrong_field(name, "is given more than once: give it once")
         else:
-            fields[name] = attributes(value) if name == "attributes" else value
+            fields[name] = from_text(name, value) if name in AS_JSON else value
     return fields, image
 
 
-def attributes(text: str) -> Any:
-    """Return the attributes of a form or an address, which are JSON. Raises ProblemError."""
+def from_text(name: str, text: str) -> Any:
+    """Return a field of a form or an address that is JSON. Raises ProblemError."""
     try:
         return from_json(text) if text.strip() else {}
     except ValueError as error:
-        raise problems.wrong_field("attributes", f"is not JSON: {error}") from error
+        raise problems.wrong_field(name, f"is not JSON: {error}") from error
 
 
 def schema(model: type[BaseModel]) -> dict[str, Any]:

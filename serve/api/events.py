@@ -8,9 +8,8 @@ from fastapi import APIRouter, Depends, Request
 
 from raycd.feedback.records import Event
 from raycd.ubi import EventsRequest, EventsTaken
-from serve.api import bodies, problems
+from serve.api import batches, bodies, problems
 from serve.api.intake import Intake
-from serve.api.search import body_of, check_json
 from serve.api.wellformed import known_parameters
 from serve.replica import Replica
 
@@ -25,7 +24,7 @@ def router(replica: Replica, intake: Intake) -> APIRouter:
         "/v1/events",
         status_code=202,
         responses=problems.responses(400, 403, 408, 413, 415, 422, 503),
-        openapi_extra=body_of(EventsRequest),
+        openapi_extra=batches.body_of(EventsRequest),
     )
     async def events(request: Request) -> EventsTaken:
         """Take events in the form of User Behavior Insights. They are written soon after the
@@ -35,7 +34,7 @@ def router(replica: Replica, intake: Intake) -> APIRouter:
             raise problems.ProblemError(
                 403, "this service keeps no events: start it with a database and --events"
             )
-        check_json(request)
+        batches.check_json(request)
         most = replica.args.max_events
         await intake.read(request, _FIELDS * most)
         asked = bodies.validated(EventsRequest, await bodies.parsed(request)).events

@@ -1,4 +1,4 @@
-"""Warnings of filters that no image passes."""
+"""Warnings of filters that no image passes, and of arrangements that come to little."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from itertools import islice
 from raycd.gallery import conditions
 from raycd.gallery.conditions import Wanted
 from raycd.gallery.state import State
+from raycd.search.query import Prepared
 from serve.api import problems
 
 SHOWN = 5  # of one answer
@@ -49,6 +50,28 @@ def warnings(
     if len(unknown) > SHOWN:
         sentences.append(f"{len(unknown) - SHOWN} more filters are unknown")
     return sentences + numberless[:SHOWN]
+
+
+def arranged(query: Prepared, results: int, total: int) -> list[str]:
+    """Return a sentence for each unknown attribute of an arrangement, and for missing results."""
+    asked, view = query.query, query.view
+    wanted = asked.arrangement
+    assert wanted is not None, "it is warned of one"
+    boosted = None if wanted.boost is None else wanted.boost.attribute
+    sentences = [
+        f"no image has an attribute {_short(name)}"
+        + problems.nearest(name, islice(view.attribute_counts, CANDIDATES))
+        for name in dict.fromkeys((wanted.group_by, boosted))
+        if name is not None and not view.has_attribute(name)
+    ]
+    if boosted is not None and view.has_attribute(boosted) and not view.has_number(boosted):
+        sentences.append(f"no image has a number as {boosted}")
+    if results < asked.top_k and total > wanted.depth:
+        sentences.append(
+            f"{results} results instead of {asked.top_k}: the first {wanted.depth} candidates "
+            f"(candidates) of {total:,} images have no more"
+        )
+    return sentences
 
 
 def _short(name: str) -> str:

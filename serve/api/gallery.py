@@ -103,6 +103,7 @@ def limits(args: ServeArgs) -> Limits:
         image_min_side=args.min_side,
         formats=list(args.formats),
         text_characters=args.max_text,
+        images=args.max_images,
         top_k=args.max_top_k,
         offset=args.max_offset,
         rerank_depth=args.max_rerank_depth,
@@ -152,7 +153,7 @@ def _filters(
     args: ServeArgs, category: list[str], pairs: list[str], conditions: str
 ) -> GalleryFilters:
     """Return what a page shows, of name:value pairs and JSON. Raises ProblemError."""
-    asked = bodies.attributes(conditions)
+    asked = bodies.from_text("attributes", conditions)
     if not isinstance(asked, dict):
         raise problems.wrong_field("attributes", "is not an object of names and filters")
     values: dict[str, list[str]] = {}

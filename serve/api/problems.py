@@ -19,6 +19,7 @@ from raycd.api import FieldError, Problem
 from raycd.data.images import BrokenImage
 from raycd.errors import DataError, GalleryError, RaycdError
 from raycd.filters import CONDITION, VALUES
+from raycd.search.history import OtherEncoder
 from serve.errors import (
     Busy,
     KeyMissing,
@@ -47,7 +48,7 @@ DESCRIPTIONS = {
     403: "The service does not allow this, or the API key may only read",
     404: "There is no such image",
     408: "The body came in too slowly",
-    409: "The feature is of another encoder",
+    409: "The feature, or the reference, is of another encoder",
     413: "The request is larger than max_body_bytes",
     415: "The content type is neither JSON nor a form, or the body is compressed",
     422: "A field is wrong or beyond a limit, or the image is broken",
@@ -135,6 +136,8 @@ def of(error: Exception) -> ProblemError | None:
             )
         case GalleryError():
             return _of_gallery(error)
+        case OtherEncoder():
+            return ProblemError(409, f"{_plain(error)}: begin anew")
         case DataError():
             return ProblemError(422, _plain(error))
         case RequestValidationError() | ValidationError():

@@ -9,6 +9,7 @@ from fastapi_offline import FastAPIOffline
 
 from raycd import __version__
 from serve.api import (
+    embed,
     events,
     gallery,
     guard,
@@ -53,6 +54,7 @@ def build_app(
     intake = Intake(2 * args.max_queue, args.body_timeout_s)
     problems.add_handlers(app)
     app.include_router(search.router(replica, intake, metrics))
+    app.include_router(embed.router(replica, intake))
     app.include_router(gallery.router(replica))
     app.include_router(imports.router(replica))
     app.include_router(write.router(replica, intake))

@@ -9,7 +9,6 @@ from typing import Any
 from uuid import uuid4
 
 from fastapi import APIRouter, Depends, Request, Response
-from pydantic import BaseModel
 
 from raycd.api import (
     BatchItem,
@@ -20,19 +19,20 @@ from raycd.api import (
     SearchResponse,
     SearchResult,
 )
+from raycd.search import history
 from raycd.search.query import Answer, Prepared
-from serve.api import bodies, filters, problems, search_body
+from serve.api import batches, filters, problems, search_body
 from serve.api.gallery import MinVersion, thumbnail_url
 from serve.api.intake import Intake
 from serve.api.wellformed import known_parameters
 from serve.engine import Engine
 from serve.metrics import Metrics
+from serve.queries import SentImage
 from serve.replica import Replica
-from serve.security.fetch import fetch
 
 QUERY_ID = "Raycd-Query-Id"
 
-_ERRORS = problems.responses(400, 403, 404, 408, 413, 415, 422, 503)
+_ERRORS = problems.responses(400, 403, 404, 408, 409, 413, 415, 422, 503)
 
 
 def router(replica: Replica, intake: Intake, metrics: Metrics) -> APIRouter:
@@ -56,62 +56,36 @@ def router(replica: Replica, intake: Intake, metrics: Metrics) -> APIRouter:
             replica.searches.check()
             await intake.read(request, replica.args.max_filters)
             with replica.searches.slot():
-                asked, image = await search_body.read(request, replica.args)
-                read_ms = _since(began)
-                found, batch = await _search(replica, engine, asked, image)
-        found.timings = _rounded({"read": read_ms, **found.timings, "total": _since(began)})
+                asked, sent = await search_body.read(SearchRequest, request, replica.args)
+                read_ms = batches.since(began)
+                with replica.further_images(sent):
+                    found, batch = await _search(replica, engine, asked, sent)
+        found.timings = batches.rounded(
+            {"read": read_ms, **found.timings, "total": batches.since(began)}
+        )
         metrics.search(found.timings, replica.searches.busy)
         headers = {"Server-Timing": _server_timing(found.timings, batch), QUERY_ID: found.query_id}
-        return _json(found, headers)
+        return batches.answer(found, headers)
 
     @routes.post(
         "/v1/search/batch",
         response_model=BatchResponse,
         responses=_ERRORS,
-        openapi_extra=body_of(BatchRequest),
+        openapi_extra=batches.body_of(BatchRequest),
     )
     async def search_batch(request: Request, min_version: MinVersion = 0) -> Response:
         """Several searches at once; each succeeds or fails by itself."""
         async with replica.deadline():
-            check_json(request)
+            batches.check_json(request)
             engine = await replica.wait_for_version(min_version)
             replica.searches.check()
             await intake.read(request, replica.args.max_batch * replica.args.max_filters)
             with replica.searches.slot():
-                searches = _batch(await bodies.parsed(request), replica.args.max_batch)
+                searches = await batches.read(BatchRequest, request, replica.args.max_batch)
         items = await asyncio.gather(*(_item(replica, metrics, engine, body) for body in searches))
-        return _json(BatchResponse(items=items))
+        return batches.answer(BatchResponse(items=items))
 
     return routes
-
-
-def body_of(model: type[BaseModel]) -> dict[str, Any]:
-    """Return what OpenAPI says of a body of JSON."""
-    return {
-        "requestBody": {
-            "required": True,
-            "content": {bodies.JSON: {"schema": bodies.schema(model)}},
-        }
-    }
-
-
-def check_json(request: Request) -> None:
-    """Raise ProblemError where the body is not JSON by its content type."""
-    # Any other content type may be sent blind by pages of other origins.
-    kind = bodies.content_type(request)
-    if not bodies.is_json(kind):
-        detail = f"the content type is {kind or 'not given'!r}: send {bodies.JSON}"
-        raise problems.ProblemError(415, detail, headers={"Accept": bodies.JSON})
-
-
-def _batch(body: Any, most: int) -> list[Any]:
-    asked = bodies.validated(BatchRequest, body)
-    if len(asked.searches) > most:
-        got = len(asked.searches)
-        raise problems.beyond(
-            "max_batch", "too many searches", got=got, most=most, field="searches", do="send fewer"
-        )
-    return asked.searches
 
 
 async def _item(replica: Replica, metrics: Metrics, engine: Engine, body: Any) -> BatchItem:
@@ -119,32 +93,29 @@ async def _item(replica: Replica, metrics: Metrics, engine: Engine, body: Any) -
     try:
         with replica.searches.slot():
             async with replica.deadline():
-                found, _ = await _search(replica, engine, *search_body.of_json(body, replica.args))
+                asked, sent = search_body.of_json(SearchRequest, body, replica.args)
+                with replica.further_images(sent):
+                    found, _ = await _search(replica, engine, asked, sent)
     except Exception as error:
         problem = problems.logged(error, "a search of a batch")
         return BatchItem(status=problem.status_code, problem=problem.problem)
-    found.timings = _rounded({**found.timings, "total": _since(began)})
+    found.timings = batches.rounded({**found.timings, "total": batches.since(began)})
     metrics.search(found.timings, replica.searches.busy)
     return BatchItem(status=200, response=found)
 
 
 async def _search(
-    replica: Replica, engine: Engine, asked: SearchRequest, image: bytes | None
+    replica: Replica, engine: Engine, asked: SearchRequest, sent: list[SentImage]
 ) -> tuple[SearchResponse, int]:
     """Return the answer with the milliseconds of its steps, and the size of its batch."""
     began = time.perf_counter()
-    if asked.image_url:
-        args = replica.args
-        image = await fetch(
-            asked.image_url, max_bytes=args.max_body_bytes, timeout_s=args.fetch_timeout_s
-        )
-    query = await replica.prepare(engine, asked, image)
-    decode_ms = _since(began)
+    query = await batches.prepared(replica, engine, asked, sent)
+    decode_ms = batches.since(began)
     began = time.perf_counter()
     answer = await replica.answer(engine, query)
     steps = {"encode": 1000 * answer.encode_s, "search": 1000 * answer.search_s}
     rerank_ms = 1000 * answer.rerank_s
-    wait_ms = max(0.0, _since(began) - sum(steps.values()) - rerank_ms)
+    wait_ms = max(0.0, batches.since(began) - sum(steps.values()) - rerank_ms)
     timings = {"decode": decode_ms, "wait": wait_ms, **steps}
     if query.rerank_depth:
         timings["rerank"] = rerank_ms
@@ -155,9 +126,15 @@ async def _search(
     found = _response(engine, query, answer, timings, await _total(replica, query))
     if recorder is not None:
         recorder.record(asked, found, engine.bundle.manifest.digest, explored)
+    if (asked.session or asked.reference) and answer.image_D is not None:
+        found.history = history.pack(history.after(query, answer.image_D), engine.fingerprint)
     if asked.category or asked.attributes or asked.among:
         found.warnings += await replica.run_in_thread(
             lambda: filters.warnings(query.view, asked.category, asked.attributes, asked.among)
+        )
+    if query.query.arrangement is not None:
+        found.warnings += await replica.run_in_thread(
+            lambda: filters.arranged(query, len(found.results), found.total)
         )
     return found, answer.batch
 
@@ -165,11 +142,7 @@ async def _search(
 def _response(
     engine: Engine, query: Prepared, answer: Answer, timings: dict[str, float], total: int
 ) -> SearchResponse:
-    warnings = [
-        f"the end of the text was cut off, the model reads less: {text[:40]}..."
-        for text in query.truncated
-    ]
-    warnings += _not_reranked(engine, query, answer)
+    warnings = [*batches.cut_off(query), *_not_reranked(engine, query, answer)]
     return SearchResponse(
         query_id=uuid4().hex,
         results=[
@@ -182,6 +155,7 @@ def _response(
                 score=found.score,
                 relative_score=found.relative_score,
                 rerank_score=found.rerank_score,
+                boosted_score=found.boosted_score,
                 explanation=Explanation.model_construct(
                     image=found.image_score, text=found.text_score
                 ),
@@ -203,30 +177,16 @@ def _not_reranked(engine: Engine, query: Prepared, answer: Answer) -> list[str]:
     if query.query.rerank_depth and not query.rerank_depth:
         if not engine.bundle.head.reranks:
             return [f"rerank_depth changes nothing: the head {engine.model.head} re-ranks nothing"]
-        return ["rerank_depth changes nothing: only searches of image and text are re-ranked"]
+        return ["rerank_depth changes nothing: only searches of one image and a text are re-ranked"]
     return []
 
 
 async def _total(replica: Replica, query: Prepared) -> int:
     """Return how many images the search chose among."""
-    asked, view = query.query, query.view
-    without = query.reference.image_id if query.reference and asked.exclude_reference else None
-    if asked.allowed is None and without is None:
+    allowed, view, without = query.query.allowed, query.view, query.left_out
+    if allowed is None and not without:
         return len(view)
-    return await replica.run_in_thread(lambda: view.count(asked.allowed, without=without))
-
-
-def _json(body: SearchResponse | BatchResponse, headers: dict[str, str] | None = None) -> Response:
-    return Response(body.model_dump_json(), media_type="application/json", headers=headers)
-
-
-def _since(began: float) -> float:
-    """Return milliseconds."""
-    return 1000 * (time.perf_counter() - began)
-
-
-def _rounded(timings: dict[str, float]) -> dict[str, float]:
-    return {step: round(milliseconds, 3) for step, milliseconds in timings.items()}
+    return await replica.run_in_thread(lambda: view.count(allowed, without=without))
 
 
 def _server_timing(timings: dict[str, float], batch: int) -> str:

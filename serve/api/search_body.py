@@ -1,89 +1,103 @@
-"""The body of a search: a SearchRequest within the limits, and the image's bytes."""
+"""The body of a query: a SearchRequest or another within the limits, and its images' bytes."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import Request
 
-from raycd.api import SearchRequest
+from raycd.api import QueryRequest, SearchRequest
+from raycd.requests import ImagePart
 from serve.api import bodies, problems
 from serve.args import ServeArgs
+from serve.queries import SentImage
+
+Asked = TypeVar("Asked", bound=QueryRequest)
 
 _FIELDS = 1000  # names of fields that are looked at, known or not
 
-OPENAPI: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            bodies.JSON: {
-                "schema": bodies.schema(SearchRequest),
-                "examples": {
-                    "gallery": {
-                        "value": {
-                            "image_id": "DV000010",
-                            "text": "is red with long sleeves",
-                            "top_k": 5,
-                        }
-                    },
-                    "text": {"value": {"text": "a blue dress", "category": ["dress"]}},
-                },
-            },
-            bodies.FORM: {
-                "schema": {
-                    "type": "object",
-                    "properties": {
-                        "image": {
-                            "type": "string",
-                            "format": "binary",
-                            "description": "the reference image's file",
-                        },
-                        "text": {
-                            "type": "string",
-                            "description": "what should differ: is blue, with long sleeves",
-                        },
-                        "top_k": {"type": "integer", "minimum": 1},
-                    },
-                    "additionalProperties": {
-                        "type": "string",
-                        "description": "every field of SearchRequest; "
-                        "attributes as JSON, category and among may repeat",
-                    },
-                }
-            },
+
+def _openapi(model: type[QueryRequest], examples: dict[str, Any]) -> dict[str, Any]:
+    """Return what OpenAPI says of a query's body: JSON, or a form with the file `image`."""
+    form: dict[str, dict[str, Any]] = {
+        "image": {
+            "type": "string",
+            "format": "binary",
+            "description": "the reference image's file",
+        },
+        "text": {
+            "type": "string",
+            "description": "what should differ: is blue, with long sleeves",
         },
     }
+    if "top_k" in model.model_fields:
+        form["top_k"] = {"type": "integer", "minimum": 1}
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {
+                bodies.JSON: {
+                    "schema": bodies.schema(model),
+                    "examples": {name: {"value": value} for name, value in examples.items()},
+                },
+                bodies.FORM: {
+                    "schema": {
+                        "type": "object",
+                        "properties": form,
+                        "additionalProperties": {
+                            "type": "string",
+                            "description": f"every field of {model.__name__}; "
+                            f"{' and '.join(bodies.AS_JSON)} as JSON, "
+                            f"{' and '.join(bodies.REPEATED)} may repeat",
+                        },
+                    }
+                },
+            },
+        }
+    }
+
+
+_GALLERY = {"image_id": "DV000010", "text": "is red with long sleeves"}
+_SEVERAL = {
+    "images": [{"image_id": "DV000010"}, {"image_id": "DV000012", "weight": -0.5}],
+    "text": "is red",
 }
+OPENAPI = _openapi(
+    SearchRequest,
+    {
+        "gallery": {**_GALLERY, "top_k": 5},
+        "text": {"text": "a blue dress", "category": ["dress"]},
+        "several": _SEVERAL,
+    },
+)
+EMBED_OPENAPI = _openapi(QueryRequest, {"gallery": _GALLERY, "several": _SEVERAL})
+
+Read = tuple[Asked, list[SentImage]]
+"""A query within the limits, and its images."""
 
 
-async def read(request: Request, args: ServeArgs) -> tuple[SearchRequest, bytes | None]:
-    """Return the search and the file of its image, where one was sent. Raises ProblemError."""
+async def read(model: type[Asked], request: Request, args: ServeArgs) -> Read[Asked]:
+    """Return the query of a request, its images whichever way they came. Raises ProblemError."""
     fields, image = await bodies.read(request, args)
-    check_filters(fields, args.max_filters)
-    return check(bodies.validated(SearchRequest, fields), image, args)
+    return of_json(model, fields, args, image)
 
 
-def of_json(body: Any, args: ServeArgs) -> tuple[SearchRequest, bytes | None]:
-    """Return the same of one search of a batch. Raises ProblemError."""
+def of_json(
+    model: type[Asked], body: Any, args: ServeArgs, image: bytes | None = None
+) -> Read[Asked]:
+    """Return the same of the fields of a body, and of the file beside it. Raises ProblemError."""
     check_filters(body, args.max_filters)
-    return check(bodies.validated(SearchRequest, body), None, args)
-
-
-def check(
-    asked: SearchRequest, image: bytes | None, args: ServeArgs
-) -> tuple[SearchRequest, bytes | None]:
-    """Return the search, its image's bytes whichever way they came.
-
-    Raises ProblemError: it is beyond a limit, or asks for nothing.
-    """
-    if image is not None and (asked.image_id or asked.image_base64 or asked.image_url):
+    asked = bodies.validated(model, body)
+    if image is not None and asked.given:
         raise problems.wrong_field("image", "the image is given in two ways: give one of them")
-    given = image is not None or asked.image_id or asked.image_base64 is not None or asked.image_url
-    if not given and not asked.text:
-        raise problems.wrong_field(
-            "text", "the search has neither an image nor a text: give one or both"
-        )
-    _check_weights(asked, given=bool(given))
+    _check(asked, args)
+    sent = _sent(asked, image, args)
+    _check_whole(asked, sent)
+    return asked, sent
+
+
+def _check(asked: QueryRequest, args: ServeArgs) -> None:
+    """Raise ProblemError where a text or a number is beyond a limit."""
     for name in ("text", "negative_text"):
         length = len(getattr(asked, name))
         if length > args.max_text:
@@ -97,22 +111,65 @@ def check(
                 do="shorten it",
             )
     _check_numbers(asked, args)
-    if asked.image_url and not args.image_url:
+
+
+def _sent(asked: QueryRequest, image: bytes | None, args: ServeArgs) -> list[SentImage]:
+    """Return the images of a query. Raises ProblemError."""
+    if image is not None:
+        return [SentImage(file=image)]
+    if len(asked.images) > args.max_images:
+        raise problems.beyond(
+            "max_images",
+            "too many images",
+            got=len(asked.images),
+            most=args.max_images,
+            field="images",
+            do="give fewer",
+        )
+    given: list[tuple[str, ImagePart, float]] = [
+        (f"images.{at}.", one, one.weight) for at, one in enumerate(asked.images)
+    ]
+    if asked.given and not given:
+        given = [("", asked, 1.0)]
+    return [_sent_image(one, weight, where, args) for where, one, weight in given]
+
+
+def _sent_image(one: ImagePart, weight: float, where: str, args: ServeArgs) -> SentImage:
+    if one.image_url and not args.image_url:
         raise problems.ProblemError(
             403, "this service fetches no images by URL (image_url): send the image itself"
         )
-    if asked.image_base64 is not None:
-        image = bodies.decoded(asked.image_base64, field="image_base64")
-    return asked, image
+    field, file = f"{where}image_base64", one.image_base64
+    return SentImage(
+        one.image_id,
+        one.image_url,
+        None if file is None else bodies.decoded(file, field=field),
+        weight,
+    )
 
 
-def _check_numbers(asked: SearchRequest, args: ServeArgs) -> None:
+def _check_whole(asked: QueryRequest, sent: list[SentImage]) -> None:
+    """Raise ProblemError where there is nothing to search by."""
+    shown = asked.reference is not None or any(one.weight > 0 for one in sent)
+    if not shown and not asked.text:
+        raise problems.wrong_field(
+            "text",
+            "no image of the search has a weight above 0, and it has no text: give one or both"
+            if sent
+            else "the search has neither an image nor a text: give one or both",
+        )
+    alone = "image_weight" if not asked.text else "text_weight" if not shown else ""
+    if alone and getattr(asked, alone) == 0:
+        raise problems.wrong_field(alone, "is 0 and there is nothing else to search by: give more")
+
+
+def _check_numbers(asked: QueryRequest, args: ServeArgs) -> None:
     for field, what, do in (
         ("top_k", "too many results", "page with offset"),
         ("offset", "offset is too great", "filter instead"),
         ("rerank_depth", "too many candidates to re-rank", "re-rank fewer"),
     ):
-        limit, got = f"max_{field}", getattr(asked, field) or 0
+        limit, got = f"max_{field}", getattr(asked, field, None) or 0
         if got > getattr(args, limit):
             raise problems.beyond(
                 limit, what, got=got, most=getattr(args, limit), field=field, do=do
@@ -138,9 +195,3 @@ def _compared(wanted: Any) -> int:
     """Return with how much an attribute is compared; without values it is compared, too."""
     parts = wanted.values() if isinstance(wanted, dict) else [wanted]
     return max(1, sum(len(part) if isinstance(part, list) else 1 for part in parts))
-
-
-def _check_weights(asked: SearchRequest, *, given: bool) -> None:
-    alone = "image_weight" if not asked.text else "text_weight" if not given else ""
-    if alone and getattr(asked, alone) == 0:
-        raise problems.wrong_field(alone, "is 0 and there is nothing else to search by: give more")

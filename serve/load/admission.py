@@ -28,22 +28,23 @@ class Admission:
     def __init__(self, most: int) -> None:
         self.most, self.busy = most, 0
 
-    def check(self) -> None:
-        """Raise Busy where the replica is full."""
-        if self.busy >= self.most:
+    def check(self, count: int = 1) -> None:
+        """Raise Busy where the replica has not so many slots left."""
+        if self.busy + count > self.most:
             raise Busy(
                 f"the service is busy with {self.busy} searches (max_queue); try again in a moment"
             )
 
     @contextmanager
-    def slot(self) -> Iterator[None]:
-        """Hold a slot for one request. Raises Busy where there is none."""
-        self.check()
-        self.busy += 1
+    def slot(self, count: int = 1) -> Iterator[None]:
+        """Hold slots for one request. Raises Busy where there are none."""
+        if count > 0:
+            self.check(count)
+        self.busy += count
         try:
             yield
         finally:
-            self.busy -= 1
+            self.busy -= count
 
 
 @asynccontextmanager

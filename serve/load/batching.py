@@ -22,6 +22,7 @@ class Batcher(Generic[Asked, Answered]):
     Args:
         work: Answers a batch, in its order.
         most: Items of a batch.
+        size: Tells as how many an item counts.
         wait_s: Seconds that the first item of a batch waits for others.
         thread: An executor of one thread, which others may share; None makes one.
     """
@@ -31,10 +32,11 @@ class Batcher(Generic[Asked, Answered]):
         work: Callable[[Sequence[Asked]], Sequence[Answered]],
         *,
         most: int,
+        size: Callable[[Asked], int] = lambda _: 1,
         wait_s: float = 0.0,
         thread: ThreadPoolExecutor | None = None,
     ) -> None:
-        self._work, self._most, self._wait_s = work, most, wait_s
+        self._work, self._most, self._size, self._wait_s = work, most, size, wait_s
         self._thread = thread or ThreadPoolExecutor(1, "batches")
         self._waiting: deque[tuple[Asked, asyncio.Future[Answered]]] = deque()
         self._at_once = False  # the next batch waits for nobody
@@ -59,10 +61,25 @@ class Batcher(Generic[Asked, Answered]):
             if self._wait_s and len(self._waiting) < self._most and not self._at_once:
                 await asyncio.sleep(self._wait_s)
             self._at_once = False
-            batch = [self._waiting.popleft() for _ in range(min(self._most, len(self._waiting)))]
-            batch = [(asked, future) for asked, future in batch if not future.done()]
-            if batch:
+            if batch := self._next():
                 await self._answer(batch)
+
+    def _next(self) -> list[tuple[Asked, asyncio.Future[Answered]]]:
+        """Take the items that come next and are waited for: one, and as many more as fit."""
+        batch: list[tuple[Asked, asyncio.Future[Answered]]] = []
+        room = self._most
+        while self._waiting:
+            asked, future = self._waiting[0]
+            if not future.done():
+                size = self._size(asked)
+                if batch and size > room:
+                    break
+                batch.append((asked, future))
+                room -= size
+            self._waiting.popleft()
+            if room <= 0:
+                break
+        return batch
 
     async def _answer(self, batch: list[tuple[Asked, asyncio.Future[Answered]]]) -> None:
         loop = asyncio.get_running_loop()

@@ -21,6 +21,7 @@ NOT_OURS = (
 # Whatever is not named here needs a key, so that a new route is safe before anybody thinks of it.
 _OPEN = ("", "/", "/healthz", "/readyz", "/docs", "/docs/oauth2-redirect", "/openapi.json")
 _OPEN_FOLDERS = ("/web/", "/static-offline-docs/")
+_READING = ("/v1/search", "/v1/embed", "/v1/events")  # what is posted changes no gallery
 _ANY_HOST = ("/healthz", "/readyz")  # load balancers ask by an address of their own choice
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\s:/?#@\[\]]+)(:\d*)?")
 
@@ -29,8 +30,8 @@ def needed_scope(method: str, path: str) -> KeyScope | None:
     """Return the scope of the key that a request needs; None where it needs no key."""
     if method in ("GET", "HEAD"):
         return None if path in _OPEN or path.startswith(_OPEN_FOLDERS) else "read"
-    searches = path in ("/v1/search", "/v1/events") or path.startswith("/v1/search/")
-    return "read" if method == "POST" and searches else "write"
+    reads = path in _READING or path.startswith(tuple(f"{one}/" for one in _READING))
+    return "read" if method == "POST" and reads else "write"
 
 
 def check_key(scope: Scope, keyring: Keyring) -> None:

@@ -6,6 +6,7 @@ import * as answer from "./answer.js";
 import { startDialogs } from "./dialogs.js";
 import { byId } from "./element.js";
 import { clearFilters } from "./filters.js";
+import { addFurther, dropFurther, startFurther } from "./further.js";
 import {
   fillForm,
   readForm,
@@ -55,6 +56,7 @@ async function start() {
     setReference(referenceImage(), false);
     if (waiting && referenceImage()) submit();
   });
+  startFurther(info, settle);
   picker.startPicker(info, { picked: pick, remove });
   if (info.live) startChanging();
   listen();
@@ -84,8 +86,7 @@ function listen() {
   form.addEventListener("input", showWeights);
   form.addEventListener("change", (event) => {
     // Words and images wait for the button
-    const settles = event.target.closest("#filters, #options");
-    if (settles && asked && !refining && isSame(asked.image, referenceImage())) submit();
+    if (event.target.closest("#filters, #options")) settle();
   });
   byId("text").addEventListener("keydown", (event) => {
     if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
@@ -133,6 +134,11 @@ function showStep() {
   else ask(within(query));
 }
 
+/** Ask again at once where the reference is still the one that was asked with. */
+function settle() {
+  if (asked && !refining && isSame(asked.image, referenceImage())) submit();
+}
+
 /** Ask what the form says. */
 function submit() {
   const query = readForm();
@@ -164,7 +170,7 @@ async function ask(query) {
   document.title = query.text ? `${query.text} · raycd` : "raycd";
   answer.showBusy("Searching…");
   try {
-    const found = await search(query, fileOf(query.image), 0, nextSignal());
+    const found = await search(query, fileOf, 0, nextSignal());
     answer.show(found, info, query, {
       ...onResults(),
       onClear: () => {
@@ -182,7 +188,7 @@ async function ask(query) {
 async function askMore(byKeyboard) {
   answer.showMoreBusy(true);
   try {
-    const found = await search(asked, fileOf(asked.image), answer.shown(), nextSignal());
+    const found = await search(asked, fileOf, answer.shown(), nextSignal());
     answer.showMore(found, info, { ...onResults(), byKeyboard });
   } catch (problem) {
     if (problem.name !== "AbortError") answer.showFailure(problem, info.limits, () => ask(asked));
@@ -191,7 +197,11 @@ async function askMore(byKeyboard) {
   }
 }
 
-const onResults = () => ({ use: refine, remove: info.live ? remove : null });
+const onResults = () => ({
+  use: refine,
+  add: (info.limits.images ?? 1) > 1 ? addFurther : null,
+  remove: info.live ? remove : null,
+});
 
 const isReference = (imageId) => referenceImage()?.id === imageId;
 
@@ -202,6 +212,7 @@ async function remove(imageId) {
   const more = wasReference ? " It was the reference image: choose another." : "";
   const words = `Removed ${imageId}.${more}`;
   if (wasReference) setReference(null, false);
+  dropFurther(imageId);
   answer.showWithout(imageId, words);
   await picker.showWithout(imageId, words);
   await refresh();

@@ -1,34 +1,68 @@
 // Files that are dropped or pasted anywhere on the page, so that one that misses its target does
-// not replace the page.
+// not replace the page; and images of the gallery that are dragged from the results.
+
+const IMAGE = "application/x-raycd-image";
 
 const takers = []; // the last one that is open gets them
 
-/** Let `take` have the files that come while `isOpen`; `target` is highlighted while they hover. */
+/**
+ * Let `take` have the files that come while `isOpen(place)`, where they are dropped or pasted;
+ * `target` is highlighted while they hover.
+ */
 export function takeFiles(target, take, isOpen = () => true) {
   takers.push({ target, take, isOpen });
 }
 
-const taker = () => takers.findLast(({ isOpen }) => isOpen());
-const hasFiles = (event) => event.dataTransfer.types.includes("Files");
+/** Let `take` have the id of an image of the gallery that is dropped on `target`. */
+export function takeImages(target, take) {
+  target.addEventListener("dragover", (event) => {
+    if (!hasImage(event)) return;
+    event.preventDefault();
+    event.stopPropagation(); // it may lie within another target
+    target.classList.add("over");
+  });
+  for (const end of ["dragleave", "drop"])
+    target.addEventListener(end, () => target.classList.remove("over"));
+  target.addEventListener("drop", (event) => {
+    if (!hasImage(event)) return;
+    event.preventDefault();
+    event.stopPropagation();
+    take(event.dataTransfer.getData(IMAGE));
+  });
+}
+
+/** Let an image of the gallery be dragged by a node. */
+export function letDrag(node, imageId) {
+  node.addEventListener("dragstart", (event) => event.dataTransfer.setData(IMAGE, imageId));
+}
+
+const taker = (place) => takers.findLast(({ isOpen }) => isOpen(place));
+const hasImage = (event) => event.dataTransfer.types.includes(IMAGE);
+// A picture that is dragged from a page is a file, too
+const hasFiles = (event) => event.dataTransfer.types.includes("Files") && !hasImage(event);
 
 let inside = 0; // dragenter and dragleave come for every element on the way
 
-function highlight(change) {
+function highlight(change, place) {
   inside = Math.max(0, inside + change);
-  for (const one of takers) one.target.classList.toggle("over", inside > 0 && one === taker());
+  const one = inside > 0 ? taker(place) : null;
+  for (const { target } of takers) target.classList.toggle("over", target === one?.target);
 }
 
-document.addEventListener("dragenter", (event) => hasFiles(event) && highlight(1));
-document.addEventListener("dragleave", (event) => hasFiles(event) && highlight(-1));
+document.addEventListener("dragenter", (event) => hasFiles(event) && highlight(1, event.target));
+document.addEventListener(
+  "dragleave",
+  (event) => hasFiles(event) && highlight(-1, event.relatedTarget),
+);
 document.addEventListener("dragover", (event) => hasFiles(event) && event.preventDefault());
 document.addEventListener("drop", (event) => {
   if (!hasFiles(event)) return;
   event.preventDefault();
   highlight(-inside);
-  taker()?.take([...event.dataTransfer.files]);
+  taker(event.target)?.take([...event.dataTransfer.files]);
 });
 document.addEventListener("paste", (event) => {
   if (event.clipboardData.files.length === 0) return; // words, for the field that has the focus
   event.preventDefault();
-  taker()?.take([...event.clipboardData.files]);
+  taker(event.target)?.take([...event.clipboardData.files]);
 });

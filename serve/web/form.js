@@ -3,6 +3,7 @@
 
 import { byId, element } from "./element.js";
 import { offerFilters, readFilters, setFilters } from "./filters.js";
+import { furtherImages, showFurther } from "./further.js";
 import { BLANK } from "./query.js";
 import { referenceImage, showReference } from "./reference.js";
 
@@ -66,7 +67,8 @@ export function refreshFilters(info) {
 
 /** The query that the form says, with the reference image. */
 export function readForm() {
-  const query = { ...BLANK, image: referenceImage(), ...readFilters() };
+  const images = { image: referenceImage(), further: furtherImages() };
+  const query = { ...BLANK, ...images, ...readFilters() };
   query.text = form.text.value.trim();
   query.negative_text = form.negative_text.value.trim();
   for (const name of ["image_weight", "text_weight", "top_k"])
@@ -90,6 +92,7 @@ export function within(query) {
 /** Make the form say `query`. A value that the form does not offer, from a link, is taken up. */
 export function setForm(query) {
   showReference(query.image);
+  showFurther(query.further);
   for (const name of ["text", "negative_text", "image_weight", "text_weight"])
     form[name].value = query[name];
   const { top_k, rerank_depth } = within(query);

@@ -1,9 +1,11 @@
 // What is asked. A query is a plain object with the API's names; `image` is null, {id}, {url} or
-// {upload, name}, where `upload` is the key of a file that this page holds in memory. It becomes a
-// request, and a link that reopens it.
+// {upload, name}, where `upload` is the key of a file that this page holds in memory; `further` has
+// such images with `less`, whether the results shall be less like them. It becomes a request, and a
+// link that reopens it.
 
 export const BLANK = {
   image: null,
+  further: [],
   text: "",
   negative_text: "",
   image_weight: 1,
@@ -15,6 +17,7 @@ export const BLANK = {
   exact: false,
   rerank_depth: null, // as many as the model usually re-ranks
 };
+const LESS = -0.5; // weight of an image that the results shall be less like; of another it is 1
 const WORDS = ["text", "negative_text"];
 const WEIGHTS = { image_weight: [0, 10], text_weight: [0, 10] };
 const COUNTS = { top_k: [1, Infinity], rerank_depth: [0, Infinity] };
@@ -23,7 +26,8 @@ const LISTS = ["in", "not"]; // of a condition
 const BOUNDS = ["gte", "lte"];
 const SWITCHES = ["exclude_reference", "exact"];
 
-export const isEmpty = (query) => query.image === null && query.text === "";
+export const isEmpty = (query) =>
+  query.image === null && query.text === "" && query.further.every(({ less }) => less);
 export const isSame = (one, other) => JSON.stringify(one) === JSON.stringify(other);
 
 /**
@@ -40,15 +44,24 @@ export function grouped(pairs) {
 export const ownOf = (object, name, otherwise) =>
   Object.hasOwn(object, name) ? object[name] : otherwise;
 
-/** Body and headers of the request: JSON, or a form where a file goes with it. */
-export function request(query, file, offset) {
-  const { image, exclude_reference, rerank_depth, ...fields } = query;
+/**
+ * Body and headers of the request: JSON, or a form where one file goes with it. `fileOf` gives the
+ * file of an image that was uploaded.
+ */
+export async function request(query, fileOf, offset) {
+  const { image, further, exclude_reference, rerank_depth, ...fields } = query;
   fields.offset = offset;
   if (rerank_depth !== null) fields.rerank_depth = rerank_depth;
+  if (further.length > 0) {
+    const all = image ? [{ ...image, less: false }, ...further] : further;
+    fields.images = await Promise.all(all.map((one) => weighted(one, fileOf(one))));
+    if (all.some(({ id }) => id !== undefined)) fields.exclude_reference = exclude_reference;
+    return asJson(fields);
+  }
+  const file = fileOf(image);
   if (image?.id !== undefined) Object.assign(fields, { image_id: image.id, exclude_reference });
   if (image?.url !== undefined) fields.image_url = image.url;
-  if (!file)
-    return { body: JSON.stringify(fields), headers: { "Content-Type": "application/json" } };
+  if (!file) return asJson(fields);
   const form = new FormData();
   form.append("image", file, file.name || "pasted");
   for (const [name, value] of Object.entries(fields)) {
@@ -58,15 +71,39 @@ export function request(query, file, offset) {
   return { body: form };
 }
 
+const asJson = (fields) => ({
+  body: JSON.stringify(fields),
+  headers: { "Content-Type": "application/json" },
+});
+
+/** One of several images as a request has it, its file in base64. */
+async function weighted({ id, url, less }, file) {
+  const weight = less ? LESS : 1;
+  if (id !== undefined) return { image_id: id, weight };
+  if (url !== undefined) return { image_url: url, weight };
+  return { image_base64: await dataUrl(file), weight };
+}
+
+function dataUrl(file) {
+  return new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve(reader.result);
+    reader.onerror = () => reject(reader.error);
+    reader.readAsDataURL(file);
+  });
+}
+
 /**
  * The query as the part of a link behind "?"; what is as usual is left out. An upload leaves only
- * its name.
+ * its name, one beside the reference nothing.
  */
 export function toLink(query) {
   const link = new URLSearchParams();
   if (query.image?.id !== undefined) link.set("image_id", query.image.id);
   if (query.image?.url !== undefined) link.set("image_url", query.image.url);
   if (query.image?.upload !== undefined) link.set("upload", query.image.name);
+  for (const { id, less } of query.further)
+    if (id !== undefined) link.append(less ? "less" : "more", id);
   for (const name of [...WORDS, ...Object.keys(NUMBERS), ...SWITCHES]) {
     if (query[name] !== BLANK[name]) link.set(name, query[name]);
   }
@@ -87,6 +124,9 @@ export function fromLink(search) {
   if (link.has("image_id")) query.image = { id: link.get("image_id") };
   else if (link.has("image_url")) query.image = { url: link.get("image_url") };
   else if (link.has("upload")) query.image = { upload: null, name: link.get("upload") };
+  query.further = ["more", "less"].flatMap((name) =>
+    link.getAll(name).map((id) => ({ id, less: name === "less" })),
+  );
   for (const name of WORDS) query[name] = link.get(name) ?? "";
   for (const [name, [low, high]] of Object.entries(NUMBERS)) {
     const number = parseFloat(link.get(name));

@@ -1,7 +1,7 @@
 // The reference image: dropped, pasted, chosen as a file, given by address, picked elsewhere, or
 // none.
 
-import { takeFiles } from "./dropping.js";
+import { takeFiles, takeImages } from "./dropping.js";
 import { byId, element } from "./element.js";
 import { showIn } from "./pictures.js";
 import { thumbnailOf } from "./service.js";
@@ -41,6 +41,7 @@ export function startReference(info, onChange) {
       input.focus();
     });
   takeFiles(byId("reference"), take);
+  takeImages(byId("reference"), (id) => change({ id }));
 
   byId("preview").addEventListener("error", (event) => {
     event.target.hidden = true;

@@ -2,6 +2,7 @@
 // on focus.
 
 import { moveByArrows } from "./arrows.js";
+import { letDrag } from "./dropping.js";
 import { byId, element } from "./element.js";
 import { originalLink, picture } from "./pictures.js";
 import { thumbnailOf } from "./service.js";
@@ -9,7 +10,8 @@ import { categoryOf, nameOf, removeButton } from "./tiles.js";
 
 /**
  * Show the first results of a query instead of what was there. `on` has the callbacks:
- * use(imageId) as the next reference, and remove(imageId) or null where images stay.
+ * use(imageId) as the next reference, add(imageId, less) beside it or null where the service takes
+ * one image, and remove(imageId) or null where images stay.
  */
 export function showResults(results, on) {
   const grid = element("ul", { className: "grid results" });
@@ -67,10 +69,32 @@ function card(result, rank, on) {
       element("span", { className: "what", title: name }, words),
       score(result),
     ),
-    element("div", { className: "acts" }, use, on.remove && removeButton(result, on.remove)),
+    element(
+      "div",
+      { className: "acts" },
+      use,
+      on.remove && removeButton(result, on.remove),
+      on.add && signs(imageId, name, on.add),
+    ),
   );
+  letDrag(link, imageId);
   cell.dataset.image = imageId;
   return cell;
+}
+
+/** The buttons that have the results be more like this one, or less. */
+function signs(imageId, name, add) {
+  const button = (words, less) =>
+    element(
+      "button",
+      {
+        type: "button",
+        onclick: () => add(imageId, less),
+        "aria-label": `${less ? "Less" : "More"} like ${name}`,
+      },
+      words,
+    );
+  return element("span", { className: "signs" }, button("+ more", false), button("− less", true));
 }
 
 const cosine = (value) => value.toFixed(2).replace("-0.00", "0.00");

@@ -39,13 +39,12 @@ export function getGallery({ offset, limit, category, newest: newestFirst }, sig
   return call(withQuery("v1/gallery", asked, sinceChanges()), { signal });
 }
 
-/** `file` is the uploaded image where the query has one. */
-export const search = (query, file, offset, signal) =>
-  call(withQuery("v1/search", sinceChanges()), {
-    method: "POST",
-    ...request(query, file, offset),
-    signal,
-  });
+/** `fileOf` gives the file of an image of the query that was uploaded. */
+export async function search(query, fileOf, offset, signal) {
+  const sent = await request(query, fileOf, offset);
+  signal.throwIfAborted();
+  return call(withQuery("v1/search", sinceChanges()), { method: "POST", ...sent, signal });
+}
 
 /** Those of the ids that are in the gallery. Asks for `most` at a time. */
 export async function whichExist(ids, most) {

@@ -89,13 +89,14 @@ def item(image_id: str, **more: Any) -> dict[str, Any]:
 def found(*image_ids: str, warnings: tuple[str, ...] = ()) -> dict[str, Any]:
     """Return the body of a SearchResponse."""
     explanation = {"image": 0.5, "text": None}
-    scores = {"score": 0.75, "relative_score": 2.5, "rerank_score": None}
+    scores = {"score": 0.75, "relative_score": 2.5, "rerank_score": None, "boosted_score": None}
     results = [item(name, **scores, explanation=explanation) for name in image_ids]
     return {
         "results": results,
         "total": 3,
         "model": MODEL,
         "index": INDEX,
+        "history": "",
         "warnings": list(warnings),
         "timings": {"total": 1.5},
         "query_id": "5f" * 16,

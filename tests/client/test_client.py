@@ -28,7 +28,8 @@ def as_the_service_reads(asked: Asked) -> tuple[SearchRequest, bytes | None]:
 
     headers = [(name.encode(), value.encode()) for name, value in asked.headers.items()]
     request = Request({"type": "http", "method": asked.method, "headers": headers}, receive)
-    return asyncio.run(search_body.read(request, ServeArgs()))
+    search, images = asyncio.run(search_body.read(SearchRequest, request, ServeArgs()))
+    return search, images[0].file if images else None
 
 
 def test_a_search_returns_the_typed_answer(client: Client, service: Service) -> None:

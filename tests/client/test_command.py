@@ -52,7 +52,8 @@ def test_every_option_of_a_search_is_its_field(run: Run, service: Service, capsy
         "search --image-id DV1 --text x --negative-text y --image-weight 0.5 --text-weight 2 "
         "--top-k 3 --offset 6 --category dress --category shirt "
         "--attribute colour:blue --attribute colour:red --attribute time:10:30 "
-        "--exclude-reference --exact"
+        "--exclude-reference --exact --boost price:-0.5 --near-duplicates hide "
+        "--group-by brand --diversity 0.25"
     )
     assert run(*line.split()) == 0
     assert service.asked[0].json() == {
@@ -67,6 +68,10 @@ def test_every_option_of_a_search_is_its_field(run: Run, service: Service, capsy
         "attributes": {"colour": ["blue", "red"], "time": ["10:30"]},
         "exclude_reference": True,
         "exact": True,
+        "boost": {"attribute": "price", "weight": -0.5},
+        "near_duplicates": "hide",
+        "group_by": "brand",
+        "diversity": 0.25,
     }
     assert "   7  a " in capsys.readouterr().out
 

@@ -195,9 +195,9 @@ def test_an_image_is_found_by_its_id_with_all_that_is_known_of_it(kept: Kept) ->
     assert found.attributes == {"n": "1"}
     assert found.feature_D == pytest.approx(np.full(DIM, 3), rel=1e-6)
     assert view.find("nobody") is None
-    assert view.count(None, without=odd.image_id) == 1
-    assert view.count(view.allowed(["dress"]), without=odd.image_id) == 1
-    assert view.count(view.allowed(["y"]), without=odd.image_id) == 0
+    assert view.count(None, without={odd.image_id}) == 1
+    assert view.count(view.allowed(["dress"]), without={odd.image_id}) == 1
+    assert view.count(view.allowed(["y"]), without={odd.image_id}) == 0
 
 
 def test_images_of_one_score_come_by_their_versions(kept: Kept) -> None:

@@ -17,7 +17,7 @@ from raycd.gallery.static import Gallery
 from raycd.gallery.view import View
 from raycd.model import fusion, maps
 from raycd.model.embed_maps import half
-from raycd.search.query import Query, Result
+from raycd.search.query import History, Query, Reference, Result
 from raycd.search.searcher import Searcher
 
 SIZE = 1  # the side that maps are pooled to
@@ -112,6 +112,11 @@ def test_a_batch_of_all_sorts_is_answered_as_each_alone(known: Served, searcher:
         Query(image_id="image-4"),
         Query(known.images[7]),
         Query(known.images[1], "is red"),
+        Query(
+            text="is red",
+            images=[Reference(known.images[2]), Reference(image_id="image-9", weight=2.0)],
+        ),
+        Query(text="is red", images=[Reference(image_id="image-9", weight=-1.0)]),
     ]
     together = searcher.search(queries)
     for query, found in zip(queries, together, strict=True):
@@ -154,6 +159,17 @@ def test_an_image_without_maps_can_be_sent_but_not_named_with_a_text(
     assert searcher.search([Query(tiny_bundle.images[1], "is blue")])[0]
     with pytest.raises(DataError, match=r"cosmo needs more(.|\n)*'image-1'(.|\n)*send the image"):
         searcher.search([Query(image_id="image-1", text="is blue")])
+
+
+def test_a_history_of_an_image_is_refused_as_it_has_no_maps(
+    known: Served, searcher: Searcher
+) -> None:
+    image_D = searcher.own.features(np.array([1]))[0]
+    goes_on = History(image_D, ("is red",))
+    with pytest.raises(DataError, match=r"needs more(.|\n)*leave the reference out"):
+        searcher.search([Query(image_id="image-2", text="is blue", history=goes_on)])
+    said = History(None, ("is red",))
+    assert searcher.search([Query(image_id="image-2", text="is blue", history=said)])[0]
 
 
 def test_an_image_that_was_replaced_by_another_has_no_maps(

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
 from raycd import bundle
 from raycd.errors import DataError
@@ -17,43 +16,19 @@ from raycd.index import Index
 from raycd.search.query import Query, Result
 from raycd.search.searcher import NEGATIVE, Searcher
 from raycd.search.texts import TextCache
-
-Vector = NDArray[np.float32]
+from tests.search.arrays import (
+    Vector,
+    fused,
+    gallery_features,
+    image_feature,
+    text_feature,
+    unit,
+)
 
 
 @pytest.fixture(scope="module")
 def searcher(tiny_bundle: Any) -> Searcher:
     return Searcher(bundle.load(tiny_bundle.folder), threads=1, text_cache=100)
-
-
-@torch.inference_mode()
-def image_feature(searcher: Searcher, image: Any) -> torch.Tensor:
-    encoder = searcher.bundle.encoder
-    return encoder.encode_images(encoder.preprocess(image)[None])[0]
-
-
-@torch.inference_mode()
-def text_feature(searcher: Searcher, text: str) -> torch.Tensor:
-    encoder = searcher.bundle.encoder
-    return encoder.encode_tokens(encoder.tokenize([text]))[0]
-
-
-@torch.inference_mode()
-def fused(searcher: Searcher, image_D: torch.Tensor, text_D: torch.Tensor) -> Vector:
-    query: Vector = searcher.bundle.head(image_D[None], text_D[None])[0].numpy()
-    return query
-
-
-def unit(vector: Any) -> Vector:
-    array = np.asarray(vector, np.float32)
-    normalised: Vector = array / np.linalg.norm(array)
-    return normalised
-
-
-def gallery_features(searcher: Searcher) -> Vector:
-    features = bundle.gallery_features(bundle.read_gallery(searcher.bundle.folder))
-    units: Vector = features / np.linalg.norm(features, axis=1, keepdims=True)
-    return units
 
 
 def check(searcher: Searcher, tiny_bundle: Any, results: list[Result], query_D: Vector) -> None:

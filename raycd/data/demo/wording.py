@@ -94,10 +94,11 @@ def compare(rng: np.random.Generator, reference: Garment, target: Garment) -> tu
 
 def _modification(rng: np.random.Generator, reference: Garment, target: Garment) -> str:
     names = [str(n) for n in rng.permutation(np.array(differences(reference, target)))][:3]
-    return _join(rng, [_phrase(rng, name, getattr(target, name)) for name in names])
+    return _join(rng, [phrase(rng, name, getattr(target, name)) for name in names])
 
 
-def _phrase(rng: np.random.Generator, name: str, value: str) -> str:
+def phrase(rng: np.random.Generator, name: str, value: str) -> str:
+    """Say that an attribute is to have this value: "has long sleeves"."""
     templates, by_value = _CHANGE[name]
     phrase = pick(rng, by_value[value] if by_value is not None else templates or ())
     return phrase.format(x=value)

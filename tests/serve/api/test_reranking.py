@@ -88,7 +88,7 @@ def test_a_search_that_is_not_re_ranked_says_why(
 ) -> None:
     half = {"text": "is blue", "rerank_depth": 5}
     assert reranking.post("/v1/search", json=half).json()["warnings"] == [
-        "rerank_depth changes nothing: only searches of image and text are re-ranked"
+        "rerank_depth changes nothing: only searches of one image and a text are re-ranked"
     ]
     assert reranking.post("/v1/search", json={"text": "is blue"}).json()["warnings"] == []
     other = client.post("/v1/search", json={**ASKED, "rerank_depth": 5}).json()

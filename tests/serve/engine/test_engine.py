@@ -80,6 +80,13 @@ QUERIES: list[dict[str, Any]] = [
     {"text": "is blue", "attributes": {"pattern": ["striped"]}, "among": ["image-3", "image-4"]},
     {"text": "is blue", "category": ["dres"], "attributes": {"colour": ["x"]}},
     {"image_id": "image-1", "category": ["dress"], "exclude_reference": True},
+    {
+        "images": [{"image_id": "image-1"}, {"image_id": "image-2", "weight": -0.5}],
+        "exclude_reference": True,
+        "top_k": 20,
+    },
+    {"text": "is blue", "group_by": "pattern", "near_duplicates": "hide", "diversity": 0.5},
+    {"text": "is blue", "boost": {"attribute": "colour", "weight": 1}, "diversity": 0.5},
 ]
 
 

@@ -21,6 +21,7 @@ from raycd.search.query import Answer
 from serve.args import ServeArgs, Wanted
 from serve.engine import Engine
 from serve.live.engine_follower import EngineFollower
+from serve.queries import SentImage
 from serve.replica import Replica
 from tests.milvus import Milvus
 from tests.serve.asking import png
@@ -70,8 +71,8 @@ def test_another_encoder_has_its_own_collection_before_it_answers(
     async def first() -> tuple[str, str, int]:
         """Return the nearest image, the encoder and the number of images."""
         engine = replica.engine
-        asked = SearchRequest(image_id="image-7", top_k=1)
-        answer = await replica.answer(engine, await replica.prepare(engine, asked, None))
+        asked, sent = SearchRequest(top_k=1), [SentImage(image_id="image-7")]
+        answer = await replica.answer(engine, await replica.prepare(engine, asked, sent))
         return answer.results[0].image_id, engine.fingerprint, len(engine.view)
 
     async def run() -> None:

@@ -58,6 +58,18 @@ def test_what_comes_meanwhile_is_the_next_batch_up_to_its_size() -> None:
     assert asyncio.run(ask()) == [0, 10, 20, 30, 40, 50]
 
 
+def test_a_batch_takes_as_many_as_fit_by_their_sizes_and_one_that_is_too_large_alone() -> None:
+    async def ask() -> None:
+        work = Slow()
+        batcher = Batcher(work, most=4, size=lambda number: number)
+        tasks = await at_work(batcher, work, range(1, 7))
+        work.go_on.set()
+        await asyncio.gather(*tasks)
+        assert work.batches == [[0], [1, 2], [3], [4], [5], [6]]
+
+    asyncio.run(ask())
+
+
 def test_whoever_has_given_up_is_left_out() -> None:
     async def ask() -> None:
         work = Slow()

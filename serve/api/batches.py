@@ -1,0 +1,94 @@
+"""What searches and embeddings have in common: their batches, images by URL, times and answers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import Request, Response
+from pydantic import BaseModel
+
+from raycd.api import BatchRequest, EmbedBatchRequest, QueryRequest
+from raycd.search.query import Prepared
+from serve.api import bodies, problems
+from serve.engine import Engine
+from serve.queries import SentImage
+from serve.replica import Replica
+from serve.security.fetch import fetch
+
+_Batch = type[BatchRequest] | type[EmbedBatchRequest]
+
+
+def body_of(model: type[BaseModel]) -> dict[str, Any]:
+    """Return what OpenAPI says of a body of JSON."""
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {bodies.JSON: {"schema": bodies.schema(model)}},
+        }
+    }
+
+
+def check_json(request: Request) -> None:
+    """Raise ProblemError: any other content type may be sent blind by pages of other origins."""
+    kind = bodies.content_type(request)
+    if not bodies.is_json(kind):
+        detail = f"the content type is {kind or 'not given'!r}: send {bodies.JSON}"
+        raise problems.ProblemError(415, detail, headers={"Accept": bodies.JSON})
+
+
+async def read(model: _Batch, request: Request, most: int) -> list[Any]:
+    """Return the entries of a batch, of which nothing is checked yet. Raises ProblemError."""
+    body = bodies.validated(model, await bodies.parsed(request))
+    [(field, entries)] = body
+    if len(entries) > most:
+        raise problems.beyond(
+            "max_batch",
+            f"too many {field}",
+            got=len(entries),
+            most=most,
+            field=field,
+            do="send fewer",
+        )
+    found: list[Any] = entries
+    return found
+
+
+async def prepared(
+    replica: Replica, engine: Engine, asked: QueryRequest, sent: list[SentImage]
+) -> Prepared:
+    """Return a query with the files of images that are given by URL. Raises as `prepare`."""
+    args = replica.args
+    whole = [
+        one
+        if one.url is None
+        else one._replace(
+            file=await fetch(one.url, max_bytes=args.max_body_bytes, timeout_s=args.fetch_timeout_s)
+        )
+        for one in sent
+    ]
+    return await replica.prepare(engine, asked, whole)
+
+
+def cut_off(query: Prepared) -> list[str]:
+    """Return a warning for each text that the model did not read to its end."""
+    return [
+        f"the end of the text was cut off, the model reads less: {text[:40]}..."
+        for text in query.truncated
+    ]
+
+
+def answer(body: BaseModel, headers: dict[str, str] | None = None) -> Response:
+    """Return the response of an answer, which was made by us and needs no check."""
+    return Response(body.model_dump_json(), media_type=bodies.JSON, headers=headers)
+
+
+def since(began: float) -> float:
+    """Return the milliseconds since a time of `time.perf_counter`."""
+    return 1000 * (time.perf_counter() - began)
+
+
+def rounded(timings: Mapping[str, float]) -> dict[str, float]:
+    """Return milliseconds as answers tell them."""
+    return {step: round(milliseconds, 3) for step, milliseconds in timings.items()}

@@ -1,0 +1,101 @@
+"""POST /v1/embed and /v1/embed/batch: the vectors of a query, without a search."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter, Depends, Request, Response
+from numpy.typing import NDArray
+
+from raycd.api import EmbedBatchRequest, EmbedBatchResponse, Embedding, EmbedItem, QueryRequest
+from serve.api import batches, problems, search_body
+from serve.api.intake import Intake
+from serve.api.wellformed import known_parameters
+from serve.engine import Engine
+from serve.queries import SentImage
+from serve.replica import Replica
+
+_ERRORS = problems.responses(400, 403, 404, 408, 409, 413, 415, 422, 503)
+
+
+def router(replica: Replica, intake: Intake) -> APIRouter:
+    """Return the routes that embed. A query takes a search's slots, and has a search's limits."""
+    routes = APIRouter(tags=["embed"], dependencies=[Depends(known_parameters)])
+
+    @routes.post(
+        "/v1/embed",
+        response_model=Embedding,
+        responses=_ERRORS,
+        openapi_extra=search_body.EMBED_OPENAPI,
+    )
+    async def embed(request: Request) -> Response:
+        """Return the vectors of an image, a text, or a query that is composed of both."""
+        async with replica.deadline():
+            replica.searches.check()
+            await intake.read(request, replica.args.max_filters)
+            with replica.searches.slot():
+                asked, sent = await search_body.read(QueryRequest, request, replica.args)
+                return batches.answer(await _embed(replica, replica.engine, asked, sent))
+
+    @routes.post(
+        "/v1/embed/batch",
+        response_model=EmbedBatchResponse,
+        responses=_ERRORS,
+        openapi_extra=batches.body_of(EmbedBatchRequest),
+    )
+    async def embed_batch(request: Request) -> Response:
+        """Several queries at once; each succeeds or fails by itself."""
+        async with replica.deadline():
+            batches.check_json(request)
+            replica.searches.check()
+            await intake.read(request, replica.args.max_batch * replica.args.max_filters)
+            with replica.searches.slot():
+                queries = await batches.read(EmbedBatchRequest, request, replica.args.max_batch)
+        engine = replica.engine
+        items = await asyncio.gather(*(_item(replica, engine, body) for body in queries))
+        return batches.answer(EmbedBatchResponse(items=items))
+
+    return routes
+
+
+async def _item(replica: Replica, engine: Engine, body: Any) -> EmbedItem:
+    try:
+        with replica.searches.slot():
+            async with replica.deadline():
+                asked, sent = search_body.of_json(QueryRequest, body, replica.args)
+                found = await _embed(replica, engine, asked, sent)
+    except Exception as error:
+        problem = problems.logged(error, "a query of a batch")
+        return EmbedItem(status=problem.status_code, problem=problem.problem)
+    return EmbedItem(status=200, embedding=found)
+
+
+async def _embed(
+    replica: Replica, engine: Engine, asked: QueryRequest, sent: list[SentImage]
+) -> Embedding:
+    began = time.perf_counter()
+    with replica.further_images(sent):
+        query = await batches.prepared(replica, engine, asked, sent)
+        decode_ms = batches.since(began)
+        features = await replica.encode(engine, query)
+    total_ms = batches.since(began)
+    return Embedding.model_construct(
+        query=features.query_BD.tolist(),
+        image=_numbers(features.raw_image_BD),
+        text=_numbers(features.raw_text_BD),
+        encoder=engine.fingerprint,
+        head=engine.model.head,
+        warnings=batches.cut_off(query),
+        timings=batches.rounded(
+            {"decode": decode_ms, "encode": total_ms - decode_ms, "total": total_ms}
+        ),
+    )
+
+
+def _numbers(feature_D: NDArray[np.float32]) -> list[float] | None:
+    """Return a half of the query; None where the query lacks it."""
+    numbers: list[float] = feature_D.tolist()
+    return None if np.isnan(feature_D[0]) else numbers
