@@ -131,7 +131,7 @@ def test_the_demo_in_a_bucket_is_killed_in_stage_1_and_continued_and_leaves_noth
     assert len(trained) == EPOCHS
     assert trained[: len(kept)] == kept, "it began again"
     assert store.exists(f"{runs}/tiny/report.html")
-    assert store.glob(f"{runs}/mlartifacts/*/artifacts/model/{BUNDLE}/manifest.json")
+    assert store.glob(f"{runs}/mlartifacts/*/artifacts/bundle/data/bundle/manifest.json")
     assert store.find(f"{runs}/tiny/.train") == []
     assert store.find(f"{runs}/tiny/.unfinished") == []
     local_copy(f"s3://{runs}/tiny/bundle", tmp_path / "bundle")
