@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from raycd.config import Count, Positive, Section
+from serve.replicas import ReplicaCount, Replicas
 
 NO_GALLERY = "none"  # `gallery`: the bundle's own, which does not change
 REGISTRY = "models:/"  # `bundle` in MLflow's registry
@@ -27,11 +28,13 @@ class ServeArgs(Section):
     MLflow's registry, models:/name/version or models:/name@alias, or on a store, s3://...: every
     node fetches it.
     """
-    replicas: Positive = 1
-    """Copies of the model."""
+    replicas: ReplicaCount = Replicas()
+    """Copies of the model: a number, or as many as the load asks for; target is the requests under
+    way for each: {"min": 1, "max": 3, "target": 8}.
+    """
     threads: Count = 0
     """Threads of torch and FAISS in a replica; 0 shares the node's cores, less one, among the
-    replicas.
+    most replicas that there may be.
     """
     cpus: Annotated[float, Field(ge=0)] = 1.0
     """CPUs that Ray reserves for a replica."""
@@ -173,7 +176,7 @@ class ServeArgs(Section):
                 "a search engine is filled from the gallery's database: got gallery none, expected "
                 "a SQLite file or a postgresql:// URL"
             )
-        if engine.endswith(".db") and info.data.get("replicas", 1) > 1:
+        if engine.endswith(".db") and info.data.get("replicas", Replicas()).max > 1:
             raise ValueError(
                 "a file of Milvus Lite belongs to one process: got several replicas, expected 1, "
                 "or the address of a server"
@@ -196,6 +199,17 @@ class ServeArgs(Section):
         if explore and not info.data.get("events"):
             raise ValueError("what results are swapped for is recorded with events: set events")
         return explore
+
+    @field_validator("max_queue")
+    @classmethod
+    def _above_the_target(cls, max_queue: int, info: ValidationInfo) -> int:
+        replicas = info.data.get("replicas", Replicas())
+        if replicas.follow_load and replicas.target >= max_queue:
+            raise ValueError(
+                f"above the target of replicas: got {replicas.target:g}, but a replica refuses "
+                f"searches beyond {max_queue}, so that none would ever be added"
+            )
+        return max_queue
 
     @field_validator("cors_origins")
     @classmethod

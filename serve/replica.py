@@ -81,7 +81,9 @@ class Replica:
         self.args, self._observer = args, observer
         # One core is left to HTTP and decoding: OpenMP's threads wait by spinning, and where they
         # outnumber the cores a query takes a hundred times as long.
-        self._threads = args.threads or max(1, (len(os.sched_getaffinity(0)) - 1) // args.replicas)
+        self._threads = args.threads or max(
+            1, (len(os.sched_getaffinity(0)) - 1) // args.replicas.max
+        )
         self._model = ThreadPoolExecutor(1, "model")
         self._small = ThreadPoolExecutor(self._threads + 1, "decode")
         # A file of 50 KB may take a second to decode: such ones delay no others.

@@ -58,12 +58,15 @@ class SearchService:
         return some
 
     def _count_replicas(self) -> tuple[int, int]:
-        """Return how many replicas of this deployment answer, and how many there should be."""
+        """Return how many replicas of this deployment answer, and how many have to.
+
+        Where their number follows the load, those that are starting or ending are none of either.
+        """
         me = ray_serve.get_replica_context()
         application = ray_serve.status().applications[me.app_name]
         states = application.deployments[me.deployment].replica_states
         running = sum(count for state, count in states.items() if state == "RUNNING")
-        return running, self._replica.args.replicas
+        return running, self._replica.args.replicas.min
 
 
 # `ingress` without an application: it is asked for once there is a replica to build it on.

@@ -29,6 +29,8 @@ SERVICE = f"{PREFIX}SERVE__"
 OTHERS = {f"{PREFIX}URL", f"{PREFIX}API_KEY", f"{PREFIX}HOSTS"}
 """Variables that are not settings: of the client, and of the proxy (serve/security/front.py)."""
 
+FORMS = 'write a list as a,b or [a, b], and what has parts as JSON: {"name": 1}'
+
 S = TypeVar("S", bound=Section, default=Config)
 Flags = Callable[[argparse.ArgumentParser], object]
 
@@ -211,7 +213,7 @@ class _Reader(Generic[S]):
         try:
             values: dict[str, Any] = self._source(parsed_args=dict(named))()
         except (SettingsError, ValueError) as error:
-            raise ConfigError(problem, got=error, do="write a list as a,b or [a, b]") from error
+            raise ConfigError(problem, got=error, do=FORMS) from error
         return values
 
     def _explain(self, found: Sequence[Layer]) -> None:

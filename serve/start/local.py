@@ -128,12 +128,12 @@ def check_free(host: str, port: int) -> None:
 def check_room(args: ServeArgs, resources: dict[str, float]) -> None:
     """Raise RunError where Ray would wait for ever for what the machine does not have."""
     for name, each in (("CPU", args.cpus), ("GPU", args.gpus)):
-        wanted, there = args.replicas * each, resources.get(name, 0.0)
+        wanted, there = args.replicas.max * each, resources.get(name, 0.0)
         if wanted > there:
             raise RunError(
                 f"this machine has too few {name}s for the replicas",
                 got=f"{there:g} {name}s",
-                expected=f"{wanted:g}: {args.replicas} replicas of {each:g}",
+                expected=f"{wanted:g}: {args.replicas.max} replicas of {each:g}",
                 do="give fewer --replicas"
                 if name == "CPU"
                 else "give fewer --gpus, or 0 to run on CPUs",

@@ -26,6 +26,7 @@ NAME = "raycd"  # of the Serve application
 _OURS = re.compile(r"raycd\.errors\.\w+: (.+(?:\n  .+)*)")  # as a traceback ends with it
 
 PROXY_S = 0.3  # seconds that an answer takes from a replica through the proxy
+END_S = 5.0  # seconds that a replica may take to end beside a request of `timeout_s`
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
 
 
@@ -40,7 +41,9 @@ def application(args: ServeArgs, wanted: Wanted | None = None) -> Application:
     deployment = private.with_version(
         search,
         hashlib.sha256(args.model_dump_json().encode()).hexdigest()[:16],
-        num_replicas=args.replicas,
+        **args.replicas.options(),
+        # A replica that ends finishes what is under way, whatever that may take.
+        graceful_shutdown_timeout_s=args.timeout_s + END_S,
         ray_actor_options={"num_cpus": args.cpus, "num_gpus": args.gpus},
         logging_config=QUIET,  # a line a request takes as long as parsing it
         # Beyond max_queue a replica itself refuses, with a problem document.
