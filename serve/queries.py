@@ -80,7 +80,7 @@ def _arrangement(asked: SearchRequest, args: ServeArgs) -> Arrangement | None:
         return None
     return Arrangement(
         args.candidates,
-        boost=asked.boost and Boost(asked.boost.attribute, asked.boost.weight),
+        boost=None if asked.boost is None else Boost(asked.boost.attribute, asked.boost.weight),
         alike=args.near_duplicate if hides else None,
         group_by=asked.group_by,
         diversity=asked.diversity,

@@ -299,9 +299,11 @@ class Replica:
 
         `files` are what it decodes: where that takes longer, no work but its like waits for it.
         """
-        threads = self._small
-        if files and await run_in_thread(threads, lambda: any(map(_is_large, files))):
-            threads = self._large
+
+        def large() -> bool:
+            return any(map(_is_large, files))
+
+        threads = self._large if files and await run_in_thread(self._small, large) else self._small
         return await run_in_thread(threads, work)
 
 

@@ -142,7 +142,8 @@ class Prepared:
     @property
     def truncated(self) -> list[str]:
         """The texts whose end was cut off."""
-        texts = (self.text, self.negative, self.whole and self.whole.text)
+        whole = None if self.whole is None else self.whole.text
+        texts = (self.text, self.negative, whole)
         return [words.text for words in texts if words is not None and words.truncated]
 
     @property

@@ -24,7 +24,7 @@ import { referenceImage, refuseReference, showReference, startReference } from "
 import { askToRemove, startRemoving } from "./remove.js";
 import { getInfo, newest, search } from "./service.js";
 import { startNames } from "./tiles.js";
-import { START, follow, showTrail } from "./trail.js";
+import { START, earlier, follow, showTrail, withHistory } from "./trail.js";
 import { fileOf, isLost } from "./uploads.js";
 
 const nextSignal = newest();
@@ -170,7 +170,11 @@ async function ask(query) {
   document.title = query.text ? `${query.text} · raycd` : "raycd";
   answer.showBusy("Searching…");
   try {
-    const found = await search(query, fileOf, 0, nextSignal());
+    const found = await search(query, { fileOf, reference: earlier(trail) }, 0, nextSignal());
+    if (found.history) {
+      trail = withHistory(trail, found.history);
+      history.replaceState({ trail }, "");
+    }
     answer.show(found, info, query, {
       ...onResults(),
       onClear: () => {
@@ -188,7 +192,8 @@ async function ask(query) {
 async function askMore(byKeyboard) {
   answer.showMoreBusy(true);
   try {
-    const found = await search(asked, fileOf, answer.shown(), nextSignal());
+    const on = { fileOf, reference: earlier(trail) };
+    const found = await search(asked, on, answer.shown(), nextSignal());
     answer.showMore(found, info, { ...onResults(), byKeyboard });
   } catch (problem) {
     if (problem.name !== "AbortError") answer.showFailure(problem, info.limits, () => ask(asked));

@@ -15,6 +15,7 @@ const OPTIONS = [
   "text_weight",
   "top_k",
   "exclude_reference",
+  "session",
   "exact",
   "rerank_depth",
 ];
@@ -73,7 +74,7 @@ export function readForm() {
   query.negative_text = form.negative_text.value.trim();
   for (const name of ["image_weight", "text_weight", "top_k"])
     query[name] = Number(form[name].value);
-  for (const name of ["exclude_reference", "exact"]) query[name] = form[name].checked;
+  for (const name of ["exclude_reference", "session", "exact"]) query[name] = form[name].checked;
   const depth = form.rerank_depth.value;
   query.rerank_depth = depth === "" ? null : Number(depth);
   return query;
@@ -99,7 +100,7 @@ export function setForm(query) {
   setCount(form.top_k, top_k);
   if (rerank_depth === null) form.rerank_depth.value = "";
   else setCount(form.rerank_depth, rerank_depth);
-  for (const name of ["exclude_reference", "exact"]) form[name].checked = query[name];
+  for (const name of ["exclude_reference", "session", "exact"]) form[name].checked = query[name];
   setFilters(query);
   if (OPTIONS.some((name) => query[name] !== BLANK[name])) byId("options").open = true;
   showWeights();

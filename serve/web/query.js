@@ -14,6 +14,7 @@ export const BLANK = {
   category: [],
   attributes: {},
   exclude_reference: true,
+  session: false, // whether it goes on from the step before
   exact: false,
   rerank_depth: null, // as many as the model usually re-ranks
 };
@@ -24,7 +25,7 @@ const COUNTS = { top_k: [1, Infinity], rerank_depth: [0, Infinity] };
 const NUMBERS = { ...WEIGHTS, ...COUNTS };
 const LISTS = ["in", "not"]; // of a condition
 const BOUNDS = ["gte", "lte"];
-const SWITCHES = ["exclude_reference", "exact"];
+const SWITCHES = ["exclude_reference", "session", "exact"];
 
 export const isEmpty = (query) =>
   query.image === null && query.text === "" && query.further.every(({ less }) => less);
@@ -46,10 +47,11 @@ export const ownOf = (object, name, otherwise) =>
 
 /**
  * Body and headers of the request: JSON, or a form where one file goes with it. `fileOf` gives the
- * file of an image that was uploaded.
+ * file of an image that was uploaded; `reference` is the history of the step before.
  */
-export async function request(query, fileOf, offset) {
-  const { image, further, exclude_reference, rerank_depth, ...fields } = query;
+export async function request(query, fileOf, offset, reference) {
+  const { image, further, exclude_reference, rerank_depth, session, ...fields } = query;
+  if (session) Object.assign(fields, { session }, reference && { reference });
   fields.offset = offset;
   if (rerank_depth !== null) fields.rerank_depth = rerank_depth;
   if (further.length > 0) {

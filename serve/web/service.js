@@ -39,9 +39,12 @@ export function getGallery({ offset, limit, category, newest: newestFirst }, sig
   return call(withQuery("v1/gallery", asked, sinceChanges()), { signal });
 }
 
-/** `fileOf` gives the file of an image of the query that was uploaded. */
-export async function search(query, fileOf, offset, signal) {
-  const sent = await request(query, fileOf, offset);
+/**
+ * `fileOf` gives the file of an image of the query that was uploaded, `reference` is the history of
+ * the step before.
+ */
+export async function search(query, { fileOf, reference }, offset, signal) {
+  const sent = await request(query, fileOf, offset, reference);
   signal.throwIfAborted();
   return call(withQuery("v1/search", sinceChanges()), { method: "POST", ...sent, signal });
 }

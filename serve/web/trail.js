@@ -7,7 +7,7 @@ import { isSame } from "./query.js";
 import { thumbnailOf } from "./service.js";
 import { previewOf } from "./uploads.js";
 
-export const START = { steps: [], at: -1 };
+export const START = { steps: [], at: -1, histories: [] };
 
 /**
  * The trail after `query` was asked: a change of the step shown, its next step where refined, else
@@ -21,7 +21,18 @@ export function follow(trail, query, refined) {
     : current && isSame(current.image, query.image)
       ? trail.steps.slice(0, trail.at)
       : [];
-  return { steps: [...before, query], at: before.length };
+  const histories = (trail.histories ?? []).slice(0, before.length);
+  return { steps: [...before, query], at: before.length, histories };
+}
+
+/** The history of the step before the one shown; undefined where it has none. */
+export const earlier = ({ at, histories }) => histories?.[at - 1];
+
+/** The trail with the history of the step shown. */
+export function withHistory(trail, history) {
+  const histories = [...(trail.histories ?? [])];
+  histories[trail.at] = history;
+  return { ...trail, histories };
 }
 
 /**

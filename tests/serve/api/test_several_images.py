@@ -154,7 +154,7 @@ def test_a_broken_or_unknown_image_is_told_by_its_place_or_name(client: httpx.Cl
     wrong = problem(client.post("/v1/search", json={"images": images}), 422)
     assert wrong["reason"] == "not_an_image"
     assert "images.1" in wrong["detail"]
-    images = [{"image_id": "image-1"}, {"image_id": "nobody", "weight": -1}]
+    images = [{"image_id": "image-1"}, {"image_id": "nobody"}]
     wrong = problem(client.post("/v1/search", json={"images": images}), 404)
     assert "'nobody'" in wrong["detail"]
     form = ask(client, png(Image.new("RGB", (9, 9))), images=json.dumps(images))

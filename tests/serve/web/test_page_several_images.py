@@ -131,6 +131,28 @@ def test_images_to_be_unlike_alone_are_no_search(page: Page) -> None:
     expect(page.get_by_text("Nothing to search with yet")).to_be_visible()
 
 
+def test_earlier_steps_of_the_trail_count_where_that_is_wanted(page: Page) -> None:
+    page.locator("#options summary").click()
+    page.locator("[name=session]").check()
+    page.fill("#text", "is blue")
+    with page.expect_response("**/v1/search*") as first:
+        page.press("#text", "Enter")
+    answered(page)
+    history = first.value.json()["history"]
+    assert history
+    cards(page).nth(1).get_by_role("button", name="Use as reference").click()
+    page.fill("#text", "has a belt")
+    body = sent(page, lambda: page.press("#text", "Enter"))
+    assert (body["reference"], body["session"], body["text"]) == (history, True, "has a belt")
+    shown = found(page)
+    page.reload()
+    answered(page)
+    assert found(page) == shown
+    body = sent(page, page.locator("[name=session]").uncheck)
+    assert not {"reference", "session"} & set(body)
+    assert found(page) != shown
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_on_a_phone_nothing_of_it_scrolls_sideways(
     open_page: Callable[..., Page], scheme: str
