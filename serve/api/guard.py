@@ -30,8 +30,8 @@ def add(app: FastAPI, args: ServeArgs) -> None:
             CORSMiddleware,
             allow_origins=args.cors_origins,
             allow_methods=("GET", "POST", "PUT", "DELETE"),
-            allow_headers=("authorization", "content-type"),
-            expose_headers=("retry-after", "server-timing", "raycd-gallery-version"),
+            allow_headers=("authorization", "content-type", "raycd-user"),
+            expose_headers=("retry-after", "server-timing", "raycd-gallery-version", "raycd-model"),
         )
     app.add_middleware(Checked, check=partial(check_host, hosts=frozenset(args.hosts)))
 

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request, Response
+from starlette.background import BackgroundTasks
 
 from raycd.api import (
     BatchItem,
@@ -18,7 +19,7 @@ from raycd.api import (
     SearchResult,
 )
 from raycd.search.query import Answer, Prepared
-from serve.api import bodies, filters, problems, search_body
+from serve.api import bodies, filters, problems, search_body, users
 from serve.api.gallery import MinVersion, thumbnail_url
 from serve.api.intake import Intake
 from serve.api.wellformed import known_parameters
@@ -26,6 +27,8 @@ from serve.engine import Engine
 from serve.metrics import Metrics
 from serve.replica import Replica
 from serve.security.fetch import fetch
+
+MODEL = "Raycd-Model"  # header: the bundle that answered, by the prefix of its digest
 
 _ERRORS = problems.responses(400, 403, 404, 408, 413, 415, 422, 503)
 
@@ -38,43 +41,47 @@ def router(replica: Replica, intake: Intake, metrics: Metrics) -> APIRouter:
         "/v1/search",
         response_model=SearchResponse,
         responses=_ERRORS,
-        openapi_extra=search_body.OPENAPI,
+        openapi_extra=users.OPENAPI | search_body.OPENAPI,
     )
     async def search(request: Request, min_version: MinVersion = 0) -> Response:
         """Find the images that look like the given one, changed as the text says. Either alone is a
         query, too.
         """
-        began = time.perf_counter()
+        began, after = time.perf_counter(), BackgroundTasks()
         async with replica.deadline():
             # Who waits for a version takes no search's slot, nor does who sends slowly.
-            engine = await replica.wait_for_version(min_version)
+            engine = await replica.wait_for_version(min_version, users.user_of(request))
             replica.searches.check()
             await intake.read(request, replica.args.max_filters)
             with replica.searches.slot():
                 asked, image = await search_body.read(request, replica.args)
                 read_ms = _since(began)
-                found, batch = await _search(replica, engine, asked, image)
+                found, batch = await _search(replica, engine, asked, image, after)
         found.timings = _rounded({"read": read_ms, **found.timings, "total": _since(began)})
         metrics.search(found.timings, replica.searches.busy)
-        return _json(found, {"Server-Timing": _server_timing(found.timings, batch)})
+        headers = {"Server-Timing": _server_timing(found.timings, batch)}
+        return _json(found, engine, after, headers)
 
     @routes.post(
         "/v1/search/batch",
         response_model=BatchResponse,
         responses=_ERRORS,
-        openapi_extra=_body_of(BatchRequest),
+        openapi_extra=users.OPENAPI | _body_of(BatchRequest),
     )
     async def search_batch(request: Request, min_version: MinVersion = 0) -> Response:
         """Several searches at once; each succeeds or fails by itself."""
+        after = BackgroundTasks()
         async with replica.deadline():
             _check_json(request)
-            engine = await replica.wait_for_version(min_version)
+            engine = await replica.wait_for_version(min_version, users.user_of(request))
             replica.searches.check()
             await intake.read(request, replica.args.max_batch * replica.args.max_filters)
             with replica.searches.slot():
                 searches = _batch(await bodies.parsed(request), replica.args.max_batch)
-        items = await asyncio.gather(*(_item(replica, metrics, engine, body) for body in searches))
-        return _json(BatchResponse(items=items))
+        items = await asyncio.gather(
+            *(_item(replica, metrics, engine, body, after) for body in searches)
+        )
+        return _json(BatchResponse(items=items), engine, after)
 
     return routes
 
@@ -106,12 +113,15 @@ def _batch(body: Any, most: int) -> list[Any]:
     return asked.searches
 
 
-async def _item(replica: Replica, metrics: Metrics, engine: Engine, body: Any) -> BatchItem:
+async def _item(
+    replica: Replica, metrics: Metrics, engine: Engine, body: Any, after: BackgroundTasks
+) -> BatchItem:
     began = time.perf_counter()
     try:
         with replica.searches.slot():
             async with replica.deadline():
-                found, _ = await _search(replica, engine, *search_body.of_json(body, replica.args))
+                asked, image = search_body.of_json(body, replica.args)
+                found, _ = await _search(replica, engine, asked, image, after)
     except Exception as error:
         problem = problems.logged(error, "a search of a batch")
         return BatchItem(status=problem.status_code, problem=problem.problem)
@@ -121,9 +131,16 @@ async def _item(replica: Replica, metrics: Metrics, engine: Engine, body: Any) -
 
 
 async def _search(
-    replica: Replica, engine: Engine, asked: SearchRequest, image: bytes | None
+    replica: Replica,
+    engine: Engine,
+    asked: SearchRequest,
+    image: bytes | None,
+    after: BackgroundTasks,
 ) -> tuple[SearchResponse, int]:
-    """Return the answer with the milliseconds of its steps, and the size of its batch."""
+    """Return the answer with the milliseconds of its steps, and the size of its batch.
+
+    `after` gets what is to be done once the answer has gone out.
+    """
     began = time.perf_counter()
     if asked.image_url:
         args = replica.args
@@ -145,6 +162,9 @@ async def _search(
         found.warnings += await replica.run_in_thread(
             lambda: filters.warnings(query.view, asked.category, asked.attributes, asked.among)
         )
+    if replica.shadow is not None and replica.shadow.samples():
+        image_ids = [result.image_id for result in found.results]
+        after.add_task(replica.shadow.offer, asked, image, image_ids)
     return found, answer.batch
 
 
@@ -201,8 +221,18 @@ async def _total(replica: Replica, query: Prepared) -> int:
     return await replica.run_in_thread(lambda: view.count(asked.allowed, without=without))
 
 
-def _json(body: SearchResponse | BatchResponse, headers: dict[str, str] | None = None) -> Response:
-    return Response(body.model_dump_json(), media_type="application/json", headers=headers)
+def _json(
+    body: SearchResponse | BatchResponse,
+    engine: Engine,
+    after: BackgroundTasks,
+    headers: dict[str, str] | None = None,
+) -> Response:
+    return Response(
+        body.model_dump_json(),
+        media_type="application/json",
+        headers={**(headers or {}), MODEL: engine.model.bundle},
+        background=after,
+    )
 
 
 def _since(began: float) -> float:
