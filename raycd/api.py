@@ -104,6 +104,8 @@ class ModelInfo(_ResponsePart):
     fingerprint: str
     """Prefix of the encoder's hash."""
     head: str
+    bundle: str = ""
+    """Prefix of its bundle's digest, as the header Raycd-Model of an answer."""
     protocol: str
     """Evaluation protocol of the metrics."""
     rerank_depth: int = 0
@@ -209,6 +211,19 @@ class BundleInfo(_ResponsePart):
     """Why the replica refused the bundle that it should change to; null where it did not."""
 
 
+class SecondInfo(_ResponsePart):
+    """A second model beside the first."""
+
+    bundle: str | None
+    """Prefix of its bundle's digest; null until it is loaded, and where it cannot be."""
+    shadow: float
+    """Share of the searches that it answers, too, unseen."""
+    users: float
+    """Share of the users whom it answers."""
+    refused: str | None = None
+    """Why it cannot be loaded; the first answers all."""
+
+
 class Limits(_ResponsePart):
     """The limits of the service."""
 
@@ -247,6 +262,8 @@ class Info(_ResponsePart):
     """Whether it takes events on what it found."""
     bundle: BundleInfo | None = None
     """The bundle that this replica serves, and why it refused another one."""
+    second: SecondInfo | None = None
+    """The second model; null where there is none."""
     categories: dict[str, int]
     """Number of images of each category."""
     attributes: dict[str, dict[str, int]]

@@ -139,8 +139,8 @@ def _not_changed(error: Exception) -> RunError:
     )
 
 
-def _folder(wanted: str) -> Path:
-    """Return the bundle's folder. Raises as `swap.folder`."""
+def _folder(wanted: str, option: str = "--bundle") -> Path:
+    """Return the folder of the bundle that an option names. Raises as `swap.folder`."""
     if is_fetched(wanted):
         from serve import swap
 
@@ -151,7 +151,7 @@ def _folder(wanted: str) -> Path:
             f"there is no bundle at {wanted}",
             expected="a folder with a manifest.json, as training writes it to runs/<name>/bundle",
             do=f"run {called('jobs/train.py')} --preset demo first, or name another folder with "
-            "--bundle",
+            f"{option}",
         )
     return folder
 
@@ -159,6 +159,8 @@ def _folder(wanted: str) -> Path:
 def _arguments(wanted: LocalArgs, folder: Path) -> ServeArgs:
     """Return what replicas are given, whose folders and addresses are other ones than ours."""
     given = wanted.model_dump(include=set(ServeArgs.model_fields)) | {"bundle": str(folder)}
+    if wanted.second.bundle:
+        given["second"]["bundle"] = str(_folder(wanted.second.bundle, "--second.bundle"))
     for name in ("api_keys", "gallery", "pictures"):  # replicas start in other folders
         if given[name] and given[name] != NO_GALLERY and "://" not in given[name]:
             given[name] = str(Path(given[name]).expanduser().absolute())

@@ -1,11 +1,19 @@
 """The settings of the service: `args` in config.yaml, and what `python serve/app.py` reads."""
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from raycd.config import Count, Positive, Section
+from raycd.config.section import Fraction
 from serve.replicas import ReplicaCount, Replicas
 
 NO_GALLERY = "none"  # `gallery`: the bundle's own, which does not change
@@ -18,6 +26,39 @@ Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 def is_fetched(bundle: str) -> bool:
     """Return whether a bundle is no folder: it is copied from MLflow's registry or a store."""
     return bundle.startswith(REGISTRY) or "://" in bundle
+
+
+class Second(Section):
+    """A second model, beside the bundle's: in the shadow of its answers, or for some users."""
+
+    bundle: str = ""
+    """Folder, models:/... or s3://... as `bundle`; empty: there is no second model."""
+    shadow: Fraction = 0.0
+    """Share of the searches that it answers, too, once the answer has gone out: for metrics alone.
+    """
+    users: Fraction = 0.0
+    """Share of the users whom it answers in place of the first, always the same ones."""
+    waiting: Positive = 8
+    """Searches of a replica that the shadow is at work on or keeps waiting; more are dropped, and
+    counted.
+    """
+
+    @model_validator(mode="after")
+    def _has_one_use(self) -> Self:
+        if not self.bundle and (self.shadow or self.users):
+            raise ValueError(
+                "there is no second model: got a share without second.bundle, expected its bundle"
+            )
+        if self.bundle and not self.shadow and not self.users:
+            raise ValueError(
+                "the second model answers nobody: give second.shadow or second.users, 0 to 1"
+            )
+        if self.shadow and self.users:
+            raise ValueError(
+                "the second model has two uses: got second.shadow and second.users, expected one: "
+                "the shadow has no part in any answer, users get its answers"
+            )
+        return self
 
 
 class ServeArgs(Section):
@@ -53,6 +94,9 @@ class ServeArgs(Section):
     """Folder or fsspec URI of the pictures that clients add; empty: beside the SQLite file."""
     lag_s: Seconds = 1.0
     """Seconds after which every replica knows of a change of the gallery."""
+
+    second: Second = Second()
+    """A second model beside the first."""
 
     max_batch_size: Positive = 32
     """Queries that the model answers at once."""
@@ -199,6 +243,16 @@ class ServeArgs(Section):
         if explore and not info.data.get("events"):
             raise ValueError("what results are swapped for is recorded with events: set events")
         return explore
+
+    @field_validator("second")
+    @classmethod
+    def _second_has_an_index(cls, second: Second, info: ValidationInfo) -> Second:
+        if second.bundle and info.data.get("gallery_engine"):
+            raise ValueError(
+                "a search engine has the gallery for one model: got gallery_engine and "
+                "second.bundle, expected one of them"
+            )
+        return second
 
     @field_validator("max_queue")
     @classmethod

@@ -148,6 +148,7 @@ def _model_info(loaded: Bundle, rerank_depth: int) -> ModelInfo:
         encoder=manifest.encoder.name,
         fingerprint=manifest.encoder.fingerprint[:12],
         head=loaded.head_config.name,
+        bundle=manifest.digest[:12],
         protocol=loaded.config.evaluate.protocol,
         metrics=manifest.metrics,
         rerank_depth=rerank_depth,

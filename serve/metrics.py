@@ -12,10 +12,12 @@ from ray.serve.metrics import Counter, Gauge, Histogram
 
 from raycd.search.query import Answer
 from serve.engine import Engine
+from serve.second.shadow import Outcome
 
 _SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30]
 # Beside more than BUSY other searches, the steps of one search in SAMPLED are recorded.
 _BUSY, _SAMPLED = 4, 8
+_SHARES = [0.001, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1]
 _SIZES: list[float] = [1, 2, 4, 8, 16, 32, 64, 128]
 
 
@@ -49,6 +51,20 @@ class Metrics:
         )
         self._lost = Counter("raycd_feedback_lost", "Searches and events that were not.")
 
+        self._shadow = Counter(
+            "raycd_shadow_searches",
+            "Searches sampled for the second model: answered, failed, dropped.",
+            ("outcome",),
+        )
+        self._overlap = Histogram(
+            "raycd_shadow_overlap",
+            "Share of the results of both models that are the same.",
+            _SHARES,
+        )
+        self._shadow_seconds = Histogram(
+            "raycd_shadow_seconds", "Seconds that the second model took.", _SECONDS
+        )
+
     def request(self, path: str, status: int, seconds: float) -> None:
         """Record a request that was answered."""
         self._requests.observe(seconds, {"path": path, "status": str(status)})
@@ -78,3 +94,12 @@ class Metrics:
         self._images.set(len(engine.view))
         self._version.set(engine.view.version)
         self._lag.set(engine.follower.lag_s if engine.follower else 0.0)
+
+    def shadow(self, outcome: Outcome) -> None:
+        """Record what became of a search that was sampled for the second model."""
+        self._shadow.inc(tags={"outcome": outcome})
+
+    def compared(self, overlap: float, seconds: float) -> None:
+        """Record the share of the results that both models have, and how long the second took."""
+        self._overlap.observe(overlap)
+        self._shadow_seconds.observe(seconds)

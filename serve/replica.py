@@ -18,9 +18,10 @@ from typing import Any, Protocol, TypeVar
 
 from PIL import Image
 
-from raycd.api import BundleInfo, QueryRequest
+from raycd.api import BundleInfo, QueryRequest, SecondInfo
 from raycd.data import images
 from raycd.errors import GalleryError
+from raycd.gallery.state import State
 from raycd.search.query import Answer, Encoded, Prepared
 from serve import queries, swap
 from serve.args import ServeArgs, Wanted
@@ -34,6 +35,8 @@ from serve.live.writer import Writer
 from serve.load.admission import Admission, deadline, run_in_thread
 from serve.load.batching import Batcher
 from serve.queries import SentImage
+from serve.second.model import SecondModel
+from serve.second.shadow import Shadow
 
 T = TypeVar("T")
 
@@ -66,19 +69,23 @@ class Replica:
         args: The settings.
         name: What the replicas of this service have in common, and no other service has.
         observer: What records its work.
+        shadow: What has a second model answer, unseen.
 
     Attributes:
         refused: Why the bundle that was asked for last is not the engine's; None where it is.
         writer: What changes the gallery; None where it does not change.
         recorder: What keeps searches and events; None where they are not kept.
+        second: The second model, for users; None where there is none.
         searches, writes, imports, browsing: How many of each are at work, each by itself.
 
     Raises:
         GalleryError: The gallery's database cannot be opened.
     """
 
-    def __init__(self, args: ServeArgs, *, name: str, observer: Observer) -> None:
-        self.args, self._observer = args, observer
+    def __init__(
+        self, args: ServeArgs, *, name: str, observer: Observer, shadow: Shadow | None = None
+    ) -> None:
+        self.args, self._observer, self.shadow = args, observer, shadow
         # One core is left to HTTP and decoding: OpenMP's threads wait by spinning, and where they
         # outnumber the cores a query takes a hundred times as long.
         self._threads = args.threads or max(
@@ -113,11 +120,26 @@ class Replica:
             else None
         )
 
+        self.second = SecondModel(args.second, self._load) if args.second.users else None
+
     @property
     def engine(self) -> Engine:
         """The engine that new requests use."""
         assert self._engine is not None, "change_bundle comes first"
         return self._engine
+
+    def engine_of(self, user: str) -> Engine:
+        """Return the engine that answers a user; "" is nobody, who gets the first."""
+        second = self.second.of(user) if self.second and user else None
+        return second or self.engine
+
+    def view_with(self, image_id: str, view: State) -> State:
+        """Return the first model's view or, where it lacks an image, the second's.
+
+        Of two bundles each may have a gallery of its own.
+        """
+        second = self.second.engine if self.second else None
+        return second.view if second is not None and view.find(image_id) is None else view
 
     async def change_bundle(self, wanted: dict[str, Any]) -> None:
         """Load the bundle that is wanted (args.Wanted), or change to it, or refuse it and go on.
@@ -138,6 +160,10 @@ class Replica:
             _log.error("a bundle was refused, the old one goes on: %s", format_error(error))
         if self._engine is None:
             await self._change(self.args.bundle)
+        if self.second is not None:
+            await self.second.load()
+        if self.shadow is not None:
+            self.shadow.start()
 
     async def _change(self, bundle: str) -> None:
         # The new bundle is loaded and tried beside the one at work, which goes on until then.
@@ -173,6 +199,11 @@ class Replica:
             digest=manifest.digest[:12], created=manifest.created, refused=self.refused
         )
 
+    def second_info(self) -> SecondInfo | None:
+        """Return what there is of a second model."""
+        second = self.second or self.shadow
+        return second.info() if second else None
+
     async def check_canary(self) -> None:
         """Encode and search, before all queries that wait. Raises where this replica cannot.
 
@@ -180,6 +211,8 @@ class Replica:
         """
         self._observer.gallery(self.engine)
         await self._check_canary(self.engine)
+        if self.second is not None and self.second.engine is not None:
+            await self._check_canary(self.second.engine)
 
     async def _check_canary(self, engine: Engine) -> None:
         async with asyncio.timeout(CANARY_S):
@@ -206,8 +239,8 @@ class Replica:
         """
         return deadline(self.args.timeout_s, then=then)
 
-    async def wait_for_version(self, version: int) -> Engine:
-        """Return the engine, once its view of the gallery has this version.
+    async def wait_for_version(self, version: int, user: str = "") -> Engine:
+        """Return the engine that answers a user, once its view of the gallery has this version.
 
         Raises:
             NoSuchVersion: The database does not have it.
@@ -215,7 +248,7 @@ class Replica:
             GalleryError: The search engine that has the gallery does not answer, or is being
                 filled.
         """
-        engine = self.engine
+        engine = self.engine_of(user)
         if engine.follower is None or version <= engine.view.version:
             return engine
         if isinstance(engine.follower, EngineFollower):
@@ -224,7 +257,7 @@ class Replica:
             while engine.follower and version > engine.view.version:
                 if not await engine.follower.wait_for_version(version):
                     raise NoSuchVersion(version, newest=engine.view.version)
-                engine = self.engine  # it may have been replaced meanwhile
+                engine = self.engine_of(user)  # it may have been replaced meanwhile
         return engine
 
     async def prepare(
@@ -272,22 +305,24 @@ class Replica:
     def _answer_batch(
         self, batch: Sequence[tuple[Engine, Prepared]]
     ) -> list[Answer | GalleryError]:
-        outcomes: list[Answer | GalleryError] = []
+        outcomes: dict[int, Answer | GalleryError] = {}
         answers: list[Answer] = []
-        # There are two engines while one replaces the other. Where a search engine does not answer,
-        # the canary that needs none does.
-        for (engine, _), some in groupby(
-            batch, key=lambda one: (one[0], one[0].asks_outside(one[1]))
-        ):
-            prepared = [query for _, query in some]
+        # There are two engines with a second model, and while one replaces the other. Where a
+        # search engine does not answer, the canary that needs none does.
+        alike: dict[tuple[Engine, bool], list[int]] = {}
+        for row, (engine, query) in enumerate(batch):
+            alike.setdefault((engine, engine.asks_outside(query)), []).append(row)
+        for (engine, _), rows in alike.items():
             try:
-                answers += engine.searcher.answer(prepared)
-                outcomes += answers[-len(prepared) :]
+                found = engine.searcher.answer([batch[row][1] for row in rows])
             except GalleryError as error:
-                outcomes += [error] * len(prepared)
+                outcomes |= dict.fromkeys(rows, error)
+            else:
+                answers += found
+                outcomes |= zip(rows, found, strict=True)
         if answers:  # a batch of the canary alone may leave less than nothing waiting
             self._observer.batch(answers[0], max(0, self.searches.busy - len(batch)))
-        return outcomes
+        return [outcomes[row] for row in range(len(batch))]
 
     def close(self) -> None:
         """Write the feedback that waits."""

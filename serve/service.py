@@ -22,9 +22,11 @@ class SearchService:
         from serve.api.middleware import InFlight
         from serve.metrics import Metrics
         from serve.replica import Replica
+        from serve.shadow import beside
 
-        self._metrics, self._in_flight = Metrics(), InFlight()
-        self._replica = Replica(args, name=_service_name(), observer=self._metrics)
+        self._metrics, self._in_flight, name = Metrics(), InFlight(), _service_name()
+        shadow = beside(args, name, self._metrics)
+        self._replica = Replica(args, name=name, observer=self._metrics, shadow=shadow)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Return the HTTP interface: Ray Serve asks for it before it calls `reconfigure`.

@@ -8,11 +8,11 @@ from typing import Any
 
 from fastapi import Request, Response
 from pydantic import BaseModel
+from starlette.background import BackgroundTasks
 
-from raycd.api import BatchRequest, EmbedBatchRequest, QueryRequest
+from raycd.api import BatchRequest, EmbedBatchRequest
 from raycd.search.query import Prepared
 from serve.api import bodies, problems
-from serve.engine import Engine
 from serve.queries import SentImage
 from serve.replica import Replica
 from serve.security.fetch import fetch
@@ -55,12 +55,10 @@ async def read(model: _Batch, request: Request, most: int) -> list[Any]:
     return found
 
 
-async def prepared(
-    replica: Replica, engine: Engine, asked: QueryRequest, sent: list[SentImage]
-) -> Prepared:
-    """Return a query with the files of images that are given by URL. Raises as `prepare`."""
+async def fetched(replica: Replica, sent: list[SentImage]) -> list[SentImage]:
+    """Return a query's images, with the files of those that are given by URL. Raises as `fetch`."""
     args = replica.args
-    whole = [
+    return [
         one
         if one.url is None
         else one._replace(
@@ -68,7 +66,6 @@ async def prepared(
         )
         for one in sent
     ]
-    return await replica.prepare(engine, asked, whole)
 
 
 def cut_off(query: Prepared) -> list[str]:
@@ -79,9 +76,16 @@ def cut_off(query: Prepared) -> list[str]:
     ]
 
 
-def answer(body: BaseModel, headers: dict[str, str] | None = None) -> Response:
-    """Return the response of an answer, which was made by us and needs no check."""
-    return Response(body.model_dump_json(), media_type=bodies.JSON, headers=headers)
+def answer(
+    body: BaseModel,
+    headers: dict[str, str] | None = None,
+    background: BackgroundTasks | None = None,
+) -> Response:
+    """Return the response of an answer, which was made by us and needs no check.
+
+    `background` is done once it has gone out.
+    """
+    return Response(body.model_dump_json(), 200, headers, bodies.JSON, background)
 
 
 def since(began: float) -> float:

@@ -78,7 +78,7 @@ async def _embed(
 ) -> Embedding:
     began = time.perf_counter()
     with replica.further_images(sent):
-        query = await batches.prepared(replica, engine, asked, sent)
+        query = await replica.prepare(engine, asked, await batches.fetched(replica, sent))
         decode_ms = batches.since(began)
         features = await replica.encode(engine, query)
     total_ms = batches.since(began)

@@ -128,6 +128,7 @@ def _info(replica: Replica) -> Info:
         live=replica.writer is not None,
         events=replica.recorder is not None,
         bundle=replica.bundle_info(),
+        second=replica.second_info(),
         categories=dict(view.category_counts),
         attributes={
             name: dict(islice(values.items(), VALUES))
@@ -195,7 +196,9 @@ async def _picture(
     async with replica.deadline():
         view = (await replica.wait_for_version(min_version)).view
         with replica.browsing.slot():
-            picture = await replica.run_in_thread(lambda: make(view, image_id))
+            picture = await replica.run_in_thread(
+                lambda: make(replica.view_with(image_id, view), image_id)
+            )
     headers = {
         "ETag": picture.etag,
         VERSION: str(view.version),

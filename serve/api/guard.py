@@ -30,11 +30,12 @@ def add(app: FastAPI, args: ServeArgs) -> None:
             CORSMiddleware,
             allow_origins=args.cors_origins,
             allow_methods=("GET", "POST", "PUT", "DELETE"),
-            allow_headers=("authorization", "content-type"),
+            allow_headers=("authorization", "content-type", "raycd-user"),
             expose_headers=(
                 "retry-after",
                 "server-timing",
                 "raycd-gallery-version",
+                "raycd-model",
                 "raycd-query-id",
             ),
         )

@@ -9,6 +9,7 @@ from typing import Any
 from uuid import uuid4
 
 from fastapi import APIRouter, Depends, Request, Response
+from starlette.background import BackgroundTasks
 
 from raycd.api import (
     BatchItem,
@@ -21,7 +22,7 @@ from raycd.api import (
 )
 from raycd.search import history
 from raycd.search.query import Answer, Prepared
-from serve.api import batches, filters, problems, search_body
+from serve.api import batches, filters, problems, search_body, users
 from serve.api.gallery import MinVersion, thumbnail_url
 from serve.api.intake import Intake
 from serve.api.wellformed import known_parameters
@@ -31,6 +32,7 @@ from serve.queries import SentImage
 from serve.replica import Replica
 
 QUERY_ID = "Raycd-Query-Id"
+MODEL = "Raycd-Model"  # header: the bundle that answered, by the prefix of its digest
 
 _ERRORS = problems.responses(400, 403, 404, 408, 409, 413, 415, 422, 503)
 
@@ -43,59 +45,64 @@ def router(replica: Replica, intake: Intake, metrics: Metrics) -> APIRouter:
         "/v1/search",
         response_model=SearchResponse,
         responses=_ERRORS,
-        openapi_extra=search_body.OPENAPI,
+        openapi_extra=users.OPENAPI | search_body.OPENAPI,
     )
     async def search(request: Request, min_version: MinVersion = 0) -> Response:
         """Find the images that look like the given one, changed as the text says. Either alone is a
         query, too.
         """
-        began = time.perf_counter()
+        began, after = time.perf_counter(), BackgroundTasks()
         async with replica.deadline():
             # Who waits for a version takes no search's slot, nor does who sends slowly.
-            engine = await replica.wait_for_version(min_version)
+            engine = await replica.wait_for_version(min_version, users.user_of(request))
             replica.searches.check()
             await intake.read(request, replica.args.max_filters)
             with replica.searches.slot():
                 asked, sent = await search_body.read(SearchRequest, request, replica.args)
                 read_ms = batches.since(began)
                 with replica.further_images(sent):
-                    found, batch = await _search(replica, engine, asked, sent)
+                    found, batch = await _search(replica, engine, asked, sent, after)
         found.timings = batches.rounded(
             {"read": read_ms, **found.timings, "total": batches.since(began)}
         )
         metrics.search(found.timings, replica.searches.busy)
         headers = {"Server-Timing": _server_timing(found.timings, batch), QUERY_ID: found.query_id}
-        return batches.answer(found, headers)
+        return batches.answer(found, headers | {MODEL: engine.model.bundle}, after)
 
     @routes.post(
         "/v1/search/batch",
         response_model=BatchResponse,
         responses=_ERRORS,
-        openapi_extra=batches.body_of(BatchRequest),
+        openapi_extra=users.OPENAPI | batches.body_of(BatchRequest),
     )
     async def search_batch(request: Request, min_version: MinVersion = 0) -> Response:
         """Several searches at once; each succeeds or fails by itself."""
+        after = BackgroundTasks()
         async with replica.deadline():
             batches.check_json(request)
-            engine = await replica.wait_for_version(min_version)
+            engine = await replica.wait_for_version(min_version, users.user_of(request))
             replica.searches.check()
             await intake.read(request, replica.args.max_batch * replica.args.max_filters)
             with replica.searches.slot():
                 searches = await batches.read(BatchRequest, request, replica.args.max_batch)
-        items = await asyncio.gather(*(_item(replica, metrics, engine, body) for body in searches))
-        return batches.answer(BatchResponse(items=items))
+        items = await asyncio.gather(
+            *(_item(replica, metrics, engine, body, after) for body in searches)
+        )
+        return batches.answer(BatchResponse(items=items), {MODEL: engine.model.bundle}, after)
 
     return routes
 
 
-async def _item(replica: Replica, metrics: Metrics, engine: Engine, body: Any) -> BatchItem:
+async def _item(
+    replica: Replica, metrics: Metrics, engine: Engine, body: Any, after: BackgroundTasks
+) -> BatchItem:
     began = time.perf_counter()
     try:
         with replica.searches.slot():
             async with replica.deadline():
                 asked, sent = search_body.of_json(SearchRequest, body, replica.args)
                 with replica.further_images(sent):
-                    found, _ = await _search(replica, engine, asked, sent)
+                    found, _ = await _search(replica, engine, asked, sent, after)
     except Exception as error:
         problem = problems.logged(error, "a search of a batch")
         return BatchItem(status=problem.status_code, problem=problem.problem)
@@ -105,11 +112,19 @@ async def _item(replica: Replica, metrics: Metrics, engine: Engine, body: Any) -
 
 
 async def _search(
-    replica: Replica, engine: Engine, asked: SearchRequest, sent: list[SentImage]
+    replica: Replica,
+    engine: Engine,
+    asked: SearchRequest,
+    sent: list[SentImage],
+    after: BackgroundTasks,
 ) -> tuple[SearchResponse, int]:
-    """Return the answer with the milliseconds of its steps, and the size of its batch."""
+    """Return the answer with the milliseconds of its steps, and the size of its batch.
+
+    `after` gets what is to be done once the answer has gone out.
+    """
     began = time.perf_counter()
-    query = await batches.prepared(replica, engine, asked, sent)
+    images = await batches.fetched(replica, sent)
+    query = await replica.prepare(engine, asked, images)
     decode_ms = batches.since(began)
     began = time.perf_counter()
     answer = await replica.answer(engine, query)
@@ -136,6 +151,9 @@ async def _search(
         found.warnings += await replica.run_in_thread(
             lambda: filters.arranged(query, len(found.results), found.total)
         )
+    if replica.shadow is not None and replica.shadow.samples():
+        image_ids = [result.image_id for result in found.results]
+        after.add_task(replica.shadow.offer, asked, images, image_ids)
     return found, answer.batch
 
 

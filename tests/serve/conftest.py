@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page
 
     from serve.args import ServeArgs
+    from serve.replica import Replica
 
 
 FOLDER = Path(__file__).parent
@@ -109,8 +110,13 @@ def other_bundle(tiny_bundle: Any, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @contextmanager
-def running_replica(args: ServeArgs, name: str) -> Iterator[str]:
-    """Run a replica behind its HTTP interface in a thread of this process, and yield its URL."""
+def running_replica(
+    args: ServeArgs, name: str, started: Callable[[Replica], None] | None = None
+) -> Iterator[str]:
+    """Run a replica behind its HTTP interface in a thread of this process, and yield its URL.
+
+    `started` is given the replica once it has its bundle.
+    """
     import uvicorn
 
     from serve.api.middleware import InFlight
@@ -118,14 +124,18 @@ def running_replica(args: ServeArgs, name: str) -> Iterator[str]:
     from serve.args import Wanted
     from serve.metrics import Metrics
     from serve.replica import Replica
+    from serve.shadow import beside
 
     servers: list[uvicorn.Server] = []
     failed: list[BaseException] = []
 
     async def serve() -> None:
         metrics = Metrics()
-        replica = Replica(args, name=name, observer=metrics)
+        shadow = beside(args, name, metrics)
+        replica = Replica(args, name=name, observer=metrics, shadow=shadow)
         await replica.change_bundle(Wanted(bundle=args.bundle).model_dump())
+        if started is not None:
+            started(replica)
         app = build_app(replica, metrics, InFlight(), lambda: (1, 1))
         servers.append(uvicorn.Server(uvicorn.Config(app, port=0, log_level="error")))
         await servers[0].serve()
@@ -159,7 +169,7 @@ def start_replica(ray_cluster: Any) -> Iterator[Callable[..., str]]:
     it, and its proxy adds nothing to what these tests are about. (Metrics need a Ray.)
     """
     with ExitStack() as stack:
-        yield lambda args, name: stack.enter_context(running_replica(args, name))
+        yield lambda *given: stack.enter_context(running_replica(*given))
 
 
 @pytest.fixture(scope="session")

@@ -56,8 +56,9 @@ class Ramp:
 
     async def _search(self, http: httpx.AsyncClient) -> None:
         text = f"is number {next(self._numbers)}"
-        files = {"image": ("x.png", self._picture, "image/png"), "text": (None, text)}
-        await self._counted("search", http.post("/v1/search", files=files), self._found)
+        image, form = {"image": ("x.png", self._picture, "image/png")}, {"text": text}
+        asked = http.post("/v1/search", files=image, data=form)
+        await self._counted("search", asked, self._found)
 
     async def _write(self, http: httpx.AsyncClient) -> None:
         """Add an image and find it, by whichever replica; then remove it."""

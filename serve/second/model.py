@@ -1,0 +1,63 @@
+"""The second model of a replica: its engine, and whom it answers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from raycd.api import SecondInfo
+from serve import swap
+from serve.args import Second
+from serve.engine import Engine
+from serve.errors import format_error
+from serve.second.split import is_second
+
+_log = logging.getLogger("ray.serve")
+
+
+class SecondModel:
+    """A bundle that is loaded once, beside the first. Where that fails, the first answers all.
+
+    Args:
+        settings: Which bundle, and whom it answers.
+        make: Returns the engine of a bundle's folder. Raises what Engine raises.
+
+    Attributes:
+        engine: None: it is not loaded.
+        refused: Why it could not be; None where it was.
+    """
+
+    def __init__(self, settings: Second, make: Callable[[Path], Engine]) -> None:
+        self.settings, self._make = settings, make
+        self.engine: Engine | None = None
+        self.refused: str | None = None
+
+    async def load(self) -> None:
+        """Load it, unless it is loaded."""
+        if self.engine is not None:
+            return
+        try:
+            folder = await asyncio.to_thread(swap.folder, self.settings.bundle)
+            self.engine = await asyncio.to_thread(self._make, folder)
+            self.refused = None
+        except Exception as error:  # whatever it is, the first model answers
+            self.refused = swap.reason(error)
+            _log.error("the second model is not loaded: %s", format_error(error))
+
+    def of(self, user: str) -> Engine | None:
+        """Return what answers a user in place of the first model; None: the first does."""
+        if self.engine is None:
+            return None
+        digest = self.engine.bundle.manifest.digest
+        return self.engine if is_second(user, self.settings.users, digest) else None
+
+    def info(self) -> SecondInfo:
+        """Return what /v1/info says of it."""
+        return SecondInfo(
+            bundle=self.engine.model.bundle if self.engine else None,
+            shadow=0.0,
+            users=self.settings.users,
+            refused=self.refused,
+        )

@@ -1,0 +1,104 @@
+"""The process of a shadow: an actor of Ray on the node of its replica, with which it ends.
+
+Beside the first model in one process, even a thread of low priority makes answers wait: where
+others want the cores it is put off while it holds Python's lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from raycd.api import SearchRequest
+from serve.args import Second, ServeArgs, Wanted
+from serve.queries import SentImage
+from serve.second.shadow import Loaded, Seen, Shadow, ShadowObserver
+
+NICE = 10  # niceness of its threads: a tenth of a core that the answers want
+
+
+def beside(args: ServeArgs, name: str, observer: ShadowObserver) -> Shadow | None:
+    """Return the shadow that the settings ask for, if any; its process starts now.
+
+    Args:
+        args: The settings of the replica.
+        name: The service's, which owns the gallery.
+        observer: What records its work.
+    """
+    if not args.second.shadow:
+        return None
+    here = ray.get_runtime_context().get_node_id()
+    actor = (
+        ray.remote(ShadowActor)
+        .options(
+            num_cpus=0,
+            max_restarts=-1,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False),
+        )
+        .remote(args, name)
+    )
+    return Shadow(args.second, RayProcess(actor), observer)
+
+
+class RayProcess:
+    """An actor as a shadow asks it."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    async def loaded(self) -> Loaded:
+        """Return what became of its start, once it is over."""
+        return Loaded(*await self._actor.loaded.remote())
+
+    async def answer(self, asked: SearchRequest, sent: Sequence[SentImage]) -> Seen:
+        """Return its answer to a search."""
+        return Seen(*await self._actor.answer.remote(asked, sent))
+
+
+class ShadowActor:
+    """A replica of the second model without HTTP, on CPUs, one search at a time."""
+
+    def __init__(self, args: ServeArgs, name: str) -> None:
+        os.nice(NICE)  # of this thread, and of all that it starts
+        from serve.replica import Replica
+
+        self._loop = asyncio.new_event_loop()
+        # The gallery is the first model's, wherever its database is, and so are the events.
+        own = {"second": Second(), "gpus": 0.0, "events": False, "explore": 0.0}
+        self._replica = Replica(args.model_copy(update=own), name=name, observer=Unobserved())
+        wanted = Wanted(bundle=args.second.bundle)
+        self._loop.run_until_complete(self._replica.change_bundle(wanted.model_dump()))
+
+    def loaded(self) -> Loaded:
+        """Return what became of the start."""
+        refused = self._replica.refused
+        return Loaded(None if refused else self._replica.engine.model.bundle, refused)
+
+    def answer(self, asked: SearchRequest, sent: Sequence[SentImage]) -> Seen:
+        """Return the answer to a search. Raises what a search of a replica raises."""
+        if self._replica.refused:  # then the engine is the first model's
+            raise RuntimeError("the second model is not loaded")
+        return self._loop.run_until_complete(self._answer(asked, sent))
+
+    async def _answer(self, asked: SearchRequest, sent: Sequence[SentImage]) -> Seen:
+        began, engine = time.perf_counter(), self._replica.engine
+        query = await self._replica.prepare(engine, asked, sent)
+        answer = await self._replica.answer(engine, query)
+        image_ids = [result.image_id for result in answer.results]
+        return Seen(image_ids, time.perf_counter() - began)
+
+
+class Unobserved:
+    """What records nothing: batches and the gallery's state are the first model's matter."""
+
+    def batch(self, answer: object, waiting: int) -> None:
+        """Record nothing."""
+
+    def gallery(self, engine: object) -> None:
+        """Record nothing."""

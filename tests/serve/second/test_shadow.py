@@ -1,0 +1,222 @@
+"""The second model in the shadow: it answers unseen, and whatever it does changes no answer."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import ray
+
+from serve.replica import Replica
+from serve.second.shadow import Outcome, overlap
+from serve.shadow import NICE
+from tests.serve.asking import ask, png
+from tests.serve.second.conftest import Start, results
+
+WAITING = 2
+
+
+class Watched:
+    """A replica whose shadow is recorded."""
+
+    def __init__(self) -> None:
+        self.outcomes: Counter[Outcome] = Counter()
+        self.compared: list[tuple[float, ...]] = []
+        self.replica: Replica | None = None
+
+    def __call__(self, replica: Replica) -> None:
+        """Record the shadow of the replica that has started."""
+        self.replica = replica
+        observer: Any = replica._observer
+        counted, compared = observer.shadow, observer.compared
+
+        def count(outcome: Outcome) -> None:
+            counted(outcome)
+            self.outcomes.update([outcome])
+
+        def compare(*found: float) -> None:
+            compared(*found)
+            self.compared.append(found)
+
+        observer.shadow, observer.compared = count, compare
+
+    @property
+    def pid(self) -> int:
+        """The process of the second model."""
+        call = self._shadow._process._actor.__ray_call__.remote(lambda _: os.getpid())
+        return int(ray.get(call))
+
+    def wait_for(self, compared: int) -> None:
+        """Wait until so many answers were compared."""
+        until(lambda: len(self.compared) == compared)
+
+    def settled(self) -> Counter[Outcome]:
+        """Return the outcomes so far, once nothing is at work."""
+        until(lambda: not self._shadow._at_work)
+        return Counter(self.outcomes)
+
+    @property
+    def _shadow(self) -> Any:
+        assert self.replica is not None
+        return self.replica.shadow
+
+
+def until(state: Callable[[], object]) -> None:
+    end = time.monotonic() + 180  # on a machine that does other things, too
+    while not state():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def watched() -> Watched:
+    return Watched()
+
+
+@pytest.fixture(scope="module")
+def shadowed(
+    start: Start, other_bundle: Path, watched: Watched, tmp_path_factory: pytest.TempPathFactory
+) -> httpx.Client:
+    """Start a service of both models on a live gallery, and wait until both are there."""
+    second = {"bundle": str(other_bundle), "shadow": 1.0, "waiting": WAITING}
+    gallery = str(tmp_path_factory.mktemp("shadowed") / "gallery.sqlite")
+    client = start("shadowed", watched, second=second, gallery=gallery, lag_s=0.2)
+    until(lambda: client.get("/v1/info").json()["second"]["bundle"])
+    return client
+
+
+def test_overlap_is_the_share_of_the_longer_list_that_is_in_both() -> None:
+    assert overlap(["a", "b", "c", "d"], ["d", "x", "a", "y"]) == 0.5
+    assert overlap(["a", "b"], ["a"]) == 0.5
+    assert overlap([], []) == 1.0
+
+
+def test_answers_are_the_first_models_and_both_are_compared(
+    first: httpx.Client,
+    other: httpx.Client,
+    shadowed: httpx.Client,
+    watched: Watched,
+    tiny_bundle: Any,
+) -> None:
+    image = png(tiny_bundle.images[3])
+    expected = []
+    asks: list[Callable[[httpx.Client], httpx.Response]] = [
+        lambda client: ask(client, image, text="is blue", top_k=4),
+        lambda client: ask(client, image, text="has dots", top_k=5, category="dress"),
+        lambda client: ask(client, text="has long sleeves", image_id="image-2", top_k=3),
+    ]
+    for done, one in enumerate(asks, 1):
+        answers = [one(client).json() for client in (first, other, shadowed)]
+        assert results(answers[2]) == results(answers[0])
+        assert answers[2]["model"] == answers[0]["model"] != answers[1]["model"]
+        expected.append(overlap(*([name for name, _ in results(a)] for a in answers[:2])))
+        watched.wait_for(done)
+    assert [found for found, _ in watched.compared] == expected
+    assert min(expected) < 1  # the models differ
+    assert all(0 < seconds < 60 for _, seconds in watched.compared)
+    batch = {"searches": [{"text": "is blue"}, {"text": ""}, {"image_id": "image-1"}]}
+    assert shadowed.post("/v1/search/batch", json=batch).status_code == 200
+    until(lambda: watched.outcomes == {"answered": len(asks) + 2})
+
+
+def test_it_follows_the_live_gallery(
+    shadowed: httpx.Client, watched: Watched, tiny_bundle: Any
+) -> None:
+    picture = {"image": ("x.png", png(tiny_bundle.images[5].rotate(90)), "image/png")}
+    assert shadowed.put("/v1/gallery/new", files=picture).status_code == 201
+    watched.compared.clear()
+
+    def both_find_it() -> bool:
+        asked = {"image_id": "new", "among": ["new"]}
+        answer = shadowed.post("/v1/search", json=asked)
+        return answer.status_code == 200 and 1.0 in [found for found, _ in watched.compared]
+
+    until(both_find_it)
+    assert shadowed.delete("/v1/gallery/new").status_code == 200
+
+
+def test_while_it_is_stuck_answers_come_and_no_more_than_a_few_searches_wait(
+    shadowed: httpx.Client, watched: Watched
+) -> None:
+    before, pid = watched.settled(), watched.pid
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        for number in range(WAITING + 3):
+            assert ask(shadowed, text=f"is number {number}").status_code == 200
+        until(lambda: watched.outcomes - before == {"dropped": 3})
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    until(lambda: watched.outcomes - before == {"dropped": 3, "answered": WAITING})
+
+
+def test_it_yields_to_the_answers(watched: Watched) -> None:
+    assert os.getpriority(os.PRIO_PROCESS, watched.pid) >= NICE
+
+
+def test_when_it_dies_searches_are_answered_failures_counted_and_it_comes_again(
+    shadowed: httpx.Client, watched: Watched, caplog: pytest.LogCaptureFixture
+) -> None:
+    before, pid, logger = watched.settled(), watched.pid, logging.getLogger("ray.serve")
+    logger.addHandler(caplog.handler)
+    try:
+        os.kill(pid, signal.SIGSTOP)
+        assert ask(shadowed, text="is blue").status_code == 200
+        until(lambda: watched._shadow._at_work)
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: (watched.outcomes - before)["failed"])
+        end = time.monotonic() + 120
+        while not (watched.outcomes - before)["answered"]:
+            assert time.monotonic() < end, watched.outcomes
+            assert ask(shadowed, text="is blue").status_code == 200
+            time.sleep(0.2)
+    finally:
+        logger.removeHandler(caplog.handler)
+    said = [record for record in caplog.records if "did not answer" in record.getMessage()]
+    assert len(said) == 1
+    assert shadowed.get("/readyz").status_code == 200
+
+
+def test_outcomes_overlap_and_time_are_exported(watched: Watched) -> None:
+    [node] = ray.nodes()  # type: ignore[no-untyped-call]  # Ray's
+    url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    outcomes = watched.settled()
+    total = sum(outcomes.values())
+    assert total > 0
+    until(
+        lambda: (
+            (text := httpx.get(url, timeout=10).text)
+            and sum(numbers(text, "shadow_searches_total")) == total
+            and sum(numbers(text, "shadow_overlap_count")) == outcomes["answered"]
+            and sum(numbers(text, "shadow_seconds_count")) == outcomes["answered"]
+        )
+    )
+
+
+def numbers(text: str, name: str) -> list[float]:
+    """Return the values of a metric of ours, one for each of its tags."""
+    lines = [line for line in text.splitlines() if line.startswith(f"ray_raycd_{name}{{")]
+    return [float(line.split()[-1]) for line in lines]
+
+
+@pytest.mark.parametrize("use", ["shadow", "users"])
+def test_a_second_model_that_cannot_be_loaded_leaves_the_first_as_it_is(
+    start: Start, first: httpx.Client, tiny_bundle: Any, tmp_path: Path, use: str
+) -> None:
+    (tmp_path / "manifest.json").write_text("{}")
+    client = start(f"lame {use}", second={"bundle": str(tmp_path), use: 1.0})
+    until(lambda: client.get("/v1/info").json()["second"]["refused"])
+    said = client.get("/v1/info").json()["second"]
+    assert "damaged" in said["refused"]
+    assert (said["bundle"], said[use]) == (None, 1.0)
+    image = png(tiny_bundle.images[0])
+    answers = [ask(one, image, text="is blue").json() for one in (client, first)]
+    assert results(answers[0]) == results(answers[1])
+    assert client.get("/readyz").status_code == 200

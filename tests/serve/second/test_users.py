@@ -1,0 +1,185 @@
+"""A share of the users gets the second model's answers, by bundles' galleries and a live one."""
+
+from __future__ import annotations
+
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from pydantic import ValidationError
+
+from raycd import bundle
+from raycd.errors import ConfigError
+from raycd.gallery_db import GalleryDatabase
+from serve import app
+from serve.args import ServeArgs
+from serve.second.split import is_second
+from tests.serve.asking import png
+from tests.serve.second.conftest import Start, results
+
+SHARE = 0.5
+
+
+@pytest.fixture(scope="module")
+def digests(tiny_bundle: Any, other_bundle: Path) -> tuple[str, str]:
+    """Return the digests of the first bundle and the second."""
+    return bundle.verify(tiny_bundle.folder).digest, bundle.verify(other_bundle).digest
+
+
+@pytest.fixture(scope="module")
+def users(digests: tuple[str, str]) -> tuple[str, str]:
+    """Return a user of the first model and one of the second."""
+    names = [f"user-{number}" for number in range(64)]
+    return (
+        next(name for name in names if not is_second(name, SHARE, digests[1])),
+        next(name for name in names if is_second(name, SHARE, digests[1])),
+    )
+
+
+@pytest.fixture(scope="module")
+def split(start: Start, other_bundle: Path) -> httpx.Client:
+    return start("split", second={"bundle": str(other_bundle), "users": SHARE})
+
+
+def asked(client: httpx.Client, user: str, **fields: Any) -> httpx.Response:
+    """Ask as a user."""
+    response = client.post("/v1/search", json=fields, headers={"Raycd-User": user})
+    assert response.status_code == 200, response.text
+    return response
+
+
+def test_each_user_gets_one_model_and_every_answer_names_it(
+    split: httpx.Client,
+    first: httpx.Client,
+    other: httpx.Client,
+    users: tuple[str, str],
+    digests: tuple[str, str],
+) -> None:
+    fields = {"image_id": "image-3", "text": "is blue", "top_k": 5}
+    answers = []
+    for user, alone, digest in zip(users, (first, other), digests, strict=True):
+        expected = alone.post("/v1/search", json=fields).json()
+        for _ in range(3):
+            response = asked(split, user, **fields)
+            assert response.headers["raycd-model"] == digest[:12]
+            assert response.json()["model"]["bundle"] == digest[:12]
+            assert results(response.json()) == results(expected)
+        answers.append(results(expected))
+    assert answers[0] != answers[1]
+    body = {"searches": [fields, {"text": "is red"}]}
+    batch = split.post("/v1/search/batch", json=body, headers={"Raycd-User": users[1]})
+    assert batch.headers["raycd-model"] == digests[1][:12]
+    models = [item["response"]["model"]["bundle"] for item in batch.json()["items"]]
+    assert models == [digests[1][:12]] * 2
+    told = split.get("/v1/info").json()
+    assert told["bundle"]["digest"] == digests[0][:12]
+    assert told["second"] == {
+        "bundle": digests[1][:12],
+        "shadow": 0.0,
+        "users": SHARE,
+        "refused": None,
+    }
+
+
+def test_searches_of_both_that_come_at_once_get_their_own_models_answers(
+    split: httpx.Client, first: httpx.Client, other: httpx.Client, users: tuple[str, str]
+) -> None:
+    texts = [f"is number {number}" for number in range(12)]
+    with ThreadPoolExecutor(12) as threads:
+        found = threads.map(
+            lambda user, text: asked(split, user, text=text).json(), itertools.cycle(users), texts
+        )
+    for text, alone, answer in zip(texts, itertools.cycle((first, other)), found, strict=False):
+        assert results(answer) == results(alone.post("/v1/search", json={"text": text}).json())
+
+
+def test_an_image_of_the_seconds_own_gallery_alone_has_its_picture_and_is_a_reference(
+    start: Start,
+    tiny_bundle: Any,
+    other_bundle: Path,
+    users: tuple[str, str],
+    tmp_path: Path,
+) -> None:
+    loaded = bundle.load(tiny_bundle.folder)
+    fewer = bundle.read_gallery(tiny_bundle.folder).slice(0, 11)
+    bundle.write(
+        tmp_path / "bundle",
+        loaded.encoder,
+        loaded.head,
+        loaded.head_config,
+        fewer,
+        loaded.config,
+        {},
+    )
+    second = {"bundle": str(other_bundle), "users": SHARE}
+    client = start("fewer", bundle=str(tmp_path / "bundle"), second=second)
+    last = tiny_bundle.image_ids[-1]
+    assert client.get(f"/v1/images/{last}").headers["content-type"] == "image/jpeg"
+    assert client.get("/v1/images/nothing").status_code == 404
+    assert asked(client, users[1], image_id=last, text="is blue").json()["index"]["size"] == 12
+    assert asked(client, users[0], text="is blue").json()["index"]["size"] == 11
+
+
+def test_an_image_that_is_added_is_found_by_both_models(
+    start: Start,
+    tiny_bundle: Any,
+    other_bundle: Path,
+    users: tuple[str, str],
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "gallery.sqlite"
+    second = {"bundle": str(other_bundle), "users": SHARE}
+    client = start("live split", gallery=str(file), lag_s=0.2, second=second)
+    picture = {"image": ("x.png", png(tiny_bundle.images[5].rotate(90)), "image/png")}
+    version = client.put("/v1/gallery/new", files=picture).json()["version"]
+    for user in users:
+        seen = client.post(
+            "/v1/search",
+            params={"min_version": version},
+            json={"image_id": "new", "among": ["new"]},
+            headers={"Raycd-User": user},
+        ).json()
+        [(name, score)] = results(seen)
+        assert (name, score) == ("new", 1.0)  # a feature of its own encoder, or it were none
+    with GalleryDatabase.open(str(file)) as gallery_db:
+        for folder in (tiny_bundle.folder, other_bundle):
+            fingerprint = bundle.load(folder).manifest.encoder.fingerprint
+            assert gallery_db.unencoded(fingerprint, limit=2) == []
+    gone = client.delete("/v1/gallery/new").json()["version"]
+    for user in users:
+        left = client.post(
+            "/v1/search",
+            params={"min_version": gone},
+            json={"text": "is blue", "top_k": 50},
+            headers={"Raycd-User": user},
+        ).json()
+        assert "new" not in dict(results(left))
+
+
+def test_a_second_model_has_one_use_and_a_bundle(
+    tiny_bundle: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for said, second in (
+        ("without second.bundle", {"users": 0.1}),
+        ("answers nobody", {"bundle": "b"}),
+        ("expected one", {"bundle": "b", "users": 0.1, "shadow": 0.1}),
+        ("less than or equal to 1", {"bundle": "b", "users": 10}),
+    ):
+        with pytest.raises(ValidationError, match=said):
+            ServeArgs.model_validate({"second": second})
+    with pytest.raises(ValidationError, match="for one model"):
+        ServeArgs.model_validate(
+            {"gallery_engine": "milvus://host:19530", "second": {"bundle": "b", "users": 0.1}}
+        )
+    with pytest.raises(ConfigError, match="answers nobody"):
+        app._read(["--second.bundle", "b"])
+    own, nothing = str(tiny_bundle.folder), str(tmp_path / "nothing")
+    assert app.main(["--bundle", own, "--second.bundle", nothing, "--second.users", "0.1"]) == 2
+    said = capsys.readouterr().err
+    assert f"there is no bundle at {nothing}" in said
+    assert "another folder with --second.bundle" in said
+    given = app._read(["--bundle", own, "--second.bundle", own, "--second.shadow", "0.1"]).config
+    assert app._arguments(given, tiny_bundle.folder).second.bundle == own
