@@ -102,3 +102,6 @@ class Unobserved:
 
     def gallery(self, engine: object) -> None:
         """Record nothing."""
+
+    def feedback(self, written: int, lost: int) -> None:
+        """Record nothing."""
