@@ -11,7 +11,7 @@ from raycd.train import forecast
 
 def test_the_demos_own_settings_are_known_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    demo = presets.load("demo")
+    demo = dict(presets.load("demo"))
     assert forecast.knows(Config.model_validate(demo))
     assert forecast.knows(Config.model_validate(demo | {"runs": "elsewhere", "seed": 3}))
     assert not forecast.knows(Config.model_validate(demo | {"stage1": {"epochs": 3}}))
