@@ -35,14 +35,15 @@ def shown(found: Iterable[Session]) -> tuple[NDArray[np.int64], NDArray[np.int64
             zip(session.search.results, session.search.scores, strict=True)
         )
     ]
-    position_M, score_M, clicked_M = np.array(rows, np.float64).reshape(-1, 3).T
-    position_M = position_M.astype(np.int64)
-    edges = np.quantile(score_M, np.arange(1, GROUPS) / GROUPS) if rows else []
-    group_M = np.searchsorted(edges, score_M, side="right")
+    row_M3 = np.array(rows, np.float64).reshape(-1, 3)
+    position_M, clicked_M = row_M3[:, 0].astype(np.int64), row_M3[:, 2].astype(np.int64)
+    shares = np.arange(1, GROUPS) / GROUPS
+    edges = np.quantile(row_M3[:, 1], shares) if rows else np.zeros(GROUPS - 1)
+    group_M = np.searchsorted(edges, row_M3[:, 1], side="right")
     shown_KG = np.zeros((position_M.max(initial=-1) + 1, GROUPS), np.int64)
     clicked_KG = np.zeros_like(shown_KG)
     np.add.at(shown_KG, (position_M, group_M), 1)
-    np.add.at(clicked_KG, (position_M, group_M), clicked_M.astype(np.int64))
+    np.add.at(clicked_KG, (position_M, group_M), clicked_M)
     return shown_KG, clicked_KG
 
 

@@ -28,7 +28,7 @@ class Habits:
 
     def looked_at(self, positions: int) -> NDArray[np.float64]:
         """Return the probability (K,) that a position is looked at."""
-        seen_K: NDArray[np.float64] = np.arange(1, positions + 1) ** -self.bias
+        seen_K: NDArray[np.float64] = np.arange(1, positions + 1, dtype=np.float64) ** -self.bias
         return seen_K
 
     def clicked(
