@@ -51,6 +51,8 @@ def flags(parser: argparse.ArgumentParser) -> None:
     own("--gallery", default="", metavar="URL", help="A SQLite file or a postgresql:// URL.")
     own("--pictures", default="", metavar="ROOT", help="Where uploaded pictures lie.")
     own("--new", metavar="SOURCE", help="New images, as jobs/embed.py --images takes them.")
+    category = "Of new images; may repeat."
+    own("--category", action="append", default=[], metavar="NAME", help=category)
     own("--service", metavar="URL", help="The service that shall change to a better version.")
     own("--hup", type=int, metavar="PID", help="Its process, which the signal HUP tells to.")
     feedback.rules(parser)
@@ -96,41 +98,52 @@ class Refresh:
 
     def run(self) -> None:
         """Do the steps that are not done."""
-        champion = self._once("begin", self._begin)
-        if self.asked.new:
-            self._once("catalogue", self._catalogue)
-        made = self._once(
-            "feedback", lambda: feedback.make(self.config, self.asked, self.folder / FEEDBACK)
-        )
+        asked = self.asked
+        champion = self._once("begin", "", self._begin)
+        if champion["asked"] != asked.champion:
+            raise ConfigError(
+                f"the refresh {asked.into} is against another champion",
+                got=asked.champion,
+                expected=champion["asked"],
+                do="give another --into",
+            )
+        if asked.new:
+            self._once("catalogue", asked.new, self._catalogue)
+        rules = f"since {asked.since}, {asked.support}, {asked.correct}, {asked.held_back}"
+        out = self.folder / FEEDBACK
+        made = self._once("feedback", rules, lambda: feedback.make(self.config, asked, out))
         for line in feedback.lines(made):
             print(line)
         trained = self._train()
-        verdict = self._once("judge", lambda: self._judge(trained, made["held_back"]))
+        digest, held = trained["digest"], made["held_back"]
+        verdict = self._once("judge", digest, lambda: self._judge(trained["bundle"], held))
         print(f"held back: {verdict['held_back']}")
         print(f"val:       {verdict['val']}")
         if not verdict["better"]:
-            print(f"kept:      {self.asked.champion}; the new bundle is {trained['bundle']}")
+            print(f"kept:      {asked.champion}; the new bundle is {trained['bundle']}")
             return
-        moved = self._once("alias", lambda: self._move(champion, trained))
+        moved = self._once("alias", digest, lambda: self._move(champion, trained))
         print(f"champion:  {moved['now']}")
-        if self.asked.service:
-            swapped = self._once("swap", lambda: self._swap(trained["digest"]))
+        if asked.service:
+            swapped = self._once("swap", digest, lambda: self._swap(digest))
             print(f"service:   serves the bundle of digest {swapped['digest']}")
         else:
             print("next:      tell the service to look again: kill -HUP, or again in user_config")
 
-    def _once(self, step: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Return what a step has left, after doing it unless it is done."""
+    def _once(self, step: str, of: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Return what a step has left, after doing it unless it was done of the same."""
         file = self.folder / f"{step}.json"
         if file.exists():
-            progress.say(f"{step}: done before")
-            found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-            return found
+            left = json.loads(file.read_text(encoding="utf-8"))
+            if left["of"] == of:
+                progress.say(f"{step}: done before")
+                found: dict[str, Any] = left["found"]
+                return found
         began = time.monotonic()
         found = work()
         self.folder.mkdir(parents=True, exist_ok=True)
         with replace_file(file) as fresh:
-            fresh.write_text(json.dumps(found, indent=1), encoding="utf-8")
+            fresh.write_text(json.dumps({"of": of, "found": found}, indent=1), encoding="utf-8")
         progress.say(f"{step}: done in {progress.duration(time.monotonic() - began)}")
         return found
 
@@ -162,7 +175,9 @@ class Refresh:
         with cluster.connected():
             stored = embed_shards.embed_source(own, absolute(self.asked.new), encoder, self.config)
         names = {"gallery": self.asked.gallery, "pictures": self.asked.pictures, "source": own}
-        gallery.import_features(argparse.Namespace(**names, encoder="", category=[], new=False))
+        gallery.import_features(
+            argparse.Namespace(**names, encoder="", category=self.asked.category, new=False)
+        )
         return {"source": self.asked.new, "images": int(stored.starts[-1])}
 
     def _train(self) -> dict[str, Any]:
@@ -207,7 +222,7 @@ class Refresh:
             }
         )
 
-    def _judge(self, trained: dict[str, Any], queries: int) -> dict[str, Any]:
+    def _judge(self, new: str, queries: int) -> dict[str, Any]:
         """Ask both the queries held back, and val: better on those, and not worse on these."""
         if not queries:
             return {
@@ -215,8 +230,8 @@ class Refresh:
                 "val": "not asked",
                 "better": False,
             }
-        held, _ = self._compare(self.folder / FEEDBACK / feedback.HELD_BACK, trained["bundle"])
-        val, against = self._compare(self.folder / FEEDBACK, trained["bundle"])
+        held, _ = self._compare(self.folder / FEEDBACK / feedback.HELD_BACK, new)
+        val, against = self._compare(self.folder / FEEDBACK, new)
         better = held.is_better and not against.is_better
         return {"held_back": held.reason, "val": val.reason, "better": better}
 

@@ -136,6 +136,9 @@ def test_a_refresh_moves_the_alias_to_what_is_better_and_does_nothing_twice(
     config = settings_file(copied, tmp_path, stage2={"epochs": 40, "lr": 2e-3})
     argv = ["--config", config, "--into", "week", "--champion", "models:/raycd@champion"]
     argv += ["--gallery", str(tmp_path / "g.sqlite"), "--support", "1", "--held-back", "0.3"]
+    row = bundle.read_gallery(old).to_pylist()[0]
+    (tmp_path / "new.csv").write_text(f"image_id,path\nnew-1,{row['path']}\nnew-2,{row['path']}\n")
+    argv += ["--new", str(tmp_path / "new.csv"), "--category", "dress"]
     assert refresh.program(argv) == 0, capsys.readouterr().err
     said = capsys.readouterr()
     digest = bundle.verify(tmp_path / "week/bundle").digest
@@ -145,10 +148,18 @@ def test_a_refresh_moves_the_alias_to_what_is_better_and_does_nothing_twice(
     # The encoder stays: the live gallery's features are the new bundle's, too
     encoders = {bundle.verify(one).encoder.fingerprint for one in (old, tmp_path / "week/bundle")}
     assert len(encoders) == 1
+    with GalleryDatabase.open(str(tmp_path / "g.sqlite")) as gallery_db:
+        assert gallery_db.encoders() == {encoders.pop(): gallery_db.count()}
+        assert gallery_db.count() == len(bundle.read_gallery(old)) + 2
     assert refresh.program(argv) == 0
     again = capsys.readouterr()
-    assert all(f"{step}: done before" in again.err for step in ("feedback", "judge", "alias"))
+    assert all(
+        f"{step}: done before" in again.err for step in ("catalogue", "feedback", "judge", "alias")
+    )
     assert client.get_model_version_by_alias("raycd", "champion").version == now.version
+    argv[argv.index("models:/raycd@champion")] = str(old)
+    assert refresh.program(argv) == 2
+    assert "against another champion" in capsys.readouterr().err
 
 
 def test_a_refresh_says_what_it_lacks(
