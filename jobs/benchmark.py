@@ -12,6 +12,7 @@ python jobs/benchmark.py streaming                   # the driver's memory at 20
 python jobs/benchmark.py stages --preset demo        # seconds and memory of each stage of a run
 python jobs/benchmark.py contention --preset demo    # stage 1 beside a busy CPU, 15 minutes
 python jobs/benchmark.py dialogues --preset demo     # sessions of edits, from the demo's bundle
+python jobs/benchmark.py feedback --preset demo      # a simulated shop that learns from clicks
 python jobs/benchmark.py gpu                         # RN50x4 on a GPU, without Ray (docs/gpu.md)
 
 Prints a table and writes it to <runs>/benchmark-<what>.json.
@@ -31,7 +32,7 @@ from raycd.errors import ConfigError
 
 WHAT = (
     *("embed", "mine", "train", "sweep", "serve", "gallery"),
-    *("scale", "streaming", "stages", "contention", "dialogues", "gpu"),
+    *("scale", "streaming", "stages", "contention", "dialogues", "feedback", "gpu"),
 )
 SERVICE = "--replicas 2 --threads 1 --cpus 0.5"  # for two cores
 IMAGES = (
@@ -44,6 +45,7 @@ CELLS = (
 )
 OPTIONS = "Options of serve/app.py, such as '--threads 2' (serve, gallery; %(default)s)."
 PHOTOS = "Folder of photographs to embed instead of drawn images (embed)."
+SESSIONS = "Searches of all cycles of the simulated shop (feedback; %(default)s)."
 SECONDS = "Length of a scenario (serve, gallery; %(default)s)."
 
 
@@ -56,6 +58,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, default=8.0, help=SECONDS)
     parser.add_argument("--service", default=SERVICE, help=OPTIONS)
     parser.add_argument("--photos", help=PHOTOS)
+    parser.add_argument("--sessions", type=int, default=10_000, help=SESSIONS)
 
 
 def main(options: cli.Options) -> None:

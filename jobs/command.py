@@ -37,6 +37,8 @@ PROGRAMS = {
     "mine": Program("jobs.mine", "program", "Mine pseudo triplets and filter them."),
     "evaluate": Program("jobs.evaluate", "program", "Measure recall, offline or of a service."),
     "index": Program("jobs.index", "program", "Write the bundle that is served."),
+    "feedback": Program("jobs.feedback", "program", "Make triplets of what people clicked."),
+    "refresh": Program("jobs.refresh", "program", "Learn from feedback, and serve what is better."),
     "gallery": Program("jobs.gallery", "main", "Check, back up and restore a live gallery."),
     "serve": Program("serve.app", "main", "Answer composed queries over HTTP."),
     "keys": Program("serve.keys", "main", "Make, list and revoke API keys of a service."),

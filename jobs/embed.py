@@ -95,11 +95,11 @@ def embed_images(options: cli.Options) -> None:
 
 def _encoder(options: cli.Options) -> "Encoder":
     from raycd import bundle
-    from raycd.runtime import stages
+    from raycd.runtime import beginning
     from serve import swap
 
     if not options.flags.bundle:
-        return stages.load_encoder(options.config)[0]
+        return beginning.load_encoder(options.config)[0]
     folder = swap.folder(options.flags.bundle)
     return bundle.load_encoder(folder, bundle.verify(folder))
 

@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "jobs/gallery.py") -> in
     """Do what the command line says, and return the exit code."""
     argv = sys.argv[1:] if argv is None else argv
     options = _parser(prog).parse_args(argv)
-    again = cli.AGAIN if options.run is _import else ""
+    again = cli.AGAIN if options.run is import_features else ""
     return cli.guard(lambda: _run(options), argv, again=again)
 
 
@@ -52,7 +52,11 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         ("check", _check, "Check that database and pictures are whole; exit code 2 if not."),
         ("backup", _backup, "Copy database and pictures while the service runs."),
         ("restore", _restore, "Make a database and its pictures from a backup."),
-        ("import", _import, "Have the images and features of Parquet files in the gallery."),
+        (
+            "import",
+            import_features,
+            "Have the images and features of Parquet files in the gallery.",
+        ),
         ("forget", _forget, "Remove the features of an encoder that is no longer used."),
     ):
         command = commands.add_parser(name, help=text, description=text)
@@ -165,7 +169,8 @@ def _restore(options: argparse.Namespace) -> None:
     print(f"next:      start the service with --gallery {options.gallery}")
 
 
-def _import(options: argparse.Namespace) -> None:
+def import_features(options: argparse.Namespace) -> None:
+    """Have the images and features of `source` in the gallery, and say what that changed."""
     from raycd.gallery_db import batches, sources  # they import torch
 
     source = sources.source(options.source)

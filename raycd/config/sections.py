@@ -88,6 +88,10 @@ class EncoderConfig(Section):
     """open_clip tag, path to safetensors weights, or folder of open_clip's form with weights in it;
     "demo" takes the CLIP of jobs/pretrain.py, whatever `name` says.
     """
+    bundle: str = ""
+    """Folder of a bundle whose encoder this is, whatever `name` says, and from whose head stage 2
+    goes on; stage2.head and its sizes are the bundle's.
+    """
     configs: str = ""
     """Folder of further open_clip model configurations (JSON), beside open_clip's own; an error for
     encoders of other packages.

@@ -26,6 +26,7 @@ from raycd.model import fusion, maps
 from raycd.redact import json_without_passwords
 from raycd.run import UNFINISHED, Run, Writing, fingerprint
 from raycd.runtime import (
+    beginning,
     bundle_stage,
     cluster,
     evaluation,
@@ -252,7 +253,7 @@ def stages_of(config: Config) -> list[Stage]:
 
 
 def fresh_head(config: Config, run: Run) -> fusion.Head:
-    """Build the fusion head of a configuration, untrained, for the encoder of a run.
+    """Build the fusion head that stage 2 of a run begins with.
 
     The stage `encoder` has run. Raises ConfigError and WeightsError where it does not fit.
     """
@@ -264,8 +265,7 @@ def fresh_head(config: Config, run: Run) -> fusion.Head:
         if given is None:  # an earlier version saved the encoder
             given = maps.given(encoders.load_saved(run.local("encoder") / "encoder"))
         shapes = maps.shapes_of(given, needed, config.embed.map_size)
-    head, _ = new_head(config, known["dim"], shapes)
-    return head
+    return beginning.go_on(new_head(config, known["dim"], shapes)[0], config, run.local("encoder"))
 
 
 def run(config: Config, *, until: str = STAGES[-1].name) -> Outcome:
@@ -384,7 +384,7 @@ class _Pipeline:
         return fingerprint(stage.name, stage.version, settings, before, *data)
 
     def _settings(self, stage: Stage, config: Config) -> dict[str, Any]:
-        idle = [*NOT_THE_RESULT, *([] if config.encoder.reduced else ["encoder.reduced"])]
+        idle = [*NOT_THE_RESULT, *beginning.unused(config)]
         if not fusion.head_class(self.config.stage2.head).reranks and stage.name != "bundle":
             idle.append("evaluate.rerank_depth")
         return {

@@ -91,6 +91,39 @@ def give_alias(
     )
 
 
+def move_alias(uri: str, before: str, run_id: str) -> str:
+    """Have an alias name the version that a run has registered last; return that version.
+
+    Args:
+        uri: models:/<name>@<alias>.
+        before: What `pinned` said when the versions were compared.
+
+    Raises:
+        TrackingError: The registry does not answer, has no version of the run, or its alias names
+            another version than before: nothing was changed.
+    """
+    import mlflow
+
+    with _translate_errors(uri):
+        match, client = _MODEL.fullmatch(uri), mlflow.MlflowClient()
+        assert match is not None, "pinned has read it"
+        now = f"models:/{match['name']}/{_version(uri).version}"
+        found = client.search_model_versions(f"run_id = '{run_id}'")
+        versions = sorted(int(one.version) for one in found if one.name == match["name"])
+        target = versions[-1] if versions else None
+        if target is not None and now == before:
+            client.set_registered_model_alias(match["name"], match["alias"], str(target))
+            return str(target)
+    if target is not None and now == f"models:/{match['name']}/{target}":
+        return str(target)  # it was moved before this was interrupted
+    raise TrackingError(
+        f"{uri} was not moved",
+        got=f"{now}, and {'no version' if target is None else f'version {target}'} of the new run",
+        expected=f"{before}, with which the new version was compared, and a version of the new run",
+        do="see that MLFLOW_TRACKING_URI names the record of the training, and compare again",
+    )
+
+
 def _champion(client: MlflowClient, model: str, alias: str) -> ModelVersion | None:
     from mlflow.exceptions import MlflowException
 

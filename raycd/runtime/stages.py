@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -41,18 +41,16 @@ from raycd.features.stored import Stored
 from raycd.index.half import room
 from raycd.model import encoder as encoders
 from raycd.model import fusion, lora, maps
-from raycd.model.encoder import Encoder
 from raycd.model.fusion import joint
 from raycd.model.fusion.registry import WEIGHTS
 from raycd.progress import Bar
 from raycd.run import Run, Writing, fingerprint, local_copy
-from raycd.runtime import embed_shards, embedding, training
+from raycd.runtime import beginning, embed_shards, embedding, training
 from raycd.runtime.mlflow_run import MlflowRun
 from raycd.train import checkpoint, hard_negatives
 from raycd.train.finetune import FineTune, parameters, prepare
-from raycd.train.fuse import Fuse, new_head
+from raycd.train.fuse import Fuse, check_hard_negatives, new_head
 from raycd.train.loop import Schedule
-from raycd.train.pretrain import DEMO_MODEL, cached
 from raycd.train.task import Task
 from raycd.train.triplets import readable_triplets
 
@@ -154,6 +152,7 @@ def dataset(config: Config, root: str) -> Dataset:
             )
     held_out = hold_out(found, config.data.selection_fraction, config.seed)
     _check_targets(held_out, config)
+    check_hard_negatives(config, held_out.triplets_of("train"))
     return held_out
 
 
@@ -190,21 +189,11 @@ def demo_data(context: Context, writing: Writing) -> None:
     }
 
 
-def load_encoder(config: Config) -> tuple[Encoder, str]:
-    """Load the pre-trained encoder of the settings; return it and its model's name."""
-    settings = config.encoder
-    if settings.pretrained == "demo":
-        found = cached(config.pretrain, settings.padding)
-        settings = settings.model_copy(update={"name": DEMO_MODEL, "pretrained": str(found)})
-    loaded = encoders.load(settings)
-    loaded.preprocess = replace(loaded.preprocess, reduced=settings.reduced)
-    return loaded, settings.name
-
-
 def encoder(context: Context, writing: Writing) -> None:
     """Load the pre-trained CLIP, and save it in the one form that the other stages read."""
-    loaded, name = load_encoder(context.config)
+    loaded, name = beginning.load_encoder(context.config)
     loaded.save(writing.folder / "encoder")
+    beginning.keep_head(context.config, writing.folder)
     writing.record |= {"encoder": loaded.fingerprint(), "dim": loaded.dim, "model": name}
     writing.record["composes"] = loaded.composes
     writing.record["gives"] = maps.given(loaded)
@@ -266,6 +255,7 @@ def stage2(context: Context, writing: Writing) -> None:
     config, settings = context.config, context.config.stage2
     shapes = {need: context.recorded(CACHES[need], "shape") for need in sorted(needs(config))}
     head, head_config = new_head(config, context.recorded("stage1", "dim"), shapes)
+    beginning.go_on(head, config, context.run.local("encoder"))
     if settings.epochs > 0 and any(True for _ in head.parameters()):
         trained = training.train(
             "stage 2",
@@ -277,6 +267,7 @@ def stage2(context: Context, writing: Writing) -> None:
                 "dataset": context.dataset,
                 "dim": head_config.dim,
                 "caches": context.caches(shapes),
+                "encoder": context.run.path("encoder"),
             },
             Schedule.of(settings, config.seed),
             config,
@@ -387,6 +378,9 @@ def _make_fuse(inputs: Any, config: Config, device: torch.device) -> Task[Any]:
             caches[need] = map_cache.read(local_copy(source, copies))
     extras = Extras(caches)
     head, _ = new_head(config, inputs["dim"], extras.shapes())
+    if config.encoder.bundle:
+        with scratch.folder() as copies:
+            beginning.go_on(head, config, local_copy(inputs["encoder"], copies))
     return Fuse(
         *(head.to(device), inputs["dataset"], pseudo, images, texts, config),
         extras=extras,

@@ -68,8 +68,8 @@ def test_every_format_gives_the_same_tables(tmp_path: Path, suffix: str) -> None
 def test_a_triplet_may_have_a_weight_and_negatives(tmp_path: Path, suffix: str) -> None:
     negatives = "a|c" if suffix == ".csv" else ["a", "c"]
     gallery = [{"image_id": name, "path": f"/{name}.jpg"} for name in "abc"]
-    common = {"reference": "a", "target": "b", "caption": "x"}
-    own = {"weight": 2.5, "negatives": negatives}
+    common: dict[str, Any] = {"reference": "a", "target": "b", "caption": "x"}
+    own: dict[str, Any] = {"weight": 2.5, "negatives": negatives}
     rows = [common | own, common | {"weight": None, "negatives": "" if suffix == ".csv" else None}]
     found = read(tmp_path, gallery, rows, suffix).triplets.to_pylist()
     assert [(row["weight"], row["negatives"]) for row in found] == [

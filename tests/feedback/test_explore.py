@@ -60,6 +60,14 @@ def test_the_propensities_of_a_simulated_slice_are_found_whatever_the_results_ar
     assert explore.propensities(clicks_KK) == pytest.approx(true_K, rel=0.1)
 
 
+def test_few_clicks_never_say_that_a_later_position_is_looked_at_more() -> None:
+    few_KK = np.zeros((POSITIONS, POSITIONS), np.int64)
+    few_KK[0, 1], few_KK[1, 0], few_KK[3, 0], few_KK[0, 3] = 4, 2, 3, 1
+    found_K = explore.propensities(few_KK)
+    assert found_K[0] == 1
+    assert (np.diff(found_K) <= 1e-12).all()
+
+
 def test_without_clicks_all_positions_are_alike() -> None:
     none_KK = np.zeros((POSITIONS, POSITIONS), np.int64)
     assert explore.propensities(none_KK) == pytest.approx(np.ones(POSITIONS))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from raycd.config import Config
@@ -17,7 +19,9 @@ def dataset(split: str = "", column: str = "") -> Dataset:
     builder = DatasetBuilder()
     for own in ("train", "selection", "val"):
         builder.add_gallery("all", own, ["a", "b", "c"], source="here")
-        more = {column: ["b", "c"] if column == "subset" else ["c"]} if own == split else {}
+        more: dict[str, Any] = (
+            {column: ["b", "c"] if column == "subset" else ["c"]} if own == split else {}
+        )
         builder.add_triplet(TripletRow(own, "all", own, "a", "b", ["is red"], **more), where="here")
     return builder.build({})
 

@@ -45,7 +45,7 @@ def ubi(query_id: str, image_id: str, action: str = "click", **more: Any) -> dic
     return {"action_name": action, "query_id": query_id, "event_attributes": about, **more}
 
 
-def kept(database: Path, is_there: Callable[[Session], bool]) -> Session:
+def kept(database: Path, is_there: Callable[[Session], object]) -> Session:
     """Wait for a session that is written."""
     until = time.monotonic() + 20
     while time.monotonic() < until:
@@ -55,6 +55,10 @@ def kept(database: Path, is_there: Callable[[Session], bool]) -> Session:
                 return session
         time.sleep(0.1)
     raise AssertionError("it was never written")
+
+
+def asked(query_id: str) -> Callable[[Session], bool]:
+    return lambda session: session.search.query_id == query_id
 
 
 def test_a_search_and_its_events_are_kept_and_nothing_of_who_did_it(
@@ -91,7 +95,7 @@ def test_of_the_slice_half_is_swapped_and_it_is_recorded_where(
     swapped = 0
     for found in answers:
         query_id = found["query_id"]
-        search = kept(database, lambda one, own=query_id: one.search.query_id == own).search
+        search = kept(database, asked(query_id)).search
         scores = [result["score"] for result in found["results"]]
         assert search.explored is not None
         first, second = search.explored

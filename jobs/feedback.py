@@ -1,0 +1,225 @@
+"""Turns what people did with results into triplets, beside those of a data set: a manifest to train
+on.
+
+    python jobs/feedback.py --preset demo --gallery runs/demo/gallery.sqlite --out feedback
+    python jobs/train.py --preset demo --name fed --data.format manifest --data.root feedback
+
+The service keeps searches and events in the database of its gallery where it is started with
+--events; docs/feedback.md says what is made of them.
+"""
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from raycd import __version__
+from raycd.config import Config, cli, settings
+from raycd.data.schema import Dataset
+from raycd.durable import replace_folder
+from raycd.errors import ConfigError, DataError
+from raycd.feedback import manifest, propensity, triplets
+from raycd.feedback.propensity import How, Propensity
+from raycd.feedback.records import Session, sessions
+from raycd.gallery_db.stored import StoredGallery
+
+PROVENANCE, HELD_BACK = "feedback.json", "held_back"
+CORRECTIONS: tuple[How, ...] = ("auto", "slice", "model", "none")
+
+
+def flags(parser: argparse.ArgumentParser) -> None:
+    own = parser.add_argument
+    own("--gallery", default="", metavar="URL", help="A SQLite file or a postgresql:// URL.")
+    own("--pictures", default="", metavar="ROOT", help="Where uploaded pictures lie.")
+    own("--out", type=Path, metavar="FOLDER", help="Where the tables go; an older one is replaced.")
+    rules(parser)
+
+
+def rules(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which triplets feedback makes."""
+    own = parser.add_argument
+    own("--since", default="", metavar="DATE", help="Only what happened from then on: 2026-11-01.")
+    own(
+        "--support",
+        type=int,
+        default=2,
+        metavar="N",
+        help="Least searches of one query in which people liked the same target. (%(default)s)",
+    )
+    own(
+        "--correct",
+        choices=CORRECTIONS,
+        default="auto",
+        help="What positions do to clicks: measured on the randomised slice, estimated by the "
+        "examination model, or not corrected; auto takes the slice where it has enough clicks.",
+    )
+    own(
+        "--held-back",
+        type=float,
+        default=0.1,
+        metavar="SHARE",
+        help="Queries that are not trained on, to measure with. (%(default)s)",
+    )
+
+
+def main(options: cli.Options) -> None:
+    asked = options.flags
+    asked.gallery = settings.address(asked.gallery, "gallery")
+    asked.pictures = settings.address(asked.pictures, "pictures")
+    if not asked.gallery or asked.out is None:
+        raise ConfigError("feedback takes --gallery and --out", do="give both")
+    made = make(options.config, asked, asked.out)
+    for line in lines(made):
+        print(line)
+    print(f"manifest:  {asked.out}")
+    print(f"next:      jobs/train.py --name NAME --data.format manifest --data.root {asked.out}")
+
+
+def make(config: Config, asked: argparse.Namespace, out: Path) -> dict[str, Any]:
+    """Write the manifest, that of the held back queries in it, and return its provenance.
+
+    Raises:
+        DataError: There is no feedback, or no triplet can be made of it.
+        GalleryError: The gallery cannot be read.
+    """
+    since = _seconds(asked.since)
+    with StoredGallery.open(asked.gallery, asked.pictures) as stored:
+        found, version = _sessions(stored, since), stored.gallery_db.version()
+        images = {
+            row.image_id: manifest.Known(row.categories, stored.locate(row.path), row.attributes)
+            for row in stored.rows()
+        }
+    base = _base(config)
+    positions = propensity.estimate(found, asked.correct)
+    learned = triplets.learn(
+        found, positions.values, support=asked.support, texts=_known_texts(base)
+    )
+    placed = manifest.place(learned, images, base.triplets_of("val"), held_back=asked.held_back)
+    if not placed.train:
+        raise DataError(
+            "the feedback makes no triplet to train on",
+            got=f"{len(found):,} searches, {sum(bool(one.liked) for one in found):,} with a result "
+            f"that somebody liked; left out: {_shown(placed.left_out) or 'none'}",
+            expected=f"a target that people liked in {asked.support} searches of one reference and "
+            "text (--support)",
+            do="lower --support, or wait for more events",
+        )
+    made = _provenance(found, positions, placed, asked, version)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with replace_folder(out) as folder:
+        manifest.write(manifest.with_feedback(base, placed.train, images), folder)
+        (folder / HELD_BACK).mkdir()
+        manifest.write(manifest.held_back(placed.held_back, images), folder / HELD_BACK)
+        (folder / PROVENANCE).write_text(json.dumps(made, indent=1), encoding="utf-8")
+    return made
+
+
+def lines(made: dict[str, Any]) -> list[str]:
+    """Return what a person wants to know of a provenance."""
+    values = made["propensity"]["values"]
+    shown = "" if values is None else ": " + " ".join(f"{value:.2f}" for value in values[:10])
+    return [
+        f"searches:  {made['searches']:,}, {made['liked']:,} with a result that somebody liked",
+        f"positions: {made['propensity']['method']}{shown}",
+        f"triplets:  {made['triplets']:,} to train on, {made['held_back']:,} held back",
+        f"left out:  {_shown(made['left_out']) or 'none'}",
+    ]
+
+
+def _sessions(stored: StoredGallery, since: float) -> list[Session]:
+    from raycd.gallery_db import events
+
+    gallery_db = stored.gallery_db
+    found = list(sessions(events.searches(gallery_db, since), events.events(gallery_db, since)))
+    if not found:
+        raise DataError(
+            "the gallery has no feedback",
+            expected="searches and events, which the service keeps with --events",
+            do="start the service with --events, or check --since",
+        )
+    return found
+
+
+def _base(config: Config) -> Dataset:
+    """Return the data set of the configuration, whose own triplets stay."""
+    from raycd.data.folder import absolute
+    from raycd.data.read import read
+    from raycd.runtime import pipeline
+
+    drawn = config.data.format == "synthetic"
+    root = pipeline.run_folder(config).path("catalogue") if drawn else config.data.root
+    return read(config.data, absolute(root))
+
+
+def _known_texts(base: Dataset) -> dict[str, str]:
+    """Return the texts of the data set by their hashes: a search may have kept the hash alone."""
+    import hashlib
+
+    texts = {text for captions in base.triplets["captions"].to_pylist() for text in captions}
+    texts |= {base.wording.evaluation(own) for own in base.triplets["captions"].to_pylist()}
+    return {hashlib.sha256(text.encode()).hexdigest(): text for text in texts}
+
+
+def _provenance(
+    found: Sequence[Session],
+    positions: Propensity,
+    placed: manifest.Placed,
+    asked: argparse.Namespace,
+    version: int,
+) -> dict[str, Any]:
+    times = [one.search.at for one in found]
+    return {
+        "raycd": __version__,
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        "from": _date(min(times)),
+        "to": _date(max(times)),
+        "searches": len(found),
+        "liked": sum(bool(one.liked) for one in found),
+        "bundles": dict(Counter(one.search.bundle for one in found)),
+        "gallery_version": version,
+        "propensity": positions._asdict(),
+        "support": asked.support,
+        "triplets": len(placed.train),
+        "held_back": len(placed.held_back),
+        "left_out": dict(placed.left_out),
+    }
+
+
+def _seconds(date: str) -> float:
+    if not date:
+        return 0.0
+    try:
+        found = datetime.fromisoformat(date)
+    except ValueError as error:
+        raise ConfigError(
+            "--since is not a date", got=date, expected="2026-11-01 or 2026-11-01T08:00:00+01:00"
+        ) from error
+    return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+
+
+def _date(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
+def _shown(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
+
+
+def program(argv: Sequence[str] | None = None, prog: str = "jobs/feedback.py") -> int:
+    """Do what the command line says, and return the exit code."""
+    return cli.run(
+        main,
+        argv,
+        prog=prog,
+        description="Make triplets of what people did with results.",
+        flags=flags,
+        again=cli.ANEW,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(program())

@@ -1,0 +1,315 @@
+"""A better search from what people did, in one command: each step is skipped when it is done.
+
+    export MLFLOW_TRACKING_URI=sqlite:///runs/mlflow.db
+    python jobs/refresh.py --preset demo --into week-2 --champion models:/raycd@champion \\
+        --gallery runs/demo/gallery.sqlite --service http://127.0.0.1:8000 --hup 12345
+
+catalogue   new images (--new) are embedded by the champion's encoder, into the live gallery
+feedback    searches and events become triplets (jobs/feedback.py)
+train       stage 2 goes on from the champion's head; the encoder stays
+judge       champion and new version answer the queries held back, and val
+alias       where the interval of the difference lies above zero, the new version is the champion
+swap        the service changes to it
+
+What is done lies in <runs>/<into>.refresh; another --into is another refresh.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jobs import feedback
+from raycd import progress
+from raycd.config import Config, cli, settings
+from raycd.data.folder import is_local
+from raycd.durable import replace_file, replace_folder
+from raycd.errors import ConfigError, RunError
+
+if TYPE_CHECKING:
+    from raycd.compare.champion import Verdict
+
+CHAMPION, FEATURES, FEEDBACK = "champion", "features", "feedback"
+REGISTRY = "models:/"
+SWAP_S = 300.0  # that a service may take to change to a bundle
+PAUSE_S = 0.5
+
+
+def flags(parser: argparse.ArgumentParser) -> None:
+    own = parser.add_argument
+    own("--champion", metavar="BUNDLE", help="In use: models:/<name>@<alias>, or a folder.")
+    own("--into", metavar="NAME", help="Name of the new run.")
+    own("--gallery", default="", metavar="URL", help="A SQLite file or a postgresql:// URL.")
+    own("--pictures", default="", metavar="ROOT", help="Where uploaded pictures lie.")
+    own("--new", metavar="SOURCE", help="New images, as jobs/embed.py --images takes them.")
+    category = "Of new images; may repeat."
+    own("--category", action="append", default=[], metavar="NAME", help=category)
+    own("--service", metavar="URL", help="The service that shall change to a better version.")
+    own("--hup", type=int, metavar="PID", help="Its process, which the signal HUP tells to.")
+    feedback.rules(parser)
+
+
+def main(options: cli.Options) -> None:
+    asked, config = options.flags, options.config
+    asked.gallery = settings.address(asked.gallery, "gallery")
+    asked.pictures = settings.address(asked.pictures, "pictures")
+    _check(asked, config)
+    Refresh(config, asked, Path(config.runs) / f"{asked.into}.refresh").run()
+
+
+def _check(asked: argparse.Namespace, config: Config) -> None:
+    if not (asked.champion and asked.into and asked.gallery):
+        raise ConfigError("a refresh takes --champion, --into and --gallery", do="give all three")
+    if (asked.service is None) != (asked.hup is None):
+        raise ConfigError(
+            "a service is changed by the signal HUP, and tells over HTTP that it did",
+            got="--service or --hup alone",
+            do="give both, or neither",
+        )
+    if not is_local(config.runs):
+        raise ConfigError(
+            "a refresh keeps what it has done on this machine",
+            got=f"runs {config.runs}",
+            expected="a local folder",
+            do="give --runs",
+        )
+    if asked.champion.startswith(REGISTRY) and "@" not in asked.champion:
+        raise ConfigError(
+            "a version has no alias to move", got=asked.champion, expected="models:/<name>@<alias>"
+        )
+
+
+@dataclass(frozen=True)
+class Refresh:
+    """The steps of one refresh, whose results are in `folder`."""
+
+    config: Config
+    asked: argparse.Namespace
+    folder: Path
+
+    def run(self) -> None:
+        """Do the steps that are not done."""
+        asked = self.asked
+        champion = self._once("begin", "", self._begin)
+        if champion["asked"] != asked.champion:
+            raise ConfigError(
+                f"the refresh {asked.into} is against another champion",
+                got=asked.champion,
+                expected=champion["asked"],
+                do="give another --into",
+            )
+        if asked.new:
+            self._once("catalogue", asked.new, self._catalogue)
+        rules = f"since {asked.since}, {asked.support}, {asked.correct}, {asked.held_back}"
+        out = self.folder / FEEDBACK
+        made = self._once("feedback", rules, lambda: feedback.make(self.config, asked, out))
+        for line in feedback.lines(made):
+            print(line)
+        trained = self._train()
+        digest, held = trained["digest"], made["held_back"]
+        verdict = self._once("judge", digest, lambda: self._judge(trained["bundle"], held))
+        print(f"held back: {verdict['held_back']}")
+        print(f"val:       {verdict['val']}")
+        if not verdict["better"]:
+            print(f"kept:      {asked.champion}; the new bundle is {trained['bundle']}")
+            return
+        moved = self._once("alias", digest, lambda: self._move(champion, trained))
+        print(f"champion:  {moved['now']}")
+        if asked.service:
+            swapped = self._once("swap", digest, lambda: self._swap(digest))
+            print(f"service:   serves the bundle of digest {swapped['digest']}")
+        else:
+            print("next:      tell the service to look again: kill -HUP, or again in user_config")
+
+    def _once(self, step: str, of: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Return what a step has left, after doing it unless it was done of the same."""
+        file = self.folder / f"{step}.json"
+        if file.exists():
+            left = json.loads(file.read_text(encoding="utf-8"))
+            if left["of"] == of:
+                progress.say(f"{step}: done before")
+                found: dict[str, Any] = left["found"]
+                return found
+        began = time.monotonic()
+        found = work()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with replace_file(file) as fresh:
+            fresh.write_text(json.dumps({"of": of, "found": found}, indent=1), encoding="utf-8")
+        progress.say(f"{step}: done in {progress.duration(time.monotonic() - began)}")
+        return found
+
+    def _begin(self) -> dict[str, Any]:
+        """Copy the champion: whatever becomes of its alias or folder, the refresh is against it."""
+        from raycd import bundle
+        from serve import swap
+
+        asked, pinned = self.asked.champion, self.asked.champion
+        if asked.startswith(REGISTRY):
+            from raycd.runtime import registry
+
+            pinned = registry.pinned(asked)
+        source = swap.folder(pinned)
+        digest = bundle.verify(source).digest
+        with replace_folder(self.folder / CHAMPION) as fresh:
+            shutil.copytree(source, fresh, dirs_exist_ok=True)
+        return {"asked": asked, "pinned": pinned, "digest": digest}
+
+    def _catalogue(self) -> dict[str, Any]:
+        """Embed new images, and have them in the live gallery."""
+        from jobs import gallery
+        from raycd import bundle
+        from raycd.data.folder import absolute
+        from raycd.runtime import cluster, embed_shards
+
+        place, own = self.folder / CHAMPION, str(self.folder / FEATURES)
+        encoder = bundle.load_encoder(place, bundle.verify(place))
+        with cluster.connected():
+            stored = embed_shards.embed_source(own, absolute(self.asked.new), encoder, self.config)
+        names = {"gallery": self.asked.gallery, "pictures": self.asked.pictures, "source": own}
+        gallery.import_features(
+            argparse.Namespace(**names, encoder="", category=self.asked.category, new=False)
+        )
+        return {"source": self.asked.new, "images": int(stored.starts[-1])}
+
+    def _train(self) -> dict[str, Any]:
+        """Train stage 2 on from the champion. The pipeline itself skips what is done."""
+        from raycd.runtime import pipeline
+
+        outcome = pipeline.run(self._trained_config())
+        record = pipeline.recorded(outcome.run, "bundle")
+        known = outcome.run.read_json("mlflow.json") or {}
+        return {
+            "bundle": outcome.run.path("bundle"),
+            "digest": record["digest"],
+            "run_id": known.get("run_id", ""),
+        }
+
+    def _trained_config(self) -> Config:
+        config = self.config
+        return config.model_copy(
+            update={
+                "name": self.asked.into,
+                "data": self._data(self.folder / FEEDBACK),
+                "encoder": config.encoder.model_copy(
+                    update={"bundle": str((self.folder / CHAMPION).absolute())}
+                ),
+                "stage1": config.stage1.model_copy(update={"finetune": "none"}),
+                "registry": config.registry.model_copy(update={"alias": ""}),
+            }
+        )
+
+    def _data(self, folder: Path) -> Any:
+        from raycd.data.read import wording
+        from raycd.feedback import manifest
+
+        data = self.config.data
+        return data.model_copy(
+            update={
+                "format": "manifest",
+                "root": str(folder.absolute()),
+                "triplets": manifest.TRIPLETS_FILE,
+                "gallery": manifest.GALLERY_FILE,
+                "captions": "raw" if wording(data).raw else "cleaned",
+            }
+        )
+
+    def _judge(self, new: str, queries: int) -> dict[str, Any]:
+        """Ask both the queries held back, and val: better on those, and not worse on these."""
+        if not queries:
+            return {
+                "held_back": "no query was held back, so nothing says that the new one is better",
+                "val": "not asked",
+                "better": False,
+            }
+        held, _ = self._compare(self.folder / FEEDBACK / feedback.HELD_BACK, new)
+        val, against = self._compare(self.folder / FEEDBACK, new)
+        better = held.is_better and not against.is_better
+        return {"held_back": held.reason, "val": val.reason, "better": better}
+
+    def _compare(self, data: Path, new: str) -> tuple[Verdict, Verdict]:
+        """Judge the new bundle by a manifest's val against the champion, and the other way."""
+        from raycd.compare.champion import answers_table, judge
+        from raycd.runtime import elsewhere, evaluation
+
+        config = self.config.model_copy(update={"data": self._data(data)})
+        dataset = elsewhere.dataset(config, "val")
+        metric = evaluation.named_metric(config.registry.metric, config, dataset)
+        answers = []
+        for place in (new, str(self.folder / CHAMPION)):
+            model = elsewhere.Model.of_bundle(place)
+            (*_, head), missing = elsewhere.variants(model, dataset, "val", config)
+            missing.check(len(dataset.images), config.data.max_missing)
+            found = evaluation.ask(dataset, head, config)
+            answers.append(
+                answers_table(
+                    dataset.triplets_of("val"),
+                    found.ranks,
+                    protocol=config.evaluate.protocol,
+                    gallery=found.gallery,
+                )
+            )
+        own, champion = answers
+        return judge(own, champion, metric), judge(champion, own, metric)
+
+    def _move(self, champion: dict[str, Any], trained: dict[str, Any]) -> dict[str, Any]:
+        """Make the new bundle the champion: by its alias, or in the place of its folder."""
+        asked = champion["asked"]
+        if asked.startswith(REGISTRY):
+            from raycd.runtime import registry
+
+            version = registry.move_alias(asked, champion["pinned"], trained["run_id"])
+            return {"now": f"{asked} is version {version}"}
+        with replace_folder(Path(asked)) as fresh:
+            shutil.copytree(trained["bundle"], fresh, dirs_exist_ok=True)
+        return {"now": f"{asked} has digest {trained['digest'][:12]}"}
+
+    def _swap(self, digest: str) -> dict[str, Any]:
+        """Tell the service to look again, and wait until it answers with the bundle."""
+        from raycd.client import Client
+
+        try:
+            os.kill(self.asked.hup, signal.SIGHUP)
+        except OSError as error:
+            raise ConfigError(
+                "the service's process cannot be told",
+                got=f"--hup {self.asked.hup}: {error.strerror}",
+                expected="the number that the service shows when it starts",
+            ) from error
+        until = time.monotonic() + SWAP_S
+        with Client(self.asked.service, api_key=os.environ.get("RAYCD_API_KEY")) as client:
+            while time.monotonic() < until:
+                serving = client.info().bundle
+                if serving is not None and digest.startswith(serving.digest):
+                    return {"digest": serving.digest}
+                time.sleep(PAUSE_S)
+        raise RunError(
+            "the service did not change to the new bundle",
+            got=f"{SWAP_S:.0f} s after the signal {serving and serving.digest}",
+            expected=digest[:12],
+            do="see why in its output; the champion is moved, and the same command sends the "
+            "signal again",
+        )
+
+
+def program(argv: Sequence[str] | None = None, prog: str = "jobs/refresh.py") -> int:
+    """Do what the command line says, and return the exit code."""
+    return cli.run(
+        main,
+        argv,
+        prog=prog,
+        description="Learn from feedback, and serve what is better.",
+        flags=flags,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(program())

@@ -1,0 +1,113 @@
+"""Triplets from sessions: what was liked is the target, what was skipped above it a hard negative.
+
+A click at a position of propensity p stands for 1 / p clicks, most of which nobody made because
+nobody looked there (inverse propensity weighting, Joachims et al., WSDM 2017). A result above the
+last click that was not clicked was most likely seen and refused (Joachims 2002).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from raycd.feedback.records import LIKED, Session
+
+LEAST = 0.1  # propensity, so that no click counts more than ten
+NEGATIVES = 5  # of a triplet, the last above its target first
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A triplet from feedback."""
+
+    reference: str
+    text: str
+    target: str
+    weight: float
+    """What it counts in the loss; their mean is 1."""
+    support: int
+    """Searches in which the target was liked."""
+    negatives: tuple[str, ...]
+
+
+@dataclass
+class _Pair:
+    """What is known of a target of a query."""
+
+    weight: float = 0.0
+    support: int = 0
+    negatives: dict[str, None] = field(default_factory=dict)
+
+
+def learn(
+    found: Iterable[Session],
+    propensity_K: Sequence[float] | None,
+    *,
+    support: int,
+    texts: Mapping[str, str] | None = None,
+) -> list[Learned]:
+    """Return the triplets of sessions that have a reference of the gallery and a text.
+
+    Where a search ended in a purchase, its clicks are not targets; likewise for the cart. What is a
+    target of a query is no negative of it.
+
+    Args:
+        propensity_K: Of each position, a later one having that of the last; None: every click
+            counts alike.
+        support: Least number of searches in which a target was liked.
+        texts: Hash -> text, for searches of which the hash alone is kept.
+    """
+    pairs: dict[tuple[str, str], dict[str, _Pair]] = {}
+    for session in found:
+        search = session.search
+        text = search.text or (texts or {}).get(search.text_hash or "")
+        if not search.reference or not text:
+            continue
+        targets = strongest(session)
+        for target in targets:
+            pair = pairs.setdefault((search.reference, text), {}).setdefault(target, _Pair())
+            pair.weight += 1 / _propensity(propensity_K, search.first, search.results.index(target))
+            pair.support += 1
+            pair.negatives |= dict.fromkeys(skipped(session, search.reference))
+    made = [
+        Learned(reference, text, target, pair.weight, pair.support, _negatives(pair, own))
+        for (reference, text), own in pairs.items()
+        for target, pair in own.items()
+        if pair.support >= support and target != reference
+    ]
+    total = sum(one.weight for one in made)
+    return [
+        Learned(
+            *(one.reference, one.text, one.target, one.weight * len(made) / total),
+            *(one.support, one.negatives),
+        )
+        for one in made
+    ]
+
+
+def strongest(session: Session) -> list[str]:
+    """Return the results with the strongest action of LIKED that there is, in their order."""
+    kept = {one: own for one, own in session.actions.items() if "dismiss" not in own}
+    for action in reversed(LIKED):
+        chosen = [one for one in session.search.results if action in kept.get(one, ())]
+        if chosen:
+            return chosen
+    return []
+
+
+def skipped(session: Session, reference: str) -> list[str]:
+    """Return what was dismissed, and what was not liked above the last that was, the last first."""
+    results, liked = session.search.results, session.liked
+    last = max((place for place, one in enumerate(results) if one in liked), default=0)
+    above = [one for one in results[:last][::-1] if one not in liked and one != reference]
+    return [*(one for one in results if "dismiss" in session.actions.get(one, ())), *above]
+
+
+def _negatives(pair: _Pair, targets: Mapping[str, _Pair]) -> tuple[str, ...]:
+    return tuple(one for one in pair.negatives if one not in targets)[:NEGATIVES]
+
+
+def _propensity(propensity_K: Sequence[float] | None, first: int, place: int) -> float:
+    if propensity_K is None or len(propensity_K) == 0:
+        return 1.0
+    return max(LEAST, float(propensity_K[min(first + place, len(propensity_K) - 1)]))

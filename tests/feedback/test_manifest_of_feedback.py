@@ -1,0 +1,105 @@
+"""Triplets from feedback beside those of a data set, and back from the files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from raycd.data import manifest as reader
+from raycd.data.build import DatasetBuilder, TripletRow
+from raycd.data.schema import Dataset
+from raycd.feedback import manifest
+from raycd.feedback.manifest import Known
+from raycd.feedback.triplets import Learned
+
+IMAGES = {
+    **{f"d{n}": Known(("dress",), f"/d{n}.jpg", {"colour": "blue"}) for n in range(4)},
+    "both": Known(("shirt", "dress"), None, {}),
+    "s0": Known(("shirt",), "/s0.jpg", {}),
+}
+
+
+@pytest.fixture
+def base() -> Dataset:
+    """Return a data set of one triplet to train on, one to evaluate on, and one of a category."""
+    builder = DatasetBuilder()
+    for split in ("train", "val"):
+        builder.add_gallery("dress", split, ["d0", "d1", "d2"], source="x")
+    rows = [
+        TripletRow("t", "dress", "train", "d0", "d1", ["is red", "long"]),
+        TripletRow("v", "dress", "val", "d0", "d2", ["is red"], further_targets=["d1"]),
+    ]
+    for row in rows:
+        builder.add_triplet(row, where="here")
+    return builder.build({"d0": "/d0.jpg", "d1": "/d1.jpg"}, {"d0": {"colour": "blue"}})
+
+
+def learned(reference: str, target: str, *negatives: str, text: str = "is blue") -> Learned:
+    return Learned(reference, text, target, 1.5, 2, negatives)
+
+
+def test_only_triplets_of_images_that_are_there_and_that_val_does_not_ask_are_placed(
+    base: Dataset,
+) -> None:
+    some = [
+        learned("d1", "d3", "s0", "both", "gone"),
+        learned("d1", "gone"),
+        learned("d1", "s0"),
+        learned("d0", "d1"),
+        learned("s0", "both"),
+    ]
+    placed = manifest.place(some, IMAGES, base.triplets_of("val"), held_back=0.0)
+    assert [(row["category"], row["target"], row["negatives"]) for row in placed.train] == [
+        ("dress", "d3", ["both"]),  # that of another category is none
+        ("shirt", "both", None),
+    ]
+    assert placed.left_out == {
+        "images that are gone": 1,
+        "no category in common": 1,
+        "asked in val": 1,
+    }
+    assert placed.held_back == []
+
+
+def test_the_same_queries_are_held_back_each_time_with_all_their_targets(base: Dataset) -> None:
+    some = [
+        learned("d1", target, text=f"text {n}") for n in range(400) for target in ("d3", "both")
+    ]
+    first, again = (
+        manifest.place(own, IMAGES, base.triplets_of("val"), held_back=0.25)
+        for own in (some, some[::-1])
+    )
+    texts = [{row["captions"][0] for row in own.held_back} for own in (first, again)]
+    assert texts[0] == texts[1]
+    assert len(texts[0]) == pytest.approx(100, abs=30)
+    assert texts[0].isdisjoint(row["captions"][0] for row in first.train)
+    assert {row["split"] for row in first.held_back} == {"val"}
+
+
+def test_what_is_written_is_read_as_a_manifest(base: Dataset, tmp_path: Path) -> None:
+    rows = manifest.place(
+        [learned("d1", "d3", "d2")], IMAGES, base.triplets_of("val"), held_back=0.0
+    ).train
+    manifest.write(manifest.with_feedback(base, rows, IMAGES), tmp_path)
+    found = reader.read(str(tmp_path), manifest.TRIPLETS_FILE, manifest.GALLERY_FILE)
+    assert found.triplets.slice(0, 2).to_pylist() == base.triplets.to_pylist()
+    [added] = found.triplets.slice(2).to_pylist()
+    assert added == rows[0] | {"subset": None, "further_targets": None}
+    assert found.gallery_ids("dress", "train") == ["d0", "d1", "d2", "d3"]
+    assert found.gallery_ids("dress", "val") == ["d0", "d1", "d2"]
+    images = {row["image_id"]: row for row in found.images.to_pylist()}
+    assert images["d3"]["attributes"] == [("colour", "blue")]
+    assert images["d3"]["path"] == "/d3.jpg"
+    assert images["d2"]["path"].endswith("missing/d2")
+
+
+def test_what_is_held_back_searches_the_whole_gallery(base: Dataset, tmp_path: Path) -> None:
+    rows = manifest.place(
+        [learned("d1", "d3", "d2")], IMAGES, base.triplets_of("val"), held_back=1.0
+    ).held_back
+    manifest.write(manifest.held_back(rows, IMAGES), tmp_path)
+    found = reader.read(str(tmp_path), manifest.TRIPLETS_FILE, manifest.GALLERY_FILE)
+    assert set(found.gallery_ids("dress", "val")) == {"d0", "d1", "d2", "d3", "both"}
+    assert set(found.gallery_ids("shirt", "val")) == {"both", "s0"}
+    assert [(row["target"], row["weight"]) for row in found.triplets.to_pylist()] == [("d3", None)]

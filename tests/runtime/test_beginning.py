@@ -1,0 +1,60 @@
+"""A run that begins with a bundle: its encoder, and the head that stage 2 goes on from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from raycd import bundle
+from raycd.config import Config
+from raycd.errors import ConfigError, WeightsError
+from raycd.runtime import beginning
+from raycd.train.fuse import new_head
+
+SIZES = {"bilinear_dim": 8, "projection_dim": 32, "hidden_dim": 32}
+
+
+def config(folder: Path, **stage2: Any) -> Config:
+    settings = {"encoder": {"bundle": str(folder)}, "stage2": {**SIZES, **stage2}}
+    return Config.model_validate(settings)
+
+
+def test_a_run_begins_with_the_encoder_and_the_head_of_a_bundle(
+    tiny_bundle: Any, tmp_path: Path
+) -> None:
+    asked, loaded = config(tiny_bundle.folder), bundle.load(tiny_bundle.folder)
+    encoder, name = beginning.load_encoder(asked)
+    assert (encoder.fingerprint(), name) == (loaded.manifest.encoder.fingerprint, "raycd-demo")
+    beginning.keep_head(asked, tmp_path)
+    fresh, _ = new_head(asked, encoder.dim)
+    known = loaded.head.state_dict()
+    assert not all(torch.equal(own, known[key]) for key, own in fresh.state_dict().items())
+    head = beginning.go_on(fresh, asked, tmp_path)
+    assert all(torch.equal(own, known[key]) for key, own in head.state_dict().items())
+
+
+def test_a_head_of_another_shape_is_refused_before_any_training(
+    tiny_bundle: Any, tmp_path: Path
+) -> None:
+    beginning.keep_head(config(tiny_bundle.folder), tmp_path)
+    for other in (
+        config(tiny_bundle.folder, hidden_dim=16),
+        config(tiny_bundle.folder, head="sum"),
+    ):
+        head, _ = new_head(other, beginning.load_encoder(other)[0].dim)
+        with pytest.raises(ConfigError, match=r"does not fit that of encoder\.bundle"):
+            beginning.go_on(head, other, tmp_path)
+
+
+def test_without_a_bundle_nothing_is_kept_and_a_damaged_one_is_told(tmp_path: Path) -> None:
+    plain = Config()
+    beginning.keep_head(plain, tmp_path)
+    assert not list(tmp_path.iterdir())
+    head, _ = new_head(config(tmp_path), 16)
+    assert beginning.go_on(head, plain, tmp_path) is head
+    assert {"encoder.bundle", "encoder.reduced"} == set(beginning.unused(plain))
+    with pytest.raises(WeightsError):
+        beginning.load_encoder(config(tmp_path))
