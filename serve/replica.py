@@ -282,11 +282,9 @@ class Replica:
 
         `files` are what it decodes: where that takes longer, no work but its like waits for it.
         """
-
-        def large() -> bool:
-            return any(map(_is_large, files))
-
-        threads = self._large if files and await run_in_thread(self._small, large) else self._small
+        threads = self._small
+        if len(files) and await run_in_thread(threads, lambda: any(map(_is_large, files))):
+            threads = self._large
         return await run_in_thread(threads, work)
 
 
