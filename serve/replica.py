@@ -334,9 +334,8 @@ class Replica:
 
         `files` are what it decodes: where that takes longer, no work but its like waits for it.
         """
-
         threads = self._small
-        if files and await run_in_thread(self._small, lambda: any(map(_is_large, files))):
+        if len(files) and await run_in_thread(threads, lambda: any(map(_is_large, files))):
             threads = self._large
         return await run_in_thread(threads, work)
 
