@@ -18,10 +18,12 @@ class SearchService:
     """
 
     def __init__(self, args: ServeArgs) -> None:
+        from serve import logs
         from serve.api.middleware import InFlight
         from serve.metrics import Metrics
         from serve.replica import Replica
 
+        logs.name_traces(args)
         self._metrics, self._in_flight = Metrics(), InFlight()
         self._replica = Replica(args, name=_service_name(), observer=self._metrics)
 

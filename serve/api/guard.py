@@ -30,8 +30,8 @@ def add(app: FastAPI, args: ServeArgs) -> None:
             CORSMiddleware,
             allow_origins=args.cors_origins,
             allow_methods=("GET", "POST", "PUT", "DELETE"),
-            allow_headers=("authorization", "content-type"),
-            expose_headers=("retry-after", "server-timing", "raycd-gallery-version"),
+            allow_headers=("authorization", "content-type", "traceparent"),
+            expose_headers=("retry-after", "server-timing", "raycd-gallery-version", "traceparent"),
         )
     app.add_middleware(Checked, check=partial(check_host, hosts=frozenset(args.hosts)))
 

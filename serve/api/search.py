@@ -18,6 +18,7 @@ from raycd.api import (
     SearchResult,
 )
 from raycd.search.query import Answer, Prepared
+from serve import tracing
 from serve.api import bodies, filters, problems, search_body
 from serve.api.gallery import MinVersion, thumbnail_url
 from serve.api.intake import Intake
@@ -56,6 +57,7 @@ def router(replica: Replica, intake: Intake, metrics: Metrics) -> APIRouter:
                 found, batch = await _search(replica, engine, asked, image)
         found.timings = _rounded({"read": read_ms, **found.timings, "total": _since(began)})
         metrics.search(found.timings, replica.searches.busy)
+        tracing.steps(found.timings)
         return _json(found, {"Server-Timing": _server_timing(found.timings, batch)})
 
     @routes.post(
@@ -117,6 +119,7 @@ async def _item(replica: Replica, metrics: Metrics, engine: Engine, body: Any) -
         return BatchItem(status=problem.status_code, problem=problem.problem)
     found.timings = _rounded({**found.timings, "total": _since(began)})
     metrics.search(found.timings, replica.searches.busy)
+    tracing.steps(found.timings)
     return BatchItem(status=200, response=found)
 
 
