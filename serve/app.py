@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from ipaddress import ip_address
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from raycd.config import cli
 from raycd.config.settings import Options, parse_service
@@ -70,15 +70,18 @@ def _serve(options: Options[LocalArgs]) -> None:
         keyring.read(Path(args.api_keys))
     elif not _is_loopback(wanted.host):
         print(UNGUARDED.format(host=wanted.host, keys=called("serve/keys.py")), file=sys.stderr)
+    tracing_config = _tracing_config() if wanted.traces else None
     from raycd import bundle
     from raycd.runtime import watch
+    from serve import logs
 
+    logs.check(args)
     manifest = bundle.verify(folder)
     with (
         local.cluster(
             args, haproxy=wanted.proxy == "haproxy", metrics_port=wanted.metrics_port or None
         ) as metrics,
-        running.running(args, wanted.host, wanted.port),
+        running.running(args, wanted.host, wanted.port, tracing_config),
     ):
         url = f"http://{_in_url(wanted.host)}:{wanted.port}"
         what = f"{manifest.head['name']}, digest {manifest.digest[:12]}"
@@ -161,12 +164,22 @@ def _arguments(wanted: LocalArgs, folder: Path) -> ServeArgs:
     given = wanted.model_dump(include=set(ServeArgs.model_fields)) | {"bundle": str(folder)}
     if wanted.second.bundle:
         given["second"]["bundle"] = str(_folder(wanted.second.bundle, "--second.bundle"))
-    for name in ("api_keys", "gallery", "pictures"):  # replicas start in other folders
+    # Replicas start in other folders
+    for name in ("api_keys", "gallery", "log_dir", "pictures"):
         if given[name] and given[name] != NO_GALLERY and "://" not in given[name]:
             given[name] = str(Path(given[name]).expanduser().absolute())
     if not wanted.hosts and _is_loopback(wanted.host):
         given["hosts"] = ("127.0.0.1", "localhost", "[::1]", wanted.host)
     return ServeArgs.model_validate(given)
+
+
+def _tracing_config() -> dict[str, Any]:
+    """Return how Ray Serve traces. Its processes inherit the environment. Raises ConfigError."""
+    from serve import tracing
+
+    config = tracing.config()
+    os.environ.setdefault("OTEL_SERVICE_NAME", running.NAME)
+    return config
 
 
 def _is_loopback(host: str) -> bool:

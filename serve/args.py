@@ -190,6 +190,13 @@ class ServeArgs(Section):
     coin, which measures what a position does to clicks.
     """
 
+    log_format: Literal["text", "json"] = "text"
+    """Format of the service's log: lines of text, or a JSON object each."""
+    log_dir: str = ""
+    """Folder of the service's log, on every node; empty: that of Ray's own logs, which goes with a
+    Ray of the service's own.
+    """
+
     api_keys: str = ""
     """File of API keys (serve/keys.py), seen from every node that runs a replica; without it nobody
     needs a key.
@@ -308,6 +315,10 @@ class LocalArgs(ServeArgs):
     proxy: Literal["default", "haproxy"] = "default"
     """What stands before the replicas: Ray Serve's own proxy, or HAProxy, which is faster and opens
     two more ports (docs/serving.md).
+    """
+    traces: bool = False
+    """Send traces by OTLP over HTTP to where OTEL_EXPORTER_OTLP_ENDPOINT in the environment says
+    (docs/monitoring.md).
     """
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0
     """Port of the metrics for Prometheus; 0 takes a free one."""

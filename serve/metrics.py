@@ -1,24 +1,35 @@
 """The metrics for Prometheus. Each node's Ray exports those of its replicas, tagged by replica.
 
-A number costs Ray about as much as parsing a request, so there is one a request and one a batch; of
-the steps of searches only a sample is recorded when there are many.
+Their names end as Prometheus asks: in a unit, `_total` or `_info`; Ray puts `ray_` before them. A
+number costs Ray about as much as parsing a request, so there is one a request and one a batch; of
+the steps of searches only a sample is recorded when there are many, and what changes slowly is
+recorded with each canary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
+import torch
 from ray.serve.metrics import Counter, Gauge, Histogram
 
+from raycd import __version__
+from raycd.search.cache import CountedCache
 from raycd.search.query import Answer
-from serve.engine import Engine
+from serve.replica import Replica
 from serve.second.shadow import Outcome
+
+FORMER = {"raycd_batch_queries": "raycd_batch_size", "raycd_queue_searches": "raycd_busy"}
+"""Metrics that are exported under their former name, too, for one release."""
 
 _SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30]
 # Beside more than BUSY other searches, the steps of one search in SAMPLED are recorded.
 _BUSY, _SAMPLED = 4, 8
 _SHARES = [0.001, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1]
 _SIZES: list[float] = [1, 2, 4, 8, 16, 32, 64, 128]
+
+Kind = TypeVar("Kind", Gauge, Histogram)
 
 
 class Metrics:
@@ -34,11 +45,22 @@ class Metrics:
         self._steps = Histogram(
             "raycd_step_seconds", "Seconds of a search's steps.", _SECONDS, ("step",)
         )
-        self._batch = Histogram(
-            "raycd_batch_size", "Queries that the model answered at once.", _SIZES
-        )
-        self._busy = Gauge("raycd_busy", "Searches that wait in a replica.")
         self._searches = 0
+        self._batches = _named(
+            "raycd_batch_queries",
+            lambda name: Histogram(name, "Queries that the model answered at once.", _SIZES),
+        )
+        self._queues = _named(
+            "raycd_queue_searches", lambda name: Gauge(name, "Searches that wait in a replica.")
+        )
+        self._limit = Gauge(
+            "raycd_queue_limit_searches", "Searches that a replica takes on before it refuses more."
+        )
+        self._lookups = Counter(
+            "raycd_cache_lookups_total",
+            "Texts and thumbnails that were looked for in a replica's caches.",
+            ("cache", "result"),  # type: ignore[arg-type]
+        )
         self._images = Gauge("raycd_gallery_images", "Images that can be found.")
         self._version = Gauge(
             "raycd_gallery_version", "Version of the gallery that a replica searches."
@@ -47,23 +69,33 @@ class Metrics:
             "raycd_gallery_lag_seconds", "Seconds since a replica has heard of its database."
         )
         self._written = Counter(
-            "raycd_feedback_written", "Searches and events that were written for feedback."
+            "raycd_feedback_written_total",
+            "Searches and events that were written for feedback.",
         )
-        self._lost = Counter("raycd_feedback_lost", "Searches and events that were not.")
-
+        self._lost = Counter("raycd_feedback_lost_total", "Searches and events that were not.")
         self._shadow = Counter(
-            "raycd_shadow_searches",
+            "raycd_shadow_searches_total",
             "Searches sampled for the second model: answered, failed, dropped.",
             ("outcome",),
         )
         self._overlap = Histogram(
-            "raycd_shadow_overlap",
+            "raycd_shadow_overlap_ratio",
             "Share of the results of both models that are the same.",
             _SHARES,
         )
         self._shadow_seconds = Histogram(
             "raycd_shadow_seconds", "Seconds that the second model took.", _SECONDS
         )
+        self._recall = Gauge(
+            "raycd_index_recall_ratio", "Share of the true first 10 that the index finds."
+        )
+        self._info = Gauge(
+            "raycd_bundle_info",
+            "1 for what a replica serves, 0 for what it has served.",
+            ("version", "bundle", "encoder", "head", "index"),  # type: ignore[arg-type]
+        )
+        self._served: dict[str, str] = {}
+        self._gpu = Gauge("raycd_gpu_memory_bytes", "Memory of a replica's GPU.", ("state",))
 
     def request(self, path: str, status: int, seconds: float) -> None:
         """Record a request that was answered."""
@@ -79,8 +111,10 @@ class Metrics:
 
     def batch(self, answer: Answer, waiting: int) -> None:
         """Record a batch by one of its answers, and the searches that wait meanwhile."""
-        self._batch.observe(answer.batch)
-        self._busy.set(waiting)
+        for batch in self._batches:
+            batch.observe(answer.batch)
+        for queue in self._queues:
+            queue.set(waiting)
 
     def feedback(self, written: int, lost: int) -> None:
         """Record how many searches and events were written, and lost, since the last time."""
@@ -88,12 +122,6 @@ class Metrics:
             self._written.inc(written)
         if lost:
             self._lost.inc(lost)
-
-    def gallery(self, engine: Engine) -> None:
-        """Record the state of the gallery that is searched."""
-        self._images.set(len(engine.view))
-        self._version.set(engine.view.version)
-        self._lag.set(engine.follower.lag_s if engine.follower else 0.0)
 
     def shadow(self, outcome: Outcome) -> None:
         """Record what became of a search that was sampled for the second model."""
@@ -103,3 +131,46 @@ class Metrics:
         """Record the share of the results that both models have, and how long the second took."""
         self._overlap.observe(overlap)
         self._shadow_seconds.observe(seconds)
+
+    def state(self, replica: Replica) -> None:
+        """Record what a replica serves, and the state of its gallery, caches and GPU."""
+        engine = replica.engine
+        view = engine.view
+        self._limit.set(replica.searches.most)
+        self._images.set(len(view))
+        self._version.set(view.version)
+        self._lag.set(engine.follower.lag_s if engine.follower else 0.0)
+        if view.recall is not None:  # that of a search engine is not known
+            self._recall.set(view.recall)
+        self._serves(
+            {
+                "version": __version__,
+                "bundle": engine.bundle.manifest.digest[:12],
+                "encoder": engine.model.encoder,
+                "head": engine.model.head,
+                "index": view.kind,
+            }
+        )
+        caches: dict[str, CountedCache[Any]] = {
+            "text": engine.searcher.texts,
+            "thumbnail": replica.pictures.thumbnails,
+        }
+        for cache, values in caches.items():
+            for result, count in values.looked().items():
+                self._lookups.inc(count, {"cache": cache, "result": result})
+        if replica.args.gpus:
+            free, total = torch.cuda.mem_get_info()
+            self._gpu.set(total - free, {"state": "used"})
+            self._gpu.set(free, {"state": "free"})
+
+    def _serves(self, what: dict[str, str]) -> None:
+        # Ray forgets no tags of a gauge as long as its process lives.
+        if self._served and self._served != what:
+            self._info.set(0, self._served)
+        self._info.set(1, what)
+        self._served = what
+
+
+def _named(name: str, make: Callable[[str], Kind]) -> list[Kind]:
+    """Return a metric by its name, and by its former one where it had another."""
+    return [make(each) for each in (name, FORMER.get(name)) if each]

@@ -52,8 +52,8 @@ class Observer(Protocol):
     def batch(self, answer: Answer, waiting: int) -> None:
         """Record a batch by one of its answers, and the searches that wait meanwhile."""
 
-    def gallery(self, engine: Engine) -> None:
-        """Record the state of the gallery that is searched."""
+    def state(self, replica: Replica) -> None:
+        """Record what a replica serves, and the state of its gallery and caches."""
 
     def feedback(self, written: int, lost: int) -> None:
         """Record how many searches and events were written, and lost, since the last time."""
@@ -209,7 +209,7 @@ class Replica:
 
         A search engine that has the gallery is no part of it: `check_gallery` asks that.
         """
-        self._observer.gallery(self.engine)
+        self._observer.state(self)
         await self._check_canary(self.engine)
         if self.second is not None and self.second.engine is not None:
             await self._check_canary(self.second.engine)

@@ -19,11 +19,13 @@ class SearchService:
     """
 
     def __init__(self, args: ServeArgs) -> None:
+        from serve import logs
         from serve.api.middleware import InFlight
         from serve.metrics import Metrics
         from serve.replica import Replica
         from serve.shadow import beside
 
+        logs.name_traces(args)
         self._metrics, self._in_flight, name = Metrics(), InFlight(), _service_name()
         shadow = beside(args, name, self._metrics)
         self._replica = Replica(args, name=name, observer=self._metrics, shadow=shadow)

@@ -100,7 +100,7 @@ class Unobserved:
     def batch(self, answer: object, waiting: int) -> None:
         """Record nothing."""
 
-    def gallery(self, engine: object) -> None:
+    def state(self, replica: object) -> None:
         """Record nothing."""
 
     def feedback(self, written: int, lost: int) -> None:

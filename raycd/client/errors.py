@@ -27,6 +27,8 @@ class ServiceError(RaycdError):
     """The problem that the service describes; None where a proxy, say, has answered."""
     retry_after: float | None = None
     """Seconds to wait, as the service asks."""
+    trace_id: str | None = None
+    """By which the service's log and traces name the request; None where nothing answered."""
 
     def __reduce__(self) -> tuple[object, ...]:
         return (*super().__reduce__(), self.__dict__)
@@ -45,6 +47,7 @@ def refused(
         do=_remedy(response, problem, tries, retry_after),
     )
     error.status, error.problem, error.retry_after = response.status_code, problem, retry_after
+    error.trace_id = _trace_id(response)
     return error
 
 
@@ -147,6 +150,11 @@ def _redirect(response: httpx.Response) -> str:
         return str(target.copy_with(userinfo=b"", query=None))
     except httpx.InvalidURL:
         return "nowhere"
+
+
+def _trace_id(response: httpx.Response) -> str | None:
+    parts: list[str] = response.headers.get("traceparent", "").split("-")
+    return parts[1] if len(parts) == 4 else None
 
 
 def _times(tries: int) -> str:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from raycd.client import errors, retry
+from raycd.client import errors, retry, tracing
 from raycd.client.retry import Attempts, Retries
 from raycd.client.wire import AsyncWire, BlockingWire
 from raycd.errors import ConfigError
@@ -84,7 +84,17 @@ class Transport:
         Args:
             stream: Do not read the body; the caller has to close the response.
         """
-        attempts = attempts or self.attempts()
+        with tracing.request(method, path) as traced:
+            content["headers"] = traced.headers | content.get("headers", {})
+            response = await self._sent(
+                method, path, attempts or self.attempts(), stream=stream, **content
+            )
+            traced.answered(response)
+            return response
+
+    async def _sent(
+        self, method: str, path: str, attempts: Attempts, *, stream: bool, **content: Any
+    ) -> httpx.Response:
         while True:
             try:
                 timeout = min(self._timeout, attempts.remaining)

@@ -45,14 +45,15 @@ class GalleryDatabase:
 
     Attributes:
         url: Its address, without a password.
+        system: sqlite or postgresql.
         insert: Makes statements of its dialect, which know conflicts.
     """
 
     def __init__(self, engine: Engine, url: str, watch: Watch | None) -> None:
-        self.url = url
+        self.url, self.system = url, engine.dialect.name
         self._watch = watch  # of a SQLite file
         self._engine, self._writing = engine, database.writing(engine)
-        self.insert: Any = (postgresql if engine.dialect.name == "postgresql" else sqlite).insert
+        self.insert: Any = (postgresql if self.system == "postgresql" else sqlite).insert
 
     @classmethod
     def open(

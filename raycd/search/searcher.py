@@ -42,6 +42,7 @@ from raycd.model.fusion import joint
 from raycd.model.maps import TOKENS, Extra
 from raycd.search import results
 from raycd.search.arranging import arrange
+from raycd.search.cache import CountedCache
 from raycd.search.needs import HeadNeeds
 from raycd.search.query import (
     Answer,
@@ -55,7 +56,6 @@ from raycd.search.query import (
 )
 from raycd.search.reranking import Reranking
 from raycd.search.shown import Shown
-from raycd.search.texts import TextCache
 
 NEGATIVE = 0.5  # weight of a negative text; that of a text is 1
 
@@ -87,6 +87,7 @@ class Searcher:
         view: The state of the gallery that new queries see; it may be replaced at any time.
         own: The bundle's own gallery.
         picture: Reads a picture of the gallery, by its path, for the head joint alone.
+        texts: Features (D,) of the last texts, and whether the end of each was cut off.
         reranking: What a head that re-ranks does with the first candidates.
     """
 
@@ -110,7 +111,8 @@ class Searcher:
         self.picture: Callable[[str | None], Image.Image] = partial(load, enough=self.enough)
         self._needs = HeadNeeds(bundle, self.own)
         # Token states are many times as large as features: a text is encoded again for them
-        self._texts = TextCache(0 if TOKENS in self._needs.names else text_cache)
+        kept = 0 if TOKENS in self._needs.names else text_cache
+        self.texts: CountedCache[tuple[torch.Tensor, bool]] = CountedCache(kept)
         self.reranking = Reranking(bundle, self._encoder.device)
 
     def search(self, queries: Sequence[Query]) -> list[list[Result]]:
@@ -197,7 +199,7 @@ class Searcher:
     def _words(self, text: str) -> Words | None:
         if not text:
             return None
-        known = self._texts.get(text)
+        known = self.texts.get(text)
         if known is not None:
             return Words(text, None, *known)
         tokens_L = self._encoder.tokenize([text])[0]
@@ -342,7 +344,7 @@ class Searcher:
             found = dict(zip(new, text_ND, strict=True))
             of_new = dict(zip(new, extras, strict=True))
             for text, feature_D in found.items():
-                self._texts.put(text, feature_D.clone(), new[text].truncated)
+                self.texts.put(text, (feature_D.clone(), new[text].truncated))
         for row, words in enumerate(batch):
             if words is not None:
                 features_BD[row] = found[words.text] if words.feature is None else words.feature

@@ -30,13 +30,14 @@ def add(app: FastAPI, args: ServeArgs) -> None:
             CORSMiddleware,
             allow_origins=args.cors_origins,
             allow_methods=("GET", "POST", "PUT", "DELETE"),
-            allow_headers=("authorization", "content-type", "raycd-user"),
+            allow_headers=("authorization", "content-type", "raycd-user", "traceparent"),
             expose_headers=(
                 "retry-after",
                 "server-timing",
                 "raycd-gallery-version",
                 "raycd-model",
                 "raycd-query-id",
+                "traceparent",
             ),
         )
     app.add_middleware(Checked, check=partial(check_host, hosts=frozenset(args.hosts)))

@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from raycd.api import ImportItem, ImportLine
+from serve import tracing
 from serve.api import bodies, image_body, problems
 from serve.api.intake import check_values
 from serve.api.problems import ProblemError
@@ -82,7 +83,8 @@ class _Answers(StreamingResponse):
         self._imports = imports
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._imports.slot():  # refused before an answer has begun
+        # Refused before an answer has begun. A trace does not list thousands of lines.
+        with self._imports.slot(), tracing.unsampled():
             await self.stream_response(send)
 
 

@@ -23,6 +23,7 @@ from serve.api import (
 )
 from serve.api.intake import Intake
 from serve.api.middleware import BodyLimit, Checked, Failures, HeadAsGet, InFlight, Requests
+from serve.api.traced import Traced
 from serve.metrics import Metrics
 from serve.replica import Replica
 
@@ -49,6 +50,8 @@ def build_app(
         version=__version__,
         summary="Composed image retrieval: an image and a sentence",
         redoc_url=None,
+        # Traced makes the span of a request: FastAPI's own would pass over Ray Serve's.
+        telemetry={"tracing": False},
     )
     args = replica.args
     intake = Intake(2 * args.max_queue, args.body_timeout_s)
@@ -69,4 +72,5 @@ def build_app(
     app.add_middleware(Failures)
     app.add_middleware(page.PageHeaders, elsewhere=bool(args.cors_origins))
     app.add_middleware(Requests, in_flight=in_flight, metrics=metrics)
+    app.add_middleware(Traced)
     return app

@@ -22,6 +22,7 @@ from raycd.api import (
 )
 from raycd.search import history
 from raycd.search.query import Answer, Prepared
+from serve import tracing
 from serve.api import batches, filters, problems, search_body, users
 from serve.api.gallery import MinVersion, thumbnail_url
 from serve.api.intake import Intake
@@ -66,6 +67,7 @@ def router(replica: Replica, intake: Intake, metrics: Metrics) -> APIRouter:
             {"read": read_ms, **found.timings, "total": batches.since(began)}
         )
         metrics.search(found.timings, replica.searches.busy)
+        tracing.steps(found.timings)
         headers = {"Server-Timing": _server_timing(found.timings, batch), QUERY_ID: found.query_id}
         return batches.answer(found, headers | {MODEL: engine.model.bundle}, after)
 
@@ -108,6 +110,7 @@ async def _item(
         return BatchItem(status=problem.status_code, problem=problem.problem)
     found.timings = batches.rounded({**found.timings, "total": batches.since(began)})
     metrics.search(found.timings, replica.searches.busy)
+    tracing.steps(found.timings)
     return BatchItem(status=200, response=found)
 
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 from io import BytesIO
 from typing import NamedTuple, Self
 
-from cachetools import LRUCache
 from PIL import Image
 
 from raycd.data import images
 from raycd.data.images import BrokenImage
 from raycd.errors import DataError, GalleryError
 from raycd.gallery.state import State
+from raycd.search.cache import CountedCache
 from serve.args import ServeArgs
 from serve.errors import NoSuchImage, UnreadablePicture
 from serve.live.store import GalleryStore
@@ -49,8 +48,7 @@ class GalleryPictures:
 
     def __init__(self, args: ServeArgs, store: GalleryStore | None) -> None:
         self._args, self._store = args, store
-        self._thumbnails: LRUCache[str, PictureFile] = LRUCache(args.thumbnail_cache)
-        self._lock = threading.Lock()
+        self.thumbnails: CountedCache[PictureFile] = CountedCache(args.thumbnail_cache)
 
     def original(self, view: State, image_id: str) -> PictureFile:
         """Return the file of an image."""
@@ -64,13 +62,10 @@ class GalleryPictures:
         """Return a JPEG of at most SIDE pixels a side."""
         path = _path(view, image_id)
         key = path or image_id  # a picture that replaces another has another path
-        with self._lock:
-            known = self._thumbnails.get(key)
+        known = self.thumbnails.get(key)
         if known is None:
             known = self._made(image_id, path)
-            with self._lock:
-                if self._thumbnails.maxsize:
-                    self._thumbnails[key] = known
+            self.thumbnails.put(key, known)
         return known
 
     def _made(self, image_id: str, path: str | None) -> PictureFile:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from raycd.errors import GalleryError, RaycdError
 from raycd.gallery.records import Change, Delete, Done, Put
 from raycd.search.searcher import Searcher
+from serve import tracing
 from serve.live.store import GalleryStore
 from serve.load.admission import run_in_thread
 from serve.load.batching import Batcher
@@ -92,7 +93,8 @@ class Writer:
         """
         if feature is None:
             assert upload is not None, "a picture or a feature"
-            feature = await self._features((searcher, upload.pixels))
+            with tracing.span("encode"):
+                feature = await self._features((searcher, upload.pixels))
         path, pictures = None, self._store.pictures
         if upload is not None and pictures is not None:
             path = await run_in_thread(
@@ -116,7 +118,8 @@ class Writer:
 
     async def _committed(self, change: Change, searcher: Searcher) -> Done:
         fingerprint = searcher.bundle.manifest.encoder.fingerprint
-        outcome = await self._commits((change, fingerprint))
+        with tracing.span("database", {"db.system.name": self._store.gallery_db.system}):
+            outcome = await self._commits((change, fingerprint))
         if isinstance(outcome, RaycdError):
             raise outcome
         return outcome

@@ -27,7 +27,6 @@ _OURS = re.compile(r"raycd\.errors\.\w+: (.+(?:\n  .+)*)")  # as a traceback end
 
 PROXY_S = 0.3  # seconds that an answer takes from a replica through the proxy
 END_S = 5.0  # seconds that a replica may take to end beside a request of `timeout_s`
-QUIET = {"log_level": "WARNING", "enable_access_log": False}
 
 
 def application(args: ServeArgs, wanted: Wanted | None = None) -> Application:
@@ -35,6 +34,7 @@ def application(args: ServeArgs, wanted: Wanted | None = None) -> Application:
 
     Deployed again with the same `args`, its replicas stay and only change their bundle.
     """
+    from serve import logs
     from serve.service import search
     from serve.start import private
 
@@ -45,7 +45,7 @@ def application(args: ServeArgs, wanted: Wanted | None = None) -> Application:
         # A replica that ends finishes what is under way, whatever that may take.
         graceful_shutdown_timeout_s=args.timeout_s + END_S,
         ray_actor_options={"num_cpus": args.cpus, "num_gpus": args.gpus},
-        logging_config=QUIET,  # a line a request takes as long as parsing it
+        logging_config=logs.config(args),
         # Beyond max_queue a replica itself refuses, with a problem document.
         max_ongoing_requests=4 * args.max_queue + 64,
         max_queued_requests=4 * args.max_queue + 64,
@@ -56,9 +56,16 @@ def application(args: ServeArgs, wanted: Wanted | None = None) -> Application:
 
 
 @contextmanager
-def running(args: ServeArgs, host: str, port: int) -> Iterator[None]:
-    """Run the application in the block. Raises RunError where it does not start."""
+def running(
+    args: ServeArgs, host: str, port: int, tracing_config: dict[str, Any] | None = None
+) -> Iterator[None]:
+    """Run the application in the block, traced where there is a configuration of it.
+
+    Raises RunError where it does not start.
+    """
     from ray import serve as ray_serve
+
+    from serve import logs
 
     # Each `run` would warn that it connects to what `start` has started, and that options
     # are not applied.
@@ -66,7 +73,12 @@ def running(args: ServeArgs, host: str, port: int) -> Iterator[None]:
     with cli.sigterm_interrupts():  # ray.init has put its own handler in place of ours
         try:
             http = {"host": host, "port": port, "request_timeout_s": 2 * args.timeout_s}
-            ray_serve.start(proxy_location="HeadOnly", http_options=http, logging_config=QUIET)
+            ray_serve.start(
+                proxy_location="HeadOnly",
+                http_options=http,
+                logging_config=logs.config(args),
+                tracing_config=tracing_config,
+            )
             ray_serve.run(application(args), name=NAME, route_prefix="/", blocking=False)
             try:
                 yield

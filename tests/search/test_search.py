@@ -13,9 +13,9 @@ from raycd.errors import DataError
 from raycd.gallery.static import Gallery
 from raycd.gallery.view import View
 from raycd.index import Index
+from raycd.search.cache import CountedCache
 from raycd.search.query import Query, Result
 from raycd.search.searcher import NEGATIVE, Searcher
-from raycd.search.texts import TextCache
 from tests.search.arrays import (
     Vector,
     fused,
@@ -208,21 +208,25 @@ def test_neither_encoder_runs_for_what_is_known(
         ask(searcher, image_id="image-5", text="is green")
 
 
-def test_kept_texts_are_bounded(tiny_bundle: Any) -> None:
-    cache = TextCache(2)
-    features = {text: torch.tensor([float(i)]) for i, text in enumerate("abc")}
-    cache.put("a", features["a"], False)
-    cache.put("b", features["b"], True)
-    assert cache.get("a") == (features["a"], False)
-    cache.put("c", features["c"], True)
-    assert [cache.get(text) for text in "abc"] == [
-        (features["a"], False),
-        None,
-        (features["c"], True),
-    ]
-    nothing = TextCache(0)
-    nothing.put("a", features["a"], False)
+def test_a_cache_is_bounded_and_counts_what_was_looked_for() -> None:
+    cache: CountedCache[int] = CountedCache(2)
+    for number, name in enumerate("ab"):
+        cache.put(name, number)
+    assert cache.get("a") == 0
+    cache.put("c", 2)
+    assert [cache.get(name) for name in "abc"] == [0, None, 2]
+    assert cache.looked() == {"hit": 3, "miss": 1}
+    assert cache.looked() == {}  # since then
+    nothing: CountedCache[int] = CountedCache(0)
+    nothing.put("a", 0)
     assert nothing.get("a") is None
+
+
+def test_a_known_text_is_not_encoded_again(searcher: Searcher) -> None:
+    searcher.search([Query(None, "is a text of its own")])
+    searcher.texts.looked()
+    assert searcher.prepare(Query(None, "is a text of its own")).text
+    assert searcher.texts.looked() == {"hit": 1}
 
 
 def test_top_k_is_cut_to_the_gallery_and_no_query_is_no_work(

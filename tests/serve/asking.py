@@ -58,3 +58,10 @@ def problem(response: Answer, status: int) -> dict[str, Any]:
 def fields(body: dict[str, Any]) -> list[str]:
     """Return the fields that a problem names."""
     return [error["field"] for error in body["errors"]]
+
+
+def stands(expected: str, text: str) -> bool:
+    """Return whether a line of metrics begins so and has all parts, which dots divide."""
+    first, *parts = expected.split("...")
+    lines = [line for line in text.splitlines() if line.startswith(first)]
+    return any(all(part in line for part in parts) for line in lines)

@@ -14,8 +14,7 @@ from serve import keys
 from serve.args import ServeArgs
 from serve.security.keyring import CHECK_S
 from tests.serve.api.test_guard import PAGE, bearer
-from tests.serve.asking import ask, png, problem
-from tests.serve.test_metrics import stands
+from tests.serve.asking import ask, png, problem, stands
 
 
 @pytest.fixture(scope="module")

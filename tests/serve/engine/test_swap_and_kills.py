@@ -19,7 +19,6 @@ from raycd.gallery.records import Delete, Put
 from raycd.gallery_db import GalleryDatabase
 from raycd.search.query import Answer
 from serve.args import ServeArgs, Wanted
-from serve.engine import Engine
 from serve.live.engine_follower import EngineFollower
 from serve.queries import SentImage
 from serve.replica import Replica
@@ -40,7 +39,7 @@ class Watched:
     def batch(self, answer: Answer, waiting: int) -> None:
         """Record nothing."""
 
-    def gallery(self, engine: Engine) -> None:
+    def state(self, replica: Replica) -> None:
         """Record nothing."""
 
 
