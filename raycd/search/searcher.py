@@ -35,6 +35,7 @@ from raycd.gallery.static import Gallery
 from raycd.gallery.view import View
 from raycd.index.blocks import Moments
 from raycd.model.fusion import joint
+from raycd.model.fusion.head import WORDS
 from raycd.model.maps import TOKENS, Extra
 from raycd.search.needs import HeadNeeds
 from raycd.search.query import Answer, Encoded, Found, Prepared, Query, Result, Words
@@ -83,8 +84,8 @@ class Searcher:
         self._joint = bundle.head_config.name == joint.NAME and bundle.encoder.composes
         self.picture: Callable[[str | None], Image.Image] = partial(load, enough=self.enough)
         self._needs = HeadNeeds(bundle, self.own)
-        # Token states are many times as large as features: a text is encoded again for them
-        self._texts = TextCache(0 if TOKENS in self._needs.names else text_cache)
+        # Tokens and their states are not kept with features: a text is encoded again for them
+        self._texts = TextCache(0 if self._needs.names & {TOKENS, WORDS} else text_cache)
         self.reranking = Reranking(bundle, self._encoder.device)
 
     def search(self, queries: Sequence[Query]) -> list[list[Result]]:
