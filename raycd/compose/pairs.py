@@ -6,7 +6,7 @@ pairs drawn and one block, nothing is in memory, however many neighbours there a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -45,6 +45,12 @@ class _Block(NamedTuple):
     other_P: Ints
     similarity_P: Floats
 
+    def take(self, rows: NDArray[np.bool_] | Ints) -> _Block:
+        """Return some of the pairs."""
+        return _Block(
+            self.pool[rows], self.image_P[rows], self.other_P[rows], self.similarity_P[rows]
+        )
+
 
 def draw(
     coded: Coded, neighbours: pa.Table, settings: ComposeConfig, seed: int
@@ -72,17 +78,15 @@ def draw(
         for side_P in (block.image_P, block.other_P):
             values_PA = coded.code_NA[side_P[fits_P]] + starts[:-1]
             changed_V += np.bincount(values_PA[differs_PA[fits_P]], minlength=len(changed_V))
-    drawn: list[tuple[NDArray[np.object_], Ints, Ints, Floats, Floats]] = []
+    drawn: list[tuple[_Block, Floats]] = []
     for number, block in enumerate(_blocks(neighbours)):
         differs_PA, fits_P = _compared(coded, block, settings)
         fits_P &= block.similarity_P <= limit
-        own = _Block(*(column[fits_P] for column in block))
+        own = block.take(fits_P)
         weight_P = _weights(coded, own, differs_PA[fits_P], starts, changed_V, settings.rarity)
         rng = np.random.default_rng([seed, 21, number])
         rows = _first(own, -np.log1p(-rng.random(len(weight_P))) / weight_P, settings.per_image)
-        drawn.append(
-            (*(column[rows] for column in own[:3]), own.similarity_P[rows], weight_P[rows])
-        )
+        drawn.append((own.take(rows), weight_P[rows]))
     pairs = _both_ways(drawn, len(coded.code_NA))
     counts = {
         "images": len(neighbours),
@@ -160,23 +164,24 @@ def _first(block: _Block, key_P: Floats, count: int) -> Ints:
     return order[nth < count]
 
 
-def _both_ways(
-    drawn: list[tuple[NDArray[np.object_], Ints, Ints, Floats, Floats]], images: int
-) -> Pairs:
+def _both_ways(drawn: Sequence[tuple[_Block, Floats]], images: int) -> Pairs:
     """Return the drawn pairs in both directions, each once."""
-    pool, one_C, other_C, similarity_C, weight_C = (
-        np.concatenate([part[column] for part in drawn]) if drawn else np.empty(0)
-        for column in range(5)
+    if not drawn:
+        none = np.empty(0, np.int64)
+        return Pairs([], none, none, none.astype(np.float64), none.astype(np.float64))
+    names, pool_C = np.unique(
+        np.concatenate([block.pool for block, _ in drawn]).astype(str), return_inverse=True
     )
-    names, pool_C = np.unique(pool.astype(str), return_inverse=True)
+    one_C = np.concatenate([block.image_P for block, _ in drawn])
+    other_C = np.concatenate([block.other_P for block, _ in drawn])
     reference_C, target_C = np.r_[one_C, other_C], np.r_[other_C, one_C]
     key_C = (np.r_[pool_C, pool_C] * images + reference_C) * images + target_C
-    _, rows = np.unique(key_C.astype(np.int64), return_index=True)
+    _, rows = np.unique(key_C, return_index=True)
     half = rows % max(len(one_C), 1)
     return Pairs(
         names[pool_C[half]].tolist(),
-        reference_C[rows].astype(np.int64),
-        target_C[rows].astype(np.int64),
-        similarity_C[half],
-        weight_C[half],
+        reference_C[rows],
+        target_C[rows],
+        np.concatenate([block.similarity_P for block, _ in drawn])[half],
+        np.concatenate([weight_P for _, weight_P in drawn])[half],
     )

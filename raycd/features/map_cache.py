@@ -218,6 +218,9 @@ class Words:
     ragged: bool = True
     """It is of texts, as what is ragged is."""
 
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, str)
+
     def take(
         self, keys: Iterable[str], device: torch.device | str | None = None
     ) -> dict[str, torch.Tensor]:

@@ -207,7 +207,11 @@ def render(report: Report) -> str:
         seconds=_seconds(report.metrics.get("seconds") or {}),
         config=without_passwords(report.config),
         ratio=pictures.ratio(
-            [*shown, *(example.reference for example in (*report.pseudo, *report.composed))]
+            [
+                *shown,
+                *(example.reference for example in report.pseudo),
+                *(example.reference for example in report.composed),
+            ]
         ),
         groups=_groups(report.pseudo),
         labels=table.LABELS,

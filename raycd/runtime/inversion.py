@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from raycd.train.task import Task
 
 
 def train(
-    config: Config, own: Dataset, folder: Path, place: str, **how: Any
+    config: Config, own: Dataset, folder: Path, place: str, how: Mapping[str, Any]
 ) -> tuple[fusion.Head, fusion.HeadConfig, dict[str, Any]]:
     """Train the head on the texts of the train images; return it, its shape and what happened.
 

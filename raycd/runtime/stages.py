@@ -287,12 +287,10 @@ def stage2(context: Context, writing: Writing) -> None:
 
 def _learn_from_titles(context: Context, writing: Writing) -> None:
     """Train a head that looks at no triplet."""
-    head, head_config, record = inversion.train(
-        *(context.config, context.own, context.run.local("stage1") / "encoder"),
-        context.run.path("stage1", "encoder"),
-        tracked=context.tracked,
-        **storage(context, writing, context.recorded("stage1", "encoder")),
-    )
+    place = storage(context, writing, context.recorded("stage1", "encoder"))
+    encoder = context.run.local("stage1") / "encoder", context.run.path("stage1", "encoder")
+    how = {"tracked": context.tracked, **place}
+    head, head_config, record = inversion.train(context.config, context.own, *encoder, how)
     fusion.save(head, head_config, writing.folder / "head")
     writing.record |= {**record, "head": sha256(writing.folder / "head" / WEIGHTS)}
 

@@ -7,16 +7,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
+from raycd import bundle
 from raycd.config import Config
 from raycd.errors import ConfigError
 from raycd.model import fusion
 from raycd.model.encoder import Encoder
 from raycd.model.fusion import lincir
+from raycd.search.query import Query
+from raycd.search.searcher import Searcher
 from raycd.train.invert import Invert, masked_run
 from raycd.train.loop import Loop, Schedule
 from raycd.train.task import Silence
+from tests.conftest import TinyBundle
 
 LENGTH = 16
 TITLES = [f"{colour} {kind}" for colour in ("red", "blue", "green") for kind in ("dress", "shirt")]
@@ -62,9 +67,11 @@ def test_the_query_is_what_the_text_encoder_makes_of_the_prompt_with_that_word(
     head, _ = made(encoder)
     words, image_BD = encoder.tokenize(["is red"]), torch.randn(1, encoder.dim)
     dress = encoder.tokenize(["dress"])[0, 1]
+    last = head.phi[-1]
+    assert isinstance(last, nn.Linear)
     with torch.no_grad():
-        head.phi[-1].weight.zero_()
-        head.phi[-1].bias.copy_(head.embedding.weight[dress])
+        last.weight.zero_()
+        last.bias.copy_(head.embedding.weight[dress])
         found = head(image_BD, image_BD, words=words)
         expected = encoder.encode_tokens(encoder.tokenize(["a photo of dress that is red"]))
     torch.testing.assert_close(found, F.normalize(expected, dim=-1))
@@ -113,6 +120,26 @@ def test_a_saved_head_answers_as_before(encoder: Encoder, tmp_path: Path) -> Non
     assert torch.equal(
         again(image_BD, image_BD, words=words), head(image_BD, image_BD, words=words)
     )
+
+
+def test_a_bundle_with_it_answers_with_the_query_of_the_head(
+    tiny_bundle: TinyBundle, tmp_path: Path
+) -> None:
+    tiny, folder = bundle.load(tiny_bundle.folder), tmp_path / "bundle"
+    head, config = made(tiny.encoder)
+    gallery = bundle.read_gallery(tiny.folder)
+    bundle.write(folder, tiny.encoder, head, config, gallery, tiny.config, {})
+    searcher = Searcher(bundle.load(folder), text_cache=10)
+    asked = [Query(image_id=tiny_bundle.image_ids[0], text="is red", top_k=12)] * 2
+    first, again = searcher.search(asked[:1])[0], searcher.search(asked)[1]
+    assert [result.image_id for result in first] == [result.image_id for result in again]
+    image_GD = torch.tensor(gallery["feature"].to_pylist())
+    words = tiny.encoder.tokenize(["is red"])
+    with torch.no_grad():
+        query_BD = head(image_GD[:1], image_GD[:1], words=words)
+    cosines = (F.normalize(image_GD, dim=-1) @ query_BD[0]).tolist()
+    expected = dict(zip(tiny_bundle.image_ids, cosines, strict=True))
+    assert {r.image_id: r.score for r in first} == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_text_encoder_of_another_kind_is_refused(encoder: Encoder) -> None:

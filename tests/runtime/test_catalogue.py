@@ -113,6 +113,22 @@ def test_a_finished_catalogue_is_done_and_another_wording_composes_again(
     assert pipeline.run(Config.model_validate(plain), until="compose").done == ["compose"]
 
 
+@pytest.mark.slow
+def test_a_head_that_learns_from_titles_alone_is_trained_without_triplets_and_served(
+    tmp_path: Path, tiny_settings: dict[str, Any], ray_cluster: None
+) -> None:
+    (tmp_path / "shop").mkdir()
+    drawn(tmp_path / "shop")
+    changes = {"compose": {"when": "never"}, "stage2": {"head": "lincir"}}
+    config = Config.model_validate(settings_of(tiny_settings, tmp_path, **changes))
+    outcome = pipeline.run(config)
+    assert "compose" not in outcome.done
+    assert pipeline.recorded(outcome.run, "stage2")["counts"]["texts"] > IMAGES
+    searcher = Searcher(bundle.load(outcome.run.local("bundle")))
+    assert len(searcher.search([Query(image_id="i0", text="is red", top_k=5)])[0]) == 5
+    assert pipeline.run(config).done == []
+
+
 def test_a_folder_of_ten_pictures_is_served_with_the_sum(
     tmp_path: Path,
     tiny_settings: dict[str, Any],

@@ -89,10 +89,10 @@ class LinCIR(Head):
 
         handle = self.embedding.register_forward_hook(put)
         try:
-            found: torch.Tensor = self.tower.encode_text(prompt_BL)
+            found: torch.Tensor = self.tower.encode_text(prompt_BL).float()
         finally:
             handle.remove()
-        return found.float()
+        return found
 
     def inversion_loss(self, tokens_BL: torch.Tensor, masked_BL: torch.Tensor) -> torch.Tensor:
         """Return the mean square between texts' features and those of texts with a [$] in them."""
