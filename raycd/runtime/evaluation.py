@@ -59,7 +59,8 @@ def variants(context: Context) -> list[Variant]:
     head, head_config = fusion.load(context.run.local("stage2") / "head")
     total = fusion.create(fusion.HeadConfig("sum", head_config.dim))
     first, tuned = (context.val_features(stage) for stage in ("zero_shot", "embed"))
-    adapted = [context.val_features("adapt")] if config.adapt.epochs else []
+    is_adapted = config.adapt.epochs and context.run.record("adapt") is not None
+    adapted = [context.val_features("adapt")] if is_adapted else []
     extras = context.extras(needs(config))
     composed = context.composed() if head_config.name == joint.NAME else None
     return [

@@ -56,6 +56,7 @@ class Stage:
     need: str = ""  # it is done only where the head needs this of the encoder
     reads_needs: bool = False  # the stages of the head's needs are inputs, too
     optional: Sequence[str] = ()  # inputs of the runs that have these stages
+    also: Callable[[Config], str] | None = None  # what else it depends on
     version: int = 1  # raised when the same settings give another output than before
 
 
@@ -96,6 +97,7 @@ STAGES = (
         ["compose", "seed", "data.title", *_MINE_INDEX],
         reads_attributes=True,
         optional=["adapt"],
+        also=reading.wording,
     ),
     Stage(
         "stage1",
@@ -364,6 +366,8 @@ class _Pipeline:
         data = [self._dataset_hash() if stage.reads_data else None]
         if stage.reads_attributes:
             data.append(attributes_hash(self.context.own))
+        if stage.also is not None:
+            data.append(stage.also(self.config))
         if stage.reads_data:
             data += since.changes(stage.name, self.config, self.context.own)
         return fingerprint(stage.name, stage.version, settings, before, *data)

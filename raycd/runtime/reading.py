@@ -89,8 +89,25 @@ def composed(own: Dataset, table: pa.Table, config: Config) -> Dataset:
     return held_out(replace(own, triplets=triplets), config)
 
 
+def wording(config: Config) -> str:
+    """Return the content of `compose.wording`, on which composed triplets depend.
+
+    Raises ConfigError where it is none.
+    """
+    return compose.read_phrases(config.compose.wording, config.data.root).model_dump_json()
+
+
 def fitted(config: Config, found: Dataset | None) -> Config:
-    """Return the settings without what this data set has nothing for; say what that is."""
+    """Return the settings without what this data set has nothing for; say what that is.
+
+    Raises ConfigError or DataError where triplets shall be composed and cannot: before anything
+    is trained.
+    """
+    if composes(config, found):
+        wording(config)
+        if found is not None:
+            rows = found.images["attributes"].to_pylist()
+            compose.encode([dict(row) for row in rows], config.compose, title=config.data.title)
     changes: dict[str, Any] = {}
     if found and config.adapt.epochs and not titles.of_dataset(found, "train", config.data.title):
         progress.say("adapt is left out: no train image has a title or attributes")
@@ -111,12 +128,10 @@ def fitted(config: Config, found: Dataset | None) -> Config:
 
 
 def _attributed(config: Config, found: Dataset) -> bool:
-    """Tell whether some train image has an attribute that is not its title."""
-    title, train = config.data.title, set(found.images_of("train"))
-    return any(
-        row["image_id"] in train and any(name != title for name, _ in row["attributes"])
-        for row in found.images.select(["image_id", "attributes"]).to_pylist()
-    )
+    """Tell whether some image has an attribute that is not its title."""
+    chunks = found.images["attributes"].chunks
+    names = {name for chunk in chunks for name in chunk.keys.unique().to_pylist()}
+    return bool(names - {config.data.title})
 
 
 def _check_val(config: Config, found: Dataset) -> None:

@@ -109,8 +109,14 @@ def test_a_finished_catalogue_is_done_and_another_wording_composes_again(
     settings, _ = shop
     again = pipeline.run(Config.model_validate(settings))
     assert again.done == []
-    plain = merged(settings, {"compose": {"wording": "plain"}})
-    assert pipeline.run(Config.model_validate(plain), until="compose").done == ["compose"]
+    root, wording = Path(settings["data"]["root"]), {"compose": {"wording": "own.yaml"}}
+    own = Config.model_validate(merged(settings, wording))
+    with pytest.raises(DataError, match=r"own\.yaml cannot be read"):
+        pipeline.run(own)
+    for phrase in ("is {new}", "is {new}, not {old}"):
+        text = f"attributes: {{'*': {{phrases: ['{phrase}']}}}}"
+        (root / "own.yaml").write_text(text)
+        assert pipeline.run(own, until="compose").done == ["compose"]
 
 
 @pytest.mark.slow
