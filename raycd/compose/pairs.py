@@ -57,9 +57,10 @@ def draw(
 ) -> tuple[Pairs, dict[str, Any]]:
     """Return the pairs that triplets are made of, and counts.
 
-    A pair differs in at most `compose.differences` attributes and shares as many or more; where a
-    value is unknown the attribute counts as neither. Of each image's pairs `compose.per_image` are
-    drawn without replacement, by their weights (Efraimidis and Spirakis, 2006).
+    A pair differs in at most `compose.differences` attributes and shares, its category counted, as
+    many or more; where a value is unknown the attribute counts as neither. Of each image's pairs
+    `compose.per_image` are drawn without replacement, by their weights (Efraimidis and Spirakis,
+    2006).
 
     Args:
         neighbours: Table raycd.mine.NEIGHBOURS, whose rows are those of `coded`.
@@ -132,7 +133,7 @@ def _compared(
     known_PA = (one_PA != UNKNOWN) & (other_PA != UNKNOWN)
     differs_PA = known_PA & (one_PA != other_PA)
     count_P, shared_P = differs_PA.sum(1), (known_PA & ~differs_PA).sum(1)
-    little_P = (count_P >= 1) & (count_P <= settings.differences) & (shared_P >= count_P)
+    little_P = (count_P >= 1) & (count_P <= settings.differences) & (shared_P + 1 >= count_P)
     return differs_PA, little_P
 
 

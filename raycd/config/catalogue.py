@@ -30,8 +30,8 @@ class ComposeConfig(Section):
     most_values: Annotated[int, Field(ge=2)] = 200
     """Attributes of more values than this are left out, unless compose.attributes names them."""
     differences: Positive = 2
-    """Most attributes in which the two images of a triplet differ; they share at least as many as
-    they differ in.
+    """Most attributes in which the two images of a triplet differ; they share at least as many,
+    their category counted.
     """
     neighbours: Positive = 64
     """Images of its category, the nearest in the adapted space, that an image is paired with."""
