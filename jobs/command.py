@@ -45,6 +45,7 @@ PROGRAMS = {
     "client": Program("raycd.client.__main__", "main", "Ask a service."),
     "sweep": Program("tune.sweep", "program", "Search the thresholds of mining on Ray Tune."),
     "compare": Program("jobs.compare", "program", "Compare fusion heads, with intervals."),
+    "catalogue": Program("jobs.catalogue", "program", "Measure what a catalogue alone gives."),
     "ablate": Program("jobs.ablate", "program", "Make the paper's Table 2."),
     "pretrain": Program("jobs.pretrain", "program", "Pre-train the demo's small CLIP."),
     "benchmark": Program("jobs.benchmark", "program", "Measure raycd against a plain loop."),

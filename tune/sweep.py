@@ -137,8 +137,10 @@ def _checked(options: cli.Options) -> Config:
 def _check_trains(config: Config, *, has_weights: bool) -> None:
     """Raise ConfigError where trials would train nothing, or not with pseudo triplets."""
     from raycd.errors import ConfigError
+    from raycd.model.fusion import lincir
 
-    if not config.stage2.pseudo or config.stage2.epochs == 0 or not has_weights:
+    learns = has_weights and config.stage2.head != lincir.NAME
+    if not config.stage2.pseudo or config.stage2.epochs == 0 or not learns:
         raise ConfigError(
             "a sweep of this configuration would search nothing",
             got=f"stage2.pseudo {config.stage2.pseudo}, .epochs {config.stage2.epochs}, "

@@ -13,7 +13,7 @@ import yaml
 from raycd.config import Config, field_types, flatten, layers
 from raycd.errors import ConfigError, WeightsError
 from raycd.model import fusion
-from raycd.model.fusion import Head, joint
+from raycd.model.fusion import Head, joint, lincir
 from raycd.model.precision import in_place_of_auto
 from raycd.runtime.pipeline import NOT_THE_RESULT, STAGES, within
 
@@ -163,8 +163,9 @@ def _nothing_to_set(row: str) -> ConfigError:
 
 def _named(heads: str) -> dict[str, str]:
     """Return row -> head of "all", or of NAME or ROW=HEAD, separated by commas."""
-    known = [name for name in fusion.names() if name != joint.NAME]  # it trains nothing, and asks
-    if heads == "all":  # of the encoder what features do not hold
+    # One asks of the encoder what features do not hold, the other learns from no triplet
+    known = [name for name in fusion.names() if name not in (joint.NAME, lincir.NAME)]
+    if heads == "all":
         return {name: name for name in known}
     found: dict[str, str] = {}
     for word in _words(heads, "--heads"):

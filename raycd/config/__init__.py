@@ -1,5 +1,6 @@
 """The configuration: its sections and tree, the layers it is read from, presets, programs."""
 
+from raycd.config.catalogue import AdaptConfig, ComposeConfig
 from raycd.config.operation import (
     ComputeConfig,
     EvaluateConfig,
@@ -14,6 +15,7 @@ from raycd.config.sections import (
     DataConfig,
     EmbedConfig,
     EncoderConfig,
+    Finetuning,
     MineConfig,
     PretrainConfig,
     Stage1Config,
@@ -23,7 +25,9 @@ from raycd.config.sections import (
 from raycd.config.tree import Config, field_types, flatten, to_yaml
 
 __all__ = [
+    "AdaptConfig",
     "Compile",
+    "ComposeConfig",
     "ComputeConfig",
     "Config",
     "Count",
@@ -31,6 +35,7 @@ __all__ = [
     "EmbedConfig",
     "EncoderConfig",
     "EvaluateConfig",
+    "Finetuning",
     "IndexConfig",
     "MineConfig",
     "Positive",

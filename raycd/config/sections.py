@@ -42,8 +42,12 @@ class SyntheticConfig(Section):
 class DataConfig(Section):
     """Which images and triplets are read, and what may be missing."""
 
-    format: Literal["fashioniq", "cirr", "circo", "genecis", "manifest", "synthetic"] = "fashioniq"
-    """Layout of the files under data.root; circo and genecis are for evaluation alone."""
+    format: Literal[
+        "fashioniq", "cirr", "circo", "genecis", "manifest", "catalogue", "synthetic"
+    ] = "fashioniq"
+    """Layout of the files under data.root; circo and genecis are for evaluation alone, a catalogue
+    needs no triplets.
+    """
     root: str = ""
     """Folder or URI of the data set; empty for synthetic, which draws its own."""
     categories: Annotated[list[Text], Field(min_length=1)] = ["dress", "shirt", "toptee"]
@@ -52,6 +56,8 @@ class DataConfig(Section):
     """Manifest format: file of the triplets (Parquet, CSV, JSON Lines), relative to data.root."""
     gallery: Text = "gallery.parquet"
     """Manifest format: likewise of the galleries, or a pattern of Parquet files with pictures."""
+    title: Text = "title"
+    """Attribute of images that is their title: a text to adapt to, never one to compose from."""
     max_missing: Fraction = 0.05
     """Largest share of images that may be missing or broken before the run ends with an error."""
     max_pixels: Positive = 50_000_000
@@ -139,8 +145,8 @@ class PretrainConfig(Section):
     """Folder where pre-trained weights are kept, by a hash of these settings."""
 
 
-class Stage1Config(Section):
-    """Fine-tuning of CLIP on triplets (paper 3.2.1, eqs 2 to 4)."""
+class Finetuning(Section):
+    """How an encoder is trained: what stage 1 and the adaptation to titles have in common."""
 
     finetune: Literal["text", "image", "both", "lora", "none"] = "both"
     """Which encoders train; none keeps the pre-trained CLIP (Table 2, w/o FT), lora trains low-rank
@@ -150,14 +156,10 @@ class Stage1Config(Section):
     """LoRA: rank of what is added to a layer's weight."""
     lora_alpha: Positive = 16
     """LoRA: factor of what is added, divided by the rank."""
-    epochs: Count = 20
-    """Passes over the train triplets."""
     batch_size: Annotated[int, Field(ge=2)] = 64
-    """Triplets in a batch, over all workers."""
+    """Triplets, or pairs of image and text, in a batch, over all workers."""
     drop_last: bool = False
     """Leave out the last, smaller batch of an epoch, unless it is the only one (Clip4Cir does)."""
-    mask_equal_targets: bool = True
-    """Triplets of the same target are not each other's negatives; false: they are (Clip4Cir)."""
     lr: Rate = 2e-6
     """Learning rate of AdamW."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 1e-2
@@ -187,8 +189,8 @@ class Stage1Config(Section):
     grad_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     chunk: Count = 0
-    """Triplets that a worker encodes at a time, by cached gradients (GradCache): large batches in
-    the memory of small ones, for one more forward pass; 0: the whole batch.
+    """Rows of a batch that a worker encodes at a time, by cached gradients (GradCache): large
+    batches in the memory of small ones, for one more forward pass; 0: the whole batch.
     """
     loader_workers: CountOrAuto = "auto"
     """Processes that decode images beside each training worker; 0 decodes in the worker; auto is
@@ -198,6 +200,15 @@ class Stage1Config(Section):
     """Memory of a machine's training workers together for decoded images, in MiB, which later
     epochs reuse; auto is half of what is available.
     """
+
+
+class Stage1Config(Finetuning):
+    """Fine-tuning of CLIP on triplets (paper 3.2.1, eqs 2 to 4)."""
+
+    epochs: Count = 20
+    """Passes over the train triplets."""
+    mask_equal_targets: bool = True
+    """Triplets of the same target are not each other's negatives; false: they are (Clip4Cir)."""
     select_on: SelectOn = "selection"
     """How the best epoch is chosen: by recall on selection or val (as peers do), or the last."""
     select_by: Annotated[list[Measure], Field(min_length=1)] = ["recall@10"]

@@ -12,6 +12,7 @@ from typing import Self
 import yaml
 from pydantic import model_validator
 
+from raycd.config.catalogue import AdaptConfig, ComposeConfig
 from raycd.config.operation import (
     ComputeConfig,
     EvaluateConfig,
@@ -50,6 +51,10 @@ class Config(Section):
     """The CLIP that encodes images and texts."""
     pretrain: PretrainConfig = PretrainConfig()
     """Pre-training of the demo's small CLIP."""
+    adapt: AdaptConfig = AdaptConfig()
+    """Contrastive fine-tuning of CLIP on titles."""
+    compose: ComposeConfig = ComposeConfig()
+    """Triplets composed from attributes."""
     stage1: Stage1Config = Stage1Config()
     """Fine-tuning of CLIP on triplets."""
     embed: EmbedConfig = EmbedConfig()

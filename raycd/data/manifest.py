@@ -56,8 +56,8 @@ TRIPLET_COLUMNS = (
 )
 
 
-def read(root: str, triplets: str, gallery: str) -> Dataset:
-    """Read both tables; their names are relative to `root`, absolute, or URIs.
+def read(root: str, triplets: str | None, gallery: str) -> Dataset:
+    """Read both tables; their names are relative to `root`, absolute, or URIs. None: no triplets.
 
     Raises DataError with file and row for a missing column, a null, an unknown image, a split that
     is not in SPLITS, or an image_id with two paths or different attributes. Whether the image files
@@ -66,7 +66,8 @@ def read(root: str, triplets: str, gallery: str) -> Dataset:
     folder = Folder(root)
     builder = DatasetBuilder(_CATEGORY_REMEDY)
     images = _read_gallery(folder, builder, gallery)
-    _read_triplets(folder, builder, triplets, images, gallery)
+    if triplets is not None:
+        _read_triplets(folder, builder, triplets, images, gallery)
     paths = {image_id: image.path for image_id, image in images.items()}
     return builder.build(paths, {image_id: image.attributes for image_id, image in images.items()})
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pyarrow as pa
 
 from raycd.config import DataConfig
-from raycd.data import circo, cirr, fashioniq, files, genecis, manifest
+from raycd.data import catalogue, circo, cirr, fashioniq, files, genecis, manifest
 from raycd.data.captions import Wording
 from raycd.data.parts import file_of
 from raycd.data.schema import Dataset
@@ -44,6 +44,8 @@ def _read(config: DataConfig, root: str, splits: Sequence[str]) -> Dataset:
         return circo.read(root, [split for split in splits if split in circo.SPLITS])
     if config.format == "genecis":
         return genecis.read(root)
+    if config.format == "catalogue":
+        return catalogue.read(root, config.gallery, config.triplets)
     if config.format == "manifest":  # its tables say themselves which splits there are
         return manifest.read(root, config.triplets, config.gallery)
     return fashioniq.read(root, config.categories, splits)

@@ -20,7 +20,7 @@ from __future__ import annotations
 import glob
 import json
 import posixpath
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from io import BytesIO
@@ -208,10 +208,31 @@ class MapCache:
 
 
 @dataclass(frozen=True)
+class Words:
+    """The tokens of texts, which are made when they are asked for: no file has them."""
+
+    tokenize: Callable[[list[str]], torch.Tensor]
+    """Texts -> tokens (B, L)."""
+    shape: list[int]
+    name: str = "words"
+    ragged: bool = True
+    """It is of texts, as what is ragged is."""
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, str)
+
+    def take(
+        self, keys: Iterable[str], device: torch.device | str | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Return {name: tokens (B, L) int64} on `device`."""
+        return {self.name: self.tokenize(list(keys)).to(device)}
+
+
+@dataclass(frozen=True)
 class Extras:
     """What a head needs beside pooled features, by its needs; nothing for most heads."""
 
-    caches: Mapping[str, MapCache] = field(default_factory=dict)
+    caches: Mapping[str, MapCache | Words] = field(default_factory=dict)
 
     def of_images(
         self,
@@ -247,8 +268,9 @@ class Extras:
 
     def write(self, folder: Path, image_ids: Sequence[str]) -> None:
         """Write the images' values into a folder for each need, as caches of their own."""
-        for need in self._images:
-            cache = self.caches[need]
+        for need, cache in self.caches.items():
+            if not isinstance(cache, MapCache) or cache.ragged:
+                continue
             writer = Writer(folder / need, need, cache.shape)
             for image_id in image_ids:
                 writer.add(image_id, cache.value(image_id))

@@ -56,7 +56,7 @@ def warnings(counts: Counts) -> list[str]:
     every, similar = counts["candidates"], counts["after_similarity"]
     few, kept = counts["after_s_max"], counts["after_alpha"]
     thresholds = f"mine.eps_low {now['eps_low']} to mine.eps_high {now['eps_high']}"
-    if every == 0:
+    if every == 0 and counts["images"]:
         found.append(
             f"no image has a neighbour at similarity {now['floor']} or above: "
             "lower mine.floor and mine again"

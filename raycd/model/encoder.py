@@ -292,6 +292,12 @@ def load_saved(
     return Encoder(clip, words, preprocess, model_config).eval()
 
 
+def saved_model_config(folder: Path) -> dict[str, Any]:
+    """Return open_clip's configuration of an encoder that `Encoder.save` wrote."""
+    described: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    return dict(described["model_cfg"])
+
+
 def _of(parts: plugins.Parts) -> Encoder:
     return Encoder(parts.clip, parts.tokenizer, parts.preprocess, parts.model_config).eval()
 

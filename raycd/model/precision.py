@@ -13,7 +13,7 @@ from raycd.config import Config, Precision
 
 Arithmetic = Literal["fp32", "bf16"]
 ARITHMETICS: tuple[Arithmetic, ...] = get_args(Arithmetic)
-SECTIONS = ("stage1", "embed", "stage2")  # those with a precision
+SECTIONS = ("adapt", "stage1", "embed", "stage2")  # those with a precision
 
 
 def of(precision: Precision, device: torch.device) -> Arithmetic:

@@ -79,6 +79,11 @@ class Tokenizer:
         )
 
 
+def context_length(model_config: Mapping[str, Any]) -> int:
+    """Return L of a model configuration of open_clip."""
+    return int(model_config["text_cfg"].get("context_length", CONTEXT_LENGTH))
+
+
 def create(
     model_config: Mapping[str, Any],
     *,
@@ -99,7 +104,7 @@ def create(
     from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
     text = model_config["text_cfg"]
-    length = text.get("context_length", CONTEXT_LENGTH)
+    length = context_length(model_config)
     settings = dict(text.get("tokenizer_kwargs") or {})
     name = text.get("hf_tokenizer_name")
     if not name:

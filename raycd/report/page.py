@@ -106,6 +106,17 @@ class PseudoExample:
 
 
 @dataclass(frozen=True)
+class ComposedExample:
+    """A triplet that was composed from attributes."""
+
+    text: str
+    reference: Picture
+    target: Picture
+    changes: Sequence[str]  # "colour: black -> red"
+    similarity: float  # of reference and target
+
+
+@dataclass(frozen=True)
 class ShownResult:
     """A retrieved image."""
 
@@ -152,6 +163,9 @@ class Report:
     run: str
     metrics: Mapping[str, Any]  # the content of metrics.json
     curves: Sequence[Curve] = ()
+    composing: Mapping[str, Any] = field(default_factory=dict)  # counts of raycd.compose
+    changes: Mapping[str, int] = field(default_factory=dict)  # triplets that change each attribute
+    composed: Sequence[ComposedExample] = ()
     mining: Mapping[str, Any] = field(default_factory=dict)  # raycd.mine.Counts
     thresholds: str = ""  # as cosines, where they were given as quantiles
     histograms: Sequence[Histogram] = ()
@@ -192,7 +206,13 @@ def render(report: Report) -> str:
         counts=funnel.leaves(report.metrics.get("counts") or {}),
         seconds=_seconds(report.metrics.get("seconds") or {}),
         config=without_passwords(report.config),
-        ratio=pictures.ratio([*shown, *(example.reference for example in report.pseudo)]),
+        ratio=pictures.ratio(
+            [
+                *shown,
+                *(example.reference for example in report.pseudo),
+                *(example.reference for example in report.composed),
+            ]
+        ),
         groups=_groups(report.pseudo),
         labels=table.LABELS,
         protocols=PROTOCOLS,

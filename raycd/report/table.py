@@ -7,7 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-LABELS = {"zero_shot": "zero-shot CLIP", "fine_tuned": "fine-tuned CLIP", "clip_cd": "CLIP-CD"}
+LABELS = {
+    "zero_shot": "zero-shot CLIP",
+    "adapted": "adapted CLIP",
+    "fine_tuned": "fine-tuned CLIP",
+    "clip_cd": "CLIP-CD",
+}
 NONE = "–"
 
 

@@ -57,14 +57,14 @@ def _bundle(context: Context, place: str, tuned: Encoder) -> Manifest:
     """Write the bundle into a folder or URI, as a task."""
     config = context.config
     head, head_config = fusion.load(context.run.local("stage2") / "head", dim=tuned.dim)
-    recalls = context.recorded("evaluate", "variants")[head_config.name]["average"]
+    measured = context.recorded("evaluate", "variants").get(head_config.name, {})
     return write(
         place,
         Model(tuned, head, head_config),
         context.stored("embed", IMAGES),
         _gallery(context.dataset),
         config,
-        {"protocol": config.evaluate.protocol, **recalls},
+        {"protocol": config.evaluate.protocol, **measured.get("average", {})},
         texts=example_texts(
             context.dataset.triplets_of("train")["captions"].to_pylist(), config.seed
         ),

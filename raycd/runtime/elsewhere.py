@@ -28,6 +28,7 @@ from raycd.model import encoder as encoders
 from raycd.model import fusion
 from raycd.model.encoder import Encoder
 from raycd.model.fusion import Head, HeadConfig, joint
+from raycd.model.fusion.head import WORDS
 from raycd.run import local_copy, open_uri
 from raycd.runtime import cluster, embed_maps, embedding
 from raycd.runtime.evaluation import Variant, variant
@@ -93,7 +94,7 @@ def variants(
 def _embedded(
     model: Model, paths: dict[str, str | None], texts: list[str], config: Config
 ) -> tuple[Features, ImageReport, Features, Extras]:
-    encoder, caches = model.encoder, {}
+    encoder, caches = model.encoder, dict[str, map_cache.MapCache | map_cache.Words]()
     with cluster.connected(), _shared_folder(config) as folder:
         table = embedding.embed_images(paths, encoder, config)
         images, missing = Features.of_table(table), _report(table)
@@ -102,12 +103,15 @@ def _embedded(
         readable = {key: path for key, path in paths.items() if key not in missing.reasons}
         columns = {"key": list(readable), "path": list(readable.values())}
         there = pa.table({name: pa.array(own, pa.string()) for name, own in columns.items()})
-        for need in sorted(model.head.needs):
+        for need in sorted(model.head.needs - {WORDS}):
             given, size = (all_texts, 0) if need == "tokens" else (there, _side(model, need))
             place = posixpath.join(folder, need)
             embed_maps.write_cache(place, need, given, encoder, size, config)
             with scratch.folder() as copies:
                 caches[need] = map_cache.read(local_copy(place, copies))  # outlives its files
+    if WORDS in model.head.needs:
+        words = encoder.tokenizer
+        caches[WORDS] = map_cache.Words(words, list(model.head_config.extra[WORDS]))
     return images, missing, text_features, Extras(caches)
 
 

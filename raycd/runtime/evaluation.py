@@ -6,6 +6,7 @@ The queries of a run are asked by a task, which reads the features of val alone.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -27,9 +28,10 @@ from raycd.features import Features
 from raycd.features.map_cache import NOTHING, Extras
 from raycd.model import fusion
 from raycd.model.fusion import joint
+from raycd.progress import say
 from raycd.run import Writing
 from raycd.runtime import tasks
-from raycd.runtime.stages import FINE_TUNED, ZERO_SHOT, Context, needs, own_device
+from raycd.runtime.stages import ADAPTED, FINE_TUNED, ZERO_SHOT, Context, needs, own_device
 
 PROTOCOLS: tuple[Protocol, ...] = ("original", "original-masked", "val")
 
@@ -57,10 +59,13 @@ def variants(context: Context) -> list[Variant]:
     head, head_config = fusion.load(context.run.local("stage2") / "head")
     total = fusion.create(fusion.HeadConfig("sum", head_config.dim))
     first, tuned = (context.val_features(stage) for stage in ("zero_shot", "embed"))
+    is_adapted = config.adapt.epochs and context.run.record("adapt") is not None
+    adapted = [context.val_features("adapt")] if is_adapted else []
     extras = context.extras(needs(config))
     composed = context.composed() if head_config.name == joint.NAME else None
     return [
         variant(ZERO_SHOT, total, *first, config),
+        *(variant(ADAPTED, total, *own, config) for own in adapted),
         variant(FINE_TUNED, total, *tuned, config),
         variant(head_config.name, head, *tuned, config, extras, composed),
     ]
@@ -138,6 +143,9 @@ def _ask_run(context: Context, protocols: Sequence[Protocol], top: int) -> list[
 
 def evaluate_variants(context: Context, writing: Writing) -> None:
     """Measure recall on val: of the pre-trained sum, the fine-tuned sum and the fusion head."""
+    if not len(context.dataset.triplets_of("val")):
+        writing.record |= _unmeasured(context)
+        return
     recalls, ranks = {}, {}
     for _, name, found in ask_run(context, [context.config.evaluate.protocol]):
         recalls[name], ranks[name] = found.recalls, found.ranks
@@ -151,6 +159,21 @@ def evaluate_variants(context: Context, writing: Writing) -> None:
         },
         "missing": {"queries": found.missing_queries, "gallery": found.missing_gallery},
         "ranks": ranks,
+    }
+
+
+def _unmeasured(context: Context) -> dict[str, Any]:
+    """Return the record of a data set without val triplets, as a catalogue may be; say so."""
+    say("evaluate: there are no val triplets, so nothing is measured")
+    gallery = Counter(
+        row["category"] for row in context.dataset.gallery.to_pylist() if row["split"] == "val"
+    )
+    counts = {"gallery": dict(gallery), "queries": {}, "missing_queries": {}, "missing_gallery": {}}
+    return {
+        "variants": {},
+        "counts": counts,
+        "missing": {"queries": {}, "gallery": {}},
+        "ranks": {},
     }
 
 

@@ -8,8 +8,6 @@ but not always the same weights: where a later stage was made with others, that 
 
 from __future__ import annotations
 
-import os.path
-import posixpath
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,32 +15,33 @@ from typing import Any
 
 from raycd import __version__, progress
 from raycd.config import Config, flatten
-from raycd.data.folder import is_local
 from raycd.data.read import attributes_hash, content_hash
 from raycd.data.schema import Dataset
-from raycd.errors import ConfigError
-from raycd.model import encoder as encoders
-from raycd.model import fusion, maps
+from raycd.model import fusion
 from raycd.redact import json_without_passwords
 from raycd.run import UNFINISHED, Run, Writing, fingerprint
 from raycd.runtime import (
     beginning,
     bundle_stage,
+    catalogue,
     cluster,
     evaluation,
     local_ray,
     map_stages,
     mine_stages,
     precision,
+    reading,
     results,
     since,
     stages,
     training,
     weights,
 )
+from raycd.runtime.fresh import fresh_head as fresh_head
+from raycd.runtime.naming import run_folder as run_folder
+from raycd.runtime.naming import run_name as run_name
 from raycd.runtime.stages import Context
 from raycd.runtime.tracking import Tracker
-from raycd.train.fuse import check_joint, new_head
 
 
 @dataclass(frozen=True)
@@ -57,10 +56,20 @@ class Stage:
     reads_attributes: bool = False
     need: str = ""  # it is done only where the head needs this of the encoder
     reads_needs: bool = False  # the stages of the head's needs are inputs, too
+    optional: Sequence[str] = ()  # inputs of the runs that have these stages
+    also: Callable[[Config], str] | None = None  # what else it depends on
     version: int = 1  # raised when the same settings give another output than before
 
 
 _DATA_LIMITS = ("data.max_pixels", "data.min_side")
+_MINE_INDEX = (
+    "mine.worker_mib",  # HNSW and IVF tables depend on the shards that it cuts
+    "mine.index",
+    "mine.hnsw_m",
+    "mine.hnsw_ef",
+    "mine.ivf_lists",
+    "mine.ivf_probes",
+)
 
 STAGES = (
     # First, so that a wrong encoder is refused before anything is drawn or read.
@@ -75,7 +84,29 @@ STAGES = (
             *("data.captions", "data.empty_captions"),
         ],
     ),
-    Stage("stage1", stages.stage1, ["zero_shot"], ["stage1", "seed", "evaluate.protocol"]),
+    Stage(
+        "adapt",
+        catalogue.adapt,
+        ["zero_shot"],
+        ["adapt", "seed", "embed.precision", *_DATA_LIMITS, "data.title"],
+        reads_attributes=True,
+    ),
+    Stage(
+        "compose",
+        catalogue.compose,
+        ["zero_shot"],
+        ["compose", "seed", "data.title", *_MINE_INDEX],
+        reads_attributes=True,
+        optional=["adapt"],
+        also=reading.wording,
+    ),
+    Stage(
+        "stage1",
+        stages.stage1,
+        ["zero_shot"],
+        ["stage1", "seed", "evaluate.protocol"],
+        optional=["adapt", "compose"],
+    ),
     Stage("embed", stages.embed, ["stage1"], ["embed.precision", *_DATA_LIMITS]),
     *(
         Stage(
@@ -102,12 +133,7 @@ STAGES = (
             "mine.neighbours",
             "mine.floor",
             "mine.pool",
-            "mine.worker_mib",  # HNSW and IVF tables depend on the shards that it cuts
-            "mine.index",
-            "mine.hnsw_m",
-            "mine.hnsw_ef",
-            "mine.ivf_lists",
-            "mine.ivf_probes",
+            *_MINE_INDEX,
             "mine.recall_sample",
         ],
         version=3,
@@ -145,6 +171,7 @@ STAGES = (
             "evaluate.captions",
             "evaluate.rerank_depth",
         ],
+        optional=["adapt"],
     ),
     Stage(
         "bundle",
@@ -154,6 +181,10 @@ STAGES = (
         reads_attributes=True,
         version=4,
     ),
+)
+_HOW_FAST = (
+    *("compile", "loader_workers", "cache_mib", "chunk"),
+    "explosion",  # what it stops has no result
 )
 NOT_THE_RESULT = (
     # What the run is called, and where it and its record are kept.
@@ -173,11 +204,8 @@ NOT_THE_RESULT = (
     "compute",
     "train",
     "pretrain.cache",
-    *("stage1.compile", "embed.compile", "stage2.compile"),
-    "stage1.loader_workers",
-    "stage1.cache_mib",
-    "stage1.chunk",
-    "stage1.explosion",  # what it stops has no result
+    *("embed.compile", "stage2.compile"),
+    *(f"{stage}.{name}" for stage in ("adapt", "stage1") for name in _HOW_FAST),
     "stage2.explosion",
     "embed.batch_size",
     "mine.batch_size",
@@ -206,35 +234,6 @@ def within(name: str, settings: Sequence[str]) -> bool:
     return any(name == setting or name.startswith(f"{setting}.") for setting in settings)
 
 
-def run_name(config: Config) -> str:
-    """Return the run's name, that of its folder in `config.runs`.
-
-    Raises:
-        ConfigError: The configuration has neither a name nor a preset.
-    """
-    name = config.name or config.preset
-    if not name:
-        raise ConfigError(
-            "the run has no name", do="give it one (--name my-run), or start from a --preset"
-        )
-    return name
-
-
-def run_folder(config: Config) -> Run:
-    """Return the run that a configuration names.
-
-    Raises:
-        ConfigError: The configuration has no name.
-        RunError: The folder belongs to another run.
-    """
-    root = config.data.root
-    if root and is_local(root):
-        root = os.path.abspath(os.path.expanduser(root))
-    return Run(
-        posixpath.join(config.runs, run_name(config)), {"format": config.data.format, "root": root}
-    )
-
-
 def recorded(run: Run, stage: str) -> dict[str, Any]:
     """Return stage.json of a stage that has run."""
     found = run.record(stage)
@@ -242,30 +241,15 @@ def recorded(run: Run, stage: str) -> dict[str, Any]:
     return found
 
 
-def stages_of(config: Config) -> list[Stage]:
-    """Return the stages of a run, without those that its head does not need."""
-    drawn, needed = config.data.format == "synthetic", stages.needs(config)
-    return [
-        stage
-        for stage in STAGES
-        if stage.need in ("", *needed) and (stage.name != "catalogue" or drawn)
-    ]
-
-
-def fresh_head(config: Config, run: Run) -> fusion.Head:
-    """Build the fusion head that stage 2 of a run begins with.
-
-    The stage `encoder` has run. Raises ConfigError and WeightsError where it does not fit.
-    """
-    known = recorded(run, "encoder")
-    check_joint(config, known.get("composes", False))
-    shapes: dict[str, list[int]] = {}
-    if needed := stages.needs(config):
-        given = known.get("gives")
-        if given is None:  # an earlier version saved the encoder
-            given = maps.given(encoders.load_saved(run.local("encoder") / "encoder"))
-        shapes = maps.shapes_of(given, needed, config.embed.map_size)
-    return beginning.go_on(new_head(config, known["dim"], shapes)[0], config, run.local("encoder"))
+def stages_of(config: Config, dataset: Dataset | None = None) -> list[Stage]:
+    """Return the stages that a run needs for its head and its data set; None: that of the demo."""
+    unless = {
+        "catalogue": config.data.format == "synthetic",
+        "adapt": config.adapt.epochs > 0,
+        "compose": reading.composes(config, dataset),
+    }
+    needed = ("", *stages.needs(config))
+    return [own for own in STAGES if own.need in needed and unless.get(own.name, True)]
 
 
 def run(config: Config, *, until: str = STAGES[-1].name) -> Outcome:
@@ -276,6 +260,7 @@ def run(config: Config, *, until: str = STAGES[-1].name) -> Outcome:
     # for weights.
     drawn = config.data.format == "synthetic"
     dataset = None if drawn else stages.dataset(config, config.data.root)
+    config = reading.fitted(config, dataset)
     if config.registry.alias:
         evaluation.named_metric(config.registry.metric, config, dataset)
     folder = run_folder(config)
@@ -283,7 +268,7 @@ def run(config: Config, *, until: str = STAGES[-1].name) -> Outcome:
         cluster.warn_of_working_copy(folder.root)
     with folder.locked(), ExitStack() as stack:
         pipeline = _Pipeline(config, folder, stack, dataset)
-        for stage in stages_of(config):
+        for stage in pipeline.stages:
             pipeline.run(stage)
             if stage.name == "encoder":
                 pipeline.check_head()
@@ -301,6 +286,7 @@ class _Pipeline:
     ) -> None:
         self.config, self.folder, self._stack = config, folder, stack
         self.context = Context(config, folder, _dataset=dataset)
+        self.stages = stages_of(config, dataset)
         self.done: list[str] = []
         self._data_hash: str | None = None
         self._tracker: Tracker | None = None
@@ -324,7 +310,7 @@ class _Pipeline:
         wanted = marks[ways.index(used)]
         tracker = self.tracker()
         if stage.reads_data:
-            tracker.log_dataset(self.context.dataset, self._dataset_hash(), self.config)
+            tracker.log_dataset(self.context.own, self._dataset_hash(), self.config)
         about = {
             "inputs": list(inputs),
             weights.ENTRY: made_with,
@@ -349,11 +335,13 @@ class _Pipeline:
     def _inputs(self, stage: Stage) -> list[str]:
         """Return the stages whose output a stage reads."""
         needs = stages.needs(self.config) if stage.reads_needs else ()
-        return [*stage.inputs, *(own.name for own in STAGES if own.need in needs)]
+        optional = [own.name for own in self.stages if own.name in stage.optional]
+        needed = [own.name for own in STAGES if own.need in needs]
+        return [*stage.inputs, *optional, *needed]
 
     def finish(self) -> dict[str, Any]:
         """Write metrics.json, report.html and the MLflow record, unless they are up to date."""
-        metrics = results.metrics(self.context, [stage.name for stage in stages_of(self.config)])
+        metrics = results.metrics(self.context, [stage.name for stage in self.stages])
         wanted = fingerprint(metrics, self.config.model_dump(mode="json"))
         if self.done or self.folder.read_json(results.FINISHED) != wanted:
             self._stack.enter_context(cluster.connected())
@@ -378,9 +366,11 @@ class _Pipeline:
         before = [record["fingerprint"] for record in inputs.values()]
         data = [self._dataset_hash() if stage.reads_data else None]
         if stage.reads_attributes:
-            data.append(attributes_hash(self.context.dataset))
+            data.append(attributes_hash(self.context.own))
+        if stage.also is not None:
+            data.append(stage.also(self.config))
         if stage.reads_data:
-            data += since.changes(stage.name, self.config, self.context.dataset)
+            data += since.changes(stage.name, self.config, self.context.own)
         return fingerprint(stage.name, stage.version, settings, before, *data)
 
     def _settings(self, stage: Stage, config: Config) -> dict[str, Any]:
@@ -396,5 +386,5 @@ class _Pipeline:
     def _dataset_hash(self) -> str:
         if self._data_hash is None:
             drawn = self.config.data.format == "synthetic"
-            self._data_hash = content_hash(self.context.dataset, drawn=drawn)
+            self._data_hash = content_hash(self.context.own, drawn=drawn)
         return self._data_hash

@@ -31,6 +31,7 @@ from raycd.model import fusion
 from raycd.model.fusion import joint
 from raycd.report.examples import choose_examples
 from raycd.report.page import (
+    ComposedExample,
     Curve,
     Histogram,
     PseudoExample,
@@ -43,7 +44,8 @@ from raycd.report.page import (
 from raycd.report.pictures import Picture
 from raycd.runtime import tasks
 from raycd.runtime.evaluation import named_metric
-from raycd.runtime.stages import CACHES, Context, needs
+from raycd.runtime.reading import composes
+from raycd.runtime.stages import CACHES, COMPOSED, Context, needs
 from raycd.runtime.tracking import Tracker
 
 METRICS, REPORT, FINISHED = "metrics.json", "report.html", "finished.json"
@@ -92,7 +94,7 @@ def answers(context: Context) -> pa.Table:
     assert evaluated is not None, "it comes before"
     return answers_table(
         context.dataset.triplets_of("val"),
-        evaluated["ranks"][context.config.stage2.head],
+        evaluated["ranks"].get(context.config.stage2.head, {}),
         protocol=context.config.evaluate.protocol,
         gallery=evaluated["counts"]["gallery"],
     )
@@ -112,13 +114,17 @@ def _report(context: Context, metrics: dict[str, Any]) -> str:
         for category, count in mined["overlaps"].items()
         if count
     ]
-    curves = [_curve(context, stage) for stage in ("stage1", "stage2")]
+    if not metrics["variants"]:
+        warnings.insert(0, "recall was not measured: there are no val triplets")
+    trained = [*(["adapt"] if context.config.adapt.epochs else []), "stage1", "stage2"]
+    curves = [_curve(context, stage) for stage in trained]
     by_quantile = mine.thresholds == "quantile"
     return render(
         Report(
             run=context.config.name or context.config.preset,
             metrics=metrics,
             curves=[curve for curve in curves if curve is not None],
+            **_composed(context),
             mining={**filtered, "images_held_out": mined["held_out"]},
             thresholds=thresholds_line(mine, filtered["settings"]) if by_quantile else "",
             histograms=_histograms(context),
@@ -155,7 +161,7 @@ def _sizes(context: Context, metrics: dict[str, Any]) -> dict[str, Sizes]:
 def _caches(context: Context) -> list[str]:
     """Return what was cached for the head: "map of 256 x 2 x 2 for 5,000 images, 9.8 MiB"."""
     lines = []
-    for need in sorted(needs(context.config)):
+    for need in sorted(needs(context.config) & CACHES.keys()):
         counts = dict(context.recorded(CACHES[need], "counts"))
         size, shape = counts.pop("bytes"), context.recorded(CACHES[need], "shape")
         for unit, count in counts.items():
@@ -197,6 +203,30 @@ def _histograms(context: Context) -> list[Histogram]:
     ]
 
 
+def _composed(context: Context) -> dict[str, Any]:
+    """Return what the page says of composed triplets, with examples drawn by the run's seed."""
+    if not composes(context.config, context.own):
+        return {}
+    table = pq.read_table(context.run.local("compose") / COMPOSED)
+    order = np.random.default_rng([context.config.seed, 23]).permutation(len(table))
+    picture, written = _picture_loader(context), context.dataset.wording.evaluation
+    rows = table.take(np.sort(order[:SHOWN_PSEUDO])).to_pylist()
+    return {
+        "composing": context.recorded("compose", "counts"),
+        "changes": context.recorded("compose", "changes"),
+        "composed": [
+            ComposedExample(
+                text=written(row["captions"]),
+                reference=picture(row["reference"]),
+                target=picture(row["target"]),
+                changes=row["changes"],
+                similarity=row["similarity"],
+            )
+            for row in rows
+        ],
+    }
+
+
 def _pseudo(context: Context) -> list[PseudoExample]:
     """Return good, borderline and just refused examples, drawn by the run's seed."""
     config, table = context.config, pq.read_table(context.run.local("mine") / "candidates.parquet")
@@ -234,7 +264,7 @@ def _queries(context: Context) -> Iterator[ShownQuery]:
         query = composed_query(context.composed())
     settings = context.config.evaluate
     rerank = cached_rerank(head, images, texts, settings.rerank_depth)
-    ranks = context.recorded("evaluate", "ranks")[head_config.name]
+    ranks = context.recorded("evaluate", "ranks").get(head_config.name, {})
     rng = np.random.default_rng([context.config.seed, 12])
     val = context.dataset.queries("val")
     for category in dict.fromkeys(row["category"] for row in val):

@@ -3,6 +3,8 @@
 encoder     the pre-trained CLIP, saved as raycd keeps encoders
 catalogue   draws the demo data                                          (format synthetic only)
 zero_shot   its features of all images, and which images are missing
+adapt       CLIP fine-tuned on titles, and its features                  (catalogue.py)
+compose     triplets made of attributes                                  (catalogue.py)
 stage1      fine-tuned CLIP
 embed       its features of all images and all text variants
 maps, middle_maps, tokens   what some heads need beside them              (map_stages.py)
@@ -21,7 +23,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from torch import nn
@@ -30,33 +31,36 @@ from raycd import progress, scratch
 from raycd.config import Config, Stage1Config, Stage2Config
 from raycd.data.demo.garments import CATEGORIES
 from raycd.data.demo.synthetic import SPLITS, write_demo_data
-from raycd.data.read import read
 from raycd.data.schema import Dataset
-from raycd.data.selection import SELECTION, hold_out
+from raycd.data.selection import SELECTION
 from raycd.durable import sha256
-from raycd.errors import DataError
 from raycd.features import Features, map_cache
 from raycd.features.map_cache import Extras
 from raycd.features.stored import Stored
 from raycd.index.half import room
 from raycd.model import encoder as encoders
 from raycd.model import fusion, lora, maps
+from raycd.model.encoder import Encoder
 from raycd.model.fusion import joint
+from raycd.model.fusion.head import WORDS
 from raycd.model.fusion.registry import WEIGHTS
+from raycd.model.tokenizer import context_length
 from raycd.progress import Bar
 from raycd.run import Run, Writing, fingerprint, local_copy
-from raycd.runtime import beginning, embed_shards, embedding, training
+from raycd.runtime import beginning, embed_shards, embedding, inversion, reading, training
 from raycd.runtime.mlflow_run import MlflowRun
+from raycd.runtime.reading import dataset as dataset
 from raycd.train import checkpoint, hard_negatives
 from raycd.train.finetune import FineTune, parameters, prepare
-from raycd.train.fuse import Fuse, check_hard_negatives, new_head
+from raycd.train.fuse import Fuse, new_head
 from raycd.train.loop import Schedule
 from raycd.train.task import Task
 from raycd.train.triplets import readable_triplets
 
-ZERO_SHOT, FINE_TUNED = "zero_shot", "fine_tuned"
+ZERO_SHOT, ADAPTED, FINE_TUNED = "zero_shot", "adapted", "fine_tuned"
 IMAGES, TEXTS, QUERIES = "images", "texts", "queries"  # folders of shards in a stage's
 LISTED = "missing_images.json"
+COMPOSED = "triplets.parquet"  # of the stage compose (catalogue.py)
 # The stage that caches each need of a head (map_stages.py)
 CACHES = {"map": "maps", "middle": "middle_maps", "tokens": "tokens"}
 
@@ -70,20 +74,46 @@ class Context:
     tracked: MlflowRun = field(default_factory=lambda: MlflowRun(None, ""))
     """The MLflow run of the stage that runs."""
     _dataset: Dataset | None = field(default=None, repr=False)
+    _composed: tuple[str, Dataset] | None = field(default=None, repr=False)
 
     @property
-    def dataset(self) -> Dataset:
-        """Train, selection and val; read on first use, after the demo data has been drawn."""
+    def own(self) -> Dataset:
+        """The data set as it was read, on first use, after the demo data has been drawn."""
         if self._dataset is None:
             data = self.config.data
             root = self.run.path("catalogue") if data.format == "synthetic" else data.root
             self._dataset = dataset(self.config, root)
         return self._dataset
 
+    @property
+    def dataset(self) -> Dataset:
+        """Train, selection and val, with the triplets of the stage `compose` once it has run."""
+        if not reading.composes(self.config, self.own):
+            return self.own
+        record = self.run.record("compose")
+        if record is None:
+            return self.own
+        if self._composed is None or self._composed[0] != record["fingerprint"]:
+            table = pq.read_table(self.run.local("compose") / COMPOSED)
+            found = reading.composed(self.own, table, self.config)
+            self._composed = (record["fingerprint"], found)
+        return self._composed[1]
+
+    @property
+    def before_stage1(self) -> str:
+        """The stage whose encoder stage 1 begins with."""
+        return "adapt" if self.config.adapt.epochs else "encoder"
+
     def paths(self) -> dict[str, str | None]:
         """Return the path of every image; None where no file was found."""
-        images = self.dataset.images
+        images = self.own.images
         return dict(zip(images["image_id"].to_pylist(), images["path"].to_pylist(), strict=True))
+
+    def readable(self) -> dict[str, str]:
+        """Return the paths of the images that the stage zero_shot could read."""
+        missing = dict(self.stored("zero_shot", IMAGES).unreadable())
+        paths = self.paths().items()
+        return {key: path for key, path in paths if path is not None and key not in missing}
 
     def stored(self, stage: str, what: str) -> Stored:
         """Open the features of `zero_shot`, `embed` or `stage2`: IMAGES, TEXTS or QUERIES."""
@@ -111,13 +141,18 @@ class Context:
 
     def extras(self, needs: Collection[str]) -> Extras:
         """Open the caches of what a head needs beside features."""
-        return Extras(
-            {need: map_cache.read(self.run.local(CACHES[need])) for need in sorted(needs)}
-        )
+        found: dict[str, map_cache.MapCache | map_cache.Words] = {
+            need: map_cache.read(self.run.local(CACHES[need])) for need in self.caches(needs)
+        }
+        if WORDS in needs:
+            used = encoders.load_saved(self.run.local("stage1") / "encoder")
+            length = context_length(used.model_config)
+            found[WORDS] = map_cache.Words(used.tokenizer, [length])
+        return Extras(found)
 
     def caches(self, needs: Collection[str]) -> dict[str, str]:
         """Return where these caches are, for other processes: paths or URIs by need."""
-        return {need: self.run.path(CACHES[need]) for need in sorted(needs)}
+        return {need: self.run.path(CACHES[need]) for need in sorted(needs) if need in CACHES}
 
     def composed(self) -> Features:
         """Read the queries of val that the encoder itself composed, for the head joint."""
@@ -133,47 +168,6 @@ class Context:
 def needs(config: Config) -> frozenset[str]:
     """Return what the chosen head needs of the encoder beside pooled features."""
     return fusion.head_class(config.stage2.head).needs
-
-
-def dataset(config: Config, root: str) -> Dataset:
-    """Read train, selection and val of the data set at `root`.
-
-    Raises:
-        DataError: It cannot be read, or a split has too few triplets to learn from or to choose by.
-    """
-    found = read(config.data, root)
-    for split, purpose in (("train", "train on"), ("val", "evaluate on")):
-        if len(found.triplets_of(split)) == 0:
-            raise DataError(
-                f"the data set has no triplets to {purpose}",
-                got=f"{len(found.triplets)} triplets, none in split {split}",
-                do=f"add triplets of split {split}; a data set that is for evaluation alone takes "
-                "a bundle: jobs/evaluate.py --bundle runs/NAME/bundle",
-            )
-    held_out = hold_out(found, config.data.selection_fraction, config.seed)
-    _check_targets(held_out, config)
-    check_hard_negatives(config, held_out.triplets_of("train"))
-    return held_out
-
-
-def _check_targets(dataset: Dataset, config: Config) -> None:
-    """Refuse a train split with one target, and an empty selection split that shall choose."""
-    left, held = (
-        len(pc.unique(dataset.triplets_of(split)["target"])) for split in ("train", SELECTION)
-    )
-    chosen_on = SELECTION in (config.stage1.select_on, config.stage2.select_on)
-    if left >= 2 and (held or not chosen_on):
-        return
-    raise DataError(
-        "the train triplets have too few different targets",
-        got=f"{left + held}, of which data.selection_fraction "
-        f"{config.data.selection_fraction:g} holds out {held}",
-        expected="at least 2 to train on, because a target is distinguished from the others"
-        + (", and 1 of a category of several to choose the best epoch by" if chosen_on else ""),
-        do="add triplets of other targets; where nearly all are held out, lower "
-        "data.selection_fraction; to hold out none, give data.selection_fraction 0 and "
-        "stage1.select_on and stage2.select_on last",
-    )
 
 
 def demo_data(context: Context, writing: Writing) -> None:
@@ -201,7 +195,8 @@ def encoder(context: Context, writing: Writing) -> None:
 
 def zero_shot(context: Context, writing: Writing) -> None:
     """Embed every image, which finds missing and broken ones, and the evaluation texts of val."""
-    images = _embed(context, writing, "encoder", _texts(context.dataset, ["val"]))
+    used = encoders.load_saved(context.run.local("encoder") / "encoder")
+    images = embed_all(context, writing, used, texts_of(context.own, ["val"]))
     missing = images.report()
     writing.record["missing"] = missing.to_dict()
     listed = context.run.path(LISTED)
@@ -211,24 +206,19 @@ def zero_shot(context: Context, writing: Writing) -> None:
         progress.say(f"{len(missing)} images are missing or broken: {reasons}; listed in {listed}")
     else:
         context.run.discard(LISTED)  # of an earlier state of the data set
-    missing.check(len(context.dataset.images), context.config.data.max_missing, listed=listed)
+    missing.check(len(context.own.images), context.config.data.max_missing, listed=listed)
 
 
 def stage1(context: Context, writing: Writing) -> None:
     """Fine-tune CLIP (3.2.1)."""
-    config, source = context.config, context.run.path("encoder", "encoder")
-    tuned = encoders.load_saved(context.run.local("encoder") / "encoder")
+    config, source = context.config, context.run.path(context.before_stage1, "encoder")
+    tuned = encoders.load_saved(context.run.local(context.before_stage1) / "encoder")
     if config.stage1.finetune != "none" and config.stage1.epochs > 0:
-        missing = dict(context.stored("zero_shot", IMAGES).unreadable())
-        paths = {
-            key: path
-            for key, path in context.paths().items()
-            if path is not None and key not in missing
-        }
+        paths = context.readable()
         usable, left_out = readable_triplets(context.dataset, paths)
         writing.record["counts"] = {"triplets": len(usable), "left_out": left_out}
-        settings, adapters = config.stage1, prepare(tuned, config)
-        writing.record["parameters"] = parameters(tuned)
+        settings, adapters = config.stage1, prepare(tuned, config.stage1, config.seed)
+        writing.record["parameters"] = parameters("stage 1", tuned)
         trained = training.train(
             "stage 1",
             _make_finetune,
@@ -236,7 +226,7 @@ def stage1(context: Context, writing: Writing) -> None:
             Schedule.of(settings, config.seed),
             config,
             tracked=context.tracked,
-            **_storage(context, writing),
+            **storage(context, writing),
         )
         checkpoint.load_weights(trained.checkpoint, nn.ModuleDict({"encoder": tuned}))
         lora.merge(adapters)
@@ -247,12 +237,16 @@ def stage1(context: Context, writing: Writing) -> None:
 
 def embed(context: Context, writing: Writing) -> None:
     """Embed all images and all text variants with the fine-tuned encoder (eq. 8)."""
-    _embed(context, writing, "stage1", embedded_texts(context.dataset))
+    used = encoders.load_saved(context.run.local("stage1") / "encoder")
+    embed_all(context, writing, used, embedded_texts(context.dataset))
 
 
 def stage2(context: Context, writing: Writing) -> None:
     """Train the fusion head on cached features (3.2.2)."""
     config, settings = context.config, context.config.stage2
+    if fusion.head_class(settings.head).on_titles:
+        _learn_from_titles(context, writing)
+        return
     shapes = {need: context.recorded(CACHES[need], "shape") for need in sorted(needs(config))}
     head, head_config = new_head(config, context.recorded("stage1", "dim"), shapes)
     beginning.go_on(head, config, context.run.local("encoder"))
@@ -272,7 +266,7 @@ def stage2(context: Context, writing: Writing) -> None:
             Schedule.of(settings, config.seed),
             config,
             tracked=context.tracked,
-            **_storage(context, writing, context.recorded("stage1", "encoder")),
+            **storage(context, writing, context.recorded("stage1", "encoder")),
         )
         checkpoint.load_weights(trained.checkpoint, nn.ModuleDict({"head": head}))
         writing.record |= _record(trained, settings)
@@ -280,6 +274,16 @@ def stage2(context: Context, writing: Writing) -> None:
         _compose(context, writing)
     fusion.save(head, head_config, writing.folder / "head")
     writing.record["head"] = sha256(writing.folder / "head" / WEIGHTS)
+
+
+def _learn_from_titles(context: Context, writing: Writing) -> None:
+    """Train a head that looks at no triplet."""
+    place = storage(context, writing, context.recorded("stage1", "encoder"))
+    encoder = context.run.local("stage1") / "encoder", context.run.path("stage1", "encoder")
+    how = {"tracked": context.tracked, **place}
+    head, head_config, record = inversion.train(context.config, context.own, *encoder, how)
+    fusion.save(head, head_config, writing.folder / "head")
+    writing.record |= {**record, "head": sha256(writing.folder / "head" / WEIGHTS)}
 
 
 def own_device(config: Config) -> str:
@@ -296,14 +300,13 @@ def _compose(context: Context, writing: Writing) -> None:
     embed_shards.embed_table(place, "queries", table, used, context.config)
 
 
-def _embed(context: Context, writing: Writing, source: str, texts: list[str]) -> Stored:
-    """Embed all images and `texts` with the encoder that the stage `source` wrote.
+def embed_all(context: Context, writing: Writing, used: Encoder, texts: list[str]) -> Stored:
+    """Embed all images and `texts` with an encoder.
 
     Returns the features of the images.
     """
-    used = encoders.load_saved(context.run.local(source) / "encoder")
     given = {
-        "images": image_table(context.dataset),
+        "images": image_table(context.own),
         "texts": pa.table({"key": pa.array(texts, pa.string())}),
     }
     images, _ = (
@@ -313,7 +316,7 @@ def _embed(context: Context, writing: Writing, source: str, texts: list[str]) ->
         for unit, table in given.items()
     )
     writing.record["counts"] = {
-        "images": len(context.dataset.images),
+        "images": len(context.own.images),
         "texts": len(texts),
         "missing": len(images.report()),
     }
@@ -327,10 +330,10 @@ def image_table(dataset: Dataset) -> pa.Table:
 
 def embedded_texts(dataset: Dataset) -> list[str]:
     """Return the distinct texts that stage 2 and the evaluation use."""
-    return _texts(dataset, ["val", SELECTION], training=True)
+    return texts_of(dataset, ["val", SELECTION], training=True)
 
 
-def _texts(dataset: Dataset, splits: Sequence[str], *, training: bool = False) -> list[str]:
+def texts_of(dataset: Dataset, splits: Sequence[str], *, training: bool = False) -> list[str]:
     """Return the distinct texts of some splits, both orders, and all texts that training uses."""
     rows = [row for split in splits for row in dataset.queries(split, both_orders=True)]
     texts = dict.fromkeys(row["text"] for row in rows)
@@ -351,7 +354,7 @@ def _record(trained: training.Trained, settings: Stage1Config | Stage2Config) ->
     }
 
 
-def _storage(context: Context, writing: Writing, *of: str) -> dict[str, str]:
+def storage(context: Context, writing: Writing, *of: str) -> dict[str, str]:
     """Return where Ray Train keeps a stage's checkpoints: apart for each fingerprint, and `of`."""
     mark = fingerprint(writing.fingerprint, *of) if of else writing.fingerprint
     return {

@@ -69,6 +69,7 @@ def train(
     storage: str,
     name: str,
     tracked: MlflowRun | None = None,
+    unit: str = "triplets",
 ) -> Trained:
     """Train a stage with `compute.train_workers` workers and return its best checkpoint.
 
@@ -79,6 +80,7 @@ def train(
         storage: Folder or URI for checkpoints that all workers can reach.
         name: Name of this training in `storage`; the same name continues.
         tracked: The stage's MLflow run, which gets epochs and losses meanwhile.
+        unit: What the progress counts.
 
     Raises:
         TrainingError: The loss or the weights are no longer finite.
@@ -87,7 +89,7 @@ def train(
     """
     config = precision.settled(config)
     checkpoints = Checkpoints(posixpath.join(storage, name))
-    with _of_store(storage), relay.drawn(stage, "triplets") as board:
+    with _of_store(storage), relay.drawn(stage, unit) as board:
         checkpoints.forget_rays()
         failures = Failures(stage, checkpoints)
         spec = {

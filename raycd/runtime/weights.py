@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 ENTRY = "weights"  # of a record: {"stage1": hash}, of all stages before that leave weights
-_HASHED = {"encoder": "encoder", "stage1": "encoder", "stage2": "head"}
+_HASHED = {"encoder": "encoder", "adapt": "encoder", "stage1": "encoder", "stage2": "head"}
 """Stages that leave weights, and the entry of their records that is the hash."""
 
 

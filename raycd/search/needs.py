@@ -21,6 +21,7 @@ from raycd.gallery.state import Image
 from raycd.gallery.view import View
 from raycd.model import maps
 from raycd.model.embed_maps import HALF_MAX
+from raycd.model.fusion.head import WORDS
 from raycd.model.maps import Extra
 
 
@@ -54,7 +55,10 @@ class HeadNeeds:
         return image_BD.cpu(), [{need: found[need][row] for need in found} for row in rows]
 
     def encode_tokens(self, tokens_NL: torch.Tensor) -> tuple[torch.Tensor, list[Extra]]:
-        """Return un-normalised features (N, D), and each text's states of its real tokens."""
+        """Return un-normalised features (N, D), and each text's tokens or their states."""
+        if WORDS in self.names:
+            rows = [{WORDS: tokens} for tokens in tokens_NL]
+            return self._encoder.encode_tokens(tokens_NL).cpu(), rows
         if maps.TOKENS not in self.names:
             return self._encoder.encode_tokens(tokens_NL).cpu(), [{}] * len(tokens_NL)
         text_ND, found = maps.encode_tokens(self._encoder, tokens_NL)

@@ -39,6 +39,7 @@ from raycd.gallery.state import State
 from raycd.gallery.static import Gallery
 from raycd.gallery.view import View
 from raycd.model.fusion import joint
+from raycd.model.fusion.head import WORDS
 from raycd.model.maps import TOKENS, Extra
 from raycd.search import results
 from raycd.search.arranging import arrange
@@ -110,8 +111,8 @@ class Searcher:
         self._joint = bundle.head_config.name == joint.NAME and bundle.encoder.composes
         self.picture: Callable[[str | None], Image.Image] = partial(load, enough=self.enough)
         self._needs = HeadNeeds(bundle, self.own)
-        # Token states are many times as large as features: a text is encoded again for them
-        kept = 0 if TOKENS in self._needs.names else text_cache
+        # Tokens and their states are not kept with features: a text is encoded again for them
+        kept = 0 if self._needs.names & {TOKENS, WORDS} else text_cache
         self.texts: CountedCache[tuple[torch.Tensor, bool]] = CountedCache(kept)
         self.reranking = Reranking(bundle, self._encoder.device)
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from raycd.config import Config
+from raycd.config import Config, Finetuning
 from raycd.data import schema
 from raycd.data.pixels import PixelCache
 from raycd.distributed import own_rows
@@ -62,26 +62,36 @@ class SumOfFeatures(nn.Module):
         return F.normalize(reference_BD + text_BD, dim=-1), target_BD
 
 
-def prepare(encoder: Encoder, config: Config) -> Any:
+def prepare(encoder: Encoder, settings: Finetuning, seed: int) -> Any:
     """Choose what of the encoder trains; return the adapters for `lora.merge`, if it has some.
 
     Raises ConfigError where there is nothing that can be adapted.
     """
-    stage1 = config.stage1
-    whole = "none" if stage1.finetune == "lora" else stage1.finetune
-    encoder.trainable(whole, grad_checkpointing=stage1.grad_checkpointing)
-    if stage1.finetune != "lora":
+    whole = "none" if settings.finetune == "lora" else settings.finetune
+    encoder.trainable(whole, grad_checkpointing=settings.grad_checkpointing)
+    if settings.finetune != "lora":
         return None
-    return lora.adapt(encoder, rank=stage1.lora_rank, alpha=stage1.lora_alpha, seed=config.seed)
+    return lora.adapt(encoder, rank=settings.lora_rank, alpha=settings.lora_alpha, seed=seed)
 
 
-def parameters(encoder: Encoder) -> dict[str, int]:
+def adamw(module: nn.Module, settings: Finetuning) -> torch.optim.Optimizer:
+    """Return AdamW over the parameters that train."""
+    return torch.optim.AdamW(
+        [p for p in module.parameters() if p.requires_grad],
+        lr=settings.lr,
+        weight_decay=settings.weight_decay,
+        eps=settings.adam_eps,
+        fused=True,
+    )
+
+
+def parameters(stage: str, encoder: Encoder) -> dict[str, int]:
     """Return how many parameters train, and how many stay; say so."""
     trained, frozen = (
         sum(p.numel() for p in encoder.parameters() if p.requires_grad == trains)
         for trains in (True, False)
     )
-    say(f"stage 1: {trained:,} parameters train, {frozen:,} stay")
+    say(f"{stage}: {trained:,} parameters train, {frozen:,} stay")
     return {"trained": trained, "frozen": frozen}
 
 
@@ -99,7 +109,7 @@ class FineTune:
         self.config, self.dataset, self.encoder = config.stage1, dataset, encoder
         self.evaluation, self.seed = config.evaluate, config.seed
         encoder.precision = precision.of(config.stage1.precision, encoder.device)
-        prepare(encoder, config)
+        prepare(encoder, config.stage1, config.seed)
         self.module: nn.Module = SumOfFeatures(encoder, config.stage1.chunk)
         self.compilation = Compilation(
             partial(encode_compiled, encoder), config.stage1.compile, encoder.device
@@ -116,14 +126,7 @@ class FineTune:
 
     def optimizer(self) -> torch.optim.Optimizer:
         """Return AdamW over the parameters that train."""
-        parameters = [p for p in self.module.parameters() if p.requires_grad]
-        return torch.optim.AdamW(
-            parameters,
-            lr=self.config.lr,
-            weight_decay=self.config.weight_decay,
-            eps=self.config.adam_eps,
-            fused=True,
-        )
+        return adamw(self.module, self.config)
 
     def count(self, epoch: int) -> int:
         """Return the number of train triplets, the same in every epoch."""

@@ -318,13 +318,14 @@ def check_joint(config: Config, composes: bool) -> None:
     `composes` is `Encoder.composes`; such an encoder is not trained, and no other has the head
     joint. LoRA needs its package.
     """
-    if config.stage1.finetune == "lora":
+    adapted = [config.adapt.finetune] if config.adapt.epochs else []
+    if "lora" in (config.stage1.finetune, *adapted):
         lora.check_installed()
-    if composes and config.stage1.finetune != "none":
+    if composes and (config.stage1.finetune != "none" or adapted):
         raise ConfigError(
             "an encoder that composes image and text by itself is not fine-tuned",
-            got=f"stage1.finetune {config.stage1.finetune}",
-            do="set stage1.finetune none",
+            got=f"stage1.finetune {config.stage1.finetune}, adapt.epochs {config.adapt.epochs}",
+            do="set stage1.finetune none and adapt.epochs 0",
         )
     if config.stage2.head == NAME and not composes:
         raise ConfigError(
@@ -355,13 +356,17 @@ def check_hard_negatives(config: Config, train: pa.Table | None = None) -> None:
 
 
 def new_head(
-    config: Config, dim: int, extra: Mapping[str, list[int]] | None = None
+    config: Config,
+    dim: int,
+    extra: Mapping[str, list[int]] | None = None,
+    text: Mapping[str, Any] | None = None,
 ) -> tuple[Head, fusion.HeadConfig]:
     """Build a head with weights drawn from the seed. Raises ConfigError for impossible sizes.
 
-    `extra` are the shapes of what it needs beside features of size `dim`.
+    `extra` are the shapes of what it needs beside features of size `dim`; `text` is the
+    configuration of the encoder, for heads that have a copy of its text encoder.
     """
     check_hard_negatives(config)
     torch.manual_seed(config.seed)
-    head_config = fusion.HeadConfig.of(config.stage2, dim, extra)
+    head_config = fusion.HeadConfig.of(config.stage2, dim, extra, text)
     return fusion.create(head_config), head_config

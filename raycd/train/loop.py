@@ -21,7 +21,7 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from raycd.config import Stage1Config, Stage2Config
+from raycd.config import AdaptConfig, Finetuning, Stage1Config, Stage2Config
 from raycd.distributed import batch_of, rank, world_size
 from raycd.errors import ConfigError, DataError, TrainingError
 from raycd.model import weights
@@ -56,11 +56,11 @@ class Schedule:
     """Factor of `explosion.Explosion`; 0: no loss is too great."""
 
     @classmethod
-    def of(cls, settings: Stage1Config | Stage2Config, seed: int) -> Schedule:
+    def of(cls, settings: AdaptConfig | Stage1Config | Stage2Config, seed: int) -> Schedule:
         """Return the schedule of a stage's settings; stage 2 has no warm-up."""
         return cls(
             *(settings.epochs, settings.batch_size, settings.lr, seed),
-            settings.warmup if isinstance(settings, Stage1Config) else 0.0,
+            settings.warmup if isinstance(settings, Finetuning) else 0.0,
             *(settings.decay, settings.drop_last, settings.clip_norm, settings.explosion),
         )
 

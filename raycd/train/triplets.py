@@ -115,7 +115,7 @@ class TripletReader(Dataset[TripletBatch]):
 class _Told(Dataset[TripletBatch | RaycdError]):
     """A reader that returns its errors: of those raised, DataLoader keeps the traceback alone."""
 
-    def __init__(self, reader: TripletReader) -> None:
+    def __init__(self, reader: Dataset[TripletBatch]) -> None:
         self.reader = reader
 
     def __getitem__(self, work: Work) -> TripletBatch | RaycdError:
@@ -126,9 +126,9 @@ class _Told(Dataset[TripletBatch | RaycdError]):
 
 
 class Loader:
-    """A `TripletReader` in this process or others, which stay from one epoch to the next."""
+    """A `TripletReader`, or another, in this process or others, which stay between epochs."""
 
-    def __init__(self, reader: TripletReader, workers: int, *, pin: bool) -> None:
+    def __init__(self, reader: Dataset[TripletBatch], workers: int, *, pin: bool) -> None:
         self._work: list[Work] = []
         self._loader = DataLoader(
             _Told(reader),

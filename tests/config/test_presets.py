@@ -14,6 +14,7 @@ def preset(name: str) -> Config:
 
 
 NAMES = [
+    "catalogue",
     "cirr",
     "clip4cir",
     "demo",
@@ -117,6 +118,14 @@ def test_photos_knows_nothing_of_a_data_set_or_an_encoders_cosines() -> None:
         "quantile",
         -1,
     )
+
+
+def test_only_a_catalogue_is_adapted_to_titles_or_composed_from() -> None:
+    for name in NAMES:
+        config = preset(name)
+        assert (config.adapt.epochs > 0) == (name == "catalogue")
+        assert config.compose.when == "auto"
+        assert (config.data.format == "catalogue") == (name == "catalogue")
 
 
 @pytest.mark.parametrize("name", ["cirr", "demo", "fashioniq", "photos"])

@@ -134,7 +134,7 @@ def test_the_two_captions_of_a_triplet_differ_in_words(dataset: Dataset) -> None
 
 def test_a_garment_has_at_least_six_attributes_that_change() -> None:
     assert set(CHOICES) == {"colour", "pattern", "accent", "sleeves", "length", "neck", "detail"}
-    assert set(_CHANGE) == set(CHOICES)
+    assert set(_CHANGE["attributes"]) == set(CHOICES)
     rng = np.random.default_rng(0)
     for name, options in CHOICES.items():
         for value in options:
@@ -156,10 +156,9 @@ def test_every_change_of_an_attribute_shows_in_the_picture(name: str) -> None:
 
 
 def phrases(name: str, value: str) -> tuple[str, ...]:
-    templates, by_value = _CHANGE[name]
-    return tuple(
-        phrase.format(x=value) for phrase in (by_value[value] if by_value else templates or ())
-    )
+    spoken = _CHANGE["attributes"][name]
+    found = spoken["values"][value] if "values" in spoken else spoken["phrases"]
+    return tuple(phrase.format(new=value) for phrase in found)
 
 
 def test_each_text_names_every_difference_up_to_three() -> None:

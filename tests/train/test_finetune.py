@@ -269,8 +269,8 @@ def test_adapters_go_on_from_a_checkpoint_and_are_merged_into_what_was_evaluated
 
     plain = new_encoder()
     before, names = plain.fingerprint(), set(plain.clip.state_dict())
-    adapters = prepare(plain, config)
-    counts = parameters(plain)
+    adapters = prepare(plain, config.stage1, config.seed)
+    counts = parameters("stage 1", plain)
     assert counts["trained"] < 0.1 * counts["frozen"]
     checkpoint.load_weights(tmp_path / "2", nn.ModuleDict({"encoder": plain}))
     lora.merge(adapters)

@@ -210,7 +210,7 @@ def test_a_head_without_such_a_loss_refuses_triplets_that_name_negatives(dataset
 def test_a_head_takes_hard_negatives_or_is_refused(name: str) -> None:
     head = fusion.head_class(name)
     config = Config.model_validate({"stage2": {"head": name, "hard_negatives": 2}})
-    if name in ("dcnet", "val"):
+    if name in ("dcnet", "lincir", "val"):
         with pytest.raises(ConfigError, match=rf"the loss of the head {name} takes no hard neg"):
             new_head(config, 8)
     else:

@@ -20,6 +20,8 @@ from raycd.data.captions import training_texts
 from raycd.data.schema import PSEUDO_TRIPLET, Dataset
 from raycd.features import Features
 from raycd.model import encoder as encoders
+from raycd.model.encoder import Encoder
+from raycd.train.adapt import Adapt
 from raycd.train.finetune import FineTune
 from raycd.train.fuse import Fuse, new_head
 from raycd.train.loop import Loop, Schedule
@@ -56,6 +58,9 @@ class Plain:
 class PlainFineTune(Plain, FineTune): ...
 
 
+class PlainAdapt(Plain, Adapt): ...
+
+
 class PlainFuse(Plain, Fuse): ...
 
 
@@ -84,7 +89,7 @@ def pseudo(rows: Dataset) -> pa.Table:
     return pa.Table.from_pylist(made, schema=PSEUDO_TRIPLET)
 
 
-def finetune(settings: Mapping[str, Any], folder: Path, configs: str) -> FineTune:
+def small_encoder(configs: str) -> Encoder:
     torch.manual_seed(0)
     encoder = encoders.create(EncoderConfig(name="raycd-tiny", pretrained="", configs=configs))
     encoder.train()
@@ -92,6 +97,19 @@ def finetune(settings: Mapping[str, Any], folder: Path, configs: str) -> FineTun
     with torch.no_grad():  # untrained statistics would tell no image from another
         for _ in range(4):
             encoder.encode_images(pixels)
+    return encoder
+
+
+def adapt(folder: Path, configs: str) -> Adapt:
+    """Return the adaptation to titles, some of which several images have."""
+    texts = {f"i{n}": [f"title {n % 9}", f"{n % 4}"] for n in range(IMAGES)}
+    paths = {key: str(folder / f"{key}.png") for key in texts}
+    config = Config.model_validate({"adapt": {"logit_scale": 5.0, "chunk": 3}})
+    return PlainAdapt(small_encoder(configs), texts, paths, config)
+
+
+def finetune(settings: Mapping[str, Any], folder: Path, configs: str) -> FineTune:
+    encoder = small_encoder(configs)
     stage1 = {"select_on": "last", "logit_scale": 5.0, **settings}
     paths = {f"i{n}": str(folder / f"i{n}.png") for n in range(IMAGES)}
     return PlainFineTune(encoder, dataset(), paths, Config.model_validate({"stage1": stage1}))
@@ -138,7 +156,7 @@ def trained(task: Task[Any], epochs: int, clip_norm: float = 0.0) -> dict[str, A
 
 
 def all_of_them(folder: Path, configs: str, names: set[str]) -> dict[str, Any]:
-    made = {}
+    made = {"adapt": trained(adapt(folder, configs), 1)}
     for name, settings in ((n, STAGE1[n]) for n in STAGE1 if n in names):
         made[f"stage 1, {name}"] = trained(finetune(settings, folder, configs), 1)
     for head, settings in STAGE2.items():  # an epoch of originals, and one of pseudo triplets

@@ -7,7 +7,10 @@ between the two (3.2.1).
 
 from __future__ import annotations
 
+from importlib import resources
+
 import numpy as np
+import yaml
 
 from raycd.data.demo.garments import Garment, differences, pick
 
@@ -18,53 +21,8 @@ _GENERIC = {  # the language of pre-training
     "neck": {"round": "crew neck", "deep": "v neck", "square": "square neck"},
     "detail": {"none": "", "belt": "belted", "pocket": "pocket", "print": "logo"},
 }
-_CHANGE = {  # the language of triplets; {x} is the new value
-    "colour": (("is {x}", "is more {x} in color", "the color is {x}"), None),
-    "accent": (("has {x} accents", "the second color is {x}"), None),
-    "pattern": (
-        None,
-        {
-            "plain": ("is solid colored", "has no pattern"),
-            "striped": ("has horizontal stripes", "has lines going across"),
-            "pinstriped": ("has vertical stripes", "has lines going down"),
-            "dotted": ("has polka dots", "is covered in spots"),
-            "checked": ("is plaid", "has a grid of squares on it"),
-        },
-    ),
-    "sleeves": (
-        None,
-        {
-            "none": ("has no sleeves", "shows bare arms"),
-            "short": ("has short sleeves", "covers only the upper arms"),
-            "long": ("has long sleeves", "covers the arms to the wrists"),
-        },
-    ),
-    "length": (
-        None,
-        {
-            "short": ("is shorter", "ends much higher"),
-            "medium": ("is of middle length", "is neither long nor short"),
-            "long": ("is longer", "reaches further down"),
-        },
-    ),
-    "neck": (
-        None,
-        {
-            "round": ("has a rounded neckline", "is closed at the throat"),
-            "deep": ("has a plunging neckline", "is cut low in front"),
-            "square": ("has a boxy neckline", "has a straight cut neckline"),
-        },
-    ),
-    "detail": (
-        None,
-        {
-            "none": ("has nothing extra on it", "is simpler"),
-            "belt": ("has a belt", "is tied around the waist"),
-            "pocket": ("has a pocket on the chest", "has a small patch on one side"),
-            "print": ("has a graphic in the middle", "has a round picture on the front"),
-        },
-    ),
-}
+_CHANGE = yaml.safe_load(resources.files(__package__).joinpath("wording.yaml").read_bytes())
+"""The language of triplets: {new} is the new value."""
 
 
 def describe(rng: np.random.Generator, garment: Garment) -> str:
@@ -99,13 +57,13 @@ def _modification(rng: np.random.Generator, reference: Garment, target: Garment)
 
 def phrase(rng: np.random.Generator, name: str, value: str) -> str:
     """Say that an attribute is to have this value: "has long sleeves"."""
-    templates, by_value = _CHANGE[name]
-    phrase = pick(rng, by_value[value] if by_value is not None else templates or ())
-    return phrase.format(x=value)
+    spoken = _CHANGE["attributes"][name]
+    phrase = pick(rng, tuple(spoken["values"][value] if "values" in spoken else spoken["phrases"]))
+    return phrase.format(new=value)
 
 
 def _join(rng: np.random.Generator, phrases: list[str]) -> str:
     if len(phrases) == 1:
         return phrases[0]
-    link = pick(rng, (" and ", ", ", " but "))
+    link = pick(rng, tuple(_CHANGE["links"]))
     return ", ".join(phrases[:-1]) + link + phrases[-1]

@@ -18,8 +18,9 @@ from torch import nn
 
 from raycd.model.loss import batch_classification_loss
 
-NEEDS = frozenset({"map", "middle", "tokens"})
-"""What a head may ask of the frozen encoder beside pooled features."""
+WORDS = "words"
+NEEDS = frozenset({"map", "middle", "tokens", WORDS})
+"""What a head may ask of the frozen encoder beside pooled features; WORDS, of its tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class HeadBatch:
     """int64; triplets of equal numbers, on whatever worker, are not each other's negatives."""
     extra: Mapping[str, torch.Tensor] = field(default_factory=dict)
     """What the head needs of reference and text: map (B, C, H, W), middle (B, C2, H2, W2), tokens
-    (B, L, E), and with them token_mask (B, L), true where there is a token.
+    (B, L, E), and with them token_mask (B, L), true where there is a token; words (B, L), tokens.
     """
     target_extra: Mapping[str, torch.Tensor] = field(default_factory=dict)
     """What its loss needs of the target image (`Head.needs_of_target`): map, middle."""
@@ -81,6 +82,7 @@ class Head(nn.Module):
         needs_of_target: Those of them that its loss asks for of the target image, too.
         reranks: Whether it has `rerank`.
         trains: Whether it has weights.
+        on_titles: Whether it learns from texts alone (`raycd.train.invert`), from no triplet.
         drops: Whether it has dropout, by `HeadConfig.dropout`: a sweep searches it then.
         classifies: Whether a `training_loss` of its own takes hard negatives, as
             `HeadBatch.classification_loss` does.
@@ -90,6 +92,7 @@ class Head(nn.Module):
     needs_of_target: ClassVar[frozenset[str]] = frozenset()
     reranks: ClassVar[bool] = False
     trains: ClassVar[bool] = True
+    on_titles: ClassVar[bool] = False
     drops: ClassVar[bool] = False
     classifies: ClassVar[bool] = False
 
@@ -105,7 +108,8 @@ class Head(nn.Module):
     @classmethod
     def takes_hard_negatives(cls) -> bool:
         """Return whether its loss is, or has, eq. 4 for its queries."""
-        return cls.classifies or cls.training_loss is Head.training_loss
+        own = cls.classifies or cls.training_loss is Head.training_loss
+        return own and not cls.on_titles
 
     def rerank(
         self, image_BD: torch.Tensor, text_BD: torch.Tensor, candidate_BND: torch.Tensor

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -47,14 +47,20 @@ class HeadConfig:
     """Dropout of the bilinear branch."""
     extra: Mapping[str, list[int]] = field(default_factory=dict)
     """Shapes, without B, of what the head needs beside pooled features (`Head.needs`)."""
+    text: Mapping[str, Any] = field(default_factory=dict)
+    """open_clip's configuration of the encoder whose text encoder the head has a copy of."""
 
     @classmethod
     def of(
-        cls, config: Stage2Config, dim: int, extra: Mapping[str, list[int]] | None = None
+        cls,
+        config: Stage2Config,
+        dim: int,
+        extra: Mapping[str, list[int]] | None = None,
+        text: Mapping[str, Any] | None = None,
     ) -> HeadConfig:
         """Return the head that stage 2's settings ask for, over features of size `dim`.
 
-        `extra` are the shapes of what it needs beside them.
+        `extra` are the shapes of what it needs beside them, `text` is the encoder's configuration.
         """
         return cls(
             config.head,
@@ -65,6 +71,7 @@ class HeadConfig:
             config.dropout,
             config.bilinear_dropout,
             dict(extra or {}),
+            dict(text or {}),
         )
 
 
@@ -80,6 +87,7 @@ HEADS = (  # each is a file in this folder with a function `build`
     "hffca",
     "image_only",
     "joint",
+    "lincir",
     "sac",
     "sum",
     "text_only",

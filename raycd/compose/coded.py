@@ -1,0 +1,84 @@
+"""Attributes as numbers, and which attributes triplets are composed from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raycd.config import ComposeConfig
+from raycd.errors import DataError
+
+UNKNOWN = -1
+
+
+@dataclass(frozen=True)
+class Coded:
+    """The values of N images in A attributes."""
+
+    names: list[str]
+    """The attributes."""
+    words: list[list[str]]
+    """Of each attribute its values, by their numbers."""
+    code_NA: NDArray[np.int32]
+    """The number of each image's value; UNKNOWN where it has none."""
+    left_out: dict[str, str]
+    """Attributes that are not composed from, and why."""
+
+
+def encode(
+    attributes: Sequence[Mapping[str, str]], settings: ComposeConfig, *, title: str
+) -> Coded:
+    """Return the attributes of images as numbers. Capitals and spaces make no other value.
+
+    Raises:
+        DataError: `compose.attributes` names one that no image has, or no attribute is left that
+            has two values.
+    """
+    names = list(dict.fromkeys(name for own in attributes for name in own))
+    if absent := [name for name in settings.attributes if name not in names]:
+        raise DataError(
+            "compose.attributes names what no image has",
+            got=", ".join(absent),
+            expected=f"some of: {', '.join(names) or '(there are no attributes)'}",
+        )
+    kept, words, columns = list[str](), list[list[str]](), list[NDArray[np.int32]]()
+    left_out: dict[str, str] = {}
+    for name in settings.attributes or names:
+        numbers, column_N = _numbered(own.get(name, "") for own in attributes)
+        reason = _reason(name, len(numbers), settings, title)
+        if reason:
+            left_out[name] = reason
+            continue
+        kept.append(name)
+        words.append(list(numbers))
+        columns.append(column_N)
+    if not kept:
+        raise DataError(
+            "there is no attribute to compose triplets from",
+            got="; ".join(f"{name}: {why}" for name, why in left_out.items()) or "no attributes",
+            expected="an attribute of two values or more, such as a colour",
+            do="add columns to the gallery table, name some in compose.attributes, or give "
+            "--compose.when never",
+        )
+    return Coded(kept, words, np.stack(columns, axis=1), left_out)
+
+
+def _numbered(values: Iterable[str]) -> tuple[dict[str, int], NDArray[np.int32]]:
+    """Return the number of each distinct value, and the numbers (N,)."""
+    numbers: dict[str, int] = {}
+    normal = (" ".join(value.lower().split()) for value in values)
+    codes = [numbers.setdefault(value, len(numbers)) if value else UNKNOWN for value in normal]
+    return numbers, np.array(codes, np.int32)
+
+
+def _reason(name: str, values: int, settings: ComposeConfig, title: str) -> str:
+    if name in settings.attributes:
+        return "" if values > 1 else "it has one value"
+    if name == title:
+        return "it is the title"
+    if values > settings.most_values:
+        return f"it has {values:,} values, compose.most_values is {settings.most_values:,}"
+    return "" if values > 1 else "it has one value"

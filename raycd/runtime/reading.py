@@ -1,0 +1,174 @@
+"""The data set of a run as its stages see it: what is refused, what is held out, what is composed.
+
+A catalogue has no train triplets. They are composed (stage `compose`) where its images have
+attributes; where they have none, nothing is trained but what titles allow, and the run says so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raycd import compose, progress
+from raycd.config import Config
+from raycd.data import titles
+from raycd.data.read import read
+from raycd.data.schema import Dataset
+from raycd.data.selection import SELECTION, hold_out
+from raycd.errors import ConfigError, DataError
+from raycd.model import fusion
+from raycd.train.fuse import check_hard_negatives
+
+CATALOGUE = "catalogue"  # data.format
+WITHHELD = ("instead", "withhold")  # compose.when without the train triplets that there are
+
+
+def dataset(config: Config, root: str) -> Dataset:
+    """Read train, selection and val of the data set at `root`; of a catalogue what there is.
+
+    Raises:
+        DataError: It cannot be read, or a split has too few triplets to learn from or to choose by.
+    """
+    found = read(config.data, root)
+    if config.compose.when in WITHHELD:
+        found = replace(found, triplets=found.triplets.filter(pc.field("split") != "train"))
+    needed = [("train", "train on"), ("val", "evaluate on")]
+    if without_own_triplets(config, found):
+        needed = []
+    elif config.data.format == CATALOGUE:
+        needed = needed[:1]
+    for split, purpose in needed:
+        if len(found.triplets_of(split)) == 0:
+            raise DataError(
+                f"the data set has no triplets to {purpose}",
+                got=f"{len(found.triplets)} triplets, none in split {split}",
+                do=f"add triplets of split {split}; a data set that is for evaluation alone takes "
+                "a bundle: jobs/evaluate.py --bundle runs/NAME/bundle; one of titles and "
+                "attributes is a catalogue: --preset catalogue",
+            )
+    _check_val(config, found)
+    return held_out(found, config) if needed else found
+
+
+def held_out(found: Dataset, config: Config) -> Dataset:
+    """Return the data set with its selection split. Raises DataError where too little is left."""
+    held = hold_out(found, config.data.selection_fraction, config.seed)
+    _check_targets(held, config)
+    check_hard_negatives(config, held.triplets_of("train"))
+    return held
+
+
+def without_own_triplets(config: Config, found: Dataset) -> bool:
+    """Tell whether a data set without train triplets is one to compose from, or to serve as is."""
+    when = config.compose.when
+    if when in WITHHELD:
+        return True
+    allowed = when == "missing" or config.data.format == CATALOGUE
+    return allowed and len(found.triplets_of("train")) == 0
+
+
+def composes(config: Config, found: Dataset | None) -> bool:
+    """Tell whether a run has the stage `compose`; None: the demo data, still to be drawn."""
+    when = config.compose.when
+    if found is None or when == "instead":
+        return when == "instead"
+    return (
+        when in ("auto", "missing")
+        and without_own_triplets(config, found)
+        and _attributed(config, found)
+    )
+
+
+def composed(own: Dataset, table: pa.Table, config: Config) -> Dataset:
+    """Return a data set with table COMPOSED as its train triplets, and its selection split.
+
+    Raises DataError where they are too few.
+    """
+    triplets = pa.concat_tables([own.triplets, compose.triplets(table)])
+    return held_out(replace(own, triplets=triplets), config)
+
+
+def wording(config: Config) -> str:
+    """Return the content of `compose.wording`, on which composed triplets depend.
+
+    Raises ConfigError where it is none.
+    """
+    return compose.read_phrases(config.compose.wording, config.data.root).model_dump_json()
+
+
+def fitted(config: Config, found: Dataset | None) -> Config:
+    """Return the settings without what this data set has nothing for; say what that is.
+
+    Raises ConfigError or DataError where triplets shall be composed and cannot: before anything
+    is trained.
+    """
+    if composes(config, found):
+        wording(config)
+        if found is not None:
+            rows = found.images["attributes"].to_pylist()
+            compose.encode([dict(row) for row in rows], config.compose, title=config.data.title)
+    changes: dict[str, Any] = {}
+    if found and config.adapt.epochs and not titles.of_dataset(found, "train", config.data.title):
+        progress.say("adapt is left out: no train image has a title or attributes")
+        changes["adapt"] = config.adapt.model_copy(update={"epochs": 0})
+    withheld = config.compose.when == "withhold"
+    if withheld or (found and without_own_triplets(config, found) and not composes(config, found)):
+        last, head = {"select_on": "last"}, config.stage2.head
+        if not fusion.head_class(head).on_titles:
+            head = "sum"
+        progress.say(
+            "there are no train triplets, and none are composed: nothing is trained on triplets, "
+            f"and the head {head} is served"
+        )
+        stage2 = config.stage2.model_copy(update={"head": head, **last})
+        stage1 = config.stage1.model_copy(update={"finetune": "none", **last})
+        changes |= {"stage1": stage1, "stage2": stage2}
+    return config.model_copy(update=changes) if changes else config
+
+
+def _attributed(config: Config, found: Dataset) -> bool:
+    """Tell whether some image has an attribute that is not its title."""
+    chunks = found.images["attributes"].chunks
+    names = {name for chunk in chunks for name in chunk.keys.unique().to_pylist()}
+    return bool(names - {config.data.title})
+
+
+def _check_val(config: Config, found: Dataset) -> None:
+    """Raise ConfigError where something is to be chosen on val and val has no triplets."""
+    if len(found.triplets_of("val")):
+        return
+    named = [
+        f"{s}.select_on" for s in ("stage1", "stage2") if getattr(config, s).select_on == "val"
+    ]
+    if config.registry.alias:
+        named.append("registry.alias")
+    if named:
+        raise ConfigError(
+            "nothing can be chosen on val: the data set has no val triplets",
+            got=", ".join(named),
+            do="give --stage1.select_on and --stage2.select_on selection, no --registry.alias, or "
+            "add triplets of split val",
+        )
+
+
+def _check_targets(dataset: Dataset, config: Config) -> None:
+    """Refuse a train split with one target, and an empty selection split that shall choose."""
+    left, held = (
+        len(pc.unique(dataset.triplets_of(split)["target"])) for split in ("train", SELECTION)
+    )
+    chosen_on = SELECTION in (config.stage1.select_on, config.stage2.select_on)
+    if left >= 2 and (held or not chosen_on):
+        return
+    raise DataError(
+        "the train triplets have too few different targets",
+        got=f"{left + held}, of which data.selection_fraction "
+        f"{config.data.selection_fraction:g} holds out {held}",
+        expected="at least 2 to train on, because a target is distinguished from the others"
+        + (", and 1 of a category of several to choose the best epoch by" if chosen_on else ""),
+        do="add triplets of other targets; where nearly all are held out, lower "
+        "data.selection_fraction; to hold out none, give data.selection_fraction 0 and "
+        "stage1.select_on and stage2.select_on last",
+    )

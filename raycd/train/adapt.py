@@ -1,0 +1,141 @@
+"""The adaptation to a catalogue: CLIP's contrastive loss on images and their titles.
+
+The loss is CLIP's symmetric cross entropy (Radford et al., ICML 2021), with the negatives of all
+workers. In an epoch an image shows one of its texts, drawn by the seed: its title, its attributes,
+or both. Images that show the same text are not each other's negatives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from raycd.config import Config
+from raycd.data.pixels import PixelCache
+from raycd.model import precision
+from raycd.model.compiling import Compilation, encode_compiled
+from raycd.model.encoder import Encoder
+from raycd.model.loss import batch_classification_loss
+from raycd.train.batches import Rows, epoch_choice
+from raycd.train.feed import on_device
+from raycd.train.finetune import adamw, prepare
+from raycd.train.grad_cache import encode_in_chunks
+from raycd.train.triplets import Loader, TripletBatch, Work, loader_workers
+
+OPTIONS = 6  # texts of an image are repeated to so many: one, two or three are drawn alike
+
+
+class ImagesAndTexts(nn.Module):
+    """Encoder -> features of images and texts, `chunk` rows at a time (`grad_cache`); 0: all."""
+
+    def __init__(self, encoder: Encoder, chunk: int = 0) -> None:
+        super().__init__()
+        self.encoder, self.chunk = encoder, chunk
+
+    def forward(
+        self, pixels: torch.Tensor, tokens: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return features (B, D) each of pixels (B, S, S, 3) and tokens (B, L)."""
+        encoder, device = self.encoder, self.encoder.device
+        return (
+            encode_in_chunks(encoder.encode_images, pixels.to(device), self.chunk),
+            encode_in_chunks(encoder.encode_tokens, tokens.to(device), self.chunk),
+        )
+
+
+class PairReader(Dataset[TripletBatch]):
+    """Reader of batches of images and texts; a batch's `pixels` are (B, S, S, 3).
+
+    Args:
+        texts: Image id -> its texts, at least one.
+    """
+
+    def __init__(
+        self, texts: Mapping[str, Sequence[str]], pixels: PixelCache, tokenizer: Any
+    ) -> None:
+        self.pixels, self.tokenizer, self._ids = pixels, tokenizer, list(texts)
+        self._texts = [[own[n % len(own)] for n in range(OPTIONS)] for own in texts.values()]
+        distinct = dict.fromkeys(text for own in self._texts for text in own)
+        numbers = {text: number for number, text in enumerate(distinct)}
+        self._numbers = np.array([[numbers[text] for text in own] for own in self._texts], np.int64)
+
+    def work(self, rows: Sequence[Rows], *, seed: int, epoch: int) -> list[Work]:
+        """Return the work on each batch of an epoch, given its rows: which text each shows."""
+        choice = epoch_choice(len(self._ids), OPTIONS, seed=seed, epoch=epoch)
+        return [Work(own, choice[own], self._numbers[own, choice[own]]) for own in rows]
+
+    def __getitem__(self, work: Work) -> TripletBatch:
+        """Return the images of a batch, a text of each, and its number."""
+        texts = [self._texts[row][n] for row, n in zip(work.rows, work.texts, strict=True)]
+        ids = [self._ids[row] for row in work.rows]
+        numbers = torch.from_numpy(work.targets)
+        return TripletBatch(self.pixels(ids), self.tokenizer(texts), numbers)
+
+
+class Adapt:
+    """The task of the stage `adapt`.
+
+    Args:
+        texts: Image id -> its texts; images without one in `paths` are left out.
+        paths: Image id -> path, of the readable images.
+    """
+
+    name = "adapt"
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        texts: Mapping[str, Sequence[str]],
+        paths: Mapping[str, str],
+        config: Config,
+    ) -> None:
+        self.config, self.encoder, self.seed = config.adapt, encoder, config.seed
+        encoder.precision = precision.of(config.adapt.precision, encoder.device)
+        prepare(encoder, config.adapt, config.seed)
+        self.module: nn.Module = ImagesAndTexts(encoder, config.adapt.chunk)
+        self.compilation = Compilation(
+            partial(encode_compiled, encoder), config.adapt.compile, encoder.device
+        )
+        self.texts = {image_id: own for image_id, own in texts.items() if image_id in paths}
+        shown = {image_id: paths[image_id] for image_id in self.texts}
+        self.pixels = PixelCache(
+            *(shown, encoder.preprocess, config.data, config.adapt.cache_mib), first=shown
+        )
+        self.pixels.share()
+        self.reader = PairReader(self.texts, self.pixels, encoder.tokenizer)
+        workers = loader_workers(config.adapt.loader_workers, encoder.device)
+        self._loader = Loader(self.reader, workers, pin=encoder.device.type == "cuda")
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Return AdamW over the parameters that train."""
+        return adamw(self.module, self.config)
+
+    def count(self, epoch: int) -> int:
+        """Return the number of images, the same in every epoch."""
+        return len(self.texts)
+
+    def kind(self, epoch: int) -> str:
+        """Return "original", for every epoch."""
+        return "original"
+
+    def batches(self, epoch: int, rows: Sequence[Rows]) -> Iterator[TripletBatch]:
+        """Yield batches on the encoder's device, decoded here or in `loader_workers` processes."""
+        work = self.reader.work(rows, seed=self.seed, epoch=epoch)
+        return on_device(self._loader.batches(work), self.encoder.device)
+
+    def loss(self, module: nn.Module, batch: TripletBatch) -> torch.Tensor:
+        """Return the mean of the losses of finding each image's text, and each text's image."""
+        image_BD, text_BD = module(batch.pixels, batch.tokens)
+        text_B, scale = batch.targets.to(image_BD.device), self.config.logit_scale
+        found = batch_classification_loss(image_BD, text_BD, text_B, scale)
+        return (found + batch_classification_loss(text_BD, image_BD, text_B, scale)) / 2
+
+    def select(self) -> float | None:
+        """Return None: there is nothing to choose by, the last epoch is taken."""
+        return None

@@ -1,0 +1,72 @@
+"""Catalogues: a table without triplets, a folder of pictures, and the texts of an image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from raycd.config import DataConfig
+from raycd.data import titles
+from raycd.data.read import read
+from raycd.errors import DataError
+
+
+def pictures(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16)).save(root / name)
+
+
+def catalogue(root: Path, **settings: str) -> DataConfig:
+    return DataConfig.model_validate({"format": "catalogue", "root": str(root), **settings})
+
+
+def test_a_folder_is_a_catalogue_whose_categories_are_its_subfolders(tmp_path: Path) -> None:
+    pictures(tmp_path, "a.png", "hats/summer/b.png", "hats/c.png", "shoes/d.png")
+    found = read(catalogue(tmp_path))
+    assert set(found.categories()) == {"all", "hats", "shoes"}
+    assert found.gallery_ids("hats", "val") == ["hats/c.png", "hats/summer/b.png"]
+    assert found.gallery_ids("hats", "train") == found.gallery_ids("hats", "val")
+    assert len(found.triplets) == 0
+    paths = dict(
+        zip(*(found.images[name].to_pylist() for name in ("image_id", "path")), strict=True)
+    )
+    assert paths["a.png"] == str(tmp_path / "a.png")
+
+
+def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no pictures"):
+        read(catalogue(tmp_path))
+
+
+def test_a_table_needs_no_triplets_and_those_that_there_are_are_read(tmp_path: Path) -> None:
+    (tmp_path / "shop.csv").write_text("image_id,path,colour\n1,1.png,red\n2,2.png,blue\n")
+    found = read(catalogue(tmp_path, gallery="shop.csv"))
+    assert len(found.triplets) == 0
+    assert found.images["attributes"].to_pylist() == [[("colour", "red")], [("colour", "blue")]]
+    table = "reference,target,caption,split\n1,2,is blue,val\n"
+    (tmp_path / "asked.csv").write_text(table)
+    found = read(catalogue(tmp_path, gallery="shop.csv", triplets="asked.csv"))
+    assert found.triplets["split"].to_pylist() == ["val"]
+
+
+@pytest.mark.parametrize("table", ["gallery", "triplets"])
+def test_a_table_that_was_named_has_to_be_there(tmp_path: Path, table: str) -> None:
+    (tmp_path / "shop.csv").write_text("image_id,path\n1,1.png\n")
+    with pytest.raises(DataError, match=r"absent\.csv"):
+        read(catalogue(tmp_path, **{"gallery": "shop.csv", table: "absent.csv"}))
+
+
+def test_an_image_has_its_title_its_attributes_and_both_as_texts(tmp_path: Path) -> None:
+    both = {"title": " Blue shirt ", "colour": "blue", "size": "7"}
+    assert titles.texts(both, "title") == ("Blue shirt, blue, 7", "Blue shirt", "blue, 7")
+    assert titles.texts({"colour": "blue"}, "title") == ("blue",)
+    assert titles.texts({"name": "Blue shirt"}, "name") == ("Blue shirt",)
+    assert titles.texts({}, "title") == ()
+    (tmp_path / "shop.csv").write_text(
+        "image_id,path,title,split\n1,1.png,One,train\n2,2.png,,train\n3,3.png,Three,val\n"
+    )
+    found = read(catalogue(tmp_path, gallery="shop.csv"))
+    assert titles.of_dataset(found, "train", "title") == {"1": ("One",)}

@@ -1,0 +1,194 @@
+"""A catalogue without triplets, from the files to a bundle that answers."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from raycd import bundle
+from raycd.config import Config
+from raycd.data.demo.drawing import draw
+from raycd.data.demo.garments import attributes, random_garment
+from raycd.errors import ConfigError, DataError
+from raycd.runtime import pipeline, stages
+from raycd.search.query import Query
+from raycd.search.searcher import Searcher
+from tests.runtime.finished import UNTRACKED, merged
+
+IMAGES = 24
+
+
+def drawn(root: Path) -> list[dict[str, str]]:
+    """Draw garments with titles into a folder, and write their table; return its rows."""
+    rng, rows = np.random.default_rng(0), []
+    for number in range(IMAGES):
+        garment = random_garment(rng, "dress")
+        draw(rng, garment, 32).save(root / f"{number}.png")
+        named = {name: value for name, value in attributes(garment).items() if name != "accent"}
+        title = f"{garment.colour} dress {number}"
+        rows.append({"image_id": f"i{number}", "path": f"{number}.png", "title": title, **named})
+    with open(root / "gallery.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return rows
+
+
+def settings_of(tiny: dict[str, Any], root: Path, **changes: Any) -> dict[str, Any]:
+    found = merged(
+        tiny,
+        {
+            **UNTRACKED,
+            "name": "shop",
+            "runs": str(root / "runs"),
+            "data": {"format": "catalogue", "root": str(root / "shop"), "gallery": "gallery.csv"},
+            "adapt": {"epochs": 1, "batch_size": 8, "lr": 1e-4},
+            "compose": {"neighbours": 20, "differences": 3, "wording": "demo"},
+            "mine": {"floor": -1.0, "eps_low": -1.0, "alpha": -1.0},
+        },
+    )
+    return merged(found, changes)
+
+
+@pytest.fixture(scope="module")
+def shop(
+    tmp_path_factory: pytest.TempPathFactory, tiny_settings: dict[str, Any], ray_cluster: None
+) -> tuple[dict[str, Any], pipeline.Outcome]:
+    """Run a whole pipeline on a catalogue that has titles and attributes, and nothing in val."""
+    root = tmp_path_factory.mktemp("catalogue")
+    (root / "shop").mkdir()
+    drawn(root / "shop")
+    settings = settings_of(tiny_settings, root)
+    return settings, pipeline.run(Config.model_validate(settings))
+
+
+def test_a_catalogue_without_triplets_trains_every_stage_and_says_what_is_not_measured(
+    shop: tuple[dict[str, Any], pipeline.Outcome],
+) -> None:
+    _, outcome = shop
+    assert outcome.done[:4] == ["encoder", "zero_shot", "adapt", "compose"]
+    assert outcome.metrics is not None
+    assert outcome.metrics["variants"] == {}
+    assert outcome.metrics["counts"]["gallery"] == {"all": IMAGES}
+    for stage in ("adapt", "stage1", "stage2"):
+        assert pipeline.recorded(outcome.run, stage)["history"]
+    answering = Searcher(bundle.load(outcome.run.local("bundle")))
+    assert answering.bundle.head_config.name == "clip_cd"
+    found = answering.search([Query(image_id="i0", text="is red", top_k=5)])[0]
+    assert len(found) == 5
+
+
+def test_composed_triplets_say_where_they_come_from(
+    shop: tuple[dict[str, Any], pipeline.Outcome],
+) -> None:
+    settings, outcome = shop
+    table = pq.read_table(outcome.run.local("compose") / stages.COMPOSED)
+    adapted = pipeline.recorded(outcome.run, "adapt")["encoder"]
+    assert adapted != pipeline.recorded(outcome.run, "encoder")["encoder"]
+    assert set(table["encoder"].to_pylist()) == {adapted}
+    own = stages.Context(Config.model_validate(settings), outcome.run).dataset
+    trained = [*own.triplets_of("train").to_pylist(), *own.triplets_of("selection").to_pylist()]
+    assert {row["triplet_id"] for row in trained} == set(table["triplet_id"].to_pylist())
+    counts = pipeline.recorded(outcome.run, "compose")
+    assert sum(counts["changes"].values()) >= counts["counts"]["triplets"] == len(table)
+    page = (outcome.run.local("report.html")).read_text()
+    assert "recall was not measured" in page
+    assert "Composed triplets" in page
+    assert "colour: " in page
+
+
+def test_a_finished_catalogue_is_done_and_another_wording_composes_again(
+    shop: tuple[dict[str, Any], pipeline.Outcome],
+) -> None:
+    settings, _ = shop
+    again = pipeline.run(Config.model_validate(settings))
+    assert again.done == []
+    root, wording = Path(settings["data"]["root"]), {"compose": {"wording": "own.yaml"}}
+    own = Config.model_validate(merged(settings, wording))
+    with pytest.raises(DataError, match=r"own\.yaml cannot be read"):
+        pipeline.run(own)
+    for phrase in ("is {new}", "is {new}, not {old}"):
+        text = f"attributes: {{'*': {{phrases: ['{phrase}']}}}}"
+        (root / "own.yaml").write_text(text)
+        assert pipeline.run(own, until="compose").done == ["compose"]
+
+
+@pytest.mark.slow
+def test_a_head_that_learns_from_titles_alone_is_trained_without_triplets_and_served(
+    tmp_path: Path, tiny_settings: dict[str, Any], ray_cluster: None
+) -> None:
+    (tmp_path / "shop").mkdir()
+    drawn(tmp_path / "shop")
+    changes = {"compose": {"when": "never"}, "stage2": {"head": "lincir"}}
+    config = Config.model_validate(settings_of(tiny_settings, tmp_path, **changes))
+    outcome = pipeline.run(config)
+    assert "compose" not in outcome.done
+    assert pipeline.recorded(outcome.run, "stage2")["counts"]["texts"] > IMAGES
+    searcher = Searcher(bundle.load(outcome.run.local("bundle")))
+    assert len(searcher.search([Query(image_id="i0", text="is red", top_k=5)])[0]) == 5
+    assert pipeline.run(config).done == []
+
+
+def test_a_folder_of_ten_pictures_is_served_with_the_sum(
+    tmp_path: Path,
+    tiny_settings: dict[str, Any],
+    ray_cluster: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(10):
+        folder = tmp_path / "shop" / ("hats" if number < 4 else "shoes")
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((32, 32)).save(folder / f"{number}.png")
+    data = {"gallery": "gallery.parquet"}  # the default, which is not there
+    config = Config.model_validate(settings_of(tiny_settings, tmp_path, data=data))
+    outcome = pipeline.run(config)
+    said = capsys.readouterr().err
+    assert "adapt is left out" in said
+    assert "the head sum is served" in said
+    loaded = bundle.load(outcome.run.local("bundle"))
+    assert loaded.head_config.name == "sum"
+    found = Searcher(loaded).search([Query(image_id="hats/1.png", text="is red", top_k=10)])[0]
+    assert {result.category for result in found} == {"hats", "shoes"}
+
+
+def test_own_triplets_are_withheld_and_those_of_val_kept(
+    tmp_path: Path, tiny_settings: dict[str, Any]
+) -> None:
+    (tmp_path / "shop").mkdir()
+    drawn(tmp_path / "shop")
+    (tmp_path / "shop" / "triplets.csv").write_text(
+        "reference,target,caption,split\ni0,i1,is red,train\ni2,i3,is blue,val\n"
+    )
+    data = {"triplets": "triplets.csv"}
+    settings = settings_of(tiny_settings, tmp_path, data=data, compose={"when": "instead"})
+    config = Config.model_validate(settings)
+    found = stages.dataset(config, config.data.root)
+    assert found.triplets["split"].to_pylist() == ["val"]
+    assert [stage.name for stage in pipeline.stages_of(config, found)][2:4] == ["adapt", "compose"]
+    named = merged(
+        settings, {"registry": {"alias": "champion-next"}, "data": {"triplets": "t.csv"}}
+    )
+    (tmp_path / "shop" / "t.csv").write_text("reference,target,caption,split\ni0,i1,is red,train\n")
+    refused = Config.model_validate(named)
+    with pytest.raises(ConfigError, match="data set has no val triplets"):
+        stages.dataset(refused, refused.data.root)
+
+
+def test_a_table_of_a_catalogue_that_was_named_has_to_be_there(
+    tmp_path: Path, tiny_settings: dict[str, Any]
+) -> None:
+    (tmp_path / "shop").mkdir()
+    drawn(tmp_path / "shop")
+    for name in ("gallery", "triplets"):
+        given = settings_of(tiny_settings, tmp_path, data={name: "absent.csv"})
+        config = Config.model_validate(given)
+        with pytest.raises(DataError, match=r"absent\.csv"):
+            stages.dataset(config, config.data.root)
