@@ -1,4 +1,4 @@
-"""The fusion head that stage 2 of a run begins with, by which a wrong one is refused before anything trains."""
+"""The fusion head that stage 2 begins with; a wrong one is refused before anything trains."""
 
 from __future__ import annotations
 

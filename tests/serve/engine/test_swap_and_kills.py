@@ -17,11 +17,11 @@ from raycd.api import SearchRequest
 from raycd.data.images import load
 from raycd.gallery.records import Delete, Put
 from raycd.gallery_db import GalleryDatabase
-from raycd.search.query import Answer
 from serve.args import ServeArgs, Wanted
 from serve.live.engine_follower import EngineFollower
 from serve.queries import SentImage
 from serve.replica import Replica
+from serve.shadow import Unobserved
 from tests.milvus import Milvus
 from tests.serve.asking import png
 from tests.serve.crash.process import Service, wait_until
@@ -31,16 +31,6 @@ from tests.serve.crash.process import Service, wait_until
 def milvus(tmp_path: Path) -> Iterator[Milvus]:
     with Milvus(tmp_path / "data") as server:
         yield server
-
-
-class Watched:
-    """The batches and states of a replica, which nobody looks at."""
-
-    def batch(self, answer: Answer, waiting: int) -> None:
-        """Record nothing."""
-
-    def state(self, replica: Replica) -> None:
-        """Record nothing."""
 
 
 def encode(folder: Path, database: str) -> None:
@@ -65,7 +55,7 @@ def test_another_encoder_has_its_own_collection_before_it_answers(
     database = str(tmp_path / "gallery.sqlite")
     picture = str(tiny_bundle.folder.parent / "image-0.png")
     changed = {"gallery": database, "gallery_engine": milvus.url, "lag_s": 0.2}
-    replica = Replica(service_args.model_copy(update=changed), name="swap", observer=Watched())
+    replica = Replica(service_args.model_copy(update=changed), name="swap", observer=Unobserved())
 
     async def first() -> tuple[str, str, int]:
         """Return the nearest image, the encoder and the number of images."""
