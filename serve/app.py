@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from ipaddress import ip_address
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raycd.config import cli
 from raycd.config.settings import Options, parse_service
@@ -70,7 +70,10 @@ def _serve(options: Options[LocalArgs]) -> None:
         keyring.read(Path(args.api_keys))
     elif not _is_loopback(wanted.host):
         print(UNGUARDED.format(host=wanted.host, keys=called("serve/keys.py")), file=sys.stderr)
-    tracing_config = _tracing_config() if wanted.traces else None
+    if wanted.traces:
+        from serve import tracing
+
+        os.environ.update(tracing.environment())
     from raycd import bundle
     from raycd.runtime import watch
     from serve import logs
@@ -81,7 +84,7 @@ def _serve(options: Options[LocalArgs]) -> None:
         local.cluster(
             args, haproxy=wanted.proxy == "haproxy", metrics_port=wanted.metrics_port or None
         ) as metrics,
-        running.running(args, wanted.host, wanted.port, tracing_config),
+        running.running(args, wanted.host, wanted.port),
     ):
         url = f"http://{_in_url(wanted.host)}:{wanted.port}"
         what = f"{manifest.head['name']}, digest {manifest.digest[:12]}"
@@ -171,15 +174,6 @@ def _arguments(wanted: LocalArgs, folder: Path) -> ServeArgs:
     if not wanted.hosts and _is_loopback(wanted.host):
         given["hosts"] = ("127.0.0.1", "localhost", "[::1]", wanted.host)
     return ServeArgs.model_validate(given)
-
-
-def _tracing_config() -> dict[str, Any]:
-    """Return how Ray Serve traces. Its processes inherit the environment. Raises ConfigError."""
-    from serve import tracing
-
-    config = tracing.config()
-    os.environ.setdefault("OTEL_SERVICE_NAME", running.NAME)
-    return config
 
 
 def _is_loopback(host: str) -> bool:

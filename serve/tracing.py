@@ -12,7 +12,6 @@ import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from importlib import import_module
-from typing import Any
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -23,8 +22,6 @@ from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, T
 
 from raycd.errors import ConfigError
 
-PROCESSORS = "serve.tracing:processors"
-"""`exporter_import_path` of Ray Serve's `tracing_config`."""
 SHARE = "OTEL_TRACES_SAMPLER_ARG"
 """In the environment: the share of traces that is sent, of those that no client has begun."""
 
@@ -41,8 +38,10 @@ def processors() -> list[SpanProcessor]:
     return [BatchSpanProcessor(import_module(_EXPORTER).OTLPSpanExporter())]
 
 
-def config() -> dict[str, Any]:
-    """Return Ray Serve's `tracing_config`.
+def environment() -> dict[str, str]:
+    """Return what has Ray Serve trace, in the environment of the Ray that it starts.
+
+    (Its `tracing_config` does not reach its own proxy, in Ray 2.60.)
 
     Raises:
         ConfigError: What sends spans is not installed, or the share is not one.
@@ -64,7 +63,11 @@ def config() -> dict[str, Any]:
         raise ConfigError(
             f"{SHARE} is not a share of traces", got=given, expected="a number from 0 to 1"
         )
-    return {"enabled": True, "exporter_import_path": PROCESSORS, "sampling_ratio": share}
+    return {
+        "RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH": f"{__name__}:{processors.__name__}",
+        "RAY_SERVE_TRACING_SAMPLING_RATIO": str(share),
+        "OTEL_SERVICE_NAME": os.environ.get("OTEL_SERVICE_NAME", "raycd"),
+    }
 
 
 def span(name: str, attributes: Mapping[str, str] | None = None) -> AbstractContextManager[Span]:

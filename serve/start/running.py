@@ -56,13 +56,8 @@ def application(args: ServeArgs, wanted: Wanted | None = None) -> Application:
 
 
 @contextmanager
-def running(
-    args: ServeArgs, host: str, port: int, tracing_config: dict[str, Any] | None = None
-) -> Iterator[None]:
-    """Run the application in the block, traced where there is a configuration of it.
-
-    Raises RunError where it does not start.
-    """
+def running(args: ServeArgs, host: str, port: int) -> Iterator[None]:
+    """Run the application in the block. Raises RunError where it does not start."""
     from ray import serve as ray_serve
 
     from serve import logs
@@ -77,7 +72,6 @@ def running(
                 proxy_location="HeadOnly",
                 http_options=http,
                 logging_config=logs.config(args),
-                tracing_config=tracing_config,
             )
             ray_serve.run(application(args), name=NAME, route_prefix="/", blocking=False)
             try:

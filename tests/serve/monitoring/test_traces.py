@@ -179,13 +179,13 @@ def test_a_client_that_sends_no_trace_is_followed_where_the_service_traces(
 
 def test_the_share_of_traces_is_a_share(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
-    assert tracing.config()["sampling_ratio"] == 1
+    assert tracing.environment()["RAY_SERVE_TRACING_SAMPLING_RATIO"] == "1.0"
     monkeypatch.setenv(tracing.SHARE, "0.25")
-    assert tracing.config()["sampling_ratio"] == 0.25
+    assert tracing.environment()["RAY_SERVE_TRACING_SAMPLING_RATIO"] == "0.25"
     for wrong in ("2", "nan", "some"):
         monkeypatch.setenv(tracing.SHARE, wrong)
         with pytest.raises(ConfigError, match="is not a share of traces"):
-            tracing.config()
+            tracing.environment()
 
 
 def finished(spans: InMemorySpanExporter, count: int) -> list[ReadableSpan]:

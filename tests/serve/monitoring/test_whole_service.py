@@ -85,7 +85,8 @@ def test_client_proxy_replica_and_steps_are_one_trace(
         assert above[0] in ("POST /v1/search", "PUT /v1/gallery/{image_id:path}")
         assert [name.partition(" ")[0] for name in above[1:]] == ["replica_handle_request", *before]
         assert asked[at.parent_id].name == above[0].partition(" ")[0]  # the client's request
-        assert asked[at.parent_id].parent.span_id == own.get_span_context().span_id
+        assert (above_it := asked[at.parent_id].parent) is not None
+        assert above_it.span_id == own.get_span_context().span_id
     assert {span.service for span in by_id.values()} == {"raycd"}
 
 
