@@ -10,7 +10,7 @@ import asyncio
 import os
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -19,6 +19,9 @@ from raycd.api import SearchRequest
 from serve.args import Second, ServeArgs, Wanted
 from serve.queries import SentImage
 from serve.second.shadow import Loaded, Seen, Shadow, ShadowObserver
+
+if TYPE_CHECKING:  # it needs torch, for seconds
+    from serve.replica import Replica
 
 NICE = 10  # niceness of its threads: a tenth of a core that the answers want
 
@@ -62,7 +65,11 @@ class RayProcess:
 
 
 class ShadowActor:
-    """A replica of the second model without HTTP, on CPUs, one search at a time."""
+    """A replica of the second model without HTTP, on CPUs, one search at a time.
+
+    No method may be a coroutine: then Ray would run `__init__` in an event loop, and in a thread of
+    another niceness.
+    """
 
     def __init__(self, args: ServeArgs, name: str) -> None:
         os.nice(NICE)  # of this thread, and of all that it starts
@@ -84,14 +91,14 @@ class ShadowActor:
         """Return the answer to a search. Raises what a search of a replica raises."""
         if self._replica.refused:  # then the engine is the first model's
             raise RuntimeError("the second model is not loaded")
-        return self._loop.run_until_complete(self._answer(asked, sent))
+        return self._loop.run_until_complete(_seen(self._replica, asked, sent))
 
-    async def _answer(self, asked: SearchRequest, sent: Sequence[SentImage]) -> Seen:
-        began, engine = time.perf_counter(), self._replica.engine
-        query = await self._replica.prepare(engine, asked, sent)
-        answer = await self._replica.answer(engine, query)
-        image_ids = [result.image_id for result in answer.results]
-        return Seen(image_ids, time.perf_counter() - began)
+
+async def _seen(replica: Replica, asked: SearchRequest, sent: Sequence[SentImage]) -> Seen:
+    began, engine = time.perf_counter(), replica.engine
+    query = await replica.prepare(engine, asked, sent)
+    answer = await replica.answer(engine, query)
+    return Seen([result.image_id for result in answer.results], time.perf_counter() - began)
 
 
 class Unobserved:
