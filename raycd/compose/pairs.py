@@ -1,7 +1,7 @@
 """Pairs of images that look alike and differ in little, drawn so that rare values are not lost.
 
-Neighbours are gone through twice in blocks, for the counts and for the draw: beside the codes, the
-pairs drawn and one block, nothing is in memory, however many neighbours there are.
+Neighbours are gone through twice in blocks, for the counts and for the draw: beside their table,
+which has 12 bytes a neighbour, codes, drawn pairs and one block are in memory.
 """
 
 from __future__ import annotations

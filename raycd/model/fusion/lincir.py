@@ -19,6 +19,7 @@ Shapes: B queries, D feature size, L context length, E size of a token's embeddi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -107,7 +108,7 @@ class LinCIR(Head):
 
 def scaled(feature_BD: torch.Tensor) -> torch.Tensor:
     """Return features at length sqrt(D): the mean square of an entry is 1."""
-    return F.normalize(feature_BD.float(), dim=-1) * feature_BD.shape[-1] ** 0.5
+    return F.normalize(feature_BD.float(), dim=-1) * math.sqrt(feature_BD.shape[-1])
 
 
 def _text_tower(model_config: Mapping[str, Any]) -> tuple[Any, tokenizer.Tokenizer]:
