@@ -42,6 +42,9 @@ class Watched:
     def gallery(self, engine: Engine) -> None:
         """Record nothing."""
 
+    def feedback(self, written: int, lost: int) -> None:
+        """Record nothing."""
+
 
 def encode(folder: Path, database: str) -> None:
     """Encode the gallery with a bundle's encoder, as jobs/index.py does."""
