@@ -71,12 +71,12 @@ def _serve(options: Options[LocalArgs]) -> None:
     elif not _is_loopback(wanted.host):
         print(UNGUARDED.format(host=wanted.host, keys=called("serve/keys.py")), file=sys.stderr)
     if wanted.traces:
-        from serve import tracing
+        from serve.monitoring import tracing
 
         os.environ.update(tracing.environment())
     from raycd import bundle
     from raycd.runtime import watch
-    from serve import logs
+    from serve.monitoring import logs
 
     logs.check(args)
     manifest = bundle.verify(folder)

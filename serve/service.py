@@ -19,9 +19,9 @@ class SearchService:
     """
 
     def __init__(self, args: ServeArgs) -> None:
-        from serve import logs
         from serve.api.middleware import InFlight
-        from serve.metrics import Metrics
+        from serve.monitoring import logs
+        from serve.monitoring.metrics import Metrics
         from serve.replica import Replica
         from serve.shadow import beside
 

@@ -22,6 +22,7 @@ from raycd.api import (
     SearchResponse,
     Written,
 )
+from raycd.api.events import EventsRequest, EventsTaken, UserEvent
 from raycd.client import errors, gallery, request, retry
 from raycd.client.errors import ServiceError
 from raycd.client.gallery import Feature
@@ -30,7 +31,6 @@ from raycd.client.retry import Attempts, Retries
 from raycd.client.transport import TIMEOUT_S, URL, Transport
 from raycd.client.wire import AsyncWire, BlockingWire
 from raycd.filters import Condition
-from raycd.ubi import EventsRequest, EventsTaken, UserEvent
 
 
 class AsyncClient:

@@ -25,7 +25,7 @@ from raycd.errors import ConfigError
 from raycd.redact import has_password, without_passwords
 
 SERVICE = f"{PREFIX}SERVE__"
-"""Prefix of the service's settings (serve/args.py)."""
+"""Prefix of the service's settings (serve/args/)."""
 OTHERS = {f"{PREFIX}URL", f"{PREFIX}API_KEY", f"{PREFIX}HOSTS"}
 """Variables that are not settings: of the client, and of the proxy (serve/security/front.py)."""
 

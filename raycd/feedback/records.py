@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal
 
-Action = Literal["impression", "click", "add_to_cart", "purchase", "dismiss"]
+from raycd.api.events import Action
 
 LIKED: tuple[Action, ...] = ("click", "add_to_cart", "purchase")
 """Actions that say a result is right, the weakest first."""

@@ -6,8 +6,8 @@ import time
 
 from fastapi import APIRouter, Depends, Request
 
+from raycd.api.events import EventsRequest, EventsTaken
 from raycd.feedback.records import Event
-from raycd.ubi import EventsRequest, EventsTaken
 from serve.api import batches, bodies, problems
 from serve.api.intake import Intake
 from serve.api.wellformed import known_parameters

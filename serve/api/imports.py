@@ -14,7 +14,6 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from raycd.api import ImportItem, ImportLine
-from serve import tracing
 from serve.api import bodies, image_body, problems
 from serve.api.intake import check_values
 from serve.api.problems import ProblemError
@@ -23,6 +22,7 @@ from serve.api.write import UNKNOWN, check_new_id, put_one, writable
 from serve.args import ServeArgs
 from serve.live.writer import Writer
 from serve.load.admission import Admission
+from serve.monitoring import tracing
 from serve.replica import Replica
 
 PATH = "/v1/gallery:import"

@@ -24,7 +24,7 @@ from serve.api import (
 from serve.api.intake import Intake
 from serve.api.middleware import BodyLimit, Checked, Failures, HeadAsGet, InFlight, Requests
 from serve.api.traced import Traced
-from serve.metrics import Metrics
+from serve.monitoring.metrics import Metrics
 from serve.replica import Replica
 
 

@@ -22,13 +22,13 @@ from raycd.api import (
 )
 from raycd.search import history
 from raycd.search.query import Answer, Prepared
-from serve import tracing
 from serve.api import batches, filters, problems, search_body, users
 from serve.api.gallery import MinVersion, thumbnail_url
 from serve.api.intake import Intake
 from serve.api.wellformed import known_parameters
 from serve.engine import Engine
-from serve.metrics import Metrics
+from serve.monitoring import tracing
+from serve.monitoring.metrics import Metrics
 from serve.queries import SentImage
 from serve.replica import Replica
 

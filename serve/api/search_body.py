@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from fastapi import Request
 
 from raycd.api import QueryRequest, SearchRequest
-from raycd.requests import ImagePart
+from raycd.api.requests import ImagePart
 from serve.api import bodies, problems
 from serve.args import ServeArgs
 from serve.queries import SentImage

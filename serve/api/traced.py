@@ -7,7 +7,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import Message, Receive, Scope, Send
 
-from serve import tracing
+from serve.monitoring import tracing
 from serve.security.asgi import HttpMiddleware
 
 TRACEPARENT = "traceparent"  # in requests and in answers

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from raycd.errors import GalleryError, RaycdError
 from raycd.gallery.records import Change, Delete, Done, Put
 from raycd.search.searcher import Searcher
-from serve import tracing
 from serve.live.store import GalleryStore
 from serve.load.admission import run_in_thread
 from serve.load.batching import Batcher
+from serve.monitoring import tracing
 
 _log = logging.getLogger("ray.serve")
 

@@ -34,7 +34,7 @@ def application(args: ServeArgs, wanted: Wanted | None = None) -> Application:
 
     Deployed again with the same `args`, its replicas stay and only change their bundle.
     """
-    from serve import logs
+    from serve.monitoring import logs
     from serve.service import search
     from serve.start import private
 
@@ -60,7 +60,7 @@ def running(args: ServeArgs, host: str, port: int) -> Iterator[None]:
     """Run the application in the block. Raises RunError where it does not start."""
     from ray import serve as ray_serve
 
-    from serve import logs
+    from serve.monitoring import logs
 
     # Each `run` would warn that it connects to what `start` has started, and that options
     # are not applied.

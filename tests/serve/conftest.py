@@ -122,7 +122,7 @@ def running_replica(
     from serve.api.middleware import InFlight
     from serve.api.routes import build_app
     from serve.args import Wanted
-    from serve.metrics import Metrics
+    from serve.monitoring.metrics import Metrics
     from serve.replica import Replica
     from serve.shadow import beside
 

@@ -11,10 +11,10 @@ from typing import Any
 import httpx
 import pytest
 
+from raycd.api.events import UserEvent
 from raycd.client import Client
 from raycd.feedback.records import Session, sessions
 from raycd.gallery_db import GalleryDatabase, events
-from raycd.ubi import UserEvent
 from serve.args import ServeArgs
 from serve.security.guard import needed_scope
 from tests.serve.asking import fields, png, problem

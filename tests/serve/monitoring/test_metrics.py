@@ -8,7 +8,7 @@ import time
 import httpx
 import pytest
 
-from serve import metrics as of_serve
+from serve.monitoring import metrics as of_serve
 from tests.serve.asking import stands
 
 EXPECTED = (

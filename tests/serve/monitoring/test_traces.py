@@ -26,7 +26,8 @@ from ray._common.formatters import JSONFormatter
 from raycd.client import Client
 from raycd.client.errors import ServiceError
 from raycd.errors import ConfigError
-from serve import app, logs, tracing
+from serve import app
+from serve.monitoring import logs, tracing
 from serve.start.local import free_port
 from tests.serve.asking import png
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from raycd.errors import ConfigError, RunError
 from serve import app
 from serve.args import ServeArgs
-from serve.metrics import Metrics
+from serve.monitoring.metrics import Metrics
 from serve.replica import Replica
 from serve.start import running
 from serve.start.local import check_room

@@ -14,7 +14,7 @@ from pydantic import (
 
 from raycd.config import Count, Positive, Section
 from raycd.config.section import Fraction
-from serve.replicas import ReplicaCount, Replicas
+from serve.args.replicas import ReplicaCount, Replicas
 
 NO_GALLERY = "none"  # `gallery`: the bundle's own, which does not change
 REGISTRY = "models:/"  # `bundle` in MLflow's registry

@@ -7,14 +7,14 @@ Of an event the action, the answer and the result are kept, and nothing of who d
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from raycd.feedback.records import Action
 from raycd.filters import Name
 
+Action = Literal["impression", "click", "add_to_cart", "purchase", "dismiss"]
 EventId = Annotated[str, Field(pattern=r"^[!-~]{1,64}$")]
 QueryId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 

@@ -6,15 +6,15 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from raycd.requests import BatchRequest as BatchRequest
-from raycd.requests import Boost as Boost
-from raycd.requests import EmbedBatchRequest as EmbedBatchRequest
-from raycd.requests import GalleryFilters as GalleryFilters
-from raycd.requests import GalleryImage as GalleryImage
-from raycd.requests import ImportLine as ImportLine
-from raycd.requests import QueryRequest as QueryRequest
-from raycd.requests import SearchRequest as SearchRequest
-from raycd.requests import WeightedImage as WeightedImage
+from raycd.api.requests import BatchRequest as BatchRequest
+from raycd.api.requests import Boost as Boost
+from raycd.api.requests import EmbedBatchRequest as EmbedBatchRequest
+from raycd.api.requests import GalleryFilters as GalleryFilters
+from raycd.api.requests import GalleryImage as GalleryImage
+from raycd.api.requests import ImportLine as ImportLine
+from raycd.api.requests import QueryRequest as QueryRequest
+from raycd.api.requests import SearchRequest as SearchRequest
+from raycd.api.requests import WeightedImage as WeightedImage
 
 
 class _ResponsePart(BaseModel):
