@@ -5,6 +5,7 @@ python jobs/train.py --preset fashioniq --data.root /data/fashion-iq
 """
 
 import math
+import os
 import sys
 from collections.abc import Sequence
 
@@ -17,7 +18,12 @@ def main(options: cli.Options) -> None:
     from raycd.runtime import pipeline, tracking
     from raycd.train import forecast
 
-    if forecast.knows(options.config) and not pipeline.run_folder(options.config).record("encoder"):
+    here = not os.environ.get("RAY_ADDRESS")  # which names a cluster of other machines
+    if (
+        here
+        and forecast.knows(options.config)
+        and not pipeline.run_folder(options.config).record("encoder")
+    ):
         minutes = math.ceil(forecast.demo_seconds() / 60)
         progress.say(f"the demo takes about {minutes} min on this machine")
     outcome = pipeline.run(options.config)

@@ -83,6 +83,6 @@ def triplets(composed: pa.Table) -> pa.Table:
         for name in ("triplet_id", "category", "reference", "target", "captions")
     }
     columns["split"] = pa.array(["train"] * len(composed), pa.string())
-    for name in ("subset", "further_targets"):
-        columns[name] = pa.nulls(len(composed), TRIPLET.field(name).type)
+    for name in TRIPLET.names:
+        columns.setdefault(name, pa.nulls(len(composed), TRIPLET.field(name).type))
     return pa.table({name: columns[name] for name in TRIPLET.names}, schema=TRIPLET)

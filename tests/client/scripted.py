@@ -68,6 +68,7 @@ MODEL = {
     "encoder": "raycd-demo",
     "fingerprint": "0123456789ab",
     "head": "clip_cd",
+    "bundle": "",
     "rerank_depth": 0,
     "protocol": "original",
     "metrics": {},

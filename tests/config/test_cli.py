@@ -221,7 +221,7 @@ def test_a_job_adds_flags_of_its_own() -> None:
         ("--stage2.epoch", "did you mean --stage2.epochs or --stage1.epochs?"),
         ("--stage2.epoch=3", "did you mean --stage2.epochs or --stage1.epochs?"),
         ("--mine.eps-low", "did you mean --mine.eps_low"),
-        ("--epochs", "did you mean --tune.epochs or --stage1.epochs or --stage2.epochs?"),
+        ("--epochs", "did you mean --tune.epochs or --adapt.epochs or --stage1.epochs?"),
         ("--stage2", "did you mean --stage2.k"),
         ("--zzzzz", "a setting that --help lists"),
     ],
@@ -259,7 +259,7 @@ def test_an_impossible_value_of_a_file_names_the_file(my_yaml: Callable[[str], s
         (["--evaluate.ks", ""], "evaluate.ks: impossible value"),
         (
             ["--preset", "dmo"],
-            "unknown preset\n  got:      dmo\n  expected: one of: cirr, clip4cir, demo, fashioniq",
+            "unknown preset\n  got:      dmo\n  expected: one of: catalogue, cirr, clip4cir, demo, fashioniq",
         ),
         (["--config", "/absent.yaml"], "no such configuration file\n  got:      /absent.yaml"),
     ],

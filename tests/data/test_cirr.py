@@ -48,6 +48,8 @@ def test_triplets_carry_their_subset_and_pair_id(root: Path) -> None:
         "captions": ["show two dogs"],
         "subset": ["a", "b", "c", "d", "e", "f"],
         "further_targets": None,
+        "weight": None,
+        "negatives": None,
     }
     assert data.categories() == ["cirr"]
     assert data.gallery_ids("cirr", "val") == ["a", "b", "c", "d", "e", "f", "g"]

@@ -86,6 +86,8 @@ def test_tables_follow_the_schema_and_the_order_of_the_annotations(root: Path) -
         "captions": ["is red", ""],
         "subset": None,
         "further_targets": None,
+        "weight": None,
+        "negatives": None,
     }
 
 

@@ -145,7 +145,7 @@ def test_ray_serve_and_the_service_take_the_configuration(overlay: str) -> None:
     assert application.import_path == "serve.app:build"
     [workers] = cluster(service)["workerGroupSpecs"]
     [container] = workers["template"]["spec"]["containers"]
-    assert args.replicas == workers["replicas"]
+    assert args.replicas.min == args.replicas.max == workers["replicas"]
     assert args.cpus <= float(container["resources"]["limits"]["cpu"])
     assert container["readinessProbe"]["httpGet"]["port"] == config.http_options.port
     [head] = cluster(service)["headGroupSpec"]["template"]["spec"]["containers"]

@@ -17,7 +17,6 @@ from torch.nn import functional as F
 
 from raycd import bundle
 from raycd.config import Config, EncoderConfig
-from raycd.data.images import BrokenImage
 from raycd.errors import ConfigError, WeightsError
 from raycd.evaluate import query_key
 from raycd.model import encoder as encoders
@@ -26,7 +25,7 @@ from raycd.model.encoder import Encoder, load_saved
 from raycd.model.joint import MOST_BYTES, Utf8
 from raycd.runtime import pipeline, stages
 from raycd.search.query import Query
-from raycd.search.searcher import Searcher
+from raycd.search.searcher import BrokenReference, Searcher
 from serve.args import ServeArgs
 from tests import tiny_joint
 from tests.families import JAPANESE
@@ -155,7 +154,7 @@ def test_a_search_asks_the_encoder_itself_also_of_pictures_in_the_gallery(
     assert image[0].position == 2
     assert [one.score for one in text] != pytest.approx([one.score for one in given], abs=1e-3)
     (tmp_path / "2.png").unlink()
-    with pytest.raises(BrokenImage, match=r"2\.png"):
+    with pytest.raises(BrokenReference, match=r"2\.png"):
         searcher.search(queries[2:3])
 
 
