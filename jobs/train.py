@@ -19,11 +19,8 @@ def main(options: cli.Options) -> None:
     from raycd.train import forecast
 
     here = not os.environ.get("RAY_ADDRESS")  # which names a cluster of other machines
-    if (
-        here
-        and forecast.knows(options.config)
-        and not pipeline.run_folder(options.config).record("encoder")
-    ):
+    known = here and forecast.knows(options.config)
+    if known and not pipeline.run_folder(options.config).record("encoder"):
         minutes = math.ceil(forecast.demo_seconds() / 60)
         progress.say(f"the demo takes about {minutes} min on this machine")
     outcome = pipeline.run(options.config)

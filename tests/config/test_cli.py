@@ -259,7 +259,8 @@ def test_an_impossible_value_of_a_file_names_the_file(my_yaml: Callable[[str], s
         (["--evaluate.ks", ""], "evaluate.ks: impossible value"),
         (
             ["--preset", "dmo"],
-            "unknown preset\n  got:      dmo\n  expected: one of: catalogue, cirr, clip4cir, demo, fashioniq",
+            "unknown preset\n  got:      dmo\n"
+            "  expected: one of: catalogue, cirr, clip4cir, demo, fashioniq",
         ),
         (["--config", "/absent.yaml"], "no such configuration file\n  got:      /absent.yaml"),
     ],

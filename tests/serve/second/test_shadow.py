@@ -194,7 +194,7 @@ def test_outcomes_overlap_and_time_are_exported(watched: Watched) -> None:
         lambda: (
             (text := httpx.get(url, timeout=10).text)
             and sum(numbers(text, "shadow_searches_total")) == total
-            and sum(numbers(text, "shadow_overlap_count")) == outcomes["answered"]
+            and sum(numbers(text, "shadow_overlap_ratio_count")) == outcomes["answered"]
             and sum(numbers(text, "shadow_seconds_count")) == outcomes["answered"]
         )
     )
