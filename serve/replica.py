@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
@@ -22,6 +21,7 @@ from raycd.api import BundleInfo, QueryRequest, SecondInfo
 from raycd.data import images
 from raycd.errors import GalleryError
 from raycd.gallery.state import State
+from raycd.model.threads import usable_cpus
 from raycd.search.query import Answer, Encoded, Prepared
 from serve import queries, swap
 from serve.args import ServeArgs, Wanted
@@ -88,9 +88,7 @@ class Replica:
         self.args, self._observer, self.shadow = args, observer, shadow
         # One core is left to HTTP and decoding: OpenMP's threads wait by spinning, and where they
         # outnumber the cores a query takes a hundred times as long.
-        self._threads = args.threads or max(
-            1, (len(os.sched_getaffinity(0)) - 1) // args.replicas.max
-        )
+        self._threads = args.threads or max(1, (usable_cpus() - 1) // args.replicas.max)
         self._model = ThreadPoolExecutor(1, "model")
         self._small = ThreadPoolExecutor(self._threads + 1, "decode")
         # A file of 50 KB may take a second to decode: such ones delay no others.
