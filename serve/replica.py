@@ -19,7 +19,6 @@ from PIL import Image
 
 from raycd.api import BundleInfo, QueryRequest, SecondInfo
 from raycd.data import images
-from raycd.errors import GalleryError
 from raycd.gallery.state import State
 from raycd.model.threads import usable_cpus
 from raycd.search.query import Answer, Encoded, Prepared
@@ -296,24 +295,22 @@ class Replica:
 
     async def _answered(self, engine: Engine, query: Prepared, *, first: bool = False) -> Answer:
         outcome = await self._answers((engine, query), first=first)
-        if isinstance(outcome, GalleryError):
+        if isinstance(outcome, Exception):
             raise outcome
         return outcome
 
-    def _answer_batch(
-        self, batch: Sequence[tuple[Engine, Prepared]]
-    ) -> list[Answer | GalleryError]:
-        outcomes: dict[int, Answer | GalleryError] = {}
+    def _answer_batch(self, batch: Sequence[tuple[Engine, Prepared]]) -> list[Answer | Exception]:
+        outcomes: dict[int, Answer | Exception] = {}
         answers: list[Answer] = []
-        # There are two engines with a second model, and while one replaces the other. Where a
-        # search engine does not answer, the canary that needs none does.
+        # There are two engines with a second model, and while one replaces the other: where one
+        # fails, the other answers. Where a search engine does not, the canary that needs none does.
         alike: dict[tuple[Engine, bool], list[int]] = {}
         for row, (engine, query) in enumerate(batch):
             alike.setdefault((engine, engine.asks_outside(query)), []).append(row)
         for (engine, _), rows in alike.items():
             try:
                 found = engine.searcher.answer([batch[row][1] for row in rows])
-            except GalleryError as error:
+            except Exception as error:
                 outcomes |= dict.fromkeys(rows, error)
             else:
                 answers += found

@@ -61,6 +61,10 @@ class SearchService:
         await asyncio.to_thread(self._replica.close)
         return some
 
+    def __del__(self) -> None:
+        """Write the feedback that waits: Ray Serve calls this before it ends a replica."""
+        self._replica.close()
+
     def _count_replicas(self) -> tuple[int, int]:
         """Return how many replicas of this deployment answer, and how many have to.
 

@@ -96,4 +96,8 @@ def _texts(data: bytes, max_text: int) -> tuple[str, ...]:
     good = isinstance(texts, list) and len(texts) <= TEXTS
     if not good or not all(isinstance(one, str) and len(one) <= max_text for one in texts):
         raise NoHistory
+    try:  # JSON may name halves of characters, which no tokenizer reads
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        raise NoHistory from None
     return tuple(texts)

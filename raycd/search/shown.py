@@ -32,7 +32,7 @@ class Shown(NamedTuple):
         pictures = [one for prepared in batch for one in prepared.pictures]
         counts = torch.tensor([len(prepared.pictures) for prepared in batch])
         row_N = torch.arange(len(batch)).repeat_interleave(counts)
-        weight_N = torch.tensor([one.weight for one in pictures])
+        weight_N = torch.tensor([one.weight for one in pictures], dtype=torch.float32)
         pull_N = weight_N.clamp(min=0)
         total_B = torch.zeros(len(batch)).index_add(0, row_N, pull_N)
         share_N = pull_N / total_B.clamp(min=torch.finfo().tiny)[row_N]

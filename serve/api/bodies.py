@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 from raycd.api import SearchRequest
 from raycd.filters import CONDITION, Condition
 from serve.api import problems
+from serve.api.intake import check_values
 from serve.args import ServeArgs
 
 JSON, FORM = "application/json", "multipart/form-data"
@@ -63,8 +64,8 @@ async def read(request: Request, args: ServeArgs) -> tuple[Any, bytes | None]:
         most: int = getattr(args, limit)
         try:
             if kind == URLENCODED:
-                return await _of_form(_urlencoded(await request.body(), most + _OTHERS))
-            return await _multipart(request, most + _OTHERS, args.max_body_bytes)
+                return await _of_form(_urlencoded(await request.body(), most + _OTHERS), most)
+            return await _multipart(request, most, args.max_body_bytes)
         except _TooManyFields as error:
             do, got = "give fewer categories", f"more than {most + _OTHERS}"
             raise problems.beyond(limit, "too many fields", got=got, most=most, do=do) from error
@@ -118,7 +119,7 @@ async def _multipart(request: Request, most: int, size: int) -> tuple[dict[str, 
 
     raw = Request({**request.scope, "headers": headers}, whole)
     try:
-        async with raw.form(max_files=1, max_fields=most, max_part_size=size) as form:
+        async with raw.form(max_files=1, max_fields=most + _OTHERS, max_part_size=size) as form:
             return await _of_form(
                 [
                     # An image that is not a file is refused as such, whatever its text is.
@@ -127,7 +128,8 @@ async def _multipart(request: Request, most: int, size: int) -> tuple[dict[str, 
                         value if _is_picture(name, value) else _text(str(value), charset),
                     )
                     for name, value in form.multi_items()
-                ]
+                ],
+                most,
             )
     except HTTPException as error:
         if str(error.detail).startswith("Too many fields"):  # as Starlette says it
@@ -146,7 +148,8 @@ def _text(latin: str, charset: str) -> str:
         raise UnicodeError(f"no charset {charset}") from error
 
 
-async def _of_form(pairs: Pairs) -> tuple[dict[str, Any], bytes | None]:
+async def _of_form(pairs: Pairs, most: int) -> tuple[dict[str, Any], bytes | None]:
+    # What is JSON has about `most` values, as a body of JSON has.
     fields: dict[str, Any] = {}
     image: bytes | None = None
     for name, value in pairs:
@@ -161,8 +164,11 @@ async def _of_form(pairs: Pairs) -> tuple[dict[str, Any], bytes | None]:
             fields.setdefault(name, []).append(value)
         elif name in fields:
             raise problems.wrong_field(name, "is given more than once: give it once")
+        elif name in AS_JSON:
+            check_values(value.encode(), most)
+            fields[name] = from_text(name, value)
         else:
-            fields[name] = from_text(name, value) if name in AS_JSON else value
+            fields[name] = value
     return fields, image
 
 

@@ -49,7 +49,7 @@ class Intake:
             ) from None
         finally:
             self._limits.pop(limit, None)
-        if "json" in request.headers.get("content-type", ""):
+        if "json" in request.headers.get("content-type", "").lower():
             check_values(await request.body(), values)
 
     def _cut_off(self, now: float) -> None:

@@ -151,10 +151,11 @@ class Recorder:
         self._expires = time.monotonic() + EXPIRES_S
         try:
             events.forget(self._gallery_db, time.time() - DAY_S * self._args.events_days)
-        except GalleryError as error:
+        except Exception as error:  # whatever it is, the thread goes on writing
             self._tell("old feedback was not removed: %s", error)
 
-    def _tell(self, message: str, error: GalleryError) -> None:
+    def _tell(self, message: str, error: Exception) -> None:
         if not self._failed:  # once, not twice a second
-            _log.error(message, error.reason)
+            reason = error.reason if isinstance(error, GalleryError) else format_error(error)
+            _log.error(message, reason)
         self._failed = True

@@ -161,6 +161,7 @@ WRONG = {
     "no text": packed(3),
     "no list": of_bytes(b"\x00\x00", b'{"a": 1}'),
     "not UTF-8": of_bytes(b"\x00\x00", b'["\xff"]'),
+    "half a character": of_bytes(b"\x00\x00", b'["\\ud800"]'),
     "too deep": of_bytes(b"\x00\x00", b"[" * 60_000),
 }
 

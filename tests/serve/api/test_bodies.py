@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from raycd.api import GalleryImage, SearchRequest
-from serve.api import bodies
+from serve.api import bodies, intake
 from serve.api.problems import ProblemError
 from serve.args import ServeArgs
 
@@ -70,3 +70,14 @@ def test_what_else_is_wrong_with_a_form_is_not_blamed_on_the_limit() -> None:
             "multipart/form-data; boundary=x",
             f"--x\r\n{part}--x\r\n{part}--x--\r\n".encode(),
         )
+
+
+def test_json_in_a_form_has_no_more_values_than_a_body_of_json() -> None:
+    def images(count: int) -> bytes:
+        return f"images=[{','.join(['0'] * count)}]".encode()
+
+    most = intake.COMMAS + ARGS.max_filters + 1
+    fields, _ = read("POST", bodies.URLENCODED, images(most))
+    assert len(fields["images"]) == most
+    with pytest.raises(ProblemError, match="too many values"):
+        read("POST", bodies.URLENCODED, images(most + 1))
