@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
-from raycd.feedback.records import Action, Search, Session
+from raycd.api.events import Action
+from raycd.feedback.records import Search, Session
 
 
 def search(query_id: str, results: Sequence[str], **changes: Any) -> Search:
