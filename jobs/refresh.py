@@ -202,6 +202,9 @@ class Refresh:
                 "encoder": config.encoder.model_copy(
                     update={"bundle": str((self.folder / CHAMPION).absolute())}
                 ),
+                # Another encoder than the champion's, or other triplets than those of the manifest
+                "adapt": config.adapt.model_copy(update={"epochs": 0}),
+                "compose": config.compose.model_copy(update={"when": "never"}),
                 "stage1": config.stage1.model_copy(update={"finetune": "none"}),
                 "registry": config.registry.model_copy(update={"alias": ""}),
             }
