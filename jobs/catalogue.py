@@ -126,7 +126,9 @@ def _method(
     from raycd.compare.lines import Method
 
     own = config.stage2.head if variant == "HEAD" else variant
-    if own not in found[run, seeds[0]]["ranks"]:
+    known = found[run, seeds[0]]["ranks"]
+    untrained = run == "own" and config.stage2.head not in known  # there are no train triplets
+    if own not in known or untrained:
         return None
     categories = found[run, seeds[0]]["categories"]
     ranks = [[found[run, s]["ranks"][own][key] for key in categories] for s in seeds]

@@ -82,6 +82,12 @@ def _check(asked: argparse.Namespace, config: Config) -> None:
             expected="a local folder",
             do="give --runs",
         )
+    if not (asked.champion.startswith(REGISTRY) or is_local(asked.champion)):
+        raise ConfigError(
+            "a bundle on a store is not replaced by a refresh",
+            got=f"--champion {asked.champion}",
+            expected="models:/<name>@<alias>, or a folder of this machine",
+        )
     if asked.champion.startswith(REGISTRY) and "@" not in asked.champion:
         raise ConfigError(
             "a version has no alias to move", got=asked.champion, expected="models:/<name>@<alias>"
@@ -202,6 +208,9 @@ class Refresh:
                 "encoder": config.encoder.model_copy(
                     update={"bundle": str((self.folder / CHAMPION).absolute())}
                 ),
+                # Another encoder than the champion's, or other triplets than those of the manifest
+                "adapt": config.adapt.model_copy(update={"epochs": 0}),
+                "compose": config.compose.model_copy(update={"when": "never"}),
                 "stage1": config.stage1.model_copy(update={"finetune": "none"}),
                 "registry": config.registry.model_copy(update={"alias": ""}),
             }

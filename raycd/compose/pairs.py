@@ -89,13 +89,14 @@ def draw(
         rows = _first(own, -np.log1p(-rng.random(len(weight_P))) / weight_P, settings.per_image)
         drawn.append((own.take(rows), weight_P[rows]))
     pairs = _both_ways(drawn, len(coded.code_NA))
+    images = len(neighbours["image"].unique())  # one of two categories has two rows
     counts = {
-        "images": len(neighbours),
+        "images": images,
         "pairs": looked_at,
         "copies": copies,
         "differing_in_little": fitting,
         "triplets": len(pairs.reference_C),
-        "images_without": len(neighbours) - len(np.unique(pairs.reference_C)),
+        "images_without": images - len(np.unique(pairs.reference_C)),
         "attributes": len(coded.names),
     }
     return pairs, counts

@@ -99,7 +99,7 @@ def read_phrases(name: str, root: str) -> Phrases:
     try:
         found = Phrases.model_validate(parse_yaml(content, source=name))
         _check_places(found.attributes)
-    except (ValidationError, ValueError, KeyError, IndexError) as error:
+    except (ValidationError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"{name} is no wording",
             got=_shown(error),

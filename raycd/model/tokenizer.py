@@ -81,7 +81,7 @@ class Tokenizer:
 
 def context_length(model_config: Mapping[str, Any]) -> int:
     """Return L of a model configuration of open_clip."""
-    return int(model_config["text_cfg"].get("context_length", CONTEXT_LENGTH))
+    return int(model_config.get("text_cfg", {}).get("context_length", CONTEXT_LENGTH))
 
 
 def create(

@@ -31,6 +31,17 @@ def load_encoder(config: Config) -> tuple[Encoder, str]:
     return loaded, settings.name
 
 
+def hashes(config: Config) -> list[str]:
+    """Return the hashes of the bundle's files that a run begins with; none where it has no bundle.
+
+    Raises WeightsError where its manifest cannot be read.
+    """
+    if not config.encoder.bundle:
+        return []
+    files = bundle.read_manifest(Path(config.encoder.bundle)).files
+    return [files[name] for name in sorted(files) if name.startswith(("encoder/", f"{HEAD}/"))]
+
+
 def keep_head(config: Config, folder: Path) -> None:
     """Copy the bundle's head into the folder of the stage `encoder`, where there is a bundle."""
     if config.encoder.bundle:

@@ -31,7 +31,7 @@ from raycd.model.fusion import joint
 from raycd.progress import say
 from raycd.run import Writing
 from raycd.runtime import tasks
-from raycd.runtime.stages import ADAPTED, FINE_TUNED, ZERO_SHOT, Context, needs, own_device
+from raycd.runtime.stages import ADAPTED, FINE_TUNED, ZERO_SHOT, Context, own_device
 
 PROTOCOLS: tuple[Protocol, ...] = ("original", "original-masked", "val")
 
@@ -61,7 +61,7 @@ def variants(context: Context) -> list[Variant]:
     first, tuned = (context.val_features(stage) for stage in ("zero_shot", "embed"))
     is_adapted = config.adapt.epochs and context.run.record("adapt") is not None
     adapted = [context.val_features("adapt")] if is_adapted else []
-    extras = context.extras(needs(config))
+    extras = context.extras(head.needs)
     composed = context.composed() if head_config.name == joint.NAME else None
     return [
         variant(ZERO_SHOT, total, *first, config),

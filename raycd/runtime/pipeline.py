@@ -54,10 +54,11 @@ class Stage:
     settings: Sequence[str] = ()  # dotted names; a section stands for all of its fields
     reads_data: bool = True
     reads_attributes: bool = False
+    reads_titles: bool = False  # titles and attributes are read where the head learns from them
     need: str = ""  # it is done only where the head needs this of the encoder
     reads_needs: bool = False  # the stages of the head's needs are inputs, too
     optional: Sequence[str] = ()  # inputs of the runs that have these stages
-    also: Callable[[Config], str] | None = None  # what else it depends on
+    also: Callable[[Config], list[str]] = lambda config: []  # what else it depends on
     version: int = 1  # raised when the same settings give another output than before
 
 
@@ -73,7 +74,13 @@ _MINE_INDEX = (
 
 STAGES = (
     # First, so that a wrong encoder is refused before anything is drawn or read.
-    Stage("encoder", stages.encoder, settings=["encoder", "pretrain"], reads_data=False),
+    Stage(
+        "encoder",
+        stages.encoder,
+        settings=["encoder", "pretrain"],
+        reads_data=False,
+        also=beginning.hashes,
+    ),
     Stage("catalogue", stages.demo_data, settings=["data.synthetic"], reads_data=False, version=3),
     Stage(
         "zero_shot",
@@ -159,6 +166,7 @@ STAGES = (
         ["embed", "filter"],
         ["stage2", "seed", "evaluate.protocol", "evaluate.rerank_depth"],
         reads_needs=True,
+        reads_titles=True,
     ),
     Stage(
         "evaluate",
@@ -352,10 +360,8 @@ class _Pipeline:
     def tracker(self) -> Tracker:
         """Return the MLflow record, opened before the first stage that has to run."""
         if self._tracker is None:
-            known = self.folder.read_json("mlflow.json") or {}
-            self._tracker = Tracker.open(
-                self.config, self.config.runs, run_id=known.get("run_id", "")
-            )
+            run_id = (self.folder.read_json("mlflow.json") or {}).get("run_id", "")
+            self._tracker = Tracker.open(self.config, self.config.runs, run_id=run_id)
             self._stack.enter_context(self._tracker)
             self.folder.write_json("mlflow.json", {"run_id": self._tracker.run_id})
         return self._tracker
@@ -367,8 +373,11 @@ class _Pipeline:
         data = [self._dataset_hash() if stage.reads_data else None]
         if stage.reads_attributes:
             data.append(attributes_hash(self.context.own))
-        if stage.also is not None:
-            data.append(stage.also(self.config))
+        if stage.reads_titles and fusion.head_class(self.config.stage2.head).on_titles:
+            data += [self.config.data.title, attributes_hash(self.context.own)]
+        data += stage.also(self.config)
+        if "compose" in inputs:  # of what it composed a share is held out, which `own` cannot show
+            data.append(f"{self.config.data.selection_fraction}")
         if stage.reads_data:
             data += since.changes(stage.name, self.config, self.context.own)
         return fingerprint(stage.name, stage.version, settings, before, *data)

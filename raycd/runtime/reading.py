@@ -91,12 +91,12 @@ def composed(own: Dataset, table: pa.Table, config: Config) -> Dataset:
     return held_out(replace(own, triplets=triplets), config)
 
 
-def wording(config: Config) -> str:
-    """Return the content of `compose.wording`, on which composed triplets depend.
+def wording(config: Config) -> list[str]:
+    """Return, alone in a list, the content of `compose.wording`, on which composed triplets depend.
 
     Raises ConfigError where it is none.
     """
-    return compose.read_phrases(config.compose.wording, config.data.root).model_dump_json()
+    return [compose.read_phrases(config.compose.wording, config.data.root).model_dump_json()]
 
 
 def fitted(config: Config, found: Dataset | None) -> Config:

@@ -280,8 +280,8 @@ def _learn_from_titles(context: Context, writing: Writing) -> None:
     """Train a head that looks at no triplet."""
     place = storage(context, writing, context.recorded("stage1", "encoder"))
     encoder = context.run.local("stage1") / "encoder", context.run.path("stage1", "encoder")
-    how = {"tracked": context.tracked, **place}
-    head, head_config, record = inversion.train(context.config, context.own, *encoder, how)
+    first, how = context.run.path("encoder"), {"tracked": context.tracked, **place}
+    head, head_config, record = inversion.train(context.config, context.own, *encoder, first, how)
     fusion.save(head, head_config, writing.folder / "head")
     writing.record |= {**record, "head": sha256(writing.folder / "head" / WEIGHTS)}
 
