@@ -87,9 +87,12 @@ class Recorder:
         digest: str,
         explored: tuple[int, int] | None,
     ) -> None:
-        """Keep a search and what it showed. `digest` is that of the bundle that answered."""
+        """Keep a search and what it showed. `digest` is that of the bundle that answered.
+
+        One of more than an image and a text is kept without its image: it is no triplet.
+        """
         search = Search(
-            *(found.query_id, time.time(), asked.image_id),
+            *(found.query_id, time.time(), asked.image_id if _is_plain(asked) else None),
             asked.text if asked.text and self._args.events_texts == "text" else None,
             hashlib.sha256(asked.text.encode()).hexdigest() if asked.text else None,
             digest[:12],
@@ -159,3 +162,9 @@ class Recorder:
             reason = error.reason if isinstance(error, GalleryError) else format_error(error)
             _log.error(message, reason)
         self._failed = True
+
+
+def _is_plain(asked: SearchRequest) -> bool:
+    """Tell whether a search is of an image and a text, and of nothing that a triplet has not."""
+    more = asked.images or asked.reference or asked.negative_text or asked.boost
+    return not more and asked.image_weight > 0 and asked.text_weight > 0

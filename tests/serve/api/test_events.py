@@ -171,3 +171,17 @@ def test_a_hash_alone_is_kept_of_texts_where_that_is_set(
 def test_settings_that_keep_nothing_are_refused(settings: dict[str, Any], about: str) -> None:
     with pytest.raises(ValueError, match=about):
         ServeArgs.model_validate(settings)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"negative_text": "red"}, {"image_weight": 0}, {"boost": {"attribute": "price", "weight": 1}}],
+    ids=str,
+)
+def test_a_search_of_more_than_an_image_and_a_text_makes_no_triplet(
+    keeping: httpx.Client, database: Path, more: dict[str, Any]
+) -> None:
+    body = {"image_id": "image-2", "text": "is blue", "top_k": 5, **more}
+    found = keeping.post("/v1/search", json=body).json()
+    search = kept(database, asked(found["query_id"])).search
+    assert (search.reference, search.text) == (None, "is blue")
