@@ -116,11 +116,13 @@ class EngineView:
         if self.collection.failed is not None:
             raise GalleryError(self.collection.failed, "engine")
         if not self.marker.whole:
-            raise GalleryError(
-                "the gallery's search engine is being filled from the database",
-                "filling",
-                got=f"version {self.marker.version:,} of {self.marker.until:,}",
-            )
+            raise _filling(self.marker)
+
+    def _check_marker(self) -> None:
+        """Raise GalleryError unless the collection is whole now."""
+        now = self.collection.marker()
+        if now is None or not now.whole:
+            raise _filling(now or self.marker)
 
     def nearest(
         self,
@@ -141,6 +143,10 @@ class EngineView:
             )
         self.check()
         hits = self.collection.search(query_BD, k, allowed, written=self.marker.written)
+        expected = min(k, self.size) if allowed is None else 1
+        if min(map(len, hits)) < expected:  # has it been made anew since our marker?
+            self._check_marker()
+            hits = self.collection.search(query_BD, k, allowed, written=self.marker.written)
         found = Hits([one for some in hits for one in some], self.collection.dim)
         width = min(k, max(map(len, hits)))
         scores = np.full((len(hits), width), -np.inf, np.float32)
@@ -225,6 +231,14 @@ class EngineView:
     ) -> list[dict[str, Any]]:
         self.check()
         return self.collection.query(expression, fields, written=self.marker.written, limit=limit)
+
+
+def _filling(marker: Marker) -> GalleryError:
+    return GalleryError(
+        "the gallery's search engine is being filled from the database",
+        "filling",
+        got=f"version {marker.version:,} of {marker.until:,}",
+    )
 
 
 class Hits:

@@ -69,8 +69,7 @@ class Metrics:
             "raycd_gallery_lag_seconds", "Seconds since a replica has heard of its database."
         )
         self._written = Counter(
-            "raycd_feedback_written_total",
-            "Searches and events that were written for feedback.",
+            "raycd_feedback_written_total", "Searches and events that were written for feedback."
         )
         self._lost = Counter("raycd_feedback_lost_total", "Searches and events that were not.")
         self._shadow = Counter(

@@ -9,16 +9,19 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from raycd.errors import GalleryError
 from raycd.gallery.records import Delete, Row
+from raycd.gallery.state import Page
 from raycd.gallery_db import GalleryDatabase
 from raycd.gallery_db.leases import Lease
 from raycd.gallery_engine import expressions, pushing
 from raycd.gallery_engine.address import Address
 from raycd.gallery_engine.collection import WRITE_S, Collection, Marker
 from raycd.gallery_engine.pushing import Push
+from raycd.gallery_engine.view import EngineView, Facts
 from tests.gallery_engine.pushes import CLIP, DIM, OTHER, contents, feature, finish, pushed, put
 from tests.milvus import Milvus
 
@@ -82,6 +85,26 @@ def test_a_collection_that_is_lost_is_filled_again(
                 push.advance()
         finish(push)
         assert contents(collection) == {f"image-{i}": i for i in range(newest)}
+
+
+def test_who_still_has_the_marker_of_a_lost_collection_finds_all_of_the_new_one_or_is_told(
+    milvus: Milvus, gallery_db: GalleryDatabase
+) -> None:
+    version = put(gallery_db, *range(5))
+    push, collection = pushed(milvus, gallery_db)
+    finish(push)
+    none = Facts.none(DIM)
+    view = EngineView(collection, Marker(version, version), 5, none, lambda *_, **__: Page([], 0))
+    query_BD = feature(1)[None] / np.linalg.norm(feature(1))
+    assert view.nearest(query_BD, 9).scores.shape == (1, 5)
+    collection.drop()
+    collection.make()
+    collection.mark(0, version)
+    for allowed in (None, view.allowed(["dress"])):
+        with pytest.raises(GalleryError, match="is being filled from the database"):
+            view.nearest(query_BD, 3, allowed=allowed)
+    finish(push)
+    assert view.nearest(query_BD, 9).scores.shape == (1, 5)
 
 
 def test_a_collection_that_lost_images_gets_them_again_and_stays_whole(

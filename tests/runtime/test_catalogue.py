@@ -68,6 +68,7 @@ def shop(
     return settings, pipeline.run(Config.model_validate(settings))
 
 
+@pytest.mark.slow
 def test_a_catalogue_without_triplets_trains_every_stage_and_says_what_is_not_measured(
     shop: tuple[dict[str, Any], pipeline.Outcome],
 ) -> None:
@@ -84,6 +85,7 @@ def test_a_catalogue_without_triplets_trains_every_stage_and_says_what_is_not_me
     assert len(found) == 5
 
 
+@pytest.mark.slow
 def test_composed_triplets_say_where_they_come_from(
     shop: tuple[dict[str, Any], pipeline.Outcome],
 ) -> None:
@@ -103,6 +105,7 @@ def test_composed_triplets_say_where_they_come_from(
     assert "colour: " in page
 
 
+@pytest.mark.slow
 def test_a_finished_catalogue_is_done_and_another_wording_composes_again(
     shop: tuple[dict[str, Any], pipeline.Outcome],
 ) -> None:

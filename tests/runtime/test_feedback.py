@@ -106,6 +106,7 @@ def test_feedback_that_makes_nothing_and_options_that_mean_nothing_are_told(
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_a_simulated_shop_trains_on_the_clicks_of_each_cycle_however_they_are_corrected(
     copied: Finished,
 ) -> None:
