@@ -7,7 +7,7 @@ or both. Images that show the same text are not each other's negatives.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,8 +23,7 @@ from raycd.model.compiling import Compilation, encode_compiled
 from raycd.model.encoder import Encoder
 from raycd.model.loss import batch_classification_loss
 from raycd.train.batches import Rows, epoch_choice
-from raycd.train.feed import on_device
-from raycd.train.finetune import adamw, prepare
+from raycd.train.finetune import TrainsEncoder, prepare
 from raycd.train.grad_cache import encode_in_chunks
 from raycd.train.triplets import Loader, TripletBatch, Work, loader_workers
 
@@ -78,7 +77,7 @@ class PairReader(Dataset[TripletBatch]):
         return TripletBatch(self.pixels(ids), self.tokenizer(texts), numbers)
 
 
-class Adapt:
+class Adapt(TrainsEncoder):
     """The task of the stage `adapt`.
 
     Args:
@@ -112,22 +111,9 @@ class Adapt:
         workers = loader_workers(config.adapt.loader_workers, encoder.device)
         self._loader = Loader(self.reader, workers, pin=encoder.device.type == "cuda")
 
-    def optimizer(self) -> torch.optim.Optimizer:
-        """Return AdamW over the parameters that train."""
-        return adamw(self.module, self.config)
-
     def count(self, epoch: int) -> int:
         """Return the number of images, the same in every epoch."""
         return len(self.texts)
-
-    def kind(self, epoch: int) -> str:
-        """Return "original", for every epoch."""
-        return "original"
-
-    def batches(self, epoch: int, rows: Sequence[Rows]) -> Iterator[TripletBatch]:
-        """Yield batches on the encoder's device, decoded here or in `loader_workers` processes."""
-        work = self.reader.work(rows, seed=self.seed, epoch=epoch)
-        return on_device(self._loader.batches(work), self.encoder.device)
 
     def loss(self, module: nn.Module, batch: TripletBatch) -> torch.Tensor:
         """Return the mean of the losses of finding each image's text, and each text's image."""

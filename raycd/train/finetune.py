@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from raycd.config import Config, Finetuning
+from raycd.config import Config, Finetuning, Stage1Config
 from raycd.data import schema
 from raycd.data.pixels import PixelCache
 from raycd.distributed import own_rows
@@ -95,13 +95,38 @@ def parameters(stage: str, encoder: Encoder) -> dict[str, int]:
     return {"trained": trained, "frozen": frozen}
 
 
-class FineTune:
+class TrainsEncoder:
+    """What both trainings of the encoder share, stage 1 and the adaptation to titles."""
+
+    config: Finetuning
+    encoder: Encoder
+    module: nn.Module
+    reader: Any  # of batches: `work` and items
+    seed: int
+    _loader: Loader
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Return AdamW over the parameters that train."""
+        return adamw(self.module, self.config)
+
+    def kind(self, epoch: int) -> str:
+        """Return "original", for every epoch."""
+        return "original"
+
+    def batches(self, epoch: int, rows: Sequence[Rows]) -> Iterator[TripletBatch]:
+        """Yield batches on the encoder's device, decoded here or in `loader_workers` processes."""
+        work = self.reader.work(rows, seed=self.seed, epoch=epoch)
+        return on_device(self._loader.batches(work), self.encoder.device)
+
+
+class FineTune(TrainsEncoder):
     """The task of stage 1.
 
     `paths` (image id -> path) holds the readable images; triplets of other images are left out.
     """
 
     name = "stage 1"
+    config: Stage1Config
 
     def __init__(
         self, encoder: Encoder, dataset: schema.Dataset, paths: dict[str, str], config: Config
@@ -124,22 +149,9 @@ class FineTune:
         workers = loader_workers(config.stage1.loader_workers, encoder.device)
         self._loader = Loader(self.reader, workers, pin=encoder.device.type == "cuda")
 
-    def optimizer(self) -> torch.optim.Optimizer:
-        """Return AdamW over the parameters that train."""
-        return adamw(self.module, self.config)
-
     def count(self, epoch: int) -> int:
         """Return the number of train triplets, the same in every epoch."""
         return len(self.triplets)
-
-    def kind(self, epoch: int) -> str:
-        """Return "original", for every epoch."""
-        return "original"
-
-    def batches(self, epoch: int, rows: Sequence[Rows]) -> Iterator[TripletBatch]:
-        """Yield batches on the encoder's device, decoded here or in `loader_workers` processes."""
-        work = self.reader.work(rows, seed=self.seed, epoch=epoch)
-        return on_device(self._loader.batches(work), self.encoder.device)
 
     def loss(self, module: nn.Module, batch: TripletBatch) -> torch.Tensor:
         """Return the batch-based classification loss (eq. 4)."""
