@@ -1,136 +1,27 @@
-"""Mining equals a brute-force reading of eq. 9 in plain loops, ties and duplicates included."""
+"""Candidates and filters equal a brute-force reading of eq. 9, ties and duplicates included."""
 
-import json
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from numpy.typing import NDArray
 
 from raycd import mine
 from raycd.config import MineConfig
-from raycd.data.schema import GALLERY, PSEUDO_TRIPLET, TRIPLET
+from raycd.data.schema import PSEUDO_TRIPLET
 from raycd.errors import ConfigError, DataError
-from raycd.mine.neighbours import normalise
-
-CATEGORIES = ("dress", "shirt", "toptee")
-
-
-class Case(NamedTuple):
-    """A small data set: ids, features, galleries {category: ids} and triplets.
-
-    A triplet is (id, category, reference, target).
-    """
-
-    ids: list[str]
-    image_ND: NDArray[np.float32]
-    galleries: dict[str, list[str]]
-    triplets: list[tuple[str, str, str, str | None]]
-    text_TD: NDArray[np.float32]
-
-    def gallery(self) -> pa.Table:
-        rows = [
-            (category, "train", image)
-            for category, images in self.galleries.items()
-            for image in images
-        ]
-        return pa.Table.from_pylist(
-            [dict(zip(GALLERY.names, row, strict=True)) for row in rows], schema=GALLERY
-        )
-
-    def rows(self) -> mine.TripletRows:
-        table: list[dict[str, Any]] = [
-            {
-                "triplet_id": i,
-                "category": c,
-                "split": "train",
-                "reference": r,
-                "target": t,
-                "captions": [],
-            }
-            for i, c, r, t in self.triplets
-        ]
-        return mine.of_triplets(self.ids, pa.Table.from_pylist(table, schema=TRIPLET))
-
-    def candidates(self, settings: MineConfig) -> pa.Table:
-        rows = self.rows()
-        found = mine.find_neighbours(
-            self.image_ND, mine.make_pools(settings.pool, self.gallery(), rows), settings
-        )
-        return mine.make_candidates(
-            rows, found, partial(mine.matching_scores, self.image_ND, self.text_TD), encoder="abc"
-        )
-
-    def pseudo(self, settings: MineConfig) -> tuple[pa.Table, mine.Counts]:
-        return mine.filter_candidates(self.candidates(settings), **thresholds(settings))
-
-
-def thresholds(settings: MineConfig) -> dict[str, Any]:
-    return {name: getattr(settings, name) for name in ("eps_low", "eps_high", "s_max", "alpha")}
-
-
-def random_case(
-    seed: int, *, images: int = 30, dim: int = 6, kind: str = "smooth", triplets: int = 25
-) -> Case:
-    """Draw a case.
-
-    `ties`: few distinct values, so that many similarities are equal. `duplicates`: every image
-    occurs four times.
-    """
-    rng = np.random.default_rng(seed)
-    image_ND = rng.normal(size=(images, dim)) + rng.normal(size=dim)
-    if kind == "ties":
-        image_ND = rng.integers(0, 3, (images, dim)).astype(float)
-    if kind == "duplicates":
-        image_ND = image_ND[rng.integers(0, images // 4, images)]
-    ids = [f"image-{i}" for i in range(images)]
-    galleries = {name: [i for i in ids if rng.random() < 0.5] for name in CATEGORIES}
-    rows: list[tuple[str, str, str, str | None]] = []
-    for t in range(triplets):
-        category = CATEGORIES[rng.integers(3)]
-        reference, target = rng.choice(galleries[category], 2)
-        rows.append((f"triplet-{t}", category, str(reference), None if t == 7 else str(target)))
-    text_TD = rng.normal(size=(triplets, dim)).astype(np.float32)
-    return Case(ids, image_ND.astype(np.float32), galleries, rows, text_TD)
-
-
-def settings_of(**fields: Any) -> MineConfig:
-    return MineConfig(**({"neighbours": 64, "floor": -1, "eps_low": 0.3, "alpha": 0.0} | fields))
-
-
-# The oracle: eq. 9 as it is written, one image and one triplet at a time.
-
-
-def cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    def unit(x: NDArray[np.float32]) -> NDArray[np.float64]:
-        wide = x.astype(np.float64)
-        length = np.sqrt(np.sum(wide * wide))
-        return (wide / length if length else wide).astype(np.float32).astype(np.float64)
-
-    return round(float(np.sum(unit(a) * unit(b))), 6)
-
-
-def oracle_neighbours(
-    case: Case, image: str, pool: list[str], floor: float
-) -> list[tuple[float, int]]:
-    """Return (similarity, row) of every other image of the pool at or above the floor, in order."""
-    row = case.ids.index(image)
-    others = sorted({case.ids.index(other) for other in pool} - {row})
-    found = [(cosine(case.image_ND[row], case.image_ND[other]), other) for other in others]
-    return sorted(
-        (pair for pair in found if pair[0] >= floor), key=lambda pair: (-pair[0], pair[1])
-    )
-
-
-def oracle_pool(case: Case, category: str, kind: str) -> list[str]:
-    if kind == "category":
-        return case.galleries[category]
-    return [image for images in case.galleries.values() for image in images]
+from tests.mine.cases import (
+    Case,
+    cosine,
+    oracle_neighbours,
+    oracle_pool,
+    random_case,
+    settings_of,
+    thresholds,
+)
 
 
 def oracle_pseudo(case: Case, settings: MineConfig) -> list[dict[str, Any]]:
@@ -170,94 +61,12 @@ def oracle_pseudo(case: Case, settings: MineConfig) -> list[dict[str, Any]]:
     return pseudo
 
 
-def oracle_table(case: Case, settings: MineConfig) -> list[dict[str, Any]]:
-    """Return table NEIGHBOURS."""
-    expected = []
-    for pool in mine.make_pools(settings.pool, case.gallery(), case.rows()):
-        for row in pool.queries_Q:
-            members = oracle_pool(case, pool.name, settings.pool)
-            found = oracle_neighbours(case, case.ids[row], members, settings.floor)
-            first = found[: settings.neighbours]
-            expected.append(
-                {
-                    "pool": pool.name,
-                    "image": int(row),
-                    "neighbours": [other for _, other in first],
-                    "similarities": [similarity for similarity, _ in first],
-                    "truncated": len(found) > settings.neighbours,
-                }
-            )
-    return expected
-
-
-def neighbours_of(case: Case, settings: MineConfig) -> list[dict[str, Any]]:
-    found = mine.find_neighbours(
-        case.image_ND, mine.make_pools(settings.pool, case.gallery(), case.rows()), settings
-    )
-    rows: list[dict[str, Any]] = found.to_pylist()
-    return rows
-
-
-# Neighbours
-
-
-@pytest.mark.parametrize("pool", ["all", "category"])
-@pytest.mark.parametrize("kind", ["smooth", "ties", "duplicates"])
-@pytest.mark.parametrize("seed", range(4))
-def test_neighbours_equal_the_oracle(seed: int, kind: str, pool: str) -> None:
-    case = random_case(seed, kind=kind)
-    for size, floor in ((64, -1.0), (3, -1.0), (3, 0.5), (1, 0.2), (64, 0.999)):
-        settings = settings_of(
-            neighbours=size, floor=floor, eps_low=0.999, eps_high=1.0, s_max=1, pool=pool
-        )
-        assert neighbours_of(case, settings) == oracle_table(case, settings)
-
-
-@pytest.mark.parametrize("batch_size", [1, 2, 7, 19, 1024])
-@pytest.mark.parametrize("kind", ["ties", "near-ties"])
-def test_neighbours_do_not_depend_on_how_the_queries_are_divided(
-    kind: str, batch_size: int
-) -> None:
-    """Near-ties: 300 images so alike that FAISS's scores order them differently in each batch."""
-    case = random_case(0, kind="ties")
-    if kind == "near-ties":
-        rng = np.random.default_rng(0)
-        image_ND = rng.normal(size=32) + 2e-4 * rng.normal(size=(300, 32))
-        case = random_case(0, images=300, dim=32)._replace(image_ND=image_ND.astype(np.float32))
-    settings = settings_of(neighbours=5, s_max=1, batch_size=batch_size)
-    assert neighbours_of(case, settings) == oracle_table(case, settings)
-
-
-def test_an_image_is_no_neighbour_of_itself_but_its_duplicates_are() -> None:
-    image_ND = np.array([[1, 0], [0, 1], [1, 0], [2, 0]], np.float32)
-    pool = mine.Pool("", np.arange(4, dtype=np.int32), np.arange(4, dtype=np.int32))
-    found = mine.find_neighbours(image_ND, [pool], settings_of(floor=0.5, eps_low=0.5))
-    assert found["neighbours"].to_pylist() == [[2, 3], [], [0, 3], [0, 2]]
-    assert found["similarities"].to_pylist() == [[1.0, 1.0], [], [1.0, 1.0], [1.0, 1.0]]
-
-
-def test_the_metadata_of_the_neighbours_say_how_far_they_reach() -> None:
-    pool = mine.Pool("", np.arange(2, dtype=np.int32), np.zeros(0, np.int32))
-    found = mine.find_neighbours(
-        np.eye(2, dtype=np.float32), [pool], settings_of(neighbours=9, floor=0.25)
-    )
-    assert json.loads(found.schema.metadata[b"raycd.mine"]) == {"neighbours": 9, "floor": 0.25}
-
-
-def test_features_that_are_not_finite_are_an_error() -> None:
-    with pytest.raises(DataError, match="row 1 are not finite"):
-        normalise(np.array([[1, 0], [np.nan, 0]], np.float32), np.arange(2, dtype=np.int32))
-
-
 def test_a_triplet_whose_image_has_no_features_is_an_error() -> None:
     case = random_case(0)
     with pytest.raises(DataError, match="have no features"):
         case._replace(
             ids=["elsewhere", *case.ids[1:]], triplets=[("t", "dress", "image-0", "image-1")]
         ).rows()
-
-
-# Candidates and filters
 
 
 @pytest.mark.parametrize("pool", ["all", "category"])

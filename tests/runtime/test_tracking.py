@@ -1,22 +1,19 @@
 import os
 import re
-import shlex
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
-from s3fs import S3FileSystem
 
 from raycd import progress
 from raycd.config import Config, flatten
-from raycd.errors import ConfigError, TrackingError
-from raycd.runtime import mlflow_run, tracking
+from raycd.errors import TrackingError
+from raycd.runtime import mlflow_run
 from raycd.runtime.tracking import Tracker
 from serve.start.local import free_port
 
@@ -152,35 +149,6 @@ def test_no_two_categories_become_one_metric_and_none_is_refused(
     )
 
 
-@pytest.mark.parametrize("name", ["100%25 a%20b", "what?", "no#1", "ü &=+", "x%3Fy;$(z)"])
-def test_everything_of_the_record_lies_in_the_runs_folder_whatever_its_name(
-    name: str, tmp_path: Path
-) -> None:
-    runs = tmp_path / name
-    (tmp_path / "file").touch()
-    settings = config().model_copy(update={"runs": str(runs)})
-    with Tracker.open(settings, settings.runs) as tracker:
-        tracker.log_artifact(tmp_path / "file")
-    assert sorted(os.listdir(tmp_path)) == sorted([name, "file"])
-    assert sorted(os.listdir(runs)) == ["mlartifacts", "mlflow.db"]
-    *_, uri = shlex.split(tracking.how_to_see(settings))
-    assert MlflowClient(tracking_uri=uri).get_run(tracker.run_id).info.status == "FINISHED"
-    assert [
-        item.path for item in MlflowClient(tracking_uri=uri).list_artifacts(tracker.run_id)
-    ] == ["file"]
-
-
-def test_the_command_that_shows_the_record_is_short_and_survives_a_shell(
-    monkeypatch: Any, tmp_path: Path
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    command = "mlflow ui --backend-store-uri "
-    assert tracking.how_to_see(config()) == f"{command}sqlite:///runs/mlflow.db"
-    for runs in ("my runs", f"file://{tmp_path}/my runs"):
-        shown = tracking.how_to_see(config().model_copy(update={"runs": runs}))
-        assert shown == f"{command}'sqlite:///my runs/mlflow.db'"
-
-
 def test_files_become_artifacts_beside_the_database(
     runs: Path, client: MlflowClient, tmp_path: Path
 ) -> None:
@@ -295,46 +263,9 @@ def test_a_store_that_mlflow_does_not_have_is_refused(uri: str, runs: Path) -> N
         Tracker.open(config(uri=uri), runs)
 
 
-def test_a_database_that_is_none_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "mlflow.db").write_text("not a database " * 100)
-    with pytest.raises(TrackingError, match="cannot be written"):
-        Tracker.open(config(), tmp_path)
-    (tmp_path / "file").touch()
-    with pytest.raises(TrackingError, match="cannot be written"):
-        Tracker.open(config(uri=f"sqlite:///{tmp_path / 'file' / 'mlflow.db'}"), tmp_path)
-
-
-def test_remote_runs_need_a_tracking_uri() -> None:
-    with pytest.raises(ConfigError, match=r"--tracking\.uri"):
-        Tracker.open(config(), "s3://bucket/runs")
-
-
 def test_a_name_that_is_no_models_is_told_before_anything_is_done(runs: Path) -> None:
     with pytest.raises(TrackingError, match=r"model a/b:c cannot be used"):
         Tracker.open(config(model="a/b:c"), runs)
-
-
-def test_the_record_of_a_run_on_a_store_has_its_artifacts_there(
-    s3: dict[str, str], tmp_path: Path
-) -> None:
-    (tmp_path / "report.html").write_text("<p>")
-    settings = config(uri=f"sqlite:///{tmp_path}/mlflow.db")
-    with Tracker.open(settings, "s3://raycd/recorded") as tracker:
-        tracker.log_artifact(tmp_path / "report.html")
-    assert (
-        S3FileSystem().cat(f"raycd/recorded/mlartifacts/{tracker.run_id}/artifacts/report.html")
-        == b"<p>"
-    )
-
-
-def test_a_store_of_artifacts_that_refuses_is_told_before_anything_is_done(
-    s3: dict[str, str], tmp_path: Path
-) -> None:
-    settings = config(uri=f"sqlite:///{tmp_path}/mlflow.db")
-    with pytest.raises(
-        TrackingError, match=r"cannot be kept in s3://no-such-bucket/runs/mlartifacts"
-    ):
-        Tracker.open(settings, "s3://no-such-bucket/runs")
 
 
 def test_a_record_that_is_lost_does_not_hide_the_first_error(

@@ -19,21 +19,18 @@ from raycd.data.schema import TRIPLET, Dataset
 from raycd.data.selection import hold_out
 from raycd.evaluate import cached_query, evaluate
 from raycd.features import Features
-from raycd.model import lora, threads
+from raycd.model import lora
 from raycd.model.encoder import Encoder
 from raycd.model.fusion.sum import Sum
 from raycd.train import checkpoint
 from raycd.train.batches import epoch_batches
 from raycd.train.finetune import FineTune, SumOfFeatures, parameters, prepare
 from raycd.train.loop import Loop, Schedule
-from raycd.train.pretrain import ImagesAndTexts
 from raycd.train.task import Silence
-from raycd.train.triplets import TripletBatch, loader_workers
+from raycd.train.triplets import TripletBatch
 from tests.train.waiting import DEVICES, asked_by_each_step
 
 MakeEncoder = Callable[[], Encoder]
-
-
 SMALL_DATA = {
     "format": "synthetic",
     "selection_fraction": 0.2,
@@ -189,24 +186,6 @@ def test_processes_that_decode_give_the_same_batches_and_stay_for_the_next_epoch
     assert len(other.pixels([row["target"] for row in other.triplets])) == other.count(0)
 
 
-def test_processes_decode_beside_a_gpu_as_many_as_there_are_cpus(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    cpu, gpu, limit = torch.device("cpu"), torch.device("cuda"), tmp_path / "cpu.max"
-    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(16)))
-    monkeypatch.setattr(threads, "CGROUP", str(limit))
-    assert [loader_workers(wanted, cpu) for wanted in ("auto", 3)] == [0, 3]
-    assert [loader_workers(wanted, gpu) for wanted in ("auto", 0)] == [15, 0]
-    for text, wanted in (("max 100000", 15), ("450000 100000", 3), ("50000 100000", 1)):
-        limit.write_text(f"{text}\n")  # of a container
-        assert loader_workers("auto", gpu) == wanted
-    limit.unlink()
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert loader_workers("auto", gpu) == 3
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
-    assert loader_workers("auto", gpu) == 1
-
-
 @pytest.mark.parametrize("device", DEVICES)
 def test_steps_ask_the_device_for_nothing(
     new_encoder: MakeEncoder,
@@ -344,20 +323,6 @@ def test_queries_are_the_normalised_sum_of_unnormalised_features(new_encoder: Ma
         total = encoder.encode_images(pixels[:2]) + encoder.encode_tokens(tokens)
         torch.testing.assert_close(query, total / total.norm(dim=-1, keepdim=True))
         torch.testing.assert_close(target, encoder.encode_images(pixels[2:]))
-
-
-def test_pretraining_logits_are_cosines_times_the_learnt_scale(new_encoder: MakeEncoder) -> None:
-    encoder = new_encoder()
-    pixels = torch.randint(
-        0, 256, (2, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
-    tokens = encoder.tokenize(["is red", "is blue"])
-    with torch.inference_mode():
-        image, text = encoder.encode_images(pixels), encoder.encode_tokens(tokens)
-        expected = torch.cosine_similarity(image[:, None], text[None], dim=-1) / 0.07
-        torch.testing.assert_close(
-            ImagesAndTexts(encoder)(pixels, tokens), expected, rtol=1e-4, atol=1e-4
-        )
 
 
 def test_further_targets_are_no_negatives_and_missing_ones_are_replaced(

@@ -1,14 +1,17 @@
-"""What the processes that decode tell of images that they cannot read."""
+"""The processes that decode: how many there are, and what they tell of images they cannot read."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from raycd.data.images import BrokenImage
-from raycd.train.triplets import Loader, Work
+from raycd.model import threads
+from raycd.train.triplets import Loader, Work, loader_workers
 
 
 class Gone:
@@ -26,3 +29,21 @@ def test_an_image_that_is_gone_is_told_by_its_name_whoever_decodes(workers: int)
         list(Loader(reader, workers, pin=False).batches([Work(row, row, row)]))
     assert str(caught.value) == "dress/a.jpg is gone"
     assert caught.value.reason == "missing"
+
+
+def test_processes_decode_beside_a_gpu_as_many_as_there_are_cpus(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cpu, gpu, limit = torch.device("cpu"), torch.device("cuda"), tmp_path / "cpu.max"
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(16)))
+    monkeypatch.setattr(threads, "CGROUP", str(limit))
+    assert [loader_workers(wanted, cpu) for wanted in ("auto", 3)] == [0, 3]
+    assert [loader_workers(wanted, gpu) for wanted in ("auto", 0)] == [15, 0]
+    for text, wanted in (("max 100000", 15), ("450000 100000", 3), ("50000 100000", 1)):
+        limit.write_text(f"{text}\n")  # of a container
+        assert loader_workers("auto", gpu) == wanted
+    limit.unlink()
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert loader_workers("auto", gpu) == 3
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
+    assert loader_workers("auto", gpu) == 1

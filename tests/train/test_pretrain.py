@@ -1,12 +1,13 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from raycd.config import PretrainConfig
-from raycd.model.encoder import load_saved
+from raycd.model.encoder import Encoder, load_saved
 from raycd.train import pretrain
-from raycd.train.pretrain import cached
+from raycd.train.pretrain import ImagesAndTexts, cached
 
 
 @pytest.fixture
@@ -44,3 +45,19 @@ def test_the_same_seed_gives_the_same_encoder(config: PretrainConfig) -> None:
     torch.manual_seed(1)
     prints.append(pretrain.pretrain(config.model_copy(update={"seed": 1}), 1.25).fingerprint())
     assert prints[0] == prints[1] != prints[2]
+
+
+def test_pretraining_logits_are_cosines_times_the_learnt_scale(
+    new_encoder: Callable[[], Encoder],
+) -> None:
+    encoder = new_encoder()
+    pixels = torch.randint(
+        0, 256, (2, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    tokens = encoder.tokenize(["is red", "is blue"])
+    with torch.inference_mode():
+        image, text = encoder.encode_images(pixels), encoder.encode_tokens(tokens)
+        expected = torch.cosine_similarity(image[:, None], text[None], dim=-1) / 0.07
+        torch.testing.assert_close(
+            ImagesAndTexts(encoder)(pixels, tokens), expected, rtol=1e-4, atol=1e-4
+        )

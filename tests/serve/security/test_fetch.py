@@ -5,10 +5,9 @@ signs.
 from __future__ import annotations
 
 import asyncio
-import pickle
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
@@ -16,7 +15,6 @@ from typing import Any
 
 import pytest
 
-from serve.security.addresses import Address
 from serve.security.fetch import (
     INTERNET,
     FetchError,
@@ -27,8 +25,8 @@ from serve.security.fetch import (
     look_up,
 )
 from tests.serve.https import DAY, Answer, Authority, Server, serving
+from tests.serve.security.networks import HOST, at, only
 
-HOST = "images.example.org"  # no name server knows it: whoever looks it up again gets nowhere
 IMAGE = bytes(range(256)) * 40
 OK = b"HTTP/1.1 200 OK\r\n"
 WHOLE = OK + b"Content-Type: text/html\r\nContent-Length: %d\r\n\r\n" % len(IMAGE) + IMAGE
@@ -42,21 +40,6 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 @pytest.fixture(scope="module")
 def tls(authority: Authority) -> ssl.SSLContext:
     return authority.server(HOST)
-
-
-def at(*answers: str | Sequence[str]) -> Callable[[str, int], Awaitable[list[str]]]:
-    """Return a resolver of these answers in turn; one more question is an IndexError."""
-    left = [[answer] if isinstance(answer, str) else list(answer) for answer in answers]
-
-    async def resolve(host: str, port: int) -> list[str]:
-        return left.pop(0)
-
-    return resolve
-
-
-def only(*addresses: str) -> Callable[[Address], bool]:
-    """Return a policy under which nothing but these addresses is public."""
-    return lambda address: str(address) in addresses
 
 
 Fetch = Callable[..., tuple[bytes | FetchError, Server]]
@@ -88,12 +71,6 @@ def fetched(authority: Authority, tls: ssl.SSLContext) -> Fetch:
         return asyncio.run(run())
 
     return do
-
-
-def refused(url: str, network: Network) -> FetchError:
-    with pytest.raises(FetchRefused) as caught:
-        asyncio.run(fetch(url, max_bytes=100, timeout_s=5, network=network))
-    return caught.value
 
 
 def test_the_bytes_come_whatever_their_content_type_says(fetched: Fetch) -> None:
@@ -328,121 +305,6 @@ def test_an_unknown_host_is_told_like_a_private_one(fetched: Fetch) -> None:
     assert len(messages) == 1
 
 
-@pytest.mark.parametrize(
-    "address",
-    [
-        "127.0.0.1",
-        "10.0.0.1",
-        "169.254.169.254",
-        "100.64.0.1",
-        "0.0.0.0",
-        "::1",
-        "::ffff:127.0.0.1",
-        "64:ff9b::7f00:1",
-    ],
-)
-@pytest.mark.parametrize("literal", [True, False])
-def test_addresses_inside_are_refused_as_they_stand_and_behind_a_name(
-    address: str, literal: bool
-) -> None:
-    written = f"[{address}]" if ":" in address else address
-    network = Network(look_up=at() if literal else at(address))
-    error = refused(f"https://{written if literal else HOST}/a.jpg", network)
-    assert error.reason == "address"
-    assert address not in str(error)
-
-
-@pytest.mark.parametrize(
-    ("url", "reason"),
-    [
-        *(
-            (f"{scheme}{HOST}/a.jpg", "scheme")
-            for scheme in ("http://", "ftp://", "file://", "//", "", "https:/", "gopher://")
-        ),
-        *(("file:///etc/passwd", "scheme"), ("data:image/png;base64,AA", "scheme"), ("", "scheme")),
-        *(
-            (f"https://{who}@{HOST}/", "credentials")
-            for who in ("a:b", "a", "", "x@y", r"127.0.0.1\\")
-        ),
-        *((f"https://{HOST}:{port}/", "port") for port in (80, 8443, 22, 0, 99999)),
-        *(
-            (f"https://{HOST}:{port}/", "malformed")
-            for port in ("", "-1", "443x", "４４３", "443:443")
-        ),
-        *(
-            (f"https://{host}/", "malformed")
-            for host in (
-                *(
-                    "2130706433",
-                    "0x7f000001",
-                    "017700000001",
-                    "127.1",
-                    "127.0.1",
-                    "0177.0.0.1",
-                    "0x7f.0.0.1",
-                    "127.0.0.01",
-                ),
-                *("127.0.0.1.", "256.0.0.1", "1.2.3.4.5", "example.0x7f", "example.1"),
-                *(
-                    f"{HOST}.",
-                    f".{HOST}",
-                    "a..b",
-                    "localhost",
-                    "intranet",
-                    "-a.org",
-                    "a-.org",
-                    "a_b.org",
-                    "*.org",
-                ),
-                *(
-                    "１２７.0.0.1",
-                    "①②⑦.0.0.1",
-                    "127。0。0。1",
-                    "ⓛocal.host",
-                    "bücher.example",
-                    "a\u200db.org",
-                    "a\u00adb.org",
-                ),
-                *(
-                    "[fe80::1%25eth0]",
-                    "[fe80::1%eth0]",
-                    "[::1",
-                    "::1",
-                    "[]",
-                    "[127.0.0.1]",
-                    "[::1]x",
-                    "[::1].org",
-                    "[v1.a]",
-                ),
-                *(
-                    "",
-                    " ",
-                    "a b.org",
-                    "a%2eb.org",
-                    "%31%32%37.0.0.1",
-                    "a\\b.org",
-                    "a\tb.org",
-                    "a\nb.org",
-                    "a\x00b.org",
-                ),
-                *("a" * 64 + ".org", ".".join(["abcdefgh"] * 30)),
-            )
-        ),
-        *(
-            (f"https://{HOST}/a{sign}b", "malformed")
-            for sign in ("\r\n", "\x00", "\x7f", "\u2028", "\ud800")
-        ),
-        (f"https://{HOST}/{'a' * 2048}", "malformed"),
-    ],
-)
-def test_a_url_of_another_form_is_refused_before_anything_is_looked_up(
-    url: str, reason: str
-) -> None:
-    error = refused(url, replace(INTERNET, look_up=at()))
-    assert error.reason == reason
-    assert HOST not in str(error).replace("images.example.org (xn--", "")
-
-
 def test_the_scheme_and_the_host_may_be_in_capitals(fetched: Fetch) -> None:
     assert fetched(WHOLE, host=HOST.upper())[0] == IMAGE
 
@@ -451,9 +313,3 @@ def test_the_systems_resolver_is_asked_in_a_thread() -> None:
     assert all(
         ip_address(address).is_loopback for address in asyncio.run(look_up("localhost", 443))
     )
-
-
-def test_an_error_keeps_its_reason_across_processes() -> None:
-    error = refused("http://a.org", INTERNET)
-    again = pickle.loads(pickle.dumps(error))
-    assert (type(again), str(again), again.reason) == (FetchRefused, str(error), "scheme")

@@ -1,0 +1,72 @@
+"""Which gallery jobs/gallery.py works on, and what it says of one that it cannot use."""
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from jobs import gallery
+from raycd.gallery_db import GalleryDatabase
+
+
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("command", ["check", "backup"])
+def test_uploaded_pictures_without_a_place_are_a_clear_message(
+    url: str,
+    gallery_db: GalleryDatabase,
+    tmp_path: Path,
+    command: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    more = ["--to", str(tmp_path / "monday")] if command == "backup" else []
+    assert gallery.main([command, "--gallery", url, *more]) == 2
+    assert "give --pictures" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["check", "backup", "forget"])
+def test_a_gallery_that_is_not_there_is_told_and_not_made(
+    tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = {
+        "check": [],
+        "backup": ["--to", str(tmp_path / "monday")],
+        "forget": ["--encoder", "a"],
+    }[command]
+    assert gallery.main([command, "--gallery", str(tmp_path / "no.sqlite"), *more]) == 2
+    assert "there is no gallery" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_database_of_another_program_is_left_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "other.sqlite"
+    with sqlite3.connect(file) as connection:
+        connection.execute("CREATE TABLE theirs (x)")
+    assert gallery.main(["check", "--gallery", str(file)]) == 2
+    assert "schema" in capsys.readouterr().err
+    with sqlite3.connect(file) as connection:
+        assert connection.execute("SELECT name FROM sqlite_master").fetchall() == [("theirs",)]
+
+
+def test_a_password_is_never_shown(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = "postgresql://raycd:topsecret@127.0.0.1:1/raycd"
+    for options in (["--gallery", url], []):
+        assert gallery.main(["check", *options]) == 2
+        said = capsys.readouterr()
+        assert "topsecret" not in said.out + said.err
+        assert said.err.startswith("error: ")
+        assert ("RAYCD_SERVE__GALLERY" in said.err) == bool(options)
+        monkeypatch.setenv("RAYCD_SERVE__GALLERY", url)
+
+
+def test_the_gallery_may_be_named_by_the_environment_of_the_service(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert gallery.main(["check"]) == 2
+    assert "no gallery is named" in capsys.readouterr().err
+    monkeypatch.setenv("RAYCD_SERVE__GALLERY", str(tmp_path / "no.sqlite"))
+    assert gallery.main(["check"]) == 2
+    assert "there is no gallery" in capsys.readouterr().err
