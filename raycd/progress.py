@@ -17,7 +17,7 @@ from typing import Self, TextIO
 try:
     from tqdm import tqdm
 except ModuleNotFoundError:  # only the client is installed, whose imports are its long work
-    tqdm = None  # type: ignore[assignment, misc]
+    tqdm = None  # type: ignore[assignment, misc]  # looked at before use
 
 
 def say(text: str, *, stream: TextIO | None = None) -> None:

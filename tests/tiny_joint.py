@@ -25,7 +25,7 @@ class TinyJoint(InputModule):
     config_keys = ["dim"]  # noqa: RUF012
 
     def __init__(self, dim: int = 12) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's
         self.dim = dim
         self.image, self.text = torch.nn.Linear(48, dim), torch.nn.Linear(64, dim)
         self.both = torch.nn.Linear(2 * dim, dim)
@@ -57,7 +57,7 @@ class TinyJoint(InputModule):
         self.save_torch_weights(output_path)
 
     @classmethod
-    def load(  # type: ignore[override]
+    def load(  # type: ignore[override]  # fewer options than its parent's
         cls, model_name_or_path: str, subfolder: str = "", **kwargs: Any
     ) -> TinyJoint:
         made = cls(**cls.load_config(model_name_or_path, subfolder=subfolder))

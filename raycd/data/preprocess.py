@@ -175,7 +175,7 @@ class Preprocess:
                 _three(mean),
                 _three(std),
                 # random is a choice of training; open_clip's own transform takes bicubic then
-                "bicubic" if interpolation == "random" else interpolation,  # type: ignore[arg-type]
+                "bicubic" if interpolation == "random" else interpolation,  # type: ignore[arg-type]  # checked below
                 settings["resize_mode"],
                 int(settings["fill_color"]),
             )

@@ -14,9 +14,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from raycd.model.encoder import Encoder
+
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 
 
 def hold_in_bf16(encoder: Encoder) -> None:
@@ -27,7 +29,7 @@ def hold_in_bf16(encoder: Encoder) -> None:
     if encoder.composes:
         return
     for module in encoder.clip.modules():
-        if isinstance(module, nn.Linear | nn.MultiheadAttention | nn.modules.conv._ConvNd):
+        if isinstance(module, nn.Linear | nn.MultiheadAttention | Convolution):
             _cast(module)
         if callable(getattr(module, "get_cast_dtype", None)):
             module.get_cast_dtype = _sums_in  # open_clip takes that of the weights otherwise
@@ -36,7 +38,7 @@ def hold_in_bf16(encoder: Encoder) -> None:
             if isinstance(module, nn.LayerNorm):
                 module.register_forward_pre_hook(_up)
                 module.register_forward_hook(_down)
-            elif not isinstance(module, _BatchNorm):  # which takes bf16 with weights in fp32
+            elif not isinstance(module, BatchNorm):  # which takes bf16 with weights in fp32
                 _cast(module)
         encoder.images_in_bf16 = True
 

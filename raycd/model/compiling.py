@@ -13,12 +13,12 @@ from functools import wraps
 from typing import ParamSpec, TypeVar
 
 import torch
-from torch._dynamo.exc import TorchDynamoException
 
 from raycd import progress
 from raycd.config import Compile
 from raycd.errors import ConfigError, brief
 from raycd.model.encoder import Encoder
+from raycd.model.private import compile_error
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -92,7 +92,7 @@ def once(function: Callable[P, R], must: bool) -> Callable[P, R]:
             return function(*args, **kwargs)
         try:
             return compiled(*args, **kwargs)
-        except TorchDynamoException as error:
+        except compile_error() as error:
             if must:
                 raise ConfigError(
                     "the model cannot be compiled here",

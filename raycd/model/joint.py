@@ -106,7 +106,7 @@ class Composer(nn.Module):
             self.folder, folder / MODEL, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*")
         )
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]  # torch's has overloads
         """Return nothing, see the class."""
         return {}
 

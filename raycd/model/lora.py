@@ -48,7 +48,7 @@ def adapt(encoder: Encoder, *, rank: int, alpha: int, seed: int) -> Any:
     for module in encoder.clip.modules():
         # It changes its weights in place, which torch.compile cannot follow
         if isinstance(module, MultiheadAttention):
-            module.forward = uncompiled(module.forward)  # type: ignore[method-assign]
+            module.forward = uncompiled(module.forward)  # type: ignore[method-assign]  # of this one alone
     return adapters
 
 

@@ -306,8 +306,8 @@ class _Pipeline:
         inputs = {name: recorded(self.folder, name) for name in self._inputs(stage)}
         made_with, record = weights.of_inputs(inputs), self.folder.record(stage.name)
         ways = precision.ways(self.config, lambda own: self._settings(stage, own))
-        marks = [self._fingerprint(stage, inputs, way) for way in ways]
-        if record and any(weights.is_current(record, mark, made_with) for mark in marks):
+        prints = [self._fingerprint(stage, inputs, way) for way in ways]
+        if record and any(weights.is_current(record, one, made_with) for one in prints):
             progress.say(f"{stage.name}: done before, in {progress.duration(record['seconds'])}")
             if any(name.startswith(f"{stage.name}-") for name in self._left):
                 self.folder.discard_unfinished(stage.name)
@@ -315,7 +315,7 @@ class _Pipeline:
         if stage.name not in _WITHOUT_RAY:
             self._stack.enter_context(cluster.connected())
         used = ways[0] if len(ways) == 1 else self._settings(stage, precision.settled(self.config))
-        wanted = marks[ways.index(used)]
+        wanted = prints[ways.index(used)]
         tracker = self.tracker()
         if stage.reads_data:
             tracker.log_dataset(self.context.own, self._dataset_hash(), self.config)

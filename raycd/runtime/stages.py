@@ -356,10 +356,10 @@ def _record(trained: training.Trained, settings: Stage1Config | Stage2Config) ->
 
 def storage(context: Context, writing: Writing, *of: str) -> dict[str, str]:
     """Return where Ray Train keeps a stage's checkpoints: apart for each fingerprint, and `of`."""
-    mark = fingerprint(writing.fingerprint, *of) if of else writing.fingerprint
+    own = fingerprint(writing.fingerprint, *of) if of else writing.fingerprint
     return {
         "storage": context.run.path(training.STORAGE),
-        "name": f"{writing.stage}-{mark[:16]}",
+        "name": f"{writing.stage}-{own[:16]}",
     }
 
 

@@ -24,7 +24,7 @@ Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 def is_fetched(bundle: str) -> bool:
-    """Return whether a bundle is no folder: it is copied from MLflow's registry or a store."""
+    """Return whether a bundle is not a folder, but copied from MLflow's registry or a store."""
     return bundle.startswith(REGISTRY) or "://" in bundle
 
 

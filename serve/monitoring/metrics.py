@@ -59,7 +59,7 @@ class Metrics:
         self._lookups = Counter(
             "raycd_cache_lookups_total",
             "Texts and thumbnails that were looked for in a replica's caches.",
-            ("cache", "result"),  # type: ignore[arg-type]
+            ("cache", "result"),  # type: ignore[arg-type]  # as above
         )
         self._images = Gauge("raycd_gallery_images", "Images that can be found.")
         self._version = Gauge(
@@ -91,7 +91,7 @@ class Metrics:
         self._info = Gauge(
             "raycd_bundle_info",
             "1 for what a replica serves, 0 for what it has served.",
-            ("version", "bundle", "encoder", "head", "index"),  # type: ignore[arg-type]
+            ("version", "bundle", "encoder", "head", "index"),  # type: ignore[arg-type]  # as above
         )
         self._served: dict[str, str] = {}
         self._gpu = Gauge("raycd_gpu_memory_bytes", "Memory of a replica's GPU.", ("state",))

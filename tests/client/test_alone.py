@@ -21,7 +21,7 @@ BASE = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependen
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the base dependencies alone, linked from this installation, and raycd."""
+    """Link the base dependencies of this installation, and raycd, into a folder of their own."""
     folder = tmp_path_factory.mktemp("site")
     for name in closure(BASE):
         files = distribution(name).files or []

@@ -334,7 +334,7 @@ def test_leaving_an_import_ends_its_connection(client: Client, service: Service)
     service.answers(Reply(body=info()), Reply(200, parts(), LINES))
     answers = client.import_images(images("a", "b"))
     assert next(answers).line == 1
-    answers.close()  # type: ignore[attr-defined]
+    answers.close()  # type: ignore[attr-defined]  # it is a generator
     assert left.wait(30)
 
 

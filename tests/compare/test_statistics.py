@@ -160,7 +160,7 @@ def test_a_real_difference_is_found() -> None:
     assert found.low > 0
     assert found.p is not None
     assert found.p < 0.01
-    assert difference(other, one, ONE * 2100).high < 0  # type: ignore[operator]
+    assert difference(other, one, ONE * 2100).high < 0  # type: ignore[operator]  # it is not None
 
 
 def test_one_seed_and_methods_that_answer_alike_have_no_interval_and_no_p() -> None:

@@ -40,7 +40,7 @@ def test_every_field_and_section_has_a_sentence() -> None:
 
 def test_a_configuration_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        Config().seed = 1  # type: ignore[misc]
+        Config().seed = 1  # type: ignore[misc]  # the mistake
 
 
 def test_a_later_layer_overrides_field_by_field() -> None:

@@ -26,7 +26,7 @@ def box(number: int) -> dict[str, Any]:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Two tasks of two queries."""
+    """Write two tasks of two queries."""
     for folder in ("genecis", genecis.ATTRIBUTES, genecis.OBJECTS):
         (tmp_path / folder).mkdir()
     objects = [

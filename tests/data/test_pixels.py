@@ -32,7 +32,7 @@ def paths(tmp_path: Path) -> dict[str, str]:
 
 
 def cache(paths: dict[str, str], limit_mib: int | str, **first: object) -> PixelCache:
-    return PixelCache(paths, PREPROCESS, DataConfig(), limit_mib, **first)  # type: ignore[arg-type]
+    return PixelCache(paths, PREPROCESS, DataConfig(), limit_mib, **first)  # type: ignore[arg-type]  # given by name
 
 
 def fill(copy: bytes) -> None:

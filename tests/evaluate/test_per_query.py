@@ -22,7 +22,7 @@ def query(rows: Sequence[Any]) -> torch.Tensor:
 
 @pytest.fixture
 def found() -> tuple[Any, list[Asked]]:
-    """Two queries like their reference, under every protocol; the third has lost its reference."""
+    """Return two queries like their reference, and one that has lost it, under every protocol."""
     builder = DatasetBuilder()
     builder.add_gallery("hat", "val", "abcdx", source="here")
     for number, (reference, *targets) in enumerate((["a", "c", "d"], ["b", "d"], ["x", "a"])):

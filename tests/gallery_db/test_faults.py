@@ -310,4 +310,4 @@ def test_an_error_of_ours_is_not_taken_for_the_databases(tmp_path: Path) -> None
         GalleryDatabase.open(str(tmp_path / "gallery.sqlite")) as gallery_db,
         pytest.raises(Exception, match="NOT NULL"),
     ):
-        gallery_db.write([Put(None, put("a").feature)], CLIP)  # type: ignore[arg-type]
+        gallery_db.write([Put(None, put("a").feature)], CLIP)  # type: ignore[arg-type]  # the mistake

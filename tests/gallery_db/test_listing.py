@@ -16,7 +16,7 @@ ODD = 'it\'s "odd" \\ größe'
 
 @pytest.fixture
 def listed(gallery_db: GalleryDatabase) -> GalleryDatabase:
-    """A database of six images, one of which is deleted."""
+    """Return a database of six images, one of which is deleted."""
     changes = [
         Put(
             f"image-{i}", feature(i), ("dress", ODD) if i % 2 else (), {ODD: str(i % 3)}, f"{i}.jpg"

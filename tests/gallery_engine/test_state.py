@@ -55,7 +55,7 @@ class Kept(Protocol):
 
     @property
     def view(self) -> State:
-        """The newest state."""
+        """Return the newest state."""
 
 
 class Engine:
@@ -99,7 +99,7 @@ class Engine:
 
 @pytest.fixture(params=["faiss", "milvus"])
 def kept(request: pytest.FixtureRequest) -> Kept:
-    """A gallery without images."""
+    """Return a gallery without images."""
     if request.param == "faiss":
         none_GD = np.empty((0, DIM), np.float32)
         table = bundle.gallery_table([], [], [], none_GD, "encoder", attributes=[])

@@ -38,7 +38,7 @@ class Odd:
             return f"{image.mode}, {image.size}"
         for point, colour in self.at.items():
             found = image.getpixel(point)
-            if np.abs(np.subtract(found, colour)).max() > self.near:  # type: ignore[arg-type]
+            if np.abs(np.subtract(found, colour)).max() > self.near:  # type: ignore[arg-type]  # numbers in all modes here
                 return f"{found} at {point}, expected {colour}"
         return ""
 

@@ -133,7 +133,7 @@ def test_triplets_none_of_which_can_be_read_end_with_a_message(tmp_path: Path) -
             return "original"
 
     with pytest.raises(DataError, match="stage 1 has too few triplets to train on") as caught:
-        Loop(Nothing(), Schedule(1, 8, 0.1, 0), bar=lambda total, start: Silence())  # type: ignore[arg-type]
+        Loop(Nothing(), Schedule(1, 8, 0.1, 0), bar=lambda total, start: Silence())  # type: ignore[arg-type]  # more is not asked of it
     assert "0 original triplets for 1 workers" in str(caught.value)
 
 

@@ -123,7 +123,7 @@ def test_what_trains_is_what_features_are_made_of_and_nothing_else(
         encoder.trainable("both", grad_checkpointing=checkpointing)
         pixels = torch.stack([encoder.preprocess(picture) for picture in pictures()[:1]])
         text_BD = encoder.encode_tokens(encoder.tokenize(TEXTS))
-        (encoder.encode_images(pixels).square().sum() + text_BD.square().sum()).backward()  # type: ignore[no-untyped-call]
+        (encoder.encode_images(pixels).square().sum() + text_BD.square().sum()).backward()  # type: ignore[no-untyped-call]  # torch's
         parameters = dict(encoder.clip.named_parameters())
         trained = {key for key, value in parameters.items() if value.requires_grad}
         assert {key for key in trained if parameters[key].grad is None} == set()

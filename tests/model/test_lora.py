@@ -47,7 +47,7 @@ def train(encoder: Encoder) -> None:
     adam = torch.optim.Adam([p for p in encoder.parameters() if p.requires_grad], lr=1e-2)
     for _ in range(2):
         adam.zero_grad()
-        features(encoder).square().sum().backward()  # type: ignore[no-untyped-call]
+        features(encoder).square().sum().backward()  # type: ignore[no-untyped-call]  # torch's
         adam.step()
         with torch.inference_mode():
             features(encoder)

@@ -196,7 +196,7 @@ def test_sentencepiece_models_of_siglips_first_form_are_read(tmp_path: Path) -> 
 
 def test_code_that_comes_with_a_tokenizer_is_not_run(folder: Path) -> None:
     settings = config(folder, tokenizer_kwargs={"trust_remote_code": True})
-    assert tokenizer.create(settings)._settings["trust_remote_code"] is False  # type: ignore[index]
+    assert tokenizer.create(settings)._settings["trust_remote_code"] is False  # type: ignore[index]  # no None here
 
 
 def test_a_tokenizer_that_cannot_be_read_is_named(folder: Path, tmp_path: Path) -> None:

@@ -20,14 +20,14 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(scope="module")
 def expected() -> dict[str, Any]:
-    """What the previous version found in its own files."""
+    """Return what the previous version found in its own files."""
     found: dict[str, Any] = json.loads((HERE / "written.json").read_text(encoding="utf-8"))
     return found
 
 
 @pytest.fixture
 def written(tmp_path: Path) -> Path:
-    """The previous version's files, unpacked."""
+    """Unpack the previous version's files."""
     with tarfile.open(HERE / "written.tar.xz") as archive:
         archive.extractall(tmp_path, filter="data")
     return tmp_path

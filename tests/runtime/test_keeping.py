@@ -90,7 +90,7 @@ def left(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("left")
     set_forkserver_preload(["raycd.runtime.keeping"])
     with pytest.raises(ProcessExitedException, match="SIGKILL"):
-        start_processes(work, (str(folder),), nprocs=1, start_method="forkserver")  # type: ignore[no-untyped-call]
+        start_processes(work, (str(folder),), nprocs=1, start_method="forkserver")  # type: ignore[no-untyped-call]  # torch's
     return folder
 
 

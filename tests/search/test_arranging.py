@@ -163,7 +163,7 @@ def test_all_of_it_acts_in_its_order_on_the_first_candidates_alone(found: Found)
     wanted: dict[str, Any] = {"boost": Boost("price", 0.2), "alike": 0.95, "group_by": "brand"}
     first = Found(found.scores[:25], found.positions[:25], found.images)
     boosted = arranged(first, boost=wanted["boost"])
-    again = Found(boosted.boosted, boosted.positions, found.images)  # type: ignore[arg-type]
+    again = Found(boosted.boosted, boosted.positions, found.images)  # type: ignore[arg-type]  # there with a boost
     expected = arranged(arranged(again, alike=0.95), group_by="brand")
     got = arranged(found, depth=25, **wanted)
     assert got.positions.tolist() == expected.positions.tolist()

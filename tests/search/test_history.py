@@ -44,7 +44,7 @@ def go_on(searcher: Searcher, query: Query) -> History:
 
 @pytest.fixture(scope="module")
 def earlier(searcher: Searcher, tiny_bundle: Any) -> History:
-    """Two searches: a picture that shall be blue, then a result of it that shall have a belt."""
+    """Search twice: a picture that shall be blue, then a result of it that shall have a belt."""
     first = go_on(searcher, Query(tiny_bundle.images[2], "is blue", negative_text="is red"))
     return go_on(searcher, Query(image_id="image-4", text="has a belt", history=first))
 

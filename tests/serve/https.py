@@ -36,8 +36,8 @@ class Authority:
         return ssl.create_default_context(cadata=pem.decode())
 
     def server(self, host: str, valid: timedelta = DAY) -> ssl.SSLContext:
-        """What a server needs to be `host`, which may be an address; a negative `valid` is how long
-        it is expired.
+        """Return what a server needs to be `host`, which may be an address; a negative `valid` is
+        how long it is expired.
         """
         key = ec.generate_private_key(ec.SECP256R1())
         try:

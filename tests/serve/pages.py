@@ -55,7 +55,7 @@ def new_context(browser: Browser, **options: Any) -> BrowserContext:
 def opener(
     context: BrowserContext, service_url: str, complaints: list[str]
 ) -> Iterator[Callable[..., Page]]:
-    """Opens the page in a tab of its own, with what follows its address, and waits until it is
+    """Open the page in a tab of its own, with what follows its address, and wait until it is
     ready. With options, the tab is in a context of its own, too.
 
     `complaints` takes what the browser complains about. Nothing but the service may be asked for

@@ -217,8 +217,8 @@ def refusal(port: int, token: str) -> grpc.StatusCode:
 
 
 def check_sockets(pid: int, proxy: str) -> None:
-    """What the service leaves open to others is named in docs/serving.md, and runs nobody's code
-    without the token.
+    """Check that what the service leaves open to others is named in docs/serving.md, and runs
+    nobody's code without the token.
     """
     found = open_to_others(pid)
     # Ray has no setting for these: HAProxy's statistics and metrics show figures, and replicas have

@@ -91,7 +91,7 @@ def test_activations_of_one_chunk_are_alive_at_a_time() -> None:
     most = {}
     for size in (0, 12, 3):
         counted = Counted()
-        encode_in_chunks(counted, rows, size).logsumexp(0).sum().backward()  # type: ignore[no-untyped-call]
+        encode_in_chunks(counted, rows, size).logsumexp(0).sum().backward()  # type: ignore[no-untyped-call]  # torch's
         most[size] = counted.most
         assert counted.runs == (2 * len(rows) // size if size else 1)
     assert most == {0: 12, 12: 12, 3: 3}
@@ -109,7 +109,7 @@ def test_dropout_of_a_chunk_is_the_same_when_it_is_encoded_again() -> None:
             torch.randn(3)  # the loss may draw, too
         else:
             encoded = torch.cat([counted(part) for part in parts])
-        encoded.logsumexp(0).sum().backward()  # type: ignore[no-untyped-call]
+        encoded.logsumexp(0).sum().backward()  # type: ignore[no-untyped-call]  # torch's
         found.append([encoded.detach(), *(p.grad for p in counted.parameters())])
     for one, other in zip(*found, strict=True):
         assert one is not None

@@ -172,7 +172,7 @@ class Waits(Toy):
             self.known.append((seconds, left))
             consider(seconds, left)
 
-        self.compilation.consider = noted  # type: ignore[method-assign]
+        self.compilation.consider = noted  # type: ignore[method-assign]  # it notes its calls
 
 
 def test_a_restart_decides_by_steps_of_its_own_whether_the_rest_is_compiled(

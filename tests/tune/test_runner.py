@@ -228,8 +228,8 @@ def test_a_trial_whose_process_is_killed_starts_anew_twice_at_most(
 
 
 def by_value(function: Any) -> Any:
-    """The trial's function as worker processes get it where it is not the module's own: with the
-    globals of here.
+    """Return the trial's function as worker processes get it where it is not the module's own:
+    with the globals of here.
     """
 
     def trial_of_this_test(

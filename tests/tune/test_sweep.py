@@ -31,8 +31,8 @@ Mined = Any
 
 @pytest.fixture
 def my_yaml(mined: Mined, tmp_path: Path) -> Path:
-    """The tiny settings as a user's own file, for a copy of the mined run in this test's own
-    folder.
+    """Write the tiny settings as a user's own file, for a copy of the mined run in this test's
+    own folder.
     """
     return prepared(mined, tmp_path)
 

@@ -167,7 +167,7 @@ def _build(name: str) -> Build:
             f"the head {name} cannot be loaded",
             got=brief(error),
             expected=f"the function {_described(found[0])}",
-            do="mend or uninstall that package",
+            do="fix or uninstall that package",
         ) from error
     return foreign
 

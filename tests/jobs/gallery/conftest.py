@@ -14,7 +14,7 @@ from tests.jobs.gallery.galleries import FEATURE, OURS, uploaded
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Of an empty database of each kind."""
+    """Return that of an empty database of each kind."""
     if request.param == "sqlite":
         return str(tmp_path / "gallery.sqlite")
     name = f"gallery_{time.monotonic_ns()}"
@@ -23,13 +23,13 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Pictures:
-    """Where the service would keep those of `tmp_path / gallery.sqlite`."""
+    """Return where the service would keep those of `tmp_path / gallery.sqlite`."""
     return Pictures(str(tmp_path / "gallery.sqlite.pictures"))
 
 
 @pytest.fixture
 def gallery_db(url: str, pictures: Pictures) -> Iterator[GalleryDatabase]:
-    """Three images: one with an uploaded picture, one with a feature only, one that was deleted."""
+    """Open one of three images: with an uploaded picture, with a feature only, and deleted."""
     with GalleryDatabase.open(url) as opened:
         opened.write(
             [uploaded("uploaded", pictures), Put("bare", FEATURE), Put("gone", FEATURE)], OURS

@@ -128,8 +128,8 @@ def _unit(feature_D: NDArray[np.float32] | None) -> NDArray[np.float32]:
 
 
 def fixed_answers(client: Client, image_ids: Sequence[str], version: int) -> list[Answer]:
-    """What the service says to the same queries each time: by image, by text, by both; by category;
-    exact and not.
+    """Return what the service says to the same queries each time: by image, by text, by both; by
+    category; exact and not.
     """
     queries: list[dict[str, Any]] = [{"text": text} for text in TEXTS]
     queries += [{"image_id": image_id} for image_id in image_ids]

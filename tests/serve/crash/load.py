@@ -68,7 +68,7 @@ class Load:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """The clients at work; in the end each finishes what it has begun, unless they
+        """Have the clients work; in the end each finishes what it has begun, unless they
         have given up.
         """
         self.goes_on, self.gives_up = True, False

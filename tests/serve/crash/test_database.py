@@ -44,8 +44,9 @@ class Writer:
         self.http.close()
 
     def put(self, tag: str, *, pictured: bool = False) -> httpx.Response:
-        """What the service says to a new image, whose id is its tag. What it refuses must not be
-        there.
+        """Return what the service says to a new image, whose id is its tag.
+
+        What it refuses must not be there.
         """
         image = Image(tag, pictured)
         response = self.http.put(

@@ -64,8 +64,8 @@ class Swapped:
         return fingerprint
 
     def bundles(self) -> list[tuple[str, str | None]]:
-        """The digest and the refusal of both replicas, as many answers as it takes to have asked
-        both.
+        """Return the digest and the refusal of both replicas, as many answers as it takes to have
+        asked both.
         """
         infos = [httpx.get(f"{self.url}/v1/info", timeout=60).json() for _ in range(12)]
         return [(info["bundle"]["digest"], info["bundle"].get("refused")) for info in infos]

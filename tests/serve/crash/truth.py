@@ -72,7 +72,7 @@ class Known:
 
     @property
     def possible(self) -> list[Image | None]:
-        """What may be there."""
+        """Return what may be there."""
         return [self.acknowledged, *self.unsure]
 
 
@@ -89,8 +89,9 @@ class Ledger:
         self.known[image_id].unsure.append(image)
 
     def acknowledged(self, image_id: str, image: Image | None, version: int | None) -> None:
-        """A write that was sent is done, and what was sent before it is over; `version` where the
-        service answered it.
+        """Note that a write that was sent is done, and what was sent before it is over.
+
+        `version` where the service answered it.
         """
         unsure = self.known[image_id].unsure
         last = max(index for index, sent in enumerate(unsure) if sent == image)

@@ -56,7 +56,7 @@ def client(ray_cluster: Any, args: ServeArgs) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="module")
 def plain(start_replica: Callable[..., str], service_args: ServeArgs) -> Iterator[httpx.Client]:
-    """A service of the same bundle with an index of its own."""
+    """Start a service of the same bundle with an index of its own."""
     with httpx.Client(base_url=start_replica(service_args, "plain"), timeout=60) as client:
         yield client
 

@@ -50,7 +50,7 @@ class Watched:
 
     @property
     def pid(self) -> int:
-        """The process of the second model."""
+        """Return the process of the second model."""
         call = self._shadow._process._actor.__ray_call__.remote(lambda _: os.getpid())
         return int(ray.get(call))
 

@@ -49,8 +49,8 @@ def clock() -> Clock:
 def log(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[pytest.LogCaptureFixture]:
-    """What is logged; Ray Serve, once it runs, keeps its logger from the root, where pytest
-    listens.
+    """Return what is logged; Ray Serve, once it runs, keeps its logger from the root, where
+    pytest listens.
     """
     monkeypatch.setattr(logging.getLogger("ray.serve"), "propagate", True)
     with caplog.at_level(logging.DEBUG), caplog.at_level(logging.DEBUG, "ray.serve"):
