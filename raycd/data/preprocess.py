@@ -96,7 +96,7 @@ class Preprocess:
 
     def normalise(self, pixels_BHW3: torch.Tensor) -> torch.Tensor:
         """Return float32 (B, 3, H, W), channels last in memory, of uint8 pixels (B, H, W, 3)."""
-        mean, std = (_constant(values, pixels_BHW3.device) for values in (self.mean, self.std))
+        mean, std = (constant(values, pixels_BHW3.device) for values in (self.mean, self.std))
         return pixels_BHW3.float().div_(255).sub_(mean).div_(std).permute(0, 3, 1, 2)
 
     def with_target_pad(self, ratio: float) -> Self:
@@ -218,8 +218,7 @@ class Preprocess:
         return self
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch's
-def _constant(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+def constant(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
     """Return numbers on a device: copying them for each batch would wait for the device."""
     return _copy(values, device)
 

@@ -16,6 +16,7 @@ import torch
 
 from raycd import progress
 from raycd.config import Compile
+from raycd.data import preprocess
 from raycd.errors import ConfigError, brief
 from raycd.model.encoder import Encoder
 from raycd.model.private import compile_error
@@ -59,6 +60,8 @@ def repays(seconds: float) -> bool:
 
 def encode_compiled(encoder: Encoder, must: bool) -> Encoder:
     """Let an encoder encode images and tokens compiled; return it. A second call does nothing."""
+    # Not as its decorator, which would take every process that reads images a second.
+    torch.compiler.assume_constant_result(preprocess.constant)  # type: ignore[no-untyped-call]  # torch's
     for name in ("encode_images", "encode_tokens"):
         if name not in vars(encoder):
             setattr(encoder, name, once(getattr(encoder, name), must=must))

@@ -1,6 +1,7 @@
 """What went wrong in a training and where it went on, told as it happens and kept with its stage.
 
-A failure is noted by Ray Train's controller, the place that it goes on from by the workers that
+A failure is noted by Ray Train's controller (`teller.py`), the place that it goes on from by the
+workers that
 start next; both reach the driver over the `relay.Board`.
 """
 
@@ -11,30 +12,11 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
-from ray.train import UserCallback
-
 from raycd import progress
-from raycd.config import cli
-from raycd.errors import RaycdError, RunError
-from raycd.runtime import private
+from raycd.errors import RunError
 from raycd.runtime.checkpoints import Checkpoints
 
 FILE = "failures.json"
-
-
-class Teller(UserCallback):
-    """A callback of Ray Train's controller that notes failures on a board."""
-
-    def __init__(self, board: Any) -> None:
-        self._board = board
-
-    def after_exception(
-        self, run_context: Any, worker_exceptions: Mapping[int, BaseException]
-    ) -> None:
-        """Note each worker's error."""
-        failed = {worker: _in_a_line(error) for worker, error in worker_exceptions.items()}
-        when = datetime.now(UTC).timestamp()
-        self._board.note.remote({"kind": "failed", "when": when, "errors": failed})
 
 
 class Failures:
@@ -111,17 +93,3 @@ def described(entry: Mapping[str, Any]) -> str:
     place = entry.get("continued_from")
     then = "" if place is None else f"; went on from {place}, workers: {entry['workers']}"
     return f"{entry['when']} {who}{entry['what']}{then}"
-
-
-def _in_a_line(error: BaseException) -> str:
-    """Return what a worker has raised, or how it died, without a traceback."""
-    error = private.cause_of_death(error)
-    ours = [cause for cause in cli.causes(error) if isinstance(cause, RaycdError)]
-    lines = [line.strip() for line in str(ours[0] if ours else error).splitlines() if line.strip()]
-    if not lines:
-        return type(error).__name__
-    if lines[0].startswith("Traceback"):
-        return lines[-1][:300]
-    # Ray says first that an actor has died, and later on why
-    said = [line for line in lines if line.startswith("The actor died")]
-    return (said or lines)[-1 if said else 0][:300]

@@ -66,11 +66,14 @@ def patient_start(seconds: float) -> Iterator[None]:
 
 
 def trainer_class() -> type[Any]:
-    """Return a TorchTrainer that leaves Ctrl-C to its caller.
+    """Return a TorchTrainer that leaves Ctrl-C to its caller, and starts nothing for Ray Data.
 
     Ray Train's own handler (ray pull requests 53600 and 54188) aborts the run and then ends the
     process with code 1, whatever surrounds `fit`. Public callbacks run in the controller, which
     does not get the signal. Superfluous where `fit` raises KeyboardInterrupt after the abort.
+
+    Without datasets, too, an actor that shards them starts before the workers, in two seconds of
+    a CPU. Superfluous where Ray Train starts it for datasets alone.
     """
     import ray
     from ray.train.torch import TorchTrainer
@@ -80,6 +83,10 @@ def trainer_class() -> type[Any]:
 
         def _register_sigint_handler(self, controller: Any) -> None:
             self._controller = controller
+
+        def _create_default_callbacks(self) -> list[Any]:
+            made = super()._create_default_callbacks()
+            return [one for one in made if type(one).__name__ != "DatasetsCallback"]
 
         def fit(self) -> Any:
             """Train; on Ctrl-C stop the workers first."""

@@ -32,10 +32,11 @@ from raycd.model import threads
 from raycd.run import open_uri
 from raycd.runtime import cluster, precision, private, relay
 from raycd.runtime.checkpoints import Checkpoints
-from raycd.runtime.failures import Failures, Teller
+from raycd.runtime.failures import Failures
 from raycd.runtime.keeping import Keeper, Stopped
 from raycd.runtime.live import Live
 from raycd.runtime.mlflow_run import MlflowRun
+from raycd.runtime.teller import Teller
 from raycd.train.loop import Loop, Schedule
 from raycd.train.task import Task
 

@@ -67,10 +67,6 @@ def a_port() -> int:
     return free_port()
 
 
-def slow(part: str) -> Any:
-    return pytest.param(part, marks=pytest.mark.slow)
-
-
 @contextmanager
 def ended(process: subprocess.Popen[str]) -> Iterator[None]:
     """End the process and all below it, whatever happens inside."""
@@ -142,7 +138,8 @@ def job(log: Path) -> Iterator[subprocess.Popen[str]]:
         yield process
 
 
-@pytest.mark.parametrize("part", [RAYLET, slow(HEAD), slow(AGENT)])
+@pytest.mark.slow
+@pytest.mark.parametrize("part", [RAYLET, HEAD, AGENT])
 def test_a_job_that_waits_inside_of_ray_ends(tmp_path: Path, part: str) -> None:
     with job(tmp_path / "log") as process:
         assert_ends(process, part, tmp_path / "log")

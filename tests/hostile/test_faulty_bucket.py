@@ -7,6 +7,7 @@ import tarfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -63,10 +64,14 @@ def png(seed: int) -> bytes:
     return data.getvalue()
 
 
+def slow(value: object) -> Any:
+    return pytest.param(value, marks=pytest.mark.slow)
+
+
 PASSING = ["503 SlowDown", "503 ServiceUnavailable", "500 InternalError", "gone"]
 
 
-@pytest.mark.parametrize("kind", [*PASSING, "cut"])
+@pytest.mark.parametrize("kind", [PASSING[0], *map(slow, PASSING[1:]), "cut"])
 def test_pictures_are_read_through_a_burst_of_failures(
     bucket: FaultyStore, base: str, kind: str
 ) -> None:
@@ -92,7 +97,7 @@ def test_an_answer_that_is_too_slow_is_asked_for_again(
     assert len([each for each in bucket.asked if each.startswith("GET")]) == 2
 
 
-@pytest.mark.parametrize("kind", [*PASSING, "cut"])
+@pytest.mark.parametrize("kind", [*map(slow, PASSING), "cut"])
 def test_tar_files_and_tables_are_read_through_failures_in_the_middle(
     bucket: FaultyStore, base: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,7 +123,7 @@ def test_tar_files_and_tables_are_read_through_failures_in_the_middle(
         list(TarRows([f"{base}/0.tar"]).batches(0, 4))
 
 
-@pytest.mark.parametrize("kind", PASSING)
+@pytest.mark.parametrize("kind", [PASSING[0], *map(slow, PASSING[1:])])
 def test_a_run_is_written_through_a_burst_of_failures(
     bucket: FaultyStore, base: str, kind: str
 ) -> None:
@@ -136,7 +141,7 @@ def test_a_run_is_written_through_a_burst_of_failures(
     assert (run.read_json("metrics0"), run.read_json("metrics1")) == (1, 2)
 
 
-@pytest.mark.parametrize("after", range(7))
+@pytest.mark.parametrize("after", [0, *map(slow, range(1, 6)), 6])
 def test_a_bucket_that_goes_while_a_stage_is_written_loses_nothing_that_workers_have_written(
     bucket: FaultyStore, base: str, after: int
 ) -> None:

@@ -109,6 +109,7 @@ def two(number: int, folder: str) -> None:
         Path(folder, str(number)).write_text(str(error))
 
 
+@pytest.mark.slow
 def test_all_workers_end_where_the_loss_of_one_is_nan(tmp_path: Path) -> None:
     run_two(two, str(tmp_path))
     first, second = ((tmp_path / str(number)).read_text() for number in range(2))

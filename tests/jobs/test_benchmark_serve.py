@@ -213,6 +213,7 @@ def test_clients_ask_with_pictures_and_new_texts_until_the_time_is_over(
     assert (seen.errors, seen.client_ms > 0) == (0, True)
 
 
+@pytest.mark.slow
 @NEEDS_WRK
 def test_a_rate_is_kept_and_another_load_can_run_beside_it(
     listener: Listener, requests: Path

@@ -138,6 +138,7 @@ def test_a_head_that_learns_from_titles_alone_is_trained_without_triplets_and_se
     assert pipeline.run(config).done == []
 
 
+@pytest.mark.slow
 def test_a_folder_of_ten_pictures_is_served_with_the_sum(
     tmp_path: Path,
     tiny_settings: dict[str, Any],

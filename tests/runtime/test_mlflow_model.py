@@ -185,6 +185,7 @@ def run_pinned(script: str, *arguments: str, cwd: Path, path: str = "") -> str:
     return done.stdout.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_the_requirements_are_all_that_the_source_of_a_model_imports(tmp_path: Path) -> None:
     script = """
 import raycd.runtime.mlflow_model

@@ -193,7 +193,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 4])
 def test_workers_have_losses_gradients_and_weights_of_one(
     folder: Path, tiny_configs: str, world: int
 ) -> None:

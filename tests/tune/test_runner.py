@@ -283,6 +283,7 @@ def test_a_trial_that_cannot_be_kept_ends_the_sweep_with_that_error_and_is_not_r
     assert list(files(space)) == [f"{numbers[0]:05d}.json"]
 
 
+@pytest.mark.slow
 def test_a_trial_reads_no_image_runs_no_encoder_and_never_sees_val(
     mined: Mined, small_space: Callable[..., Space], tmp_path: Path
 ) -> None:

@@ -33,7 +33,7 @@ def test_no_request_is_an_error_of_the_service(live_url: str) -> None:
 def fuzz(strategy: Any) -> None:
     @seed(0)
     @settings(
-        max_examples=20, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+        max_examples=10, deadline=None, database=None, suppress_health_check=list(HealthCheck)
     )
     @given(case=strategy)
     def check(case: Any) -> None:

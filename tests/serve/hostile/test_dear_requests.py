@@ -300,6 +300,7 @@ def test_json_of_many_values_is_refused_before_it_is_read(url: str) -> None:
     )
 
 
+@pytest.mark.slow
 def test_images_of_few_bytes_and_many_pixels_delay_no_others(url: str) -> None:
     image = base64.b64encode(png(Image.new("L", (7000, 7000)))).decode()
 

@@ -161,6 +161,7 @@ def test_it_yields_to_the_answers(watched: Watched) -> None:
     assert os.getpriority(os.PRIO_PROCESS, watched.pid) >= NICE
 
 
+@pytest.mark.slow
 def test_when_it_dies_searches_are_answered_failures_counted_and_it_comes_again(
     shadowed: httpx.Client, watched: Watched, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -206,6 +207,7 @@ def numbers(text: str, name: str) -> list[float]:
     return [float(line.split()[-1]) for line in lines]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use", ["shadow", "users"])
 def test_a_second_model_that_cannot_be_loaded_leaves_the_first_as_it_is(
     start: Start, first: httpx.Client, tiny_bundle: Any, tmp_path: Path, use: str
