@@ -23,6 +23,9 @@ STAMP = $(VENV)/.raycd-$(EXTRA)-$(firstword $(shell cksum < requirements.lock))
 # (an editable installation would bind it to the last of them).
 export PYTHONPATH := $(CURDIR)
 
+# Images for containers often set it; here Ray starts process after process that would compile raycd's modules anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo serve test test-all lint format lock clean
 
