@@ -85,7 +85,7 @@ def trainer_class() -> type[Any]:
             self._controller = controller
 
         def _create_default_callbacks(self) -> list[Any]:
-            made = super()._create_default_callbacks()
+            made = super()._create_default_callbacks()  # type: ignore[misc]  # Ray's own
             return [one for one in made if type(one).__name__ != "DatasetsCallback"]
 
         def fit(self) -> Any:
