@@ -75,6 +75,9 @@ def main(options: cli.Options) -> None:
             expected="--bundle alone beside it",
             do="leave one of them out: --protocol and --per-query measure val",
         )
+    for option, path in (("--per-query", asked.per_query), ("--submission", asked.submission)):
+        if path:
+            _check_path(option, Path(path), is_folder=option == "--submission")
     if asked.submission:
         submit(config, asked.bundle, Path(asked.submission))
     elif asked.protocol or asked.per_query or asked.endpoint or asked.bundle:
@@ -85,6 +88,18 @@ def main(options: cli.Options) -> None:
 
         run = pipeline.run(config, until="evaluate").run
         print(final_table(pipeline.recorded(run, "evaluate")))
+
+
+def _check_path(option: str, path: Path, *, is_folder: bool) -> None:
+    """Raise ConfigError where nothing can be written there, before anything is measured."""
+    there = next(one for one in (path, *path.absolute().parents) if one.exists())
+    fits = there.is_dir() if is_folder else path.parent.is_dir() and not path.is_dir()
+    if not fits:
+        raise ConfigError(
+            f"{option} cannot be written there",
+            got=path,
+            expected="a folder" if is_folder else "a file in a folder that is there",
+        )
 
 
 def measure(config: Config, asked: argparse.Namespace) -> None:

@@ -150,6 +150,9 @@ def test_a_service_that_is_not_there_is_one_message(
         (["--endpoint", "http://127.0.0.1:9", "--bundle", "x"], "leave one of them out"),
         (["--submission", "x"], "no evaluation server"),
         (["--submission", "x", "--per-query", "y.parquet"], "--protocol or --per-query beside it"),
+        (["--per-query", "absent/y.parquet"], "a file in a folder that is there"),
+        (["--per-query", str(Path(__file__).parent)], "a file in a folder that is there"),
+        (["--submission", __file__, "--data.format", "circo"], "cannot be written there"),
     ],
 )
 def test_mistakes_are_one_message(
