@@ -171,7 +171,15 @@ def _named(heads: str) -> dict[str, str]:
     if heads == "all":
         return {name: name for name in known}
     found: dict[str, str] = {}
-    for word in _words(heads, "--heads"):
+    words = _words(heads, "--heads")
+    if "all" in words:
+        raise ConfigError(
+            "--heads names all, and more beside it",
+            got=heads,
+            expected="all, or names of heads",
+            do="leave the others out",
+        )
+    for word in words:
         row, _, head = word.partition("=")
         head = head or row
         if head in _APART:
