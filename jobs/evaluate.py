@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 
 from raycd.config import Config, Protocol, cli
 from raycd.errors import ConfigError
+from raycd.errors import program as called
 
 if TYPE_CHECKING:
     from raycd.data.schema import Dataset
@@ -75,6 +76,9 @@ def main(options: cli.Options) -> None:
             expected="--bundle alone beside it",
             do="leave one of them out: --protocol and --per-query measure val",
         )
+    for option, path in (("--per-query", asked.per_query), ("--submission", asked.submission)):
+        if path:
+            _check_path(option, path, is_folder=option == "--submission")
     if asked.submission:
         submit(config, asked.bundle, Path(asked.submission))
     elif asked.protocol or asked.per_query or asked.endpoint or asked.bundle:
@@ -85,6 +89,19 @@ def main(options: cli.Options) -> None:
 
         run = pipeline.run(config, until="evaluate").run
         print(final_table(pipeline.recorded(run, "evaluate")))
+
+
+def _check_path(option: str, name: str, *, is_folder: bool) -> None:
+    """Raise ConfigError where nothing can be written there, before anything is measured."""
+    path = Path(name)
+    there = next(one for one in (path, *path.absolute().parents) if one.exists())
+    fits = there.is_dir() if is_folder else path.parent.is_dir() and not path.is_dir()
+    if not fits:
+        raise ConfigError(
+            f"{option} cannot be written there",
+            got=name,
+            expected="a folder" if is_folder else "a file in a folder that is there",
+        )
 
 
 def measure(config: Config, asked: argparse.Namespace) -> None:
@@ -116,7 +133,15 @@ def answers(
     from raycd.runtime.stages import Context
 
     if asked.endpoint:
-        dataset = Context(config, pipeline.run_folder(config)).dataset
+        run = pipeline.run_folder(config)
+        if config.data.format == "synthetic" and run.record("catalogue") is None:
+            raise ConfigError(
+                "the queries are not there: nothing has drawn the demo data yet",
+                got=run.root,
+                expected="the run whose bundle the service has",
+                do=f"run {called('jobs/train.py')} with the same settings first",
+            )
+        dataset = Context(config, run).dataset
         key = os.environ.get("RAYCD_API_KEY")  # never an option: others can read those
         with Client(asked.endpoint, api_key=key) as client:
             return dataset, [

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from raycd.config import Config, field_types, flatten, layers
-from raycd.errors import ConfigError, WeightsError
+from raycd.errors import ConfigError, WeightsError, program
 from raycd.model import fusion
 from raycd.model.fusion import Head, joint, lincir
 from raycd.model.precision import in_place_of_auto
@@ -24,6 +24,10 @@ VARIANTS = (ORIGINAL, PSEUDO)
 EPOCHS, TRIPLETS = "epochs", "triplets"
 FORMS = {EPOCHS: "at equal epochs", TRIPLETS: "at equal triplets seen"}
 
+_APART = {
+    joint.NAME: "asks of the encoder what features do not hold",
+    lincir.NAME: "learns from titles, and from no triplet",
+}
 _OF_STAGE = {stage.name: tuple(stage.settings) for stage in STAGES}
 _OF_ALL = tuple(f"stage2.{name}" for name in ("head", "epochs", "pseudo", "select_on", "select_by"))
 
@@ -163,14 +167,28 @@ def _nothing_to_set(row: str) -> ConfigError:
 
 def _named(heads: str) -> dict[str, str]:
     """Return row -> head of "all", or of NAME or ROW=HEAD, separated by commas."""
-    # One asks of the encoder what features do not hold, the other learns from no triplet
-    known = [name for name in fusion.names() if name not in (joint.NAME, lincir.NAME)]
+    known = [name for name in fusion.names() if name not in _APART]
     if heads == "all":
         return {name: name for name in known}
     found: dict[str, str] = {}
-    for word in _words(heads, "--heads"):
+    words = _words(heads, "--heads")
+    if "all" in words:
+        raise ConfigError(
+            "--heads names all, and more beside it",
+            got=heads,
+            expected="all, or names of heads",
+            do="leave the others out",
+        )
+    for word in words:
         row, _, head = word.partition("=")
         head = head or row
+        if head in _APART:
+            raise ConfigError(
+                "--heads names a head that no comparison has",
+                got=head,
+                expected=f"all, or some of {', '.join(known)}: {head} {_APART[head]}",
+                do=f"measure it by itself: {program('jobs/train.py')} --stage2.head {head}",
+            )
         if head not in known:
             near = layers.nearest(head, known)
             raise ConfigError(

@@ -127,13 +127,13 @@ def _short(metric: Metric) -> str:
 
 
 def _record(table: Table, line: Line) -> dict[str, object]:
-    method, difference = line.method, line.difference
+    method, difference, own = line.method, line.difference, line.metric.category
     values: dict[str, object] = {
         "table": table.key,
         "method": method.name,
         "metric": str(line.metric),
         "seeds": len(method.answers.seeds or ()),
-        "queries": len(method.answers.categories),
+        "queries": sum(own in (AVERAGE, one) for one in method.answers.categories),
         "mean": line.spread.mean,
         "sd": line.spread.sd,
         "low": line.spread.low,

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from raycd.config import Config, Section, field_types
+from raycd.config.section import IN_WORDS
 from raycd.errors import ConfigError
 from raycd.redact import without_passwords
 
@@ -223,6 +224,8 @@ def _explained(details: ErrorDetails, given: Mapping[str, Given]) -> ConfigError
             return ConfigError(message)
         return _problem(name, given[name], message)
     expected = details["msg"].removeprefix("Input should be ")
+    if details["type"] == "string_pattern_mismatch":
+        expected = IN_WORDS.get(details["ctx"]["pattern"], expected)
     if details["type"] == "string_type":
         expected += " (in quotes)"
     return _problem(name, given.get(name, Given(details["input"], "default")), expected)

@@ -9,6 +9,8 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 from typing_extensions import TypedDict
 
 from raycd.config.section import (
+    Alias,
+    AliasOrNone,
     Count,
     Positive,
     Protocol,
@@ -186,9 +188,9 @@ class TrackingConfig(Section):
 class RegistryConfig(Section):
     """Aliases of the registered model, which a better version takes."""
 
-    alias: Annotated[str, Field(pattern=r"^([A-Za-z_][A-Za-z0-9_-]*)?$")] = ""
+    alias: AliasOrNone = ""
     """Alias that the new version gets where it is better than the champion; empty sets none."""
-    champion: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_-]*$")] = "champion"
+    champion: Alias = "champion"
     """Alias of the version in use, with which it is compared."""
     metric: Text = "recall@10"
     """What they are compared by, as tune.metric, on val: its difference's 95% interval over queries

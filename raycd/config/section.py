@@ -12,13 +12,27 @@ Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0.0)]
 Text = Annotated[str, Field(min_length=1)]
-RunName = Annotated[str, Field(pattern=r"^(\w[\w.-]*)?$")]
 Precision = Literal["auto", "fp32", "bf16"]
 CountOrAuto = Count | Literal["auto"]
 Compile = Literal["auto"] | bool
 SelectOn = Literal["selection", "val", "last"]
 Protocol = Literal["original", "original-masked", "val"]
-Measure = Annotated[str, Field(pattern=r"^(recall@[1-9]\d*|recall_subset@[123])$")]
+
+_NAME = r"^(\w[\w.-]*)?$"
+_ALIAS = r"^[A-Za-z_][A-Za-z0-9_-]*$"
+_ALIAS_OR_NONE = r"^([A-Za-z_][A-Za-z0-9_-]*)?$"
+_MEASURE = r"^(recall@[1-9]\d*|recall_subset@[123])$"
+RunName = Annotated[str, Field(pattern=_NAME)]
+Alias = Annotated[str, Field(pattern=_ALIAS)]
+AliasOrNone = Annotated[str, Field(pattern=_ALIAS_OR_NONE)]
+Measure = Annotated[str, Field(pattern=_MEASURE)]
+IN_WORDS = {
+    _NAME: "letters, digits, _ . and -, with a letter, a digit or _ first",
+    _ALIAS: "letters from A to Z, digits, _ and -, with a letter or _ first",
+    _ALIAS_OR_NONE: "nothing, or letters from A to Z, digits, _ and -, with a letter or _ first",
+    _MEASURE: "recall@K, or recall_subset@1, 2 or 3",
+}
+"""What a pattern asks for, as it is said to a person."""
 
 
 class Section(BaseModel):

@@ -83,7 +83,8 @@ def _images(entry: Any, where: str) -> list[tuple[str, tuple[str, str, str]]]:
 
 
 def _image(image: Any) -> tuple[str, tuple[str, str, str]]:
-    if isinstance(image, dict) and "instance_bbox" in image:
+    # As GeneCIS's code: what has a number of COCO is a whole photograph, whatever else it has
+    if isinstance(image, dict) and "val_image_id" not in image:
         left, top, width, height = (float(number) for number in image["instance_bbox"])
         number = int(image["image_id"])
         box = parts.Box(left, top, width, height)

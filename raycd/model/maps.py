@@ -215,12 +215,12 @@ def _forward_features(trunk: Any, tell: Callable[[Any], None]) -> Iterator[None]
     """Tell what timm's `forward_features` returns: a method, for which there are no hooks."""
     method = trunk.forward_features
 
-    def told(*args: Any, **kwargs: Any) -> Any:
+    def noted(*args: Any, **kwargs: Any) -> Any:
         output = method(*args, **kwargs)
         tell(output)
         return output
 
-    trunk.forward_features = told
+    trunk.forward_features = noted
     try:
         yield
     finally:

@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         rows = [size(name, asked.configs).row() for name in asked.names]
     except RaycdError as error:
-        print(error, file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     print("\n".join([HEAD, *rows]))
     return 0

@@ -46,7 +46,7 @@ def name_of(state: State) -> str:
     return name if state.place is None else f"{name}-step-{state.place.batches:06d}"
 
 
-def told(name: str) -> str:
+def in_words(name: str) -> str:
     """Return in words where a checkpoint is: "epoch 4, step 120"; any other name as it is."""
     if not _OURS.fullmatch(name):
         return name or "the beginning"

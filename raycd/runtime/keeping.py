@@ -16,7 +16,7 @@ from torch import distributed
 
 from raycd.distributed import rank, world_size
 from raycd.errors import RaycdError, RunError, brief
-from raycd.runtime.checkpoints import Checkpoints, told
+from raycd.runtime.checkpoints import Checkpoints, in_words
 from raycd.train.checkpoint import State
 from raycd.train.loop import EpochResult, Loop
 
@@ -74,7 +74,7 @@ class Keeper:
             state, names[0], damaged = self._checkpoints.newest()
             for damage in damaged:
                 self.tell("warning", text=f"a checkpoint is damaged and not used: {damage}")
-            self.tell("began", place=told(names[0]), workers=world_size())
+            self.tell("began", place=in_words(names[0]), workers=world_size())
         self.tell("worker", rank=rank(), where=socket.gethostname(), process=os.getpid())
         if world_size() > 1:
             distributed.broadcast_object_list(names)

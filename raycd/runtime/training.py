@@ -150,7 +150,7 @@ def _of_store(storage: str) -> Iterator[None]:
         causes = list(cli.causes(error))
         if is_local(storage) or any(isinstance(cause, RaycdError) for cause in causes):
             raise
-        found = stores.told(storage, causes, RunError)
+        found = stores.translate_error(storage, causes, RunError)
         if found is None:
             raise
         raise found from error

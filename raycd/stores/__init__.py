@@ -125,7 +125,9 @@ def ask(
     raise AssertionError("the last try returns or raises")
 
 
-def told(uri: str, errors: Iterable[BaseException], kind: type[RaycdError]) -> RaycdError | None:
+def translate_error(
+    uri: str, errors: Iterable[BaseException], kind: type[RaycdError]
+) -> RaycdError | None:
     """Return the first of these errors that a store has raised as one of ours; None: none has.
 
     For libraries that ask a store by themselves, such as Ray Train.

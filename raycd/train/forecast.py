@@ -9,7 +9,7 @@ import torch
 from raycd.config import Config, EncoderConfig, presets
 from raycd.model.encoder import create
 from raycd.model.threads import usable_cpus
-from raycd.train.pretrain import DEMO_MODEL, ImagesAndTexts
+from raycd.train.pretrain import DEMO_MODEL, Contrast
 
 BATCH = 64
 # The demo's seconds are these, which Ray and the data take, and so many times those of a batch:
@@ -30,7 +30,7 @@ def demo_seconds() -> float:
     threads = torch.get_num_threads()
     torch.set_num_threads(usable_cpus())
     encoder = create(EncoderConfig(name=DEMO_MODEL, pretrained=""))
-    model = ImagesAndTexts(encoder).train()
+    model = Contrast(encoder).train()
     size = encoder.preprocess.size[0]
     pixels = torch.zeros(BATCH, size, size, 3, dtype=torch.uint8)
     tokens = encoder.tokenize(["a photo of a red dress"] * BATCH)

@@ -18,6 +18,7 @@ from raycd.data.demo.synthetic import pretraining_pairs
 from raycd.durable import create_folder_once
 from raycd.model import threads
 from raycd.model.encoder import Encoder, create
+from raycd.progress import Bar
 from raycd.run import fingerprint
 from raycd.train.batches import Rows
 from raycd.train.loop import Loop, Schedule
@@ -50,7 +51,12 @@ def pretrain(config: PretrainConfig, target_pad: float | None) -> Encoder:
     schedule = Schedule(
         config.epochs, config.batch_size, config.lr, config.seed, warmup=0.1, decay="cosine"
     )
-    Loop(PreTrain(encoder, config), schedule).run(lambda result, save: None)
+    loop = Loop(
+        PreTrain(encoder, config),
+        schedule,
+        bar=lambda total, start: Bar(PreTrain.name, total=total, unit="images", start=start),
+    )
+    loop.run(lambda result, save: None)
     return encoder.cpu().eval()
 
 
@@ -61,7 +67,7 @@ class PreTrain:
 
     def __init__(self, encoder: Encoder, config: PretrainConfig) -> None:
         self.encoder, self.config = encoder, config
-        self.module: nn.Module = ImagesAndTexts(encoder)
+        self.module: nn.Module = Contrast(encoder)
         pairs = list(pretraining_pairs(config.seed, config.images, encoder.preprocess.size[0]))
         self.pixels = torch.stack([encoder.preprocess(image) for image, _ in pairs])
         self.tokens = encoder.tokenize([text for _, text in pairs])
@@ -103,7 +109,7 @@ class PreTrain:
         return None
 
 
-class ImagesAndTexts(nn.Module):
+class Contrast(nn.Module):
     """Encoder -> logits (B, B) of images against texts."""
 
     def __init__(self, encoder: Encoder) -> None:

@@ -124,6 +124,7 @@ def test_csv_has_every_metric_as_fractions() -> None:
     assert float(row["difference_low"]) == line.difference.low
     assert float(row["p_holm"]) == line.corrected_p
     assert (row["seeds"], row["queries"], row["baseline"]) == ("2", "60", "combiner")
+    assert (rows[8]["metric"], rows[8]["queries"]) == ("dress/recall@10", "40")
     assert (rows[3]["baseline"], rows[3]["difference"], rows[0]["sd"]) == ("", "", "")
 
 

@@ -149,7 +149,7 @@ def test_flatten_gives_scalars_by_dotted_names() -> None:
         (
             {"name": "../elsewhere"},
             "name: impossible value|'../elsewhere' (layer 0)|"
-            r"String should match pattern '^(\w[\w.-]*)?$'",
+            "letters, digits, _ . and -, with a letter, a digit or _ first",
         ),
         (
             {"evaluate": {"ks": ["a", "b"]}},

@@ -31,7 +31,7 @@ def root(tmp_path: Path) -> Path:
         (tmp_path / folder).mkdir()
     objects = [
         {
-            "reference": {"val_image_id": 1},
+            "reference": {"val_image_id": 1, "instance_bbox": BOXES[0]},
             "target": {"val_image_id": 2},
             "gallery": [{"val_image_id": 3}, {"val_image_id": 4}],
             "condition": "car",

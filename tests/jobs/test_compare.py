@@ -50,6 +50,8 @@ def here(my_yaml: Path, *argv: str) -> int:
         (["--set", "tirg.stage2"], "--set cannot be read\n"),
         (["--seeds", "0"], "--seeds: impossible value\n"),
         (["--table", "2", "--seeds", "0"], "--seeds: impossible value\n"),
+        (["--concurrent", "-1"], "--concurrent: impossible value\n"),
+        (["--table", "2", "--concurrent", "-1"], "--concurrent: impossible value\n"),
         (
             ["--table", "2", "--heads", "tirg", "--set", "tirg.stage2.lr=1"],
             "got:      --heads, --set",

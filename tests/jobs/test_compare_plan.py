@@ -62,8 +62,13 @@ def test_a_row_can_have_its_own_pseudo_triplets_and_loss() -> None:
     [
         ({"heads": "combine"}, "--heads names no fusion head\n  got:      combine\n"),
         ({"heads": "combiner,x=nothing"}, "--heads names no fusion head\n  got:      nothing\n"),
+        ({"heads": "all,combiner"}, "--heads names all, and more beside it\n"),
         ({"heads": "combiner,combiner=clip_cd"}, "two rows have one name"),
-        ({"heads": "combiner,joint"}, "--heads names no fusion head\n  got:      joint\n"),
+        (
+            {"heads": "combiner,joint"},
+            "--heads names a head that no comparison has\n  got:      joint",
+        ),
+        ({"heads": "lincir"}, "--heads names a head that no comparison has\n  got:      lincir\n"),
         ({"heads": "sum=clip_cd"}, "two rows have one name"),
         ({"heads": "sum"}, "--heads names no head that trains"),
         ({"heads": "combiner,"}, "--heads cannot be read"),

@@ -150,6 +150,9 @@ def test_a_service_that_is_not_there_is_one_message(
         (["--endpoint", "http://127.0.0.1:9", "--bundle", "x"], "leave one of them out"),
         (["--submission", "x"], "no evaluation server"),
         (["--submission", "x", "--per-query", "y.parquet"], "--protocol or --per-query beside it"),
+        (["--per-query", "absent/y.parquet"], "a file in a folder that is there"),
+        (["--per-query", str(Path(__file__).parent)], "a file in a folder that is there"),
+        (["--submission", __file__, "--data.format", "circo"], "cannot be written there"),
     ],
 )
 def test_mistakes_are_one_message(
@@ -162,3 +165,14 @@ def test_mistakes_are_one_message(
     assert said.err.count("error: ") == 1
     assert part in said.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_queries_that_nobody_has_drawn_are_asked_of_no_service(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--preset", "demo", "--runs", str(tmp_path), "--endpoint", "http://127.0.0.1:9"]
+    code = cli.run(evaluate.main, argv, prog="evaluate", description="", flags=evaluate.flags)
+    said = capsys.readouterr().err
+    assert code == 2
+    assert "nothing has drawn the demo data yet" in said
+    assert "jobs/train.py with the same settings first" in said

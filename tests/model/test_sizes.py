@@ -27,4 +27,6 @@ def test_a_cocas_writer_of_captions_is_loaded_but_not_trained() -> None:
 
 def test_an_unknown_name_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert sizes.main(["ViT-B-33"]) == 2
-    assert "ViT-B-32" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.startswith("error: encoder.name names no model\n")
+    assert "ViT-B-32" in said

@@ -11,7 +11,7 @@ import torch
 from s3fs import S3FileSystem
 from torch import nn
 
-from raycd.runtime.checkpoints import FILE_OF_RAY, Checkpoints, told
+from raycd.runtime.checkpoints import FILE_OF_RAY, Checkpoints, in_words
 from raycd.train.checkpoint import HISTORY, OPTIMIZER, PLACE, WEIGHTS, State
 from raycd.train.place import Place
 
@@ -58,7 +58,7 @@ def test_the_two_newest_and_the_best_epochs_are_kept_and_those_inside_of_epochs_
         "epoch-0002",
     ]
     newest, name, damaged = checkpoints.newest()
-    assert (name, told(name), damaged) == ("epoch-0003-step-000120", "epoch 4, step 120", [])
+    assert (name, in_words(name), damaged) == ("epoch-0003-step-000120", "epoch 4, step 120", [])
     assert newest is not None
     assert newest.place is not None
     assert (newest.place.batches, newest.place.seconds) == (120, 1.5)
@@ -96,7 +96,7 @@ def test_where_none_can_be_read_the_training_begins_anew(tmp_path: Path) -> None
     file = tmp_path / "absent" / checkpoints.write(state([0.5])) / WEIGHTS
     file.write_bytes(b"")
     newest, name, damaged = checkpoints.newest()
-    assert (newest, told(name), len(damaged)) == (None, "the beginning", 1)
+    assert (newest, in_words(name), len(damaged)) == (None, "the beginning", 1)
 
 
 def test_in_a_bucket_one_counts_only_with_its_history_which_comes_last_and_goes_first(

@@ -7,7 +7,7 @@ import torch
 from raycd.config import PretrainConfig
 from raycd.model.encoder import Encoder, load_saved
 from raycd.train import pretrain
-from raycd.train.pretrain import ImagesAndTexts, cached
+from raycd.train.pretrain import Contrast, cached
 
 
 @pytest.fixture
@@ -59,5 +59,5 @@ def test_pretraining_logits_are_cosines_times_the_learnt_scale(
         image, text = encoder.encode_images(pixels), encoder.encode_tokens(tokens)
         expected = torch.cosine_similarity(image[:, None], text[None], dim=-1) / 0.07
         torch.testing.assert_close(
-            ImagesAndTexts(encoder)(pixels, tokens), expected, rtol=1e-4, atol=1e-4
+            Contrast(encoder)(pixels, tokens), expected, rtol=1e-4, atol=1e-4
         )
