@@ -117,13 +117,15 @@ def fitted(config: Config, found: Dataset | None) -> Config:
     withheld = config.compose.when == "withhold"
     if withheld or (found and without_own_triplets(config, found) and not composes(config, found)):
         last, head = {"select_on": "last"}, config.stage2.head
+        untrained: dict[str, Any] = {}
         if not fusion.head_class(head).on_titles:
-            head = "sum"
+            # That of a bundle is served as it is
+            untrained = {"epochs": 0} if config.encoder.bundle else {"head": "sum"}
         progress.say(
             "there are no train triplets, and none are composed: nothing is trained on triplets, "
-            f"and the head {head} is served"
+            f"and the head {untrained.get('head', head)} is served"
         )
-        stage2 = config.stage2.model_copy(update={"head": head, **last})
+        stage2 = config.stage2.model_copy(update={**untrained, **last})
         stage1 = config.stage1.model_copy(update={"finetune": "none", **last})
         changes |= {"stage1": stage1, "stage2": stage2}
     return config.model_copy(update=changes) if changes else config
