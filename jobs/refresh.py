@@ -169,11 +169,10 @@ class Refresh:
         An earlier raycd has noted the first of what it was done of alone.
         """
         file = self.folder / f"{step}.json"
-        left = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"of": None}
-        if left["of"] not in (of[0], list(of)):
+        if not file.exists():
             return None
-        found: dict[str, Any] = left["found"]
-        return found
+        left: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return left["found"] if left["of"] in (of[0], list(of)) else None
 
     def _once(
         self, step: str, of: Sequence[str], work: Callable[[], dict[str, Any]]
