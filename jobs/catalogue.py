@@ -52,6 +52,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
 def main(options: cli.Options) -> None:
     """Run what is missing, and print and write the table."""
     from raycd.compare.writing import grid
+    from raycd.data.read import read
     from raycd.run import open_uri
     from raycd.runtime import pipeline
 
@@ -61,6 +62,12 @@ def main(options: cli.Options) -> None:
             "--seeds: impossible value", got=options.flags.seeds, expected="1 or more"
         )
     name = pipeline.run_name(config)
+    drawn = config.data.format == "synthetic"
+    if not drawn and not len(read(config.data).triplets_of("val")):
+        raise ConfigError(
+            "there are no val triplets to measure on",
+            do="add a table of triplets with split val (data.triplets)",
+        )
     seeds = range(config.seed, config.seed + options.flags.seeds)
     found = {(run, seed): _measured(config, name, run, seed) for seed in seeds for run in RUNS}
     shown = grid(_table(config, found, list(seeds))).markdown()
@@ -81,11 +88,6 @@ def _measured(config: Config, name: str, run: str, seed: int) -> dict[str, Any]:
     own = Config.model_validate({**tree, "name": f"{name}-{run}-{seed}", "seed": seed})
     outcome = pipeline.run(own, until="evaluate")
     val = Context(own, outcome.run).dataset.triplets_of("val")
-    if not len(val):
-        raise ConfigError(
-            "there are no val triplets to measure on",
-            do="add a table of triplets with split val (data.triplets)",
-        )
     return {
         "ranks": pipeline.recorded(outcome.run, "evaluate")["ranks"],
         "categories": dict(

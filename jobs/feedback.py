@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from raycd import __version__
+from raycd import __version__, progress
 from raycd.config import Config, cli, settings
 from raycd.data.schema import Dataset
 from raycd.durable import replace_folder
@@ -64,6 +64,14 @@ def rules(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="Queries that are not trained on, to measure with. (%(default)s)",
     )
+    own(
+        "--negatives",
+        type=int,
+        default=triplets.NEGATIVES,
+        metavar="N",
+        help="Most hard negatives of a triplet; none where the loss of stage2.head takes none. "
+        "(%(default)s)",
+    )
 
 
 def main(options: cli.Options) -> None:
@@ -76,17 +84,20 @@ def main(options: cli.Options) -> None:
     for line in lines(made):
         print(line)
     print(f"manifest:  {asked.out}")
-    print(f"next:      jobs/train.py --name NAME --data.format manifest --data.root {asked.out}")
+    kind = layout(made)
+    print(f"next:      jobs/train.py --name NAME --data.format {kind} --data.root {asked.out}")
 
 
 def make(config: Config, asked: argparse.Namespace, out: Path) -> dict[str, Any]:
     """Write the manifest, that of the held back queries in it, and return its provenance.
 
     Raises:
-        DataError: There is no feedback, or no triplet can be made of it.
+        ConfigError: An option is impossible.
+        DataError: There is no feedback, or no triplet can be made of it, or those that the run has
+            composed are not there.
         GalleryError: The gallery cannot be read.
     """
-    since = _seconds(asked.since)
+    since, negatives = _seconds(asked.since), _negatives(config, asked.negatives)
     with StoredGallery.open(asked.gallery, asked.pictures) as stored:
         found, version = _sessions(stored, since), stored.gallery_db.version()
         images = {
@@ -96,7 +107,10 @@ def make(config: Config, asked: argparse.Namespace, out: Path) -> dict[str, Any]
     base = _base(config)
     positions = propensity.estimate(found, asked.correct)
     learned = triplets.learn(
-        found, positions.values, support=asked.support, texts=_known_texts(base)
+        *(found, positions.values),
+        support=asked.support,
+        texts=_known_texts(base),
+        negatives=negatives,
     )
     placed = manifest.place(learned, images, base.triplets_of("val"), held_back=asked.held_back)
     if not placed.train:
@@ -109,6 +123,7 @@ def make(config: Config, asked: argparse.Namespace, out: Path) -> dict[str, Any]
             do="lower --support, or wait for more events",
         )
     made = _provenance(found, positions, placed, asked, version)
+    made |= {"negatives": negatives, "val": len(base.triplets_of("val"))}
     out.parent.mkdir(parents=True, exist_ok=True)
     with replace_folder(out) as folder:
         manifest.write(manifest.with_feedback(base, placed.train, images), folder)
@@ -116,6 +131,11 @@ def make(config: Config, asked: argparse.Namespace, out: Path) -> dict[str, Any]
         manifest.write(manifest.held_back(placed.held_back, images), folder / HELD_BACK)
         (folder / PROVENANCE).write_text(json.dumps(made, indent=1), encoding="utf-8")
     return made
+
+
+def layout(made: dict[str, Any]) -> str:
+    """Return the data.format to train on: without val triplets a manifest is refused."""
+    return "catalogue" if made.get("val") == 0 else "manifest"
 
 
 def lines(made: dict[str, Any]) -> list[str]:
@@ -144,15 +164,40 @@ def _sessions(stored: StoredGallery, since: float) -> list[Session]:
     return found
 
 
+def _negatives(config: Config, most: int) -> int:
+    """Return how many hard negatives a triplet may have."""
+    from raycd.model import fusion
+
+    if most < 0:
+        raise ConfigError("--negatives: impossible value", got=most, expected="0 or more")
+    head = config.stage2.head
+    if most and not fusion.head_class(head).takes_hard_negatives():
+        progress.say(f"the loss of the head {head} takes no hard negatives: triplets have none")
+        return 0
+    return most
+
+
 def _base(config: Config) -> Dataset:
-    """Return the data set of the configuration, whose own triplets stay."""
+    """Return the data set of the configuration, whose own triplets stay, or those composed."""
+    import pyarrow.parquet as pq
+
     from raycd.data.folder import absolute
-    from raycd.data.read import read
-    from raycd.runtime import pipeline
+    from raycd.runtime import pipeline, reading, stages
 
     drawn = config.data.format == "synthetic"
     root = pipeline.run_folder(config).path("catalogue") if drawn else config.data.root
-    return read(config.data, absolute(root))
+    found = reading.without_withheld(config, absolute(root))
+    if not reading.composes(config, found):
+        return found
+    run = pipeline.run_folder(config)
+    if run.record("compose") is None:
+        raise DataError(
+            "the data set has no train triplets, and the run has composed none",
+            got=f"run {run.root}",
+            expected="that of the bundle that the users saw, with the stage compose",
+            do="give its --name and --runs; or --compose.when never, to train on feedback alone",
+        )
+    return reading.with_composed(found, pq.read_table(run.local("compose") / stages.COMPOSED))
 
 
 def _known_texts(base: Dataset) -> dict[str, str]:

@@ -31,9 +31,11 @@ from typing import TYPE_CHECKING, Any
 from jobs import feedback
 from raycd import progress
 from raycd.config import Config, cli, settings
-from raycd.data.folder import is_local
+from raycd.data import sources
+from raycd.data.folder import absolute, is_local
 from raycd.durable import replace_file, replace_folder
 from raycd.errors import ConfigError, RunError
+from raycd.redact import json_without_passwords, without_passwords
 
 if TYPE_CHECKING:
     from raycd.compare.champion import Verdict
@@ -67,6 +69,8 @@ def main(options: cli.Options) -> None:
 
 
 def _check(asked: argparse.Namespace, config: Config) -> None:
+    from raycd.model import fusion
+
     if not (asked.champion and asked.into and asked.gallery):
         raise ConfigError("a refresh takes --champion, --into and --gallery", do="give all three")
     if (asked.service is None) != (asked.hup is None):
@@ -92,6 +96,14 @@ def _check(asked: argparse.Namespace, config: Config) -> None:
         raise ConfigError(
             "a version has no alias to move", got=asked.champion, expected="models:/<name>@<alias>"
         )
+    head = fusion.head_class(config.stage2.head)
+    if head.on_titles or not head.trains:
+        raise ConfigError(
+            "the head learns from no triplet, so from no feedback",
+            got=f"stage2.head {config.stage2.head}",
+            expected="the champion's, or where that has no weights, as sum, any that trains",
+            do="give --stage2.head clip_cd, say",
+        )
 
 
 @dataclass(frozen=True)
@@ -105,7 +117,7 @@ class Refresh:
     def run(self) -> None:
         """Do the steps that are not done."""
         asked = self.asked
-        champion = self._once("begin", "", self._begin)
+        champion = self._once("begin", [""], self._begin)
         if champion["asked"] != asked.champion:
             raise ConfigError(
                 f"the refresh {asked.into} is against another champion",
@@ -113,42 +125,66 @@ class Refresh:
                 expected=champion["asked"],
                 do="give another --into",
             )
+        where = without_passwords(asked.gallery)
         if asked.new:
-            self._once("catalogue", asked.new, self._catalogue)
-        rules = f"since {asked.since}, {asked.support}, {asked.correct}, {asked.held_back}"
-        out = self.folder / FEEDBACK
-        made = self._once("feedback", rules, lambda: feedback.make(self.config, asked, out))
+            root = absolute(self.config.data.root) if self.config.data.root else ""
+            rows = sources.content(absolute(asked.new), root)
+            of = [without_passwords(asked.new), rows, where, *asked.category]
+            self._once("catalogue", of, lambda: self._catalogue(rows))
+        made = self._once("feedback", self._rules(where), self._feedback)
         for line in feedback.lines(made):
             print(line)
-        trained = self._train()
-        digest, held = trained["digest"], made["held_back"]
-        verdict = self._once("judge", digest, lambda: self._judge(trained["bundle"], held))
+        trained = self._train(made)
+        digest = trained["digest"]
+        settings = self.config.evaluate.model_dump_json(exclude={"batch_size"})
+        of = [digest, made["made"], self.config.registry.metric, settings]
+        verdict = self._once("judge", of, lambda: self._judge(trained["bundle"], made))
         print(f"held back: {verdict['held_back']}")
         print(f"val:       {verdict['val']}")
-        if not verdict["better"]:
+        if not verdict["better"] and self._done("alias", [digest]) is None:
             print(f"kept:      {asked.champion}; the new bundle is {trained['bundle']}")
             return
-        moved = self._once("alias", digest, lambda: self._move(champion, trained))
+        moved = self._once("alias", [digest], lambda: self._move(champion, trained))
         print(f"champion:  {moved['now']}")
         if asked.service:
-            swapped = self._once("swap", digest, lambda: self._swap(digest))
+            of = [digest, asked.service]
+            swapped = self._once("swap", of, lambda: self._swap(digest))
             print(f"service:   serves the bundle of digest {swapped['digest']}")
         else:
             print("next:      tell the service to look again: kill -HUP, or again in user_config")
 
-    def _once(self, step: str, of: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Return what a step has left, after doing it unless it was done of the same."""
+    def _rules(self, gallery: str) -> list[str]:
+        """Return what the triplets of feedback depend on, beside what people did until now."""
+        asked, config = self.asked, self.config
+        return [
+            f"since {asked.since}, {asked.support}, {asked.correct}, {asked.held_back}",
+            *(gallery, f"negatives {asked.negatives}", config.stage2.head),
+            json.dumps(json_without_passwords(config.data.model_dump(mode="json"))),
+            *(config.compose.when, config.name or config.preset),
+        ]
+
+    def _done(self, step: str, of: Sequence[str]) -> dict[str, Any] | None:
+        """Return what a step has left that was done of the same; None where it was not.
+
+        An earlier raycd has noted the first of what it was done of alone.
+        """
         file = self.folder / f"{step}.json"
-        if file.exists():
-            left = json.loads(file.read_text(encoding="utf-8"))
-            if left["of"] == of:
-                progress.say(f"{step}: done before")
-                found: dict[str, Any] = left["found"]
-                return found
+        if not file.exists():
+            return None
+        left: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return left["found"] if left["of"] in (of[0], list(of)) else None
+
+    def _once(
+        self, step: str, of: Sequence[str], work: Callable[[], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """Return what a step has left, after doing it unless it was done of the same."""
+        if (done := self._done(step, of)) is not None:
+            progress.say(f"{step}: done before")
+            return done
         began = time.monotonic()
         found = work()
         self.folder.mkdir(parents=True, exist_ok=True)
-        with replace_file(file) as fresh:
+        with replace_file(self.folder / f"{step}.json") as fresh:
             fresh.write_text(json.dumps({"of": of, "found": found}, indent=1), encoding="utf-8")
         progress.say(f"{step}: done in {progress.duration(time.monotonic() - began)}")
         return found
@@ -169,14 +205,13 @@ class Refresh:
             shutil.copytree(source, fresh, dirs_exist_ok=True)
         return {"asked": asked, "pinned": pinned, "digest": digest}
 
-    def _catalogue(self) -> dict[str, Any]:
-        """Embed new images, and have them in the live gallery."""
+    def _catalogue(self, rows: str) -> dict[str, Any]:
+        """Embed new images, and have them in the live gallery; `rows` is the hash of them."""
         from jobs import gallery
         from raycd import bundle
-        from raycd.data.folder import absolute
         from raycd.runtime import cluster, embed_shards
 
-        place, own = self.folder / CHAMPION, str(self.folder / FEATURES)
+        place, own = self.folder / CHAMPION, str(self.folder / f"{FEATURES}-{rows[:12]}")
         encoder = bundle.load_encoder(place, bundle.verify(place))
         with cluster.connected():
             stored = embed_shards.embed_source(own, absolute(self.asked.new), encoder, self.config)
@@ -186,11 +221,15 @@ class Refresh:
         )
         return {"source": self.asked.new, "images": int(stored.starts[-1])}
 
-    def _train(self) -> dict[str, Any]:
+    def _feedback(self) -> dict[str, Any]:
+        """Make triplets of what people did until now."""
+        return feedback.make(self.config, self.asked, self.folder / FEEDBACK)
+
+    def _train(self, made: dict[str, Any]) -> dict[str, Any]:
         """Train stage 2 on from the champion. The pipeline itself skips what is done."""
         from raycd.runtime import pipeline
 
-        outcome = pipeline.run(self._trained_config())
+        outcome = pipeline.run(self._trained_config(made))
         record = pipeline.recorded(outcome.run, "bundle")
         known = outcome.run.read_json("mlflow.json") or {}
         return {
@@ -199,12 +238,13 @@ class Refresh:
             "run_id": known.get("run_id", ""),
         }
 
-    def _trained_config(self) -> Config:
-        config = self.config
+    def _trained_config(self, made: dict[str, Any]) -> Config:
+        config, data = self.config, self._data(self.folder / FEEDBACK)
+        data = data.model_copy(update={"format": feedback.layout(made)})
         return config.model_copy(
             update={
                 "name": self.asked.into,
-                "data": self._data(self.folder / FEEDBACK),
+                "data": data,
                 "encoder": config.encoder.model_copy(
                     update={"bundle": str((self.folder / CHAMPION).absolute())}
                 ),
@@ -231,15 +271,21 @@ class Refresh:
             }
         )
 
-    def _judge(self, new: str, queries: int) -> dict[str, Any]:
-        """Ask both the queries held back, and val: better on those, and not worse on these."""
-        if not queries:
+    def _judge(self, new: str, made: dict[str, Any]) -> dict[str, Any]:
+        """Ask both the queries held back, and val: better on those, and not worse on these.
+
+        Where val has no triplets, the queries held back decide alone.
+        """
+        if not made["held_back"]:
             return {
                 "held_back": "no query was held back, so nothing says that the new one is better",
                 "val": "not asked",
                 "better": False,
             }
         held, _ = self._compare(self.folder / FEEDBACK / feedback.HELD_BACK, new)
+        if made.get("val") == 0:
+            said = {"held_back": held.reason, "val": "there are no val triplets"}
+            return {**said, "better": held.is_better}
         val, against = self._compare(self.folder / FEEDBACK, new)
         better = held.is_better and not against.is_better
         return {"held_back": held.reason, "val": val.reason, "better": better}

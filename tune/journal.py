@@ -14,7 +14,7 @@ from typing import Any
 
 from raycd.config import Config, flatten
 from raycd.errors import RunError
-from raycd.model.precision import in_place_of_auto
+from raycd.model import precision
 from raycd.run import Run
 from raycd.runtime import weights
 from tune.space import Space
@@ -114,10 +114,7 @@ class Journal:
         if known is None:
             return
         changes = [
-            f"{name} {now.get(name)!r} instead of {then.get(name)!r}"
-            for then, now in ((known[part], asked[part]) for part in asked)
-            for name in {**then, **now}
-            if then.get(name) != now.get(name)
+            change for part in asked for change in precision.changes(known[part], asked[part])
         ]
         if changes:
             raise RunError(
@@ -156,5 +153,4 @@ def best(trials: Sequence[Record]) -> Record | None:
 
 def _fixed(config: Config) -> dict[str, Any]:
     """Return the settings that decide what a trial gives."""
-    config = in_place_of_auto(config, "fp32")  # as sweeps were started before there was auto
     return {name: value for name, value in flatten(config).items() if not name.startswith(_FREE)}

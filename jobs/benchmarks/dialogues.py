@@ -27,6 +27,7 @@ from raycd.search.searcher import Searcher
 
 DIALOGUES, TURNS, FIRST = 1000, 4, 10
 APART = (3, 4)  # differences of the image that a dialogue begins with
+TRIES = 1000  # for each dialogue: of the demo's garments one pair in fifteen is one
 BATCH = 256
 
 
@@ -121,14 +122,25 @@ def _interval(points_N: NDArray[np.float64]) -> str:
 
 
 def drawn(garments: Mapping[str, Garment], count: int, *, seed: int) -> list[tuple[str, str]]:
-    """Draw pairs of an image to begin with and the one that is meant, of one category."""
+    """Draw pairs of an image to begin with and the one that is meant, of one category.
+
+    Raises ConfigError where hardly any two images are such a pair.
+    """
     rng, ids, pairs = np.random.default_rng(seed), list(garments), list[tuple[str, str]]()
-    while len(pairs) < count:
+    for _ in range(TRIES * count):
         start, target = (ids[number] for number in rng.integers(len(ids), size=2).tolist())
         one, other = garments[start], garments[target]
         if one.category == other.category and len(differences(one, other)) in APART:
             pairs.append((start, target))
-    return pairs
+            if len(pairs) == count:
+                return pairs
+    raise ConfigError(
+        "the gallery has too few garments to talk about",
+        got=f"{len(pairs):,} in {TRIES * count:,} draws of two of its {len(ids):,}",
+        expected=f"{count:,} of one category that differ in {' or '.join(map(str, APART))} "
+        "attributes",
+        do="draw more: --data.synthetic.val_images",
+    )
 
 
 def held(

@@ -270,7 +270,9 @@ def _learned(
     if how is None:
         return [], None
     values = propensity.estimate(sessions, how).values
-    learned = triplets.learn(sessions, values, support=1)
+    takes = fusion.head_class(shop.config.stage2.head).takes_hard_negatives()
+    most = triplets.NEGATIVES if takes else 0
+    learned = triplets.learn(sessions, values, support=1, negatives=most)
     val = shop.base.triplets_of("val")
     return manifest.place(learned, shop.known, val, held_back=0.0).train, values
 

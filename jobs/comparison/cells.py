@@ -20,7 +20,7 @@ import ray
 from jobs.comparison.plan import deciding
 from raycd.config import Config
 from raycd.errors import RunError
-from raycd.model import fusion, threads
+from raycd.model import fusion, precision, threads
 from raycd.progress import Bar
 from raycd.run import Run, fingerprint
 from raycd.runtime import cluster, pipeline, since, weights
@@ -71,7 +71,8 @@ class Cell:
         inputs = {name: value for name, value in self.inputs.items() if name in reads}
         dataset, stages = self.tables.dataset, ("stage2", "evaluate")
         changed = [now for stage in stages for now in since.changes(stage, self.config, dataset)]
-        return fingerprint("cell", VERSION, self.settings(), inputs, *changed)
+        settings = precision.before_auto(self.settings())
+        return fingerprint("cell", VERSION, settings, inputs, *changed)
 
     @cached_property
     def path(self) -> str:
@@ -101,13 +102,7 @@ class Cells:
         if known is None or not self.run.names(f"{FOLDER}/cells"):
             return
         now = json.loads(json.dumps(deciding(config, SHARED), default=str))
-        then = known["settings"]
-        changes = [
-            f"{name} {now.get(name)!r} instead of {then.get(name)!r}"
-            for name in {**then, **now}
-            if then.get(name) != now.get(name)
-        ]
-        if changes:
+        if changes := precision.changes(known["settings"], now):
             raise self._changed("; ".join(changes[:5]))
 
     def claim(

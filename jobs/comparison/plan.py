@@ -14,7 +14,6 @@ from raycd.config import Config, field_types, flatten, layers
 from raycd.errors import ConfigError, WeightsError, program
 from raycd.model import fusion
 from raycd.model.fusion import Head, joint, lincir
-from raycd.model.precision import in_place_of_auto
 from raycd.runtime.pipeline import NOT_THE_RESULT, STAGES, within
 
 ALWAYS = ("image_only", "text_only", "sum")
@@ -265,7 +264,6 @@ def _words(text: str, option: str) -> list[str]:
 def deciding(config: Config, stages: Sequence[str], more: Sequence[str] = ()) -> dict[str, Any]:
     """Return the settings that decide what these stages give, by dotted name."""
     names = [*more, *(name for stage in stages for name in _OF_STAGE[stage])]
-    config = in_place_of_auto(config, "fp32")  # what is there in fp32 is what auto asks for
     return {
         name: value
         for name, value in flatten(config).items()

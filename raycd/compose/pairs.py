@@ -20,9 +20,11 @@ from raycd.config import ComposeConfig
 
 BLOCK = 4096  # images whose neighbours are looked at together
 _BINS = 20_000  # of the cosines' histogram, from -1 to 1
+_EQUAL = 1 - 5e-7  # similarities are rounded to 6 decimals: the same picture twice
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+_NONE: Ints = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,11 @@ class _Block(NamedTuple):
 
 
 def draw(
-    coded: Coded, neighbours: pa.Table, settings: ComposeConfig, seed: int
+    coded: Coded,
+    neighbours: pa.Table,
+    settings: ComposeConfig,
+    seed: int,
+    asked_K: Ints = _NONE,
 ) -> tuple[Pairs, dict[str, Any]]:
     """Return the pairs that triplets are made of, and counts.
 
@@ -65,16 +71,20 @@ def draw(
     Args:
         neighbours: Table raycd.mine.NEIGHBOURS, whose rows are those of `coded`.
         seed: The run's.
+        asked_K: Pairs that are evaluated on, reference << 32 | target by row: they are left out, in
+            both directions.
     """
     limit = _limit(neighbours, settings.copies)
     starts = np.concatenate([[0], np.cumsum([len(own) for own in coded.words])]).astype(np.int64)
     changed_V = np.zeros(starts[-1], np.int64)  # pairs that change each value
-    looked_at = fitting = copies = 0
+    looked_at = fitting = copies = asked = 0
     for block in _blocks(neighbours):
         differs_PA, fits_P = _compared(coded, block, settings)
-        near_P = block.similarity_P > limit
-        looked_at, copies = looked_at + len(fits_P), copies + int((fits_P & near_P).sum())
-        fits_P &= ~near_P
+        asked_P = fits_P & _among(block, asked_K)
+        near_P = fits_P & ~asked_P & (block.similarity_P > limit)
+        looked_at, asked = looked_at + len(fits_P), asked + int(asked_P.sum())
+        copies += int(near_P.sum())
+        fits_P &= ~(asked_P | near_P)
         fitting += int(fits_P.sum())
         for side_P in (block.image_P, block.other_P):
             values_PA = coded.code_NA[side_P[fits_P]] + starts[:-1]
@@ -82,7 +92,7 @@ def draw(
     drawn: list[tuple[_Block, Floats]] = []
     for number, block in enumerate(_blocks(neighbours)):
         differs_PA, fits_P = _compared(coded, block, settings)
-        fits_P &= block.similarity_P <= limit
+        fits_P &= (block.similarity_P <= limit) & ~_among(block, asked_K)
         own = block.take(fits_P)
         weight_P = _weights(coded, own, differs_PA[fits_P], starts, changed_V, settings.rarity)
         rng = np.random.default_rng([seed, 21, number])
@@ -93,6 +103,7 @@ def draw(
     counts = {
         "images": images,
         "pairs": looked_at,
+        "asked_in_val": asked,
         "copies": copies,
         "differing_in_little": fitting,
         "triplets": len(pairs.reference_C),
@@ -116,14 +127,17 @@ def _blocks(neighbours: pa.Table) -> Iterator[_Block]:
 
 
 def _limit(neighbours: pa.Table, copies: float) -> float:
-    """Return the cosine above which lies the share `copies` of all pairs, to four decimals."""
+    """Return the cosine above which lies the share `copies` of all pairs, to four decimals.
+
+    Equal pictures are above it however many they are.
+    """
     counts = np.zeros(_BINS, np.int64)
     for block in _blocks(neighbours):
         counts += np.histogram(block.similarity_P, _BINS, (-1.0, 1.0))[0]
     if not copies or not counts.sum():
         return np.inf
     kept = np.searchsorted(np.cumsum(counts), (1 - copies) * counts.sum())
-    return float(2 * (kept + 1) / _BINS - 1)
+    return min(float(2 * (kept + 1) / _BINS - 1), _EQUAL)
 
 
 def _compared(
@@ -136,6 +150,12 @@ def _compared(
     count_P, shared_P = differs_PA.sum(1), (known_PA & ~differs_PA).sum(1)
     little_P = (count_P >= 1) & (count_P <= settings.differences) & (shared_P + 1 >= count_P)
     return differs_PA, little_P
+
+
+def _among(block: _Block, asked_K: Ints) -> NDArray[np.bool_]:
+    """Return which pairs (P,) are asked, in either direction."""
+    one_P, other_P = block.image_P, block.other_P
+    return np.isin(one_P << 32 | other_P, asked_K) | np.isin(other_P << 32 | one_P, asked_K)
 
 
 def _weights(
@@ -169,8 +189,7 @@ def _first(block: _Block, key_P: Floats, count: int) -> Ints:
 def _both_ways(drawn: Sequence[tuple[_Block, Floats]], images: int) -> Pairs:
     """Return the drawn pairs in both directions, each once."""
     if not drawn:
-        none = np.empty(0, np.int64)
-        return Pairs([], none, none, none.astype(np.float64), none.astype(np.float64))
+        return Pairs([], _NONE, _NONE, _NONE.astype(np.float64), _NONE.astype(np.float64))
     names, pool_C = np.unique(
         np.concatenate([block.pool for block, _ in drawn]).astype(str), return_inverse=True
     )

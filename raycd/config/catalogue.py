@@ -38,7 +38,9 @@ class ComposeConfig(Section):
     per_image: Positive = 2
     """Pairs drawn for each image, each of which gives a triplet in both directions."""
     copies: Fraction = 0.02
-    """Share of all nearest pairs that count as copies of one thing, and are left out."""
+    """Share of all nearest pairs that count as copies of one thing, and are left out; unless it is
+    0, equal pictures always are.
+    """
     rarity: Annotated[float, Field(ge=0.0)] = 0.5
     """How much more likely rare values are drawn: a pair weighs as the number of pairs that change
     its rarest value, to the power of minus this; 0: all alike.

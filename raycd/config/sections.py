@@ -96,7 +96,7 @@ class EncoderConfig(Section):
     """
     bundle: str = ""
     """Folder of a bundle whose encoder this is, whatever `name` says, and from whose head stage 2
-    goes on; stage2.head and its sizes have to be those of the bundle.
+    goes on; stage2.head and its sizes have to be those of the bundle, unless it has no weights.
     """
     configs: str = ""
     """Folder of further open_clip model configurations (JSON), beside open_clip's own; an error for

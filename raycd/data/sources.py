@@ -12,6 +12,8 @@ one for each of its categories, is one image.
 from __future__ import annotations
 
 import fnmatch
+import hashlib
+import json
 import posixpath
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -21,7 +23,7 @@ from typing import Any
 import pyarrow as pa
 
 from raycd import stores
-from raycd.data import parquet_images, rows
+from raycd.data import files, parquet_images, rows
 from raycd.data.folder import Folder, is_local
 from raycd.data.images import FORMATS
 from raycd.errors import DataError
@@ -84,6 +86,18 @@ def blocks(source: str, root: str = "") -> Iterator[pa.Table]:
             "a folder of pictures",
             do="check the name",
         )
+
+
+def content(source: str, root: str = "") -> str:
+    """Return a hash of what a source names and of its files, which changes with either.
+
+    Raises DataError as `blocks`, and where a store does not answer.
+    """
+    digest, tars = hashlib.sha256(), tar_files(source)
+    named = [(tars, tars)] if tars else (b.to_pydict().values() for b in blocks(source, root))
+    for keys, paths in named:
+        digest.update(json.dumps([keys, paths, files.states(paths)]).encode())
+    return digest.hexdigest()
 
 
 def _pictures(source: str, root: str) -> Iterator[tuple[str, Iterable[tuple[str, str]]]]:

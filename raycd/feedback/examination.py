@@ -4,7 +4,9 @@ A result at position k of group g is clicked with the probability theta_k * gamm
 and it is right. With one gamma for each pair of query and result nothing would tell the two apart,
 for a pair is seldom seen at two positions; so results of like scores are one group, which is the
 regression of Wang et al. (Position Bias Estimation for Unbiased Learning to Rank in Personal
-Search, WSDM 2018) with a step function of the score.
+Search, WSDM 2018) with a step function of the score. Still nothing tells them apart where a group
+stands at one position alone, such as the reference itself at the first, which nobody clicks: so a
+few clicks and skips are added to each position and group, and propensities fall (`falling`).
 
 Shapes: K positions, G groups, M results shown.
 """
@@ -16,11 +18,13 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from raycd.feedback.falling import falling
 from raycd.feedback.records import Session
 
 GROUPS = 20
 _STEPS = 2_000
 _SETTLED = 1e-7
+_PRIOR = 1.0  # looks, and as many that were none, at each position; right results likewise
 
 
 def shown(found: Iterable[Session]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -48,10 +52,13 @@ def shown(found: Iterable[Session]) -> tuple[NDArray[np.int64], NDArray[np.int64
 
 
 def propensities(shown_KG: NDArray[np.int64], clicked_KG: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the propensity theta of each position (K,), that of the first being 1."""
+    """Return the propensity theta of each position (K,), that of the first being 1.
+
+    They are the most probable ones under Beta priors of 1 + _PRIOR, made to fall.
+    """
     theta_K = np.full(len(shown_KG), 0.5)
     gamma_G = np.full(shown_KG.shape[1], 0.5)
-    seen_K, of_group_G = np.maximum(shown_KG.sum(1), 1), np.maximum(shown_KG.sum(0), 1)
+    seen_K, of_group_G = (shown_KG.sum(axis) + 2 * _PRIOR for axis in (1, 0))
     skipped_KG = shown_KG - clicked_KG
     for _ in range(_STEPS):
         not_clicked_KG = 1 - theta_K[:, None] * gamma_G
@@ -59,10 +66,8 @@ def propensities(shown_KG: NDArray[np.int64], clicked_KG: NDArray[np.int64]) -> 
         examined_KG = theta_K[:, None] * (1 - gamma_G) / not_clicked_KG
         right_KG = (1 - theta_K[:, None]) * gamma_G / not_clicked_KG
         before_K = theta_K
-        theta_K = (clicked_KG + skipped_KG * examined_KG).sum(1) / seen_K
-        gamma_G = (clicked_KG + skipped_KG * right_KG).sum(0) / of_group_G
-        theta_K, gamma_G = (np.clip(p, 1e-9, 1 - 1e-9) for p in (theta_K, gamma_G))
+        theta_K = ((clicked_KG + skipped_KG * examined_KG).sum(1) + _PRIOR) / seen_K
+        gamma_G = ((clicked_KG + skipped_KG * right_KG).sum(0) + _PRIOR) / of_group_G
         if np.abs(theta_K - before_K).max(initial=0.0) < _SETTLED:
             break
-    settled: NDArray[np.float64] = theta_K / theta_K[:1]
-    return settled
+    return falling(theta_K, clicked_KG.sum(1) + _PRIOR) if len(theta_K) else theta_K

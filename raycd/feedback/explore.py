@@ -14,8 +14,8 @@ from random import Random
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import isotonic_regression
 
+from raycd.feedback.falling import falling
 from raycd.feedback.records import Session
 
 POSITIONS = 10  # first results that may change places
@@ -53,9 +53,8 @@ def propensities(clicks_KK: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return the propensity of each position (K,), that of the first being 1.
 
     The greatest likelihood of clicks falling on i rather than j with p_i / (p_i + p_j), which is
-    the model of Bradley and Terry, found by Hunter's MM algorithm (Annals of Statistics 2004). Few
-    clicks would often say that a later position is looked at more than one before it: where they
-    do, both get the mean (isotonic regression of the logarithms, weighted by clicks).
+    the model of Bradley and Terry, found by Hunter's MM algorithm (Annals of Statistics 2004), and
+    made to fall (`falling`).
     """
     wins_KK = clicks_KK.astype(np.float64)
     near = np.arange(len(wins_KK) - 1)
@@ -66,6 +65,4 @@ def propensities(clicks_KK: NDArray[np.int64]) -> NDArray[np.float64]:
     for _ in range(_STEPS):
         found_K = wins_KK.sum(1) / (total_KK / (found_K[:, None] + found_K)).sum(1)
         found_K /= found_K[0]
-    falling = isotonic_regression(np.log(found_K), weights=wins_KK.sum(1), increasing=False)
-    falling_K: NDArray[np.float64] = np.exp(falling.x - falling.x[0])
-    return falling_K
+    return falling(found_K, wins_KK.sum(1))

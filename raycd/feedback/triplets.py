@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from raycd.feedback.records import LIKED, Session
 
 LEAST = 0.1  # propensity, so that no click counts more than ten
-NEGATIVES = 5  # of a triplet, the last above its target first
+NEGATIVES = 5  # of a triplet
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ def learn(
     *,
     support: int,
     texts: Mapping[str, str] | None = None,
+    negatives: int = NEGATIVES,
 ) -> list[Learned]:
     """Return the triplets of sessions that have a reference of the gallery and a text.
 
@@ -56,6 +57,7 @@ def learn(
             counts alike.
         support: Least number of searches in which a target was liked.
         texts: Hash -> text, for searches of which the hash alone is kept.
+        negatives: Of a triplet, at most: the last above its target first.
     """
     pairs: dict[tuple[str, str], dict[str, _Pair]] = {}
     for session in found:
@@ -70,7 +72,10 @@ def learn(
             pair.support += 1
             pair.negatives |= dict.fromkeys(skipped(session, search.reference))
     made = [
-        Learned(reference, text, target, pair.weight, pair.support, _negatives(pair, own))
+        Learned(
+            *(reference, text, target, pair.weight, pair.support),
+            tuple(one for one in pair.negatives if one not in own)[:negatives],
+        )
         for (reference, text), own in pairs.items()
         for target, pair in own.items()
         if pair.support >= support and target != reference
@@ -101,10 +106,6 @@ def skipped(session: Session, reference: str) -> list[str]:
     last = max((place for place, one in enumerate(results) if one in liked), default=0)
     above = [one for one in results[:last][::-1] if one not in liked and one != reference]
     return [*(one for one in results if "dismiss" in session.actions.get(one, ())), *above]
-
-
-def _negatives(pair: _Pair, targets: Mapping[str, _Pair]) -> tuple[str, ...]:
-    return tuple(one for one in pair.negatives if one not in targets)[:NEGATIVES]
 
 
 def _propensity(propensity_K: Sequence[float] | None, first: int, place: int) -> float:

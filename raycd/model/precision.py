@@ -5,7 +5,8 @@ auto is bf16 on GPUs that multiply it, and fp32 elsewhere: on most CPUs bf16 is 
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -23,6 +24,31 @@ def of(precision: Precision, device: torch.device) -> Arithmetic:
     # Emulated bf16 is slower than fp32
     on_gpu = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return "bf16" if on_gpu else "fp32"
+
+
+def before_auto(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings by dotted name as they were noted before there was auto: fp32 in its place.
+
+    What is there in fp32 is what auto asks for.
+    """
+    names = {f"{section}.precision" for section in SECTIONS}
+    return {
+        name: "fp32" if value == "auto" and name in names else value
+        for name, value in settings.items()
+    }
+
+
+def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return what settings by dotted name ask otherwise than before, for a person.
+
+    auto is as fp32, and is shown as it is.
+    """
+    before, after = before_auto(then), before_auto(now)
+    return [
+        f"{name} {now.get(name)!r} instead of {then.get(name)!r}"
+        for name in {**then, **now}
+        if before.get(name) != after.get(name)
+    ]
 
 
 def in_place_of_auto(config: Config, arithmetic: Arithmetic) -> Config:

@@ -51,11 +51,14 @@ def keep_head(config: Config, folder: Path) -> None:
 def go_on(head: Head, config: Config, encoder: Path) -> Head:
     """Return a head with the weights of the bundle that the encoder is of, if it is of one.
 
-    `encoder` is the folder of that stage. Raises ConfigError where they do not fit.
+    A head that trains begins anew where the bundle's has no weights. `encoder` is the folder of
+    that stage. Raises ConfigError where they do not fit.
     """
     if not config.encoder.bundle:
         return head
     known, known_config = fusion.load(encoder / HEAD)
+    if not known.state_dict() and config.stage2.epochs:
+        return head
     try:
         head.load_state_dict(known.state_dict())
     except RuntimeError as error:

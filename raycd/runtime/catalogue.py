@@ -19,7 +19,7 @@ from raycd import compose as core
 from raycd import progress, scratch
 from raycd.config import Config, MineConfig
 from raycd.data import titles
-from raycd.mine.pools import Pool, rows_of
+from raycd.mine.pools import Pool, of_triplets, rows_of
 from raycd.model import encoder as encoders
 from raycd.model import lora
 from raycd.run import Writing, local_copy
@@ -90,7 +90,8 @@ def compose(context: Context, writing: Writing) -> None:
         update={"neighbours": config.compose.neighbours, "floor": -1.0}
     )
     near = mining.find_neighbours(images, _pools(own.gallery, ids), settings, config.compute)
-    pairs, counts = core.draw(coded, near, config.compose, config.seed)
+    asked = of_triplets(ids, own.triplets.slice(0, 0), own.triplets).pairs_K
+    pairs, counts = core.draw(coded, near, config.compose, config.seed, asked)
     table = core.write(*(pairs, coded, ids.to_pylist(), phrases), seed=config.seed, encoder=encoder)
     reading.composed(own, table, config)  # refuses too few of them
     pq.write_table(table, writing.folder / COMPOSED)

@@ -106,6 +106,7 @@ STAGES = (
         reads_attributes=True,
         optional=["adapt"],
         also=reading.wording,
+        version=2,
     ),
     Stage(
         "stage1",

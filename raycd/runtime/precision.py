@@ -46,9 +46,14 @@ def ways(config: Config, of: Callable[[Config], T]) -> list[T]:
 
 
 def entry(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a stage's record says of its precision, of the settings that it depends on."""
-    found = {value for name, value in settings.items() if name.endswith(".precision")}
-    return {"precision": found.pop()} if found else {}
+    """Return what a stage's record says of its precision, of the settings that it depends on.
+
+    That of each, by its section, where a stage trains in one and embeds in another.
+    """
+    names = [name for name in settings if name.endswith(".precision")]
+    found = {name.partition(".")[0]: settings[name] for name in names}
+    kinds = set(found.values())
+    return {"precision": found if len(kinds) > 1 else kinds.pop()} if kinds else {}
 
 
 @lru_cache(maxsize=8)

@@ -32,9 +32,7 @@ def dataset(config: Config, root: str) -> Dataset:
     Raises:
         DataError: It cannot be read, or a split has too few triplets to learn from or to choose by.
     """
-    found = read(config.data, root)
-    if config.compose.when in WITHHELD:
-        found = replace(found, triplets=found.triplets.filter(pc.field("split") != "train"))
+    found = without_withheld(config, root)
     needed = [("train", "train on"), ("val", "evaluate on")]
     if without_own_triplets(config, found):
         needed = []
@@ -51,6 +49,14 @@ def dataset(config: Config, root: str) -> Dataset:
             )
     _check_val(config, found)
     return held_out(found, config) if needed else found
+
+
+def without_withheld(config: Config, root: str) -> Dataset:
+    """Read the data set at `root`, but for the train triplets that `compose.when` withholds."""
+    found = read(config.data, root)
+    if config.compose.when not in WITHHELD:
+        return found
+    return replace(found, triplets=found.triplets.filter(pc.field("split") != "train"))
 
 
 def held_out(found: Dataset, config: Config) -> Dataset:
@@ -87,8 +93,12 @@ def composed(own: Dataset, table: pa.Table, config: Config) -> Dataset:
 
     Raises DataError where they are too few.
     """
-    triplets = pa.concat_tables([own.triplets, compose.triplets(table)])
-    return held_out(replace(own, triplets=triplets), config)
+    return held_out(with_composed(own, table), config)
+
+
+def with_composed(own: Dataset, table: pa.Table) -> Dataset:
+    """Return a data set with table COMPOSED as its train triplets."""
+    return replace(own, triplets=pa.concat_tables([own.triplets, compose.triplets(table)]))
 
 
 def wording(config: Config) -> list[str]:
@@ -117,13 +127,15 @@ def fitted(config: Config, found: Dataset | None) -> Config:
     withheld = config.compose.when == "withhold"
     if withheld or (found and without_own_triplets(config, found) and not composes(config, found)):
         last, head = {"select_on": "last"}, config.stage2.head
+        untrained: dict[str, Any] = {}
         if not fusion.head_class(head).on_titles:
-            head = "sum"
+            # That of a bundle is served as it is
+            untrained = {"epochs": 0} if config.encoder.bundle else {"head": "sum"}
         progress.say(
             "there are no train triplets, and none are composed: nothing is trained on triplets, "
-            f"and the head {head} is served"
+            f"and the head {untrained.get('head', head)} is served"
         )
-        stage2 = config.stage2.model_copy(update={"head": head, **last})
+        stage2 = config.stage2.model_copy(update={**untrained, **last})
         stage1 = config.stage1.model_copy(update={"finetune": "none", **last})
         changes |= {"stage1": stage1, "stage2": stage2}
     return config.model_copy(update=changes) if changes else config

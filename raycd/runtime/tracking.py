@@ -329,20 +329,26 @@ def _create_model(client: MlflowClient, name: str) -> None:
 
 @cache
 def _commit() -> Mapping[str, str]:
-    """Return tags of this checkout's commit and of changes to it; none outside of a checkout."""
-    root = Path(__file__).parents[2]
-    if not (root / ".git").exists():
-        return {}
+    """Return tags of this checkout's commit and of changes to it; none outside of a checkout.
+
+    A wheel that was installed into some repository is none of its files.
+    """
+    own = Path(__file__)
+    questions = (
+        ["ls-files", "--error-unmatch", own.name],
+        ["rev-parse", "HEAD"],
+        ["status", "--porcelain", "-uno"],
+    )
     try:
-        head, changed = (
+        _, head, changed = (
             subprocess.run(
-                ["git", "-C", str(root), *what],
+                ["git", "-C", str(own.parent), *what],
                 capture_output=True,
                 text=True,
                 timeout=10,
                 check=True,
             ).stdout.strip()
-            for what in (["rev-parse", "HEAD"], ["status", "--porcelain", "-uno"])
+            for what in questions
         )
     except (OSError, subprocess.SubprocessError):
         return {}

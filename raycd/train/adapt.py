@@ -8,7 +8,6 @@ or both. Images that show the same text are not each other's negatives.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,14 +17,12 @@ from torch.utils.data import Dataset
 
 from raycd.config import Config
 from raycd.data.pixels import PixelCache
-from raycd.model import precision
-from raycd.model.compiling import Compilation, encode_compiled
 from raycd.model.encoder import Encoder
 from raycd.model.loss import batch_classification_loss
 from raycd.train.batches import Rows, epoch_choice
-from raycd.train.finetune import TrainsEncoder, prepare
+from raycd.train.finetune import TrainsEncoder
 from raycd.train.grad_cache import encode_in_chunks
-from raycd.train.triplets import Loader, TripletBatch, Work, loader_workers
+from raycd.train.triplets import TripletBatch, Work
 
 OPTIONS = 6  # texts of an image are repeated to so many: one, two or three are drawn alike
 
@@ -94,22 +91,16 @@ class Adapt(TrainsEncoder):
         paths: Mapping[str, str],
         config: Config,
     ) -> None:
-        self.config, self.encoder, self.seed = config.adapt, encoder, config.seed
-        encoder.precision = precision.of(config.adapt.precision, encoder.device)
-        prepare(encoder, config.adapt, config.seed)
-        self.module: nn.Module = ImagesAndTexts(encoder, config.adapt.chunk)
-        self.compilation = Compilation(
-            partial(encode_compiled, encoder), config.adapt.compile, encoder.device
-        )
         self.texts = {image_id: own for image_id, own in texts.items() if image_id in paths}
-        shown = {image_id: paths[image_id] for image_id in self.texts}
-        self.pixels = PixelCache(
-            *(shown, encoder.preprocess, config.data, config.adapt.cache_mib), first=shown
+        super().__init__(
+            encoder,
+            ImagesAndTexts(encoder, config.adapt.chunk),
+            config.adapt,
+            config,
+            paths={image_id: paths[image_id] for image_id in self.texts},
+            shown=self.texts,
+            reader=lambda pixels: PairReader(self.texts, pixels, encoder.tokenizer),
         )
-        self.pixels.share()
-        self.reader = PairReader(self.texts, self.pixels, encoder.tokenizer)
-        workers = loader_workers(config.adapt.loader_workers, encoder.device)
-        self._loader = Loader(self.reader, workers, pin=encoder.device.type == "cuda")
 
     def count(self, epoch: int) -> int:
         """Return the number of images, the same in every epoch."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -96,14 +96,41 @@ def parameters(stage: str, encoder: Encoder) -> dict[str, int]:
 
 
 class TrainsEncoder:
-    """What both trainings of the encoder share, stage 1 and the adaptation to titles."""
+    """What both trainings of the encoder share, stage 1 and the adaptation to titles.
 
-    config: Finetuning
-    encoder: Encoder
-    module: nn.Module
-    reader: Any  # of batches: `work` and items
-    seed: int
-    _loader: Loader
+    Args:
+        module: Holds the encoder; it trains.
+        settings: How.
+        paths: Image id -> path, of what `reader` may ask for.
+        shown: Ids of the images in the order in which memory is kept for them.
+        reader: Makes of the images what reads batches: `work` and items.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        module: nn.Module,
+        settings: Finetuning,
+        config: Config,
+        *,
+        paths: Mapping[str, str],
+        shown: Iterable[str],
+        reader: Callable[[PixelCache], Any],
+    ) -> None:
+        self.encoder, self.module, self.seed = encoder, module, config.seed
+        self.config = settings
+        encoder.precision = precision.of(settings.precision, encoder.device)
+        prepare(encoder, settings, config.seed)
+        self.compilation = Compilation(
+            partial(encode_compiled, encoder), settings.compile, encoder.device
+        )
+        self.pixels = PixelCache(
+            *(paths, encoder.preprocess, config.data, settings.cache_mib), first=shown
+        )
+        self.pixels.share()
+        self.reader = reader(self.pixels)
+        workers = loader_workers(settings.loader_workers, encoder.device)
+        self._loader = Loader(self.reader, workers, pin=encoder.device.type == "cuda")
 
     def optimizer(self) -> torch.optim.Optimizer:
         """Return AdamW over the parameters that train."""
@@ -131,23 +158,19 @@ class FineTune(TrainsEncoder):
     def __init__(
         self, encoder: Encoder, dataset: schema.Dataset, paths: dict[str, str], config: Config
     ) -> None:
-        self.config, self.dataset, self.encoder = config.stage1, dataset, encoder
-        self.evaluation, self.seed = config.evaluate, config.seed
-        encoder.precision = precision.of(config.stage1.precision, encoder.device)
-        prepare(encoder, config.stage1, config.seed)
-        self.module: nn.Module = SumOfFeatures(encoder, config.stage1.chunk)
-        self.compilation = Compilation(
-            partial(encode_compiled, encoder), config.stage1.compile, encoder.device
-        )
+        self.dataset, self.evaluation = dataset, config.evaluate
         self.triplets, self.left_out = readable_triplets(dataset, paths)
-        shown = (row[side] for row in self.triplets for side in ("reference", "target"))
-        self.pixels = PixelCache(
-            *(paths, encoder.preprocess, config.data, config.stage1.cache_mib), first=shown
+        super().__init__(
+            encoder,
+            SumOfFeatures(encoder, config.stage1.chunk),
+            config.stage1,
+            config,
+            paths=paths,
+            shown=(row[side] for row in self.triplets for side in ("reference", "target")),
+            reader=lambda pixels: TripletReader(
+                self.triplets, pixels, encoder.tokenizer, dataset.wording
+            ),
         )
-        self.pixels.share()
-        self.reader = TripletReader(self.triplets, self.pixels, encoder.tokenizer, dataset.wording)
-        workers = loader_workers(config.stage1.loader_workers, encoder.device)
-        self._loader = Loader(self.reader, workers, pin=encoder.device.type == "cuda")
 
     def count(self, epoch: int) -> int:
         """Return the number of train triplets, the same in every epoch."""

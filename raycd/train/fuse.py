@@ -350,8 +350,9 @@ def check_hard_negatives(config: Config, train: pa.Table | None = None) -> None:
             f"the loss of the head {config.stage2.head} takes no hard negatives",
             got="triplets that name negatives" if named else "stage2.hard_negatives above 0",
             expected="a head whose loss is the batch-based classification loss (eq. 4)",
-            do=f"{'leave out their column' if named else 'set stage2.hard_negatives 0'}, "
-            "or another head, such as clip_cd",
+            do="leave out their column (jobs/feedback.py --negatives 0)"
+            if named
+            else "set stage2.hard_negatives 0, or another head, such as clip_cd",
         )
 
 

@@ -35,11 +35,16 @@ def near(
 
 
 def composed(
-    attributes: Attributes, table: pa.Table, seed: int = 0, **settings: object
+    attributes: Attributes,
+    table: pa.Table,
+    seed: int = 0,
+    asked: Sequence[tuple[int, int]] = (),
+    **settings: object,
 ) -> pa.Table:
     config = ComposeConfig.model_validate({"copies": 0, **settings})
     coded = compose.encode(attributes, config, title="title")
-    found, _ = compose.draw(coded, table, config, seed)
+    asked_K = np.array([reference << 32 | target for reference, target in asked], np.int64)
+    found, _ = compose.draw(coded, table, config, seed, asked_K)
     ids = [f"i{row}" for row in range(len(attributes))]
     phrases = compose.read_phrases(config.wording, "")
     return compose.write(found, coded, ids, phrases, seed=seed, encoder="e")
@@ -130,6 +135,32 @@ def test_copies_are_left_out() -> None:
     pairs = list(zip(without["reference"].to_pylist(), without["target"].to_pylist(), strict=True))
     assert copy not in pairs
     assert pairs
+
+
+def test_equal_pictures_are_left_out_however_many_they_are() -> None:
+    """Every image is there twice, under two colours: a fifth of all pairs are equal."""
+    angles = np.repeat([0.0, 0.4, 0.9, 1.5], 2)
+    features = np.stack([np.cos(angles), np.sin(angles)], 1)
+    attributes = [{"colour": colour} for colour in ["red", "blue"] * 4]
+    found = composed(attributes, near(features, neighbours=5), per_image=5, copies=0.02)
+    pairs = zip(found["reference"].to_pylist(), found["target"].to_pylist(), strict=True)
+    apart = [{int(one[1:]) // 2, int(other[1:]) // 2} for one, other in pairs]
+    assert apart
+    assert all(len(both) == 2 for both in apart)
+
+
+def test_pairs_that_are_evaluated_on_are_left_out_in_both_directions(
+    shop: tuple[list[dict[str, str]], pa.Table],
+) -> None:
+    def pairs(asked: Sequence[tuple[int, int]]) -> set[tuple[int, int]]:
+        found = composed(*shop, per_image=20, asked=asked)
+        sides = (found[side].to_pylist() for side in ("reference", "target"))
+        return {(int(one[1:]), int(other[1:])) for one, other in zip(*sides, strict=True)}
+
+    every = pairs(())
+    asked = sorted(every)[::7]
+    left = every - set(asked) - {(target, reference) for reference, target in asked}
+    assert pairs(asked) == left
 
 
 def test_an_unknown_value_is_neither_shared_nor_different() -> None:

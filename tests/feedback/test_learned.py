@@ -60,6 +60,12 @@ def test_what_is_right_for_a_query_is_no_negative_of_it_nor_is_its_reference() -
     assert long.negatives == tuple("ihgfe")[:NEGATIVES]
 
 
+def test_a_triplet_has_no_more_negatives_than_asked() -> None:
+    for most in (2, 0):
+        [made] = learn([session("abcde", click="e")], None, support=1, negatives=most)
+        assert made.negatives == tuple("dc")[:most]
+
+
 def test_too_little_support_a_lost_text_and_a_sent_picture_make_no_triplet() -> None:
     twice = [session("ab", click="b"), session("ba", click="b"), session("ab", click="a")]
     assert [(one.target, one.support) for one in learn(twice, None, support=2)] == [("b", 2)]

@@ -69,6 +69,12 @@ def test_what_was_found_stays_found_and_all_begin_alike(
     assert (found_TN[0] == plain[0]).all()
 
 
+def test_a_gallery_of_hardly_any_pairs_is_refused() -> None:
+    alike = random_garment(np.random.default_rng(0), CATEGORIES[0])
+    with pytest.raises(ConfigError, match="too few garments"):
+        dialogues.drawn(dict.fromkeys("abc", alike), 2, seed=0)
+
+
 def test_a_gallery_of_others_is_refused(tiny_bundle: Any) -> None:
     folder: Path = tiny_bundle.folder
     with pytest.raises(ConfigError, match="not the demo's"):

@@ -23,7 +23,7 @@ from jobs.comparison.cells import IDENTITY, Cells, Record, run_all, tracked
 from jobs.comparison.plan import ALWAYS, make_plan
 from raycd import mine
 from raycd.compare.lines import Table
-from raycd.config import Config, MineConfig
+from raycd.config import Config, EmbedConfig, MineConfig
 from raycd.data.build import DatasetBuilder, TripletRow
 from raycd.data.captions import Wording, training_texts
 from raycd.data.schema import Dataset
@@ -272,6 +272,11 @@ def test_a_run_whose_encoder_changed_is_refused_until_its_cells_are_gone(tmp_pat
     with pytest.raises(RunError) as caught:
         Cells(run).check(changed)
     assert str(caught.value).splitlines()[1] == "  got:      stage1.epochs 1 instead of 20"
+    embeds = config.model_copy(update={"embed": EmbedConfig(precision="fp32")})
+    Cells(run).check(embeds)  # it is what auto asks for
+    embeds = config.model_copy(update={"embed": EmbedConfig(precision="bf16")})
+    with pytest.raises(RunError, match=r"embed\.precision 'bf16' instead of 'auto'"):
+        Cells(run).check(embeds)
     heads_alone = configured(tmp_path, epochs=9, head="combiner")
     Cells(run).check(heads_alone)
     with pytest.raises(RunError, match="got:      another output of embed"):

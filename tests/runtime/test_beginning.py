@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import torch
 
 from raycd import bundle
 from raycd.config import Config
+from raycd.data.build import DatasetBuilder
 from raycd.errors import ConfigError, WeightsError
-from raycd.runtime import beginning
+from raycd.runtime import beginning, reading
 from raycd.train.fuse import new_head
 
 SIZES = {"bilinear_dim": 8, "projection_dim": 32, "hidden_dim": 32}
@@ -47,6 +49,32 @@ def test_a_head_of_another_shape_is_refused_before_any_training(
         head, _ = new_head(other, beginning.load_encoder(other)[0].dim)
         with pytest.raises(ConfigError, match=r"does not fit that of encoder\.bundle"):
             beginning.go_on(head, other, tmp_path)
+
+
+def test_a_head_that_trains_begins_anew_where_that_of_the_bundle_has_no_weights(
+    bundle_with_head: Callable[[str], Path], tmp_path: Path
+) -> None:
+    asked = config(bundle_with_head("sum"))
+    beginning.keep_head(asked, tmp_path)
+    head, _ = new_head(asked, beginning.load_encoder(asked)[0].dim)
+    assert beginning.go_on(head, asked, tmp_path) is head
+    untrained = config(bundle_with_head("sum"), epochs=0)
+    with pytest.raises(ConfigError, match=r"does not fit that of encoder\.bundle"):
+        beginning.go_on(head, untrained, tmp_path)
+
+
+def test_a_bundles_head_is_served_as_it_is_where_there_are_no_triplets(
+    tiny_bundle: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    builder = DatasetBuilder()
+    builder.add_gallery("all", "train", ["i0", "i1"], source="x")
+    data = {"data": {"format": "catalogue"}}
+    asked = Config.model_validate({**config(tiny_bundle.folder).model_dump(), **data})
+    fitted = reading.fitted(asked, builder.build({}))
+    assert (fitted.stage2.head, fitted.stage2.epochs) == ("clip_cd", 0)
+    assert "the head clip_cd is served" in capsys.readouterr().err
+    plain = Config.model_validate(data)
+    assert reading.fitted(plain, builder.build({})).stage2.head == "sum"
 
 
 def test_without_a_bundle_nothing_is_kept_and_a_damaged_one_is_told(tmp_path: Path) -> None:

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from PIL import Image
 
-from raycd import bundle
-from raycd.config import Config
+from jobs import feedback, refresh
+from raycd import bundle, compose
+from raycd.config import ComposeConfig, Config
+from raycd.data import manifest
 from raycd.data.demo.drawing import draw
 from raycd.data.demo.garments import attributes, random_garment
 from raycd.errors import ConfigError, DataError
+from raycd.feedback.manifest import GALLERY_FILE, TRIPLETS_FILE
 from raycd.runtime import pipeline, stages
 from raycd.search.query import Query
 from raycd.search.searcher import Searcher
+from tests.runtime.clicked import filled
 from tests.runtime.finished import UNTRACKED, merged
 
 IMAGES = 24
@@ -161,6 +168,52 @@ def test_a_folder_of_ten_pictures_is_served_with_the_sum(
     assert loaded.head_config.name == "sum"
     found = Searcher(loaded).search([Query(image_id="hats/1.png", text="is red", top_k=10)])[0]
     assert {result.category for result in found} == {"hats", "shoes"}
+
+
+@pytest.mark.slow
+def test_a_catalogue_learns_from_clicks_beside_the_triplets_that_it_has_composed(
+    shop: tuple[dict[str, Any], pipeline.Outcome],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    settings, outcome = shop
+    champion, gallery = tmp_path / "champion", tmp_path / "g.sqlite"
+    shutil.copytree(outcome.run.local("bundle"), champion)
+    before = bundle.verify(champion).digest
+    filled(champion, gallery, 300, category="all")
+    (tmp_path / "my.yaml").write_text(yaml.safe_dump(settings))
+    argv = ["--config", str(tmp_path / "my.yaml"), "--into", "week", "--champion", str(champion)]
+    argv += ["--gallery", str(gallery), "--support", "1", "--held-back", "0.3"]
+    argv += ["--stage2.epochs", "40", "--stage2.lr", "2e-3"]
+    assert refresh.program(argv) == 0, capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "val:       there are no val triplets" in said.out
+    assert bundle.verify(champion).digest != before, said.out
+    folder = Path(settings["runs"]) / "week.refresh" / refresh.FEEDBACK
+    triplets = manifest.read(str(folder), TRIPLETS_FILE, GALLERY_FILE).triplets["triplet_id"]
+    ids = set(triplets.to_pylist())
+    composed = pq.read_table(outcome.run.local("compose") / stages.COMPOSED)
+    assert set(composed["triplet_id"].to_pylist()) < ids
+    assert any(one.startswith("feedback/") for one in ids)
+
+
+def test_feedback_stands_beside_the_triplets_that_the_run_has_composed(
+    tmp_path: Path, tiny_settings: dict[str, Any]
+) -> None:
+    (tmp_path / "shop").mkdir()
+    drawn(tmp_path / "shop")
+    config = Config.model_validate(settings_of(tiny_settings, tmp_path))
+    with pytest.raises(DataError, match="the run has composed none"):
+        feedback._base(config)
+    texts = ("triplet_id", "category", "reference", "target", "encoder")
+    numbers: dict[str, Any] = {"similarity": 0.5, "weight": 1.0}
+    row = {**dict.fromkeys(texts, "x"), "captions": ["is red"], "changes": [], **numbers}
+    with pipeline.run_folder(config).writing("compose", "f") as writing:
+        table = pa.Table.from_pylist([row], schema=compose.COMPOSED)
+        pq.write_table(table, writing.folder / stages.COMPOSED)
+    assert feedback._base(config).triplets["split"].to_pylist() == ["train"]
+    alone = config.model_copy(update={"compose": ComposeConfig(when="never")})
+    assert len(feedback._base(alone).triplets) == 0
 
 
 def test_own_triplets_are_withheld_and_those_of_val_kept(

@@ -111,6 +111,13 @@ def test_what_was_computed_in_fp32_or_bf16_is_what_auto_asks_for_and_is_recorded
     assert done("fp32") == ["zero_shot"]
 
 
+def test_a_stage_that_trains_in_one_precision_and_embeds_in_another_records_both() -> None:
+    sections = {"adapt.precision": "bf16", "adapt.lr": 1e-6, "embed.precision": "fp32"}
+    assert precision.entry(sections) == {"precision": {"adapt": "bf16", "embed": "fp32"}}
+    assert precision.entry({**sections, "adapt.precision": "fp32"}) == {"precision": "fp32"}
+    assert precision.entry({"seed": 1}) == {}
+
+
 def test_where_workers_get_gpus_a_card_says_what_auto_is(monkeypatch: pytest.MonkeyPatch) -> None:
     def precisions(**sections: object) -> list[str]:
         config = precision.settled(Config.model_validate(sections))

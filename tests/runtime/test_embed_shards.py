@@ -291,6 +291,22 @@ def test_links_to_pictures_are_pictures_and_links_to_folders_are_left(
     assert keys == ["a.png", "gone.png"]
 
 
+def test_the_content_of_a_source_changes_with_its_rows_and_its_files(tmp_path: Path) -> None:
+    table, picture = tmp_path / "new.csv", tmp_path / "a.png"
+    picture.write_bytes(b"a picture")
+    table.write_text("image_id,path\nx,a.png\n")
+    found = [sources.content(str(table))]
+    assert sources.content(str(table)) == found[0]
+    table.write_text("image_id,path\nx,a.png\ny,a.png\n")
+    found.append(sources.content(str(table)))
+    picture.write_bytes(b"another picture")
+    found.append(sources.content(str(table)))
+    for size in (b"", b"more"):
+        (tmp_path / "0.tar").write_bytes(size)
+        found.append(sources.content(str(tmp_path)))
+    assert len(set(found)) == 5
+
+
 def test_a_folder_of_other_features_is_refused_and_kept(
     ray_cluster: None, new_encoder: MakeEncoder, pictures: Path, tmp_path: Path
 ) -> None:

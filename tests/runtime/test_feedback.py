@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
 from mlflow import MlflowClient
@@ -15,47 +14,27 @@ from mlflow import MlflowClient
 from jobs import feedback, refresh
 from jobs.benchmarks import feedback as simulated
 from raycd import bundle
+from raycd.client import Client
+from raycd.config import Config
 from raycd.data import manifest as reader
-from raycd.feedback import users
+from raycd.data.build import DatasetBuilder, TripletRow
+from raycd.errors import DataError
+from raycd.feedback import manifest
 from raycd.feedback.manifest import GALLERY_FILE, TRIPLETS_FILE
-from raycd.feedback.records import Event, Search
-from raycd.gallery_db import GalleryDatabase, events
+from raycd.gallery_db import GalleryDatabase
+from raycd.runtime import stages
 from raycd.runtime.tracking import Tracker
+from tests.runtime.clicked import filled
 from tests.runtime.finished import UNTRACKED, Finished, merged
+from tests.serve.crash.process import Service
+
+STEPS = ("catalogue", "feedback", "judge", "alias", "swap")
 
 
-def filled(finished: Finished, file: Path, searches: int, support: int = 1) -> list[Search]:
-    """Make a live gallery whose users have always found what they asked for at the third place."""
-    folder = finished.folder / "bundle"
-    manifest = bundle.verify(folder)
-    rows = [
-        row for row in bundle.read_gallery(folder).to_pylist() if row["categories"] == ["dress"]
-    ]
-    ids = [row["image_id"] for row in rows]
-    wanted = users.pairs(users.coded([dict(row["attributes"]) for row in rows]), rng(), most=6)
-    made: list[Search] = []
-    for n, (reference, target) in enumerate(wanted[:searches].tolist()):
-        others = [one for one in ids if one not in (ids[reference], ids[target])][:3]
-        for again in range(support):
-            results = (*others[:2], ids[target], others[2])
-            text = f"{n % 7} {' '.join(dict(rows[target]['attributes']).values())}"
-            about = (f"{n:030d}{again:02d}", 1e9 + n, ids[reference], text, None, "ab" * 6, 0)
-            made.append(Search(*about, results, (2.0, 1.5, 1.0, 0.5)))
-    clicks = [
-        Event(f"e{one.query_id}", one.query_id, one.at, "click", one.results[2]) for one in made
-    ]
-    with GalleryDatabase.open(str(file)) as gallery_db:
-        gallery_db.begin(
-            bundle.gallery_parts(folder),
-            manifest.encoder.fingerprint,
-            manifest.files[bundle.GALLERY],
-        )
-        events.write(gallery_db, [*made, *clicks])
-    return made
-
-
-def rng() -> np.random.Generator:
-    return np.random.default_rng(0)
+def served(client: Client) -> str:
+    found = client.info().bundle
+    assert found is not None
+    return found.digest
 
 
 def settings_file(finished: Finished, folder: Path, **changes: Any) -> str:
@@ -67,7 +46,7 @@ def settings_file(finished: Finished, folder: Path, **changes: Any) -> str:
 def test_what_people_clicked_becomes_a_manifest_with_its_provenance(
     finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = filled(finished, tmp_path / "g.sqlite", 60, support=2)
+    made = filled(finished.folder / "bundle", tmp_path / "g.sqlite", 60, support=2)
     out = tmp_path / "out"
     argv = ["--config", settings_file(finished, tmp_path), "--gallery", str(tmp_path / "g.sqlite")]
     assert feedback.program([*argv, "--out", str(out), "--held-back", "0.3"]) == 0
@@ -94,11 +73,12 @@ def test_feedback_that_makes_nothing_and_options_that_mean_nothing_are_told(
 ) -> None:
     file, out = tmp_path / "g.sqlite", tmp_path / "out"
     argv = ["--config", settings_file(finished, tmp_path), "--out", str(out)]
-    filled(finished, file, 3)
+    filled(finished.folder / "bundle", file, 3)
     for more, about in (
         (["--gallery", str(file)], "--support"),
         (["--gallery", str(file), "--since", "2100-01-01"], "no feedback"),
         (["--gallery", str(file), "--since", "soon"], "not a date"),
+        (["--gallery", str(file), "--negatives", "-1"], "--negatives: impossible value"),
         ([], "--gallery and --out"),
     ):
         assert feedback.program([*argv, *more]) == 2
@@ -123,7 +103,7 @@ def test_a_simulated_shop_trains_on_the_clicks_of_each_cycle_however_they_are_co
 
 
 @pytest.mark.slow
-def test_a_refresh_moves_the_alias_to_what_is_better_and_does_nothing_twice(
+def test_a_refresh_moves_alias_and_service_to_what_is_better_and_does_nothing_twice(
     copied: Finished,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -136,16 +116,22 @@ def test_a_refresh_moves_the_alias_to_what_is_better_and_does_nothing_twice(
         before = tracker.register(old, "old")
     client = MlflowClient(tracking_uri=uri, registry_uri=uri)
     client.set_registered_model_alias("raycd", "champion", str(before))
-    filled(copied, tmp_path / "g.sqlite", 400)
+    filled(old, tmp_path / "g.sqlite", 400)
     config = settings_file(copied, tmp_path, stage2={"epochs": 40, "lr": 2e-3})
     argv = ["--config", config, "--into", "week", "--champion", "models:/raycd@champion"]
     argv += ["--gallery", str(tmp_path / "g.sqlite"), "--support", "1", "--held-back", "0.3"]
     row = bundle.read_gallery(old).to_pylist()[0]
     (tmp_path / "new.csv").write_text(f"image_id,path\nnew-1,{row['path']}\nnew-2,{row['path']}\n")
     argv += ["--new", str(tmp_path / "new.csv"), "--category", "dress"]
-    assert refresh.program(argv) == 0, capsys.readouterr().err
-    said = capsys.readouterr()
-    digest = bundle.verify(tmp_path / "week/bundle").digest
+    serving = ["--bundle", "models:/raycd@champion", "--gallery", str(tmp_path / "g.sqlite")]
+    with Service(*serving, log=tmp_path / "service.log") as service, Client(service.url) as asking:
+        assert served(asking) == bundle.verify(old).digest[:12]
+        argv += ["--service", service.url, "--hup", str(service.pid)]
+        assert refresh.program(argv) == 0, capsys.readouterr().err
+        said = capsys.readouterr()
+        digest = bundle.verify(tmp_path / "week/bundle").digest
+        assert served(asking) == digest[:12]
+        assert asking.search(image_id="new-1", text="is red").results
     now = client.get_model_version_by_alias("raycd", "champion")
     assert str(now.version) != before, said.out
     assert now.tags["raycd.bundle"] == digest
@@ -156,14 +142,73 @@ def test_a_refresh_moves_the_alias_to_what_is_better_and_does_nothing_twice(
         assert gallery_db.encoders() == {encoders.pop(): gallery_db.count()}
         assert gallery_db.count() == len(bundle.read_gallery(old)) + 2
     assert refresh.program(argv) == 0
-    again = capsys.readouterr()
-    assert all(
-        f"{step}: done before" in again.err for step in ("catalogue", "feedback", "judge", "alias")
-    )
+    said = capsys.readouterr()
+    assert all(f"{step}: done before" in said.err for step in STEPS)
     assert client.get_model_version_by_alias("raycd", "champion").version == now.version
+    # Other rows and another metric are other steps; what was moved stays moved
+    with (tmp_path / "new.csv").open("a") as file:
+        file.write(f"new-3,{row['path']}\n")
+    assert refresh.program([*argv, "--registry.metric", "recall@50"]) == 0
+    said = capsys.readouterr()
+    again = [step for step in STEPS if f"{step}: done before" not in said.err]
+    assert again == ["catalogue", "judge"]
+    assert "recall@50" in said.out
+    assert "champion:" in said.out
+    with GalleryDatabase.open(str(tmp_path / "g.sqlite")) as gallery_db:
+        assert gallery_db.count() == len(bundle.read_gallery(old)) + 3
     argv[argv.index("models:/raycd@champion")] = str(old)
     assert refresh.program(argv) == 2
     assert "against another champion" in capsys.readouterr().err
+
+
+def test_a_step_is_done_again_where_something_that_it_is_done_of_has_changed(
+    tmp_path: Path,
+) -> None:
+    step, done = refresh.Refresh(Config(), argparse.Namespace(), tmp_path), list[int]()
+
+    def work() -> dict[str, Any]:
+        done.append(0)
+        return {"times": len(done)}
+
+    asked = (["d", "recall@10"], ["d", "recall@10"], ["d", "recall@1"], ["e", "recall@1"])
+    assert [step._once("judge", of, work)["times"] for of in asked] == [1, 1, 2, 3]
+    noted = {"of": "d", "found": {"times": 7}}  # by an earlier raycd
+    (tmp_path / "judge.json").write_text(json.dumps(noted))
+    assert step._once("judge", ["d", "recall@10"], work) == {"times": 7}
+
+
+def test_a_refresh_trains_on_a_manifest_without_val_triplets(tmp_path: Path) -> None:
+    builder = DatasetBuilder()
+    builder.add_gallery("all", "train", [f"i{n}" for n in range(9)], source="x")
+    for n in range(8):
+        row = TripletRow(f"t{n}", "all", "train", f"i{n}", f"i{n + 1}", ["is red"])
+        builder.add_triplet(row, where="here")
+    (tmp_path / refresh.FEEDBACK).mkdir()
+    manifest.write(builder.build({}), tmp_path / refresh.FEEDBACK)
+    step = refresh.Refresh(Config(), argparse.Namespace(into="week"), tmp_path)
+    trained, measured = (step._trained_config({"val": val}) for val in (0, 3))
+    assert len(stages.dataset(trained, trained.data.root).triplets) == 8
+    with pytest.raises(DataError, match="no triplets to evaluate on"):
+        stages.dataset(measured, measured.data.root)
+
+
+def test_a_head_that_takes_no_negatives_gets_triplets_without_any(
+    finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    filled(finished.folder / "bundle", tmp_path / "g.sqlite", 20)
+    argv = ["--config", settings_file(finished, tmp_path), "--support", "1"]
+    argv += ["--gallery", str(tmp_path / "g.sqlite")]
+
+    def negatives(name: str, *more: str) -> set[str]:
+        assert feedback.program([*argv, "--out", str(tmp_path / name), *more]) == 0
+        found = reader.read(str(tmp_path / name), TRIPLETS_FILE, GALLERY_FILE).triplets
+        return {str(own) for own in found["negatives"].to_pylist() if own}
+
+    assert negatives("some")
+    assert not negatives("none", "--negatives", "0")
+    assert "takes no hard negatives" not in capsys.readouterr().err
+    assert not negatives("dcnet", "--stage2.head", "dcnet")
+    assert "the loss of the head dcnet takes no hard negatives" in capsys.readouterr().err
 
 
 def test_a_refresh_says_what_it_lacks(
@@ -175,6 +220,7 @@ def test_a_refresh_says_what_it_lacks(
         (["--champion", "c", "--hup", "1"], "--service"),
         (["--champion", "models:/raycd/1"], "no alias"),
         (["--champion", "c", "--runs", "s3://b/runs"], "on this machine"),
+        (["--champion", "c", "--stage2.head", "sum"], "learns from no triplet"),
     ):
         assert refresh.program([*argv, *more]) == 2
         assert about in capsys.readouterr().err

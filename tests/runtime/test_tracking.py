@@ -71,6 +71,35 @@ def test_a_pipeline_is_a_run_with_its_settings_and_a_stage_is_its_child(
     assert (parent.info.status, child.info.status) == ("FINISHED", "FINISHED")
 
 
+def test_the_commit_is_that_of_the_checkout_and_not_of_a_repository_around_a_wheel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(*what: str) -> str:
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        done = ["git", "-C", str(tmp_path), *who, *what]
+        return subprocess.run(done, check=True, capture_output=True, text=True).stdout.strip()
+
+    def tags() -> dict[str, str]:
+        tracking._commit.cache_clear()
+        return dict(tracking._commit())
+
+    own = tmp_path / "raycd/runtime/tracking.py"
+    own.parent.mkdir(parents=True)
+    own.write_text("1")
+    monkeypatch.setattr(tracking, "__file__", str(own))
+    assert tags() == {}
+    git("init", "--quiet")
+    git("commit", "--quiet", "--allow-empty", "--message", "around it")
+    assert tags() == {}
+    git("add", ".")
+    git("commit", "--quiet", "--message", "of it")
+    commit = {"mlflow.source.git.commit": git("rev-parse", "HEAD")}
+    assert tags() == commit
+    own.write_text("2")
+    assert tags() == commit | {"raycd.uncommitted": "true"}
+    tracking._commit.cache_clear()
+
+
 def test_epochs_become_steps_and_pseudo_epochs_have_names_of_their_own(
     runs: Path, client: MlflowClient
 ) -> None:

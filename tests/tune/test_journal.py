@@ -146,6 +146,17 @@ def test_a_sweep_that_ended_before_its_first_trial_did_is_started_again(tmp_path
     assert asked["settings"]["seed"] == 3
 
 
+def test_auto_is_as_fp32_and_is_told_as_it_is(tmp_path: Path) -> None:
+    opened(tmp_path, resume=False, stage2={"precision": "bf16"}).write(TRIAL)
+    refusal = refused(tmp_path, resume=True)
+    assert "stage2.precision 'auto' instead of 'bf16'" in refusal
+    other = tmp_path / "other"
+    opened(other, resume=False).write(TRIAL)
+    opened(other, resume=True, stage2={"precision": "fp32"})
+    refusal = refused(other, resume=True, stage2={"precision": "bf16"})
+    assert "stage2.precision 'bf16' instead of 'auto'" in refusal
+
+
 def test_a_mistake_is_found_before_there_are_features(tmp_path: Path) -> None:
     here, space = journal(tmp_path), make_space(config(tmp_path), [])
     here.check(space, resume=False)

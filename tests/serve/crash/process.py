@@ -102,6 +102,12 @@ class Service:
         )
         wait_until(self.is_whole, "both replicas to answer")
 
+    @property
+    def pid(self) -> int:
+        """Return the number of its process."""
+        assert self._process is not None
+        return self._process.pid
+
     def look_again(self) -> str:
         """Have it look at its bundle again; return what it says of that."""
         assert self._process is not None
