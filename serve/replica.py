@@ -21,7 +21,7 @@ from raycd.api import BundleInfo, QueryRequest, SecondInfo
 from raycd.data import images
 from raycd.gallery.state import State
 from raycd.model.threads import usable_cpus
-from raycd.search.query import Answer, Encoded, Prepared
+from raycd.search.query import Answer, Encoded, NothingLeft, Prepared
 from serve import queries, swap
 from serve.args import ServeArgs, Wanted
 from serve.engine import Engine
@@ -278,12 +278,24 @@ class Replica:
         return self.searches.slot(max(0, min(len(sent), self.searches.most) - 1))
 
     async def answer(self, engine: Engine, query: Prepared) -> Answer:
-        """Search, together with the queries that come while the model is at work."""
-        return await self._answered(engine, query)
+        """Search, together with the queries that come while the model is at work.
+
+        Raises NothingLeft where the query comes to nothing.
+        """
+        answer = await self._answered(engine, query)
+        if answer.is_empty:
+            raise NothingLeft
+        return answer
 
     async def encode(self, engine: Engine, query: Prepared) -> Encoded:
-        """Return the features of a query, encoded with those that come meanwhile."""
-        return await self._encodings((engine, query))
+        """Return the features of a query, encoded with those that come meanwhile.
+
+        Raises NothingLeft.
+        """
+        encoded = await self._encodings((engine, query))
+        if encoded.is_empty:
+            raise NothingLeft
+        return encoded
 
     def _encode_batch(self, batch: Sequence[tuple[Engine, Prepared]]) -> list[Encoded]:
         found: list[Encoded] = []
