@@ -132,6 +132,7 @@ def test_a_query_of_which_nothing_is_left_is_refused(searcher: Searcher, tiny_bu
             history=History(np.ones(searcher.bundle.encoder.dim, np.float32), ()), image_weight=0
         ),
         Query(images=[Reference(image), Reference(image, weight=-1)]),
+        Query(images=[Reference(one) for one in tiny_bundle.images], image_weight=0),
         Query(text="is red", text_weight=0.5, negative_text="is red"),
     ):
         with pytest.raises(DataError, match="nothing is left of the query"):
