@@ -125,6 +125,11 @@ class Engine:
         """The gallery's newest state."""
         return self.searcher.view
 
+    @property
+    def without(self) -> int:
+        """Images of the live gallery that it cannot find, for it has no feature of them."""
+        return self.follower.without if self.follower else 0
+
     def index_info(self, view: State) -> IndexInfo:
         """Return what every answer says about the index that it searched."""
         return IndexInfo.model_construct(

@@ -21,7 +21,7 @@ from raycd.api import BundleInfo, QueryRequest, SecondInfo
 from raycd.data import images
 from raycd.gallery.state import State
 from raycd.model.threads import usable_cpus
-from raycd.search.query import Answer, Encoded, Prepared
+from raycd.search.query import Answer, Encoded, NothingLeft, Prepared
 from serve import queries, swap
 from serve.args import ServeArgs, Wanted
 from serve.engine import Engine
@@ -75,7 +75,7 @@ class Replica:
         writer: What changes the gallery; None where it does not change.
         recorder: What keeps searches and events; None where they are not kept.
         second: The second model, for users; None where there is none.
-        searches, writes, imports, browsing: How many of each are at work, each by itself.
+        searches, writes, imports, events, browsing: How many of each are at work, each by itself.
 
     Raises:
         GalleryError: The gallery's database cannot be opened.
@@ -97,7 +97,7 @@ class Replica:
         self.refused: str | None = None
         self.pictures = GalleryPictures(args, self._store)
         self.searches, self.writes, self.imports = (Admission(args.max_queue) for _ in range(3))
-        self.browsing, self._waiting = (Admission(args.max_queue) for _ in range(2))
+        self.events, self.browsing, self._waiting = (Admission(args.max_queue) for _ in range(3))
         together: dict[str, Any] = {
             "most": args.max_batch_size,
             "size": lambda one: max(1, len(one[1].pictures)),
@@ -158,9 +158,9 @@ class Replica:
         if self._engine is None:
             await self._change(self.args.bundle)
         if self.second is not None:
-            await self.second.load()
+            await self.second.load(self.engine)
         if self.shadow is not None:
-            self.shadow.start()
+            self.shadow.start(self.engine.without)
 
     async def _change(self, bundle: str) -> None:
         # The new bundle is loaded and tried beside the one at work, which goes on until then.
@@ -175,7 +175,7 @@ class Replica:
             if self._engine:
                 if isinstance(fresh.follower, EngineFollower):  # it encodes what is left, too
                     await asyncio.to_thread(fresh.follower.wait_until_current)
-                swap.check(self._engine, fresh)
+                swap.check(self._engine.without, fresh.without)
         except BaseException:
             fresh.close()
             raise
@@ -278,12 +278,24 @@ class Replica:
         return self.searches.slot(max(0, min(len(sent), self.searches.most) - 1))
 
     async def answer(self, engine: Engine, query: Prepared) -> Answer:
-        """Search, together with the queries that come while the model is at work."""
-        return await self._answered(engine, query)
+        """Search, together with the queries that come while the model is at work.
+
+        Raises NothingLeft where the query comes to nothing.
+        """
+        answer = await self._answered(engine, query)
+        if answer.is_empty:
+            raise NothingLeft
+        return answer
 
     async def encode(self, engine: Engine, query: Prepared) -> Encoded:
-        """Return the features of a query, encoded with those that come meanwhile."""
-        return await self._encodings((engine, query))
+        """Return the features of a query, encoded with those that come meanwhile.
+
+        Raises NothingLeft.
+        """
+        encoded = await self._encodings((engine, query))
+        if encoded.is_empty:
+            raise NothingLeft
+        return encoded
 
     def _encode_batch(self, batch: Sequence[tuple[Engine, Prepared]]) -> list[Encoded]:
         found: list[Encoded] = []

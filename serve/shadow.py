@@ -46,7 +46,7 @@ def beside(args: ServeArgs, name: str, observer: ShadowObserver) -> Shadow | Non
         )
         .remote(args, name)
     )
-    return Shadow(args.second, RayProcess(actor), observer)
+    return Shadow(args.second, RayProcess(actor), observer, args.timeout_s)
 
 
 class RayProcess:
@@ -60,8 +60,13 @@ class RayProcess:
         return Loaded(*await self._actor.loaded.remote())
 
     async def answer(self, asked: SearchRequest, sent: Sequence[SentImage]) -> Seen:
-        """Return its answer to a search."""
-        return Seen(*await self._actor.answer.remote(asked, sent))
+        """Return its answer to a search. Pictures go once: their bytes, not their base64, too."""
+        plain = asked.model_copy(update={"image_base64": None, "images": []})
+        return Seen(*await self._actor.answer.remote(plain, sent))
+
+    def end(self) -> None:
+        """End what it does, so that it starts anew."""
+        ray.kill(self._actor, no_restart=False)
 
 
 class ShadowActor:
@@ -82,10 +87,13 @@ class ShadowActor:
         wanted = Wanted(bundle=args.second.bundle)
         self._loop.run_until_complete(self._replica.change_bundle(wanted.model_dump()))
 
+    @ray.method(max_task_retries=-1)  # whoever asks while it starts anew waits
     def loaded(self) -> Loaded:
         """Return what became of the start."""
-        refused = self._replica.refused
-        return Loaded(None if refused else self._replica.engine.model.bundle, refused)
+        if refused := self._replica.refused:
+            return Loaded(None, refused)
+        engine = self._replica.engine
+        return Loaded(engine.model.bundle, None, engine.without)
 
     def answer(self, asked: SearchRequest, sent: Sequence[SentImage]) -> Seen:
         """Return the answer to a search. Raises what a search of a replica raises."""

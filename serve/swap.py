@@ -10,7 +10,6 @@ from raycd import bundle
 from raycd.bundle import cache
 from raycd.errors import GalleryError, RaycdError, WeightsError, program
 from serve.args import REGISTRY, is_fetched
-from serve.engine import Engine
 
 
 def folder(wanted: str) -> Path:
@@ -35,15 +34,16 @@ def digest(folder: Path) -> str:
     return bundle.verify(folder).digest
 
 
-def check(old: Engine, new: Engine) -> None:
-    """Raise GalleryError where the new engine would lose images of the gallery."""
-    without = [engine.follower.without if engine.follower else 0 for engine in (old, new)]
-    lost = without[1] - without[0]
-    if lost > 0:
+def check(before: int, now: int) -> None:
+    """Raise GalleryError where another engine would lose images of the gallery.
+
+    Of the one at work and of the other, these are the images that they cannot find.
+    """
+    if now > before:
         raise GalleryError(
             "the new bundle's encoder cannot encode the whole gallery",
             "mismatch",
-            got=f"{lost} images without a feature of it whose pictures cannot be read",
+            got=f"{now - before} images without a feature of it whose pictures cannot be read",
             do="import them again with their pictures, or remove them",
         )
 

@@ -242,6 +242,8 @@ class Limits(_ResponsePart):
     batch: int
     page: int
     import_lines: int
+    events: int = 0
+    """Of one /v1/events."""
     attributes: int
     """Of an image."""
 

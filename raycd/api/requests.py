@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 from raycd.filters import Filter, Name, Number
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True)]
+MAX_REFERENCE = 100_000  # characters of a history
 Weight = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False), Number]
 
 
@@ -67,7 +68,7 @@ class QueryRequest(ImagePart):
 
     images: list[WeightedImage] = []
     """Several images in place of one, each with a weight; in a form as JSON."""
-    reference: Annotated[str, Field(min_length=1, max_length=100_000)] | None = None
+    reference: Annotated[str, Field(min_length=1, max_length=MAX_REFERENCE)] | None = None
     """The `history` of an earlier answer, from which this query goes on: with a new text alone, or
     with one of the results as the image, too.
     """

@@ -83,26 +83,31 @@ class AsyncClient:
         await self._service.close()
 
     async def search(
-        self, *, min_version: int | None = None, **search: Unpack[Search]
+        self, *, min_version: int | None = None, user: str = "", **search: Unpack[Search]
     ) -> SearchResponse:
         """Find images: search(image="photo.jpg", text="is blue", top_k=5).
 
         Args:
+            user: Any text that names whoever asks, for a service that splits users between models.
             search: The fields of raycd.api.SearchRequest, and `image`, a file or its bytes.
 
         Raises:
             DataError: The search is impossible, or its image cannot be read.
         """
         asked, image = request.read(SearchRequest, search)
-        content = request.content(request.body(asked), image)
+        content = request.content(request.body(asked), image) | request.of_user(user)
         return await self._service.ask(
             SearchResponse, "POST", "/v1/search", params=_params(min_version), **content
         )
 
     async def search_batch(
-        self, searches: Iterable[Search | SearchRequest], *, min_version: int | None = None
+        self,
+        searches: Iterable[Search | SearchRequest],
+        *,
+        min_version: int | None = None,
+        user: str = "",
     ) -> BatchResponse:
-        """Send several searches, at most info().limits.batch, in one request.
+        """Send several searches of a `user`, at most info().limits.batch, in one request.
 
         Each succeeds or fails by itself. Those that find the service too busy are sent again.
 
@@ -116,12 +121,13 @@ class AsyncClient:
         if not asked:
             return BatchResponse(items=[])
         attempts = self._service.attempts()
-        items = await self._batch(asked, attempts, min_version)
+        content = {"params": _params(min_version), **request.of_user(user)}
+        items = await self._batch(asked, attempts, content)
         while (
             busy := [i for i, item in enumerate(items) if item.status in retry.BUSY]
         ) and await self._service.again(attempts):
             try:
-                answered = await self._batch([asked[i] for i in busy], attempts, min_version)
+                answered = await self._batch([asked[i] for i in busy], attempts, content)
             except ServiceError as error:
                 if error.status not in retry.BUSY:
                     raise
@@ -130,21 +136,22 @@ class AsyncClient:
                 items[i] = item
         return BatchResponse(items=items)
 
-    async def embed(self, **query: Unpack[Asked]) -> Embedding:
+    async def embed(self, *, user: str = "", **query: Unpack[Asked]) -> Embedding:
         """Return the vectors of a query: embed(image="photo.jpg", text="is blue").
 
         Args:
+            user: As of a search; without one they are of the model whose features the gallery has.
             query: The fields of raycd.api.QueryRequest, and `image`, a file or its bytes.
 
         Raises:
             DataError: As `search`.
         """
         asked, image = request.read(QueryRequest, query)
-        content = request.content(request.body(asked), image)
+        content = request.content(request.body(asked), image) | request.of_user(user)
         return await self._service.ask(Embedding, "POST", "/v1/embed", **content)
 
-    async def embed_batch(self, queries: Iterable[Asked]) -> EmbedBatchResponse:
-        """Send several queries to `embed`, at most info().limits.batch, in one request.
+    async def embed_batch(self, queries: Iterable[Asked], *, user: str = "") -> EmbedBatchResponse:
+        """Send several queries of a `user` to `embed`, at most info().limits.batch, at once.
 
         Each succeeds or fails by itself.
 
@@ -155,7 +162,11 @@ class AsyncClient:
         if not asked:
             return EmbedBatchResponse(items=[])
         return await self._service.ask(
-            EmbedBatchResponse, "POST", "/v1/embed/batch", json={"queries": asked}
+            EmbedBatchResponse,
+            "POST",
+            "/v1/embed/batch",
+            json={"queries": asked},
+            **request.of_user(user),
         )
 
     async def gallery(
@@ -317,11 +328,11 @@ class AsyncClient:
         )
 
     async def _batch(
-        self, asked: list[SearchRequest], attempts: Attempts, min_version: int | None
+        self, asked: list[SearchRequest], attempts: Attempts, content: dict[str, Any]
     ) -> list[BatchItem]:
         body = {"searches": [request.body(each) for each in asked]}
         response = await self._service.send(
-            "POST", "/v1/search/batch", attempts=attempts, params=_params(min_version), json=body
+            "POST", "/v1/search/batch", attempts=attempts, json=body, **content
         )
         items = self._service.read(response, BatchResponse).items
         if len(items) != len(asked):

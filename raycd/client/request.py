@@ -122,6 +122,14 @@ def content(body: dict[str, Any], image: bytes | None) -> dict[str, Any]:
     return {"data": fields, "files": {"image": ("image", image)}}
 
 
+def of_user(user: str) -> dict[str, Any]:
+    """Return the arguments of httpx that name who asks. Raises DataError."""
+    if not user.isascii() or not user.isprintable():
+        expected = "printable ASCII, such as a hash of the name"
+        raise DataError("a header cannot carry the user", got=repr(user), expected=expected)
+    return {"headers": {"Raycd-User": user}} if user else {}
+
+
 def wrong(error: ValidationError) -> str:
     """Describe each wrong field."""
     details = [

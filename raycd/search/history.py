@@ -14,6 +14,7 @@ import json
 import numpy as np
 from numpy.typing import NDArray
 
+from raycd.api.requests import MAX_REFERENCE
 from raycd.errors import DataError
 from raycd.search.query import History, Prepared
 
@@ -49,7 +50,21 @@ def after(one: Prepared, image_D: NDArray[np.float32]) -> History:
 
 
 def pack(history: History, fingerprint: str) -> str:
-    """Return the text of a history, of the encoder with this fingerprint."""
+    """Return the text of a history, of the encoder with this fingerprint.
+
+    Where it would be longer than a `reference` may be, the oldest texts are left out, and of the
+    last one its end.
+    """
+    texts = history.texts
+    while (
+        len(text := _packed(history._replace(texts=texts), fingerprint)) > MAX_REFERENCE and texts
+    ):
+        half = texts[0][: len(texts[0]) // 2]
+        texts = texts[1:] or ((half,) if half else ())
+    return text
+
+
+def _packed(history: History, fingerprint: str) -> str:
     none_D = np.empty(0, np.float32)
     image_D = np.clip(none_D if history.image_D is None else history.image_D, -_MOST, _MOST)
     parts = (

@@ -14,7 +14,18 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image as Picture
 
+from raycd.errors import DataError
 from raycd.gallery.state import Allowed, Image, Images, State
+
+
+class NothingLeft(DataError):
+    """A query whose feature has no direction."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "nothing is left of the query: what it has weighs 0, or its parts cancel out",
+            do="give its text or its images more weight",
+        )
 
 
 @dataclass(frozen=True)
@@ -207,13 +218,15 @@ class Answer:
     reranked: bool = False
     image_D: NDArray[np.float32] | None = None
     """The un-normalised feature of the query's image; NaN where it has none."""
+    is_empty: bool = False
+    """Nothing was left of the query, so that the results mean nothing."""
 
 
 class Encoded(NamedTuple):
     """Features of queries and of their halves; NaN where a query lacks a half."""
 
     query_BD: NDArray[np.float32]
-    """L2-normalised, as the next two."""
+    """L2-normalised, as the next two; 0 where nothing is left of a query."""
     image_BD: NDArray[np.float32]
     text_BD: NDArray[np.float32]
     raw_image_BD: NDArray[np.float32]
@@ -223,6 +236,11 @@ class Encoded(NamedTuple):
     def row(self, row: int) -> Encoded:
         """Return those of one query, (D,)."""
         return Encoded(*(feature_BD[row] for feature_BD in self))
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is left of this one query."""
+        return not self.query_BD.any()
 
 
 class Found(NamedTuple):

@@ -48,6 +48,7 @@ from raycd.search.needs import HeadNeeds
 from raycd.search.query import (
     Answer,
     Encoded,
+    NothingLeft,
     Pictured,
     Prepared,
     Query,
@@ -59,6 +60,7 @@ from raycd.search.reranking import Reranking
 from raycd.search.shown import Shown
 
 NEGATIVE = 0.5  # weight of a negative text; that of a text is 1
+_NOTHING = 1e-5  # length of a query up to which its direction is that of rounding
 
 
 class NoReference(DataError):
@@ -117,9 +119,14 @@ class Searcher:
         self.reranking = Reranking(bundle, self._encoder.device)
 
     def search(self, queries: Sequence[Query]) -> list[list[Result]]:
-        """Return the results of each query, best first. Raises DataError as `prepare` does."""
-        prepared = [self.prepare(query) for query in queries]
-        return [answer.results for answer in self.answer(prepared)]
+        """Return the results of each query, best first.
+
+        Raises DataError as `prepare` does, and NothingLeft where a query comes to nothing.
+        """
+        answers = self.answer([self.prepare(query) for query in queries])
+        if any(answer.is_empty for answer in answers):
+            raise NothingLeft
+        return [answer.results for answer in answers]
 
     def prepare(self, query: Query, view: State | None = None) -> Prepared:
         """Preprocess a query.
@@ -217,8 +224,9 @@ class Searcher:
         searched = time.perf_counter()
         found = self.reranking.rerank(batch, features, found)
         reranked = time.perf_counter()
+        rows = [features.row(row) for row in range(len(batch))]
         answers = [
-            results.of(prepared, features.row(row), arrange(prepared, found[row]))
+            results.of(prepared, rows[row], arrange(prepared, found[row]))
             for row, prepared in enumerate(batch)
         ]
         rerank_s = reranked - searched
@@ -229,7 +237,8 @@ class Searcher:
                 len(batch),
                 *seconds,
                 reranked=found[row].reranked is not None,
-                image_D=features.raw_image_BD[row],
+                image_D=rows[row].raw_image_BD,
+                is_empty=rows[row].is_empty,
             )
             for row, own in enumerate(answers)
         ]
@@ -251,12 +260,15 @@ class Searcher:
             halves = image_ND[both_N], text_BD[shown.row_N[both_N]]
             base_ND[both_N] = self._fused(batch, shown, pairs, halves, extra)
         image_BD, has_image = shown.mean(image_ND), shown.has_image
-        unit_image_BD = F.normalize(shown.mean(unit_image_ND), dim=-1)
+        mean_image_BD = shown.mean(unit_image_ND)
+        unit_image_BD = F.normalize(mean_image_BD, dim=-1)
         query_BD = torch.where(has_image[:, None], shown.mean(base_ND), unit_text_BD)
         query_BD += shown.pushed(unit_image_ND)
         image_weights = [one.query.image_weight for one in batch]
         text_weights = [one.query.text_weight for one in batch]
-        query_BD += _extra_weights(image_weights, has_image) * unit_image_BD.nan_to_num()
+        # Images alone are that mean, which a weight of 0 takes away
+        weighed_BD = torch.where(has_text[:, None], unit_image_BD, mean_image_BD)
+        query_BD += _extra_weights(image_weights, has_image) * weighed_BD.nan_to_num()
         query_BD += _extra_weights(text_weights, has_text) * unit_text_BD.nan_to_num()
         if any(one.negative is not None for one in batch):
             negative_BD, _ = self._encoded_texts([one.negative for one in batch])
@@ -264,7 +276,8 @@ class Searcher:
         whole = {row: one.whole for row, one in enumerate(batch) if one.whole is not None}
         if whole:
             query_BD[list(whole)] += torch.from_numpy(self.encode(list(whole.values())).query_BD)
-        unit_query_BD = F.normalize(query_BD, dim=-1)
+        left_B1 = query_BD.norm(dim=-1, keepdim=True) > _NOTHING
+        unit_query_BD = F.normalize(query_BD, dim=-1) * left_B1
         features = (unit_query_BD, unit_image_BD, unit_text_BD, image_BD, text_BD)
         return Encoded(*(feature_BD.numpy() for feature_BD in features))
 

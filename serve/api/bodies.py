@@ -165,8 +165,9 @@ async def _of_form(pairs: Pairs, most: int) -> tuple[dict[str, Any], bytes | Non
         elif name in fields:
             raise problems.wrong_field(name, "is given more than once: give it once")
         elif name in AS_JSON:
-            check_values(value.encode(), most)
-            fields[name] = from_text(name, value)
+            if value.strip():  # an empty one is absent
+                check_values(value.encode(), most)
+                fields[name] = from_text(name, value)
         else:
             fields[name] = value
     return fields, image

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from numpy.typing import NDArray
 
 from raycd.api import EmbedBatchRequest, EmbedBatchResponse, Embedding, EmbedItem, QueryRequest
-from serve.api import batches, problems, search_body
+from serve.api import batches, problems, search_body, users
 from serve.api.intake import Intake
 from serve.api.wellformed import known_parameters
 from serve.engine import Engine
@@ -29,22 +29,28 @@ def router(replica: Replica, intake: Intake) -> APIRouter:
         "/v1/embed",
         response_model=Embedding,
         responses=_ERRORS,
-        openapi_extra=search_body.EMBED_OPENAPI,
+        openapi_extra=users.OPENAPI | search_body.EMBED_OPENAPI,
     )
     async def embed(request: Request) -> Response:
-        """Return the vectors of an image, a text, or a query that is composed of both."""
+        """Return the vectors of an image, a text, or a query that is composed of both.
+
+        They are the first model's, whose features the gallery takes, or those of the user whom the
+        header names.
+        """
         async with replica.deadline():
             replica.searches.check()
             await intake.read(request, replica.args.max_filters)
             with replica.searches.slot():
                 asked, sent = await search_body.read(QueryRequest, request, replica.args)
-                return batches.answer(await _embed(replica, replica.engine, asked, sent))
+                engine = replica.engine_of(users.named(request))
+                found = await _embed(replica, engine, asked, sent)
+        return batches.answer(found, {users.MODEL: engine.model.bundle})
 
     @routes.post(
         "/v1/embed/batch",
         response_model=EmbedBatchResponse,
         responses=_ERRORS,
-        openapi_extra=batches.body_of(EmbedBatchRequest),
+        openapi_extra=users.OPENAPI | batches.body_of(EmbedBatchRequest),
     )
     async def embed_batch(request: Request) -> Response:
         """Several queries at once; each succeeds or fails by itself."""
@@ -54,9 +60,9 @@ def router(replica: Replica, intake: Intake) -> APIRouter:
             await intake.read(request, replica.args.max_batch * replica.args.max_filters)
             with replica.searches.slot():
                 queries = await batches.read(EmbedBatchRequest, request, replica.args.max_batch)
-        engine = replica.engine
+        engine = replica.engine_of(users.named(request))
         items = await asyncio.gather(*(_item(replica, engine, body) for body in queries))
-        return batches.answer(EmbedBatchResponse(items=items))
+        return batches.answer(EmbedBatchResponse(items=items), {users.MODEL: engine.model.bundle})
 
     return routes
 

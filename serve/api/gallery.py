@@ -111,6 +111,7 @@ def limits(args: ServeArgs) -> Limits:
         batch=args.max_batch,
         page=args.max_page,
         import_lines=args.max_import,
+        events=args.max_events,
         attributes=args.max_attributes,
     )
 

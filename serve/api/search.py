@@ -33,7 +33,6 @@ from serve.queries import SentImage
 from serve.replica import Replica
 
 QUERY_ID = "Raycd-Query-Id"
-MODEL = "Raycd-Model"  # header: the bundle that answered, by the prefix of its digest
 
 _ERRORS = problems.responses(400, 403, 404, 408, 409, 413, 415, 422, 503)
 
@@ -69,7 +68,7 @@ def router(replica: Replica, intake: Intake, metrics: Metrics) -> APIRouter:
         metrics.search(found.timings, replica.searches.busy)
         tracing.steps(found.timings)
         headers = {"Server-Timing": _server_timing(found.timings, batch), QUERY_ID: found.query_id}
-        return batches.answer(found, headers | {MODEL: engine.model.bundle}, after)
+        return batches.answer(found, headers | {users.MODEL: engine.model.bundle}, after)
 
     @routes.post(
         "/v1/search/batch",
@@ -90,7 +89,7 @@ def router(replica: Replica, intake: Intake, metrics: Metrics) -> APIRouter:
         items = await asyncio.gather(
             *(_item(replica, metrics, engine, body, after) for body in searches)
         )
-        return batches.answer(BatchResponse(items=items), {MODEL: engine.model.bundle}, after)
+        return batches.answer(BatchResponse(items=items), {users.MODEL: engine.model.bundle}, after)
 
     return routes
 

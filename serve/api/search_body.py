@@ -159,7 +159,8 @@ def _check_whole(asked: QueryRequest, sent: list[SentImage]) -> None:
             else "the search has neither an image nor a text: give one or both",
         )
     alone = "image_weight" if not asked.text else "text_weight" if not shown else ""
-    if alone and getattr(asked, alone) == 0:
+    # What a history has is known when it is read
+    if alone and asked.reference is None and getattr(asked, alone) == 0:
         raise problems.wrong_field(alone, "is 0 and there is nothing else to search by: give more")
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import Request
 
 HEADER = "Raycd-User"
+MODEL = "Raycd-Model"  # header of an answer: the bundle that made it, by the prefix of its digest
 
 OPENAPI: dict[str, Any] = {
     "parameters": [
@@ -20,6 +21,11 @@ OPENAPI: dict[str, Any] = {
 }
 
 
+def named(request: Request) -> str:
+    """Return the user whom a request names; "" where it names none."""
+    return request.headers.get(HEADER, "").strip()
+
+
 def user_of(request: Request) -> str:
     """Return what tells the user of a request from others.
 
@@ -29,7 +35,7 @@ def user_of(request: Request) -> str:
     headers = request.headers
     address = request.client.host if request.client else ""
     return (
-        headers.get(HEADER, "").strip()
+        named(request)
         or headers.get("authorization", "").strip()
         or headers.get("x-forwarded-for", "").partition(",")[0].strip()
         or address

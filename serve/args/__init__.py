@@ -17,6 +17,7 @@ from raycd.config.section import Fraction
 from serve.args.replicas import ReplicaCount, Replicas
 
 NO_GALLERY = "none"  # `gallery`: the bundle's own, which does not change
+MAX_CANDIDATES = 5000  # `candidates`: of these the cosines take 300 MB
 REGISTRY = "models:/"  # `bundle` in MLflow's registry
 
 Format = Literal["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]
@@ -146,8 +147,10 @@ class ServeArgs(Section):
     """Results that a search may leave out at the beginning."""
     max_rerank_depth: Count = 1000
     """First candidates of a search that a model which re-ranks may put in its own order."""
-    candidates: Positive = 500
-    """First candidates of a search that boosts, hides near-duplicates, groups or diversifies."""
+    candidates: Annotated[int, Field(ge=1, le=MAX_CANDIDATES)] = 500
+    """First candidates of a search that boosts, hides near-duplicates, groups or diversifies; each
+    is compared with each.
+    """
     near_duplicate: Annotated[float, Field(gt=0, le=1)] = 0.995
     """Cosine from which two images are near-duplicates; what fits depends on the encoder
     (docs/serving.md).
@@ -219,14 +222,19 @@ class ServeArgs(Section):
             )
         return gallery
 
+    @field_validator("gallery_engine", "events")
+    @classmethod
+    def _has_no_use_without(cls, given: str | bool, info: ValidationInfo) -> str | bool:
+        if given and info.data.get("gallery") == NO_GALLERY:
+            raise ValueError(
+                f"{info.field_name} needs the gallery's database: got gallery none, expected a "
+                "SQLite file or a postgresql:// URL"
+            )
+        return given
+
     @field_validator("gallery_engine")
     @classmethod
-    def _engine_has_a_database(cls, engine: str, info: ValidationInfo) -> str:
-        if engine and info.data.get("gallery") == NO_GALLERY:
-            raise ValueError(
-                "a search engine is filled from the gallery's database: got gallery none, expected "
-                "a SQLite file or a postgresql:// URL"
-            )
+    def _lite_is_of_one(cls, engine: str, info: ValidationInfo) -> str:
         if engine.endswith(".db") and info.data.get("replicas", Replicas()).max > 1:
             raise ValueError(
                 "a file of Milvus Lite belongs to one process: got several replicas, expected 1, "
@@ -234,15 +242,26 @@ class ServeArgs(Section):
             )
         return engine
 
-    @field_validator("events")
+    @field_validator("max_events")
     @classmethod
-    def _events_have_a_database(cls, events: bool, info: ValidationInfo) -> bool:
-        if events and info.data.get("gallery") == NO_GALLERY:
+    def _fit_into_the_queue(cls, max_events: int, info: ValidationInfo) -> int:
+        queue = info.data.get("events_queue", max_events)
+        if max_events > queue:
             raise ValueError(
-                "events are kept in the gallery's database: got gallery none, expected a SQLite "
-                "file or a postgresql:// URL"
+                f"above events_queue: got {max_events}, but a request of more events than {queue} "
+                "would always be refused"
             )
-        return events
+        return max_events
+
+    @field_validator("max_top_k")
+    @classmethod
+    def _has_room_for_the_default(cls, max_top_k: int, info: ValidationInfo) -> int:
+        top_k = info.data.get("top_k", max_top_k)
+        if top_k > max_top_k:
+            raise ValueError(
+                f"below top_k: got {max_top_k}, but a search that names no top_k has {top_k}"
+            )
+        return max_top_k
 
     @field_validator("explore")
     @classmethod

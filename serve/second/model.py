@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from raycd.api import SecondInfo
+from raycd.errors import GalleryError
 from serve import swap
 from serve.args import Second
 from serve.engine import Engine
@@ -34,14 +35,19 @@ class SecondModel:
         self.engine: Engine | None = None
         self.refused: str | None = None
 
-    async def load(self) -> None:
-        """Load it, unless it is loaded."""
+    async def load(self, first: Engine) -> None:
+        """Load it beside the first model, unless it is loaded. It may lose no image of that one."""
         if self.engine is not None:
             return
         try:
             folder = await asyncio.to_thread(swap.folder, self.settings.bundle)
-            self.engine = await asyncio.to_thread(self._make, folder)
-            self.refused = None
+            engine = await asyncio.to_thread(self._make, folder)
+            try:
+                swap.check(first.without, engine.without)
+            except GalleryError:
+                engine.close()
+                raise
+            self.engine, self.refused = engine, None
         except Exception as error:  # whatever it is, the first model answers
             self.refused = swap.reason(error)
             _log.error("the second model is not loaded: %s", format_error(error))

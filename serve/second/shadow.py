@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple, Protocol
 
 from raycd.api import SearchRequest, SecondInfo
+from raycd.errors import GalleryError
+from serve import swap
 from serve.args import Second
 from serve.errors import format_error
 from serve.queries import SentImage
@@ -33,6 +35,8 @@ class Loaded(NamedTuple):
     """Prefix of its bundle's digest; None: it was refused."""
     refused: str | None
     """Why it was."""
+    without: int = 0
+    """Images of the gallery that it cannot find."""
 
 
 class Process(Protocol):
@@ -43,6 +47,9 @@ class Process(Protocol):
 
     async def answer(self, asked: SearchRequest, sent: Sequence[SentImage]) -> Seen:
         """Return its answer to a search."""
+
+    def end(self) -> None:
+        """End what it does, so that it starts anew."""
 
 
 class ShadowObserver(Protocol):
@@ -62,31 +69,44 @@ class Shadow:
         settings: The share, and how many searches may wait.
         process: Where the model runs.
         observer: What records its work.
+        timeout_s: Seconds after which an answer is given up, and the process ended.
     """
 
-    def __init__(self, settings: Second, process: Process, observer: ShadowObserver) -> None:
+    def __init__(
+        self, settings: Second, process: Process, observer: ShadowObserver, timeout_s: float
+    ) -> None:
         self._settings, self._process, self._observer = settings, process, observer
-        self._loaded = Loaded(None, None)
+        self._timeout_s = timeout_s
+        self._loaded, self._without = Loaded(None, None), 0
         self._starting: asyncio.Task[None] | None = None
         self._at_work: set[asyncio.Task[None]] = set()
         self._failed = False
 
-    def start(self) -> None:
-        """Note, once it is known, whether the model is loaded. Returns at once."""
+    def start(self, without: int) -> None:
+        """Note, once it is known, whether the model is loaded. Returns at once.
+
+        It may lack no more images of the gallery than the first, which is `without` so many.
+        """
         if self._starting is None:
+            self._without = without
             self._starting = asyncio.create_task(self._started())
 
     async def _started(self) -> None:
         try:
-            self._loaded = await self._process.loaded()
+            loaded = await self._process.loaded()
+            swap.check(self._without, loaded.without)
+            self._loaded = loaded
+        except GalleryError as error:
+            self._loaded = Loaded(None, swap.reason(error))
+            _log.error("the second model is refused: %s", format_error(error))
         except Exception as error:
             self._loaded = Loaded(None, "its process has ended: the service's log says more")
             _log.error("the second model has not started: %s", format_error(error))
 
     def info(self) -> SecondInfo:
         """Return what /v1/info says of the second model."""
-        share, (bundle, refused) = self._settings.shadow, self._loaded
-        return SecondInfo(bundle=bundle, shadow=share, users=0.0, refused=refused)
+        share, loaded = self._settings.shadow, self._loaded
+        return SecondInfo(bundle=loaded.bundle, shadow=share, users=0.0, refused=loaded.refused)
 
     def samples(self) -> bool:
         """Choose whether a search is one of the share."""
@@ -97,9 +117,14 @@ class Shadow:
     ) -> None:
         """Have a search answered and compared, unless too many are. Returns at once.
 
+        While the model is not loaded it is dropped, and has failed where it cannot be.
+
         `image_ids` are the results of the answer that has gone out.
         """
-        if len(self._at_work) >= self._settings.waiting:
+        if self._loaded.refused:
+            self._observer.shadow("failed")
+            return
+        if self._loaded.bundle is None or len(self._at_work) >= self._settings.waiting:
             self._observer.shadow("dropped")
             return
         task = asyncio.create_task(self._answer(asked, sent, image_ids))
@@ -110,9 +135,12 @@ class Shadow:
         self, asked: SearchRequest, sent: Sequence[SentImage], image_ids: Sequence[str]
     ) -> None:
         try:
-            seen = await self._process.answer(asked, sent)
+            async with asyncio.timeout(self._timeout_s) as limit:
+                seen = await self._process.answer(asked, sent)
         except Exception as error:  # whatever it is, nobody waits for this
             self._observer.shadow("failed")
+            if limit.expired():
+                self._restart()
             if not self._failed:  # once, not for every search
                 _log.error("the second model did not answer: %s", format_error(error))
             self._failed = True
@@ -120,6 +148,12 @@ class Shadow:
         self._failed = False
         self._observer.shadow("answered")
         self._observer.compared(overlap(image_ids, seen.image_ids), seen.seconds)
+
+    def _restart(self) -> None:
+        if self._loaded.bundle is not None:  # or it starts already
+            self._loaded = Loaded(None, None)
+            self._process.end()
+            self._starting = asyncio.create_task(self._started())
 
 
 def overlap(first: Sequence[str], second: Sequence[str]) -> float:

@@ -5,6 +5,7 @@ import { startAdding } from "./add.js";
 import * as answer from "./answer.js";
 import { startDialogs } from "./dialogs.js";
 import { byId } from "./element.js";
+import { startEvents, tell } from "./events.js";
 import { clearFilters } from "./filters.js";
 import { addFurther, dropFurther, startFurther } from "./further.js";
 import {
@@ -48,6 +49,7 @@ async function start() {
     return;
   }
   startNames(info);
+  startEvents(info);
   fillForm(info, (text) => {
     byId("text").value = text;
     submit();
@@ -176,12 +178,13 @@ async function ask(query) {
       history.replaceState({ trail }, "");
     }
     answer.show(found, info, query, {
-      ...onResults(),
+      ...onResults(found),
       onClear: () => {
         clearFilters();
         submit();
       },
     });
+    tellShown(found);
   } catch (problem) {
     if (problem.name === "AbortError") return;
     if (problem.reason || [404, 413, 415].includes(problem.status)) refuseReference();
@@ -194,7 +197,8 @@ async function askMore(byKeyboard) {
   try {
     const on = { fileOf, reference: earlier(trail) };
     const found = await search(asked, on, answer.shown(), nextSignal());
-    answer.showMore(found, info, { ...onResults(), byKeyboard });
+    answer.showMore(found, info, { ...onResults(found), byKeyboard });
+    tellShown(found);
   } catch (problem) {
     if (problem.name !== "AbortError") answer.showFailure(problem, info.limits, () => ask(asked));
   } finally {
@@ -202,11 +206,28 @@ async function askMore(byKeyboard) {
   }
 }
 
-const onResults = () => ({
-  use: refine,
-  add: (info.limits.images ?? 1) > 1 ? addFurther : null,
-  remove: info.live ? remove : null,
-});
+const tellShown = ({ query_id: queryId, results }) =>
+  tell(
+    queryId,
+    "impression",
+    results.map((result) => result.image_id),
+  );
+
+/** What may be done with the results of an answer, each of which the service is told. */
+function onResults({ query_id: queryId }) {
+  const told =
+    (act) =>
+    (imageId, less = false) => {
+      tell(queryId, less ? "dismiss" : "click", [imageId]);
+      act(imageId, less);
+    };
+  return {
+    open: told(() => {}),
+    use: told(refine),
+    add: (info.limits.images ?? 1) > 1 ? told(addFurther) : null,
+    remove: info.live ? remove : null,
+  };
+}
 
 const isReference = (imageId) => referenceImage()?.id === imageId;
 

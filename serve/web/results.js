@@ -10,8 +10,9 @@ import { categoryOf, nameOf, removeButton } from "./tiles.js";
 
 /**
  * Show the first results of a query instead of what was there. `on` has the callbacks:
- * use(imageId) as the next reference, add(imageId, less) beside it or null where the service takes
- * one image, and remove(imageId) or null where images stay.
+ * open(imageId) where its full picture is looked at, use(imageId) as the next reference,
+ * add(imageId, less) beside it or null where the service takes one image, and remove(imageId) or null
+ * where images stay.
  */
 export function showResults(results, on) {
   const grid = element("ul", { className: "grid results" });
@@ -77,6 +78,9 @@ function card(result, rank, on) {
       on.add && signs(imageId, name, on.add),
     ),
   );
+  // The middle button opens it, too
+  for (const kind of ["click", "auxclick"])
+    link.addEventListener(kind, ({ button }) => button < 2 && on.open(imageId));
   letDrag(link, imageId);
   cell.dataset.image = imageId;
   return cell;

@@ -49,6 +49,19 @@ export async function search(query, { fileOf, reference }, offset, signal) {
   return call(withQuery("v1/search", sinceChanges()), { method: "POST", ...sent, signal });
 }
 
+const KEPT_ALIVE = 30_000; // characters: browsers keep 64 KiB in all
+
+/**
+ * Tells the service what people did, behind all that the page waits for, and also where the page is
+ * being left.
+ */
+export function sendEvents(events) {
+  const body = JSON.stringify({ events });
+  const headers = { "Content-Type": "application/json", ...authorization() };
+  const keepalive = body.length < KEPT_ALIVE;
+  fetch("v1/events", { method: "POST", body, headers, keepalive, priority: "low" }).catch(() => {});
+}
+
 /** Those of the ids that are in the gallery. Asks for `most` at a time. */
 export async function whichExist(ids, most) {
   const found = new Set();

@@ -14,7 +14,7 @@ import pytest
 from raycd.api import Info, SearchResponse, Written
 from raycd.client import AsyncClient, Client, Retries, ServiceError
 from raycd.client.client import Client as Blocking
-from raycd.errors import ConfigError
+from raycd.errors import ConfigError, DataError
 from tests.client.scripted import (
     Asked,
     Reply,
@@ -65,6 +65,28 @@ def test_a_search_sends_what_the_blocking_client_sends(service: Service) -> None
     ]
     assert first.path == second.path
     assert bodies[0] == bodies[1]
+
+
+def test_whoever_asks_is_named_in_a_header(service: Service) -> None:
+    vectors: dict[str, Any] = {"query": [1.0], "image": None, "text": None, "encoder": "e"}
+    vectors |= {"head": "h", "warnings": [], "timings": {}}
+    batch = {"items": [{"status": 200, "response": found("a")}]}
+    several = {"items": [{"status": 200, "embedding": vectors}]}
+    service.answers(*(Reply(body=body) for body in (found("a"), batch, vectors, several)))
+    service.answers(Reply(body=found("a")))
+
+    async def all_ways(client: AsyncClient) -> None:
+        await client.search(text="is blue", user="ann")
+        await client.search_batch([{"text": "is blue"}], user="ann")
+        await client.embed(text="is blue", user="ann")
+        await client.embed_batch([{"text": "is blue"}], user="ann")
+        await client.search(text="is blue")
+        with pytest.raises(DataError, match="a header cannot carry the user"):
+            await client.search(text="is blue", user="Zo\u00eb")
+
+    ask(service, all_ways)
+    users = [asked.headers.get("raycd-user") for asked in service.asked]
+    assert users == ["ann"] * 4 + [None]
 
 
 def test_searches_that_are_awaited_together_are_under_way_together(service: Service) -> None:

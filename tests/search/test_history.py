@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from raycd import bundle
+from raycd.api import QueryRequest
+from raycd.api.requests import MAX_REFERENCE
 from raycd.errors import DataError
 from raycd.search import history
 from raycd.search.query import Answer, History, Query, Reference
@@ -110,6 +112,35 @@ def test_a_history_of_texts_alone_or_of_nothing_goes_on_too(
         answered(searcher, Query(history=History(None, ())))
 
 
+def test_a_weight_of_0_takes_out_the_historys_half_or_the_own_image(
+    searcher: Searcher, earlier: History, tiny_bundle: Any
+) -> None:
+    image = image_feature(searcher, tiny_bundle.images[2])
+    whole = fused(searcher, image, text_feature(searcher, "has a belt and is blue"))
+    asked = Query(history=earlier, image_weight=0, top_k=12)
+    check(searcher, answered(searcher, asked), whole - unit(image))
+    images = [Reference(tiny_bundle.images[number]) for number in (5, 7)]
+    asked = Query(images=images, history=earlier, image_weight=0, top_k=12)
+    check(searcher, answered(searcher, asked), whole)
+
+
+def test_a_query_of_which_nothing_is_left_is_refused(searcher: Searcher, tiny_bundle: Any) -> None:
+    image = tiny_bundle.images[3]
+    for query in (
+        Query(history=History(None, ("is red",)), text_weight=0),
+        Query(
+            history=History(np.ones(searcher.bundle.encoder.dim, np.float32), ()), image_weight=0
+        ),
+        Query(images=[Reference(image), Reference(image, weight=-1)]),
+        Query(images=[Reference(one) for one in tiny_bundle.images], image_weight=0),
+        Query(text="is red", text_weight=0.5, negative_text="is red"),
+    ):
+        with pytest.raises(DataError, match="nothing is left of the query"):
+            searcher.search([query])
+        [alone, _] = searcher.answer([searcher.prepare(one) for one in (Query(text="x"), query)])
+        assert not alone.is_empty
+
+
 def test_texts_that_are_cut_off_are_told(searcher: Searcher) -> None:
     long = History(None, tuple(f"has {number} long buttons" for number in range(8)))
     for query in (Query(text="is red", history=long), Query(image_id="image-1", history=long)):
@@ -128,6 +159,19 @@ def test_a_history_comes_back_as_it_was_but_for_its_last_digits() -> None:
     kept_D = unpacked(vast).image_D
     assert kept_D is not None
     assert np.isfinite(kept_D).all()
+
+
+def test_a_history_is_never_longer_than_a_reference_may_be() -> None:
+    feature_D = np.ones(96, np.float32)
+    texts = tuple(f"{number}{'x' * 19_999}" for number in range(8))
+    token = history.pack(History(feature_D, texts), FINGERPRINT)
+    assert len(token) <= MAX_REFERENCE
+    assert history.unpack(token, FINGERPRINT, 96, 20_000).texts == texts[-3:]
+    token = history.pack(History(feature_D, ("\x01" * 60_000,)), FINGERPRINT)
+    assert len(token) <= MAX_REFERENCE
+    [cut] = history.unpack(token, FINGERPRINT, 96, 60_000).texts
+    assert set(cut) == {"\x01"}
+    assert QueryRequest(reference=token).reference == token
 
 
 def unpacked(text: str) -> History:

@@ -59,7 +59,7 @@ def test_a_search_engine_needs_a_database_and_its_address_is_checked_at_the_star
     tiny_bundle: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for wrong, gallery, replicas in (
-        ("filled from the gallery's database", "none", 1),
+        ("gallery_engine needs the gallery's database: got gallery none", "none", 1),
         ("belongs to one process", "", 2),
     ):
         with pytest.raises(ValidationError, match=wrong):
@@ -94,6 +94,17 @@ def test_settings_come_from_a_file_the_environment_and_options(
     monkeypatch.setenv("RAYCD_SERVE__TOPK", "5")
     with pytest.raises(ConfigError, match="did you mean RAYCD_SERVE__TOP_K"):
         app._read([])
+
+
+def test_limits_that_contradict_one_another_or_take_all_memory_are_refused() -> None:
+    for settings, wrong in (
+        ({"top_k": 20, "max_top_k": 10}, "below top_k: got 10"),
+        ({"candidates": 5001}, "candidates"),
+    ):
+        with pytest.raises(ValidationError, match=wrong):
+            ServeArgs.model_validate(settings)
+    with pytest.raises(ConfigError, match=r"candidates.*\n.*got: *5001"):
+        app._read(["--candidates", "5001"])
 
 
 def test_a_change_that_fails_is_one_message_and_the_service_goes_on(

@@ -62,6 +62,14 @@ def test_as_many_categories_as_are_allowed_fit_beside_all_other_fields(
     assert limit in caught.value.problem.detail
 
 
+@pytest.mark.parametrize("name", bodies.AS_JSON)
+def test_an_empty_field_of_json_is_absent(name: str) -> None:
+    part = 'Content-Disposition: form-data; name="{}"\r\n\r\n{}\r\n'
+    form = "--x\r\n".join(["", part.format(name, " "), part.format("text", "red")]) + "--x--\r\n"
+    assert read("POST", "multipart/form-data; boundary=x", form.encode()) == ({"text": "red"}, None)
+    assert read("POST", bodies.URLENCODED, f"text=red&{name}=".encode()) == ({"text": "red"}, None)
+
+
 def test_what_else_is_wrong_with_a_form_is_not_blamed_on_the_limit() -> None:
     part = 'Content-Disposition: form-data; name="image"; filename="a"\r\n\r\n1\r\n'
     with pytest.raises(HTTPException, match="Too many files"):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from raycd.client import Client
 from raycd.feedback.records import Session, sessions
 from raycd.gallery_db import GalleryDatabase, events
 from serve.args import ServeArgs
+from serve.replica import Replica
 from serve.security.guard import needed_scope
 from tests.serve.asking import fields, png, problem
 
@@ -26,10 +29,22 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def url(start_replica: Callable[..., str], service_args: ServeArgs, database: Path) -> str:
+def replicas() -> list[Replica]:
+    """Return what `url` adds its replica to."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def url(
+    start_replica: Callable[..., str],
+    service_args: ServeArgs,
+    database: Path,
+    replicas: list[Replica],
+) -> str:
     """Start a replica that keeps events and swaps two results of every search, or does not."""
     settings = {"gallery": str(database), "events": True, "explore": 1.0, "max_events": 3}
-    return start_replica(service_args.model_copy(update=settings), "events")
+    args = service_args.model_copy(update={**settings, "max_queue": 2})
+    return start_replica(args, "events", replicas.append)
 
 
 @pytest.fixture
@@ -141,6 +156,30 @@ def test_a_wrong_event_is_named_and_none_is_taken(
     assert field in fields(problem(refused, 422))
 
 
+def test_events_beyond_the_queue_are_refused_at_once_and_searches_are_not(
+    keeping: httpx.Client, replicas: list[Replica]
+) -> None:
+    [replica] = replicas
+    body = {"events": [ubi("0" * 32, "image-1")]}
+    held = threading.Event()
+    for _ in range(replica._small._max_workers):
+        replica._small.submit(held.wait)
+    with ThreadPoolExecutor(2) as threads:
+        waiting = [threads.submit(keeping.post, "/v1/events", json=body) for _ in range(2)]
+        try:
+            until = time.monotonic() + 20
+            while replica.events.busy < 2:
+                assert time.monotonic() < until
+                time.sleep(0.01)
+            refused = keeping.post("/v1/events", json=body)
+            assert "max_queue" in problem(refused, 503)["detail"]
+            assert "retry-after" in refused.headers
+            assert replica.searches.busy == 0
+        finally:
+            held.set()
+        assert [one.result().status_code for one in waiting] == [202, 202]
+
+
 def test_a_service_without_events_says_so_and_reading_keys_may_send_them(client: Any) -> None:
     refused = client.post("/v1/events", json={"events": [ubi("0" * 32, "image-1")]})
     assert "--events" in problem(refused, 403)["detail"]
@@ -164,8 +203,12 @@ def test_a_hash_alone_is_kept_of_texts_where_that_is_set(
 @pytest.mark.parametrize(
     ("settings", "about"),
     [
-        ({"events": True, "gallery": "none"}, "gallery none"),
+        (
+            {"events": True, "gallery": "none"},
+            "events needs the gallery's database: got gallery none",
+        ),
         ({"explore": 0.1}, "set events"),
+        ({"max_events": 11, "events_queue": 10}, "above events_queue: got 11"),
     ],
 )
 def test_settings_that_keep_nothing_are_refused(settings: dict[str, Any], about: str) -> None:

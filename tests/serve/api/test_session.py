@@ -60,6 +60,20 @@ def test_a_search_goes_on_with_a_text_alone_and_with_a_result(
     assert scores(alone) == pytest.approx(scores(first), abs=2e-3)
 
 
+def test_weights_of_0_take_out_what_a_history_has_and_never_all_of_it(
+    client: httpx.Client, searcher: Searcher
+) -> None:
+    token = client.post("/v1/search", json=FIRST).json()["history"]
+    asked = {"reference": token, "image_weight": 0, "top_k": 12}
+    found = scores(client.post("/v1/search", json=asked).json())
+    assert found == expected(searcher, image_weight=0)
+    said = client.post("/v1/search", json={"text": "is red", "session": True}).json()["history"]
+    for path in ("/v1/search", "/v1/embed"):
+        refused = problem(client.post(path, json={"reference": said, "text_weight": 0}), 422)
+        assert "nothing is left of the query" in refused["detail"]
+        assert "more weight" in refused["detail"]
+
+
 def test_only_who_asks_for_it_gets_a_history(client: httpx.Client) -> None:
     assert client.post("/v1/search", json={**FIRST, "session": False}).json()["history"] == ""
 

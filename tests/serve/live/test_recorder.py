@@ -44,7 +44,7 @@ def clicks(*event_ids: str) -> list[Event]:
 
 
 def test_what_finds_no_room_is_lost_as_a_whole_and_counted(tmp_path: Path) -> None:
-    with recording(tmp_path / "g.sqlite", events_queue=3) as (own, gallery_db, told):
+    with recording(tmp_path / "g.sqlite", events_queue=3, max_events=3) as (own, gallery_db, told):
         assert own.put(clicks("a", "b"))
         assert not own.put(clicks("c", "d"))
         assert own.put(clicks("e"))

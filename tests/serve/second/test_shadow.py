@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,12 @@ import httpx
 import pytest
 import ray
 
+from raycd.api import SearchRequest
+from serve.args import Second
+from serve.queries import SentImage
 from serve.replica import Replica
-from serve.second.shadow import Outcome, overlap
-from serve.shadow import NICE
+from serve.second.shadow import Loaded, Outcome, Process, Seen, Shadow, overlap
+from serve.shadow import NICE, RayProcess
 from tests.serve.asking import ask, png
 from tests.serve.second.conftest import Start, results
 
@@ -151,6 +155,7 @@ def test_while_it_is_stuck_answers_come_and_no_more_than_a_few_searches_wait(
     try:
         for number in range(WAITING + 3):
             assert ask(shadowed, text=f"is number {number}").status_code == 200
+        assert shadowed.get("/readyz").status_code == 200
         until(lambda: watched.outcomes - before == {"dropped": 3})
     finally:
         os.kill(pid, signal.SIGCONT)
@@ -183,6 +188,112 @@ def test_when_it_dies_searches_are_answered_failures_counted_and_it_comes_again(
     said = [record for record in caplog.records if "did not answer" in record.getMessage()]
     assert len(said) == 1
     assert shadowed.get("/readyz").status_code == 200
+
+
+class Outcomes:
+    """What becomes of the searches of a shadow alone."""
+
+    def __init__(self) -> None:
+        self.seen: list[Outcome] = []
+
+    def shadow(self, outcome: Outcome) -> None:
+        self.seen.append(outcome)
+
+    def compared(self, overlap: float, seconds: float) -> None:
+        """Record nothing."""
+
+
+class Hanging:
+    """A second model that lacks an image, and hangs until it is started anew."""
+
+    def __init__(self) -> None:
+        self.hangs = True
+
+    async def loaded(self) -> Loaded:
+        return Loaded("digest", None, without=1)
+
+    async def answer(self, asked: SearchRequest, sent: Sequence[SentImage]) -> Seen:
+        if self.hangs:
+            await asyncio.sleep(1000)
+        return Seen(["a"], 0.1)
+
+    def end(self) -> None:
+        self.hangs = False
+
+
+def hanging_process(folder: Path) -> RayProcess:
+    """Start the same as a process, which answers with what it was asked."""
+
+    class Model:
+        def __init__(self) -> None:
+            self.hangs = not (folder / "started").exists()
+            (folder / "started").touch()
+
+        @ray.method(max_task_retries=-1)
+        def loaded(self) -> Loaded:
+            return Loaded("digest", None, without=1)
+
+        def answer(self, asked: SearchRequest, sent: list[SentImage]) -> Seen:
+            if self.hangs:
+                time.sleep(1000)
+            return Seen([asked.model_dump_json(), repr(sent)], 0.1)
+
+    return RayProcess(ray.remote(Model).options(num_cpus=0, max_restarts=-1).remote())
+
+
+async def happens(state: Callable[[], object]) -> None:
+    async with asyncio.timeout(120):
+        while not state():
+            await asyncio.sleep(0.01)
+
+
+SETTINGS = Second(bundle="b", shadow=1.0, waiting=1)
+ASKED = SearchRequest(text="is blue", image_base64="eA==")
+
+
+async def hangs_once(process: Process) -> None:
+    """Check that a process which hangs is started anew."""
+    outcomes = Outcomes()
+    shadow = Shadow(SETTINGS, process, outcomes, timeout_s=0.2)
+    await shadow.offer(ASKED, [], [])  # before it is loaded
+    shadow.start(without=1)
+    for number in (2, 3):
+        await happens(lambda: shadow.info().bundle)
+        await shadow.offer(ASKED, [], [])
+        await happens(lambda: len(outcomes.seen) == number)  # noqa: B023
+    assert outcomes.seen == ["dropped", "failed", "answered"]
+
+
+def test_one_that_hangs_is_given_up_and_started_anew() -> None:
+    asyncio.run(hangs_once(Hanging()))
+
+
+@pytest.mark.slow
+def test_a_process_that_hangs_is_ended_and_gets_each_picture_once(
+    ray_cluster: Any, tmp_path: Path
+) -> None:
+    process = hanging_process(tmp_path)
+
+    async def searches() -> Seen:
+        await hangs_once(process)
+        return await process.answer(ASKED, [SentImage(file=b"x")])
+
+    got, sent = asyncio.run(searches()).image_ids
+    assert "eA==" not in got
+    assert "b'x'" in sent
+
+
+def test_one_that_would_lose_an_image_of_the_first_is_refused_and_not_asked() -> None:
+    async def refused() -> list[Outcome]:
+        outcomes = Outcomes()
+        shadow = Shadow(SETTINGS, Hanging(), outcomes, timeout_s=0.2)
+        shadow.start(without=0)
+        await happens(lambda: shadow.info().refused)
+        assert "has not encoded the whole gallery" in str(shadow.info().refused)
+        await shadow.offer(ASKED, [], [])
+        return outcomes.seen
+
+    assert asyncio.run(refused()) == ["failed"]
 
 
 def test_outcomes_overlap_and_time_are_exported(watched: Watched) -> None:

@@ -12,6 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from raycd import bundle
+from raycd.client import Client
 from raycd.errors import ConfigError
 from raycd.gallery_db import GalleryDatabase
 from serve import app
@@ -82,6 +83,29 @@ def test_each_user_gets_one_model_and_every_answer_names_it(
         "users": SHARE,
         "refused": None,
     }
+
+
+def test_a_user_who_is_named_gets_its_models_vectors_and_others_those_that_the_gallery_takes(
+    split: httpx.Client, users: tuple[str, str], digests: tuple[str, str]
+) -> None:
+    body = {"image_id": "image-3", "text": "is blue"}
+    address = str(split.base_url)
+    with Client(address, timeout=60) as client:
+        alone = client.embed(image_id="image-3", text="is blue")
+        named = [client.embed(image_id="image-3", text="is blue", user=user) for user in users]
+        [one] = client.embed_batch(
+            [{"image_id": "image-3", "text": "is blue"}], user=users[1]
+        ).items
+        earlier = client.search(text="is red", image_id="image-2", session=True, user=users[1])
+        later = client.embed(reference=earlier, text="is blue", user=users[1])
+    assert named[0].query == alone.query
+    assert named[1].encoder == later.encoder != alone.encoder
+    assert one.embedding is not None
+    assert one.embedding.query == pytest.approx(named[1].query)
+    for path, sent in (("/v1/embed", body), ("/v1/embed/batch", {"queries": [body]})):
+        for headers, digest in (({}, digests[0]), ({"Raycd-User": users[1]}, digests[1])):
+            answer = split.post(path, json=sent, headers=headers)
+            assert answer.headers["raycd-model"] == digest[:12]
 
 
 def test_searches_of_both_that_come_at_once_get_their_own_models_answers(
@@ -157,6 +181,20 @@ def test_an_image_that_is_added_is_found_by_both_models(
             headers={"Raycd-User": user},
         ).json()
         assert "new" not in dict(results(left))
+
+
+def test_a_second_model_that_would_lose_an_image_of_the_first_is_refused(
+    start: Start, other_bundle: Path, users: tuple[str, str], tmp_path: Path
+) -> None:
+    live = {"gallery": str(tmp_path / "gallery.sqlite"), "lag_s": 0.2}
+    with Client(str(start("lacking", **live).base_url), timeout=60) as client:
+        made = client.embed(image_id="image-1")
+        client.put("a feature alone", feature=made.image, encoder=made.encoder)
+    both = start("lacking", **live, second={"bundle": str(other_bundle), "users": SHARE})
+    said = both.get("/v1/info").json()
+    assert "has not encoded the whole gallery" in said["second"]["refused"]
+    found = asked(both, users[1], image_id="a feature alone", top_k=1)
+    assert found.headers["raycd-model"] == said["bundle"]["digest"]
 
 
 def test_a_second_model_has_one_use_and_a_bundle(
