@@ -13,7 +13,7 @@ from mlflow.artifacts import download_artifacts
 from raycd import progress
 from raycd.config import Config, flatten
 from raycd.errors import TrackingError
-from raycd.runtime import mlflow_run
+from raycd.runtime import mlflow_run, tracking
 from raycd.runtime.tracking import Tracker
 from serve.start.local import free_port
 
