@@ -26,6 +26,7 @@ from raycd.runtime.tracking import Tracker
 from raycd.search.query import Query
 from raycd.search.searcher import Searcher
 from serve.args import ServeArgs, Wanted
+from serve.args.replicas import Replicas
 from serve.start.running import application
 from tests.serve.asking import png
 from tests.serve.crash import load as clients
@@ -99,7 +100,7 @@ def test_no_request_fails_while_bundles_are_changed_and_refused(
     tmp_path: Path,
 ) -> None:
     database = str(tmp_path / "gallery.sqlite")
-    args = service_args.model_copy(update={"gallery": database, "replicas": 2})
+    args = service_args.model_copy(update={"gallery": database, "replicas": Replicas(min=2, max=2)})
     swapped = Swapped(start_service, args, tiny_bundle.images[3])
     first, other = swapped.expect(tiny_bundle.folder), swapped.expect(other_bundle)
     assert first != other

@@ -72,7 +72,8 @@ def test_another_encoder_has_its_own_collection_before_it_answers(
         await asyncio.to_thread(follower.wait_until_current)
         old = await first()
         await asyncio.to_thread(encode, other_bundle, database)
-        late = Put("late", np.ones(64, np.float32), path=picture)  # after the job
+        feature_D = np.ones(replica.engine.bundle.encoder.dim, np.float32)
+        late = Put("late", feature_D, path=picture)  # after the job
         with GalleryDatabase.open(database) as gallery_db:
             gallery_db.write([late], old[1])
         await replica.change_bundle(Wanted(bundle=str(other_bundle)).model_dump())
