@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-untyped]  # it has no types
 from playwright.sync_api import BrowserContext, Page, expect
 
 from tests.serve.pages import NEEDS_CHROMIUM, PHONE, ask, cards, give, opener, photo
 
-axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="an extra has axe-core")
 pytestmark = NEEDS_CHROMIUM
 
 WCAG = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]}
@@ -26,7 +26,7 @@ def open_live(
 
 def check(page: Page, state: str) -> None:
     """Assert that axe-core has nothing to say of what is shown."""
-    found = axe.Axe().run(page, options=WCAG)
+    found = Axe().run(page, options=WCAG)
     assert found.violations_count == 0, f"{state}: {found.generate_report()}"
     assert found.response["passes"], "no rule was tried"
 
