@@ -13,8 +13,8 @@ from raycd.train.pretrain import DEMO_MODEL, Contrast
 
 BATCH = 64
 # The demo's seconds are these, which Ray and the data take, and so many times those of a batch:
-# fitted to one machine of two cores, where a batch takes 0.094 s and the demo took 311 to 339 s.
-FIXED_S, BATCHES = 85.0, 2600
+# fitted to one machine of two cores, where a batch takes 0.087 s and the demo took 267 s.
+FIXED_S, BATCHES = 40.0, 2600
 
 
 def knows(config: Config) -> bool:
