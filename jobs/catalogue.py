@@ -57,10 +57,7 @@ def main(options: cli.Options) -> None:
     from raycd.runtime import pipeline
 
     config = options.config
-    if options.flags.seeds < 1:
-        raise ConfigError(
-            "--seeds: impossible value", got=options.flags.seeds, expected="1 or more"
-        )
+    cli.at_least("--seeds", options.flags.seeds, 1)
     name = pipeline.run_name(config)
     drawn = config.data.format == "synthetic"
     if not drawn and not len(read(config.data).triplets_of("val")):

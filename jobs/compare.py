@@ -71,10 +71,7 @@ def main(options: cli.Options) -> None:
     from jobs.comparison import ablation, heads
 
     flags = options.flags
-    if flags.concurrent < 0:
-        raise ConfigError(
-            "--concurrent: impossible value", got=flags.concurrent, expected="0 or more"
-        )
+    cli.at_least("--concurrent", flags.concurrent, 0)
     if flags.table == 2:
         _check_ablation(flags)
         shown, _ = ablation.run(options.config, seeds=flags.seeds, concurrent=flags.concurrent)

@@ -168,8 +168,7 @@ def _negatives(config: Config, most: int) -> int:
     """Return how many hard negatives a triplet may have."""
     from raycd.model import fusion
 
-    if most < 0:
-        raise ConfigError("--negatives: impossible value", got=most, expected="0 or more")
+    cli.at_least("--negatives", most, 0)
     head = config.stage2.head
     if most and not fusion.head_class(head).takes_hard_negatives():
         progress.say(f"the loss of the head {head} takes no hard negatives: triplets have none")

@@ -136,8 +136,8 @@ class Refresh:
             print(line)
         trained = self._train(made)
         digest = trained["digest"]
-        settings = self.config.evaluate.model_dump_json(exclude={"batch_size"})
-        of = [digest, made["made"], self.config.registry.metric, settings]
+        how = self.config.evaluate.model_dump_json(exclude={"batch_size"})
+        of = [digest, made["made"], self.config.registry.metric, how]
         verdict = self._once("judge", of, lambda: self._judge(trained["bundle"], made))
         print(f"held back: {verdict['held_back']}")
         print(f"val:       {verdict['val']}")

@@ -17,8 +17,7 @@ from jobs.comparison.results import Wanted
 from raycd.compare import Answers, published
 from raycd.compare.lines import Method, Table, against
 from raycd.compare.writing import Grid
-from raycd.config import Config
-from raycd.errors import ConfigError
+from raycd.config import Config, cli
 from raycd.evaluate import AVERAGE, Metric
 from raycd.model import fusion
 from raycd.runtime import cluster, evaluation, pipeline, tasks
@@ -35,8 +34,7 @@ STAGE2: Mapping[str, tuple[str, str]] = {
 
 def run(config: Config, *, seeds: int, concurrent: int = 0) -> tuple[str, Table]:
     """Train what is missing and write the tables; return them for a person, and their numbers."""
-    if seeds < 1:
-        raise ConfigError("--seeds: impossible value", got=seeds, expected="1 or more")
+    cli.at_least("--seeds", seeds, 1)
     both = _named(config, "both")
     session.checked(both)
     with cluster.connected():

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from raycd.config import Config, field_types, flatten, layers
+from raycd.config import Config, cli, field_types, flatten, layers
 from raycd.errors import ConfigError, WeightsError, program
 from raycd.model import fusion
 from raycd.model.fusion import Head, joint, lincir
@@ -117,8 +117,7 @@ def make_plan(
     Raises ConfigError for a head, variant, setting or baseline that there is not, and for settings
     that are impossible.
     """
-    if seeds < 1:
-        raise ConfigError("--seeds: impossible value", got=seeds, expected="1 or more")
+    cli.at_least("--seeds", seeds, 1)
     chosen = [_variant(word) for word in _words(variants, "--variants")]
     still = [Entry(name, name, {}) for name in ALWAYS]
     named = _named(heads)

@@ -10,6 +10,7 @@ from raycd.filters import Filter, Name, Number
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True)]
 MAX_REFERENCE = 100_000  # characters of a history
+USER = "Raycd-User"  # header that names who asks
 Weight = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False), Number]
 
 

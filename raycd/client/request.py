@@ -12,6 +12,7 @@ from typing import Any, Literal, TypedDict, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from raycd.api import QueryRequest, SearchResponse
+from raycd.api.requests import USER
 from raycd.errors import DataError
 
 
@@ -127,7 +128,7 @@ def of_user(user: str) -> dict[str, Any]:
     if not user.isascii() or not user.isprintable():
         expected = "printable ASCII, such as a hash of the name"
         raise DataError("a header cannot carry the user", got=repr(user), expected=expected)
-    return {"headers": {"Raycd-User": user}} if user else {}
+    return {"headers": {USER: user}} if user else {}
 
 
 def wrong(error: ValidationError) -> str:

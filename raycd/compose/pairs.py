@@ -79,20 +79,15 @@ def draw(
     changed_V = np.zeros(starts[-1], np.int64)  # pairs that change each value
     looked_at = fitting = copies = asked = 0
     for block in _blocks(neighbours):
-        differs_PA, fits_P = _compared(coded, block, settings)
-        asked_P = fits_P & _among(block, asked_K)
-        near_P = fits_P & ~asked_P & (block.similarity_P > limit)
+        differs_PA, asked_P, copy_P, fits_P = _compared(coded, block, settings, limit, asked_K)
         looked_at, asked = looked_at + len(fits_P), asked + int(asked_P.sum())
-        copies += int(near_P.sum())
-        fits_P &= ~(asked_P | near_P)
-        fitting += int(fits_P.sum())
+        copies, fitting = copies + int(copy_P.sum()), fitting + int(fits_P.sum())
         for side_P in (block.image_P, block.other_P):
             values_PA = coded.code_NA[side_P[fits_P]] + starts[:-1]
             changed_V += np.bincount(values_PA[differs_PA[fits_P]], minlength=len(changed_V))
     drawn: list[tuple[_Block, Floats]] = []
     for number, block in enumerate(_blocks(neighbours)):
-        differs_PA, fits_P = _compared(coded, block, settings)
-        fits_P &= (block.similarity_P <= limit) & ~_among(block, asked_K)
+        differs_PA, _, _, fits_P = _compared(coded, block, settings, limit, asked_K)
         own = block.take(fits_P)
         weight_P = _weights(coded, own, differs_PA[fits_P], starts, changed_V, settings.rarity)
         rng = np.random.default_rng([seed, 21, number])
@@ -141,15 +136,19 @@ def _limit(neighbours: pa.Table, copies: float) -> float:
 
 
 def _compared(
-    coded: Coded, block: _Block, settings: ComposeConfig
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return in which attributes the pairs differ (P, A), and which differ in little (P,)."""
+    coded: Coded, block: _Block, settings: ComposeConfig, limit: float, asked_K: Ints
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return in which attributes the pairs differ (P, A), and of those that differ in little which
+    are asked, which of the others are copies, and which are left (P,).
+    """
     one_PA, other_PA = (coded.code_NA[side] for side in (block.image_P, block.other_P))
     known_PA = (one_PA != UNKNOWN) & (other_PA != UNKNOWN)
     differs_PA = known_PA & (one_PA != other_PA)
     count_P, shared_P = differs_PA.sum(1), (known_PA & ~differs_PA).sum(1)
     little_P = (count_P >= 1) & (count_P <= settings.differences) & (shared_P + 1 >= count_P)
-    return differs_PA, little_P
+    asked_P = little_P & _among(block, asked_K)
+    copy_P = little_P & ~asked_P & (block.similarity_P > limit)
+    return differs_PA, asked_P, copy_P, little_P & ~(asked_P | copy_P)
 
 
 def _among(block: _Block, asked_K: Ints) -> NDArray[np.bool_]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from raycd.config.settings import Options as Options
 from raycd.config.settings import parse as parse
+from raycd.errors import ConfigError
 from raycd.program import AGAIN as AGAIN
 from raycd.program import ANEW as ANEW
 from raycd.program import EXIT_MISTAKE as EXIT_MISTAKE
@@ -48,3 +49,9 @@ def run(
         return main(options)
 
     return guard(job, argv, again=again, runs=lambda: runs)
+
+
+def at_least(option: str, given: int, least: int) -> None:
+    """Raise ConfigError where the number of an option is smaller."""
+    if given < least:
+        raise ConfigError(f"{option}: impossible value", got=given, expected=f"{least} or more")

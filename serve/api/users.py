@@ -6,13 +6,14 @@ from typing import Any
 
 from fastapi import Request
 
-HEADER = "Raycd-User"
+from raycd.api.requests import USER
+
 MODEL = "Raycd-Model"  # header of an answer: the bundle that made it, by the prefix of its digest
 
 OPENAPI: dict[str, Any] = {
     "parameters": [
         {
-            "name": HEADER,
+            "name": USER,
             "in": "header",
             "description": "any text that names the user, who then gets the same model each time",
             "schema": {"type": "string"},
@@ -23,7 +24,7 @@ OPENAPI: dict[str, Any] = {
 
 def named(request: Request) -> str:
     """Return the user whom a request names; "" where it names none."""
-    return request.headers.get(HEADER, "").strip()
+    return request.headers.get(USER, "").strip()
 
 
 def user_of(request: Request) -> str:

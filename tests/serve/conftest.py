@@ -226,14 +226,21 @@ def complaints() -> Iterator[list[str]]:
 
 
 @pytest.fixture
-def open_page(
-    context: BrowserContext, service_url: str, complaints: list[str]
-) -> Iterator[Callable[..., Page]]:
-    """Return what opens the page of the service (pages.opener)."""
+def opened(
+    context: BrowserContext, complaints: list[str]
+) -> Iterator[Callable[[str], Callable[..., Page]]]:
+    """Return what gives, for the URL of a service, what opens its page (pages.opener)."""
     from tests.serve.pages import opener
 
-    with opener(context, service_url, complaints) as open_page:
-        yield open_page
+    with ExitStack() as stack:
+        yield lambda url: stack.enter_context(opener(context, url, complaints))
+
+
+@pytest.fixture
+def open_page(
+    opened: Callable[[str], Callable[..., Page]], service_url: str
+) -> Callable[..., Page]:
+    return opened(service_url)
 
 
 @pytest.fixture

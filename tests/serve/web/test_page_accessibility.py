@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-untyped]  # it has no types
-from playwright.sync_api import BrowserContext, Page, expect
+from playwright.sync_api import Page, expect
 
-from tests.serve.pages import NEEDS_CHROMIUM, PHONE, ask, cards, give, opener, photo
+from tests.serve.pages import NEEDS_CHROMIUM, PHONE, ask, cards, give, photo
 
 pytestmark = NEEDS_CHROMIUM
 
@@ -17,11 +17,8 @@ WCAG = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]}
 
 
 @pytest.fixture
-def open_live(
-    context: BrowserContext, live_url: str, complaints: list[str]
-) -> Iterator[Callable[..., Page]]:
-    with opener(context, live_url, complaints) as open_page:
-        yield open_page
+def open_live(opened: Callable[[str], Callable[..., Page]], live_url: str) -> Callable[..., Page]:
+    return opened(live_url)
 
 
 def check(page: Page, state: str) -> None:

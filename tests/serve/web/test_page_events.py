@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import BrowserContext, Page, Request, expect
+from playwright.sync_api import Page, Request, expect
 
 from raycd.gallery_db import GalleryDatabase, events
-from tests.serve.pages import NEEDS_CHROMIUM, ask, cards, opener
+from tests.serve.pages import NEEDS_CHROMIUM, ask, cards
 
 pytestmark = NEEDS_CHROMIUM
 
@@ -29,11 +29,8 @@ def keeping_url(start: Callable[..., str], database: Path) -> str:
 
 
 @pytest.fixture
-def keeping(
-    context: BrowserContext, keeping_url: str, complaints: list[str]
-) -> Iterator[Callable[..., Page]]:
-    with opener(context, keeping_url, complaints) as open_page:
-        yield open_page
+def keeping(opened: Callable[[str], Callable[..., Page]], keeping_url: str) -> Callable[..., Page]:
+    return opened(keeping_url)
 
 
 def is_events(request: Request) -> bool:

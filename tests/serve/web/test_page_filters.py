@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from playwright.sync_api import BrowserContext, Page, expect
+from playwright.sync_api import Page, expect
 
 from raycd import bundle
 from raycd.gallery.records import Put
 from raycd.gallery_db import GalleryDatabase
-from tests.serve.pages import NEEDS_CHROMIUM, ask, opener
+from tests.serve.pages import NEEDS_CHROMIUM, ask
 
 pytestmark = NEEDS_CHROMIUM
 
@@ -37,10 +37,9 @@ def priced_url(
 
 @pytest.fixture
 def open_priced(
-    context: BrowserContext, priced_url: str, complaints: list[str]
-) -> Iterator[Callable[..., Page]]:
-    with opener(context, priced_url, complaints) as open_page:
-        yield open_page
+    opened: Callable[[str], Callable[..., Page]], priced_url: str
+) -> Callable[..., Page]:
+    return opened(priced_url)
 
 
 def is_found(page: Page, number: int) -> None:

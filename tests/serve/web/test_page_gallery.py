@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import BrowserContext, Locator, Page, Route, expect
+from playwright.sync_api import Locator, Page, Route, expect
 
 from tests.serve.pages import (
     NEEDS_CHROMIUM,
@@ -19,7 +19,6 @@ from tests.serve.pages import (
     found,
     give,
     is_shown,
-    opener,
     photo,
     row,
     send,
@@ -243,19 +242,18 @@ def test_phone_never_scrolls_sideways(open_page: Callable[..., Page], scheme: st
 
 
 def test_gallery_that_does_not_change_has_no_buttons_for_it(
-    context: BrowserContext, start: Callable[..., str], complaints: list[str]
+    opened: Callable[[str], Callable[..., Page]], start: Callable[..., str]
 ) -> None:
-    with opener(context, start("page-still", gallery="none"), complaints) as open_page:
-        page = open_page()
-        page.click("#pick")
-        expect(page.locator("#picker .tile").first).to_be_visible()
-        expect(page.locator("#picker-add")).to_be_hidden()
-        give(page, "drop", "#picker", {"given.png": photo()})
-        expect(page.locator("#add")).to_be_hidden()
-        page.keyboard.press("Escape")
-        expect(page.locator("#reference figcaption")).to_have_text("given.png")
-        ask(page, "is blue")
-        expect(page.locator(".discard")).to_have_count(0)
+    page = opened(start("page-still", gallery="none"))()
+    page.click("#pick")
+    expect(page.locator("#picker .tile").first).to_be_visible()
+    expect(page.locator("#picker-add")).to_be_hidden()
+    give(page, "drop", "#picker", {"given.png": photo()})
+    expect(page.locator("#add")).to_be_hidden()
+    page.keyboard.press("Escape")
+    expect(page.locator("#reference figcaption")).to_have_text("given.png")
+    ask(page, "is blue")
+    expect(page.locator(".discard")).to_have_count(0)
 
 
 def test_on_a_phone_no_button_lies_on_a_picture_and_the_score_stands_once(

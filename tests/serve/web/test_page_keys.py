@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
-from playwright.sync_api import BrowserContext, Page, expect
+from playwright.sync_api import Page, expect
 
 from tests.serve.pages import (
     NEEDS_CHROMIUM,
@@ -15,7 +15,6 @@ from tests.serve.pages import (
     give,
     is_ready,
     is_shown,
-    opener,
     photo,
     row,
     send,
@@ -43,13 +42,14 @@ def keyed_url(start: Callable[..., str], keys: dict[str, str]) -> str:
 
 
 @pytest.fixture
-def keyed_page(context: BrowserContext, keyed_url: str, complaints: list[str]) -> Iterator[Page]:
+def keyed_page(
+    opened: Callable[[str], Callable[..., Page]], keyed_url: str, complaints: list[str]
+) -> Page:
     """Open its page, which asks for the key."""
-    with opener(context, keyed_url, complaints) as open_page:
-        page = open_page(ready=False)
-        expect(page.locator("#key")).to_be_visible()
-        complaints.clear()  # the browser's own line about status 401
-        yield page
+    page = opened(keyed_url)(ready=False)
+    expect(page.locator("#key")).to_be_visible()
+    complaints.clear()  # the browser's own line about status 401
+    return page
 
 
 def give_key(page: Page, key: str) -> None:

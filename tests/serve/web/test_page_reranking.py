@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import BrowserContext, Page, Request, expect
+from playwright.sync_api import Page, Request, expect
 
-from tests.serve.pages import NEEDS_CHROMIUM, answered, ask, found, is_ready, opener
+from tests.serve.pages import NEEDS_CHROMIUM, answered, ask, found, is_ready
 
 pytestmark = NEEDS_CHROMIUM
 
@@ -28,11 +28,10 @@ def reranking_url(
 
 @pytest.fixture
 def reranking_page(
-    context: BrowserContext, reranking_url: str, complaints: list[str]
-) -> Iterator[Callable[..., Page]]:
+    opened: Callable[[str], Callable[..., Page]], reranking_url: str
+) -> Callable[..., Page]:
     """Return what opens the page of that service."""
-    with opener(context, reranking_url, complaints) as open_page:
-        yield open_page
+    return opened(reranking_url)
 
 
 def asked(url: str, **fields: Any) -> list[str]:
