@@ -27,8 +27,9 @@ from raycd.config.settings import Options, parse_service
 from raycd.errors import RaycdError, RunError, WeightsError
 from raycd.errors import program as called
 from raycd.gallery_engine.address import Address
-from serve.args import NO_GALLERY, REGISTRY, LocalArgs, ServeArgs, Wanted, is_fetched
+from serve.args import DEFAULT, NO_GALLERY, REGISTRY, LocalArgs, ServeArgs, Wanted, is_fetched
 from serve.security import keyring
+from serve.security.asgi import GALLERIES
 from serve.start import local, running
 
 if TYPE_CHECKING:  # Ray and torch take seconds to import: a mistake ends it before
@@ -64,8 +65,9 @@ def _serve(options: Options[LocalArgs]) -> None:
     folder = _folder(wanted.bundle)
     local.check_free(wanted.host, wanted.port)
     args = _arguments(wanted, folder)
-    if args.gallery_engine:
-        Address.parse(args.gallery_engine).check_installed()
+    for gallery in (DEFAULT, *args.galleries):
+        if engine := args.of(gallery).gallery_engine:
+            Address.parse(engine).check_installed()
     if args.api_keys:
         keyring.read(Path(args.api_keys))
     elif not _is_loopback(wanted.host):
@@ -80,6 +82,8 @@ def _serve(options: Options[LocalArgs]) -> None:
 
     logs.check(args)
     manifest = bundle.verify(folder)
+    for one in args.galleries.values():
+        bundle.verify(Path(one.bundle))
     with (
         local.cluster(
             args, haproxy=wanted.proxy == "haproxy", metrics_port=wanted.metrics_port or None
@@ -89,6 +93,8 @@ def _serve(options: Options[LocalArgs]) -> None:
         url = f"http://{_in_url(wanted.host)}:{wanted.port}"
         what = f"{manifest.head['name']}, digest {manifest.digest[:12]}"
         print(f"raycd serves {wanted.bundle} ({what}) on {url}")
+        for name, given in wanted.galleries.items():
+            print(f"  gallery {name}: {given.bundle} at {url}{GALLERIES}/{name}/search")
         text = shlex.quote(next(iter(manifest.example_texts), "is blue"))
         print(f"  curl -F image=@{_example(folder)} -F text={text} {url}/v1/search")
         print(f"  a page to try it on: {url}/    its API: {url}/docs    metrics: {metrics}")
@@ -96,31 +102,44 @@ def _serve(options: Options[LocalArgs]) -> None:
             f"Ctrl-C stops it; kill -HUP {os.getpid()} has it look at the bundle again.", flush=True
         )
         with watch.port_answers(wanted.host, wanted.port):
-            _until_stopped(args, wanted.bundle, asked, debug=options.debug)
+            _until_stopped(args, wanted, asked, debug=options.debug)
 
 
 def _until_stopped(
-    args: ServeArgs, bundle: str, asked: threading.Event, *, debug: bool = False
+    args: ServeArgs, given: ServeArgs, asked: threading.Event, *, debug: bool = False
 ) -> None:
-    """Change to what `bundle` has become at each request; where that fails, go on as before."""
+    """Change to what the bundles of `given` have become at each request; where that fails, go on as
+    before.
+    """
     good = Wanted(bundle=args.bundle)
     for number in count(1):
         while not asked.wait(3600):
             pass
         asked.clear()
         try:
-            wanted = Wanted(bundle=_pinned(bundle) or args.bundle, again=number)
-            info = running.change(args, wanted, good)
+            wanted = _newest(args, given, number)
+            said = running.change(args, wanted, good)
         # Of Ray, of the registry: none of them ends a service that answers.
         except Exception as error:
             if debug:
                 traceback.print_exc()
             print(f"error: {_not_changed(error)}", file=sys.stderr, flush=True)
             continue
-        if not info.refused:
-            good = wanted
-        refused = f"; the new one was refused: {info.refused}" if info.refused else ""
-        print(f"raycd serves the bundle of digest {info.digest}{refused}", flush=True)
+        good = wanted.but(running.refusing(said), good, args)
+        for gallery, info in said.items():
+            of = "" if gallery == DEFAULT else f" in gallery {gallery}"
+            refused = f"; the new one was refused: {info.refused}" if info.refused else ""
+            print(f"raycd serves the bundle of digest {info.digest}{of}{refused}", flush=True)
+
+
+def _newest(args: ServeArgs, given: ServeArgs, number: int) -> Wanted:
+    """Return the bundles that are there now, by the names that were given for them."""
+    bundles = {
+        gallery: _pinned(given.of(gallery).bundle) or args.of(gallery).bundle
+        for gallery in (DEFAULT, *given.galleries)
+    }
+    own = bundles.pop(DEFAULT)
+    return Wanted(bundle=own, again=number, galleries=bundles)
 
 
 def _pinned(bundle: str) -> str:
@@ -167,10 +186,13 @@ def _arguments(wanted: LocalArgs, folder: Path) -> ServeArgs:
     given = wanted.model_dump(include=set(ServeArgs.model_fields)) | {"bundle": str(folder)}
     if wanted.second.bundle:
         given["second"]["bundle"] = str(_folder(wanted.second.bundle, "--second.bundle"))
+    for one in given["galleries"].values():
+        one["bundle"] = str(_folder(one["bundle"], "--galleries"))
     # Replicas start in other folders
-    for name in ("api_keys", "gallery", "log_dir", "pictures"):
-        if given[name] and given[name] != NO_GALLERY and "://" not in given[name]:
-            given[name] = str(Path(given[name]).expanduser().absolute())
+    for part in (given, *given["galleries"].values()):
+        for name in ("api_keys", "gallery", "log_dir", "pictures"):
+            if part.get(name) and part[name] != NO_GALLERY and "://" not in part[name]:
+                part[name] = str(Path(part[name]).expanduser().absolute())
     if not wanted.hosts and _is_loopback(wanted.host):
         given["hosts"] = ("127.0.0.1", "localhost", "[::1]", wanted.host)
     return ServeArgs.model_validate(given)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from raycd import bundle
 from raycd.api import IndexInfo, ModelInfo
-from raycd.bundle import Bundle
+from raycd.bundle import Bundle, SharedEncoders
 from raycd.data import images
 from raycd.data.manifest import CATEGORY
 from raycd.errors import WeightsError
@@ -36,6 +36,7 @@ class Engine:
         threads: Threads of torch and FAISS.
         model: The thread that every model of this replica runs in.
         store: The live gallery; None: the bundle's own.
+        encoders: Those of this process, of which it may take one.
 
     Raises:
         WeightsError: The bundle is damaged, does not fit together or does not answer.
@@ -51,9 +52,12 @@ class Engine:
         threads: int,
         model: ThreadPoolExecutor,
         store: GalleryStore | None,
+        encoders: SharedEncoders | None = None,
     ) -> None:
         self._has_engine = bool(args.gallery_engine)
-        self.bundle = bundle.load(folder, threads=threads, gallery=not self._has_engine)
+        self.bundle = bundle.load(
+            folder, threads=threads, gallery=not self._has_engine, encoders=encoders
+        )
         self.fingerprint = self.bundle.manifest.encoder.fingerprint
         fold_batch_norms(self.bundle.encoder.clip)
         device = "cuda" if args.gpus else "cpu"

@@ -2,11 +2,13 @@
 
 RequestError            its message may be shown to whoever asked
 ├── Busy                the replica is full, or its time for the request is over; worth another try
+├── NoSuchGallery       the service has no gallery of this name
 ├── NoSuchImage         the gallery has no image of this id
 ├── NoSuchVersion       the gallery has not come to this version yet
 ├── UnreadablePicture   the picture of an image is missing or broken
 ├── KeyMissing          there is no API key, or an unknown one
 ├── KeyTooWeak          the API key may only read
+├── KeyElsewhere        the API key is for other galleries
 └── UnknownHost         the Host header is not one of the service's
 
 serve/api/problems.py turns each into a problem document.
@@ -26,6 +28,13 @@ class RequestError(Exception):
 
 class Busy(RequestError):
     """The replica is full, or its time for the request is over; worth another try."""
+
+
+class NoSuchGallery(RequestError):
+    """The service has no gallery of this name."""
+
+    def __init__(self, gallery: str) -> None:
+        super().__init__(f"the service has no gallery {gallery!r}: see /v1/galleries")
 
 
 class NoSuchImage(RequestError):
@@ -65,6 +74,12 @@ class KeyTooWeak(RequestError):
     """The API key may only read; `challenge` is what WWW-Authenticate says."""
 
     challenge = 'Bearer error="insufficient_scope", scope="write"'
+
+
+class KeyElsewhere(RequestError):
+    """The API key is for other galleries; `challenge` is what WWW-Authenticate says."""
+
+    challenge = 'Bearer error="insufficient_scope"'
 
 
 class UnknownHost(RequestError):

@@ -1,6 +1,7 @@
 """Makes, lists and revokes the API keys of a service. A running service follows within a second.
 
     python serve/keys.py add --file keys.json --name alice --scope write    prints the new key, once
+    python serve/keys.py add --file keys.json --name bob --scope read --galleries shoes hats
     python serve/keys.py list --file keys.json
     python serve/keys.py remove --file keys.json --name alice
 
@@ -22,6 +23,7 @@ from pydantic import ValidationError
 from raycd.config import cli
 from raycd.durable import PRIVATE_FILE, file_lock, replace_file
 from raycd.errors import ConfigError
+from serve.args.galleries import DEFAULT, NAMED, is_name
 from serve.security import keyring
 from serve.security.keyring import Key, KeyDocument, Scope
 
@@ -36,16 +38,25 @@ def main(argv: Sequence[str] | None = None, prog: str = "serve/keys.py") -> int:
     return cli.guard(lambda: options.run(options), argv)
 
 
-def add(file: Path, name: str, scope: Scope) -> str:
+def add(file: Path, name: str, scope: Scope, galleries: Sequence[str] | None = None) -> str:
     """Make a key and keep its hash in `file`, which is made where there is none. Returns the key.
 
+    `galleries` are those that it is for; None: all.
+
     Raises:
-        ConfigError: The name is impossible or taken, or the file is malformed or cannot be written.
+        ConfigError: The name is impossible or taken, or that of a gallery is impossible, or the
+            file is malformed or cannot be written.
     """
     key = PREFIX + secrets.token_urlsafe(RANDOM_BYTES)
+    if wrong := [gallery for gallery in galleries or () if not is_name(gallery)]:
+        raise ConfigError("no gallery can have this name", got=repr(wrong[0]), expected=NAMED)
     try:
         kept = Key(
-            name=name, scope=scope, sha256=keyring.digest(key), created=datetime.now(UTC).date()
+            name=name,
+            scope=scope,
+            sha256=keyring.digest(key),
+            created=datetime.now(UTC).date(),
+            galleries=None if galleries is None else tuple(galleries),
         )
     except ValidationError:
         raise ConfigError(
@@ -83,9 +94,12 @@ def _changing(file: Path) -> Iterator[dict[str, Key]]:
         with file_lock(file.parent, wait=False):  # of the folder: no lock file stays behind
             keys = {key.name: key for key in keyring.read(file)} if file.exists() else {}
             yield keys
-            document = KeyDocument(keys=tuple(keys.values())).model_dump_json(indent=2) + "\n"
+            # A key of all galleries stands there as it did before there were several.
+            document = KeyDocument(keys=tuple(keys.values())).model_dump_json(
+                indent=2, exclude_none=True
+            )
             with replace_file(file, mode=PRIVATE_FILE) as fresh:
-                fresh.write_text(document, encoding="utf-8")
+                fresh.write_text(f"{document}\n", encoding="utf-8")
                 _keep_owner(fresh, file)
     except BlockingIOError as error:
         raise ConfigError(
@@ -121,7 +135,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, run, text in (
         ("add", _add, "Make a key, print it once and keep its hash."),
-        ("list", _list, "Show names, scopes and dates."),
+        ("list", _list, "Show names, scopes, dates and galleries."),
         ("remove", _remove, "Revoke a key."),
     ):
         command = commands.add_parser(name, help=text, description=text)
@@ -136,18 +150,25 @@ def _parser(prog: str) -> argparse.ArgumentParser:
             command.add_argument(
                 "--scope", choices=("read", "write"), required=True, help="write includes read."
             )
+            command.add_argument(
+                "--galleries",
+                nargs="+",
+                metavar="GALLERY",
+                help=f"Which it is for; the service's own is {DEFAULT}. (all)",
+            )
     return parser
 
 
 def _add(options: argparse.Namespace) -> None:
-    key = add(options.file, options.name, options.scope)
+    key = add(options.file, options.name, options.scope, options.galleries)
     print("This is the only time that the key is shown:", file=sys.stderr, flush=True)
     print(key)
 
 
 def _list(options: argparse.Namespace) -> None:
     for key in keyring.read(options.file):
-        print(f"{key.name:<20} {key.scope:<5} {key.created}")
+        galleries = "" if key.galleries is None else f" {' '.join(key.galleries)}"
+        print(f"{key.name:<20} {key.scope:<5} {key.created}{galleries}")
 
 
 def _remove(options: argparse.Namespace) -> None:

@@ -1,6 +1,7 @@
 """A replica: an engine, the thread of its model, threads that decode, and what limits them.
 
-It knows neither Ray nor HTTP: serve/service.py deploys it, serve/api/ asks it.
+A process has one for each gallery (serve/galleries.py). It knows neither Ray nor HTTP:
+serve/service.py deploys it, serve/api/ asks it.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ from typing import Any, Protocol, TypeVar
 from PIL import Image
 
 from raycd.api import BundleInfo, QueryRequest, SecondInfo
+from raycd.bundle import SharedEncoders
 from raycd.data import images
 from raycd.gallery.state import State
 from raycd.model.threads import usable_cpus
 from raycd.search.query import Answer, Encoded, NothingLeft, Prepared
 from serve import queries, swap
-from serve.args import ServeArgs, Wanted
+from serve.args import DEFAULT, ServeArgs, Wanted
 from serve.engine import Engine
 from serve.errors import NoSuchVersion, format_error
 from serve.live.engine_follower import EngineFollower
@@ -69,6 +71,8 @@ class Replica:
         name: What the replicas of this service have in common, and no other service has.
         observer: What records its work.
         shadow: What has a second model answer, unseen.
+        gallery: The name of its gallery in this service.
+        encoders: Those of this process, which its engines may share with other replicas.
 
     Attributes:
         refused: Why the bundle that was asked for last is not the engine's; None where it is.
@@ -82,12 +86,21 @@ class Replica:
     """
 
     def __init__(
-        self, args: ServeArgs, *, name: str, observer: Observer, shadow: Shadow | None = None
+        self,
+        args: ServeArgs,
+        *,
+        name: str,
+        observer: Observer,
+        shadow: Shadow | None = None,
+        gallery: str = DEFAULT,
+        encoders: SharedEncoders | None = None,
     ) -> None:
         self.args, self._observer, self.shadow = args, observer, shadow
+        self.gallery, self._encoders = gallery, encoders
         # One core is left to HTTP and decoding: OpenMP's threads wait by spinning, and where they
         # outnumber the cores a query takes a hundred times as long.
-        self._threads = args.threads or max(1, (usable_cpus() - 1) // args.replicas.max)
+        models = args.replicas.max * (1 + len(args.galleries))
+        self._threads = args.threads or max(1, (usable_cpus() - 1) // models)
         self._model = ThreadPoolExecutor(1, "model")
         self._small = ThreadPoolExecutor(self._threads + 1, "decode")
         # A file of 50 KB may take a second to decode: such ones delay no others.
@@ -186,7 +199,12 @@ class Replica:
 
     def _load(self, folder: Path) -> Engine:
         return Engine(
-            folder, self.args, threads=self._threads, model=self._model, store=self._store
+            folder,
+            self.args,
+            threads=self._threads,
+            model=self._model,
+            store=self._store,
+            encoders=self._encoders,
         )
 
     def bundle_info(self) -> BundleInfo:

@@ -252,6 +252,8 @@ class Info(_ResponsePart):
     """The properties of the service that a client, such as the page, needs for its requests."""
 
     version: str
+    gallery: str = "default"
+    """Name of the gallery that this is about."""
     model: ModelInfo
     index: IndexInfo
     limits: Limits
@@ -272,6 +274,27 @@ class Info(_ResponsePart):
     """Number of images of the most frequent values of each attribute."""
     example_texts: list[str]
     """Texts of the model's training, to try."""
+
+
+class NamedGallery(_ResponsePart):
+    """One of the service's galleries."""
+
+    name: str
+    path: str
+    """What its paths begin with, relative to the service's URL: v1 of the default one."""
+    live: bool
+    """Whether images may be added and removed."""
+    size: int
+    """Images that can be found."""
+    bundle: str
+    """Prefix of its bundle's digest."""
+    encoder: str
+
+
+class GalleryList(_ResponsePart):
+    """The galleries that whoever asks may ask, the default one first."""
+
+    galleries: list[NamedGallery]
 
 
 class Health(_ResponsePart):

@@ -46,6 +46,7 @@ from raycd.bundle.manifest import (
     verify,
     verify_files,
 )
+from raycd.bundle.shared import SharedEncoders
 from raycd.bundle.table import (
     TableFeatures,
     categories,
@@ -82,6 +83,7 @@ __all__ = [
     "EncoderInfo",
     "IndexInfo",
     "Manifest",
+    "SharedEncoders",
     "build_index",
     "categories",
     "gallery_features",
@@ -168,10 +170,13 @@ def write(
     return manifest
 
 
-def load(folder: Path, *, threads: int = 0, gallery: bool = True) -> Bundle:
+def load(
+    folder: Path, *, threads: int = 0, gallery: bool = True, encoders: SharedEncoders | None = None
+) -> Bundle:
     """Load a bundle that `verify` accepts; `threads` are those of the index.
 
-    Without its `gallery`, table and index are empty, and what the files have is not read.
+    Without its `gallery`, table and index are empty, and what the files have is not read. One of
+    the `encoders` is taken, unchanged, where it was made of the same files.
 
     Raises WeightsError where its parts do not fit together.
     """
@@ -188,9 +193,11 @@ def load(folder: Path, *, threads: int = 0, gallery: bool = True) -> Bundle:
             expected=f"settings of raycd {__version__}",
             do=AGAIN,
         ) from error
-    encoder = load_encoder(folder, manifest)
+    encoder = (encoders or SharedEncoders()).load(
+        manifest, lambda: _whole_encoder(folder, manifest)
+    )
     head, head_config = fusion.load(folder / "head", dim=encoder.dim)
-    fingerprint = encoder.fingerprint()
+    fingerprint = manifest.encoder.fingerprint
     if gallery:
         table = _located(read_table(folder / GALLERY, features=False), folder)
         index = Index.load(folder, manifest.files, threads=threads)
@@ -199,13 +206,6 @@ def load(folder: Path, *, threads: int = 0, gallery: bool = True) -> Bundle:
         none_GD = np.empty((0, encoder.dim), np.float32)
         table = gallery_table([], [], [], none_GD, fingerprint)
         index = Index.build(none_GD, IndexConfig(kind="flat"))
-    if fingerprint != manifest.encoder.fingerprint:
-        raise WeightsError(
-            f"the bundle {folder} names another encoder than it holds",
-            got=fingerprint,
-            expected=manifest.encoder.fingerprint,
-            do=AGAIN,
-        )
     _check_fit(folder, encoder, fingerprint, head_config, table, (index.size, index.dim))
     extras = _extras(folder, manifest)
     return Bundle(folder, encoder, head, head_config, table, index, config, manifest, extras)
@@ -222,6 +222,19 @@ def _extras(folder: Path, manifest: Manifest) -> Extras:
             got=" ".join(str(error).split()),
             do=AGAIN,
         ) from error
+
+
+def _whole_encoder(folder: Path, manifest: Manifest) -> Encoder:
+    """Load the encoder that the manifest names. Raises WeightsError where it is another one."""
+    encoder = load_encoder(folder, manifest)
+    if (fingerprint := encoder.fingerprint()) != manifest.encoder.fingerprint:
+        raise WeightsError(
+            f"the bundle {folder} names another encoder than it holds",
+            got=fingerprint,
+            expected=manifest.encoder.fingerprint,
+            do=AGAIN,
+        )
+    return encoder
 
 
 def load_encoder(folder: Path, manifest: Manifest) -> Encoder:

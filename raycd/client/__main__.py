@@ -51,6 +51,7 @@ def _client(options: argparse.Namespace, environment: Mapping[str, str]) -> Clie
         getattr(options, "url", None) or environment.get("RAYCD_URL") or URL,
         # Never an option: others on the machine can read those.
         api_key=environment.get("RAYCD_API_KEY"),
+        gallery=getattr(options, "gallery", ""),
         timeout=getattr(options, "timeout", TIMEOUT_S),
         retries=getattr(options, "retries", 4),
     )

@@ -13,10 +13,12 @@ from raycd.api import (
     BatchResponse,
     EmbedBatchResponse,
     Embedding,
+    GalleryList,
     GalleryPage,
     Health,
     Info,
     Item,
+    NamedGallery,
     QueryRequest,
     SearchRequest,
     SearchResponse,
@@ -28,7 +30,7 @@ from raycd.client.errors import ServiceError
 from raycd.client.gallery import Feature
 from raycd.client.request import Asked, Search
 from raycd.client.retry import Attempts, Retries
-from raycd.client.transport import TIMEOUT_S, URL, Transport
+from raycd.client.transport import GALLERIES, TIMEOUT_S, URL, Transport
 from raycd.client.wire import AsyncWire, BlockingWire
 from raycd.filters import Condition
 
@@ -46,6 +48,7 @@ class AsyncClient:
         url: str = URL,
         *,
         api_key: str | None = None,
+        gallery: str = "",
         timeout: float = TIMEOUT_S,
         retries: int | Retries = 4,
         _wire: type[AsyncWire] | type[BlockingWire] = AsyncWire,
@@ -53,14 +56,17 @@ class AsyncClient:
         """Open connections.
 
         Args:
+            gallery: Which of the service's galleries is asked; empty: its default one.
             timeout: Seconds of one try.
             retries: How often a busy service is asked again.
 
         Raises:
-            ConfigError: The url or key is impossible, or a proxy of the environment is.
+            ConfigError: The url, key or gallery is impossible, or a proxy of the environment is.
         """
         patience = Retries(retries) if isinstance(retries, int) else retries
-        self._service = Transport(url, _wire, api_key=api_key, timeout=timeout, retries=patience)
+        self._service = Transport(
+            url, _wire, api_key=api_key, gallery=gallery, timeout=timeout, retries=patience
+        )
         self.url = self._service.url
         """The url of the service, without a password."""
 
@@ -97,7 +103,7 @@ class AsyncClient:
         asked, image = request.read(SearchRequest, search)
         content = request.content(request.body(asked), image) | request.of_user(user)
         return await self._service.ask(
-            SearchResponse, "POST", "/v1/search", params=_params(min_version), **content
+            SearchResponse, "POST", self._path("search"), params=_params(min_version), **content
         )
 
     async def search_batch(
@@ -148,7 +154,7 @@ class AsyncClient:
         """
         asked, image = request.read(QueryRequest, query)
         content = request.content(request.body(asked), image) | request.of_user(user)
-        return await self._service.ask(Embedding, "POST", "/v1/embed", **content)
+        return await self._service.ask(Embedding, "POST", self._path("embed"), **content)
 
     async def embed_batch(self, queries: Iterable[Asked], *, user: str = "") -> EmbedBatchResponse:
         """Send several queries of a `user` to `embed`, at most info().limits.batch, at once.
@@ -164,7 +170,7 @@ class AsyncClient:
         return await self._service.ask(
             EmbedBatchResponse,
             "POST",
-            "/v1/embed/batch",
+            self._path("embed/batch"),
             json={"queries": asked},
             **request.of_user(user),
         )
@@ -205,7 +211,7 @@ class AsyncClient:
             attribute=pairs or None,
             attributes=json.dumps(conditions) if conditions else None,
         )
-        return await self._service.ask(GalleryPage, "GET", "/v1/gallery", params=params)
+        return await self._service.ask(GalleryPage, "GET", self._path("gallery"), params=params)
 
     async def iter_gallery(
         self,
@@ -246,7 +252,8 @@ class AsyncClient:
             DataError: The id is impossible.
         """
         params = _params(min_version, size=size)
-        response = await self._service.send("GET", gallery.path(image_id, "images"), params=params)
+        path = self._path(gallery.path(image_id, "images"))
+        response = await self._service.send("GET", path, params=params)
         return response.content
 
     async def put(
@@ -281,9 +288,8 @@ class AsyncClient:
         fields = {name: value for name, value in given.items() if value is not None}
         line, picture = gallery.read({"image_id": image_id, **fields})
         body = request.body(line)
-        return await self._service.ask(
-            Written, "PUT", gallery.path(body.pop("image_id")), **request.content(body, picture)
-        )
+        path = self._path(gallery.path(body.pop("image_id")))
+        return await self._service.ask(Written, "PUT", path, **request.content(body, picture))
 
     async def delete(self, image_id: str, *, missing_ok: bool = False) -> Written | None:
         """Remove an image from the gallery, with its picture.
@@ -294,11 +300,9 @@ class AsyncClient:
         Returns:
             The change; None where there was no such image.
         """
-        attempts = self._service.attempts()
+        attempts, path = self._service.attempts(), self._path(gallery.path(image_id))
         try:
-            return await self._service.ask(
-                Written, "DELETE", gallery.path(image_id), attempts=attempts
-            )
+            return await self._service.ask(Written, "DELETE", path, attempts=attempts)
         except ServiceError as error:
             if (
                 error.status == 404
@@ -314,25 +318,32 @@ class AsyncClient:
         Returns how many it took, which is all. One that is sent twice counts once.
         """
         body = EventsRequest(events=list(events)).model_dump(mode="json", exclude_none=True)
-        taken = await self._service.ask(EventsTaken, "POST", "/v1/events", json=body)
+        taken = await self._service.ask(EventsTaken, "POST", self._path("events"), json=body)
         return taken.taken
 
     async def info(self) -> Info:
         """Return the model, the index, the limits, and what can be filtered by."""
-        return await self._service.ask(Info, "GET", "/v1/info")
+        return await self._service.ask(Info, "GET", self._path("info"))
+
+    async def galleries(self) -> list[NamedGallery]:
+        """Return the galleries of the service that the key is for, the default one first."""
+        return (await self._service.ask(GalleryList, "GET", GALLERIES)).galleries
 
     async def ready(self) -> Health:
         """Ask once whether the service answers searches; status 503 says that it does not yet."""
         return await self._service.ask(
-            Health, "GET", "/readyz", attempts=Attempts(Retries(count=0))
+            Health, "GET", self._service.ready, attempts=Attempts(Retries(count=0))
         )
+
+    def _path(self, name: str) -> str:
+        return f"{self._service.root}/{name}"
 
     async def _batch(
         self, asked: list[SearchRequest], attempts: Attempts, content: dict[str, Any]
     ) -> list[BatchItem]:
         body = {"searches": [request.body(each) for each in asked]}
         response = await self._service.send(
-            "POST", "/v1/search/batch", attempts=attempts, json=body, **content
+            "POST", self._path("search/batch"), attempts=attempts, json=body, **content
         )
         items = self._service.read(response, BatchResponse).items
         if len(items) != len(asked):

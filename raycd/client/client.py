@@ -66,12 +66,18 @@ class Client:
         url: str = URL,
         *,
         api_key: str | None = None,
+        gallery: str = "",
         timeout: float = TIMEOUT_S,
         retries: int | Retries = 4,
     ) -> None:
         """Open connections; arguments and errors are those of AsyncClient."""
         self._coroutines = AsyncClient(
-            url, api_key=api_key, timeout=timeout, retries=retries, _wire=BlockingWire
+            url,
+            api_key=api_key,
+            gallery=gallery,
+            timeout=timeout,
+            retries=retries,
+            _wire=BlockingWire,
         )
         self.url = self._coroutines.url
         """The url of the service, without a password."""
@@ -102,6 +108,7 @@ class Client:
     delete = _blocking(AsyncClient.delete)
     send_events = _blocking(AsyncClient.send_events)
     info = _blocking(AsyncClient.info)
+    galleries = _blocking(AsyncClient.galleries)
     ready = _blocking(AsyncClient.ready)
 
     def import_images(

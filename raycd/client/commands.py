@@ -12,6 +12,7 @@ from typing import cast
 from pydantic import BaseModel
 
 from raycd import program
+from raycd.api import GalleryList
 from raycd.client import lines, parser, table
 from raycd.client.client import Client
 from raycd.client.errors import ServiceError, printable
@@ -105,6 +106,11 @@ def _info(client: Client, options: argparse.Namespace) -> int:
     return _print(info, table.info(info), options)
 
 
+def _galleries(client: Client, options: argparse.Namespace) -> int:
+    found = GalleryList(galleries=client.galleries())
+    return _print(found, table.galleries(found), options)
+
+
 def _ready(client: Client, options: argparse.Namespace) -> int:
     health = client.ready()
     replicas = "" if health.replicas is None else f" ({health.replicas} replicas)"
@@ -129,6 +135,7 @@ COMMANDS = {
     "put": _put,
     "delete": _delete,
     "import": import_images,
+    "galleries": _galleries,
     "info": _info,
     "ready": _ready,
 }

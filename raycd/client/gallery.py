@@ -66,14 +66,14 @@ def as_line(fields: Mapping[str, Any], root: str | PathLike[str] = "") -> Import
 
 
 def path(image_id: str, of: str = "gallery") -> str:
-    """Return the path of an image of the gallery, or of its picture (`of` images).
+    """Return the path, in the gallery's, of one of its images or of its picture (`of` images).
 
     Raises:
         DataError: A URL cannot carry the id.
     """
     try:
         if isinstance(image_id, str) and image_id.strip() not in ("", ".", ".."):
-            return f"/v1/{of}/{quote(image_id, safe='')}"
+            return f"{of}/{quote(image_id, safe='')}"
     except UnicodeEncodeError:  # of a command line that is not UTF-8, say
         pass
     raise DataError(

@@ -23,7 +23,7 @@ from raycd.client.wire import now
 from raycd.errors import DataError
 
 Importable = ImportLine | Mapping[str, Any] | bytes | str
-PATH = "/v1/gallery:import"
+PATH = "gallery:import"  # in the gallery's
 LINES = "application/x-ndjson"
 # The answer comes while lines are still sent, and httpx does not read while it sends: requests are
 # so small that the answer fits the buffers of the connection.
@@ -161,10 +161,11 @@ def _answer(
         httpx.RequestError: The answer breaks off.
     """
     content, headers = b"".join(line.body for line in lines), {"Content-Type": LINES}
+    path = f"{service.root}/{PATH}"
     try:
         response = now(
             service.send(
-                "POST", PATH, attempts=attempts, stream=True, content=content, headers=headers
+                "POST", path, attempts=attempts, stream=True, content=content, headers=headers
             )
         )
     except ServiceError as error:

@@ -76,6 +76,7 @@ def build(prog: str) -> argparse.ArgumentParser:
             "import", "Add or replace the images of a file; exit code 2 where one failed.", _IMPORT
         )
     )
+    command("galleries", "List the galleries that the key is for.")
     command("info", "Show the model, the index, the limits and the categories.")
     command("ready", "Show whether the service answers searches; exit code 2 if not.")
     return parser
@@ -138,6 +139,7 @@ def _everywhere() -> argparse.ArgumentParser:
     """
     parser = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     parser.add_argument("--url", help=f"The service's url. (RAYCD_URL, or {URL})")
+    parser.add_argument("--gallery", metavar="NAME", help="Which gallery. (the service's default)")
     parser.add_argument(
         "--timeout", type=_seconds, metavar="SECONDS", help=f"Of one try. ({TIMEOUT_S:g})"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from raycd.api import GalleryPage, Info, SearchResponse, Written
+from raycd.api import GalleryList, GalleryPage, Info, SearchResponse, Written
 from raycd.client.errors import printable
 
 
@@ -30,6 +30,15 @@ def gallery(page: GalleryPage) -> str:
     rows = [(item.image_id, item.category, _pairs(item.attributes)) for item in page.items]
     text = _table(("image_id", "category", "attributes"), rows)
     return f"{text}\n{_range(page.offset, len(rows), page.total)}"
+
+
+def galleries(found: GalleryList) -> str:
+    """Return a table of a service's galleries."""
+    rows = [
+        (one.name, f"{one.size:,}", "yes" if one.live else "no", one.encoder, one.bundle, one.path)
+        for one in found.galleries
+    ]
+    return _table(("gallery", "images", "live", "encoder", "bundle", "path"), rows, right=(1,))
 
 
 def written(change: Written) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from ipaddress import ip_address
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ from raycd.errors import ConfigError
 from raycd.redact import without_passwords
 
 URL = "http://127.0.0.1:8000"
+GALLERIES = "/v1/galleries"
 TIMEOUT_S = 40.0  # longer than the service's own 30 s, so that its refusal arrives
 _PROXIES = ("all_proxy", "http_proxy", "https_proxy", "no_proxy")
 
@@ -35,15 +37,19 @@ class Transport:
         wire: type[BlockingWire] | type[AsyncWire],
         *,
         api_key: str | None,
+        gallery: str = "",
         timeout: float,
         retries: Retries,
     ) -> None:
         """Open connections; `timeout` is in seconds, of one try.
 
         Raises:
-            ConfigError: A url, key or proxy is impossible, or a certificate cannot be read.
+            ConfigError: A url, key, gallery or proxy is impossible, or a certificate cannot be
+                read.
         """
         address = _address(url)
+        self.root, self.ready = _paths(gallery)
+        """What paths of the gallery begin with, and the one that tells whether it is ready."""
         self.url = str(address.copy_with(userinfo=b"")).rstrip("/")
         """The url of the service, without a password."""
         self._timeout, self._retries = timeout, retries
@@ -133,6 +139,20 @@ def _address(url: str) -> httpx.URL:
         what = "the url of the service is impossible"
         raise ConfigError(what, got=shown, expected=f"http://host:port, as {URL}")
     return address
+
+
+def _paths(gallery: str) -> tuple[str, str]:
+    if not gallery:
+        return "/v1", "/readyz"
+    if not re.fullmatch(r"[a-z0-9_-]+", gallery):
+        raise ConfigError(
+            "the name of the gallery is impossible",
+            got=repr(gallery),
+            expected="a to z, digits, _ and -",
+            do="ask the service for its galleries: raycd client galleries",
+        )
+    root = f"{GALLERIES}/{gallery}"
+    return root, f"{root}/readyz"
 
 
 def _uncertified(error: OSError) -> ConfigError:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from raycd.api import EmbedBatchRequest, EmbedBatchResponse, Embedding, EmbedItem, QueryRequest
 from serve.api import batches, problems, search_body, users
-from serve.api.intake import Intake
+from serve.api.served import Asked, Served
 from serve.api.wellformed import known_parameters
 from serve.engine import Engine
 from serve.queries import SentImage
@@ -21,43 +21,45 @@ from serve.replica import Replica
 _ERRORS = problems.responses(400, 403, 404, 408, 409, 413, 415, 422, 503)
 
 
-def router(replica: Replica, intake: Intake) -> APIRouter:
+def router(asked: Asked) -> APIRouter:
     """Return the routes that embed. A query takes a search's slots, and has a search's limits."""
     routes = APIRouter(tags=["embed"], dependencies=[Depends(known_parameters)])
 
     @routes.post(
-        "/v1/embed",
+        "/embed",
         response_model=Embedding,
         responses=_ERRORS,
         openapi_extra=users.OPENAPI | search_body.EMBED_OPENAPI,
     )
-    async def embed(request: Request) -> Response:
+    async def embed(request: Request, to: Served = asked) -> Response:
         """Return the vectors of an image, a text, or a query that is composed of both.
 
         They are the first model's, whose features the gallery takes, or those of the user whom the
         header names.
         """
+        replica = to.replica
         async with replica.deadline():
             replica.searches.check()
-            await intake.read(request, replica.args.max_filters)
+            await to.intake.read(request, replica.args.max_filters)
             with replica.searches.slot():
-                asked, sent = await search_body.read(QueryRequest, request, replica.args)
+                query, sent = await search_body.read(QueryRequest, request, replica.args)
                 engine = replica.engine_of(users.named(request))
-                found = await _embed(replica, engine, asked, sent)
+                found = await _embed(replica, engine, query, sent)
         return batches.answer(found, {users.MODEL: engine.model.bundle})
 
     @routes.post(
-        "/v1/embed/batch",
+        "/embed/batch",
         response_model=EmbedBatchResponse,
         responses=_ERRORS,
         openapi_extra=users.OPENAPI | batches.body_of(EmbedBatchRequest),
     )
-    async def embed_batch(request: Request) -> Response:
+    async def embed_batch(request: Request, to: Served = asked) -> Response:
         """Several queries at once; each succeeds or fails by itself."""
+        replica = to.replica
         async with replica.deadline():
             batches.check_json(request)
             replica.searches.check()
-            await intake.read(request, replica.args.max_batch * replica.args.max_filters)
+            await to.intake.read(request, replica.args.max_batch * replica.args.max_filters)
             with replica.searches.slot():
                 queries = await batches.read(EmbedBatchRequest, request, replica.args.max_batch)
         engine = replica.engine_of(users.named(request))

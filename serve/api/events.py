@@ -10,27 +10,27 @@ from fastapi import APIRouter, Depends, Request
 from raycd.api.events import EventsRequest, EventsTaken
 from raycd.feedback.records import Event
 from serve.api import batches, bodies, problems
-from serve.api.intake import Intake
+from serve.api.served import Asked, Served
 from serve.api.wellformed import known_parameters
-from serve.replica import Replica
 
 _FIELDS = 10  # of an event, with those that are not read
 
 
-def router(replica: Replica, intake: Intake) -> APIRouter:
-    """Return the route that takes events."""
+def router(asked: Asked) -> APIRouter:
+    """Return the route that takes events of the gallery that is asked."""
     routes = APIRouter(tags=["feedback"], dependencies=[Depends(known_parameters)])
 
     @routes.post(
-        "/v1/events",
+        "/events",
         status_code=202,
         responses=problems.responses(400, 403, 408, 413, 415, 422, 503),
         openapi_extra=batches.body_of(EventsRequest),
     )
-    async def events(request: Request) -> EventsTaken:
+    async def events(request: Request, to: Served = asked) -> EventsTaken:
         """Take events in the form of User Behavior Insights. They are written soon after the
         answer; one that was sent before counts once.
         """
+        replica = to.replica
         if replica.recorder is None:
             raise problems.ProblemError(
                 403, "this service keeps no events: start it with a database and --events"
@@ -39,7 +39,7 @@ def router(replica: Replica, intake: Intake) -> APIRouter:
         most = replica.args.max_events
         async with replica.deadline():
             replica.events.check()
-            await intake.read(request, _FIELDS * most)
+            await to.intake.read(request, _FIELDS * most)
             with replica.events.slot():
                 body = await bodies.parsed(request)
                 # Of a thousand it takes as long as a search: beside the event loop

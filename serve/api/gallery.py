@@ -13,9 +13,11 @@ from raycd.api import GalleryFilters, GalleryPage, Info, Item, Limits
 from raycd.gallery.state import Image, State
 from serve.api import bodies, filters, problems
 from serve.api.search_body import check_filters
+from serve.api.served import Asked, Served
 from serve.api.wellformed import known_parameters
-from serve.args import ServeArgs
+from serve.args import DEFAULT, ServeArgs
 from serve.replica import Replica
+from serve.security.asgi import GALLERIES
 
 PAGE = 48  # images of a page that names no limit
 VALUES = 50  # of an attribute, the most frequent ones, that /v1/info lists
@@ -35,16 +37,16 @@ Attributes = Annotated[
 ]
 
 
-def router(replica: Replica) -> APIRouter:
-    """Return the routes that show the gallery."""
+def router(asked: Asked) -> APIRouter:
+    """Return the routes that show the gallery that is asked."""
     routes = APIRouter(tags=["gallery"], dependencies=[Depends(known_parameters)])
 
-    @routes.get("/v1/info", responses=problems.responses(400, 422))
-    async def info() -> Info:
+    @routes.get("/info", responses=problems.responses(400, 422))
+    async def info(to: Served = asked) -> Info:
         """The model, the index, the limits and what can be filtered by."""
-        return _info(replica)
+        return _info(to.replica)
 
-    @routes.get("/v1/gallery", responses=problems.responses(400, 422, 503))
+    @routes.get("/gallery", responses=problems.responses(400, 422, 503))
     async def page(
         offset: Annotated[int, Query(ge=0)] = 0,
         limit: Annotated[int, Query(ge=1)] = PAGE,
@@ -53,15 +55,19 @@ def router(replica: Replica) -> APIRouter:
         attributes: Attributes = "",
         newest: Annotated[bool, Query(description="the newest images first")] = False,
         min_version: MinVersion = 0,
+        to: Served = asked,
     ) -> GalleryPage:
         """A page of the gallery, in its order."""
+        replica = to.replica
         _check_limit(replica.args, limit)
         wanted = _filters(replica.args, category, attribute, attributes)
         async with replica.deadline():
             view = (await replica.wait_for_version(min_version)).view
 
             def shown() -> GalleryPage:
-                found = _page(view, wanted, offset=offset, limit=limit, newest=newest)
+                found = _page(
+                    replica.gallery, view, wanted, offset=offset, limit=limit, newest=newest
+                )
                 if wanted.category or wanted.attributes:
                     found.warnings = filters.warnings(view, wanted.category, wanted.attributes)
                 return found
@@ -70,7 +76,7 @@ def router(replica: Replica) -> APIRouter:
                 return await replica.run_in_thread(shown)
 
     @routes.get(
-        "/v1/images/{image_id:path}",
+        "/images/{image_id:path}",
         response_class=Response,
         responses={
             200: {"content": {"image/jpeg": {}}},
@@ -83,16 +89,22 @@ def router(replica: Replica) -> APIRouter:
         request: Request,
         size: Literal["thumbnail", "original"] = "thumbnail",
         min_version: MinVersion = 0,
+        to: Served = asked,
     ) -> Response:
         """The picture of an image: a small JPEG, or its file."""
-        return await _picture(replica, request, image_id, size, min_version)
+        return await _picture(to.replica, request, image_id, size, min_version)
 
     return routes
 
 
-def thumbnail_url(image_id: str) -> str:
+def root(gallery: str) -> str:
+    """Return the URL that the paths of a gallery begin with, relative to the service's."""
+    return "v1" if gallery == DEFAULT else f"{GALLERIES}/{gallery}".removeprefix("/")
+
+
+def thumbnail_url(image_id: str, gallery: str) -> str:
     """Return the URL of an image's thumbnail, relative to the service's."""
-    return f"v1/images/{quote(image_id, safe='')}"
+    return f"{root(gallery)}/images/{quote(image_id, safe='')}"
 
 
 def limits(args: ServeArgs) -> Limits:
@@ -121,6 +133,7 @@ def _info(replica: Replica) -> Info:
     view = engine.view
     return Info(
         version=__version__,
+        gallery=replica.gallery,
         model=engine.model,
         index=engine.index_info(view),
         limits=limits(args),
@@ -172,21 +185,21 @@ def _filters(
 
 
 def _page(
-    view: State, wanted: GalleryFilters, *, offset: int, limit: int, newest: bool
+    gallery: str, view: State, wanted: GalleryFilters, *, offset: int, limit: int, newest: bool
 ) -> GalleryPage:
     shown, total = view.page(
         wanted.category, wanted.attributes, offset=offset, limit=limit, newest=newest
     )
-    items = [_item(image) for image in shown]
+    items = [_item(image, gallery) for image in shown]
     return GalleryPage(items=items, total=total, offset=offset, version=view.version)
 
 
-def _item(image: Image) -> Item:
+def _item(image: Image, gallery: str) -> Item:
     return Item(
         image_id=image.image_id,
         category=image.category,
         attributes=dict(image.attributes),
-        thumbnail=thumbnail_url(image.image_id),
+        thumbnail=thumbnail_url(image.image_id, gallery),
     )
 
 

@@ -12,6 +12,7 @@ from fastapi import APIRouter
 
 from raycd.api import Health
 from serve.api import problems
+from serve.api.served import Asked, Served
 from serve.errors import format_error
 from serve.replica import CANARY_S, Replica
 
@@ -20,23 +21,33 @@ _log = logging.getLogger("ray.serve")
 FRESH_S = 1.0  # seconds for which an answer is shared with others that ask
 
 
-def router(replica: Replica, count_replicas: Callable[[], tuple[int, int]]) -> APIRouter:
-    """Return the routes that say whether the service runs and answers."""
+def alive() -> APIRouter:
+    """Return the route that says whether the process runs."""
     routes = APIRouter(tags=["health"])
-    shared = Shared(lambda: _ready(replica, count_replicas))
 
     @routes.get("/healthz")
     async def healthz() -> Health:
         """The process runs."""
         return Health()
 
+    return routes
+
+
+def router(asked: Asked, count_replicas: Callable[[], tuple[int, int]]) -> APIRouter:
+    """Return the route that says whether the gallery that is asked can be searched."""
+    routes = APIRouter(tags=["health"])
+    canaries: dict[str, Shared] = {}
+
     @routes.get("/readyz", responses=problems.responses(503))
-    async def readyz() -> Health:
+    async def readyz(to: Served = asked) -> Health:
         """A query of our own is encoded and searched here, and every other replica answers its own.
 
         Whoever asks within a second shares it; `age_s` says how old it is. A SQLite database is
         still the file that was opened.
         """
+        replica = to.replica
+        if (shared := canaries.get(replica.gallery)) is None:
+            shared = canaries[replica.gallery] = Shared(lambda: _ready(replica, count_replicas))
         running = await shared()
         return Health(status="ready", replicas=running, age_s=round(shared.age_s, 3))
 

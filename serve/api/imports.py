@@ -17,6 +17,7 @@ from raycd.api import ImportItem, ImportLine
 from serve.api import bodies, image_body, problems
 from serve.api.intake import check_values
 from serve.api.problems import ProblemError
+from serve.api.served import Asked, Served
 from serve.api.wellformed import known_parameters
 from serve.api.write import UNKNOWN, check_new_id, put_one, writable
 from serve.args import ServeArgs
@@ -25,7 +26,7 @@ from serve.load.admission import Admission
 from serve.monitoring import tracing
 from serve.replica import Replica
 
-PATH = "/v1/gallery:import"
+PATH = "/gallery:import"
 LINES = "application/x-ndjson"
 TOGETHER = 256  # lines that are at work at once
 
@@ -45,8 +46,8 @@ _OPENAPI = {
 }
 
 
-def router(replica: Replica) -> APIRouter:
-    """Return the route that imports."""
+def router(asked: Asked) -> APIRouter:
+    """Return the route that imports into the gallery that is asked."""
     routes = APIRouter(tags=["gallery"], dependencies=[Depends(known_parameters)])
 
     @routes.post(
@@ -55,10 +56,11 @@ def router(replica: Replica) -> APIRouter:
         responses={200: {"content": _ANSWERS}, **problems.responses(400, 403, 415, 422, 503)},
         openapi_extra=_OPENAPI,
     )
-    async def import_images(request: Request) -> StreamingResponse:
+    async def import_images(request: Request, to: Served = asked) -> StreamingResponse:
         """Add or replace many images. Each succeeds or fails by itself, and is answered as soon as
         it is on the disk.
         """
+        replica = to.replica
         writer = writable(replica)
         kind = bodies.content_type(request)
         if kind != LINES:

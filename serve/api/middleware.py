@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -16,8 +16,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve.api import problems
 from serve.api.problems import ProblemError
 from serve.errors import RequestError
-from serve.security.asgi import HttpMiddleware, route_path
+from serve.security.asgi import HttpMiddleware, route_path, split_gallery
 
+OTHER = "other"  # where there is no such route, or no such gallery
 CLIENT_GONE = 499  # nginx's status of a request whose client has gone before its answer
 
 
@@ -51,16 +52,25 @@ class InFlight:
 class RequestMetrics(Protocol):
     """What records requests."""
 
-    def request(self, path: str, status: int, seconds: float) -> None:
+    def request(self, path: str, status: int, seconds: float, gallery: str) -> None:
         """Record a request that was answered."""
 
 
 class Requests(HttpMiddleware):
-    """Counts and measures each request by its route, never by its path; 503 while draining."""
+    """Counts and measures each request by gallery and route, never by its path; 503 while draining.
 
-    def __init__(self, app: ASGIApp, in_flight: InFlight, metrics: RequestMetrics) -> None:
+    The route of a gallery is told as that of the default one.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        in_flight: InFlight,
+        metrics: RequestMetrics,
+        galleries: Collection[str] = (),
+    ) -> None:
         super().__init__(app)
-        self.in_flight, self.metrics = in_flight, metrics
+        self.in_flight, self.metrics, self.galleries = in_flight, metrics, galleries
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         began, status = time.perf_counter(), CLIENT_GONE
@@ -79,8 +89,10 @@ class Requests(HttpMiddleware):
                 with self.in_flight.counted():
                     await self.app(scope, receive, watched)
         finally:
-            path = getattr(scope.get("route"), "path", "other")
-            self.metrics.request(path, status, time.perf_counter() - began)
+            _, path = split_gallery(getattr(scope.get("route"), "path", OTHER))
+            gallery, _ = split_gallery(route_path(scope))
+            known = gallery if gallery in self.galleries else OTHER
+            self.metrics.request(path, status, time.perf_counter() - began, known)
 
 
 class Failures(HttpMiddleware):
@@ -148,7 +160,8 @@ class HeadAsGet(HttpMiddleware):
 class BodyLimit(HttpMiddleware):
     """Answers 413 to bodies of more than `max_bytes`, by their header if it is honest, or by count.
 
-    Paths in `streamed` may send any number of bytes: their routes count for themselves.
+    Paths in `streamed`, of any gallery, may send any number of bytes: their routes count for
+    themselves.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int, streamed: Sequence[str] = ()) -> None:
@@ -156,7 +169,7 @@ class BodyLimit(HttpMiddleware):
         self.max_bytes, self.streamed = max_bytes, streamed
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if route_path(scope) in self.streamed:
+        if split_gallery(route_path(scope))[1] in self.streamed:
             await self.app(scope, receive, send)
             return
         declared = Headers(scope=scope).get("content-length", "0")

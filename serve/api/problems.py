@@ -22,8 +22,10 @@ from raycd.filters import CONDITION, VALUES
 from raycd.search.history import OtherEncoder
 from serve.errors import (
     Busy,
+    KeyElsewhere,
     KeyMissing,
     KeyTooWeak,
+    NoSuchGallery,
     NoSuchImage,
     NoSuchVersion,
     RequestError,
@@ -45,8 +47,8 @@ _log = logging.getLogger("ray.serve")
 DESCRIPTIONS = {
     400: "The address is not UTF-8, or the body is not what its content type says",
     401: "The API key is missing, unknown or revoked",
-    403: "The service does not allow this, or the API key may only read",
-    404: "There is no such image",
+    403: "The service does not allow this, or the API key may only read, or other galleries",
+    404: "There is no such image, or no such gallery",
     408: "The body came in too slowly",
     409: "The feature, or the reference, is of another encoder",
     413: "The request is larger than max_body_bytes",
@@ -156,7 +158,7 @@ def of_request(error: RequestError) -> ProblemError:
     match error:
         case Busy():
             return busy(detail)
-        case NoSuchImage():
+        case NoSuchImage() | NoSuchGallery():
             return ProblemError(404, detail)
         case UnreadablePicture():
             return ProblemError(404, detail, reason=error.reason)
@@ -164,7 +166,7 @@ def of_request(error: RequestError) -> ProblemError:
             return wrong_field("min_version", detail)
         case KeyMissing():
             return ProblemError(401, detail, headers={"WWW-Authenticate": error.challenge})
-        case KeyTooWeak():
+        case KeyTooWeak() | KeyElsewhere():
             return ProblemError(403, detail, headers={"WWW-Authenticate": error.challenge})
         case UnknownHost():
             return ProblemError(421, detail)

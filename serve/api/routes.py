@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi_offline import FastAPIOffline
 
 from raycd import __version__
@@ -15,21 +15,24 @@ from serve.api import (
     guard,
     health,
     imports,
+    listing,
     page,
     problems,
     search,
+    served,
     wellformed,
     write,
 )
-from serve.api.intake import Intake
 from serve.api.middleware import BodyLimit, Checked, Failures, HeadAsGet, InFlight, Requests
+from serve.api.served import Asked
 from serve.api.traced import Traced
+from serve.galleries import Galleries
 from serve.monitoring.metrics import Metrics
-from serve.replica import Replica
+from serve.security.asgi import GALLERIES
 
 
 def build_app(
-    replica: Replica,
+    galleries: Galleries,
     metrics: Metrics,
     in_flight: InFlight,
     count_replicas: Callable[[], tuple[int, int]],
@@ -37,7 +40,7 @@ def build_app(
     """Return the ASGI application of a replica.
 
     Args:
-        replica: What answers.
+        galleries: What answers.
         metrics: What records requests and searches.
         in_flight: The requests under way.
         count_replicas: Returns how many replicas answer, and how many there should be.
@@ -53,24 +56,32 @@ def build_app(
         # Traced makes the span of a request: FastAPI's own would pass over Ray Serve's.
         telemetry={"tracing": False},
     )
-    args = replica.args
-    intake = Intake(2 * args.max_queue, args.body_timeout_s)
+    args = galleries.args
     problems.add_handlers(app)
-    app.include_router(search.router(replica, intake, metrics))
-    app.include_router(embed.router(replica, intake))
-    app.include_router(gallery.router(replica))
-    app.include_router(imports.router(replica))
-    app.include_router(write.router(replica, intake))
-    app.include_router(events.router(replica, intake))
-    app.include_router(health.router(replica, count_replicas))
+    every = served.by_name(galleries, metrics)
+    app.include_router(_of_gallery(served.default(every)), prefix="/v1")
+    app.include_router(listing.router(galleries))
+    app.include_router(health.alive())
+    app.include_router(health.router(served.default(every), count_replicas))
+    one = f"{GALLERIES}/{{gallery}}"
+    app.include_router(_of_gallery(served.named(every)), prefix=one)
+    app.include_router(health.router(served.named(every), count_replicas), prefix=one)
     page.add(app)
     # The last one that is added is the first that a request passes.
-    app.add_middleware(BodyLimit, max_bytes=args.max_body_bytes, streamed=(imports.PATH,))
+    app.add_middleware(BodyLimit, max_bytes=args.max_body_bytes, streamed=(f"/v1{imports.PATH}",))
     app.add_middleware(HeadAsGet)
     app.add_middleware(Checked, check=wellformed.check)
     guard.add(app, args)
     app.add_middleware(Failures)
     app.add_middleware(page.PageHeaders, elsewhere=bool(args.cors_origins))
-    app.add_middleware(Requests, in_flight=in_flight, metrics=metrics)
+    app.add_middleware(Requests, in_flight=in_flight, metrics=metrics, galleries=galleries.names)
     app.add_middleware(Traced)
     return app
+
+
+def _of_gallery(asked: Asked) -> APIRouter:
+    """Return all that a gallery answers, whichever the path is of."""
+    routes = APIRouter()
+    for room in (search, embed, gallery, imports, write, events):
+        routes.include_router(room.router(asked))
+    return routes

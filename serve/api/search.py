@@ -24,7 +24,7 @@ from raycd.search import history
 from raycd.search.query import Answer, Prepared
 from serve.api import batches, filters, problems, search_body, users
 from serve.api.gallery import MinVersion, thumbnail_url
-from serve.api.intake import Intake
+from serve.api.served import Asked, Served
 from serve.api.wellformed import known_parameters
 from serve.engine import Engine
 from serve.monitoring import tracing
@@ -37,57 +37,59 @@ QUERY_ID = "Raycd-Query-Id"
 _ERRORS = problems.responses(400, 403, 404, 408, 409, 413, 415, 422, 503)
 
 
-def router(replica: Replica, intake: Intake, metrics: Metrics) -> APIRouter:
-    """Return the routes that search."""
+def router(asked: Asked) -> APIRouter:
+    """Return the routes that search the gallery that is asked."""
     routes = APIRouter(tags=["search"], dependencies=[Depends(known_parameters)])
 
     @routes.post(
-        "/v1/search",
+        "/search",
         response_model=SearchResponse,
         responses=_ERRORS,
         openapi_extra=users.OPENAPI | search_body.OPENAPI,
     )
-    async def search(request: Request, min_version: MinVersion = 0) -> Response:
+    async def search(request: Request, min_version: MinVersion = 0, to: Served = asked) -> Response:
         """Find the images that look like the given one, changed as the text says. Either alone is a
         query, too.
         """
-        began, after = time.perf_counter(), BackgroundTasks()
+        began, after, replica = time.perf_counter(), BackgroundTasks(), to.replica
         async with replica.deadline():
             # Who waits for a version takes no search's slot, nor does who sends slowly.
             engine = await replica.wait_for_version(min_version, users.user_of(request))
             replica.searches.check()
-            await intake.read(request, replica.args.max_filters)
+            await to.intake.read(request, replica.args.max_filters)
             with replica.searches.slot():
-                asked, sent = await search_body.read(SearchRequest, request, replica.args)
+                query, sent = await search_body.read(SearchRequest, request, replica.args)
                 read_ms = batches.since(began)
                 with replica.further_images(sent):
-                    found, batch = await _search(replica, engine, asked, sent, after)
+                    found, batch = await _search(replica, engine, query, sent, after)
         found.timings = batches.rounded(
             {"read": read_ms, **found.timings, "total": batches.since(began)}
         )
-        metrics.search(found.timings, replica.searches.busy)
+        to.metrics.search(found.timings, replica.searches.busy)
         tracing.steps(found.timings)
         headers = {"Server-Timing": _server_timing(found.timings, batch), QUERY_ID: found.query_id}
         return batches.answer(found, headers | {users.MODEL: engine.model.bundle}, after)
 
     @routes.post(
-        "/v1/search/batch",
+        "/search/batch",
         response_model=BatchResponse,
         responses=_ERRORS,
         openapi_extra=users.OPENAPI | batches.body_of(BatchRequest),
     )
-    async def search_batch(request: Request, min_version: MinVersion = 0) -> Response:
+    async def search_batch(
+        request: Request, min_version: MinVersion = 0, to: Served = asked
+    ) -> Response:
         """Several searches at once; each succeeds or fails by itself."""
-        after = BackgroundTasks()
+        after, replica = BackgroundTasks(), to.replica
         async with replica.deadline():
             batches.check_json(request)
             engine = await replica.wait_for_version(min_version, users.user_of(request))
             replica.searches.check()
-            await intake.read(request, replica.args.max_batch * replica.args.max_filters)
+            await to.intake.read(request, replica.args.max_batch * replica.args.max_filters)
             with replica.searches.slot():
                 searches = await batches.read(BatchRequest, request, replica.args.max_batch)
         items = await asyncio.gather(
-            *(_item(replica, metrics, engine, body, after) for body in searches)
+            *(_item(replica, to.metrics, engine, body, after) for body in searches)
         )
         return batches.answer(BatchResponse(items=items), {users.MODEL: engine.model.bundle}, after)
 
@@ -140,7 +142,8 @@ async def _search(
     if (recorder := replica.recorder) is not None:
         results, explored = recorder.shown(answer.results, asked.offset)
         answer = replace(answer, results=results)
-    found = _response(engine, query, answer, timings, await _total(replica, query))
+    total = await _total(replica, query)
+    found = _response(replica.gallery, engine, query, answer, timings, total)
     if recorder is not None:
         recorder.record(asked, found, engine.bundle.manifest.digest, explored)
     if (asked.session or asked.reference) and answer.image_D is not None:
@@ -160,7 +163,12 @@ async def _search(
 
 
 def _response(
-    engine: Engine, query: Prepared, answer: Answer, timings: dict[str, float], total: int
+    gallery: str,
+    engine: Engine,
+    query: Prepared,
+    answer: Answer,
+    timings: dict[str, float],
+    total: int,
 ) -> SearchResponse:
     warnings = [*batches.cut_off(query), *_not_reranked(engine, query, answer)]
     return SearchResponse(
@@ -171,7 +179,7 @@ def _response(
                 image_id=found.image_id,
                 category=found.category,
                 attributes=found.attributes,
-                thumbnail=thumbnail_url(found.image_id),
+                thumbnail=thumbnail_url(found.image_id, gallery),
                 score=found.score,
                 relative_score=found.relative_score,
                 rerank_score=found.rerank_score,

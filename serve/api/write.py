@@ -9,8 +9,8 @@ from raycd.data import images
 from raycd.gallery.records import MAX_ID, Done, is_usable_id
 from serve.api import image_body, problems
 from serve.api.image_body import SentImage
-from serve.api.intake import Intake
 from serve.api.problems import ProblemError
+from serve.api.served import Asked, Served
 from serve.api.wellformed import known_parameters
 from serve.live.writer import Upload, Writer
 from serve.replica import Replica
@@ -19,24 +19,27 @@ UNKNOWN = "; whether the change was made is unknown: send it again"
 _ERRORS = problems.responses(400, 403, 404, 408, 409, 413, 415, 422, 503, 507)
 
 
-def router(replica: Replica, intake: Intake) -> APIRouter:
-    """Return the routes that change one image."""
+def router(asked: Asked) -> APIRouter:
+    """Return the routes that change one image of the gallery that is asked."""
     routes = APIRouter(tags=["gallery"], dependencies=[Depends(known_parameters)])
 
     @routes.put(
-        "/v1/gallery/{image_id:path}",
+        "/gallery/{image_id:path}",
         response_model=Written,
         responses={201: {"model": Written}, **_ERRORS},
         openapi_extra=image_body.OPENAPI,
     )
-    async def put(image_id: str, request: Request, response: Response) -> Written:
+    async def put(
+        image_id: str, request: Request, response: Response, to: Served = asked
+    ) -> Written:
         """Add an image to the gallery, or replace the one of that id. Answered when it is on the
         disk.
         """
+        replica = to.replica
         writer = writable(replica)
         check_new_id(image_id)
         replica.writes.check()
-        await intake.read(request, replica.args.max_attributes)
+        await to.intake.read(request, replica.args.max_attributes)
         with replica.writes.slot():
             async with replica.deadline(then=UNKNOWN):
                 sent = await image_body.read(request, replica.args, replica.engine)
@@ -44,9 +47,10 @@ def router(replica: Replica, intake: Intake) -> APIRouter:
         response.status_code = 200 if done.existed else 201
         return Written(image_id=image_id, version=done.version, created=not done.existed)
 
-    @routes.delete("/v1/gallery/{image_id:path}", responses=_ERRORS)
-    async def delete(image_id: str) -> Written:
+    @routes.delete("/gallery/{image_id:path}", responses=_ERRORS)
+    async def delete(image_id: str, to: Served = asked) -> Written:
         """Remove an image, its picture included. Answered when that is on the disk."""
+        replica = to.replica
         writer = writable(replica)
         check_id(image_id)
         with replica.writes.slot():

@@ -3,20 +3,16 @@
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from raycd.config import Count, Positive, Section
-from raycd.config.section import Fraction
+from serve.args.galleries import DEFAULT as DEFAULT
+from serve.args.galleries import NO_GALLERY as NO_GALLERY
+from serve.args.galleries import Galleries, check_apart
 from serve.args.replicas import ReplicaCount, Replicas
+from serve.args.second import Second as Second
+from serve.args.wanted import Wanted as Wanted
 
-NO_GALLERY = "none"  # `gallery`: the bundle's own, which does not change
 MAX_CANDIDATES = 5000  # `candidates`: of these the cosines take 300 MB
 REGISTRY = "models:/"  # `bundle` in MLflow's registry
 
@@ -27,39 +23,6 @@ Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 def is_fetched(bundle: str) -> bool:
     """Return whether a bundle is not a folder, but copied from MLflow's registry or a store."""
     return bundle.startswith(REGISTRY) or "://" in bundle
-
-
-class Second(Section):
-    """A second model, beside the bundle's: in the shadow of its answers, or for some users."""
-
-    bundle: str = ""
-    """Folder, models:/... or s3://... as `bundle`; empty: there is no second model."""
-    shadow: Fraction = 0.0
-    """Share of the searches that it answers, too, once the answer has gone out: for metrics alone.
-    """
-    users: Fraction = 0.0
-    """Share of the users whom it answers in place of the first, always the same ones."""
-    waiting: Positive = 8
-    """Searches of a replica that the shadow is at work on or keeps waiting; more are dropped, and
-    counted.
-    """
-
-    @model_validator(mode="after")
-    def _has_one_use(self) -> Self:
-        if not self.bundle and (self.shadow or self.users):
-            raise ValueError(
-                "there is no second model: got a share without second.bundle, expected its bundle"
-            )
-        if self.bundle and not self.shadow and not self.users:
-            raise ValueError(
-                "the second model answers nobody: give second.shadow or second.users, 0 to 1"
-            )
-        if self.shadow and self.users:
-            raise ValueError(
-                "the second model has two uses: got second.shadow and second.users, expected one: "
-                "the shadow has no part in any answer, users get its answers"
-            )
-        return self
 
 
 class ServeArgs(Section):
@@ -211,6 +174,11 @@ class ServeArgs(Section):
     hosts: tuple[str, ...] = ()
     """Names, without port, in the Host header of requests that are answered; none or * is any."""
 
+    galleries: Galleries = Field(default={})
+    """Further galleries by name, each with its bundle and, if need be, its gallery, gallery_engine
+    and pictures: {"shoes": {"bundle": "runs/shoes/bundle"}} answers under /v1/galleries/shoes.
+    """
+
     @field_validator("gallery")
     @classmethod
     def _has_a_database(cls, gallery: str, info: ValidationInfo) -> str:
@@ -323,6 +291,34 @@ class ServeArgs(Section):
             f"[{host.strip('[]')}]".lower() if ":" in host else host.lower() for host in hosts
         )
 
+    @field_validator("galleries")
+    @classmethod
+    def _galleries_are_apart(cls, galleries: Galleries, info: ValidationInfo) -> Galleries:
+        given = info.data
+        if "bundle" not in given or "gallery" not in given:  # which is told already
+            return galleries
+        for name, one in galleries.items():
+            replicas = given.get("replicas", Replicas())
+            try:
+                ServeArgs(**one.model_dump(), replicas=replicas)
+            except ValidationError as error:
+                [wrong, *_] = error.errors()
+                raise ValueError(f"{name}: {wrong['ctx']['error']}") from None
+        named = {name: (one.bundle, one.gallery, one.pictures) for name, one in galleries.items()}
+        own = given["bundle"], given["gallery"], given.get("pictures", "")
+        check_apart({DEFAULT: own, **named})
+        return galleries
+
+    def of(self, gallery: str) -> Self:
+        """Return the settings by which one of the galleries is served.
+
+        A second model is the default's alone; everything else that is not its own is the service's.
+        """
+        if gallery == DEFAULT:
+            return self
+        own = self.galleries[gallery].model_dump()
+        return self.model_copy(update={**own, "second": Second()})
+
 
 class LocalArgs(ServeArgs):
     """Settings of `python serve/app.py`: those of the service, and where this machine listens."""
@@ -341,16 +337,3 @@ class LocalArgs(ServeArgs):
     """
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0
     """Port of the metrics for Prometheus; 0 takes a free one."""
-
-
-class Wanted(BaseModel):
-    """The bundle that a service shall serve: `user_config` of the deployment."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    bundle: str = Field(min_length=1)
-    """A folder that every node sees, or models:/<name>/<version> or models:/<name>@<alias> of
-    MLflow's registry.
-    """
-    again: int = 0
-    """Another number has the service look again at the same folder, or under the same alias."""

@@ -11,8 +11,7 @@ from raycd.gallery_db import GalleryDatabase, owner, stored
 from raycd.gallery_db.pictures import Pictures
 from raycd.gallery_db.stored import is_uploaded
 from serve.args import NO_GALLERY, ServeArgs, is_fetched
-
-FILE = "gallery.sqlite"  # beside the bundle's folder, where no other database is named
+from serve.args.galleries import SQLITE
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class GalleryStore:
         """
         if args.gallery == NO_GALLERY:
             return None
-        url = args.gallery or str(Path(args.bundle).parent / FILE)
+        url = args.gallery or str(Path(args.bundle).parent / SQLITE)
         file = stored.sqlite_file(url)
         held = None if file is None else owner.hold(file, name)  # before anything of it is changed
         if file is not None and held is not None:

@@ -3,13 +3,14 @@
 Their names end as Prometheus asks: in a unit, `_total` or `_info`; Ray puts `ray_` before them. A
 number costs Ray about as much as parsing a request, so there is one a request and one a batch; of
 the steps of searches only a sample is recorded when there are many, and what changes slowly is
-recorded with each canary.
+recorded with each canary. What is of one gallery has its name as the label `gallery`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from copy import copy
+from typing import Any, Self, TypeVar
 
 import torch
 from ray.serve.metrics import Counter, Gauge, Histogram
@@ -17,6 +18,7 @@ from ray.serve.metrics import Counter, Gauge, Histogram
 from raycd import __version__
 from raycd.search.cache import CountedCache
 from raycd.search.query import Answer
+from serve.args import DEFAULT
 from serve.replica import Replica
 from serve.second.shadow import Outcome
 
@@ -29,49 +31,62 @@ _BUSY, _SAMPLED = 4, 8
 _SHARES = [0.001, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1]
 _SIZES: list[float] = [1, 2, 4, 8, 16, 32, 64, 128]
 
+_GALLERY: Any = ("gallery",)  # a label; Ray says tuple[str], of any length
+
 Kind = TypeVar("Kind", Gauge, Histogram)
 
 
 class Metrics:
-    """The metrics of a replica; they need a running Ray."""
+    """The metrics of a replica, those of the default gallery first; they need a running Ray."""
 
     def __init__(self) -> None:
+        self._tags, self._searches = {"gallery": DEFAULT}, 0
         self._requests = Histogram(
             "raycd_request_seconds",
             "Seconds of a request.",
             _SECONDS,
-            ("path", "status"),  # type: ignore[arg-type]  # Ray says tuple[str], of any length
+            ("path", "status", *_GALLERY),
         )
         self._steps = Histogram(
-            "raycd_step_seconds", "Seconds of a search's steps.", _SECONDS, ("step",)
+            "raycd_step_seconds", "Seconds of a search's steps.", _SECONDS, ("step", *_GALLERY)
         )
-        self._searches = 0
         self._batches = _named(
             "raycd_batch_queries",
-            lambda name: Histogram(name, "Queries that the model answered at once.", _SIZES),
+            lambda name: Histogram(
+                name, "Queries that the model answered at once.", _SIZES, _GALLERY
+            ),
         )
         self._queues = _named(
-            "raycd_queue_searches", lambda name: Gauge(name, "Searches that wait in a replica.")
+            "raycd_queue_searches",
+            lambda name: Gauge(name, "Searches that wait in a replica.", _GALLERY),
         )
         self._limit = Gauge(
-            "raycd_queue_limit_searches", "Searches that a replica takes on before it refuses more."
+            "raycd_queue_limit_searches",
+            "Searches that a replica takes on before it refuses more.",
+            _GALLERY,
         )
         self._lookups = Counter(
             "raycd_cache_lookups_total",
             "Texts and thumbnails that were looked for in a replica's caches.",
-            ("cache", "result"),  # type: ignore[arg-type]  # as above
+            ("cache", "result", *_GALLERY),
         )
-        self._images = Gauge("raycd_gallery_images", "Images that can be found.")
+        self._images = Gauge("raycd_gallery_images", "Images that can be found.", _GALLERY)
         self._version = Gauge(
-            "raycd_gallery_version", "Version of the gallery that a replica searches."
+            "raycd_gallery_version", "Version of the gallery that a replica searches.", _GALLERY
         )
         self._lag = Gauge(
-            "raycd_gallery_lag_seconds", "Seconds since a replica has heard of its database."
+            "raycd_gallery_lag_seconds",
+            "Seconds since a replica has heard of its database.",
+            _GALLERY,
         )
         self._written = Counter(
-            "raycd_feedback_written_total", "Searches and events that were written for feedback."
+            "raycd_feedback_written_total",
+            "Searches and events that were written for feedback.",
+            _GALLERY,
         )
-        self._lost = Counter("raycd_feedback_lost_total", "Searches and events that were not.")
+        self._lost = Counter(
+            "raycd_feedback_lost_total", "Searches and events that were not.", _GALLERY
+        )
         self._shadow = Counter(
             "raycd_shadow_searches_total",
             "Searches sampled for the second model: answered, failed, dropped.",
@@ -86,19 +101,28 @@ class Metrics:
             "raycd_shadow_seconds", "Seconds that the second model took.", _SECONDS
         )
         self._recall = Gauge(
-            "raycd_index_recall_ratio", "Share of the true first 10 that the index finds."
+            "raycd_index_recall_ratio",
+            "Share of the true first 10 that the index finds.",
+            _GALLERY,
         )
         self._info = Gauge(
             "raycd_bundle_info",
             "1 for what a replica serves, 0 for what it has served.",
-            ("version", "bundle", "encoder", "head", "index"),  # type: ignore[arg-type]  # as above
+            ("version", "bundle", "encoder", "head", "index", *_GALLERY),
         )
         self._served: dict[str, str] = {}
         self._gpu = Gauge("raycd_gpu_memory_bytes", "Memory of a replica's GPU.", ("state",))
 
-    def request(self, path: str, status: int, seconds: float) -> None:
+    def of(self, gallery: str) -> Self:
+        """Return these metrics as a gallery records them."""
+        own = copy(self)
+        own._tags, own._searches, own._served = {"gallery": gallery}, 0, {}
+        return own
+
+    def request(self, path: str, status: int, seconds: float, gallery: str) -> None:
         """Record a request that was answered."""
-        self._requests.observe(seconds, {"path": path, "status": str(status)})
+        tags = {"path": path, "status": str(status), "gallery": gallery}
+        self._requests.observe(seconds, tags)
 
     def search(self, timings_ms: Mapping[str, float], busy: int) -> None:
         """Record a search that was answered with so many others beside it."""
@@ -106,21 +130,21 @@ class Metrics:
         if busy > _BUSY and self._searches % _SAMPLED:
             return
         for step, milliseconds in timings_ms.items():
-            self._steps.observe(milliseconds / 1000, {"step": step})
+            self._steps.observe(milliseconds / 1000, self._tags | {"step": step})
 
     def batch(self, answer: Answer, waiting: int) -> None:
         """Record a batch by one of its answers, and the searches that wait meanwhile."""
         for batch in self._batches:
-            batch.observe(answer.batch)
+            batch.observe(answer.batch, self._tags)
         for queue in self._queues:
-            queue.set(waiting)
+            queue.set(waiting, self._tags)
 
     def feedback(self, written: int, lost: int) -> None:
         """Record how many searches and events were written, and lost, since the last time."""
         if written:
-            self._written.inc(written)
+            self._written.inc(written, self._tags)
         if lost:
-            self._lost.inc(lost)
+            self._lost.inc(lost, self._tags)
 
     def shadow(self, outcome: Outcome) -> None:
         """Record what became of a search that was sampled for the second model."""
@@ -135,12 +159,12 @@ class Metrics:
         """Record what a replica serves, and the state of its gallery, caches and GPU."""
         engine = replica.engine
         view = engine.view
-        self._limit.set(replica.searches.most)
-        self._images.set(len(view))
-        self._version.set(view.version)
-        self._lag.set(engine.follower.lag_s if engine.follower else 0.0)
+        self._limit.set(replica.searches.most, self._tags)
+        self._images.set(len(view), self._tags)
+        self._version.set(view.version, self._tags)
+        self._lag.set(engine.follower.lag_s if engine.follower else 0.0, self._tags)
         if view.recall is not None:  # that of a search engine is not known
-            self._recall.set(view.recall)
+            self._recall.set(view.recall, self._tags)
         self._serves(
             {
                 "version": __version__,
@@ -156,7 +180,7 @@ class Metrics:
         }
         for cache, values in caches.items():
             for result, count in values.looked().items():
-                self._lookups.inc(count, {"cache": cache, "result": result})
+                self._lookups.inc(count, self._tags | {"cache": cache, "result": result})
         if replica.args.gpus:
             free, total = torch.cuda.mem_get_info()
             self._gpu.set(total - free, {"state": "used"})
@@ -165,8 +189,8 @@ class Metrics:
     def _serves(self, what: dict[str, str]) -> None:
         # Ray forgets no tags of a gauge as long as its process lives.
         if self._served and self._served != what:
-            self._info.set(0, self._served)
-        self._info.set(1, what)
+            self._info.set(0, self._tags | self._served)
+        self._info.set(1, self._tags | what)
         self._served = what
 
 

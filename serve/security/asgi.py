@@ -1,10 +1,14 @@
-"""What every ASGI middleware of ours needs: requests of HTTP alone, and the path of one."""
+"""What every ASGI middleware of ours needs: requests of HTTP alone, and what their paths say."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
 from starlette.types import ASGIApp, Receive, Scope, Send
+
+from serve.args import DEFAULT
+
+GALLERIES = "/v1/galleries"  # the list of galleries, and before the name of one in its addresses
 
 
 class HttpMiddleware(ABC):
@@ -31,3 +35,14 @@ def route_path(scope: Scope) -> str:
     if path == prefix or path.startswith(f"{prefix}/"):
         return path.removeprefix(prefix)
     return path
+
+
+def split_gallery(path: str) -> tuple[str, str]:
+    """Return the gallery that a path is of, and the path that says the same of the default one.
+
+    /v1/galleries/shoes/search is shoes, /v1/search.
+    """
+    if not path.startswith(f"{GALLERIES}/"):
+        return DEFAULT, path
+    gallery, _, rest = path.removeprefix(f"{GALLERIES}/").partition("/")
+    return gallery, f"/v1/{rest}"

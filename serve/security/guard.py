@@ -8,9 +8,9 @@ from collections.abc import Collection
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
-from serve.errors import KeyMissing, KeyTooWeak, UnknownHost
-from serve.security.asgi import route_path
-from serve.security.keyring import Keyring
+from serve.errors import KeyElsewhere, KeyMissing, KeyTooWeak, UnknownHost
+from serve.security.asgi import GALLERIES, route_path, split_gallery
+from serve.security.keyring import Key, Keyring
 from serve.security.keyring import Scope as KeyScope
 
 NOT_OURS = (
@@ -23,11 +23,13 @@ _OPEN = ("", "/", "/healthz", "/readyz", "/docs", "/docs/oauth2-redirect", "/ope
 _OPEN_FOLDERS = ("/web/", "/static-offline-docs/")
 _READING = ("/v1/search", "/v1/embed", "/v1/events")  # what is posted changes no gallery
 _ANY_HOST = ("/healthz", "/readyz")  # load balancers ask by an address of their own choice
+_KEY = "raycd.key"  # in the scope of a request: its key
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\s:/?#@\[\]]+)(:\d*)?")
 
 
 def needed_scope(method: str, path: str) -> KeyScope | None:
     """Return the scope of the key that a request needs; None where it needs no key."""
+    _, path = split_gallery(path)
     if method in ("GET", "HEAD"):
         return None if path in _OPEN or path.startswith(_OPEN_FOLDERS) else "read"
     reads = path in _READING or path.startswith(tuple(f"{one}/" for one in _READING))
@@ -35,8 +37,9 @@ def needed_scope(method: str, path: str) -> KeyScope | None:
 
 
 def check_key(scope: Scope, keyring: Keyring) -> None:
-    """Raise KeyMissing or KeyTooWeak where the request's key does not allow what it asks for."""
-    need = needed_scope(scope["method"], route_path(scope))
+    """Raise KeyMissing, KeyElsewhere or KeyTooWeak where the request's key does not allow it."""
+    path = route_path(scope)
+    need = needed_scope(scope["method"], path)
     if need is None:
         return
     kind, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
@@ -45,11 +48,24 @@ def check_key(scope: Scope, keyring: Keyring) -> None:
     found = keyring.find(given.strip())
     if found is None:
         raise KeyMissing("the API key is unknown here, or revoked", 'Bearer error="invalid_token"')
+    gallery, _ = split_gallery(path)
+    if path != GALLERIES and not found.opens(gallery):  # before it is known whether there is one
+        raise KeyElsewhere(
+            f"the API key is for other galleries than {gallery!r}; "
+            "ask whoever runs the service for such a key"
+        )
+    scope[_KEY] = found
     if need == "write" and found.scope == "read":
         raise KeyTooWeak(
             "the API key has the scope read, this needs write; "
             "ask whoever runs the service for such a key"
         )
+
+
+def key_of(scope: Scope) -> Key | None:
+    """Return the key that let a request in; None where it needed none."""
+    found: Key | None = scope.get(_KEY)
+    return found
 
 
 def check_host(scope: Scope, hosts: Collection[str]) -> None:

@@ -18,8 +18,10 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from raycd.errors import ConfigError, program
+from serve.args.galleries import NAME
 
 Scope = Literal["read", "write"]
+GalleryName = Annotated[str, Field(pattern=NAME)]
 
 CHECK_S = 1.0  # between two looks at the file: a revoked key may be good that much longer
 
@@ -38,6 +40,12 @@ class Key(BaseModel):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     created: date
     """Date of UTC."""
+    galleries: Annotated[tuple[GalleryName, ...], Field(min_length=1)] | None = None
+    """Names of the galleries that it is for; None: all."""
+
+    def opens(self, gallery: str) -> bool:
+        """Return whether the key is for a gallery."""
+        return self.galleries is None or gallery in self.galleries
 
 
 class KeyDocument(BaseModel):

@@ -7,7 +7,7 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,8 @@ def application(args: ServeArgs, wanted: Wanted | None = None) -> Application:
     from serve.service import search
     from serve.start import private
 
+    # Each gallery has queues of its own: one that is full leaves room for the others.
+    most = 4 * args.max_queue * (1 + len(args.galleries)) + 64
     deployment = private.with_version(
         search,
         hashlib.sha256(args.model_dump_json().encode()).hexdigest()[:16],
@@ -46,9 +48,9 @@ def application(args: ServeArgs, wanted: Wanted | None = None) -> Application:
         graceful_shutdown_timeout_s=args.timeout_s + END_S,
         ray_actor_options={"num_cpus": args.cpus, "num_gpus": args.gpus},
         logging_config=logs.config(args),
-        # Beyond max_queue a replica itself refuses, with a problem document.
-        max_ongoing_requests=4 * args.max_queue + 64,
-        max_queued_requests=4 * args.max_queue + 64,
+        # Beyond max_queue a gallery itself refuses, with a problem document.
+        max_ongoing_requests=most,
+        max_queued_requests=most,
         # Always, for replicas load their bundle by it.
         user_config=(wanted or Wanted(bundle=args.bundle)).model_dump(),
     )
@@ -90,20 +92,29 @@ def running(args: ServeArgs, host: str, port: int) -> Iterator[None]:
                 ray_serve.delete(NAME)  # others may have applications there
 
 
-def change(args: ServeArgs, wanted: Wanted, back: Wanted) -> BundleInfo:
-    """Have every replica change to another bundle.
+def change(args: ServeArgs, wanted: Wanted, back: Wanted) -> dict[str, BundleInfo]:
+    """Have every replica change the bundles of its galleries.
 
-    Where one refuses it, all of them go `back`, and so do later ones. Returns what that one says,
-    else what all of them say.
+    Where one refuses that of a gallery, all of them go `back` in that gallery, and so do later
+    ones. Returns by gallery what that one says, else what all of them say.
     """
     from ray import serve as ray_serve
 
     handle = ray_serve.run(application(args, wanted), name=NAME, route_prefix="/", blocking=False)
-    infos: list[BundleInfo] = _all_replicas(handle, "bundle_info")
-    if refusals := [info for info in infos if info.refused]:
-        ray_serve.run(application(args, back), name=NAME, route_prefix="/", blocking=False)
-        return refusals[0]
-    return infos[0]
+    infos: list[dict[str, BundleInfo]] = _all_replicas(handle, "bundle_infos")
+    said = {
+        gallery: next((one[gallery] for one in infos if one[gallery].refused), info)
+        for gallery, info in infos[0].items()
+    }
+    if refused := refusing(said):
+        settled = wanted.but(refused, back, args)
+        ray_serve.run(application(args, settled), name=NAME, route_prefix="/", blocking=False)
+    return said
+
+
+def refusing(said: Mapping[str, BundleInfo]) -> list[str]:
+    """Return the galleries whose bundle was refused."""
+    return [gallery for gallery, info in said.items() if info.refused]
 
 
 def _all_replicas(

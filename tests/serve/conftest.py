@@ -121,9 +121,9 @@ def running_replica(
 
     from serve.api.middleware import InFlight
     from serve.api.routes import build_app
-    from serve.args import Wanted
+    from serve.args import DEFAULT, Wanted
+    from serve.galleries import Galleries
     from serve.monitoring.metrics import Metrics
-    from serve.replica import Replica
     from serve.shadow import beside
 
     servers: list[uvicorn.Server] = []
@@ -132,15 +132,16 @@ def running_replica(
     async def serve() -> None:
         metrics = Metrics()
         shadow = beside(args, name, metrics)
-        replica = Replica(args, name=name, observer=metrics, shadow=shadow)
-        await replica.change_bundle(Wanted(bundle=args.bundle).model_dump())
+        galleries = Galleries(args, name=name, observer=metrics.of, shadow=shadow)
+        await galleries.change_bundles(Wanted(bundle=args.bundle).model_dump())
         if started is not None:
-            started(replica)
-        app = build_app(replica, metrics, InFlight(), lambda: (1, 1))
+            started(galleries[DEFAULT])
+        app = build_app(galleries, metrics, InFlight(), lambda: (1, 1))
         servers.append(uvicorn.Server(uvicorn.Config(app, port=0, log_level="error")))
         await servers[0].serve()
-        replica.engine.close()
-        replica.close()
+        for replica in galleries:
+            replica.engine.close()
+        galleries.close()
 
     def run() -> None:
         try:

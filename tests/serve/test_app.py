@@ -24,7 +24,7 @@ from ray.serve.schema import ServeDeploySchema
 from raycd.api import BundleInfo
 from raycd.errors import ConfigError, RunError, TrackingError
 from serve import app
-from serve.args import ServeArgs, Wanted
+from serve.args import DEFAULT, ServeArgs, Wanted
 from serve.start import running
 from serve.start.local import check_room
 from tests.hostile.sockets import open_to_others
@@ -111,14 +111,14 @@ def test_a_change_that_fails_is_one_message_and_the_service_goes_on(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked, ways = threading.Event(), []
-    outcomes: list[Exception | BundleInfo] = [
+    outcomes: list[Exception | dict[str, BundleInfo]] = [
         RuntimeError("Traceback:\n  deep\nthe application is unhealthy\n"),
         TrackingError("no answer", got="nothing"),
-        BundleInfo(digest="good", created=""),
-        BundleInfo(digest="good", created="", refused="it is damaged"),
+        {DEFAULT: BundleInfo(digest="good", created="")},
+        {DEFAULT: BundleInfo(digest="good", created="", refused="it is damaged")},
     ]
 
-    def change(args: ServeArgs, wanted: Wanted, back: Wanted) -> BundleInfo:
+    def change(args: ServeArgs, wanted: Wanted, back: Wanted) -> dict[str, BundleInfo]:
         ways.append((wanted.again, back.again))
         if not outcomes:
             raise KeyboardInterrupt
@@ -131,7 +131,7 @@ def test_a_change_that_fails_is_one_message_and_the_service_goes_on(
     monkeypatch.setattr(running, "change", change)
     asked.set()
     with pytest.raises(KeyboardInterrupt):
-        app._until_stopped(ServeArgs(bundle="/bundle"), "/bundle", asked)
+        app._until_stopped(ServeArgs(bundle="/bundle"), ServeArgs(bundle="/bundle"), asked)
     said = capsys.readouterr()
     assert said.err.count("error: the bundle could not be changed, the service goes on") == 2
     assert "  got:      RuntimeError: the application is unhealthy\n" in said.err

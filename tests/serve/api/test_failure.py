@@ -37,7 +37,7 @@ class Counted:
     def __init__(self) -> None:
         self.requests: list[tuple[str, int]] = []
 
-    def request(self, path: str, status: int, seconds: float) -> None:
+    def request(self, path: str, status: int, seconds: float, gallery: str) -> None:
         self.requests.append((path, status))
 
 

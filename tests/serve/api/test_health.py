@@ -16,8 +16,10 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from raycd.index import Index
-from serve.api import health, problems
-from serve.args import ServeArgs
+from serve.api import health, problems, served
+from serve.api.intake import Intake
+from serve.api.served import Served
+from serve.args import DEFAULT, ServeArgs
 from serve.engine import Engine
 from tests.serve.asking import problem
 
@@ -26,7 +28,7 @@ class Replica:
     """A replica whose real engine answers the canary, and whose number is given."""
 
     def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+        self.engine, self.gallery = engine, DEFAULT
         self.count = 2, 2
 
     async def check_canary(self) -> None:
@@ -51,7 +53,9 @@ def replica(tiny_bundle: Any) -> Iterator[Replica]:
 def client(replica: Any) -> TestClient:
     app = FastAPI()
     problems.add_handlers(app)
-    app.include_router(health.router(replica, replica.count_replicas))
+    every = {DEFAULT: Served(replica, Intake(1, 1), None)}  # type: ignore[arg-type]  # no bodies
+    app.include_router(health.alive())
+    app.include_router(health.router(served.default(every), replica.count_replicas))
     return TestClient(app)
 
 

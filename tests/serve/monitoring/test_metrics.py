@@ -12,7 +12,7 @@ from serve.monitoring import metrics as of_serve
 from tests.serve.asking import stands
 
 EXPECTED = (
-    'ray_raycd_request_seconds_count{...path="/v1/search"...status="200"',
+    'ray_raycd_request_seconds_count{...gallery="default"...path="/v1/search"...status="200"',
     'ray_raycd_request_seconds_count{...path="/v1/search"...status="422"',
     'ray_raycd_request_seconds_count{...path="other"...status="404"',
     'ray_raycd_step_seconds_count{...step="wait"',
@@ -71,4 +71,7 @@ def test_a_replica_that_changes_its_bundle_takes_back_what_it_said_of_the_old_on
     old, new = {"bundle": "old"}, {"bundle": "new"}
     for served in (old, old, new, new):
         metrics._serves(served)
-    assert said == [(1, old), (1, old), (0, old), (1, new), (1, new)]
+    assert said == [
+        (value, tags | {"gallery": "default"})
+        for value, tags in ((1, old), (1, old), (0, old), (1, new), (1, new))
+    ]
