@@ -21,9 +21,9 @@ from serve.replica import Replica
 _ERRORS = problems.responses(400, 403, 404, 408, 409, 413, 415, 422, 503)
 
 
-def router(asked: Asked) -> APIRouter:
+def router(asked: Asked, prefix: str) -> APIRouter:
     """Return the routes that embed. A query takes a search's slots, and has a search's limits."""
-    routes = APIRouter(tags=["embed"], dependencies=[Depends(known_parameters)])
+    routes = APIRouter(prefix=prefix, tags=["embed"], dependencies=[Depends(known_parameters)])
 
     @routes.post(
         "/embed",

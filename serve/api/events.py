@@ -16,9 +16,9 @@ from serve.api.wellformed import known_parameters
 _FIELDS = 10  # of an event, with those that are not read
 
 
-def router(asked: Asked) -> APIRouter:
+def router(asked: Asked, prefix: str) -> APIRouter:
     """Return the route that takes events of the gallery that is asked."""
-    routes = APIRouter(tags=["feedback"], dependencies=[Depends(known_parameters)])
+    routes = APIRouter(prefix=prefix, tags=["feedback"], dependencies=[Depends(known_parameters)])
 
     @routes.post(
         "/events",

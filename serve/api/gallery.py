@@ -37,9 +37,9 @@ Attributes = Annotated[
 ]
 
 
-def router(asked: Asked) -> APIRouter:
+def router(asked: Asked, prefix: str) -> APIRouter:
     """Return the routes that show the gallery that is asked."""
-    routes = APIRouter(tags=["gallery"], dependencies=[Depends(known_parameters)])
+    routes = APIRouter(prefix=prefix, tags=["gallery"], dependencies=[Depends(known_parameters)])
 
     @routes.get("/info", responses=problems.responses(400, 422))
     async def info(to: Served = asked) -> Info:

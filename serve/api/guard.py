@@ -57,8 +57,7 @@ def _describe_keys(app: FastAPI) -> None:
                 need = needed_scope(method.upper(), path)
                 if need is not None:
                     operation["security"] = [{_SCHEME: [need]}]
-                    statuses = (401,) if need == "read" else (401, 403)
-                    operation["responses"] |= _refusals(*statuses)
+                    operation["responses"] |= _refusals(401, 403)
         return schema
 
     app.openapi = described  # type: ignore[method-assign]  # FastAPI's own way to extend it

@@ -33,9 +33,9 @@ def alive() -> APIRouter:
     return routes
 
 
-def router(asked: Asked, count_replicas: Callable[[], tuple[int, int]]) -> APIRouter:
+def router(asked: Asked, prefix: str, count_replicas: Callable[[], tuple[int, int]]) -> APIRouter:
     """Return the route that says whether the gallery that is asked can be searched."""
-    routes = APIRouter(tags=["health"])
+    routes = APIRouter(prefix=prefix, tags=["health"])
     canaries: dict[str, Shared] = {}
 
     @routes.get("/readyz", responses=problems.responses(503))

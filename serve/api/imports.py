@@ -46,9 +46,9 @@ _OPENAPI = {
 }
 
 
-def router(asked: Asked) -> APIRouter:
+def router(asked: Asked, prefix: str) -> APIRouter:
     """Return the route that imports into the gallery that is asked."""
-    routes = APIRouter(tags=["gallery"], dependencies=[Depends(known_parameters)])
+    routes = APIRouter(prefix=prefix, tags=["gallery"], dependencies=[Depends(known_parameters)])
 
     @routes.post(
         PATH,

@@ -59,13 +59,14 @@ def build_app(
     args = galleries.args
     problems.add_handlers(app)
     every = served.by_name(galleries, metrics)
-    app.include_router(_of_gallery(served.default(every)), prefix="/v1")
-    app.include_router(listing.router(galleries))
+    default = served.default(every)
+    for router in (*_of_gallery(default, "/v1"), health.router(default, "", count_replicas)):
+        app.include_router(router)
     app.include_router(health.alive())
-    app.include_router(health.router(served.default(every), count_replicas))
-    one = f"{GALLERIES}/{{gallery}}"
-    app.include_router(_of_gallery(served.named(every)), prefix=one)
-    app.include_router(health.router(served.named(every), count_replicas), prefix=one)
+    app.include_router(listing.router(galleries))
+    named, one = served.named(every), f"{GALLERIES}/{{gallery}}"
+    for router in (*_of_gallery(named, one), health.router(named, one, count_replicas)):
+        app.include_router(router, responses=problems.responses(404))
     page.add(app)
     # The last one that is added is the first that a request passes.
     app.add_middleware(BodyLimit, max_bytes=args.max_body_bytes, streamed=(f"/v1{imports.PATH}",))
@@ -79,9 +80,7 @@ def build_app(
     return app
 
 
-def _of_gallery(asked: Asked) -> APIRouter:
-    """Return all that a gallery answers, whichever the path is of."""
-    routes = APIRouter()
-    for room in (search, embed, gallery, imports, write, events):
-        routes.include_router(room.router(asked))
-    return routes
+def _of_gallery(asked: Asked, prefix: str) -> list[APIRouter]:
+    """Return all that the gallery which is asked answers, under a prefix of paths."""
+    rooms = (search, embed, gallery, imports, write, events)
+    return [room.router(asked, prefix) for room in rooms]

@@ -37,9 +37,9 @@ QUERY_ID = "Raycd-Query-Id"
 _ERRORS = problems.responses(400, 403, 404, 408, 409, 413, 415, 422, 503)
 
 
-def router(asked: Asked) -> APIRouter:
+def router(asked: Asked, prefix: str) -> APIRouter:
     """Return the routes that search the gallery that is asked."""
-    routes = APIRouter(tags=["search"], dependencies=[Depends(known_parameters)])
+    routes = APIRouter(prefix=prefix, tags=["search"], dependencies=[Depends(known_parameters)])
 
     @routes.post(
         "/search",

@@ -19,9 +19,9 @@ UNKNOWN = "; whether the change was made is unknown: send it again"
 _ERRORS = problems.responses(400, 403, 404, 408, 409, 413, 415, 422, 503, 507)
 
 
-def router(asked: Asked) -> APIRouter:
+def router(asked: Asked, prefix: str) -> APIRouter:
     """Return the routes that change one image of the gallery that is asked."""
-    routes = APIRouter(tags=["gallery"], dependencies=[Depends(known_parameters)])
+    routes = APIRouter(prefix=prefix, tags=["gallery"], dependencies=[Depends(known_parameters)])
 
     @routes.put(
         "/gallery/{image_id:path}",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page
 
     from serve.args import ServeArgs
-    from serve.replica import Replica
+    from serve.galleries import Galleries
 
 
 FOLDER = Path(__file__).parent
@@ -111,17 +111,17 @@ def other_bundle(tiny_bundle: Any, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @contextmanager
 def running_replica(
-    args: ServeArgs, name: str, started: Callable[[Replica], None] | None = None
+    args: ServeArgs, name: str, started: Callable[[Galleries], None] | None = None
 ) -> Iterator[str]:
     """Run a replica behind its HTTP interface in a thread of this process, and yield its URL.
 
-    `started` is given the replica once it has its bundle.
+    `started` is given its galleries once they have their bundles.
     """
     import uvicorn
 
     from serve.api.middleware import InFlight
     from serve.api.routes import build_app
-    from serve.args import DEFAULT, Wanted
+    from serve.args import Wanted
     from serve.galleries import Galleries
     from serve.monitoring.metrics import Metrics
     from serve.shadow import beside
@@ -135,7 +135,7 @@ def running_replica(
         galleries = Galleries(args, name=name, observer=metrics.of, shadow=shadow)
         await galleries.change_bundles(Wanted(bundle=args.bundle).model_dump())
         if started is not None:
-            started(galleries[DEFAULT])
+            started(galleries)
         app = build_app(galleries, metrics, InFlight(), lambda: (1, 1))
         servers.append(uvicorn.Server(uvicorn.Config(app, port=0, log_level="error")))
         await servers[0].serve()

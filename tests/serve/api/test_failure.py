@@ -18,8 +18,10 @@ from serve.api.image_body import check
 from serve.api.middleware import Failures, InFlight, Requests
 from serve.errors import (
     Busy,
+    KeyElsewhere,
     KeyMissing,
     KeyTooWeak,
+    NoSuchGallery,
     NoSuchImage,
     NoSuchVersion,
     RequestError,
@@ -202,8 +204,9 @@ def test_what_a_replica_cannot_do_is_a_problem_of_the_client(
 
 
 def test_every_error_of_a_request_has_its_problem() -> None:
-    made = {Busy, NoSuchImage, NoSuchVersion, UnreadablePicture}
-    assert set(RequestError.__subclasses__()) == made | {KeyMissing, KeyTooWeak, UnknownHost}
+    made = {Busy, NoSuchGallery, NoSuchImage, NoSuchVersion, UnreadablePicture}
+    refused = {KeyElsewhere, KeyMissing, KeyTooWeak, UnknownHost}
+    assert set(RequestError.__subclasses__()) == made | refused
 
 
 def test_a_mistake_of_the_client_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:

@@ -55,7 +55,7 @@ def client(replica: Any) -> TestClient:
     problems.add_handlers(app)
     every = {DEFAULT: Served(replica, Intake(1, 1), None)}  # type: ignore[arg-type]  # no bodies
     app.include_router(health.alive())
-    app.include_router(health.router(served.default(every), replica.count_replicas))
+    app.include_router(health.router(served.default(every), "", replica.count_replicas))
     return TestClient(app)
 
 

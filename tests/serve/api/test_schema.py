@@ -23,17 +23,21 @@ def lines(context: Any, value: Any) -> bytes:
 def test_no_request_is_an_error_of_the_service(live_url: str) -> None:
     schema = schemathesis.openapi.from_url(f"{live_url}/openapi.json")
     operations = [result.ok() for result in schema.get_all_operations() if isinstance(result, Ok)]
-    assert len(operations) == 13
+    assert len(operations) == 26
     for operation in operations:
-        fuzz(operation.as_strategy(generation_mode=schemathesis.GenerationMode.POSITIVE))
+        valid = operation.as_strategy(generation_mode=schemathesis.GenerationMode.POSITIVE)
+        if "{gallery}" in operation.path:  # the same routes again, of a gallery that there is not
+            fuzz(valid, 2)
+            continue
+        fuzz(valid)
         if operation.body or operation.query:  # an id may be any string
             fuzz(operation.as_strategy(generation_mode=schemathesis.GenerationMode.NEGATIVE))
 
 
-def fuzz(strategy: Any) -> None:
+def fuzz(strategy: Any, examples: int = 10) -> None:
     @seed(0)
     @settings(
-        max_examples=10, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+        max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck)
     )
     @given(case=strategy)
     def check(case: Any) -> None:

@@ -17,7 +17,8 @@ import pytest
 import ray
 
 from raycd.api import SearchRequest
-from serve.args import Second
+from serve.args import DEFAULT, Second
+from serve.galleries import Galleries
 from serve.queries import SentImage
 from serve.replica import Replica
 from serve.second.shadow import Loaded, Outcome, Process, Seen, Shadow, overlap
@@ -36,10 +37,10 @@ class Watched:
         self.compared: list[tuple[float, ...]] = []
         self.replica: Replica | None = None
 
-    def __call__(self, replica: Replica) -> None:
-        """Record the shadow of the replica that has started."""
-        self.replica = replica
-        observer: Any = replica._observer
+    def __call__(self, galleries: Galleries) -> None:
+        """Record the shadow of the default gallery that has started."""
+        self.replica = galleries[DEFAULT]
+        observer: Any = self._shadow._observer
         counted, compared = observer.shadow, observer.compared
 
         def count(outcome: Outcome) -> None:

@@ -1,0 +1,202 @@
+"""Several galleries in one service: each answers under its name, and from nothing of the others."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from raycd.client import AsyncClient, Client, ServiceError
+from raycd.client.__main__ import main
+from raycd.errors import ConfigError
+from tests.serve.api.test_guard import bearer
+from tests.serve.asking import png, problem
+
+SHOES = "/v1/galleries/shoes"
+
+
+@pytest.fixture(scope="module")
+def client(url: str, key: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=url, headers=bearer(key), timeout=60) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def shoes(url: str, key: str) -> Iterator[Client]:
+    with Client(url, api_key=key, gallery="shoes", timeout=60) as client:
+        yield client
+
+
+def digests(client: httpx.Client) -> dict[str, str]:
+    """Return the bundle of each gallery."""
+    return {one["name"]: one["bundle"] for one in client.get("/v1/galleries").json()["galleries"]}
+
+
+def test_the_galleries_are_listed_with_the_default_one_first(client: httpx.Client) -> None:
+    listed = client.get("/v1/galleries").json()["galleries"]
+    assert [(one["name"], one["path"], one["live"]) for one in listed] == [
+        ("default", "v1", False),
+        ("shoes", "v1/galleries/shoes", True),
+        ("hats", "v1/galleries/hats", False),
+    ]
+    assert len(set(digests(client).values())) == 3
+
+
+@pytest.mark.parametrize("name", ["default", "shoes", "hats"])
+def test_each_gallery_answers_from_its_own_bundle(
+    client: httpx.Client, tiny_bundle: Any, name: str
+) -> None:
+    root, bundle = f"/v1/galleries/{name}", digests(client)[name]
+    info = client.get(f"{root}/info").json()
+    assert (info["gallery"], info["model"]["bundle"]) == (name, bundle)
+    files = {"image": ("photo.png", png(tiny_bundle.images[0]), "image/png")}
+    found = client.post(f"{root}/search", files=files, data={"text": "is blue"})
+    assert found.headers["Raycd-Model"] == bundle
+    result = found.json()["results"][0]
+    assert client.get(f"/{result['thumbnail']}").headers["content-type"] == "image/jpeg"
+    assert result["thumbnail"].startswith("v1/images" if name == "default" else root.strip("/"))
+    body = {"searches": [{"text": "is blue"}]}
+    assert client.post(f"{root}/search/batch", json=body).json()["items"][0]["status"] == 200
+    vector = client.post(f"{root}/embed", json={"text": "is blue"}).json()
+    assert vector["encoder"].startswith(info["model"]["fingerprint"])
+    page = client.get(f"{root}/gallery", params={"limit": 1}).json()
+    assert page["items"][0]["thumbnail"] == f"{result['thumbnail'].rpartition('/')[0]}/image-0"
+    assert client.get(f"{root}/readyz").json()["status"] == "ready"
+
+
+def test_the_paths_without_a_name_are_the_default_ones(client: httpx.Client) -> None:
+    asked = {"image_id": "image-3", "text": "is blue"}
+    plain, named = (
+        client.post(f"{root}/search", json=asked).json()
+        for root in ("/v1", "/v1/galleries/default")
+    )
+    assert plain["model"] == named["model"]
+    assert plain["results"] == named["results"]
+
+
+def test_what_is_written_into_one_gallery_is_in_no_other(
+    client: httpx.Client, shoes: Client, tiny_bundle: Any
+) -> None:
+    written = shoes.put("new", png(tiny_bundle.images[0]), category=["shoe"])
+    found = shoes.search(image_id="new", top_k=2, min_version=written.version)
+    assert {result.image_id for result in found.results} == {"new", "image-0"}  # the same picture
+    lines = [{"image_id": "newer", "image": png(tiny_bundle.images[1])}]
+    [item] = shoes.import_images(lines)
+    there = {one.image_id for one in shoes.iter_gallery(min_version=item.version)}
+    assert there == {*tiny_bundle.image_ids, "new", "newer"}
+    for root in ("/v1", "/v1/galleries/hats"):
+        problem(client.post(f"{root}/search", json={"image_id": "new"}), 404)
+        body = problem(client.put(f"{root}/gallery/new", json={}), 403)
+        assert "does not change" in body["detail"]
+    for image_id in ("new", "newer"):
+        assert shoes.delete(image_id) is not None
+    problem(client.delete(f"{SHOES}/gallery/new"), 404)
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "search"),
+        ("GET", "info"),
+        ("GET", "images/image-0"),
+        ("PUT", "gallery/a"),
+        ("POST", "gallery:import"),
+        ("GET", "readyz"),
+    ],
+)
+def test_an_unknown_gallery_is_a_problem(client: httpx.Client, method: str, path: str) -> None:
+    body = problem(client.request(method, f"/v1/galleries/hat/{path}"), 404)
+    assert body["detail"] == "the service has no gallery 'hat': see /v1/galleries"
+
+
+def test_an_import_of_a_named_gallery_may_be_longer_than_a_body(client: httpx.Client) -> None:
+    lines = b"".join(b'{"image_id": "%d"}\n' % number + b" " * 60_000 for number in range(40))
+    assert len(lines) > 2_000_000  # max_body_bytes
+    headers = {"content-type": "application/x-ndjson"}
+    response = client.post(f"{SHOES}/gallery:import", content=lines, headers=headers)
+    assert {json.loads(line)["status"] for line in response.text.splitlines()} == {422}
+    problem(client.post(f"{SHOES}/search", content=b" " * 2_000_001), 413)
+
+
+def test_other_methods_are_refused_with_those_that_there_are(client: httpx.Client) -> None:
+    response = client.post(f"{SHOES}/gallery/a")
+    problem(response, 405)
+    assert response.headers["allow"] == "DELETE, PUT"
+    assert client.head(f"{SHOES}/info").status_code == 200
+
+
+def test_encoders_of_the_same_files_are_in_memory_once(started: list[Any], url: str) -> None:
+    [galleries] = started
+    encoders = [galleries[name].engine.bundle.encoder for name in galleries.names]
+    default, shoes, hats = encoders
+    assert default is shoes
+    assert default is not hats
+
+
+def test_openapi_lists_every_route_of_a_gallery_once(client: httpx.Client) -> None:
+    schema = client.get("/openapi.json").json()
+    named = {
+        path.removeprefix("/v1/galleries/{gallery}")
+        for path in schema["paths"]
+        if path.startswith("/v1/galleries/{gallery}/")
+    }
+    plain = {
+        path.removeprefix("/v1")
+        for path in schema["paths"]
+        if path.startswith("/v1/") and not path.startswith("/v1/galleries")
+    }
+    assert named == plain | {"/readyz"}
+    ids = [
+        operation["operationId"] for path in schema["paths"].values() for operation in path.values()
+    ]
+    assert len(set(ids)) == len(ids)
+    [parameter] = schema["paths"]["/v1/galleries/{gallery}/info"]["get"]["parameters"]
+    assert (parameter["name"], parameter["in"]) == ("gallery", "path")
+
+
+def test_the_asynchronous_client_asks_its_gallery(url: str, key: str, client: httpx.Client) -> None:
+    async def asked() -> tuple[str, str, list[str]]:
+        async with AsyncClient(url, api_key=key, gallery="hats") as hats:
+            found = await hats.search(text="is blue")
+            assert (await hats.ready()).status == "ready"
+            names = [one.name for one in await hats.galleries()]
+            return (await hats.info()).gallery, found.model.bundle, names
+
+    names = ["default", "shoes", "hats"]
+    assert asyncio.run(asked()) == ("hats", digests(client)["hats"], names)
+
+
+def test_the_command_asks_the_gallery_of_its_option(
+    url: str, key: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    environment = {"RAYCD_API_KEY": key, "RAYCD_URL": url}
+    assert main(["galleries"], environment) == 0
+    assert [line.split()[::2][:2] for line in capsys.readouterr().out.splitlines()] == [
+        ["gallery", "live"],
+        ["default", "no"],
+        ["shoes", "yes"],
+        ["hats", "no"],
+    ]
+    assert main(["--gallery", "hats", "info", "--json"], environment) == 0
+    assert json.loads(capsys.readouterr().out)["gallery"] == "hats"
+    assert main(["info", "--gallery", "hat"], environment) == 2
+    assert "has no gallery 'hat'" in capsys.readouterr().err
+    assert main(["info", "--gallery", "../x"], environment) == 2
+    assert "the name of the gallery is impossible" in capsys.readouterr().err
+
+
+def test_a_client_refuses_a_name_that_no_gallery_has_and_tells_an_unknown_one(
+    url: str, key: str
+) -> None:
+    with pytest.raises(ConfigError, match="name of the gallery is impossible"):
+        Client(url, gallery="Shoes/..")
+    with (
+        Client(url, api_key=key, gallery="hat") as client,
+        pytest.raises(ServiceError, match="no gallery 'hat'") as caught,
+    ):
+        client.search(text="is blue")
+    assert caught.value.status == 404
