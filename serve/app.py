@@ -93,8 +93,7 @@ def _serve(options: Options[LocalArgs]) -> None:
         url = f"http://{_in_url(wanted.host)}:{wanted.port}"
         what = f"{manifest.head['name']}, digest {manifest.digest[:12]}"
         print(f"raycd serves {wanted.bundle} ({what}) on {url}")
-        for name, given in wanted.galleries.items():
-            print(f"  gallery {name}: {given.bundle} at {url}{GALLERIES}/{name}/search")
+        _tell_galleries(wanted, f"{url}{GALLERIES}")
         text = shlex.quote(next(iter(manifest.example_texts), "is blue"))
         print(f"  curl -F image=@{_example(folder)} -F text={text} {url}/v1/search")
         print(f"  a page to try it on: {url}/    its API: {url}/docs    metrics: {metrics}")
@@ -103,6 +102,16 @@ def _serve(options: Options[LocalArgs]) -> None:
         )
         with watch.port_answers(wanted.host, wanted.port):
             _until_stopped(args, wanted, asked, debug=options.debug)
+
+
+def _tell_galleries(wanted: ServeArgs, url: str) -> None:
+    if not wanted.galleries:
+        return
+    refused = {name: info.refused for name, info in running.told().items() if info.refused}
+    for name, given in wanted.galleries.items():
+        print(f"  gallery {name}: {given.bundle} at {url}/{name}/search")
+        if name in refused:
+            print(f"warning: the gallery {name} is not loaded: {refused[name]}", file=sys.stderr)
 
 
 def _until_stopped(

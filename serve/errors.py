@@ -2,6 +2,7 @@
 
 RequestError            its message may be shown to whoever asked
 ├── Busy                the replica is full, or its time for the request is over; worth another try
+├── NotLoaded           the gallery could not be loaded; worth another try
 ├── NoSuchGallery       the service has no gallery of this name
 ├── NoSuchImage         the gallery has no image of this id
 ├── NoSuchVersion       the gallery has not come to this version yet
@@ -28,6 +29,16 @@ class RequestError(Exception):
 
 class Busy(RequestError):
     """The replica is full, or its time for the request is over; worth another try."""
+
+
+class NotLoaded(RequestError):
+    """The gallery could not be loaded; worth another try."""
+
+    def __init__(self, gallery: str) -> None:
+        super().__init__(
+            f"the gallery {gallery!r} is not loaded: the service's log says why, and it is tried "
+            "again every minute"
+        )
 
 
 class NoSuchGallery(RequestError):

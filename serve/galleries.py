@@ -7,6 +7,8 @@ they share is the process, with its cores and memory, and encoders of the same f
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,13 +16,21 @@ from pydantic import ValidationError
 
 from raycd.api import BundleInfo
 from raycd.bundle import SharedEncoders
+from serve import swap
 from serve.args import DEFAULT, ServeArgs, Wanted
+from serve.errors import NoSuchGallery, NotLoaded, format_error
 from serve.replica import Observer, Replica
 from serve.second.shadow import Shadow
 
+AGAIN_S = 60.0  # seconds after which a gallery that could not be loaded is tried again
+
+_log = logging.getLogger("ray.serve")
+
 
 class Galleries:
-    """The replicas by their galleries' names, the default's first.
+    """The replicas by their galleries' names. Used from one event loop, after `__init__`.
+
+    The default one has to be there. Another one that cannot be loaded is refused until it can.
 
     Args:
         args: The settings.
@@ -28,8 +38,12 @@ class Galleries:
         observer: Returns what records the work of a gallery.
         shadow: What has a second model answer, unseen, in the default gallery.
 
+    Attributes:
+        names: Of all galleries, the default's first.
+        refused: Why a gallery is not loaded, by its name.
+
     Raises:
-        GalleryError: The database of one cannot be opened.
+        GalleryError: The database of the default gallery cannot be opened.
     """
 
     def __init__(
@@ -40,55 +54,89 @@ class Galleries:
         observer: Callable[[str], Observer],
         shadow: Shadow | None = None,
     ) -> None:
-        self.args, encoders = args, SharedEncoders()
-        self._replicas = {
-            gallery: Replica(
-                args.of(gallery),
-                name=name if gallery == DEFAULT else f"{name}, gallery {gallery}",
-                observer=observer(gallery),
-                shadow=shadow if gallery == DEFAULT else None,
-                gallery=gallery,
-                encoders=encoders,
-            )
-            for gallery in (DEFAULT, *args.galleries)
-        }
+        self.args, self._name, self._observer, self._shadow = args, name, observer, shadow
+        self.names = (DEFAULT, *args.galleries)
+        self.refused: dict[str, str] = {}
+        self._encoders = SharedEncoders()
+        self._opened = {DEFAULT: self._open(DEFAULT)}
+        self._wanted: dict[str, Any] = Wanted(bundle=args.bundle).model_dump()
+        self._loading, self._tried = asyncio.Lock(), time.monotonic()
+        self._retrying: asyncio.Task[None] | None = None
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names of all galleries."""
-        return tuple(self._replicas)
+    def _open(self, gallery: str) -> Replica:
+        own = gallery == DEFAULT
+        return Replica(
+            self.args.of(gallery),
+            name=self._name if own else f"{self._name}, gallery {gallery}",
+            observer=self._observer(gallery),
+            shadow=self._shadow if own else None,
+            gallery=gallery,
+            encoders=self._encoders,
+        )
 
     def __getitem__(self, gallery: str) -> Replica:
-        return self._replicas[gallery]
+        """Return the replica of a gallery. Raises NoSuchGallery or NotLoaded."""
+        if gallery not in self.names:
+            raise NoSuchGallery(gallery)
+        found = self._opened.get(gallery)
+        if found is None or not found.is_loaded:
+            raise NotLoaded(gallery)
+        return found
 
     def __iter__(self) -> Iterator[Replica]:
-        return iter(self._replicas.values())
+        """Iterate over those that are loaded."""
+        return (found for found in list(self._opened.values()) if found.is_loaded)
 
     async def change_bundles(self, wanted: dict[str, Any]) -> None:
         """Have each load or change to the bundle that is wanted of it, or refuse that alone.
 
         Raises:
-            RaycdError: One has none to go on with.
+            RaycdError: The default gallery has none to go on with.
         """
+        self._wanted = wanted
+        await self._load(self.names)
+
+    async def _load(self, names: tuple[str, ...]) -> None:
+        # One by one: beside those at work, memory holds one more.
+        async with self._loading:
+            self._tried = time.monotonic()
+            for gallery in names:
+                try:
+                    if gallery not in self._opened:  # a database may let wait
+                        opened = await asyncio.to_thread(self._open, gallery)
+                        self._opened[gallery] = opened
+                    await self._opened[gallery].change_bundle(self._wanted_of(gallery))
+                    self.refused.pop(gallery, None)
+                except Exception as error:
+                    if gallery == DEFAULT:
+                        raise
+                    if gallery not in self.refused:  # once, not every minute
+                        said = format_error(error)
+                        _log.error("the gallery %s is not loaded: %s", gallery, said)
+                    self.refused[gallery] = swap.reason(error)
+
+    def _wanted_of(self, gallery: str) -> dict[str, Any]:
         try:
-            asked = Wanted.model_validate(wanted)
-        except ValidationError:  # each says so
-            for replica in self:
-                await replica.change_bundle(wanted)
-            return
-        for replica in self:  # one by one: beside those at work memory holds one more
-            one = asked.of(self.args, replica.gallery)
-            await replica.change_bundle(one.model_dump())
+            return Wanted.model_validate(self._wanted).of(self.args, gallery).model_dump()
+        except ValidationError:  # which the replica says
+            return self._wanted
 
     async def check_canaries(self) -> None:
-        """Raise where one of them cannot search."""
+        """Raise where one that is loaded cannot search. Has others tried again, now and then."""
+        waiting = tuple(gallery for gallery in self.names if gallery in self.refused)
+        if waiting and time.monotonic() - self._tried > AGAIN_S:
+            self._retrying = asyncio.create_task(self._load(waiting))
         await asyncio.gather(*(replica.check_canary() for replica in self))
 
     def bundle_infos(self) -> dict[str, BundleInfo]:
         """Return by gallery which bundle is served, and why another was refused."""
-        return {replica.gallery: replica.bundle_info() for replica in self}
+        none = {
+            gallery: BundleInfo(digest="none", created="", refused=reason)
+            for gallery, reason in self.refused.items()
+        }
+        return {replica.gallery: replica.bundle_info() for replica in self} | none
 
     def close(self) -> None:
         """Write the feedback that waits."""
-        for replica in self:
+        for replica in self._opened.values():
             replica.close()

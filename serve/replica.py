@@ -133,6 +133,11 @@ class Replica:
         self.second = SecondModel(args.second, self._load) if args.second.users else None
 
     @property
+    def is_loaded(self) -> bool:
+        """Whether there is an engine."""
+        return self._engine is not None
+
+    @property
     def engine(self) -> Engine:
         """The engine that new requests use."""
         assert self._engine is not None, "change_bundle comes first"

@@ -284,11 +284,13 @@ class NamedGallery(_ResponsePart):
     """What its paths begin with, relative to the service's URL: v1 of the default one."""
     live: bool
     """Whether images may be added and removed."""
-    size: int
+    size: int = 0
     """Images that can be found."""
-    bundle: str
-    """Prefix of its bundle's digest."""
-    encoder: str
+    bundle: str | None = None
+    """Prefix of its bundle's digest; null where it is not loaded."""
+    encoder: str | None = None
+    refused: str | None = None
+    """Why it is not loaded, so that its paths answer 503; null where it is."""
 
 
 class GalleryList(_ResponsePart):

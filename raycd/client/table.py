@@ -35,10 +35,16 @@ def gallery(page: GalleryPage) -> str:
 def galleries(found: GalleryList) -> str:
     """Return a table of a service's galleries."""
     rows = [
-        (one.name, f"{one.size:,}", "yes" if one.live else "no", one.encoder, one.bundle, one.path)
+        (
+            one.name,
+            f"{one.size:,}",
+            "yes" if one.live else "no",
+            one.encoder or "",
+            one.bundle or f"none: {one.refused}",
+        )
         for one in found.galleries
     ]
-    return _table(("gallery", "images", "live", "encoder", "bundle", "path"), rows, right=(1,))
+    return _table(("gallery", "images", "live", "encoder", "bundle"), rows, right=(1,))
 
 
 def written(change: Written) -> str:

@@ -8,8 +8,8 @@ from raycd.api import GalleryList, NamedGallery
 from serve.api import problems
 from serve.api.gallery import root
 from serve.api.wellformed import known_parameters
+from serve.args import NO_GALLERY
 from serve.galleries import Galleries
-from serve.replica import Replica
 from serve.security.asgi import GALLERIES
 from serve.security.guard import key_of
 
@@ -22,18 +22,20 @@ def router(galleries: Galleries) -> APIRouter:
     async def list_galleries(request: Request) -> GalleryList:
         """The galleries that the asking key is for; without keys, all."""
         key = key_of(request.scope)
-        opened = [one for one in galleries if key is None or key.opens(one.gallery)]
-        return GalleryList(galleries=[_named(one) for one in opened])
+        opened = [name for name in galleries.names if key is None or key.opens(name)]
+        return GalleryList(galleries=[_named(galleries, name) for name in opened])
 
     return routes
 
 
-def _named(replica: Replica) -> NamedGallery:
-    engine = replica.engine
+def _named(galleries: Galleries, name: str) -> NamedGallery:
+    live = galleries.args.of(name).gallery != NO_GALLERY
+    said = {"name": name, "path": root(name), "live": live}
+    if reason := galleries.refused.get(name):
+        return NamedGallery(**said, refused=reason)
+    engine = galleries[name].engine
     return NamedGallery(
-        name=replica.gallery,
-        path=root(replica.gallery),
-        live=replica.writer is not None,
+        **said,
         size=len(engine.view),
         bundle=engine.model.bundle,
         encoder=engine.model.encoder,

@@ -28,6 +28,7 @@ from serve.errors import (
     NoSuchGallery,
     NoSuchImage,
     NoSuchVersion,
+    NotLoaded,
     RequestError,
     UnknownHost,
     UnreadablePicture,
@@ -156,7 +157,7 @@ def of_request(error: RequestError) -> ProblemError:
     """Return the problem of a request that the replica cannot answer."""
     detail = str(error)
     match error:
-        case Busy():
+        case Busy() | NotLoaded():
             return busy(detail)
         case NoSuchImage() | NoSuchGallery():
             return ProblemError(404, detail)

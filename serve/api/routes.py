@@ -19,12 +19,11 @@ from serve.api import (
     page,
     problems,
     search,
-    served,
     wellformed,
     write,
 )
 from serve.api.middleware import BodyLimit, Checked, Failures, HeadAsGet, InFlight, Requests
-from serve.api.served import Asked
+from serve.api.served import Asked, Serving
 from serve.api.traced import Traced
 from serve.galleries import Galleries
 from serve.monitoring.metrics import Metrics
@@ -58,15 +57,14 @@ def build_app(
     )
     args = galleries.args
     problems.add_handlers(app)
-    every = served.by_name(galleries, metrics)
-    default = served.default(every)
+    serving = Serving(galleries, metrics)
+    default, named, one = serving.default(), serving.named(), f"{GALLERIES}/{{gallery}}"
     for router in (*_of_gallery(default, "/v1"), health.router(default, "", count_replicas)):
         app.include_router(router)
     app.include_router(health.alive())
     app.include_router(listing.router(galleries))
-    named, one = served.named(every), f"{GALLERIES}/{{gallery}}"
     for router in (*_of_gallery(named, one), health.router(named, one, count_replicas)):
-        app.include_router(router, responses=problems.responses(404))
+        app.include_router(router, responses=problems.responses(404, 503))
     page.add(app)
     # The last one that is added is the first that a request passes.
     app.add_middleware(BodyLimit, max_bytes=args.max_body_bytes, streamed=(f"/v1{imports.PATH}",))

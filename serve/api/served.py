@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -10,10 +9,11 @@ from fastapi import Depends, Path
 
 from serve.api.intake import Intake
 from serve.args import DEFAULT
-from serve.errors import NoSuchGallery
 from serve.galleries import Galleries
 from serve.monitoring.metrics import Metrics
 from serve.replica import Replica
+
+Asked = Any  # as FastAPI's Depends: the default of a route's parameter `to: Served`
 
 
 @dataclass(frozen=True)
@@ -26,37 +26,31 @@ class Served:
     metrics: Metrics
 
 
-Asked = Any  # as FastAPI's Depends: the default of a route's parameter `to: Served`
+class Serving:
+    """What gives routes their gallery."""
 
+    def __init__(self, galleries: Galleries, metrics: Metrics) -> None:
+        args, self._galleries = galleries.args, galleries
+        self._others = {
+            gallery: (Intake(2 * args.max_queue, args.body_timeout_s), metrics.of(gallery))
+            for gallery in galleries.names
+        }
 
-def by_name(galleries: Galleries, metrics: Metrics) -> dict[str, Served]:
-    """Return all galleries."""
-    args = galleries.args
-    return {
-        replica.gallery: Served(
-            replica,
-            Intake(2 * args.max_queue, args.body_timeout_s),
-            metrics.of(replica.gallery),
-        )
-        for replica in galleries
-    }
+    def _of(self, gallery: str) -> Served:
+        return Served(self._galleries[gallery], *self._others[gallery])
 
+    def default(self) -> Asked:
+        """Return what gives the default gallery."""
 
-def default(served: Mapping[str, Served]) -> Asked:
-    """Return what gives routes the default gallery."""
+        async def asked() -> Served:
+            return self._of(DEFAULT)
 
-    async def asked() -> Served:
-        return served[DEFAULT]
+        return Depends(asked)
 
-    return Depends(asked)
+    def named(self) -> Asked:
+        """Return what gives the gallery that the path names. It raises NoSuchGallery, NotLoaded."""
 
+        async def asked(gallery: Annotated[str, Path(description="name of a gallery")]) -> Served:
+            return self._of(gallery)
 
-def named(served: Mapping[str, Served]) -> Asked:
-    """Return what gives routes the gallery that their path names. It raises NoSuchGallery."""
-
-    async def asked(gallery: Annotated[str, Path(description="name of a gallery")]) -> Served:
-        if gallery not in served:
-            raise NoSuchGallery(gallery)
-        return served[gallery]
-
-    return Depends(asked)
+        return Depends(asked)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -43,7 +44,12 @@ class GalleryStore:
         held = None if file is None else owner.hold(file, name)  # before anything of it is changed
         if file is not None and held is not None:
             owner.check(file, held)
-        gallery_db = GalleryDatabase.open(url)
+        try:
+            gallery_db = GalleryDatabase.open(url)
+        except BaseException:
+            if held is not None:  # it may be opened again
+                os.close(held)
+            raise
         if file is not None and held is not None:
             owner.note(file, held)
         root = stored.pictures_root(url, args.pictures)

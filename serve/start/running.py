@@ -100,16 +100,25 @@ def change(args: ServeArgs, wanted: Wanted, back: Wanted) -> dict[str, BundleInf
     """
     from ray import serve as ray_serve
 
-    handle = ray_serve.run(application(args, wanted), name=NAME, route_prefix="/", blocking=False)
-    infos: list[dict[str, BundleInfo]] = _all_replicas(handle, "bundle_infos")
-    said = {
-        gallery: next((one[gallery] for one in infos if one[gallery].refused), info)
-        for gallery, info in infos[0].items()
-    }
+    ray_serve.run(application(args, wanted), name=NAME, route_prefix="/", blocking=False)
+    said = told()
     if refused := refusing(said):
         settled = wanted.but(refused, back, args)
         ray_serve.run(application(args, settled), name=NAME, route_prefix="/", blocking=False)
     return said
+
+
+def told() -> dict[str, BundleInfo]:
+    """Return by gallery what all replicas say of its bundle, or one that has refused it."""
+    from ray import serve as ray_serve
+
+    infos: list[dict[str, BundleInfo]] = _all_replicas(
+        ray_serve.get_app_handle(NAME), "bundle_infos"
+    )
+    return {
+        gallery: next((one[gallery] for one in infos if one[gallery].refused), info)
+        for gallery, info in infos[0].items()
+    }
 
 
 def refusing(said: Mapping[str, BundleInfo]) -> list[str]:

@@ -24,6 +24,7 @@ from serve.errors import (
     NoSuchGallery,
     NoSuchImage,
     NoSuchVersion,
+    NotLoaded,
     RequestError,
     UnknownHost,
     UnreadablePicture,
@@ -204,7 +205,7 @@ def test_what_a_replica_cannot_do_is_a_problem_of_the_client(
 
 
 def test_every_error_of_a_request_has_its_problem() -> None:
-    made = {Busy, NoSuchGallery, NoSuchImage, NoSuchVersion, UnreadablePicture}
+    made = {Busy, NoSuchGallery, NoSuchImage, NoSuchVersion, NotLoaded, UnreadablePicture}
     refused = {KeyElsewhere, KeyMissing, KeyTooWeak, UnknownHost}
     assert set(RequestError.__subclasses__()) == made | refused
 

@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from starlette.testclient import TestClient
 
 from raycd.index import Index
-from serve.api import health, problems, served
-from serve.api.intake import Intake
+from serve.api import health, problems
 from serve.api.served import Served
 from serve.args import DEFAULT, ServeArgs
 from serve.engine import Engine
@@ -53,9 +52,12 @@ def replica(tiny_bundle: Any) -> Iterator[Replica]:
 def client(replica: Any) -> TestClient:
     app = FastAPI()
     problems.add_handlers(app)
-    every = {DEFAULT: Served(replica, Intake(1, 1), None)}  # type: ignore[arg-type]  # no bodies
+
+    async def asked() -> Served:
+        return Served(replica, *[None] * 2)  # type: ignore[arg-type]  # no body, no search
+
     app.include_router(health.alive())
-    app.include_router(health.router(served.default(every), "", replica.count_replicas))
+    app.include_router(health.router(Depends(asked), "", replica.count_replicas))
     return TestClient(app)
 
 

@@ -1,4 +1,6 @@
-"""A service of three galleries: its own, shoes with a database, and hats of another encoder."""
+"""A service of its own gallery, shoes with a database, hats of another encoder, and one that cannot
+be loaded.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ def key(key_file: Path) -> str:
 
 @pytest.fixture(scope="module")
 def started() -> list[Any]:
-    """Keep the default gallery's replica, once it is there."""
+    """Keep the galleries, once they are there."""
     return []
 
 
@@ -42,6 +44,7 @@ def url(
 ) -> str:
     database = tmp_path_factory.mktemp("shoes") / "shoes.sqlite"
     galleries = {
+        "absent": {"bundle": str(key_file.parent / "absent"), "gallery": "none"},
         "shoes": {"bundle": str(bundle_with_head("sum")), "gallery": str(database)},
         "hats": {"bundle": str(other_bundle), "gallery": "none"},
     }

@@ -40,10 +40,21 @@ def test_the_galleries_are_listed_with_the_default_one_first(client: httpx.Clien
     listed = client.get("/v1/galleries").json()["galleries"]
     assert [(one["name"], one["path"], one["live"]) for one in listed] == [
         ("default", "v1", False),
+        ("absent", "v1/galleries/absent", False),
         ("shoes", "v1/galleries/shoes", True),
         ("hats", "v1/galleries/hats", False),
     ]
-    assert len(set(digests(client).values())) == 3
+    assert len(set(digests(client).values())) == 4
+
+
+def test_one_that_could_not_be_loaded_says_so_and_the_others_answer(client: httpx.Client) -> None:
+    absent = client.get("/v1/galleries").json()["galleries"][1]
+    assert absent["bundle"] is None
+    assert "damaged" in absent["refused"]
+    for path in ("info", "readyz"):
+        response = client.get(f"/v1/galleries/absent/{path}")
+        assert "'absent' is not loaded" in problem(response, 503)["detail"]
+        assert int(response.headers["Retry-After"]) >= 1
 
 
 @pytest.mark.parametrize("name", ["default", "shoes", "hats"])
@@ -131,8 +142,7 @@ def test_other_methods_are_refused_with_those_that_there_are(client: httpx.Clien
 
 def test_encoders_of_the_same_files_are_in_memory_once(started: list[Any], url: str) -> None:
     [galleries] = started
-    encoders = [galleries[name].engine.bundle.encoder for name in galleries.names]
-    default, shoes, hats = encoders
+    default, shoes, hats = (replica.engine.bundle.encoder for replica in galleries)
     assert default is shoes
     assert default is not hats
 
@@ -166,7 +176,7 @@ def test_the_asynchronous_client_asks_its_gallery(url: str, key: str, client: ht
             names = [one.name for one in await hats.galleries()]
             return (await hats.info()).gallery, found.model.bundle, names
 
-    names = ["default", "shoes", "hats"]
+    names = ["default", "absent", "shoes", "hats"]
     assert asyncio.run(asked()) == ("hats", digests(client)["hats"], names)
 
 
@@ -178,6 +188,7 @@ def test_the_command_asks_the_gallery_of_its_option(
     assert [line.split()[::2][:2] for line in capsys.readouterr().out.splitlines()] == [
         ["gallery", "live"],
         ["default", "no"],
+        ["absent", "no"],
         ["shoes", "yes"],
         ["hats", "no"],
     ]

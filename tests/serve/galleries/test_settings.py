@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,9 @@ from pydantic import ValidationError
 
 from raycd.errors import ConfigError, WeightsError
 from serve import app
+from serve import galleries as of_serve
 from serve.args import DEFAULT, ServeArgs, Wanted
+from serve.errors import NotLoaded
 from serve.galleries import Galleries
 from serve.monitoring.metrics import Metrics
 from serve.start import running
@@ -139,8 +143,6 @@ def test_the_command_looks_at_each_bundle_before_it_starts(
 def test_a_gallery_changes_its_bundle_and_another_refuses_its_own(
     ray_cluster: Any, tiny_bundle: Any, bundle_with_head: Any, tmp_path: Path
 ) -> None:
-    import asyncio
-
     own = {"bundle": str(tiny_bundle.folder), "gallery": "none", "threads": 1}
     named = {"bundle": str(tiny_bundle.folder), "gallery": "none"}
     args = ServeArgs.model_validate({**own, "galleries": {"hats": named, "shoes": named}})
@@ -162,3 +164,39 @@ def test_a_gallery_changes_its_bundle_and_another_refuses_its_own(
     assert (settled.bundle, settled.again) == (args.bundle, 1)
     assert settled.galleries == {"hats": changed, "shoes": args.bundle}
     assert after.but([DEFAULT, "hats", "shoes"], before, args) is before
+
+
+def test_a_gallery_that_cannot_be_loaded_stops_no_other_and_comes_once_it_can(
+    ray_cluster: Any, tiny_bundle: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(of_serve, "AGAIN_S", 0.0)
+    database, absent = tmp_path / "damaged.sqlite", tmp_path / "absent"
+    database.write_bytes(b"no database" * 1000)
+    bundle = str(tiny_bundle.folder)
+    named = {
+        "shoes": {"bundle": str(absent), "gallery": "none"},
+        "hats": {"bundle": bundle, "gallery": str(database)},
+    }
+    own = {"bundle": bundle, "gallery": "none", "threads": 1}
+    args = ServeArgs.model_validate({**own, "galleries": named})
+    galleries = Galleries(args, name="lacking", observer=Metrics().of)
+
+    async def start() -> None:
+        await galleries.change_bundles(Wanted(bundle=bundle).model_dump())
+        assert [replica.gallery for replica in galleries] == [DEFAULT]
+        for name in named:
+            with pytest.raises(NotLoaded, match=f"gallery '{name}' is not loaded"):
+                galleries[name]
+        said = galleries.bundle_infos()
+        assert [bool(said[name].refused) for name in galleries.names] == [False, True, True]
+        shutil.copytree(bundle, absent)
+        database.unlink()
+        while galleries.refused:
+            await galleries.check_canaries()
+            await asyncio.sleep(0.05)
+        assert {replica.gallery for replica in galleries} == {DEFAULT, *named}
+        await galleries.check_canaries()
+
+    asyncio.run(asyncio.wait_for(start(), 60))
+    for replica in galleries:
+        replica.engine.close()
