@@ -94,6 +94,9 @@ class Galleries:
             RaycdError: The default gallery has none to go on with.
         """
         self._wanted = wanted
+        named = wanted.get("galleries")
+        if isinstance(named, dict) and (unknown := named.keys() - set(self.names)):
+            _log.error("user_config names galleries that there are not: %s", ", ".join(unknown))
         await self._load(self.names)
 
     async def _load(self, names: tuple[str, ...]) -> None:

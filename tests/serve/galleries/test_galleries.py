@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -145,6 +147,40 @@ def test_encoders_of_the_same_files_are_in_memory_once(started: list[Any], url: 
     default, shoes, hats = (replica.engine.bundle.encoder for replica in galleries)
     assert default is shoes
     assert default is not hats
+
+
+def test_a_gallery_whose_model_hangs_keeps_no_other_waiting(
+    started: list[Any], client: httpx.Client
+) -> None:
+    [galleries] = started
+    let_go = threading.Event()
+    galleries["shoes"]._model.submit(let_go.wait)
+    try:
+        with ThreadPoolExecutor(1) as threads:
+            asked = {"text": "is late"}
+            late = threads.submit(client.post, f"{SHOES}/search", json=asked)
+            assert client.post("/v1/search", json={"text": "is on time"}).status_code == 200
+            assert not late.done()
+            let_go.set()
+            assert late.result().status_code == 200
+    finally:
+        let_go.set()
+
+
+def test_galleries_that_share_an_encoder_answer_at_the_same_time(
+    client: httpx.Client, tiny_bundle: Any
+) -> None:
+    def asked(number: int) -> list[tuple[str, float]]:
+        root = ("/v1", SHOES)[number % 2]
+        files = {"image": ("photo.png", png(tiny_bundle.images[number % 12]), "image/png")}
+        data = {"text": f"is number {number}"}
+        results = client.post(f"{root}/search", files=files, data=data).json()["results"]
+        return [(result["image_id"], round(result["score"], 3)) for result in results]
+
+    numbers = range(40)
+    with ThreadPoolExecutor(8) as threads:
+        together = list(threads.map(asked, numbers))
+    assert together == [asked(number) for number in numbers]
 
 
 def test_openapi_lists_every_route_of_a_gallery_once(client: httpx.Client) -> None:
