@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from raycd.config.section import (
+from raycd.config.fields import (
     Compile,
     Cosine,
     Count,

@@ -13,7 +13,7 @@ from pydantic import (
 )
 
 from raycd.config import Count, Positive, Section
-from raycd.config.section import Fraction
+from raycd.config.fields import Fraction
 from serve.args.replicas import ReplicaCount, Replicas
 
 NO_GALLERY = "none"  # `gallery`: the bundle's own, which does not change

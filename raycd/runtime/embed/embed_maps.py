@@ -19,8 +19,9 @@ from raycd.model import maps
 from raycd.model.embed import Batch as Encoded
 from raycd.model.embed_maps import EmbedTokens, EncodeMaps
 from raycd.model.encoder import Encoder
-from raycd.runtime import embed_shards, precision
-from raycd.runtime.embed_shards import Shard
+from raycd.runtime import precision
+from raycd.runtime.embed import embed_shards
+from raycd.runtime.embed.embed_shards import Shard
 
 SHARD_BYTES = 64 * 2**20  # a worker holds a shard, and that twice while it writes it
 

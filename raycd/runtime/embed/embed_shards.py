@@ -37,7 +37,7 @@ from raycd.progress import Bar
 from raycd.redact import logins, without_passwords
 from raycd.run import alone
 from raycd.runtime import cluster, datasets, precision
-from raycd.runtime.embedding import SharedEncoder, as_table
+from raycd.runtime.embed.embedding import SharedEncoder, as_table
 
 TASKS = 2000  # of Ray Data, at most: it keeps something of each
 

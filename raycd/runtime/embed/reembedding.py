@@ -16,7 +16,7 @@ from raycd.gallery.records import Row
 from raycd.gallery_db import GalleryDatabase
 from raycd.gallery_db.stored import StoredGallery
 from raycd.model.encoder import Encoder
-from raycd.runtime import embedding
+from raycd.runtime.embed import embedding
 
 BATCHES = 32  # of each worker that are encoded before they are stored: what a killed job loses
 STORED = 1000  # features of one transaction: the service's own writes wait for it

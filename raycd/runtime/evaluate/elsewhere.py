@@ -30,9 +30,10 @@ from raycd.model.encoder import Encoder
 from raycd.model.fusion import Head, HeadConfig, joint
 from raycd.model.fusion.head import WORDS
 from raycd.run import local_copy, open_uri
-from raycd.runtime import cluster, embed_maps, embedding
-from raycd.runtime.evaluation import Variant, variant
-from raycd.runtime.stages import FINE_TUNED, Context
+from raycd.runtime import cluster
+from raycd.runtime.embed import embed_maps, embedding
+from raycd.runtime.evaluate.evaluation import Variant, variant
+from raycd.runtime.stages.context import FINE_TUNED, Context
 
 
 @dataclass(frozen=True)

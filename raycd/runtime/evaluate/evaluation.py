@@ -30,8 +30,8 @@ from raycd.model import fusion
 from raycd.model.fusion import joint
 from raycd.progress import say
 from raycd.run import Writing
-from raycd.runtime import tasks
-from raycd.runtime.stages import ADAPTED, FINE_TUNED, ZERO_SHOT, Context, own_device
+from raycd.runtime.stages import tasks
+from raycd.runtime.stages.context import ADAPTED, FINE_TUNED, ZERO_SHOT, Context, own_device
 
 PROTOCOLS: tuple[Protocol, ...] = ("original", "original-masked", "val")
 

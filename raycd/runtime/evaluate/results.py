@@ -42,11 +42,11 @@ from raycd.report.page import (
     render,
 )
 from raycd.report.pictures import Picture
-from raycd.runtime import tasks
-from raycd.runtime.evaluation import named_metric
-from raycd.runtime.reading import composes
-from raycd.runtime.stages import CACHES, COMPOSED, Context, needs
-from raycd.runtime.tracking import Tracker
+from raycd.runtime.evaluate.evaluation import named_metric
+from raycd.runtime.record.tracking import Tracker
+from raycd.runtime.stages import tasks
+from raycd.runtime.stages.context import CACHES, COMPOSED, Context, needs
+from raycd.runtime.stages.reading import composes
 
 METRICS, REPORT, FINISHED = "metrics.json", "report.html", "finished.json"
 SHOWN_QUERIES = 4  # of each category

@@ -12,8 +12,8 @@ from typing import Any
 
 from raycd import progress
 from raycd.errors import TrackingError
-from raycd.runtime.mlflow_store import PROBE, limited
-from raycd.runtime.tracking import Tracker
+from raycd.runtime.record.mlflow_store import PROBE, limited
+from raycd.runtime.record.tracking import Tracker
 
 Record = dict[str, Any]
 

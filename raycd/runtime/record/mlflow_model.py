@@ -22,7 +22,7 @@ from PIL import Image
 from raycd import bundle, scratch
 from raycd.data import images
 from raycd.errors import DataError
-from raycd.runtime.mlflow_store import BUNDLE
+from raycd.runtime.record.mlflow_store import BUNDLE
 from raycd.search.query import Query
 from raycd.search.searcher import Searcher
 

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from raycd import progress
 from raycd.errors import TrackingError
-from raycd.runtime.mlflow_store import CALLS, PROBE, UPLOADS, MlflowStore
+from raycd.runtime.record.mlflow_store import CALLS, PROBE, UPLOADS, MlflowStore
 
 _BATCH = 1000  # metrics of one request, MLflow's limit; of parameters and tags it takes 100
 _LONGEST_PART = 100  # characters of a part of a metric's name; MLflow takes 250 of the whole
@@ -84,6 +84,11 @@ class MlflowRun:
         ]
         self._log(measured, limits=PROBE)
         self._step = max([self._step, *steps])
+
+    def log_machines(self, machines: Mapping[str, Any], step: int) -> None:
+        """Log MLflow's system metrics, without patience: system/cpu_utilization_percentage etc."""
+        named = _numbers({"system": machines})
+        self._log([(name, value, step) for name, value in named], limits=PROBE)
 
     def _read_logged(self) -> None:
         """Read which epochs and steps the run has, so that none is logged twice."""

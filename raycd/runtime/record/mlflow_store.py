@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
@@ -34,6 +35,7 @@ PROBE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": 
 CALLS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
 UPLOADS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3"}  # a large bundle may take its time
 LOST = "see that MLflow can be reached, then start the same command again: it goes on"
+_ENVIRONMENT = threading.RLock()
 _START = (
     "check --tracking.uri and that its server runs; --tracking.enabled false does without a record"
 )
@@ -206,11 +208,15 @@ def database_uri(file: Path) -> str:
 
 @contextmanager
 def limited(limits: Mapping[str, str]) -> Iterator[None]:
-    """Set retries and timeouts of MLflow's calls, by its environment, but for the user's own."""
-    missing = [name for name in limits if name not in os.environ]
-    os.environ.update({name: limits[name] for name in missing})
-    try:
-        yield
-    finally:
-        for name in missing:
-            os.environ.pop(name, None)
+    """Set retries and timeouts of MLflow's calls, by its environment, but for the user's own.
+
+    One thread at a time is inside of the block, since the environment is that of all.
+    """
+    with _ENVIRONMENT:
+        missing = [name for name in limits if name not in os.environ]
+        os.environ.update({name: limits[name] for name in missing})
+        try:
+            yield
+        finally:
+            for name in missing:
+                os.environ.pop(name, None)

@@ -23,7 +23,7 @@ from raycd.config import RegistryConfig
 from raycd.errors import TrackingError
 from raycd.evaluate import Metric
 from raycd.redact import without_passwords
-from raycd.runtime.mlflow_store import BUNDLE, CALLS, limited
+from raycd.runtime.record.mlflow_store import BUNDLE, CALLS, limited
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

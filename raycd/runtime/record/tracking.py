@@ -33,8 +33,8 @@ from raycd.data.folder import is_local
 from raycd.data.schema import Dataset
 from raycd.evaluate import Metric
 from raycd.redact import without_passwords
-from raycd.runtime.mlflow_run import MlflowRun, milliseconds
-from raycd.runtime.mlflow_store import (
+from raycd.runtime.record.mlflow_run import MlflowRun, milliseconds
+from raycd.runtime.record.mlflow_store import (
     BUNDLE,
     DATABASE,
     MlflowStore,
@@ -192,7 +192,7 @@ class Tracker(MlflowRun):
     ) -> str | None:
         """Copy the bundle's folder to the artifacts, as a version of the registered model.
 
-        MLflow itself loads it, too: see `raycd.runtime.mlflow_model`.
+        MLflow itself loads it, too: see `raycd.runtime.record.mlflow_model`.
 
         Args:
             fingerprint: Any string that tells two bundles apart; registered once for each run.
@@ -205,7 +205,7 @@ class Tracker(MlflowRun):
         """
         if self._store is None:
             return None
-        from raycd.runtime import mlflow_model, registry
+        from raycd.runtime.record import mlflow_model, registry
 
         client = self._store.client
         with self._store.translate_errors(
@@ -245,7 +245,7 @@ class Tracker(MlflowRun):
         """
         if self._store is None:
             return ""
-        from raycd.runtime import registry
+        from raycd.runtime.record import registry
 
         with self._store.translate_errors(f"the alias {settings.alias} could not be set"):
             client = self._store.client

@@ -21,8 +21,9 @@ from raycd.model import encoder as encoders
 from raycd.model import fusion
 from raycd.model.encoder import Encoder
 from raycd.run import Writing
-from raycd.runtime import cluster, tasks
-from raycd.runtime.stages import IMAGES, Context
+from raycd.runtime import cluster
+from raycd.runtime.stages import tasks
+from raycd.runtime.stages.context import IMAGES, Context
 
 
 class Model(NamedTuple):

@@ -23,8 +23,11 @@ from raycd.mine.pools import Pool, of_triplets, rows_of
 from raycd.model import encoder as encoders
 from raycd.model import lora
 from raycd.run import Writing, local_copy
-from raycd.runtime import mining, reading, training
-from raycd.runtime.stages import COMPOSED, IMAGES, Context, embed_all, storage, texts_of
+from raycd.runtime import mining
+from raycd.runtime.stages import reading
+from raycd.runtime.stages.context import COMPOSED, IMAGES, Context, storage, texts_of
+from raycd.runtime.stages.embed import embed_all
+from raycd.runtime.train import training
 from raycd.train import checkpoint
 from raycd.train.adapt import Adapt
 from raycd.train.finetune import parameters, prepare

@@ -1,23 +1,7 @@
-"""The stages of the pipeline: each reads what earlier ones wrote and writes a folder of its own.
-
-encoder     the pre-trained CLIP, saved as raycd keeps encoders
-catalogue   draws the demo data                                          (format synthetic only)
-zero_shot   its features of all images, and which images are missing
-adapt       CLIP fine-tuned on titles, and its features                  (catalogue.py)
-compose     triplets made of attributes                                  (catalogue.py)
-stage1      fine-tuned CLIP
-embed       its features of all images and all text variants
-maps, middle_maps, tokens   what some heads need beside them              (map_stages.py)
-mine        neighbours and candidate pseudo triplets with their scores   (mine_stages.py)
-filter      the pseudo triplets that eq. 9 and alpha leave               (mine_stages.py)
-stage2      fusion head
-evaluate    recall of every variant                                      (evaluation.py)
-bundle      encoder, head, gallery and index for serving                 (bundle_stage.py)
-"""
+"""What the stages of a run share: settings, folders, the data set, what earlier ones wrote."""
 
 from __future__ import annotations
 
-import posixpath
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,43 +9,27 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from torch import nn
 
-from raycd import progress, scratch
-from raycd.config import Config, Stage1Config, Stage2Config
-from raycd.data.demo.garments import CATEGORIES
-from raycd.data.demo.synthetic import SPLITS, write_demo_data
+from raycd.config import Config
 from raycd.data.schema import Dataset
 from raycd.data.selection import SELECTION
-from raycd.durable import sha256
 from raycd.features import Features, map_cache
 from raycd.features.map_cache import Extras
 from raycd.features.stored import Stored
 from raycd.index.half import room
 from raycd.model import encoder as encoders
-from raycd.model import fusion, lora, maps
-from raycd.model.encoder import Encoder
-from raycd.model.fusion import joint
+from raycd.model import fusion
 from raycd.model.fusion.head import WORDS
-from raycd.model.fusion.registry import WEIGHTS
 from raycd.model.tokenizer import context_length
-from raycd.progress import Bar
-from raycd.run import Run, Writing, fingerprint, local_copy
-from raycd.runtime import beginning, embed_shards, embedding, inversion, reading, training
-from raycd.runtime.mlflow_run import MlflowRun
-from raycd.runtime.reading import dataset as dataset
-from raycd.train import checkpoint, hard_negatives
-from raycd.train.finetune import FineTune, parameters, prepare
-from raycd.train.fuse import Fuse, new_head
-from raycd.train.loop import Schedule
-from raycd.train.task import Task
-from raycd.train.triplets import readable_triplets
+from raycd.run import Run, Writing, fingerprint
+from raycd.runtime.record.mlflow_run import MlflowRun
+from raycd.runtime.stages import reading
+from raycd.runtime.train import training
 
 ZERO_SHOT, ADAPTED, FINE_TUNED = "zero_shot", "adapted", "fine_tuned"
 IMAGES, TEXTS, QUERIES = "images", "texts", "queries"  # folders of shards in a stage's
-LISTED = "missing_images.json"
 COMPOSED = "triplets.parquet"  # of the stage compose (catalogue.py)
-# The stage that caches each need of a head (map_stages.py)
+# The stage that caches each need of a head (maps.py)
 CACHES = {"map": "maps", "middle": "middle_maps", "tokens": "tokens"}
 
 
@@ -82,7 +50,7 @@ class Context:
         if self._dataset is None:
             data = self.config.data
             root = self.run.path("catalogue") if data.format == "synthetic" else data.root
-            self._dataset = dataset(self.config, root)
+            self._dataset = reading.dataset(self.config, root)
         return self._dataset
 
     @property
@@ -170,157 +138,18 @@ def needs(config: Config) -> frozenset[str]:
     return fusion.head_class(config.stage2.head).needs
 
 
-def demo_data(context: Context, writing: Writing) -> None:
-    """Draw the demo data."""
-    config = context.config.data.synthetic
-    total = len(CATEGORIES) * (config.train_images + config.val_images)
-    with Bar("draw demo data", total=total, unit="images") as bar:
-        write_demo_data(writing.folder, config, bar.advance)
-    writing.record["counts"] = {
-        "images": total,
-        "categories": len(CATEGORIES),
-        "splits": len(SPLITS),
-    }
-
-
-def encoder(context: Context, writing: Writing) -> None:
-    """Load the pre-trained CLIP, and save it in the one form that the other stages read."""
-    loaded, name = beginning.load_encoder(context.config)
-    loaded.save(writing.folder / "encoder")
-    beginning.keep_head(context.config, writing.folder)
-    writing.record |= {"encoder": loaded.fingerprint(), "dim": loaded.dim, "model": name}
-    writing.record["composes"] = loaded.composes
-    writing.record["gives"] = maps.given(loaded)
-
-
-def zero_shot(context: Context, writing: Writing) -> None:
-    """Embed every image, which finds missing and broken ones, and the evaluation texts of val."""
-    used = encoders.load_saved(context.run.local("encoder") / "encoder")
-    images = embed_all(context, writing, used, texts_of(context.own, ["val"]))
-    missing = images.report()
-    writing.record["missing"] = missing.to_dict()
-    listed = context.run.path(LISTED)
-    if len(missing):
-        context.run.write_chunks(LISTED, images.listing(missing))
-        reasons = ", ".join(f"{count} {reason}" for reason, count in missing.counts().items())
-        progress.say(f"{len(missing)} images are missing or broken: {reasons}; listed in {listed}")
-    else:
-        context.run.discard(LISTED)  # of an earlier state of the data set
-    missing.check(len(context.own.images), context.config.data.max_missing, listed=listed)
-
-
-def stage1(context: Context, writing: Writing) -> None:
-    """Fine-tune CLIP (3.2.1)."""
-    config, source = context.config, context.run.path(context.before_stage1, "encoder")
-    tuned = encoders.load_saved(context.run.local(context.before_stage1) / "encoder")
-    if config.stage1.finetune != "none" and config.stage1.epochs > 0:
-        paths = context.readable()
-        usable, left_out = readable_triplets(context.dataset, paths)
-        writing.record["counts"] = {"triplets": len(usable), "left_out": left_out}
-        settings, adapters = config.stage1, prepare(tuned, config.stage1, config.seed)
-        writing.record["parameters"] = parameters("stage 1", tuned)
-        trained = training.train(
-            "stage 1",
-            _make_finetune,
-            {"encoder": source, "dataset": context.dataset, "paths": paths},
-            Schedule.of(settings, config.seed),
-            config,
-            tracked=context.tracked,
-            **storage(context, writing),
-        )
-        checkpoint.load_weights(trained.checkpoint, nn.ModuleDict({"encoder": tuned}))
-        lora.merge(adapters)
-        writing.record |= _record(trained, settings)
-    tuned.save(writing.folder / "encoder")
-    writing.record |= {"encoder": tuned.fingerprint(), "dim": tuned.dim}
-
-
-def embed(context: Context, writing: Writing) -> None:
-    """Embed all images and all text variants with the fine-tuned encoder (eq. 8)."""
-    used = encoders.load_saved(context.run.local("stage1") / "encoder")
-    embed_all(context, writing, used, embedded_texts(context.dataset))
-
-
-def stage2(context: Context, writing: Writing) -> None:
-    """Train the fusion head on cached features (3.2.2)."""
-    config, settings = context.config, context.config.stage2
-    if fusion.head_class(settings.head).on_titles:
-        _learn_from_titles(context, writing)
-        return
-    shapes = {need: context.recorded(CACHES[need], "shape") for need in sorted(needs(config))}
-    head, head_config = new_head(config, context.recorded("stage1", "dim"), shapes)
-    beginning.go_on(head, config, context.run.local("encoder"))
-    if settings.epochs > 0 and any(True for _ in head.parameters()):
-        trained = training.train(
-            "stage 2",
-            _make_fuse,
-            {
-                "features": context.run.path("embed"),
-                "pseudo": context.run.path("filter"),
-                "mined": context.run.path("mine"),
-                "dataset": context.dataset,
-                "dim": head_config.dim,
-                "caches": context.caches(shapes),
-                "encoder": context.run.path("encoder"),
-            },
-            Schedule.of(settings, config.seed),
-            config,
-            tracked=context.tracked,
-            **storage(context, writing, context.recorded("stage1", "encoder")),
-        )
-        checkpoint.load_weights(trained.checkpoint, nn.ModuleDict({"head": head}))
-        writing.record |= _record(trained, settings)
-    if head_config.name == joint.NAME:
-        _compose(context, writing)
-    fusion.save(head, head_config, writing.folder / "head")
-    writing.record["head"] = sha256(writing.folder / "head" / WEIGHTS)
-
-
-def _learn_from_titles(context: Context, writing: Writing) -> None:
-    """Train a head that looks at no triplet."""
-    place = storage(context, writing, context.recorded("stage1", "encoder"))
-    encoder = context.run.local("stage1") / "encoder", context.run.path("stage1", "encoder")
-    first, how = context.run.path("encoder"), {"tracked": context.tracked, **place}
-    head, head_config, record = inversion.train(context.config, context.own, *encoder, first, how)
-    fusion.save(head, head_config, writing.folder / "head")
-    writing.record |= {**record, "head": sha256(writing.folder / "head" / WEIGHTS)}
-
-
 def own_device(config: Config) -> str:
     """Return where a head runs in this process: on its GPU, if it has one and may use it."""
     return "cuda" if torch.cuda.is_available() and config.compute.device != "cpu" else "cpu"
 
 
-def _compose(context: Context, writing: Writing) -> None:
-    """Let the encoder itself compose the queries of val."""
-    used = encoders.load_saved(context.run.local("stage1") / "encoder")
-    rows = context.dataset.queries("val", both_orders=True)
-    table = embedding.query_table(rows, context.paths())
-    place = posixpath.join(writing.shared, QUERIES)
-    embed_shards.embed_table(place, "queries", table, used, context.config)
-
-
-def embed_all(context: Context, writing: Writing, used: Encoder, texts: list[str]) -> Stored:
-    """Embed all images and `texts` with an encoder.
-
-    Returns the features of the images.
-    """
-    given = {
-        "images": image_table(context.own),
-        "texts": pa.table({"key": pa.array(texts, pa.string())}),
+def storage(context: Context, writing: Writing, *of: str) -> dict[str, str]:
+    """Return where Ray Train keeps a stage's checkpoints: apart for each fingerprint, and `of`."""
+    own = fingerprint(writing.fingerprint, *of) if of else writing.fingerprint
+    return {
+        "storage": context.run.path(training.STORAGE),
+        "name": f"{writing.stage}-{own[:16]}",
     }
-    images, _ = (
-        embed_shards.embed_table(
-            posixpath.join(writing.shared, unit), unit, table, used, context.config
-        )
-        for unit, table in given.items()
-    )
-    writing.record["counts"] = {
-        "images": len(context.own.images),
-        "texts": len(texts),
-        "missing": len(images.report()),
-    }
-    return images
 
 
 def image_table(dataset: Dataset) -> pa.Table:
@@ -341,51 +170,3 @@ def texts_of(dataset: Dataset, splits: Sequence[str], *, training: bool = False)
         for captions in dataset.triplets_of("train")["captions"].to_pylist():
             texts |= dict.fromkeys(dataset.wording.training(captions))  # evaluation's is the first
     return list(texts)
-
-
-def _record(trained: training.Trained, settings: Stage1Config | Stage2Config) -> dict[str, Any]:
-    """Return what stage.json has of a training."""
-    return {
-        "history": trained.history,
-        "best_epoch": trained.best,
-        "failures": trained.failures,
-        "select_on": settings.select_on,
-        "select_by": settings.select_by,
-    }
-
-
-def storage(context: Context, writing: Writing, *of: str) -> dict[str, str]:
-    """Return where Ray Train keeps a stage's checkpoints: apart for each fingerprint, and `of`."""
-    own = fingerprint(writing.fingerprint, *of) if of else writing.fingerprint
-    return {
-        "storage": context.run.path(training.STORAGE),
-        "name": f"{writing.stage}-{own[:16]}",
-    }
-
-
-def _make_finetune(inputs: Any, config: Config, device: torch.device) -> Task[Any]:
-    with scratch.folder() as copies:
-        loaded = encoders.load_saved(local_copy(inputs["encoder"], copies))
-    return FineTune(loaded.to(device), inputs["dataset"], inputs["paths"], config)
-
-
-def _make_fuse(inputs: Any, config: Config, device: torch.device) -> Task[Any]:
-    images, texts = (
-        Stored.open(posixpath.join(inputs["features"], what)).features() for what in (IMAGES, TEXTS)
-    )
-    with scratch.folder() as copies:
-        pseudo = pq.read_table(local_copy(inputs["pseudo"], copies) / "pseudo_triplets.parquet")
-    caches = {}
-    for need, source in inputs["caches"].items():
-        with scratch.folder() as copies:  # an open cache outlives its files
-            caches[need] = map_cache.read(local_copy(source, copies))
-    extras = Extras(caches)
-    head, _ = new_head(config, inputs["dim"], extras.shapes())
-    if config.encoder.bundle:
-        with scratch.folder() as copies:
-            beginning.go_on(head, config, local_copy(inputs["encoder"], copies))
-    return Fuse(
-        *(head.to(device), inputs["dataset"], pseudo, images, texts, config),
-        extras=extras,
-        neighbours=hard_negatives.mined(config.stage2, inputs["mined"]),
-    )

@@ -8,7 +8,7 @@ from raycd.model import fusion, maps
 from raycd.model.fusion.head import WORDS
 from raycd.model.tokenizer import context_length
 from raycd.run import Run
-from raycd.runtime import beginning, stages
+from raycd.runtime.stages import beginning, context
 from raycd.train.fuse import check_joint, new_head
 
 
@@ -21,13 +21,13 @@ def fresh_head(config: Config, run: Run) -> fusion.Head:
     assert known is not None, "encoder has not run"
     check_joint(config, known.get("composes", False))
     shapes: dict[str, list[int]] = {}
-    if needed := stages.needs(config) & stages.CACHES.keys():
+    if needed := context.needs(config) & context.CACHES.keys():
         given = known.get("gives")
         if given is None:  # an earlier version saved the encoder
             given = maps.given(encoders.load_saved(run.local("encoder") / "encoder"))
         shapes = maps.shapes_of(given, needed, config.embed.map_size)
     text = None
-    if WORDS in stages.needs(config):
+    if WORDS in context.needs(config):
         text = encoders.saved_model_config(run.local("encoder") / "encoder")
         shapes[WORDS] = [context_length(text)]
     head, _ = new_head(config, known["dim"], shapes, text)

@@ -20,7 +20,8 @@ from raycd.model.fusion import lincir
 from raycd.model.fusion.head import WORDS
 from raycd.model.tokenizer import context_length
 from raycd.run import local_copy
-from raycd.runtime import beginning, training
+from raycd.runtime.stages import beginning
+from raycd.runtime.train import training
 from raycd.train import checkpoint
 from raycd.train.fuse import new_head
 from raycd.train.invert import Invert

@@ -16,8 +16,8 @@ import pyarrow.compute as pc
 from raycd.features import map_cache
 from raycd.model import encoder as encoders
 from raycd.run import Writing
-from raycd.runtime import embed_maps
-from raycd.runtime.stages import IMAGES, Context, embedded_texts, image_table
+from raycd.runtime.embed import embed_maps
+from raycd.runtime.stages.context import IMAGES, Context, embedded_texts, image_table
 
 
 def cache_map(context: Context, writing: Writing) -> None:

@@ -13,8 +13,9 @@ from raycd.data import targets
 from raycd.data.schema import Dataset
 from raycd.data.selection import SELECTION
 from raycd.run import Writing
-from raycd.runtime import mining, tasks
-from raycd.runtime.stages import IMAGES, TEXTS, Context
+from raycd.runtime import mining
+from raycd.runtime.stages import tasks
+from raycd.runtime.stages.context import IMAGES, TEXTS, Context
 
 
 def mine_candidates(context: Context, writing: Writing) -> None:

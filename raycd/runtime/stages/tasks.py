@@ -25,8 +25,8 @@ from raycd.features import shards
 from raycd.model import threads
 from raycd.run import IDENTITY, forgetting_copies
 from raycd.runtime import cluster
-from raycd.runtime.mlflow_run import MlflowRun
-from raycd.runtime.stages import Context
+from raycd.runtime.record.mlflow_run import MlflowRun
+from raycd.runtime.stages.context import Context
 
 Given = TypeVarTuple("Given")
 Answer = TypeVar("Answer")

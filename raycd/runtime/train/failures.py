@@ -14,7 +14,7 @@ from typing import Any
 
 from raycd import progress
 from raycd.errors import RunError
-from raycd.runtime.checkpoints import Checkpoints
+from raycd.runtime.train.checkpoints import Checkpoints
 
 FILE = "failures.json"
 

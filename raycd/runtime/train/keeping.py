@@ -16,7 +16,7 @@ from torch import distributed
 
 from raycd.distributed import rank, world_size
 from raycd.errors import RaycdError, RunError, brief
-from raycd.runtime.checkpoints import Checkpoints, in_words
+from raycd.runtime.train.checkpoints import Checkpoints, in_words
 from raycd.train.checkpoint import State
 from raycd.train.loop import EpochResult, Loop
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from raycd import progress
 from raycd.errors import TrackingError
-from raycd.runtime.failures import Failures, described
-from raycd.runtime.mlflow_run import MlflowRun
+from raycd.runtime.record.mlflow_run import MlflowRun
+from raycd.runtime.train.failures import Failures, described
 
 AGAIN_AFTER = 30.0  # seconds until a record that was away is tried again
 

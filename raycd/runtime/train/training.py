@@ -30,13 +30,14 @@ from raycd.data.folder import is_local
 from raycd.errors import RaycdError, RunError, TrainingError
 from raycd.model import threads
 from raycd.run import open_uri
-from raycd.runtime import cluster, precision, private, relay
-from raycd.runtime.checkpoints import Checkpoints
-from raycd.runtime.failures import Failures
-from raycd.runtime.keeping import Keeper, Stopped
-from raycd.runtime.live import Live
-from raycd.runtime.mlflow_run import MlflowRun
-from raycd.runtime.teller import Teller
+from raycd.runtime import cluster, precision, private
+from raycd.runtime.record.mlflow_run import MlflowRun
+from raycd.runtime.train import relay
+from raycd.runtime.train.checkpoints import Checkpoints
+from raycd.runtime.train.failures import Failures
+from raycd.runtime.train.keeping import Keeper, Stopped
+from raycd.runtime.train.live import Live
+from raycd.runtime.train.teller import Teller
 from raycd.train.loop import Loop, Schedule
 from raycd.train.task import Task
 
