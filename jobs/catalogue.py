@@ -77,7 +77,7 @@ def _measured(config: Config, name: str, run: str, seed: int) -> dict[str, Any]:
     """Run one of RUNS up to its evaluation; return the ranks by variant, and val's categories."""
     from raycd.config import Config
     from raycd.runtime import pipeline
-    from raycd.runtime.stages import Context
+    from raycd.runtime.stages.context import Context
 
     tree = config.model_dump()
     for section, values in RUNS[run].items():

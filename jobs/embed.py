@@ -73,8 +73,9 @@ def embed_images(options: cli.Options) -> None:
     from raycd import scratch
     from raycd.data.folder import absolute
     from raycd.features import shards
-    from raycd.runtime import cluster, embed_shards, local_ray
-    from raycd.runtime.stages import LISTED
+    from raycd.runtime import cluster, local_ray
+    from raycd.runtime.embed import embed_shards
+    from raycd.runtime.stages.embed import LISTED
 
     # Workers have another working folder
     source, out = (absolute(given) for given in (options.flags.images, options.flags.out))
@@ -95,7 +96,7 @@ def embed_images(options: cli.Options) -> None:
 
 def _encoder(options: cli.Options) -> "Encoder":
     from raycd import bundle
-    from raycd.runtime import beginning
+    from raycd.runtime.stages import beginning
     from serve import swap
 
     if not options.flags.bundle:

@@ -31,7 +31,7 @@ from raycd.errors import program as called
 
 if TYPE_CHECKING:
     from raycd.data.schema import Dataset
-    from raycd.runtime.evaluation import Asked
+    from raycd.runtime.evaluate.evaluation import Asked
 
 ALL = "all"
 
@@ -110,7 +110,7 @@ def measure(config: Config, asked: argparse.Namespace) -> None:
 
     from raycd.evaluate import per_query
     from raycd.report.table import final_table
-    from raycd.runtime import evaluation
+    from raycd.runtime.evaluate import evaluation
 
     chosen = protocols(asked.protocol, config)
     top = per_query.TOP if asked.per_query else 0
@@ -129,8 +129,9 @@ def answers(
 ) -> tuple[Dataset, list[Asked]]:
     """Return the data set, and what each variant found under each protocol."""
     from raycd.client import Client
-    from raycd.runtime import cluster, elsewhere, endpoint, evaluation, pipeline
-    from raycd.runtime.stages import Context
+    from raycd.runtime import cluster, pipeline
+    from raycd.runtime.evaluate import elsewhere, endpoint, evaluation
+    from raycd.runtime.stages.context import Context
 
     if asked.endpoint:
         run = pipeline.run_folder(config)
@@ -166,7 +167,7 @@ def answers(
 
 def protocols(name: str | None, config: Config) -> list[Protocol]:
     """Return the protocols that were asked for. Raises ConfigError for an unknown one."""
-    from raycd.runtime.evaluation import PROTOCOLS
+    from raycd.runtime.evaluate.evaluation import PROTOCOLS
 
     if name is None:
         return [config.evaluate.protocol]
@@ -181,8 +182,9 @@ def protocols(name: str | None, config: Config) -> list[Protocol]:
 def submit(config: Config, folder: str | None, out: Path) -> None:
     """Write the answers to the test split into `out`."""
     from raycd.evaluate import submission
-    from raycd.runtime import elsewhere, pipeline
-    from raycd.runtime.stages import Context, own_device
+    from raycd.runtime import pipeline
+    from raycd.runtime.evaluate import elsewhere
+    from raycd.runtime.stages.context import Context, own_device
 
     submission.check_format(config.data.format)
     make, mask_reference = submission.FORMATS[config.data.format]

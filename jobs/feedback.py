@@ -181,7 +181,9 @@ def _base(config: Config) -> Dataset:
     import pyarrow.parquet as pq
 
     from raycd.data.folder import absolute
-    from raycd.runtime import pipeline, reading, stages
+    from raycd.runtime import pipeline
+    from raycd.runtime.stages import reading
+    from raycd.runtime.stages.context import COMPOSED
 
     drawn = config.data.format == "synthetic"
     root = pipeline.run_folder(config).path("catalogue") if drawn else config.data.root
@@ -196,7 +198,7 @@ def _base(config: Config) -> Dataset:
             expected="that of the bundle that the users saw, with the stage compose",
             do="give its --name and --runs; or --compose.when never, to train on feedback alone",
         )
-    return reading.with_composed(found, pq.read_table(run.local("compose") / stages.COMPOSED))
+    return reading.with_composed(found, pq.read_table(run.local("compose") / COMPOSED))
 
 
 def _known_texts(base: Dataset) -> dict[str, str]:

@@ -77,7 +77,8 @@ def reembed_gallery(options: cli.Options) -> None:
     """Encode the live gallery with the bundle's encoder. Raises DataError where it cannot."""
     from raycd import bundle
     from raycd.gallery_db.stored import StoredGallery
-    from raycd.runtime import cluster, local_ray, reembedding
+    from raycd.runtime import cluster, local_ray
+    from raycd.runtime.embed import reembedding
     from serve import swap
 
     asked = options.flags

@@ -196,7 +196,7 @@ class Refresh:
 
         asked, pinned = self.asked.champion, self.asked.champion
         if asked.startswith(REGISTRY):
-            from raycd.runtime import registry
+            from raycd.runtime.record import registry
 
             pinned = registry.pinned(asked)
         source = swap.folder(pinned)
@@ -209,7 +209,8 @@ class Refresh:
         """Embed new images, and have them in the live gallery; `rows` is the hash of them."""
         from jobs import gallery
         from raycd import bundle
-        from raycd.runtime import cluster, embed_shards
+        from raycd.runtime import cluster
+        from raycd.runtime.embed import embed_shards
 
         place, own = self.folder / CHAMPION, str(self.folder / f"{FEATURES}-{rows[:12]}")
         encoder = bundle.load_encoder(place, bundle.verify(place))
@@ -293,7 +294,7 @@ class Refresh:
     def _compare(self, data: Path, new: str) -> tuple[Verdict, Verdict]:
         """Judge the new bundle by a manifest's val against the champion, and the other way."""
         from raycd.compare.champion import answers_table, judge
-        from raycd.runtime import elsewhere, evaluation
+        from raycd.runtime.evaluate import elsewhere, evaluation
 
         config = self.config.model_copy(update={"data": self._data(data)})
         dataset = elsewhere.dataset(config, "val")
@@ -319,7 +320,7 @@ class Refresh:
         """Make the new bundle the champion: by its alias, or in the place of its folder."""
         asked = champion["asked"]
         if asked.startswith(REGISTRY):
-            from raycd.runtime import registry
+            from raycd.runtime.record import registry
 
             version = registry.move_alias(asked, champion["pinned"], trained["run_id"])
             return {"now": f"{asked} is version {version}"}

@@ -15,7 +15,8 @@ from raycd.config import cli
 
 def main(options: cli.Options) -> None:
     from raycd.report.table import final_table
-    from raycd.runtime import pipeline, tracking
+    from raycd.runtime import pipeline
+    from raycd.runtime.record import tracking
     from raycd.train import forecast
 
     here = not os.environ.get("RAY_ADDRESS")  # which names a cluster of other machines

@@ -157,7 +157,7 @@ def _pinned(bundle: str) -> str:
     """
     if not bundle.startswith(REGISTRY):
         return bundle if is_fetched(bundle) else ""
-    from raycd.runtime import registry
+    from raycd.runtime.record import registry
 
     return registry.pinned(bundle)
 

@@ -23,7 +23,7 @@ class SearchService:
         from serve.galleries import Galleries
         from serve.monitoring import logs
         from serve.monitoring.metrics import Metrics
-        from serve.shadow import beside
+        from serve.shadow_process import beside
 
         logs.name_traces(args)
         self._metrics, self._in_flight, name = Metrics(), InFlight(), _service_name()

@@ -21,7 +21,7 @@ def folder(wanted: str) -> Path:
         DataError: The store refuses or does not answer.
     """
     if wanted.startswith(REGISTRY):
-        from raycd.runtime import registry
+        from raycd.runtime.record import registry
 
         return registry.fetch(wanted)
     if is_fetched(wanted):

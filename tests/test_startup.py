@@ -16,11 +16,11 @@ import serve.app, serve.service, raycd.gallery_db
 
 serves = sorted(sys.modules)
 
-import raycd.runtime.teller
+import raycd.runtime.train.teller
 
 controls = sorted(sys.modules)
 
-import tune.trial, jobs.comparison.cells, raycd.runtime.training, raycd.runtime.stages
+import tune.trial, jobs.comparison.cells, raycd.runtime.train.training, raycd.runtime.stages.train
 
 print(json.dumps([serves, controls, sorted(sys.modules)]))
 """

@@ -16,7 +16,7 @@ from raycd.config import Config, flatten
 from raycd.errors import RunError
 from raycd.model import precision
 from raycd.run import Run
-from raycd.runtime import weights
+from raycd.runtime.stages import weights
 from tune.space import Space
 
 SWEEP, RESULT = "sweep.json", "result.json"
@@ -79,7 +79,7 @@ class Journal:
 
         Args:
             inputs: Fingerprints of what trials read.
-            made_with: Hashes of the weights that it was made with (`runtime.weights`).
+            made_with: Hashes of the weights that it was made with (`runtime.stages.weights`).
 
         Raises:
             RunError: The sweep was started with other settings or weights, or there is none to

@@ -11,9 +11,9 @@ from typing import Any
 
 from raycd import progress
 from raycd.errors import TrackingError
-from raycd.runtime.child_runs import ChildRuns
-from raycd.runtime.mlflow_store import PROBE, limited
-from raycd.runtime.tracking import Tracker
+from raycd.runtime.record.child_runs import ChildRuns
+from raycd.runtime.record.mlflow_store import PROBE, limited
+from raycd.runtime.record.tracking import Tracker
 from tune.journal import Journal, Record, best
 
 STATUS = {"finished": "FINISHED", "stopped": "FINISHED", "failed": "FAILED"}

@@ -24,7 +24,7 @@ from raycd.config import cli, layers
 if TYPE_CHECKING:
     from raycd.config import Config
     from raycd.evaluate import Metric
-    from raycd.runtime.stages import Context
+    from raycd.runtime.stages.context import Context
     from tune.journal import Journal
     from tune.space import Space
 
@@ -52,7 +52,12 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 def main(options: cli.Options) -> None:
     """Run the stages that trials read, the trials, and the comparison of the winner with val."""
-    from raycd.runtime import cluster, evaluation, local_ray, pipeline, stages, tracking, weights
+    from raycd.runtime import cluster, local_ray, pipeline
+    from raycd.runtime.evaluate import evaluation
+    from raycd.runtime.record import tracking
+    from raycd.runtime.stages import reading, weights
+    from raycd.runtime.stages.context import Context
+    from raycd.runtime.stages.fresh import fresh_head
     from tune.journal import Journal
     from tune.space import make_space
 
@@ -62,7 +67,7 @@ def main(options: cli.Options) -> None:
     space, name = make_space(config, flags.space), pipeline.run_name(config)
     _check_reach(space)
     dataset = (
-        None if config.data.format == "synthetic" else stages.dataset(config, config.data.root)
+        None if config.data.format == "synthetic" else reading.dataset(config, config.data.root)
     )
     metric = evaluation.named_metric(config.tune.metric, config, dataset)
     run = pipeline.run_folder(config)
@@ -70,10 +75,10 @@ def main(options: cli.Options) -> None:
     journal.check(space, resume=flags.resume)
     with cluster.connected():
         pipeline.run(config, until="encoder")
-        head = pipeline.fresh_head(config, run)  # whatever its class says of its weights
+        head = fresh_head(config, run)  # whatever its class says of its weights
         _check_trains(config, has_weights=any(True for _ in head.parameters()))
         pipeline.run(config, until="mine")
-        context = stages.Context(config, run, _dataset=dataset)
+        context = Context(config, run, _dataset=dataset)
         space = make_space(config, flags.space, dim=context.recorded("stage1", "dim"))
         inputs = {stage: context.recorded(stage, "fingerprint") for stage in ("embed", "mine")}
         made_with = weights.of_inputs({"stage1": pipeline.recorded(run, "stage1")})
@@ -84,7 +89,7 @@ def main(options: cli.Options) -> None:
 
 def _sweep(context: Context, space: Space, metric: Metric, journal: Journal) -> None:
     """Run trials, finals and comparison and write the files, each recorded as it comes."""
-    from raycd.runtime.tracking import Tracker
+    from raycd.runtime.record.tracking import Tracker
     from tune import finals, outcome
     from tune.record import SweepRecord
     from tune.runner import run_trials

@@ -29,8 +29,8 @@ from raycd.features import Features, map_cache
 from raycd.features.map_cache import Extras
 from raycd.model import fusion, threads
 from raycd.run import local_copy
-from raycd.runtime import tasks
-from raycd.runtime.stages import Context, own_device
+from raycd.runtime.stages import tasks
+from raycd.runtime.stages.context import Context, own_device
 from raycd.train import hard_negatives
 from raycd.train.fuse import Fuse, new_head
 from raycd.train.loop import EpochResult, Loop, Schedule, best_epoch

@@ -22,7 +22,8 @@ from raycd.features import readable, vectors
 from raycd.features.stored import Stored
 from raycd.model.embed import EmbedImages, frozen
 from raycd.model.encoder import Encoder, create
-from raycd.runtime import cluster, embed_shards
+from raycd.runtime import cluster
+from raycd.runtime.embed import embed_shards
 
 WARM_UP = 256  # images that each way embeds before its clock starts
 

@@ -46,7 +46,7 @@ from raycd.model.encoder import Encoder
 from raycd.model.fusion import Head
 from raycd.progress import say
 from raycd.runtime import pipeline
-from raycd.runtime.stages import Context, own_device
+from raycd.runtime.stages.context import Context, own_device
 from raycd.train.fuse import Fuse
 from raycd.train.loop import EpochResult, Loop, Schedule, best_epoch
 from raycd.train.task import Silence

@@ -32,7 +32,9 @@ from raycd.features import shards
 from raycd.features.stored import Stored
 from raycd.model import fusion
 from raycd.model.encoder import Encoder
-from raycd.runtime import bundle_stage, cluster, embed_shards, mining
+from raycd.runtime import cluster, mining
+from raycd.runtime.embed import embed_shards
+from raycd.runtime.stages import bundle
 
 SMALL, LARGE = 20_000, 1_000_000
 DIM, SIDE, TRIPLETS = 16, 8, 2000
@@ -125,11 +127,11 @@ def _build(folder: Path, config: Config) -> int:
     ids = pq.read_table(folder / "features" / shards.ROWS, columns=["key"])["key"].to_pylist()
     count, encoder = len(ids), stand_in()
     head = fusion.HeadConfig("sum", DIM)
-    manifest = bundle_stage.write(
+    manifest = bundle.write(
         str(folder / "bundle"),
-        bundle_stage.Model(encoder, fusion.create(head), head),
+        bundle.Model(encoder, fusion.create(head), head),
         Stored.open(folder / "features"),
-        bundle_stage.Rows(ids, [[]] * count, [None] * count, [{}] * count),
+        bundle.Rows(ids, [[]] * count, [None] * count, [{}] * count),
         config,
         {},
     )

@@ -14,7 +14,8 @@ from raycd.config import Config
 from raycd.errors import ConfigError
 from raycd.evaluate import Metric
 from raycd.run import Run
-from raycd.runtime import cluster, pipeline, stages
+from raycd.runtime import cluster, pipeline
+from raycd.runtime.stages.context import Context
 from tune.journal import Journal, Record, best
 from tune.runner import as_trial, concurrency, run_trials
 from tune.search import make_budget
@@ -34,7 +35,7 @@ def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
     """
     with cluster.connected(), tempfile.TemporaryDirectory(prefix="raycd-") as scratch:
         run = pipeline.run(config, until="mine").run
-        context = stages.Context(config, run)
+        context = Context(config, run)
         at_a_time = concurrency(config)
         trials, wall = _sweep(context, Path(scratch))
         naive, epochs = _naive(config, run, Path(scratch))
@@ -61,7 +62,7 @@ def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _sweep(context: stages.Context, scratch: Path) -> tuple[list[Record], float]:
+def _sweep(context: Context, scratch: Path) -> tuple[list[Record], float]:
     config, began = context.config, time.perf_counter()
     space = make_space(config, [], dim=context.recorded("stage1", "dim"))
     tables = Tables.of(context, splits=("train", "selection"))

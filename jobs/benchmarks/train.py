@@ -26,8 +26,9 @@ from raycd.config import Config
 from raycd.data.pixels import PixelCache
 from raycd.model import encoder as encoders
 from raycd.model.fusion import HeadBatch
-from raycd.runtime import cluster, pipeline, stages
-from raycd.runtime.stages import Context
+from raycd.runtime import cluster, pipeline
+from raycd.runtime.stages.context import IMAGES, Context
+from raycd.runtime.stages.fresh import fresh_head
 from raycd.train.batches import epoch_batches
 from raycd.train.finetune import FineTune
 from raycd.train.fuse import Fuse
@@ -136,7 +137,7 @@ def _context(config: Config) -> Context:
 
 
 def _finetune(context: Context, source: str = "encoder") -> FineTune:
-    missing = dict(context.stored("zero_shot", stages.IMAGES).unreadable())
+    missing = dict(context.stored("zero_shot", IMAGES).unreadable())
     paths = {key: path for key, path in _paths(context) if key not in missing}
     encoder = encoders.load_saved(context.run.local(source) / "encoder")
     return FineTune(encoder, context.dataset, paths, context.config)
@@ -148,6 +149,6 @@ def _paths(context: Context) -> Iterator[tuple[str, str]]:
 
 def _fuse(context: Context) -> Fuse:
     images, texts = context.features("embed")
-    head = pipeline.fresh_head(context.config, context.run)
+    head = fresh_head(context.config, context.run)
     pseudo = context.run.local("filter") / "pseudo_triplets.parquet"
     return Fuse(head, context.dataset, pq.read_table(pseudo), images, texts, context.config)

@@ -20,8 +20,10 @@ from raycd.compare.writing import Grid
 from raycd.config import Config, cli
 from raycd.evaluate import AVERAGE, Metric
 from raycd.model import fusion
-from raycd.runtime import cluster, evaluation, pipeline, tasks
-from raycd.runtime.stages import Context
+from raycd.runtime import cluster, pipeline
+from raycd.runtime.evaluate import evaluation
+from raycd.runtime.stages import tasks
+from raycd.runtime.stages.context import Context
 from tune.trial import Tables
 
 NAME, FULL = "ablation", "CLIP-CD"

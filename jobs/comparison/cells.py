@@ -23,9 +23,10 @@ from raycd.errors import RunError
 from raycd.model import fusion, precision, threads
 from raycd.progress import Bar
 from raycd.run import Run, fingerprint
-from raycd.runtime import cluster, pipeline, since, weights
-from raycd.runtime.child_runs import ChildRuns
-from raycd.runtime.tracking import Tracker
+from raycd.runtime import cluster, pipeline
+from raycd.runtime.record.child_runs import ChildRuns
+from raycd.runtime.record.tracking import Tracker
+from raycd.runtime.stages import since, weights
 from tune.trial import Tables, evaluated
 
 FOLDER, IDENTITY = "compare", "compare/comparison.json"
@@ -112,7 +113,7 @@ class Cells:
 
         Args:
             inputs: Fingerprints of the stages that cells read.
-            made_with: Hashes of the weights that those were made with (`runtime.weights`).
+            made_with: Hashes of the weights that those were made with (`runtime.stages.weights`).
         """
         known = self.run.read_json(IDENTITY)
         if known is not None and self.run.names(f"{FOLDER}/cells"):

@@ -28,7 +28,8 @@ from raycd.config import Config
 from raycd.data.schema import Dataset
 from raycd.model import fusion
 from raycd.runtime import cluster, pipeline
-from raycd.runtime.stages import Context
+from raycd.runtime.stages.context import Context
+from raycd.runtime.stages.fresh import fresh_head
 from tune.trial import Tables
 
 NAME = "comparison"
@@ -74,7 +75,7 @@ def fitted(config: Config, plan: Plan) -> Plan:
     Raises what `Plan.fitted` does, before anything is trained.
     """
     run = pipeline.run(_SUM.config(config, PSEUDO), until="encoder").run
-    return plan.fitted(lambda entry: pipeline.fresh_head(entry.config(config, PSEUDO), run))
+    return plan.fitted(lambda entry: fresh_head(entry.config(config, PSEUDO), run))
 
 
 def _tables(config: Config, plan: Plan, dataset: Dataset | None) -> Tables:

@@ -14,7 +14,7 @@ from raycd.errors import RunError, TrackingError
 from raycd.evaluate import Metric
 from raycd.progress import say
 from raycd.run import Run
-from raycd.runtime.tracking import Tracker
+from raycd.runtime.record.tracking import Tracker
 
 ENDINGS = ("md", "tex", "csv")
 TITLES = {ORIGINAL: "without pseudo triplets", PSEUDO: "with pseudo triplets"}

@@ -15,8 +15,10 @@ from raycd.data.schema import Dataset
 from raycd.errors import ConfigError
 from raycd.evaluate import AVERAGE, Metric
 from raycd.run import Run
-from raycd.runtime import local_ray, pipeline, stages, tracking, weights
-from raycd.runtime.tracking import Tracker
+from raycd.runtime import local_ray, pipeline
+from raycd.runtime.record import tracking
+from raycd.runtime.record.tracking import Tracker
+from raycd.runtime.stages import reading, weights
 
 
 def checked(config: Config) -> Dataset | None:
@@ -36,7 +38,7 @@ def checked(config: Config) -> Dataset | None:
         )
     local_ray.address()
     drawn = config.data.format == "synthetic"
-    dataset = None if drawn else stages.dataset(config, config.data.root)
+    dataset = None if drawn else reading.dataset(config, config.data.root)
     Cells(pipeline.run_folder(config)).check(config)
     return dataset
 

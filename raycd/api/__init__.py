@@ -248,6 +248,13 @@ class Limits(_ResponsePart):
     """Of an image."""
 
 
+class NumberRange(_ResponsePart):
+    """The numbers that an attribute's values are; other values of it do not count."""
+
+    min: float
+    max: float
+
+
 class Info(_ResponsePart):
     """The properties of the service that a client, such as the page, needs for its requests."""
 
@@ -272,6 +279,10 @@ class Info(_ResponsePart):
     """Number of images of each category."""
     attributes: dict[str, dict[str, int]]
     """Number of images of the most frequent values of each attribute."""
+    ranges: dict[str, NumberRange] = {}
+    """Smallest and largest number of each attribute that has numbers; of a search engine's gallery,
+    of its most frequent values.
+    """
     example_texts: list[str]
     """Texts of the model's training, to try."""
 

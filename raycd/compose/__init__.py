@@ -7,7 +7,7 @@
 Two images that share most attributes and differ in one or two are a reference and a target, and
 what differs is the modification text. Of an image's nearest neighbours some pairs are drawn, those
 of rare values sooner. Arrays and tables in, a table out: no Ray, no files.
-`raycd.runtime.catalogue` finds the neighbours on a cluster.
+`raycd.runtime.stages.catalogue` finds the neighbours on a cluster.
 
 Letters: N images, A attributes, P pairs of a block, C pairs that were drawn, in both directions.
 """

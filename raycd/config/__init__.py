@@ -1,17 +1,8 @@
 """The configuration: its sections and tree, the layers it is read from, presets, programs."""
 
 from raycd.config.catalogue import AdaptConfig, ComposeConfig
-from raycd.config.operation import (
-    ComputeConfig,
-    EvaluateConfig,
-    IndexConfig,
-    RegistryConfig,
-    TrackingConfig,
-    TrainConfig,
-    TuneConfig,
-)
-from raycd.config.section import Compile, Count, Positive, Precision, Protocol, Section
-from raycd.config.sections import (
+from raycd.config.fields import Compile, Count, Positive, Precision, Protocol, Section
+from raycd.config.method import (
     DataConfig,
     EmbedConfig,
     EncoderConfig,
@@ -21,6 +12,15 @@ from raycd.config.sections import (
     Stage1Config,
     Stage2Config,
     SyntheticConfig,
+)
+from raycd.config.operation import (
+    ComputeConfig,
+    EvaluateConfig,
+    IndexConfig,
+    RegistryConfig,
+    TrackingConfig,
+    TrainConfig,
+    TuneConfig,
 )
 from raycd.config.tree import Config, field_types, flatten, to_yaml
 

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from raycd.config.section import Count, Fraction, Positive, Section, Text
-from raycd.config.sections import Finetuning
+from raycd.config.fields import Count, Fraction, Positive, Section, Text
+from raycd.config.method import Finetuning
 
 
 class AdaptConfig(Finetuning):

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from raycd.config import Config, Section, field_types
-from raycd.config.section import IN_WORDS
+from raycd.config.fields import IN_WORDS
 from raycd.errors import ConfigError
 from raycd.redact import without_passwords
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 from typing_extensions import TypedDict
 
-from raycd.config.section import (
+from raycd.config.fields import (
     Alias,
     AliasOrNone,
     Count,
@@ -183,6 +183,10 @@ class TrackingConfig(Section):
     """False keeps no record."""
     every_steps: Count = 50
     """Steps of a training between two of its losses in the record; 0: only each epoch's."""
+    machine_seconds: Count = 10
+    """Seconds between two measurements of every machine's CPUs, memory, disk, network and GPUs in
+    the record of the stage that runs; 0: none.
+    """
 
 
 class RegistryConfig(Section):

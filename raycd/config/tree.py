@@ -13,6 +13,16 @@ import yaml
 from pydantic import model_validator
 
 from raycd.config.catalogue import AdaptConfig, ComposeConfig
+from raycd.config.fields import Count, RunName, Section, Text
+from raycd.config.method import (
+    DataConfig,
+    EmbedConfig,
+    EncoderConfig,
+    MineConfig,
+    PretrainConfig,
+    Stage1Config,
+    Stage2Config,
+)
 from raycd.config.operation import (
     ComputeConfig,
     EvaluateConfig,
@@ -21,16 +31,6 @@ from raycd.config.operation import (
     TrackingConfig,
     TrainConfig,
     TuneConfig,
-)
-from raycd.config.section import Count, RunName, Section, Text
-from raycd.config.sections import (
-    DataConfig,
-    EmbedConfig,
-    EncoderConfig,
-    MineConfig,
-    PretrainConfig,
-    Stage1Config,
-    Stage2Config,
 )
 
 

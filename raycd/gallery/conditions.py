@@ -5,9 +5,10 @@ Values are texts; a range compares those that are numbers, in decimal notation.
 
 from __future__ import annotations
 
+import math
 import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,16 @@ def number(text: str) -> float:
 def is_number(text: str) -> bool:
     """Return whether a value is a number."""
     return _NUMBER.fullmatch(text) is not None
+
+
+def ranges(values: Mapping[str, Iterable[str]]) -> dict[str, tuple[float, float]]:
+    """Return the smallest and the largest number of each attribute that has numbers."""
+    found = {}
+    for name, own in values.items():
+        numbers = [one for one in map(number, own) if math.isfinite(one)]
+        if numbers:
+            found[name] = (min(numbers), max(numbers))
+    return found
 
 
 def holds(condition: Condition, value: str | None) -> bool:

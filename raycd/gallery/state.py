@@ -138,6 +138,10 @@ class State(Protocol):
     def attribute_counts(self) -> Mapping[str, Mapping[str, int]]:
         """The number of images of each value of each attribute, the largest first."""
 
+    @property
+    def ranges(self) -> Mapping[str, tuple[float, float]]:
+        """The smallest and the largest number of each attribute that has numbers."""
+
     def has_category(self, name: str) -> bool:
         """Return whether an image is in a category."""
 

@@ -275,6 +275,11 @@ class View:
                 counts.setdefault(name, Counter())[value] += 1
         return {name: _most_first(values) for name, values in sorted(counts.items())}
 
+    @cached_property
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        """The smallest and the largest number of each attribute that has numbers."""
+        return conditions.ranges(self.attribute_counts)
+
     def has_category(self, name: str) -> bool:
         """Return whether an image is in a category."""
         return name in self.category_counts

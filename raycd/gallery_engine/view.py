@@ -184,6 +184,11 @@ class EngineView:
         """The number of images of the most frequent values of each attribute, likewise."""
         return self.facts.attribute_counts
 
+    @property
+    def ranges(self) -> Mapping[str, tuple[float, float]]:
+        """The smallest and the largest number among those values of each attribute."""
+        return conditions.ranges(self.attribute_counts)
+
     def has_category(self, name: str) -> bool:
         """Return whether an image is in a category."""
         return name in self.category_counts or self._has(expressions.category_tag(name))

@@ -20,28 +20,28 @@ from raycd.data.schema import Dataset
 from raycd.model import fusion
 from raycd.redact import json_without_passwords
 from raycd.run import UNFINISHED, Run, Writing, fingerprint
-from raycd.runtime import (
-    beginning,
-    bundle_stage,
-    catalogue,
-    cluster,
-    evaluation,
-    local_ray,
-    map_stages,
-    mine_stages,
-    precision,
-    reading,
-    results,
-    since,
-    stages,
-    training,
-    weights,
-)
-from raycd.runtime.fresh import fresh_head as fresh_head
+from raycd.runtime import cluster, local_ray, precision
+from raycd.runtime.evaluate import evaluation, results
 from raycd.runtime.naming import run_folder as run_folder
 from raycd.runtime.naming import run_name as run_name
-from raycd.runtime.stages import Context
-from raycd.runtime.tracking import Tracker
+from raycd.runtime.record import machines
+from raycd.runtime.record.tracking import Tracker
+from raycd.runtime.stages import (
+    beginning,
+    bundle,
+    catalogue,
+    demo_data,
+    embed,
+    maps,
+    mine,
+    reading,
+    since,
+    train,
+    weights,
+)
+from raycd.runtime.stages.context import CACHES, Context, needs
+from raycd.runtime.stages.fresh import fresh_head
+from raycd.runtime.train import training
 
 
 @dataclass(frozen=True)
@@ -76,15 +76,15 @@ STAGES = (
     # First, so that a wrong encoder is refused before anything is drawn or read.
     Stage(
         "encoder",
-        stages.encoder,
+        embed.encoder,
         settings=["encoder", "pretrain"],
         reads_data=False,
         also=beginning.hashes,
     ),
-    Stage("catalogue", stages.demo_data, settings=["data.synthetic"], reads_data=False, version=3),
+    Stage("catalogue", demo_data.draw, settings=["data.synthetic"], reads_data=False, version=3),
     Stage(
         "zero_shot",
-        stages.zero_shot,
+        embed.zero_shot,
         ["encoder"],
         [
             *("embed.precision", *_DATA_LIMITS, "data.max_missing"),
@@ -110,32 +110,32 @@ STAGES = (
     ),
     Stage(
         "stage1",
-        stages.stage1,
+        train.stage1,
         ["zero_shot"],
         ["stage1", "seed", "evaluate.protocol"],
         optional=["adapt", "compose"],
     ),
-    Stage("embed", stages.embed, ["stage1"], ["embed.precision", *_DATA_LIMITS]),
+    Stage("embed", embed.embed, ["stage1"], ["embed.precision", *_DATA_LIMITS]),
     *(
         Stage(
-            stages.CACHES[need],
+            CACHES[need],
             work,
             ["embed"],
             ["embed.precision", "embed.map_size", *_DATA_LIMITS],
             need=need,
         )
-        for need, work in (("map", map_stages.cache_map), ("middle", map_stages.cache_middle))
+        for need, work in (("map", maps.cache_map), ("middle", maps.cache_middle))
     ),
     Stage(
-        stages.CACHES["tokens"],
-        map_stages.cache_tokens,
+        CACHES["tokens"],
+        maps.cache_tokens,
         ["embed"],
         ["embed.precision"],
         need="tokens",
     ),
     Stage(
         "mine",
-        mine_stages.mine_candidates,
+        mine.mine_candidates,
         ["embed"],
         [
             "mine.neighbours",
@@ -148,7 +148,7 @@ STAGES = (
     ),
     Stage(
         "filter",
-        mine_stages.filter_pseudo,
+        mine.filter_pseudo,
         ["mine"],
         [
             "mine.thresholds",
@@ -163,7 +163,7 @@ STAGES = (
     ),
     Stage(
         "stage2",
-        stages.stage2,
+        train.stage2,
         ["embed", "filter"],
         ["stage2", "seed", "evaluate.protocol", "evaluate.rerank_depth"],
         reads_needs=True,
@@ -184,7 +184,7 @@ STAGES = (
     ),
     Stage(
         "bundle",
-        bundle_stage.bundle_up,
+        bundle.bundle_up,
         ["evaluate"],
         ["evaluate", "index"],
         reads_attributes=True,
@@ -257,7 +257,7 @@ def stages_of(config: Config, dataset: Dataset | None = None) -> list[Stage]:
         "adapt": config.adapt.epochs > 0,
         "compose": reading.composes(config, dataset),
     }
-    needed = ("", *stages.needs(config))
+    needed = ("", *needs(config))
     return [own for own in STAGES if own.need in needed and unless.get(own.name, True)]
 
 
@@ -268,7 +268,7 @@ def run(config: Config, *, until: str = STAGES[-1].name) -> Outcome:
     # Read before the folder is made: a mistyped data.root must not claim the run's name, nor wait
     # for weights.
     drawn = config.data.format == "synthetic"
-    dataset = None if drawn else stages.dataset(config, config.data.root)
+    dataset = None if drawn else reading.dataset(config, config.data.root)
     config = reading.fitted(config, dataset)
     if config.registry.alias:
         evaluation.named_metric(config.registry.metric, config, dataset)
@@ -280,7 +280,7 @@ def run(config: Config, *, until: str = STAGES[-1].name) -> Outcome:
         for stage in pipeline.stages:
             pipeline.run(stage)
             if stage.name == "encoder":
-                pipeline.check_head()
+                fresh_head(config, folder)  # one that does not fit it is refused now
             if stage.name == until:
                 break
         metrics = None
@@ -329,7 +329,10 @@ class _Pipeline:
         }
         with tracker.stage(stage.name, fingerprint(wanted, made_with)) as tracked:
             self.context.tracked = tracked
-            with self.folder.writing(stage.name, wanted, **about) as writing:
+            with (
+                machines.watched(tracked, self.config.tracking.machine_seconds),
+                self.folder.writing(stage.name, wanted, **about) as writing,
+            ):
                 stage.work(self.context, writing)
             self.folder.discard(f"{training.STORAGE}/{stage.name}-*")  # checkpoints
             record = recorded(self.folder, stage.name)
@@ -337,15 +340,11 @@ class _Pipeline:
         self.done.append(stage.name)
         progress.say(f"{stage.name}: done in {progress.duration(record['seconds'])}")
 
-    def check_head(self) -> None:
-        """Refuse a fusion head that does not fit the encoder before stage 1, not after it."""
-        fresh_head(self.config, self.folder)
-
     def _inputs(self, stage: Stage) -> list[str]:
         """Return the stages whose output a stage reads."""
-        needs = stages.needs(self.config) if stage.reads_needs else ()
+        wanted = needs(self.config) if stage.reads_needs else ()
         optional = [own.name for own in self.stages if own.name in stage.optional]
-        needed = [own.name for own in STAGES if own.need in needs]
+        needed = [own.name for own in STAGES if own.need in wanted]
         return [*stage.inputs, *optional, *needed]
 
     def finish(self) -> dict[str, Any]:

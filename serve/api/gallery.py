@@ -9,7 +9,7 @@ from urllib.parse import quote
 from fastapi import APIRouter, Depends, Query, Request, Response
 
 from raycd import __version__
-from raycd.api import GalleryFilters, GalleryPage, Info, Item, Limits
+from raycd.api import GalleryFilters, GalleryPage, Info, Item, Limits, NumberRange
 from raycd.gallery.state import Image, State
 from serve.api import bodies, filters, problems
 from serve.api.search_body import check_filters
@@ -147,6 +147,10 @@ def _info(replica: Replica) -> Info:
         attributes={
             name: dict(islice(values.items(), VALUES))
             for name, values in view.attribute_counts.items()
+        },
+        ranges={
+            name: NumberRange(min=smallest, max=largest)
+            for name, (smallest, largest) in view.ranges.items()
         },
         example_texts=engine.example_texts,
     )

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator
 
 from raycd.config import Section
-from raycd.config.section import Text
+from raycd.config.fields import Text
 
 DEFAULT = "default"  # the name of the gallery that the paths without a name are of
 SQLITE = "gallery.sqlite"  # beside the bundle's folder, where no database is named

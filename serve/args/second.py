@@ -7,7 +7,7 @@ from typing import Self
 from pydantic import model_validator
 
 from raycd.config import Positive, Section
-from raycd.config.section import Fraction
+from raycd.config.fields import Fraction
 
 
 class Second(Section):

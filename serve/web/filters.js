@@ -3,9 +3,9 @@
 
 import { byId, element } from "./element.js";
 import { ownOf } from "./query.js";
+import { rangeOf, readRange, setRange } from "./range.js";
 
 const FEW = 12; // more values than this are folded away
-const NUMBER = /^[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?$/i; // as the service reads them
 
 const root = byId("filters");
 const facets = () => [...root.querySelectorAll("[data-attribute]")];
@@ -16,11 +16,13 @@ const checked = (name, inside) =>
     .map((box) => box.value);
 
 /** Offer what the gallery has. */
-export function offerFilters({ categories, attributes }) {
+export function offerFilters({ categories, attributes, ranges }) {
   const names = Object.entries(categories);
   root.replaceChildren(
     ...(names.length > 1 ? [offerCategories(names)] : []),
-    ...Object.entries(attributes).map(([name, values]) => facet(name, Object.entries(values))),
+    ...Object.entries(attributes).map(([name, values]) =>
+      facet(name, Object.entries(values), ownOf(ranges, name, null)),
+    ),
   );
 }
 
@@ -41,15 +43,13 @@ export function setFilters({ category, attributes }) {
     const parts = Array.isArray(wanted) ? { in: wanted } : wanted;
     check(boxes("attribute", one), parts.in ?? parts.not ?? []);
     for (const box of boxes("not", one)) box.checked = !parts.in && parts.not !== undefined;
-    for (const input of bounds(one)) input.value = parts[input.name] ?? "";
+    setRange(one, parts);
     if (conditionOf(one) !== null) one.open = true;
   }
 }
 
 /** Forget the filters. */
 export const clearFilters = () => setFilters({ category: [], attributes: {} });
-
-const bounds = (one) => [...one.querySelectorAll(".range input")];
 
 function check(some, values) {
   for (const box of some) {
@@ -62,9 +62,8 @@ function check(some, values) {
 function conditionOf(one) {
   const values = checked("attribute", one);
   const without = values.length > 0 && boxes("not", one)[0].checked;
-  const given = bounds(one).filter((input) => input.value !== "");
-  const range = Object.fromEntries(given.map((input) => [input.name, Number(input.value)]));
-  if (given.length === 0 && !without) return values.length ? values : null;
+  const range = readRange(one);
+  if (Object.keys(range).length === 0 && !without) return values.length ? values : null;
   return { ...(values.length ? { [without ? "not" : "in"]: values } : {}), ...range };
 }
 
@@ -75,11 +74,10 @@ function offerCategories(names) {
   return element("fieldset", {}, legend, element("div", { className: "chips" }, ...some));
 }
 
-function facet(name, values) {
-  const numbers = values.map(([value]) => value).filter((value) => NUMBER.test(value));
+function facet(name, values, numbers) {
   const one = fold(
     name,
-    numbers.length ? range(name, numbers.map(Number)) : null,
+    numbers && rangeOf(name, numbers),
     group(name, chips(values, "attribute")),
     element(
       "label",
@@ -90,19 +88,6 @@ function facet(name, values) {
   );
   one.dataset.attribute = name;
   return one;
-}
-
-function range(name, numbers) {
-  const ends = [
-    ["gte", "from", Math.min(...numbers)],
-    ["lte", "to", Math.max(...numbers)],
-  ];
-  const fields = ends.map(([word, label, end]) => {
-    const input = element("input", { type: "number", name: word, step: "any", placeholder: end });
-    input.setAttribute("aria-label", `${name} ${label}`);
-    return element("label", {}, label, input);
-  });
-  return element("div", { className: "range" }, ...fields);
 }
 
 const fold = (title, ...inside) =>

@@ -10,7 +10,7 @@ from raycd.data.build import DatasetBuilder, TripletRow
 from raycd.evaluate import evaluate, per_query
 from raycd.features import Features
 from raycd.report.table import recall_table
-from raycd.runtime.evaluation import PROTOCOLS, Asked, metrics
+from raycd.runtime.evaluate.evaluation import PROTOCOLS, Asked, metrics
 
 ANGLES = torch.tensor([0.0, 20.0, 45.0, 80.0]) * torch.pi / 180
 IMAGES = Features.of("abcd", torch.stack([ANGLES.cos(), ANGLES.sin()], dim=1))

@@ -16,7 +16,7 @@ from raycd.api import SearchRequest
 from raycd.config import IndexConfig
 from raycd.filters import Condition
 from raycd.gallery import static
-from raycd.gallery.conditions import is_number, number
+from raycd.gallery.conditions import is_number, number, ranges
 from raycd.gallery.live import Live
 from raycd.gallery.records import Changes, Row
 from raycd.gallery.static import Gallery
@@ -122,6 +122,11 @@ def test_numbers_are_those_of_decimal_notation(text: str, expected: float) -> No
 @pytest.mark.parametrize("text", ["", "nan", "inf", "-inf", "1_0", " 1", "0x1", "1,5", "٣", "."])
 def test_other_values_are_no_numbers(text: str) -> None:
     assert np.isnan(number(text))
+
+
+def test_a_range_is_that_of_the_values_that_are_finite_numbers() -> None:
+    values = {"price": ["7.5", "1e3", "sold", "1e999", "-3"], "colour": ["red", "inf"], "size": []}
+    assert ranges(values) == {"price": (-3.0, 1000.0)}
 
 
 def test_a_long_value_that_is_almost_a_number_is_read_once() -> None:

@@ -28,8 +28,8 @@ from raycd.features.shards import Plan
 from raycd.features.stored import Stored
 from raycd.model.encoder import Encoder
 from raycd.run import Run, alone
-from raycd.runtime.embed_shards import Shard
-from raycd.runtime.embedding import SharedEncoder
+from raycd.runtime.embed.embed_shards import Shard
+from raycd.runtime.embed.embedding import SharedEncoder
 from raycd.stores import lease
 from tests.faulty_store import Fault, FaultyStore, faulty_store
 from tests.one_shard import write_whole

@@ -14,7 +14,8 @@ from raycd.config import Config, layers
 from raycd.data import targets
 from raycd.data.schema import Dataset
 from raycd.errors import ConfigError, DataError
-from raycd.runtime import pipeline, stages
+from raycd.runtime import pipeline
+from raycd.runtime.stages import reading
 from raycd.train.loop import Loop, Schedule
 from raycd.train.task import Silence
 
@@ -56,7 +57,7 @@ def written(root: Path, triplets: list[Triplet], **settings: Any) -> Config:
 
 
 def read(config: Config) -> Dataset:
-    return stages.dataset(config, config.data.root)
+    return reading.dataset(config, config.data.root)
 
 
 def of_targets(*targets: str, category: str = "hat") -> list[Triplet]:

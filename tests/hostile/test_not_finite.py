@@ -20,7 +20,7 @@ from raycd.errors import TrainingError, WeightsError
 from raycd.model import encoder, fusion
 from raycd.model.embed import EmbedTexts, EncodeImages
 from raycd.model.fusion import HeadConfig
-from raycd.runtime import training
+from raycd.runtime.train import training
 from raycd.train.loop import LOOK_EVERY, Loop, Schedule
 from raycd.train.task import Silence
 from tests.two_workers import run_two

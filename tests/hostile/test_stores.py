@@ -24,7 +24,7 @@ from raycd.data import files
 from raycd.data.images import BrokenImage, load, read_bytes
 from raycd.errors import DataError
 from raycd.model.encoder import Encoder
-from raycd.runtime import embed_shards, embedding
+from raycd.runtime.embed import embed_shards, embedding
 
 
 class ImageStore(ThreadingHTTPServer):

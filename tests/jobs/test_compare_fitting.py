@@ -16,6 +16,7 @@ from raycd.model import encoder as encoders
 from raycd.model import fusion, maps
 from raycd.model.fusion import Head
 from raycd.runtime import pipeline
+from raycd.runtime.stages.fresh import fresh_head
 from tests.packages import HALVES, TOY, install
 
 OF_MAPS = {name for name in fusion.registry.HEADS if fusion.head_class(name).needs - {"words"}}
@@ -120,10 +121,10 @@ def test_what_an_encoder_gives_is_in_the_record_of_its_stage_and_asked_once(
     def again(*_: object, **__: object) -> None:
         raise AssertionError("the encoder is loaded")
 
-    fresh = pipeline.fresh_head(demo, run)
+    fresh = fresh_head(demo, run)
     monkeypatch.setattr(encoders, "load_saved", again)
     with torch.no_grad():
-        same = pipeline.fresh_head(demo, run)
+        same = fresh_head(demo, run)
     for name, value in fresh.state_dict().items():
         assert torch.equal(same.state_dict()[name], value)
 
@@ -134,8 +135,8 @@ def test_a_run_of_an_earlier_version_is_asked_for_what_its_encoder_gives(config:
     del record["gives"]
     run.write_json("encoder/stage.json", record)
     with pytest.raises(RaycdError, match=r"needs \(map\)"):
-        pipeline.fresh_head(_with(config, "cosmo"), run)
-    assert type(pipeline.fresh_head(_with(config, "combiner"), run)).__name__ == "Combiner"
+        fresh_head(_with(config, "cosmo"), run)
+    assert type(fresh_head(_with(config, "combiner"), run)).__name__ == "Combiner"
 
 
 def _with(config: Config, head: str) -> Config:

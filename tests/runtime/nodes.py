@@ -19,8 +19,8 @@ from typing import Any
 import psutil
 from ray.cluster_utils import Cluster
 
-from raycd.runtime.checkpoints import Checkpoints
-from raycd.runtime.failures import FILE
+from raycd.runtime.train.checkpoints import Checkpoints
+from raycd.runtime.train.failures import FILE
 from tests.processes import ROOT
 
 QUICKLY = {  # what Ray waits for, shorter

@@ -93,8 +93,9 @@ def undisturbed(dropout: float = 0.5, epochs: int = 1) -> tuple[dict[str, torch.
 
 
 def main(path: str) -> None:
-    from raycd.runtime import cluster, training
-    from raycd.runtime.tracking import Tracker
+    from raycd.runtime import cluster
+    from raycd.runtime.record.tracking import Tracker
+    from raycd.runtime.train import training
 
     spec = json.loads(Path(path).read_text())
     config = Config.model_validate(spec["config"])

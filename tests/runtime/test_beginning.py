@@ -13,7 +13,7 @@ from raycd import bundle
 from raycd.config import Config
 from raycd.data.build import DatasetBuilder
 from raycd.errors import ConfigError, WeightsError
-from raycd.runtime import beginning, reading
+from raycd.runtime.stages import beginning, reading
 from raycd.train.fuse import new_head
 
 SIZES = {"bilinear_dim": 8, "projection_dim": 32, "hidden_dim": 32}

@@ -22,7 +22,9 @@ from raycd.data.demo.drawing import draw
 from raycd.data.demo.garments import attributes, random_garment
 from raycd.errors import ConfigError, DataError
 from raycd.feedback.manifest import GALLERY_FILE, TRIPLETS_FILE
-from raycd.runtime import pipeline, stages
+from raycd.runtime import pipeline
+from raycd.runtime.stages import reading
+from raycd.runtime.stages.context import COMPOSED, Context
 from raycd.search.query import Query
 from raycd.search.searcher import Searcher
 from tests.runtime.clicked import filled
@@ -97,11 +99,11 @@ def test_composed_triplets_say_where_they_come_from(
     shop: tuple[dict[str, Any], pipeline.Outcome],
 ) -> None:
     settings, outcome = shop
-    table = pq.read_table(outcome.run.local("compose") / stages.COMPOSED)
+    table = pq.read_table(outcome.run.local("compose") / COMPOSED)
     adapted = pipeline.recorded(outcome.run, "adapt")["encoder"]
     assert adapted != pipeline.recorded(outcome.run, "encoder")["encoder"]
     assert set(table["encoder"].to_pylist()) == {adapted}
-    own = stages.Context(Config.model_validate(settings), outcome.run).dataset
+    own = Context(Config.model_validate(settings), outcome.run).dataset
     trained = [*own.triplets_of("train").to_pylist(), *own.triplets_of("selection").to_pylist()]
     assert {row["triplet_id"] for row in trained} == set(table["triplet_id"].to_pylist())
     counts = pipeline.recorded(outcome.run, "compose")
@@ -192,7 +194,7 @@ def test_a_catalogue_learns_from_clicks_beside_the_triplets_that_it_has_composed
     folder = Path(settings["runs"]) / "week.refresh" / refresh.FEEDBACK
     triplets = manifest.read(str(folder), TRIPLETS_FILE, GALLERY_FILE).triplets["triplet_id"]
     ids = set(triplets.to_pylist())
-    composed = pq.read_table(outcome.run.local("compose") / stages.COMPOSED)
+    composed = pq.read_table(outcome.run.local("compose") / COMPOSED)
     assert set(composed["triplet_id"].to_pylist()) < ids
     assert any(one.startswith("feedback/") for one in ids)
 
@@ -210,7 +212,7 @@ def test_feedback_stands_beside_the_triplets_that_the_run_has_composed(
     row = {**dict.fromkeys(texts, "x"), "captions": ["is red"], "changes": [], **numbers}
     with pipeline.run_folder(config).writing("compose", "f") as writing:
         table = pa.Table.from_pylist([row], schema=compose.COMPOSED)
-        pq.write_table(table, writing.folder / stages.COMPOSED)
+        pq.write_table(table, writing.folder / COMPOSED)
     assert feedback._base(config).triplets["split"].to_pylist() == ["train"]
     alone = config.model_copy(update={"compose": ComposeConfig(when="never")})
     assert len(feedback._base(alone).triplets) == 0
@@ -227,7 +229,7 @@ def test_own_triplets_are_withheld_and_those_of_val_kept(
     data = {"triplets": "triplets.csv"}
     settings = settings_of(tiny_settings, tmp_path, data=data, compose={"when": "instead"})
     config = Config.model_validate(settings)
-    found = stages.dataset(config, config.data.root)
+    found = reading.dataset(config, config.data.root)
     assert found.triplets["split"].to_pylist() == ["val"]
     assert [stage.name for stage in pipeline.stages_of(config, found)][2:4] == ["adapt", "compose"]
     named = merged(
@@ -236,7 +238,7 @@ def test_own_triplets_are_withheld_and_those_of_val_kept(
     (tmp_path / "shop" / "t.csv").write_text("reference,target,caption,split\ni0,i1,is red,train\n")
     refused = Config.model_validate(named)
     with pytest.raises(ConfigError, match="data set has no val triplets"):
-        stages.dataset(refused, refused.data.root)
+        reading.dataset(refused, refused.data.root)
 
 
 def test_a_table_of_a_catalogue_that_was_named_has_to_be_there(
@@ -248,4 +250,4 @@ def test_a_table_of_a_catalogue_that_was_named_has_to_be_there(
         given = settings_of(tiny_settings, tmp_path, data={name: "absent.csv"})
         config = Config.model_validate(given)
         with pytest.raises(DataError, match=r"absent\.csv"):
-            stages.dataset(config, config.data.root)
+            reading.dataset(config, config.data.root)

@@ -11,7 +11,7 @@ import torch
 from s3fs import S3FileSystem
 from torch import nn
 
-from raycd.runtime.checkpoints import FILE_OF_RAY, Checkpoints, in_words
+from raycd.runtime.train.checkpoints import FILE_OF_RAY, Checkpoints, in_words
 from raycd.train.checkpoint import HISTORY, OPTIMIZER, PLACE, WEIGHTS, State
 from raycd.train.place import Place
 

@@ -13,8 +13,9 @@ import torch
 
 from raycd.config import Config
 from raycd.model import encoder as encoders
-from raycd.runtime import cluster, pipeline, precision, weights
-from raycd.runtime.stages import Context
+from raycd.runtime import cluster, pipeline, precision
+from raycd.runtime.stages import weights
+from raycd.runtime.stages.context import Context
 from tests.runtime.finished import UNTRACKED, Finished
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

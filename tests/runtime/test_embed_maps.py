@@ -25,9 +25,9 @@ from raycd.features.shards import Plan
 from raycd.model import maps
 from raycd.model.encoder import Encoder
 from raycd.run import local_copy
-from raycd.runtime import embed_maps
-from raycd.runtime.embed_maps import MapShard, write_cache
-from raycd.runtime.embedding import SharedEncoder
+from raycd.runtime.embed import embed_maps
+from raycd.runtime.embed.embed_maps import MapShard, write_cache
+from raycd.runtime.embed.embedding import SharedEncoder
 from tests.runtime.test_embed_shards import encoded_rows
 
 MakeEncoder = Callable[[], Encoder]

@@ -33,9 +33,10 @@ from raycd.model import compiling
 from raycd.model.embed import EmbedImages, EmbedTexts
 from raycd.model.encoder import Encoder
 from raycd.run import alone
-from raycd.runtime import cluster, datasets, embed_shards
-from raycd.runtime.embed_shards import Shard
-from raycd.runtime.embedding import SharedEncoder, decoders
+from raycd.runtime import cluster, datasets
+from raycd.runtime.embed import embed_shards
+from raycd.runtime.embed.embed_shards import Shard
+from raycd.runtime.embed.embedding import SharedEncoder, decoders
 from raycd.stores import lease
 
 MakeEncoder = Callable[[], Encoder]

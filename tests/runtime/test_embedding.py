@@ -9,7 +9,7 @@ from PIL import Image
 from raycd.config import Config
 from raycd.model.embed import EmbedImages, EmbedTexts
 from raycd.model.encoder import Encoder
-from raycd.runtime import embedding
+from raycd.runtime.embed import embedding
 
 MakeEncoder = Callable[[], Encoder]
 CONFIG = Config.model_validate(

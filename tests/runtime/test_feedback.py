@@ -22,8 +22,8 @@ from raycd.errors import DataError
 from raycd.feedback import manifest
 from raycd.feedback.manifest import GALLERY_FILE, TRIPLETS_FILE
 from raycd.gallery_db import GalleryDatabase
-from raycd.runtime import stages
-from raycd.runtime.tracking import Tracker
+from raycd.runtime.record.tracking import Tracker
+from raycd.runtime.stages import reading
 from tests.runtime.clicked import filled
 from tests.runtime.finished import UNTRACKED, Finished, merged
 from tests.serve.crash.process import Service
@@ -187,9 +187,9 @@ def test_a_refresh_trains_on_a_manifest_without_val_triplets(tmp_path: Path) -> 
     manifest.write(builder.build({}), tmp_path / refresh.FEEDBACK)
     step = refresh.Refresh(Config(), argparse.Namespace(into="week"), tmp_path)
     trained, measured = (step._trained_config({"val": val}) for val in (0, 3))
-    assert len(stages.dataset(trained, trained.data.root).triplets) == 8
+    assert len(reading.dataset(trained, trained.data.root).triplets) == 8
     with pytest.raises(DataError, match="no triplets to evaluate on"):
-        stages.dataset(measured, measured.data.root)
+        reading.dataset(measured, measured.data.root)
 
 
 def test_a_head_that_takes_no_negatives_gets_triplets_without_any(

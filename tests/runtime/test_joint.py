@@ -23,7 +23,8 @@ from raycd.model import encoder as encoders
 from raycd.model import fusion
 from raycd.model.encoder import Encoder, load_saved
 from raycd.model.joint import MOST_BYTES, Utf8
-from raycd.runtime import pipeline, stages
+from raycd.runtime import pipeline
+from raycd.runtime.stages.context import Context
 from raycd.search.query import Query
 from raycd.search.searcher import BrokenReference, Searcher
 from serve.args import ServeArgs
@@ -193,7 +194,7 @@ def test_the_whole_pipeline_runs_without_any_training(
     }
     outcome = pipeline.run(Config.model_validate(settings))
     assert outcome.metrics is not None
-    context = stages.Context(Config.model_validate(settings), outcome.run)
+    context = Context(Config.model_validate(settings), outcome.run)
     queries = context.composed()
     rows = context.dataset.queries("val")
     asked = {query_key(row) for row in rows}

@@ -19,8 +19,8 @@ from s3fs import S3FileSystem
 from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 
 from raycd import stores
-from raycd.runtime.checkpoints import Checkpoints
-from raycd.runtime.keeping import Keeper, Stopped
+from raycd.runtime.train.checkpoints import Checkpoints
+from raycd.runtime.train.keeping import Keeper, Stopped
 from raycd.train.checkpoint import State
 from raycd.train.loop import Loop
 from raycd.train.task import Silence
@@ -88,7 +88,7 @@ def work(number: int, folder: str) -> None:
 def left(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder that both trainings have left: a process of its own takes seconds."""
     folder = tmp_path_factory.mktemp("left")
-    set_forkserver_preload(["raycd.runtime.keeping"])
+    set_forkserver_preload(["raycd.runtime.train.keeping"])
     with pytest.raises(ProcessExitedException, match="SIGKILL"):
         start_processes(work, (str(folder),), nprocs=1, start_method="forkserver")  # type: ignore[no-untyped-call]  # torch's
     return folder

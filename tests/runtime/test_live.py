@@ -12,11 +12,11 @@ import pytest
 from mlflow import MlflowClient
 
 from raycd.config import Config
-from raycd.runtime import live
-from raycd.runtime.checkpoints import Checkpoints
-from raycd.runtime.failures import Failures
-from raycd.runtime.live import Live
-from raycd.runtime.tracking import Tracker
+from raycd.runtime.record.tracking import Tracker
+from raycd.runtime.train import live
+from raycd.runtime.train.checkpoints import Checkpoints
+from raycd.runtime.train.failures import Failures
+from raycd.runtime.train.live import Live
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ from raycd import mine
 from raycd.config import Config
 from raycd.data.schema import GALLERY, IMAGE, TRIPLET, Dataset
 from raycd.run import Run
-from raycd.runtime import mine_stages
-from raycd.runtime.stages import IMAGES, TEXTS, Context
+from raycd.runtime.stages import mine as stage
+from raycd.runtime.stages.context import IMAGES, TEXTS, Context
 from tests.one_shard import write_whole
 from tests.runtime.mined import clustered, small_shards
 
@@ -76,7 +76,7 @@ def context(tmp_path: Path, wide: NDArray[np.float32]) -> Callable[..., Context]
 def mined(context: Context) -> dict[str, Any]:
     """Return what the stage records; check its tables against the core."""
     with context.run.writing("mine", "fingerprint") as writing:
-        mine_stages.mine_candidates(context, writing)
+        stage.mine_candidates(context, writing)
         images, texts = context.features("embed")
         triplets = context.dataset.triplets_of("train")
         there = set(images.keys.to_pylist())

@@ -25,8 +25,8 @@ from mlflow import MlflowClient
 from raycd import bundle
 from raycd.config import Config
 from raycd.errors import DataError
-from raycd.runtime import mlflow_model, registry
-from raycd.runtime.tracking import Tracker
+from raycd.runtime.record import mlflow_model, registry
+from raycd.runtime.record.tracking import Tracker
 from raycd.search.query import Query
 from raycd.search.searcher import Searcher
 from serve.start.local import free_port
@@ -188,7 +188,7 @@ def run_pinned(script: str, *arguments: str, cwd: Path, path: str = "") -> str:
 @pytest.mark.slow
 def test_the_requirements_are_all_that_the_source_of_a_model_imports(tmp_path: Path) -> None:
     script = """
-import raycd.runtime.mlflow_model
+import raycd.runtime.record.mlflow_model
 from importlib.util import find_spec
 print([name for name in ("ray", "torch", "fastapi_offline") if find_spec(name)])
 """

@@ -20,8 +20,9 @@ from raycd.data.demo.drawing import draw
 from raycd.data.demo.garments import random_garment
 from raycd.errors import ConfigError
 from raycd.features.stored import Stored
-from raycd.runtime import cluster, pipeline, stages
-from raycd.runtime.tracking import Tracker
+from raycd.runtime import cluster, pipeline
+from raycd.runtime.record.tracking import Tracker
+from raycd.runtime.stages import reading
 from raycd.search.query import Query
 from raycd.search.searcher import Searcher
 from tests.runtime.finished import UNTRACKED, Finished
@@ -366,7 +367,7 @@ def test_runs_in_a_submitted_jobs_own_copy_are_warned_of(
 def test_nothing_of_the_selection_split_and_no_triplet_of_the_data_set_is_a_pseudo_triplet(
     finished: Finished,
 ) -> None:
-    data = stages.dataset(finished.config(), finished.settings["data"]["root"])
+    data = reading.dataset(finished.config(), finished.settings["data"]["root"])
     pseudo = pq.read_table(finished.folder / "filter" / "pseudo_triplets.parquet").to_pylist()
     held, annotated = data.triplets_of("selection").to_pylist(), data.triplets.to_pylist()
     assert pseudo

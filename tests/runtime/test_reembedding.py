@@ -19,7 +19,7 @@ from raycd.gallery_db.stored import StoredGallery
 from raycd.model import encoder as encoders
 from raycd.model.embed import EmbedImages
 from raycd.model.encoder import Encoder
-from raycd.runtime import reembedding
+from raycd.runtime.embed import reembedding
 from tests.processes import start, wait_for
 
 KINDS = ["sqlite", "postgresql"]

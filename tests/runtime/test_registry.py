@@ -17,8 +17,8 @@ from raycd.compare.champion import answers_table
 from raycd.config import Config, RegistryConfig
 from raycd.errors import TrackingError
 from raycd.evaluate import Metric
-from raycd.runtime import registry
-from raycd.runtime.tracking import Tracker
+from raycd.runtime.record import registry
+from raycd.runtime.record.tracking import Tracker
 
 
 @pytest.fixture(scope="module")

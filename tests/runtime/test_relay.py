@@ -3,7 +3,7 @@ import time
 import pytest
 import ray
 
-from raycd.runtime import relay
+from raycd.runtime.train import relay
 
 
 @ray.remote(num_cpus=0)

@@ -9,7 +9,7 @@ import pytest
 from raycd.config import Config
 from raycd.data.build import DatasetBuilder, TripletRow
 from raycd.data.schema import Dataset
-from raycd.runtime import since
+from raycd.runtime.stages import since
 
 STAGES = ("zero_shot", "stage1", "embed", "mine", "stage2", "evaluate", "bundle")
 

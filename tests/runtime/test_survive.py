@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 from safetensors.torch import load_file
 
 from raycd.config import Config
-from raycd.runtime import training
+from raycd.runtime.train import training
 from raycd.train.checkpoint import WEIGHTS
 from tests.runtime.nodes import Nodes, Training, cluster_of
 from tests.runtime.surviving import SCHEDULE, STEPS, make, undisturbed

@@ -13,8 +13,9 @@ import pytest
 from raycd.errors import DataError, RunError
 from raycd.features.stored import Stored
 from raycd.run import Run
-from raycd.runtime import pipeline, tasks
-from raycd.runtime.stages import IMAGES, Context
+from raycd.runtime import pipeline
+from raycd.runtime.stages import tasks
+from raycd.runtime.stages.context import IMAGES, Context
 from tests.runtime.finished import UNTRACKED, Finished
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

@@ -13,8 +13,8 @@ from mlflow.artifacts import download_artifacts
 from raycd import progress
 from raycd.config import Config, flatten
 from raycd.errors import TrackingError
-from raycd.runtime import mlflow_run, tracking
-from raycd.runtime.tracking import Tracker
+from raycd.runtime.record import mlflow_run, tracking
+from raycd.runtime.record.tracking import Tracker
 from serve.start.local import free_port
 
 METRICS = {
@@ -83,7 +83,7 @@ def test_the_commit_is_that_of_the_checkout_and_not_of_a_repository_around_a_whe
         tracking._commit.cache_clear()
         return dict(tracking._commit())
 
-    own = tmp_path / "raycd/runtime/tracking.py"
+    own = tmp_path / "raycd/runtime/record/tracking.py"
     own.parent.mkdir(parents=True)
     own.write_text("1")
     monkeypatch.setattr(tracking, "__file__", str(own))
@@ -318,7 +318,7 @@ def test_without_tracking_nothing_is_recorded_and_mlflow_stays_out(tmp_path: Pat
     program = f"""
 import sys
 from raycd.config import Config
-from raycd.runtime.tracking import Tracker
+from raycd.runtime.record.tracking import Tracker
 config = Config.model_validate({{"tracking": {{"enabled": False}}}})
 with Tracker.open(config, {str(tmp_path)!r}) as tracker, tracker.stage("mine") as stage:
     stage.log_epochs([{{"epoch": 1, "loss": 1.0}}])
@@ -341,7 +341,7 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_processes_may_make_the_database_at_once_and_say_nothing(fresh: Path) -> None:
     program = f"""
 from raycd.config import Config
-from raycd.runtime.tracking import Tracker
+from raycd.runtime.record.tracking import Tracker
 with Tracker.open(Config(), {str(fresh)!r}) as tracker:
     pass
 """

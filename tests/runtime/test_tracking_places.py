@@ -10,8 +10,8 @@ from mlflow import MlflowClient
 from s3fs import S3FileSystem
 
 from raycd.errors import ConfigError, TrackingError
-from raycd.runtime import tracking
-from raycd.runtime.tracking import Tracker
+from raycd.runtime.record import tracking
+from raycd.runtime.record.tracking import Tracker
 from tests.runtime.test_tracking import config
 
 

@@ -15,7 +15,7 @@ from raycd import program
 from raycd.config import Config
 from raycd.errors import DataError
 from raycd.model.loss import batch_classification_loss
-from raycd.runtime import training
+from raycd.runtime.train import training
 from raycd.train.checkpoint import WEIGHTS
 from raycd.train.loop import Loop, Schedule
 

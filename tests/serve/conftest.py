@@ -124,7 +124,7 @@ def running_replica(
     from serve.args import Wanted
     from serve.galleries import Galleries
     from serve.monitoring.metrics import Metrics
-    from serve.shadow import beside
+    from serve.shadow_process import beside
 
     servers: list[uvicorn.Server] = []
     failed: list[BaseException] = []

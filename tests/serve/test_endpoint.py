@@ -18,7 +18,7 @@ from raycd.errors import ConfigError
 from raycd.evaluate import cached_query, evaluate
 from raycd.evaluate.rerank import cached_rerank
 from raycd.features import Features
-from raycd.runtime import endpoint
+from raycd.runtime.evaluate import endpoint
 from raycd.search import reranking
 
 # Reference, targets and captions, by category: even images are shirts, odd ones dresses

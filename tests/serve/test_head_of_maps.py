@@ -17,8 +17,9 @@ from raycd.config import Config
 from raycd.evaluate import cached_query
 from raycd.features import map_cache
 from raycd.model import fusion
-from raycd.runtime import elsewhere, pipeline
-from raycd.runtime.stages import Context
+from raycd.runtime import pipeline
+from raycd.runtime.evaluate import elsewhere
+from raycd.runtime.stages.context import Context
 from serve.args import ServeArgs
 from tests.serve.asking import ask, png, problem
 

@@ -13,7 +13,7 @@ from raycd.config import Config
 from raycd.evaluate import Metric
 from raycd.run import Run
 from raycd.runtime import pipeline
-from raycd.runtime.stages import Context
+from raycd.runtime.stages.context import Context
 from tune.space import Space, make_space
 from tune.trial import Tables
 

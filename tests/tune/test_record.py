@@ -21,7 +21,7 @@ from mlflow.entities import Run
 
 from raycd.config import Config, cli
 from raycd.errors import TrackingError
-from raycd.runtime.tracking import Tracker
+from raycd.runtime.record.tracking import Tracker
 from tune import outcome
 from tune.finals import Finalist
 from tune.journal import Journal, Record

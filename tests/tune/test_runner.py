@@ -15,7 +15,7 @@ import pytest
 from raycd.config import Config, MineConfig
 from raycd.evaluate import Metric
 from raycd.run import Run
-from raycd.runtime.stages import Context
+from raycd.runtime.stages.context import Context
 from tune import trial
 from tune.journal import Journal, Record
 from tune.runner import run_trials

@@ -15,7 +15,7 @@ from raycd import run
 from raycd.errors import ConfigError
 from raycd.features.map_cache import Writer
 from raycd.features.stored import Stored
-from raycd.runtime.stages import Context
+from raycd.runtime.stages.context import Context
 from tests.tune.conftest import Mined
 from tune.trial import Tables, train
 

@@ -22,7 +22,7 @@ from raycd.client import Client
 from raycd.config import Config
 from raycd.durable import sha256
 from raycd.gallery_db import GalleryDatabase
-from raycd.runtime.tracking import Tracker
+from raycd.runtime.record.tracking import Tracker
 from raycd.search.query import Query
 from raycd.search.searcher import Searcher
 from serve.args import ServeArgs, Wanted

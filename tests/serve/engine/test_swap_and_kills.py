@@ -21,7 +21,7 @@ from serve.args import ServeArgs, Wanted
 from serve.live.engine_follower import EngineFollower
 from serve.queries import SentImage
 from serve.replica import Replica
-from serve.shadow import Unobserved
+from serve.shadow_process import Unobserved
 from tests.milvus import Milvus
 from tests.serve.asking import png
 from tests.serve.crash.process import Service, wait_until

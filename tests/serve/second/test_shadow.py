@@ -22,7 +22,7 @@ from serve.galleries import Galleries
 from serve.queries import SentImage
 from serve.replica import Replica
 from serve.second.shadow import Loaded, Outcome, Process, Seen, Shadow, overlap
-from serve.shadow import NICE, RayProcess
+from serve.shadow_process import NICE, RayProcess
 from tests.serve.asking import ask, png
 from tests.serve.second.conftest import Start, results
 

@@ -53,8 +53,8 @@ def test_a_range_of_numbers_is_typed_and_kept_in_the_link(
     ask(page, "is blue")
     page.locator("#filters summary", has_text="price").press("Enter")
     page.keyboard.press("Tab")
-    expect(page.get_by_label("price from")).to_be_focused()
-    expect(page.get_by_label("price from")).to_have_attribute("placeholder", "10")
+    expect(page.get_by_label("price from", exact=True)).to_be_focused()
+    expect(page.get_by_label("price from", exact=True)).to_have_attribute("placeholder", "10")
     page.keyboard.type("30")
     page.keyboard.press("Tab")
     is_found(page, 7)
@@ -63,10 +63,44 @@ def test_a_range_of_numbers_is_typed_and_kept_in_the_link(
     is_found(page, 3)
     again = open_priced(page.url[page.url.index("?") :])
     is_found(again, 3)
-    expect(again.get_by_label("price to")).to_have_value("50.5")
-    again.get_by_label("price from").fill("")
-    again.get_by_label("price from").press("Enter")
+    expect(again.get_by_label("price to", exact=True)).to_have_value("50.5")
+    again.get_by_label("price from", exact=True).fill("")
+    again.get_by_label("price from", exact=True).press("Enter")
     is_found(again, 5)
+
+
+def test_a_range_is_chosen_by_sliders_whose_ends_ask_for_nothing(
+    open_priced: Callable[..., Page],
+) -> None:
+    page = open_priced()
+    ask(page, "is blue")
+    page.locator("#filters summary", has_text="price").click()
+    low, high = (page.get_by_role("slider", name=f"price {end}") for end in ("from", "to"))
+    expect(low).to_have_value("10")
+    expect(high).to_have_value("90")
+    low.fill("35")
+    expect(page.get_by_label("price from", exact=True)).to_have_value("35")
+    is_found(page, 6)
+    high.press("Home")  # not below the other one
+    expect(high).to_have_value("35")
+    high.press("End")
+    expect(page.get_by_label("price to", exact=True)).to_have_value("")
+    is_found(page, 6)
+    low.press("Home")
+    is_found(page, 9)
+    page.get_by_label("price to", exact=True).fill("50")
+    expect(high).to_have_value("50")
+    page.get_by_label("price from", exact=True).fill("1000")
+    page.get_by_label("price from", exact=True).press("Enter")
+    expect(low).to_have_value("90")
+    page.get_by_role("button", name="Clear the filters").click()
+    expect(low).to_have_value("10")
+    expect(high).to_have_value("90")
+
+
+def test_attributes_without_numbers_have_no_range(open_priced: Callable[..., Page]) -> None:
+    page = open_priced()
+    assert page.locator('#filters [data-attribute="colour"] .range').count() == 0
 
 
 def test_all_but_some_values_are_found_and_back_and_clearing_bring_the_others(
@@ -85,11 +119,11 @@ def test_all_but_some_values_are_found_and_back_and_clearing_bring_the_others(
     page.go_back()
     is_found(page, 6)
     page.locator("#filters summary", has_text="price").click()
-    page.get_by_label("price from").fill("1000")
-    page.get_by_label("price from").press("Enter")
+    page.get_by_label("price from", exact=True).fill("1000")
+    page.get_by_label("price from", exact=True).press("Enter")
     page.get_by_role("button", name="Clear the filters").click()
     is_found(page, 9)
-    expect(page.get_by_label("price from")).to_have_value("")
+    expect(page.get_by_label("price from", exact=True)).to_have_value("")
 
 
 @pytest.mark.parametrize(

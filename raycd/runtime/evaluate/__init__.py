@@ -1,0 +1,1 @@
+"""Evaluation of a run: its stage, other data sets, a running service, the report."""

@@ -1,0 +1,79 @@
+"""The stages that bring an encoder and its features: encoder, zero_shot, embed."""
+
+from __future__ import annotations
+
+import posixpath
+
+import pyarrow as pa
+
+from raycd import progress
+from raycd.features.stored import Stored
+from raycd.model import encoder as encoders
+from raycd.model import maps
+from raycd.model.encoder import Encoder
+from raycd.run import Writing
+from raycd.runtime.embed import embed_shards
+from raycd.runtime.stages import beginning
+from raycd.runtime.stages.context import (
+    Context,
+    embedded_texts,
+    image_table,
+    texts_of,
+)
+
+LISTED = "missing_images.json"
+
+
+def encoder(context: Context, writing: Writing) -> None:
+    """Load the pre-trained CLIP, and save it in the one form that the other stages read."""
+    loaded, name = beginning.load_encoder(context.config)
+    loaded.save(writing.folder / "encoder")
+    beginning.keep_head(context.config, writing.folder)
+    writing.record |= {"encoder": loaded.fingerprint(), "dim": loaded.dim, "model": name}
+    writing.record["composes"] = loaded.composes
+    writing.record["gives"] = maps.given(loaded)
+
+
+def zero_shot(context: Context, writing: Writing) -> None:
+    """Embed every image, which finds missing and broken ones, and the evaluation texts of val."""
+    used = encoders.load_saved(context.run.local("encoder") / "encoder")
+    images = embed_all(context, writing, used, texts_of(context.own, ["val"]))
+    missing = images.report()
+    writing.record["missing"] = missing.to_dict()
+    listed = context.run.path(LISTED)
+    if len(missing):
+        context.run.write_chunks(LISTED, images.listing(missing))
+        reasons = ", ".join(f"{count} {reason}" for reason, count in missing.counts().items())
+        progress.say(f"{len(missing)} images are missing or broken: {reasons}; listed in {listed}")
+    else:
+        context.run.discard(LISTED)  # of an earlier state of the data set
+    missing.check(len(context.own.images), context.config.data.max_missing, listed=listed)
+
+
+def embed(context: Context, writing: Writing) -> None:
+    """Embed all images and all text variants with the fine-tuned encoder (eq. 8)."""
+    used = encoders.load_saved(context.run.local("stage1") / "encoder")
+    embed_all(context, writing, used, embedded_texts(context.dataset))
+
+
+def embed_all(context: Context, writing: Writing, used: Encoder, texts: list[str]) -> Stored:
+    """Embed all images and `texts` with an encoder.
+
+    Returns the features of the images.
+    """
+    given = {
+        "images": image_table(context.own),
+        "texts": pa.table({"key": pa.array(texts, pa.string())}),
+    }
+    images, _ = (
+        embed_shards.embed_table(
+            posixpath.join(writing.shared, unit), unit, table, used, context.config
+        )
+        for unit, table in given.items()
+    )
+    writing.record["counts"] = {
+        "images": len(context.own.images),
+        "texts": len(texts),
+        "missing": len(images.report()),
+    }
+    return images

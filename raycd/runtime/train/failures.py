@@ -1,0 +1,95 @@
+"""What went wrong in a training and where it went on, told as it happens and kept with its stage.
+
+A failure is noted by Ray Train's controller (`teller.py`), the place that it goes on from by the
+workers that
+start next; both reach the driver over the `relay.Board`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any
+
+from raycd import progress
+from raycd.errors import RunError
+from raycd.runtime.train.checkpoints import Checkpoints
+
+FILE = "failures.json"
+
+
+class Failures:
+    """The failures of a training, those of earlier processes included.
+
+    Args:
+        stage: What messages call the training.
+        checkpoints: Where a file of them is kept until the stage is done.
+    """
+
+    def __init__(self, stage: str, checkpoints: Checkpoints) -> None:
+        self._stage, self._checkpoints = stage, checkpoints
+        self.entries: list[dict[str, Any]] = checkpoints.read_json(FILE) or []
+        self._workers: dict[int, str] = {}
+        self._size: int | None = None
+        self._started_before = bool(checkpoints.names())
+
+    def take(self, event: Mapping[str, Any]) -> bool:
+        """Take an event of the board; return whether there is another entry."""
+        if event["kind"] == "worker":
+            self._workers[event["rank"]] = f"{event['where']}, process {event['process']}"
+        elif event["kind"] == "failed":
+            return self._failed(event)
+        elif event["kind"] == "began":
+            return self._began(event)
+        return False
+
+    def _failed(self, event: Mapping[str, Any]) -> bool:
+        """Enter the errors of workers, each once: the controller may see them several times."""
+        waiting = {entry["worker"] for entry in self._waiting()}
+        errors = {worker: text for worker, text in event["errors"].items() if worker not in waiting}
+        for worker, text in sorted(errors.items()):
+            where = self._workers.get(worker, "an unknown machine")
+            self._enter(event["when"], text, worker=worker, where=where)
+            progress.say(f"warning: {self._stage}: worker {worker} ({where}) has failed: {text}")
+        self._save()
+        return bool(errors)
+
+    def _began(self, event: Mapping[str, Any]) -> bool:
+        """Complete the entries by where it goes on, or enter what the workers did not see."""
+        before, self._size = self._size, event["workers"]
+        if not self._waiting():
+            if before is None and self._started_before:
+                self._enter(event["when"], "the job ended before the stage did")
+            elif before is not None:
+                self._enter(event["when"], f"the workers were {before}, now {self._size}")
+        entries = self._waiting()
+        for entry in entries:
+            entry |= {"continued_from": event["place"], "workers": event["workers"]}
+        if entries:
+            progress.say(
+                f"{self._stage}: goes on from {event['place']}, workers: {event['workers']}"
+            )
+            self._save()
+        return bool(entries)
+
+    def _enter(
+        self, when: float, what: str, *, worker: int | None = None, where: str | None = None
+    ) -> None:
+        at = datetime.fromtimestamp(when, UTC).isoformat(timespec="seconds")
+        self.entries.append({"when": at, "what": what, "worker": worker, "where": where})
+
+    def _waiting(self) -> list[dict[str, Any]]:
+        return [entry for entry in self.entries if "continued_from" not in entry]
+
+    def _save(self) -> None:
+        with suppress(OSError, RunError):  # it is told in any case
+            self._checkpoints.write_json(FILE, self.entries)
+
+
+def described(entry: Mapping[str, Any]) -> str:
+    """Return an entry as one line."""
+    who = "" if entry["worker"] is None else f"worker {entry['worker']} ({entry['where']}): "
+    place = entry.get("continued_from")
+    then = "" if place is None else f"; went on from {place}, workers: {entry['workers']}"
+    return f"{entry['when']} {who}{entry['what']}{then}"

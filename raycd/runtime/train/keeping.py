@@ -1,0 +1,188 @@
+"""What a training worker keeps and tells: checkpoints in the background, and its measurements."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import ray.train
+import torch
+from safetensors import SafetensorError
+from torch import distributed
+
+from raycd.distributed import rank, world_size
+from raycd.errors import RaycdError, RunError, brief
+from raycd.runtime.train.checkpoints import Checkpoints, in_words
+from raycd.train.checkpoint import State
+from raycd.train.loop import EpochResult, Loop
+
+ASK_EVERY = 5.0  # seconds between two questions for a notice, as often as Ray Train itself looks
+_NOTHING, _DUE, _ASK, _FAILED = 0, 1, 2, 4
+
+
+class Stopped(Exception):
+    """A training that all workers end together; `error` says why, on the first of them."""
+
+    def __init__(self, error: RaycdError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class Keeper:
+    """The `Watch` of a worker's loop. The first worker writes; all of them agree when.
+
+    A state is copied by the training's own thread and written by another one, one at a time. One
+    inside of an epoch that cannot be written is told and tried again later; that of an epoch's end
+    ends the training, for a result may depend on it.
+
+    Args:
+        board: The `relay.Board` that the driver reads.
+        minutes: Minutes between two checkpoints inside of an epoch; 0: none.
+        every_steps: Steps between two measurements that are told; 0: none.
+        notices: Whether Ray Train is to be asked if a machine of the training will go.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        board: Any,
+        *,
+        minutes: float,
+        every_steps: int,
+        notices: bool,
+        device: torch.device,
+    ) -> None:
+        self._checkpoints, self._board, self._device = checkpoints, board, device
+        self._seconds, self._every_steps, self._notices = 60 * minutes, every_steps, notices
+        self._kept = self._asked = time.monotonic()
+        self._next_step = 0
+        self._going: set[str] = set()  # machines whose notice has had its checkpoint
+        self._writer = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[None] | None = None
+        self._is_epoch = False  # what is being written: an epoch's end
+        self._error: RaycdError | None = None
+
+    def restored(self) -> State | None:
+        """Return the checkpoint to go on from, the same on all workers, and tell where that is."""
+        state, names = None, [""]
+        if rank() == 0:
+            self._checkpoints.remove_halves()
+            state, names[0], damaged = self._checkpoints.newest()
+            for damage in damaged:
+                self.tell("warning", text=f"a checkpoint is damaged and not used: {damage}")
+            self.tell("began", place=in_words(names[0]), workers=world_size())
+        self.tell("worker", rank=rank(), where=socket.gethostname(), process=os.getpid())
+        if world_size() > 1:
+            distributed.broadcast_object_list(names)
+            if rank() != 0 and names[0]:
+                state = self._checkpoints.read(names[0])
+        return state
+
+    def tell(self, kind: str, **what: Any) -> None:
+        """Tell the driver, without waiting for it."""
+        self._board.note.remote({"kind": kind, "when": time.time(), **what})
+
+    def measured(self, step: int, values: Mapping[str, float]) -> None:
+        """Tell what was measured in a step, where it is time."""
+        if self._every_steps and step >= self._next_step:
+            self._next_step = step + self._every_steps
+            self.tell("measured", step=step, values=dict(values))
+
+    def wants(self) -> bool:
+        """Return whether a checkpoint is to be kept now; all workers ask. Raises Stopped."""
+        wanted = self._agreed(self._own_wish() if rank() == 0 else _NOTHING)
+        if wanted & _ASK and self._will_go():
+            return True
+        return bool(wanted & _DUE)
+
+    def keep(self, state: Callable[[], State]) -> None:
+        """Write a checkpoint inside of an epoch in the background."""
+        self._kept = time.monotonic()
+        if rank() == 0:
+            self._settle()
+            self._write(state(), is_epoch=False)
+
+    def ended(self, loop: Loop[Any], result: EpochResult) -> None:
+        """Tell of an epoch, and write its checkpoint in the background. Raises Stopped."""
+        failed = rank() == 0 and self._settle() is not None
+        self._agreed(_FAILED if failed else _NOTHING)
+        if rank() == 0:
+            self._write(loop.state(), is_epoch=True)
+            self.tell("epoch", entry=result.to_dict())
+        self._kept = time.monotonic()
+
+    def close(self) -> None:
+        """Wait until everything is written. Raises Stopped where the last epoch's end is not."""
+        error = self._settle()
+        if error is not None:
+            raise Stopped(error)
+
+    def _own_wish(self) -> int:
+        if (self._writing is None or self._writing.done()) and self._settle() is not None:
+            return _FAILED
+        now, wish = time.monotonic(), _NOTHING
+        if self._seconds and self._writing is None and now - self._kept >= self._seconds:
+            wish |= _DUE
+        if self._notices and now - self._asked >= ASK_EVERY:
+            self._asked = now
+            wish |= _ASK
+        return wish
+
+    def _agreed(self, wish: int) -> int:
+        """Return the wish of the first worker. Raises Stopped where it has failed."""
+        if world_size() > 1:
+            shared = torch.tensor(wish, device=self._device)
+            distributed.broadcast(shared, 0)
+            wish = int(shared)
+        if wish & _FAILED:
+            raise Stopped(self._error or RunError("another worker cannot write checkpoints"))
+        return wish
+
+    def _will_go(self) -> bool:
+        """Return whether a machine of the training has had notice since this was asked before."""
+        found = ray.train.get_preemption_info()
+        going = set(found.preempted_node_ids) - self._going if found is not None else set()
+        if going and rank() == 0:
+            self.tell("warning", text="a machine of the training will go: a checkpoint is kept")
+        self._going |= going
+        return bool(going)
+
+    def _write(self, state: State, *, is_epoch: bool) -> None:
+        self._is_epoch = is_epoch
+        self._writing = self._writer.submit(self._write_now, state)
+
+    def _write_now(self, state: State) -> None:
+        self._checkpoints.write(state)
+        try:
+            self._checkpoints.prune(state)
+        except RunError as error:  # a bucket where nothing may be removed
+            text = f"an older checkpoint could not be removed ({brief(error)}); training goes on"
+            self.tell("warning", text=text)
+
+    def _settle(self) -> RaycdError | None:
+        """Wait for what is being written; return what ends the training, once and for all."""
+        writing, self._writing = self._writing, None
+        if writing is None:
+            return self._error
+        try:
+            writing.result()
+        except (OSError, SafetensorError, RunError) as error:
+            told_as = error if isinstance(error, RunError) else self._full(error)
+            if self._is_epoch:
+                self._error = told_as
+            else:
+                self.tell("warning", text=f"{told_as.what} ({brief(error)}); training goes on")
+        return self._error
+
+    def _full(self, error: Exception) -> RunError:
+        return RunError(
+            "a checkpoint could not be written",
+            got=brief(error),
+            expected=f"a folder with room that can be written: {self._checkpoints.uri}",
+            do="make room there, then run the same command again: it goes on from the checkpoint "
+            "before",
+        )

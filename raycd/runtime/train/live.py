@@ -1,0 +1,71 @@
+"""The MLflow record of a training while it runs: its epochs, losses of steps, and failures.
+
+A record that cannot be written does not stop the training: what is missing follows once it can be
+written again, epochs at the latest where the stage ends (`MlflowRun.log_epochs`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from raycd import progress
+from raycd.errors import TrackingError
+from raycd.runtime.record.mlflow_run import MlflowRun
+from raycd.runtime.train.failures import Failures, described
+
+AGAIN_AFTER = 30.0  # seconds until a record that was away is tried again
+
+
+class Live:
+    """What the driver does with the events of a training.
+
+    Args:
+        stage: What messages call the training.
+        run: The stage's MLflow run.
+    """
+
+    def __init__(self, stage: str, run: MlflowRun, failures: Failures) -> None:
+        self._stage, self._run, self._failures = stage, run, failures
+        self._epochs: list[dict[str, Any]] = []
+        self._steps: dict[int, Mapping[str, float]] = {}
+        self._has_failed = False
+        self._not_before = 0.0
+
+    def take(self, events: Sequence[Mapping[str, Any]]) -> None:
+        """Take events of the `relay.Board`, and write what there is to write."""
+        for event in events:
+            self._has_failed |= self._failures.take(event)
+            if event["kind"] == "epoch":
+                self._epochs.append(event["entry"])
+            elif event["kind"] == "measured":
+                self._steps[event["step"]] = event["values"]
+            elif event["kind"] == "warning":
+                progress.say(f"warning: {self._stage}: {event['text']}")
+        if time.monotonic() >= self._not_before:
+            self._write()
+
+    def finish(self) -> None:
+        """Write what is missing, a last time."""
+        if self._not_before:
+            self._write()
+
+    def _write(self) -> None:
+        try:
+            self._run.log_training(self._epochs, self._steps)
+            self._epochs, self._steps = [], {}
+            if self._has_failed:
+                entries = enumerate(self._failures.entries, start=1)
+                self._run.set_tags(
+                    {f"raycd.failure.{number}": described(entry) for number, entry in entries}
+                )
+                self._has_failed = False
+            self._not_before = 0.0
+        except TrackingError as error:
+            if not self._not_before:
+                progress.say(
+                    f"warning: {self._stage}: {error.what}: the training goes on, and what is "
+                    "missing follows"
+                )
+            self._not_before = time.monotonic() + AGAIN_AFTER

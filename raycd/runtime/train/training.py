@@ -1,0 +1,220 @@
+"""Training of a stage on Ray Train, for a job or a trial.
+
+Its checkpoints (`checkpoints.py`) are in the run's `.train/`, in a folder named after the stage's
+fingerprint: the same stage started again goes on there, other settings start anew. Ray Train starts
+the workers, and starts them again where one has failed or, with an elastic number of them, where
+the cluster has changed.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from fsspec.implementations.local import LocalFileSystem
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+
+from raycd import stores
+from raycd.config import Config, cli
+from raycd.data.folder import is_local
+from raycd.errors import RaycdError, RunError, TrainingError
+from raycd.model import threads
+from raycd.run import open_uri
+from raycd.runtime import cluster, precision, private
+from raycd.runtime.record.mlflow_run import MlflowRun
+from raycd.runtime.train import relay
+from raycd.runtime.train.checkpoints import Checkpoints
+from raycd.runtime.train.failures import Failures
+from raycd.runtime.train.keeping import Keeper, Stopped
+from raycd.runtime.train.live import Live
+from raycd.runtime.train.teller import Teller
+from raycd.train.loop import Loop, Schedule
+from raycd.train.task import Task
+
+STORAGE = ".train"  # folder of checkpoints in a run's folder
+RESIZE_EVERY = 60.0  # seconds between two looks for machines that have joined
+
+MakeTask = Callable[[Mapping[str, Any], Config, torch.device], Task[Any]]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The outcome of a training."""
+
+    checkpoint: Path
+    """Folder of the best epoch's checkpoint."""
+    history: list[dict[str, Any]]
+    """One entry for each epoch."""
+    best: int
+    """The best epoch."""
+    failures: list[dict[str, Any]]
+    """What went wrong, and where it went on (`Failures`)."""
+
+
+def train(
+    stage: str,
+    make: MakeTask,
+    inputs: Mapping[str, Any],
+    schedule: Schedule,
+    config: Config,
+    *,
+    storage: str,
+    name: str,
+    tracked: MlflowRun | None = None,
+    unit: str = "triplets",
+) -> Trained:
+    """Train a stage with `compute.train_workers` workers and return its best checkpoint.
+
+    Args:
+        stage: What the progress shows.
+        make: Called in every worker as make(inputs, config, device); returns the task.
+        inputs: What the workers need, small or by object reference.
+        storage: Folder or URI for checkpoints that all workers can reach.
+        name: Name of this training in `storage`; the same name continues.
+        tracked: The stage's MLflow run, which gets epochs and losses meanwhile.
+        unit: What the progress counts.
+
+    Raises:
+        TrainingError: The loss or the weights are no longer finite.
+        RunError: A checkpoint cannot be written.
+        TrackingError: Epochs cannot be logged; the same training goes on there.
+    """
+    config = precision.settled(config)
+    checkpoints = Checkpoints(posixpath.join(storage, name))
+    with _of_store(storage), relay.drawn(stage, unit) as board:
+        checkpoints.forget_rays()
+        failures = Failures(stage, checkpoints)
+        spec = {
+            "make": make,
+            "inputs": dict(inputs),
+            "schedule": schedule,
+            "config": config,
+            "board": board,
+            "checkpoints": checkpoints.uri,
+            "notices": os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1") != "0",
+        }
+        trainer = private.trainer_class()(
+            _run,
+            # By reference: Ray Train's controller reads its arguments, too, and would import all
+            # that a worker imports, for seconds.
+            train_loop_config={"spec": ray.put(spec)},
+            scaling_config=_scaling(config, schedule),
+            run_config=_run_config(storage, name, config, Teller(board)),
+        )
+        record = tracked or MlflowRun(None, "")
+        live = Live(stage, record, failures)
+        with relay.followed(board, live.take):
+            result = trainer.fit()
+        live.finish()
+        if isinstance(result.return_value, RaycdError):
+            raise result.return_value
+        history, best, folder = checkpoints.finished()
+    record.log_epochs(history)
+    return Trained(folder, history, best, failures.entries)
+
+
+def _scaling(config: Config, schedule: Schedule) -> Any:
+    """Return how many workers there are: of a fixed number no more than there is room for now."""
+    wanted, resources = config.compute.train_workers, cluster.worker_resources(config.compute)
+    number: int | tuple[int, int]
+    if isinstance(wanted, int):
+        number = cluster.fitting(wanted, resources)
+    else:
+        most = max(1, min(wanted["max"], schedule.batch_size // 2))  # two triplets a worker
+        number = (min(wanted["min"], most), most)
+    # Its types are those of the first version of Ray Train
+    made: Any = ScalingConfig
+    return made(
+        num_workers=number,
+        use_gpu=cluster.uses_gpu(config.compute),
+        resources_per_worker=resources,
+        elastic_resize_monitor_interval_s=RESIZE_EVERY,
+    )
+
+
+@contextmanager
+def _of_store(storage: str) -> Iterator[None]:
+    """Raise what a store has raised, in the workers or Ray Train's controller, as RunError."""
+    try:
+        yield
+    except Exception as error:
+        causes = list(cli.causes(error))
+        if is_local(storage) or any(isinstance(cause, RaycdError) for cause in causes):
+            raise
+        found = stores.translate_error(storage, causes, RunError)
+        if found is None:
+            raise
+        raise found from error
+
+
+def _run_config(storage: str, name: str, config: Config, teller: Teller) -> Any:
+    file_system, path = _storage(storage)
+    made: Any = RunConfig  # as above
+    return made(
+        name=name,
+        storage_path=path,
+        storage_filesystem=file_system,
+        failure_config=FailureConfig(max_failures=config.train.max_failures),
+        callbacks=[teller],
+    )
+
+
+def _storage(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    """Return the file system of a URI, and the path in it: fsspec's, as everywhere in a run.
+
+    Arrow's own file systems support fewer stores, and take their addresses and credentials from
+    other variables.
+    """
+    file_system, path = open_uri(uri)
+    if isinstance(file_system, LocalFileSystem):
+        return pyarrow.fs.LocalFileSystem(), path
+    return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(file_system)), path
+
+
+def _run(given: dict[str, Any]) -> RaycdError | None:
+    """Run `_worker`, and return the error with which all workers end together.
+
+    Ray Train would try the training again if it was raised.
+    """
+    try:
+        _worker(ray.get(given["spec"]))
+    except TrainingError as error:
+        return error
+    except Stopped as stopped:
+        return stopped.error
+    return None
+
+
+def _worker(spec: dict[str, Any]) -> None:
+    """Train, in every worker."""
+    config: Config = spec["config"]
+    local = ray.train.get_context().get_local_world_size()
+    threads.use(cluster.threads(config.compute, local))
+    device = ray.train.torch.get_device()
+    task = spec["make"](spec["inputs"], config, device)
+    keeper = Keeper(
+        Checkpoints(spec["checkpoints"]),
+        spec["board"],
+        minutes=config.train.checkpoint_minutes,
+        every_steps=config.tracking.every_steps,
+        notices=spec["notices"],
+        device=device,
+    )
+
+    def bar(total: int, start: int) -> relay.RelayedBar:
+        return relay.RelayedBar(spec["board"], total, start)
+
+    restore = keeper.restored()
+    loop = Loop(task, spec["schedule"], restore=restore, bar=bar, watch=keeper)
+    loop.run(lambda result, save: keeper.ended(loop, result))
+    keeper.close()
