@@ -17,8 +17,8 @@ from raycd.api.events import UserEvent
 from raycd.client import Client
 from raycd.feedback.records import Session, sessions
 from raycd.gallery_db import GalleryDatabase, events
-from serve.args import ServeArgs
-from serve.replica import Replica
+from serve.args import DEFAULT, ServeArgs
+from serve.galleries import Galleries
 from serve.security.guard import needed_scope
 from tests.serve.asking import fields, png, problem
 
@@ -29,8 +29,8 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def replicas() -> list[Replica]:
-    """Return what `url` adds its replica to."""
+def started() -> list[Galleries]:
+    """Keep the galleries, once they are there."""
     return []
 
 
@@ -39,12 +39,12 @@ def url(
     start_replica: Callable[..., str],
     service_args: ServeArgs,
     database: Path,
-    replicas: list[Replica],
+    started: list[Galleries],
 ) -> str:
     """Start a replica that keeps events and swaps two results of every search, or does not."""
     settings = {"gallery": str(database), "events": True, "explore": 1.0, "max_events": 3}
     args = service_args.model_copy(update={**settings, "max_queue": 2})
-    return start_replica(args, "events", replicas.append)
+    return start_replica(args, "events", started.append)
 
 
 @pytest.fixture
@@ -157,9 +157,9 @@ def test_a_wrong_event_is_named_and_none_is_taken(
 
 
 def test_events_beyond_the_queue_are_refused_at_once_and_searches_are_not(
-    keeping: httpx.Client, replicas: list[Replica]
+    keeping: httpx.Client, started: list[Galleries]
 ) -> None:
-    [replica] = replicas
+    replica = started[0][DEFAULT]
     body = {"events": [ubi("0" * 32, "image-1")]}
     held = threading.Event()
     for _ in range(replica._small._max_workers):
