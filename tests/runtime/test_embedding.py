@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from raycd.config import Config
-from raycd.model.embed import EmbedImages, EmbedTexts
+from raycd.model.embed import EmbedImages
 from raycd.model.encoder import Encoder
 from raycd.runtime.embed import embedding
 
@@ -50,23 +50,8 @@ def test_image_features_equal_the_cores_in_their_order(
     assert vectors(table).any(axis=1).sum() == 25
 
 
-def test_text_features_equal_the_cores_in_their_order(
-    ray_cluster: None, new_encoder: MakeEncoder
-) -> None:
-    texts = [f"Is {n} and long" for n in range(21)] + [""]
-    table = embedding.embed_texts(texts, new_encoder(), CONFIG)
-    assert table["key"].to_pylist() == texts
-    assert set(table["status"].to_pylist()) == {"ok"}
-    np.testing.assert_allclose(
-        vectors(table), EmbedTexts(new_encoder())({"key": texts})["feature"], atol=1e-5
-    )
-
-
 def test_nothing_to_embed_is_an_empty_table(ray_cluster: None, new_encoder: MakeEncoder) -> None:
-    for table in (
-        embedding.embed_images({}, new_encoder(), CONFIG),
-        embedding.embed_texts([], new_encoder(), CONFIG),
-    ):
-        assert table.num_rows == 0
-        assert table.schema.names == ["key", "status", "feature"]
-        assert table.schema.field("feature").type == pa.list_(pa.float32(), 16)
+    table = embedding.embed_images({}, new_encoder(), CONFIG)
+    assert table.num_rows == 0
+    assert table.schema.names == ["key", "status", "feature"]
+    assert table.schema.field("feature").type == pa.list_(pa.float32(), 16)

@@ -1,6 +1,7 @@
 """A trained model on data that it was not trained with: a test split, or another data set.
 
-Nothing is kept: the images and texts of the split are embedded each time.
+Nothing is kept: the images and texts of the split are embedded each time, into shards of a folder
+that is gone afterwards; their features are then in mapped files, not in the driver's memory.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from raycd import bundle, scratch
 from raycd.bundle import cache
@@ -22,8 +23,9 @@ from raycd.data.folder import absolute, is_local
 from raycd.data.missing import ImageReport
 from raycd.data.read import read
 from raycd.data.schema import Dataset
-from raycd.features import READABLE, Features, map_cache
+from raycd.features import Features, map_cache
 from raycd.features.map_cache import Extras
+from raycd.index.half import room
 from raycd.model import encoder as encoders
 from raycd.model import fusion
 from raycd.model.encoder import Encoder
@@ -31,9 +33,9 @@ from raycd.model.fusion import Head, HeadConfig, joint
 from raycd.model.fusion.head import WORDS
 from raycd.run import local_copy, open_uri
 from raycd.runtime import cluster
-from raycd.runtime.embed import embed_maps, embedding
+from raycd.runtime.embed import embed_maps, embed_shards, embedding
 from raycd.runtime.evaluate.evaluation import Variant, variant
-from raycd.runtime.stages.context import FINE_TUNED, Context
+from raycd.runtime.stages.context import FINE_TUNED, Context, image_table
 
 
 @dataclass(frozen=True)
@@ -70,50 +72,56 @@ def variants(
     model: Model, data: Dataset, split: str, config: Config
 ) -> tuple[list[Variant], ImageReport]:
     """Embed a split on Ray; return the fine-tuned sum and the head, and the missing images."""
-    paths = dict(
-        zip(data.images["image_id"].to_pylist(), data.images["path"].to_pylist(), strict=True)
-    )
-    wanted = dict.fromkeys(data.images_of(split))
-    texts = dict.fromkeys(row["text"] for row in data.queries(split, both_orders=True))
-    images, missing, text_features, extras = _embedded(
-        model, {image_id: paths[image_id] for image_id in wanted}, list(texts), config
-    )
-    total = fusion.create(HeadConfig("sum", model.encoder.dim))
-    composed = None
+    rows = data.queries(split, both_orders=True)
+    texts = dict.fromkeys(row["text"] for row in rows)
+    images = image_table(data)
+    wanted = pa.array(dict.fromkeys(data.images_of(split)), pa.string())
+    tables = {
+        "images": images.filter(pc.is_in(images["key"], value_set=wanted)),
+        "texts": pa.table({"key": pa.array(texts, pa.string())}),
+    }
     if model.head_config.name == joint.NAME:
-        composed = _composed(model, data.queries(split, both_orders=True), paths, config)
+        paths = dict(zip(*(images[name].to_pylist() for name in ("key", "path")), strict=True))
+        tables["queries"] = embedding.query_table(rows, paths)
+    found, missing, extras = _embedded(model, tables, config)
+    total = fusion.create(HeadConfig("sum", model.encoder.dim))
+    features = found["images"], found["texts"]
+    composed = found.get("queries")
     return [
-        variant(FINE_TUNED, total, images, text_features, config),
-        variant(
-            *(model.head_config.name, model.head, images, text_features, config),
-            extras=extras,
-            composed=composed,
-        ),
+        variant(FINE_TUNED, total, *features, config),
+        variant(model.head_config.name, model.head, *features, config, extras, composed),
     ], missing
 
 
 def _embedded(
-    model: Model, paths: dict[str, str | None], texts: list[str], config: Config
-) -> tuple[Features, ImageReport, Features, Extras]:
+    model: Model, tables: dict[str, pa.Table], config: Config
+) -> tuple[dict[str, Features], ImageReport, Extras]:
+    """Embed images, texts and, for the head joint, queries; fill the caches that the head needs."""
     encoder, caches = model.encoder, dict[str, map_cache.MapCache | map_cache.Words]()
     with cluster.connected(), _shared_folder(config) as folder:
-        table = embedding.embed_images(paths, encoder, config)
-        images, missing = Features.of_table(table), _report(table)
-        text_features = Features.of_table(embedding.embed_texts(texts, encoder, config))
-        all_texts = pa.table({"key": pa.array(texts, pa.string())})
-        readable = {key: path for key, path in paths.items() if key not in missing.reasons}
-        columns = {"key": list(readable), "path": list(readable.values())}
-        there = pa.table({name: pa.array(own, pa.string()) for name, own in columns.items()})
+        stored = {
+            unit: embed_shards.embed_table(
+                posixpath.join(folder, unit), unit, table, encoder, config
+            )
+            for unit, table in tables.items()
+        }
+        found = {
+            unit: own.features(tables[unit]["key"].to_pylist(), room=room)
+            for unit, own in stored.items()
+        }
+        images = tables["images"]
+        there = images.filter(pc.is_in(images["key"], value_set=stored["images"].keys()))
         for need in sorted(model.head.needs - {WORDS}):
-            given, size = (all_texts, 0) if need == "tokens" else (there, _side(model, need))
+            given, size = (tables["texts"], 0) if need == "tokens" else (there, _side(model, need))
             place = posixpath.join(folder, need)
             embed_maps.write_cache(place, need, given, encoder, size, config)
             with scratch.folder() as copies:
                 caches[need] = map_cache.read(local_copy(place, copies))  # outlives its files
+        missing = stored["images"].report()
     if WORDS in model.head.needs:
         words = encoder.tokenizer
         caches[WORDS] = map_cache.Words(words, list(model.head_config.extra[WORDS]))
-    return images, missing, text_features, Extras(caches)
+    return found, missing, Extras(caches)
 
 
 @contextmanager
@@ -123,26 +131,13 @@ def _shared_folder(config: Config) -> Iterator[str]:
         with scratch.folder() as folder:
             yield str(folder)
         return
-    uri = absolute(posixpath.join(config.runs, f".maps-{uuid.uuid4().hex}"))
+    uri = absolute(posixpath.join(config.runs, f".split-{uuid.uuid4().hex}"))
     try:
         yield uri
     finally:
         file_system, path = open_uri(uri)
         with suppress(FileNotFoundError):
             file_system.rm(path, recursive=True)
-
-
-def _composed(
-    model: Model, rows: list[dict[str, Any]], paths: dict[str, str | None], config: Config
-) -> Features:
-    with cluster.connected():
-        return Features.of_table(embedding.compose_queries(rows, paths, model.encoder, config))
-
-
-def _report(table: pa.Table) -> ImageReport:
-    """Return which images of a table have no feature, and why."""
-    status = zip(table["key"].to_pylist(), table["status"].to_pylist(), strict=True)
-    return ImageReport({key: why for key, why in status if why != READABLE})
 
 
 def _side(model: Model, need: str) -> int:
