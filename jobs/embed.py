@@ -97,7 +97,7 @@ def embed_images(options: cli.Options) -> None:
 def _encoder(options: cli.Options) -> "Encoder":
     from raycd import bundle
     from raycd.runtime.stages import beginning
-    from serve import swap
+    from serve.engine import swap
 
     if not options.flags.bundle:
         return beginning.load_encoder(options.config)[0]

@@ -79,7 +79,7 @@ def reembed_gallery(options: cli.Options) -> None:
     from raycd.gallery_db.stored import StoredGallery
     from raycd.runtime import cluster, local_ray
     from raycd.runtime.embed import reembedding
-    from serve import swap
+    from serve.engine import swap
 
     asked = options.flags
     local_ray.address()  # a wrong RAY_ADDRESS ends it before anything is fetched

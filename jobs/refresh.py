@@ -192,7 +192,7 @@ class Refresh:
     def _begin(self) -> dict[str, Any]:
         """Copy the champion: whatever becomes of its alias or folder, the refresh is against it."""
         from raycd import bundle
-        from serve import swap
+        from serve.engine import swap
 
         asked, pinned = self.asked.champion, self.asked.champion
         if asked.startswith(REGISTRY):

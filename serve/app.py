@@ -176,7 +176,7 @@ def _not_changed(error: Exception) -> RunError:
 def _folder(wanted: str, option: str = "--bundle") -> Path:
     """Return the folder of the bundle that an option names. Raises as `swap.folder`."""
     if is_fetched(wanted):
-        from serve import swap
+        from serve.engine import swap
 
         return swap.folder(wanted)
     folder = Path(wanted).expanduser().absolute()

@@ -16,8 +16,8 @@ from pydantic import ValidationError
 
 from raycd.api import BundleInfo
 from raycd.bundle import SharedEncoders
-from serve import swap
 from serve.args import DEFAULT, ServeArgs, Wanted
+from serve.engine import swap
 from serve.errors import NoSuchGallery, NotLoaded, format_error
 from serve.replica import Observer, Replica
 from serve.second.shadow import Shadow

@@ -24,9 +24,10 @@ from raycd.data import images
 from raycd.gallery.state import State
 from raycd.model.threads import usable_cpus
 from raycd.search.query import Answer, Encoded, NothingLeft, Prepared
-from serve import queries, swap
 from serve.args import DEFAULT, ServeArgs, Wanted
-from serve.engine import Engine
+from serve.engine import queries, swap
+from serve.engine.engine import Engine
+from serve.engine.queries import SentImage
 from serve.errors import NoSuchVersion, format_error
 from serve.live.engine_follower import EngineFollower
 from serve.live.pictures import GalleryPictures
@@ -35,7 +36,6 @@ from serve.live.store import GalleryStore
 from serve.live.writer import Writer
 from serve.load.admission import Admission, deadline, run_in_thread
 from serve.load.batching import Batcher
-from serve.queries import SentImage
 from serve.second.model import SecondModel
 from serve.second.shadow import Shadow
 

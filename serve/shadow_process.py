@@ -17,7 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raycd.api import SearchRequest
 from serve.args import Second, ServeArgs, Wanted
-from serve.queries import SentImage
+from serve.engine.queries import SentImage
 from serve.second.shadow import Loaded, Seen, Shadow, ShadowObserver
 
 if TYPE_CHECKING:  # it needs torch, for seconds

@@ -108,7 +108,7 @@ def _import(table: Path, database: Path, *more: str) -> float:
 def _load(folder: Path, database: Path) -> tuple[float, float]:
     """Return seconds and MiB that a process needs to answer, as a replica does it."""
     from serve.args import ServeArgs
-    from serve.engine import Engine
+    from serve.engine.engine import Engine
     from serve.live.store import GalleryStore
 
     before, began = memory(), time.perf_counter()

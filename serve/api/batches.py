@@ -13,7 +13,7 @@ from starlette.background import BackgroundTasks
 from raycd.api import BatchRequest, EmbedBatchRequest
 from raycd.search.query import Prepared
 from serve.api import bodies, problems
-from serve.queries import SentImage
+from serve.engine.queries import SentImage
 from serve.replica import Replica
 from serve.security.fetch import fetch
 

@@ -14,8 +14,8 @@ from raycd.api import EmbedBatchRequest, EmbedBatchResponse, Embedding, EmbedIte
 from serve.api import batches, problems, search_body, users
 from serve.api.served import Asked, Served
 from serve.api.wellformed import known_parameters
-from serve.engine import Engine
-from serve.queries import SentImage
+from serve.engine.engine import Engine
+from serve.engine.queries import SentImage
 from serve.replica import Replica
 
 _ERRORS = problems.responses(400, 403, 404, 408, 409, 413, 415, 422, 503)

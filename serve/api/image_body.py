@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from raycd.api import GalleryImage
 from serve.api import bodies, problems
 from serve.args import ServeArgs
-from serve.engine import Engine
+from serve.engine.engine import Engine
 
 OPENAPI: dict[str, Any] = {
     "requestBody": {

@@ -26,10 +26,10 @@ from serve.api import batches, filters, problems, search_body, users
 from serve.api.gallery import MinVersion, thumbnail_url
 from serve.api.served import Asked, Served
 from serve.api.wellformed import known_parameters
-from serve.engine import Engine
+from serve.engine.engine import Engine
+from serve.engine.queries import SentImage
 from serve.monitoring import tracing
 from serve.monitoring.metrics import Metrics
-from serve.queries import SentImage
 from serve.replica import Replica
 
 QUERY_ID = "Raycd-Query-Id"

@@ -10,7 +10,7 @@ from raycd.api import QueryRequest, SearchRequest
 from raycd.api.requests import ImagePart
 from serve.api import bodies, problems
 from serve.args import ServeArgs
-from serve.queries import SentImage
+from serve.engine.queries import SentImage
 
 Asked = TypeVar("Asked", bound=QueryRequest)
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from raycd.api import SecondInfo
 from raycd.errors import GalleryError
-from serve import swap
 from serve.args import Second
-from serve.engine import Engine
+from serve.engine import swap
+from serve.engine.engine import Engine
 from serve.errors import format_error
 from serve.second.split import is_second
 

@@ -10,10 +10,10 @@ from typing import Literal, NamedTuple, Protocol
 
 from raycd.api import SearchRequest, SecondInfo
 from raycd.errors import GalleryError
-from serve import swap
 from serve.args import Second
+from serve.engine import swap
+from serve.engine.queries import SentImage
 from serve.errors import format_error
-from serve.queries import SentImage
 
 Outcome = Literal["answered", "failed", "dropped"]
 

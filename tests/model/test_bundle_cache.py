@@ -16,8 +16,8 @@ from s3fs import S3FileSystem
 from raycd import bundle
 from raycd.bundle import cache
 from raycd.errors import WeightsError
-from serve import swap
 from serve.args import ServeArgs
+from serve.engine import swap
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,6 +11,7 @@ import ray
 from mlflow import MlflowClient
 
 from raycd.config import Config
+from raycd.runtime import local_ray
 from raycd.runtime.record import machines
 from raycd.runtime.record.tracking import Tracker
 
@@ -115,7 +116,7 @@ def test_a_silent_machine_is_told_once_and_the_others_are_logged(
         "MetricsExportPort": 1,
     }
     monkeypatch.setattr(ray, "nodes", lambda: [*own, silent])
-    monkeypatch.setattr(machines.local_ray, "address", lambda: "127.0.0.1:6379")
+    monkeypatch.setattr(local_ray, "address", lambda: "127.0.0.1:6379")
     host = own[0]["NodeManagerAddress"]
     with Tracker.open(Config(), runs) as tracker, tracker.stage("embed") as stage:
         with machines.watched(stage, 0.2):

@@ -19,7 +19,7 @@ from raycd.index import Index
 from serve.api import health, problems
 from serve.api.served import Served
 from serve.args import DEFAULT, ServeArgs
-from serve.engine import Engine
+from serve.engine.engine import Engine
 from tests.serve.asking import problem
 
 

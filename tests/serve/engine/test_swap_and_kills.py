@@ -18,8 +18,8 @@ from raycd.data.images import load
 from raycd.gallery.records import Delete, Put
 from raycd.gallery_db import GalleryDatabase
 from serve.args import ServeArgs, Wanted
+from serve.engine.queries import SentImage
 from serve.live.engine_follower import EngineFollower
-from serve.queries import SentImage
 from serve.replica import Replica
 from serve.shadow_process import Unobserved
 from tests.milvus import Milvus

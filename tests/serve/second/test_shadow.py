@@ -18,8 +18,8 @@ import ray
 
 from raycd.api import SearchRequest
 from serve.args import DEFAULT, Second
+from serve.engine.queries import SentImage
 from serve.galleries import Galleries
-from serve.queries import SentImage
 from serve.replica import Replica
 from serve.second.shadow import Loaded, Outcome, Process, Seen, Shadow, overlap
 from serve.shadow_process import NICE, RayProcess

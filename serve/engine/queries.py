@@ -15,7 +15,7 @@ from raycd.search import history
 from raycd.search.query import Arrangement, Boost, History, Prepared, Query, Reference
 from raycd.search.searcher import BrokenReference, NoReference
 from serve.args import ServeArgs
-from serve.engine import Engine
+from serve.engine.engine import Engine
 from serve.errors import NoSuchImage, UnreadablePicture
 from serve.load.admission import check_deadline, ends_at
 
