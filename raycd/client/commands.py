@@ -26,7 +26,9 @@ def _search(client: Client, options: argparse.Namespace) -> int:
     wanted = parser.filters(getattr(options, "attributes", []), getattr(options, "where", []))
     if wanted:
         asked["attributes"] = wanted
-    found = client.search(min_version=getattr(options, "min_version", None), **asked)
+    found = client.search(
+        min_version=getattr(options, "min_version", None), user=options.user, **asked
+    )
     _warn(found.warnings)
     return _print(found, table.results(found, offset=asked.get("offset", 0)), options)
 
@@ -39,7 +41,7 @@ def _batch(client: Client, options: argparse.Namespace) -> int:
             if options.file == "-"
             else stack.enter_context(Path(options.file).open("rb"))
         )
-        for number, item in lines.answer(client, source):
+        for number, item in lines.answer(client, source, user=options.user):
             fields = item.model_dump(mode="json")
             shown = {name: value for name, value in fields.items() if value is not None}
             print(json.dumps({"line": number, **shown}), flush=True)

@@ -32,12 +32,15 @@ class ParsedSearch:
     """Bytes of the search in a body."""
 
 
-def answer(client: Client, lines: Iterable[bytes]) -> Iterator[tuple[int, BatchItem]]:
+def answer(
+    client: Client, lines: Iterable[bytes], *, user: str = ""
+) -> Iterator[tuple[int, BatchItem]]:
     """Yield number and answer of each line that is not blank. Raises ServiceError."""
     read = (_read(number, line) for number, line in enumerate(lines, start=1) if line.strip())
     limits = client.info().limits
     for batch in groups.split(read, most=limits.batch, room=limits.body_bytes - _ENVELOPE):
-        found = iter(_search(client, [line.search for line in batch if line.search is not None]))
+        searches = [line.search for line in batch if line.search is not None]
+        found = iter(_search(client, searches, user))
         for line in batch:
             yield line.number, line.refusal or next(found)
 
@@ -63,9 +66,9 @@ def _refusal(detail: str) -> BatchItem:
     return BatchItem(status=400, problem=Problem(title="Bad Request", status=400, detail=detail))
 
 
-def _search(client: Client, searches: list[SearchRequest]) -> list[BatchItem]:
+def _search(client: Client, searches: list[SearchRequest], user: str) -> list[BatchItem]:
     try:
-        return client.search_batch(searches).items
+        return client.search_batch(searches, user=user).items
     except ServiceError as error:
         if error.status != 413 or len(searches) > 1:
             raise

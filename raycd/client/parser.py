@@ -50,6 +50,7 @@ def build(prog: str) -> argparse.ArgumentParser:
     batch = command("batch", "Answer every line of a JSON Lines file, as JSON Lines.")
     searches = 'Searches, such as {"image": "x.jpg", "text": "is blue"}; - is standard input.'
     batch.add_argument("file", help=searches)
+    _user(batch)
     _gallery(command("gallery", "List images of the gallery."))
     image = command("image", "Fetch the picture of an image of the gallery.")
     image.add_argument("image_id")
@@ -151,6 +152,12 @@ def _everywhere() -> argparse.ArgumentParser:
     return parser
 
 
+def _user(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--user", default="", help="Who asks, for a service that splits users between models."
+    )
+
+
 def _search(parser: argparse.ArgumentParser) -> None:
     """Add an option for each field of SearchRequest, without defaults: the service has its own."""
     parser.argument_default = argparse.SUPPRESS
@@ -172,6 +179,7 @@ def _search(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--offset", type=int, metavar="N", help="Results left out at the beginning."
     )
+    _user(parser)
     _filters(parser)
     parser.add_argument(
         "--exclude-reference", action="store_true", help="Leave the image of --image-id out."

@@ -43,7 +43,7 @@ def router(asked: Asked, prefix: str) -> APIRouter:
 
     @routes.get("/info", responses=problems.responses(400, 422))
     async def info(to: Served = asked) -> Info:
-        """The model, the index, the limits and what can be filtered by."""
+        """Return the model, the index, the limits and what can be filtered by."""
         return _info(to.replica)
 
     @routes.get("/gallery", responses=problems.responses(400, 422, 503))
@@ -57,7 +57,7 @@ def router(asked: Asked, prefix: str) -> APIRouter:
         min_version: MinVersion = 0,
         to: Served = asked,
     ) -> GalleryPage:
-        """A page of the gallery, in its order."""
+        """Return a page of the gallery, in its order."""
         replica = to.replica
         _check_limit(replica.args, limit)
         wanted = _filters(replica.args, category, attribute, attributes)
@@ -91,7 +91,7 @@ def router(asked: Asked, prefix: str) -> APIRouter:
         min_version: MinVersion = 0,
         to: Served = asked,
     ) -> Response:
-        """The picture of an image: a small JPEG, or its file."""
+        """Return the picture of an image: a small JPEG, or its file."""
         return await _picture(to.replica, request, image_id, size, min_version)
 
     return routes

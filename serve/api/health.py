@@ -27,7 +27,7 @@ def alive() -> APIRouter:
 
     @routes.get("/healthz")
     async def healthz() -> Health:
-        """The process runs."""
+        """Tell that the process runs."""
         return Health()
 
     return routes
@@ -40,7 +40,7 @@ def router(asked: Asked, prefix: str, count_replicas: Callable[[], tuple[int, in
 
     @routes.get("/readyz", responses=problems.responses(503))
     async def readyz(to: Served = asked) -> Health:
-        """A query of our own is encoded and searched here, and every other replica answers its own.
+        """Answer a query of our own here, and see that every other replica answers its own.
 
         Whoever asks within a second shares it; `age_s` says how old it is. A SQLite database is
         still the file that was opened.

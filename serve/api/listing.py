@@ -20,7 +20,7 @@ def router(galleries: Galleries) -> APIRouter:
 
     @routes.get(GALLERIES, responses=problems.responses(400, 422))
     async def list_galleries(request: Request) -> GalleryList:
-        """The galleries that the asking key is for; without keys, all."""
+        """Return the galleries that the asking key is for; without keys, all."""
         key = key_of(request.scope)
         opened = [name for name in galleries.names if key is None or key.opens(name)]
         return GalleryList(galleries=[_named(galleries, name) for name in opened])

@@ -76,6 +76,16 @@ def test_every_option_of_a_search_is_its_field(run: Run, service: Service, capsy
     assert "   7  a " in capsys.readouterr().out
 
 
+def test_who_asks_is_named(run: Run, service: Service, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('{"text": "is blue"}')
+    batch = {"items": [{"status": 200, "response": found("a")}]}
+    service.answers(Reply(body=found("a")), Reply(body=info()), Reply(body=batch))
+    assert run("search", "--text", "is blue", "--user", "ann") == 0
+    assert run("batch", str(tmp_path / "in.jsonl"), "--user", "ann") == 0
+    named = [asked.headers.get("raycd-user") for asked in service.asked]
+    assert named == ["ann", None, "ann"]
+
+
 def test_conditions_of_attributes_are_sent_as_such(run: Run, service: Service) -> None:
     service.answers(Reply(body=found("a")))
     where = ["price >= 10", "price<50.5", "brand!=none", "brand!=x=y", "colour!=red"]
