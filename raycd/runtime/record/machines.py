@@ -23,7 +23,7 @@ from raycd.errors import TrackingError
 from raycd.runtime import local_ray
 from raycd.runtime.record.mlflow_run import MlflowRun
 
-TIMEOUT = 5.0  # seconds until a machine counts as silent
+TIMEOUT = 2.0  # seconds until a machine counts as silent; the end of a stage may wait for one
 # Ray's gauge -> MLflow's name of it, and how many of Ray's units one of MLflow's is.
 _GAUGES = {
     "ray_node_cpu_utilization": ("cpu_utilization_percentage", 1),
@@ -40,7 +40,7 @@ _GAUGES = {
 def watched(run: MlflowRun, seconds: float) -> Iterator[None]:
     """Log the machines' metrics every so many seconds while the block runs; never, for 0.
 
-    A machine that does not answer is left out and told once; so is a record that is away.
+    A machine that does not answer is told, and left out until the block ends.
     """
     if not run.run_id or not seconds or not ray.is_initialized():
         yield
@@ -81,26 +81,27 @@ def names(nodes: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _watch(run: MlflowRun, seconds: float, ended: threading.Event) -> None:
-    step, told = 0, set[str]()
+    step, silent, is_away = 0, set[str](), False
     with httpx.Client(timeout=TIMEOUT, trust_env=False) as http:
         while not ended.wait(seconds):
             found: dict[str, Any] = {}
             for name, url in names(ray.nodes()).items():  # type: ignore[no-untyped-call]  # Ray's
+                if url in silent:
+                    continue
+                if ended.is_set():
+                    return
                 try:
                     measured = parse(http.get(url).raise_for_status().text)
                 except httpx.HTTPError as error:
-                    _tell_once(told, f"the system metrics of {url} cannot be read: {error}")
+                    silent.add(url)
+                    progress.say(f"warning: the system metrics of {url} cannot be read: {error}")
                     continue
                 # A Ray of this job's own is one machine, which needs no name.
                 found |= {name: measured} if local_ray.address() else measured
             try:
                 run.log_machines(found, step)
             except TrackingError as error:
-                _tell_once(told, error.what)
+                if not is_away:
+                    progress.say(f"warning: {error.what}: system metrics are left out meanwhile")
+                is_away = True
             step += 1
-
-
-def _tell_once(told: set[str], message: str) -> None:
-    if message not in told:
-        progress.say(f"warning: {message}")
-        told.add(message)
