@@ -32,8 +32,16 @@ of the feature matrix unless something else is said.
 """
 
 from raycd.mine.candidates import CANDIDATES, make_candidates, matching_scores
-from raycd.mine.counts import Counts, summary, warnings
-from raycd.mine.filter import Thresholds, eligible, filter_candidates, resolve, thresholds_line
+from raycd.mine.filter import (
+    Counts,
+    Thresholds,
+    eligible,
+    filter_candidates,
+    resolve,
+    summary,
+    thresholds_line,
+    warnings,
+)
 from raycd.mine.neighbours import NEIGHBOURS, find_neighbours, make_shards
 from raycd.mine.pools import Pool, TripletRows, make_pools, of_triplets
 from raycd.mine.searched import Searched, low_recall, recall, sample, searched, searched_line

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raycd.config import MineConfig
@@ -119,6 +120,25 @@ def to_table(pools: Sequence[Pool], found: Sequence[Keys], mine: MineConfig) -> 
     ]
     meta = {META: json.dumps({"neighbours": size, "floor": mine.floor})}
     return pa.Table.from_arrays(columns, schema=NEIGHBOURS).replace_schema_metadata(meta)
+
+
+def rows_for(found: pa.Table, pools: pa.Array, images: pa.Array) -> pa.Array:
+    """Return the rows of table NEIGHBOURS for these images, each in the pool of this name.
+
+    Raises:
+        DataError: It lacks one.
+    """
+    given, asked = (
+        pc.binary_join_element_wise(pool, image.cast(pa.string()), "/")
+        for pool, image in ((found["pool"], found["image"]), (pools, images))
+    )
+    rows = pc.index_in(asked, value_set=given)
+    if rows.null_count:
+        raise DataError(
+            "the neighbours lack images of the triplets",
+            do="search the neighbours of these triplets' images again",
+        )
+    return rows
 
 
 def normalise(features_PD: NDArray[np.float32], rows_P: Rows) -> NDArray[np.float32]:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raycd.config import MineConfig
-from raycd.mine.neighbours import row_bytes
+from raycd.mine.neighbours import row_bytes, rows_for
 from raycd.mine.pools import Pool
 
 ENOUGH = 0.95  # below this recall the pseudo triplets differ too much from those of exact search
@@ -30,13 +30,10 @@ class Searched(TypedDict):
 
 def recall(found: pa.Table, exact: pa.Table) -> float:
     """Return the share of the neighbours in `exact` that `found` has; 1 where there are none."""
-    columns, images = ["pool", "image", "neighbours"], exact["image"].combine_chunks()
-    found = found.select(columns).filter(pc.is_in(found["image"], value_set=images))
-    lists = {(row["pool"], row["image"]): row["neighbours"] for row in found.to_pylist()}
-    hits = wanted = 0
-    for row in exact.select(columns).to_pylist():
-        hits += len(set(row["neighbours"]) & set(lists[row["pool"], row["image"]]))
-        wanted += len(row["neighbours"])
+    asked = found.take(rows_for(found, exact["pool"], exact["image"]))
+    lists = (table["neighbours"].to_pylist() for table in (asked, exact))
+    hits = sum(len(set(one) & set(other)) for one, other in zip(*lists, strict=True))
+    wanted = len(pc.list_flatten(exact["neighbours"]))
     return hits / wanted if wanted else 1.0
 
 

@@ -19,6 +19,7 @@ from raycd.config import ComputeConfig, MineConfig
 from raycd.errors import DataError
 from raycd.features import shards
 from raycd.features.stored import Stored
+from raycd.progress import Bar
 from raycd.runtime import mining
 from tests.runtime.mined import clustered, small_shards
 
@@ -304,7 +305,7 @@ def test_as_many_tasks_are_submitted_as_work_and_a_failure_cancels_them(
 
     task: Any = ray.remote(num_cpus=0.1)(work)
     with pytest.raises(DataError, match="it failed"):
-        list(mining._each(task, [(number,) for number in range(6)], 2))
+        mining._each(task, [(number,) for number in range(6)], 2, Bar("work"))
     time.sleep(2)
     assert {file.name for file in tmp_path.iterdir()} <= {"began-0", "began-1"}
 
