@@ -17,7 +17,7 @@ Shapes: P images of a shard, B queries of a batch, E proposed pairs (query, imag
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ UNIT = 10**DECIMALS
 NOTHING = np.iinfo(np.int64).max
 BLOCK = 1 << 16  # images scored at once
 # Most queries of a batch. On CPUs their scores stay in the cache that the cores share.
-_BATCH = {"cpu": 128, "cuda": 4096}
+BATCH = {"cpu": 128, "cuda": 4096}
 _PAIRS = {"cpu": 256, "cuda": 1 << 14}  # measured at once: on CPUs they stay in a core's cache
 _MERGED = 1 << 20  # pairs merged at once, where a query ties with very many images
 _SPARE = 8  # searched in HNSW and IVF beyond S: the image itself, one more, near-ties
@@ -80,7 +80,7 @@ def search(
     count = (threads or torch.get_num_threads()) if device == "cpu" else 1
     key_QS = torch.full((len(rows_Q), mine.neighbours + 1), NOTHING, device=device)
     queries = _tensor(rows_Q).to(device, torch.int64), _tensor(unit_QD).to(device)
-    size = min(mine.batch_size, _BATCH[device])
+    size = min(mine.batch_size, BATCH[device])
     parts, keys = [each.split(size) for each in queries], key_QS.split(size)
     with ExitStack() as undo:
         # MKL keeps one number of threads for the whole process
@@ -118,13 +118,12 @@ class _Search:
                 found_BC = torch.from_numpy(self.index(query_BD.numpy(), depth)[1])
             query_E, rank_E = (found_BC >= 0).nonzero(as_tuple=True)
             return self._merged(rows_B, query_BD, key_BS, query_E, found_BC[query_E, rank_E])
-        whole = len(self.unit_PD) // _GROUP * _GROUP
-        for start, end in pairwise(sorted({*range(0, whole, BLOCK), whole, len(self.unit_PD)})):
+        for start, block_PD in blocks(self.unit_PD):
             # The last key is of the last image wanted: NOTHING is far below any floor
             last_B = 1 - (key_BS[:, -1] >> 32) / UNIT
             query_E, position_E = near(
                 query_BD,
-                self.unit_PD[start:end],
+                block_PD,
                 key_BS.shape[1] + 1,  # for one of them is the image itself
                 last_B.clamp(min=self.mine.floor),
             )
@@ -135,32 +134,30 @@ class _Search:
         self, rows_B: Tensor, query_BD: Tensor, key_BS: Tensor, query_E: Tensor, position_E: Tensor
     ) -> Tensor:
         """Return the first keys of `key_BS` and those of pairs, which are sorted by query."""
-        size, device = key_BS.shape[1], key_BS.device
+        size = key_BS.shape[1]
         for query_M, position_M in zip(
             query_E.split(_MERGED), position_E.split(_MERGED), strict=True
         ):
-            parts = [each.split(_PAIRS[device.type]) for each in (query_M, position_M)]
-            micro_M = torch.cat(
-                [
-                    (
-                        _similarities(
-                            query_BD.index_select(0, one), self.unit_PD.index_select(0, other)
-                        )
-                        * UNIT
-                    ).round()
-                    for one, other in zip(*parts, strict=True)
-                ]
-            )
-            row_M = self.rows_P[position_M]
+            similarity_M = _similarities(query_BD, self.unit_PD, query_M, position_M)
+            micro_M, row_M = (similarity_M * UNIT).round(), self.rows_P[position_M]
             wanted_M = (row_M != rows_B[query_M]) & (micro_M / UNIT >= self.mine.floor)
             key_M = torch.where(wanted_M, (UNIT - micro_M.long()) << 32 | row_M, NOTHING)
             count_B = query_M.bincount(minlength=len(key_BS))
-            slot_M = torch.arange(len(query_M), device=device)
-            slot_M -= (count_B.cumsum(0) - count_B)[query_M]
+            before_B = count_B.cumsum(0) - count_B
+            slot_M = torch.arange(len(query_M), device=key_BS.device) - before_B[query_M]
             more_BC = key_BS.new_full((len(key_BS), int(count_B.max())), NOTHING)
             more_BC[query_M, slot_M] = key_M
             key_BS = torch.cat([key_BS, more_BC], 1).sort(1).values[:, :size]
         return key_BS
+
+
+def blocks(unit_PD: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Yield the position of a block's first image, and the images, of which all but the last few
+    are whole groups.
+    """
+    whole = len(unit_PD) // _GROUP * _GROUP
+    for start, end in pairwise(sorted({*range(0, whole, BLOCK), whole, len(unit_PD)})):
+        yield start, unit_PD[start:end]
 
 
 def near(query_BD: Tensor, block_PD: Tensor, count: int, least_B: Tensor) -> tuple[Tensor, Tensor]:
@@ -204,16 +201,20 @@ def margin(dim: int) -> float:
     return dim * 2.0**-23
 
 
-def _similarities(one_ED: Tensor, other_ED: Tensor) -> Tensor:
-    """Return products (E,) in float64 that do not depend on the order of the sum.
+def _similarities(query_BD: Tensor, unit_PD: Tensor, query_E: Tensor, position_E: Tensor) -> Tensor:
+    """Return the products (E,) of pairs in float64, whatever the order of the sum.
 
     The products of float32 numbers are exact in float64. Added to 6144 and taken from it again,
     they are multiples of 2^-40, which add up without rounding; the sum of what that leaves, below
     2^-41 each, is wrong by less than 1e-22.
     """
-    product_ED = one_ED.double().mul_(other_ED)
-    coarse_ED = (product_ED + 6144).sub_(6144)
-    return coarse_ED.sum(1) + product_ED.sub_(coarse_ED).sum(1)
+    found, size = [], _PAIRS[query_BD.device.type]
+    for query_K, position_K in zip(query_E.split(size), position_E.split(size), strict=True):
+        product_KD = query_BD.index_select(0, query_K).double()
+        product_KD *= unit_PD.index_select(0, position_K)
+        coarse_KD = (product_KD + 6144).sub_(6144)
+        found.append(coarse_KD.sum(1) + product_KD.sub_(coarse_KD).sum(1))
+    return torch.cat(found)
 
 
 def _tensor(array: NDArray[Any]) -> Tensor:

@@ -108,13 +108,13 @@ def test_scores_that_are_as_wrong_as_they_may_be_change_nothing(
 def test_so_many_images_are_measured_at_once_whatever_is_kept_of_a_query(
     merged: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected, most, measure = mined("equal", -1), [], searching._similarities
+    expected, most, join = mined("equal", -1), [], torch.cat
 
-    def noted(one: Tensor, other: Tensor) -> Tensor:
-        most.append(len(one))
-        return measure(one, other)
+    def noted(parts: list[Tensor], dim: int = 0) -> Tensor:
+        most.extend(len(part) for part in parts if part.dtype == torch.float64)
+        return join(parts, dim)
 
-    monkeypatch.setattr(searching, "_similarities", noted)
+    monkeypatch.setattr(torch, "cat", noted)
     monkeypatch.setattr(searching, "_PAIRS", {"cpu": 300})
     monkeypatch.setattr(searching, "_MERGED", merged)
     assert mined("equal", -1).equals(expected, check_metadata=True)
