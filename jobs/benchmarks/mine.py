@@ -89,7 +89,7 @@ def _steps(feature_ND: NDArray[np.float32], settings: MineConfig) -> dict[str, f
     index.add(unit_ND)
     pairs = [
         (query_BD, block_PD)
-        for query_BD in unit[:size].split(BATCH["cpu"])
+        for query_BD in torch.split(unit[:size], BATCH["cpu"])
         for _, block_PD in blocks(unit)
     ]
     least = torch.full((size,), settings.floor)

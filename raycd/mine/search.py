@@ -81,7 +81,7 @@ def search(
     key_QS = torch.full((len(rows_Q), mine.neighbours + 1), NOTHING, device=device)
     queries = _tensor(rows_Q).to(device, torch.int64), _tensor(unit_QD).to(device)
     size = min(mine.batch_size, BATCH[device])
-    parts, keys = [each.split(size) for each in queries], key_QS.split(size)
+    parts, keys = [torch.split(each, size) for each in queries], torch.split(key_QS, size)
     with ExitStack() as undo:
         # MKL keeps one number of threads for the whole process
         undo.callback(torch.set_num_threads, torch.get_num_threads())
@@ -89,8 +89,9 @@ def search(
             undo.callback(setattr, setting, "fp32_precision", setting.fp32_precision)
             setting.fp32_precision = "ieee"  # as `margin` says, whatever the process had chosen
         # torch releases Python's lock
-        one_each = {"initializer": torch.set_num_threads, "initargs": (1,)}
-        pool = undo.enter_context(ThreadPoolExecutor(count, **one_each))
+        pool = undo.enter_context(
+            ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
+        )
         for shard in shards:
             keys = tuple(pool.map(_Search(shard, mine, device), *parts, keys))
     return torch.cat(keys).cpu().numpy()
@@ -136,7 +137,7 @@ class _Search:
         """Return the first keys of `key_BS` and those of pairs, which are sorted by query."""
         size = key_BS.shape[1]
         for query_M, position_M in zip(
-            query_E.split(_MERGED), position_E.split(_MERGED), strict=True
+            torch.split(query_E, _MERGED), torch.split(position_E, _MERGED), strict=True
         ):
             similarity_M = _similarities(query_BD, self.unit_PD, query_M, position_M)
             micro_M, row_M = (similarity_M * UNIT).round(), self.rows_P[position_M]
@@ -173,7 +174,7 @@ def near(query_BD: Tensor, block_PD: Tensor, count: int, least_B: Tensor) -> tup
     score_BP, wrong = product(query_BD, block_PD), margin(query_BD.shape[1])
     images = score_BP.shape[1]
     group = _GROUP if images % _GROUP == 0 and images >= 2 * count * _GROUP else 1
-    score_BIG = score_BP.unflatten(1, (group, -1))
+    score_BIG = score_BP.view(len(score_BP), group, images // group)
     best_BG = score_BIG.amax(1)
     if images >= count:
         least_B = least_B.maximum(best_BG.topk(count, sorted=False).values.amin(1) - wrong)
@@ -209,7 +210,9 @@ def _similarities(query_BD: Tensor, unit_PD: Tensor, query_E: Tensor, position_E
     2^-41 each, is wrong by less than 1e-22.
     """
     found, size = [], _PAIRS[query_BD.device.type]
-    for query_K, position_K in zip(query_E.split(size), position_E.split(size), strict=True):
+    for query_K, position_K in zip(
+        torch.split(query_E, size), torch.split(position_E, size), strict=True
+    ):
         product_KD = query_BD.index_select(0, query_K).double()
         product_KD *= unit_PD.index_select(0, position_K)
         coarse_KD = (product_KD + 6144).sub_(6144)

@@ -108,7 +108,7 @@ def test_scores_that_are_as_wrong_as_they_may_be_change_nothing(
 def test_so_many_images_are_measured_at_once_whatever_is_kept_of_a_query(
     merged: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected, most, join = mined("equal", -1), [], torch.cat
+    expected, join, most = mined("equal", -1), torch.cat, list[int]()
 
     def noted(parts: list[Tensor], dim: int = 0) -> Tensor:
         most.extend(len(part) for part in parts if part.dtype == torch.float64)
