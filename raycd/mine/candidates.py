@@ -18,10 +18,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raycd.mine.neighbours import META, rows_for
-from raycd.mine.pools import Rows, TripletRows, pairs_of
+from raycd.mine.pools import SIDES, Rows, TripletRows, pairs_of
 from raycd.mine.search import DECIMALS
 
-SIDES = ("reference", "target")
 _CHUNK = 256  # candidates measured at once: their features stay in a core's cache
 
 _NAME = pa.dictionary(pa.int32(), pa.string())  # four bytes a row, however long the ids are

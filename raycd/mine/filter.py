@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from raycd.config import MineConfig
 from raycd.data.schema import PSEUDO_TRIPLET
 from raycd.errors import ConfigError, DataError
-from raycd.mine.candidates import SIDES
 from raycd.mine.neighbours import META
+from raycd.mine.pools import SIDES
 from raycd.mine.search import DECIMALS
 
 NEARLY_ALL = 0.95

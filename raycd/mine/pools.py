@@ -15,6 +15,7 @@ from raycd.data.selection import SELECTION
 from raycd.errors import DataError
 
 Rows = NDArray[np.int32]
+SIDES = ("reference", "target")
 Pairs = NDArray[np.int64]  # reference << 32 | target, each by row
 
 
@@ -72,12 +73,10 @@ def of_triplets(
     ids = pa.array(image_ids, pa.string())
     if len(pc.unique(ids)) != len(ids):
         raise DataError("an image id occurs twice among the features", do="embed each image once")
-    named = [*triplets["reference"].to_pylist(), *triplets["target"].to_pylist()]
-    reference_T, target_T = np.split(rows_of(pa.array(named, pa.string()), ids), 2)
-    rows = [*reference_T, *target_T]
-    lost = [name for name, row in zip(named, rows, strict=True) if row < 0 and name is not None]
-    if lost:
-        names = list(dict.fromkeys(lost))
+    named = pa.array([name for side in SIDES for name in triplets[side].to_pylist()], pa.string())
+    rows = rows_of(named, ids)
+    names = named.filter(pa.array(rows < 0)).drop_null().unique().to_pylist()
+    if names:
         raise DataError(
             f"{len(names)} images of the triplets have no features",
             got=", ".join(names[:3]) + (", ..." if len(names) > 3 else ""),
@@ -91,8 +90,8 @@ def of_triplets(
         image_ids=ids,
         triplet_ids=triplets["triplet_id"].combine_chunks(),
         categories=triplets["category"].combine_chunks(),
-        reference_T=reference_T,
-        target_T=target_T,
+        reference_T=rows[: len(triplets)],
+        target_T=rows[len(triplets) :],
         pairs_K=pairs_of(one_K, other_K)[(one_K >= 0) & (other_K >= 0)],
     )
 
