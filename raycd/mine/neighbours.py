@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypedDict
 
@@ -40,6 +40,10 @@ NEIGHBOURS = pa.schema(
         pa.field("truncated", pa.bool_(), nullable=False),
     ]
 )
+
+
+Search = Callable[[Sequence[Pool], MineConfig], pa.Table]
+"""Pools and settings -> table NEIGHBOURS."""
 
 
 def make_shards(pools: Sequence[Pool], dim: int, mine: MineConfig) -> list[Pool]:
@@ -195,16 +199,27 @@ def sample(pools: Sequence[Pool], count: int, seed: int) -> list[Pool]:
 
 
 def searched(
-    shards: Sequence[Pool], dim: int, mine: MineConfig, *, recall: float = 1.0, sample: int = 0
+    found: pa.Table, pools: Sequence[Pool], dim: int, mine: MineConfig, exact: Search, *, seed: int
 ) -> Searched:
-    """Return the record of a search among features of size `dim`; the recall is of `sample`."""
+    """Return the record of a search that found table NEIGHBOURS among features of size `dim`.
+
+    HNSW and IVF have their recall measured: of `mine.recall_sample` queries, drawn by the seed, the
+    neighbours are searched exactly, too.
+
+    Args:
+        exact: `find_neighbours` of the same features, e.g. `partial(find_neighbours, image_ND)`.
+    """
+    shards, share, asked = make_shards(pools, dim, mine), 1.0, list[Pool]()
+    if mine.index != "flat":
+        asked = sample(pools, mine.recall_sample, seed)
+        share = recall(found, exact(asked, mine.model_copy(update={"index": "flat"})))
     largest = max((len(shard.rows_P) for shard in shards), default=0)
     return {
         "kind": mine.index,
         "shards": len(shards),
         "worker_mib": math.ceil(10 * largest * row_bytes(dim, mine) / (1 << 20)) / 10,
-        "recall": round(recall, 4),
-        "sample": sample,
+        "recall": round(share, 4),
+        "sample": sum(len(pool.queries_Q) for pool in asked),
     }
 
 

@@ -69,28 +69,6 @@ def find_neighbours(
         return to_table(pools, _each(find, calls, workers, bar), mine)
 
 
-def searched(
-    found: pa.Table,
-    features: Stored,
-    pools: Sequence[Pool],
-    mine: MineConfig,
-    compute: ComputeConfig,
-    *,
-    seed: int,
-) -> core.Searched:
-    """Return the record of a search, with the recall of HNSW and IVF.
-
-    It is that of `mine.recall_sample` queries, which are searched exactly, too.
-    """
-    shards, recall, sample = core.make_shards(pools, features.dim, mine), 1.0, list[Pool]()
-    if mine.index != "flat":
-        sample = core.sample(pools, mine.recall_sample, seed)
-        exact = mine.model_copy(update={"index": "flat"})
-        recall = core.recall(found, find_neighbours(features, sample, exact, compute))
-    queries = sum(len(pool.queries_Q) for pool in sample)
-    return core.searched(shards, features.dim, mine, recall=recall, sample=queries)
-
-
 def matching_scores(
     images: Stored, text_TD: NDArray[np.float32], *rows_C: Rows, compute: ComputeConfig
 ) -> NDArray[np.float64]:

@@ -77,7 +77,7 @@ def test_a_gpu_gives_the_same_table(kind: str) -> None:
         assert mined(kind, floor, "cuda").equals(mined(kind, floor), check_metadata=True)
 
 
-def test_equal_images_beyond_the_room_of_a_query_are_all_compared() -> None:
+def test_equal_images_are_all_compared_however_many_they_are() -> None:
     """The 1,201 equal images are each other's neighbours: the lower rows come first."""
     found = mined("equal", 0.5)
     rows = [0, *range(100, 1300)]

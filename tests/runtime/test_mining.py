@@ -231,7 +231,8 @@ def test_measured_recall_is_that_of_the_sample(
     )
     compute = ComputeConfig(mine_workers=1)
     found = mine.find_neighbours(wide, halves(), settings)
-    record = mining.searched(found, in_files(wide), halves(), settings, compute, seed=3)
+    search = partial(mining.find_neighbours, in_files(wide), compute=compute)
+    record = mine.searched(found, halves(), 600, settings, search, seed=3)
     assert record["sample"] == expected
     exact = {
         (row["pool"], row["image"]): row["neighbours"]
