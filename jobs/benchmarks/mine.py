@@ -21,10 +21,9 @@ from raycd import mine as core
 from raycd.config import Config, MineConfig
 from raycd.features import READABLE, shards, to_table
 from raycd.features.stored import Stored
-from raycd.mine import flat
 from raycd.mine.neighbours import normalise
 from raycd.mine.pools import Rows
-from raycd.mine.search import Shard, search
+from raycd.mine.search import BATCH, Shard, blocks, near, product, search
 from raycd.runtime import cluster, mining
 
 NEIGHBOURS, TEXTS = 64, 18_000  # of each image; triplets of Fashion-IQ
@@ -88,10 +87,16 @@ def _steps(feature_ND: NDArray[np.float32], settings: MineConfig) -> dict[str, f
     unit, shard = torch.from_numpy(unit_ND), [Shard(unit_ND, every)]
     index = faiss.IndexFlatIP(DIM)
     index.add(unit_ND)
+    pairs = [
+        (query_BD, block_PD)
+        for query_BD in torch.split(unit[:size], BATCH["cpu"])
+        for _, block_PD in blocks(unit)
+    ]
+    least = torch.full((size,), settings.floor)
     ways: dict[str, Callable[[], object]] = {
         "IndexFlatIP.search": lambda: index.search(unit_ND[:size], NEIGHBOURS + 1),
-        "product": lambda: [None for _ in flat.scores(unit[:size], unit)],
-        "product, selection": lambda: flat.nearest(unit[:size], unit, count, settings.floor),
+        "product": lambda: [product(*pair) is None for pair in pairs],
+        "product, selection": lambda: [near(*pair, count, least[: len(pair[0])]) for pair in pairs],
         "product, selection, similarities": lambda: search(
             every[:size], unit_ND[:size], shard, settings, threads=1
         ),
@@ -130,8 +135,8 @@ def _shared(table: Any, nearest: NDArray[np.int64]) -> float:
     """Return the least share of FAISS's neighbours, the image left out, that a table's row has."""
     lists = table["neighbours"].slice(0, len(nearest)).to_pylist()
     shares = []
-    for query, (found, near) in enumerate(zip(lists, nearest.tolist(), strict=True)):
-        others = [other for other in near if other != query][:NEIGHBOURS]
+    for query, (found, rows) in enumerate(zip(lists, nearest.tolist(), strict=True)):
+        others = [other for other in rows if other != query][:NEIGHBOURS]
         shares.append(len(set(found) & set(others)) / NEIGHBOURS)
     return min(shares)
 

@@ -243,7 +243,7 @@ class MineConfig(Section):
     pool: Literal["all", "category"] = "all"
     """Where substitutes come from: all train images (the paper), or the triplet's category."""
     batch_size: Positive = 1024
-    """Query images searched at once."""
+    """Query images searched at once, at most: 128 on CPUs, 4,096 on a GPU."""
     worker_mib: Positive = 4096
     """Memory of a mining worker for the images it searches, in MiB; a larger pool is sharded."""
     index: Literal["flat", "hnsw", "ivf"] = "flat"

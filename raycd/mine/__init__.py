@@ -13,17 +13,17 @@ Only the last line depends on the thresholds, so trying others needs no feature.
 out: no Ray, no files. `raycd.runtime.mining` finds the neighbours and makes the candidates on a
 cluster, with equal results.
 
-What each guarantee costs:
+What each guarantee costs, where the product of the float32 matrices costs 100 (one thread, images
+of 640 numbers, 64 neighbours of each, no floor):
 
-every image that counts is kept  flat.py: limits that leave room for rounding; a comparison a score
-exact, ties to the lower row     search.py: the float64 product of what is kept, hardly more images
-                                 than are wanted; of a query that ties with very many, of all
-the same on every device         two lines of search.py: sums near the middle of two decimals twice
-memory within worker_mib         shards whose lists are merged (neighbours.py); copies of the
-                                 queries' features
-HNSW, IVF, measured recall       searched.py; exact search of recall_sample queries
+no image that counts is missed   10, the limits of search.near; a few images more to compare
+exact, the same on every device  15, float64 in two parts (search.py) of what is left: of a query
+                                 that ties with thousands, of all these
+ties to the lower row            the sorted keys of search.py, in those 15
+memory within worker_mib         a merge for each shard (neighbours.py)
+HNSW, IVF, measured recall       exact search of recall_sample queries
 several pools, held out images   pools.py; each pool is searched by itself
-no known pair, funnel            candidates.py, filter.py, counts.py: milliseconds
+no known pair, funnel            candidates.py, filter.py: milliseconds
 any number of workers            runtime/mining.py: the features once in Ray's object store
 
 Letters: N images with features, T triplets, Q query images, P images of a pool, D feature size, S
@@ -32,11 +32,28 @@ of the feature matrix unless something else is said.
 """
 
 from raycd.mine.candidates import CANDIDATES, make_candidates, matching_scores
-from raycd.mine.counts import Counts, summary, warnings
-from raycd.mine.filter import Thresholds, eligible, filter_candidates, resolve, thresholds_line
-from raycd.mine.neighbours import NEIGHBOURS, find_neighbours, make_shards
+from raycd.mine.filter import (
+    Counts,
+    Thresholds,
+    eligible,
+    filter_candidates,
+    resolve,
+    summary,
+    thresholds_line,
+    warnings,
+)
+from raycd.mine.neighbours import (
+    NEIGHBOURS,
+    Searched,
+    find_neighbours,
+    low_recall,
+    make_shards,
+    recall,
+    sample,
+    searched,
+    searched_line,
+)
 from raycd.mine.pools import Pool, TripletRows, make_pools, of_triplets
-from raycd.mine.searched import Searched, low_recall, recall, sample, searched, searched_line
 
 __all__ = [
     "CANDIDATES",

@@ -17,12 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from raycd.errors import DataError
-from raycd.mine.neighbours import META
-from raycd.mine.pools import Rows, TripletRows, pairs_of, rows_of
+from raycd.mine.neighbours import META, rows_for
+from raycd.mine.pools import SIDES, Rows, TripletRows, pairs_of
 from raycd.mine.search import DECIMALS
 
-SIDES = ("reference", "target")
 _CHUNK = 256  # candidates measured at once: their features stay in a core's cache
 
 _NAME = pa.dictionary(pa.int32(), pa.string())  # four bytes a row, however long the ids are
@@ -70,14 +68,12 @@ def matching_scores(
     """
     score_C = np.empty(len(reference_C))
     for start in range(0, len(score_C), _CHUNK):
-        chunk = slice(start, start + _CHUNK)
-        query = image_ND[reference_C[chunk]].astype(np.float64)
-        query += text_TD[triplet_C[chunk]]
-        target = image_ND[target_C[chunk]].astype(np.float64)
-        square = np.einsum("nd,nd->n", query, query) * np.einsum("nd,nd->n", target, target)
-        score_C[chunk] = np.einsum("nd,nd->n", query, target) / np.sqrt(
-            np.where(square > 0, square, np.inf)
-        )
+        own = slice(start, start + _CHUNK)
+        query_KD = image_ND[reference_C[own]].astype(np.float64) + text_TD[triplet_C[own]]
+        target_KD = image_ND[target_C[own]].astype(np.float64)
+        square_K = np.vecdot(query_KD, query_KD) * np.vecdot(target_KD, target_KD)
+        length_K = np.sqrt(np.where(square_K > 0, square_K, np.inf))
+        score_C[own] = np.vecdot(query_KD, target_KD) / length_K
     rounded: NDArray[np.float64] = np.round(score_C, DECIMALS)
     return rounded
 
@@ -87,8 +83,7 @@ def make_candidates(
 ) -> pa.Table:
     """Return table CANDIDATES: by triplet, then side, then rank.
 
-    Its metadata holds the encoder, S, the floor, the number of replaceable images, and how many
-    candidates have the pair of a triplet of the data set.
+    Its metadata holds the encoder, S, the floor, and the number of replaceable images.
 
     Args:
         triplets: The original triplets, T rows.
@@ -102,52 +97,37 @@ def make_candidates(
     triplet_U = np.repeat(np.flatnonzero(triplets.known_T).astype(np.int32), 2)
     side_U = np.arange(len(triplet_U), dtype=np.int32) % 2
     image_U = np.where(side_U == 0, triplets.reference_T[triplet_U], triplets.target_T[triplet_U])
-    category = triplets.categories.dictionary_encode()
-    category_U = category.indices.to_numpy()[triplet_U]
-    names, ids = neighbours["pool"].unique(), triplets.image_ids
-    pool_U = np.zeros_like(triplet_U)
-    if names.to_pylist() != [""]:
-        pool_U = rows_of(category.dictionary, names)[category_U]
-    row_U = _asked(neighbours, names, pool_U, image_U)
+    category_U = triplets.categories.take(pa.array(triplet_U)).dictionary_encode()
+    by_category = any(neighbours["pool"].unique().to_pylist())
+    pool_U = category_U if by_category else pa.array([""] * len(triplet_U)).dictionary_encode()
+    row_U = rows_for(neighbours, pool_U.cast(pa.string()), pa.array(image_U))
     found = neighbours.take(row_U).combine_chunks()
     use_C = pc.list_parent_indices(found["neighbours"]).to_numpy()
     substitute_C = pc.list_flatten(found["neighbours"]).to_numpy()
-    rank_C = np.arange(len(use_C)) - np.searchsorted(use_C, use_C)
-    triplet_C, side_C, replaced_C = (of_use[use_C] for of_use in (triplet_U, side_U, image_U))
+    triplet_C, side_C = triplet_U[use_C], side_U[use_C]
     reference_C = np.where(side_C == 0, substitute_C, triplets.reference_T[triplet_C])
     target_C = np.where(side_C == 1, substitute_C, triplets.target_T[triplet_C])
-    different_C = reference_C != target_C
-    known_C = different_C & np.isin(pairs_of(reference_C, target_C), triplets.pairs_K)
-    useful_C = different_C & ~known_C
+    useful_C = (reference_C != target_C) & ~np.isin(
+        pairs_of(reference_C, target_C), triplets.pairs_K
+    )
     score_C = np.zeros(len(useful_C))
     score_C[useful_C] = score(reference_C[useful_C], target_C[useful_C], triplet_C[useful_C])
+    rows_C = (image_U[use_C], substitute_C, reference_C, target_C)
     columns = [
         _names(triplet_C, triplets.triplet_ids),
-        _names(category_U[use_C], category.dictionary),
-        _names(pool_U[use_C], names),
+        category_U.take(pa.array(use_C)),
+        pool_U.take(pa.array(use_C)),
         _names(side_C, pa.array(SIDES)),
-        *(_names(rows, ids) for rows in (replaced_C, substitute_C, reference_C, target_C)),
+        *(_names(rows, triplets.image_ids) for rows in rows_C),
         pc.list_flatten(found["similarities"]),
-        pa.array(rank_C, pa.int32()),
+        pa.array(np.arange(len(use_C)) - np.searchsorted(use_C, use_C), pa.int32()),
         found["truncated"].take(pa.array(use_C)),
         pa.array(score_C, mask=~useful_C),
     ]
     meta = json.loads(neighbours.schema.metadata[META])
-    meta |= {"encoder": encoder, "images": len(pc.unique(row_U)), "known_pairs": int(known_C.sum())}
+    meta |= {"encoder": encoder, "images": len(pc.unique(row_U))}
     schema = CANDIDATES.with_metadata({META: json.dumps(meta)})
     return pa.Table.from_arrays(columns, schema=schema).combine_chunks()
-
-
-def _asked(neighbours: pa.Table, names: pa.Array, pool_U: Rows, image_U: Rows) -> pa.Array:
-    """Return the rows (U,) of table NEIGHBOURS for images in pools, numbered as in `names`."""
-    given_Q = pairs_of(rows_of(neighbours["pool"], names), neighbours["image"].to_numpy())
-    row_U = pc.index_in(pa.array(pairs_of(pool_U, image_U)), value_set=pa.array(given_Q))
-    if row_U.null_count:
-        raise DataError(
-            "the neighbours lack images of the triplets",
-            do="search the neighbours of these triplets' images again",
-        )
-    return row_U
 
 
 def _names(rows_C: Rows, words: pa.Array) -> pa.Array:

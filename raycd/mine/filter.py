@@ -1,4 +1,4 @@
-"""The funnel: filters on the candidates, with no features and no encoder.
+"""The funnel: filters on the candidates, with no features and no encoder, and what each leaves.
 
 Some candidates may not become pseudo triplets at all (`eligible`: ours, not the paper's, off by
 default): a text describes what the target has and the reference lacks, so it seldom fits another
@@ -25,12 +25,49 @@ from numpy.typing import NDArray
 from raycd.config import MineConfig
 from raycd.data.schema import PSEUDO_TRIPLET
 from raycd.errors import ConfigError, DataError
-from raycd.mine.candidates import SIDES
-from raycd.mine.counts import Counts, Group, Left
 from raycd.mine.neighbours import META
+from raycd.mine.pools import SIDES
 from raycd.mine.search import DECIMALS
 
-Mask = NDArray[np.bool_]
+NEARLY_ALL = 0.95
+
+
+class Thresholds(TypedDict):
+    """What `filter_candidates` filters by; all but s_max are cosines."""
+
+    eps_low: float
+    eps_high: float
+    s_max: int
+    alpha: float
+
+
+class Left(TypedDict):
+    """Candidates left after each constraint, in this order."""
+
+    candidates: int
+    after_similarity: int
+    after_s_max: int
+    after_alpha: int
+
+
+class Group(Left):
+    """Candidates left of one category and side."""
+
+    category: str
+    side: str
+
+
+class Counts(Left):
+    """The counts of a filter, for its report."""
+
+    groups: list[Group]
+    degenerate: int  # make reference and target the same image; counted nowhere else
+    known_pairs: int  # give the pair of a triplet of the data set; counted nowhere else
+    images: int  # that the triplets name (once for each pool)
+    images_without_substitute: int  # whose substitute set (eq. 9) is empty
+    images_cut_short: int  # have fewer than s_max because only S neighbours were kept
+    best_score: float | None  # among the candidates within thresholds and s_max
+    settings: dict[str, float | int]  # the thresholds; neighbours (S) and floor of the tables
 
 
 def eligible(candidates: pa.Table, triplets: pa.Table, mine: MineConfig) -> pa.Table:
@@ -47,20 +84,14 @@ def eligible(candidates: pa.Table, triplets: pa.Table, mine: MineConfig) -> pa.T
     if mine.replace == "both" and not mine.rare_texts:
         return candidates
     sides = SIDES if mine.replace == "both" else (mine.replace,)
-    if mine.rare_texts:
-        texts = [
-            " ".join(" ".join(row).lower().split()) for row in triplets["captions"].to_pylist()
-        ]
-        counts = Counter(texts)
-        rare = [counts[text] <= mine.rare_texts for text in texts]
-        triplets = triplets.filter(pa.array(rare, pa.bool_()))
-    names, chosen = triplets["triplet_id"].combine_chunks(), pa.array(sides)
-    left = candidates.filter(
-        pc.and_(
-            pc.is_in(_text(candidates["side"]), value_set=chosen),
-            pc.is_in(_text(candidates["triplet_id"]), value_set=names),
-        )
-    )
+    texts = [" ".join(" ".join(row).lower().split()) for row in triplets["captions"].to_pylist()]
+    counts, most = Counter(texts), mine.rare_texts or len(texts)
+    rare = pa.array([counts[text] <= most for text in texts], pa.bool_())
+    triplets = triplets.filter(rare)
+    chosen = {"side": pa.array(sides), "triplet_id": triplets["triplet_id"].combine_chunks()}
+    left = candidates
+    for name, words in chosen.items():
+        left = left.filter(pc.is_in(left[name].cast(pa.string()), value_set=words))
     by_category = any(left["pool"].unique().to_pylist())
     images = {
         (row["category"] if by_category else "", row[side])
@@ -68,19 +99,8 @@ def eligible(candidates: pa.Table, triplets: pa.Table, mine: MineConfig) -> pa.T
         if row["target"] is not None
         for side in sides
     }
-    different = pc.not_equal(*(_text(left[side]) for side in SIDES))
-    known = pc.sum(pc.and_(left["score"].is_null(), different)).as_py() or 0
-    meta = meta_of(candidates) | {"images": len(images), "known_pairs": known}
+    meta = meta_of(candidates) | {"images": len(images)}
     return left.replace_schema_metadata({META: json.dumps(meta)})
-
-
-class Thresholds(TypedDict):
-    """What `filter_candidates` filters by; all but s_max are cosines."""
-
-    eps_low: float
-    eps_high: float
-    s_max: int
-    alpha: float
 
 
 def resolve(candidates: pa.Table, mine: MineConfig) -> Thresholds:
@@ -140,8 +160,7 @@ def filter_candidates(
     within = substitute & useful
     last = candidates["truncated"].to_numpy() & (rank == meta["neighbours"] - 1)
     cut = last & (similarity >= eps_low) & (nth + 1 < s_max)
-    with np.errstate(invalid="ignore"):
-        kept = within & (score > alpha)
+    kept = within & (score > alpha)
     masks = {
         "candidates": useful,
         "after_similarity": similar & useful,
@@ -149,12 +168,14 @@ def filter_candidates(
         "after_alpha": kept,
     }
     settings = {"eps_low": eps_low, "eps_high": eps_high, "s_max": s_max, "alpha": alpha}
-    known = meta.get("known_pairs", 0)
+    unscored = candidates.filter(pa.array(~useful))
+    same = pc.equal(*(unscored[side].cast(pa.string()) for side in SIDES))
+    degenerate = pc.sum(same, min_count=0).as_py()
     counts: Counts = {
         **cast("Left", {step: int(mask.sum()) for step, mask in masks.items()}),
         "groups": _groups(candidates, masks),
-        "degenerate": int(len(useful) - useful.sum()) - known,
-        "known_pairs": known,
+        "degenerate": degenerate,
+        "known_pairs": len(unscored) - degenerate,
         "images": meta["images"],
         "images_without_substitute": meta["images"] - _distinct(image[substitute]),
         "images_cut_short": _distinct(image[cut]),
@@ -184,7 +205,7 @@ def _check(eps_low: float, eps_high: float, s_max: int, meta: dict[str, Any]) ->
 
 
 def meta_of(candidates: pa.Table) -> dict[str, Any]:
-    """Return the candidates' metadata: encoder, neighbours (S), floor, images, known pairs."""
+    """Return the candidates' metadata: encoder, neighbours (S), floor, images."""
     try:
         meta: dict[str, Any] = json.loads(candidates.schema.metadata[META])
     except (KeyError, TypeError, ValueError):
@@ -198,9 +219,7 @@ def meta_of(candidates: pa.Table) -> dict[str, Any]:
 
 def _codes(column: pa.ChunkedArray) -> tuple[NDArray[np.int32], pa.Array]:
     """Return codes and words of a column of names, however a file or a library encoded it."""
-    if not pa.types.is_dictionary(column.type):
-        column = column.dictionary_encode()
-    array = column.unify_dictionaries().combine_chunks()
+    array = column.dictionary_encode().unify_dictionaries().combine_chunks()
     return array.indices.to_numpy(), array.dictionary
 
 
@@ -208,7 +227,7 @@ def _distinct(number: NDArray[np.int64]) -> int:
     return int(np.count_nonzero(np.bincount(number)))
 
 
-def _groups(candidates: pa.Table, masks: dict[str, Mask]) -> list[Group]:
+def _groups(candidates: pa.Table, masks: dict[str, NDArray[np.bool_]]) -> list[Group]:
     """Return the counts by category, then side."""
     category, categories = _codes(candidates["category"])
     side, sides = _codes(candidates["side"])
@@ -223,11 +242,61 @@ def _groups(candidates: pa.Table, masks: dict[str, Mask]) -> list[Group]:
     return sorted(groups, key=lambda group: (group["category"], SIDES.index(group["side"])))
 
 
-def _text(names: pa.ChunkedArray) -> pa.ChunkedArray:
-    return names.cast(pa.string())
-
-
 def _at(column: pa.ChunkedArray, share: float, mine: MineConfig) -> float:
     if len(column) == 0:
         return mine.floor
     return round(float(np.quantile(column.to_numpy(), share, method="inverted_cdf")), DECIMALS)
+
+
+def summary(counts: Counts) -> list[str]:
+    """Return lines to print: what each constraint left, by category and side and in all."""
+    rows: list[tuple[str, Left]] = [
+        (f"{group['category']} {group['side']}", group) for group in counts["groups"]
+    ]
+    cells: list[tuple[str, ...]] = [("", "candidates", "similar", "s_max", "alpha")]
+    for name, left in (*rows, ("all", counts)):
+        similar, few, kept = left["after_similarity"], left["after_s_max"], left["after_alpha"]
+        cells.append((name, *(f"{n:,}" for n in (left["candidates"], similar, few, kept))))
+    lines = [f"{name:30}" + "".join(f"{cell:>13}" for cell in row) for name, *row in cells]
+    without, images = counts["images_without_substitute"], counts["images"]
+    return [*lines, f"{without:,} of {images:,} images have no substitute"]
+
+
+def warnings(counts: Counts) -> list[str]:
+    """Return warnings, each with its remedy: settings that leave nothing or nearly everything."""
+    now, found = counts["settings"], []
+    every, similar = counts["candidates"], counts["after_similarity"]
+    few, kept = counts["after_s_max"], counts["after_alpha"]
+    thresholds = f"mine.eps_low {now['eps_low']} to mine.eps_high {now['eps_high']}"
+    if every == 0 and counts["images"]:
+        found.append(
+            f"no image has a neighbour at similarity {now['floor']} or above: "
+            "lower mine.floor and mine again"
+        )
+    elif similar == 0:
+        found.append(
+            f"no substitute lies within {thresholds}: lower mine.eps_low or raise mine.eps_high"
+        )
+    elif few and kept == 0:
+        found.append(
+            f"no score is greater than mine.alpha {now['alpha']}: "
+            f"lower it below {counts['best_score']}"
+        )
+    if similar > NEARLY_ALL * every:
+        found.append(
+            f"{thresholds} leave {similar / every:.1%} of the candidates, so mine.floor "
+            f"{now['floor']} and mine.neighbours {now['neighbours']} decide: "
+            "raise mine.eps_low, or lower mine.floor and mine again"
+        )
+    if kept > NEARLY_ALL * few:
+        found.append(
+            f"mine.alpha {now['alpha']} leaves {kept / few:.1%} of the pseudo triplets: "
+            "raise it to filter more"
+        )
+    if counts["images_cut_short"]:
+        found.append(
+            f"{counts['images_cut_short']:,} images have fewer than mine.s_max {now['s_max']} "
+            f"substitutes because only {now['neighbours']} neighbours were kept, "
+            "many above mine.eps_high: raise mine.neighbours and mine again"
+        )
+    return found

@@ -1,18 +1,22 @@
-"""Neighbours: for each query image the S most similar images of its pool.
+"""Neighbours: for each query image the S most similar images of its pool, and a record of both.
 
 These are eqs 8 and 9 at their loosest. A pool is cut into shards that one worker can hold; every
 query is compared with every shard of its pool, and the lists are merged. Where the search is exact,
-the table is the same for any shards, batches and devices.
+the table is the same for any shards, batches and devices. The record says what the search took, and
+how many of the neighbours it found.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raycd.config import MineConfig
@@ -21,6 +25,7 @@ from raycd.mine.pools import Pool, Rows
 from raycd.mine.search import NOTHING, Keys, Shard, decode, search
 
 META = b"raycd.mine"  # key of the tables' metadata: JSON
+ENOUGH = 0.95  # below this recall the pseudo triplets differ too much from those of exact search
 _BLOCK = 512  # rows normalised at once: they stay in a core's cache
 
 NEIGHBOURS = pa.schema(
@@ -35,6 +40,10 @@ NEIGHBOURS = pa.schema(
         pa.field("truncated", pa.bool_(), nullable=False),
     ]
 )
+
+
+Search = Callable[[Sequence[Pool], MineConfig], pa.Table]
+"""Pools and settings -> table NEIGHBOURS."""
 
 
 def make_shards(pools: Sequence[Pool], dim: int, mine: MineConfig) -> list[Pool]:
@@ -121,6 +130,25 @@ def to_table(pools: Sequence[Pool], found: Sequence[Keys], mine: MineConfig) -> 
     return pa.Table.from_arrays(columns, schema=NEIGHBOURS).replace_schema_metadata(meta)
 
 
+def rows_for(found: pa.Table, pools: pa.Array, images: pa.Array) -> pa.Array:
+    """Return the rows of table NEIGHBOURS for these images, each in the pool of this name.
+
+    Raises:
+        DataError: It lacks one.
+    """
+    given, asked = (
+        pc.binary_join_element_wise(pool, image.cast(pa.string()), "/")
+        for pool, image in ((found["pool"], found["image"]), (pools, images))
+    )
+    rows = pc.index_in(asked, value_set=given)
+    if rows.null_count:
+        raise DataError(
+            "the neighbours lack images of the triplets",
+            do="search the neighbours of these triplets' images again",
+        )
+    return rows
+
+
 def normalise(features_PD: NDArray[np.float32], rows_P: Rows) -> NDArray[np.float32]:
     """Bring features to length 1 in place, and return them; zeros stay zero, similar to none.
 
@@ -137,3 +165,84 @@ def normalise(features_PD: NDArray[np.float32], rows_P: Rows) -> NDArray[np.floa
             )
         features_PD[start : start + _BLOCK] = block / np.where(norm > 0, norm, 1)[:, None]
     return features_PD
+
+
+class Searched(TypedDict):
+    """What it took, and how many neighbours it found."""
+
+    kind: str  # mine.index: "flat", "hnsw" or "ivf"
+    shards: int  # of all pools together
+    worker_mib: float  # memory of the largest shard in a worker, MiB, rounded up to a tenth
+    recall: float  # share of the exact neighbours that were found; 1 for flat, which is exact
+    sample: int  # query images whose neighbours were compared with exact search; 0 for flat
+
+
+def recall(found: pa.Table, exact: pa.Table) -> float:
+    """Return the share of the neighbours in `exact` that `found` has; 1 where there are none."""
+    asked = found.take(rows_for(found, exact["pool"], exact["image"]))
+    lists = (table["neighbours"].to_pylist() for table in (asked, exact))
+    hits = sum(len(set(one) & set(other)) for one, other in zip(*lists, strict=True))
+    wanted = len(pc.list_flatten(exact["neighbours"]))
+    return hits / wanted if wanted else 1.0
+
+
+def sample(pools: Sequence[Pool], count: int, seed: int) -> list[Pool]:
+    """Return the same pools with about `count` queries in all, drawn by the seed."""
+    ends = np.cumsum([len(pool.queries_Q) for pool in pools], dtype=np.int64)
+    total = int(ends[-1]) if len(ends) else 0
+    chosen = np.zeros(total, np.bool_)
+    chosen[np.random.default_rng([seed, 8]).permutation(total)[:count]] = True
+    return [
+        replace(pool, queries_Q=pool.queries_Q[own])
+        for pool, own in zip(pools, np.split(chosen, ends[:-1]), strict=False)
+    ]
+
+
+def searched(
+    found: pa.Table, pools: Sequence[Pool], dim: int, mine: MineConfig, exact: Search, *, seed: int
+) -> Searched:
+    """Return the record of a search that found table NEIGHBOURS among features of size `dim`.
+
+    HNSW and IVF have their recall measured: of `mine.recall_sample` queries, drawn by the seed, the
+    neighbours are searched exactly, too.
+
+    Args:
+        exact: `find_neighbours` of the same features, e.g. `partial(find_neighbours, image_ND)`.
+    """
+    shards, share, asked = make_shards(pools, dim, mine), 1.0, list[Pool]()
+    if mine.index != "flat":
+        asked = sample(pools, mine.recall_sample, seed)
+        share = recall(found, exact(asked, mine.model_copy(update={"index": "flat"})))
+    largest = max((len(shard.rows_P) for shard in shards), default=0)
+    return {
+        "kind": mine.index,
+        "shards": len(shards),
+        "worker_mib": math.ceil(10 * largest * row_bytes(dim, mine) / (1 << 20)) / 10,
+        "recall": round(share, 4),
+        "sample": sum(len(pool.queries_Q) for pool in asked),
+    }
+
+
+def searched_line(found: Searched) -> str:
+    """Return the record as one line.
+
+    For example "hnsw, 3 shards of at most 512 MiB, recall 0.987 of the exact neighbours of 1,000
+    images".
+    """
+    parts = "1 shard of" if found["shards"] == 1 else f"{found['shards']:,} shards of at most"
+    text = f"{found['kind']}, {parts} {found['worker_mib']:,g} MiB, "
+    if found["kind"] == "flat":
+        return text + "exact"
+    of = f"of the exact neighbours of {found['sample']:,} images"
+    return f"{text}recall {found['recall']:.3f} {of}"
+
+
+def low_recall(found: Searched) -> list[str]:
+    """Return a warning with its remedy where the search missed too many neighbours."""
+    if found["recall"] >= ENOUGH:
+        return []
+    setting = {"hnsw": "mine.hnsw_ef", "ivf": "mine.ivf_probes"}[found["kind"]]
+    return [
+        f"{found['kind']} found {found['recall']:.1%} of the exact neighbours of "
+        f"{found['sample']:,} images, less than {ENOUGH:.0%}: raise {setting} and mine again"
+    ]

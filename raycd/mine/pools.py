@@ -15,6 +15,7 @@ from raycd.data.selection import SELECTION
 from raycd.errors import DataError
 
 Rows = NDArray[np.int32]
+SIDES = ("reference", "target")
 Pairs = NDArray[np.int64]  # reference << 32 | target, each by row
 
 
@@ -72,13 +73,13 @@ def of_triplets(
     ids = pa.array(image_ids, pa.string())
     if len(pc.unique(ids)) != len(ids):
         raise DataError("an image id occurs twice among the features", do="embed each image once")
-    sides = [triplets[side] for side in ("reference", "target")]
-    named = pa.chunked_array([chunk for side in sides for chunk in side.chunks], pa.string())
-    names = pc.unique(named.drop_null().filter(rows_of(named.drop_null(), ids) < 0))
-    if len(names):
+    named = pa.array([name for side in SIDES for name in triplets[side].to_pylist()], pa.string())
+    rows = rows_of(named, ids)
+    names = named.filter(pa.array(rows < 0)).drop_null().unique().to_pylist()
+    if names:
         raise DataError(
             f"{len(names)} images of the triplets have no features",
-            got=", ".join(names[:3].to_pylist()) + (", ..." if len(names) > 3 else ""),
+            got=", ".join(names[:3]) + (", ..." if len(names) > 3 else ""),
             expected="every image of a triplet among the features",
             do="leave out triplets of missing images before mining, or embed again",
         )
@@ -89,8 +90,8 @@ def of_triplets(
         image_ids=ids,
         triplet_ids=triplets["triplet_id"].combine_chunks(),
         categories=triplets["category"].combine_chunks(),
-        reference_T=rows_of(sides[0], ids),
-        target_T=rows_of(sides[1], ids),
+        reference_T=rows[: len(triplets)],
+        target_T=rows[len(triplets) :],
         pairs_K=pairs_of(one_K, other_K)[(one_K >= 0) & (other_K >= 0)],
     )
 
@@ -117,14 +118,11 @@ def make_pools(
         np.asarray(names.to_pylist(), dtype=object)
         for names in (gallery["category"], triplets.categories)
     )
-    known_T = triplets.known_T
-
-    def pool(name: str, here_G: NDArray[np.bool_], here_T: NDArray[np.bool_]) -> Pool:
+    every, known_T, pools = kind == "all", triplets.known_T, []
+    for name in [""] if every else dict.fromkeys(category_T[known_T]):
+        here_G = row_G[every | (category_G == name)]
+        here_T = known_T & (every | (category_T == name))
         queries_Q = np.union1d(triplets.reference_T[here_T], triplets.target_T[here_T])
-        members = np.setdiff1d(np.union1d(row_G[here_G], queries_Q), np.append(held_H, -1))
-        return Pool(name, members.astype(np.int32), queries_Q)
-
-    if kind == "all":
-        return [pool("", np.ones(len(row_G), np.bool_), known_T)]
-    names = list(dict.fromkeys(category_T[known_T]))
-    return [pool(name, category_G == name, known_T & (category_T == name)) for name in names]
+        rows_P = np.setdiff1d(np.union1d(here_G, queries_Q), np.append(held_H, -1))
+        pools.append(Pool(name, rows_P.astype(np.int32), queries_Q))
+    return pools

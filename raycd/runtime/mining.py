@@ -10,7 +10,8 @@ Shapes: N images, D feature size, B queries, S keys, C candidates, T triplets.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
@@ -60,39 +61,12 @@ def find_neighbours(
     loaded = _loaded(stored, shards, features.dim, mine, compute)
     find: Any = ray.remote(num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0))(_find)
     calls = [
-        (pool.queries_Q[start : start + size], stored, own, mine, threads, device)
+        (pool.queries_Q[start : start + size], stored, loaded[pool.name], mine, threads, device)
         for pool in asked
-        for own in [[one for one, of in zip(loaded, shards, strict=True) if of.name == pool.name]]
         for start in range(0, len(pool.queries_Q), size)
     ]
-    found = [np.empty((0, 0), np.int64)] * len(calls)
     with Bar("neighbours", total=total, unit="images") as bar:
-        for number, key_BS in _each(find, calls, workers):
-            found[number] = key_BS
-            bar.advance(len(key_BS))
-    return to_table(pools, found, mine)
-
-
-def searched(
-    found: pa.Table,
-    features: Stored,
-    pools: Sequence[Pool],
-    mine: MineConfig,
-    compute: ComputeConfig,
-    *,
-    seed: int,
-) -> core.Searched:
-    """Return the record of a search, with the recall of HNSW and IVF.
-
-    It is that of `mine.recall_sample` queries, which are searched exactly, too.
-    """
-    shards, recall, sample = core.make_shards(pools, features.dim, mine), 1.0, list[Pool]()
-    if mine.index != "flat":
-        sample = core.sample(pools, mine.recall_sample, seed)
-        exact = mine.model_copy(update={"index": "flat"})
-        recall = core.recall(found, find_neighbours(features, sample, exact, compute))
-    queries = sum(len(pool.queries_Q) for pool in sample)
-    return core.searched(shards, features.dim, mine, recall=recall, sample=queries)
+        return to_table(pools, _each(find, calls, workers, bar), mine)
 
 
 def matching_scores(
@@ -103,36 +77,35 @@ def matching_scores(
     The features of all images are in the object store: any task may need any of them.
     """
     count, resources = len(rows_C[0]), {"CPU": compute.cpus_per_worker}
-    score_C = np.empty(count)
     if not count:
-        return score_C
+        return np.empty(0)
     whole: Any = ray.remote(num_cpus=compute.cpus_per_worker)(_all)
     measure: Any = ray.remote(num_cpus=compute.cpus_per_worker)(core.matching_scores)
     stored, texts = whole.remote(images), ray.put(text_TD)
-    parts = [slice(start, start + SCORE_BLOCK) for start in range(0, count, SCORE_BLOCK)]
-    calls = [(stored, texts, *(row_C[own] for row_C in rows_C)) for own in parts]
+    calls = [
+        (stored, texts, *(row_C[start : start + SCORE_BLOCK] for row_C in rows_C))
+        for start in range(0, count, SCORE_BLOCK)
+    ]
     workers = cluster.fitting(compute.mine_workers or cluster.cpus(), resources)
     with Bar("matching scores", total=count, unit="candidates") as bar:
-        for number, own_C in _each(measure, calls, workers):
-            score_C[parts[number]] = own_C
-            bar.advance(len(own_C))
-    return score_C
+        return np.concatenate(_each(measure, calls, workers, bar))
 
 
-def _each(task: Any, calls: Sequence[tuple[Any, ...]], most: int) -> Iterator[tuple[int, Any]]:
-    """Call a task with each of the arguments, `most` at a time; yield (number, result) of each.
+def _each(task: Any, calls: Sequence[tuple[Any, ...]], most: int, bar: Bar) -> list[Any]:
+    """Return what a task answers to each of the calls, `most` of which run at a time.
 
-    Where one fails, or this process goes on without the others, they are cancelled.
+    Where one fails, or this process goes on without them, those that run are cancelled.
     """
-    running, left = dict[Any, int](), enumerate(calls)
+    found, running, left = [None] * len(calls), dict[Any, int](), enumerate(calls)
     try:
         while True:
             for number, given in islice(left, most - len(running)):
                 running[task.remote(*given)] = number
             if not running:
-                return
+                return found
             [done], _ = ray.wait(list(running))
-            yield running.pop(done), ray.get(done)
+            answer = found[running.pop(done)] = ray.get(done)
+            bar.advance(len(answer))
     finally:
         for other in running:
             ray.cancel(other)
@@ -140,21 +113,20 @@ def _each(task: Any, calls: Sequence[tuple[Any, ...]], most: int) -> Iterator[tu
 
 def _loaded(
     features: Any, shards: Sequence[Pool], dim: int, mine: MineConfig, compute: ComputeConfig
-) -> list[Any]:
-    """Have every shard put into the object store; return references to them.
+) -> dict[str, list[Any]]:
+    """Have every shard put into the object store; return references to those of each pool.
 
     As many are loaded at a time as a machine has memory for beside the store.
     """
     load: Any = ray.remote(num_cpus=compute.cpus_per_worker, num_returns=2)(_load)
-    most, each = cluster.memory(), row_bytes(dim, mine)
-    loaded = [
-        load.options(memory=min(most, len(shard.rows_P) * each)).remote(
-            features, shard.rows_P, mine
-        )
-        for shard in shards
-    ]
-    ray.get([done for _, done in loaded])  # raises what a task has raised
-    return [shard for shard, _ in loaded]
+    loaded, done = defaultdict[str, list[Any]](list), []
+    for shard in shards:
+        memory = min(cluster.memory(), len(shard.rows_P) * row_bytes(dim, mine))
+        ready, end = load.options(memory=memory).remote(features, shard.rows_P, mine)
+        loaded[shard.name].append(ready)
+        done.append(end)
+    ray.get(done)  # raises what a task has raised
+    return loaded
 
 
 def _load(features: Stored, rows_P: Rows, mine: MineConfig) -> tuple[Shard, bool]:

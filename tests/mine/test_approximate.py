@@ -1,5 +1,6 @@
 """HNSW and IVF: their recall equals brute force's, they are repeatable, low recall is reported."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -99,45 +100,56 @@ def test_a_sample_has_the_queries_that_the_seed_draws() -> None:
     assert sum(len(pool.queries_Q) for pool in mine.sample(pools, 10**6, 0)) == 1050
 
 
-def record_of(*, shards: int = 3, recall: float = 0.987, **fields: Any) -> mine.Searched:
-    settings = MineConfig.model_validate({"index": "hnsw", **fields})
-    rows = np.arange(1000, dtype=np.int32)
-    return mine.searched(
-        [mine.Pool("", rows, rows)] * shards, 256, settings, recall=recall, sample=1000
-    )
+def record_of(index: str, *, recall: float = 0.987, shards: int = 3) -> mine.Searched:
+    return {
+        "kind": index,
+        "shards": shards,
+        "worker_mib": 512.0,
+        "recall": recall,
+        "sample": 1000,
+    }
+
+
+def refused(*_: Any) -> pa.Table:
+    raise AssertionError("flat is exact: nothing is searched again")
 
 
 def test_the_record_says_kind_shards_memory_and_recall() -> None:
-    assert mine.searched([], 640, MineConfig()) == {
-        "kind": "flat",
-        "shards": 0,
-        "worker_mib": 0.0,
-        "recall": 1.0,
-        "sample": 0,
-    }
-    assert (
-        record_of(index="flat", recall=1.0)["worker_mib"] == 1.0
-    )  # 1,000 rows of 1 KiB are 0.98 MiB
-    found = record_of()
-    assert (found["kind"], found["shards"], found["recall"], found["sample"]) == (
-        "hnsw",
-        3,
-        0.987,
-        1000,
-    )
+    rows = np.arange(1000, dtype=np.int32)
+    pools = [mine.Pool("", rows, rows)] * 3  # 1,000 rows of 1 KiB are 0.98 MiB
+    said = {"kind": "flat", "worker_mib": 1.0, "recall": 1.0, "sample": 0}
+    nothing = mine.NEIGHBOURS.empty_table()
+    record = mine.searched(nothing, pools, 256, MineConfig(), refused, seed=0)
+    assert record == said | {"shards": 3}
+    record = mine.searched(nothing, [], 640, MineConfig(), refused, seed=0)
+    assert record == said | {"shards": 0, "worker_mib": 0.0}
+
+
+@pytest.mark.parametrize("index", ["hnsw", "ivf"])
+def test_the_recall_in_the_record_is_that_of_the_sample(index: str) -> None:
+    fields: dict[str, Any] = {"index": index, "neighbours": 10, "floor": 0.5, **LITTLE[index]}
+    settings = MineConfig.model_validate(fields | {"recall_sample": 200})
+    found, search = found_by(index, **LITTLE[index]), partial(mine.find_neighbours, clustered())
+    record = mine.searched(found, EVERYTHING, D, settings, search, seed=5)
+    exact = search(mine.sample(EVERYTHING, 200, 5), settings.model_copy(update={"index": "flat"}))
+    assert (record["kind"], record["sample"]) == (index, 200)
+    assert record["recall"] == round(mine.recall(found, exact), 4) < 1
+
+
+def test_the_record_is_a_line() -> None:
+    found = record_of("hnsw")
     assert mine.searched_line(found) == (
-        f"hnsw, 3 shards of at most {found['worker_mib']} MiB, "
-        "recall 0.987 of the exact neighbours of 1,000 images"
+        "hnsw, 3 shards of at most 512 MiB, recall 0.987 of the exact neighbours of 1,000 images"
     )
-    assert mine.searched_line(record_of(index="flat", shards=1)) == "flat, 1 shard of 1 MiB, exact"
+    assert mine.searched_line(record_of("flat", shards=1)) == "flat, 1 shard of 512 MiB, exact"
 
 
 def test_a_recall_below_95_per_cent_is_reported_with_its_remedy() -> None:
-    assert mine.low_recall(record_of(recall=0.95)) == []
-    [said] = mine.low_recall(record_of(recall=0.9412))
+    assert mine.low_recall(record_of("hnsw", recall=0.95)) == []
+    [said] = mine.low_recall(record_of("hnsw", recall=0.9412))
     assert said == (
         "hnsw found 94.1% of the exact neighbours of 1,000 images, less than 95%: "
         "raise mine.hnsw_ef and mine again"
     )
-    [said] = mine.low_recall(record_of(recall=0.2, index="ivf"))
+    [said] = mine.low_recall(record_of("ivf", recall=0.2))
     assert "raise mine.ivf_probes" in said

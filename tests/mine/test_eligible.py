@@ -22,7 +22,7 @@ CAPTIONS = {
     "e": ["is red", "long sleeves"],
     "f": ["has a bow", ""],
 }
-MINED = {"neighbours": 4, "floor": 0.8, "encoder": "abc", "images": 2, "known_pairs": 3}
+MINED = {"neighbours": 4, "floor": 0.8, "encoder": "abc", "images": 2}
 
 
 def triplets() -> pa.Table:
@@ -62,9 +62,9 @@ def test_candidates_are_kept_whose_text_stands_in_few_triplets(at_most: int, kep
     found = eligible(candidates(), triplets(), MineConfig(rare_texts=at_most))
     assert found["triplet_id"].to_pylist() == [name for name in kept for _ in range(2)]
     assert found.schema.equals(candidates().schema)
-    meta = json.loads(found.schema.metadata[META])
-    known = len(set(kept) & set("abc"))
-    assert meta == MINED | {"known_pairs": known if at_most else 3, "images": 2}
+    assert json.loads(found.schema.metadata[META]) == MINED
+    _, counts = filter_candidates(found, eps_low=0.85, eps_high=0.95, s_max=4, alpha=0.5)
+    assert counts["known_pairs"] == len(set(kept) & set("abc"))
 
 
 def test_the_counts_of_rare_texts_are_those_of_what_is_left() -> None:
@@ -94,7 +94,8 @@ def test_candidates_are_kept_whose_image_of_the_chosen_side_is_replaced(
     if replace == "both":
         assert meta == MINED
     else:  # one image and the known pairs of this side
-        assert (meta["images"], meta["known_pairs"]) == (1, 3)
+        _, counts = filter_candidates(found, eps_low=0.85, eps_high=0.95, s_max=4, alpha=0.5)
+        assert (meta["images"], counts["images"], counts["known_pairs"]) == (1, 1, 3)
 
 
 def test_examples_are_of_rare_texts_alone() -> None:

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from raycd import mine
 from raycd.config import MineConfig
-from raycd.mine import flat
 from raycd.mine import search as searching
 from raycd.mine.search import Shard, decode, search
 
@@ -78,7 +77,7 @@ def test_a_gpu_gives_the_same_table(kind: str) -> None:
         assert mined(kind, floor, "cuda").equals(mined(kind, floor), check_metadata=True)
 
 
-def test_equal_images_beyond_the_room_of_a_query_are_all_compared() -> None:
+def test_equal_images_are_all_compared_however_many_they_are() -> None:
     """The 1,201 equal images are each other's neighbours: the lower rows come first."""
     found = mined("equal", 0.5)
     rows = [0, *range(100, 1300)]
@@ -91,38 +90,48 @@ def test_equal_images_beyond_the_room_of_a_query_are_all_compared() -> None:
 
 
 @pytest.mark.parametrize("kind", ["smooth", "ties", "near-ties", "equal"])
-def test_products_as_tf32_may_round_them_change_nothing(
+def test_scores_that_are_as_wrong_as_they_may_be_change_nothing(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ten bits of each factor are kept, the others cut off: the worst that a GPU may do."""
-    expected, on_gpu = mined(kind, -1), flat.margin(640, "cuda")
-    worst = []
+    """Those of some images are all too high, and those of the others too low."""
+    expected, product = mined(kind, -1), searching.product
 
-    def cut(query: Tensor, tile: Tensor) -> Tensor:
-        few = [(each.view(torch.int32) & -(1 << 13)).view(torch.float32) for each in (query, tile)]
-        score = few[0] @ few[1].T
-        worst.append(float((score - query.double() @ tile.double().T).abs().max()))
-        return score
+    def wrong(query: Tensor, block: Tensor) -> Tensor:
+        sign = torch.randint(0, 2, (len(block),), generator=torch.manual_seed(0)) * 2 - 1
+        return product(query, block) + 0.99 * sign * searching.margin(query.shape[1])
 
-    monkeypatch.setattr(flat, "product", cut)
-    monkeypatch.setattr(flat, "margin", lambda *_: on_gpu)
+    monkeypatch.setattr(searching, "product", wrong)
     assert mined(kind, -1).equals(expected, check_metadata=True)
-    assert 1e-4 < max(worst) < on_gpu
 
 
+@pytest.mark.parametrize("merged", [1000, 1 << 20])
 def test_so_many_images_are_measured_at_once_whatever_is_kept_of_a_query(
-    monkeypatch: pytest.MonkeyPatch,
+    merged: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected, most, multiply = mined("smooth", -1), [], torch.bmm
+    expected, join, most = mined("equal", -1), torch.cat, list[int]()
 
-    def noted(one: Tensor, other: Tensor) -> Tensor:
-        most.append(one.shape[0] * one.shape[1])
-        return multiply(one, other)
+    def noted(parts: list[Tensor], dim: int = 0) -> Tensor:
+        most.extend(len(part) for part in parts if part.dtype == torch.float64)
+        return join(parts, dim)
 
-    monkeypatch.setattr(torch, "bmm", noted)
-    monkeypatch.setattr(searching, "_MEASURED", {"cpu": 1000})
-    assert mined("smooth", -1).equals(expected, check_metadata=True)
-    assert 500 < max(most) <= 1000
+    monkeypatch.setattr(torch, "cat", noted)
+    monkeypatch.setattr(searching, "_PAIRS", {"cpu": 300})
+    monkeypatch.setattr(searching, "_MERGED", merged)
+    assert mined("equal", -1).equals(expected, check_metadata=True)
+    assert max(most) == 300
+
+
+@pytest.mark.parametrize("kind", ["smooth", "ties", "near-ties", "equal"])
+@pytest.mark.parametrize(("block", "group"), [(96, 4), (1500, 2), (64, 64)])
+def test_the_table_does_not_depend_on_how_many_images_are_scored_at_once(
+    kind: str, block: int, group: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a block of 1,500 a group's best score stands for two images, of which a few are left."""
+    expected = mined(kind, -1), mined(kind, 0.5)
+    monkeypatch.setattr(searching, "BLOCK", block)
+    monkeypatch.setattr(searching, "_GROUP", group)
+    for floor, table in zip((-1, 0.5), expected, strict=True):
+        assert mined(kind, floor).equals(table, check_metadata=True)
 
 
 def test_a_process_that_chose_rougher_products_gets_the_same_table() -> None:
@@ -141,8 +150,8 @@ def test_scores_lie_within_the_margin() -> None:
     for dim in (1, 7, 640, 4096):
         one, other = (torch.from_numpy(np.abs(rng.normal(size=(64, dim)))) for _ in range(2))
         one, other = (x.div(x.norm(dim=1, keepdim=True)).float() for x in (one, other))
-        score = flat.product(one, other)
-        assert (score - one.double() @ other.double().T).abs().max() < flat.margin(dim, "cpu")
+        score = searching.product(one, other)
+        assert (score - one.double() @ other.double().T).abs().max() < searching.margin(dim)
 
 
 def test_a_similarity_in_the_middle_of_two_decimals_does_not_depend_on_the_order_of_its_sum() -> (

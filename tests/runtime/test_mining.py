@@ -19,6 +19,7 @@ from raycd.config import ComputeConfig, MineConfig
 from raycd.errors import DataError
 from raycd.features import shards
 from raycd.features.stored import Stored
+from raycd.progress import Bar
 from raycd.runtime import mining
 from tests.runtime.mined import clustered, small_shards
 
@@ -230,7 +231,8 @@ def test_measured_recall_is_that_of_the_sample(
     )
     compute = ComputeConfig(mine_workers=1)
     found = mine.find_neighbours(wide, halves(), settings)
-    record = mining.searched(found, in_files(wide), halves(), settings, compute, seed=3)
+    search = partial(mining.find_neighbours, in_files(wide), compute=compute)
+    record = mine.searched(found, halves(), 600, settings, search, seed=3)
     assert record["sample"] == expected
     exact = {
         (row["pool"], row["image"]): row["neighbours"]
@@ -304,7 +306,7 @@ def test_as_many_tasks_are_submitted_as_work_and_a_failure_cancels_them(
 
     task: Any = ray.remote(num_cpus=0.1)(work)
     with pytest.raises(DataError, match="it failed"):
-        list(mining._each(task, [(number,) for number in range(6)], 2))
+        mining._each(task, [(number,) for number in range(6)], 2, Bar("work"))
     time.sleep(2)
     assert {file.name for file in tmp_path.iterdir()} <= {"began-0", "began-1"}
 

@@ -26,9 +26,9 @@ def mine_candidates(context: Context, writing: Writing) -> None:
     train = targets.readable(train, _known(ids, train))
     rows = mine.of_triplets(ids, train, context.dataset.triplets)
     pools = mine.make_pools(settings.pool, context.dataset.gallery, rows)
-    found = mining.find_neighbours(images, pools, settings, compute)
-    seed = context.config.seed
-    searched = mining.searched(found, images, pools, settings, compute, seed=seed)
+    search = partial(mining.find_neighbours, images, compute=compute)
+    found = search(pools, settings)
+    searched = mine.searched(found, pools, images.dim, settings, search, seed=context.config.seed)
     if settings.index != "flat" or searched["shards"] > len(pools):
         progress.say(f"mine: {mine.searched_line(searched)}")
     for warning in mine.low_recall(searched):
