@@ -3,10 +3,10 @@
 Similarity means one thing here: the product of the float32 normalised features, rounded to 6
 decimals; ties go to the lower row. It is the same on every device (`_similarities`).
 
-flat: a product of float32 matrices scores a batch of queries with a block of images. Scores differ
-from similarities by `margin` at most, which is small beside the distances of most images: hardly
-more are proposed than are wanted. hnsw and ivf: FAISS's structure is searched once, and what it
-misses is missed.
+flat: a product of float32 matrices, on GPUs in TF32, scores a batch of queries with a block of
+images. Scores differ from similarities by `margin` at most, which is small beside the distances of
+most images: hardly more are proposed than are wanted. hnsw and ivf: FAISS's structure is searched
+once, and what it misses is missed.
 
 A list of neighbours is an array of keys, similarity and row packed into one int64 that sorts by
 similarity descending, then by row; lists merge by sorting. Unused entries at the end are NOTHING.
@@ -85,9 +85,10 @@ def search(
     with ExitStack() as undo:
         # MKL keeps one number of threads for the whole process
         undo.callback(torch.set_num_threads, torch.get_num_threads())
-        for setting in (torch.backends.cuda.matmul, _ONEDNN.matmul):
+        # As `margin` says, whatever the process had chosen
+        for setting, precision in ((torch.backends.cuda.matmul, "tf32"), (_ONEDNN.matmul, "ieee")):
             undo.callback(setattr, setting, "fp32_precision", setting.fp32_precision)
-            setting.fp32_precision = "ieee"  # as `margin` says, whatever the process had chosen
+            setting.fp32_precision = precision
         # torch releases Python's lock
         pool = undo.enter_context(
             ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
@@ -171,7 +172,8 @@ def near(query_BD: Tensor, block_PD: Tensor, count: int, least_B: Tensor) -> tup
     last of them, unless rounding to 6 decimals made it: another 1e-6. The best scores of `count`
     groups of images are such ones, and quicker to find than the best of all.
     """
-    score_BP, wrong = product(query_BD, block_PD), margin(query_BD.shape[1])
+    wrong = margin(query_BD.shape[1], query_BD.device.type)
+    score_BP = product(query_BD, block_PD)
     images = score_BP.shape[1]
     group = _GROUP if images % _GROUP == 0 and images >= 2 * count * _GROUP else 1
     score_BIG = score_BP.view(len(score_BP), group, images // group)
@@ -191,15 +193,23 @@ def product(query_BD: Tensor, block_PD: Tensor) -> Tensor:
     return query_BD @ block_PD.T if score_BP is None else score_BP
 
 
-def margin(dim: int) -> float:
+def margin(dim: int, device: str) -> float:
     """Return the most by which a score differs from the product of two vectors of length 1.
 
     Of such vectors sum |q_i p_i| <= |q| |p| <= 1 + 2^-21, their own rounding included. In float32,
     in whatever order and fused or not, a product of D numbers is wrong by at most D u / (1 - D u)
     of that sum, u = 2^-24 (Higham, Accuracy and Stability of Numerical Algorithms, 3.1): below
     2 D u, which is 7.6e-5 for D = 640.
+
+    TF32 keeps 10 bits of each factor, at worst by cutting off the others: 2^-10 of it. A product is
+    then wrong by 2 x 2^-10 + 2^-20 of itself, and exact in float32. Tensor cores cut sums off
+    instead of rounding them, after shifting all addends to the largest (Fasi et al., Numerical
+    behavior of NVIDIA tensor cores, 2021): 2 u each, with a factor of two to spare 4 D u. Together
+    2.1e-3 for D = 640. Cards without TF32 compute in float32.
     """
-    return dim * 2.0**-23
+    if device == "cpu":
+        return dim * 2.0**-23
+    return 2.0**-9 + 2.0**-19 + dim * 2.0**-22
 
 
 def _similarities(query_BD: Tensor, unit_PD: Tensor, query_E: Tensor, position_E: Tensor) -> Tensor:

@@ -98,10 +98,30 @@ def test_scores_that_are_as_wrong_as_they_may_be_change_nothing(
 
     def wrong(query: Tensor, block: Tensor) -> Tensor:
         sign = torch.randint(0, 2, (len(block),), generator=torch.manual_seed(0)) * 2 - 1
-        return product(query, block) + 0.99 * sign * searching.margin(query.shape[1])
+        return product(query, block) + 0.99 * sign * searching.margin(query.shape[1], "cpu")
 
     monkeypatch.setattr(searching, "product", wrong)
     assert mined(kind, -1).equals(expected, check_metadata=True)
+
+
+@pytest.mark.parametrize("kind", ["smooth", "ties", "near-ties", "equal"])
+def test_products_as_tf32_may_round_them_change_nothing(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten bits of each factor are kept, the others cut off: the worst that a GPU may do."""
+    expected, on_gpu = mined(kind, -1), searching.margin(640, "cuda")
+    worst = []
+
+    def cut(query: Tensor, block: Tensor) -> Tensor:
+        few = [(each.view(torch.int32) & -(1 << 13)).view(torch.float32) for each in (query, block)]
+        score = few[0] @ few[1].T
+        worst.append(float((score - query.double() @ block.double().T).abs().max()))
+        return score
+
+    monkeypatch.setattr(searching, "product", cut)
+    monkeypatch.setattr(searching, "margin", lambda *_: on_gpu)
+    assert mined(kind, -1).equals(expected, check_metadata=True)
+    assert 1e-4 < max(worst) < on_gpu
 
 
 @pytest.mark.parametrize("merged", [1000, 1 << 20])
@@ -151,7 +171,7 @@ def test_scores_lie_within_the_margin() -> None:
         one, other = (torch.from_numpy(np.abs(rng.normal(size=(64, dim)))) for _ in range(2))
         one, other = (x.div(x.norm(dim=1, keepdim=True)).float() for x in (one, other))
         score = searching.product(one, other)
-        assert (score - one.double() @ other.double().T).abs().max() < searching.margin(dim)
+        assert (score - one.double() @ other.double().T).abs().max() < searching.margin(dim, "cpu")
 
 
 def test_a_similarity_in_the_middle_of_two_decimals_does_not_depend_on_the_order_of_its_sum() -> (
