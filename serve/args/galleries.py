@@ -62,7 +62,7 @@ def _check_fields(name: str, one: Any) -> None:
         raise ValueError(f"a text as {wrong[0]} of {name}")
 
 
-Galleries = Annotated[dict[str, NamedGallery], BeforeValidator(_of)]
+NamedGalleries = Annotated[dict[str, NamedGallery], BeforeValidator(_of)]
 
 
 def check_apart(kept: Mapping[str, tuple[str, str, str]]) -> None:

@@ -39,9 +39,11 @@ class Counted:
 
     def __init__(self) -> None:
         self.requests: list[tuple[str, int]] = []
+        self.galleries: list[str] = []
 
     def request(self, path: str, status: int, seconds: float, gallery: str) -> None:
         self.requests.append((path, status))
+        self.galleries.append(gallery)
 
 
 @pytest.fixture(autouse=True)
@@ -91,8 +93,13 @@ def app(counted: Counted) -> FastAPI:
     async def slow(request: Request) -> bytes:
         return await request.body()
 
+    @app.get("/v1/galleries/{gallery}/info")
+    async def info() -> None:
+        """Return nothing."""
+
+    known = ("default", "shoes")
     app.add_middleware(Failures)
-    app.add_middleware(Requests, in_flight=InFlight(), metrics=counted)
+    app.add_middleware(Requests, in_flight=InFlight(), metrics=counted, galleries=known)
     return app
 
 
@@ -202,6 +209,16 @@ def test_what_a_replica_cannot_do_is_a_problem_of_the_client(
     assert found is not None
     assert (found.status_code, found.headers) == (status, header)
     assert str(error) in found.problem.detail
+
+
+def test_a_request_counts_for_its_gallery_by_the_route_of_the_default_one(
+    client: TestClient, counted: Counted
+) -> None:
+    for gallery in ("shoes", "default", "of-a-client's-choice"):
+        assert client.get(f"/v1/galleries/{gallery}/info").status_code == 200
+    assert client.get("/nowhere").status_code == 404
+    assert counted.requests == [*[("/v1/info", 200)] * 3, ("other", 404)]
+    assert counted.galleries == ["shoes", "default", "other", "default"]
 
 
 def test_every_error_of_a_request_has_its_problem() -> None:

@@ -61,6 +61,25 @@ def test_a_key_of_several_galleries_may_only_read_them(url: str, key_file: Path)
         assert "scope read" in refused["detail"]
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/galleries/shoes/../hats/info",
+        "/v1/galleries/shoes/%2e%2e/hats/info",
+        "/v1/galleries/shoes%2F..%2Fhats/info",
+        "/v1/galleries/%68ats/info",
+        "/v1/galleries/hats%2Finfo",
+        "/v1/galleries/shoes/galleries/hats/info",
+        "/v1/galleries//info",
+        "/v1/galleries/../info",
+        "//v1/info",
+    ],
+)
+def test_no_spelling_of_a_path_leads_past_the_key(shopkeeper: httpx.Client, path: str) -> None:
+    address = shopkeeper.base_url.copy_with(raw_path=path.encode())
+    assert shopkeeper.get(address).status_code in (403, 404)
+
+
 def test_without_a_key_nothing_of_a_gallery_is_told(url: str) -> None:
     for path in ("", "/shoes/info", "/shoes/readyz", "/nowhere/info", "/shoes/docs"):
         problem(httpx.get(f"{url}/v1/galleries{path}"), 401)
