@@ -40,10 +40,10 @@ def check(scope: Scope) -> None:
         )
 
 
-def known_parameters(request: Request) -> None:
+async def known_parameters(request: Request) -> None:
     """Raise ProblemError for parameters of the query that the route does not know.
 
-    A dependency of routes.
+    A dependency of routes; asynchronous, or FastAPI would run it in a thread.
     """
     known = [parameter.alias for parameter in request.scope["route"].dependant.query_params]
     times = Counter(name for name, _ in request.query_params.multi_items())
