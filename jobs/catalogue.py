@@ -67,7 +67,7 @@ def main(options: cli.Options) -> None:
         )
     seeds = range(config.seed, config.seed + options.flags.seeds)
     found = {(run, seed): _measured(config, name, run, seed) for seed in seeds for run in RUNS}
-    shown = grid(_table(config, found, list(seeds))).markdown()
+    shown = grid(_table(config, found, list(seeds)), costs=False).markdown()
     file_system, path = open_uri(posixpath.join(config.runs, f"{name}-catalogue.md"))
     file_system.pipe_file(path, f"{shown}\n".encode())
     print(f"{shown}\n\ntable: {path}")

@@ -67,13 +67,17 @@ class Grid:
         )
 
 
-def grid(table: Table) -> Grid:
-    """Return a table's texts, of the averages over categories; the CSV has the categories, too."""
+def grid(table: Table, *, costs: bool = True) -> Grid:
+    """Return a table's texts, of the averages over categories; the CSV has the categories, too.
+
+    Its last columns are what each training cost, where these `costs` are wanted.
+    """
     names = [_short(metric) for metric in table.metrics if metric.category == AVERAGE]
     head = ["method", *names]
     for name in names:
         head += [f"Δ {name}", "p"]
-    head += ["parameters", "epochs", "triplets seen", "training, s"]
+    if costs:
+        head += ["parameters", "epochs", "triplets seen", "training, s"]
     rows = []
     for all_lines in table.lines:
         method = all_lines[0].method
@@ -81,8 +85,9 @@ def grid(table: Table) -> Grid:
         row = [method.name, *(spread_text(line.spread) for line in lines)]
         for line in lines:
             row += [difference_text(line.difference), p_text(line.corrected_p)]
-        trained = [f"{method.epochs:,}", f"{method.triplets:,}", f"{method.seconds:.1f}"]
-        row += [f"{method.parameters:,}", *(trained if method.is_trained else [NONE] * 3)]
+        if costs:
+            trained = [f"{method.epochs:,}", f"{method.triplets:,}", f"{method.seconds:.1f}"]
+            row += [f"{method.parameters:,}", *(trained if method.is_trained else [NONE] * 3)]
         rows.append(row)
     return Grid(table.title, head, rows, table.notes)
 
