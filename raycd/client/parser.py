@@ -52,15 +52,7 @@ def build(prog: str) -> argparse.ArgumentParser:
     batch.add_argument("file", help=searches)
     _user(batch)
     _gallery(command("gallery", "List images of the gallery."))
-    image = command("image", "Fetch the picture of an image of the gallery.")
-    image.add_argument("image_id")
-    image.add_argument(
-        "--size", choices=("thumbnail", "original"), default="thumbnail", help="(%(default)s)"
-    )
-    image.add_argument(
-        "--out", required=True, metavar="FILE", help="Where to write it; - is standard output."
-    )
-    _min_version(image)
+    _image(command("image", "Fetch the picture of an image of the gallery."))
     example = "put DV1 --image x.jpg --category dress --attribute colour:blue"
     _put(command("put", "Add an image to the gallery, or replace the one of that id.", example))
     delete = command(
@@ -213,6 +205,17 @@ def _gallery(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--offset", type=int, metavar="N", help="Images left out at the beginning.")
     parser.add_argument("--limit", type=int, metavar="N", help="Images of the page.")
     _filters(parser)
+
+
+def _image(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("image_id")
+    parser.add_argument(
+        "--size", choices=("thumbnail", "original"), default="thumbnail", help="(%(default)s)"
+    )
+    parser.add_argument(
+        "--out", required=True, metavar="FILE", help="Where to write it; - is standard output."
+    )
+    _min_version(parser)
 
 
 def _put(parser: argparse.ArgumentParser) -> None:

@@ -70,6 +70,12 @@ class Metrics:
             "Texts and thumbnails that were looked for in a replica's caches.",
             ("cache", "result", *_GALLERY),
         )
+        self._served: dict[str, str] = {}
+        self._gpu = Gauge("raycd_gpu_memory_bytes", "Memory of a replica's GPU.", ("state",))
+        self._of_galleries()
+        self._beside_searches()
+
+    def _of_galleries(self) -> None:
         self._images = Gauge("raycd_gallery_images", "Images that can be found.", _GALLERY)
         self._version = Gauge(
             "raycd_gallery_version", "Version of the gallery that a replica searches.", _GALLERY
@@ -79,6 +85,18 @@ class Metrics:
             "Seconds since a replica has heard of its database.",
             _GALLERY,
         )
+        self._recall = Gauge(
+            "raycd_index_recall_ratio",
+            "Share of the true first 10 that the index finds.",
+            _GALLERY,
+        )
+        self._info = Gauge(
+            "raycd_bundle_info",
+            "1 for what a replica serves, 0 for what it has served.",
+            ("version", "bundle", "encoder", "head", "index", *_GALLERY),
+        )
+
+    def _beside_searches(self) -> None:
         self._written = Counter(
             "raycd_feedback_written_total",
             "Searches and events that were written for feedback.",
@@ -100,18 +118,6 @@ class Metrics:
         self._shadow_seconds = Histogram(
             "raycd_shadow_seconds", "Seconds that the second model took.", _SECONDS
         )
-        self._recall = Gauge(
-            "raycd_index_recall_ratio",
-            "Share of the true first 10 that the index finds.",
-            _GALLERY,
-        )
-        self._info = Gauge(
-            "raycd_bundle_info",
-            "1 for what a replica serves, 0 for what it has served.",
-            ("version", "bundle", "encoder", "head", "index", *_GALLERY),
-        )
-        self._served: dict[str, str] = {}
-        self._gpu = Gauge("raycd_gpu_memory_bytes", "Memory of a replica's GPU.", ("state",))
 
     def of(self, gallery: str) -> Self:
         """Return these metrics as a gallery records them."""
