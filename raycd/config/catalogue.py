@@ -29,11 +29,11 @@ class ComposeConfig(Section):
     """Attributes to compose from; empty: all but the title and those of too many values."""
     most_values: Annotated[int, Field(ge=2)] = 200
     """Attributes of more values than this are left out, unless compose.attributes names them."""
-    differences: Positive = 2
+    differences: Positive = 1
     """Most attributes in which the two images of a triplet differ; they share at least as many,
     their category counted.
     """
-    neighbours: Positive = 64
+    neighbours: Positive = 256
     """Images of its category, the nearest in the adapted space, that an image is paired with."""
     per_image: Positive = 2
     """Pairs drawn for each image, each of which gives a triplet in both directions."""

@@ -41,7 +41,7 @@ def composed(
     asked: Sequence[tuple[int, int]] = (),
     **settings: object,
 ) -> pa.Table:
-    config = ComposeConfig.model_validate({"copies": 0, **settings})
+    config = ComposeConfig.model_validate({"copies": 0, "differences": 2, **settings})
     coded = compose.encode(attributes, config, title="title")
     asked_K = np.array([reference << 32 | target for reference, target in asked], np.int64)
     found, _ = compose.draw(coded, table, config, seed, asked_K)
