@@ -47,6 +47,7 @@ def test_the_marker_is_the_newest_whatever_node_answers(
     assert asked == ["Strong"]
 
 
+@pytest.mark.slow
 def test_a_collection_that_nobody_uses_any_more_has_no_connection(milvus: Milvus) -> None:
     def connections() -> int:
         return int(ConnectionManager.get_instance().get_stats()["dedicated_connections"])

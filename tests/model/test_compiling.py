@@ -93,7 +93,8 @@ def test_gradients_of_a_compiled_encoder_are_its_own_and_its_names_too(
     assert counter.frame_count == again
 
 
-@pytest.mark.parametrize("chunk", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("chunk", [0, 2])
 def test_adapted_encoders_are_compiled_too_and_what_is_frozen_stays_as_it_is(
     new_encoder: MakeEncoder, monkeypatch: pytest.MonkeyPatch, chunk: int
 ) -> None:

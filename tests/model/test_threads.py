@@ -38,6 +38,7 @@ print(alone, beside_others, waited())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="GNU's OpenMP is that of torch on Linux")
 def test_threads_wait_shortly_while_teams_sleep_and_as_before_when_they_have_gone() -> None:
     bare = {n: v for n, v in os.environ.items() if not n.startswith(("OMP_", "GOMP_"))}

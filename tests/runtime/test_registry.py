@@ -153,7 +153,9 @@ def test_an_alias_that_mlflow_would_refuse_is_refused_before_any_work(
         client.set_registered_model_alias("raycd", alias, "1")
 
 
-@pytest.mark.parametrize("call", ["list_artifacts", "download_artifacts"])
+@pytest.mark.parametrize(
+    "call", ["list_artifacts", pytest.param("download_artifacts", marks=pytest.mark.slow)]
+)
 def test_a_champion_whose_answers_cannot_be_fetched_now_is_an_error_and_no_verdict(
     call: str, tmp_path: Path, tiny_bundle: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -55,7 +55,8 @@ def test_features_do_not_pass_through_the_process_that_starts_trials(
     assert torch.equal(of_texts.values, texts.values)
 
 
-@pytest.mark.parametrize("where", [pytest.param("store", marks=pytest.mark.slow), "disk"])
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["store", "disk"])
 def test_another_process_reads_maps_of_a_store_from_a_copy_of_its_own(
     where: str,
     mined: Mined,

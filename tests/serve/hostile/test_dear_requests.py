@@ -25,6 +25,8 @@ from serve.api.intake import GRACE_S
 from serve.args import ServeArgs
 from tests.serve.asking import png, problem
 
+pytestmark = pytest.mark.slow  # a service of their own, and seconds of honest searches each
+
 FLOOR_S = (
     1.0  # below it the p99 tells of the machine's other work only: each attack cost several seconds
 )
@@ -120,11 +122,7 @@ def raw(url: str, *lines: str, body: bytes = b"") -> bytes:
 
 @pytest.mark.parametrize(
     "kind",
-    [
-        "search",
-        pytest.param("batch", marks=pytest.mark.slow),
-        pytest.param("gallery", marks=pytest.mark.slow),
-    ],
+    ["search", "batch", "gallery"],
 )
 def test_names_without_values_are_filters_and_too_many_of_them_cost_nobody_anything(
     url: str, kind: str
@@ -174,8 +172,8 @@ def test_a_batch_is_sent_as_json_or_not_at_all(url: str) -> None:
     ("method", "path"),
     [
         ("POST", "/v1/search"),
-        pytest.param("POST", "/v1/search/batch", marks=pytest.mark.slow),
-        pytest.param("PUT", "/v1/gallery/slow", marks=pytest.mark.slow),
+        ("POST", "/v1/search/batch"),
+        ("PUT", "/v1/gallery/slow"),
     ],
 )
 def test_slow_senders_shut_nobody_out_and_are_cut_off(url: str, method: str, path: str) -> None:
@@ -210,7 +208,6 @@ def test_slow_imports_do_not_keep_images_out(url: str, tiny_bundle: Any) -> None
     assert httpx.delete(f"{url}/v1/gallery/quick", timeout=60).status_code == 200
 
 
-@pytest.mark.slow
 def test_a_version_that_the_gallery_does_not_have_is_refused_at_once(
     url: str, tiny_bundle: Any
 ) -> None:
@@ -231,7 +228,6 @@ def test_a_version_that_the_gallery_does_not_have_is_refused_at_once(
     assert httpx.delete(f"{url}/v1/gallery/version", timeout=60).status_code == 200
 
 
-@pytest.mark.slow
 def test_all_who_ask_whether_it_is_ready_share_one_canary(url: str) -> None:
     ages = []
 
@@ -300,7 +296,6 @@ def test_json_of_many_values_is_refused_before_it_is_read(url: str) -> None:
     )
 
 
-@pytest.mark.slow
 def test_images_of_few_bytes_and_many_pixels_delay_no_others(url: str) -> None:
     image = base64.b64encode(png(Image.new("L", (7000, 7000)))).decode()
 

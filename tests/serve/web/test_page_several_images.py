@@ -152,7 +152,7 @@ def test_earlier_steps_of_the_trail_count_where_that_is_wanted(page: Page) -> No
     assert not {"reference", "session"} & set(body)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
 def test_on_a_phone_nothing_of_it_scrolls_sideways(
     open_page: Callable[..., Page], scheme: str
 ) -> None:
