@@ -33,8 +33,10 @@ class ComposeConfig(Section):
     """Most attributes in which the two images of a triplet differ; they share at least as many,
     their category counted.
     """
-    neighbours: Positive = 256
-    """Images of its category, the nearest in the adapted space, that an image is paired with."""
+    neighbours: Positive = 1000
+    """Images of its category, the nearest in the adapted space, that an image is paired with; fewer
+    where their table, 12 bytes a neighbour, would need more than a GiB.
+    """
     per_image: Positive = 2
     """Pairs drawn for each image, each of which gives a triplet in both directions."""
     copies: Fraction = 0.02

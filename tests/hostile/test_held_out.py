@@ -162,7 +162,8 @@ def test_a_pair_of_a_further_target_is_known_as_well() -> None:
     assert after == [other for other in before if other != pair]
 
 
-@pytest.mark.parametrize("index", ["flat", pytest.param("hnsw", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("index", ["flat", "hnsw"])
 def test_ray_and_many_shards_find_the_same(ray_cluster: None, index: str, tmp_path: Path) -> None:
     dataset, _, _ = near_copies(1)
     image_ND = (

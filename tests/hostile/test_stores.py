@@ -223,6 +223,7 @@ CONFIG = Config.model_validate(
 )
 
 
+@pytest.mark.slow
 def test_workers_ask_again_and_count_what_is_absent(
     ray_cluster: None, new_encoder: Callable[[], Encoder], store: ImageStore
 ) -> None:

@@ -288,6 +288,7 @@ def test_a_run_whose_encoder_changed_is_refused_until_its_cells_are_gone(tmp_pat
     Cells(run).claim(config, INPUTS, {"stage1": "B"})
 
 
+@pytest.mark.slow
 def test_each_cell_is_a_child_run_of_mlflow_once(
     ray_cluster: None, tmp_path: Path, tables: Tables
 ) -> None:

@@ -124,7 +124,7 @@ def test_products_as_tf32_may_round_them_change_nothing(
     assert 1e-4 < max(worst) < on_gpu
 
 
-@pytest.mark.parametrize("merged", [1000, 1 << 20])
+@pytest.mark.parametrize("merged", [1000, pytest.param(1 << 20, marks=pytest.mark.slow)])
 def test_so_many_images_are_measured_at_once_whatever_is_kept_of_a_query(
     merged: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,7 +141,9 @@ def test_so_many_images_are_measured_at_once_whatever_is_kept_of_a_query(
     assert max(most) == 300
 
 
-@pytest.mark.parametrize("kind", ["smooth", "ties", "near-ties", "equal"])
+@pytest.mark.parametrize(
+    "kind", ["smooth", "ties", "near-ties", pytest.param("equal", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize(("block", "group"), [(96, 4), (1500, 2), (64, 64)])
 def test_the_table_does_not_depend_on_how_many_images_are_scored_at_once(
     kind: str, block: int, group: int, monkeypatch: pytest.MonkeyPatch

@@ -23,7 +23,7 @@ from raycd.data.demo.garments import attributes, random_garment
 from raycd.errors import ConfigError, DataError
 from raycd.feedback.manifest import GALLERY_FILE, TRIPLETS_FILE
 from raycd.runtime import pipeline
-from raycd.runtime.stages import reading
+from raycd.runtime.stages import catalogue, reading
 from raycd.runtime.stages.context import COMPOSED, Context
 from raycd.search.query import Query
 from raycd.search.searcher import Searcher
@@ -251,3 +251,11 @@ def test_a_table_of_a_catalogue_that_was_named_has_to_be_there(
         config = Config.model_validate(given)
         with pytest.raises(DataError, match=r"absent\.csv"):
             reading.dataset(config, config.data.root)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "images", "found"),
+    [(1000, 8_946, 1000), (1000, 1_000_000, 89), (8, 10**9, 8), (1000, 10**9, 16), (5, 0, 5)],
+)
+def test_the_table_of_neighbours_has_a_bound(wanted: int, images: int, found: int) -> None:
+    assert catalogue.most_neighbours(wanted, images) == found

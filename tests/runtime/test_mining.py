@@ -81,7 +81,12 @@ def pools_of(kind: str, triplets: mine.TripletRows) -> list[mine.Pool]:
 
 @pytest.mark.parametrize(
     ("pool", "batch_size", "workers", "cpus"),
-    [("all", 1024, 1, 0.5), ("all", 13, 2, 0.5), ("category", 40, 2, 1.0), ("category", 7, 8, 0.5)],
+    [
+        ("all", 1024, 1, 0.5),
+        ("all", 13, 2, 0.5),
+        ("category", 40, 2, 1.0),
+        pytest.param("category", 7, 8, 0.5, marks=pytest.mark.slow),
+    ],
 )
 def test_neighbours_equal_the_core(
     ray_cluster: None,

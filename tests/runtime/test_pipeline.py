@@ -292,6 +292,7 @@ def test_a_stage_that_fails_is_a_failed_run_and_can_be_continued(
     ]
 
 
+@pytest.mark.slow
 def test_a_stage_that_fails_after_its_shards_are_written_encodes_none_again(
     copied: Finished, monkeypatch: pytest.MonkeyPatch
 ) -> None:

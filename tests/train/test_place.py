@@ -206,6 +206,7 @@ def workers(number: int, folder: str) -> None:
             assert torch.equal(restored.module.state_dict()[name], value), name
 
 
+@pytest.mark.slow
 def test_two_workers_go_on_bit_by_bit_and_one_alone_within_a_tolerance(tmp_path: Path) -> None:
     run_two(workers, str(tmp_path))
     state = State.read(tmp_path / "0-0.0")

@@ -34,6 +34,9 @@ from raycd.train.finetune import parameters, prepare
 from raycd.train.loop import Schedule
 from raycd.train.task import Task
 
+_TABLE = 1 << 30  # bytes of the neighbours' table, which is in the driver: 12 a neighbour
+_FEWEST = 16  # neighbours of an image, however many images there are
+
 
 def adapt(context: Context, writing: Writing) -> None:
     """Fine-tune CLIP on titles and attributes, and embed all images and val's texts with it."""
@@ -89,9 +92,10 @@ def compose(context: Context, writing: Writing) -> None:
     )
     attributes = [dict(known[image_id]) for image_id in ids.to_pylist()]
     coded = core.encode(attributes, config.compose, title=config.data.title)
-    settings: MineConfig = config.mine.model_copy(
-        update={"neighbours": config.compose.neighbours, "floor": -1.0}
-    )
+    count = most_neighbours(config.compose.neighbours, len(ids))
+    if count < config.compose.neighbours:
+        progress.say(f"compose: {count} neighbours of each image, for {len(ids):,} images")
+    settings: MineConfig = config.mine.model_copy(update={"neighbours": count, "floor": -1.0})
     near = mining.find_neighbours(images, _pools(own.gallery, ids), settings, config.compute)
     asked = of_triplets(ids, own.triplets.slice(0, 0), own.triplets).pairs_K
     pairs, counts = core.draw(coded, near, config.compose, config.seed, asked)
@@ -108,6 +112,11 @@ def compose(context: Context, writing: Writing) -> None:
         f"compose: {counts['triplets']:,} triplets of {counts['images']:,} images, from "
         f"{', '.join(coded.names)}"
     )
+
+
+def most_neighbours(wanted: int, images: int) -> int:
+    """Return how many neighbours of each image there may be in the table of all."""
+    return min(wanted, max(_FEWEST, _TABLE // (12 * max(images, 1))))
 
 
 def _pools(gallery: pa.Table, ids: pa.StringArray) -> list[Pool]:
