@@ -8,7 +8,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from raycd.config import Count, Positive, Section
 from serve.args.galleries import DEFAULT as DEFAULT
 from serve.args.galleries import NO_GALLERY as NO_GALLERY
-from serve.args.galleries import NamedGalleries, check_apart
+from serve.args.galleries import GalleriesArgs, check_apart
 from serve.args.replicas import ReplicaCount, Replicas
 from serve.args.second import Second as Second
 from serve.args.wanted import Wanted as Wanted
@@ -174,7 +174,7 @@ class ServeArgs(Section):
     hosts: tuple[str, ...] = ()
     """Names, without port, in the Host header of requests that are answered; none or * is any."""
 
-    galleries: NamedGalleries = Field(default={})
+    galleries: GalleriesArgs = Field(default={})
     """Further galleries by name, each with its bundle and, if need be, its gallery, gallery_engine
     and pictures: {"shoes": {"bundle": "runs/shoes/bundle"}} answers under /v1/galleries/shoes.
     """
@@ -293,9 +293,7 @@ class ServeArgs(Section):
 
     @field_validator("galleries")
     @classmethod
-    def _galleries_are_apart(
-        cls, galleries: NamedGalleries, info: ValidationInfo
-    ) -> NamedGalleries:
+    def _galleries_are_apart(cls, galleries: GalleriesArgs, info: ValidationInfo) -> GalleriesArgs:
         given = info.data
         if "bundle" not in given or "gallery" not in given:  # which is told already
             return galleries

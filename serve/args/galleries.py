@@ -21,7 +21,7 @@ NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"  # it stands in addresses
 NAMED = "a to z, digits, _ and -, up to 63 of them, a letter or a digit first"
 
 
-class NamedGallery(Section):
+class GalleryArgs(Section):
     """A gallery beside the default one. Its fields mean what those of the service mean."""
 
     bundle: Text
@@ -49,9 +49,9 @@ def _of(given: Any) -> Any:
 
 
 def _check_fields(name: str, one: Any) -> None:
-    if isinstance(one, NamedGallery):
+    if isinstance(one, GalleryArgs):
         return
-    known = list(NamedGallery.model_fields)
+    known = list(GalleryArgs.model_fields)
     if not isinstance(one, Mapping):
         raise ValueError(f"a mapping of {', '.join(known)} for {name}: {one!r} is none")
     if unknown := [field for field in one if field not in known]:
@@ -62,7 +62,7 @@ def _check_fields(name: str, one: Any) -> None:
         raise ValueError(f"a text as {wrong[0]} of {name}")
 
 
-NamedGalleries = Annotated[dict[str, NamedGallery], BeforeValidator(_of)]
+GalleriesArgs = Annotated[dict[str, GalleryArgs], BeforeValidator(_of)]
 
 
 def check_apart(kept: Mapping[str, tuple[str, str, str]]) -> None:
