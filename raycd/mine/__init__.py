@@ -16,10 +16,10 @@ cluster, with equal results.
 What each guarantee costs, where the product of the float32 matrices costs 100 (one thread, images
 of 640 numbers, 64 neighbours of each, no floor):
 
-no image that counts is missed   10, the limits of search.near; a few images more to compare
-exact, the same on every device  15, float64 in two parts (search.py) of what is left: of a query
+no image that counts is missed   12, the limits of search.near; a few images more to compare
+exact, the same on every device  26, float64 in two parts (search.py) of what is left: of a query
                                  that ties with thousands, of all these
-ties to the lower row            the sorted keys of search.py, in those 15
+ties to the lower row            the sorted keys of search.py, in those 26
 memory within worker_mib         a merge for each shard (neighbours.py)
 HNSW, IVF, measured recall       exact search of recall_sample queries
 several pools, held out images   pools.py; each pool is searched by itself

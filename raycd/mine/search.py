@@ -38,7 +38,7 @@ Keys = NDArray[np.int64]
 DECIMALS = 6
 UNIT = 10**DECIMALS
 NOTHING = np.iinfo(np.int64).max
-BLOCK = 1 << 16  # images scored at once
+BLOCK = 1 << 15  # images scored at once
 # Most queries of a batch. On CPUs their scores stay in the cache that the cores share.
 BATCH = {"cpu": 128, "cuda": 4096}
 _PAIRS = {"cpu": 256, "cuda": 1 << 14}  # measured at once: on CPUs they stay in a core's cache
