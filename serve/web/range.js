@@ -4,38 +4,43 @@
 import { element } from "./element.js";
 
 const STEPS = 100; // of a slider, about
-const ENDS = ["gte", "lte"];
+const LOW = { name: "gte", label: "from", end: "min", nearer: Math.min };
+const HIGH = { name: "lte", label: "to", end: "max", nearer: Math.max };
 
 /** Fields and slider for numbers from `min` to `max`; without a slider where they are one number. */
-export function rangeOf(name, { min, max }) {
-  const [fields, thumbs] = [{}, {}];
-  const step = max > min ? 10 ** Math.floor(Math.log10((max - min) / STEPS)) : 1;
+export function rangeOf(name, numbers) {
+  const sides = [LOW, HIGH].map((side) => {
+    const field = element("input", {
+      ...{ type: "number", name: side.name, step: "any", placeholder: numbers[side.end] },
+      ariaLabel: `${name} ${side.label}`,
+    });
+    return { ...side, field, labelled: element("label", {}, side.label, field) };
+  });
+  const slider = numbers.min < numbers.max ? [sliderOf(name, numbers, sides)] : [];
+  return element("div", { className: "range" }, ...sides.map((side) => side.labelled), ...slider);
+}
+
+function sliderOf(name, { min, max }, sides) {
+  const step = 10 ** Math.floor(Math.log10((max - min) / STEPS));
   const low = Math.floor(min / step) * step;
   const limits = { min: low, max: low + Math.ceil((max - low) / step) * step, step };
-  for (const [index, end] of ENDS.entries()) {
-    const label = ["from", "to"][index];
-    fields[end] = element("input", {
-      ...{ type: "number", name: end, step: "any", placeholder: [min, max][index] },
-      ariaLabel: `${name} ${label}`,
-    });
-    thumbs[end] = element("input", {
-      ...{ type: "range", ...limits, value: [limits.min, limits.max][index] },
+  const thumbs = sides.map(({ label, end }) =>
+    element("input", {
+      ...{ type: "range", ...limits, value: limits[end] },
       ariaLabel: `${name} ${label}, slider`,
-    });
-    thumbs[end].addEventListener("input", () => {
-      const other = thumbs[ENDS[1 - index]];
-      const beyond = index === 0 ? Math.min : Math.max;
-      thumbs[end].value = beyond(Number(thumbs[end].value), Number(other.value));
-      const atEnd = thumbs[end].value === thumbs[end][["min", "max"][index]];
-      fields[end].value = atEnd ? "" : Number(thumbs[end].value);
-    });
-    fields[end].addEventListener("input", () => show(thumbs[end], fields[end].value, index));
-  }
-  const labels = ENDS.map((end, index) =>
-    element("label", {}, ["from", "to"][index], fields[end]),
+    }),
   );
-  const slider = element("div", { className: "thumbs" }, ...Object.values(thumbs));
-  return element("div", { className: "range" }, ...labels, ...(min < max ? [slider] : []));
+  for (const [index, { field, end, nearer }] of sides.entries()) {
+    const [thumb, other] = [thumbs[index], thumbs[1 - index]];
+    thumb.addEventListener("input", () => {
+      thumb.value = nearer(Number(thumb.value), Number(other.value));
+      field.value = thumb.value === thumb[end] ? "" : Number(thumb.value);
+    });
+    field.addEventListener("input", () => {
+      thumb.value = field.value === "" ? thumb[end] : field.value;
+    });
+  }
+  return element("div", { className: "thumbs" }, ...thumbs);
 }
 
 /** The range that is asked for: {gte, lte}, each where it is given. */
@@ -53,7 +58,3 @@ export function setRange(inside, wanted) {
 }
 
 const fieldsOf = (inside) => [...inside.querySelectorAll(".range input[type=number]")];
-
-function show(thumb, value, index) {
-  thumb.value = value === "" ? thumb[["min", "max"][index]] : value;
-}

@@ -8,7 +8,7 @@ and others encode on GPUs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,6 @@ import ray
 
 from raycd import features
 from raycd.config import Config, Precision
-from raycd.evaluate import Triplet, query_key, text_of
 from raycd.features import shards
 from raycd.model import threads
 from raycd.model.embed import (
@@ -65,19 +64,6 @@ def embed_images(paths: Mapping[str, str | None], encoder: Encoder, config: Conf
     found = pa.concat_tables(list(datasets.mapped("embed images", "images", blocks, *steps)))
     rows = {key: row for row, key in enumerate(found["key"].to_pylist())}
     return found.take([rows[key] for key in paths])
-
-
-def query_table(triplets: Sequence[Triplet], paths: Mapping[str, str | None]) -> pa.Table:
-    """Return the distinct queries of triplets as rows (key, path, text), by `query_key`."""
-    queries = {query_key(triplet): triplet for triplet in triplets}
-    references = [paths[triplet["reference"]] for triplet in queries.values()]
-    return pa.table(
-        {
-            "key": pa.array(list(queries), pa.string()),
-            "path": pa.array(references, pa.string()),
-            "text": pa.array(map(text_of, queries.values()), pa.string()),
-        }
-    )
 
 
 class SharedEncoder:

@@ -33,9 +33,15 @@ from raycd.model.fusion import Head, HeadConfig, joint
 from raycd.model.fusion.head import WORDS
 from raycd.run import local_copy, open_uri
 from raycd.runtime import cluster
-from raycd.runtime.embed import embed_maps, embed_shards, embedding
+from raycd.runtime.embed import embed_maps, embed_shards
 from raycd.runtime.evaluate.evaluation import Variant, variant
-from raycd.runtime.stages.context import FINE_TUNED, Context, image_table
+from raycd.runtime.stages.context import (
+    FINE_TUNED,
+    Context,
+    image_table,
+    query_table,
+    texts_of,
+)
 
 
 @dataclass(frozen=True)
@@ -72,17 +78,14 @@ def variants(
     model: Model, data: Dataset, split: str, config: Config
 ) -> tuple[list[Variant], ImageReport]:
     """Embed a split on Ray; return the fine-tuned sum and the head, and the missing images."""
-    rows = data.queries(split, both_orders=True)
-    texts = dict.fromkeys(row["text"] for row in rows)
     images = image_table(data)
     wanted = pa.array(dict.fromkeys(data.images_of(split)), pa.string())
     tables = {
         "images": images.filter(pc.is_in(images["key"], value_set=wanted)),
-        "texts": pa.table({"key": pa.array(texts, pa.string())}),
+        "texts": pa.table({"key": pa.array(texts_of(data, [split]), pa.string())}),
     }
     if model.head_config.name == joint.NAME:
-        paths = dict(zip(*(images[name].to_pylist() for name in ("key", "path")), strict=True))
-        tables["queries"] = embedding.query_table(rows, paths)
+        tables["queries"] = query_table(data, split)
     found, missing, extras = _embedded(model, tables, config)
     total = fusion.create(HeadConfig("sum", model.encoder.dim))
     features = found["images"], found["texts"]

@@ -13,6 +13,7 @@ import torch
 from raycd.config import Config
 from raycd.data.schema import Dataset
 from raycd.data.selection import SELECTION
+from raycd.evaluate import query_key, text_of
 from raycd.features import Features, map_cache
 from raycd.features.map_cache import Extras
 from raycd.features.stored import Stored
@@ -74,8 +75,7 @@ class Context:
 
     def paths(self) -> dict[str, str | None]:
         """Return the path of every image; None where no file was found."""
-        images = self.own.images
-        return dict(zip(images["image_id"].to_pylist(), images["path"].to_pylist(), strict=True))
+        return paths_of(self.own)
 
     def readable(self) -> dict[str, str]:
         """Return the paths of the images that the stage zero_shot could read."""
@@ -152,9 +152,27 @@ def storage(context: Context, writing: Writing, *of: str) -> dict[str, str]:
     }
 
 
+def paths_of(dataset: Dataset) -> dict[str, str | None]:
+    """Return the path of every image; None where no file was found."""
+    images = dataset.images
+    return dict(zip(images["image_id"].to_pylist(), images["path"].to_pylist(), strict=True))
+
+
 def image_table(dataset: Dataset) -> pa.Table:
     """Return all images as rows (key, path)."""
     return dataset.images.select(["image_id", "path"]).rename_columns(["key", "path"])
+
+
+def query_table(dataset: Dataset, split: str) -> pa.Table:
+    """Return the distinct queries of a split as rows (key, path, text), by `query_key`."""
+    queries = {query_key(row): row for row in dataset.queries(split, both_orders=True)}
+    paths = paths_of(dataset)
+    columns = {
+        "key": list(queries),
+        "path": [paths[row["reference"]] for row in queries.values()],
+        "text": [text_of(row) for row in queries.values()],
+    }
+    return pa.table({name: pa.array(own, pa.string()) for name, own in columns.items()})
 
 
 def embedded_texts(dataset: Dataset) -> list[str]:

@@ -20,7 +20,7 @@ from raycd.model import fusion, lora
 from raycd.model.fusion import joint
 from raycd.model.fusion.registry import WEIGHTS
 from raycd.run import Writing, local_copy
-from raycd.runtime.embed import embed_shards, embedding
+from raycd.runtime.embed import embed_shards
 from raycd.runtime.stages import beginning, inversion
 from raycd.runtime.stages.context import (
     CACHES,
@@ -29,6 +29,7 @@ from raycd.runtime.stages.context import (
     TEXTS,
     Context,
     needs,
+    query_table,
     storage,
 )
 from raycd.runtime.train import training
@@ -114,8 +115,7 @@ def _learn_from_titles(context: Context, writing: Writing) -> None:
 def _compose(context: Context, writing: Writing) -> None:
     """Let the encoder itself compose the queries of val."""
     used = encoders.load_saved(context.run.local("stage1") / "encoder")
-    rows = context.dataset.queries("val", both_orders=True)
-    table = embedding.query_table(rows, context.paths())
+    table = query_table(context.dataset, "val")
     place = posixpath.join(writing.shared, QUERIES)
     embed_shards.embed_table(place, "queries", table, used, context.config)
 
