@@ -94,21 +94,19 @@ def matching_scores(
 def _each(task: Any, calls: Sequence[tuple[Any, ...]], most: int, bar: Bar) -> list[Any]:
     """Return what a task answers to each of the calls, `most` of which run at a time.
 
-    Where one fails, or this process goes on without them, those that run are cancelled.
+    Where one fails, no other is begun. Those that run are left to end: Ray 2.60 ends the whole
+    process, without an error that Python sees, where `ray.cancel` meets a task that is just being
+    handed to a worker (ray-project/ray, pull request 54798, mends half of that).
     """
     found, running, left = [None] * len(calls), dict[Any, int](), enumerate(calls)
-    try:
-        while True:
-            for number, given in islice(left, most - len(running)):
-                running[task.remote(*given)] = number
-            if not running:
-                return found
-            [done], _ = ray.wait(list(running))
-            answer = found[running.pop(done)] = ray.get(done)
-            bar.advance(len(answer))
-    finally:
-        for other in running:
-            ray.cancel(other)
+    while True:
+        for number, given in islice(left, most - len(running)):
+            running[task.remote(*given)] = number
+        if not running:
+            return found
+        [done], _ = ray.wait(list(running))
+        answer = found[running.pop(done)] = ray.get(done)
+        bar.advance(len(answer))
 
 
 def _loaded(

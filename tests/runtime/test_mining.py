@@ -299,20 +299,19 @@ def test_no_more_shards_are_loaded_at_a_time_than_there_is_memory_for(
     assert all(end <= start for end, start in zip(ended, began[1:], strict=False))
 
 
-def test_as_many_tasks_are_submitted_as_work_and_a_failure_cancels_them(
+def test_as_many_tasks_are_submitted_as_work_and_none_after_a_failure(
     ray_cluster: None, tmp_path: Path
 ) -> None:
     def work(number: int) -> None:
         (tmp_path / f"began-{number}").touch()
         if number == 1:
             raise DataError("it failed")
-        time.sleep(1.5)
-        (tmp_path / f"ended-{number}").touch()
+        time.sleep(0.5)
 
     task: Any = ray.remote(num_cpus=0.1)(work)
     with pytest.raises(DataError, match="it failed"):
         mining._each(task, [(number,) for number in range(6)], 2, Bar("work"))
-    time.sleep(2)
+    time.sleep(1)
     assert {file.name for file in tmp_path.iterdir()} <= {"began-0", "began-1"}
 
 
