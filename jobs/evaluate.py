@@ -31,7 +31,7 @@ from raycd.errors import program as called
 
 if TYPE_CHECKING:
     from raycd.data.schema import Dataset
-    from raycd.runtime.evaluate.evaluation import Asked
+    from raycd.runtime.evaluate.evaluation import AskedQueries
 
 ALL = "all"
 
@@ -126,7 +126,7 @@ def measure(config: Config, asked: argparse.Namespace) -> None:
 
 def answers(
     config: Config, asked: argparse.Namespace, chosen: list[Protocol], top: int
-) -> tuple[Dataset, list[Asked]]:
+) -> tuple[Dataset, list[AskedQueries]]:
     """Return the data set, and what each variant found under each protocol."""
     from raycd.client import Client
     from raycd.runtime import cluster, pipeline
@@ -146,7 +146,9 @@ def answers(
         key = os.environ.get("RAYCD_API_KEY")  # never an option: others can read those
         with Client(asked.endpoint, api_key=key) as client:
             return dataset, [
-                evaluation.Asked(p, client.url, endpoint.ask(client, dataset, config, p, top=top))
+                evaluation.AskedQueries(
+                    p, client.url, endpoint.ask(client, dataset, config, p, top=top)
+                )
                 for p in chosen
             ]
     if not asked.bundle:
@@ -159,7 +161,7 @@ def answers(
     variants, missing = elsewhere.variants(model, dataset, "val", config)
     missing.check(len(dataset.images), config.data.max_missing)
     return dataset, [
-        evaluation.Asked(p, v.name, evaluation.ask(dataset, v, config, protocol=p, top=top))
+        evaluation.AskedQueries(p, v.name, evaluation.ask(dataset, v, config, protocol=p, top=top))
         for p in chosen
         for v in variants
     ]

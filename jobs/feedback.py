@@ -24,7 +24,7 @@ from raycd.durable import replace_folder
 from raycd.errors import ConfigError, DataError
 from raycd.feedback import manifest, propensity, triplets
 from raycd.feedback.propensity import How, Propensity
-from raycd.feedback.records import Session, sessions
+from raycd.feedback.records import LoggedSession, sessions
 from raycd.gallery_db.stored import StoredGallery
 
 PROVENANCE, HELD_BACK = "feedback.json", "held_back"
@@ -150,7 +150,7 @@ def lines(made: dict[str, Any]) -> list[str]:
     ]
 
 
-def _sessions(stored: StoredGallery, since: float) -> list[Session]:
+def _sessions(stored: StoredGallery, since: float) -> list[LoggedSession]:
     from raycd.gallery_db import events
 
     gallery_db = stored.gallery_db
@@ -211,7 +211,7 @@ def _known_texts(base: Dataset) -> dict[str, str]:
 
 
 def _provenance(
-    found: Sequence[Session],
+    found: Sequence[LoggedSession],
     positions: Propensity,
     placed: manifest.Placed,
     asked: argparse.Namespace,

@@ -19,7 +19,7 @@ from pathlib import Path
 from raycd.config import cli, settings
 from raycd.errors import ConfigError
 from raycd.gallery_db import backup, check
-from raycd.gallery_db.bulk import Rows, Tally
+from raycd.gallery_db.bulk import BatchColumns, Tally
 from raycd.gallery_db.stored import StoredGallery
 from raycd.progress import Bar
 
@@ -185,7 +185,9 @@ def import_features(options: argparse.Namespace) -> None:
             batches.check_once(image_ids)
         tally = Tally()
         with Bar("import", total=source.images, unit="images") as bar:
-            for rows in batches.ahead(map(Rows.of, batches.batches(source, options.category))):
+            for rows in batches.ahead(
+                map(BatchColumns.of, batches.batches(source, options.category))
+            ):
                 tally = tally.plus(gallery_db.import_rows(rows, encoder))
                 bar.advance(len(rows.image_ids))
         print(f"added:     {tally.added:,} images")

@@ -212,8 +212,8 @@ class Refresh:
         from raycd.runtime import cluster
         from raycd.runtime.embed import embed_shards
 
-        place, own = self.folder / CHAMPION, str(self.folder / f"{FEATURES}-{rows[:12]}")
-        encoder = bundle.load_encoder(place, bundle.verify(place))
+        champion, own = self.folder / CHAMPION, str(self.folder / f"{FEATURES}-{rows[:12]}")
+        encoder = bundle.load_encoder(champion, bundle.verify(champion))
         with cluster.connected():
             stored = embed_shards.embed_source(own, absolute(self.asked.new), encoder, self.config)
         names = {"gallery": self.asked.gallery, "pictures": self.asked.pictures, "source": own}
@@ -300,8 +300,8 @@ class Refresh:
         dataset = elsewhere.dataset(config, "val")
         metric = evaluation.named_metric(config.registry.metric, config, dataset)
         answers = []
-        for place in (new, str(self.folder / CHAMPION)):
-            model = elsewhere.Model.of_bundle(place)
+        for folder in (new, str(self.folder / CHAMPION)):
+            model = elsewhere.Model.of_bundle(folder)
             (*_, head), missing = elsewhere.variants(model, dataset, "val", config)
             missing.check(len(dataset.images), config.data.max_missing)
             found = evaluation.ask(dataset, head, config)

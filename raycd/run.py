@@ -32,7 +32,7 @@ from raycd.durable import held_alone, replace_file, replace_folder
 from raycd.errors import RunError
 from raycd.redact import json_without_passwords, without_passwords
 from raycd.stores import Doing, lease
-from raycd.stores.lease import Lease
+from raycd.stores.lease import FolderLease
 
 RECORD = "stage.json"
 IDENTITY = "run.json"
@@ -82,7 +82,7 @@ class Run:
             ) from error
         self.is_local = isinstance(self._fs, LocalFileSystem)
         self.root = self._path if self.is_local else root.rstrip("/")
-        self._lease: Lease | None = None
+        self._lease: FolderLease | None = None
         self._claim(json_without_passwords(identity))
 
     def _ask(self, question: Callable[[], Answer], doing: Doing = "reading") -> Answer:
@@ -259,9 +259,9 @@ class Run:
 
     def names(self, folder: str) -> list[str]:
         """Return the sorted names in a folder of the run; none where it is absent."""
-        place = posixpath.join(self._path, folder)
+        path = posixpath.join(self._path, folder)
         try:
-            found = self._ask(partial(self._fs.ls, place, detail=False, refresh=True))
+            found = self._ask(partial(self._fs.ls, path, detail=False, refresh=True))
         except (FileNotFoundError, NotADirectoryError):
             return []
         names = (posixpath.basename(str(path).rstrip("/")) for path in found)
@@ -331,7 +331,7 @@ def _forget(uri: str) -> None:
 
 
 @contextmanager
-def alone(uri: str, refused: Callable[[str], Exception]) -> Iterator[Lease | None]:
+def alone(uri: str, refused: Callable[[str], Exception]) -> Iterator[FolderLease | None]:
     """Hold a folder or URI inside of the block; give its lease where it is on a store.
 
     Raises what `refused` makes of another holder; on a store, what `raycd.stores.lease` does.

@@ -107,7 +107,7 @@ def _serve(options: Options[LocalArgs]) -> None:
 def _tell_galleries(wanted: ServeArgs, url: str) -> None:
     if not wanted.galleries:
         return
-    refused = {name: info.refused for name, info in running.told().items() if info.refused}
+    refused = {name: info.refused for name, info in running.bundle_infos().items() if info.refused}
     for name, given in wanted.galleries.items():
         print(f"  gallery {name}: {given.bundle} at {url}/{name}/search")
         if name in refused:

@@ -27,7 +27,7 @@ from raycd.search.query import Answer, Encoded, NothingLeft, Prepared
 from serve.args import DEFAULT, ServeArgs, Wanted
 from serve.engine import queries, swap
 from serve.engine.engine import Engine
-from serve.engine.queries import SentImage
+from serve.engine.queries import QueryImage
 from serve.errors import NoSuchVersion, format_error
 from serve.live.engine_follower import EngineFollower
 from serve.live.pictures import GalleryPictures
@@ -281,7 +281,7 @@ class Replica:
         return engine
 
     async def prepare(
-        self, engine: Engine, asked: QueryRequest, sent: Sequence[SentImage]
+        self, engine: Engine, asked: QueryRequest, sent: Sequence[QueryImage]
     ) -> Prepared:
         """Decode and preprocess a query beside the model. Raises as `queries.prepare`."""
         files = [one.file for one in sent if one.file is not None]
@@ -293,7 +293,7 @@ class Replica:
         """Return an image within the limits, for an engine. Raises BrokenImage."""
         return queries.decode(image, self.args, engine)
 
-    def further_images(self, sent: Sequence[SentImage]) -> AbstractContextManager[None]:
+    def further_images(self, sent: Sequence[QueryImage]) -> AbstractContextManager[None]:
         """Hold a search's slot for each image but the first: each is decoded and encoded.
 
         Raises Busy where there are none. A search of more images than slots gets all of them.

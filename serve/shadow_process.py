@@ -17,7 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raycd.api import SearchRequest
 from serve.args import Second, ServeArgs, Wanted
-from serve.engine.queries import SentImage
+from serve.engine.queries import QueryImage
 from serve.second.shadow import Loaded, Seen, Shadow, ShadowObserver
 
 if TYPE_CHECKING:  # it needs torch, for seconds
@@ -59,7 +59,7 @@ class RayProcess:
         """Return what became of its start, once it is over."""
         return Loaded(*await self._actor.loaded.remote())
 
-    async def answer(self, asked: SearchRequest, sent: Sequence[SentImage]) -> Seen:
+    async def answer(self, asked: SearchRequest, sent: Sequence[QueryImage]) -> Seen:
         """Return its answer to a search. Pictures go once: their bytes, not their base64, too."""
         plain = asked.model_copy(update={"image_base64": None, "images": []})
         return Seen(*await self._actor.answer.remote(plain, sent))
@@ -95,14 +95,14 @@ class ShadowActor:
         engine = self._replica.engine
         return Loaded(engine.model.bundle, None, engine.without)
 
-    def answer(self, asked: SearchRequest, sent: Sequence[SentImage]) -> Seen:
+    def answer(self, asked: SearchRequest, sent: Sequence[QueryImage]) -> Seen:
         """Return the answer to a search. Raises what a search of a replica raises."""
         if self._replica.refused:  # then the engine is the first model's
             raise RuntimeError("the second model is not loaded")
         return self._loop.run_until_complete(_seen(self._replica, asked, sent))
 
 
-async def _seen(replica: Replica, asked: SearchRequest, sent: Sequence[SentImage]) -> Seen:
+async def _seen(replica: Replica, asked: SearchRequest, sent: Sequence[QueryImage]) -> Seen:
     began, engine = time.perf_counter(), replica.engine
     query = await replica.prepare(engine, asked, sent)
     answer = await replica.answer(engine, query)

@@ -9,5 +9,5 @@ from raycd.features import shards
 
 def write_whole(uri: str, table: pa.Table) -> None:
     """Write all rows of a table as one shard."""
-    shards.begin(uri, shards.Plan(1, len(table), max(1, len(table))))
+    shards.begin(uri, shards.ShardPlan(1, len(table), max(1, len(table))))
     shards.write(uri, 0, table)

@@ -21,7 +21,7 @@ from s3fs import S3FileSystem
 from raycd.errors import RaycdError, RunError
 from raycd.run import Run, alone, open_uri
 from raycd.stores import lease
-from raycd.stores.lease import Lease
+from raycd.stores.lease import FolderLease
 
 IDENTITY = {"format": "x"}
 RENEWED, EXPIRES = 0.2, 1.5
@@ -145,7 +145,7 @@ def test_a_process_that_was_asleep_while_another_took_its_run_is_interrupted(
 
 
 def test_who_has_lost_a_run_is_interrupted_and_writes_nothing_into_it(root: str) -> None:
-    run, others = Run(root, IDENTITY), Lease(*open_uri(root), root)
+    run, others = Run(root, IDENTITY), FolderLease(*open_uri(root), root)
 
     def work() -> None:
         with run.locked():
@@ -173,7 +173,7 @@ def test_who_has_lost_a_run_is_interrupted_and_writes_nothing_into_it(root: str)
 def test_a_renewal_that_ends_after_the_lease_has_expired_counts_from_its_beginning(
     root: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, second = Lease(*open_uri(root), root), Lease(*open_uri(root), root)
+    first, second = FolderLease(*open_uri(root), root), FolderLease(*open_uri(root), root)
     first.take(RunError, print)
     look = first._last
 
@@ -193,7 +193,7 @@ def test_a_renewal_that_ends_after_the_lease_has_expired_counts_from_its_beginni
 def test_a_watcher_that_was_asleep_looks_again_before_it_takes_a_lease(
     root: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, second = Lease(*open_uri(root), root), Lease(*open_uri(root), root)
+    first, second = FolderLease(*open_uri(root), root), FolderLease(*open_uri(root), root)
     first.take(RunError, print)
     look, looked = second._last, [0]
 
@@ -236,7 +236,7 @@ def test_an_interrupt_comes_inside_of_the_block_or_not_at_all(
     root: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     others, interrupting, kill = (
-        Lease(*open_uri(root), root),
+        FolderLease(*open_uri(root), root),
         threading.Event(),
         signal.pthread_kill,
     )
@@ -261,7 +261,7 @@ def test_an_interrupt_comes_inside_of_the_block_or_not_at_all(
 def test_what_an_interrupt_became_on_its_way_is_told_as_the_loss_of_the_lease(root: str) -> None:
     def work() -> None:
         with alone(root, RunError):
-            assert Lease(*open_uri(root), root)._created(2)
+            assert FolderLease(*open_uri(root), root)._created(2)
             try:
                 time.sleep(10 * RENEWED)
             except KeyboardInterrupt:
@@ -293,7 +293,7 @@ def test_a_store_without_conditional_puts_is_told_and_one_of_two_jobs_still_ends
     root = f"memory://{tmp_path.name}"
     store, path = open_uri(root)
     without(monkeypatch, store, answer)
-    first, second = Lease(store, path, root), Lease(store, path, root)
+    first, second = FolderLease(store, path, root), FolderLease(store, path, root)
     told: list[str] = []
     first.take(RunError, told.append)
     assert ["ignores conditional writes" in each for each in told] == [True]

@@ -25,7 +25,7 @@ class Nodes:
     """What a driver needs to use them, and where its processes write, in folders apart."""
 
     environment: dict[str, str]
-    place: Path
+    root: Path
     join: Callable[[], None]
     """Start the second node, where it is not there from the beginning."""
 
@@ -36,7 +36,7 @@ def two_nodes(
 ) -> Iterator[Nodes]:
     """Run two nodes of so many CPUs, with these variables; the second one `late`: by `join`."""
     port = free_port()
-    place = Path(tempfile.mkdtemp(prefix="raycd-"))  # a short path: Ray makes sockets in it
+    root = Path(tempfile.mkdtemp(prefix="raycd-"))  # a short path: Ray makes sockets in it
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     shared = inherited | {
         "PATH": f"{Path(RAY).parent}{os.pathsep}{os.environ['PATH']}",
@@ -45,15 +45,15 @@ def two_nodes(
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
         "PYTHONUNBUFFERED": "1",
-        "RAY_TMPDIR": str(place),
+        "RAY_TMPDIR": str(root),
         **environment,
     }
     try:
         with ExitStack() as stack:
-            log = stack.enter_context(open(place / "ray.log", "w"))
+            log = stack.enter_context(open(root / "ray.log", "w"))
 
             def start_node(number: int) -> None:
-                home = place / f"node-{number}"
+                home = root / f"node-{number}"
                 home.mkdir()
                 role = [f"--address=127.0.0.1:{port}"]
                 if number == 0:
@@ -70,17 +70,17 @@ def two_nodes(
                     cwd=home,
                 )
                 stack.callback(_end, node)
-                _wait(place / "ray.log", number + 1, node)
+                _wait(root / "ray.log", number + 1, node)
 
             start_node(0)
             if not late:
                 start_node(1)
-            home = place / "driver"
+            home = root / "driver"
             home.mkdir()
             driver = {"RAY_ADDRESS": f"127.0.0.1:{port}", "HOME": str(home), "TMPDIR": str(home)}
-            yield Nodes(shared | driver, place, lambda: start_node(1))
+            yield Nodes(shared | driver, root, lambda: start_node(1))
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(root, ignore_errors=True)
 
 
 def _wait(log: Path, started: int, node: subprocess.Popen[bytes]) -> None:

@@ -67,7 +67,7 @@ LOOKS = {"first result": 1, f"best of {FIRST}": FIRST}
 """How many of the results the user looks at, to go on from the one most like what they mean."""
 
 
-class Gallery:
+class Garments:
     """The garments of a bundle, and the searcher that finds them."""
 
     def __init__(self, folder: Path) -> None:
@@ -95,7 +95,7 @@ def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
 
     And the differences from beginning anew after the last turn, with 95 % intervals over dialogues.
     """
-    gallery = Gallery(Path(pipeline.run_folder(config).root, "bundle"))
+    gallery = Garments(Path(pipeline.run_folder(config).root, "bundle"))
     pairs = drawn(gallery.garments, flags.images or DIALOGUES, seed=config.seed)
     rows: dict[str, Any] = {"dialogues": len(pairs)}
     with progress.Bar("dialogues", total=len(LOOKS) * len(WAYS) * TURNS, unit="turns") as bar:
@@ -144,7 +144,7 @@ def drawn(garments: Mapping[str, Garment], count: int, *, seed: int) -> list[tup
 
 
 def held(
-    gallery: Gallery,
+    gallery: Garments,
     pairs: Sequence[tuple[str, str]],
     way: Way,
     *,
@@ -181,7 +181,7 @@ def _difference(rng: np.random.Generator, shown: Garment, target: Garment) -> st
 
 
 def _searched(
-    gallery: Gallery, said: Sequence[Said], way: Way
+    gallery: Garments, said: Sequence[Said], way: Way
 ) -> tuple[list[list[str]], list[History]]:
     """Return the ids that each turn finds, and its history."""
     searcher, view = gallery.searcher, gallery.searcher.view

@@ -48,8 +48,8 @@ def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
 
         def ray(name: str, paths: Paths) -> Stored:
             table = pa.table({"key": list(paths), "path": list(paths.values())})
-            place = str(Path(scratch, name))
-            return embed_shards.embed_table(place, "images", table, encoder, config)
+            folder = str(Path(scratch, name))
+            return embed_shards.embed_table(folder, "images", table, encoder, config)
 
         _, cold = timed(lambda: ray("first", first))
         stored, ray_seconds = timed(lambda: ray("all", paths))

@@ -39,7 +39,7 @@ from raycd.features import Features
 from raycd.feedback import explore, manifest, propensity, triplets, users
 from raycd.feedback.manifest import Known
 from raycd.feedback.propensity import How
-from raycd.feedback.records import Search, Session
+from raycd.feedback.records import LoggedSearch, LoggedSession
 from raycd.model import encoder as encoders
 from raycd.model import fusion
 from raycd.model.encoder import Encoder
@@ -108,7 +108,7 @@ def measure(config: Config, asked: argparse.Namespace) -> dict[str, float | str]
         "looked at": _shown(_HABITS.looked_at(SHOWN)),
     }
     for name, how in WAYS.items():
-        own, sessions = fusion.create(head_config), list[Session]()
+        own, sessions = fusion.create(head_config), list[LoggedSession]()
         own.load_state_dict(head.state_dict())
         for cycle, some in enumerate(np.array_split(np.arange(len(log)), CYCLES), 1):
             began = time.monotonic()
@@ -237,7 +237,7 @@ def _cycle(
     rows: Sequence[dict[str, Any]],
     explores: bool,
     cycle: int,
-) -> list[Session]:
+) -> list[LoggedSession]:
     """Return what users did with the head's answers."""
     seed = shop.config.seed
     rng, random = np.random.default_rng([seed, cycle, 20]), Random(f"{seed} {cycle}")
@@ -249,7 +249,7 @@ def _cycle(
             (i, j), _ = drawn
             best[i], best[j] = best[j], best[i]
         ids = tuple(one for one, _ in best)
-        search = Search(
+        search = LoggedSearch(
             *(row["triplet_id"], 0.0, row["reference"], row["captions"][0], None, "", 0, ids),
             tuple(score for _, score in best),
             None if drawn is None else drawn[0],
@@ -259,12 +259,12 @@ def _cycle(
         )
         clicked_K = _HABITS.clicked(rng, differing_K)
         liked = [one for one, hit in zip(ids, clicked_K, strict=True) if hit]
-        sessions.append(Session(search, {one: {"click"} for one in liked}))
+        sessions.append(LoggedSession(search, {one: {"click"} for one in liked}))
     return sessions
 
 
 def _learned(
-    shop: Shop, sessions: Sequence[Session], how: How | None
+    shop: Shop, sessions: Sequence[LoggedSession], how: How | None
 ) -> tuple[list[dict[str, Any]], list[float] | None]:
     """Return the triplets that feedback adds, and the propensities that weighted them."""
     if how is None:

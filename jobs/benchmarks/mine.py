@@ -145,7 +145,7 @@ def _in_shards(folder: Path, feature_ND: NDArray[np.float32]) -> Stored:
     """Write features as `embed` does: a thousand in a shard."""
     keys, uri = [f"{row:08d}" for row in range(len(feature_ND))], str(folder)
     table = to_table(keys, [READABLE] * len(keys), feature_ND)
-    plan = shards.Plan.of_rows(len(keys), 64, 1, {})
+    plan = shards.ShardPlan.of_rows(len(keys), 64, 1, {})
     shards.begin(uri, plan)
     for number in range(plan.shards):
         size = plan.shard_rows or 0

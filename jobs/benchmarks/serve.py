@@ -43,7 +43,7 @@ RATIOS = (1.2, 2.5, 1.0, 1.0)  # successes/s of 32 clients : the floor's, at lea
 FASTER = dict(zip(product(("demo", "vit"), ("default", "haproxy")), RATIOS, strict=True))
 
 
-class Cell(NamedTuple):
+class Measurement(NamedTuple):
     """One measurement."""
 
     encoder: str
@@ -100,7 +100,7 @@ SCENARIOS: dict[str, Callable[[Site], Figures]] = {
     "overload": overload,
 }
 CELLS = [
-    Cell(encoder, server, scenario)
+    Measurement(encoder, server, scenario)
     for encoder, server in product(LONGER, (*FLOORS, "default", "haproxy"))
     for scenario in SCENARIOS
     if scenario in ("1", "32")
@@ -111,7 +111,7 @@ CELLS = [
 
 def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
     """Return figures of each cell, then the comparisons."""
-    cells, found = select(flags.only), dict[Cell, Figures]()
+    cells, found = select(flags.only), dict[Measurement, Figures]()
     with tempfile.TemporaryDirectory(prefix="raycd-") as name:
         scratch = Path(name)
         requests = scratch / "requests"
@@ -135,7 +135,7 @@ def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
     return rows | compare(found)
 
 
-def select(patterns: str) -> list[Cell]:
+def select(patterns: str) -> list[Measurement]:
     """Return the cells that one of the patterns, parted by commas, matches; "" gives all.
 
     Raises ConfigError where no cell matches.
@@ -148,11 +148,11 @@ def select(patterns: str) -> list[Cell]:
     return cells
 
 
-def compare(found: Mapping[Cell, Figures]) -> Figures:
+def compare(found: Mapping[Measurement, Figures]) -> Figures:
     """Return each comparison whose cells were measured, with its target in its name."""
 
     def of(figure: str, encoder: str, scenario: str, *names: str) -> list[float]:
-        cells = [Cell(encoder, server, scenario) for server in names]
+        cells = [Measurement(encoder, server, scenario) for server in names]
         return [float(found[cell][figure]) for cell in cells if cell in found]
 
     rows: Figures = {}

@@ -129,9 +129,9 @@ def _build(folder: Path, config: Config) -> int:
     head = fusion.HeadConfig("sum", DIM)
     manifest = bundle.write(
         str(folder / "bundle"),
-        bundle.Model(encoder, fusion.create(head), head),
+        bundle.BundledModel(encoder, fusion.create(head), head),
         Stored.open(folder / "features"),
-        bundle.Rows(ids, [[]] * count, [None] * count, [{}] * count),
+        bundle.GalleryRows(ids, [[]] * count, [None] * count, [{}] * count),
         config,
         {},
     )

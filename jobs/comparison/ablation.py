@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from jobs.comparison import results, session
 from jobs.comparison.cells import Cell
 from jobs.comparison.plan import EPOCHS, ORIGINAL, PSEUDO, Entry
-from jobs.comparison.results import Wanted
+from jobs.comparison.results import WantedRow
 from raycd.compare import Answers, published
 from raycd.compare.lines import Method, Table, against
 from raycd.compare.writing import Grid
@@ -89,7 +89,7 @@ def _context(config: Config, until: str) -> Context:
 
 def _stage2(
     config: Config, seeds: Sequence[int], tables: Tables, inputs: Mapping[str, str]
-) -> tuple[list[Wanted], list[Cell]]:
+) -> tuple[list[WantedRow], list[Cell]]:
     """Return the rows of stage 2 and their cells, seed by seed."""
     rows = []
     cells = []
@@ -100,7 +100,7 @@ def _stage2(
             seeded = own.model_copy(update={"seed": seed})
             cells.append(Cell(f"{name} seed {seed}", tables, seeded, inputs))
             paths[seed] = cells[-1].path
-        rows.append(Wanted(name, EPOCHS, variant, paths, own.stage2.epochs))
+        rows.append(WantedRow(name, EPOCHS, variant, paths, own.stage2.epochs))
     return rows, sorted(cells, key=lambda cell: cell.config.seed)
 
 

@@ -20,7 +20,7 @@ from jobs.comparison.plan import (
     make_plan,
     seen,
 )
-from jobs.comparison.results import Wanted
+from jobs.comparison.results import WantedRow
 from raycd.compare import published
 from raycd.compare.lines import Method, Table
 from raycd.compare.writing import Grid
@@ -107,7 +107,7 @@ def cells_of(
     plan: Plan,
     tables: Tables,
     inputs: Mapping[str, str],
-) -> tuple[list[Wanted], list[Cell]]:
+) -> tuple[list[WantedRow], list[Cell]]:
     """Return the rows of all tables, and their cells, seed by seed: what is there of a comparison
     that was stopped is complete for its first seeds.
     """
@@ -119,7 +119,7 @@ def cells_of(
 
     for entry in plan.untrained:
         own = entry.config(config, plan.variants[0])
-        wanted.append(Wanted(entry.name, "", "", {config.seed: cell(own, entry.name, False)}))
+        wanted.append(WantedRow(entry.name, "", "", {config.seed: cell(own, entry.name, False)}))
     rows = [_row(config, entry, v, tables) for v in plan.variants for entry in plan.entries]
     most = max((seen(r.config, r.config.stage2.epochs, *r.counts) for r in rows), default=0)
     for form in FORMS:
@@ -136,7 +136,7 @@ def cells_of(
                 )
                 for seed in plan.seeds
             }
-            wanted.append(Wanted(row.entry.name, form, row.variant, paths, epochs))
+            wanted.append(WantedRow(row.entry.name, form, row.variant, paths, epochs))
     return wanted, sorted(cells, key=lambda one: one.config.seed)
 
 

@@ -221,8 +221,8 @@ def _settings(texts: Sequence[str], rows: Mapping[str, str]) -> dict[str, dict[s
     """Return row -> dotted name -> value of texts ROW.SECTION.FIELD=VALUE."""
     found: dict[str, dict[str, Any]] = {}
     for text in texts:
-        place, equals, value = text.partition("=")
-        row, _, name = place.partition(".")
+        path, equals, value = text.partition("=")
+        row, _, name = path.partition(".")
         if not equals or row not in rows:
             raise ConfigError(
                 "--set names no row of this comparison" if equals else "--set cannot be read",

@@ -21,7 +21,7 @@ TITLES = {ORIGINAL: "without pseudo triplets", PSEUDO: "with pseudo triplets"}
 
 
 @dataclass(frozen=True)
-class Wanted:
+class WantedRow:
     """A row of one table: whose records make it."""
 
     name: str
@@ -38,7 +38,9 @@ class Wanted:
         return bool(self.form)
 
 
-def method(wanted: Wanted, found: Mapping[str, Record], categories: Sequence[str]) -> Method | None:
+def method(
+    wanted: WantedRow, found: Mapping[str, Record], categories: Sequence[str]
+) -> Method | None:
     """Return a row's answers and figures; None where all of its cells have failed."""
     records = {
         seed: found[path] for seed, path in wanted.paths.items() if "error" not in found[path]
@@ -59,7 +61,7 @@ def method(wanted: Wanted, found: Mapping[str, Record], categories: Sequence[str
 
 
 def tables(
-    wanted: Sequence[Wanted],
+    wanted: Sequence[WantedRow],
     found: Mapping[str, Record],
     categories: Sequence[str],
     metrics: Sequence[Metric],
@@ -83,7 +85,7 @@ def tables(
         )
     still = [one for row in wanted if not row.is_trained and (one := methods[id(row)])]
     made: list[Table] = []
-    shown: dict[tuple[str, str], list[Wanted]] = {}
+    shown: dict[tuple[str, str], list[WantedRow]] = {}
     for row in wanted:
         if row.is_trained:
             shown.setdefault((row.variant, row.form), []).append(row)
@@ -104,7 +106,7 @@ def tables(
 
 
 def _gains(
-    shown: Mapping[tuple[str, str], Sequence[Wanted]],
+    shown: Mapping[tuple[str, str], Sequence[WantedRow]],
     methods: Mapping[int, Method | None],
     metrics: Sequence[Metric],
 ) -> list[Table]:
@@ -126,7 +128,7 @@ def _gains(
     return made
 
 
-def failures(wanted: Sequence[Wanted], found: Mapping[str, Record]) -> list[str]:
+def failures(wanted: Sequence[WantedRow], found: Mapping[str, Record]) -> list[str]:
     """Return a sentence for each cell that has failed."""
     said: dict[str, str] = {}
     for row in wanted:

@@ -38,7 +38,7 @@ from raycd.bundle.manifest import (
     MANIFEST,
     MAPS,
     EncoderInfo,
-    IndexInfo,
+    IndexEntry,
     Manifest,
     first_error,
     further_files,
@@ -65,7 +65,7 @@ from raycd.features.map_cache import NOTHING, Extras
 from raycd.gallery.static import ENCODER
 from raycd.index import FILES as INDEX_FILES
 from raycd.index import Index
-from raycd.index.blocks import Features
+from raycd.index.blocks import FeatureRows
 from raycd.index.choice import check, kind_for
 from raycd.model import encoder as encoders
 from raycd.model import fusion
@@ -81,7 +81,7 @@ __all__ = [
     "MANIFEST",
     "Bundle",
     "EncoderInfo",
-    "IndexInfo",
+    "IndexEntry",
     "Manifest",
     "SharedEncoders",
     "build_index",
@@ -300,7 +300,7 @@ def _check_fit(
 def build_index(
     encoder: Encoder,
     head: Head,
-    features_GD: Features,
+    features_GD: FeatureRows,
     config: Config,
     example_texts: Sequence[str],
     *,
@@ -321,7 +321,7 @@ def build_index(
     )
 
 
-def _index_info(index: Index) -> IndexInfo:
-    return IndexInfo(
+def _index_info(index: Index) -> IndexEntry:
+    return IndexEntry(
         kind=index.kind, size=index.size, dim=index.dim, recall=index.recall, effort=index.effort
     )

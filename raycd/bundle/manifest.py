@@ -50,7 +50,7 @@ class EncoderInfo(_Part):
     dim: int
 
 
-class IndexInfo(_Part):
+class IndexEntry(_Part):
     """The index: its kind, images, feature size D, measured recall@10, and search effort.
 
     `effort` is nprobe, the lists that a search visits (ivf, sq8, rabitq), or efSearch, the
@@ -79,7 +79,7 @@ class Manifest(_Part):
     files: dict[str, str]
     encoder: EncoderInfo
     head: dict[str, Any]
-    index: IndexInfo
+    index: IndexEntry
     metrics: dict[str, Any]
     example_texts: list[str] = []
     digest: str = ""

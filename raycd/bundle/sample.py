@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from raycd.config import Config
-from raycd.index.blocks import Features
+from raycd.index.blocks import FeatureRows
 from raycd.model.encoder import Encoder
 from raycd.model.fusion import Head
 
@@ -22,7 +22,7 @@ from raycd.model.fusion import Head
 def queries(
     encoder: Encoder,
     head: Head,
-    features_GD: Features,
+    features_GD: FeatureRows,
     texts: Sequence[str],
     config: Config,
 ) -> dict[str, NDArray[np.float32]]:

@@ -28,7 +28,7 @@ from raycd.api.events import EventsRequest, EventsTaken, UserEvent
 from raycd.client import errors, gallery, request, retry
 from raycd.client.errors import ServiceError
 from raycd.client.gallery import Feature
-from raycd.client.request import Asked, Search
+from raycd.client.request import QueryFields, Search
 from raycd.client.retry import Attempts, Retries
 from raycd.client.transport import GALLERIES, TIMEOUT_S, URL, Transport
 from raycd.client.wire import AsyncWire, BlockingWire
@@ -142,7 +142,7 @@ class AsyncClient:
                 items[i] = item
         return BatchResponse(items=items)
 
-    async def embed(self, *, user: str = "", **query: Unpack[Asked]) -> Embedding:
+    async def embed(self, *, user: str = "", **query: Unpack[QueryFields]) -> Embedding:
         """Return the vectors of a query: embed(image="photo.jpg", text="is blue").
 
         Args:
@@ -156,7 +156,9 @@ class AsyncClient:
         content = request.content(request.body(asked), image) | request.of_user(user)
         return await self._service.ask(Embedding, "POST", self._path("embed"), **content)
 
-    async def embed_batch(self, queries: Iterable[Asked], *, user: str = "") -> EmbedBatchResponse:
+    async def embed_batch(
+        self, queries: Iterable[QueryFields], *, user: str = ""
+    ) -> EmbedBatchResponse:
         """Send several queries of a `user` to `embed`, at most info().limits.batch, at once.
 
         Each succeeds or fails by itself.

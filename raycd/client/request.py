@@ -26,7 +26,7 @@ class Weighted(TypedDict, total=False):
     weight: float
 
 
-class Asked(TypedDict, total=False):
+class QueryFields(TypedDict, total=False):
     """The fields of raycd.api.QueryRequest, and `image`, a file or its bytes.
 
     `reference` may be an earlier answer as a whole.
@@ -44,7 +44,7 @@ class Asked(TypedDict, total=False):
     text_weight: float
 
 
-class Search(Asked, total=False):
+class Search(QueryFields, total=False):
     """The fields of raycd.api.SearchRequest, and `image`, a file or its bytes."""
 
     top_k: int | None
@@ -65,7 +65,7 @@ class Search(Asked, total=False):
 Model = TypeVar("Model", bound=QueryRequest)
 
 
-def read(model: type[Model], search: Asked) -> tuple[Model, bytes | None]:
+def read(model: type[Model], search: QueryFields) -> tuple[Model, bytes | None]:
     """Check a query; return it, and the bytes of its `image`. Raises DataError."""
     fields: dict[str, Any] = dict(search)
     image = fields.pop("image", None)
@@ -99,7 +99,7 @@ def _weighted(one: Any) -> Any:
     return {**others, "image_base64": base64.b64encode(file(one["image"])).decode()}
 
 
-def as_json(model: type[Model], search: Asked) -> Model:
+def as_json(model: type[Model], search: QueryFields) -> Model:
     """Return the query with its image in base64, as a batch needs it. Raises DataError."""
     request, image = read(model, search)
     if image is not None:

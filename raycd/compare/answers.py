@@ -74,8 +74,8 @@ class Answers:
     def _hits(self, metric: Metric) -> tuple[NDArray[np.bool_], list[str]]:
         """Return which targets are among the first k (S, queries of the metric's categories)."""
         chosen = [
-            place
-            for place, category in enumerate(self.categories)
+            column
+            for column, category in enumerate(self.categories)
             if metric.category in (AVERAGE, category)
         ]
-        return self.ranks_SQ[:, chosen] <= metric.k, [self.categories[place] for place in chosen]
+        return self.ranks_SQ[:, chosen] <= metric.k, [self.categories[column] for column in chosen]

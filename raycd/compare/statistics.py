@@ -123,12 +123,12 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
     The least of n is multiplied by n, the next by n - 1 and so on; none falls below one before it.
     """
-    tested = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
+    tested = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
     corrected: list[float | None] = [None] * len(p_values)
     greatest = 0.0
-    for rank, (p, place) in enumerate(tested):
+    for rank, (p, index) in enumerate(tested):
         greatest = max(greatest, min(1.0, (len(tested) - rank) * p))
-        corrected[place] = greatest
+        corrected[index] = greatest
     return corrected
 
 
@@ -137,7 +137,7 @@ def _quantile(degrees: float) -> float:
 
 
 def _groups(categories: Sequence[str]) -> list[NDArray[np.int64]]:
-    """Return the places of each category's queries."""
+    """Return the positions of each category's queries."""
     names = np.asarray(categories)
     return [np.flatnonzero(names == name) for name in dict.fromkeys(categories)]
 

@@ -225,9 +225,7 @@ class EmbedConfig(Section):
     compile: Compile = "auto"
     """Compile the encoders; auto does on GPUs, from 600,000 images or texts a worker on."""
     map_size: Count = 0
-    """Heads that need maps: side that the cached maps are pooled to, where they have more places; 0
-    keeps all.
-    """
+    """Heads that need maps: side that larger maps are pooled to before they are cached; 0: none."""
 
 
 class MineConfig(Section):

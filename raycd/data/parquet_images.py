@@ -42,7 +42,7 @@ class _Cache:
         self._groups: OrderedDict[tuple[Any, ...], pa.Array] = OrderedDict()
         self._bytes = 0  # of these groups: there may be thousands, too many to ask for each picture
 
-    def picture(self, row: parts.Row) -> bytes:
+    def picture(self, row: parts.PictureRow) -> bytes:
         """Return the bytes of a picture. Raises FileNotFoundError where the row has none."""
         with self._lock:
             key = _identity(row.file)
@@ -70,7 +70,7 @@ class _Cache:
 _cache = _Cache()
 
 
-def read(row: parts.Row, *, patient: bool = True) -> bytes:
+def read(row: parts.PictureRow, *, patient: bool = True) -> bytes:
     """Return the bytes of a picture.
 
     Raises FileNotFoundError where file or picture are absent, DataError as `stores.ask` does or

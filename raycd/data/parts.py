@@ -31,7 +31,7 @@ class Box(NamedTuple):
         return ",".join(f"{number:g}" for number in self)
 
 
-class Row(NamedTuple):
+class PictureRow(NamedTuple):
     """A picture in a row of a Parquet file."""
 
     file: str
@@ -60,10 +60,10 @@ def split_box(path: str) -> tuple[str, Box | None]:
         return path, None
 
 
-def split_row(path: str) -> Row | None:
+def split_row(path: str) -> PictureRow | None:
     """Return which row of a Parquet file a path names; None where it names a file."""
     match = _ROW.fullmatch(path)
-    return None if match is None else Row(match["file"], match["column"], int(match["row"]))
+    return None if match is None else PictureRow(match["file"], match["column"], int(match["row"]))
 
 
 def file_of(path: str) -> str:

@@ -51,9 +51,9 @@ class PixelCache:
 
     def share(self) -> None:
         """Use the memory of the first training worker on this machine; all workers must call it."""
-        place, name = first_of_machine((self.kept.place, self.kept.name))
+        path, name = first_of_machine((self.kept.path, self.kept.name))
         if name != self.kept.name:
-            self.kept.move(place, name)
+            self.kept.move(path, name)
 
     def __call__(self, image_ids: Sequence[str]) -> torch.Tensor:
         """Return the pixels of the images. Raises BrokenImage where one cannot be read any more."""

@@ -82,16 +82,16 @@ def blocks(
 
 
 def _streamed(folder: Folder, name: str, columns: Sequence[str], size: int) -> Iterator[pa.Table]:
-    extension, place = posixpath.splitext(name)[1].lower(), folder.resolve(name)
+    extension, path = posixpath.splitext(name)[1].lower(), folder.resolve(name)
     try:
-        with stores.opened(place) as file:
+        with stores.opened(path) as file:
             if extension == ".parquet":
                 table = pyarrow.parquet.ParquetFile(file)
                 wanted = [one for one in table.schema_arrow.names if one.strip() in columns]
                 for batch in table.iter_batches(size, columns=wanted or None):
                     yield pa.Table.from_batches([batch])
             elif extension == ".csv":
-                with stores.opened(place) as head, _csv(head) as header:
+                with stores.opened(path) as head, _csv(head) as header:
                     names = header.schema.names
                 with _csv(file, names) as reader:
                     for batch in reader:
@@ -106,7 +106,7 @@ def _streamed(folder: Folder, name: str, columns: Sequence[str], size: int) -> I
                     first += len(lines)
     except (pa.ArrowException, OSError) as error:
         raise DataError(
-            f"{without_passwords(place)} cannot be read as {extension[1:]}",
+            f"{without_passwords(path)} cannot be read as {extension[1:]}",
             got=error,
             do="write the file again",
         ) from error

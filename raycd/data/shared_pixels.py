@@ -32,32 +32,32 @@ class SharedPixels:
         if hasattr(os, "memfd_create"):
             file = os.memfd_create(self.name)
             weakref.finalize(self, os.close, file)
-            self.place = f"/proc/{os.getpid()}/fd/{file}"
+            self.path = f"/proc/{os.getpid()}/fd/{file}"
         else:
-            self.place = str(scratch.new_folder() / self.name)
+            self.path = str(scratch.new_folder() / self.name)
         self._open("w+")
 
     def _open(self, mode: Any) -> None:
         # A row is its checksum and its pixels: of what was written while another process reads, or
         # by one that was killed, the checksum is another
         kind = np.dtype([("sum", np.uint32), ("pixels", np.uint8, (prod(self.shape),))])
-        self._rows: NDArray[Any] = np.memmap(self.place, kind, mode, shape=(max(self.count, 1),))
+        self._rows: NDArray[Any] = np.memmap(self.path, kind, mode, shape=(max(self.count, 1),))
 
-    def move(self, place: str, name: str) -> None:
-        """Use the rows `name` of another process, where its `place` can be reached from this one.
+    def move(self, path: str, name: str) -> None:
+        """Use the rows `name` of another process, where its `path` can be reached from this one.
 
         In another container it cannot, or another file is there.
         """
-        before = self.place, self.name
+        before = self.path, self.name
         try:
-            if name in (os.readlink(place) if os.path.islink(place) else place):
-                self.place, self.name = place, name
+            if name in (os.readlink(path) if os.path.islink(path) else path):
+                self.path, self.name = path, name
                 self._open("r+")
         except OSError:
-            self.place, self.name = before
+            self.path, self.name = before
 
     def __getstate__(self) -> dict[str, Any]:
-        names = ("count", "shape", "place", "name")
+        names = ("count", "shape", "path", "name")
         return {name: getattr(self, name) for name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

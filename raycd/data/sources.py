@@ -133,12 +133,12 @@ def _below(source: str) -> Iterator[tuple[str, Iterable[tuple[str, str]]]]:
 
     while waiting:
         folder = waiting.pop()
-        place = posixpath.join(top, folder) if folder else top
-        listed = _asked(source, partial(file_system.ls, place, detail=True))
+        path = posixpath.join(top, folder) if folder else top
+        listed = _asked(source, partial(file_system.ls, path, detail=True))
         inside = sorted(
             (posixpath.join(folder, posixpath.basename(each["name"].rstrip("/"))), kind(each))
             for each in listed
-            if each["name"].rstrip("/") != place.rstrip("/")  # S3 may list a folder in itself
+            if each["name"].rstrip("/") != path.rstrip("/")  # S3 may list a folder in itself
         )
         waiting += [name for name, what in reversed(inside) if what == "directory"]
         keys = [name for name, what in inside if what == "file" and is_image(name)]

@@ -97,13 +97,13 @@ def subset_scores(
 
     `rescore` orders them as if there was no other image: a subset is a gallery of its own.
     """
-    place_QS, there_QS = subset_QS.clamp(min=0), subset_QS >= 0
-    score_QS = torch.einsum("qd,qsd->qs", query_QD, gallery_GD[place_QS])
+    index_QS, there_QS = subset_QS.clamp(min=0), subset_QS >= 0
+    score_QS = torch.einsum("qd,qsd->qs", query_QD, gallery_GD[index_QS])
     if rescore is not None and there_QS.any():
         alone_QG = torch.full((len(query_QD), len(gallery_GD)), -torch.inf, device=query_QD.device)
         rows, columns = there_QS.nonzero(as_tuple=True)
-        alone_QG[rows, place_QS[rows, columns]] = score_QS[rows, columns]
-        score_QS = rescore(slice(0, len(query_QD)), alone_QG).gather(1, place_QS)
+        alone_QG[rows, index_QS[rows, columns]] = score_QS[rows, columns]
+        score_QS = rescore(slice(0, len(query_QD)), alone_QG).gather(1, index_QS)
     return score_QS.masked_fill(~there_QS, -torch.inf)
 
 
@@ -117,8 +117,8 @@ def average_precision(ranks_QT: torch.Tensor, relevant_Q: torch.Tensor, k: int) 
         ranks_QT: Ranks of the right images, best first, NOT_FOUND where there is none.
         relevant_Q: Number of right images, those that cannot be found included.
     """
-    place_T = torch.arange(1, ranks_QT.shape[1] + 1)
-    precision_QT = torch.where(ranks_QT <= k, place_T / ranks_QT.double(), 0.0)
+    count_T = torch.arange(1, ranks_QT.shape[1] + 1)
+    precision_QT = torch.where(ranks_QT <= k, count_T / ranks_QT.double(), 0.0)
     return precision_QT.sum(1) / relevant_Q.clamp(max=k)
 
 
@@ -173,12 +173,12 @@ def _ranks(score_BG: torch.Tensor, target_BT: torch.Tensor, lost_BT: torch.Tenso
     is_wrong_BG[found[0], target_BT[found]] = False
     order_BT = torch.where(lost_BT, torch.nan, -score_BT).argsort(dim=1, stable=True)  # NaN last
     ranks = []
-    for place, column_B in enumerate(order_BT.unbind(1), 1):
+    for number, column_B in enumerate(order_BT.unbind(1), 1):
         own_B1 = score_BT.gather(1, column_B[:, None])
         # Negated "<" rather than ">=", which is false for NaN
         before_B = (~(score_BG < own_B1) & is_wrong_BG).sum(1)
         lost_B = lost_BT.gather(1, column_B[:, None])[:, 0]
-        ranks.append(torch.where(lost_B, NOT_FOUND, place + before_B))
+        ranks.append(torch.where(lost_B, NOT_FOUND, number + before_B))
     return torch.stack(ranks, dim=1)
 
 

@@ -69,22 +69,22 @@ def rank(
         ids = [image_id for image_id in annotated if image_id in known]
         ranked.missing.extend(image_id for image_id in annotated if image_id not in known)
         gallery_GD = F.normalize(images.take(ids, device).float(), dim=-1)
-        places = {image_id: place for place, image_id in enumerate(ids)}
+        positions = {image_id: position for position, image_id in enumerate(ids)}
         asked = [row for row in rows if row["reference"] in known]
         for start in range(0, len(asked), batch_size):
             batch = asked[start : start + batch_size]
             query_BD = F.normalize(query(batch).to(gallery_GD), dim=-1)
-            masked = torch.tensor([places.get(row["reference"], -1) for row in batch])
+            masked = torch.tensor([positions.get(row["reference"], -1) for row in batch])
             rescore = rerank(batch, gallery_GD) if rerank else None
             _, best_BK = top_images(
                 *(query_BD, gallery_GD, TOP, masked if mask_reference else None),
                 batch_size=batch_size,
                 rescore=rescore,
             )
-            subset_BS = _subsets(batch, places)
+            subset_BS = _subsets(batch, positions)
             score_BS = subset_scores(query_BD, gallery_GD, subset_BS.to(query_BD.device), rescore)
             for row, best_K, scores in zip(batch, best_BK.tolist(), score_BS.tolist(), strict=True):
-                ranked.gallery[row["triplet_id"]] = [ids[place] for place in best_K]
+                ranked.gallery[row["triplet_id"]] = [ids[position] for position in best_K]
                 ranked.subsets[row["triplet_id"]] = _ordered(_members(row), scores)
         for row in rows:
             if row["reference"] not in known:
@@ -136,14 +136,14 @@ def _members(row: Mapping[str, Any]) -> list[str]:
     return [member for member in row["subset"] or () if member != row["reference"]]
 
 
-def _subsets(batch: Sequence[Mapping[str, Any]], places: Mapping[str, int]) -> torch.Tensor:
-    """Return the places (B, S) of the members of the rows' subsets, -1 without a feature."""
-    rows = [[places.get(member, -1) for member in _members(row)] for row in batch]
+def _subsets(batch: Sequence[Mapping[str, Any]], positions: Mapping[str, int]) -> torch.Tensor:
+    """Return the positions (B, S) of the members of the rows' subsets, -1 without a feature."""
+    rows = [[positions.get(member, -1) for member in _members(row)] for row in batch]
     width = max(map(len, rows))
     return torch.tensor([row + [-1] * (width - len(row)) for row in rows], dtype=torch.int64)
 
 
 def _ordered(members: Sequence[str], scores: Sequence[float]) -> list[str]:
     """Return the members, best first; scores may go on beyond them."""
-    order = sorted(range(len(members)), key=lambda place: -scores[place])
-    return [members[place] for place in order]
+    order = sorted(range(len(members)), key=lambda position: -scores[position])
+    return [members[position] for position in order]

@@ -12,7 +12,7 @@ in place of parts and plan.
 A ragged cache keeps of a text as many rows as it has tokens. Nothing is held in memory but the
 index of keys; the system keeps the pages that were read last.
 
-Shapes: R rows of a shard, B keys of a batch, C channels, H x W places, L tokens, E their size.
+Shapes: R rows of a shard, B keys of a batch, C channels, H x W positions, L tokens, E their size.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 
 from raycd.errors import DataError
 from raycd.features import shards
-from raycd.features.shards import Plan
+from raycd.features.shards import ShardPlan
 from raycd.features.stored import Stored
 from raycd.run import open_uri
 
@@ -61,7 +61,7 @@ class Form(NamedTuple):
         return json.dumps(self._asdict())
 
 
-def begin(uri: str, plan: Plan, form: Form) -> None:
+def begin(uri: str, plan: ShardPlan, form: Form) -> None:
     """Write form and plan into a folder or URI: from now on shards are written, others are gone."""
     file_system, path = open_uri(uri)
     for pattern in ("part-*.parquet", "*.npy"):  # no part is there without its values
@@ -95,7 +95,7 @@ def stored_bytes(uri: str, form: Form) -> int:
     return rows * 2 * prod(form.shape[1:] if form.ragged else form.shape)
 
 
-class Writer:
+class CacheWriter:
     """A cache with KEYS that is being written into `folder` (created): `add` values, then `close`.
 
     Args:
@@ -163,12 +163,12 @@ class MapCache:
     name: str
     shape: list[int]
     ragged: bool
-    places: Mapping[str, tuple[int, int, int]]
+    slots: Mapping[str, tuple[int, int, int]]
     """Of each key: shard, first row, number of rows."""
     shards: Sequence[Half]
 
     def __contains__(self, key: str) -> bool:
-        return key in self.places
+        return key in self.slots
 
     def __reduce__(self) -> NoReturn:
         # Pickled memory maps are copies of all that they map, and a folder of this machine is
@@ -177,7 +177,7 @@ class MapCache:
 
     def value(self, key: str) -> Half:
         """Return a key's value, (*shape), or (l, E) where ragged; of the file itself."""
-        shard, first, rows = self.places[key]
+        shard, first, rows = self.slots[key]
         found = self.shards[shard][first : first + rows]
         return found if self.ragged else found[0]
 
@@ -189,17 +189,17 @@ class MapCache:
         Ragged values are padded with zeros to the longest of them, l, and there is {TOKEN_MASK:
         (B, l)}, True where there is a token.
         """
-        places = [self.places[key] for key in keys]
-        longest = max((rows for _, _, rows in places), default=0)
+        slots = [self.slots[key] for key in keys]
+        longest = max((rows for _, _, rows in slots), default=0)
         shape = (longest, *self.shape[1:]) if self.ragged else (1, *self.shape)
-        values = np.zeros((len(places), *shape), np.float16)
+        values = np.zeros((len(slots), *shape), np.float16)
         # In the order of the files: neighbours are read together
-        for at in sorted(range(len(places)), key=places.__getitem__):
-            shard, first, rows = places[at]
+        for at in sorted(range(len(slots)), key=slots.__getitem__):
+            shard, first, rows = slots[at]
             values[at, :rows] = self.shards[shard][first : first + rows]
         if not self.ragged:
             return {self.name: torch.from_numpy(values[:, 0]).to(device).float()}
-        counts = torch.tensor([rows for _, _, rows in places])
+        counts = torch.tensor([rows for _, _, rows in slots])
         mask = torch.arange(longest) < counts[:, None]
         return {
             self.name: torch.from_numpy(values).to(device).float(),
@@ -208,7 +208,7 @@ class MapCache:
 
 
 @dataclass(frozen=True)
-class Words:
+class LazyTokens:
     """The tokens of texts, which are made when they are asked for: no file has them."""
 
     tokenize: Callable[[list[str]], torch.Tensor]
@@ -232,7 +232,7 @@ class Words:
 class Extras:
     """What a head needs beside pooled features, by its needs; nothing for most heads."""
 
-    caches: Mapping[str, MapCache | Words] = field(default_factory=dict)
+    caches: Mapping[str, MapCache | LazyTokens] = field(default_factory=dict)
 
     def of_images(
         self,
@@ -271,7 +271,7 @@ class Extras:
         for need, cache in self.caches.items():
             if not isinstance(cache, MapCache) or cache.ragged:
                 continue
-            writer = Writer(folder / need, need, cache.shape)
+            writer = CacheWriter(folder / need, need, cache.shape)
             for image_id in image_ids:
                 writer.add(image_id, cache.value(image_id))
             writer.close()
@@ -289,7 +289,7 @@ def read(folder: Path) -> MapCache:
     try:
         about = json.loads((folder / SHAPE).read_text(encoding="utf-8"))
         table = _index(folder)
-        places = list(
+        slots = list(
             zip(*(table[name].to_pylist() for name in ("shard", "first", "rows")), strict=True)
         )
         shards: list[Any] = [
@@ -298,7 +298,7 @@ def read(folder: Path) -> MapCache:
         ]
         found = MapCache(
             **about,
-            places=dict(zip(table["key"].to_pylist(), places, strict=True)),
+            slots=dict(zip(table["key"].to_pylist(), slots, strict=True)),
             shards=shards,
         )
         _check(found)
@@ -331,7 +331,7 @@ def _check(found: MapCache) -> None:
     rest = found.shape[1 if found.ragged else 0 :]
     if any(one.dtype != np.float16 or list(one.shape[1:]) != rest for one in found.shards):
         raise ValueError(f"a shard of another kind than float16 of {rest}")
-    if any(first + rows > len(found.shards[shard]) for shard, first, rows in found.places.values()):
+    if any(first + rows > len(found.shards[shard]) for shard, first, rows in found.slots.values()):
         raise ValueError("a shard that ends before its last value")
 
 

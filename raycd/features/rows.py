@@ -55,20 +55,20 @@ class TableRows:
 
         Raises DataError where the table is not there: its folder is on another machine.
         """
-        place = posixpath.join(self.uri, shards.ROWS)
+        uri = posixpath.join(self.uri, shards.ROWS)
         try:
-            own = shards.ask(place, partial(self._read, place, shard * self.shard_rows))
+            own = shards.ask(uri, partial(self._read, uri, shard * self.shard_rows))
         except FileNotFoundError as error:
             raise DataError(
-                f"a worker does not find {place}",
+                f"a worker does not find {uri}",
                 got=f"no such file on {socket.gethostname()}",
                 do="give --runs or --out a URI, or a folder that all machines of the cluster share",
             ) from error
         for start in range(0, len(own), size):
             yield own.slice(start, size).to_pydict()
 
-    def _read(self, place: str, first: int) -> pa.Table:
-        with fsspec.open(place, "rb") as opened, pq.ParquetFile(opened) as file:
+    def _read(self, uri: str, first: int) -> pa.Table:
+        with fsspec.open(uri, "rb") as opened, pq.ParquetFile(opened) as file:
             groups = range(first // GROUP, -(-(first + self.shard_rows) // GROUP))
             groups = groups[: max(0, file.num_row_groups - groups.start)]
             table = (

@@ -45,7 +45,7 @@ Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
-class Plan:
+class ShardPlan:
     """How a table is cut into shards, and what they are of."""
 
     shards: int
@@ -58,7 +58,7 @@ class Plan:
     @classmethod
     def of_rows(
         cls, rows: int, least: int, parts: int, of: Mapping[str, Any], *, most: int | None = None
-    ) -> Plan:
+    ) -> ShardPlan:
         """Return a plan with a shard of `least` rows or more for each of `parts`, or more.
 
         No shard has more than `most` rows.
@@ -73,7 +73,7 @@ def name(number: int) -> str:
     return f"part-{number:05d}.parquet"
 
 
-def read_plan(uri: str) -> Plan | None:
+def read_plan(uri: str) -> ShardPlan | None:
     """Return the plan of a folder; None where there is none yet. Raises DataError."""
     file_system, path = open_uri(posixpath.join(uri, PLAN))
     try:
@@ -81,7 +81,7 @@ def read_plan(uri: str) -> Plan | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:
-        return Plan(**json.loads(data))
+        return ShardPlan(**json.loads(data))
     except (ValueError, TypeError) as error:
         raise DataError(
             f"{posixpath.join(uri, PLAN)} cannot be read",
@@ -90,7 +90,7 @@ def read_plan(uri: str) -> Plan | None:
         ) from error
 
 
-def begin(uri: str, plan: Plan) -> None:
+def begin(uri: str, plan: ShardPlan) -> None:
     """Write the plan: from now on shards are written, those of another plan are gone."""
     for part in parts(uri).values():
         file_system, path = open_uri(part)

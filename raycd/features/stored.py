@@ -49,13 +49,13 @@ class Stored:
     parts: tuple[str, ...]
 
     @classmethod
-    def open(cls, place: str | Path) -> Stored:
-        """Open a folder of shards, a file, or the file `<place>.parquet` of an earlier raycd.
+    def open(cls, path: str | Path) -> Stored:
+        """Open a folder of shards, a file, or the file `<path>.parquet` of an earlier raycd.
 
         Raises:
             DataError: There are none, or a shard is not there.
         """
-        uri = str(place)
+        uri = str(path)
         plan = shards.read_plan(uri)
         if plan is not None:
             found = shards.parts(uri)

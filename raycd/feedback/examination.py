@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raycd.feedback.falling import falling
-from raycd.feedback.records import Session
+from raycd.feedback.records import LoggedSession
 
 GROUPS = 20
 _STEPS = 2_000
@@ -27,15 +27,15 @@ _SETTLED = 1e-7
 _PRIOR = 1.0  # looks, and as many that were none, at each position; right results likewise
 
 
-def shown(found: Iterable[Session]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def shown(found: Iterable[LoggedSession]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return how often positions showed groups, and were clicked there: two arrays (K, G).
 
     Groups are equally frequent ranges of the relative score.
     """
     rows = [
-        (session.search.first + place, score, image_id in session.liked)
+        (session.search.first + position, score, image_id in session.liked)
         for session in found
-        for place, (image_id, score) in enumerate(
+        for position, (image_id, score) in enumerate(
             zip(session.search.results, session.search.scores, strict=True)
         )
     ]

@@ -1,4 +1,4 @@
-"""The randomised slice: two results change places by the toss of a coin, and clicks are compared.
+"""The randomised slice: two results are swapped by the toss of a coin, and clicks are compared.
 
 In the searches whose positions i and j were drawn, the two results stood at each of them half of
 the time. So the clicks at i are to the clicks at j as the propensities are, whatever the results
@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raycd.feedback.falling import falling
-from raycd.feedback.records import Session
+from raycd.feedback.records import LoggedSession
 
-POSITIONS = 10  # first results that may change places
+POSITIONS = 10  # first results that may be swapped
 _STEPS = 200
 _PRIOR = 0.5  # clicks at either of two neighbouring positions, so that none is without any
 
@@ -37,7 +37,7 @@ def draw(random: Random, shown: int, share: float) -> tuple[tuple[int, int], boo
     return (first, second), random.random() < 0.5
 
 
-def clicks(found: Iterable[Session]) -> NDArray[np.int64]:
+def clicks(found: Iterable[LoggedSession]) -> NDArray[np.int64]:
     """Return clicks (K, K): [i, j] at i, of searches whose positions i and j were drawn."""
     counts_KK = np.zeros((POSITIONS, POSITIONS), np.int64)
     for session in found:

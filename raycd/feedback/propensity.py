@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from raycd.feedback import examination, explore
-from raycd.feedback.records import Session
+from raycd.feedback.records import LoggedSession
 
 How = Literal["auto", "slice", "model", "none"]
 ENOUGH = 200  # clicks of the slice from which on it is believed
@@ -22,7 +22,7 @@ class Propensity(NamedTuple):
     """Clicks that they were found from."""
 
 
-def estimate(found: Sequence[Session], how: How = "auto") -> Propensity:
+def estimate(found: Sequence[LoggedSession], how: How = "auto") -> Propensity:
     """Return the propensities of sessions.
 
     Args:

@@ -12,7 +12,7 @@ LIKED: tuple[Action, ...] = ("click", "add_to_cart", "purchase")
 
 
 @dataclass(frozen=True)
-class Search:
+class LoggedSearch:
     """A search and the results that its answer had, in the order shown."""
 
     query_id: str
@@ -50,10 +50,10 @@ class Event:
 
 
 @dataclass
-class Session:
+class LoggedSession:
     """A search, and the actions on each of its results."""
 
-    search: Search
+    search: LoggedSearch
     actions: dict[str, set[Action]] = field(default_factory=dict)
 
     @property
@@ -62,13 +62,13 @@ class Session:
         return {image_id for image_id, own in self.actions.items() if not own.isdisjoint(LIKED)}
 
 
-def sessions(searches: Iterable[Search], events: Iterable[Event]) -> Iterator[Session]:
+def sessions(searches: Iterable[LoggedSearch], events: Iterable[Event]) -> Iterator[LoggedSession]:
     """Yield each search with its events. Events on what it did not show are left out."""
     by_query: dict[str, list[Event]] = {}
     for event in events:
         by_query.setdefault(event.query_id, []).append(event)
     for search in searches:
-        session, shown = Session(search), set(search.results)
+        session, shown = LoggedSession(search), set(search.results)
         for event in by_query.get(search.query_id, ()):
             if event.image_id in shown:
                 session.actions.setdefault(event.image_id, set()).add(event.action)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from raycd.feedback.records import LIKED, Session
+from raycd.feedback.records import LIKED, LoggedSession
 
 LEAST = 0.1  # propensity, so that no click counts more than ten
 NEGATIVES = 5  # of a triplet
@@ -40,7 +40,7 @@ class _Pair:
 
 
 def learn(
-    found: Iterable[Session],
+    found: Iterable[LoggedSession],
     propensity_K: Sequence[float] | None,
     *,
     support: int,
@@ -90,7 +90,7 @@ def learn(
     ]
 
 
-def strongest(session: Session) -> list[str]:
+def strongest(session: LoggedSession) -> list[str]:
     """Return the results with the strongest action of LIKED that there is, in their order."""
     kept = {one: own for one, own in session.actions.items() if "dismiss" not in own}
     for action in reversed(LIKED):
@@ -100,15 +100,15 @@ def strongest(session: Session) -> list[str]:
     return []
 
 
-def skipped(session: Session, reference: str) -> list[str]:
+def skipped(session: LoggedSession, reference: str) -> list[str]:
     """Return what was dismissed, and what was not liked above the last that was, the last first."""
     results, liked = session.search.results, session.liked
-    last = max((place for place, one in enumerate(results) if one in liked), default=0)
+    last = max((position for position, one in enumerate(results) if one in liked), default=0)
     above = [one for one in results[:last][::-1] if one not in liked and one != reference]
     return [*(one for one in results if "dismiss" in session.actions.get(one, ())), *above]
 
 
-def _propensity(propensity_K: Sequence[float] | None, first: int, place: int) -> float:
+def _propensity(propensity_K: Sequence[float] | None, first: int, position: int) -> float:
     if propensity_K is None or len(propensity_K) == 0:
         return 1.0
-    return max(LEAST, float(propensity_K[min(first + place, len(propensity_K) - 1)]))
+    return max(LEAST, float(propensity_K[min(first + position, len(propensity_K) - 1)]))

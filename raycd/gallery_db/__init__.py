@@ -27,9 +27,9 @@ from sqlalchemy.dialects import postgresql, sqlite
 from raycd.errors import GalleryError
 from raycd.gallery.records import Change, Changes, Contents, Done, Put, Row, Seed
 from raycd.gallery_db import database, faults, schema, tables
-from raycd.gallery_db.bulk import Rows, Tally
-from raycd.gallery_db.tables import STATE, Plan, encoders, features, gallery, images
-from raycd.gallery_db.watch import Watch
+from raycd.gallery_db.bulk import BatchColumns, Tally
+from raycd.gallery_db.tables import STATE, ChangePlan, encoders, features, gallery, images
+from raycd.gallery_db.watch import FileWatch
 
 BUSY_S = 10.0  # how long a write waits for another one
 _FETCHED = 2000  # rows at a time
@@ -49,7 +49,7 @@ class GalleryDatabase:
         insert: Makes statements of its dialect, which know conflicts.
     """
 
-    def __init__(self, engine: Engine, url: str, watch: Watch | None) -> None:
+    def __init__(self, engine: Engine, url: str, watch: FileWatch | None) -> None:
         self.url, self.system = url, engine.dialect.name
         self._watch = watch  # of a SQLite file
         self._engine, self._writing = engine, database.writing(engine)
@@ -71,7 +71,7 @@ class GalleryDatabase:
         with faults.translate_errors("opening the gallery's database", shown):
             engine = database.engine(address, busy_s=busy_s)
             is_sqlite = engine.dialect.name == "sqlite"
-            watch = Watch(engine, Path(address.database or "")) if is_sqlite else None
+            watch = FileWatch(engine, Path(address.database or "")) if is_sqlite else None
             try:
                 unmigrated = schema.create if create else schema.check
                 (schema.upgrade if migrate else unmigrated)(engine)
@@ -160,7 +160,7 @@ class GalleryDatabase:
         for batch in parts:
             if not version:
                 self._check_dim(connection, fingerprint, batch["feature"].type.list_size)
-            Rows.of(batch).insert(connection, range(len(batch)), version, fingerprint)
+            BatchColumns.of(batch).insert(connection, range(len(batch)), version, fingerprint)
             version += len(batch)
         return version
 
@@ -181,13 +181,13 @@ class GalleryDatabase:
             for dim in dims:
                 self._check_dim(connection, fingerprint, dim)
             known = self._known(connection, {change.image_id for change in changes})
-            plan = Plan.of(changes, version, known)
+            plan = ChangePlan.of(changes, version, known)
             self._store(connection, plan, fingerprint)
             values = {"version": plan.version}
             connection.execute(update(gallery).where(gallery.c.id == STATE).values(values))
         return plan.done
 
-    def import_rows(self, rows: Rows, fingerprint: str) -> Tally:
+    def import_rows(self, rows: BatchColumns, fingerprint: str) -> Tally:
         """Have images as they are in a batch, each id once, all or none of them, in their order.
 
         Those that are in the gallery so already are left alone, and get no version.
@@ -214,7 +214,7 @@ class GalleryDatabase:
             found.update((image_id, path) for image_id, path in connection.execute(wanted))
         return found
 
-    def _store(self, connection: Connection, plan: Plan, fingerprint: str) -> None:
+    def _store(self, connection: Connection, plan: ChangePlan, fingerprint: str) -> None:
         for some in tables.chunks(sorted(plan.replaced)):
             connection.execute(delete(features).where(features.c.image_id.in_(some)))
         rows = [tables.tombstone(*deleted) for deleted in plan.deleted.items()]
@@ -341,7 +341,7 @@ class GalleryDatabase:
             raise GalleryError(what, "mismatch", got=dim, expected=known)
 
 
-def _close(engine: Engine, watch: Watch | None) -> None:
+def _close(engine: Engine, watch: FileWatch | None) -> None:
     engine.dispose()
     if watch is not None:
         watch.close()

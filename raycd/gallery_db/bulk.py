@@ -40,7 +40,7 @@ class Tally(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Rows:
+class BatchColumns:
     """The images of a batch as the tables have them, column by column."""
 
     image_ids: list[str]

@@ -54,7 +54,7 @@ _VIOLATIONS: dict[str, Select[Any]] = {
 
 
 @dataclass(frozen=True)
-class Found:
+class Checked:
     """What a gallery has, and what is wrong with it."""
 
     version: int
@@ -71,7 +71,7 @@ class Found:
     """Locations of pictures that no image names."""
 
 
-def check(stored: StoredGallery) -> Found:
+def check(stored: StoredGallery) -> Checked:
     """Check everything once.
 
     Raises:
@@ -93,7 +93,7 @@ def check(stored: StoredGallery) -> Found:
     with _reading(stored.url) as connection:
         lost = [image_id for image_id, path in gone.items() if _names(connection, image_id, path)]
     gallery_db = stored.gallery_db
-    return Found(
+    return Checked(
         gallery_db.version(),
         gallery_db.count(),
         gallery_db.encoders(),
@@ -104,7 +104,7 @@ def check(stored: StoredGallery) -> Found:
     )
 
 
-def remove_orphans(stored: StoredGallery, found: Found) -> int:
+def remove_orphans(stored: StoredGallery, found: Checked) -> int:
     """Remove the pictures that no image has named for SETTLED; return how many.
 
     Raises:

@@ -9,13 +9,13 @@ from typing import Any
 
 from sqlalchemy import delete, func, select
 
-from raycd.feedback.records import Event, Search
+from raycd.feedback.records import Event, LoggedSearch
 from raycd.gallery_db import GalleryDatabase, tables
 
 _FETCHED = 2000  # rows at a time
 
 
-def write(gallery_db: GalleryDatabase, records: Sequence[Search | Event]) -> None:
+def write(gallery_db: GalleryDatabase, records: Sequence[LoggedSearch | Event]) -> None:
     """Store searches and events in one transaction; what is there already stays as it is.
 
     Raises:
@@ -23,7 +23,7 @@ def write(gallery_db: GalleryDatabase, records: Sequence[Search | Event]) -> Non
         DataError: A text cannot be stored; nothing was.
     """
     rows = {
-        tables.searches: [_search_row(one) for one in records if isinstance(one, Search)],
+        tables.searches: [_search_row(one) for one in records if isinstance(one, LoggedSearch)],
         tables.events: [asdict(one) for one in records if isinstance(one, Event)],
     }
     with gallery_db.transaction("writing feedback") as connection:
@@ -41,14 +41,14 @@ def forget(gallery_db: GalleryDatabase, before: float) -> int:
         )
 
 
-def searches(gallery_db: GalleryDatabase, since: float = 0.0) -> Iterator[Search]:
+def searches(gallery_db: GalleryDatabase, since: float = 0.0) -> Iterator[LoggedSearch]:
     """Yield the searches from a time on, the oldest first."""
     table = tables.searches
     wanted = select(table).where(table.c.at >= since).order_by(table.c.at, table.c.query_id)
     with gallery_db.reading() as connection:
         for row in connection.execution_options(yield_per=_FETCHED).execute(wanted):
             results = json.loads(row.results)
-            yield Search(
+            yield LoggedSearch(
                 *(row.query_id, row.at, row.reference, row.text, row.text_hash, row.bundle),
                 row.first,
                 tuple(image_id for image_id, _ in results),
@@ -74,7 +74,7 @@ def count(gallery_db: GalleryDatabase) -> tuple[int, int]:
     return searches, events
 
 
-def _search_row(search: Search) -> dict[str, Any]:
+def _search_row(search: LoggedSearch) -> dict[str, Any]:
     results = [
         [image_id, round(score, 4)]
         for image_id, score in zip(search.results, search.scores, strict=True)

@@ -25,7 +25,7 @@ from raycd.data.folder import Folder, absolute, is_local
 from raycd.errors import DataError, brief
 from raycd.features import readable, shards
 from raycd.features.rows import TableRows
-from raycd.features.shards import Plan
+from raycd.features.shards import ShardPlan
 from raycd.features.stored import Stored
 from raycd.gallery.static import ENCODER, SCHEMA
 from raycd.redact import without_passwords
@@ -90,7 +90,7 @@ class _Shards:
     """The table that the features are of; None: they are of pictures in .tar files."""
 
     @classmethod
-    def open(cls, uri: str, plan: Plan) -> _Shards:
+    def open(cls, uri: str, plan: ShardPlan) -> _Shards:
         stored = Stored.open(uri)
         rows = None if plan.shard_rows is None else TableRows(uri, plan.shard_rows)
         if rows is not None and any("path" not in one for one in rows.batches(0, 1)):

@@ -113,7 +113,7 @@ events = Table(
 
 
 @dataclass(frozen=True)
-class Plan:
+class ChangePlan:
     """The rows after a list of changes, by what has to be done to them."""
 
     version: int
@@ -128,7 +128,9 @@ class Plan:
     """Ids of images that were there before; their features are removed."""
 
     @classmethod
-    def of(cls, changes: Sequence[Change], version: int, known: Mapping[str, str | None]) -> Plan:
+    def of(
+        cls, changes: Sequence[Change], version: int, known: Mapping[str, str | None]
+    ) -> ChangePlan:
         """Plan changes that follow `version`.
 
         Args:

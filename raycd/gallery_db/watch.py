@@ -35,7 +35,7 @@ class Identity(NamedTuple):
         return cls(found.st_dev, found.st_ino)
 
 
-class Watch:
+class FileWatch:
     """A watch of all connections of an engine to one file.
 
     Its own descriptor stays open as long as they do: POSIX releases all locks of a process on a

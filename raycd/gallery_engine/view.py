@@ -32,7 +32,7 @@ _NONE = ""  # the expression that no image fulfils
 
 
 @dataclass(frozen=True)
-class Facts:
+class GalleryFacts:
     """What is known of the whole gallery, as of some time ago."""
 
     category_counts: Mapping[str, int]
@@ -53,7 +53,7 @@ class EngineView:
     marker: Marker
     size: int
     """Number of images, as of the marker."""
-    facts: Facts
+    facts: GalleryFacts
     pages: Callable[..., Page]
     """`raycd.gallery_db.listing.page` of the database: the engine has no order of versions."""
     kind: str = field(default=KIND, init=False)
@@ -226,7 +226,7 @@ class EngineView:
             expression += f' and key < "{int(share * 2**32):08x}"'
         found = self._query(expression, ["feature"], limit=MOST)
         if not found:
-            return Facts.none(self.collection.dim).moments
+            return GalleryFacts.none(self.collection.dim).moments
         unit_SD = np.array([one["feature"] for one in found], np.float32)
         covariance_DD = np.cov(unit_SD.T, bias=True).astype(np.float32)
         return Moments(unit_SD.mean(axis=0), covariance_DD.reshape([self.collection.dim] * 2))

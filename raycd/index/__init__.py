@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from raycd.config import IndexConfig
 from raycd.index import approximate, blocks, effort, files
-from raycd.index.blocks import Features, Moments
+from raycd.index.blocks import FeatureRows, Moments
 from raycd.index.choice import Kind, kind_for
-from raycd.index.files import Facts
+from raycd.index.files import IndexFacts
 from raycd.index.flat import Flat
 from raycd.index.half import Half
 from raycd.index.hnsw import Hnsw
@@ -69,7 +69,7 @@ class Index:
     @classmethod
     def build(
         cls,
-        features_GD: Features,
+        features_GD: FeatureRows,
         settings: IndexConfig,
         *,
         queries: Mapping[str, NDArray[np.float32]] | None = None,
@@ -181,7 +181,7 @@ class Index:
             "mean": self._moments.mean_D,
             "covariance": self._moments.covariance_DD,
         }
-        facts = Facts(self.kind, self.effort, self.recall)
+        facts = IndexFacts(self.kind, self.effort, self.recall)
         return files.save(folder, self._structure.index, arrays, facts)
 
     @classmethod
@@ -203,7 +203,7 @@ class Index:
 
 
 def _structure(
-    features_GD: Features,
+    features_GD: FeatureRows,
     lengths_G: NDArray[np.float32],
     settings: IndexConfig,
     seed: int,
@@ -234,7 +234,7 @@ def _structure(
 
 
 def _sorts(
-    features_GD: Features,
+    features_GD: FeatureRows,
     lengths_G: NDArray[np.float32],
     queries: Mapping[str, NDArray[np.float32]] | None,
     settings: IndexConfig,

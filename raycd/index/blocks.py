@@ -21,7 +21,7 @@ from raycd.index.structure import Found
 SIZE = 1 << 14  # images of a block
 
 
-class Features(Protocol):
+class FeatureRows(Protocol):
     """Features (G, D) of any length that can be read in parts, and again."""
 
     @property
@@ -42,7 +42,7 @@ class Moments(NamedTuple):
 
 
 def unit_blocks(
-    features_GD: Features, lengths_G: NDArray[np.float32]
+    features_GD: FeatureRows, lengths_G: NDArray[np.float32]
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
     """Yield the positions (N,) of each block's images, and the block (N, D), L2-normalised."""
     for start in range(0, len(lengths_G), SIZE):
@@ -51,7 +51,7 @@ def unit_blocks(
 
 
 def unit(
-    features_GD: Features, lengths_G: NDArray[np.float32], rows: slice | NDArray[np.int64]
+    features_GD: FeatureRows, lengths_G: NDArray[np.float32], rows: slice | NDArray[np.int64]
 ) -> NDArray[np.float32]:
     """Return the L2-normalised features (N, D) of some images."""
     found_ND: NDArray[np.float32] = np.asarray(features_GD[rows], np.float32)
@@ -60,7 +60,7 @@ def unit(
     return np.divide(found_ND, lengths_G[rows, None], out=found_ND if own else None)
 
 
-def lengths(features_GD: Features) -> NDArray[np.float32]:
+def lengths(features_GD: FeatureRows) -> NDArray[np.float32]:
     """Return L2 norms (G,). Raises WeightsError where a feature is zero or not finite."""
     found = np.empty(features_GD.shape[0], np.float32)
     for start in range(0, len(found), SIZE):
@@ -77,7 +77,7 @@ def lengths(features_GD: Features) -> NDArray[np.float32]:
     return found
 
 
-def moments(features_GD: Features, lengths_G: NDArray[np.float32]) -> Moments:
+def moments(features_GD: FeatureRows, lengths_G: NDArray[np.float32]) -> Moments:
     """Return mean and covariance of the normalised features; both are 0 without features.
 
     There are two passes, because the features of one gallery are close together: subtracting the

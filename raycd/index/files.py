@@ -34,7 +34,7 @@ _FACTS = "index"
 Arrays = dict[str, NDArray[np.float32]]
 
 
-class Facts(NamedTuple):
+class IndexFacts(NamedTuple):
     """What the arrays do not say: kind, search effort, recall."""
 
     kind: str
@@ -42,14 +42,14 @@ class Facts(NamedTuple):
     recall: float
 
 
-def save(folder: Path, index: Any, arrays: Arrays, facts: Facts) -> dict[str, str]:
+def save(folder: Path, index: Any, arrays: Arrays, facts: IndexFacts) -> dict[str, str]:
     """Write both files and return the SHA-256 of each, by name."""
     faiss.write_index(index, str(folder / STRUCTURE))
     save_file(arrays, folder / NUMBERS, metadata={_FACTS: json.dumps(facts._asdict())})
     return {name: sha256(folder / name) for name in FILES}
 
 
-def load(folder: Path, expected: Mapping[str, str]) -> tuple[Any, Arrays, Facts]:
+def load(folder: Path, expected: Mapping[str, str]) -> tuple[Any, Arrays, IndexFacts]:
     """Return FAISS's index, the arrays and the facts.
 
     Raises WeightsError where a file is absent or of another hash.
@@ -58,7 +58,7 @@ def load(folder: Path, expected: Mapping[str, str]) -> tuple[Any, Arrays, Facts]
         _verify(folder / name, expected[name])
     with reading(folder / NUMBERS), safe_open(folder / NUMBERS, framework="numpy") as file:
         arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        facts = Facts(**json.loads(file.metadata()[_FACTS]))
+        facts = IndexFacts(**json.loads(file.metadata()[_FACTS]))
     with reading(folder / STRUCTURE):
         index = faiss.read_index(str(folder / STRUCTURE), faiss.IO_FLAG_MMAP_IFC)
     return index, arrays, facts

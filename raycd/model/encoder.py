@@ -32,7 +32,7 @@ from raycd.data.preprocess import Preprocess
 from raycd.errors import RaycdError, WeightsError, brief
 from raycd.model import architecture, plugins, tokenizer
 from raycd.model.architecture import TEXT_TOWER
-from raycd.model.plugins import Words
+from raycd.model.plugins import TextTokenizer
 from raycd.model.precision import Arithmetic
 from raycd.model.weights import save_weights
 
@@ -52,7 +52,7 @@ class Encoder(nn.Module):
     def __init__(
         self,
         clip: nn.Module,
-        tokenizer: Words,
+        tokenizer: TextTokenizer,
         preprocess: Preprocess,
         model_config: dict[str, Any],
     ) -> None:

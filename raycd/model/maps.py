@@ -9,7 +9,7 @@
 They are read by hooks while the encoder computes its pooled features, which therefore stay those of
 `Encoder.encode_images` and `encode_tokens`. So only one thread at a time may use an encoder here.
 
-Shapes: B batch, S image side, C channels, H x W places, L context length, E width of the text
+Shapes: B batch, S image side, C channels, H x W positions, L context length, E width of the text
 transformer, D feature size.
 """
 
@@ -72,7 +72,7 @@ def encode_tokens(encoder: Encoder, tokens_BL: torch.Tensor) -> tuple[torch.Tens
 
 
 def pooled(map_BCHW: torch.Tensor, size: int) -> torch.Tensor:
-    """Return a map pooled to `size` x `size` places where it has more; 0 leaves it."""
+    """Return a map pooled to `size` x `size` positions where it has more; 0 leaves it."""
     if not size or size >= max(map_BCHW.shape[-2:]):
         return map_BCHW
     return F.adaptive_avg_pool2d(map_BCHW, size)
@@ -151,25 +151,25 @@ def _image_tap(encoder: Encoder, need: str) -> tuple[_Listen, _Read]:
 
     visual = getattr(getattr(encoder, "clip", None), "visual", None)
     last = need == "map"
-    places = partial(_places, encoder.preprocess.size)
+    positions = partial(_positions, encoder.preprocess.size)
     if isinstance(visual, ModifiedResNet):
         return _output_of(visual.layer4 if last else visual.layer3), _same
     if isinstance(visual, VisionTransformer):
         blocks = visual.transformer.resblocks
         if not last:
-            return _output_of(blocks[_two_thirds(blocks)]), places
+            return _output_of(blocks[_two_thirds(blocks)]), positions
         # Some models pool first and normalise the pooled feature: their ln_post fits no patch
         fits = not visual.final_ln_after_pool and visual.attn_pool is None
         norm = visual.ln_post if fits else _same
-        return _output_of(blocks[-1]), lambda token_BNC: places(norm(token_BNC))
+        return _output_of(blocks[-1]), lambda token_BNC: positions(norm(token_BNC))
     if isinstance(visual, TimmModel):
         trunk = visual.trunk
         if last:
-            return partial(_forward_features, trunk), partial(_of_timm, trunk, places)
+            return partial(_forward_features, trunk), partial(_of_timm, trunk, positions)
         if isinstance(blocks := getattr(trunk, "blocks", None), nn.Sequential | nn.ModuleList):
-            return _output_of(blocks[_two_thirds(blocks)]), partial(_of_timm, trunk, places)
+            return _output_of(blocks[_two_thirds(blocks)]), partial(_of_timm, trunk, positions)
         if isinstance(stages := getattr(trunk, "stages", None), nn.Sequential | nn.ModuleList):
-            return _output_of(stages[-2]), partial(_of_timm, trunk, places)
+            return _output_of(stages[-2]), partial(_of_timm, trunk, positions)
     raise _unknown(need, visual)
 
 
@@ -231,7 +231,7 @@ def _same(output: torch.Tensor) -> torch.Tensor:
     return output
 
 
-def _places(pixels: tuple[int, int], token_BNC: torch.Tensor) -> torch.Tensor:
+def _positions(pixels: tuple[int, int], token_BNC: torch.Tensor) -> torch.Tensor:
     """Return patch tokens as a map of the shape of an image of so many pixels (height, width).
 
     Class and register tokens come before them.
@@ -239,12 +239,12 @@ def _places(pixels: tuple[int, int], token_BNC: torch.Tensor) -> torch.Tensor:
     tall, wide = (side // gcd(*pixels) for side in pixels)
     unit = isqrt(token_BNC.shape[1] // (tall * wide))
     height, width = unit * tall, unit * wide
-    place_BPC = token_BNC[:, -height * width :]
-    return place_BPC.transpose(1, 2).reshape(len(token_BNC), -1, height, width)
+    position_BPC = token_BNC[:, -height * width :]
+    return position_BPC.transpose(1, 2).reshape(len(token_BNC), -1, height, width)
 
 
-def _of_timm(trunk: Any, places: _Read, output: torch.Tensor) -> torch.Tensor:
+def _of_timm(trunk: Any, positions: _Read, output: torch.Tensor) -> torch.Tensor:
     if output.ndim == 3:
-        return places(output)
+        return positions(output)
     channels_last = getattr(trunk, "output_fmt", "NCHW") == "NHWC"
     return output.permute(0, 3, 1, 2) if channels_last else output

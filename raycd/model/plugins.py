@@ -28,7 +28,7 @@ BUILT_IN = {"sentence_transformers": "raycd.model.joint"}
 KIND = "raycd_encoder"  # names the entry point in a saved model configuration
 
 
-class Words(Protocol):
+class TextTokenizer(Protocol):
     """A tokenizer. It may be asked in any thread, and can be pickled."""
 
     files: dict[str, bytes]
@@ -66,7 +66,7 @@ class Parts:
     """
 
     clip: nn.Module
-    tokenizer: Words
+    tokenizer: TextTokenizer
     preprocess: Preprocess
     model_config: dict[str, Any]
     """JSON values, of which `build` makes the same architecture again; embed_dim is D."""

@@ -17,7 +17,7 @@ NONE = "–"
 
 
 @dataclass(frozen=True)
-class Cell:
+class RecallCell:
     """A recall in per cent with two decimals, and whether no other variant has a higher one."""
 
     text: str
@@ -30,7 +30,7 @@ class Recall:
 
     categories: list[str]  # "average" last
     ranks: list[str]  # ["R@10", "R@50"]
-    rows: list[tuple[str, list[Cell]]]  # (variant, its cells: categories x ranks)
+    rows: list[tuple[str, list[RecallCell]]]  # (variant, its cells: categories x ranks)
 
 
 def recall_cells(metrics: Mapping[str, Any]) -> Recall:
@@ -57,7 +57,7 @@ def recall_cells(metrics: Mapping[str, Any]) -> Recall:
         (
             name,
             [
-                Cell(text, len(texts) > 1 and text == top != NONE)
+                RecallCell(text, len(texts) > 1 and text == top != NONE)
                 for text, top in zip(row, best, strict=True)
             ],
         )

@@ -53,7 +53,7 @@ class History(NamedTuple):
         return " and ".join(one for one in (text, *reversed(self.texts)) if one)
 
 
-class Boost(NamedTuple):
+class AttributeBoost(NamedTuple):
     """The attribute whose numbers move candidates: by `weight` from the least to the greatest."""
 
     attribute: str
@@ -66,7 +66,7 @@ class Arrangement:
 
     depth: int
     """How many they are."""
-    boost: Boost | None = None
+    boost: AttributeBoost | None = None
     alike: float | None = None
     """Hide those whose cosine with a better one is at least this."""
     group_by: str | None = None
@@ -113,7 +113,7 @@ class Query:
         return (Reference(self.image, self.image_id if self.image is None else None), *self.images)
 
 
-class Words(NamedTuple):
+class QueryText(NamedTuple):
     """A text as its tokens (L,), or as its feature (D,) where that is cached."""
 
     text: str
@@ -143,8 +143,8 @@ class Prepared:
     view: State
     """The state of the gallery that it searches."""
     pictures: Sequence[Pictured]
-    text: Words | None
-    negative: Words | None
+    text: QueryText | None
+    negative: QueryText | None
     rerank_depth: int = 0
     """First candidates that are re-ranked."""
     whole: Prepared | None = None

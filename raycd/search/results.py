@@ -40,7 +40,7 @@ def of(one: Prepared, feature: Encoded, found: Found) -> list[Result]:
     vectors_RD = images.vectors(positions)
     relative = _relative(feature.query_BD, scores, one.view.moments)
     halves = [_cosines(vectors_RD, half) for half in (feature.image_BD, feature.text_BD)]
-    decided = [_told(values, chosen) for values in (found.reranked, found.boosted)]
+    decided = [_decisive(values, chosen) for values in (found.reranked, found.boosted)]
     return [
         Result(
             images.image_id(position),
@@ -56,7 +56,7 @@ def of(one: Prepared, feature: Encoded, found: Found) -> list[Result]:
     ]
 
 
-def _told(
+def _decisive(
     values: NDArray[np.floating[Any]] | None, chosen: NDArray[np.int64]
 ) -> list[float | None]:
     """Return what decided on the chosen ones; None where it was their score alone."""

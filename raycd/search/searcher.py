@@ -52,9 +52,9 @@ from raycd.search.query import (
     Pictured,
     Prepared,
     Query,
+    QueryText,
     Reference,
     Result,
-    Words,
 )
 from raycd.search.reranking import Reranking
 from raycd.search.shown import Shown
@@ -204,14 +204,14 @@ class Searcher:
         except BrokenImage as error:
             raise BrokenReference(known.image_id, error) from error
 
-    def _words(self, text: str) -> Words | None:
+    def _words(self, text: str) -> QueryText | None:
         if not text:
             return None
         known = self.texts.get(text)
         if known is not None:
-            return Words(text, None, *known)
+            return QueryText(text, None, *known)
         tokens_L = self._encoder.tokenize([text])[0]
-        return Words(text, tokens_L, None, self._encoder.truncates(text))
+        return QueryText(text, tokens_L, None, self._encoder.truncates(text))
 
     def answer(self, batch: Sequence[Prepared]) -> list[Answer]:
         """Answer prepared queries; each gets at most its `top_k` results, best first."""
@@ -339,7 +339,7 @@ class Searcher:
                 extras[at] = self._needs.of_image(one.known.image_id)
         return features_ND, extras
 
-    def _encoded_texts(self, batch: Sequence[Words | None]) -> tuple[torch.Tensor, list[Extra]]:
+    def _encoded_texts(self, batch: Sequence[QueryText | None]) -> tuple[torch.Tensor, list[Extra]]:
         """Return un-normalised text features (B, D), NaN where there is no text, and tokens.
 
         Each distinct new text is encoded once. Tokens are what the head needs.

@@ -40,7 +40,7 @@ Found = tuple[int, dict[str, Any]]
 """Number and content of the last object; 0 and nothing where there is none."""
 
 
-class Lease:
+class FolderLease:
     """The lease of the folder `path` in a store; `uri` names it in messages."""
 
     def __init__(self, store: AbstractFileSystem, path: str, uri: str) -> None:
@@ -199,13 +199,13 @@ def held(
     uri: str,
     refused: Callable[[str], Exception],
     tell: Callable[[str], None],
-) -> Iterator[Lease]:
+) -> Iterator[FolderLease]:
     """Hold the lease of a folder inside of the block.
 
     Where another process takes it, the main thread is interrupted, and the block ends with
     `Lease.lost`. Raises as `Lease.take`.
     """
-    lease, user = Lease(store, path, uri), threading.current_thread()
+    lease, user = FolderLease(store, path, uri), threading.current_thread()
     lease.take(refused, tell)
     over, ending = threading.Event(), threading.Lock()
     holder = threading.Thread(
@@ -229,7 +229,7 @@ def held(
 
 
 def _renew(
-    lease: Lease, over: threading.Event, ending: threading.Lock, user: threading.Thread
+    lease: FolderLease, over: threading.Event, ending: threading.Lock, user: threading.Thread
 ) -> None:
     """Renew a lease until it is over or lost; a store that does not answer is asked again."""
     while not over.wait(RENEWED):

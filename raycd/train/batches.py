@@ -68,8 +68,8 @@ def epoch_targets(target_N: Rows, right_NT: Rows, *, seed: int, epoch: int) -> R
         right_NT: Those of all targets of a triplet of several, see `data.targets.padded`.
     """
     counts_N = (right_NT >= 0).sum(1)
-    places_NT = np.argsort(right_NT < 0, axis=1, kind="stable")  # first those that there are
+    order_NT = np.argsort(right_NT < 0, axis=1, kind="stable")  # first those that there are
     draws_N = np.random.default_rng([seed, epoch, 3]).integers(0, np.maximum(counts_N, 1))
     rows_N = np.arange(len(target_N))
-    drawn_N: Rows = np.where(counts_N > 0, right_NT[rows_N, places_NT[rows_N, draws_N]], target_N)
+    drawn_N: Rows = np.where(counts_N > 0, right_NT[rows_N, order_NT[rows_N, draws_N]], target_N)
     return drawn_N

@@ -1,7 +1,7 @@
 """A training checkpoint without pickle: weights and optimizer as safetensors, history as JSON.
 
-One inside of an epoch has its `Place`, too. A `State` is all of it in the memory of this process,
-so that another thread can write it while the training goes on.
+One inside of an epoch has its `MidEpoch`, too. A `TrainingState` is all of it in the memory of this
+process, so that another thread can write it while the training goes on.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from raycd.errors import WeightsError, brief
-from raycd.train.place import Place
+from raycd.train.mid_epoch import MidEpoch
 
 WEIGHTS, OPTIMIZER, HISTORY = "weights.safetensors", "optimizer.safetensors", "history.json"
-PLACE = "place.safetensors"
+MID_EPOCH = "place.safetensors"
 
 
 @dataclass(frozen=True)
-class State:
+class TrainingState:
     """What a training goes on from."""
 
     weights: Mapping[str, torch.Tensor]
@@ -33,7 +33,7 @@ class State:
     """"<number of the parameter>.<name>" -> value."""
     history: Sequence[Mapping[str, Any]]
     """An entry for each finished epoch."""
-    place: Place | None = None
+    mid_epoch: MidEpoch | None = None
     """Where it is inside of the epoch after those; None: at its beginning."""
     source: Path = Path()
     """The folder that it was read from."""
@@ -44,15 +44,15 @@ class State:
         module: nn.Module,
         optimizer: torch.optim.Optimizer,
         history: Sequence[Mapping[str, Any]],
-        place: Place | None = None,
-    ) -> State:
+        mid_epoch: MidEpoch | None = None,
+    ) -> TrainingState:
         """Copy the state of a training, from a GPU into pinned memory."""
         values = {
             f"{number}.{name}": torch.as_tensor(value)
             for number, values in optimizer.state_dict()["state"].items()
             for name, value in values.items()
         }
-        state = cls(_copies(module.state_dict()), _copies(values), list(history), place)
+        state = cls(_copies(module.state_dict()), _copies(values), list(history), mid_epoch)
         if torch.cuda.is_available():
             torch.cuda.synchronize()  # copies into pinned memory are not waited for
         return state
@@ -62,20 +62,20 @@ class State:
         folder.mkdir(parents=True, exist_ok=True)
         save_file(dict(self.weights), folder / WEIGHTS)
         save_file(dict(self.optimizer), folder / OPTIMIZER)
-        if self.place is not None:
-            self.place.write(folder / PLACE)
+        if self.mid_epoch is not None:
+            self.mid_epoch.write(folder / MID_EPOCH)
         (folder / HISTORY).write_text(json.dumps(list(self.history)), encoding="utf-8")
 
     @classmethod
-    def read(cls, folder: Path) -> State:
+    def read(cls, folder: Path) -> TrainingState:
         """Read a checkpoint. Raises WeightsError where it is damaged."""
         try:
-            place = folder / PLACE
+            path = folder / MID_EPOCH
             return cls(
                 load_file(folder / WEIGHTS),
                 load_file(folder / OPTIMIZER),
                 read_history(folder),
-                Place.read(place) if place.exists() else None,
+                MidEpoch.read(path) if path.exists() else None,
                 folder,
             )
         except (OSError, ValueError, KeyError, SafetensorError) as error:

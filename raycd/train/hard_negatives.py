@@ -46,20 +46,20 @@ class HardNegatives:
         pools = table["pool"].combine_chunks().dictionary_encode()
         self._pools = pools.dictionary
         lists = table["neighbours"].combine_chunks()
-        place_K = _number_within(lists.offsets.to_numpy())
+        position_K = _number_within(lists.offsets.to_numpy())
         owner_K = lists.value_parent_indices().to_numpy()
         other_K = lists.flatten().to_numpy()
         unlike_K = table["similarities"].combine_chunks().flatten().to_numpy() < _EQUAL
         # The equal ones come first: the others move up by their number
         equal_Q = np.bincount(owner_K[~unlike_K], minlength=len(table))
-        place_K = place_K - equal_Q[owner_K]
-        used_K = unlike_K & (place_K < count)
+        position_K = position_K - equal_Q[owner_K]
+        used_K = unlike_K & (position_K < count)
         found_PNn = np.full((max(len(self._pools), 1), images, count), NONE, np.int64)
         pool_K, image_K = (
             codes.to_numpy()[owner_K][used_K]
             for codes in (pools.indices, table["image"].combine_chunks())
         )
-        found_PNn[pool_K, image_K, place_K[used_K]] = other_K[used_K]
+        found_PNn[pool_K, image_K, position_K[used_K]] = other_K[used_K]
         self._found_PNn = torch.from_numpy(found_PNn).to(device)
 
     def pools(self, categories: pa.ChunkedArray) -> torch.Tensor:
@@ -101,8 +101,8 @@ def own(triplets: pa.Table, rows: Mapping[str, int]) -> NDArray[np.int64] | None
 
 
 def _number_within(offset_Q: NDArray[np.int32]) -> NDArray[np.int64]:
-    """Return the place (K,) of each value in its list, of lists by their offsets (Q + 1,)."""
+    """Return the position (K,) of each value in its list, of lists by their offsets (Q + 1,)."""
     start_Q = (offset_Q - offset_Q[0]).astype(np.int64)
-    place_K: NDArray[np.int64] = np.arange(start_Q[-1])
-    place_K -= np.repeat(start_Q[:-1], np.diff(start_Q))
-    return place_K
+    position_K: NDArray[np.int64] = np.arange(start_Q[-1])
+    position_K -= np.repeat(start_Q[:-1], np.diff(start_Q))
+    return position_K

@@ -11,7 +11,7 @@ from torch import nn
 from raycd.config import Config
 from raycd.errors import DataError
 from raycd.model.fusion.lincir import LinCIR
-from raycd.model.plugins import Words
+from raycd.model.plugins import TextTokenizer
 from raycd.train.batches import Rows
 
 Tokens = tuple[torch.Tensor, torch.Tensor]
@@ -43,7 +43,7 @@ class Invert:
     name = "stage 2"
 
     def __init__(
-        self, head: LinCIR, texts: Sequence[str], tokenizer: Words, config: Config
+        self, head: LinCIR, texts: Sequence[str], tokenizer: TextTokenizer, config: Config
     ) -> None:
         if len(texts) < 2:
             raise DataError(

@@ -27,10 +27,10 @@ from raycd.errors import ConfigError, DataError, TrainingError
 from raycd.model import weights
 from raycd.progress import Bar
 from raycd.train.batches import batch_sizes, epoch_batches
-from raycd.train.checkpoint import State
+from raycd.train.checkpoint import TrainingState
 from raycd.train.explosion import WINDOW, Explosion
 from raycd.train.feed import Feed
-from raycd.train.place import Place
+from raycd.train.mid_epoch import MidEpoch
 from raycd.train.task import Batch, Compiles, Progress, Silence, Task, Watch
 
 Save = Callable[[Path], None]
@@ -108,7 +108,7 @@ class Loop(Generic[Batch]):
         task: Task[Batch],
         schedule: Schedule,
         *,
-        restore: Path | State | None = None,
+        restore: Path | TrainingState | None = None,
         bar: Callable[[int, int], Progress] | None = None,
         watch: Watch | None = None,
     ) -> None:
@@ -131,15 +131,15 @@ class Loop(Generic[Batch]):
         self.optimizer = task.optimizer()
         self.history: list[dict[str, Any]] = []
         self._watch = watch
-        self._place: Place | None = None
+        self._mid_epoch: MidEpoch | None = None
         if restore is not None:
-            self._restore(State.read(restore) if isinstance(restore, Path) else restore)
+            self._restore(TrainingState.read(restore) if isinstance(restore, Path) else restore)
         self._batches = [len(self._sizes(e)) for e in range(schedule.epochs)]
         self._check_batches()
         self._looked = 0.0  # when losses were read last
         self._explosion = Explosion(schedule.explosion, schedule.batch_size, self.history)
         self._step = sum(self._batches[: len(self.history)])
-        self._step += self._place.batches if self._place is not None else 0
+        self._step += self._mid_epoch.batches if self._mid_epoch is not None else 0
         self._warm = self._step + LOOK_EVERY  # steps of this process until it is
 
     def run(self, report: Callable[[EpochResult, Save], None]) -> list[dict[str, Any]]:
@@ -153,7 +153,9 @@ class Loop(Generic[Batch]):
         wrapped = DistributedDataParallel(module) if world_size() > 1 else module
         rows = [self.task.count(e) for e in range(self.schedule.epochs)]
         done = sum(rows[: len(self.history)])
-        done += self._place.batches * self.schedule.batch_size if self._place is not None else 0
+        done += (
+            self._mid_epoch.batches * self.schedule.batch_size if self._mid_epoch is not None else 0
+        )
         with self._bar(sum(rows), done) if rank() == 0 else Silence() as bar:
             for epoch in range(len(self.history), self.schedule.epochs):
                 result = self._epoch(epoch, wrapped, bar)
@@ -161,17 +163,17 @@ class Loop(Generic[Batch]):
                 report(result, self.save)
         return self.history
 
-    def state(self, place: Place | None = None) -> State:
-        """Copy what the training goes on from, now: at the end of an epoch, or at a place in it."""
-        return State.of(self.task.module, self.optimizer, self.history, place)
+    def state(self, mid_epoch: MidEpoch | None = None) -> TrainingState:
+        """Copy what the training goes on from, now: at the end of an epoch or inside of one."""
+        return TrainingState.of(self.task.module, self.optimizer, self.history, mid_epoch)
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint into `folder`."""
         self.state().write(folder)
 
-    def _restore(self, state: State) -> None:
+    def _restore(self, state: TrainingState) -> None:
         state.fill(self.task.module, self.optimizer)
-        self.history, self._place = [dict(entry) for entry in state.history], state.place
+        self.history, self._mid_epoch = [dict(entry) for entry in state.history], state.mid_epoch
 
     def _sizes(self, epoch: int) -> list[int]:
         """Return the rows of each batch of an epoch, those of all workers."""
@@ -197,16 +199,16 @@ class Loop(Generic[Batch]):
             drop_last=schedule.drop_last,
         )
         sizes = self._sizes(epoch)
-        measured, place = self._begin_at_place()
+        measured, mid_epoch = self._begin_mid_epoch()
         seen: list[float] = []  # those of the losses that were looked at
         feed = Feed(self.task.batches(epoch, rows[len(measured) :]), self._device)
-        earlier = place.seconds if place is not None else 0.0
+        earlier = mid_epoch.seconds if mid_epoch is not None else 0.0
         # Of fewer workers there may have been one batch more, and nothing is left
         lr = schedule.lr_at(max(self._step - 1, 0), sum(self._batches))
         for batch, size in zip(feed, sizes[len(measured) :], strict=True):
-            if place is not None:  # after the loader, which may have drawn numbers as it began
-                place.restore_random(self._device)
-                place = None
+            if mid_epoch is not None:  # after the loader, which may have drawn numbers as it began
+                mid_epoch.restore_random(self._device)
+                mid_epoch = None
             lr = schedule.lr_at(self._step, sum(self._batches))
             measured.append(self._update(module, batch, size, lr))
             self._step += 1
@@ -233,15 +235,15 @@ class Loop(Generic[Batch]):
             waited=feed.waited() / max(own_seconds, 1e-9),
         )
 
-    def _begin_at_place(self) -> tuple[list[torch.Tensor], Place | None]:
-        """Return what `_update` gave for the batches that a checkpoint has done, and its place.
+    def _begin_mid_epoch(self) -> tuple[list[torch.Tensor], MidEpoch | None]:
+        """Return what `_update` gave for the batches of a checkpoint, and its state.
 
         Both are empty where the epoch begins at its beginning.
         """
-        place, self._place = self._place, None
-        if place is None:
+        mid_epoch, self._mid_epoch = self._mid_epoch, None
+        if mid_epoch is None:
             return [], None
-        return place.measured(self._device), place
+        return mid_epoch.measured(self._device), mid_epoch
 
     def _tell(
         self,
@@ -259,7 +261,7 @@ class Loop(Generic[Batch]):
             watch.measured(self._step, {**shown, "lr": lr})
         if (shown or world_size() == 1) and watch.wants():
             self._check_weights(len(self.history), lr)
-            watch.keep(partial(self.state, Place.gathered(measured, seconds)))
+            watch.keep(partial(self.state, MidEpoch.gathered(measured, seconds)))
 
     @property
     def _device(self) -> torch.device:

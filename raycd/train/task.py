@@ -11,7 +11,7 @@ from torch import nn
 
 from raycd.model.compiling import Compilation
 from raycd.train.batches import Rows
-from raycd.train.checkpoint import State
+from raycd.train.checkpoint import TrainingState
 
 Batch = TypeVar("Batch")
 
@@ -78,7 +78,7 @@ class Watch(Protocol):
     def wants(self) -> bool:
         """Return whether a checkpoint shall be kept now, the same on all workers that ask."""
 
-    def keep(self, state: Callable[[], State]) -> None:
+    def keep(self, state: Callable[[], TrainingState]) -> None:
         """Keep the checkpoint that `state()` copies, inside of an epoch, on every worker."""
 
 

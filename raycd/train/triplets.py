@@ -112,7 +112,7 @@ class TripletReader(Dataset[TripletBatch]):
         return TripletBatch(self.pixels(ids), self.tokenizer(texts), shown, right)
 
 
-class _Told(Dataset[TripletBatch | RaycdError]):
+class _ReturnsErrors(Dataset[TripletBatch | RaycdError]):
     """A reader that returns its errors: of those raised, DataLoader keeps the traceback alone."""
 
     def __init__(self, reader: Dataset[TripletBatch]) -> None:
@@ -131,7 +131,7 @@ class Loader:
     def __init__(self, reader: Dataset[TripletBatch], workers: int, *, pin: bool) -> None:
         self._work: list[Work] = []
         self._loader = DataLoader(
-            _Told(reader),
+            _ReturnsErrors(reader),
             batch_size=None,
             sampler=self._work,
             num_workers=workers,

@@ -13,7 +13,7 @@ from starlette.background import BackgroundTasks
 from raycd.api import BatchRequest, EmbedBatchRequest
 from raycd.search.query import Prepared
 from serve.api import bodies, problems
-from serve.engine.queries import SentImage
+from serve.engine.queries import QueryImage
 from serve.replica import Replica
 from serve.security.fetch import fetch
 
@@ -55,7 +55,7 @@ async def read(model: _Batch, request: Request, most: int) -> list[Any]:
     return found
 
 
-async def fetched(replica: Replica, sent: list[SentImage]) -> list[SentImage]:
+async def fetched(replica: Replica, sent: list[QueryImage]) -> list[QueryImage]:
     """Return a query's images, with the files of those that are given by URL. Raises as `fetch`."""
     args = replica.args
     return [

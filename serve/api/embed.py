@@ -15,7 +15,7 @@ from serve.api import batches, problems, search_body, users
 from serve.api.served import Asked, Served
 from serve.api.wellformed import known_parameters
 from serve.engine.engine import Engine
-from serve.engine.queries import SentImage
+from serve.engine.queries import QueryImage
 from serve.replica import Replica
 
 _ERRORS = problems.responses(400, 403, 404, 408, 409, 413, 415, 422, 503)
@@ -82,7 +82,7 @@ async def _item(replica: Replica, engine: Engine, body: Any) -> EmbedItem:
 
 
 async def _embed(
-    replica: Replica, engine: Engine, asked: QueryRequest, sent: list[SentImage]
+    replica: Replica, engine: Engine, asked: QueryRequest, sent: list[QueryImage]
 ) -> Embedding:
     began = time.perf_counter()
     with replica.further_images(sent):

@@ -95,7 +95,7 @@ class Requests(HttpMiddleware):
             self.metrics.request(path, status, time.perf_counter() - began, known)
 
 
-class Failures(HttpMiddleware):
+class ErrorResponses(HttpMiddleware):
     """Answers 500 to errors that no route answers; 499, which nobody reads, to who has gone."""
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -22,7 +22,7 @@ from serve.api import (
     wellformed,
     write,
 )
-from serve.api.middleware import BodyLimit, Checked, Failures, HeadAsGet, InFlight, Requests
+from serve.api.middleware import BodyLimit, Checked, ErrorResponses, HeadAsGet, InFlight, Requests
 from serve.api.served import Asked, Serving
 from serve.api.traced import Traced
 from serve.galleries import Galleries
@@ -71,7 +71,7 @@ def build_app(
     app.add_middleware(HeadAsGet)
     app.add_middleware(Checked, check=wellformed.check)
     guard.add(app, args)
-    app.add_middleware(Failures)
+    app.add_middleware(ErrorResponses)
     app.add_middleware(page.PageHeaders, elsewhere=bool(args.cors_origins))
     app.add_middleware(Requests, in_flight=in_flight, metrics=metrics, galleries=galleries.names)
     app.add_middleware(Traced)

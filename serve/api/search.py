@@ -27,7 +27,7 @@ from serve.api.gallery import MinVersion, thumbnail_url
 from serve.api.served import Asked, Served
 from serve.api.wellformed import known_parameters
 from serve.engine.engine import Engine
-from serve.engine.queries import SentImage
+from serve.engine.queries import QueryImage
 from serve.monitoring import tracing
 from serve.monitoring.metrics import Metrics
 from serve.replica import Replica
@@ -119,7 +119,7 @@ async def _search(
     replica: Replica,
     engine: Engine,
     asked: SearchRequest,
-    sent: list[SentImage],
+    sent: list[QueryImage],
     after: BackgroundTasks,
 ) -> tuple[SearchResponse, int]:
     """Return the answer with the milliseconds of its steps, and the size of its batch.

@@ -10,7 +10,7 @@ from raycd.api import QueryRequest, SearchRequest
 from raycd.api.requests import ImagePart
 from serve.api import bodies, problems
 from serve.args import ServeArgs
-from serve.engine.queries import SentImage
+from serve.engine.queries import QueryImage
 
 Asked = TypeVar("Asked", bound=QueryRequest)
 
@@ -72,7 +72,7 @@ OPENAPI = _openapi(
 )
 EMBED_OPENAPI = _openapi(QueryRequest, {"gallery": _GALLERY, "several": _SEVERAL})
 
-Read = tuple[Asked, list[SentImage]]
+Read = tuple[Asked, list[QueryImage]]
 """A query within the limits, and its images."""
 
 
@@ -113,10 +113,10 @@ def _check(asked: QueryRequest, args: ServeArgs) -> None:
     _check_numbers(asked, args)
 
 
-def _sent(asked: QueryRequest, image: bytes | None, args: ServeArgs) -> list[SentImage]:
+def _sent(asked: QueryRequest, image: bytes | None, args: ServeArgs) -> list[QueryImage]:
     """Return the images of a query. Raises ProblemError."""
     if image is not None:
-        return [SentImage(file=image)]
+        return [QueryImage(file=image)]
     if len(asked.images) > args.max_images:
         raise problems.beyond(
             "max_images",
@@ -134,13 +134,13 @@ def _sent(asked: QueryRequest, image: bytes | None, args: ServeArgs) -> list[Sen
     return [_sent_image(one, weight, where, args) for where, one, weight in given]
 
 
-def _sent_image(one: ImagePart, weight: float, where: str, args: ServeArgs) -> SentImage:
+def _sent_image(one: ImagePart, weight: float, where: str, args: ServeArgs) -> QueryImage:
     if one.image_url and not args.image_url:
         raise problems.ProblemError(
             403, "this service fetches no images by URL (image_url): send the image itself"
         )
     field, file = f"{where}image_base64", one.image_base64
-    return SentImage(
+    return QueryImage(
         one.image_id,
         one.image_url,
         None if file is None else bodies.decoded(file, field=field),
@@ -148,7 +148,7 @@ def _sent_image(one: ImagePart, weight: float, where: str, args: ServeArgs) -> S
     )
 
 
-def _check_whole(asked: QueryRequest, sent: list[SentImage]) -> None:
+def _check_whole(asked: QueryRequest, sent: list[QueryImage]) -> None:
     """Raise ProblemError where there is nothing to search by."""
     shown = asked.reference is not None or any(one.weight > 0 for one in sent)
     if not shown and not asked.text:

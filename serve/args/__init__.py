@@ -152,7 +152,7 @@ class ServeArgs(Section):
     max_events: Positive = 1000
     """Events of one /v1/events."""
     explore: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Share of the searches of which two of the first ten results change places by the toss of a
+    """Share of the searches of which two of the first ten results are swapped by the toss of a
     coin, which measures what a position does to clicks.
     """
 

@@ -66,20 +66,20 @@ GalleriesArgs = Annotated[dict[str, GalleryArgs], BeforeValidator(_of)]
 
 
 def check_apart(kept: Mapping[str, tuple[str, str, str]]) -> None:
-    """Raise ValueError where two galleries would write into one place.
+    """Raise ValueError where two galleries would write into one file or folder.
 
     `kept` has, by name, the bundle, the database and the folder of pictures of each.
     """
-    places: dict[str, str] = {}
+    targets: dict[str, str] = {}
     for name, (bundle, database, pictures) in kept.items():
         if database == NO_GALLERY:
             continue
         own = {
-            "gallery": _place(database or str(PurePath(bundle).parent / SQLITE)),
-            **({"pictures": _place(pictures)} if pictures else {}),
+            "gallery": _target(database or str(PurePath(bundle).parent / SQLITE)),
+            **({"pictures": _target(pictures)} if pictures else {}),
         }
-        for field, place in own.items():
-            other = places.setdefault(f"{field} {place}", name)
+        for field, target in own.items():
+            other = targets.setdefault(f"{field} {target}", name)
             if other != name:
                 what = "database" if field == "gallery" else "folder of pictures"
                 raise ValueError(
@@ -88,7 +88,7 @@ def check_apart(kept: Mapping[str, tuple[str, str, str]]) -> None:
                 )
 
 
-def _place(text: str) -> str:
+def _target(text: str) -> str:
     """Return a path or URL in one form, without the password that a URL may have."""
     if "://" in text:
         return re.sub(r"(?<=://)[^/@]*@", "", text).rstrip("/")

@@ -12,7 +12,7 @@ from raycd.api import QueryRequest, SearchRequest
 from raycd.data import images
 from raycd.data.images import BrokenImage
 from raycd.search import history
-from raycd.search.query import Arrangement, Boost, History, Prepared, Query, Reference
+from raycd.search.query import Arrangement, AttributeBoost, History, Prepared, Query, Reference
 from raycd.search.searcher import BrokenReference, NoReference
 from serve.args import ServeArgs
 from serve.engine.engine import Engine
@@ -20,7 +20,7 @@ from serve.errors import NoSuchImage, UnreadablePicture
 from serve.load.admission import check_deadline, ends_at
 
 
-class SentImage(NamedTuple):
+class QueryImage(NamedTuple):
     """An image of a query: one of the gallery, or the bytes of a file."""
 
     image_id: str | None = None
@@ -31,7 +31,7 @@ class SentImage(NamedTuple):
 
 
 def prepare(
-    engine: Engine, args: ServeArgs, asked: QueryRequest, sent: Sequence[SentImage]
+    engine: Engine, args: ServeArgs, asked: QueryRequest, sent: Sequence[QueryImage]
 ) -> Prepared:
     """Return the query in the engine's newest view; one picture is decoded at a time.
 
@@ -80,14 +80,16 @@ def _arrangement(asked: SearchRequest, args: ServeArgs) -> Arrangement | None:
         return None
     return Arrangement(
         args.candidates,
-        boost=None if asked.boost is None else Boost(asked.boost.attribute, asked.boost.weight),
+        boost=None
+        if asked.boost is None
+        else AttributeBoost(asked.boost.attribute, asked.boost.weight),
         alike=args.near_duplicate if hides else None,
         group_by=asked.group_by,
         diversity=asked.diversity,
     )
 
 
-def _reference(engine: Engine, args: ServeArgs, sent: Sequence[SentImage], at: int) -> Reference:
+def _reference(engine: Engine, args: ServeArgs, sent: Sequence[QueryImage], at: int) -> Reference:
     one = sent[at]
     if one.file is None:
         return Reference(image_id=one.image_id, weight=one.weight)

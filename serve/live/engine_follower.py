@@ -21,7 +21,7 @@ from raycd.gallery_engine import expressions, pushing
 from raycd.gallery_engine.address import Address
 from raycd.gallery_engine.collection import Collection, Marker
 from raycd.gallery_engine.pushing import Push
-from raycd.gallery_engine.view import EngineView, Facts
+from raycd.gallery_engine.view import EngineView, GalleryFacts
 from raycd.search.searcher import Searcher
 from serve.args import ServeArgs
 from serve.errors import format_error
@@ -77,13 +77,13 @@ class EngineFollower(Following):
         pushed = Collection(address, name, loaded.index.dim)
         lease = Lease(self._gallery_db, name, uuid4().hex, pushing.LEASE_S)
         self._push = Push(self._gallery_db, self._fingerprint, pushed, unencoded.encoded, lease)
-        self._counting: Future[tuple[int, Facts]] | None = None
+        self._counting: Future[tuple[int, GalleryFacts]] | None = None
         self._counted, self._next_count = -1, 0.0
         self._view = self._searcher.view = EngineView(
             self._collection,
             _EMPTY,
             0,
-            Facts.none(loaded.index.dim),
+            GalleryFacts.none(loaded.index.dim),
             partial(listing.page, self._gallery_db),
         )
         self._start()
@@ -140,7 +140,7 @@ class EngineFollower(Following):
             self._wake_waiting()
         return False  # what is missing, another thread pushes
 
-    def _show(self, marker: Marker, size: int, facts: Facts) -> None:
+    def _show(self, marker: Marker, size: int, facts: GalleryFacts) -> None:
         self._view = EngineView(self._collection, marker, size, facts, self._view.pages)
         self._searcher.view = self._view
 
@@ -154,10 +154,10 @@ class EngineFollower(Following):
         if self._counting is None and due and self._view.marker.whole:
             self._counting = self._beside.submit(self._facts, self._view)
 
-    def _facts(self, view: EngineView) -> tuple[int, Facts]:
+    def _facts(self, view: EngineView) -> tuple[int, GalleryFacts]:
         began = time.monotonic()
         try:
-            facts = Facts(
+            facts = GalleryFacts(
                 listing.category_counts(self._gallery_db),
                 listing.attribute_counts(self._gallery_db),
                 view.sampled_moments(),

@@ -18,7 +18,7 @@ from raycd.gallery.records import Changes
 from raycd.gallery.static import Gallery
 from raycd.gallery_db.tables import Room
 from raycd.index import Index
-from raycd.index.blocks import Features
+from raycd.index.blocks import FeatureRows
 from raycd.index.choice import EXACT, MAPPED, kind_for, resident_mib
 from raycd.index.half import room
 from raycd.search.searcher import Searcher
@@ -197,7 +197,7 @@ class Follower(Following):
                 self._settings.memory_mib,
             )
 
-    def _indexed(self, features_GD: Features, like: Index) -> Index:
+    def _indexed(self, features_GD: FeatureRows, like: Index) -> Index:
         loaded = self._searcher.bundle
         return bundle.build_index(
             loaded.encoder,

@@ -14,7 +14,7 @@ from typing import Protocol
 from raycd.api import SearchRequest, SearchResponse
 from raycd.errors import GalleryError
 from raycd.feedback import explore
-from raycd.feedback.records import Event, Search
+from raycd.feedback.records import Event, LoggedSearch
 from raycd.gallery_db import GalleryDatabase, events
 from raycd.search.query import Result
 from serve.args import ServeArgs
@@ -28,7 +28,7 @@ DAY_S = 86_400.0
 _log = logging.getLogger("ray.serve")
 
 
-class Observer(Protocol):
+class RecorderObserver(Protocol):
     """What records how the recorder does."""
 
     def feedback(self, written: int, lost: int) -> None:
@@ -47,17 +47,19 @@ class Recorder:
         observer: What is told of losses.
     """
 
-    def __init__(self, gallery_db: GalleryDatabase, args: ServeArgs, observer: Observer) -> None:
+    def __init__(
+        self, gallery_db: GalleryDatabase, args: ServeArgs, observer: RecorderObserver
+    ) -> None:
         self._gallery_db, self._args, self._observer = gallery_db, args, observer
         self._random = Random()
-        self._waiting: deque[Search | Event] = deque()
+        self._waiting: deque[LoggedSearch | Event] = deque()
         self._lost = 0
         self._lock, self._stopped = threading.Lock(), threading.Event()
         self._expires, self._failed = 0.0, False
         self._thread = threading.Thread(target=self._run, name="feedback", daemon=True)
         self._thread.start()
 
-    def put(self, records: Sequence[Search | Event]) -> bool:
+    def put(self, records: Sequence[LoggedSearch | Event]) -> bool:
         """Have records written soon, all or none; return whether there was room for them."""
         with self._lock:
             if len(self._waiting) + len(records) > self._args.events_queue:
@@ -91,7 +93,7 @@ class Recorder:
 
         One of more than an image and a text is kept without its image: it is no triplet.
         """
-        search = Search(
+        search = LoggedSearch(
             *(found.query_id, time.time(), asked.image_id if _is_plain(asked) else None),
             asked.text if asked.text and self._args.events_texts == "text" else None,
             hashlib.sha256(asked.text.encode()).hexdigest() if asked.text else None,
@@ -133,7 +135,7 @@ class Recorder:
         if written or lost:
             self._observer.feedback(written, lost)
 
-    def _store(self, batch: Sequence[Search | Event]) -> int:
+    def _store(self, batch: Sequence[LoggedSearch | Event]) -> int:
         """Return how many were stored. One that cannot be leaves the others."""
         try:
             events.write(self._gallery_db, batch)

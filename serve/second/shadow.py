@@ -12,7 +12,7 @@ from raycd.api import SearchRequest, SecondInfo
 from raycd.errors import GalleryError
 from serve.args import Second
 from serve.engine import swap
-from serve.engine.queries import SentImage
+from serve.engine.queries import QueryImage
 from serve.errors import format_error
 
 Outcome = Literal["answered", "failed", "dropped"]
@@ -45,7 +45,7 @@ class Process(Protocol):
     async def loaded(self) -> Loaded:
         """Return what became of its start, once it is over."""
 
-    async def answer(self, asked: SearchRequest, sent: Sequence[SentImage]) -> Seen:
+    async def answer(self, asked: SearchRequest, sent: Sequence[QueryImage]) -> Seen:
         """Return its answer to a search."""
 
     def end(self) -> None:
@@ -113,7 +113,7 @@ class Shadow:
         return random.random() < self._settings.shadow
 
     async def offer(
-        self, asked: SearchRequest, sent: Sequence[SentImage], image_ids: Sequence[str]
+        self, asked: SearchRequest, sent: Sequence[QueryImage], image_ids: Sequence[str]
     ) -> None:
         """Have a search answered and compared, unless too many are. Returns at once.
 
@@ -132,7 +132,7 @@ class Shadow:
         task.add_done_callback(self._at_work.discard)
 
     async def _answer(
-        self, asked: SearchRequest, sent: Sequence[SentImage], image_ids: Sequence[str]
+        self, asked: SearchRequest, sent: Sequence[QueryImage], image_ids: Sequence[str]
     ) -> None:
         try:
             async with asyncio.timeout(self._timeout_s) as limit:

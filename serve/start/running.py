@@ -101,14 +101,14 @@ def change(args: ServeArgs, wanted: Wanted, back: Wanted) -> dict[str, BundleInf
     from ray import serve as ray_serve
 
     ray_serve.run(application(args, wanted), name=NAME, route_prefix="/", blocking=False)
-    said = told()
+    said = bundle_infos()
     if refused := refusing(said):
         settled = wanted.but(refused, back, args)
         ray_serve.run(application(args, settled), name=NAME, route_prefix="/", blocking=False)
     return said
 
 
-def told() -> dict[str, BundleInfo]:
+def bundle_infos() -> dict[str, BundleInfo]:
     """Return by gallery what all replicas say of its bundle, or one that has refused it."""
     from ray import serve as ray_serve
 

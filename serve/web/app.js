@@ -213,18 +213,18 @@ const tellShown = ({ query_id: queryId, results }) =>
     results.map((result) => result.image_id),
   );
 
-/** What may be done with the results of an answer, each of which the service is told. */
+/** What may be done with the results of an answer, each of which is reported to the service. */
 function onResults({ query_id: queryId }) {
-  const told =
+  const reported =
     (act) =>
     (imageId, less = false) => {
       tell(queryId, less ? "dismiss" : "click", [imageId]);
       act(imageId, less);
     };
   return {
-    open: told(() => {}),
-    use: told(refine),
-    add: (info.limits.images ?? 1) > 1 ? told(addFurther) : null,
+    open: reported(() => {}),
+    use: reported(refine),
+    add: (info.limits.images ?? 1) > 1 ? reported(addFurther) : null,
     remove: info.live ? remove : null,
   };
 }

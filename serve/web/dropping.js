@@ -6,7 +6,7 @@ const IMAGE = "application/x-raycd-image";
 const takers = []; // the last one that is open gets them
 
 /**
- * Let `take` have the files that come while `isOpen(place)`, where they are dropped or pasted;
+ * Let `take` have the files that come while `isOpen(element)`, where they are dropped or pasted;
  * `target` is highlighted while they hover.
  */
 export function takeFiles(target, take, isOpen = () => true) {
@@ -36,16 +36,16 @@ export function letDrag(node, imageId) {
   node.addEventListener("dragstart", (event) => event.dataTransfer.setData(IMAGE, imageId));
 }
 
-const taker = (place) => takers.findLast(({ isOpen }) => isOpen(place));
+const taker = (element) => takers.findLast(({ isOpen }) => isOpen(element));
 const hasImage = (event) => event.dataTransfer.types.includes(IMAGE);
 // A picture that is dragged from a page is a file, too
 const hasFiles = (event) => event.dataTransfer.types.includes("Files") && !hasImage(event);
 
 let inside = 0; // dragenter and dragleave come for every element on the way
 
-function highlight(change, place) {
+function highlight(change, element) {
   inside = Math.max(0, inside + change);
-  const one = inside > 0 ? taker(place) : null;
+  const one = inside > 0 ? taker(element) : null;
   for (const { target } of takers) target.classList.toggle("over", target === one?.target);
 }
 

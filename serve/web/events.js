@@ -1,5 +1,5 @@
-// What people do with results, told to a service that keeps it. Nothing waits for it, and what does
-// not arrive is lost. Of one event that is told again the first counts.
+// What people do with results, reported to a service that keeps it. Nothing waits for it, and what does
+// not arrive is lost. Of one event that is reported again the first counts.
 
 import { sendEvents } from "./service.js";
 

@@ -25,7 +25,7 @@ export function startFurther(info, changed) {
     takeAll(input.files);
     input.value = "";
   });
-  takeFiles(fold, takeAll, (place) => fold.contains(place));
+  takeFiles(fold, takeAll, (element) => fold.contains(element));
   takeImages(fold, (imageId) => addFurther(imageId, false));
 }
 

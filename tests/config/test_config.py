@@ -12,7 +12,7 @@ from raycd.errors import ConfigError
 
 
 def build(*values: dict[str, Any]) -> Config:
-    return layers.build([Layer(f"layer {place}", value) for place, value in enumerate(values)])
+    return layers.build([Layer(f"layer {number}", value) for number, value in enumerate(values)])
 
 
 def message(*values: dict[str, Any]) -> str:

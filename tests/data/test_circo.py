@@ -62,12 +62,12 @@ def test_map_of_a_hand_made_table_is_circos(root: Path) -> None:
     def query(rows: Sequence[Any]) -> torch.Tensor:
         score = torch.zeros(len(rows), 8)
         for number, row in enumerate(rows):
-            for place, image in enumerate(orders[row["reference"]]):
-                score[number, image - 1] = 8 - place
+            for position, image in enumerate(orders[row["reference"]]):
+                score[number, image - 1] = 8 - position
         return score
 
     found = evaluate(circo.read(str(root)), "val", images, query, ks=(5,), map_ks=(2, 5, 10, 50))
-    # Right at places 1, 3, 7 of 3; at 2 of 1; at 6, 7 of 2
+    # Right at ranks 1, 3, 7 of 3; at 2 of 1; at 6, 7 of 2
     ap = {
         2: (1 / 2, 1 / 2, 0),
         5: ((1 + 2 / 3) / 3, 1 / 2, 0),

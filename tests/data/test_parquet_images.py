@@ -132,7 +132,7 @@ def test_what_many_row_groups_take_is_counted_when_they_are_read_and_bounded(
     cache = parquet_images._Cache()
     monkeypatch.setattr(parquet_images, "KEPT_BYTES", 1000)
     for n in (*range(60), *range(0, 60, 7), 59):
-        assert cache.picture(parts.Row(str(file), "image", n)) == bytes([n]) * 100
+        assert cache.picture(parts.PictureRow(str(file), "image", n)) == bytes([n]) * 100
         assert cache._bytes == sum(group.nbytes for group in cache._groups.values()) <= 1000
     assert 1 < len(cache._groups) < 6
 

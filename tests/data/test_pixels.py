@@ -91,11 +91,11 @@ def test_a_file_that_happens_to_be_in_that_place_of_another_container_is_left_al
 def test_a_worker_moves_to_the_rows_of_another_where_it_can_reach_them() -> None:
     rows, other = SharedPixels(2, SHAPE), SharedPixels(3, SHAPE)
     rows.put(1, torch.full(SHAPE, 7, dtype=torch.uint8))
-    before = other.place
+    before = other.path
     other.move("/proc/1/fd/of-nobody", rows.name)
-    assert other.place == before
+    assert other.path == before
     assert other.get(1) is None
-    other.move(rows.place, rows.name)
+    other.move(rows.path, rows.name)
     assert other.get(1) is not None
     other.put(2, torch.full(SHAPE, 8, dtype=torch.uint8))  # it has more of them
     assert rows.get(1) is not None

@@ -10,7 +10,7 @@ from raycd.data.build import DatasetBuilder, TripletRow
 from raycd.evaluate import evaluate, per_query
 from raycd.features import Features
 from raycd.report.table import recall_table
-from raycd.runtime.evaluate.evaluation import PROTOCOLS, Asked, metrics
+from raycd.runtime.evaluate.evaluation import PROTOCOLS, AskedQueries, metrics
 
 ANGLES = torch.tensor([0.0, 20.0, 45.0, 80.0]) * torch.pi / 180
 IMAGES = Features.of("abcd", torch.stack([ANGLES.cos(), ANGLES.sin()], dim=1))
@@ -21,7 +21,7 @@ def query(rows: Sequence[Any]) -> torch.Tensor:
 
 
 @pytest.fixture
-def found() -> tuple[Any, list[Asked]]:
+def found() -> tuple[Any, list[AskedQueries]]:
     """Return two queries like their reference, and one that has lost it, under every protocol."""
     builder = DatasetBuilder()
     builder.add_gallery("hat", "val", "abcdx", source="here")
@@ -38,12 +38,14 @@ def found() -> tuple[Any, list[Asked]]:
         builder.add_triplet(row, where="here")
     data = builder.build({})
     return data, [
-        Asked(protocol, "sum", evaluate(data, "val", IMAGES, query, protocol=protocol, top=3))
+        AskedQueries(
+            protocol, "sum", evaluate(data, "val", IMAGES, query, protocol=protocol, top=3)
+        )
         for protocol in PROTOCOLS
     ]
 
 
-def test_each_query_has_its_rank_and_what_it_found(found: tuple[Any, list[Asked]]) -> None:
+def test_each_query_has_its_rank_and_what_it_found(found: tuple[Any, list[AskedQueries]]) -> None:
     table = per_query.table(found[0], "val", found[1])
     assert table.schema.equals(per_query.PER_QUERY)
     first, second, lost = table.to_pylist()[:3]
@@ -61,7 +63,7 @@ def test_each_query_has_its_rank_and_what_it_found(found: tuple[Any, list[Asked]
     assert [row["rank"] for row in table.to_pylist()[3:6]] == [2, 3, None]
 
 
-def test_protocols_stand_side_by_side(found: tuple[Any, list[Asked]]) -> None:
+def test_protocols_stand_side_by_side(found: tuple[Any, list[AskedQueries]]) -> None:
     asked = found[1]
     shown = metrics(asked)
     assert list(shown["variants"]["sum"]) == list(PROTOCOLS)

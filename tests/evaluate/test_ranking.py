@@ -131,7 +131,7 @@ def test_subsets_are_answered_by_any_target() -> None:
 @pytest.mark.parametrize(
     ("ranks", "relevant", "k", "expected"),
     [
-        # Hand-made, after CIRCO's definition: sum of precisions at right places / min(k, right)
+        # Hand-made, after CIRCO's definition: sum of precisions at right ranks / min(k, right)
         ([1, 3, 6], 3, 5, (1 / 1 + 2 / 3) / 3),
         ([1, 3, 6], 3, 10, (1 / 1 + 2 / 3 + 3 / 6) / 3),
         ([1, 3, 6], 3, 2, 1 / 2),

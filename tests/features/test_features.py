@@ -19,7 +19,7 @@ from raycd import features
 from raycd.errors import DataError
 from raycd.features import READABLE, Features, shards
 from raycd.features.rows import GROUP, TableRows, TarRows, write_table
-from raycd.features.shards import Plan
+from raycd.features.shards import ShardPlan
 from raycd.features.stored import Stored
 from tests.one_shard import write_whole
 
@@ -32,7 +32,7 @@ TABLE = features.to_table(KEYS, STATUS, VECTORS)
 
 
 @pytest.fixture(params=["shards", "file", "memory", "s3"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Return features in shards of two rows, written in any order, or in one file."""
     if request.param == "file":
         pq.write_table(TABLE, tmp_path / "images.parquet")
@@ -41,18 +41,18 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "s3":
         request.getfixturevalue("s3")
         root["s3"] = f"s3://raycd/{tmp_path.name}"
-    place = f"{root[request.param]}/images"
-    shards.begin(place, Plan(3, 5, 2))
+    folder = f"{root[request.param]}/images"
+    shards.begin(folder, ShardPlan(3, 5, 2))
     for number in (2, 0, 1):
-        shards.write(place, number, TABLE.slice(2 * number, 2))
-    return place
+        shards.write(folder, number, TABLE.slice(2 * number, 2))
+    return folder
 
 
-def test_features_come_back_in_the_order_of_the_table_without_the_broken(place: str) -> None:
-    found = Stored.open(place).features()
+def test_features_come_back_in_the_order_of_the_table_without_the_broken(folder: str) -> None:
+    found = Stored.open(folder).features()
     assert found.keys.to_pylist() == ["b", "a", "Is red and long", "c"]
     assert found.values.tolist() == [[1, 2, 3], [4.5, 5, 6], [7, 8, -9], [2, 2, 2]]
-    assert Stored.open(place).keys().equals(found.keys)
+    assert Stored.open(folder).keys().equals(found.keys)
 
 
 def test_a_file_is_opened_by_its_own_name(tmp_path: Path) -> None:
@@ -60,40 +60,40 @@ def test_a_file_is_opened_by_its_own_name(tmp_path: Path) -> None:
     assert Stored.open(tmp_path / "images.parquet").keys().to_pylist()[:2] == ["b", "a"]
 
 
-def test_a_new_plan_leaves_no_shard_of_another(place: str) -> None:
-    shards.begin(place, Plan(4, 5, 1))
-    assert shards.parts(place) == {}
+def test_a_new_plan_leaves_no_shard_of_another(folder: str) -> None:
+    shards.begin(folder, ShardPlan(4, 5, 1))
+    assert shards.parts(folder) == {}
     with pytest.raises(DataError, match="4 of 4 shards"):
-        Stored.open(place)
+        Stored.open(folder)
 
 
-def test_another_order_may_be_asked_for_and_lacks_what_is_not_there(place: str) -> None:
-    found = Stored.open(place).features(["c", "absent", "broken", "a"])
+def test_another_order_may_be_asked_for_and_lacks_what_is_not_there(folder: str) -> None:
+    found = Stored.open(folder).features(["c", "absent", "broken", "a"])
     assert found.keys.to_pylist() == ["c", "a"]
     assert found.values.tolist() == [[2, 2, 2], [4.5, 5, 6]]
 
 
-def test_rows_are_those_of_the_readable(place: str) -> None:
-    stored = Stored.open(place)
+def test_rows_are_those_of_the_readable(folder: str) -> None:
+    stored = Stored.open(folder)
     assert (stored.dim, stored.starts[-1]) == (3, 4)
     assert stored.rows(np.array([1, 3])).tolist() == [[4.5, 5, 6], [2, 2, 2]]
     assert stored.rows(np.array([], np.int32)).shape == (0, 3)
 
 
-def test_rows_of_any_order_are_copied_into_the_room_that_is_given(place: str) -> None:
+def test_rows_of_any_order_are_copied_into_the_room_that_is_given(folder: str) -> None:
     made = []
 
     def room(shape: tuple[int, int], kind: type[np.float32]) -> NDArray[np.float32]:
         made.append(np.full(shape, np.nan, kind))
         return made[0]
 
-    found = Stored.open(place).rows(np.array([3, 0, 2, 0]), room=room)
+    found = Stored.open(folder).rows(np.array([3, 0, 2, 0]), room=room)
     assert found.tolist() == [[2, 2, 2], [1, 2, 3], [7, 8, -9], [1, 2, 3]]
     assert found is made[0]
 
 
 def test_shards_without_a_wanted_row_are_not_read(tmp_path: Path) -> None:
-    shards.begin(str(tmp_path), Plan(2, 4, 2))
+    shards.begin(str(tmp_path), ShardPlan(2, 4, 2))
     for number in range(2):
         shards.write(str(tmp_path), number, TABLE.slice(2 * number, 2))
     stored = Stored.open(tmp_path)
@@ -103,8 +103,8 @@ def test_shards_without_a_wanted_row_are_not_read(tmp_path: Path) -> None:
     assert keys.to_pylist() == ["b", "a", "Is red and long"]
 
 
-def test_what_is_broken_is_counted_and_listed(place: str) -> None:
-    stored = Stored.open(place)
+def test_what_is_broken_is_counted_and_listed(folder: str) -> None:
+    stored = Stored.open(folder)
     report = stored.report()
     assert (report.counts(), report.reasons) == ({"truncated": 1}, {"broken": "truncated"})
     assert json.loads(b"".join(stored.listing(report))) == report.to_dict()
@@ -126,8 +126,8 @@ def test_a_report_names_some_and_the_list_names_all(
     assert listed["images"] == dict(zip(keys[:6], status, strict=False))
 
 
-def test_the_vectors_type_carries_their_size(place: str) -> None:
-    [block, *_] = Stored.open(place).blocks()
+def test_the_vectors_type_carries_their_size(folder: str) -> None:
+    [block, *_] = Stored.open(folder).blocks()
     assert block.schema.names == ["key", "status", "feature"]
     assert block.schema.field("feature").type == pa.list_(pa.float32(), 3)
 
@@ -148,17 +148,17 @@ def test_nothing_readable_is_no_features(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
-        (lambda place: (place / shards.name(1)).unlink(), r"1 of 2 shards.*are not there"),
+        (lambda folder: (folder / shards.name(1)).unlink(), r"1 of 2 shards.*are not there"),
         (
-            lambda place: (place / shards.name(1)).write_bytes(b"PAR1"),
+            lambda folder: (folder / shards.name(1)).write_bytes(b"PAR1"),
             r"part-00001.*cannot be read",
         ),
-        (lambda place: (place / shards.PLAN).write_text("{"), r"shards\.json cannot be read"),
-        (lambda place: [file.unlink() for file in place.iterdir()], "there are no features"),
+        (lambda folder: (folder / shards.PLAN).write_text("{"), r"shards\.json cannot be read"),
+        (lambda folder: [file.unlink() for file in folder.iterdir()], "there are no features"),
     ],
 )
 def test_damaged_shards_are_named(tmp_path: Path, break_it: object, message: str) -> None:
-    shards.begin(str(tmp_path), Plan(2, 5, 3))
+    shards.begin(str(tmp_path), ShardPlan(2, 5, 3))
     for number in range(2):
         shards.write(str(tmp_path), number, TABLE.slice(3 * number, 3))
     assert callable(break_it)
@@ -168,11 +168,11 @@ def test_damaged_shards_are_named(tmp_path: Path, break_it: object, message: str
 
 
 def test_a_damaged_shard_on_a_store_is_named_and_not_the_store(tmp_path: Path) -> None:
-    place = f"memory://{tmp_path.name}"
-    write_whole(place, TABLE)
-    shards.write_file(f"{place}/{shards.name(0)}", b"no Parquet file")
+    folder = f"memory://{tmp_path.name}"
+    write_whole(folder, TABLE)
+    shards.write_file(f"{folder}/{shards.name(0)}", b"no Parquet file")
     with pytest.raises(DataError, match=r"part-00000.*cannot be read\n(?s:.*)it writes it anew"):
-        Stored.open(place).features()
+        Stored.open(folder).features()
 
 
 def test_a_shard_that_fails_half_way_is_absent(
@@ -205,7 +205,7 @@ def test_a_shard_that_fails_half_way_is_absent(
 def test_shards_are_neither_many_nor_large(
     rows: int, least: int, parts: int, expected: tuple[int, int]
 ) -> None:
-    plan = Plan.of_rows(rows, least, parts, {})
+    plan = ShardPlan.of_rows(rows, least, parts, {})
     assert (plan.shards, plan.shard_rows) == expected
 
 

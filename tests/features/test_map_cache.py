@@ -7,7 +7,7 @@ import torch
 
 from raycd.errors import DataError
 from raycd.features import map_cache
-from raycd.features.map_cache import TOKEN_MASK, Extras, Writer
+from raycd.features.map_cache import TOKEN_MASK, CacheWriter, Extras
 
 SHAPE = (3, 2, 2)
 
@@ -19,7 +19,7 @@ def values(count: int) -> np.ndarray:
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
     """Write seven maps of 24 bytes into shards of two."""
-    writer = Writer(tmp_path / "maps", "map", SHAPE, shard_bytes=48)
+    writer = CacheWriter(tmp_path / "maps", "map", SHAPE, shard_bytes=48)
     for number, value in enumerate(values(7)):
         writer.add(f"image-{number}", value)
     writer.close()
@@ -60,7 +60,7 @@ def test_an_open_cache_is_not_sent_to_another_process(cache: Path) -> None:
 
 
 def test_extras_are_told_apart_by_image_and_text(cache: Path, tmp_path: Path) -> None:
-    writer = Writer(tmp_path / "tokens", "tokens", (16, 3), ragged=True)
+    writer = CacheWriter(tmp_path / "tokens", "tokens", (16, 3), ragged=True)
     writer.add("is blue", np.ones((4, 3), np.float16))
     writer.close()
     extras = Extras({"map": map_cache.read(cache), "tokens": map_cache.read(tmp_path / "tokens")})
@@ -70,7 +70,7 @@ def test_extras_are_told_apart_by_image_and_text(cache: Path, tmp_path: Path) ->
     assert sorted(extras.of_texts(["is blue"])) == ["token_mask", "tokens"]
     extras.write(tmp_path / "bundle", ["image-4", "image-1"])
     copy = map_cache.read(tmp_path / "bundle" / "map")
-    assert list(copy.places) == ["image-4", "image-1"]
+    assert list(copy.slots) == ["image-4", "image-1"]
     assert torch.equal(copy.take(["image-1"])["map"], extras.of_images(["image-1"])["map"])
     assert not (tmp_path / "bundle" / "tokens").exists()
 
@@ -79,7 +79,7 @@ def test_tokens_are_kept_without_padding_and_padded_to_the_longest_of_a_batch(
     tmp_path: Path,
 ) -> None:
     rows = np.arange(24, dtype=np.float16).reshape(8, 3)
-    writer = Writer(tmp_path, "tokens", (16, 3), ragged=True, shard_bytes=24)
+    writer = CacheWriter(tmp_path, "tokens", (16, 3), ragged=True, shard_bytes=24)
     for key, value in {"one": rows[:1], "five": rows[1:6], "two": rows[6:]}.items():
         writer.add(key, value)
     writer.close()
@@ -92,15 +92,15 @@ def test_tokens_are_kept_without_padding_and_padded_to_the_longest_of_a_batch(
 
 
 def test_an_empty_cache_has_no_keys(tmp_path: Path) -> None:
-    Writer(tmp_path, "map", SHAPE).close()
+    CacheWriter(tmp_path, "map", SHAPE).close()
     found = map_cache.read(tmp_path)
-    assert found.places == {}
+    assert found.slots == {}
     assert found.take([])["map"].shape == (0, *SHAPE)
 
 
 def test_a_value_of_another_shape_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="shape"):
-        Writer(tmp_path, "map", SHAPE).add("image", np.zeros((3, 2, 1), np.float16))
+        CacheWriter(tmp_path, "map", SHAPE).add("image", np.zeros((3, 2, 1), np.float16))
 
 
 DAMAGES = ["no folder", "no shard", "cut shard", "short shard", "other kind", "deep", "no index"]

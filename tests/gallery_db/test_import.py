@@ -22,7 +22,7 @@ from jobs import gallery
 from raycd import bundle
 from raycd.features import shards, to_table
 from raycd.features.rows import write_table
-from raycd.features.shards import Plan
+from raycd.features.shards import ShardPlan
 from raycd.gallery.records import Delete, Put
 from raycd.gallery.static import SCHEMA
 from raycd.gallery_db import GalleryDatabase, batches
@@ -175,7 +175,7 @@ def test_what_the_embedding_job_has_written_comes_with_its_paths_and_without_bro
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = tmp_path / "features"
-    plan = Plan(2, 5, 3, {"encoder": OURS})
+    plan = ShardPlan(2, 5, 3, {"encoder": OURS})
     shards.begin(str(folder), plan)
     keys, paths = [f"image-{n}" for n in range(5)], [f"s3://shop/{n}.jpg" for n in range(5)]
     rows = pa.table({"key": keys, "path": paths})

@@ -25,7 +25,7 @@ from raycd.gallery_engine import expressions, pushing
 from raycd.gallery_engine.address import Address
 from raycd.gallery_engine.collection import TIMEOUT_S, Collection, Marker
 from raycd.gallery_engine.pushing import Push
-from raycd.gallery_engine.view import EngineView, Facts
+from raycd.gallery_engine.view import EngineView, GalleryFacts
 from tests.gallery_engine.pushes import CLIP, DIM, contents, feature, finish, pushed, put
 from tests.milvus import Milvus
 
@@ -80,7 +80,7 @@ def test_an_engine_that_is_not_there_is_told_and_nothing_waits_for_it() -> None:
         free.bind(("127.0.0.1", 0))
         url = f"milvus://127.0.0.1:{free.getsockname()[1]}"
     collection = Collection(Address.parse(url), "raycd_nowhere", DIM)
-    none = Facts.none(DIM)
+    none = GalleryFacts.none(DIM)
     view = EngineView(collection, Marker(1, 1), 1, none, lambda *_, **__: Page([], 0))
     began = time.monotonic()
     with pytest.raises(GalleryError, match="does not answer") as caught:

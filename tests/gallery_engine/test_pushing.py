@@ -21,7 +21,7 @@ from raycd.gallery_engine import expressions, pushing
 from raycd.gallery_engine.address import Address
 from raycd.gallery_engine.collection import WRITE_S, Collection, Marker
 from raycd.gallery_engine.pushing import Push
-from raycd.gallery_engine.view import EngineView, Facts
+from raycd.gallery_engine.view import EngineView, GalleryFacts
 from tests.gallery_engine.pushes import CLIP, DIM, OTHER, contents, feature, finish, pushed, put
 from tests.milvus import Milvus
 
@@ -93,7 +93,7 @@ def test_who_still_has_the_marker_of_a_lost_collection_finds_all_of_the_new_one_
     version = put(gallery_db, *range(5))
     push, collection = pushed(milvus, gallery_db)
     finish(push)
-    none = Facts.none(DIM)
+    none = GalleryFacts.none(DIM)
     view = EngineView(collection, Marker(version, version), 5, none, lambda *_, **__: Page([], 0))
     query_BD = feature(1)[None] / np.linalg.norm(feature(1))
     assert view.nearest(query_BD, 9).scores.shape == (1, 5)

@@ -24,7 +24,7 @@ from raycd.gallery_db import GalleryDatabase, listing
 from raycd.gallery_engine import expressions
 from raycd.gallery_engine.address import Address
 from raycd.gallery_engine.collection import Collection
-from raycd.gallery_engine.view import EngineView, Facts
+from raycd.gallery_engine.view import EngineView, GalleryFacts
 from raycd.index import Index
 
 DIM = 8
@@ -85,11 +85,11 @@ class Engine:
         def page(*arguments: Any, **options: Any) -> Page:
             return listing.page(self._gallery_db, *arguments, **options)
 
-        none = Facts.none(DIM).moments
-        view = EngineView(self._collection, self._marker, 0, Facts({}, {}, none), page)
+        none = GalleryFacts.none(DIM).moments
+        view = EngineView(self._collection, self._marker, 0, GalleryFacts({}, {}, none), page)
         size = view.collection.count(expressions.ALL, written=self._marker.written)
-        view = EngineView(self._collection, self._marker, size, Facts({}, {}, none), page)
-        facts = Facts(
+        view = EngineView(self._collection, self._marker, size, GalleryFacts({}, {}, none), page)
+        facts = GalleryFacts(
             listing.category_counts(self._gallery_db),
             listing.attribute_counts(self._gallery_db),
             view.sampled_moments(),

@@ -24,11 +24,11 @@ from raycd.data.images import BrokenImage, load
 from raycd.errors import DataError, RaycdError, RunError
 from raycd.features import shards
 from raycd.features.rows import TableRows, TarRows, write_table
-from raycd.features.shards import Plan
+from raycd.features.shards import ShardPlan
 from raycd.features.stored import Stored
 from raycd.model.encoder import Encoder
 from raycd.run import Run, alone
-from raycd.runtime.embed.embed_shards import Shard
+from raycd.runtime.embed.embed_shards import ShardWork
 from raycd.runtime.embed.embedding import SharedEncoder
 from raycd.stores import lease
 from tests.faulty_store import Fault, FaultyStore, faulty_store
@@ -215,9 +215,9 @@ def test_a_worker_embeds_through_a_burst_and_a_shard_is_whole_or_absent(
         S3FileSystem().pipe_file(f"{base}/pictures/{n:02d}.png", png(n))
     out = f"{base}/features"
     count = write_table(out, sources.blocks(f"{base}/pictures"), sources.SCHEMA)
-    shards.begin(out, Plan(3, count, 4))
+    shards.begin(out, ShardPlan(3, count, 4))
     shared = SharedEncoder(ray.put(new_encoder()), "fp32", 1)
-    work = Shard(out, "images", TableRows(out, 4), shared, CONFIG.data, 4, 0)
+    work = ShardWork(out, "images", TableRows(out, 4), shared, CONFIG.data, 4, 0)
     bucket.faults = [
         Fault("503 SlowDown", ("GET",), "pictures", 3),
         Fault("gone", ("GET",), "rows.parquet", 2),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jobs.benchmarks import dialogues
-from jobs.benchmarks.dialogues import Gallery, Said
+from jobs.benchmarks.dialogues import Garments, Said
 from raycd import bundle
 from raycd.data.demo.garments import CATEGORIES, attributes, differences, random_garment
 from raycd.errors import ConfigError
@@ -19,7 +19,7 @@ COUNT = 400
 
 
 @pytest.fixture(scope="module")
-def gallery(tiny_bundle: Any, tmp_path_factory: pytest.TempPathFactory) -> Gallery:
+def gallery(tiny_bundle: Any, tmp_path_factory: pytest.TempPathFactory) -> Garments:
     """Garments whose features are random: what is found is luck."""
     tiny, rng = bundle.load(tiny_bundle.folder), np.random.default_rng(0)
     garments = [random_garment(rng, CATEGORIES[number % 2]) for number in range(COUNT)]
@@ -33,11 +33,11 @@ def gallery(tiny_bundle: Any, tmp_path_factory: pytest.TempPathFactory) -> Galle
     )
     folder = tmp_path_factory.mktemp("garments") / "bundle"
     bundle.write(folder, tiny.encoder, tiny.head, tiny.head_config, table, tiny.config, {})
-    return Gallery(folder)
+    return Garments(folder)
 
 
 def test_a_dialogue_begins_with_an_image_that_differs_in_three_or_four_attributes(
-    gallery: Gallery,
+    gallery: Garments,
 ) -> None:
     pairs = dialogues.drawn(gallery.garments, 50, seed=1)
     assert pairs == dialogues.drawn(gallery.garments, 50, seed=1)
@@ -59,7 +59,7 @@ def test_a_turn_is_a_query_of_its_image_its_history_or_both() -> None:
 
 @pytest.mark.parametrize("way", dialogues.WAYS.values(), ids=list(dialogues.WAYS))
 def test_what_was_found_stays_found_and_all_begin_alike(
-    gallery: Gallery, way: dialogues.Way
+    gallery: Garments, way: dialogues.Way
 ) -> None:
     pairs = dialogues.drawn(gallery.garments, 40, seed=0)
     found_TN = dialogues.held(gallery, pairs, way, looks=10)
@@ -78,4 +78,4 @@ def test_a_gallery_of_hardly_any_pairs_is_refused() -> None:
 def test_a_gallery_of_others_is_refused(tiny_bundle: Any) -> None:
     folder: Path = tiny_bundle.folder
     with pytest.raises(ConfigError, match="not the demo's"):
-        Gallery(folder)
+        Garments(folder)

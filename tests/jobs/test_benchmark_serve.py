@@ -18,9 +18,9 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from jobs.benchmarks import serve
-from jobs.benchmarks.serve import CELLS, Cell, compare, select
+from jobs.benchmarks.serve import CELLS, Measurement, compare, select
 from jobs.benchmarks.serving import bundles, figures, floor
-from jobs.benchmarks.serving.load import Sample, Seen, Site
+from jobs.benchmarks.serving.load import LoadResult, Sample, Site
 from raycd import bundle
 from raycd.errors import ConfigError, RunError
 from raycd.search.query import Query
@@ -50,7 +50,7 @@ def test_speed_counts_what_was_answered_in_its_window() -> None:
         Sample(1.6, 5, 503, ""),
         Sample(2.9, 200, 200, ""),  # answered after it
     ]
-    assert figures.speed(Seen(samples, errors=2), 1.0, 3.0) == {
+    assert figures.speed(LoadResult(samples, errors=2), 1.0, 3.0) == {
         "successes/s": 1.0,
         "p50, ms": 100,
         "p99, ms": 200,
@@ -89,7 +89,7 @@ def test_refusals_and_failures_are_told_apart() -> None:
         Sample(0, 150, 429, ""),
         Sample(0, 9, 500, ""),
     ]
-    rows = figures.refusals(Seen(samples, errors=2), asked=7)
+    rows = figures.refusals(LoadResult(samples, errors=2), asked=7)
     assert (rows["asked"], rows["answered"], rows["refused"]) == (7, 1, 2)
     assert rows["refusals within 100 ms, %"] == 50
     assert rows["other failures"] == "1 x 500, 2 x connection, 3 x unanswered"
@@ -107,9 +107,13 @@ def test_a_service_has_recovered_when_its_answers_are_as_quick_as_before() -> No
 
 
 def test_the_service_is_compared_with_the_better_floor() -> None:
-    def cells(server: str, p50: float, rate: float) -> dict[Cell, figures.Figures]:
+    def cells(server: str, p50: float, rate: float) -> dict[Measurement, figures.Figures]:
         return {
-            Cell("demo", server, n): {"p50, ms": p50, "p99, ms": 2 * p50, "successes/s": rate}
+            Measurement("demo", server, n): {
+                "p50, ms": p50,
+                "p99, ms": 2 * p50,
+                "successes/s": rate,
+            }
             for n in ("1", "32")
         }
 
@@ -126,10 +130,10 @@ def test_the_service_is_compared_with_the_better_floor() -> None:
 def test_parts_are_chosen_by_pattern() -> None:
     assert select("") == list(CELLS)
     assert select("*/haproxy/32, demo/floor-1*") == [
-        Cell("demo", "floor-1-thread", "1"),
-        Cell("demo", "floor-1-thread", "32"),
-        Cell("demo", "haproxy", "32"),
-        Cell("vit", "haproxy", "32"),
+        Measurement("demo", "floor-1-thread", "1"),
+        Measurement("demo", "floor-1-thread", "32"),
+        Measurement("demo", "haproxy", "32"),
+        Measurement("vit", "haproxy", "32"),
     ]
     with pytest.raises(ConfigError, match="names nothing"):
         select("demo/nginx/*")
@@ -288,7 +292,7 @@ def test_a_scenario_gives_its_figures(
 def test_the_floor_answers_as_the_core_does(tiny_bundle: Any) -> None:
     file = io.BytesIO()
     tiny_bundle.images[3].save(file, "PNG")  # without loss, so that both sides see the same pixels
-    client = TestClient(floor.build_app(floor.Model(tiny_bundle.folder)))
+    client = TestClient(floor.build_app(floor.BareModel(tiny_bundle.folder)))
     response = client.post(
         "/v1/search", files={"image": file.getvalue()}, data={"text": "is blue", "top_k": "5"}
     )
@@ -316,5 +320,6 @@ def test_a_gallery_is_filled_up_around_its_own_features(tiny_bundle: Any, tmp_pa
 def test_a_bundle_of_random_weights_can_be_searched(tmp_path: Path) -> None:
     bundles.random("raycd-demo", tmp_path / "random", size=20)
     assert (
-        len(floor.Model(tmp_path / "random").search(Image.new("RGB", (40, 60)), "is blue", 5)) == 5
+        len(floor.BareModel(tmp_path / "random").search(Image.new("RGB", (40, 60)), "is blue", 5))
+        == 5
     )

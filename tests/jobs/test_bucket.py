@@ -139,8 +139,8 @@ def test_the_demo_in_a_bucket_is_killed_in_stage_1_and_continued_and_leaves_noth
     assert paths
     assert all(path.startswith(f"{data}/") for path in paths)
 
-    place = home if where == "one process" else request.getfixturevalue("nodes").place
-    left = [path.relative_to(place) for path in place.rglob("*") if path.is_file()]
+    root = home if where == "one process" else request.getfixturevalue("nodes").root
+    left = [path.relative_to(root) for path in root.rglob("*") if path.is_file()]
     ray = re.compile(r"(raycd-(?!scratch)\w+/|ray/|ray\.log)")  # what a killed one has logged, too
     fonts = ".cache/matplotlib/"
     files = [str(path) for path in left if not ray.match(str(path)) and fonts not in str(path)]

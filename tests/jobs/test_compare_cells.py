@@ -206,9 +206,9 @@ def test_a_cell_whose_result_another_version_gave_is_trained_anew(
         own = replace(tables, dataset=dataset)
         return {cell.path for cell in Comparison(tmp_path, own, **options).todo}
 
-    plain, place = tables.dataset, tables.dataset.triplets.column_names.index("subset")
-    subsets = pa.array([IDS[:3]] * len(plain.triplets), plain.triplets.schema.field(place).type)
-    cirr = replace(plain, triplets=plain.triplets.set_column(place, "subset", subsets))
+    plain, column = tables.dataset, tables.dataset.triplets.column_names.index("subset")
+    subsets = pa.array([IDS[:3]] * len(plain.triplets), plain.triplets.schema.field(column).type)
+    cirr = replace(plain, triplets=plain.triplets.set_column(column, "subset", subsets))
     assert paths(cirr, "combiner") == paths(plain, "combiner")
     changed = paths(cirr, "dcnet") ^ paths(plain, "dcnet")
     assert len(changed) == 2

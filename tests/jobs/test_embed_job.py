@@ -126,14 +126,14 @@ def test_a_source_that_is_not_there_is_told(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", ["disk", "bucket"])
+@pytest.mark.parametrize("where", ["disk", "bucket"])
 def test_a_job_that_is_killed_goes_on_and_encodes_no_shard_twice(
-    place: str, tiny_bundle: Any, s3: dict[str, str], tmp_path: Path
+    where: str, tiny_bundle: Any, s3: dict[str, str], tmp_path: Path
 ) -> None:
     source, out = str(pictures(tmp_path / "pictures", 1500)), str(tmp_path / "out")
     whole = str(tmp_path / "whole")
     job = started(source, whole, tiny_bundle)
-    if place == "bucket":
+    if where == "bucket":
         out = f"s3://raycd/{tmp_path.name}/out"
         open_uri(out)[0].put(f"{source}/", f"raycd/{tmp_path.name}/pictures/", recursive=True)
         source = f"s3://raycd/{tmp_path.name}/pictures"
@@ -158,7 +158,7 @@ def test_a_job_that_is_killed_goes_on_and_encodes_no_shard_twice(
     assert job.returncode == 0, err
     assert "images:   1,500 embedded, 0 missing or broken" in said
     assert written(there.values()) == before
-    assert ("is held" in err) == (place == "bucket")
+    assert ("is held" in err) == (where == "bucket")
     rest = 1500 - len(there) * (plan.shard_rows or 0)
     assert f"embed images: {rest}/{rest} images" in err
     found, expected = (pa.concat_tables(Stored.open(uri).blocks()) for uri in (out, whole))

@@ -64,7 +64,7 @@ def test_single_queries_have_ranks_and_the_first_fifty(
         assert row["scores"] == sorted(row["scores"], reverse=True)
         assert (row["reference"] in row["top"]) == (row["protocol"] not in MASKED)
         [target] = row["targets"]
-        # Ties count against us, so the rank is not before the place in the list
+        # Ties count against us, so the rank is not before the position in the list
         assert row["top"].index(target) + 1 <= row["rank"]
     for variant, recalls in record["variants"].items():
         ranks = [

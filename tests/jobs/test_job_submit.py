@@ -52,13 +52,13 @@ def cluster() -> Iterator[Cluster]:
     """Start a head node of two CPUs with ports, folders and token of its own."""
     names = ("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port")
     ports = dict(zip(names, free_ports(len(names)), strict=True))
-    place = Path(tempfile.mkdtemp(prefix="raycd-"))  # a short path: Ray makes sockets in it
+    root = Path(tempfile.mkdtemp(prefix="raycd-"))  # a short path: Ray makes sockets in it
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith("RAY_")
     } | {
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-        "HOME": str(place),
-        "RAY_TMPDIR": str(place),
+        "HOME": str(root),
+        "RAY_TMPDIR": str(root),
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -70,22 +70,22 @@ def cluster() -> Iterator[Cluster]:
         "--min-worker-port=0",
         "--max-worker-port=0",
     ]
-    with open(place / "head.log", "w") as log:
+    with open(root / "head.log", "w") as log:
         head = subprocess.Popen(
             [RAY, "start", "--head", "--block", *options],
             env=environment,
             stdout=log,
             stderr=log,
-            cwd=place,
+            cwd=root,
         )
     try:
         address = f"http://127.0.0.1:{ports['dashboard-port']}"
-        wait_for(address, environment["RAY_AUTH_TOKEN"], head, place / "head.log")
+        wait_for(address, environment["RAY_AUTH_TOKEN"], head, root / "head.log")
         yield Cluster(address, environment)
     finally:
         head.send_signal(signal.SIGTERM)
         head.wait(60)
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(root, ignore_errors=True)
 
 
 def wait_for(address: str, token: str, head: subprocess.Popen[bytes], log: Path) -> None:

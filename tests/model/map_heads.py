@@ -72,7 +72,7 @@ def unit(rows: torch.Tensor) -> torch.Tensor:
 
 
 def conv(layer: Any, rows: torch.Tensor) -> torch.Tensor:
-    """Apply a 1 x 1 convolution to the channels of one place."""
+    """Apply a 1 x 1 convolution to the channels of one position."""
     out: torch.Tensor = layer.weight[:, :, 0, 0] @ rows
     return out if layer.bias is None else out + layer.bias
 

@@ -24,9 +24,9 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def uri(s3: dict[str, str], tiny_bundle: Any, tmp_path: Path) -> str:
-    place = f"raycd/{tmp_path.name}/bundle"
-    S3FileSystem().put(f"{tiny_bundle.folder}/", f"{place}/", recursive=True)
-    return f"s3://{place}"
+    path = f"raycd/{tmp_path.name}/bundle"
+    S3FileSystem().put(f"{tiny_bundle.folder}/", f"{path}/", recursive=True)
+    return f"s3://{path}"
 
 
 def test_a_bundle_on_a_store_is_fetched_once_and_anew_where_it_was_replaced(

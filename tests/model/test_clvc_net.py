@@ -1,4 +1,4 @@
-"""CLVC-Net: its formulas, restated with the module's own weights, place by place, word by word."""
+"""CLVC-Net: its formulas, restated with the module's own weights, for each position and word."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""CoSMo: its formulas, restated with the module's own weights, one place at a time."""
+"""CoSMo: its formulas, restated with the module's own weights, one position at a time."""
 
 from typing import Any
 

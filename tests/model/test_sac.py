@@ -1,4 +1,4 @@
-"""SAC: its formulas, restated with the module's own weights, one place at a time."""
+"""SAC: its formulas, restated with the module's own weights, one position at a time."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""VAL: its formulas, restated with the module's own weights, one place at a time."""
+"""VAL: its formulas, restated with the module's own weights, one position at a time."""
 
 from typing import Any
 
@@ -30,15 +30,15 @@ def composed(module: Any, X: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
     S = torch.stack([conv(module.output, row) for row in mixed], 1).view(C, H, W)
     channel = conv(module.channel, V.mean((1, 2))).sigmoid()
     kernel, bias = module.place[1].weight[0, 0], module.place[1].bias[0]
-    average, place = V.mean(0), torch.zeros(H, W)
+    average, spatial = V.mean(0), torch.zeros(H, W)
     for i in range(H):
         for j in range(W):
             for a in range(H):
                 for b in range(W):
                     y, x = i + a - (H - 1) // 2, j + b - (W - 1) // 2
                     if 0 <= y < H and 0 <= x < W:
-                        place[i, j] += kernel[a, b] * average[y, x]
-    joint = channel[:, None, None] * (place + bias).sigmoid()
+                        spatial[i, j] += kernel[a, b] * average[y, x]
+    joint = channel[:, None, None] * (spatial + bias).sigmoid()
     F_i = module.residual * joint * X + module.attended * S
     found: torch.Tensor = module.project(F_i.mean((1, 2)))
     return found

@@ -68,12 +68,12 @@ def raylet(node: Any) -> int:
 @contextmanager
 def cluster_of(count: int) -> Iterator[Nodes]:
     """Run a head and so many nodes of one CPU each."""
-    place = tempfile.mkdtemp(prefix="raycd-")  # a short path: Ray makes sockets in it
+    root = tempfile.mkdtemp(prefix="raycd-")  # a short path: Ray makes sockets in it
     before = {name: os.environ.get(name) for name in QUICKLY}
     os.environ.update(QUICKLY)
     cluster: Any = Cluster()
     try:
-        cluster.add_node(num_cpus=0, include_dashboard=False, temp_dir=place)
+        cluster.add_node(num_cpus=0, include_dashboard=False, temp_dir=root)
         environment = {"RAY_ADDRESS": cluster.address, "RAY_AUTH_MODE": os.environ["RAY_AUTH_MODE"]}
         nodes = Nodes(cluster, environment | QUICKLY)
         for _ in range(count):
@@ -81,7 +81,7 @@ def cluster_of(count: int) -> Iterator[Nodes]:
         yield nodes
     finally:
         cluster.shutdown()
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(root, ignore_errors=True)
         for name, value in before.items():
             if value is None:
                 del os.environ[name]

@@ -12,8 +12,8 @@ from s3fs import S3FileSystem
 from torch import nn
 
 from raycd.runtime.train.checkpoints import FILE_OF_RAY, Checkpoints, in_words
-from raycd.train.checkpoint import HISTORY, OPTIMIZER, PLACE, WEIGHTS, State
-from raycd.train.place import Place
+from raycd.train.checkpoint import HISTORY, MID_EPOCH, OPTIMIZER, WEIGHTS, TrainingState
+from raycd.train.mid_epoch import MidEpoch
 
 Make = Callable[[], Checkpoints]
 
@@ -26,16 +26,16 @@ def checkpoints(request: pytest.FixtureRequest, tmp_path: Path) -> Checkpoints:
     return Checkpoints(f"s3://raycd/{tmp_path.name}/a store/stage")
 
 
-def state(scores: list[float], batches: int = 0, weight: float = 0.0) -> State:
+def state(scores: list[float], batches: int = 0, weight: float = 0.0) -> TrainingState:
     """Return a state after epochs of these scores and some batches."""
     module = nn.Linear(1, 1, bias=False)
     nn.init.constant_(module.weight, weight)
     history = [{"epoch": epoch, "score": score} for epoch, score in enumerate(scores)]
-    place = Place.gathered([torch.zeros(())] * batches, 1.5) if batches else None
-    return State.of(module, torch.optim.Adam(module.parameters()), history, place)
+    mid_epoch = MidEpoch.gathered([torch.zeros(())] * batches, 1.5) if batches else None
+    return TrainingState.of(module, torch.optim.Adam(module.parameters()), history, mid_epoch)
 
 
-def keep(checkpoints: Checkpoints, state: State) -> str:
+def keep(checkpoints: Checkpoints, state: TrainingState) -> str:
     """Write a checkpoint as a training does."""
     name = checkpoints.write(state)
     checkpoints.prune(state)
@@ -60,18 +60,18 @@ def test_the_two_newest_and_the_best_epochs_are_kept_and_those_inside_of_epochs_
     newest, name, damaged = checkpoints.newest()
     assert (name, in_words(name), damaged) == ("epoch-0003-step-000120", "epoch 4, step 120", [])
     assert newest is not None
-    assert newest.place is not None
-    assert (newest.place.batches, newest.place.seconds) == (120, 1.5)
+    assert newest.mid_epoch is not None
+    assert (newest.mid_epoch.batches, newest.mid_epoch.seconds) == (120, 1.5)
     scores.append(0.0)
     keep(checkpoints, state(scores))
     history, best, folder = checkpoints.finished()
     assert [entry["score"] for entry in history] == scores
     assert best == 1
     assert {file.name for file in folder.iterdir()} == {WEIGHTS, OPTIMIZER, HISTORY}
-    assert State.read(folder).weights["weight"].item() == pytest.approx(0.9)
+    assert TrainingState.read(folder).weights["weight"].item() == pytest.approx(0.9)
 
 
-@pytest.mark.parametrize("cut", [WEIGHTS, OPTIMIZER, PLACE, HISTORY])
+@pytest.mark.parametrize("cut", [WEIGHTS, OPTIMIZER, MID_EPOCH, HISTORY])
 def test_one_that_was_cut_short_is_told_and_the_one_before_is_gone_on_from(
     cut: str, tmp_path: Path
 ) -> None:

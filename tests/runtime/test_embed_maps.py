@@ -21,7 +21,7 @@ from raycd.errors import DataError
 from raycd.features import map_cache, shards
 from raycd.features.map_cache import Extras, Form
 from raycd.features.rows import TableRows, write_table
-from raycd.features.shards import Plan
+from raycd.features.shards import ShardPlan
 from raycd.model import maps
 from raycd.model.encoder import Encoder
 from raycd.run import local_copy
@@ -62,12 +62,12 @@ def test_workers_write_the_maps_of_the_table_in_its_order(
     assert list(shards.parts(uri)) == [0, 1, 2, 3]  # of four pictures each, by two workers
     found = map_cache.read(tmp_path / "maps")
     keys = pictures["key"].to_pylist()
-    assert list(found.places) == keys
+    assert list(found.slots) == keys
     expected = expected_maps(encoder, pictures)
     torch.testing.assert_close(found.take(keys)["map"], expected, rtol=1e-3, atol=1e-3)
     assert map_cache.stored_bytes(uri, form) == 2 * expected.numel()
     Extras({"map": found}).write(tmp_path / "bundle", keys[::-1])
-    assert list(map_cache.read(tmp_path / "bundle" / "map").places) == keys[::-1]
+    assert list(map_cache.read(tmp_path / "bundle" / "map").slots) == keys[::-1]
 
 
 def test_only_the_shards_of_maps_that_are_not_there_are_done_again(
@@ -108,7 +108,7 @@ def test_token_states_keep_as_many_rows_as_a_text_has_tokens(
     form = write_cache(uri, "tokens", TEXTS, encoder, 0, CONFIG)
     found, texts = map_cache.read(tmp_path), TEXTS["key"].to_pylist()
     assert len(shards.parts(uri)) == 4
-    assert list(found.places) == texts
+    assert list(found.slots) == texts
     with torch.inference_mode():
         _, expected = maps.encode_tokens(encoder, encoder.tokenize(texts))
     taken = found.take(texts)
@@ -124,7 +124,7 @@ def test_nothing_to_cache_is_an_empty_cache(
     for need, table in (("map", pictures), ("tokens", TEXTS)):
         uri = str(tmp_path / need)
         form = write_cache(uri, need, table.slice(0, 0), new_encoder(), 0, CONFIG)
-        assert map_cache.read(tmp_path / need).places == {}
+        assert map_cache.read(tmp_path / need).slots == {}
         assert map_cache.stored_bytes(uri, form) == 0
 
 
@@ -150,7 +150,7 @@ def test_a_worker_writes_maps_to_a_store(
     [shape] = maps.shapes(encoder, ["map"], 0).values()
     form = Form("map", shape, ragged=False)
     write_table(uri, [pictures], pictures.schema)
-    map_cache.begin(uri, Plan(2, 14, 8), form)
+    map_cache.begin(uri, ShardPlan(2, 14, 8), form)
     shared = SharedEncoder(ray.put(encoder), "fp32", 1)
     given = (uri, "images", TableRows(uri, 8), shared, CONFIG.data, 4, 0)
     for number in range(2):

@@ -27,7 +27,7 @@ from raycd.durable import file_lock
 from raycd.errors import ConfigError
 from raycd.features import shards
 from raycd.features.rows import TableRows, write_table
-from raycd.features.shards import Plan
+from raycd.features.shards import ShardPlan
 from raycd.features.stored import Stored
 from raycd.model import compiling
 from raycd.model.embed import EmbedImages, EmbedTexts
@@ -35,7 +35,7 @@ from raycd.model.encoder import Encoder
 from raycd.run import alone
 from raycd.runtime import cluster, datasets
 from raycd.runtime.embed import embed_shards
-from raycd.runtime.embed.embed_shards import Shard
+from raycd.runtime.embed.embed_shards import ShardWork
 from raycd.runtime.embed.embedding import SharedEncoder, decoders
 from raycd.stores import lease
 
@@ -201,7 +201,7 @@ def test_batches_that_others_decode_ahead_come_in_their_order(
     rows = TableRows(str(tmp_path), len(table))
     for ahead in (0, 3):
         shared = SharedEncoder(ray.put(new_encoder()), "fp32", 1)
-        Shard(str(tmp_path), "images", rows, shared, CONFIG.data, 4, ahead)(0, "cpu")
+        ShardWork(str(tmp_path), "images", rows, shared, CONFIG.data, 4, ahead)(0, "cpu")
         found = whole(str(tmp_path))
         paths = table["path"].to_pylist()
         assert same(found, expected_of(table["key"].to_pylist(), paths, new_encoder()))
@@ -222,7 +222,7 @@ def test_shards_of_a_compiled_encoder_are_the_same_and_it_is_compiled_for_whole_
     rows, compiled = TableRows(str(tmp_path), len(table)), []
     shared = SharedEncoder(ray.put(new_encoder()), "fp32", 1)
     for _ in range(2):
-        Shard(str(tmp_path), "images", rows, shared, CONFIG.data, 4, 0, True)(0, "cpu")
+        ShardWork(str(tmp_path), "images", rows, shared, CONFIG.data, 4, 0, True)(0, "cpu")
         found, paths = whole(str(tmp_path)), table["path"].to_pylist()
         assert same(found, expected_of(table["key"].to_pylist(), paths, new_encoder()))
         os.unlink(shards.parts(str(tmp_path))[0])
@@ -352,10 +352,10 @@ def test_a_worker_reads_from_a_store_and_writes_to_it(
     out, encoder = f"s3://{base}/features", new_encoder()
     listed = sources.blocks(f"s3://{base}/pictures")
     count = write_table(out, listed, sources.SCHEMA)
-    shards.begin(out, Plan(1, count, count))
+    shards.begin(out, ShardPlan(1, count, count))
     shared = SharedEncoder(ray.put(encoder), "fp32", 1)
     rows = TableRows(out, count)
-    assert Shard(out, "images", rows, shared, CONFIG.data, 4, 0)(0, "cpu") == 30
+    assert ShardWork(out, "images", rows, shared, CONFIG.data, 4, 0)(0, "cpu") == 30
     files = sorted(pictures.rglob("*.png"))
     keys = [str(file.relative_to(pictures)) for file in files]
     found = pa.concat_tables(Stored.open(out).blocks())

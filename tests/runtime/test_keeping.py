@@ -21,7 +21,7 @@ from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 from raycd import stores
 from raycd.runtime.train.checkpoints import Checkpoints
 from raycd.runtime.train.keeping import Keeper, Stopped
-from raycd.train.checkpoint import State
+from raycd.train.checkpoint import TrainingState
 from raycd.train.loop import Loop
 from raycd.train.task import Silence
 from tests.faulty_store import Fault, faulty_store
@@ -100,7 +100,7 @@ def test_a_training_that_is_killed_inside_of_an_epoch_goes_on_there_and_ends_bit
     events: list[dict[str, Any]] = []
     toy, loop = train(left / "store", {}, events.append)
     assert events[0]["kind"] == "began"
-    assert events[0]["place"].startswith("epoch 2, step ")
+    assert events[0]["start"].startswith("epoch 2, step ")
     weights, history = undisturbed(epochs=3)
     assert [entry["loss"] for entry in loop.history] == [entry["loss"] for entry in history]
     for name, value in toy.module.state_dict().items():
@@ -126,13 +126,13 @@ def test_a_checkpoint_without_room_is_told_and_one_at_the_end_of_an_epoch_ends_t
 def test_a_step_waits_for_the_copy_of_a_checkpoint_and_not_for_its_writing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = State.write
+    write = TrainingState.write
 
-    def slowly(self: State, folder: Path) -> None:
+    def slowly(self: TrainingState, folder: Path) -> None:
         time.sleep(0.5)
         write(self, folder)
 
-    monkeypatch.setattr(State, "write", slowly)
+    monkeypatch.setattr(TrainingState, "write", slowly)
     keep, toy = keeper(tmp_path, lambda event: None, minutes=1e-9), Toy({})
     loop = Loop(toy, SCHEDULE, bar=lambda total, start: Silence())
     began = time.monotonic()

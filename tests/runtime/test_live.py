@@ -16,7 +16,7 @@ from raycd.runtime.record.tracking import Tracker
 from raycd.runtime.train import live
 from raycd.runtime.train.checkpoints import Checkpoints
 from raycd.runtime.train.failures import Failures
-from raycd.runtime.train.live import Live
+from raycd.runtime.train.live import EventHandler
 
 
 @pytest.fixture(scope="module")
@@ -54,13 +54,15 @@ def test_a_running_stage_is_seen_and_one_that_goes_on_has_each_epoch_and_step_on
 ) -> None:
     failures = Failures("toy", Checkpoints(str(tmp_path)))
     first = tracker.stage("toy", "mark")
-    Live("toy", first, failures).take([step(10), epoch(0), step(60), epoch(1, "pseudo"), step(110)])
+    EventHandler("toy", first, failures).take(
+        [step(10), epoch(0), step(60), epoch(1, "pseudo"), step(110)]
+    )
     assert client.get_run(first.run_id).info.status == "RUNNING"
     assert steps_of(client, first.run_id, "loss") == [0]
     second = tracker.stage("toy", "mark")  # the first one's process was killed
     assert second.run_id == first.run_id
     again = [step(80), epoch(1, "pseudo"), step(110), step(160), epoch(2)]
-    Live("toy", second, failures).take(again)
+    EventHandler("toy", second, failures).take(again)
     with second:
         second.log_epochs([event["entry"] for event in (epoch(0), epoch(1, "pseudo"), epoch(2))])
     assert steps_of(client, first.run_id, "loss") == [0, 2]
@@ -86,7 +88,7 @@ def test_a_record_that_is_away_does_not_stop_a_training_and_gets_what_it_misses(
             database.execute(f"ALTER TABLE {one} RENAME TO {other}")
 
     with tracker.stage("toy", "away") as run:
-        followed = Live("toy", run, Failures("toy", Checkpoints(str(tmp_path))))
+        followed = EventHandler("toy", run, Failures("toy", Checkpoints(str(tmp_path))))
         followed.take([epoch(0)])
         rename("metrics", "gone")
         followed.take([epoch(1), step(10)])
@@ -107,7 +109,7 @@ def test_a_record_that_comes_back_shortly_before_the_end_gets_what_it_misses(
 
     failed = {"kind": "failed", "when": 2.0, "errors": {0: "it died"}}
     with tracker.stage("toy", "back") as run:
-        followed = Live("toy", run, Failures("toy", Checkpoints(str(tmp_path))))
+        followed = EventHandler("toy", run, Failures("toy", Checkpoints(str(tmp_path))))
         with monkeypatch.context() as patch:
             patch.setattr(MlflowClient, "log_batch", away)
             followed.take([epoch(0), step(10), failed])
@@ -122,13 +124,13 @@ def test_a_record_that_comes_back_shortly_before_the_end_gets_what_it_misses(
 def test_failures_are_told_and_kept_with_where_it_went_on(
     tracker: Tracker, client: MlflowClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def began(place: str, workers: int) -> dict[str, Any]:
-        return {"kind": "began", "when": 3.0, "place": place, "workers": workers}
+    def began(start: str, workers: int) -> dict[str, Any]:
+        return {"kind": "began", "when": 3.0, "start": start, "workers": workers}
 
     checkpoints = Checkpoints(str(tmp_path))
     failed = {"kind": "failed", "when": 2.0, "errors": {1: "it died"}}
     with tracker.stage("toy", "failing") as run:
-        followed = Live("toy", run, Failures("toy", checkpoints))
+        followed = EventHandler("toy", run, Failures("toy", checkpoints))
         where = {"kind": "worker", "when": 1.0, "rank": 1, "where": "host-b", "process": 7}
         followed.take([began("the beginning", 2), where, failed, failed])
         followed.take([began("epoch 3, step 40", 1), began("epoch 4", 2)])

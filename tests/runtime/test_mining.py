@@ -46,12 +46,12 @@ def in_files(tmp_path: Path) -> InFiles:
         status = ["missing" if key.startswith("lost") else "ok" for key in keys]
         values = np.zeros((len(keys), image_ND.shape[1]), np.float32)
         values[[one == "ok" for one in status]] = image_ND
-        table, place = features_io.to_table(keys, status, values), str(tmp_path / "in_files")
+        table, folder = features_io.to_table(keys, status, values), str(tmp_path / "in_files")
         size = -(-len(keys) // 7)
-        shards.begin(place, shards.Plan(7, len(keys), size))
+        shards.begin(folder, shards.ShardPlan(7, len(keys), size))
         for number in range(7):
-            shards.write(place, number, table.slice(number * size, size))
-        return Stored.open(place)
+            shards.write(folder, number, table.slice(number * size, size))
+        return Stored.open(folder)
 
     return write
 

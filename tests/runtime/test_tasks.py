@@ -69,9 +69,9 @@ def test_a_run_that_a_worker_does_not_reach_is_told(finished: Finished, tmp_path
         tasks.run(lambda context: None, Context(finished.config(), run))
 
 
-@pytest.mark.parametrize("place", ["folder", "store"])
-def test_what_is_written_to_a_place_lies_there(place: str, tmp_path: Path) -> None:
-    uri = str(tmp_path) if place == "folder" else f"memory://{tmp_path.name}/written"
+@pytest.mark.parametrize("where", ["folder", "store"])
+def test_what_is_written_to_a_uri_lies_there(where: str, tmp_path: Path) -> None:
+    uri = str(tmp_path) if where == "folder" else f"memory://{tmp_path.name}/written"
     with tasks.written_to(f"{uri}/bundle") as folder:
         (folder / "maps").mkdir()
         (folder / "maps" / "a.bin").write_bytes(b"a")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from raycd import bundle
 from raycd.search import arranging
-from raycd.search.query import Arrangement, Boost, Found, Prepared, Query
+from raycd.search.query import Arrangement, AttributeBoost, Found, Prepared, Query
 from raycd.search.searcher import Searcher
 
 N, DIM = 40, 8
@@ -144,7 +144,7 @@ def test_a_boost_adds_the_percentile_of_the_number_among_the_candidates(
         shares.append((below + ties / 2) / (len(known) - 1) if price == price else 0.5)
     value_N = found.scores.astype(np.float64) + weight * np.array(shares)
     order = np.argsort(-value_N, kind="stable")
-    got = arranged(found, boost=Boost("price", weight))
+    got = arranged(found, boost=AttributeBoost("price", weight))
     assert got.positions.tolist() == found.positions[order].tolist()
     assert got.boosted == pytest.approx(value_N[order])
     assert got.scores.tolist() == found.scores[order].tolist()
@@ -152,7 +152,7 @@ def test_a_boost_adds_the_percentile_of_the_number_among_the_candidates(
 
 def test_a_boost_by_what_has_no_two_numbers_changes_no_order(found: Found) -> None:
     for attribute in ("brand", "nothing"):
-        got = arranged(found, boost=Boost(attribute, 5.0))
+        got = arranged(found, boost=AttributeBoost(attribute, 5.0))
         assert got.positions.tolist() == found.positions.tolist()
     assert arranging.percentiles(["7"]).tolist() == [0.5]
     assert arranging.percentiles(["1", "", "3", "2"]).tolist() == [0.0, 0.5, 1.0, 0.5]
@@ -160,7 +160,11 @@ def test_a_boost_by_what_has_no_two_numbers_changes_no_order(found: Found) -> No
 
 
 def test_all_of_it_acts_in_its_order_on_the_first_candidates_alone(found: Found) -> None:
-    wanted: dict[str, Any] = {"boost": Boost("price", 0.2), "alike": 0.95, "group_by": "brand"}
+    wanted: dict[str, Any] = {
+        "boost": AttributeBoost("price", 0.2),
+        "alike": 0.95,
+        "group_by": "brand",
+    }
     first = Found(found.scores[:25], found.positions[:25], found.images)
     boosted = arranged(first, boost=wanted["boost"])
     again = Found(boosted.boosted, boosted.positions, found.images)  # type: ignore[arg-type]  # there with a boost
@@ -182,7 +186,9 @@ def test_what_was_not_reranked_stays_below_what_was(found: Found) -> None:
 
 def test_no_candidate_is_no_result(found: Found) -> None:
     none = Found(found.scores[:0], found.positions[:0], found.images)
-    got = arranged(none, boost=Boost("price", 1), alike=0.9, group_by="brand", diversity=0.5)
+    got = arranged(
+        none, boost=AttributeBoost("price", 1), alike=0.9, group_by="brand", diversity=0.5
+    )
     assert len(got.positions) == 0
 
 

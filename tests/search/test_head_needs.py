@@ -12,7 +12,7 @@ import torch
 
 from raycd import bundle
 from raycd.errors import DataError, WeightsError
-from raycd.features.map_cache import Extras, MapCache, Writer, read
+from raycd.features.map_cache import CacheWriter, Extras, MapCache, read
 from raycd.gallery.static import Gallery
 from raycd.gallery.view import View
 from raycd.model import fusion, maps
@@ -44,7 +44,7 @@ def served(tiny_bundle: Any, folder: Path, name: str, *, with_maps: bool = True)
     _, found = maps.encode_images(tiny.encoder, pixels, needs, SIZE)
     caches = {}
     for need, values in found.items():
-        writer = Writer(folder / need, need, values.shape[1:], shard_bytes=3000)
+        writer = CacheWriter(folder / need, need, values.shape[1:], shard_bytes=3000)
         for image_id, value in zip(tiny_bundle.image_ids, half(values, need), strict=True):
             writer.add(image_id, value)
         writer.close()
@@ -137,7 +137,7 @@ def test_the_maps_of_the_gallery_are_verified_parts_of_the_bundle(known: Served)
     assert named == on_disk
     loaded = bundle.load(known.folder).extras
     for need, cache in known.caches.items():
-        keys = list(cache.places)
+        keys = list(cache.slots)
         assert torch.equal(loaded.caches[need].take(keys)[need], cache.take(keys)[need])
 
 

@@ -25,9 +25,11 @@ def test_a_bundle_and_its_pictures_are_served_from_a_bucket(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    place, store = f"raycd/{tmp_path.name}", S3FileSystem(use_listings_cache=False)
+    path_of_test, store = f"raycd/{tmp_path.name}", S3FileSystem(use_listings_cache=False)
     loaded, table = bundle.load(tiny_bundle.folder), bundle.read_gallery(tiny_bundle.folder)
-    names = {path: f"{place}/pictures/{Path(path).name}" for path in table["path"].to_pylist()}
+    names = {
+        path: f"{path_of_test}/pictures/{Path(path).name}" for path in table["path"].to_pylist()
+    }
     for path, name in names.items():
         store.put_file(path, name)
     column = table.schema.get_field_index("path")
@@ -35,9 +37,9 @@ def test_a_bundle_and_its_pictures_are_served_from_a_bucket(
     parts = loaded.encoder, loaded.head, loaded.head_config
     gallery = table.set_column(column, table.schema.field(column), far)
     bundle.write(tmp_path / "bundle", *parts, gallery, loaded.config, {})
-    store.put(f"{tmp_path}/bundle/", f"{place}/bundle/", recursive=True)
+    store.put(f"{tmp_path}/bundle/", f"{path_of_test}/bundle/", recursive=True)
 
-    args = service_args.model_copy(update={"bundle": f"s3://{place}/bundle"})
+    args = service_args.model_copy(update={"bundle": f"s3://{path_of_test}/bundle"})
     with running_replica(args, "bucket") as url, httpx.Client(base_url=url, timeout=60) as client:
         asked = {"image_id": "image-3", "text": "is blue", "top_k": 3}
         answer = client.post("/v1/search", json=asked)
@@ -46,6 +48,6 @@ def test_a_bundle_and_its_pictures_are_served_from_a_bucket(
             shown = client.get(f"/{result['thumbnail']}")
             assert shown.status_code == 200, shown.text
             assert Image.open(io.BytesIO(shown.content)).size == (40, 48)
-        store.rm_file(f"{place}/pictures/image-0.png")
+        store.rm_file(f"{path_of_test}/pictures/image-0.png")
         gone = client.get("/v1/images/image-0?size=original")
         assert gone.status_code == 404, gone.text

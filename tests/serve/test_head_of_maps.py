@@ -57,7 +57,7 @@ def test_the_maps_are_counted_cached_and_reported(run: Path) -> None:
     found = record(run, "maps")
     assert found["shape"] == [512, 2, 2]
     assert found["counts"] == {"images": IMAGES, "bytes": IMAGES * 512 * 2 * 2 * 2}
-    assert len(map_cache.read(run / "maps").places) == IMAGES
+    assert len(map_cache.read(run / "maps").slots) == IMAGES
     assert record(run, "stage2")["inputs"] == ["embed", "filter", "maps"]
     page = (run / "report.html").read_text()
     assert f"map of 512 x 2 x 2 for {IMAGES} images, 0.7 MiB" in page
@@ -73,7 +73,7 @@ def test_the_service_answers_for_an_image_that_is_sent_and_for_one_that_is_named
         bundle=str(run / "bundle"), gallery=str(run / "live.sqlite"), threads=1, cpus=0
     )
     url = start_replica(args, "cosmo")
-    image_id = next(iter(map_cache.read(run / "bundle" / "maps" / "map").places))
+    image_id = next(iter(map_cache.read(run / "bundle" / "maps" / "map").slots))
     paths = dict(_paths(run))
     with httpx.Client(base_url=url, timeout=60) as client:
         sent = ask(client, Path(paths[image_id]).read_bytes(), text="is blue").json()

@@ -10,8 +10,8 @@ from torch.overrides import TorchFunctionMode
 
 from raycd.errors import WeightsError
 from raycd.train import checkpoint
-from raycd.train.checkpoint import HISTORY, OPTIMIZER, PLACE, WEIGHTS, State
-from raycd.train.place import Place
+from raycd.train.checkpoint import HISTORY, MID_EPOCH, OPTIMIZER, WEIGHTS, TrainingState
+from raycd.train.mid_epoch import MidEpoch
 
 MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
 OPTIMIZERS: dict[str, MakeOptimizer] = {
@@ -39,11 +39,11 @@ def test_training_goes_on_from_a_checkpoint_bit_by_bit(kind: str, tmp_path: Path
     optimizer = OPTIMIZERS[kind](module)
     for seed in range(3):
         step(module, optimizer, seed)
-    State.of(module, optimizer, ENTRIES).write(tmp_path)
+    TrainingState.of(module, optimizer, ENTRIES).write(tmp_path)
     other = network(seed=1)
     restored = OPTIMIZERS[kind](other)
-    assert State.read(tmp_path).history == ENTRIES
-    State.read(tmp_path).fill(other, restored)
+    assert TrainingState.read(tmp_path).history == ENTRIES
+    TrainingState.read(tmp_path).fill(other, restored)
     for number, values in optimizer.state_dict()["state"].items():
         for name, value in values.items():
             assert torch.equal(restored.state_dict()["state"][number][name], value)
@@ -71,8 +71,8 @@ def test_moments_are_laid_out_as_their_parameters_for_fused_optimizers_mix_them_
     module, other = convolution(), convolution()
     optimizer, restored = (OPTIMIZERS["fused adamw"](one) for one in (module, other))
     train(module, optimizer, 3)
-    State.of(module, optimizer, []).write(tmp_path)
-    State.read(tmp_path).fill(other, restored)
+    TrainingState.of(module, optimizer, []).write(tmp_path)
+    TrainingState.read(tmp_path).fill(other, restored)
     train(module, optimizer, 3)
     train(other, restored, 3)
     assert torch.equal(module.state_dict()["weight"], other.state_dict()["weight"])
@@ -100,7 +100,7 @@ class Copies(TorchFunctionMode):
 def test_copies_from_a_gpu_are_in_order_without_being_read_before_they_are_there() -> None:
     module = nn.Conv2d(3, 4, 2).to(memory_format=torch.channels_last)
     with Copies() as copies:
-        state = State.of(module, OPTIMIZERS["fused adamw"](module), [])
+        state = TrainingState.of(module, OPTIMIZERS["fused adamw"](module), [])
     assert len(copies.made) == 2
     assert copies.used == []
     assert state.weights["weight"].is_contiguous()
@@ -112,16 +112,16 @@ def test_parameters_that_do_not_train_have_no_state(tmp_path: Path) -> None:
     next(module.children()).requires_grad_(False)
     optimizer = torch.optim.Adam([p for p in module.parameters() if p.requires_grad])
     step(module, optimizer, 0)
-    State.of(module, optimizer, []).write(tmp_path)
+    TrainingState.of(module, optimizer, []).write(tmp_path)
     assert len(load_file(tmp_path / OPTIMIZER)) == 4 * 3
-    State.read(tmp_path).fill(module, optimizer)
+    TrainingState.read(tmp_path).fill(module, optimizer)
 
 
 def test_the_learning_rate_is_not_the_checkpoints_affair(tmp_path: Path) -> None:
     module = network()
-    State.of(module, torch.optim.Adam(module.parameters(), lr=0.5), []).write(tmp_path)
+    TrainingState.of(module, torch.optim.Adam(module.parameters(), lr=0.5), []).write(tmp_path)
     optimizer = torch.optim.Adam(module.parameters(), lr=0.25)
-    State.read(tmp_path).fill(module, optimizer)
+    TrainingState.read(tmp_path).fill(module, optimizer)
     assert optimizer.param_groups[0]["lr"] == 0.25
 
 
@@ -138,7 +138,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "malformed history": lambda folder: truncate(folder / HISTORY),
     "weights of another model": lambda folder: save_file({"x": torch.zeros(1)}, folder / WEIGHTS),
     "strange optimizer": lambda folder: save_file({"x": torch.zeros(1)}, folder / OPTIMIZER),
-    "truncated place": lambda folder: truncate(folder / PLACE),
+    "truncated middle of an epoch": lambda folder: truncate(folder / MID_EPOCH),
     "history of no epochs": lambda folder: (folder / HISTORY).write_text("{}"),
 }
 
@@ -148,17 +148,19 @@ def test_a_broken_checkpoint_is_a_weights_error(damage: str, tmp_path: Path) -> 
     module = network()
     optimizer = OPTIMIZERS["adam"](module)
     step(module, optimizer, 0)
-    State.of(module, optimizer, ENTRIES, Place.gathered([torch.ones(())], 1.0)).write(tmp_path)
+    TrainingState.of(module, optimizer, ENTRIES, MidEpoch.gathered([torch.ones(())], 1.0)).write(
+        tmp_path
+    )
     DAMAGES[damage](tmp_path)
     with pytest.raises(
         WeightsError, match=r"the checkpoint .* cannot be read(.|\n)*delete it, then run"
     ):
-        State.read(tmp_path).fill(module, optimizer)
+        TrainingState.read(tmp_path).fill(module, optimizer)
 
 
 def test_only_the_weights_may_be_asked_for(tmp_path: Path) -> None:
     module, other = network(), network(seed=1)
-    State.of(module, OPTIMIZERS["adam"](module), ENTRIES).write(tmp_path)
+    TrainingState.of(module, OPTIMIZERS["adam"](module), ENTRIES).write(tmp_path)
     (tmp_path / OPTIMIZER).unlink()
     checkpoint.load_weights(tmp_path, other)
     assert torch.equal(other.state_dict()["0.weight"], module.state_dict()["0.weight"])

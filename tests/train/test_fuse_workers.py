@@ -70,13 +70,13 @@ def cached(needs: Collection[str], keys: Mapping[str, list[str]], ids: list[str]
     rng, caches = np.random.default_rng(0), {}
     with TemporaryDirectory() as folder:
         for need in sorted(needs):
-            place, ragged = Path(folder) / need, need == "tokens"
-            writer = map_cache.Writer(place, need, SHAPES[need], ragged=ragged)
+            path, ragged = Path(folder) / need, need == "tokens"
+            writer = map_cache.CacheWriter(path, need, SHAPES[need], ragged=ragged)
             for key in keys.get(need, ids):
                 shape = [3 + len(key) % 4, 5] if ragged else SHAPES[need]
                 writer.add(key, rng.normal(size=shape).astype(np.float16))
             writer.close()
-            caches[need] = map_cache.read(place)
+            caches[need] = map_cache.read(path)
     return Extras(caches)
 
 

@@ -13,7 +13,7 @@ import torch
 
 from raycd import run
 from raycd.errors import ConfigError
-from raycd.features.map_cache import Writer
+from raycd.features.map_cache import CacheWriter
 from raycd.features.stored import Stored
 from raycd.runtime.stages.context import Context
 from tests.tune.conftest import Mined
@@ -24,7 +24,7 @@ SHAPE = (3, 2, 2)
 
 def write_cache(folder: Path) -> None:
     """Write the maps of five images, each full of its number."""
-    writer = Writer(folder, "map", SHAPE, shard_bytes=48)
+    writer = CacheWriter(folder, "map", SHAPE, shard_bytes=48)
     for number in range(5):
         writer.add(f"image-{number}", np.full(SHAPE, number, np.float16))
     writer.close()
@@ -64,12 +64,12 @@ def test_another_process_reads_maps_of_a_store_from_a_copy_of_its_own(
     tmp_path: Path,
 ) -> None:
     write_cache(tmp_path / "maps")
-    place = str(tmp_path / "maps")
+    uri = str(tmp_path / "maps")
     if where == "store":
-        place = "s3://raycd/tables/maps"
-        file_system, path = run.open_uri(place)
+        uri = "s3://raycd/tables/maps"
+        file_system, path = run.open_uri(uri)
         file_system.put(f"{tmp_path}/maps/", f"{path}/", recursive=True)
-    tables = replace(mined.tables, caches={"map": place})
+    tables = replace(mined.tables, caches={"map": uri})
     task = ray.remote(runtime_env={"env_vars": s3})(opened)
     found = ray.get(task.remote(ray.put(tables)))
     copies = 1 if where == "store" else 0

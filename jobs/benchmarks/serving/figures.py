@@ -7,7 +7,7 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 
-from jobs.benchmarks.serving.load import OK, REFUSED, Sample, Seen
+from jobs.benchmarks.serving.load import OK, REFUSED, LoadResult, Sample
 
 Figures = dict[str, float | str]
 
@@ -21,7 +21,7 @@ def quantile(values: Sequence[float], share: float) -> float:
     return sorted(values)[max(0, math.ceil(share * len(values)) - 1)] if values else math.nan
 
 
-def speed(seen: Seen, begin: float, end: float) -> Figures:
+def speed(seen: LoadResult, begin: float, end: float) -> Figures:
     """Return rate and latency of what was answered from `begin` to `end`, in seconds."""
     inside = [one for one in seen.samples if begin <= one.due + one.ms / 1000 < end]
     ms = [one.ms for one in inside if one.status == OK]
@@ -69,7 +69,7 @@ def batches(sizes: Sequence[float]) -> Figures:
     }
 
 
-def refusals(seen: Seen, asked: int) -> Figures:
+def refusals(seen: LoadResult, asked: int) -> Figures:
     """Return what an overloaded service refused of so many requests, how soon, and what failed."""
     refused = [one.ms for one in seen.samples if one.status in REFUSED]
     answered = [one.ms for one in seen.samples if one.status == OK]

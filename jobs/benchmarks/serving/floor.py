@@ -25,7 +25,7 @@ from PIL import Image
 from raycd import bundle
 
 
-class Model:
+class BareModel:
     """Encoder, head and index of a bundle."""
 
     def __init__(self, folder: Path) -> None:
@@ -50,7 +50,7 @@ class Model:
         return [{"image_id": one, "category": name, "score": float(s)} for one, name, s in found]
 
 
-def build_app(model: Model) -> FastAPI:
+def build_app(model: BareModel) -> FastAPI:
     """Build the ASGI application."""
     app = FastAPI()
 
@@ -78,5 +78,5 @@ if __name__ == "__main__":
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     faiss.omp_set_num_threads(options.threads)
-    app = build_app(Model(options.bundle))
+    app = build_app(BareModel(options.bundle))
     uvicorn.run(app, port=options.port, loop="uvloop", http="httptools", access_log=False)

@@ -43,7 +43,7 @@ class Sample(NamedTuple):
 
 
 @dataclass
-class Seen:
+class LoadResult:
     """What a load saw; filled in when it has ended."""
 
     samples: list[Sample] = field(default_factory=list)
@@ -69,7 +69,7 @@ class Site:
         clients: int = 0,
         rate: float = 0.0,
         kind: str = "picture, new text",
-    ) -> Seen:
+    ) -> LoadResult:
         """Send requests for so long and return what was seen. As `sending`."""
         with self.sending(seconds, clients=clients, rate=rate, kind=kind) as seen:
             pass
@@ -84,7 +84,7 @@ class Site:
         rate: float = 0.0,
         kind: str = "picture, new text",
         patience: float = 0.0,
-    ) -> Iterator[Seen]:
+    ) -> Iterator[LoadResult]:
         """Send requests meanwhile: of `clients` that wait for each answer, or `rate` a second.
 
         Answers are counted until `patience` seconds after the last request. No text is sent twice,
@@ -92,7 +92,7 @@ class Site:
         """
         if not shutil.which("wrk"):
             raise ConfigError("wrk is not installed", do="apt-get install wrk")
-        folder, seen = self.material / kind, Seen()
+        folder, seen = self.material / kind, LoadResult()
         clients = clients or min(CONNECTIONS, math.ceil(rate))
         with tempfile.NamedTemporaryFile(prefix="raycd-") as file:
             before, began = _children(), time.monotonic() + LEAD_S

@@ -1,6 +1,6 @@
 """CLVC-Net, comprehensive linguistic-visual composition (Wen et al., SIGIR 2021), on frozen CLIP.
 
-X the last map, E the states of the text's tokens, P = H W places:
+X the last map, E the states of the text's tokens, P = H W positions:
 
     local    K = conv1x1 X,  s_p = sum_l softmax_l(E_l K_p / sqrt P) E_l,  U = [K; s]
              F = gamma(U) X + beta(U),  f = FC GeM_p F
@@ -17,7 +17,7 @@ Deviates: both compositions share one frozen encoder, CLIP, where the paper has 
 LSTM; targets are pooled CLIP features, the same for both, so the term that draws the two networks'
 targets together is 0; both learn in the same step, not in turn.
 
-Shapes: B batch, C channels, H x W places, L tokens, E their size, D feature size, N targets.
+Shapes: B batch, C channels, H x W positions, L tokens, E their size, D feature size, N targets.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from raycd.distributed import gather
 from raycd.model.fusion.head import Head, HeadBatch
-from raycd.model.fusion.places import Gem, masked_softmax, unit_sum
+from raycd.model.fusion.positions import Gem, masked_softmax, unit_sum
 from raycd.model.fusion.registry import HeadConfig
 from raycd.model.loss import full_precision
 
@@ -40,7 +40,7 @@ SCALE = 10.0
 
 
 class Inception(nn.Module):
-    """Branches 1; 1, 3; 1, 3, 3; average 3, 1 side by side, over places or tokens."""
+    """Branches 1; 1, 3; 1, 3, 3; average 3, 1 side by side, over positions or tokens."""
 
     def __init__(
         self,

@@ -1,6 +1,6 @@
 """CoSMo's content and style modulators (Lee, Kim and Han, CVPR 2021) on frozen CLIP features.
 
-X the last map, t the text feature, N = (X - mu) / sigma over the places of each channel.
+X the last map, t the text feature, N = (X - mu) / sigma over the positions of each channel.
 
     content   Y = N + w1 A1(N, t),  Z = Y + w2 A2(Y, t)                    w start 1
     A(Y, t)   M = conv [Y; t],  v = conv M,  q = conv Y,  k = conv Y       1 x 1, h = 8 heads
@@ -13,7 +13,7 @@ X the last map, t the text feature, N = (X - mu) / sigma over the places of each
 Deviates: the target is the frozen encoder's pooled feature, not the same FC of the target's map; a
 CLIP map in place of ResNet-50's, and CLIP's text feature in place of an LSTM's.
 
-Shapes: B batch, C channels, H x W places (P of them), D feature size, h heads.
+Shapes: B batch, C channels, H x W positions (P of them), D feature size, h heads.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from raycd.model.fusion.head import Head, HeadBatch
-from raycd.model.fusion.places import with_text
+from raycd.model.fusion.positions import with_text
 from raycd.model.fusion.registry import HeadConfig
 
 SCALE = 4.0  # length of query and target
@@ -46,7 +46,7 @@ class EqualisedLinear(nn.Linear):
 
 
 class ContentAttention(nn.Module):
-    """A(Y, t): attention among places, and of the text to places."""
+    """A(Y, t): attention among positions, and of the text to positions."""
 
     def __init__(self, channels: int, dim: int) -> None:
         super().__init__()

@@ -6,15 +6,15 @@ feature and what a difference transformer reads from reference and target, and "
 information maximisation", between one layer of the fusion network and several layers of the
 target's image encoder. All else here is our choice.
 
-    fusion       h = the text's place of Transformer([Lin t; Lin X_last; Lin X_middle])
+    fusion       h = the text's position of Transformer([Lin t; Lin X_last; Lin X_middle])
     query        L2(x + t + FC h)
-    difference   d = the first place of Transformer([e; Lin X_last + r; Lin X_last of target + r'])
+    difference   d = position 1 of Transformer([e; Lin X_last + r; Lin X_last of target + r'])
     loss         eq. 4 + w I(FC d, t) + w sum_i I(FC_i h, FC_i mean_p X_i of target),  w = 0.1
 
 I is InfoNCE with a scale of 10 (van den Oord et al. 2018), the classification loss of one side
 among the batch's other sides: the less it is, the greater a lower bound of their information.
 
-Shapes: B batch, C channels, H x W places, P of them, D feature size.
+Shapes: B batch, C channels, H x W positions, P of them, D feature size.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def transformer(dim: int, dropout: float) -> nn.TransformerEncoderLayer:
     )
 
 
-def places(map_BCHW: torch.Tensor) -> torch.Tensor:
-    """Return a map's places as rows (B, P, C)."""
+def positions(map_BCHW: torch.Tensor) -> torch.Tensor:
+    """Return a map's positions as rows (B, P, C)."""
     return map_BCHW.flatten(2).transpose(1, 2)
 
 
@@ -60,7 +60,7 @@ class Datir(Head):
         self.text = nn.Linear(dim, dim)
         self.fusion, self.difference = (transformer(dim, config.dropout) for _ in range(2))
         self.output, self.difference_output = nn.Linear(dim, dim), nn.Linear(dim, dim)
-        # [e; r; r']: the first row of the difference transformer, and whose place another is
+        # [e; r; r']: the first row of the difference transformer, and whose position another is
         self.roles = nn.Parameter(0.02 * torch.randn(3, dim))
         self.query_side = nn.ModuleDict({level: nn.Linear(dim, dim) for level in LEVELS})
         self.target_side = nn.ModuleDict(
@@ -69,7 +69,7 @@ class Datir(Head):
 
     def fused(self, text_BD: torch.Tensor, **maps: torch.Tensor) -> torch.Tensor:
         """Return h (B, D)."""
-        rows = [self.read[level](places(maps[level])) for level in LEVELS]
+        rows = [self.read[level](positions(maps[level])) for level in LEVELS]
         out: torch.Tensor = self.fusion(torch.cat([self.text(text_BD)[:, None], *rows], 1))[:, 0]
         return out
 
@@ -80,8 +80,8 @@ class Datir(Head):
         rows = torch.cat(
             [
                 first.expand(len(reference_BCHW), 1, -1),
-                read(places(reference_BCHW)) + of_reference,
-                read(places(target_BCHW)) + of_target,
+                read(positions(reference_BCHW)) + of_reference,
+                read(positions(target_BCHW)) + of_target,
             ],
             dim=1,
         )

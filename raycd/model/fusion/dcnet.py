@@ -16,7 +16,7 @@ paper adds the logarithms of the softmax over either score, which orders images 
 does. `rerank` gives (e . t) / s_i^2, to add to the cosine of f and y.
 
 What differs from the paper: M = 1 expert, the pooled feature of the frozen CLIP, instead of 7 from
-places and layers of a ResNet-50 that trains with it; the image's expert has no Lin and ReLU,
+positions and layers of a ResNet-50 that trains with it; the image's expert has no Lin and ReLU,
 because the gallery's side has none; the text's is CLIP's feature instead of attention over words.
 The correction of a query is trained on blocks of 32 of the batch, the paper's batch size: each
 triplet of a larger batch with each would be 1000 times the work. It is DCNet's composition and

@@ -4,7 +4,7 @@ HFFCA is heterogeneous feature fusion and cross-modal alignment (Zhang et al., M
 10.1145/3474085.3475659), "Heteroge" in Table 1. Its full text and code could not be had. The
 abstract names three parts; their formulas here are our choice.
 
-    MCF   R = Lin X,  W = Lin E;  R' = R + Attn(R; W),  W' = W + Attn(W; R)   places and words
+    MCF   R = Lin X,  W = Lin E;  R' = R + Attn(R; W),  W' = W + Attn(W; R)   positions and words
     CGP   r = sum_p softmax_p(<R'_p, Lin t> / sqrt D) R'_p   guided by the text
           w = sum_l softmax_l(<W'_l, Lin x> / sqrt D) W'_l   guided by the image
     query L2(x + t + FC [r; w])
@@ -13,7 +13,7 @@ abstract names three parts; their formulas here are our choice.
 MCF multi-modal complementary fusion, CGP cross-modal guided pooling, RCC relative caption-aware
 consistency.
 
-Shapes: B batch, C channels, H x W places, P of them, L tokens, E their size, D feature size.
+Shapes: B batch, C channels, H x W positions, P of them, L tokens, E their size, D feature size.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from torch.nn import functional as F
 
 from raycd.model.fusion.dropout import Dropout
 from raycd.model.fusion.head import Head, HeadBatch
-from raycd.model.fusion.places import masked_softmax
+from raycd.model.fusion.positions import masked_softmax
 from raycd.model.fusion.registry import HeadConfig
 
 CONSISTENCY = 0.5
 
 
 class Hffca(Head):
-    """Interaction of places and words, and the pooling of each guided by the other."""
+    """Interaction of positions and words, and the pooling of each guided by the other."""
 
     needs = frozenset({"map", "tokens"})
     drops = True
@@ -62,15 +62,15 @@ class Hffca(Head):
         mask_BL: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the normalised queries (B, D) and w (B, D)."""
-        place_BPD = self.places(map_BCHW.flatten(2).transpose(1, 2))
+        position_BPD = self.places(map_BCHW.flatten(2).transpose(1, 2))
         word_BLD = self.words(tokens_BLE)
-        said, _ = self.to_places(place_BPD, word_BLD, word_BLD, key_padding_mask=~mask_BL)
-        shown, _ = self.to_words(word_BLD, place_BPD, place_BPD)
-        place_BPD, word_BLD = place_BPD + said, word_BLD + shown
-        everywhere = torch.ones_like(place_BPD[..., 0], dtype=torch.bool)
-        place_BD = guided_pool(place_BPD, self.guide_of_places(text_BD), everywhere)
+        said, _ = self.to_places(position_BPD, word_BLD, word_BLD, key_padding_mask=~mask_BL)
+        shown, _ = self.to_words(word_BLD, position_BPD, position_BPD)
+        position_BPD, word_BLD = position_BPD + said, word_BLD + shown
+        everywhere = torch.ones_like(position_BPD[..., 0], dtype=torch.bool)
+        position_BD = guided_pool(position_BPD, self.guide_of_places(text_BD), everywhere)
         word_BD = guided_pool(word_BLD, self.guide_of_words(image_BD), mask_BL)
-        fused_BD = self.output(torch.cat([place_BD, word_BD], dim=-1))
+        fused_BD = self.output(torch.cat([position_BD, word_BD], dim=-1))
         return F.normalize(image_BD + text_BD + fused_BD, dim=-1), word_BD
 
     def forward(

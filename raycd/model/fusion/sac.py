@@ -14,7 +14,7 @@ Deviates: that loss; the target is the pooled CLIP feature, not the same path wi
 layer3 and layer4 in place of ResNet-50's layer2 and layer3, and its text feature in place of a
 GRU's. Implemented from a description, not from the published model (CC BY-NC-SA).
 
-Shapes: B batch, C channels, H x W places, P of them, D feature size.
+Shapes: B batch, C channels, H x W positions, P of them, D feature size.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from torch.nn import functional as F
 from raycd.model.fusion.batch_norm import BatchNorm
 from raycd.model.fusion.dropout import Dropout
 from raycd.model.fusion.head import Head
-from raycd.model.fusion.places import Gem
+from raycd.model.fusion.positions import Gem
 from raycd.model.fusion.registry import HeadConfig
 
 LEVELS = ("middle", "map")
 
 
 class WhereToSee(nn.Module):
-    """One level: self-attention, the text's attention to places, and the pooled result."""
+    """One level: self-attention, the text's attention to positions, and the pooled result."""
 
     def __init__(self, channels: int, dim: int, dropout: float) -> None:
         super().__init__()

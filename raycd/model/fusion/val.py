@@ -15,7 +15,7 @@ features in place of ResNet-50's and an LSTM's; an FC to D for each level, so th
 with the target's pooled feature, where the paper compares each with the target's own level; no L_vs
 (image-text matching with side information).
 
-Shapes: B batch, C channels, H x W places, P of them, D feature size, N targets of all workers.
+Shapes: B batch, C channels, H x W positions, P of them, D feature size, N targets of all workers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from raycd.distributed import gather, own_rows
 from raycd.model.fusion.dropout import Dropout
 from raycd.model.fusion.head import Head, HeadBatch
-from raycd.model.fusion.places import unit_sum, with_text
+from raycd.model.fusion.positions import unit_sum, with_text
 from raycd.model.fusion.registry import HeadConfig
 from raycd.model.loss import full_precision, same_images
 

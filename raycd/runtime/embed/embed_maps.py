@@ -21,7 +21,7 @@ from raycd.model.embed_maps import EmbedTokens, EncodeMaps
 from raycd.model.encoder import Encoder
 from raycd.runtime import precision
 from raycd.runtime.embed import embed_shards
-from raycd.runtime.embed.embed_shards import Shard
+from raycd.runtime.embed.embed_shards import ShardWork
 
 SHARD_BYTES = 64 * 2**20  # a worker holds a shard, and that twice while it writes it
 
@@ -55,7 +55,7 @@ def write_cache(
 
 
 @dataclass(frozen=True)
-class MapShard(Shard):
+class MapShard(ShardWork):
     """The work on a shard of maps or token states."""
 
     _: KW_ONLY

@@ -27,7 +27,7 @@ from raycd.data.folder import absolute
 from raycd.errors import ConfigError
 from raycd.features import shards
 from raycd.features.rows import Batch, Rows, TableRows, TarRows, write_table
-from raycd.features.shards import Plan
+from raycd.features.shards import ShardPlan
 from raycd.features.stored import Stored
 from raycd.model.compiling import IMAGES, encode_compiled
 from raycd.model.embed import Batch as Encoded
@@ -65,8 +65,8 @@ def planned(
     config: Config,
     *,
     most: int | None = None,
-    begin: Callable[[str, Plan], None] = shards.begin,
-) -> tuple[TableRows, Plan]:
+    begin: Callable[[str, ShardPlan], None] = shards.begin,
+) -> tuple[TableRows, ShardPlan]:
     """Write a table and how it is cut, unless its shards are `of` the same already.
 
     Args:
@@ -128,7 +128,7 @@ def _embed_source(uri: str, source: str, encoder: Encoder, config: Config) -> St
         )
     if plan is None:
         if tars:
-            plan = Plan(len(tars), of=of)
+            plan = ShardPlan(len(tars), of=of)
         else:
             listed = ray.remote(num_cpus=config.compute.cpus_per_worker)(_list)
             plan = _plan(ray.get(listed.remote(uri, source, root)), of, config)
@@ -148,11 +148,11 @@ def _list(uri: str, source: str, root: str) -> int:
     return write_table(uri, found, sources.SCHEMA, logins(source, root))
 
 
-def _plan(rows: int, of: Mapping[str, Any], config: Config, most: int | None = None) -> Plan:
-    return Plan.of_rows(rows, config.embed.batch_size, 4 * _workers(config), of, most=most)
+def _plan(rows: int, of: Mapping[str, Any], config: Config, most: int | None = None) -> ShardPlan:
+    return ShardPlan.of_rows(rows, config.embed.batch_size, 4 * _workers(config), of, most=most)
 
 
-def _table_rows(uri: str, plan: Plan, hidden: Mapping[str, str]) -> TableRows:
+def _table_rows(uri: str, plan: ShardPlan, hidden: Mapping[str, str]) -> TableRows:
     assert plan.shard_rows is not None, "it is the plan of a table"
     return TableRows(uri, plan.shard_rows, hidden)
 
@@ -170,18 +170,20 @@ def _ahead(workers: int, config: Config) -> int:
     return max(2, int(free / workers)) if free >= 1 else 0
 
 
-def _embed(uri: str, unit: str, plan: Plan, rows: Rows, encoder: Encoder, config: Config) -> Stored:
+def _embed(
+    uri: str, unit: str, plan: ShardPlan, rows: Rows, encoder: Encoder, config: Config
+) -> Stored:
     """Do the shards that are not there, and open all of them."""
-    complete(f"embed {unit}", partial(Shard, uri, unit, rows), uri, unit, plan, encoder, config)
+    complete(f"embed {unit}", partial(ShardWork, uri, unit, rows), uri, unit, plan, encoder, config)
     return Stored.open(uri)
 
 
 def complete(
     stage: str,
-    shard: Callable[..., Shard],
+    shard: Callable[..., ShardWork],
     uri: str,
     unit: str,
-    plan: Plan,
+    plan: ShardPlan,
     encoder: Encoder,
     config: Config,
 ) -> None:
@@ -189,7 +191,7 @@ def complete(
 
     Args:
         stage: What the progress shows.
-        shard: Makes the work on one of them of the last five arguments of a `Shard`.
+        shard: Makes the work on one of them of the last five arguments of a `ShardWork`.
     """
     there = shards.parts(uri)
     todo = [number for number in range(plan.shards) if number not in there]
@@ -234,7 +236,7 @@ def complete(
 
 
 @dataclass(frozen=True)
-class Shard:
+class ShardWork:
     """The work on a shard: read its rows, encode them in batches, write them."""
 
     uri: str
@@ -289,7 +291,7 @@ def _decode(decode: DecodeImages, batch: Batch) -> Batch:
     return decode(batch)
 
 
-def _write(block: Batch, work: Shard, device: str = "cpu") -> pa.Table:
+def _write(block: Batch, work: ShardWork, device: str = "cpu") -> pa.Table:
     """Write the shards that a block names, as a task."""
     numbers = [int(number) for number in block["shard"]]
     return pa.table({"rows": pa.array([work(number, device) for number in numbers], pa.int64())})
@@ -298,7 +300,7 @@ def _write(block: Batch, work: Shard, device: str = "cpu") -> pa.Table:
 class _Writer:
     """An actor on a GPU."""
 
-    def __init__(self, work: Shard) -> None:
+    def __init__(self, work: ShardWork) -> None:
         self.work = work
 
     def __call__(self, block: Batch) -> pa.Table:

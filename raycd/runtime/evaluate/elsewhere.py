@@ -60,12 +60,12 @@ class Model:
         return cls(encoder, head, config)
 
     @classmethod
-    def of_bundle(cls, place: str) -> Model:
+    def of_bundle(cls, uri: str) -> Model:
         """Return the model of a bundle, a folder or on a store.
 
         Raises WeightsError where it is damaged, DataError where the store does not answer.
         """
-        loaded = bundle.load(Path(place) if is_local(place) else cache.fetch(place))
+        loaded = bundle.load(Path(uri) if is_local(uri) else cache.fetch(uri))
         return cls(loaded.encoder, loaded.head, loaded.head_config)
 
 
@@ -100,7 +100,7 @@ def _embedded(
     model: Model, tables: dict[str, pa.Table], config: Config
 ) -> tuple[dict[str, Features], ImageReport, Extras]:
     """Embed images, texts and, for the head joint, queries; fill the caches that the head needs."""
-    encoder, caches = model.encoder, dict[str, map_cache.MapCache | map_cache.Words]()
+    encoder, caches = model.encoder, dict[str, map_cache.MapCache | map_cache.LazyTokens]()
     with cluster.connected(), _shared_folder(config) as folder:
         stored = {
             unit: embed_shards.embed_table(
@@ -116,14 +116,14 @@ def _embedded(
         there = images.filter(pc.is_in(images["key"], value_set=stored["images"].keys()))
         for need in sorted(model.head.needs - {WORDS}):
             given, size = (tables["texts"], 0) if need == "tokens" else (there, _side(model, need))
-            place = posixpath.join(folder, need)
-            embed_maps.write_cache(place, need, given, encoder, size, config)
+            uri = posixpath.join(folder, need)
+            embed_maps.write_cache(uri, need, given, encoder, size, config)
             with scratch.folder() as copies:
-                caches[need] = map_cache.read(local_copy(place, copies))  # outlives its files
+                caches[need] = map_cache.read(local_copy(uri, copies))  # outlives its files
         missing = stored["images"].report()
     if WORDS in model.head.needs:
         words = encoder.tokenizer
-        caches[WORDS] = map_cache.Words(words, list(model.head_config.extra[WORDS]))
+        caches[WORDS] = map_cache.LazyTokens(words, list(model.head_config.extra[WORDS]))
     return found, missing, Extras(caches)
 
 

@@ -154,7 +154,7 @@ def _ranks(found: Found, right: set[str], masked: str) -> list[int]:
     right = right - {masked}
     wrong = [by for image_id, by in found if image_id not in right]
     own = sorted((by for image_id, by in found if image_id in right), reverse=True)
-    return [place + sum(other >= by for other in wrong) for place, by in enumerate(own, 1)]
+    return [rank + sum(other >= by for other in wrong) for rank, by in enumerate(own, 1)]
 
 
 def _measure(

@@ -45,7 +45,7 @@ class Variant(NamedTuple):
     rerank: RerankFunction | None = None
 
 
-class Asked(NamedTuple):
+class AskedQueries(NamedTuple):
     """All queries of val, asked of a variant under a protocol."""
 
     protocol: Protocol
@@ -124,7 +124,7 @@ def named_metric(name: str, config: Config, dataset: Dataset | None) -> Metric:
     return Metric.parse(name, categories, config.evaluate.ks)
 
 
-def ask_run(context: Context, protocols: Sequence[Protocol], top: int = 0) -> list[Asked]:
+def ask_run(context: Context, protocols: Sequence[Protocol], top: int = 0) -> list[AskedQueries]:
     """Measure each variant of a run under each protocol, in a task of the connected cluster.
 
     `top` is the number of best images to return of each query.
@@ -132,10 +132,10 @@ def ask_run(context: Context, protocols: Sequence[Protocol], top: int = 0) -> li
     return tasks.run(_ask_run, context, protocols, top, gpu=True)
 
 
-def _ask_run(context: Context, protocols: Sequence[Protocol], top: int) -> list[Asked]:
+def _ask_run(context: Context, protocols: Sequence[Protocol], top: int) -> list[AskedQueries]:
     found = variants(context)
     return [
-        Asked(p, v.name, ask(context.dataset, v, context.config, protocol=p, top=top))
+        AskedQueries(p, v.name, ask(context.dataset, v, context.config, protocol=p, top=top))
         for p in protocols
         for v in found
     ]
@@ -177,7 +177,7 @@ def _unmeasured(context: Context) -> dict[str, Any]:
     }
 
 
-def metrics(asked: Sequence[Asked]) -> dict[str, Any]:
+def metrics(asked: Sequence[AskedQueries]) -> dict[str, Any]:
     """Return what `report.table` shows: of several protocols, the averages side by side."""
     variants: dict[str, dict[str, Any]] = {}
     several = len({one.protocol for one in asked}) > 1

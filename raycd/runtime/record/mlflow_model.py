@@ -75,7 +75,7 @@ def requirements() -> list[str]:
     return pinned
 
 
-class Model:
+class LoadedModel:
     """What MLflow loads: a searcher of one bundle and its own gallery."""
 
     def __init__(self, searcher: Searcher) -> None:
@@ -100,10 +100,10 @@ class Model:
         return pd.DataFrame({"results": rows})
 
 
-def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> Model:
+def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> LoadedModel:
     """Load the model for MLflow; `model_config` may have `device` and `threads`."""
     config = dict(model_config or {})
-    return Model(
+    return LoadedModel(
         Searcher(
             bundle.load(Path(path)),
             device=config.get("device", "cpu"),

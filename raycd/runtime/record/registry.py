@@ -46,8 +46,8 @@ def fetch(uri: str, cache: str = CACHE) -> Path:
         version = _version(uri)
         # With its time: another registry counts its versions from 1, too.
         name = f"{version.version}-{version.creation_timestamp}"
-        place = f"{quote(version.name, safe='')}/{name}"
-        return keep(place, partial(_download, str(version.source)), cache)
+        key = f"{quote(version.name, safe='')}/{name}"
+        return keep(key, partial(_download, str(version.source)), cache)
 
 
 def pinned(uri: str) -> str:

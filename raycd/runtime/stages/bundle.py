@@ -26,7 +26,7 @@ from raycd.runtime.stages import tasks
 from raycd.runtime.stages.context import IMAGES, Context
 
 
-class Model(NamedTuple):
+class BundledModel(NamedTuple):
     """What makes features of images, and queries of features."""
 
     encoder: Encoder
@@ -34,7 +34,7 @@ class Model(NamedTuple):
     head_config: fusion.HeadConfig
 
 
-class Rows(NamedTuple):
+class GalleryRows(NamedTuple):
     """The images of a gallery, in its order; those without a feature are left out."""
 
     ids: Sequence[str]
@@ -54,14 +54,14 @@ def bundle_up(context: Context, writing: Writing) -> None:
     }
 
 
-def _bundle(context: Context, place: str, tuned: Encoder) -> Manifest:
+def _bundle(context: Context, uri: str, tuned: Encoder) -> Manifest:
     """Write the bundle into a folder or URI, as a task."""
     config = context.config
     head, head_config = fusion.load(context.run.local("stage2") / "head", dim=tuned.dim)
     measured = context.recorded("evaluate", "variants").get(head_config.name, {})
     return write(
-        place,
-        Model(tuned, head, head_config),
+        uri,
+        BundledModel(tuned, head, head_config),
         context.stored("embed", IMAGES),
         _gallery(context.dataset),
         config,
@@ -74,14 +74,14 @@ def _bundle(context: Context, place: str, tuned: Encoder) -> Manifest:
     )
 
 
-def _gallery(dataset: Dataset) -> Rows:
+def _gallery(dataset: Dataset) -> GalleryRows:
     """Return the images of val's galleries, each with all of its categories."""
     categories: dict[str, list[str]] = {}
     for row in dataset.gallery.to_pylist():
         if row["split"] == "val":
             categories.setdefault(row["image_id"], []).append(row["category"])
     known = {row["image_id"]: row for row in dataset.images.to_pylist()}
-    return Rows(
+    return GalleryRows(
         list(categories),
         list(categories.values()),
         [known[key]["path"] for key in categories],
@@ -90,10 +90,10 @@ def _gallery(dataset: Dataset) -> Rows:
 
 
 def write(
-    place: str,
-    model: Model,
+    uri: str,
+    model: BundledModel,
     images: Stored,
-    rows: Rows,
+    rows: GalleryRows,
     config: Config,
     metrics: dict[str, Any],
     *,
@@ -119,7 +119,7 @@ def write(
         attributes=[rows.attributes[row] for row in kept],
         run=run,
     )
-    with tasks.written_to(place) as folder:
+    with tasks.written_to(uri) as folder:
         return bundle.write(
             folder,
             *model,

@@ -109,13 +109,13 @@ class Context:
 
     def extras(self, needs: Collection[str]) -> Extras:
         """Open the caches of what a head needs beside features."""
-        found: dict[str, map_cache.MapCache | map_cache.Words] = {
+        found: dict[str, map_cache.MapCache | map_cache.LazyTokens] = {
             need: map_cache.read(self.run.local(CACHES[need])) for need in self.caches(needs)
         }
         if WORDS in needs:
             used = encoders.load_saved(self.run.local("stage1") / "encoder")
             length = context_length(used.model_config)
-            found[WORDS] = map_cache.Words(used.tokenizer, [length])
+            found[WORDS] = map_cache.LazyTokens(used.tokenizer, [length])
         return Extras(found)
 
     def caches(self, needs: Collection[str]) -> dict[str, str]:

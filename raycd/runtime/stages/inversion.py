@@ -30,14 +30,14 @@ from raycd.train.task import Task
 
 
 def train(
-    config: Config, own: Dataset, folder: Path, place: str, first: str, how: Mapping[str, Any]
+    config: Config, own: Dataset, folder: Path, shared: str, first: str, how: Mapping[str, Any]
 ) -> tuple[fusion.Head, fusion.HeadConfig, dict[str, Any]]:
     """Train the head on the texts of the train images; return it, its shape and what happened.
 
     Args:
         own: Whose titles.
         folder: The encoder, here.
-        place: The same, where all workers find it.
+        shared: The same, where all workers find it.
         first: The stage `encoder`, likewise, whose head is gone on from where it is of a bundle.
         how: Of `training.train`: storage, name, tracked.
     """
@@ -49,7 +49,7 @@ def train(
     trained = training.train(
         "stage 2",
         _make_invert,
-        {"encoder": place, "first": first, "texts": distinct},
+        {"encoder": shared, "first": first, "texts": distinct},
         Schedule.of(config.stage2, config.seed),
         config,
         unit="texts",

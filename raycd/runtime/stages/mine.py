@@ -60,7 +60,7 @@ def filter_pseudo(context: Context, writing: Writing) -> None:
         progress.say(line)
 
 
-def _filter(context: Context, place: str) -> mine.Counts:
+def _filter(context: Context, uri: str) -> mine.Counts:
     """Write the candidates that are kept into a folder or URI, as a task."""
     settings = context.config.mine
     table = pq.read_table(context.run.local("mine") / "candidates.parquet")
@@ -68,7 +68,7 @@ def _filter(context: Context, place: str) -> mine.Counts:
     train = context.dataset.triplets_of("train")
     table = mine.eligible(table, train, settings)
     kept, counts = mine.filter_candidates(table, **thresholds)
-    with tasks.written_to(place) as folder:
+    with tasks.written_to(uri) as folder:
         pq.write_table(kept, folder / "pseudo_triplets.parquet")
     return counts
 

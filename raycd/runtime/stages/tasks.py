@@ -1,8 +1,8 @@
 """A step of a stage as one task: the features that it reads are never in the driver.
 
 It gets what the driver has of the run, a `Context` (settings, tables of the data set), reads what
-earlier stages have written, and returns little. What it writes goes to a place that all machines
-reach.
+earlier stages have written, and returns little. What it writes goes to a folder or store that all
+machines reach.
 """
 
 from __future__ import annotations
@@ -89,14 +89,14 @@ def _work(work: Callable[..., Answer], context: Context, count: int, given: Any)
 
 
 @contextmanager
-def written_to(place: str) -> Iterator[Path]:
-    """Give a local folder for what is to lie at `place`: that itself, or one that is copied there.
+def written_to(uri: str) -> Iterator[Path]:
+    """Give a local folder for what is to lie at `uri`: that itself, or one that is copied there.
 
-    It is made by the block, or before it where `place` is local.
+    It is made by the block, or before it where `uri` is local.
     """
-    if is_local(place):
-        Path(place).mkdir(parents=True, exist_ok=True)
-        yield Path(place)
+    if is_local(uri):
+        Path(uri).mkdir(parents=True, exist_ok=True)
+        yield Path(uri)
         return
     with scratch.folder() as folder:
         whole = folder / "whole"
@@ -104,4 +104,4 @@ def written_to(place: str) -> Iterator[Path]:
         yield whole
         for file in sorted(path for path in whole.rglob("*") if path.is_file()):
             name = file.relative_to(whole).as_posix()
-            shards.write_file(posixpath.join(place, name), file)
+            shards.write_file(posixpath.join(uri, name), file)

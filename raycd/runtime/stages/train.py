@@ -104,9 +104,9 @@ def stage2(context: Context, writing: Writing) -> None:
 
 def _learn_from_titles(context: Context, writing: Writing) -> None:
     """Train a head that looks at no triplet."""
-    place = storage(context, writing, context.recorded("stage1", "encoder"))
+    where = storage(context, writing, context.recorded("stage1", "encoder"))
     encoder = context.run.local("stage1") / "encoder", context.run.path("stage1", "encoder")
-    first, how = context.run.path("encoder"), {"tracked": context.tracked, **place}
+    first, how = context.run.path("encoder"), {"tracked": context.tracked, **where}
     head, head_config, record = inversion.train(context.config, context.own, *encoder, first, how)
     fusion.save(head, head_config, writing.folder / "head")
     writing.record |= {**record, "head": sha256(writing.folder / "head" / WEIGHTS)}
@@ -116,8 +116,8 @@ def _compose(context: Context, writing: Writing) -> None:
     """Let the encoder itself compose the queries of val."""
     used = encoders.load_saved(context.run.local("stage1") / "encoder")
     table = query_table(context.dataset, "val")
-    place = posixpath.join(writing.shared, QUERIES)
-    embed_shards.embed_table(place, "queries", table, used, context.config)
+    uri = posixpath.join(writing.shared, QUERIES)
+    embed_shards.embed_table(uri, "queries", table, used, context.config)
 
 
 def _record(trained: training.Trained, settings: Stage1Config | Stage2Config) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from raycd import scratch, stores
 from raycd.durable import replace_folder
 from raycd.errors import RunError, WeightsError, brief
 from raycd.run import local_copy, open_uri
-from raycd.train.checkpoint import HISTORY, PLACE, State, read_history
+from raycd.train.checkpoint import HISTORY, MID_EPOCH, TrainingState, read_history
 from raycd.train.loop import best_epoch
 
 Answer = TypeVar("Answer")
@@ -40,10 +40,10 @@ _WRITING, _REPLACED = ".writing", ".replaced"
 _RAYS = re.compile(r"checkpoint_.+")  # of an earlier version, one an epoch
 
 
-def name_of(state: State) -> str:
+def name_of(state: TrainingState) -> str:
     """Return the name of a checkpoint: later ones sort behind earlier ones."""
     name = f"epoch-{len(state.history):04d}"
-    return name if state.place is None else f"{name}-step-{state.place.batches:06d}"
+    return name if state.mid_epoch is None else f"{name}-step-{state.mid_epoch.batches:06d}"
 
 
 def in_words(name: str) -> str:
@@ -72,15 +72,15 @@ class Checkpoints:
             found = [name for name in found if self._is_whole(name)]
         return sorted(found, reverse=True)
 
-    def read(self, name: str) -> State:
+    def read(self, name: str) -> TrainingState:
         """Read a checkpoint. Raises WeightsError where it is damaged."""
         with scratch.folder() as folder:
-            state = State.read(local_copy(self._uri(name), folder))
-        if "-step-" in name and state.place is None:
-            raise WeightsError(f"its {PLACE} is gone")
+            state = TrainingState.read(local_copy(self._uri(name), folder))
+        if "-step-" in name and state.mid_epoch is None:
+            raise WeightsError(f"its {MID_EPOCH} is gone")
         return state
 
-    def newest(self) -> tuple[State | None, str, list[str]]:
+    def newest(self) -> tuple[TrainingState | None, str, list[str]]:
         """Return the newest checkpoint that can be read, its name, and what ails those after it."""
         damaged: list[str] = []
         for name in self.names():
@@ -90,7 +90,7 @@ class Checkpoints:
                 damaged.append(f"{name} ({brief(error.__cause__ or error)})")
         return None, "", damaged
 
-    def write(self, state: State) -> str:
+    def write(self, state: TrainingState) -> str:
         """Write a checkpoint, and return its name."""
         name = name_of(state)
         if self._is_local:
@@ -106,7 +106,7 @@ class Checkpoints:
                 )
         return name
 
-    def prune(self, own: State) -> None:
+    def prune(self, own: TrainingState) -> None:
         """Remove all but the newest ones and the best epoch's, once `own` is written.
 
         Those that are further than `own` stay: they were damaged, or could not be read for a while.

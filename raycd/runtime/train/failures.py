@@ -1,6 +1,6 @@
 """What went wrong in a training and where it went on, told as it happens and kept with its stage.
 
-A failure is noted by Ray Train's controller (`teller.py`), the place that it goes on from by the
+A failure is noted by Ray Train's controller (`teller.py`), what it goes on from by the
 workers that
 start next; both reach the driver over the `relay.Board`.
 """
@@ -65,10 +65,10 @@ class Failures:
                 self._enter(event["when"], f"the workers were {before}, now {self._size}")
         entries = self._waiting()
         for entry in entries:
-            entry |= {"continued_from": event["place"], "workers": event["workers"]}
+            entry |= {"continued_from": event["start"], "workers": event["workers"]}
         if entries:
             progress.say(
-                f"{self._stage}: goes on from {event['place']}, workers: {event['workers']}"
+                f"{self._stage}: goes on from {event['start']}, workers: {event['workers']}"
             )
             self._save()
         return bool(entries)
@@ -90,6 +90,6 @@ class Failures:
 def described(entry: Mapping[str, Any]) -> str:
     """Return an entry as one line."""
     who = "" if entry["worker"] is None else f"worker {entry['worker']} ({entry['where']}): "
-    place = entry.get("continued_from")
-    then = "" if place is None else f"; went on from {place}, workers: {entry['workers']}"
+    start = entry.get("continued_from")
+    then = "" if start is None else f"; went on from {start}, workers: {entry['workers']}"
     return f"{entry['when']} {who}{entry['what']}{then}"

@@ -17,7 +17,7 @@ from torch import distributed
 from raycd.distributed import rank, world_size
 from raycd.errors import RaycdError, RunError, brief
 from raycd.runtime.train.checkpoints import Checkpoints, in_words
-from raycd.train.checkpoint import State
+from raycd.train.checkpoint import TrainingState
 from raycd.train.loop import EpochResult, Loop
 
 ASK_EVERY = 5.0  # seconds between two questions for a notice, as often as Ray Train itself looks
@@ -66,7 +66,7 @@ class Keeper:
         self._is_epoch = False  # what is being written: an epoch's end
         self._error: RaycdError | None = None
 
-    def restored(self) -> State | None:
+    def restored(self) -> TrainingState | None:
         """Return the checkpoint to go on from, the same on all workers, and tell where that is."""
         state, names = None, [""]
         if rank() == 0:
@@ -74,7 +74,7 @@ class Keeper:
             state, names[0], damaged = self._checkpoints.newest()
             for damage in damaged:
                 self.tell("warning", text=f"a checkpoint is damaged and not used: {damage}")
-            self.tell("began", place=in_words(names[0]), workers=world_size())
+            self.tell("began", start=in_words(names[0]), workers=world_size())
         self.tell("worker", rank=rank(), where=socket.gethostname(), process=os.getpid())
         if world_size() > 1:
             distributed.broadcast_object_list(names)
@@ -99,7 +99,7 @@ class Keeper:
             return True
         return bool(wanted & _DUE)
 
-    def keep(self, state: Callable[[], State]) -> None:
+    def keep(self, state: Callable[[], TrainingState]) -> None:
         """Write a checkpoint inside of an epoch in the background."""
         self._kept = time.monotonic()
         if rank() == 0:
@@ -151,11 +151,11 @@ class Keeper:
         self._going |= going
         return bool(going)
 
-    def _write(self, state: State, *, is_epoch: bool) -> None:
+    def _write(self, state: TrainingState, *, is_epoch: bool) -> None:
         self._is_epoch = is_epoch
         self._writing = self._writer.submit(self._write_now, state)
 
-    def _write_now(self, state: State) -> None:
+    def _write_now(self, state: TrainingState) -> None:
         self._checkpoints.write(state)
         try:
             self._checkpoints.prune(state)

@@ -18,7 +18,7 @@ from raycd.runtime.train.failures import Failures, described
 AGAIN_AFTER = 30.0  # seconds until a record that was away is tried again
 
 
-class Live:
+class EventHandler:
     """What the driver does with the events of a training.
 
     Args:

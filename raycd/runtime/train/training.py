@@ -36,7 +36,7 @@ from raycd.runtime.train import relay
 from raycd.runtime.train.checkpoints import Checkpoints
 from raycd.runtime.train.failures import Failures
 from raycd.runtime.train.keeping import Keeper, Stopped
-from raycd.runtime.train.live import Live
+from raycd.runtime.train.live import EventHandler
 from raycd.runtime.train.teller import Teller
 from raycd.train.loop import Loop, Schedule
 from raycd.train.task import Task
@@ -112,7 +112,7 @@ def train(
             run_config=_run_config(storage, name, config, Teller(board)),
         )
         record = tracked or MlflowRun(None, "")
-        live = Live(stage, record, failures)
+        live = EventHandler(stage, record, failures)
         with relay.followed(board, live.take):
             result = trainer.fit()
         live.finish()

@@ -14,7 +14,7 @@ import pytest
 from raycd import bundle
 from raycd.api import Embedding
 from raycd.client import AsyncClient, Client
-from raycd.client.request import Asked
+from raycd.client.request import QueryFields
 from raycd.search.searcher import Searcher
 from serve.security.guard import needed_scope
 from tests.search.arrays import fused, gallery_features, image_feature, text_feature, unit
@@ -76,7 +76,7 @@ def test_the_query_is_what_a_search_compares_images_with(
 def test_a_batch_and_the_client_give_the_same(
     client: httpx.Client, service_url: str, tiny_bundle: Any
 ) -> None:
-    query: Asked = {"image_id": "image-3", "text": "is blue"}
+    query: QueryFields = {"image_id": "image-3", "text": "is blue"}
     expected = embedded(client.post("/v1/embed", json=query))
     body = {"queries": [query, {"image_id": "nobody"}, {"wrong": 1}, {}]}
     items = client.post("/v1/embed/batch", json=body).json()["items"]

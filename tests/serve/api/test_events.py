@@ -15,7 +15,7 @@ import pytest
 
 from raycd.api.events import UserEvent
 from raycd.client import Client
-from raycd.feedback.records import Session, sessions
+from raycd.feedback.records import LoggedSession, sessions
 from raycd.gallery_db import GalleryDatabase, events
 from serve.args import DEFAULT, ServeArgs
 from serve.galleries import Galleries
@@ -60,7 +60,7 @@ def ubi(query_id: str, image_id: str, action: str = "click", **more: Any) -> dic
     return {"action_name": action, "query_id": query_id, "event_attributes": about, **more}
 
 
-def kept(database: Path, is_there: Callable[[Session], object]) -> Session:
+def kept(database: Path, is_there: Callable[[LoggedSession], object]) -> LoggedSession:
     """Wait for a session that is written."""
     until = time.monotonic() + 20
     while time.monotonic() < until:
@@ -72,7 +72,7 @@ def kept(database: Path, is_there: Callable[[Session], object]) -> Session:
     raise AssertionError("it was never written")
 
 
-def asked(query_id: str) -> Callable[[Session], bool]:
+def asked(query_id: str) -> Callable[[LoggedSession], bool]:
     return lambda session: session.search.query_id == query_id
 
 

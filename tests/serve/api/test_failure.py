@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 from raycd.errors import GalleryError
 from serve.api import problems
 from serve.api.image_body import check
-from serve.api.middleware import Failures, InFlight, Requests
+from serve.api.middleware import ErrorResponses, InFlight, Requests
 from serve.errors import (
     Busy,
     KeyElsewhere,
@@ -98,7 +98,7 @@ def app(counted: Counted) -> FastAPI:
         """Return nothing."""
 
     known = ("default", "shoes")
-    app.add_middleware(Failures)
+    app.add_middleware(ErrorResponses)
     app.add_middleware(Requests, in_flight=InFlight(), metrics=counted, galleries=known)
     return app
 

@@ -18,7 +18,7 @@ from raycd.data.images import load
 from raycd.gallery.records import Delete, Put
 from raycd.gallery_db import GalleryDatabase
 from serve.args import ServeArgs, Wanted
-from serve.engine.queries import SentImage
+from serve.engine.queries import QueryImage
 from serve.live.engine_follower import EngineFollower
 from serve.replica import Replica
 from serve.shadow_process import Unobserved
@@ -60,7 +60,7 @@ def test_another_encoder_has_its_own_collection_before_it_answers(
     async def first() -> tuple[str, str, int]:
         """Return the nearest image, the encoder and the number of images."""
         engine = replica.engine
-        asked, sent = SearchRequest(top_k=1), [SentImage(image_id="image-7")]
+        asked, sent = SearchRequest(top_k=1), [QueryImage(image_id="image-7")]
         answer = await replica.answer(engine, await replica.prepare(engine, asked, sent))
         return answer.results[0].image_id, engine.fingerprint, len(engine.view)
 

@@ -18,7 +18,7 @@ import ray
 
 from raycd.api import SearchRequest
 from serve.args import DEFAULT, Second
-from serve.engine.queries import SentImage
+from serve.engine.queries import QueryImage
 from serve.galleries import Galleries
 from serve.replica import Replica
 from serve.second.shadow import Loaded, Outcome, Process, Seen, Shadow, overlap
@@ -213,7 +213,7 @@ class Hanging:
     async def loaded(self) -> Loaded:
         return Loaded("digest", None, without=1)
 
-    async def answer(self, asked: SearchRequest, sent: Sequence[SentImage]) -> Seen:
+    async def answer(self, asked: SearchRequest, sent: Sequence[QueryImage]) -> Seen:
         if self.hangs:
             await asyncio.sleep(1000)
         return Seen(["a"], 0.1)
@@ -234,7 +234,7 @@ def hanging_process(folder: Path) -> RayProcess:
         def loaded(self) -> Loaded:
             return Loaded("digest", None, without=1)
 
-        def answer(self, asked: SearchRequest, sent: list[SentImage]) -> Seen:
+        def answer(self, asked: SearchRequest, sent: list[QueryImage]) -> Seen:
             if self.hangs:
                 time.sleep(1000)
             return Seen([asked.model_dump_json(), repr(sent)], 0.1)
@@ -277,7 +277,7 @@ def test_a_process_that_hangs_is_ended_and_gets_each_picture_once(
 
     async def searches() -> Seen:
         await hangs_once(process)
-        return await process.answer(ASKED, [SentImage(file=b"x")])
+        return await process.answer(ASKED, [QueryImage(file=b"x")])
 
     got, sent = asyncio.run(searches()).image_ids
     assert "eA==" not in got

@@ -1,6 +1,6 @@
-"""Layers over the places of a map and the tokens of a text, which several heads share.
+"""Layers over the positions of a map and the tokens of a text, which several heads share.
 
-Shapes: B batch, C channels, H x W places, P = H W of them, L tokens, E their size, D feature size.
+Shapes: B batch, C channels, H x W positions, P = H W, L tokens, E their size, D feature size.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 
 def with_text(map_BCHW: torch.Tensor, text_BD: torch.Tensor) -> torch.Tensor:
-    """Return [X; t] (B, C + D, H, W): the text feature beside the channels of each place."""
+    """Return [X; t] (B, C + D, H, W): the text feature beside the channels of each position."""
     text_BDHW = text_BD[:, :, None, None].expand(-1, -1, *map_BCHW.shape[-2:])
     return torch.cat([map_BCHW, text_BDHW], dim=1)
 
@@ -22,7 +22,7 @@ def masked_softmax(score: torch.Tensor, mask: torch.Tensor, dim: int) -> torch.T
 
 
 class Gem(nn.Module):
-    """Generalised mean of a map's places or a text's tokens: (mean max(x, eps)^p)^(1 / p).
+    """Generalised mean of a map's positions or a text's tokens: (mean max(x, eps)^p)^(1 / p).
 
     p is learned and starts at 3. Source: Radenovic et al., TPAMI 2019.
     """

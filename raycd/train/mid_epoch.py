@@ -1,4 +1,4 @@
-"""A place inside of an epoch: how far it is, what it has measured, the random states there."""
+"""The middle of an epoch: how far it is, what it has measured, the random states there."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from raycd.distributed import rank, world_size
 
 
 @dataclass(frozen=True)
-class Place:
+class MidEpoch:
     """Where all workers are after some batches of an epoch.
 
     Only numbers that training draws from torch's generators count: order, texts and targets of an
@@ -35,8 +35,8 @@ class Place:
         return self.measured_WB2.shape[1]
 
     @classmethod
-    def gathered(cls, measured: Sequence[torch.Tensor], seconds: float) -> Place:
-        """Return the place that all workers have reached together; each of them calls it."""
+    def gathered(cls, measured: Sequence[torch.Tensor], seconds: float) -> MidEpoch:
+        """Return the state that all workers have reached together; each of them calls it."""
         own_B2 = torch.stack(list(measured)).cpu()
         states = {"cpu": torch.get_rng_state()}
         if measured[0].is_cuda:
@@ -59,7 +59,7 @@ class Place:
         return list(own_B2.to(device))
 
     def restore_random(self, device: torch.device) -> None:
-        """Set this worker's generators, unless the place is that of another number of workers."""
+        """Set this worker's generators, unless it is that of another number of workers."""
         if len(self.random) != world_size():
             return
         own = self.random[rank()]
@@ -78,7 +78,7 @@ class Place:
         save_file({"measured": self.measured_WB2, **random}, path, about)
 
     @classmethod
-    def read(cls, path: Path) -> Place:
+    def read(cls, path: Path) -> MidEpoch:
         """Read what `write` has written. Raises OSError, SafetensorError, KeyError, ValueError."""
         with safe_open(path, "pt") as file:
             measured_WB2 = file.get_tensor("measured")

@@ -20,11 +20,11 @@ from raycd.features import Features
 from raycd.model.compiling import Compilation
 from raycd.model.encoder import Encoder
 from raycd.train import loop
-from raycd.train.checkpoint import State
+from raycd.train.checkpoint import TrainingState
 from raycd.train.finetune import FineTune, SumOfFeatures
 from raycd.train.fuse import Fuse, new_head
 from raycd.train.loop import Loop, Schedule
-from raycd.train.place import Place
+from raycd.train.mid_epoch import MidEpoch
 from raycd.train.task import Silence, Task
 from tests.train.test_finetune import SMALL_DATA
 from tests.train.test_loop import SCHEDULE, Stop, Toy, nothing, untimed
@@ -52,7 +52,7 @@ class Stopping:
         self._left -= 1
         return self._left == 0
 
-    def keep(self, state: Callable[[], State]) -> None:
+    def keep(self, state: Callable[[], TrainingState]) -> None:
         state().write(self._folder)
         raise Stop
 
@@ -89,7 +89,7 @@ def test_a_training_stopped_after_any_step_ends_as_an_undisturbed_one_bit_by_bit
 def test_without_the_random_states_it_would_end_otherwise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Place, "restore_random", lambda self, device: None)
+    monkeypatch.setattr(MidEpoch, "restore_random", lambda self, device: None)
     with pytest.raises(AssertionError):
         check_that_it_goes_on(Toy, SCHEDULE, tmp_path)
 
@@ -195,12 +195,12 @@ def workers(number: int, folder: str) -> None:
     for dropout in (0.5, 0.0):
         whole, stopped, restored = (Toy(dropout) for _ in range(3))
         expected = Loop(whole, SCHEDULE, bar=silent).run(nothing)
-        place = Path(folder, f"{number}-{dropout}")
+        checkpoint = Path(folder, f"{number}-{dropout}")
         try:
-            Loop(stopped, SCHEDULE, bar=silent, watch=Stopping(2, place)).run(nothing)
+            Loop(stopped, SCHEDULE, bar=silent, watch=Stopping(2, checkpoint)).run(nothing)
         except Stop:
             torch.randn(5 + number)
-        found = Loop(restored, SCHEDULE, restore=place, bar=silent).run(nothing)
+        found = Loop(restored, SCHEDULE, restore=checkpoint, bar=silent).run(nothing)
         assert untimed(found) == untimed(expected)
         for name, value in whole.module.state_dict().items():
             assert torch.equal(restored.module.state_dict()[name], value), name
@@ -209,9 +209,9 @@ def workers(number: int, folder: str) -> None:
 @pytest.mark.slow
 def test_two_workers_go_on_bit_by_bit_and_one_alone_within_a_tolerance(tmp_path: Path) -> None:
     run_two(workers, str(tmp_path))
-    state = State.read(tmp_path / "0-0.0")
-    assert state.place is not None
-    assert state.place.measured_WB2.shape == (2, state.place.batches, 2)
+    state = TrainingState.read(tmp_path / "0-0.0")
+    assert state.mid_epoch is not None
+    assert state.mid_epoch.measured_WB2.shape == (2, state.mid_epoch.batches, 2)
     alone, whole = Toy(0.0), Toy(0.0)
     found = Loop(alone, SCHEDULE, restore=state, bar=silent).run(nothing)
     expected = Loop(whole, SCHEDULE, bar=silent).run(nothing)
