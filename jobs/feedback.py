@@ -98,6 +98,13 @@ def make(config: Config, asked: argparse.Namespace, out: Path) -> dict[str, Any]
         GalleryError: The gallery cannot be read.
     """
     since, negatives = _seconds(asked.since), _negatives(config, asked.negatives)
+    cli.at_least("--support", asked.support, 1)
+    if not 0 <= asked.held_back < 1:
+        raise ConfigError(
+            "--held-back: impossible value",
+            got=asked.held_back,
+            expected="a share from 0 to below 1",
+        )
     with StoredGallery.open(asked.gallery, asked.pictures) as stored:
         found, version = _sessions(stored, since), stored.gallery_db.version()
         images = {

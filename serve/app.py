@@ -69,7 +69,7 @@ def _serve(options: Options[LocalArgs]) -> None:
         if engine := args.of(gallery).gallery_engine:
             Address.parse(engine).check_installed()
     if args.api_keys:
-        keyring.read(Path(args.api_keys))
+        warn_of_keys(args)
     elif not _is_loopback(wanted.host):
         print(UNGUARDED.format(host=wanted.host, keys=called("serve/keys.py")), file=sys.stderr)
     if wanted.traces:
@@ -102,6 +102,17 @@ def _serve(options: Options[LocalArgs]) -> None:
         )
         with watch.port_answers(wanted.host, wanted.port):
             _until_stopped(args, wanted, asked, debug=options.debug)
+
+
+def warn_of_keys(args: ServeArgs) -> None:
+    """Name keys of galleries that the service lacks. Raises ConfigError for a file that is none."""
+    for key in keyring.read(Path(args.api_keys)):
+        if unknown := sorted(set(key.galleries or ()) - {DEFAULT, *args.galleries}):
+            print(
+                f"warning: the API key {key.name} is for galleries that are not served: "
+                f"{', '.join(unknown)}",
+                file=sys.stderr,
+            )
 
 
 def _tell_galleries(wanted: ServeArgs, url: str) -> None:

@@ -75,6 +75,14 @@ def test_a_bundles_head_is_served_as_it_is_where_there_are_no_triplets(
     assert "the head clip_cd is served" in capsys.readouterr().err
     plain = Config.model_validate(data)
     assert reading.fitted(plain, builder.build({})).stage2.head == "sum"
+    titled = builder.build({}, {"i0": {"title": "a red dress"}, "i1": {"title": "a hat"}})
+    adapting = Config.model_validate({**asked.model_dump(), "adapt": {"epochs": 2}})
+    assert adapting.data.title == "title"
+    fitted = reading.fitted(adapting, titled)
+    assert (fitted.adapt.epochs, fitted.stage2.epochs) == (0, 0)
+    assert "the bundle's head knows the encoder as it is" in capsys.readouterr().err
+    alone = Config.model_validate({**plain.model_dump(), "adapt": {"epochs": 2}})
+    assert reading.fitted(alone, titled).adapt.epochs == 2
 
 
 def test_without_a_bundle_nothing_is_kept_and_a_damaged_one_is_told(tmp_path: Path) -> None:

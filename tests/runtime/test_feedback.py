@@ -79,6 +79,9 @@ def test_feedback_that_makes_nothing_and_options_that_mean_nothing_are_told(
         (["--gallery", str(file), "--since", "2100-01-01"], "no feedback"),
         (["--gallery", str(file), "--since", "soon"], "not a date"),
         (["--gallery", str(file), "--negatives", "-1"], "--negatives: impossible value"),
+        (["--gallery", str(file), "--support", "0"], "--support: impossible value"),
+        (["--gallery", str(file), "--held-back", "1"], "--held-back: impossible value"),
+        (["--gallery", str(file), "--held-back", "nan"], "--held-back: impossible value"),
         ([], "--gallery and --out"),
     ):
         assert feedback.program([*argv, *more]) == 2

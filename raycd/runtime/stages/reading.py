@@ -131,6 +131,9 @@ def fitted(config: Config, found: Dataset | None) -> Config:
         if not fusion.head_class(head).on_titles:
             # That of a bundle is served as it is
             untrained = {"epochs": 0} if config.encoder.bundle else {"head": "sum"}
+            if config.encoder.bundle and config.adapt.epochs and head != "sum":
+                progress.say("adapt is left out: the bundle's head knows the encoder as it is")
+                changes["adapt"] = config.adapt.model_copy(update={"epochs": 0})
         progress.say(
             "there are no train triplets, and none are composed: nothing is trained on triplets, "
             f"and the head {untrained.get('head', head)} is served"

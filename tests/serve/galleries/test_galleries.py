@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,6 +17,8 @@ import pytest
 from raycd.client import AsyncClient, Client, ServiceError
 from raycd.client.__main__ import main
 from raycd.errors import ConfigError
+from serve import app, keys
+from serve.args import ServeArgs
 from tests.serve.api.test_guard import bearer
 from tests.serve.asking import png, problem
 
@@ -37,6 +40,18 @@ def shoes(url: str, key: str) -> Iterator[Client]:
 def digests(client: httpx.Client) -> dict[str, str]:
     """Return the bundle of each gallery."""
     return {one["name"]: one["bundle"] for one in client.get("/v1/galleries").json()["galleries"]}
+
+
+def test_keys_of_galleries_that_are_not_served_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "keys.json"
+    keys.add(file, "all", "read")
+    keys.add(file, "bob", "read", ["hats", "default", "shoos"])
+    args = ServeArgs.model_validate({"galleries": {"hats": {"bundle": "x"}}, "api_keys": str(file)})
+    app.warn_of_keys(args)
+    warning = "warning: the API key bob is for galleries that are not served: shoos\n"
+    assert capsys.readouterr().err == warning
 
 
 def test_the_galleries_are_listed_with_the_default_one_first(client: httpx.Client) -> None:
