@@ -17,13 +17,14 @@ import {
   showWeights,
   within,
 } from "./form.js";
+import { startGalleries } from "./galleries.js";
 import { startKey } from "./key.js";
 import { suggestLabels } from "./labels.js";
 import * as picker from "./picker.js";
 import { BLANK, fromLink, isEmpty, isSame, toLink } from "./query.js";
 import { referenceImage, refuseReference, showReference, startReference } from "./reference.js";
 import { askToRemove, startRemoving } from "./remove.js";
-import { getInfo, newest, search } from "./service.js";
+import { getGalleries, getInfo, newest, search } from "./service.js";
 import { startNames } from "./tiles.js";
 import { START, earlier, follow, showTrail, withHistory } from "./trail.js";
 import { fileOf, isLost } from "./uploads.js";
@@ -43,6 +44,7 @@ start();
 async function start() {
   answer.showBusy("Starting…");
   try {
+    if (!startGalleries(await getGalleries())) return;
     info = await getInfo();
   } catch (problem) {
     answer.showFailure(problem, null, start);

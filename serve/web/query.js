@@ -3,6 +3,8 @@
 // such images with `less`, whether the results shall be less like them. It becomes a request, and a
 // link that reopens it.
 
+import { newLink } from "./galleries.js";
+
 export const BLANK = {
   image: null,
   further: [],
@@ -100,7 +102,7 @@ function dataUrl(file) {
  * its name, one beside the reference nothing.
  */
 export function toLink(query) {
-  const link = new URLSearchParams();
+  const link = newLink();
   if (query.image?.id !== undefined) link.set("image_id", query.image.id);
   if (query.image?.url !== undefined) link.set("image_url", query.image.url);
   if (query.image?.upload !== undefined) link.set("upload", query.image.name);

@@ -1,5 +1,6 @@
 // Talks to the service. Addresses are relative, so that the page also works behind a path prefix.
 
+import { api } from "./galleries.js";
 import { anotherKey, authorization } from "./key.js";
 import { request } from "./query.js";
 import { noteChange, sinceChangeOf, sinceChanges } from "./versions.js";
@@ -30,13 +31,16 @@ export function newest() {
   };
 }
 
-export const getInfo = () => call("v1/info", {});
+/** The galleries that the key opens. */
+export const getGalleries = async () => (await call("v1/galleries", {})).galleries;
+
+export const getInfo = () => call(`${api}/info`, {});
 
 export function getGallery({ offset, limit, category, newest: newestFirst }, signal) {
   const asked = new URLSearchParams({ offset, limit });
   if (category) asked.set("category", category);
   if (newestFirst) asked.set("newest", true);
-  return call(withQuery("v1/gallery", asked, sinceChanges()), { signal });
+  return call(withQuery(`${api}/gallery`, asked, sinceChanges()), { signal });
 }
 
 /**
@@ -46,7 +50,7 @@ export function getGallery({ offset, limit, category, newest: newestFirst }, sig
 export async function search(query, { fileOf, reference }, offset, signal) {
   const sent = await request(query, fileOf, offset, reference);
   signal.throwIfAborted();
-  return call(withQuery("v1/search", sinceChanges()), { method: "POST", ...sent, signal });
+  return call(withQuery(`${api}/search`, sinceChanges()), { method: "POST", ...sent, signal });
 }
 
 const KEPT_ALIVE = 30_000; // characters: browsers keep 64 KiB in all
@@ -59,7 +63,7 @@ export function sendEvents(events) {
   const body = JSON.stringify({ events });
   const headers = { "Content-Type": "application/json", ...authorization() };
   const keepalive = body.length < KEPT_ALIVE;
-  fetch("v1/events", { method: "POST", body, headers, keepalive, priority: "low" }).catch(() => {});
+  fetch(`${api}/events`, { method: "POST", body, headers, keepalive, priority: "low" }).catch(() => {});
 }
 
 /** Those of the ids that are in the gallery. Asks for `most` at a time. */
@@ -68,7 +72,7 @@ export async function whichExist(ids, most) {
   for (let begin = 0; begin < ids.length; begin += most) {
     const some = ids.slice(begin, begin + most);
     const body = JSON.stringify({ searches: some.map((id) => ({ image_id: id, top_k: 1 })) });
-    const { items } = await call(withQuery("v1/search/batch", sinceChanges()), {
+    const { items } = await call(withQuery(`${api}/search/batch`, sinceChanges()), {
       method: "POST",
       body,
       headers: { "Content-Type": "application/json" },
@@ -87,17 +91,17 @@ export async function putImage(imageId, file, { category, attributes }) {
   body.append("image", file, file.name || "pasted");
   category.forEach((one) => body.append("category", one));
   body.append("attributes", JSON.stringify(attributes));
-  const written = await call(`v1/gallery/${encodeURIComponent(imageId)}`, { method: "PUT", body });
+  const written = await call(`${api}/gallery/${encodeURIComponent(imageId)}`, { method: "PUT", body });
   noteChange(written);
   return written;
 }
 
 export async function deleteImage(imageId) {
-  noteChange(await call(`v1/gallery/${encodeURIComponent(imageId)}`, { method: "DELETE" }));
+  noteChange(await call(`${api}/gallery/${encodeURIComponent(imageId)}`, { method: "DELETE" }));
 }
 
 const imageOf = (imageId, size) =>
-  withQuery(`v1/images/${encodeURIComponent(imageId)}`, `size=${size}`, sinceChangeOf(imageId));
+  withQuery(`${api}/images/${encodeURIComponent(imageId)}`, `size=${size}`, sinceChangeOf(imageId));
 export const thumbnailOf = (imageId) => imageOf(imageId, "thumbnail");
 export const originalOf = (imageId) => imageOf(imageId, "original");
 
