@@ -134,15 +134,8 @@ def answers(
     from raycd.runtime.stages.context import Context
 
     if asked.endpoint:
-        run = pipeline.run_folder(config)
-        if config.data.format == "synthetic" and run.record("catalogue") is None:
-            raise ConfigError(
-                "the queries are not there: nothing has drawn the demo data yet",
-                got=run.root,
-                expected="the run whose bundle the service has",
-                do=f"run {called('jobs/train.py')} with the same settings first",
-            )
-        dataset = Context(config, run).dataset
+        _drawn(config)
+        dataset = Context(config, pipeline.run_folder(config)).dataset
         key = os.environ.get("RAYCD_API_KEY")  # never an option: others can read those
         with Client(asked.endpoint, api_key=key) as client:
             return dataset, [
@@ -156,7 +149,7 @@ def answers(
         dataset = context.dataset
         with cluster.connected():
             return dataset, evaluation.ask_run(context, chosen, top)
-    dataset = elsewhere.dataset(config, "val")
+    dataset = elsewhere.dataset(config, "val", _drawn(config))
     model = elsewhere.Model.of_bundle(asked.bundle)
     variants, missing = elsewhere.variants(model, dataset, "val", config)
     missing.check(len(dataset.images), config.data.max_missing)
@@ -165,6 +158,26 @@ def answers(
         for p in chosen
         for v in variants
     ]
+
+
+def _drawn(config: Config) -> str | None:
+    """Return where a run has drawn the demo data; None for other data.
+
+    Raises ConfigError where it has not.
+    """
+    from raycd.runtime import pipeline
+
+    if config.data.format != "synthetic":
+        return None
+    run = pipeline.run_folder(config)
+    if run.record("catalogue") is None:
+        raise ConfigError(
+            "the queries are not there: nothing has drawn the demo data yet",
+            got=run.root,
+            expected="the run that has",
+            do=f"run {called('jobs/train.py')} with the same settings first",
+        )
+    return run.path("catalogue")
 
 
 def protocols(name: str | None, config: Config) -> list[Protocol]:

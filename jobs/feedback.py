@@ -35,7 +35,12 @@ def flags(parser: argparse.ArgumentParser) -> None:
     own = parser.add_argument
     own("--gallery", default="", metavar="URL", help="A SQLite file or a postgresql:// URL.")
     own("--pictures", default="", metavar="ROOT", help="Where uploaded pictures lie.")
-    own("--out", type=Path, metavar="FOLDER", help="Where the tables go; an older one is replaced.")
+    own(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="Where the tables go: a new folder, or an older one of this job, which is replaced.",
+    )
     rules(parser)
 
 
@@ -97,6 +102,14 @@ def make(config: Config, asked: argparse.Namespace, out: Path) -> dict[str, Any]
             composed are not there.
         GalleryError: The gallery cannot be read.
     """
+    out = out.absolute()
+    if out.exists() and not _is_replaceable(out):
+        raise ConfigError(
+            "--out holds other things than triplets from feedback, and would be replaced",
+            got=out,
+            expected="a new or an empty folder, or one that this job has written",
+            do="give another --out",
+        )
     since, negatives = _seconds(asked.since), _negatives(config, asked.negatives)
     cli.at_least("--support", asked.support, 1)
     if not 0 <= asked.held_back < 1:
@@ -133,11 +146,15 @@ def make(config: Config, asked: argparse.Namespace, out: Path) -> dict[str, Any]
     made |= {"negatives": negatives, "val": len(base.triplets_of("val"))}
     out.parent.mkdir(parents=True, exist_ok=True)
     with replace_folder(out) as folder:
-        manifest.write(manifest.with_feedback(base, placed.train, images), folder)
+        manifest.write(manifest.with_feedback(base, placed.train, images, placed.held_back), folder)
         (folder / HELD_BACK).mkdir()
         manifest.write(manifest.held_back(placed.held_back, images), folder / HELD_BACK)
         (folder / PROVENANCE).write_text(json.dumps(made, indent=1), encoding="utf-8")
     return made
+
+
+def _is_replaceable(out: Path) -> bool:
+    return out.is_dir() and ((out / PROVENANCE).is_file() or not any(out.iterdir()))
 
 
 def layout(made: dict[str, Any]) -> str:
@@ -206,6 +223,13 @@ def _base(config: Config) -> Dataset:
             do="give its --name and --runs; or --compose.when never, to train on feedback alone",
         )
     return reading.with_composed(found, pq.read_table(run.local("compose") / COMPOSED))
+
+
+def content(config: Config) -> str:
+    """Return a hash of the data set that the triplets come to."""
+    from raycd.data.read import content_hash
+
+    return content_hash(_base(config), drawn=config.data.format == "synthetic")
 
 
 def _known_texts(base: Dataset) -> dict[str, str]:

@@ -11,10 +11,14 @@ the service: RAYCD_SERVE__GALLERY and RAYCD_SERVE__PICTURES, where a URL may hol
 Exit codes: raycd/program.py; 2 is also that something is wrong with the gallery.
 """
 
+from __future__ import annotations
+
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from raycd.config import cli, settings
 from raycd.errors import ConfigError
@@ -22,6 +26,9 @@ from raycd.gallery_db import backup, check
 from raycd.gallery_db.bulk import BatchColumns, Tally
 from raycd.gallery_db.stored import StoredGallery
 from raycd.progress import Bar
+
+if TYPE_CHECKING:
+    from raycd.data.catalogue import Labels
 
 SHOWN = 5  # names of one kind
 
@@ -169,11 +176,18 @@ def _restore(options: argparse.Namespace) -> None:
     print(f"next:      start the service with --gallery {options.gallery}")
 
 
-def import_features(options: argparse.Namespace) -> None:
-    """Have the images and features of `source` in the gallery, and say what that changed."""
+def import_features(
+    options: argparse.Namespace, labels: Mapping[str, Labels] | None = None
+) -> None:
+    """Have the images and features of `source` in the gallery, and say what that changed.
+
+    `labels` are what is known of them, where the source does not say it.
+    """
     from raycd.gallery_db import batches, sources  # they import torch
 
     source = sources.source(options.source)
+    if labels:
+        source = sources.Labelled(source, labels)
     with StoredGallery.open(options.gallery, options.pictures, create=options.new) as stored:
         gallery_db = stored.gallery_db
         encoder = stored.encoder_of(source.encoder, options.encoder)
@@ -185,9 +199,8 @@ def import_features(options: argparse.Namespace) -> None:
             batches.check_once(image_ids)
         tally = Tally()
         with Bar("import", total=source.images, unit="images") as bar:
-            for rows in batches.ahead(
-                map(BatchColumns.of, batches.batches(source, options.category))
-            ):
+            columns = partial(BatchColumns.of, new=gallery_db.usual_categories())
+            for rows in batches.ahead(map(columns, batches.batches(source, options.category))):
                 tally = tally.plus(gallery_db.import_rows(rows, encoder))
                 bar.advance(len(rows.image_ids))
         print(f"added:     {tally.added:,} images")

@@ -17,13 +17,14 @@ What is done lies in <runs>/<into>.refresh; another --into is another refresh.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 from jobs import feedback
 from raycd import progress
 from raycd.config import Config, cli, settings
-from raycd.data import sources
+from raycd.data import catalogue, sources
 from raycd.data.folder import absolute, is_local
 from raycd.durable import replace_file, replace_folder
 from raycd.errors import ConfigError, RunError
@@ -96,6 +97,16 @@ def _check(asked: argparse.Namespace, config: Config) -> None:
         raise ConfigError(
             "a version has no alias to move", got=asked.champion, expected="models:/<name>@<alias>"
         )
+    if asked.champion.startswith(REGISTRY):
+        named = asked.champion.removeprefix(REGISTRY).partition("@")[0]
+        if not config.tracking.enabled or named != config.tracking.model:
+            raise ConfigError(
+                "the new bundle would not be a version of the champion's model",
+                got=f"--champion {asked.champion}, tracking.model {config.tracking.model}, "
+                f"tracking.enabled {str(config.tracking.enabled).lower()}",
+                expected="the bundle that is trained is registered under the champion's name",
+                do=f"give --tracking.model {named}",
+            )
     head = fusion.head_class(config.stage2.head)
     if head.on_titles or not head.trains:
         raise ConfigError(
@@ -129,8 +140,10 @@ class Refresh:
         if asked.new:
             root = absolute(self.config.data.root) if self.config.data.root else ""
             rows = sources.content(absolute(asked.new), root)
-            of = [without_passwords(asked.new), rows, where, *asked.category]
-            self._once("catalogue", of, lambda: self._catalogue(rows))
+            labels = catalogue.labels(absolute(asked.new))
+            said = hashlib.sha256(json.dumps(labels).encode()).hexdigest()
+            of = [without_passwords(asked.new), rows, where, *asked.category, said]
+            self._once("catalogue", of, lambda: self._catalogue(rows, labels))
         made = self._once("feedback", self._rules(where), self._feedback)
         for line in feedback.lines(made):
             print(line)
@@ -161,6 +174,7 @@ class Refresh:
             *(gallery, f"negatives {asked.negatives}", config.stage2.head),
             json.dumps(json_without_passwords(config.data.model_dump(mode="json"))),
             *(config.compose.when, config.name or config.preset),
+            *(without_passwords(asked.pictures), feedback.content(config)),
         ]
 
     def _done(self, step: str, of: Sequence[str]) -> dict[str, Any] | None:
@@ -205,7 +219,7 @@ class Refresh:
             shutil.copytree(source, fresh, dirs_exist_ok=True)
         return {"asked": asked, "pinned": pinned, "digest": digest}
 
-    def _catalogue(self, rows: str) -> dict[str, Any]:
+    def _catalogue(self, rows: str, labels: Mapping[str, catalogue.Labels]) -> dict[str, Any]:
         """Embed new images, and have them in the live gallery; `rows` is the hash of them."""
         from jobs import gallery
         from raycd import bundle
@@ -218,7 +232,8 @@ class Refresh:
             stored = embed_shards.embed_source(own, absolute(self.asked.new), encoder, self.config)
         names = {"gallery": self.asked.gallery, "pictures": self.asked.pictures, "source": own}
         gallery.import_features(
-            argparse.Namespace(**names, encoder="", category=self.asked.category, new=False)
+            argparse.Namespace(**names, encoder="", category=self.asked.category, new=False),
+            labels,
         )
         return {"source": self.asked.new, "images": int(stored.starts[-1])}
 

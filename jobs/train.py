@@ -26,7 +26,7 @@ def main(options: cli.Options) -> None:
         progress.say(f"the demo takes about {minutes} min on this machine")
     outcome = pipeline.run(options.config)
     assert outcome.metrics is not None
-    print(final_table(outcome.metrics) or "recall was not measured: there are no val triplets")
+    print(final_table(outcome.metrics))
     print(f"\nreport:  {outcome.run.path('report.html')}")
     print(f"metrics: {outcome.run.path('metrics.json')}")
     print(f"bundle:  {outcome.run.path('bundle')}")

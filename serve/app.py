@@ -82,8 +82,6 @@ def _serve(options: Options[LocalArgs]) -> None:
 
     logs.check(args)
     manifest = bundle.verify(folder)
-    for one in args.galleries.values():
-        bundle.verify(Path(one.bundle))
     with (
         local.cluster(
             args, haproxy=wanted.proxy == "haproxy", metrics_port=wanted.metrics_port or None
@@ -201,13 +199,28 @@ def _folder(wanted: str, option: str = "--bundle") -> Path:
     return folder
 
 
+def _dispensable(wanted: str, of: str, option: str) -> str:
+    """Return where a bundle is that the service can start without. Where it is unfit, say so."""
+    from raycd import bundle
+
+    try:
+        folder = _folder(wanted, option)
+        bundle.verify(folder)
+    except RaycdError as error:
+        print(f"warning: the bundle of {of} cannot be loaded: {error}", file=sys.stderr)
+        return wanted if is_fetched(wanted) else str(Path(wanted).expanduser().absolute())
+    return str(folder)
+
+
 def _arguments(wanted: LocalArgs, folder: Path) -> ServeArgs:
     """Return what replicas are given, whose folders and addresses are other ones than ours."""
     given = wanted.model_dump(include=set(ServeArgs.model_fields)) | {"bundle": str(folder)}
     if wanted.second.bundle:
-        given["second"]["bundle"] = str(_folder(wanted.second.bundle, "--second.bundle"))
-    for one in given["galleries"].values():
-        one["bundle"] = str(_folder(one["bundle"], "--galleries"))
+        given["second"]["bundle"] = _dispensable(
+            wanted.second.bundle, "the second model", "--second.bundle"
+        )
+    for name, one in given["galleries"].items():
+        one["bundle"] = _dispensable(one["bundle"], f"the gallery {name}", "--galleries")
     # Replicas start in other folders
     for part in (given, *given["galleries"].values()):
         for name in ("api_keys", "gallery", "log_dir", "pictures"):

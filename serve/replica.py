@@ -105,6 +105,8 @@ class Replica:
         self._small = ThreadPoolExecutor(self._threads + 1, "decode")
         # A file of 50 KB may take a second to decode: such ones delay no others.
         self._large = ThreadPoolExecutor(self._threads, "large")
+        # Where pictures lie may be slow: no search waits for one of the gallery.
+        self._pictures = ThreadPoolExecutor(self._threads + 1, "pictures")
         self._store = GalleryStore.open(args, name)
         self._engine: Engine | None = None
         self.refused: str | None = None
@@ -122,7 +124,7 @@ class Replica:
         self.writer = (
             None
             if self._store is None
-            else Writer(self._store, self._model, self._small, args.lag_s)
+            else Writer(self._store, self._model, self._pictures, args.lag_s)
         )
         self.recorder = (
             Recorder(self._store.gallery_db, args, observer)
@@ -169,7 +171,7 @@ class Replica:
             self.refused = None
         except Exception as error:
             own = Wanted(bundle=self.args.bundle).model_dump()
-            if self._engine is None and wanted == own:
+            if self._engine is None and {**wanted, "again": own["again"]} == own:
                 raise
             self.refused = swap.reason(error)
             _log.error("a bundle was refused, the old one goes on: %s", format_error(error))
@@ -358,6 +360,10 @@ class Replica:
         """Write the feedback that waits."""
         if self.recorder is not None:
             self.recorder.stop()
+
+    async def read_picture(self, work: Callable[[], T]) -> T:
+        """Do what reads and decodes a picture of the gallery, as long as it is waited for."""
+        return await run_in_thread(self._pictures, work)
 
     async def run_in_thread(self, work: Callable[[], T], files: Sequence[bytes] = ()) -> T:
         """Do what takes milliseconds beside the event loop, as long as it is waited for.

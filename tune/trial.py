@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from raycd import mine
 from raycd.config import Config
+from raycd.data import targets
 from raycd.data.schema import Dataset
 from raycd.evaluate import Metric, cached_query, evaluate
 from raycd.evaluate.rerank import cached_rerank
@@ -57,6 +58,8 @@ class Tables:
     """
     mined: str = ""
     """Path or URI of the stage `mine`, for hard negatives."""
+    missing: frozenset[str] = frozenset()
+    """Images without a feature: what names them is not trained on."""
 
     @classmethod
     def of(
@@ -69,7 +72,7 @@ class Tables:
         Args:
             heads: Whose needs have been cached; none: those of the run's head.
         """
-        _, vectors = tasks.keep(_read, context)
+        missing, vectors = tasks.keep(_read, context)
         names = heads or [context.config.stage2.head]
         needs = {need for name in names for need in fusion.head_class(name).needs}
         return cls(
@@ -78,6 +81,7 @@ class Tables:
             vectors,
             context.caches(needs),
             context.run.path("mine"),
+            missing,
         ).only(*splits)
 
     def only(self, *splits: str) -> Tables:
@@ -91,8 +95,14 @@ class Tables:
         return replace(self, dataset=narrowed)
 
     def counts(self, config: Config) -> tuple[int, int]:
-        """Return the numbers of original and, under the configured thresholds, pseudo triplets."""
-        return len(self.dataset.triplets_of("train")), len(filtered(self, config)[0])
+        """Return the numbers of original and, under the configured thresholds, pseudo triplets.
+
+        Those that can be trained on: of images with features.
+        """
+        train = self.dataset.triplets_of("train")
+        if self.missing:
+            train = targets.readable(train, {*targets.images_of(train)} - self.missing)
+        return len(train), len(filtered(self, config)[0])
 
     def extras(self, head: str) -> Extras:
         """Open the caches of what a head needs; of a store, copies that this process makes once."""
@@ -110,9 +120,11 @@ class Tables:
         return Features.of(images[0], image_ND), Features.of(texts[0], text_ND)
 
 
-def _read(context: Context) -> tuple[None, Vectors]:
+def _read(context: Context) -> tuple[frozenset[str], Vectors]:
     images, texts = ((found.keys, found.values.numpy()) for found in context.features("embed"))
-    return None, Vectors(images, texts)
+    every = context.dataset.images["image_id"]
+    missing = every.filter(pc.invert(pc.is_in(every, value_set=images[0])))
+    return frozenset(missing.to_pylist()), Vectors(images, texts)
 
 
 @dataclass(frozen=True)

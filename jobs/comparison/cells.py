@@ -31,6 +31,9 @@ from tune.trial import Tables, evaluated
 
 FOLDER, IDENTITY = "compare", "compare/comparison.json"
 SHARED = ("encoder", "zero_shot", "stage1", "embed", "mine")  # stages that all cells read
+# Stages and settings that decide what those give
+_DECIDING = ("encoder", "zero_shot", "adapt", "compose", "stage1", "embed", "mine")
+_HELD_OUT = "data.selection_fraction"
 VERSION = 1  # raised when the same settings give another result than before
 
 Record = dict[str, Any]
@@ -84,6 +87,13 @@ class Cell:
         return f"{FOLDER}/cells/{kind}-{self.fingerprint()[:12]}.json"
 
 
+def _shared(config: Config) -> dict[str, Any]:
+    """Return the settings that decide what all cells read, as JSON has them."""
+    found = deciding(config, _DECIDING) | {_HELD_OUT: config.data.selection_fraction}
+    plain: dict[str, Any] = json.loads(json.dumps(found, default=str))
+    return plain
+
+
 class Cells:
     """The folder of a run's cells.
 
@@ -102,8 +112,9 @@ class Cells:
         known = self.run.read_json(IDENTITY)
         if known is None or not self.run.names(f"{FOLDER}/cells"):
             return
-        now = json.loads(json.dumps(deciding(config, SHARED), default=str))
-        if changes := precision.changes(known["settings"], now):
+        noted = known["settings"]  # an earlier raycd has noted fewer
+        now = {name: value for name, value in _shared(config).items() if name in noted}
+        if changes := precision.changes(noted, now):
             raise self._changed("; ".join(changes[:5]))
 
     def claim(
@@ -122,7 +133,7 @@ class Cells:
             if changed:
                 raise self._changed(f"another output of {', '.join(changed)}")
         else:
-            about = {"settings": deciding(config, SHARED), "inputs": dict(inputs)}
+            about = {"settings": _shared(config), "inputs": dict(inputs)}
             self.run.write_json(IDENTITY, about | {weights.ENTRY: dict(made_with)})
 
     def _changed(self, got: str) -> RunError:

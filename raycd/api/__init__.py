@@ -327,6 +327,9 @@ class FieldError(_ResponsePart):
     message: str
 
 
+UNKNOWN_GALLERY, OTHER_GALLERY = "no_gallery", "other_gallery"
+
+
 class Problem(_ResponsePart):
     """A problem document of RFC 9457 of type about:blank: the title is the phrase of the status."""
 
@@ -340,7 +343,8 @@ class Problem(_ResponsePart):
     reason: str | None = None
     """Why an image is refused: empty, not_an_image, truncated, too_small, too_large, missing; or
     why its URL was not fetched: malformed, scheme, credentials, port, address, redirect, encoding,
-    unreachable, tls, timeout, status.
+    unreachable, tls, timeout, status; no_gallery where the service has none of this name,
+    other_gallery where the API key is for others.
     """
     errors: list[FieldError] | None = None
     """The wrong fields."""

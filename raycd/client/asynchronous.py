@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Literal, Self, Unpack
 
 from raycd.api import (
+    UNKNOWN_GALLERY,
     BatchItem,
     BatchResponse,
     EmbedBatchResponse,
@@ -309,6 +310,7 @@ class AsyncClient:
             if (
                 error.status == 404
                 and error.problem is not None
+                and error.problem.reason != UNKNOWN_GALLERY
                 and (missing_ok or attempts.made > 1)
             ):
                 return None

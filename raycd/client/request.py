@@ -125,8 +125,8 @@ def content(body: dict[str, Any], image: bytes | None) -> dict[str, Any]:
 
 def of_user(user: str) -> dict[str, Any]:
     """Return the arguments of httpx that name who asks. Raises DataError."""
-    if not user.isascii() or not user.isprintable():
-        expected = "printable ASCII, such as a hash of the name"
+    if not user.isascii() or not user.isprintable() or user != user.strip():
+        expected = "printable ASCII without spaces around it, such as a hash of the name"
         raise DataError("a header cannot carry the user", got=repr(user), expected=expected)
     return {"headers": {USER: user}} if user else {}
 

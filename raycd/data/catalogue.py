@@ -9,11 +9,26 @@ has to be there.
 
 from __future__ import annotations
 
+import posixpath
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from raycd.config import DataConfig
 from raycd.data import manifest, sources
 from raycd.data.build import DatasetBuilder
 from raycd.data.folder import Folder
 from raycd.data.schema import Dataset
+
+
+class Labels(NamedTuple):
+    """What is known of an image: empty where nothing is."""
+
+    categories: list[str]
+    attributes: dict[str, str]
 
 
 def read(root: str, gallery: str, triplets: str) -> Dataset:
@@ -22,8 +37,46 @@ def read(root: str, gallery: str, triplets: str) -> Dataset:
     there = folder.names("")
     asked = triplets if triplets in there or triplets != unsaid.triplets else None
     if gallery in there or gallery != unsaid.gallery or asked is not None:
-        return manifest.read(root, asked, gallery)
+        return _with_val(manifest.read(root, asked, gallery))
     return _pictures(root)
+
+
+def _with_val(found: Dataset) -> Dataset:
+    """Return a catalogue whose images are searched, too, where all of them are said to be train's.
+
+    The bundle's gallery is that of val, which a data set of one file, train-*.parquet, lacks.
+    """
+    gallery = found.gallery
+    if len(gallery.filter(pc.equal(gallery["split"], "val"))):
+        return found
+    train = gallery.filter(pc.equal(gallery["split"], "train"))
+    at = gallery.schema.get_field_index("split")
+    val = pa.array(["val"] * len(train), gallery.schema.field(at).type)
+    return replace(
+        found,
+        gallery=pa.concat_tables([gallery, train.set_column(at, gallery.schema.field(at), val)]),
+    )
+
+
+def labels(source: str) -> Mapping[str, Labels]:
+    """Return what a source of pictures (`sources`) says of its images beside their files, by ids.
+
+    A table says categories and attributes, a folder has categories as those of `read`. Raises
+    DataError as that does.
+    """
+    parent, name = posixpath.split(source.rstrip("/"))
+    if sources.tar_files(source):
+        return {}
+    is_table = posixpath.splitext(name)[1].lower() in sources.TABLES
+    found = manifest.read(parent or ".", None, name) if is_table else _pictures(source)
+    categories: dict[str, dict[str, None]] = {}
+    for row in found.gallery.to_pylist():
+        if row["category"] != manifest.CATEGORY:
+            categories.setdefault(row["image_id"], {})[row["category"]] = None
+    return {
+        row["image_id"]: Labels(list(categories.get(row["image_id"], ())), dict(row["attributes"]))
+        for row in found.images.to_pylist()
+    }
 
 
 def _pictures(root: str) -> Dataset:

@@ -103,8 +103,10 @@ def content(source: str, root: str = "") -> str:
 def _pictures(source: str, root: str) -> Iterator[tuple[str, Iterable[tuple[str, str]]]]:
     """Yield where some pictures are named, and their ids and paths."""
     parent, name = posixpath.split(source.rstrip("/"))
-    folder = _folder(parent or ".")
     is_table = posixpath.splitext(name)[1].lower() in TABLES and not _is_pattern(source)
+    if not is_table and not _is_pattern(source):
+        parent, name = source, ""  # a folder: what it is in may be nothing that can be opened
+    folder = _folder(parent or ".")
     if is_table and not (name.endswith(".parquet") and parquet_images.has_pictures(folder, name)):
         base = _folder(root) if root else folder
         for first, block in rows.blocks(folder, name, ("image_id", "path"), BLOCK):

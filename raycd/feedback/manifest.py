@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raycd.data.schema import GALLERY, IMAGE, TRIPLET, Dataset, targets_of
@@ -88,9 +89,19 @@ def place(
 
 
 def with_feedback(
-    base: Dataset, rows: Sequence[Mapping[str, Any]], images: Mapping[str, Known]
+    base: Dataset,
+    rows: Sequence[Mapping[str, Any]],
+    images: Mapping[str, Known],
+    held_back: Sequence[Mapping[str, Any]] = (),
 ) -> Dataset:
-    """Return a data set with triplets from feedback, whose images are in their galleries."""
+    """Return a data set with triplets from feedback, whose images are in their galleries.
+
+    Where `base` has the same triplets from an earlier time, the new ones count; those that are held
+    back now are not trained on.
+    """
+    again = pa.array([row["triplet_id"] for row in (*rows, *held_back)], pa.string())
+    earlier = pc.is_in(base.triplets["triplet_id"], value_set=again)
+    base = replace(base, triplets=base.triplets.filter(pc.invert(earlier)))
     used = dict.fromkeys(
         (row["category"], row["split"], image_id)
         for row in rows

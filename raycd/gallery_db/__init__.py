@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from sqlalchemy import Connection, Engine, Select, delete, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from raycd.data.manifest import CATEGORY
 from raycd.errors import GalleryError
 from raycd.gallery.records import Change, Changes, Contents, Done, Put, Row, Seed
 from raycd.gallery_db import database, faults, schema, tables
@@ -325,6 +326,16 @@ class GalleryDatabase:
             gone = connection.execute(delete(features).where(features.c.fingerprint == fingerprint))
             connection.execute(delete(encoders).where(encoders.c.fingerprint == fingerprint))
             return gone.rowcount
+
+    def usual_categories(self) -> tuple[str, ...]:
+        """Return the categories of new images that say none: "all", where all images are in that.
+
+        The gallery has no categories of its own then.
+        """
+        with self.reading() as connection:
+            wanted = select(images.c.categories).where(~images.c.deleted).distinct().limit(2)
+            every = connection.execute(wanted).scalars().all()
+        return (CATEGORY,) if every == [tables.as_json([CATEGORY])] else ()
 
     def count(self) -> int:
         """Return the number of images."""

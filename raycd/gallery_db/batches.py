@@ -108,8 +108,8 @@ def _cast(where: str, column: pa.ChunkedArray, name: str) -> pa.Array:
     try:
         if pa.types.is_struct(array.type):
             texts = pa.struct([(field.name, pa.string()) for field in array.type])
-            rows = [[*(one or {}).items()] for one in array.cast(texts).to_pylist()]
-            return pa.array([[(k, v) for k, v in row if v] for row in rows], kind)
+            rows = array.cast(texts).to_pylist()
+            return pa.array([one and [(k, v) for k, v in one.items() if v] for one in rows], kind)
         return array.cast(kind)
     except pa.ArrowException as error:
         raise DataError(

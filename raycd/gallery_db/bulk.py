@@ -5,9 +5,10 @@ Shapes: N images, D feature size.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -41,41 +42,57 @@ class Tally(NamedTuple):
 
 @dataclass(frozen=True)
 class BatchColumns:
-    """The images of a batch as the tables have them, column by column."""
+    """The images of a batch as the tables have them, column by column.
+
+    What is None of an image is not said: it stays as it was.
+    """
 
     image_ids: list[str]
-    categories: list[str]
-    attributes: list[str]
+    categories: list[str | None]
+    attributes: list[str | None]
     paths: list[str | None]
     features: list[bytes]
     dim: int
     """D."""
+    new: str = "[]"
+    """The categories of a new image of which none are said."""
 
     @classmethod
-    def of(cls, batch: pa.RecordBatch) -> Self:
+    def of(cls, batch: pa.RecordBatch, new: Sequence[str] = ()) -> Self:
         """Return those of a batch of `gallery.static.SCHEMA` and feature (N, D)."""
         flat = batch["feature"].flatten().to_numpy(zero_copy_only=False)
         size = batch["feature"].type.list_size
         feature_ND = np.ascontiguousarray(flat.reshape(-1, size), FLOAT)
         return cls(
             batch["image_id"].to_pylist(),
-            [_list(tuple(one or ())) for one in batch["categories"].to_pylist()],
-            [_object(tuple(one or ())) for one in batch["attributes"].to_pylist()],
+            [None if one is None else _list(tuple(one)) for one in batch["categories"].to_pylist()],
+            [
+                None if one is None else _object(tuple(one))
+                for one in batch["attributes"].to_pylist()
+            ],
             batch["path"].to_pylist(),
             feature_ND.view(f"V{feature_ND.itemsize * size}")[:, 0].tolist(),
             size,
+            _list(tuple(new)),
         )
 
     def insert(
-        self, connection: Connection, numbers: Iterable[int], version: int, fingerprint: str
+        self,
+        connection: Connection,
+        numbers: Iterable[int],
+        version: int,
+        fingerprint: str,
+        there: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
-        """Insert the images of these numbers, which are not there, as changes after `version`."""
+        """Insert the images of these numbers as changes after `version`.
+
+        Their rows are not in the tables; `there` has those that were.
+        """
         known, measured = list[tuple[Any, ...]](), list[tuple[Any, ...]]()
         for number in numbers:
             version += 1
             image_id = self.image_ids[number]
-            labels = self.categories[number], self.attributes[number], self.paths[number]
-            known.append((image_id, version, False, *labels))
+            known.append((image_id, version, False, *self._labels(number, there.get(image_id))))
             measured.append((image_id, fingerprint, self.features[number]))
         _insert(connection, images, known)
         _insert(connection, features, measured)
@@ -93,7 +110,8 @@ class BatchColumns:
         for number, image_id in enumerate(self.image_ids):
             found = there.get(image_id)
             if found is not None:
-                same = not found.deleted and self._describes(number, found)
+                labels = found.categories, found.attributes, found.path
+                same = not found.deleted and self._labels(number, found) == labels
                 if same and found.feature == self.features[number]:
                     continue
                 replaced += not found.deleted
@@ -105,7 +123,7 @@ class BatchColumns:
             connection.execute(delete(images).where(images.c.image_id.in_(some)))
         for some in tables.chunks(stale):
             connection.execute(delete(features).where(features.c.image_id.in_(some)))
-        self.insert(connection, changed, version, fingerprint)
+        self.insert(connection, changed, version, fingerprint, there)
         return Tally(len(changed) - replaced, replaced, len(self.image_ids) - len(changed))
 
     def _there(self, connection: Connection, fingerprint: str) -> dict[str, Any]:
@@ -120,9 +138,17 @@ class BatchColumns:
         )
         return {row.image_id: row for row in found}
 
-    def _describes(self, number: int, found: Any) -> bool:
-        own = self.categories[number], self.attributes[number], self.paths[number]
-        return own == (found.categories, found.attributes, found.path)
+    def _labels(self, number: int, found: Any) -> tuple[str, str, str | None]:
+        """Return categories, attributes and path of an image; `found` is its row until now."""
+        is_new = found is None or found.deleted
+        categories, attributes, path = (
+            (self.new, "{}", None) if is_new else (found.categories, found.attributes, found.path)
+        )
+        return (
+            self.categories[number] or categories,
+            self.attributes[number] or attributes,
+            self.paths[number] or path,
+        )
 
 
 def _insert(connection: Connection, table: Table, rows: list[tuple[Any, ...]]) -> None:

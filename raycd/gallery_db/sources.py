@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raycd import stores
+from raycd.data.catalogue import Labels
 from raycd.data.folder import Folder, absolute, is_local
 from raycd.errors import DataError, brief
 from raycd.features import readable, shards
@@ -75,6 +76,44 @@ def source(uri: str) -> Source:
             got=dict(found.left_out),
         )
     return found
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A source that says nothing of its images but their files, with labels from elsewhere."""
+
+    of: Source
+    labels: Mapping[str, Labels]
+
+    @property
+    def encoder(self) -> str:
+        """As `Source` says."""
+        return self.of.encoder
+
+    @property
+    def dim(self) -> int:
+        """As `Source` says."""
+        return self.of.dim
+
+    @property
+    def images(self) -> int:
+        """As `Source` says."""
+        return self.of.images
+
+    @property
+    def left_out(self) -> Mapping[str, int]:
+        """As `Source` says."""
+        return self.of.left_out
+
+    def blocks(self) -> Iterator[tuple[str, pa.Table]]:
+        """Yield the blocks of the source; what no label is known of stays null."""
+        for where, block in self.of.blocks():
+            known = [self.labels.get(key) for key in block["image_id"].to_pylist()]
+            for name in ("categories", "attributes"):
+                values = [one and (getattr(one, name) or None) for one in known]
+                at, kind = block.schema.get_field_index(name), SCHEMA.field(name).type
+                block = block.set_column(at, name, pa.array(values, kind))
+            yield where, block
 
 
 @dataclass(frozen=True)

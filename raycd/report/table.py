@@ -130,10 +130,9 @@ def _chance(metrics: Mapping[str, Any], key: str) -> float | None:
 
 
 def final_table(metrics: Mapping[str, Any]) -> str:
-    """Return `recall_table` below its verdicts."""
-    return "\n".join(
-        [*(f"warning: {verdict}" for verdict in verdicts(metrics)), recall_table(metrics)]
-    )
+    """Return `recall_table` below its verdicts, or that there is none."""
+    table = recall_table(metrics) or "recall was not measured: there are no val triplets"
+    return "\n".join([*(f"warning: {verdict}" for verdict in verdicts(metrics)), table])
 
 
 def recall_table(metrics: Mapping[str, Any]) -> str:

@@ -214,7 +214,7 @@ async def _picture(
     async with replica.deadline():
         view = (await replica.wait_for_version(min_version)).view
         with replica.browsing.slot():
-            picture = await replica.run_in_thread(
+            picture = await replica.read_picture(
                 lambda: make(replica.view_with(image_id, view), image_id)
             )
     headers = {

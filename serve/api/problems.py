@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.responses import JSONResponse
 from starlette.routing import Match, Mount
 
-from raycd.api import FieldError, Problem
+from raycd.api import OTHER_GALLERY, UNKNOWN_GALLERY, FieldError, Problem
 from raycd.data.images import BrokenImage
 from raycd.errors import DataError, GalleryError, RaycdError
 from raycd.filters import CONDITION, VALUES
@@ -159,8 +159,10 @@ def of_request(error: RequestError) -> ProblemError:
     match error:
         case Busy() | NotLoaded():
             return busy(detail)
-        case NoSuchImage() | NoSuchGallery():
+        case NoSuchImage():
             return ProblemError(404, detail)
+        case NoSuchGallery():
+            return ProblemError(404, detail, reason=UNKNOWN_GALLERY)
         case UnreadablePicture():
             return ProblemError(404, detail, reason=error.reason)
         case NoSuchVersion():
@@ -168,7 +170,9 @@ def of_request(error: RequestError) -> ProblemError:
         case KeyMissing():
             return ProblemError(401, detail, headers={"WWW-Authenticate": error.challenge})
         case KeyTooWeak() | KeyElsewhere():
-            return ProblemError(403, detail, headers={"WWW-Authenticate": error.challenge})
+            reason = OTHER_GALLERY if isinstance(error, KeyElsewhere) else None
+            headers = {"WWW-Authenticate": error.challenge}
+            return ProblemError(403, detail, reason=reason, headers=headers)
         case UnknownHost():
             return ProblemError(421, detail)
         case _:

@@ -74,10 +74,11 @@ def check_apart(kept: Mapping[str, tuple[str, str, str]]) -> None:
     for name, (bundle, database, pictures) in kept.items():
         if database == NO_GALLERY:
             continue
-        own = {
-            "gallery": _target(database or str(PurePath(bundle).parent / SQLITE)),
-            **({"pictures": _target(pictures)} if pictures else {}),
-        }
+        database = _target(database or str(PurePath(bundle).parent / SQLITE))
+        own = {"gallery": database}
+        if pictures or "://" not in database:
+            # As raycd.gallery_db.stored.pictures_root says
+            own["pictures"] = _target(pictures or f"{database}.pictures")
         for field, target in own.items():
             other = targets.setdefault(f"{field} {target}", name)
             if other != name:
@@ -89,7 +90,15 @@ def check_apart(kept: Mapping[str, tuple[str, str, str]]) -> None:
 
 
 def _target(text: str) -> str:
-    """Return a path or URL in one form, without the password that a URL may have."""
-    if "://" in text:
-        return re.sub(r"(?<=://)[^/@]*@", "", text).rstrip("/")
-    return os.path.realpath(os.path.expanduser(text))
+    """Return a path or URL in one form, without what does not choose a database: driver, user,
+    password, the usual port, options.
+    """
+    scheme, of_url, rest = text.partition("://")
+    scheme = scheme.partition("+")[0]
+    if not of_url or scheme in ("file", "sqlite"):
+        path = text if not of_url else rest[1:] if scheme == "sqlite" else rest
+        return os.path.realpath(os.path.expanduser(path))
+    rest = re.sub(r"^[^/@]*@", "", rest)
+    if scheme == "postgresql":
+        rest = re.sub(r"^([^/]*):5432(?=/|$)", r"\1", rest.partition("?")[0])
+    return f"{scheme}://{rest.rstrip('/')}"

@@ -71,7 +71,8 @@ class GalleryPictures:
     def _made(self, image_id: str, path: str | None) -> PictureFile:
         data = self._read(image_id, path)
         try:
-            image = images.decode(data, max_pixels=self._args.max_pixels, min_side=1)
+            most = self._args.max_pixels
+            image = images.decode(data, max_pixels=most, min_side=1, enough=SIDE)
         except BrokenImage as error:
             raise UnreadablePicture(image_id, error.reason) from error
         buffer = BytesIO()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -42,16 +43,14 @@ class GalleryStore:
         url = args.gallery or str(Path(args.bundle).parent / SQLITE)
         file = stored.sqlite_file(url)
         held = None if file is None else owner.hold(file, name)  # before anything of it is changed
-        if file is not None and held is not None:
-            owner.check(file, held)
-        try:
-            gallery_db = GalleryDatabase.open(url)
-        except BaseException:
-            if held is not None:  # it may be opened again
-                os.close(held)
-            raise
-        if file is not None and held is not None:
-            owner.note(file, held)
+        with ExitStack() as undo:  # it may be opened again
+            if file is not None and held is not None:
+                undo.callback(os.close, held)
+                owner.check(file, held)
+            gallery_db = undo.enter_context(GalleryDatabase.open(url))
+            if file is not None and held is not None:
+                owner.note(file, held)
+            undo.pop_all()
         root = stored.pictures_root(url, args.pictures)
         moved = Move() if is_fetched(args.bundle) else Move.of(Path(args.bundle))
         return cls(gallery_db, Pictures(root) if root else None, moved)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, Protocol
 
@@ -69,7 +70,8 @@ class Shadow:
         settings: The share, and how many searches may wait.
         process: Where the model runs.
         observer: What records its work.
-        timeout_s: Seconds after which an answer is given up, and the process ended.
+        timeout_s: Seconds after which an answer is given up, and the process ended where it has
+            given none in that time.
     """
 
     def __init__(
@@ -80,7 +82,7 @@ class Shadow:
         self._loaded, self._without = Loaded(None, None), 0
         self._starting: asyncio.Task[None] | None = None
         self._at_work: set[asyncio.Task[None]] = set()
-        self._failed = False
+        self._failed, self._heard = False, 0.0
 
     def start(self, without: int) -> None:
         """Note, once it is known, whether the model is loaded. Returns at once.
@@ -95,7 +97,7 @@ class Shadow:
         try:
             loaded = await self._process.loaded()
             swap.check(self._without, loaded.without)
-            self._loaded = loaded
+            self._loaded, self._heard = loaded, time.monotonic()
         except GalleryError as error:
             self._loaded = Loaded(None, swap.reason(error))
             _log.error("the second model is refused: %s", format_error(error))
@@ -139,13 +141,14 @@ class Shadow:
                 seen = await self._process.answer(asked, sent)
         except Exception as error:  # whatever it is, nobody waits for this
             self._observer.shadow("failed")
-            if limit.expired():
+            # It answers one at a time: one that waits behind others is late, and it is well
+            if limit.expired() and time.monotonic() - self._heard >= self._timeout_s:
                 self._restart()
             if not self._failed:  # once, not for every search
                 _log.error("the second model did not answer: %s", format_error(error))
             self._failed = True
             return
-        self._failed = False
+        self._failed, self._heard = False, time.monotonic()
         self._observer.shadow("answered")
         self._observer.compared(overlap(image_ids, seen.image_ids), seen.seconds)
 

@@ -126,7 +126,8 @@ function goTo(index) {
 }
 
 function showStep() {
-  const query = trail.steps[trail.at];
+  const kept = trail.steps[trail.at];
+  const query = { ...kept, further: kept.further.filter((one) => !isLost(one)) };
   const signal = nextSignal(); // what was on its way belongs to another step
   refining = false;
   waiting = isLost(query.image);

@@ -17,25 +17,31 @@ export const newLink = () => new URLSearchParams(named === null ? {} : { [NAME]:
  * default gallery opens the first of its own.
  */
 export function startGalleries(galleries) {
-  const names = galleries.map(({ name }) => name);
-  if (named === null && names.length > 0 && !names.includes(DEFAULT)) {
-    location.replace(`?${new URLSearchParams({ [NAME]: names[0] })}`);
+  const isThere = galleries.some(({ name }) => name === (named ?? DEFAULT));
+  const first = galleries.find(({ refused }) => refused === null);
+  if (named === null && !isThere && first) {
+    location.replace(`?${new URLSearchParams({ [NAME]: first.name })}`);
     return false;
   }
-  if (named !== null) byId("brand").href = `?${newLink()}`;
+  if (named !== null && isThere) byId("brand").href = `?${newLink()}`;
   const choice = byId("gallery");
   choice.replaceChildren(
     ...galleries.map(({ name, refused }) =>
       element("option", { value: name, disabled: refused !== null }, name),
     ),
   );
-  choice.value = named ?? DEFAULT;
+  const showOwn = () => {
+    choice.value = named ?? DEFAULT;
+  };
+  showOwn();
+  // Back may bring the page as it was left: with the choice that led away from it
+  window.onpageshow = showOwn;
   choice.onchange = () =>
     location.assign(
       choice.value === DEFAULT
         ? location.pathname
         : `?${new URLSearchParams({ [NAME]: choice.value })}`,
     );
-  choice.parentElement.hidden = galleries.length < 2;
+  choice.parentElement.hidden = galleries.length < (isThere ? 2 : 1);
   return true;
 }

@@ -29,6 +29,8 @@ const REASONS = {
     "The gallery knows the image, but cannot read it. Choose another.",
   ],
 };
+const ELSEWHERE = () => ["There is no such gallery for you", "Choose another above, or another key."];
+Object.assign(REASONS, { no_gallery: ELSEWHERE, other_gallery: ELSEWHERE });
 const STATUS = {
   0: () => [
     "The service cannot be reached",

@@ -152,6 +152,14 @@ def test_deleting_what_is_not_there_is_an_error_unless_it_may_be_missing(
     assert client.delete("DV1", missing_ok=True) is None
 
 
+def test_a_gallery_that_there_is_not_is_no_image_that_may_be_missing(
+    client: Client, service: Service
+) -> None:
+    service.answers(refusal(404, "the service has no gallery 'shos'", reason="no_gallery"))
+    with pytest.raises(ServiceError, match="no gallery 'shos'"):
+        client.delete("DV1", missing_ok=True)
+
+
 def test_an_image_that_is_gone_at_the_second_try_was_deleted_by_the_first(
     client: Client, service: Service
 ) -> None:

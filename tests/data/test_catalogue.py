@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
 from raycd.config import DataConfig
-from raycd.data import titles
+from raycd.data import sources, titles
+from raycd.data.catalogue import labels
 from raycd.data.read import read
 from raycd.errors import DataError
 
@@ -70,3 +74,38 @@ def test_an_image_has_its_title_its_attributes_and_both_as_texts(tmp_path: Path)
     )
     found = read(catalogue(tmp_path, gallery="shop.csv"))
     assert titles.of_dataset(found, "train", "title") == {"1": ("One",)}
+
+
+def test_images_that_are_all_said_to_be_trains_are_searched_too(tmp_path: Path) -> None:
+    (tmp_path / "gallery.csv").write_text("image_id,path,split\n1,1.png,train\n2,2.png,train\n")
+    found = read(catalogue(tmp_path, gallery="gallery.csv"))
+    assert found.gallery_ids("all", "train") == found.gallery_ids("all", "val") == ["1", "2"]
+    (tmp_path / "gallery.csv").write_text("image_id,path,split\n1,1.png,train\n2,2.png,val\n")
+    found = read(catalogue(tmp_path, gallery="gallery.csv"))
+    assert found.gallery_ids("all", "val") == ["2"]
+
+
+def test_labels_are_those_of_a_table_or_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "new.csv").write_text(
+        "image_id,path,category,price\n1,1.png,dress,9\n1,1.png,shirt,9\n2,2.png,all,\n"
+    )
+    assert labels(str(tmp_path / "new.csv")) == {
+        "1": (["dress", "shirt"], {"price": "9"}),
+        "2": ([], {}),
+    }
+    pictures(tmp_path / "shop", "a.png", "hats/b.png")
+    assert labels(str(tmp_path / "shop")) == {"a.png": ([], {}), "hats/b.png": (["hats"], {})}
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "0.tar").touch()
+    assert labels(str(tmp_path / "shards")) == {}
+
+
+def test_the_root_of_a_store_is_a_source_of_pictures(tmp_path: Path) -> None:
+    buffer = BytesIO()
+    Image.new("RGB", (16, 16)).save(buffer, "PNG")
+    bucket = f"memory://{tmp_path.name}"
+    for name in ("a.png", "hats/b.png"):
+        MemoryFileSystem().pipe(f"/{tmp_path.name}/{name}", buffer.getvalue())
+    found = read(DataConfig.model_validate({"format": "catalogue", "root": bucket}))
+    assert set(found.categories()) == {"all", "hats"}
+    assert pa.concat_tables(sources.blocks(bucket))["key"].to_pylist() == ["a.png", "hats/b.png"]

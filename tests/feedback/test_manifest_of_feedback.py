@@ -62,6 +62,23 @@ def test_only_triplets_of_images_that_are_there_and_that_val_does_not_ask_are_pl
     assert placed.held_back == []
 
 
+def test_feedback_on_top_of_feedback_counts_once(base: Dataset) -> None:
+    some = [learned("d1", target, text=f"text {n}") for n in range(40) for target in ("d3", "both")]
+    val = base.triplets_of("val")
+    first = manifest.place(some, IMAGES, val, held_back=0.25)
+    once = manifest.with_feedback(base, first.train, IMAGES, first.held_back)
+    again = manifest.place(some[20:], IMAGES, val, held_back=0.5)
+    twice = manifest.with_feedback(once, again.train, IMAGES, again.held_back)
+    ids = twice.triplets["triplet_id"].to_pylist()
+    assert len(ids) == len(set(ids))
+    assert not set(ids) & {row["triplet_id"] for row in again.held_back}
+    gone = {row["triplet_id"] for row in first.train} - set(ids)
+    assert gone == {row["triplet_id"] for row in again.held_back} & {
+        row["triplet_id"] for row in first.train
+    }
+    assert gone
+
+
 def test_the_same_queries_are_held_back_each_time_with_all_their_targets(base: Dataset) -> None:
     some = [
         learned("d1", target, text=f"text {n}") for n in range(400) for target in ("d3", "both")

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,41 +26,8 @@ from raycd.features.shards import ShardPlan
 from raycd.gallery.records import Delete, Put
 from raycd.gallery.static import SCHEMA
 from raycd.gallery_db import GalleryDatabase, batches
+from tests.gallery_db.imported import OTHER, OURS, contents, images
 from tests.gallery_db.values import DIM, feature, put
-
-OURS, OTHER = "a" * 64, "b" * 64  # encoders
-
-
-def images(numbers: Sequence[int], *, colour: str = "blue", encoder: str = OURS) -> pa.Table:
-    """Return a table to import; image n has a feature that begins with n."""
-    return bundle.gallery_table(
-        [f"image-{n}" for n in numbers],
-        [["dress", "größe"]] * len(numbers),
-        [f"/photos/{n}.jpg" for n in numbers],
-        np.array([feature(n) for n in numbers], np.float32).reshape(-1, DIM),
-        encoder,
-        attributes=[{"colour": colour, "price": str(n)} for n in numbers],
-    )
-
-
-@pytest.fixture
-def run(url: str, tmp_path: Path) -> Callable[..., int]:
-    """Return what imports a table or a path."""
-
-    def imported(what: pa.Table | Path, *more: str) -> int:
-        path = what if isinstance(what, Path) else tmp_path / "table.parquet"
-        if isinstance(what, pa.Table):
-            pq.write_table(what, path)
-        return gallery.main(["import", "--gallery", url, "--from", str(path), *more])
-
-    return imported
-
-
-def contents(gallery_db: GalleryDatabase, encoder: str = OURS) -> dict[str, Any]:
-    """Return everything of each image, by its id."""
-    found = gallery_db.load(encoder)
-    rows = zip(found.table.to_pylist(), found.features_GD.tolist(), strict=True)
-    return {row["image_id"]: (*row.values(), feature_D) for row, feature_D in rows}
 
 
 def test_a_table_is_the_gallery_with_versions_in_its_order(

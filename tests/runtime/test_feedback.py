@@ -82,11 +82,13 @@ def test_feedback_that_makes_nothing_and_options_that_mean_nothing_are_told(
         (["--gallery", str(file), "--support", "0"], "--support: impossible value"),
         (["--gallery", str(file), "--held-back", "1"], "--held-back: impossible value"),
         (["--gallery", str(file), "--held-back", "nan"], "--held-back: impossible value"),
+        (["--gallery", str(file), "--out", str(tmp_path)], "holds other things"),
         ([], "--gallery and --out"),
     ):
         assert feedback.program([*argv, *more]) == 2
         assert about in capsys.readouterr().err
     assert not out.exists()
+    assert file.exists()
 
 
 @pytest.mark.slow
@@ -124,7 +126,9 @@ def test_a_refresh_moves_alias_and_service_to_what_is_better_and_does_nothing_tw
     argv = ["--config", config, "--into", "week", "--champion", "models:/raycd@champion"]
     argv += ["--gallery", str(tmp_path / "g.sqlite"), "--support", "1", "--held-back", "0.3"]
     row = bundle.read_gallery(old).to_pylist()[0]
-    (tmp_path / "new.csv").write_text(f"image_id,path\nnew-1,{row['path']}\nnew-2,{row['path']}\n")
+    (tmp_path / "new.csv").write_text(
+        f"image_id,path,colour\nnew-1,{row['path']},puce\nnew-2,{row['path']},puce\n"
+    )
     argv += ["--new", str(tmp_path / "new.csv"), "--category", "dress"]
     serving = ["--bundle", "models:/raycd@champion", "--gallery", str(tmp_path / "g.sqlite")]
     with Service(*serving, log=tmp_path / "service.log") as service, Client(service.url) as asking:
@@ -134,7 +138,8 @@ def test_a_refresh_moves_alias_and_service_to_what_is_better_and_does_nothing_tw
         said = capsys.readouterr()
         digest = bundle.verify(tmp_path / "week/bundle").digest
         assert served(asking) == digest[:12]
-        assert asking.search(image_id="new-1", text="is red").results
+        found = asking.search(image_id="new-1", text="is red", attributes={"colour": ["puce"]})
+        assert [one.category for one in found.results] == ["dress"] * 2
     now = client.get_model_version_by_alias("raycd", "champion")
     assert str(now.version) != before, said.out
     assert now.tags["raycd.bundle"] == digest
@@ -150,7 +155,7 @@ def test_a_refresh_moves_alias_and_service_to_what_is_better_and_does_nothing_tw
     assert client.get_model_version_by_alias("raycd", "champion").version == now.version
     # Other rows and another metric are other steps; what was moved stays moved
     with (tmp_path / "new.csv").open("a") as file:
-        file.write(f"new-3,{row['path']}\n")
+        file.write(f"new-3,{row['path']},red\n")
     assert refresh.program([*argv, "--registry.metric", "recall@50"]) == 0
     said = capsys.readouterr()
     again = [step for step in STEPS if f"{step}: done before" not in said.err]

@@ -69,9 +69,12 @@ class Model:
         return cls(loaded.encoder, loaded.head, loaded.head_config)
 
 
-def dataset(config: Config, split: str) -> Dataset:
-    """Read one split of the data set of a configuration. Raises DataError as the readers do."""
-    return read(config.data, splits=(split,))
+def dataset(config: Config, split: str, root: str | None = None) -> Dataset:
+    """Read one split of the data set of a configuration, at `root` where it is not at data.root.
+
+    Raises DataError as the readers do.
+    """
+    return read(config.data, root, splits=(split,))
 
 
 def variants(

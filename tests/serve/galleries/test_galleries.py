@@ -183,6 +183,25 @@ def test_a_gallery_whose_model_hangs_keeps_no_other_waiting(
         let_go.set()
 
 
+def test_a_picture_that_comes_late_keeps_no_search_waiting(
+    started: list[Any], client: httpx.Client, tiny_bundle: Any
+) -> None:
+    [galleries] = started
+    let_go, pictures = threading.Event(), galleries["default"]._pictures
+    for _ in range(pictures._max_workers):
+        pictures.submit(let_go.wait)
+    try:
+        with ThreadPoolExecutor(1) as threads:
+            late = threads.submit(client.get, f"/v1/images/{tiny_bundle.image_ids[0]}")
+            sent = {"image": ("photo.png", png(tiny_bundle.images[0]), "image/png")}
+            assert client.post("/v1/search", files=sent).status_code == 200
+            assert not late.done()
+            let_go.set()
+            assert late.result().status_code == 200
+    finally:
+        let_go.set()
+
+
 def test_galleries_that_share_an_encoder_answer_at_the_same_time(
     client: httpx.Client, tiny_bundle: Any
 ) -> None:

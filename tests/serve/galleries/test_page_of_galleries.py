@@ -63,6 +63,18 @@ def test_a_gallery_is_chosen_and_links_keep_it(
     assert complaints == []
 
 
+def test_a_gallery_that_there_is_not_is_said_with_a_way_out(
+    open_page: Callable[..., Page], key: str, url: str, complaints: list[str]
+) -> None:
+    page = open_page(key, "?gallery=gone")
+    expect(page.locator("#message")).to_contain_text("There is no such gallery for you")
+    complaints.clear()
+    page.locator("#gallery").select_option("shoes")
+    page.wait_for_url(f"{url}/?gallery=shoes")
+    is_ready(page)
+    assert complaints == []
+
+
 def test_a_key_of_one_gallery_opens_that(
     open_page: Callable[..., Page], key_file: Path, url: str, complaints: list[str]
 ) -> None:

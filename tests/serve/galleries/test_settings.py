@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from raycd.errors import ConfigError, WeightsError
+from raycd.errors import ConfigError
 from serve import app
 from serve import galleries as of_serve
 from serve.args import DEFAULT, ServeArgs, Wanted
@@ -74,6 +75,27 @@ def test_they_are_read_from_a_file_the_environment_and_options(
         ),
         (
             {
+                "a": {"bundle": "/b/a/x", "gallery": "postgresql+psycopg://db:5432/raycd"},
+                "b": {"bundle": "/b/b/x", "gallery": "postgresql://db/raycd?sslmode=require"},
+            },
+            "a database for each gallery: a and b",
+        ),
+        (
+            {
+                "a": {"bundle": "/b/a/x", "gallery": "sqlite:////b/g.sqlite"},
+                "b": {"bundle": "/b/b/x", "gallery": "/b/g.sqlite"},
+            },
+            "a database for each gallery: a and b",
+        ),
+        (
+            {
+                "a": {"bundle": "/b/a/x", "gallery": "/b/g.sqlite"},
+                "b": {"bundle": "/b/b/x", "pictures": "file:///b/g.sqlite.pictures"},
+            },
+            "a folder of pictures for each gallery: a and b",
+        ),
+        (
+            {
                 "a": {"bundle": "/b/a/x", "pictures": "s3://shop/pictures"},
                 "b": {"bundle": "/b/b/x", "pictures": "s3://shop/pictures/"},
             },
@@ -133,11 +155,44 @@ def test_the_command_looks_at_each_bundle_before_it_starts(
     shoes = app._arguments(wanted, Path("/bundle")).galleries["shoes"]
     assert shoes.bundle == str(tiny_bundle.folder)
     assert shoes.gallery == str(Path("shoes.sqlite").absolute())
-    given["shoes"]["bundle"] = str(tmp_path)
-    wanted = app._read(["--galleries", json.dumps(given)]).config
-    with pytest.raises(WeightsError, match="no bundle at") as caught:
-        app._arguments(wanted, Path("/bundle"))
-    assert "--galleries" in str(caught.value)
+
+
+def test_the_command_starts_without_the_bundle_of_a_gallery_or_of_the_second_model(
+    tiny_bundle: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(tiny_bundle.folder, damaged)
+    (damaged / "gallery.parquet").write_bytes(b"")
+    given = {
+        "absent": {"bundle": str(tmp_path), "gallery": "none"},
+        "damaged": {"bundle": str(damaged), "gallery": "none"},
+        "away": {"bundle": "memory://nowhere/bundle", "gallery": "none"},
+    }
+    second = ["--second.bundle", str(tmp_path), "--second.users", "0.5"]
+    wanted = app._read(["--galleries", json.dumps(given), *second]).config
+    args = app._arguments(wanted, Path("/bundle"))
+    assert {name: one.bundle for name, one in args.galleries.items()} == {
+        name: one["bundle"] for name, one in given.items()
+    }
+    assert args.second.bundle == str(tmp_path)
+    said = capsys.readouterr().err
+    for of in ("the second model", *(f"the gallery {name}" for name in given)):
+        assert f"warning: the bundle of {of} cannot be loaded" in said
+
+
+def test_a_gallery_that_is_not_loaded_is_tried_once_each_time(
+    ray_cluster: Any, tiny_bundle: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = {"bundle": str(tiny_bundle.folder), "gallery": "none", "threads": 1}
+    shoes = {"bundle": str(tmp_path), "gallery": "none"}
+    args = ServeArgs.model_validate({**own, "galleries": {"shoes": shoes}})
+    galleries = Galleries(args, name="tried", observer=Metrics().of)
+    with caplog.at_level(logging.ERROR):
+        for again in (0, 1):
+            wanted = Wanted(bundle=args.bundle, again=again, galleries={"shoes": str(tmp_path)})
+            asyncio.run(galleries.change_bundles(wanted.model_dump()))
+    assert "the gallery shoes is not loaded" in caplog.text
+    assert "the old one goes on" not in caplog.text
 
 
 def test_a_gallery_changes_its_bundle_and_another_refuses_its_own(

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -17,8 +18,11 @@ import pyarrow as pa
 import pytest
 
 from raycd import bundle
+from raycd.errors import GalleryError
+from raycd.gallery_db import GalleryDatabase
 from serve.api.health import FRESH_S
 from serve.args import ServeArgs
+from serve.live.store import GalleryStore
 from tests.serve.asking import png, problem
 
 
@@ -53,6 +57,26 @@ def put(client: httpx.Client, image_id: str, image: Any) -> httpx.Response:
     return client.put(
         f"v1/gallery/{image_id}", files={"image": ("photo.png", png(image), "image/png")}
     )
+
+
+def test_a_gallery_that_cannot_be_opened_leaves_no_file_open(
+    service_args: ServeArgs, tmp_path: Path
+) -> None:
+    file = tmp_path / "gallery.sqlite"
+    args = service_args.model_copy(update={"gallery": str(file)})
+    with GalleryDatabase.open(str(file), create=True):
+        pass
+    opened = GalleryStore.open(args, "ours")
+    assert opened is not None
+    opened.gallery_db.close()
+    file.rename(tmp_path / "away")
+    with GalleryDatabase.open(str(file), create=True):
+        pass
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        with pytest.raises(GalleryError):
+            GalleryStore.open(args, "ours")
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_nothing_is_acknowledged_while_the_file_is_away_and_all_is_there_afterwards(

@@ -269,6 +269,35 @@ def test_one_that_hangs_is_given_up_and_started_anew() -> None:
     asyncio.run(hangs_once(Hanging()))
 
 
+def test_one_that_answers_one_after_the_other_is_not_ended_where_the_last_is_late() -> None:
+    class Slow(Hanging):
+        def __init__(self) -> None:
+            self.alone, self.ended = asyncio.Lock(), 0
+
+        async def answer(self, asked: SearchRequest, sent: Sequence[QueryImage]) -> Seen:
+            async with self.alone:
+                await asyncio.sleep(0.15)
+            return Seen(["a"], 0.1)
+
+        def end(self) -> None:
+            self.ended += 1
+
+    async def late() -> tuple[list[Outcome], int]:
+        outcomes, process = Outcomes(), Slow()
+        settings = SETTINGS.model_copy(update={"waiting": 8})
+        shadow = Shadow(settings, process, outcomes, timeout_s=0.5)
+        shadow.start(without=1)
+        await happens(lambda: shadow.info().bundle)
+        for _ in range(8):
+            await shadow.offer(ASKED, [], [])
+        await happens(lambda: len(outcomes.seen) == 8)
+        return outcomes.seen, process.ended
+
+    seen, ended = asyncio.run(late())
+    assert ended == 0
+    assert {"answered", "failed"} == set(seen)
+
+
 @pytest.mark.slow
 def test_a_process_that_hangs_is_ended_and_gets_each_picture_once(
     ray_cluster: Any, tmp_path: Path

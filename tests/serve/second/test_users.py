@@ -215,9 +215,13 @@ def test_a_second_model_has_one_use_and_a_bundle(
     with pytest.raises(ConfigError, match="answers nobody"):
         app._read(["--second.bundle", "b"])
     own, nothing = str(tiny_bundle.folder), str(tmp_path / "nothing")
-    assert app.main(["--bundle", own, "--second.bundle", nothing, "--second.users", "0.1"]) == 2
+    given = app._read(["--bundle", own, "--second.bundle", nothing, "--second.users", "0.1"]).config
+    assert app._arguments(given, tiny_bundle.folder).second.bundle == nothing
     said = capsys.readouterr().err
-    assert f"there is no bundle at {nothing}" in said
+    assert (
+        f"warning: the bundle of the second model cannot be loaded: there is no bundle at {nothing}"
+        in said
+    )
     assert "another folder with --second.bundle" in said
     given = app._read(["--bundle", own, "--second.bundle", own, "--second.shadow", "0.1"]).config
     assert app._arguments(given, tiny_bundle.folder).second.bundle == own

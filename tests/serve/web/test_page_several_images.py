@@ -131,6 +131,20 @@ def test_images_to_be_unlike_alone_are_no_search(page: Page) -> None:
     expect(page.get_by_text("Nothing to search with yet")).to_be_visible()
 
 
+def test_after_a_reload_the_search_goes_on_without_the_files_beside_the_reference(
+    page: Page, complaints: list[str]
+) -> None:
+    page.locator("#further summary").click()
+    give(page, "drop", "#further", {"p.png": photo()})
+    expect(items(page)).to_have_count(1)
+    ask(page, "is blue")
+    page.reload()
+    answered(page)
+    expect(items(page)).to_have_count(0)
+    assert len(found(page)) > 1
+    assert complaints == []
+
+
 def test_earlier_steps_of_the_trail_count_where_that_is_wanted(page: Page) -> None:
     page.locator("#options summary").click()
     page.locator("[name=session]").check()
