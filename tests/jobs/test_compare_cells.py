@@ -277,6 +277,12 @@ def test_a_run_whose_encoder_changed_is_refused_until_its_cells_are_gone(tmp_pat
     embeds = config.model_copy(update={"embed": EmbedConfig(precision="bf16")})
     with pytest.raises(RunError, match=r"embed\.precision 'bf16' instead of 'auto'"):
         Cells(run).check(embeds)
+    adapts = config.model_copy(update={"adapt": config.adapt.model_copy(update={"epochs": 3})})
+    with pytest.raises(RunError, match=r"adapt\.epochs 3 instead of 0"):
+        Cells(run).check(adapts)
+    data = config.data.model_copy(update={"selection_fraction": 0.3})
+    with pytest.raises(RunError, match=r"data\.selection_fraction 0\.3 instead of"):
+        Cells(run).check(config.model_copy(update={"data": data}))
     heads_alone = configured(tmp_path, epochs=9, head="combiner")
     Cells(run).check(heads_alone)
     with pytest.raises(RunError, match="got:      another output of embed"):
@@ -285,6 +291,7 @@ def test_a_run_whose_encoder_changed_is_refused_until_its_cells_are_gone(tmp_pat
         Cells(run).claim(config, INPUTS, {"stage1": "B"})  # trained a second time
     Cells(run).claim(config, INPUTS, {"stage1": "A"})
     run.write_json(IDENTITY, {"settings": {}, "inputs": INPUTS})  # of an earlier raycd
+    Cells(run).check(adapts)
     Cells(run).claim(config, INPUTS, {"stage1": "B"})
 
 

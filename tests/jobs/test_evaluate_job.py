@@ -167,6 +167,18 @@ def test_mistakes_are_one_message(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_bundle_is_measured_on_the_demo_that_its_run_has_drawn(
+    job: Callable[..., tuple[int, str, str]], settings: Path, tmp_path: Path
+) -> None:
+    bundle = settings.parent / "runs" / "tiny" / "bundle"
+    code, out, _ = job("--bundle", str(bundle))
+    assert code == 0
+    assert "CLIP-CD" in out
+    code, _, err = job("--bundle", str(bundle), "--runs", str(tmp_path))
+    assert code == 2
+    assert "nothing has drawn the demo data yet" in err
+
+
 def test_queries_that_nobody_has_drawn_are_asked_of_no_service(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +220,26 @@ def test_a_head_that_takes_no_negatives_gets_triplets_without_any(
     assert "the loss of the head dcnet takes no hard negatives" in capsys.readouterr().err
 
 
+def test_triplets_are_made_anew_where_pictures_or_data_have_changed(
+    finished: Finished, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(finished.settings["data"]["root"], data)
+    config = finished.config(data={"root": str(data)})
+    rules = {"since": "", "support": 2, "correct": "auto", "held_back": 0.1, "negatives": 1}
+
+    def of(pictures: str) -> list[str]:
+        asked = argparse.Namespace(pictures=pictures, **rules)
+        return refresh.Refresh(config, asked, tmp_path)._rules("g.sqlite")
+
+    before = of("")
+    assert before == of("")
+    assert before != of("s3://bucket/pictures")
+    [file, *_] = (data / "captions").glob("cap.*.train.json")
+    file.write_text(json.dumps(json.loads(file.read_text())[1:]))
+    assert before != of("")
+
+
 def test_a_refresh_says_what_it_lacks(
     finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -228,6 +249,7 @@ def test_a_refresh_says_what_it_lacks(
         (["--champion", "c", "--hup", "1"], "--service"),
         (["--champion", "models:/raycd/1"], "no alias"),
         (["--champion", "c", "--runs", "s3://b/runs"], "on this machine"),
+        (["--champion", "models:/shop@champion"], "--tracking.model shop"),
         (["--champion", "c", "--stage2.head", "sum"], "learns from no triplet"),
     ):
         assert refresh.program([*argv, *more]) == 2

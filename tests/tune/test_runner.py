@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,18 @@ def test_every_trial_is_kept_once_with_its_epochs_and_a_later_start_runs_only_th
     after = files(more)
     assert sweep(mined, more, lambda record: seen.append((-1, {}))) == again
     assert (len(seen), files(more)) == (2, after)
+
+
+def test_triplets_of_images_without_a_feature_do_not_count(mined: Mined) -> None:
+    config = Config.model_validate(mined.settings)
+    original, pseudo = mined.tables.counts(config)
+    row = mined.tables.dataset.triplets_of("train").to_pylist()[0]
+    lacking = replace(mined.tables, missing=frozenset([row["reference"]]))
+    of_image = [
+        row["reference"] in (one["reference"], one["target"])
+        for one in mined.tables.dataset.triplets_of("train").to_pylist()
+    ]
+    assert lacking.counts(config) == (original - sum(of_image), pseudo)
 
 
 def test_a_trial_is_what_training_with_its_settings_gives(
