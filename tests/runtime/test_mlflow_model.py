@@ -22,6 +22,7 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
+import raycd
 from raycd import bundle
 from raycd.config import Config
 from raycd.errors import DataError
@@ -124,6 +125,8 @@ def test_the_model_says_what_it_takes_gives_and_needs(uri: str) -> None:
     assert pinned == mlflow_model.requirements()
     assert f"torch=={metadata.version('torch').partition('+')[0]}" in pinned
     assert not list(folder.rglob("*.pkl"))
+    loader = Path(*mlflow_model.__name__.split(".")).with_suffix(".py")
+    assert (folder / "code" / loader).is_file()
     assert json.loads((folder / "input_example.json").read_text())
 
 
@@ -192,7 +195,7 @@ import raycd.runtime.record.mlflow_model
 from importlib.util import find_spec
 print([name for name in ("ray", "torch", "fastapi_offline") if find_spec(name)])
 """
-    checkout = str(Path(mlflow_model.__file__).parents[2])
+    checkout = str(Path(raycd.__file__).parents[1])
     assert run_pinned(script, cwd=tmp_path, path=checkout) == "['torch']"
 
 

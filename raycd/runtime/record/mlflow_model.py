@@ -19,6 +19,7 @@ from typing import Any
 
 from PIL import Image
 
+import raycd
 from raycd import bundle, scratch
 from raycd.data import images
 from raycd.errors import DataError
@@ -54,7 +55,7 @@ def write(folder: Path) -> None:
             str(folder),
             loader_module=__name__,
             data_path=str(empty / Path(BUNDLE).name),
-            code_paths=[str(Path(__file__).parents[1])],
+            code_paths=[str(Path(raycd.__file__).parent)],
             signature=ModelSignature(
                 inputs=Schema(asked), outputs=Schema([ColSpec(Array(found), "results")])
             ),
