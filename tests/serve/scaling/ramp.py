@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -22,12 +23,13 @@ class Ramp:
     Attributes:
         answers: How often each status was answered, by what was asked for; what is no answer, by
             its name.
-        replicas: What /readyz has said, one after the other.
+        replicas: What /readyz has said, and since when that was so: each replica says it for a
+            second, so one may know less than the one that was asked before.
     """
 
     def __init__(self, url: str, picture: bytes) -> None:
         self.answers: Counter[tuple[str, str]] = Counter()
-        self.replicas: list[int] = []
+        self.replicas: list[tuple[float, int]] = []
         self._url, self._picture = url, picture
         self._wanted, self._numbers = 0, itertools.count()
 
@@ -43,7 +45,7 @@ class Ramp:
                 for number in range(started, clients):
                     group.create_task(self._client(http, number))
                 async with asyncio.timeout(patience_s):
-                    while not self.replicas or self.replicas[-1] != replicas:
+                    while not self.replicas or self.replicas[-1][1] != replicas:
                         await asyncio.sleep(0.2)
                         await self._is_ready(http)
             await asyncio.sleep(ENDING_S)
@@ -77,7 +79,7 @@ class Ramp:
     async def _is_ready(self, http: httpx.AsyncClient) -> None:
         health = await self._counted("readyz", http.get("/readyz"))
         if health is not None:
-            self.replicas.append(health["replicas"])
+            self.replicas.append((time.monotonic() - health["age_s"], health["replicas"]))
 
     @staticmethod
     def _found(answer: dict[str, Any]) -> bool:
