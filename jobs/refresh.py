@@ -40,6 +40,8 @@ from raycd.redact import json_without_passwords, without_passwords
 
 if TYPE_CHECKING:
     from raycd.compare.champion import Verdict
+    from raycd.data.schema import Dataset
+    from raycd.evaluate import Metric
 
 CHAMPION, FEATURES, FEEDBACK = "champion", "features", "feedback"
 REGISTRY = "models:/"
@@ -147,6 +149,8 @@ class Refresh:
         made = self._once("feedback", self._rules(where), self._feedback)
         for line in feedback.lines(made):
             print(line)
+        if made["held_back"]:
+            self._question(self.folder / FEEDBACK / feedback.HELD_BACK)  # before the training
         trained = self._train(made)
         digest = trained["digest"]
         how = self.config.evaluate.model_dump_json(exclude={"batch_size"})
@@ -306,14 +310,23 @@ class Refresh:
         better = held.is_better and not against.is_better
         return {"held_back": held.reason, "val": val.reason, "better": better}
 
+    def _question(self, data: Path) -> tuple[Config, Dataset, Metric]:
+        """Return settings, queries and metric by which a manifest's val judges.
+
+        Raises ConfigError where there is no such metric.
+        """
+        from raycd.runtime.evaluate import elsewhere, evaluation
+
+        config = self.config.model_copy(update={"data": self._data(data)})
+        dataset = elsewhere.dataset(config, "val")
+        return config, dataset, evaluation.named_metric(config.registry.metric, config, dataset)
+
     def _compare(self, data: Path, new: str) -> tuple[Verdict, Verdict]:
         """Judge the new bundle by a manifest's val against the champion, and the other way."""
         from raycd.compare.champion import answers_table, judge
         from raycd.runtime.evaluate import elsewhere, evaluation
 
-        config = self.config.model_copy(update={"data": self._data(data)})
-        dataset = elsewhere.dataset(config, "val")
-        metric = evaluation.named_metric(config.registry.metric, config, dataset)
+        config, dataset, metric = self._question(data)
         answers = []
         for folder in (new, str(self.folder / CHAMPION)):
             model = elsewhere.Model.of_bundle(folder)

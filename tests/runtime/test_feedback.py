@@ -165,6 +165,10 @@ def test_a_refresh_moves_alias_and_service_to_what_is_better_and_does_nothing_tw
     assert "champion:" in said.out
     with GalleryDatabase.open(str(tmp_path / "g.sqlite")) as gallery_db:
         assert gallery_db.count() == len(bundle.read_gallery(old)) + 3
+    assert refresh.program([*argv, "--registry.metric", "recall@7", "--seed", "1"]) == 2
+    said = capsys.readouterr()
+    assert "no such metric" in said.err
+    assert "stage2: done in" not in said.err
     argv[argv.index("models:/raycd@champion")] = str(old)
     assert refresh.program(argv) == 2
     assert "against another champion" in capsys.readouterr().err
