@@ -187,7 +187,7 @@ def import_features(
 
     source = sources.source(options.source)
     if labels:
-        source = sources.Labelled(source, labels)
+        source = sources.Labelled.over(source, labels)
     with StoredGallery.open(options.gallery, options.pictures, create=options.new) as stored:
         gallery_db = stored.gallery_db
         encoder = stored.encoder_of(source.encoder, options.encoder)

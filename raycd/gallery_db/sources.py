@@ -82,28 +82,17 @@ def source(uri: str) -> Source:
 class Labelled:
     """A source that says nothing of its images but their files, with labels from elsewhere."""
 
+    encoder: str
+    dim: int
+    images: int
+    left_out: Mapping[str, int]
     of: Source
     labels: Mapping[str, Labels]
 
-    @property
-    def encoder(self) -> str:
-        """As `Source` says."""
-        return self.of.encoder
-
-    @property
-    def dim(self) -> int:
-        """As `Source` says."""
-        return self.of.dim
-
-    @property
-    def images(self) -> int:
-        """As `Source` says."""
-        return self.of.images
-
-    @property
-    def left_out(self) -> Mapping[str, int]:
-        """As `Source` says."""
-        return self.of.left_out
+    @classmethod
+    def over(cls, of: Source, labels: Mapping[str, Labels]) -> Labelled:
+        """Return the same source with labels."""
+        return cls(of.encoder, of.dim, of.images, of.left_out, of, labels)
 
     def blocks(self) -> Iterator[tuple[str, pa.Table]]:
         """Yield the blocks of the source; what no label is known of stays null."""
