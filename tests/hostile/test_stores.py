@@ -233,6 +233,7 @@ def test_workers_ask_again_and_count_what_is_absent(
     assert table["status"].to_pylist() == ["ok", "ok", "missing"]
 
 
+@pytest.mark.slow
 def test_a_store_that_refuses_ends_the_workers_with_one_message(
     ray_cluster: None,
     new_encoder: Callable[[], Encoder],

@@ -167,6 +167,7 @@ def test_mistakes_are_one_message(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_bundle_is_measured_on_the_demo_that_its_run_has_drawn(
     job: Callable[..., tuple[int, str, str]], settings: Path, tmp_path: Path
 ) -> None:

@@ -54,6 +54,7 @@ def test_a_query_that_needs_a_broken_image_is_reported(finished: Finished) -> No
     assert evaluated["counts"]["missing_gallery"] == {"dress": 1, "shirt": 0, "toptee": 0}
 
 
+@pytest.mark.slow
 def test_too_many_missing_images_end_the_run_and_are_listed(copied: Finished) -> None:
     (copied.folder / "missing_images.json").unlink()
     with pytest.raises(DataError, match=r"2 of 180 images .* are missing or broken") as caught:

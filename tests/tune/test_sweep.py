@@ -67,6 +67,7 @@ def trials(my_yaml: Path) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.slow
 def test_a_sweep_prints_the_trials_and_the_verdict_and_leaves_what_train_reads(
     my_yaml: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
