@@ -31,8 +31,7 @@ from tune.trial import Tables, evaluated
 
 FOLDER, IDENTITY = "compare", "compare/comparison.json"
 SHARED = ("encoder", "zero_shot", "stage1", "embed", "mine")  # stages that all cells read
-# Stages and settings that decide what those give
-_DECIDING = ("encoder", "zero_shot", "adapt", "compose", "stage1", "embed", "mine")
+_DECIDING = (*SHARED, "adapt", "compose")  # those whose settings decide what these give
 _HELD_OUT = "data.selection_fraction"
 VERSION = 1  # raised when the same settings give another result than before
 

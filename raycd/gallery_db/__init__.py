@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 from sqlalchemy import Connection, Engine, Select, delete, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from raycd.data.manifest import CATEGORY
 from raycd.errors import GalleryError
 from raycd.gallery.records import Change, Changes, Contents, Done, Put, Row, Seed
 from raycd.gallery_db import database, faults, schema, tables
@@ -332,6 +331,8 @@ class GalleryDatabase:
 
         The gallery has no categories of its own then.
         """
+        from raycd.data.manifest import CATEGORY  # it reads tables, which who searches does not
+
         with self.reading() as connection:
             wanted = select(images.c.categories).where(~images.c.deleted).distinct().limit(2)
             every = connection.execute(wanted).scalars().all()

@@ -14,14 +14,13 @@ import posixpath
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raycd import stores
-from raycd.data.catalogue import Labels
 from raycd.data.folder import Folder, absolute, is_local
 from raycd.errors import DataError, brief
 from raycd.features import readable, shards
@@ -31,6 +30,9 @@ from raycd.features.stored import Stored
 from raycd.gallery.static import ENCODER, SCHEMA
 from raycd.redact import without_passwords
 from raycd.run import open_uri
+
+if TYPE_CHECKING:
+    from raycd.data.catalogue import Labels
 
 FEATURE = "feature"
 COLUMNS = (*SCHEMA.names, FEATURE)
@@ -79,13 +81,19 @@ def source(uri: str) -> Source:
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """A source that says nothing of its images but their files, with labels from elsewhere."""
+class _Counted:
+    """What a source says before its images are read."""
 
     encoder: str
     dim: int
     images: int
     left_out: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Labelled(_Counted):
+    """A source that says nothing of its images but their files, with labels from elsewhere."""
+
     of: Source
     labels: Mapping[str, Labels]
 
@@ -106,13 +114,9 @@ class Labelled:
 
 
 @dataclass(frozen=True)
-class _Shards:
+class _Shards(_Counted):
     """A folder that jobs/embed.py has written."""
 
-    encoder: str
-    dim: int
-    images: int
-    left_out: Mapping[str, int]
     stored: Stored
     rows: TableRows | None
     """The table that the features are of; None: they are of pictures in .tar files."""
@@ -147,13 +151,9 @@ class _Shards:
 
 
 @dataclass(frozen=True)
-class _Tables:
+class _Tables(_Counted):
     """Parquet files of the same columns."""
 
-    encoder: str
-    dim: int
-    images: int
-    left_out: Mapping[str, int]
     files: list[str]
 
     @classmethod

@@ -95,9 +95,10 @@ def _target(text: str) -> str:
     """
     scheme, of_url, rest = text.partition("://")
     scheme = scheme.partition("+")[0]
-    if not of_url or scheme in ("file", "sqlite"):
-        path = text if not of_url else rest[1:] if scheme == "sqlite" else rest
-        return os.path.realpath(os.path.expanduser(path))
+    if not of_url:
+        return os.path.realpath(os.path.expanduser(text))
+    if scheme in ("file", "sqlite"):  # sqlite:///relative, sqlite:////absolute
+        return _target(rest[1:] if scheme == "sqlite" else rest)
     rest = re.sub(r"^[^/@]*@", "", rest)
     if scheme == "postgresql":
         rest = re.sub(r"^([^/]*):5432(?=/|$)", r"\1", rest.partition("?")[0])
