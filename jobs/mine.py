@@ -11,13 +11,13 @@ from raycd.config import cli
 
 
 def main(options: cli.Options) -> None:
-    from raycd import mine
+    from raycd.report import mining
     from raycd.runtime import pipeline
 
     outcome = pipeline.run(options.config, until="filter")
     filtered = pipeline.recorded(outcome.run, "filter")
     mined = pipeline.recorded(outcome.run, "mine")
-    for line in mine.summary(filtered["counts"]):
+    for line in mining.summary(filtered["counts"]):
         print(line)
     for line in [*filtered["warnings"], *mined["warnings"]]:
         print(f"warning: {line}")
@@ -27,7 +27,7 @@ def main(options: cli.Options) -> None:
     )
     for category, count in mined["counts"]["overlaps"].items():
         print(f"{count:,} train images stand in the val gallery of {category}, too")
-    print(f"neighbours: {mine.searched_line(mined['index'])}")
+    print(f"neighbours: {mining.searched_line(mined['index'])}")
     print(f"pseudo triplets: {outcome.run.path('filter', 'pseudo_triplets.parquet')}")
 
 

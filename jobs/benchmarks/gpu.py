@@ -1,7 +1,7 @@
 """The core without Ray on one GPU: RN50x4 with random weights, at the paper's batch sizes.
 
 Features, loss and mined neighbours must agree with the CPU before anything is timed. It needs
-raycd's core only (torch, open_clip, numpy, pyarrow), so it runs without Ray.
+raycd's core only (torch, open_clip, numpy, pyarrow, faiss), so it runs without Ray.
 """
 
 from __future__ import annotations

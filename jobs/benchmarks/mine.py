@@ -23,7 +23,7 @@ from raycd.features import READABLE, shards, to_table
 from raycd.features.stored import Stored
 from raycd.mine.neighbours import normalise
 from raycd.mine.pools import Rows
-from raycd.mine.search import BATCH, Shard, blocks, near, product, search
+from raycd.mine.search import SPARE, Shard, nearest, search
 from raycd.runtime import cluster, mining
 
 NEIGHBOURS, TEXTS = 64, 18_000  # of each image; triplets of Fashion-IQ
@@ -83,21 +83,15 @@ def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
 def _steps(feature_ND: NDArray[np.float32], settings: MineConfig) -> dict[str, float]:
     """Return the CPU seconds of one thread for one batch, step by step, the best of some rounds."""
     every, size = np.arange(len(feature_ND), dtype=np.int32), settings.batch_size
-    unit_ND, count = _normalised(feature_ND), settings.neighbours + 2
+    unit_ND = _normalised(feature_ND)
     unit, shard = torch.from_numpy(unit_ND), [Shard(unit_ND, every)]
     index = faiss.IndexFlatIP(DIM)
     index.add(unit_ND)
-    pairs = [
-        (query_BD, block_PD)
-        for query_BD in torch.split(unit[:size], BATCH["cpu"])
-        for _, block_PD in blocks(unit)
-    ]
-    least = torch.full((size,), settings.floor)
+    depth = NEIGHBOURS + 1 + SPARE["cpu"]
     ways: dict[str, Callable[[], object]] = {
         "IndexFlatIP.search": lambda: index.search(unit_ND[:size], NEIGHBOURS + 1),
-        "product": lambda: [product(*pair) is None for pair in pairs],
-        "product, selection": lambda: [near(*pair, count, least[: len(pair[0])]) for pair in pairs],
-        "product, selection, similarities": lambda: search(
+        "images proposed": lambda: nearest(unit[:size], unit, depth),
+        "images proposed and measured": lambda: search(
             every[:size], unit_ND[:size], shard, settings, threads=1
         ),
     }
@@ -108,8 +102,7 @@ def _steps(feature_ND: NDArray[np.float32], settings: MineConfig) -> dict[str, f
     for _ in range(ROUNDS):
         for name, way in ways.items():
             began = time.process_time()
-            with torch.inference_mode():
-                way()
+            way()
             seconds[name].append(time.process_time() - began)
     torch.set_num_threads(before)
     return {f"one thread, {size:,} queries, s: {name}": min(all_) for name, all_ in seconds.items()}

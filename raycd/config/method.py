@@ -241,7 +241,7 @@ class MineConfig(Section):
     pool: Literal["all", "category"] = "all"
     """Where substitutes come from: all train images (the paper), or the triplet's category."""
     batch_size: Positive = 1024
-    """Query images searched at once, at most: 128 on CPUs, 4,096 on a GPU."""
+    """Query images searched at once by a thread or a GPU; 4,096 at most."""
     worker_mib: Positive = 4096
     """Memory of a mining worker for the images it searches, in MiB; a larger pool is sharded."""
     index: Literal["flat", "hnsw", "ivf"] = "flat"
@@ -340,7 +340,7 @@ class Stage2Config(Section):
     stage1.
     """
     compile: Compile = "auto"
-    """Compile the head and its loss, as stage1.compile."""
+    """Compile the head and its loss, as stage1.compile; lincir is never compiled."""
     k: Positive = 5
     """Epochs over original triplets before each epoch over pseudo triplets."""
     pseudo_weight: Literal["one", "score"] = "one"

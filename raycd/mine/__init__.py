@@ -13,13 +13,13 @@ Only the last line depends on the thresholds, so trying others needs no feature.
 out: no Ray, no files. `raycd.runtime.mining` finds the neighbours and makes the candidates on a
 cluster, with equal results.
 
-What each guarantee costs, where the product of the float32 matrices costs 100 (one thread, images
-of 640 numbers, 64 neighbours of each, no floor):
+What each guarantee costs, where FAISS's `IndexFlatIP.search` costs 100 (one thread, images of 640
+numbers, 64 neighbours of each, no floor):
 
-no image that counts is missed   12, the limits of search.near; a few images more to compare
-exact, the same on every device  26, float64 in two parts (search.py) of what is left: of a query
-                                 that ties with thousands, of all these
-ties to the lower row            the sorted keys of search.py, in those 26
+no image that counts is missed   nothing to speak of: 8 more are proposed; to a query that ties with
+                                 thousands, all these (search.py)
+exact, the same on every device  10, float64 of what is proposed (search.py)
+ties to the lower row            the sorted keys of search.py, in those 10
 memory within worker_mib         a merge for each shard (neighbours.py)
 HNSW, IVF, measured recall       exact search of recall_sample queries
 several pools, held out images   pools.py; each pool is searched by itself
@@ -38,20 +38,15 @@ from raycd.mine.filter import (
     eligible,
     filter_candidates,
     resolve,
-    summary,
-    thresholds_line,
-    warnings,
 )
 from raycd.mine.neighbours import (
     NEIGHBOURS,
     Searched,
     find_neighbours,
-    low_recall,
     make_shards,
     recall,
     sample,
     searched,
-    searched_line,
 )
 from raycd.mine.pools import Pool, TripletRows, make_pools, of_triplets
 
@@ -66,7 +61,6 @@ __all__ = [
     "eligible",
     "filter_candidates",
     "find_neighbours",
-    "low_recall",
     "make_candidates",
     "make_pools",
     "make_shards",
@@ -76,8 +70,4 @@ __all__ = [
     "resolve",
     "sample",
     "searched",
-    "searched_line",
-    "summary",
-    "thresholds_line",
-    "warnings",
 ]

@@ -29,8 +29,6 @@ from raycd.mine.neighbours import META
 from raycd.mine.pools import SIDES
 from raycd.mine.search import DECIMALS
 
-NEARLY_ALL = 0.95
-
 
 class Thresholds(TypedDict):
     """What `filter_candidates` filters by; all but s_max are cosines."""
@@ -115,15 +113,6 @@ def resolve(candidates: pa.Table, mine: MineConfig) -> Thresholds:
         eps_low, eps_high = (_at(candidates["similarity"], q, mine) for q in (eps_low, eps_high))
         alpha = _at(candidates["score"].drop_null(), alpha, mine)
     return {"eps_low": eps_low, "eps_high": eps_high, "s_max": mine.s_max, "alpha": alpha}
-
-
-def thresholds_line(mine: MineConfig, found: Thresholds) -> str:
-    """Return a line that says which cosines the quantiles are."""
-    return (
-        f"thresholds as quantiles: mine.eps_low {mine.eps_low:g} is similarity "
-        f"{found['eps_low']:g}, mine.eps_high {mine.eps_high:g} is {found['eps_high']:g}, "
-        f"mine.alpha {mine.alpha:g} is score {found['alpha']:g}"
-    )
 
 
 def filter_candidates(
@@ -246,57 +235,3 @@ def _at(column: pa.ChunkedArray, share: float, mine: MineConfig) -> float:
     if len(column) == 0:
         return mine.floor
     return round(float(np.quantile(column.to_numpy(), share, method="inverted_cdf")), DECIMALS)
-
-
-def summary(counts: Counts) -> list[str]:
-    """Return lines to print: what each constraint left, by category and side and in all."""
-    rows: list[tuple[str, Left]] = [
-        (f"{group['category']} {group['side']}", group) for group in counts["groups"]
-    ]
-    cells: list[tuple[str, ...]] = [("", "candidates", "similar", "s_max", "alpha")]
-    for name, left in (*rows, ("all", counts)):
-        similar, few, kept = left["after_similarity"], left["after_s_max"], left["after_alpha"]
-        cells.append((name, *(f"{n:,}" for n in (left["candidates"], similar, few, kept))))
-    lines = [f"{name:30}" + "".join(f"{cell:>13}" for cell in row) for name, *row in cells]
-    without, images = counts["images_without_substitute"], counts["images"]
-    return [*lines, f"{without:,} of {images:,} images have no substitute"]
-
-
-def warnings(counts: Counts) -> list[str]:
-    """Return warnings, each with its remedy: settings that leave nothing or nearly everything."""
-    now, found = counts["settings"], []
-    every, similar = counts["candidates"], counts["after_similarity"]
-    few, kept = counts["after_s_max"], counts["after_alpha"]
-    thresholds = f"mine.eps_low {now['eps_low']} to mine.eps_high {now['eps_high']}"
-    if every == 0 and counts["images"]:
-        found.append(
-            f"no image has a neighbour at similarity {now['floor']} or above: "
-            "lower mine.floor and mine again"
-        )
-    elif similar == 0:
-        found.append(
-            f"no substitute lies within {thresholds}: lower mine.eps_low or raise mine.eps_high"
-        )
-    elif few and kept == 0:
-        found.append(
-            f"no score is greater than mine.alpha {now['alpha']}: "
-            f"lower it below {counts['best_score']}"
-        )
-    if similar > NEARLY_ALL * every:
-        found.append(
-            f"{thresholds} leave {similar / every:.1%} of the candidates, so mine.floor "
-            f"{now['floor']} and mine.neighbours {now['neighbours']} decide: "
-            "raise mine.eps_low, or lower mine.floor and mine again"
-        )
-    if kept > NEARLY_ALL * few:
-        found.append(
-            f"mine.alpha {now['alpha']} leaves {kept / few:.1%} of the pseudo triplets: "
-            "raise it to filter more"
-        )
-    if counts["images_cut_short"]:
-        found.append(
-            f"{counts['images_cut_short']:,} images have fewer than mine.s_max {now['s_max']} "
-            f"substitutes because only {now['neighbours']} neighbours were kept, "
-            "many above mine.eps_high: raise mine.neighbours and mine again"
-        )
-    return found

@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 
 from raycd.config import MineConfig
 from raycd.errors import DataError
+from raycd.index import approximate
 from raycd.mine.pools import Pool, Rows
 from raycd.mine.search import NOTHING, Keys, Shard, decode, search
 
 META = b"raycd.mine"  # key of the tables' metadata: JSON
-ENOUGH = 0.95  # below this recall the pseudo triplets differ too much from those of exact search
 _BLOCK = 512  # rows normalised at once: they stay in a core's cache
 
 NEIGHBOURS = pa.schema(
@@ -67,8 +67,6 @@ def row_bytes(dim: int, mine: MineConfig) -> int:
     """
     if mine.index == "flat":
         return 4 * dim
-    from raycd.index import approximate  # FAISS: the flat search needs none
-
     return 4 * dim + {"hnsw": 3, "ivf": 4}[mine.index] * approximate.entry_bytes(dim, mine)
 
 
@@ -77,8 +75,6 @@ def make_ready(features_PD: NDArray[np.float32], rows_P: Rows, mine: MineConfig)
     unit_PD = normalise(features_PD, rows_P)
     if mine.index == "flat":
         return Shard(unit_PD, rows_P)
-    from raycd.index import approximate
-
     return Shard(unit_PD, rows_P, approximate.build(unit_PD, mine))
 
 
@@ -221,28 +217,3 @@ def searched(
         "recall": round(share, 4),
         "sample": sum(len(pool.queries_Q) for pool in asked),
     }
-
-
-def searched_line(found: Searched) -> str:
-    """Return the record as one line.
-
-    For example "hnsw, 3 shards of at most 512 MiB, recall 0.987 of the exact neighbours of 1,000
-    images".
-    """
-    parts = "1 shard of" if found["shards"] == 1 else f"{found['shards']:,} shards of at most"
-    text = f"{found['kind']}, {parts} {found['worker_mib']:,g} MiB, "
-    if found["kind"] == "flat":
-        return text + "exact"
-    of = f"of the exact neighbours of {found['sample']:,} images"
-    return f"{text}recall {found['recall']:.3f} {of}"
-
-
-def low_recall(found: Searched) -> list[str]:
-    """Return a warning with its remedy where the search missed too many neighbours."""
-    if found["recall"] >= ENOUGH:
-        return []
-    setting = {"hnsw": "mine.hnsw_ef", "ivf": "mine.ivf_probes"}[found["kind"]]
-    return [
-        f"{found['kind']} found {found['recall']:.1%} of the exact neighbours of "
-        f"{found['sample']:,} images, less than {ENOUGH:.0%}: raise {setting} and mine again"
-    ]

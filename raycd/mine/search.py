@@ -3,50 +3,49 @@
 Similarity means one thing here: the product of the float32 normalised features, rounded to 6
 decimals; ties go to the lower row. It is the same on every device (`_similarities`).
 
-flat: a product of float32 matrices, on GPUs in TF32, scores a batch of queries with a block of
-images. Scores differ from similarities by `margin` at most, which is small beside the distances of
-most images: hardly more are proposed than are wanted. hnsw and ivf: FAISS's structure is searched
-once, and what it misses is missed.
+flat: FAISS, on GPUs torch in TF32, proposes a few more images than are wanted. Their scores differ
+from similarities by `margin` at most. So whether an image that was not proposed may count is known,
+and for a query for which it may, more are proposed, at worst all. hnsw and ivf: FAISS's structure
+is searched once, and what it misses is missed.
 
 A list of neighbours is an array of keys, similarity and row packed into one int64 that sorts by
 similarity descending, then by row; lists merge by sorting. Unused entries at the end are NOTHING.
 
-Shapes: P images of a shard, B queries of a batch, E proposed pairs (query, image) of these.
+Shapes: P images of a shard, B queries of a batch, C images proposed to each.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
+import faiss
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from raycd.config import MineConfig
+from raycd.index import approximate
 from raycd.mine.pools import Rows
-from raycd.model.private import onednn_product
 
 Keys = NDArray[np.int64]
 
 DECIMALS = 6
 UNIT = 10**DECIMALS
 NOTHING = np.iinfo(np.int64).max
-BLOCK = 1 << 15  # images scored at once
-# Most queries of a batch. On CPUs their scores stay in the cache that the cores share.
-BATCH = {"cpu": 128, "cuda": 4096}
-_PAIRS = {"cpu": 256, "cuda": 1 << 14}  # measured at once: on CPUs they stay in a core's cache
-_MERGED = 1 << 20  # pairs merged at once, where a query ties with very many images
-_SPARE = 8  # searched in HNSW and IVF beyond S: the image itself, one more, near-ties
-_GROUP = 32  # images of which only the best score counts for a limit
-
-_ONEDNN: Any = torch.backends.mkldnn  # its types lack what is used here
+BLOCK = 1 << 15  # images that a GPU scores at once
+BATCH = 4096  # most queries searched at once
+# Proposed beyond S + 1: the image itself, and others as near as a score is wrong
+SPARE = {"cpu": 8, "cuda": 64}
+DEEPER = 8  # times as many images are proposed where those may not be all that count
+_PAIRS = {"cpu": 64, "cuda": 1 << 16}  # measured at once: on CPUs they stay in a core's cache
+_WIDE = 1 << 12  # rows of float64 at once
+_MOST = 1 << 22  # compared at once, where a query needs many
 
 
 @dataclass(frozen=True)
@@ -80,22 +79,25 @@ def search(
     count = (threads or torch.get_num_threads()) if device == "cpu" else 1
     key_QS = torch.full((len(rows_Q), mine.neighbours + 1), NOTHING, device=device)
     queries = _tensor(rows_Q).to(device, torch.int64), _tensor(unit_QD).to(device)
-    size = min(mine.batch_size, BATCH[device])
+    size = max(1, min(mine.batch_size, BATCH, -(-len(rows_Q) // count)))
     parts, keys = [torch.split(each, size) for each in queries], torch.split(key_QS, size)
     with ExitStack() as undo:
         # MKL keeps one number of threads for the whole process
         undo.callback(torch.set_num_threads, torch.get_num_threads())
-        # As `margin` says, whatever the process had chosen
-        for setting, precision in ((torch.backends.cuda.matmul, "tf32"), (_ONEDNN.matmul, "ieee")):
-            undo.callback(setattr, setting, "fp32_precision", setting.fp32_precision)
-            setting.fp32_precision = precision
-        # torch releases Python's lock
-        pool = undo.enter_context(
-            ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
-        )
+        matmul: Any = torch.backends.cuda.matmul
+        undo.callback(setattr, matmul, "fp32_precision", matmul.fp32_precision)
+        matmul.fp32_precision = "tf32"  # at worst, as `margin` says
+        # FAISS and torch release Python's lock
+        pool = undo.enter_context(ThreadPoolExecutor(count, initializer=_one_thread))
         for shard in shards:
             keys = tuple(pool.map(_Search(shard, mine, device), *parts, keys))
     return torch.cat(keys).cpu().numpy()
+
+
+def _one_thread() -> None:
+    """Keep the calls of this thread to itself."""
+    torch.set_num_threads(1)
+    faiss.omp_set_num_threads(1)
 
 
 class _Search:
@@ -104,93 +106,76 @@ class _Search:
     def __init__(self, shard: Shard, mine: MineConfig, device: str) -> None:
         self.mine, self.unit_PD = mine, _tensor(shard.unit_PD).to(device)
         self.rows_P = _tensor(shard.rows_P).to(device, torch.int64)
-        self.index = None
-        if shard.index is not None:
-            from raycd.index import approximate  # FAISS: the flat search needs none
-
-            self.index = approximate.Opened(shard.index, mine)
-            self.one_thread = approximate.one_thread
+        self.index = None if shard.index is None else approximate.Opened(shard.index, mine)
 
     @torch.inference_mode()
-    def __call__(self, rows_B: Tensor, query_BD: Tensor, key_BS: Tensor) -> Tensor:
-        """Return the first keys (B, S + 1), sorted, of `key_BS` and those of the shard."""
+    def __call__(self, rows_B: Tensor, query_BD: Tensor, key_BS: Tensor, depth: int = 0) -> Tensor:
+        """Return the first keys (B, S + 1), sorted, of `key_BS` and those of the shard.
+
+        An image that is not among the `depth` proposed scores no more than the last of these.
+        """
+        device, (images, dim) = query_BD.device.type, self.unit_PD.shape
+        depth = depth or key_BS.shape[1] + SPARE[device]
         if self.index is not None:
-            with self.one_thread():
-                depth = min(self.mine.neighbours + _SPARE, len(self.rows_P))
-                found_BC = torch.from_numpy(self.index(query_BD.numpy(), depth)[1])
-            query_E, rank_E = (found_BC >= 0).nonzero(as_tuple=True)
-            return self._merged(rows_B, query_BD, key_BS, query_E, found_BC[query_E, rank_E])
-        for start, block_PD in blocks(self.unit_PD):
-            # The last key is of the last image wanted: NOTHING is far below any floor
-            last_B = 1 - (key_BS[:, -1] >> 32) / UNIT
-            query_E, position_E = near(
-                query_BD,
-                block_PD,
-                key_BS.shape[1] + 1,  # for one of them is the image itself
-                last_B.clamp(min=self.mine.floor),
-            )
-            key_BS = self._merged(rows_B, query_BD, key_BS, query_E, position_E + start)
-        return key_BS
+            proposed = self.index(query_BD.numpy(), min(depth, images))
+            return self._merged(rows_B, query_BD, key_BS, torch.from_numpy(proposed[1]))
+        deeper = depth * DEEPER
+        if deeper >= images:  # an eighth of them costs as much as all, which stand in order
+            return self._merged(rows_B, query_BD, key_BS, None)
+        score_BC, position_BC = nearest(query_BD, self.unit_PD, depth)
+        found_BS = self._merged(rows_B, query_BD, key_BS, position_BC)
+        # NOTHING is far below any floor; rounding to 6 decimals may add half of the last one twice
+        last_B = (1 - (found_BS[:, -1] >> 32) / UNIT).clamp(min=self.mine.floor)
+        unsure_B = score_BC[:, -1] + (margin(dim, device) + 1 / UNIT) >= last_B
+        compared = images if deeper * DEEPER >= images else deeper  # next, of each query
+        for own in torch.split(unsure_B.nonzero()[:, 0], max(1, _MOST // compared)):
+            if len(own):
+                found_BS[own] = self(rows_B[own], query_BD[own], key_BS[own], deeper)
+        return found_BS
 
     def _merged(
-        self, rows_B: Tensor, query_BD: Tensor, key_BS: Tensor, query_E: Tensor, position_E: Tensor
+        self, rows_B: Tensor, query_BD: Tensor, key_BS: Tensor, position_BC: Tensor | None
     ) -> Tensor:
-        """Return the first keys of `key_BS` and those of pairs, which are sorted by query."""
-        size = key_BS.shape[1]
-        for query_M, position_M in zip(
-            torch.split(query_E, _MERGED), torch.split(position_E, _MERGED), strict=True
-        ):
-            similarity_M = _similarities(query_BD, self.unit_PD, query_M, position_M)
-            micro_M, row_M = (similarity_M * UNIT).round(), self.rows_P[position_M]
-            wanted_M = (row_M != rows_B[query_M]) & (micro_M / UNIT >= self.mine.floor)
-            key_M = torch.where(wanted_M, (UNIT - micro_M.long()) << 32 | row_M, NOTHING)
-            count_B = query_M.bincount(minlength=len(key_BS))
-            before_B = count_B.cumsum(0) - count_B
-            slot_M = torch.arange(len(query_M), device=key_BS.device) - before_B[query_M]
-            more_BC = key_BS.new_full((len(key_BS), int(count_B.max())), NOTHING)
-            more_BC[query_M, slot_M] = key_M
-            key_BS = torch.cat([key_BS, more_BC], 1).sort(1).values[:, :size]
-        return key_BS
+        """Return the first keys of `key_BS` and those of images (-1: none; None: all)."""
+        if position_BC is None:
+            product_BC = _products_of_all(query_BD, self.unit_PD)
+            position_BC = torch.arange(len(self.rows_P), device=self.rows_P.device)
+            position_BC = position_BC.expand(product_BC.shape)
+        else:
+            product_BC = _products(query_BD, self.unit_PD, position_BC)
+        micro_BC = _micro(product_BC, query_BD, self.unit_PD, position_BC)
+        row_BC = self.rows_P[position_BC]
+        wanted_BC = (row_BC != rows_B[:, None]) & (micro_BC / UNIT >= self.mine.floor)
+        key_BC = torch.where(
+            wanted_BC & (position_BC >= 0), (UNIT - micro_BC.long()) << 32 | row_BC, NOTHING
+        )
+        return torch.cat([key_BS, key_BC], 1).sort(1).values[:, : key_BS.shape[1]]
 
 
-def blocks(unit_PD: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Yield the position of a block's first image, and the images, of which all but the last few
-    are whole groups.
-    """
-    whole = len(unit_PD) // _GROUP * _GROUP
-    for start, end in pairwise(sorted({*range(0, whole, BLOCK), whole, len(unit_PD)})):
-        yield start, unit_PD[start:end]
+def nearest(query_BD: Tensor, unit_PD: Tensor, depth: int) -> tuple[Tensor, Tensor]:
+    """Return scores (B, C), descending, and positions (B, C) of the `depth` images of most."""
+    if query_BD.device.type == "cpu":
+        found = faiss.knn(
+            query_BD.numpy(), unit_PD.numpy(), depth, metric=faiss.METRIC_INNER_PRODUCT
+        )
+        return torch.from_numpy(found[0]), torch.from_numpy(found[1])
+    return by_blocks(query_BD, unit_PD, depth)
 
 
-def near(query_BD: Tensor, block_PD: Tensor, count: int, least_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Return queries and positions (E,): all images that may be among a query's first `count`.
-
-    They are sorted by query; images of a similarity below `least_B` may be left out.
-
-    If `count` images have a score of t or above, their similarities are t - margin or above; so an
-    image of a score below t - 2 margin is not among the first `count`, nor does it tie with the
-    last of them, unless rounding to 6 decimals made it: another 1e-6. The best scores of `count`
-    groups of images are such ones, and quicker to find than the best of all.
-    """
-    wrong = margin(query_BD.shape[1], query_BD.device.type)
-    score_BP = product(query_BD, block_PD)
-    images = score_BP.shape[1]
-    group = _GROUP if images % _GROUP == 0 and images >= 2 * count * _GROUP else 1
-    score_BIG = score_BP.view(len(score_BP), group, images // group)
-    best_BG = score_BIG.amax(1)
-    if images >= count:
-        least_B = least_B.maximum(best_BG.topk(count, sorted=False).values.amin(1) - wrong)
-    limit_B = least_B - wrong - 1 / UNIT
-    query_H, at_H = (best_BG >= limit_B[:, None]).nonzero(as_tuple=True)
-    hit_E, part_E = (score_BIG[query_H, :, at_H] >= limit_B[query_H, None]).nonzero(as_tuple=True)
-    return query_H[hit_E], part_E * best_BG.shape[1] + at_H[hit_E]
-
-
-def product(query_BD: Tensor, block_PD: Tensor) -> Tensor:
-    """Return the scores (B, P) of queries and images."""
-    on_cpu = query_BD.device.type == "cpu"
-    score_BP = onednn_product(query_BD, block_PD) if on_cpu else None
-    return query_BD @ block_PD.T if score_BP is None else score_BP
+def by_blocks(query_BD: Tensor, unit_PD: Tensor, depth: int) -> tuple[Tensor, Tensor]:
+    """Return what `nearest` does, by torch."""
+    best_BC = query_BD.new_empty((len(query_BD), 0))
+    position_BC = best_BC.long()
+    for start in range(0, len(unit_PD), BLOCK):
+        score_BP = query_BD @ unit_PD[start : start + BLOCK].T
+        score_BC, own_BC = score_BP.topk(min(depth, score_BP.shape[1]))
+        best_BC, position_BC = (
+            torch.cat([best_BC, score_BC], 1),
+            torch.cat([position_BC, own_BC + start], 1),
+        )
+        best_BC, at_BC = best_BC.topk(min(depth, best_BC.shape[1]))
+        position_BC = position_BC.gather(1, at_BC)
+    return best_BC, position_BC
 
 
 def margin(dim: int, device: str) -> float:
@@ -212,22 +197,42 @@ def margin(dim: int, device: str) -> float:
     return 2.0**-9 + 2.0**-19 + dim * 2.0**-22
 
 
-def _similarities(query_BD: Tensor, unit_PD: Tensor, query_E: Tensor, position_E: Tensor) -> Tensor:
-    """Return the products (E,) of pairs in float64, whatever the order of the sum.
-
-    The products of float32 numbers are exact in float64. Added to 6144 and taken from it again,
-    they are multiples of 2^-40, which add up without rounding; the sum of what that leaves, below
-    2^-41 each, is wrong by less than 1e-22.
-    """
-    found, size = [], _PAIRS[query_BD.device.type]
-    for query_K, position_K in zip(
-        torch.split(query_E, size), torch.split(position_E, size), strict=True
+def _products(query_BD: Tensor, unit_PD: Tensor, position_BC: Tensor) -> Tensor:
+    """Return the products (B, C) of queries and their images in float64."""
+    product_BC = query_BD.new_empty(position_BC.shape, dtype=torch.float64)
+    size = max(1, _PAIRS[query_BD.device.type] // max(1, position_BC.shape[1]))
+    for query_KD, position_KC, product_KC in zip(
+        *(torch.split(each, size) for each in (query_BD, position_BC, product_BC)), strict=True
     ):
-        product_KD = query_BD.index_select(0, query_K).double()
-        product_KD *= unit_PD.index_select(0, position_K)
+        image_ED = unit_PD.index_select(0, position_KC.clamp(min=0).flatten()).double()
+        image_KCD = image_ED.view(*position_KC.shape, unit_PD.shape[1])
+        torch.bmm(image_KCD, query_KD.double()[:, :, None], out=product_KC[:, :, None])
+    return product_BC
+
+
+def _products_of_all(query_BD: Tensor, unit_PD: Tensor) -> Tensor:
+    """Return the products (B, P) of queries and all images in float64."""
+    wide_BD = query_BD.double()
+    return torch.cat([wide_BD @ part.double().T for part in torch.split(unit_PD, _WIDE)], 1)
+
+
+def _micro(product_BC: Tensor, query_BD: Tensor, unit_PD: Tensor, position_BC: Tensor) -> Tensor:
+    """Return products in millionths, rounded, whatever the order of their sums.
+
+    The products of float32 numbers are exact in float64, and a sum of D of them is wrong by at most
+    D 2^-53. Where that might decide how it is rounded, it is taken in two parts: added to 6144 and
+    taken from it again, products are multiples of 2^-40, which add up without rounding; the sum
+    of what that leaves, below 2^-41 each, is wrong by less than 1e-22.
+    """
+    micro_BC, (_, dim) = product_BC.mul_(UNIT), unit_PD.shape
+    to_half_BC = (micro_BC - micro_BC.floor()).sub_(0.5).abs_()
+    one_E, other_E = (to_half_BC <= (dim + 1) * 2.0**-51 * UNIT).nonzero(as_tuple=True)
+    for one_K, other_K in zip(torch.split(one_E, _WIDE), torch.split(other_E, _WIDE), strict=True):
+        product_KD = query_BD[one_K].double() * unit_PD[position_BC[one_K, other_K]]
         coarse_KD = (product_KD + 6144).sub_(6144)
-        found.append(coarse_KD.sum(1) + product_KD.sub_(coarse_KD).sum(1))
-    return torch.cat(found)
+        exact_K = coarse_KD.sum(1) + product_KD.sub_(coarse_KD).sum(1)
+        micro_BC[one_K, other_K] = exact_K * UNIT
+    return micro_BC.round_()
 
 
 def _tensor(array: NDArray[Any]) -> Tensor:

@@ -33,7 +33,7 @@ from raycd.runtime import cluster
 SCORE_BLOCK = 1 << 15  # candidates measured by one task
 TASKS = 2  # for each worker, at least: the others wait for the slowest task
 # Most queries of a task, whose features it holds: on a GPU many, for it gets the shard anew
-QUERIES = {"cpu": 4096, "cuda": 1 << 18}
+QUERIES = {"cpu": 16384, "cuda": 1 << 18}
 
 
 def find_neighbours(

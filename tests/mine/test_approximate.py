@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from raycd import mine
 from raycd.config import MineConfig
+from raycd.report.mining import low_recall, searched_line
 
 N, D = 3000, 40
 ENOUGH: dict[str, dict[str, int]] = {"hnsw": {"hnsw_ef": 256}, "ivf": {"ivf_probes": 32}}
@@ -138,18 +139,18 @@ def test_the_recall_in_the_record_is_that_of_the_sample(index: str) -> None:
 
 def test_the_record_is_a_line() -> None:
     found = record_of("hnsw")
-    assert mine.searched_line(found) == (
+    assert searched_line(found) == (
         "hnsw, 3 shards of at most 512 MiB, recall 0.987 of the exact neighbours of 1,000 images"
     )
-    assert mine.searched_line(record_of("flat", shards=1)) == "flat, 1 shard of 512 MiB, exact"
+    assert searched_line(record_of("flat", shards=1)) == "flat, 1 shard of 512 MiB, exact"
 
 
 def test_a_recall_below_95_per_cent_is_reported_with_its_remedy() -> None:
-    assert mine.low_recall(record_of("hnsw", recall=0.95)) == []
-    [said] = mine.low_recall(record_of("hnsw", recall=0.9412))
+    assert low_recall(record_of("hnsw", recall=0.95)) == []
+    [said] = low_recall(record_of("hnsw", recall=0.9412))
     assert said == (
         "hnsw found 94.1% of the exact neighbours of 1,000 images, less than 95%: "
         "raise mine.hnsw_ef and mine again"
     )
-    [said] = mine.low_recall(record_of("ivf", recall=0.2))
+    [said] = low_recall(record_of("ivf", recall=0.2))
     assert "raise mine.ivf_probes" in said

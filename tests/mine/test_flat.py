@@ -2,8 +2,6 @@
 
 import hashlib
 import itertools
-import subprocess
-import sys
 
 import numpy as np
 import pyarrow as pa
@@ -55,7 +53,7 @@ def digest(found: pa.Table) -> str:
     return whole.hexdigest()[:16]
 
 
-# What mining by FAISS's heaps gave, before it was torch's
+# What the first searches gave
 RECORDED = {
     ("smooth", -1): "d800bd6fcdb147cf",
     ("smooth", 0.5): "9d36b3f47543f91f",
@@ -94,13 +92,15 @@ def test_scores_that_are_as_wrong_as_they_may_be_change_nothing(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those of some images are all too high, and those of the others too low."""
-    expected, product = mined(kind, -1), searching.product
+    expected = mined(kind, -1)
 
-    def wrong(query: Tensor, block: Tensor) -> Tensor:
-        sign = torch.randint(0, 2, (len(block),), generator=torch.manual_seed(0)) * 2 - 1
-        return product(query, block) + 0.99 * sign * searching.margin(query.shape[1], "cpu")
+    def wrong(query: Tensor, images: Tensor, depth: int) -> tuple[Tensor, Tensor]:
+        sign = torch.randint(0, 2, (len(images),), generator=torch.manual_seed(0)) * 2 - 1
+        score = query @ images.T + 0.99 * sign * searching.margin(query.shape[1], "cpu")
+        best, position = score.topk(depth)
+        return best, position
 
-    monkeypatch.setattr(searching, "product", wrong)
+    monkeypatch.setattr(searching, "nearest", wrong)
     assert mined(kind, -1).equals(expected, check_metadata=True)
 
 
@@ -112,48 +112,50 @@ def test_products_as_tf32_may_round_them_change_nothing(
     expected, on_gpu = mined(kind, -1), searching.margin(640, "cuda")
     worst = []
 
-    def cut(query: Tensor, block: Tensor) -> Tensor:
-        few = [(each.view(torch.int32) & -(1 << 13)).view(torch.float32) for each in (query, block)]
-        score = few[0] @ few[1].T
-        worst.append(float((score - query.double() @ block.double().T).abs().max()))
-        return score
+    def cut(query: Tensor, images: Tensor, depth: int) -> tuple[Tensor, Tensor]:
+        one, other = (
+            (e.view(torch.int32) & -(1 << 13)).view(torch.float32) for e in (query, images)
+        )
+        worst.append(float((one @ other.T - query.double() @ images.double().T).abs().max()))
+        return searching.by_blocks(one, other, depth)
 
-    monkeypatch.setattr(searching, "product", cut)
+    monkeypatch.setattr(searching, "nearest", cut)
     monkeypatch.setattr(searching, "margin", lambda *_: on_gpu)
     assert mined(kind, -1).equals(expected, check_metadata=True)
     assert 1e-4 < max(worst) < on_gpu
 
 
-@pytest.mark.parametrize("merged", [1000, pytest.param(1 << 20, marks=pytest.mark.slow)])
-def test_so_many_images_are_measured_at_once_whatever_is_kept_of_a_query(
-    merged: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("kind", ["near-ties", "equal"])
+def test_more_are_proposed_to_few_queries_at_once(
+    kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected, join, most = mined("equal", -1), torch.cat, list[int]()
+    expected, propose, sizes = mined(kind, -1), searching.nearest, list[int]()
 
-    def noted(parts: list[Tensor], dim: int = 0) -> Tensor:
-        most.extend(len(part) for part in parts if part.dtype == torch.float64)
-        return join(parts, dim)
+    def noted(query: Tensor, images: Tensor, depth: int) -> tuple[Tensor, Tensor]:
+        sizes.append(len(query) * depth if depth > 100 else 0)
+        return propose(query, images, depth)
 
-    monkeypatch.setattr(torch, "cat", noted)
-    monkeypatch.setattr(searching, "_PAIRS", {"cpu": 300})
-    monkeypatch.setattr(searching, "_MERGED", merged)
-    assert mined("equal", -1).equals(expected, check_metadata=True)
-    assert max(most) == 300
+    monkeypatch.setattr(searching, "nearest", noted)
+    monkeypatch.setattr(searching, "DEEPER", 2)
+    monkeypatch.setattr(searching, "_MOST", 4000)
+    monkeypatch.setattr(searching, "_PAIRS", {"cpu": 50})
+    assert mined(kind, -1).equals(expected, check_metadata=True)
+    assert 1000 < max(sizes) <= 4000
 
 
-@pytest.mark.parametrize(
-    "kind", ["smooth", "ties", "near-ties", pytest.param("equal", marks=pytest.mark.slow)]
-)
-@pytest.mark.parametrize(("block", "group"), [(96, 4), (1500, 2), (64, 64)])
-def test_the_table_does_not_depend_on_how_many_images_are_scored_at_once(
-    kind: str, block: int, group: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of a block of 1,500 a group's best score stands for two images, of which a few are left."""
-    expected = mined(kind, -1), mined(kind, 0.5)
+@pytest.mark.parametrize("block", [40, 700, 1500])
+def test_torch_proposes_what_faiss_does(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does so on GPUs, some images after the other."""
+    expected = mined("smooth", -1)
     monkeypatch.setattr(searching, "BLOCK", block)
-    monkeypatch.setattr(searching, "_GROUP", group)
-    for floor, table in zip((-1, 0.5), expected, strict=True):
-        assert mined(kind, floor).equals(table, check_metadata=True)
+    images = torch.from_numpy(features_of("smooth"))
+    found, others = (
+        way(images[:9], images, 30) for way in (searching.by_blocks, searching.nearest)
+    )
+    assert found[1].equal(others[1])
+    torch.testing.assert_close(found[0], others[0])
+    monkeypatch.setattr(searching, "nearest", searching.by_blocks)
+    assert mined("smooth", -1).equals(expected, check_metadata=True)
 
 
 def test_a_process_that_chose_rougher_products_gets_the_same_table() -> None:
@@ -172,8 +174,9 @@ def test_scores_lie_within_the_margin() -> None:
     for dim in (1, 7, 640, 4096):
         one, other = (torch.from_numpy(np.abs(rng.normal(size=(64, dim)))) for _ in range(2))
         one, other = (x.div(x.norm(dim=1, keepdim=True)).float() for x in (one, other))
-        score = searching.product(one, other)
-        assert (score - one.double() @ other.double().T).abs().max() < searching.margin(dim, "cpu")
+        score, position = searching.nearest(one, other, 64)
+        exact = (one.double() @ other.double().T).gather(1, position)
+        assert (score - exact).abs().max() < searching.margin(dim, "cpu")
 
 
 def test_a_similarity_in_the_middle_of_two_decimals_does_not_depend_on_the_order_of_its_sum() -> (
@@ -190,19 +193,3 @@ def test_a_similarity_in_the_middle_of_two_decimals_does_not_depend_on_the_order
         key_QS = search(rows, query, [shard], MineConfig(floor=-1, neighbours=1, s_max=1))
         given.add(float(decode(key_QS[:, :1])[1][0, 0]))
     assert given == {0.257813}
-
-
-def test_a_flat_search_needs_no_faiss() -> None:
-    script = """
-import sys
-import raycd  # which looks what is installed
-sys.modules["faiss"] = None  # importing it fails
-import numpy as np
-from raycd import mine
-from raycd.config import MineConfig
-every = np.arange(3, dtype=np.int32)
-found = mine.find_neighbours(np.eye(3, dtype=np.float32), [mine.Pool("", every, every)],
-                             MineConfig(floor=-1))
-assert found["neighbours"].to_pylist() == [[1, 2], [0, 2], [0, 1]]
-"""
-    subprocess.run([sys.executable, "-c", script], check=True)

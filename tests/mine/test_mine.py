@@ -13,6 +13,7 @@ from raycd import mine
 from raycd.config import MineConfig
 from raycd.data.schema import PSEUDO_TRIPLET
 from raycd.errors import ConfigError, DataError
+from raycd.report.mining import summary, warnings
 from tests.mine.cases import (
     Case,
     cosine,
@@ -146,7 +147,7 @@ def test_counts_say_what_each_constraint_left() -> None:
     assert (target["candidates"], target["after_similarity"]) == (1, 1)
     assert (counts["candidates"], counts["after_s_max"], counts["images"]) == (5, 3, 2)
     assert counts["images_without_substitute"] == 0
-    assert mine.summary(counts)[-2].split() == ["all", "5", "4", "3", "3"]
+    assert summary(counts)[-2].split() == ["total", "5", "4", "3", "3"]
 
 
 def test_images_without_any_neighbour_are_counted() -> None:
@@ -158,7 +159,7 @@ def test_images_without_any_neighbour_are_counted() -> None:
         2,
         0,
     )
-    assert mine.warnings(counts) == [
+    assert warnings(counts) == [
         "no image has a neighbour at similarity 0.999 or above: lower mine.floor and mine again"
     ]
 
@@ -169,7 +170,7 @@ def test_images_whose_neighbours_are_too_few_to_fill_s_max_are_counted() -> None
     short = settings_of(neighbours=3, floor=0.9, eps_low=0.9, s_max=1, alpha=-1)
     _, counts = case.pseudo(short)
     assert counts["images_cut_short"] == 1
-    assert "raise mine.neighbours" in mine.warnings(counts)[-1]
+    assert "raise mine.neighbours" in warnings(counts)[-1]
     _, counts = case.pseudo(short.model_copy(update={"neighbours": 4}))
     assert counts["images_cut_short"] == 0
 
@@ -177,15 +178,15 @@ def test_images_whose_neighbours_are_too_few_to_fill_s_max_are_counted() -> None
 def test_a_setting_that_leaves_nothing_is_named() -> None:
     case = line_case([0.8, 0.7])
     _, counts = case.pseudo(settings_of(eps_low=0.99, eps_high=0.995))
-    assert mine.warnings(counts)[0].startswith(
+    assert warnings(counts)[0].startswith(
         "no substitute lies within mine.eps_low 0.99 to mine.eps_high 0.995"
     )
     _, counts = case.pseudo(settings_of(alpha=1.0, eps_high=1.0))
-    assert f"lower it below {counts['best_score']}" in mine.warnings(counts)[0]
+    assert f"lower it below {counts['best_score']}" in warnings(counts)[0]
 
 
 def test_settings_that_leave_nearly_all_are_named() -> None:
-    said = mine.warnings(random_case(0).pseudo(settings_of(eps_low=-1, eps_high=1, alpha=-1))[1])
+    said = warnings(random_case(0).pseudo(settings_of(eps_low=-1, eps_high=1, alpha=-1))[1])
     assert "100.0% of the candidates" in said[0]
     assert (
         said[1] == "mine.alpha -1.0 leaves 100.0% of the pseudo triplets: raise it to filter more"

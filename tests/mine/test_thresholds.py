@@ -14,6 +14,7 @@ from raycd import mine
 from raycd.config import MineConfig
 from raycd.data.schema import GALLERY, TRIPLET
 from raycd.report.examples import choose_examples
+from raycd.report.mining import thresholds_line
 
 N, T, D = 60, 40, 8
 
@@ -124,7 +125,7 @@ def test_a_quantile_below_zero_is_refused(field: str) -> None:
 
 def test_the_line_says_which_cosines_they_are() -> None:
     now: mine.Thresholds = {"eps_low": 0.81, "eps_high": 0.97, "s_max": 4, "alpha": 0.66}
-    assert mine.thresholds_line(quantiles(), now) == (
+    assert thresholds_line(quantiles(), now) == (
         "thresholds as quantiles: mine.eps_low 0.5 is similarity 0.81, mine.eps_high 0.9 is 0.97, "
         "mine.alpha 0.25 is score 0.66"
     )

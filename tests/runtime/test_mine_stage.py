@@ -15,6 +15,7 @@ from raycd import features as features_io
 from raycd import mine
 from raycd.config import Config
 from raycd.data.schema import GALLERY, IMAGE, TRIPLET, Dataset
+from raycd.report.mining import searched_line
 from raycd.run import Run
 from raycd.runtime.stages import mine as stage
 from raycd.runtime.stages.context import IMAGES, TEXTS, Context
@@ -132,4 +133,4 @@ def test_the_stage_warns_where_an_approximate_search_misses_neighbours(
     assert 0.1 < index["recall"] < 0.95
     [warning] = record["warnings"]
     assert "raise mine.ivf_probes" in warning
-    assert f"mine: {mine.searched_line(index)}\nwarning: {warning}\n" in said
+    assert f"mine: {searched_line(index)}\nwarning: {warning}\n" in said

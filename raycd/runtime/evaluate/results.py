@@ -26,10 +26,10 @@ from raycd.evaluate import RerankFunction, cached_query, composed_query, text_of
 from raycd.evaluate.ranking import top_images
 from raycd.evaluate.rerank import cached_rerank
 from raycd.features import Features
-from raycd.mine import thresholds_line
 from raycd.model import fusion
 from raycd.model.fusion import joint
 from raycd.report.examples import choose_examples
+from raycd.report.mining import thresholds_line
 from raycd.report.page import (
     ComposedExample,
     Curve,

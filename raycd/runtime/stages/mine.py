@@ -12,6 +12,7 @@ from raycd import mine, progress
 from raycd.data import targets
 from raycd.data.schema import Dataset
 from raycd.data.selection import SELECTION
+from raycd.report.mining import low_recall, searched_line, summary, thresholds_line, warnings
 from raycd.run import Writing
 from raycd.runtime import mining
 from raycd.runtime.stages import tasks
@@ -30,8 +31,8 @@ def mine_candidates(context: Context, writing: Writing) -> None:
     found = search(pools, settings)
     searched = mine.searched(found, pools, images.dim, settings, search, seed=context.config.seed)
     if settings.index != "flat" or searched["shards"] > len(pools):
-        progress.say(f"mine: {mine.searched_line(searched)}")
-    for warning in mine.low_recall(searched):
+        progress.say(f"mine: {searched_line(searched)}")
+    for warning in low_recall(searched):
         progress.say(f"warning: {warning}")
     asked = map(context.dataset.wording.evaluation, train["captions"].to_pylist())
     score = partial(mining.matching_scores, images, texts.take(asked).numpy(), compute=compute)
@@ -45,18 +46,18 @@ def mine_candidates(context: Context, writing: Writing) -> None:
         "candidates": len(table),
         "overlaps": _overlaps(context.dataset),
     }
-    writing.record |= {"index": searched, "warnings": mine.low_recall(searched)}
+    writing.record |= {"index": searched, "warnings": low_recall(searched)}
 
 
 def filter_pseudo(context: Context, writing: Writing) -> None:
     """Keep the candidates that the thresholds allow."""
     settings = context.config.mine
     counts = tasks.run(_filter, context, writing.shared)
-    warnings = mine.warnings(counts)
-    writing.record |= {"counts": counts, "warnings": warnings}
+    found = warnings(counts)
+    writing.record |= {"counts": counts, "warnings": found}
     if settings.thresholds == "quantile":
-        progress.say(mine.thresholds_line(settings, writing.record["counts"]["settings"]))
-    for line in [*mine.summary(counts), *(f"warning: {line}" for line in warnings)]:
+        progress.say(thresholds_line(settings, writing.record["counts"]["settings"]))
+    for line in [*summary(counts), *(f"warning: {line}" for line in found)]:
         progress.say(line)
 
 
