@@ -30,6 +30,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
 def main(options: cli.Options) -> None:
     """Train what is missing, print the table, and write it."""
     from jobs.comparison import ablation
+    from jobs.comparison.results import FAILED
     from raycd.report.table import recall_table
     from raycd.runtime import pipeline
 
@@ -49,7 +50,8 @@ def main(options: cli.Options) -> None:
     path = posixpath.join(config.runs, f"{pipeline.run_name(config)}-ablation.json")
     with fsspec.open(path, "w", encoding="utf-8") as file:
         json.dump(table, file, indent=1)
-    print(recall_table(table) if seeds == 1 else shown)
+    failed = [note for note in made.notes if note.startswith(FAILED)]
+    print("\n".join([recall_table(table), *failed]) if seeds == 1 else shown)
     print(f"\ntable: {path}")
 
 

@@ -69,6 +69,8 @@ def main(options: cli.Options) -> None:
     dataset = (
         None if config.data.format == "synthetic" else reading.dataset(config, config.data.root)
     )
+    if dataset is not None:
+        reading.check_measured(dataset)
     metric = evaluation.named_metric(config.tune.metric, config, dataset)
     run = pipeline.run_folder(config)
     journal = Journal(posixpath.join(config.runs, flags.sweep or f"{name}-sweep"), run.root)

@@ -52,7 +52,7 @@ from raycd.train.loop import EpochResult, Loop, Schedule, best_epoch
 from raycd.train.task import Silence
 
 CYCLES, SHOWN = 3, 10
-LATER = 0.2  # later searches, as a share of those of all cycles
+LATER = 1.0  # later searches, as a share of those of all cycles, where there are so many pairs
 EXPLORE = 0.3  # the randomised slice of the shop that has one
 WAYS: dict[str, How | None] = {
     "slice": "slice",

@@ -253,8 +253,9 @@ def _train(tables: Tables, config: Config) -> Record:
 def _result(done: Any) -> Record:
     try:
         result: Record = ray.get(done)
-    except ray.exceptions.WorkerCrashedError as error:
-        return {"error": f"its process was killed: {error}", "started": time.time()}
+    except ray.exceptions.RayError as error:  # killed, out of memory, its machine gone
+        said = f"its process was lost: {type(error).__name__}: {error}"
+        return {"error": said, "started": time.time()}
     return result
 
 

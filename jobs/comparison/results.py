@@ -17,6 +17,7 @@ from raycd.run import Run
 from raycd.runtime.record.tracking import Tracker
 
 ENDINGS = ("md", "tex", "csv")
+FAILED = "Failed and left out"
 TITLES = {ORIGINAL: "without pseudo triplets", PSEUDO: "with pseudo triplets"}
 
 
@@ -129,13 +130,13 @@ def _gains(
 
 
 def failures(wanted: Sequence[WantedRow], found: Mapping[str, Record]) -> list[str]:
-    """Return a sentence for each cell that has failed."""
+    """Return a sentence for each cell that has failed; it begins with FAILED."""
     said: dict[str, str] = {}
     for row in wanted:
         for seed, path in row.paths.items():
             if "error" in found[path]:
                 message = " ".join(str(found[path]["error"]).split())
-                said[path] = f"Failed and left out: {row.name}, seed {seed}: {message[:200]}"
+                said[path] = f"{FAILED}: {row.name}, seed {seed}: {message[:200]}"
     return list(said.values())
 
 

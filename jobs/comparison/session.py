@@ -26,7 +26,7 @@ def checked(config: Config) -> Dataset | None:
 
     Raises:
         ConfigError: The run has no name, or each query is to be asked twice.
-        DataError: The data set cannot be read: then no folder is made.
+        DataError: The data set cannot be read, or has no val triplets: then no folder is made.
         RunError: The run has cells of another encoder, or RAY_ADDRESS is wrong.
     """
     pipeline.run_name(config)
@@ -39,6 +39,8 @@ def checked(config: Config) -> Dataset | None:
     local_ray.address()
     drawn = config.data.format == "synthetic"
     dataset = None if drawn else reading.dataset(config, config.data.root)
+    if dataset is not None:
+        reading.check_measured(dataset)
     Cells(pipeline.run_folder(config)).check(config)
     return dataset
 

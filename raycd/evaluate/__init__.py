@@ -352,10 +352,17 @@ class _Ranking:
 
 
 def gallery_ids(annotated: list[str], triplets: Sequence[Triplet], protocol: Protocol) -> list[str]:
-    """Return the gallery of a protocol, in the order of the annotations."""
+    """Return the gallery of a protocol, in the order of the annotations.
+
+    Under val the members of subsets stay: a query's own small gallery is the same in all protocols.
+    """
     if protocol != "val":
         return annotated
-    used = {i for triplet in triplets for i in (triplet["reference"], *targets_of(triplet))}
+    used = {
+        image_id
+        for row in triplets
+        for image_id in (row["reference"], *targets_of(row), *(row["subset"] or ()))
+    }
     return [image_id for image_id in annotated if image_id in used]
 
 

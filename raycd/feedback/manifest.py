@@ -50,6 +50,9 @@ def place(
 ) -> Placed:
     """Return the triplets whose images are still there, each in a category of both.
 
+    What else was liked for the same query is a further target: trained on by itself, and no
+    negative. A query that is held back is one triplet with all of its targets.
+
     Args:
         val: Triplets (TRIPLET) that are evaluated on: a pair of reference and target that stands
             there is left out.
@@ -75,7 +78,7 @@ def place(
             name for name in one.negatives if name in images and category in images[name].categories
         ]
         row = {
-            "triplet_id": _PREFIX + _hash(category, one.reference, one.text, one.target)[:_DIGITS],
+            "triplet_id": _id(category, one.reference, one.text, one.target),
             "category": category,
             "split": "val" if is_held else "train",
             "reference": one.reference,
@@ -85,7 +88,21 @@ def place(
             "negatives": None if is_held else negatives or None,
         }
         (placed.held_back if is_held else placed.train).append(row)
+    _together(placed.train)
+    placed.held_back[:] = _together(placed.held_back)
     return placed
+
+
+def _together(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Give rows of the same query each other's targets; return the first row of each query."""
+    queries: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        key = row["category"], row["reference"], row["captions"][0]
+        queries.setdefault(key, []).append(row)
+    for own in queries.values():
+        for row in own:
+            row["further_targets"] = [r["target"] for r in own if r is not row] or None
+    return [own[0] for own in queries.values()]
 
 
 def with_feedback(
@@ -99,7 +116,14 @@ def with_feedback(
     Where `base` has the same triplets from an earlier time, the new ones count; those that are held
     back now are not trained on.
     """
-    again = pa.array([row["triplet_id"] for row in (*rows, *held_back)], pa.string())
+    again = pa.array(
+        [
+            _id(row["category"], row["reference"], row["captions"][0], target)
+            for row in (*rows, *held_back)
+            for target in targets_of(row)
+        ],
+        pa.string(),
+    )
     earlier = pc.is_in(base.triplets["triplet_id"], value_set=again)
     base = replace(base, triplets=base.triplets.filter(pc.invert(earlier)))
     used = dict.fromkeys(
@@ -175,6 +199,10 @@ def _joined(
 
 def _extended(table: pa.Table, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     return pa.concat_tables([table, pa.Table.from_pylist(list(rows), schema=table.schema)])
+
+
+def _id(*parts: str) -> str:
+    return _PREFIX + _hash(*parts)[:_DIGITS]
 
 
 def _share(one: Learned) -> float:

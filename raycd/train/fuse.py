@@ -18,7 +18,7 @@ from torch import nn
 
 from raycd.config import Config
 from raycd.data import schema, targets
-from raycd.distributed import own_rows
+from raycd.distributed import own_rows, world_size
 from raycd.errors import ConfigError
 from raycd.evaluate import Mean, Metric, cached_query, evaluate
 from raycd.evaluate.rerank import cached_rerank
@@ -104,7 +104,7 @@ class Fuse:
         self.metric = metric or Mean(tuple(self.config.select_by))
         self.device = next((p.device for p in head.parameters()), torch.device("cpu"))
         self.compilation = Compilation(self._compile, self.config.compile, self.device)
-        self.arithmetic = precision.of(self.config.precision, self.device)
+        self.arithmetic = precision.use(self.config.precision, self.device)
         self.images, self.texts = images.to(self.device), texts.to(self.device)
         self.extras = extras
         self._hard = None
@@ -176,8 +176,10 @@ class Fuse:
         return torch.optim.Adam(self.module.parameters(), lr=self.config.lr, fused=True)
 
     def _triplets(self, epoch: int) -> FeatureTriplets:
-        is_pseudo = epoch % (self.config.k + 1) == self.config.k and len(self.pseudo.target) > 0
-        return self.pseudo if is_pseudo else self.original
+        is_turn = epoch % (self.config.k + 1) == self.config.k
+        # Of fewer than there are workers, one would have nothing to do
+        is_enough = len(self.pseudo.target) >= world_size()
+        return self.pseudo if is_turn and is_enough else self.original
 
     def count(self, epoch: int) -> int:
         """Return the number of triplets of the epoch's kind."""
@@ -247,8 +249,9 @@ class Fuse:
         """Return the features of a batch's triplets.
 
         Triplets of the same target are not each other's negatives, nor are targets that are right
-        for a triplet, too: of a pseudo triplet, those of the original that it was made from. All
-        are, where `stage2.mask_equal_targets` is false.
+        for a triplet, too: where an original has several, all of them, for its pseudo triplets as
+        well. The single target of an original may be a negative of these, as in the paper's eq. 4.
+        All are negatives, where `stage2.mask_equal_targets` is false.
         """
         every = own_rows(len(batch.target), self.device)  # differ on all workers
         masked = self.config.mask_equal_targets

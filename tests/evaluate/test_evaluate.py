@@ -109,13 +109,15 @@ def test_all_queries_missing_is_a_recall_of_zero() -> None:
     assert found.recalls["average"] == {"recall@1": 0.0, "recall@2": 0.0, "recall@3": 0.0}
 
 
-def test_subset_recall_ranks_inside_the_group_without_the_reference() -> None:
-    found = run(dataset(("dress", "a", "d"), ("dress", "a", "c"), subset="abcd"))
+@pytest.mark.parametrize("protocol", ["original", "original-masked", "val"])
+def test_subset_recall_ranks_inside_the_group_without_the_reference(protocol: Any) -> None:
+    found = run(dataset(("dress", "a", "d"), ("dress", "a", "c"), subset="abcd"), protocol)
     # Among b, c, d: d is third, c second.
     subset = {name: value for name, value in found.recalls["dress"].items() if "subset" in name}
     assert subset == {"recall_subset@1": 0.0, "recall_subset@2": 0.5, "recall_subset@3": 1.0}
     assert found.recalls["average"]["recall_subset@3"] == 1.0
-    assert found.ranks == {"dress/0": 4, "dress/1": 3}
+    masked = protocol != "original"
+    assert found.ranks == {"dress/0": 4 - masked, "dress/1": 3 - masked}
 
 
 def test_queries_in_batches_give_the_same_answer() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from raycd.data import manifest as reader
 from raycd.data.build import DatasetBuilder, TripletRow
-from raycd.data.schema import Dataset
+from raycd.data.schema import Dataset, targets_of
 from raycd.feedback import manifest
 from raycd.feedback.manifest import Known
 from raycd.feedback.triplets import Learned
@@ -71,12 +71,12 @@ def test_feedback_on_top_of_feedback_counts_once(base: Dataset) -> None:
     twice = manifest.with_feedback(once, again.train, IMAGES, again.held_back)
     ids = twice.triplets["triplet_id"].to_pylist()
     assert len(ids) == len(set(ids))
-    assert not set(ids) & {row["triplet_id"] for row in again.held_back}
-    gone = {row["triplet_id"] for row in first.train} - set(ids)
-    assert gone == {row["triplet_id"] for row in again.held_back} & {
-        row["triplet_id"] for row in first.train
-    }
-    assert gone
+    texts = {row["captions"][0] for row in again.held_back}
+    left = {row["captions"][0] for row in twice.triplets_of("train").to_pylist()}
+    assert not left & texts
+    trained = {row["captions"][0] for row in first.train}
+    assert trained & texts
+    assert trained - texts <= left
 
 
 def test_the_same_queries_are_held_back_each_time_with_all_their_targets(base: Dataset) -> None:
@@ -92,6 +92,20 @@ def test_the_same_queries_are_held_back_each_time_with_all_their_targets(base: D
     assert len(texts[0]) == pytest.approx(100, abs=30)
     assert texts[0].isdisjoint(row["captions"][0] for row in first.train)
     assert {row["split"] for row in first.held_back} == {"val"}
+
+
+def test_what_is_liked_for_one_query_is_right_for_all_of_its_triplets(base: Dataset) -> None:
+    some = [*(learned("d1", one) for one in ("d3", "both")), learned("d2", "d3")]
+    train, held = (
+        manifest.place(some, IMAGES, base.triplets_of("val"), held_back=share)
+        for share in (0.0, 1.0)
+    )
+    queries = [("d1", ["d3", "both"]), ("d1", ["both", "d3"]), ("d2", ["d3"])]
+    assert [(row["reference"], targets_of(row)) for row in train.train] == queries
+    assert [(row["reference"], targets_of(row)) for row in held.held_back] == [
+        queries[0],
+        queries[2],
+    ]
 
 
 def test_what_is_written_is_read_as_a_manifest(base: Dataset, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import csv
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -18,7 +19,7 @@ import pytest
 import ray
 from mlflow import MlflowClient
 
-from jobs.comparison import heads, results
+from jobs.comparison import cells, heads, results
 from jobs.comparison.cells import IDENTITY, Cells, Record, run_all, tracked
 from jobs.comparison.plan import ALWAYS, make_plan
 from raycd import mine
@@ -231,6 +232,18 @@ def test_a_head_that_fails_is_told_below_the_tables_and_tried_again(
     )
     again = comparison.train(ended=ended.append)
     assert {record["head"] for record in again.values() if "error" in record} == {"clip_cd"}
+
+
+def test_a_cell_that_is_lost_with_its_machine_is_one_that_has_failed(ray_cluster: None) -> None:
+    class Owner:
+        def begun(self) -> list[Any]:
+            return [ray.remote(num_cpus=0)(lambda: time.sleep(60)).remote()]
+
+    owner: Any = ray.remote(num_cpus=0)(Owner)
+    owner = owner.remote()
+    [done] = ray.get(owner.begun.remote())
+    ray.kill(owner)
+    assert cells._result(done)["error"].startswith("its process was lost: OwnerDiedError: ")
 
 
 def test_features_are_put_into_the_object_store_once_whatever_the_heads_need(

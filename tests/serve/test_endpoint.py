@@ -138,13 +138,15 @@ def test_a_head_that_re_ranks_gives_the_same_ranks_in_subsets_and_galleries(
     query = cached_query(head, images, texts)
     config = Config.model_validate({"evaluate": {"ks": [1, 2, 3]}})
     reranked, by_cosine = (
-        evaluate(dataset, "val", images, query, ks=(1, 2, 3), rerank=rerank)
+        evaluate(dataset, "val", images, query, ks=(1, 2, 3), rerank=rerank, top=3)
         for rerank in (cached_rerank(head, images, texts, 200), None)
     )
     args = service_args.model_copy(update={"bundle": str(folder)})
     with Client(start_replica(args, "subsets"), timeout=60) as client:
-        online = endpoint.ask(client, dataset, config, "original")
+        online = endpoint.ask(client, dataset, config, "original", top=3)
     assert online.subset_ranks == reranked.subset_ranks != by_cosine.subset_ranks
+    for triplet_id, best in reranked.top.items():  # in the order of re-ranking, with cosines
+        assert dict(online.top[triplet_id]) == pytest.approx(dict(best), abs=1e-5)
     assert online.ranks == {
         name: rank if rank is not None and rank <= 3 else online.ranks[name]
         for name, rank in reranked.ranks.items()

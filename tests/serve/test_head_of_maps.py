@@ -113,8 +113,7 @@ def test_the_model_is_the_same_on_data_that_are_embedded_anew(
     config = Config.model_validate(settings)
     context = Context(config, pipeline.run_folder(config))
     data = context.dataset
-    found, missing = elsewhere.variants(elsewhere.Model.of_run(context), data, "val", config)
-    assert len(missing) == 0
+    found = elsewhere.variants(elsewhere.Model.of_run(context), data, "val", config)
     images, texts = context.features("embed")
     head, _ = fusion.load(run / "stage2" / "head")
     own = cached_query(head, images, texts, extras=context.extras(head.needs))

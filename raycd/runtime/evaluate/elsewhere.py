@@ -77,10 +77,11 @@ def dataset(config: Config, split: str, root: str | None = None) -> Dataset:
     return read(config.data, root, splits=(split,))
 
 
-def variants(
-    model: Model, data: Dataset, split: str, config: Config
-) -> tuple[list[Variant], ImageReport]:
-    """Embed a split on Ray; return the fine-tuned sum and the head, and the missing images."""
+def variants(model: Model, data: Dataset, split: str, config: Config) -> list[Variant]:
+    """Embed a split on Ray; return the fine-tuned sum and the head.
+
+    Raises DataError where more of the split's images are missing than `data.max_missing`.
+    """
     images = image_table(data)
     wanted = pa.array(dict.fromkeys(data.images_of(split)), pa.string())
     tables = {
@@ -90,13 +91,14 @@ def variants(
     if model.head_config.name == joint.NAME:
         tables["queries"] = query_table(data, split)
     found, missing, extras = _embedded(model, tables, config)
+    missing.check(len(wanted), config.data.max_missing)
     total = fusion.create(HeadConfig("sum", model.encoder.dim))
     features = found["images"], found["texts"]
     composed = found.get("queries")
     return [
         variant(FINE_TUNED, total, *features, config),
         variant(model.head_config.name, model.head, *features, config, extras, composed),
-    ], missing
+    ]
 
 
 def _embedded(
@@ -104,7 +106,7 @@ def _embedded(
 ) -> tuple[dict[str, Features], ImageReport, Extras]:
     """Embed images, texts and, for the head joint, queries; fill the caches that the head needs."""
     encoder, caches = model.encoder, dict[str, map_cache.MapCache | map_cache.LazyTokens]()
-    with cluster.connected(), _shared_folder(config) as folder:
+    with cluster.connected(config.compute), _shared_folder(config) as folder:
         stored = {
             unit: embed_shards.embed_table(
                 posixpath.join(folder, unit), unit, table, encoder, config

@@ -25,7 +25,8 @@ from raycd.evaluate.ranking import NOT_FOUND, mean_average_precision, recall
 from raycd.progress import Bar
 
 Decided = tuple[bool, float]  # whether an image was re-ranked, and the score by which it stands
-Found = list[tuple[str, Decided]]  # images, best first: what was re-ranked stands above the others
+Found = list[tuple[str, Decided, float]]
+"""Images, best first, with their cosines: what was re-ranked stands above the others."""
 
 
 def ask(
@@ -62,7 +63,9 @@ def ask(
                     in_subset.append(next(iter(_ranks(own, right, "")), NOT_FOUND))
                 if not asked:
                     evaluation.missing_queries.setdefault(category, []).append(query["triplet_id"])
-                evaluation.top[query["triplet_id"]] = [(one, by[1]) for one, by in best[:top]]
+                evaluation.top[query["triplet_id"]] = [
+                    (one, cosine) for one, _, cosine in best[:top]
+                ]
                 ranks.append(_ranks(best, right, query["reference"] if protocol in MASKED else ""))
                 bar.advance()
             evaluation.gallery[category], evaluation.queries[category] = len(searched), len(queries)
@@ -134,7 +137,7 @@ class _Category:
             if query["text"].strip() and response.model.rerank_depth and search["offset"] == 0:
                 self.late += any(one.rerank_score is None for one in response.results[:1])
             found += [
-                (one.image_id, _decided(one))
+                (one.image_id, _decided(one), one.score)
                 for one in response.results
                 if one.image_id in self.searched
             ]
@@ -152,8 +155,8 @@ def _decided(one: SearchResult) -> Decided:
 def _ranks(found: Found, right: set[str], masked: str) -> list[int]:
     """Return the ranks of the right images that were found, best first, as in evaluation."""
     right = right - {masked}
-    wrong = [by for image_id, by in found if image_id not in right]
-    own = sorted((by for image_id, by in found if image_id in right), reverse=True)
+    wrong = [by for image_id, by, _ in found if image_id not in right]
+    own = sorted((by for image_id, by, _ in found if image_id in right), reverse=True)
     return [rank + sum(other >= by for other in wrong) for rank, by in enumerate(own, 1)]
 
 

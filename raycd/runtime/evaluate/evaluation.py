@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
+
 from raycd.config import Config, Protocol
 from raycd.data.demo.garments import CATEGORIES
 from raycd.data.schema import Dataset
@@ -26,7 +28,7 @@ from raycd.evaluate import (
 from raycd.evaluate.rerank import cached_rerank
 from raycd.features import Features
 from raycd.features.map_cache import NOTHING, Extras
-from raycd.model import fusion
+from raycd.model import fusion, precision
 from raycd.model.fusion import joint
 from raycd.progress import say
 from raycd.run import Writing
@@ -82,6 +84,7 @@ def variant(
 ) -> Variant:
     """Return the variant of a head; `composed` are queries that the encoder itself made (joint)."""
     device = own_device(config)
+    precision.use("fp32", torch.device(device))
     query = cached_query(head.to(device).eval(), images, texts, device, extras)
     if composed is not None:
         query = composed_query(composed, device)
@@ -120,7 +123,9 @@ def named_metric(name: str, config: Config, dataset: Dataset | None) -> Metric:
 
     Raises ConfigError where there is none of that name.
     """
-    categories = CATEGORIES if dataset is None else dataset.categories()
+    categories = list(CATEGORIES)
+    if dataset is not None:  # of a category without triplets there is nothing to measure
+        categories = list(dict.fromkeys(dataset.triplets_of("val")["category"].to_pylist()))
     return Metric.parse(name, categories, config.evaluate.ks)
 
 

@@ -169,6 +169,16 @@ def _check_val(config: Config, found: Dataset) -> None:
         )
 
 
+def check_measured(dataset: Dataset) -> None:
+    """Raise DataError where the data set has no val triplets, for what compares on them."""
+    if not len(dataset.triplets_of("val")):
+        raise DataError(
+            "heads are compared on val, and the data set has no val triplets",
+            got=f"{len(dataset.triplets)} triplets",
+            do="add triplets of split val; a run without them: jobs/train.py",
+        )
+
+
 def _check_targets(dataset: Dataset, config: Config) -> None:
     """Refuse a train split with one target, and an empty selection split that shall choose."""
     left, held = (
