@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from raycd.config import Config
 
 RUNS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
-    "titles": {"compose": {"when": "withhold"}, "stage2": {"head": "lincir"}},
+    "titles": {
+        "compose": {"when": "withhold"},
+        "stage2": {"head": "lincir", "hard_negatives": 0},  # its loss takes none
+    },
     "composed": {"compose": {"when": "instead"}},
     "own": {"compose": {"when": "never"}, "adapt": {"epochs": 0}},
 }

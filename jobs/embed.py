@@ -80,7 +80,7 @@ def embed_images(options: cli.Options) -> None:
     # Workers have another working folder
     source, out = (absolute(given) for given in (options.flags.images, options.flags.out))
     local_ray.address()  # a wrong RAY_ADDRESS ends it before anything is fetched
-    with cluster.connected():
+    with cluster.connected(options.config.compute):
         stored = embed_shards.embed_source(out, source, _encoder(options), options.config)
     missing, listed = stored.report(), posixpath.join(out, LISTED)
     with scratch.folder() as folder, (folder / LISTED).open("wb") as file:

@@ -86,7 +86,7 @@ def reembed_gallery(options: cli.Options) -> None:
     with StoredGallery.open(asked.gallery, asked.pictures) as stored:
         folder = swap.folder(asked.bundle)
         manifest = bundle.verify(folder)
-        with cluster.connected():
+        with cluster.connected(options.config.compute):
             done = reembedding.reembed(
                 stored, bundle.load_encoder(folder, manifest), options.config
             )

@@ -11,10 +11,12 @@ from raycd.config import cli
 
 
 def main(options: cli.Options) -> None:
+    from raycd.runtime.stages.context import own_device
     from raycd.train.pretrain import cached
 
     config = options.config
-    progress.say(f"pre-trained encoder: {cached(config.pretrain, config.encoder.padding)}")
+    folder = cached(config.pretrain, config.encoder.padding, own_device(config))
+    progress.say(f"pre-trained encoder: {folder}")
 
 
 def program(argv: Sequence[str] | None = None, prog: str = "jobs/pretrain.py") -> int:

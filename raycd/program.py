@@ -23,7 +23,7 @@ from types import FrameType
 from typing import NoReturn
 
 from raycd import extras
-from raycd.errors import RaycdError
+from raycd.errors import RaycdError, brief
 
 EXIT_MISTAKE = 2
 EXIT_RAY_DIED = 75  # EX_TEMPFAIL of sysexits.h: the same may succeed when it is tried again
@@ -129,6 +129,8 @@ def _users_message(error: Exception, runs: str) -> str | None:
             return str(missing)
         if _is_disk_full(cause):
             return str(_disk_full(getattr(cause, "filename", None), runs))
+        if _is_gpu_full(cause):
+            return str(_gpu_full(cause))
         if isinstance(cause, OSError) and cause.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             return str(
                 RaycdError(
@@ -162,6 +164,21 @@ def _is_disk_full(error: BaseException) -> bool:
         return True
     text = str(error)
     return "No space left on device" in text or "database or disk is full" in text
+
+
+def _is_gpu_full(error: BaseException) -> bool:
+    """Tell torch's error by its name, without torch; Ray has one of that name of a full memory."""
+    kind = type(error)
+    return kind.__name__ == "OutOfMemoryError" and kind.__module__.partition(".")[0] == "torch"
+
+
+def _gpu_full(error: BaseException) -> RaycdError:
+    return RaycdError(
+        "the GPU has too little memory",
+        got=brief(error),
+        do="lower batch_size of what ran (stage1, stage2, adapt, embed, mine or evaluate); stage1 "
+        "and adapt also take less with grad_checkpointing true, or with a chunk, such as 16",
+    )
 
 
 def _disk_full(filename: str | None, runs: str) -> RaycdError:

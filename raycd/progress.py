@@ -10,7 +10,9 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from types import TracebackType
 from typing import Self, TextIO
 
@@ -20,8 +22,24 @@ except ModuleNotFoundError:  # only the client is installed, whose imports are i
     tqdm = None  # type: ignore[assignment, misc]  # looked at before use
 
 
+_hears: ContextVar[Callable[[str], object] | None] = ContextVar("hears", default=None)
+
+
+@contextmanager
+def heard(hears: Callable[[str], object]) -> Iterator[None]:
+    """Give what this thread says in the block to `hears`: nobody sees what a worker prints."""
+    before = _hears.set(hears)
+    try:
+        yield
+    finally:
+        _hears.reset(before)
+
+
 def say(text: str, *, stream: TextIO | None = None) -> None:
     """Print one line of status on stderr without breaking an open bar."""
+    if (hears := _hears.get()) is not None and stream is None:
+        hears(text)
+        return
     stream = stream or sys.stderr
     if _has_bars(stream):
         tqdm.write(text, file=stream)

@@ -59,6 +59,7 @@ def main(options: cli.Options) -> None:
     from raycd.runtime.stages.context import Context
     from raycd.runtime.stages.fresh import fresh_head
     from tune.journal import Journal
+    from tune.runner import trial_resources
     from tune.space import make_space
 
     config, flags = _checked(options), options.flags
@@ -75,7 +76,8 @@ def main(options: cli.Options) -> None:
     run = pipeline.run_folder(config)
     journal = Journal(posixpath.join(config.runs, flags.sweep or f"{name}-sweep"), run.root)
     journal.check(space, resume=flags.resume)
-    with cluster.connected():
+    with cluster.connected(config.compute):
+        cluster.check_room(trial_resources(config), "tune.{}s_per_trial")
         pipeline.run(config, until="encoder")
         head = fresh_head(config, run)  # whatever its class says of its weights
         _check_trains(config, has_weights=any(True for _ in head.parameters()))

@@ -39,7 +39,7 @@ def run(config: Config, *, seeds: int, concurrent: int = 0) -> tuple[str, Table]
     cli.at_least("--seeds", seeds, 1)
     both = _named(config, "both")
     session.checked(both)
-    with cluster.connected():
+    with cluster.connected(config.compute):
         tuned = {what: _context(_named(config, what), "embed") for what in ("text", "image")}
         context = _context(both, "mine")
         tables = Tables.of(context, splits=("train", "selection", "val"))

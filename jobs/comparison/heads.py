@@ -47,7 +47,7 @@ def run(config: Config, flags: argparse.Namespace) -> str:
         baseline=flags.baseline,
     )
     dataset = session.checked(config)
-    with cluster.connected():
+    with cluster.connected(config.compute):
         plan = fitted(config, plan)
         tables = _tables(config, plan, dataset)
         categories = tables.dataset.triplets_of("val")["category"].to_pylist()

@@ -165,7 +165,9 @@ class ComputeConfig(Section):
     cpus_per_worker: Annotated[float, Field(gt=0.0)] = 0.5
     """CPUs that Ray reserves for a worker; leave some for reading."""
     gpus_per_worker: Annotated[float, Field(gt=0.0)] = 1.0
-    """GPUs that Ray reserves for a worker, a fraction included, where the device is a GPU."""
+    """GPUs that Ray reserves for a worker, where the device is a GPU; a fraction where one worker
+    trains at most.
+    """
     threads: Count = 0
     """Threads of torch and FAISS in a worker; 0 shares the machine's cores among the workers."""
 

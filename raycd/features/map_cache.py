@@ -198,13 +198,20 @@ class MapCache:
             shard, first, rows = slots[at]
             values[at, :rows] = self.shards[shard][first : first + rows]
         if not self.ragged:
-            return {self.name: torch.from_numpy(values[:, 0]).to(device).float()}
+            return {self.name: moved(torch.from_numpy(values[:, 0]), device).float()}
         counts = torch.tensor([rows for _, _, rows in slots])
         mask = torch.arange(longest) < counts[:, None]
         return {
-            self.name: torch.from_numpy(values).to(device).float(),
-            TOKEN_MASK: mask.to(device),
+            self.name: moved(torch.from_numpy(values), device).float(),
+            TOKEN_MASK: moved(mask, device),
         }
+
+
+def moved(values: torch.Tensor, device: torch.device | str | None) -> torch.Tensor:
+    """Return values of this process's memory on `device`, to which they may still be copied."""
+    if torch.device(device or "cpu").type == "cuda":
+        values = values.pin_memory()  # else the copy waits for what the card computes
+    return values.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -225,7 +232,7 @@ class LazyTokens:
         self, keys: Iterable[str], device: torch.device | str | None = None
     ) -> dict[str, torch.Tensor]:
         """Return {name: tokens (B, L) int64} on `device`."""
-        return {self.name: self.tokenize(list(keys)).to(device)}
+        return {self.name: moved(self.tokenize(list(keys)), device)}
 
 
 @dataclass(frozen=True)

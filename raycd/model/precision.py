@@ -26,6 +26,18 @@ def of(precision: Precision, device: torch.device) -> Arithmetic:
     return "bf16" if on_gpu else "fp32"
 
 
+def use(precision: Precision, device: torch.device) -> Arithmetic:
+    """Return the arithmetic of a setting on `device`, on which this process will compute in it.
+
+    cuDNN rounds the factors of fp32 to TF32 unless it is told: from then on it does not.
+    """
+    found = of(precision, device)
+    if found == "fp32" and device.type == "cuda":
+        cudnn: Any = torch.backends.cudnn
+        cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = "ieee"
+    return found
+
+
 def before_auto(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings by dotted name as they were noted before there was auto: fp32 in its place.
 

@@ -17,15 +17,27 @@ from raycd.runtime import local_ray
 
 
 @contextmanager
-def connected() -> Iterator[None]:
+def connected(compute: ComputeConfig | None = None) -> Iterator[None]:
     """Be connected to Ray inside of the block.
 
     RAY_ADDRESS (set for submitted jobs) names the cluster; without it a local one is started and
     ended. An open connection is used and left alone.
 
+    Args:
+        compute: What the workers of the block are like.
+
     Raises:
         RunError: A connection cannot be opened.
+        ConfigError: There is no room for such a worker.
     """
+    with _connected():
+        if compute is not None:
+            check_room(worker_resources(compute), "compute.{}s_per_worker")
+        yield
+
+
+@contextmanager
+def _connected() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
@@ -72,6 +84,29 @@ def worker_resources(compute: ComputeConfig) -> dict[str, float]:
     if uses_gpu(compute):
         resources["GPU"] = compute.gpus_per_worker
     return resources
+
+
+def check_room(resources: Mapping[str, float], setting: str) -> None:
+    """Raise ConfigError where a worker or trial needs more than this machine has.
+
+    Ray would wait for ever. A cluster that a job was submitted to may grow.
+
+    Args:
+        resources: As of `worker_resources`.
+        setting: What says them, such as "compute.{}s_per_worker".
+    """
+    if local_ray.address():
+        return
+    have = _resources()
+    for name, need in resources.items():
+        named, there = setting.format(name.lower()), have.get(name.upper(), 0.0)
+        if need > there:
+            raise ConfigError(
+                f"{named} is more than this machine has",
+                got=f"{need:g}",
+                expected=f"at most {there:g}",
+                do=f"lower {named}, or submit the job to a cluster",
+            )
 
 
 def fitting(wanted: int, resources: Mapping[str, float]) -> int:

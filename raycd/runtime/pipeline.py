@@ -314,7 +314,7 @@ class _Pipeline:
                 self.folder.discard_unfinished(stage.name)
             return
         if stage.name not in _WITHOUT_RAY:
-            self._stack.enter_context(cluster.connected())
+            self._stack.enter_context(cluster.connected(self.config.compute))
         used = ways[0] if len(ways) == 1 else self._settings(stage, precision.settled(self.config))
         wanted = prints[ways.index(used)]
         tracker = self.tracker()
@@ -352,7 +352,7 @@ class _Pipeline:
         metrics = results.metrics(self.context, [stage.name for stage in self.stages])
         wanted = fingerprint(metrics, self.config.model_dump(mode="json"))
         if self.done or self.folder.read_json(results.FINISHED) != wanted:
-            self._stack.enter_context(cluster.connected())
+            self._stack.enter_context(cluster.connected(self.config.compute))
             results.hand_in(self.context, metrics, self.tracker())
             self.folder.write_json(results.FINISHED, wanted)
         return metrics

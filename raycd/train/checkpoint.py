@@ -53,7 +53,7 @@ class TrainingState:
             for name, value in values.items()
         }
         state = cls(_copies(module.state_dict()), _copies(values), list(history), mid_epoch)
-        if torch.cuda.is_available():
+        if any(value.is_cuda for value in [*module.state_dict().values(), *values.values()]):
             torch.cuda.synchronize()  # copies into pinned memory are not waited for
         return state
 

@@ -119,7 +119,7 @@ class TrainsEncoder:
     ) -> None:
         self.encoder, self.module, self.seed = encoder, module, config.seed
         self.config = settings
-        encoder.precision = precision.of(settings.precision, encoder.device)
+        encoder.precision = precision.use(settings.precision, encoder.device)
         prepare(encoder, settings, config.seed)
         self.compilation = Compilation(
             partial(encode_compiled, encoder), settings.compile, encoder.device

@@ -1,4 +1,8 @@
-"""The training of a head on titles alone: textual inversion (`raycd.model.fusion.lincir`)."""
+"""The training of a head on titles alone: textual inversion (`raycd.model.fusion.lincir`).
+
+It is not compiled: the head changes its text encoder by hooks, at which torch.compile does not look
+again.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,8 @@ from torch import nn
 
 from raycd.config import Config
 from raycd.errors import DataError
+from raycd.features.map_cache import moved
+from raycd.model import precision
 from raycd.model.fusion.lincir import LinCIR
 from raycd.model.plugins import TextTokenizer
 from raycd.train.batches import Rows
@@ -55,6 +61,7 @@ class Invert:
         self.module: nn.Module = Inversion(head)
         self.tokens_NL = tokenizer(texts)
         self.device = next(head.parameters()).device
+        self.arithmetic = precision.use(self.config.precision, self.device)
 
     def optimizer(self) -> torch.optim.Optimizer:
         """Return Adam over the weights of phi."""
@@ -78,11 +85,13 @@ class Invert:
                 masked_run(line, draw, self.head.start, self.head.end)
                 for line, draw in zip(tokens_BL, draws_N2[own], strict=True)
             ]
-            yield tokens_BL.to(self.device), torch.stack(masked).to(self.device)
+            yield moved(tokens_BL, self.device), moved(torch.stack(masked), self.device)
 
     def loss(self, module: nn.Module, batch: Tokens) -> torch.Tensor:
         """Return the mean square between features of texts and of what replaces them."""
-        found: torch.Tensor = module(*batch)
+        bf16 = torch.autocast(self.device.type, torch.bfloat16, enabled=self.arithmetic == "bf16")
+        with bf16:
+            found: torch.Tensor = module(*batch)
         return found
 
     def select(self) -> float | None:

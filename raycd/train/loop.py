@@ -24,7 +24,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from raycd.config import AdaptConfig, Finetuning, Stage1Config, Stage2Config
 from raycd.distributed import batch_of, rank, world_size
 from raycd.errors import ConfigError, DataError, TrainingError
-from raycd.model import weights
+from raycd.model import precision, weights
 from raycd.progress import Bar
 from raycd.train.batches import batch_sizes, epoch_batches
 from raycd.train.checkpoint import TrainingState
@@ -336,12 +336,10 @@ class Loop(Generic[Batch]):
             raise self._not_finite(f"weights that are not finite after epoch {epoch + 1}", lr)
 
     def _not_finite(self, got: str, lr: float) -> TrainingError:
-        return self._diverged(
-            got,
-            lr,
-            expected="a finite loss and finite weights",
-            do=f"lower {self._setting}.lr, or set {self._setting}.precision fp32 where it is bf16",
-        )
+        do = f"lower {self._setting}.lr"
+        if self._setting in precision.SECTIONS:
+            do += f", or set {self._setting}.precision fp32 where it is bf16"
+        return self._diverged(got, lr, expected="a finite loss and finite weights", do=do)
 
     def _diverged(self, got: str, lr: float, *, expected: str, do: str) -> TrainingError:
         return TrainingError(

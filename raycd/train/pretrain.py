@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from raycd.config import EncoderConfig, PretrainConfig
 from raycd.data.demo.synthetic import pretraining_pairs
 from raycd.durable import create_folder_once
+from raycd.features.map_cache import moved
 from raycd.model import threads
 from raycd.model.encoder import Encoder, create
 from raycd.progress import Bar
@@ -28,26 +29,26 @@ VERSION = 1
 DEMO_MODEL = "raycd-demo"
 
 
-def cached(config: PretrainConfig, target_pad: float | None) -> Path:
+def cached(config: PretrainConfig, target_pad: float | None, device: str = "cpu") -> Path:
     """Return the folder of the pre-trained encoder (as `Encoder.save` writes it).
 
-    It is trained on first use and kept under `config.cache`. `target_pad` is
+    It is trained on first use, on `device`, and kept under `config.cache`. `target_pad` is
     `EncoderConfig.padding`.
     """
     settings = config.model_dump(exclude={"cache"})
     prefix = fingerprint("pretrain", VERSION, settings, target_pad)[:16]
     folder = Path(config.cache).expanduser() / f"{DEMO_MODEL}-{prefix}"
-    create_folder_once(folder, lambda fresh: pretrain(config, target_pad).save(fresh))
+    create_folder_once(folder, lambda fresh: pretrain(config, target_pad, device).save(fresh))
     return folder
 
 
-def pretrain(config: PretrainConfig, target_pad: float | None) -> Encoder:
-    """Draw, train and return the encoder, on a GPU where there is one."""
+def pretrain(config: PretrainConfig, target_pad: float | None, device: str = "cpu") -> Encoder:
+    """Draw, train on `device` and return the encoder, which is on the CPU."""
     torch.manual_seed(config.seed)
     threads.use(torch.get_num_threads())
     padding = {} if target_pad is None else {"target_pad": target_pad}
     encoder = create(EncoderConfig(name=DEMO_MODEL, pretrained="", **padding))
-    encoder.to("cuda" if torch.cuda.is_available() else "cpu")
+    encoder.to(device)
     schedule = Schedule(
         config.epochs, config.batch_size, config.lr, config.seed, warmup=0.1, decay="cosine"
     )
@@ -57,7 +58,11 @@ def pretrain(config: PretrainConfig, target_pad: float | None) -> Encoder:
         bar=lambda total, start: Bar(PreTrain.name, total=total, unit="images", start=start),
     )
     loop.run(lambda result, save: None)
-    return encoder.cpu().eval()
+    encoder.cpu().eval()
+    if device != "cpu":
+        del loop  # and the optimizer: the card's memory is for the workers
+        torch.cuda.empty_cache()
+    return encoder
 
 
 class PreTrain:
@@ -95,8 +100,8 @@ class PreTrain:
         """
         self.module.train()
         for own in rows:
-            at = torch.from_numpy(own)
-            yield self.pixels[at], self.tokens[at]
+            at, device = torch.from_numpy(own), self.encoder.device
+            yield moved(self.pixels[at], device), moved(self.tokens[at], device)
 
     def loss(self, module: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         """Return CLIP's symmetric cross entropy with its learnt logit scale."""

@@ -8,8 +8,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import ray.exceptions
+import torch
 
 from raycd.config import cli
 from raycd.errors import DataError, RaycdError
@@ -108,6 +111,19 @@ def test_a_full_disk_that_names_no_file_is_told_of_the_runs_folder(
     )  # as safetensors words it
     assert run(failing(error), "--runs", str(tmp_path)) == 2
     assert capsys.readouterr().err.startswith(f"error: no space left on the disk of {tmp_path}\n")
+
+
+def test_a_card_without_room_is_told_with_what_takes_less(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    assert run(failing(WorkerGroupError({0: error}))) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: the GPU has too little memory\n  got:      OutOfMemoryError: C")
+    assert "grad_checkpointing" in shown
+    killed: Any = ray.exceptions.OutOfMemoryError  # the machine's memory, not a card's
+    with pytest.raises(killed):
+        run(failing(killed("a worker was killed")))
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS])

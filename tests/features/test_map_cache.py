@@ -38,6 +38,17 @@ def test_maps_are_read_by_key_in_the_order_asked_for(cache: Path) -> None:
     assert "image-7" not in found
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+def test_maps_are_copied_to_a_card_without_waiting_for_it(cache: Path) -> None:
+    found = map_cache.read(cache)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        taken = found.take(["image-6", "image-0"], "cuda")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(taken["map"].cpu(), found.take(["image-6", "image-0"])["map"])
+
+
 def test_a_shard_is_a_float16_file_that_is_mapped_and_not_read(cache: Path) -> None:
     shards = sorted(path.name for path in cache.glob("*.npy"))
     assert shards == [f"map-{number:05d}.npy" for number in range(4)]

@@ -30,7 +30,7 @@ def make_toy(inputs: Mapping[str, Any], config: Config, device: torch.device) ->
     """Return a linear map whose loss or weights turn NaN in a step; it is pickled by value."""
 
     class Toy:
-        name = "stage 2"
+        name = inputs.get("name", "stage 2")
 
         def __init__(self) -> None:
             torch.manual_seed(0)
@@ -92,7 +92,12 @@ def test_a_loss_of_nan_ends_the_stage_within_some_steps(
     assert reported == epochs
     assert message.startswith("stage 2 has diverged")
     assert f"loss nan in {where}, at a learning rate of 0.001" in message
-    assert "lower stage2.lr" in message
+    assert "lower stage2.lr, or set stage2.precision fp32" in message
+
+
+def test_a_precision_is_not_advised_where_there_is_no_such_setting() -> None:
+    _, message = trained(step=1, name="pre-train")
+    assert message.endswith("lower pretrain.lr")
 
 
 def test_weights_that_are_not_finite_end_the_stage_before_their_epoch_is_kept() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import threading
 import time
@@ -177,6 +178,26 @@ def test_who_cannot_wait_asks_once(store: ImageStore, waits: list[float]) -> Non
     with pytest.raises(DataError):
         read_bytes(f"{store.url}/a.png", patient=False)
     assert (store.asked["/a.png"], waits) == (1, [])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        PermissionError(errno.EACCES, "Permission denied", "/models/a"),
+    ],
+)
+def test_the_disk_of_this_machine_is_not_taken_for_the_store(
+    waits: list[float], error: OSError
+) -> None:
+    def copied() -> None:
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        stores.ask("s3://bucket/a", copied)
+    assert (caught.value, waits) == (error, [])
+    assert stores.translate_error("s3://bucket/a", [error], DataError) is None
 
 
 @pytest.mark.parametrize("status", [400, 405, 418, 501])

@@ -11,6 +11,7 @@ import yaml
 from jobs import catalogue
 from raycd.compare.writing import grid
 from raycd.config import Config
+from raycd.train.fuse import check_hard_negatives
 
 HEAD = "clip_cd"
 CATEGORIES = {f"v{n}": "dress" for n in range(4)}
@@ -54,6 +55,11 @@ def test_without_own_train_triplets_there_are_no_rows_of_them() -> None:
     found, text = shown(measured(zero_shot=0, fine_tuned=0, sum=0))
     assert list(found) == [name for run, _, name in catalogue.ROWS if run != "own"]
     assert "gap" not in text
+
+
+def test_the_head_from_titles_is_asked_for_no_hard_negatives() -> None:
+    stage2 = {"hard_negatives": 4, **catalogue.RUNS["titles"]["stage2"]}
+    check_hard_negatives(Config.model_validate({"stage2": stage2}))
 
 
 def test_what_cannot_be_measured_is_told_before_anything_is_trained(

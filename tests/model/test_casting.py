@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from typing import Any
 
 import pytest
 import torch
@@ -113,6 +114,24 @@ def test_auto_is_fp32_on_a_cpu_and_leaves_what_was_chosen() -> None:
         "fp32",
         "bf16",
     ]
+
+
+def test_fp32_on_a_gpu_is_not_rounded_to_tf32() -> None:
+    cudnn: Any = torch.backends.cudnn
+
+    def settings() -> list[str]:
+        return [cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision]
+
+    before = settings()
+    assert before == ["tf32", "tf32"]
+    try:
+        precision.use("bf16", torch.device("cuda"))
+        precision.use("fp32", torch.device("cpu"))
+        assert settings() == before
+        assert precision.use("fp32", torch.device("cuda")) == "fp32"
+        assert settings() == ["ieee", "ieee"]
+    finally:
+        cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision = before
 
 
 @pytest.mark.parametrize("supported", [True, False])

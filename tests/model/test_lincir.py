@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -109,6 +110,19 @@ def test_inversion_learns_from_titles_and_leaves_the_text_encoder_as_it_is(
     assert history[-1]["loss"] < 0.8 * history[0]["loss"]
     for name, value in head.state_dict().items():
         assert torch.equal(value, before[name]) == (not name.startswith("phi."))
+
+
+def test_inversion_computes_in_the_arithmetic_that_is_asked_for(encoder: Encoder) -> None:
+    found = []
+    for wanted in ("fp32", "bf16"):
+        config = Config.model_validate({"stage2": {"head": "lincir", "precision": wanted}})
+        task = Invert(made(encoder)[0], TITLES, encoder.tokenizer, config)
+        (batch,) = task.batches(0, [np.arange(len(TITLES))])
+        torch.manual_seed(0)
+        found.append(task.loss(task.module, batch))
+        assert found[-1].dtype == torch.float32
+    assert found[0] != found[1]
+    torch.testing.assert_close(*found, rtol=0.05, atol=0)
 
 
 def test_a_saved_head_answers_as_before(encoder: Encoder, tmp_path: Path) -> None:

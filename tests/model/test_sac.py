@@ -33,6 +33,14 @@ def test_sac_sees_where_the_text_says_and_changes_in_two_steps() -> None:
     torch.testing.assert_close(query(made, given), torch.stack(expected), rtol=1e-4, atol=1e-5)
 
 
+def test_sac_keeps_its_lstm_in_fp32_where_the_rest_is_bf16() -> None:
+    made, given, seen = head("sac"), batch("sac"), []
+    made.change.register_forward_hook(lambda module, args, found: seen.append(found[0].dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        query(made, given)
+    assert seen == [torch.float32]
+
+
 def test_sac_starts_without_attention_and_takes_eq_4() -> None:
     fresh: Any = fusion.create(config("sac"))
     assert [fresh.levels["map"].attended.item(), fresh.levels["map"].seen.item()] == [0, 0]

@@ -14,6 +14,7 @@ from raycd.config import Config
 from raycd.data.build import DatasetBuilder
 from raycd.errors import ConfigError, WeightsError
 from raycd.runtime.stages import beginning, reading
+from raycd.train import pretrain
 from raycd.train.fuse import new_head
 
 SIZES = {"bilinear_dim": 8, "projection_dim": 32, "hidden_dim": 32}
@@ -83,6 +84,26 @@ def test_a_bundles_head_is_served_as_it_is_where_there_are_no_triplets(
     assert "the bundle's head knows the encoder as it is" in capsys.readouterr().err
     alone = Config.model_validate({**plain.model_dump(), "adapt": {"epochs": 2}})
     assert reading.fitted(alone, titled).adapt.epochs == 2
+
+
+def test_the_demos_pre_training_leaves_a_card_alone_that_is_not_to_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def pretrained(settings: object, target_pad: object, device: str) -> None:
+        asked.append(device)
+        raise ConfigError("it is asked where it trains, and no more")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(pretrain, "pretrain", pretrained)
+    for device in ("cpu", "auto"):
+        settings = {"encoder": {"pretrained": "demo"}, "pretrain": {"cache": str(tmp_path)}}
+        with pytest.raises(ConfigError, match="no more"):
+            beginning.load_encoder(
+                Config.model_validate(settings | {"compute": {"device": device}})
+            )
+    assert asked == ["cpu", "cuda"]
 
 
 def test_without_a_bundle_nothing_is_kept_and_a_damaged_one_is_told(tmp_path: Path) -> None:

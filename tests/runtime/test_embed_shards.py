@@ -8,6 +8,7 @@ import os
 import shutil
 import tarfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch
 from PIL import Image
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from raycd import features
+from raycd import features, progress
 from raycd.config import Config
 from raycd.data import sources
 from raycd.durable import file_lock
@@ -127,8 +128,8 @@ def test_only_the_shards_that_are_not_there_are_done_again(
     more = CONFIG.model_copy(
         update={"compute": CONFIG.compute.model_copy(update={"embed_workers": 1})}
     )
-    progress = encoded_rows(lambda: embed_shards.embed_table(uri, "images", table, encoder, more))
-    assert progress == 8  # rows, in two shards of four
+    done = encoded_rows(lambda: embed_shards.embed_table(uri, "images", table, encoder, more))
+    assert done == 8  # rows, in two shards of four
     assert {path: os.stat(path).st_mtime_ns for path in times} == times
     assert whole(uri).equals(before)
     assert encoded_rows(lambda: embed_shards.embed_table(uri, "images", table, encoder, more)) == 0
@@ -228,6 +229,22 @@ def test_shards_of_a_compiled_encoder_are_the_same_and_it_is_compiled_for_whole_
         os.unlink(shards.parts(str(tmp_path))[0])
         compiled.append(counter.frame_count)
     assert compiled[0] == compiled[1] > 0
+
+
+def test_what_workers_say_is_told_once(
+    ray_cluster: None, new_encoder: MakeEncoder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Talks(ShardWork):
+        def encoding(self, encoder: Encoder) -> Callable[[Any], Any]:
+            progress.say("warning: it runs uncompiled")
+            return EmbedTexts(encoder)
+
+    uri, table = str(tmp_path), pa.table({"key": [f"is {n}" for n in range(9)]})
+    rows, plan = embed_shards.planned(uri, table, {}, CONFIG)
+    work = partial(Talks, uri, "texts", rows)
+    embed_shards.complete("embed texts", work, uri, "texts", plan, new_encoder(), CONFIG)
+    assert plan.shards > 1
+    assert capsys.readouterr().err.count("embed texts: warning: it runs uncompiled\n") == 1
 
 
 # Sources

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from raycd.config import cli
-from raycd.errors import RunError
-from raycd.runtime import local_ray, private
+from raycd.config import ComputeConfig, cli
+from raycd.errors import ConfigError, RunError
+from raycd.runtime import cluster, local_ray, private
 
 ROOT = Path(__file__).parents[2]
 
@@ -101,6 +101,28 @@ try:
 finally:
     print(len(started) > 0, not any(process.is_running() for process in started))
 """
+
+
+def test_a_worker_for_which_there_is_no_room_is_refused_and_not_waited_for(
+    ray_cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = ComputeConfig(cpus_per_worker=64)
+    message = (
+        r"compute.cpus_per_worker is more than this machine has\s+got: +64\s+expected: at most 2"
+    )
+    with pytest.raises(ConfigError, match=message), cluster.connected(many):
+        pass
+    with cluster.connected(ComputeConfig()):
+        monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")  # a cluster may grow
+        with cluster.connected(many):
+            pass
+        monkeypatch.delenv("RAY_ADDRESS")
+        monkeypatch.setattr(cluster, "_resources", lambda: {"CPU": 64.0, "GPU": 1.0})
+        with cluster.connected(many):
+            pass
+        trial = {"cpu": 1.0, "gpu": 2.0}  # as Ray Tune calls them
+        with pytest.raises(ConfigError, match=r"tune\.gpus_per_trial is more"):
+            cluster.check_room(trial, "tune.{}s_per_trial")
 
 
 @pytest.mark.slow

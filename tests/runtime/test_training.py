@@ -11,10 +11,11 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from raycd import program
+from raycd import program, progress
 from raycd.config import Config
-from raycd.errors import DataError
+from raycd.errors import ConfigError, DataError
 from raycd.model.loss import batch_classification_loss
+from raycd.runtime import cluster
 from raycd.runtime.train import training
 from raycd.train.checkpoint import WEIGHTS
 from raycd.train.loop import Loop, Schedule
@@ -29,6 +30,7 @@ def make_toy(inputs: Mapping[str, Any], config: Config, device: torch.device) ->
         name = "toy"
 
         def __init__(self) -> None:
+            progress.say("it runs uncompiled")
             torch.manual_seed(7)
             self.module: nn.Module = nn.Linear(5, 4)
             generator = torch.Generator().manual_seed(8)
@@ -71,10 +73,9 @@ def make_nothing(inputs: Mapping[str, Any], config: Config, device: torch.device
     raise DataError("the rows are gone", got="nothing", do="look for them")
 
 
-def settings(workers: int = 1) -> Config:
-    return Config.model_validate(
-        {"compute": {"train_workers": workers, "cpus_per_worker": 0.5, "threads": 1}}
-    )
+def settings(workers: Any = 1, **compute: Any) -> Config:
+    few = {"train_workers": workers, "cpus_per_worker": 0.5, "threads": 1}
+    return Config.model_validate({"compute": few | compute})
 
 
 def alone(scores: list[float], epochs: int) -> torch.Tensor:
@@ -85,6 +86,16 @@ def alone(scores: list[float], epochs: int) -> torch.Tensor:
     )
     weights: torch.Tensor = task.module.weight.detach()
     return weights
+
+
+def test_several_training_workers_do_not_share_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "_resources", lambda: {"CPU": 2.0, "GPU": 1.0})
+    for workers in (2, {"min": 1, "max": 2}):
+        shared = settings(workers, gpus_per_worker=0.5)
+        with pytest.raises(ConfigError, match=r"cannot share a GPU(.|\n)*gpus_per_worker 0\.5"):
+            training._scaling(shared, SCHEDULE)
+    for config in (settings(gpus_per_worker=0.5), settings(2), settings(2, device="cpu")):
+        training._scaling(config, SCHEDULE)
 
 
 @pytest.mark.slow
@@ -121,7 +132,9 @@ def test_a_workers_error_reaches_the_user_in_words(ray_cluster: None, tmp_path: 
 
 
 @pytest.mark.slow
-def test_two_workers_take_the_steps_of_one(ray_cluster: None, tmp_path: Path) -> None:
+def test_two_workers_take_the_steps_of_one_and_what_both_say_is_told_once(
+    ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     scores = [0.1, 0.2, 0.3, 0.4]
     found = training.train(
         "toy",
@@ -133,5 +146,6 @@ def test_two_workers_take_the_steps_of_one(ray_cluster: None, tmp_path: Path) ->
         name="toy",
     )
     assert found.best == 3
+    assert capsys.readouterr().err.count("toy: it runs uncompiled\n") == 1
     weights, expected = load_file(found.checkpoint / WEIGHTS), alone(scores, epochs=4)
     torch.testing.assert_close(weights["weight"], expected, rtol=1e-4, atol=1e-5)

@@ -78,6 +78,14 @@ def test_moments_are_laid_out_as_their_parameters_for_fused_optimizers_mix_them_
     assert torch.equal(module.state_dict()["weight"], other.state_dict()["weight"])
 
 
+def test_a_training_on_a_cpu_waits_for_no_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waited.append(True))
+    TrainingState.of(network(), OPTIMIZERS["adam"](network()), [])
+    assert waited == []
+
+
 class Copies(TorchFunctionMode):
     """What is copied to CPUs inside of the block, and what is done with the copies."""
 

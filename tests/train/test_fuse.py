@@ -14,6 +14,7 @@ from raycd.evaluate import Metric
 from raycd.features import Features
 from raycd.model.fusion import Head
 from raycd.model.loss import batch_classification_loss
+from raycd.train import fuse as train_fuse
 from raycd.train.batches import epoch_batches
 from raycd.train.fuse import FeatureTriplets, Fuse, new_head, share_below
 from raycd.train.loop import Loop, Schedule
@@ -134,6 +135,15 @@ def test_without_pseudo_triplets_every_epoch_is_of_originals(
     task = Fuse(new_head(config, D)[0], dataset, table, images, texts, config)
     assert {task.kind(epoch) for epoch in range(10)} == {"original"}
     assert {task.count(epoch) for epoch in range(10)} == {8}
+
+
+def test_pseudo_triplets_that_are_fewer_than_workers_are_left_out(
+    task: Fuse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert len(task.pseudo.target) == 3
+    for workers, kinds in ((3, {"original", "pseudo"}), (4, {"original"})):
+        monkeypatch.setattr(train_fuse, "world_size", workers.__int__)
+        assert {task.kind(epoch) for epoch in range(10)} == kinds
 
 
 def test_original_triplets_are_rows_of_the_cached_features(task: Fuse) -> None:

@@ -28,6 +28,7 @@ from raycd.model.fusion.dropout import Dropout
 from raycd.model.fusion.head import Head
 from raycd.model.fusion.positions import Gem
 from raycd.model.fusion.registry import HeadConfig
+from raycd.model.loss import full_precision
 
 LEVELS = ("middle", "map")
 
@@ -82,7 +83,8 @@ class Sac(Head):
     ) -> torch.Tensor:
         """Return normalised queries (B, D) of both maps and the text feature (B, D)."""
         levels_B2D = torch.stack([self.levels[name](maps[name], text_BD) for name in LEVELS], dim=1)
-        _, (last_1BD, _) = self.change(levels_B2D)
+        with full_precision(image_BD):  # autocast would compute it in float16 on GPUs
+            _, (last_1BD, _) = self.change(levels_B2D.float())
         return F.normalize(self.output(last_1BD[0]) + self.text(text_BD), dim=-1)
 
 

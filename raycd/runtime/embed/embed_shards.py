@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from raycd import features
+from raycd import features, progress
 from raycd.config import Compile, Config, DataConfig
 from raycd.data import sources
 from raycd.data.folder import absolute
@@ -230,9 +230,13 @@ def complete(
     total = None
     if plan.rows is not None and plan.shard_rows is not None:
         total = sum(min(plan.shard_rows, plan.rows - n * plan.shard_rows) for n in todo)
+    told: set[str] = set()
     with Bar(stage, total=total, unit=unit) as bar:
         for written in datasets.results(blocks, step):
             bar.advance(sum(written["rows"].to_pylist()))
+            for text in {text for texts in written["said"].to_pylist() for text in texts} - told:
+                told.add(text)  # each worker says it
+                progress.say(f"{stage}: {text}")
 
 
 @dataclass(frozen=True)
@@ -292,9 +296,12 @@ def _decode(decode: DecodeImages, batch: Batch) -> Batch:
 
 
 def _write(block: Batch, work: ShardWork, device: str = "cpu") -> pa.Table:
-    """Write the shards that a block names, as a task."""
-    numbers = [int(number) for number in block["shard"]]
-    return pa.table({"rows": pa.array([work(number, device) for number in numbers], pa.int64())})
+    """Write the shards that a block names, as a task; return their rows, and what was said."""
+    said: list[str] = []
+    with progress.heard(said.append):
+        rows = sum(work(int(number), device) for number in block["shard"])
+    texts = pa.array([said], pa.list_(pa.string()))
+    return pa.table({"rows": pa.array([rows], pa.int64()), "said": texts})
 
 
 class _Writer:

@@ -12,6 +12,7 @@ from raycd.model import encoder as encoders
 from raycd.model import fusion
 from raycd.model.encoder import Encoder
 from raycd.model.fusion import Head
+from raycd.runtime.stages.context import own_device
 from raycd.train.pretrain import DEMO_MODEL, cached
 
 HEAD = "head"  # of the bundle, in the folder of the stage `encoder`
@@ -24,7 +25,7 @@ def load_encoder(config: Config) -> tuple[Encoder, str]:
         manifest = bundle.verify(Path(settings.bundle))
         return bundle.load_encoder(Path(settings.bundle), manifest), manifest.encoder.name
     if settings.pretrained == "demo":
-        found = cached(config.pretrain, settings.padding)
+        found = cached(config.pretrain, settings.padding, own_device(config))
         settings = settings.model_copy(update={"name": DEMO_MODEL, "pretrained": str(found)})
     loaded = encoders.load(settings)
     loaded.preprocess = replace(loaded.preprocess, reduced=settings.reduced)

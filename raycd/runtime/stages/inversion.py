@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from raycd import scratch
+from raycd import progress, scratch
 from raycd.config import Config
 from raycd.data import titles
 from raycd.data.schema import Dataset
@@ -46,6 +46,8 @@ def train(
     distinct = list(dict.fromkeys(text for one in texts for text in one))
     if not config.stage2.epochs:
         return head, head_config, {}
+    if config.stage2.compile is True:
+        progress.say(f"warning: stage 2: the head {config.stage2.head} is not compiled")
     trained = training.train(
         "stage 2",
         _make_invert,
@@ -64,6 +66,7 @@ def train(
             "best_epoch": trained.best,
             "failures": trained.failures,
             "select_on": "last",
+            "compiled": False,
             "counts": {"texts": len(distinct)},
         },
     )

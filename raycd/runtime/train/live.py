@@ -30,6 +30,7 @@ class EventHandler:
         self._stage, self._run, self._failures = stage, run, failures
         self._epochs: list[dict[str, Any]] = []
         self._steps: dict[int, Mapping[str, float]] = {}
+        self._said: set[str] = set()
         self._has_failed = False
         self._not_before = 0.0
 
@@ -43,6 +44,9 @@ class EventHandler:
                 self._steps[event["step"]] = event["values"]
             elif event["kind"] == "warning":
                 progress.say(f"warning: {self._stage}: {event['text']}")
+            elif event["kind"] == "said" and event["text"] not in self._said:
+                self._said.add(event["text"])  # each worker says it
+                progress.say(f"{self._stage}: {event['text']}")
         if time.monotonic() >= self._not_before:
             self._write()
 

@@ -24,10 +24,10 @@ import torch
 from fsspec.implementations.local import LocalFileSystem
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 
-from raycd import stores
+from raycd import progress, stores
 from raycd.config import Config, cli
 from raycd.data.folder import is_local
-from raycd.errors import RaycdError, RunError, TrainingError
+from raycd.errors import ConfigError, RaycdError, RunError, TrainingError
 from raycd.model import threads
 from raycd.run import open_uri
 from raycd.runtime import cluster, precision, private
@@ -124,8 +124,19 @@ def train(
 
 
 def _scaling(config: Config, schedule: Schedule) -> Any:
-    """Return how many workers there are: of a fixed number no more than there is room for now."""
+    """Return how many workers there are: of a fixed number no more than there is room for now.
+
+    Raises ConfigError where several are to share a card: NCCL takes one worker a card.
+    """
     wanted, resources = config.compute.train_workers, cluster.worker_resources(config.compute)
+    if resources.get("GPU", 1) < 1 and wanted not in (1, {"min": 1, "max": 1}):
+        raise ConfigError(
+            "several training workers cannot share a GPU",
+            got=f"compute.gpus_per_worker {resources['GPU']:g}, compute.train_workers {wanted}",
+            expected="a GPU for each of several training workers: less is for embedding, and for "
+            "one worker",
+            do="give --compute.gpus_per_worker 1, or --compute.train_workers 1",
+        )
     number: int | tuple[int, int]
     if isinstance(wanted, int):
         number = cluster.fitting(wanted, resources)
@@ -201,7 +212,6 @@ def _worker(spec: dict[str, Any]) -> None:
     local = ray.train.get_context().get_local_world_size()
     threads.use(cluster.threads(config.compute, local))
     device = ray.train.torch.get_device()
-    task = spec["make"](spec["inputs"], config, device)
     keeper = Keeper(
         Checkpoints(spec["checkpoints"]),
         spec["board"],
@@ -214,7 +224,9 @@ def _worker(spec: dict[str, Any]) -> None:
     def bar(total: int, start: int) -> relay.RelayedBar:
         return relay.RelayedBar(spec["board"], total, start)
 
-    restore = keeper.restored()
-    loop = Loop(task, spec["schedule"], restore=restore, bar=bar, watch=keeper)
-    loop.run(lambda result, save: keeper.ended(loop, result))
+    with progress.heard(lambda text: keeper.tell("said", text=text)):
+        task = spec["make"](spec["inputs"], config, device)
+        restore = keeper.restored()
+        loop = Loop(task, spec["schedule"], restore=restore, bar=bar, watch=keeper)
+        loop.run(lambda result, save: keeper.ended(loop, result))
     keeper.close()
