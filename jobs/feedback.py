@@ -37,7 +37,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     own("--pictures", default="", metavar="ROOT", help="Where uploaded pictures lie.")
     own(
         "--out",
-        type=Path,
+        default="",
         metavar="FOLDER",
         help="Where the tables go: a new folder, or an older one of this job, which is replaced.",
     )
@@ -83,14 +83,15 @@ def main(options: cli.Options) -> None:
     asked = options.flags
     asked.gallery = settings.address(asked.gallery, "gallery")
     asked.pictures = settings.address(asked.pictures, "pictures")
-    if not asked.gallery or asked.out is None:
+    if not asked.gallery or not asked.out:
         raise ConfigError("feedback takes --gallery and --out", do="give both")
-    made = make(options.config, asked, asked.out)
+    out = cli.local_folder("--out", asked.out)
+    made = make(options.config, asked, out)
     for line in lines(made):
         print(line)
-    print(f"manifest:  {asked.out}")
+    print(f"manifest:  {out}")
     kind = layout(made)
-    print(f"next:      jobs/train.py --name NAME --data.format {kind} --data.root {asked.out}")
+    print(f"next:      jobs/train.py --name NAME --data.format {kind} --data.root {out}")
 
 
 def make(config: Config, asked: argparse.Namespace, out: Path) -> dict[str, Any]:

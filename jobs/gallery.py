@@ -17,7 +17,6 @@ import argparse
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raycd.config import cli, settings
@@ -87,16 +86,15 @@ def _parser(prog: str) -> argparse.ArgumentParser:
             )
         elif name == "backup":
             command.add_argument(
-                "--to", type=Path, required=True, metavar="FOLDER", help="A new folder."
+                "--to", required=True, metavar="FOLDER", help="A new folder of this machine."
             )
         elif name == "restore":
             command.add_argument(
                 "--from",
                 dest="source",
-                type=Path,
                 required=True,
                 metavar="FOLDER",
-                help="A backup.",
+                help="A backup on this machine.",
             )
         elif name == "import":
             _import_options(command)
@@ -152,8 +150,9 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _backup(options: argparse.Namespace) -> None:
+    folder = cli.local_folder("--to", options.to)
     with StoredGallery.open(options.gallery, options.pictures) as stored:
-        saved = backup.save(stored, options.to)
+        saved = backup.save(stored, folder)
     if backup.DATABASE not in saved.files:
         print("database:  not copied: use pg_dump (docs/gallery.md)")
     else:
@@ -170,7 +169,8 @@ def _backup(options: argparse.Namespace) -> None:
 
 
 def _restore(options: argparse.Namespace) -> None:
-    saved = backup.restore(options.source, options.gallery, options.pictures)
+    folder = cli.local_folder("--from", options.source)
+    saved = backup.restore(folder, options.gallery, options.pictures)
     print(f"database:  {saved.images:,} images at version {saved.version:,}")
     print(f"pictures:  {saved.pictures:,} copied")
     print(f"next:      start the service with --gallery {options.gallery}")

@@ -39,12 +39,12 @@ def replace_file(path: Path, *, mode: int = 0o644) -> Iterator[Path]:
 
 
 @contextmanager
-def replace_folder(folder: Path, *, mode: int = 0o777) -> Iterator[Path]:
+def replace_folder(folder: Path, *, mode: int = 0o777, new: bool = False) -> Iterator[Path]:
     """Give a new, empty folder beside `folder`; without an error it takes the name `folder`.
 
     Everything is on the disk before the name changes. An older `folder` stays readable until then:
     it is renamed, and renamed back where the change fails. After an error in the block nothing has
-    changed.
+    changed. Where the folder is to be `new`, one that is there by then stays: FileExistsError.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = folder.with_name(f".{folder.name}.{os.getpid()}.writing")
@@ -57,6 +57,8 @@ def replace_folder(folder: Path, *, mode: int = 0o777) -> Iterator[Path]:
             for name in [*files, "."]:
                 sync(Path(parent, name))
         if folder.exists():
+            if new:
+                raise FileExistsError(errno.EEXIST, "is there already", str(folder))
             shutil.rmtree(old, ignore_errors=True)
             folder.rename(old)
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from raycd.config.settings import Options as Options
 from raycd.config.settings import parse as parse
@@ -23,6 +24,7 @@ from raycd.program import causes as causes
 from raycd.program import guard as guard
 from raycd.program import sigterm_interrupts as sigterm_interrupts
 from raycd.program import terminated as terminated
+from raycd.redact import without_passwords
 
 
 def run(
@@ -55,3 +57,15 @@ def at_least(option: str, given: int, least: int) -> None:
     """Raise ConfigError where the number of an option is smaller."""
     if given < least:
         raise ConfigError(f"{option}: impossible value", got=given, expected=f"{least} or more")
+
+
+def local_folder(option: str, named: str) -> Path:
+    """Return the folder that an option names. Raise ConfigError where it is one of a store."""
+    if "://" in named:
+        raise ConfigError(
+            f"{option} is a folder of this machine, not of a store",
+            got=without_passwords(named),
+            expected="a path",
+            do="name a folder, and copy it to or from the store with the store's own tool",
+        )
+    return Path(named)

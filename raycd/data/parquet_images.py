@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raycd import stores
-from raycd.data import parts
+from raycd.data import damaged, parts
 from raycd.data.folder import Folder, is_local
 from raycd.errors import DataError
 from raycd.redact import without_passwords
@@ -77,15 +77,14 @@ def read(row: parts.PictureRow, *, patient: bool = True) -> bytes:
     where the file is no Parquet file.
     """
 
+    what, do = f"{without_passwords(row.file)} cannot be read as parquet", "write the file again"
+
     def picture() -> bytes:
         try:
-            return _cache.picture(row)
-        except (pa.ArrowException, KeyError) as error:  # of what is in it: no store is to blame
-            raise DataError(
-                f"{without_passwords(row.file)} cannot be read as parquet",
-                got=error,
-                do="write the file again",
-            ) from error
+            with damaged.told(what, do):
+                return _cache.picture(row)
+        except KeyError as error:  # a column
+            raise DataError(what, got=error, do=do) from error
 
     return picture() if is_local(row.file) else stores.ask(row.file, picture, patient=patient)
 

@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raycd import scratch, stores
+from raycd.data import damaged
 from raycd.data.sources import is_image
 from raycd.errors import DataError
 from raycd.features import shards
@@ -68,7 +69,12 @@ class TableRows:
             yield own.slice(start, size).to_pydict()
 
     def _read(self, uri: str, first: int) -> pa.Table:
-        with fsspec.open(uri, "rb") as opened, pq.ParquetFile(opened) as file:
+        what = f"the table {without_passwords(uri)} cannot be read"
+        with (
+            damaged.told(what, "delete its folder, and embed again"),
+            fsspec.open(uri, "rb") as opened,
+            pq.ParquetFile(opened) as file,
+        ):
             groups = range(first // GROUP, -(-(first + self.shard_rows) // GROUP))
             groups = groups[: max(0, file.num_row_groups - groups.start)]
             table = (

@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
+from raycd.data import damaged
 from raycd.data.folder import is_local
 from raycd.data.missing import ImageReport
 from raycd.errors import DataError
@@ -177,26 +178,19 @@ def _read(part: str, columns: Sequence[str] | None = None) -> pa.Table:
 
 def _opened(part: str, use: Callable[[pq.ParquetFile], Answer]) -> Answer:
     """Return what `use` makes of a shard. Raises DataError where it cannot be read."""
-
-    def unreadable(error: Exception) -> DataError:
-        return DataError(
-            f"the features {without_passwords(part)} cannot be read",
-            got=without_passwords(str(error)),
-            do="delete that file, and run the command that wrote it again: it writes it anew",
-        )
+    what = f"the features {without_passwords(part)} cannot be read"
+    do = "delete that file, and run the command that wrote it again: it writes it anew"
 
     def whole() -> Answer:
-        try:
+        with damaged.told(what, do):
             if is_local(part):
                 with pq.ParquetFile(part, memory_map=True) as near:
                     return use(near)
             file_system, path = open_uri(part)
             with file_system.open(path, "rb") as far:
                 return use(pq.ParquetFile(far))
-        except pa.ArrowException as error:  # of what is in it: no store is to blame
-            raise unreadable(error) from error
 
     try:
         return shards.ask(part, whole)
     except FileNotFoundError as error:
-        raise unreadable(error) from error
+        raise DataError(what, got=error, do=do) from error

@@ -22,12 +22,11 @@ from pathlib import Path
 from typing import Literal
 from uuid import uuid4
 
-import fsspec
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from raycd import __version__
+from raycd import __version__, stores
 from raycd.data.folder import is_local
-from raycd.durable import PRIVATE_FILE, PRIVATE_FOLDER, replace_file, replace_folder, sha256
+from raycd.durable import PRIVATE_FILE, PRIVATE_FOLDER, replace_file, replace_folder, sha256, sync
 from raycd.errors import ConfigError, DataError, GalleryError, RaycdError
 from raycd.gallery_db import GalleryDatabase, owner
 from raycd.gallery_db.check import integrity
@@ -74,7 +73,7 @@ def save(stored: StoredGallery, folder: Path) -> Backup:
         raise ConfigError(what, do="name a new folder")
     with (
         _translate_errors(f"the backup {folder} cannot be written"),
-        replace_folder(folder, mode=PRIVATE_FOLDER) as fresh,
+        replace_folder(folder, mode=PRIVATE_FOLDER, new=True) as fresh,
     ):
         files: dict[str, str] = {}
         before: list[str] | None = None
@@ -164,12 +163,9 @@ def restore(folder: Path, url: str, root: str = "") -> Backup:
 def _restore(saved: Backup, folder: Path, file: Path, pictures: Pictures) -> None:
     if is_local(pictures.root):
         Path(pictures.root).mkdir(PRIVATE_FOLDER, parents=True, exist_ok=True)
+        sync(Path(pictures.root).parent)
     for name in sorted(saved.files.keys() - {DATABASE}):
-        store, inside = fsspec.url_to_fs(
-            pictures.locate(SCHEME + name.removeprefix(f"{PICTURES}/"))
-        )
-        store.makedirs(inside.rpartition("/")[0], exist_ok=True)
-        store.put_file(str(folder / name), inside)
+        pictures.restore(SCHEME + name.removeprefix(f"{PICTURES}/"), folder / name)
     with replace_file(file, mode=PRIVATE_FILE) as fresh:
         shutil.copyfile(folder / DATABASE, fresh)
         _rename(fresh)
@@ -227,7 +223,7 @@ def _copy_pictures(stored: StoredGallery, folder: Path, files: dict[str, str]) -
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         try:
             with (
-                fsspec.open(stored.locate(row.path), "rb") as source,
+                stores.opened(stored.locate(row.path) or "") as source,
                 (folder / name).open("wb") as copy,
             ):
                 shutil.copyfileobj(source, copy)

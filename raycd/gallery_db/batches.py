@@ -29,6 +29,8 @@ Item = TypeVar("Item")
 def batches(source: Source, categories: Iterable[str] = ()) -> Iterator[pa.RecordBatch]:
     """Yield the images of a source in their order, of `gallery.static.SCHEMA` and feature (N, D).
 
+    SIZE to twice as many at a time, the last ones fewer.
+
     Args:
         source: Where they are.
         categories: Of images that have none.
@@ -39,11 +41,13 @@ def batches(source: Source, categories: Iterable[str] = ()) -> Iterator[pa.Recor
     """
     waiting, count = list[pa.Table](), 0
     for where, block in source.blocks():
-        waiting.append(_checked(where, block, source.dim, list(categories)))
-        count += len(block)
-        if count >= SIZE:
-            yield _joined(waiting)
-            waiting, count = [], 0
+        for start in range(0, len(block), SIZE):  # a block may be a whole .tar file
+            part = block.slice(start, SIZE)
+            waiting.append(_checked(where, part, source.dim, list(categories)))
+            count += len(part)
+            if count >= SIZE:
+                yield _joined(waiting)
+                waiting, count = [], 0
     if count:
         yield _joined(waiting)
 
@@ -77,7 +81,7 @@ def _joined(tables: list[pa.Table]) -> pa.RecordBatch:
 
 
 def _checked(where: str, block: pa.Table, dim: int, categories: list[str]) -> pa.Table:
-    block = block.combine_chunks()
+    block = block.combine_chunks()  # copied: of a part, `keys` would be those of the whole block
     columns = {name: _cast(where, block[name], name) for name in SCHEMA.names}
     image_ids = columns["image_id"]
     bad = [one for one in image_ids.to_pylist() if one is None or not is_usable_id(one)]

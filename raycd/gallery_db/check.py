@@ -14,11 +14,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import fsspec
 from sqlalchemy import Connection, Select, func, or_, select
 
-from raycd.errors import DataError, GalleryError
+from raycd.data import files
+from raycd.errors import GalleryError
 from raycd.gallery_db import BUSY_S, database, faults
+from raycd.gallery_db.pictures import Pictures
 from raycd.gallery_db.stored import StoredGallery
 from raycd.gallery_db.tables import FLOAT, encoders, features, gallery, images
 from raycd.redact import without_passwords
@@ -75,8 +76,8 @@ def check(stored: StoredGallery) -> Checked:
     """Check everything once.
 
     Raises:
-        GalleryError: The database cannot be read.
-        DataError: A store of pictures cannot be reached.
+        GalleryError: The database cannot be read, or the pictures cannot be listed.
+        DataError: A store of pictures does not answer.
     """
     wrong = integrity(stored.file) if stored.file is not None else []
     with _reading(stored.url) as connection:
@@ -108,7 +109,8 @@ def remove_orphans(stored: StoredGallery, found: Checked) -> int:
     """Remove the pictures that no image has named for SETTLED; return how many.
 
     Raises:
-        GalleryError: Something else is wrong: the pictures may belong to another gallery.
+        GalleryError: Something else is wrong, so that the pictures may belong to another gallery;
+            or their store fails.
     """
     if found.faults or found.lost:
         raise GalleryError(
@@ -118,10 +120,11 @@ def remove_orphans(stored: StoredGallery, found: Checked) -> int:
             f"{len(found.lost)} pictures that are not there",
             do="check --gallery and --pictures, or restore a backup",
         )
-    old = [location for location in found.orphans if _age(stored, location) > SETTLED]
+    if stored.pictures is None:
+        return 0
+    old = [location for location in found.orphans if _age(stored.pictures, location) > SETTLED]
     for location in old:
-        if stored.pictures is not None:
-            stored.pictures.remove(location)
+        stored.pictures.remove(location)
     return len(old)
 
 
@@ -165,23 +168,10 @@ def _names(connection: Connection, image_id: str, path: str) -> bool:
 
 
 def _exists(stored: StoredGallery, path: str) -> bool:
-    location = stored.locate(path)
-    try:
-        store, inside = fsspec.url_to_fs(location)
-        return bool(store.exists(inside))
-    except (ImportError, ValueError, OSError) as error:
-        raise DataError(
-            f"the store of {location} cannot be reached",
-            got=f"{type(error).__name__}: {error}",
-            do="check its credentials and that the fsspec package of its protocol is installed",
-        ) from error
+    return files.states([stored.locate(path)], times=False) != [None]
 
 
-def _age(stored: StoredGallery, location: str) -> timedelta:
+def _age(pictures: Pictures, location: str) -> timedelta:
     """Return the time since a picture was written; zero where it has gone."""
-    store, inside = fsspec.url_to_fs(stored.locate(location))
-    try:
-        written: datetime = store.modified(inside)
-    except FileNotFoundError:
-        return timedelta(0)
-    return datetime.now(UTC) - written
+    written = pictures.written(location)
+    return timedelta(0) if written is None else datetime.now(UTC) - written

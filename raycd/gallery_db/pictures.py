@@ -9,15 +9,22 @@ from __future__ import annotations
 import os
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 import fsspec
+from fsspec import AbstractFileSystem
 
+from raycd import stores
 from raycd.data.folder import is_local
 from raycd.durable import PRIVATE_FILE, PRIVATE_FOLDER, replace_file, sync
 from raycd.errors import GalleryError
 from raycd.gallery_db import faults
+from raycd.run import open_uri
+from raycd.stores import Doing
 
 SCHEME = "pictures:"
 # Also the temporary name of `replace_file`: what a killed writer left is listed, as a picture that
@@ -25,6 +32,8 @@ SCHEME = "pictures:"
 _NAME = re.compile(
     r"[0-9a-f]{2}/\.?[0-9a-f]{32}(\.[a-z0-9]{1,8})?((\.[a-z0-9_]{1,16})?\.unfinished)?"
 )
+
+Answer = TypeVar("Answer")
 
 
 class Pictures:
@@ -85,20 +94,67 @@ class Pictures:
             if is_local(path):
                 Path(path).unlink(missing_ok=True)
             else:
-                store, inside = fsspec.url_to_fs(path)
-                if store.exists(inside):
+                store, inside = open_uri(path)
+                with suppress(FileNotFoundError):
                     store.rm_file(inside)
         except Exception as error:  # as in `add`
             raise _failed("a picture cannot be removed", error) from error
 
+    def restore(self, location: str, copy: Path) -> None:
+        """Keep the copy of a picture under the location that it had; see `add`.
+
+        Raises:
+            GalleryError: The location is malformed, or the store fails.
+            OSError: The disk fails.
+        """
+        path = self.locate(location)
+
+        def put(store: AbstractFileSystem, inside: str) -> None:
+            stores.make_folder(store, inside.rpartition("/")[0])
+            store.put_file(str(copy), inside)
+
+        if is_local(path):
+            _write(Path(path), copy.read_bytes())
+        else:
+            _ask(path, put, "writing")
+
+    def written(self, location: str) -> datetime | None:
+        """Return when a picture was written; None where it has gone.
+
+        Raises:
+            GalleryError: The location is malformed, or the store fails.
+        """
+        path = self.locate(location)
+        try:
+            if is_local(path):
+                return datetime.fromtimestamp(os.stat(path).st_mtime, UTC)
+            written: datetime = _ask(path, lambda store, inside: store.modified(inside))
+        except FileNotFoundError:
+            return None
+        return written
+
     def __iter__(self) -> Iterator[str]:
-        """Iterate over the locations of all files, whether an image names them or not."""
+        """Iterate over the locations of all files, whether an image names them or not.
+
+        Raises:
+            GalleryError: The store fails.
+        """
         if is_local(self.root):
             files = [path.relative_to(self.root).as_posix() for path in Path(self.root).glob("*/*")]
         else:
-            store, inside = fsspec.url_to_fs(self.root)
-            files = [path.removeprefix(f"{inside.rstrip('/')}/") for path in store.find(inside)]
+            files = _ask(self.root, _listed)
         return (SCHEME + name for name in sorted(files) if _NAME.fullmatch(name))
+
+
+def _ask(
+    uri: str, question: Callable[[AbstractFileSystem, str], Answer], doing: Doing = "reading"
+) -> Answer:
+    """Return what a question to the store of `uri` returns (`stores.ask`)."""
+    return stores.ask(uri, lambda: question(*open_uri(uri)), doing=doing, kind=GalleryError)
+
+
+def _listed(store: AbstractFileSystem, root: str) -> list[str]:
+    return [path.removeprefix(f"{root.rstrip('/')}/") for path in store.find(root)]
 
 
 def _write(path: Path, data: bytes) -> None:

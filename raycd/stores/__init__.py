@@ -101,6 +101,7 @@ def ask(
         FileExistsError: It says that there is a file where none should be (409, 412).
         RaycdError: Of this `kind`: the store refuses (credentials), has no such bucket, does not
             answer, or cannot be asked at all.
+        OSError: The disk of this machine is full, or a path on it may not be read or written.
     """
     waits, began = WAITS if patient else (), time.monotonic()
     for made in range(len(waits) + 1):
@@ -109,6 +110,8 @@ def ask(
         except RaycdError:
             raise
         except Exception as failure:  # OSError, ImportError, those of botocore and aiohttp, ...
+            if _is_of_this_machine(failure):
+                raise
             error = _cause(failure)
             status = _status(error)
             if isinstance(failure, FileExistsError) or status in _TAKEN:
@@ -135,7 +138,7 @@ def translate_error(
     for error in errors:
         cause = _cause(error) if isinstance(error, Exception) else error
         library = type(cause).__module__.partition(".")[0]
-        local = getattr(cause, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        local = _is_of_this_machine(cause)
         if library in _LIBRARIES or (isinstance(cause, OSError) and not local):
             return kind(**_failed(uri, cause, _status(cause), "writing", tries=1))
     return None
@@ -174,6 +177,17 @@ def _cause(error: Exception) -> BaseException:
         or type(cause).__module__.startswith("aiohttp")
     )
     return cause if spoke else error
+
+
+def _is_of_this_machine(error: BaseException) -> bool:
+    """Return whether the disk here is full, or a path on it may not be read or written.
+
+    Where a store refuses, its library's error names no file.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return getattr(error, "filename", None) is not None
+    return number in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _no_bucket(error: BaseException) -> bool:

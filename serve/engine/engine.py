@@ -12,7 +12,6 @@ from PIL import Image
 from raycd import bundle
 from raycd.api import IndexInfo, ModelInfo
 from raycd.bundle import Bundle, SharedEncoders
-from raycd.data import images
 from raycd.data.manifest import CATEGORY
 from raycd.errors import WeightsError
 from raycd.gallery.state import State
@@ -65,12 +64,8 @@ class Engine:
             self.bundle, threads=threads, device=device, text_cache=args.text_cache
         )
         if store is not None:
-            self.searcher.picture = lambda path: images.load(
-                store.locate(path),
-                max_pixels=args.max_pixels,
-                min_side=1,
-                patient=False,
-                enough=self.searcher.enough,
+            self.searcher.picture = lambda path: store.image(
+                path, max_pixels=args.max_pixels, enough=self.searcher.enough
             )
         reranking = self.searcher.reranking
         reranking.depth = min(reranking.depth, args.max_rerank_depth)

@@ -66,17 +66,20 @@ class EngineFollower(Following):
         if self._gallery_db.seed() is None:
             digest = loaded.manifest.files[bundle.GALLERY]
             self._gallery_db.begin(bundle.gallery_parts(loaded.folder), self._fingerprint, digest)
-        unencoded = Unencoded(searcher, store, model, args)
+        self._unencoded = Unencoded(searcher, store, model, args)
         name = pushing.name(self._gallery_db, self._fingerprint)
         address = Address.parse(args.gallery_engine)
         address.check_installed()
         self._collection = Collection(address, name, loaded.index.dim)
         if not self._is_whole():
-            unencoded.check_few(self._gallery_db.unencoded(self._fingerprint, limit=ENCODED + 1))
+            self._unencoded.check_few(
+                self._gallery_db.unencoded(self._fingerprint, limit=ENCODED + 1)
+            )
         # A connection of its own: what is pushed may take seconds
         pushed = Collection(address, name, loaded.index.dim)
         lease = Lease(self._gallery_db, name, uuid4().hex, pushing.LEASE_S)
-        self._push = Push(self._gallery_db, self._fingerprint, pushed, unencoded.encoded, lease)
+        encoded = self._unencoded.encoded
+        self._push = Push(self._gallery_db, self._fingerprint, pushed, encoded, lease)
         self._counting: Future[tuple[int, GalleryFacts]] | None = None
         self._counted, self._next_count = -1, 0.0
         self._view = self._searcher.view = EngineView(
@@ -168,10 +171,16 @@ class EngineFollower(Following):
         return view.version, facts
 
     def _run_push(self) -> None:
-        failed = False
+        failed = known = False
         while not self._stopped.is_set():
+            known = known and self._push.holds
             try:
                 more = self._push.advance()
+                if self._push.holds and not more:
+                    if not known:  # those whose stores failed while another process pushed
+                        self._unencoded.put_off(self._gallery_db.unencoded(self._fingerprint))
+                    known = True
+                    self._unencoded.retry()
                 failed = False
             except Exception as error:
                 more = False

@@ -89,12 +89,15 @@ class Follower(Following):
         made: Room = room if self._in_files else np.empty
         found = gallery_db.load(self._fingerprint, room=made)
         self._unencoded.check_few(found.unencoded)
+        if any(row.feature is not None for row in self._unencoded.encoded(found.unencoded)):
+            del found  # there may be no room for two
+            found = gallery_db.load(self._fingerprint, room=made)  # each in its place now
         # Where there are no features, their size is unknown.
         features_GD = found.features_GD.reshape(-1, loaded.index.dim)
         exact = {"kind": "half" if self._in_files else "flat"}
         index = Index.build(features_GD, self._settings.model_copy(update=exact))
         live = self._new(index, Gallery(found.table), found.version)
-        live.apply(Changes(found.version, self._unencoded.encoded(found.unencoded)))
+        live.apply(Changes(found.version, found.unencoded))
         return live
 
     @property
@@ -132,6 +135,8 @@ class Follower(Following):
         ):
             self._builder = threading.Thread(target=self._rebuild, name="index", daemon=True)
             self._builder.start()
+        if not more:
+            self._unencoded.retry()
         return more
 
     def _take(self, live: Live) -> Changes:

@@ -10,12 +10,12 @@ from PIL import Image
 
 from raycd.data import images
 from raycd.data.images import BrokenImage
-from raycd.errors import DataError, GalleryError
+from raycd.errors import DataError
 from raycd.gallery.state import State
 from raycd.search.cache import CountedCache
 from serve.args import ServeArgs
 from serve.errors import NoSuchImage, UnreadablePicture
-from serve.live.store import GalleryStore
+from serve.live.store import GalleryStore, unreachable
 
 SIDE = 256  # pixels of a thumbnail's longer side, at most
 
@@ -87,10 +87,10 @@ class GalleryPictures:
             return images.read_bytes(path, patient=False)
         except BrokenImage as error:
             if isinstance(error.__cause__, PermissionError):
-                raise _unreachable(error.__cause__) from error
+                raise unreachable(error.__cause__) from error
             raise UnreadablePicture(image_id, error.reason) from error
         except DataError as error:
-            raise _unreachable(error.__cause__ or error) from error
+            raise unreachable(error.__cause__ or error) from error
 
 
 def _path(view: State, image_id: str) -> str | None:
@@ -98,12 +98,3 @@ def _path(view: State, image_id: str) -> str | None:
     if found is None:
         raise NoSuchImage(image_id)
     return found.path
-
-
-def _unreachable(cause: BaseException) -> GalleryError:
-    return GalleryError(
-        "the gallery's pictures cannot be reached, or may not be read",
-        "unreachable",
-        got=f"{type(cause).__name__}: {cause}",
-        do="check that their folder is there (pictures), and the service's right to read it",
-    )

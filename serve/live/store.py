@@ -8,7 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+from PIL import Image
+
+from raycd.data import images
+from raycd.data.images import BrokenImage
 from raycd.data.moved import Move
+from raycd.errors import DataError, GalleryError
 from raycd.gallery_db import GalleryDatabase, owner, stored
 from raycd.gallery_db.pictures import Pictures
 from raycd.gallery_db.stored import is_uploaded
@@ -60,3 +65,31 @@ class GalleryStore:
         if self.pictures is not None and path is not None and is_uploaded(path):
             return self.pictures.locate(path)
         return self.moved.locate(path)
+
+    def image(self, path: str | None, *, max_pixels: int, enough: int) -> Image.Image:
+        """Return a picture that the gallery database names, as `images.load`; its store is asked
+        once.
+
+        Raises:
+            BrokenImage: It is not there, or cannot be decoded.
+            GalleryError: Where it is kept does not answer, or refuses.
+        """
+        location = self.locate(path)
+        try:
+            return images.load(
+                location, max_pixels=max_pixels, min_side=1, patient=False, enough=enough
+            )
+        except BrokenImage:
+            raise
+        except DataError as error:
+            raise unreachable(error.__cause__ or error) from error
+
+
+def unreachable(cause: BaseException) -> GalleryError:
+    """Return the error of pictures whose store has failed."""
+    return GalleryError(
+        "the gallery's pictures cannot be reached, or may not be read",
+        "unreachable",
+        got=f"{type(cause).__name__}: {cause}",
+        do="check that their folder is there (pictures), and the service's right to read it",
+    )

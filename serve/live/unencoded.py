@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raycd.data import images
-from raycd.errors import DataError, GalleryError, program
+from raycd.data.images import BrokenImage
+from raycd.errors import GalleryError, program
 from raycd.gallery.records import Row
+from raycd.gallery_db import late
 from raycd.search.searcher import Searcher
 from serve.args import ServeArgs
 from serve.live.store import GalleryStore
 
 ENCODED = 1000  # images that a replica encodes itself before it answers; more are a job's work
 TOGETHER = 32  # images that are encoded at once, between queries
+PATIENCE_S = 2.0  # that pictures whose store fails may take in all: the gallery is to be followed
+AGAIN_S = 60.0  # after which those are read again
 
 
 class Unencoded:
@@ -36,6 +42,8 @@ class Unencoded:
     ) -> None:
         self._searcher, self._store, self._model, self._args = searcher, store, model, args
         self._fingerprint = searcher.bundle.manifest.encoder.fingerprint
+        self._waiting: dict[str, Row] = {}  # for the stores of their pictures
+        self._next_retry = time.monotonic() + AGAIN_S
 
     def check_few(self, rows: Sequence[Row]) -> None:
         """Raise GalleryError where more than ENCODED images have no feature."""
@@ -53,38 +61,76 @@ class Unencoded:
     def encoded(self, rows: Sequence[Row]) -> list[Row]:
         """Return rows with features of this encoder, which are stored.
 
-        Those whose pictures cannot be read stay without.
+        Those whose pictures cannot be read stay without. So do those whose stores fail, for now:
+        `retry` reads them again.
         """
         missing = [row for row in rows if row.feature is None and not row.deleted]
+        for row in rows:  # it may have changed
+            self._waiting.pop(row.image_id, None)
         features: dict[str, NDArray[np.float32]] = {}
-        for start in range(0, len(missing), TOGETHER):
-            readable = [
-                (row, pixels)
-                for row in missing[start : start + TOGETHER]
-                if (pixels := self._pixels(row)) is not None
-            ]
-            if readable:
-                features_ND = self._model.submit(
-                    self._searcher.encode_images, [pixels for _, pixels in readable]
-                ).result()
-                found = [
-                    (row.image_id, row.version, feature_D)
-                    for (row, _), feature_D in zip(readable, features_ND, strict=True)
-                ]
-                self._store.gallery_db.add_features(self._fingerprint, found)
-                features |= {image_id: feature_D for image_id, _, feature_D in found}
+        for found in self._features(missing):
+            self._store.gallery_db.add_features(self._fingerprint, found)
+            features |= {image_id: feature_D for image_id, _, feature_D in found}
         return [replace(row, feature=features.get(row.image_id, row.feature)) for row in rows]
 
-    def _pixels(self, row: Row) -> torch.Tensor | None:
+    def put_off(self, rows: Sequence[Row]) -> None:
+        """Have `retry` read the pictures of these images."""
+        self._waiting |= {row.image_id: row for row in rows}
+
+    def retry(self) -> None:
+        """Encode images whose pictures could not be had, and have them followed as changes.
+
+        Some of them at a time, and where none can be had, not before AGAIN_S.
+
+        Raises:
+            GalleryError: The database does not answer.
+        """
+        if not self._waiting or time.monotonic() < self._next_retry:
+            return
+        waiting = list(self._waiting.values())
+        # Any of them: one whose store never answers is not to hold up the others
+        rows = random.sample(waiting, min(TOGETHER, len(waiting)))
+        for row in rows:
+            self._waiting.pop(row.image_id, None)
         try:
-            path = self._store.locate(row.path)
-            image = images.load(
-                path,
-                max_pixels=self._args.max_pixels,
-                min_side=1,
-                patient=False,
-                enough=self._searcher.enough,
-            )
-        except DataError:
-            return None
-        return self._searcher.preprocess(image)
+            found = [one for some in self._features(rows) for one in some]
+            late.add_features(self._store.gallery_db, self._fingerprint, found)
+        except BaseException:
+            self.put_off(rows)
+            raise
+        if not found and any(row.image_id in self._waiting for row in rows):
+            self._next_retry = time.monotonic() + AGAIN_S
+
+    def _features(
+        self, missing: Sequence[Row]
+    ) -> Iterator[list[tuple[str, int, NDArray[np.float32]]]]:
+        """Yield ids, versions and features of the images whose pictures can be read."""
+        readable = self._readable(missing)
+        while some := list(islice(readable, TOGETHER)):
+            features_ND = self._model.submit(
+                self._searcher.encode_images, [pixels for _, pixels in some]
+            ).result()
+            yield [
+                (row.image_id, row.version, feature_D)
+                for (row, _), feature_D in zip(some, features_ND, strict=True)
+            ]
+
+    def _readable(self, rows: Sequence[Row]) -> Iterator[tuple[Row, torch.Tensor]]:
+        """Yield the images whose pictures can be read, with their pixels."""
+        lost_s = 0.0
+        for number, row in enumerate(rows):
+            began = time.monotonic()
+            try:
+                image = self._store.image(
+                    row.path, max_pixels=self._args.max_pixels, enough=self._searcher.enough
+                )
+            except BrokenImage:
+                continue
+            except GalleryError:  # says nothing about the picture
+                self.put_off([row])
+                lost_s += time.monotonic() - began
+                if lost_s > PATIENCE_S:
+                    self.put_off(rows[number + 1 :])
+                    return
+                continue
+            yield row, self._searcher.preprocess(image)

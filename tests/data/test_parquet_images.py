@@ -93,6 +93,17 @@ def test_a_file_that_is_no_parquet_is_an_error(root: Path) -> None:
         manifest.read(str(root), "triplets.csv", "data")
 
 
+def test_a_damaged_page_is_an_error_of_the_file_and_not_of_its_store(root: Path) -> None:
+    data = bytearray((root / "data/train-00000-of-00002.parquet").read_bytes())
+    data[4:12] = b"\xff" * 8
+    (root / "data/bad.parquet").write_bytes(data)
+    store, path = fsspec.url_to_fs(f"memory://{root.name}/bad.parquet")
+    store.pipe_file(path, bytes(data))
+    for file in (f"{root}/data/bad.parquet", f"memory://{root.name}/bad.parquet"):
+        with pytest.raises(DataError, match=r"bad\.parquet cannot be read as parquet"):
+            images.load(parts.in_row(file, "image", 0))
+
+
 def test_files_without_pictures_or_paths_are_refused(tmp_path: Path) -> None:
     (tmp_path / "g").mkdir()
     pq.write_table(pa.table({"image_id": ["a"]}), tmp_path / "g/x.parquet")

@@ -15,7 +15,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from raycd import features
+from raycd import features, stores
 from raycd.errors import DataError
 from raycd.features import READABLE, Features, shards
 from raycd.features.rows import GROUP, TableRows, TarRows, write_table
@@ -145,12 +145,33 @@ def test_nothing_readable_is_no_features(tmp_path: Path) -> None:
     assert Stored.open(tmp_path).features().values.shape == (0, 3)
 
 
+def damage(file: Path, where: slice) -> None:
+    data = bytearray(file.read_bytes())
+    data[where] = b"\xff" * len(data[where])
+    file.write_bytes(data)
+
+
+def test_a_damaged_table_of_the_rows_is_named(tmp_path: Path) -> None:
+    write_table(str(tmp_path), [pa.table({"key": KEYS})], pa.schema({"key": pa.string()}))
+    damage(tmp_path / shards.ROWS, slice(4, 12))
+    with pytest.raises(DataError, match=r"rows\.parquet cannot be read\n(?s:.*)embed again"):
+        list(TableRows(str(tmp_path), 5).batches(0, 5))
+
+
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
         (lambda folder: (folder / shards.name(1)).unlink(), r"1 of 2 shards.*are not there"),
         (
             lambda folder: (folder / shards.name(1)).write_bytes(b"PAR1"),
+            r"part-00001.*cannot be read",
+        ),
+        (
+            lambda folder: damage(folder / shards.name(1), slice(-60, -8)),  # its footer
+            r"part-00001.*cannot be read",
+        ),
+        (
+            lambda folder: damage(folder / shards.name(1), slice(4, 12)),  # a page's header
             r"part-00001.*cannot be read",
         ),
         (lambda folder: (folder / shards.PLAN).write_text("{"), r"shards\.json cannot be read"),
@@ -167,10 +188,14 @@ def test_damaged_shards_are_named(tmp_path: Path, break_it: object, message: str
         Stored.open(tmp_path).features()
 
 
-def test_a_damaged_shard_on_a_store_is_named_and_not_the_store(tmp_path: Path) -> None:
+@pytest.mark.parametrize("what", ["all", "header"])
+def test_a_damaged_shard_on_a_store_is_named_and_not_the_store(tmp_path: Path, what: str) -> None:
     folder = f"memory://{tmp_path.name}"
     write_whole(folder, TABLE)
-    shards.write_file(f"{folder}/{shards.name(0)}", b"no Parquet file")
+    file = tmp_path / "shard"
+    file.write_bytes(stores.read(f"{folder}/{shards.name(0)}"))
+    damage(file, slice(4, 12) if what == "header" else slice(None))
+    shards.write_file(f"{folder}/{shards.name(0)}", file)
     with pytest.raises(DataError, match=r"part-00000.*cannot be read\n(?s:.*)it writes it anew"):
         Stored.open(folder).features()
 

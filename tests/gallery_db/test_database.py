@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from raycd.errors import GalleryError
 from raycd.gallery.records import Change, Delete, Done, Put, Row, Seed
 from raycd.gallery.static import SCHEMA
-from raycd.gallery_db import GalleryDatabase
+from raycd.gallery_db import GalleryDatabase, late
 from tests.gallery_db.values import CLIP, DIM, OTHER, feature, put, table
 
 
@@ -174,6 +174,19 @@ def test_features_are_added_to_what_is_still_there_and_lacks_them(
     assert [row.image_id for row in gallery_db.unencoded(OTHER)] == ["b"]
     assert gallery_db.version() == 6
     assert gallery_db.add_features(OTHER, []) == 0
+
+
+def test_features_that_come_late_are_changes_of_images_that_stayed_as_they_were(
+    gallery_db: GalleryDatabase,
+) -> None:
+    gallery_db.write([put("a"), put("b"), put("c"), put("d")], CLIP)
+    seen = gallery_db.write([put("b"), Delete("c")], CLIP)[-1].version
+    given = [(name, version, feature(9)) for version, name in enumerate("abcd", start=1)]
+    late.add_features(gallery_db, OTHER, given[::-1])
+    changes = gallery_db.changes(seen, OTHER)
+    assert list(states(changes.rows).items()) == [("a", 9.0), ("d", 9.0)]
+    assert changes.version == gallery_db.version() == seen + 2
+    assert gallery_db.encoders() == {CLIP: 3, OTHER: 2}
 
 
 def test_the_unencoded_come_in_pages(gallery_db: GalleryDatabase) -> None:

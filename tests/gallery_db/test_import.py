@@ -135,6 +135,24 @@ def test_an_import_that_was_stopped_goes_on_where_it_was(
     assert (gallery_db.version(), gallery_db.count()) == (15, 15)
 
 
+def test_a_large_block_is_written_in_parts(
+    gallery_db: GalleryDatabase, run: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shard of features of a .tar file is one block."""
+    monkeypatch.setattr(batches, "SIZE", 4)
+    sizes, original = list[int](), GalleryDatabase.import_rows
+
+    def noted(self: GalleryDatabase, rows: Any, encoder: str) -> Any:
+        sizes.append(len(rows.image_ids))
+        return original(self, rows, encoder)
+
+    monkeypatch.setattr(GalleryDatabase, "import_rows", noted)
+    assert run(images(range(10))) == 0
+    assert sizes == [4, 4, 2]
+    found = contents(gallery_db)
+    assert [found[f"image-{n}"][3][1] for n in range(10)] == [("price", str(n)) for n in range(10)]
+
+
 def test_what_the_embedding_job_has_written_comes_with_its_paths_and_without_broken_pictures(
     gallery_db: GalleryDatabase,
     run: Callable[..., int],
@@ -199,7 +217,7 @@ ONES = [1.0] * DIM
         (changed("image_id", ["a", "b", "a"]), "1 image ids are there more than once\n  got:"),
         (
             changed("image_id", ["a", None, " c"]),
-            "2 image ids that cannot be one\n  got:      null",
+            "1 image ids that cannot be one\n  got:      null",
         ),
         (changed("image_id", ["a", "..", "c"]), "'..'"),
         (changed("image_id", [1.5, 2.5, 3.5]), "image_id of type double"),

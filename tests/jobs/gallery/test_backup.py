@@ -11,7 +11,7 @@ import pytest
 
 from jobs import gallery
 from raycd.gallery.records import Delete, Put
-from raycd.gallery_db import GalleryDatabase
+from raycd.gallery_db import GalleryDatabase, backup
 from raycd.gallery_db.pictures import Pictures
 from tests.jobs.gallery.galleries import FEATURE, OURS, contents, picture, run, uploaded
 from tests.postgres import Postgres, programs
@@ -45,7 +45,10 @@ def test_a_restored_gallery_is_the_one_that_was_backed_up(
     )
     with GalleryDatabase.open(str(tmp_path / "new" / "gallery.sqlite")) as restored:
         assert contents(restored) == before
-        assert picture(restored, fresh).read_bytes() == b"picture"
+        found = picture(restored, fresh)
+    assert found.read_bytes() == b"picture"
+    modes = [oct(path.stat().st_mode & 0o777) for path in (found, *found.parents[:2])]
+    assert modes == ["0o600", "0o700", "0o700"]
     assert gallery.main(["check", "--gallery", str(tmp_path / "new" / "gallery.sqlite")]) == 0
 
 
@@ -101,6 +104,28 @@ def test_a_backup_never_overwrites_another(
     assert {
         path: path.read_bytes() for path in (tmp_path / "monday").rglob("*") if path.is_file()
     } == before
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+def test_of_two_backups_at_once_the_later_does_not_replace_the_earlier(
+    url: str,
+    gallery_db: GalleryDatabase,
+    pictures: Pictures,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monday, original = tmp_path / "monday", backup.verify
+
+    def verify(folder: Path) -> backup.Backup:
+        monday.mkdir()
+        (monday / "earlier").touch()
+        return original(folder)
+
+    monkeypatch.setattr(backup, "verify", verify)
+    assert run("backup", url, pictures, "--to", monday) == 2
+    assert "monday is there already" in capsys.readouterr().err
+    assert [path.name for path in monday.iterdir()] == ["earlier"]
 
 
 @pytest.mark.parametrize("url", ["sqlite"], indirect=True)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs import gallery
+from jobs import feedback, gallery
+from raycd.config import cli
 from raycd.gallery_db import GalleryDatabase
 
 
@@ -35,6 +36,31 @@ def test_a_gallery_that_is_not_there_is_told_and_not_made(
     assert gallery.main([command, "--gallery", str(tmp_path / "no.sqlite"), *more]) == 2
     assert "there is no gallery" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "options", [["backup", "--to"], ["restore", "--from"], ["feedback", "--out"]]
+)
+def test_a_store_in_the_place_of_a_folder_is_refused(
+    options: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with GalleryDatabase.open("gallery.sqlite"):
+        pass
+    before = sorted(tmp_path.iterdir())
+    asked = [*options, "s3://key:secret@bucket/monday", "--gallery", "gallery.sqlite"]
+    if options[0] == "feedback":
+        flags, prog = feedback.flags, "jobs/feedback.py"
+        code = cli.run(feedback.main, asked[1:], prog=prog, description="", flags=flags)
+    else:
+        code = gallery.main(asked)
+    said = capsys.readouterr().err
+    assert (code, sorted(tmp_path.iterdir())) == (2, before)
+    assert f"error: {options[1]} is a folder of this machine, not of a store" in said
+    assert "secret" not in said
 
 
 def test_a_database_of_another_program_is_left_as_it_is(

@@ -232,6 +232,21 @@ def test_more_images_than_a_replica_encodes_are_refused_though_the_bundle_has_be
     assert len(follow().view) == 12  # without pictures, they cannot be found
 
 
+def test_an_image_that_a_replica_encodes_at_its_start_keeps_its_place(
+    tiny_bundle: Any,
+    follow: Callable[..., Searcher],
+    store: GalleryStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(store.gallery_db, "seed", lambda: Seed("another bundle", 0))
+    searcher = Searcher(bundle.load(tiny_bundle.folder))
+    picture = str(tiny_bundle.folder.parent / "image-3.png")
+    store.gallery_db.write([Put("encoded", np.ones(8, np.float32), path=picture)], "f" * 64)
+    put(store, searcher, features(searcher, 1))
+    page = faiss(follow()).page([], {}, offset=0, limit=2, newest=True)
+    assert [image.image_id for image in page.images] == ["new-0", "encoded"]
+
+
 def test_many_changes_at_once_are_taken_over_in_parts_and_versions_only_grow(
     follow: Callable[..., Searcher], store: GalleryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ path.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,13 @@ from raycd.config import IndexConfig
 from raycd.errors import GalleryError
 from raycd.gallery.static import Gallery
 from raycd.gallery.view import View
+from raycd.gallery_db import GalleryDatabase
 from raycd.index import Index
 from serve.api import problems
 from serve.args import ServeArgs
 from serve.errors import UnreadablePicture
 from serve.live.pictures import GalleryPictures
+from serve.live.store import GalleryStore
 
 
 def gallery(*paths: Path | str | None) -> View:
@@ -89,11 +92,13 @@ class StoreError(Exception):
     """An error as botocore's: not an OSError."""
 
 
-@pytest.mark.parametrize("size", ["thumbnail", "original"])
+@pytest.mark.parametrize("size", ["thumbnail", "original", "a head's reference"])
 @pytest.mark.parametrize(
     "error", [PermissionError(13, "denied"), TimeoutError(110, "timed out"), StoreError("no route")]
 )
-def test_a_store_that_does_not_answer_is_no_missing_picture(size: str, error: Exception) -> None:
+def test_a_store_that_does_not_answer_is_no_missing_picture(
+    size: str, error: Exception, tmp_path: Path
+) -> None:
     class Away(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no types
         protocol = "away"
         cachable = False
@@ -102,8 +107,16 @@ def test_a_store_that_does_not_answer_is_no_missing_picture(size: str, error: Ex
             raise error
 
     fsspec.register_implementation("away", Away, clobber=True)
-    with pytest.raises(GalleryError) as caught:
-        getattr(GalleryPictures(ServeArgs(), None), size)(gallery("away://bucket/a.png"), "0")
+    path, pictures = "away://bucket/a.png", GalleryPictures(ServeArgs(), None)
+    with GalleryDatabase.open(str(tmp_path / "gallery.sqlite")) as gallery_db:
+        store = GalleryStore(gallery_db, None)
+        shown: dict[str, Callable[[], object]] = {
+            "thumbnail": lambda: pictures.thumbnail(gallery(path), "0"),
+            "original": lambda: pictures.original(gallery(path), "0"),
+            "a head's reference": lambda: store.image(path, max_pixels=10**6, enough=0),
+        }
+        with pytest.raises(GalleryError) as caught:
+            shown[size]()
     assert caught.value.reason == "unreachable"
     found = problems.of(caught.value)
     assert found is not None
