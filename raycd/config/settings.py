@@ -26,8 +26,11 @@ from raycd.redact import has_password, without_passwords
 
 SERVICE = f"{PREFIX}SERVE__"
 """Prefix of the service's settings (serve/args/)."""
-OTHERS = {f"{PREFIX}URL", f"{PREFIX}API_KEY", f"{PREFIX}HOSTS"}
-"""Variables that are not settings: of the client, and of the proxy (serve/security/front.py)."""
+_OWN = ("URL", "API_KEY", "HOSTS", "MILVUS_TOKEN", "IMAGE", "PUBLISH")
+OTHERS = {f"{PREFIX}{name}" for name in _OWN}
+"""Variables that are not settings: of the client, the proxy (serve/security/front.py), the search
+engine (raycd/gallery_engine/address.py) and compose.yaml.
+"""
 
 FORMS = 'write a list as a,b or [a, b], and what has parts as JSON: {"name": 1}'
 

@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from raycd.data import attributes, captions, json_text, parquet_images, rows
@@ -228,6 +229,9 @@ def _listed(value: object) -> Any:
     """Return the texts of a list that is written as text, or of texts with | between them."""
     if not isinstance(value, str):
         return [value] if isinstance(value, int) else value
+    with suppress(ValueError, RecursionError):  # whole numbers, too
+        if isinstance(found := json_text.loads(value), list):
+            return found
     try:
         listed = captions.listed(value)
     except ValueError:

@@ -173,7 +173,8 @@ def rows(folder: Folder, names: list[str]) -> Iterator[tuple[str, int, dict[str,
                 others = [f.name for f in file.schema_arrow if not _is_image(f.type)]
                 inside = pa.types.is_struct(file.schema_arrow.field(column).type)
                 table = file.read(columns=[*others, *([f"{column}.path"] if inside else [])])
-        except (OSError, pa.ArrowException) as error:
+                table.validate(full=True)  # refuses texts that are not UTF-8
+        except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
             raise DataError(
                 f"{name} cannot be read as parquet", got=error, do="write the file again"
             ) from error

@@ -83,7 +83,7 @@ def cut(image: Image.Image, box: Box) -> Image.Image:
     right = max(left, min(image.width, left + (1 + DILATION) * box.width))
     bottom = max(top, min(image.height, top + (1 + DILATION) * box.height))
     part = image.crop((round(left), round(top), round(right), round(bottom)))
-    side = max(part.size)
+    side = max(part.size) if min(part.size) else 0  # nothing of the picture is in it
     square = Image.new("RGB", (side, side))
     square.paste(part, ((side - part.width) // 2, (side - part.height) // 2))
     return square

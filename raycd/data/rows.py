@@ -104,11 +104,11 @@ def _streamed(folder: Folder, name: str, columns: Sequence[str], size: int) -> I
                         wanted = [one for one in found if one in columns]
                         yield pa.table({one: [row[one] for row in rows] for one in wanted})
                     first += len(lines)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         raise DataError(
             f"{without_passwords(path)} cannot be read as {extension[1:]}",
             got=error,
-            do="write the file again",
+            do="write the file again, in UTF-8",
         ) from error
 
 
@@ -174,9 +174,11 @@ def _arrow(data: bytes, name: str, extension: str) -> pa.Table:
             text = dict.fromkeys(header.schema.names, pa.string())
         convert = pyarrow.csv.ConvertOptions(column_types=text)
         return pyarrow.csv.read_csv(BytesIO(data), parse_options=parse, convert_options=convert)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         raise DataError(
-            f"{name} cannot be read as {extension[1:]}", got=error, do="write the file again"
+            f"{name} cannot be read as {extension[1:]}",
+            got=error,
+            do="write the file again, in UTF-8",
         ) from error
 
 

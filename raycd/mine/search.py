@@ -45,7 +45,7 @@ SPARE = {"cpu": 8, "cuda": 64}
 DEEPER = 8  # times as many images are proposed where those may not be all that count
 _PAIRS = {"cpu": 64, "cuda": 1 << 16}  # measured at once: on CPUs they stay in a core's cache
 _WIDE = 1 << 12  # rows of float64 at once
-_MOST = 1 << 22  # compared at once, where a query needs many
+_MOST = 1 << 19  # compared at once, where a query needs many: 40 MiB
 
 
 @dataclass(frozen=True)
@@ -121,14 +121,15 @@ class _Search:
             return self._merged(rows_B, query_BD, key_BS, torch.from_numpy(proposed[1]))
         deeper = depth * DEEPER
         if deeper >= images:  # an eighth of them costs as much as all, which stand in order
-            return self._merged(rows_B, query_BD, key_BS, None)
+            size = max(1, _MOST // images)
+            parts = zip(*(each.split(size) for each in (rows_B, query_BD, key_BS)), strict=True)
+            return torch.cat([self._merged(*part, None) for part in parts])
         score_BC, position_BC = nearest(query_BD, self.unit_PD, depth)
         found_BS = self._merged(rows_B, query_BD, key_BS, position_BC)
         # NOTHING is far below any floor; rounding to 6 decimals may add half of the last one twice
         last_B = (1 - (found_BS[:, -1] >> 32) / UNIT).clamp(min=self.mine.floor)
         unsure_B = score_BC[:, -1] + (margin(dim, device) + 1 / UNIT) >= last_B
-        compared = images if deeper * DEEPER >= images else deeper  # next, of each query
-        for own in torch.split(unsure_B.nonzero()[:, 0], max(1, _MOST // compared)):
+        for own in torch.split(unsure_B.nonzero()[:, 0], max(1, _MOST // deeper)):
             if len(own):
                 found_BS[own] = self(rows_B[own], query_BD[own], key_BS[own], deeper)
         return found_BS

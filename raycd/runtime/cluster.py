@@ -134,9 +134,21 @@ def memory() -> int:
     return max((int(resources.get("memory", 0)) for resources in _working()), default=0)
 
 
-def threads(compute: ComputeConfig, workers: int) -> int:
-    """Return the threads of torch and FAISS in each worker: as set, or a share of the cores."""
+def threads(compute: ComputeConfig, workers: int = 1) -> int:
+    """Return the threads of torch and FAISS in a worker that has a machine with `workers` in all.
+
+    As set, or a share of the cores; it is asked in the worker.
+    """
     return compute.threads or max(1, usable_cpus() // workers)
+
+
+def threads_each(compute: ComputeConfig, workers: int) -> int:
+    """Return the same for each of the cluster's workers, asked before there are any.
+
+    The machine with the fewest CPUs decides.
+    """
+    least = min((resources["CPU"] for resources in _working()), default=usable_cpus())
+    return compute.threads or max(1, int(least) // -(-workers // machines()))
 
 
 def _working() -> list[dict[str, float]]:

@@ -53,7 +53,7 @@ def find_neighbours(
     else:
         progress.say(f"building {mine.index} of {len(shards)} shards")
     workers = cluster.fitting(compute.mine_workers or cluster.machines(), resources)
-    threads = cluster.threads(compute, -(-workers // cluster.machines()))
+    threads = cluster.threads_each(compute, workers)
     device, total = "cuda" if "GPU" in resources else "cpu", sum(len(p.queries_Q) for p in asked)
     most = max(QUERIES[device], threads * mine.batch_size)
     size = max(1, min(most, -(-total // (TASKS * workers))))

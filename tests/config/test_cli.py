@@ -151,8 +151,9 @@ def test_an_unknown_variable_is_refused_with_the_nearest_names(
 def test_variables_of_the_client_and_the_service_are_not_settings_of_a_job(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name in ("RAYCD_URL", "RAYCD_API_KEY", "RAYCD_HOSTS", "RAYCD_SERVE__TOP_K"):
-        monkeypatch.setenv(name, "7")
+    others = ("MILVUS_TOKEN", "IMAGE", "PUBLISH")
+    for name in ("URL", "API_KEY", "HOSTS", "SERVE__TOP_K", *others):
+        monkeypatch.setenv(f"RAYCD_{name}", "7")
     assert parse().config == Config()
 
 

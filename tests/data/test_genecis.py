@@ -91,8 +91,9 @@ def test_images_of_attribute_tasks_are_parts_of_photographs(root: Path) -> None:
     assert images.load(paths["7:0,0,16,16"]).size == (27, 27)
 
 
-def test_a_part_outside_of_the_picture_is_broken(root: Path) -> None:
-    path = f"{root}/{genecis.ATTRIBUTES}/7.jpg" + parts.dilated(parts.Box(500, 500, 4, 4))
+@pytest.mark.parametrize("corner", [(500, 500), (500, 10), (10, 500)])
+def test_a_part_outside_of_the_picture_is_broken(root: Path, corner: tuple[int, int]) -> None:
+    path = f"{root}/{genecis.ATTRIBUTES}/7.jpg" + parts.dilated(parts.Box(*corner, 4, 4))
     with pytest.raises(images.BrokenImage) as caught:
         images.load(path)
     assert caught.value.reason == "too_small"

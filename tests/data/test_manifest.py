@@ -3,7 +3,8 @@ from typing import Any
 
 import pytest
 
-from raycd.data import manifest
+from raycd.data import manifest, rows
+from raycd.data.folder import Folder
 from raycd.data.read import content_hash
 from raycd.errors import DataError
 from tests.data.manifests import GALLERY, TRIPLETS, read
@@ -232,6 +233,15 @@ def test_a_malformed_file_is_named(tmp_path: Path, name: str, content: str, mess
         manifest.read(str(tmp_path), "t.jsonl", name)
 
 
+def test_a_file_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
+    (tmp_path / "g.csv").write_bytes("image_id,path,Größe\na,a.jpg,38\n".encode("cp1252"))
+    folder, message = Folder(str(tmp_path)), r"g\.csv cannot be read as csv(.|\n)*UTF-8"
+    with pytest.raises(DataError, match=message):
+        rows.read(folder, "g.csv", ["image_id"])
+    with pytest.raises(DataError, match=message):
+        list(rows.blocks(folder, "g.csv", ["image_id"], 9))
+
+
 def test_an_absent_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"g\.csv cannot be read"):
         manifest.read(str(tmp_path), "t.csv", "g.csv")
@@ -258,6 +268,11 @@ def test_targets_in_one_field_are_a_list_or_texts_with_bars(tmp_path: Path) -> N
         {"reference": "a", "targets": text, "caption": "is red"}
         for text in ("b|c", '["b", "c"]', "['b', 'c']", "b")
     ]
+    numbered = [{**row, "image_id": str(n)} for n, row in enumerate(SEVERAL)]
+    whole = [{"reference": "0", "targets": "[1, 2]", "caption": "is red"}]
+    (tmp_path / "numbers").mkdir()
+    [number] = read(tmp_path / "numbers", numbered, whole, ".csv").triplets.to_pylist()
+    assert (number["target"], number["further_targets"]) == ("1", ["2"])
     found = read(tmp_path, SEVERAL, rows, ".csv").triplets
     assert found["target"].to_pylist() == ["b"] * 4
     assert found["further_targets"].to_pylist() == [["c"], ["c"], ["c"], None]

@@ -93,6 +93,14 @@ def test_a_file_that_is_no_parquet_is_an_error(root: Path) -> None:
         manifest.read(str(root), "triplets.csv", "data")
 
 
+def test_texts_that_are_not_utf_8_are_an_error(root: Path) -> None:
+    table = pq.read_table(root / "data/train-00000-of-00002.parquet")
+    text = pa.array([b"\xff"] * len(table)).view(pa.string())
+    pq.write_table(table.append_column("note", text), root / "data/bad.parquet")
+    with pytest.raises(DataError, match=r"bad\.parquet cannot be read as parquet"):
+        manifest.read(str(root), "triplets.csv", "data")
+
+
 def test_a_damaged_page_is_an_error_of_the_file_and_not_of_its_store(root: Path) -> None:
     data = bytearray((root / "data/train-00000-of-00002.parquet").read_bytes())
     data[4:12] = b"\xff" * 8

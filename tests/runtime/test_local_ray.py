@@ -125,6 +125,16 @@ def test_a_worker_for_which_there_is_no_room_is_refused_and_not_waited_for(
             cluster.check_room(trial, "tune.{}s_per_trial")
 
 
+def test_a_worker_has_its_share_of_a_machine_however_many_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    machines = [{"CPU": 16.0}] * 3 + [{"CPU": 8.0}]
+    monkeypatch.setattr(cluster, "_working", lambda: machines)
+    each = [cluster.threads_each(ComputeConfig(), workers) for workers in (1, 4, 5, 8, 100)]
+    assert each == [8, 8, 4, 4, 1]
+    assert cluster.threads_each(ComputeConfig(threads=3), 8) == 3
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("late", [1, 2])
 def test_a_start_that_takes_too_long_is_tried_again_and_leaves_no_process(late: int) -> None:

@@ -80,6 +80,22 @@ def test_an_alias_is_pinned_to_the_version_that_it_names() -> None:
         registry.pinned("models:/raycd@nobody")
 
 
+def test_a_version_never_takes_the_folder_of_another_one(tmp_path: Path, tiny_bundle: Any) -> None:
+    own = Config.model_validate({"tracking": {"model": "own"}})
+    with Tracker.open(own, tmp_path) as tracker:
+        for print_ in ("a", "b"):
+            tracker.register(tiny_bundle.folder, fingerprint=print_)
+        uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        client.delete_model_version("own", "1")
+        tracker.register(tiny_bundle.folder, fingerprint="c")
+    found = {str(one.version): one.source for one in client.search_model_versions("name = 'own'")}
+    assert {name: Path(source).name for name, source in found.items()} == {
+        "2": "bundle-2",
+        "3": "bundle-3",
+    }
+
+
 @pytest.mark.parametrize("uri", ["models:/raycd@nobody", "models:/raycd/9", "models:/nothing/1"])
 def test_what_is_not_registered_is_told(uri: str, tmp_path: Path) -> None:
     with pytest.raises(TrackingError, match="cannot be fetched"):

@@ -199,7 +199,7 @@ def complete(
         return
     workers, on_gpu = _workers(config), cluster.uses_gpu(config.compute)
     shared = SharedEncoder(
-        ray.put(encoder), config.embed.precision, cluster.threads(config.compute, workers)
+        ray.put(encoder), config.embed.precision, cluster.threads_each(config.compute, workers)
     )
     ahead = _ahead(workers, config) if on_gpu and unit == "images" else 0
     compiled = config.embed.compile

@@ -51,7 +51,7 @@ def embed_images(paths: Mapping[str, str | None], encoder: Encoder, config: Conf
     block = max(config.embed.batch_size, min(BLOCK, len(table) // (4 * workers)))
     blocks = datasets.blocks_of(table, block)
     shared = SharedEncoder(
-        ray.put(encoder), config.embed.precision, cluster.threads(config.compute, workers)
+        ray.put(encoder), config.embed.precision, cluster.threads_each(config.compute, workers)
     )
     steps: list[tuple[Any, dict[str, Any]]]
     if cluster.uses_gpu(config.compute):

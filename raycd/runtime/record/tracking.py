@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -220,8 +221,7 @@ class Tracker(MlflowRun):
             for version in versions:
                 if fingerprint and version.tags.get("raycd.bundle") == fingerprint:
                     return str(version.version)
-            # Files of an earlier version stay as they are.
-            folder = "bundle" if not versions else f"bundle-{len(versions) + 1}"
+            folder = _new_folder([one.path for one in client.list_artifacts(self.run_id)])
             with scratch.folder() as made:
                 mlflow_model.write(made / "model")
                 if answers is not None:
@@ -354,3 +354,13 @@ def _commit() -> Mapping[str, str]:
         return {}
     tags = {"mlflow.source.git.commit": head}
     return tags | {"raycd.uncommitted": "true"} if changed else tags
+
+
+def _new_folder(names: Sequence[str]) -> str:
+    """Return bundle, bundle-2, ...: one after all that are among the run's artifacts.
+
+    The files of an earlier version stay as they are, also where another one has been deleted.
+    """
+    found = [match for name in names if (match := re.fullmatch(r"bundle(?:-(\d+))?", name))]
+    last = max((int(match[1] or 1) for match in found), default=0)
+    return f"bundle-{last + 1}" if last else "bundle"

@@ -128,5 +128,5 @@ def write(
             metrics,
             example_texts=texts,
             extras=extras,
-            threads=cluster.threads(config.compute, 1),
+            threads=cluster.threads(config.compute),
         )

@@ -69,12 +69,12 @@ def _begin(
         num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0), **options
     )(_work)
     own = ray.put(replace(context, tracked=MlflowRun(None, "")))  # its own has a connection
-    return remote.remote(work, own, cluster.threads(compute, 1), given)
+    return remote.remote(work, own, given)
 
 
-def _work(work: Callable[..., Answer], context: Context, count: int, given: Any) -> Answer:
+def _work(work: Callable[..., Answer], context: Context, given: Any) -> Answer:
     before = torch.get_num_threads()
-    threads.use(count)
+    threads.use(cluster.threads(context.config.compute))
     if not context.run.exists(IDENTITY):
         raise RunError(
             f"a worker does not find the run {context.run.root}",
