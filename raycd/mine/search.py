@@ -1,7 +1,7 @@
 """Search of one shard: images that are proposed in float32 or by an index are measured exactly.
 
 Similarity means one thing here: the product of the float32 normalised features, rounded to 6
-decimals; ties go to the lower row. It is the same on every device (`_similarities`).
+decimals; ties go to the lower row. It is the same on every device (`_micro`).
 
 flat: FAISS, on GPUs torch in TF32, proposes a few more images than are wanted. Their scores differ
 from similarities by `margin` at most. So whether an image that was not proposed may count is known,
@@ -200,6 +200,9 @@ def margin(dim: int, device: str) -> float:
 
 def _products(query_BD: Tensor, unit_PD: Tensor, position_BC: Tensor) -> Tensor:
     """Return the products (B, C) of queries and their images in float64."""
+    if position_BC.shape[1] > _WIDE:
+        parts = position_BC.split(_WIDE, 1)
+        return torch.cat([_products(query_BD, unit_PD, part) for part in parts], 1)
     product_BC = query_BD.new_empty(position_BC.shape, dtype=torch.float64)
     size = max(1, _PAIRS[query_BD.device.type] // max(1, position_BC.shape[1]))
     for query_KD, position_KC, product_KC in zip(
