@@ -102,7 +102,6 @@ class Galleries:
     async def _load(self, names: tuple[str, ...]) -> None:
         # One by one: beside those at work, memory holds one more.
         async with self._loading:
-            self._tried = time.monotonic()
             for gallery in names:
                 try:
                     if gallery not in self._opened:  # a database may let wait
@@ -117,6 +116,7 @@ class Galleries:
                         said = format_error(error)
                         _log.error("the gallery %s is not loaded: %s", gallery, said)
                     self.refused[gallery] = swap.reason(error)
+            self._tried = time.monotonic()  # a load may take longer than AGAIN_S
 
     def _wanted_of(self, gallery: str) -> dict[str, Any]:
         try:
@@ -127,7 +127,9 @@ class Galleries:
     async def check_canaries(self) -> None:
         """Raise where one that is loaded cannot search. Has others tried again, now and then."""
         waiting = tuple(gallery for gallery in self.names if gallery in self.refused)
-        if waiting and time.monotonic() - self._tried > AGAIN_S:
+        idle = not self._loading.locked()
+        if waiting and idle and time.monotonic() - self._tried > AGAIN_S:
+            self._tried = time.monotonic()  # the task has not begun
             self._retrying = asyncio.create_task(self._load(waiting))
         await asyncio.gather(*(replica.check_canary() for replica in self))
 

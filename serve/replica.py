@@ -180,26 +180,27 @@ class Replica:
         if self.second is not None:
             await self.second.load(self.engine)
         if self.shadow is not None:
-            self.shadow.start(self.engine.without)
+            self.shadow.start(await asyncio.to_thread(lambda: self.engine.without))
 
     async def _change(self, bundle: str) -> None:
         # The new bundle is loaded and tried beside the one at work, which goes on until then.
-        folder = await asyncio.to_thread(swap.folder, bundle)
-        if self._engine:
+        old, folder = self._engine, await asyncio.to_thread(swap.folder, bundle)
+        if old:
             digest = await asyncio.to_thread(swap.digest, folder)
-            if digest == self._engine.bundle.manifest.digest:
+            if digest == old.bundle.manifest.digest:
                 return
         fresh = await asyncio.to_thread(self._load, folder)
         try:
             await self._check_canary(fresh)
-            if self._engine:
+            if old:
                 if isinstance(fresh.follower, EngineFollower):  # it encodes what is left, too
                     await asyncio.to_thread(fresh.follower.wait_until_current)
-                swap.check(self._engine.without, fresh.without)
+                # A follower of a search engine looks through the whole database for them
+                await asyncio.to_thread(lambda: swap.check(old.without, fresh.without))
         except BaseException:
             fresh.close()
             raise
-        old, self._engine = self._engine, fresh
+        self._engine = fresh
         if old:
             old.close()
         _log.warning("this replica serves bundle %s", fresh.bundle.manifest.digest[:12])

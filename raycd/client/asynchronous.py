@@ -116,7 +116,8 @@ class AsyncClient:
     ) -> BatchResponse:
         """Send several searches of a `user`, at most info().limits.batch, in one request.
 
-        Each succeeds or fails by itself. Those that find the service too busy are sent again.
+        Each succeeds or fails by itself. Those that find the service too busy are sent again; where
+        that fails, whatever the reason, they keep their 503.
 
         Raises:
             DataError: As `search`, before any is sent.
@@ -135,9 +136,7 @@ class AsyncClient:
         ) and await self._service.again(attempts):
             try:
                 answered = await self._batch([asked[i] for i in busy], attempts, content)
-            except ServiceError as error:
-                if error.status not in retry.BUSY:
-                    raise
+            except ServiceError:
                 break  # keep the answers of the others
             for i, item in zip(busy, answered, strict=True):
                 items[i] = item
@@ -192,19 +191,19 @@ class AsyncClient:
         `attributes` are filtered by as in a search.
         """
         wanted = dict(attributes or {})
-        # An older service knows values alone
-        pairs = [
-            f"{name}:{value}"
+        # An older service knows values alone, of names that end at the first colon
+        paired = {
+            name: values
             for name, values in wanted.items()
-            if isinstance(values, list)
-            for value in values
-        ]
+            if isinstance(values, list) and values and ":" not in name
+        }
+        pairs = [f"{name}:{value}" for name, values in paired.items() for value in values]
         conditions = {
             name: one.model_dump(exclude_unset=True, by_alias=True)
             if isinstance(one, Condition)
             else one
             for name, one in wanted.items()
-            if not (isinstance(one, list) and one)
+            if name not in paired
         }
         params = _params(
             min_version,

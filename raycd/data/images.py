@@ -101,23 +101,24 @@ def load(
             min_side=min_side,
             enough=enough if box is None else 0,
         )
-        return image if box is None else _part(image, box)
+        return image if box is None else part(image, box)
     except BrokenImage as error:
         if _shown(path) in str(error):
             raise
         raise BrokenImage(f"{_shown(path)}: {error}", reason=error.reason) from error
 
 
-def _part(image: Image.Image, box: parts.Box) -> Image.Image:
-    part = parts.cut(image, box)
-    if min(part.size) < 1:
+def part(image: Image.Image, box: parts.Box) -> Image.Image:
+    """Return a part of a picture as `parts.cut` makes it. Raises BrokenImage where it is empty."""
+    found = parts.cut(image, box)
+    if min(found.size) < 1:
         raise BrokenImage(
             "the part lies outside of the image",
             reason="too_small",
             got=str(box),
             expected=f"a box in {image.width} x {image.height} pixels",
         )
-    return part
+    return found
 
 
 def read_bytes(path: str, *, patient: bool = True) -> bytes:

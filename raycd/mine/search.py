@@ -122,8 +122,9 @@ class _Search:
         deeper = depth * DEEPER
         if deeper >= images:  # an eighth of them costs as much as all, which stand in order
             size = max(1, _MOST // images)
-            parts = zip(*(each.split(size) for each in (rows_B, query_BD, key_BS)), strict=True)
-            return torch.cat([self._merged(*part, None) for part in parts])
+            rows, queries, keys = (torch.split(each, size) for each in (rows_B, query_BD, key_BS))
+            found = map(self._merged, rows, queries, keys, [None] * len(rows))
+            return torch.cat(list(found))
         score_BC, position_BC = nearest(query_BD, self.unit_PD, depth)
         found_BS = self._merged(rows_B, query_BD, key_BS, position_BC)
         # NOTHING is far below any floor; rounding to 6 decimals may add half of the last one twice
@@ -201,7 +202,7 @@ def margin(dim: int, device: str) -> float:
 def _products(query_BD: Tensor, unit_PD: Tensor, position_BC: Tensor) -> Tensor:
     """Return the products (B, C) of queries and their images in float64."""
     if position_BC.shape[1] > _WIDE:
-        parts = position_BC.split(_WIDE, 1)
+        parts = torch.split(position_BC, _WIDE, 1)
         return torch.cat([_products(query_BD, unit_PD, part) for part in parts], 1)
     product_BC = query_BD.new_empty(position_BC.shape, dtype=torch.float64)
     size = max(1, _PAIRS[query_BD.device.type] // max(1, position_BC.shape[1]))

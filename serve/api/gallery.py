@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -20,6 +20,7 @@ from serve.replica import Replica
 from serve.security.asgi import GALLERIES
 
 PAGE = 48  # images of a page that names no limit
+MAX_OFFSET = 2**53 - 1  # of a page: beyond any gallery, and within every database's integers
 VALUES = 50  # of an attribute, the most frequent ones, that /v1/info lists
 VERSION = "Raycd-Gallery-Version"  # header of what has no body of ours
 
@@ -31,7 +32,12 @@ MinVersion = Annotated[
     Query(ge=0, description="wait until this version of the gallery, which a write has returned"),
 ]
 Categories = Annotated[list[str], Query(description="one of these categories; may repeat")]
-Attribute = Annotated[list[str], Query(description="name:value; may repeat")]
+Attribute = Annotated[
+    list[str],
+    Query(
+        description="name:value, of a name without a colon (others go into attributes); may repeat"
+    ),
+]
 Attributes = Annotated[
     str, Query(description='as those of a search, in JSON: {"price": {"gte": 10, "lt": 50}}')
 ]
@@ -41,14 +47,14 @@ def router(asked: Asked, prefix: str) -> APIRouter:
     """Return the routes that show the gallery that is asked."""
     routes = APIRouter(prefix=prefix, tags=["gallery"], dependencies=[Depends(known_parameters)])
 
-    @routes.get("/info", responses=problems.responses(400, 422))
+    @routes.get("/info", responses=problems.responses(400, 422, 503))
     async def info(to: Served = asked) -> Info:
         """Return the model, the index, the limits and what can be filtered by."""
-        return _info(to.replica)
+        return await _info(to.replica)
 
     @routes.get("/gallery", responses=problems.responses(400, 422, 503))
     async def page(
-        offset: Annotated[int, Query(ge=0)] = 0,
+        offset: Annotated[int, Query(ge=0, le=MAX_OFFSET)] = 0,
         limit: Annotated[int, Query(ge=1)] = PAGE,
         category: Categories = [],  # noqa: B006  # FastAPI copies it
         attribute: Attribute = [],  # noqa: B006
@@ -128,9 +134,27 @@ def limits(args: ServeArgs) -> Limits:
     )
 
 
-def _info(replica: Replica) -> Info:
+def _offered(view: State) -> dict[str, Any]:
+    """Return what can be filtered by. After a change the whole gallery is counted."""
+    return {
+        "categories": dict(view.category_counts),
+        "attributes": {
+            name: dict(islice(values.items(), VALUES))
+            for name, values in view.attribute_counts.items()
+        },
+        "ranges": {
+            name: NumberRange(min=smallest, max=largest)
+            for name, (smallest, largest) in view.ranges.items()
+        },
+    }
+
+
+async def _info(replica: Replica) -> Info:
     args, engine = replica.args, replica.engine
-    view = engine.view
+    view, bundle = engine.view, replica.bundle_info()
+    async with replica.deadline():
+        with replica.browsing.slot():
+            offered = await replica.run_in_thread(lambda: _offered(view))
     return Info(
         version=__version__,
         gallery=replica.gallery,
@@ -141,18 +165,10 @@ def _info(replica: Replica) -> Info:
         image_url=args.image_url,
         live=replica.writer is not None,
         events=replica.recorder is not None,
-        bundle=replica.bundle_info(),
+        bundle=bundle,
         second=replica.second_info(),
-        categories=dict(view.category_counts),
-        attributes={
-            name: dict(islice(values.items(), VALUES))
-            for name, values in view.attribute_counts.items()
-        },
-        ranges={
-            name: NumberRange(min=smallest, max=largest)
-            for name, (smallest, largest) in view.ranges.items()
-        },
         example_texts=engine.example_texts,
+        **offered,
     )
 
 

@@ -1,4 +1,4 @@
-"""The guard before all routes: API keys, pages of other origins, and the Host header."""
+"""The guard before all routes: API keys and the Host header; and pages of other origins."""
 
 from __future__ import annotations
 
@@ -20,12 +20,22 @@ _SCHEME = "api_key"  # its name in OpenAPI
 
 
 def add(app: FastAPI, args: ServeArgs) -> None:
-    """Put before `app` what the settings ask for. Raises ConfigError for a bad file of keys."""
+    """Put keys and hosts before `app`, as the settings say. Raises ConfigError for a bad file of
+    keys.
+    """
     if args.api_keys:
         app.add_middleware(Checked, check=partial(check_key, keyring=Keyring(Path(args.api_keys))))
         _describe_keys(app)
+    app.add_middleware(Checked, check=partial(check_host, hosts=frozenset(args.hosts)))
+
+
+def add_origins(app: FastAPI, args: ServeArgs) -> None:
+    """Let pages of other origins use `app`, where the settings name any.
+
+    Outside of all that may refuse a request, or fail: a preflight carries no key, and a page may
+    read every error.
+    """
     if args.cors_origins:
-        # Outside of the keys: a preflight carries none, and a page may read why it is refused.
         app.add_middleware(
             CORSMiddleware,
             allow_origins=args.cors_origins,
@@ -40,7 +50,6 @@ def add(app: FastAPI, args: ServeArgs) -> None:
                 "traceparent",
             ),
         )
-    app.add_middleware(Checked, check=partial(check_host, hosts=frozenset(args.hosts)))
 
 
 def _describe_keys(app: FastAPI) -> None:

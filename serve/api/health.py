@@ -56,7 +56,13 @@ def router(asked: Asked, prefix: str, count_replicas: Callable[[], tuple[int, in
 
 async def _ready(replica: Replica, count_replicas: Callable[[], tuple[int, int]]) -> int:
     """Return how many replicas answer. Raises ProblemError where one does not."""
-    await replica.check_gallery()
+    try:
+        await replica.check_gallery()
+    except TimeoutError as error:
+        _log.error("the gallery was not checked within %g s", CANARY_S)
+        raise problems.busy(
+            "the gallery's database, or its search engine, does not answer"
+        ) from error
     try:
         await replica.check_canary()
         async with asyncio.timeout(CANARY_S):

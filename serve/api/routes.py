@@ -74,6 +74,7 @@ def build_app(
     app.add_middleware(ErrorResponses)
     app.add_middleware(page.PageHeaders, elsewhere=bool(args.cors_origins))
     app.add_middleware(Requests, in_flight=in_flight, metrics=metrics, galleries=galleries.names)
+    guard.add_origins(app, args)
     app.add_middleware(Traced)
     return app
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from io import BytesIO
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from PIL import Image
 
-from raycd.data import images
+from raycd.data import images, parts
 from raycd.data.images import BrokenImage
 from raycd.errors import DataError
 from raycd.gallery.state import State
@@ -51,10 +51,13 @@ class GalleryPictures:
         self.thumbnails: CountedCache[PictureFile] = CountedCache(args.thumbnail_cache)
 
     def original(self, view: State, image_id: str) -> PictureFile:
-        """Return the file of an image."""
-        data = self._read(image_id, _path(view, image_id))
+        """Return the file of an image; of a part of a picture, a PNG of that part alone."""
+        path = _path(view, image_id)
+        data = self._read(image_id, path)
         try:  # nothing but pictures is ever sent
-            return PictureFile.of(data, Image.MIME[images.format_of(data)])
+            if path is None or parts.split_box(path)[1] is None:
+                return PictureFile.of(data, Image.MIME[images.format_of(data)])
+            return _file(self._decoded(data, path), "PNG")
         except BrokenImage as error:
             raise UnreadablePicture(image_id, error.reason) from error
 
@@ -71,13 +74,18 @@ class GalleryPictures:
     def _made(self, image_id: str, path: str | None) -> PictureFile:
         data = self._read(image_id, path)
         try:
-            most = self._args.max_pixels
-            image = images.decode(data, max_pixels=most, min_side=1, enough=SIDE)
+            image = self._decoded(data, path, enough=SIDE)
         except BrokenImage as error:
             raise UnreadablePicture(image_id, error.reason) from error
-        buffer = BytesIO()
-        images.fitted(image, SIDE).save(buffer, "JPEG", quality=85)
-        return PictureFile.of(buffer.getvalue(), "image/jpeg")
+        return _file(images.fitted(image, SIDE), "JPEG", quality=85)
+
+    def _decoded(self, data: bytes, path: str | None, *, enough: int = 0) -> Image.Image:
+        """Decode a picture, and cut it where the path names a part, as `images.load` does."""
+        box, most = parts.split_box(path or "")[1], self._args.max_pixels
+        image = images.decode(
+            data, max_pixels=most, min_side=1, enough=enough if box is None else 0
+        )
+        return image if box is None else images.part(image, box)
 
     def _read(self, image_id: str, path: str | None) -> bytes:
         path = path if self._store is None else self._store.locate(path)
@@ -91,6 +99,12 @@ class GalleryPictures:
             raise UnreadablePicture(image_id, error.reason) from error
         except DataError as error:
             raise unreachable(error.__cause__ or error) from error
+
+
+def _file(image: Image.Image, kind: str, **options: Any) -> PictureFile:
+    buffer = BytesIO()
+    image.save(buffer, kind, **options)
+    return PictureFile.of(buffer.getvalue(), Image.MIME[kind])
 
 
 def _path(view: State, image_id: str) -> str | None:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from raycd.api import SecondInfo
-from raycd.errors import GalleryError
 from serve.args import Second
 from serve.engine import swap
 from serve.engine.engine import Engine
@@ -43,8 +42,8 @@ class SecondModel:
             folder = await asyncio.to_thread(swap.folder, self.settings.bundle)
             engine = await asyncio.to_thread(self._make, folder)
             try:
-                swap.check(first.without, engine.without)
-            except GalleryError:
+                await asyncio.to_thread(lambda: swap.check(first.without, engine.without))
+            except BaseException:
                 engine.close()
                 raise
             self.engine, self.refused = engine, None

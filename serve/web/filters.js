@@ -6,6 +6,7 @@ import { ownOf } from "./query.js";
 import { rangeOf, readRange, setRange } from "./range.js";
 
 const FEW = 12; // more values than this are folded away
+const UNKNOWN = { min: "", max: "" }; // ends of a range of which /v1/info says nothing
 
 const root = byId("filters");
 const facets = () => [...root.querySelectorAll("[data-attribute]")];
@@ -35,13 +36,22 @@ export function readFilters() {
   };
 }
 
-/** Show the filters of a query. */
+/** Show the filters of a query; what the form does not offer, as a link may have it, is added. */
 export function setFilters({ category, attributes }) {
-  check(boxes("category"), category);
+  if (category.length && !boxes("category").length) root.prepend(offerCategories([]));
+  check("category", root, category);
+  const offered = facets().map((one) => one.dataset.attribute);
+  const missing = Object.keys(attributes).filter((name) => !offered.includes(name));
+  root.append(...missing.map((name) => facet(name, [], null)));
   for (const one of facets()) {
-    const wanted = ownOf(attributes, one.dataset.attribute, []);
+    const name = one.dataset.attribute;
+    const wanted = ownOf(attributes, name, []);
     const parts = Array.isArray(wanted) ? { in: wanted } : wanted;
-    check(boxes("attribute", one), parts.in ?? parts.not ?? []);
+    // The form has one list, which says the same as both, unless they leave nothing
+    const left = parts.in?.filter((value) => !parts.not?.includes(value));
+    check("attribute", one, left?.length ? left : (parts.in ?? parts.not ?? []));
+    if ((parts.gte ?? parts.lte) !== undefined && !one.querySelector(".range"))
+      one.firstChild.after(rangeOf(name, UNKNOWN));
     for (const box of boxes("not", one)) box.checked = !parts.in && parts.not !== undefined;
     setRange(one, parts);
     if (conditionOf(one) !== null) one.open = true;
@@ -51,8 +61,13 @@ export function setFilters({ category, attributes }) {
 /** Forget the filters. */
 export const clearFilters = () => setFilters({ category: [], attributes: {} });
 
-function check(some, values) {
-  for (const box of some) {
+function check(name, inside, values) {
+  const offered = boxes(name, inside).map((box) => box.value);
+  const missing = [...new Set(values)].filter((value) => !offered.includes(value));
+  // Of all chips, those of the categories are the first
+  const added = chips(missing.map((value) => [value, null]), name);
+  inside.querySelector(".chips")?.append(...added);
+  for (const box of boxes(name, inside)) {
     box.checked = values.includes(box.value);
     if (box.checked && box.closest("details")) box.closest("details").open = true;
   }
@@ -104,6 +119,6 @@ const group = (title, some) =>
 const chips = (values, name) =>
   values.map(([value, number]) => {
     const box = element("input", { type: "checkbox", name, value, className: "unseen" });
-    const tally = element("small", {}, number.toLocaleString("en"));
+    const tally = number !== null ? element("small", {}, number.toLocaleString("en")) : null;
     return element("label", { className: "chip" }, box, element("span", {}, value), tally);
   });

@@ -50,11 +50,13 @@ export function originalLink(imageId, properties, ...children) {
     { ...properties, href, target: "_blank", rel: "noopener" },
     ...children,
   );
-  link.addEventListener("click", (event) => {
-    if (!hasKey()) return;
-    event.preventDefault();
-    openFetched(link.href);
-  });
+  // The middle button's click is an auxclick, as the right one's is, which opens nothing
+  for (const kind of ["click", "auxclick"])
+    link.addEventListener(kind, (event) => {
+      if (!hasKey() || event.button > 1) return;
+      event.preventDefault();
+      openFetched(link.href);
+    });
   return link;
 }
 

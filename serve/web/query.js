@@ -112,11 +112,13 @@ export function toLink(query) {
     if (query[name] !== BLANK[name]) link.set(name, query[name]);
   }
   query.category.forEach((category) => link.append("category", category));
-  const filters = Object.entries(query.attributes);
-  for (const [name, values] of filters.filter(([, one]) => Array.isArray(one))) {
-    values.forEach((value) => link.append("attribute", `${name}:${value}`));
+  const conditions = [];
+  for (const [name, one] of Object.entries(query.attributes)) {
+    // In a pair the name ends at the first colon
+    if (!Array.isArray(one)) conditions.push([name, one]);
+    else if (name.includes(":")) conditions.push([name, { in: one }]);
+    else one.forEach((value) => link.append("attribute", `${name}:${value}`));
   }
-  const conditions = filters.filter(([, one]) => !Array.isArray(one));
   if (conditions.length) link.set("attributes", JSON.stringify(Object.fromEntries(conditions)));
   return link.toString();
 }

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, TypeVar, assert_type
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -145,6 +147,15 @@ def test_the_gallery_is_iterated_page_by_page(service: Service) -> None:
         return [image.image_id async for image in client.iter_gallery()]
 
     assert ask(service, ids) == ["a", "b", "c"]
+
+
+def test_an_attribute_whose_name_has_a_colon_is_not_sent_as_a_pair(service: Service) -> None:
+    service.answers(Reply(body={"items": [], "offset": 0, "total": 0, "version": 1}))
+    wanted: Any = {"size:eu": ["42"], "colour": ["red"], "price": {"gt": 1}}
+    ask(service, lambda client: client.gallery(attributes=wanted))
+    sent = parse_qs(urlsplit(service.asked[0].path).query)
+    assert sent["attribute"] == ["colour:red"]
+    assert json.loads(sent["attributes"][0]) == {"size:eu": ["42"], "price": {"gt": 1}}
 
 
 def test_a_second_event_loop_is_refused_with_what_to_do(service: Service) -> None:

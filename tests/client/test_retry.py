@@ -171,3 +171,12 @@ def test_what_a_batch_found_is_not_lost_when_the_rest_is_refused(
     service.answers(Reply(body={"items": [ok("a"), BUSY]}), *[refusal(503)] * 2)
     answer = connect(count=2).search_batch([{"text": "1"}, {"text": "2"}])
     assert [item.status for item in answer.items] == [200, 503]
+
+
+@pytest.mark.parametrize("reply", [refusal(500), refusal(413), Reply(body={"items": []})])
+def test_what_a_batch_found_is_not_lost_when_the_rest_fails(
+    connect: Callable[..., Client], service: Service, reply: Reply
+) -> None:
+    service.answers(Reply(body={"items": [ok("a"), BUSY]}), reply)
+    answer = connect(count=2).search_batch([{"text": "1"}, {"text": "2"}])
+    assert [item.status for item in answer.items] == [200, 503]

@@ -39,6 +39,7 @@ def test_pages_are_filtered_and_in_the_order_of_the_versions(listed: GalleryData
         Image("image-5", "dress", {ODD: "2"}, "5.jpg"),
     ]
     assert total == 2
+    assert listing.page(listed, [], {}, offset=2**53 - 1, limit=200, newest=True) == ([], 5)
     for categories, attributes in ((["none"], {}), ([], {"none": ["1"]}), ([], {ODD: []})):
         found = listing.page(listed, categories, attributes, offset=0, limit=9, newest=False)
         assert found == ([], 0)

@@ -90,7 +90,7 @@ def test_a_version_never_takes_the_folder_of_another_one(tmp_path: Path, tiny_bu
         client.delete_model_version("own", "1")
         tracker.register(tiny_bundle.folder, fingerprint="c")
     found = {str(one.version): one.source for one in client.search_model_versions("name = 'own'")}
-    assert {name: Path(source).name for name, source in found.items()} == {
+    assert {name: Path(str(source)).name for name, source in found.items()} == {
         "2": "bundle-2",
         "3": "bundle-3",
     }

@@ -70,6 +70,23 @@ def test_an_empty_field_of_json_is_absent(name: str) -> None:
     assert read("POST", bodies.URLENCODED, f"text=red&{name}=".encode()) == ({"text": "red"}, None)
 
 
+@pytest.mark.parametrize("charset", ["punycode", "idna", "utf-7", "base64", "no"])
+def test_a_charset_that_may_take_minutes_is_refused_at_once(charset: str) -> None:
+    _, form = multipart(1)
+    with pytest.raises(ProblemError, match="send UTF-8") as caught:
+        read("POST", f"multipart/form-data; boundary=x; charset={charset}", form)
+    assert caught.value.status_code == 400
+
+
+@pytest.mark.parametrize("charset", ["UTF8", "us-ascii", "latin-1", '"windows-1252"'])
+def test_the_charsets_of_forms_are_known_by_all_their_names(charset: str) -> None:
+    _, form = multipart(1)
+    assert read("POST", f"multipart/form-data; boundary=x; charset={charset}", form) == (
+        {"category": ["1"]},
+        None,
+    )
+
+
 def test_what_else_is_wrong_with_a_form_is_not_blamed_on_the_limit() -> None:
     part = 'Content-Disposition: form-data; name="image"; filename="a"\r\n\r\n1\r\n'
     with pytest.raises(HTTPException, match="Too many files"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -16,6 +17,8 @@ from raycd.errors import GalleryError
 from serve.api import problems
 from serve.api.image_body import check
 from serve.api.middleware import ErrorResponses, InFlight, Requests
+from serve.api.routes import build_app
+from serve.args import ServeArgs
 from serve.errors import (
     Busy,
     KeyElsewhere,
@@ -29,6 +32,9 @@ from serve.errors import (
     UnknownHost,
     UnreadablePicture,
 )
+from serve.galleries import Galleries
+from serve.monitoring.metrics import Metrics
+from tests.serve.api.test_guard import PAGE, call, preflight
 from tests.serve.asking import problem
 
 SECRET = "/home/ann/keys.json"
@@ -231,3 +237,27 @@ def test_a_mistake_of_the_client_is_not_logged(caplog: pytest.LogCaptureFixture)
     assert problems.logged(problems.busy("full"), "a search").status_code == 503
     assert problems.logged(httpx.HTTPError("x"), "a search").status_code == 500
     assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("status", [421, 500, 503, 507])
+def test_a_page_of_an_allowed_origin_may_read_what_no_route_answers(
+    tiny_bundle: Any, ray_cluster: Any, status: int
+) -> None:
+    in_flight, metrics = InFlight(), Metrics()
+    in_flight.draining = status == 503
+    settings = {"hosts": ["shop.example"] if status == 421 else []}
+    args = ServeArgs(
+        bundle=str(tiny_bundle.folder), gallery="none", cors_origins=(PAGE,), **settings
+    )
+    app = build_app(
+        Galleries(args, name="cors", observer=metrics.of), metrics, in_flight, lambda: (1, 1)
+    )
+
+    @app.get("/fails")
+    async def fails() -> None:
+        raise GalleryError("full", "full") if status == 507 else OSError
+
+    response = call(app, "GET", "/fails", headers={"Origin": PAGE})
+    problem(response, status)
+    assert response.headers["access-control-allow-origin"] == PAGE
+    assert preflight(app, PAGE, "PUT").status_code == 200

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from typing import Any
 
@@ -17,6 +19,7 @@ from raycd import bundle
 from raycd.api import GalleryPage, Info
 from raycd.client import Client
 from raycd.gallery.records import Put
+from raycd.gallery.view import View
 from raycd.gallery_db import GalleryDatabase
 from tests.serve.asking import fields, problem
 
@@ -48,7 +51,10 @@ def test_the_gallery_by_category_and_attribute(client: httpx.Client) -> None:
         "attribute"
     ]
     assert problem(client.get("/v1/gallery", params={"limit": 51}), 422)["limit"] == "max_page"
-    assert fields(problem(client.get("/v1/gallery", params={"offset": -1}), 422)) == ["offset"]
+    for offset in (-1, 2**53, 2**63):
+        refused = problem(client.get("/v1/gallery", params={"offset": offset}), 422)
+        assert fields(refused) == ["offset"]
+    assert page(client, offset=2**53 - 1).items == []
 
 
 COLOURS, PRICES = ("red", "blue", None), ("5", "10", "99.5", "cheap", None)
@@ -169,6 +175,28 @@ def test_what_a_client_needs_to_know(client: httpx.Client) -> None:
     assert (info.limits.body_bytes, info.limits.batch, info.default_top_k) == (2_000_000, 4, 10)
     assert info.example_texts == ["is blue", "has long sleeves"]
     assert not info.image_url
+
+
+def test_counting_a_gallery_for_info_keeps_nobody_waiting(
+    labelled: tuple[str, dict[str, dict[str, str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, _ = labelled
+    begun, let_go = threading.Event(), threading.Event()
+
+    def counts(view: View) -> dict[str, int]:
+        begun.set()
+        let_go.wait(30)
+        return {"dress": 1}
+
+    monkeypatch.setattr(View, "category_counts", property(counts))
+    with ThreadPoolExecutor(1) as threads, httpx.Client(base_url=url) as client:
+        late = threads.submit(httpx.get, f"{url}/v1/info", timeout=60)
+        try:
+            assert begun.wait(30)
+            assert client.get("/healthz", timeout=5).status_code == 200
+        finally:
+            let_go.set()
+        assert late.result().json()["categories"] == {"dress": 1}
 
 
 def test_health_readiness_and_the_interfaces_description(client: httpx.Client) -> None:

@@ -61,7 +61,9 @@ def small_app(**args: Any) -> FastAPI:
     async def rest(request: Request) -> int:
         return len(await request.body())
 
-    guard.add(app, ServeArgs(**args))
+    settings = ServeArgs(**args)
+    guard.add(app, settings)
+    guard.add_origins(app, settings)
     return app
 
 
@@ -338,7 +340,7 @@ def test_a_foreign_host_gets_a_problem_whatever_else_it_brings(
     headers = bearer(made["write"]) | {"Host": host, "Origin": PAGE}
     response = call(app, "PUT", "/v1/gallery/a", headers=headers)
     assert "(hosts)" in problem(response, 421)["detail"]
-    assert cors(response) == {}
+    assert cors(response)["access-control-allow-origin"] == PAGE
     assert call(app, "GET", "/healthz", headers=headers).status_code == 200
 
 

@@ -4,6 +4,7 @@ missing.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,13 +30,17 @@ class Replica:
     def __init__(self, engine: Engine) -> None:
         self.engine, self.gallery = engine, DEFAULT
         self.count = 2, 2
+        self.hangs = False
 
     async def check_canary(self) -> None:
         [answer] = self.engine.searcher.answer([self.engine.canary])
         self.engine.check(answer)
 
     async def check_gallery(self) -> None:
-        """Raise nothing: the gallery is the bundle's own."""
+        """The gallery is the bundle's own; `hangs`: as where its database does not answer."""
+        if self.hangs:
+            async with asyncio.timeout(0.01):
+                await asyncio.Event().wait()
 
     def count_replicas(self) -> tuple[int, int]:
         """Return what Ray Serve would count."""
@@ -97,4 +102,11 @@ def test_a_replica_that_is_missing_is_not_ready(client: TestClient, replica: Rep
     replica.count = 1, 2
     response = client.get("/readyz")
     assert "1 of 2 replicas" in problem(response, 503)["detail"]
+    assert int(response.headers["Retry-After"]) >= 1
+
+
+def test_a_gallery_that_hangs_is_not_ready(client: TestClient, replica: Replica) -> None:
+    replica.hangs = True
+    response = client.get("/readyz")
+    assert "the gallery's database" in problem(response, 503)["detail"]
     assert int(response.headers["Retry-After"]) >= 1

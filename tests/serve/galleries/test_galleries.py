@@ -16,9 +16,11 @@ import pytest
 
 from raycd.client import AsyncClient, Client, ServiceError
 from raycd.client.__main__ import main
-from raycd.errors import ConfigError
+from raycd.errors import ConfigError, WeightsError
 from serve import app, keys
-from serve.args import ServeArgs
+from serve.args import ServeArgs, Wanted
+from serve.galleries import Galleries
+from serve.shadow_process import Unobserved
 from tests.serve.api.test_guard import bearer
 from tests.serve.asking import png, problem
 
@@ -73,6 +75,37 @@ def test_one_that_could_not_be_loaded_says_so_and_the_others_answer(client: http
         response = client.get(f"/v1/galleries/absent/{path}")
         assert "'absent' is not loaded" in problem(response, 503)["detail"]
         assert int(response.headers["Retry-After"]) >= 1
+
+
+def test_one_that_cannot_be_loaded_is_tried_again_once_at_a_time(
+    service_args: ServeArgs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve.galleries.AGAIN_S", 0.2)
+    settings = {"galleries": {"absent": {"bundle": "/absent", "gallery": "none"}}}
+    args = ServeArgs.model_validate(service_args.model_dump() | settings)
+    tried, let_go = [], threading.Event()
+
+    def folder(bundle: str) -> Path:
+        tried.append(bundle)
+        let_go.wait(30)
+        raise WeightsError("absent")
+
+    async def run() -> None:
+        galleries = Galleries(args, name="again", observer=lambda _: Unobserved())
+        await galleries.change_bundles(Wanted(bundle=args.bundle).model_dump())
+        monkeypatch.setattr("serve.engine.swap.folder", folder)
+        for _ in range(3):
+            await asyncio.sleep(0.25)
+            await asyncio.gather(galleries.check_canaries(), galleries.check_canaries())
+        let_go.set()
+        retrying = galleries._retrying
+        assert retrying is not None
+        await retrying
+        await galleries.check_canaries()  # the try took longer than the time between two
+        assert galleries._retrying is retrying
+
+    asyncio.run(run())
+    assert tried == ["/absent"]
 
 
 @pytest.mark.parametrize("name", ["default", "shoes", "hats"])

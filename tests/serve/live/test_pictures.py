@@ -14,9 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from fsspec.spec import AbstractFileSystem
-from PIL import Image
+from PIL import Image, ImageChops
 
 from raycd.config import IndexConfig
+from raycd.data import images
 from raycd.errors import GalleryError
 from raycd.gallery.static import Gallery
 from raycd.gallery.view import View
@@ -63,6 +64,32 @@ def test_the_original_is_the_file_itself(tmp_path: Path) -> None:
     Image.new("P", (20, 10)).save(path)
     picture = GalleryPictures(ServeArgs(), None).original(gallery(path), "0")
     assert (picture.data, picture.media_type) == (path.read_bytes(), "image/gif")
+
+
+@pytest.mark.parametrize(("size", "longest"), [("thumbnail", 256), ("original", 680)])
+def test_a_part_of_a_photograph_is_shown_as_it_is_encoded(
+    tmp_path: Path, size: str, longest: int
+) -> None:
+    path = tmp_path / "7.jpg"
+    Image.effect_noise((1600, 1200), 50).convert("RGB").save(path)
+    of_part = f"{path}#dilated=100,50,400,200"
+    picture = getattr(GalleryPictures(ServeArgs(), None), size)(gallery(of_part), "0")
+    shown = Image.open(BytesIO(picture.data))
+    assert Image.MIME[str(shown.format)] == picture.media_type
+    expected = images.fitted(images.load(of_part), longest)
+    assert shown.size == expected.size == (longest, longest)
+    difference = ImageChops.difference(shown.convert("RGB"), expected)
+    assert np.asarray(difference).mean() < (10 if size == "thumbnail" else 1e-9)
+
+
+@pytest.mark.parametrize("size", ["thumbnail", "original"])
+def test_a_part_outside_of_its_photograph_cannot_be_shown(tmp_path: Path, size: str) -> None:
+    path = tmp_path / "7.jpg"
+    Image.new("RGB", (64, 64)).save(path)
+    view = gallery(f"{path}#dilated=100,100,20,20")
+    with pytest.raises(UnreadablePicture) as caught:
+        getattr(GalleryPictures(ServeArgs(), None), size)(view, "0")
+    assert caught.value.reason == "too_small"
 
 
 @pytest.mark.parametrize("size", ["thumbnail", "original"])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,8 +19,11 @@ from raycd.client import Client
 from raycd.errors import ConfigError
 from raycd.gallery_db import GalleryDatabase
 from serve import app
-from serve.args import ServeArgs
+from serve.args import ServeArgs, Wanted
+from serve.engine.engine import Engine
+from serve.replica import Replica
 from serve.second.split import is_second
+from serve.shadow_process import Unobserved
 from tests.serve.asking import png
 from tests.serve.second.conftest import Start, results
 
@@ -195,6 +201,35 @@ def test_a_second_model_that_would_lose_an_image_of_the_first_is_refused(
     assert "has not encoded the whole gallery" in said["second"]["refused"]
     found = asked(both, users[1], image_id="a feature alone", top_k=1)
     assert found.headers["raycd-model"] == said["bundle"]["digest"]
+
+
+def test_what_each_model_lacks_is_looked_for_beside_the_event_loop(
+    service_args: ServeArgs,
+    bundle_with_head: Callable[[str], Path],
+    other_bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[threading.Thread] = []
+
+    def without(engine: Engine) -> int:  # of a search engine's gallery, a scan of the database
+        asked.append(threading.current_thread())
+        return 0
+
+    monkeypatch.setattr(Engine, "without", property(without))
+    second = {"second": {"bundle": str(other_bundle), "users": SHARE}}
+    args = ServeArgs.model_validate(service_args.model_dump() | second)
+
+    async def run() -> None:
+        replica = Replica(args, name="without", observer=Unobserved())
+        for folder in (args.bundle, str(bundle_with_head("sum"))):
+            await replica.change_bundle(Wanted(bundle=folder).model_dump())
+            assert replica.refused is None
+        assert replica.second is not None
+        assert replica.second.refused is None
+
+    asyncio.run(run())
+    assert len(asked) == 4
+    assert threading.current_thread() not in asked
 
 
 def test_a_second_model_has_one_use_and_a_bundle(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pytest
@@ -149,3 +151,38 @@ def test_a_link_of_values_and_all_but_others_shows_the_values(
     colour = page.locator('#filters [data-attribute="colour"]')
     expect(colour.get_by_role("checkbox", name="red")).to_be_checked()
     expect(colour.get_by_label("All but these")).not_to_be_checked()
+
+
+def test_what_a_link_filters_by_and_the_form_does_not_offer_stays_when_it_is_asked_again(
+    open_priced: Callable[..., Page],
+) -> None:
+    colour = '"colour":{"in":["red","violet"],"not":["red"]},"price":{"in":["10"],"not":["10"]}'
+    others = '"year":{"gte":1900},"size":{"not":["L"]}'
+    page = open_priced(f"?text=is+blue&category=hat&attributes={{{colour},{others}}}")
+    expect(page.get_by_text("No image passes these filters")).to_be_visible()
+    filters = page.locator("#filters")
+    for name in ("hat", "violet", "L"):
+        expect(filters.get_by_role("checkbox", name=name, exact=True)).to_be_checked()
+    expect(filters.get_by_role("checkbox", name="red")).not_to_be_checked()
+    expect(page.get_by_label("year from", exact=True)).to_have_value("1900")
+    page.fill("#text", "is red")
+    page.press("#text", "Enter")
+    page.wait_for_url("**text=is+red**")
+    link = parse_qs(urlsplit(page.url).query)
+    assert (link["category"], link["attribute"]) == (["hat"], ["colour:violet", "price:10"])
+    assert json.loads(link["attributes"][0]) == {"year": {"gte": 1900}, "size": {"not": ["L"]}}
+    page.get_by_role("button", name="Clear the filters").click()
+    is_found(page, 9)
+
+
+def test_a_value_whose_name_has_a_colon_is_kept_in_the_link(
+    open_priced: Callable[..., Page],
+) -> None:
+    asked = '{"size:eu":{"in":["42"]}}'
+    page = open_priced(f"?text=is+blue&attributes={asked}")
+    page.fill("#text", "is red")
+    page.press("#text", "Enter")
+    page.wait_for_url("**text=is+red**")
+    link = parse_qs(urlsplit(page.url).query)
+    assert "attribute" not in link
+    assert json.loads(link["attributes"][0]) == json.loads(asked)

@@ -70,9 +70,10 @@ def test_key_is_asked_for_and_pictures_are_seen_with_it(
     is_shown(page.locator("#preview"))
     ask(page, "is blue")
     is_shown(page.locator(".card img").first)
-    with page.expect_popup() as popup:
-        page.locator(".card .picture").first.click()
-    is_shown(popup.value.locator("img"))
+    for button in ("left", "middle"):
+        with page.expect_popup() as popup:
+            page.locator(".card .picture").first.click(button=button)
+        is_shown(popup.value.locator("img"))
     assert keys["write"] not in page.content()
     assert page.evaluate("JSON.stringify({...localStorage}) + document.cookie") == "{}"
 
