@@ -23,7 +23,7 @@ from raycd.features import READABLE, shards, to_table
 from raycd.features.stored import Stored
 from raycd.mine.neighbours import normalise
 from raycd.mine.pools import Rows
-from raycd.mine.search import SPARE, Shard, nearest, search
+from raycd.mine.search import Shard, nearest, proposed, search
 from raycd.runtime import cluster, mining
 
 NEIGHBOURS, TEXTS = 64, 18_000  # of each image; triplets of Fashion-IQ
@@ -87,7 +87,7 @@ def _steps(feature_ND: NDArray[np.float32], settings: MineConfig) -> dict[str, f
     unit, shard = torch.from_numpy(unit_ND), [Shard(unit_ND, every)]
     index = faiss.IndexFlatIP(DIM)
     index.add(unit_ND)
-    depth = NEIGHBOURS + 1 + SPARE["cpu"]
+    depth = proposed(NEIGHBOURS + 1, "cpu")
     ways: dict[str, Callable[[], object]] = {
         "IndexFlatIP.search": lambda: index.search(unit_ND[:size], NEIGHBOURS + 1),
         "images proposed": lambda: nearest(unit[:size], unit, depth),

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import torch
@@ -217,9 +218,13 @@ def evaluate(
         evaluation.queries[category] = len(triplets)
         positions = {image_id: position for position, image_id in enumerate(present)}
         evaluation.missing_gallery[category] = [one for one in wanted if one not in positions]
-        gallery_GD = F.normalize(images.take(present, device).float(), dim=-1)
+        # A subset is the same under every protocol: some of it may be beside the gallery
+        members = images.among(image_id for t in triplets for image_id in t["subset"] or ())
+        beside = [image_id for image_id in members if image_id not in positions]
+        features_ND = F.normalize(images.take([*present, *beside], device).float(), dim=-1)
         ranking = _Ranking(
-            *(positions, gallery_GD, images.among(t["reference"] for t in triplets), rerank),
+            *(positions, beside, features_ND),
+            *(images.among(t["reference"] for t in triplets), rerank),
             mask=protocol in MASKED,
             batch_size=batch_size,
             top=top,
@@ -261,7 +266,8 @@ class _Ranking:
     def __init__(
         self,
         positions: Mapping[str, int],
-        gallery_GD: torch.Tensor,
+        beside: Sequence[str],  # of subsets, not of the gallery
+        features_ND: torch.Tensor,  # of both
         references: Container[str],  # that have features
         rerank: RerankFunction | None,
         *,
@@ -269,7 +275,9 @@ class _Ranking:
         batch_size: int,
         top: int = 0,
     ) -> None:
-        self.positions, self.gallery_GD, self.references = positions, gallery_GD, references
+        self.positions, self.features_ND, self.references = positions, features_ND, references
+        self.gallery_GD = features_ND[: len(positions)]
+        self.in_subsets = {**positions, **dict(zip(beside, count(len(positions)), strict=False))}
         self.mask, self.batch_size, self.top, self.rerank = mask, batch_size, top, rerank
 
     def answerable(self, triplet: Triplet) -> bool:
@@ -294,18 +302,18 @@ class _Ranking:
             chosen = rows[start : start + self.batch_size]
             batch = [triplets[row] for row in chosen]
             query_BD = F.normalize(query(batch).to(self.gallery_GD), dim=-1)
-            targets = self._padded([targets_of(triplet) for triplet in batch], width)
+            targets = _padded([targets_of(triplet) for triplet in batch], width, self.positions)
             masked = (
                 self._positions(triplet["reference"] for triplet in batch) if self.mask else None
             )
-            rescore = self.rerank(batch, self.gallery_GD) if self.rerank else None
+            rescore = self.rerank(batch, self.features_ND) if self.rerank else None
             ranks[chosen] = rank_all_targets(
                 *(query_BD, self.gallery_GD, targets, masked),
                 batch_size=self.batch_size,
                 rescore=rescore,
             )
             in_subset[chosen] = rank_in_subsets(
-                query_BD, self.gallery_GD, targets, self._subsets(batch), rescore
+                query_BD, self.features_ND, targets, self._subsets(batch), rescore
             )
             if self.top:
                 best |= self._best(batch, query_BD, masked, rescore)
@@ -339,30 +347,26 @@ class _Ranking:
         )
 
     def _subsets(self, batch: Sequence[Triplet]) -> torch.Tensor:
-        """Return positions (B, S) of the searched members without the reference, padded with -1."""
+        """Return positions (B, S) of the members without the reference, padded with -1."""
         members = [
             [m for m in triplet["subset"] or () if m != triplet["reference"]] for triplet in batch
         ]
-        return self._padded(members, max(1, max(map(len, members))))
+        return _padded(members, max(1, max(map(len, members))), self.in_subsets)
 
-    def _padded(self, image_ids: Sequence[Sequence[str]], width: int) -> torch.Tensor:
-        """Return the positions (B, width) of those that are searched, padded with -1."""
-        rows = [[self.positions[i] for i in own if i in self.positions] for own in image_ids]
-        return torch.tensor([row + [-1] * (width - len(row)) for row in rows], dtype=torch.int64)
+
+def _padded(
+    image_ids: Sequence[Sequence[str]], width: int, positions: Mapping[str, int]
+) -> torch.Tensor:
+    """Return the positions (B, width) of those that have one, padded with -1."""
+    rows = [[positions[i] for i in own if i in positions] for own in image_ids]
+    return torch.tensor([row + [-1] * (width - len(row)) for row in rows], dtype=torch.int64)
 
 
 def gallery_ids(annotated: list[str], triplets: Sequence[Triplet], protocol: Protocol) -> list[str]:
-    """Return the gallery of a protocol, in the order of the annotations.
-
-    Under val the members of subsets stay: a query's own small gallery is the same in all protocols.
-    """
+    """Return the gallery of a protocol, in the order of the annotations."""
     if protocol != "val":
         return annotated
-    used = {
-        image_id
-        for row in triplets
-        for image_id in (row["reference"], *targets_of(row), *(row["subset"] or ()))
-    }
+    used = {i for triplet in triplets for i in (triplet["reference"], *targets_of(triplet))}
     return [image_id for image_id in annotated if image_id in used]
 
 

@@ -71,8 +71,8 @@ class TableRows:
     def _read(self, uri: str, first: int) -> pa.Table:
         what = f"the table {without_passwords(uri)} cannot be read"
         with (
+            fsspec.open(uri, "rb") as opened,  # a store that refuses is no damage
             damaged.told(what, "delete its folder, and embed again"),
-            fsspec.open(uri, "rb") as opened,
             pq.ParquetFile(opened) as file,
         ):
             groups = range(first // GROUP, -(-(first + self.shard_rows) // GROUP))

@@ -182,13 +182,13 @@ def _opened(part: str, use: Callable[[pq.ParquetFile], Answer]) -> Answer:
     do = "delete that file, and run the command that wrote it again: it writes it anew"
 
     def whole() -> Answer:
-        with damaged.told(what, do):
-            if is_local(part):
-                with pq.ParquetFile(part, memory_map=True) as near:
-                    return use(near)
-            file_system, path = open_uri(part)
-            with file_system.open(path, "rb") as far:
-                return use(pq.ParquetFile(far))
+        if is_local(part):
+            with damaged.told(what, do), pq.ParquetFile(part, memory_map=True) as near:
+                return use(near)
+        file_system, path = open_uri(part)
+        # A store that refuses is no damage
+        with file_system.open(path, "rb") as far, damaged.told(what, do):
+            return use(pq.ParquetFile(far))
 
     try:
         return shards.ask(part, whole)

@@ -26,6 +26,7 @@ from raycd.redact import without_passwords
 
 # A service writes a picture's file before the row that names it: orphans become certain with time.
 SETTLED = timedelta(hours=1)
+_TOGETHER = 1000  # pictures that a store is asked for at once
 
 _with_image = features.outerjoin(images, features.c.image_id == images.c.image_id)
 _with_encoder = features.outerjoin(encoders, features.c.fingerprint == encoders.c.fingerprint)
@@ -84,13 +85,17 @@ def check(stored: StoredGallery) -> Checked:
         wrong += _violations(connection)
     # Listed before the rows are read: the service writes a picture before the row that names it.
     unnamed = set(stored.pictures or ())
-    named, gone = 0, dict[str, str]()
+    named, gone, elsewhere = 0, dict[str, str](), dict[str, str]()
     for row in stored.rows():
         if row.path is not None:
             named += 1
-            if row.path not in unnamed and not _exists(stored, row.path):
-                gone[row.image_id] = row.path
+            if row.path not in unnamed:
+                elsewhere[row.image_id] = row.path
             unnamed.discard(row.path)
+            if len(elsewhere) == _TOGETHER:
+                gone |= _absent(stored, elsewhere)
+                elsewhere.clear()
+    gone |= _absent(stored, elsewhere)
     with _reading(stored.url) as connection:
         lost = [image_id for image_id, path in gone.items() if _names(connection, image_id, path)]
     gallery_db = stored.gallery_db
@@ -167,8 +172,11 @@ def _names(connection: Connection, image_id: str, path: str) -> bool:
     return connection.execute(wanted).scalar() == path
 
 
-def _exists(stored: StoredGallery, path: str) -> bool:
-    return files.states([stored.locate(path)], times=False) != [None]
+def _absent(stored: StoredGallery, paths: dict[str, str]) -> dict[str, str]:
+    """Return those images whose pictures are not there."""
+    states = files.states(map(stored.locate, paths.values()), times=False)
+    named = zip(paths.items(), states, strict=True)
+    return {image_id: path for (image_id, path), state in named if state is None}
 
 
 def _age(pictures: Pictures, location: str) -> timedelta:

@@ -16,8 +16,8 @@ cluster, with equal results.
 What each guarantee costs, where FAISS's `IndexFlatIP.search` costs 100 (one thread, images of 640
 numbers, 64 neighbours of each, no floor):
 
-no image that counts is missed   nothing to speak of: 8 more are proposed; to a query that ties with
-                                 thousands, all these (search.py)
+no image that counts is missed   nothing to speak of: 10 more are proposed; to a query that ties
+                                 with thousands, all these (search.py)
 exact, the same on every device  10, float64 of what is proposed (search.py)
 ties to the lower row            the sorted keys of search.py, in those 10
 memory within worker_mib         a merge for each shard (neighbours.py)

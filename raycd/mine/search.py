@@ -40,8 +40,6 @@ UNIT = 10**DECIMALS
 NOTHING = np.iinfo(np.int64).max
 BLOCK = 1 << 15  # images that a GPU scores at once
 BATCH = 4096  # most queries searched at once
-# Proposed beyond S + 1: the image itself, and others as near as a score is wrong
-SPARE = {"cpu": 8, "cuda": 64}
 DEEPER = 8  # times as many images are proposed where those may not be all that count
 _PAIRS = {"cpu": 64, "cuda": 1 << 16}  # measured at once: on CPUs they stay in a core's cache
 _WIDE = 1 << 12  # rows of float64 at once
@@ -115,10 +113,10 @@ class _Search:
         An image that is not among the `depth` proposed scores no more than the last of these.
         """
         device, (images, dim) = query_BD.device.type, self.unit_PD.shape
-        depth = depth or key_BS.shape[1] + SPARE[device]
+        depth = depth or proposed(key_BS.shape[1], device)
         if self.index is not None:
-            proposed = self.index(query_BD.numpy(), min(depth, images))
-            return self._merged(rows_B, query_BD, key_BS, torch.from_numpy(proposed[1]))
+            _, found_BC = self.index(query_BD.numpy(), min(depth, images))
+            return self._merged(rows_B, query_BD, key_BS, torch.from_numpy(found_BC))
         deeper = depth * DEEPER
         if deeper >= images:  # an eighth of them costs as much as all, which stand in order
             size = max(1, _MOST // images)
@@ -152,6 +150,15 @@ class _Search:
             wanted_BC & (position_BC >= 0), (UNIT - micro_BC.long()) << 32 | row_BC, NOTHING
         )
         return torch.cat([key_BS, key_BC], 1).sort(1).values[:, : key_BS.shape[1]]
+
+
+def proposed(wanted: int, device: str) -> int:
+    """Return how many images are proposed where so many are wanted.
+
+    The image itself may be among them, and others come as near as a score is wrong: more, the more
+    are wanted, for these lie closer together.
+    """
+    return wanted + 8 + wanted // {"cpu": 32, "cuda": 2}[device]
 
 
 def nearest(query_BD: Tensor, unit_PD: Tensor, depth: int) -> tuple[Tensor, Tensor]:

@@ -33,8 +33,7 @@ def use(precision: Precision, device: torch.device) -> Arithmetic:
     """
     found = of(precision, device)
     if found == "fp32" and device.type == "cuda":
-        cudnn: Any = torch.backends.cudnn
-        cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = "ieee"
+        torch.backends.cudnn.allow_tf32 = False
     return found
 
 

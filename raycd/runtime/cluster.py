@@ -147,7 +147,9 @@ def threads_each(compute: ComputeConfig, workers: int) -> int:
 
     The machine with the fewest CPUs decides.
     """
-    least = min((resources["CPU"] for resources in _working()), default=usable_cpus())
+    least: float = usable_cpus()
+    if local_ray.address():  # other machines than this one
+        least = min((resources["CPU"] for resources in _working()), default=least)
     return compute.threads or max(1, int(least) // -(-workers // machines()))
 
 

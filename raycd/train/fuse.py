@@ -49,6 +49,7 @@ class FeatureTriplets:
     pool: torch.Tensor | None = None  # (N,) where hard negatives are from
     negatives: torch.Tensor | None = None  # (N, m) rows of their own, NONE where there are fewer
     hard: torch.Tensor | None = None  # (B, n) rows of a batch's hard negatives, NONE where none is
+    drawn: torch.Tensor | None = None  # (N, T) as `right`: those that an epoch draws from
 
     def part(self, rows: slice) -> FeatureTriplets:
         """Return some of them."""
@@ -121,6 +122,10 @@ class Fuse:
         ).reshape(-1, 4)
         known = images.among([*targets.images_of(train), *hard_negatives.named(train)])
         self._right_NT = targets.padded(train.to_pylist(), known)
+        weighted_N1 = train["weight"].is_valid().to_numpy()[:, None]  # a weight is of its target
+        self._drawn_NT = self._right_NT
+        if self._right_NT is not None:
+            self._drawn_NT = np.where(weighted_N1, -1, self._right_NT)
         self._negative_Nm = hard_negatives.own(train, known)
         check_hard_negatives(config, train)
         self._weight_N = train["weight"].fill_null(1.0).to_numpy()
@@ -140,6 +145,7 @@ class Fuse:
             target=self._tensor(target[known]),
             texts=self._tensor(self._text_T4[original]),
             right=None if self._right_NT is None else self._tensor(self._right_NT[original]),
+            drawn=None if self._drawn_NT is None else self._tensor(self._drawn_NT[original]),
             weight=self._weight(triplets, known, original),
             origin=self._tensor(self._origin_N[original]),
             pool=None
@@ -231,12 +237,13 @@ class Fuse:
     def _targets(self, triplets: FeatureTriplets, epoch: int) -> torch.Tensor:
         """Return the rows (N,) of the targets in an epoch: of several right ones any.
 
-        A pseudo triplet's target is the one that its score is of.
+        A pseudo triplet's target is the one that its score is of, that of a triplet with a weight
+        the one that this is of: its first.
         """
-        if triplets.right is None or triplets is self.pseudo:
+        if triplets.drawn is None or triplets is self.pseudo:
             return triplets.target
-        first, right = (rows.cpu().numpy() for rows in (triplets.target, triplets.right))
-        return self._tensor(epoch_targets(first, right, seed=self.seed, epoch=epoch))
+        first, drawn = (rows.cpu().numpy() for rows in (triplets.target, triplets.drawn))
+        return self._tensor(epoch_targets(first, drawn, seed=self.seed, epoch=epoch))
 
     def loss(self, module: nn.Module, batch: FeatureTriplets) -> torch.Tensor:
         """Return the head's loss: for most, the batch-based classification loss (eq. 4)."""

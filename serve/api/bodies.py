@@ -7,6 +7,7 @@ import binascii
 import codecs
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from email.message import Message
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
@@ -145,14 +146,11 @@ def _is_picture(name: str, value: str | UploadFile) -> bool:
 
 
 def _codec(charset: str) -> str:
-    """Return the name of a form's charset. Raises UnicodeError where it is none of _CHARSETS."""
-    try:
-        name = codecs.lookup(charset).name
-    except (LookupError, ValueError) as error:  # of a name with NUL
-        raise UnicodeError(f"no charset {charset!r}") from error
-    if name not in _CHARSETS:
-        raise UnicodeError(f"charset {name} is not taken")
-    return name
+    """Return the name of a form's charset. Raises ProblemError where it is none of _CHARSETS."""
+    with suppress(LookupError, ValueError):  # ValueError: a name with NUL
+        if (name := codecs.lookup(charset).name) in _CHARSETS:
+            return name
+    raise problems.ProblemError(400, "the form's charset is not known: send UTF-8")
 
 
 def _text(latin: str, charset: str) -> str:

@@ -87,17 +87,17 @@ class Follower(Following):
             return self._new(loaded.index, self._searcher.own.gallery, seed.version)
         # Where the memory has a bound, its features are in files
         made: Room = room if self._in_files else np.empty
+        missing = gallery_db.unencoded(self._fingerprint, limit=ENCODED + 1)
+        self._unencoded.check_few(missing)
+        self._unencoded.encoded(missing)  # so that each is loaded in its place
         found = gallery_db.load(self._fingerprint, room=made)
-        self._unencoded.check_few(found.unencoded)
-        if any(row.feature is not None for row in self._unencoded.encoded(found.unencoded)):
-            del found  # there may be no room for two
-            found = gallery_db.load(self._fingerprint, room=made)  # each in its place now
         # Where there are no features, their size is unknown.
         features_GD = found.features_GD.reshape(-1, loaded.index.dim)
         exact = {"kind": "half" if self._in_files else "flat"}
         index = Index.build(features_GD, self._settings.model_copy(update=exact))
         live = self._new(index, Gallery(found.table), found.version)
-        live.apply(Changes(found.version, found.unencoded))
+        # Those that came meanwhile, too
+        live.apply(Changes(found.version, self._unencoded.encoded(found.unencoded)))
         return live
 
     @property

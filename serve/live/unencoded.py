@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,8 @@ from raycd.gallery_db import late
 from raycd.search.searcher import Searcher
 from serve.args import ServeArgs
 from serve.live.store import GalleryStore
+
+_log = logging.getLogger("raycd")
 
 ENCODED = 1000  # images that a replica encodes itself before it answers; more are a job's work
 TOGETHER = 32  # images that are encoded at once, between queries
@@ -81,9 +84,6 @@ class Unencoded:
         """Encode images whose pictures could not be had, and have them followed as changes.
 
         Some of them at a time, and where none can be had, not before AGAIN_S.
-
-        Raises:
-            GalleryError: The database does not answer.
         """
         if not self._waiting or time.monotonic() < self._next_retry:
             return
@@ -92,14 +92,16 @@ class Unencoded:
         rows = random.sample(waiting, min(TOGETHER, len(waiting)))
         for row in rows:
             self._waiting.pop(row.image_id, None)
+        self._next_retry = time.monotonic() + AGAIN_S
         try:
             found = [one for some in self._features(rows) for one in some]
             late.add_features(self._store.gallery_db, self._fingerprint, found)
-        except BaseException:
+        except GalleryError as error:  # the gallery is followed nevertheless
             self.put_off(rows)
-            raise
-        if not found and any(row.image_id in self._waiting for row in rows):
-            self._next_retry = time.monotonic() + AGAIN_S
+            _log.warning("%d images cannot be encoded yet: %s", len(self._waiting), error)
+            return
+        if found or not any(row.image_id in self._waiting for row in rows):
+            self._next_retry = time.monotonic()
 
     def _features(
         self, missing: Sequence[Row]

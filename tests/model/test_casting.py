@@ -118,20 +118,15 @@ def test_auto_is_fp32_on_a_cpu_and_leaves_what_was_chosen() -> None:
 
 def test_fp32_on_a_gpu_is_not_rounded_to_tf32() -> None:
     cudnn: Any = torch.backends.cudnn
-
-    def settings() -> list[str]:
-        return [cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision]
-
-    before = settings()
-    assert before == ["tf32", "tf32"]
+    assert cudnn.allow_tf32
     try:
         precision.use("bf16", torch.device("cuda"))
         precision.use("fp32", torch.device("cpu"))
-        assert settings() == before
+        assert cudnn.allow_tf32
         assert precision.use("fp32", torch.device("cuda")) == "fp32"
-        assert settings() == ["ieee", "ieee"]
+        assert not cudnn.allow_tf32
     finally:
-        cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision = before
+        cudnn.allow_tf32 = True
 
 
 @pytest.mark.parametrize("supported", [True, False])

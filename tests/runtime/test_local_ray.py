@@ -130,6 +130,7 @@ def test_a_worker_has_its_share_of_a_machine_however_many_there_are(
 ) -> None:
     machines = [{"CPU": 16.0}] * 3 + [{"CPU": 8.0}]
     monkeypatch.setattr(cluster, "_working", lambda: machines)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     each = [cluster.threads_each(ComputeConfig(), workers) for workers in (1, 4, 5, 8, 100)]
     assert each == [8, 8, 4, 4, 1]
     assert cluster.threads_each(ComputeConfig(threads=3), 8) == 3

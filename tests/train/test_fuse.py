@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -213,6 +214,18 @@ def test_each_epoch_draws_one_of_the_right_targets_and_the_same_again(several: F
     assert drawn[1] == everything(several, 1).target.tolist()
     # The score of a pseudo triplet is of one target
     assert everything(several, 2).target.tolist() == [7, 9]
+
+
+def test_a_triplet_with_a_weight_shows_its_own_target_in_each_epoch(several: Fuse) -> None:
+    weights = pa.array([9.0, *[None] * 7])
+    at = several.dataset.triplets.column_names.index("weight")
+    triplets = several.dataset.triplets.set_column(at, "weight", weights)
+    task = fuse(replace(several.dataset, triplets=triplets), several.images, several.texts)
+    for epoch in (0, 1, 3, 4, 6, 7):  # those of originals
+        batch = everything(task, epoch)
+        assert batch.target[0] == 1
+        assert batch.right is not None
+        assert set(batch.right[0].tolist()) == {1, 5, 9}  # no negatives
 
 
 def test_right_targets_of_a_triplet_are_no_negatives_of_it_nor_of_its_pseudo_triplets(

@@ -51,7 +51,9 @@ def ask(
             wanted = gallery_ids(dataset.gallery_ids(category, "val"), queries, protocol)
             there = {item.image_id for item in client.iter_gallery(category=[category])}
             searched = there.intersection(wanted)
-            service = _Category(client, category, searched, depth, limits.top_k, protocol in MASKED)
+            service = _Category(
+                *(client, category, there, searched, depth, limits.top_k), protocol in MASKED
+            )
             ranks, in_subset = [], []
             has_subsets = all(query["subset"] for query in queries)
             for query in queries:
@@ -108,25 +110,30 @@ class _Category:
         self,
         client: Client,
         category: str,
+        there: set[str],
         searched: set[str],
         depth: int,
         page: int,
         exclude_reference: bool,
     ) -> None:
-        self.client, self.category, self.searched = client, category, searched
+        self.client, self.category, self.there = client, category, there
+        self.searched = searched
         self.depth, self.page, self.exclude_reference = depth, page, exclude_reference
         self.late = 0
 
     def search(self, query: dict[str, Any]) -> Found:
         """Return the best `depth` images of those that the protocol searches."""
-        return self._found(query, self.depth, {"exclude_reference": self.exclude_reference})
+        exclude: Search = {"exclude_reference": self.exclude_reference}
+        return self._found(query, self.depth, exclude, self.searched)
 
     def search_subset(self, query: dict[str, Any]) -> Found:
-        """Return the images of the query's subset that the protocol searches, best first."""
-        among = [i for i in query["subset"] if i in self.searched and i != query["reference"]]
-        return self._found(query, len(among), {"among": among}) if among else []
+        """Return the images of the query's subset, the same under every protocol, best first."""
+        among = [i for i in query["subset"] if i in self.there and i != query["reference"]]
+        return self._found(query, len(among), {"among": among}, self.there) if among else []
 
-    def _found(self, query: dict[str, Any], depth: int, search: Search) -> Found:
+    def _found(
+        self, query: dict[str, Any], depth: int, search: Search, searched: set[str]
+    ) -> Found:
         search["image_id"], search["text"] = query["reference"], query["text"]
         search["category"] = [self.category]
         search["top_k"] = size = min(self.page, depth)
@@ -139,7 +146,7 @@ class _Category:
             found += [
                 (one.image_id, _decided(one), one.score)
                 for one in response.results
-                if one.image_id in self.searched
+                if one.image_id in searched
             ]
             search["offset"] += size
             if len(response.results) < size:
