@@ -14,9 +14,8 @@ Shapes: Q queries, B of them at once, G gallery images, D feature size, S candid
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import count
 from typing import Any
 
 import torch
@@ -213,22 +212,15 @@ def evaluate(
     by_category = _by_category(dataset.queries(split, both_orders=both_orders), split)
     for category, triplets in by_category.items():
         wanted = gallery_ids(dataset.gallery_ids(category, split), triplets, protocol)
-        present = list(images.among(wanted))
-        evaluation.gallery[category] = len(present)
-        evaluation.queries[category] = len(triplets)
-        positions = {image_id: position for position, image_id in enumerate(present)}
-        evaluation.missing_gallery[category] = [one for one in wanted if one not in positions]
-        # A subset is the same under every protocol: some of it may be beside the gallery
-        members = images.among(image_id for t in triplets for image_id in t["subset"] or ())
-        beside = [image_id for image_id in members if image_id not in positions]
-        features_ND = F.normalize(images.take([*present, *beside], device).float(), dim=-1)
         ranking = _Ranking(
-            *(positions, beside, features_ND),
-            *(images.among(t["reference"] for t in triplets), rerank),
+            *(images, wanted, triplets, rerank, device),
             mask=protocol in MASKED,
             batch_size=batch_size,
             top=top,
         )
+        evaluation.gallery[category] = len(ranking.positions)
+        evaluation.queries[category] = len(triplets)
+        evaluation.missing_gallery[category] = [i for i in wanted if i not in ranking.positions]
         ranks_QT, in_subset, best = ranking.run(triplets, query)
         evaluation.top.update(best)
         evaluation.missing_queries[category] = [
@@ -265,19 +257,25 @@ class _Ranking:
 
     def __init__(
         self,
-        positions: Mapping[str, int],
-        beside: Sequence[str],  # of subsets, not of the gallery
-        features_ND: torch.Tensor,  # of both
-        references: Container[str],  # that have features
+        images: Features,
+        wanted: Sequence[str],
+        triplets: Sequence[Triplet],
         rerank: RerankFunction | None,
+        device: torch.device | str,
         *,
         mask: bool,
         batch_size: int,
         top: int = 0,
     ) -> None:
-        self.positions, self.features_ND, self.references = positions, features_ND, references
-        self.gallery_GD = features_ND[: len(positions)]
-        self.in_subsets = {**positions, **dict(zip(beside, count(len(positions)), strict=False))}
+        present = list(images.among(wanted))
+        self.positions = {image_id: position for position, image_id in enumerate(present)}
+        self.references = images.among(t["reference"] for t in triplets)
+        # A subset is the same under every protocol: some of it may be beside the gallery
+        members = images.among(image_id for t in triplets for image_id in t["subset"] or ())
+        searched = [*present, *(image_id for image_id in members if image_id not in self.positions)]
+        self.in_subsets = {image_id: position for position, image_id in enumerate(searched)}
+        self.features_ND = F.normalize(images.take(searched, device).float(), dim=-1)
+        self.gallery_GD = self.features_ND[: len(present)]
         self.mask, self.batch_size, self.top, self.rerank = mask, batch_size, top, rerank
 
     def answerable(self, triplet: Triplet) -> bool:
