@@ -116,13 +116,8 @@ def measure(config: Config, asked: argparse.Namespace) -> None:
     top = per_query.TOP if asked.per_query else 0
     dataset, found = answers(config, asked, chosen, top)
     print(final_table(evaluation.metrics(found)))
-    images, queries = (
-        max(sum(map(len, lists.values())) for lists in of_each)
-        for of_each in (
-            [one.found.missing_gallery for one in found],
-            [one.found.missing_queries for one in found],
-        )
-    )
+    images = max(sum(map(len, one.found.missing_gallery.values())) for one in found)
+    queries = max(sum(map(len, one.found.missing_queries.values())) for one in found)
     if images or queries:
         print(
             f"warning: {images:,} images of the gallery are missing and not searched, and "
