@@ -129,6 +129,13 @@ def test_a_bundle_is_measured_on_another_data_set(
     assert {key: sorted(best) for key, best in answers.items()} == {
         str(n): list(range(1, 9)) for n in range(3)
     }
+    (folder / "000000000008.jpg").unlink()
+    code, said, error = job(*data, *bundle, "--data.max_missing", "0.2")
+    assert code == 0, error
+    assert "warning: 1 images of the gallery are missing" in said
+    code, _, error = job(*data, *bundle, "--data.max_missing", "0.1")
+    assert code == 2
+    assert "1 of 8 images (12.5%) are missing" in error
     code, _, error = job(*data, "--name", "other")
     assert code == 2
     assert "--bundle" in error
