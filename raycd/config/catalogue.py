@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from raycd.config.fields import Count, Fraction, Positive, Section, Text
+from raycd.config.fields import Count, Fraction, Positive, RateOrAuto, Section, Text
 from raycd.config.method import Finetuning
 
 
@@ -15,6 +15,8 @@ class AdaptConfig(Finetuning):
 
     epochs: Count = 0
     """Passes over the train images that have a title or attributes; 0: the stage is left out."""
+    logit_scale: RateOrAuto = "auto"
+    """Factor of the cosines before the softmax; auto is what the encoder learnt itself."""
 
 
 class ComposeConfig(Section):

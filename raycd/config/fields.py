@@ -14,6 +14,7 @@ Rate = Annotated[float, Field(gt=0.0)]
 Text = Annotated[str, Field(min_length=1)]
 Precision = Literal["auto", "fp32", "bf16"]
 CountOrAuto = Count | Literal["auto"]
+RateOrAuto = Rate | Literal["auto"]
 Compile = Literal["auto"] | bool
 SelectOn = Literal["selection", "val", "last"]
 Protocol = Literal["original", "original-masked", "val"]

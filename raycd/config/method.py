@@ -176,8 +176,6 @@ class Finetuning(Section):
     """Stop where the median loss of 10 steps is more than so many times what it began with, and
     what guessing would give; 0: never.
     """
-    logit_scale: Rate = 100.0
-    """Factor of the cosines before the softmax; the paper's tau = 100."""
     precision: Precision = "auto"
     """Arithmetic of the encoders: bf16 is autocast, weights stay fp32; auto is bf16 on GPUs that
     have it, fp32 elsewhere.
@@ -207,6 +205,8 @@ class Stage1Config(Finetuning):
 
     epochs: Count = 20
     """Passes over the train triplets."""
+    logit_scale: Rate = 100.0
+    """Factor of the cosines before the softmax; the paper's tau = 100."""
     mask_equal_targets: bool = True
     """Triplets of the same target are not each other's negatives; false: they are (Clip4Cir)."""
     select_on: SelectOn = "selection"

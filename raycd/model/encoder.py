@@ -77,6 +77,12 @@ class Encoder(nn.Module):
         return int(self.model_config["embed_dim"])
 
     @property
+    def logit_scale(self) -> float:
+        """Return the factor of the cosines that it was trained with; 100 if there is none."""
+        log_scale = getattr(self.clip, "logit_scale", None)
+        return 100.0 if log_scale is None else float(log_scale.exp())
+
+    @property
     def device(self) -> torch.device:
         """Return the device of the weights."""
         device: torch.device = next(self.clip.parameters()).device

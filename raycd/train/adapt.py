@@ -2,7 +2,8 @@
 
 The loss is CLIP's symmetric cross entropy (Radford et al., ICML 2021), with the negatives of all
 workers. In an epoch an image shows one of its texts, drawn by the seed: its title, its attributes,
-or both. Images that show the same text are not each other's negatives.
+or both. Images that show the same text are not each other's negatives. The cosines are multiplied
+by the encoder's own logit scale, as it was learnt: another one would first undo the pre-training.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from raycd.config import Config
+from raycd.config import AdaptConfig, Config
 from raycd.data.pixels import PixelCache
 from raycd.model.encoder import Encoder
 from raycd.model.loss import batch_classification_loss
@@ -83,6 +84,7 @@ class Adapt(TrainsEncoder):
     """
 
     name = "adapt"
+    config: AdaptConfig
 
     def __init__(
         self,
@@ -101,6 +103,8 @@ class Adapt(TrainsEncoder):
             shown=self.texts,
             reader=lambda pixels: PairReader(self.texts, pixels, encoder.tokenizer),
         )
+        scale = self.config.logit_scale
+        self.logit_scale = encoder.logit_scale if scale == "auto" else scale
 
     def count(self, epoch: int) -> int:
         """Return the number of images, the same in every epoch."""
@@ -109,7 +113,7 @@ class Adapt(TrainsEncoder):
     def loss(self, module: nn.Module, batch: TripletBatch) -> torch.Tensor:
         """Return the mean of the losses of finding each image's text, and each text's image."""
         image_BD, text_BD = module(batch.pixels, batch.tokens)
-        text_B, scale = batch.targets.to(image_BD.device), self.config.logit_scale
+        text_B, scale = batch.targets.to(image_BD.device), self.logit_scale
         found = batch_classification_loss(image_BD, text_BD, text_B, scale)
         return (found + batch_classification_loss(text_BD, image_BD, text_B, scale)) / 2
 

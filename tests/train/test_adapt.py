@@ -65,6 +65,18 @@ def test_images_without_a_text_or_a_readable_file_are_left_out(
     assert list(found.texts) == ["i1"]
 
 
+def test_the_cosines_have_the_scale_that_the_encoder_learnt_unless_one_is_given(
+    new_encoder: Callable[[], Encoder], paths: dict[str, str], task: Adapt
+) -> None:
+    encoder = new_encoder()
+    with torch.no_grad():
+        encoder.clip.logit_scale.fill_(2.0)
+    assert Adapt(encoder, TEXTS, paths, Config()).logit_scale == pytest.approx(np.exp(2.0))
+    assert task.logit_scale == 10.0  # whose loss is the next test's
+    encoder.clip.logit_scale = None  # as in an encoder of another package
+    assert Adapt(encoder, TEXTS, paths, Config()).logit_scale == 100.0
+
+
 def test_the_loss_is_symmetric_and_images_of_one_text_are_no_negatives(task: Adapt) -> None:
     """Rows 1, 2 and 3, and row 2 again: blue, red, yellow, red."""
     [batch] = task.batches(0, [np.array([1, 2, 3, 2])])
