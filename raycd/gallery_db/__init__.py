@@ -21,12 +21,12 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from sqlalchemy import Connection, Engine, Select, delete, func, select, update
+from sqlalchemy import Connection, Engine, delete, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from raycd.errors import GalleryError
 from raycd.gallery.records import Change, Changes, Contents, Done, Put, Row, Seed
-from raycd.gallery_db import database, faults, schema, tables
+from raycd.gallery_db import database, faults, schema, statements, tables
 from raycd.gallery_db.bulk import BatchColumns, Tally
 from raycd.gallery_db.tables import STATE, ChangePlan, encoders, features, gallery, images
 from raycd.gallery_db.watch import FileWatch
@@ -124,12 +124,12 @@ class GalleryDatabase:
     def version(self) -> int:
         """Return the version of the last change; 0 before the first one."""
         with self.reading() as connection:
-            return _version(connection)
+            return statements.version(connection)
 
     def seed(self) -> Seed | None:
         """Return the bundle's gallery that the database was filled with at first, if it was."""
         with self.reading() as connection:
-            return _seed(connection)
+            return statements.seed(connection)
 
     def begin(
         self, table: pa.Table | Iterable[pa.RecordBatch], fingerprint: str, digest: str
@@ -144,13 +144,13 @@ class GalleryDatabase:
             digest: SHA-256 of its file.
         """
         with self.transaction("copying the bundle's gallery") as connection:
-            if _locked_version(connection) == 0 and _seed(connection) is None:
+            if statements.locked_version(connection) == 0 and statements.seed(connection) is None:
                 if isinstance(table, pa.Table):
                     table = table.to_batches(max_chunksize=tables.CHUNK)
                 version = self._copy(connection, table, fingerprint)
                 values = {"version": version, "seed_digest": digest, "seed_version": version}
                 connection.execute(update(gallery).where(gallery.c.id == STATE).values(values))
-            return _seed(connection)
+            return statements.seed(connection)
 
     def _copy(
         self, connection: Connection, parts: Iterable[pa.RecordBatch], fingerprint: str
@@ -177,7 +177,7 @@ class GalleryDatabase:
             return []
         with self.transaction("writing to the gallery") as connection:
             dims = {_dim(change.feature) for change in changes if isinstance(change, Put)}
-            version = _locked_version(connection)
+            version = statements.locked_version(connection)
             for dim in dims:
                 self._check_dim(connection, fingerprint, dim)
             known = self._known(connection, {change.image_id for change in changes})
@@ -196,7 +196,7 @@ class GalleryDatabase:
             fingerprint: The encoder of the features.
         """
         with self.transaction("importing into the gallery") as connection:
-            version = _locked_version(connection)
+            version = statements.locked_version(connection)
             self._check_dim(connection, fingerprint, rows.dim)
             tally = rows.write(connection, version, fingerprint)
             if tally.changed:
@@ -249,8 +249,12 @@ class GalleryDatabase:
         """
         with self.reading() as connection:
             # Read before the rows, which then contain all changes up to it, and maybe newer ones.
-            version = _version(connection)
-            wanted = _rows(fingerprint).where(images.c.version > since).order_by(images.c.version)
+            version = statements.version(connection)
+            wanted = (
+                statements.rows(fingerprint)
+                .where(images.c.version > since)
+                .order_by(images.c.version)
+            )
             rows = [tables.read_row(found) for found in connection.execute(wanted.limit(limit))]
         if limit is not None and len(rows) == limit:
             return Changes(rows[-1].version, rows, more=True)
@@ -259,9 +263,11 @@ class GalleryDatabase:
     def load(self, fingerprint: str, *, room: tables.Room = np.empty) -> Contents:
         """Return all images, with their features of this encoder in an array that `room` makes."""
         with self.reading() as connection:
-            version, size = _version(connection), _count(connection)
-            dim = _known_dim(connection, fingerprint) or 0
-            wanted = _rows(fingerprint).where(~images.c.deleted).order_by(images.c.version)
+            version, size = statements.version(connection), statements.count(connection)
+            dim = statements.known_dim(connection, fingerprint) or 0
+            wanted = (
+                statements.rows(fingerprint).where(~images.c.deleted).order_by(images.c.version)
+            )
             found = connection.execution_options(yield_per=_FETCHED).execute(wanted)
             table, features_GD, unencoded, newest = tables.read_contents(
                 found.partitions(), size, dim, room
@@ -271,13 +277,19 @@ class GalleryDatabase:
     def unencoded(self, fingerprint: str, *, limit: int = 1000, after: int = 0) -> list[Row]:
         """Return images of versions above `after` without a feature of this encoder, by version."""
         missing = features.c.feature.is_(None)
-        wanted = _rows(fingerprint).where(~images.c.deleted, missing, images.c.version > after)
+        wanted = statements.rows(fingerprint).where(
+            ~images.c.deleted, missing, images.c.version > after
+        )
         wanted = wanted.order_by(images.c.version).limit(limit)
         with self.reading() as connection:
             return [tables.read_row(found) for found in connection.execute(wanted)]
 
     def add_features(
-        self, fingerprint: str, given: Sequence[tuple[str, int, NDArray[np.float32]]]
+        self,
+        fingerprint: str,
+        given: Sequence[tuple[str, int, NDArray[np.float32]]],
+        *,
+        late: bool = False,
     ) -> int:
         """Store features of images that still have their version and no such feature yet.
 
@@ -285,6 +297,8 @@ class GalleryDatabase:
 
         Args:
             given: Image ids, versions and features (D,).
+            late: Who follows the gallery has passed these versions, as the pictures' store failed
+                then: images that still have them get new ones.
 
         Returns:
             How many were stored.
@@ -292,12 +306,14 @@ class GalleryDatabase:
         if not given:
             return 0
         with self.transaction("writing to the gallery") as connection:
-            _locked_version(connection)
+            newest = statements.locked_version(connection)
             for dim in {_dim(feature_D) for _, _, feature_D in given}:
                 self._check_dim(connection, fingerprint, dim)
             wanting: set[tuple[str, int]] = set()
             for some in tables.chunks([image_id for image_id, _, _ in given]):
-                wanted = _rows(fingerprint).where(images.c.image_id.in_(some), ~images.c.deleted)
+                wanted = statements.rows(fingerprint).where(
+                    images.c.image_id.in_(some), ~images.c.deleted
+                )
                 wanting.update(
                     (found.image_id, found.version)
                     for found in connection.execute(wanted)
@@ -310,6 +326,8 @@ class GalleryDatabase:
             ]
             if rows:
                 connection.execute(features.insert(), rows)
+            if late:
+                statements.renew(connection, newest, [(key, version) for key, version, _ in given])
             return len(rows)
 
     def encoders(self) -> dict[str, int]:
@@ -321,7 +339,7 @@ class GalleryDatabase:
     def forget(self, fingerprint: str) -> int:
         """Remove all features of an encoder; return how many there were."""
         with self.transaction("writing to the gallery") as connection:
-            _locked_version(connection)
+            statements.locked_version(connection)
             gone = connection.execute(delete(features).where(features.c.fingerprint == fingerprint))
             connection.execute(delete(encoders).where(encoders.c.fingerprint == fingerprint))
             return gone.rowcount
@@ -341,11 +359,11 @@ class GalleryDatabase:
     def count(self) -> int:
         """Return the number of images."""
         with self.reading() as connection:
-            return _count(connection)
+            return statements.count(connection)
 
     def _check_dim(self, connection: Connection, fingerprint: str, dim: int) -> None:
         """Note the size of an encoder's first feature, and refuse others."""
-        known = _known_dim(connection, fingerprint)
+        known = statements.known_dim(connection, fingerprint)
         if known is None:
             connection.execute(encoders.insert(), {"fingerprint": fingerprint, "dim": dim})
         elif known != dim:
@@ -357,37 +375,6 @@ def _close(engine: Engine, watch: FileWatch | None) -> None:
     engine.dispose()
     if watch is not None:
         watch.close()
-
-
-def _version(connection: Connection) -> int:
-    return int(connection.execute(select(gallery.c.version)).scalar_one())
-
-
-def _locked_version(connection: Connection) -> int:
-    """Return the gallery's version, which nobody else changes before this transaction ends."""
-    return int(connection.execute(select(gallery.c.version).with_for_update()).scalar_one())
-
-
-def _seed(connection: Connection) -> Seed | None:
-    wanted = select(gallery.c.seed_digest, gallery.c.seed_version)
-    digest, version = connection.execute(wanted).one()
-    return None if digest is None else Seed(digest, version)
-
-
-def _rows(fingerprint: str) -> Select[Any]:
-    """Select what `tables.read_row` reads, of all images."""
-    theirs = (features.c.image_id == images.c.image_id) & (features.c.fingerprint == fingerprint)
-    return select(images, features.c.feature).select_from(images.outerjoin(features, theirs))
-
-
-def _count(connection: Connection) -> int:
-    wanted = select(func.count()).select_from(images).where(~images.c.deleted)
-    return int(connection.execute(wanted).scalar_one())
-
-
-def _known_dim(connection: Connection, fingerprint: str) -> int | None:
-    wanted = select(encoders.c.dim).where(encoders.c.fingerprint == fingerprint)
-    return connection.execute(wanted).scalar()
 
 
 def _dim(feature_D: NDArray[np.float32]) -> int:

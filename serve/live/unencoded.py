@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from raycd.data.images import BrokenImage
 from raycd.errors import GalleryError, program
 from raycd.gallery.records import Row
-from raycd.gallery_db import late
 from raycd.search.searcher import Searcher
 from serve.args import ServeArgs
 from serve.live.store import GalleryStore
@@ -95,7 +94,7 @@ class Unencoded:
         self._next_retry = time.monotonic() + AGAIN_S
         try:
             found = [one for some in self._features(rows) for one in some]
-            late.add_features(self._store.gallery_db, self._fingerprint, found)
+            self._store.gallery_db.add_features(self._fingerprint, found, late=True)
         except GalleryError as error:  # the gallery is followed nevertheless
             self.put_off(rows)
             _log.warning("%d images cannot be encoded yet: %s", len(self._waiting), error)

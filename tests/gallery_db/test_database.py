@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from raycd.errors import GalleryError
 from raycd.gallery.records import Change, Delete, Done, Put, Row, Seed
 from raycd.gallery.static import SCHEMA
-from raycd.gallery_db import GalleryDatabase, late
+from raycd.gallery_db import GalleryDatabase
 from tests.gallery_db.values import CLIP, DIM, OTHER, feature, put, table
 
 
@@ -182,7 +182,7 @@ def test_features_that_come_late_are_changes_of_images_that_stayed_as_they_were(
     gallery_db.write([put("a"), put("b"), put("c"), put("d")], CLIP)
     seen = gallery_db.write([put("b"), Delete("c")], CLIP)[-1].version
     given = [(name, version, feature(9)) for version, name in enumerate("abcd", start=1)]
-    late.add_features(gallery_db, OTHER, given[::-1])
+    assert gallery_db.add_features(OTHER, given[::-1], late=True) == 2
     changes = gallery_db.changes(seen, OTHER)
     assert list(states(changes.rows).items()) == [("a", 9.0), ("d", 9.0)]
     assert changes.version == gallery_db.version() == seen + 2
