@@ -49,6 +49,14 @@ def encode(
     for name in settings.attributes or names:
         numbers, column_N = _numbered(own.get(name, "") for own in attributes)
         reason = _reason(name, len(numbers), settings, title)
+        reason = reason or next(
+            (
+                f"it says the same as {other}"
+                for other, column in zip(kept, columns, strict=True)
+                if _alike(column_N, column)
+            ),
+            "",
+        )
         if reason:
             left_out[name] = reason
             continue
@@ -72,6 +80,19 @@ def _numbered(values: Iterable[str]) -> tuple[dict[str, int], NDArray[np.int32]]
     normal = (" ".join(value.lower().split()) for value in values)
     codes = [numbers.setdefault(value, len(numbers)) if value else UNKNOWN for value in normal]
     return numbers, np.array(codes, np.int32)
+
+
+def _alike(one_N: NDArray[np.int32], other_N: NDArray[np.int32]) -> bool:
+    """Tell whether the values of an attribute name those of another, as in a second language.
+
+    Such a pair would be two differences wherever there is one.
+    """
+    known_N = one_N != UNKNOWN
+    if (other_N[known_N] == UNKNOWN).any():
+        return False
+    pairs_2P = np.unique(np.stack([one_N[known_N], other_N[known_N]]), axis=1)
+    seen_twice = known_N.sum() >= 2 * pairs_2P.shape[1]  # on average; else it may be chance
+    return seen_twice and all(len(np.unique(side)) == pairs_2P.shape[1] for side in pairs_2P)
 
 
 def _reason(name: str, values: int, settings: ComposeConfig, title: str) -> str:

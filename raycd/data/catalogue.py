@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raycd.config import DataConfig
-from raycd.data import manifest, sources
+from raycd.data import manifest, parquet_images, sources
 from raycd.data.build import DatasetBuilder
 from raycd.data.folder import Folder
 from raycd.data.schema import Dataset
@@ -61,13 +61,15 @@ def _with_val(found: Dataset) -> Dataset:
 def labels(source: str) -> Mapping[str, Labels]:
     """Return what a source of pictures (`sources`) says of its images beside their files, by ids.
 
-    A table says categories and attributes, a folder has categories as those of `read`. Raises
-    DataError as that does.
+    A table says categories and attributes, Parquet files with pictures, too; a folder of pictures
+    has categories as those of `read`. Raises DataError as that does.
     """
     parent, name = posixpath.split(source.rstrip("/"))
     if sources.tar_files(source):
         return {}
     is_table = posixpath.splitext(name)[1].lower() in sources.TABLES
+    if not is_table and parquet_images.files(Folder(source), ""):
+        parent, name, is_table = source, "*.parquet", True
     found = manifest.read(parent or ".", None, name) if is_table else _pictures(source)
     categories: dict[str, dict[str, None]] = {}
     for row in found.gallery.to_pylist():

@@ -18,6 +18,7 @@ def told(what: str, do: str) -> Iterator[None]:
         yield
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         # Of damage in a footer or a page Arrow makes a plain OSError, which has no number
-        if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
+        damage = not isinstance(error, OSError) or (type(error) is OSError and error.errno is None)
+        if not damage and not isinstance(error, IsADirectoryError):
             raise
         raise DataError(what, got=without_passwords(str(error)), do=do) from error

@@ -160,24 +160,22 @@ def rows(folder: Folder, names: list[str]) -> Iterator[tuple[str, int, dict[str,
     """
     for name in names:
         resolved = folder.resolve(name)
-        try:
-            with stores.opened(resolved) as opened:
-                file = pq.ParquetFile(opened)
-                column = image_column(file.schema_arrow)
-                if column is None:
-                    raise DataError(
-                        f"{name} has neither a column path nor a column of images",
-                        got=", ".join(file.schema_arrow.names),
-                        expected="image: a struct of bytes and path, as datasets writes it",
-                    )
-                others = [f.name for f in file.schema_arrow if not _is_image(f.type)]
-                inside = pa.types.is_struct(file.schema_arrow.field(column).type)
-                table = file.read(columns=[*others, *([f"{column}.path"] if inside else [])])
-                table.validate(full=True)  # refuses texts that are not UTF-8
-        except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
-            raise DataError(
-                f"{name} cannot be read as parquet", got=error, do="write the file again"
-            ) from error
+        with (
+            damaged.told(f"{name} cannot be read as parquet", "write the file again"),
+            stores.opened(resolved) as opened,
+        ):
+            file = pq.ParquetFile(opened)
+            column = image_column(file.schema_arrow)
+            if column is None:
+                raise DataError(
+                    f"{name} has neither a column path nor a column of images",
+                    got=", ".join(file.schema_arrow.names),
+                    expected="image: a struct of bytes and path, as datasets writes it",
+                )
+            others = [f.name for f in file.schema_arrow if not _is_image(f.type)]
+            inside = pa.types.is_struct(file.schema_arrow.field(column).type)
+            table = file.read(columns=[*others, *([f"{column}.path"] if inside else [])])
+            table.validate(full=True)  # refuses texts that are not UTF-8
         match = _SPLIT.match(posixpath.basename(name))
         split = _NAMES.get(match[1], match[1]) if match else None
         for number, values in enumerate(table.to_pylist()):

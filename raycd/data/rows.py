@@ -17,12 +17,14 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from raycd import stores
-from raycd.data import json_text
+from raycd.data import damaged, json_text
 from raycd.data.folder import Folder
 from raycd.errors import DataError
 from raycd.redact import without_passwords
 
 Row = Mapping[str, Any]
+
+_AGAIN = "write the file again, in UTF-8"
 
 
 def read(
@@ -83,33 +85,27 @@ def blocks(
 
 def _streamed(folder: Folder, name: str, columns: Sequence[str], size: int) -> Iterator[pa.Table]:
     extension, path = posixpath.splitext(name)[1].lower(), folder.resolve(name)
-    try:
-        with stores.opened(path) as file:
-            if extension == ".parquet":
-                table = pyarrow.parquet.ParquetFile(file)
-                wanted = [one for one in table.schema_arrow.names if one.strip() in columns]
-                for batch in table.iter_batches(size, columns=wanted or None):
+    what = f"{without_passwords(path)} cannot be read as {extension[1:]}"
+    with damaged.told(what, _AGAIN), stores.opened(path) as file:
+        if extension == ".parquet":
+            table = pyarrow.parquet.ParquetFile(file)
+            wanted = [one for one in table.schema_arrow.names if one.strip() in columns]
+            for batch in table.iter_batches(size, columns=wanted or None):
+                yield pa.Table.from_batches([batch])
+        elif extension == ".csv":
+            with stores.opened(path) as head, _csv(head) as header:
+                names = header.schema.names
+            with _csv(file, names) as reader:
+                for batch in reader:
                     yield pa.Table.from_batches([batch])
-            elif extension == ".csv":
-                with stores.opened(path) as head, _csv(head) as header:
-                    names = header.schema.names
-                with _csv(file, names) as reader:
-                    for batch in reader:
-                        yield pa.Table.from_batches([batch])
-            else:
-                first = 1
-                while lines := list(islice(file, size)):
-                    rows, found = _json_lines(b"".join(lines), name, first)
-                    if rows:
-                        wanted = [one for one in found if one in columns]
-                        yield pa.table({one: [row[one] for row in rows] for one in wanted})
-                    first += len(lines)
-    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
-        raise DataError(
-            f"{without_passwords(path)} cannot be read as {extension[1:]}",
-            got=error,
-            do="write the file again, in UTF-8",
-        ) from error
+        else:
+            first = 1
+            while lines := list(islice(file, size)):
+                rows, found = _json_lines(b"".join(lines), name, first)
+                if rows:
+                    wanted = [one for one in found if one in columns]
+                    yield pa.table({one: [row[one] for row in rows] for one in wanted})
+                first += len(lines)
 
 
 def _csv(file: Any, texts: Sequence[str] = ()) -> pyarrow.csv.CSVStreamingReader:
@@ -164,7 +160,7 @@ def _plain(kind: pa.DataType) -> bool:
 
 
 def _arrow(data: bytes, name: str, extension: str) -> pa.Table:
-    try:
+    with damaged.told(f"{name} cannot be read as {extension[1:]}", _AGAIN):
         if extension == ".parquet":
             table = pyarrow.parquet.ParquetFile(BytesIO(data)).read()
             table.validate(full=True)  # refuses texts that are not UTF-8
@@ -174,12 +170,6 @@ def _arrow(data: bytes, name: str, extension: str) -> pa.Table:
             text = dict.fromkeys(header.schema.names, pa.string())
         convert = pyarrow.csv.ConvertOptions(column_types=text)
         return pyarrow.csv.read_csv(BytesIO(data), parse_options=parse, convert_options=convert)
-    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
-        raise DataError(
-            f"{name} cannot be read as {extension[1:]}",
-            got=error,
-            do="write the file again, in UTF-8",
-        ) from error
 
 
 def _json_lines(data: bytes, name: str, first: int = 1) -> tuple[list[Row], list[str]]:

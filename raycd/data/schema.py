@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from raycd.data.captions import Wording
 from raycd.errors import DataError
@@ -115,19 +116,13 @@ class Dataset:
 
     def gallery_ids(self, category: str, split: str) -> list[str]:
         """Return the image ids of one gallery, in the order of the annotations."""
-        mask = [
-            c == category and s == split
-            for c, s in zip(
-                self.gallery["category"].to_pylist(), self.gallery["split"].to_pylist(), strict=True
-            )
-        ]
-        return list(self.gallery.filter(pa.array(mask))["image_id"].to_pylist())
+        of_it = (pc.field("category") == category) & (pc.field("split") == split)
+        ids: list[str] = self.gallery.filter(of_it)["image_id"].to_pylist()
+        return ids
 
     def triplets_of(self, split: str) -> pa.Table:
         """Return the triplets of one split, in the order of the annotations."""
-        return self.triplets.filter(
-            pa.array([s == split for s in self.triplets["split"].to_pylist()], pa.bool_())
-        )
+        return self.triplets.filter(pc.field("split") == split)
 
     def queries(self, split: str, *, both_orders: bool = False) -> list[dict[str, Any]]:
         """Return the triplets of a split as rows, each with its "text".
@@ -148,5 +143,5 @@ class Dataset:
 
     def images_of(self, split: str) -> list[str]:
         """Return the image ids of a split's galleries, in order, with those of several repeated."""
-        mask = pa.array([s == split for s in self.gallery["split"].to_pylist()], pa.bool_())
-        return list(self.gallery.filter(mask)["image_id"].to_pylist())
+        ids: list[str] = self.gallery.filter(pc.field("split") == split)["image_id"].to_pylist()
+        return ids

@@ -55,10 +55,13 @@ def _held(rows: Sequence[Mapping[str, Any]], fraction: float, seed: int) -> set[
     categories: dict[str, set[str]] = {}  # of each group, by its first target
     for row in train:
         categories.setdefault(groups[row["target"]], set()).add(row["category"])
+    members: dict[str, list[str]] = {row["category"]: [] for row in train}
+    for target, own in sorted(categories.items()):
+        for category in own:
+            members[category].append(target)
     kept = Counter(category for own in categories.values() for category in own)
     held: set[str] = set()
-    for category in dict.fromkeys(row["category"] for row in train):
-        targets = sorted(target for target, own in categories.items() if category in own)
+    for category, targets in members.items():
         least = len(targets) - max(1, round(fraction * len(targets)))
         for index in rng.permutation(len(targets)):
             target = targets[index]

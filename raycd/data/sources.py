@@ -35,12 +35,20 @@ SCHEMA = pa.schema(
 )
 TABLES = (".csv", ".jsonl", ".ndjson", ".parquet")
 BLOCK = 8192  # pictures
-_ENDINGS = frozenset((*(f".{name.lower()}" for name in FORMATS), ".jpg", ".tif"))
+_OTHERS = (".heic", ".heif", ".avif", ".jp2")  # are counted among the images that cannot be read
+_ENDINGS = frozenset(
+    (*(f".{name.lower()}" for name in FORMATS), ".jpg", ".jpe", ".jfif", ".tif", *_OTHERS)
+)
 
 
 def is_image(name: str) -> bool:
-    """Tell by its ending whether a file is a picture of a format that is read."""
-    return PurePosixPath(name).suffix.lower() in _ENDINGS
+    """Tell by its ending whether a file is a picture, of a format that is read or of another."""
+    return PurePosixPath(name).suffix.lower() in _ENDINGS and not _is_hidden(name)
+
+
+def _is_hidden(name: str) -> bool:
+    """Tell whether a system keeps something of its own there: ._photo.jpg, .thumbnails."""
+    return posixpath.basename(name).startswith(".")
 
 
 def tar_files(source: str) -> list[str]:
@@ -142,7 +150,8 @@ def _below(source: str) -> Iterator[tuple[str, Iterable[tuple[str, str]]]]:
             for each in listed
             if each["name"].rstrip("/") != path.rstrip("/")  # S3 may list a folder in itself
         )
-        waiting += [name for name, what in reversed(inside) if what == "directory"]
+        folders = [name for name, what in inside if what == "directory" and not _is_hidden(name)]
+        waiting += folders[::-1]
         keys = [name for name, what in inside if what == "file" and is_image(name)]
         yield folder, zip(keys, map(base.resolve, keys), strict=True)
 

@@ -65,6 +65,19 @@ def shop() -> tuple[list[dict[str, str]], pa.Table]:
     return attributes, near(np.array(one_hot) + rng.normal(0, 0.1, (60, 7)), neighbours=20)
 
 
+def test_a_column_that_says_the_same_as_another_is_left_out() -> None:
+    german = {"red": "rot", "blue": "blau", "green": "grün"}
+    rows = [
+        {"colour": colour, "colour_de": german[colour], "shade": f"{colour} {number // 4}"}
+        for number, colour in enumerate(["red", "blue", "green", "blue"] * 3)
+    ]
+    coded = compose.encode(rows, ComposeConfig(), title="title")
+    assert coded.names == ["colour", "shade"]
+    assert coded.left_out == {"colour_de": "it says the same as colour"}
+    fewer = [{**row, "colour": ""} if number else row for number, row in enumerate(rows)]
+    assert "colour_de" in compose.encode(fewer, ComposeConfig(), title="title").names
+
+
 def test_a_triplet_differs_in_one_or_two_attributes_and_shares_as_many_or_more(
     shop: tuple[list[dict[str, str]], pa.Table],
 ) -> None:

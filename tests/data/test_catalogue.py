@@ -6,6 +6,7 @@ from io import BytesIO
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
@@ -109,3 +110,24 @@ def test_the_root_of_a_store_is_a_source_of_pictures(tmp_path: Path) -> None:
     found = read(DataConfig.model_validate({"format": "catalogue", "root": bucket}))
     assert set(found.categories()) == {"all", "hats"}
     assert pa.concat_tables(sources.blocks(bucket))["key"].to_pylist() == ["a.png", "hats/b.png"]
+
+
+def test_every_picture_of_a_folder_is_named_and_nothing_that_a_system_keeps_there(
+    tmp_path: Path,
+) -> None:
+    pictures(tmp_path, "a.png")
+    for name in ("b.JPE", "c.jfif", "d.heic", "e.avif", "notes.txt", "._a.png", ".t/f.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes((tmp_path / "a.png").read_bytes())
+    found = read(catalogue(tmp_path)).images["image_id"].to_pylist()
+    assert found == ["a.png", "b.JPE", "c.jfif", "d.heic", "e.avif"]
+
+
+def test_labels_of_a_folder_of_parquet_files_are_those_of_its_columns(tmp_path: Path) -> None:
+    pictures(tmp_path, "a.png")
+    picture = {"bytes": (tmp_path / "a.png").read_bytes(), "path": "shoes/a.png"}
+    table = pa.table({"image": [picture], "category": ["boots"], "colour": ["red"]})
+    (tmp_path / "pq").mkdir()
+    pq.write_table(table, tmp_path / "pq" / "part-0.parquet")
+    expected = {"shoes/a.png": (["boots"], {"colour": "red"})}
+    assert labels(str(tmp_path / "pq")) == labels(str(tmp_path / "pq" / "*.parquet")) == expected

@@ -242,6 +242,17 @@ def test_a_file_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
         list(rows.blocks(folder, "g.csv", ["image_id"], 9))
 
 
+def test_a_folder_is_no_table_and_a_disk_that_fails_is_not_called_a_damaged_one(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(DataError, match=r"folder\.csv cannot be read as csv"):
+        list(rows.blocks(Folder(str(tmp_path)), "folder.csv", ["image_id"], 9))
+    (tmp_path / "g.csv").symlink_to("/proc/self/mem")  # its first page cannot be read
+    with pytest.raises(OSError, match="Input/output error"):
+        list(rows.blocks(Folder(str(tmp_path)), "g.csv", ["image_id"], 9))
+
+
 def test_an_absent_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"g\.csv cannot be read"):
         manifest.read(str(tmp_path), "t.csv", "g.csv")

@@ -100,7 +100,7 @@ def compose(context: Context, writing: Writing) -> None:
     asked = of_triplets(ids, own.triplets.slice(0, 0), own.triplets).pairs_K
     pairs, counts = core.draw(coded, near, config.compose, config.seed, asked)
     table = core.write(*(pairs, coded, ids.to_pylist(), phrases), seed=config.seed, encoder=encoder)
-    reading.composed(own, table, config)  # refuses too few of them
+    reading.check_composed(own, table, config, counts)
     pq.write_table(table, writing.folder / COMPOSED)
     writing.record |= {
         "counts": counts,
@@ -108,10 +108,16 @@ def compose(context: Context, writing: Writing) -> None:
         "left_out": coded.left_out,
         "changes": _changes(table),
     }
+    changes = writing.record["changes"]
     progress.say(
-        f"compose: {counts['triplets']:,} triplets of {counts['images']:,} images, from "
-        f"{', '.join(coded.names)}"
+        f"compose: {counts['triplets']:,} triplets of {counts['images']:,} images, which change "
+        + ", ".join(f"{name} ({count:,})" for name, count in sorted(changes.items()))
     )
+    if never := [name for name in coded.names if name not in changes]:
+        progress.say(
+            f"warning: no triplet changes {', '.join(never)}: where these differ, more than "
+            "compose.differences attributes do; name those that matter in compose.attributes"
+        )
 
 
 def most_neighbours(wanted: int, images: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import partial
 
 import pyarrow as pa
@@ -85,7 +86,5 @@ def _overlaps(dataset: Dataset) -> dict[str, int]:
     rows = dataset.gallery.to_pylist()
     train = {row["image_id"] for row in rows if row["split"] == "train"}
     val = {(row["category"], row["image_id"]) for row in rows if row["split"] == "val"}
-    return {
-        name: sum(image_id in train for category, image_id in val if category == name)
-        for name in dataset.categories()
-    }
+    counts = Counter(category for category, image_id in val if image_id in train)
+    return {name: counts[name] for name in dataset.categories()}

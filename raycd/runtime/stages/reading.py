@@ -6,6 +6,7 @@ attributes; where they have none, nothing is trained but what titles allow, and 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -96,6 +97,26 @@ def composed(own: Dataset, table: pa.Table, config: Config) -> Dataset:
     return held_out(with_composed(own, table), config)
 
 
+def check_composed(
+    own: Dataset, table: pa.Table, config: Config, counts: Mapping[str, Any]
+) -> None:
+    """Raise DataError where table COMPOSED has too few triplets to train on."""
+    try:
+        composed(own, table, config)
+    except DataError as error:
+        raise DataError(
+            "too few triplets can be composed of the attributes",
+            got=f"{counts['pairs']:,} pairs of neighbours, of which "
+            f"{counts['differing_in_little'] + counts['copies'] + counts['asked_in_val']:,} differ "
+            f"in at most {config.compose.differences}; {counts['copies']:,} of these count as "
+            f"copies; {counts['triplets']:,} triplets",
+            expected="triplets of several targets",
+            do="name attributes that differ alone in compose.attributes, raise "
+            "compose.differences or lower compose.copies; --compose.when never trains on titles "
+            "alone",
+        ) from error
+
+
 def with_composed(own: Dataset, table: pa.Table) -> Dataset:
     """Return a data set with table COMPOSED as its train triplets."""
     return replace(own, triplets=pa.concat_tables([own.triplets, compose.triplets(table)]))
@@ -118,8 +139,7 @@ def fitted(config: Config, found: Dataset | None) -> Config:
     if composes(config, found):
         wording(config)
         if found is not None:
-            rows = found.images["attributes"].to_pylist()
-            compose.encode([dict(row) for row in rows], config.compose, title=config.data.title)
+            config = _checked_attributes(config, found)
     changes: dict[str, Any] = {}
     if found and config.adapt.epochs and not titles.of_dataset(found, "train", config.data.title):
         progress.say("adapt is left out: no train image has a title or attributes")
@@ -149,6 +169,24 @@ def _attributed(config: Config, found: Dataset) -> bool:
     chunks = found.images["attributes"].chunks
     names = {name for chunk in chunks for name in chunk.keys.unique().to_pylist()}
     return bool(names - {config.data.title})
+
+
+def _checked_attributes(config: Config, found: Dataset) -> Config:
+    """Return the settings, which compose nothing where no attribute does and none was asked for.
+
+    Raises DataError where none does and some were.
+    """
+    rows = [dict(row) for row in found.images["attributes"].to_pylist()]
+    try:
+        compose.encode(rows, config.compose, title=config.data.title)
+    except DataError as error:
+        if config.compose.when != "auto" or config.compose.attributes:
+            raise
+        what, got, *_ = str(error).splitlines()
+        progress.say(f"{what} ({got.partition(':')[2].strip()})")
+        never = config.compose.model_copy(update={"when": "never"})
+        return config.model_copy(update={"compose": never})
+    return config
 
 
 def _check_val(config: Config, found: Dataset) -> None:
