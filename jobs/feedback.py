@@ -179,7 +179,8 @@ def _sessions(stored: StoredGallery, since: float) -> list[LoggedSession]:
     from raycd.gallery_db import events
 
     gallery_db = stored.gallery_db
-    found = list(sessions(events.searches(gallery_db, since), events.events(gallery_db, since)))
+    done = events.events(gallery_db, since, without=["impression"])  # most, and nothing is learnt
+    found = list(sessions(events.searches(gallery_db, since), done))
     if not found:
         raise DataError(
             "the gallery has no feedback",
@@ -223,7 +224,11 @@ def _base(config: Config) -> Dataset:
             expected="that of the bundle that the users saw, with the stage compose",
             do="give its --name and --runs; or --compose.when never, to train on feedback alone",
         )
-    return reading.with_composed(found, pq.read_table(run.local("compose") / COMPOSED))
+    table = pq.read_table(run.local("compose") / COMPOSED)
+    there = reading.still_there(found, table)
+    if gone := len(table) - len(there):
+        progress.say(f"{gone:,} composed triplets are left out: their images are no longer there")
+    return reading.with_composed(found, there)
 
 
 def content(config: Config) -> str:

@@ -33,8 +33,9 @@ def shown(found: Iterable[LoggedSession]) -> tuple[NDArray[np.int64], NDArray[np
     Groups are equally frequent ranges of the relative score.
     """
     rows = [
-        (session.search.first + position, score, image_id in session.liked)
+        (session.search.first + position, score, image_id in liked)
         for session in found
+        for liked in [session.liked]
         for position, (image_id, score) in enumerate(
             zip(session.search.results, session.search.scores, strict=True)
         )

@@ -21,6 +21,7 @@ from raycd.feedback.triplets import Learned
 TRIPLETS_FILE, GALLERY_FILE = "triplets.parquet", "gallery.parquet"
 _PREFIX = "feedback/"  # of the ids of triplets from feedback
 _DIGITS = 16  # of such an id
+MOST_TARGETS = 32  # of a query: each row that is trained on has as many places as the widest
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,9 @@ def place(
         if reference is None or target is None:
             placed.left_out["images that are gone"] += 1
             continue
+        if not (reference.path and target.path):
+            placed.left_out["images without a file"] += 1
+            continue
         category = next((own for own in target.categories if own in reference.categories), None)
         if category is None:
             placed.left_out["no category in common"] += 1
@@ -74,8 +78,9 @@ def place(
             placed.left_out["asked in val"] += 1
             continue
         is_held = _share(one) < held_back
+        others = ((name, images.get(name)) for name in one.negatives)
         negatives = [
-            name for name in one.negatives if name in images and category in images[name].categories
+            name for name, own in others if own and own.path and category in own.categories
         ]
         row = {
             "triplet_id": _id(category, one.reference, one.text, one.target),
@@ -88,21 +93,32 @@ def place(
             "negatives": None if is_held else negatives or None,
         }
         (placed.held_back if is_held else placed.train).append(row)
-    _together(placed.train)
-    placed.held_back[:] = _together(placed.held_back)
+    every = len(placed.train)
+    placed.train[:] = [row for own in _queries(placed.train) for row in _together(_heaviest(own))]
+    if len(placed.train) < every:
+        placed.left_out["further targets of one query"] = every - len(placed.train)
+    placed.held_back[:] = [_together(own)[0] for own in _queries(placed.held_back)]
     return placed
 
 
-def _together(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Give rows of the same query each other's targets; return the first row of each query."""
+def _queries(rows: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Return the rows of each query, in the order of their first ones."""
     queries: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for row in rows:
         key = row["category"], row["reference"], row["captions"][0]
         queries.setdefault(key, []).append(row)
-    for own in queries.values():
-        for row in own:
-            row["further_targets"] = [r["target"] for r in own if r is not row] or None
-    return [own[0] for own in queries.values()]
+    return list(queries.values())
+
+
+def _heaviest(own: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted(own, key=lambda row: -row["weight"])[:MOST_TARGETS]
+
+
+def _together(own: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Give the rows of one query each other's targets."""
+    for row in own:
+        row["further_targets"] = [r["target"] for r in own if r is not row] or None
+    return own
 
 
 def with_feedback(
@@ -137,12 +153,16 @@ def with_feedback(
 
 
 def held_back(rows: Sequence[Mapping[str, Any]], images: Mapping[str, Known]) -> Dataset:
-    """Return triplets from feedback as the val split of a data set that searches all images."""
+    """Return triplets from feedback as the val split of a data set that searches all images.
+
+    Images without a file are left out: nothing could embed them.
+    """
     empty = Dataset(*(schema.empty_table() for schema in (IMAGE, GALLERY, TRIPLET)))
     gallery = [
         {"category": category, "split": "val", "image_id": image_id}
         for image_id, known in images.items()
         for category in known.categories
+        if known.path
     ]
     return _joined(empty, gallery, rows, images)
 

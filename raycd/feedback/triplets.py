@@ -8,11 +8,13 @@ last click that was not clicked was most likely seen and refused (Joachims 2002)
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from statistics import fmean, median
 
 from raycd.feedback.records import LIKED, LoggedSession
 
 LEAST = 0.1  # propensity, so that no click counts more than ten
+MOST = 100.0  # of a triplet's weight beside the median one: a best seller is not all there is
 NEGATIVES = 5  # of a triplet
 
 
@@ -36,7 +38,8 @@ class _Pair:
 
     weight: float = 0.0
     support: int = 0
-    negatives: dict[str, None] = field(default_factory=dict)
+    dismissed: dict[str, None] = field(default_factory=dict)
+    above: dict[str, None] = field(default_factory=dict)
 
 
 def learn(
@@ -70,24 +73,22 @@ def learn(
             pair = pairs.setdefault((search.reference, text), {}).setdefault(target, _Pair())
             pair.weight += 1 / _propensity(propensity_K, search.first, search.results.index(target))
             pair.support += 1
-            pair.negatives |= dict.fromkeys(skipped(session, search.reference))
+            pair.dismissed |= dict.fromkeys(dismissed(session))
+            pair.above |= dict.fromkeys(skipped(session, search.reference))
     made = [
         Learned(
             *(reference, text, target, pair.weight, pair.support),
-            tuple(one for one in pair.negatives if one not in own)[:negatives],
+            tuple(one for one in pair.dismissed | pair.above if one not in own)[:negatives],
         )
         for (reference, text), own in pairs.items()
         for target, pair in own.items()
         if pair.support >= support and target != reference
     ]
-    total = sum(one.weight for one in made)
-    return [
-        Learned(
-            *(one.reference, one.text, one.target, one.weight * len(made) / total),
-            *(one.support, one.negatives),
-        )
-        for one in made
-    ]
+    if not made:
+        return []
+    most = MOST * median(one.weight for one in made)
+    mean = fmean(min(one.weight, most) for one in made)
+    return [replace(one, weight=min(one.weight, most) / mean) for one in made]
 
 
 def strongest(session: LoggedSession) -> list[str]:
@@ -100,12 +101,17 @@ def strongest(session: LoggedSession) -> list[str]:
     return []
 
 
+def dismissed(session: LoggedSession) -> list[str]:
+    """Return the results that were dismissed, in their order."""
+    actions = session.actions
+    return [one for one in session.search.results if "dismiss" in actions.get(one, ())]
+
+
 def skipped(session: LoggedSession, reference: str) -> list[str]:
-    """Return what was dismissed, and what was not liked above the last that was, the last first."""
+    """Return what was not liked above the last result that was, the last first."""
     results, liked = session.search.results, session.liked
     last = max((position for position, one in enumerate(results) if one in liked), default=0)
-    above = [one for one in results[:last][::-1] if one not in liked and one != reference]
-    return [*(one for one in results if "dismiss" in session.actions.get(one, ())), *above]
+    return [one for one in results[:last][::-1] if one not in liked and one != reference]
 
 
 def _propensity(propensity_K: Sequence[float] | None, first: int, position: int) -> float:

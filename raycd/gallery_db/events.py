@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy import delete, func, select
 
+from raycd.api.events import Action
 from raycd.feedback.records import Event, LoggedSearch
 from raycd.gallery_db import GalleryDatabase, tables
 
@@ -57,10 +58,13 @@ def searches(gallery_db: GalleryDatabase, since: float = 0.0) -> Iterator[Logged
             )
 
 
-def events(gallery_db: GalleryDatabase, since: float = 0.0) -> Iterator[Event]:
-    """Yield the events from a time on, the oldest first."""
+def events(
+    gallery_db: GalleryDatabase, since: float = 0.0, *, without: Sequence[Action] = ()
+) -> Iterator[Event]:
+    """Yield the events from a time on, the oldest first, but for some actions."""
     table = tables.events
-    wanted = select(table).where(table.c.at >= since).order_by(table.c.at, table.c.event_id)
+    wanted = select(table).where(table.c.at >= since, table.c.action.not_in(without))
+    wanted = wanted.order_by(table.c.at, table.c.event_id)
     with gallery_db.reading() as connection:
         for row in connection.execution_options(yield_per=_FETCHED).execute(wanted):
             yield Event(row.event_id, row.query_id, row.at, row.action, row.image_id)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from raycd.feedback.records import Event, sessions
-from raycd.feedback.triplets import LEAST, NEGATIVES, Learned, learn, skipped, strongest
+from raycd.feedback.triplets import LEAST, MOST, NEGATIVES, Learned, learn, skipped, strongest
 from tests.feedback.logs import search, session
 
 
@@ -49,7 +49,20 @@ def test_a_purchase_counts_before_a_cart_and_a_cart_before_a_click() -> None:
 
 def test_what_was_dismissed_is_a_negative_and_no_target() -> None:
     assert strongest(session("abc", click="ab", dismiss="a")) == ["b"]
-    assert skipped(session("abcd", click="b", dismiss="d"), "ref") == ["d", "a"]
+    [made] = learn([session("abcd", click="b", dismiss="d")], None, support=1)
+    assert made.negatives == ("d", "a")
+    later = [session("abcdefgh", click="h"), session("ah", click="h", dismiss="a")]
+    [made] = learn(later, None, support=1)
+    assert made.negatives == tuple("agfed")  # whatever stood above in another search
+    assert skipped(session("abc", click="c", dismiss="a"), "ref") == ["b", "a"]
+
+
+def test_one_popular_query_does_not_drown_the_others() -> None:
+    few = [session("ab", click="a", text=f"text {n}") for n in range(9)]
+    made = learn([*few, *[session("ab", click="b", text="sale")] * 5_000], None, support=1)
+    weights = [one.weight for one in made]
+    assert weights[-1] == pytest.approx(MOST * weights[0])
+    assert sum(weights) == pytest.approx(len(weights))
 
 
 def test_what_is_right_for_a_query_is_no_negative_of_it_nor_is_its_reference() -> None:

@@ -15,7 +15,8 @@ from raycd.feedback.triplets import Learned
 
 IMAGES = {
     **{f"d{n}": Known(("dress",), f"/d{n}.jpg", {"colour": "blue"}) for n in range(4)},
-    "both": Known(("shirt", "dress"), None, {}),
+    "both": Known(("shirt", "dress"), "/both.jpg", {}),
+    "unfiled": Known(("dress",), None, {}),
     "s0": Known(("shirt",), "/s0.jpg", {}),
 }
 
@@ -43,7 +44,8 @@ def test_only_triplets_of_images_that_are_there_and_that_val_does_not_ask_are_pl
     base: Dataset,
 ) -> None:
     some = [
-        learned("d1", "d3", "s0", "both", "gone"),
+        learned("d1", "d3", "s0", "both", "gone", "unfiled"),
+        learned("d1", "unfiled"),
         learned("d1", "gone"),
         learned("d1", "s0"),
         learned("d0", "d1"),
@@ -56,6 +58,7 @@ def test_only_triplets_of_images_that_are_there_and_that_val_does_not_ask_are_pl
     ]
     assert placed.left_out == {
         "images that are gone": 1,
+        "images without a file": 1,
         "no category in common": 1,
         "asked in val": 1,
     }
@@ -106,6 +109,15 @@ def test_what_is_liked_for_one_query_is_right_for_all_of_its_triplets(base: Data
         queries[0],
         queries[2],
     ]
+
+
+def test_a_query_has_so_many_targets_and_no_more_those_of_most_weight(base: Dataset) -> None:
+    many = {f"m{n}": Known(("dress",), f"/m{n}.jpg", {}) for n in range(manifest.MOST_TARGETS + 3)}
+    some = [Learned("d1", "is blue", name, 1.0 + n, 2, ()) for n, name in enumerate(many)]
+    placed = manifest.place(some, {**IMAGES, **many}, base.triplets_of("val"), held_back=0.0)
+    assert {row["target"] for row in placed.train} == set(list(many)[3:])
+    assert {len(row["further_targets"]) for row in placed.train} == {manifest.MOST_TARGETS - 1}
+    assert placed.left_out == {"further targets of one query": 3}
 
 
 def test_what_is_written_is_read_as_a_manifest(base: Dataset, tmp_path: Path) -> None:

@@ -208,11 +208,11 @@ def test_feedback_stands_beside_the_triplets_that_the_run_has_composed(
     config = Config.model_validate(settings_of(tiny_settings, tmp_path))
     with pytest.raises(DataError, match="the run has composed none"):
         feedback._base(config)
-    texts = ("triplet_id", "category", "reference", "target", "encoder")
-    numbers: dict[str, Any] = {"similarity": 0.5, "weight": 1.0}
-    row = {**dict.fromkeys(texts, "x"), "captions": ["is red"], "changes": [], **numbers}
+    row = {"triplet_id": "x", "category": "all", "reference": "i0", "target": "i1", "encoder": "x"}
+    row |= {"captions": ["is red"], "changes": [], "similarity": 0.5, "weight": 1.0}
     with pipeline.run_folder(config).writing("compose", "f") as writing:
-        table = pa.Table.from_pylist([row], schema=compose.COMPOSED)
+        gone = {**row, "target": "i999"}  # has left the shop since then
+        table = pa.Table.from_pylist([row, gone], schema=compose.COMPOSED)
         pq.write_table(table, writing.folder / COMPOSED)
     assert feedback._base(config).triplets["split"].to_pylist() == ["train"]
     alone = config.model_copy(update={"compose": ComposeConfig(when="never")})

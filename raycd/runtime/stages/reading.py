@@ -122,6 +122,18 @@ def with_composed(own: Dataset, table: pa.Table) -> Dataset:
     return replace(own, triplets=pa.concat_tables([own.triplets, compose.triplets(table)]))
 
 
+def still_there(own: Dataset, table: pa.Table) -> pa.Table:
+    """Return the rows of table COMPOSED whose images are still of their category's train split."""
+    train = own.gallery.filter(pc.field("split") == "train")
+    known = set(zip(train["category"].to_pylist(), train["image_id"].to_pylist(), strict=True))
+    sides = [
+        zip(table["category"].to_pylist(), table[side].to_pylist(), strict=True)
+        for side in ("reference", "target")
+    ]
+    kept = [all(one in known for one in both) for both in zip(*sides, strict=True)]
+    return table.filter(pa.array(kept, pa.bool_()))
+
+
 def wording(config: Config) -> list[str]:
     """Return, alone in a list, the content of `compose.wording`, on which composed triplets depend.
 
