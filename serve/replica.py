@@ -107,6 +107,8 @@ class Replica:
         self._large = ThreadPoolExecutor(self._threads, "large")
         # Where pictures lie may be slow: no search waits for one of the gallery.
         self._pictures = ThreadPoolExecutor(self._threads + 1, "pictures")
+        # So may be a database or an engine that counts and lists.
+        self._listing = ThreadPoolExecutor(self._threads + 1, "listing")
         self._store = GalleryStore.open(args, name)
         self._engine: Engine | None = None
         self.refused: str | None = None
@@ -345,10 +347,13 @@ class Replica:
         alike: dict[tuple[Engine, bool], list[int]] = {}
         for row, (engine, query) in enumerate(batch):
             alike.setdefault((engine, engine.asks_outside(query)), []).append(row)
-        for (engine, _), rows in alike.items():
+        waiting = [(engine, outside, rows) for (engine, outside), rows in alike.items()]
+        for engine, outside, rows in waiting:
             try:
                 found = engine.searcher.answer([batch[row][1] for row in rows])
             except Exception as error:
+                if len(rows) > 1 and not outside:  # one query is to fail no others
+                    waiting += [(engine, outside, [row]) for row in rows]
                 outcomes |= dict.fromkeys(rows, error)
             else:
                 answers += found
@@ -365,6 +370,10 @@ class Replica:
     async def read_picture(self, work: Callable[[], T]) -> T:
         """Do what reads and decodes a picture of the gallery, as long as it is waited for."""
         return await run_in_thread(self._pictures, work)
+
+    async def list_gallery(self, work: Callable[[], T]) -> T:
+        """Do what counts or lists images of the gallery, as long as it is waited for."""
+        return await run_in_thread(self._listing, work)
 
     async def run_in_thread(self, work: Callable[[], T], files: Sequence[bytes] = ()) -> T:
         """Do what takes milliseconds beside the event loop, as long as it is waited for.

@@ -154,6 +154,17 @@ class Gallery:
             counts.setdefault(name, {})[value] = count
         return dict(sorted(counts.items()))
 
+    def has_attribute(self, name: str, value: str | None, among: Mask | None = None) -> bool:
+        """Return whether an image has an attribute, or this value of it: of all, or of a mask."""
+        known = self._values.get(name)
+        if known is None or (value is not None and value not in known.values):
+            return False
+        codes = known.code_N if value is None else known.code_N[known.values.index(value)]
+        of_it = np.zeros(len(self._attributes.values), np.bool_)
+        of_it[codes] = True
+        rows = self._attributes.rows[of_it[self._attributes.codes]]
+        return bool(len(rows) if among is None else among[rows].any())
+
 
 class _Values(NamedTuple):
     """The values of an attribute."""

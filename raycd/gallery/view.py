@@ -286,8 +286,10 @@ class View:
 
     def has_attribute(self, name: str, value: str | None = None) -> bool:
         """Return whether an image has an attribute, or this value of it."""
-        known = self.attribute_counts.get(name)
-        return known is not None and (value is None or value in known)
+        return self.gallery.has_attribute(name, value, self._index_live) or any(
+            name in row.attributes and value in (None, row.attributes[name])
+            for row in self._live_additions()
+        )
 
     def has_number(self, name: str) -> bool:
         """Return whether an image has a number as an attribute, or had one when it was indexed."""

@@ -12,6 +12,7 @@ Shapes: D feature size.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -136,13 +137,25 @@ class GalleryDatabase:
     ) -> Seed | None:
         """Copy a bundle's gallery, unless the database has ever had a change; return `seed()`.
 
-        It is one transaction, and processes that do it at once do it once.
+        It is one transaction, and processes that do it at once do it once: the others wait, as long
+        as a copy may take.
 
         Args:
             table: A `bundle.gallery_table` with features, or the parts of one.
             fingerprint: The encoder of its features.
             digest: SHA-256 of its file.
         """
+        until = time.monotonic() + database.STATEMENT_S
+        while True:
+            try:
+                return self._begin(table, fingerprint, digest)
+            except GalleryError as error:
+                if error.reason != "locked" or self.version() or time.monotonic() > until:
+                    raise
+
+    def _begin(
+        self, table: pa.Table | Iterable[pa.RecordBatch], fingerprint: str, digest: str
+    ) -> Seed | None:
         with self.transaction("copying the bundle's gallery") as connection:
             if statements.locked_version(connection) == 0 and statements.seed(connection) is None:
                 if isinstance(table, pa.Table):

@@ -125,7 +125,8 @@ class Ivf:
                 # A search visits nprobe lists of G / L images each; a list that holds any of the
                 # mask holds count / holding of it
                 wanted = FAR * self.effort * size / self.lists
-                params.nprobe = min(holding, round(wanted * holding / count))
+                # Where they lie in few lists, one may hold more than is wanted
+                params.nprobe = max(1, min(holding, round(wanted * holding / count)))
                 params.quantizer_params = _faiss.SearchParameters(
                     sel=approximate.selector(inside_L > 0)
                 )

@@ -17,7 +17,7 @@ import torch
 from raycd import extras, scratch
 from raycd.errors import WeightsError
 
-_KEPT_WORDS = 100_000  # whose tokens a SimpleTokenizer remembers
+_KEPT = 2_000_000  # characters of texts whose words a SimpleTokenizer remembers: 50 MB at most
 CONTEXT_LENGTH = 77  # open_clip's, where a model configuration has none
 
 
@@ -37,6 +37,7 @@ class Tokenizer:
         self.files: dict[str, bytes] = dict(files or {})
         self._inner, self._settings = inner, settings
         self._specials = dict(getattr(inner, "cache", {}))
+        self._remembered = 0  # characters
         # A fast tokenizer holds its truncation: changing it while another thread encodes fails
         self._lock = Lock()
 
@@ -54,15 +55,14 @@ class Tokenizer:
     def __call__(self, texts: Sequence[str]) -> torch.Tensor:
         """Return tokens (B, L) int64 of texts; longer texts are cut to the context length."""
         with self._lock:
-            # The cache of open_clip's SimpleTokenizer grows without bounds
-            if len(getattr(self._inner, "cache", ())) > _KEPT_WORDS:
-                self._inner.cache = dict(self._specials)
+            self._bound(texts)
             tokens: torch.Tensor = self._inner(list(texts))
         return tokens
 
     def truncates(self, text: str) -> bool:
         """Return whether a text is cut."""
         with self._lock:
+            self._bound([text])
             if not self.files:
                 return len(self._inner.encode(text)) + 2 > self.context_length
             # Mode clips adds three special tokens by itself, around what it cuts
@@ -71,6 +71,12 @@ class Tokenizer:
                 self._inner.clean_fn(text), add_special_tokens=not clips, verbose=False
             )
             return bool(len(whole.input_ids) + 3 * clips > self.context_length)
+
+    def _bound(self, texts: Sequence[str]) -> None:
+        """Empty the cache of open_clip's SimpleTokenizer in time: it grows without bounds."""
+        self._remembered += sum(map(len, texts))
+        if self._remembered > _KEPT and hasattr(self._inner, "cache"):
+            self._inner.cache, self._remembered = dict(self._specials), 0
 
     def __reduce__(self) -> tuple[object, ...]:
         """Cross process borders as files: some tokenizers look for theirs where they were read."""

@@ -89,7 +89,9 @@ def _cosines(vectors_RD: NDArray[np.float32], half_D: NDArray[np.float32]) -> li
 
 def _alike(batch: Sequence[Prepared]) -> list[tuple[list[int], int]]:
     """Group queries that can be searched together, as rows and the depth that they need."""
-    groups: dict[tuple[int, int, bool], list[int]] = {}
+    groups: dict[tuple[int, int | str, bool], list[int]] = {}
     for row, one in enumerate(batch):
-        groups.setdefault((id(one.view), id(one.query.allowed), one.query.exact), []).append(row)
+        allowed = one.query.allowed
+        of = allowed if isinstance(allowed, str) else id(allowed)  # a search engine's expression
+        groups.setdefault((id(one.view), of, one.query.exact), []).append(row)
     return [(rows, max(batch[row].depth for row in rows)) for rows in groups.values()]

@@ -22,6 +22,7 @@ Shapes: B queries, N images of all of them, S image side, L context length, D fe
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -60,6 +61,7 @@ from raycd.search.reranking import Reranking
 from raycd.search.shown import Shown
 
 NEGATIVE = 0.5  # weight of a negative text; that of a text is 1
+_SHORT = 200  # characters
 _NOTHING = 1e-5  # length of a query up to which its direction is that of rounding
 
 
@@ -207,7 +209,7 @@ class Searcher:
     def _words(self, text: str) -> QueryText | None:
         if not text:
             return None
-        known = self.texts.get(text)
+        known = self.texts.get(_key(text))
         if known is not None:
             return QueryText(text, None, *known)
         tokens_L = self._encoder.tokenize([text])[0]
@@ -358,7 +360,7 @@ class Searcher:
             found = dict(zip(new, text_ND, strict=True))
             of_new = dict(zip(new, extras, strict=True))
             for text, feature_D in found.items():
-                self.texts.put(text, (feature_D.clone(), new[text].truncated))
+                self.texts.put(_key(text), (feature_D.clone(), new[text].truncated))
         for row, words in enumerate(batch):
             if words is not None:
                 features_BD[row] = found[words.text] if words.feature is None else words.feature
@@ -368,3 +370,10 @@ class Searcher:
 def _extra_weights(weights: Sequence[float], has_half: torch.Tensor) -> torch.Tensor:
     """Return weights (B, 1) on top of the head's: 0 for weight 1, and where there is no half."""
     return ((torch.tensor(weights) - 1) * has_half)[:, None]
+
+
+def _key(text: str) -> str:
+    """Return what a text's feature is kept by: the text, or where it is long its hash."""
+    if len(text) <= _SHORT:
+        return text
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()

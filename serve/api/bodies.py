@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import codecs
 import re
+import string
 from collections.abc import Sequence
 from contextlib import suppress
 from email.message import Message
@@ -245,8 +245,7 @@ def decoded(text: str, *, field: str) -> bytes:
     if found is None and whole[:5].lower() == "data:":
         raise problems.wrong_field(field, "is a data: URL without base64: send data:...;base64,...")
     try:
-        return base64.b64decode(
-            "".join(whole[found.end() if found else 0 :].split()), validate=True
-        )
-    except (binascii.Error, ValueError) as error:
+        written = whole[found.end() if found else 0 :].encode("ascii")
+        return base64.b64decode(written.translate(None, string.whitespace.encode()), validate=True)
+    except ValueError as error:
         raise problems.wrong_field(field, "is not base64") from error

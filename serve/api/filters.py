@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import islice
 
 from raycd.gallery import conditions
@@ -22,34 +23,38 @@ def warnings(
 
     Of the first three with the nearest that is known.
     """
-    unknown: list[tuple[str, str, Mapping[str, object]]] = [
-        (f"the gallery has no image {_short(one)}", one, {}) for one in view.missing(among)
+    unknown: list[tuple[str, str, Callable[[], Iterable[str]]]] = [
+        (f"the gallery has no image {_short(one)}", one, tuple) for one in view.missing(among)
     ]
     unknown += [
-        (f"no image is in the category {_short(one)}", one, view.category_counts)
+        (f"no image is in the category {_short(one)}", one, lambda: view.category_counts)
         for one in category
         if not view.has_category(one)
     ]
     numberless: list[str] = []
-    known = view.attribute_counts if attributes else {}
     for name, condition in conditions.of(attributes):
         if not view.has_attribute(name):
-            unknown.append((f"no image has an attribute {_short(name)}", name, known))
+            what = f"no image has an attribute {_short(name)}"
+            unknown.append((what, name, lambda: view.attribute_counts))
         else:
             unknown += [
-                (f"no image has {_short(one)} as {name}", one, known.get(name, {}))
+                (f"no image has {_short(one)} as {name}", one, partial(_values, view, name))
                 for one in (*(condition.in_ or ()), *condition.not_)
                 if not view.has_attribute(name, one)
             ]
             if condition.has_range and not view.has_number(name):
                 numberless.append(f"no image has a number as {name}")
     sentences = [
-        what + problems.nearest(name, islice(candidates, CANDIDATES))
+        what + problems.nearest(name, islice(candidates(), CANDIDATES))  # counted where needed
         for what, name, candidates in unknown[:SHOWN]
     ]
     if len(unknown) > SHOWN:
         sentences.append(f"{len(unknown) - SHOWN} more filters are unknown")
     return sentences + numberless[:SHOWN]
+
+
+def _values(view: State, name: str) -> Iterable[str]:
+    return view.attribute_counts.get(name, {})
 
 
 def arranged(query: Prepared, results: int, total: int) -> list[str]:

@@ -79,7 +79,7 @@ def router(asked: Asked, prefix: str) -> APIRouter:
                 return found
 
             with replica.browsing.slot():
-                return await replica.run_in_thread(shown)
+                return await replica.list_gallery(shown)
 
     @routes.get(
         "/images/{image_id:path}",
@@ -154,7 +154,7 @@ async def _info(replica: Replica) -> Info:
     view, bundle = engine.view, replica.bundle_info()
     async with replica.deadline():
         with replica.browsing.slot():
-            offered = await replica.run_in_thread(lambda: _offered(view))
+            offered = await replica.list_gallery(lambda: _offered(view))
     return Info(
         version=__version__,
         gallery=replica.gallery,

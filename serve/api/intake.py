@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 from fastapi import Request
 
@@ -59,7 +60,8 @@ class Intake:
                 f"{len(self._limits)} requests are being read (max_queue); try again in a moment"
             )
         del self._limits[slowest]
-        slowest.reschedule(now)
+        with suppress(RuntimeError):  # its time has just ended by itself
+            slowest.reschedule(now)
 
 
 def check_values(body: bytes, most: int) -> None:

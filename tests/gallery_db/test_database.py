@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import random
 import threading
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 
@@ -274,6 +277,23 @@ def test_writers_at_once_get_versions_without_gaps_and_a_follower_misses_nothing
         assert sorted(one.version for one in done) == list(range(1, 2 * writers * each + 1))
         assert end == gallery_db.version() == 2 * writers * each
         assert seen == {row.image_id: row.version for row in gallery_db.changes(0, CLIP).rows}
+
+
+def test_who_begins_while_another_copies_waits_longer_than_for_a_write(url: str) -> None:
+    copying, parts = threading.Event(), table(12).to_batches(max_chunksize=6)
+
+    def slowly() -> Iterator[pa.RecordBatch]:
+        yield parts[0]
+        copying.set()
+        time.sleep(1.0)
+        yield parts[1]
+
+    with GalleryDatabase.open(url) as one, GalleryDatabase.open(url, busy_s=0.2) as other:
+        with ThreadPoolExecutor(1) as threads:
+            first = threads.submit(one.begin, slowly(), CLIP, "digest")
+            assert copying.wait(10)
+            assert other.begin(table(3), CLIP, "another") == Seed("digest", 12) == first.result()
+        assert other.count() == 12
 
 
 def test_threads_that_begin_at_once_begin_once(url: str) -> None:

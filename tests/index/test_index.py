@@ -232,6 +232,17 @@ def test_copies_of_an_image_do_not_lower_the_recall(kind: str) -> None:
     assert index.effort < 200
 
 
+@pytest.mark.parametrize("kind", ["ivf", "sq8", "rabitq"])
+def test_a_mask_of_copies_in_one_list_is_searched(kind: str) -> None:
+    """Where a list holds more than shall be compared, it is visited nevertheless."""
+    copies = np.tile(FEATURES_GD[:1], (15_000, 1))
+    features_GD = np.concatenate([np.tile(FEATURES_GD, (15, 1)), copies])
+    index = Index.build(features_GD, IndexConfig(kind=kind, recall=0.5, sample=50), threads=1)
+    allowed_G = np.arange(len(features_GD)) >= len(features_GD) - len(copies)
+    found = index.search(QUERY_BD[:3], 5, allowed=allowed_G)
+    assert (found[1] >= len(features_GD) - len(copies)).all()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_image_makes_an_index(kind: str) -> None:
     index = Index.build(FEATURES[:1], IndexConfig.model_validate({"kind": kind}))

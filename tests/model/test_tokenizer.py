@@ -54,6 +54,18 @@ def words(folder: Path) -> Tokenizer:
     return tokenizer.create(config(folder))
 
 
+def test_what_is_remembered_of_words_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = tokenizer.create({"text_cfg": {"context_length": 16}})
+    monkeypatch.setattr(tokenizer, "_KEPT", 10_000)
+    first = plain(["is red"])
+    for number in range(50):
+        text = f"{number}" + chr(0x20000 + number) * 999
+        plain([text])
+        assert plain.truncates(text)
+        assert sum(map(len, plain._inner.cache)) < 4 * 2 * 10_000  # a word is kept as its bytes
+    assert torch.equal(plain(["is red"]), first)
+
+
 @pytest.fixture
 def saved(folder: Path, tmp_path: Path) -> Path:
     """Return a saved encoder whose tokenizer came from a folder that is no longer there."""
