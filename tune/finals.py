@@ -17,9 +17,9 @@ import ray
 
 from raycd.compare import Answers
 from raycd.config import Config
-from raycd.errors import RunError
+from raycd.errors import RunError, brief
 from raycd.evaluate import Metric
-from raycd.progress import Bar
+from raycd.progress import Bar, say
 from tune.journal import Journal, Record, ranked
 from tune.runner import trial_resources
 from tune.space import Space, Values
@@ -50,9 +50,12 @@ def train_all(
     space: Space,
     metric: Metric,
     journal: Journal,
-) -> dict[str, list[dict[str, Any]]]:
-    """Train each variant with each seed: name -> what `evaluated` gave, in the seeds' order."""
-    found: dict[tuple[str, int], dict[str, Any]] = {}
+) -> dict[str, list[dict[str, Any] | None]]:
+    """Train each variant with each seed: name -> what `evaluated` gave, in the seeds' order.
+
+    None where a training failed, which is told, and tried again when the sweep is run again.
+    """
+    found: dict[tuple[str, int], dict[str, Any] | None] = {}
     todo = {}
     shared = ray.put((tables, metric, of.split))
     resources = trial_resources(space.config)
@@ -72,8 +75,13 @@ def train_all(
         while todo:
             [done], _ = ray.wait(list(todo))
             name, seed, settings = todo.pop(done)
-            found[name, seed] = {"settings": settings, "seed": seed, **ray.get(done)}
-            journal.run.write_json(f"{of.folder}/{name}-{seed}.json", found[name, seed])
+            given = ray.get(done)
+            if "error" in given:
+                say(f"warning: {of.title}: {name}, seed {seed}, failed: {given['error']}")
+                found[name, seed] = None
+            else:
+                made = found[name, seed] = {"settings": settings, "seed": seed, **given}
+                journal.run.write_json(f"{of.folder}/{name}-{seed}.json", made)
             bar.advance()
     return {name: [found[name, seed] for seed in seeds] for name in variants}
 
@@ -81,7 +89,10 @@ def train_all(
 def _evaluated(shared: tuple[Tables, Metric, str], config: Config) -> dict[str, Any]:
     tables, metric, split = shared
     set_threads(config)
-    return evaluated(tables, config, metric, split)
+    try:
+        return evaluated(tables, config, metric, split)
+    except Exception as error:  # its loss exploded, a GPU is full
+        return {"error": brief(error)}
 
 
 @dataclass(frozen=True)
@@ -105,8 +116,8 @@ def finals(
 ) -> list[Finalist]:
     """Train the finalists, and return them, the winner first.
 
-    The default is always among them, and wins where another is only as good. `tables` need no val.
-    Raises RunError where every trial has failed.
+    The default is among them, and wins where another is only as good; who could not be trained
+    whole is not. `tables` need no val. Raises RunError where every trial or finalist has failed.
     """
     tune = space.config.tune
     chosen = finalists(space, trials, journal)
@@ -116,13 +127,26 @@ def finals(
     seeds = range(space.config.seed, space.config.seed + tune.final_seeds)
     rows = train_all(FINALS, variants, seeds, tables, space, metric, journal)
     numbers = [None, *(trial["number"] for trial in chosen)]
+    whole = {name: [row for row in rows[name] if row is not None] for name in variants}
     found = [
-        Finalist(variants[name], statistics.fmean(row["selection"] for row in rows[name]), number)
+        Finalist(variants[name], statistics.fmean(row["selection"] for row in whole[name]), number)
         for name, number in zip(variants, numbers, strict=True)
+        if len(whole[name]) == len(seeds)
     ]
+    if not found:
+        raise _failed(f"no finalist could be trained for {space.config.stage2.epochs} epochs")
     return sorted(
         found, key=lambda finalist: -finalist.value
     )  # stable: the default, then the better trial
+
+
+def _failed(what: str) -> RunError:
+    return RunError(
+        what,
+        got="trainings that failed, as told above",
+        do="mend what they say and run the same command again; or start another sweep by "
+        "--sweep NAME, with a narrower --space",
+    )
 
 
 def finalists(space: Space, trials: Sequence[Record], journal: Journal) -> list[Record]:
@@ -148,18 +172,24 @@ def compare(
 ) -> dict[str, Any]:
     """Train the default and the winner with `tune.seeds` seeds from `seed` on; evaluate on val.
 
-    Returns `summary`'s mapping; where the default is the winner, it stands on both sides.
+    Returns `summary`'s mapping; where the default is the winner, it stands on both sides. A seed
+    with which one of them failed counts for neither; raises RunError where none is left.
     """
     config = space.config
     variants = {DEFAULT: space.default(), WINNER: winner}
     if variants[DEFAULT] == winner:
         del variants[WINNER]
-    seeds = range(config.seed, config.seed + config.tune.seeds)
-    found = train_all(ON_VAL, variants, seeds, tables, space, metric, journal)
+    wanted = range(config.seed, config.seed + config.tune.seeds)
+    rows = train_all(ON_VAL, variants, wanted, tables, space, metric, journal)
+    by_seed = dict(zip(wanted, zip(*rows.values(), strict=True), strict=True))
+    whole = {seed: dict(zip(rows, own, strict=True)) for seed, own in by_seed.items() if all(own)}
+    if not whole:
+        raise _failed("the winner and the default could not be compared on val")
+    seeds = list(whole)
     categories = tables.dataset.triplets_of(ON_VAL.split)["category"].to_pylist()
     answers = {
-        name: Answers.of([training["ranks"] for training in trainings], categories, seeds)
-        for name, trainings in found.items()
+        name: Answers.of([own[name]["ranks"] for own in whole.values()], categories, seeds)
+        for name in variants
     }
     return summary(answers[DEFAULT], answers.get(WINNER), [metric, *_others(config, metric)])
 

@@ -113,8 +113,12 @@ class Journal:
     ) -> None:
         if known is None:
             return
+        then, now = known["settings"], asked["settings"]
+        compared = [name for name in then if name in now and not _is_open(name, now[name])]
+        noted = dict(known) | {"settings": {name: then[name] for name in compared}}
+        asked = dict(asked) | {"settings": {name: now[name] for name in compared}}
         changes = [
-            change for part in asked for change in precision.changes(known[part], asked[part])
+            change for part in asked for change in precision.changes(noted[part], asked[part])
         ]
         if changes:
             raise RunError(
@@ -132,6 +136,11 @@ class Journal:
         """Keep what a trial gave, or what has been added to it since."""
         assert record["status"] in ENDED
         self.run.write_json(f"trials/{record['number']:05d}.json", record)
+
+
+def _is_open(name: str, value: Any) -> bool:
+    """Tell whether a precision is still to be settled: before the cluster has been asked."""
+    return name.endswith(".precision") and value == "auto"
 
 
 def ranked(trials: Sequence[Record]) -> list[Record]:

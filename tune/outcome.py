@@ -18,6 +18,7 @@ from matplotlib.colors import Normalize
 from optuna.trial import TrialState, create_trial
 
 from raycd.config import to_yaml
+from raycd.data.folder import is_local
 from raycd.errors import program
 from tune.finals import Finalist, interval, verdict
 from tune.journal import CUT_SHORT, RESULT, Journal, Record, ranked, used_pseudo
@@ -82,10 +83,15 @@ def summary(
         ),
         "",
         f"best:    {journal.run.path(BEST)} "
-        f"({finalists[0].name}; {program('jobs/train.py')} --config {BEST})",
+        f"({finalists[0].name}; {program('jobs/train.py')} --config {_readable(journal)})",
         f"sweep:   {journal.run.root}",
     ]
     return "\n".join(lines)
+
+
+def _readable(journal: Journal) -> str:
+    path = journal.run.path(BEST)
+    return path if is_local(path) else "COPY, a copy of that on this machine"
 
 
 def _untouched(trials: Sequence[Record]) -> list[str]:

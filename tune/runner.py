@@ -244,6 +244,8 @@ class _Keeper(Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Keep a trial that has trained all epochs, was stopped, or has reported an error."""
         record = self._running.pop(trial.trial_id)
+        if record["error"] is None and not record["epochs"]:
+            record["error"] = "it has trained no epoch"
         if record["error"] is not None:
             record["value"] = None
         else:

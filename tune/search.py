@@ -13,6 +13,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialSch
 from ray.tune.search.optuna import OptunaSearch
 
 from raycd.config import Config, TuneConfig
+from raycd.train.batches import rows_seen
 from tune.journal import Record
 from tune.space import Space
 
@@ -95,6 +96,7 @@ def samples(space: Space) -> int:
 def make_budget(config: Config, original: int, pseudo: int) -> Budget:
     """Return `tune.epochs` and `tune.grace` in triplets of the default settings."""
     settings, k = config.tune, config.stage2.k
+    original, pseudo = (rows_seen(count, config.stage2) for count in (original, pseudo))
 
     def seen(epochs: int) -> int:
         of_pseudo = epochs // (k + 1) if pseudo else 0

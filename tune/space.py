@@ -324,6 +324,21 @@ def _unreadable(name: str, text: str, expected: str) -> ConfigError:
     return ConfigError(f"the range of {name} cannot be read", got=text, expected=expected)
 
 
+def _check_head(base: Config, config: Config) -> None:
+    """Raise ConfigError where trials cannot train a head on what the run has for its own."""
+    from raycd.model import fusion  # takes seconds
+
+    own, other = (fusion.head_class(one.stage2.head) for one in (base, config))
+    if not other.trains or other.on_titles or not other.needs <= own.needs:
+        raise ConfigError(
+            "the space holds a head that trials cannot train",
+            got=f"stage2.head {config.stage2.head}",
+            expected="one that trains on triplets, and needs no more of the encoder than that of "
+            f"the run, {base.stage2.head}",
+            do="leave it out; or sweep it by itself, with --stage2.head",
+        )
+
+
 def _check_values(space: Space, dim: int | None) -> None:
     """Raise ConfigError where an end of a range is impossible beside the other defaults."""
     low, high = space.ranges.get(EPS_LOW), space.ranges.get(EPS_HIGH)
@@ -345,6 +360,7 @@ def _check_values(space: Space, dim: int | None) -> None:
                 raise ConfigError(
                     f"the space holds an impossible value of {name}: {error}"
                 ) from error
+            _check_head(space.config, config)
             if (
                 dim is not None
                 and config.stage2.head == "clip_cd"

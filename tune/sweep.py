@@ -52,7 +52,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 def main(options: cli.Options) -> None:
     """Run the stages that trials read, the trials, and the comparison of the winner with val."""
-    from raycd.runtime import cluster, local_ray, pipeline
+    from raycd.runtime import cluster, local_ray, pipeline, precision
     from raycd.runtime.evaluate import evaluation
     from raycd.runtime.record import tracking
     from raycd.runtime.stages import reading, weights
@@ -83,6 +83,7 @@ def main(options: cli.Options) -> None:
         _check_trains(config, has_weights=any(True for _ in head.parameters()))
         pipeline.run(config, until="mine")
         context = Context(config, run, _dataset=dataset)
+        config = precision.settled(config)  # it is noted: fp32 and bf16 are not mixed
         space = make_space(config, flags.space, dim=context.recorded("stage1", "dim"))
         inputs = {stage: context.recorded(stage, "fingerprint") for stage in ("embed", "mine")}
         made_with = weights.of_inputs({"stage1": pipeline.recorded(run, "stage1")})

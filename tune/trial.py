@@ -33,6 +33,7 @@ from raycd.run import local_copy
 from raycd.runtime.stages import tasks
 from raycd.runtime.stages.context import Context, own_device
 from raycd.train import hard_negatives
+from raycd.train.batches import rows_seen
 from raycd.train.fuse import Fuse, new_head
 from raycd.train.loop import EpochResult, Loop, Schedule, best_epoch
 from raycd.train.task import Silence
@@ -180,7 +181,7 @@ def train(
 
     def each(result: EpochResult, save: Any) -> None:
         nonlocal seen
-        seen += task.count(result.epoch)
+        seen += rows_seen(task.count(result.epoch), stage2)
         if best_epoch(loop.history) == result.epoch:
             keep(task)
         report(result, seen)
@@ -212,7 +213,7 @@ def _epochs(task: Fuse, triplets: int) -> int:
     """Return the least number of epochs that see so many triplets."""
     seen = epoch = 0
     while seen < triplets:
-        seen += max(1, task.count(epoch))
+        seen += max(1, rows_seen(task.count(epoch), task.config))
         epoch += 1
     return epoch
 

@@ -20,7 +20,7 @@ from raycd.compare.writing import Grid
 from raycd.config import Config, cli
 from raycd.evaluate import AVERAGE, Metric
 from raycd.model import fusion
-from raycd.runtime import cluster, pipeline
+from raycd.runtime import cluster, pipeline, precision
 from raycd.runtime.evaluate import evaluation
 from raycd.runtime.stages import tasks
 from raycd.runtime.stages.context import Context
@@ -45,7 +45,9 @@ def run(config: Config, *, seeds: int, concurrent: int = 0) -> tuple[str, Table]
         tables = Tables.of(context, splits=("train", "selection", "val"))
         categories = tables.dataset.triplets_of("val")["category"].to_pylist()
         with session.opened(both, context.run) as (work, inputs):
-            rows, cells = _stage2(both, range(config.seed, config.seed + seeds), tables, inputs)
+            rows, cells = _stage2(
+                precision.settled(both), range(config.seed, config.seed + seeds), tables, inputs
+            )
             found = work.train(cells, concurrent=concurrent)
             methods = [
                 _sum("w/o FT", context, "zero_shot"),

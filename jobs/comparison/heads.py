@@ -27,7 +27,7 @@ from raycd.compare.writing import Grid
 from raycd.config import Config
 from raycd.data.schema import Dataset
 from raycd.model import fusion
-from raycd.runtime import cluster, pipeline
+from raycd.runtime import cluster, pipeline, precision
 from raycd.runtime.stages.context import Context
 from raycd.runtime.stages.fresh import fresh_head
 from tune.trial import Tables
@@ -52,7 +52,7 @@ def run(config: Config, flags: argparse.Namespace) -> str:
         tables = _tables(config, plan, dataset)
         categories = tables.dataset.triplets_of("val")["category"].to_pylist()
         with session.opened(config, pipeline.run_folder(config)) as (work, inputs):
-            wanted, cells = cells_of(config, plan, tables, inputs)
+            wanted, cells = cells_of(precision.settled(config), plan, tables, inputs)
             found = work.train(cells, concurrent=flags.concurrent)
             made = results.tables(
                 wanted,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from jobs.comparison.cells import FOLDER, Record
 from jobs.comparison.plan import EPOCHS, FORMS, ORIGINAL, PSEUDO, TRIPLETS
@@ -153,15 +154,15 @@ def write(run: Run, name: str, made: Sequence[Table], more: Sequence[Grid] = ())
 
 def log(tracker: Tracker, run: Run, name: str, made: Sequence[Table]) -> None:
     """Hand the tables and their means and differences in; without a server say where they are."""
-    numbers: dict[str, dict[str, dict[str, Mapping[str, float]]]] = {}
+    numbers: dict[str, dict[str, dict[str, Any]]] = {}
     for table in made:
         for line in (line for lines in table.lines for line in lines):
             own = {"mean": line.spread.mean}
             if line.difference is not None:
                 own["difference"] = line.difference.mean
-            numbers.setdefault(table.key, {}).setdefault(line.method.name, {})[str(line.metric)] = (
-                own
-            )
+            category, slash, measure = str(line.metric).rpartition("/")
+            of_method = numbers.setdefault(table.key, {}).setdefault(line.method.name, {})
+            (of_method.setdefault(category, {}) if slash else of_method)[measure] = own
     try:
         tracker.log_metrics(numbers)
         for ending in ENDINGS:

@@ -12,8 +12,9 @@ from raycd.compare.lines import Table
 from raycd.compare.writing import Grid
 from raycd.config import Config
 from raycd.data.schema import Dataset
-from raycd.errors import ConfigError
+from raycd.errors import ConfigError, TrackingError
 from raycd.evaluate import AVERAGE, Metric
+from raycd.progress import say
 from raycd.run import Run
 from raycd.runtime import local_ray, pipeline
 from raycd.runtime.record import tracking
@@ -80,8 +81,15 @@ def opened(config: Config, run: Run) -> Iterator[tuple[Session, dict[str, str]]]
     cells = Cells(run)
     with run.locked():
         cells.claim(config, inputs, weights.of_inputs(records))
-        with tracked(config, cells) as (tracker, runs):
-            yield Session(config, run, tracker, cells, runs), inputs
+        handed_in = False
+        try:
+            with tracked(config, cells) as (tracker, runs):
+                yield Session(config, run, tracker, cells, runs), inputs
+                handed_in = True
+        except TrackingError as error:  # as MLflow's run is closed
+            if not handed_in:
+                raise
+            say(f"warning: {error}")
 
 
 def metrics_of(config: Config, categories: Sequence[str]) -> list[Metric]:

@@ -53,6 +53,8 @@ def judge(own: pa.Table, champion: pa.Table, metric: Metric) -> Verdict:
     """Compare two answers tables, paired by query; only what was asked alike is compared."""
     if own.schema.metadata[ASKED] != champion.schema.metadata[ASKED]:
         return Verdict(False, "it was measured under another protocol, or in other galleries")
+    if not len(own):
+        return Verdict(False, "there are no queries to compare by")
     own, champion = (table.sort_by("triplet_id") for table in (own, champion))
     if any(own[name] != champion[name] for name in ("triplet_id", "category")):
         return Verdict(False, "it was asked other queries")

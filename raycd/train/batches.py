@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from raycd.config import Stage2Config
 from raycd.distributed import shares
 
 Rows = NDArray[np.int64]
@@ -49,6 +50,11 @@ def batch_sizes(
     if rest >= world and (not whole or (rest >= 2 and not drop_last)):
         sizes.append(rest)
     return sizes
+
+
+def rows_seen(count: int, settings: Stage2Config) -> int:
+    """Return how many of so many triplets an epoch of stage 2 sees, with one worker."""
+    return sum(batch_sizes(count, settings.batch_size, drop_last=settings.drop_last))
 
 
 def epoch_choice(count: int, options: int, *, seed: int, epoch: int) -> Rows:

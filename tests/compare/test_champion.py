@@ -46,6 +46,11 @@ def test_a_chance_gain_is_none() -> None:
     assert "95% interval [-" in gained.reason
 
 
+def test_no_queries_at_all_are_told() -> None:
+    verdict = judge(answers([]), answers([]), Metric())
+    assert (verdict.is_better, verdict.reason) == (False, "there are no queries to compare by")
+
+
 def test_equals_and_what_was_asked_otherwise_are_not_better() -> None:
     own = answers(hits(0.5))
     assert judge(own, own, Metric()).reason == "recall@10 is the same for every query"

@@ -102,6 +102,9 @@ def test_equal_triplets_are_the_fewest_epochs_that_see_as_many() -> None:
     assert epochs_to_see(CONFIG, 464_050, 8100, 52310) == 30
     assert epochs_to_see(CONFIG, 464_050, 8100, 0) == 58
     assert 57 * 8100 < 464_050 <= 58 * 8100
+    stage2 = CONFIG.stage2.model_copy(update={"batch_size": 1024, "drop_last": True})
+    cut = CONFIG.model_copy(update={"stage2": stage2})
+    assert seen(cut, 1, 18_000, 0) == 17 * 1024  # the last batch is left out
 
 
 def test_what_decides_a_cell_has_the_heads_settings_and_the_seed_and_nothing_of_the_machine() -> (

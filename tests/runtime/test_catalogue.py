@@ -208,7 +208,13 @@ def test_feedback_stands_beside_the_triplets_that_the_run_has_composed(
     config = Config.model_validate(settings_of(tiny_settings, tmp_path))
     with pytest.raises(DataError, match="the run has composed none"):
         feedback._base(config)
-    row = {"triplet_id": "x", "category": "all", "reference": "i0", "target": "i1", "encoder": "x"}
+    row: dict[str, Any] = {
+        "triplet_id": "x",
+        "category": "all",
+        "reference": "i0",
+        "target": "i1",
+        "encoder": "x",
+    }
     row |= {"captions": ["is red"], "changes": [], "similarity": 0.5, "weight": 1.0}
     with pipeline.run_folder(config).writing("compose", "f") as writing:
         gone = {**row, "target": "i999"}  # has left the shop since then

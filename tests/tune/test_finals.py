@@ -14,7 +14,7 @@ import pytest
 
 from raycd.errors import RunError
 from raycd.evaluate import Metric
-from tune.finals import finalists, finals
+from tune.finals import compare, finalists, finals
 from tune.journal import Journal, Record
 from tune.space import Space
 from tune.trial import evaluated
@@ -88,6 +88,20 @@ def test_the_winner_is_the_best_mean_of_whole_trainings_and_the_default_is_among
         ]
         assert finalist.value == pytest.approx(statistics.fmean(one["selection"] for one in alone))
         assert all(one["selection"] == pytest.approx(metric.of(one["recalls"])) for one in alone)
+
+
+@pytest.mark.slow
+def test_a_finalist_that_cannot_be_trained_whole_is_left_out_and_the_others_go_on(
+    mined: Mined, small_space: Callable[..., Space], metric: Metric
+) -> None:
+    space = small_space("stage2.lr=0.001,1e30", finalists=2)
+    journal = Journal(f"{space.config.runs}/sweep", mined.run.root)
+    explodes = {**of(space, 4, 0.99, 2, 0.3)["settings"], "stage2.lr": 1e30}
+    found = finals(mined.tables, space, [trial(4, 0.99, **explodes)], metric, journal)
+    assert [finalist.name for finalist in found] == ["default"]
+    assert not journal.run.exists("finals/trial-4-0.json")
+    with pytest.raises(RunError, match="could not be compared on val"):
+        compare(mined.tables, space, explodes, metric, journal)
 
 
 @pytest.mark.slow

@@ -146,15 +146,27 @@ def test_a_sweep_that_ended_before_its_first_trial_did_is_started_again(tmp_path
     assert asked["settings"]["seed"] == 3
 
 
-def test_auto_is_as_fp32_and_is_told_as_it_is(tmp_path: Path) -> None:
-    opened(tmp_path, resume=False, stage2={"precision": "bf16"}).write(TRIAL)
-    refusal = refused(tmp_path, resume=True)
-    assert "stage2.precision 'auto' instead of 'bf16'" in refusal
-    other = tmp_path / "other"
-    opened(other, resume=False).write(TRIAL)
-    opened(other, resume=True, stage2={"precision": "fp32"})
-    refusal = refused(other, resume=True, stage2={"precision": "bf16"})
+def test_an_auto_that_an_earlier_version_noted_is_as_fp32(tmp_path: Path) -> None:
+    opened(tmp_path, resume=False).write(TRIAL)
+    opened(tmp_path, resume=True, stage2={"precision": "fp32"})
+    refusal = refused(tmp_path, resume=True, stage2={"precision": "bf16"})
     assert "stage2.precision 'bf16' instead of 'auto'" in refusal
+
+
+def test_the_arithmetic_of_a_sweep_stays_and_auto_is_settled_later(tmp_path: Path) -> None:
+    opened(tmp_path, resume=False, stage2={"precision": "bf16"}).write(TRIAL)
+    opened(tmp_path, resume=True)  # auto, before the cluster is asked
+    refusal = refused(tmp_path, resume=True, stage2={"precision": "fp32"})
+    assert "stage2.precision 'fp32' instead of 'bf16'" in refusal
+
+
+def test_a_setting_that_was_new_since_then_is_no_change(tmp_path: Path) -> None:
+    opened(tmp_path, resume=False).write(TRIAL)
+    file = tmp_path / "tiny-sweep" / "sweep.json"
+    noted = json.loads(file.read_text())
+    del noted["settings"]["data.title"]
+    file.write_text(json.dumps(noted))
+    assert opened(tmp_path, resume=True).trials() == [TRIAL]
 
 
 def test_a_mistake_is_found_before_there_are_features(tmp_path: Path) -> None:

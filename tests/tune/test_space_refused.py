@@ -117,6 +117,13 @@ def test_a_setting_that_is_no_number_has_choices_alone(name: str) -> None:
     assert "A|B|C" in message
 
 
+@pytest.mark.parametrize("head", ["sum", "lincir", "cosmo"])
+def test_heads_that_trials_cannot_train_are_refused(head: str) -> None:
+    message = refused(f"stage2.head=clip_cd|{head}")
+    assert message.startswith("the space holds a head that trials cannot train")
+    assert f"got:      stage2.head {head}\n" in message
+
+
 def test_a_name_without_a_range_of_its_own() -> None:
     assert refused("stage2.logit_scale") == (
         "the space has no range for stage2.logit_scale\n  got:      stage2.logit_scale\n"
