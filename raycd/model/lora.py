@@ -23,7 +23,7 @@ def check_installed() -> None:
     """Raise ConfigError where peft is not installed."""
     if find_spec("peft") is None:
         raise ConfigError(
-            "stage1.finetune lora needs a package that is not installed",
+            "finetune lora (stage1 or adapt) needs a package that is not installed",
             got="no package peft",
             do=extras.install("peft"),
         )
@@ -40,6 +40,10 @@ def adapt(encoder: Encoder, *, rank: int, alpha: int, seed: int) -> Any:
     from peft.tuners.lora.layer import MultiheadAttention
 
     names = [*adaptable(encoder, "image"), *adaptable(encoder, "text")]
+    for module in encoder.clip.modules():
+        # EVA's attention of timm reads the weight of its qkv, unless its bias is added by itself
+        if getattr(module, "q_bias", None) is not None and hasattr(module, "qkv_bias_separate"):
+            module.qkv_bias_separate = True
     config = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=names)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -92,6 +96,6 @@ def adaptable(encoder: Encoder, tower: Literal["image", "text"]) -> list[str]:
             f"LoRA finds nothing to adapt in the {tower} encoder",
             got=type(encoder.clip).__name__,
             expected="linear layers, attention or convolutions",
-            do="set stage1.finetune both, image or text",
+            do="set finetune both, image or text (of stage1 or adapt)",
         )
     return names

@@ -54,13 +54,18 @@ class HardNegatives:
         equal_Q = np.bincount(owner_K[~unlike_K], minlength=len(table))
         position_K = position_K - equal_Q[owner_K]
         used_K = unlike_K & (position_K < count)
-        found_PNn = np.full((max(len(self._pools), 1), images, count), NONE, np.int64)
-        pool_K, image_K = (
-            codes.to_numpy()[owner_K][used_K]
+        found_Qn = np.full((len(table) + 1, count), NONE, np.int64)  # the last one has none
+        found_Qn[owner_K[used_K], position_K[used_K]] = other_K[used_K]
+        pool_Q, image_Q = (
+            codes.to_numpy().astype(np.int64)
             for codes in (pools.indices, table["image"].combine_chunks())
         )
-        found_PNn[pool_K, image_K, position_K[used_K]] = other_K[used_K]
-        self._found_PNn = torch.from_numpy(found_PNn).to(device)
+        key_Q = np.append(pool_Q * images + image_Q, np.iinfo(np.int64).max)
+        order_Q = np.argsort(key_Q, kind="stable")
+        self._images = images
+        self._key_Q, self._found_Qn = (
+            torch.from_numpy(rows).to(device) for rows in (key_Q[order_Q], found_Qn[order_Q])
+        )
 
     def pools(self, categories: pa.ChunkedArray) -> torch.Tensor:
         """Return the numbers (T,) of the pools of triplets by category, or of the only one."""
@@ -71,8 +76,10 @@ class HardNegatives:
 
     def mined(self, pool_B: torch.Tensor, target_B: torch.Tensor) -> torch.Tensor:
         """Return the rows (B, n) of the targets' nearest images, NONE where fewer were mined."""
-        found_Bn: torch.Tensor = self._found_PNn[pool_B, target_B]
-        return found_Bn
+        key_B = pool_B * self._images + target_B
+        row_B = torch.searchsorted(self._key_Q, key_B)
+        found_Bn = self._found_Qn[row_B]
+        return found_Bn.masked_fill((self._key_Q[row_B] != key_B)[:, None], NONE)
 
 
 def but(found_Bn: torch.Tensor, right_BT: torch.Tensor) -> torch.Tensor:

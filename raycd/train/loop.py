@@ -273,11 +273,11 @@ class Loop(Generic[Batch]):
         for epoch, batches in enumerate(self._batches):
             if batches == 0:
                 raise DataError(
-                    f"{self.task.name} has too few triplets to train on",
-                    got=f"{self.task.count(epoch)} {self.task.kind(epoch)} triplets "
+                    f"{self.task.name} has too little to train on",
+                    got=f"{self.task.count(epoch)} {self.task.kind(epoch)} rows "
                     f"for {world_size()} workers",
                     expected="at least one for each worker",
-                    do="add triplets of split train whose images can be read, "
+                    do="add triplets (or titles) of split train whose images can be read, "
                     "or lower compute.train_workers",
                 )
 

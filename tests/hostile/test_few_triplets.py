@@ -133,9 +133,9 @@ def test_triplets_none_of_which_can_be_read_end_with_a_message(tmp_path: Path) -
         def kind(self, epoch: int) -> str:
             return "original"
 
-    with pytest.raises(DataError, match="stage 1 has too few triplets to train on") as caught:
+    with pytest.raises(DataError, match="stage 1 has too little to train on") as caught:
         Loop(Nothing(), Schedule(1, 8, 0.1, 0), bar=lambda total, start: Silence())  # type: ignore[arg-type]  # more is not asked of it
-    assert "0 original triplets for 1 workers" in str(caught.value)
+    assert "0 original rows for 1 workers" in str(caught.value)
 
 
 @pytest.mark.slow

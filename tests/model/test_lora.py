@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -51,6 +52,29 @@ def train(encoder: Encoder) -> None:
         adam.step()
         with torch.inference_mode():
             features(encoder)
+
+
+def test_the_attention_of_eva_is_adapted_too(member: Callable[[str], Encoder]) -> None:
+    """EVA01 and EVA02-E have one weight for queries, keys and values, and biases beside it."""
+    from timm.models.eva import Eva
+
+    encoder = member("SigLIP2")
+    sides: dict[str, Any] = {"img_size": encoder.preprocess.size[0], "patch_size": 8}
+    encoder.clip.visual.trunk = Eva(
+        **sides, embed_dim=encoder.dim, depth=1, num_heads=2, qkv_fused=True, num_classes=0
+    )
+    encoder.trainable("none")
+    before = features(encoder).detach()
+    adapters = lora.adapt(encoder, rank=4, alpha=8, seed=0)
+    torch.testing.assert_close(features(encoder).detach(), before, rtol=1e-5, atol=1e-6)
+    train(encoder)
+    without = [
+        name for name, p in encoder.clip.named_parameters() if p.requires_grad and p.grad is None
+    ]
+    assert without == []
+    adapted = features(encoder).detach()
+    lora.merge(adapters)
+    torch.testing.assert_close(features(encoder).detach(), adapted, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -127,5 +151,5 @@ def test_without_peft_the_message_says_how_to_get_it(
     config = Config.model_validate({"stage1": {"finetune": "lora"}})
     with pytest.raises(ConfigError, match=r"pip install 'raycd\[lora\]'"):
         lora.adapt(new_encoder(), rank=2, alpha=2, seed=0)
-    with pytest.raises(ConfigError, match=r"stage1\.finetune lora needs"):
+    with pytest.raises(ConfigError, match=r"finetune lora \(stage1 or adapt\) needs"):
         check_joint(config, composes=False)  # before any stage trains

@@ -44,6 +44,7 @@ class LinCIR(Head):
 
     needs: ClassVar[frozenset[str]] = frozenset({WORDS})
     on_titles: ClassVar[bool] = True
+    drops: ClassVar[bool] = True
 
     def __init__(self, config: HeadConfig) -> None:
         super().__init__()

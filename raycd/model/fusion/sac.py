@@ -12,7 +12,8 @@ consistency terms, is not known in full: here it is the batch-based classificati
 
 Deviates: that loss; the target is the pooled CLIP feature, not the same path without a text; CLIP's
 layer3 and layer4 in place of ResNet-50's layer2 and layer3, and its text feature in place of a
-GRU's. Implemented from a description, not from the published model (CC BY-NC-SA).
+GRU's; `stage2.dropout` (0.5 by default) where it has 0.1. Implemented from a description, not from
+the published model (CC BY-NC-SA).
 
 Shapes: B batch, C channels, H x W positions, P of them, D feature size.
 """

@@ -12,8 +12,9 @@ At each level i, the middle and the last map, a composite transformer of its own
 
 The roles of q and v in S are those of the published code. Deviates: two levels of three; CLIP's
 features in place of ResNet-50's and an LSTM's; an FC to D for each level, so that both are compared
-with the target's pooled feature, where the paper compares each with the target's own level; no L_vs
-(image-text matching with side information).
+with the target's pooled feature, where the paper compares each with the target's own level;
+`stage2.dropout` (0.5 by default) where it has 0.1; no L_vs (image-text matching with side
+information).
 
 Shapes: B batch, C channels, H x W positions, P of them, D feature size, N targets of all workers.
 """
