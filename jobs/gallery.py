@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from raycd import progress
 from raycd.config import cli, settings
 from raycd.errors import ConfigError
 from raycd.gallery_db import backup, check
@@ -187,7 +188,10 @@ def import_features(
 
     source = sources.source(options.source)
     if labels:
-        source = sources.Labelled.over(source, labels)
+        fitting, long = batches.fitting(labels)
+        if long:
+            progress.say(f"left out: {long:,} attributes of more than {batches.NAME} characters")
+        source = sources.Labelled.over(source, fitting)
     with StoredGallery.open(options.gallery, options.pictures, create=options.new) as stored:
         gallery_db = stored.gallery_db
         encoder = stored.encoder_of(source.encoder, options.encoder)

@@ -37,6 +37,7 @@ from raycd.data.folder import absolute, is_local
 from raycd.durable import replace_file, replace_folder
 from raycd.errors import ConfigError, RunError
 from raycd.redact import json_without_passwords, without_passwords
+from raycd.run import IDENTITY, RECORD
 
 if TYPE_CHECKING:
     from raycd.compare.champion import Verdict
@@ -94,6 +95,14 @@ def _check(asked: argparse.Namespace, config: Config) -> None:
             "a bundle on a store is not replaced by a refresh",
             got=f"--champion {asked.champion}",
             expected="models:/<name>@<alias>, or a folder of this machine",
+        )
+    folder = Path(asked.champion)
+    if (folder.parent / IDENTITY).is_file() and (folder / RECORD).is_file():
+        raise ConfigError(
+            "the champion is a stage of a run, which would write it again when it is run again",
+            got=f"--champion {asked.champion}",
+            expected="a bundle's folder of its own, or models:/<name>@<alias>",
+            do=f"cp -r {asked.champion} champion, serve that, and give --champion champion",
         )
     if asked.champion.startswith(REGISTRY) and "@" not in asked.champion:
         raise ConfigError(

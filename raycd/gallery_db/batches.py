@@ -5,9 +5,9 @@ Shapes: N images, D feature size.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,9 @@ from raycd.errors import DataError, brief
 from raycd.gallery.records import MAX_ID, is_usable_id
 from raycd.gallery.static import SCHEMA
 from raycd.gallery_db.sources import FEATURE, Source
+
+if TYPE_CHECKING:
+    from raycd.data.catalogue import Labels
 
 SIZE = 5000  # images of a transaction, about: other writers wait that long
 NAME = 512  # characters of a category, an attribute's name or value, as over HTTP
@@ -119,6 +122,24 @@ def _cast(where: str, column: pa.ChunkedArray, name: str) -> pa.Array:
         raise DataError(
             f"{where} has a column {name} that cannot be texts", got=brief(error), expected=kind
         ) from error
+
+
+def fitting(labels: Mapping[str, Labels]) -> tuple[dict[str, Labels], int]:
+    """Return labels with the attributes that can be filtered by, and how many others there were.
+
+    A description is a text to read: no gallery keeps it.
+    """
+    found, long = dict[str, Labels](), 0
+    for image_id, own in labels.items():
+        stripped = {name.strip(): value.strip() for name, value in own.attributes.items()}
+        kept = {
+            name: value
+            for name, value in stripped.items()
+            if 0 < len(name) <= NAME and 0 < len(value) <= NAME
+        }
+        long += sum(len(value) > NAME for value in stripped.values())
+        found[image_id] = own._replace(attributes=kept)
+    return found, long
 
 
 def _check_texts(where: str, what: str, texts: pa.Array) -> None:

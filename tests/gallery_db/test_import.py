@@ -20,6 +20,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from jobs import gallery
 from raycd import bundle
+from raycd.data.catalogue import Labels
 from raycd.features import shards, to_table
 from raycd.features.rows import write_table
 from raycd.features.shards import ShardPlan
@@ -368,3 +369,8 @@ def test_an_import_that_is_killed_loses_and_repeats_nothing(
         assert found.table.schema == SCHEMA
         np.testing.assert_array_equal(found.features_GD, bundle.gallery_features(table))
     assert "added:     30,000" not in capsys.readouterr().out
+
+
+def test_descriptions_are_no_attributes_of_a_gallery() -> None:
+    labels = {"a": Labels(["dress"], {"colour": " red ", "description": "x" * 513, "size": ""})}
+    assert batches.fitting(labels) == ({"a": Labels(["dress"], {"colour": "red"})}, 1)

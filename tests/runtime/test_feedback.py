@@ -255,6 +255,7 @@ def test_a_refresh_says_what_it_lacks(
         (["--champion", "c", "--runs", "s3://b/runs"], "on this machine"),
         (["--champion", "models:/shop@champion"], "--tracking.model shop"),
         (["--champion", "c", "--stage2.head", "sum"], "learns from no triplet"),
+        (["--champion", finished.outcome.run.path("bundle")], "is a stage of a run"),
     ):
         assert refresh.program([*argv, *more]) == 2
         assert about in capsys.readouterr().err
