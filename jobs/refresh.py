@@ -24,20 +24,20 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs import feedback
-from raycd import progress
 from raycd.config import Config, cli, settings
 from raycd.data import catalogue, sources
 from raycd.data.folder import absolute, is_local
-from raycd.durable import replace_file, replace_folder
+from raycd.durable import replace_folder
 from raycd.errors import ConfigError, RunError
 from raycd.redact import json_without_passwords, without_passwords
 from raycd.run import IDENTITY, RECORD
+from raycd.steps import Steps
 
 if TYPE_CHECKING:
     from raycd.compare.champion import Verdict
@@ -136,10 +136,14 @@ class Refresh:
     asked: argparse.Namespace
     folder: Path
 
+    @property
+    def _steps(self) -> Steps:
+        return Steps(self.folder)
+
     def run(self) -> None:
         """Do the steps that are not done."""
         asked = self.asked
-        champion = self._once("begin", [""], self._begin)
+        champion = self._steps.once("begin", [""], self._begin)
         if champion["asked"] != asked.champion:
             raise ConfigError(
                 f"the refresh {asked.into} is against another champion",
@@ -154,8 +158,8 @@ class Refresh:
             labels = catalogue.labels(absolute(asked.new))
             said = hashlib.sha256(json.dumps(labels).encode()).hexdigest()
             of = [without_passwords(asked.new), rows, where, *asked.category, said]
-            self._once("catalogue", of, lambda: self._catalogue(rows, labels))
-        made = self._once("feedback", self._rules(where), self._feedback)
+            self._steps.once("catalogue", of, lambda: self._catalogue(rows, labels))
+        made = self._steps.once("feedback", self._rules(where), self._feedback)
         for line in feedback.lines(made):
             print(line)
         if made["held_back"]:
@@ -164,17 +168,17 @@ class Refresh:
         digest = trained["digest"]
         how = self.config.evaluate.model_dump_json(exclude={"batch_size"})
         of = [digest, made["made"], self.config.registry.metric, how]
-        verdict = self._once("judge", of, lambda: self._judge(trained["bundle"], made))
+        verdict = self._steps.once("judge", of, lambda: self._judge(trained["bundle"], made))
         print(f"held back: {verdict['held_back']}")
         print(f"val:       {verdict['val']}")
-        if not verdict["better"] and self._done("alias", [digest]) is None:
+        if not verdict["better"] and self._steps.done("alias", [digest]) is None:
             print(f"kept:      {asked.champion}; the new bundle is {trained['bundle']}")
             return
-        moved = self._once("alias", [digest], lambda: self._move(champion, trained))
+        moved = self._steps.once("alias", [digest], lambda: self._move(champion, trained))
         print(f"champion:  {moved['now']}")
         if asked.service:
             of = [digest, asked.service]
-            swapped = self._once("swap", of, lambda: self._swap(digest))
+            swapped = self._steps.once("swap", of, lambda: self._swap(digest))
             print(f"service:   serves the bundle of digest {swapped['digest']}")
         else:
             print("next:      tell the service to look again: kill -HUP, or again in user_config")
@@ -189,32 +193,6 @@ class Refresh:
             *(config.compose.when, config.name or config.preset),
             *(without_passwords(asked.pictures), feedback.content(config)),
         ]
-
-    def _done(self, step: str, of: Sequence[str]) -> dict[str, Any] | None:
-        """Return what a step has left that was done of the same; None where it was not.
-
-        An earlier raycd has noted the first of what it was done of alone.
-        """
-        file = self.folder / f"{step}.json"
-        if not file.exists():
-            return None
-        left: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return left["found"] if left["of"] in (of[0], list(of)) else None
-
-    def _once(
-        self, step: str, of: Sequence[str], work: Callable[[], dict[str, Any]]
-    ) -> dict[str, Any]:
-        """Return what a step has left, after doing it unless it was done of the same."""
-        if (done := self._done(step, of)) is not None:
-            progress.say(f"{step}: done before")
-            return done
-        began = time.monotonic()
-        found = work()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with replace_file(self.folder / f"{step}.json") as fresh:
-            fresh.write_text(json.dumps({"of": of, "found": found}, indent=1), encoding="utf-8")
-        progress.say(f"{step}: done in {progress.duration(time.monotonic() - began)}")
-        return found
 
     def _begin(self) -> dict[str, Any]:
         """Copy the champion: whatever becomes of its alias or folder, the refresh is against it."""

@@ -129,7 +129,8 @@ def fitting(labels: Mapping[str, Labels]) -> tuple[dict[str, Labels], int]:
 
     A description is a text to read: no gallery keeps it.
     """
-    found, long = dict[str, Labels](), 0
+    found: dict[str, Labels] = {}
+    long = 0
     for image_id, own in labels.items():
         stripped = {name.strip(): value.strip() for name, value in own.attributes.items()}
         kept = {

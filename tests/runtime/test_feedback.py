@@ -174,22 +174,6 @@ def test_a_refresh_moves_alias_and_service_to_what_is_better_and_does_nothing_tw
     assert "against another champion" in capsys.readouterr().err
 
 
-def test_a_step_is_done_again_where_something_that_it_is_done_of_has_changed(
-    tmp_path: Path,
-) -> None:
-    step, done = refresh.Refresh(Config(), argparse.Namespace(), tmp_path), list[int]()
-
-    def work() -> dict[str, Any]:
-        done.append(0)
-        return {"times": len(done)}
-
-    asked = (["d", "recall@10"], ["d", "recall@10"], ["d", "recall@1"], ["e", "recall@1"])
-    assert [step._once("judge", of, work)["times"] for of in asked] == [1, 1, 2, 3]
-    noted = {"of": "d", "found": {"times": 7}}  # by an earlier raycd
-    (tmp_path / "judge.json").write_text(json.dumps(noted))
-    assert step._once("judge", ["d", "recall@10"], work) == {"times": 7}
-
-
 def test_a_refresh_trains_on_a_manifest_without_val_triplets(tmp_path: Path) -> None:
     builder = DatasetBuilder()
     builder.add_gallery("all", "train", [f"i{n}" for n in range(9)], source="x")
