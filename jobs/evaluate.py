@@ -49,6 +49,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
         help="Write ranks and the first 50 images of each query to this Parquet file.",
     )
     own("--endpoint", metavar="URL", help="Ask this service, query by query.")
+    own("--gallery", default="", metavar="NAME", help="Which of its galleries; else its default.")
     own(
         "--bundle",
         metavar="FOLDER",
@@ -68,6 +69,10 @@ def main(options: cli.Options) -> None:
             "--endpoint asks a service",
             got="--bundle or --submission beside it",
             do="leave one of them out",
+        )
+    if asked.gallery and not asked.endpoint:
+        raise ConfigError(
+            "--gallery names a gallery of a service", got=asked.gallery, do="give --endpoint, too"
         )
     if asked.submission and (asked.protocol or asked.per_query):
         raise ConfigError(
@@ -144,7 +149,7 @@ def answers(
         _drawn(config)
         dataset = Context(config, pipeline.run_folder(config)).dataset
         key = os.environ.get("RAYCD_API_KEY")  # never an option: others can read those
-        with Client(asked.endpoint, api_key=key) as client:
+        with Client(asked.endpoint, api_key=key, gallery=asked.gallery) as client:
             return dataset, [
                 evaluation.AskedQueries(
                     p, client.url, endpoint.ask(client, dataset, config, p, top=top)

@@ -110,7 +110,7 @@ def make_scheduler(settings: TuneConfig, budget: Budget, ended: Sequence[Record]
     """Return ASHA on the value, its rungs filled with what the ended trials had there."""
     if settings.scheduler == "none" or budget.grace >= budget.total:
         return FIFOScheduler()  # type: ignore[no-untyped-call]  # Ray Tune's
-    asha = AsyncHyperBandScheduler(
+    asha = _EachRung(
         time_attr=SEEN,
         metric=VALUE,
         mode="max",
@@ -133,6 +133,33 @@ def make_scheduler(settings: TuneConfig, budget: Budget, ended: Sequence[Record]
                 controller, stand_in, {SEEN: trial["epochs"][-1][SEEN], VALUE: trial["value"]}
             )
     return asha
+
+
+class _EachRung(AsyncHyperBandScheduler):
+    """ASHA that notes a trial at every rung that one report has crossed, with what that reports.
+
+    Ray's notes it at the highest of them, and at the others by later reports, which lower rungs
+    would then measure every other trial by. An epoch of pseudo triplets may cross several.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._rungs: list[float] = [settings["grace_period"]]
+        while self._rungs[-1] * settings["reduction_factor"] <= settings["max_t"]:
+            self._rungs.append(self._rungs[-1] * settings["reduction_factor"])
+        self._seen: dict[str, float] = {}
+
+    def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Judge the trial at each rung between its last report and this one, the lowest first."""
+        before = self._seen.get(trial.trial_id, 0.0)
+        self._seen[trial.trial_id] = result.get(SEEN, before)
+        crossed = [rung for rung in self._rungs if before < rung < result.get(SEEN, before)]
+        for seen in [*crossed, result.get(SEEN)]:
+            at = result if seen is None else {**result, SEEN: seen}
+            action: str = super().on_trial_result(controller, trial, at)
+            if action == TrialScheduler.STOP:
+                break
+        return action
 
 
 @dataclass(frozen=True)

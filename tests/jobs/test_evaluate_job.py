@@ -155,6 +155,7 @@ def test_a_service_that_is_not_there_is_one_message(
     [
         (["--protocol", "orignal"], "all or original"),
         (["--endpoint", "http://127.0.0.1:9", "--bundle", "x"], "leave one of them out"),
+        (["--gallery", "shop"], "give --endpoint, too"),
         (["--submission", "x"], "no evaluation server"),
         (["--submission", "x", "--per-query", "y.parquet"], "--protocol or --per-query beside it"),
         (["--per-query", "absent/y.parquet"], "a file in a folder that is there"),

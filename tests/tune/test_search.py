@@ -219,6 +219,19 @@ def test_asha_of_a_resumed_sweep_has_the_rungs_of_the_same_sweep() -> None:
     assert rungs[0] == rungs[1] == [(90, [0.4, 0.5]), (30, [0.4, 0.5]), (10, [0.1, 0.2, 0.3, 0.4])]
 
 
+def test_a_report_that_crosses_several_rungs_counts_at_each_of_them() -> None:
+    asha: Any = make_scheduler(space_of(reduction=3).config.tune, Budget(10, 200), [])
+    asha.on_trial_add(None, _Ended("long"))
+    for seen, value in ((100, 0.5), (110, 0.6), (120, 0.7)):
+        assert (
+            asha.on_trial_result(None, _Ended("long"), {"seen": seen, "value": value}) == CONTINUE
+        )
+    rungs = {milestone: list(own.values()) for milestone, own in asha._brackets[0]._rungs}
+    assert rungs == {90: [0.5], 30: [0.5], 10: [0.5]}
+    asha.on_trial_add(None, _Ended("poor"))
+    assert asha.on_trial_result(None, _Ended("poor"), {"seen": 100, "value": 0.4}) == STOP
+
+
 def test_a_poor_trial_goes_on_where_asha_knows_no_other() -> None:
     asha: Any = make_scheduler(space_of(reduction=3).config.tune, Budget(10, 90), [])
     asha.on_trial_add(None, _Ended("new"))
