@@ -12,7 +12,7 @@ from s3fs import S3FileSystem
 from raycd.errors import ConfigError, TrackingError
 from raycd.runtime.record import tracking
 from raycd.runtime.record.tracking import Tracker
-from tests.runtime.test_tracking import config
+from tests.runtime.record.test_tracking import config
 
 
 @pytest.mark.parametrize("name", ["100%25 a%20b", "what?", "no#1", "ü &=+", "x%3Fy;$(z)"])

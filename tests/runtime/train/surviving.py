@@ -1,6 +1,6 @@
 """A small training as a program of its own, for tests that kill parts of it.
 
-python -m tests.runtime.surviving SPEC.json
+python -m tests.runtime.train.surviving SPEC.json
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 from raycd.config import Config
 from raycd.runtime.train import training
 from raycd.train.checkpoint import WEIGHTS
-from tests.runtime.nodes import Nodes, Training, cluster_of
-from tests.runtime.surviving import SCHEDULE, STEPS, make, undisturbed
+from tests.runtime.train.nodes import Nodes, Training, cluster_of
+from tests.runtime.train.surviving import SCHEDULE, STEPS, make, undisturbed
 from tests.train.test_loop import untimed
 
 

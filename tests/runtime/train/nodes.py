@@ -122,7 +122,7 @@ class Training:
         (self.folder / "spec.json").write_text(json.dumps(spec))
         inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.runtime.surviving", str(self.folder / "spec.json")],
+            [sys.executable, "-m", "tests.runtime.train.surviving", str(self.folder / "spec.json")],
             cwd=ROOT,
             env=inherited | {"PYTHONPATH": str(ROOT)} | self._nodes.environment | environment,
             stderr=subprocess.PIPE,

@@ -25,7 +25,7 @@ from raycd.train.checkpoint import TrainingState
 from raycd.train.loop import Loop
 from raycd.train.task import Silence
 from tests.faulty_store import Fault, faulty_store
-from tests.runtime.surviving import SCHEDULE, Toy, undisturbed
+from tests.runtime.train.surviving import SCHEDULE, Toy, undisturbed
 
 
 def keeper(folder: Path | str, tell: Callable[[dict[str, Any]], None], minutes: float) -> Keeper:

@@ -28,7 +28,7 @@ from raycd.run import local_copy
 from raycd.runtime.embed import embed_maps
 from raycd.runtime.embed.embed_maps import MapShard, write_cache
 from raycd.runtime.embed.embedding import SharedEncoder
-from tests.runtime.test_embed_shards import encoded_rows
+from tests.runtime.embed.test_embed_shards import encoded_rows
 
 MakeEncoder = Callable[[], Encoder]
 CONFIG = Config.model_validate(
