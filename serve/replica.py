@@ -343,17 +343,19 @@ class Replica:
         outcomes: dict[int, Answer | Exception] = {}
         answers: list[Answer] = []
         # There are two engines with a second model, and while one replaces the other: where one
-        # fails, the other answers. Where a search engine does not, the canary that needs none does.
-        alike: dict[tuple[Engine, bool], list[int]] = {}
-        for row, (engine, query) in enumerate(batch):
-            alike.setdefault((engine, engine.asks_outside(query)), []).append(row)
-        waiting = [(engine, outside, rows) for (engine, outside), rows in alike.items()]
-        for engine, outside, rows in waiting:
+        # fails, the other answers.
+        alike: dict[Engine, list[int]] = {}
+        for row, (engine, _) in enumerate(batch):
+            alike.setdefault(engine, []).append(row)
+        waiting = list(alike.items())
+        for engine, rows in waiting:
+            queries = [batch[row][1] for row in rows]
             try:
-                found = engine.searcher.answer([batch[row][1] for row in rows])
+                found = engine.searcher.answer(queries)
             except Exception as error:
-                if len(rows) > 1 and not outside:  # one query is to fail no others
-                    waiting += [(engine, outside, [row]) for row in rows]
+                # One query is to fail no others; but a search engine that is away is asked once
+                if len(rows) > 1 and not engine.asks_outside(queries[0]):
+                    waiting += [(engine, [row]) for row in rows]
                 outcomes |= dict.fromkeys(rows, error)
             else:
                 answers += found

@@ -39,18 +39,22 @@ class Batcher(Generic[Asked, Answered]):
         self._work, self._most, self._size, self._wait_s = work, most, size, wait_s
         self._thread = thread or ThreadPoolExecutor(1, "batches")
         self._waiting: deque[tuple[Asked, asyncio.Future[Answered]]] = deque()
+        self._alone: set[asyncio.Future[Answered]] = set()
         self._at_once = False  # the next batch waits for nobody
         self._worker: asyncio.Task[None] | None = None
 
     async def __call__(self, asked: Asked, *, first: bool = False) -> Answered:
         """Return the answer, once its batch is done.
 
-        `first` goes before all that wait, and waits for no others. An item that is cancelled while
-        it waits is left out of the batch.
+        `first` goes before all that wait, and waits for no others, nor for their answers: it is a
+        batch by itself. An item that is cancelled while it waits is left out of the batch.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Answered] = loop.create_future()
         (self._waiting.appendleft if first else self._waiting.append)((asked, future))
+        if first:
+            self._alone.add(future)
+            future.add_done_callback(self._alone.discard)
         self._at_once |= first
         if self._worker is None or self._worker.done():
             self._worker = loop.create_task(self._run())
@@ -75,7 +79,7 @@ class Batcher(Generic[Asked, Answered]):
                 if batch and size > room:
                     break
                 batch.append((asked, future))
-                room -= size
+                room = 0 if future in self._alone else room - size
             self._waiting.popleft()
             if room <= 0:
                 break
