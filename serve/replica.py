@@ -105,10 +105,11 @@ class Replica:
         self._small = ThreadPoolExecutor(self._threads + 1, "decode")
         # A file of 50 KB may take a second to decode: such ones delay no others.
         self._large = ThreadPoolExecutor(self._threads, "large")
-        # Where pictures lie may be slow: no search waits for one of the gallery.
-        self._pictures = ThreadPoolExecutor(self._threads + 1, "pictures")
-        # So may be a database or an engine that counts and lists.
-        self._listing = ThreadPoolExecutor(self._threads + 1, "listing")
+        # Where pictures lie may be slow, and what lists or counts images: no search waits for it.
+        self._pictures, self._listing, self._counting = (
+            ThreadPoolExecutor(self._threads + 1, what)
+            for what in ("pictures", "listing", "counting")
+        )
         self._store = GalleryStore.open(args, name)
         self._engine: Engine | None = None
         self.refused: str | None = None
@@ -342,8 +343,7 @@ class Replica:
     def _answer_batch(self, batch: Sequence[tuple[Engine, Prepared]]) -> list[Answer | Exception]:
         outcomes: dict[int, Answer | Exception] = {}
         answers: list[Answer] = []
-        # There are two engines with a second model, and while one replaces the other: where one
-        # fails, the other answers.
+        # With a second model, or while one replaces the other, there are two: one may fail alone.
         alike: dict[Engine, list[int]] = {}
         for row, (engine, _) in enumerate(batch):
             alike.setdefault(engine, []).append(row)
@@ -374,8 +374,12 @@ class Replica:
         return await run_in_thread(self._pictures, work)
 
     async def list_gallery(self, work: Callable[[], T]) -> T:
-        """Do what counts or lists images of the gallery, as long as it is waited for."""
+        """Do what lists images of the gallery, as long as it is waited for."""
         return await run_in_thread(self._listing, work)
+
+    async def count(self, work: Callable[[], T]) -> T:
+        """Do what counts images of the gallery for a search, as long as it is waited for."""
+        return await run_in_thread(self._counting, work)
 
     async def run_in_thread(self, work: Callable[[], T], files: Sequence[bytes] = ()) -> T:
         """Do what takes milliseconds beside the event loop, as long as it is waited for.

@@ -149,11 +149,11 @@ async def _search(
     if (asked.session or asked.reference) and answer.image_D is not None:
         found.history = history.pack(history.after(query, answer.image_D), engine.fingerprint)
     if asked.category or asked.attributes or asked.among:
-        found.warnings += await replica.list_gallery(
+        found.warnings += await replica.count(
             lambda: filters.warnings(query.view, asked.category, asked.attributes, asked.among)
         )
     if query.query.arrangement is not None:
-        found.warnings += await replica.list_gallery(
+        found.warnings += await replica.count(
             lambda: filters.arranged(query, len(found.results), found.total)
         )
     if replica.shadow is not None and replica.shadow.samples():
@@ -214,7 +214,7 @@ async def _total(replica: Replica, query: Prepared) -> int:
     allowed, view, without = query.query.allowed, query.view, query.left_out
     if allowed is None and not without:
         return len(view)
-    return await replica.list_gallery(lambda: view.count(allowed, without=without))
+    return await replica.count(lambda: view.count(allowed, without=without))
 
 
 def _server_timing(timings: dict[str, float], batch: int) -> str:
