@@ -50,8 +50,8 @@ _log = logging.getLogger("ray.serve")
 class Observer(Protocol):
     """What records a replica's work."""
 
-    def batch(self, answer: Answer, waiting: int) -> None:
-        """Record a batch by one of its answers, and the searches that wait meanwhile."""
+    def batch(self, answer: Answer, busy: int) -> None:
+        """Record a batch by one of its answers, and the searches at work and waiting with it."""
 
     def state(self, replica: Replica) -> None:
         """Record what a replica serves, and the state of its gallery and caches."""
@@ -103,8 +103,7 @@ class Replica:
         self._threads = args.threads or max(1, (usable_cpus() - 1) // models)
         self._model = ThreadPoolExecutor(1, "model")
         self._small = ThreadPoolExecutor(self._threads + 1, "decode")
-        # A file of 50 KB may take a second to decode: such ones delay no others.
-        self._large = ThreadPoolExecutor(self._threads, "large")
+        self._large = ThreadPoolExecutor(self._threads, "large")  # 50 KB may take a second
         # Where pictures lie may be slow, and what lists or counts images: no search waits for it.
         self._pictures, self._listing, self._counting = (
             ThreadPoolExecutor(self._threads + 1, what)
@@ -114,8 +113,9 @@ class Replica:
         self._engine: Engine | None = None
         self.refused: str | None = None
         self.pictures = GalleryPictures(args, self._store)
-        self.searches, self.writes, self.imports = (Admission(args.max_queue) for _ in range(3))
-        self.events, self.browsing, self._waiting = (Admission(args.max_queue) for _ in range(3))
+        kinds = "searches", "writes", "imports", "events", "pictures and lists", "waits"
+        queues = [Admission(args.max_queue, what) for what in kinds]
+        self.searches, self.writes, self.imports, self.events, self.browsing, self._waiting = queues
         together: dict[str, Any] = {
             "most": args.max_batch_size,
             "size": lambda one: max(1, len(one[1].pictures)),
@@ -360,8 +360,8 @@ class Replica:
             else:
                 answers += found
                 outcomes |= zip(rows, found, strict=True)
-        if answers:  # a batch of the canary alone may leave less than nothing waiting
-            self._observer.batch(answers[0], max(0, self.searches.busy - len(batch)))
+        if answers:
+            self._observer.batch(answers[0], self.searches.busy)
         return [outcomes[row] for row in range(len(batch))]
 
     def close(self) -> None:

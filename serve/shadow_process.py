@@ -112,7 +112,7 @@ async def _seen(replica: Replica, asked: SearchRequest, sent: Sequence[QueryImag
 class Unobserved:
     """What records nothing: batches and the gallery's state are the first model's matter."""
 
-    def batch(self, answer: object, waiting: int) -> None:
+    def batch(self, answer: object, busy: int) -> None:
         """Record nothing."""
 
     def state(self, replica: object) -> None:

@@ -54,6 +54,12 @@ class Transport:
         """The url of the service, without a password."""
         self._timeout, self._retries = timeout, retries
         headers = _headers(api_key)
+        if address.userinfo and "Authorization" in headers:
+            raise ConfigError(
+                "a password in the url and an API key cannot both be sent: one header has both",
+                got=f"{self.url}, with a user or password, and an API key",
+                do="leave one of them out",
+            )
         try:
             self._wire = wire(retries, **_connections(address, headers))
         except OSError as error:  # httpx reads the certificates that the environment names
@@ -103,7 +109,8 @@ class Transport:
     ) -> httpx.Response:
         while True:
             try:
-                timeout = min(self._timeout, attempts.remaining)
+                # Requests beyond the connections that httpx opens at once (100) wait here for one
+                timeout = httpx.Timeout(min(self._timeout, attempts.remaining), pool=None)
                 request = self._wire.request(method, path, timeout=timeout, **content)
                 response = await self._wire.send(request, stream=stream)
             except httpx.RequestError as failure:

@@ -22,17 +22,18 @@ _given_up: ContextVar[threading.Event | None] = ContextVar("given_up", default=N
 class Admission:
     """Requests of one kind at work and waiting in a replica, at most `most`.
 
-    Used from one event loop.
+    Used from one event loop. `what` they are is in the message of a refusal.
     """
 
-    def __init__(self, most: int) -> None:
-        self.most, self.busy = most, 0
+    def __init__(self, most: int, what: str = "searches") -> None:
+        self.most, self.what, self.busy = most, what, 0
 
     def check(self, count: int = 1) -> None:
         """Raise Busy where the replica has not so many slots left."""
         if self.busy + count > self.most:
             raise Busy(
-                f"the service is busy with {self.busy} searches (max_queue); try again in a moment"
+                f"the service is busy with {self.busy} {self.what} (max_queue); "
+                "try again in a moment"
             )
 
     @contextmanager

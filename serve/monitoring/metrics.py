@@ -58,7 +58,7 @@ class Metrics:
         )
         self._queues = _named(
             "raycd_queue_searches",
-            lambda name: Gauge(name, "Searches that wait in a replica.", _GALLERY),
+            lambda name: Gauge(name, "Searches that wait in a replica or are answered.", _GALLERY),
         )
         self._limit = Gauge(
             "raycd_queue_limit_searches",
@@ -138,12 +138,12 @@ class Metrics:
         for step, milliseconds in timings_ms.items():
             self._steps.observe(milliseconds / 1000, self._tags | {"step": step})
 
-    def batch(self, answer: Answer, waiting: int) -> None:
-        """Record a batch by one of its answers, and the searches that wait meanwhile."""
+    def batch(self, answer: Answer, busy: int) -> None:
+        """Record a batch by one of its answers, and the searches at work and waiting with it."""
         for batch in self._batches:
             batch.observe(answer.batch, self._tags)
         for queue in self._queues:
-            queue.set(waiting, self._tags)
+            queue.set(busy, self._tags)
 
     def feedback(self, written: int, lost: int) -> None:
         """Record how many searches and events were written, and lost, since the last time."""

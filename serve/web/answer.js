@@ -3,7 +3,7 @@
 
 import { addPictures } from "./add.js";
 import { byId, count, element } from "./element.js";
-import { showEmpty, showProblem } from "./messages.js";
+import { showEmpty, showProblem, together } from "./messages.js";
 import { addResults, dropResult, showResults } from "./results.js";
 import { skeleton, someImages, tiles } from "./tiles.js";
 
@@ -46,6 +46,7 @@ export function show(answer, info, query, { onClear, ...on }) {
 
 /** The next results, behind those that are there. */
 export function showMore(answer, info, { byKeyboard, ...on }) {
+  message.replaceChildren();
   const first = addResults(answer.results, on);
   showProgress(answer, info);
   if (byKeyboard) first?.focus();
@@ -61,6 +62,12 @@ export function showFailure(problem, limits, onRetry) {
   clear();
   found.replaceChildren();
   showProblem(message, problem, limits, onRetry);
+}
+
+/** Why there are no more results; those that there are stay. */
+export function showMoreFailure(problem, limits, onRetry) {
+  showProblem(message, problem, limits, onRetry);
+  message.scrollIntoView({ block: "nearest" });
 }
 
 /** Nothing is asked yet: how it goes, and images to begin with. Another search aborts `signal`. */
@@ -97,7 +104,7 @@ export async function showStart(info, signal, onPick) {
 }
 
 /** A link or a reloaded page whose image was uploaded: only the user has it. */
-export function showWaiting(image) {
+export function showWaiting(image, onWithout) {
   clear();
   found.replaceChildren();
   showEmpty(
@@ -106,7 +113,16 @@ export function showWaiting(image) {
     `It began with an uploaded file, ${image.name}. ` +
       "A link keeps the words and filters, not the file. " +
       "Drop, paste or choose it, and the search goes on.",
+    "Go on without it",
+    onWithout,
   );
+}
+
+/** Several images are sent together, and these would be refused. */
+export function showTooLarge(limits) {
+  clear();
+  found.replaceChildren();
+  showEmpty(message, "These images are too large together", together(limits));
 }
 
 export function showUnasked() {

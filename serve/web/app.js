@@ -27,7 +27,7 @@ import { askToRemove, startRemoving } from "./remove.js";
 import { getGalleries, getInfo, newest, search } from "./service.js";
 import { startNames } from "./tiles.js";
 import { START, earlier, follow, showTrail, withHistory } from "./trail.js";
-import { fileOf, isLost } from "./uploads.js";
+import { fileOf, isLost, isTooLarge } from "./uploads.js";
 
 const nextSignal = newest();
 let info = null;
@@ -103,6 +103,12 @@ function listen() {
   });
   byId("more").addEventListener("click", (event) => askMore(event.detail === 0));
   byId("link").addEventListener("click", () => answer.copyLink(asked));
+  // Following the link would make an entry of the history, and so lose what is not in the address
+  document.querySelector(".skip").addEventListener("click", (event) => {
+    event.preventDefault();
+    byId("results").focus();
+    byId("results").scrollIntoView();
+  });
   window.addEventListener("popstate", open);
 }
 
@@ -134,7 +140,7 @@ function showStep() {
   asked = null;
   setForm(query);
   showSteps();
-  if (waiting) answer.showWaiting(query.image);
+  if (waiting) answer.showWaiting(query.image, goOnWithout);
   else if (isEmpty(query)) answer.showStart(info, signal, pick);
   else ask(within(query));
 }
@@ -150,13 +156,23 @@ function submit() {
   if (isEmpty(query)) {
     answer.showUnasked();
     byId("text").focus();
-  } else if (!isLost(query.image)) {
+  } else if (isLost(query.image)) {
+    answer.showWaiting(query.image, goOnWithout);
+  } else if (isTooLarge(query, info.limits)) {
+    answer.showTooLarge(info.limits);
+  } else {
     trail = follow(trail, query, refining);
     refining = waiting = false;
     remember();
     showSteps();
     ask(query).then(answer.bringIntoView);
   }
+}
+
+/** Search by the words, without the image that was uploaded in another visit. */
+function goOnWithout() {
+  setReference(null, false);
+  submit();
 }
 
 /** Into the address and the browser's history, so that Back, reloading and links work. */
@@ -203,7 +219,8 @@ async function askMore(byKeyboard) {
     answer.showMore(found, info, { ...onResults(found), byKeyboard });
     tellShown(found);
   } catch (problem) {
-    if (problem.name !== "AbortError") answer.showFailure(problem, info.limits, () => ask(asked));
+    if (problem.name !== "AbortError")
+      answer.showMoreFailure(problem, info.limits, () => askMore(byKeyboard));
   } finally {
     answer.showMoreBusy(false);
   }

@@ -63,6 +63,9 @@ const NO_RETRY = new Set([400, 403, 404, 413, 415, 422]);
 
 const inMB = (bytes) => (bytes / 1e6).toLocaleString("en", { maximumFractionDigits: 1 });
 export const tooLarge = (limits) => `A file may have at most ${inMB(limits.body_bytes)} MB.`;
+export const together = (limits) =>
+  `All files of a search with several images may have ${inMB((limits.body_bytes * 3) / 4)} MB ` +
+  "together. Take smaller ones, or leave some out.";
 export const list = (words) => new Intl.ListFormat("en", { type: "disjunction" }).format(words);
 
 /** Show in `target` what went wrong, with a way on: `onRetry` where trying again may help. */

@@ -6,13 +6,17 @@ import { hasKey } from "./key.js";
 import { getPicture, originalOf } from "./service.js";
 
 const wanted = new WeakMap(); // img -> the address that it is to show
+const AGAIN_MS = 2000; // a service that is busy with many pictures has asked for a second
 
 /** A picture that says so when its file is gone, rather than showing the browser's broken image. */
 export function picture(address, alt) {
   const image = element("img", { alt, loading: hasKey() ? "eager" : "lazy", decoding: "async" });
-  image.addEventListener("error", () =>
-    image.replaceWith(element("span", { className: "gone" }, "no picture")),
-  );
+  let tried = false;
+  image.addEventListener("error", () => {
+    if (tried) image.replaceWith(element("span", { className: "gone" }, "no picture"));
+    else setTimeout(showIn, AGAIN_MS, image, address);
+    tried = true;
+  });
   showIn(image, address);
   return image;
 }

@@ -20,6 +20,14 @@ export function refusal(file, limits) {
   return "";
 }
 
+/** Whether the files of a search with several images, which are sent as base64, are too large. */
+export function isTooLarge({ image, further }, limits) {
+  if (further.length === 0) return false;
+  const sizes = [image, ...further].map((one) => fileOf(one)?.size ?? 0);
+  const sent = sizes.reduce((sum, size) => sum + Math.ceil(size / 3) * 4, 0);
+  return sent + ROOM_BYTES > limits.body_bytes;
+}
+
 /** Keep a file; returns what stands for it in a query. */
 export function keep(file) {
   const upload = `${Date.now()}-${files.size}`;

@@ -246,6 +246,13 @@ def test_the_api_key_is_sent_and_never_shown(
     assert "s3cret" not in f"{client!r} {vars(client)} {caught.value} {caught.value.__dict__}"
 
 
+def test_a_password_in_the_url_and_a_key_are_refused_together_without_showing_them() -> None:
+    with pytest.raises(ConfigError, match="one header has both") as caught:
+        Client("http://ann:s3cret@127.0.0.1:9", api_key="k3y")
+    assert "s3cret" not in str(caught.value)
+    assert "k3y" not in str(caught.value)
+
+
 def test_an_impossible_key_is_refused_without_showing_it() -> None:
     for key in ("s3c\nret", "s3crét"):
         with pytest.raises(ConfigError, match="the API key is impossible") as caught:
