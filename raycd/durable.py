@@ -15,6 +15,8 @@ from filelock import lock_descriptor
 
 PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700  # rights of what only the service's user may read
 
+WRITING, REPLACED = ".writing", ".replaced"  # endings of folders in the making, and put aside
+
 
 @contextmanager
 def replace_file(path: Path, *, mode: int = 0o644) -> Iterator[Path]:
@@ -47,8 +49,8 @@ def replace_folder(folder: Path, *, mode: int = 0o777, new: bool = False) -> Ite
     changed. Where the folder is to be `new`, one that is there by then stays: FileExistsError.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = folder.with_name(f".{folder.name}.{os.getpid()}.writing")
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.replaced")
+    fresh = folder.with_name(f".{folder.name}.{os.getpid()}{WRITING}")
+    old = folder.with_name(f".{folder.name}.{os.getpid()}{REPLACED}")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(mode)
     try:
@@ -71,6 +73,20 @@ def replace_folder(folder: Path, *, mode: int = 0o777, new: bool = False) -> Ite
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_halves(folder: Path) -> None:
+    """Remove what processes have left in a folder that were killed in `replace_folder`.
+
+    Nobody else writes there now. What was put aside for another of the same name comes back where
+    that one is absent.
+    """
+    for path in sorted(folder.glob(".*.*.*")):
+        name, _, kind = path.name[1:].rsplit(".", 2)
+        if f".{kind}" == REPLACED and not (folder / name).exists():
+            path.rename(folder / name)
+        elif f".{kind}" in (WRITING, REPLACED):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def create_folder_once(folder: Path, fill: Callable[[Path], object]) -> None:

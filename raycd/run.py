@@ -28,7 +28,7 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from raycd import extras, progress, scratch, stores
-from raycd.durable import held_alone, replace_file, replace_folder
+from raycd.durable import held_alone, remove_halves, replace_file, replace_folder
 from raycd.errors import RunError
 from raycd.redact import json_without_passwords, without_passwords
 from raycd.stores import Doing, lease
@@ -153,6 +153,8 @@ class Run:
             )
 
         with alone(self.root, refused) as self._lease:
+            if "://" not in self.root:
+                remove_halves(Path(self.root))
             try:
                 yield
             finally:

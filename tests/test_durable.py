@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from raycd.durable import create_folder_once, file_lock, replace_file, replace_folder, sha256
+from raycd.durable import (
+    create_folder_once,
+    file_lock,
+    remove_halves,
+    replace_file,
+    replace_folder,
+    sha256,
+)
 
 HOLD = """
 import sys
@@ -74,6 +81,19 @@ def test_a_file_is_replaced_at_once_with_the_rights_that_are_asked_for(tmp_path:
             assert not file.exists() or file.read_text() != text
         assert (file.read_text(), file.stat().st_mode & 0o777) == (text, mode)
         assert list(tmp_path.iterdir()) == [file]
+
+
+def test_what_a_killed_process_has_left_of_folders_goes_or_comes_back(tmp_path: Path) -> None:
+    for name in (".there.4711.replaced", ".gone.4711.replaced", ".new.12.writing", "there"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "of").write_text(name)
+    (tmp_path / ".lock").touch()
+    (tmp_path / ".a.b.unfinished").touch()
+    remove_halves(tmp_path)
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == [".a.b.unfinished", ".lock", "gone", "there"]
+    assert (tmp_path / "gone" / "of").read_text() == ".gone.4711.replaced"
+    assert (tmp_path / "there" / "of").read_text() == "there"
 
 
 def test_an_error_leaves_the_old_file(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from jobs.benchmarks.measuring import timed
+from jobs.benchmarks.measuring import on_cpus, timed
 from raycd.config import Config
 from raycd.data.demo.drawing import draw
 from raycd.data.demo.garments import CATEGORIES, random_garment
@@ -22,6 +21,7 @@ from raycd.features import readable, vectors
 from raycd.features.stored import Stored
 from raycd.model.embed import EmbedImages, frozen
 from raycd.model.encoder import Encoder, create
+from raycd.model.threads import usable_cpus
 from raycd.runtime import cluster
 from raycd.runtime.embed import embed_shards
 
@@ -37,6 +37,7 @@ def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
     process and Ray's workers have imported torch and embedded a few images. What a first use costs,
     when the workers still have to import it, has its own row.
     """
+    config = on_cpus(config)
     with tempfile.TemporaryDirectory() as scratch, cluster.connected():
         if flags.photos:
             paths = _photos(Path(flags.photos))
@@ -53,7 +54,7 @@ def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
 
         _, cold = timed(lambda: ray("first", first))
         stored, ray_seconds = timed(lambda: ray("all", paths))
-        torch.set_num_threads(os.cpu_count() or 1)
+        torch.set_num_threads(usable_cpus())
         _plain_loop(first, encoder, config)
         plain, plain_seconds = timed(lambda: _plain_loop(paths, encoder, config))
         table = pa.concat_tables(stored.blocks())
@@ -62,7 +63,7 @@ def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
         "images": len(paths),
         "readable": len(readable(table)),
         "encoder": config.encoder.name,
-        "cores": os.cpu_count(),
+        "cores": usable_cpus(),
         "largest difference of a feature": float(np.abs(found - plain).max()),
         f"first use: {len(first)} images by Ray Data, s": cold,
         "plain loop, images/s": len(paths) / plain_seconds,

@@ -15,12 +15,20 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
+from raycd.config import Config
+
 DIM = 640  # of features where no encoder says it
 CATEGORIES, SORTS = 20, 2000
 COMMON, CATEGORY, SORT, OWN = 0.5, 0.12, 0.18, 0.2  # shares of a feature's squared length
 EVERY_S = 0.05  # the memory is looked at
 
 Result = TypeVar("Result")
+
+
+def on_cpus(config: Config) -> Config:
+    """Return the settings for what is measured beside something that knows CPUs alone."""
+    compute = config.compute.model_copy(update={"device": "cpu"})
+    return config.model_copy(update={"compute": compute})
 
 
 def timed(work: Callable[[], Result]) -> tuple[Result, float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import tempfile
 import time
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from jobs.benchmarks.measuring import DIM, features, peak, timed
+from jobs.benchmarks.measuring import DIM, features, on_cpus, peak, timed
 from raycd import mine as core
 from raycd.config import Config, MineConfig
 from raycd.features import READABLE, shards, to_table
@@ -24,6 +23,7 @@ from raycd.features.stored import Stored
 from raycd.mine.neighbours import normalise
 from raycd.mine.pools import Rows
 from raycd.mine.search import Shard, nearest, proposed, search
+from raycd.model.threads import usable_cpus
 from raycd.runtime import cluster, mining
 
 NEIGHBOURS, TEXTS = 64, 18_000  # of each image; triplets of Fashion-IQ
@@ -38,7 +38,7 @@ def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
     processes are there and have imported what they need. What a first use costs has its own row.
     Every list is full (no floor): the most work `raycd.mine` can have.
     """
-    count = flags.images or 46_609
+    count, config = flags.images or 46_609, on_cpus(config)
     settings = MineConfig(neighbours=NEIGHBOURS, floor=-1, batch_size=config.mine.batch_size)
 
     def ray(stored: Stored, config: Config = config) -> Any:
@@ -47,7 +47,7 @@ def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
         return mining.find_neighbours(stored, pools, settings, config.compute)
 
     rows: dict[str, Any] = {"images": count, "dim": DIM, "neighbours": NEIGHBOURS}
-    rows["cores"] = os.cpu_count()
+    rows["cores"] = usable_cpus()
     with tempfile.TemporaryDirectory() as scratch, cluster.connected():
         first = _in_shards(Path(scratch, "first"), features(WARM_UP))
         rows["first use: 8,192 images by Ray, s"] = timed(lambda: ray(first))[1]
@@ -112,7 +112,7 @@ def _flat(
     query_BD: NDArray[np.float32], feature_ND: NDArray[np.float32]
 ) -> tuple[NDArray[np.int64], float]:
     """Return the rows of the neighbours, and the seconds of the search alone, on all cores."""
-    faiss.omp_set_num_threads(os.cpu_count() or 1)
+    faiss.omp_set_num_threads(usable_cpus())
     index = faiss.IndexFlatIP(DIM)
     index.add(_normalised(feature_ND))
     unit_BD = _normalised(query_BD)

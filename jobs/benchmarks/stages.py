@@ -24,6 +24,7 @@ from raycd.config import Config
 from raycd.data.demo.drawing import draw
 from raycd.data.demo.garments import random_garment
 from raycd.runtime import cluster, pipeline
+from raycd.runtime.stages import reading
 
 EVERY_S = 0.5  # memory is looked at, which takes 10 ms of a core for each of some twenty processes
 ANNOTATIONS = ("captions", "image_splits")
@@ -72,8 +73,11 @@ def _named(root: Path) -> Iterator[tuple[str, str]]:
 
 def _run(config: Config) -> dict[str, Any]:
     rows: dict[str, Any] = {}
+    drawn = config.data.format == "synthetic"
+    dataset = None if drawn else reading.dataset(config, config.data.root)
+    config = reading.fitted(config, dataset)
     with cluster.connected():
-        for stage in pipeline.stages_of(config):
+        for stage in pipeline.stages_of(config, dataset):
             reset_own_peak()
 
             def work(until: str = stage.name) -> None:

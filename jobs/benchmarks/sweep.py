@@ -22,7 +22,8 @@ from tune.search import make_budget
 from tune.space import make_space
 from tune.trial import Tables
 
-KEPT = ("catalogue", "encoder", "zero_shot", "stage1")  # what a naive trial finds there
+# What a naive trial finds there
+KEPT = ("catalogue", "encoder", "zero_shot", "adapt", "compose", "stage1")
 
 
 def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:

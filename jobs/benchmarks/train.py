@@ -8,7 +8,6 @@ Combiner): stage 2 reads features that were made once.
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import tempfile
 import time
@@ -20,12 +19,13 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 
-from jobs.benchmarks.measuring import elsewhere
+from jobs.benchmarks.measuring import elsewhere, on_cpus
 from raycd import progress
 from raycd.config import Config
 from raycd.data.pixels import PixelCache
 from raycd.model import encoder as encoders
 from raycd.model.fusion import HeadBatch
+from raycd.model.threads import usable_cpus
 from raycd.runtime import cluster, pipeline
 from raycd.runtime.stages.context import IMAGES, Context
 from raycd.runtime.stages.fresh import fresh_head
@@ -42,9 +42,9 @@ MakeTask = Callable[[Context], Task[Any]]
 
 def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
     """Return triplets a second of each way, from the second epoch on, and their ratios."""
-    rows: dict[str, Any] = {"cores": os.cpu_count(), "encoder": config.encoder.name}
+    rows: dict[str, Any] = {"cores": usable_cpus(), "encoder": config.encoder.name}
     with tempfile.TemporaryDirectory(prefix="raycd-") as name, cluster.connected():
-        config = _short(config, Path(name, "one"))
+        config = on_cpus(_short(config, Path(name, "one")))
         for stage, make in (("stage1", _finetune), ("stage2", _fuse)):
             rate = {"1 worker": _on_ray(config, stage, 1)}
             bare = elsewhere(_bare, config, stage, make)
@@ -91,7 +91,7 @@ def _on_ray(config: Config, stage: str, workers: int) -> float:
 
 def _bare(config: Config, stage: str, make: MakeTask) -> float:
     """Train as one would write it without Ray."""
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(usable_cpus())
     settings = getattr(config, stage)
     task = make(_context(config))
     optimizer, rows, began = task.optimizer(), 0, 0.0
@@ -110,7 +110,7 @@ def _bare(config: Config, stage: str, make: MakeTask) -> float:
 
 def _peer(config: Config) -> float:
     """Train the head on features that are made of files in each batch."""
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(usable_cpus())
     context = _context(config)
     tuned, fuse = _finetune(context, "stage1"), _fuse(context)
     pixels = PixelCache(tuned.pixels.paths, tuned.encoder.preprocess, config.data, 0)

@@ -93,8 +93,7 @@ def read_plan(uri: str) -> ShardPlan | None:
 def begin(uri: str, plan: ShardPlan) -> None:
     """Write the plan: from now on shards are written, those of another plan are gone."""
     for part in parts(uri).values():
-        file_system, path = open_uri(part)
-        ask(part, partial(file_system.rm_file, path), "writing")
+        remove(part)
     write_file(posixpath.join(uri, PLAN), json.dumps(asdict(plan), indent=1).encode())
 
 
@@ -108,6 +107,12 @@ def parts(uri: str) -> dict[int, str]:
     names = sorted(posixpath.basename(str(each).rstrip("/")) for each in listed)
     found = {int(match[1]): each for each in names if (match := _PART.fullmatch(each))}
     return {number: posixpath.join(uri, found[number]) for number in sorted(found)}
+
+
+def remove(part: str) -> None:
+    """Remove a shard, by its path or URI."""
+    file_system, path = open_uri(part)
+    ask(part, partial(file_system.rm_file, path), "writing")
 
 
 def write(uri: str, number: int, table: pa.Table) -> None:

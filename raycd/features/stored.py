@@ -157,6 +157,13 @@ class Stored:
         first = dict(islice(self.unreadable(), LISTED)) if counts else {}
         return ImageReport(first, more=counts - Counter(first.values()))
 
+    def forget_unreadable(self) -> None:
+        """Remove the shards that have rows without a feature, for these to be read again."""
+        unread = self._each(lambda part: set(_read(part, ["status"])["status"].to_pylist()))
+        for part, found in zip(self.parts, unread, strict=True):
+            if found - {READABLE}:
+                shards.remove(part)
+
     def listing(self, report: ImageReport) -> Iterator[bytes]:
         """Yield JSON as `ImageReport.to_dict`, with every row without a feature."""
         about = {key: value for key, value in report.to_dict().items() if key != "images"}

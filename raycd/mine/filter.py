@@ -15,6 +15,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
+from collections.abc import Container
 from typing import Any, TypedDict, cast
 
 import numpy as np
@@ -23,6 +24,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raycd.config import MineConfig
+from raycd.data import targets
 from raycd.data.schema import PSEUDO_TRIPLET
 from raycd.errors import ConfigError, DataError
 from raycd.mine.neighbours import META
@@ -68,7 +70,12 @@ class Counts(Left):
     settings: dict[str, float | int]  # the thresholds; neighbours (S) and floor of the tables
 
 
-def eligible(candidates: pa.Table, triplets: pa.Table, mine: MineConfig) -> pa.Table:
+def eligible(
+    candidates: pa.Table,
+    triplets: pa.Table,
+    mine: MineConfig,
+    searched: Container[str] | None = None,
+) -> pa.Table:
     """Return the candidates of the side `mine.replace` and of texts as rare as `mine.rare_texts`.
 
     Texts are the captions of a triplet together, without regard to case and spaces.
@@ -76,6 +83,7 @@ def eligible(candidates: pa.Table, triplets: pa.Table, mine: MineConfig) -> pa.T
     Args:
         candidates: Table CANDIDATES; its metadata counts what is left.
         triplets: Table TRIPLET that the candidates were made from.
+        searched: The images that have features, of whose triplets they were made; None: all.
     Raises:
         DataError: The metadata is lost.
     """
@@ -86,6 +94,8 @@ def eligible(candidates: pa.Table, triplets: pa.Table, mine: MineConfig) -> pa.T
     counts, most = Counter(texts), mine.rare_texts or len(texts)
     rare = pa.array([counts[text] <= most for text in texts], pa.bool_())
     triplets = triplets.filter(rare)
+    if searched is not None:
+        triplets = targets.readable(triplets, searched)
     chosen = {"side": pa.array(sides), "triplet_id": triplets["triplet_id"].combine_chunks()}
     left = candidates
     for name, words in chosen.items():

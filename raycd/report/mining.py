@@ -56,12 +56,20 @@ def summary(counts: Counts) -> list[str]:
     return [*lines, f"{without:,} of {images:,} images have no substitute"]
 
 
-def warnings(counts: Counts) -> list[str]:
+def warnings(counts: Counts, mine: MineConfig) -> list[str]:
     """Return warnings, each with its remedy: settings that leave nothing or nearly everything."""
     now, found = counts["settings"], []
+    is_share = mine.thresholds == "quantile"
+
+    def said(name: str, what: str) -> str:
+        """Return a threshold as it was set, and what it is where that was a share."""
+        share = f"{getattr(mine, name):g}, {what} " if is_share else ""
+        return f"mine.{name} {share}{now[name]:g}"
+
     every, similar = counts["candidates"], counts["after_similarity"]
     few, kept = counts["after_s_max"], counts["after_alpha"]
-    thresholds = f"mine.eps_low {now['eps_low']} to mine.eps_high {now['eps_high']}"
+    low, high = said("eps_low", "similarity"), said("eps_high", "similarity")
+    thresholds, alpha = f"{low} to {high}", said("alpha", "score")
     if every == 0 and counts["images"]:
         found.append(
             f"no image has a neighbour at similarity {now['floor']} or above: "
@@ -73,8 +81,8 @@ def warnings(counts: Counts) -> list[str]:
         )
     elif few and kept == 0:
         found.append(
-            f"no score is greater than mine.alpha {now['alpha']}: "
-            f"lower it below {counts['best_score']}"
+            f"no score is greater than {alpha}: "
+            + ("lower it" if is_share else f"lower it below {counts['best_score']}")
         )
     if similar > NEARLY_ALL * every:
         found.append(
@@ -84,8 +92,7 @@ def warnings(counts: Counts) -> list[str]:
         )
     if kept > NEARLY_ALL * few:
         found.append(
-            f"mine.alpha {now['alpha']} leaves {kept / few:.1%} of the pseudo triplets: "
-            "raise it to filter more"
+            f"{alpha} leaves {kept / few:.1%} of the pseudo triplets: raise it to filter more"
         )
     if counts["images_cut_short"]:
         found.append(

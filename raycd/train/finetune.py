@@ -194,9 +194,8 @@ class FineTune(TrainsEncoder):
             return None
         split = self.config.select_on
         triplets = self.dataset.queries(split)
-        wanted = {
-            row["image_id"] for row in self.dataset.gallery.to_pylist() if row["split"] == split
-        }
+        wanted = set(self.dataset.images_of(split))
+        wanted |= {one for row in triplets for one in row["subset"] or ()}  # of any gallery
         images = [image_id for image_id in self.pixels.paths if image_id in wanted]
         texts = list(dict.fromkeys(map(text_of, triplets)))
         measures = Mean(tuple(self.config.select_by))

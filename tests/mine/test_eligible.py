@@ -79,6 +79,13 @@ def test_the_counts_of_rare_texts_are_those_of_what_is_left() -> None:
     assert (counts["known_pairs"], counts["degenerate"], counts["images"]) == (3, 3, 2)
 
 
+def test_images_that_were_not_searched_are_not_counted() -> None:
+    found = eligible(candidates(), triplets(), MineConfig(replace="target"), {"i1"})
+    assert json.loads(found.schema.metadata[META])["images"] == 0  # their reference was not read
+    found = eligible(candidates(), triplets(), MineConfig(replace="target"), {"i0", "i1"})
+    assert json.loads(found.schema.metadata[META])["images"] == 1
+
+
 @pytest.mark.parametrize(
     ("replace", "kept"),
     [("both", ["target", "reference"]), ("reference", ["reference"]), ("target", ["target"])],

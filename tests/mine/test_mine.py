@@ -159,7 +159,7 @@ def test_images_without_any_neighbour_are_counted() -> None:
         2,
         0,
     )
-    assert warnings(counts) == [
+    assert warnings(counts, MineConfig()) == [
         "no image has a neighbour at similarity 0.999 or above: lower mine.floor and mine again"
     ]
 
@@ -170,7 +170,7 @@ def test_images_whose_neighbours_are_too_few_to_fill_s_max_are_counted() -> None
     short = settings_of(neighbours=3, floor=0.9, eps_low=0.9, s_max=1, alpha=-1)
     _, counts = case.pseudo(short)
     assert counts["images_cut_short"] == 1
-    assert "raise mine.neighbours" in warnings(counts)[-1]
+    assert "raise mine.neighbours" in warnings(counts, short)[-1]
     _, counts = case.pseudo(short.model_copy(update={"neighbours": 4}))
     assert counts["images_cut_short"] == 0
 
@@ -178,19 +178,26 @@ def test_images_whose_neighbours_are_too_few_to_fill_s_max_are_counted() -> None
 def test_a_setting_that_leaves_nothing_is_named() -> None:
     case = line_case([0.8, 0.7])
     _, counts = case.pseudo(settings_of(eps_low=0.99, eps_high=0.995))
-    assert warnings(counts)[0].startswith(
+    assert warnings(counts, MineConfig())[0].startswith(
         "no substitute lies within mine.eps_low 0.99 to mine.eps_high 0.995"
     )
     _, counts = case.pseudo(settings_of(alpha=1.0, eps_high=1.0))
-    assert f"lower it below {counts['best_score']}" in warnings(counts)[0]
+    assert f"lower it below {counts['best_score']}" in warnings(counts, MineConfig())[0]
+
+
+def test_a_share_that_leaves_nothing_is_named_as_it_was_set() -> None:
+    shares = settings_of(thresholds="quantile", floor=-1, eps_low=0, eps_high=1, alpha=1.0)
+    _, counts = line_case([0.8, 0.7]).pseudo(shares)
+    [said, *_] = warnings(counts, shares)
+    assert said.startswith("no score is greater than mine.alpha 1, score 1")
+    assert said.endswith(": lower it")
 
 
 def test_settings_that_leave_nearly_all_are_named() -> None:
-    said = warnings(random_case(0).pseudo(settings_of(eps_low=-1, eps_high=1, alpha=-1))[1])
+    every = settings_of(eps_low=-1, eps_high=1, alpha=-1)
+    said = warnings(random_case(0).pseudo(every)[1], every)
     assert "100.0% of the candidates" in said[0]
-    assert (
-        said[1] == "mine.alpha -1.0 leaves 100.0% of the pseudo triplets: raise it to filter more"
-    )
+    assert said[1] == "mine.alpha -1 leaves 100.0% of the pseudo triplets: raise it to filter more"
 
 
 def test_the_candidates_survive_parquet_and_any_order_of_rows(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from raycd.data.demo.synthetic import write_demo_data
 from raycd.data.read import read
 from raycd.data.schema import TRIPLET, Dataset
 from raycd.data.selection import hold_out
-from raycd.evaluate import cached_query, evaluate
+from raycd.evaluate import Mean, cached_query, evaluate
 from raycd.features import Features
 from raycd.model import lora
 from raycd.model.encoder import Encoder
@@ -364,3 +364,25 @@ def test_epochs_are_chosen_by_the_mean_of_select_by(
     query = cached_query(Sum(), images, texts)
     found = evaluate(dataset, "val", images, query, ks=[1, 10, 20]).recalls["average"]
     assert task.select() == pytest.approx(sum(found[k] for k in select_by) / len(select_by))
+
+
+def test_subsets_are_whole_where_epochs_are_chosen_on_what_is_held_out(
+    new_encoder: MakeEncoder, dataset: Dataset, paths: dict[str, str]
+) -> None:
+    """The gallery of the selection split has its references and targets alone."""
+    others = dataset.gallery_ids(dataset.categories()[0], "train")
+    rows = [
+        {**row, "subset": [row["target"], *others[:5]] if row["split"] == "selection" else None}
+        for row in dataset.triplets.to_pylist()
+    ]
+    data = dataclasses.replace(dataset, triplets=pa.Table.from_pylist(rows, schema=TRIPLET))
+    task = FineTune(new_encoder(), data, paths, settings(select_by=["recall_subset@1"]))
+    ids = list(paths)
+    with torch.inference_mode():
+        images = Features.of(ids, task.encoder.encode_images(task.pixels(ids)))
+        asked = list({row["text"]: None for row in data.queries("selection")})
+        texts = Features.of(asked, task.encoder.encode_tokens(task.encoder.tokenize(asked)))
+    found = evaluate(data, "selection", images, cached_query(Sum(), images, texts))
+    expected = Mean(("recall_subset@1",)).of(found.recalls)
+    assert expected < 1
+    assert task.select() == pytest.approx(expected)

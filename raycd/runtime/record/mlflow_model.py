@@ -95,7 +95,8 @@ class LoadedModel:
         """
         import pandas as pd
 
-        queries = [_query(row) for row in model_input.to_dict(orient="records")]
+        enough = self._searcher.enough  # as in training and in the service
+        queries = [_query(row, enough) for row in model_input.to_dict(orient="records")]
         found = self._searcher.search(queries)
         rows = [[{"image_id": r.image_id, "score": r.score} for r in own] for own in found]
         return pd.DataFrame({"results": rows})
@@ -113,11 +114,11 @@ def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> Lo
     )
 
 
-def _query(row: Mapping[str, Any]) -> Query:
+def _query(row: Mapping[str, Any], enough: int) -> Query:
     given = {name: value for name, value in row.items() if not _is_absent(value)}
     image = given.get("image")
     return Query(
-        image=None if image is None else read(image),
+        image=None if image is None else read(image, enough),
         image_id=given.get("image_id"),
         text=given.get("text", ""),
         top_k=_whole(given.get("top_k", Query.top_k)),
@@ -139,21 +140,23 @@ def _is_absent(value: Any) -> bool:
     return bool(pd.api.types.is_scalar(value) and pd.isna(value))  # None, NaN or NA
 
 
-def read(image: object) -> Image.Image:
+def read(image: object, enough: int = 0) -> Image.Image:
     """Return an image that is given as bytes, as a path or URL, or as a file in base64.
+
+    `enough` is as in `images.decode`.
 
     Raises DataError where it is none of these, or cannot be decoded.
     """
     if isinstance(image, bytes):
-        return images.decode(image)
+        return images.decode(image, enough=enough)
     if not isinstance(image, str):
         raise _no_image(type(image).__name__)
     head, is_data, encoded = image.partition(";base64,")
     if is_data and head.startswith("data:"):
-        return images.decode(_decoded(encoded))
+        return images.decode(_decoded(encoded), enough=enough)
     if "://" in image or (len(image) < 4096 and "\0" not in image and os.path.exists(image)):
-        return images.load(image)
-    return images.decode(_decoded(image))
+        return images.load(image, enough=enough)
+    return images.decode(_decoded(image), enough=enough)
 
 
 def _decoded(text: str) -> bytes:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import posixpath
 
 import pyarrow as pa
 
 from raycd import progress
+from raycd.data.folder import is_local
+from raycd.data.missing import ImageReport
+from raycd.errors import RaycdError, RunError
 from raycd.features.stored import Stored
 from raycd.model import encoder as encoders
 from raycd.model import maps
@@ -47,7 +51,30 @@ def zero_shot(context: Context, writing: Writing) -> None:
         progress.say(f"{len(missing)} images are missing or broken: {reasons}; listed in {listed}")
     else:
         context.run.discard(LISTED)  # of an earlier state of the data set
-    missing.check(len(context.own.images), context.config.data.max_missing, listed=listed)
+    try:
+        _check_reached(context, missing)
+        missing.check(len(context.own.images), context.config.data.max_missing, listed=listed)
+    except RaycdError:
+        images.forget_unreadable()  # else the same command would not read them again
+        raise
+
+
+def _check_reached(context: Context, missing: ImageReport) -> None:
+    """Raise RunError where this machine has images that those that embed have not found."""
+    lost = {one for one, reason in missing.reasons.items() if reason == "missing"}
+    columns = (context.own.images[name].to_pylist() for name in ("image_id", "path"))
+    here = [
+        path
+        for image_id, path in zip(*columns, strict=True)
+        if image_id in lost and path and is_local(path) and os.access(path, os.R_OK)
+    ]
+    if here:
+        raise RunError(
+            "images that are here are not where they were to be embedded",
+            got=f"{here[0]}{', ...' if len(here) > 1 else ''}",
+            expected="a data.root that every machine of the cluster reaches under this path",
+            do="mount it on all of them, or put it into a bucket; the same command goes on",
+        )
 
 
 def embed(context: Context, writing: Writing) -> None:

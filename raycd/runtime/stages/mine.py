@@ -54,7 +54,7 @@ def filter_pseudo(context: Context, writing: Writing) -> None:
     """Keep the candidates that the thresholds allow."""
     settings = context.config.mine
     counts = tasks.run(_filter, context, writing.shared)
-    found = warnings(counts)
+    found = warnings(counts, settings)
     writing.record |= {"counts": counts, "warnings": found}
     if settings.thresholds == "quantile":
         progress.say(thresholds_line(settings, writing.record["counts"]["settings"]))
@@ -68,7 +68,8 @@ def _filter(context: Context, uri: str) -> mine.Counts:
     table = pq.read_table(context.run.local("mine") / "candidates.parquet")
     thresholds = mine.resolve(table, settings)
     train = context.dataset.triplets_of("train")
-    table = mine.eligible(table, train, settings)
+    searched = _known(context.stored("embed", IMAGES).keys(), train)
+    table = mine.eligible(table, train, settings, searched)
     kept, counts = mine.filter_candidates(table, **thresholds)
     with tasks.written_to(uri) as folder:
         pq.write_table(kept, folder / "pseudo_triplets.parquet")

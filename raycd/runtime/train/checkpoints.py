@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 from fsspec.implementations.local import LocalFileSystem
 
 from raycd import scratch, stores
-from raycd.durable import replace_folder
+from raycd.durable import remove_halves, replace_folder
 from raycd.errors import RunError, WeightsError, brief
 from raycd.run import local_copy, open_uri
 from raycd.train.checkpoint import HISTORY, MID_EPOCH, TrainingState, read_history
@@ -36,7 +36,6 @@ KEPT = 2  # the newest ones, beside that of the best epoch
 _OURS = re.compile(r"epoch-\d{4,}(-step-\d{6,})?")
 FILE_OF_RAY = "checkpoint_manager_snapshot.json"
 # What a process leaves that is killed in `replace_folder`: .NAME.PROCESS and one of these
-_WRITING, _REPLACED = ".writing", ".replaced"
 _RAYS = re.compile(r"checkpoint_.+")  # of an earlier version, one an epoch
 
 
@@ -143,11 +142,9 @@ class Checkpoints:
         """
         if not self._is_local:
             return
-        for name in self._listed():
-            if name.endswith(_REPLACED) and not Path(self._path, name.split(".")[1]).exists():
-                Path(self._path, name).rename(Path(self._path, name.split(".")[1]))
-            elif name.endswith((_WRITING, _REPLACED)):
-                self._remove(name)
+        folder = Path(self._path)
+        if folder.is_dir():
+            remove_halves(folder)
 
     def forget_rays(self) -> None:
         """Remove Ray Train's list of the checkpoints of an earlier version.

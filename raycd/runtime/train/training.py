@@ -29,6 +29,7 @@ from raycd.config import Config, cli
 from raycd.data.folder import is_local
 from raycd.errors import ConfigError, RaycdError, RunError, TrainingError
 from raycd.model import threads
+from raycd.progress import say
 from raycd.run import open_uri
 from raycd.runtime import cluster, precision, private
 from raycd.runtime.record.mlflow_run import MlflowRun
@@ -140,6 +141,11 @@ def _scaling(config: Config, schedule: Schedule) -> Any:
     number: int | tuple[int, int]
     if isinstance(wanted, int):
         number = cluster.fitting(wanted, resources)
+        if number < wanted:
+            say(
+                f"{number} of {wanted} training workers: there is no room for more now. A cluster "
+                f'grows for --compute.train_workers \'{{"min": {wanted}, "max": {wanted}}}\''
+            )
     else:
         most = max(1, min(wanted["max"], schedule.batch_size // 2))  # two triplets a worker
         number = (min(wanted["min"], most), most)

@@ -26,6 +26,13 @@ def dataset(split: str = "", column: str = "") -> Dataset:
     return builder.build({})
 
 
+def test_stage_1_chooses_anew_by_subsets_of_the_split_that_is_held_out() -> None:
+    for select_by, expected in ((["recall_subset@1"], ["stage1"]), (["recall@10"], [])):
+        config = Config.model_validate({"name": "x", "stage1": {"select_by": select_by}})
+        data = dataset("selection", "subset")
+        assert [one for one in STAGES if since.changes(one, config, data)] == expected
+
+
 def changed(data: Dataset, **stage2: object) -> list[str]:
     config = Config.model_validate({"name": "x", "stage2": stage2})
     return [stage for stage in STAGES if since.changes(stage, config, data)]
