@@ -214,7 +214,7 @@ def _base(config: Config) -> Dataset:
     drawn = config.data.format == "synthetic"
     root = pipeline.run_folder(config).path("catalogue") if drawn else config.data.root
     found = reading.without_withheld(config, absolute(root))
-    if not reading.composes(config, found):
+    if not reading.composes(reading.fitted(config, found), found):
         return found
     run = pipeline.run_folder(config)
     if run.record("compose") is None:

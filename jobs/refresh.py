@@ -97,7 +97,8 @@ def _check(asked: argparse.Namespace, config: Config) -> None:
             expected="models:/<name>@<alias>, or a folder of this machine",
         )
     folder = Path(asked.champion)
-    if (folder.parent / IDENTITY).is_file() and (folder / RECORD).is_file():
+    begun = Path(config.runs, f"{asked.into}.refresh", "begin.json").is_file()  # a copy is there
+    if not begun and (folder.parent / IDENTITY).is_file() and (folder / RECORD).is_file():
         raise ConfigError(
             "the champion is a stage of a run, which would write it again when it is run again",
             got=f"--champion {asked.champion}",

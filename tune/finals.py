@@ -23,7 +23,7 @@ from raycd.progress import Bar, say
 from tune.journal import Journal, Record, ranked
 from tune.runner import trial_resources
 from tune.space import Space, Values
-from tune.trial import Tables, evaluated, set_threads
+from tune.trial import Tables, evaluated, result, set_threads
 
 DEFAULT, WINNER = "default", "winner"
 
@@ -75,7 +75,7 @@ def train_all(
         while todo:
             [done], _ = ray.wait(list(todo))
             name, seed, settings = todo.pop(done)
-            given = ray.get(done)
+            given = result(done)
             if "error" in given:
                 say(f"warning: {of.title}: {name}, seed {seed}, failed: {given['error']}")
                 found[name, seed] = None

@@ -113,7 +113,7 @@ class Journal:
     ) -> None:
         if known is None:
             return
-        then, now = known["settings"], asked["settings"]
+        then, now = used(known["settings"]), used(asked["settings"])
         compared = [name for name in then if name in now and not _is_open(name, now[name])]
         noted = dict(known) | {"settings": {name: then[name] for name in compared}}
         asked = dict(asked) | {"settings": {name: now[name] for name in compared}}
@@ -136,6 +136,12 @@ class Journal:
         """Keep what a trial gave, or what has been added to it since."""
         assert record["status"] in ENDED
         self.run.write_json(f"trials/{record['number']:05d}.json", record)
+
+
+def used(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings by dotted name, but for those of an adaptation that is left out."""
+    adapts = settings.get("adapt.epochs", 0) > 0
+    return {name: value for name, value in settings.items() if adapts or name[:6] != "adapt."}
 
 
 def _is_open(name: str, value: Any) -> bool:

@@ -190,6 +190,15 @@ def train(
     return TrainedHead(task, history, len(pseudo), seen, time.monotonic() - began)
 
 
+def result(done: Any) -> dict[str, Any]:
+    """Return what a task has returned, or {"error": why its process was lost}."""
+    try:
+        found: dict[str, Any] = ray.get(done)
+    except ray.exceptions.RayError as error:  # killed, out of memory, its machine gone
+        return {"error": f"its process was lost: {type(error).__name__}: {error}"}
+    return found
+
+
 def set_threads(config: Config) -> None:
     """Give torch as many threads as CPUs are reserved for a trial, or as set."""
     threads.use(config.compute.threads or max(1, int(config.tune.cpus_per_trial)))

@@ -27,7 +27,8 @@ from raycd.runtime import cluster, pipeline
 from raycd.runtime.record.child_runs import ChildRuns
 from raycd.runtime.record.tracking import Tracker
 from raycd.runtime.stages import since, weights
-from tune.trial import Tables, evaluated
+from tune.journal import used
+from tune.trial import Tables, evaluated, result
 
 FOLDER, IDENTITY = "compare", "compare/comparison.json"
 SHARED = ("encoder", "zero_shot", "stage1", "embed", "mine")  # stages that all cells read
@@ -111,8 +112,8 @@ class Cells:
         known = self.run.read_json(IDENTITY)
         if known is None or not self.run.names(f"{FOLDER}/cells"):
             return
-        noted = known["settings"]  # an earlier raycd has noted fewer
-        now = {name: value for name, value in _shared(config).items() if name in noted}
+        noted = used(known["settings"])  # an earlier raycd has noted fewer
+        now = {name: value for name, value in used(_shared(config)).items() if name in noted}
         if changes := precision.changes(noted, now):
             raise self._changed("; ".join(changes[:5]))
 
@@ -218,7 +219,7 @@ def run_all(
                 running[task] = cell
             [done], _ = ray.wait(list(running))
             cell = running.pop(done)
-            record = _record(cell, _result(done))
+            record = _record(cell, {"started": time.time(), **result(done)})
             cells.write(record)
             found[cell.path] = record
             if "error" not in record:
@@ -248,15 +249,6 @@ def _train(tables: Tables, config: Config) -> Record:
         return {**evaluated(tables, config, None, "val"), "started": began}
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}", "started": began}
-
-
-def _result(done: Any) -> Record:
-    try:
-        result: Record = ray.get(done)
-    except ray.exceptions.RayError as error:  # killed, out of memory, its machine gone
-        said = f"its process was lost: {type(error).__name__}: {error}"
-        return {"error": said, "started": time.time()}
-    return result
 
 
 def _record(cell: Cell, result: Record) -> Record:

@@ -53,7 +53,7 @@ def encode(
             (
                 f"it says the same as {other}"
                 for other, column in zip(kept, columns, strict=True)
-                if _alike(column_N, column)
+                if name not in settings.attributes and _alike(column_N, column)
             ),
             "",
         )

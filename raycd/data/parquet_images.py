@@ -161,7 +161,7 @@ def rows(folder: Folder, names: list[str]) -> Iterator[tuple[str, int, dict[str,
     for name in names:
         resolved = folder.resolve(name)
         with (
-            damaged.told(f"{name} cannot be read as parquet", "write the file again"),
+            damaged.table(f"{name} cannot be read as parquet", "write the file again"),
             stores.opened(resolved) as opened,
         ):
             file = pq.ParquetFile(opened)

@@ -86,7 +86,7 @@ def blocks(
 def _streamed(folder: Folder, name: str, columns: Sequence[str], size: int) -> Iterator[pa.Table]:
     extension, path = posixpath.splitext(name)[1].lower(), folder.resolve(name)
     what = f"{without_passwords(path)} cannot be read as {extension[1:]}"
-    with damaged.told(what, _AGAIN), stores.opened(path) as file:
+    with damaged.table(what, _AGAIN), stores.opened(path) as file:
         if extension == ".parquet":
             table = pyarrow.parquet.ParquetFile(file)
             wanted = [one for one in table.schema_arrow.names if one.strip() in columns]

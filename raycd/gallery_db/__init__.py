@@ -137,30 +137,33 @@ class GalleryDatabase:
     ) -> Seed | None:
         """Copy a bundle's gallery, unless the database has ever had a change; return `seed()`.
 
-        It is one transaction, and processes that do it at once do it once: the others wait, as long
-        as a copy may take.
+        It is one transaction. Of processes that do it at once one does, and the others wait for it.
 
         Args:
             table: A `bundle.gallery_table` with features, or the parts of one.
             fingerprint: The encoder of its features.
             digest: SHA-256 of its file.
         """
+        begun = False
+
+        def parts() -> Iterator[pa.RecordBatch]:
+            nonlocal begun
+            begun = True
+            in_parts = table.to_batches(tables.CHUNK) if isinstance(table, pa.Table) else table
+            yield from in_parts
+
         until = time.monotonic() + database.STATEMENT_S
         while True:
             try:
-                return self._begin(table, fingerprint, digest)
-            except GalleryError as error:
-                if error.reason != "locked" or self.version() or time.monotonic() > until:
+                return self._begin(parts(), fingerprint, digest)
+            except GalleryError as error:  # locked by another copy, or while this one was made
+                if error.reason != "locked" or begun or time.monotonic() > until:
                     raise
 
-    def _begin(
-        self, table: pa.Table | Iterable[pa.RecordBatch], fingerprint: str, digest: str
-    ) -> Seed | None:
+    def _begin(self, parts: Iterable[pa.RecordBatch], fingerprint: str, digest: str) -> Seed | None:
         with self.transaction("copying the bundle's gallery") as connection:
             if statements.locked_version(connection) == 0 and statements.seed(connection) is None:
-                if isinstance(table, pa.Table):
-                    table = table.to_batches(max_chunksize=tables.CHUNK)
-                version = self._copy(connection, table, fingerprint)
+                version = self._copy(connection, parts, fingerprint)
                 values = {"version": version, "seed_digest": digest, "seed_version": version}
                 connection.execute(update(gallery).where(gallery.c.id == STATE).values(values))
             return statements.seed(connection)

@@ -376,4 +376,5 @@ def _key(text: str) -> str:
     """Return what a text's feature is kept by: the text, or where it is long its hash."""
     if len(text) <= _SHORT:
         return text
-    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
+    hashed = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
+    return hashed.ljust(_SHORT + 1)  # as long as no text that is kept as it is

@@ -74,6 +74,8 @@ def test_a_column_that_says_the_same_as_another_is_left_out() -> None:
     coded = compose.encode(rows, ComposeConfig(), title="title")
     assert coded.names == ["colour", "shade"]
     assert coded.left_out == {"colour_de": "it says the same as colour"}
+    named = ComposeConfig(attributes=["colour", "colour_de"])
+    assert compose.encode(rows, named, title="title").names == ["colour", "colour_de"]
     fewer = [{**row, "colour": ""} if number else row for number, row in enumerate(rows)]
     assert "colour_de" in compose.encode(fewer, ComposeConfig(), title="title").names
 

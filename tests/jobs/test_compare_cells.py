@@ -19,7 +19,7 @@ import pytest
 import ray
 from mlflow import MlflowClient
 
-from jobs.comparison import cells, heads, results
+from jobs.comparison import heads, results
 from jobs.comparison.cells import IDENTITY, Cells, Record, run_all, tracked
 from jobs.comparison.plan import ALWAYS, make_plan
 from raycd import mine
@@ -31,7 +31,7 @@ from raycd.data.schema import Dataset
 from raycd.errors import RunError
 from raycd.evaluate import Metric
 from raycd.run import Run
-from tune.trial import Tables, Vectors
+from tune.trial import Tables, Vectors, result
 
 D, IMAGES = 8, 40
 IDS = [f"i{n}" for n in range(IMAGES)]
@@ -243,7 +243,7 @@ def test_a_cell_that_is_lost_with_its_machine_is_one_that_has_failed(ray_cluster
     owner = owner.remote()
     [done] = ray.get(owner.begun.remote())
     ray.kill(owner)
-    assert cells._result(done)["error"].startswith("its process was lost: OwnerDiedError: ")
+    assert result(done)["error"].startswith("its process was lost: OwnerDiedError: ")
 
 
 def test_features_are_put_into_the_object_store_once_whatever_the_heads_need(

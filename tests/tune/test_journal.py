@@ -165,6 +165,7 @@ def test_a_setting_that_was_new_since_then_is_no_change(tmp_path: Path) -> None:
     file = tmp_path / "tiny-sweep" / "sweep.json"
     noted = json.loads(file.read_text())
     del noted["settings"]["data.title"]
+    noted["settings"]["adapt.logit_scale"] = 100.0  # the default until then, of what is left out
     file.write_text(json.dumps(noted))
     assert opened(tmp_path, resume=True).trials() == [TRIAL]
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import posixpath
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pyarrow as pa
 
 from raycd import progress
 from raycd.data.folder import is_local
-from raycd.data.missing import ImageReport
 from raycd.errors import RaycdError, RunError
 from raycd.features.stored import Stored
 from raycd.model import encoder as encoders
@@ -51,30 +52,45 @@ def zero_shot(context: Context, writing: Writing) -> None:
         progress.say(f"{len(missing)} images are missing or broken: {reasons}; listed in {listed}")
     else:
         context.run.discard(LISTED)  # of an earlier state of the data set
-    try:
-        _check_reached(context, missing)
+    with _read_again(images):
         missing.check(len(context.own.images), context.config.data.max_missing, listed=listed)
+
+
+@contextmanager
+def _read_again(images: Stored) -> Iterator[None]:
+    """Have the next start read images again that could not be read, where this block ends it."""
+    try:
+        yield
     except RaycdError:
-        images.forget_unreadable()  # else the same command would not read them again
+        images.forget_unreadable()
         raise
 
 
-def _check_reached(context: Context, missing: ImageReport) -> None:
-    """Raise RunError where this machine has images that those that embed have not found."""
-    lost = {one for one, reason in missing.reasons.items() if reason == "missing"}
+def check_reached(context: Context, images: Stored) -> None:
+    """Raise RunError where this machine has images that those that embed have not found.
+
+    They are read again then.
+    """
+    lost = {one for one, reason in images.report().reasons.items() if reason == "missing"}
     columns = (context.own.images[name].to_pylist() for name in ("image_id", "path"))
     here = [
         path
         for image_id, path in zip(*columns, strict=True)
-        if image_id in lost and path and is_local(path) and os.access(path, os.R_OK)
+        if image_id in lost and path and is_local(path) and _is_readable(path)
     ]
-    if here:
+    if not here:
+        return
+    with _read_again(images):
         raise RunError(
             "images that are here are not where they were to be embedded",
             got=f"{here[0]}{', ...' if len(here) > 1 else ''}",
             expected="a data.root that every machine of the cluster reaches under this path",
             do="mount it on all of them, or put it into a bucket; the same command goes on",
         )
+
+
+def _is_readable(path: str) -> bool:
+    return os.path.isfile(path) and os.access(path, os.R_OK)
 
 
 def embed(context: Context, writing: Writing) -> None:
@@ -98,6 +114,7 @@ def embed_all(context: Context, writing: Writing, used: Encoder, texts: list[str
         )
         for unit, table in given.items()
     )
+    check_reached(context, images)
     writing.record["counts"] = {
         "images": len(context.own.images),
         "texts": len(texts),
