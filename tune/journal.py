@@ -141,7 +141,11 @@ class Journal:
 def used(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings by dotted name, but for those of an adaptation that is left out."""
     adapts = settings.get("adapt.epochs", 0) > 0
-    return {name: value for name, value in settings.items() if adapts or name[:6] != "adapt."}
+    return {
+        name: value
+        for name, value in settings.items()
+        if adapts or name == "adapt.epochs" or not name.startswith("adapt.")
+    }
 
 
 def _is_open(name: str, value: Any) -> bool:
