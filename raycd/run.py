@@ -153,7 +153,7 @@ class Run:
             )
 
         with alone(self.root, refused) as self._lease:
-            if "://" not in self.root:
+            if self.is_local:
                 remove_halves(Path(self.root))
             try:
                 yield

@@ -67,9 +67,7 @@ def main(options: cli.Options) -> None:
     # A mistake ends it before anything starts, in data.root or the metric before there is a folder.
     space, name = make_space(config, flags.space), pipeline.run_name(config)
     _check_reach(space)
-    dataset = (
-        None if config.data.format == "synthetic" else reading.dataset(config, config.data.root)
-    )
+    dataset = reading.unless_drawn(config)
     if dataset is not None:
         reading.check_measured(dataset)
     metric = evaluation.named_metric(config.tune.metric, config, dataset)

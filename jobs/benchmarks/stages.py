@@ -73,8 +73,7 @@ def _named(root: Path) -> Iterator[tuple[str, str]]:
 
 def _run(config: Config) -> dict[str, Any]:
     rows: dict[str, Any] = {}
-    drawn = config.data.format == "synthetic"
-    dataset = None if drawn else reading.dataset(config, config.data.root)
+    dataset = reading.unless_drawn(config)
     config = reading.fitted(config, dataset)
     with cluster.connected():
         for stage in pipeline.stages_of(config, dataset):

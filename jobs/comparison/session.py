@@ -38,8 +38,7 @@ def checked(config: Config) -> Dataset | None:
             do="give --evaluate.captions joined; jobs/evaluate.py asks in both orders",
         )
     local_ray.address()
-    drawn = config.data.format == "synthetic"
-    dataset = None if drawn else reading.dataset(config, config.data.root)
+    dataset = reading.unless_drawn(config)
     if dataset is not None:
         reading.check_measured(dataset)
     Cells(pipeline.run_folder(config)).check(config)

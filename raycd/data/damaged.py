@@ -37,7 +37,6 @@ def told(what: str, do: str) -> Iterator[None]:
         yield
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         # Of damage in a footer or a page Arrow makes a plain OSError, which has no number
-        damage = not isinstance(error, OSError) or (type(error) is OSError and error.errno is None)
-        if not damage:
+        if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
             raise
         raise DataError(what, got=without_passwords(str(error)), do=do) from error

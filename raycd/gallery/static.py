@@ -157,9 +157,12 @@ class Gallery:
     def has_attribute(self, name: str, value: str | None, among: Mask | None = None) -> bool:
         """Return whether an image has an attribute, or this value of it: of all, or of a mask."""
         known = self._values.get(name)
-        if known is None or (value is not None and value not in known.values):
+        if known is None:
             return False
-        codes = known.code_N if value is None else known.code_N[known.values.index(value)]
+        try:
+            codes = known.code_N if value is None else known.code_N[known.values.index(value)]
+        except ValueError:
+            return False
         of_it = np.zeros(len(self._attributes.values), np.bool_)
         of_it[codes] = True
         rows = self._attributes.rows[of_it[self._attributes.codes]]

@@ -9,10 +9,10 @@ Shapes: G positions (index and additions), A additions, B queries, D feature siz
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Self
 
 import numpy as np
@@ -286,6 +286,13 @@ class View:
 
     def has_attribute(self, name: str, value: str | None = None) -> bool:
         """Return whether an image has an attribute, or this value of it."""
+        return self._known(name, value)
+
+    @cached_property
+    def _known(self) -> Callable[[str, str | None], bool]:
+        return lru_cache(1024)(self._find)  # the same filters come again and again
+
+    def _find(self, name: str, value: str | None) -> bool:
         return self.gallery.has_attribute(name, value, self._index_live) or any(
             name in row.attributes and value in (None, row.attributes[name])
             for row in self._live_additions()

@@ -267,8 +267,7 @@ def run(config: Config, *, until: str = STAGES[-1].name) -> Outcome:
     local_ray.address()  # refuses a wrong RAY_ADDRESS before any work
     # Read before the folder is made: a mistyped data.root must not claim the run's name, nor wait
     # for weights.
-    drawn = config.data.format == "synthetic"
-    dataset = None if drawn else reading.dataset(config, config.data.root)
+    dataset = reading.unless_drawn(config)
     config = reading.fitted(config, dataset)
     if config.registry.alias:
         evaluation.named_metric(config.registry.metric, config, dataset)

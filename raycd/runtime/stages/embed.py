@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pyarrow as pa
 
 from raycd import progress
 from raycd.data.folder import is_local
-from raycd.errors import RaycdError, RunError
+from raycd.data.missing import ImageReport
+from raycd.errors import DataError, RunError
 from raycd.features.stored import Stored
 from raycd.model import encoder as encoders
 from raycd.model import maps
@@ -42,8 +41,7 @@ def encoder(context: Context, writing: Writing) -> None:
 def zero_shot(context: Context, writing: Writing) -> None:
     """Embed every image, which finds missing and broken ones, and the evaluation texts of val."""
     used = encoders.load_saved(context.run.local("encoder") / "encoder")
-    images = embed_all(context, writing, used, texts_of(context.own, ["val"]))
-    missing = images.report()
+    images, missing = embed_all(context, writing, used, texts_of(context.own, ["val"]))
     writing.record["missing"] = missing.to_dict()
     listed = context.run.path(LISTED)
     if len(missing):
@@ -52,35 +50,29 @@ def zero_shot(context: Context, writing: Writing) -> None:
         progress.say(f"{len(missing)} images are missing or broken: {reasons}; listed in {listed}")
     else:
         context.run.discard(LISTED)  # of an earlier state of the data set
-    with _read_again(images):
-        missing.check(len(context.own.images), context.config.data.max_missing, listed=listed)
-
-
-@contextmanager
-def _read_again(images: Stored) -> Iterator[None]:
-    """Have the next start read images again that could not be read, where this block ends it."""
     try:
-        yield
-    except RaycdError:
-        images.forget_unreadable()
+        missing.check(len(context.own.images), context.config.data.max_missing, listed=listed)
+    except DataError:
+        images.forget_unreadable()  # else the same command would not read them again
         raise
 
 
-def check_reached(context: Context, images: Stored) -> None:
+def check_reached(context: Context, images: Stored, missing: ImageReport) -> None:
     """Raise RunError where this machine has images that those that embed have not found.
 
     They are read again then.
     """
-    lost = {one for one, reason in images.report().reasons.items() if reason == "missing"}
+    lost = {one for one, reason in missing.reasons.items() if reason == "missing"}
+    if not lost:
+        return
     columns = (context.own.images[name].to_pylist() for name in ("image_id", "path"))
     here = [
         path
         for image_id, path in zip(*columns, strict=True)
         if image_id in lost and path and is_local(path) and _is_readable(path)
     ]
-    if not here:
-        return
-    with _read_again(images):
+    if here:
+        images.forget_unreadable()
         raise RunError(
             "images that are here are not where they were to be embedded",
             got=f"{here[0]}{', ...' if len(here) > 1 else ''}",
@@ -99,10 +91,12 @@ def embed(context: Context, writing: Writing) -> None:
     embed_all(context, writing, used, embedded_texts(context.dataset))
 
 
-def embed_all(context: Context, writing: Writing, used: Encoder, texts: list[str]) -> Stored:
+def embed_all(
+    context: Context, writing: Writing, used: Encoder, texts: list[str]
+) -> tuple[Stored, ImageReport]:
     """Embed all images and `texts` with an encoder.
 
-    Returns the features of the images.
+    Returns the features of the images, and which have none.
     """
     given = {
         "images": image_table(context.own),
@@ -114,10 +108,11 @@ def embed_all(context: Context, writing: Writing, used: Encoder, texts: list[str
         )
         for unit, table in given.items()
     )
-    check_reached(context, images)
+    missing = images.report()
+    check_reached(context, images, missing)
     writing.record["counts"] = {
         "images": len(context.own.images),
         "texts": len(texts),
-        "missing": len(images.report()),
+        "missing": len(missing),
     }
-    return images
+    return images, missing

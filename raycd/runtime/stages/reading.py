@@ -52,6 +52,11 @@ def dataset(config: Config, root: str) -> Dataset:
     return held_out(found, config) if needed else found
 
 
+def unless_drawn(config: Config) -> Dataset | None:
+    """Read the data set of the settings, as `dataset`; None for the demo's, still to be drawn."""
+    return None if config.data.format == "synthetic" else dataset(config, config.data.root)
+
+
 def without_withheld(config: Config, root: str) -> Dataset:
     """Read the data set at `root`, but for the train triplets that `compose.when` withholds."""
     found = read(config.data, root)

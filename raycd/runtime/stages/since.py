@@ -18,16 +18,19 @@ def changes(stage: str, config: Config, dataset: Dataset) -> list[str]:
     found = []
     if stage == "stage1" and _has(dataset, "further_targets", ["train"]):
         found.append("an epoch draws one of the right targets")
-    if stage == "stage1" and config.stage1.select_on == "selection":
-        by_subset = any(name.startswith("recall_subset") for name in config.stage1.select_by)
-        if by_subset and _has(dataset, "subset", ["selection"]):
-            found.append("subsets are whole")
+    held_out = config.stage1.select_on == "selection" and _by_subset(config.stage1.select_by)
+    if stage == "stage1" and held_out and _has(dataset, "subset", ["selection"]):
+        found.append("subsets are whole")
     if stage in ("stage2", "evaluate") and fusion.head_class(config.stage2.head).reranks:
         splits: list[str] = ["val"] if stage == "evaluate" else [config.stage2.select_on]
-        by_subset = any(name.startswith("recall_subset") for name in config.stage2.select_by)
+        by_subset = _by_subset(config.stage2.select_by)
         if (stage == "evaluate" or by_subset) and _has(dataset, "subset", splits):
             found.append("subsets are re-ranked")
     return found
+
+
+def _by_subset(select_by: Sequence[str]) -> bool:
+    return any(name.startswith("recall_subset") for name in select_by)
 
 
 def _has(dataset: Dataset, column: str, splits: Sequence[str]) -> bool:

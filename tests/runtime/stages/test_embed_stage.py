@@ -39,8 +39,10 @@ def test_images_that_are_here_and_were_not_found_end_the_run_and_are_read_again(
             shards.write(folder, number, table)
         return Stored.open(folder)
 
-    embed.check_reached(context, stored(READABLE, "missing", "missing", "truncated"))
+    found = stored(READABLE, "missing", "missing", "truncated")
+    embed.check_reached(context, found, found.report())
     assert len(shards.parts(str(tmp_path / "images"))) == 2
+    found = stored("missing", READABLE, READABLE, READABLE)
     with pytest.raises(RunError, match=r"not where they were to be embedded(.|\n)*here\.png"):
-        embed.check_reached(context, stored("missing", READABLE, READABLE, READABLE))
+        embed.check_reached(context, found, found.report())
     assert list(shards.parts(str(tmp_path / "images"))) == [1]
