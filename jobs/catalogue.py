@@ -58,10 +58,12 @@ def main(options: cli.Options) -> None:
     from raycd.data.read import read
     from raycd.run import open_uri
     from raycd.runtime import pipeline
+    from raycd.runtime.stages import reading
 
     config = options.config
     cli.at_least("--seeds", options.flags.seeds, 1)
     name = pipeline.run_name(config)
+    reading.check_asked_once(config)
     drawn = config.data.format == "synthetic"
     if not drawn and not len(read(config.data).triplets_of("val")):
         raise ConfigError(

@@ -25,6 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from raycd import durable
 from raycd.config import Config, Protocol, cli
 from raycd.errors import ConfigError
 from raycd.errors import program as called
@@ -98,7 +99,7 @@ def main(options: cli.Options) -> None:
 
 def _check_path(option: str, name: str, *, is_folder: bool) -> None:
     """Raise ConfigError where nothing can be written there, before anything is measured."""
-    path = Path(name)
+    path = cli.local_folder(option, name) if is_folder else cli.local_file(option, name)
     there = next(one for one in (path, *path.absolute().parents) if one.exists())
     fits = there.is_dir() if is_folder else path.parent.is_dir() and not path.is_dir()
     if not fits:
@@ -130,9 +131,8 @@ def measure(config: Config, asked: argparse.Namespace) -> None:
         )
     if asked.per_query:
         both = config.evaluate.captions == "both_orders"
-        pq.write_table(
-            per_query.table(dataset, "val", found, both_orders=both), Path(asked.per_query)
-        )
+        with durable.replace_file(Path(asked.per_query)) as fresh:
+            pq.write_table(per_query.table(dataset, "val", found, both_orders=both), fresh)
         print(f"\nqueries: {asked.per_query}")
 
 
@@ -232,7 +232,8 @@ def submit(config: Config, folder: str | None, out: Path) -> None:
     )
     out.mkdir(parents=True, exist_ok=True)
     for name, answer in make(ranked).items():
-        (out / name).write_text(json.dumps(answer), encoding="utf-8")
+        with durable.replace_file(out / name) as fresh:
+            fresh.write_text(json.dumps(answer), encoding="utf-8")
         print(f"{len(ranked.gallery)} queries: {out / name}")
     if ranked.unasked or ranked.missing:
         print(

@@ -150,7 +150,7 @@ def _check(options: argparse.Namespace) -> int:
     return cli.EXIT_MISTAKE if found.faults or found.lost else 0
 
 
-def _backup(options: argparse.Namespace) -> None:
+def _backup(options: argparse.Namespace) -> int | None:
     folder = cli.local_folder("--to", options.to)
     with StoredGallery.open(options.gallery, options.pictures) as stored:
         saved = backup.save(stored, folder)
@@ -167,6 +167,7 @@ def _backup(options: argparse.Namespace) -> None:
     if saved.lost:
         print(f"lost:      the gallery itself has no picture of {_some(saved.lost)}")
     print(f"backup:    {options.to}")
+    return cli.EXIT_MISTAKE if saved.lost else None
 
 
 def _restore(options: argparse.Namespace) -> None:

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs import feedback
-from raycd.config import Config, cli, settings
+from raycd.config import Config, cli, layers, settings
 from raycd.data import catalogue, sources
 from raycd.data.folder import absolute, is_local
 from raycd.durable import replace_folder
@@ -69,7 +69,11 @@ def main(options: cli.Options) -> None:
     asked.gallery = settings.address(asked.gallery, "gallery")
     asked.pictures = settings.address(asked.pictures, "pictures")
     _check(asked, config)
-    Refresh(config, asked, Path(config.runs) / f"{asked.into}.refresh").run()
+    Refresh(config, asked, _folder(asked, config)).run()
+
+
+def _folder(asked: argparse.Namespace, config: Config) -> Path:
+    return Path(absolute(config.runs), f"{asked.into}.refresh")
 
 
 def _check(asked: argparse.Namespace, config: Config) -> None:
@@ -77,12 +81,15 @@ def _check(asked: argparse.Namespace, config: Config) -> None:
 
     if not (asked.champion and asked.into and asked.gallery):
         raise ConfigError("a refresh takes --champion, --into and --gallery", do="give all three")
+    layers.build([layers.Layer("--into", {"name": asked.into})])
     if (asked.service is None) != (asked.hup is None):
         raise ConfigError(
             "a service is changed by the signal HUP, and tells over HTTP that it did",
             got="--service or --hup alone",
             do="give both, or neither",
         )
+    if asked.hup is not None:
+        cli.at_least("--hup", asked.hup, 1)  # 0 and -1 are many processes
     if not is_local(config.runs):
         raise ConfigError(
             "a refresh keeps what it has done on this machine",
@@ -97,7 +104,7 @@ def _check(asked: argparse.Namespace, config: Config) -> None:
             expected="models:/<name>@<alias>, or a folder of this machine",
         )
     folder = Path(asked.champion)
-    begun = Path(config.runs, f"{asked.into}.refresh", "begin.json").is_file()  # a copy is there
+    begun = (_folder(asked, config) / "begin.json").is_file()  # a copy is there
     if not begun and (folder.parent / IDENTITY).is_file() and (folder / RECORD).is_file():
         raise ConfigError(
             "the champion is a stage of a run, which would write it again when it is run again",

@@ -55,7 +55,9 @@ def run(config: Config, *, seeds: int, concurrent: int = 0) -> tuple[str, Table]
                 _sum("w/ FT-Image", tuned["image"], "embed"),
                 _sum("w/ FT-Both", context, "embed"),
             ]
-            trained = (results.method(row, found, categories) for row in rows)
+            trained = [results.method(row, found, categories) for row in rows]
+            failed = results.failures(rows, found)
+            results.check_trained(trained, failed)
             methods += [method for method in trained if method is not None]
             full = next((method for method in methods if method.name == FULL), None)
             lines = against(
@@ -70,7 +72,7 @@ def run(config: Config, *, seeds: int, concurrent: int = 0) -> tuple[str, Table]
                 "Ablation (the paper's Table 2)",
                 session.metrics_of(both, categories),
                 lines,
-                [*notes, *results.failures(rows, found)],
+                [*notes, *failed],
             )
             beside = [_published(table)] if session.is_fashioniq(both) else []
             return work.finish(NAME, [table], beside), table

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -79,12 +79,7 @@ def tables(
     """
     failed = failures(wanted, found)
     methods = {id(row): method(row, found, categories) for row in wanted}
-    if not any(one is not None and one.is_trained for one in methods.values()):
-        raise RunError(
-            "every training of the comparison has failed",
-            got=failed[0] if failed else "no training",
-            do="fix it, then run the same command again",
-        )
+    check_trained(methods.values(), failed)
     still = [one for row in wanted if not row.is_trained and (one := methods[id(row)])]
     made: list[Table] = []
     shown: dict[tuple[str, str], list[WantedRow]] = {}
@@ -105,6 +100,16 @@ def tables(
         heading = f"{title.capitalize()}, {TITLES[variant]}"
         made.append(Table(key, heading, metrics, lines, [*notes, *failed]))
     return made + _gains(shown, methods, metrics)
+
+
+def check_trained(methods: Iterable[Method | None], failed: Sequence[str]) -> None:
+    """Raise RunError where no row is left that was trained; `failed` says why."""
+    if not any(one is not None and one.is_trained for one in methods):
+        raise RunError(
+            "every training of the comparison has failed",
+            got=failed[0] if failed else "no training",
+            do="fix it, then run the same command again",
+        )
 
 
 def _gains(

@@ -12,7 +12,7 @@ from raycd.compare.lines import Table
 from raycd.compare.writing import Grid
 from raycd.config import Config
 from raycd.data.schema import Dataset
-from raycd.errors import ConfigError, TrackingError
+from raycd.errors import TrackingError
 from raycd.evaluate import AVERAGE, Metric
 from raycd.progress import say
 from raycd.run import Run
@@ -31,12 +31,7 @@ def checked(config: Config) -> Dataset | None:
         RunError: The run has cells of another encoder, or RAY_ADDRESS is wrong.
     """
     pipeline.run_name(config)
-    if config.evaluate.captions != "joined":
-        raise ConfigError(
-            "a comparison asks each query once",
-            got=f"evaluate.captions {config.evaluate.captions}",
-            do="give --evaluate.captions joined; jobs/evaluate.py asks in both orders",
-        )
+    reading.check_asked_once(config)
     local_ray.address()
     dataset = reading.unless_drawn(config)
     if dataset is not None:

@@ -61,11 +61,20 @@ def at_least(option: str, given: int, least: int) -> None:
 
 def local_folder(option: str, named: str) -> Path:
     """Return the folder that an option names. Raise ConfigError where it is one of a store."""
+    return _local(option, named, "folder")
+
+
+def local_file(option: str, named: str) -> Path:
+    """Return the file that an option names. Raise ConfigError where it is one of a store."""
+    return _local(option, named, "file")
+
+
+def _local(option: str, named: str, what: str) -> Path:
     if "://" in named:
         raise ConfigError(
-            f"{option} is a folder of this machine, not of a store",
+            f"{option} is a {what} of this machine, not of a store",
             got=without_passwords(named),
             expected="a path",
-            do="name a folder, and copy it to or from the store with the store's own tool",
+            do=f"name a {what}, and copy it to or from the store with the store's own tool",
         )
     return Path(named)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, overload
+from typing import Any, NamedTuple, TypeVar, get_args, overload
 
 import yaml
 from pydantic import ValidationError
@@ -62,11 +62,7 @@ def build(layers: Sequence[Layer], model: type[Section] = Config) -> Section:
     given = gather(layers, model)
     types = field_types(model)
     # pydantic reads true as 1; in YAML `epochs: yes` is a slip.
-    slips = [
-        name
-        for name, got in given.items()
-        if isinstance(got.value, bool) and types[name] in (int, float)
-    ]
+    slips = [name for name, got in given.items() if _has_bool(got.value) and _counts(types[name])]
     problems = [str(_problem(name, given.pop(name), "a number")) for name in slips]
     try:
         config = model.model_validate(_nested(given))
@@ -165,6 +161,21 @@ class _Loader(yaml.SafeLoader):
                     )
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+def _has_bool(value: object) -> bool:
+    parts = value.values() if isinstance(value, Mapping) else value
+    if isinstance(parts, Iterable) and not isinstance(parts, str | bytes):
+        return any(map(_has_bool, parts))
+    return isinstance(parts, bool)
+
+
+def _counts(found: object) -> bool:
+    """Tell whether a type may be a number, or hold some, and is never bool."""
+    parts = {found, *get_args(found)}
+    return bool not in parts and (
+        not parts.isdisjoint({int, float}) or any(_counts(part) for part in get_args(found))
+    )
 
 
 def _leaves(

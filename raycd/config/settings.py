@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,12 @@ OTHERS = {f"{PREFIX}{name}" for name in _OWN}
 """Variables that are not settings: of the client, the proxy (serve/security/front.py), the search
 engine (raycd/gallery_engine/address.py) and compose.yaml.
 """
+
+_SERVICE_LINK = re.compile(
+    r"\w+_(SERVICE_HOST=.*|SERVICE_PORT(_\w+)?=\d+|PORT(_\d+_(TCP|UDP|SCTP))?=(tcp|udp|sctp)://.*"
+    r"|PORT_\d+_(TCP|UDP|SCTP)_(PROTO|PORT|ADDR)=.*)"
+)
+"""What Kubernetes sets in each pod for a Service, such as raycd-serve-svc: no settings."""
 
 FORMS = 'write a list as a,b or [a, b], and what has parts as JSON: {"name": 1}'
 
@@ -202,6 +209,8 @@ class _Reader(Generic[S]):
             if self._prefix == PREFIX and variable.startswith(SERVICE):
                 continue
             name = self._variables.get(variable)
+            if name is None and _SERVICE_LINK.fullmatch(f"{variable}={environment[variable]}"):
+                continue
             if name is None:
                 guess = variable.removeprefix(self._prefix).lower().replace("__", ".")
                 raise layers.unknown(guess, "environment", self._model, self._variable)

@@ -32,7 +32,7 @@ from raycd.model.encoder import Encoder
 from raycd.model.fusion import Head, HeadConfig, joint
 from raycd.model.fusion.head import WORDS
 from raycd.run import local_copy, open_uri
-from raycd.runtime import cluster
+from raycd.runtime import cluster, local_ray
 from raycd.runtime.embed import embed_maps, embed_shards
 from raycd.runtime.evaluate.evaluation import Variant, variant
 from raycd.runtime.stages.context import (
@@ -135,7 +135,7 @@ def _embedded(
 @contextmanager
 def _shared_folder(config: Config) -> Iterator[str]:
     """Give a folder or URI that all machines reach, gone at the end of the block."""
-    if cluster.machines() == 1:
+    if not local_ray.address():  # a cluster's workers may be elsewhere, however few there are now
         with scratch.folder() as folder:
             yield str(folder)
         return

@@ -30,7 +30,8 @@ from raycd.search.searcher import Searcher
 REQUIREMENTS = (
     *("cachetools", "faiss-cpu", "faiss-gpu", "filelock", "fsspec", "mlflow", "numpy"),
     *("open_clip_torch", "pandas", "pillow", "psutil", "pyarrow", "pydantic", "pydantic-settings"),
-    *("PyYAML", "safetensors", "torch", "torchvision", "transformers", "sentencepiece"),
+    *("PyYAML", "safetensors", "torch", "torchvision"),
+    *("sentence-transformers", "sentencepiece", "transformers"),
 )
 """What answering needs; those that are installed here are pinned."""
 

@@ -52,6 +52,16 @@ def dataset(config: Config, root: str) -> Dataset:
     return held_out(found, config) if needed else found
 
 
+def check_asked_once(config: Config) -> None:
+    """Raise ConfigError where each query is to be asked twice, which is no two queries."""
+    if config.evaluate.captions != "joined":
+        raise ConfigError(
+            "a comparison asks each query once",
+            got=f"evaluate.captions {config.evaluate.captions}",
+            do="give --evaluate.captions joined; jobs/evaluate.py asks in both orders",
+        )
+
+
 def unless_drawn(config: Config) -> Dataset | None:
     """Read the data set of the settings, as `dataset`; None for the demo's, still to be drawn."""
     return None if config.data.format == "synthetic" else dataset(config, config.data.root)
