@@ -71,7 +71,7 @@ def _of_object(given: Any, where: str) -> Attributes:
     attributes: Attributes = {}
     for name, value in given.items():
         text = "" if value is None else _text(value)
-        if not name.strip() or text is None:
+        if not isinstance(name, str) or not name.strip() or text is None:
             raise json_text.wrong_shape(
                 where, {name: value}, "a name, and as its value a text, a number or true or false"
             )

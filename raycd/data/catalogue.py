@@ -10,7 +10,7 @@ has to be there.
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ from raycd.data import manifest, parquet_images, sources
 from raycd.data.build import DatasetBuilder
 from raycd.data.folder import Folder
 from raycd.data.schema import Dataset
+from raycd.errors import DataError
 
 
 class Labels(NamedTuple):
@@ -36,9 +37,24 @@ def read(root: str, gallery: str, triplets: str) -> Dataset:
     unsaid, folder = DataConfig(), Folder(root)
     there = folder.names("")
     asked = triplets if triplets in there or triplets != unsaid.triplets else None
+    if asked is None:
+        _refuse_unnamed(there, triplets, "data.triplets")
     if gallery in there or gallery != unsaid.gallery or asked is not None:
         return _with_val(manifest.read(root, asked, gallery))
+    _refuse_unnamed(there, gallery, "data.gallery")
     return _pictures(root)
+
+
+def _refuse_unnamed(there: Sequence[str], name: str, setting: str) -> None:
+    """Raise DataError where a table is there under its usual name with another ending."""
+    stem = posixpath.splitext(name)[0]
+    found = [one for one in there if one in {stem + ending for ending in sources.TABLES}]
+    if found:
+        raise DataError(
+            "the catalogue has a table that the settings do not name",
+            got=f"{found[0]}, and {setting} {name}",
+            do=f"give --{setting} {found[0]}, or name it otherwise if it is none",
+        )
 
 
 def _with_val(found: Dataset) -> Dataset:

@@ -99,21 +99,15 @@ def _read_gallery(folder: Folder, builder: DatasetBuilder, name: str) -> dict[st
 
 def _gallery_rows(folder: Folder, name: str) -> Iterator[tuple[str, int, Row]]:
     """Yield where each row stands, its number from 1, and its values."""
-    inside = parquet_images.files(folder, name)
-    if (
-        name.endswith(".parquet")
-        and inside == [name]
-        and not parquet_images.has_pictures(folder, name)
-    ):
-        inside = []
-    if inside:
-        for file, at, values in parquet_images.rows(folder, inside):
-            yield f"{file}, row {at + 1}", at + 1, values
-        return
-    table, found = rows.read(folder, name, GALLERY_COLUMNS, others=True)
-    _check_columns(name, found, "image_id", "path")
-    for number, row in enumerate(table, 1):
-        yield f"{name}, row {number}", number, row
+    for file in parquet_images.files(folder, name) or [name]:
+        if file.endswith(".parquet") and parquet_images.has_pictures(folder, file):
+            for at, values in parquet_images.rows(folder, file):
+                yield f"{file}, row {at + 1}", at + 1, values
+            continue
+        table, found = rows.read(folder, file, GALLERY_COLUMNS, others=True)
+        _check_columns(file, found, "image_id", "path")
+        for number, row in enumerate(table, 1):
+            yield f"{file}, row {number}", number, row
 
 
 def _differing(where: str, image_id: str, first: _Image, again: _Image) -> DataError:
@@ -155,7 +149,7 @@ def _read_triplets(
             if image_id is not None and image_id not in images:
                 raise DataError(
                     f"{where} names an unknown image",
-                    got=image_id,
+                    got=repr(image_id),
                     expected=f"an image_id of {gallery}",
                 )
         triplet_id = _text(row, "triplet_id", where, f"{category}/{split}/{number - 1}")
@@ -195,9 +189,10 @@ def _negatives(row: Row, where: str) -> list[str]:
 def _ids(several: object, column: str, where: str) -> list[str]:
     values = _listed(several)
     ids = [
-        str(value)
+        text
         for value in (values if isinstance(values, list) else ())
-        if isinstance(value, str | int) and not isinstance(value, bool) and value != ""
+        if isinstance(value, str | int) and not isinstance(value, bool)
+        if (text := str(value).strip())
     ]
     if not ids or len(ids) < len(values):
         raise DataError(
@@ -272,11 +267,12 @@ def _split(row: Row, where: str) -> str:
 
 
 def _text(row: Row, column: str, where: str, default: str | None = None) -> str:
-    """Return a value as text (integers too); `default` where the table has no such column."""
+    """Return a value as stripped text (integers too); `default` where there is no such column."""
     if default is not None and column not in row:
         return default
     value = row[column]
-    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+    text = str(value).strip()
+    if isinstance(value, bool) or not isinstance(value, str | int) or not text:
         raise DataError(
             f"{where} has no usable {column}",
             got="null" if value is None else json_text.shown(value),
@@ -284,7 +280,7 @@ def _text(row: Row, column: str, where: str, default: str | None = None) -> str:
             do=f"fill {column} in"
             + (", or leave the whole column out" if default is not None else ""),
         )
-    return str(value)
+    return text
 
 
 def _check_columns(name: str, found: Sequence[str], *required: str) -> None:

@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from raycd import stores
 from raycd.data import damaged, parts
 from raycd.data.folder import Folder, is_local
+from raycd.data.rows import refuse_twice, with_decimals
 from raycd.errors import DataError
 from raycd.redact import without_passwords
 
@@ -117,9 +118,13 @@ def _read_group(file: pq.ParquetFile, column: str, group: int) -> pa.Array:
 
 
 def image_column(schema: pa.Schema) -> str | None:
-    """Return the column of images, `image` if there are several; None where there is none."""
-    found = [field.name for field in schema if _is_image(field.type)]
-    return "image" if "image" in found else found[0] if found else None
+    """Return the column of images, None where there is none.
+
+    Of several it is `image`, or the first struct, or the first of bytes, which may be anything.
+    """
+    found = [field for field in schema if _is_image(field.type)]
+    found.sort(key=lambda field: (field.name != "image", not pa.types.is_struct(field.type)))
+    return found[0].name if found else None
 
 
 def _is_image(kind: pa.DataType) -> bool:
@@ -136,7 +141,8 @@ def has_pictures(folder: Folder, name: str) -> bool:
             schema = pq.read_schema(file)
     except (OSError, ValueError, pa.ArrowException):
         return False  # `rows.read` says what is wrong with it
-    return "path" not in schema.names and image_column(schema) is not None
+    names = [name.strip() for name in schema.names]
+    return "path" not in names and image_column(schema) is not None
 
 
 def files(folder: Folder, pattern: str) -> list[str]:
@@ -151,36 +157,32 @@ def files(folder: Folder, pattern: str) -> list[str]:
     )
 
 
-def rows(folder: Folder, names: list[str]) -> Iterator[tuple[str, int, dict[str, Any]]]:
-    """Yield (file, row, its values) of files with a column of images, without the pictures.
+def rows(folder: Folder, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield each row of a file that `has_pictures`, from 0, and its values without the pictures.
 
     Each has a `path` of its picture, an `image_id`, the picture's own name where no column gives
-    one, and a `split` where the file's name says it (train-00000-of-00002.parquet). Raises
-    DataError where a file has no column of images.
+    one, and a `split` where the file's name says it (train-00000-of-00002.parquet).
     """
-    for name in names:
-        resolved = folder.resolve(name)
-        with (
-            damaged.table(f"{name} cannot be read as parquet", "write the file again"),
-            stores.opened(resolved) as opened,
-        ):
-            file = pq.ParquetFile(opened)
-            column = image_column(file.schema_arrow)
-            if column is None:
-                raise DataError(
-                    f"{name} has neither a column path nor a column of images",
-                    got=", ".join(file.schema_arrow.names),
-                    expected="image: a struct of bytes and path, as datasets writes it",
-                )
-            others = [f.name for f in file.schema_arrow if not _is_image(f.type)]
-            inside = pa.types.is_struct(file.schema_arrow.field(column).type)
-            table = file.read(columns=[*others, *([f"{column}.path"] if inside else [])])
-            table.validate(full=True)  # refuses texts that are not UTF-8
-        match = _SPLIT.match(posixpath.basename(name))
-        split = _NAMES.get(match[1], match[1]) if match else None
-        for number, values in enumerate(table.to_pylist()):
-            picture = (values.pop(column, None) or {}).get("path") if inside else None
-            values.setdefault("image_id", picture or f"{posixpath.basename(name)}:{number}")
-            if split is not None:
-                values.setdefault("split", split)
-            yield name, number, values | {"path": parts.in_row(resolved, column, number)}
+    resolved = folder.resolve(name)
+    with (
+        damaged.table(f"{name} cannot be read as parquet", "write the file again"),
+        stores.opened(resolved) as opened,
+    ):
+        file = pq.ParquetFile(opened)
+        column = image_column(file.schema_arrow)
+        assert column is not None, "it has pictures"
+        others = [f.name for f in file.schema_arrow if not _is_image(f.type)]
+        inside = pa.types.is_struct(file.schema_arrow.field(column).type)
+        table = file.read(columns=[*others, *([f"{column}.path"] if inside else [])])
+        table.validate(full=True)  # refuses texts that are not UTF-8
+    names = [each if each == column else each.strip() for each in table.schema.names]
+    refuse_twice(names, names, name)
+    table = with_decimals(table.rename_columns(names))
+    match = _SPLIT.match(posixpath.basename(name))
+    split = _NAMES.get(match[1], match[1]) if match else None
+    for number, values in enumerate(table.to_pylist()):
+        picture = (values.pop(column, None) or {}).get("path") if inside else None
+        values.setdefault("image_id", picture or f"{posixpath.basename(name)}:{number}")
+        if split is not None:
+            values.setdefault("split", split)
+        yield number, values | {"path": parts.in_row(resolved, column, number)}

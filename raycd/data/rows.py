@@ -5,9 +5,11 @@ Every failure to parse a table becomes a DataError that names the file, and the 
 
 from __future__ import annotations
 
+import csv
 import posixpath
-from collections.abc import Iterator, Mapping, Sequence
-from io import BytesIO
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from io import BytesIO, TextIOWrapper
 from itertools import islice
 from typing import Any
 
@@ -25,6 +27,7 @@ from raycd.redact import without_passwords
 Row = Mapping[str, Any]
 
 _AGAIN = "write the file again, in UTF-8"
+_AGAIN_CSV = f"{_AGAIN}, each row with as many fields as the header"
 
 
 def read(
@@ -46,16 +49,21 @@ def read(
             got=extension,
             expected=".parquet, .csv, .jsonl or .ndjson",
         )
-    table = _arrow(data, name, extension)
-    names = [field.name.strip() for field in table.schema]
-    read = [
-        index
-        for index, (column, field) in enumerate(zip(names, table.schema, strict=True))
-        if column in wanted or (others and column and _plain(field.type))
-    ]
-    chosen = [names[index] for index in read]
-    _refuse_twice(chosen, names, name)
-    rows: list[Row] = table.select(read).rename_columns(chosen).to_pylist()
+    names: list[str] = []
+
+    def chosen(schema: pa.Schema) -> list[int]:
+        names[:] = names or [field.name.strip() for field in schema]
+        return [
+            index
+            for index, field in enumerate(schema)
+            if (column := field.name.strip()) in wanted
+            or (others and column and _plain(field.type))
+        ]
+
+    table = _arrow(data, name, extension, chosen)
+    columns = [column.strip() for column in table.schema.names]
+    refuse_twice(columns, names, name)
+    rows: list[Row] = with_decimals(table.rename_columns(columns)).to_pylist()
     return rows, [column for column in names if column]
 
 
@@ -70,7 +78,7 @@ def blocks(
     first = 1
     for block in _streamed(folder, name, columns, size):
         names = [column.strip() for column in block.schema.names]
-        _refuse_twice([column for column in names if column in columns], names, name)
+        refuse_twice([column for column in names if column in columns], names, name)
         if missing := [column for column in columns if column not in names]:
             raise DataError(
                 f"{name} lacks a column",
@@ -86,13 +94,17 @@ def blocks(
 def _streamed(folder: Folder, name: str, columns: Sequence[str], size: int) -> Iterator[pa.Table]:
     extension, path = posixpath.splitext(name)[1].lower(), folder.resolve(name)
     what = f"{without_passwords(path)} cannot be read as {extension[1:]}"
-    with damaged.table(what, _AGAIN), stores.opened(path) as file:
+    again = _AGAIN_CSV if extension == ".csv" else _AGAIN
+    with damaged.table(what, again), stores.opened(path) as file:
         if extension == ".parquet":
             table = pyarrow.parquet.ParquetFile(file)
             wanted = [one for one in table.schema_arrow.names if one.strip() in columns]
             for batch in table.iter_batches(size, columns=wanted or None):
+                batch.validate(full=True)
                 yield pa.Table.from_batches([batch])
         elif extension == ".csv":
+            with stores.opened(path) as whole:
+                _check_quotes(whole, name)
             with stores.opened(path) as head, _csv(head) as header:
                 names = header.schema.names
             with _csv(file, names) as reader:
@@ -104,7 +116,7 @@ def _streamed(folder: Folder, name: str, columns: Sequence[str], size: int) -> I
                 rows, found = _json_lines(b"".join(lines), name, first)
                 if rows:
                     wanted = [one for one in found if one in columns]
-                    yield pa.table({one: [row[one] for row in rows] for one in wanted})
+                    yield pa.table({one: [_id(row[one]) for row in rows] for one in wanted})
                 first += len(lines)
 
 
@@ -116,13 +128,50 @@ def _csv(file: Any, texts: Sequence[str] = ()) -> pyarrow.csv.CSVStreamingReader
     )
 
 
+def _id(value: object) -> object:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _check_quotes(file: Any, name: str) -> None:
+    """Raise DataError where a quotation mark opens a field and none closes it.
+
+    Arrow would take all rows up to the next one for a text.
+    """
+    csv.field_size_limit(sys.maxsize)
+    began, text = 1, TextIOWrapper(file, "utf-8-sig", errors="replace", newline="")
+    lines = csv.reader(text, strict=True)
+    try:
+        for _ in lines:
+            began = lines.line_num + 1
+    except csv.Error as error:
+        raise DataError(
+            f"{name}, line {began}: a field begins with a quotation mark that does not close it",
+            got=error,
+            expected='a mark inside of a field twice: "a 7"" lamp"',
+            do="double the marks inside of such fields, and close each",
+        ) from error
+    finally:
+        text.detach()
+
+
+def with_decimals(table: pa.Table) -> pa.Table:
+    """Return a table whose floats of 16 and 32 bits are those of 64 that are written alike: 0.1."""
+    for index, field in enumerate(table.schema):
+        if pa.types.is_float16(field.type) or pa.types.is_float32(field.type):
+            wide = table.column(index).cast(pa.string()).cast(pa.float64())
+            table = table.set_column(index, field.name, wide)
+    return table
+
+
 def _texts(column: pa.ChunkedArray, name: str, table: str, first: int) -> pa.ChunkedArray:
     """Return a column as texts. Raises DataError for a null, an empty text or a fraction."""
     kind = column.type
     if pa.types.is_dictionary(kind):
         return _texts(column.cast(kind.value_type), name, table, first)
-    plain = pa.types.is_integer(kind) or pa.types.is_large_string(kind) or pa.types.is_string(kind)
+    tests = ("integer", "string", "large_string", "string_view")
+    plain = any(getattr(pa.types, f"is_{test}")(kind) for test in tests)
     texts = column.cast(pa.string()) if plain else pa.nulls(len(column), pa.string())
+    texts = pc.utf8_trim_whitespace(texts)
     good = pc.fill_null(pc.not_equal(texts, ""), False)
     if pc.all(good, min_count=0).as_py():
         return texts
@@ -136,7 +185,8 @@ def _texts(column: pa.ChunkedArray, name: str, table: str, first: int) -> pa.Chu
     )
 
 
-def _refuse_twice(read: Sequence[str], names: Sequence[str], table: str) -> None:
+def refuse_twice(read: Sequence[str], names: Sequence[str], table: str) -> None:
+    """Raise DataError where a column that is read stands twice in a table."""
     twice = [column for column in dict.fromkeys(read) if read.count(column) > 1]
     if twice:
         raise DataError(
@@ -159,17 +209,25 @@ def _plain(kind: pa.DataType) -> bool:
     return any(getattr(pa.types, f"is_{test}")(kind) for test in tests)
 
 
-def _arrow(data: bytes, name: str, extension: str) -> pa.Table:
-    with damaged.told(f"{name} cannot be read as {extension[1:]}", _AGAIN):
+def _arrow(
+    data: bytes, name: str, extension: str, chosen: Callable[[pa.Schema], list[int]]
+) -> pa.Table:
+    """Return the columns of a table that are chosen of its schema."""
+    again = _AGAIN_CSV if extension == ".csv" else _AGAIN
+    with damaged.told(f"{name} cannot be read as {extension[1:]}", again):
         if extension == ".parquet":
-            table = pyarrow.parquet.ParquetFile(BytesIO(data)).read()
+            file = pyarrow.parquet.ParquetFile(BytesIO(data))
+            schema = file.schema_arrow
+            table = file.read(columns=[schema.names[index] for index in chosen(schema)])
             table.validate(full=True)  # refuses texts that are not UTF-8
-            return table
+            return table.select(chosen(table.schema))  # of two of one name both have been read
+        _check_quotes(BytesIO(data), name)
         parse = pyarrow.csv.ParseOptions(newlines_in_values=True)
         with pyarrow.csv.open_csv(BytesIO(data), parse_options=parse) as header:
             text = dict.fromkeys(header.schema.names, pa.string())
         convert = pyarrow.csv.ConvertOptions(column_types=text)
-        return pyarrow.csv.read_csv(BytesIO(data), parse_options=parse, convert_options=convert)
+        table = pyarrow.csv.read_csv(BytesIO(data), parse_options=parse, convert_options=convert)
+        return table.select(chosen(table.schema))
 
 
 def _json_lines(data: bytes, name: str, first: int = 1) -> tuple[list[Row], list[str]]:
@@ -191,7 +249,7 @@ def _json_lines(data: bytes, name: str, first: int = 1) -> tuple[list[Row], list
                 expected="one object a line",
             )
         names = [column.strip() for column in row]
-        _refuse_twice(names, names, f"{name}, line {number}")
+        refuse_twice(names, names, f"{name}, line {number}")
         rows.append(dict(zip(names, row.values(), strict=True)))
     found = list(dict.fromkeys(column for row in rows for column in row))
     return [{column: row.get(column) for column in found} for row in rows], found

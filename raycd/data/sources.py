@@ -46,15 +46,29 @@ def is_image(name: str) -> bool:
     return PurePosixPath(name).suffix.lower() in _ENDINGS and not _is_hidden(name)
 
 
+def check_name(name: str) -> None:
+    """Raise DataError for a file's name that is no UTF-8: it can be in no table."""
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            "the name of a picture is not UTF-8", got=repr(name), do="rename it (with convmv, say)"
+        ) from error
+
+
 def _is_hidden(name: str) -> bool:
     """Tell whether a system keeps something of its own there: ._photo.jpg, .thumbnails."""
     return posixpath.basename(name).startswith(".")
 
 
 def tar_files(source: str) -> list[str]:
-    """Return the .tar files that a source means, sorted; none where it means something else."""
+    """Return the .tar files that a source means, sorted; none where it means something else.
+
+    Raises DataError as `_check_unmixed`.
+    """
     if source.endswith(".tar") and not _is_pattern(source):
         return [source]
+    _check_unmixed(source)
     parent, name = posixpath.split(source.rstrip("/"))
     names = _names(parent if _is_pattern(source) else source)
     return [
@@ -114,21 +128,50 @@ def _pictures(source: str, root: str) -> Iterator[tuple[str, Iterable[tuple[str,
     is_table = posixpath.splitext(name)[1].lower() in TABLES and not _is_pattern(source)
     if not is_table and not _is_pattern(source):
         parent, name = source, ""  # a folder: what it is in may be nothing that can be opened
+        _check_unmixed(source)
     folder = _folder(parent or ".")
-    if is_table and not (name.endswith(".parquet") and parquet_images.has_pictures(folder, name)):
+    tables = [name] if is_table else parquet_images.files(folder, name)
+    for table in tables:
+        if table.endswith(".parquet") and parquet_images.has_pictures(folder, table):
+            found = parquet_images.rows(folder, table)
+            yield table, ((str(row["image_id"]), row["path"]) for _, row in found)
+            continue
         base = _folder(root) if root else folder
-        for first, block in rows.blocks(folder, name, ("image_id", "path"), BLOCK):
+        for first, block in rows.blocks(folder, table, ("image_id", "path"), BLOCK):
             ids, paths = (block[column].to_pylist() for column in ("image_id", "path"))
             yield (
-                f"{name}, rows {first} to {first + len(block) - 1},",
+                f"{table}, rows {first} to {first + len(block) - 1},",
                 zip(ids, map(base.resolve, paths), strict=True),
             )
-    elif files := parquet_images.files(folder, name):
-        for file in files:
-            found = parquet_images.rows(folder, [file])
-            yield file, ((str(row["image_id"]), row["path"]) for _, _, row in found)
-    else:
+    if not tables:
         yield from _below(source)
+
+
+def _check_unmixed(source: str) -> None:
+    """Raise DataError for a folder of .tar or Parquet files that has other pictures, too."""
+    if _is_pattern(source) or posixpath.splitext(source)[1].lower() in TABLES:
+        return
+    file_system, path = open_uri(source)
+    try:
+        listed = _asked(source, partial(file_system.ls, path, detail=True))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    inside = {posixpath.basename(each["name"].rstrip("/")): each["type"] for each in listed}
+    packed = [name for name in sorted(inside) if name.endswith((".tar", ".parquet"))]
+    others = (name for name in sorted(inside) if is_image(name) or _is_folder(name, inside[name]))
+    if packed and (other := next(others, None)) is not None:
+        ending = posixpath.splitext(packed[0])[1]
+        raise DataError(
+            f"{without_passwords(source)} has pictures of two kinds",
+            got=f"{packed[0]} beside {other}",
+            expected=f"{ending} files alone, or pictures and folders of pictures alone",
+            do=f"name the files by a pattern, {posixpath.join(source, '*' + ending)}, or move them "
+            "away",
+        )
+
+
+def _is_folder(name: str, kind: str) -> bool:
+    return kind == "directory" and not _is_hidden(name)
 
 
 def _below(source: str) -> Iterator[tuple[str, Iterable[tuple[str, str]]]]:
@@ -150,9 +193,11 @@ def _below(source: str) -> Iterator[tuple[str, Iterable[tuple[str, str]]]]:
             for each in listed
             if each["name"].rstrip("/") != path.rstrip("/")  # S3 may list a folder in itself
         )
-        folders = [name for name, what in inside if what == "directory" and not _is_hidden(name)]
+        folders = [name for name, what in inside if _is_folder(name, what)]
         waiting += folders[::-1]
         keys = [name for name, what in inside if what == "file" and is_image(name)]
+        for key in keys:
+            check_name(key)
         yield folder, zip(keys, map(base.resolve, keys), strict=True)
 
 

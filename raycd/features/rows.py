@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from raycd import scratch, stores
 from raycd.data import damaged
-from raycd.data.sources import is_image
+from raycd.data.sources import check_name, is_image
 from raycd.errors import DataError
 from raycd.features import shards
 from raycd.redact import without_passwords
@@ -145,16 +145,26 @@ class TarRows:
                         folder, name = posixpath.split(member.name)
                         key = posixpath.join(folder, name.partition(".")[0])
                         if member.isfile() and is_image(member.name) and key != before:
+                            check_name(member.name)
                             file = archive.extractfile(member)
                             assert file is not None, "it is a regular file"
                             yield key, file.read()
                             before = key
+                _check_over(opened, archive.offset)
         except (tarfile.TarError, EOFError, FileNotFoundError) as error:
             raise DataError(
                 f"{without_passwords(uri)} cannot be read as .tar",
                 got=f"{type(error).__name__}: {error}",
                 do="write the file again; the same command then goes on",
             ) from error
+
+
+def _check_over(file: Any, offset: int) -> None:
+    """Raise ReadError unless there is nothing behind the first archive's end."""
+    file.seek(offset)
+    while piece := file.read(2**20):
+        if any(piece):
+            raise tarfile.ReadError("it holds several archives: give each as a file of its own")
 
 
 def _check_end(file: Any) -> None:

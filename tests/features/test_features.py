@@ -291,3 +291,15 @@ def test_the_pictures_of_a_tar_file_come_by_sample_and_a_cut_off_one_is_refused(
 def test_a_worker_that_does_not_reach_the_folder_says_on_which_machine(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"(?s)rows.parquet.*no such file on .*all machines"):
         list(TableRows(str(tmp_path), 4).batches(0, 2))
+
+
+def test_archives_behind_one_another_are_not_lost(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        with tarfile.open(tmp_path / f"{name}.tar", "w") as archive:
+            member = tarfile.TarInfo(f"{name}.jpg")
+            member.size = 3
+            archive.addfile(member, io.BytesIO(b"abc"))
+    both = tmp_path / "both.tar"
+    both.write_bytes(b"".join((tmp_path / f"{name}.tar").read_bytes() for name in ("one", "two")))
+    with pytest.raises(DataError, match="several archives"):
+        list(TarRows([str(both)]).batches(0, 8))
