@@ -141,6 +141,7 @@ def answers(
 ) -> tuple[Dataset, list[AskedQueries]]:
     """Return the data set, and what each variant found under each protocol."""
     from raycd.client import Client
+    from raycd.evaluate import answerable
     from raycd.runtime import cluster, pipeline
     from raycd.runtime.evaluate import elsewhere, endpoint, evaluation
     from raycd.runtime.stages.context import Context
@@ -148,6 +149,7 @@ def answers(
     if asked.endpoint:
         _drawn(config)
         dataset = Context(config, pipeline.run_folder(config)).dataset
+        answerable(dataset.queries("val"), "val")  # before anything is asked
         key = os.environ.get("RAYCD_API_KEY")  # never an option: others can read those
         with Client(asked.endpoint, api_key=key, gallery=asked.gallery) as client:
             return dataset, [
@@ -162,6 +164,7 @@ def answers(
         with cluster.connected(config.compute):
             return dataset, evaluation.ask_run(context, chosen, top)
     dataset = elsewhere.dataset(config, "val", _drawn(config))
+    answerable(dataset.queries("val"), "val")  # before anything is embedded
     model = elsewhere.Model.of_bundle(asked.bundle)
     variants = elsewhere.variants(model, dataset, "val", config)
     return dataset, [

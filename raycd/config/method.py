@@ -92,7 +92,7 @@ class EncoderConfig(Section):
     """
     pretrained: str = "openai"
     """open_clip tag, path to safetensors weights, or folder of open_clip's form with weights in it;
-    "demo" takes the CLIP of jobs/pretrain.py, whatever `name` says.
+    "demo" takes the CLIP of jobs/pretrain.py, unless `name` brings weights of its own.
     """
     bundle: str = ""
     """Folder of a bundle whose encoder this is, whatever `name` says, and from whose head stage 2

@@ -209,7 +209,7 @@ def evaluate(
         rerank: Orders the first candidates of each query anew, and likewise those of its subset.
     """
     evaluation = Evaluation(recalls={})
-    by_category = _by_category(dataset.queries(split, both_orders=both_orders), split)
+    by_category = answerable(dataset.queries(split, both_orders=both_orders), split)
     for category, triplets in by_category.items():
         wanted = gallery_ids(dataset.gallery_ids(category, split), triplets, protocol)
         ranking = _Ranking(
@@ -368,8 +368,8 @@ def gallery_ids(annotated: list[str], triplets: Sequence[Triplet], protocol: Pro
     return [image_id for image_id in annotated if image_id in used]
 
 
-def _by_category(triplets: Iterable[Triplet], split: str) -> dict[str, list[Triplet]]:
-    """Group triplets. Raises DataError where there are none, or their targets are secret."""
+def answerable(triplets: Iterable[Triplet], split: str) -> dict[str, list[Triplet]]:
+    """Group triplets by category. Raises DataError where there are none, or targets are secret."""
     found: dict[str, list[Triplet]] = {}
     for triplet in triplets:
         found.setdefault(triplet["category"], []).append(triplet)

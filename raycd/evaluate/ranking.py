@@ -9,12 +9,15 @@ candidates of a subset (CIRR, GeneCIS).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
 # Rows of the queries and their scores (B, G), -inf where left out -> scores of another order
 Rescore = Callable[[slice, torch.Tensor], torch.Tensor]
+
+# Of queries with the gallery at once: 256 MiB, and some 1 GiB with what ranks are made of
+SCORES = 2**26
 
 # The rank of a target that cannot be found, greater than every k
 NOT_FOUND = torch.iinfo(torch.int64).max
@@ -51,8 +54,7 @@ def rank_all_targets(
     `rescore` gives the scores that decide in place of the inner products (raycd.evaluate.rerank).
     """
     ranks = torch.empty(targets_QT.shape, dtype=torch.int64)
-    for start in range(0, len(query_QD), batch_size):
-        batch = slice(start, start + batch_size)
+    for batch in _blocks(query_QD, gallery_GD, batch_size):
         score_BG = query_QD[batch] @ gallery_GD.T
         target_BT = targets_QT[batch].to(score_BG.device)
         lost_BT = target_BT < 0
@@ -100,10 +102,12 @@ def subset_scores(
     index_QS, there_QS = subset_QS.clamp(min=0), subset_QS >= 0
     score_QS = torch.einsum("qd,qsd->qs", query_QD, gallery_GD[index_QS])
     if rescore is not None and there_QS.any():
-        alone_QG = torch.full((len(query_QD), len(gallery_GD)), -torch.inf, device=query_QD.device)
-        rows, columns = there_QS.nonzero(as_tuple=True)
-        alone_QG[rows, index_QS[rows, columns]] = score_QS[rows, columns]
-        score_QS = rescore(slice(0, len(query_QD)), alone_QG).gather(1, index_QS)
+        for batch in _blocks(query_QD, gallery_GD, len(query_QD)):
+            own_BS, there_BS, index_BS = score_QS[batch], there_QS[batch], index_QS[batch]
+            alone_BG = own_BS.new_full((len(own_BS), len(gallery_GD)), -torch.inf)
+            rows, columns = there_BS.nonzero(as_tuple=True)
+            alone_BG[rows, index_BS[rows, columns]] = own_BS[rows, columns]
+            score_QS[batch] = rescore(batch, alone_BG).gather(1, index_BS)
     return score_QS.masked_fill(~there_QS, -torch.inf)
 
 
@@ -151,8 +155,7 @@ def top_images(
     """
     k = min(k, len(gallery_GD) - (masked is not None))
     scores, positions = [], []
-    for start in range(0, len(query_QD), batch_size):
-        batch = slice(start, start + batch_size)
+    for batch in _blocks(query_QD, gallery_GD, batch_size):
         score_BG = query_QD[batch] @ gallery_GD.T
         if masked is not None:
             _leave_out(score_BG, masked[batch].to(score_BG.device))
@@ -161,6 +164,13 @@ def top_images(
         scores.append(score_BG.gather(1, best_BK).cpu())
         positions.append(best_BK.cpu())
     return torch.cat(scores), torch.cat(positions)
+
+
+def _blocks(query_QD: torch.Tensor, gallery_GD: torch.Tensor, batch_size: int) -> Iterator[slice]:
+    """Yield slices of the queries, of `batch_size` at most, that have SCORES with a gallery."""
+    rows = min(batch_size, max(1, SCORES // max(1, len(gallery_GD))))
+    for start in range(0, len(query_QD), rows):
+        yield slice(start, min(start + rows, len(query_QD)))
 
 
 def _ranks(score_BG: torch.Tensor, target_BT: torch.Tensor, lost_BT: torch.Tensor) -> torch.Tensor:

@@ -184,6 +184,11 @@ def create(config: EncoderConfig) -> Encoder:
     return _encoder(clip, model_config, config, architecture.described_by_tags(config.name))
 
 
+def brings_weights(name: str) -> bool:
+    """Tell whether a name says which weights, too, so that `encoder.pretrained` is not asked."""
+    return name in plugins.names() or name.startswith((LOCAL_DIR, HUB))
+
+
 def load(config: EncoderConfig) -> Encoder:
     """Load the encoder that `config` names, with its weights.
 
@@ -242,6 +247,14 @@ def _pretrained(config: EncoderConfig) -> Encoder:
     except RaycdError:
         raise
     except Exception as error:  # the hub's clients raise anything
+        if config.name.startswith(HUB):
+            raise WeightsError(
+                f"the encoder {config.name} cannot be loaded",
+                got=brief(error),
+                expected="a model of the Hugging Face hub in open_clip's form",
+                do="check its name; where there is no network, copy its files into a folder and "
+                f"set encoder.name {LOCAL_DIR}FOLDER",
+            ) from error
         tags = open_clip.list_pretrained_tags_by_model(config.name)
         raise WeightsError(
             f"the weights {config.pretrained!r} of {config.name} cannot be loaded",
@@ -289,7 +302,8 @@ def load_saved(
             got=f"{type(error).__name__}: {error}",
             expected=f"{CONFIG} and {WEIGHTS}, in open_clip's form",
         ) from error
-    architecture.fill(clip, _weights_in(folder))
+    # Of several files of weights in a folder of raycd's, one alone is what was verified
+    architecture.fill(clip, _weights_in(folder) if preprocess is None else folder / WEIGHTS)
     if parts is not None:
         return _of(parts if preprocess is None else replace(parts, preprocess=preprocess))
     if preprocess is None:

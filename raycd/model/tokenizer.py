@@ -6,6 +6,7 @@ needs no network, and belong to its fingerprint.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from raycd import extras, scratch
 from raycd.errors import WeightsError
 
+_SETTINGS = "tokenizer_config.json"
 _KEPT = 2_000_000  # characters of texts whose words a SimpleTokenizer remembers: 50 MB at most
 CONTEXT_LENGTH = 77  # open_clip's, where a model configuration has none
 
@@ -162,7 +164,13 @@ def files_of(
 def _written(tokenizer: Any) -> dict[str, bytes]:
     with scratch.folder() as folder:
         tokenizer.save_pretrained(str(folder))
-        return files_of(folder, None, ())
+        found = files_of(folder, None, ())
+    if _SETTINGS in found:  # which say where it was read, too: a fingerprint shall not
+        settings = json.loads(found[_SETTINGS])
+        for name in ("is_local", "local_files_only"):
+            settings.pop(name, None)
+        found[_SETTINGS] = f"{json.dumps(settings, indent=2, ensure_ascii=False)}\n".encode()
+    return found
 
 
 def _restored(files: Mapping[str, bytes], settings: Mapping[str, Any]) -> Tokenizer:

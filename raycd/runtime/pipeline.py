@@ -307,7 +307,8 @@ class _Pipeline:
         made_with, record = weights.of_inputs(inputs), self.folder.record(stage.name)
         ways = precision.ways(self.config, lambda own: self._settings(stage, own))
         prints = [self._fingerprint(stage, inputs, way) for way in ways]
-        if record and any(weights.is_current(record, one, made_with) for one in prints):
+        is_current = record and any(weights.is_current(record, one, made_with) for one in prints)
+        if record and is_current and not beginning.has_other_source(record, self.config):
             progress.say(f"{stage.name}: done before, in {progress.duration(record['seconds'])}")
             if any(name.startswith(f"{stage.name}-") for name in self._left):
                 self.folder.discard_unfinished(stage.name)

@@ -8,6 +8,7 @@ import yaml
 
 from raycd.config import Config, Section, field_types, flatten, layers, to_yaml
 from raycd.config.layers import Layer
+from raycd.config.settings import parse
 from raycd.errors import ConfigError
 
 
@@ -114,6 +115,14 @@ def test_flatten_gives_scalars_by_dotted_names() -> None:
         (
             {"stage2": {"epochs": True}},
             "stage2.epochs: impossible value|True (layer 0)|a number",
+        ),
+        (
+            {"stage1": {"cache_mib": True}},
+            "stage1.cache_mib: impossible value|True (layer 0)|a number",
+        ),
+        (
+            {"compute": {"train_workers": {"min": True, "max": 2}}},
+            "compute.train_workers: impossible value|{'min': True, 'max': 2} (layer 0)|a number",
         ),
         (
             {"mine": {"alpha": 1.5}},
@@ -274,3 +283,17 @@ def test_an_absent_file_is_told(tmp_path: Path) -> None:
 def test_a_folder_in_place_of_a_file_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         layers.read_yaml(tmp_path)
+
+
+def test_variables_that_kubernetes_sets_for_a_service_are_no_settings() -> None:
+    links = {
+        "RAYCD_SERVE_SVC_SERVICE_HOST": "10.0.0.7",
+        "RAYCD_SERVE_SVC_SERVICE_PORT": "8000",
+        "RAYCD_SERVE_SVC_SERVICE_PORT_SERVE": "8000",
+        "RAYCD_SERVE_SVC_PORT": "tcp://10.0.0.7:8000",
+        "RAYCD_SERVE_SVC_PORT_8000_TCP": "tcp://10.0.0.7:8000",
+        "RAYCD_SERVE_SVC_PORT_8000_TCP_ADDR": "10.0.0.7",
+    }
+    assert parse([], prog="x", description="", environment=links).config == Config()
+    with pytest.raises(ConfigError, match="unknown setting"):
+        parse([], prog="x", description="", environment={"RAYCD_PORT": "8000"})

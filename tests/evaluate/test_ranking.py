@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from raycd.evaluate import ranking
 from raycd.evaluate.ranking import (
     NOT_FOUND,
     average_precision,
@@ -161,3 +162,25 @@ def test_average_precision_is_that_of_a_list_of_hits() -> None:
             hits = [image in targets[q] for image in ranked]
             precisions = [sum(hits[: i + 1]) / (i + 1) for i, hit in enumerate(hits) if hit]
             assert float(found[q]) == pytest.approx(sum(precisions) / min(k, 4), abs=1e-9)
+
+
+def test_a_large_gallery_is_scored_some_queries_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    queries = torch.randn(7, 3, generator=torch.Generator().manual_seed(0))
+    gallery = torch.randn(5, 3, generator=torch.Generator().manual_seed(1))
+    targets, subsets = torch.arange(7)[:, None] % 5, torch.tensor([[0, 2, -1]] * 7)
+    seen: list[int] = []
+
+    def rescore(rows: slice, score_BG: torch.Tensor) -> torch.Tensor:
+        seen.append(len(score_BG))
+        return score_BG
+
+    def found() -> list[torch.Tensor]:
+        ranks = rank_all_targets(queries, gallery, targets, rescore=rescore)
+        in_subsets = rank_in_subsets(queries, gallery, targets, subsets, rescore)
+        return [ranks, in_subsets, top_images(queries, gallery, 2)[1]]
+
+    together = found()
+    assert seen == [7, 7]
+    monkeypatch.setattr(ranking, "SCORES", 11)
+    assert all(map(torch.equal, found(), together))
+    assert seen[2:] == [2, 2, 2, 1] * 2

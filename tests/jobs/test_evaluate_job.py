@@ -161,6 +161,8 @@ def test_a_service_that_is_not_there_is_one_message(
         (["--per-query", "absent/y.parquet"], "a file in a folder that is there"),
         (["--per-query", str(Path(__file__).parent)], "a file in a folder that is there"),
         (["--submission", __file__, "--data.format", "circo"], "cannot be written there"),
+        (["--submission", "s3://shop/answers"], "--submission is a folder of this machine"),
+        (["--per-query", "s3://shop/q.parquet"], "--per-query is a file of this machine"),
     ],
 )
 def test_mistakes_are_one_message(

@@ -313,3 +313,22 @@ def test_long_texts_are_cut_to_the_context_length(new_encoder: MakeEncoder) -> N
         True,
         False,
     ]
+
+
+def test_of_several_weights_in_a_saved_folder_its_own_are_loaded(
+    new_encoder: MakeEncoder, saved: Path
+) -> None:
+    before = encoders.load_saved(saved).fingerprint()
+    other = new_encoder()
+    with torch.no_grad():
+        other.clip.text_projection += 1
+    other.save(saved.parent / "other")
+    (saved.parent / "other" / WEIGHTS).rename(saved / "open_clip_best.safetensors")
+    assert encoders.load_saved(saved).fingerprint() == before
+
+
+def test_a_model_of_the_hub_that_cannot_be_had_is_told_without_advice_on_tags() -> None:
+    config = EncoderConfig(name="hf-hub:nobody/nothing", pretrained="/data/x.safetensors")
+    with pytest.raises(WeightsError, match=r"hf-hub:nobody/nothing(.|\n)*local-dir:FOLDER") as told:
+        encoders.load(config)
+    assert "encoder.pretrained" not in str(told.value)

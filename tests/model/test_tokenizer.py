@@ -254,3 +254,12 @@ def test_an_encoder_of_this_form_crosses_process_borders(saved: Path) -> None:
     encoder = load_saved(saved)
     again: Encoder = pickle.loads(pickle.dumps(encoder))
     assert again.fingerprint() == encoder.fingerprint()
+
+
+def test_where_a_tokenizer_was_read_is_no_part_of_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = tokenizer.create(config(folder)).files
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert tokenizer.create(config(folder)).files == before
+    assert not {"is_local", "local_files_only"} & json.loads(before["tokenizer_config.json"]).keys()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -40,6 +41,29 @@ def test_subsets_that_are_larger_than_a_search_may_name_are_refused_before_any_i
     endpoint._check_subsets([query], 0)
     with pytest.raises(ConfigError, match="start the service with --max-filters 7"):
         endpoint._check_subsets([query], 6)
+
+
+class FarBehind:
+    """A client of a service whose results the protocol mostly does not search."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, int]] = []
+
+    def search(self, **search: Any) -> Any:
+        self.asked.append((search["offset"], search["top_k"]))
+        result = SimpleNamespace(image_id="other", score=0.5, rerank_score=None)
+        model = SimpleNamespace(rerank_depth=0)
+        return SimpleNamespace(results=[result] * search["top_k"], model=model)
+
+
+def test_results_that_lie_beyond_what_a_service_shows_end_with_the_setting_to_change() -> None:
+    client, limits = FarBehind(), SimpleNamespace(top_k=200, offset=1000)
+    own = endpoint._Category(
+        *(cast(Any, client), "dress", {"a"}, {"a"}, 50, cast(Any, limits)), exclude_reference=False
+    )
+    with pytest.raises(ConfigError, match="greater --max-offset than 1000"):
+        own.search({"reference": "a", "text": "is red"})
+    assert client.asked == [(0, 50), *((50 + 200 * page, 200) for page in range(5))]
 
 
 @pytest.fixture(scope="module")

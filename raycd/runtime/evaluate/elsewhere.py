@@ -65,7 +65,7 @@ class Model:
 
         Raises WeightsError where it is damaged, DataError where the store does not answer.
         """
-        loaded = bundle.load(Path(uri) if is_local(uri) else cache.fetch(uri))
+        loaded = bundle.load(Path(uri) if is_local(uri) else cache.fetch(uri), gallery=False)
         return cls(loaded.encoder, loaded.head, loaded.head_config)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from raycd import progress
-from raycd.api import SearchResult
+from raycd.api import Limits, SearchResult
 from raycd.client import Client
 from raycd.client.request import Search
 from raycd.config import Config, Protocol
@@ -52,7 +52,7 @@ def ask(
             there = {item.image_id for item in client.iter_gallery(category=[category])}
             searched = there.intersection(wanted)
             service = _Category(
-                *(client, category, there, searched, depth, limits.top_k), protocol in MASKED
+                *(client, category, there, searched, depth), limits, protocol in MASKED
             )
             ranks, in_subset = [], []
             has_subsets = all(query["subset"] for query in queries)
@@ -113,12 +113,12 @@ class _Category:
         there: set[str],
         searched: set[str],
         depth: int,
-        page: int,
+        limits: Limits,
         exclude_reference: bool,
     ) -> None:
         self.client, self.category, self.there = client, category, there
         self.searched = searched
-        self.depth, self.page, self.exclude_reference = depth, page, exclude_reference
+        self.depth, self.limits, self.exclude_reference = depth, limits, exclude_reference
         self.late = 0
 
     def search(self, query: dict[str, Any]) -> Found:
@@ -136,21 +136,30 @@ class _Category:
     ) -> Found:
         search["image_id"], search["text"] = query["reference"], query["text"]
         search["category"] = [self.category]
-        search["top_k"] = size = min(self.page, depth)
-        search["offset"] = 0
+        size, seen = min(self.limits.top_k, depth), 0
         found: Found = []
         while len(found) < depth:
+            search["top_k"], search["offset"] = size, seen
             response = self.client.search(**search)
-            if query["text"].strip() and response.model.rerank_depth and search["offset"] == 0:
+            if query["text"].strip() and response.model.rerank_depth and seen == 0:
                 self.late += any(one.rerank_score is None for one in response.results[:1])
             found += [
                 (one.image_id, _decided(one), one.score)
                 for one in response.results
                 if one.image_id in searched
             ]
-            search["offset"] += size
+            seen += size
             if len(response.results) < size:
                 break
+            size = self.limits.top_k
+            if len(found) < depth and seen > self.limits.offset:
+                raise ConfigError(
+                    "the service shows too few results: most of them are not what the protocol "
+                    "searches",
+                    got=f"{len(found)} of the first {seen:,} are",
+                    expected=f"{depth}",
+                    do=f"start the service with a greater --max-offset than {self.limits.offset}",
+                )
         return found[:depth]
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from raycd import bundle
 from raycd.config import Config
+from raycd.data import files
 from raycd.errors import ConfigError, brief
 from raycd.model import encoder as encoders
 from raycd.model import fusion
@@ -15,6 +18,7 @@ from raycd.model.fusion import Head
 from raycd.runtime.stages.context import own_device
 from raycd.train.pretrain import DEMO_MODEL, cached
 
+SOURCE = "source"  # of the record of the stage `encoder`
 HEAD = "head"  # of the bundle, in the folder of the stage `encoder`
 
 
@@ -24,12 +28,37 @@ def load_encoder(config: Config) -> tuple[Encoder, str]:
     if settings.bundle:
         manifest = bundle.verify(Path(settings.bundle))
         return bundle.load_encoder(Path(settings.bundle), manifest), manifest.encoder.name
-    if settings.pretrained == "demo":
+    if settings.pretrained == "demo" and not encoders.brings_weights(settings.name):
         found = cached(config.pretrain, settings.padding, own_device(config))
         settings = settings.model_copy(update={"name": DEMO_MODEL, "pretrained": str(found)})
     loaded = encoders.load(settings)
-    loaded.preprocess = replace(loaded.preprocess, reduced=settings.reduced)
+    reduced = settings.reduced or loaded.preprocess.reduced  # a folder of raycd's keeps its own
+    loaded.preprocess = replace(loaded.preprocess, reduced=reduced)
     return loaded, settings.name
+
+
+def source(config: Config) -> list[Any]:
+    """Return the state of each file of this machine that the encoder of the settings is read from.
+
+    Empty where there is none, as where weights have a tag or are no longer there: what was read of
+    them stays.
+    """
+    settings = config.encoder
+    if settings.bundle:
+        return []  # whose files have hashes
+    named = [settings.name.removeprefix(encoders.LOCAL_DIR), settings.pretrained, settings.configs]
+    there = [Path(name).expanduser() for name in named if name]
+    found = [file for path in there for file in [path, *sorted(path.rglob("*"))] if file.is_file()]
+    states = files.states(map(str, found))
+    return [[str(path), state] for path, state in zip(found, states, strict=True)]
+
+
+def has_other_source(record: Mapping[str, Any], config: Config) -> bool:
+    """Tell whether files have changed since the encoder of the stage's record was read from them.
+
+    Where it is the same in spite of that, the stages after it stay done.
+    """
+    return SOURCE in record and source(config) not in ([], record[SOURCE])
 
 
 def hashes(config: Config) -> list[str]:

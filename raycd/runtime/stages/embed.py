@@ -30,10 +30,12 @@ LISTED = "missing_images.json"
 
 def encoder(context: Context, writing: Writing) -> None:
     """Load the pre-trained CLIP, and save it in the one form that the other stages read."""
+    source = beginning.source(context.config)  # what may change while it is read is read again
     loaded, name = beginning.load_encoder(context.config)
     loaded.save(writing.folder / "encoder")
     beginning.keep_head(context.config, writing.folder)
     writing.record |= {"encoder": loaded.fingerprint(), "dim": loaded.dim, "model": name}
+    writing.record[beginning.SOURCE] = source
     writing.record["composes"] = loaded.composes
     writing.record["gives"] = maps.given(loaded)
 

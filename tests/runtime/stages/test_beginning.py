@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from raycd import bundle
 from raycd.config import Config
 from raycd.data.build import DatasetBuilder
 from raycd.errors import ConfigError, WeightsError
+from raycd.model.encoder import Encoder
+from raycd.runtime import pipeline
 from raycd.runtime.stages import beginning, reading
 from raycd.train import pretrain
 from raycd.train.fuse import new_head
@@ -115,3 +119,46 @@ def test_without_a_bundle_nothing_is_kept_and_a_damaged_one_is_told(tmp_path: Pa
     assert {"encoder.bundle", "encoder.reduced"} == set(beginning.unused(plain))
     with pytest.raises(WeightsError):
         beginning.load_encoder(config(tmp_path))
+
+
+def test_the_demos_clip_is_no_model_that_brings_its_own_weights() -> None:
+    named = {"name": "local-dir:/nowhere", "pretrained": "demo"}
+    with pytest.raises(WeightsError, match="/nowhere"):
+        beginning.load_encoder(Config.model_validate({"encoder": named}))
+
+
+def test_a_saved_encoder_keeps_its_reduced_decoding(
+    new_encoder: Callable[[], Encoder], tmp_path: Path
+) -> None:
+    saved = new_encoder()
+    saved.preprocess = replace(saved.preprocess, reduced=True)
+    saved.save(tmp_path / "encoder")
+    asked = Config.model_validate({"encoder": {"pretrained": str(tmp_path / "encoder")}})
+    assert beginning.load_encoder(asked)[0].fingerprint() == saved.fingerprint()
+
+
+def test_weights_that_have_changed_under_their_name_are_read_again(
+    new_encoder: Callable[[], Encoder], tmp_path: Path
+) -> None:
+    new_encoder().save(tmp_path / "encoder")
+    asked = Config.model_validate(
+        {
+            "name": "run",
+            "runs": str(tmp_path / "runs"),
+            "data": {"format": "synthetic"},
+            "encoder": {"pretrained": str(tmp_path / "encoder")},
+            "stage2": {"head": "sum"},
+            "tracking": {"enabled": False},
+        }
+    )
+    assert pipeline.run(asked, until="encoder").done == ["encoder"]
+    assert pipeline.run(asked, until="encoder").done == []
+    other = new_encoder()
+    with torch.no_grad():
+        other.clip.text_projection += 1
+    other.save(tmp_path / "encoder")
+    again = pipeline.run(asked, until="encoder")
+    assert again.done == ["encoder"]
+    assert pipeline.recorded(again.run, "encoder")["encoder"] == other.fingerprint()
+    shutil.rmtree(tmp_path / "encoder")  # what was read of it stays
+    assert pipeline.run(asked, until="encoder").done == []
