@@ -81,11 +81,20 @@ def _as_sent(value: object) -> object:
     return value
 
 
+def _each_once(value: object) -> object:
+    names = [str(name).strip() for name in value] if isinstance(value, Mapping) else []
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} is there twice")
+    return value
+
+
 def _form(value: object) -> str:
     return CONDITION if isinstance(value, Mapping | Condition) else VALUES
 
 
 _OWN = {"in_", "not_"}
+EachOnce = BeforeValidator(_each_once)  # of names, which are stripped
 # How errors name the two forms of a filter
 VALUES, CONDITION = "(values)", "(condition)"
 Filter = Annotated[

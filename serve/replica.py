@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from io import BytesIO
-from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -35,7 +34,7 @@ from serve.live.recorder import Recorder
 from serve.live.store import GalleryStore
 from serve.live.writer import Writer
 from serve.load.admission import Admission, deadline, run_in_thread
-from serve.load.batching import Batcher
+from serve.load.batching import Batcher, each
 from serve.second.model import SecondModel
 from serve.second.shadow import Shadow
 
@@ -104,10 +103,11 @@ class Replica:
         self._model = ThreadPoolExecutor(1, "model")
         self._small = ThreadPoolExecutor(self._threads + 1, "decode")
         self._large = ThreadPoolExecutor(self._threads, "large")  # 50 KB may take a second
-        # Where pictures lie may be slow, and what lists or counts images: no search waits for it.
-        self._pictures, self._listing, self._counting = (
+        # Where pictures lie may be slow, what lists or counts images, and imports send hundreds of
+        # pictures at once: no search waits for it.
+        self._pictures, self._listing, self._counting, self._uploads = (
             ThreadPoolExecutor(self._threads + 1, what)
-            for what in ("pictures", "listing", "counting")
+            for what in ("pictures", "listing", "counting", "uploads")
         )
         self._store = GalleryStore.open(args, name)
         self._engine: Engine | None = None
@@ -127,7 +127,7 @@ class Replica:
         self.writer = (
             None
             if self._store is None
-            else Writer(self._store, self._model, self._pictures, args.lag_s)
+            else Writer(self._store, self._model, self._uploads, args.lag_s)
         )
         self.recorder = (
             Recorder(self._store.gallery_db, args, observer)
@@ -241,8 +241,9 @@ class Replica:
             await self._check_canary(self.second.engine)
 
     async def _check_canary(self, engine: Engine) -> None:
+        canary = engine.inner_canary
         async with asyncio.timeout(CANARY_S):
-            engine.check(await self._answered(engine, engine.inner_canary, first=True))
+            engine.check(await self._answers((engine, canary), first=True), canary.view)
 
     async def check_gallery(self) -> None:
         """Raise GalleryError where the gallery's SQLite file has gone or is another one.
@@ -256,7 +257,7 @@ class Replica:
         if isinstance(engine.follower, EngineFollower):
             engine.follower.check()
             async with asyncio.timeout(CANARY_S):
-                await self._answered(engine, engine.canary, first=True)
+                await self._answers((engine, engine.canary), first=True)
 
     def deadline(self, *, then: str = "") -> AbstractAsyncContextManager[None]:
         """Return the time that a request may take, for `async with`.
@@ -311,7 +312,7 @@ class Replica:
 
         Raises NothingLeft where the query comes to nothing.
         """
-        answer = await self._answered(engine, query)
+        answer = await self._answers((engine, query))
         if answer.is_empty:
             raise NothingLeft
         return answer
@@ -326,43 +327,25 @@ class Replica:
             raise NothingLeft
         return encoded
 
-    def _encode_batch(self, batch: Sequence[tuple[Engine, Prepared]]) -> list[Encoded]:
-        found: list[Encoded] = []
-        for engine, some in groupby(batch, key=lambda one: one[0]):
-            prepared = [query for _, query in some]
+    def _encode_batch(self, batch: Sequence[tuple[Engine, Prepared]]) -> list[Encoded | Exception]:
+        def encoded(engine: Engine, prepared: list[Prepared]) -> list[Encoded]:
             features = engine.searcher.encode(prepared)
-            found += [features.row(row) for row in range(len(prepared))]
-        return found
+            return [features.row(row) for row in range(len(prepared))]
 
-    async def _answered(self, engine: Engine, query: Prepared, *, first: bool = False) -> Answer:
-        outcome = await self._answers((engine, query), first=first)
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
+        return each(batch, encoded)
 
     def _answer_batch(self, batch: Sequence[tuple[Engine, Prepared]]) -> list[Answer | Exception]:
-        outcomes: dict[int, Answer | Exception] = {}
-        answers: list[Answer] = []
         # With a second model, or while one replaces the other, there are two: one may fail alone.
-        alike: dict[Engine, list[int]] = {}
-        for row, (engine, _) in enumerate(batch):
-            alike.setdefault(engine, []).append(row)
-        waiting = list(alike.items())
-        for engine, rows in waiting:
-            queries = [batch[row][1] for row in rows]
-            try:
-                found = engine.searcher.answer(queries)
-            except Exception as error:
-                # One query is to fail no others; but a search engine that is away is asked once
-                if len(rows) > 1 and not engine.asks_outside(queries[0]):
-                    waiting += [(engine, [row]) for row in rows]
-                outcomes |= dict.fromkeys(rows, error)
-            else:
-                answers += found
-                outcomes |= zip(rows, found, strict=True)
+        # A search engine that is away is asked once.
+        found = each(
+            batch,
+            lambda engine, some: engine.searcher.answer(some),
+            again=lambda engine, some: not engine.asks_outside(some[0]),
+        )
+        answers = [answer for answer in found if isinstance(answer, Answer)]
         if answers:
             self._observer.batch(answers[0], self.searches.busy)
-        return [outcomes[row] for row in range(len(batch))]
+        return found
 
     def close(self) -> None:
         """Write the feedback that waits."""
@@ -380,6 +363,10 @@ class Replica:
     async def count(self, work: Callable[[], T]) -> T:
         """Do what counts images of the gallery for a search, as long as it is waited for."""
         return await run_in_thread(self._counting, work)
+
+    async def take_upload(self, work: Callable[[], T]) -> T:
+        """Do what decodes a picture for the gallery, as long as it is waited for."""
+        return await run_in_thread(self._uploads, work)
 
     async def run_in_thread(self, work: Callable[[], T], files: Sequence[bytes] = ()) -> T:
         """Do what takes milliseconds beside the event loop, as long as it is waited for.

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from raycd.filters import Filter, Name, Number
+from raycd.filters import EachOnce, Filter, Name, Number
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True)]
 MAX_REFERENCE = 100_000  # characters of a history
@@ -103,7 +103,7 @@ class SearchRequest(QueryRequest):
     """Number of first results to leave out: the next page."""
     category: list[Name] = []
     """Only images of one of these categories; none: of all."""
-    attributes: dict[Name, Filter] = {}
+    attributes: Annotated[dict[Name, Filter], EachOnce] = {}
     """Only images with one of these values of each attribute, or one that fits a condition:
     {"colour": ["blue", "navy"], "price": {"gte": 10, "lt": 50}, "brand": {"not": ["none"]}}.
     """
@@ -145,7 +145,7 @@ class GalleryFilters(RequestPart):
 
     category: list[Name] = []
     """Only images of one of these categories; none: of all."""
-    attributes: dict[Name, Filter] = {}
+    attributes: Annotated[dict[Name, Filter], EachOnce] = {}
     """As of a search."""
 
 
@@ -169,7 +169,7 @@ class GalleryImage(RequestPart):
     """Fingerprint of the feature's encoder, as in /v1/info; a feature needs it."""
     category: list[Name] = []
     """The categories that the image belongs to."""
-    attributes: dict[Name, Name] = {}
+    attributes: Annotated[dict[Name, Name], EachOnce] = {}
     """{"colour": "blue"}."""
 
     @model_validator(mode="after")

@@ -10,7 +10,6 @@ from typing import Any, Literal, Self, Unpack
 
 from raycd.api import (
     UNKNOWN_GALLERY,
-    BatchItem,
     BatchResponse,
     EmbedBatchResponse,
     Embedding,
@@ -126,20 +125,9 @@ class AsyncClient:
             each if isinstance(each, SearchRequest) else request.as_json(SearchRequest, each)
             for each in searches
         ]
-        if not asked:
-            return BatchResponse(items=[])
-        attempts = self._service.attempts()
         content = {"params": _params(min_version), **request.of_user(user)}
-        items = await self._batch(asked, attempts, content)
-        while (
-            busy := [i for i, item in enumerate(items) if item.status in retry.BUSY]
-        ) and await self._service.again(attempts):
-            try:
-                answered = await self._batch([asked[i] for i in busy], attempts, content)
-            except ServiceError:
-                break  # keep the answers of the others
-            for i, item in zip(busy, answered, strict=True):
-                items[i] = item
+        bodies = [request.body(each) for each in asked]
+        items = await self._batch(BatchResponse, "search/batch", "searches", bodies, content)
         return BatchResponse(items=items)
 
     async def embed(self, *, user: str = "", **query: Unpack[QueryFields]) -> Embedding:
@@ -161,21 +149,16 @@ class AsyncClient:
     ) -> EmbedBatchResponse:
         """Send several queries of a `user` to `embed`, at most info().limits.batch, at once.
 
-        Each succeeds or fails by itself.
+        Each succeeds or fails by itself. Those that find the service too busy are sent again, as
+        those of `search_batch`.
 
         Raises:
             DataError: As `search`, before any is sent.
         """
-        asked = [request.body(request.as_json(QueryRequest, query)) for query in queries]
-        if not asked:
-            return EmbedBatchResponse(items=[])
-        return await self._service.ask(
-            EmbedBatchResponse,
-            "POST",
-            self._path("embed/batch"),
-            json={"queries": asked},
-            **request.of_user(user),
-        )
+        bodies = [request.body(request.as_json(QueryRequest, query)) for query in queries]
+        content = request.of_user(user)
+        items = await self._batch(EmbedBatchResponse, "embed/batch", "queries", bodies, content)
+        return EmbedBatchResponse(items=items)
 
     async def gallery(
         self,
@@ -342,15 +325,35 @@ class AsyncClient:
         return f"{self._service.root}/{name}"
 
     async def _batch(
-        self, asked: list[SearchRequest], attempts: Attempts, content: dict[str, Any]
-    ) -> list[BatchItem]:
-        body = {"searches": [request.body(each) for each in asked]}
-        response = await self._service.send(
-            "POST", self._path("search/batch"), attempts=attempts, json=body, **content
-        )
-        items = self._service.read(response, BatchResponse).items
-        if len(items) != len(asked):
-            raise errors.unreadable(response, self.url)
+        self,
+        response: type[BatchResponse] | type[EmbedBatchResponse],
+        path: str,
+        name: str,
+        bodies: list[dict[str, Any]],
+        content: Mapping[str, Any],
+    ) -> list[Any]:
+        """Return the items of a batch; those that find the service too busy are sent again."""
+        attempts = self._service.attempts()
+
+        async def sent(some: list[dict[str, Any]]) -> list[Any]:
+            answer = await self._service.send(
+                "POST", self._path(path), attempts=attempts, json={name: some}, **content
+            )
+            items: list[Any] = list(self._service.read(answer, response).items)
+            if len(items) != len(some):
+                raise errors.unreadable(answer, self.url)
+            return items
+
+        items = await sent(bodies) if bodies else []
+        while (
+            busy := [i for i, item in enumerate(items) if item.status in retry.BUSY]
+        ) and await self._service.again(attempts):
+            try:
+                answered = await sent([bodies[i] for i in busy])
+            except ServiceError:
+                break  # keep the answers of the others
+            for i, item in zip(busy, answered, strict=True):
+                items[i] = item
         return items
 
 

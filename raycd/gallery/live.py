@@ -22,7 +22,7 @@ from raycd.errors import GalleryError
 from raycd.gallery.recent import Recent
 from raycd.gallery.records import Changes, Row
 from raycd.gallery.static import SCHEMA, Gallery
-from raycd.gallery.view import Additions, Sums, View
+from raycd.gallery.view import AddedRows, Additions, Sums, View
 from raycd.index import Index
 
 # A rebuild pays from this many additions, or removed images, or this share of the index.
@@ -65,7 +65,7 @@ class Live:
             gallery,
             version=version,
             live=np.ones(len(gallery), np.bool_),
-            additions=Additions([], Recent.none(index), self._features.lengths(0), {}),
+            additions=Additions(AddedRows(), Recent.none(index), self._features.lengths(0), {}),
             sums=Sums.of(index),
         )
 

@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Self
+from threading import Lock
+from typing import Any, Self
 
 import numpy as np
+from cachetools import LRUCache
 from numpy.typing import NDArray
 
 from raycd.gallery import conditions
@@ -28,13 +30,41 @@ from raycd.index import Index
 from raycd.index.blocks import Moments
 from raycd.index.structure import Found, Mask, best
 
+KEPT_FILTERS = 256  # whose answers for added images are kept: a byte an image
+
+
+class AddedRows(list[Row]):
+    """Images in the order in which they were added. They stay as they are, and more follow."""
+
+    def __init__(self, rows: Iterable[Row] = ()) -> None:
+        super().__init__(rows)
+        self._masks: LRUCache[Any, Mask] = LRUCache(KEPT_FILTERS)
+        self._lock = Lock()
+
+    def mask(self, categories: tuple[str, ...], wanted: Conditions, count: int) -> Mask:
+        """Return which of the first `count` (N,) a filter finds; each row is asked once."""
+        with self._lock:
+            known_N = self._masks.get((categories, wanted), np.empty(0, np.bool_))
+            if len(known_N) < count:
+                new = [_fits(row, categories, wanted) for row in self[len(known_N) : count]]
+                known_N = np.concatenate([known_N, np.array(new, np.bool_)])
+                self._masks[categories, wanted] = known_N
+        return known_N[:count]
+
+
+def _fits(row: Row, categories: tuple[str, ...], wanted: Conditions) -> bool:
+    in_category = not categories or not set(categories).isdisjoint(row.categories)
+    return in_category and all(
+        conditions.holds(condition, row.attributes.get(name)) for name, condition in wanted
+    )
+
 
 @dataclass(frozen=True)
 class Additions:
     """Images that were added after the index was built."""
 
-    rows: list[Row]
-    """In their order. All views share the list: only the first A belong to this one."""
+    rows: AddedRows
+    """All views share the list: only the first A belong to this one."""
     features: Recent
     """Normalised."""
     lengths_A: NDArray[np.float32]
@@ -97,7 +127,7 @@ class View:
     @classmethod
     def of(cls, index: Index, gallery: Gallery, version: int = 0) -> Self:
         """Return the view of an index and its gallery, without changes."""
-        none = Additions([], Recent.none(index), np.empty(0, np.float32), {})
+        none = Additions(AddedRows(), Recent.none(index), np.empty(0, np.float32), {})
         return cls(index, gallery, version, np.ones(len(gallery), np.bool_), none, Sums.of(index))
 
     def __len__(self) -> int:
@@ -247,12 +277,7 @@ class View:
         indexed = self.gallery.mask(categories, dict(wanted))
         assert indexed is not None, "a filter"
         found[:base] &= indexed
-        for number in np.flatnonzero(found[base:]).tolist():
-            row = self.additions.rows[number]
-            in_category = not categories or not set(categories).isdisjoint(row.categories)
-            found[base + number] = in_category and all(
-                conditions.holds(condition, row.attributes.get(name)) for name, condition in wanted
-            )
+        found[base:] &= self.additions.rows.mask(categories, wanted, self.size - base)
         found.flags.writeable = False  # it is cached
         return found
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raycd.gallery import conditions
+from raycd.index.effort import ROUNDING
 from raycd.search.query import Found, Prepared
 
 Floats = NDArray[np.float64]
@@ -20,8 +21,8 @@ Order = NDArray[np.int64]
 def arrange(one: Prepared, found: Found) -> Found:
     """Return the candidates of a query in the order that its arrangement gives them.
 
-    First the boost changes their values, then near-duplicates and all but the first of each group
-    are left out, then diversity chooses the next one each time.
+    First the boost changes their values, then near-duplicates of what is kept, and all but the
+    first of each group, are left out, then diversity chooses the next one each time.
     """
     wanted = one.query.arrangement
     if wanted is None:
@@ -35,10 +36,10 @@ def arrange(one: Prepared, found: Found) -> Found:
         value_N = value_N + wanted.boost.weight * percentiles([text or "" for text in texts])
         boosted_N[order] = value_N
     kept: Order = np.argsort(-value_N, kind="stable")
-    if wanted.alike is not None:
-        kept = kept[distinct(found.images.vectors(positions[kept]), wanted.alike)]
-    if wanted.group_by is not None:
-        kept = kept[firsts(_attribute(found, positions[kept], wanted.group_by))]
+    at, group_by, alike = positions[kept], wanted.group_by, wanted.alike
+    groups = None if group_by is None else _attribute(found, at, group_by)
+    unit_ND = None if alike is None else found.images.vectors(at)
+    kept = kept[spread(len(kept), groups, unit_ND, alike or 0.0)]
     if wanted.diversity:
         unit_ND, count = found.images.vectors(positions[kept]), one.query.offset + one.query.top_k
         kept = kept[diverse(value_N[kept], unit_ND, wanted.diversity, count)]
@@ -87,25 +88,28 @@ def percentiles(texts: Sequence[str]) -> Floats:
     return share_N
 
 
-def distinct(unit_ND: NDArray[np.float32], alike: float) -> Order:
-    """Return which candidates have no better one, itself kept, of a cosine of `alike` or more."""
-    cosine_NN = unit_ND @ unit_ND.T
-    hidden_N = np.zeros(len(unit_ND), np.bool_)
-    for at in range(len(unit_ND)):
-        if not hidden_N[at]:
-            hidden_N[at + 1 :] |= cosine_NN[at, at + 1 :] >= alike
-    return np.flatnonzero(~hidden_N)
+def spread(
+    count: int,
+    groups: Sequence[str | None] | None = None,
+    unit_ND: NDArray[np.float32] | None = None,
+    alike: float = 1.0,
+) -> Order:
+    """Return which candidates no better one stands for, itself kept.
 
-
-def firsts(groups: Sequence[str | None]) -> Order:
-    """Return the first candidate of each group; those of no group are all kept."""
-    seen: set[str] = set()
-    kept = []
-    for at, group in enumerate(groups):
-        if group is None or group not in seen:
-            kept.append(at)
+    One stands for those of its group, if `groups` (N,) are given, in which None is no group; and
+    for those whose cosine with it is `alike` or more, if normalised features are.
+    """
+    cosine_NN = None if unit_ND is None else unit_ND @ unit_ND.T
+    hidden_N, seen, kept = np.zeros(count, np.bool_), set[str](), []
+    for at in range(count):
+        group = None if groups is None else groups[at]
+        if hidden_N[at] or group in seen:
+            continue
+        kept.append(at)
         if group is not None:
             seen.add(group)
+        if cosine_NN is not None:
+            hidden_N |= cosine_NN[at] >= alike - ROUNDING  # equal features have nearly 1
     return np.array(kept, np.int64)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from fastapi import Request, Response
 from pydantic import BaseModel
@@ -17,6 +18,7 @@ from serve.engine.queries import QueryImage
 from serve.replica import Replica
 from serve.security.fetch import fetch
 
+T = TypeVar("T")
 _Batch = type[BatchRequest] | type[EmbedBatchRequest]
 
 
@@ -53,6 +55,28 @@ async def read(model: _Batch, request: Request, most: int) -> list[Any]:
         )
     found: list[Any] = entries
     return found
+
+
+async def by_turns(
+    entries: Sequence[Any], most: int, answered: Callable[[Any], Awaitable[T]]
+) -> list[T]:
+    """Answer the entries of a batch, as many together as have `most` images.
+
+    Each image takes a slot, so more of them would be refused, even by a service that does nothing
+    else.
+    """
+    found: list[T] = []
+    turn: list[Any] = []
+    taken = 0
+    for entry in entries:
+        images = entry.get("images") if isinstance(entry, Mapping) else None
+        slots = min(most, max(1, len(images) if isinstance(images, list) else 1))
+        if turn and taken + slots > most:
+            found += await asyncio.gather(*map(answered, turn))
+            turn, taken = [], 0
+        turn.append(entry)
+        taken += slots
+    return found + await asyncio.gather(*map(answered, turn))
 
 
 async def fetched(replica: Replica, sent: list[QueryImage]) -> list[QueryImage]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import Any
 
@@ -63,7 +62,9 @@ def router(asked: Asked, prefix: str) -> APIRouter:
             with replica.searches.slot():
                 queries = await batches.read(EmbedBatchRequest, request, replica.args.max_batch)
         engine = replica.engine_of(users.named(request))
-        items = await asyncio.gather(*(_item(replica, engine, body) for body in queries))
+        items = await batches.by_turns(
+            queries, replica.searches.most, lambda body: _item(replica, engine, body)
+        )
         return batches.answer(EmbedBatchResponse(items=items), {users.MODEL: engine.model.bundle})
 
     return routes

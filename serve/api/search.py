@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from dataclasses import replace
 from typing import Any
@@ -88,8 +87,10 @@ def router(asked: Asked, prefix: str) -> APIRouter:
             await to.intake.read(request, replica.args.max_batch * replica.args.max_filters)
             with replica.searches.slot():
                 searches = await batches.read(BatchRequest, request, replica.args.max_batch)
-        items = await asyncio.gather(
-            *(_item(replica, to.metrics, engine, body, after) for body in searches)
+        items = await batches.by_turns(
+            searches,
+            replica.searches.most,
+            lambda body: _item(replica, to.metrics, engine, body, after),
         )
         return batches.answer(BatchResponse(items=items), {users.MODEL: engine.model.bundle}, after)
 

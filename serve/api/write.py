@@ -84,7 +84,7 @@ async def put_one(replica: Replica, writer: Writer, image_id: str, sent: SentIma
         pixels = engine.searcher.preprocess(replica.decode(file, engine))
         return Upload(file, images.format_of(file).lower(), pixels)
 
-    upload = None if file is None else await replica.run_in_thread(lambda: decoded(file), [file])
+    upload = None if file is None else await replica.take_upload(lambda: decoded(file))
     return await writer.put(
         image_id,
         engine.searcher,

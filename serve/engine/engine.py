@@ -93,7 +93,7 @@ class Engine:
             raise WeightsError(
                 _NO_ANSWER, got="a feature that is not finite", expected="finite numbers"
             )
-        self.check(answer)
+        self.check(answer, self._prepared.view)
 
     @property
     def canary(self) -> Prepared:
@@ -109,15 +109,13 @@ class Engine:
         """Return whether a query is answered by a search engine."""
         return self._has_engine and query.view is not self.searcher.own
 
-    def check(self, answer: Answer) -> None:
-        """Raise WeightsError where an answer to the canary is not one."""
+    def check(self, answer: Answer, view: State) -> None:
+        """Raise WeightsError where an answer to the canary, asked of a view, is not one."""
         scores = [result.score for result in answer.results]
         if not np.isfinite(scores).all():
             raise WeightsError(_NO_ANSWER, got=f"scores {scores}", expected="finite scores")
-        if not scores and len(self.view) and not self._has_engine:
-            raise WeightsError(
-                _NO_ANSWER, got="no result", expected=f"one of {len(self.view)} images"
-            )
+        if not scores and len(view) and not self._has_engine:
+            raise WeightsError(_NO_ANSWER, got="no result", expected=f"one of {len(view)} images")
 
     @property
     def view(self) -> State:

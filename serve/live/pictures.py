@@ -8,7 +8,8 @@ from typing import Any, NamedTuple, Self
 
 from PIL import Image
 
-from raycd.data import images, parts
+from raycd.data import files, images, parts
+from raycd.data.folder import is_local
 from raycd.data.images import BrokenImage
 from raycd.errors import DataError
 from raycd.gallery.state import State
@@ -64,12 +65,18 @@ class GalleryPictures:
     def thumbnail(self, view: State, image_id: str) -> PictureFile:
         """Return a JPEG of at most SIDE pixels a side."""
         path = _path(view, image_id)
-        key = path or image_id  # a picture that replaces another has another path
+        key = f"{path or image_id} {self._state(path)}"
         known = self.thumbnails.get(key)
         if known is None:
             known = self._made(image_id, path)
             self.thumbnails.put(key, known)
         return known
+
+    def _state(self, path: str | None) -> object:
+        """Return what changes with a file of this machine; uploads have a new path each time."""
+        path = path if self._store is None else self._store.locate(path)
+        file = None if path is None else parts.file_of(path)
+        return files.states([file])[0] if file is not None and is_local(file) else None
 
     def _made(self, image_id: str, path: str | None) -> PictureFile:
         data = self._read(image_id, path)

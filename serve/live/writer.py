@@ -18,7 +18,7 @@ from raycd.gallery.records import Change, Delete, Done, Put
 from raycd.search.searcher import Searcher
 from serve.live.store import GalleryStore
 from serve.load.admission import run_in_thread
-from serve.load.batching import Batcher
+from serve.load.batching import Batcher, each
 from serve.monitoring import tracing
 
 _log = logging.getLogger("ray.serve")
@@ -119,10 +119,7 @@ class Writer:
     async def _committed(self, change: Change, searcher: Searcher) -> Done:
         fingerprint = searcher.bundle.manifest.encoder.fingerprint
         with tracing.span("database", {"db.system.name": self._store.gallery_db.system}):
-            outcome = await self._commits((change, fingerprint))
-        if isinstance(outcome, RaycdError):
-            raise outcome
-        return outcome
+            return await self._commits((change, fingerprint))
 
     def _forget(self, path: str | None) -> None:
         # The picture goes once every replica knows that its image has. One that stays because the
@@ -141,10 +138,10 @@ class Writer:
                 "a picture that nothing names any more could not be removed (%s)", error.reason
             )
 
-    def _commit(self, batch: Sequence[tuple[Change, str]]) -> list[Done | RaycdError]:
+    def _commit(self, batch: Sequence[tuple[Change, str]]) -> list[Done | Exception]:
         # One transaction, or one for each encoder while the model changes: each succeeds or fails
         # by itself.
-        outcomes: list[Done | RaycdError] = []
+        outcomes: list[Done | Exception] = []
         for fingerprint, some in groupby(batch, key=lambda one: one[1]):
             changes = [change for change, _ in some]
             try:
@@ -154,8 +151,7 @@ class Writer:
         return outcomes
 
     @staticmethod
-    def _encode(batch: Sequence[tuple[Searcher, torch.Tensor]]) -> list[NDArray[np.float32]]:
-        features: list[NDArray[np.float32]] = []
-        for searcher, some in groupby(batch, key=lambda one: one[0]):
-            features += list(searcher.encode_images([pixels for _, pixels in some]))
-        return features
+    def _encode(
+        batch: Sequence[tuple[Searcher, torch.Tensor]],
+    ) -> list[NDArray[np.float32] | Exception]:
+        return each(batch, lambda searcher, pixels: list(searcher.encode_images(pixels)))

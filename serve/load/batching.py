@@ -14,13 +14,14 @@ from typing import Generic, TypeVar
 
 Asked = TypeVar("Asked")
 Answered = TypeVar("Answered")
+By = TypeVar("By")
 
 
 class Batcher(Generic[Asked, Answered]):
     """A queue whose items `work` answers in batches, one at a time. Used from one event loop.
 
     Args:
-        work: Answers a batch, in its order.
+        work: Answers a batch, in its order; an answer that is an exception is raised.
         most: Items of a batch.
         size: Tells as how many an item counts.
         wait_s: Seconds that the first item of a batch waits for others.
@@ -29,7 +30,7 @@ class Batcher(Generic[Asked, Answered]):
 
     def __init__(
         self,
-        work: Callable[[Sequence[Asked]], Sequence[Answered]],
+        work: Callable[[Sequence[Asked]], Sequence[Answered | Exception]],
         *,
         most: int,
         size: Callable[[Asked], int] = lambda _: 1,
@@ -98,5 +99,35 @@ class Batcher(Generic[Asked, Answered]):
                     future.set_exception(error)
             return
         for (_, future), answer in together:
-            if not future.done():
+            if future.done():
+                continue
+            if isinstance(answer, Exception):
+                future.set_exception(answer)
+            else:
                 future.set_result(answer)
+
+
+def each(
+    batch: Sequence[tuple[By, Asked]],
+    work: Callable[[By, list[Asked]], Sequence[Answered]],
+    *,
+    again: Callable[[By, list[Asked]], bool] = lambda by, some: True,
+) -> list[Answered | Exception]:
+    """Answer a batch, those together that have the same `By`; one that fails fails no others.
+
+    Where several fail together, each is tried alone, if `again` says that it is worth it.
+    """
+    outcomes: dict[int, Answered | Exception] = {}
+    alike: dict[By, list[int]] = {}
+    for row, (by, _) in enumerate(batch):
+        alike.setdefault(by, []).append(row)
+    waiting = list(alike.items())
+    for by, rows in waiting:
+        some = [batch[row][1] for row in rows]
+        try:
+            outcomes |= zip(rows, work(by, some), strict=True)
+        except Exception as error:
+            if len(rows) > 1 and again(by, some):
+                waiting += [(by, [row]) for row in rows]
+            outcomes |= dict.fromkeys(rows, error)
+    return [outcomes[row] for row in range(len(batch))]

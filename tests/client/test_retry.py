@@ -165,6 +165,16 @@ def test_the_searches_of_a_batch_that_found_the_service_busy_are_sent_again(
     assert service.asked[1].json() == {"searches": [{"text": "1"}, {"text": "3"}]}
 
 
+def test_the_queries_of_a_batch_to_embed_are_sent_again_likewise(
+    client: Client, service: Service
+) -> None:
+    done = {"status": 200}
+    service.answers(Reply(body={"items": [BUSY, done]}), Reply(body={"items": [done]}))
+    answer = client.embed_batch([{"text": "1"}, {"text": "2"}])
+    assert [item.status for item in answer.items] == [200, 200]
+    assert service.asked[1].json() == {"queries": [{"text": "1"}]}
+
+
 def test_what_a_batch_found_is_not_lost_when_the_rest_is_refused(
     connect: Callable[..., Client], service: Service
 ) -> None:

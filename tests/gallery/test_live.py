@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from raycd.config import IndexConfig
 from raycd.errors import GalleryError
 from raycd.gallery import live as live_module
 from raycd.gallery import recent
+from raycd.gallery import view as view_module
 from raycd.gallery.live import REBUILD_FROM, Live, contents
 from raycd.gallery.records import Changes, Row
 from raycd.gallery.static import Gallery
@@ -254,3 +256,32 @@ def test_a_view_has_no_version_before_it_has_all_that_was_put_up_to_it() -> None
     assert (live.view.version, live.seen) == (3, 8)
     live.apply(Changes(8, []))
     assert (live.view.version, len(live.view)) == (8, 7)
+
+
+def test_added_images_are_asked_once_by_a_filter(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    live = started([image(str(number), 0, rng) for number in range(4)])
+    asked: list[str] = []
+    real = view_module._fits
+
+    def counted(row: Row, *wanted: Any) -> bool:
+        asked.append(row.image_id)
+        return real(row, *wanted)
+
+    monkeypatch.setattr(view_module, "_fits", counted)
+    live.apply(Changes(2, [image("a", 1, rng), image("b", 2, rng)]))
+    before, first = live.view, live.view.mask(["dress"])
+    live.apply(Changes(4, [image("c", 3, rng), gone("a", 4)]))
+    second = live.view.mask(["dress"])
+    assert asked == ["a", "b", "c"]
+    assert first is not None
+    assert second is not None
+    for view, mask in ((before, first), (live.view, second)):
+        right = [bool(view.live[at]) and view.category(at) == "dress" for at in range(view.size)]
+        assert mask.tolist() == right
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_index_of_any_kind_can_be_made_of_nothing(kind: Kind) -> None:
+    settings = IndexConfig(kind=kind)
+    assert Index.build(np.empty((0, DIM), np.float32), settings).size == 0

@@ -117,6 +117,17 @@ def test_near_duplicates_of_better_ones_are_hidden(found: Found) -> None:
     assert len(kept) < N - 5
 
 
+def test_what_a_group_leaves_out_hides_nothing_and_copies_are_hidden_at_1() -> None:
+    # 1 is in the group of 0, and 2 is like 1 alone
+    unit_ND = np.array([[1, 0], [0.6, 0.8], [0.5, 0.866]], np.float32)
+    assert arranging.spread(3, ["a", "a", "b"], unit_ND, 0.95).tolist() == [0, 2]
+    assert arranging.spread(3, None, unit_ND, 0.95).tolist() == [0, 1]
+    rows = np.random.default_rng(0).normal(size=(200, 640)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    twice_ND = np.concatenate([rows, rows])
+    assert arranging.spread(400, None, twice_ND, 1.0).tolist() == list(range(200))
+
+
 def test_a_group_shows_its_best_image_and_those_without_the_attribute_are_their_own(
     found: Found,
 ) -> None:
@@ -168,7 +179,13 @@ def test_all_of_it_acts_in_its_order_on_the_first_candidates_alone(found: Found)
     first = Found(found.scores[:25], found.positions[:25], found.images)
     boosted = arranged(first, boost=wanted["boost"])
     again = Found(boosted.boosted, boosted.positions, found.images)  # type: ignore[arg-type]  # there with a boost
-    expected = arranged(arranged(again, alike=0.95), group_by="brand")
+    unit_ND, kept = found.images.vectors(again.positions), list[int]()
+    brands = [found.images.attributes(at).get("brand") for at in again.positions.tolist()]
+    for at, brand in enumerate(brands):
+        alike = any(float(unit_ND[at] @ unit_ND[other]) >= 0.95 for other in kept)
+        if not alike and (brand is None or brand not in [brands[other] for other in kept]):
+            kept.append(at)
+    expected = Found(again.scores[kept], again.positions[kept], found.images)
     got = arranged(found, depth=25, **wanted)
     assert got.positions.tolist() == expected.positions.tolist()
     diverse = arranged(found, depth=25, **wanted, diversity=0.4)

@@ -141,6 +141,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"diversity": True}, "diversity"),
     ({"near_duplicates": "remove"}, "near_duplicates"),
     ({"group_by": ""}, "group_by"),
+    ({"attributes": {"brand": ["a"], "brand ": ["b"]}}, "attributes"),
     ({"boost": {"attribute": "price"}}, "boost.weight"),
     ({"boost": {"attribute": "price", "weight": 11}}, "boost.weight"),
     ({"boost": {"attribute": "price", "weight": 1, "by": 2}}, "boost.by"),

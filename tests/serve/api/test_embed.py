@@ -132,7 +132,7 @@ def test_limits_are_those_of_a_search(
     with httpx.Client(base_url=start_replica(args, "embed"), timeout=60) as few:
         queries = [{"images": [{"image_id": "image-1"}] * 2}] * 2
         items = few.post("/v1/embed/batch", json={"queries": queries}).json()["items"]
-        assert sorted(item["status"] for item in items) == [200, 503]
+        assert [item["status"] for item in items] == [200, 200]  # one after the other
 
 
 def test_a_key_that_may_read_may_embed() -> None:

@@ -33,8 +33,9 @@ class Replica:
         self.hangs = False
 
     async def check_canary(self) -> None:
-        [answer] = self.engine.searcher.answer([self.engine.canary])
-        self.engine.check(answer)
+        canary = self.engine.canary
+        [answer] = self.engine.searcher.answer([canary])
+        self.engine.check(answer, canary.view)
 
     async def check_gallery(self) -> None:
         """The gallery is the bundle's own; `hangs`: as where its database does not answer."""

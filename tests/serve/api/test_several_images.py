@@ -6,7 +6,9 @@ import asyncio
 import base64
 import json
 import re
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -173,12 +175,19 @@ def test_more_images_than_the_limit_are_refused(client: httpx.Client) -> None:
 def test_each_image_counts_as_a_search_of_the_queue(
     start_replica: Callable[..., str], service_args: ServeArgs
 ) -> None:
-    args = service_args.model_copy(update={"max_queue": 4, "max_images": 6, "max_batch": 3})
+    changes = {"max_queue": 4, "max_images": 6, "max_batch": 3, "batch_wait_s": 1.0}
+    args = service_args.model_copy(update=changes)
     url = start_replica(args, "images")
     body = {"images": [{"image_id": "image-1"}] * 3, "text": "is blue"}
     with httpx.Client(base_url=url, timeout=60) as client:
+        with ThreadPoolExecutor(1) as threads:
+            other = threads.submit(client.post, "/v1/search", json=body)
+            time.sleep(0.4)  # it waits a second for others
+            assert client.post("/v1/search", json=body).status_code == 503
+            assert client.post("/v1/search", json={"text": "is blue"}).status_code == 200
+            assert other.result().status_code == 200
         items = client.post("/v1/search/batch", json={"searches": [body] * 3}).json()["items"]
-        assert [item["status"] for item in items] == [200, 503, 503]
+        assert [item["status"] for item in items] == [200, 200, 200]
         few = {**body, "images": body["images"][:1]}
         items = client.post("/v1/search/batch", json={"searches": [few] * 3}).json()["items"]
         assert [item["status"] for item in items] == [200, 200, 200]

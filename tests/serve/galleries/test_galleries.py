@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -216,21 +217,29 @@ def test_a_gallery_whose_model_hangs_keeps_no_other_waiting(
         let_go.set()
 
 
-def test_a_picture_that_comes_late_keeps_no_search_waiting(
+def test_pictures_that_come_late_and_uploads_keep_no_search_waiting(
     started: list[Any], client: httpx.Client, tiny_bundle: Any
 ) -> None:
     [galleries] = started
-    let_go, pictures = threading.Event(), galleries["default"]._pictures
-    for _ in range(pictures._max_workers):
-        pictures.submit(let_go.wait)
+    let_go, shoes = threading.Event(), galleries["shoes"]
+    for pool in (galleries["default"]._pictures, shoes._uploads):
+        for _ in range(pool._max_workers):
+            pool.submit(let_go.wait)
+    sent = {"image": ("photo.png", png(tiny_bundle.images[0]), "image/png")}
     try:
-        with ThreadPoolExecutor(1) as threads:
+        with ThreadPoolExecutor(2) as threads:
             late = threads.submit(client.get, f"/v1/images/{tiny_bundle.image_ids[0]}")
-            sent = {"image": ("photo.png", png(tiny_bundle.images[0]), "image/png")}
-            assert client.post("/v1/search", files=sent).status_code == 200
+            put = threads.submit(client.put, f"{SHOES}/gallery/uploaded", files=sent)
+            while not shoes.writes.busy:
+                time.sleep(0.01)
+            for root in ("/v1", SHOES):
+                assert client.post(f"{root}/search", files=sent).status_code == 200
             assert not late.done()
+            assert not put.done()
             let_go.set()
             assert late.result().status_code == 200
+            assert put.result().status_code == 201
+        assert client.delete(f"{SHOES}/gallery/uploaded").status_code == 200
     finally:
         let_go.set()
 

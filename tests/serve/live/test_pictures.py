@@ -55,8 +55,16 @@ def test_a_thumbnail_keeps_the_proportions_and_is_made_once(tmp_path: Path) -> N
         "JPEG",
         (255, 255, 255),
     )
-    path.unlink()
     assert pictures.thumbnail(view, "0") is first
+
+
+def test_a_picture_that_is_another_under_its_path_has_another_thumbnail(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.new("RGB", (8, 8), "red").save(path)
+    pictures, view = GalleryPictures(ServeArgs(), None), gallery(path)
+    first = pictures.thumbnail(view, "0")
+    Image.new("RGB", (9, 9), "blue").save(path)
+    assert pictures.thumbnail(view, "0").etag != first.etag
 
 
 def test_the_original_is_the_file_itself(tmp_path: Path) -> None:

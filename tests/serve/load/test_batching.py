@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from serve.load.batching import Batcher
+from serve.load.batching import Batcher, each
 
 
 class Slow:
@@ -131,3 +131,35 @@ def test_who_is_first_waits_for_no_others() -> None:
         return await asyncio.wait_for(batcher(1, first=True), timeout=10)
 
     assert asyncio.run(ask()) == 10
+
+
+def test_what_fails_of_a_batch_fails_alone_and_what_is_alike_is_answered_together() -> None:
+    asked: list[tuple[str, list[int]]] = []
+
+    def work(by: str, numbers: list[int]) -> list[int]:
+        asked.append((by, numbers))
+        if -1 in numbers:
+            raise ValueError("minus one")
+        return [10 * number for number in numbers]
+
+    mixed = [("a", 1), ("b", 2), ("a", -1), ("b", 3)]
+    one, two, failed, three = each(mixed, work)
+    assert (one, two, three) == (10, 20, 30)
+    assert isinstance(failed, ValueError)
+    assert asked == [("a", [1, -1]), ("b", [2, 3]), ("a", [1]), ("a", [-1])]
+    asked.clear()
+    one, _, failed, _ = each(mixed, work, again=lambda by, some: False)
+    assert one is failed
+    assert len(asked) == 2
+
+
+def test_an_answer_that_is_an_exception_is_raised() -> None:
+    async def ask() -> list[int | BaseException]:
+        batcher: Batcher[int, int] = Batcher(
+            lambda batch: [ValueError("no") if number < 0 else number for number in batch], most=3
+        )
+        return await asyncio.gather(*map(batcher, (1, -1)), return_exceptions=True)
+
+    fine, failed = asyncio.run(ask())
+    assert fine == 1
+    assert isinstance(failed, ValueError)
