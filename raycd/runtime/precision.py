@@ -14,21 +14,26 @@ from typing import Any, TypeVar
 import ray
 import torch
 
+from raycd import progress
 from raycd.config import Config
+from raycd.errors import ConfigError, brief
 from raycd.model import precision
 from raycd.model.precision import Arithmetic
 from raycd.runtime import cluster
 
 T = TypeVar("T")
 
+PATIENCE_S = 5.0  # before it is said that a GPU is waited for
+
 
 def settled(config: Config) -> Config:
     """Return the configuration with fp32 or bf16 wherever it says auto.
 
     It must be called while connected. Of cards that differ, one is asked.
+
+    Raises:
+        ConfigError: The workers' torch cannot use the GPUs that Ray sees.
     """
-    if precision.in_place_of_auto(config, "fp32") is config:
-        return config
     if not cluster.uses_gpu(config.compute):
         return precision.in_place_of_auto(config, "fp32")
     job = ray.get_runtime_context().get_job_id()
@@ -59,9 +64,21 @@ def entry(settings: Mapping[str, Any]) -> dict[str, Any]:
 @lru_cache(maxsize=8)
 def _of_a_card(job: str, gpus: float) -> Arithmetic:
     remote: Any = ray.remote(num_cpus=0, num_gpus=gpus)(_own)
-    found: Arithmetic = ray.get(remote.remote())
+    asked = remote.remote()
+    if not ray.wait([asked], timeout=PATIENCE_S)[0]:
+        progress.say("waiting for a GPU: none is free, or its machine is being started")
+    found: Arithmetic = ray.get(asked)
     return found
 
 
 def _own() -> Arithmetic:
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]  # torch's
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
+        raise ConfigError(
+            "torch cannot use the GPU that Ray has found",
+            got=f"torch {torch.__version__}: {brief(error)}",
+            expected="a torch with CUDA, and a driver that is new enough for it",
+            do="install another one of them, or give --compute.device cpu",
+        ) from error
     return precision.of("auto", torch.device("cuda"))

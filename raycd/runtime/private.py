@@ -65,7 +65,7 @@ def patient_start(seconds: float) -> Iterator[None]:
         services.get_node = ask
 
 
-def trainer_class() -> type[Any]:
+def trainer_class(*, alone: bool) -> type[Any]:
     """Return a TorchTrainer that leaves Ctrl-C to its caller, and starts nothing for Ray Data.
 
     Ray Train's own handler (ray pull requests 53600 and 54188) aborts the run and then ends the
@@ -73,7 +73,8 @@ def trainer_class() -> type[Any]:
     does not get the signal. Superfluous where `fit` raises KeyboardInterrupt after the abort.
 
     Without datasets, too, an actor that shards them starts before the workers, in two seconds of
-    a CPU. Superfluous where Ray Train starts it for datasets alone.
+    a CPU. Superfluous where Ray Train starts it for datasets alone. Where this process is `alone`
+    in its Ray, which ends with it, none is started either that gives its resources back then.
     """
     import ray
     from ray.train.torch import TorchTrainer
@@ -86,7 +87,8 @@ def trainer_class() -> type[Any]:
 
         def _create_default_callbacks(self) -> list[Any]:
             made = super()._create_default_callbacks()  # type: ignore[misc]  # Ray's own
-            return [one for one in made if type(one).__name__ != "DatasetsCallback"]
+            left_out = {"DatasetsCallback", *(["PlacementGroupCleanerCallback"] if alone else [])}
+            return [one for one in made if type(one).__name__ not in left_out]
 
         def fit(self) -> Any:
             """Train; on Ctrl-C stop the workers first."""

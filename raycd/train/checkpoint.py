@@ -22,6 +22,7 @@ from raycd.train.mid_epoch import MidEpoch
 
 WEIGHTS, OPTIMIZER, HISTORY = "weights.safetensors", "optimizer.safetensors", "history.json"
 MID_EPOCH = "place.safetensors"
+PINNED = 2**30  # bytes that are copied into pinned memory at once, at most
 
 
 @dataclass(frozen=True)
@@ -118,9 +119,11 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
 
 
 def _copies(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    # Laid out before they are copied: a copy from a GPU must not be read until it is there
+    # Laid out before they are copied: a copy from a GPU must not be read until it is there.
+    # Pinned memory is copied to faster, and this process keeps it for ever
+    pinned = sum(value.nbytes for value in tensors.values()) <= PINNED
     return {
-        name: value.detach().contiguous().to("cpu", copy=True, non_blocking=True)
+        name: value.detach().contiguous().to("cpu", copy=True, non_blocking=pinned)
         for name, value in tensors.items()
     }
 

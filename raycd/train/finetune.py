@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from raycd.config import Config, Finetuning, Stage1Config
 from raycd.data import schema
 from raycd.data.pixels import PixelCache
-from raycd.distributed import own_rows
+from raycd.distributed import own_rows, world_size
 from raycd.evaluate import Mean, cached_query, evaluate, text_of
 from raycd.features import Features
 from raycd.model import lora, precision
@@ -29,9 +29,12 @@ from raycd.train.triplets import (
     Loader,
     TripletBatch,
     TripletReader,
+    Work,
     loader_workers,
     readable_triplets,
 )
+
+Item = TypeVar("Item")
 
 
 class SumOfFeatures(nn.Module):
@@ -129,7 +132,9 @@ class TrainsEncoder:
         )
         self.pixels.share()
         self.reader = reader(self.pixels)
-        workers = loader_workers(settings.loader_workers, encoder.device)
+        height, width = encoder.preprocess.size
+        size = 2 * 3 * height * width * settings.batch_size // world_size()
+        workers = loader_workers(settings.loader_workers, encoder.device, size)
         self._loader = Loader(self.reader, workers, pin=encoder.device.type == "cuda")
 
     def optimizer(self) -> torch.optim.Optimizer:
@@ -196,20 +201,20 @@ class FineTune(TrainsEncoder):
         triplets = self.dataset.queries(split)
         wanted = set(self.dataset.images_of(split))
         wanted |= {one for row in triplets for one in row["subset"] or ()}  # of any gallery
-        images = [image_id for image_id in self.pixels.paths if image_id in wanted]
+        images = {name: at for at, name in enumerate(self.pixels.paths) if name in wanted}
         texts = list(dict.fromkeys(map(text_of, triplets)))
         measures = Mean(tuple(self.config.select_by))
+        work = [Work.of_images(some) for some in _chunks(list(images.values()))]
+        batches = on_device(self._loader.batches(work), self.encoder.device)
         with torch.inference_mode():
-            image_GD = torch.cat(
-                [self.encoder.encode_images(self.pixels(ids)) for ids in _chunks(images)]
-            )
+            image_GD = torch.cat([self.encoder.encode_images(batch.pixels) for batch in batches])
             text_MD = torch.cat(
                 [
                     self.encoder.encode_tokens(self.encoder.tokenize(chunk))
                     for chunk in _chunks(texts)
                 ]
             )
-        features = Features.of(images, image_GD)
+        features = Features.of(list(images), image_GD)
         query = cached_query(Sum(), features, Features.of(texts, text_MD), self.encoder.device)
         found = evaluate(
             self.dataset,
@@ -223,5 +228,5 @@ class FineTune(TrainsEncoder):
         return measures.of(found.recalls)
 
 
-def _chunks(items: Sequence[str], size: int = 256) -> Iterator[Sequence[str]]:
+def _chunks(items: Sequence[Item], size: int = 256) -> Iterator[Sequence[Item]]:
     return (items[first : first + size] for first in range(0, len(items), size))

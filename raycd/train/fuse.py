@@ -50,6 +50,7 @@ class FeatureTriplets:
     negatives: torch.Tensor | None = None  # (N, m) rows of their own, NONE where there are fewer
     hard: torch.Tensor | None = None  # (B, n) rows of a batch's hard negatives, NONE where none is
     drawn: torch.Tensor | None = None  # (N, T) as `right`: those that an epoch draws from
+    extra: Mapping[str, Any] | None = None  # of a batch: those of a `HeadBatch` from the caches
 
     def part(self, rows: slice) -> FeatureTriplets:
         """Return some of them."""
@@ -104,7 +105,9 @@ class Fuse:
         self.module = HeadLoss(head, config.stage2.logit_scale)
         self.metric = metric or Mean(tuple(self.config.select_by))
         self.device = next((p.device for p in head.parameters()), torch.device("cpu"))
-        self.compilation = Compilation(self._compile, self.config.compile, self.device)
+        # Texts are of another length in each batch, and one shape is compiled
+        wanted = False if "tokens" in head.needs else self.config.compile
+        self.compilation = Compilation(self._compile, wanted, self.device)
         self.arithmetic = precision.use(self.config.precision, self.device)
         self.images, self.texts = images.to(self.device), texts.to(self.device)
         self.extras = extras
@@ -215,7 +218,9 @@ class Fuse:
             whole = replace(whole, on_cpu=torch.stack(shown, 1).cpu())
         first = 0
         for own in rows:
-            yield whole.part(slice(first, first := first + len(own)))
+            part = whole.part(slice(first, first := first + len(own)))
+            # Here, so that the time it takes counts as waiting for data
+            yield replace(part, extra=self._extra(part)) if self.extras.caches else part
 
     def _hard_negatives(
         self, triplets: FeatureTriplets, at: torch.Tensor, target_B: torch.Tensor
@@ -273,7 +278,7 @@ class Fuse:
             soft=self.config.soft_targets,
             hard_BnD=None if batch.hard is None else self.images.values[batch.hard.clamp(min=0)],
             hard_Bn=None if batch.hard is None else batch.hard != NONE,
-            **(self._extra(batch) if self.extras.caches else {}),
+            **(batch.extra or {}),
         )
 
     def _extra(self, batch: FeatureTriplets) -> dict[str, dict[str, torch.Tensor]]:

@@ -150,7 +150,11 @@ class Loop(Generic[Batch]):
         where the loss or the weights are not finite; such an epoch is not reported.
         """
         module = self.task.module
-        wrapped = DistributedDataParallel(module) if world_size() > 1 else module
+        wrapped = (
+            DistributedDataParallel(module, gradient_as_bucket_view=True)
+            if world_size() > 1
+            else module
+        )
         rows = [self.task.count(e) for e in range(self.schedule.epochs)]
         done = sum(rows[: len(self.history)])
         done += (

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from raycd import progress
 from raycd.data import schema, targets
 from raycd.data.captions import Wording
 from raycd.data.pixels import PixelCache
@@ -19,6 +23,8 @@ from raycd.model.threads import usable_cpus
 from raycd.train.batches import Rows, epoch_choice, epoch_targets
 
 MOST_WORKERS = 16  # a process more takes half a gigabyte
+SHARED = Path("/dev/shm")  # through which batches come from other processes
+IN_FLIGHT = 3  # batches of each process there: two are read ahead
 
 
 def readable_triplets(
@@ -68,6 +74,12 @@ class Work(NamedTuple):
     texts: Rows
     targets: Rows
 
+    @classmethod
+    def of_images(cls, numbers: Sequence[int]) -> Work:
+        """Return the work on images alone: no triplet, and these as targets."""
+        none = np.zeros(0, np.int64)
+        return cls(none, none, np.array(numbers, np.int64))
+
 
 class TripletReader(Dataset[TripletBatch]):
     """Reader of batches of `triplets` (rows of schema TRIPLET).
@@ -109,7 +121,8 @@ class TripletReader(Dataset[TripletBatch]):
         texts = [self._texts[row][text] for row, text in pairs]
         right = None if self._right is None else torch.from_numpy(self._right[work.rows])
         shown = torch.from_numpy(work.targets)
-        return TripletBatch(self.pixels(ids), self.tokenizer(texts), shown, right)
+        tokens = self.tokenizer(texts) if texts else torch.zeros(0, 0, dtype=torch.int64)
+        return TripletBatch(self.pixels(ids), tokens, shown, right)
 
 
 class _ReturnsErrors(Dataset[TripletBatch | RaycdError]):
@@ -150,15 +163,29 @@ class Loader:
             yield batch
 
 
-def loader_workers(wanted: int | Literal["auto"], device: torch.device) -> int:
+def loader_workers(
+    wanted: int | Literal["auto"], device: torch.device, batch_bytes: int = 0
+) -> int:
     """Return the processes that decode for a training worker.
 
     By auto they are the CPUs that this process may use, shared by the workers of its machine, but
-    one that the worker needs itself. On a CPU they would take what training needs: none.
+    one that the worker needs itself; and no more than shared memory has room for the batches of, of
+    `batch_bytes` each. On a CPU they would take what training needs: none.
     """
     if wanted != "auto":
         return wanted
     if device.type != "cuda":
         return 0
-    own = usable_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return min(max(own - 1, 1), MOST_WORKERS)
+    together = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    found = min(max(usable_cpus() // together - 1, 1), MOST_WORKERS)
+    room = _shared_bytes() // together // max(1, IN_FLIGHT * batch_bytes)
+    if room < found:
+        progress.say(
+            f"warning: {room} processes decode images in place of {found}: {SHARED} has no room "
+            "for the batches of more (in a container: --shm-size 8g)"
+        )
+    return min(found, room)
+
+
+def _shared_bytes() -> int:
+    return shutil.disk_usage(SHARED).free if SHARED.is_dir() else sys.maxsize

@@ -7,6 +7,8 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from raycd.runtime.cluster import fitting
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -74,3 +76,19 @@ def test_file_holds_no_secret_and_no_account(cluster: dict[str, Any]) -> None:
     assert "auth_token" not in str(cluster["provider"])
     for kind in cluster["available_node_types"].values():
         assert kind["node_config"]["ImageId"] == "ami-" + 17 * "0"
+
+
+def test_a_worker_fits_on_one_machine(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machines = [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 4.0, "GPU": 1.0}, {"CPU": 4.0, "GPU": 1.0}]
+    monkeypatch.setattr("raycd.runtime.cluster._working", lambda: machines)
+    monkeypatch.setattr("raycd.runtime.cluster._resources", lambda: {"CPU": 12.0, "GPU": 3.0})
+    assert fitting(8, {"CPU": 1, "GPU": 0.75}) == 3  # 4 by the sums
+    assert fitting(2, {"CPU": 1, "GPU": 0.75}) == 2
+    assert fitting(8, {"CPU": 2, "GPU": 0}) == 6
+    assert "waiting" not in capsys.readouterr().err
+    assert fitting(8, {"CPU": 1, "GPU": 2}) == 1
+    assert "waiting for a machine with 1 CPU, 2 GPU" in capsys.readouterr().err
+    monkeypatch.setattr("raycd.runtime.cluster._resources", lambda: {"CPU": 12.0})
+    assert fitting(8, {"CPU": 1, "GPU": 1}) == 8  # machines with GPUs come on demand

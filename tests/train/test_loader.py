@@ -11,6 +11,7 @@ import torch
 
 from raycd.data.images import BrokenImage
 from raycd.model import threads
+from raycd.train import triplets
 from raycd.train.triplets import Loader, Work, loader_workers
 
 
@@ -47,3 +48,16 @@ def test_processes_decode_beside_a_gpu_as_many_as_there_are_cpus(
     assert loader_workers("auto", gpu) == 3
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
     assert loader_workers("auto", gpu) == 1
+
+
+def test_no_more_processes_decode_than_shared_memory_has_room_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(16)))
+    monkeypatch.setattr(threads, "CGROUP", "/nowhere")
+    monkeypatch.setattr(triplets, "_shared_bytes", lambda: 64 * 2**20)  # Docker's
+    gpu, batch = torch.device("cuda"), 2 * 64 * 3 * 288 * 288
+    assert loader_workers("auto", gpu, batch) == 0
+    assert "--shm-size" in capsys.readouterr().err
+    assert loader_workers("auto", gpu, batch // 10) == 7
+    assert loader_workers("auto", gpu, batch // 1000) == 15

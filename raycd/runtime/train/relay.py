@@ -18,7 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raycd.progress import Bar
 
-EVERY = 0.2  # seconds between two messages
+EVERY = 0.5  # seconds between two messages
 
 
 @ray.remote(num_cpus=0)

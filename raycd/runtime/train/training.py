@@ -23,15 +23,18 @@ import ray.train.torch
 import torch
 from fsspec.implementations.local import LocalFileSystem
 from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig
 
 from raycd import progress, stores
 from raycd.config import Config, cli
 from raycd.data.folder import is_local
+from raycd.distributed import world_size
 from raycd.errors import ConfigError, RaycdError, RunError, TrainingError
 from raycd.model import threads
+from raycd.program import gpu_full
 from raycd.progress import say
 from raycd.run import open_uri
-from raycd.runtime import cluster, precision, private
+from raycd.runtime import cluster, local_ray, precision, private
 from raycd.runtime.record.mlflow_run import MlflowRun
 from raycd.runtime.train import relay
 from raycd.runtime.train.checkpoints import Checkpoints
@@ -42,6 +45,7 @@ from raycd.runtime.train.teller import Teller
 from raycd.train.loop import Loop, Schedule
 from raycd.train.task import Task
 
+TIMEOUT_S = 7200  # that workers wait for the first, which alone judges an epoch
 STORAGE = ".train"  # folder of checkpoints in a run's folder
 RESIZE_EVERY = 60.0  # seconds between two looks for machines that have joined
 
@@ -104,11 +108,12 @@ def train(
             "checkpoints": checkpoints.uri,
             "notices": os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1") != "0",
         }
-        trainer = private.trainer_class()(
+        trainer = private.trainer_class(alone=not local_ray.address())(
             _run,
             # By reference: Ray Train's controller reads its arguments, too, and would import all
             # that a worker imports, for seconds.
             train_loop_config={"spec": ray.put(spec)},
+            torch_config=TorchConfig(timeout_s=TIMEOUT_S),
             scaling_config=_scaling(config, schedule),
             run_config=_run_config(storage, name, config, Teller(board)),
         )
@@ -209,6 +214,10 @@ def _run(given: dict[str, Any]) -> RaycdError | None:
         return error
     except Stopped as stopped:
         return stopped.error
+    except torch.OutOfMemoryError as error:
+        if world_size() > 1:  # others are in the midst of the step
+            raise
+        return gpu_full(error)
     return None
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from raycd.config import Config
+from raycd.errors import ConfigError
 from raycd.model import encoder as encoders
 from raycd.runtime import cluster, pipeline, precision
 from raycd.runtime.stages import weights
@@ -126,5 +127,10 @@ def test_where_workers_get_gpus_a_card_says_what_auto_is(monkeypatch: pytest.Mon
 
     assert precisions() == ["fp32", "fp32", "fp32"]
     monkeypatch.setattr(cluster, "uses_gpu", lambda compute: True)
+    if not torch.cuda.is_available():
+        with pytest.raises(
+            ConfigError, match=r"torch cannot use the GPU(.|\n)*compute\.device cpu"
+        ):
+            precision._own()
     monkeypatch.setattr(precision, "_of_a_card", lambda job, gpus: "bf16")
     assert precisions(embed={"precision": "fp32"}) == ["bf16", "fp32", "bf16"]

@@ -149,3 +149,13 @@ def test_two_workers_take_the_steps_of_one_and_what_both_say_is_told_once(
     assert capsys.readouterr().err.count("toy: it runs uncompiled\n") == 1
     weights, expected = load_file(found.checkpoint / WEIGHTS), alone(scores, epochs=4)
     torch.testing.assert_close(weights["weight"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_card_that_is_full_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(spec: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+
+    monkeypatch.setattr(training, "_worker", full)
+    monkeypatch.setattr("ray.get", lambda reference: reference)
+    told = training._run({"spec": {}})
+    assert "the GPU has too little memory" in str(told)
