@@ -17,6 +17,7 @@ from raycd.config import Config
 from raycd.data.demo.drawing import draw
 from raycd.data.demo.garments import CATEGORIES, random_garment
 from raycd.data.images import FORMATS
+from raycd.errors import ConfigError
 from raycd.features import readable, vectors
 from raycd.features.stored import Stored
 from raycd.model.embed import EmbedImages, frozen
@@ -93,4 +94,8 @@ def _drawn(folder: Path, count: int, config: Config) -> Paths:
 def _photos(folder: Path) -> Paths:
     endings = {f".{name.lower()}" for name in (*FORMATS, "jpg", "tif")}
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in endings)
+    if not found:
+        raise ConfigError(
+            "there are no photographs", got=f"--photos {folder}", expected="a folder of pictures"
+        )
     return {str(path.relative_to(folder)): str(path) for path in found}

@@ -29,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs import gallery
-from jobs.benchmarks.measuring import DIM, elsewhere, features, memory, timed
+from jobs.benchmarks.measuring import DIM, chosen, elsewhere, features, memory, timed
 from jobs.benchmarks.serve import clients
 from jobs.benchmarks.serving import bundles, servers
 from jobs.benchmarks.serving.load import Site
@@ -51,7 +51,7 @@ INDEXED_S = 300  # within which a replica has built its index
 
 def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
     """Return seconds and memory of a replica that loads, and searches without and with writes."""
-    size = flags.images or IMAGES
+    size, parts = flags.images or IMAGES, chosen(flags.only, ("import", "beside"))
     rows: dict[str, Any] = {"images": size, "dim": DIM, "cores": os.cpu_count()}
     with tempfile.TemporaryDirectory(prefix="raycd-") as name:
         scratch = Path(name)
@@ -66,7 +66,7 @@ def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
         imported = partial(_import, table, database)
         rows["imported into a new database, images/s (at least 20,000)"] = size / imported("--new")
         rows["imported again, unchanged, images/s"] = size / imported()
-        if flags.only == "import":
+        if parts == ["import"]:
             return rows
         seconds, mebibytes = elsewhere(_load, folder, database)
         rows["loaded into a ready replica, s (at most 10)"] = seconds
@@ -76,7 +76,7 @@ def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
         with servers.service(folder, "haproxy", options, scratch) as port:
             rows["index built beside the searches, s"] = timed(lambda: _indexed(port))[1]
             site = Site(port, scratch / "requests", flags.seconds)
-            for number in CLIENTS if flags.only != "beside" else ():
+            for number in CLIENTS if "import" in parts else ():
                 found = _beside_writes(site, number, bundle.verify(folder).encoder.fingerprint)
                 rows |= {f"{number} clients: {figure}": value for figure, value in found.items()}
             pq.write_table(_table(folder, BESIDE, drawn=3), table)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -16,6 +16,7 @@ import psutil
 from numpy.typing import NDArray
 
 from raycd.config import Config
+from raycd.errors import ConfigError
 
 DIM = 640  # of features where no encoder says it
 CATEGORIES, SORTS = 20, 2000
@@ -137,3 +138,14 @@ def features(
         rows[:] = centres[rng.choice(SORTS, len(rows), p=share / share.sum())]
         rows += part(rng, len(rows), OWN)
     return drawn_ND
+
+
+def chosen(only: str, known: Sequence[str]) -> list[str]:
+    """Return those of the known parts that --only names, all of them where it is empty.
+
+    Raises ConfigError for another name.
+    """
+    asked = [name.strip() for name in only.split(",")] if only else list(known)
+    if wrong := [name for name in asked if name not in known]:
+        raise ConfigError("--only names no part", got=wrong[0], expected=", ".join(known))
+    return [name for name in known if name in asked]

@@ -20,7 +20,7 @@ import numpy as np
 
 from jobs.benchmarks.measuring import elsewhere, own_peak, peak, reset_own_peak
 from raycd import progress
-from raycd.config import Config
+from raycd.config import Config, cli
 from raycd.data.demo.drawing import draw
 from raycd.data.demo.garments import random_garment
 from raycd.runtime import cluster, pipeline
@@ -37,7 +37,7 @@ def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
     Memory is the peak of all processes, each page once, and the driver's resident peak.
     """
     with tempfile.TemporaryDirectory(prefix="raycd-") as temporary:
-        root = Path(config.data.root).expanduser()
+        root = cli.local_folder("--data.root", config.data.root).expanduser()
         rows: dict[str, Any] = {"cores": os.cpu_count()}
         if config.data.format == "fashioniq" and not (root / IMAGES).is_dir():
             root, rows["images drawn"] = _with_images(root, Path(temporary, "data"))

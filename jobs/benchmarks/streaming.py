@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from jobs.benchmarks.measuring import elsewhere, own_peak, timed
+from jobs.benchmarks.measuring import chosen, elsewhere, own_peak, timed
 from raycd import mine as core
 from raycd import progress
 from raycd.config import Config, MineConfig
@@ -46,14 +46,14 @@ def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
     sizes = (SMALL, flags.images or LARGE)
     rows: dict[str, Any] = {"dim": DIM, "triplets": TRIPLETS, "cores": os.cpu_count()}
     steps = {"embed": _embed, "mine": _mine, "index": _index}
-    asked = ["embed", *flags.only.split(",")] if flags.only else steps  # all read what embed writes
-    chosen = {name: work for name, work in steps.items() if name in asked}
-    peaks: dict[str, list[float]] = {name: [] for name in chosen}
+    asked = {"embed", *chosen(flags.only, list(steps))}  # all read what embed writes
+    steps = {name: work for name, work in steps.items() if name in asked}
+    peaks: dict[str, list[float]] = {name: [] for name in steps}
     with tempfile.TemporaryDirectory() as temporary:
         for size in sizes:
             folder = Path(temporary, f"{size}")
             elsewhere(_draw, folder / "pictures", size)
-            for name, work in chosen.items():
+            for name, work in steps.items():
                 mebibytes, seconds = elsewhere(work, folder, size, config)
                 peak = f"driver's peak {mebibytes:.1f} MiB"
                 progress.say(f"{name} {size:,}: {peak}, {progress.duration(seconds)}")

@@ -19,10 +19,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raycd.errors import GalleryError
+from raycd.gallery.added import AddedRows
 from raycd.gallery.recent import Recent
 from raycd.gallery.records import Changes, Row
 from raycd.gallery.static import SCHEMA, Gallery
-from raycd.gallery.view import AddedRows, Additions, Sums, View
+from raycd.gallery.view import Additions, Sums, View
 from raycd.index import Index
 
 # A rebuild pays from this many additions, or removed images, or this share of the index.

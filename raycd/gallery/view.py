@@ -13,14 +13,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from threading import Lock
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
-from cachetools import LRUCache
 from numpy.typing import NDArray
 
 from raycd.gallery import conditions
+from raycd.gallery.added import AddedRows
 from raycd.gallery.conditions import Conditions, Wanted
 from raycd.gallery.recent import Recent
 from raycd.gallery.records import Row
@@ -29,34 +28,6 @@ from raycd.gallery.static import Gallery, MaskOf, kept
 from raycd.index import Index
 from raycd.index.blocks import Moments
 from raycd.index.structure import Found, Mask, best
-
-KEPT_FILTERS = 256  # whose answers for added images are kept: a byte an image
-
-
-class AddedRows(list[Row]):
-    """Images in the order in which they were added. They stay as they are, and more follow."""
-
-    def __init__(self, rows: Iterable[Row] = ()) -> None:
-        super().__init__(rows)
-        self._masks: LRUCache[Any, Mask] = LRUCache(KEPT_FILTERS)
-        self._lock = Lock()
-
-    def mask(self, categories: tuple[str, ...], wanted: Conditions, count: int) -> Mask:
-        """Return which of the first `count` (N,) a filter finds; each row is asked once."""
-        with self._lock:
-            known_N = self._masks.get((categories, wanted), np.empty(0, np.bool_))
-            if len(known_N) < count:
-                new = [_fits(row, categories, wanted) for row in self[len(known_N) : count]]
-                known_N = np.concatenate([known_N, np.array(new, np.bool_)])
-                self._masks[categories, wanted] = known_N
-        return known_N[:count]
-
-
-def _fits(row: Row, categories: tuple[str, ...], wanted: Conditions) -> bool:
-    in_category = not categories or not set(categories).isdisjoint(row.categories)
-    return in_category and all(
-        conditions.holds(condition, row.attributes.get(name)) for name, condition in wanted
-    )
 
 
 @dataclass(frozen=True)

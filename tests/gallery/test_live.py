@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from raycd import bundle
 from raycd.config import IndexConfig
 from raycd.errors import GalleryError
+from raycd.gallery import added, recent
 from raycd.gallery import live as live_module
-from raycd.gallery import recent
-from raycd.gallery import view as view_module
 from raycd.gallery.live import REBUILD_FROM, Live, contents
 from raycd.gallery.records import Changes, Row
 from raycd.gallery.static import Gallery
@@ -262,13 +261,13 @@ def test_added_images_are_asked_once_by_a_filter(monkeypatch: pytest.MonkeyPatch
     rng = np.random.default_rng(0)
     live = started([image(str(number), 0, rng) for number in range(4)])
     asked: list[str] = []
-    real = view_module._fits
+    real = added._fits
 
     def counted(row: Row, *wanted: Any) -> bool:
         asked.append(row.image_id)
         return real(row, *wanted)
 
-    monkeypatch.setattr(view_module, "_fits", counted)
+    monkeypatch.setattr(added, "_fits", counted)
     live.apply(Changes(2, [image("a", 1, rng), image("b", 2, rng)]))
     before, first = live.view, live.view.mask(["dress"])
     live.apply(Changes(4, [image("c", 3, rng), gone("a", 4)]))

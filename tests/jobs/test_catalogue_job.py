@@ -70,6 +70,7 @@ def test_what_cannot_be_measured_is_told_before_anything_is_trained(
     argv += ["--data.root", str(tmp_path), "--data.gallery", "gallery.csv"]
     for more, about in (
         (["--seeds", "0"], "--seeds: impossible value"),
+        (["--evaluate.captions", "both_orders"], "asks each query once"),
         ([], "no val triplets to measure on"),
     ):
         assert catalogue.program([*argv, *more]) == 2

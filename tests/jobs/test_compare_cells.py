@@ -272,6 +272,8 @@ def test_where_every_training_fails_the_error_is_told(
     found = comparison.train()
     with pytest.raises(RunError, match="every training of the comparison has failed"):
         comparison.tables(found)
+    with pytest.raises(RunError, match="every training of the comparison has failed"):
+        results.check_trained([None, None], ["Failed and left out: CLIP-CD"])
 
 
 def test_a_run_whose_encoder_changed_is_refused_until_its_cells_are_gone(tmp_path: Path) -> None:

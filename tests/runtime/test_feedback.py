@@ -235,6 +235,8 @@ def test_a_refresh_says_what_it_lacks(
     for more, about in (
         ([], "--champion"),
         (["--champion", "c", "--hup", "1"], "--service"),
+        (["--champion", "c", "--hup", "0", "--service", "http://s"], "--hup: impossible value"),
+        (["--champion", "c", "--into", "a/../b"], "letters, digits, _ . and -"),
         (["--champion", "models:/raycd/1"], "no alias"),
         (["--champion", "c", "--runs", "s3://b/runs"], "on this machine"),
         (["--champion", "models:/shop@champion"], "--tracking.model shop"),

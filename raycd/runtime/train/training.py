@@ -110,8 +110,7 @@ def train(
         }
         trainer = private.trainer_class(alone=not local_ray.address())(
             _run,
-            # By reference: Ray Train's controller reads its arguments, too, and would import all
-            # that a worker imports, for seconds.
+            # By reference: else Ray Train's controller, too, imports all that a worker imports
             train_loop_config={"spec": ray.put(spec)},
             torch_config=TorchConfig(timeout_s=TIMEOUT_S),
             scaling_config=_scaling(config, schedule),

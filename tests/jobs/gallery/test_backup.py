@@ -191,7 +191,7 @@ def test_a_backup_of_a_gallery_that_lacks_a_picture_says_so(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     picture(gallery_db, pictures).unlink()
-    assert run("backup", url, pictures, "--to", tmp_path / "monday") == 0
+    assert run("backup", url, pictures, "--to", tmp_path / "monday") == 2
     assert "lost:      the gallery itself has no picture of uploaded\n" in capsys.readouterr().out
 
 
