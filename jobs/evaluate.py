@@ -82,9 +82,10 @@ def main(options: cli.Options) -> None:
             expected="--bundle alone beside it",
             do="leave one of them out: --protocol and --per-query measure val",
         )
-    for option, path in (("--per-query", asked.per_query), ("--submission", asked.submission)):
-        if path:
-            _check_path(option, path, is_folder=option == "--submission")
+    if asked.per_query:
+        _check_path("--per-query", asked.per_query, "file")
+    if asked.submission:
+        _check_path("--submission", asked.submission, "folder")
     if asked.submission:
         submit(config, asked.bundle, Path(asked.submission))
     elif asked.protocol or asked.per_query or asked.endpoint or asked.bundle:
@@ -97,9 +98,9 @@ def main(options: cli.Options) -> None:
         print(final_table(pipeline.recorded(run, "evaluate")))
 
 
-def _check_path(option: str, name: str, *, is_folder: bool) -> None:
+def _check_path(option: str, name: str, what: str) -> None:
     """Raise ConfigError where nothing can be written there, before anything is measured."""
-    path = cli.local_folder(option, name) if is_folder else cli.local_file(option, name)
+    path, is_folder = cli.local(option, name, what), what == "folder"
     there = next(one for one in (path, *path.absolute().parents) if one.exists())
     fits = there.is_dir() if is_folder else path.parent.is_dir() and not path.is_dir()
     if not fits:

@@ -85,7 +85,7 @@ def main(options: cli.Options) -> None:
     asked.pictures = settings.address(asked.pictures, "pictures")
     if not asked.gallery or not asked.out:
         raise ConfigError("feedback takes --gallery and --out", do="give both")
-    out = cli.local_folder("--out", asked.out)
+    out = cli.local("--out", asked.out)
     made = make(options.config, asked, out)
     for line in lines(made):
         print(line)

@@ -151,7 +151,7 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _backup(options: argparse.Namespace) -> int | None:
-    folder = cli.local_folder("--to", options.to)
+    folder = cli.local("--to", options.to)
     with StoredGallery.open(options.gallery, options.pictures) as stored:
         saved = backup.save(stored, folder)
     if backup.DATABASE not in saved.files:
@@ -171,7 +171,7 @@ def _backup(options: argparse.Namespace) -> int | None:
 
 
 def _restore(options: argparse.Namespace) -> None:
-    folder = cli.local_folder("--from", options.source)
+    folder = cli.local("--from", options.source)
     saved = backup.restore(folder, options.gallery, options.pictures)
     print(f"database:  {saved.images:,} images at version {saved.version:,}")
     print(f"pictures:  {saved.pictures:,} copied")

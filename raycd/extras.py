@@ -33,7 +33,8 @@ OF = {
 NEEDED = ("torch", "ray", "faiss")
 """Packages by which an installation of the whole is known."""
 CLIENT = {
-    *("api", "client", "errors", "extras", "filters", "program", "progress", "redact", "requests")
+    *("api", "client", "errors", "extras", "filters", "names", "program", "progress", "redact"),
+    "requests",
 }
 """Modules of raycd that the base dependencies are enough for."""
 

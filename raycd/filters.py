@@ -16,6 +16,8 @@ from pydantic import (
     model_validator,
 )
 
+from raycd.names import twice
+
 
 def _number(value: object) -> object:
     if isinstance(value, bool):  # which is an int in Python
@@ -82,10 +84,9 @@ def _as_sent(value: object) -> object:
 
 
 def _each_once(value: object) -> object:
-    names = [str(name).strip() for name in value] if isinstance(value, Mapping) else []
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice!r} is there twice")
+    names = value if isinstance(value, Mapping) else ()
+    if (again := twice(str(name).strip() for name in names)) is not None:
+        raise ValueError(f"{again!r} is there twice")
     return value
 
 

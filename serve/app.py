@@ -14,17 +14,17 @@ import shlex
 import signal
 import socket
 import sys
-import threading
 import traceback
 from collections.abc import Sequence
 from ipaddress import ip_address
 from itertools import count
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from raycd.config import cli
 from raycd.config.settings import Options, parse_service
-from raycd.errors import RaycdError, RunError, WeightsError
+from raycd.errors import ConfigError, RaycdError, RunError, WeightsError
 from raycd.errors import program as called
 from raycd.gallery_engine.address import Address
 from serve.args import DEFAULT, NO_GALLERY, REGISTRY, LocalArgs, ServeArgs, Wanted, is_fetched
@@ -59,11 +59,14 @@ def _read(argv: Sequence[str], prog: str = "serve/app.py") -> Options[LocalArgs]
 
 
 def _serve(options: Options[LocalArgs]) -> None:
-    asked, wanted = threading.Event(), options.config
-    signal.signal(signal.SIGHUP, lambda *_: asked.set())
-    local.is_ours()  # a wrong RAY_ADDRESS ends it at once
+    # A handler may come while its own thread is in `get`: an Event would then wait for itself
+    asked, wanted = SimpleQueue[None](), options.config
+    signal.signal(signal.SIGHUP, lambda *_: asked.put(None))
+    if local.is_ours():  # a wrong RAY_ADDRESS ends it at once
+        local.check_free(wanted.host, wanted.port)
+    else:
+        _check_clusters(wanted)
     folder = _folder(wanted.bundle)
-    local.check_free(wanted.host, wanted.port)
     args = _arguments(wanted, folder)
     for gallery in (DEFAULT, *args.galleries):
         if engine := args.of(gallery).gallery_engine:
@@ -102,6 +105,22 @@ def _serve(options: Options[LocalArgs]) -> None:
             _until_stopped(args, wanted, asked, debug=options.debug)
 
 
+def _check_clusters(wanted: LocalArgs) -> None:
+    """Raise ConfigError for what a cluster's nodes read in their environment, before Ray starts."""
+    given = {
+        "--proxy haproxy": wanted.proxy != "default",
+        "--metrics-port": bool(wanted.metrics_port),
+        "--traces": wanted.traces,
+    }
+    if ignored := [option for option, is_given in given.items() if is_given]:
+        raise ConfigError(
+            "on the cluster of RAY_ADDRESS this would change nothing",
+            got=", ".join(ignored),
+            do="leave it out, and set up the cluster's nodes as docs/serving.md and "
+            "docs/monitoring.md say",
+        )
+
+
 def warn_of_keys(args: ServeArgs) -> None:
     """Name keys of galleries that the service lacks. Raises ConfigError for a file that is none."""
     for key in keyring.read(Path(args.api_keys)):
@@ -124,16 +143,16 @@ def _tell_galleries(wanted: ServeArgs, url: str) -> None:
 
 
 def _until_stopped(
-    args: ServeArgs, given: ServeArgs, asked: threading.Event, *, debug: bool = False
+    args: ServeArgs, given: ServeArgs, asked: SimpleQueue[None], *, debug: bool = False
 ) -> None:
     """Change to what the bundles of `given` have become at each request; where that fails, go on as
     before.
     """
     good = Wanted(bundle=args.bundle)
     for number in count(1):
-        while not asked.wait(3600):
-            pass
-        asked.clear()
+        asked.get()
+        while not asked.empty():  # several of them are one
+            asked.get()
         try:
             wanted = _newest(args, given, number)
             said = running.change(args, wanted, good)

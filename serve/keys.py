@@ -90,6 +90,12 @@ def remove(file: Path, name: str) -> None:
 def _changing(file: Path) -> Iterator[dict[str, Key]]:
     """Yield the keys of `file` by name, to be changed; then the file is replaced as a whole."""
     file = file.resolve()  # what a link points to is replaced, not the link
+    if not file.parent.is_dir():
+        raise ConfigError(
+            "the folder of the file of API keys is not there",
+            got=file.parent,
+            do="make it, or name another file",
+        )
     try:
         with file_lock(file.parent, wait=False):  # of the folder: no lock file stays behind
             keys = {key.name: key for key in keyring.read(file)} if file.exists() else {}
@@ -120,12 +126,22 @@ def _unwritable(file: Path, error: OSError) -> ConfigError:
 
 
 def _keep_owner(fresh: Path, file: Path) -> None:
-    """Let everybody read the new file who could read the old one."""
-    if file.exists():
-        old = file.stat()
-        fresh.chmod(stat.S_IMODE(old.st_mode))
-        with suppress(PermissionError):  # only root gives files away
-            os.chown(fresh, old.st_uid, old.st_gid)
+    """Let everybody read the new file who could read the old one, or raise ConfigError."""
+    if not file.exists():
+        return
+    old = file.stat()
+    fresh.chmod(stat.S_IMODE(old.st_mode))
+    for uid, gid in ((-1, old.st_gid), (old.st_uid, -1)):
+        with suppress(PermissionError):  # only root gives files away, but to groups of its own
+            os.chown(fresh, uid, gid)
+    new = fresh.stat()
+    same_group = new.st_gid == old.st_gid and old.st_mode & stat.S_IRGRP
+    if new.st_uid != old.st_uid and not (same_group or old.st_mode & stat.S_IROTH):
+        raise ConfigError(
+            "whoever reads the file of API keys now could not read the new one",
+            got=f"{file} of the user {old.st_uid} and the group {old.st_gid}",
+            do="run this as that user or as root, or as a member of the group where it may read",
+        )
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:

@@ -75,6 +75,7 @@ class Replica:
 
     Attributes:
         refused: Why the bundle that was asked for last is not the engine's; None where it is.
+        refused_because: The same with paths, for the log.
         writer: What changes the gallery; None where it does not change.
         recorder: What keeps searches and events; None where they are not kept.
         second: The second model, for users; None where there is none.
@@ -112,6 +113,7 @@ class Replica:
         self._store = GalleryStore.open(args, name)
         self._engine: Engine | None = None
         self.refused: str | None = None
+        self.refused_because = ""
         self.pictures = GalleryPictures(args, self._store)
         kinds = "searches", "writes", "imports", "events", "pictures and lists", "waits"
         queues = [Admission(args.max_queue, what) for what in kinds]
@@ -176,7 +178,7 @@ class Replica:
             own = Wanted(bundle=self.args.bundle).model_dump()
             if self._engine is None and {**wanted, "again": own["again"]} == own:
                 raise
-            self.refused = swap.reason(error)
+            self.refused, self.refused_because = swap.reason(error), format_error(error)
             _log.error("a bundle was refused, the old one goes on: %s", format_error(error))
         if self._engine is None:
             await self._change(self.args.bundle)

@@ -91,7 +91,7 @@ class ShadowActor:
     def loaded(self) -> Loaded:
         """Return what became of the start."""
         if refused := self._replica.refused:
-            return Loaded(None, refused)
+            return Loaded(None, refused, because=self._replica.refused_because)
         engine = self._replica.engine
         return Loaded(engine.model.bundle, None, engine.without)
 

@@ -37,7 +37,7 @@ def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
     Memory is the peak of all processes, each page once, and the driver's resident peak.
     """
     with tempfile.TemporaryDirectory(prefix="raycd-") as temporary:
-        root = cli.local_folder("--data.root", config.data.root).expanduser()
+        root = cli.local("--data.root", config.data.root).expanduser()
         rows: dict[str, Any] = {"cores": os.cpu_count()}
         if config.data.format == "fashioniq" and not (root / IMAGES).is_dir():
             root, rows["images drawn"] = _with_images(root, Path(temporary, "data"))

@@ -59,17 +59,8 @@ def at_least(option: str, given: int, least: int) -> None:
         raise ConfigError(f"{option}: impossible value", got=given, expected=f"{least} or more")
 
 
-def local_folder(option: str, named: str) -> Path:
-    """Return the folder that an option names. Raise ConfigError where it is one of a store."""
-    return _local(option, named, "folder")
-
-
-def local_file(option: str, named: str) -> Path:
-    """Return the file that an option names. Raise ConfigError where it is one of a store."""
-    return _local(option, named, "file")
-
-
-def _local(option: str, named: str, what: str) -> Path:
+def local(option: str, named: str, what: str = "folder") -> Path:
+    """Return the folder or file that an option names. Raise ConfigError for one of a store."""
     if "://" in named:
         raise ConfigError(
             f"{option} is a {what} of this machine, not of a store",

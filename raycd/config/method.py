@@ -340,7 +340,7 @@ class Stage2Config(Section):
     stage1.
     """
     compile: Compile = "auto"
-    """Compile the head and its loss, as stage1.compile; lincir is never compiled."""
+    """Compile the head and its loss, as stage1.compile; lincir, hffca and clvc_net never are."""
     k: Positive = 5
     """Epochs over original triplets before each epoch over pseudo triplets."""
     pseudo_weight: Literal["one", "score"] = "one"

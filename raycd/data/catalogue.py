@@ -17,6 +17,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raycd import progress
 from raycd.config import DataConfig
 from raycd.data import manifest, parquet_images, sources
 from raycd.data.build import DatasetBuilder
@@ -37,24 +38,24 @@ def read(root: str, gallery: str, triplets: str) -> Dataset:
     unsaid, folder = DataConfig(), Folder(root)
     there = folder.names("")
     asked = triplets if triplets in there or triplets != unsaid.triplets else None
-    if asked is None:
-        _refuse_unnamed(there, triplets, "data.triplets")
+    if asked is None and (unread := _unnamed(there, triplets)):
+        progress.say(f"warning: {unread} is not read: data.triplets is {triplets}")
     if gallery in there or gallery != unsaid.gallery or asked is not None:
         return _with_val(manifest.read(root, asked, gallery))
-    _refuse_unnamed(there, gallery, "data.gallery")
+    if unread := _unnamed(there, gallery):
+        raise DataError(
+            "the catalogue has a table that the settings do not name",
+            got=f"{unread}, and data.gallery {gallery}",
+            do=f"give --data.gallery {unread}, or name the file otherwise if it is none",
+        )
     return _pictures(root)
 
 
-def _refuse_unnamed(there: Sequence[str], name: str, setting: str) -> None:
-    """Raise DataError where a table is there under its usual name with another ending."""
+def _unnamed(there: Sequence[str], name: str) -> str | None:
+    """Return a table that is there by a table's usual name, with another ending."""
     stem = posixpath.splitext(name)[0]
-    found = [one for one in there if one in {stem + ending for ending in sources.TABLES}]
-    if found:
-        raise DataError(
-            "the catalogue has a table that the settings do not name",
-            got=f"{found[0]}, and {setting} {name}",
-            do=f"give --{setting} {found[0]}, or name it otherwise if it is none",
-        )
+    usual = {f"{stem}{ending}" for ending in sources.TABLES}
+    return next((one for one in there if one in usual), None)
 
 
 def _with_val(found: Dataset) -> Dataset:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from typing import Any
 
 from raycd.errors import DataError
+from raycd.names import twice
 
 # An escaped surrogate, which may be unpaired: two in a row are one character
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
@@ -75,7 +75,5 @@ def wrong_shape(where: str, got: object, expected: str) -> DataError:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        counts = Counter(name for name, _ in pairs)
-        twice = next(name for name, count in counts.items() if count > 1)
-        raise ValueError(f"an object names {twice!r} twice")
+        raise ValueError(f"an object names {twice(name for name, _ in pairs)!r} twice")
     return found

@@ -101,7 +101,7 @@ def _gallery_rows(folder: Folder, name: str) -> Iterator[tuple[str, int, Row]]:
     """Yield where each row stands, its number from 1, and its values."""
     for file in parquet_images.files(folder, name) or [name]:
         if file.endswith(".parquet") and parquet_images.has_pictures(folder, file):
-            for at, values in parquet_images.rows(folder, file):
+            for at, values in parquet_images.rows(folder, file, GALLERY_COLUMNS, others=True):
                 yield f"{file}, row {at + 1}", at + 1, values
             continue
         table, found = rows.read(folder, file, GALLERY_COLUMNS, others=True)

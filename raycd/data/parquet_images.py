@@ -14,7 +14,7 @@ import re
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import fsspec
@@ -25,12 +25,13 @@ import pyarrow.parquet as pq
 from raycd import stores
 from raycd.data import damaged, parts
 from raycd.data.folder import Folder, is_local
-from raycd.data.rows import refuse_twice, with_decimals
+from raycd.data.rows import is_read, refuse_twice, texts, with_decimals
 from raycd.errors import DataError
 from raycd.redact import without_passwords
 
 KEPT_BYTES = 256 * 2**20  # of row groups, in each process; the one that was read last always stays
 _SPLIT = re.compile(r"(train|validation|valid|val|dev|test)(?:[-_.]|$)")
+ID = "image_id"
 _NAMES = {"validation": "val", "valid": "val", "dev": "val"}
 
 
@@ -157,9 +158,12 @@ def files(folder: Folder, pattern: str) -> list[str]:
     )
 
 
-def rows(folder: Folder, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def rows(
+    folder: Folder, name: str, wanted: Sequence[str], *, others: bool = False
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield each row of a file that `has_pictures`, from 0, and its values without the pictures.
 
+    Columns are read as by `rows.read`.
     Each has a `path` of its picture, an `image_id`, the picture's own name where no column gives
     one, and a `split` where the file's name says it (train-00000-of-00002.parquet).
     """
@@ -171,18 +175,22 @@ def rows(folder: Folder, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
         file = pq.ParquetFile(opened)
         column = image_column(file.schema_arrow)
         assert column is not None, "it has pictures"
-        others = [f.name for f in file.schema_arrow if not _is_image(f.type)]
+        schema = file.schema_arrow
+        named = [f.name for f in schema if is_read(f, wanted, others) and not _is_image(f.type)]
         inside = pa.types.is_struct(file.schema_arrow.field(column).type)
-        table = file.read(columns=[*others, *([f"{column}.path"] if inside else [])])
+        table = file.read(columns=[*named, *([f"{column}.path"] if inside else [])])
         table.validate(full=True)  # refuses texts that are not UTF-8
     names = [each if each == column else each.strip() for each in table.schema.names]
     refuse_twice(names, names, name)
     table = with_decimals(table.rename_columns(names))
+    if ID in names:
+        ids = texts(table[ID], ID, name, 1)
+        table = table.set_column(names.index(ID), ID, ids)
     match = _SPLIT.match(posixpath.basename(name))
     split = _NAMES.get(match[1], match[1]) if match else None
     for number, values in enumerate(table.to_pylist()):
         picture = (values.pop(column, None) or {}).get("path") if inside else None
-        values.setdefault("image_id", picture or f"{posixpath.basename(name)}:{number}")
+        values.setdefault(ID, picture or f"{posixpath.basename(name)}:{number}")
         if split is not None:
             values.setdefault("split", split)
         yield number, values | {"path": parts.in_row(resolved, column, number)}

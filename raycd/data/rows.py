@@ -22,12 +22,13 @@ from raycd import stores
 from raycd.data import damaged, json_text
 from raycd.data.folder import Folder
 from raycd.errors import DataError
+from raycd.names import twice
 from raycd.redact import without_passwords
 
 Row = Mapping[str, Any]
 
 _AGAIN = "write the file again, in UTF-8"
-_AGAIN_CSV = f"{_AGAIN}, each row with as many fields as the header"
+_AGAIN_CSV = f"{_AGAIN}, with as many fields in each row as in the header"
 
 
 def read(
@@ -49,22 +50,17 @@ def read(
             got=extension,
             expected=".parquet, .csv, .jsonl or .ndjson",
         )
-    names: list[str] = []
-
-    def chosen(schema: pa.Schema) -> list[int]:
-        names[:] = names or [field.name.strip() for field in schema]
-        return [
-            index
-            for index, field in enumerate(schema)
-            if (column := field.name.strip()) in wanted
-            or (others and column and _plain(field.type))
-        ]
-
-    table = _arrow(data, name, extension, chosen)
+    table, names = _arrow(data, name, extension, lambda field: is_read(field, wanted, others))
     columns = [column.strip() for column in table.schema.names]
     refuse_twice(columns, names, name)
     rows: list[Row] = with_decimals(table.rename_columns(columns)).to_pylist()
     return rows, [column for column in names if column]
+
+
+def is_read(field: pa.Field, wanted: Sequence[str], others: bool) -> bool:
+    """Tell whether a column is wanted; with `others` also of any texts, numbers or booleans."""
+    column = field.name.strip()
+    return column in wanted or bool(others and column and _plain(field.type))
 
 
 def blocks(
@@ -87,7 +83,7 @@ def blocks(
                 do="see docs/data.md, own data",
             )
         found = {column: block[names.index(column)] for column in columns}
-        yield first, pa.table({key: _texts(one, key, name, first) for key, one in found.items()})
+        yield first, pa.table({key: texts(one, key, name, first) for key, one in found.items()})
         first += len(block)
 
 
@@ -103,10 +99,11 @@ def _streamed(folder: Folder, name: str, columns: Sequence[str], size: int) -> I
                 batch.validate(full=True)
                 yield pa.Table.from_batches([batch])
         elif extension == ".csv":
-            with stores.opened(path) as whole:
-                _check_quotes(whole, name)
-            with stores.opened(path) as head, _csv(head) as header:
-                names = header.schema.names
+            with stores.opened(path) as head:
+                _check_quotes(head, name)
+                head.seek(0)
+                with _csv(head) as header:
+                    names = header.schema.names
             with _csv(file, names) as reader:
                 for batch in reader:
                     yield pa.Table.from_batches([batch])
@@ -145,7 +142,8 @@ def _check_quotes(file: Any, name: str) -> None:
             began = lines.line_num + 1
     except csv.Error as error:
         raise DataError(
-            f"{name}, line {began}: a field begins with a quotation mark that does not close it",
+            f"{name}, line {began}: a field begins with a quotation mark that no mark at its end "
+            "closes",
             got=error,
             expected='a mark inside of a field twice: "a 7"" lamp"',
             do="double the marks inside of such fields, and close each",
@@ -155,26 +153,26 @@ def _check_quotes(file: Any, name: str) -> None:
 
 
 def with_decimals(table: pa.Table) -> pa.Table:
-    """Return a table whose floats of 16 and 32 bits are those of 64 that are written alike: 0.1."""
+    """Return a table whose columns of floats of 32 bits have 64, written alike: 0.1."""
     for index, field in enumerate(table.schema):
-        if pa.types.is_float16(field.type) or pa.types.is_float32(field.type):
+        if pa.types.is_float32(field.type):
             wide = table.column(index).cast(pa.string()).cast(pa.float64())
             table = table.set_column(index, field.name, wide)
     return table
 
 
-def _texts(column: pa.ChunkedArray, name: str, table: str, first: int) -> pa.ChunkedArray:
-    """Return a column as texts. Raises DataError for a null, an empty text or a fraction."""
+def texts(column: pa.ChunkedArray, name: str, table: str, first: int) -> pa.ChunkedArray:
+    """Return a column as stripped texts. Raises DataError for a null, none or a fraction."""
     kind = column.type
     if pa.types.is_dictionary(kind):
-        return _texts(column.cast(kind.value_type), name, table, first)
+        return texts(column.cast(kind.value_type), name, table, first)
     tests = ("integer", "string", "large_string", "string_view")
     plain = any(getattr(pa.types, f"is_{test}")(kind) for test in tests)
-    texts = column.cast(pa.string()) if plain else pa.nulls(len(column), pa.string())
-    texts = pc.utf8_trim_whitespace(texts)
-    good = pc.fill_null(pc.not_equal(texts, ""), False)
+    found = column.cast(pa.string()) if plain else pa.nulls(len(column), pa.string())
+    found = pc.utf8_trim_whitespace(found)
+    good = pc.fill_null(pc.not_equal(found, ""), False)
     if pc.all(good, min_count=0).as_py():
-        return texts
+        return found
     bad = pc.index(good, False).as_py()
     value = column[bad].as_py()
     raise DataError(
@@ -187,10 +185,9 @@ def _texts(column: pa.ChunkedArray, name: str, table: str, first: int) -> pa.Chu
 
 def refuse_twice(read: Sequence[str], names: Sequence[str], table: str) -> None:
     """Raise DataError where a column that is read stands twice in a table."""
-    twice = [column for column in dict.fromkeys(read) if read.count(column) > 1]
-    if twice:
+    if (again := twice(read)) is not None:
         raise DataError(
-            f"{table} has {read.count(twice[0])} columns {twice[0]!r}",
+            f"{table} has {read.count(again)} columns {again!r}",
             got=", ".join(name or "(no name)" for name in names),
             expected="each name once",
             do="rename one of them or leave it out; two captions of a triplet are one column "
@@ -210,24 +207,29 @@ def _plain(kind: pa.DataType) -> bool:
 
 
 def _arrow(
-    data: bytes, name: str, extension: str, chosen: Callable[[pa.Schema], list[int]]
-) -> pa.Table:
-    """Return the columns of a table that are chosen of its schema."""
+    data: bytes, name: str, extension: str, is_read: Callable[[pa.Field], bool]
+) -> tuple[pa.Table, list[str]]:
+    """Return the columns of a table that are read, and the stripped names of all."""
     again = _AGAIN_CSV if extension == ".csv" else _AGAIN
     with damaged.told(f"{name} cannot be read as {extension[1:]}", again):
         if extension == ".parquet":
             file = pyarrow.parquet.ParquetFile(BytesIO(data))
             schema = file.schema_arrow
-            table = file.read(columns=[schema.names[index] for index in chosen(schema)])
+            table = file.read(columns=[field.name for field in schema if is_read(field)])
             table.validate(full=True)  # refuses texts that are not UTF-8
-            return table.select(chosen(table.schema))  # of two of one name both have been read
+            return _only(table, is_read), [name.strip() for name in schema.names]
         _check_quotes(BytesIO(data), name)
         parse = pyarrow.csv.ParseOptions(newlines_in_values=True)
         with pyarrow.csv.open_csv(BytesIO(data), parse_options=parse) as header:
             text = dict.fromkeys(header.schema.names, pa.string())
         convert = pyarrow.csv.ConvertOptions(column_types=text)
         table = pyarrow.csv.read_csv(BytesIO(data), parse_options=parse, convert_options=convert)
-        return table.select(chosen(table.schema))
+        return _only(table, is_read), [name.strip() for name in table.schema.names]
+
+
+def _only(table: pa.Table, is_read: Callable[[pa.Field], bool]) -> pa.Table:
+    # By number: of two columns of one name both have been read
+    return table.select([index for index, field in enumerate(table.schema) if is_read(field)])
 
 
 def _json_lines(data: bytes, name: str, first: int = 1) -> tuple[list[Row], list[str]]:

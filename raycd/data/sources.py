@@ -68,14 +68,16 @@ def tar_files(source: str) -> list[str]:
     """
     if source.endswith(".tar") and not _is_pattern(source):
         return [source]
-    _check_unmixed(source)
     parent, name = posixpath.split(source.rstrip("/"))
     names = _names(parent if _is_pattern(source) else source)
-    return [
+    found = [
         posixpath.join(parent if _is_pattern(source) else source, each)
         for each in names
         if each.endswith(".tar") and (not _is_pattern(source) or fnmatch.fnmatchcase(each, name))
     ]
+    if found and not _is_pattern(source):
+        _check_unmixed(source, found[0])
+    return found
 
 
 def blocks(source: str, root: str = "") -> Iterator[pa.Table]:
@@ -128,13 +130,14 @@ def _pictures(source: str, root: str) -> Iterator[tuple[str, Iterable[tuple[str,
     is_table = posixpath.splitext(name)[1].lower() in TABLES and not _is_pattern(source)
     if not is_table and not _is_pattern(source):
         parent, name = source, ""  # a folder: what it is in may be nothing that can be opened
-        _check_unmixed(source)
     folder = _folder(parent or ".")
     tables = [name] if is_table else parquet_images.files(folder, name)
+    if tables and not name:
+        _check_unmixed(source, tables[0])
     for table in tables:
         if table.endswith(".parquet") and parquet_images.has_pictures(folder, table):
-            found = parquet_images.rows(folder, table)
-            yield table, ((str(row["image_id"]), row["path"]) for _, row in found)
+            found = parquet_images.rows(folder, table, [parquet_images.ID])
+            yield table, ((row[parquet_images.ID], row["path"]) for _, row in found)
             continue
         base = _folder(root) if root else folder
         for first, block in rows.blocks(folder, table, ("image_id", "path"), BLOCK):
@@ -147,27 +150,23 @@ def _pictures(source: str, root: str) -> Iterator[tuple[str, Iterable[tuple[str,
         yield from _below(source)
 
 
-def _check_unmixed(source: str) -> None:
-    """Raise DataError for a folder of .tar or Parquet files that has other pictures, too."""
-    if _is_pattern(source) or posixpath.splitext(source)[1].lower() in TABLES:
-        return
+def _check_unmixed(source: str, packed: str) -> None:
+    """Raise DataError where a folder has pictures beside a .tar or Parquet file, or below it."""
     file_system, path = open_uri(source)
-    try:
-        listed = _asked(source, partial(file_system.ls, path, detail=True))
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    inside = {posixpath.basename(each["name"].rstrip("/")): each["type"] for each in listed}
-    packed = [name for name in sorted(inside) if name.endswith((".tar", ".parquet"))]
-    others = (name for name in sorted(inside) if is_image(name) or _is_folder(name, inside[name]))
-    if packed and (other := next(others, None)) is not None:
-        ending = posixpath.splitext(packed[0])[1]
-        raise DataError(
-            f"{without_passwords(source)} has pictures of two kinds",
-            got=f"{packed[0]} beside {other}",
-            expected=f"{ending} files alone, or pictures and folders of pictures alone",
-            do=f"name the files by a pattern, {posixpath.join(source, '*' + ending)}, or move them "
-            "away",
-        )
+    for each in _asked(source, partial(file_system.ls, path, detail=True)):
+        name = posixpath.basename(each["name"].rstrip("/"))
+        is_itself = each["name"].rstrip("/") == path.rstrip("/")  # S3 may list it
+        # What begins with _ is a system's, such as _delta_log
+        is_folder = _is_folder(name, each["type"]) and not name.startswith("_") and not is_itself
+        if is_image(name) or is_folder:
+            ending = posixpath.splitext(packed)[1]
+            raise DataError(
+                f"{without_passwords(source)} has pictures of two kinds",
+                got=f"{posixpath.basename(packed)} beside {name}",
+                expected=f"{ending} files alone, or pictures and folders of pictures alone",
+                do=f"name the files by a pattern, {posixpath.join(source, '*' + ending)}, or move "
+                "them away",
+            )
 
 
 def _is_folder(name: str, kind: str) -> bool:

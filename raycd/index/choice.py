@@ -33,10 +33,9 @@ def kind_for(settings: IndexConfig, images: int, dim: int, now: Kind | None = No
         now: The kind that it has. A better one must fit with ROOM times the images: a gallery that
             changes around the bound would be of another kind each time, and its centres trained.
     """
-    if settings.kind != "auto" and images:
-        return settings.kind
-    if settings.kind != "auto":  # lists and centres are not made of nothing
-        return "half" if settings.kind in MAPPED else "flat"
+    if settings.kind != "auto":
+        # Lists and centres are not made of nothing
+        return settings.kind if images else "half" if settings.kind in MAPPED else "flat"
     kinds = EXACT if images <= settings.flat_up_to else _LISTS
     better = kinds[: kinds.index(now)] if now in kinds else ()
     sizes = {kind: int(images * (ROOM if kind in better else 1)) for kind in kinds}

@@ -50,14 +50,17 @@ def ray_lives() -> Iterator[None]:
 
 @contextmanager
 def port_answers(host: str, port: int) -> Iterator[None]:
-    """Inside of the block, end this process when nothing has listened on host:port for PORT_S."""
-    heard = time.monotonic()
+    """Inside of the block, end this process when nothing has listened on host:port for PORT_S.
+
+    Where nothing ever does, as on a machine without a proxy of its cluster, nothing is lost.
+    """
+    heard: float | None = None
 
     def check() -> str:
         nonlocal heard
         if _listens(host, port):
             heard = time.monotonic()
-        lost = time.monotonic() - heard > PORT_S
+        lost = heard is not None and time.monotonic() - heard > PORT_S
         return f"nothing listens on port {port} any more" if lost else ""
 
     with _watching(check):

@@ -204,7 +204,9 @@ class FineTune(TrainsEncoder):
         images = {name: at for at, name in enumerate(self.pixels.paths) if name in wanted}
         texts = list(dict.fromkeys(map(text_of, triplets)))
         measures = Mean(tuple(self.config.select_by))
-        work = [Work.of_images(some) for some in _chunks(list(images.values()))]
+        # No larger than those of training, which there is shared memory for
+        most = max(1, 2 * self.config.batch_size // world_size())
+        work = [Work.of_images(some) for some in _chunks(list(images.values()), most)]
         batches = on_device(self._loader.batches(work), self.encoder.device)
         with torch.inference_mode():
             image_GD = torch.cat([self.encoder.encode_images(batch.pixels) for batch in batches])

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from raycd import progress
 from raycd.config import Config
 from raycd.data import schema, targets
 from raycd.distributed import own_rows, world_size
@@ -55,7 +56,7 @@ class FeatureTriplets:
     def part(self, rows: slice) -> FeatureTriplets:
         """Return some of them."""
         given = (getattr(self, field.name) for field in fields(self))
-        own: list[Any] = [None if values is None else values[rows] for values in given]
+        own: list[Any] = [v[rows] if isinstance(v, torch.Tensor) else None for v in given]
         return FeatureTriplets(*own)
 
 
@@ -107,6 +108,8 @@ class Fuse:
         self.device = next((p.device for p in head.parameters()), torch.device("cpu"))
         # Texts are of another length in each batch, and one shape is compiled
         wanted = False if "tokens" in head.needs else self.config.compile
+        if self.config.compile is True and not wanted:
+            progress.say(f"the head {self.config.head} is not compiled")
         self.compilation = Compilation(self._compile, wanted, self.device)
         self.arithmetic = precision.use(self.config.precision, self.device)
         self.images, self.texts = images.to(self.device), texts.to(self.device)

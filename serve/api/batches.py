@@ -15,6 +15,7 @@ from raycd.api import BatchRequest, EmbedBatchRequest
 from raycd.search.query import Prepared
 from serve.api import bodies, problems
 from serve.engine.queries import QueryImage
+from serve.load.admission import all_within
 from serve.replica import Replica
 from serve.security.fetch import fetch
 
@@ -58,13 +59,20 @@ async def read(model: _Batch, request: Request, most: int) -> list[Any]:
 
 
 async def by_turns(
+    entries: Sequence[Any], replica: Replica, answered: Callable[[Any], Awaitable[T]]
+) -> list[T]:
+    """Answer the entries of a batch, as many together as there are slots for their images.
+
+    More would be refused, even by a replica that does nothing else. All of them together have the
+    time of one request.
+    """
+    with all_within(replica.args.timeout_s):
+        return await _by_turns(entries, replica.searches.most, answered)
+
+
+async def _by_turns(
     entries: Sequence[Any], most: int, answered: Callable[[Any], Awaitable[T]]
 ) -> list[T]:
-    """Answer the entries of a batch, as many together as have `most` images.
-
-    Each image takes a slot, so more of them would be refused, even by a service that does nothing
-    else.
-    """
     found: list[T] = []
     turn: list[Any] = []
     taken = 0

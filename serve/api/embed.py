@@ -62,9 +62,7 @@ def router(asked: Asked, prefix: str) -> APIRouter:
             with replica.searches.slot():
                 queries = await batches.read(EmbedBatchRequest, request, replica.args.max_batch)
         engine = replica.engine_of(users.named(request))
-        items = await batches.by_turns(
-            queries, replica.searches.most, lambda body: _item(replica, engine, body)
-        )
+        items = await batches.by_turns(queries, replica, lambda body: _item(replica, engine, body))
         return batches.answer(EmbedBatchResponse(items=items), {users.MODEL: engine.model.bundle})
 
     return routes

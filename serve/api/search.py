@@ -89,7 +89,7 @@ def router(asked: Asked, prefix: str) -> APIRouter:
                 searches = await batches.read(BatchRequest, request, replica.args.max_batch)
         items = await batches.by_turns(
             searches,
-            replica.searches.most,
+            replica,
             lambda body: _item(replica, to.metrics, engine, body, after),
         )
         return batches.answer(BatchResponse(items=items), {users.MODEL: engine.model.bundle}, after)

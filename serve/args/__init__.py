@@ -1,6 +1,8 @@
 """The settings of the service: `args` in config.yaml, and what `python serve/app.py` reads."""
 
 import re
+from collections.abc import Sequence
+from ipaddress import ip_address
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
@@ -273,7 +275,8 @@ class ServeArgs(Section):
             raise ValueError(
                 f"{wrong[0]!r} is not an origin: https://name or https://name:port, no path"
             )
-        return tuple(origin.lower() for origin in origins)
+        _check_ascii(origins)
+        return tuple(_without_own_port(origin.lower()) for origin in origins)
 
     @field_validator("hosts")
     @classmethod
@@ -287,9 +290,8 @@ class ServeArgs(Section):
             raise ValueError(
                 f"{wrong[0]!r} is not a host: a name or an address, without scheme and port"
             )
-        return tuple(
-            f"[{host.strip('[]')}]".lower() if ":" in host else host.lower() for host in hosts
-        )
+        _check_ascii(hosts)
+        return tuple(f"[{_ipv6(host)}]" if ":" in host else host.lower() for host in hosts)
 
     @field_validator("galleries")
     @classmethod
@@ -318,6 +320,27 @@ class ServeArgs(Section):
             return self
         own = self.galleries[gallery].model_dump()
         return self.model_copy(update={**own, "second": Second()})
+
+
+def _check_ascii(names: Sequence[str]) -> None:
+    """Raise ValueError for a name that no browser sends: with a pattern, or not in ASCII."""
+    for name in names:
+        if not name.isascii() or ("*" in name and name != "*"):
+            raise ValueError(
+                f"{name!r} matches nothing: a whole name as browsers send it (xn--...), or * alone"
+            )
+
+
+def _without_own_port(origin: str) -> str:
+    """Return an origin as browsers write it, who leave out the port that its scheme has anyway."""
+    return origin.removesuffix(":443" if origin.startswith("https:") else ":80")
+
+
+def _ipv6(host: str) -> str:
+    try:
+        return str(ip_address(host.strip("[]")))  # as browsers write it
+    except ValueError:
+        raise ValueError(f"{host!r} is not an IPv6 address") from None
 
 
 class LocalArgs(ServeArgs):

@@ -34,6 +34,12 @@ class PictureFile(NamedTuple):
         return cls(data, media_type, f'"{hashlib.sha256(data).hexdigest()[:32]}"')
 
 
+class _Thumbnail(NamedTuple):
+    file: PictureFile
+    state: object
+    """That of the picture's file when it was made, if it is one of this machine."""
+
+
 class GalleryPictures:
     """The pictures of a gallery's images, for any thread.
 
@@ -49,7 +55,7 @@ class GalleryPictures:
 
     def __init__(self, args: ServeArgs, store: GalleryStore | None) -> None:
         self._args, self._store = args, store
-        self.thumbnails: CountedCache[PictureFile] = CountedCache(args.thumbnail_cache)
+        self.thumbnails: CountedCache[_Thumbnail] = CountedCache(args.thumbnail_cache)
 
     def original(self, view: State, image_id: str) -> PictureFile:
         """Return the file of an image; of a part of a picture, a PNG of that part alone."""
@@ -65,15 +71,20 @@ class GalleryPictures:
     def thumbnail(self, view: State, image_id: str) -> PictureFile:
         """Return a JPEG of at most SIDE pixels a side."""
         path = _path(view, image_id)
-        key = f"{path or image_id} {self._state(path)}"
+        key, state = path or image_id, self._state(path)
         known = self.thumbnails.get(key)
-        if known is None:
-            known = self._made(image_id, path)
-            self.thumbnails.put(key, known)
-        return known
+        # Of a file that is away for a while, too
+        if known is not None and state in (None, known.state):
+            return known.file
+        made = self._made(image_id, path)
+        self.thumbnails.put(key, _Thumbnail(made, state))
+        return made
 
     def _state(self, path: str | None) -> object:
-        """Return what changes with a file of this machine; uploads have a new path each time."""
+        """Return what changes with a file of this machine, None where it is none or away.
+
+        Uploads have a new path each time.
+        """
         path = path if self._store is None else self._store.locate(path)
         file = None if path is None else parts.file_of(path)
         return files.states([file])[0] if file is not None and is_local(file) else None

@@ -62,7 +62,8 @@ class Recorder:
     def put(self, records: Sequence[LoggedSearch | Event]) -> bool:
         """Have records written soon, all or none; return whether there was room for them."""
         with self._lock:
-            if len(self._waiting) + len(records) > self._args.events_queue:
+            room = self._args.events_queue - len(self._waiting)
+            if self._stopped.is_set() or len(records) > room:
                 self._lost += len(records)
                 return False
             self._waiting.extend(records)
@@ -107,8 +108,13 @@ class Recorder:
 
     def stop(self) -> None:
         """Write what waits, as far as the database takes it, and end the thread."""
-        self._stopped.set()
+        with self._lock:  # what is put before is written, what comes after is refused
+            self._stopped.set()
         self._thread.join()
+        if lost := len(self._waiting):
+            self._waiting.clear()
+            self._observer.feedback(0, lost)
+            _log.error("%s searches and events were lost: their database did not answer", lost)
 
     def _run(self) -> None:
         while not self._stopped.wait(PAUSE_S):

@@ -54,14 +54,26 @@ async def deadline(seconds: float, *, then: str = "") -> AsyncIterator[None]:
 
     `then` ends the message with what being late means.
     """
-    token = _ends_at.set(time.monotonic() + seconds)
+    now, latest = time.monotonic(), _ends_at.get()
+    ends = now + seconds if latest is None else min(now + seconds, latest)
+    token = _ends_at.set(ends)
     try:
-        async with asyncio.timeout(seconds) as limit:
+        async with asyncio.timeout(max(0.0, ends - now)) as limit:
             yield
     except TimeoutError:
         if not limit.expired():  # one of the block's own
             raise
         raise Busy(f"the request took longer than {seconds:g} s (timeout_s){then}") from None
+    finally:
+        _ends_at.reset(token)
+
+
+@contextmanager
+def all_within(seconds: float) -> Iterator[None]:
+    """Have every `deadline` inside of the block end in so many seconds at the latest."""
+    token = _ends_at.set(time.monotonic() + seconds)
+    try:
+        yield
     finally:
         _ends_at.reset(token)
 

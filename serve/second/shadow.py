@@ -38,6 +38,8 @@ class Loaded(NamedTuple):
     """Why it was."""
     without: int = 0
     """Images of the gallery that it cannot find."""
+    because: str = ""
+    """The same as `refused` with paths, for the log."""
 
 
 class Process(Protocol):
@@ -98,6 +100,8 @@ class Shadow:
             loaded = await self._process.loaded()
             swap.check(self._without, loaded.without)
             self._loaded, self._heard = loaded, time.monotonic()
+            if loaded.refused:
+                _log.error("the second model is refused: %s", loaded.because)
         except GalleryError as error:
             self._loaded = Loaded(None, swap.reason(error))
             _log.error("the second model is refused: %s", format_error(error))

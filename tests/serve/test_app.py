@@ -7,10 +7,10 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import grpc  # type: ignore[import-untyped]  # it has no stubs
@@ -110,7 +110,7 @@ def test_limits_that_contradict_one_another_or_take_all_memory_are_refused() -> 
 def test_a_change_that_fails_is_one_message_and_the_service_goes_on(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked, ways = threading.Event(), []
+    asked, ways = SimpleQueue[None](), []
     outcomes: list[Exception | dict[str, BundleInfo]] = [
         RuntimeError("Traceback:\n  deep\nthe application is unhealthy\n"),
         TrackingError("no answer", got="nothing"),
@@ -122,14 +122,15 @@ def test_a_change_that_fails_is_one_message_and_the_service_goes_on(
         ways.append((wanted.again, back.again))
         if not outcomes:
             raise KeyboardInterrupt
-        asked.set()  # the next signal
+        asked.put(None)  # the next signal
         outcome = outcomes.pop(0)
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
 
     monkeypatch.setattr(running, "change", change)
-    asked.set()
+    asked.put(None)
+    asked.put(None)  # one, as the first is not taken yet
     with pytest.raises(KeyboardInterrupt):
         app._until_stopped(ServeArgs(bundle="/bundle"), ServeArgs(bundle="/bundle"), asked)
     said = capsys.readouterr()
@@ -289,3 +290,33 @@ def test_the_command_serves_until_it_is_terminated(
         if process.poll() is None:
             process.kill()
             process.communicate()
+
+
+@pytest.mark.parametrize(
+    "option", [["--proxy", "haproxy"], ["--metrics-port", "9000"], ["--traces"]], ids=str
+)
+def test_what_a_cluster_reads_before_it_starts_is_no_option_there(
+    option: list[str], tiny_bundle: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    options = app._read(["--bundle", str(tiny_bundle.folder), *option])
+    with pytest.raises(ConfigError, match=rf"would change nothing\n.*got: +{option[0]}"):
+        app._serve(options)
+
+
+def test_names_are_as_browsers_send_them_and_those_that_match_nothing_are_refused() -> None:
+    for wrong in ("https://*.example.org", "https://müller.example"):
+        with pytest.raises(ValueError, match="matches nothing"):
+            ServeArgs(cors_origins=(wrong,))
+    for wrong in ("*.example.org", "müller.example"):
+        with pytest.raises(ValueError, match="matches nothing"):
+            ServeArgs(hosts=(wrong,))
+    ports = ("https://a.example:443", "http://b.example:80", "https://c.example:1443")
+    assert ServeArgs(cors_origins=ports).cors_origins == (
+        "https://a.example",
+        "http://b.example",
+        "https://c.example:1443",
+    )
+    assert ServeArgs(hosts=("0:0:0:0:0:0:0:1", "[::1]")).hosts == ("[::1]", "[::1]")
+    with pytest.raises(ValueError, match="is not an IPv6 address"):
+        ServeArgs(hosts=("1:2",))

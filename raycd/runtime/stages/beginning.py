@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -46,9 +47,15 @@ def source(config: Config) -> list[Any]:
     settings = config.encoder
     if settings.bundle:
         return []  # whose files have hashes
-    named = [settings.name.removeprefix(encoders.LOCAL_DIR), settings.pretrained, settings.configs]
-    there = [Path(name).expanduser() for name in named if name]
-    found = [file for path in there for file in [path, *sorted(path.rglob("*"))] if file.is_file()]
+    named = [settings.configs]
+    if settings.name.startswith(encoders.LOCAL_DIR):
+        named.append(settings.name.removeprefix(encoders.LOCAL_DIR))
+    elif settings.pretrained != "demo" and not settings.name.startswith(encoders.HUB):
+        named.append(settings.pretrained)
+    # os.path is True of no tag, however long
+    there = [Path(path) for path in map(os.path.expanduser, named) if path and os.path.exists(path)]
+    every = [file for path in there for file in [path, *sorted(path.rglob("*"))]]
+    found = [file for file in every if file.is_file()]
     states = files.states(map(str, found))
     return [[str(path), state] for path, state in zip(found, states, strict=True)]
 

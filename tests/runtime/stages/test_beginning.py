@@ -162,3 +162,22 @@ def test_weights_that_have_changed_under_their_name_are_read_again(
     assert pipeline.recorded(again.run, "encoder")["encoder"] == other.fingerprint()
     shutil.rmtree(tmp_path / "encoder")  # what was read of it stays
     assert pipeline.run(asked, until="encoder").done == []
+
+
+def test_only_files_that_an_encoder_is_read_from_are_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("RN50", "demo", "weights"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text("x")
+
+    def looked_at(**encoder: str) -> list[str]:
+        found = beginning.source(Config.model_validate({"encoder": encoder}))
+        return [str(Path(path).parent) for path, _ in found]
+
+    assert looked_at(name="RN50", pretrained="demo") == []
+    assert looked_at(name="RN50", pretrained="weights") == ["weights"]
+    assert looked_at(name="hf-hub:a/b", pretrained="weights") == []
+    assert looked_at(name=f"local-dir:{tmp_path}/RN50") == [f"{tmp_path}/RN50"]
+    assert looked_at(name="RN50", pretrained="x" * 300) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,12 +11,21 @@ from typing import Any
 import httpx
 import pytest
 
-from serve.args import ServeArgs
+from serve.args import DEFAULT, ServeArgs
+from serve.galleries import Galleries
 from tests.serve.asking import ask, png, problem
 
 
 @pytest.fixture(scope="module")
-def small(start_replica: Callable[..., str], service_args: ServeArgs) -> str:
+def started() -> list[Galleries]:
+    """Keep the galleries of `small`, once they are there."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def small(
+    start_replica: Callable[..., str], service_args: ServeArgs, started: list[Galleries]
+) -> str:
     """Start a service that takes on two searches at a time."""
     changes = {
         "max_queue": 2,
@@ -24,7 +34,7 @@ def small(start_replica: Callable[..., str], service_args: ServeArgs) -> str:
         "batch_wait_s": 1.0,
         "max_batch_size": 8,
     }
-    return start_replica(service_args.model_copy(update=changes), "small")
+    return start_replica(service_args.model_copy(update=changes), "small", started.append)
 
 
 def test_what_is_too_much_is_refused_at_once_and_the_rest_is_answered(
@@ -63,14 +73,26 @@ def test_searches_of_a_batch_wait_for_one_another(small: str) -> None:
     assert batch(small) == [200, 200, 200, 200]
 
 
-def test_searches_of_a_batch_that_find_no_slot_fail_alone(small: str) -> None:
-    with ThreadPoolExecutor(1) as threads:
-        other = threads.submit(
-            httpx.post, f"{small}/v1/search", json={"text": "is another"}, timeout=60
-        )
-        time.sleep(0.4)  # it waits a second for others
-        assert batch(small) == [200, 503, 200, 200]
-        assert other.result().status_code == 200
+def test_searches_of_a_batch_that_find_no_slot_fail_alone(
+    small: str, started: list[Galleries]
+) -> None:
+    replica, let_go = started[0][DEFAULT], threading.Event()
+    replica._model.submit(let_go.wait)
+    try:
+        with ThreadPoolExecutor(2) as threads:
+            other = threads.submit(
+                httpx.post, f"{small}/v1/search", json={"text": "is another"}, timeout=60
+            )
+            while not replica.searches.busy:
+                time.sleep(0.01)
+            sent = threads.submit(batch, small)
+            while replica.searches.busy < 2:
+                time.sleep(0.01)
+            let_go.set()
+            assert sent.result() == [200, 503, 200, 200]
+            assert other.result().status_code == 200
+    finally:
+        let_go.set()
 
 
 @pytest.fixture(scope="module")

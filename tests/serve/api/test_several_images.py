@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import re
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,8 @@ from raycd.client.request import Search
 from raycd.errors import DataError
 from raycd.search.query import Query, Reference
 from raycd.search.searcher import Searcher
+from serve.args import DEFAULT
+from serve.galleries import Galleries
 from tests.serve.asking import ask, fields, png, problem
 
 if TYPE_CHECKING:
@@ -175,16 +178,21 @@ def test_more_images_than_the_limit_are_refused(client: httpx.Client) -> None:
 def test_each_image_counts_as_a_search_of_the_queue(
     start_replica: Callable[..., str], service_args: ServeArgs
 ) -> None:
-    changes = {"max_queue": 4, "max_images": 6, "max_batch": 3, "batch_wait_s": 1.0}
-    args = service_args.model_copy(update=changes)
-    url = start_replica(args, "images")
+    args = service_args.model_copy(update={"max_queue": 4, "max_images": 6, "max_batch": 3})
+    started: list[Galleries] = []
+    url = start_replica(args, "images", started.append)
     body = {"images": [{"image_id": "image-1"}] * 3, "text": "is blue"}
     with httpx.Client(base_url=url, timeout=60) as client:
+        replica, let_go = started[0][DEFAULT], threading.Event()
+        replica._model.submit(let_go.wait)
         with ThreadPoolExecutor(1) as threads:
-            other = threads.submit(client.post, "/v1/search", json=body)
-            time.sleep(0.4)  # it waits a second for others
-            assert client.post("/v1/search", json=body).status_code == 503
-            assert client.post("/v1/search", json={"text": "is blue"}).status_code == 200
+            try:
+                other = threads.submit(client.post, "/v1/search", json=body)
+                while replica.searches.busy < 3:
+                    time.sleep(0.01)
+                assert client.post("/v1/search", json=body).status_code == 503
+            finally:
+                let_go.set()
             assert other.result().status_code == 200
         items = client.post("/v1/search/batch", json={"searches": [body] * 3}).json()["items"]
         assert [item["status"] for item in items] == [200, 200, 200]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -87,3 +88,17 @@ def test_what_is_older_than_it_may_be_goes_by_itself(tmp_path: Path) -> None:
         while events.count(gallery_db) != (1, 0) and time.monotonic() < until:
             time.sleep(0.05)
         assert [one.query_id for one in events.searches(gallery_db)] == ["new"]
+
+
+def test_what_its_database_does_not_take_at_the_end_is_counted_as_lost(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("ray.serve"), "propagate", True)
+    file = tmp_path / "g.sqlite"
+    with recording(file) as (own, _, told), GalleryDatabase.open(str(file)) as other:
+        with other.transaction("holding the lock"):
+            assert own.put(clicks("a", "b"))
+            own.stop()
+        assert (told.written, told.lost) == (0, 2)
+        assert "2 searches and events were lost" in caplog.text
+        assert not own.put(clicks("c"))

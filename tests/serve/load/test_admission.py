@@ -84,3 +84,16 @@ def test_the_paths_of_the_proxy_answer_no_strange_host() -> None:
     assert client.get("/-/healthz", headers={"Host": "10.0.0.1"}).status_code == 404
     anybody = TestClient(ProxyPaths(Starlette(), []))
     assert anybody.get("/-/routes", headers={"Host": "evil.example"}).status_code == 404
+
+
+def test_a_deadline_ends_no_later_than_what_it_is_a_part_of() -> None:
+    async def late() -> None:
+        with admission.all_within(0.1):
+            await asyncio.sleep(0.2)
+            with pytest.raises(Busy, match="timeout_s"):
+                async with admission.deadline(30):
+                    await asyncio.sleep(10)
+        async with admission.deadline(30):
+            await asyncio.sleep(0)
+
+    asyncio.run(asyncio.wait_for(late(), 5))

@@ -185,11 +185,6 @@ def test_a_file_that_somebody_else_changes_is_left_alone(file: Path) -> None:
     assert list(file.parent.iterdir()) == [file]
 
 
-def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot be written"):
-        keys.add(tmp_path / "nowhere" / "keys.json", "alice", "read")
-
-
 def test_whoever_could_read_the_file_still_can_and_a_link_stays_one(file: Path) -> None:
     keys.add(file, "alice", "write")
     file.chmod(0o640)
@@ -297,3 +292,38 @@ def test_a_mended_file_is_read_again(
 def test_a_file_that_cannot_be_read_at_first_is_a_mistake(file: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         Keyring(file)
+
+
+def test_a_folder_that_is_not_there_is_named_and_nothing_is_made(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="folder of the file of API keys is not there"):
+        keys.add(tmp_path / "new" / "keys.json", "ann", "read")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_whoever_could_read_the_file_can_read_the_new_one_or_the_old_one_stays(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys.add(file, "ann", "read")
+    before, mine = file.read_bytes(), file.stat()
+    real = Path.stat
+
+    def of_another(path: Path, **options: bool) -> os.stat_result:
+        found = list(real(path, **options))
+        if path == file:
+            found[stat.ST_UID], found[stat.ST_GID] = mine.st_uid + 1, mine.st_gid + group
+        return os.stat_result(found)
+
+    def refused(*arguments: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "stat", of_another)
+    monkeypatch.setattr(os, "chown", refused)
+    for other_group, mode in ((0, 0o600), (1, 0o640)):
+        group = other_group
+        file.chmod(mode)
+        with pytest.raises(ConfigError, match="could not read the new one"):
+            keys.remove(file, "ann")
+        assert file.read_bytes() == before
+    group = 0
+    keys.remove(file, "ann")  # by the group
+    assert not keyring.read(file)
