@@ -55,5 +55,16 @@ def test_the_readme_is_short() -> None:
 
 def test_every_relative_link_leads_somewhere() -> None:
     for document in DOCUMENTS:
-        for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text(encoding="utf-8")):
-            assert (document.parent / target).exists(), f"{document.name} links to {target}"
+        text = document.read_text(encoding="utf-8")
+        for target, heading in re.findall(r"\]\(([^)\s:#]*)(?:#([^)\s]+))?\)", text):
+            other = document.parent / target if target else document
+            assert other.exists(), f"{document.name} links to {target}"
+            if heading:
+                assert heading in headings(other), f"{document.name} links to {target}#{heading}"
+
+
+def headings(document: Path) -> set[str]:
+    """Return the names by which links lead to the headings of a document, as GitHub makes them."""
+    lines = re.sub(r"^```.*?^```", "", document.read_text(encoding="utf-8"), flags=re.M | re.S)
+    found = re.findall(r"^#+ (.+)$", lines, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", one.lower()).replace(" ", "-") for one in found}

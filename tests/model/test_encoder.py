@@ -185,7 +185,7 @@ def test_a_folder_that_is_no_whole_encoder_is_a_users_error(
         (saved / name).unlink()
     else:
         (saved / name).write_text(content)
-    with pytest.raises(RaycdError):
+    with pytest.raises(RaycdError, match=r"holds no encoder|preprocess"):
         encoders.load_saved(saved)
 
 

@@ -305,14 +305,27 @@ def test_as_many_tasks_are_submitted_as_work_and_none_after_a_failure(
     def work(number: int) -> None:
         (tmp_path / f"began-{number}").touch()
         if number == 1:
+            while not (tmp_path / "began-0").exists():
+                time.sleep(0.01)
             raise DataError("it failed")
         time.sleep(0.5)
 
-    task: Any = ray.remote(num_cpus=0.1)(work)
+    class Counted:
+        """The task, and the numbers that it was submitted with."""
+
+        def __init__(self) -> None:
+            self.task: Any = ray.remote(num_cpus=0.1)(work)
+            self.numbers: list[int] = []
+
+        def remote(self, number: int) -> Any:
+            self.numbers.append(number)
+            return self.task.remote(number)
+
+    task = Counted()
     with pytest.raises(DataError, match="it failed"):
         mining._each(task, [(number,) for number in range(6)], 2, Bar("work"))
-    time.sleep(1)
-    assert {file.name for file in tmp_path.iterdir()} <= {"began-0", "began-1"}
+    assert task.numbers == [0, 1]
+    assert {file.name for file in tmp_path.iterdir()} == {"began-0", "began-1"}
 
 
 def test_a_pool_without_queries_is_not_loaded(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import socket
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from configparser import ConfigParser
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -23,6 +25,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from raycd.api import BundleInfo
 from raycd.errors import ConfigError, RunError, TrackingError
+from raycd.program import EXIT_TERMINATED
 from serve import app
 from serve.args import DEFAULT, ServeArgs, Wanted
 from serve.start import running
@@ -320,3 +323,14 @@ def test_names_are_as_browsers_send_them_and_those_that_match_nothing_are_refuse
     assert ServeArgs(hosts=("0:0:0:0:0:0:0:1", "[::1]")).hosts == ("[::1]", "[::1]")
     with pytest.raises(ValueError, match="is not an IPv6 address"):
         ServeArgs(hosts=("1:2",))
+
+
+def test_the_unit_for_systemd_starts_what_there_is_and_knows_how_it_ends() -> None:
+    docs = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
+    unit = ConfigParser(interpolation=None)
+    unit.optionxform = str  # type: ignore[assignment, method-assign]  # names are not lowered
+    unit.read_string(docs[docs.index("[Unit]") :].partition("```")[0])
+    _, program_, *options = shlex.split(unit["Service"]["ExecStart"])
+    assert (Path(__file__).parents[2] / program_).is_file()
+    assert app._read(options).config.gallery == "/srv/raycd/gallery.sqlite"
+    assert int(unit["Service"]["SuccessExitStatus"]) == EXIT_TERMINATED

@@ -114,9 +114,9 @@ def test_the_first_may_wait_for_others() -> None:
     async def ask() -> None:
         work = Slow()
         work.go_on.set()
-        batcher = Batcher(work, most=8, wait_s=0.1)
+        batcher = Batcher(work, most=8, wait_s=1)
         first = asyncio.create_task(batcher(1))
-        await asyncio.sleep(0.02)
+        await until(lambda: batcher._waiting)
         await asyncio.gather(first, batcher(2))
         assert work.batches == [[1, 2]]
 
