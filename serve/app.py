@@ -101,7 +101,7 @@ def _serve(options: Options[LocalArgs]) -> None:
         print(
             f"Ctrl-C stops it; kill -HUP {os.getpid()} has it look at the bundle again.", flush=True
         )
-        with watch.port_answers(wanted.host, wanted.port):
+        with watch.port_answers(wanted.host, wanted.port, must=local.is_ours()):
             _until_stopped(args, wanted, asked, debug=options.debug)
 
 

@@ -10,6 +10,7 @@ Exit codes: raycd/program.py.
 
 import argparse
 import os
+import pwd
 import secrets
 import stat
 import sys
@@ -90,13 +91,13 @@ def remove(file: Path, name: str) -> None:
 def _changing(file: Path) -> Iterator[dict[str, Key]]:
     """Yield the keys of `file` by name, to be changed; then the file is replaced as a whole."""
     file = file.resolve()  # what a link points to is replaced, not the link
-    if not file.parent.is_dir():
-        raise ConfigError(
-            "the folder of the file of API keys is not there",
-            got=file.parent,
-            do="make it, or name another file",
-        )
     try:
+        if not file.parent.is_dir():
+            raise ConfigError(
+                "the folder of the file of API keys is not there",
+                got=file.parent,
+                do="make it, or name another file",
+            )
         with file_lock(file.parent, wait=False):  # of the folder: no lock file stays behind
             keys = {key.name: key for key in keyring.read(file)} if file.exists() else {}
             yield keys
@@ -134,14 +135,25 @@ def _keep_owner(fresh: Path, file: Path) -> None:
     for uid, gid in ((-1, old.st_gid), (old.st_uid, -1)):
         with suppress(PermissionError):  # only root gives files away, but to groups of its own
             os.chown(fresh, uid, gid)
-    new = fresh.stat()
-    same_group = new.st_gid == old.st_gid and old.st_mode & stat.S_IRGRP
-    if new.st_uid != old.st_uid and not (same_group or old.st_mode & stat.S_IROTH):
+    if old.st_mode & stat.S_IROTH:
+        return
+    new, group_reads = fresh.stat(), bool(old.st_mode & stat.S_IRGRP)
+    owner_reads = new.st_uid == old.st_uid or (group_reads and _is_in(old.st_uid, old.st_gid))
+    if not owner_reads or (group_reads and new.st_gid != old.st_gid):
         raise ConfigError(
             "whoever reads the file of API keys now could not read the new one",
             got=f"{file} of the user {old.st_uid} and the group {old.st_gid}",
-            do="run this as that user or as root, or as a member of the group where it may read",
+            do="run this as root, or as that user and a member of that group",
         )
+
+
+def _is_in(uid: int, gid: int) -> bool:
+    """Tell whether a user is in a group."""
+    try:
+        user = pwd.getpwuid(uid)
+    except KeyError:
+        return False
+    return gid in os.getgrouplist(user.pw_name, user.pw_gid)
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:

@@ -39,7 +39,10 @@ def read(root: str, gallery: str, triplets: str) -> Dataset:
     there = folder.names("")
     asked = triplets if triplets in there or triplets != unsaid.triplets else None
     if asked is None and (unread := _unnamed(there, triplets)):
-        progress.say(f"warning: {unread} is not read: data.triplets is {triplets}")
+        progress.say(
+            f"warning: {unread} is not read, for data.triplets is {triplets}: "
+            f"give --data.triplets {unread} to train or measure on it"
+        )
     if gallery in there or gallery != unsaid.gallery or asked is not None:
         return _with_val(manifest.read(root, asked, gallery))
     if unread := _unnamed(there, gallery):

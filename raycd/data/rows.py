@@ -162,7 +162,7 @@ def with_decimals(table: pa.Table) -> pa.Table:
 
 
 def texts(column: pa.ChunkedArray, name: str, table: str, first: int) -> pa.ChunkedArray:
-    """Return a column as stripped texts. Raises DataError for a null, none or a fraction."""
+    """Return a column as stripped texts. Raises DataError for null, no text or a fraction."""
     kind = column.type
     if pa.types.is_dictionary(kind):
         return texts(column.cast(kind.value_type), name, table, first)

@@ -205,7 +205,7 @@ class FineTune(TrainsEncoder):
         texts = list(dict.fromkeys(map(text_of, triplets)))
         measures = Mean(tuple(self.config.select_by))
         # No larger than those of training, which there is shared memory for
-        most = max(1, 2 * self.config.batch_size // world_size())
+        most = min(256, max(1, 2 * self.config.batch_size // world_size()))
         work = [Work.of_images(some) for some in _chunks(list(images.values()), most)]
         batches = on_device(self._loader.batches(work), self.encoder.device)
         with torch.inference_mode():

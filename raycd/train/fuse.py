@@ -56,7 +56,7 @@ class FeatureTriplets:
     def part(self, rows: slice) -> FeatureTriplets:
         """Return some of them."""
         given = (getattr(self, field.name) for field in fields(self))
-        own: list[Any] = [v[rows] if isinstance(v, torch.Tensor) else None for v in given]
+        own: list[Any] = [None if values is None else values[rows] for values in given]
         return FeatureTriplets(*own)
 
 

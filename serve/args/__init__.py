@@ -2,8 +2,8 @@
 
 import re
 from collections.abc import Sequence
-from ipaddress import ip_address
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
@@ -14,6 +14,7 @@ from serve.args.galleries import GalleriesArgs, check_apart
 from serve.args.replicas import ReplicaCount, Replicas
 from serve.args.second import Second as Second
 from serve.args.wanted import Wanted as Wanted
+from serve.security.addresses import as_browsers_write
 
 MAX_CANDIDATES = 5000  # `candidates`: of these the cosines take 300 MB
 REGISTRY = "models:/"  # `bundle` in MLflow's registry
@@ -276,7 +277,7 @@ class ServeArgs(Section):
                 f"{wrong[0]!r} is not an origin: https://name or https://name:port, no path"
             )
         _check_ascii(origins)
-        return tuple(_without_own_port(origin.lower()) for origin in origins)
+        return tuple(map(_as_sent, origins))
 
     @field_validator("hosts")
     @classmethod
@@ -291,7 +292,7 @@ class ServeArgs(Section):
                 f"{wrong[0]!r} is not a host: a name or an address, without scheme and port"
             )
         _check_ascii(hosts)
-        return tuple(f"[{_ipv6(host)}]" if ":" in host else host.lower() for host in hosts)
+        return tuple(map(as_browsers_write, hosts))
 
     @field_validator("galleries")
     @classmethod
@@ -331,16 +332,19 @@ def _check_ascii(names: Sequence[str]) -> None:
             )
 
 
-def _without_own_port(origin: str) -> str:
+def _as_sent(origin: str) -> str:
     """Return an origin as browsers write it, who leave out the port that its scheme has anyway."""
-    return origin.removesuffix(":443" if origin.startswith("https:") else ":80")
-
-
-def _ipv6(host: str) -> str:
+    if origin == "*":
+        return origin
+    parts = urlsplit(origin.lower())
     try:
-        return str(ip_address(host.strip("[]")))  # as browsers write it
-    except ValueError:
-        raise ValueError(f"{host!r} is not an IPv6 address") from None
+        port = parts.port
+    except ValueError as error:
+        raise ValueError(f"{origin!r} is not an origin: {error}") from None
+    if (parts.scheme, port) in (("https", 443), ("http", 80)):
+        port = None
+    host = as_browsers_write(parts.hostname or "")
+    return f"{parts.scheme}://{host}" + ("" if port is None else f":{port}")
 
 
 class LocalArgs(ServeArgs):

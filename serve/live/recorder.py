@@ -63,7 +63,9 @@ class Recorder:
         """Have records written soon, all or none; return whether there was room for them."""
         with self._lock:
             room = self._args.events_queue - len(self._waiting)
-            if self._stopped.is_set() or len(records) > room:
+            if self._stopped.is_set():  # the answer says that they were not taken
+                return False
+            if len(records) > room:
                 self._lost += len(records)
                 return False
             self._waiting.extend(records)
@@ -111,8 +113,11 @@ class Recorder:
         with self._lock:  # what is put before is written, what comes after is refused
             self._stopped.set()
         self._thread.join()
-        if lost := len(self._waiting):
+        with self._lock:
+            lost = len(self._waiting) + self._lost
             self._waiting.clear()
+            self._lost = 0
+        if lost:
             self._observer.feedback(0, lost)
             _log.error("%s searches and events were lost: their database did not answer", lost)
 

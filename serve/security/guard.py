@@ -9,6 +9,7 @@ from starlette.datastructures import Headers
 from starlette.types import Scope
 
 from serve.errors import KeyElsewhere, KeyMissing, KeyTooWeak, UnknownHost
+from serve.security.addresses import as_browsers_write
 from serve.security.asgi import GALLERIES, route_path, split_gallery
 from serve.security.keyring import Key, Keyring
 from serve.security.keyring import Scope as KeyScope
@@ -83,4 +84,9 @@ def is_known_host(scope: Scope, hosts: Collection[str]) -> bool:
     if not hosts or "*" in hosts:
         return True
     host = _HOST.fullmatch(Headers(scope=scope).get("host", "").lower())
-    return host is not None and host[1] in hosts
+    if host is None:
+        return False
+    try:
+        return as_browsers_write(host[1]) in hosts
+    except ValueError:
+        return False

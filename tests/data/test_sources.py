@@ -72,16 +72,20 @@ def test_a_name_that_is_not_utf_8_is_told(tmp_path: Path) -> None:
         keys(tmp_path)
 
 
-def test_a_table_of_the_usual_name_that_nobody_named_is_not_passed_over(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_table_of_the_usual_name_that_nobody_named_is_not_passed_over(tmp_path: Path) -> None:
     picture(tmp_path / "images/a.jpg")
     (tmp_path / "gallery.csv").write_text("image_id,path\na,images/a.jpg\n")
     with pytest.raises(DataError, match=r"gallery\.csv(.|\n)*give --data\.gallery gallery\.csv"):
         catalogue.read(str(tmp_path), "gallery.parquet", "triplets.parquet")
+
+
+def test_triplets_of_the_usual_name_that_nobody_named_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gallery.csv").write_text("image_id,path\na,images/a.jpg\n")
     (tmp_path / "triplets.csv").write_text("reference,target,caption\na,a,x\n")
     assert len(catalogue.read(str(tmp_path), "gallery.csv", "triplets.parquet").triplets) == 0
-    assert "triplets.csv is not read: data.triplets is triplets.parquet" in capsys.readouterr().err
+    assert "give --data.triplets triplets.csv" in capsys.readouterr().err
 
 
 def test_several_tables_of_paths_are_one_gallery(tmp_path: Path) -> None:

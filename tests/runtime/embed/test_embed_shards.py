@@ -321,7 +321,7 @@ def test_the_content_of_a_source_changes_with_its_rows_and_its_files(tmp_path: P
     found.append(sources.content(str(table)))
     for size in (b"", b"more"):
         (tmp_path / "0.tar").write_bytes(size)
-        found.append(sources.content(str(tmp_path)))
+        found.append(sources.content(f"{tmp_path}/*.tar"))
     assert len(set(found)) == 5
 
 
