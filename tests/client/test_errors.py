@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from raycd.client import Client, ServiceError
+from tests import refused
 from tests.client.scripted import JSON, PROBLEM, Reply, Service, refusal
 
 
@@ -96,9 +97,8 @@ def test_an_answer_of_another_server_is_told(
 
 
 def test_where_nothing_listens_the_url_and_the_remedy_are_told() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))  # bound and not listening: refused
-        url = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    with refused.port() as port:
+        url = f"http://127.0.0.1:{port}"
         with Client(url, retries=0) as client:
             error = failure(client)
     assert error.status is None

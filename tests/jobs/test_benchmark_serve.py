@@ -25,7 +25,7 @@ from raycd import bundle
 from raycd.errors import ConfigError, RunError
 from raycd.search.query import Query
 from raycd.search.searcher import Searcher
-from serve.start.local import free_port
+from tests import refused
 
 
 def answered(*ms: float, every: float = 0.1, timing: str = "") -> list[Sample]:
@@ -260,8 +260,9 @@ def test_known_texts_are_few(listener: Listener, requests: Path) -> None:
 
 @NEEDS_WRK
 def test_a_server_that_is_not_there_is_an_error_of_one_message(requests: Path) -> None:
-    with pytest.raises(RunError, match=r"wrk could not send\n.*refused"):
-        Site(free_port(), requests, 1.0).send(0.2, rate=20)
+    refusal = pytest.raises(RunError, match=r"wrk could not send\n.*refused")
+    with refused.port() as port, refusal:
+        Site(port, requests, 1.0).send(0.2, rate=20)
 
 
 def test_without_wrk_the_error_says_how_to_get_it(
@@ -269,7 +270,7 @@ def test_without_wrk_the_error_says_how_to_get_it(
 ) -> None:
     monkeypatch.setenv("PATH", "")
     with pytest.raises(ConfigError, match="apt-get install wrk"):
-        Site(free_port(), requests, 1.0).send(0.2, clients=1)
+        Site(1, requests, 1.0).send(0.2, clients=1)
 
 
 @NEEDS_WRK

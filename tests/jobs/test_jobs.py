@@ -19,7 +19,7 @@ import yaml
 from jobs import ablate, embed, evaluate, index, mine, train
 from raycd.config import SyntheticConfig, cli
 from raycd.data.demo.synthetic import write_demo_data
-from serve.start.local import free_port
+from tests import refused
 from tests.processes import start, wait_for
 
 
@@ -183,8 +183,8 @@ def test_a_run_without_a_name(fails: Callable[..., str]) -> None:
 def test_mlflow_out_of_reach(
     fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    address = f"http://127.0.0.1:{free_port()}"
-    message = fails("--tracking.uri", address)
+    with refused.port() as port:
+        message = fails("--tracking.uri", address := f"http://127.0.0.1:{port}")
     assert address in message
     assert not list((tmp_path / "runs" / "tiny").glob("*/stage.json"))
 

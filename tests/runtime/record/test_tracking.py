@@ -15,7 +15,7 @@ from raycd.config import Config, flatten
 from raycd.errors import TrackingError
 from raycd.runtime.record import mlflow_run, tracking
 from raycd.runtime.record.tracking import Tracker
-from serve.start.local import free_port
+from tests import refused
 
 METRICS = {
     "preset": "demo",
@@ -257,8 +257,8 @@ def test_a_deleted_experiment_is_refused_with_the_remedy(runs: Path, client: Mlf
 
 def test_a_server_that_does_not_run_is_told_in_seconds(runs: Path) -> None:
     before = time.monotonic()
-    with pytest.raises(TrackingError) as caught:
-        Tracker.open(config(uri=f"http://ann:secret@127.0.0.1:{free_port()}"), runs)
+    with refused.port() as port, pytest.raises(TrackingError) as caught:
+        Tracker.open(config(uri=f"http://ann:secret@127.0.0.1:{port}"), runs)
     assert time.monotonic() - before < 10
     message = str(caught.value)
     assert "cannot be reached" in message

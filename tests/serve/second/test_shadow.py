@@ -272,11 +272,12 @@ def test_one_that_hangs_is_given_up_and_started_anew() -> None:
 def test_one_that_answers_one_after_the_other_is_not_ended_where_the_last_is_late() -> None:
     class Slow(Hanging):
         def __init__(self) -> None:
-            self.alone, self.ended = asyncio.Lock(), 0
+            self.alone, self.ended, self.taken = asyncio.Lock(), 0, 0
 
         async def answer(self, asked: SearchRequest, sent: Sequence[QueryImage]) -> Seen:
             async with self.alone:
-                await asyncio.sleep(0.15)
+                self.taken += 1
+                await asyncio.sleep(0.02 if self.taken < 8 else 1.5)
             return Seen(["a"], 0.1)
 
         def end(self) -> None:
@@ -285,7 +286,7 @@ def test_one_that_answers_one_after_the_other_is_not_ended_where_the_last_is_lat
     async def late() -> tuple[list[Outcome], int]:
         outcomes, process = Outcomes(), Slow()
         settings = SETTINGS.model_copy(update={"waiting": 8})
-        shadow = Shadow(settings, process, outcomes, timeout_s=0.5)
+        shadow = Shadow(settings, process, outcomes, timeout_s=1.2)
         shadow.start(without=1)
         await happens(lambda: shadow.info().bundle)
         for _ in range(8):
