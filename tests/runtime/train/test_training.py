@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from raycd import program, progress
-from raycd.config import Config
+from raycd.config import Config, TrainConfig
 from raycd.errors import ConfigError, DataError
 from raycd.model.loss import batch_classification_loss
 from raycd.runtime import cluster
@@ -73,6 +73,12 @@ def make_nothing(inputs: Mapping[str, Any], config: Config, device: torch.device
     raise DataError("the rows are gone", got="nothing", do="look for them")
 
 
+def make_counted(inputs: Mapping[str, Any], config: Config, device: torch.device) -> Any:
+    with Path(inputs["tries"]).open("a") as file:
+        file.write("x")
+    raise RuntimeError("it broke")
+
+
 def settings(workers: Any = 1, **compute: Any) -> Config:
     few = {"train_workers": workers, "cpus_per_worker": 0.5, "threads": 1}
     return Config.model_validate({"compute": few | compute})
@@ -129,6 +135,20 @@ def test_a_workers_error_reaches_the_user_in_words(ray_cluster: None, tmp_path: 
         )
     message = program._users_message(caught.value, str(tmp_path))
     assert message == "the rows are gone\n  got:      nothing\n  to do:    look for them"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("failures", [0, 1])
+def test_a_training_is_tried_again_as_often_as_the_setting_says(
+    ray_cluster: None, tmp_path: Path, failures: int
+) -> None:
+    config = settings().model_copy(update={"train": TrainConfig(max_failures=failures)})
+    inputs = {"tries": str(tmp_path / "tries")}
+    with pytest.raises(Exception, match="it broke"):
+        training.train(
+            "toy", make_counted, inputs, SCHEDULE, config, storage=str(tmp_path), name="toy"
+        )
+    assert (tmp_path / "tries").read_text() == "x" * (failures + 1)
 
 
 @pytest.mark.slow
