@@ -165,16 +165,18 @@ def test_a_failed_trial_is_kept_with_its_error_and_the_others_go_on(
     mined: Mined, small_space: Callable[..., Space]
 ) -> None:
     space = small_space(
-        "mine.alpha=none", "stage2.k=none", "stage2.head=clip_cd|no_such", search="grid", samples=2
+        *("mine.alpha=none", "stage2.k=none", "stage2.bilinear_dim=8|99999"),
+        search="grid",
+        samples=2,
     )
     trials = sweep(mined, space)
-    by_head = {record["settings"]["stage2.head"]: record for record in trials}
+    by_size = {record["settings"]["stage2.bilinear_dim"]: record for record in trials}
     assert sorted(record["number"] for record in trials) == [0, 1]
-    failed = by_head["no_such"]
+    failed = by_size[99999]
     assert (failed["status"], failed["value"], failed["epochs"]) == ("failed", None, [])
     assert failed["error"].startswith("ConfigError: ")
-    assert "no_such" in failed["error"]
-    assert (by_head["clip_cd"]["status"], by_head["clip_cd"]["error"]) == ("finished", None)
+    assert "K = 99999" in failed["error"]
+    assert (by_size[8]["status"], by_size[8]["error"]) == ("finished", None)
 
 
 @pytest.mark.slow
@@ -182,7 +184,7 @@ def test_a_sweep_of_trials_that_all_fail_ends(
     mined: Mined, small_space: Callable[..., Space]
 ) -> None:
     space = small_space(
-        "mine.alpha=none", "stage2.k=none", "stage2.head=no_such|nor_this", samples=2
+        "mine.alpha=none", "stage2.k=none", "stage2.bilinear_dim=99998|99999", samples=2
     )
     assert [record["status"] for record in sweep(mined, space)] == ["failed", "failed"]
 
