@@ -8,13 +8,13 @@ from urllib.parse import urlsplit
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from raycd.config import Count, Positive, Section
+from raycd.hosts import as_browsers_write
 from serve.args.galleries import DEFAULT as DEFAULT
 from serve.args.galleries import NO_GALLERY as NO_GALLERY
 from serve.args.galleries import GalleriesArgs, check_apart
 from serve.args.replicas import ReplicaCount, Replicas
 from serve.args.second import Second as Second
 from serve.args.wanted import Wanted as Wanted
-from serve.security.addresses import as_browsers_write
 
 MAX_CANDIDATES = 5000  # `candidates`: of these the cosines take 300 MB
 REGISTRY = "models:/"  # `bundle` in MLflow's registry

@@ -54,13 +54,3 @@ def is_public(address: Address) -> bool:
     if address in _NAT64:
         return is_public(IPv4Address(address.packed[-4:]))
     return address in _GLOBAL_V6 and not any(address in block for block in _SPECIAL_V6)
-
-
-def as_browsers_write(host: str) -> str:
-    """Return a host in lower case, an IPv6 address, with or without brackets, as `[::1]`.
-
-    Raises ValueError where it is none.
-    """
-    if ":" not in host:
-        return host.lower()
-    return f"[{IPv6Address(host.removeprefix('[').removesuffix(']'))}]"

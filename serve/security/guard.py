@@ -8,8 +8,8 @@ from collections.abc import Collection
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
+from raycd.hosts import as_browsers_write
 from serve.errors import KeyElsewhere, KeyMissing, KeyTooWeak, UnknownHost
-from serve.security.addresses import as_browsers_write
 from serve.security.asgi import GALLERIES, route_path, split_gallery
 from serve.security.keyring import Key, Keyring
 from serve.security.keyring import Scope as KeyScope
