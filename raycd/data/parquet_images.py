@@ -173,11 +173,11 @@ def rows(
         stores.opened(resolved) as opened,
     ):
         file = pq.ParquetFile(opened)
-        column = image_column(file.schema_arrow)
-        assert column is not None, "it has pictures"
         schema = file.schema_arrow
+        column = image_column(schema)
+        assert column is not None, "it has pictures"
         named = [f.name for f in schema if is_read(f, wanted, others) and not _is_image(f.type)]
-        inside = pa.types.is_struct(file.schema_arrow.field(column).type)
+        inside = pa.types.is_struct(schema.field(column).type)
         table = file.read(columns=[*named, *([f"{column}.path"] if inside else [])])
         table.validate(full=True)  # refuses texts that are not UTF-8
     names = [each if each == column else each.strip() for each in table.schema.names]
