@@ -3,6 +3,7 @@
     python jobs/compare.py --preset demo --heads all --seeds 5
     python jobs/compare.py --preset demo --heads combiner,bare=combiner,clip_cd \\
         --set bare.stage2.dropout=0 --baseline bare
+    python jobs/compare.py --preset demo --heads all --choose stage2.dropout=0,0.2,0.5
     python jobs/compare.py --preset demo --table 2        the paper's ablation, with seeds
 
 Every row trains with and without pseudo triplets, at equal epochs and at equal triplets seen. A
@@ -45,6 +46,13 @@ def flags(parser: argparse.ArgumentParser) -> None:
         help="A setting of one row, such as combiner.stage2.dropout=0. Repeatable.",
     )
     parser.add_argument(
+        "--choose",
+        default="",
+        metavar="SETTING=VALUES",
+        help="A setting that each row chooses for itself on the selection split, such as "
+        "stage2.dropout=0,0.2,0.5.",
+    )
+    parser.add_argument(
         "--baseline",
         default="",
         metavar="ROW",
@@ -84,7 +92,7 @@ def _check_ablation(asked: argparse.Namespace) -> None:
     """Raise ConfigError where an option would change nothing of the ablation."""
     parser = argparse.ArgumentParser()
     flags(parser)
-    usual, names = parser.parse_args([]), ("heads", "variants", "set", "baseline")
+    usual, names = parser.parse_args([]), ("heads", "variants", "set", "choose", "baseline")
     given = [name for name in names if getattr(asked, name) != getattr(usual, name)]
     if given:
         raise ConfigError(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from jobs.comparison import results, session
 from jobs.comparison.cells import Cell
+from jobs.comparison.choice import make_choice
 from jobs.comparison.plan import (
     EPOCHS,
     FORMS,
@@ -46,14 +48,19 @@ def run(config: Config, flags: argparse.Namespace) -> str:
         seeds=flags.seeds,
         baseline=flags.baseline,
     )
+    choice = make_choice(flags.choose, config, plan)
     dataset = session.checked(config)
     with cluster.connected(config.compute):
         plan = fitted(config, plan)
         tables = _tables(config, plan, dataset)
         categories = tables.dataset.triplets_of("val")["category"].to_pylist()
         with session.opened(config, pipeline.run_folder(config)) as (work, inputs):
-            wanted, cells = cells_of(precision.settled(config), plan, tables, inputs)
-            found = work.train(cells, concurrent=flags.concurrent)
+            config = precision.settled(config)
+            train = partial(work.train, concurrent=flags.concurrent)
+            if choice is not None:
+                plan = choice.made(config, plan, tried(config, plan, tables, inputs), train)
+            wanted, cells = cells_of(config, plan, tables, inputs)
+            found = train(cells)
             made = results.tables(
                 wanted,
                 found,
@@ -62,7 +69,7 @@ def run(config: Config, flags: argparse.Namespace) -> str:
                 plan.baseline,
                 [
                     *session.described(config, len(plan.seeds), categories, plan.baseline),
-                    *plan.left_out,
+                    *plan.notes,
                 ],
             )
             beside = _published(config, made) if session.is_fashioniq(config) else []
@@ -111,15 +118,12 @@ def cells_of(
     """Return the rows of all tables, and their cells, seed by seed: what is there of a comparison
     that was stopped is complete for its first seeds.
     """
-    wanted, cells = [], []
-
-    def cell(own: Config, name: str, trained: bool) -> str:
-        cells.append(Cell(name, tables, own, inputs, trained))
-        return cells[-1].path
-
+    wanted: list[WantedRow] = []
+    cells: list[Cell] = []
     for entry in plan.untrained:
         own = entry.config(config, plan.variants[0])
-        wanted.append(WantedRow(entry.name, "", "", {config.seed: cell(own, entry.name, False)}))
+        cells.append(Cell(entry.name, tables, own, inputs, is_trained=False))
+        wanted.append(WantedRow(entry.name, "", "", {config.seed: cells[-1].path}))
     rows = [_row(config, entry, v, tables) for v in plan.variants for entry in plan.entries]
     most = max((seen(r.config, r.config.stage2.epochs, *r.counts) for r in rows), default=0)
     for form in FORMS:
@@ -127,17 +131,46 @@ def cells_of(
             epochs = row.config.stage2.epochs
             if form == TRIPLETS:
                 epochs = epochs_to_see(row.config, most, *row.counts)
-            stage2 = row.config.stage2.model_copy(update={"epochs": epochs})
-            paths = {
-                seed: cell(
-                    row.config.model_copy(update={"stage2": stage2, "seed": seed}),
-                    f"{row.entry.name} {row.variant} {epochs} epochs seed {seed}",
-                    True,
-                )
-                for seed in plan.seeds
-            }
+            own_cells = _over_seeds(
+                row.config, plan.seeds, epochs, f"{row.entry.name} {row.variant}", tables, inputs
+            )
+            cells += own_cells.values()
+            paths = {seed: cell.path for seed, cell in own_cells.items()}
             wanted.append(WantedRow(row.entry.name, form, row.variant, paths, epochs))
     return wanted, sorted(cells, key=lambda one: one.config.seed)
+
+
+def tried(
+    config: Config, plan: Plan, tables: Tables, inputs: Mapping[str, str]
+) -> Callable[[Entry], dict[int, Cell]]:
+    """Return what gives the trainings by which a row chooses: the first variant, equal epochs."""
+
+    def of(entry: Entry) -> dict[int, Cell]:
+        variant, own = plan.variants[0], entry.config(config, plan.variants[0])
+        name = " ".join([entry.name, variant, *(f"{k}={v}" for k, v in entry.settings.items())])
+        return _over_seeds(own, plan.seeds, own.stage2.epochs, name, tables, inputs)
+
+    return of
+
+
+def _over_seeds(
+    config: Config,
+    seeds: Sequence[int],
+    epochs: int,
+    name: str,
+    tables: Tables,
+    inputs: Mapping[str, str],
+) -> dict[int, Cell]:
+    stage2 = config.stage2.model_copy(update={"epochs": epochs})
+    return {
+        seed: Cell(
+            f"{name} {epochs} epochs seed {seed}",
+            tables,
+            config.model_copy(update={"stage2": stage2, "seed": seed}),
+            inputs,
+        )
+        for seed in seeds
+    }
 
 
 def _row(config: Config, entry: Entry, variant: str, tables: Tables) -> _Row:

@@ -64,8 +64,8 @@ class Plan:
     """The name of a row."""
     named: frozenset[str]
     """Rows that were asked for by name."""
-    left_out: Sequence[str] = ()
-    """Sentences about rows that this encoder has nothing for."""
+    notes: Sequence[str] = ()
+    """Sentences that stand below the tables: which rows this encoder has nothing for."""
 
     def fitted(self, build: Callable[[Entry], Head]) -> Plan:
         """Return the plan of the rows whose head fits, divided by whether it has weights.
@@ -101,7 +101,7 @@ class Plan:
                 expected="beside those without weights one that has some",
             )
         left_out = [f"Left out: {', '.join(rows)}: {why}" for why, rows in lacking.items()]
-        return replace(self, entries=trained, untrained=still, left_out=left_out)
+        return replace(self, entries=trained, untrained=still, notes=left_out)
 
 
 def make_plan(
@@ -231,18 +231,23 @@ def _settings(texts: Sequence[str], rows: Mapping[str, str]) -> dict[str, dict[s
                 expected="ROW.SETTING=VALUE, such as combiner.stage2.dropout=0; rows: "
                 + ", ".join(rows),
             )
-        _check(name)
-        try:
-            found.setdefault(row, {})[name] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ConfigError("--set cannot be read", got=text, expected="one value") from error
+        check_own(name, "--set")
+        found.setdefault(row, {})[name] = own_value("--set", text, value)
     return found
 
 
-def _check(name: str) -> None:
+def own_value(option: str, text: str, value: str) -> Any:
+    """Return what YAML says `value`, a part of an option's text, is. Raises ConfigError."""
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{option} cannot be read", got=text, expected="a value") from error
+
+
+def check_own(name: str, option: str) -> None:
     """Raise ConfigError unless a row can have a setting of its own of this name."""
     if name not in field_types():
-        raise layers.unknown(name, "--set")
+        raise layers.unknown(name, option)
     allowed = ("stage2", *_OF_STAGE["filter"])
     if not within(name, allowed) or name in _OF_ALL:
         raise ConfigError(

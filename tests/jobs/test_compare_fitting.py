@@ -51,7 +51,7 @@ def test_all_heads_are_those_that_the_encoder_has_something_for(config: Config) 
     assert {entry.head for entry in found.entries} == (
         {*fusion.names()} - OF_MAPS - {*ALWAYS, "joint", "halves", "lincir"}
     )
-    assert found.left_out == [
+    assert found.notes == [
         f"Left out: {', '.join(sorted(OF_MAPS))}: it is not known where this encoder has what the "
         "head needs (map) (got: a tower of the kind Linear)"
     ]
@@ -64,7 +64,7 @@ def test_a_reason_of_one_line_is_told_as_it_is(config: Config) -> None:
             raise WeightsError("it has no maps")
         return fusion.create(fusion.HeadConfig("combiner", 4))
 
-    [left_out] = plan(config, "all").fitted(build).left_out
+    [left_out] = plan(config, "all").fitted(build).notes
     assert left_out == f"Left out: {', '.join(sorted(OF_MAPS))}: it has no maps"
 
 
