@@ -36,12 +36,12 @@ class RaycdError(Exception):
         super().__init__("\n".join(lines))
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Cross process borders (Ray) with the finished message, whatever the arguments were."""
-        return _restored, (type(self), str(self))
+        """Cross process borders (Ray) with message and attributes, whatever the arguments were."""
+        return _restored, (type(self), str(self)), self.__dict__
 
 
 def _restored(kind: type[RaycdError], message: str) -> RaycdError:
-    return kind(message)
+    return kind.__new__(kind, message)
 
 
 class ConfigError(RaycdError):
@@ -107,13 +107,6 @@ class GalleryError(RaycdError):
     ) -> None:
         super().__init__(what, got=got, expected=expected, do=do)
         self.reason = reason
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return _restored_gallery, (str(self), self.reason)
-
-
-def _restored_gallery(message: str, reason: GalleryError.Reason) -> GalleryError:
-    return GalleryError(message, reason)
 
 
 def program(name: str) -> str:

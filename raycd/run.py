@@ -198,7 +198,7 @@ class Run:
             record = {"stage": stage, "fingerprint": fingerprint, "seconds": seconds}
             record_json = json.dumps(record | about | writing.record, indent=1, default=str)
             (folder / RECORD).write_text(record_json, encoding="utf-8")
-        self.discard_unfinished(stage)
+        self.discard_leftovers(UNFINISHED, stage)
 
     @contextmanager
     def _fresh(self, stage: str, shared: str) -> Iterator[Path]:
@@ -254,10 +254,13 @@ class Run:
 
         self._write(remove)
 
-    def discard_unfinished(self, stage: str) -> None:
-        """Remove what workers have written for a stage that is whole."""
-        for hidden in ("", "."):  # what was being written when a worker was killed
-            self.discard(f"{UNFINISHED}/{hidden}{stage}-*")
+    def discard_leftovers(self, folder: str, stage: str) -> None:
+        """Remove what a folder has of a stage that is whole; go on where a store refuses that."""
+        try:
+            for hidden in ("", "."):  # what was being written when a worker was killed
+                self.discard(f"{folder}/{hidden}{stage}-*")
+        except RunError as error:
+            progress.say(f"warning: {self.path(folder, stage)}-* is left over: {error.what}")
 
     def names(self, folder: str) -> list[str]:
         """Return the sorted names in a folder of the run; none where it is absent."""

@@ -7,6 +7,11 @@ from multiprocessing import get_context
 import pytest
 
 from raycd import errors
+from raycd.data.images import BrokenImage
+from raycd.search.history import NoHistory, OtherEncoder
+from raycd.search.query import NothingLeft
+from raycd.search.searcher import BrokenReference, NoReference
+from serve.security.fetch import FetchRefused
 
 
 def test_every_error_of_the_tree_is_a_raycd_error() -> None:
@@ -44,6 +49,27 @@ def test_pickling_keeps_kind_and_message(kind: type[errors.RaycdError]) -> None:
     copy = pickle.loads(pickle.dumps(error))
     assert type(copy) is kind
     assert str(copy) == str(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.GalleryError("the gallery is full", "full", got="a", do="b"),
+        BrokenImage("an image", reason="empty", got=1),
+        FetchRefused("a URL", reason="scheme"),
+        NothingLeft(),
+        NoHistory(),
+        OtherEncoder(),
+        NoReference("a.jpg"),
+        BrokenReference("a.jpg", BrokenImage("an image", reason="missing")),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_pickling_keeps_what_an_error_knows_whatever_it_is_made_of(
+    error: errors.RaycdError,
+) -> None:
+    copy = pickle.loads(pickle.dumps(error))
+    assert (type(copy), str(copy), vars(copy)) == (type(error), str(error), vars(error))
 
 
 def _fail() -> None:

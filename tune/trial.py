@@ -24,8 +24,7 @@ from raycd import mine
 from raycd.config import Config
 from raycd.data import targets
 from raycd.data.schema import Dataset
-from raycd.evaluate import Metric, cached_query, evaluate
-from raycd.evaluate.rerank import cached_rerank
+from raycd.evaluate import Metric
 from raycd.features import Features, map_cache
 from raycd.features.map_cache import Extras
 from raycd.model import fusion, threads
@@ -246,19 +245,7 @@ def evaluated(tables: Tables, config: Config, metric: Metric | None, split: str)
     task = trained.task
     if trained.history:
         task.head.load_state_dict(best)
-    found = evaluate(
-        tables.dataset,
-        split,
-        task.images,
-        cached_query(task.head.eval(), task.images, task.texts, task.device, task.extras),
-        protocol=config.evaluate.protocol,
-        ks=sorted({*config.evaluate.ks, *([metric.k] if metric else [])}),
-        batch_size=config.evaluate.batch_size,
-        device=task.device,
-        rerank=cached_rerank(
-            *(task.head, task.images, task.texts, config.evaluate.rerank_depth, task.device)
-        ),
-    )
+    found = task.measure(split, sorted({*config.evaluate.ks, *([metric.k] if metric else [])}))
     number = best_epoch(trained.history) if trained.history else None
     order = tables.dataset.triplets_of(split)["triplet_id"].to_pylist()
     return {

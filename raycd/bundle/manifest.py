@@ -15,11 +15,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from raycd import __version__
+from raycd.config.fields import IndexKind
 from raycd.data import moved
 from raycd.durable import sha256
 from raycd.errors import WeightsError
 from raycd.index import FILES as INDEX_FILES
-from raycd.index.choice import Kind
 from raycd.model import encoder as encoders
 from raycd.model.fusion import registry
 
@@ -58,7 +58,7 @@ class IndexEntry(_Part):
     in the manifest's `config`.
     """
 
-    kind: Kind
+    kind: IndexKind
     size: int
     dim: int
     recall: float

@@ -30,9 +30,6 @@ class ServiceError(RaycdError):
     trace_id: str | None = None
     """By which the service's log and traces name the request; None where nothing answered."""
 
-    def __reduce__(self) -> tuple[object, ...]:
-        return (*super().__reduce__(), self.__dict__)
-
 
 def refused(
     response: httpx.Response, service: str, *, tries: int, retry_after: float | None

@@ -16,6 +16,7 @@ Precision = Literal["auto", "fp32", "bf16"]
 CountOrAuto = Count | Literal["auto"]
 RateOrAuto = Rate | Literal["auto"]
 Compile = Literal["auto"] | bool
+IndexKind = Literal["flat", "half", "ivf", "hnsw", "sq8", "rabitq"]
 SelectOn = Literal["selection", "val", "last"]
 Protocol = Literal["original", "original-masked", "val"]
 

@@ -12,6 +12,7 @@ from raycd.config.fields import (
     Alias,
     AliasOrNone,
     Count,
+    IndexKind,
     Positive,
     Protocol,
     Rate,
@@ -99,7 +100,7 @@ class EvaluateConfig(Section):
 class IndexConfig(Section):
     """The index of a served gallery. Its recall is measured when it is built (docs/serving.md)."""
 
-    kind: Literal["auto", "flat", "half", "ivf", "hnsw", "sq8", "rabitq"] = "auto"
+    kind: Literal["auto", IndexKind] = "auto"
     """flat is exact; half is flat in half of the bytes, on the disk; ivf and hnsw are for more
     images, sq8 and rabitq for more than memory holds; auto is flat up to index.flat_up_to, then
     ivf, and half, sq8 or rabitq where index.memory_mib asks for them.
@@ -170,6 +171,12 @@ class ComputeConfig(Section):
     """
     threads: Count = 0
     """Threads of torch and FAISS in a worker; 0 shares the machine's cores among the workers."""
+
+    @property
+    def most_train_workers(self) -> int:
+        """Return how many workers of a stage there can be."""
+        wanted = self.train_workers
+        return wanted if isinstance(wanted, int) else wanted["max"]
 
 
 class TrackingConfig(Section):

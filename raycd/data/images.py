@@ -70,13 +70,6 @@ class BrokenImage(DataError):
         super().__init__(what, got=got, expected=expected, do=do)
         self.reason: Reason = reason
 
-    def __reduce__(self) -> tuple[object, ...]:
-        return _restored, (str(self), self.reason)
-
-
-def _restored(message: str, reason: Reason) -> BrokenImage:
-    return BrokenImage(message, reason=reason)
-
 
 def load(
     path: str | None,

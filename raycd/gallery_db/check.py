@@ -7,8 +7,7 @@ before it counts.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,11 +17,9 @@ from sqlalchemy import Connection, Select, func, or_, select
 
 from raycd.data import files
 from raycd.errors import GalleryError
-from raycd.gallery_db import BUSY_S, database, faults
 from raycd.gallery_db.pictures import Pictures
 from raycd.gallery_db.stored import StoredGallery
 from raycd.gallery_db.tables import FLOAT, encoders, features, gallery, images
-from raycd.redact import without_passwords
 
 # A service writes a picture's file before the row that names it: orphans become certain with time.
 SETTLED = timedelta(hours=1)
@@ -81,7 +78,9 @@ def check(stored: StoredGallery) -> Checked:
         DataError: A store of pictures does not answer.
     """
     wrong = integrity(stored.file) if stored.file is not None else []
-    with _reading(stored.url) as connection:
+    with stored.gallery_db.reading() as connection:
+        if connection.dialect.name == "postgresql":  # one state for all statements
+            connection.execution_options(isolation_level="REPEATABLE READ")
         wrong += _violations(connection)
     # Listed before the rows are read: the service writes a picture before the row that names it.
     unnamed = set(stored.pictures or ())
@@ -96,7 +95,7 @@ def check(stored: StoredGallery) -> Checked:
                 gone |= _absent(stored, elsewhere)
                 elsewhere.clear()
     gone |= _absent(stored, elsewhere)
-    with _reading(stored.url) as connection:
+    with stored.gallery_db.reading() as connection:
         lost = [image_id for image_id, path in gone.items() if _names(connection, image_id, path)]
     gallery_db = stored.gallery_db
     return Checked(
@@ -142,22 +141,6 @@ def integrity(file: Path) -> list[str]:
     except sqlite3.DatabaseError as error:
         return [str(error)]
     return [] if found == ["ok"] else found
-
-
-@contextmanager
-def _reading(url: str) -> Iterator[Connection]:
-    """Open a transaction that reads one state of the database. Raises GalleryError."""
-    engine = database.engine(database.address(url), busy_s=BUSY_S)
-    try:
-        with (
-            faults.translate_errors("reading the gallery", without_passwords(url)),
-            engine.connect() as connection,
-        ):
-            if connection.dialect.name == "postgresql":
-                connection = connection.execution_options(isolation_level="REPEATABLE READ")
-            yield connection
-    finally:
-        engine.dispose()
 
 
 def _violations(connection: Connection) -> list[str]:

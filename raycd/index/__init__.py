@@ -20,9 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raycd.config import IndexConfig
+from raycd.config.fields import IndexKind
 from raycd.index import approximate, blocks, effort, files
 from raycd.index.blocks import FeatureRows, Moments
-from raycd.index.choice import Kind, kind_for
+from raycd.index.choice import kind_for
 from raycd.index.files import IndexFacts
 from raycd.index.flat import Flat
 from raycd.index.half import Half
@@ -37,9 +38,9 @@ FILES = files.FILES
 # grow with the root of the images: 1.4 is the root of 2, an index of half or twice as many images.
 ALIKE = 1.4
 WORSE = 0.001  # recall that another index's centres may cost
-_LISTS: dict[Kind, type[Ivf]] = {"ivf": Ivf, "sq8": Sq8, "rabitq": Rabitq}
-_EXACT: dict[Kind, type[Flat] | type[Half]] = {"flat": Flat, "half": Half}
-_KINDS: dict[Kind, Callable[[Any], Structure]] = {**_EXACT, **_LISTS, "hnsw": Hnsw}
+_LISTS: dict[IndexKind, type[Ivf]] = {"ivf": Ivf, "sq8": Sq8, "rabitq": Rabitq}
+_EXACT: dict[IndexKind, type[Flat] | type[Half]] = {"flat": Flat, "half": Half}
+_KINDS: dict[IndexKind, Callable[[Any], Structure]] = {**_EXACT, **_LISTS, "hnsw": Hnsw}
 
 
 class Index:
@@ -62,7 +63,9 @@ class Index:
         *,
         threads: int = 0,
     ) -> None:
-        self.kind: Kind = next(name for name, kind in _KINDS.items() if type(structure) is kind)
+        self.kind: IndexKind = next(
+            name for name, kind in _KINDS.items() if type(structure) is kind
+        )
         self.recall, self.threads = recall, threads
         self._structure, self._lengths_G, self._moments = structure, lengths_G, moments
 
@@ -154,16 +157,12 @@ class Index:
         return isinstance(self._structure, Ivf)
 
     def vectors(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return L2-normalised features (N, D) of the images at positions (N,)."""
-        return self._structure.vectors(np.asarray(positions, np.int64))
-
-    def features(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return features (N, D) of the images at positions (N,), at their original length.
+        """Return L2-normalised features (N, D) of the images at positions (N,).
 
         They are exact to float32's rounding where the kind is flat, ivf or hnsw, to float16's in
         half, sq8 and rabitq: each number to 2^-10 of itself.
         """
-        return self.vectors(positions) * self.lengths(positions)[:, None]
+        return self._structure.vectors(np.asarray(positions, np.int64))
 
     def lengths(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the original lengths (N,) of the features at positions (N,)."""

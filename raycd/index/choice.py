@@ -8,25 +8,27 @@ short.
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, get_args
+
+import faiss
 
 from raycd.config import IndexConfig
+from raycd.config.fields import IndexKind
 from raycd.errors import ConfigError
 from raycd.index import approximate
-from raycd.index.ivf import Ivf
-from raycd.index.rabitq import Rabitq
-from raycd.index.sq8 import Sq8
 
-Kind = Literal["flat", "half", "ivf", "hnsw", "sq8", "rabitq"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
-MAPPED: tuple[Kind, ...] = ("half", "sq8", "rabitq")  # those that compare by a file's rows
+_faiss: Any = faiss  # its types lack what is used here
+KINDS: tuple[IndexKind, ...] = get_args(IndexKind)
+MAPPED: tuple[IndexKind, ...] = ("half", "sq8", "rabitq")  # those that compare by a file's rows
 # From the best; each needs less memory than the one before
-EXACT: tuple[Kind, ...] = ("flat", "half")
+EXACT: tuple[IndexKind, ...] = ("flat", "half")
 ROOM = 1.1
-_LISTS: tuple[Kind, ...] = ("ivf", "sq8", "rabitq")
+_LISTS: tuple[IndexKind, ...] = ("ivf", "sq8", "rabitq")
 
 
-def kind_for(settings: IndexConfig, images: int, dim: int, now: Kind | None = None) -> Kind:
+def kind_for(
+    settings: IndexConfig, images: int, dim: int, now: IndexKind | None = None
+) -> IndexKind:
     """Return the kind that a gallery of so many images gets; the smallest where none fits.
 
     Args:
@@ -55,22 +57,23 @@ def check(settings: IndexConfig, images: int, dim: int) -> None:
         )
 
 
-def resident_mib(kind: Kind, settings: IndexConfig, images: int, dim: int) -> float:
+def resident_mib(kind: IndexKind, settings: IndexConfig, images: int, dim: int) -> float:
     """Return the memory of an index, in MiB."""
     each = {
         "flat": 4 * dim,
         "half": 0,
         # M links on each level and twice that on the ground; a 1/M of the images is on the next
         "hnsw": 4 * dim + 4 * 2 * settings.hnsw_m + 12,
-        "ivf": Ivf.bytes_of(dim),
-        "sq8": Sq8.bytes_of(dim),
-        "rabitq": Rabitq.bytes_of(dim),
+        # Of lists each image has number, list and code
+        "ivf": 8 + 4 + dim + 4 * dim,
+        "sq8": 8 + 4 + dim,
+        "rabitq": 8 + 4 + int(_faiss.RaBitQuantizer(dim, faiss.METRIC_INNER_PRODUCT).code_size),
     }[kind]
     lists = approximate.lists(images, settings.ivf_lists) if kind in _LISTS else 0
     length = 4
     return (images * (each + length) + lists * 4 * dim) / 2**20
 
 
-def _fits(kind: Kind, settings: IndexConfig, images: int, dim: int) -> bool:
+def _fits(kind: IndexKind, settings: IndexConfig, images: int, dim: int) -> bool:
     needed = resident_mib(kind, settings, images, dim)
     return not settings.memory_mib or needed <= settings.memory_mib

@@ -58,11 +58,6 @@ class Ivf:
         """Return FAISS's index that compares them again, as a structure."""
         return Flat(features)
 
-    @staticmethod
-    def bytes_of(dim: int) -> int:
-        """Return the memory of an image: number, list, code and feature."""
-        return 8 + 4 + dim + 4 * dim
-
     @classmethod
     def trained(cls, sample_ND: NDArray[np.float32], lists: int, settings: IndexConfig) -> Self:
         """Return empty lists whose centres the sample places."""

@@ -45,11 +45,6 @@ class Rabitq(Sq8):
     def _inverted(base: Any) -> Any:
         return _faiss.downcast_index(base.index)
 
-    @staticmethod
-    def bytes_of(dim: int) -> int:
-        """Return the memory of an image: number, list and code."""
-        return 8 + 4 + int(_faiss.RaBitQuantizer(dim, faiss.METRIC_INNER_PRODUCT).code_size)
-
     @property
     def again(self) -> int:
         """Return how many times FIRST images are compared again at least."""

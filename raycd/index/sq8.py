@@ -29,11 +29,6 @@ class Sq8(Ivf):
     def _stored(features: Any) -> Half:
         return Half(features)
 
-    @staticmethod
-    def bytes_of(dim: int) -> int:
-        """Return the memory of an image: number, list and code."""
-        return 8 + 4 + dim
-
     @classmethod
     def _empty(cls, lists: Any) -> Self:
         return cls(_faiss.IndexRefine(lists, half.empty(lists.d)))

@@ -32,7 +32,9 @@ def connected(compute: ComputeConfig | None = None) -> Iterator[None]:
     """
     with _connected():
         if compute is not None:
-            check_room(worker_resources(compute), "compute.{}s_per_worker")
+            resources = worker_resources(compute)
+            check_room(resources, "compute.{}s_per_worker")
+            _check_least(compute, resources)
         yield
 
 
@@ -106,6 +108,24 @@ def check_room(resources: Mapping[str, float], setting: str) -> None:
                 expected=f"at most {there:g}",
                 do=f"lower {named}, or submit the job to a cluster",
             )
+
+
+def _check_least(compute: ComputeConfig, resources: Mapping[str, float]) -> None:
+    """Raise ConfigError where this machine, which does not grow, lacks room for the least workers.
+
+    Ray would wait for them for ever.
+    """
+    if isinstance(compute.train_workers, int) or local_ray.address():
+        return
+    least = compute.train_workers["min"]
+    if (room := fitting(least, resources)) < least:
+        raise ConfigError(
+            "compute.train_workers has a min that this machine has no room for",
+            got=f"{least} workers",
+            expected=f"at most {room} of "
+            + ", ".join(f"{need:g} {name}" for name, need in resources.items()),
+            do="lower it, or submit the job to a cluster",
+        )
 
 
 def fitting(wanted: int, resources: Mapping[str, float]) -> int:

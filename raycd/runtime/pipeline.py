@@ -299,7 +299,7 @@ class _Pipeline:
         self._data_hash: str | None = None
         self._tracker: Tracker | None = None
         # Of stages that are whole, too: a job was killed before it could remove it
-        self._left = folder.names(UNFINISHED)
+        self._left = {name: folder.names(name) for name in (UNFINISHED, training.STORAGE)}
 
     def run(self, stage: Stage) -> None:
         """Run a stage, unless it is done."""
@@ -310,8 +310,9 @@ class _Pipeline:
         is_current = record and any(weights.is_current(record, one, made_with) for one in prints)
         if record and is_current and not beginning.has_other_source(record, self.config):
             progress.say(f"{stage.name}: done before, in {progress.duration(record['seconds'])}")
-            if any(name.startswith(f"{stage.name}-") for name in self._left):
-                self.folder.discard_unfinished(stage.name)
+            for left, names in self._left.items():
+                if any(name.startswith(f"{stage.name}-") for name in names):
+                    self.folder.discard_leftovers(left, stage.name)
             return
         if stage.name not in _WITHOUT_RAY:
             self._stack.enter_context(cluster.connected(self.config.compute))
@@ -334,7 +335,7 @@ class _Pipeline:
                 self.folder.writing(stage.name, wanted, **about) as writing,
             ):
                 stage.work(self.context, writing)
-            self.folder.discard(f"{training.STORAGE}/{stage.name}-*")  # checkpoints
+            self.folder.discard_leftovers(training.STORAGE, stage.name)  # checkpoints
             record = recorded(self.folder, stage.name)
             tracked.log_metrics({n: record[n] for n in _MEASURED if n in record})
         self.done.append(stage.name)

@@ -19,9 +19,9 @@ from torch import nn
 from raycd import progress
 from raycd.config import Config
 from raycd.data import schema, targets
-from raycd.distributed import own_rows, world_size
+from raycd.distributed import own_rows
 from raycd.errors import ConfigError
-from raycd.evaluate import Mean, Metric, cached_query, evaluate
+from raycd.evaluate import Evaluation, Mean, Metric, cached_query, evaluate
 from raycd.evaluate.rerank import cached_rerank
 from raycd.features import Features
 from raycd.features.map_cache import NOTHING, Extras
@@ -102,6 +102,7 @@ class Fuse:
         neighbours: pa.Table | None = None,
     ) -> None:
         self.config, self.evaluation, self.seed = config.stage2, config.evaluate, config.seed
+        self._most_workers = config.compute.most_train_workers
         self.head, self.dataset = head, dataset
         self.module = HeadLoss(head, config.stage2.logit_scale)
         self.metric = metric or Mean(tuple(self.config.select_by))
@@ -189,8 +190,8 @@ class Fuse:
 
     def _triplets(self, epoch: int) -> FeatureTriplets:
         is_turn = epoch % (self.config.k + 1) == self.config.k
-        # Of fewer than there are workers, one would have nothing to do
-        is_enough = len(self.pseudo.target) >= world_size()
+        # Of fewer than there may be workers, one would have nothing to do
+        is_enough = len(self.pseudo.target) >= self._most_workers
         return self.pseudo if is_turn and is_enough else self.original
 
     def count(self, epoch: int) -> int:
@@ -303,21 +304,22 @@ class Fuse:
         """Return the metric on the split that chooses, or None."""
         if self.config.select_on == "last":
             return None
-        self.head.eval()
-        query = cached_query(self.head, self.images, self.texts, self.device, self.extras)
-        found = evaluate(
+        return self.metric.of(self.measure(self.config.select_on, self.metric.ks).recalls)
+
+    def measure(self, split: str, ks: Sequence[int]) -> Evaluation:
+        """Ask the triplets of a split as the settings of `evaluate` say, with recalls at `ks`."""
+        known = (self.head.eval(), self.images, self.texts)
+        return evaluate(
             self.dataset,
-            self.config.select_on,
+            split,
             self.images,
-            query,
+            cached_query(*known, self.device, self.extras),
             protocol=self.evaluation.protocol,
-            ks=self.metric.ks,
+            ks=ks,
+            batch_size=self.evaluation.batch_size,
             device=self.device,
-            rerank=cached_rerank(
-                *(self.head, self.images, self.texts, self.evaluation.rerank_depth, self.device)
-            ),
+            rerank=cached_rerank(*known, self.evaluation.rerank_depth, self.device),
         )
-        return self.metric.of(found.recalls)
 
 
 def share_below(score_N: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -163,6 +163,8 @@ class Loop(Generic[Batch]):
         with self._bar(sum(rows), done) if rank() == 0 else Silence() as bar:
             for epoch in range(len(self.history), self.schedule.epochs):
                 result = self._epoch(epoch, wrapped, bar)
+                # Of another number of workers there may have been other batches before a checkpoint
+                self._step = sum(self._batches[: epoch + 1])
                 self.history.append(result.to_dict())
                 report(result, self.save)
         return self.history

@@ -64,13 +64,6 @@ class FetchError(DataError):
         super().__init__(what, got=got, expected=expected, do=do)
         self.reason = reason
 
-    def __reduce__(self) -> tuple[object, ...]:
-        return _restored, (type(self), str(self), self.reason)
-
-
-def _restored(kind: type[FetchError], message: str, reason: str) -> FetchError:
-    return kind(message, reason=reason)
-
 
 class FetchRefused(FetchError):
     """A URL, or what its server answers, is not allowed.

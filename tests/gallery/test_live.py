@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from raycd import bundle
 from raycd.config import IndexConfig
+from raycd.config.fields import IndexKind
 from raycd.errors import GalleryError
 from raycd.gallery import added, recent
 from raycd.gallery import live as live_module
@@ -19,7 +20,7 @@ from raycd.gallery.records import Changes, Row
 from raycd.gallery.static import Gallery
 from raycd.gallery.view import View
 from raycd.index import Index
-from raycd.index.choice import KINDS, Kind
+from raycd.index.choice import KINDS
 
 DIM = 8
 COLOURS = ["red", "green", "blue"]
@@ -147,7 +148,7 @@ def test_a_view_stays_what_it_was() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_has_gone_is_found_by_no_kind_of_index(kind: Kind) -> None:
+def test_what_has_gone_is_found_by_no_kind_of_index(kind: IndexKind) -> None:
     rng = np.random.default_rng(1)
     rows = [image(f"image-{i}", i + 1, rng) for i in range(400)]
     live = started(rows, IndexConfig(kind=kind, recall=0.99))
@@ -281,6 +282,6 @@ def test_added_images_are_asked_once_by_a_filter(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_index_of_any_kind_can_be_made_of_nothing(kind: Kind) -> None:
+def test_an_index_of_any_kind_can_be_made_of_nothing(kind: IndexKind) -> None:
     settings = IndexConfig(kind=kind)
     assert Index.build(np.empty((0, DIM), np.float32), settings).size == 0

@@ -172,6 +172,21 @@ def test_a_bucket_that_goes_while_a_stage_is_written_loses_nothing_that_workers_
     assert Stored.open(run.path("mine", "images")).parts
 
 
+def test_a_stage_is_whole_in_a_bucket_where_nothing_may_be_removed(
+    bucket: FaultyStore, base: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(base, IDENTITY)
+    bucket.faults = [
+        Fault("403 AccessDenied", ("DELETE",), times=10**6),
+        Fault("403 AccessDenied", ("POST",), "delete", times=10**6),
+    ]
+    with run.writing("mine", "abc") as writing:
+        write_whole(f"{writing.shared}/images", pa.table({"key": ["x"]}))
+    assert (run.record("mine") or {})["fingerprint"] == "abc"
+    warning, *_ = capsys.readouterr().err.splitlines()
+    assert warning.startswith(f"warning: {base}/.unfinished/mine-* is left over: ")
+
+
 def test_wrong_credentials_are_told_for_reading_and_for_writing(
     bucket: FaultyStore, base: str
 ) -> None:

@@ -15,8 +15,10 @@ from jobs.comparison.choice import Choice, make_choice
 from jobs.comparison.plan import Plan, make_plan
 from raycd.config import Config
 from raycd.errors import ConfigError
-from tests.jobs.test_compare_cells import INPUTS, Comparison, tables  # noqa: F401
+from tests.jobs.test_compare_cells import INPUTS, Comparison, tables
 from tune.trial import Tables
+
+__all__ = ["tables"]
 
 HEADS, OWN = "combiner,clip_cd,tirg", ["clip_cd.stage2.dropout=0.3"]
 
@@ -69,7 +71,7 @@ def test_a_value_is_not_chosen_on_the_split_that_compares() -> None:
 
 def chosen(
     comparison: Comparison,
-    tables: Tables,  # noqa: F811
+    tables: Tables,
     text: str,
     *,
     failing: int | None = None,
@@ -96,7 +98,7 @@ def chosen(
 def test_each_row_has_the_value_of_the_greatest_mean_on_selection(
     ray_cluster: None,
     tmp_path: Path,
-    tables: Tables,  # noqa: F811
+    tables: Tables,
 ) -> None:
     comparison = Comparison(tmp_path, tables, seeds=3)
     plan, found, choice = chosen(comparison, tables, "stage2.lr=1.0e-12,0.01,0.1")
@@ -122,7 +124,7 @@ def test_each_row_has_the_value_of_the_greatest_mean_on_selection(
 def test_a_value_whose_training_failed_is_not_chosen_and_of_equal_ones_the_first(
     ray_cluster: None,
     tmp_path: Path,
-    tables: Tables,  # noqa: F811
+    tables: Tables,
 ) -> None:
     small = {"heads": "combiner", "seeds": 1}
     # Nothing of the Combiner depends on this setting

@@ -119,7 +119,8 @@ def test_gallery_features_keep_their_values(loaded: Bundle) -> None:
 def test_a_loaded_gallery_leaves_its_features_to_the_index(loaded: Bundle) -> None:
     table = bundle.read_gallery(loaded.folder)
     assert table.drop_columns("feature").equals(loaded.gallery)
-    features = loaded.index.features(np.arange(loaded.index.size))
+    every = np.arange(loaded.index.size)
+    features = loaded.index.vectors(every) * loaded.index.lengths(every)[:, None]
     assert features == pytest.approx(bundle.gallery_features(table), rel=1e-6)
 
 
@@ -163,8 +164,9 @@ def test_a_bundle_of_a_mapped_index_is_loaded_and_searched(
     np.testing.assert_allclose(scores, true_scores, atol=5e-4)
     assert (np.sort(positions) == every).all()
     np.testing.assert_allclose(
-        again.index.features(every), loaded.index.features(every), rtol=2**-10, atol=1e-6
+        again.index.vectors(every), loaded.index.vectors(every), rtol=2**-10, atol=1e-6
     )
+    assert np.array_equal(again.index.lengths(every), loaded.index.lengths(every))
 
 
 def test_a_gallery_that_does_not_fit_into_the_memory_is_refused_and_nothing_is_written(

@@ -7,7 +7,9 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from raycd.runtime.cluster import fitting
+from raycd.config import ComputeConfig
+from raycd.errors import ConfigError
+from raycd.runtime.cluster import connected, fitting
 
 ROOT = Path(__file__).parents[2]
 
@@ -76,6 +78,32 @@ def test_file_holds_no_secret_and_no_account(cluster: dict[str, Any]) -> None:
     assert "auth_token" not in str(cluster["provider"])
     for kind in cluster["available_node_types"].values():
         assert kind["node_config"]["ImageId"] == "ami-" + 17 * "0"
+
+
+def test_no_machine_alone_waits_for_workers_that_it_never_gets(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("raycd.runtime.cluster._working", lambda: [{"CPU": 2.0}])
+    monkeypatch.setattr("raycd.runtime.cluster._resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+    def compute(least: int) -> ComputeConfig:
+        return ComputeConfig.model_validate({"train_workers": {"min": least, "max": 8}})
+
+    with connected(compute(4)):
+        pass
+    with pytest.raises(ConfigError) as caught, connected(compute(5)):
+        pass
+    assert str(caught.value) == (
+        "compute.train_workers has a min that this machine has no room for\n"
+        "  got:      5 workers\n"
+        "  expected: at most 4 of 0.5 CPU\n"
+        "  to do:    lower it, or submit the job to a cluster"
+    )
+    monkeypatch.setenv("RAY_ADDRESS", "ray.example.org:6379")  # that may grow
+    with connected(compute(5)):
+        pass
 
 
 def test_a_worker_fits_on_one_machine(

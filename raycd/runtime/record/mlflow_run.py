@@ -15,7 +15,6 @@ from raycd import progress
 from raycd.errors import TrackingError
 from raycd.runtime.record.mlflow_store import CALLS, PROBE, UPLOADS, MlflowStore
 
-_BATCH = 1000  # metrics of one request, MLflow's limit; of parameters and tags it takes 100
 _LONGEST_PART = 100  # characters of a part of a metric's name; MLflow takes 250 of the whole
 
 
@@ -148,12 +147,7 @@ class MlflowRun:
             now = int(time.time() * 1000)
             entities = [Metric(name, value, now, step) for name, value, step in metrics]
             run_tags = [RunTag(name, value) for name, value in (tags or {}).items()]
-            for start in range(0, max(len(entities), 1), _BATCH):
-                self._store.client.log_batch(
-                    self.run_id,
-                    metrics=entities[start : start + _BATCH],
-                    tags=[] if start else run_tags,
-                )
+            self._store.client.log_batch(self.run_id, metrics=entities, tags=run_tags)
 
 
 def milliseconds(seconds: float | None) -> int | None:

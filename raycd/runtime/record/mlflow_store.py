@@ -9,10 +9,10 @@ import logging
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 from fsspec.implementations.local import LocalFileSystem
@@ -28,6 +28,8 @@ from raycd.runtime import private
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+Answer = TypeVar("Answer")
 
 DATABASE = "mlflow.db"
 BUNDLE = "data/bundle"  # where a bundle lies in its model of the registry
@@ -106,13 +108,7 @@ class MlflowStore:
         with self.translate_errors(
             f"the MLflow model {name} cannot be used", do="choose another --tracking.model"
         ):
-            from mlflow.exceptions import MlflowException
-
-            try:
-                self.client.get_registered_model(name)
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                    raise
+            unless(lambda: self.client.get_registered_model(name), "RESOURCE_DOES_NOT_EXIST")
 
     def _check_artifacts(self, location: str) -> None:
         """Refuse a store of artifacts that cannot be reached now, not after the training."""
@@ -204,6 +200,18 @@ def database_uri(file: Path) -> str:
         return plain
     # For sqlite:// MLflow makes the database's folder, by its quoted name (pull request 19205).
     return quoted.replace("sqlite", "sqlite+pysqlite", 1)
+
+
+def unless(ask: Callable[[], Answer], *codes: str) -> Answer | None:
+    """Return what `ask()` does, and None where MLflow refuses it with one of these codes."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return ask()
+    except MlflowException as error:
+        if error.error_code in codes:
+            return None
+        raise
 
 
 @contextmanager

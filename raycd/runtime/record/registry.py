@@ -23,7 +23,7 @@ from raycd.config import RegistryConfig
 from raycd.errors import TrackingError
 from raycd.evaluate import Metric
 from raycd.redact import without_passwords
-from raycd.runtime.record.mlflow_store import BUNDLE, CALLS, limited
+from raycd.runtime.record.mlflow_store import BUNDLE, CALLS, limited, unless
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -125,14 +125,10 @@ def move_alias(uri: str, before: str, run_id: str) -> str:
 
 
 def _champion(client: MlflowClient, model: str, alias: str) -> ModelVersion | None:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return client.get_model_version_by_alias(model, alias)
-    except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            return None
-        raise
+    return unless(
+        lambda: client.get_model_version_by_alias(model, alias),
+        *("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"),
+    )
 
 
 def _verdict(
@@ -150,15 +146,10 @@ def _verdict(
 
 def _files(client: MlflowClient, version: ModelVersion, folder: str) -> list[str]:
     """Return what is in a folder of the run of a version; nothing where the run is gone."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        run_id = str(version.run_id or "")
-        return [str(file.path) for file in client.list_artifacts(run_id, folder)] if run_id else []
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
+    if not version.run_id:
         return []
+    ask = partial(client.list_artifacts, str(version.run_id), folder)
+    return [str(file.path) for file in unless(ask, "RESOURCE_DOES_NOT_EXIST") or ()]
 
 
 @contextmanager

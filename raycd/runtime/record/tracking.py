@@ -20,10 +20,10 @@ import re
 import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -41,10 +41,8 @@ from raycd.runtime.record.mlflow_store import (
     MlflowStore,
     database_uri,
     local_folder,
+    unless,
 )
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
 
 _LONGEST = 6000  # characters of a parameter
 
@@ -212,7 +210,8 @@ class Tracker(MlflowRun):
         with self._store.translate_errors(
             f"the bundle could not be registered as a version of {self._model}"
         ):
-            _create_model(client, self._model)
+            create = partial(client.create_registered_model, self._model)
+            unless(create, "RESOURCE_ALREADY_EXISTS")
             versions = [
                 version
                 for version in client.search_model_versions(f"run_id = '{self.run_id}'")
@@ -290,41 +289,23 @@ def _start(
 
 
 def _log_params(store: MlflowStore, run_id: str, params: Mapping[str, str]) -> None:
-    """Log parameters, 100 at once, MLflow's limit."""
     from mlflow.entities import Param
 
-    items = [Param(name, value) for name, value in params.items()]
-    for start in range(0, len(items), 100):
-        store.client.log_batch(run_id, params=items[start : start + 100])
+    store.client.log_batch(run_id, params=[Param(name, own) for name, own in params.items()])
 
 
 def _continues(store: MlflowStore, run_id: str, params: Mapping[str, str]) -> bool:
     """Return whether the run exists and has exactly these parameters."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        run = store.client.get_run(run_id)
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return False
-        raise
-    return run.info.lifecycle_stage == "active" and dict(run.data.params) == dict(params)
+    run = unless(lambda: store.client.get_run(run_id), "RESOURCE_DOES_NOT_EXIST")
+    if run is None or run.info.lifecycle_stage != "active":
+        return False
+    return dict(run.data.params) == dict(params)
 
 
 def _params(config: Config) -> dict[str, str]:
     return {
         name: without_passwords(str(value))[:_LONGEST] for name, value in flatten(config).items()
     }
-
-
-def _create_model(client: MlflowClient, name: str) -> None:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        client.create_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
 
 
 @cache

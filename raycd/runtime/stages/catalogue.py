@@ -55,7 +55,7 @@ def adapt(context: Context, writing: Writing) -> None:
             config,
             tracked=context.tracked,
             unit="images",
-            **storage(context, writing),
+            **storage(context, writing, "encoder"),
         )
         checkpoint.load_weights(trained.checkpoint, nn.ModuleDict({"encoder": tuned}))
         lora.merge(adapters)

@@ -143,9 +143,13 @@ def own_device(config: Config) -> str:
     return "cuda" if torch.cuda.is_available() and config.compute.device != "cpu" else "cpu"
 
 
-def storage(context: Context, writing: Writing, *of: str) -> dict[str, str]:
-    """Return where Ray Train keeps a stage's checkpoints: apart for each fingerprint, and `of`."""
-    own = fingerprint(writing.fingerprint, *of) if of else writing.fingerprint
+def storage(context: Context, writing: Writing, before: str) -> dict[str, str]:
+    """Return where Ray Train keeps a stage's checkpoints.
+
+    Apart for each fingerprint and each encoder of the stage `before`: one that was trained, or read
+    from its files, a second time may have other weights under the same fingerprint.
+    """
+    own = fingerprint(writing.fingerprint, context.recorded(before, "encoder"))
     return {
         "storage": context.run.path(training.STORAGE),
         "name": f"{writing.stage}-{own[:16]}",

@@ -58,7 +58,7 @@ def stage1(context: Context, writing: Writing) -> None:
             Schedule.of(settings, config.seed),
             config,
             tracked=context.tracked,
-            **storage(context, writing),
+            **storage(context, writing, context.before_stage1),
         )
         checkpoint.load_weights(trained.checkpoint, nn.ModuleDict({"encoder": tuned}))
         lora.merge(adapters)
@@ -92,7 +92,7 @@ def stage2(context: Context, writing: Writing) -> None:
             Schedule.of(settings, config.seed),
             config,
             tracked=context.tracked,
-            **storage(context, writing, context.recorded("stage1", "encoder")),
+            **storage(context, writing, "stage1"),
         )
         checkpoint.load_weights(trained.checkpoint, nn.ModuleDict({"head": head}))
         writing.record |= _record(trained, settings)
@@ -104,7 +104,7 @@ def stage2(context: Context, writing: Writing) -> None:
 
 def _learn_from_titles(context: Context, writing: Writing) -> None:
     """Train a head that looks at no triplet."""
-    where = storage(context, writing, context.recorded("stage1", "encoder"))
+    where = storage(context, writing, "stage1")
     encoder = context.run.local("stage1") / "encoder", context.run.path("stage1", "encoder")
     first, how = context.run.path("encoder"), {"tracked": context.tracked, **where}
     head, head_config, record = inversion.train(context.config, context.own, *encoder, first, how)

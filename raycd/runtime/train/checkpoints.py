@@ -35,7 +35,6 @@ Answer = TypeVar("Answer")
 KEPT = 2  # the newest ones, beside that of the best epoch
 _OURS = re.compile(r"epoch-\d{4,}(-step-\d{6,})?")
 FILE_OF_RAY = "checkpoint_manager_snapshot.json"
-# What a process leaves that is killed in `replace_folder`: .NAME.PROCESS and one of these
 _RAYS = re.compile(r"checkpoint_.+")  # of an earlier version, one an epoch
 
 

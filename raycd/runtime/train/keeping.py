@@ -103,12 +103,12 @@ class Keeper:
         """Write a checkpoint inside of an epoch in the background."""
         self._kept = time.monotonic()
         if rank() == 0:
-            self._settle()
+            self.wait()
             self._write(state(), is_epoch=False)
 
     def ended(self, loop: Loop[Any], result: EpochResult) -> None:
         """Tell of an epoch, and write its checkpoint in the background. Raises Stopped."""
-        failed = rank() == 0 and self._settle() is not None
+        failed = rank() == 0 and self.wait() is not None
         self._agreed(_FAILED if failed else _NOTHING)
         if rank() == 0:
             self._write(loop.state(), is_epoch=True)
@@ -117,12 +117,27 @@ class Keeper:
 
     def close(self) -> None:
         """Wait until everything is written. Raises Stopped where the last epoch's end is not."""
-        error = self._settle()
+        error = self.wait()
         if error is not None:
             raise Stopped(error)
 
+    def wait(self) -> RaycdError | None:
+        """Wait for what is being written; return what ends the training, once and for all."""
+        writing, self._writing = self._writing, None
+        if writing is None:
+            return self._error
+        try:
+            writing.result()
+        except (OSError, SafetensorError, RunError) as error:
+            told_as = error if isinstance(error, RunError) else self._full(error)
+            if self._is_epoch:
+                self._error = told_as
+            else:
+                self.tell("warning", text=f"{told_as.what} ({brief(error)}); training goes on")
+        return self._error
+
     def _own_wish(self) -> int:
-        if (self._writing is None or self._writing.done()) and self._settle() is not None:
+        if (self._writing is None or self._writing.done()) and self.wait() is not None:
             return _FAILED
         now, wish = time.monotonic(), _NOTHING
         if self._seconds and self._writing is None and now - self._kept >= self._seconds:
@@ -162,21 +177,6 @@ class Keeper:
         except RunError as error:  # a bucket where nothing may be removed
             text = f"an older checkpoint could not be removed ({brief(error)}); training goes on"
             self.tell("warning", text=text)
-
-    def _settle(self) -> RaycdError | None:
-        """Wait for what is being written; return what ends the training, once and for all."""
-        writing, self._writing = self._writing, None
-        if writing is None:
-            return self._error
-        try:
-            writing.result()
-        except (OSError, SafetensorError, RunError) as error:
-            told_as = error if isinstance(error, RunError) else self._full(error)
-            if self._is_epoch:
-                self._error = told_as
-            else:
-                self.tell("warning", text=f"{told_as.what} ({brief(error)}); training goes on")
-        return self._error
 
     def _full(self, error: Exception) -> RunError:
         return RunError(

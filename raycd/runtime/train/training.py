@@ -29,7 +29,7 @@ from raycd import progress, stores
 from raycd.config import Config, cli
 from raycd.data.folder import is_local
 from raycd.distributed import world_size
-from raycd.errors import ConfigError, RaycdError, RunError, TrainingError
+from raycd.errors import ConfigError, DataError, RaycdError, RunError, TrainingError
 from raycd.model import threads
 from raycd.program import gpu_full
 from raycd.progress import say
@@ -146,13 +146,17 @@ def _scaling(config: Config, schedule: Schedule) -> Any:
     if isinstance(wanted, int):
         number = cluster.fitting(wanted, resources)
         if number < wanted:
-            say(
-                f"{number} of {wanted} training workers: there is no room for more now. A cluster "
-                f'grows for --compute.train_workers \'{{"min": {wanted}, "max": {wanted}}}\''
-            )
+            text = f"{number} of {wanted} training workers: there is no room for more now"
+            if local_ray.address():
+                text += ". A cluster grows for --compute.train_workers "
+                text += f'\'{{"min": {wanted}, "max": {wanted}}}\''
+            say(text)
     else:
         most = max(1, min(wanted["max"], schedule.batch_size // 2))  # two triplets a worker
-        number = (min(wanted["min"], most), most)
+        least = min(wanted["min"], most)
+        if cluster.fitting(least, resources) < least:
+            say(f"waiting for the cluster to grow: there is no room for {least} training workers")
+        number = (least, most)
     # Its types are those of the first version of Ray Train
     made: Any = ScalingConfig
     return made(
@@ -241,6 +245,13 @@ def _worker(spec: dict[str, Any]) -> None:
     with progress.heard(lambda text: keeper.tell("said", text=text)):
         task = spec["make"](spec["inputs"], config, device)
         restore = keeper.restored()
-        loop = Loop(task, spec["schedule"], restore=restore, bar=bar, watch=keeper)
-        loop.run(lambda result, save: keeper.ended(loop, result))
+        try:
+            loop = Loop(task, spec["schedule"], restore=restore, bar=bar, watch=keeper)
+        except (ConfigError, DataError) as error:  # the same on all workers, however often
+            raise Stopped(error) from error
+        try:
+            loop.run(lambda result, save: keeper.ended(loop, result))
+        except (TrainingError, torch.OutOfMemoryError):
+            keeper.wait()  # Ray ends this process together with what it is writing
+            raise
     keeper.close()

@@ -14,9 +14,10 @@ import torch
 from raycd.config import Config
 from raycd.errors import ConfigError
 from raycd.model import encoder as encoders
+from raycd.run import Run
 from raycd.runtime import cluster, pipeline, precision
 from raycd.runtime.stages import weights
-from raycd.runtime.stages.context import Context
+from raycd.runtime.stages.context import Context, storage
 from tests.runtime.finished import UNTRACKED, Finished
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -56,6 +57,26 @@ def test_stages_of_an_earlier_raycd_are_read_as_they_are(other_weights: Finished
         del record["weights"]
         file.write_text(json.dumps(record))
     assert pipeline.run(other_weights.config(**UNTRACKED), until="filter").done == ["stage1"]
+
+
+def test_checkpoints_are_apart_for_each_encoder_of_the_stage_before(tmp_path: Path) -> None:
+    run, names = Run(str(tmp_path / "run"), {}), []
+    context = Context(Config(), run)
+    for weights_hash in ("A", "B", "A"):
+        with run.writing("encoder", "the same settings") as writing:
+            writing.record["encoder"] = weights_hash
+        with run.writing("stage1", "f") as writing:
+            names.append(storage(context, writing, "encoder")["name"])
+    assert names[0] == names[2] != names[1]
+
+
+def test_what_is_left_over_of_a_stage_that_is_whole_is_removed(copied: Finished) -> None:
+    left = [copied.folder / ".train" / f"{name}-0123" for name in ("stage1", "stage2")]
+    left.append(copied.folder / ".unfinished" / "embed-0123")
+    for folder in left:
+        (folder / "epoch-0001").mkdir(parents=True)
+    assert pipeline.run(copied.config(**UNTRACKED)).done == []
+    assert not any(folder.exists() for folder in left)
 
 
 def test_a_stage_is_compared_by_the_weights_of_all_stages_before_it() -> None:

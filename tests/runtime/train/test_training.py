@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,11 @@ from torch import nn
 
 from raycd import program, progress
 from raycd.config import Config, TrainConfig
-from raycd.errors import ConfigError, DataError
+from raycd.errors import ConfigError, DataError, TrainingError
 from raycd.model.loss import batch_classification_loss
 from raycd.runtime import cluster
 from raycd.runtime.train import training
+from raycd.runtime.train.checkpoints import Checkpoints
 from raycd.train.checkpoint import WEIGHTS
 from raycd.train.loop import Loop, Schedule
 
@@ -73,6 +76,20 @@ def make_nothing(inputs: Mapping[str, Any], config: Config, device: torch.device
     raise DataError("the rows are gone", got="nothing", do="look for them")
 
 
+def make_diverging(inputs: Mapping[str, Any], config: Config, device: torch.device) -> Any:
+    """Return the toy, whose second epoch has no loss, where checkpoints take their time."""
+    toy, write = make_toy(inputs, config, device), Checkpoints.write
+    loss = toy.loss
+
+    def slowly(*given: Any) -> str:
+        time.sleep(2)
+        return write(*given)
+
+    setattr(Checkpoints, "write", slowly)  # noqa: B010  # of the worker's process
+    toy.loss = lambda *given: loss(*given) * (float("nan") if toy.epoch == 1 else 1)
+    return toy
+
+
 def make_counted(inputs: Mapping[str, Any], config: Config, device: torch.device) -> Any:
     with Path(inputs["tries"]).open("a") as file:
         file.write("x")
@@ -96,6 +113,7 @@ def alone(scores: list[float], epochs: int) -> torch.Tensor:
 
 def test_several_training_workers_do_not_share_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "_resources", lambda: {"CPU": 2.0, "GPU": 1.0})
+    monkeypatch.setattr(cluster, "_working", lambda: [{"CPU": 2.0, "GPU": 1.0}])
     for workers in (2, {"min": 1, "max": 2}):
         shared = settings(workers, gpus_per_worker=0.5)
         with pytest.raises(ConfigError, match=r"cannot share a GPU(.|\n)*gpus_per_worker 0\.5"):
@@ -135,6 +153,28 @@ def test_a_workers_error_reaches_the_user_in_words(ray_cluster: None, tmp_path: 
         )
     message = program._users_message(caught.value, str(tmp_path))
     assert message == "the rows are gone\n  got:      nothing\n  to do:    look for them"
+
+
+@pytest.mark.slow
+def test_the_last_good_checkpoint_is_written_to_its_end_before_a_training_ends(
+    ray_cluster: None, tmp_path: Path
+) -> None:
+    inputs = {"scores": [0.1, 0.2, 0.3, 0.4]}
+    with pytest.raises(TrainingError, match="toy has diverged"):
+        training.train(
+            "toy", make_diverging, inputs, SCHEDULE, settings(), storage=str(tmp_path), name="toy"
+        )
+    checkpoints = Checkpoints(str(tmp_path / "toy"))
+    assert checkpoints.names() == ["epoch-0001"]
+    assert len(checkpoints.read("epoch-0001").history) == 1
+
+
+@pytest.mark.slow
+def test_what_no_other_try_can_mend_is_not_tried_again(ray_cluster: None, tmp_path: Path) -> None:
+    small, storage = replace(SCHEDULE, batch_size=1), str(tmp_path)
+    with pytest.raises(ConfigError, match="the batch is too small for its workers"):
+        training.train("toy", make_toy, {}, small, settings(), storage=storage, name="toy")
+    assert not list(tmp_path.rglob("failures.json"))
 
 
 @pytest.mark.slow
